@@ -1,0 +1,1 @@
+"""The archive of schema 1: layout, writer, reader, relocation."""

@@ -1,0 +1,144 @@
+"""Files that appear whole or not at all, and their checksums."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+import msgspec
+import xxhash
+from blake3 import blake3
+
+from pipeline.errors import HostError, IntegrityError, SpecError, TargetOccupied
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+COPY_BYTES = 1 << 20
+T = TypeVar("T")
+
+
+@contextmanager
+def atomic_write(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """Yield a temporary file beside `path` that becomes `path` when the block ends well.
+
+    Temporary name in the same directory, fsync, rename, fsync of the directory: after a crash
+    there is the old file or the new one. When the block raises, nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fchmod(stream.fileno(), mode)
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)  # noqa: PTH105  (both are names of one directory)
+    except BaseException:
+        path.parent.joinpath(temporary).unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a small file whole or not at all."""
+    with atomic_write(path) as stream:
+        stream.write(data)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory survive a power loss."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def to_json(value: object) -> bytes:
+    """Encode a record as our one JSON form: sorted keys, indented, newline at the end."""
+    return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1) + b"\n"
+
+
+def from_json(data: bytes, type_: type[T], what: str) -> T:
+    """Decode a record of schema 1; `what` names it in errors.
+
+    Raises IntegrityError when it is not such a record, SpecError when its schema is newer.
+    """
+    schema = 1
+    try:
+        header: dict[str, Any] = msgspec.json.decode(data, type=dict[str, Any])
+        schema = header.get("schema", 1)
+        if schema == 1:
+            return msgspec.json.decode(data, type=type_)
+    except msgspec.MsgspecError as error:
+        message = f"{what} is damaged: {error}"
+        raise IntegrityError(message, hint="copy or fetch it again") from error
+    message = f"{what} has schema {schema}, this envferry reads schema 1"
+    raise SpecError(message, hint="install a newer envferry")
+
+
+def digest_file(path: Path) -> tuple[str, str]:
+    """Return the XXH3-128 and BLAKE3 of a file, in hex, from one read."""
+    fast, strong = xxhash.xxh3_128(), blake3()
+    with path.open("rb") as stream:
+        while chunk := stream.read(COPY_BYTES):
+            fast.update(chunk)
+            strong.update(chunk)
+    return fast.hexdigest(), strong.hexdigest()
+
+
+def copy_hashing(
+    source: BinaryIO, target: BinaryIO, advance: Callable[[int], None] | None = None
+) -> tuple[str, str]:
+    """Copy a stream and return the XXH3-128 and BLAKE3 of what went through, in hex."""
+    fast, strong = xxhash.xxh3_128(), blake3()
+    while chunk := source.read(COPY_BYTES):
+        target.write(chunk)
+        fast.update(chunk)
+        strong.update(chunk)
+        if advance:
+            advance(len(chunk))
+    return fast.hexdigest(), strong.hexdigest()
+
+
+@contextmanager
+def exclusive_lock(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file; raise TargetOccupied when another process holds it.
+
+    The kernel drops the lock when its holder dies, so a killed process leaves nothing to clean.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            message = f"{what} is in use by another envferry (lock {path})"
+            raise TargetOccupied(message, hint="wait for it to end, then try again") from error
+        yield
+
+
+def require_space(path: Path, needed_bytes: int, what: str) -> None:
+    """Raise HostError unless the file system of `path` has `needed_bytes` free."""
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    status = os.statvfs(existing)
+    free_bytes = status.f_bavail * status.f_frsize
+    if free_bytes < needed_bytes:
+        message = (
+            f"{what} needs {human_bytes(needed_bytes)} under {existing}, "
+            f"{human_bytes(free_bytes)} are free"
+        )
+        raise HostError(message, hint=f"free {human_bytes(needed_bytes - free_bytes)} there")
+
+
+def human_bytes(count: float) -> str:
+    """Format bytes for people: `4.31 GB` (powers of 1000, as disks are sold)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,314 @@
+"""The values that join the stages: frozen, typed, without I/O."""
+
+from __future__ import annotations
+
+import platform as host_platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from pipeline.errors import SpecError, UsageError
+
+ENVS_DIR = Path("/opt/conda/envs")
+DEFAULT_TAG = "latest"
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+ID_PATTERN = re.compile(r"[0-9a-f]{12}")
+
+PLATFORMS = {
+    ("Linux", "x86_64"): "linux-64",
+    ("Linux", "aarch64"): "linux-aarch64",
+    ("Linux", "ppc64le"): "linux-ppc64le",
+    ("Darwin", "x86_64"): "osx-64",
+    ("Darwin", "arm64"): "osx-arm64",
+}
+
+
+def current_platform() -> str:
+    """Return this machine's conda platform (subdir), such as `linux-64`."""
+    machine = (host_platform.system(), host_platform.machine())
+    if machine not in PLATFORMS:
+        message = f"envferry does not know the platform {machine[0]} {machine[1]}"
+        raise UsageError(message)
+    return PLATFORMS[machine]
+
+
+def check_name(name: str, what: str) -> str:
+    """Return `name` when it can be one path component everywhere; raise UsageError otherwise."""
+    if not NAME_PATTERN.fullmatch(name):
+        message = f"{name!r} is no {what}: letters, digits, `.`, `_` and `-` only, 100 at most"
+        raise UsageError(message)
+    return name
+
+
+# --- what someone asks for ---
+
+
+class Checks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What must work in a finished environment."""
+
+    imports: tuple[str, ...] = ()
+    """Modules that the environment's python must import."""
+    commands: tuple[str, ...] = ()
+    """Shell command lines that must exit with 0, run with the environment's `bin` first on PATH."""
+
+
+class SystemRequirements(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the training host must offer; also the virtual packages to solve for."""
+
+    glibc: str | None = None
+    cuda: str | None = None
+    archspec: str | None = None
+
+
+class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The `envferry:` key of a spec."""
+
+    version: str | None = None
+    platforms: tuple[str, ...] = ()
+    system: SystemRequirements = SystemRequirements()
+    checks: Checks = Checks()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """`specs/NAME.yml`: a conda environment file plus the `envferry:` key."""
+
+    path: Path
+    name: str
+    channels: tuple[str, ...]
+    conda: tuple[str, ...]
+    """Match specs of the conda half, as written."""
+    pip: tuple[str, ...]
+    """Requirement lines of the pip half, as written, options such as `--extra-index-url` too."""
+    options: SpecOptions
+    digest: str
+    """BLAKE3 of what decides the lock (requirements, channels, platforms, system), in hex."""
+
+    @property
+    def platforms(self) -> tuple[str, ...]:
+        """The platforms to lock for: those of the spec, else this machine's."""
+        return self.options.platforms or (current_platform(),)
+
+    @property
+    def lock_path(self) -> Path:
+        """Where this spec's lock lies: `NAME.conda-lock.yml` beside it."""
+        return self.path.with_name(f"{self.path.stem}.conda-lock.yml")
+
+
+# --- what it resolved to ---
+
+
+class LockedPackage(msgspec.Struct, frozen=True, kw_only=True):
+    """One file that a lock names."""
+
+    manager: Literal["conda", "pip"]
+    name: str
+    version: str
+    platform: str
+    url: str
+    """`file://`, `http://` or `https://`, without credentials."""
+    sha256: str | None = None
+    md5: str | None = None
+    build: str | None = None
+    """The conda build string; None for pip packages."""
+    dependencies: dict[str, str] = {}
+
+    @property
+    def file_name(self) -> str:
+        """The last part of the URL, with its percent signs decoded."""
+        from urllib.parse import unquote, urlsplit
+
+        return unquote(urlsplit(self.url).path.rsplit("/", 1)[-1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lock:
+    """`specs/NAME.conda-lock.yml`, read."""
+
+    path: Path
+    name: str
+    packages: tuple[LockedPackage, ...]
+    content_hashes: dict[str, str]
+    """conda-lock's own content hash for each platform."""
+    spec_digest: str
+    """The `Spec.digest` that this lock was made from."""
+    options: SpecOptions
+    digest: str
+    """BLAKE3 of the file, in hex."""
+
+    def for_platform(self, platform: str) -> tuple[LockedPackage, ...]:
+        """Return the packages for `platform`; raise SpecError when it is not locked."""
+        packages = tuple(item for item in self.packages if item.platform == platform)
+        if not packages:
+            locked = ", ".join(sorted(self.content_hashes)) or "none"
+            message = f"{self.path} is not locked for {platform} (locked: {locked})"
+            hint = f"run `envferry lock {self.name} --platform {platform}`"
+            raise SpecError(message, hint=hint)
+        return packages
+
+
+# --- what was built ---
+
+
+class BuiltEnv(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished environment on the build machine, recorded in `built.json` beside its tree."""
+
+    name: str
+    platform: str
+    prefix: str
+    """The path that the environment believes it lives at."""
+    tree: str
+    """Where its files are on this machine now."""
+    lock_path: str
+    lock_digest: str
+    content_hash: str
+    options: SpecOptions
+    tools: dict[str, str]
+    """Names and versions of the programs that made it."""
+    image: str | None = None
+    """The digest of the container image it was built in, when there is one."""
+    schema: int = 1
+
+
+# --- the thing that travels ---
+
+
+class ArchiveFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Size and digests of an archive file; all sizes in bytes, all digests in hex."""
+
+    file: str
+    size: int
+    xxh128: str
+    blake3: str
+    tar_size: int
+    index_offset: int
+    """Where the index's skippable frame starts."""
+    index_size: int
+    """The length of that whole frame."""
+    index_blake3: str
+    """BLAKE3 of that whole frame."""
+
+
+class PackageFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One package of an environment, as the manifest lists it."""
+
+    name: str
+    version: str
+    kind: Literal["conda", "pypi"]
+    build: str | None = None
+    license: str | None = None
+    size: int = 0
+    """The bytes of its files, uncompressed."""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """`*.manifest.json`: describes an archive and binds its digests, lock and packages.
+
+    Equal inputs give an equal manifest: no time, user or host is in it.
+    """
+
+    name: str
+    platform: str
+    id: str
+    prefix: str
+    archive: ArchiveFacts
+    lock_digest: str
+    content_hash: str
+    packages: tuple[PackageFacts, ...]
+    requirements: SystemRequirements = SystemRequirements()
+    checks: Checks = Checks()
+    tools: dict[str, str] = {}
+    version: str | None = None
+    image: str | None = None
+    schema: int = 1
+
+    @property
+    def stem(self) -> str:
+        """What the artifact's file names start with: `NAME-PLATFORM-ID`."""
+        return f"{self.name}-{self.platform}-{self.id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """An archive, its manifest, checksum and lock, side by side in one directory."""
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def archive_path(self) -> Path:
+        """`NAME-PLATFORM-ID.tar.zst`."""
+        return self.directory / self.manifest.archive.file
+
+    @property
+    def checksum_path(self) -> Path:
+        """`NAME-PLATFORM-ID.tar.zst.xxh128`, which `xxhsum -c` reads."""
+        return self.directory / f"{self.manifest.archive.file}.xxh128"
+
+    @property
+    def manifest_path(self) -> Path:
+        """`NAME-PLATFORM-ID.manifest.json`."""
+        return self.directory / f"{self.manifest.stem}.manifest.json"
+
+    @property
+    def lock_path(self) -> Path:
+        """`NAME-PLATFORM-ID.conda-lock.yml`."""
+        return self.directory / f"{self.manifest.stem}.conda-lock.yml"
+
+
+class TagRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tag holds: the id it points to and how often it has moved."""
+
+    id: str
+    counter: int
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ref:
+    """`NAME`, `NAME@TAG` or `NAME@ID`: how people name an artifact in a registry."""
+
+    name: str
+    version: str = DEFAULT_TAG
+    """A tag or an id."""
+
+    @classmethod
+    def parse(cls, text: str) -> Ref:
+        """Parse a ref; raise UsageError when it is none."""
+        name, at, version = text.partition("@")
+        check_name(name, "environment name")
+        if not at:
+            return cls(name=name)
+        return cls(name=name, version=check_name(version, "tag or id"))
+
+    @property
+    def is_id(self) -> bool:
+        """Whether this ref names an id and not a tag."""
+        return ID_PATTERN.fullmatch(self.version) is not None
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+# --- on the host ---
+
+
+class Installation(msgspec.Struct, frozen=True, kw_only=True):
+    """`ID.json` beside an installed tree, written last: no record, no installation."""
+
+    name: str
+    id: str
+    platform: str
+    prefix: str
+    """The path that the tree believes it lives at."""
+    built_prefix: str
+    archive_xxh128: str
+    files: int
+    size: int
+    """The bytes of its files."""
+    checks: Checks = Checks()
+    schema: int = 1

@@ -1,0 +1,93 @@
+"""Run other programs: the only place that starts processes."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import shutil
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.errors import ToolFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+ERROR_LINES = 25
+STOP_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """What a program left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def find_program(name: str) -> str | None:
+    """Return the absolute path of `name` on PATH, or None."""
+    return shutil.which(name)
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    check: bool = True,
+    show: bool = False,
+) -> Finished:
+    """Run `argv` to its end and return its output.
+
+    With `show`, the program's stderr goes straight to ours (progress, logs). When this process is
+    interrupted the program is stopped before the interrupt travels on.
+    Raises ToolFailed when it cannot be started or, with `check`, when it exits with non-zero.
+    """
+    words = [str(word) for word in argv]
+    log.info("+ %s", shlex.join(words))
+    try:
+        child = subprocess.Popen(
+            words,
+            env=dict(env) if env is not None else None,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=None if show else subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        message = f"cannot run {words[0]}: {error.strerror}"
+        raise ToolFailed(message, hint="run `envferry doctor` to see what is missing") from error
+    try:
+        stdout, stderr = child.communicate()
+    except BaseException:
+        stop(child)
+        raise
+    if check and child.returncode != 0:
+        raise failure(words, child.returncode, stdout, stderr or "")
+    return Finished(returncode=child.returncode, stdout=stdout, stderr=stderr or "")
+
+
+def failure(words: Sequence[str], returncode: int, stdout: str, stderr: str) -> ToolFailed:
+    """Describe a failed program by the last lines that it printed."""
+    lines = (stderr.strip() or stdout.strip()).splitlines()[-ERROR_LINES:]
+    ended = f"exited with {returncode}" if returncode >= 0 else f"was killed by signal {-returncode}"
+    message = "\n".join([f"{words[0]} {ended}", *("  " + line for line in lines)])
+    return ToolFailed(message, hint="run it again with -v to see the whole command")
+
+
+def stop(child: subprocess.Popen[str]) -> None:
+    """Ask a program to end, and end it when it does not."""
+    child.terminate()
+    try:
+        child.wait(timeout=STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()

@@ -1,0 +1,1 @@
+"""From requirements to packages: the conda half by rattler, the pip half by uv."""

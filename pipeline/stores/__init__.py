@@ -1,0 +1,1 @@
+"""Dumb keys and bytes: directory and S3."""
