@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.errors import SpecError
 from pipeline.models import ENVS_DIR
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 SOURCE_DATE_EPOCH = 315532800
 """1980-01-01, the earliest time that zip files can hold; the mtime of everything in an archive."""
@@ -50,5 +53,5 @@ def settings() -> Settings:
 
 def child_environ(**changes: str | None) -> dict[str, str]:
     """Return this process's environment with `changes`, None removing a name: for children."""
-    environ = {**os.environ, **{name: value for name, value in changes.items() if value is not None}}
-    return {name: value for name, value in environ.items() if changes.get(name, "") is not None}
+    environ = {**os.environ, **{name: text or "" for name, text in changes.items()}}
+    return {name: text for name, text in environ.items() if changes.get(name, "") is not None}

@@ -78,7 +78,9 @@ def run(
 def failure(words: Sequence[str], returncode: int, stdout: str, stderr: str) -> ToolFailed:
     """Describe a failed program by the last lines that it printed."""
     lines = (stderr.strip() or stdout.strip()).splitlines()[-ERROR_LINES:]
-    ended = f"exited with {returncode}" if returncode >= 0 else f"was killed by signal {-returncode}"
+    ended = f"exited with {returncode}"
+    if returncode < 0:
+        ended = f"was killed by signal {-returncode}"
     message = "\n".join([f"{words[0]} {ended}", *("  " + line for line in lines)])
     return ToolFailed(message, hint="run it again with -v to see the whole command")
 

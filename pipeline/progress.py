@@ -24,8 +24,6 @@ class Silent:
     """A `Progress` that shows nothing: for libraries, tests and `--quiet`."""
 
     @contextmanager
-    def task(
-        self, label: str, total_bytes: int | None = None
-    ) -> Iterator[Callable[[int], None]]:
+    def task(self, label: str, total_bytes: int | None = None) -> Iterator[Callable[[int], None]]:
         """Open a task that nobody watches."""
         yield lambda done_bytes: None
