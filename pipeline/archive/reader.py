@@ -1,0 +1,142 @@
+"""Open an archive: find its index, read and check its frames."""
+
+from __future__ import annotations
+
+import os
+from threading import local
+from typing import TYPE_CHECKING, Protocol
+
+import xxhash
+import zstandard
+
+from pipeline.archive.index import Index, decode_index
+from pipeline.archive.seek_table import FOOTER, decode_seek_table, seek_table_size
+from pipeline.archive.validation import check_index, plan_frames
+from pipeline.errors import IntegrityError, NotFound
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from pipeline.archive.members import FramePlan
+
+TAIL_BYTES = 128 << 10
+"""Read first, from the end: the seek table of an archive of 100 GB and mostly the index, too."""
+
+
+class Source(Protocol):
+    """Where the bytes of an archive come from; called from many threads."""
+
+    name: str
+    size: int
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset`; fewer only at the end."""
+        ...
+
+
+class FileSource:
+    """An archive in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            message = f"cannot read {path}: {error.strerror}"
+            raise NotFound(message) from error
+        self.size = os.fstat(self.descriptor).st_size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset`; fewer only at the end."""
+        return os.pread(self.descriptor, length, offset)
+
+    def __enter__(self) -> FileSource:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        os.close(self.descriptor)
+
+
+class Archive:
+    """An open archive whose index is read and safe."""
+
+    def __init__(self, source: Source) -> None:
+        """Read the seek table and the index from the end of `source`.
+
+        Raises IntegrityError when the archive is cut off, damaged or not safe to install.
+        """
+        self.source = source
+        self.name = source.name
+        self.index, self.index_frame = read_index(source)
+        check_index(self.index, self.name)
+        self.plans: list[FramePlan] = plan_frames(self.index, self.name)
+        self.offsets = frame_offsets(self.index)
+        self.threads = local()
+
+    def read_frame(self, number: int) -> bytes:
+        """Return the bytes of the tar stream that a frame holds, checked; from any thread.
+
+        Raises IntegrityError when its checksum or its size is wrong.
+        """
+        entry = self.index.frames[number]
+        compressed = self.source.read_at(self.offsets[number], entry.size)
+        if xxhash.xxh3_128_hexdigest(compressed) != entry.xxh128:
+            raise self.damaged(number, "its checksum is wrong")
+        if not hasattr(self.threads, "decompressor"):
+            self.threads.decompressor = zstandard.ZstdDecompressor()
+        try:
+            if zstandard.frame_content_size(compressed) != entry.tar_size:
+                raise self.damaged(number, "its size is not the one in the index")
+            raw: bytes = self.threads.decompressor.decompress(compressed)
+        except zstandard.ZstdError as error:
+            raise self.damaged(number, str(error)) from error
+        return raw
+
+    def damaged(self, number: int, reason: str) -> IntegrityError:
+        """Return the error for a damaged frame."""
+        message = (
+            f"{self.name} is damaged in frame {number} of {len(self.index.frames)} "
+            f"(byte {self.offsets[number]}): {reason}"
+        )
+        return IntegrityError(message, hint="copy or fetch the archive again")
+
+
+def read_index(source: Source) -> tuple[Index, bytes]:
+    """Return the index of an archive and the frame that holds it."""
+    tail_start = max(source.size - TAIL_BYTES, 0)
+    tail = source.read_at(tail_start, source.size - tail_start)
+
+    def from_end(start: int, length: int) -> bytes:
+        if 0 <= tail_start <= start:
+            return tail[start - tail_start : start - tail_start + length]
+        return source.read_at(start, length)
+
+    table_size = seek_table_size(tail[-FOOTER.size :], source.name)
+    table_start = source.size - table_size
+    sizes: list[tuple[int, int]] = []
+    if table_start >= 0:
+        sizes = decode_seek_table(from_end(table_start, table_size), source.name)
+    if not sizes or sum(compressed for compressed, _ in sizes) != table_start:
+        message = f"the seek table of {source.name} does not add up to its size"
+        raise IntegrityError(message, hint="copy or fetch the archive again")
+    index_size = sizes[-1][0]
+    index_frame = from_end(table_start - index_size, index_size)
+    index = decode_index(index_frame, source.name)
+    if [(frame.size, frame.tar_size) for frame in index.frames] != sizes[:-1]:
+        message = f"index and seek table of {source.name} contradict each other"
+        raise IntegrityError(message, hint="copy or fetch the archive again")
+    return index, index_frame
+
+
+def frame_offsets(index: Index) -> list[int]:
+    """Return where in the archive each frame starts."""
+    offsets = [0]
+    for frame in index.frames:
+        offsets.append(offsets[-1] + frame.size)
+    return offsets
