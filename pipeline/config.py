@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from pipeline.errors import SpecError
 from pipeline.models import ENVS_DIR
@@ -55,3 +56,51 @@ def child_environ(**changes: str | None) -> dict[str, str]:
     """Return this process's environment with `changes`, None removing a name: for children."""
     environ = {**os.environ, **{name: text or "" for name, text in changes.items()}}
     return {name: text for name, text in environ.items() if changes.get(name, "") is not None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSettings:
+    """How to reach the servers that downloads come from."""
+
+    certificates: Path | None
+    """A file of CA certificates that replaces the built-in ones."""
+    netrc: Path | None
+    """Where credentials for hosts may be found."""
+    proxies: dict[str, str]
+    """Proxy URLs by scheme (`http`, `https`, `all`), and `no`: the hosts to reach without."""
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> NetworkSettings:
+        """Read what pip, requests and curl read: certificates and proxies."""
+        names = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+        certificates = next((environ[name] for name in names if environ.get(name)), None)
+        netrc = Path(environ.get("NETRC") or f"{environ.get('HOME', '/root')}/.netrc")
+        return cls(
+            certificates=Path(certificates) if certificates else None,
+            netrc=netrc if netrc.is_file() else None,
+            proxies=_proxies(environ),
+        )
+
+    def proxy_for(self, url: str) -> str | None:
+        """Return the proxy to ask for `url`, or None to go straight."""
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        for name in self.proxies.get("no", "").split(","):
+            suffix = name.strip().lstrip(".").lower()
+            if suffix and (suffix in ("*", host) or host.endswith(f".{suffix}")):
+                return None
+        return self.proxies.get(parts.scheme) or self.proxies.get("all")
+
+
+def _proxies(environ: Mapping[str, str]) -> dict[str, str]:
+    """Read `https_proxy` and its like; the lower-case name wins, as in curl."""
+    found: dict[str, str] = {}
+    for name in sorted(environ):  # upper case sorts first
+        if name.lower().endswith("_proxy") and environ[name]:
+            found[name.lower()[: -len("_proxy")]] = environ[name]
+    return found
+
+
+def network() -> NetworkSettings:
+    """Return the network settings of this process."""
+    return NetworkSettings.from_environ(os.environ)

@@ -1,0 +1,402 @@
+"""The download cache: files that a lock names, verified, keyed by their hash."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import netrc
+import re
+import ssl
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import urllib3
+from cryptography.hazmat.primitives import hashes
+from urllib3.util import Retry, Timeout
+
+from pipeline.config import NetworkSettings, network
+from pipeline.errors import (
+    HostError,
+    IntegrityError,
+    NotFound,
+    PipelineError,
+    SpecError,
+    StoreError,
+)
+from pipeline.files import COPY_BYTES, sync_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pipeline.models import LockedPackage
+    from pipeline.progress import Progress
+
+log = logging.getLogger(__name__)
+
+THREADS = 8
+ATTEMPTS = 5
+"""How often one file is asked for before it counts as unreachable."""
+CONNECT_SECONDS = 15
+READ_SECONDS = 60
+RETRY_STATUSES = (429, 500, 502, 503, 504)
+ALGORITHMS = {"sha256": hashes.SHA256, "md5": hashes.MD5}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Download:
+    """One file to have: where it comes from, and the hash that decides whether it is the one."""
+
+    url: str
+    """Without a fragment."""
+    file_name: str
+    algorithm: str
+    expected: str
+    """The hash in hex, in lower case."""
+
+    @classmethod
+    def of(cls, package: LockedPackage) -> Download:
+        """Return what to download for a locked package; raise for a lock that cannot be checked."""
+        url = package.url.partition("#")[0]
+        if not (package.sha256 or package.md5):
+            message = (
+                f"{redact(url)} has neither sha256 nor md5 in the lock, so it cannot be checked"
+            )
+            raise IntegrityError(
+                message, hint="lock again: `envferry lock` records a hash for each"
+            )
+        algorithm = "sha256" if package.sha256 else "md5"
+        name = unquote(urlsplit(url).path.rsplit("/", 1)[-1])
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            message = f"{redact(url)} does not end in a file name"
+            raise SpecError(message, hint="lock again, or correct the URL in the lock")
+        expected = (package.sha256 or package.md5 or "").lower()
+        digits = 2 * ALGORITHMS[algorithm]().digest_size
+        if not re.fullmatch(f"[0-9a-f]{{{digits}}}", expected):
+            message = f"{redact(url)} has {algorithm} {expected!r}, expected {digits} hex digits"
+            raise IntegrityError(
+                message, hint="lock again: `envferry lock` records a hash for each"
+            )
+        return cls(url=url, file_name=name, algorithm=algorithm, expected=expected)
+
+    @property
+    def shown(self) -> str:
+        """The URL for people, without credentials."""
+        return redact(self.url)
+
+
+@dataclass(slots=True)
+class DownloadCache:
+    """Verified downloads under `root`: `sha256/ab/<hex>/<file name>`.
+
+    Several threads and processes may use one at once: each entry has its lock, and a file gets its
+    name only after its hash was right. Nothing found is trusted: every use hashes it again.
+    """
+
+    root: Path
+    network: NetworkSettings = field(default_factory=network)
+    pause_seconds: float = 0.5
+    """The wait before the first retry; it doubles with each."""
+    _pools: dict[str, urllib3.PoolManager] = field(default_factory=dict, repr=False)
+    _pools_guard: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def fetch_all(
+        self, packages: Sequence[LockedPackage], *, progress: Progress, offline: bool = False
+    ) -> dict[str, Path]:
+        """Return the verified file of each package's URL, downloading what is missing.
+
+        Raises IntegrityError for wrong bytes, NotFound for what is not there (with `offline`: not
+        in the cache), StoreError for servers that do not answer or refuse.
+        """
+        downloads = {package.url: Download.of(package) for package in packages}
+        distinct = {(item.expected, item.file_name): item for item in downloads.values()}
+        with progress.task(f"Fetching {len(distinct)} packages") as advance:
+            found = self._fetch_in_threads(list(distinct.values()), advance, offline)
+        return {url: found[item.expected, item.file_name] for url, item in downloads.items()}
+
+    def _fetch_in_threads(
+        self, downloads: list[Download], advance: Callable[[int], None], offline: bool
+    ) -> dict[tuple[str, str], Path]:
+        stopping = threading.Event()
+
+        def advance_or_stop(done_bytes: int) -> None:
+            if stopping.is_set():
+                raise _Stopped
+            advance(done_bytes)
+
+        def fetch(item: Download) -> Path | PipelineError | None:
+            try:
+                return self._fetch(item, advance_or_stop, offline)
+            except _Stopped:
+                return None
+            except PipelineError as error:
+                if not offline:
+                    stopping.set()
+                return error
+
+        with ThreadPoolExecutor(THREADS, thread_name_prefix="download") as threads:
+            try:
+                results = list(threads.map(fetch, downloads))
+            except BaseException:
+                stopping.set()
+                threads.shutdown(cancel_futures=True)
+                raise
+        errors = [result for result in results if isinstance(result, PipelineError)]
+        if errors:
+            raise _one_error(errors)
+        pairs = zip(downloads, results, strict=True)
+        return {(i.expected, i.file_name): path for i, path in pairs if isinstance(path, Path)}
+
+    def _fetch(self, item: Download, advance: Callable[[int], None], offline: bool) -> Path:
+        directory = self.root / item.algorithm / item.expected[:2] / item.expected
+        target = directory / item.file_name
+        if offline and not target.exists():
+            message = f"{item.shown} is not in the download cache {self.root}"
+            raise NotFound(message, hint="run the same command with the network on first")
+        try:
+            with _entry_lock(directory):
+                if target.exists():
+                    if _hash_file(target, item.algorithm, advance) == item.expected:
+                        return target
+                    log.warning("%s is damaged in the cache: removed", item.file_name)
+                    target.unlink()
+                    if offline:
+                        message = f"{item.shown} was damaged in the download cache {self.root}"
+                        hint = "run the same command with the network on"
+                        raise IntegrityError(message, hint=hint)
+                self._fill(item, target, advance)
+        except OSError as error:
+            message = f"cannot store {item.file_name} in {directory}: {error.strerror or error}"
+            raise HostError(message, hint="free space there or set ENVFERRY_CACHE") from error
+        return target
+
+    def _fill(self, item: Download, target: Path, advance: Callable[[int], None]) -> None:
+        partial = target.with_name(f".{target.name}.partial")
+        if urlsplit(item.url).scheme == "file":
+            found = _copy_local(item, partial, advance)
+        else:
+            resumed = partial.exists()
+            found = self._download(item, partial, advance)
+            if resumed and found != item.expected:
+                # The beginning may be of another time or server: once more from nothing.
+                partial.unlink()
+                found = self._download(item, partial, advance)
+        if found != item.expected:
+            partial.unlink()
+            message = (
+                f"{item.shown} has the wrong bytes: "
+                f"expected {item.algorithm} {item.expected}, found {found}"
+            )
+            hint = "the file changed on its server: lock again, or use the mirror it came from"
+            raise IntegrityError(message, hint=hint)
+        partial.chmod(0o644)
+        partial.replace(target)
+        sync_directory(target.parent)
+
+    def _download(self, item: Download, partial: Path, advance: Callable[[int], None]) -> str:
+        """Download into `partial`, from where it ends; return the hash of the whole."""
+        reason = ""
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                log.info("retrying %s: %s", item.shown, reason)
+                time.sleep(self.pause_seconds * 2 ** (attempt - 1))
+            try:
+                with partial.open("a+b") as stream:
+                    return self._download_once(item, stream, advance)
+            except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError, _Busy) as error:
+                reason = _reason(error)
+                if isinstance(getattr(error, "reason", error), urllib3.exceptions.SSLError):
+                    message = f"cannot download {item.shown}: {reason}"
+                    hint = "name your CA certificates in SSL_CERT_FILE"
+                    raise StoreError(message, hint=hint) from error
+        message = f"cannot download {item.shown}: {reason} ({ATTEMPTS} attempts)"
+        hint = "check the network and its proxy, then try again: downloads resume"
+        raise StoreError(message, hint=hint)
+
+    def _download_once(
+        self, item: Download, stream: BinaryIO, advance: Callable[[int], None]
+    ) -> str:
+        digest = hashes.Hash(ALGORITHMS[item.algorithm]())
+        stream.seek(0)
+        while chunk := stream.read(COPY_BYTES):
+            digest.update(chunk)
+        start = stream.tell()
+        response = self._request(item, start)
+        try:
+            if start and response.status == 416:
+                # Nothing follows what is there: whole already, or of another file.
+                return digest.finalize().hex()
+            if start and not _continues(response, start):
+                stream.truncate(0)
+                digest = hashes.Hash(ALGORITHMS[item.algorithm]())
+            for chunk in response.stream(COPY_BYTES, decode_content=False):
+                stream.write(chunk)
+                digest.update(chunk)
+                advance(len(chunk))
+        finally:
+            response.close()
+        return digest.finalize().hex()
+
+    def _request(self, item: Download, start: int) -> urllib3.BaseHTTPResponse:
+        parts = urlsplit(item.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            message = f"cannot download {item.shown}: expected an http, https or file URL"
+            raise SpecError(message, hint="lock again, or correct the URL in the lock")
+        headers = {"Accept-Encoding": "identity", "User-Agent": "envferry"}
+        headers |= self._credentials(item.url)
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        response = self._pool(item.url).request(
+            "GET", _without_credentials(item.url), headers=headers, preload_content=False
+        )
+        if response.status in RETRY_STATUSES:
+            response.close()
+            raise _Busy(f"the server answered {response.status} {response.reason or ''}".strip())
+        if response.status not in (200, 206, 416) or (response.status == 416 and not start):
+            response.close()
+            raise _refusal(item, response.status, response.reason)
+        return response
+
+    def _credentials(self, url: str) -> dict[str, str]:
+        parts = urlsplit(url)
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        if not user and self.network.netrc and parts.hostname:
+            try:
+                known = netrc.netrc(self.network.netrc).hosts.get(parts.hostname)
+            except (netrc.NetrcParseError, OSError) as error:
+                log.warning("%s cannot be read: %s", self.network.netrc, error)
+                known = None
+            user, password = (known[0], known[2] or "") if known else ("", "")
+        if not user:
+            return {}
+        return dict(urllib3.make_headers(basic_auth=f"{user}:{password}"))
+
+    def _pool(self, url: str) -> urllib3.PoolManager:
+        """Return the connection pool for `url`: one for each proxy, and one without."""
+        proxy = self.network.proxy_for(url) or ""
+        with self._pools_guard:
+            if proxy not in self._pools:
+                self._pools[proxy] = _open_pool(proxy, self.network)
+            return self._pools[proxy]
+
+
+class _Busy(Exception):
+    """The server refuses for the moment: try again."""
+
+
+class _Stopped(Exception):
+    """Another download failed, or the process was interrupted: do not go on."""
+
+
+def redact(url: str) -> str:
+    """Return a URL fit for messages: without user, password, token or query."""
+    parts = urlsplit(_without_credentials(url))
+    path = re.sub(r"/t/[^/]+/", "/t/…/", parts.path)
+    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _one_error(errors: list[PipelineError]) -> PipelineError:
+    """Return the first error; name all files where several of a kind are missing."""
+    first = errors[0]
+    alike = [error for error in errors if type(error) is type(first)]
+    if len(alike) == 1:
+        return first
+    lines = "\n".join(f"  {error.message}" for error in alike)
+    return type(first)(f"{len(alike)} files cannot be had:\n{lines}", hint=first.hint)
+
+
+@contextmanager
+def _entry_lock(directory: Path) -> Iterator[None]:
+    """Hold the lock of one cache entry, waiting while another thread or process fills it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
+
+
+def _hash_file(path: Path, algorithm: str, advance: Callable[[int], None]) -> str:
+    digest = hashes.Hash(ALGORITHMS[algorithm]())
+    with path.open("rb") as stream:
+        while chunk := stream.read(COPY_BYTES):
+            digest.update(chunk)
+            advance(len(chunk))
+    return digest.finalize().hex()
+
+
+def _copy_local(item: Download, partial: Path, advance: Callable[[int], None]) -> str:
+    """Copy a `file://` URL into `partial` and return its hash."""
+    source = Path(unquote(urlsplit(item.url).path))
+    digest = hashes.Hash(ALGORITHMS[item.algorithm]())
+    try:
+        reading = source.open("rb")
+    except OSError as error:
+        message = f"cannot read {item.shown}: {error.strerror}"
+        raise NotFound(message, hint="put the file back or lock again") from error
+    with reading, partial.open("wb") as writing:
+        while chunk := reading.read(COPY_BYTES):
+            writing.write(chunk)
+            digest.update(chunk)
+            advance(len(chunk))
+    return digest.finalize().hex()
+
+
+def _open_pool(proxy: str, settings: NetworkSettings) -> urllib3.PoolManager:
+    """Make a pool that follows redirects; what else can fail is tried again by `_download`."""
+    try:
+        cafile = str(settings.certificates) if settings.certificates else None
+        context = ssl.create_default_context(cafile=cafile)
+    except OSError as error:
+        message = f"cannot read the CA certificates {settings.certificates}: {error.strerror}"
+        hint = "correct PIP_CERT, SSL_CERT_FILE or REQUESTS_CA_BUNDLE"
+        raise HostError(message, hint=hint) from error
+    retries = Retry(connect=0, read=0, status=0, other=0, respect_retry_after_header=False)
+    timeout = Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
+    if not proxy:
+        return urllib3.PoolManager(
+            maxsize=THREADS, retries=retries, timeout=timeout, ssl_context=context
+        )
+    login = urlsplit(proxy).netloc.rpartition("@")[0]
+    return urllib3.ProxyManager(
+        proxy,
+        proxy_headers=urllib3.make_headers(proxy_basic_auth=unquote(login)) if login else None,
+        maxsize=THREADS,
+        retries=retries,
+        timeout=timeout,
+        ssl_context=context,
+    )
+
+
+def _continues(response: urllib3.BaseHTTPResponse, start: int) -> bool:
+    """Whether a response goes on where we stopped; some servers send the whole file again."""
+    wanted = f"bytes {start}-"
+    return response.status == 206 and response.headers.get("Content-Range", "").startswith(wanted)
+
+
+def _refusal(item: Download, status: int, reason: str | None) -> PipelineError:
+    answer = f"{status} {reason or ''}".strip()
+    if status in (404, 410):
+        message = f"{item.shown} is not there: the server answered {answer}"
+        return NotFound(message, hint="lock again: the file was removed or its channel moved")
+    message = f"cannot download {item.shown}: the server answered {answer}"
+    if status in (401, 403, 407):
+        return StoreError(message, hint="put the credentials for its host into ~/.netrc")
+    return StoreError(message, hint="try again later: downloads resume")
+
+
+def _reason(error: Exception) -> str:
+    """Say what went wrong without the URL that urllib3 repeats, which may hold a token."""
+    if isinstance(error, _Busy):
+        return str(error)
+    inner = getattr(error, "reason", None)
+    cause = inner if isinstance(inner, Exception) else error
+    return re.sub(r"\w*Connection(Pool)?\([^)]*\): | with url: \S+", "", str(cause))

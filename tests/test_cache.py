@@ -1,0 +1,354 @@
+"""The download cache against a local server that misbehaves in every way we know of."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+
+from pipeline.cache import DownloadCache, redact
+from pipeline.config import NetworkSettings
+from pipeline.errors import IntegrityError, NotFound, SpecError, StoreError
+from pipeline.models import LockedPackage
+from pipeline.progress import Silent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+CONTENT = bytes(range(256)) * 4096
+HALF = len(CONTENT) // 2
+
+
+def digest(content: bytes, algorithm: hashes.HashAlgorithm | None = None) -> str:
+    state = hashes.Hash(algorithm or hashes.SHA256())
+    state.update(content)
+    return state.finalize().hex()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves CONTENT under names that say how; counts what was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: Counter[str] = Counter()
+        self.ranges: list[str] = []
+        self.headers: list[str | None] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        name = self.path.strip("/").split("?")[0].split("/")[-1]
+        self.server.requests[name] += 1
+        self.server.headers.append(self.headers["Authorization"])
+        serve = getattr(self, f"serve_{name.partition('.')[0]}", self.serve_good)
+        serve(self.server.requests[name])
+
+    def serve_good(self, _count: int) -> None:
+        start = 0
+        if wanted := self.headers["Range"]:
+            self.server.ranges.append(wanted)
+            start = int(wanted.removeprefix("bytes=").rstrip("-"))
+        if start >= len(CONTENT):
+            self.refuse(416)
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            last = len(CONTENT) - 1
+            self.send_header("Content-Range", f"bytes {start}-{last}/{len(CONTENT)}")
+        self.answer(CONTENT[start:])
+
+    def serve_truncated(self, count: int) -> None:
+        if count > 1:
+            self.serve_good(count)
+            return
+        self.send_response(200)
+        self.answer(CONTENT[:HALF], len(CONTENT))
+        self.close_connection = True
+
+    def serve_busy(self, count: int) -> None:
+        self.refuse(503) if count <= 2 else self.serve_good(count)
+
+    def serve_overloaded(self, _count: int) -> None:
+        self.refuse(503)
+
+    def serve_wrong(self, _count: int) -> None:
+        self.send_response(200)
+        self.answer(CONTENT[::-1])
+
+    def serve_norange(self, _count: int) -> None:
+        self.send_response(200)
+        self.answer(CONTENT)
+
+    def serve_missing(self, _count: int) -> None:
+        self.refuse(404)
+
+    def serve_private(self, count: int) -> None:
+        expected = "Basic " + base64.b64encode(b"me:secret").decode()
+        self.serve_good(count) if self.headers["Authorization"] == expected else self.refuse(401)
+
+    def serve_moved(self, _count: int) -> None:
+        self.send_response(302)
+        self.send_header("Location", "/good.whl")
+        self.answer(b"")
+
+    def refuse(self, status: int) -> None:
+        self.send_response(status)
+        self.answer(b"")
+
+    def answer(self, content: bytes, length: int | None = None) -> None:
+        self.send_header("Content-Length", str(len(content) if length is None else length))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def cache_in(path: Path, netrc: Path | None = None) -> DownloadCache:
+    settings = NetworkSettings(certificates=None, netrc=netrc, proxies={})
+    return DownloadCache(path, network=settings, pause_seconds=0.001)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> DownloadCache:
+    return cache_in(tmp_path / "downloads")
+
+
+def package(url: str, **hashes_of: str) -> LockedPackage:
+    return LockedPackage(
+        manager="pip",
+        name="demo",
+        version="1",
+        platform="linux-64",
+        url=url,
+        **(hashes_of or {"sha256": digest(CONTENT)}),  # type: ignore[arg-type]
+    )
+
+
+def fetch(cache: DownloadCache, *packages: LockedPackage, offline: bool = False) -> list[Path]:
+    found = cache.fetch_all(packages, progress=Silent(), offline=offline)
+    return [found[item.url] for item in packages]
+
+
+def partial_path(cache: DownloadCache, name: str) -> Path:
+    key = digest(CONTENT)
+    path = cache.root / "sha256" / key[:2] / key / f".{name}.partial"
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def test_a_file_is_kept_under_its_hash_and_downloaded_once(
+    cache: DownloadCache, server: Server
+) -> None:
+    item = package(f"{server.url}/good-1%2B2.whl#sha256=abc")
+    [path] = fetch(cache, item)
+    key = digest(CONTENT)
+    assert path == cache.root / "sha256" / key[:2] / key / "good-1+2.whl"
+    assert path.read_bytes() == CONTENT
+    assert fetch(cache, item) == [path]
+    assert sum(server.requests.values()) == 1
+    assert not list(cache.root.rglob("*.partial"))
+
+
+def test_a_cached_file_needs_no_network(cache: DownloadCache, server: Server) -> None:
+    item = package(f"{server.url}/good.whl")
+    fetch(cache, item)
+    server.requests.clear()
+    assert fetch(cache, item, offline=True)[0].read_bytes() == CONTENT
+    assert not server.requests
+
+
+def test_offline_names_every_missing_file(cache: DownloadCache) -> None:
+    items = [package(f"https://user:pw@example.invalid/{name}.whl") for name in "ab"]
+    with pytest.raises(NotFound) as caught:
+        fetch(cache, *items, offline=True)
+    assert "/a.whl" in caught.value.message
+    assert "/b.whl" in caught.value.message
+    assert "pw" not in caught.value.message
+
+
+def test_a_damaged_cache_entry_is_fetched_again(cache: DownloadCache, server: Server) -> None:
+    item = package(f"{server.url}/good.whl")
+    [path] = fetch(cache, item)
+    path.write_bytes(CONTENT[:-1] + b"\0")
+    with pytest.raises(IntegrityError, match="damaged"):
+        fetch(cache, item, offline=True)
+    assert fetch(cache, item)[0].read_bytes() == CONTENT
+
+
+def test_a_truncated_answer_is_resumed(cache: DownloadCache, server: Server) -> None:
+    [path] = fetch(cache, package(f"{server.url}/truncated.whl"))
+    assert path.read_bytes() == CONTENT
+    assert server.ranges == [f"bytes={HALF}-"]
+
+
+def test_a_busy_server_is_asked_again(cache: DownloadCache, server: Server) -> None:
+    [path] = fetch(cache, package(f"{server.url}/busy.whl"))
+    assert path.read_bytes() == CONTENT
+    assert server.requests["busy.whl"] == 3
+
+
+def test_a_server_that_stays_busy_is_an_error(cache: DownloadCache, server: Server) -> None:
+    with pytest.raises(StoreError, match=r"/overloaded\.whl: the server answered 503"):
+        fetch(cache, package(f"{server.url}/overloaded.whl"))
+    assert server.requests["overloaded.whl"] == 5
+
+
+def test_an_interrupted_download_is_resumed(cache: DownloadCache, server: Server) -> None:
+    partial_path(cache, "good.whl").write_bytes(CONTENT[:1000])
+    assert fetch(cache, package(f"{server.url}/good.whl"))[0].read_bytes() == CONTENT
+    assert server.ranges == ["bytes=1000-"]
+
+
+@pytest.mark.parametrize("left", [b"other", b"\0" * 2 * len(CONTENT)], ids=["short", "long"])
+def test_a_wrong_partial_file_is_thrown_away(
+    cache: DownloadCache, server: Server, left: bytes
+) -> None:
+    partial_path(cache, "good.whl").write_bytes(left)
+    assert fetch(cache, package(f"{server.url}/good.whl"))[0].read_bytes() == CONTENT
+
+
+def test_a_complete_partial_file_is_not_fetched_again(cache: DownloadCache, server: Server) -> None:
+    partial_path(cache, "good.whl").write_bytes(CONTENT)
+    assert fetch(cache, package(f"{server.url}/good.whl"))[0].read_bytes() == CONTENT
+
+
+def test_a_server_without_ranges_sends_it_all(cache: DownloadCache, server: Server) -> None:
+    partial_path(cache, "norange.whl").write_bytes(CONTENT[:1000])
+    assert fetch(cache, package(f"{server.url}/norange.whl"))[0].read_bytes() == CONTENT
+
+
+def test_wrong_bytes_name_url_expected_and_found(cache: DownloadCache, server: Server) -> None:
+    with pytest.raises(IntegrityError) as caught:
+        fetch(cache, package(f"{server.url}/wrong.whl"))
+    for part in (f"{server.url}/wrong.whl", digest(CONTENT), digest(CONTENT[::-1])):
+        assert part in caught.value.message
+    assert not [path for path in cache.root.rglob("*") if path.is_file() and path.stat().st_size]
+
+
+def test_md5_counts_only_without_sha256(cache: DownloadCache, server: Server) -> None:
+    md5 = digest(CONTENT, hashes.MD5())
+    [path] = fetch(cache, package(f"{server.url}/good.conda", md5=md5))
+    assert path.relative_to(cache.root).parts[0] == "md5"
+    with pytest.raises(IntegrityError, match="sha256"):
+        fetch(cache, package(f"{server.url}/good.conda", md5=md5, sha256="0" * 64))
+
+
+@pytest.mark.parametrize("hashes_of", [{"sha256": ""}, {"sha256": "abc"}], ids=["none", "short"])
+def test_an_entry_without_a_hash_is_refused(
+    cache: DownloadCache, server: Server, hashes_of: dict[str, str]
+) -> None:
+    with pytest.raises(IntegrityError, match=r"/good\.whl"):
+        fetch(cache, package(f"{server.url}/good.whl", **hashes_of))
+    assert not server.requests
+
+
+def test_a_missing_file_is_not_found(cache: DownloadCache, server: Server) -> None:
+    with pytest.raises(NotFound, match=r"/missing\.whl is not there: the server answered 404"):
+        fetch(cache, package(f"{server.url}/missing.whl"))
+    assert server.requests["missing.whl"] == 1
+
+
+def test_an_unreachable_server_is_named_without_secrets(cache: DownloadCache) -> None:
+    with Server() as closed:
+        port = closed.server_port
+    with pytest.raises(StoreError) as caught:
+        fetch(cache, package(f"http://me:secret@127.0.0.1:{port}/t/abc/a.whl?token=xyz"))
+    assert f"127.0.0.1:{port}/t/…/a.whl" in caught.value.message
+    for secret in ("secret", "abc", "xyz"):
+        assert secret not in caught.value.message
+
+
+def test_credentials_come_from_the_url_or_netrc(tmp_path: Path, server: Server) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password secret\n")
+    with_netrc = cache_in(tmp_path / "one", netrc)
+    assert fetch(with_netrc, package(f"{server.url}/private.whl"))[0].read_bytes() == CONTENT
+    without = cache_in(tmp_path / "two")
+    url = server.url.replace("//", "//me:secret@")
+    assert fetch(without, package(f"{url}/private.whl"))[0].read_bytes() == CONTENT
+    with pytest.raises(StoreError, match="401") as caught:
+        fetch(cache_in(tmp_path / "three"), package(f"{server.url}/private.whl"))
+    assert "netrc" in caught.value.hint
+
+
+def test_redirects_are_followed(cache: DownloadCache, server: Server) -> None:
+    assert fetch(cache, package(f"{server.url}/moved.whl"))[0].read_bytes() == CONTENT
+
+
+def test_local_files_are_copied_and_checked(cache: DownloadCache, tmp_path: Path) -> None:
+    source = tmp_path / "a b.whl"
+    source.write_bytes(CONTENT)
+    [path] = fetch(cache, package(source.as_uri()))
+    assert path.read_bytes() == CONTENT
+    assert path.stat().st_ino != source.stat().st_ino
+    source.write_bytes(b"changed")
+    with pytest.raises(IntegrityError, match="wrong bytes"):
+        fetch(cache, package(source.as_uri(), sha256="1" * 64))
+    with pytest.raises(NotFound, match=r"gone\.whl"):
+        fetch(cache, package((tmp_path / "gone.whl").as_uri(), sha256="1" * 64))
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1/", "http://127.0.0.1/a/%2e%2e", "ftp://a/b.whl"])
+def test_a_url_that_names_no_file_is_a_bad_lock(cache: DownloadCache, url: str) -> None:
+    with pytest.raises(SpecError):
+        fetch(cache, package(url))
+
+
+def test_two_caches_on_one_directory_download_once(tmp_path: Path, server: Server) -> None:
+    item = package(f"{server.url}/good.whl")
+    with ThreadPoolExecutor(4) as threads:
+        paths = list(threads.map(lambda _: fetch(cache_in(tmp_path), item), range(4)))
+    assert {path for [path] in paths} == {paths[0][0]}
+    assert server.requests["good.whl"] == 1
+
+
+def test_many_files_arrive_in_parallel(cache: DownloadCache, server: Server) -> None:
+    items = [package(f"{server.url}/good-{number}.whl") for number in range(20)]
+    assert [path.name for path in fetch(cache, *items)] == [item.file_name for item in items]
+
+
+def test_redact_keeps_what_people_need() -> None:
+    shown = redact("https://u:p@host:8443/t/tk-123/linux-64/a.conda?sig=1#sha256=2")
+    assert shown == "https://host:8443/t/…/linux-64/a.conda"
+
+
+@pytest.mark.parametrize(
+    ("environ", "url", "expected"),
+    [
+        ({"https_proxy": "http://p:1"}, "https://a.b/c", "http://p:1"),
+        ({"HTTPS_PROXY": "http://p:2", "https_proxy": "http://p:1"}, "https://a.b/c", "http://p:1"),
+        ({"https_proxy": "http://p:1"}, "http://a.b/c", None),
+        ({"ALL_PROXY": "http://p:3"}, "http://a.b/c", "http://p:3"),
+        ({"https_proxy": "http://p:1", "no_proxy": "x, .b"}, "https://a.b/c", None),
+        ({"https_proxy": "http://p:1", "no_proxy": "*"}, "https://a.b/c", None),
+        ({"https_proxy": "http://p:1", "no_proxy": "ab"}, "https://a.b/c", "http://p:1"),
+    ],
+)
+def test_proxies_are_read_as_others_read_them(
+    environ: dict[str, str], url: str, expected: str | None
+) -> None:
+    assert NetworkSettings.from_environ(environ).proxy_for(url) == expected
