@@ -92,3 +92,9 @@ class HostError(PipelineError):
     """This machine lacks what is needed: glibc, disk space, permission."""
 
     exit_code = 11
+
+
+def by_exit_code(exit_code: int) -> type[PipelineError]:
+    """Return the class of errors that end with `exit_code`: for errors from another process."""
+    classes = {error.exit_code: error for error in PipelineError.__subclasses__()}
+    return classes.get(exit_code, PipelineError)

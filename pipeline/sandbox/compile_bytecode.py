@@ -1,0 +1,64 @@
+"""Compile every module of an environment, the same bytes every time.
+
+Run by the environment's own python (3.7 or newer, standard library only): `SCRIPT PREFIX`.
+
+The byte code is marked `unchecked-hash` (PEP 552): no time in it, and no check of the source when
+it is loaded. Code objects name their source relative to the prefix, so byte code does not depend on
+the environment's name; the import system puts the real path in when it loads a module.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import marshal
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+UNCHECKED_HASH = 0b01
+CHUNK = 40
+# Up to 3.10, marshal's reference flags depend on what else the process has interned: other bytes
+# with other neighbours. Version 2 has no references. From 3.11 on the newest is reproducible.
+MARSHAL_VERSION = 2 if sys.version_info < (3, 11) else marshal.version
+
+
+def compile_source(prefix: str, path: Path) -> str | None:
+    """Write the byte code of one module; return why not when it cannot be compiled."""
+    source = path.read_bytes()
+    try:
+        code = compile(source, str(path.relative_to(prefix)), "exec", dont_inherit=True)
+        body = marshal.dumps(code, MARSHAL_VERSION)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        # Templates and tests of the packages themselves: python cannot import these either.
+        return f"{path}: {error}"
+    target = Path(importlib.util.cache_from_source(str(path)))
+    target.parent.mkdir(exist_ok=True)
+    flags = UNCHECKED_HASH.to_bytes(4, "little")
+    temporary = target.with_name(f"{target.name}.{os.getpid()}")
+    checksum = importlib.util.source_hash(source)
+    temporary.write_bytes(importlib.util.MAGIC_NUMBER + flags + checksum + body)
+    temporary.replace(target)
+    return None
+
+
+def compile_chunk(prefix: str, paths: list[Path]) -> list[str]:
+    """Compile some modules; return the complaints."""
+    faults = [compile_source(prefix, path) for path in paths]
+    return [fault for fault in faults if fault]
+
+
+def main(prefix: str) -> None:
+    """Compile all modules below PREFIX/lib/pythonX.Y on all cores."""
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    paths = sorted(Path(prefix, "lib", version).rglob("*.py"))
+    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
+    with ProcessPoolExecutor() as pool:
+        results = pool.map(compile_chunk, [prefix] * len(chunks), chunks)
+        faults = [fault for result in results for fault in result]
+    sys.stderr.write("".join(f"not compiled: {fault}\n" for fault in faults))
+
+
+if __name__ == "__main__":
+    sys.setrecursionlimit(5000)
+    main(sys.argv[1])
