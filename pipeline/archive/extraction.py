@@ -7,7 +7,7 @@ import errno
 import mmap
 import os
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.archive.tar import END_OF_ARCHIVE
@@ -31,7 +31,8 @@ class ExtractOptions:
     """How a tree is written."""
 
     relocation: Relocation
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    threads: int = 0
+    """0: as many as there are cores."""
 
 
 def extract_tree(
@@ -44,10 +45,11 @@ def extract_tree(
     for damaged bytes and HostError when the file system refuses, leaving a partial tree.
     """
     options.relocation.check(archive.index)
+    threads = options.threads or os.cpu_count() or 1
     extraction = Extraction(archive, target, options.relocation)
     try:
         extraction.make_directories()
-        with ThreadPoolExecutor(options.threads, thread_name_prefix="install") as pool:
+        with ThreadPoolExecutor(threads, thread_name_prefix="install") as pool:
             frames = [
                 pool.submit(extraction.write_frame, number, advance)
                 for number in range(len(archive.plans))

@@ -7,7 +7,7 @@ import os
 from bisect import bisect_right
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from threading import local
 from typing import TYPE_CHECKING
@@ -51,7 +51,8 @@ class ArchiveOptions:
     mtime: int
     """Modification time of every member, in seconds since 1970."""
     level: int = DEFAULT_LEVEL
-    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    threads: int = 0
+    """0: as many as there are cores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +98,7 @@ def write_archive(
     frames for each thread. Raises HostError when a file changes while it is read.
     """
     writer = ArchiveWriter(stream, options=options, advance=advance)
-    with ThreadPoolExecutor(options.threads, thread_name_prefix="pack") as pool:
+    with ThreadPoolExecutor(writer.threads, thread_name_prefix="pack") as pool:
         writer.add_group(sort_members(members), pool)
         writer.add_group(sort_members(tuple(generate(writer.files))), pool)
     return writer.finish()
@@ -112,6 +113,7 @@ class ArchiveWriter:
         self.stream = stream
         self.options = options
         self.advance = advance
+        self.threads = options.threads or os.cpu_count() or 1
         self.files: list[FileEntry] = []
         self.frames: list[FrameEntry] = []
         self.packages: list[PackageEntry] = []
@@ -132,7 +134,7 @@ class ArchiveWriter:
         packer = FramePacker(members, self.options)
         records = MemberRecords(members, self.options.prefix.encode())
         frame_owners = []
-        for frame in packed_in_order(pool, packer, plans, self.options.threads + FRAMES_AHEAD):
+        for frame in packed_in_order(pool, packer, plans, self.threads + FRAMES_AHEAD):
             self.write_frame(frame.compressed, frame.raw, frame.entry)
             records.take(frame)
             frame_owners.append(members[frame.plan.pieces[0].member].owner)

@@ -1,0 +1,107 @@
+"""Stage 3, pack: BuiltEnv -> Artifact."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.archive.listing import Listing
+from pipeline.archive.writer import DEFAULT_LEVEL, ArchiveOptions, WrittenArchive, write_archive
+from pipeline.artifacts import checksum_line
+from pipeline.files import atomic_write, to_json, write_bytes
+from pipeline.models import ArchiveFacts, Artifact, Manifest
+
+if TYPE_CHECKING:
+    from pipeline.models import BuiltEnv
+    from pipeline.progress import Progress
+
+TOOLS = ("conda-pack", "zstandard")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackOptions:
+    """Where the artifact goes and how it is compressed."""
+
+    output_dir: Path
+    mtime: int
+    """Modification time of every member, in seconds since 1970."""
+    level: int = DEFAULT_LEVEL
+    threads: int = 0
+    """0: as many as there are cores."""
+
+
+def pack_env(built: BuiltEnv, *, options: PackOptions, progress: Progress) -> Artifact:
+    """Pack a built environment into one archive, with its checksum, lock and manifest beside it.
+
+    The manifest is written last: without it the other files are no artifact. Raises SpecError when
+    something in the environment cannot travel, HostError when it changes while it is packed.
+    """
+    listing = Listing(Path(built.tree), built.prefix)
+    staged = options.output_dir / f".{built.name}-{built.platform}.tar.zst"
+    total = sum(member.entry.size for member in listing.members)
+    with progress.task(f"pack {built.name}", total) as advance, atomic_write(staged) as stream:
+        written = write_archive(
+            stream,
+            listing.members,
+            options=archive_options(built, options),
+            generate=listing.generate,
+            advance=advance,
+        )
+    artifact = Artifact(
+        directory=options.output_dir, manifest=describe(built, written, listing, options)
+    )
+    staged.replace(artifact.archive_path)
+    write_bytes(artifact.checksum_path, checksum_line(artifact.manifest))
+    shutil.copyfile(built.lock_path, artifact.lock_path)
+    write_bytes(artifact.manifest_path, to_json(artifact.manifest))
+    return artifact
+
+
+def archive_options(built: BuiltEnv, options: PackOptions) -> ArchiveOptions:
+    """Return what the archive says of itself."""
+    return ArchiveOptions(
+        name=built.name,
+        platform=built.platform,
+        prefix=built.prefix,
+        mtime=options.mtime,
+        level=options.level,
+        threads=options.threads,
+    )
+
+
+def describe(
+    built: BuiltEnv, written: WrittenArchive, listing: Listing, options: PackOptions
+) -> Manifest:
+    """Return the manifest of what was written."""
+    index = written.index
+    return Manifest(
+        name=built.name,
+        platform=built.platform,
+        id=index.id,
+        prefix=built.prefix,
+        archive=ArchiveFacts(
+            file=f"{built.name}-{built.platform}-{index.id}.tar.zst",
+            size=written.size,
+            xxh128=written.xxh128,
+            blake3=written.blake3,
+            tar_size=index.tar_size,
+            index_offset=written.index_offset,
+            index_size=written.index_size,
+            index_blake3=written.index_blake3,
+        ),
+        lock_digest=built.lock_digest,
+        content_hash=built.content_hash,
+        packages=listing.facts(index.files),
+        requirements=built.options.system,
+        checks=built.options.checks,
+        tools={
+            **built.tools,
+            **{tool: metadata.version(tool) for tool in TOOLS},
+            "zstd level": str(options.level),
+        },
+        version=built.options.version,
+        image=built.image,
+    )
