@@ -55,6 +55,11 @@ class Checks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     commands: tuple[str, ...] = ()
     """Shell command lines that must exit with 0, run with the environment's `bin` first on PATH."""
 
+    def argvs(self, prefix: str) -> list[tuple[str, ...]]:
+        """Return the command line of each check, in an environment at `prefix`."""
+        imports = [(f"{prefix}/bin/python", "-c", f"import {name}") for name in self.imports]
+        return [*imports, *(("/bin/sh", "-c", line) for line in self.commands)]
+
 
 class SystemRequirements(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the training host must offer; also the virtual packages to solve for."""
@@ -292,6 +297,36 @@ class Ref:
 
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushedArtifact:
+    """What a push left in a registry."""
+
+    registry: str
+    name: str
+    platform: str
+    id: str
+    size: int
+    """The bytes of its archive."""
+    tags: tuple[str, ...]
+    """The tags that point to it now because of this push."""
+    uploaded: bool
+    """Whether anything was sent; False when the registry had it all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryEntry:
+    """One artifact in a registry, as a listing shows it."""
+
+    name: str
+    platform: str
+    id: str
+    size: int
+    """The bytes of its archive."""
+    packages: int
+    tags: tuple[str, ...]
+    version: str | None = None
 
 
 # --- on the host ---

@@ -202,9 +202,9 @@ def run_builder(
 
 def run_checks(checks: Checks, work: Workplace, sandbox: Sandbox, progress: Progress) -> None:
     """Run each check of the spec in a container of its own on the finished environment."""
-    total = len(checks.imports) + len(checks.commands)
-    with progress.task(f"check {total} imports and commands"):
-        for argv in check_commands(checks, work.prefix):
+    argvs = checks.argvs(str(work.prefix))
+    with progress.task(f"check {len(argvs)} imports and commands"):
+        for argv in argvs:
             job = Job(
                 argv=argv,
                 mounts=(work.mount(writable=False),),
@@ -219,12 +219,6 @@ def run_checks(checks: Checks, work: Workplace, sandbox: Sandbox, progress: Prog
                     ),
                     hint="mend the spec (or its `checks:`), lock and build again",
                 )
-
-
-def check_commands(checks: Checks, prefix: PurePosixPath) -> list[tuple[str, ...]]:
-    """Return the command lines of checks for an environment at `prefix`."""
-    imports = [(f"{prefix}/bin/python", "-c", f"import {name}") for name in checks.imports]
-    return [*imports, *(("/bin/sh", "-c", line) for line in checks.commands)]
 
 
 def keep_build(built: BuiltEnv, lock: Lock, work: Workplace, home: Path) -> None:

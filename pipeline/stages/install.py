@@ -193,13 +193,10 @@ def move_aside(home: EnvHome) -> Path | None:
 
 def run_checks(checks: Checks, prefix: str, progress: Progress) -> None:
     """Run the environment's own checks at its place; raise ToolFailed at the first that fails."""
-    commands: list[tuple[str, ...]] = [
-        (f"{prefix}/bin/python", "-c", f"import {name}") for name in checks.imports
-    ]
-    commands += [("/bin/sh", "-c", line) for line in checks.commands]
+    argvs = checks.argvs(prefix)
     environ = {"PATH": f"{prefix}/bin:/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp"}
-    with progress.task(f"check {len(commands)} imports and commands"):
-        for argv in commands:
+    with progress.task(f"check {len(argvs)} imports and commands"):
+        for argv in argvs:
             finished = process.run(argv, env=environ, check=False)
             if finished.returncode != 0:
                 lines = (finished.stderr.strip() or finished.stdout.strip()).splitlines()[-12:]

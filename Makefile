@@ -1,0 +1,41 @@
+# Each target sets up what it needs; `make demo` and `make test` are all that a new machine wants.
+.PHONY: demo test lint format unit integration bench reference docs clean
+bin := .venv/bin
+
+demo: .venv/.ready
+	$(bin)/python -m demo.voyage
+
+test: lint unit integration
+
+lint: .venv/.ready
+	$(bin)/ruff format --check .
+	$(bin)/ruff check .
+	$(bin)/mypy
+	$(bin)/codespell
+	$(bin)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(bin)/zizmor --offline --quiet .github/workflows
+
+format: .venv/.ready
+	$(bin)/ruff format .
+	$(bin)/ruff check --fix .
+
+unit: .venv/.ready
+	$(bin)/pytest --ignore tests/integration
+
+integration: .venv/.ready
+	$(bin)/pytest tests/integration
+
+bench: .venv/.ready
+	$(bin)/python -m benchmarks
+
+reference: .venv/.ready
+	$(bin)/python -m demo.reference
+
+docs: .venv/.ready
+	$(bin)/python -m docs.generate
+
+clean:
+	rm -rf .venv .demo .reference dist
+
+.venv/.ready: pyproject.toml bootstrap.sh
+	./bootstrap.sh

@@ -1,0 +1,43 @@
+#!/bin/sh
+# Make .venv with envferry and everything that its checks need. Run by `make`; safe to run again.
+set -eu
+cd "$(dirname "$0")"
+python=${PYTHON:-python3}
+
+fail() {
+  printf 'error: %s\nhint: %s\n' "$1" "$2" >&2
+  exit 1
+}
+
+# install_package PACKAGE WHY: from the system when root, else say what to type.
+install_package() {
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "installing $1 ($2)" >&2
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get install -y -qq "$1" >/dev/null 2>&1 ||
+      { apt-get update -qq >/dev/null && apt-get install -y -qq "$1" >/dev/null; } ||
+      fail "apt-get could not install $1 ($2)" "install it by hand, then run make again"
+  else
+    fail "$1 is missing ($2)" "sudo apt-get install -y $1"
+  fi
+}
+
+command -v "$python" >/dev/null || fail "$python is not installed" "sudo apt-get install -y python3"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
+  fail "$("$python" --version) is too old, 3.10 or newer is needed" "make PYTHON=/path/to/python3.11"
+command -v bwrap >/dev/null || install_package bubblewrap "environments are built in its containers"
+
+if ! [ -x .venv/bin/python ] || ! .venv/bin/python -c '' 2>/dev/null; then
+  "$python" -c 'import ensurepip' 2>/dev/null ||
+    install_package "python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv" \
+      "makes Python's virtual environments"
+  "$python" -m venv --clear .venv
+fi
+.venv/bin/python -m pip install -q --disable-pip-version-check uv
+# uv does not read pip's settings: a site's own index is passed on.
+index=$(.venv/bin/python -m pip config get global.index-url 2>/dev/null || true)
+if [ -n "$index" ] && [ -z "${UV_DEFAULT_INDEX:-}" ]; then
+  export UV_DEFAULT_INDEX="$index"
+fi
+.venv/bin/uv pip install -q --python .venv/bin/python -e '.[dev]'
+touch .venv/.ready

@@ -1,0 +1,154 @@
+"""What people see: results on stdout, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from pipeline.files import human_bytes, to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pipeline.progress import Progress
+
+LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+QUIET_SECONDS = 1.0
+"""A task shows a bar only when it takes longer than this."""
+
+
+class Console:
+    """Prints in the way that the options of a command ask for."""
+
+    def __init__(self, *, as_json: bool, is_quiet: bool, verbosity: int) -> None:
+        self.as_json = as_json
+        self.is_quiet = is_quiet
+        level = logging.ERROR if is_quiet else LEVELS[min(verbosity, len(LEVELS) - 1)]
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(MessageFormatter())
+        logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+        logging.getLogger("pipeline").setLevel(level)
+
+    @property
+    def progress(self) -> Progress:
+        """Return how progress is shown: bars on a terminal, lines elsewhere, nothing if quiet."""
+        from pipeline.progress import Silent
+
+        if self.is_quiet:
+            return Silent()
+        return Bars() if sys.stderr.isatty() else Lines()
+
+    def result(self, value: object, human: Callable[[], None]) -> None:
+        """Print a result: the value with `--json`, else whatever `human` prints."""
+        if self.as_json:
+            click.echo(to_json(msgspec.to_builtins(value, enc_hook=to_builtin)), nl=False)
+        else:
+            human()
+
+    def say(self, text: str) -> None:
+        """Print a line for people."""
+        click.echo(text)
+
+
+def to_builtin(value: object) -> object:
+    """Turn what JSON does not know into what it does."""
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"no JSON form for {type(value).__name__}")
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int]) -> None:
+    """Print a table; the columns numbered in `right` are aligned to the right."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(headers, *texts, strict=True)]
+    for number, row in enumerate([list(headers), *texts]):
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        line = "  ".join(cells).rstrip()
+        click.echo(click.style(line, bold=True) if number == 0 else line)
+
+
+class MessageFormatter(logging.Formatter):
+    """`warning: …` for warnings, the bare text for what `-v` shows."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line."""
+        text = super().format(record)
+        return f"{record.levelname.lower()}: {text}" if record.levelno > logging.INFO else text
+
+
+class Lines:
+    """Progress as one line for each finished task: for logs."""
+
+    @contextmanager
+    def task(self, label: str, total_bytes: int | None = None) -> Iterator[Callable[[int], None]]:
+        """Run a task and say how long it took."""
+        counter = ByteCounter()
+        started = time.monotonic()
+        yield counter.add
+        click.echo(finished_line(label, time.monotonic() - started, counter.total), err=True)
+
+
+class Bars:
+    """Progress as bars: for terminals."""
+
+    @contextmanager
+    def task(self, label: str, total_bytes: int | None = None) -> Iterator[Callable[[int], None]]:
+        """Run a task under a bar, then leave one line that says how long it took."""
+        from rich.console import Console as RichConsole
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TransferSpeedColumn,
+        )
+        from rich.progress import Progress as RichProgress
+
+        columns = [SpinnerColumn(), TextColumn("{task.description}")]
+        if total_bytes:
+            columns += [BarColumn(), DownloadColumn(), TransferSpeedColumn()]
+        columns.append(TimeElapsedColumn())
+        counter = ByteCounter()
+        started = time.monotonic()
+        with RichProgress(*columns, console=RichConsole(stderr=True), transient=True) as bars:
+            bar = bars.add_task(label, total=total_bytes)
+
+            def advance(count: int) -> None:
+                counter.add(count)
+                bars.update(bar, completed=counter.total)
+
+            yield advance
+        click.echo(finished_line(label, time.monotonic() - started, counter.total), err=True)
+
+
+class ByteCounter:
+    """Adds up bytes from many threads."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self.lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        """Add bytes."""
+        with self.lock:
+            self.total += count
+
+
+def finished_line(label: str, seconds: float, done_bytes: int) -> str:
+    """Return what is left of a task when it is done."""
+    if not done_bytes:
+        return f"{label}: {seconds:.1f} s"
+    speed = f", {human_bytes(done_bytes / seconds)}/s" if seconds >= QUIET_SECONDS else ""
+    return f"{label}: {seconds:.1f} s, {human_bytes(done_bytes)}{speed}"

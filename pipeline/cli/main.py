@@ -1,0 +1,115 @@
+"""The command `envferry`: finds the subcommand, and turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import signal
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from pipeline import __version__
+from pipeline.errors import EXIT_INTERRUPTED, HostError, PipelineError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+COMMANDS = {
+    "channel": ("pipeline.cli.channel", "Make a conda channel out of interpreters and wheels."),
+    "lock": ("pipeline.cli.building", "Resolve specs into locks."),
+    "build": ("pipeline.cli.building", "Build a locked environment in a throwaway container."),
+    "pack": ("pipeline.cli.building", "Pack a built environment into one archive."),
+    "push": ("pipeline.cli.building", "Send archives to a registry and tag them."),
+    "release": ("pipeline.cli.building", "Check the lock, build, pack and push: what CI calls."),
+    "tag": ("pipeline.cli.registry", "Point a tag at an artifact."),
+    "ls": ("pipeline.cli.registry", "List what a registry holds."),
+    "show": ("pipeline.cli.registry", "Show what is inside an artifact."),
+    "fetch": ("pipeline.cli.hosting", "Bring an artifact from a registry to a directory."),
+    "install": ("pipeline.cli.hosting", "Install an artifact, whole or not at all."),
+    "doctor": ("pipeline.cli.doctor", "Say what this machine can do."),
+}
+"""Where each command is, and its help: so that `--help` loads none of them."""
+
+
+class LazyGroup(click.Group):
+    """Loads a command's module only when that command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the stages."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Load a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[cmd_name][0])
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without loading them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="envferry")
+def envferry() -> None:
+    """Carry conda+pip training environments across an air gap.
+
+    On a connected machine: lock, build, pack, push (or release, for all four).
+    On the training host: fetch, install.
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line; exit with the code of docs/errors.md."""
+    signal.signal(signal.SIGTERM, interrupt)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; report its error, if it has one, and return its exit code."""
+    try:
+        result = envferry.main(arguments, prog_name="envferry", standalone_mode=False)
+    except PipelineError as error:
+        return report(error.message, error.hint, error.exit_code)
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else "envferry"
+        return report(error.format_message(), f"see `{path} --help`", error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return report("interrupted", "", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output went away: nobody is left to tell.
+        sys.stderr.close()
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        return report_os_error(error)
+    return result if isinstance(result, int) else 0
+
+
+def report_os_error(error: OSError) -> int:
+    """Report what the operating system refused; raise what is a bug of ours."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what, hint = "no space left on the disk", "free some space, then try again"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        what, hint = "not allowed", "is the place writable for this user?"
+    else:
+        raise error
+    where = f" ({error.filename})" if error.filename else ""
+    return report(f"{what}{where}", hint, HostError.exit_code)
+
+
+def report(message: str, hint: str, exit_code: int) -> int:
+    """Print an error for people and return its exit code."""
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+    if hint:
+        click.echo(f"{click.style('hint:', bold=True)} {hint}", err=True)
+    return exit_code
+
+
+def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """Treat SIGTERM like Ctrl-C, so that everything is tidied up."""
+    raise KeyboardInterrupt
