@@ -82,13 +82,15 @@ def from_json(data: bytes, type_: type[T], what: str) -> T:
     raise SpecError(message, hint="install a newer envferry")
 
 
-def digest_file(path: Path) -> tuple[str, str]:
+def digest_file(path: Path, advance: Callable[[int], None] | None = None) -> tuple[str, str]:
     """Return the XXH3-128 and BLAKE3 of a file, in hex, from one read."""
     fast, strong = xxhash.xxh3_128(), blake3()
     with path.open("rb") as stream:
         while chunk := stream.read(COPY_BYTES):
             fast.update(chunk)
             strong.update(chunk)
+            if advance:
+                advance(len(chunk))
     return fast.hexdigest(), strong.hexdigest()
 
 

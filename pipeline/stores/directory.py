@@ -1,0 +1,222 @@
+"""A registry in a directory: a disk, a network share, a USB stick."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import xxhash
+
+from pipeline.errors import HostError, NotFound, PipelineError, StoreError
+from pipeline.files import COPY_BYTES, sync_directory, write_bytes
+from pipeline.stores.port import KeyTaken, LostRace, Stat, check_key, check_prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+LOCK_NAME = ".lock"
+REPLACEABLE_BYTES = 1 << 16
+"""Up to here a version is the content's hash; larger values are write-once."""
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryStore:
+    """A `Store` in a directory; the first write makes it."""
+
+    root: Path
+
+    @property
+    def url(self) -> str:
+        """The path of the directory."""
+        return str(self.root)
+
+    def stat(self, key: str) -> Stat | None:
+        """Return size and version of a file, or None when there is none."""
+        path = self._path(key)
+        with self._explained(key):
+            try:
+                status = path.stat()
+                if status.st_size <= REPLACEABLE_BYTES:
+                    data = path.read_bytes()
+                    return Stat(size=len(data), version=xxhash.xxh3_128_hexdigest(data))
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        return Stat(size=status.st_size, version=f"{status.st_mtime_ns}-{status.st_size}")
+
+    def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return a part of a file."""
+        with self._explained(key), self._path(key).open("rb", buffering=0) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            wanted = max(size - offset, 0) if length is None else length
+            data = _read_fully(stream.fileno(), offset, wanted)
+        if len(data) != wanted:
+            message = f"{self.root / key} has {size} bytes, {offset + wanted} are expected"
+            raise StoreError(message, hint="the file is cut off: copy or push it again")
+        return data
+
+    def create(
+        self, key: str, source: Path | bytes, advance: Callable[[int], None] | None = None
+    ) -> None:
+        """Copy to a temporary name beside the file, then give it its name if that is free."""
+        path = self._path(key)
+        with self._explained(key):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                raise self._taken(key)
+            temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+            try:
+                _write(temporary, source, advance)
+                self._link(temporary, path, key)
+            finally:
+                temporary.unlink(missing_ok=True)
+            sync_directory(path.parent)
+
+    def replace(self, key: str, data: bytes, expected: str | None) -> str:
+        """Compare and swap under the directory's lock file."""
+        with self._explained(key), self._locked():
+            found = self.stat(key)
+            if (found.version if found else None) != expected:
+                message = f"{key} in {self.root} was changed by somebody else"
+                raise LostRace(message, hint="run the command again")
+            write_bytes(self._path(key), data)
+        return xxhash.xxh3_128_hexdigest(data)
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """Yield the files below `prefix`; hidden ones (temporary files, the lock) are not keys."""
+        top = self.root / check_prefix(prefix)
+        self._require_root()
+        with self._explained(prefix):
+            for folder, folders, names in os.walk(top, onerror=_unless_missing):
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                inside = Path(folder).relative_to(self.root)
+                for name in names:
+                    if not name.startswith("."):
+                        yield (inside / name).as_posix()
+
+    def delete(self, key: str) -> None:
+        """Remove a file and the directories that it leaves empty."""
+        path = self._path(key)
+        with self._explained(key):
+            path.unlink(missing_ok=True)
+            for parent in path.parents:
+                if parent == self.root or not _remove_if_empty(parent):
+                    break
+
+    def _path(self, key: str) -> Path:
+        return self.root / check_key(key)
+
+    def _taken(self, key: str) -> KeyTaken:
+        return KeyTaken(f"{key} exists in {self.root} and is never overwritten")
+
+    def _link(self, temporary: Path, path: Path, key: str) -> None:
+        """Name a finished file, atomically and without overwriting.
+
+        FAT, exFAT and some network shares have no hard links: there the lock file keeps other
+        envferry processes away between the look and the rename.
+        """
+        try:
+            os.link(temporary, path)
+        except FileExistsError as error:
+            raise self._taken(key) from error
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
+            with self._locked():
+                if path.exists():
+                    raise self._taken(key) from error
+                temporary.rename(path)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.root / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _require_root(self) -> None:
+        if not self.root.is_dir():
+            message = f"the registry {self.root} is not there"
+            hint = "name one with --registry or ENVFERRY_REGISTRY; `envferry push` makes it"
+            raise NotFound(message, hint=hint)
+
+    @contextmanager
+    def _explained(self, key: str) -> Iterator[None]:
+        """Turn the system's errors into ours."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            self._require_root()
+            message = f"{key} is not in the registry {self.root}"
+            raise NotFound(message, hint="run `envferry ls` to see what is") from error
+        except OSError as error:
+            raise self._explain(error, key) from error
+
+    def _explain(self, error: OSError, key: str) -> PipelineError:
+        reason = error.strerror or str(error)
+        message = f"registry {self.root}: {key}: {reason}"
+        if error.errno in NO_SPACE:
+            return HostError(message, hint=f"free space under {self.root}")
+        if error.errno in NO_PERMISSION:
+            return StoreError(message, hint=f"check who may read and write under {self.root}")
+        return StoreError(message, hint=f"check that {self.root} is a directory and its disk works")
+
+
+def _read_fully(descriptor: int, offset: int, length: int) -> bytes:
+    """Read until `length` bytes are there or the file ends; one system call reads 2 GiB at most."""
+    pieces: list[bytes] = []
+    while length > 0 and (piece := os.pread(descriptor, length, offset)):
+        pieces.append(piece)
+        offset += len(piece)
+        length -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _write(path: Path, source: Path | bytes, advance: Callable[[int], None] | None) -> None:
+    """Write a new file and make its bytes durable."""
+    with path.open("xb") as target:
+        if isinstance(source, bytes):
+            _pour(BytesIO(source), target, advance)
+        else:
+            with source.open("rb") as stream:
+                _pour(stream, target, advance)
+        target.flush()
+        os.fsync(target.fileno())
+
+
+def _pour(source: BinaryIO, target: BinaryIO, advance: Callable[[int], None] | None) -> None:
+    while chunk := source.read(COPY_BYTES):
+        target.write(chunk)
+        if advance:
+            advance(len(chunk))
+
+
+def _unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _remove_if_empty(path: Path) -> bool:
+    """Remove an empty directory; say whether it is gone."""
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True

@@ -1,0 +1,101 @@
+"""The port to whatever keeps a registry's bytes: dumb keys, dumb bytes, two kinds of write."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from pipeline.errors import StoreError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+KEY_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
+
+
+class KeyTaken(StoreError):
+    """The key exists already; what was there is untouched."""
+
+
+class LostRace(StoreError):
+    """The value is no longer the one that was to be replaced; it is untouched."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stat:
+    """What a store knows of a key without reading it."""
+
+    size: int
+    """Bytes."""
+    version: str
+    """Changes when the value changes; for `Store.replace` and for nothing else."""
+
+
+class Store(Protocol):
+    """Keys and bytes in a directory, a bucket or behind a web server.
+
+    Keys are relative, `/` separates their parts, and no part starts with a dot (`check_key`).
+    Every method may be called from several threads at once. Each raises StoreError when the store
+    cannot be reached or refuses.
+    """
+
+    @property
+    def url(self) -> str:
+        """Where the store is, for messages; holds no credentials."""
+        ...
+
+    def stat(self, key: str) -> Stat | None:
+        """Return size and version of a value, or None when there is none."""
+        ...
+
+    def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return `length` bytes from `offset` on, or all the rest.
+
+        Never returns fewer than asked for: a short answer is a StoreError, a missing key NotFound.
+        """
+        ...
+
+    def create(
+        self, key: str, source: Path | bytes, advance: Callable[[int], None] | None = None
+    ) -> None:
+        """Write a value that does not exist yet, whole or not at all; else raise KeyTaken.
+
+        Of several writers at the same time exactly one wins: the store sees to it, not the caller.
+        A file is sent in pieces, so its size needs no memory; `advance` gets the bytes sent.
+        """
+        ...
+
+    def replace(self, key: str, data: bytes, expected: str | None) -> str:
+        """Write a small value if its version is still `expected` (None: it does not exist).
+
+        Returns the new version; raises LostRace when somebody else was faster.
+        """
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """Yield all keys below `prefix` (empty, or ending in `/`), in no order."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove a value; nothing happens when there is none."""
+        ...
+
+
+def check_key(key: str) -> str:
+    """Return `key` when every store can hold it and it stays inside; raise UsageError otherwise."""
+    if not all(KEY_PART.fullmatch(part) for part in key.split("/")):
+        message = f"{key!r} cannot be a key in a registry: a part of it is empty or starts oddly"
+        raise UsageError(message)
+    return key
+
+
+def check_prefix(prefix: str) -> str:
+    """Return `prefix` when it is empty or a key that ends in `/`; raise UsageError otherwise."""
+    if prefix and not prefix.endswith("/"):
+        message = f"{prefix!r} cannot be a prefix in a registry: it must end in /"
+        raise UsageError(message)
+    if prefix:
+        check_key(prefix[:-1])
+    return prefix
