@@ -290,6 +290,28 @@ class Registry:
         return NotFound(f"{message}: it holds {listed}", hint="run `envferry ls`")
 
 
+@dataclass(frozen=True, slots=True)
+class PublishedArchive:
+    """An archive in a registry, as the archive reader takes it."""
+
+    registry: Registry
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return f"{self.manifest.archive.file} in {self.registry.url}"
+
+    @property
+    def size(self) -> int:
+        """The bytes of the archive."""
+        return self.manifest.archive.size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset`."""
+        return self.registry.read_archive(self.manifest, offset, length)
+
+
 def check_tag(tag: str) -> str:
     """Return `tag` when it can be a tag; raise UsageError when it cannot, or looks like an id."""
     check_name(tag, "tag")

@@ -54,9 +54,11 @@ def extract_tree(
                 pool.submit(extraction.write_frame, number, advance)
                 for number in range(len(archive.plans))
             ]
-            finished, unfinished = wait(frames, return_when=FIRST_EXCEPTION)
-            for future in unfinished:
-                future.cancel()
+            try:
+                finished, _ = wait(frames, return_when=FIRST_EXCEPTION)
+            finally:
+                # After a fault or an interrupt: do not write what is no longer wanted.
+                pool.shutdown(wait=True, cancel_futures=True)
             for future in finished:
                 future.result()
         extraction.finish()

@@ -27,8 +27,15 @@ TAIL_BYTES = 128 << 10
 class Source(Protocol):
     """Where the bytes of an archive come from; called from many threads."""
 
-    name: str
-    size: int
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """The bytes of the whole archive."""
+        ...
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Return `length` bytes from `offset`; fewer only at the end."""
@@ -39,13 +46,18 @@ class FileSource:
     """An archive in a file."""
 
     def __init__(self, path: Path) -> None:
-        self.name = str(path)
+        self.path = path
         try:
             self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             message = f"cannot read {path}: {error.strerror}"
             raise NotFound(message) from error
         self.size = os.fstat(self.descriptor).st_size
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return str(self.path)
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Return `length` bytes from `offset`; fewer only at the end."""

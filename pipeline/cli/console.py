@@ -16,7 +16,7 @@ import msgspec
 from pipeline.files import human_bytes, to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from pipeline.progress import Progress
 
@@ -46,16 +46,13 @@ class Console:
             return Silent()
         return Bars() if sys.stderr.isatty() else Lines()
 
-    def result(self, value: object, human: Callable[[], None]) -> None:
-        """Print a result: the value with `--json`, else whatever `human` prints."""
+    def result(self, value: object, lines: Callable[[], Iterable[str]]) -> None:
+        """Print a result: the value with `--json`, else the lines for people."""
         if self.as_json:
             click.echo(to_json(msgspec.to_builtins(value, enc_hook=to_builtin)), nl=False)
         else:
-            human()
-
-    def say(self, text: str) -> None:
-        """Print a line for people."""
-        click.echo(text)
+            for line in lines():
+                click.echo(line)
 
 
 def to_builtin(value: object) -> object:
@@ -65,8 +62,10 @@ def to_builtin(value: object) -> object:
     raise NotImplementedError(f"no JSON form for {type(value).__name__}")
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int]) -> None:
-    """Print a table; the columns numbered in `right` are aligned to the right."""
+def table(
+    headers: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int]
+) -> Iterator[str]:
+    """Yield the lines of a table; the columns numbered in `right` are aligned to the right."""
     texts = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(headers, *texts, strict=True)]
     for number, row in enumerate([list(headers), *texts]):
@@ -75,7 +74,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], right: Seque
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         line = "  ".join(cells).rstrip()
-        click.echo(click.style(line, bold=True) if number == 0 else line)
+        yield click.style(line, bold=True) if number == 0 else line
 
 
 class MessageFormatter(logging.Formatter):

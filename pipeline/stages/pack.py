@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.archive.listing import Listing
 from pipeline.archive.writer import DEFAULT_LEVEL, ArchiveOptions, WrittenArchive, write_archive
-from pipeline.artifacts import checksum_line
-from pipeline.files import atomic_write, to_json, write_bytes
+from pipeline.artifacts import write_companions
+from pipeline.files import atomic_write
 from pipeline.models import ArchiveFacts, Artifact, Manifest
 
 if TYPE_CHECKING:
@@ -54,9 +53,7 @@ def pack_env(built: BuiltEnv, *, options: PackOptions, progress: Progress) -> Ar
         directory=options.output_dir, manifest=describe(built, written, listing, options)
     )
     staged.replace(artifact.archive_path)
-    write_bytes(artifact.checksum_path, checksum_line(artifact.manifest))
-    shutil.copyfile(built.lock_path, artifact.lock_path)
-    write_bytes(artifact.manifest_path, to_json(artifact.manifest))
+    write_companions(artifact, Path(built.lock_path).read_bytes())
     return artifact
 
 
