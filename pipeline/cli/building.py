@@ -99,9 +99,8 @@ def build(
     """Build the locked environment of SPEC in a throwaway container without network."""
     choice = SandboxChoice(engine=Engine(sandbox), image=image, offline=offline, check=not no_check)
     built = build_spec(console, spec, choice)
-    console.result(
-        built, lambda: console.say(f"{built.name}: built for {built.prefix} in {built.tree}")
-    )
+    line = f"{built.name}: built for {built.prefix} in {built.tree}"
+    console.result(built, lambda: [line])
 
 
 @click.command()

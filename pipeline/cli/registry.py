@@ -127,17 +127,17 @@ def manifest_lines(manifest: Manifest) -> Iterator[str]:
     }
     for label, text in lines.items():
         if text:
-            console.say(f"{click.style(label.ljust(12), bold=True)} {text}")
-    console.say("")
+            yield f"{click.style(label.ljust(12), bold=True)} {text}"
+    yield ""
     rows = [
         (
             item.name,
             item.version,
             item.kind,
             item.build or "",
-            item.license or "",
+            (item.license or "")[:LICENSE_COLUMN],
             human_bytes(item.size),
         )
         for item in manifest.packages
     ]
-    table(("PACKAGE", "VERSION", "KIND", "BUILD", "LICENCE", "SIZE"), rows, right=(5,))
+    yield from table(("PACKAGE", "VERSION", "KIND", "BUILD", "LICENCE", "SIZE"), rows, right=(5,))
