@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TIMEOUT_SECONDS = 20
-RETRY_SECONDS = (0.5, 1.5)
-"""How long to wait before each further attempt."""
 T = TypeVar("T")
 
 
@@ -35,6 +33,8 @@ class HttpStore:
 
     base: str
     """Ends in no slash."""
+    pauses: tuple[float, ...] = (0.5, 1.5)
+    """How many seconds to wait before each further attempt after a transient failure."""
 
     @classmethod
     def open(cls, url: str) -> HttpStore:
@@ -63,7 +63,7 @@ class HttpStore:
             return Stat(size=size, version=version)
 
         try:
-            return _persistently(ask)
+            return self._persistently(ask)
         except NotFound:
             return None
 
@@ -71,7 +71,7 @@ class HttpStore:
         """Return a part of a file."""
         if length == 0:
             return b""
-        return _persistently(lambda: self._read_once(key, offset, length))
+        return self._persistently(lambda: self._read_once(key, offset, length))
 
     def create(
         self, key: str, source: Path | bytes, advance: Callable[[int], None] | None = None
@@ -91,6 +91,15 @@ class HttpStore:
     def delete(self, key: str) -> None:
         """Refuse."""
         raise self._read_only(key)
+
+    def _persistently(self, attempt: Callable[[], T]) -> T:
+        """Attempt something again after transient failures; the last failure travels on."""
+        for seconds in self.pauses:
+            try:
+                return attempt()
+            except _Transient:
+                time.sleep(seconds)
+        return attempt()
 
     def _read_only(self, key: str) -> StoreError:
         message = f"{self.base} is a web server: {key} cannot be written or removed there"
@@ -141,13 +150,3 @@ def _refused(url: str, status: int) -> StoreError | NotFound:
     message = f"{url} failed with HTTP {status}"
     hint = "look at the web server's log"
     return _Transient(message, hint=hint) if status >= 500 else StoreError(message, hint=hint)
-
-
-def _persistently(attempt: Callable[[], T]) -> T:
-    """Attempt something again after transient failures; the last failure travels on."""
-    for seconds in RETRY_SECONDS:
-        try:
-            return attempt()
-        except _Transient:
-            time.sleep(seconds)
-    return attempt()

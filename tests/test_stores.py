@@ -1,0 +1,366 @@
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import re
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pipeline.errors import NotFound, StoreError, UsageError
+from pipeline.stores.directory import DirectoryStore
+from pipeline.stores.http import HttpStore
+from pipeline.stores.opening import open_store
+from pipeline.stores.port import KeyTaken, LostRace, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Serve = Callable[[type[http.server.SimpleHTTPRequestHandler]], str]
+
+LARGE = 40_000_000
+NOBODY = 65534
+
+
+def succeeds(write: Callable[..., object], *arguments: object) -> bool:
+    """Whether a write wins; the two ways to lose are the only other outcomes."""
+    try:
+        write(*arguments)
+    except (KeyTaken, LostRace):
+        return False
+    return True
+
+
+class StoreSuite:
+    """What every store that can write must do."""
+
+    def test_a_missing_key(self, store: Store) -> None:
+        assert store.stat("a/b") is None
+        store.create("a/c", b"there")
+        with pytest.raises(NotFound, match="a/b"):
+            store.read("a/b")
+        store.delete("a/b")
+
+    def test_reads_what_was_created(self, store: Store) -> None:
+        store.create("a/b.json", b"0123456789")
+        assert store.read("a/b.json") == b"0123456789"
+        assert store.read("a/b.json", 4) == b"456789"
+        assert store.read("a/b.json", 4, 3) == b"456"
+        assert store.read("a/b.json", 4, 0) == b""
+        stat = store.stat("a/b.json")
+        assert stat is not None
+        assert stat.size == 10
+
+    def test_an_empty_value(self, store: Store) -> None:
+        store.create("empty", b"")
+        assert store.read("empty") == b""
+
+    @pytest.mark.parametrize(("offset", "length"), [(8, 3), (10, 1), (50, 1)])
+    def test_a_short_value_is_an_error(self, store: Store, offset: int, length: int) -> None:
+        store.create("short", b"0123456789")
+        with pytest.raises(StoreError, match="short"):
+            store.read("short", offset, length)
+
+    def test_create_never_overwrites(self, store: Store) -> None:
+        store.create("once", b"first")
+        with pytest.raises(KeyTaken, match="once"):
+            store.create("once", b"second")
+        assert store.read("once") == b"first"
+
+    def test_a_large_file_and_its_progress(self, store: Store, tmp_path: Path) -> None:
+        source = tmp_path / "large"
+        source.write_bytes(os.urandom(LARGE))
+        done: list[int] = []
+        store.create("large", source, done.append)
+        assert sum(done) == LARGE
+        assert len(done) > 1
+        assert store.read("large") == source.read_bytes()
+        assert store.read("large", LARGE - 5, 5) == source.read_bytes()[-5:]
+
+    def test_a_failed_create_leaves_nothing(self, store: Store, tmp_path: Path) -> None:
+        source = tmp_path / "large"
+        source.write_bytes(bytes(LARGE))
+
+        def interrupt(done_bytes: int) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            store.create("large", source, interrupt)
+        assert store.stat("large") is None
+        assert list(store.list()) == []
+        store.create("large", source)
+
+    @pytest.mark.parametrize("size", [10, 17 << 20])
+    def test_one_of_many_creators_wins(self, store: Store, tmp_path: Path, size: int) -> None:
+        sources = [tmp_path / str(number) for number in range(4)]
+        for number, source in enumerate(sources):
+            source.write_bytes(bytes([number]) * size)
+        with ThreadPoolExecutor(4) as pool:
+            won = list(pool.map(lambda source: succeeds(store.create, "race", source), sources))
+        assert won.count(True) == 1
+        assert store.read("race") == sources[won.index(True)].read_bytes()
+
+    def test_replace_compares_versions(self, store: Store) -> None:
+        first = store.replace("tag", b"1", None)
+        second = store.replace("tag", b"2", first)
+        stat = store.stat("tag")
+        assert stat is not None
+        assert stat.version == second != first
+        for stale in (first, None):
+            with pytest.raises(LostRace, match="tag"):
+                store.replace("tag", b"3", stale)
+        with pytest.raises(LostRace):
+            store.replace("none", b"3", first)
+        assert store.read("tag") == b"2"
+        assert store.stat("none") is None
+
+    def test_one_of_many_replacers_wins(self, store: Store) -> None:
+        version = store.replace("tag", b"start", None)
+        values = [f"value {number}".encode() for number in range(8)]
+        with ThreadPoolExecutor(8) as pool:
+            won = list(
+                pool.map(lambda value: succeeds(store.replace, "tag", value, version), values)
+            )
+        assert won.count(True) == 1
+        assert store.read("tag") == values[won.index(True)]
+
+    def test_lists_below_a_prefix(self, store: Store) -> None:
+        for key in ("v1/a/x", "v1/a/y", "v1/ab", "v2/a"):
+            store.create(key, b"")
+        assert sorted(store.list("v1/a/")) == ["v1/a/x", "v1/a/y"]
+        assert sorted(store.list()) == ["v1/a/x", "v1/a/y", "v1/ab", "v2/a"]
+        assert list(store.list("v3/")) == []
+        with pytest.raises(UsageError):
+            list(store.list("v1/a"))
+
+    def test_deletes(self, store: Store) -> None:
+        store.create("a/b/c", b"")
+        store.create("a/d", b"")
+        store.delete("a/b/c")
+        assert list(store.list()) == ["a/d"]
+        store.create("a/b/c", b"again")
+
+    @pytest.mark.parametrize(
+        "key", ["", "/etc/passwd", "../x", "a/../../x", "a//b", "a/", ".a", "a\nb"]
+    )
+    def test_keys_stay_inside(self, store: Store, key: str) -> None:
+        for call in (store.stat, store.read, store.delete):
+            with pytest.raises(UsageError, match="key"):
+                call(key)
+        with pytest.raises(UsageError):
+            store.create(key, b"")
+        with pytest.raises(UsageError):
+            store.replace(key, b"", None)
+
+
+class TestDirectory(StoreSuite):
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Store:
+        return open_store(str(tmp_path / "registry"))
+
+
+def test_leaves_no_temporary_files(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    store.create("a/b", b"1")
+    store.replace("t", b"1", None)
+    names = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert names == [".lock", "b", "t"]
+
+
+def test_reading_a_registry_that_is_not_there(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path / "none")
+    for read in (lambda: store.read("a"), lambda: list(store.list())):
+        with pytest.raises(NotFound, match=r"registry .*/none is not there"):
+            read()
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_registry_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    store = DirectoryStore(tmp_path / "file")
+    with pytest.raises(StoreError, match="file"):
+        store.create("a/b", b"")
+    with pytest.raises((StoreError, NotFound), match="file"):
+        store.read("a/b")
+
+
+@pytest.fixture
+def read_only_directory() -> Iterator[Path]:
+    """A directory that this process may not write to, also when it is root's."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        directory = Path(name)
+        (directory / "there").write_bytes(b"x")
+        (directory / "secret").write_bytes(b"x")
+        (directory / "secret").chmod(0)
+        directory.chmod(0o555)
+        was_root = os.geteuid() == 0
+        if was_root:
+            os.seteuid(NOBODY)
+        yield directory
+        if was_root:
+            os.seteuid(0)
+        directory.chmod(0o755)
+
+
+def test_a_read_only_directory(read_only_directory: Path) -> None:
+    store = DirectoryStore(read_only_directory)
+    assert store.read("there") == b"x"
+    for write in (
+        lambda: store.create("a/b", b""),
+        lambda: store.create("b", b""),
+        lambda: store.replace("t", b"", None),
+        lambda: store.delete("there"),
+        lambda: store.read("secret"),
+    ):
+        with pytest.raises(StoreError, match=re.escape(str(read_only_directory))) as caught:
+            write()
+        assert "Permission denied" in caught.value.message
+        assert "who may" in caught.value.hint
+
+
+def test_lists_nothing_in_silence(read_only_directory: Path) -> None:
+    """A folder that may not be read is an error, not an empty folder."""
+    store = DirectoryStore(read_only_directory)
+    if os.getuid() == 0:
+        os.seteuid(0)
+        closed = read_only_directory / "closed"
+        closed.mkdir(mode=0o700)
+        os.seteuid(NOBODY)
+    else:
+        pytest.skip("needs another user's folder")
+    with pytest.raises(StoreError, match="Permission denied"):
+        list(store.list())
+
+
+class RangeHandler(http.server.SimpleHTTPRequestHandler):
+    """Python's own file server, with the ranges that it lacks."""
+
+    failures = 0
+    """How many of the next requests fail with 503."""
+
+    def do_GET(self) -> None:
+        """Answer a range from the file system."""
+        if type(self).failures:
+            type(self).failures -= 1
+            self.send_error(503)
+            return
+        path = Path(self.translate_path(self.path))
+        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if not match or not path.is_file():
+            super().do_GET()
+            return
+        data, start = path.read_bytes(), int(match[1])
+        if start >= len(data):
+            self.send_error(416)
+            return
+        body = data[start : int(match[2] or len(data)) + 1]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Be quiet."""
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Start a web server on `tmp_path`."""
+    servers: list[http.server.ThreadingHTTPServer] = []
+
+    def start(handler: type[http.server.SimpleHTTPRequestHandler]) -> str:
+        make = functools.partial(handler, directory=str(tmp_path))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), make)
+        threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+class TestHttp:
+    @pytest.fixture
+    def store(self, serve: Serve, tmp_path: Path) -> Store:
+        DirectoryStore(tmp_path / "mirror").create("a/b", b"0123456789")
+        return HttpStore(serve(RangeHandler) + "/mirror", pauses=(0, 0))
+
+    def test_reads(self, store: Store) -> None:
+        assert store.read("a/b") == b"0123456789"
+        assert store.read("a/b", 4) == b"456789"
+        assert store.read("a/b", 4, 3) == b"456"
+        stat = store.stat("a/b")
+        assert stat is not None
+        assert stat.size == 10
+        assert store.stat("a/c") is None
+        with pytest.raises(NotFound, match="a/c"):
+            store.read("a/c")
+
+    @pytest.mark.parametrize(("offset", "length"), [(8, 3), (10, 1)])
+    def test_a_short_file_is_an_error(self, store: Store, offset: int, length: int) -> None:
+        with pytest.raises(StoreError, match="a/b"):
+            store.read("a/b", offset, length)
+
+    def test_is_read_only(self, store: Store) -> None:
+        for refused in (
+            lambda: store.create("x", b""),
+            lambda: store.replace("x", b"", None),
+            lambda: store.delete("x"),
+            store.list,
+        ):
+            with pytest.raises(StoreError, match="web server"):
+                refused()
+
+    def test_tries_again(self, store: Store) -> None:
+        RangeHandler.failures = 2
+        assert store.read("a/b", 1, 2) == b"12"
+        RangeHandler.failures = 3
+        with pytest.raises(StoreError, match="503"):
+            store.read("a/b", 1, 2)
+
+    def test_a_server_without_ranges(self, serve: Serve, tmp_path: Path) -> None:
+        (tmp_path / "a").write_bytes(b"0123456789")
+
+        class Plain(RangeHandler):
+            do_GET = http.server.SimpleHTTPRequestHandler.do_GET  # noqa: N815
+
+        store = open_store(serve(Plain))
+        assert store.read("a") == b"0123456789"
+        assert store.read("a", 0, 3) == b"012"
+        with pytest.raises(StoreError, match="ignores range requests"):
+            store.read("a", 4, 3)
+
+
+def test_a_web_server_that_is_not_there() -> None:
+    store = HttpStore("http://127.0.0.1:9", pauses=(0,))
+    started = time.monotonic()
+    with pytest.raises(StoreError, match=r"127\.0\.0\.1:9"):
+        store.read("a")
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("url", ["https://user:pass-word@host/x", "https://host/x?token=pass-word"])
+def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        open_store(url)
+    assert "pass-word" not in caught.value.message + caught.value.hint
+
+
+@pytest.mark.parametrize("url", ["", "ftp://host/x", "s3://", "https:///x"])
+def test_urls_that_are_no_registry(url: str) -> None:
+    with pytest.raises(UsageError):
+        open_store(url)
+
+
+def test_kinds_of_urls(tmp_path: Path) -> None:
+    assert open_store(f"file://{tmp_path}/a%20b") == DirectoryStore(tmp_path / "a b")
+    assert open_store("./artifacts") == DirectoryStore(Path("artifacts"))
+    assert open_store("https://host/path/") == HttpStore("https://host/path")
