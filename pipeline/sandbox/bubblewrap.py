@@ -62,7 +62,8 @@ class Bubblewrap:
         for file in LINKER_FILES:
             yield from ("--ro-bind-try", file, file)
         yield from ("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/var/tmp")
-        for mount in (*tool_mounts(), *job.mounts):
+        tool = tool_mounts() if job.needs_tool else ()
+        for mount in (*tool, *job.mounts):
             option = "--bind" if mount.writable else "--ro-bind"
             yield from (option, str(mount.source.absolute()), mount.target)
 

@@ -70,19 +70,17 @@ def link_conda_packages(order: BuildOrder) -> None:
     """Install the conda half with rattler, in a worker that may crash after its work.
 
     py-rattler 0.28 sometimes dies by a signal when the interpreter exits; the worker leaves with
-    os._exit and is judged by the marker that it writes last.
+    os._exit and is judged by the marker that it writes last. It makes an HTTP client, without ever
+    using it, and that one wants certificates to exist.
     """
+    import certifi
+
     scratch = Path(order.scratch)
     order_path, marker = scratch / "order.json", scratch / "linked"
     order_path.write_bytes(msgspec.json.encode(order))
-    words: list[str | Path] = [
-        sys.executable,
-        "-m",
-        "pipeline.sandbox.link_packages",
-        order_path,
-        marker,
-    ]
-    finished = process.run(words, check=False)
+    worker = (sys.executable, "-m", "pipeline.sandbox.link_packages")
+    environ = child_environ(SSL_CERT_FILE=certifi.where())
+    finished = process.run([*worker, order_path, marker], env=environ, check=False)
     if not marker.exists():
         raise process.failure(
             ["linking the conda packages"], finished.returncode, finished.stdout, finished.stderr

@@ -39,6 +39,8 @@ class Job:
     mounts: tuple[Mount, ...] = ()
     environ: Mapping[str, str] = field(default_factory=dict)
     """Added to CONTAINER_ENVIRONMENT."""
+    needs_tool: bool = False
+    """Whether the container must hold envferry itself: to build, but not to try what was built."""
 
 
 class Sandbox(Protocol):

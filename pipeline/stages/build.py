@@ -184,7 +184,8 @@ def run_builder(
         Mount(source=desk, target=f"{WORK_DIR}/desk", writable=True),
     )
     show = log.isEnabledFor(logging.INFO)
-    finished = sandbox.run(Job(argv=(*argv, *paths), mounts=mounts), check=False, show=show)
+    job = Job(argv=(*argv, *paths), mounts=mounts, needs_tool=True)
+    finished = sandbox.run(job, check=False, show=show)
     answer_path = desk / "answer.json"
     if not answer_path.exists():
         raise errors.ToolFailed(
