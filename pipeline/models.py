@@ -18,6 +18,9 @@ DEFAULT_TAG = "latest"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 ID_PATTERN = re.compile(r"[0-9a-f]{12}")
 
+URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
+URL_TOKEN = re.compile(r"/t/[^/\s]+/")
+
 PLATFORMS = {
     ("Linux", "x86_64"): "linux-64",
     ("Linux", "aarch64"): "linux-aarch64",
@@ -34,6 +37,11 @@ def current_platform() -> str:
         message = f"envferry does not know the platform {machine[0]} {machine[1]}"
         raise UsageError(message)
     return PLATFORMS[machine]
+
+
+def without_credentials(text: str) -> str:
+    """Remove `user:password@` and conda's `/t/TOKEN/` from every URL in a text."""
+    return URL_TOKEN.sub("/", URL_CREDENTIALS.sub("", text))
 
 
 def check_name(name: str, what: str) -> str:
@@ -107,6 +115,15 @@ class Spec:
 # --- what it resolved to ---
 
 
+class Replacement(msgspec.Struct, frozen=True, kw_only=True):
+    """A conda pin that the channel could not satisfy, and what was asked for instead."""
+
+    asked: str
+    used: str
+    """Empty when the package was left out."""
+    platform: str
+
+
 class LockedPackage(msgspec.Struct, frozen=True, kw_only=True):
     """One file that a lock names."""
 
@@ -144,6 +161,8 @@ class Lock:
     options: SpecOptions
     digest: str
     """BLAKE3 of the file, in hex."""
+    replacements: tuple[Replacement, ...] = ()
+    """The conda pins that were relaxed."""
 
     def for_platform(self, platform: str) -> tuple[LockedPackage, ...]:
         """Return the packages for `platform`; raise SpecError when it is not locked."""

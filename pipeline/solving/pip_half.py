@@ -16,9 +16,9 @@ from packaging.utils import canonicalize_name
 
 from pipeline.config import child_environ
 from pipeline.errors import SpecError, StoreError
-from pipeline.models import LockedPackage
+from pipeline.models import LockedPackage, without_credentials
 from pipeline.process import run
-from pipeline.solving.solver_words import tidy, without_credentials
+from pipeline.solving.solver_words import UNREACHABLE, tidy
 from pipeline.solving.wheel_choice import DEFAULT_GLIBC, WheelTarget, choose_wheel, wheel_ranks
 
 if TYPE_CHECKING:
@@ -43,10 +43,6 @@ UV_GLIBC_MINORS = (17, 28, *range(31, 41))
 
 PATH_OPTIONS = re.compile(
     r"(?P<option>-[crf]|--(?:constraints?|requirements?|find-links))(?P<gap>\s+|=|(?<=-[crf]))(?P<path>.+)"
-)
-UNREACHABLE = re.compile(
-    r"error sending request|Failed to fetch|Request failed|dns error|tcp connect|timed out"
-    r"|HTTP status (?:client|server) error|[Nn]etwork connectivity is disabled"
 )
 
 

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import re
 
+from pipeline.models import without_credentials
+
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
-URL_TOKEN = re.compile(r"(?<=/t/)[^/\s]+(?=/)")
 MAX_LINES = 40
+
+# How uv, rattler and conda say that they got no answer from a server or a channel.
+UNREACHABLE = re.compile(
+    r"error sending request|Failed to fetch|Request failed|dns error|tcp connect|timed out"
+    r"|HTTP status (?:client|server) error|[Nn]etwork connectivity is disabled"
+    r"|could not find subdir"
+)
 
 
 def tidy(text: str) -> str:
@@ -17,8 +24,3 @@ def tidy(text: str) -> str:
     if len(kept) > MAX_LINES:
         kept = [*kept[: MAX_LINES - 1], f"… {len(kept) - MAX_LINES + 1} more lines"]
     return "\n".join(kept)
-
-
-def without_credentials(text: str) -> str:
-    """Remove `user:password@` and conda's `/t/TOKEN/` from every URL in a text."""
-    return URL_TOKEN.sub("***", URL_CREDENTIALS.sub("", text))

@@ -1,0 +1,269 @@
+"""The conda half of a lock, through conda-lock: the only module that calls its functions.
+
+They are no interface, so conda-lock's version is pinned and everything about them is here. They
+run in a worker process, `python -m pipeline.solving.conda_half REQUEST ANSWER`, because conda-lock
+changes the environment variables of its process and prints as it likes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pipeline.config import child_environ
+from pipeline.errors import SpecError, StoreError
+from pipeline.models import LockedPackage, SystemRequirements
+from pipeline.process import CalledProcessError, run
+from pipeline.solving.solver_words import UNREACHABLE, tidy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+NAMES_PATH = Path(__file__).with_name("pypi_names.json")
+PACKAGE_ENDINGS = (".conda", ".tar.bz2")
+
+
+class CondaRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What to solve, for every platform at once."""
+
+    spec_path: str
+    platforms: tuple[str, ...]
+    channels: tuple[str, ...]
+    """The channels to solve with; they win over those of the spec."""
+    channels_as_written: tuple[str, ...]
+    """The same channels as people wrote them: what conda-lock's content hash is made of."""
+    conda: dict[str, tuple[str, ...]]
+    """The match specs to solve, by platform."""
+    has_pip: bool
+    system: SystemRequirements = SystemRequirements()
+    solver: str | None = None
+    """A conda, mamba or micromamba to use instead of our solver."""
+
+
+class CondaAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the worker found; `error` is the solver's own explanation when it found nothing."""
+
+    packages: tuple[LockedPackage, ...] = ()
+    content_hashes: dict[str, str] = {}
+    error: str = ""
+    platform: str = ""
+    """The platform that could not be solved."""
+
+
+def solve_conda_half(request: CondaRequest) -> CondaAnswer:
+    """Solve the conda half of a spec.
+
+    Raises SpecError when it has no solution, StoreError when a channel cannot be reached.
+    """
+    with tempfile.TemporaryDirectory(prefix="envferry-conda-") as directory:
+        scratch = Path(directory)
+        request_path, answer_path = scratch / "request.json", scratch / "answer.json"
+        request_path.write_bytes(msgspec.json.encode(request))
+        argv: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "pipeline.solving.conda_half",
+            request_path,
+            answer_path,
+        ]
+        # In the scratch directory: `-m` searches the working directory first, and a `pipeline`
+        # folder there would hide this one.
+        run(argv, env=child_environ(TMPDIR=directory), cwd=scratch)
+        answer = msgspec.json.decode(answer_path.read_bytes(), type=CondaAnswer)
+    if answer.error:
+        raise _explain(answer, request)
+    return answer
+
+
+def pypi_name(conda_name: str) -> str:
+    """Return the name that a conda package's python distribution has."""
+    return _pypi_names().get(conda_name.lower(), conda_name)
+
+
+def conda_build(url: str) -> str | None:
+    """Return the build string in the URL of a conda package: `NAME-VERSION-BUILD.conda`."""
+    file_name = url.rsplit("/", 1)[-1]
+    for ending in PACKAGE_ENDINGS:
+        if file_name.endswith(ending) and file_name.count("-") > 1:
+            return file_name.removesuffix(ending).rsplit("-", 1)[1]
+    return None
+
+
+def _explain(answer: CondaAnswer, request: CondaRequest) -> SpecError | StoreError:
+    """Turn the solver's words into an error."""
+    words = tidy(answer.error).removeprefix("Cannot solve the request because of: ")
+    channels = ", ".join(request.channels)
+    if UNREACHABLE.search(words):
+        message = f"a conda channel cannot be reached ({channels}): {words}"
+        return StoreError(message, hint="check the spec's `channels:`, or give `--channel`")
+    message = f"the conda half has no solution for {answer.platform} from {channels}: {words}"
+    hint = "change the pins that it names, or let `--relax build` drop build strings"
+    return SpecError(message, hint=hint)
+
+
+def _pypi_names() -> dict[str, str]:
+    """Return the conda packages whose python distribution has another name, with that name."""
+    entries = json.loads(NAMES_PATH.read_bytes())
+    return {entry["conda_name"]: entry["pypi_name"] for entry in entries.values()}
+
+
+def _work(request: CondaRequest, scratch: Path) -> CondaAnswer:
+    """Solve every platform through conda-lock: the body of the worker."""
+    solver = request.solver or str(_write_solver(scratch))
+    packages: list[LockedPackage] = []
+    hashes: dict[str, str] = {}
+    for platform in request.platforms:
+        try:
+            packages += _solve_platform(request, platform, solver, scratch)
+        except CalledProcessError as error:
+            return CondaAnswer(error=_solver_message(error.stdout or ""), platform=platform)
+        except (RuntimeError, ValueError) as error:  # a match spec that conda-lock cannot read
+            return CondaAnswer(error=f"{error} ({error.__cause__})", platform=platform)
+        hashes[platform] = _content_hash(request, platform, scratch)
+    return CondaAnswer(packages=tuple(packages), content_hashes=hashes)
+
+
+def _solve_platform(
+    request: CondaRequest, platform: str, solver: str, scratch: Path
+) -> list[LockedPackage]:
+    from conda_lock.conda_solver import solve_conda
+
+    dependencies: list[Any] = [*request.conda[platform]]
+    if request.has_pip:
+        dependencies.append({"pip": []})  # conda-lock then asks conda for pip itself
+    content = {"channels": [*request.channels], "dependencies": dependencies}
+    spec = _parse(content, request.channels, platform, scratch)
+    virtual_packages = _virtual_packages(request.system, platform, scratch)
+    with virtual_packages, virtual_packages.conda_virtual_package_overrides(platform):
+        solved = solve_conda(
+            solver,
+            specs={item.name: item for item in spec.dependencies[platform]},
+            locked={},
+            update=[],
+            platform=platform,
+            channels=[*spec.channels, virtual_packages.channel],
+            mapping_url=str(NAMES_PATH),
+        )
+    return [
+        LockedPackage(
+            manager="conda",
+            name=item.name,
+            version=item.version,
+            platform=platform,
+            url=item.url,
+            sha256=item.hash.sha256,
+            md5=item.hash.md5,
+            build=conda_build(item.url),
+            dependencies=item.dependencies,
+        )
+        for item in solved.values()
+        if not item.name.startswith("__")
+    ]
+
+
+def _content_hash(request: CondaRequest, platform: str, scratch: Path) -> str:
+    """Return what `conda-lock lock --check-input-hash` computes for the spec as written."""
+    import yaml
+    from conda_lock.content_hash import compute_content_hashes
+    from conda_lock.src_parser.selectors import filter_platform_selectors
+
+    text = Path(request.spec_path).read_text(encoding="utf-8")
+    content = yaml.safe_load("\n".join(filter_platform_selectors(text, platform=platform)))
+    content["dependencies"] = [
+        {**item, "pip": _requirements_only(item.get("pip"))} if isinstance(item, dict) else item
+        for item in content["dependencies"]
+    ]
+    spec = _parse(content, request.channels_as_written, platform, scratch)
+    hashes = compute_content_hashes(spec, _virtual_packages(request.system, platform, scratch))
+    return str(hashes[platform])
+
+
+def _requirements_only(lines: list[str] | None) -> list[str] | None:
+    """Drop the option lines and bare paths of a pip section: conda-lock knows neither."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    def is_requirement(line: str) -> bool:
+        try:
+            Requirement(line)
+        except InvalidRequirement:
+            return False
+        return True
+
+    return None if lines is None else [line for line in lines if is_requirement(str(line))]
+
+
+def _parse(
+    content: Mapping[str, Any], channels: tuple[str, ...], platform: str, scratch: Path
+) -> Any:  # noqa: ANN401  (a LockSpecification: conda-lock's types are not imported here)
+    """Let conda-lock parse a spec for one platform."""
+    import yaml
+    from conda_lock.src_parser import make_lock_spec
+
+    path = scratch / "environment.yml"
+    path.write_text(yaml.safe_dump(dict(content), sort_keys=False), encoding="utf-8")
+    return make_lock_spec(
+        src_files=[path],
+        channel_overrides=list(channels),
+        platform_overrides=[platform],
+        mapping_url=str(NAMES_PATH),
+    )
+
+
+def _virtual_packages(system: SystemRequirements, platform: str, scratch: Path) -> Any:  # noqa: ANN401  (a FakeRepoData)
+    """Return conda-lock's virtual packages, changed where the spec says what hosts offer."""
+    import yaml
+    from conda_lock.virtual_package import (
+        DEFAULT_VIRTUAL_PACKAGES_YAML_PATH,
+        default_virtual_package_repodata,
+        virtual_package_repo_from_specification,
+    )
+
+    if system.glibc is None and system.archspec is None:
+        return default_virtual_package_repodata(cuda_version=system.cuda or "default")
+    content = yaml.safe_load(DEFAULT_VIRTUAL_PACKAGES_YAML_PATH.read_text(encoding="utf-8"))
+    changes = {
+        "__glibc": system.glibc,
+        "__cuda": system.cuda,
+        "__archspec": system.archspec and f"1 {system.archspec}",
+    }
+    packages = content["subdirs"][platform]["packages"]
+    packages.update({name: text for name, text in changes.items() if text and name in packages})
+    path = scratch / "virtual-packages.yml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return virtual_package_repo_from_specification(path)
+
+
+def _write_solver(scratch: Path) -> Path:
+    """Write the executable that conda-lock takes for conda."""
+    path = scratch / "conda"
+    command = f"exec {shlex.quote(sys.executable)} -m pipeline.solving.conda_solver"
+    path.write_text(f'#!/bin/sh\n{command} "$@"\n', encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+def _solver_message(stdout: str) -> str:
+    """Return the explanation in a solver's JSON answer, or all of it when it is no JSON."""
+    try:
+        return str(json.loads(stdout[stdout.index("{") :])["message"])
+    except (ValueError, KeyError, TypeError):
+        return stdout.strip() or "the solver said nothing"
+
+
+def main(request_path: str, answer_path: str) -> None:
+    """Answer one request file: what the worker process runs."""
+    logging.basicConfig(level=logging.ERROR)
+    request = msgspec.json.decode(Path(request_path).read_bytes(), type=CondaRequest)
+    answer = _work(request, Path(request_path).parent)
+    Path(answer_path).write_bytes(msgspec.json.encode(answer))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

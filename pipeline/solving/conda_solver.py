@@ -1,0 +1,156 @@
+"""A conda-compatible solver on rattler: as much of `conda create --dry-run` as conda-lock calls.
+
+Speaks conda's JSON: `{"actions": {"FETCH": […], "LINK": […]}}` with exit code 0, or
+`{"message": …}` with exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rattler import (
+    ChannelPriority,
+    GenericVirtualPackage,
+    MatchSpec,
+    PackageName,
+    Version,
+    solve,
+)
+from rattler.exceptions import (
+    FetchRepoDataError,
+    GatewayError,
+    InvalidChannelError,
+    InvalidMatchSpecError,
+    InvalidVersionError,
+    IoError,
+    SolverError,
+)
+from rattler.package import BuildString
+
+from pipeline.config import child_environ
+from pipeline.models import current_platform
+from pipeline.solving.channels import channel_sources, open_gateway
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rattler import RepoDataRecord
+
+# conda-lock asks for the version to tell conda from micromamba; this one knows `--json`.
+CONDA_VERSION = "24.11.0"
+
+# The virtual packages that a CONDA_OVERRIDE_… variable sets, by the variable's ending.
+OVERRIDES = {
+    "GLIBC": "__glibc",
+    "CUDA": "__cuda",
+    "LINUX": "__linux",
+    "OSX": "__osx",
+    "ARCHSPEC": "__archspec",
+}
+EXPECTED_ERRORS = (
+    FetchRepoDataError,
+    GatewayError,
+    InvalidChannelError,
+    InvalidMatchSpecError,
+    InvalidVersionError,
+    IoError,
+    SolverError,
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Answer one call of conda-lock; return the exit code."""
+    options, unknown = _parser().parse_known_intermixed_args(arguments)
+    command, *specs = options.words or [""]
+    if options.version:
+        sys.stdout.write(f"conda {CONDA_VERSION}\n")
+        return 0
+    if command != "create" or unknown:
+        return _fail(f"this solver only knows `create --dry-run --json`, not {list(arguments)}")
+    environ = child_environ()
+    platform = environ.get("CONDA_SUBDIR") or current_platform()
+    try:
+        records = asyncio.run(_solve(options.channels, specs, platform, environ))
+    except EXPECTED_ERRORS as error:
+        return _fail(str(error), type(error).__name__)
+    actions = [_action(record) for record in records if not record.name.normalized.startswith("__")]
+    actions.sort(key=lambda action: str(action["name"]))
+    json.dump({"success": True, "actions": {"FETCH": actions, "LINK": actions}}, sys.stdout)
+    return 0
+
+
+def virtual_packages(platform: str, environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Return the virtual packages of `platform`: name to version and build string.
+
+    What a machine has is never looked at: the lock is for another one.
+    """
+    family = platform.partition("-")[0]
+    found = {"linux": {"__unix", "__linux"}, "osx": {"__unix"}, "win": {"__win"}}.get(family, set())
+    packages = dict.fromkeys(found, ("0", "0"))
+    for ending, name in OVERRIDES.items():
+        text = environ.get(f"CONDA_OVERRIDE_{ending}", "").strip()
+        if text:
+            packages[name] = ("1", text) if name == "__archspec" else (text, "0")
+    return packages
+
+
+async def _solve(
+    channels: Sequence[str], specs: Sequence[str], platform: str, environ: Mapping[str, str]
+) -> list[RepoDataRecord]:
+    records: list[RepoDataRecord] = await solve(
+        sources=channel_sources(channels),
+        specs=[MatchSpec(spec) for spec in specs],
+        gateway=open_gateway(),
+        platforms=[platform, "noarch"],
+        virtual_packages=[
+            GenericVirtualPackage(PackageName(name), Version(version), BuildString(build))
+            for name, (version, build) in virtual_packages(platform, environ).items()
+        ],
+        channel_priority=ChannelPriority.Strict,
+        channel_relations="disabled",
+    )
+    return records
+
+
+def _action(record: RepoDataRecord) -> dict[str, Any]:
+    """Describe a record as conda describes what it would fetch."""
+    fields: dict[str, Any] = json.loads(record.to_json())
+    return {
+        **fields,
+        "fn": record.file_name,
+        "url": record.url,
+        "channel": record.channel,
+        "dist_name": record.file_name.removesuffix(".conda").removesuffix(".tar.bz2"),
+        "build_string": fields.get("build"),
+    }
+
+
+def _fail(message: str, kind: str = "UsageError") -> int:
+    answer = {"success": False, "message": message, "exception_name": kind}
+    json.dump(answer, sys.stdout)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="conda_solver")
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--channel", "-c", action="append", default=[], dest="channels")
+    for ignored in ("--prefix", "-p"):
+        parser.add_argument(ignored, dest="prefix")
+    for flag in ("--dry-run", "--json", "--override-channels"):
+        parser.add_argument(flag, action="store_true")
+    return parser
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not through the interpreter's exit: py-rattler 0.28 sometimes crashes there.
+    os._exit(code)
