@@ -225,7 +225,7 @@ class Registry:
         record = from_json(data, TagRecord, f"{key} in {self.url}")
         if not ID_PATTERN.fullmatch(record.id):
             message = f"{key} in {self.url} is damaged: {record.id!r} is no id"
-            raise IntegrityError(message, hint="move the tag again with `envferry tag`")
+            raise IntegrityError(message, hint="remove that file, then run `envferry tag`")
         return stat, record
 
     def _place_archive(self, folder: str, artifact: Artifact, progress: Progress) -> bool:

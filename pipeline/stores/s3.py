@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,11 +57,12 @@ MISSING_CREDENTIALS = (
     boto_errors.TokenRetrievalError,
     boto_errors.UnauthorizedSSOTokenError,
 )
+NO_CONNECTION = (boto_errors.HTTPClientError, boto_errors.ConnectionError)
 CONFLICTS = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 ABSENT = frozenset({"NoSuchKey", "404", "NotFound"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class S3Store:
     """A `Store` in a bucket, below a prefix."""
 
@@ -79,7 +81,10 @@ class S3Store:
             raise UsageError(message, hint="write s3://BUCKET or s3://BUCKET/PREFIX")
         if prefix:
             check_key(prefix)
-        return cls(_client(url), bucket, f"{prefix}/" if prefix else "")
+        store = cls(_client(url), bucket, f"{prefix}/" if prefix else "")
+        # boto3 leaves its connections open for the garbage collector, which warns of each.
+        weakref.finalize(store, store.client.close)
+        return store
 
     @property
     def url(self) -> str:
@@ -240,7 +245,7 @@ class S3Store:
             return self._explain_answer(error, key)
         if isinstance(error, MISSING_CREDENTIALS):
             return StoreError(f"no credentials for {self.url}", hint=CREDENTIALS_HINT)
-        if isinstance(error, boto_errors.HTTPClientError):
+        if isinstance(error, NO_CONNECTION):
             message = f"cannot reach {self._endpoint} for {self.url}: {type(error).__name__}"
             return StoreError(message, hint="check the network and AWS_ENDPOINT_URL_S3")
         message = f"{self.url}: {key}: {error}"
