@@ -1,1 +1,1 @@
-"""What the demo and the tests need beside envferry itself."""
+"""Whole voyages, played on one machine."""

@@ -206,10 +206,15 @@ def list_bytecode(prefix: Path, record: dict[str, Any]) -> None:
         for pyc in (prefix / file).parent.glob(f"__pycache__/{Path(file).stem}.cpython-*.pyc")
     }
     paths = record.get("paths_data", {"paths_version": 1, "paths": []})
-    paths["paths"] = [entry for entry in paths["paths"] if entry["_path"] not in compiled]
+    paths["paths"] = [entry for entry in paths["paths"] if not is_cached_bytecode(entry["_path"])]
     paths["paths"] += [{"_path": pyc, "path_type": "pyc_file"} for pyc in sorted(compiled)]
-    record["files"] = sorted(listed | compiled)
+    record["files"] = sorted({file for file in listed if not is_cached_bytecode(file)} | compiled)
     record["paths_data"] = paths
+
+
+def is_cached_bytecode(path: str) -> bool:
+    """Whether python can make this file again from its source."""
+    return path.endswith(".pyc") and "/__pycache__/" in path
 
 
 def tidy(prefix: Path, scratch: Path) -> None:

@@ -4,7 +4,8 @@ Run by the environment's own python (3.7 or newer, standard library only): `SCRI
 
 The byte code is marked `unchecked-hash` (PEP 552): no time in it, and no check of the source when
 it is loaded. Code objects name their source relative to the prefix, so byte code does not depend on
-the environment's name; the import system puts the real path in when it loads a module.
+the environment's name; the import system puts the real path in when it loads a module. A module
+whose source holds the prefix gets no byte code: moved elsewhere, it would still say the old one.
 """
 
 from __future__ import annotations
@@ -26,13 +27,17 @@ MARSHAL_VERSION = 2 if sys.version_info < (3, 11) else marshal.version
 def compile_source(prefix: str, path: Path) -> str | None:
     """Write the byte code of one module; return why not when it cannot be compiled."""
     source = path.read_bytes()
+    target = Path(importlib.util.cache_from_source(str(path)))
+    if prefix.encode() in source:
+        if target.exists():
+            target.unlink()
+        return None
     try:
         code = compile(source, str(path.relative_to(prefix)), "exec", dont_inherit=True)
         body = marshal.dumps(code, MARSHAL_VERSION)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         # Templates and tests of the packages themselves: python cannot import these either.
         return f"{path}: {error}"
-    target = Path(importlib.util.cache_from_source(str(path)))
     target.parent.mkdir(exist_ok=True)
     flags = UNCHECKED_HASH.to_bytes(4, "little")
     temporary = target.with_name(f"{target.name}.{os.getpid()}")
