@@ -115,6 +115,12 @@ class Spec:
 # --- what it resolved to ---
 
 
+def build_string(file_name: str) -> str | None:
+    """Return the build string in a conda package's file name, `NAME-VERSION-BUILD.conda`."""
+    stem = file_name.removesuffix(".conda").removesuffix(".tar.bz2")
+    return stem.rsplit("-", 1)[1] if stem != file_name and stem.count("-") > 1 else None
+
+
 class Replacement(msgspec.Struct, frozen=True, kw_only=True):
     """A conda pin that the channel could not satisfy, and what was asked for instead."""
 

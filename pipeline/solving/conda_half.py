@@ -19,7 +19,7 @@ import msgspec
 
 from pipeline.config import child_environ
 from pipeline.errors import SpecError, StoreError
-from pipeline.models import LockedPackage, SystemRequirements
+from pipeline.models import LockedPackage, SystemRequirements, build_string, without_credentials
 from pipeline.process import CalledProcessError, run
 from pipeline.solving.solver_words import UNREACHABLE, tidy
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 NAMES_PATH = Path(__file__).with_name("pypi_names.json")
-PACKAGE_ENDINGS = (".conda", ".tar.bz2")
 
 
 class CondaRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,19 +86,10 @@ def pypi_name(conda_name: str) -> str:
     return _pypi_names().get(conda_name.lower(), conda_name)
 
 
-def conda_build(url: str) -> str | None:
-    """Return the build string in the URL of a conda package: `NAME-VERSION-BUILD.conda`."""
-    file_name = url.rsplit("/", 1)[-1]
-    for ending in PACKAGE_ENDINGS:
-        if file_name.endswith(ending) and file_name.count("-") > 1:
-            return file_name.removesuffix(ending).rsplit("-", 1)[1]
-    return None
-
-
 def _explain(answer: CondaAnswer, request: CondaRequest) -> SpecError | StoreError:
     """Turn the solver's words into an error."""
     words = tidy(answer.error).removeprefix("Cannot solve the request because of: ")
-    channels = ", ".join(request.channels)
+    channels = without_credentials(", ".join(request.channels))
     if UNREACHABLE.search(words):
         message = f"a conda channel cannot be reached ({channels}): {words}"
         return StoreError(message, hint="check the spec's `channels:`, or give `--channel`")
@@ -160,7 +150,7 @@ def _solve_platform(
             url=item.url,
             sha256=item.hash.sha256,
             md5=item.hash.md5,
-            build=conda_build(item.url),
+            build=build_string(item.url.rsplit("/", 1)[-1]),
             dependencies=item.dependencies,
         )
         for item in solved.values()

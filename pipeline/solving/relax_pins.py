@@ -18,7 +18,7 @@ import msgspec
 
 from pipeline.config import child_environ
 from pipeline.errors import SpecError, StoreError
-from pipeline.models import Replacement
+from pipeline.models import Replacement, without_credentials
 from pipeline.process import run
 from pipeline.solving.solver_words import UNREACHABLE, tidy
 
@@ -67,7 +67,7 @@ def relax_pins(request: RelaxRequest) -> RelaxAnswer:
     if not answer.error:
         return answer
     words = tidy(answer.error)
-    channels = ", ".join(request.channels)
+    channels = without_credentials(", ".join(request.channels))
     if UNREACHABLE.search(words):
         message = f"a conda channel cannot be reached ({channels}): {words}"
         raise StoreError(message, hint="check the spec's `channels:`, or give `--channel`")

@@ -1,7 +1,7 @@
 """Read and write locks: conda-lock's own file format, version 1.
 
 The format is that of `conda_lock/lockfile/v1/models.py` of conda-lock 4.0.3. What it has no place
-for is in `metadata: custom_metadata:`, a mapping of strings, under keys that start with `envferry_`.
+for is in `metadata: custom_metadata:`, a mapping of strings; our keys start with `envferry_`.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import yaml
-from blake3 import blake3
 
 from pipeline.errors import NotFound, SpecError
-from pipeline.files import write_bytes
+from pipeline.files import digest_file, write_bytes
 from pipeline.models import (
     Lock,
     LockedPackage,
     Replacement,
     SpecOptions,
+    build_string,
     without_credentials,
 )
-from pipeline.specs.yaml_text import parse_yaml, read_text
+from pipeline.specs.yaml_text import parse_yaml, plain, read_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 FORMAT_VERSION = "1"
 CUSTOM_SCHEMA = "1"
 MAX_LOCK_BYTES = 64 << 20
-CONDA_ENDINGS = (".conda", ".tar.bz2")
 
 HEADER = """\
 # Made by `envferry lock {name}` in conda-lock's format; change the spec and lock again instead.
@@ -78,7 +77,7 @@ class _Metadata(msgspec.Struct):
 class _File(msgspec.Struct):
     version: str
     metadata: _Metadata
-    package: list[_Package]
+    package: list[_Package] = []
 
 
 def read_lock(path: Path) -> Lock:
@@ -102,8 +101,8 @@ def read_lock(path: Path) -> Lock:
                 f"{FORMAT_VERSION}"
             )
             raise SpecError(message, hint=hint)
-        file = msgspec.convert(_drop_empty_lists(content), _File)
-        return _to_lock(path, name, file, text)
+        file = msgspec.convert(plain(content), _File)
+        return _to_lock(path, name, file, digest_file(path)[1])
     except (msgspec.MsgspecError, SpecError) as error:
         message = str(error)
         if not message.startswith(str(path)):
@@ -177,14 +176,7 @@ def _entry(package: LockedPackage) -> dict[str, Any]:
     }
 
 
-def _drop_empty_lists(content: object) -> object:
-    """Accept `package:` without a value, which YAML reads as nothing."""
-    if isinstance(content, dict) and content.get("package") == "":
-        return {**content, "package": []}
-    return content
-
-
-def _to_lock(path: Path, name: str, file: _File, text: str) -> Lock:
+def _to_lock(path: Path, name: str, file: _File, digest: str) -> Lock:
     custom = file.metadata.custom_metadata
     schema = custom.get("envferry_schema", CUSTOM_SCHEMA)
     if schema != CUSTOM_SCHEMA:
@@ -197,7 +189,7 @@ def _to_lock(path: Path, name: str, file: _File, text: str) -> Lock:
         content_hashes=dict(file.metadata.content_hash),
         spec_digest=custom.get("envferry_spec_digest", ""),
         options=msgspec.json.decode(custom.get("envferry_options", "{}"), type=SpecOptions),
-        digest=blake3(text.encode()).hexdigest(),
+        digest=digest,
         replacements=msgspec.json.decode(
             custom.get("envferry_replacements", "[]"), type=tuple[Replacement, ...]
         ),
@@ -219,13 +211,4 @@ def _package(item: _Package, path: Path) -> LockedPackage:
     )
     if item.manager == "pip":
         return package
-    return msgspec.structs.replace(package, build=_build(package))
-
-
-def _build(package: LockedPackage) -> str | None:
-    """Return the build string in a conda package's file name, `NAME-VERSION-BUILD.conda`."""
-    for ending in CONDA_ENDINGS:
-        stem = package.file_name.removesuffix(ending)
-        if stem != package.file_name and stem.count("-") > 1:
-            return stem.rsplit("-", 1)[1]
-    return None
+    return msgspec.structs.replace(package, build=build_string(package.file_name))

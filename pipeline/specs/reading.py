@@ -16,7 +16,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from pipeline.errors import NotFound, SpecError, UsageError
 from pipeline.models import PLATFORMS, Checks, Spec, SpecOptions, SystemRequirements, check_name
 from pipeline.specs.selectors import KNOWN_SELECTORS, select_platform, selector_lines
-from pipeline.specs.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, read_text
+from pipeline.specs.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, plain, read_text
 
 log = logging.getLogger(__name__)
 
@@ -229,7 +229,7 @@ def _options(content: Mapping, path: Path) -> SpecOptions:
     raw = content.get("envferry", "")
     if raw != "" and not isinstance(raw, Mapping):
         raise _unexpected(path, raw, "`envferry:` to be a mapping", line_of(content))
-    values = _without_empty(raw or {})
+    values = _without_empty(plain(raw or {}))
     platforms = _strings(content, "platforms", path)
     if platforms and "platforms" not in values:
         values["platforms"] = list(platforms)
@@ -250,13 +250,13 @@ def _options(content: Mapping, path: Path) -> SpecOptions:
     return options
 
 
-def _without_empty(value: Any) -> Any:  # noqa: ANN401  (what YAML holds is what it holds)
-    """Turn our YAML values into plain ones, keys without a value left out."""
-    if isinstance(value, dict):
-        return {str(key): _without_empty(item) for key, item in value.items() if item != ""}
-    if isinstance(value, list):
-        return [_without_empty(item) for item in value]
-    return str(value)
+def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
+    """Drop the keys without a value, such as a bare `checks:`."""
+    return {
+        key: _without_empty(item) if isinstance(item, dict) else item
+        for key, item in values.items()
+        if item != ""
+    }
 
 
 def _bad_options(error: msgspec.ValidationError, raw: Mapping, path: Path) -> SpecError:

@@ -50,6 +50,15 @@ class Sequence(list[Any]):
     line = 0
 
 
+def plain(value: Any) -> Any:  # noqa: ANN401  (what YAML holds is what it holds)
+    """Turn values parsed here into plain ones, without lines."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    return str(value)
+
+
 def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
     """Read a file that must be small text; raise SpecError when it is not."""
     with path.open("rb") as stream:
@@ -73,7 +82,7 @@ def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
 
 
 def parse_yaml(text: str, path: Path) -> Any:  # noqa: ANN401  (what YAML holds is what it holds)
-    """Parse YAML into mappings, lists and strings that know their lines; None when empty.
+    """Parse YAML into mappings, lists and scalars that know their lines; None when empty.
 
     Raises SpecError for what is no YAML, for duplicate keys and for absurd nesting. Reads events,
     not nodes: composing nodes recurses on the C stack and dies of 100,000 open brackets.
