@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from demo.measuring import Measured, measure, tree_bytes
 from demo.seaweed import seaweed
 from pipeline.files import human_bytes
+from pipeline.host import glibc_version
 from pipeline.sandbox.bubblewrap import Bubblewrap
 from pipeline.sandbox.port import Job, Mount
 
@@ -79,8 +80,7 @@ class Voyage:
         channel = HOME / "channel"
         create = ("channel", "create", str(channel), *CHANNEL_ITEMS)
         self.stage("channel", create, channel, "a conda channel of our own")
-        (HOME / "specs").mkdir()
-        shutil.copy(PROJECT / "specs/demo.yml", HOME / "specs")
+        copy_spec(PROJECT / "specs/demo.yml", HOME / "specs/demo.yml")
         lock = ("lock", "demo", "--channel", str(channel))
         self.stage("lock", lock, HOME / "specs/demo.conda-lock.yml", "specs/demo.conda-lock.yml")
         builds = HOME / "cache/builds"
@@ -147,6 +147,13 @@ class Voyage:
             "  envferry doctor                                      what this machine can do",
         ]
         return "\n".join(lines)
+
+
+def copy_spec(source: Path, target: Path) -> None:
+    """Copy a spec, adding the glibc that this machine's interpreter may need of a host."""
+    target.parent.mkdir()
+    glibc = f'envferry:\n  system: {{glibc: "{glibc_version()}"}}\n'
+    target.write_text(source.read_text().replace("envferry:\n", glibc))
 
 
 def main() -> None:

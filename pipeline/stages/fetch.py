@@ -37,7 +37,7 @@ PIECE_BYTES = 8 << 20
 READERS = 6
 PIECES_AHEAD = 12
 """Pieces that may wait in memory for their turn to be hashed: 96 MiB."""
-JOURNAL_LINE = re.compile(r"(\d+) ([0-9a-f]{32})")
+JOURNAL_LINE = re.compile(r"(\d{1,6}) ([0-9a-f]{32})")
 
 
 def fetch_artifact(
@@ -54,11 +54,10 @@ def fetch_artifact(
     lock = registry.read_lock(manifest)
     partial = _Partial(artifact)
     with _explained(directory), exclusive_lock(partial.journal, str(artifact.archive_path)):
-        if not _is_complete(artifact, progress):
-            registry.require_archive(manifest)
-            _fetch_archive(partial, registry, progress)
+        with partial.opened():
+            if not _is_complete(artifact, progress):
+                _fetch_archive(partial, registry, progress)
         write_companions(artifact, lock)
-        partial.remove()
     return artifact
 
 
@@ -92,7 +91,10 @@ class _Partial:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Open the file, with the pieces that an earlier run left."""
+        """Open the file with the pieces of an earlier run; remove both when none is left to keep.
+
+        The journal goes last, for it is the lock.
+        """
         header = f"{self.manifest.archive.blake3} {PIECE_BYTES}"
         lines: list[str] = []
         if self.journal.exists() and self.path.exists():
@@ -108,6 +110,9 @@ class _Partial:
             yield
         finally:
             os.close(self.descriptor)
+            if not self.pieces:
+                self.path.unlink(missing_ok=True)
+                self.journal.unlink(missing_ok=True)
 
     def extent(self, number: int) -> tuple[int, int]:
         """Return offset and length of a piece."""
@@ -128,20 +133,17 @@ class _Partial:
         while view:
             written = os.pwrite(self.descriptor, view, offset)
             view, offset = view[written:], offset + written
-        line = f"{number} {xxhash.xxh3_128_hexdigest(data)}\n"
+        digest = xxhash.xxh3_128_hexdigest(data)
         with self.journal_guard, self.journal.open("a") as stream:
-            stream.write(line)
+            stream.write(f"{number} {digest}\n")
+            self.pieces[number] = digest
 
     def publish(self) -> None:
         """Give the complete file its name."""
         os.fsync(self.descriptor)
         self.path.replace(self.artifact.archive_path)
         sync_directory(self.artifact.directory)
-
-    def remove(self) -> None:
-        """Remove what is left; the journal last, for it is the lock."""
-        self.path.unlink(missing_ok=True)
-        self.journal.unlink(missing_ok=True)
+        self.pieces.clear()
 
 
 def _is_complete(artifact: Artifact, progress: Progress) -> bool:
@@ -156,17 +158,17 @@ def _is_complete(artifact: Artifact, progress: Progress) -> bool:
 def _fetch_archive(partial: _Partial, registry: Registry, progress: Progress) -> None:
     """Bring all pieces here and publish them if they are the archive."""
     facts = partial.manifest.archive
-    with partial.opened():
-        missing = facts.size - sum(partial.extent(number)[1] for number in partial.pieces)
-        require_space(partial.artifact.directory, missing, f"fetching {facts.file}")
-        with progress.task(f"fetch {facts.file}", facts.size) as advance:
-            digests = _receive(partial, registry, advance)
-        try:
-            require_digests(partial.manifest, digests, f"{facts.file} in {registry.url}")
-        except IntegrityError:
-            partial.remove()
-            raise
-        partial.publish()
+    registry.require_archive(partial.manifest)
+    missing = facts.size - sum(partial.extent(number)[1] for number in partial.pieces)
+    require_space(partial.artifact.directory, missing, f"fetching {facts.file}")
+    with progress.task(f"fetch {facts.file}", facts.size) as advance:
+        digests = _receive(partial, registry, advance)
+    try:
+        require_digests(partial.manifest, digests, f"{facts.file} in {registry.url}")
+    except IntegrityError:
+        partial.pieces.clear()
+        raise
+    partial.publish()
 
 
 def _receive(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,7 +61,7 @@ CONFLICTS = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412"
 ABSENT = frozenset({"NoSuchKey", "404", "NotFound"})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class S3Store:
     """A `Store` in a bucket, below a prefix."""
 
@@ -81,10 +80,7 @@ class S3Store:
             raise UsageError(message, hint="write s3://BUCKET or s3://BUCKET/PREFIX")
         if prefix:
             check_key(prefix)
-        store = cls(_client(url), bucket, f"{prefix}/" if prefix else "")
-        # boto3 leaves its connections open for the garbage collector, which warns of each.
-        weakref.finalize(store, store.client.close)
-        return store
+        return cls(_client(url), bucket, f"{prefix}/" if prefix else "")
 
     @property
     def url(self) -> str:

@@ -1,0 +1,399 @@
+"""Artifacts into a registry and out of it again, through every fault on the way."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pipeline.errors import (
+    HostError,
+    IntegrityError,
+    NotFound,
+    StoreError,
+    TargetOccupied,
+    UsageError,
+)
+from pipeline.files import exclusive_lock
+from pipeline.models import Artifact, Ref
+from pipeline.process import find_program, run
+from pipeline.progress import Silent
+from pipeline.registry import Registry
+from pipeline.stages.fetch import PIECE_BYTES, fetch_artifact
+from pipeline.stages.push import push_artifact
+from pipeline.stores.opening import open_store
+from tests.artifacts import PLATFORM, make_artifact
+from tests.conftest import require
+from tests.test_stores import RangeHandler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pipeline.models import PushedArtifact
+    from pipeline.stores.port import Stat, Store
+
+PIECES = 5
+SIZE = (PIECES - 1) * PIECE_BYTES + 12_345
+DEMO = Ref.parse("demo")
+
+
+@dataclass
+class WatchedStore:
+    """A store that notes what is read of archives, and loses its connection when told to."""
+
+    store: Store
+    reads: list[tuple[int, int | None]] = field(default_factory=list)
+    lose_at: frozenset[int] = frozenset()
+    """The offsets whose reading fails."""
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return self.store.url
+
+    def stat(self, key: str) -> Stat | None:
+        """Pass on."""
+        return self.store.stat(key)
+
+    def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Note reads of archives, and fail at the chosen ones."""
+        if key.endswith(".tar.zst"):
+            if offset in self.lose_at:
+                raise StoreError(f"lost the connection at {offset}")
+            self.reads.append((offset, length))
+        return self.store.read(key, offset, length)
+
+    def create(
+        self, key: str, source: Path | bytes, advance: Callable[[int], None] | None = None
+    ) -> None:
+        """Pass on."""
+        self.store.create(key, source, advance)
+
+    def replace(self, key: str, data: bytes, expected: str | None) -> str:
+        """Pass on."""
+        return self.store.replace(key, data, expected)
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """Pass on."""
+        return self.store.list(prefix)
+
+    def delete(self, key: str) -> None:
+        """Pass on."""
+        self.store.delete(key)
+
+
+@pytest.fixture(params=["directory", pytest.param("s3", marks=pytest.mark.s3)])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> WatchedStore:
+    if request.param == "s3":
+        return WatchedStore(open_store(request.getfixturevalue("s3_url")))
+    return WatchedStore(open_store(str(tmp_path / "registry")))
+
+
+@pytest.fixture
+def registry(store: WatchedStore) -> Registry:
+    return Registry(store)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Registry:
+    """A registry in a directory, for what no store has a part in."""
+    return Registry(WatchedStore(open_store(str(tmp_path / "registry"))))
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Artifact:
+    return make_artifact(tmp_path / "packed", SIZE)
+
+
+def push(artifact: Artifact, registry: Registry, *tags: str) -> PushedArtifact:
+    return push_artifact(artifact, registry=registry, tags=tags, progress=Silent())
+
+
+def fetch(registry: Registry, directory: Path, ref: Ref = DEMO) -> Artifact:
+    return fetch_artifact(
+        ref, registry=registry, directory=directory, platform=PLATFORM, progress=Silent()
+    )
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def archive_key(registry: Registry) -> str:
+    (key,) = (key for key in registry.store.list("v1/envs/") if key.endswith(".tar.zst"))
+    return key
+
+
+def overwrite(registry: Registry, key: str, data: bytes) -> None:
+    """Damage a registry behind its back."""
+    registry.store.delete(key)
+    registry.store.create(key, data)
+
+
+def test_what_is_fetched_is_what_was_pushed(
+    store: WatchedStore, registry: Registry, artifact: Artifact, tmp_path: Path
+) -> None:
+    pushed = push(artifact, registry, "stable")
+    assert pushed.uploaded
+    assert pushed.tags == ("stable", "latest")
+    assert registry.tags("demo", PLATFORM) == dict.fromkeys(
+        ("latest", "stable"), artifact.manifest.id
+    )
+    fetched = fetch(registry, tmp_path / "fetched", Ref.parse("demo@stable"))
+    assert fetched.manifest == artifact.manifest
+    assert contents(tmp_path / "fetched") == contents(tmp_path / "packed")
+    assert len(store.reads) == PIECES
+    assert sum(length or 0 for _, length in store.reads) == SIZE
+
+
+def test_pushing_and_fetching_again_moves_nothing(
+    store: WatchedStore, registry: Registry, artifact: Artifact, tmp_path: Path
+) -> None:
+    push(artifact, registry)
+    assert not push(artifact, registry).uploaded
+    fetch(registry, tmp_path / "fetched")
+    store.reads.clear()
+    fetch(registry, tmp_path / "fetched")
+    assert store.reads == []
+
+
+def test_one_of_two_pushes_sends_and_both_succeed(
+    registry: Registry, artifact: Artifact, tmp_path: Path
+) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        pushed = list(pool.map(lambda _: push(artifact, registry), range(2)))
+    assert {one.id for one in pushed} == {artifact.manifest.id}
+    fetch(registry, tmp_path / "fetched")
+    assert contents(tmp_path / "fetched") == contents(tmp_path / "packed")
+
+
+def test_an_interrupted_fetch_is_taken_up(
+    store: WatchedStore, registry: Registry, artifact: Artifact, tmp_path: Path
+) -> None:
+    push(artifact, registry)
+    store.lose_at = frozenset({4 * PIECE_BYTES})
+    with pytest.raises(StoreError, match="lost the connection"):
+        fetch(registry, tmp_path / "fetched")
+    assert not list((tmp_path / "fetched").glob("demo*"))
+    first = set(store.reads)
+    store.lose_at = frozenset()
+    store.reads.clear()
+    fetch(registry, tmp_path / "fetched")
+    assert first
+    assert first.isdisjoint(store.reads)
+    assert len(first) + len(store.reads) == PIECES
+    assert contents(tmp_path / "fetched") == contents(tmp_path / "packed")
+
+
+@pytest.mark.parametrize("left", ["flipped", "shortened", "journal torn", "partial gone"])
+def test_only_right_pieces_are_taken_up(
+    local: Registry, artifact: Artifact, tmp_path: Path, left: str
+) -> None:
+    """A crash may leave less than the journal says."""
+    push(artifact, local)
+    assert isinstance(local.store, WatchedStore)
+    local.store.lose_at = frozenset({4 * PIECE_BYTES})
+    with pytest.raises(StoreError):
+        fetch(local, tmp_path / "fetched")
+    (partial_path,) = (tmp_path / "fetched").glob(".*.partial")
+    (journal,) = (tmp_path / "fetched").glob(".*.pieces")
+    if left == "flipped":
+        flip(partial_path, 5)
+    elif left == "shortened":
+        partial_path.write_bytes(partial_path.read_bytes()[: PIECE_BYTES + 5])
+    elif left == "journal torn":
+        journal.write_bytes(journal.read_bytes()[:-20])
+    else:
+        partial_path.unlink()
+    local.store.lose_at = frozenset()
+    local.store.reads.clear()
+    fetch(local, tmp_path / "fetched")
+    assert len(local.store.reads) > 1
+    assert contents(tmp_path / "fetched") == contents(tmp_path / "packed")
+
+
+def test_a_killed_fetch_is_taken_up(artifact: Artifact, local: Registry, tmp_path: Path) -> None:
+    """SIGKILL at any moment costs the pieces under way, nothing else."""
+    push(artifact, local)
+    program = (
+        "import os, signal, sys, pathlib\n"
+        "from pipeline.models import Ref\n"
+        "from pipeline.registry import Registry\n"
+        "from pipeline.stages.fetch import fetch_artifact\n"
+        "import contextlib\n"
+        "class Deadly:\n"
+        "    @contextlib.contextmanager\n"
+        "    def task(self, label, total_bytes=None):\n"
+        "        yield lambda done: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "fetch_artifact(Ref.parse('demo'), registry=Registry.open(sys.argv[1]),"
+        " directory=pathlib.Path(sys.argv[2]), platform='linux-64', progress=Deadly())\n"
+    )
+    argv = [sys.executable, "-c", program, local.url, str(tmp_path / "fetched")]
+    assert run(argv, check=False).returncode == -signal.SIGKILL
+    assert list((tmp_path / "fetched").glob(".*.partial"))
+    assert isinstance(local.store, WatchedStore)
+    fetch(local, tmp_path / "fetched")
+    assert len(local.store.reads) < PIECES
+    assert contents(tmp_path / "fetched") == contents(tmp_path / "packed")
+
+
+def flip(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("fault", ["flipped", "truncated", "longer", "lock"])
+def test_a_damaged_artifact_is_not_pushed(local: Registry, artifact: Artifact, fault: str) -> None:
+    path = artifact.archive_path
+    if fault == "flipped":
+        flip(path, SIZE // 2)
+    elif fault == "truncated":
+        path.write_bytes(path.read_bytes()[:-1])
+    elif fault == "longer":
+        path.write_bytes(path.read_bytes() + b"x")
+    else:
+        artifact.lock_path.write_bytes(b"another")
+    with pytest.raises(IntegrityError, match="the manifest says"):
+        push(artifact, local)
+    assert not Path(local.url).exists()
+
+
+def test_an_artifact_without_archive_or_lock(local: Registry, artifact: Artifact) -> None:
+    for path in (artifact.lock_path, artifact.archive_path):
+        path.unlink()
+        with pytest.raises(NotFound, match=path.name):
+            push(artifact, local)
+
+
+def test_bad_tags_are_refused_before_anything_is_sent(local: Registry, artifact: Artifact) -> None:
+    with pytest.raises(UsageError, match="0123456789ab"):
+        push(artifact, local, "0123456789ab")
+    assert not Path(local.url).exists()
+
+
+@pytest.mark.parametrize("fault", ["flipped", "truncated", "longer", "lock"])
+def test_a_damaged_registry_gives_nothing(
+    registry: Registry, artifact: Artifact, tmp_path: Path, fault: str
+) -> None:
+    push(artifact, registry)
+    key = archive_key(registry)
+    data = bytearray(artifact.archive_path.read_bytes())
+    if fault == "flipped":
+        data[SIZE // 2] ^= 1
+        overwrite(registry, key, bytes(data))
+    elif fault == "truncated":
+        overwrite(registry, key, bytes(data[:-1]))
+    elif fault == "longer":
+        overwrite(registry, key, bytes(data) + b"x")
+    else:
+        overwrite(registry, key.rsplit("/", 1)[0] + "/conda-lock.yml", b"another")
+    with pytest.raises(IntegrityError, match="the manifest says"):
+        fetch(registry, tmp_path / "fetched")
+    assert not (tmp_path / "fetched").exists() or not list((tmp_path / "fetched").iterdir())
+
+
+def test_a_registry_without_the_archive(
+    registry: Registry, artifact: Artifact, tmp_path: Path
+) -> None:
+    push(artifact, registry)
+    registry.store.delete(archive_key(registry))
+    with pytest.raises(NotFound, match="though its manifest is"):
+        fetch(registry, tmp_path / "fetched")
+
+
+def test_a_damaged_local_archive_is_fetched_again(
+    local: Registry, artifact: Artifact, tmp_path: Path
+) -> None:
+    push(artifact, local)
+    fetched = fetch(local, tmp_path / "fetched")
+    flip(fetched.archive_path, 0)
+    fetch(local, tmp_path / "fetched")
+    assert contents(tmp_path / "fetched") == contents(tmp_path / "packed")
+
+
+def test_two_fetches_into_one_directory(
+    local: Registry, artifact: Artifact, tmp_path: Path
+) -> None:
+    push(artifact, local)
+    journal = tmp_path / "fetched" / f".{artifact.manifest.archive.file}.pieces"
+    with exclusive_lock(journal, "test"), pytest.raises(TargetOccupied, match="in use"):
+        fetch(local, tmp_path / "fetched")
+    fetch(local, tmp_path / "fetched")
+
+
+def test_a_target_that_is_a_file(local: Registry, artifact: Artifact, tmp_path: Path) -> None:
+    push(artifact, local)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(HostError, match="file"):
+        fetch(local, tmp_path / "file")
+
+
+def test_over_http(artifact: Artifact, local: Registry, tmp_path: Path) -> None:
+    """A copy of a registry behind a web server: fetch by tag and id, and no listing."""
+    push(artifact, local)
+    handler = partial(RangeHandler, directory=local.url)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        mirror = Registry.open(f"http://127.0.0.1:{server.server_port}")
+        fetch(mirror, tmp_path / "fetched")
+        assert contents(tmp_path / "fetched") == contents(tmp_path / "packed")
+        fetch(mirror, tmp_path / "fetched", Ref.parse(f"demo@{artifact.manifest.id}"))
+        with pytest.raises(NotFound, match="demo@nightly"):
+            fetch(mirror, tmp_path / "fetched", Ref.parse("demo@nightly"))
+        with pytest.raises(StoreError, match="web server"):
+            push(artifact, mirror)
+        with pytest.raises(StoreError, match="cannot be listed"):
+            mirror.environments()
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.mark.container
+def test_a_full_disk(artifact: Artifact, local: Registry, tmp_path: Path) -> None:
+    """On a file system of 20 MB, push and fetch say so before or when it is full."""
+    bwrap = find_program("bwrap")
+    require("bwrap", bwrap)
+    push(artifact, local)
+    program = (
+        "import sys, pathlib\n"
+        "from pipeline.artifacts import read_artifact\n"
+        "from pipeline.errors import HostError\n"
+        "from pipeline.models import Ref\n"
+        "from pipeline.progress import Silent\n"
+        "from pipeline.registry import Registry\n"
+        "from pipeline.stages.fetch import fetch_artifact\n"
+        "from pipeline.stages.push import push_artifact\n"
+        "artifact = read_artifact(pathlib.Path(sys.argv[2]))\n"
+        "try:\n"
+        "    push_artifact(artifact, registry=Registry.open('/mnt/full'), tags=(),"
+        " progress=Silent())\n"
+        "except HostError as error:\n"
+        "    sys.stdout.write(f'push: {error} | {error.hint}\\n')\n"
+        "try:\n"
+        "    fetch_artifact(Ref.parse('demo'), registry=Registry.open(sys.argv[1]),"
+        " directory=pathlib.Path('/mnt/fetched'), platform='linux-64', progress=Silent())\n"
+        "except HostError as error:\n"
+        "    sys.stdout.write(f'fetch: {error} | {error.hint}\\n')\n"
+        "left = [p for p in pathlib.Path('/mnt').rglob('*') if p.is_file() and p.stat().st_size]\n"
+        "sys.stdout.write(f'left: {left}\\n')\n"
+    )
+    sandbox = [str(bwrap), "--ro-bind", "/", "/", "--size", "20000000", "--tmpfs", "/mnt"]
+    inside = [sys.executable, "-c", program, local.url, str(artifact.archive_path)]
+    said = run([*sandbox, "--dev", "/dev", *inside]).stdout
+    assert "push: registry /mnt/full: " in said
+    assert "No space left" in said
+    assert "fetch: fetching demo-" in said
+    assert "left: []" in said
