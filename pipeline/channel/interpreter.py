@@ -35,9 +35,10 @@ SKIPPED_DIRECTORIES = {
     "idle_test",
 }
 SKIPPED_FILES = re.compile(r".*\.(pyc|a|o)|EXTERNALLY-MANAGED|sitecustomize\.py")
-# Tests; Tk, which wants X11 libraries and Tcl's scripts from the host; NIS, which drags in Kerberos
-# and left the standard library in 3.13. Python without them raises the usual ImportError.
-SKIPPED_EXTENSIONS = re.compile(r"(_test\w*|_ctypes_test|_xxtest\w*|xx\w+|_tkinter|nis)\..*")
+# Tests; Tk, which wants X11 libraries and Tcl's scripts from the host; NIS and crypt, which left the
+# standard library in 3.13: the one drags in Kerberos, the other a libcrypt that wants a newer glibc
+# (2.36 on Debian 12) than all the rest. Python without them raises the usual ImportError.
+SKIPPED_EXTENSIONS = re.compile(r"(_test\w*|_ctypes_test|_xxtest\w*|xx\w+|_tkinter|nis|_crypt)\..*")
 SCRIPTS = ("2to3-{minor}", "idle{minor}", "pydoc{minor}", "python{minor}-config")
 PREFIX_FILES = (
     "bin/*",
@@ -146,7 +147,8 @@ def _ask(executable: Path) -> ProbeFacts:
         output = run([executable, "-I", "-B", script], env=environ).stdout
         return msgspec.json.decode(output, type=ProbeFacts)
     except (ToolFailed, msgspec.MsgspecError) as error:
-        reason = str(error).splitlines()[-1].strip()
+        lines = str(error).splitlines()
+        reason = lines[-1 if "Traceback" in str(error) else min(1, len(lines) - 1)].strip()
         message = f"{executable} does not answer as Python {_oldest()} or newer does: {reason}"
         raise SpecError(message, hint="name a CPython executable after --python") from error
 

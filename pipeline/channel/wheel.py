@@ -14,6 +14,7 @@ import io
 import re
 import stat
 import zipfile
+import zlib
 from dataclasses import dataclass, field, replace
 from email.errors import MessageError
 from functools import cache
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
 
 CONVERSION = 1
 """Counts up when this module makes another package of the same wheel: it is part of the build."""
+
+UNREADABLE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+"""What `zipfile` raises for damaged, encrypted and strangely compressed files."""
 
 DIST_INFO_DROPPED = {"RECORD", "RECORD.jws", "RECORD.p7s", "INSTALLER", "REQUESTED"}
 ENTRY_POINT = re.compile(r"(?P<module>[\w.]+)\s*:\s*(?P<attribute>[\w.]+)\s*(\[.*\])?")
@@ -114,7 +118,7 @@ def read_wheel(path: Path) -> Wheel:
             is_pure=purelib and not headers and all(tag.platform == "any" for tag in wheel_tags),
             dist_info=dist_info,
             data=data,
-            requirements=tuple(Requirement(line) for line in metadata.get("requires_dist", ())),
+            requirements=tuple(map(_requirement, metadata.get("requires_dist", ()))),
             requires_python=_requires_python(metadata.get("requires_python", "")),
             entry_points=entry_points,
             license=_license(metadata),
@@ -123,10 +127,12 @@ def read_wheel(path: Path) -> Wheel:
             digest=_digest(path),
         )
     except (
-        *(zipfile.BadZipFile, KeyError, UnicodeDecodeError, configparser.Error, MessageError),
-        *(InvalidWheelFilename, InvalidRequirement, InvalidSpecifier, ValueError),
+        *UNREADABLE,
+        *(KeyError, configparser.Error, MessageError, ValueError),
+        *(InvalidWheelFilename, InvalidSpecifier),
     ) as error:
-        reason = str(error.args[0]) if error.args else type(error).__name__
+        text = error.args[0] if isinstance(error, KeyError) else error
+        reason = str(text).partition("\n")[0]
         message = f"{path} is no good wheel: {reason}"
         raise SpecError(message, hint="build or download that wheel again") from error
 
@@ -280,7 +286,7 @@ def stage_wheel(
             for member in archive.infolist():
                 if staging.is_wanted(member.filename):
                     staging.extract(archive, member, recorded.get(member.filename))
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except UNREADABLE as error:
         message = f"{wheel.path} is damaged: {error}"
         raise IntegrityError(message, hint="build or download that wheel again") from error
     if not wheel.is_pure:
@@ -477,6 +483,14 @@ def _entry_points(archive: zipfile.ZipFile, name: str) -> tuple[str, ...]:
                 raise ValueError(message)
             found[script] = f"{match['module']}:{match['attribute']}"
     return tuple(f"{script} = {found[script]}" for script in sorted(found))
+
+
+def _requirement(line: str) -> Requirement:
+    try:
+        return Requirement(line)
+    except InvalidRequirement as error:
+        message = f"its Requires-Dist {line!r} is no requirement"
+        raise ValueError(message) from error
 
 
 def _requires_python(text: str) -> SpecifierSet:
