@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import platform
 import signal
+import struct
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -397,3 +400,55 @@ def test_a_full_disk(artifact: Artifact, local: Registry, tmp_path: Path) -> Non
     assert "No space left" in said
     assert "fetch: fetching demo-" in said
     assert "left: []" in said
+
+
+def bpf(code: int, true: int, false: int, value: int) -> bytes:
+    return struct.pack("<HBBI", code, true, false, value)
+
+
+def without_hard_links() -> bytes:
+    """Return a seccomp filter that refuses link(2) and linkat(2) as FAT and exFAT do, on x86-64."""
+    refuse = 0x00050000 | errno.EPERM
+    return b"".join(
+        [
+            bpf(0x20, 0, 0, 0),  # load the number of the system call
+            bpf(0x15, 1, 0, 265),  # linkat
+            bpf(0x15, 0, 1, 86),  # link
+            bpf(0x06, 0, 0, refuse),
+            bpf(0x06, 0, 0, 0x7FFF0000),  # allow
+        ]
+    )
+
+
+@pytest.mark.container
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the filter knows x86-64 only")
+def test_a_disk_without_hard_links(artifact: Artifact, tmp_path: Path) -> None:
+    """A USB disk with FAT or exFAT is a registry too, and still nothing is overwritten."""
+    bwrap = find_program("bwrap")
+    require("bwrap", bwrap)
+    (tmp_path / "filter").write_bytes(without_hard_links())
+    program = (
+        "import os, sys, pathlib\n"
+        "from pipeline.artifacts import read_artifact\n"
+        "from pipeline.progress import Silent\n"
+        "from pipeline.registry import Registry\n"
+        "from pipeline.stages.push import push_artifact\n"
+        "from pipeline.stores.port import KeyTaken\n"
+        "registry = Registry.open(sys.argv[1])\n"
+        "try:\n"
+        "    os.link(sys.argv[2], sys.argv[1] + '.link')\n"
+        "except PermissionError:\n"
+        "    sys.stdout.write('no links;')\n"
+        "artifact = read_artifact(pathlib.Path(sys.argv[2]))\n"
+        "push_artifact(artifact, registry=registry, tags=('usb',), progress=Silent())\n"
+        "try:\n"
+        "    registry.store.create(next(registry.store.list('v1/envs/')), b'x')\n"
+        "except KeyTaken:\n"
+        "    sys.stdout.write('kept')\n"
+    )
+    script = f'exec "$0" --bind / / --dev /dev --seccomp 3 "$@" 3<{tmp_path}/filter'
+    url = str(tmp_path / "usb")
+    inside = [sys.executable, "-c", program, url, str(artifact.archive_path)]
+    assert run(["sh", "-c", script, str(bwrap), *inside]).stdout == "no links;kept"
+    fetch(Registry.open(url), tmp_path / "fetched", Ref.parse("demo@usb"))
+    assert contents(tmp_path / "fetched") == contents(tmp_path / "packed")
