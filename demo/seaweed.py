@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,7 +79,7 @@ def seaweed(directory: Path) -> Iterator[S3Server]:
             _wait((f"{server.endpoint_url}/healthz", f"{filer}/buckets/{BUCKET}/"), poll, log_path)
             yield server
     finally:
-        _remove_sockets(ports)
+        _remove_dead_sockets()
 
 
 def find_weed() -> str | None:
@@ -135,8 +135,14 @@ def _answers(url: str) -> bool:
     return False
 
 
-def _remove_sockets(ports: dict[str, int]) -> None:
-    """Remove the sockets that a killed server leaves in /tmp; it takes no other place for them."""
-    for port in ports.values():
-        for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-            path.unlink(missing_ok=True)
+def _remove_dead_sockets() -> None:
+    """Remove the sockets that killed servers left in /tmp; SeaweedFS takes no other place."""
+    for path in Path("/tmp").glob("seaweedfs-*.sock"):
+        with socket.socket(socket.AF_UNIX) as client:
+            try:
+                client.connect(str(path))
+            except ConnectionRefusedError:
+                with suppress(PermissionError):
+                    path.unlink(missing_ok=True)
+            except OSError:
+                continue

@@ -1,0 +1,49 @@
+"""The docs say what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from docs.generate import commands, render
+from pipeline.cli.main import COMMANDS, envferry
+from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED, PipelineError
+
+DOCS = Path(__file__).parents[1] / "docs"
+README = DOCS.parent / "README.md"
+
+
+def test_the_command_page_is_up_to_date() -> None:
+    assert (DOCS / "cli.md").read_text() == render(), "run `make docs`"
+
+
+def test_every_command_and_option_has_help() -> None:
+    for path, context in commands(envferry, ("envferry",)):
+        assert context.command.help, path
+        for parameter in context.command.params:
+            if parameter.param_type_name == "option":
+                assert getattr(parameter, "help", None), f"{path} {parameter.name}"
+
+
+def test_the_short_help_is_the_commands_own_summary() -> None:
+    assert set(COMMANDS) == set(envferry.list_commands(None))  # type: ignore[arg-type]
+
+
+def test_every_stage_is_in_the_readme() -> None:
+    text = README.read_text()
+    for command in ("lock", "build", "pack", "push", "fetch", "install", "channel create"):
+        assert f"envferry {command}" in text
+
+
+def test_exit_codes_are_unique_and_documented() -> None:
+    table = dict(re.findall(r"^\| (\d+) \| (\w*)", (DOCS / "errors.md").read_text(), re.M))
+    errors = {str(error.exit_code): error.__name__ for error in PipelineError.__subclasses__()}
+    assert len(errors) == len(PipelineError.__subclasses__())
+    assert errors == {code: name for code, name in table.items() if name}
+    assert {"0", str(EXIT_BUG), str(EXIT_INTERRUPTED)} <= set(table)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in (README, *DOCS.glob("*.md")):
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"

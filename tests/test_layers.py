@@ -1,0 +1,126 @@
+"""Who may import whom, and who owns what (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[1]
+LAYERS = (
+    ("pipeline.errors",),
+    ("pipeline.progress", "pipeline.models", "pipeline.files", "pipeline.process"),
+    (
+        "pipeline.config",
+        "pipeline.stores",
+        "pipeline.sandbox",
+        "pipeline.archive",
+        "pipeline.specs",
+        "pipeline.solving",
+        "pipeline.cache",
+        "pipeline.host",
+    ),
+    ("pipeline.artifacts", "pipeline.registry", "pipeline.channel"),
+    ("pipeline.stages",),
+    ("pipeline.cli",),
+)
+"""From the bottom up: a module imports its own layer and those below, never above."""
+
+OWNERS = {
+    "subprocess": "pipeline.process",
+    "click": "pipeline.cli",
+    "boto3": "pipeline.stores.s3",
+    "botocore": "pipeline.stores.s3",
+    "conda_lock": "pipeline.solving",
+    "conda_pack": "pipeline.archive.listing",
+    "hashlib": "nobody",
+}
+INSTALL_NEEDS = ("pipeline.stages.install", "pipeline.stages.fetch", "pipeline.cli.hosting")
+BUILD_LIBRARIES = {"conda_lock", "conda_pack", "rattler", "boto3", "yaml", "uv", "urllib3", "rich"}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """Yield every module of the package."""
+    for path in sorted((ROOT / "pipeline").rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        yield ".".join(part for part in parts if part != "__init__"), path
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the modules that a file imports, those for type checking too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def is_in(module: str, package: str) -> bool:
+    """Whether a module is a package or lies in it."""
+    return module == package or module.startswith(f"{package}.")
+
+
+def layer_of(module: str) -> int:
+    """Return the number of a module's layer, -1 for none."""
+    for number, packages in enumerate(LAYERS):
+        if any(is_in(module, package) for package in packages):
+            return number
+    return -1
+
+
+@pytest.mark.parametrize(("module", "path"), tuple(modules()), ids=str)
+def test_imports_go_down(module: str, path: Path) -> None:
+    if module in ("pipeline", "pipeline.__main__"):
+        return
+    own = layer_of(module)
+    assert own >= 0, f"{module} is in no layer: add it to LAYERS"
+    for imported in imports(path):
+        assert layer_of(imported) <= own, f"{module} imports {imported} from a layer above"
+        if own == layer_of("pipeline.stages") and is_in(imported, "pipeline.stages"):
+            pytest.fail(f"{module} imports {imported}: values join the stages, not imports")
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_owners(library: str) -> None:
+    users = {
+        module for module, path in modules() if library in {i.split(".")[0] for i in imports(path)}
+    }
+    strangers = {module for module in users if not is_in(module, OWNERS[library])}
+    assert not strangers
+
+
+def test_only_config_reads_the_environment() -> None:
+    users = {
+        module
+        for module, path in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
+        if isinstance(node.value, ast.Name) and node.value.id == "os"
+    }
+    assert users == {"pipeline.config"}
+
+
+@pytest.mark.parametrize("module", INSTALL_NEEDS)
+def test_a_training_host_needs_no_build_library(module: str) -> None:
+    script = f"import sys, {module}; print('\\n'.join(sys.modules))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert not BUILD_LIBRARIES & {name.split(".")[0] for name in loaded.stdout.splitlines()}
+
+
+def test_stages_show_themselves() -> None:
+    stages = {path.stem for path in (ROOT / "pipeline/stages").glob("*.py")} - {"__init__"}
+    assert stages == {"lock", "build", "pack", "push", "fetch", "install"}
+    for stage in stages:
+        first = (ROOT / f"pipeline/stages/{stage}.py").read_text().splitlines()[0]
+        assert first.startswith('"""Stage ')
+        assert "->" in first
