@@ -60,7 +60,7 @@ class ReferenceRun:
     def timed(self, what: str, argv: Sequence[str | Path], result: Path) -> Measured:
         """Run a command between two syncs and note what it took and what it left."""
         os.sync()
-        synced = ["sh", "-c", '"$@" && sync', "sh", *map(str, argv)]
+        synced: list[str | Path] = ["sh", "-c", '"$@" && sync', "sh", *map(str, argv)]
         measured = measure(synced, cwd=HOME, environ=self.environ)
         self.rows.append(Row(what=what, measured=measured, size=tree_bytes(result)))
         return measured
@@ -116,7 +116,8 @@ class ReferenceRun:
         self.timed("tar | zstd -T0 -3", ["sh", "-c", pipe], other / "tar.tar.zst")
         for kind in ("tar.zst", "tar.gz"):
             archive = other / f"conda-pack.{kind}"
-            argv = [bin_dir / "conda-pack", "-q", "-p", tree, "-o", archive]
+            argv: list[str | Path]
+        argv: list[str | Path] = [bin_dir / "conda-pack", "-q", "-p", tree, "-o", archive]
             self.timed(f"conda-pack {kind}", argv, archive)
         self.timed("cp -a", ["cp", "-a", tree, other / "copy"], other / "copy")
         shutil.rmtree(other / "copy")
@@ -158,14 +159,16 @@ def main() -> None:
     shutil.rmtree(HOME, ignore_errors=True)
     HOME.mkdir()
     run = ReferenceRun()
-    run.voyage()
-    run.training_host()
-    if "--compare" in sys.argv[1:]:
-        run.compare()
+    try:
+        run.voyage()
+        run.training_host()
+        if "--compare" in sys.argv[1:]:
+            run.compare()
+    finally:
+        sys.stdout.write(f"\n{run.table()}\n")
     for leftover in ("cache/builds", "host", "dist"):
         shutil.rmtree(HOME / leftover)
     (HOME / "table.md").write_text(run.table() + "\n")
-    sys.stdout.write(f"\n{run.table()}\n")
 
 
 if __name__ == "__main__":

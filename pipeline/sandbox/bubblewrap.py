@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 SYSTEM_DIRECTORIES = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 LINKER_FILES = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives")
+USER_FILES = ("etc/passwd", "etc/group")
+"""Ours, not the host's: programs ask for the name of their user, and need not know more."""
 INSTALL_HINT = "install it: apt-get install bubblewrap (or dnf, pacman, zypper: same name)"
 
 
@@ -51,6 +54,9 @@ class Bubblewrap:
         """Yield what makes the container: namespaces, environment, mounts; in this order."""
         yield from ("--unshare-all", "--die-with-parent", "--new-session", "--clearenv")
         yield from ("--hostname", "envferry", "--chdir", "/")
+        if os.getuid() != 0:
+            # Inside, everybody is root, who alone is in the container's passwd.
+            yield from ("--unshare-user", "--uid", "0", "--gid", "0")
         for name, value in {**CONTAINER_ENVIRONMENT, **job.environ}.items():
             yield from ("--setenv", name, value)
         for directory in SYSTEM_DIRECTORIES:
@@ -61,6 +67,8 @@ class Bubblewrap:
                 yield from ("--ro-bind", directory, directory)
         for file in LINKER_FILES:
             yield from ("--ro-bind-try", file, file)
+        for file in USER_FILES:
+            yield from ("--ro-bind", str(Path(__file__).parent / file), f"/{file}")
         yield from ("--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--tmpfs", "/var/tmp")
         tool = tool_mounts() if job.needs_tool else ()
         for mount in (*tool, *job.mounts):

@@ -204,6 +204,8 @@ def run_builder(
 def run_checks(checks: Checks, work: Workplace, sandbox: Sandbox, progress: Progress) -> None:
     """Run each check of the spec in a container of its own on the finished environment."""
     argvs = checks.argvs(str(work.prefix))
+    if not argvs:
+        return
     with progress.task(f"check {len(argvs)} imports and commands"):
         for argv in argvs:
             job = Job(

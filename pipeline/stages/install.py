@@ -194,6 +194,8 @@ def move_aside(home: EnvHome) -> Path | None:
 def run_checks(checks: Checks, prefix: str, progress: Progress) -> None:
     """Run the environment's own checks at its place; raise ToolFailed at the first that fails."""
     argvs = checks.argvs(prefix)
+    if not argvs:
+        return
     environ = {"PATH": f"{prefix}/bin:/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp"}
     with progress.task(f"check {len(argvs)} imports and commands"):
         for argv in argvs:
