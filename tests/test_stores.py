@@ -4,6 +4,7 @@ import functools
 import http.server
 import os
 import re
+import sys
 import tempfile
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipeline.errors import NotFound, StoreError, UsageError
+from pipeline.process import run
 from pipeline.stores.directory import DirectoryStore
 from pipeline.stores.http import HttpStore
 from pipeline.stores.opening import open_store
@@ -364,3 +366,17 @@ def test_kinds_of_urls(tmp_path: Path) -> None:
     assert open_store(f"file://{tmp_path}/a%20b") == DirectoryStore(tmp_path / "a b")
     assert open_store("./artifacts") == DirectoryStore(Path("artifacts"))
     assert open_store("https://host/path/") == HttpStore("https://host/path")
+
+
+def test_s3_without_boto3() -> None:
+    program = (
+        "import sys\n"
+        "sys.modules['boto3'] = None\n"
+        "from pipeline.errors import UsageError\n"
+        "from pipeline.stores.opening import open_store\n"
+        "try:\n"
+        "    open_store('s3://bucket')\n"
+        "except UsageError as error:\n"
+        "    sys.stdout.write(error.hint)\n"
+    )
+    assert "envferry[s3]" in run([sys.executable, "-c", program]).stdout

@@ -48,7 +48,7 @@ def _open_s3(url: str) -> Store:
     try:
         from pipeline.stores.s3 import S3Store
     except ModuleNotFoundError as error:
-        if error.name not in ("boto3", "botocore"):
+        if (error.name or "").partition(".")[0] not in ("boto3", "botocore"):
             raise
         message = f"{url} needs boto3, which is not installed"
         raise UsageError(message, hint='run `pip install "envferry[s3]"`') from error
