@@ -115,10 +115,9 @@ class ReferenceRun:
         pipe = f"tar -C {tree} -cf - . | zstd -q -T0 -3 -o {other}/tar.tar.zst"
         self.timed("tar | zstd -T0 -3", ["sh", "-c", pipe], other / "tar.tar.zst")
         for kind in ("tar.zst", "tar.gz"):
-            archive = other / f"conda-pack.{kind}"
-            argv: list[str | Path]
-        argv: list[str | Path] = [bin_dir / "conda-pack", "-q", "-p", tree, "-o", archive]
-            self.timed(f"conda-pack {kind}", argv, archive)
+            packed = other / f"conda-pack.{kind}"
+            argv: list[str | Path] = [bin_dir / "conda-pack", "-q", "-p", tree, "-o", packed]
+            self.timed(f"conda-pack {kind}", argv, packed)
         self.timed("cp -a", ["cp", "-a", tree, other / "copy"], other / "copy")
         shutil.rmtree(other / "copy")
         (other / "manual").mkdir()
