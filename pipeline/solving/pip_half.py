@@ -219,6 +219,7 @@ def _explain(stderr: str, request: PipRequest, scratch: Path) -> SpecError | Sto
     words = tidy(stderr).replace(f"{scratch}/", "")
     lines = [re.sub(r"^\s*(error: |cause: )?", "", line) for line in words.splitlines()]
     text = "\n".join(line for line in lines if not line.startswith(("warning:", "hint:")))
+    text = re.sub(r"requirements\.txt:(\d+):\d+", lambda at: _line(request, int(at[1])), text)
     if UNREACHABLE.search(text):
         message = f"a package index cannot be reached: {text}"
         hint = "check the network and the --index-url lines of the spec, then try again"
@@ -233,6 +234,12 @@ def _explain(stderr: str, request: PipRequest, scratch: Path) -> SpecError | Sto
     if "no usable wheels" in text:
         return SpecError(message, hint=f"ask for a version that has wheels for {target}")
     return SpecError(message, hint="change the requirements that it names, then lock again")
+
+
+def _line(request: PipRequest, number: int) -> str:
+    """Return the requirement line that uv knows by its number."""
+    known = 0 < number <= len(request.requirements)
+    return f"`{without_credentials(request.requirements[number - 1])}`" if known else "the end"
 
 
 def _locked(entry: Mapping[str, Any], request: PipRequest, ranks: dict[Tag, int]) -> LockedPackage:

@@ -77,7 +77,7 @@ class _Metadata(msgspec.Struct):
 class _File(msgspec.Struct):
     version: str
     metadata: _Metadata
-    package: list[_Package] = []
+    package: list[_Package]
 
 
 def read_lock(path: Path) -> Lock:
