@@ -29,11 +29,13 @@ if TYPE_CHECKING:
 PLACEHOLDER = ("/opt/conda/" + "placehold_" * 25)[:255]
 """Stands for the prefix inside packages; installers replace it by a path at most this long."""
 
-COMPRESSION_LEVEL = 9
+COMPRESSION_LEVEL = 3
+"""Level 9 makes CUDA libraries 6 % smaller in three times the time."""
 COMPRESSION_THREADS = 2
 """Any number above zero gives the same bytes."""
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)
-ZIP64_BYTES = 1 << 31
+ZIP64_BYTES = 1 << 30
+"""Content from this size on gets the zip headers for members over 2 GiB."""
 SNIFF_BYTES = 1 << 13
 ARCHITECTURES = {"64": "x86_64"}
 """conda's words for machines where they differ from those in the subdir's name."""

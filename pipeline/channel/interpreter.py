@@ -35,9 +35,9 @@ SKIPPED_DIRECTORIES = {
     "idle_test",
 }
 SKIPPED_FILES = re.compile(r".*\.(pyc|a|o)|EXTERNALLY-MANAGED|sitecustomize\.py")
-# Tests; Tk, which wants X11 libraries and Tcl's scripts from the host; NIS and crypt, which left the
-# standard library in 3.13: the one drags in Kerberos, the other a libcrypt that wants a newer glibc
-# (2.36 on Debian 12) than all the rest. Python without them raises the usual ImportError.
+# Tests; Tk, which wants X11 libraries and Tcl's scripts from the host; and two that left the
+# standard library in 3.13: NIS drags in Kerberos, crypt a libcrypt that wants a newer glibc (2.36
+# on Debian 12) than all the rest. Python without them raises the usual ImportError.
 SKIPPED_EXTENSIONS = re.compile(r"(_test\w*|_ctypes_test|_xxtest\w*|xx\w+|_tkinter|nis|_crypt)\..*")
 SCRIPTS = ("2to3-{minor}", "idle{minor}", "pydoc{minor}", "python{minor}-config")
 PREFIX_FILES = (
