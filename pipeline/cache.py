@@ -113,6 +113,8 @@ class DownloadCache:
         Raises IntegrityError for wrong bytes, NotFound for what is not there (with `offline`: not
         in the cache), StoreError for servers that do not answer or refuse.
         """
+        if not packages:
+            return {}
         downloads = {package.url: Download.of(package) for package in packages}
         distinct = {(item.expected, item.file_name): item for item in downloads.values()}
         with progress.task(f"Fetching {len(distinct)} packages") as advance:
