@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shlex
 import sys
 import tempfile
@@ -95,6 +96,11 @@ def _explain(answer: CondaAnswer, request: CondaRequest) -> SpecError | StoreErr
         return StoreError(message, hint="check the spec's `channels:`, or give `--channel`")
     message = f"the conda half has no solution for {answer.platform} from {channels}: {words}"
     hint = "change the pins that it names, or let `--relax build` drop build strings"
+    lacking = re.search(r"__(glibc|cuda|archspec) \D*([\w.]+)", words)
+    if lacking:
+        # The solver never looks at this machine, the lock is for others.
+        offer = f"{lacking[1]}: '{lacking[2].rstrip('.')}'"
+        hint = f"say what the hosts offer, if they do: `envferry: {{system: {{{offer}}}}}`"
     return SpecError(message, hint=hint)
 
 
