@@ -26,16 +26,16 @@ integration: .venv/.ready
 	$(bin)/pytest tests/integration
 
 bench: .venv/.ready
-	$(bin)/python -m benchmarks
+	$(bin)/python -m benchmarks $(if $(ENV),--env $(ENV)) $(if $(JSON),--json $(JSON))
 
 reference: .venv/.ready
-	$(bin)/python -m demo.reference
+	$(bin)/python -m demo.reference $(if $(COMPARE),--compare) $(if $(KEEP),--keep)
 
 docs: .venv/.ready
 	$(bin)/python -m docs.generate
 
 clean:
-	rm -rf .venv .demo .reference dist
+	rm -rf .venv .demo .bench .reference dist
 
 .venv/.ready: pyproject.toml bootstrap.sh
 	./bootstrap.sh

@@ -2,7 +2,8 @@
 
 Needs 45 GB of disk, a CPython 3.10 and a package index; no conda channel: one is made out of that
 interpreter and of those conda pins that the index has, and the lock says which pins it replaced.
-With `--compare`, conda-pack, tar, zstd and cp do the same work on the same machine.
+With `--keep` the built environment stays, for `make bench ENV=reference`; with `--compare`,
+conda-pack, tar, zstd and cp do the same work on the same machine.
 """
 
 from __future__ import annotations
@@ -165,7 +166,8 @@ def main() -> None:
             run.compare()
     finally:
         sys.stdout.write(f"\n{run.table()}\n")
-    for leftover in ("cache/builds", "host", "dist"):
+    leftovers = ("host", "dist") if "--keep" in sys.argv[1:] else ("host", "dist", "cache")
+    for leftover in leftovers:
         shutil.rmtree(HOME / leftover)
     (HOME / "table.md").write_text(run.table() + "\n")
 

@@ -121,7 +121,7 @@ def _manifest_beside(path: Path) -> Path:
         candidates = (path.with_name(stem + MANIFEST_SUFFIX), path.with_name(REGISTRY_MANIFEST))
     else:
         message = f"{path} is no artifact: its name ends in neither .tar.zst nor .manifest.json"
-        raise UsageError(message)
+        raise UsageError(message, hint="name an archive file, or a ref such as demo@stable")
     for candidate in candidates:
         if candidate.is_file():
             return candidate

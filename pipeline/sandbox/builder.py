@@ -212,6 +212,19 @@ def list_bytecode(prefix: Path, record: dict[str, Any]) -> None:
     record["paths_data"] = paths
 
 
+def forget_file(path: Path) -> None:
+    """Remove a file of a dist-info directory from the tree and from its RECORD.
+
+    uv notes there when the wheel file was last changed: true for this build only.
+    """
+    record = path.with_name("RECORD")
+    line = f"{path.parent.name}/{path.name},"
+    rows = record.read_text(encoding="utf-8").splitlines(keepends=True)
+    record.unlink()  # it may be a hard link into uv's cache
+    record.write_text("".join(row for row in rows if not row.startswith(line)), encoding="utf-8")
+    path.unlink()
+
+
 def is_cached_bytecode(path: str) -> bool:
     """Whether python can make this file again from its source."""
     return path.endswith(".pyc") and "/__pycache__/" in path
@@ -222,7 +235,7 @@ def tidy(prefix: Path, scratch: Path) -> None:
     for name in BUILD_LEFTOVERS:
         (prefix / name).unlink(missing_ok=True)
     for path in prefix.glob("lib/python*/site-packages/*.dist-info/uv_cache.json"):
-        path.unlink()
+        forget_file(path)
     shutil.rmtree(scratch)
     if not any(prefix.iterdir()):
         raise ToolFailed(f"the build left nothing at {prefix}")

@@ -1,0 +1,1 @@
+"""Ours and the others', side by side in one run."""
