@@ -48,7 +48,7 @@ def check_name(name: str, what: str) -> str:
     """Return `name` when it can be one path component everywhere; raise UsageError otherwise."""
     if not NAME_PATTERN.fullmatch(name):
         message = f"{name!r} is no {what}: letters, digits, `.`, `_` and `-` only, 100 at most"
-        raise UsageError(message)
+        raise UsageError(message, hint="choose one such as `demo` or `torch-2.8`")
     return name
 
 

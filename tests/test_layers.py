@@ -1,4 +1,4 @@
-"""Who may import whom, and who owns what (docs/architecture.md)."""
+"""Who may import whom, and who owns what (CONTRIBUTING.md)."""
 
 from __future__ import annotations
 

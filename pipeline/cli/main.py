@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
@@ -15,6 +16,8 @@ from pipeline.errors import EXIT_INTERRUPTED, HostError, PipelineError
 
 if TYPE_CHECKING:
     from types import FrameType
+
+log = logging.getLogger(__name__)
 
 COMMANDS = {
     "channel": ("pipeline.cli.channel", "Make a conda channel out of interpreters and wheels."),
@@ -91,13 +94,14 @@ def run(arguments: list[str]) -> int:
 
 
 def report_os_error(error: OSError) -> int:
-    """Report what the operating system refused; raise what is a bug of ours."""
+    """Report what the operating system refused."""
+    log.debug("the operating system refused", exc_info=error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         what, hint = "no space left on the disk", "free some space, then try again"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         what, hint = "not allowed", "is the place writable for this user?"
     else:
-        raise error
+        what, hint = error.strerror or str(error), "run it again with -vv to see where"
     where = f" ({error.filename})" if error.filename else ""
     return report(f"{what}{where}", hint, HostError.exit_code)
 

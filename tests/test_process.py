@@ -1,0 +1,64 @@
+"""Other programs: run, explained when they fail, stopped when we are."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pipeline import process
+from pipeline.errors import ToolFailed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_output_comes_back() -> None:
+    finished = process.run([sys.executable, "-c", "print('out')"])
+    assert finished.stdout == "out\n"
+
+
+def test_the_command_line_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "pipeline"):
+        process.run(["true", "two words"])
+    assert "+ true 'two words'" in caplog.text
+
+
+def test_a_failure_shows_the_last_lines() -> None:
+    script = "import sys; print('x\\n' * 99, 'the reason', file=sys.stderr); sys.exit(7)"
+    with pytest.raises(ToolFailed, match="exited with 7") as caught:
+        process.run([sys.executable, "-c", script])
+    assert caught.value.message.endswith("the reason")
+    assert len(caught.value.message.splitlines()) == process.ERROR_LINES + 1
+
+
+def test_a_missing_program_is_an_error_of_ours() -> None:
+    with pytest.raises(ToolFailed, match="cannot run no-such-program"):
+        process.run(["no-such-program"])
+
+
+def test_a_signal_is_named() -> None:
+    with pytest.raises(ToolFailed, match="was killed by signal 9"):
+        process.run(["sh", "-c", "kill -9 $$"])
+
+
+def test_an_interrupt_stops_the_program(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    child = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    parent = (
+        f"from pipeline import process; import sys; process.run([sys.executable, '-c', {child!r}])"
+    )
+    with subprocess.Popen([sys.executable, "-c", parent], stderr=subprocess.DEVNULL) as running:
+        for _ in range(200):
+            if pid_file.exists() and pid_file.read_text():
+                break
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid_file.read_text()), 0)
