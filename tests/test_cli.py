@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         (["install"], 2, "Missing argument"),
         (["install", "demo", "--bogus"], 2, "No such option"),
         (["install", "a b"], 2, "is no environment name"),
-        (["install", "demo@../x"], 2, "is no tag or id"),
+        (["install", "demo@.x"], 2, "is no tag or id"),
         (["install", "nowhere/demo.tar.zst"], 7, "is not there"),
         (["ls", "--registry", "ftp://x"], 2, "ftp"),
         (["show", "demo", "--registry", "file:///nowhere/at/all"], 7, "nowhere/at/all"),
@@ -64,9 +64,9 @@ def test_an_impossible_setting_is_named(
     assert "SOURCE_DATE_EPOCH is 'yesterday'" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["fetch", "demo", "-o", "/proc/self/nothing"]) in (7, 11)
-    assert capsys.readouterr().err.startswith("error: ")
+def test_what_the_system_refuses_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["fetch", "demo", "-o", "/proc/self/nothing"]) == 11
+    assert "(/proc/self/nothing)" in capsys.readouterr().err
 
 
 def test_help_loads_no_command() -> None:
