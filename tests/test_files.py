@@ -71,9 +71,8 @@ def test_another_schema_names_both() -> None:
 
 def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
     again = exclusive_lock(tmp_path / "lock", "demo")
-    with exclusive_lock(tmp_path / "lock", "demo"):
-        with pytest.raises(TargetOccupied, match="demo"):
-            again.__enter__()
+    with exclusive_lock(tmp_path / "lock", "demo"), pytest.raises(TargetOccupied, match="demo"):
+        again.__enter__()
     with exclusive_lock(tmp_path / "lock", "demo"):
         pass
 
