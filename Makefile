@@ -1,6 +1,10 @@
 # Each target sets up what it needs; `make demo` and `make test` are all that a new machine wants.
 .PHONY: demo test lint format unit integration bench reference docs clean
 bin := .venv/bin
+# uv trusts its own list of authorities; a site's own is in the system's.
+ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
+export UV_SYSTEM_CERTS ?= 1
+endif
 
 demo: .venv/.ready
 	$(bin)/python -m demo.voyage

@@ -39,5 +39,8 @@ index=$(.venv/bin/python -m pip config get global.index-url 2>/dev/null || true)
 if [ -n "$index" ] && [ -z "${UV_DEFAULT_INDEX:-}" ]; then
   export UV_DEFAULT_INDEX="$index"
 fi
+if [ -f /etc/ssl/certs/ca-certificates.crt ]; then
+  export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-1}"
+fi
 .venv/bin/uv pip install -q --python .venv/bin/python -e '.[dev]'
 touch .venv/.ready
