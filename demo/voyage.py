@@ -99,7 +99,8 @@ class Voyage:
         """Install it and use it, in containers without network."""
         tool = HOME / "host-tool"
         uv = Path(sys.executable).with_name("uv")
-        measure([uv, "venv", "--quiet", "--python", sys.executable, tool])
+        interpreter = Path(sys.executable).resolve()
+        measure([uv, "venv", "--quiet", "--python", interpreter, tool])
         measure([uv, "pip", "install", "--quiet", "--python", tool / "bin/python", PROJECT])
         envs = HOME / "host/opt/conda/envs"
         envs.mkdir(parents=True)
