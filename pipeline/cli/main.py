@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import importlib
 import logging
+import re
+import shutil
 import signal
 import sys
 from typing import TYPE_CHECKING, NoReturn
@@ -21,6 +23,7 @@ log = logging.getLogger(__name__)
 
 COMMANDS = {
     "channel": ("pipeline.cli.channel", "Make a conda channel out of interpreters and wheels."),
+    "import": ("pipeline.cli.specs", "Make a spec out of what people have."),
     "lock": ("pipeline.cli.building", "Resolve specs into locks."),
     "build": ("pipeline.cli.building", "Build a locked environment in a throwaway container."),
     "pack": ("pipeline.cli.building", "Pack a built environment into one archive."),
@@ -48,7 +51,9 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(COMMANDS[cmd_name][0])
-        command: click.Command = getattr(module, cmd_name)
+        # `import` is no name that a function can have.
+        name = f"{cmd_name}_command" if cmd_name == "import" else cmd_name
+        command: click.Command = getattr(module, name)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -96,12 +101,17 @@ def run(arguments: list[str]) -> int:
 def report_os_error(error: OSError) -> int:
     """Report what the operating system refused."""
     log.debug("the operating system refused", exc_info=error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    code, words = error.errno, error.strerror or str(error)
+    if isinstance(error, shutil.Error) and error.args:
+        # The copy of a tree: all files that failed, for one reason most often.
+        words = str(error.args[0][0][-1])
+        code = int(found[1]) if (found := re.search(r"\[Errno (\d+)\]", words)) else None
+    if code in (errno.ENOSPC, errno.EDQUOT):
         what, hint = "no space left on the disk", "free some space, then try again"
-    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    elif code in (errno.EACCES, errno.EPERM, errno.EROFS):
         what, hint = "not allowed", "is the place writable for this user?"
     else:
-        what, hint = error.strerror or str(error), "run it again with -vv to see where"
+        what, hint = words, "run it again with -vv to see where"
     where = f" ({error.filename})" if error.filename else ""
     return report(f"{what}{where}", hint, HostError.exit_code)
 
