@@ -46,6 +46,11 @@ class Console:
             return Silent()
         return Bars() if sys.stderr.isatty() else Lines()
 
+    def note(self, text: str) -> None:
+        """Say on stderr what people should know about a result."""
+        if not self.is_quiet:
+            click.echo(f"{click.style('note:', bold=True)} {text}", err=True)
+
     def result(self, value: object, lines: Callable[[], Iterable[str]]) -> None:
         """Print a result: the value with `--json`, else the lines for people."""
         if self.as_json:

@@ -50,7 +50,11 @@ def read_spec(path: Path, *, platform: str | None = None) -> Spec:
 
     Raises NotFound when there is no such file, SpecError when it is no spec.
     """
-    text = _read(path)
+    return parse_spec(_read(path), path, platform=platform)
+
+
+def parse_spec(text: str, path: Path, *, platform: str | None = None) -> Spec:
+    """Parse the text of a spec that is, or will be, at `path`; see `read_spec`."""
     _check_selectors(text, path)
     root = parse_yaml(select_platform(text, platform) if platform else text, path)
     content = _check_root(root, path)
