@@ -23,6 +23,7 @@ from pipeline.archive.reader import Archive, FileSource
 from pipeline.archive.seek_table import encode_seek_table
 from pipeline.archive.writer import ArchiveOptions, WrittenArchive, write_archive
 from pipeline.errors import HostError, IntegrityError, PipelineError, SpecError
+from tests.conftest import require
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -153,8 +154,8 @@ def test_python_tar_sees_the_same_tree(
     assert listing(tmp_path / "tar") == listing(tmp_path / "ours")
 
 
-@pytest.mark.skipif(not shutil.which("zstd"), reason="the zstd program is not installed")
 def test_gnu_tar_and_zstd_read_it(written: tuple[Path, WrittenArchive], tmp_path: Path) -> None:
+    require("zstd", shutil.which("zstd"))
     (tmp_path / "tar").mkdir()
     subprocess.run(["zstd", "-q", "-t", written[0]], check=True)
     subprocess.run(

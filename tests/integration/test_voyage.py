@@ -17,6 +17,7 @@ import pytest
 
 from pipeline.sandbox.bubblewrap import Bubblewrap
 from pipeline.sandbox.port import Job, Mount
+from tests.conftest import require
 from tests.wheels import make_wheel
 from tests.workshop import Workshop
 
@@ -91,10 +92,10 @@ def test_same_lock_same_bytes(archive: Path, workshop: Workshop, tmp_path: Path)
     assert (again.parent / manifest).read_bytes() == (archive.parent / manifest).read_bytes()
 
 
-@pytest.mark.skipif(not shutil.which("zstd"), reason="the zstd program is not installed")
 def test_the_manual_procedure_still_works(
     archive: Path, workshop: Workshop, tmp_path: Path
 ) -> None:
+    require("zstd", shutil.which("zstd"))
     tree = tmp_path / "by-hand"
     tree.mkdir()
     subprocess.run(["tar", "--zstd", "-xf", archive, "-C", tree], check=True, umask=0o022)
