@@ -19,22 +19,25 @@ Written by `make docs` from the commands' own help.
 """
 
 
-def commands(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[str, click.Context]]:
-    """Yield every command line of envferry with its context, groups first."""
-    context = click.Context(command, info_name=" ".join(path), terminal_width=88)
-    yield " ".join(path), context
+def commands(
+    command: click.Command, name: str, parent: click.Context | None = None
+) -> Iterator[click.Context]:
+    """Yield the context of every command line of envferry, groups first."""
+    settings = command.context_settings
+    context = click.Context(command, parent, info_name=name, terminal_width=88, **settings)
+    yield context
     if isinstance(command, click.Group):
-        for name in command.list_commands(context):
-            child = command.get_command(context, name)
+        for child_name in command.list_commands(context):
+            child = command.get_command(context, child_name)
             assert child is not None
-            yield from commands(child, (*path, name))
+            yield from commands(child, child_name, context)
 
 
 def render() -> str:
     """Return the page."""
     parts = [HEADER]
-    for path, context in commands(envferry, ("envferry",)):
-        parts.append(f"## {path}\n\n```\n{context.get_help()}\n```\n")
+    for context in commands(envferry, "envferry"):
+        parts.append(f"## {context.command_path}\n\n```\n{context.get_help()}\n```\n")
     return "\n".join(parts)
 
 

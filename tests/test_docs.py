@@ -18,11 +18,11 @@ def test_the_command_page_is_up_to_date() -> None:
 
 
 def test_every_command_and_option_has_help() -> None:
-    for path, context in commands(envferry, ("envferry",)):
-        assert context.command.help, path
+    for context in commands(envferry, "envferry"):
+        assert context.command.help, context.command_path
         for parameter in context.command.params:
             if parameter.param_type_name == "option":
-                assert getattr(parameter, "help", None), f"{path} {parameter.name}"
+                assert getattr(parameter, "help", None), f"{context.command_path} {parameter.name}"
 
 
 def test_the_short_help_is_the_commands_own_summary() -> None:
