@@ -1,4 +1,4 @@
-"""A training host: where its environments are, and what it must offer."""
+"""A training host: where its environments are, and which one is current."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import HostError, NotFound
-from pipeline.files import from_json, sync_directory
-from pipeline.models import Installation, SystemRequirements, check_name, current_platform
+from pipeline.errors import NotFound
+from pipeline.files import from_json, sync_directory, write_bytes
+from pipeline.models import ID_PATTERN, Installation, check_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HOME = ".envferry"
 PARTIAL = ".partial-"
+TRASH = ".trash-"
+HISTORY = ".history"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +59,41 @@ class EnvHome:
         """Return the record of an installation: without it there is none."""
         return self.directory / f"{id_}.json"
 
+    def journal(self, id_: str) -> Path:
+        """Return the journal of an unfinished installation."""
+        return self.directory / f"{PARTIAL}{id_}.journal"
+
     def index(self, id_: str) -> Path:
         """Return the archive index of an installation, as the archive had it."""
         return self.directory / f"{id_}.index"
+
+    def history(self) -> list[str]:
+        """Return the ids that were made current, the last one last, each once."""
+        path = self.directory / HISTORY
+        ids = path.read_text().split() if path.is_file() else []
+        return [id_ for id_ in ids if ID_PATTERN.fullmatch(id_)]
+
+    def make_current(self, id_: str) -> None:
+        """Make an installation the current one and note that it became so.
+
+        Noted first: after a crash between the two the last line is not the current one, and
+        whoever reads the history passes over what it is not.
+        """
+        current = self.current_id()
+        before = [past for past in self.history() if past not in (id_, current)]
+        ids = [*before, *([current] if current and current != id_ else []), id_]
+        self.write_history(ids)
+        self.point_at(id_)
+
+    def write_history(self, ids: list[str]) -> None:
+        """Write down which installations were current."""
+        write_bytes(self.directory / HISTORY, "".join(f"{id_}\n" for id_ in ids).encode())
+
+    def previous_id(self) -> str | None:
+        """Return the installation that was current before this one, if it is still there."""
+        current = self.current_id()
+        past = [id_ for id_ in self.history() if id_ != current and self.record(id_).is_file()]
+        return past[-1] if past else None
 
     def current_id(self) -> str | None:
         """Return the id of the current installation, None when there is none of ours."""
@@ -95,30 +129,3 @@ class EnvHome:
             fresh.symlink_to(Path(HOME, self.name, id_))
             fresh.replace(self.link)
         sync_directory(self.envs_dir)
-
-
-def check_host(platform: str, requirements: SystemRequirements) -> None:
-    """Raise HostError, with all findings at once, when this host cannot run an environment."""
-    findings = []
-    if platform != current_platform():
-        findings.append(f"it is built for {platform}, this host is {current_platform()}")
-    found = glibc_version()
-    if requirements.glibc and found and version_key(found) < version_key(requirements.glibc):
-        findings.append(f"it needs glibc {requirements.glibc} or newer, this host has {found}")
-    if findings:
-        message = "this host cannot run the environment: " + "; ".join(findings)
-        raise HostError(message, hint="choose an artifact that was built for this host")
-
-
-def glibc_version() -> str | None:
-    """Return the version of this host's glibc, None where there is another C library."""
-    try:
-        text = os.confstr("CS_GNU_LIBC_VERSION")
-    except (ValueError, OSError):
-        return None
-    return text.split()[-1] if text else None
-
-
-def version_key(version: str) -> tuple[int, ...]:
-    """Return a version of numbers and dots as something that sorts."""
-    return tuple(int(part) for part in version.split(".") if part.isdecimal())

@@ -146,6 +146,21 @@ class LockedPackage(msgspec.Struct, frozen=True, kw_only=True):
     dependencies: dict[str, str] = {}
 
     @property
+    def kind(self) -> Literal["conda", "wheel", "sdist", "git", "directory"]:
+        """What the URL leads to; of the last three the build makes a wheel.
+
+        `sha256` is that of the file; for `git` the commit, for `directory` the digest by
+        `solving/source_tree.py`.
+        """
+        if self.manager == "conda":
+            return "conda"
+        if self.url.startswith("git+"):
+            return "git"
+        if self.url.startswith("file:") and self.url.endswith("/"):
+            return "directory"
+        return "wheel" if self.file_name.endswith(".whl") else "sdist"
+
+    @property
     def file_name(self) -> str:
         """The last part of the URL, with its percent signs decoded."""
         from urllib.parse import unquote, urlsplit
@@ -356,6 +371,9 @@ class RegistryEntry:
 
 # --- on the host ---
 
+Finding = Literal["arch", "glibc", "cuda", "space", "inodes", "readonly", "noexec", "symlinks"]
+"""What can be wrong with a host."""
+
 
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
     """`ID.json` beside an installed tree, written last: no record, no installation."""
@@ -371,4 +389,6 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     """The bytes of its files."""
     checks: Checks = Checks()
+    edited: dict[str, tuple[int, str]] = {}
+    """Size and XXH3-128 of the files that are not as the archive has them: prefix edits."""
     schema: int = 1

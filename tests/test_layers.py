@@ -26,8 +26,10 @@ LAYERS = (
         "pipeline.solving",
         "pipeline.cache",
         "pipeline.host",
+        "pipeline.host_check",
+        "pipeline.in_use",
     ),
-    ("pipeline.artifacts", "pipeline.registry", "pipeline.channel"),
+    ("pipeline.artifacts", "pipeline.registry", "pipeline.channel", "pipeline.installations"),
     ("pipeline.stages",),
     ("pipeline.cli",),
 )

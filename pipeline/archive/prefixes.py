@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from pipeline.archive.index import BinaryString, FileEntry, Index, PrefixEdits
+from pipeline.archive.shebangs import with_short_shebang
 from pipeline.errors import HostError, IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
+
+CONDA_META = "conda-meta/"
+MOST_RECORD_BYTES = 8 << 20
+"""A larger record is spread over frames, and is left as it is."""
 
 
 class Searchable(Protocol):
@@ -61,12 +68,19 @@ def find_strings(
 class Relocation:
     """A change of prefix, checked against every capacity before anything is written."""
 
-    def __init__(self, old: str, new: str) -> None:
+    def __init__(self, old: str, new: str, index: Index | None = None) -> None:
+        """Plan the way from `old` to `new`; with an index, conda's records follow the edits."""
         self.old = old.encode()
         self.new = new.encode()
+        self.edited = frozenset(entry.path for entry in index.files if entry.edits) if index else ()
+        self.records = frozenset(stale_records(index)) if index else frozenset[str]()
 
     def __bool__(self) -> bool:
         return self.old != self.new
+
+    def changes(self, entry: FileEntry) -> bool:
+        """Whether a file has another content under the new prefix."""
+        return bool(self) and (entry.edits is not None or entry.path in self.records)
 
     def check(self, index: Index) -> None:
         """Raise HostError when the new prefix does not fit somewhere, naming the tightest place."""
@@ -89,12 +103,21 @@ class Relocation:
             )
             raise HostError(message, hint=f"choose a --prefix of at most {longest} characters")
 
+    def move_link(self, link: str) -> str:
+        """Return the target of a symbolic link: one that holds the prefix follows it."""
+        old = self.old.decode()
+        if self and (link == old or link.startswith(old + "/")):
+            return self.new.decode() + link.removeprefix(old)
+        return link
+
     def edit(self, content: bytes, entry: FileEntry) -> bytes:
         """Return the content of a file as it must be under the new prefix."""
+        if entry.path in self.records:
+            content = without_stale_checksums(content, self.edited)
         if entry.edits is None:
             return content
         if entry.edits.text:
-            return content.replace(self.old, self.new)
+            return with_short_shebang(content.replace(self.old, self.new), self.new)
         edited = bytearray(content)
         for offset, replacement in self.replacements(content, entry):
             edited[offset : offset + len(replacement)] = replacement
@@ -109,3 +132,38 @@ class Relocation:
                 raise IntegrityError(message, hint="copy or fetch the archive again")
             after = before.replace(self.old, self.new)
             yield string.offset, after.ljust(string.length, b"\0")
+
+
+def stale_records(index: Index) -> Iterator[str]:
+    """Yield the conda-meta records of packages that have a file with a prefix in it."""
+    for package in index.packages:
+        files = index.files[package.first_file : package.first_file + package.files]
+        if package.kind == "conda" and any(entry.edits for entry in files):
+            yield from (
+                entry.path
+                for entry in files
+                if entry.path.startswith(CONDA_META)
+                and entry.path.endswith(".json")
+                and entry.size <= MOST_RECORD_BYTES
+            )
+
+
+def without_stale_checksums(content: bytes, edited: Container[str]) -> bytes:
+    """Drop from a conda-meta record the SHA-256 that edited files had under the old prefix.
+
+    `conda doctor` compares files that have a `sha256_in_prefix` and passes over the others.
+    """
+    try:
+        record = msgspec.json.decode(content)
+    except msgspec.DecodeError:
+        return content
+    data = record.get("paths_data") if isinstance(record, dict) else None
+    paths = data.get("paths") if isinstance(data, dict) else None
+    dropped = [
+        path.pop("sha256_in_prefix", None)
+        for path in (paths if isinstance(paths, list) else ())
+        if isinstance(path, dict) and path.get("_path") in edited
+    ]
+    if not any(dropped):
+        return content
+    return msgspec.json.format(msgspec.json.encode(record), indent=2)

@@ -85,7 +85,7 @@ class Archive:
         """
         self.source = source
         self.name = source.name
-        self.index, self.index_frame = read_index(source)
+        self.index, self.index_frame, self.opening_bytes = read_index(source)
         check_index(self.index, self.name)
         self.plans: list[FramePlan] = plan_frames(self.index, self.name)
         self.offsets = frame_offsets(self.index)
@@ -105,7 +105,8 @@ class Archive:
         try:
             if zstandard.frame_content_size(compressed) != entry.tar_size:
                 raise self.damaged(number, "its size is not the one in the index")
-            raw: bytes = self.threads.decompressor.decompress(compressed)
+            # Nothing may follow: other tools would take it for a part of the tar stream.
+            raw: bytes = self.threads.decompressor.decompress(compressed, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise self.damaged(number, str(error)) from error
         return raw
@@ -119,14 +120,17 @@ class Archive:
         return IntegrityError(message, hint="copy or fetch the archive again")
 
 
-def read_index(source: Source) -> tuple[Index, bytes]:
-    """Return the index of an archive and the frame that holds it."""
+def read_index(source: Source) -> tuple[Index, bytes, int]:
+    """Return the index of an archive, the frame that holds it, and the bytes read for that."""
     tail_start = max(source.size - TAIL_BYTES, 0)
     tail = source.read_at(tail_start, source.size - tail_start)
+    read_bytes = len(tail)
 
     def from_end(start: int, length: int) -> bytes:
+        nonlocal read_bytes
         if 0 <= tail_start <= start:
             return tail[start - tail_start : start - tail_start + length]
+        read_bytes += length
         return source.read_at(start, length)
 
     table_size = seek_table_size(tail[-FOOTER.size :], source.name)
@@ -134,7 +138,7 @@ def read_index(source: Source) -> tuple[Index, bytes]:
     sizes: list[tuple[int, int]] = []
     if table_start >= 0:
         sizes = decode_seek_table(from_end(table_start, table_size), source.name)
-    if not sizes or sum(compressed for compressed, _ in sizes) != table_start:
+    if not sizes or min(sizes)[0] <= 0 or sum(compressed for compressed, _ in sizes) != table_start:
         message = f"the seek table of {source.name} does not add up to its size"
         raise IntegrityError(message, hint="copy or fetch the archive again")
     index_size = sizes[-1][0]
@@ -143,7 +147,7 @@ def read_index(source: Source) -> tuple[Index, bytes]:
     if [(frame.size, frame.tar_size) for frame in index.frames] != sizes[:-1]:
         message = f"index and seek table of {source.name} contradict each other"
         raise IntegrityError(message, hint="copy or fetch the archive again")
-    return index, index_frame
+    return index, index_frame, read_bytes
 
 
 def frame_offsets(index: Index) -> list[int]:

@@ -6,8 +6,9 @@ import posixpath
 from typing import TYPE_CHECKING
 
 from pipeline.archive.members import FramePlan, Piece
-from pipeline.archive.tar import END_OF_ARCHIVE, padding, tar_header
+from pipeline.archive.tar import END_OF_ARCHIVE, MAX_OCTAL_SIZE, padding, tar_header
 from pipeline.errors import IntegrityError
+from pipeline.models import ID_PATTERN, NAME_PATTERN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,7 +25,8 @@ def check_index(index: Index, what: str) -> None:
     """Raise IntegrityError, naming every fault, unless the index describes a safe tree."""
     types = {entry.path: entry.type for entry in index.files}
     links = {entry.path: entry.link for entry in index.files if entry.type == "symlink"}
-    faults = [fault for entry in index.files for fault in entry_faults(entry, types)]
+    faults = list(header_faults(index))
+    faults.extend(fault for entry in index.files for fault in entry_faults(entry, types))
     if len(types) != len(index.files):
         faults.append("a path occurs twice")
     if not faults:
@@ -37,6 +39,49 @@ def check_index(index: Index, what: str) -> None:
         shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if faults[5:] else "")
         message = f"the index of {what} is not safe to install: {shown}"
         raise IntegrityError(message, hint="do not use this archive; ask where it came from")
+
+
+def header_faults(index: Index) -> Iterator[str]:
+    """Yield what is wrong with what the index says of the whole archive."""
+    if not NAME_PATTERN.fullmatch(index.name) or not NAME_PATTERN.fullmatch(index.platform):
+        yield f"{index.name!r} for {index.platform!r} is no name of an environment"
+    if not ID_PATTERN.fullmatch(index.id):
+        yield f"{index.id!r} is no id"
+    if not is_sane_prefix(index.prefix):
+        yield f"{index.prefix!r} is no prefix"
+    if not 0 <= index.mtime <= MAX_OCTAL_SIZE:
+        yield f"{index.mtime} is no time"
+    end = 0
+    for package in index.packages:
+        if package.first_file != end or package.files < 0:
+            yield f"the files of the package {package.name!r} are not a run of their own"
+        end = package.first_file + package.files
+    if end != len(index.files):
+        yield "the packages do not have all files"
+
+
+def is_sane_prefix(prefix: str) -> bool:
+    """Whether a path can be one that an environment lives at."""
+    is_printable = all(character >= " " for character in prefix)
+    return (
+        is_printable
+        and prefix != "/"
+        and posixpath.isabs(prefix)
+        and (posixpath.normpath(prefix) == prefix)
+    )
+
+
+def edit_faults(entry: FileEntry) -> Iterator[str]:
+    """Yield what is wrong with the places where a file holds the prefix."""
+    end = 0
+    for string in entry.edits.strings if entry.edits else ():
+        fits = string.offset >= end and 0 < string.length <= string.capacity
+        if not fits or not 0 < string.count <= string.length:
+            yield f"{entry.path!r} has a prefix where none can be"
+            return
+        end = string.offset + string.capacity
+    if end > entry.size or (entry.edits and (entry.type != "file" or not entry.size)):
+        yield f"{entry.path!r} has a prefix where none can be"
 
 
 def entry_faults(entry: FileEntry, types: Mapping[str, str]) -> Iterator[str]:
@@ -52,6 +97,7 @@ def entry_faults(entry: FileEntry, types: Mapping[str, str]) -> Iterator[str]:
         yield f"{entry.path!r} has size {entry.size}"
     if (entry.type == "symlink") != bool(entry.link) or "\0" in entry.link:
         yield f"{entry.path!r} has link target {entry.link!r}"
+    yield from edit_faults(entry)
 
 
 def leaves_tree(path: str, links: dict[str, str], prefix: str) -> bool:

@@ -1,23 +1,36 @@
-"""Commands of the training host: fetch, install."""
+"""Commands of the training host: fetch, install, verify, rollback, remove."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
+from pipeline.archive.donors import Link
 from pipeline.artifacts import ARCHIVE_SUFFIX, MANIFEST_SUFFIX, read_artifact
 from pipeline.cli.options import common_options, registry_option
 from pipeline.config import settings
+from pipeline.errors import IntegrityError, UsageError
 from pipeline.files import human_bytes
-from pipeline.models import Ref, current_platform
+from pipeline.models import ID_PATTERN, Finding, Ref, current_platform
 from pipeline.registry import PublishedArchive, Registry
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.archive.reader import Source
     from pipeline.cli.console import Console
-    from pipeline.models import Installation
-    from pipeline.stages.install import InstallOptions
+    from pipeline.host import EnvHome
+    from pipeline.installations import Removal, Verified
+    from pipeline.models import Installation, Manifest
+    from pipeline.stages.install import InstallOptions, InstallPlan
+
+envs_dir_option = click.option(
+    "--envs-dir", type=click.Path(path_type=Path), default=lambda: settings().envs_dir,
+    show_default="/opt/conda/envs", help="The directory that holds this host's environments.",
+)  # fmt: skip
 
 
 @click.command()
@@ -50,55 +63,186 @@ def fetch(console: Console, ref: str, output: Path, platform: str, registry: str
 
 @click.command()
 @click.argument("ref")
-@click.option(
-    "--envs-dir", type=click.Path(path_type=Path), default=lambda: settings().envs_dir,
-    show_default="/opt/conda/envs", help="The directory that holds this host's environments.",
-)  # fmt: skip
+@envs_dir_option
 @click.option("--prefix", help="The path it shall live at, where that is not ENVS_DIR/NAME.")
 @click.option("--name", help="Another name than the environment's own.")
 @click.option("--replace", is_flag=True, help="Move aside what is there and is not ours.")
 @click.option("--no-check", is_flag=True, help="Do not run the environment's checks.")
+@click.option(
+    "--link", type=click.Choice([link.value for link in Link]), default=Link.AUTO.value,
+    show_default=True, help="How unchanged files come from what is installed already.",
+)  # fmt: skip
+@click.option(
+    "--force", multiple=True, type=click.Choice(get_args(Finding)),
+    help="Install in spite of this finding of the host check; repeatable.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Say what would be read, and change nothing.")
 @registry_option
 @common_options
-def install(console: Console, ref: str, registry: str, no_check: bool, **choices: object) -> None:
+def install(console: Console, ref: str, registry: str, dry_run: bool, **choices: object) -> None:
     """Install REF, whole or not at all: NAME, NAME@TAG, NAME@ID, or an archive file.
+
+    Files that other environments on this host have are shared, after a look at their checksums;
+    only the rest is read. What an interrupted install has done is not done again.
 
     From outside a container into its volume, for the path inside it:
     `envferry install demo --envs-dir ./conda/envs --prefix /opt/conda/envs/demo`
     """
-    from pipeline.stages.install import InstallOptions
+    from pipeline.stages.install import InstallOptions, install_artifact, preview_install
 
-    options = InstallOptions(check=not no_check, **choices)  # type: ignore[arg-type]
-    if ref.endswith((ARCHIVE_SUFFIX, MANIFEST_SUFFIX)) or "/" in ref:
-        installation = install_file(console, Path(ref), options)
-    else:
-        installation = install_ref(console, Ref.parse(ref), Registry.open(registry), options)
+    link, check = Link(choices.pop("link")), not choices.pop("no_check")
+    options = InstallOptions(link=link, check=check, **choices)  # type: ignore[arg-type]
+    with opened(ref, registry) as (source, manifest):
+        if dry_run:
+            plan = preview_install(source, manifest, options=options)
+            console.result(plan, lambda: [describe_plan(plan)])
+            return
+        installation = install_artifact(
+            source,
+            manifest,
+            options=options,
+            progress=console.progress,
+            announce=lambda plan: console.note(describe_plan(plan)),
+        )
     console.result(installation, lambda: [describe_installation(installation, options)])
 
 
-def install_file(console: Console, path: Path, options: InstallOptions) -> Installation:
-    """Install an archive from a disk."""
+@contextmanager
+def opened(ref: str, registry: str) -> Iterator[tuple[Source, Manifest]]:
+    """Open an archive on a disk, or one in a registry, without a copy of it."""
     from pipeline.archive.reader import FileSource
-    from pipeline.stages.install import install_artifact
 
-    artifact = read_artifact(path)
-    with FileSource(artifact.archive_path) as source:
-        return install_artifact(
-            source, artifact.manifest, options=options, progress=console.progress
-        )
+    if ref.endswith((ARCHIVE_SUFFIX, MANIFEST_SUFFIX)) or "/" in ref:
+        artifact = read_artifact(Path(ref))
+        with FileSource(artifact.archive_path) as source:
+            yield source, artifact.manifest
+        return
+    place, wanted, platform = Registry.open(registry), Ref.parse(ref), current_platform()
+    manifest = place.manifest(wanted.name, platform, place.resolve(wanted, platform))
+    place.require_archive(manifest)
+    yield PublishedArchive(place, manifest), manifest
 
 
-def install_ref(
-    console: Console, ref: Ref, registry: Registry, options: InstallOptions
-) -> Installation:
-    """Install straight from a registry, without a copy of the archive."""
-    from pipeline.stages.install import install_artifact
+@click.command()
+@click.argument("name", metavar="NAME[@ID]")
+@envs_dir_option
+@click.option("--quick", is_flag=True, help="Compare size, mode and time; read no file.")
+@click.option("--repair", is_flag=True, help="Bring back what is changed or missing.")
+@click.option("--archive", "file", metavar="FILE", help="Repair from this archive.")
+@registry_option
+@common_options
+def verify(console: Console, name: str, envs_dir: Path, **choices: object) -> None:
+    """Compare every file of the installed environment NAME with what was installed.
 
-    platform = current_platform()
-    manifest = registry.manifest(ref.name, platform, registry.resolve(ref, platform))
-    registry.require_archive(manifest)
-    source = PublishedArchive(registry, manifest)
-    return install_artifact(source, manifest, options=options, progress=console.progress)
+    Says what is changed, missing or extra, and ends with 8 when anything is. With --repair, only
+    what is changed or missing is read, from --archive or from the registry.
+    """
+    from pipeline.installations import verify_installation
+
+    home, id_ = home_of(name, envs_dir)
+    found = verify_installation(home, id_, quick=bool(choices["quick"]), progress=console.progress)
+    if choices["repair"] and found.faults:
+        ref = str(choices["file"] or found.ref)
+        found = repair_from(console, home, found, (ref, str(choices["registry"])))
+    console.result(found, lambda: describe_verified(found))
+    if found.differences:
+        hint = f"`envferry verify {name} --repair` brings back what is changed or missing"
+        if not found.faults:
+            hint = "these files came later; remove what should not be there"
+        count = len(found.differences)
+        message = f"{home.name}@{found.id} is not as it was installed (differences: {count})"
+        raise IntegrityError(message, hint=hint)
+
+
+def repair_from(
+    console: Console, home: EnvHome, found: Verified, place: tuple[str, str]
+) -> Verified:
+    """Repair an installation from a ref or file, and the registry it is in."""
+    from pipeline.archive.reader import Archive
+    from pipeline.installations import repair_installation
+
+    with opened(*place) as (source, _):
+        return repair_installation(home, found, Archive(source), progress=console.progress)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("id_", metavar="[ID]", required=False)
+@envs_dir_option
+@common_options
+def rollback(console: Console, name: str, id_: str | None, envs_dir: Path) -> None:
+    """Make the installation of NAME current that was so before, or the one with that ID.
+
+    Once more, and the newer one is back.
+    """
+    from pipeline.host import EnvHome
+    from pipeline.installations import roll_back
+
+    installation = roll_back(EnvHome.of(envs_dir, name), id_)
+    line = f"{name}@{installation.id} is current: {envs_dir / name}"
+    console.result(installation, lambda: [line])
+
+
+@click.command()
+@click.argument("name", metavar="NAME[@ID]")
+@click.option(
+    "--keep", type=click.IntRange(min=1), metavar="N", default=2, show_default=True,
+    help="Keep the N installations that were current last.",
+)  # fmt: skip
+@envs_dir_option
+@common_options
+def remove(console: Console, name: str, keep: int, envs_dir: Path) -> None:
+    """Remove old installations of NAME, or the one with that ID.
+
+    Never the current one, and none that a process uses.
+    """
+    from pipeline.installations import remove_named, remove_old
+
+    home, id_ = home_of(name, envs_dir)
+    removal = remove_named(home, id_) if id_ else remove_old(home, keep)
+    console.result(removal, lambda: describe_removal(removal))
+
+
+def home_of(text: str, envs_dir: Path) -> tuple[EnvHome, str | None]:
+    """Parse NAME or NAME@ID of something installed."""
+    from pipeline.host import EnvHome
+
+    name, at, id_ = text.partition("@")
+    if at and not ID_PATTERN.fullmatch(id_):
+        message = f"{id_!r} is no id: 12 hex digits"
+        raise UsageError(message, hint="tags are the registry's; a host knows ids only")
+    return EnvHome.of(envs_dir, name), id_ or None
+
+
+def describe_plan(plan: InstallPlan) -> str:
+    """Return what an install will read."""
+    text = (
+        f"{plan.name}@{plan.id}: {plan.fetch_bytes:,} of {plan.archive_bytes:,} bytes to read"
+        f" ({plan.frames} of {plan.all_frames} frames)"
+    )
+    if plan.reused:
+        text += f"; {plan.reused} of {plan.files} files are here already"
+    return text
+
+
+def describe_verified(found: Verified) -> Iterator[str]:
+    """Yield what a verification found, one path a line."""
+    for path in found.repaired:
+        yield f"repaired  {path}"
+    for item in found.differences:
+        package = f"  [{item.package}]" if item.package else ""
+        reason = f": {item.reason}" if item.kind == "changed" else ""
+        yield f"{item.kind:<9} {item.path}{package}{reason}"
+    if not found.differences:
+        yield f"{found.name}@{found.id}: {found.files} files are as they were installed"
+
+
+def describe_removal(removal: Removal) -> Iterator[str]:
+    """Yield what was removed and what was not."""
+    for id_ in removal.removed:
+        yield f"removed {removal.name}@{id_}"
+    for id_, reason in removal.kept.items():
+        yield f"kept    {removal.name}@{id_}: {reason}"
 
 
 def describe_installation(installation: Installation, options: InstallOptions) -> str:

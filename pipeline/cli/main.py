@@ -34,6 +34,9 @@ COMMANDS = {
     "show": ("pipeline.cli.registry", "Show what is inside an artifact."),
     "fetch": ("pipeline.cli.hosting", "Bring an artifact from a registry to a directory."),
     "install": ("pipeline.cli.hosting", "Install an artifact, whole or not at all."),
+    "verify": ("pipeline.cli.hosting", "Compare an installed environment with its archive."),
+    "rollback": ("pipeline.cli.hosting", "Go back to the installation before."),
+    "remove": ("pipeline.cli.hosting", "Remove old installations."),
     "doctor": ("pipeline.cli.doctor", "Say what this machine can do."),
 }
 """Where each command is, and its help: so that `--help` loads none of them."""
