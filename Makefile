@@ -1,5 +1,5 @@
 # Each target sets up what it needs; `make demo` and `make test` are all that a new machine wants.
-.PHONY: demo test lint format unit integration bench reference docs clean
+.PHONY: demo test lint format unit integration podman bench reference docs clean
 bin := .venv/bin
 # uv trusts its own list of authorities; a site's own is in the system's.
 ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
@@ -27,7 +27,11 @@ unit: .venv/.ready
 	$(bin)/pytest --ignore tests/integration
 
 integration: .venv/.ready
-	$(bin)/pytest tests/integration
+	$(bin)/pytest tests/integration -m "not podman"
+
+podman: .venv/.ready
+	./bootstrap.sh podman
+	ENVFERRY_REQUIRE=podman $(bin)/pytest tests/integration -m podman
 
 bench: .venv/.ready
 	$(bin)/python -m benchmarks $(if $(ENV),--env $(ENV)) $(if $(JSON),--json $(JSON))

@@ -26,6 +26,12 @@ command -v "$python" >/dev/null || fail "$python is not installed" "sudo apt-get
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
   fail "$("$python" --version) is too old, 3.10 or newer is needed" "make PYTHON=/path/to/python3.11"
 command -v bwrap >/dev/null || install_package bubblewrap "environments are built in its containers"
+if [ "${1:-}" = podman ]; then
+  command -v podman >/dev/null || install_package podman "environments are built in its containers"
+  command -v crun >/dev/null || install_package crun "runs podman's containers"
+  command -v debootstrap >/dev/null || install_package debootstrap "makes the image to start from"
+  exit
+fi
 
 if ! [ -x .venv/bin/python ] || ! .venv/bin/python -c '' 2>/dev/null; then
   "$python" -c 'import ensurepip' 2>/dev/null ||

@@ -55,14 +55,41 @@ def run(
     interrupted the program is stopped before the interrupt travels on.
     Raises ToolFailed when it cannot be started or, with `check`, when it exits with non-zero.
     """
-    words = [str(word) for word in argv]
+    child = _start([str(word) for word in argv], env=env, cwd=cwd, show=show)
+    return _finish(child, check=check)
+
+
+def run_on_lifeline(
+    argv: Sequence[str | Path], *, check: bool = True, show: bool = False
+) -> Finished:
+    """Run `argv` like `run`, its stdin a pipe that ends when this process does.
+
+    However it ends: a container on the other side of a daemon can know that nobody waits for it.
+    """
+    reading, writing = os.pipe()
+    try:
+        child = _start([str(word) for word in argv], stdin=reading, show=show)
+        return _finish(child, check=check)
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def _start(
+    words: list[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: int = subprocess.DEVNULL,
+    show: bool,
+) -> subprocess.Popen[str]:
     log.info("+ %s", shlex.join(words))
     try:
-        child = subprocess.Popen(
+        return subprocess.Popen(
             words,
             env=dict(env) if env is not None else None,
             cwd=cwd,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=None if show else subprocess.PIPE,
             text=True,
@@ -71,12 +98,16 @@ def run(
     except OSError as error:
         message = f"cannot run {words[0]}: {error.strerror}"
         raise ToolFailed(message, hint="run `envferry doctor` to see what is missing") from error
+
+
+def _finish(child: subprocess.Popen[str], *, check: bool) -> Finished:
     try:
         stdout, stderr = child.communicate()
     except BaseException:
         stop(child)
         raise
     if check and child.returncode != 0:
+        words = child.args if isinstance(child.args, list) else [str(child.args)]
         raise failure(words, child.returncode, stdout, stderr or "")
     return Finished(returncode=child.returncode, stdout=stdout, stderr=stderr or "")
 

@@ -54,9 +54,9 @@ class Bubblewrap:
         """Yield what makes the container: namespaces, environment, mounts; in this order."""
         yield from ("--unshare-all", "--die-with-parent", "--new-session", "--clearenv")
         yield from ("--hostname", "envferry", "--chdir", "/")
-        if os.getuid() != 0:
-            # Inside, everybody is root, who alone is in the container's passwd.
-            yield from ("--unshare-user", "--uid", "0", "--gid", "0")
+        if os.getuid() != 0 or job.user:
+            # Inside, everybody is root unless the job says otherwise, whoever started it.
+            yield from ("--unshare-user", "--uid", str(job.user), "--gid", str(job.user))
         for name, value in {**CONTAINER_ENVIRONMENT, **job.environ}.items():
             yield from ("--setenv", name, value)
         for directory in SYSTEM_DIRECTORIES:
@@ -74,6 +74,7 @@ class Bubblewrap:
         for mount in (*tool, *job.mounts):
             option = "--bind" if mount.writable else "--ro-bind"
             yield from (option, str(mount.source.absolute()), mount.target)
+        yield from ("--remount-ro", "/")
 
 
 def tool_mounts() -> Iterator[Mount]:

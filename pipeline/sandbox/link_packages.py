@@ -6,32 +6,52 @@ import asyncio
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-from rattler import PackageRecord, Platform, RepoDataRecord, install
+from rattler import MatchSpec, PackageRecord, Platform, RepoDataRecord, install
+from rattler.exceptions import ExtractError, InstallerError, IoError, LinkError, TransactionError
 from rattler.package_streaming import PackageArchive
 
-from pipeline.sandbox.orders import BuildOrder, CondaFile
+from pipeline.sandbox.orders import BuildOrder, CondaFile, LinkAnswer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+PACKAGE_ERRORS = (ExtractError, InstallerError, IoError, LinkError, TransactionError, ValueError)
+LINK_SCRIPTS = ("bin/.{name}-pre-link.sh", "bin/.{name}-post-link.sh")
 
 
-def main(order_path: str, marker: str) -> None:
-    """Link the packages of an order and leave a marker when all are linked."""
+def main(order_path: str, answer_path: str) -> None:
+    """Link the packages of an order and leave an answer."""
     order = msgspec.json.decode(Path(order_path).read_bytes(), type=BuildOrder)
-    asyncio.run(link_packages(order))
-    Path(marker).touch()
+    answer = asyncio.run(link_packages(order))
+    Path(answer_path).write_bytes(msgspec.json.encode(answer))
 
 
-async def link_packages(order: BuildOrder) -> None:
+async def link_packages(order: BuildOrder) -> LinkAnswer:
     """Install the conda packages of an order, from a cache on the file system of the prefix."""
     scratch = Path(order.scratch)
-    await install(
-        records=[await read_record(file, scratch) for file in order.conda],
-        target_prefix=order.prefix,
-        cache_dir=scratch / "pkgs",
-        show_progress=False,
-        execute_link_scripts=True,
-        platform=Platform(order.platform),
-    )
+    records = []
+    for file in order.conda:
+        try:
+            records.append(await read_record(file, scratch))
+        except PACKAGE_ERRORS as error:
+            return LinkAnswer(faults=(f"{file.url} is no conda package: {error}",))
+    if faults := tuple(broken_dependencies(records, order.allow_conflict)):
+        return LinkAnswer(faults=faults)
+    try:
+        await install(
+            records=records,
+            target_prefix=order.prefix,
+            cache_dir=scratch / "pkgs",
+            show_progress=False,
+            execute_link_scripts=True,
+            platform=Platform(order.platform),
+        )
+    except PACKAGE_ERRORS as error:
+        return LinkAnswer(faults=(str(error),))
+    return LinkAnswer(scripts=tuple(with_scripts(order)))
 
 
 async def read_record(file: CondaFile, scratch: Path) -> RepoDataRecord:
@@ -39,7 +59,7 @@ async def read_record(file: CondaFile, scratch: Path) -> RepoDataRecord:
     package = await PackageArchive.from_path(file.path)
     index = await package.read_file("info/index.json")
     if index is None:
-        message = f"{file.url} holds no info/index.json: it is no conda package"
+        message = "it holds no info/index.json"
         raise ValueError(message)
     index_path = scratch / "index.json"
     index_path.write_bytes(index)
@@ -48,6 +68,35 @@ async def read_record(file: CondaFile, scratch: Path) -> RepoDataRecord:
     )
     channel = file.url.rsplit("/", 2)[0]
     return RepoDataRecord(record, Path(file.path).name, Path(file.path).as_uri(), channel)
+
+
+def broken_dependencies(records: Sequence[RepoDataRecord], allowed: Sequence[str]) -> Iterator[str]:
+    """Yield each requirement between conda packages that the lock does not meet."""
+    by_name = {record.name.normalized: record for record in records}
+    for record in records:
+        name = record.name.normalized
+        needs = [(text, True) for text in record.depends]
+        limits = [(text, False) for text in record.constrains]
+        for text, must_exist in [*needs, *limits]:
+            wanted = MatchSpec(text)
+            target = wanted.name.normalized if wanted.name else ""
+            # What starts like this is the machine's own: the host is asked about it at install.
+            if target.startswith("__") or name in allowed:
+                continue
+            found = by_name.get(target)
+            if found is None and must_exist:
+                yield f"{name} {record.version} needs {text}, and {target} is not in the lock"
+            elif found is not None and not wanted.matches(found):
+                verb = "needs" if must_exist else "goes only with"
+                yield f"{name} {record.version} {verb} {text}, and the lock has {found.version}"
+
+
+def with_scripts(order: BuildOrder) -> Iterator[str]:
+    """Yield the packages that ran a script when they were linked."""
+    for file in order.conda:
+        scripts = (script.format(name=file.name) for script in LINK_SCRIPTS)
+        if any((Path(order.prefix) / script).exists() for script in scripts):
+            yield file.name
 
 
 if __name__ == "__main__":

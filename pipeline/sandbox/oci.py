@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from typing import TYPE_CHECKING
 
-from pipeline import process
-from pipeline.errors import NoSandbox, ToolFailed
+from pipeline import __version__, process
+from pipeline.errors import NoSandbox
 from pipeline.sandbox.port import CONTAINER_ENVIRONMENT, Job
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pipeline.process import Finished
+    from pipeline.sandbox.port import Mount
 
 DEFAULT_IMAGE = "envferry:latest"
 IMAGE_PYTHON = "/opt/envferry/bin/python"
 """Where the Dockerfile puts the Python that has envferry's `build` extra."""
+VERSION_PROBE = "import pipeline; print(pipeline.__version__)"
+NO_CONTAINER = range(125, 128)
+"""Exit codes of docker and podman themselves, not of what they run."""
+
+SUPERVISOR = "; ".join(
+    (
+        "unset HOSTNAME TERM container",
+        "trap 'exit 143' TERM INT",
+        "exec 3<&0",
+        '"$@" </dev/null 3<&- & job=$!',
+        "(cat <&3 >/dev/null; kill -TERM 1) & wait $job",
+    )
+)
+"""Process 1 of each container: ends it with its job, or when nobody holds its stdin any more.
+
+The engine's daemon, or conmon, would go on after envferry was killed. Without process 1 the kernel
+ends all others, and `--rm` removes the container.
+"""
 
 
 class ContainerEngine:
@@ -32,44 +52,93 @@ class ContainerEngine:
             raise NoSandbox(f"{name} is not installed")
         self.program = program
         wanted = image or DEFAULT_IMAGE
-        found = process.run(
-            [program, "image", "inspect", "--format", "{{.Id}}", wanted], check=False
+        self.image: str | None = self.find_image(wanted)
+        self.user = self.find_user()
+        self.probe(wanted)
+
+    def find_image(self, wanted: str) -> str:
+        """Return the digest of an image that is here; nothing is downloaded for it."""
+        inspect = (self.program, "image", "inspect", "--format", "{{.Id}}", wanted)
+        found = process.run(inspect, check=False)
+        if found.returncode == 0:
+            return f"sha256:{found.stdout.strip().removeprefix('sha256:')}"
+        listed = process.run([self.program, "images", "--quiet"], check=False)
+        if listed.returncode != 0:
+            message = f"{self.name} does not work here: {last_line(listed.stderr)}"
+            raise NoSandbox(message, hint=f"start its daemon, or see `{self.name} info`")
+        raise NoSandbox(
+            f"{self.name} has no image {wanted}",
+            hint=f"build it in the project's folder: {self.name} build -t {DEFAULT_IMAGE} .",
         )
-        if found.returncode != 0:
-            reason = found.stderr.strip().splitlines()[-1:] or ["it gave no reason"]
+
+    def find_user(self) -> str | None:
+        """Return whom files must belong to, where the container's root is not this user.
+
+        docker's daemon runs as root: what its containers write would be root's for ever. podman
+        without root, and docker's rootless mode, map the container's root to this user.
+        """
+        if os.getuid() == 0 or self.name != "docker":
+            return None
+        info = (self.program, "info", "--format", "{{.SecurityOptions}}")
+        if "rootless" in process.run(info, check=False).stdout:
+            return None
+        return f"{os.getuid()}:{os.getgid()}"
+
+    def probe(self, wanted: str) -> None:
+        """Run an empty job; raise NoSandbox when that fails or the image is of another version."""
+        tried = self.run(Job(argv=(self.python, "-c", VERSION_PROBE)), check=False)
+        found = tried.stdout.strip()
+        if tried.returncode in NO_CONTAINER and IMAGE_PYTHON not in tried.stderr:
+            message = f"{self.name} cannot run a container here: {last_line(tried.stderr)}"
+            raise NoSandbox(message, hint=f"see whether `{self.name} run --rm {wanted} -h` works")
+        if tried.returncode != 0 or found != __version__:
+            holds = f"envferry {found}" if tried.returncode == 0 else f"no {IMAGE_PYTHON}"
             raise NoSandbox(
-                f"{name} has no image {wanted}: {reason[0]}",
-                hint=f"build it in the project's folder: {name} build -t {DEFAULT_IMAGE} .",
+                f"the image {wanted} of {self.name} holds {holds}, expected envferry {__version__}",
+                hint=f"build it anew: {self.name} build -t {DEFAULT_IMAGE} . (others: FROM that)",
             )
-        identifier = found.stdout.strip()
-        self.image: str | None = (
-            identifier if identifier.startswith("sha256:") else f"sha256:{identifier}"
-        )
-        probe = self.run(Job(argv=("true",)), check=False)
-        if probe.returncode != 0:
-            reason = probe.stderr.strip().splitlines()[-1:] or ["it gave no reason"]
-            raise NoSandbox(f"{name} cannot run a container here: {reason[0]}")
 
     def run(self, job: Job, *, check: bool = True, show: bool = False) -> Finished:
         """Run a job in a container of its own name, removed whatever happens."""
         container = f"envferry-{uuid.uuid4()}"
+        argv = [self.program, "run", *self.options(job, container)]
+        argv += ["/bin/sh", "-c", SUPERVISOR, "envferry", *job.argv]
         try:
-            return process.run(
-                [self.program, "run", *self.options(job, container), *job.argv],
-                check=check,
-                show=show,
-            )
-        except (KeyboardInterrupt, ToolFailed):
+            return process.run_on_lifeline(argv, check=check, show=show)
+        except BaseException:
             process.run([self.program, "rm", "--force", "--volumes", container], check=False)
             raise
 
     def options(self, job: Job, container: str) -> Iterator[str]:
         """Yield what makes the container, and its image last."""
-        yield from ("--rm", "--name", container, "--network", "none", "--hostname", "envferry")
-        yield from ("--workdir", "/", "--tmpfs", "/tmp:exec,mode=1777", "--entrypoint", "")
+        yield from ("--rm", "--interactive", "--name", container, "--pull", "never")
+        yield from ("--network", "none", "--hostname", "envferry", "--entrypoint", "")
+        yield from ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges")
+        # Otherwise SELinux keeps a container from the directories that are mounted for it.
+        yield from ("--security-opt", "label=disable")
+        yield from ("--workdir", "/", "--tmpfs", "/tmp:exec,mode=1777")
+        if user := self.user_of(job):
+            yield from ("--user", user)
         for name, value in {**CONTAINER_ENVIRONMENT, **job.environ}.items():
             yield from ("--env", f"{name}={value}")
         for mount in job.mounts:
-            access = "rw" if mount.writable else "ro"
-            yield from ("--volume", f"{mount.source.absolute()}:{mount.target}:{access}")
+            yield from ("--mount", mount_words(mount))
         yield str(self.image)
+
+    def user_of(self, job: Job) -> str | None:
+        """Return whom the job runs as; only root may choose that freely."""
+        if os.getuid() == 0 and job.user:
+            return f"{job.user}:{job.user}"
+        return self.user
+
+
+def mount_words(mount: Mount) -> str:
+    """Return the value of `--mount`, which is a line of CSV; it fails if the source is missing."""
+    words = ["type=bind", f"source={mount.source.absolute()}", f"target={mount.target}"]
+    words += [] if mount.writable else ["readonly"]
+    return ",".join('"' + word.replace('"', '""') + '"' for word in words)
+
+
+def last_line(text: str) -> str:
+    """Return the last line that a program printed."""
+    return (text.strip().splitlines() or ["it gave no reason"])[-1]

@@ -2,10 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
 import msgspec
 
-WORK_DIR = "/envferry"
-"""Where a container sees the order, the downloads and its answer."""
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circumstances:
+    """What may differ between two builds of one lock, and must not show in what they make."""
+
+    work_dir: str = "/envferry"
+    """Where the container sees the order and the downloads."""
+    user: int = 0
+    umask: str = "022"
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+
+OTHER_CIRCUMSTANCES = Circumstances(
+    work_dir="/var/tmp/another/place",
+    user=4321,
+    umask="077",
+    environ={
+        "HOME": "/tmp/another/home",
+        "LC_ALL": "C",
+        "LOGNAME": "another",
+        "PYTHONHASHSEED": "4321",
+        "TZ": "Asia/Kolkata",
+        "USER": "another",
+    },
+)
+ANOTHER_DAY = {
+    "LD_PRELOAD": "/usr/$LIB/faketime/libfaketime.so.1",
+    "FAKETIME": "+400d",
+    "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+}
+"""The environment of a program whose clock is to go wrong, where libfaketime is."""
 
 
 class CondaFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,6 +73,19 @@ class BuildOrder(msgspec.Struct, frozen=True, kw_only=True):
     platform: str
     conda: tuple[CondaFile, ...]
     wheels: tuple[Wheel, ...]
+    allow_clobber: tuple[str, ...] = ()
+    """Packages, of either half, whose wheel may overwrite files of conda's."""
+    allow_conflict: tuple[str, ...] = ()
+    """Packages whose own requirements need not hold."""
+
+
+class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """How linking the conda packages went."""
+
+    faults: tuple[str, ...] = ()
+    """What is wrong with the packages, for people."""
+    scripts: tuple[str, ...] = ()
+    """The packages that bring a post-link script."""
 
 
 class BuildAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -41,6 +41,8 @@ class Job:
     """Added to CONTAINER_ENVIRONMENT."""
     needs_tool: bool = False
     """Whether the container must hold envferry itself: to build, but not to try what was built."""
+    user: int = 0
+    """Who runs it, inside: root, unless another user is to make no difference."""
 
 
 class Sandbox(Protocol):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,12 @@ import msgspec
 from pipeline import errors
 from pipeline.files import exclusive_lock, to_json, write_bytes
 from pipeline.models import ENVS_DIR, BuiltEnv, Checks, LockedPackage, current_platform
-from pipeline.sandbox.orders import WORK_DIR, BuildAnswer, BuildOrder, CondaFile, Wheel
+from pipeline.sandbox.orders import BuildAnswer, BuildOrder, Circumstances, CondaFile, Wheel
 from pipeline.sandbox.port import Job, Mount
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pipeline.cache import DownloadCache
     from pipeline.models import Lock
     from pipeline.progress import Progress
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RECORD = "built.json"
-DOWNLOADS = f"{WORK_DIR}/downloads"
+UMASK = 'umask "$0"; exec "$@"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,12 @@ class BuildOptions:
     """Take everything from the cache; anything missing is an error."""
     check: bool = True
     """Run the spec's checks in the finished environment."""
+    allow_clobber: tuple[str, ...] = ()
+    """Packages, of either half, whose wheel may overwrite files of conda's."""
+    allow_conflict: tuple[str, ...] = ()
+    """Packages whose own requirements need not hold."""
+    circumstances: Circumstances = field(default_factory=Circumstances)
+    """What must make no difference."""
 
 
 def build_env(
@@ -62,25 +71,25 @@ def build_env(
     prefix = options.prefix or str(ENVS_DIR / lock.name)
     with exclusive_lock(home.with_suffix(".lock"), f"the build of {lock.name}"):
         downloads = cache.fetch_all(packages, progress=progress, offline=options.offline)
-        work = Workplace.fresh(home.with_name(f"{home.name}.partial"), prefix)
-        order = order_for(packages, downloads, cache.root, work)
-        with progress.task(f"build {lock.name} ({sandbox.name})"):
-            answer = run_builder(order, work, cache.root, sandbox)
-        if options.check:
-            run_checks(lock.options.checks, work, sandbox, progress)
-        built = BuiltEnv(
-            name=lock.name,
-            platform=platform,
-            prefix=prefix,
-            tree=str(home / work.tree.relative_to(work.home)),
-            lock_path=str(home / "conda-lock.yml"),
-            lock_digest=lock.digest,
-            content_hash=lock.content_hashes.get(platform, ""),
-            options=lock.options,
-            tools=answer.tools,
-            image=sandbox.image,
-        )
-        keep_build(built, lock, work, home)
+        with fresh_workplace(home.with_name(f"{home.name}.partial"), prefix) as work:
+            order = order_for(packages, downloads, work, options)
+            with progress.task(f"build {lock.name} ({sandbox.name})"):
+                answer = run_builder(order, work, cache.root, sandbox, options)
+            if options.check:
+                run_checks(lock.options.checks, work, sandbox, progress)
+            built = BuiltEnv(
+                name=lock.name,
+                platform=platform,
+                prefix=prefix,
+                tree=str(home / work.tree.relative_to(work.home)),
+                lock_path=str(home / "conda-lock.yml"),
+                lock_digest=lock.digest,
+                content_hash=lock.content_hashes.get(platform, ""),
+                options=lock.options,
+                tools=answer.tools,
+                image=sandbox.image,
+            )
+            keep_build(built, lock, work, home)
     return built
 
 
@@ -101,15 +110,6 @@ class Workplace:
     home: Path
     prefix: PurePosixPath
 
-    @classmethod
-    def fresh(cls, home: Path, prefix: str) -> Workplace:
-        """Return an empty workplace; what an interrupted build left there is removed."""
-        if home.exists():
-            shutil.rmtree(home)
-        work = cls(home=home, prefix=PurePosixPath(prefix))
-        work.scratch.mkdir(parents=True)
-        return work
-
     @property
     def envs(self) -> Path:
         """What the container sees as the directory that holds the prefix."""
@@ -121,6 +121,11 @@ class Workplace:
         return self.envs / self.prefix.name
 
     @property
+    def desk(self) -> Path:
+        """Where the order lies."""
+        return self.home / "desk"
+
+    @property
     def scratch(self) -> Path:
         """Caches of this build, below the same mount so that hard links work."""
         return self.envs / ".build"
@@ -130,16 +135,32 @@ class Workplace:
         return Mount(source=self.envs, target=str(self.prefix.parent), writable=writable)
 
 
+@contextmanager
+def fresh_workplace(home: Path, prefix: str) -> Iterator[Workplace]:
+    """Yield an empty workplace; what is still there when the block ends is removed."""
+    if home.exists():
+        # A build before this one was killed.
+        shutil.rmtree(home)
+    work = Workplace(home=home, prefix=PurePosixPath(prefix))
+    try:
+        work.scratch.mkdir(parents=True)
+        yield work
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
 def order_for(
     packages: tuple[LockedPackage, ...],
     downloads: dict[str, Path],
-    cache_root: Path,
     work: Workplace,
+    options: BuildOptions,
 ) -> BuildOrder:
     """Write down what the builder is to do, with paths as the container sees them."""
 
     def seen_path(package: LockedPackage) -> str:
-        return f"{DOWNLOADS}/{downloads[package.url].relative_to(cache_root)}"
+        path = downloads[package.url]
+        # As the cache lays them out: algorithm, first digits, hash, file name.
+        return "/".join((options.circumstances.work_dir, "downloads", *path.parts[-4:]))
 
     return BuildOrder(
         prefix=str(work.prefix),
@@ -166,34 +187,47 @@ def order_for(
             for package in packages
             if package.manager == "pip"
         ),
+        allow_clobber=options.allow_clobber,
+        allow_conflict=options.allow_conflict,
     )
 
 
 def run_builder(
-    order: BuildOrder, work: Workplace, cache_root: Path, sandbox: Sandbox
+    order: BuildOrder, work: Workplace, cache_root: Path, sandbox: Sandbox, options: BuildOptions
 ) -> BuildAnswer:
     """Have the container carry out an order; raise what it raised."""
-    desk = work.home / "desk"
-    desk.mkdir()
-    (desk / "order.json").write_bytes(msgspec.json.encode(order))
-    argv = (sandbox.python, "-m", "pipeline.sandbox.builder")
-    paths = (f"{WORK_DIR}/desk/order.json", f"{WORK_DIR}/desk/answer.json")
-    mounts = (
-        work.mount(writable=True),
-        Mount(source=cache_root, target=DOWNLOADS),
-        Mount(source=desk, target=f"{WORK_DIR}/desk", writable=True),
+    around = options.circumstances
+    work.desk.mkdir()
+    (work.desk / "order.json").write_bytes(msgspec.json.encode(order))
+    if around.user:
+        for directory in (work.envs, work.scratch):
+            directory.chmod(0o777)
+    builder = (
+        sandbox.python,
+        "-m",
+        "pipeline.sandbox.builder",
+        f"{around.work_dir}/desk/order.json",
     )
-    show = log.isEnabledFor(logging.INFO)
-    job = Job(argv=(*argv, *paths), mounts=mounts, needs_tool=True)
-    finished = sandbox.run(job, check=False, show=show)
-    answer_path = desk / "answer.json"
-    if not answer_path.exists():
+    job = Job(
+        argv=("/bin/sh", "-c", UMASK, around.umask, *builder),
+        mounts=(
+            work.mount(writable=True),
+            Mount(source=cache_root, target=f"{around.work_dir}/downloads"),
+            Mount(source=work.desk, target=f"{around.work_dir}/desk"),
+        ),
+        environ=around.environ,
+        needs_tool=True,
+        user=around.user,
+    )
+    finished = sandbox.run(job, check=False, show=log.isEnabledFor(logging.INFO))
+    try:
+        answer = msgspec.json.decode(finished.stdout, type=BuildAnswer)
+    except msgspec.DecodeError as error:
         raise errors.ToolFailed(
             f"the build in {sandbox.name} ended with {finished.returncode} and no answer\n"
             + "\n".join(f"  {line}" for line in finished.stderr.splitlines()[-25:]),
             hint="run it again with -v to see all of its output",
-        )
-    answer = msgspec.json.decode(answer_path.read_bytes(), type=BuildAnswer)
+        ) from error
     if answer.error is not None:
         raise errors.by_exit_code(answer.exit_code)(answer.error, hint=answer.hint)
     for warning in answer.warnings:
@@ -226,7 +260,7 @@ def run_checks(checks: Checks, work: Workplace, sandbox: Sandbox, progress: Prog
 
 def keep_build(built: BuiltEnv, lock: Lock, work: Workplace, home: Path) -> None:
     """Put a finished build where the next stage looks for it, its record last."""
-    shutil.rmtree(work.home / "desk")
+    shutil.rmtree(work.desk)
     shutil.copyfile(lock.path, work.home / "conda-lock.yml")
     if home.exists():
         # Without its record the old build is nobody's; it may go at leisure.

@@ -11,6 +11,7 @@ import pytest
 from demo.seaweed import S3Server, find_weed, seaweed
 from demo.voyage import CHANNEL_ITEMS, PROJECT, copy_spec
 from tests.conftest import require
+from tests.podman import Podman, prepare_podman
 from tests.workshop import Workshop
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ def s3_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
     return f"s3://{s3_server.bucket}/{secrets.token_hex(4)}"
+
+
+@pytest.fixture(scope="session")
+def podman(tmp_path_factory: pytest.TempPathFactory) -> Podman:
+    """A podman that works here, with the project's image."""
+    require("podman", shutil.which("podman"))
+    return prepare_podman(tmp_path_factory.mktemp("podman"))
 
 
 @pytest.fixture(scope="session")

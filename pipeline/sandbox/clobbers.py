@@ -1,0 +1,133 @@
+"""Who writes which file: no wheel over conda's, and of two wheels always the same one wins."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import zipfile
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pipeline.sandbox.conda_meta import CondaRecords
+    from pipeline.sandbox.orders import Wheel
+
+CLOBBERS_SHOWN = 8
+SCHEMES = {"scripts": "bin/", "data": "", "headers": "include/"}
+DIST_INFO = re.compile(r".*/([^/]+?)-[^/-]+\.(dist|egg)-info/(METADATA|PKG-INFO)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clobber:
+    """A file of a conda package that a wheel writes as well."""
+
+    wheel: Wheel
+    file: str
+    owner: str
+
+
+def find_clobbers(wheels: Sequence[Wheel], records: CondaRecords) -> list[Clobber]:
+    """Return every file of a conda package that a wheel would overwrite or take away."""
+    owners = records.owners()
+    installed = {
+        normal_name(found[1]): file for file in owners if (found := DIST_INFO.fullmatch(file))
+    }
+    clobbers = []
+    for wheel in wheels:
+        files = wheel_files(wheel, records.site_packages)
+        # pip takes another version of the same package away first, whatever its files are.
+        twin = installed.get(normal_name(wheel.name))
+        clobbers += [
+            Clobber(wheel=wheel, file=file, owner=owners[file])
+            for file in [*files, *([twin] if twin and twin not in files else [])]
+            if file in owners
+        ]
+    return clobbers
+
+
+def refuse_clobbers(clobbers: Sequence[Clobber], allowed: Sequence[str]) -> None:
+    """Raise SpecError for those that nobody allowed, naming both packages and the file."""
+    names = {normal_name(name) for name in allowed}
+    faults = [
+        f"{item.wheel.name} {item.wheel.version} (pip) overwrites {item.file} "
+        f"of {item.owner} (conda)"
+        for item in clobbers
+        if not names & {normal_name(item.wheel.name), normal_name(item.owner)}
+    ]
+    if faults:
+        more = [f"and {len(faults) - CLOBBERS_SHOWN} more"] if faults[CLOBBERS_SHOWN:] else []
+        raise SpecError(
+            "\n  ".join(["pip would overwrite conda's files:", *faults[:CLOBBERS_SHOWN], *more]),
+            hint="ask for the package in one half of the spec only and lock again, "
+            "or accept it: --allow-clobber NAME",
+        )
+
+
+def find_overlaps(wheels: Sequence[Wheel], site_packages: str) -> dict[str, list[Wheel]]:
+    """Return the files that several wheels have with other contents, and those wheels by name.
+
+    They are installed in parallel, so chance would decide whose file stays.
+    """
+    holders: dict[str, list[tuple[int, Wheel]]] = {}
+    for wheel in sorted(wheels, key=lambda wheel: wheel.name):
+        for file, checksum in wheel_files(wheel, site_packages).items():
+            holders.setdefault(file, []).append((checksum, wheel))
+    return {
+        file: [wheel for _, wheel in held]
+        for file, held in holders.items()
+        if len({checksum for checksum, _ in held}) > 1
+    }
+
+
+def wheel_files(wheel: Wheel, site_packages: str) -> dict[str, int]:
+    """Return where the files of a wheel go, relative to the prefix, and their CRC-32."""
+    files = {}
+    with zipfile.ZipFile(wheel.path) as archive:
+        for member in archive.infolist():
+            if member.is_dir():
+                continue
+            top, _, rest = member.filename.partition("/")
+            if top.endswith(".data"):
+                scheme, _, file = rest.partition("/")
+                files[f"{SCHEMES.get(scheme, f'{site_packages}/')}{file}"] = member.CRC
+            else:
+                files[f"{site_packages}/{member.filename}"] = member.CRC
+            if member.filename.endswith(".dist-info/entry_points.txt"):
+                files |= entry_points(archive.read(member).decode(errors="replace"))
+    return files
+
+
+def entry_points(text: str) -> dict[str, int]:
+    """Return the scripts that are made of a wheel's entry points, with a sum of what they call."""
+    parser = configparser.ConfigParser(delimiters=("=",), strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    try:
+        parser.read_string(text)
+    except configparser.Error:
+        return {}
+    return {
+        f"bin/{name}": zlib.crc32(target.encode())
+        for section in ("console_scripts", "gui_scripts")
+        if parser.has_section(section)
+        for name, target in parser.items(section)
+    }
+
+
+def normal_name(name: str) -> str:
+    """Return a package's name as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def describe_overlaps(overlaps: dict[str, list[Wheel]]) -> Iterator[str]:
+    """Yield one line for each group of wheels that have files in common."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for file, wheels in overlaps.items():
+        groups.setdefault(tuple(wheel.name for wheel in wheels), []).append(file)
+    for names, files in sorted(groups.items()):
+        more = f" and {len(files) - 1} more" if files[1:] else ""
+        yield f"{', '.join(names)} all have {min(files)}{more}: that of {names[-1]} is taken"

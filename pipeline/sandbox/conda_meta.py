@@ -1,0 +1,96 @@
+"""conda's records of an environment, in conda-meta: read, and made to tell the truth."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+    from pathlib import Path
+
+
+@dataclass(slots=True)
+class CondaRecords:
+    """The records of a prefix, by the path of their file."""
+
+    prefix: Path
+    records: dict[Path, dict[str, Any]]
+
+    @classmethod
+    def read(cls, prefix: Path) -> CondaRecords:
+        """Read the records of a prefix."""
+        paths = sorted(prefix.glob("conda-meta/*.json"))
+        return cls(prefix, {path: msgspec.json.decode(path.read_bytes()) for path in paths})
+
+    @property
+    def python_minor(self) -> str:
+        """The version of python, such as `3.11`; empty without python."""
+        versions = (item["version"] for item in self.records.values() if item["name"] == "python")
+        return ".".join(next(versions, "").split(".")[:2])
+
+    @property
+    def site_packages(self) -> str:
+        """Where Python packages are, relative to the prefix; CEP 17 lets python say so."""
+        for record in self.records.values():
+            if record["name"] == "python" and record.get("python_site_packages_path"):
+                return str(record["python_site_packages_path"])
+        return f"lib/python{self.python_minor}/site-packages"
+
+    def owners(self) -> dict[str, str]:
+        """Return whose each file is."""
+        return {
+            file: str(record["name"])
+            for record in self.records.values()
+            for file in record["files"]
+        }
+
+    def forget(self, names: Collection[str], taken: Collection[str]) -> None:
+        """Drop from these packages the files that were taken over or are there no more."""
+        for record in self.records.values():
+            if record["name"] not in names:
+                continue
+            kept = {
+                file
+                for file in record["files"]
+                if file not in taken and os.path.lexists(self.prefix / file)
+            }
+            record["files"] = sorted(kept)
+            paths = record.get("paths_data", {}).get("paths", [])
+            paths[:] = [entry for entry in paths if entry["_path"] in kept]
+
+    def finish(self, urls: Mapping[str, str]) -> None:
+        """Write each record as it is true for everyone, not only for this build."""
+        for path, record in self.records.items():
+            list_bytecode(self.prefix, record, self.python_minor)
+            record["url"] = urls[record["name"]]
+            record["extracted_package_dir"] = record["package_tarball_full_path"] = ""
+            record["link"] = {"source": "", "type": 1}
+            encoded = msgspec.json.encode(record, order="sorted")
+            path.write_bytes(msgspec.json.format(encoded, indent=2) + b"\n")
+
+
+def list_bytecode(prefix: Path, record: dict[str, Any], python_minor: str) -> None:
+    """Add a package's byte code to its record, as conda does for noarch packages.
+
+    conda-pack leaves out byte code that nobody lists when its source belongs to a conda package.
+    """
+    ending = f".cpython-{python_minor.replace('.', '')}.pyc"
+    listed = {file for file in record["files"] if not is_cached_bytecode(file)}
+    sources = (PurePosixPath(file) for file in listed if file.endswith(".py"))
+    candidates = (str(file.parent / "__pycache__" / f"{file.stem}{ending}") for file in sources)
+    compiled = {file for file in candidates if (prefix / file).exists()}
+    paths = record.get("paths_data", {"paths_version": 1, "paths": []})
+    paths["paths"] = [entry for entry in paths["paths"] if not is_cached_bytecode(entry["_path"])]
+    paths["paths"] += [{"_path": pyc, "path_type": "pyc_file"} for pyc in sorted(compiled)]
+    record["files"] = sorted(listed | compiled)
+    record["paths_data"] = paths
+
+
+def is_cached_bytecode(path: str) -> bool:
+    """Whether python can make this file again from its source."""
+    return path.endswith(".pyc") and "/__pycache__/" in path

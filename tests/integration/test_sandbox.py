@@ -1,0 +1,188 @@
+"""What every engine promises of its containers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pipeline.errors import NoSandbox, ToolFailed
+from pipeline.sandbox.port import Job, Mount
+from pipeline.sandbox.selection import Engine, choose_sandbox, open_sandbox
+from tests.conftest import require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipeline.sandbox.port import Sandbox
+    from tests.podman import Podman
+
+pytestmark = pytest.mark.container
+
+ENGINES = ("bwrap", pytest.param("podman", marks=pytest.mark.podman))
+
+LONG_JOB = """\
+import sys
+from pipeline.sandbox.port import Job
+from pipeline.sandbox.selection import Engine, open_sandbox
+open_sandbox(Engine(sys.argv[1])).run(Job(argv=("/bin/sh", "-c", sys.argv[2])))
+"""
+TALK = "import socket; socket.create_connection(('192.0.2.1', 80), 3)"
+
+
+@pytest.fixture(params=ENGINES)
+def sandbox(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    """Each engine in turn; afterwards no container of ours is left."""
+    podman: Podman | None = None
+    if request.param == "podman":
+        podman = request.getfixturevalue("podman")
+        monkeypatch.setenv("PATH", podman.environ["PATH"])
+    else:
+        require("bwrap", Path("/usr/bin/bwrap").exists())
+    yield open_sandbox(Engine(request.param))
+    if podman:
+        assert podman.containers() == []
+
+
+def shell(sandbox: Sandbox, script: str, *mounts: Mount) -> str:
+    """Run a shell script in a container and return what it printed."""
+    return sandbox.run(Job(argv=("/bin/sh", "-c", script), mounts=mounts)).stdout
+
+
+def test_a_job_sees_only_its_own_environment(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "do not tell")
+    seen = dict(line.split("=", 1) for line in shell(sandbox, "env").splitlines())
+    expected = {"HOME": "/tmp", "LC_ALL": "C.UTF-8", "TZ": "UTC", "PYTHONHASHSEED": "0"}
+    assert expected.items() <= seen.items()
+    shells = {"PWD", "OLDPWD", "SHLVL", "_"}
+    assert set(seen) - shells == {*expected, "PATH", "PYTHONDONTWRITEBYTECODE"}
+
+
+def test_a_job_sees_nothing_of_this_machine(sandbox: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "private").touch()
+    script = f"hostname; cat /proc/1/hostname 2>/dev/null; ls {tmp_path} {Path.home()} /work 2>&1"
+    seen = sandbox.run(Job(argv=("/bin/sh", "-c", script)), check=False).stdout
+    assert seen.startswith("envferry\n")
+    assert "private" not in seen
+    processes = shell(sandbox, "ls /proc | grep -c '^[0-9]'")
+    assert int(processes) < 12
+
+
+def test_there_is_no_network(sandbox: Sandbox) -> None:
+    devices = shell(sandbox, "cat /proc/net/dev").splitlines()[2:]
+    assert [line.split(":")[0].strip() for line in devices] == ["lo"]
+    with pytest.raises(ToolFailed, match="Network is unreachable"):
+        sandbox.run(Job(argv=(sandbox.python, "-c", TALK), needs_tool=True))
+
+
+def test_only_writable_mounts_are_written(sandbox: Sandbox, tmp_path: Path) -> None:
+    read, write = tmp_path / "read, only", tmp_path / "write"
+    read.mkdir()
+    write.mkdir()
+    (read / "file").write_text("here")
+    mounts = (
+        Mount(source=read, target="/a/read"),
+        Mount(source=write, target="/a/write", writable=True),
+    )
+    assert shell(sandbox, "cat /a/read/file; touch /a/write/new /tmp/x", *mounts) == "here"
+    assert (write / "new").stat().st_uid == os.getuid()
+    for place in ("/a/read/x", "/x", "/usr/x", "/etc/x", "/a/x"):
+        with pytest.raises(ToolFailed, match="Read-only file system"):
+            shell(sandbox, f"touch {place}", *mounts)
+
+
+def test_a_mount_that_is_missing_is_an_error(sandbox: Sandbox, tmp_path: Path) -> None:
+    with pytest.raises(ToolFailed, match="nowhere"):
+        shell(sandbox, "true", Mount(source=tmp_path / "nowhere", target="/x"))
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_job_ends_as_its_program_does(sandbox: Sandbox) -> None:
+    job = Job(argv=("/bin/sh", "-c", "echo out; echo 'why not' >&2; exit 7"))
+    finished = sandbox.run(job, check=False)
+    assert (finished.returncode, finished.stdout, finished.stderr) == (7, "out\n", "why not\n")
+    with pytest.raises(ToolFailed, match="why not"):
+        sandbox.run(job)
+    # Nobody is there to type.
+    assert sandbox.run(Job(argv=("/bin/cat",))).stdout == ""
+
+
+def test_another_user_may_run_it(sandbox: Sandbox, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    mount = Mount(source=tmp_path, target="/out", writable=True)
+    job = Job(argv=("/bin/sh", "-c", "id -u; touch /out/x"), mounts=(mount,), user=4321)
+    assert sandbox.run(job).stdout == "4321\n"
+    (tmp_path / "x").unlink()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_outlives_the_tool(sandbox: Sandbox, tmp_path: Path, number: int) -> None:
+    script = f"sleep 1{os.getpid()}{number} & sleep 1{os.getpid()}{number}"
+    argv = [sys.executable, "-c", LONG_JOB, sandbox.name, script]
+    with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as tool:
+        wait_for(lambda: len(processes_with(f"sleep 1{os.getpid()}{number}")) >= 2)
+        tool.send_signal(number)
+    wait_for(lambda: not processes_with(f"sleep 1{os.getpid()}{number}"))
+    if number == signal.SIGKILL and sandbox.name == "podman":
+        time.sleep(2)  # conmon removes it
+
+
+def test_an_engine_that_is_not_there_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NoSandbox) as caught:
+        choose_sandbox(Engine.AUTO)
+    for engine in ("docker", "podman", "bubblewrap"):
+        assert f"{engine} is not installed" in caught.value.message
+
+
+def test_auto_takes_what_works(caplog: pytest.LogCaptureFixture) -> None:
+    require("bwrap", Path("/usr/bin/bwrap").exists())
+    with caplog.at_level("INFO"):
+        chosen = choose_sandbox(Engine.AUTO)
+    assert f"{chosen.name} works" in caplog.text
+
+
+@pytest.mark.podman
+def test_an_image_that_is_missing_or_foreign_is_named(
+    podman: Podman, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.podman import BASE_IMAGE
+
+    monkeypatch.setenv("PATH", podman.environ["PATH"])
+    with pytest.raises(NoSandbox, match="podman has no image nobody/has:this") as caught:
+        open_sandbox(Engine.PODMAN, "nobody/has:this")
+    assert "podman build -t" in caught.value.hint
+    with pytest.raises(NoSandbox, match="holds no /opt/envferry/bin/python"):
+        open_sandbox(Engine.PODMAN, BASE_IMAGE)
+
+
+def processes_with(text: str) -> list[int]:
+    """Return the processes whose command line holds a text."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if words.startswith(text):
+            found.append(int(path.parent.name))
+    return found
+
+
+def wait_for(condition: object, seconds: float = 20) -> None:
+    """Wait until a condition holds."""
+    assert callable(condition)
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came to that"
+        time.sleep(0.05)
