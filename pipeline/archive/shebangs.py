@@ -27,7 +27,9 @@ def with_short_shebang(content: bytes, prefix: bytes) -> bytes:
     program, rest = match["program"], match["rest"]
     name = program.rpartition(b"/")[2]
     if not PYTHON.fullmatch(name) or b"'" in program:
-        return b"#!/usr/bin/env " + name + rest + b"\n" + content[match.end() :]
+        # Without -S, env would take program and option for one name (coreutils before 8.30 do).
+        split = b"-S " if rest.strip() else b""
+        return b"#!/usr/bin/env " + split + name + rest + b"\n" + content[match.end() :]
     quoted = b'"' + program + b'"' if b" " in program else program
     line = b"#!/bin/sh\n'''exec' %b%b \"$0\" \"$@\"\n' '''\n" % (quoted, rest.rstrip())
     return line + content[match.end() :]
