@@ -20,6 +20,7 @@ SYSTEM_DIRECTORIES = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/lib
 LINKER_FILES = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives")
 USER_FILES = ("etc/passwd", "etc/group")
 """Ours, not the host's: programs ask for the name of their user, and need not know more."""
+FAKE_TIME = "lib*/**/faketime/libfaketime.so.1"
 INSTALL_HINT = "install it: apt-get install bubblewrap (or dnf, pacman, zypper: same name)"
 
 
@@ -36,6 +37,7 @@ class Bubblewrap:
             raise NoSandbox("bubblewrap is not installed", hint=INSTALL_HINT)
         self.program = program
         self.python = sys.executable
+        self.can_fake_time = any(Path("/usr").glob(FAKE_TIME))
         probe = self.run(Job(argv=("/usr/bin/env", "true")), check=False)
         if probe.returncode != 0:
             reason = probe.stderr.strip().splitlines()[-1:] or ["it gave no reason"]

@@ -43,6 +43,8 @@ class ContainerEngine:
     """docker or podman: their command lines agree in all that is used here."""
 
     python = IMAGE_PYTHON
+    can_fake_time = True
+    """The Dockerfile installs libfaketime."""
 
     def __init__(self, name: str, image: str | None = None) -> None:
         """Find the engine and its image; raise NoSandbox when either does not work here."""

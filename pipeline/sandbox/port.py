@@ -54,6 +54,9 @@ class Sandbox(Protocol):
     image: str | None
     """The digest of the image that containers are made from, None if they are made of the host."""
 
+    can_fake_time: bool
+    """Whether the container holds libfaketime, where ANOTHER_DAY looks for it."""
+
     def run(self, job: Job, *, check: bool = True, show: bool = False) -> Finished:
         """Run a job to its end; the container is gone then, also after a failure or interrupt.
 
