@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 ARCHIVE_SUFFIX = ".tar.zst"
 MANIFEST_SUFFIX = ".manifest.json"
+ATTESTATION = "attestation.json"
 REGISTRY_MANIFEST = "manifest.json"
 """What a manifest is called in a registry, where each artifact has a folder of its own."""
 
@@ -105,11 +107,40 @@ def checksum_line(manifest: Manifest) -> bytes:
     return f"{manifest.archive.xxh128}  {manifest.archive.file}\n".encode()
 
 
-def write_companions(artifact: Artifact, lock: bytes) -> None:
-    """Write checksum, lock and manifest beside an archive, the manifest last."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What a signature check needs: a manifest's own bytes, and who signed them."""
+
+    manifest_data: bytes
+    attestation: bytes | None = None
+    """A DSSE envelope; None when nobody signed."""
+
+
+def read_proof(path: Path) -> Proof:
+    """Read the proof of the artifact that `path` belongs to, see `read_artifact`."""
+    manifest_path = _manifest_beside(path)
+    stem = manifest_path.name[: -len(REGISTRY_MANIFEST)]
+    attestation_path = manifest_path.with_name(stem + ATTESTATION)
+    return Proof(
+        manifest_data=manifest_path.read_bytes(),
+        attestation=attestation_path.read_bytes() if attestation_path.is_file() else None,
+    )
+
+
+def write_companions(artifact: Artifact, lock: bytes, proof: Proof | None = None) -> None:
+    """Write checksum, lock, attestation and manifest beside an archive, the manifest last.
+
+    With a `proof` the manifest is written as it was: a signature is over its bytes.
+    """
     write_bytes(artifact.checksum_path, checksum_line(artifact.manifest))
     write_bytes(artifact.lock_path, lock)
-    write_bytes(artifact.manifest_path, to_json(artifact.manifest))
+    attestation_path = artifact.directory / f"{artifact.manifest.stem}.{ATTESTATION}"
+    if proof and proof.attestation:
+        write_bytes(attestation_path, proof.attestation)
+    else:
+        attestation_path.unlink(missing_ok=True)
+    data = proof.manifest_data if proof else to_json(artifact.manifest)
+    write_bytes(artifact.manifest_path, data)
 
 
 def _manifest_beside(path: Path) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -18,6 +18,24 @@ SOURCE_DATE_EPOCH = 315532800
 """1980-01-01, the earliest time that zip files can hold; the mtime of everything in an archive."""
 
 
+TRUSTED_DIR = Path("/etc/envferry/trusted.d")
+SIGN_KEY = "ENVFERRY_SIGN_KEY"
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A text that is not repeated in logs and errors."""
+
+    text: str = field(repr=False)
+
+    def reveal(self) -> str:
+        """Return the text, where it is used."""
+        return self.text
+
+    def __str__(self) -> str:
+        return "**redacted**"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What the environment says; command line options win over it."""
@@ -30,10 +48,14 @@ class Settings:
     """Where a host keeps its environments."""
     source_date_epoch: int
     """Seconds since 1970 that become the mtime of every archive member."""
+    trusted_dir: Path
+    """Where the public keys (`*.pub`) are that this host trusts."""
+    sign_key: Secret | None
+    """A private key in PEM, for CI, which has no files of its own."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
-        """Read `ENVFERRY_REGISTRY`, `ENVFERRY_CACHE`, `ENVFERRY_ENVS_DIR`, `SOURCE_DATE_EPOCH`."""
+        """Read `ENVFERRY_*` (REGISTRY, CACHE, ENVS_DIR, TRUSTED_DIR, SIGN_KEY) and the epoch."""
         home_cache = environ.get("XDG_CACHE_HOME") or f"{environ.get('HOME', '/root')}/.cache"
         epoch = environ.get("SOURCE_DATE_EPOCH", str(SOURCE_DATE_EPOCH))
         if not epoch.isdecimal():
@@ -44,6 +66,8 @@ class Settings:
             cache_dir=Path(environ.get("ENVFERRY_CACHE", f"{home_cache}/envferry")),
             envs_dir=Path(environ.get("ENVFERRY_ENVS_DIR", str(ENVS_DIR))),
             source_date_epoch=int(epoch),
+            trusted_dir=Path(environ.get("ENVFERRY_TRUSTED_DIR", str(TRUSTED_DIR))),
+            sign_key=Secret(sign_key) if (sign_key := environ.get(SIGN_KEY)) else None,
         )
 
 
@@ -53,7 +77,11 @@ def settings() -> Settings:
 
 
 def child_environ(**changes: str | None) -> dict[str, str]:
-    """Return this process's environment with `changes`, None removing a name: for children."""
+    """Return this process's environment with `changes`, None removing a name: for children.
+
+    No child gets the key to sign with.
+    """
+    changes = {SIGN_KEY: None, **changes}
     environ = {**os.environ, **{name: text or "" for name, text in changes.items()}}
     return {name: text for name, text in environ.items() if changes.get(name, "") is not None}
 
@@ -104,3 +132,18 @@ def _proxies(environ: Mapping[str, str]) -> dict[str, str]:
 def network() -> NetworkSettings:
     """Return the network settings of this process."""
     return NetworkSettings.from_environ(os.environ)
+
+
+def condarc_paths() -> tuple[Path, ...]:
+    """Return the conda settings files that are there, in the order in which they are read."""
+    home = os.environ.get("HOME", "/root")
+    named = os.environ.get("CONDARC")
+    root = os.environ.get("CONDA_ROOT") or os.environ.get("MAMBA_ROOT_PREFIX")
+    candidates = [
+        Path("/etc/conda/.condarc"),
+        *([Path(root) / ".condarc"] if root else []),
+        Path(home) / ".conda" / ".condarc",
+        Path(home) / ".condarc",
+        *([Path(named)] if named else []),
+    ]
+    return tuple(path for path in candidates if path.is_file())

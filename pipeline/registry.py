@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING
 from blake3 import blake3
 
 from pipeline.artifacts import (
+    ATTESTATION,
     REGISTRY_MANIFEST,
+    Proof,
     check_lock,
     checksum_line,
     decode_manifest,
     read_lock,
+    read_proof,
     require_size,
 )
 from pipeline.errors import IntegrityError, NotFound, StoreError, UsageError
@@ -36,20 +39,35 @@ from pipeline.models import (
     TagRecord,
     check_name,
 )
+from pipeline.signing import signers
 from pipeline.stores.opening import open_store
 from pipeline.stores.port import KeyTaken, LostRace
+from pipeline.trust import (
+    SignedTagRecord,
+    TagName,
+    attest,
+    countersign,
+    decode_envelope,
+    encode_envelope,
+    is_about,
+    require_described,
+    sign_tag,
+    signers_of,
+    tag_message,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from pipeline.models import Artifact
     from pipeline.progress import Progress
     from pipeline.stores.port import Stat, Store
+    from pipeline.trust import Signer, Trust
 
 ENVS = "v1/envs/"
 TAGS = "v1/tags/"
 LOCK_FILE = "conda-lock.yml"
-ATTACHMENTS = ("attestation.json", "sbom.cdx.json")
+ATTACHMENTS = (ATTESTATION, "sbom.cdx.json")
 PIECE_BYTES = 8 << 20
 READERS = 8
 """Manifests and tags are small: the time goes into waiting for the store."""
@@ -64,11 +82,17 @@ class Registry:
     """Artifacts and tags in a store."""
 
     store: Store
+    signer: Signer | None = None
+    """Signs what is published and where tags are moved to."""
+    trust: Trust | None = None
+    """Checks every tag and every manifest that is handed out; None checks no signatures."""
 
     @classmethod
-    def open(cls, url: str) -> Registry:
+    def open(
+        cls, url: str, *, signer: Signer | None = None, trust: Trust | None = None
+    ) -> Registry:
         """Open the registry at a directory, `s3://…` or `https://…`."""
-        return cls(open_store(url))
+        return cls(open_store(url), signer, trust)
 
     @property
     def url(self) -> str:
@@ -78,9 +102,9 @@ class Registry:
     def publish(self, artifact: Artifact, *, progress: Progress) -> bool:
         """Write an artifact that was verified; return whether anything had to be sent.
 
-        The manifest comes last: until then there is no artifact for anybody else. To publish the
-        same artifact again is harmless and completes what is missing. Raises IntegrityError when
-        the registry holds a different one under this id.
+        The manifest comes after the files: until then there is no artifact for anybody else. Then
+        the signatures. To publish the same artifact again is harmless and completes what is
+        missing. Raises IntegrityError when the registry holds a different one under this id.
         """
         manifest = artifact.manifest
         folder = _folder(manifest.name, manifest.platform, manifest.id)
@@ -90,12 +114,12 @@ class Registry:
         files = {
             f"{manifest.archive.file}.xxh128": checksum_line(manifest),
             LOCK_FILE: read_lock(artifact),
-            REGISTRY_MANIFEST: to_json(manifest),
+            REGISTRY_MANIFEST: read_proof(artifact.manifest_path).manifest_data,
         }
         sent = self._place_archive(folder, artifact, progress)
         for name, data in files.items():
             sent |= self._place(folder + name, data, must_match=published is None)
-        return sent
+        return sent | self._place_attestation(folder, artifact)
 
     def move_tag(self, name: str, platform: str, tag: str, id_: str) -> TagRecord:
         """Point a tag to a published artifact by compare-and-swap.
@@ -103,12 +127,13 @@ class Registry:
         A lost race is run once more; when that is lost too, StoreError says who won.
         """
         key = _tag_key(name, platform, tag)
-        self.manifest(name, platform, id_)
+        tag_name = TagName(name=name, platform=platform, tag=tag)
+        self._described(name, platform, id_)
         for _ in range(MOVE_ATTEMPTS):
             stat, record = self._read_tag(key)
-            if record and record.id == id_:
-                return record
-            moved = TagRecord(id=id_, counter=record.counter + 1 if record else 1)
+            moved = self._moved(tag_name, record, id_)
+            if record == moved:
+                return moved
             try:
                 self.store.replace(key, to_json(moved), stat.version if stat else None)
             except LostRace:
@@ -120,6 +145,20 @@ class Registry:
         raise StoreError(
             message, hint=f"run `envferry tag {name}@{id_} {tag}` if you still want it"
         )
+
+    def _moved(self, name: TagName, record: SignedTagRecord | None, id_: str) -> SignedTagRecord:
+        """Return what a tag shall hold; what it held already, if nothing needs to change."""
+        if record and record.signatures and not self.signer:
+            message = f"{name} is a signed tag: moved without a key, hosts would refuse it"
+            raise UsageError(message, hint="move it with --sign-key")
+        keys = self.signer.keys if self.signer else ()
+        if record and record.id == id_:
+            public = tuple(key.public for key in keys)
+            if len(signers(tag_message(name, record), record.signatures, public)) == len(keys):
+                return record
+            return sign_tag(name, record, keys)
+        counter = record.counter + 1 if record else 1
+        return sign_tag(name, TagRecord(id=id_, counter=counter), keys)
 
     def tags(self, name: str, platform: str) -> dict[str, str]:
         """Return all tags of an environment with the ids that they point to."""
@@ -144,13 +183,31 @@ class Registry:
             if not self.store.stat(_folder(ref.name, platform, ref.version) + REGISTRY_MANIFEST):
                 raise self._unknown(ref, platform)
             return ref.version
-        _, record = self._read_tag(_tag_key(ref.name, platform, ref.version))
+        key = _tag_key(ref.name, platform, ref.version)
+        _, record = self._read_tag(key)
         if not record:
             raise self._unknown(ref, platform)
+        if self.trust:
+            tag_name = TagName(name=ref.name, platform=platform, tag=ref.version)
+            self.trust.check_tag(tag_name, record, f"the tag {ref} in {self.url}")
         return record.id
 
     def manifest(self, name: str, platform: str, id_: str) -> Manifest:
-        """Read a manifest and check that it belongs where it lies."""
+        """Read a manifest; check that it belongs where it lies, and who signed it."""
+        manifest = self._described(name, platform, id_)
+        if self.trust:
+            proof = self.proof(manifest)
+            self.trust.check_artifact(manifest, proof.manifest_data, proof.attestation)
+        return manifest
+
+    def proof(self, manifest: Manifest) -> Proof:
+        """Read what a signature check of an artifact needs; nothing is checked here."""
+        folder = _folder(manifest.name, manifest.platform, manifest.id)
+        data = self.store.read(folder + REGISTRY_MANIFEST)
+        require_described(manifest, data, f"{folder}{REGISTRY_MANIFEST} in {self.url}")
+        return Proof(manifest_data=data, attestation=self.attachment(manifest, ATTESTATION))
+
+    def _described(self, name: str, platform: str, id_: str) -> Manifest:
         ref = Ref(name=name, version=id_)
         folder = _folder(name, platform, id_)
         manifest = self._published(folder)
@@ -169,7 +226,7 @@ class Registry:
         )
         tag_keys = sorted(self.store.list(f"{TAGS}{below}"))
         with ThreadPoolExecutor(READERS) as pool:
-            manifests = pool.map(lambda folder: self.manifest(*folder), folders)
+            manifests = pool.map(lambda folder: self._described(*folder), folders)
             records = pool.map(lambda key: self._read_tag(key)[1], tag_keys)
             tags = dict(zip(tag_keys, records, strict=True))
             return tuple(_entry(manifest, tags) for manifest in manifests)
@@ -186,6 +243,16 @@ class Registry:
     def read_archive(self, manifest: Manifest, offset: int, length: int) -> bytes:
         """Read a part of an archive; nothing is checked but its length."""
         return self.store.read(_archive_key(manifest), offset, length)
+
+    def verify_archive(self, manifest: Manifest, *, progress: Progress) -> None:
+        """Read a whole archive; raise IntegrityError unless its BLAKE3 is the manifest's."""
+        self.require_archive(manifest)
+        facts = manifest.archive
+        with progress.task(f"check {facts.file}", facts.size) as advance:
+            found = self._digest_archive(manifest, advance)
+        if found != facts.blake3:
+            message = f"{facts.file} in {self.url} is damaged: its BLAKE3 is {found}"
+            raise IntegrityError(message, hint=f"the manifest says {facts.blake3}")
 
     def read_lock(self, manifest: Manifest) -> bytes:
         """Read an artifact's lock, checked against its manifest."""
@@ -213,7 +280,7 @@ class Registry:
             return None
         return decode_manifest(data, f"{key} in {self.url}")
 
-    def _read_tag(self, key: str) -> tuple[Stat | None, TagRecord | None]:
+    def _read_tag(self, key: str) -> tuple[Stat | None, SignedTagRecord | None]:
         """Read a tag; its version is taken first, so that a later move is noticed."""
         stat = self.store.stat(key)
         if not stat:
@@ -222,7 +289,7 @@ class Registry:
             data = self.store.read(key)
         except NotFound:
             return stat, None
-        record = from_json(data, TagRecord, f"{key} in {self.url}")
+        record = from_json(data, SignedTagRecord, f"{key} in {self.url}")
         if not ID_PATTERN.fullmatch(record.id):
             message = f"{key} in {self.url} is damaged: {record.id!r} is no id"
             raise IntegrityError(message, hint="remove that file, then run `envferry tag`")
@@ -243,6 +310,51 @@ class Registry:
                 return False
         return True
 
+    def _place_attestation(self, folder: str, artifact: Artifact) -> bool:
+        """Add our signatures to those that are there; return whether anything was written.
+
+        Ours stand beside others only when we know one of these: else we would vouch for what
+        somebody else made up about the build.
+        """
+        key = folder + ATTESTATION
+        for _ in range(MOVE_ATTEMPTS):
+            stat = self.store.stat(key)
+            there = self.store.read(key) if stat else None
+            wanted = self._attestation(folder, artifact, there)
+            if wanted is None or wanted == there:
+                return False
+            try:
+                self.store.replace(key, wanted, stat.version if stat else None)
+            except LostRace:
+                continue
+            return True
+        message = f"{key} in {self.url} was changed by somebody else at the same time, twice"
+        raise StoreError(message, hint="push again: nothing is sent twice")
+
+    def _attestation(self, folder: str, artifact: Artifact, there: bytes | None) -> bytes | None:
+        """Return the envelope that an artifact shall have, None for none."""
+        data, manifest = self.store.read(folder + REGISTRY_MANIFEST), artifact.manifest
+        carried = read_proof(artifact.manifest_path).attestation
+        if there is None and carried:
+            envelope = decode_envelope(carried, f"the attestation beside {artifact.archive_path}")
+            there = carried if is_about(envelope, manifest, data) else None
+        if not self.signer:
+            return there
+        known = (
+            *(key.public for key in self.signer.keys),
+            *(self.trust.keys if self.trust else ()),
+        )
+        if (
+            there is None
+            or not (envelope := decode_envelope(there, folder + ATTESTATION)).signatures
+        ):
+            return encode_envelope(attest(manifest, data, self.signer))
+        if is_about(envelope, manifest, data) and signers_of(envelope, known):
+            return encode_envelope(countersign(envelope, self.signer.keys))
+        message = f"{manifest.stem} in {self.url} is signed by keys that are not known here"
+        hint = f"sign beside them with --trusted-key, or remove {folder}{ATTESTATION}"
+        raise IntegrityError(message, hint=hint)
+
     def _require_same_archive(self, key: str, manifest: Manifest) -> None:
         """Raise IntegrityError unless the archive that is there is this one.
 
@@ -253,14 +365,16 @@ class Registry:
         try:
             same = self.store.read(f"{key}.xxh128") == checksum_line(manifest)
         except NotFound:
-            same = self._digest_archive(manifest) == manifest.archive.blake3
+            same = self._digest_archive(manifest, lambda _: None) == manifest.archive.blake3
         if not same:
             raise _different(manifest, "archive", self.url)
 
-    def _digest_archive(self, manifest: Manifest) -> str:
+    def _digest_archive(self, manifest: Manifest, advance: Callable[[int], None]) -> str:
         digest, size = blake3(), manifest.archive.size
         for offset in range(0, size, PIECE_BYTES):
-            digest.update(self.read_archive(manifest, offset, min(PIECE_BYTES, size - offset)))
+            data = self.read_archive(manifest, offset, min(PIECE_BYTES, size - offset))
+            digest.update(data)
+            advance(len(data))
         return digest.hexdigest()
 
     def _place(self, key: str, data: bytes, *, must_match: bool) -> bool:

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("pipeline.errors",),
-    ("pipeline.progress", "pipeline.models", "pipeline.files", "pipeline.process"),
+    (
+        "pipeline.progress",
+        "pipeline.models",
+        "pipeline.files",
+        "pipeline.process",
+        "pipeline.signing",
+    ),
     (
         "pipeline.config",
         "pipeline.stores",
@@ -25,11 +31,18 @@ LAYERS = (
         "pipeline.specs",
         "pipeline.solving",
         "pipeline.cache",
+        "pipeline.cache_upkeep",
         "pipeline.host",
         "pipeline.host_check",
         "pipeline.in_use",
     ),
-    ("pipeline.artifacts", "pipeline.registry", "pipeline.channel", "pipeline.installations"),
+    (
+        "pipeline.artifacts",
+        "pipeline.registry",
+        "pipeline.trust",
+        "pipeline.channel",
+        "pipeline.installations",
+    ),
     ("pipeline.stages",),
     ("pipeline.cli",),
 )
@@ -45,7 +58,10 @@ OWNERS = {
     "hashlib": "nobody",
 }
 INSTALL_NEEDS = ("pipeline.stages.install", "pipeline.stages.fetch", "pipeline.cli.hosting")
-BUILD_LIBRARIES = {"conda_lock", "conda_pack", "rattler", "boto3", "yaml", "uv", "urllib3", "rich"}
+BUILD_LIBRARIES = {
+    *("conda_lock", "conda_pack", "rattler", "boto3", "yaml", "uv", "urllib3", "rich"),
+    "cryptography",  # a host has it, and loads it only where keys are in use
+}
 
 
 def modules() -> Iterator[tuple[str, Path]]:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from pipeline.archive.writer import DEFAULT_LEVEL
 from pipeline.cli.options import common_options, registry_option
+from pipeline.cli.trust import load_signer, load_trust, sign_key_option, trusted_key_option
 from pipeline.config import settings
 from pipeline.files import human_bytes
 from pipeline.sandbox.selection import Engine
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pipeline.cli.console import Console
     from pipeline.models import Artifact, BuiltEnv, Lock, PushedArtifact
+    from pipeline.registry import Registry
 
 SPECS_DIR = Path("specs")
 OUTPUT_DIR = Path("dist")
@@ -122,21 +126,33 @@ def pack(console: Console, name: str, output: Path, level: int) -> None:
     "archives", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ARCHIVE..."
 )
 @tag_option
+@sign_key_option
+@trusted_key_option
 @registry_option
 @common_options
 def push(
-    console: Console, archives: tuple[Path, ...], tags: tuple[str, ...], registry: str
+    console: Console,
+    archives: tuple[Path, ...],
+    tags: tuple[str, ...],
+    registry: str,
+    **keys: tuple[Path, ...],
 ) -> None:
-    """Send each ARCHIVE with its manifest to the registry; `latest` will point at it."""
+    """Send each ARCHIVE with its manifest to the registry; `latest` will point at it.
+
+    With a key, the artifact and the tags are signed. To sign beside others, trust one of them.
+    """
     from pipeline.artifacts import read_artifact
 
-    pushed = [push_one(console, read_artifact(path), registry, tags) for path in archives]
+    target = open_signing(registry, keys)
+    pushed = [push_one(console, read_artifact(path), target, tags) for path in archives]
     console.result(pushed, lambda: [describe_push(item) for item in pushed])
 
 
 @click.command()
 @click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
 @tag_option
+@sign_key_option
+@trusted_key_option
 @registry_option
 @output_option
 @level_option
@@ -158,10 +174,11 @@ def release(
         offline=bool(choices["offline"]),
         check=not choices["no_check"],
     )
+    target = open_signing(registry, choices)
     pushed = []
     for spec in specs:
         artifact = pack_built(console, build_spec(console, spec, choice), output, level)
-        pushed.append(push_one(console, artifact, registry, tags))
+        pushed.append(push_one(console, artifact, target, tags))
     console.result(pushed, lambda: [describe_push(item) for item in pushed])
 
 
@@ -193,16 +210,22 @@ def pack_built(console: Console, built: BuiltEnv, output: Path, level: int) -> A
     return pack_env(built, options=options, progress=console.progress)
 
 
+def open_signing(url: str, keys: Mapping[str, object]) -> Registry:
+    """Open a registry to push to, with the keys of `--sign-key` and `--trusted-key`."""
+    from pipeline.registry import Registry
+
+    trust = load_trust(cast("tuple[Path, ...]", keys["trusted_keys"]))
+    signer = load_signer(cast("tuple[Path, ...]", keys["sign_keys"]))
+    return Registry.open(url, signer=signer, trust=trust if trust.keys else None)
+
+
 def push_one(
-    console: Console, artifact: Artifact, registry: str, tags: tuple[str, ...]
+    console: Console, artifact: Artifact, registry: Registry, tags: tuple[str, ...]
 ) -> PushedArtifact:
     """Push an artifact."""
-    from pipeline.registry import Registry
     from pipeline.stages.push import push_artifact
 
-    return push_artifact(
-        artifact, registry=Registry.open(registry), tags=tags, progress=console.progress
-    )
+    return push_artifact(artifact, registry=registry, tags=tags, progress=console.progress)
 
 
 def lock_facts(lock: Lock) -> dict[str, object]:

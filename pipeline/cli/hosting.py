@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
 from pipeline.archive.donors import Link
-from pipeline.artifacts import ARCHIVE_SUFFIX, MANIFEST_SUFFIX, read_artifact
+from pipeline.artifacts import read_artifact
 from pipeline.cli.options import common_options, registry_option
+from pipeline.cli.trust import (
+    allow_downgrade_option,
+    check_file,
+    is_file_ref,
+    load_trust,
+    open_trusting,
+    trusted_key_option,
+)
 from pipeline.config import settings
 from pipeline.errors import IntegrityError, UsageError
 from pipeline.files import human_bytes
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
     from pipeline.installations import Removal, Verified
     from pipeline.models import Installation, Manifest
     from pipeline.stages.install import InstallOptions, InstallPlan
+    from pipeline.trust import Trust
 
 envs_dir_option = click.option(
     "--envs-dir", type=click.Path(path_type=Path), default=lambda: settings().envs_dir,
@@ -40,9 +49,12 @@ envs_dir_option = click.option(
     help="The directory that the artifact goes to.",
 )  # fmt: skip
 @click.option("--platform", default=current_platform, help="Another platform than this one.")
+@trusted_key_option
 @registry_option
 @common_options
-def fetch(console: Console, ref: str, output: Path, platform: str, registry: str) -> None:
+def fetch(
+    console: Console, ref: str, output: Path, platform: str, registry: str, **keys: tuple[Path, ...]
+) -> None:
     """Bring the artifact REF (NAME, NAME@TAG or NAME@ID) to a directory, verified.
 
     Carry the directory to a host without network and `envferry install` the archive there.
@@ -52,7 +64,7 @@ def fetch(console: Console, ref: str, output: Path, platform: str, registry: str
     output.mkdir(parents=True, exist_ok=True)
     artifact = fetch_artifact(
         Ref.parse(ref),
-        registry=Registry.open(registry),
+        registry=open_trusting(registry, load_trust(keys["trusted_keys"])),
         directory=output,
         platform=platform,
         progress=console.progress,
@@ -77,6 +89,8 @@ def fetch(console: Console, ref: str, output: Path, platform: str, registry: str
     help="Install in spite of this finding of the host check; repeatable.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Say what would be read, and change nothing.")
+@trusted_key_option
+@allow_downgrade_option
 @registry_option
 @common_options
 def install(console: Console, ref: str, registry: str, dry_run: bool, **choices: object) -> None:
@@ -91,8 +105,13 @@ def install(console: Console, ref: str, registry: str, dry_run: bool, **choices:
     from pipeline.stages.install import InstallOptions, install_artifact, preview_install
 
     link, check = Link(choices.pop("link")), not choices.pop("no_check")
+    trust = load_trust(
+        cast("tuple[Path, ...]", choices.pop("trusted_keys")),
+        None if dry_run else cast("Path", choices["envs_dir"]),
+        allow_downgrade=bool(choices.pop("allow_downgrade")),
+    )
     options = InstallOptions(link=link, check=check, **choices)  # type: ignore[arg-type]
-    with opened(ref, registry) as (source, manifest):
+    with opened(ref, registry, trust) as (source, manifest):
         if dry_run:
             plan = preview_install(source, manifest, options=options)
             console.result(plan, lambda: [describe_plan(plan)])
@@ -108,16 +127,18 @@ def install(console: Console, ref: str, registry: str, dry_run: bool, **choices:
 
 
 @contextmanager
-def opened(ref: str, registry: str) -> Iterator[tuple[Source, Manifest]]:
-    """Open an archive on a disk, or one in a registry, without a copy of it."""
+def opened(ref: str, registry: str, trust: Trust) -> Iterator[tuple[Source, Manifest]]:
+    """Open an archive on a disk, or one in a registry, if its signatures are in order."""
     from pipeline.archive.reader import FileSource
 
-    if ref.endswith((ARCHIVE_SUFFIX, MANIFEST_SUFFIX)) or "/" in ref:
+    if is_file_ref(ref):
         artifact = read_artifact(Path(ref))
+        check_file(Path(ref), artifact.manifest, trust)
         with FileSource(artifact.archive_path) as source:
             yield source, artifact.manifest
         return
-    place, wanted, platform = Registry.open(registry), Ref.parse(ref), current_platform()
+    place, wanted = Registry.open(registry, trust=trust), Ref.parse(ref)
+    platform = current_platform()
     manifest = place.manifest(wanted.name, platform, place.resolve(wanted, platform))
     place.require_archive(manifest)
     yield PublishedArchive(place, manifest), manifest
@@ -161,7 +182,7 @@ def repair_from(
     from pipeline.archive.reader import Archive
     from pipeline.installations import repair_installation
 
-    with opened(*place) as (source, _):
+    with opened(*place, load_trust(())) as (source, _):
         return repair_installation(home, found, Archive(source), progress=console.progress)
 
 

@@ -37,6 +37,8 @@ COMMANDS = {
     "verify": ("pipeline.cli.hosting", "Compare an installed environment with its archive."),
     "rollback": ("pipeline.cli.hosting", "Go back to the installation before."),
     "remove": ("pipeline.cli.hosting", "Remove old installations."),
+    "keygen": ("pipeline.cli.trust", "Make a pair of keys to sign and to check with."),
+    "signatures": ("pipeline.cli.trust", "Check who signed an artifact, and its bytes."),
     "doctor": ("pipeline.cli.doctor", "Say what this machine can do."),
 }
 """Where each command is, and its help: so that `--help` loads none of them."""

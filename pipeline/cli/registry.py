@@ -8,12 +8,14 @@ import click
 
 from pipeline.cli.console import table
 from pipeline.cli.options import common_options, registry_option
+from pipeline.cli.trust import load_signer, sign_key_option
 from pipeline.files import human_bytes
 from pipeline.models import Manifest, Ref, check_name, current_platform
 from pipeline.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from pipeline.cli.console import Console
     from pipeline.models import RegistryEntry
@@ -51,12 +53,20 @@ def show(console: Console, ref: str, platform: str, registry: str) -> None:
 @click.argument("ref")
 @click.argument("tag")
 @platform_option
+@sign_key_option
 @registry_option
 @common_options
-def tag(console: Console, ref: str, tag: str, platform: str, registry: str) -> None:
+def tag(
+    console: Console,
+    ref: str,
+    tag: str,
+    platform: str,
+    sign_keys: tuple[Path, ...],
+    registry: str,
+) -> None:
     """Point TAG at the artifact REF."""
     wanted = Ref.parse(ref)
-    opened = Registry.open(registry)
+    opened = Registry.open(registry, signer=load_signer(sign_keys))
     check_name(tag, "tag")
     id_ = opened.resolve(wanted, platform)
     record = opened.move_tag(wanted.name, platform, tag, id_)

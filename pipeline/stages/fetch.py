@@ -51,13 +51,13 @@ def fetch_artifact(
     """
     manifest = registry.manifest(ref.name, platform, registry.resolve(ref, platform))
     artifact = Artifact(directory=directory, manifest=manifest)
-    lock = registry.read_lock(manifest)
+    lock, proof = registry.read_lock(manifest), registry.proof(manifest)
     partial = _Partial(artifact)
     with _explained(directory), exclusive_lock(partial.journal, str(artifact.archive_path)):
         with partial.opened():
             if not _is_complete(artifact, progress):
                 _fetch_archive(partial, registry, progress)
-        write_companions(artifact, lock)
+        write_companions(artifact, lock, proof)
     return artifact
 
 

@@ -1,0 +1,222 @@
+"""Keys and signatures as operators use them: the command line, from keygen to install."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+import xxhash
+from blake3 import blake3
+
+from pipeline.archive.reader import Archive, FileSource
+from pipeline.artifacts import write_companions
+from pipeline.models import ArchiveFacts, Artifact, Manifest
+from pipeline.process import run
+from tests.archives import PREFIX, small_archive
+from tests.workshop import Workshop
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SCRIPT = b"#!/bin/sh\necho version %d\n"
+SECRET = "index-password-that-nobody-may-see"
+
+
+def pack(directory: Path, version: int) -> Artifact:
+    """Pack an environment of one script."""
+    directory.mkdir(exist_ok=True)
+    draft = directory / "draft"
+    written = small_archive(draft, {"bin/tool": SCRIPT % version, "lib/x": os.urandom(50_000)})
+    index, lock = written.index, b"# lock\n"
+    file = f"demo-{index.platform}-{index.id}.tar.zst"
+    draft.rename(directory / file)
+    facts = ArchiveFacts(
+        file=file,
+        size=written.size,
+        xxh128=written.xxh128,
+        blake3=written.blake3,
+        tar_size=index.tar_size,
+        index_offset=written.index_offset,
+        index_size=written.index_size,
+        index_blake3=written.index_blake3,
+    )
+    manifest = Manifest(
+        name="demo",
+        platform=index.platform,
+        id=index.id,
+        prefix=PREFIX,
+        archive=facts,
+        lock_digest=blake3(lock).hexdigest(),
+        content_hash="",
+        packages=(),
+    )
+    artifact = Artifact(directory=directory, manifest=manifest)
+    write_companions(artifact, lock)
+    return artifact
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Workshop:
+    """A machine with a pair of keys, a registry, and a directory of trusted keys."""
+    (tmp_path / "trusted.d").mkdir()
+    environ = {
+        "ENVFERRY_REGISTRY": str(tmp_path / "registry"),
+        "ENVFERRY_ENVS_DIR": str(tmp_path / "envs"),
+        "ENVFERRY_TRUSTED_DIR": str(tmp_path / "trusted.d"),
+    }
+    workshop = Workshop(home=tmp_path, cache=tmp_path / "cache", environ=environ)
+    workshop.run("keygen", "ours")
+    return workshop
+
+
+def trust(host: Workshop) -> None:
+    (host.home / "trusted.d/ours.pub").write_bytes((host.home / "ours.pub").read_bytes())
+
+
+def installed(host: Workshop) -> str:
+    return run([host.home / "envs/demo/bin/tool"]).stdout
+
+
+def test_from_keygen_to_install(host: Workshop) -> None:
+    artifact = pack(host.home / "packed", 1)
+    assert (host.home / "ours.key").stat().st_mode & 0o777 == 0o600
+    host.run("keygen", "ours", expect=10)
+    pushed = host.run("push", artifact.archive_path, "--tag", "stable")
+    without_keys = host.run("install", "demo@stable", "--name", "unchecked")
+    assert without_keys.stderr.count("trusts no keys") == 1
+    trust(host)
+    refused = host.run("install", "demo@stable", expect=8)
+    assert "not signed by a key that is trusted here" in refused.stderr
+    assert not (host.home / "envs/demo").exists()
+    pushed = host.run("push", artifact.archive_path, "--tag", "stable", "--sign-key", "ours.key")
+    assert artifact.manifest.id in pushed.stdout
+    accepted = host.run("install", "demo@stable", "-v")
+    assert "is signed by" in accepted.stderr
+    assert "trusts no keys" not in accepted.stderr
+    assert installed(host) == "version 1\n"
+    said = host.run("signatures", "demo@stable").stdout
+    assert "trusted.d/ours.pub" in said
+    assert "built by" in said
+    host.run("fetch", "demo@stable", "-o", "usb")
+    file = f"usb/{artifact.archive_path.name}"
+    assert "is signed by" in host.run("signatures", file).stdout
+    host.run("install", file, "--name", "from_usb")
+
+
+def test_a_usb_disk_that_somebody_changed(host: Workshop) -> None:
+    trust(host)
+    artifact = pack(host.home / "packed", 1)
+    refused = host.run("install", artifact.archive_path, expect=8)
+    assert "by nobody" in refused.stderr
+    host.run("push", artifact.archive_path, "--sign-key", "ours.key")
+    host.run("fetch", "demo", "-o", "usb")
+    evil = pack(host.home / "evil", 2)
+    host.run("keygen", "theirs")
+    host.run("push", evil.archive_path, "--sign-key", "theirs.key", "--registry", "elsewhere")
+    host.run("fetch", "demo", "-o", "usb", "--registry", "elsewhere", "--trusted-key", "theirs.pub")
+    for path in (host.home / "usb").glob("*.tar.zst"):
+        code = 0 if artifact.manifest.id in path.name else 8
+        host.run("install", path, expect=code)
+    assert installed(host) == "version 1\n"
+
+
+def test_a_frame_that_fools_xxh3(host: Workshop) -> None:
+    """XXH3 is no defence: an index with a matching XXH3 and other bytes must not pass."""
+    trust(host)
+    artifact = pack(host.home / "packed", 1)
+    host.run("push", artifact.archive_path, "--sign-key", "ours.key")
+    (path,) = (host.home / "registry").rglob("*.tar.zst")
+    with FileSource(path) as source:
+        entry = Archive(source).index.frames[0]
+    data = bytearray(path.read_bytes())
+    data[entry.size // 2] ^= 1
+    path.write_bytes(data)
+    frame = bytes(data[: entry.size])
+    assert xxhash.xxh3_128_hexdigest(frame) != entry.xxh128
+    with FileSource(path) as source:
+        archive = Archive(source)
+        forged = msgspec.structs.replace(entry, xxh128=xxhash.xxh3_128_hexdigest(frame))
+        archive.index = msgspec.structs.replace(
+            archive.index, frames=(forged, *archive.index.frames[1:])
+        )
+        with pytest.raises(Exception, match="frame 0"):
+            archive.read_frame(0)
+    host.run("install", "demo", expect=8)
+
+
+def test_tags_do_not_move_back_on_a_host(host: Workshop) -> None:
+    trust(host)
+    old, new = pack(host.home / "packed", 1), pack(host.home / "packed", 2)
+    host.run("push", old.archive_path, "--tag", "stable", "--sign-key", "ours.key")
+    (tag,) = (host.home / "registry").rglob("stable")
+    record = tag.read_bytes()
+    host.run("push", new.archive_path, "--tag", "stable", "--sign-key", "ours.key")
+    host.run("install", "demo@stable")
+    tag.write_bytes(record)
+    refused = host.run("install", "demo@stable", expect=8)
+    assert "--allow-downgrade" in refused.stderr
+    assert installed(host) == "version 2\n"
+    host.run("install", "demo@stable", "--allow-downgrade")
+    assert installed(host) == "version 1\n"
+
+
+def test_a_tag_is_moved_with_a_key(host: Workshop) -> None:
+    trust(host)
+    artifact = pack(host.home / "packed", 1)
+    host.run("push", artifact.archive_path, "--sign-key", "ours.key")
+    ref = f"demo@{artifact.manifest.id}"
+    host.run("tag", ref, "stable")
+    host.run("install", "demo@stable", expect=8)
+    host.run("tag", ref, "stable", "--sign-key", "ours.key")
+    host.run("install", "demo@stable")
+    host.run("tag", ref, "latest", expect=2)
+
+
+def test_ci_signs_with_a_key_from_its_environment(host: Workshop) -> None:
+    trust(host)
+    artifact = pack(host.home / "packed", 1)
+    pem = (host.home / "ours.key").read_text()
+    environ = {**host.environ, "ENVFERRY_SIGN_KEY": pem}
+    ci = Workshop(home=host.home, cache=host.cache, environ=environ)
+    pushed = ci.run("push", artifact.archive_path, "-vv")
+    line = pem.splitlines()[1]
+    assert line not in pushed.stdout + pushed.stderr
+    for path in (host.home / "registry").rglob("*.json"):
+        assert line not in path.read_text()
+    host.run("install", "demo")
+    broken = Workshop(
+        home=host.home, cache=host.cache, environ={**environ, "ENVFERRY_SIGN_KEY": pem[:-40]}
+    )
+    assert line not in broken.run("push", artifact.archive_path, expect=2).stderr
+
+
+def test_children_do_not_get_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.config import child_environ
+
+    monkeypatch.setenv("ENVFERRY_SIGN_KEY", SECRET)
+    said = run([sys.executable, "-c", "import os; os.write(1, repr(os.environ).encode())"],
+               env=child_environ()).stdout  # fmt: skip
+    assert SECRET not in said
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("verbosity", ["-v", "-vv"])
+def test_s3_secrets_are_not_repeated(
+    host: Workshop, s3_url: str, monkeypatch: pytest.MonkeyPatch, verbosity: str
+) -> None:
+    """Neither in what works nor in what fails, however loud."""
+    artifact = pack(host.home / "packed", 1)
+    secret = os.environ["AWS_SECRET_ACCESS_KEY"]
+    monkeypatch.setenv("AWS_SESSION_TOKEN", SECRET)
+    outputs = [host.run("push", artifact.archive_path, "--registry", s3_url, verbosity, expect=9)]
+    monkeypatch.delenv("AWS_SESSION_TOKEN")
+    outputs.append(host.run("push", artifact.archive_path, "--registry", s3_url, verbosity))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    outputs.append(host.run("ls", "--registry", s3_url, verbosity, expect=9))
+    for finished in outputs:
+        said = finished.stdout + finished.stderr
+        assert secret not in said
+        assert SECRET not in said
