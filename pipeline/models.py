@@ -18,7 +18,7 @@ DEFAULT_TAG = "latest"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 ID_PATTERN = re.compile(r"[0-9a-f]{12}")
 
-URL_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
+URL_CREDENTIALS = re.compile(r"(?<=://)(?!git@)[^/\s@]+@")
 URL_TOKEN = re.compile(r"/t/[^/\s]+/")
 
 PLATFORMS = {
@@ -40,7 +40,10 @@ def current_platform() -> str:
 
 
 def without_credentials(text: str) -> str:
-    """Remove `user:password@` and conda's `/t/TOKEN/` from every URL in a text."""
+    """Remove `user:password@` and conda's `/t/TOKEN/` from every URL in a text.
+
+    The user `git` stays: it is how ssh reaches a repository, and no secret.
+    """
     return URL_TOKEN.sub("/", URL_CREDENTIALS.sub("", text))
 
 
@@ -84,6 +87,10 @@ class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     platforms: tuple[str, ...] = ()
     system: SystemRequirements = SystemRequirements()
     checks: Checks = Checks()
+    exclude: tuple[str, ...] = ()
+    """Globs of files, relative to the prefix, that are not carried."""
+    channels: dict[str, str] = {}
+    """Where a channel is that goes by a name of ours: a URL or a path."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

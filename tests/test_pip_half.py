@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from pipeline.errors import SpecError, StoreError
+from pipeline.process import run
 from pipeline.solving.pip_half import PipRequest, marker_environment, resolve_pip
 from pipeline.solving.wheel_choice import WheelTarget, choose_wheel, wheel_ranks
 from tests.wheels import make_wheel
@@ -187,6 +191,118 @@ def test_an_index_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monke
         resolve_pip(request)
     assert "http://127.0.0.1:9/simple/demo" in caught.value.message
     assert "secret" not in caught.value.message
+
+
+def test_what_needs_what_is_in_the_lock(tmp_path: Path) -> None:
+    make_wheel(tmp_path, metadata="Requires-Dist: helper>=2\nRequires-Dist: numpy\n")
+    make_wheel(tmp_path, "helper-2.0-py3-none-any")
+    demo, helper = resolve(tmp_path, "demo", provided=(("numpy", "2.2.6"),))
+    assert (demo.dependencies, helper.dependencies) == ({"helper": "*", "numpy": "*"}, {})
+
+
+def test_hashes_that_the_spec_demands(tmp_path: Path) -> None:
+    make_wheel(tmp_path)
+    (found,) = resolve(tmp_path, "demo")
+    assert resolve(tmp_path, f"demo==1.0 --hash=sha256:{found.sha256}") == (found,)
+    with pytest.raises(SpecError, match="has one of the hashes that the spec demands"):
+        resolve(tmp_path, f"demo==1.0 --hash=sha256:{'0' * 64}")
+
+
+def test_what_was_locked_stays_or_moves_alone(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        make_wheel(tmp_path, f"{name}-1.0-py3-none-any")
+        kept = resolve(tmp_path, "one", "two") if name == "two" else ()
+    for name in ("one", "two"):
+        make_wheel(tmp_path, f"{name}-2.0-py3-none-any")
+    request = PipRequest(
+        requirements=("--no-index", "--find-links .", "one", "two"),
+        python_version="3.10",
+        platform="linux-64",
+        working_dir=tmp_path,
+        kept=kept,
+    )
+    versions = [
+        [package.version for package in resolve_pip(replace(request, **changes))]
+        for changes in ({}, {"updated": ("two",)}, {"kept": ()})
+    ]
+    assert versions == [["1.0", "1.0"], ["1.0", "2.0"], ["2.0", "2.0"]]
+
+
+PROJECT = """\
+[project]
+name = "app"
+version = "1.5"
+dependencies = ["helper"]
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+"""
+
+
+def write_project(directory: Path) -> Path:
+    directory.mkdir()
+    (directory / "pyproject.toml").write_text(PROJECT)
+    (directory / "app.py").write_text("x = 1\n")
+    return directory
+
+
+def test_a_folder_is_locked_by_its_content(tmp_path: Path) -> None:
+    make_wheel(tmp_path, "helper-2.0-py3-none-any")
+    app = write_project(tmp_path / "app")
+    before, helper = resolve(tmp_path, "./app")
+    assert (before.kind, before.version, before.url) == ("directory", "1.5", f"{app.as_uri()}/")
+    assert (helper.kind, before.dependencies) == ("wheel", {"helper": "*"})
+    (app / "__pycache__").mkdir()
+    (app / "__pycache__/app.pyc").write_text("")
+    assert resolve(tmp_path, "./app")[0].sha256 == before.sha256
+    (app / "app.py").write_text("x = 2\n")
+    assert resolve(tmp_path, "./app")[0].sha256 != before.sha256
+
+
+def test_a_git_dependency_is_locked_by_its_commit(tmp_path: Path) -> None:
+    make_wheel(tmp_path, "helper-2.0-py3-none-any")
+    app = write_project(tmp_path / "app")
+    commit = commit_all(app)
+    line = f"app @ git+{app.as_uri()}@main"
+    (found, _) = resolve(tmp_path, line)
+    assert (found.kind, found.version, found.sha256) == ("git", "1.5", commit)
+    assert found.url == f"git+{app.as_uri()}@{commit}"
+    (app / "app.py").write_text("x = 2\n")
+    moved = commit_all(app)
+    request = PipRequest(
+        requirements=("--no-index", "--find-links .", line),
+        python_version="3.10",
+        platform="linux-64",
+        working_dir=tmp_path,
+        kept=(found,),
+    )
+    assert resolve_pip(request)[0].sha256 == commit
+    assert resolve_pip(replace(request, updated=("app",)))[0].sha256 == moved
+
+
+def commit_all(directory: Path) -> str:
+    """Commit a folder to its branch `main`; return the commit."""
+    git = ("git", "-C", directory, "-c", "user.name=a", "-c", "user.email=a@example.org")
+    run([*git, "init", "-q", "-b", "main"])
+    run([*git, "add", "."])
+    run([*git, "commit", "-q", "-m", "x"])
+    return run([*git, "rev-parse", "HEAD"]).stdout.strip()
+
+
+def test_a_source_distribution_where_there_is_no_wheel(tmp_path: Path) -> None:
+    content = {
+        "only-3.0/PKG-INFO": "Metadata-Version: 2.2\nName: only\nVersion: 3.0\n",
+        "only-3.0/pyproject.toml": PROJECT.replace("app", "only").replace("1.5", "3.0"),
+    }
+    with tarfile.open(tmp_path / "only-3.0.tar.gz", "w:gz") as archive:
+        for name, text in content.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    make_wheel(tmp_path, "helper-2.0-py3-none-any")
+    _, only = resolve(tmp_path, "only")
+    assert (only.kind, only.version, only.file_name) == ("sdist", "3.0", "only-3.0.tar.gz")
 
 
 def test_nothing_asked_is_nothing_resolved(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import zstandard
+from cryptography.hazmat.primitives import hashes
 
 from pipeline.process import run
 
@@ -35,6 +36,8 @@ class TinyPackage:
     build: str = "0"
     depends: tuple[str, ...] = ()
     subdir: str = "linux-64"
+    files: tuple[tuple[str, str], ...] = ()
+    """Paths and contents; those in bin/ are executable."""
 
     @property
     def stem(self) -> str:
@@ -80,10 +83,15 @@ def python_packages(subdir: str = "linux-64") -> list[TinyPackage]:
 def make_channel(directory: Path, packages: Iterable[TinyPackage]) -> Path:
     """Write packages into a channel directory and index it."""
     (directory / "noarch").mkdir(parents=True)
+    add_packages(directory, packages)
+    return directory
+
+
+def add_packages(directory: Path, packages: Iterable[TinyPackage]) -> None:
+    """Write more packages into a channel directory and index it again."""
     for package in packages:
         _write_package(directory / package.subdir, package)
     run([sys.executable, "-c", INDEX, directory])
-    return directory
 
 
 def _write_package(directory: Path, package: TinyPackage) -> None:
@@ -100,10 +108,23 @@ def _write_package(directory: Path, package: TinyPackage) -> None:
     directory.mkdir(exist_ok=True)
     with zipfile.ZipFile(directory / f"{package.stem}.conda", "w") as archive:
         archive.writestr("metadata.json", '{"conda_pkg_format_version": 2}')
-        archive.writestr(f"pkg-{package.stem}.tar.zst", _tar({}))
-        info = {"info/index.json": json.dumps(index), "info/files": ""}
-        info["info/paths.json"] = '{"paths": [], "paths_version": 1}'
+        archive.writestr(f"pkg-{package.stem}.tar.zst", _tar(dict(package.files)))
+        info = {"info/index.json": json.dumps(index)}
+        info["info/files"] = "".join(f"{name}\n" for name, _ in package.files)
+        paths = [_path_entry(name, text) for name, text in package.files]
+        info["info/paths.json"] = json.dumps({"paths": paths, "paths_version": 1})
         archive.writestr(f"info-{package.stem}.tar.zst", _tar(info))
+
+
+def _path_entry(name: str, text: str) -> dict[str, object]:
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(text.encode())
+    return {
+        "_path": name,
+        "path_type": "hardlink",
+        "sha256": digest.finalize().hex(),
+        "size_in_bytes": len(text.encode()),
+    }
 
 
 def _tar(files: dict[str, str]) -> bytes:
@@ -112,5 +133,6 @@ def _tar(files: dict[str, str]) -> bytes:
         for name, text in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(text.encode())
+            member.mode = 0o755 if name.startswith("bin/") else 0o644
             archive.addfile(member, io.BytesIO(text.encode()))
     return zstandard.compress(stream.getvalue())

@@ -24,7 +24,9 @@ log = logging.getLogger(__name__)
 COMMANDS = {
     "channel": ("pipeline.cli.channel", "Make a conda channel out of interpreters and wheels."),
     "import": ("pipeline.cli.specs", "Make a spec out of what people have."),
-    "lock": ("pipeline.cli.building", "Resolve specs into locks."),
+    "lint": ("pipeline.cli.specs", "Say what is dangerous in a spec."),
+    "lock": ("pipeline.cli.specs", "Resolve specs into locks."),
+    "diff": ("pipeline.cli.specs", "Say what is different between two locks."),
     "build": ("pipeline.cli.building", "Build a locked environment in a throwaway container."),
     "pack": ("pipeline.cli.building", "Pack a built environment into one archive."),
     "push": ("pipeline.cli.building", "Send archives to a registry and tag them."),

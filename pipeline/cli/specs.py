@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,11 @@ from pipeline.cli.options import common_options
 
 if TYPE_CHECKING:
     from pipeline.cli.console import Console
+    from pipeline.models import Lock
+    from pipeline.specs.linting import Finding
+    from pipeline.specs.lock_changes import Change
+
+log = logging.getLogger(__name__)
 
 SPECS_DIR = Path("specs")
 
@@ -55,3 +61,191 @@ def import_command(console: Console, source: Path, force: bool, **choices: objec
     }
     line = f"{path}  from {imported.kind.value}: {facts['conda']} conda + {facts['pip']} pip lines"
     console.result(facts, lambda: [line])
+
+
+@click.command()
+@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
+@click.option("--online", is_flag=True, help="Also ask the channels whether every pin is there.")
+@click.option("--strict", is_flag=True, help="Fail when anything is found.")
+@common_options
+def lint(console: Console, specs: tuple[str, ...], online: bool, strict: bool) -> None:
+    """Say what is dangerous in each SPEC, and how to mend it."""
+    from pipeline.specs.reading import find_spec
+
+    found: list[Finding] = []
+    for argument in specs:
+        path = find_spec(argument, SPECS_DIR)
+        found += lint_one(path, online=online)
+    console.result([finding_facts(item) for item in found], lambda: [str(item) for item in found])
+    refuse_findings(found, strict=strict)
+
+
+@click.command()
+@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
+@click.option("--platform", "platforms", multiple=True, help="Lock for this one; repeatable.")
+@click.option("--channel", "channels", multiple=True, help="Use instead of the spec's; repeatable.")
+@click.option("--check", is_flag=True, help="Only say whether the lock is up to date.")
+@click.option(
+    "--update", "updated", multiple=True, metavar="PKG",
+    help="Move this package and nothing else; repeatable.",
+)  # fmt: skip
+@click.option("--upgrade", is_flag=True, help="Move everything to the newest there is.")
+@click.option(
+    "--exclude-newer", metavar="DATE", help="As if nothing had been published since then."
+)
+@click.option("--strict", is_flag=True, help="Fail when lint finds anything.")
+@click.option("--solver", help="A conda, mamba or micromamba to solve with.", metavar="EXE")
+@click.option(
+    "--relax", type=click.Choice(["build", "patch", "all"]),
+    help="Loosen pins that no channel can satisfy: their build, patch version, or all.",
+)  # fmt: skip
+@common_options
+def lock(
+    console: Console, specs: tuple[str, ...], check: bool, strict: bool, **choices: object
+) -> None:
+    """Resolve each SPEC (a name in specs/, or a file) into its lock.
+
+    What a lock has already stays where the spec allows it, unless `--update` or `--upgrade` says
+    otherwise.
+    """
+    from pipeline.specs.lock_changes import compare_locks
+    from pipeline.specs.reading import find_spec, read_spec
+    from pipeline.stages.lock import LockOptions, check_lock, lock_spec
+
+    options = LockOptions(**choices)  # type: ignore[arg-type]
+    results: list[tuple[Lock, tuple[Change, ...]]] = []
+    for argument in specs:
+        spec = read_spec(find_spec(argument, SPECS_DIR))
+        if check:
+            results.append((check_lock(spec), ()))
+            continue
+        findings = lint_one(spec.path)
+        for finding in findings:
+            log.warning("%s", finding)
+        refuse_findings(findings, strict=strict)
+        before = old_lock(spec.lock_path)
+        made = lock_spec(spec, options=options, progress=console.progress)
+        changes = compare_locks(before, made) if before else ()
+        for change in changes:
+            console.note(str(change))
+        results.append((made, changes))
+    console.result(
+        [{**lock_facts(made), "changes": changes} for made, changes in results],
+        lambda: [describe_lock(made) for made, _ in results],
+    )
+
+
+def lint_one(path: Path, *, online: bool = False) -> list[Finding]:
+    """Lint one spec, with what its lock knows."""
+    from pipeline.solving.conda_half import pypi_name
+    from pipeline.specs.linting import lint_spec
+
+    lock = old_lock(path.with_name(f"{path.stem}.conda-lock.yml"))
+    gone: dict[str, str] = {}
+    if online:
+        from pipeline.specs.reading import read_spec
+        from pipeline.stages.lock import missing_pins
+
+        gone = missing_pins(read_spec(path))
+    return lint_spec(path, pypi_name, lock.packages if lock else (), gone)
+
+
+def refuse_findings(found: list[Finding], *, strict: bool) -> None:
+    """Fail for findings where that was asked for."""
+    from pipeline.errors import SpecError
+
+    if strict and found:
+        message = f"lint found {len(found)} problem{'s' if len(found) > 1 else ''}"
+        raise SpecError(message, hint="mend them, or leave out `--strict`")
+
+
+def old_lock(path: Path) -> Lock | None:
+    """Return the lock that is there, if one is and can be read."""
+    from pipeline.errors import NotFound, SpecError
+    from pipeline.specs.locks import read_lock
+
+    try:
+        return read_lock(path)
+    except (NotFound, SpecError):
+        return None
+
+
+def finding_facts(finding: Finding) -> dict[str, object]:
+    """Return what `lint --json` says of a finding."""
+    rule = finding.rule
+    return {
+        "code": rule.code,
+        "path": finding.path,
+        "line": finding.line,
+        "what": finding.what,
+        "why": rule.why,
+        "fix": rule.fix,
+    }
+
+
+def lock_facts(lock: Lock) -> dict[str, object]:
+    """Return what `lock --json` says of a lock."""
+    return {
+        "name": lock.name,
+        "path": lock.path,
+        "digest": lock.digest,
+        "platforms": {
+            platform: len(lock.for_platform(platform)) for platform in lock.content_hashes
+        },
+    }
+
+
+def describe_lock(lock: Lock) -> str:
+    """Return one line about a lock."""
+    counts = []
+    for platform in sorted(lock.content_hashes):
+        packages = lock.for_platform(platform)
+        conda = sum(package.manager == "conda" for package in packages)
+        counts.append(f"{platform}: {conda} conda + {len(packages) - conda} pip packages")
+    return f"{lock.path}  {'; '.join(counts)}"
+
+
+def lock_at(argument: str) -> Lock:
+    """Return the lock that `SPEC`, `SPEC@REVISION`, or a lock's own path means."""
+    from pipeline.errors import NotFound
+    from pipeline.process import run
+    from pipeline.specs.locks import parse_lock, read_lock
+    from pipeline.specs.reading import find_spec
+
+    name, at, revision = argument.rpartition("@")
+    target = name if at else argument
+    is_lock = target.endswith(".conda-lock.yml")
+    spec = Path(target) if is_lock or at else find_spec(target, SPECS_DIR)
+    if at and spec.suffix not in (".yml", ".yaml"):
+        spec = SPECS_DIR / f"{target}.yml"
+    path = spec if is_lock else spec.with_name(f"{spec.stem}.conda-lock.yml")
+    if not at:
+        return read_lock(path)
+    place = f"./{path}" if not path.is_absolute() else path.name
+    folder = path.parent if path.is_absolute() else Path()
+    finished = run(["git", "-C", folder, "show", f"{revision}:{place}"], check=False)
+    if finished.returncode != 0:
+        reason = (finished.stderr.strip().splitlines() or ["git said nothing"])[-1]
+        message = f"there is no {path} at {revision}: {reason.removeprefix('fatal: ')}"
+        raise NotFound(message, hint="name a commit, branch or tag that has it")
+    return parse_lock(finished.stdout, path)
+
+
+def compare(console: Console, before: str, after: str) -> None:
+    """Print what the lock of `after` has otherwise than that of `before`."""
+    from pipeline.specs.lock_changes import compare_locks
+
+    changes = compare_locks(lock_at(before), lock_at(after))
+    console.result(changes, lambda: [str(change) for change in changes])
+
+
+@click.command()
+@click.argument("before", metavar="SPEC@REV")
+@click.argument("after", metavar="SPEC")
+@common_options
+def diff(console: Console, before: str, after: str) -> None:
+    """Say what is different between two locks.
+
+    Each is a SPEC, a SPEC@REV for its lock at a git revision, or the path of a lock.
+    """
+    compare(console, before, after)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rattler import Channel, Gateway, MultiSource
+from rattler import Channel, Client, Gateway, MultiSource
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,5 +24,8 @@ def channel_sources(channels: Sequence[str]) -> list[Any]:
 
 
 def open_gateway() -> Gateway:
-    """Open rattler's access to repodata, with its usual cache."""
-    return Gateway(show_progress=False)
+    """Open rattler's access to repodata, with its usual cache.
+
+    The client that it has by itself asks only once and knows no logins.
+    """
+    return Gateway(client=Client.default_client(), show_progress=False)

@@ -19,13 +19,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pipeline.config import child_environ
-from pipeline.errors import SpecError, StoreError
+from pipeline.errors import SpecError
 from pipeline.models import LockedPackage, SystemRequirements, build_string, without_credentials
 from pipeline.process import CalledProcessError, run
-from pipeline.solving.solver_words import UNREACHABLE, tidy
+from pipeline.solving.preferences import Preferences
+from pipeline.solving.solver_words import UNREACHABLE, tidy, unreachable_channel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from pipeline.errors import StoreError
 
 NAMES_PATH = Path(__file__).with_name("pypi_names.json")
 
@@ -45,6 +48,12 @@ class CondaRequest(msgspec.Struct, frozen=True, kw_only=True):
     system: SystemRequirements = SystemRequirements()
     solver: str | None = None
     """A conda, mamba or micromamba to use instead of our solver."""
+    kept: tuple[LockedPackage, ...] = ()
+    """What an earlier lock has: stays, as far as the specs allow it."""
+    updated: tuple[str, ...] = ()
+    """Names that alone may move; when there are any, all else of `kept` must stay."""
+    exclude_newer: str | None = None
+    """A date: what a channel got later does not exist."""
 
 
 class CondaAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,8 +101,10 @@ def _explain(answer: CondaAnswer, request: CondaRequest) -> SpecError | StoreErr
     words = tidy(answer.error).removeprefix("Cannot solve the request because of: ")
     channels = without_credentials(", ".join(request.channels))
     if UNREACHABLE.search(words):
-        message = f"a conda channel cannot be reached ({channels}): {words}"
-        return StoreError(message, hint="check the spec's `channels:`, or give `--channel`")
+        return unreachable_channel(words, request.channels)
+    if request.updated:
+        message = f"{', '.join(request.updated)} cannot move alone on {answer.platform}: {words}"
+        return SpecError(message, hint="name what must move with it, or `envferry lock --upgrade`")
     message = f"the conda half has no solution for {answer.platform} from {channels}: {words}"
     hint = "change the pins that it names, or let `--relax build` drop build strings"
     lacking = re.search(r"__(glibc|cuda|archspec) \D*([\w.]+)", words)
@@ -112,10 +123,10 @@ def _pypi_names() -> dict[str, str]:
 
 def _work(request: CondaRequest, scratch: Path) -> CondaAnswer:
     """Solve every platform through conda-lock: the body of the worker."""
-    solver = request.solver or str(_write_solver(scratch))
     packages: list[LockedPackage] = []
     hashes: dict[str, str] = {}
     for platform in request.platforms:
+        solver = request.solver or str(_write_solver(request, platform, scratch))
         try:
             packages += _solve_platform(request, platform, solver, scratch)
         except CalledProcessError as error:
@@ -136,11 +147,12 @@ def _solve_platform(
         dependencies.append({"pip": []})  # conda-lock then asks conda for pip itself
     content = {"channels": [*request.channels], "dependencies": dependencies}
     spec = _parse(content, request.channels, platform, scratch)
+    held = _held(request, platform, scratch) if request.solver and request.updated else {}
     virtual_packages = _virtual_packages(request.system, platform, scratch)
     with virtual_packages, virtual_packages.conda_virtual_package_overrides(platform):
         solved = solve_conda(
             solver,
-            specs={item.name: item for item in spec.dependencies[platform]},
+            specs={item.name: item for item in spec.dependencies[platform]} | held,
             locked={},
             update=[],
             platform=platform,
@@ -162,6 +174,20 @@ def _solve_platform(
         for item in solved.values()
         if not item.name.startswith("__")
     ]
+
+
+def _held(request: CondaRequest, platform: str, scratch: Path) -> dict[str, Any]:
+    """Return exact pins of all that must stay, for a solver that takes nothing but specs."""
+    pins = [
+        f"{package.name}={package.version}={package.build}"
+        for package in request.kept
+        if package.platform == platform and package.name not in request.updated
+    ]
+    if not pins:
+        return {}
+    content = {"channels": [*request.channels], "dependencies": pins}
+    spec = _parse(content, request.channels, platform, scratch)
+    return {item.name: item for item in spec.dependencies[platform]}
 
 
 def _content_hash(request: CondaRequest, platform: str, scratch: Path) -> str:
@@ -236,11 +262,18 @@ def _virtual_packages(system: SystemRequirements, platform: str, scratch: Path) 
     return virtual_package_repo_from_specification(path)
 
 
-def _write_solver(scratch: Path) -> Path:
+def _write_solver(request: CondaRequest, platform: str, scratch: Path) -> Path:
     """Write the executable that conda-lock takes for conda."""
-    path = scratch / "conda"
-    command = f"exec {shlex.quote(sys.executable)} -m pipeline.solving.conda_solver"
-    path.write_text(f'#!/bin/sh\n{command} "$@"\n', encoding="utf-8")
+    path, preferences_path = scratch / "conda", scratch / "preferences.json"
+    preferences = Preferences(
+        kept=tuple(item.url for item in request.kept if item.platform == platform),
+        updated=request.updated,
+        exclude_newer=request.exclude_newer,
+    )
+    preferences_path.write_bytes(msgspec.json.encode(preferences))
+    command = [sys.executable, "-m", "pipeline.solving.conda_solver"]
+    command += ["--preferences", str(preferences_path)]
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', encoding="utf-8")
     path.chmod(0o755)
     return path
 

@@ -11,8 +11,11 @@ import asyncio
 import json
 import os
 import sys
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from rattler import (
     ChannelPriority,
     GenericVirtualPackage,
@@ -33,13 +36,14 @@ from rattler.exceptions import (
 from rattler.package import BuildString
 
 from pipeline.config import child_environ
-from pipeline.models import current_platform
+from pipeline.models import current_platform, without_credentials
 from pipeline.solving.channels import channel_sources, open_gateway
+from pipeline.solving.preferences import Preferences
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rattler import RepoDataRecord
+    from rattler import Gateway, RepoDataRecord
 
 # conda-lock asks for the version to tell conda from micromamba; this one knows `--json`.
 CONDA_VERSION = "24.11.0"
@@ -75,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     environ = child_environ()
     platform = environ.get("CONDA_SUBDIR") or current_platform()
     try:
-        records = asyncio.run(_solve(options.channels, specs, platform, environ))
+        records = asyncio.run(_solve(options, specs, platform, environ))
     except EXPECTED_ERRORS as error:
         return _fail(str(error), type(error).__name__)
     actions = [_action(record) for record in records if not record.name.normalized.startswith("__")]
@@ -100,21 +104,75 @@ def virtual_packages(platform: str, environ: Mapping[str, str]) -> dict[str, tup
 
 
 async def _solve(
-    channels: Sequence[str], specs: Sequence[str], platform: str, environ: Mapping[str, str]
+    options: argparse.Namespace, specs: Sequence[str], platform: str, environ: Mapping[str, str]
 ) -> list[RepoDataRecord]:
+    preferences = _read_preferences(options.preferences)
+    sources, gateway = channel_sources(options.channels), open_gateway()
+    kept, pinned = await _kept_records(preferences, sources, gateway, platform)
+    newest = preferences.exclude_newer
     records: list[RepoDataRecord] = await solve(
-        sources=channel_sources(channels),
-        specs=[MatchSpec(spec) for spec in specs],
-        gateway=open_gateway(),
+        sources=sources,
+        specs=[MatchSpec(_located(spec, options.channels)) for spec in specs],
+        gateway=gateway,
         platforms=[platform, "noarch"],
+        locked_packages=kept,
+        pinned_packages=pinned,
         virtual_packages=[
             GenericVirtualPackage(PackageName(name), Version(version), BuildString(build))
             for name, (version, build) in virtual_packages(platform, environ).items()
         ],
         channel_priority=ChannelPriority.Strict,
         channel_relations="disabled",
+        exclude_newer=_moment(newest) if newest else None,
+        # Channels of one's own rarely say when a package came: those are taken as they are.
+        timestamp_policy="allow-missing",
     )
     return records
+
+
+def _located(spec: str, channels: Sequence[str]) -> str:
+    """Say in full which channel stands before `::`: conda-lock keeps the last part of a URL."""
+    name, colons, rest = spec.partition("::")
+    ending = f"/{name}"
+    full = next((item for item in channels if item.rstrip("/").endswith(ending)), None)
+    return f"{full.rstrip('/')}::{rest}" if colons and full and name not in channels else spec
+
+
+def _read_preferences(path: str | None) -> Preferences:
+    if path is None:
+        return Preferences()
+    return msgspec.json.decode(Path(path).read_bytes(), type=Preferences)
+
+
+def _moment(text: str) -> datetime:
+    """Return a date or time; what names no zone is UTC."""
+    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+
+
+async def _kept_records(
+    preferences: Preferences, sources: list[Any], gateway: Gateway, platform: str
+) -> tuple[list[RepoDataRecord], list[RepoDataRecord]]:
+    """Return the records of what is kept: those that should stay, and those that must."""
+    if not preferences.kept:
+        return [], []
+    names = {url.rsplit("/", 1)[-1].rsplit("-", 2)[0] for url in preferences.kept}
+    found = await gateway.query(
+        sources,
+        [platform, "noarch"],
+        sorted(names),
+        recursive=False,
+        channel_relations="disabled",
+    )
+    urls = {*preferences.kept}
+    records = [
+        record for source in found for record in source if without_credentials(record.url) in urls
+    ]
+    if not preferences.updated:
+        return records, []
+    moving = {name.lower() for name in preferences.updated}
+    staying = [record for record in records if record.name.normalized not in moving]
+    return staying, staying
 
 
 def _action(record: RepoDataRecord) -> dict[str, Any]:
@@ -143,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--channel", "-c", action="append", default=[], dest="channels")
     for ignored in ("--prefix", "-p"):
         parser.add_argument(ignored, dest="prefix")
+    parser.add_argument("--preferences")
     for flag in ("--dry-run", "--json", "--override-channels"):
         parser.add_argument(flag, action="store_true")
     return parser

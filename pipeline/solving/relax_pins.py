@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from pipeline.config import child_environ
-from pipeline.errors import SpecError, StoreError
+from pipeline.errors import SpecError
 from pipeline.models import Replacement, without_credentials
 from pipeline.process import run
-from pipeline.solving.solver_words import UNREACHABLE, tidy
+from pipeline.solving.solver_words import UNREACHABLE, tidy, unreachable_channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -69,8 +69,7 @@ def relax_pins(request: RelaxRequest) -> RelaxAnswer:
     words = tidy(answer.error)
     channels = without_credentials(", ".join(request.channels))
     if UNREACHABLE.search(words):
-        message = f"a conda channel cannot be reached ({channels}): {words}"
-        raise StoreError(message, hint="check the spec's `channels:`, or give `--channel`")
+        raise unreachable_channel(words, request.channels)
     message = f"the conda half cannot be relaxed against {channels}: {words}"
     raise SpecError(message, hint="correct the pin that it names")
 

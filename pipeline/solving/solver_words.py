@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from pipeline.errors import StoreError
 from pipeline.models import without_credentials
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -13,7 +14,8 @@ MAX_LINES = 40
 UNREACHABLE = re.compile(
     r"error sending request|Failed to fetch|Request failed|dns error|tcp connect|timed out"
     r"|HTTP status (?:client|server) error|[Nn]etwork connectivity is disabled"
-    r"|could not find subdir"
+    r"|could not find subdir|error decoding response body"
+    r"|failed to (?:read|decode|parse) .*repodata"
 )
 
 
@@ -24,3 +26,12 @@ def tidy(text: str) -> str:
     if len(kept) > MAX_LINES:
         kept = [*kept[: MAX_LINES - 1], f"… {len(kept) - MAX_LINES + 1} more lines"]
     return "\n".join(kept)
+
+
+def unreachable_channel(words: str, channels: tuple[str, ...]) -> StoreError:
+    """Say that a channel gave no answer, or not the one that was hoped for."""
+    names = without_credentials(", ".join(channels))
+    message = f"a conda channel cannot be reached ({names}): {words}"
+    if re.search(r"\b(401|403)\b", words):
+        return StoreError(message, hint="put the login for its host into ~/.netrc")
+    return StoreError(message, hint="check the spec's `channels:`, or give `--channel`")

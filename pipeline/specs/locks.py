@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import yaml
+from blake3 import blake3
 
 from pipeline.errors import NotFound, SpecError
-from pipeline.files import digest_file, write_bytes
+from pipeline.files import write_bytes
 from pipeline.models import (
     Lock,
     LockedPackage,
@@ -93,6 +94,13 @@ def read_lock(path: Path) -> Lock:
         raise NotFound(f"there is no lock {path}", hint=hint) from error
     except OSError as error:
         raise SpecError(f"cannot read {path}: {error.strerror}", hint=hint) from error
+    return parse_lock(text, path)
+
+
+def parse_lock(text: str, path: Path) -> Lock:
+    """Parse the text of a lock that is, or was, at `path`; raise SpecError when it is damaged."""
+    name = path.name.removesuffix(".yml").removesuffix(".conda-lock")
+    hint = f"run `envferry lock {name}`"
     try:
         content = parse_yaml(text, path)
         if isinstance(content, dict) and content.get("version", FORMAT_VERSION) != FORMAT_VERSION:
@@ -102,7 +110,7 @@ def read_lock(path: Path) -> Lock:
             )
             raise SpecError(message, hint=hint)
         file = msgspec.convert(plain(content), _File)
-        return _to_lock(path, name, file, digest_file(path)[1])
+        return _to_lock(path, name, file, blake3(text.encode()).hexdigest())
     except (msgspec.MsgspecError, SpecError) as error:
         message = str(error)
         if not message.startswith(str(path)):

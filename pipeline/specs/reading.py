@@ -251,6 +251,10 @@ def _options(content: Mapping, path: Path) -> SpecOptions:
         if version is not None and not VERSION.fullmatch(version):
             message = f"{path}: `{what}: {version}` under `envferry: system:` is no version"
             raise SpecError(message, hint=f"write `{what}: 2.28`" if what == "glibc" else "")
+    for pattern in options.exclude:
+        if pattern.startswith("/") or ".." in pattern.split("/"):
+            message = f"{path}: `{pattern}` under `envferry: exclude:` leaves the environment"
+            raise SpecError(message, hint="write globs relative to the prefix: `share/doc/**`")
     return options
 
 
@@ -283,8 +287,9 @@ def _digest(spec: Spec, text: str) -> str:
     The canonical form, schema 1: a JSON object, keys sorted, no blanks, of `schema` (1), `conda`
     and `pip` (the lines as written, stripped, in their order), `channels`, `platforms` (both as
     written, platforms empty when the spec names none), `system` (the given ones of archspec, cuda,
-    glibc), and only where there are any: `selectors` (the stripped lines that carry one) and
-    `files` (the BLAKE3 of each local file that a `-r` or `-c` line names).
+    glibc), and only where there are any: `channel_names` (the table `envferry: channels:`),
+    `selectors` (the stripped lines that carry one) and `files` (the BLAKE3 of each local file that
+    a `-r` or `-c` line names).
     """
     form: dict[str, Any] = {
         "schema": DIGEST_SCHEMA,
@@ -298,6 +303,8 @@ def _digest(spec: Spec, text: str) -> str:
             if value is not None
         },
     }
+    if spec.options.channels:
+        form["channel_names"] = dict(spec.options.channels)
     selectors = [line for _, line, _ in selector_lines(text)]
     files = _named_files(spec)
     form |= {"selectors": selectors} if selectors else {}

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from pipeline.errors import NotFound, SpecError, StaleLock
+from pipeline.config import condarc_paths
+from pipeline.errors import NotFound, SpecError, StaleLock, UsageError
 from pipeline.process import run
 from pipeline.solving.conda_half import CondaRequest, pypi_name, solve_conda_half
 from pipeline.solving.pip_half import PipRequest, resolve_pip
 from pipeline.solving.relax_pins import RelaxLevel, RelaxRequest, relax_pins
+from pipeline.specs.channel_names import read_channel_names
 from pipeline.specs.locks import LockContents, read_lock, write_lock
 from pipeline.specs.reading import read_spec
 
 if TYPE_CHECKING:
     from pipeline.models import Lock, LockedPackage, Replacement, Spec
     from pipeline.progress import Progress
-    from pipeline.solving.conda_half import CondaAnswer
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,12 @@ class LockOptions:
     """A conda, mamba or micromamba to use instead of our own solver."""
     relax: RelaxLevel | None = None
     """How far a conda pin that the channels cannot satisfy may be relaxed."""
+    updated: tuple[str, ...] = ()
+    """Packages that alone may move; nothing else of the lock does."""
+    upgrade: bool = False
+    """Whether the lock that is there counts for nothing; else it is kept where it can be."""
+    exclude_newer: str | None = None
+    """A date (ISO 8601): what channels and indexes got later does not exist."""
 
 
 def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
@@ -50,16 +59,27 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
     Raises SpecError when a half has no solution, StoreError when a channel or index cannot be
     reached; then the lock that was there stays.
     """
+    _check_date(options)
     platforms = options.platforms or spec.platforms
+    kept = _kept_packages(spec, options)
     halves = {platform: read_spec(spec.path, platform=platform) for platform in platforms}
     channels = _channels(spec, options)
     with progress.task(f"locking {spec.name}: conda packages"):
-        conda, replacements = _relax(halves, channels, options)
-        answer = _solve_conda(spec, conda, channels, options)
+        conda, replacements = _relaxed(halves, channels, options)
+        _warn_of(replacements, channels)
+        request = _conda_request(spec, conda, channels, options)
+        conda_kept = tuple(item for item in kept if item.manager == "conda")
+        answer = solve_conda_half(msgspec.structs.replace(request, kept=conda_kept))
     packages = list(answer.packages)
     for platform, half in halves.items():
         with progress.task(f"locking {spec.name}: pip packages for {platform}"):
-            packages += resolve_pip(_pip_request(half, platform, answer.packages))
+            request_pip = replace(
+                _pip_request(half, platform, answer.packages),
+                kept=tuple(i for i in kept if (i.manager, i.platform) == ("pip", platform)),
+                updated=options.updated,
+                exclude_newer=options.exclude_newer,
+            )
+            packages += resolve_pip(request_pip)
     contents = LockContents(
         name=spec.name,
         source=spec.path.name,
@@ -72,6 +92,20 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
         replacements=replacements,
     )
     return write_lock(spec.lock_path, _with_other_platforms(contents, spec))
+
+
+def _check_date(options: LockOptions) -> None:
+    """Refuse a date that is none, or that the solver cannot obey."""
+    if options.exclude_newer is None:
+        return
+    try:
+        datetime.fromisoformat(options.exclude_newer.replace("Z", "+00:00"))
+    except ValueError as error:
+        message = f"`{options.exclude_newer}` is no date"
+        raise UsageError(message, hint="write it as 2026-11-21, or with a time after it") from error
+    if options.solver:
+        message = f"{options.solver} cannot exclude what is newer than a date"
+        raise UsageError(message, hint="leave out `--solver` or `--exclude-newer`")
 
 
 def check_lock(spec: Spec) -> Lock:
@@ -94,14 +128,27 @@ def check_lock(spec: Spec) -> Lock:
     return replace(lock, name=spec.name, options=spec.options)
 
 
+def missing_pins(spec: Spec) -> dict[str, str]:
+    """Return the conda lines that no channel satisfies, each with what it would be relaxed to.
+
+    Raises StoreError when a channel cannot be reached.
+    """
+    halves = {platform: read_spec(spec.path, platform=platform) for platform in spec.platforms}
+    options = LockOptions(relax="all")
+    _, replacements = _relaxed(halves, _channels(spec, options), options)
+    return {item.asked: item.used for item in replacements}
+
+
 def _channels(spec: Spec, options: LockOptions) -> tuple[str, ...]:
     """Return the channels to solve with; relative paths in a spec start from its folder."""
     if not (options.channels or spec.channels):
         message = f"{spec.path} names no channels"
         raise SpecError(message, hint="add `channels: [conda-forge]`, or give `--channel`")
+    names = read_channel_names(condarc_paths(), spec.options.channels)
     if options.channels:
-        return tuple(_absolute(channel, Path()) for channel in options.channels)
-    return tuple(_absolute(channel, spec.path.parent) for channel in spec.channels)
+        return tuple(_absolute(channel, Path()) for channel in names.resolve(options.channels))
+    base = spec.path.parent
+    return tuple(_absolute(channel, base) for channel in names.resolve(spec.channels))
 
 
 def _absolute(channel: str, base: Path) -> str:
@@ -111,11 +158,14 @@ def _absolute(channel: str, base: Path) -> str:
     return str(path.resolve()) if path and (is_path or (path / "noarch").is_dir()) else channel
 
 
-def _relax(
+def _relaxed(
     halves: dict[str, Spec], channels: tuple[str, ...], options: LockOptions
 ) -> tuple[dict[str, tuple[str, ...]], tuple[Replacement, ...]]:
     """Return the match specs to solve by platform, and which of them are not as asked."""
-    conda = {platform: half.conda for platform, half in halves.items()}
+    conda = {
+        platform: tuple(_placed(line, half) for line in half.conda)
+        for platform, half in halves.items()
+    }
     replacements: list[Replacement] = []
     for platform in conda if options.relax else ():
         request = RelaxRequest(
@@ -127,19 +177,32 @@ def _relax(
         answer = relax_pins(request)
         conda[platform] = answer.specs
         replacements += answer.replacements
-    for item in replacements:
-        used = f"using {item.used}" if item.used else "left out"
-        log.warning("%s is not in %s: %s", item.asked, ", ".join(channels), used)
     return conda, tuple(replacements)
 
 
-def _solve_conda(
+def _placed(line: str, half: Spec) -> str:
+    """Say where the channel before `::` is, as it is said of the channels."""
+    if "::" not in line:
+        return line
+    names = read_channel_names(condarc_paths(), half.options.channels)
+    channel, _, rest = names.resolve_spec(line).partition("::")
+    return f"{_absolute(channel, half.path.parent)}::{rest}"
+
+
+def _warn_of(replacements: tuple[Replacement, ...], channels: tuple[str, ...]) -> None:
+    """Say which pins are not as asked."""
+    for item in replacements:
+        used = f"using {item.used}" if item.used else "left out"
+        log.warning("%s is not in %s: %s", item.asked, ", ".join(channels), used)
+
+
+def _conda_request(
     spec: Spec,
     conda: dict[str, tuple[str, ...]],
     channels: tuple[str, ...],
     options: LockOptions,
-) -> CondaAnswer:
-    request = CondaRequest(
+) -> CondaRequest:
+    return CondaRequest(
         spec_path=str(spec.path.absolute()),
         platforms=tuple(conda),
         channels=channels,
@@ -148,8 +211,33 @@ def _solve_conda(
         has_pip=bool(spec.pip),
         system=spec.options.system,
         solver=str(options.solver.absolute()) if options.solver else None,
+        updated=options.updated,
+        exclude_newer=options.exclude_newer,
     )
-    return solve_conda_half(request)
+
+
+def _kept_packages(spec: Spec, options: LockOptions) -> tuple[LockedPackage, ...]:
+    """Return what the lock that is there has, and what of it is to stay.
+
+    Raises StaleLock when single packages are to be updated in a lock of another spec.
+    """
+    if options.updated:
+        lock = check_lock(spec)
+        unknown = {*options.updated} - {package.name for package in lock.packages}
+        if unknown:
+            message = f"{lock.path} has no {', '.join(sorted(unknown))} to update"
+            raise NotFound(message, hint=f"run `envferry lock {spec.path.stem}` after a change")
+        return lock.packages
+    if options.upgrade:
+        return ()
+    try:
+        lock = read_lock(spec.lock_path)
+    except (NotFound, SpecError):
+        return ()
+    if lock.spec_digest == spec.digest:
+        return lock.packages
+    # In an edited spec a git line may name another branch: what it names is asked again.
+    return tuple(package for package in lock.packages if package.kind != "git")
 
 
 def _pip_request(half: Spec, platform: str, conda: tuple[LockedPackage, ...]) -> PipRequest:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import functools
+import json
 import logging
 import os
+import shutil
 import sys
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.errors import SpecError, StaleLock, StoreError
+from pipeline.errors import NotFound, SpecError, StaleLock, StoreError, UsageError
 from pipeline.process import run
 from pipeline.progress import Silent
 from pipeline.solving.conda_half import NAMES_PATH
+from pipeline.specs.lock_changes import compare_locks
 from pipeline.specs.reading import read_spec
 from pipeline.stages.lock import LockOptions, check_lock, lock_spec
-from tests.tiny_channel import make_channel, python_packages
+from tests.tiny_channel import TinyPackage, add_packages, make_channel, python_packages
 from tests.wheels import make_wheel
+from tests.workshop import Workshop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pipeline.models import Lock
 
 PLATFORM = "linux-64"
@@ -172,30 +171,6 @@ def test_no_channel_at_all(desk: Desk) -> None:
         desk.lock()
 
 
-@pytest.fixture
-def http_channel(channel: Path) -> Iterator[str]:
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *arguments: object) -> None:
-            """Keep the tests' output to what failed."""
-
-    handler = functools.partial(Quiet, directory=channel.parent)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://user:secret@127.0.0.1:{server.server_address[1]}/{channel.name}"
-        server.shutdown()
-        thread.join()
-
-
-def test_a_channel_behind_http(desk: Desk, http_channel: str) -> None:
-    desk.write("python=3.10", channel=http_channel)
-    lock = desk.lock()
-    url = http_channel.replace("user:secret@", "")
-    python = next(item for item in lock.packages if item.name == "python")
-    assert python.url == f"{url}/linux-64/python-3.10.13-h1_0.conda"
-    assert "secret" not in lock.path.read_text()
-
-
 def test_channels_as_paths_and_urls_are_the_same(desk: Desk) -> None:
     relative = os.path.relpath(desk.channel, desk.path.parent)
     found = set()
@@ -236,6 +211,117 @@ def test_a_solver_of_ones_own(desk: Desk, tmp_path: Path) -> None:
     lock = desk.lock(LockOptions(platforms=(PLATFORM,), solver=solver))
     assert versions(lock)["python"] == "conda 3.10.13"
     assert "mamba 24" in lock.path.read_text()
+
+
+def grow(desk: Desk, directory: Path) -> Path:
+    """Copy the channel and give it a newer python and a newer numpy."""
+    channel = directory / "grown"
+    shutil.copytree(desk.channel, channel)
+    needs = ("python >=3.10,<3.11.0a0", "python_abi 3.10.*")
+    newer = (
+        TinyPackage(name="python", version="3.10.19", build="h1_0", depends=needs[1:]),
+        TinyPackage(name="numpy", version="2.3.0", build="py310_0", depends=needs),
+    )
+    add_packages(channel, newer)
+    return channel
+
+
+def test_what_is_locked_stays_or_moves_alone(desk: Desk, tmp_path: Path) -> None:
+    channel = tmp_path / "channel"
+    shutil.copytree(desk.channel, channel)
+    desk.write("python=3.10, numpy", "new", channel=str(channel))
+    before = desk.lock()
+    shutil.rmtree(channel)
+    grow(desk, tmp_path).rename(channel)
+    linux = (PLATFORM,)
+    # Nothing moves by itself.
+    assert desk.lock().digest == before.digest
+    updated = desk.lock(LockOptions(platforms=linux, updated=("numpy",)))
+    assert [str(change) for change in compare_locks(before, updated)] == [
+        "~ conda numpy 2.2.6 → 2.3.0  (linux-64)"
+    ]
+    upgraded = desk.lock(LockOptions(platforms=linux, upgrade=True))
+    assert [str(change) for change in compare_locks(updated, upgraded)] == [
+        "~ conda python 3.10.13 → 3.10.19  (linux-64)"
+    ]
+    with pytest.raises(NotFound, match="has no nothere to update"):
+        desk.lock(LockOptions(platforms=linux, updated=("nothere",)))
+    desk.write("python=3.11", "new", channel=str(channel))
+    with pytest.raises(StaleLock):
+        desk.lock(LockOptions(platforms=linux, updated=("numpy",)))
+
+
+def test_a_package_that_cannot_move_alone(desk: Desk, tmp_path: Path) -> None:
+    channel = tmp_path / "channel"
+    shutil.copytree(desk.channel, channel)
+    desk.write("python >=3.10, numpy=1", "", channel=str(channel))
+    before = desk.lock()
+    fix = TinyPackage(
+        name="python", version="3.10.20", build="h1_0", depends=("python_abi 3.10.*", "numpy >=2")
+    )
+    add_packages(channel, (fix,))
+    after = desk.lock(LockOptions(platforms=(PLATFORM,), updated=("python",)))
+    assert after.digest == before.digest
+
+
+def test_channels_by_names_of_ones_own(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.write(
+        "ours::python=3.10",
+        channel="ours",
+        more=f"envferry: {{channels: {{ours: {desk.channel}}}}}",
+    )
+    python = versions(desk.lock())["python"]
+    assert python == "conda 3.10.13"
+    condarc = tmp_path / "condarc"
+    condarc.write_text(f"custom_channels: {{tiny: {desk.channel.parent.as_uri()}}}")
+    monkeypatch.setenv("CONDARC", str(condarc))
+    desk.write("tiny::python=3.10", channel="tiny")
+    assert versions(desk.lock(LockOptions(platforms=(PLATFORM,), upgrade=True)))["python"] == python
+
+
+def test_a_date_excludes_what_came_later(desk: Desk, wheels: Path) -> None:
+    desk.write("python=3.10", "new")
+    lock = desk.lock(LockOptions(platforms=(PLATFORM,), exclude_newer="2030-01-01"))
+    assert versions(lock)["new"] == "pip 1.0"
+    other = LockOptions(exclude_newer="2030-01-01", solver=Path("/bin/conda"))
+    with pytest.raises(UsageError, match="cannot exclude"):
+        desk.lock(other)
+    with pytest.raises(UsageError, match="`tomorrow` is no date"):
+        desk.lock(LockOptions(exclude_newer="tomorrow"))
+
+
+def test_the_commands(desk: Desk) -> None:
+    home = desk.path.parent
+    shop = Workshop(home=home, cache=home / "cache")
+    desk.path = home / "specs/torch.yml"
+    desk.path.parent.mkdir()
+    desk.write("python=3.10, numpy=1", "old")
+    assert json.loads(shop.run("lint", "torch", "--json").stdout)[0]["code"] == "S106"
+    shop.run("lint", "torch", "--strict", expect=3)
+    desk.write("python=3.10, numpy=9, pip")
+    assert "S110 `numpy=9` is in no channel (`numpy` is)" in (
+        shop.run("lint", "torch", "--online").stdout
+    )
+    desk.write("python=3.10, numpy=1, pip", "old")
+    shop.run("lock", "torch", "--platform", PLATFORM, "--strict")
+    git = ("git", "-C", home, "-c", "user.name=a", "-c", "user.email=a@example.org")
+    for words in (("init", "-q"), ("add", "specs"), ("commit", "-q", "-m", "x")):
+        run([*git, *words])
+    desk.write("python=3.10, numpy=2, pip", "new")
+    shop.run("lock", "torch", "--check", expect=5)
+    finished = shop.run("lock", "torch", "--platform", PLATFORM, "--json")
+    assert "note: ~ conda numpy 1.26.4 → 2.2.6  (linux-64)" in finished.stderr
+    changes = json.loads(finished.stdout)[0]["changes"]
+    assert [(item["kind"], item["name"]) for item in changes] == [
+        ("added", "new"),
+        ("changed", "numpy"),
+        ("removed", "old"),
+    ]
+    assert json.loads(shop.run("diff", "torch@HEAD", "torch", "--json").stdout) == changes
+    shop.run("diff", "torch@nothere", "torch", expect=7)
+    shop.run("lock", "torch", "--check")
 
 
 @pytest.mark.network

@@ -1,0 +1,16 @@
+"""What our conda-compatible solver is told beyond the words of conda's command line."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Preferences(msgspec.Struct, frozen=True, kw_only=True):
+    """A file beside the solver, by its option `--preferences`."""
+
+    kept: tuple[str, ...] = ()
+    """URLs of packages that stay where the specs allow it."""
+    updated: tuple[str, ...] = ()
+    """Names that alone may move; when there are any, all else of `kept` must stay."""
+    exclude_newer: str | None = None
+    """A date or time (ISO 8601): what a channel got later does not exist."""

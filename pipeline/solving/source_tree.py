@@ -1,0 +1,48 @@
+"""The digest of a source folder: what pins a local dependency in a lock."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cryptography.hazmat.primitives import hashes
+
+# What tools leave in a project's folder and no build reads.
+SKIPPED = {".git", ".hg", ".svn", ".tox", ".nox", ".venv", "__pycache__", "build", "dist"}
+SKIPPED_ENDINGS = (".pyc", ".egg-info")
+
+
+def digest_source_tree(folder: Path) -> str:
+    """Return the SHA-256 of a folder's files, in hex.
+
+    Over one line for each file, sorted by path: path, NUL, `x` if executable else `-`, NUL, the
+    SHA-256 of its content (of `-> TARGET` for a link) in hex, newline.
+    """
+    total = hashes.Hash(hashes.SHA256())
+    for path in sorted(_files(folder)):
+        mark = "x" if os.access(path, os.X_OK) and not path.is_symlink() else "-"
+        name = path.relative_to(folder).as_posix()
+        total.update(f"{name}\0{mark}\0{_digest(path)}\n".encode(errors="surrogateescape"))
+    return total.finalize().hex()
+
+
+def _files(folder: Path) -> list[Path]:
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not _is_skipped(name)]
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        found += [Path(parent, name) for name in (*names, *links) if not _is_skipped(name)]
+    return found
+
+
+def _is_skipped(name: str) -> bool:
+    return name in SKIPPED or name.endswith(SKIPPED_ENDINGS)
+
+
+def _digest(path: Path) -> str:
+    digest = hashes.Hash(hashes.SHA256())
+    if path.is_symlink():
+        digest.update(f"-> {path.readlink()}".encode(errors="surrogateescape"))
+    else:
+        digest.update(path.read_bytes())
+    return digest.finalize().hex()
