@@ -1,18 +1,21 @@
-"""Write docs/cli.md from the commands' own help: `make docs`."""
+"""Write docs/cli.md from the commands' own help, and the schema of specs: `make docs`."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.cli.main import envferry
+from pipeline.specs.schema import spec_schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TARGET = Path(__file__).with_name("cli.md")
+SCHEMA = TARGET.with_name("spec.schema.json")
 HEADER = """# Commands
 
 Written by `make docs` from the commands' own help.
@@ -43,3 +46,4 @@ def render() -> str:
 
 if __name__ == "__main__":
     TARGET.write_text(render())
+    SCHEMA.write_text(json.dumps(spec_schema(), indent=1) + "\n")

@@ -117,7 +117,7 @@ def test_a_lock_of_conda_lock_s_own_is_read(tmp_path: Path) -> None:
         (f"    sha256: {'a' * 64}\n", "", "Expected `object`"),
         ("envferry_schema: '1'", "envferry_schema: '2'", "envferry's schema 2"),
         ("envferry_tools: '", "envferry_options: '[", "stands twice"),
-        ('{"checks"', '{"chocks"', "unknown field `chocks`"),
+        ('"checks"', '"chocks"', "unknown field `chocks`"),
     ],
 )
 def test_a_damaged_lock_is_refused(tmp_path: Path, old: str, new: str, expected: str) -> None:
