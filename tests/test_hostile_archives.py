@@ -199,7 +199,10 @@ def test_a_second_frame_behind_the_first_is_refused(
     compressed, entry = frame_of(Archive(Memory(good)).read_frame(1))
     both = compressed + zstandard.ZstdCompressor().compress(bytes(512))
     entry = msgspec.structs.replace(
-        entry, size=len(both), xxh128=xxhash.xxh3_128_hexdigest(both), blake3=blake3(both).hexdigest()
+        entry,
+        size=len(both),
+        xxh128=xxhash.xxh3_128_hexdigest(both),
+        blake3=blake3(both).hexdigest(),
     )
     require_refused(replaced(good, 1, both, entry), tmp_path, envs, "unused data")
 

@@ -41,6 +41,7 @@ LAYERS = (
         "pipeline.registry",
         "pipeline.trust",
         "pipeline.channel",
+        "pipeline.found_env",
         "pipeline.installations",
     ),
     ("pipeline.stages",),

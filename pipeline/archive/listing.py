@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import email.parser
+import logging
 import os
 import posixpath
 import stat
@@ -20,13 +21,28 @@ import msgspec
 
 from pipeline.archive.index import FileEntry
 from pipeline.archive.members import GENERATED, NOBODY, Member, Owner
+from pipeline.archive.portability import find_faults, overwritten
 from pipeline.errors import NotFound, SpecError
 from pipeline.models import PackageFacts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+log = logging.getLogger(__name__)
+
 FAULTS_SHOWN = 20
+GENERATED_FILES = frozenset(
+    f"bin/{name}"
+    for name in (
+        "activate",
+        "activate.fish",
+        "deactivate",
+        "deactivate.fish",
+        "conda-unpack",
+        "conda_unpack_progress.py",
+    )
+)
+"""What is made while packing: an environment that was packed before has them already."""
 LICENSE_CHARACTERS = 100
 
 
@@ -54,7 +70,11 @@ class Listing:
         self.prefix = prefix
         self.packages = [*conda_packages(tree), *pip_packages(tree)]
         self.collector = MemberCollector(tree, prefix, self.packages)
+        self.collector.faults.extend(find_faults(tree, prefix, self.packages))
+        for line in overwritten(self.packages):
+            log.warning("%s", line)
         self.packer = pack_into(self.collector, tree, prefix)
+        self.collector.add_forgotten(self.packages)
         self.collector.refuse_faults()
 
     @property
@@ -121,6 +141,8 @@ class MemberCollector:
         if self.generating:
             self.add_content(target, path.read_bytes(), is_executable=os.access(path, os.X_OK))
             return
+        if target in GENERATED_FILES:
+            return
         path = self.tree / target
         status = path.lstat()
         kind = stat.S_IFMT(status.st_mode)
@@ -135,6 +157,17 @@ class MemberCollector:
             self.add_member(FileEntry(path=target, mode=mode, size=status.st_size), path)
         else:
             self.faults.append(f"{target}: a socket, pipe or device")
+
+    def add_forgotten(self, packages: Sequence[Package]) -> None:
+        """Take what packages list and conda-pack passed over: with a package cache at hand it
+        lists what the cache has, which is not all that the tree has.
+        """
+        known = {member.entry.path for member in self.members} | self.empty_directories
+        for package in packages:
+            for file in sorted(package.files - known - GENERATED_FILES):
+                if not file.startswith("..") and (self.tree / file).is_file():
+                    known.add(file)
+                    self.add(file, file)
 
     def add_bytes(self, source: str, content: bytes, target: str) -> None:
         """Take a conda-meta record that conda-pack rewrote."""
@@ -204,7 +237,13 @@ def pack_into(collector: MemberCollector, tree: Path, prefix: str) -> Any:  # no
     from conda_pack.core import CondaEnv, CondaPackException, Packer
 
     try:
-        env = CondaEnv.from_prefix(str(tree), on_missing_cache="ignore")
+        # What it would refuse for these two is among our own faults, all of them at once.
+        env = CondaEnv.from_prefix(
+            str(tree),
+            on_missing_cache="ignore",
+            ignore_editable_packages=True,
+            ignore_missing_files=True,
+        )
     except CondaPackException as error:
         kind = NotFound if "not a conda environment" in str(error) else SpecError
         raise kind(f"conda-pack refuses {tree}: {error}") from error
@@ -219,16 +258,21 @@ def pack_into(collector: MemberCollector, tree: Path, prefix: str) -> Any:  # no
 def conda_packages(tree: Path) -> Iterator[Package]:
     """Yield the packages that conda-meta lists."""
     for path in sorted(tree.glob("conda-meta/*.json")):
-        record: dict[str, Any] = msgspec.json.decode(path.read_bytes())
-        paths = record.get("paths_data", {}).get("paths", [])
-        yield Package(
-            owner=Owner(
+        try:
+            record: dict[str, Any] = msgspec.json.decode(path.read_bytes())
+            paths = record.get("paths_data", {}).get("paths", [])
+            owner = Owner(
                 rank=1,
                 name=record["name"],
                 kind="conda",
                 version=record["version"],
                 build=record["build"],
-            ),
+            )
+        except (msgspec.DecodeError, KeyError, AttributeError) as error:
+            message = f"{path} is no record of a conda package: {error}"
+            raise SpecError(message, hint="run `conda doctor` there") from error
+        yield Package(
+            owner=owner,
             license=record.get("license") or None,
             files=frozenset([*record["files"], f"conda-meta/{path.name}"]),
             placeholders={

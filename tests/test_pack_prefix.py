@@ -1,0 +1,210 @@
+"""Packing an environment that nobody here built, with all that people leave in one."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pipeline.archive.reader import Archive, FileSource
+from pipeline.errors import NotFound, SpecError
+from pipeline.found_env import describe_env
+from pipeline.host import EnvHome
+from pipeline.installations import verify_installation
+from pipeline.progress import Silent
+from pipeline.specs.locks import read_lock
+from pipeline.stages.pack import PackOptions, pack_env
+from tests.test_install import envs, install
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.models import Artifact
+
+__all__ = ["envs"]
+
+SITE = "lib/python3.11/site-packages"
+ODD_NAMES = ("with blanks", "with\na newline", "größe", "ファイル", "-dash", "a" * 200)
+
+
+def conda_record(tree: Path, name: str, files: dict[str, bytes], **fields: Any) -> None:
+    """Put a conda package of these files into a tree."""
+    for path, content in files.items():
+        target = tree / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    record = {
+        "name": name,
+        "version": "1.0",
+        "build": "h1_0",
+        "files": sorted(files),
+        "url": f"https://example.test/linux-64/{name}-1.0-h1_0.conda",
+        "md5": "0" * 32,
+        "link": {},
+        "paths_data": {"paths": [{"_path": path} for path in sorted(files)]},
+        **fields,
+    }
+    (tree / "conda-meta").mkdir(exist_ok=True)
+    (tree / f"conda-meta/{name}-1.0-h1_0.json").write_text(json.dumps(record))
+
+
+def pip_record(tree: Path, name: str, files: dict[str, bytes]) -> Path:
+    """Put a pip package of these files into a tree and return its dist-info."""
+    info = tree / SITE / f"{name}-2.0.dist-info"
+    info.mkdir(parents=True)
+    for path, content in files.items():
+        target = tree / SITE / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.0\n")
+    (info / "INSTALLER").write_text("pip\n")
+    names = [*files, f"{info.name}/METADATA", f"{info.name}/INSTALLER", f"{info.name}/RECORD"]
+    (info / "RECORD").write_text("".join(f"{path},,\n" for path in names))
+    return info
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Return a small conda environment with a python and a pip package."""
+    tree = tmp_path / "miniconda/envs/demo"
+    python = b"\x7fELF\0" + str(tree).encode() + b"/lib\0" + bytes(300)
+    paths = [{"_path": "bin/python", "prefix_placeholder": "x" * 255, "file_mode": "binary"}]
+    files = {"bin/python": python, "bin/tool": b"#!/bin/sh\necho it runs\n"}
+    conda_record(tree, "python", files, version="3.11.7", paths_data={"paths": paths})
+    (tree / "conda-meta/python-1.0-h1_0.json").rename(tree / "conda-meta/python-3.11.7-h1_0.json")
+    (tree / "bin/tool").chmod(0o555)
+    pip_record(tree, "wheel", {"wheel/__init__.py": b"x = 1\n"})
+    (tree / "conda-meta/history").write_text("")
+    return tree
+
+
+def pack(tree: Path, **fields: Any) -> Artifact:
+    """Describe and pack a tree."""
+    desk = tree.parents[2] / "desk"
+    built = describe_env(tree, prefix=None, name=None, desk=desk, **fields)
+    options = PackOptions(output_dir=desk, mtime=315532800)
+    return pack_env(built, options=options, progress=Silent())
+
+
+def pack_and_install(tree: Path, envs: Path) -> Path:
+    """Pack a tree, install it, verify it and return where it is."""
+    artifact = pack(tree)
+    install(artifact.archive_path, envs, artifact.manifest)
+    found = verify_installation(EnvHome.of(envs, "demo"), None, quick=False, progress=Silent())
+    assert found.differences == ()
+    return envs / "demo"
+
+
+def test_everything_that_can_travel_does(tree: Path, envs: Path) -> None:
+    data = tree / "share/data"
+    data.mkdir(parents=True)
+    for number, name in enumerate(ODD_NAMES):
+        (data / name).write_bytes(b"%d" % number)
+    (tree / "share/empty folder").mkdir()
+    (data / "link").symlink_to("with blanks")
+    (data / "folder-link").symlink_to("../empty folder")
+    (data / "dangling").symlink_to("nothing")
+    (data / "absolute").symlink_to(tree / "bin/tool")
+    os.link(data / "with blanks", data / "hard")
+    (data / "read-only").write_bytes(b"r")
+    (data / "read-only").chmod(0o400)
+    with (data / "sparse").open("wb") as stream:
+        stream.truncate(30 << 20)
+    moved = pack_and_install(tree, envs)
+    for number, name in enumerate(ODD_NAMES):
+        assert (moved / "share/data" / name).read_bytes() == b"%d" % number
+    assert (moved / "share/empty folder").is_dir()
+    assert (moved / "share/data/folder-link").is_dir()
+    assert str((moved / "share/data/dangling").readlink()) == "nothing"
+    assert str((moved / "share/data/absolute").readlink()) == f"{moved}/bin/tool"
+    assert (moved / "share/data/hard").read_bytes() == b"0"
+    assert (moved / "share/data/sparse").stat().st_size == 30 << 20
+    assert stat.S_IMODE((moved / "bin/tool").stat().st_mode) == 0o755
+    assert f"{moved}/lib\0".encode() in (moved / "bin/python").read_bytes()
+
+
+def test_an_installed_environment_can_be_packed_again(tree: Path, envs: Path) -> None:
+    moved = pack_and_install(tree, envs)
+    assert (moved / "bin/conda-unpack").is_file()
+    again = pack(moved.resolve().parent.parent.parent / "demo")
+    with FileSource(again.archive_path) as source:
+        paths = [entry.path for entry in Archive(source).index.files]
+    assert len(paths) == len(set(paths))
+
+
+def test_a_package_cache_changes_nothing(tree: Path, tmp_path: Path) -> None:
+    """The cache holds the files as they were before the prefix was put in."""
+    cache = tmp_path / "pkgs/python-3.11.7-h1_0"
+    (cache / "bin").mkdir(parents=True)
+    (cache / "bin/python").write_bytes(b"\x7fELF\0" + b"x" * 255 + b"/lib\0")
+    (cache / "info").mkdir()
+    paths = {"paths_version": 1, "paths": [{"_path": "bin/python", "path_type": "hardlink"}]}
+    (cache / "info/paths.json").write_text(json.dumps(paths))
+    path = tree / "conda-meta/python-3.11.7-h1_0.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "link": {"source": str(cache), "type": 1}}))
+    with_cache = pack(tree)
+    with FileSource(with_cache.archive_path) as source:
+        index = Archive(source).index
+    with FileSource(pack(tree).archive_path) as source:
+        assert Archive(source).index == index
+    assert {"bin/python", "bin/tool"} <= {entry.path for entry in index.files}
+
+
+def test_what_cannot_travel_is_named_all_at_once(tree: Path) -> None:
+    (tree / "share").mkdir()
+    (tree / "share/out").symlink_to("/etc/passwd")
+    (tree / "share/up").symlink_to("../../other")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(tree / "share/socket"))
+    os.mkfifo(tree / "share/pipe")
+    (tree / SITE / "mine.pth").write_text("/home/me/project/src\n")
+    info = pip_record(tree, "mywork", {})
+    url = {"url": "file:///home/me/mywork", "dir_info": {"editable": True}}
+    (info / "direct_url.json").write_text(json.dumps(url))
+    conda_record(tree, "numpy", {f"{SITE}/numpy/gone.py": b""})
+    (tree / SITE / "numpy/gone.py").unlink()
+    pip_record(tree, "numpy", {"numpy/__init__.py": b""})
+    with pytest.raises(SpecError) as caught:
+        pack(tree)
+    for part in (
+        "share/out: a link to '/etc/passwd'",
+        "share/up: a link to '../../other'",
+        "share/socket: a socket",
+        "share/pipe: a socket, pipe or device",
+        f"{SITE}/mine.pth: adds /home/me/project/src",
+        "mywork: installed as editable from file:///home/me/mywork",
+        f"numpy 1.0 (conda) misses {SITE}/numpy/gone.py; numpy 2.0 (pip) took its place",
+    ):
+        assert part in caught.value.message
+
+
+def test_a_pip_package_that_overwrote_conda_files_is_named(
+    tree: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    conda_record(tree, "yaml", {f"{SITE}/yaml/__init__.py": b"conda"})
+    pip_record(tree, "pyyaml", {"yaml/__init__.py": b"pip"})
+    pack(tree)
+    line = f"pyyaml 2.0 (pip) overwrites {SITE}/yaml/__init__.py of yaml (conda)"
+    assert line in caplog.text
+
+
+def test_its_lock_lists_what_it_holds(tree: Path) -> None:
+    artifact = pack(tree)
+    lock = read_lock(artifact.lock_path)
+    assert [(item.name, item.version, item.md5) for item in lock.packages] == [
+        ("python", "3.11.7", "0" * 32)
+    ]
+    assert "wheel==2.0" in artifact.lock_path.read_text()
+
+
+def test_what_is_no_environment(tmp_path: Path, tree: Path) -> None:
+    with pytest.raises(NotFound, match="no conda-meta"):
+        describe_env(tmp_path, prefix=None, name=None, desk=tmp_path)
+    (tree / "conda-meta/broken.json").write_text("{")
+    with pytest.raises(SpecError, match=r"broken\.json is no record"):
+        describe_env(tree, prefix=None, name=None, desk=tmp_path)
