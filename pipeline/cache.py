@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import netrc
+import os
 import re
 import ssl
 import threading
@@ -28,6 +29,7 @@ from pipeline.errors import (
     PipelineError,
     SpecError,
     StoreError,
+    TargetOccupied,
 )
 from pipeline.files import COPY_BYTES, sync_directory
 
@@ -45,6 +47,8 @@ ATTEMPTS = 5
 CONNECT_SECONDS = 15
 READ_SECONDS = 60
 RETRY_STATUSES = (429, 500, 502, 503, 504)
+ENTRY_LOCK = ".lock"
+"""Locked while an entry is filled; its time says when the entry was last asked for."""
 ALGORITHMS = {"sha256": hashes.SHA256, "md5": hashes.MD5}
 
 
@@ -163,7 +167,7 @@ class DownloadCache:
         try:
             with _entry_lock(directory):
                 if target.exists():
-                    if _hash_file(target, item.algorithm, advance) == item.expected:
+                    if hash_file(target, item.algorithm, advance) == item.expected:
                         return target
                     log.warning("%s is damaged in the cache: removed", item.file_name)
                     target.unlink()
@@ -321,12 +325,30 @@ def _one_error(errors: list[PipelineError]) -> PipelineError:
 def _entry_lock(directory: Path) -> Iterator[None]:
     """Hold the lock of one cache entry, waiting while another thread or process fills it."""
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("a") as stream:
+    with (directory / ENTRY_LOCK).open("a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
+        os.utime(stream.fileno())
         yield
 
 
-def _hash_file(path: Path, algorithm: str, advance: Callable[[int], None]) -> str:
+@contextmanager
+def cache_lock(root: Path, *, shared: bool) -> Iterator[None]:
+    """Hold the cache: shared by all who use its files, alone to remove some.
+
+    Raises TargetOccupied when it cannot be had alone; who shares it waits for a removal to end.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ENTRY_LOCK).open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            message = f"a build is using the download cache {root}"
+            raise TargetOccupied(message, hint="wait for it to end, then try again") from error
+        yield
+
+
+def hash_file(path: Path, algorithm: str, advance: Callable[[int], None]) -> str:
+    """Return the hash of a file in hex."""
     digest = hashes.Hash(ALGORITHMS[algorithm]())
     with path.open("rb") as stream:
         while chunk := stream.read(COPY_BYTES):

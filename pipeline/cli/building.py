@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
 
 from pipeline.archive.writer import DEFAULT_LEVEL
+from pipeline.cli.builds import SPECS_DIR, BuildChoice, build_options, build_spec
 from pipeline.cli.options import common_options, registry_option
 from pipeline.cli.trust import load_signer, load_trust, sign_key_option, trusted_key_option
 from pipeline.config import settings
 from pipeline.files import human_bytes
-from pipeline.sandbox.selection import Engine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from pipeline.models import Artifact, BuiltEnv, Lock, PushedArtifact
     from pipeline.registry import Registry
 
-SPECS_DIR = Path("specs")
 OUTPUT_DIR = Path("dist")
 
 output_option = click.option(
@@ -36,31 +34,6 @@ level_option = click.option(
 tag_option = click.option(
     "--tag", "tags", multiple=True, metavar="TAG", help="Also point this tag at it; repeatable."
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SandboxChoice:
-    """Which container to build in."""
-
-    engine: Engine
-    image: str | None
-    offline: bool
-    check: bool
-
-
-def sandbox_options(function: click.decorators.FC) -> click.decorators.FC:
-    """Add the options of `build`."""
-    for option in (
-        click.option("--no-check", is_flag=True, help="Do not run the spec's checks."),
-        click.option("--offline", is_flag=True, help="Take every download from the cache."),
-        click.option("--image", help="The image for docker and podman.", metavar="IMAGE"),
-        click.option(
-            "--sandbox", type=click.Choice([engine.value for engine in Engine]),
-            default=Engine.AUTO.value, show_default=True, help="The container engine.",
-        ),
-    ):  # fmt: skip
-        function = option(function)
-    return function
 
 
 @click.command()
@@ -95,16 +68,16 @@ def lock(console: Console, specs: tuple[str, ...], check: bool, **choices: objec
 
 @click.command()
 @click.argument("spec")
-@sandbox_options
+@click.option("--twice", is_flag=True, help="Build again, in other circumstances, and compare.")
+@build_options
 @common_options
-def build(
-    console: Console, spec: str, sandbox: str, image: str | None, offline: bool, no_check: bool
-) -> None:
+def build(console: Console, spec: str, twice: bool, **choices: object) -> None:
     """Build the locked environment of SPEC in a throwaway container without network."""
-    choice = SandboxChoice(engine=Engine(sandbox), image=image, offline=offline, check=not no_check)
-    built = build_spec(console, spec, choice)
-    line = f"{built.name}: built for {built.prefix} in {built.tree}"
-    console.result(built, lambda: [line])
+    built = build_spec(console, spec, BuildChoice.of(choices), twice=twice)
+    lines = [f"{built.name}: built for {built.prefix} in {built.tree}"]
+    if twice:
+        lines.append("built twice: the same files, the same archive")
+    console.result(built, lambda: lines)
 
 
 @click.command()
@@ -156,7 +129,7 @@ def push(
 @registry_option
 @output_option
 @level_option
-@sandbox_options
+@build_options
 @common_options
 def release(
     console: Console,
@@ -168,38 +141,13 @@ def release(
     **choices: object,
 ) -> None:
     """Release each SPEC: check its lock, build, pack and push it."""
-    choice = SandboxChoice(
-        engine=Engine(str(choices["sandbox"])),
-        image=str(choices["image"]) if choices["image"] else None,
-        offline=bool(choices["offline"]),
-        check=not choices["no_check"],
-    )
+    choice = BuildChoice.of(choices)
     target = open_signing(registry, choices)
     pushed = []
     for spec in specs:
         artifact = pack_built(console, build_spec(console, spec, choice), output, level)
         pushed.append(push_one(console, artifact, target, tags))
     console.result(pushed, lambda: [describe_push(item) for item in pushed])
-
-
-def build_spec(console: Console, argument: str, choice: SandboxChoice) -> BuiltEnv:
-    """Check the lock of a spec and build it."""
-    from pipeline.cache import DownloadCache
-    from pipeline.sandbox.selection import choose_sandbox
-    from pipeline.specs.reading import find_spec, read_spec
-    from pipeline.stages.build import BuildOptions, build_env
-    from pipeline.stages.lock import check_lock
-
-    cache_dir = settings().cache_dir
-    return build_env(
-        check_lock(read_spec(find_spec(argument, SPECS_DIR))),
-        sandbox=choose_sandbox(choice.engine, choice.image),
-        cache=DownloadCache(cache_dir / "downloads"),
-        options=BuildOptions(
-            builds_dir=cache_dir / "builds", offline=choice.offline, check=choice.check
-        ),
-        progress=console.progress,
-    )
 
 
 def pack_built(console: Console, built: BuiltEnv, output: Path, level: int) -> Artifact:

@@ -41,6 +41,7 @@ COMMANDS = {
     "remove": ("pipeline.cli.hosting", "Remove old installations."),
     "keygen": ("pipeline.cli.trust", "Make a pair of keys to sign and to check with."),
     "signatures": ("pipeline.cli.trust", "Check who signed an artifact, and its bytes."),
+    "cache": ("pipeline.cli.cache", "Look after the download cache: list, verify, prune."),
     "doctor": ("pipeline.cli.doctor", "Say what this machine can do."),
 }
 """Where each command is, and its help: so that `--help` loads none of them."""

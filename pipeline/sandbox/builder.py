@@ -26,11 +26,12 @@ from pipeline.sandbox.orders import BuildAnswer, BuildOrder, LinkAnswer
 from pipeline.sandbox.wheels import check_requirements, install_wheels, reinstall_wheel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 TOOLS = ("envferry", "py-rattler", "uv")
 BUILD_LEFTOVERS = ("conda-meta/CACHEDIR.TAG", "CACHEDIR.TAG", ".lock")
 FAULTS_SHOWN = 12
+NETWORK_COUNTERS = ("Ip:OutNoRoutes", "Udp:NoPorts", "Ip6OutNoRoutes", "Udp6NoPorts")
 DISK_FULL = ("No space left on device", "Disk quota exceeded", "os error 28", "os error 122")
 """What programs say of ENOSPC and EDQUOT."""
 
@@ -58,9 +59,10 @@ def build_prefix(order: BuildOrder) -> Iterator[str]:
     """Make the environment at its final prefix; yield warnings."""
     prefix = Path(order.prefix)
     say(f"linking {len(order.conda)} conda packages")
-    link_conda_packages(order)
-    python = prefix / "bin" / "python"
+    linked = link_conda_packages(order)
     records = CondaRecords.read(prefix)
+    run_link_scripts(records, linked)
+    python = prefix / "bin" / "python"
     if order.wheels:
         if not python.exists():
             raise SpecError(
@@ -83,8 +85,10 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def link_conda_packages(order: BuildOrder) -> None:
-    """Install the conda half with rattler, in a worker that may crash after its work.
+def link_conda_packages(order: BuildOrder) -> tuple[str, ...]:
+    """Install the conda half with rattler; return the packages, each after what it needs.
+
+    It is done in a worker that may crash after its work:
 
     py-rattler 0.28 sometimes dies by a signal when the interpreter exits; the worker leaves with
     os._exit and is judged by the answer that it writes last. It makes an HTTP client, without ever
@@ -97,7 +101,6 @@ def link_conda_packages(order: BuildOrder) -> None:
     order_path.write_bytes(msgspec.json.encode(order))
     worker = (sys.executable, "-m", "pipeline.sandbox.link_packages")
     environ = child_environ(SSL_CERT_FILE=certifi.where())
-    tries = network_tries()
     finished = process.run([*worker, order_path, answer_path], env=environ, check=False)
     if not answer_path.exists():
         raise process.failure(
@@ -111,27 +114,60 @@ def link_conda_packages(order: BuildOrder) -> None:
             "\n  ".join(["the conda packages do not go together:", *shown]),
             hint="lock again: `envferry lock` solves for packages that do",
         )
-    if network_tries() > tries:
-        names = ", ".join(answer.scripts) or "a conda package"
-        raise ToolFailed(
-            f"the post-link script of {names} tried to use the network, and a build has none",
-            hint="leave the package out, or ask its makers to ship what the script downloads",
+    return answer.linked
+
+
+def run_link_scripts(records: CondaRecords, linked: Sequence[str]) -> None:
+    """Run the packages' post-link scripts as conda does, each after those of what it needs.
+
+    Raises ToolFailed when a script fails, and when it wanted another machine, failing or not.
+    """
+    prefix = records.prefix
+    by_name = {record["name"]: record for record in records.records.values()}
+    shell = process.find_program("bash") or "/bin/sh"
+    for name in linked:
+        script = prefix / f"bin/.{name}-post-link.sh"
+        if not script.exists():
+            continue
+        record = by_name[name]
+        say(f"running the post-link script of {name}")
+        environ = child_environ(
+            CONDA_PREFIX=str(prefix),
+            PATH=f"{prefix}/bin:/usr/bin:/bin",
+            PKG_BUILDNUM=str(record["build_number"]),
+            PKG_NAME=name,
+            PKG_VERSION=record["version"],
+            PREFIX=str(prefix),
+            ROOT_PREFIX=str(prefix),
         )
+        tries = network_tries()
+        finished = process.run([shell, script], env=environ, cwd=prefix, check=False)
+        what = f"the post-link script of {name} {record['version']}"
+        if network_tries() > tries:
+            raise ToolFailed(
+                f"{what} tried to use the network, and a build has none",
+                hint="leave the package out, or ask its makers to ship what the script downloads",
+            )
+        if finished.returncode != 0:
+            raise process.failure([what], finished.returncode, finished.stdout, finished.stderr)
+        # Where conda has scripts leave what people should read, it shows and removes it.
+        prefix.joinpath(".messages.txt").unlink(missing_ok=True)
 
 
 def network_tries() -> int:
     """Return how often a program in this container wanted to reach another machine.
 
-    The kernel counts what it has no route for, per network namespace: RFC 4293, ipSystemStats.
+    The kernel counts, per network namespace, what it has no route for, and datagrams that nobody
+    takes: without a resolv.conf, name lookups go to this machine. RFC 4293 and 4113.
     """
     count = 0
     for line in Path("/proc/net/snmp6").read_text().splitlines():
         name, _, number = line.partition(" ")
-        count += int(number) if name == "Ip6OutNoRoutes" else 0
+        count += int(number) if name in NETWORK_COUNTERS else 0
     rows = [line.split() for line in Path("/proc/net/snmp").read_text().splitlines()]
     for names, numbers in zip(rows[::2], rows[1::2], strict=True):
-        if names[0] == "Ip:":
-            count += int(numbers[names.index("OutNoRoutes")])
+        for name, number in zip(names[1:], numbers[1:], strict=True):
+            count += int(number) if f"{names[0]}{name}" in NETWORK_COUNTERS else 0
     return count
 
 

@@ -18,8 +18,15 @@ from pipeline.sandbox.orders import BuildOrder, CondaFile, LinkAnswer
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-PACKAGE_ERRORS = (ExtractError, InstallerError, IoError, LinkError, TransactionError, ValueError)
-LINK_SCRIPTS = ("bin/.{name}-pre-link.sh", "bin/.{name}-post-link.sh")
+PACKAGE_ERRORS = (
+    ExtractError,
+    InstallerError,
+    IoError,
+    LinkError,
+    OSError,
+    TransactionError,
+    ValueError,
+)
 
 
 def main(order_path: str, answer_path: str) -> None:
@@ -46,12 +53,14 @@ async def link_packages(order: BuildOrder) -> LinkAnswer:
             target_prefix=order.prefix,
             cache_dir=scratch / "pkgs",
             show_progress=False,
-            execute_link_scripts=True,
+            # The builder does that: rattler goes on when a script fails.
+            execute_link_scripts=False,
             platform=Platform(order.platform),
         )
     except PACKAGE_ERRORS as error:
         return LinkAnswer(faults=(str(error),))
-    return LinkAnswer(scripts=tuple(with_scripts(order)))
+    ordered = PackageRecord.sort_topologically(list(records))
+    return LinkAnswer(linked=tuple(record.name.normalized for record in ordered))
 
 
 async def read_record(file: CondaFile, scratch: Path) -> RepoDataRecord:
@@ -89,14 +98,6 @@ def broken_dependencies(records: Sequence[RepoDataRecord], allowed: Sequence[str
             elif found is not None and not wanted.matches(found):
                 verb = "needs" if must_exist else "goes only with"
                 yield f"{name} {record.version} {verb} {text}, and the lock has {found.version}"
-
-
-def with_scripts(order: BuildOrder) -> Iterator[str]:
-    """Yield the packages that ran a script when they were linked."""
-    for file in order.conda:
-        scripts = (script.format(name=file.name) for script in LINK_SCRIPTS)
-        if any((Path(order.prefix) / script).exists() for script in scripts):
-            yield file.name
 
 
 if __name__ == "__main__":

@@ -84,8 +84,8 @@ class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
     faults: tuple[str, ...] = ()
     """What is wrong with the packages, for people."""
-    scripts: tuple[str, ...] = ()
-    """The packages that bring a post-link script."""
+    linked: tuple[str, ...] = ()
+    """The packages, each after those that it needs."""
 
 
 class BuildAnswer(msgspec.Struct, frozen=True, kw_only=True):

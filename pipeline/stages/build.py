@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pipeline import errors
+from pipeline.cache import cache_lock
 from pipeline.files import exclusive_lock, to_json, write_bytes
 from pipeline.models import ENVS_DIR, BuiltEnv, Checks, LockedPackage, current_platform
 from pipeline.sandbox.orders import BuildAnswer, BuildOrder, Circumstances, CondaFile, Wheel
@@ -69,7 +70,9 @@ def build_env(
     packages = lock.for_platform(platform)
     home = options.builds_dir / f"{lock.name}-{platform}"
     prefix = options.prefix or str(ENVS_DIR / lock.name)
-    with exclusive_lock(home.with_suffix(".lock"), f"the build of {lock.name}"):
+    lock_path = home.with_name(f"{home.name}.lock")
+    building = exclusive_lock(lock_path, f"the build of {lock.name}")
+    with building, cache_lock(cache.root, shared=True):
         downloads = cache.fetch_all(packages, progress=progress, offline=options.offline)
         with fresh_workplace(home.with_name(f"{home.name}.partial"), prefix) as work:
             order = order_for(packages, downloads, work, options)

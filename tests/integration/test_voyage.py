@@ -19,10 +19,10 @@ from pipeline.sandbox.bubblewrap import Bubblewrap
 from pipeline.sandbox.port import Job, Mount
 from tests.conftest import require
 from tests.wheels import make_wheel
-from tests.workshop import Workshop
 
 if TYPE_CHECKING:
     from demo.seaweed import S3Server
+    from tests.workshop import Workshop
 
 pytestmark = [pytest.mark.container, pytest.mark.network]
 
@@ -75,21 +75,6 @@ def test_from_s3_to_an_offline_host(
     assert proof.stdout == f"{BUILT} 15\n"
     script = host.run(Job(argv=(f"{BUILT}/bin/pygmentize", "-V"), mounts=mounts))
     assert "Pygments" in script.stdout
-
-
-def test_same_lock_same_bytes(archive: Path, workshop: Workshop, tmp_path: Path) -> None:
-    """Another folder, another clock, hash seed and locale."""
-    specs = shutil.copytree(workshop.home / "specs", tmp_path / "elsewhere/specs")
-    environ = {"PYTHONHASHSEED": "77", "LC_ALL": "C", "TZ": "Asia/Tokyo", "SOURCE_DATE_EPOCH": ""}
-    del environ["SOURCE_DATE_EPOCH"]
-    other = Workshop(home=specs.parent, cache=tmp_path / "cache", environ=environ)
-    shutil.copytree(workshop.cache / "downloads", other.cache / "downloads")
-    other.run("build", "demo", "--offline")
-    again = other.home / other.run("pack", "demo").stdout.strip()
-    assert again.name == archive.name
-    assert again.read_bytes() == archive.read_bytes()
-    manifest = f"{archive.name.removesuffix('.tar.zst')}.manifest.json"
-    assert (again.parent / manifest).read_bytes() == (archive.parent / manifest).read_bytes()
 
 
 def test_the_manual_procedure_still_works(

@@ -1,0 +1,108 @@
+"""Look after the download cache: list it, verify it, remove what nobody used for long."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.cache import ALGORITHMS, ENTRY_LOCK, cache_lock, hash_file
+from pipeline.files import exclusive_lock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+DAY_SECONDS = 86400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheEntry:
+    """One verified download."""
+
+    path: Path
+    algorithm: str
+    digest: str
+    size: int
+    used: float
+    """When a build last asked for it, in seconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """What was removed."""
+
+    files: int
+    size: int
+
+
+def list_entries(root: Path) -> list[CacheEntry]:
+    """Return all downloads, those used last first."""
+    entries = [
+        read_entry(path)
+        for algorithm in ALGORITHMS
+        for path in root.glob(f"{algorithm}/??/*/*")
+        if not path.name.startswith(".")
+    ]
+    return sorted(entries, key=lambda entry: (-entry.used, entry.path.name))
+
+
+def read_entry(path: Path) -> CacheEntry:
+    """Describe a download by its path: `ALGORITHM/ab/DIGEST/FILE`."""
+    lock = path.with_name(ENTRY_LOCK)
+    return CacheEntry(
+        path=path,
+        algorithm=path.parts[-4],
+        digest=path.parts[-2],
+        size=path.stat().st_size,
+        used=(lock if lock.exists() else path).stat().st_mtime,
+    )
+
+
+def verify_entries(root: Path, advance: Callable[[int], None]) -> list[CacheEntry]:
+    """Hash every download and remove those whose bytes are wrong; return these."""
+    damaged = []
+    with cache_lock(root, shared=True):
+        for entry in list_entries(root):
+            if hash_file(entry.path, entry.algorithm, advance) != entry.digest:
+                entry.path.unlink()
+                damaged.append(entry)
+    return damaged
+
+
+def prune_entries(root: Path, *, older_than: float) -> Pruned:
+    """Remove downloads last used before `older_than` (seconds since 1970) and halves of downloads.
+
+    Raises TargetOccupied while a build uses the cache.
+    """
+    removed = []
+    with cache_lock(root, shared=False):
+        for entry in list_entries(root):
+            if entry.used < older_than:
+                removed.append(entry.size)
+                shutil.rmtree(entry.path.parent)
+        for algorithm in ALGORITHMS:
+            for partial in list(root.glob(f"{algorithm}/??/*/.*.partial")):
+                removed.append(partial.stat().st_size)
+                partial.unlink()
+            remove_empty(root / algorithm)
+    return Pruned(files=len(removed), size=sum(removed))
+
+
+def remove_empty(directory: Path) -> None:
+    """Remove entries that hold nothing but their lock, and directories that hold nothing."""
+    for entry in directory.glob("??/*"):
+        if {path.name for path in entry.iterdir()} <= {ENTRY_LOCK}:
+            shutil.rmtree(entry)
+    for group in directory.glob("??"):
+        if not any(group.iterdir()):
+            group.rmdir()
+
+
+def remove_leftovers(builds: Path) -> Iterator[Path]:
+    """Remove what builds that were killed left behind; yield what that was."""
+    for partial in sorted(builds.glob("*.partial")):
+        name = partial.name.removesuffix(".partial")
+        with exclusive_lock(builds / f"{name}.lock", f"the build of {name}"):
+            shutil.rmtree(partial)
+        yield partial

@@ -1,0 +1,275 @@
+"""Builds that go well and builds that must not: each ends in success or in words, and clean."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pipeline.errors import (
+    HostError,
+    IntegrityError,
+    PipelineError,
+    SpecError,
+    TargetOccupied,
+    ToolFailed,
+)
+from pipeline.models import Checks
+from pipeline.sandbox.selection import Engine, open_sandbox
+from tests.builds import BuildShop, locked
+from tests.conftest import require
+from tests.tiny_channel import TinyPackage, make_channel
+from tests.wheels import make_wheel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.podman import Podman
+    from tests.workshop import Workshop
+
+pytestmark = pytest.mark.container
+
+ENGINES = ("bwrap", pytest.param("podman", marks=pytest.mark.podman))
+KILLS = 20
+KILLED_BUILD = """\
+import sys
+from pathlib import Path
+from pipeline.sandbox.selection import Engine, open_sandbox
+from tests.builds import BuildShop
+home = Path(sys.argv[1])
+shop = BuildShop(home=home, sandbox=open_sandbox(Engine(sys.argv[2])))
+shop.build(sorted((home / "channel/linux-64").glob("*.conda")))
+"""
+
+
+@pytest.fixture(params=ENGINES)
+def shop(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[BuildShop]:
+    """A place to build with each engine; afterwards nothing is left of a build."""
+    podman: Podman | None = None
+    if request.param == "podman":
+        podman = request.getfixturevalue("podman")
+        monkeypatch.setenv("PATH", podman.environ["PATH"])
+    else:
+        require("bwrap", shutil.which("bwrap"))
+    shop = BuildShop(home=tmp_path, sandbox=open_sandbox(Engine(request.param)))
+    yield shop
+    assert shop.leftovers() == []
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
+    if podman:
+        assert podman.containers() == []
+
+
+def packages(home: Path, *items: TinyPackage) -> list[Path]:
+    """Make conda packages and return their files, in that order."""
+    channel = make_channel(home / "channel", items)
+    return [channel / item.subdir / f"{item.stem}.conda" for item in items]
+
+
+def with_script(script: str) -> TinyPackage:
+    """Return a package with a post-link script."""
+    files = (("bin/.scripted-post-link.sh", script), ("share/scripted", "here\n"))
+    return TinyPackage(name="scripted", version="1.0", files=files)
+
+
+def python_files(workshop: Workshop) -> list[Path]:
+    """Return the packages that make a python with pygments."""
+    wanted = r"(python|python_abi|pygments)-\d.*\.conda"
+    files = (workshop.home / "channel").glob("*/*.conda")
+    return sorted(path for path in files if re.fullmatch(wanted, path.name))
+
+
+def test_a_post_link_script_runs_in_the_container(shop: BuildShop, tmp_path: Path) -> None:
+    script = 'echo "$PKG_NAME $PKG_VERSION by $(hostname)" > $PREFIX/made\n'
+    built = shop.build(packages(tmp_path, with_script(script)))
+    assert Path(built.tree, "made").read_text() == "scripted 1.0 by envferry\n"
+    assert Path(built.tree, "share/scripted").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "words"),
+    [
+        ("getent hosts example.org || true", ToolFailed, "scripted 1.0 tried to use the network"),
+        ("touch /usr/stray", PipelineError, "Read-only file system"),
+        ("touch $PREFIX/../stray", ToolFailed, "wrote outside of /opt/conda/envs/tiny: .*stray"),
+        ("echo 'no license' >&2; exit 3", PipelineError, "(?s)scripted.*no license"),
+    ],
+)
+def test_a_post_link_script_that_must_not(
+    shop: BuildShop, tmp_path: Path, script: str, error: type[PipelineError], words: str
+) -> None:
+    files = packages(tmp_path, with_script(f"{script}\n"))
+    with pytest.raises(error, match=words) as caught:
+        shop.build(files)
+    assert "Traceback" not in caught.value.message
+
+
+def test_a_file_that_is_not_the_locked_one_is_never_used(shop: BuildShop, tmp_path: Path) -> None:
+    [file] = packages(tmp_path, TinyPackage(name="tiny", version="1"))
+    right = locked(file)
+    wrong = locked(file, digest="0" * 64)
+    with pytest.raises(IntegrityError) as caught:
+        shop.build_packages([wrong])
+    assert f"expected sha256 {'0' * 64}, found {right.sha256}" in caught.value.message
+    assert not list((tmp_path / "downloads").rglob("*.conda"))
+
+
+def test_conda_packages_must_go_together(shop: BuildShop, tmp_path: Path) -> None:
+    files = packages(
+        tmp_path,
+        TinyPackage(name="needy", version="1", depends=("helper >=2", "absent", "__glibc >=2.17")),
+        TinyPackage(name="helper", version="1"),
+    )
+    with pytest.raises(SpecError) as caught:
+        shop.build(files)
+    assert "needy 1 needs helper >=2, and the lock has 1" in caught.value.message
+    assert "needy 1 needs absent, and absent is not in the lock" in caught.value.message
+    shop.build(files, allow=("needy",))
+
+
+def test_a_file_that_is_no_package(shop: BuildShop, tmp_path: Path) -> None:
+    file = tmp_path / "broken-1-0.conda"
+    file.write_bytes(b"no zip at all")
+    with pytest.raises(SpecError, match=r"broken-1-0.conda is no conda package") as caught:
+        shop.build([file])
+    assert "Traceback" not in caught.value.message
+
+
+def test_names_in_all_scripts(shop: BuildShop, tmp_path: Path) -> None:
+    names = ("share/größe/日本語.txt", "share/a b'\"$x.txt")
+    package = TinyPackage(name="names", version="1", files=tuple((n, n) for n in names))
+    tree = Path(shop.build(packages(tmp_path, package)).tree)
+    assert [(tree / name).read_text() for name in names] == list(names)
+
+
+@pytest.mark.network
+def test_clobbers_conflicts_and_overlaps(
+    shop: BuildShop, workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = python_files(workshop)
+    files = {"pygments/console.py": "taken = 1\n", "größe/日本語.py": "a = 1\n"}
+    intruder = make_wheel(tmp_path, "intruder-1.0-py3-none-any", files=files)
+    first = make_wheel(tmp_path, "first-1.0-py3-none-any", files={"both.py": "a = 'first'\n"})
+    last = make_wheel(tmp_path, "last-1.0-py3-none-any", files={"both.py": "a = 'last'\n"})
+    needy = make_wheel(tmp_path, "needy-1.0-py3-none-any", metadata="Requires-Dist: absent\n")
+    with pytest.raises(SpecError) as caught:
+        shop.build([*base, intruder])
+    assert "intruder 1.0 (pip) overwrites lib/python" in caught.value.message
+    assert "pygments/console.py of pygments (conda)" in caught.value.message
+    assert "--allow-clobber" in caught.value.hint
+    with pytest.raises(SpecError, match="`needy` requires `absent`"):
+        shop.build([*base, needy])
+    built = shop.build([*base, intruder, last, first, needy], allow=("intruder", "needy"))
+    assert "first, last all have" in caplog.text
+    assert "that of last is taken" in caplog.text
+    (site,) = Path(built.tree).glob("lib/python*/site-packages")
+    assert (site / "both.py").read_text() == "a = 'last'\n"
+    assert (site / "pygments/console.py").read_text() == "taken = 1\n"
+    (path,) = Path(built.tree).glob("conda-meta/pygments-*.json")
+    record = json.loads(path.read_text())
+    assert not [file for file in record["files"] if file.endswith("pygments/console.py")]
+    assert all((Path(built.tree) / file).exists() for file in record["files"])
+
+
+@pytest.mark.network
+def test_scripts_of_a_very_long_prefix_run(shop: BuildShop, workshop: Workshop) -> None:
+    name = "n" * 100
+    prefix = f"/opt/conda/envs/{name}"
+    assert len(f"#!{prefix}/bin/python3.11") > 127
+    checks = Checks(commands=("pygmentize -V", f"{prefix}/bin/pygmentize -V"))
+    shop = replace(shop, checks=checks)
+    shop.build(python_files(workshop), name)
+
+
+def test_a_check_that_fails_is_shown_and_nothing_is_built(shop: BuildShop, tmp_path: Path) -> None:
+    shop = replace(shop, checks=Checks(commands=("test -e /opt/conda/envs/tiny/share", "exit 5")))
+    with pytest.raises(ToolFailed, match="`exit 5` failed"):
+        shop.build(packages(tmp_path, with_script("true\n")))
+    assert list(shop.builds.glob("*/built.json")) == []
+
+
+@pytest.mark.parametrize("size", ["1m", "4m"])
+@pytest.mark.skipif(os.getuid() != 0, reason="only root mounts a small disk")
+def test_a_full_disk_is_named(shop: BuildShop, tmp_path: Path, size: str) -> None:
+    noise = "".join(chr(33 + i * i % 90) for i in range(1 << 20))
+    files = tuple((f"share/large{i}", noise * 2) for i in range(4))
+    large = packages(tmp_path, TinyPackage(name="large", version="1", files=files))
+    shop.builds.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "small", shop.builds], check=True)
+    try:
+        with pytest.raises(HostError, match="no space left"):
+            shop.build(large)
+        assert shop.leftovers() == []
+    finally:
+        subprocess.run(["umount", shop.builds], check=True)
+    shop.build(large)
+
+
+def test_killed_at_any_moment_the_next_build_works(shop: BuildShop, tmp_path: Path) -> None:
+    marker = f"7{os.getpid()}"
+    files = packages(tmp_path, with_script(f"sleep 0.{marker}\n"))
+    argv: list[str | Path] = [sys.executable, "-c", KILLED_BUILD, tmp_path, shop.sandbox.name]
+    started = time.monotonic()
+    subprocess.run(argv, check=True)
+    whole = time.monotonic() - started
+    for kill in range(KILLS):
+        with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as tool:
+            time.sleep(whole * (kill + 1) / (KILLS + 1))
+            tool.send_signal(signal.SIGKILL)
+    end = time.monotonic() + 20
+    while running(tmp_path) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert running(tmp_path) == []
+    built = shop.build(files)
+    assert Path(built.tree, "share/scripted").exists()
+
+
+def running(home: Path) -> list[str]:
+    """Return the command lines of what still works in a folder."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            lines.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return [line for line in lines if str(home) in line and "pytest" not in line.split(" -")[0]]
+
+
+def test_two_builds_at_once(shop: BuildShop, tmp_path: Path) -> None:
+    files = packages(tmp_path, with_script("sleep 1\n"))
+    with ThreadPoolExecutor() as pool:
+        same = [pool.submit(shop.build, files, "same") for _ in range(2)]
+        other = pool.submit(shop.build, files, "other")
+        errors = [future.exception() for future in same]
+        assert other.exception() is None
+    # The second waited for nobody: it was told so, unless the first had ended before.
+    assert [type(error) for error in errors if error] in ([], [TargetOccupied])
+    for name in ("same", "other"):
+        assert (shop.builds / f"{name}-linux-64/built.json").exists()
+
+
+@pytest.mark.network
+def test_built_twice(workshop: Workshop, tmp_path: Path) -> None:
+    report = workshop.run("build", "demo", "--twice")
+    assert "the same files, the same archive" in report.stdout
+    noisy = replace(workshop, home=tmp_path, cache=tmp_path / "cache")
+    channel = make_channel(tmp_path / "channel", [with_script("date +%s%N > $PREFIX/when\n")])
+    text = f"name: noisy\nchannels: [{channel.as_uri()}]\ndependencies: [scripted]\n"
+    noisy.write_spec("noisy", text)
+    noisy.run("lock", "noisy")
+    error = noisy.run("build", "noisy", "--twice", expect=8).stderr
+    assert "two builds of noisy differ" in error
+    assert re.search(r"when: at byte \d+: b'\d+", error)
+    assert not list((tmp_path / "cache").glob("again-*"))

@@ -1,0 +1,84 @@
+"""Listing, verifying and pruning the download cache."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pipeline.cache import DownloadCache, cache_lock
+from pipeline.cache_upkeep import list_entries, prune_entries, remove_leftovers, verify_entries
+from pipeline.errors import TargetOccupied
+from pipeline.files import exclusive_lock
+from pipeline.progress import Silent
+from tests.builds import locked
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> DownloadCache:
+    """A cache with three downloads: c was used last, a long ago."""
+    cache = DownloadCache(tmp_path / "downloads")
+    for number, name in enumerate("abc"):
+        file = tmp_path / f"{name}-1.0-0.conda"
+        file.write_text(name * 1000)
+        found = cache.fetch_all([locked(file)], progress=Silent())
+        (path,) = found.values()
+        os.utime(path.with_name(".lock"), (1000 * number, 1000 * number))
+    return cache
+
+
+def names(cache: DownloadCache) -> list[str]:
+    return [entry.path.name[0] for entry in list_entries(cache.root)]
+
+
+def test_what_was_used_last_comes_first(cache: DownloadCache, tmp_path: Path) -> None:
+    assert names(cache) == ["c", "b", "a"]
+    assert {entry.size for entry in list_entries(cache.root)} == {1000}
+    cache.fetch_all([locked(tmp_path / "a-1.0-0.conda")], progress=Silent(), offline=True)
+    assert names(cache) == ["a", "c", "b"]
+    assert list_entries(tmp_path / "nowhere") == []
+
+
+def test_damaged_downloads_are_found_and_removed(cache: DownloadCache) -> None:
+    done: list[int] = []
+    assert verify_entries(cache.root, done.append) == []
+    assert sum(done) == 3000
+    entry = list_entries(cache.root)[1]
+    entry.path.write_text("b" * 999 + "B")
+    assert [item.path for item in verify_entries(cache.root, done.append)] == [entry.path]
+    assert names(cache) == ["c", "a"]
+
+
+def test_what_nobody_used_for_long_goes(cache: DownloadCache) -> None:
+    partial = list_entries(cache.root)[0].path.with_name(".half.whl.partial")
+    partial.write_text("half")
+    pruned = prune_entries(cache.root, older_than=1500)
+    assert (pruned.files, pruned.size) == (3, 2004)
+    assert names(cache) == ["c"]
+    prune_entries(cache.root, older_than=1e12)
+    assert [path.name for path in cache.root.rglob("*")] in (
+        ["sha256", ".lock"],
+        [".lock", "sha256"],
+    )
+
+
+def test_nothing_goes_while_a_build_uses_it(cache: DownloadCache) -> None:
+    with cache_lock(cache.root, shared=True):
+        with pytest.raises(TargetOccupied, match="is using the download cache"):
+            prune_entries(cache.root, older_than=1e12)
+        verify_entries(cache.root, lambda count: None)
+    assert len(names(cache)) == 3
+
+
+def test_leftovers_of_killed_builds_go(tmp_path: Path) -> None:
+    (tmp_path / "demo.v2-linux-64.partial/envs").mkdir(parents=True)
+    (tmp_path / "demo.v2-linux-64").mkdir()
+    with exclusive_lock(tmp_path / "demo.v2-linux-64.lock", "it"), pytest.raises(TargetOccupied):
+        list(remove_leftovers(tmp_path))
+    assert [path.name for path in remove_leftovers(tmp_path)] == ["demo.v2-linux-64.partial"]
+    assert (tmp_path / "demo.v2-linux-64").exists()
+    assert list(remove_leftovers(tmp_path / "nowhere")) == []
