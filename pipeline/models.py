@@ -89,6 +89,8 @@ class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     checks: Checks = Checks()
     exclude: tuple[str, ...] = ()
     """Globs of files, relative to the prefix, that are not carried."""
+    frozen: bool = False
+    """Keep conda and pip from changing the installed environment in place."""
     channels: dict[str, str] = {}
     """Where a channel is that goes by a name of ours: a URL or a path."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import socket
 import stat
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from pipeline.archive.reader import Archive, FileSource
@@ -15,6 +17,7 @@ from pipeline.errors import NotFound, SpecError
 from pipeline.found_env import describe_env
 from pipeline.host import EnvHome
 from pipeline.installations import verify_installation
+from pipeline.models import SpecOptions
 from pipeline.progress import Silent
 from pipeline.specs.locks import read_lock
 from pipeline.stages.pack import PackOptions, pack_env
@@ -200,6 +203,24 @@ def test_its_lock_lists_what_it_holds(tree: Path) -> None:
         ("python", "3.11.7", "0" * 32)
     ]
     assert "wheel==2.0" in artifact.lock_path.read_text()
+
+
+def test_a_frozen_environment_says_what_to_do_instead(tree: Path, envs: Path) -> None:
+    built = describe_env(tree, prefix=None, name=None, desk=tree.parents[2] / "desk")
+    frozen = msgspec.structs.replace(built, options=SpecOptions(frozen=True))
+    options = PackOptions(output_dir=tree.parents[2] / "desk", mtime=315532800)
+    artifact = pack_env(frozen, options=options, progress=Silent())
+    install(artifact.archive_path, envs, artifact.manifest)
+    conda = json.loads((envs / "demo/conda-meta/frozen").read_text())
+    assert "specs/demo.yml" in conda["message"]
+    pip = configparser.ConfigParser(interpolation=None)
+    pip.read(envs / "demo/lib/python3.11/EXTERNALLY-MANAGED")
+    assert pip["externally-managed"]["Error"] == conda["message"]
+    # Packed again without the word, it is an ordinary environment.
+    again = pack((envs / "demo").resolve().parents[2] / "demo")
+    with FileSource(again.archive_path) as source:
+        paths = {entry.path for entry in Archive(source).index.files}
+    assert not {path for path in paths if "frozen" in path or "EXTERNALLY" in path}
 
 
 def test_what_is_no_environment(tmp_path: Path, tree: Path) -> None:

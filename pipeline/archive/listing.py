@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pipeline.archive.frozen import CONDA_MARK, PIP_MARK
 from pipeline.archive.index import FileEntry
 from pipeline.archive.members import GENERATED, NOBODY, Member, Owner
 from pipeline.archive.portability import find_faults, overwritten
@@ -141,7 +142,7 @@ class MemberCollector:
         if self.generating:
             self.add_content(target, path.read_bytes(), is_executable=os.access(path, os.X_OK))
             return
-        if target in GENERATED_FILES:
+        if is_generated(target):
             return
         path = self.tree / target
         status = path.lstat()
@@ -164,8 +165,10 @@ class MemberCollector:
         """
         known = {member.entry.path for member in self.members} | self.empty_directories
         for package in packages:
-            for file in sorted(package.files - known - GENERATED_FILES):
-                if not file.startswith("..") and (self.tree / file).is_file():
+            for file in sorted(package.files - known):
+                if is_generated(file) or file.startswith(".."):
+                    continue
+                if (self.tree / file).is_file():
                     known.add(file)
                     self.add(file, file)
 
@@ -306,6 +309,12 @@ def pip_packages(tree: Path) -> Iterator[Package]:
             files=files,
             placeholders={},
         )
+
+
+def is_generated(path: str) -> bool:
+    """Whether packing makes this file itself, if it is to be there at all."""
+    is_mark = posixpath.basename(path) == PIP_MARK and path.count("/") == 2
+    return path in GENERATED_FILES or path == CONDA_MARK or is_mark
 
 
 def is_utf8(text: str) -> bool:

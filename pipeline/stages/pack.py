@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.archive.frozen import frozen_members
 from pipeline.archive.listing import Listing
 from pipeline.archive.writer import DEFAULT_LEVEL, ArchiveOptions, WrittenArchive, write_archive
 from pipeline.artifacts import write_companions
@@ -14,6 +15,10 @@ from pipeline.files import atomic_write
 from pipeline.models import ArchiveFacts, Artifact, Manifest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pipeline.archive.index import FileEntry
+    from pipeline.archive.members import Member
     from pipeline.models import BuiltEnv
     from pipeline.progress import Progress
 
@@ -46,7 +51,7 @@ def pack_env(built: BuiltEnv, *, options: PackOptions, progress: Progress) -> Ar
             stream,
             listing.members,
             options=archive_options(built, options),
-            generate=listing.generate,
+            generate=lambda files: last_members(built, listing, files),
             advance=advance,
         )
     artifact = Artifact(
@@ -55,6 +60,13 @@ def pack_env(built: BuiltEnv, *, options: PackOptions, progress: Progress) -> Ar
     staged.replace(artifact.archive_path)
     write_companions(artifact, Path(built.lock_path).read_bytes())
     return artifact
+
+
+def last_members(built: BuiltEnv, listing: Listing, files: Sequence[FileEntry]) -> Iterator[Member]:
+    """Yield what is known only when all else is packed."""
+    yield from listing.generate(files)
+    if built.options.frozen:
+        yield from frozen_members(files, built.name)
 
 
 def archive_options(built: BuiltEnv, options: PackOptions) -> ArchiveOptions:
