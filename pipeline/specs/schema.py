@@ -26,6 +26,7 @@ FIELD_HELP = {
     "system": "What hosts offer: solved for, and checked at install.",
     "checks": "What must work before anything is packed, and again on the host.",
     "exclude": "Globs of files, relative to the prefix, that are not carried.",
+    "frozen": "Keep conda and pip from changing the installed environment in place.",
     "channels": "Where a channel is that goes by a name of ours: a URL or a path.",
 }
 
