@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 ARCHIVE_SUFFIX = ".tar.zst"
 MANIFEST_SUFFIX = ".manifest.json"
 ATTESTATION = "attestation.json"
+SBOM = "sbom.cdx.json"
 REGISTRY_MANIFEST = "manifest.json"
 """What a manifest is called in a registry, where each artifact has a folder of its own."""
 
@@ -141,6 +142,11 @@ def write_companions(artifact: Artifact, lock: bytes, proof: Proof | None = None
         attestation_path.unlink(missing_ok=True)
     data = proof.manifest_data if proof else to_json(artifact.manifest)
     write_bytes(artifact.manifest_path, data)
+
+
+def sbom_path(artifact: Artifact) -> Path:
+    """Return where an artifact's SBOM is, if it has one: `NAME-PLATFORM-ID.sbom.cdx.json`."""
+    return artifact.directory / f"{artifact.manifest.stem}.{SBOM}"
 
 
 def _manifest_beside(path: Path) -> Path:

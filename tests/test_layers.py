@@ -38,6 +38,7 @@ LAYERS = (
     ),
     (
         "pipeline.artifacts",
+        "pipeline.sbom",
         "pipeline.registry",
         "pipeline.trust",
         "pipeline.channel",

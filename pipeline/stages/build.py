@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from pipeline import errors
+from pipeline.artifacts import SBOM
 from pipeline.cache import cache_lock
 from pipeline.files import exclusive_lock, to_json, write_bytes
 from pipeline.models import ENVS_DIR, BuiltEnv, Checks, LockedPackage, current_platform
 from pipeline.sandbox.orders import BuildAnswer, BuildOrder, Circumstances, CondaFile, Wheel
 from pipeline.sandbox.port import Job, Mount
+from pipeline.sbom import Ingredients, bill_of_materials, build_materials
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RECORD = "built.json"
+MATERIALS = "materials.json"
 UMASK = 'umask "$0"; exec "$@"'
 
 
@@ -73,6 +76,7 @@ def build_env(
     lock_path = home.with_name(f"{home.name}.lock")
     building = exclusive_lock(lock_path, f"the build of {lock.name}")
     with building, cache_lock(cache.root, shared=True):
+        refuse_sources(packages)
         downloads = cache.fetch_all(packages, progress=progress, offline=options.offline)
         with fresh_workplace(home.with_name(f"{home.name}.partial"), prefix) as work:
             order = order_for(packages, downloads, work, options)
@@ -92,8 +96,21 @@ def build_env(
                 tools=answer.tools,
                 image=sandbox.image,
             )
+            describe_build(built, packages, work)
             keep_build(built, lock, work, home)
     return built
+
+
+def refuse_sources(packages: tuple[LockedPackage, ...]) -> None:
+    """Raise SpecError for what is locked as source: only wheels and conda packages are built of."""
+    sources = [item for item in packages if item.kind not in ("conda", "wheel")]
+    if sources:
+        lines = [f"{item.name} {item.version} ({item.kind})" for item in sources]
+        raise errors.SpecError(
+            "\n  ".join(["these are locked as source, and only wheels can be installed:", *lines]),
+            hint="make wheels of them (`pip wheel`), name their folder with --find-links in the "
+            "spec's pip section, and lock again",
+        )
 
 
 def read_build(name: str, builds_dir: Path) -> BuiltEnv:
@@ -259,6 +276,13 @@ def run_checks(checks: Checks, work: Workplace, sandbox: Sandbox, progress: Prog
                     ),
                     hint="mend the spec (or its `checks:`), lock and build again",
                 )
+
+
+def describe_build(built: BuiltEnv, packages: tuple[LockedPackage, ...], work: Workplace) -> None:
+    """Leave beside the tree what it is made of: the SBOM, and the materials for provenance."""
+    ingredients = Ingredients.read(built, packages, work.tree)
+    write_bytes(work.home / SBOM, to_json(bill_of_materials(ingredients)))
+    write_bytes(work.home / MATERIALS, to_json(build_materials(ingredients)))
 
 
 def keep_build(built: BuiltEnv, lock: Lock, work: Workplace, home: Path) -> None:

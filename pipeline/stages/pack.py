@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from pipeline.archive.frozen import frozen_members
 from pipeline.archive.listing import Listing
 from pipeline.archive.writer import DEFAULT_LEVEL, ArchiveOptions, WrittenArchive, write_archive
-from pipeline.artifacts import write_companions
-from pipeline.files import atomic_write
+from pipeline.artifacts import SBOM, sbom_path, write_companions
+from pipeline.files import atomic_write, write_bytes
 from pipeline.models import ArchiveFacts, Artifact, Manifest
 
 if TYPE_CHECKING:
@@ -58,7 +58,11 @@ def pack_env(built: BuiltEnv, *, options: PackOptions, progress: Progress) -> Ar
         directory=options.output_dir, manifest=describe(built, written, listing, options)
     )
     staged.replace(artifact.archive_path)
-    write_companions(artifact, Path(built.lock_path).read_bytes())
+    lock_path = Path(built.lock_path)
+    sbom = lock_path.with_name(SBOM)
+    if sbom.exists():
+        write_bytes(sbom_path(artifact), sbom.read_bytes())
+    write_companions(artifact, lock_path.read_bytes())
     return artifact
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.artifacts import verify_artifact
+from pipeline.artifacts import SBOM, sbom_path, verify_artifact
 from pipeline.models import DEFAULT_TAG, PushedArtifact
 from pipeline.registry import check_tag
 
@@ -26,6 +26,9 @@ def push_artifact(
     wanted = tuple(dict.fromkeys(check_tag(tag) for tag in (*tags, DEFAULT_TAG)))
     verify_artifact(artifact, progress=progress)
     uploaded = registry.publish(artifact, progress=progress)
+    sbom = sbom_path(artifact)
+    if sbom.exists() and registry.attachment(manifest, SBOM) is None:
+        registry.attach(manifest, SBOM, sbom.read_bytes())
     for tag in wanted:
         registry.move_tag(manifest.name, manifest.platform, tag, manifest.id)
     return PushedArtifact(

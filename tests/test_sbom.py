@@ -1,0 +1,127 @@
+"""The list of what an environment is made of."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pipeline.artifacts import SBOM, sbom_path
+from pipeline.files import to_json
+from pipeline.models import BuiltEnv, LockedPackage, SpecOptions
+from pipeline.progress import Silent
+from pipeline.registry import Registry
+from pipeline.sbom import (
+    Ingredients,
+    bill_of_materials,
+    build_materials,
+    describe_license,
+    package_url,
+)
+from pipeline.stages.push import push_artifact
+from tests.artifacts import make_artifact
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+IMAGE = f"sha256:{'c' * 64}"
+CONDA = LockedPackage(
+    manager="conda",
+    name="_x-numpy",
+    version="2.1+cu12!1",
+    platform="linux-64",
+    url="https://conda.example/forge/linux-64/_x-numpy-2.1-py311_0.conda",
+    md5="a" * 32,
+    build="py311_0",
+    dependencies={"python": ">=3.11"},
+)
+PIP = LockedPackage(
+    manager="pip",
+    name="Rich_Text",
+    version="1.0",
+    platform="linux-64",
+    url="https://files.example/rich_text-1.0-py3-none-any.whl",
+    sha256="b" * 64,
+    dependencies={"_X.numpy": "", "absent": "*"},
+)
+
+
+def ingredients(tmp_path: Path) -> Ingredients:
+    """An environment whose wheel says its licence."""
+    info = tmp_path / "lib/python3.11/site-packages/rich_text-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "RECORD").write_text("")
+    (info / "METADATA").write_text("Name: rich-text\nVersion: 1.0\nLicense: mit\n")
+    built = BuiltEnv(
+        name="demo",
+        platform="linux-64",
+        prefix="/opt/conda/envs/demo",
+        tree=str(tmp_path),
+        lock_path="lock",
+        lock_digest="d" * 64,
+        content_hash="e",
+        options=SpecOptions(version="7"),
+        tools={"uv": "1"},
+        image=IMAGE,
+    )
+    return Ingredients.read(built, (PIP, CONDA), tmp_path)
+
+
+def test_every_package_is_there_with_its_hash_and_licence(tmp_path: Path) -> None:
+    made = ingredients(tmp_path)
+    bom = bill_of_materials(made)
+    assert (bom["bomFormat"], bom["specVersion"]) == ("CycloneDX", "1.6")
+    conda, pip = bom["components"]
+    assert conda["hashes"] == [{"alg": "MD5", "content": "a" * 32}]
+    assert "licenses" not in conda
+    assert pip["hashes"] == [{"alg": "SHA-256", "content": "b" * 64}]
+    assert pip["licenses"] == [{"expression": "MIT"}]
+    assert bom["metadata"]["component"]["version"] == "7"
+    links = {item["ref"]: item["dependsOn"] for item in bom["dependencies"]}
+    assert links[pip["bom-ref"]] == [conda["bom-ref"]]
+    assert links[bom["metadata"]["component"]["bom-ref"]] == [conda["purl"], pip["purl"]]
+    assert to_json(bom) == to_json(bill_of_materials(made))
+    assert json.loads(to_json(bom)) == bom
+
+
+@pytest.mark.parametrize(
+    ("package", "expected"),
+    [
+        (PIP, "pkg:pypi/rich-text@1.0"),
+        (
+            CONDA,
+            "pkg:conda/_x-numpy@2.1%2Bcu12%211"
+            "?build=py311_0&channel=forge&subdir=linux-64&type=conda",
+        ),
+    ],
+)
+def test_package_urls(package: LockedPackage, expected: str) -> None:
+    assert package_url(package) == expected
+
+
+def test_licences() -> None:
+    assert describe_license("mit or apache-2.0") == {"expression": "MIT OR Apache-2.0"}
+    assert describe_license("Proprietary, ask us") == {"license": {"name": "Proprietary, ask us"}}
+
+
+def test_materials_of_the_provenance(tmp_path: Path) -> None:
+    materials = build_materials(ingredients(tmp_path))
+    lock, image, conda, pip = materials["resolvedDependencies"]
+    assert lock["digest"] == {"blake3": "d" * 64}
+    assert image["digest"] == {"sha256": "c" * 64}
+    assert conda["digest"] == {"md5": "a" * 32}
+    assert (pip["uri"], pip["digest"]) == (PIP.url, {"sha256": "b" * 64})
+    assert materials["version"] == {"uv": "1"}
+
+
+def test_it_travels_with_the_artifact(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path / "dist")
+    registry = Registry.open(str(tmp_path / "registry"))
+    push_artifact(artifact, registry=registry, tags=(), progress=Silent())
+    assert registry.attachment(artifact.manifest, SBOM) is None
+    for _ in range(2):
+        sbom_path(artifact).write_bytes(b'{"bomFormat": "CycloneDX"}\n')
+        push_artifact(artifact, registry=registry, tags=(), progress=Silent())
+    attached = registry.attachment(artifact.manifest, SBOM)
+    assert attached == sbom_path(artifact).read_bytes()
