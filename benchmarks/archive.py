@@ -1,17 +1,24 @@
-"""Pack and install, held against tar, zstd and cp on the same tree."""
+"""Pack, install, update and verify, held against tar, zstd, conda-pack, cp and xxhsum."""
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.comparing import Command, Result, in_turn, seconds_result
+from benchmarks.comparing import Command, Result, Run, in_turn, run_once, seconds_result
 from demo.voyage import ENVFERRY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from benchmarks.environments import Environment
+
+PEAK_MB = 400
+SMALL_PACKAGE_BYTES = 5 << 20
+CONDA_PACK = ENVFERRY.with_name("conda-pack")
 
 
 def results(environment: Environment) -> Iterator[Result]:
@@ -21,46 +28,144 @@ def results(environment: Environment) -> Iterator[Result]:
     (work / "ours").mkdir(parents=True)
     yield from pack_results(environment)
     yield from install_results(environment)
+    yield from verify_results(environment)
+    yield from update_results(environment)
+    yield from conda_pack_results(environment)
     shutil.rmtree(work)
+
+
+def pack_command(environment: Environment, output: Path) -> Command:
+    """Return `envferry pack` into a directory."""
+    return Command(
+        argv=(str(ENVFERRY), "pack", environment.name, "-q", "-o", str(output)),
+        environ=(("ENVFERRY_CACHE", str(environment.cache)),),
+    )
+
+
+def install_command(environment: Environment, *words: str | Path) -> Command:
+    """Return an install for the built prefix into an empty envs directory of its own."""
+    work = environment.home / "bench"
+    (packed,) = (work / "ours").glob("*.tar.zst")
+    envs = work / "envs"
+    argv = (ENVFERRY, "install", packed, "-q", "--no-check", "--force", "cuda")
+    return Command.of(
+        *argv, "--envs-dir", envs, *words, prepare=lambda: shutil.rmtree(envs, ignore_errors=True)
+    )
+
+
+def peak(name: str, runs: Sequence[Run]) -> Result:
+    """Return the largest peak of memory as a result."""
+    largest = max(run.peak_bytes for run in runs) / 1e6
+    return Result(name=name, ours=largest, other=1, goal=PEAK_MB, unit="MB")
 
 
 def pack_results(environment: Environment) -> Iterator[Result]:
     """Pack against `tar | zstd -T0 -3`: seconds and bytes."""
     work, tree = environment.home / "bench", environment.built.tree
     other = work / "other.tar.zst"
-    ours = Command(
-        argv=(str(ENVFERRY), "pack", environment.name, "-q", "-o", str(work / "ours")),
-        environ=(("ENVFERRY_CACHE", str(environment.cache)),),
-    )
     pipe = f"tar -C {tree} -cf - . | zstd -q -f -T0 -3 -o {other}"
-    runs = in_turn(ours, Command.of("sh", "-c", pipe), environment.rounds)
+    runs = in_turn(
+        pack_command(environment, work / "ours"),
+        Command.of("sh", "-c", pipe),
+        environment.rounds,
+    )
     yield seconds_result("pack_vs_tar_zstd", runs, 0.8)
     (packed,) = (work / "ours").glob("*.tar.zst")
     sizes = packed.stat().st_size, other.stat().st_size
     yield Result(
         name="pack_size_vs_tar_zstd", ours=sizes[0], other=sizes[1], goal=1.0, unit="bytes"
     )
-    peak = max(run.peak_bytes for run in runs[0]) / 1e6
-    yield Result(name="rss_pack", ours=peak, other=1, goal=400, unit="MB")
+    yield peak("rss_pack", runs[0])
     other.unlink()
 
 
 def install_results(environment: Environment) -> Iterator[Result]:
-    """Install from a local file against `cp -a` of the installed tree."""
-    work = environment.home / "bench"
-    (packed,) = (work / "ours").glob("*.tar.zst")
-    envs, copy = work / "envs", work / "copy"
-
-    def empty() -> None:
-        shutil.rmtree(envs, ignore_errors=True)
-        shutil.rmtree(copy, ignore_errors=True)
-
-    install = (ENVFERRY, "install", packed, "-q", "--no-check", "--envs-dir", envs)
-    prefix = environment.built.prefix
-    ours = Command.of(*install, "--prefix", prefix, prepare=empty)
-    other = Command.of("cp", "-a", environment.built.tree, copy)
-    runs = in_turn(ours, other, environment.rounds)
+    """Install from a local file, against `cp -a` of the tree; moved, against not moved."""
+    copy, prefix = environment.home / "bench/copy", environment.built.prefix
+    plain = install_command(environment, "--prefix", prefix)
+    other = Command.of(
+        "cp", "-a", environment.built.tree, copy,
+        prepare=lambda: shutil.rmtree(copy, ignore_errors=True),
+    )  # fmt: skip
+    runs = in_turn(plain, other, environment.rounds)
     yield seconds_result("install_vs_cp", runs, 0.8)
-    peak = max(run.peak_bytes for run in runs[0]) / 1e6
-    yield Result(name="rss_install", ours=peak, other=1, goal=400, unit="MB")
-    empty()
+    yield peak("rss_install", runs[0])
+    shutil.rmtree(copy)
+    moved = install_command(environment, "--prefix", f"{Path(prefix).parent}/another-name")
+    yield seconds_result("relocate_vs_plain", in_turn(moved, plain, environment.rounds), 1.1)
+
+
+def verify_results(environment: Environment) -> Iterator[Result]:
+    """Verify in full, against `xxhsum -H2` over the same files."""
+    run_once(install_command(environment, "--prefix", environment.built.prefix))
+    envs = environment.home / "bench/envs"
+    ours = Command.of(ENVFERRY, "verify", environment.name, "-q", "--envs-dir", envs)
+    listing = f"find {envs}/{environment.name}/ -type f -print0 | xargs -0 xxhsum -q -H2"
+    runs = in_turn(ours, Command.of("sh", "-c", listing), environment.rounds)
+    yield seconds_result("verify_vs_xxhsum", runs, 1.2)
+    yield peak("rss_verify", runs[0])
+
+
+def update_results(environment: Environment) -> Iterator[Result]:
+    """One package of some 5 MB changed: what is read, and how long it takes with hard links."""
+    run_once(install_command(environment, "--prefix", environment.built.prefix))
+    work = environment.home / "bench"
+    changed, package_bytes = changed_copy(environment)
+    cache = (("ENVFERRY_CACHE", str(environment.cache)),)
+    argv = (ENVFERRY, "pack", changed, "-q", "-o", work / "changed", "--name", environment.name)
+    words = tuple(map(str, (*argv, "--prefix", environment.built.prefix)))
+    run_once(Command(argv=words, environ=cache))
+    shutil.rmtree(changed)
+    (packed,) = (work / "changed").glob("*.tar.zst")
+    update = (ENVFERRY, "install", packed, "--no-check", "--force", "cuda", "--link", "hardlink")
+    place = ("--envs-dir", work / "envs", "--prefix", environment.built.prefix)
+    words = tuple(map(str, (*update, *place, "--dry-run", "--json")))
+    plan = json.loads(subprocess.run(words, check=True, capture_output=True).stdout)
+    yield Result(
+        name="update_bytes", ours=plan["fetch_bytes"], other=package_bytes, goal=1.0, unit="bytes",
+        note=f"{plan['frames']} of {plan['all_frames']} frames; other: the package's files",
+    )  # fmt: skip
+    run = run_once(Command.of(*update, *place, "-q"))
+    yield Result(name="update_seconds", ours=run.seconds, other=1, goal=5, unit="s")
+
+
+def changed_copy(environment: Environment) -> tuple[Path, int]:
+    """Copy the tree by hard links with one byte of its package nearest to 5 MB changed.
+
+    Returns the copy, and the bytes of that package's files and of the index that is read.
+    """
+    (packed,) = (environment.home / "bench/ours").glob("*.tar.zst")
+    manifest = json.loads(Path(str(packed).replace(".tar.zst", ".manifest.json")).read_text())
+    tree, copy = Path(environment.built.tree), environment.home / "bench/changed-tree"
+    shutil.copytree(tree, copy, symlinks=True, copy_function=link_file)
+    packages = [item for item in manifest["packages"] if item["kind"] == "pypi"]
+    chosen = min(packages, key=lambda item: abs(item["size"] - SMALL_PACKAGE_BYTES))
+    infos = copy.glob("lib/python*/site-packages/*.dist-info/METADATA")
+    name = f"\nName: {chosen['name']}\n"
+    info = next(path for path in infos if name in path.read_text(errors="replace"))
+    text = info.read_bytes()
+    info.unlink()
+    info.write_bytes(text + b"\n")
+    return copy, chosen["size"] + manifest["archive"]["index_size"] + (128 << 10)
+
+
+def link_file(source: str, target: str) -> None:
+    """Give a file a second name."""
+    Path(target).hardlink_to(source)
+
+
+def conda_pack_results(environment: Environment) -> Iterator[Result]:
+    """Against conda-pack: its tar.zst, and the manual install of its default. One round."""
+    work, tree = environment.home / "bench", environment.built.tree
+    ours = run_once(pack_command(environment, work / "again"))
+    common = (CONDA_PACK, "-q", "-p", tree, "--ignore-missing-files")
+    theirs = run_once(Command.of(*common, "-o", work / "theirs.tar.zst"))
+    yield seconds_result("pack_vs_conda_pack_zst", ([ours], [theirs]), 1 / 6)
+    (work / "theirs.tar.zst").unlink()
+    run_once(Command.of(*common, "-o", work / "theirs.tar.gz"))
+    ours = run_once(install_command(environment, "--prefix", environment.built.prefix))
+    manual = work / "manual"
+    manual.mkdir()
+    unpack = f"tar -xzf {work}/theirs.tar.gz -C {manual} && {manual}/bin/python"
+    theirs = run_once(Command.of("sh", "-c", f"{unpack} {manual}/bin/conda-unpack"))
+    yield seconds_result("install_vs_manual", ([ours], [theirs]), 1 / 5)

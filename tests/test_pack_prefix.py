@@ -20,6 +20,7 @@ from pipeline.installations import verify_installation
 from pipeline.models import SpecOptions
 from pipeline.progress import Silent
 from pipeline.specs.locks import read_lock
+from pipeline.specs.reading import read_spec
 from pipeline.stages.pack import PackOptions, pack_env
 from tests.test_install import envs, install
 
@@ -229,3 +230,14 @@ def test_what_is_no_environment(tmp_path: Path, tree: Path) -> None:
     (tree / "conda-meta/broken.json").write_text("{")
     with pytest.raises(SpecError, match=r"broken\.json is no record"):
         describe_env(tree, prefix=None, name=None, desk=tmp_path)
+
+
+def test_a_spec_may_say_frozen(tmp_path: Path) -> None:
+    path = tmp_path / "demo.yml"
+    for word, expected in (("true", True), ("false", False)):
+        text = f"name: demo\nchannels: [c]\ndependencies: [python]\nenvferry: {{frozen: {word}}}\n"
+        path.write_text(text)
+        assert read_spec(path).options.frozen is expected
+    path.write_text(text.replace("false", "perhaps"))
+    with pytest.raises(SpecError, match="frozen"):
+        read_spec(path)

@@ -238,7 +238,7 @@ def _options(content: Mapping, path: Path) -> SpecOptions:
     if platforms and "platforms" not in values:
         values["platforms"] = list(platforms)
     try:
-        options = msgspec.convert(values, SpecOptions)
+        options = msgspec.convert(values, SpecOptions, strict=False)
     except msgspec.ValidationError as error:
         raise _bad_options(error, raw, path) from error
     for platform in options.platforms:
