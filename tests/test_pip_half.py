@@ -179,6 +179,14 @@ def test_a_wheel_for_another_python_is_no_wheel(tmp_path: Path) -> None:
         resolve(tmp_path, "demo")
 
 
+@pytest.mark.parametrize("minor", [30, 35])
+def test_a_wheel_for_a_newer_glibc(tmp_path: Path, minor: int) -> None:
+    make_wheel(tmp_path, f"demo-1.0-cp310-cp310-manylinux_2_{minor}_x86_64")
+    with pytest.raises(SpecError, match="demo") as caught:
+        resolve(tmp_path, "demo")
+    assert f"`envferry: {{system: {{glibc: '2.{minor}'}}}}`" in caught.value.hint
+
+
 def test_an_index_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UV_HTTP_RETRIES", "0")
     request = PipRequest(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,18 @@ def _nothing_fits(
         f"{name} {version} has no wheel for python {request.python_version} "
         f"on {request.platform} with glibc {request.target.glibc} (offered: {offered})"
     )
-    return SpecError(message, hint=f"pin a version of {name} that has one")
+    minors = [int(found) for found in re.findall(r"manylinux_2_(\d+)_", offered)]
+    newer = min((item for item in minors if item > request.target.glibc_minor), default=None)
+    hint = newer_glibc_hint(newer) or f"pin a version of {name} that has one"
+    return SpecError(message, hint=hint)
+
+
+def newer_glibc_hint(minor: int | None) -> str:
+    """Say how to allow wheels for glibc 2.MINOR; empty for None."""
+    if minor is None:
+        return ""
+    offer = f"`envferry: {{system: {{glibc: '2.{minor}'}}}}`"
+    return f"say that the hosts' glibc is newer, if it is: {offer}"
 
 
 def _locked_commit(entry: Mapping[str, Any], request: PipRequest) -> LockedPackage:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from packaging.utils import canonicalize_name
@@ -14,6 +14,7 @@ from pipeline.config import child_environ
 from pipeline.errors import SpecError, StoreError
 from pipeline.models import without_credentials
 from pipeline.process import run
+from pipeline.solving.pip_entries import newer_glibc_hint
 from pipeline.solving.solver_words import UNREACHABLE, tidy
 
 if TYPE_CHECKING:
@@ -85,10 +86,26 @@ def compile_lines(request: PipRequest, lines: tuple[str, ...], scratch: Path) ->
         build_words = ()
         finished = _call_uv(request, scratch, words)
     if finished.returncode != 0:
-        raise _explain(finished.stderr, request, scratch)
+        error = _explain(finished.stderr, request, scratch)
+        if isinstance(error, SpecError):
+            error.hint = _newer_glibc_hint(request, scratch, words) or error.hint
+        raise error
     document = tomllib.loads(output.read_text(encoding="utf-8"))
     entries: list[dict[str, Any]] = document.get("packages", [])
     return Compiled(entries=entries, needs=_needs(request, entries, scratch, build_words))
+
+
+def _newer_glibc_hint(request: PipRequest, scratch: Path, words: tuple[str, ...]) -> str:
+    """Ask uv once more for hosts of tomorrow; say which glibc would do, if that is all it takes."""
+    newest = replace(request, glibc=f"2.{UV_GLIBC_MINORS[-1]}")
+    if not request.platform.startswith("linux-"):
+        return ""
+    if _call_uv(newest, scratch, ("--no-build", *words)).returncode != 0:
+        return ""
+    minor = request.target.glibc_minor
+    text = (scratch / "pylock.toml").read_text(encoding="utf-8")
+    needed = [int(found) for found in re.findall(r"manylinux_2_(\d+)_", text)]
+    return newer_glibc_hint(min((item for item in needed if item > minor), default=None))
 
 
 def _call_uv(request: PipRequest, scratch: Path, words: tuple[str, ...]) -> Finished:

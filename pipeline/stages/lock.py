@@ -24,7 +24,7 @@ from pipeline.specs.locks import LockContents, read_lock, write_lock
 from pipeline.specs.reading import read_spec
 
 if TYPE_CHECKING:
-    from pipeline.models import Lock, LockedPackage, Replacement, Spec
+    from pipeline.models import Lock, LockedPackage, Replacement, Spec, SpecOptions
     from pipeline.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
     kept = _kept_packages(spec, options)
     halves = {platform: read_spec(spec.path, platform=platform) for platform in platforms}
     channels = _channels(spec, options)
-    with progress.task(f"locking {spec.name}: conda packages"):
+    with progress.task(f"locking {spec.name}: conda packages for {', '.join(platforms)}"):
         conda, replacements = _relaxed(halves, channels, options)
         _warn_of(replacements, channels)
         request = _conda_request(spec, conda, channels, options)
@@ -87,7 +87,7 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
         packages=tuple(packages),
         content_hashes=answer.content_hashes,
         spec_digest=spec.digest,
-        options=spec.options,
+        options=_without_channels(spec.options),
         tools=_tools(options.solver),
         replacements=replacements,
     )
@@ -125,7 +125,12 @@ def check_lock(spec: Spec) -> Lock:
         )
         raise StaleLock(message, hint=hint)
     # Checks and the version decide nothing that is locked: the spec's own count.
-    return replace(lock, name=spec.name, options=spec.options)
+    return replace(lock, name=spec.name, options=_without_channels(spec.options))
+
+
+def _without_channels(options: SpecOptions) -> SpecOptions:
+    """Drop where channels are: the packages' own URLs say it, and logins may be in these."""
+    return msgspec.structs.replace(options, channels={})
 
 
 def missing_pins(spec: Spec) -> dict[str, str]:

@@ -17,6 +17,7 @@ from pipeline.process import run
 from pipeline.progress import Silent
 from pipeline.solving.conda_half import NAMES_PATH
 from pipeline.specs.lock_changes import compare_locks
+from pipeline.specs.locks import read_lock
 from pipeline.specs.reading import read_spec
 from pipeline.stages.lock import LockOptions, check_lock, lock_spec
 from tests.tiny_channel import TinyPackage, add_packages, make_channel, python_packages
@@ -290,6 +291,47 @@ def test_a_date_excludes_what_came_later(desk: Desk, wheels: Path) -> None:
         desk.lock(other)
     with pytest.raises(UsageError, match="`tomorrow` is no date"):
         desk.lock(LockOptions(exclude_newer="tomorrow"))
+
+
+PARSE = """
+import json, pathlib, sys
+from conda_lock.lockfile import parse_conda_lock_file
+lock = parse_conda_lock_file(pathlib.Path(sys.argv[1]))
+print(json.dumps({item.name: item.hash.sha256 for item in lock.package}))
+"""
+
+
+def test_conda_lock_reads_sources_too(desk: Desk) -> None:
+    app = desk.path.parent / "app"
+    app.mkdir()
+    project = '[project]\nname="{}"\nversion="1.5"\ndependencies=["new"]\n'
+    (app / "pyproject.toml").write_text(project.format("app"))
+    bee = desk.path.parent / "bee"
+    bee.mkdir()
+    (bee / "pyproject.toml").write_text(project.format("bee"))
+    git = ("git", "-C", bee, "-c", "user.name=a", "-c", "user.email=a@example.org")
+    for words in (("init", "-q", "-b", "main"), ("add", "."), ("commit", "-q", "-m", "x")):
+        run([*git, *words])
+    desk.write("python=3.10, numpy, pip", f"./app, 'bee @ git+{bee.as_uri()}@main'")
+    lock = desk.lock()
+    kinds = {item.name: item.kind for item in lock.packages if item.manager == "pip"}
+    assert kinds == {"app": "directory", "bee": "git", "new": "wheel"}
+    printed = run([sys.executable, "-W", "ignore", "-c", PARSE, lock.path]).stdout
+    assert json.loads(printed) == {item.name: item.sha256 for item in lock.packages}
+    desk.conda_lock("render", "-k", "explicit", "-p", PLATFORM, lock.path.name)
+    assert read_lock(lock.path) == lock
+
+
+def test_secrets_stay_out(desk: Desk, tmp_path: Path) -> None:
+    channel = desk.channel.as_uri().replace("file://", "file://user:secret@")
+    desk.write(
+        "python=3.10, pip",
+        "new",
+        more=f"envferry: {{channels: {{spare: '{channel}'}}}}",
+    )
+    lock = desk.lock()
+    assert "secret" not in lock.path.read_text()
+    assert not lock.options.channels
 
 
 def test_the_commands(desk: Desk) -> None:
