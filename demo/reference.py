@@ -95,7 +95,7 @@ class ReferenceRun:
         (archive,) = (HOME / "usb").glob("*.tar.zst")
         envs = HOME / "host/opt/conda/envs"
         envs.mkdir(parents=True)
-        place = ("--envs-dir", envs, "--prefix", f"/opt/conda/envs/{NAME}")
+        place = ("--envs-dir", envs, "--prefix", f"/opt/conda/envs/{NAME}", "--force", "cuda")
         self.timed("install", [ENVFERRY, "install", archive, *place], envs)
         sys.stderr.write(f"\n[training host] $ python -c {USERS_CHECK!r}\n")
         job = Job(
