@@ -1,4 +1,4 @@
-"""Commands of the build machine: lock, build, pack, push, release."""
+"""Commands of the build machine: build, pack, push, release."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from pipeline.archive.writer import DEFAULT_LEVEL
-from pipeline.cli.builds import SPECS_DIR, BuildChoice, build_options, build_spec
+from pipeline.cli.builds import BuildChoice, build_options, build_spec
 from pipeline.cli.options import common_options, registry_option
 from pipeline.cli.trust import load_signer, load_trust, sign_key_option, trusted_key_option
 from pipeline.config import settings
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pipeline.cli.console import Console
-    from pipeline.models import Artifact, BuiltEnv, Lock, PushedArtifact
+    from pipeline.models import Artifact, BuiltEnv, PushedArtifact
     from pipeline.registry import Registry
 
 OUTPUT_DIR = Path("dist")
@@ -37,36 +37,6 @@ tag_option = click.option(
 
 
 @click.command()
-@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
-@click.option("--platform", "platforms", multiple=True, help="Lock for this one; repeatable.")
-@click.option("--channel", "channels", multiple=True, help="Use instead of the spec's; repeatable.")
-@click.option("--check", is_flag=True, help="Only say whether the lock is up to date.")
-@click.option("--solver", help="A conda, mamba or micromamba to solve with.", metavar="EXE")
-@click.option(
-    "--relax", type=click.Choice(["build", "patch", "all"]),
-    help="Loosen pins that no channel can satisfy: their build, patch version, or all.",
-)  # fmt: skip
-@common_options
-def lock(console: Console, specs: tuple[str, ...], check: bool, **choices: object) -> None:
-    """Resolve each SPEC (a name in specs/, or a file) into its lock."""
-    from pipeline.specs.reading import find_spec, read_spec
-    from pipeline.stages.lock import LockOptions, check_lock, lock_spec
-
-    options = LockOptions(**choices)  # type: ignore[arg-type]
-    locks = []
-    for argument in specs:
-        spec = read_spec(find_spec(argument, SPECS_DIR))
-        if check:
-            locks.append(check_lock(spec))
-        else:
-            locks.append(lock_spec(spec, options=options, progress=console.progress))
-    console.result(
-        [lock_facts(lock) for lock in locks],
-        lambda: [describe_lock(lock) for lock in locks],
-    )
-
-
-@click.command()
 @click.argument("spec")
 @click.option("--twice", is_flag=True, help="Build again, in other circumstances, and compare.")
 @build_options
@@ -81,15 +51,22 @@ def build(console: Console, spec: str, twice: bool, **choices: object) -> None:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", metavar="NAME|PREFIX")
 @output_option
 @level_option
+@click.option("--prefix", help="Of a PREFIX: the path it was made for, where that is another.")
+@click.option("--name", "new_name", metavar="NAME", help="Of a PREFIX: what to call it.")
 @common_options
-def pack(console: Console, name: str, output: Path, level: int) -> None:
-    """Pack the built environment NAME into one archive."""
+def pack(console: Console, name: str, output: Path, level: int, **found: str | None) -> None:
+    """Pack the built environment NAME, or the conda environment at PREFIX, into one archive."""
+    from pipeline.found_env import describe_env
     from pipeline.stages.build import read_build
 
-    built = read_build(Path(name).stem, settings().cache_dir / "builds")
+    if "/" in name and Path(name).is_dir():
+        desk = settings().cache_dir / "found"
+        built = describe_env(Path(name), prefix=found["prefix"], name=found["new_name"], desk=desk)
+    else:
+        built = read_build(Path(name).stem, settings().cache_dir / "builds")
     artifact = pack_built(console, built, output, level)
     console.result(artifact_facts(artifact), lambda: [str(artifact.archive_path)])
 
@@ -174,28 +151,6 @@ def push_one(
     from pipeline.stages.push import push_artifact
 
     return push_artifact(artifact, registry=registry, tags=tags, progress=console.progress)
-
-
-def lock_facts(lock: Lock) -> dict[str, object]:
-    """Return what `lock --json` says of a lock."""
-    return {
-        "name": lock.name,
-        "path": lock.path,
-        "digest": lock.digest,
-        "platforms": {
-            platform: len(lock.for_platform(platform)) for platform in lock.content_hashes
-        },
-    }
-
-
-def describe_lock(lock: Lock) -> str:
-    """Return one line about a lock."""
-    counts = []
-    for platform in sorted(lock.content_hashes):
-        packages = lock.for_platform(platform)
-        conda = sum(package.manager == "conda" for package in packages)
-        counts.append(f"{platform}: {conda} conda + {len(packages) - conda} pip packages")
-    return f"{lock.path}  {'; '.join(counts)}"
 
 
 def artifact_facts(artifact: Artifact) -> dict[str, object]:
