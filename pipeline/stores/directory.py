@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import secrets
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -19,7 +20,9 @@ from pipeline.files import COPY_BYTES, sync_directory, write_bytes
 from pipeline.stores.port import KeyTaken, LostRace, Stat, check_key, check_prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pipeline.stores.port import KnownRange
 
 LOCK_NAME = ".lock"
 REPLACEABLE_BYTES = 1 << 16
@@ -66,7 +69,11 @@ class DirectoryStore:
         return data
 
     def create(
-        self, key: str, source: Path | bytes, advance: Callable[[int], None] | None = None
+        self,
+        key: str,
+        source: Path | bytes,
+        advance: Callable[[int], None] | None = None,
+        known: Sequence[KnownRange] = (),
     ) -> None:
         """Copy to a temporary name beside the file, then give it its name if that is free."""
         path = self._path(key)
@@ -104,9 +111,24 @@ class DirectoryStore:
                     if not name.startswith("."):
                         yield (inside / name).as_posix()
 
-    def delete(self, key: str) -> None:
-        """Remove a file and the directories that it leaves empty."""
-        path = self._path(key)
+    def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
+        """Remove a file, or temporary ones that dead writers left, and what is empty then."""
+        if unfinished_seconds is None:
+            self._remove(self._path(key), key)
+            return 1
+        top, before = self.root / check_prefix(key), time.time() - unfinished_seconds
+        self._require_root()
+        with self._explained(key):
+            dead = [
+                path
+                for path in top.rglob(".*")
+                if path.name != LOCK_NAME and path.is_file() and path.stat().st_mtime <= before
+            ]
+        for path in dead:
+            self._remove(path, key)
+        return len(dead)
+
+    def _remove(self, path: Path, key: str) -> None:
         with self._explained(key):
             path.unlink(missing_ok=True)
             for parent in path.parents:

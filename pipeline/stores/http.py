@@ -15,9 +15,11 @@ from pipeline.errors import NotFound, StoreError, UsageError
 from pipeline.stores.port import Stat, check_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from http.client import HTTPResponse
     from pathlib import Path
+
+    from pipeline.stores.port import KnownRange
 
 TIMEOUT_SECONDS = 20
 T = TypeVar("T")
@@ -74,7 +76,11 @@ class HttpStore:
         return self._persistently(lambda: self._read_once(key, offset, length))
 
     def create(
-        self, key: str, source: Path | bytes, advance: Callable[[int], None] | None = None
+        self,
+        key: str,
+        source: Path | bytes,
+        advance: Callable[[int], None] | None = None,
+        known: Sequence[KnownRange] = (),
     ) -> None:
         """Refuse."""
         raise self._read_only(key)
@@ -88,7 +94,7 @@ class HttpStore:
         message = f"{self.base} is a web server: what it holds cannot be listed"
         raise StoreError(message, hint="name the environment and its tag or id: NAME@TAG, NAME@ID")
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
         """Refuse."""
         raise self._read_only(key)
 

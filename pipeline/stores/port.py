@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from pipeline.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 KEY_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
@@ -31,6 +31,27 @@ class Stat:
     """Bytes."""
     version: str
     """Changes when the value changes; for `Store.replace` and for nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRange:
+    """Bytes of a file that the store has already, in another value."""
+
+    offset: int
+    """Where in the file."""
+    length: int
+    key: str
+    """The value that has them."""
+    key_offset: int
+
+    @property
+    def end(self) -> int:
+        """Where in the file they end."""
+        return self.offset + self.length
+
+    def part(self, offset: int, length: int) -> KnownRange:
+        """Return a part of this range; `offset` is one of the file."""
+        return KnownRange(offset, length, self.key, self.key_offset + offset - self.offset)
 
 
 class Store(Protocol):
@@ -58,12 +79,17 @@ class Store(Protocol):
         ...
 
     def create(
-        self, key: str, source: Path | bytes, advance: Callable[[int], None] | None = None
+        self,
+        key: str,
+        source: Path | bytes,
+        advance: Callable[[int], None] | None = None,
+        known: Sequence[KnownRange] = (),
     ) -> None:
         """Write a value that does not exist yet, whole or not at all; else raise KeyTaken.
 
         Of several writers at the same time exactly one wins: the store sees to it, not the caller.
-        A file is sent in pieces, so its size needs no memory; `advance` gets the bytes sent.
+        A file is sent in pieces, so its size needs no memory; `advance` gets the bytes done. Of
+        what is `known` to be in the store a store may make copies there, and send the rest only.
         """
         ...
 
@@ -78,8 +104,12 @@ class Store(Protocol):
         """Yield all keys below `prefix` (empty, or ending in `/`), in no order."""
         ...
 
-    def delete(self, key: str) -> None:
-        """Remove a value; nothing happens when there is none."""
+    def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
+        """Remove a value; nothing happens when there is none.
+
+        With `unfinished_seconds`, remove no value, but what writers below the prefix `key` began
+        that long ago and never finished. Returns how many were removed.
+        """
         ...
 
 

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import logging
-import os
-from concurrent.futures import ThreadPoolExecutor
+import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import boto3.session
 from botocore import exceptions as boto_errors
 from botocore.config import Config
+from botocore.parsers import ResponseParserError
+from urllib3.exceptions import HTTPError as BrokenAnswer
 
 from pipeline.errors import NotFound, StoreError, UsageError
-from pipeline.files import human_bytes
+from pipeline.stores.multipart import PART_BYTES, Unreachable, plan_parts, send_file
 from pipeline.stores.port import KeyTaken, LostRace, Stat, check_key, check_prefix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    from pipeline.stores.port import KnownRange
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +34,8 @@ READ_SECONDS = 60
 CONNECTIONS = 16
 """More than any stage has threads, so that none waits for a connection."""
 
-PART_BYTES = 16 << 20
-MOST_PARTS = 10_000
-"""What S3 allows for one object."""
-UPLOAD_THREADS = 4
-"""Each holds one part in memory."""
+PAUSES = (0.3, 1.0)
+"""Seconds before another attempt, where boto3 makes none."""
 
 CREDENTIALS_HINT = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 REFUSED_CREDENTIALS = frozenset(
@@ -58,7 +59,30 @@ MISSING_CREDENTIALS = (
 )
 NO_CONNECTION = (boto_errors.HTTPClientError, boto_errors.ConnectionError)
 CONFLICTS = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
-ABSENT = frozenset({"NoSuchKey", "404", "NotFound"})
+ABSENT = frozenset({"NoSuchKey", "404", "NotFound", "NoSuchUpload"})
+CLOCK = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
+PROOFS = {
+    "head_object": "ETag",
+    "get_object": "ETag",
+    "put_object": "ETag",
+    "upload_part": "ETag",
+    "upload_part_copy": "CopyPartResult",
+    "create_multipart_upload": "UploadId",
+    "complete_multipart_upload": "ETag",
+}
+"""What the answer of a server always holds, and a page of a proxy never."""
+
+
+class _Conflict(StoreError):
+    """A condition of a write did not hold."""
+
+
+class _Empty(StoreError):
+    """The range that was asked for starts behind the end."""
+
+
+class _Cut(StoreError):
+    """An answer ended early, and said so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,75 +113,91 @@ class S3Store:
 
     def stat(self, key: str) -> Stat | None:
         """Ask for the object's size and ETag."""
-        with self._explained(key):
-            try:
-                head = self.client.head_object(**self._object(key))
-            except boto_errors.ClientError as error:
-                if _code(error) in ABSENT:
-                    return None
-                raise
+        try:
+            head = self._call("head_object", **self._object(key))
+        except NotFound:
+            return None
         return Stat(size=head["ContentLength"], version=head["ETag"])
 
     def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
-        """Return a part of an object; a connection lost while reading is tried again."""
+        """Return a part of an object; what broke while it was read is read again."""
         if length == 0:
             return b""
-        for _ in range(ATTEMPTS - 1):
+        for pause in PAUSES:
             try:
                 return self._read_once(key, offset, length)
-            except (boto_errors.HTTPClientError, boto_errors.IncompleteReadError) as error:
+            except (boto_errors.HTTPClientError, boto_errors.IncompleteReadError, _Cut) as error:
                 log.info("reading %s again: %s", key, error)
+                time.sleep(pause)
         with self._explained(key):
             return self._read_once(key, offset, length)
 
     def create(
-        self, key: str, source: Path | bytes, advance: Callable[[int], None] | None = None
+        self,
+        key: str,
+        source: Path | bytes,
+        advance: Callable[[int], None] | None = None,
+        known: Sequence[KnownRange] = (),
     ) -> None:
         """Put an object with `If-None-Match: *`, a large file as a multipart upload."""
         if self.stat(key):
             raise self._taken(key)
         advance = advance or _ignore
-        with self._explained(key):
-            try:
-                if isinstance(source, bytes):
-                    self._put(key, source, advance)
-                elif (size := source.stat().st_size) <= PART_BYTES:
-                    self._put(key, source.read_bytes(), advance)
-                else:
-                    self._put_parts(key, source, size, advance)
-            except boto_errors.ClientError as error:
-                if _code(error) in CONFLICTS:
-                    raise self._taken(key) from error
+        target = self._object(key)
+        try:
+            if isinstance(source, bytes) or source.stat().st_size <= PART_BYTES:
+                data = source if isinstance(source, bytes) else source.read_bytes()
+                self._call("put_object", **target, Body=data, IfNoneMatch="*")
+                advance(len(data))
+            else:
+                size = source.stat().st_size
+                there = [replace(one, key=self.prefix + one.key) for one in known]
+                send_file(self._call, target, source, plan_parts(size, there), advance)
+                self._require_arrived(key, size)
+        except _Conflict as error:
+            raise self._taken(key) from error
+        except NotFound as error:
+            # An upload that is gone although it was there: it was completed, and nobody heard so.
+            if not self.stat(key):
                 raise
+            raise self._taken(key) from error
 
     def replace(self, key: str, data: bytes, expected: str | None) -> str:
         """Put an object with `If-Match`, or `If-None-Match: *` when it must not exist."""
         condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
-        with self._explained(key):
-            try:
-                answer = self.client.put_object(**self._object(key), Body=data, **condition)
-            except boto_errors.ClientError as error:
-                if _code(error) in CONFLICTS | ABSENT:
-                    message = f"{key} in {self.url} was changed by somebody else"
-                    raise LostRace(message, hint="run the command again") from error
-                raise
+        try:
+            answer = self._call("put_object", **self._object(key), Body=data, **condition)
+        except (_Conflict, NotFound) as error:
+            message = f"{key} in {self.url} was changed by somebody else"
+            raise LostRace(message, hint="run the command again") from error
         version: str = answer["ETag"]
         return version
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """Yield keys a page of a thousand at a time."""
-        pages = self.client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=self.prefix + check_prefix(prefix)
-        )
-        with self._explained(prefix):
-            for page in pages:
-                for item in page.get("Contents", ()):
-                    yield item["Key"].removeprefix(self.prefix)
+        where = {"Bucket": self.bucket, "Prefix": self.prefix + check_prefix(prefix)}
+        page = self._call("list_objects_v2", **where)
+        while True:
+            for item in page.get("Contents", ()):
+                yield item["Key"].removeprefix(self.prefix)
+            token = page.get("NextContinuationToken")
+            if not page.get("IsTruncated") or not token:
+                return
+            page = self._call("list_objects_v2", **where, ContinuationToken=token)
 
-    def delete(self, key: str) -> None:
-        """Delete an object."""
-        with self._explained(key):
-            self.client.delete_object(**self._object(key))
+    def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
+        """Delete an object, or end the multipart uploads that nobody has finished."""
+        if unfinished_seconds is None:
+            self._call("delete_object", **self._object(key))
+            return 1
+        where = {"Bucket": self.bucket, "Prefix": self.prefix + check_prefix(key)}
+        before = datetime.now(timezone.utc) - timedelta(seconds=unfinished_seconds)
+        uploads = self._call("list_multipart_uploads", **where).get("Uploads", ())
+        dead = [one for one in uploads if one["Initiated"] <= before]
+        for one in dead:
+            upload = {"Key": one["Key"], "UploadId": one["UploadId"]}
+            self._call("abort_multipart_upload", Bucket=self.bucket, **upload)
+        return len(dead)
 
     def _object(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self.prefix + check_key(key)}
@@ -166,67 +206,53 @@ class S3Store:
         return KeyTaken(f"{key} exists in {self.url} and is never overwritten")
 
     def _read_once(self, key: str, offset: int, length: int | None) -> bytes:
-        wanted: dict[str, str] = {}
-        if offset or length is not None:
-            last = "" if length is None else str(offset + length - 1)
-            wanted = {"Range": f"bytes={offset}-{last}"}
+        """Read a range, also when it is all: then the answer says how long the whole is."""
+        last = "" if length is None else str(offset + length - 1)
         try:
-            body = self.client.get_object(**self._object(key), **wanted)["Body"]
-        except (boto_errors.ClientError, boto_errors.BotoCoreError) as error:
-            # boto3 has tried this part again by itself; only the reading below is left to us.
-            raise self._explain(error, key) from error
-        with body:
+            answer = self._call("get_object", **self._object(key), Range=f"bytes={offset}-{last}")
+        except _Empty:
+            if offset == 0 and length is None:
+                return b""
+            raise
+        body = answer["Body"]
+        with body:  # not `as`: that is the raw stream, whose errors are not botocore's
             data: bytes = body.read()
-        if length is not None and len(data) != length:
-            message = f"{key} in {self.url} has {len(data)} of {length} bytes from {offset} on"
+        total = int(answer.get("ContentRange", "/0").rpartition("/")[2])
+        expected = total - offset if length is None else length
+        if total and total < offset + expected:
+            message = f"{key} in {self.url} has {total} bytes, {offset + expected} are expected"
             raise StoreError(message, hint="the object is cut off: push it again")
+        if len(data) != expected:
+            message = f"{key} in {self.url}: {len(data)} of {expected} bytes came from {offset} on"
+            raise _Cut(message, hint="is a proxy in between? try again")
         return data
 
-    def _put(self, key: str, data: bytes, advance: Callable[[int], None]) -> None:
-        self.client.put_object(**self._object(key), Body=data, IfNoneMatch="*")
-        advance(len(data))
+    def _require_arrived(self, key: str, size: int) -> None:
+        """Ask the store how long the object is that it has made of the parts."""
+        stat = self.stat(key)
+        if not stat or stat.size != size:
+            message = f"{key} in {self.url} has {stat.size if stat else 0} bytes, {size} were sent"
+            raise StoreError(message, hint="remove it there, then push again")
 
-    def _put_parts(self, key: str, source: Path, size: int, advance: Callable[[int], None]) -> None:
-        """Send a file as a multipart upload; on failure nothing of it stays in the store."""
-        target = self._object(key)
-        upload = {**target, "UploadId": self.client.create_multipart_upload(**target)["UploadId"]}
-        try:
-            parts = self._send_parts(upload, source, size, advance)
-            self.client.complete_multipart_upload(
-                **upload, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
-            )
-        except BaseException:
-            self._abort(upload)
-            raise
+    def _call(self, operation: str, **parameters: object) -> dict[str, Any]:
+        """Call the server, again when its answer is none; errors become ours.
 
-    def _send_parts(
-        self, upload: dict[str, str], source: Path, size: int, advance: Callable[[int], None]
-    ) -> tuple[dict[str, Any], ...]:
-        """Send all parts in parallel and return what `complete_multipart_upload` wants to know."""
-        part_bytes = part_size(size)
-        descriptor = os.open(source, os.O_RDONLY)
-
-        def send(number: int) -> dict[str, Any]:
-            body = os.pread(descriptor, part_bytes, (number - 1) * part_bytes)
-            answer = self.client.upload_part(**upload, PartNumber=number, Body=body)
-            advance(len(body))
-            return {"PartNumber": number, "ETag": answer["ETag"]}
-
-        pool = ThreadPoolExecutor(UPLOAD_THREADS, thread_name_prefix="upload")
-        try:
-            return tuple(pool.map(send, range(1, -(-size // part_bytes) + 1)))
-        finally:
-            pool.shutdown(cancel_futures=True)
-            os.close(descriptor)
-
-    def _abort(self, upload: dict[str, str]) -> None:
-        """Throw sent parts away; if that fails too, say so and let the first error travel on."""
-        try:
-            self.client.abort_multipart_upload(**upload)
-        except (boto_errors.ClientError, boto_errors.BotoCoreError) as error:
-            log.warning(
-                "an unfinished upload of %s stays in %s: %s", upload["Key"], self.url, error
-            )
+        boto3 tries again by itself after lost connections, timeouts and 5xx.
+        """
+        key = str(parameters.get("Key", parameters.get("Prefix", "")))
+        for pause in (*PAUSES, None):
+            with self._explained(key.removeprefix(self.prefix)):
+                try:
+                    answer: dict[str, Any] = getattr(self.client, operation)(**parameters)
+                except (ResponseParserError, BrokenAnswer) as error:
+                    log.info("%s of %s again: %s", operation, key, error)
+                else:
+                    if _is_answer(operation, answer):
+                        return answer
+            if pause is not None:
+                time.sleep(pause)
+        message = f"{self._endpoint} is no S3 server: it answered {operation} with something else"
+        raise StoreError(message, hint="is a proxy or a login page in between? see the endpoint")
 
     @contextmanager
     def _explained(self, key: str) -> Iterator[None]:
@@ -243,7 +269,7 @@ class S3Store:
             return StoreError(f"no credentials for {self.url}", hint=CREDENTIALS_HINT)
         if isinstance(error, NO_CONNECTION):
             message = f"cannot reach {self._endpoint} for {self.url}: {type(error).__name__}"
-            return StoreError(message, hint="check the network and AWS_ENDPOINT_URL_S3")
+            return Unreachable(message, hint="check the network and AWS_ENDPOINT_URL_S3")
         message = f"{self.url}: {key}: {error}"
         return StoreError(message, hint="check the AWS configuration")
 
@@ -257,6 +283,12 @@ class S3Store:
             return StoreError(
                 message, hint="create it, or check --registry and AWS_ENDPOINT_URL_S3"
             )
+        if code in CONFLICTS:
+            message = f"{key} in {self.url} is not what it was expected to be ({code})"
+            return _Conflict(message, hint="run the command again")
+        if code in CLOCK:
+            message = f"{self._endpoint} says that this machine's clock is wrong ({code})"
+            return StoreError(message, hint="set the clock, for example with chrony or ntpd")
         if code in ABSENT:
             message = f"{key} is not in the registry {self.url}"
             return NotFound(message, hint="run `envferry ls` to see what is")
@@ -266,25 +298,17 @@ class S3Store:
             return StoreError(message, hint=hint)
         if code in ("InvalidRange", "416"):
             message = f"{key} in {self.url} is shorter than expected"
-            return StoreError(message, hint="the object is cut off: push it again")
+            return _Empty(message, hint="the object is cut off: push it again")
         said = error.response.get("Error", {}).get("Message", "")
         message = f"{self._endpoint} failed for {key} in {self.url}: {code} {said}".rstrip()
-        return StoreError(message, hint="look at the server's log, or try again")
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        kind = Unreachable if status >= 500 else StoreError
+        return kind(message, hint="look at the server's log, or try again")
 
     @property
     def _endpoint(self) -> str:
         endpoint: str = self.client.meta.endpoint_url
         return endpoint
-
-
-def part_size(size: int) -> int:
-    """Return the part size for a file of `size` bytes; raise StoreError when S3 cannot hold it."""
-    needed = -(-size // MOST_PARTS)
-    largest = 5 << 30
-    if needed > largest:
-        message = f"{human_bytes(size)} is more than an object can hold"
-        raise StoreError(message)
-    return max(PART_BYTES, needed)
 
 
 def _client(url: str) -> Any:  # noqa: ANN401  (boto3 makes its classes while it runs)
@@ -314,6 +338,13 @@ def _config(addressing: str) -> Config:
         response_checksum_validation="when_required",
         s3={"addressing_style": addressing},
     )
+
+
+def _is_answer(operation: str, answer: dict[str, Any]) -> bool:
+    """Whether an answer comes from an S3 server: some proxies say 200 and mean something else."""
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    is_page = str(headers.get("content-type", "")).startswith("text/html")
+    return not is_page and PROOFS.get(operation, "ResponseMetadata") in answer
 
 
 def _code(error: boto_errors.ClientError) -> str:

@@ -38,10 +38,10 @@ from tests.conftest import require
 from tests.test_stores import RangeHandler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from pipeline.models import PushedArtifact
-    from pipeline.stores.port import Stat, Store
+    from pipeline.stores.port import KnownRange, Stat, Store
 
 PIECES = 5
 SIZE = (PIECES - 1) * PIECE_BYTES + 12_345
@@ -75,10 +75,14 @@ class WatchedStore:
         return self.store.read(key, offset, length)
 
     def create(
-        self, key: str, source: Path | bytes, advance: Callable[[int], None] | None = None
+        self,
+        key: str,
+        source: Path | bytes,
+        advance: Callable[[int], None] | None = None,
+        known: Sequence[KnownRange] = (),
     ) -> None:
         """Pass on."""
-        self.store.create(key, source, advance)
+        self.store.create(key, source, advance, known)
 
     def replace(self, key: str, data: bytes, expected: str | None) -> str:
         """Pass on."""
@@ -88,9 +92,9 @@ class WatchedStore:
         """Pass on."""
         return self.store.list(prefix)
 
-    def delete(self, key: str) -> None:
+    def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
         """Pass on."""
-        self.store.delete(key)
+        return self.store.delete(key, unfinished_seconds)
 
 
 @pytest.fixture(params=["directory", pytest.param("s3", marks=pytest.mark.s3)])

@@ -7,14 +7,27 @@ import socket
 import sys
 import time
 from contextlib import ExitStack
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.errors import StoreError
 from pipeline.process import run
+from pipeline.stores.multipart import (
+    LARGEST_PART,
+    LEAST_PART,
+    MOST_PARTS,
+    PART_BYTES,
+    part_size,
+    plan_parts,
+)
 from pipeline.stores.opening import open_store
-from pipeline.stores.s3 import MOST_PARTS, PART_BYTES, S3Store, part_size
+from pipeline.stores.port import KnownRange
+from pipeline.stores.s3 import S3Store
+from tests.fault_proxy import Plan, fault_proxy
 from tests.test_stores import StoreSuite
 
 if TYPE_CHECKING:
@@ -32,21 +45,107 @@ class TestS3(StoreSuite):
         return open_store(s3_url)
 
 
-def test_a_failed_upload_leaves_no_parts(s3_url: str, tmp_path: Path) -> None:
-    store = open_store(s3_url)
-    assert isinstance(store, S3Store)
-    source = tmp_path / "large"
-    source.write_bytes(bytes(3 * PART_BYTES))
-    unfinished: list[int] = []
+def interrupted(store: Store, source: Path) -> None:
+    """Upload a file and stop after the first part."""
 
     def interrupt(done_bytes: int) -> None:
-        unfinished.append(len(uploads(store)))
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         store.create("large", source, interrupt)
-    assert max(unfinished) == 1
+
+
+@pytest.mark.parametrize("change", ["nothing", "file", "journal torn", "upload gone"])
+def test_an_interrupted_upload_is_taken_up(
+    s3_server: S3Server,
+    s3_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: str,
+) -> None:
+    plan = Plan(upstream=s3_server.endpoint_url)
+    with fault_proxy(plan) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+        store = open_store(s3_url)
+        assert isinstance(store, S3Store)
+        source = tmp_path / "large"
+        source.write_bytes(os.urandom(5 * PART_BYTES))
+        interrupted(store, source)
+        assert len(uploads(store)) == 1
+        journal = tmp_path / ".large.upload"
+        arrived = len(journal.read_text().splitlines()) - 1
+        assert arrived
+        if change == "file":
+            source.write_bytes(os.urandom(5 * PART_BYTES))
+        elif change == "journal torn":
+            journal.write_bytes(journal.read_bytes()[:-9])
+        elif change == "upload gone":
+            assert store.delete("", 0) == 1
+        again = {"nothing": 5 - arrived, "journal torn": 6 - arrived}.get(change, 5)
+        plan.sent_bytes = 0
+        store.create("large", source)
+        assert again * PART_BYTES <= plan.sent_bytes < again * PART_BYTES + 10_000
+        assert store.read("large") == source.read_bytes()
+        assert uploads(store) == []
+        assert not journal.exists()
+
+
+def test_dead_uploads_are_found_and_removed(s3_url: str, tmp_path: Path) -> None:
+    store = open_store(s3_url)
+    assert isinstance(store, S3Store)
+    source = tmp_path / "large"
+    source.write_bytes(os.urandom(3 * PART_BYTES))
+    store.create("there", b"x")
+    interrupted(store, source)
+    assert store.delete("", 3600) == 0
+    assert len(uploads(store)) == 1
+    assert store.delete("", 0) == 1
     assert uploads(store) == []
+    assert list(store.list()) == ["there"]
+
+
+def test_what_is_known_is_copied_in_the_store(
+    s3_server: S3Server, s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(upstream=s3_server.endpoint_url)
+    with fault_proxy(plan) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+        store = open_store(s3_url)
+        old, new = tmp_path / "old", tmp_path / "new"
+        data = os.urandom(96 << 20)
+        old.write_bytes(data)
+        store.create("a/old", old)
+        # A megabyte more at the front, one byte other in the middle.
+        new.write_bytes(os.urandom(1 << 20) + data[: 40 << 20] + b"x" + data[(40 << 20) + 1 :])
+        known = (
+            KnownRange(1 << 20, 40 << 20, "a/old", 0),
+            KnownRange((41 << 20) + 1, (56 << 20) - 1, "a/old", (40 << 20) + 1),
+        )
+        plan.sent_bytes = 0
+        done: list[int] = []
+        store.create("a/new", new, done.append, known)
+        assert plan.sent_bytes < 11 << 20
+        assert sum(done) == new.stat().st_size
+        assert store.read("a/new") == new.read_bytes()
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_parts_cover_a_file_and_are_long_enough(data: st.DataObject) -> None:
+    size = data.draw(st.integers(PART_BYTES + 1, 40 << 30))
+    cuts = sorted(data.draw(st.sets(st.integers(0, size), max_size=12)))
+    known = [KnownRange(a, b - a, "k", 7 * a) for a, b in list(pairwise(cuts))[::2]]
+    parts = plan_parts(size, known)
+    assert [part.number for part in parts] == list(range(1, len(parts) + 1))
+    assert parts[0].offset == 0
+    assert all(a.offset + a.length == b.offset for a, b in pairwise(parts))
+    assert parts[-1].offset + parts[-1].length == size
+    assert all(LEAST_PART <= part.length <= LARGEST_PART for part in parts[:-1])
+    for part in parts:
+        if part.known:
+            (run,) = (one for one in known if one.offset <= part.offset < one.end)
+            assert part.offset + part.length <= run.end
+            assert part.known.key_offset - run.key_offset == part.offset - run.offset
 
 
 def uploads(store: S3Store) -> list[Any]:
