@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 PART_OF_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+FEWEST_THREADS = 4
+"""While one waits for a registry or for the disk, another decompresses."""
 LIBC = ctypes.CDLL(None, use_errno=True)
 SYNC_FILE_RANGE_WRITE = 2
 """linux/fs.h"""
@@ -41,7 +43,7 @@ class ExtractOptions:
 
     relocation: Relocation
     threads: int = 0
-    """0: as many as there are cores."""
+    """0: as many as there are cores, and a few at least."""
     present: Collection[int] = ()
     """The numbers of the files that are there already."""
     done_frames: Collection[int] = ()
@@ -80,7 +82,7 @@ def extract_tree(
     file system refuses, leaving a partial tree.
     """
     options.relocation.check(archive.index)
-    threads = options.threads or os.cpu_count() or 1
+    threads = options.threads or max(os.cpu_count() or 1, FEWEST_THREADS)
     extraction = Extraction(archive, target, options)
     try:
         make_directories(archive.index, str(target))
