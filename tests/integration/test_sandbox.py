@@ -28,9 +28,11 @@ pytestmark = pytest.mark.container
 ENGINES = ("bwrap", pytest.param("podman", marks=pytest.mark.podman))
 
 LONG_JOB = """\
-import sys
+import signal, sys
 from pipeline.sandbox.port import Job
 from pipeline.sandbox.selection import Engine, open_sandbox
+# A shell's background jobs ignore it, and so would all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 open_sandbox(Engine(sys.argv[1])).run(Job(argv=("/bin/sh", "-c", sys.argv[2])))
 """
 TALK = "import socket; socket.create_connection(('192.0.2.1', 80), 3)"
