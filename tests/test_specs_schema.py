@@ -44,7 +44,7 @@ def test_our_own_specs_agree(path: Path) -> None:
     ("old", "new"),
     [
         ("", ""),
-        ("dependencies:", "dependecies:"),
+        ("dependencies:", "requirements:"),
         ("[python=3.11, pip,", "[[python], pip,"),
         ("{pip:", "{pipp:"),
         ("name: n", "name: a b"),

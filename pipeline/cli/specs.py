@@ -94,7 +94,10 @@ def lint(console: Console, specs: tuple[str, ...], online: bool, strict: bool) -
     "--exclude-newer", metavar="DATE", help="As if nothing had been published since then."
 )
 @click.option("--strict", is_flag=True, help="Fail when lint finds anything.")
-@click.option("--solver", help="A conda, mamba or micromamba to solve with.", metavar="EXE")
+@click.option(
+    "--solver", callback=lambda _, __, text: find_solver(text), metavar="EXE",
+    help="A conda, mamba or micromamba to solve with.",
+)  # fmt: skip
 @click.option(
     "--relax", type=click.Choice(["build", "patch", "all"]),
     help="Loosen pins that no channel can satisfy: their build, patch version, or all.",
@@ -133,6 +136,18 @@ def lock(
         [{**lock_facts(made), "changes": changes} for made, changes in results],
         lambda: [describe_lock(made) for made, _ in results],
     )
+
+
+def find_solver(text: str | None) -> Path | None:
+    """Return the program that `--solver` means: a path, or a name on PATH."""
+    from pipeline.errors import NotFound
+    from pipeline.process import find_program
+
+    found = find_program(text) if text else None
+    if text and found is None:
+        message = f"there is no program {text}"
+        raise NotFound(message, hint="leave out `--solver`: envferry has one of its own")
+    return Path(found).absolute() if found else None
 
 
 def lint_one(path: Path, *, online: bool = False) -> list[Finding]:

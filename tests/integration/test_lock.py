@@ -252,19 +252,6 @@ def test_what_is_locked_stays_or_moves_alone(desk: Desk, tmp_path: Path) -> None
         desk.lock(LockOptions(platforms=linux, updated=("numpy",)))
 
 
-def test_a_package_that_cannot_move_alone(desk: Desk, tmp_path: Path) -> None:
-    channel = tmp_path / "channel"
-    shutil.copytree(desk.channel, channel)
-    desk.write("python >=3.10, numpy=1", "", channel=str(channel))
-    before = desk.lock()
-    fix = TinyPackage(
-        name="python", version="3.10.20", build="h1_0", depends=("python_abi 3.10.*", "numpy >=2")
-    )
-    add_packages(channel, (fix,))
-    after = desk.lock(LockOptions(platforms=(PLATFORM,), updated=("python",)))
-    assert after.digest == before.digest
-
-
 def test_channels_by_names_of_ones_own(
     desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,6 +350,11 @@ def test_the_commands(desk: Desk) -> None:
     ]
     assert json.loads(shop.run("diff", "torch@HEAD", "torch", "--json").stdout) == changes
     shop.run("diff", "torch@nothere", "torch", expect=7)
+    shop.run("lock", "torch", "--solver", "no-such-conda", expect=7)
+    solver = home / "mamba"
+    solver.write_text(f'#!/bin/sh\nexec {sys.executable} -m pipeline.solving.conda_solver "$@"\n')
+    solver.chmod(0o755)
+    shop.run("lock", "torch", "--platform", PLATFORM, "--solver", "./mamba")
     shop.run("lock", "torch", "--check")
 
 
