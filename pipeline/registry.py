@@ -31,7 +31,9 @@ from pipeline.artifacts import (
 )
 from pipeline.errors import IntegrityError, NotFound, StoreError, UsageError
 from pipeline.files import from_json, to_json
+from pipeline.known_frames import find_known
 from pipeline.models import (
+    DEFAULT_TAG,
     ID_PATTERN,
     Manifest,
     Ref,
@@ -61,7 +63,7 @@ if TYPE_CHECKING:
 
     from pipeline.models import Artifact
     from pipeline.progress import Progress
-    from pipeline.stores.port import Stat, Store
+    from pipeline.stores.port import KnownRange, Stat, Store
     from pipeline.trust import Signer, Trust
 
 ENVS = "v1/envs/"
@@ -302,13 +304,26 @@ class Registry:
         if self.store.stat(key):
             self._require_same_archive(key, artifact.manifest)
             return False
+        known = self._known(artifact)
         with progress.task(f"push {facts.file}", facts.size) as advance:
             try:
-                self.store.create(key, artifact.archive_path, advance)
+                self.store.create(key, artifact.archive_path, advance, known)
             except KeyTaken:
                 self._require_same_archive(key, artifact.manifest)
                 return False
         return True
+
+    def _known(self, artifact: Artifact) -> tuple[KnownRange, ...]:
+        """Return what of an archive is here already, in the version that `latest` points to."""
+        manifest = artifact.manifest
+        _, record = self._read_tag(_tag_key(manifest.name, manifest.platform, DEFAULT_TAG))
+        if not record:
+            return ()
+        before = self._published(_folder(manifest.name, manifest.platform, record.id))
+        if not before:
+            return ()
+        published = PublishedArchive(self, before)
+        return find_known(artifact.archive_path, published, _archive_key(before))
 
     def _place_attestation(self, folder: str, artifact: Artifact) -> bool:
         """Add our signatures to those that are there; return whether anything was written.

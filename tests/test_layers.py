@@ -41,6 +41,7 @@ LAYERS = (
         "pipeline.sbom",
         "pipeline.registry",
         "pipeline.trust",
+        "pipeline.known_frames",
         "pipeline.channel",
         "pipeline.found_env",
         "pipeline.installations",

@@ -42,6 +42,9 @@ def succeeds(write: Callable[..., object], *arguments: object) -> bool:
 class StoreSuite:
     """What every store that can write must do."""
 
+    completes_atomically = True
+    """Whether large values, too, have one winner of many at the same moment."""
+
     def test_a_missing_key(self, store: Store) -> None:
         assert store.stat("a/b") is None
         store.create("a/c", b"there")
@@ -105,8 +108,10 @@ class StoreSuite:
             source.write_bytes(bytes([number]) * size)
         with ThreadPoolExecutor(4) as pool:
             won = list(pool.map(lambda source: succeeds(store.create, "race", source), sources))
-        assert won.count(True) == 1
-        assert store.read("race") == sources[won.index(True)].read_bytes()
+        if size == 10 or self.completes_atomically:
+            assert won.count(True) == 1
+        winners = [source for source, has_won in zip(sources, won, strict=True) if has_won]
+        assert store.read("race") in [source.read_bytes() for source in winners]
 
     def test_replace_compares_versions(self, store: Store) -> None:
         first = store.replace("tag", b"1", None)

@@ -33,8 +33,8 @@ MOST_PARTS = 10_000
 LARGEST_PART = 5 << 30
 UPLOAD_THREADS = 4
 """Each holds one part in memory."""
-COPY_BYTES = 512 << 20
-"""Large enough to be one call, small enough for a server to answer it within its time."""
+COPY_BYTES = 64 << 20
+"""Small enough for memory, too: what a server refuses to copy is sent."""
 JOURNAL_LINE = re.compile(r'(\d{1,5}) ([0-9a-f]{32}) ("?[\w-]{1,100}"?)')
 
 
@@ -215,10 +215,9 @@ def _send_parts(
 
     def send(part: Part) -> dict[str, Any]:
         where = {**upload, "PartNumber": part.number}
-        if part.known:
-            copied = calls("upload_part_copy", **where, **_source(upload, part.known))
+        if part.known and (copied := _copy_part(calls, where, part.known)):
             advance(part.length)
-            return {"PartNumber": part.number, "ETag": copied["CopyPartResult"]["ETag"]}
+            return {"PartNumber": part.number, "ETag": copied}
         body = os.pread(descriptor, part.length, part.offset)
         digest = xxhash.xxh3_128_hexdigest(body)
         there, etag = journal.parts.get(part.number, ("", ""))
@@ -236,7 +235,20 @@ def _send_parts(
         os.close(descriptor)
 
 
-def _source(upload: dict[str, str], known: KnownRange) -> dict[str, str]:
+def _copy_part(calls: Calls, where: dict[str, Any], known: KnownRange) -> str | None:
+    """Copy a part inside the store; return its ETag, or None when the store does not do that."""
+    try:
+        answer = calls("upload_part_copy", **where, **_source(where, known))
+    except Unreachable:
+        raise
+    except (StoreError, NotFound) as error:
+        log.info("sent, not copied: %s", error)
+        return None
+    etag: str = answer["CopyPartResult"]["ETag"]
+    return etag
+
+
+def _source(upload: dict[str, Any], known: KnownRange) -> dict[str, str]:
     """Return what `upload_part_copy` wants to know; keys are relative to the target's prefix."""
     last = known.key_offset + known.length - 1
     return {
