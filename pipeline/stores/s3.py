@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import boto3.session
+import botocore.session
 from botocore import exceptions as boto_errors
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
@@ -312,12 +313,17 @@ class S3Store:
 
 
 def _client(url: str) -> Any:  # noqa: ANN401  (boto3 makes its classes while it runs)
-    """Make a client: path-style addresses everywhere but at Amazon, where they are deprecated."""
+    """Make a client: with the addresses that the AWS configuration asks for (`addressing_style`).
+
+    Else path-style everywhere but at Amazon, where it is deprecated.
+    """
     try:
-        session = boto3.session.Session()
-        client = session.client("s3", config=_config("auto"))
+        core = botocore.session.get_session()
+        session = boto3.session.Session(botocore_session=core)
+        asked = (core.get_scoped_config().get("s3") or {}).get("addressing_style")
+        client = session.client("s3", config=_config(asked or "auto"))
         host = urlsplit(client.meta.endpoint_url).hostname or ""
-        if not host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
+        if not asked and not host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
             client = session.client("s3", config=_config("path"))
     except (boto_errors.BotoCoreError, ValueError) as error:
         message = f"cannot open {url}: {error}"

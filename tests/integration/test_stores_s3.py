@@ -223,6 +223,35 @@ def test_an_unknown_profile(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "AWS_PROFILE" in caught.value.hint
 
 
+@pytest.mark.parametrize("style", ["virtual", "path", None])
+def test_a_profile_says_how_to_address(
+    s3_server: S3Server,
+    s3_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    style: str | None,
+) -> None:
+    """Endpoint, keys and style all come from a profile, as everywhere in AWS."""
+    lines = ["[profile site]", f"endpoint_url = {s3_server.endpoint_url}", "region = us-east-1"]
+    if style:
+        lines += ["s3 =", f"  addressing_style = {style}"]
+    (tmp_path / "config").write_text("\n".join(lines) + "\n")
+    keys = f"aws_access_key_id = {s3_server.access_key}\n"
+    keys += f"aws_secret_access_key = {s3_server.secret_key}\n"
+    (tmp_path / "credentials").write_text(f"[site]\n{keys}")
+    for name in s3_server.environ:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "site")
+    store = open_store(s3_url)
+    assert isinstance(store, S3Store)
+    assert store.client.meta.config.s3["addressing_style"] == (style or "path")
+    if style != "virtual":
+        store.create("a", b"x")
+        assert store.read("a") == b"x"
+
+
 def test_a_missing_bucket(s3_url: str) -> None:
     store = open_store("s3://no-such-bucket/x")
     for call in (
