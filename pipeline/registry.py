@@ -209,6 +209,10 @@ class Registry:
         require_described(manifest, data, f"{folder}{REGISTRY_MANIFEST} in {self.url}")
         return Proof(manifest_data=data, attestation=self.attachment(manifest, ATTESTATION))
 
+    def remove_unfinished(self, older_than_seconds: float) -> int:
+        """Remove what pushes began that long ago and never finished; return how much it was."""
+        return self.store.delete(ENVS, older_than_seconds)
+
     def _described(self, name: str, platform: str, id_: str) -> Manifest:
         ref = Ref(name=name, version=id_)
         folder = _folder(name, platform, id_)

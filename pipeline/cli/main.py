@@ -32,6 +32,7 @@ COMMANDS = {
     "push": ("pipeline.cli.building", "Send archives to a registry and tag them."),
     "release": ("pipeline.cli.building", "Check the lock, build, pack and push: what CI calls."),
     "tag": ("pipeline.cli.registry", "Point a tag at an artifact."),
+    "prune": ("pipeline.cli.registry", "Remove what broken pushes left in a registry."),
     "ls": ("pipeline.cli.registry", "List what a registry holds."),
     "show": ("pipeline.cli.registry", "Show what is inside an artifact."),
     "fetch": ("pipeline.cli.hosting", "Bring an artifact from a registry to a directory."),
