@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from pipeline.archive.exclusion import Exclusion
 from pipeline.archive.reader import Archive, FileSource
 from pipeline.errors import NotFound, SpecError
 from pipeline.found_env import describe_env
@@ -222,6 +223,92 @@ def test_a_frozen_environment_says_what_to_do_instead(tree: Path, envs: Path) ->
     with FileSource(again.archive_path) as source:
         paths = {entry.path for entry in Archive(source).index.files}
     assert not {path for path in paths if "frozen" in path or "EXTERNALLY" in path}
+
+
+def pack_without(tree: Path, *globs: str) -> Artifact:
+    """Pack a tree without what these globs cover."""
+    built = describe_env(tree, prefix=None, name=None, desk=tree.parents[2] / "desk")
+    lean = msgspec.structs.replace(built, options=SpecOptions(exclude=globs))
+    options = PackOptions(output_dir=tree.parents[2] / "desk", mtime=315532800)
+    return pack_env(lean, options=options, progress=Silent())
+
+
+def test_what_is_excluded_is_gone_from_lists_too(
+    tree: Path, envs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = f"{SITE}/conda_tool/tests/__pycache__/test_a.cpython-311.pyc"
+    files = {
+        "share/doc/tool/a.html": b"a",
+        "share/doc/b.html": b"b",
+        "share/docs.txt": b"kept",
+        "lib/libtool.a": b"archive",
+        "lib/deep/libtool.a": b"kept: not in lib itself",
+        f"{SITE}/conda_tool/tests/test_a.py": b"",
+        cache: b"",
+        f"{SITE}/conda_tool-1.0.dist-info/RECORD": (
+            b"conda_tool/tests/test_a.py,sha256=x,0\nconda_tool-1.0.dist-info/RECORD,,\n"
+        ),
+        f"{SITE}/conda_tool-1.0.dist-info/INSTALLER": b"conda\n",
+    }
+    paths = [{"_path": path, "sha256_in_prefix": "0"} for path in sorted(files)]
+    conda_record(tree, "tool", files, paths_data={"paths": paths})
+    pip_record(tree, "pkg", {"pkg/__init__.py": b"", "pkg/tests/test_b.py": b""})
+    artifact = pack_without(tree, "share/doc/", "lib/*.a", "**/tests/**", "nowhere/*", "conda-meta")
+    install(artifact.archive_path, envs, artifact.manifest)
+    moved = envs / "demo"
+    kept = {"share/docs.txt", "lib/deep/libtool.a", *(path for path in files if "-info/" in path)}
+    assert {path for path in files if (moved / path).exists()} == kept
+    assert not (moved / SITE / "pkg/tests").exists()
+    record = json.loads((moved / "conda-meta/tool-1.0-h1_0.json").read_text())
+    assert {*record["files"]} == kept
+    listed = {entry["_path"]: entry for entry in record["paths_data"]["paths"]}
+    assert {*listed} == kept
+    # Its RECORD changed, so that no checksum is better than the old one.
+    assert {path for path, entry in listed.items() if "sha256_in_prefix" not in entry} == {
+        f"{SITE}/conda_tool-1.0.dist-info/RECORD"
+    }
+    lines = (moved / SITE / "pkg-2.0.dist-info/RECORD").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        "pkg/__init__.py",
+        *(f"pkg-2.0.dist-info/{name}" for name in ("METADATA", "INSTALLER", "RECORD")),
+    ]
+    found = verify_installation(EnvHome.of(envs, "demo"), None, quick=False, progress=Silent())
+    assert found.differences == ()
+    assert "`nowhere/*` under" in caplog.text
+    assert "`**/tests/**`" not in caplog.text
+
+
+def test_excluding_nothing_changes_nothing(tree: Path) -> None:
+    assert pack_without(tree, "nowhere").manifest.id == pack(tree).manifest.id
+
+
+@pytest.mark.parametrize(
+    ("glob", "path", "expected"),
+    [
+        ("share/doc/**", "share/doc/a/b", True),
+        ("share/doc", "share/doc/a/b", True),
+        ("share/doc", "share/docs", False),
+        ("**/tests", "tests/a", True),
+        ("**/tests", "lib/python3.11/x/tests/a", True),
+        ("**/tests", "lib/mytests/a", False),
+        ("*.a", "lib/x.a", False),
+        ("**/*.a", "x.a", True),
+        ("lib/[a-c]?.so", "lib/bx.so", True),
+        ("lib/[!a-c]?.so", "lib/bx.so", False),
+        ("a+b/(c)", "a+b/(c)", True),
+        ("**", "conda-meta/history", False),
+        ("**", "lib/python3.11/site-packages/x-1.0.dist-info/RECORD", False),
+        ("lib/a.py", "lib/__pycache__/a.cpython-311.opt-1.pyc", True),
+        ("lib/a.py", "lib/__pycache__/ab.cpython-311.pyc", False),
+    ],
+)
+def test_globs(glob: str, path: str, expected: bool) -> None:
+    assert Exclusion([glob]).covers(path) is expected
+
+
+def test_what_is_no_glob() -> None:
+    with pytest.raises(SpecError, match="no glob"):
+        Exclusion(["lib/[z-a]"])
 
 
 def test_what_is_no_environment(tmp_path: Path, tree: Path) -> None:

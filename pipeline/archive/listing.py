@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pipeline.archive.exclusion import Exclusion
 from pipeline.archive.frozen import CONDA_MARK, PIP_MARK
 from pipeline.archive.index import FileEntry
 from pipeline.archive.members import GENERATED, NOBODY, Member, Owner
@@ -61,9 +62,10 @@ class Package:
 class Listing:
     """An environment as members of an archive."""
 
-    def __init__(self, tree: Path, prefix: str) -> None:
+    def __init__(self, tree: Path, prefix: str, exclude: Sequence[str] = ()) -> None:
         """List the environment whose files are at `tree` and which was built at `prefix`.
 
+        What a glob of `exclude` covers is left out, of the packages' own lists too.
         Raises NotFound when it is no conda environment, and SpecError, naming everything at once,
         when something in it cannot travel.
         """
@@ -71,11 +73,13 @@ class Listing:
         self.prefix = prefix
         self.packages = [*conda_packages(tree), *pip_packages(tree)]
         self.collector = MemberCollector(tree, prefix, self.packages)
+        self.collector.exclusion = exclusion = Exclusion(exclude)
         self.collector.faults.extend(find_faults(tree, prefix, self.packages))
         for line in overwritten(self.packages):
             log.warning("%s", line)
         self.packer = pack_into(self.collector, tree, prefix)
         self.collector.add_forgotten(self.packages)
+        exclusion.warn_of_unused()
         self.collector.refuse_faults()
 
     @property
@@ -131,6 +135,7 @@ class MemberCollector:
         self.empty_directories: set[str] = set()
         self.faults: list[str] = []
         self.generating = False
+        self.exclusion = Exclusion(())
 
     def start_generated(self) -> None:
         """Take what comes now as generated members."""
@@ -142,7 +147,7 @@ class MemberCollector:
         if self.generating:
             self.add_content(target, path.read_bytes(), is_executable=os.access(path, os.X_OK))
             return
-        if is_generated(target):
+        if is_generated(target) or self.exclusion.covers(target):
             return
         path = self.tree / target
         status = path.lstat()
@@ -155,7 +160,9 @@ class MemberCollector:
             self.add_link(target, os.readlink(path))  # noqa: PTH115  (Path would normalise it)
         elif kind == stat.S_IFREG:
             mode = 0o755 if status.st_mode & 0o111 else 0o644
-            self.add_member(FileEntry(path=target, mode=mode, size=status.st_size), path)
+            content = self.exclusion.edited(target, path)
+            size = status.st_size if content is None else len(content)
+            self.add_member(FileEntry(path=target, mode=mode, size=size), content or path)
         else:
             self.faults.append(f"{target}: a socket, pipe or device")
 
@@ -175,6 +182,7 @@ class MemberCollector:
     def add_bytes(self, source: str, content: bytes, target: str) -> None:
         """Take a conda-meta record that conda-pack rewrote."""
         is_executable = bool(Path(source).stat().st_mode & 0o111)
+        content = self.exclusion.edited_record(content, self.tree)
         self.add_content(target, content, is_executable=is_executable)
 
     def add_content(self, target: str, content: bytes, *, is_executable: bool) -> None:

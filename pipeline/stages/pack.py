@@ -43,7 +43,7 @@ def pack_env(built: BuiltEnv, *, options: PackOptions, progress: Progress) -> Ar
     The manifest is written last: without it the other files are no artifact. Raises SpecError when
     something in the environment cannot travel, HostError when it changes while it is packed.
     """
-    listing = Listing(Path(built.tree), built.prefix)
+    listing = Listing(Path(built.tree), built.prefix, built.options.exclude)
     staged = options.output_dir / f".{built.name}-{built.platform}.tar.zst"
     total = sum(member.entry.size for member in listing.members)
     with progress.task(f"pack {built.name}", total) as advance, atomic_write(staged) as stream:
