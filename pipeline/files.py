@@ -121,7 +121,18 @@ def exclusive_lock(path: Path, what: str) -> Iterator[None]:
         except BlockingIOError as error:
             message = f"{what} is in use by another envferry (lock {path})"
             raise TargetOccupied(message, hint="wait for it to end, then try again") from error
+        if not is_at(path, stream.fileno()):
+            message = f"{what} was removed by another envferry at this moment"
+            raise TargetOccupied(message, hint="try again")
         yield
+
+
+def is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file is the one that its path names, not one that was removed."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def require_space(path: Path, needed_bytes: int, what: str) -> None:

@@ -95,13 +95,17 @@ class EnvHome:
         past = [id_ for id_ in self.history() if id_ != current and self.record(id_).is_file()]
         return past[-1] if past else None
 
+    @property
+    def has_link(self) -> bool:
+        """Whether `envs/NAME` is a link to an installation of ours, be that there or not."""
+        return self.link.is_symlink() and self.link.readlink().parent == Path(HOME, self.name)
+
     def current_id(self) -> str | None:
         """Return the id of the current installation, None when there is none of ours."""
-        if not self.link.is_symlink():
+        if not self.has_link:
             return None
-        target = self.link.readlink()
-        is_ours = target.parent == Path(HOME, self.name)
-        return target.name if is_ours and self.record(target.name).is_file() else None
+        id_ = self.link.readlink().name
+        return id_ if self.record(id_).is_file() else None
 
     def installations(self) -> Iterator[Installation]:
         """Yield what is installed under this name, by id."""

@@ -241,12 +241,38 @@ def remove_named(home: EnvHome, id_: str) -> Removal:
         if id_ == home.current_id():
             message = f"{home.name}@{id_} is the current installation"
             raise TargetOccupied(message, hint=f"run `envferry rollback {home.name}` first")
-        users = users_of(home.tree(id_))
-        if users:
-            message = f"{home.name}@{id_} is in use by {describe_users(users)}"
-            raise TargetOccupied(message, hint="end these processes first")
+        refuse_used(home, id_)
         remove_one(home, id_)
     return Removal(name=home.name, removed=(id_,), kept={})
+
+
+def remove_whole(home: EnvHome) -> Removal:
+    """Remove an environment, current installation and all; raise TargetOccupied if one is in use.
+
+    The link goes first, then the records: from then on nothing is installed.
+    """
+    if not home.directory.is_dir():
+        message = f"{home.name} is not installed in {home.envs_dir}"
+        raise NotFound(message, hint="environments that envferry did not install are not its own")
+    with exclusive_lock(home.lock_path, f"the environment {home.name}"):
+        ids = sorted(path.stem for path in home.directory.glob("*.json"))
+        for id_ in ids:
+            refuse_used(home, id_)
+        if home.has_link:
+            home.point_at(None)
+        for id_ in ids:
+            remove_one(home, id_)
+        # With the lock file, whose next holder sees that it is gone.
+        shutil.rmtree(home.directory)
+    return Removal(name=home.name, removed=tuple(ids), kept={})
+
+
+def refuse_used(home: EnvHome, id_: str) -> None:
+    """Raise TargetOccupied for an installation that a process uses."""
+    users = users_of(home.tree(id_))
+    if users:
+        message = f"{home.name}@{id_} is in use by {describe_users(users)}"
+        raise TargetOccupied(message, hint="end these processes first")
 
 
 def remove_one(home: EnvHome, id_: str) -> None:

@@ -14,6 +14,7 @@ from pipeline.files import (
     exclusive_lock,
     from_json,
     human_bytes,
+    is_at,
     require_space,
     to_json,
 )
@@ -75,6 +76,16 @@ def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
         again.__enter__()
     with exclusive_lock(tmp_path / "lock", "demo"):
         pass
+
+
+def test_a_lock_that_was_removed_is_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with exclusive_lock(path, "demo"), path.open() as stream:
+        assert is_at(path, stream.fileno())
+        path.unlink()
+        assert not is_at(path, stream.fileno())
+        path.touch()
+        assert not is_at(path, stream.fileno())
 
 
 def test_space_is_asked_for_before_it_is_used(tmp_path: Path) -> None:

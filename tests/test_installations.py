@@ -16,6 +16,7 @@ from pipeline.installations import (
     Verified,
     remove_named,
     remove_old,
+    remove_whole,
     repair_installation,
     roll_back,
     verify_installation,
@@ -187,6 +188,32 @@ def test_what_is_current_or_in_use_stays(tmp_path: Path, envs: Path) -> None:
         child.kill()
     assert remove_old(home, 1).removed == (first,)
     assert not home.tree(first).exists()
+
+
+def test_a_whole_environment_goes_unless_it_is_in_use(tmp_path: Path, envs: Path) -> None:
+    first, second = versions(tmp_path, envs, 2)
+    home = EnvHome.of(envs, "demo")
+    with subprocess.Popen(["sleep", "60"], cwd=home.tree(first)) as child:
+        with pytest.raises(TargetOccupied, match=rf"in use by sleep \(pid {child.pid}\)"):
+            remove_whole(home)
+        child.kill()
+    assert output_of(envs) == "version 2"
+    assert remove_whole(home).removed == tuple(sorted([first, second]))
+    assert list(envs.iterdir()) == [envs / ".envferry"]
+    assert list((envs / ".envferry").iterdir()) == []
+    with pytest.raises(NotFound, match="not installed"):
+        remove_whole(home)
+    assert versions(tmp_path, envs, 1)
+    assert output_of(envs) == "version 1"
+
+
+def test_of_a_whole_environment_only_what_is_ours_goes(tmp_path: Path, envs: Path) -> None:
+    versions(tmp_path, envs, 1)
+    (envs / "demo").unlink()
+    (envs / "demo").mkdir()
+    (envs / "demo/precious").write_text("data")
+    remove_whole(EnvHome.of(envs, "demo"))
+    assert (envs / "demo/precious").read_text() == "data"
 
 
 def test_a_tree_is_known_by_the_end_of_its_path() -> None:

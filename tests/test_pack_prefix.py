@@ -141,6 +141,16 @@ def test_an_installed_environment_can_be_packed_again(tree: Path, envs: Path) ->
     assert len(paths) == len(set(paths))
 
 
+def test_pip_packages_are_called_what_indexes_call_them(tree: Path) -> None:
+    pip_record(tree, "Zope.Interface_x", {"zope/__init__.py": b""})
+    artifact = pack(tree)
+    names = [item.name for item in artifact.manifest.packages]
+    assert "zope-interface-x" in names
+    assert names == sorted(names)
+    with FileSource(artifact.archive_path) as source:
+        assert "zope-interface-x" in {item.name for item in Archive(source).index.packages}
+
+
 def test_a_package_cache_changes_nothing(tree: Path, tmp_path: Path) -> None:
     """The cache holds the files as they were before the prefix was put in."""
     cache = tmp_path / "pkgs/python-3.11.7-h1_0"

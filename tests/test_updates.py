@@ -111,6 +111,15 @@ def test_an_update_reads_what_it_said_and_no_more(
     require_right(envs)
 
 
+def test_a_fresh_install_reads_the_archive_once(archives: tuple[Path, Path], envs: Path) -> None:
+    source = Counting(archives[0])
+    plan = install_counted(source, envs, threads=1)
+    assert plan.fetch_bytes == source.read_bytes == source.size, "no byte twice"
+    assert not plan.saves
+    assert install_counted(Counting(archives[0]), envs, name="other", threads=1).saves
+    require_right(envs)
+
+
 def test_files_come_from_any_environment(archives: tuple[Path, Path], envs: Path) -> None:
     install_counted(Counting(archives[0]), envs, name="other")
     assert install_counted(Counting(archives[1]), envs).reused == 206

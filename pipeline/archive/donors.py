@@ -85,15 +85,15 @@ class Supply:
         self.link = link
         self.times = (index.mtime * 10**9,) * 2
 
-    def verify(self) -> set[int]:
+    def verify(self, threads: int = 0) -> set[int]:
         """Return the numbers of the files that the donors really have."""
-        return self.run(None)
+        return self.run(None, threads)
 
-    def put_into(self, target: Path) -> set[int]:
+    def put_into(self, target: Path, threads: int = 0) -> set[int]:
         """Put files where they belong in a tree whose directories exist; return their numbers."""
-        return self.run(str(target))
+        return self.run(str(target), threads)
 
-    def run(self, target: str | None) -> set[int]:
+    def run(self, target: str | None, threads: int) -> set[int]:
         """Do all candidates in parallel."""
 
         def work(batch: list[int]) -> list[int]:
@@ -101,7 +101,7 @@ class Supply:
             return [number for number in batch if self.take(number, target)]
 
         done: set[int] = set()
-        for batch in in_parallel(self.index, self.candidates, work):
+        for batch in in_parallel(self.index, self.candidates, work, threads):
             done.update(batch)
         return done
 

@@ -295,7 +295,9 @@ def conda_packages(tree: Path) -> Iterator[Package]:
 
 
 def pip_packages(tree: Path) -> Iterator[Package]:
-    """Yield the packages that pip or uv installed, by their RECORD."""
+    """Yield the packages that pip or uv installed, by their RECORD, names as PEP 503 has them."""
+    from packaging.utils import canonicalize_name
+
     for record_path in sorted(tree.glob("lib/python*/site-packages/*.dist-info/RECORD")):
         info = record_path.parent
         installer = info / "INSTALLER"
@@ -310,7 +312,10 @@ def pip_packages(tree: Path) -> Iterator[Package]:
         license_text = metadata["License-Expression"] or metadata["License"] or ""
         yield Package(
             owner=Owner(
-                rank=1, name=metadata["Name"], kind="pypi", version=str(metadata["Version"])
+                rank=1,
+                name=canonicalize_name(metadata["Name"]),
+                kind="pypi",
+                version=str(metadata["Version"]),
             ),
             # Some put the whole text there.
             license=license_text.strip().split("\n")[0][:LICENSE_CHARACTERS] or None,

@@ -15,6 +15,7 @@ from pipeline.archive.validation import check_index, plan_frames
 from pipeline.errors import IntegrityError, NotFound
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
     from types import TracebackType
 
@@ -75,6 +76,28 @@ class FileSource:
         os.close(self.descriptor)
 
 
+class TailKept:
+    """A source of which the end is read once and kept: no byte is read twice."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.start = max(source.size - TAIL_BYTES, 0)
+        self.tail = source.read_at(self.start, source.size - self.start)
+
+    def missing(self, offset: int, length: int) -> int:
+        """Return how many of these bytes lie before the tail."""
+        return min(max(self.start - offset, 0), length)
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset`; from any thread."""
+        count = self.missing(offset, length)
+        head = self.source.read_at(offset, count) if count else b""
+        if count == length:
+            return head
+        end = offset + length - self.start
+        return head + self.tail[max(offset - self.start, 0) : end]
+
+
 class Archive:
     """An open archive whose index is read and safe."""
 
@@ -85,11 +108,22 @@ class Archive:
         """
         self.source = source
         self.name = source.name
-        self.index, self.index_frame, self.opening_bytes = read_index(source)
+        self.bytes = TailKept(source)
+        self.index, self.index_frame, self.opening_bytes = read_index(self.bytes)
         check_index(self.index, self.name)
         self.plans: list[FramePlan] = plan_frames(self.index, self.name)
         self.offsets = frame_offsets(self.index)
         self.threads = local()
+
+    def fetch_bytes(self, numbers: Iterable[int]) -> int:
+        """Return exactly how many bytes of the archive are read to have these frames, all in all.
+
+        Those of the index and the seek table are counted, those that came with them only once.
+        """
+        frames = self.index.frames
+        return self.opening_bytes + sum(
+            self.bytes.missing(self.offsets[number], frames[number].size) for number in numbers
+        )
 
     def read_frame(self, number: int) -> bytes:
         """Return the bytes of the tar stream that a frame holds, checked; from any thread.
@@ -97,7 +131,7 @@ class Archive:
         Raises IntegrityError when its checksum or its size is wrong.
         """
         entry = self.index.frames[number]
-        compressed = self.source.read_at(self.offsets[number], entry.size)
+        compressed = self.bytes.read_at(self.offsets[number], entry.size)
         # BLAKE3 and not XXH3: a signature covers it, and it costs 2 % of an install.
         if blake3(compressed).hexdigest() != entry.blake3:
             raise self.damaged(number, "its checksum is wrong")
@@ -121,34 +155,26 @@ class Archive:
         return IntegrityError(message, hint="copy or fetch the archive again")
 
 
-def read_index(source: Source) -> tuple[Index, bytes, int]:
+def read_index(kept: TailKept) -> tuple[Index, bytes, int]:
     """Return the index of an archive, the frame that holds it, and the bytes read for that."""
-    tail_start = max(source.size - TAIL_BYTES, 0)
-    tail = source.read_at(tail_start, source.size - tail_start)
-    read_bytes = len(tail)
-
-    def from_end(start: int, length: int) -> bytes:
-        nonlocal read_bytes
-        if 0 <= tail_start <= start:
-            return tail[start - tail_start : start - tail_start + length]
-        read_bytes += length
-        return source.read_at(start, length)
-
-    table_size = seek_table_size(tail[-FOOTER.size :], source.name)
+    source = kept.source
+    table_size = seek_table_size(kept.tail[-FOOTER.size :], source.name)
     table_start = source.size - table_size
     sizes: list[tuple[int, int]] = []
     if table_start >= 0:
-        sizes = decode_seek_table(from_end(table_start, table_size), source.name)
+        sizes = decode_seek_table(kept.read_at(table_start, table_size), source.name)
     if not sizes or min(sizes)[0] <= 0 or sum(compressed for compressed, _ in sizes) != table_start:
         message = f"the seek table of {source.name} does not add up to its size"
         raise IntegrityError(message, hint="copy or fetch the archive again")
     index_size = sizes[-1][0]
-    index_frame = from_end(table_start - index_size, index_size)
+    index_start = table_start - index_size
+    index_frame = kept.read_at(index_start, index_size)
     index = decode_index(index_frame, source.name)
     if [(frame.size, frame.tar_size) for frame in index.frames] != sizes[:-1]:
         message = f"index and seek table of {source.name} contradict each other"
         raise IntegrityError(message, hint="copy or fetch the archive again")
-    return index, index_frame, read_bytes
+    early = kept.missing(table_start, table_size) + kept.missing(index_start, index_size)
+    return index, index_frame, len(kept.tail) + early
 
 
 def frame_offsets(index: Index) -> list[int]:

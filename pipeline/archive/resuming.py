@@ -34,7 +34,9 @@ class Kept:
     """What files among them hold whose prefix was edited."""
 
 
-def find_kept(archive: Archive, root: Path, relocation: Relocation, noted: Noted) -> Kept:
+def find_kept(
+    archive: Archive, root: Path, relocation: Relocation, noted: Noted, threads: int = 0
+) -> Kept:
     """Compare an unfinished tree with the archive, reading what is there; change nothing."""
     kept = Kept()
     files = archive.index.files
@@ -52,7 +54,7 @@ def find_kept(archive: Archive, root: Path, relocation: Relocation, noted: Noted
         return holds(f"{root}/{entry.path}", wanted)
 
     numbers = [number for number, entry in enumerate(files) if entry.type == "file"]
-    for batch in in_parallel(archive.index, numbers, right_ones):
+    for batch in in_parallel(archive.index, numbers, right_ones, threads):
         kept.files.update(batch)
     for number in kept.files & noted.edited.keys():
         if relocation.changes(files[number]):

@@ -9,7 +9,7 @@ import click
 
 from pipeline.archive.writer import DEFAULT_LEVEL
 from pipeline.cli.builds import BuildChoice, build_options, build_spec
-from pipeline.cli.options import common_options, registry_option
+from pipeline.cli.options import common_options, registry_option, threads_option
 from pipeline.cli.trust import load_signer, load_trust, sign_key_option, trusted_key_option
 from pipeline.config import settings
 from pipeline.files import human_bytes
@@ -54,10 +54,13 @@ def build(console: Console, spec: str, twice: bool, **choices: object) -> None:
 @click.argument("name", metavar="NAME|PREFIX")
 @output_option
 @level_option
+@threads_option
 @click.option("--prefix", help="Of a PREFIX: the path it was made for, where that is another.")
 @click.option("--name", "new_name", metavar="NAME", help="Of a PREFIX: what to call it.")
 @common_options
-def pack(console: Console, name: str, output: Path, level: int, **found: str | None) -> None:
+def pack(
+    console: Console, name: str, output: Path, level: int, threads: int, **found: str | None
+) -> None:
     """Pack the built environment NAME, or the conda environment at PREFIX, into one archive."""
     from pipeline.found_env import describe_env
     from pipeline.stages.build import read_build
@@ -67,7 +70,7 @@ def pack(console: Console, name: str, output: Path, level: int, **found: str | N
         built = describe_env(Path(name), prefix=found["prefix"], name=found["new_name"], desk=desk)
     else:
         built = read_build(Path(name).stem, settings().cache_dir / "builds")
-    artifact = pack_built(console, built, output, level)
+    artifact = pack_built(console, built, output, level, threads)
     console.result(artifact_facts(artifact), lambda: [str(artifact.archive_path)])
 
 
@@ -127,11 +130,15 @@ def release(
     console.result(pushed, lambda: [describe_push(item) for item in pushed])
 
 
-def pack_built(console: Console, built: BuiltEnv, output: Path, level: int) -> Artifact:
+def pack_built(
+    console: Console, built: BuiltEnv, output: Path, level: int, threads: int = 0
+) -> Artifact:
     """Pack a built environment."""
     from pipeline.stages.pack import PackOptions, pack_env
 
-    options = PackOptions(output_dir=output, mtime=settings().source_date_epoch, level=level)
+    options = PackOptions(
+        output_dir=output, mtime=settings().source_date_epoch, level=level, threads=threads
+    )
     return pack_env(built, options=options, progress=console.progress)
 
 

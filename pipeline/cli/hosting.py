@@ -10,7 +10,7 @@ import click
 
 from pipeline.archive.donors import Link
 from pipeline.artifacts import read_artifact
-from pipeline.cli.options import common_options, registry_option
+from pipeline.cli.options import common_options, registry_option, threads_option
 from pipeline.cli.trust import (
     allow_downgrade_option,
     check_file,
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from pipeline.models import Installation, Manifest
     from pipeline.stages.install import InstallOptions, InstallPlan
     from pipeline.trust import Trust
+
+KEPT = 2
+"""Installations that `remove` keeps: the current one, and one to go back to."""
 
 envs_dir_option = click.option(
     "--envs-dir", type=click.Path(path_type=Path), default=lambda: settings().envs_dir,
@@ -88,6 +91,7 @@ def fetch(
     "--force", multiple=True, type=click.Choice(get_args(Finding)),
     help="Install in spite of this finding of the host check; repeatable.",
 )  # fmt: skip
+@threads_option
 @click.option("--dry-run", is_flag=True, help="Say what would be read, and change nothing.")
 @trusted_key_option
 @allow_downgrade_option
@@ -121,7 +125,7 @@ def install(console: Console, ref: str, registry: str, dry_run: bool, **choices:
             manifest,
             options=options,
             progress=console.progress,
-            announce=lambda plan: console.note(describe_plan(plan)),
+            announce=lambda plan: console.note(describe_plan(plan)) if plan.saves else None,
         )
     console.result(installation, lambda: [describe_installation(installation, options)])
 
@@ -207,20 +211,26 @@ def rollback(console: Console, name: str, id_: str | None, envs_dir: Path) -> No
 @click.command()
 @click.argument("name", metavar="NAME[@ID]")
 @click.option(
-    "--keep", type=click.IntRange(min=1), metavar="N", default=2, show_default=True,
-    help="Keep the N installations that were current last.",
+    "--keep", type=click.IntRange(min=1), metavar="N",
+    help=f"Keep the N installations that were current last; {KEPT} unless given.",
 )  # fmt: skip
+@click.option("--all", "whole", is_flag=True, help="Remove the environment, current one and all.")
 @envs_dir_option
 @common_options
-def remove(console: Console, name: str, keep: int, envs_dir: Path) -> None:
-    """Remove old installations of NAME, or the one with that ID.
+def remove(console: Console, name: str, keep: int | None, whole: bool, envs_dir: Path) -> None:
+    """Remove old installations of NAME, or the one with that ID, or all of NAME.
 
-    Never the current one, and none that a process uses.
+    None that a process uses, and never the current one but with --all.
     """
-    from pipeline.installations import remove_named, remove_old
+    from pipeline.installations import remove_named, remove_old, remove_whole
 
     home, id_ = home_of(name, envs_dir)
-    removal = remove_named(home, id_) if id_ else remove_old(home, keep)
+    if [bool(id_), keep is not None, whole].count(True) > 1:
+        raise UsageError("an ID, --keep and --all exclude each other")
+    if whole:
+        removal = remove_whole(home)
+    else:
+        removal = remove_named(home, id_) if id_ else remove_old(home, keep or KEPT)
     console.result(removal, lambda: describe_removal(removal))
 
 

@@ -30,6 +30,12 @@ def common_options(function: Function) -> Function:
     return wrapper  # type: ignore[return-value]
 
 
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=0), metavar="N", default=0,
+    help="How many threads work; as many as there are cores unless given.",
+)  # fmt: skip
+
+
 def registry_option(function: Function) -> Function:
     """Add `--registry`; its default is ENVFERRY_REGISTRY, else ./artifacts."""
     return click.option(

@@ -161,6 +161,6 @@ def manifest_lines(manifest: Manifest) -> Iterator[str]:
             (item.license or "")[:LICENSE_COLUMN],
             human_bytes(item.size),
         )
-        for item in manifest.packages
+        for item in sorted(manifest.packages, key=lambda item: (item.name.lower(), item.kind))
     ]
     yield from table(("PACKAGE", "VERSION", "KIND", "BUILD", "LICENCE", "SIZE"), rows, right=(5,))

@@ -1,0 +1,1 @@
+"""What an install does, step by step: order, plan, staging, activation."""

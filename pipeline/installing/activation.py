@@ -1,0 +1,63 @@
+"""The flip of the link that makes an installation the current one, and its checks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline import process
+from pipeline.errors import ToolFailed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.host import EnvHome
+    from pipeline.models import Checks, Installation
+    from pipeline.progress import Progress
+
+
+def make_current(
+    home: EnvHome, installation: Installation, progress: Progress, *, check: bool
+) -> None:
+    """Flip the link; run the checks if asked to; flip back when one fails."""
+    before, history = home.current_id(), home.history()
+    aside = move_aside(home) if before is None else None
+    home.make_current(installation.id)
+    if not check or installation.prefix != str(home.link):
+        return
+    try:
+        run_checks(installation.checks, installation.prefix, progress)
+    except BaseException:
+        home.point_at(before)
+        home.write_history(history)
+        if aside is not None:
+            aside.rename(home.link)
+        raise
+
+
+def move_aside(home: EnvHome) -> Path | None:
+    """Rename what stands at `envs/NAME` and is not ours; return where it is now."""
+    if not home.link.exists() and not home.link.is_symlink():
+        return None
+    number = 1
+    while (aside := home.envs_dir / f"{home.name}.before-{number}").exists():
+        number += 1
+    home.link.rename(aside)
+    return aside
+
+
+def run_checks(checks: Checks, prefix: str, progress: Progress) -> None:
+    """Run the environment's own checks at its place; raise ToolFailed at the first that fails."""
+    argvs = checks.argvs(prefix)
+    if not argvs:
+        return
+    environ = {"PATH": f"{prefix}/bin:/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp"}
+    with progress.task(f"check {len(argvs)} imports and commands"):
+        for argv in argvs:
+            finished = process.run(argv, env=environ, check=False)
+            if finished.returncode != 0:
+                lines = (finished.stderr.strip() or finished.stdout.strip()).splitlines()[-12:]
+                what = f"the check `{argv[-1]}` failed on this host; the link was put back:"
+                raise ToolFailed(
+                    "\n  ".join([what, *lines]),
+                    hint="`envferry install --no-check` installs it all the same",
+                )
