@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from packaging.utils import canonicalize_name
+
 from benchmarks.comparing import Command, Result, Run, in_turn, run_once, seconds_result
 from demo.voyage import ENVFERRY
 
@@ -141,12 +143,17 @@ def changed_copy(environment: Environment) -> tuple[Path, int]:
     packages = [item for item in manifest["packages"] if item["kind"] == "pypi"]
     chosen = min(packages, key=lambda item: abs(item["size"] - SMALL_PACKAGE_BYTES))
     infos = copy.glob("lib/python*/site-packages/*.dist-info/METADATA")
-    name = f"\nName: {chosen['name']}\n"
-    info = next(path for path in infos if name in path.read_text(errors="replace"))
+    info = next(path for path in infos if package_name(path) == chosen["name"])
     text = info.read_bytes()
     info.unlink()
     info.write_bytes(text + b"\n")
     return copy, chosen["size"] + manifest["archive"]["index_size"] + (128 << 10)
+
+
+def package_name(metadata: Path) -> str:
+    """Return the canonical name of the pip package that a METADATA describes."""
+    lines = metadata.read_text(errors="replace").splitlines()
+    return canonicalize_name(next(line for line in lines if line.startswith("Name: "))[6:])
 
 
 def link_file(source: str, target: str) -> None:

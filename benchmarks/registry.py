@@ -6,6 +6,7 @@ import shutil
 import statistics
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from benchmarks.comparing import Command, Result, Run, in_turn, run_once, seconds_result
@@ -48,6 +49,7 @@ def results(environment: Environment) -> Iterator[Result]:
         bench = Bench(work, archive, server)
         yield from bench.push_results(environment.rounds)
         yield from bench.fetch_results(environment.rounds)
+        yield from bench.install_results(environment)
         yield from bench.signature_results(environment.rounds)
     shutil.rmtree(work)
 
@@ -88,6 +90,24 @@ class Bench:
         runs = [a for a, _ in pairs[1:]], [b for _, b in pairs[1:]]
         yield seconds_result("push_vs_boto3", runs, 1.1, "ours reads the archive twice: it checks")
         yield peak("push_rss", runs[0])
+
+    def install_results(self, environment: Environment) -> Iterator[Result]:
+        """Install straight from S3 each time, against a download of the archive alone."""
+        envs, other = self.work / "envs", self.work / "other.tar.zst"
+        url = f"s3://{self.server.bucket}/push-0"
+        install = self.command(
+            ENVFERRY, "install", environment.name, "-q", "--no-check", "--force", "cuda",
+            "--envs-dir", envs, "--prefix", environment.built.prefix, "--registry", url,
+        )  # fmt: skip
+        download = self.command(*self.transfer("get", other, "other-0"))
+        runs = in_turn(
+            replace(install, prepare=lambda: shutil.rmtree(envs, ignore_errors=True)),
+            replace(download, prepare=lambda: other.unlink(missing_ok=True)),
+            environment.rounds,
+        )
+        yield seconds_result("install_s3_vs_download", runs, 1.3, "the files, too, are written")
+        yield peak("install_s3_rss", runs[0])
+        shutil.rmtree(envs)
 
     def fetch_results(self, rounds: int) -> Iterator[Result]:
         """Fetch into an empty directory each time."""

@@ -2,21 +2,59 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from benchmarks.comparing import Command, Result, run_once
 from demo.voyage import ENVFERRY
+from pipeline.artifacts import write_companions
+from pipeline.models import Artifact, PackageFacts
+from pipeline.progress import Silent
+from pipeline.registry import Registry
+from pipeline.stages.push import push_artifact
+from tests.artifacts import make_artifact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from benchmarks.environments import Environment
 
 ROUNDS = 9
+ARTIFACTS = 100
+PACKAGES = tuple(
+    PackageFacts(name=f"package-{number}", version="1.26.4", kind="pypi", license="BSD-3-Clause")
+    for number in range(300)
+)
+"""As many as the reference environment has: `ls` reads the manifests."""
 
 
 def results(environment: Environment) -> Iterator[Result]:
-    """Yield the seconds of `envferry --help`."""
-    runs = [run_once(Command.of(ENVFERRY, "--help")).seconds for _ in range(ROUNDS)]
-    yield Result(name="help_seconds", ours=statistics.median(runs), other=1, goal=0.15, unit="s")
+    """Yield the seconds of `envferry --help`, and of `envferry ls` on a local registry."""
+    yield seconds("help_seconds", Command.of(ENVFERRY, "--help"), 0.15)
+    work = environment.home / "bench-start-up"
+    shutil.rmtree(work, ignore_errors=True)
+    fill_registry(work)
+    yield seconds("ls_seconds", Command.of(ENVFERRY, "ls", "--registry", work / "registry"), 0.3)
+    shutil.rmtree(work)
+
+
+def seconds(name: str, command: Command, goal: float) -> Result:
+    """Return the median of some runs of a command."""
+    runs = [run_once(command).seconds for _ in range(ROUNDS)]
+    return Result(name=name, ours=statistics.median(runs), other=1, goal=goal, unit="s")
+
+
+def fill_registry(work: Path) -> None:
+    """Push versions of one environment, each with a tag, into a new registry in a directory."""
+    (work / "registry").mkdir(parents=True)
+    registry = Registry.open(str(work / "registry"))
+    for number in range(ARTIFACTS):
+        small = make_artifact(work, seed=number)
+        manifest = msgspec.structs.replace(small.manifest, packages=PACKAGES)
+        artifact = Artifact(directory=work, manifest=manifest)
+        write_companions(artifact, f"# lock {number}\n".encode())
+        push_artifact(artifact, registry=registry, tags=(f"v{number}",), progress=Silent())
