@@ -1,5 +1,5 @@
 # Each target sets up what it needs; `make demo` and `make test` are all that a new machine wants.
-.PHONY: demo test lint format unit integration podman bench reference docs clean
+.PHONY: demo test lint format unit integration podman fuzz bench reference docs clean
 bin := .venv/bin
 # uv trusts its own list of authorities; a site's own is in the system's.
 ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
@@ -33,6 +33,13 @@ podman: .venv/.ready
 	./bootstrap.sh podman
 	ENVFERRY_REQUIRE=podman $(bin)/pytest tests/integration -m podman
 
+# SECONDS for each target; findings are left here as crash-… (tests/fuzz.py).
+fuzz: .venv/.ready
+	$(bin)/uv pip install -q --python $(bin)/python -e '.[dev,fuzz]'
+	for target in index archive header; do mkdir -p .fuzz/$$target && \
+	  $(bin)/python -m tests.fuzz $$target -max_total_time=$(or $(SECONDS),60) -rss_limit_mb=2048 \
+	  -verbosity=0 -print_final_stats=1 .fuzz/$$target tests/corpus || exit 1; done
+
 bench: .venv/.ready
 	$(bin)/python -m benchmarks $(if $(ENV),--env $(ENV)) $(if $(JSON),--json $(JSON))
 
@@ -43,7 +50,7 @@ docs: .venv/.ready
 	$(bin)/python -m docs.generate
 
 clean:
-	rm -rf .venv .demo .bench .reference dist
+	rm -rf .venv .demo .bench .fuzz .reference dist
 
 .venv/.ready: pyproject.toml bootstrap.sh
 	./bootstrap.sh

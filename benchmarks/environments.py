@@ -50,7 +50,7 @@ class Environment:
 
 def small() -> Environment:
     """Return the demo environment (180 MB), building it when it is not there."""
-    environment = Environment(home=HOME, name="demo", rounds=5)
+    environment = Environment(home=HOME, name="demo", rounds=3)
     if not list(HOME.glob("cache/builds/demo-*/built.json")):
         HOME.mkdir(exist_ok=True)
         environment.envferry("channel", "create", "channel", *CHANNEL_ITEMS)
