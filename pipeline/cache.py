@@ -270,6 +270,9 @@ class DownloadCache:
 
     def _credentials(self, url: str) -> dict[str, str]:
         parts = urlsplit(url)
+        known_login = self.network.logins.get(parts.netloc.lower())
+        if known_login:
+            parts = parts._replace(netloc=f"{known_login.reveal()}@{parts.netloc}")
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
         if not user and self.network.netrc and parts.hostname:
             try:
@@ -413,7 +416,7 @@ def _refusal(item: Download, status: int, reason: str | None) -> PipelineError:
         return NotFound(message, hint="lock again: the file was removed or its channel moved")
     message = f"cannot download {item.shown}: the server answered {answer}"
     if status in (401, 403, 407):
-        return StoreError(message, hint="put the credentials for its host into ~/.netrc")
+        return StoreError(message, hint="put the login for its host into ~/.netrc")
     return StoreError(message, hint="try again later: downloads resume")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,13 @@ SOURCE_DATE_EPOCH = 315532800
 
 TRUSTED_DIR = Path("/etc/envferry/trusted.d")
 SIGN_KEY = "ENVFERRY_SIGN_KEY"
+INDEX_VARIABLES = (
+    "UV_INDEX",
+    "UV_DEFAULT_INDEX",
+    "UV_INDEX_URL",
+    "UV_EXTRA_INDEX_URL",
+    "UV_FIND_LINKS",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +104,8 @@ class NetworkSettings:
     """Where credentials for hosts may be found."""
     proxies: dict[str, str]
     """Proxy URLs by scheme (`http`, `https`, `all`), and `no`: the hosts to reach without."""
+    logins: dict[str, Secret] = field(default_factory=dict)
+    """`user:password` as URLs have it, by `host:port`: from uv's variables that name indexes."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> NetworkSettings:
@@ -107,6 +117,7 @@ class NetworkSettings:
             certificates=Path(certificates) if certificates else None,
             netrc=netrc if netrc.is_file() else None,
             proxies=_proxies(environ),
+            logins=_logins(environ),
         )
 
     def proxy_for(self, url: str) -> str | None:
@@ -126,6 +137,19 @@ def _proxies(environ: Mapping[str, str]) -> dict[str, str]:
     for name in sorted(environ):  # upper case sorts first
         if name.lower().endswith("_proxy") and environ[name]:
             found[name.lower()[: -len("_proxy")]] = environ[name]
+    return found
+
+
+def _logins(environ: Mapping[str, str]) -> dict[str, Secret]:
+    """Read the logins of the indexes that uv is told about in the environment."""
+    found: dict[str, Secret] = {}
+    for name in INDEX_VARIABLES:
+        for word in environ.get(name, "").split():
+            # An index may have a name: `mine=https://user:password@host/simple`.
+            start = re.match(r"[\w.-]+=(?=\w+://)", word)
+            login, _, place = urlsplit(word[start.end() if start else 0 :]).netloc.rpartition("@")
+            if login:
+                found.setdefault(place.lower(), Secret(login))
     return found
 
 

@@ -18,7 +18,7 @@ DEFAULT_TAG = "latest"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 ID_PATTERN = re.compile(r"[0-9a-f]{12}")
 
-URL_CREDENTIALS = re.compile(r"(?<=://)(?!git@)[^/\s@]+@")
+URL_CREDENTIALS = re.compile(r"(?<=://)(?!git@)[^/\s'\"]+@(?=[\w\[])")
 URL_TOKEN = re.compile(r"/t/[^/\s]+/")
 
 PLATFORMS = {

@@ -14,6 +14,7 @@ import click
 import msgspec
 
 from pipeline.files import human_bytes, to_json
+from pipeline.models import without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -86,8 +87,8 @@ class MessageFormatter(logging.Formatter):
     """`warning: …` for warnings, the bare text for what `-v` shows."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return one line."""
-        text = super().format(record)
+        """Return one line, without the logins of URLs in it."""
+        text = without_credentials(super().format(record))
         return f"{record.levelname.lower()}: {text}" if record.levelno > logging.INFO else text
 
 

@@ -126,7 +126,10 @@ def report_os_error(error: OSError) -> int:
 
 
 def report(message: str, hint: str, exit_code: int) -> int:
-    """Print an error for people and return its exit code."""
+    """Print an error for people, without the logins of URLs in it, and return its exit code."""
+    from pipeline.models import without_credentials
+
+    message, hint = without_credentials(message), without_credentials(hint)
     click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
     if hint:
         click.echo(f"{click.style('hint:', bold=True)} {hint}", err=True)

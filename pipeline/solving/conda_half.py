@@ -22,6 +22,7 @@ from pipeline.config import child_environ
 from pipeline.errors import SpecError
 from pipeline.models import LockedPackage, SystemRequirements, build_string, without_credentials
 from pipeline.process import CalledProcessError, run
+from pipeline.solving.logins import write_netrc
 from pipeline.solving.preferences import Preferences
 from pipeline.solving.solver_words import UNREACHABLE, tidy, unreachable_channel
 
@@ -84,7 +85,10 @@ def solve_conda_half(request: CondaRequest) -> CondaAnswer:
         ]
         # In the scratch directory: `-m` searches the working directory first, and a `pipeline`
         # folder there would hide this one.
-        run(argv, env=child_environ(TMPDIR=directory), cwd=scratch)
+        environ = child_environ(TMPDIR=directory)
+        if request.solver:
+            environ["NETRC"] = str(write_netrc(scratch / "netrc", request.channels))
+        run(argv, env=environ, cwd=scratch)
         answer = msgspec.json.decode(answer_path.read_bytes(), type=CondaAnswer)
     if answer.error:
         raise _explain(answer, request)
@@ -142,11 +146,13 @@ def _solve_platform(
 ) -> list[LockedPackage]:
     from conda_lock.conda_solver import solve_conda
 
-    dependencies: list[Any] = [*request.conda[platform]]
+    # What conda-lock knows, it says on command lines, which all users of the machine can read.
+    channels = tuple(without_credentials(channel) for channel in request.channels)
+    dependencies: list[Any] = [without_credentials(line) for line in request.conda[platform]]
     if request.has_pip:
         dependencies.append({"pip": []})  # conda-lock then asks conda for pip itself
-    content = {"channels": [*request.channels], "dependencies": dependencies}
-    spec = _parse(content, request.channels, platform, scratch)
+    content = {"channels": [*channels], "dependencies": dependencies}
+    spec = _parse(content, channels, platform, scratch)
     held = _held(request, platform, scratch) if request.solver and request.updated else {}
     virtual_packages = _virtual_packages(request.system, platform, scratch)
     with virtual_packages, virtual_packages.conda_virtual_package_overrides(platform):
@@ -185,8 +191,9 @@ def _held(request: CondaRequest, platform: str, scratch: Path) -> dict[str, Any]
     ]
     if not pins:
         return {}
-    content = {"channels": [*request.channels], "dependencies": pins}
-    spec = _parse(content, request.channels, platform, scratch)
+    channels = tuple(without_credentials(channel) for channel in request.channels)
+    content = {"channels": [*channels], "dependencies": pins}
+    spec = _parse(content, channels, platform, scratch)
     return {item.name: item for item in spec.dependencies[platform]}
 
 
@@ -269,6 +276,7 @@ def _write_solver(request: CondaRequest, platform: str, scratch: Path) -> Path:
         kept=tuple(item.url for item in request.kept if item.platform == platform),
         updated=request.updated,
         exclude_newer=request.exclude_newer,
+        channels={without_credentials(channel): channel for channel in request.channels},
     )
     preferences_path.write_bytes(msgspec.json.encode(preferences))
     command = [sys.executable, "-m", "pipeline.solving.conda_solver"]

@@ -107,12 +107,13 @@ async def _solve(
     options: argparse.Namespace, specs: Sequence[str], platform: str, environ: Mapping[str, str]
 ) -> list[RepoDataRecord]:
     preferences = _read_preferences(options.preferences)
-    sources, gateway = channel_sources(options.channels), open_gateway()
+    channels = [preferences.channels.get(channel, channel) for channel in options.channels]
+    sources, gateway = channel_sources(channels), open_gateway()
     kept, pinned = await _kept_records(preferences, sources, gateway, platform)
     newest = preferences.exclude_newer
     records: list[RepoDataRecord] = await solve(
         sources=sources,
-        specs=[MatchSpec(_located(spec, options.channels)) for spec in specs],
+        specs=[MatchSpec(_located(spec, channels)) for spec in specs],
         gateway=gateway,
         platforms=[platform, "noarch"],
         locked_packages=kept,
@@ -134,7 +135,9 @@ def _located(spec: str, channels: Sequence[str]) -> str:
     """Say in full which channel stands before `::`: conda-lock keeps the last part of a URL."""
     name, colons, rest = spec.partition("::")
     ending = f"/{name}"
-    full = next((item for item in channels if item.rstrip("/").endswith(ending)), None)
+    known = (item for item in channels if without_credentials(item).rstrip("/").endswith(ending))
+    full = next((item for item in channels if without_credentials(item) == name), None)
+    full = full or next(known, None)
     return f"{full.rstrip('/')}::{rest}" if colons and full and name not in channels else spec
 
 
@@ -181,8 +184,8 @@ def _action(record: RepoDataRecord) -> dict[str, Any]:
     return {
         **fields,
         "fn": record.file_name,
-        "url": record.url,
-        "channel": record.channel,
+        "url": without_credentials(record.url),
+        "channel": without_credentials(record.channel or ""),
         "dist_name": record.file_name.removesuffix(".conda").removesuffix(".tar.bz2"),
         "build_string": fields.get("build"),
     }

@@ -14,6 +14,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from pipeline.errors import SpecError
+from pipeline.models import without_credentials
 from pipeline.solving.pip_entries import locked_package
 from pipeline.solving.uv_calls import compile_lines
 from pipeline.solving.wheel_choice import DEFAULT_GLIBC, WheelTarget, wheel_ranks
@@ -106,7 +107,8 @@ def _anchor(line: str, request: PipRequest) -> str:
     base = (request.working_dir or Path.cwd()).absolute()
     option = PATH_OPTIONS.fullmatch(line)
     if re.match(r"(-e|--editable)\b", line):
-        message = f"{line!r} is editable: it points at a directory that stays on this machine"
+        shown = without_credentials(line)
+        message = f"{shown!r} is editable: it points at a directory that stays on this machine"
         raise SpecError(message, hint="build a wheel of it and name the wheel's path instead")
     if option and "://" not in option["path"]:
         return f"{option['option']} {base / option['path'].strip()}"
@@ -130,7 +132,8 @@ def _check_provided(request: PipRequest) -> None:
             continue
         if not wanted.specifier.contains(version, prereleases=True):
             contradictions.append(
-                f"pip asks for {line.strip()}, but conda already chose {wanted.name} {version}"
+                f"pip asks for {without_credentials(line.strip())}, "
+                f"but conda already chose {wanted.name} {version}"
             )
     if contradictions:
         raise SpecError(

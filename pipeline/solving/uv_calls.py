@@ -42,6 +42,12 @@ UV_GLIBC_MINORS = (17, 28, *range(31, 41))
 NEEDS_SOURCE = re.compile(
     r"no usable wheels|no wheels with a matching|[Bb]uilding source distributions|--no-build"
 )
+# uv says this as a hint beside "was not found".
+REFUSED = re.compile(
+    r"index URL \((?P<url>[^)\s]+)\)\s+could\s+not\s+be\s+queried\s+due\s+to\s+a\s+lack"
+    r".*?(?P<status>401|403)",
+    re.DOTALL,
+)
 REQUIREMENT_NAME = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)")
 
 GIT_LINE = re.compile(
@@ -219,6 +225,12 @@ def _explain(stderr: str, request: PipRequest, scratch: Path) -> SpecError | Sto
     if UNREACHABLE.search(text):
         message = f"a package index cannot be reached: {text}"
         hint = "check the network and the --index-url lines of the spec, then try again"
+        return StoreError(message, hint=hint)
+    if refused := REFUSED.search(words):
+        message = (
+            f"the package index {refused['url']} demands a login ({refused['status']}): {text}"
+        )
+        hint = "put the login for its host into ~/.netrc, or its URL with the login into UV_INDEX"
         return StoreError(message, hint=hint)
     target = f"python {request.python_version} on {request.platform}"
     chosen = [

@@ -1,0 +1,215 @@
+"""Channels and indexes that demand a login, from the lock to the archive: it is seen nowhere."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import subprocess
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+import pytest
+import zstandard
+
+from pipeline.host_check import glibc_version
+from tests.builds import file_hash
+from tests.wheels import make_wheel
+from tests.workshop import Workshop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+pytestmark = [pytest.mark.container, pytest.mark.network]
+
+PASSWORD = "pa55-of-the-url"
+NETRC_PASSWORD = "pa55-of-netrc"
+OFFER = f"envferry: {{system: {{glibc: '{glibc_version()}'}}}}\n"
+SPY = """
+import os, sys
+def note(event, arguments):
+    if event in ("subprocess.Popen", "os.exec", "os.posix_spawn"):
+        with open(os.environ["SPIED"], "a") as stream:
+            print(event, *arguments[:2], file=stream)
+sys.addaudithook(note)
+"""
+
+
+class Guarded(SimpleHTTPRequestHandler):
+    """Serves a folder to those who have the login of its first part."""
+
+    def __init__(self, *arguments: object, logins: dict[str, str], directory: str) -> None:
+        self.logins = logins
+        super().__init__(*arguments, directory=directory)  # type: ignore[arg-type]
+
+    def log_message(self, *arguments: object) -> None:
+        """Keep the tests' output to what failed."""
+
+    def do_GET(self) -> None:
+        """Answer, or demand a login."""
+        login = self.logins[self.path.split("/")[1]]
+        expected = "Basic " + base64.b64encode(login.encode()).decode()
+        if self.headers.get("Authorization") == expected:
+            super().do_GET()
+            return
+        self.send_response(401)
+        self.send_header("WWW-Authenticate", 'Basic realm="private"')
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+@contextmanager
+def guarding(folder: Path, logins: dict[str, str]) -> Iterator[int]:
+    """Serve a folder; yield the port."""
+    handler = functools.partial(Guarded, logins=logins, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def make_index(folder: Path, *stems: str, metadata: str = "") -> Path:
+    """Write wheels and the pages of a simple index (PEP 503) with their hashes."""
+    for stem in stems:
+        project = folder / stem.split("-")[0]
+        project.mkdir(parents=True, exist_ok=True)
+        make_wheel(project, stem, metadata=metadata)
+        links = [
+            f'<a href="{path.name}#sha256={file_hash(path)}">{path.name}</a>'
+            for path in sorted(project.glob("*.whl"))
+        ]
+        (project / "index.html").write_text(f"<html><body>{''.join(links)}</body></html>")
+    return folder
+
+
+@pytest.fixture
+def served(tmp_path: Path, workshop: Workshop) -> Path:
+    """A folder with a real channel and two indexes."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    (folder / "channel").symlink_to(workshop.home / "channel")
+    make_index(folder / "one", "private-1.0-py3-none-any", metadata="Requires-Dist: hidden\n")
+    make_index(folder / "two", "hidden-2.0-py3-none-any")
+    return folder
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Workshop:
+    """A workshop of another user, with a home of their own, and a spy in every python."""
+    home, spy = tmp_path / "home", tmp_path / "spy"
+    home.mkdir()
+    spy.mkdir()
+    (spy / "sitecustomize.py").write_text(SPY)
+    environ = {
+        "HOME": str(home),
+        "NETRC": str(home / ".netrc"),
+        "PYTHONPATH": str(spy),
+        "SPIED": str(tmp_path / "spied"),
+        "XDG_CACHE_HOME": str(home / "cache"),
+        "RATTLER_CACHE_DIR": str(home / "rattler"),
+        "UV_CACHE_DIR": str(home / "uv"),
+    }
+    return Workshop(home=home, cache=home / "envferry", environ=environ)
+
+
+def unpacked(archive: Path) -> bytes:
+    """Return the bytes of an archive, decompressed."""
+    finished = subprocess.run(["zstd", "-dcq", archive], capture_output=True, check=False)
+    if finished.returncode == 0:
+        return finished.stdout
+    with archive.open("rb") as stream:
+        return zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True).read()
+
+
+def write_netrc(desk: Workshop, text: str) -> None:
+    path = desk.home / ".netrc"
+    path.write_text(text)
+    path.chmod(0o600)
+
+
+def test_passwords_are_seen_nowhere(desk: Workshop, served: Path, tmp_path: Path) -> None:
+    """Of a channel and an index in URLs, of another index in netrc."""
+    url_login, netrc_login = f"me:{PASSWORD}", f"you:{NETRC_PASSWORD}"
+    logins = {"channel": url_login, "one": url_login, "two": netrc_login}
+    printed = []
+    with guarding(served, logins) as port:
+        base = f"http://{url_login}@127.0.0.1:{port}"
+        desk.write_spec(
+            "tiny",
+            f"name: tiny\nchannels: ['{base}/channel']\ndependencies:\n  - python\n  - pip\n"
+            f"  - pip:\n    - --index-url {base}/one\n"
+            f"    - --extra-index-url http://localhost:{port}/two\n    - private\n{OFFER}",
+        )
+        printed.append(desk.run("lock", "tiny", "-vv", expect=9))
+        assert "demands a login" in printed[-1].stderr
+        netrc = f"machine localhost login you password {NETRC_PASSWORD}\n"
+        write_netrc(desk, netrc)
+        printed.append(desk.run("lock", "tiny", "-vv", "--json"))
+        lock = (desk.home / "specs/tiny.conda-lock.yml").read_text()
+        assert f"http://127.0.0.1:{port}/one/private/private-1.0-py3-none-any.whl" in lock
+        assert f"http://localhost:{port}/two/hidden/hidden-2.0-py3-none-any.whl" in lock
+        # The lock has no login: who builds must have one.
+        printed.append(desk.run("build", "tiny", "-vv", expect=9))
+        assert ".netrc" in printed[-1].stderr
+        write_netrc(desk, f"{netrc}machine 127.0.0.1 login me password {PASSWORD}\n")
+        printed.append(desk.run("build", "tiny", "-vv"))
+        printed.append(desk.run("pack", "tiny", "-vv"))
+        archive = desk.home / printed[-1].stdout.strip()
+        spec = desk.home / "specs/tiny.yml"
+        spec.write_text(spec.read_text().replace("- private", "- private>=7"))
+        printed.append(desk.run("lock", "tiny", "-vv", expect=3))
+        spec.write_text(spec.read_text().replace("- private>=7", f"- -e git+{base}/x.git"))
+        printed.append(desk.run("lock", "tiny", "-vv", expect=3))
+        spec.write_text(spec.read_text().replace("- python\n", "- python=9\n"))
+        printed.append(desk.run("lock", "tiny", "-vv", expect=3))
+    commands = (tmp_path / "spied").read_text()
+    assert "pip', 'compile'" in commands
+    assert f"'--channel', 'http://127.0.0.1:{port}/channel'" in commands
+    told = "".join(item.stdout + item.stderr for item in printed)
+    assert "+ " in told
+    texts = {"output": told, "commands": commands, "lock": lock, "archive": ""}
+    beside = [path for path in archive.parent.iterdir() if path.is_file()]
+    assert {path.suffix for path in beside} >= {".json", ".zst", ".yml"}
+    contents = {path.name: path.read_bytes() for path in beside}
+    contents |= {name: text.encode() for name, text in texts.items()}
+    contents["archive"] = unpacked(archive)
+    assert b"conda-meta/" in contents["archive"]
+    for password in (PASSWORD, NETRC_PASSWORD):
+        for name, content in contents.items():
+            assert password.encode() not in content, name
+
+
+def test_a_login_in_the_environment_from_lock_to_host(desk: Workshop, served: Path) -> None:
+    """The URLs that uv is told have the login; what is downloaded from their hosts uses it too."""
+    login = f"me:{PASSWORD}"
+    channel = (served / "channel").resolve().as_uri()
+    asked = "dependencies: [python, pip, {pip: [private]}]"
+    desk.write_spec("tiny", f"name: tiny\nchannels: ['{channel}']\n{asked}\n{OFFER}")
+    with guarding(served, dict.fromkeys(("one", "two"), login)) as port:
+        base = f"127.0.0.1:{port}"
+        urls = {
+            "UV_INDEX_URL": f"http://{login}@{base}/one",
+            "UV_INDEX": f"more=http://{login}@{base}/two",
+        }
+        stranger = replace(desk, environ={**desk.environ, "UV_INDEX_URL": f"http://{base}/one"})
+        assert "demands a login" in stranger.run("lock", "tiny", expect=9).stderr
+        mine = replace(desk, environ={**desk.environ, **urls})
+        mine.run("lock", "tiny")
+        assert PASSWORD not in (desk.home / "specs/tiny.conda-lock.yml").read_text()
+        assert "401" in desk.run("build", "tiny", expect=9).stderr
+        mine.run("build", "tiny")
+        archive = mine.home / mine.run("pack", "tiny").stdout.strip()
+    envs = desk.home / "envs"
+    desk.run("install", archive, "--envs-dir", envs)
+    script = "import private, hidden; private.main(); hidden.main()"
+    argv = [str(envs / "tiny/bin/python"), "-c", script]
+    finished = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert finished.stdout == "hello from private\nhello from hidden\n"
