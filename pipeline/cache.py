@@ -165,7 +165,7 @@ class DownloadCache:
             message = f"{item.shown} is not in the download cache {self.root}"
             raise NotFound(message, hint="run the same command with the network on first")
         try:
-            with _entry_lock(directory):
+            with entry_lock(directory):
                 if target.exists():
                     if hash_file(target, item.algorithm, advance) == item.expected:
                         return target
@@ -325,7 +325,7 @@ def _one_error(errors: list[PipelineError]) -> PipelineError:
 
 
 @contextmanager
-def _entry_lock(directory: Path) -> Iterator[None]:
+def entry_lock(directory: Path) -> Iterator[None]:
     """Hold the lock of one cache entry, waiting while another thread or process fills it."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ENTRY_LOCK).open("a") as stream:

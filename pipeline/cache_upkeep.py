@@ -86,7 +86,22 @@ def prune_entries(root: Path, *, older_than: float) -> Pruned:
                 removed.append(partial.stat().st_size)
                 partial.unlink()
             remove_empty(root / algorithm)
+        removed += prune_repositories(root, older_than)
+        for record in list(root.glob("made/*.json")):
+            if record.stat().st_mtime < older_than:
+                record.unlink()
     return Pruned(files=len(removed), size=sum(removed))
+
+
+def prune_repositories(root: Path, older_than: float) -> list[int]:
+    """Remove repositories that no build or lock asked for since; return the size of each."""
+    sizes = []
+    for lock in list(root.glob(f"git/*/{ENTRY_LOCK}")):
+        if lock.stat().st_mtime < older_than:
+            files = [path for path in lock.parent.rglob("*") if path.is_file()]
+            sizes.append(sum(path.stat().st_size for path in files))
+            shutil.rmtree(lock.parent)
+    return sizes
 
 
 def remove_empty(directory: Path) -> None:

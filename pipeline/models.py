@@ -177,6 +177,15 @@ class LockedPackage(msgspec.Struct, frozen=True, kw_only=True):
         return unquote(urlsplit(self.url).path.rsplit("/", 1)[-1])
 
 
+class BuildRequirements(msgspec.Struct, frozen=True, kw_only=True):
+    """What a source package of the pip half is made into a wheel with."""
+
+    name: str
+    """The source package."""
+    platform: str
+    wheels: tuple[LockedPackage, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lock:
     """`specs/NAME.conda-lock.yml`, read."""
@@ -193,6 +202,8 @@ class Lock:
     """BLAKE3 of the file, in hex."""
     replacements: tuple[Replacement, ...] = ()
     """The conda pins that were relaxed."""
+    build_requirements: tuple[BuildRequirements, ...] = ()
+    """One for each package that is locked as source, on each platform."""
 
     def for_platform(self, platform: str) -> tuple[LockedPackage, ...]:
         """Return the packages for `platform`; raise SpecError when it is not locked."""
@@ -203,6 +214,11 @@ class Lock:
             hint = f"run `envferry lock {self.name} --platform {platform}`"
             raise SpecError(message, hint=hint)
         return packages
+
+    def build_requirements_for(self, platform: str) -> dict[str, tuple[LockedPackage, ...]]:
+        """Return what each source package is built with, by name."""
+        ours = (item for item in self.build_requirements if item.platform == platform)
+        return {item.name: item.wheels for item in ours}
 
 
 # --- what was built ---

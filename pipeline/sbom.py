@@ -36,6 +36,8 @@ class Ingredients:
     packages: Sequence[LockedPackage]
     licenses: Mapping[tuple[str, str], str]
     """By kind (`conda` or `pip`) and normal name; as conda-meta and dist-info have them."""
+    built_with: Sequence[LockedPackage] = ()
+    """What wheels were made with of sources; not in the environment."""
 
     @classmethod
     def read(cls, built: BuiltEnv, packages: Sequence[LockedPackage], tree: Path) -> Ingredients:
@@ -93,7 +95,9 @@ def bill_of_materials(ingredients: Ingredients) -> dict[str, Any]:
 def describe_package(package: LockedPackage, ingredients: Ingredients) -> dict[str, Any]:
     """Return one package as a CycloneDX component."""
     purl = package_url(package)
-    hashes = {"MD5": package.md5, "SHA-256": package.sha256}
+    # The lock has a commit where files have their hash.
+    sha256 = package.sha256 if package.kind != "git" else None
+    hashes = {"MD5": package.md5, "SHA-256": sha256}
     component: dict[str, Any] = {
         "type": "library",
         "bom-ref": purl,
@@ -141,8 +145,8 @@ def build_materials(ingredients: Ingredients) -> dict[str, Any]:
     if built.image:
         algorithm, _, digest = built.image.rpartition("@")[2].rpartition(":")
         materials.append({"name": "image", "uri": built.image, "digest": {algorithm: digest}})
-    for item in ingredients.packages:
-        digest_of = {"sha256": item.sha256, "md5": item.md5}
+    for item in (*ingredients.packages, *ingredients.built_with):
+        digest_of = {"gitCommit" if item.kind == "git" else "sha256": item.sha256, "md5": item.md5}
         materials.append(
             {
                 "name": item.name,

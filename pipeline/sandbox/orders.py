@@ -79,6 +79,22 @@ class BuildOrder(msgspec.Struct, frozen=True, kw_only=True):
     """Packages whose own requirements need not hold."""
 
 
+class WheelOrder(msgspec.Struct, frozen=True, kw_only=True):
+    """Make a wheel of this source package."""
+
+    name: str
+    source: str
+    """Where the container sees the archive or folder."""
+    folder: str = ""
+    """Where in it the project is."""
+    home: str
+    """An empty directory to work in; the wheel goes to `dist` in it."""
+    python: str
+    """The environment's own interpreter."""
+    requires: tuple[Wheel, ...]
+    """The build requirements, all of them."""
+
+
 class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """How linking the conda packages went."""
 

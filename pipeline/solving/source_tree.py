@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 from cryptography.hazmat.primitives import hashes
 
 # What tools leave in a project's folder and no build reads.
-SKIPPED = {".git", ".hg", ".svn", ".tox", ".nox", ".venv", "__pycache__", "build", "dist"}
+SKIPPED = {".git", ".hg", ".svn", ".tox", ".nox", ".venv", "__pycache__"}
+SKIPPED_AT_TOP = {"build", "dist"}
 SKIPPED_ENDINGS = (".pyc", ".egg-info")
 
 
@@ -26,17 +28,29 @@ def digest_source_tree(folder: Path) -> str:
     return total.finalize().hex()
 
 
+def copy_source_tree(folder: Path, target: Path) -> None:
+    """Copy what `digest_source_tree` counts, links as links; `target` must not be there."""
+
+    def skipped(parent: str, names: list[str]) -> list[str]:
+        return [name for name in names if _is_skipped(name, at_top=Path(parent) == folder)]
+
+    shutil.copytree(folder, target, symlinks=True, ignore=skipped)
+
+
 def _files(folder: Path) -> list[Path]:
     found = []
     for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not _is_skipped(name)]
+        at_top = Path(parent) == folder
+        folders[:] = [name for name in folders if not _is_skipped(name, at_top=at_top)]
         links = [name for name in folders if Path(parent, name).is_symlink()]
-        found += [Path(parent, name) for name in (*names, *links) if not _is_skipped(name)]
+        found += [
+            Path(parent, name) for name in (*names, *links) if not _is_skipped(name, at_top=at_top)
+        ]
     return found
 
 
-def _is_skipped(name: str) -> bool:
-    return name in SKIPPED or name.endswith(SKIPPED_ENDINGS)
+def _is_skipped(name: str, *, at_top: bool) -> bool:
+    return name in SKIPPED or name.endswith(SKIPPED_ENDINGS) or (at_top and name in SKIPPED_AT_TOP)
 
 
 def _digest(path: Path) -> str:

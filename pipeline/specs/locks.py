@@ -16,6 +16,7 @@ from blake3 import blake3
 from pipeline.errors import NotFound, SpecError
 from pipeline.files import write_bytes
 from pipeline.models import (
+    BuildRequirements,
     Lock,
     LockedPackage,
     Replacement,
@@ -53,6 +54,7 @@ class LockContents:
     options: SpecOptions
     tools: dict[str, str]
     replacements: tuple[Replacement, ...] = ()
+    build_requirements: tuple[BuildRequirements, ...] = ()
 
 
 class _Hash(msgspec.Struct):
@@ -162,6 +164,9 @@ def _custom_metadata(contents: LockContents) -> dict[str, str]:
     }
     if contents.replacements:
         metadata["envferry_replacements"] = _json(contents.replacements)
+    if contents.build_requirements:
+        ordered = sorted(contents.build_requirements, key=lambda item: (item.platform, item.name))
+        metadata["envferry_build_requirements"] = _json(ordered)
     return metadata
 
 
@@ -200,6 +205,9 @@ def _to_lock(path: Path, name: str, file: _File, digest: str) -> Lock:
         digest=digest,
         replacements=msgspec.json.decode(
             custom.get("envferry_replacements", "[]"), type=tuple[Replacement, ...]
+        ),
+        build_requirements=msgspec.json.decode(
+            custom.get("envferry_build_requirements", "[]"), type=tuple[BuildRequirements, ...]
         ),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,12 @@ from pipeline.artifacts import SBOM
 from pipeline.cache import cache_lock
 from pipeline.files import exclusive_lock, to_json, write_bytes
 from pipeline.models import ENVS_DIR, BuiltEnv, Checks, LockedPackage, current_platform
+from pipeline.sandbox.answers import read_answer
 from pipeline.sandbox.orders import BuildAnswer, BuildOrder, Circumstances, CondaFile, Wheel
 from pipeline.sandbox.port import Job, Mount
 from pipeline.sbom import Ingredients, bill_of_materials, build_materials
+from pipeline.source_wheels import SOURCES_PREFIX, WheelShop, described
+from pipeline.sources import SourceShelf
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,10 +79,18 @@ def build_env(
     lock_path = home.with_name(f"{home.name}.lock")
     building = exclusive_lock(lock_path, f"the build of {lock.name}")
     with building, cache_lock(cache.root, shared=True):
-        refuse_sources(packages)
-        downloads = cache.fetch_all(packages, progress=progress, offline=options.offline)
-        with fresh_workplace(home.with_name(f"{home.name}.partial"), prefix) as work:
-            order = order_for(packages, downloads, work, options)
+        shop = WheelShop(
+            shelf=SourceShelf(cache=cache, progress=progress, offline=options.offline),
+            sandbox=sandbox,
+            conda=tuple(item for item in packages if item.manager == "conda"),
+            requirements=lock.build_requirements_for(platform),
+        )
+        partial = home.with_name(f"{home.name}.partial")
+        made = make_wheels(shop, packages, partial, options)
+        files = tuple(made.get(item.url, item) for item in packages)
+        downloads = cache.fetch_all(files, progress=progress, offline=options.offline)
+        with fresh_workplace(partial, prefix) as work:
+            order = order_for(files, downloads, work, options)
             with progress.task(f"build {lock.name} ({sandbox.name})"):
                 answer = run_builder(order, work, cache.root, sandbox, options)
             if options.check:
@@ -96,21 +107,45 @@ def build_env(
                 tools=answer.tools,
                 image=sandbox.image,
             )
-            describe_build(built, packages, work)
+            built_with = tuple(need for item in made.values() for need in shop.requires(item))
+            describe_build(built, described(packages, made), built_with, work)
             keep_build(built, lock, work, home)
     return built
 
 
-def refuse_sources(packages: tuple[LockedPackage, ...]) -> None:
-    """Raise SpecError for what is locked as source: only wheels and conda packages are built of."""
+def make_wheels(
+    shop: WheelShop, packages: tuple[LockedPackage, ...], home: Path, options: BuildOptions
+) -> dict[str, LockedPackage]:
+    """Return the wheel of each package that is locked as source, by the URL of the source.
+
+    Those that the cache does not have are made, each in a container of its own, with the conda half
+    at a prefix that is always the same: a compiled wheel may hold it, and other environments use
+    that wheel, too.
+    """
     sources = [item for item in packages if item.kind not in ("conda", "wheel")]
-    if sources:
-        lines = [f"{item.name} {item.version} ({item.kind})" for item in sources]
-        raise errors.SpecError(
-            "\n  ".join(["these are locked as source, and only wheels can be installed:", *lines]),
-            hint="make wheels of them (`pip wheel`), name their folder with --find-links in the "
-            "spec's pip section, and lock again",
-        )
+    wheels = {item.url: wheel for item in sources if (wheel := shop.find(item))}
+    missing = [item for item in sources if item.url not in wheels]
+    if not missing:
+        return wheels
+    with fresh_workplace(home, SOURCES_PREFIX) as work:
+        benches = {item.name: work.home / "benches" / item.name for item in missing}
+        for item in missing:
+            shop.prepare(item, benches[item.name])
+        link_conda_half(shop, work, options)
+        for item in missing:
+            with shop.shelf.progress.task(f"make a wheel of {item.name} ({item.kind})"):
+                wheels[item.url] = shop.make(item, benches[item.name], work.mount(writable=False))
+    return wheels
+
+
+def link_conda_half(shop: WheelShop, work: Workplace, options: BuildOptions) -> None:
+    """Make an environment of the conda half alone, as the interpreter for source builds."""
+    cache, progress = shop.shelf.cache, shop.shelf.progress
+    downloads = cache.fetch_all(shop.conda, progress=progress, offline=options.offline)
+    usual = replace(options, circumstances=Circumstances())
+    order = order_for(shop.conda, downloads, work, usual)
+    with progress.task("link the interpreter for source builds"):
+        run_builder(order, work, cache.root, shop.sandbox, usual)
 
 
 def read_build(name: str, builds_dir: Path) -> BuiltEnv:
@@ -240,16 +275,7 @@ def run_builder(
         user=around.user,
     )
     finished = sandbox.run(job, check=False, show=log.isEnabledFor(logging.INFO))
-    try:
-        answer = msgspec.json.decode(finished.stdout, type=BuildAnswer)
-    except msgspec.DecodeError as error:
-        raise errors.ToolFailed(
-            f"the build in {sandbox.name} ended with {finished.returncode} and no answer\n"
-            + "\n".join(f"  {line}" for line in finished.stderr.splitlines()[-25:]),
-            hint="run it again with -v to see all of its output",
-        ) from error
-    if answer.error is not None:
-        raise errors.by_exit_code(answer.exit_code)(answer.error, hint=answer.hint)
+    answer = read_answer(finished, sandbox.name)
     for warning in answer.warnings:
         log.warning("%s", warning)
     return answer
@@ -278,9 +304,14 @@ def run_checks(checks: Checks, work: Workplace, sandbox: Sandbox, progress: Prog
                 )
 
 
-def describe_build(built: BuiltEnv, packages: tuple[LockedPackage, ...], work: Workplace) -> None:
+def describe_build(
+    built: BuiltEnv,
+    packages: tuple[LockedPackage, ...],
+    built_with: tuple[LockedPackage, ...],
+    work: Workplace,
+) -> None:
     """Leave beside the tree what it is made of: the SBOM, and the materials for provenance."""
-    ingredients = Ingredients.read(built, packages, work.tree)
+    ingredients = replace(Ingredients.read(built, packages, work.tree), built_with=built_with)
     write_bytes(work.home / SBOM, to_json(bill_of_materials(ingredients)))
     write_bytes(work.home / MATERIALS, to_json(build_materials(ingredients)))
 

@@ -13,18 +13,28 @@ import msgspec
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from pipeline.config import condarc_paths
+from pipeline.cache import DownloadCache, cache_lock
+from pipeline.config import condarc_paths, settings
 from pipeline.errors import NotFound, SpecError, StaleLock, UsageError
 from pipeline.process import run
+from pipeline.solving.build_requirements import resolve_build_requirements
 from pipeline.solving.conda_half import CondaRequest, pypi_name, solve_conda_half
 from pipeline.solving.pip_half import PipRequest, resolve_pip
 from pipeline.solving.relax_pins import RelaxLevel, RelaxRequest, relax_pins
+from pipeline.sources import SourceShelf
 from pipeline.specs.channel_names import read_channel_names
 from pipeline.specs.locks import LockContents, read_lock, write_lock
 from pipeline.specs.reading import read_spec
 
 if TYPE_CHECKING:
-    from pipeline.models import Lock, LockedPackage, Replacement, Spec, SpecOptions
+    from pipeline.models import (
+        BuildRequirements,
+        Lock,
+        LockedPackage,
+        Replacement,
+        Spec,
+        SpecOptions,
+    )
     from pipeline.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -71,6 +81,7 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
         conda_kept = tuple(item for item in kept if item.manager == "conda")
         answer = solve_conda_half(msgspec.structs.replace(request, kept=conda_kept))
     packages = list(answer.packages)
+    build_requirements: list[BuildRequirements] = []
     for platform, half in halves.items():
         with progress.task(f"locking {spec.name}: pip packages for {platform}"):
             request_pip = replace(
@@ -79,7 +90,9 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
                 updated=options.updated,
                 exclude_newer=options.exclude_newer,
             )
-            packages += resolve_pip(request_pip)
+            resolved = resolve_pip(request_pip)
+            packages += resolved
+            build_requirements += _build_requirements(spec, request_pip, resolved, progress)
     contents = LockContents(
         name=spec.name,
         source=spec.path.name,
@@ -90,6 +103,7 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
         options=_without_channels(spec.options),
         tools=_tools(options.solver),
         replacements=replacements,
+        build_requirements=tuple(build_requirements),
     )
     return write_lock(spec.lock_path, _with_other_platforms(contents, spec))
 
@@ -264,6 +278,39 @@ def _pip_request(half: Spec, platform: str, conda: tuple[LockedPackage, ...]) ->
     )
 
 
+def _build_requirements(
+    spec: Spec, request: PipRequest, resolved: tuple[LockedPackage, ...], progress: Progress
+) -> list[BuildRequirements]:
+    """Pin what the wheels of the source packages are to be made with."""
+    sources = [package for package in resolved if package.kind != "wheel"]
+    if not sources:
+        return []
+    cache = DownloadCache(settings().cache_dir / "downloads")
+    shelf = SourceShelf(cache=cache, progress=progress)
+    kept = _kept_build_requirements(spec, request)
+    with cache_lock(cache.root, shared=True):
+        lines = {package.name: shelf.build_requires(package) for package in sources}
+    return [
+        resolve_build_requirements(name, lines[name], replace(request, kept=kept.get(name, ())))
+        for name in lines
+    ]
+
+
+def _kept_build_requirements(
+    spec: Spec, request: PipRequest
+) -> dict[str, tuple[LockedPackage, ...]]:
+    """Return what the lock that is there builds sources with, unless nothing of it is to stay."""
+    if not request.kept:
+        return {}
+    old = read_lock(spec.lock_path).build_requirements
+    moving = {str(canonicalize_name(name)) for name in request.updated}
+    return {
+        item.name: item.wheels
+        for item in old
+        if item.platform == request.platform and item.name not in moving
+    }
+
+
 def _python_distributions(chosen: list[LockedPackage]) -> tuple[dict[str, str], set[str]]:
     """Return the python distributions among conda packages: versions by name, and bare names.
 
@@ -307,6 +354,10 @@ def _with_other_platforms(contents: LockContents, spec: Spec) -> LockContents:
         replacements=(
             *contents.replacements,
             *(item for item in old.replacements if item.platform in others),
+        ),
+        build_requirements=(
+            *contents.build_requirements,
+            *(item for item in old.build_requirements if item.platform in others),
         ),
     )
 

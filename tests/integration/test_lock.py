@@ -293,14 +293,19 @@ def test_conda_lock_reads_sources_too(desk: Desk) -> None:
     app.mkdir()
     project = '[project]\nname="{}"\nversion="1.5"\ndependencies=["new"]\n'
     (app / "pyproject.toml").write_text(project.format("app"))
+    make_wheel(app, "setuptools-80.0-py3-none-any")
     bee = desk.path.parent / "bee"
     bee.mkdir()
     (bee / "pyproject.toml").write_text(project.format("bee"))
     git = ("git", "-C", bee, "-c", "user.name=a", "-c", "user.email=a@example.org")
     for words in (("init", "-q", "-b", "main"), ("add", "."), ("commit", "-q", "-m", "x")):
         run([*git, *words])
-    desk.write("python=3.10, numpy, pip", f"./app, 'bee @ git+{bee.as_uri()}@main'")
+    desk.write(
+        "python=3.10, numpy, pip", f"--find-links app, ./app, 'bee @ git+{bee.as_uri()}@main'"
+    )
     lock = desk.lock()
+    pinned = {item.name: [wheel.name for wheel in item.wheels] for item in lock.build_requirements}
+    assert pinned == {"app": ["setuptools"], "bee": ["setuptools"]}
     kinds = {item.name: item.kind for item in lock.packages if item.manager == "pip"}
     assert kinds == {"app": "directory", "bee": "git", "new": "wheel"}
     printed = run([sys.executable, "-W", "ignore", "-c", PARSE, lock.path]).stdout

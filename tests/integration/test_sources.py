@@ -1,0 +1,215 @@
+"""Source distributions, commits and folders become wheels, made once and always the same."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pipeline.host_check import glibc_version
+from pipeline.process import run
+from pipeline.specs.locks import read_lock
+from tests.workshop import Workshop
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.container
+
+PROJECT = """\
+[build-system]
+requires = ["{requires}"]
+build-backend = "{backend}"
+[project]
+name = "{name}"
+version = "1.5"
+"""
+WANTS_NETWORK = """\
+import socket
+try:
+    socket.create_connection(("192.0.2.1", 80))
+except OSError as error:
+    raise SystemExit("no licence server") from error
+"""
+ONE_SOURCE = """\
+channels: [{channel}]
+dependencies: [python, pip, {{pip: ["{line}"]}}]
+envferry: {{system: {{glibc: '{glibc}'}}}}
+"""
+SETUP = "from setuptools import setup\nsetup(name='gitted', version='2.5', py_modules=['gitted'])\n"
+EXTENSION = """\
+#include <Python.h>
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "compiled", NULL, -1, NULL};
+PyMODINIT_FUNC PyInit_compiled(void) { return PyModule_Create(&module); }
+"""
+EXTENSION_SETUP = """\
+from setuptools import Extension, setup
+setup(ext_modules=[Extension("compiled", ["compiled.c"])])
+"""
+SPEC = """\
+channels: [{channel}]
+dependencies:
+  - python
+  - pip
+  - pip:
+    - --find-links {links}
+    - compiled
+    - {folder}
+    - gitted @ git+{repository}@main#subdirectory=inner
+envferry: {{system: {{glibc: '{glibc}'}}, checks: {{imports: [compiled, foldered, gitted]}}}}
+"""
+GIT = (
+    "git",
+    "-c",
+    "user.name=a",
+    "-c",
+    "user.email=a@example.org",
+    "-c",
+    "protocol.file.allow=always",
+)
+
+
+def write(directory: Path, files: dict[str, str]) -> Path:
+    """Write text files below a directory."""
+    for name, text in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return directory
+
+
+def commit(repository: Path) -> None:
+    """Commit all that is in a repository, new or not."""
+    for words in (("init", "-q", "-b", "main"), ("add", "."), ("commit", "-q", "-m", "x")):
+        run([*GIT, "-C", repository, *words])
+
+
+def one_source(workshop: Workshop, line: str) -> str:
+    """Return a spec with one line in its pip half."""
+    channel = workshop.home / "channel"
+    return ONE_SOURCE.format(channel=channel, line=line, glibc=glibc_version())
+
+
+def make_sources(home: Path) -> dict[str, Path]:
+    """Make a source distribution with an extension, a folder and a repository."""
+    setuptools = {"requires": "setuptools>=70.1", "backend": "setuptools.build_meta"}
+    compiled = {
+        "pyproject.toml": PROJECT.format(name="compiled", **setuptools),
+        "PKG-INFO": "Metadata-Version: 2.2\nName: compiled\nVersion: 1.5\n",
+        "setup.py": EXTENSION_SETUP,
+        "compiled.c": EXTENSION,
+    }
+    links = home / "links"
+    links.mkdir(parents=True)
+    tree = write(home / "compiled-1.5", compiled)
+    with tarfile.open(links / "compiled-1.5.tar.gz", "w:gz") as archive:
+        archive.add(tree, tree.name)
+    hatchling = {"requires": "hatchling", "backend": "hatchling.build"}
+    foldered = {
+        "pyproject.toml": PROJECT.format(name="foldered", **hatchling),
+        "foldered/__init__.py": "VALUE = 1\n",
+        "foldered/build/__init__.py": "",
+    }
+    folder = write(home / "foldered", foldered)
+    repository = write(home / "repository", {"inner/setup.py": SETUP, "inner/gitted.py": ""})
+    commit(repository)
+    return {"links": links, "folder": folder, "repository": repository}
+
+
+@pytest.fixture(scope="module")
+def shop(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """A folder with a spec of three sources, locked."""
+    home = tmp_path_factory.mktemp("sources")
+    sources = make_sources(home)
+    shop = Workshop(home=home, cache=home / "cache")
+    words = {**sources, "repository": sources["repository"].as_uri()}
+    shop.write_spec(
+        "sourced", SPEC.format(channel=workshop.home / "channel", glibc=glibc_version(), **words)
+    )
+    shop.run("lock", "sourced")
+    return shop
+
+
+def made_wheels(cache: Path) -> dict[str, str]:
+    """Return the hash of each wheel in a cache that was made there, by file name."""
+    return {
+        path.name: path.parent.name
+        for name in ("compiled", "foldered", "gitted")
+        for path in cache.glob(f"downloads/sha256/??/*/{name}-*.whl")
+    }
+
+
+def test_sources_become_wheels(shop: Workshop) -> None:
+    lock = read_lock(shop.home / "specs/sourced.conda-lock.yml")
+    kinds = {item.name: item.kind for item in lock.packages if item.manager == "pip"}
+    assert kinds == {"compiled": "sdist", "foldered": "directory", "gitted": "git"}
+    pinned = {item.name: {wheel.name for wheel in item.wheels} for item in lock.build_requirements}
+    assert pinned["compiled"] == pinned["gitted"] == {"setuptools"}
+    assert "hatchling" in pinned["foldered"]
+
+    shop.run("build", "sourced")
+    first = made_wheels(shop.cache)
+    assert {name.split("-")[0]: name.split("-")[1] for name in first} == {
+        "compiled": "1.5", "foldered": "1.5", "gitted": "2.5",
+    }  # fmt: skip
+    tree = shop.cache / "builds/sourced-linux-64/envs/sourced"
+    assert list(tree.glob("lib/python*/site-packages/compiled.*.so"))
+    assert list(tree.glob("lib/python*/site-packages/foldered/build/__init__.py"))
+    assert not list(tree.glob("lib/python*/site-packages/*/direct_url.json"))
+    sbom = (shop.cache / "builds/sourced-linux-64/sbom.cdx.json").read_text()
+    assert "pkg:pypi/gitted@2.5" in sbom
+
+    # What was made once is in the cache: nothing is made, nothing asked, the same environment.
+    moved = shop.home / "repository.away"
+    (shop.home / "repository").rename(moved)
+    assert "make a wheel" not in shop.run("build", "sourced", "--offline").stderr
+    moved.rename(shop.home / "repository")
+
+    # And in another cache, on another day, the same bytes.
+    other = Workshop(home=shop.home, cache=shop.home / "other", environ={"TZ": "Asia/Kolkata"})
+    assert "make a wheel" in other.run("build", "sourced").stderr
+    assert made_wheels(other.cache) == first
+
+
+def test_a_folder_that_changed_is_not_built(shop: Workshop, tmp_path: Path) -> None:
+    (shop.home / "foldered/foldered/__init__.py").write_text("VALUE = 2\n")
+    other = Workshop(home=shop.home, cache=tmp_path / "cache")
+    shutil.copytree(shop.cache / "downloads", other.cache / "downloads")
+    shutil.rmtree(other.cache / "downloads/made")
+    failed = other.run("build", "sourced", "--no-check", expect=8)
+    assert "changed since it was locked" in failed.stderr
+    assert not list((other.cache / "builds").glob("*.partial"))
+
+
+def test_a_source_that_cannot_be_built(shop: Workshop, workshop: Workshop, tmp_path: Path) -> None:
+    project = PROJECT.format(name="broken", requires="setuptools", backend="setuptools.build_meta")
+    folder = write(tmp_path / "broken", {"pyproject.toml": project, "setup.py": WANTS_NETWORK})
+    shop.write_spec("broken", one_source(workshop, str(folder)))
+    shop.run("lock", "broken")
+    failed = shop.run("build", "broken", expect=4).stderr
+    assert "no licence server" in failed
+    assert "it tried to use the network" in failed
+    assert "it was built with setuptools " in failed
+    assert not list((shop.cache / "builds").glob("broken*.partial"))
+
+
+def test_submodules_are_not_left_out(shop: Workshop, workshop: Workshop, tmp_path: Path) -> None:
+    part = write(tmp_path / "part", {"part.txt": ""})
+    commit(part)
+    whole = write(tmp_path / "whole", {"setup.py": SETUP, "gitted.py": ""})
+    commit(whole)
+    run([*GIT, "-C", whole, "submodule", "--quiet", "add", part.as_uri(), "vendor/part"])
+    commit(whole)
+    shop.write_spec("whole", one_source(workshop, f"gitted @ git+{whole.as_uri()}@main"))
+    environ = {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": "protocol.file.allow",
+        "GIT_CONFIG_VALUE_0": "always",
+    }
+    other = Workshop(home=shop.home, cache=shop.cache, environ=environ)
+    assert (
+        "submodules, which cannot be built: vendor/part"
+        in other.run("lock", "whole", expect=3).stderr
+    )
