@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import functools
+import shutil
 import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
@@ -153,6 +155,12 @@ def test_passwords_are_seen_nowhere(desk: Workshop, served: Path, tmp_path: Path
         netrc = f"machine localhost login you password {NETRC_PASSWORD}\n"
         write_netrc(desk, netrc)
         printed.append(desk.run("lock", "tiny", "-vv", "--json"))
+        solver = desk.home / "mamba"
+        solver.write_text(
+            f'#!/bin/sh\nexec {sys.executable} -m pipeline.solving.conda_solver "$@"\n'
+        )
+        solver.chmod(0o755)
+        printed.append(desk.run("lock", "tiny", "-vv", "--upgrade", "--solver", solver))
         lock = (desk.home / "specs/tiny.conda-lock.yml").read_text()
         assert f"http://127.0.0.1:{port}/one/private/private-1.0-py3-none-any.whl" in lock
         assert f"http://localhost:{port}/two/hidden/hidden-2.0-py3-none-any.whl" in lock
@@ -187,7 +195,9 @@ def test_passwords_are_seen_nowhere(desk: Workshop, served: Path, tmp_path: Path
             assert password.encode() not in content, name
 
 
-def test_a_login_in_the_environment_from_lock_to_host(desk: Workshop, served: Path) -> None:
+def test_a_lock_with_a_login_in_the_environment_builds_elsewhere(
+    desk: Workshop, served: Path, tmp_path: Path
+) -> None:
     """The URLs that uv is told have the login; what is downloaded from their hosts uses it too."""
     login = f"me:{PASSWORD}"
     channel = (served / "channel").resolve().as_uri()
@@ -204,11 +214,18 @@ def test_a_login_in_the_environment_from_lock_to_host(desk: Workshop, served: Pa
         mine = replace(desk, environ={**desk.environ, **urls})
         mine.run("lock", "tiny")
         assert PASSWORD not in (desk.home / "specs/tiny.conda-lock.yml").read_text()
-        assert "401" in desk.run("build", "tiny", expect=9).stderr
-        mine.run("build", "tiny")
-        archive = mine.home / mine.run("pack", "tiny").stdout.strip()
-    envs = desk.home / "envs"
-    desk.run("install", archive, "--envs-dir", envs)
+        # Another machine has the spec and its lock, but nothing else of the first one.
+        home = tmp_path / "another"
+        shutil.copytree(desk.home / "specs", home / "specs")
+        shutil.rmtree(desk.home)
+        own = {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache"), "USER": "another"}
+        other = replace(desk, home=home, cache=home / "cache", environ={**desk.environ, **own})
+        assert "401" in other.run("build", "tiny", expect=9).stderr
+        other = replace(other, environ={**other.environ, **urls})
+        other.run("build", "tiny")
+        archive = home / other.run("pack", "tiny").stdout.strip()
+    envs = home / "envs"
+    other.run("install", archive, "--envs-dir", envs)
     script = "import private, hidden; private.main(); hidden.main()"
     argv = [str(envs / "tiny/bin/python"), "-c", script]
     finished = subprocess.run(argv, capture_output=True, text=True, check=True)
