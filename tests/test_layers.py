@@ -38,6 +38,7 @@ LAYERS = (
     ),
     (
         "pipeline.artifacts",
+        "pipeline.build_records",
         "pipeline.sbom",
         "pipeline.sources",
         "pipeline.source_wheels",

@@ -143,23 +143,24 @@ class MemberCollector:
 
     def add(self, source: str, target: str) -> None:
         """Take a file of the tree, or a script of conda-pack's own."""
-        path = Path(source)
         if self.generating:
+            path = Path(source)
             self.add_content(target, path.read_bytes(), is_executable=os.access(path, os.X_OK))
             return
         if is_generated(target) or self.exclusion.covers(target):
             return
-        path = self.tree / target
-        status = path.lstat()
+        place = f"{self.tree}/{target}"
+        status = os.lstat(place)
         kind = stat.S_IFMT(status.st_mode)
         if not is_utf8(target):
             self.faults.append(f"{target!r}: its name is not UTF-8")
         elif kind == stat.S_IFDIR:
             self.empty_directories.add(target)
         elif kind == stat.S_IFLNK:
-            self.add_link(target, os.readlink(path))  # noqa: PTH115  (Path would normalise it)
+            self.add_link(target, os.readlink(place))  # noqa: PTH115  (Path would normalise it)
         elif kind == stat.S_IFREG:
             mode = 0o755 if status.st_mode & 0o111 else 0o644
+            path = Path(place)
             content = self.exclusion.edited(target, path)
             size = status.st_size if content is None else len(content)
             self.add_member(FileEntry(path=target, mode=mode, size=size), content or path)

@@ -62,13 +62,14 @@ def pack(
     console: Console, name: str, output: Path, level: int, threads: int, **found: str | None
 ) -> None:
     """Pack the built environment NAME, or the conda environment at PREFIX, into one archive."""
-    from pipeline.found_env import describe_env
-    from pipeline.stages.build import read_build
-
     if "/" in name and Path(name).is_dir():
+        from pipeline.found_env import describe_env
+
         desk = settings().cache_dir / "found"
         built = describe_env(Path(name), prefix=found["prefix"], name=found["new_name"], desk=desk)
     else:
+        from pipeline.build_records import read_build
+
         built = read_build(Path(name).stem, settings().cache_dir / "builds")
     artifact = pack_built(console, built, output, level, threads)
     console.result(artifact_facts(artifact), lambda: [str(artifact.archive_path)])

@@ -13,6 +13,7 @@ import msgspec
 
 from pipeline import errors
 from pipeline.artifacts import SBOM
+from pipeline.build_records import RECORD
 from pipeline.cache import cache_lock
 from pipeline.files import exclusive_lock, to_json, write_bytes
 from pipeline.models import ENVS_DIR, BuiltEnv, Checks, LockedPackage, current_platform
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RECORD = "built.json"
 MATERIALS = "materials.json"
 UMASK = 'umask "$0"; exec "$@"'
 
@@ -146,16 +146,6 @@ def link_conda_half(shop: WheelShop, work: Workplace, options: BuildOptions) -> 
     order = order_for(shop.conda, downloads, work, usual)
     with progress.task("link the interpreter for source builds"):
         run_builder(order, work, cache.root, shop.sandbox, usual)
-
-
-def read_build(name: str, builds_dir: Path) -> BuiltEnv:
-    """Return the last finished build of an environment; raise NotFound when there is none."""
-    path = builds_dir / f"{name}-{current_platform()}" / RECORD
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=BuiltEnv)
-    except FileNotFoundError as error:
-        message = f"{name} is not built for {current_platform()}"
-        raise errors.NotFound(message, hint=f"run `envferry build {name}`") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
