@@ -82,13 +82,15 @@ class WheelShop:
         """Return the wheel that was made of a package before, if the cache still has it, whole."""
         root = self.shelf.cache.root
         try:
-            data = (root / RECORDS / f"{self.key(package)}.json").read_bytes()
-            made = msgspec.json.decode(data, type=MadeWheel)
+            record = root / RECORDS / f"{self.key(package)}.json"
+            made = msgspec.json.decode(record.read_bytes(), type=MadeWheel)
         except (FileNotFoundError, msgspec.MsgspecError):
             return None
         path = root / "sha256" / made.sha256[:2] / made.sha256 / made.file
         if not path.is_file() or hash_file(path, "sha256", lambda _: None) != made.sha256:
             return None
+        # Its time says when it was last asked for.
+        record.touch()
         return as_wheel(package, path, made.sha256)
 
     def prepare(self, package: LockedPackage, bench: Path) -> None:

@@ -8,9 +8,10 @@ import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+import msgspec
 from blake3 import blake3
 
 from pipeline.cache import entry_lock, redact
@@ -37,6 +38,18 @@ GIT_URL = re.compile(r"git\+(?P<url>.+)@(?P<commit>[0-9a-f]{40})(#subdirectory=(
 SUBMODULE_MODE = "160000 "
 
 
+class BuildSystem(msgspec.Struct, frozen=True):
+    """The table of PEP 518."""
+
+    requires: tuple[str, ...] = DEFAULT_REQUIRES
+
+
+class Project(msgspec.Struct, frozen=True, rename="kebab"):
+    """What we read of a pyproject.toml."""
+
+    build_system: BuildSystem = BuildSystem()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceShelf:
     """Where sources are kept between runs."""
@@ -50,12 +63,11 @@ class SourceShelf:
 
         Raises SpecError when its pyproject.toml cannot be read.
         """
-        text = self._pyproject(package)
         try:
-            system: dict[str, Any] = tomllib.loads(text or "").get("build-system", {})
-        except tomllib.TOMLDecodeError as error:
+            document = tomllib.loads(self._pyproject(package) or "")
+            return msgspec.convert(document, Project).build_system.requires
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
             raise SpecError(f"{PYPROJECT} of {package.name} is damaged: {error}") from error
-        return tuple(str(line) for line in system.get("requires", DEFAULT_REQUIRES))
 
     def place(self, package: LockedPackage, directory: Path) -> Path:
         """Put a source into a directory: an archive, or a folder; return its path.

@@ -66,6 +66,23 @@ def test_what_nobody_used_for_long_goes(cache: DownloadCache) -> None:
     )
 
 
+def test_repositories_and_records_of_wheels_go_too(cache: DownloadCache) -> None:
+    for number, name in enumerate(("old", "new")):
+        repository = cache.root / "git" / name
+        repository.mkdir(parents=True)
+        (repository / ".lock").touch()
+        (repository / "HEAD").write_text("ref: refs/heads/main\n")
+        os.utime(repository / ".lock", (1000 * number, 1000 * number))
+        record = cache.root / "made" / f"{name}.json"
+        record.parent.mkdir(exist_ok=True)
+        record.touch()
+        os.utime(record, (1000 * number, 1000 * number))
+    pruned = prune_entries(cache.root, older_than=500)
+    assert (pruned.files, pruned.size) == (2, 1021)
+    assert [path.name for path in (cache.root / "git").iterdir()] == ["new"]
+    assert [path.name for path in (cache.root / "made").iterdir()] == ["new.json"]
+
+
 def test_nothing_goes_while_a_build_uses_it(cache: DownloadCache) -> None:
     with cache_lock(cache.root, shared=True):
         with pytest.raises(TargetOccupied, match="is using the download cache"):
