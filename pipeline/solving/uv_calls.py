@@ -173,7 +173,11 @@ def _needs(
     pins = [f"{item['name']}=={item['version']}" for item in entries if "version" in item]
     output.write_text("\n".join([*pins, ""]), encoding="utf-8")
     words = ("-o", str(output), "--annotation-style", "line", "--no-strip-extras", *build_words)
-    if _call_uv(request, scratch, words).returncode != 0:
+    # What was just resolved is in uv's cache: nobody need be asked again, unless there is none.
+    for more in (("--offline",), ()):
+        if _call_uv(request, scratch, (*words, *more)).returncode == 0:
+            break
+    else:
         return {}
     needs: dict[str, list[str]] = {}
     for line in output.read_text(encoding="utf-8").splitlines():
