@@ -64,7 +64,7 @@ class Settings:
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
         """Read `ENVFERRY_*` (REGISTRY, CACHE, ENVS_DIR, TRUSTED_DIR, SIGN_KEY) and the epoch."""
-        home_cache = environ.get("XDG_CACHE_HOME") or f"{environ.get('HOME', '/root')}/.cache"
+        home_cache = environ.get("XDG_CACHE_HOME") or f"{home_of(environ)}/.cache"
         epoch = environ.get("SOURCE_DATE_EPOCH", str(SOURCE_DATE_EPOCH))
         if not epoch.isdecimal():
             message = f"SOURCE_DATE_EPOCH is {epoch!r}, expected seconds since 1970"
@@ -77,6 +77,11 @@ class Settings:
             trusted_dir=Path(environ.get("ENVFERRY_TRUSTED_DIR", str(TRUSTED_DIR))),
             sign_key=Secret(sign_key) if (sign_key := environ.get(SIGN_KEY)) else None,
         )
+
+
+def home_of(environ: Mapping[str, str]) -> str:
+    """Return the home that `HOME` names, or the user's own where it is not set."""
+    return environ.get("HOME") or str(Path("~").expanduser())
 
 
 def settings() -> Settings:
@@ -112,10 +117,10 @@ class NetworkSettings:
         """Read what pip, requests and curl read: certificates and proxies."""
         names = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
         certificates = next((environ[name] for name in names if environ.get(name)), None)
-        netrc = Path(environ.get("NETRC") or f"{environ.get('HOME', '/root')}/.netrc")
+        netrc = Path(environ.get("NETRC") or f"{home_of(environ)}/.netrc")
         return cls(
             certificates=Path(certificates) if certificates else None,
-            netrc=netrc if netrc.is_file() else None,
+            netrc=netrc if os.access(netrc, os.R_OK) else None,
             proxies=_proxies(environ),
             logins=_logins(environ),
         )
@@ -160,7 +165,7 @@ def network() -> NetworkSettings:
 
 def condarc_paths() -> tuple[Path, ...]:
     """Return the conda settings files that are there, in the order in which they are read."""
-    home = os.environ.get("HOME", "/root")
+    home = home_of(os.environ)
     named = os.environ.get("CONDARC")
     root = os.environ.get("CONDA_ROOT") or os.environ.get("MAMBA_ROOT_PREFIX")
     candidates = [
