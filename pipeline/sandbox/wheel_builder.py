@@ -117,7 +117,10 @@ def unpack(source: Path, target: Path) -> Path:
             archive.extractall(target)
     else:
         with tarfile.open(source) as tar:
-            tar.extractall(target, filter="data")
+            # Debian 12's Python 3.11.2 knows no filters; this runs in a throwaway container.
+            if hasattr(tarfile, "data_filter"):
+                tar.extraction_filter = tarfile.data_filter
+            tar.extractall(target)
     folders = [path for path in target.iterdir() if path.is_dir()]
     if len(folders) != 1:
         message = f"{source.name} holds {len(folders)} folders at its top, expected one"
