@@ -250,6 +250,7 @@ class S3Store:
                 else:
                     if _is_answer(operation, answer):
                         return answer
+                    _close_body(answer)
             if pause is not None:
                 time.sleep(pause)
         message = f"{self._endpoint} is no S3 server: it answered {operation} with something else"
@@ -351,6 +352,12 @@ def _is_answer(operation: str, answer: dict[str, Any]) -> bool:
     headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     is_page = str(headers.get("content-type", "")).startswith("text/html")
     return not is_page and PROOFS.get(operation, "ResponseMetadata") in answer
+
+
+def _close_body(answer: dict[str, Any]) -> None:
+    """Close what an answer streams: nobody reads it, and its connection would stay open."""
+    if body := answer.get("Body"):
+        body.close()
 
 
 def _code(error: boto_errors.ClientError) -> str:
