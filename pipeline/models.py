@@ -6,11 +6,14 @@ import platform as host_platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from pipeline.errors import SpecError, UsageError
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 ENVS_DIR = Path("/opt/conda/envs")
 DEFAULT_TAG = "latest"
@@ -392,6 +395,10 @@ class RegistryEntry:
     packages: int
     tags: tuple[str, ...]
     version: str | None = None
+    published: datetime | None = None
+    """When its manifest came into this registry, by the store's own clock, in UTC."""
+    attested: bool = False
+    """Whether an attestation lies beside it; who signed that is another question."""
 
 
 # --- on the host ---

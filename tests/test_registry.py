@@ -56,7 +56,7 @@ def test_the_layout_of_the_format(registry: Registry, artifact: Artifact) -> Non
     tag(registry, artifact, "stable")
     id_ = artifact.manifest.id
     folder = f"v1/envs/demo/linux-64/{id_}"
-    assert sorted(registry.store.list()) == [
+    assert sorted(listed.key for listed in registry.store.list()) == [
         f"{folder}/conda-lock.yml",
         f"{folder}/demo-linux-64-{id_}.tar.zst",
         f"{folder}/demo-linux-64-{id_}.tar.zst.xxh128",

@@ -140,8 +140,13 @@ class StoreSuite:
     def test_lists_below_a_prefix(self, store: Store) -> None:
         for key in ("v1/a/x", "v1/a/y", "v1/ab", "v2/a"):
             store.create(key, b"")
-        assert sorted(store.list("v1/a/")) == ["v1/a/x", "v1/a/y"]
-        assert sorted(store.list()) == ["v1/a/x", "v1/a/y", "v1/ab", "v2/a"]
+        assert sorted(listed.key for listed in store.list("v1/a/")) == ["v1/a/x", "v1/a/y"]
+        assert sorted(listed.key for listed in store.list()) == [
+            "v1/a/x",
+            "v1/a/y",
+            "v1/ab",
+            "v2/a",
+        ]
         assert list(store.list("v3/")) == []
         with pytest.raises(UsageError):
             list(store.list("v1/a"))
@@ -150,7 +155,7 @@ class StoreSuite:
         store.create("a/b/c", b"")
         store.create("a/d", b"")
         store.delete("a/b/c")
-        assert list(store.list()) == ["a/d"]
+        assert [listed.key for listed in store.list()] == ["a/d"]
         store.create("a/b/c", b"again")
 
     @pytest.mark.parametrize(

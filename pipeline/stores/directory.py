@@ -9,6 +9,7 @@ import secrets
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -17,7 +18,7 @@ import xxhash
 
 from pipeline.errors import HostError, NotFound, PipelineError, StoreError
 from pipeline.files import COPY_BYTES, sync_directory, write_bytes
-from pipeline.stores.port import KeyTaken, LostRace, Stat, check_key, check_prefix
+from pipeline.stores.port import KeyTaken, Listed, LostRace, Stat, check_key, check_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -50,12 +51,14 @@ class DirectoryStore:
         with self._explained(key):
             try:
                 status = path.stat()
+                modified = _time(status)
                 if status.st_size <= REPLACEABLE_BYTES:
                     data = path.read_bytes()
-                    return Stat(size=len(data), version=xxhash.xxh3_128_hexdigest(data))
+                    version = xxhash.xxh3_128_hexdigest(data)
+                    return Stat(size=len(data), version=version, modified=modified)
             except (FileNotFoundError, NotADirectoryError):
                 return None
-        return Stat(size=status.st_size, version=f"{status.st_mtime_ns}-{status.st_size}")
+        return Stat(size=status.st_size, version=_stamp(status), modified=modified)
 
     def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return a part of a file."""
@@ -99,7 +102,7 @@ class DirectoryStore:
             write_bytes(self._path(key), data)
         return xxhash.xxh3_128_hexdigest(data)
 
-    def list(self, prefix: str = "") -> Iterator[str]:
+    def list(self, prefix: str = "") -> Iterator[Listed]:
         """Yield the files below `prefix`; hidden ones (temporary files, the lock) are not keys."""
         top = self.root / check_prefix(prefix)
         self._require_root()
@@ -107,9 +110,15 @@ class DirectoryStore:
             for folder, folders, names in os.walk(top, onerror=_unless_missing):
                 folders[:] = [name for name in folders if not name.startswith(".")]
                 inside = Path(folder).relative_to(self.root)
-                for name in names:
-                    if not name.startswith("."):
-                        yield (inside / name).as_posix()
+                for name in sorted(names):
+                    if not name.startswith(".") and (found := _look(Path(folder, name))):
+                        key = (inside / name).as_posix()
+                        yield Listed(
+                            key=key,
+                            size=found.st_size,
+                            modified=_time(found),
+                            stamp=_stamp(found),
+                        )
 
     def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
         """Remove a file, or temporary ones that dead writers left, and what is empty then."""
@@ -224,6 +233,23 @@ def _pour(source: BinaryIO, target: BinaryIO, advance: Callable[[int], None] | N
         target.write(chunk)
         if advance:
             advance(len(chunk))
+
+
+def _look(path: Path) -> os.stat_result | None:
+    """Return a file's status, or None when it was removed since it was listed."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _time(status: os.stat_result) -> datetime:
+    return datetime.fromtimestamp(status.st_mtime, timezone.utc)
+
+
+def _stamp(status: os.stat_result) -> str:
+    """Return what differs when a file was replaced: each replacement is a file of its own."""
+    return f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}"
 
 
 def _unless_missing(error: OSError) -> None:

@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timezone
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, urlsplit
 
@@ -16,10 +17,11 @@ from pipeline.stores.port import Stat, check_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
     from http.client import HTTPResponse
     from pathlib import Path
 
-    from pipeline.stores.port import KnownRange
+    from pipeline.stores.port import KnownRange, Listed
 
 TIMEOUT_SECONDS = 20
 T = TypeVar("T")
@@ -61,8 +63,9 @@ class HttpStore:
         def ask() -> Stat:
             with self._response(key, {}, method="HEAD") as response:
                 size = int(response.headers.get("Content-Length", "0"))
-                version = response.headers.get("ETag", response.headers.get("Last-Modified", ""))
-            return Stat(size=size, version=version)
+                modified = response.headers.get("Last-Modified", "")
+                version = response.headers.get("ETag", modified)
+            return Stat(size=size, version=version, modified=_time(modified))
 
         try:
             return self._persistently(ask)
@@ -89,7 +92,7 @@ class HttpStore:
         """Refuse."""
         raise self._read_only(key)
 
-    def list(self, prefix: str = "") -> Iterator[str]:
+    def list(self, prefix: str = "") -> Iterator[Listed]:
         """Refuse."""
         message = f"{self.base} is a web server: what it holds cannot be listed"
         raise StoreError(message, hint="name the environment and its tag or id: NAME@TAG, NAME@ID")
@@ -144,6 +147,16 @@ class HttpStore:
             reason = getattr(error, "reason", None) or error
             message = f"cannot read {url}: {reason}"
             raise _Transient(message, hint="check the network and the registry's URL") from error
+
+
+def _time(header: str) -> datetime | None:
+    """Read a `Last-Modified` header; None when there is none, or no date in it."""
+    from email.utils import parsedate_to_datetime
+
+    try:
+        return parsedate_to_datetime(header).astimezone(timezone.utc)
+    except (TypeError, ValueError):
+        return None
 
 
 def _refused(url: str, status: int) -> StoreError | NotFound:

@@ -10,6 +10,7 @@ from pipeline.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from datetime import datetime
     from pathlib import Path
 
 KEY_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
@@ -31,6 +32,21 @@ class Stat:
     """Bytes."""
     version: str
     """Changes when the value changes; for `Store.replace` and for nothing else."""
+    modified: datetime | None = None
+    """When the store got the value, by its own clock and in UTC; None when it does not say."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """A value as a listing has it."""
+
+    key: str
+    size: int
+    """Bytes."""
+    modified: datetime
+    """When the store got the value, by its own clock and in UTC."""
+    stamp: str
+    """Changes when the value changes: to compare with what an earlier listing said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +116,8 @@ class Store(Protocol):
         """
         ...
 
-    def list(self, prefix: str = "") -> Iterator[str]:
-        """Yield all keys below `prefix` (empty, or ending in `/`), in no order."""
+    def list(self, prefix: str = "") -> Iterator[Listed]:
+        """Yield all values below `prefix` (empty, or ending in `/`), in no order."""
         ...
 
     def delete(self, key: str, unfinished_seconds: float | None = None) -> int:

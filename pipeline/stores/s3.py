@@ -19,7 +19,7 @@ from urllib3.exceptions import HTTPError as BrokenAnswer
 
 from pipeline.errors import NotFound, StoreError, UsageError
 from pipeline.stores.multipart import PART_BYTES, Unreachable, plan_parts, send_file
-from pipeline.stores.port import KeyTaken, LostRace, Stat, check_key, check_prefix
+from pipeline.stores.port import KeyTaken, Listed, LostRace, Stat, check_key, check_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -118,7 +118,9 @@ class S3Store:
             head = self._call("head_object", **self._object(key))
         except NotFound:
             return None
-        return Stat(size=head["ContentLength"], version=head["ETag"])
+        return Stat(
+            size=head["ContentLength"], version=head["ETag"], modified=head.get("LastModified")
+        )
 
     def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return a part of an object; what broke while it was read is read again."""
@@ -174,13 +176,18 @@ class S3Store:
         version: str = answer["ETag"]
         return version
 
-    def list(self, prefix: str = "") -> Iterator[str]:
-        """Yield keys a page of a thousand at a time."""
+    def list(self, prefix: str = "") -> Iterator[Listed]:
+        """Yield objects a page of a thousand at a time."""
         where = {"Bucket": self.bucket, "Prefix": self.prefix + check_prefix(prefix)}
         page = self._call("list_objects_v2", **where)
         while True:
             for item in page.get("Contents", ()):
-                yield item["Key"].removeprefix(self.prefix)
+                yield Listed(
+                    key=item["Key"].removeprefix(self.prefix),
+                    size=item["Size"],
+                    modified=item["LastModified"],
+                    stamp=item["ETag"],
+                )
             token = page.get("NextContinuationToken")
             if not page.get("IsTruncated") or not token:
                 return

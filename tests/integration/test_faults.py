@@ -99,7 +99,7 @@ class Witness:
         self.count = count + 1
 
     def list(self) -> None:
-        found = set(self.store.list(f"{self.own}/"))
+        found = {listed.key for listed in self.store.list(f"{self.own}/")}
         assert set(self.created) <= found <= {*self.begun, f"{self.own}/tag"}
 
 

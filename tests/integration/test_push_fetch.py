@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pipeline.models import PushedArtifact
-    from pipeline.stores.port import KnownRange, Stat, Store
+    from pipeline.stores.port import KnownRange, Listed, Stat, Store
 
 PIECES = 5
 SIZE = (PIECES - 1) * PIECE_BYTES + 12_345
@@ -88,7 +88,7 @@ class WatchedStore:
         """Pass on."""
         return self.store.replace(key, data, expected)
 
-    def list(self, prefix: str = "") -> Iterator[str]:
+    def list(self, prefix: str = "") -> Iterator[Listed]:
         """Pass on."""
         return self.store.list(prefix)
 
@@ -135,7 +135,9 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def archive_key(registry: Registry) -> str:
-    (key,) = (key for key in registry.store.list("v1/envs/") if key.endswith(".tar.zst"))
+    (key,) = (
+        listed.key for listed in registry.store.list("v1/envs/") if listed.key.endswith(".tar.zst")
+    )
     return key
 
 
@@ -446,7 +448,7 @@ def test_a_disk_without_hard_links(artifact: Artifact, tmp_path: Path) -> None:
         "artifact = read_artifact(pathlib.Path(sys.argv[2]))\n"
         "push_artifact(artifact, registry=registry, tags=('usb',), progress=Silent())\n"
         "try:\n"
-        "    registry.store.create(next(registry.store.list('v1/envs/')), b'x')\n"
+        "    registry.store.create(next(registry.store.list('v1/envs/')).key, b'x')\n"
         "except KeyTaken:\n"
         "    sys.stdout.write('kept')\n"
     )

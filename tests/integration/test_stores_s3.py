@@ -111,7 +111,7 @@ def test_dead_uploads_are_found_and_removed(s3_url: str, tmp_path: Path) -> None
     assert len(uploads(store)) == 1
     assert store.delete("", 0) == 1
     assert uploads(store) == []
-    assert list(store.list()) == ["there"]
+    assert [listed.key for listed in store.list()] == ["there"]
 
 
 def test_what_is_known_is_copied_in_the_store(

@@ -1,0 +1,87 @@
+"""What a registry holds: environments, tags, and what to say of a name that is unknown."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from pipeline.artifacts import ATTESTATION
+from pipeline.errors import NotFound, StoreError
+from pipeline.models import Manifest, RegistryEntry, check_name
+from pipeline.registry.layout import ENVS, TAGS, folder_of, is_manifest
+from pipeline.registry.tagging import read_tag
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from pipeline.models import Ref, TagRecord
+    from pipeline.registry.registry import Registry
+
+READERS = 8
+"""Manifests and tags are small: the time goes into waiting for the store."""
+
+
+def list_entries(registry: Registry, name: str | None) -> tuple[RegistryEntry, ...]:
+    """Return all published artifacts (of one environment) with tags and time of arrival."""
+    below = f"{check_name(name, 'environment name')}/" if name else ""
+    there = {listed.key: listed.modified for listed in registry.store.list(f"{ENVS}{below}")}
+    folders = sorted(key.split("/")[2:5] for key in there if is_manifest(key))
+    tag_keys = sorted(listed.key for listed in registry.store.list(f"{TAGS}{below}"))
+    with ThreadPoolExecutor(READERS) as pool:
+        manifests = pool.map(lambda folder: registry.described(*folder), folders)
+        records = pool.map(lambda key: read_tag(registry, key)[1], tag_keys)
+        tags = dict(zip(tag_keys, records, strict=True))
+        return tuple(_entry(manifest, tags, there) for manifest in manifests)
+
+
+def list_tags(registry: Registry, name: str, platform: str) -> dict[str, str]:
+    """Return all tags of an environment with the ids that they point to."""
+    prefix = f"{TAGS}{check_name(name, 'environment name')}/{platform}/"
+    keys = sorted(listed.key for listed in registry.store.list(prefix))
+    with ThreadPoolExecutor(READERS) as pool:
+        records = pool.map(lambda key: read_tag(registry, key)[1], keys)
+        return {
+            key.removeprefix(prefix): record.id
+            for key, record in zip(keys, records, strict=True)
+            if record
+        }
+
+
+def unknown(registry: Registry, ref: Ref, platform: str) -> NotFound:
+    """Say that a ref is unknown and what is known instead."""
+    message = f"{ref} is not in the registry {registry.url} for {platform}"
+    known: list[str] = []
+    try:
+        tags, ids = registry.tags(ref.name, platform), registry.ids(ref.name, platform)
+        if not ids:
+            keys = (listed.key for listed in registry.store.list(ENVS))
+            known = sorted({key.split("/")[2] for key in keys})
+    except StoreError as error:
+        return NotFound(message, hint=error.hint)
+    if ids:
+        listed = ", ".join([*(f"{tag} ({id_})" for tag, id_ in tags.items()), *ids])
+        return NotFound(f"{message}: there are {listed}", hint=f"run `envferry ls {ref.name}`")
+    listed = ", ".join(known) or "no environments at all"
+    return NotFound(f"{message}: it holds {listed}", hint="run `envferry ls`")
+
+
+def _entry(
+    manifest: Manifest, tags: Mapping[str, TagRecord | None], there: Mapping[str, datetime]
+) -> RegistryEntry:
+    prefix, folder = f"{TAGS}{manifest.name}/{manifest.platform}/", folder_of(manifest)
+    return RegistryEntry(
+        name=manifest.name,
+        platform=manifest.platform,
+        id=manifest.id,
+        size=manifest.archive.size,
+        packages=len(manifest.packages),
+        tags=tuple(
+            key.removeprefix(prefix)
+            for key, record in tags.items()
+            if key.startswith(prefix) and record and record.id == manifest.id
+        ),
+        version=manifest.version,
+        published=there[f"{folder}manifest.json"],
+        attested=f"{folder}{ATTESTATION}" in there,
+    )
