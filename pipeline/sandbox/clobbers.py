@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from pipeline.errors import SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from pipeline.sandbox.conda_meta import CondaRecords
     from pipeline.sandbox.orders import Wheel
 
 CLOBBERS_SHOWN = 8
 SCHEMES = {"scripts": "bin/", "data": "", "headers": "include/"}
-DIST_INFO = re.compile(r".*/([^/]+?)-[^/-]+\.(dist|egg)-info/(METADATA|PKG-INFO)")
+DIST_INFO = re.compile(r"([^/-]+)-[^/]+\.(dist|egg)-info/(METADATA|PKG-INFO)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +34,7 @@ class Clobber:
 def find_clobbers(wheels: Sequence[Wheel], records: CondaRecords) -> list[Clobber]:
     """Return every file of a conda package that a wheel would overwrite or take away."""
     owners = records.owners()
-    installed = {
-        normal_name(found[1]): file for file in owners if (found := DIST_INFO.fullmatch(file))
-    }
+    installed = installed_distributions(owners, records.site_packages)
     clobbers = []
     for wheel in wheels:
         files = wheel_files(wheel, records.site_packages)
@@ -48,6 +46,19 @@ def find_clobbers(wheels: Sequence[Wheel], records: CondaRecords) -> list[Clobbe
             if file in owners
         ]
     return clobbers
+
+
+def installed_distributions(files: Iterable[str], site_packages: str) -> dict[str, str]:
+    """Return the metadata file of every distribution that pip finds, by normal name.
+
+    Only those right in `site_packages` count: what setuptools vendors is not installed.
+    """
+    top = f"{site_packages}/"
+    return {
+        normal_name(found[1]): file
+        for file in files
+        if file.startswith(top) and (found := DIST_INFO.fullmatch(file.removeprefix(top)))
+    }
 
 
 def refuse_clobbers(clobbers: Sequence[Clobber], allowed: Sequence[str]) -> None:
