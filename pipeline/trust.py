@@ -228,11 +228,16 @@ def require_described(manifest: Manifest, manifest_data: bytes, what: str) -> No
         raise IntegrityError(message, hint="run the command again")
 
 
+def verify_subjects(envelope: Envelope, manifest: Manifest, manifest_data: bytes) -> None:
+    """Raise IntegrityError unless an envelope's statement is about this very artifact."""
+    statement = _decode_statement(envelope, manifest.stem)
+    _require_subjects(statement, manifest, manifest_data, manifest.stem)
+
+
 def is_about(envelope: Envelope, manifest: Manifest, manifest_data: bytes) -> bool:
     """Whether an envelope's statement is about this very artifact."""
     try:
-        statement = _decode_statement(envelope, manifest.stem)
-        _require_subjects(statement, manifest, manifest_data, manifest.stem)
+        verify_subjects(envelope, manifest, manifest_data)
     except IntegrityError:
         return False
     return True

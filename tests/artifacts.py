@@ -34,7 +34,7 @@ def make_artifact(directory: Path, size: int = 1000, *, seed: int = 1) -> Artifa
         tar_size=size,
         index_offset=0,
         index_size=0,
-        index_blake3="",
+        index_blake3=blake3(b"").hexdigest(),
     )
     manifest = Manifest(
         name="demo",

@@ -32,6 +32,7 @@ COMMANDS = {
     "push": ("pipeline.cli.building", "Send archives to a registry and tag them."),
     "release": ("pipeline.cli.building", "Check the lock, build, pack and push: what CI calls."),
     "tag": ("pipeline.cli.registry", "Point a tag at an artifact."),
+    "check": ("pipeline.cli.upkeep", "Say what is broken in a registry, and how to mend it."),
     "prune": ("pipeline.cli.registry", "Remove what broken pushes left in a registry."),
     "ls": ("pipeline.cli.registry", "List what a registry holds."),
     "show": ("pipeline.cli.registry", "Show what is inside an artifact."),

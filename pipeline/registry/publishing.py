@@ -166,7 +166,8 @@ def _require_same_archive(registry: Registry, manifest: Manifest) -> None:
         line = registry.store.read(f"{archive_key(manifest)}.xxh128")
         same = line == checksum_line(manifest)
     except NotFound:
-        same = registry.digest_archive(manifest, lambda _: None) == manifest.archive.blake3
+        _, found = registry.digest_archive(manifest, lambda _: None)
+        same = found == manifest.archive.blake3
     if not same:
         raise _different(manifest, "archive", registry.url)
 

@@ -1,0 +1,203 @@
+"""Every fault that a registry can have is found, by its key."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+
+from pipeline.errors import StoreError
+from pipeline.files import to_json
+from pipeline.models import TagRecord
+from pipeline.progress import Silent
+from pipeline.registry import Registry
+from pipeline.registry.checking import check_registry
+from pipeline.signing import generate_key, parse_signing_key
+from pipeline.trust import Signer, Trust
+from tests.artifacts import PLATFORM, make_artifact
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.models import Artifact
+    from pipeline.registry.checking import Report
+
+OTHER_ID = "0123456789ab"
+
+
+@pytest.fixture
+def signer() -> Signer:
+    key = parse_signing_key(generate_key()[0], "test")
+    return Signer(keys=(key,), who="test@host", time="2026-01-01T00:00:00Z")
+
+
+@pytest.fixture
+def registry(tmp_path: Path, signer: Signer) -> Registry:
+    """A registry with two signed artifacts and a signed tag."""
+    opened = Registry.open(str(tmp_path / "registry"), signer=signer)
+    for seed in (1, 2):
+        artifact = make_artifact(tmp_path / "packed", seed=seed)
+        opened.publish(artifact, progress=Silent())
+        opened.attach(artifact.manifest, "sbom.cdx.json", b'{"bomFormat": "CycloneDX"}')
+        opened.move_tag("demo", PLATFORM, "stable", artifact.manifest.id)
+    return opened
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> Artifact:
+    return make_artifact(tmp_path / "again", seed=1)
+
+
+def check(registry: Registry, *, read_bytes: bool = False, name: str | None = None) -> Report:
+    return check_registry(registry, name, read_bytes=read_bytes, progress=Silent())
+
+
+def found(report: Report) -> list[tuple[str, str]]:
+    return [(one.severity, one.key.rpartition("/")[2]) for one in report.findings]
+
+
+def trusting(registry: Registry, signer: Signer) -> Registry:
+    return replace(registry, trust=Trust(keys=tuple(key.public for key in signer.keys)))
+
+
+def test_a_sound_registry(registry: Registry, signer: Signer) -> None:
+    report = check(registry, read_bytes=True)
+    assert report.findings == ()
+    assert (report.artifacts, report.tags, report.read_bytes) == (2, 1, 2000)
+    assert check(trusting(registry, signer)).findings == ()
+
+
+def removed(path: Path) -> None:
+    path.unlink()
+
+
+def garbled(path: Path) -> None:
+    path.write_bytes(b"{" + path.read_bytes()[1:-1] + b"?")
+
+
+def longer(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\n")
+
+
+@pytest.mark.parametrize(
+    ("file", "fault", "read_bytes"),
+    [
+        ("manifest.json", garbled, False),
+        ("{archive}", removed, False),
+        ("{archive}", longer, False),
+        ("{archive}", garbled, True),
+        ("{archive}.xxh128", removed, False),
+        ("{archive}.xxh128", longer, False),
+        ("conda-lock.yml", removed, False),
+        ("conda-lock.yml", garbled, False),
+        ("sbom.cdx.json", garbled, False),
+        ("attestation.json", garbled, False),
+    ],
+)
+def test_each_fault_is_named_and_can_be_mended(
+    registry: Registry,
+    first: Artifact,
+    file: str,
+    fault: Callable[[Path], None],
+    read_bytes: bool,
+) -> None:
+    """What the mending line says is done then, and nothing is left to find."""
+    name = file.format(archive=first.manifest.archive.file)
+    path = Path(registry.url, "v1/envs/demo", PLATFORM, first.manifest.id, name)
+    before = path.read_bytes()
+    fault(path)
+    report = check(registry, read_bytes=read_bytes)
+    assert found(report) == [("broken", name)]
+    assert report.broken == 1
+    assert "push" in report.findings[0].mend
+    path.unlink(missing_ok=True)
+    registry.publish(first, progress=Silent())
+    if name == "sbom.cdx.json":
+        registry.attach(first.manifest, name, before)
+    assert check(registry, read_bytes=True).findings == ()
+
+
+def test_damage_that_only_reading_finds(registry: Registry, first: Artifact) -> None:
+    path = next(Path(registry.url).rglob(first.manifest.archive.file))
+    garbled(path)
+    assert check(registry).findings == ()
+    assert "XXH3-128 is" in check(registry, read_bytes=True).findings[0].what
+
+
+def test_all_faults_at_once(registry: Registry) -> None:
+    for path in Path(registry.url).rglob("*.tar.zst"):
+        path.unlink()
+    for path in Path(registry.url).rglob("conda-lock.yml"):
+        path.unlink()
+    assert check(registry).broken == 4
+
+
+def test_a_manifest_of_another_place(registry: Registry, first: Artifact) -> None:
+    folder = Path(registry.url, "v1/envs/demo", PLATFORM, first.manifest.id)
+    folder.rename(folder.with_name(OTHER_ID))
+    report = check(registry)
+    assert ("broken", "manifest.json") in found(report)
+    assert (
+        first.manifest.id in next(one for one in report.findings if one.severity == "broken").what
+    )
+
+
+def test_tags(registry: Registry, signer: Signer) -> None:
+    path = Path(registry.url, "v1/tags/demo", PLATFORM, "stable")
+    path.write_bytes(to_json(TagRecord(id=OTHER_ID, counter=9)))
+    (finding,) = check(registry).findings
+    assert (finding.severity, finding.key) == ("broken", f"v1/tags/demo/{PLATFORM}/stable")
+    assert "envferry tag demo@ID stable" in finding.mend
+    (finding,) = check(trusting(registry, signer)).findings
+    assert "not signed" in finding.what
+    path.write_bytes(b"?")
+    assert check(registry).broken == 1
+
+
+def test_unsigned_where_keys_are_trusted(registry: Registry, first: Artifact) -> None:
+    stranger = parse_signing_key(generate_key()[0], "stranger").public
+    unsigned = replace(registry, trust=Trust(keys=(stranger,)))
+    names = found(check(unsigned))
+    assert names == [("broken", "attestation.json")] * 2 + [("broken", "stable")]
+    next(Path(registry.url).rglob(f"{first.manifest.id}/attestation.json")).unlink()
+    assert check(registry).findings == ()
+    assert check(unsigned).broken == 3
+
+
+def test_an_attestation_about_something_else(registry: Registry, first: Artifact) -> None:
+    one, other = sorted(Path(registry.url).rglob("attestation.json"))
+    one.write_bytes(other.read_bytes())
+    assert found(check(registry)) == [("broken", "attestation.json")]
+    envelope = msgspec.json.decode(other.read_bytes())
+    other.write_bytes(msgspec.json.encode({**envelope, "signatures": []}))
+    assert check(registry).broken == 2
+
+
+def test_leftovers_break_nothing(registry: Registry, first: Artifact) -> None:
+    root = Path(registry.url)
+    (root / "notes.txt").write_text("mine")
+    (root / f"v1/envs/demo/{PLATFORM}/{first.manifest.id}/core").write_text("dump")
+    (root / f"v1/envs/demo/{PLATFORM}/{OTHER_ID}").mkdir()
+    (root / f"v1/envs/demo/{PLATFORM}/{OTHER_ID}/conda-lock.yml").write_text("")
+    report = check(registry)
+    assert report.broken == 0
+    assert {one.severity for one in report.findings} == {"leftover"}
+    assert {one.key for one in report.findings} == {
+        "notes.txt",
+        f"v1/envs/demo/{PLATFORM}/{OTHER_ID}/",
+        f"v1/envs/demo/{PLATFORM}/{first.manifest.id}/core",
+    }
+
+
+def test_one_environment_only(registry: Registry) -> None:
+    (Path(registry.url) / "notes.txt").write_text("mine")
+    assert check(registry, name="demo").findings == ()
+    assert check(registry, name="other").artifacts == 0
+
+
+def test_a_store_that_cannot_be_listed() -> None:
+    with pytest.raises(StoreError, match="cannot be listed"):
+        check(Registry.open("http://127.0.0.1:9/none"))
