@@ -151,6 +151,14 @@ class StoreSuite:
         with pytest.raises(UsageError):
             list(store.list("v1/a"))
 
+    def test_lists_one_level(self, store: Store) -> None:
+        for key in ("v1/a/x", "v1/a/y", "v1/ab", "v2/a"):
+            store.create(key, b"12")
+        found = {one.key: one.size for one in store.list("v1/", folders=True)}
+        assert found == {"v1/a/": 0, "v1/ab": 2}
+        assert sorted(one.key for one in store.list(folders=True)) == ["v1/", "v2/"]
+        assert list(store.list("v3/", folders=True)) == []
+
     def test_deletes(self, store: Store) -> None:
         store.create("a/b/c", b"")
         store.create("a/d", b"")
@@ -381,7 +389,7 @@ def test_kinds_of_urls(tmp_path: Path) -> None:
 def test_s3_without_boto3() -> None:
     program = (
         "import sys\n"
-        "sys.modules['boto3'] = None\n"
+        "sys.modules['botocore'] = None\n"
         "from pipeline.errors import UsageError\n"
         "from pipeline.stores.opening import open_store\n"
         "try:\n"

@@ -45,6 +45,11 @@ class DirectoryStore:
         """The path of the directory."""
         return str(self.root)
 
+    @property
+    def place(self) -> str:
+        """The path from the root of the file system."""
+        return str(self.root.resolve())
+
     def stat(self, key: str) -> Stat | None:
         """Return size and version of a file, or None when there is none."""
         path = self._path(key)
@@ -102,23 +107,20 @@ class DirectoryStore:
             write_bytes(self._path(key), data)
         return xxhash.xxh3_128_hexdigest(data)
 
-    def list(self, prefix: str = "") -> Iterator[Listed]:
+    def list(self, prefix: str = "", *, folders: bool = False) -> Iterator[Listed]:
         """Yield the files below `prefix`; hidden ones (temporary files, the lock) are not keys."""
         top = self.root / check_prefix(prefix)
         self._require_root()
         with self._explained(prefix):
-            for folder, folders, names in os.walk(top, onerror=_unless_missing):
-                folders[:] = [name for name in folders if not name.startswith(".")]
+            if folders:
+                yield from _directly_below(top, prefix)
+                return
+            for folder, inner, names in os.walk(top, onerror=_unless_missing):
+                inner[:] = [name for name in inner if not name.startswith(".")]
                 inside = Path(folder).relative_to(self.root)
                 for name in sorted(names):
                     if not name.startswith(".") and (found := _look(Path(folder, name))):
-                        key = (inside / name).as_posix()
-                        yield Listed(
-                            key=key,
-                            size=found.st_size,
-                            modified=_time(found),
-                            stamp=_stamp(found),
-                        )
+                        yield _listed((inside / name).as_posix(), found)
 
     def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
         """Remove a file, or temporary ones that dead writers left, and what is empty then."""
@@ -233,6 +235,26 @@ def _pour(source: BinaryIO, target: BinaryIO, advance: Callable[[int], None] | N
         target.write(chunk)
         if advance:
             advance(len(chunk))
+
+
+def _directly_below(top: Path, prefix: str) -> Iterator[Listed]:
+    """Yield files and folders of one directory; a directory that is not there is empty."""
+    try:
+        entries = os.scandir(top)
+    except FileNotFoundError:
+        return
+    with entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield Listed.folder(f"{prefix}{entry.name}/")
+            elif found := _look(Path(entry.path)):
+                yield _listed(prefix + entry.name, found)
+
+
+def _listed(key: str, found: os.stat_result) -> Listed:
+    return Listed(key=key, size=found.st_size, modified=_time(found), stamp=_stamp(found))
 
 
 def _look(path: Path) -> os.stat_result | None:

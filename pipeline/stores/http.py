@@ -57,6 +57,11 @@ class HttpStore:
         """The URL that keys are appended to."""
         return self.base
 
+    @property
+    def place(self) -> str:
+        """The URL, too."""
+        return self.base
+
     def stat(self, key: str) -> Stat | None:
         """Return what the headers say."""
 
@@ -92,7 +97,7 @@ class HttpStore:
         """Refuse."""
         raise self._read_only(key)
 
-    def list(self, prefix: str = "") -> Iterator[Listed]:
+    def list(self, prefix: str = "", *, folders: bool = False) -> Iterator[Listed]:
         """Refuse."""
         message = f"{self.base} is a web server: what it holds cannot be listed"
         raise StoreError(message, hint="name the environment and its tag or id: NAME@TAG, NAME@ID")

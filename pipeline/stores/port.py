@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Protocol
 
 from pipeline.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from datetime import datetime
     from pathlib import Path
 
 KEY_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
+
+
+FOLDER_TIME = datetime.fromtimestamp(0, timezone.utc)
+"""Folders have no time of their own: they are there while a key is below them."""
 
 
 class KeyTaken(StoreError):
@@ -47,6 +51,11 @@ class Listed:
     """When the store got the value, by its own clock and in UTC."""
     stamp: str
     """Changes when the value changes: to compare with what an earlier listing said."""
+
+    @classmethod
+    def folder(cls, key: str) -> Listed:
+        """Return what stands for all keys below `key`, which ends in a slash."""
+        return cls(key=key, size=0, modified=FOLDER_TIME, stamp="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +92,11 @@ class Store(Protocol):
         """Where the store is, for messages; holds no credentials."""
         ...
 
+    @property
+    def place(self) -> str:
+        """What tells this store from all others on any server, whatever it was called."""
+        ...
+
     def stat(self, key: str) -> Stat | None:
         """Return size and version of a value, or None when there is none."""
         ...
@@ -116,8 +130,11 @@ class Store(Protocol):
         """
         ...
 
-    def list(self, prefix: str = "") -> Iterator[Listed]:
-        """Yield all values below `prefix` (empty, or ending in `/`), in no order."""
+    def list(self, prefix: str = "", *, folders: bool = False) -> Iterator[Listed]:
+        """Yield all values below `prefix` (empty, or ending in `/`), in no order.
+
+        With `folders`, only the next level: what lies deeper is one `Listed.folder` each.
+        """
         ...
 
     def delete(self, key: str, unfinished_seconds: float | None = None) -> int:

@@ -10,7 +10,6 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import boto3.session
 import botocore.session
 from botocore import exceptions as boto_errors
 from botocore.config import Config
@@ -91,7 +90,7 @@ class S3Store:
     """A `Store` in a bucket, below a prefix."""
 
     client: Any
-    """A boto3 client, which threads may share."""
+    """A client of botocore (boto3 would load transfer managers, 0.1 s), which threads may share."""
     bucket: str
     prefix: str
     """Empty, or ends in a slash."""
@@ -111,6 +110,11 @@ class S3Store:
     def url(self) -> str:
         """The URL that it was opened with."""
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    @property
+    def place(self) -> str:
+        """The URL on its server: many servers may have a bucket of that name."""
+        return f"{self._endpoint} {self.url}"
 
     def stat(self, key: str) -> Stat | None:
         """Ask for the object's size and ETag."""
@@ -176,9 +180,11 @@ class S3Store:
         version: str = answer["ETag"]
         return version
 
-    def list(self, prefix: str = "") -> Iterator[Listed]:
+    def list(self, prefix: str = "", *, folders: bool = False) -> Iterator[Listed]:
         """Yield objects a page of a thousand at a time."""
         where = {"Bucket": self.bucket, "Prefix": self.prefix + check_prefix(prefix)}
+        if folders:
+            where["Delimiter"] = "/"
         page = self._call("list_objects_v2", **where)
         while True:
             for item in page.get("Contents", ()):
@@ -188,6 +194,8 @@ class S3Store:
                     modified=item["LastModified"],
                     stamp=item["ETag"],
                 )
+            for item in page.get("CommonPrefixes", ()):
+                yield Listed.folder(item["Prefix"].removeprefix(self.prefix))
             token = page.get("NextContinuationToken")
             if not page.get("IsTruncated") or not token:
                 return
@@ -320,19 +328,18 @@ class S3Store:
         return endpoint
 
 
-def _client(url: str) -> Any:  # noqa: ANN401  (boto3 makes its classes while it runs)
+def _client(url: str) -> Any:  # noqa: ANN401  (botocore makes its classes while it runs)
     """Make a client: with the addresses that the AWS configuration asks for (`addressing_style`).
 
     Else path-style everywhere but at Amazon, where it is deprecated.
     """
     try:
         core = botocore.session.get_session()
-        session = boto3.session.Session(botocore_session=core)
         asked = (core.get_scoped_config().get("s3") or {}).get("addressing_style")
-        client = session.client("s3", config=_config(asked or "auto"))
+        client = core.create_client("s3", config=_config(asked or "auto"))
         host = urlsplit(client.meta.endpoint_url).hostname or ""
         if not asked and not host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
-            client = session.client("s3", config=_config("path"))
+            client = core.create_client("s3", config=_config("path"))
     except (boto_errors.BotoCoreError, ValueError) as error:
         message = f"cannot open {url}: {error}"
         raise StoreError(

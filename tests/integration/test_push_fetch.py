@@ -62,6 +62,11 @@ class WatchedStore:
         """Where it is."""
         return self.store.url
 
+    @property
+    def place(self) -> str:
+        """Where it is, on every server."""
+        return self.store.place
+
     def stat(self, key: str) -> Stat | None:
         """Pass on."""
         return self.store.stat(key)
@@ -88,9 +93,9 @@ class WatchedStore:
         """Pass on."""
         return self.store.replace(key, data, expected)
 
-    def list(self, prefix: str = "") -> Iterator[Listed]:
+    def list(self, prefix: str = "", *, folders: bool = False) -> Iterator[Listed]:
         """Pass on."""
-        return self.store.list(prefix)
+        return self.store.list(prefix, folders=folders)
 
     def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
         """Pass on."""
