@@ -33,7 +33,7 @@ COMMANDS = {
     "release": ("pipeline.cli.building", "Check the lock, build, pack and push: what CI calls."),
     "tag": ("pipeline.cli.registry", "Point a tag at an artifact."),
     "check": ("pipeline.cli.upkeep", "Say what is broken in a registry, and how to mend it."),
-    "prune": ("pipeline.cli.registry", "Remove what broken pushes left in a registry."),
+    "prune": ("pipeline.cli.upkeep", "Remove old artifacts, and what broken pushes left."),
     "ls": ("pipeline.cli.registry", "List what a registry holds."),
     "show": ("pipeline.cli.registry", "Show what is inside an artifact."),
     "fetch": ("pipeline.cli.hosting", "Bring an artifact from a registry to a directory."),

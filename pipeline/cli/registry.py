@@ -73,19 +73,6 @@ def tag(
     console.result(record, lambda: [f"{wanted.name}@{tag} is now {record.id}"])
 
 
-@click.command()
-@click.option(
-    "--hours", type=click.FloatRange(min=0), default=24.0, show_default=True,
-    help="Remove only what was begun longer ago: younger uploads may be under way.",
-)  # fmt: skip
-@registry_option
-@common_options
-def prune(console: Console, hours: float, registry: str) -> None:
-    """Remove from the registry what broken pushes left there; no artifact is touched."""
-    removed = Registry.open(registry).remove_unfinished(hours * 3600)
-    console.result({"removed": removed}, lambda: [f"removed {removed} unfinished uploads"])
-
-
 def find_manifest(ref: str, platform: str, registry: str) -> Manifest:
     """Return the manifest of a ref in a registry, or of a file."""
     if "/" in ref or ref.endswith((".tar.zst", ".manifest.json")):

@@ -14,5 +14,15 @@ from __future__ import annotations
 
 from pipeline.registry.layout import ATTACHMENTS, ENVS, LOCK_FILE, TAGS, check_tag
 from pipeline.registry.registry import PublishedArchive, Registry
+from pipeline.registry.removal import WasRemoved
 
-__all__ = ["ATTACHMENTS", "ENVS", "LOCK_FILE", "TAGS", "PublishedArchive", "Registry", "check_tag"]
+__all__ = [
+    "ATTACHMENTS",
+    "ENVS",
+    "LOCK_FILE",
+    "TAGS",
+    "PublishedArchive",
+    "Registry",
+    "WasRemoved",
+    "check_tag",
+]

@@ -21,6 +21,7 @@ from pipeline.registry.layout import (
     folder_of,
     tag_key,
 )
+from pipeline.registry.removal import require_kept, require_settled
 from pipeline.registry.tagging import read_tag
 from pipeline.stores.port import KeyTaken, LostRace
 from pipeline.trust import (
@@ -51,6 +52,7 @@ def publish_artifact(registry: Registry, artifact: Artifact, progress: Progress)
     """
     manifest = artifact.manifest
     folder = folder_of(manifest)
+    require_settled(registry, folder)
     published = registry.published(folder)
     if published:
         _require_same(published, manifest, registry.url)
@@ -63,6 +65,15 @@ def publish_artifact(registry: Registry, artifact: Artifact, progress: Progress)
     for name, data in files.items():
         sent |= place(registry, folder + name, data, must_match=published is None)
     return sent | _place_attestation(registry, artifact)
+
+
+def require_whole(registry: Registry, manifest: Manifest) -> None:
+    """Raise WasRemoved unless all that was published is still there; tags point to it already."""
+    archive = manifest.archive.file
+    names = [archive, f"{archive}.xxh128", LOCK_FILE, REGISTRY_MANIFEST]
+    if registry.signer:
+        names.append(ATTESTATION)
+    require_kept(registry, folder_of(manifest), names)
 
 
 def place(registry: Registry, key: str, data: bytes, *, must_match: bool) -> bool:

@@ -30,7 +30,7 @@ from pipeline.registry.layout import (
     tag_key,
 )
 from pipeline.registry.listing import list_entries, list_tags, unknown
-from pipeline.registry.publishing import place, publish_artifact
+from pipeline.registry.publishing import place, publish_artifact, require_whole
 from pipeline.registry.tagging import move_tag, read_tag
 from pipeline.stores.opening import open_store
 from pipeline.trust import TagName, require_described
@@ -75,6 +75,10 @@ class Registry:
         IntegrityError when the registry holds a different one under this id.
         """
         return publish_artifact(self, artifact, progress)
+
+    def require_whole(self, manifest: Manifest) -> None:
+        """Raise WasRemoved when a part of an artifact that is tagged was pruned since then."""
+        require_whole(self, manifest)
 
     def move_tag(self, name: str, platform: str, tag: str, id_: str) -> TagRecord:
         """Point a tag to a published artifact by compare-and-swap.

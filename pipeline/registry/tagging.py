@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.artifacts import REGISTRY_MANIFEST
 from pipeline.errors import IntegrityError, NotFound, StoreError, UsageError
 from pipeline.files import from_json, to_json
 from pipeline.models import ID_PATTERN, TagRecord
-from pipeline.registry.layout import tag_key
+from pipeline.registry.layout import artifact_folder, tag_key
+from pipeline.registry.removal import require_kept, require_settled
 from pipeline.signing import signers
 from pipeline.stores.port import LostRace
 from pipeline.trust import SignedTagRecord, sign_tag, tag_message
@@ -37,9 +39,21 @@ def read_tag(registry: Registry, key: str) -> tuple[Stat | None, SignedTagRecord
 
 
 def move_tag(registry: Registry, name: TagName, id_: str) -> TagRecord:
-    """Point a tag to a published artifact; a lost race is run once more."""
-    key = tag_key(name.name, name.platform, name.tag)
+    """Point a tag to a published artifact; a lost race is run once more.
+
+    Raises WasRemoved when somebody pruned the artifact in the meantime.
+    """
+    folder = artifact_folder(name.name, name.platform, id_)
+    require_settled(registry, folder)
     registry.described(name.name, name.platform, id_)
+    moved = _move(registry, name, id_)
+    require_kept(registry, folder, (REGISTRY_MANIFEST,))
+    return moved
+
+
+def _move(registry: Registry, name: TagName, id_: str) -> TagRecord:
+    """Compare and swap, twice if need be."""
+    key = tag_key(name.name, name.platform, name.tag)
     for _ in range(MOVE_ATTEMPTS):
         stat, record = read_tag(registry, key)
         moved = _moved(registry.signer, name, record, id_)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from pipeline.artifacts import SBOM, sbom_path, verify_artifact
+from pipeline.errors import NotFound
 from pipeline.models import DEFAULT_TAG, PushedArtifact
-from pipeline.registry import check_tag
+from pipeline.registry import WasRemoved, check_tag
 
 if TYPE_CHECKING:
     from pipeline.models import Artifact
     from pipeline.progress import Progress
     from pipeline.registry import Registry
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3
 
 
 def push_artifact(
@@ -25,12 +31,7 @@ def push_artifact(
     manifest = artifact.manifest
     wanted = tuple(dict.fromkeys(check_tag(tag) for tag in (*tags, DEFAULT_TAG)))
     verify_artifact(artifact, progress=progress)
-    uploaded = registry.publish(artifact, progress=progress)
-    sbom = sbom_path(artifact)
-    if sbom.exists() and registry.attachment(manifest, SBOM) is None:
-        registry.attach(manifest, SBOM, sbom.read_bytes())
-    for tag in wanted:
-        registry.move_tag(manifest.name, manifest.platform, tag, manifest.id)
+    uploaded = _publish_persistently(artifact, registry, wanted, progress)
     return PushedArtifact(
         registry=registry.url,
         name=manifest.name,
@@ -40,3 +41,31 @@ def push_artifact(
         tags=wanted,
         uploaded=uploaded,
     )
+
+
+def _publish_persistently(
+    artifact: Artifact, registry: Registry, tags: tuple[str, ...], progress: Progress
+) -> bool:
+    """Publish once more what somebody pruned meanwhile; raise WasRemoved if that repeats."""
+    for _ in range(ATTEMPTS):
+        try:
+            return _publish(artifact, registry, tags, progress)
+        except (WasRemoved, NotFound) as error:
+            log.info("published again: %s", error)
+    message = f"{artifact.manifest.stem} is removed from {registry.url} whenever it is pushed"
+    raise WasRemoved(message, hint="find out who runs `envferry prune` there, then push again")
+
+
+def _publish(
+    artifact: Artifact, registry: Registry, tags: tuple[str, ...], progress: Progress
+) -> bool:
+    """Write an artifact, then move the tags, then look whether it is still there."""
+    manifest = artifact.manifest
+    uploaded = registry.publish(artifact, progress=progress)
+    sbom = sbom_path(artifact)
+    if sbom.exists() and registry.attachment(manifest, SBOM) is None:
+        registry.attach(manifest, SBOM, sbom.read_bytes())
+    for tag in tags:
+        registry.move_tag(manifest.name, manifest.platform, tag, manifest.id)
+    registry.require_whole(manifest)
+    return uploaded

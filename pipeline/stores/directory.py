@@ -7,7 +7,7 @@ import fcntl
 import os
 import secrets
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from io import BytesIO
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import xxhash
 
-from pipeline.errors import HostError, NotFound, PipelineError, StoreError
-from pipeline.files import COPY_BYTES, sync_directory, write_bytes
+from pipeline.errors import HostError, IntegrityError, NotFound, PipelineError, StoreError
+from pipeline.files import COPY_BYTES, exclusive_lock, sync_directory, write_bytes
+from pipeline.stores.arriving import PIECES_AHEAD, Incoming, PartialFile, receive
 from pipeline.stores.port import KeyTaken, Listed, LostRace, Stat, check_key, check_prefix
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline.stores.port import KnownRange
 
 LOCK_NAME = ".lock"
+TOUCH_ATTEMPTS = 10
 REPLACEABLE_BYTES = 1 << 16
 """Up to here a version is the content's hash; larger values are write-once."""
 
@@ -79,17 +81,20 @@ class DirectoryStore:
     def create(
         self,
         key: str,
-        source: Path | bytes,
+        source: Path | bytes | Incoming,
         advance: Callable[[int], None] | None = None,
         known: Sequence[KnownRange] = (),
     ) -> None:
         """Copy to a temporary name beside the file, then give it its name if that is free."""
         path = self._path(key)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         with self._explained(key):
-            path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
                 raise self._taken(key)
-            temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+            if isinstance(source, Incoming):
+                self._receive(source, key, advance or (lambda _: None))
+                return
+            _touch(temporary)
             try:
                 _write(temporary, source, advance)
                 self._link(temporary, path, key)
@@ -107,13 +112,18 @@ class DirectoryStore:
             write_bytes(self._path(key), data)
         return xxhash.xxh3_128_hexdigest(data)
 
-    def list(self, prefix: str = "", *, folders: bool = False) -> Iterator[Listed]:
+    def list(
+        self, prefix: str = "", *, folders: bool = False, unfinished: bool = False
+    ) -> Iterator[Listed]:
         """Yield the files below `prefix`; hidden ones (temporary files, the lock) are not keys."""
         top = self.root / check_prefix(prefix)
         self._require_root()
         with self._explained(prefix):
             if folders:
                 yield from _directly_below(top, prefix)
+                return
+            if unfinished:
+                yield from self._unfinished(top)
                 return
             for folder, inner, names in os.walk(top, onerror=_unless_missing):
                 inner[:] = [name for name in inner if not name.startswith(".")]
@@ -127,17 +137,20 @@ class DirectoryStore:
         if unfinished_seconds is None:
             self._remove(self._path(key), key)
             return 1
-        top, before = self.root / check_prefix(key), time.time() - unfinished_seconds
-        self._require_root()
-        with self._explained(key):
-            dead = [
-                path
-                for path in top.rglob(".*")
-                if path.name != LOCK_NAME and path.is_file() and path.stat().st_mtime <= before
-            ]
-        for path in dead:
-            self._remove(path, key)
+        before = time.time() - unfinished_seconds
+        found = list(self.list(key, unfinished=True))
+        dead = [one for one in found if one.modified.timestamp() <= before]
+        for one in dead:
+            self._remove(self.root / one.key, key)
         return len(dead)
+
+    def _unfinished(self, top: Path) -> Iterator[Listed]:
+        """Yield the temporary files of writers that run, or died."""
+        for folder, _, names in os.walk(top, onerror=_unless_missing):
+            for name in names:
+                path = Path(folder, name)
+                if name.startswith(".") and name != LOCK_NAME and (found := _look(path)):
+                    yield _listed(path.relative_to(self.root).as_posix(), found)
 
     def _remove(self, path: Path, key: str) -> None:
         with self._explained(key):
@@ -151,6 +164,27 @@ class DirectoryStore:
 
     def _taken(self, key: str) -> KeyTaken:
         return KeyTaken(f"{key} exists in {self.root} and is never overwritten")
+
+    def _receive(self, incoming: Incoming, key: str, advance: Callable[[int], None]) -> None:
+        """Write what arrives to a hidden file, and name it when it is what it must be."""
+        path = self._path(key)
+        arriving = PartialFile(path, incoming.size, incoming.token)
+        with exclusive_lock(arriving.journal, key), arriving.opened():
+
+            def take(number: int) -> tuple[bytes, None]:
+                data = arriving.obtain(number, incoming.read_at)
+                advance(len(data))
+                return data, None
+
+            try:
+                receive(incoming, arriving.count, take, PIECES_AHEAD)
+                os.fsync(arriving.descriptor)
+                self._link(arriving.path, path, key)
+            except (IntegrityError, KeyTaken):
+                arriving.pieces.clear()
+                raise
+            arriving.pieces.clear()
+        sync_directory(path.parent)
 
     def _link(self, temporary: Path, path: Path, key: str) -> None:
         """Name a finished file, atomically and without overwriting.
@@ -218,9 +252,20 @@ def _read_fully(descriptor: int, offset: int, length: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
+def _touch(path: Path) -> None:
+    """Make an empty file and its directory, which somebody may remove just now, being empty."""
+    for _ in range(TOUCH_ATTEMPTS):
+        # `mkdir` says that it exists, too, when it is removed in the moment after.
+        with suppress(FileNotFoundError, FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(exist_ok=False)
+            return
+    path.touch(exist_ok=False)
+
+
 def _write(path: Path, source: Path | bytes, advance: Callable[[int], None] | None) -> None:
-    """Write a new file and make its bytes durable."""
-    with path.open("xb") as target:
+    """Write an empty file and make its bytes durable."""
+    with path.open("r+b") as target:
         if isinstance(source, bytes):
             _pour(BytesIO(source), target, advance)
         else:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, urlsplit
 
 from pipeline.errors import NotFound, StoreError, UsageError
-from pipeline.stores.port import Stat, check_key
+from pipeline.stores.port import CannotList, Stat, check_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from http.client import HTTPResponse
     from pathlib import Path
 
+    from pipeline.stores.arriving import Incoming
     from pipeline.stores.port import KnownRange, Listed
 
 TIMEOUT_SECONDS = 20
@@ -86,7 +87,7 @@ class HttpStore:
     def create(
         self,
         key: str,
-        source: Path | bytes,
+        source: Path | bytes | Incoming,
         advance: Callable[[int], None] | None = None,
         known: Sequence[KnownRange] = (),
     ) -> None:
@@ -97,10 +98,12 @@ class HttpStore:
         """Refuse."""
         raise self._read_only(key)
 
-    def list(self, prefix: str = "", *, folders: bool = False) -> Iterator[Listed]:
+    def list(
+        self, prefix: str = "", *, folders: bool = False, unfinished: bool = False
+    ) -> Iterator[Listed]:
         """Refuse."""
         message = f"{self.base} is a web server: what it holds cannot be listed"
-        raise StoreError(message, hint="name the environment and its tag or id: NAME@TAG, NAME@ID")
+        raise CannotList(message, hint="name the environment and its tag or id: NAME@TAG, NAME@ID")
 
     def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
         """Refuse."""

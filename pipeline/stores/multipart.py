@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import xxhash
 
-from pipeline.errors import NotFound, StoreError, TargetOccupied
+from pipeline.errors import IntegrityError, NotFound, StoreError, TargetOccupied
 from pipeline.files import exclusive_lock, human_bytes
+from pipeline.stores.arriving import receive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from pipeline.stores.arriving import Incoming
     from pipeline.stores.port import KnownRange
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ MOST_PARTS = 10_000
 LARGEST_PART = 5 << 30
 UPLOAD_THREADS = 4
 """Each holds one part in memory."""
+UPLOADS_AHEAD = 6
+"""Parts of what comes from elsewhere that are in memory at once: 96 MiB."""
 COPY_BYTES = 64 << 20
 """Small enough for memory, too: what a server refuses to copy is sent."""
 JOURNAL_LINE = re.compile(r'(\d{1,5}) ([0-9a-f]{32}) ("?[\w-]{1,100}"?)')
@@ -110,11 +114,13 @@ class Journal:
 
 
 @contextmanager
-def journal_of(source: Path) -> Iterator[Journal]:
-    """Open the journal of a file's upload, and hold it; a second process gets one that is blind."""
-    path = source.with_name(f".{source.name}.upload")
+def journal_at(path: Path | None) -> Iterator[Journal]:
+    """Open the journal of an upload, and hold it; a second process gets one that is blind."""
+    if path is None:
+        yield Journal(None)
+        return
     try:
-        with exclusive_lock(path, str(source)):
+        with exclusive_lock(path, str(path)):
             yield Journal(path)
             if path.exists() and not path.stat().st_size:
                 path.unlink()
@@ -136,28 +142,64 @@ def send_file(
 
     What has arrived stays when this fails: the next call goes on from there.
     """
-    place = f"{target['Bucket']}/{target['Key']} {len(parts)}"
-    with journal_of(source) as journal:
-        upload_id = journal.resume(place)
-        if upload_id is None or not _is_alive(calls, {**target, "UploadId": upload_id}):
-            upload_id = calls("create_multipart_upload", **target)["UploadId"]
-            journal.begin(place, upload_id)
-        upload = {**target, "UploadId": upload_id}
+    with journal_at(source.with_name(f".{source.name}.upload")) as journal:
+        upload = _begin(calls, target, journal, len(parts))
         sent = _send_parts(calls, upload, (source, journal), parts, advance)
+        _complete(calls, upload, journal, sent)
+
+
+def receive_file(
+    calls: Calls, target: dict[str, str], incoming: Incoming, advance: Callable[[int], None]
+) -> None:
+    """Upload what arrives from elsewhere, part by part; it becomes an object if it is right.
+
+    What was sent stays when the connection fails: the next call reads it, but sends it not again.
+    """
+    parts = plan_parts(incoming.size)
+    with journal_at(incoming.journal) as journal:
+        upload = _begin(calls, target, journal, len(parts))
+
+        def take(number: int) -> tuple[bytes, dict[str, Any]]:
+            part = parts[number]
+            body = incoming.read_at(part.offset, part.length)
+            sent = _send_part(calls, upload, journal, part, body)
+            advance(part.length)
+            return body, sent
+
         try:
-            calls(
-                "complete_multipart_upload",
-                **upload,
-                MultipartUpload={"Parts": sent},
-                IfNoneMatch="*",
-            )
-        except Unreachable:
-            raise
-        except (StoreError, NotFound):
+            sent = receive(incoming, len(parts), take, UPLOADS_AHEAD)
+        except IntegrityError:
             _abort(calls, upload)
             journal.end()
             raise
+        _complete(calls, upload, journal, sent)
+
+
+def _begin(calls: Calls, target: dict[str, str], journal: Journal, count: int) -> dict[str, str]:
+    """Take up an upload, or begin one; return what names it."""
+    place = f"{target['Bucket']}/{target['Key']} {count}"
+    upload_id = journal.resume(place)
+    if upload_id is None or not _is_alive(calls, {**target, "UploadId": upload_id}):
+        upload_id = str(calls("create_multipart_upload", **target)["UploadId"])
+        journal.begin(place, upload_id)
+    return {**target, "UploadId": upload_id}
+
+
+def _complete(
+    calls: Calls, upload: dict[str, str], journal: Journal, sent: list[dict[str, Any]]
+) -> None:
+    """Make one object of the parts, if its key is still free."""
+    try:
+        calls(
+            "complete_multipart_upload", **upload, MultipartUpload={"Parts": sent}, IfNoneMatch="*"
+        )
+    except Unreachable:
+        raise
+    except (StoreError, NotFound):
+        _abort(calls, upload)
         journal.end()
+        raise
+    journal.end()
 
 
 def plan_parts(size: int, known: Sequence[KnownRange] = ()) -> tuple[Part, ...]:
@@ -218,14 +260,11 @@ def _send_parts(
         if part.known and (copied := _copy_part(calls, where, part.known)):
             advance(part.length)
             return {"PartNumber": part.number, "ETag": copied}
-        body = os.pread(descriptor, part.length, part.offset)
-        digest = xxhash.xxh3_128_hexdigest(body)
-        there, etag = journal.parts.get(part.number, ("", ""))
-        if there != digest:
-            etag = calls("upload_part", **where, Body=body)["ETag"]
-            journal.note(part.number, digest, etag)
+        sent = _send_part(
+            calls, upload, journal, part, os.pread(descriptor, part.length, part.offset)
+        )
         advance(part.length)
-        return {"PartNumber": part.number, "ETag": etag}
+        return sent
 
     pool = ThreadPoolExecutor(UPLOAD_THREADS, thread_name_prefix="upload")
     try:
@@ -233,6 +272,18 @@ def _send_parts(
     finally:
         pool.shutdown(cancel_futures=True)
         os.close(descriptor)
+
+
+def _send_part(
+    calls: Calls, upload: dict[str, str], journal: Journal, part: Part, body: bytes
+) -> dict[str, Any]:
+    """Send a part, unless these very bytes have arrived."""
+    digest = xxhash.xxh3_128_hexdigest(body)
+    there, etag = journal.parts.get(part.number, ("", ""))
+    if there != digest:
+        etag = calls("upload_part", **upload, PartNumber=part.number, Body=body)["ETag"]
+        journal.note(part.number, digest, etag)
+    return {"PartNumber": part.number, "ETag": etag}
 
 
 def _copy_part(calls: Calls, where: dict[str, Any], known: KnownRange) -> str | None:

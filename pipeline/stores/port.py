@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from pipeline.stores.arriving import Incoming
+
 KEY_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
 
 
@@ -22,6 +24,10 @@ FOLDER_TIME = datetime.fromtimestamp(0, timezone.utc)
 
 class KeyTaken(StoreError):
     """The key exists already; what was there is untouched."""
+
+
+class CannotList(StoreError):
+    """The store cannot say what it holds."""
 
 
 class LostRace(StoreError):
@@ -111,14 +117,15 @@ class Store(Protocol):
     def create(
         self,
         key: str,
-        source: Path | bytes,
+        source: Path | bytes | Incoming,
         advance: Callable[[int], None] | None = None,
         known: Sequence[KnownRange] = (),
     ) -> None:
         """Write a value that does not exist yet, whole or not at all; else raise KeyTaken.
 
         Of several writers at the same time exactly one wins: the store sees to it, not the caller.
-        A file is sent in pieces, so its size needs no memory; `advance` gets the bytes done. Of
+        A file is sent in pieces, so its size needs no memory; `advance` gets the bytes done. What
+        is `Incoming` is read while it is written, and given its name only when it is right. Of
         what is `known` to be in the store a store may make copies there, and send the rest only.
         """
         ...
@@ -130,10 +137,14 @@ class Store(Protocol):
         """
         ...
 
-    def list(self, prefix: str = "", *, folders: bool = False) -> Iterator[Listed]:
+    def list(
+        self, prefix: str = "", *, folders: bool = False, unfinished: bool = False
+    ) -> Iterator[Listed]:
         """Yield all values below `prefix` (empty, or ending in `/`), in no order.
 
-        With `folders`, only the next level: what lies deeper is one `Listed.folder` each.
+        With `folders`, only the next level: what lies deeper is one `Listed.folder` each. With
+        `unfinished`, no values, but what writers began there and have not finished: the bytes that
+        have arrived, and when they began.
         """
         ...
 

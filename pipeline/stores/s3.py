@@ -7,6 +7,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -17,12 +18,12 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError as BrokenAnswer
 
 from pipeline.errors import NotFound, StoreError, UsageError
-from pipeline.stores.multipart import PART_BYTES, Unreachable, plan_parts, send_file
+from pipeline.stores.arriving import Incoming
+from pipeline.stores.multipart import PART_BYTES, Unreachable, plan_parts, receive_file, send_file
 from pipeline.stores.port import KeyTaken, Listed, LostRace, Stat, check_key, check_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from pipeline.stores.port import KnownRange
 
@@ -142,7 +143,7 @@ class S3Store:
     def create(
         self,
         key: str,
-        source: Path | bytes,
+        source: Path | bytes | Incoming,
         advance: Callable[[int], None] | None = None,
         known: Sequence[KnownRange] = (),
     ) -> None:
@@ -152,11 +153,13 @@ class S3Store:
         advance = advance or _ignore
         target = self._object(key)
         try:
-            if isinstance(source, bytes) or source.stat().st_size <= PART_BYTES:
-                data = source if isinstance(source, bytes) else source.read_bytes()
+            if (data := _if_small(source)) is not None:
                 self._call("put_object", **target, Body=data, IfNoneMatch="*")
                 advance(len(data))
-            else:
+            elif isinstance(source, Incoming):
+                receive_file(self._call, target, source, advance)
+                self._require_arrived(key, source.size)
+            elif isinstance(source, Path):
                 size = source.stat().st_size
                 there = [replace(one, key=self.prefix + one.key) for one in known]
                 send_file(self._call, target, source, plan_parts(size, there), advance)
@@ -180,8 +183,13 @@ class S3Store:
         version: str = answer["ETag"]
         return version
 
-    def list(self, prefix: str = "", *, folders: bool = False) -> Iterator[Listed]:
-        """Yield objects a page of a thousand at a time."""
+    def list(
+        self, prefix: str = "", *, folders: bool = False, unfinished: bool = False
+    ) -> Iterator[Listed]:
+        """Yield objects, or multipart uploads, a page of a thousand at a time."""
+        if unfinished:
+            yield from self._unfinished(prefix)
+            return
         where = {"Bucket": self.bucket, "Prefix": self.prefix + check_prefix(prefix)}
         if folders:
             where["Delimiter"] = "/"
@@ -206,14 +214,39 @@ class S3Store:
         if unfinished_seconds is None:
             self._call("delete_object", **self._object(key))
             return 1
-        where = {"Bucket": self.bucket, "Prefix": self.prefix + check_prefix(key)}
         before = datetime.now(timezone.utc) - timedelta(seconds=unfinished_seconds)
-        uploads = self._call("list_multipart_uploads", **where).get("Uploads", ())
-        dead = [one for one in uploads if one["Initiated"] <= before]
+        dead = [one for one in self._uploads(key) if one["Initiated"] <= before]
         for one in dead:
             upload = {"Key": one["Key"], "UploadId": one["UploadId"]}
             self._call("abort_multipart_upload", Bucket=self.bucket, **upload)
         return len(dead)
+
+    def _uploads(self, prefix: str) -> Iterator[dict[str, Any]]:
+        """Yield the multipart uploads that nobody has finished, a page of a thousand at a time."""
+        where = {"Bucket": self.bucket, "Prefix": self.prefix + check_prefix(prefix)}
+        page = self._call("list_multipart_uploads", **where)
+        while True:
+            yield from page.get("Uploads", ())
+            if not page.get("IsTruncated"):
+                return
+            markers = {"KeyMarker": page["NextKeyMarker"]}
+            if upload := page.get("NextUploadIdMarker"):
+                markers["UploadIdMarker"] = upload
+            page = self._call("list_multipart_uploads", **where, **markers)
+
+    def _unfinished(self, prefix: str) -> Iterator[Listed]:
+        for one in self._uploads(prefix):
+            upload = {"Key": one["Key"], "UploadId": one["UploadId"]}
+            try:
+                parts = self._call("list_parts", Bucket=self.bucket, **upload).get("Parts", ())
+            except NotFound:
+                continue  # finished, or ended, in this moment
+            yield Listed(
+                key=one["Key"].removeprefix(self.prefix),
+                size=sum(part["Size"] for part in parts),
+                modified=one["Initiated"],
+                stamp=one["UploadId"],
+            )
 
     def _object(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self.prefix + check_key(key)}
@@ -376,6 +409,15 @@ def _close_body(answer: dict[str, Any]) -> None:
 
 def _code(error: boto_errors.ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", "unknown"))
+
+
+def _if_small(source: Path | bytes | Incoming) -> bytes | None:
+    """Return what one request can send, None when it is more."""
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, Incoming):
+        return source.read() if source.size <= PART_BYTES else None
+    return source.read_bytes() if source.stat().st_size <= PART_BYTES else None
 
 
 def _ignore(done_bytes: int) -> None:

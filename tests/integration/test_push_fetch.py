@@ -30,8 +30,9 @@ from pipeline.models import Artifact, Ref
 from pipeline.process import find_program, run
 from pipeline.progress import Silent
 from pipeline.registry import Registry
-from pipeline.stages.fetch import PIECE_BYTES, fetch_artifact
+from pipeline.stages.fetch import fetch_artifact
 from pipeline.stages.push import push_artifact
+from pipeline.stores.arriving import PIECE_BYTES
 from pipeline.stores.opening import open_store
 from tests.artifacts import PLATFORM, make_artifact
 from tests.conftest import require
@@ -93,9 +94,11 @@ class WatchedStore:
         """Pass on."""
         return self.store.replace(key, data, expected)
 
-    def list(self, prefix: str = "", *, folders: bool = False) -> Iterator[Listed]:
+    def list(
+        self, prefix: str = "", *, folders: bool = False, unfinished: bool = False
+    ) -> Iterator[Listed]:
         """Pass on."""
-        return self.store.list(prefix, folders=folders)
+        return self.store.list(prefix, folders=folders, unfinished=unfinished)
 
     def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
         """Pass on."""

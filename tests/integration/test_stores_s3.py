@@ -6,7 +6,9 @@ import os
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from datetime import datetime, timedelta, timezone
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,8 @@ from pipeline.models import ArchiveFacts, Artifact, Manifest
 from pipeline.process import run
 from pipeline.progress import Silent
 from pipeline.registry import Registry
+from pipeline.registry.checking import check_registry
+from pipeline.registry.pruning import Policy, Scope, carry_out, plan_prune
 from pipeline.stages.push import push_artifact
 from pipeline.stores.multipart import (
     LARGEST_PART,
@@ -34,6 +38,7 @@ from pipeline.stores.opening import open_store
 from pipeline.stores.port import KnownRange
 from pipeline.stores.s3 import S3Store
 from tests.archives import small_archive
+from tests.artifacts import make_artifact
 from tests.fault_proxy import Plan, fault_proxy
 from tests.test_stores import StoreSuite
 
@@ -112,6 +117,56 @@ def test_dead_uploads_are_found_and_removed(s3_url: str, tmp_path: Path) -> None
     assert store.delete("", 0) == 1
     assert uploads(store) == []
     assert [listed.key for listed in store.list()] == ["there"]
+
+
+def test_more_dead_uploads_than_a_page_holds(s3_url: str) -> None:
+    store = open_store(s3_url)
+    assert isinstance(store, S3Store)
+    keys = [f"v1/envs/demo/linux-64/0123456789ab/{number % 7}" for number in range(1003)]
+
+    def begin(key: str) -> None:
+        target = {"Bucket": store.bucket, "Key": store.prefix + key}
+        store.client.create_multipart_upload(**target)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(begin, keys))
+    assert len(list(store.list("v1/envs/", unfinished=True))) == len(keys)
+    assert store.delete("v1/envs/", 3600) == 0
+    assert store.delete("v1/envs/", 0) == len(keys)
+    assert list(store.list("v1/envs/", unfinished=True)) == []
+
+
+def test_prune_in_object_storage(s3_url: str, tmp_path: Path) -> None:
+    """What is listed of an unfinished upload is its bytes; old artifacts go, tagged ones stay."""
+    registry = Registry.open(s3_url)
+    made = [make_artifact(tmp_path / "packed", 1000, seed=seed) for seed in range(3)]
+    for artifact in made:
+        push_artifact(artifact, registry=registry, tags=(), progress=Silent())
+    source = tmp_path / "large"
+    source.write_bytes(os.urandom(3 * PART_BYTES))
+    with pytest.raises(KeyboardInterrupt):
+        registry.store.create("v1/envs/demo/linux-64/0123456789ab/x", source, _interrupt)
+    policy = Policy(keep_tagged=True, under_way=timedelta(hours=1))
+    found = plan_prune(registry, Scope(), policy, datetime.now(timezone.utc))
+    assert not any(fate.goes for fate in found.fates)
+    assert not found.unfinished
+    policy = Policy(keep_tagged=True, under_way=timedelta(0))
+    now = datetime.now(timezone.utc) + timedelta(seconds=5)
+    found = plan_prune(registry, Scope(), policy, now)
+    (upload,) = found.unfinished
+    assert upload.size >= PART_BYTES
+    done = carry_out(registry, found, progress=Silent())
+    assert sum(fate.goes for fate in done.fates) == 2
+    (entry,) = registry.environments()
+    assert entry.id == made[2].manifest.id
+    assert entry.published is not None
+    assert abs((datetime.now(timezone.utc) - entry.published).total_seconds()) < 60
+    assert check_registry(registry, read_bytes=True, progress=Silent()).findings == ()
+    assert list(registry.store.list("", unfinished=True)) == []
+
+
+def _interrupt(done_bytes: int) -> None:
+    raise KeyboardInterrupt
 
 
 def test_what_is_known_is_copied_in_the_store(
