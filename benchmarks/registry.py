@@ -139,7 +139,7 @@ class Bench:
         for number in range(rounds):
             signed.append(self.run(*push, f"signed-{number}", "--sign-key", self.work / "key.key"))
         yield beyond("sign_seconds", signed, plain)
-        check = (ENVFERRY, "signatures", name, "-q", "--registry", url)
+        check = (ENVFERRY, "verify", f"{name}@latest", "-q", "--registry", url)
         trusted = ("--trusted-key", self.work / "key.pub")
         program = (
             "import sys\nfrom blake3 import blake3\ndigest = blake3()\n"

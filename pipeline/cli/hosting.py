@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
 
@@ -18,6 +18,7 @@ from pipeline.cli.trust import (
     load_trust,
     open_trusting,
     trusted_key_option,
+    verify_ref,
 )
 from pipeline.config import settings
 from pipeline.errors import IntegrityError, UsageError
@@ -26,7 +27,7 @@ from pipeline.models import ID_PATTERN, Finding, Ref, current_platform
 from pipeline.registry import PublishedArchive, Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from pipeline.archive.reader import Source
     from pipeline.cli.console import Console
@@ -149,19 +150,47 @@ def opened(ref: str, registry: str, trust: Trust) -> Iterator[tuple[Source, Mani
 
 
 @click.command()
-@click.argument("name", metavar="NAME[@ID]")
+@click.argument("name", metavar="NAME|REF")
 @envs_dir_option
 @click.option("--quick", is_flag=True, help="Compare size, mode and time; read no file.")
 @click.option("--repair", is_flag=True, help="Bring back what is changed or missing.")
 @click.option("--archive", "file", metavar="FILE", help="Repair from this archive.")
+@click.option("--published", is_flag=True, help="Check the artifact, also if it is installed here.")
+@click.option("--platform", default=current_platform, help="Another platform than this one.")
+@trusted_key_option
 @registry_option
 @common_options
-def verify(console: Console, name: str, envs_dir: Path, **choices: object) -> None:
-    """Compare every file of the installed environment NAME with what was installed.
+def verify(console: Console, name: str, envs_dir: Path, **choices: Any) -> None:  # noqa: ANN401  (options)
+    """Compare the installed NAME or NAME@ID with what was installed; or check an artifact.
 
-    Says what is changed, missing or extra, and ends with 8 when anything is. With --repair, only
-    what is changed or missing is read, from --archive or from the registry.
+    Every file of an environment: says what is changed, missing or extra, and ends with 8 when
+    anything is. With --repair, only what is changed or missing is read, from --archive or from
+    the registry.
+
+    An archive FILE, NAME@TAG, or a NAME@ID that is not installed here is an artifact: its
+    signatures are checked with the trusted keys, and every byte with what is signed.
     """
+    if choices["published"] or not is_installed(name, envs_dir):
+        keys, platform = choices["trusted_keys"], choices["platform"]
+        verify_ref(console, name, keys, platform, choices["registry"])
+    else:
+        verify_installed(console, name, envs_dir, choices)
+
+
+def is_installed(name: str, envs_dir: Path) -> bool:
+    """Whether a word names an installation, or an environment: a host knows no tags."""
+    if is_file_ref(name):
+        return False
+    home, at, id_ = name.partition("@")
+    return not at or bool(
+        ID_PATTERN.fullmatch(id_) and home_of(home, envs_dir)[0].record(id_).exists()
+    )
+
+
+def verify_installed(
+    console: Console, name: str, envs_dir: Path, choices: Mapping[str, Any]
+) -> None:
+    """Compare an installation with its record; repair it if that is wanted."""
     from pipeline.installations import verify_installation
 
     home, id_ = home_of(name, envs_dir)

@@ -38,11 +38,10 @@ COMMANDS = {
     "show": ("pipeline.cli.registry", "Show what is inside an artifact."),
     "fetch": ("pipeline.cli.hosting", "Bring an artifact from a registry to a directory."),
     "install": ("pipeline.cli.hosting", "Install an artifact, whole or not at all."),
-    "verify": ("pipeline.cli.hosting", "Compare an installed environment with its archive."),
+    "verify": ("pipeline.cli.hosting", "Check an installed environment, or who signed an artifact."),
     "rollback": ("pipeline.cli.hosting", "Go back to the installation before."),
     "remove": ("pipeline.cli.hosting", "Remove old installations."),
     "keygen": ("pipeline.cli.trust", "Make a pair of keys to sign and to check with."),
-    "signatures": ("pipeline.cli.trust", "Check who signed an artifact, and its bytes."),
     "cache": ("pipeline.cli.cache", "Look after the download cache: list, verify, prune."),
     "doctor": ("pipeline.cli.doctor", "Say what this machine can do."),
 }

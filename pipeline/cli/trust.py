@@ -1,4 +1,4 @@
-"""Commands and options about keys and signatures: keygen, signatures."""
+"""Commands and options about keys and signatures: keygen, and `verify` of artifacts."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.artifacts import ARCHIVE_SUFFIX, MANIFEST_SUFFIX, read_artifact, read_proof
-from pipeline.cli.options import common_options, registry_option
+from pipeline.cli.options import common_options
 from pipeline.config import settings
 from pipeline.errors import HostError, NotFound, TargetOccupied, UsageError
-from pipeline.models import Ref, current_platform
+from pipeline.models import Ref
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -56,20 +56,15 @@ def keygen(console: Console, name: Path) -> None:
     console.result(facts, lambda: [f"{private}  signs: keep it secret", f"{public}  checks"])
 
 
-@click.command()
-@click.argument("ref")
-@trusted_key_option
-@click.option("--platform", default=current_platform, help="Another platform than this one.")
-@registry_option
-@common_options
-def signatures(
-    console: Console, ref: str, trusted_keys: tuple[Path, ...], platform: str, registry: str
+def verify_ref(
+    console: Console, ref: str, trusted_keys: Iterable[Path], platform: str, registry: str
 ) -> None:
-    """Check who signed the artifact REF, or the archive file REF, and read all of its bytes."""
+    """Check who signed an artifact in a registry or on a disk, and read all of its bytes."""
     trust = load_trust(trusted_keys)
     if not trust.keys:
         message = "no trusted keys: there is nothing to check a signature with"
-        raise UsageError(message, hint="name one with --trusted-key FILE.pub")
+        hint = "name one with --trusted-key FILE.pub; `envferry check --bytes` needs none"
+        raise UsageError(message, hint=hint)
     if is_file_ref(ref):
         verified = _verify_file(console, Path(ref), trust)
     else:

@@ -97,12 +97,12 @@ def test_from_keygen_to_install(host: Workshop) -> None:
     assert "is signed by" in accepted.stderr
     assert "trusts no keys" not in accepted.stderr
     assert installed(host) == "version 1\n"
-    said = host.run("signatures", "demo@stable").stdout
+    said = host.run("verify", "demo@stable").stdout
     assert "trusted.d/ours.pub" in said
     assert "built by" in said
     host.run("fetch", "demo@stable", "-o", "usb")
     file = f"usb/{artifact.archive_path.name}"
-    assert "is signed by" in host.run("signatures", file).stdout
+    assert "is signed by" in host.run("verify", file).stdout
     host.run("install", file, "--name", "from_usb")
 
 
@@ -220,3 +220,21 @@ def test_s3_secrets_are_not_repeated(
         said = finished.stdout + finished.stderr
         assert secret not in said
         assert SECRET not in said
+
+
+def test_verify_takes_what_it_is_given(host: Workshop) -> None:
+    """A name is an installation, a tag or a file an artifact; an id whichever is there."""
+    trust(host)
+    artifact = pack(host.home / "packed", 1)
+    host.run("push", artifact.archive_path, "--sign-key", "ours.key", "--tag", "stable")
+    by_id = f"demo@{artifact.manifest.id}"
+    assert "is signed by" in host.run("verify", by_id).stdout
+    host.run("install", "demo@stable")
+    assert "as they were installed" in host.run("verify", "demo").stdout
+    assert "as they were installed" in host.run("verify", by_id).stdout
+    assert "is signed by" in host.run("verify", by_id, "--published").stdout
+    assert "is signed by" in host.run("verify", "demo", "--published").stdout
+    said = host.run("verify", "demo@nightly", expect=7).stderr
+    assert "stable" in said
+    (host.home / "trusted.d/ours.pub").unlink()
+    assert "no trusted keys" in host.run("verify", "demo@stable", expect=2).stderr
