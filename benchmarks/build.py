@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from benchmarks.environments import Environment
 
 FILES = 16
-FILE_BYTES = 8 << 20
+FILE_BYTES = 32 << 20
 ROUNDS = 9
 UV_AND_COMPILEALL = """\
 set -e
@@ -62,8 +62,8 @@ def results(environment: Environment) -> Iterator[Result]:
 def build_results(environment: Environment, work: Path) -> Iterator[Result]:
     """Build, conda half and all, against the pip half alone by uv, then compileall of it all.
 
-    Both start from wheel files and with an empty cache of uv. The other's environment has its
-    conda packages already; ours links them first.
+    Both start from wheel files and with an empty cache of uv, and no environment of before is there
+    to be replaced. The other's environment has its conda packages already; ours links them first.
     """
     tree, other = Path(environment.built.tree), work / "other"
     bare = work / "bare"
@@ -84,10 +84,14 @@ def build_results(environment: Environment, work: Path) -> Iterator[Result]:
         other.mkdir()
         process.run(["cp", "-a", bare, other / "env"])
 
+    def unbuilt() -> None:
+        shutil.rmtree(tree.parents[1], ignore_errors=True)
+
     build = (ENVFERRY, "build", environment.name, "-q", "--offline", "--no-check")
     ours = Command(
         argv=("sh", "-c", 'cd "$0" && exec "$@"', str(environment.home), *map(str, build)),
         environ=(("ENVFERRY_CACHE", str(environment.cache)),),
+        prepare=unbuilt,
     )
     words = " ".join(map(str, paths))
     script = ("sh", "-c", UV_AND_COMPILEALL, "sh", other / "uv", uv, other / "env", words)

@@ -28,6 +28,13 @@ INDEX_VARIABLES = (
     "UV_EXTRA_INDEX_URL",
     "UV_FIND_LINKS",
 )
+SYSTEM_AUTHORITIES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+"""Where Debian, Fedora, openSUSE and Alpine keep the certificates that they trust."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +104,18 @@ def child_environ(**changes: str | None) -> dict[str, str]:
     changes = {SIGN_KEY: None, **changes}
     environ = {**os.environ, **{name: text or "" for name, text in changes.items()}}
     return {name: text for name, text in environ.items() if changes.get(name, "") is not None}
+
+
+def uv_environ(**changes: str | None) -> dict[str, str]:
+    """Return `child_environ` for uv, which by itself does not trust a site's own authorities.
+
+    Where the system has a list of authorities, uv is told to go by that, as our own downloads do.
+    """
+    environ = child_environ(**changes)
+    is_told = any(name in environ for name in ("UV_SYSTEM_CERTS", "UV_NATIVE_TLS"))
+    if not is_told and any(Path(place).is_file() for place in SYSTEM_AUTHORITIES):
+        environ["UV_SYSTEM_CERTS"] = "1"
+    return environ
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

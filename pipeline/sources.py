@@ -6,7 +6,7 @@ import re
 import sys
 import tarfile
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -18,10 +18,14 @@ from pipeline.cache import entry_lock, redact
 from pipeline.config import child_environ
 from pipeline.errors import IntegrityError, NotFound, SpecError, StoreError
 from pipeline.process import run
+from pipeline.solving.git_logins import git_environ
 from pipeline.solving.source_tree import copy_source_tree, digest_source_tree
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pipeline.cache import DownloadCache
+    from pipeline.config import Secret
     from pipeline.models import LockedPackage
     from pipeline.process import Finished
     from pipeline.progress import Progress
@@ -35,6 +39,7 @@ PYPROJECT = "pyproject.toml"
 DEFAULT_REQUIRES = ("setuptools>=40.8.0",)
 """What a project without `build-system` is built with, by PEP 518."""
 GIT_URL = re.compile(r"git\+(?P<url>.+)@(?P<commit>[0-9a-f]{40})(#subdirectory=(?P<folder>.+))?")
+NEEDS_LOGIN = re.compile(r"terminal prompts disabled|Authentication failed|Permission denied")
 SUBMODULE_MODE = "160000 "
 
 
@@ -57,6 +62,8 @@ class SourceShelf:
     cache: DownloadCache
     progress: Progress
     offline: bool = False
+    logins: Mapping[str, Secret] = field(default_factory=dict)
+    """`user:password` of git servers by URL, beside those that git finds itself."""
 
     def build_requires(self, package: LockedPackage) -> tuple[str, ...]:
         """Return the requirement lines of the project's `build-system`.
@@ -83,7 +90,7 @@ class SourceShelf:
         if package.kind == "git":
             target = directory / "source.tar"
             commit = GitCommit.of(package)
-            commit.archive(commit.repository(self.cache.root, offline=self.offline), target)
+            commit.archive(self._repository(commit), target)
             return target
         folder = folder_of(package)
         copy_source_tree(folder, target)
@@ -99,12 +106,19 @@ class SourceShelf:
         found = self.cache.fetch_all((package,), progress=self.progress, offline=self.offline)
         return found[package.url]
 
+    def _repository(self, commit: GitCommit) -> Path:
+        place = urlsplit(commit.url)
+        known = self.cache.network.logins.get(place.netloc.lower())
+        of_host = {f"{place.scheme}://{place.netloc}": known} if known else {}
+        logins = {**of_host, **self.logins}
+        return commit.repository(self.cache.root, offline=self.offline, logins=logins)
+
     def _pyproject(self, package: LockedPackage) -> str | None:
         if package.kind == "sdist":
             return read_from_archive(self._download(package), package.name)
         if package.kind == "git":
             commit = GitCommit.of(package)
-            return commit.read(commit.repository(self.cache.root, offline=self.offline), PYPROJECT)
+            return commit.read(self._repository(commit), PYPROJECT)
         path = folder_of(package) / PYPROJECT
         return path.read_text(encoding="utf-8") if path.is_file() else None
 
@@ -155,7 +169,7 @@ class GitCommit:
             raise SpecError(message, hint="lock again")
         return cls(url=found["url"], commit=found["commit"], folder=found["folder"] or "")
 
-    def repository(self, cache_root: Path, *, offline: bool) -> Path:
+    def repository(self, cache_root: Path, *, offline: bool, logins: Mapping[str, Secret]) -> Path:
         """Return a bare repository that has the commit, kept in the cache.
 
         Raises NotFound when the commit cannot be had, SpecError when parts of it are elsewhere.
@@ -165,7 +179,7 @@ class GitCommit:
             if not (home / "HEAD").exists():
                 git("init", "--bare", "--quiet", home)
             if not self._is_in(home):
-                self._fetch(home, offline=offline)
+                self._fetch(home, offline=offline, logins=logins)
         listed = git("--git-dir", home, "ls-tree", "-r", self.commit).stdout.splitlines()
         parts = [line.split("\t")[1] for line in listed if line.startswith(SUBMODULE_MODE)]
         if parts:
@@ -179,20 +193,23 @@ class GitCommit:
         words = ("--git-dir", home, "cat-file", "-e", f"{self.commit}^{{commit}}")
         return git(*words, check=False).returncode == 0
 
-    def _fetch(self, home: Path, *, offline: bool) -> None:
+    def _fetch(self, home: Path, *, offline: bool, logins: Mapping[str, Secret]) -> None:
         shown = f"{redact(self.url)} at {self.commit[:12]}"
         if offline:
             message = f"{shown} is not in the download cache {home.parent.parent}"
             raise NotFound(message, hint="run the same command with the network on first")
         fetch = ("--git-dir", home, "fetch", "--quiet", "--no-write-fetch-head", self.url)
         # Not every server hands out a commit by its name; then all branches and tags.
-        asked = git(*fetch, "--depth=1", self.commit, check=False)
+        asked = git(*fetch, "--depth=1", self.commit, check=False, logins=logins)
         if asked.returncode != 0:
-            asked = git(*fetch, "+refs/*:refs/*", check=False)
+            asked = git(*fetch, "+refs/*:refs/*", check=False, logins=logins)
         if asked.returncode != 0:
             reason = (asked.stderr.strip().splitlines() or ["git gave no reason"])[-1]
             message = f"cannot fetch {shown}: {reason}"
-            raise StoreError(message, hint="check that git can reach it, then try again")
+            hint = "check that git can reach it, then try again"
+            if NEEDS_LOGIN.search(asked.stderr):
+                hint = "put the login for its host into ~/.netrc, or its key into ssh's agent"
+            raise StoreError(message, hint=hint)
         if not self._is_in(home):
             message = f"{shown} is not there any more"
             raise NotFound(message, hint="lock again: `envferry lock --update` its package")
@@ -210,7 +227,9 @@ class GitCommit:
         return finished.stdout if finished.returncode == 0 else None
 
 
-def git(*words: str | Path, check: bool = True) -> Finished:
+def git(
+    *words: str | Path, check: bool = True, logins: Mapping[str, Secret] | None = None
+) -> Finished:
     """Run git without asking anybody anything."""
-    environ = child_environ(GIT_TERMINAL_PROMPT="0", GIT_DIR=None, GIT_WORK_TREE=None)
+    environ = git_environ(child_environ(GIT_DIR=None, GIT_WORK_TREE=None), logins or {})
     return run(["git", *words], env=environ, check=check)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -229,12 +230,14 @@ def tidy(prefix: Path, scratch: Path) -> None:
 
 def set_modes(prefix: Path) -> None:
     """Give every file and directory the mode that it has in an archive, whatever the umask was."""
-    for directory, _, names in os.walk(prefix):
-        Path(directory).chmod(0o755)
-        for name in names:
-            path = Path(directory, name)
-            if not path.is_symlink():
-                path.chmod(0o755 if path.stat().st_mode & 0o111 else 0o644)
+    for directory, folders, names in os.walk(prefix):
+        for path in (Path(directory), *(Path(directory, name) for name in (*folders, *names))):
+            found = path.lstat().st_mode
+            if stat.S_ISLNK(found):
+                continue
+            wanted = 0o755 if stat.S_ISDIR(found) or found & 0o111 else 0o644
+            if stat.S_IMODE(found) != wanted:
+                path.chmod(wanted)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.utils import canonicalize_name
 
-from pipeline.config import child_environ
+from pipeline.config import uv_environ
 from pipeline.errors import SpecError, StoreError
 from pipeline.models import without_credentials
 from pipeline.process import run
+from pipeline.solving.git_logins import git_environ, git_logins, without_git_login
 from pipeline.solving.pip_entries import newer_glibc_hint
 from pipeline.solving.solver_words import UNREACHABLE, tidy
 
@@ -72,7 +73,7 @@ def compile_lines(request: PipRequest, lines: tuple[str, ...], scratch: Path) ->
     Raises SpecError when there is no solution, StoreError when an index cannot be reached.
     """
     requirements, constraints = scratch / "requirements.txt", scratch / "constraints.txt"
-    lines = tuple(_at_kept_commit(line, request) for line in lines)
+    lines = tuple(_at_kept_commit(without_git_login(line), request) for line in lines)
     requirements.write_text("\n".join([*lines, ""]), encoding="utf-8")
     stubs = [_write_stub(scratch, name, version) for name, version in request.provided]
     held = [*request.constraints, *stubs, *_held(request)]
@@ -127,7 +128,8 @@ def _call_uv(request: PipRequest, scratch: Path, words: tuple[str, ...]) -> Fini
         *(("--exclude-newer", request.exclude_newer) if request.exclude_newer else ()),
         *words,
     ]
-    environ = child_environ(VIRTUAL_ENV=None, UV_PYTHON=None)
+    own = uv_environ(VIRTUAL_ENV=None, UV_PYTHON=None)
+    environ = git_environ(own, git_logins(request.requirements))
     return run(argv, env=environ, cwd=request.working_dir, check=False)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -16,9 +18,10 @@ from packaging.version import InvalidVersion, Version
 from pipeline.cache import DownloadCache, cache_lock
 from pipeline.config import condarc_paths, settings
 from pipeline.errors import NotFound, SpecError, StaleLock, UsageError
-from pipeline.process import run
 from pipeline.solving.build_requirements import resolve_build_requirements
-from pipeline.solving.conda_half import CondaRequest, pypi_name, solve_conda_half
+from pipeline.solving.conda_half import CondaAnswer, CondaRequest, pypi_name, solve_conda_half
+from pipeline.solving.foreign_solver import solver_version
+from pipeline.solving.git_logins import git_logins
 from pipeline.solving.pip_half import PipRequest, resolve_pip
 from pipeline.solving.relax_pins import RelaxLevel, RelaxRequest, relax_pins
 from pipeline.sources import SourceShelf
@@ -39,6 +42,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SOLVERS = 2
+"""How many platforms are solved at once."""
 # Conda packages that are the interpreter, not distributions that pip knows.
 INTERPRETERS = ("python", "python_abi", "cpython", "pypy")
 
@@ -70,16 +75,18 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
     reached; then the lock that was there stays.
     """
     _check_date(options)
+    tools = _tools(options.solver)
     platforms = options.platforms or spec.platforms
     kept = _kept_packages(spec, options)
     halves = {platform: read_spec(spec.path, platform=platform) for platform in platforms}
     channels = _channels(spec, options)
-    with progress.task(f"locking {spec.name}: conda packages for {', '.join(platforms)}"):
+    looking = progress.task(f"locking {spec.name}: which pins the channels have")
+    with looking if options.relax else nullcontext():
         conda, replacements = _relaxed(halves, channels, options)
-        _warn_of(replacements, channels)
-        request = _conda_request(spec, conda, channels, options)
-        conda_kept = tuple(item for item in kept if item.manager == "conda")
-        answer = solve_conda_half(msgspec.structs.replace(request, kept=conda_kept))
+    _warn_of(replacements, channels)
+    request = _conda_request(spec, conda, channels, options)
+    conda_kept = tuple(item for item in kept if item.manager == "conda")
+    answer = _solve_platforms(msgspec.structs.replace(request, kept=conda_kept), spec, progress)
     packages = list(answer.packages)
     build_requirements: list[BuildRequirements] = []
     for platform, half in halves.items():
@@ -101,11 +108,34 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
         content_hashes=answer.content_hashes,
         spec_digest=spec.digest,
         options=_without_channels(spec.options),
-        tools=_tools(options.solver),
+        tools=tools,
         replacements=replacements,
         build_requirements=tuple(build_requirements),
     )
     return write_lock(spec.lock_path, _with_other_platforms(contents, spec))
+
+
+def _solve_platforms(request: CondaRequest, spec: Spec, progress: Progress) -> CondaAnswer:
+    """Solve the conda half for each platform, several at once; the first that fails raises."""
+    alone = {
+        platform: msgspec.structs.replace(request, platforms=(platform,))
+        for platform in request.platforms
+    }
+    with ThreadPoolExecutor(SOLVERS, thread_name_prefix="solve") as threads:
+        futures = {
+            platform: threads.submit(solve_conda_half, part) for platform, part in alone.items()
+        }
+        answers = []
+        try:
+            for platform, future in futures.items():
+                with progress.task(f"locking {spec.name}: conda packages for {platform}"):
+                    answers.append(future.result())
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+    return CondaAnswer(
+        packages=tuple(package for answer in answers for package in answer.packages),
+        content_hashes={k: v for answer in answers for k, v in answer.content_hashes.items()},
+    )
 
 
 def _check_date(options: LockOptions) -> None:
@@ -286,7 +316,7 @@ def _build_requirements(
     if not sources:
         return []
     cache = DownloadCache(settings().cache_dir / "downloads")
-    shelf = SourceShelf(cache=cache, progress=progress)
+    shelf = SourceShelf(cache=cache, progress=progress, logins=git_logins(request.requirements))
     kept = _kept_build_requirements(spec, request)
     with cache_lock(cache.root, shared=True):
         lines = {package.name: shelf.build_requires(package) for package in sources}
@@ -363,9 +393,11 @@ def _with_other_platforms(contents: LockContents, spec: Spec) -> LockContents:
 
 
 def _tools(solver: Path | None) -> dict[str, str]:
-    """Return the versions of the programs that decide what a lock says."""
+    """Return the versions of the programs that decide what a lock says.
+
+    Raises UsageError for a solver that is too old.
+    """
     tools = {name: version(name) for name in ("conda-lock", "envferry", "uv")}
     if solver is None:
         return {**tools, "solver": f"py-rattler {version('py-rattler')}"}
-    words = run([solver, "--version"]).stdout.split()
-    return {**tools, "solver": f"{solver.name} {words[-1] if words else 'of unknown version'}"}
+    return {**tools, "solver": f"{solver.name} {solver_version(solver)}"}

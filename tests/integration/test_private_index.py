@@ -65,9 +65,9 @@ class Guarded(SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def guarding(folder: Path, logins: dict[str, str]) -> Iterator[int]:
+def guarding(folder: Path, logins: dict[str, str], kind: type[Guarded] = Guarded) -> Iterator[int]:
     """Serve a folder; yield the port."""
-    handler = functools.partial(Guarded, logins=logins, directory=str(folder))
+    handler = functools.partial(kind, logins=logins, directory=str(folder))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

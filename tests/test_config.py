@@ -1,0 +1,36 @@
+"""What programs that envferry starts are told by the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import SYSTEM_AUTHORITIES, Secret, uv_environ
+from pipeline.solving.git_logins import git_environ, git_logins, without_git_login
+
+LINE = "a @ git+https://me:p%40ss@git.example.org/a.git@main#subdirectory=b"
+
+
+@pytest.mark.parametrize("name", ["UV_SYSTEM_CERTS", "UV_NATIVE_TLS"])
+def test_uv_trusts_what_the_system_trusts(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for known in ("UV_SYSTEM_CERTS", "UV_NATIVE_TLS"):
+        monkeypatch.delenv(known, raising=False)
+    has_list = any(Path(place).is_file() for place in SYSTEM_AUTHORITIES)
+    assert uv_environ().get("UV_SYSTEM_CERTS") == ("1" if has_list else None)
+    monkeypatch.setenv(name, "0")
+    assert uv_environ()[name] == "0"
+    assert uv_environ().get("UV_SYSTEM_CERTS", "0") == "0"
+
+
+def test_git_is_told_logins_in_its_environment() -> None:
+    logins = git_logins([LINE, "b @ git+ssh://git@git.example.org/b.git", "numpy"])
+    assert logins == {"https://git.example.org/a.git": Secret("me:p%40ss")}
+    plain = without_git_login(LINE)
+    assert plain == "a @ git+https://git.example.org/a.git@main#subdirectory=b"
+    own = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "a.b", "GIT_CONFIG_VALUE_0": "c"}
+    environ = git_environ(own, logins)
+    assert environ["GIT_CONFIG_COUNT"] == "2"
+    assert environ["GIT_CONFIG_KEY_0"] == "a.b"
+    assert environ["GIT_CONFIG_KEY_1"] == "http.https://git.example.org/a.git.extraHeader"
+    assert environ["GIT_CONFIG_VALUE_1"] == "Authorization: Basic bWU6cEBzcw=="
