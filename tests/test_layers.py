@@ -43,6 +43,7 @@ LAYERS = (
         "pipeline.sources",
         "pipeline.source_wheels",
         "pipeline.registry",
+        "pipeline.catalog",
         "pipeline.trust",
         "pipeline.known_frames",
         "pipeline.channel",
@@ -51,6 +52,7 @@ LAYERS = (
         "pipeline.installing",
     ),
     ("pipeline.stages",),
+    ("pipeline.web",),
     ("pipeline.cli",),
 )
 """From the bottom up: a module imports its own layer and those below, never above."""
@@ -62,6 +64,10 @@ OWNERS = {
     "botocore": "pipeline.stores.s3",
     "conda_lock": "pipeline.solving",
     "conda_pack": "pipeline.archive.listing",
+    "sqlite3": "pipeline.catalog.database",
+    "starlette": "pipeline.web",
+    "jinja2": "pipeline.web",
+    "uvicorn": "pipeline.web",
     "hashlib": "nobody",
 }
 INSTALL_NEEDS = ("pipeline.stages.install", "pipeline.stages.fetch", "pipeline.cli.hosting")

@@ -57,8 +57,7 @@ class Console:
         if self.as_json:
             click.echo(to_json(msgspec.to_builtins(value, enc_hook=to_builtin)), nl=False)
         else:
-            for line in lines():
-                click.echo(line)
+            click.echo("".join(f"{line}\n" for line in lines()), nl=False)
 
 
 def to_builtin(value: object) -> object:
