@@ -1,4 +1,4 @@
-"""Commands that look into a registry: ls, show, tag."""
+"""Commands about one artifact of a registry: show, tag."""
 
 from __future__ import annotations
 
@@ -14,28 +14,16 @@ from pipeline.models import Manifest, Ref, check_name, current_platform
 from pipeline.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pipeline.cli.console import Console
-    from pipeline.models import RegistryEntry
 
 LICENSE_COLUMN = 32
 
 platform_option = click.option(
     "--platform", default=current_platform, help="Another platform than this one."
 )
-
-
-@click.command()
-@click.argument("name", required=False)
-@registry_option
-@common_options
-def ls(console: Console, name: str | None, registry: str) -> None:
-    """List the artifacts in the registry, or those of one environment."""
-    opened = Registry.open(registry)
-    entries = opened.environments(name)
-    console.result(entries, lambda: entry_lines(entries, opened.url))
 
 
 @click.command()
@@ -84,26 +72,6 @@ def find_manifest(ref: str, platform: str, registry: str) -> Manifest:
     wanted = Ref.parse(ref)
     opened = Registry.open(registry)
     return opened.manifest(wanted.name, platform, opened.resolve(wanted, platform))
-
-
-def entry_lines(entries: tuple[RegistryEntry, ...], url: str) -> Iterable[str]:
-    """Return the table of the artifacts in a registry."""
-    if not entries:
-        return [f"{url} holds no environments yet"]
-    rows = [
-        (
-            entry.name,
-            entry.id,
-            entry.platform,
-            entry.version or "",
-            ", ".join(entry.tags),
-            entry.packages,
-            human_bytes(entry.size),
-        )
-        for entry in entries
-    ]
-    headers = ("NAME", "ID", "PLATFORM", "VERSION", "TAGS", "PACKAGES", "SIZE")
-    return table(headers, rows, right=(5, 6))
 
 
 def manifest_lines(manifest: Manifest) -> Iterator[str]:
