@@ -125,6 +125,23 @@ class DownloadCache:
             found = self._fetch_in_threads(list(distinct.values()), advance, offline)
         return {url: found[item.expected, item.file_name] for url, item in downloads.items()}
 
+    def answers(self, url: str) -> bool:
+        """Whether a file is there, asking its server once."""
+        if urlsplit(url).scheme == "file":
+            return Path(unquote(urlsplit(url).path)).is_file()
+        try:
+            response = self._pool(url).request(
+                "GET",
+                _without_credentials(url),
+                headers=self._credentials(url),
+                preload_content=False,
+            )
+        except urllib3.exceptions.HTTPError as error:
+            log.info("%s does not answer: %s", redact(url), _reason(error))
+            return False
+        response.close()
+        return response.status == 200
+
     def _fetch_in_threads(
         self, downloads: list[Download], advance: Callable[[int], None], offline: bool
     ) -> dict[tuple[str, str], Path]:

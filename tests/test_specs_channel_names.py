@@ -45,6 +45,17 @@ def test_names_become_places(tmp_path: Path) -> None:
     assert names.resolve_spec("numpy >=2") == "numpy >=2"
 
 
+def test_the_first_mirror_that_answers_is_taken(tmp_path: Path) -> None:
+    (tmp_path / ".condarc").write_text(CONDARC)
+    names = read_channel_names([tmp_path / ".condarc"], {})
+    second = names.with_mirrors_that(lambda place: "other" in place, ["conda-forge"])
+    assert second.resolve(("conda-forge",)) == ("https://other.example.org/cf",)
+    assert second.resolve_spec("conda-forge::a") == "https://other.example.org/cf::a"
+    neither = names.with_mirrors_that(lambda _: False, ["conda-forge"])
+    assert names.with_mirrors_that(lambda _: True, ["bioconda"]) == names
+    assert neither.resolve(("conda-forge",)) == ("https://mirror.example.org/cf",)
+
+
 def test_without_settings_names_stay(tmp_path: Path) -> None:
     names = read_channel_names([], {})
     assert names.resolve(("conda-forge", "defaults")) == ("conda-forge", "defaults")

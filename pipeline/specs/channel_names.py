@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pipeline.errors import SpecError
 from pipeline.specs.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
 
@@ -19,14 +19,29 @@ class ChannelNames:
 
     own: dict[str, str] = field(default_factory=dict)
     """The spec's `envferry: channels:`, which wins."""
-    mirrored: dict[str, str] = field(default_factory=dict)
-    """`mirrored_channels`: the first mirror of each."""
+    mirrored: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """`mirrored_channels`: the mirrors of each, of which the first is taken."""
     custom: dict[str, str] = field(default_factory=dict)
     """`custom_channels`: the URL that the name comes after."""
     defaults: tuple[str, ...] = ()
     """`default_channels`: what `defaults` stands for."""
     alias: str | None = None
     """`channel_alias`: the URL that every other name comes after."""
+
+    def with_mirrors_that(
+        self, answers: Callable[[str], bool], used: Iterable[str]
+    ) -> ChannelNames:
+        """Drop the mirrors before the first that answers; where none does, the first stays.
+
+        Only those of the channels `used` are asked, and only where there are several.
+        """
+        mirrored = dict(self.mirrored)
+        for name in {*used} & {*mirrored}:
+            mirrors = mirrored[name]
+            places = mirrors if mirrors[1:] else ()
+            first = next((place for place in places if answers(place)), mirrors[0])
+            mirrored[name] = mirrors[mirrors.index(first) :]
+        return replace(self, mirrored=mirrored)
 
     def resolve(self, channels: Iterable[str]) -> tuple[str, ...]:
         """Return names, URLs and paths with every known name replaced, each once."""
@@ -49,7 +64,7 @@ class ChannelNames:
         if _is_place(name):
             return name
         if name in self.mirrored:
-            return self.mirrored[name]
+            return self.mirrored[name][0]
         base = self.custom.get(name.split("/", maxsplit=1)[0]) or self.alias
         # conda's own name for several channels is not below the alias.
         if base and (name != "defaults" or name in self.custom):
@@ -75,7 +90,7 @@ def _with_condarc(names: ChannelNames, path: Path) -> ChannelNames:
     alias = root.get("channel_alias")
     return ChannelNames(
         own=names.own,
-        mirrored={**names.mirrored, **{name: _first(item, path) for name, item in mirrors.items()}},
+        mirrored={**names.mirrored, **{name: _urls(item, path) for name, item in mirrors.items()}},
         custom={**names.custom, **_texts(_table(root, "custom_channels", path), path)},
         defaults=_list(root, "default_channels", path) or names.defaults,
         alias=str(alias) if isinstance(alias, Text) and alias else names.alias,
@@ -96,15 +111,16 @@ def _table(root: Mapping, key: str, path: Path) -> Mapping:
 
 
 def _texts(table: Mapping, path: Path) -> dict[str, str]:
-    return {name: _first(item, path) for name, item in table.items()}
+    return {name: _urls(item, path)[0] for name, item in table.items()}
 
 
-def _first(value: object, path: Path) -> str:
-    """Return a URL, or the first of a list of URLs."""
-    item = value[0] if isinstance(value, Sequence) and value else value
-    if not isinstance(item, Text) or not item:
-        raise SpecError(f"{path}:{line_of(value)}: expected a URL", hint="correct it")
-    return str(item)
+def _urls(value: object, path: Path) -> tuple[str, ...]:
+    """Return a URL, or a list of URLs."""
+    items = [*value] if isinstance(value, Sequence) and value else [value]
+    for item in items:
+        if not isinstance(item, Text) or not item:
+            raise SpecError(f"{path}:{line_of(value)}: expected a URL", hint="correct it")
+    return tuple(map(str, items))
 
 
 def _list(root: Mapping, key: str, path: Path) -> tuple[str, ...]:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         SpecOptions,
     )
     from pipeline.progress import Progress
+    from pipeline.specs.channel_names import ChannelNames
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +80,11 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
     platforms = options.platforms or spec.platforms
     kept = _kept_packages(spec, options)
     halves = {platform: read_spec(spec.path, platform=platform) for platform in platforms}
-    channels = _channels(spec, options)
+    names = _channel_names(spec, options)
+    channels = _channels(spec, options, names)
     looking = progress.task(f"locking {spec.name}: which pins the channels have")
     with looking if options.relax else nullcontext():
-        conda, replacements = _relaxed(halves, channels, options)
+        conda, replacements = _relaxed(_placed(halves, names), channels, options)
     _warn_of(replacements, channels)
     request = _conda_request(spec, conda, channels, options)
     conda_kept = tuple(item for item in kept if item.manager == "conda")
@@ -184,16 +186,28 @@ def missing_pins(spec: Spec) -> dict[str, str]:
     """
     halves = {platform: read_spec(spec.path, platform=platform) for platform in spec.platforms}
     options = LockOptions(relax="all")
-    _, replacements = _relaxed(halves, _channels(spec, options), options)
+    names = _channel_names(spec, options)
+    channels = _channels(spec, options, names)
+    _, replacements = _relaxed(_placed(halves, names), channels, options)
     return {item.asked: item.used for item in replacements}
 
 
-def _channels(spec: Spec, options: LockOptions) -> tuple[str, ...]:
+def _channel_names(spec: Spec, options: LockOptions) -> ChannelNames:
+    """Return what channel names stand for; of several mirrors, the first that answers."""
+    names = read_channel_names(condarc_paths(), spec.options.channels)
+    servers = DownloadCache(settings().cache_dir / "downloads")
+    prefixes = (line.partition("::")[0] for line in spec.conda if "::" in line)
+    return names.with_mirrors_that(
+        lambda place: servers.answers(f"{place.rstrip('/')}/noarch/repodata.json"),
+        (*spec.channels, *options.channels, *prefixes),
+    )
+
+
+def _channels(spec: Spec, options: LockOptions, names: ChannelNames) -> tuple[str, ...]:
     """Return the channels to solve with; relative paths in a spec start from its folder."""
     if not (options.channels or spec.channels):
         message = f"{spec.path} names no channels"
         raise SpecError(message, hint="add `channels: [conda-forge]`, or give `--channel`")
-    names = read_channel_names(condarc_paths(), spec.options.channels)
     if options.channels:
         return tuple(_absolute(channel, Path()) for channel in names.resolve(options.channels))
     base = spec.path.parent
@@ -208,14 +222,11 @@ def _absolute(channel: str, base: Path) -> str:
 
 
 def _relaxed(
-    halves: dict[str, Spec], channels: tuple[str, ...], options: LockOptions
+    conda: dict[str, tuple[str, ...]], channels: tuple[str, ...], options: LockOptions
 ) -> tuple[dict[str, tuple[str, ...]], tuple[Replacement, ...]]:
     """Return the match specs to solve by platform, and which of them are not as asked."""
-    conda = {
-        platform: tuple(_placed(line, half) for line in half.conda)
-        for platform, half in halves.items()
-    }
     replacements: list[Replacement] = []
+    relaxed = dict(conda)
     for platform in conda if options.relax else ():
         request = RelaxRequest(
             specs=conda[platform],
@@ -224,18 +235,24 @@ def _relaxed(
             level=options.relax or "build",
         )
         answer = relax_pins(request)
-        conda[platform] = answer.specs
+        relaxed[platform] = answer.specs
         replacements += answer.replacements
-    return conda, tuple(replacements)
+    return relaxed, tuple(replacements)
 
 
-def _placed(line: str, half: Spec) -> str:
-    """Say where the channel before `::` is, as it is said of the channels."""
-    if "::" not in line:
-        return line
-    names = read_channel_names(condarc_paths(), half.options.channels)
-    channel, _, rest = names.resolve_spec(line).partition("::")
-    return f"{_absolute(channel, half.path.parent)}::{rest}"
+def _placed(halves: dict[str, Spec], names: ChannelNames) -> dict[str, tuple[str, ...]]:
+    """Return the match specs of each platform, the channel before `::` said in full."""
+
+    def place(line: str, half: Spec) -> str:
+        if "::" not in line:
+            return line
+        channel, _, rest = names.resolve_spec(line).partition("::")
+        return f"{_absolute(channel, half.path.parent)}::{rest}"
+
+    return {
+        platform: tuple(place(line, half) for line in half.conda)
+        for platform, half in halves.items()
+    }
 
 
 def _warn_of(replacements: tuple[Replacement, ...], channels: tuple[str, ...]) -> None:

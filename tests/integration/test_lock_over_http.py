@@ -143,6 +143,17 @@ def test_slow_servers_and_those_that_fail_twice(own_home: Path, channel: Path) -
         assert len(cache.fetch_all(made.packages, progress=Silent())) == len(made.packages)
 
 
+def test_of_two_mirrors_the_one_that_answers(own_home: Path, channel: Path) -> None:
+    with serving(channel, Manners()) as closed:
+        pass
+    with serving(channel, Manners()) as url:
+        places = [closed, f"{url}/nothing", url]
+        (own_home / ".condarc").write_text(f"mirrored_channels: {{conda-forge: {places}}}\n")
+        made = lock(own_home, "conda-forge")
+    assert python_url(made).startswith(url)
+    assert "conda-forge" in made.path.read_text()
+
+
 def test_an_index_that_breaks_off(own_home: Path, channel: Path) -> None:
     with serving(channel, Manners(cut="repodata")) as url, pytest.raises(StoreError) as caught:
         lock(own_home, url)
