@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 from packaging.utils import canonicalize_name
 
-from benchmarks.comparing import Command, Result, Run, in_turn, run_once, seconds_result
+from benchmarks.comparing import (
+    Command,
+    Result,
+    Run,
+    in_turn,
+    put_aside,
+    run_once,
+    seconds_result,
+)
 from demo.voyage import ENVFERRY
 
 if TYPE_CHECKING:
@@ -50,9 +58,7 @@ def install_command(environment: Environment, *words: str | Path) -> Command:
     (packed,) = (work / "ours").glob("*.tar.zst")
     envs = work / "envs"
     argv = (ENVFERRY, "install", packed, "-q", "--no-check", "--force", "cuda")
-    return Command.of(
-        *argv, "--envs-dir", envs, *words, prepare=lambda: shutil.rmtree(envs, ignore_errors=True)
-    )
+    return Command.of(*argv, "--envs-dir", envs, *words, prepare=lambda: put_aside(envs))
 
 
 def peak(name: str, runs: Sequence[Run]) -> Result:
@@ -85,14 +91,12 @@ def install_results(environment: Environment) -> Iterator[Result]:
     """Install from a local file, against `cp -a` of the tree; moved, against not moved."""
     copy, prefix = environment.home / "bench/copy", environment.built.prefix
     plain = install_command(environment, "--prefix", prefix)
-    other = Command.of(
-        "cp", "-a", environment.built.tree, copy,
-        prepare=lambda: shutil.rmtree(copy, ignore_errors=True),
-    )  # fmt: skip
+    tree = environment.built.tree
+    other = Command.of("cp", "-a", tree, copy, prepare=lambda: put_aside(copy))
     runs = in_turn(plain, other, environment.rounds)
     yield seconds_result("install_vs_cp", runs, 0.8)
     yield peak("rss_install", runs[0])
-    shutil.rmtree(copy)
+    put_aside(copy)
     moved = install_command(environment, "--prefix", f"{Path(prefix).parent}/another-name")
     yield seconds_result("relocate_vs_plain", in_turn(moved, plain, environment.rounds), 1.1)
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import xxhash
-import zstandard
 from blake3 import blake3
 
+from pipeline.archive.compression import DEFAULT_LEVEL, new_compressor
 from pipeline.archive.index import (
     FileEntry,
     FrameEntry,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import BinaryIO
 
-DEFAULT_LEVEL = 3
 FRAMES_AHEAD = 3
 """Finished frames that may wait for their turn, besides the one that each thread works on."""
 
@@ -351,11 +350,6 @@ def read_piece(member: Member, piece: Piece, target: memoryview) -> None:
             done += count
     finally:
         os.close(descriptor)
-
-
-def new_compressor(level: int) -> zstandard.ZstdCompressor:
-    """Return a compressor whose frames carry their size and a checksum, for `zstd -t`."""
-    return zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
 
 
 def frame_entry(compressed: bytes, tar_size: int) -> FrameEntry:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from pipeline.archive.writer import DEFAULT_LEVEL
+from pipeline.archive.compression import DEFAULT_LEVEL
 from pipeline.cli.builds import BuildChoice, build_options, build_spec
 from pipeline.cli.options import common_options, registry_option, threads_option
 from pipeline.cli.trust import load_signer, load_trust, sign_key_option, trusted_key_option

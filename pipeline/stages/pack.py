@@ -7,9 +7,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.archive.compression import DEFAULT_LEVEL
 from pipeline.archive.frozen import frozen_members
 from pipeline.archive.listing import Listing
-from pipeline.archive.writer import DEFAULT_LEVEL, ArchiveOptions, WrittenArchive, write_archive
+from pipeline.archive.writer import ArchiveOptions, WrittenArchive, write_archive
 from pipeline.artifacts import SBOM, sbom_path, write_companions
 from pipeline.files import atomic_write, write_bytes
 from pipeline.models import ArchiveFacts, Artifact, Manifest
