@@ -43,6 +43,7 @@ LAYERS = (
         "pipeline.sources",
         "pipeline.source_wheels",
         "pipeline.registry",
+        "pipeline.carrying",
         "pipeline.catalog",
         "pipeline.trust",
         "pipeline.known_frames",

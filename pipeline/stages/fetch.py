@@ -4,40 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
-import re
-import threading
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
-import xxhash
-from blake3 import blake3
-
-from pipeline.artifacts import require_digests, write_companions
+from pipeline.artifacts import write_companions
 from pipeline.errors import HostError, IntegrityError
-from pipeline.files import (
-    digest_file,
-    exclusive_lock,
-    require_space,
-    sync_directory,
-)
+from pipeline.files import digest_file, exclusive_lock, require_space, sync_directory
 from pipeline.models import Artifact
+from pipeline.stores.arriving import PIECES_AHEAD, Incoming, PartialFile, receive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
-    from pipeline.models import Manifest, Ref
+    from pipeline.models import Ref
     from pipeline.progress import Progress
     from pipeline.registry import Registry
-
-PIECE_BYTES = 8 << 20
-READERS = 6
-PIECES_AHEAD = 12
-"""Pieces that may wait in memory for their turn to be hashed: 96 MiB."""
-JOURNAL_LINE = re.compile(r"(\d{1,6}) ([0-9a-f]{32})")
 
 
 def fetch_artifact(
@@ -52,98 +35,14 @@ def fetch_artifact(
     manifest = registry.manifest(ref.name, platform, registry.resolve(ref, platform))
     artifact = Artifact(directory=directory, manifest=manifest)
     lock, proof = registry.read_lock(manifest), registry.proof(manifest)
-    partial = _Partial(artifact)
-    with _explained(directory), exclusive_lock(partial.journal, str(artifact.archive_path)):
-        with partial.opened():
+    facts = manifest.archive
+    arriving = PartialFile(artifact.archive_path, facts.size, facts.blake3)
+    with _explained(directory), exclusive_lock(arriving.journal, str(artifact.archive_path)):
+        with arriving.opened():
             if not _is_complete(artifact, progress):
-                _fetch_archive(partial, registry, progress)
+                _fetch_archive(arriving, artifact, registry, progress)
         write_companions(artifact, lock, proof)
     return artifact
-
-
-@dataclass(slots=True)
-class _Partial:
-    """The part of an archive that has arrived, and the journal of its pieces.
-
-    The journal's first line names the archive by its BLAKE3, every further one a piece and its
-    XXH3-128: what a power loss took away is noticed and read again.
-    """
-
-    artifact: Artifact
-    pieces: dict[int, str] = field(default_factory=dict)
-    descriptor: int = -1
-    journal_guard: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def manifest(self) -> Manifest:
-        """The manifest of the archive."""
-        return self.artifact.manifest
-
-    @property
-    def path(self) -> Path:
-        """The partial file; hidden, and in the directory that the archive will be in."""
-        return self.artifact.directory / f".{self.manifest.archive.file}.partial"
-
-    @property
-    def journal(self) -> Path:
-        """The journal, which is also what a running fetch locks."""
-        return self.artifact.directory / f".{self.manifest.archive.file}.pieces"
-
-    @contextmanager
-    def opened(self) -> Iterator[None]:
-        """Open the file with the pieces of an earlier run; remove both when none is left to keep.
-
-        The journal goes last, for it is the lock.
-        """
-        header = f"{self.manifest.archive.blake3} {PIECE_BYTES}"
-        lines: list[str] = []
-        if self.journal.exists() and self.path.exists():
-            lines = self.journal.read_text(errors="replace").splitlines()
-        if lines[:1] == [header]:
-            matches = (JOURNAL_LINE.fullmatch(line) for line in lines[1:])
-            self.pieces = {int(match[1]): match[2] for match in matches if match}
-        else:
-            self.path.unlink(missing_ok=True)
-            self.journal.write_text(header + "\n")
-        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            yield
-        finally:
-            os.close(self.descriptor)
-            if not self.pieces:
-                self.path.unlink(missing_ok=True)
-                self.journal.unlink(missing_ok=True)
-
-    def extent(self, number: int) -> tuple[int, int]:
-        """Return offset and length of a piece."""
-        offset = number * PIECE_BYTES
-        return offset, min(PIECE_BYTES, self.manifest.archive.size - offset)
-
-    def stored(self, number: int) -> bytes | None:
-        """Return a piece that is there already, or None when it is not, or is not right."""
-        if number not in self.pieces:
-            return None
-        offset, length = self.extent(number)
-        data = os.pread(self.descriptor, length, offset)
-        return data if xxhash.xxh3_128_hexdigest(data) == self.pieces[number] else None
-
-    def keep(self, number: int, data: bytes) -> None:
-        """Write a piece, then note it."""
-        offset, view = number * PIECE_BYTES, memoryview(data)
-        while view:
-            written = os.pwrite(self.descriptor, view, offset)
-            view, offset = view[written:], offset + written
-        digest = xxhash.xxh3_128_hexdigest(data)
-        with self.journal_guard, self.journal.open("a") as stream:
-            stream.write(f"{number} {digest}\n")
-            self.pieces[number] = digest
-
-    def publish(self) -> None:
-        """Give the complete file its name."""
-        os.fsync(self.descriptor)
-        self.path.replace(self.artifact.archive_path)
-        sync_directory(self.artifact.directory)
-        self.pieces.clear()
 
 
 def _is_complete(artifact: Artifact, progress: Progress) -> bool:
@@ -155,58 +54,36 @@ def _is_complete(artifact: Artifact, progress: Progress) -> bool:
         return digest_file(path, advance) == (facts.xxh128, facts.blake3)
 
 
-def _fetch_archive(partial: _Partial, registry: Registry, progress: Progress) -> None:
-    """Bring all pieces here and publish them if they are the archive."""
-    facts = partial.manifest.archive
-    registry.require_archive(partial.manifest)
-    missing = facts.size - sum(partial.extent(number)[1] for number in partial.pieces)
-    require_space(partial.artifact.directory, missing, f"fetching {facts.file}")
+def _fetch_archive(
+    arriving: PartialFile, artifact: Artifact, registry: Registry, progress: Progress
+) -> None:
+    """Bring all pieces here and give the file its name if they are the archive."""
+    manifest, facts = artifact.manifest, artifact.manifest.archive
+    registry.require_archive(manifest)
+    require_space(artifact.directory, arriving.missing_bytes, f"fetching {facts.file}")
+    incoming = Incoming(
+        name=f"{facts.file} in {registry.url}",
+        size=facts.size,
+        token=facts.blake3,
+        read_at=partial(registry.read_archive, manifest),
+        digests=(facts.xxh128, facts.blake3),
+    )
     with progress.task(f"fetch {facts.file}", facts.size) as advance:
-        digests = _receive(partial, registry, advance)
-    try:
-        require_digests(partial.manifest, digests, f"{facts.file} in {registry.url}")
-    except IntegrityError:
-        partial.pieces.clear()
-        raise
-    partial.publish()
 
-
-def _receive(
-    partial: _Partial, registry: Registry, advance: Callable[[int], None]
-) -> tuple[str, str]:
-    """Read what is missing and return the XXH3-128 and BLAKE3 of the whole, in hex."""
-
-    def obtain(number: int) -> bytes:
-        data = partial.stored(number)
-        if data is None:
-            data = registry.read_archive(partial.manifest, *partial.extent(number))
-            partial.keep(number, data)
-        return data
-
-    fast, strong = xxhash.xxh3_128(), blake3()
-    count = -(-partial.manifest.archive.size // PIECE_BYTES)
-    # Closed here, whatever happens: no thread may outlive the file that it writes to.
-    with closing(_in_order(obtain, count)) as arriving:
-        for data in arriving:
-            fast.update(data)
-            strong.update(data)
+        def take(number: int) -> tuple[bytes, None]:
+            data = arriving.obtain(number, incoming.read_at)
             advance(len(data))
-    return fast.hexdigest(), strong.hexdigest()
+            return data, None
 
-
-def _in_order(obtain: Callable[[int], bytes], count: int) -> Generator[bytes, None, None]:
-    """Yield `obtain(0)`, `obtain(1)`, … worked out in parallel, a bounded number ahead."""
-    waiting: deque[Future[bytes]] = deque()
-    pool = ThreadPoolExecutor(READERS, thread_name_prefix="fetch")
-    try:
-        for number in range(count):
-            waiting.append(pool.submit(obtain, number))
-            if len(waiting) == PIECES_AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+        try:
+            receive(incoming, arriving.count, take, PIECES_AHEAD)
+        except IntegrityError:
+            arriving.pieces.clear()
+            raise
+    os.fsync(arriving.descriptor)
+    arriving.path.replace(artifact.archive_path)
+    sync_directory(artifact.directory)
+    arriving.pieces.clear()
 
 
 @contextmanager

@@ -47,7 +47,7 @@ class Incoming:
     read_at: Callable[[int, int], bytes]
     """Returns `length` bytes from `offset`; from any thread."""
     digests: tuple[str, str] | None
-    """The XXH3-128 and the BLAKE3 that it must have; None where `watch` decides."""
+    """The XXH3-128 and the BLAKE3 that its manifest says; None where `watch` decides."""
     journal: Path | None = None
     """Where a store may note what it has sent; None: an interrupted upload starts again."""
     watch: Callable[[bytes], None] = _unwatched
@@ -67,8 +67,10 @@ class Incoming:
             ("XXH3-128", "BLAKE3"), (fast, strong), expected, strict=True
         ):
             if digest != wanted:
-                message = f"{self.name} is damaged: {algorithm} is {digest}, expected {wanted}"
-                raise IntegrityError(message, hint="run `envferry check --read-data` where it is")
+                message = (
+                    f"{self.name} is damaged: {algorithm} is {digest}, the manifest says {wanted}"
+                )
+                raise IntegrityError(message, hint="run `envferry check` where it comes from")
 
 
 def receive(

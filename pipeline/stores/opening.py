@@ -35,7 +35,14 @@ def open_store(url: str) -> Store:
 def _open_directory(root: Path) -> Store:
     from pipeline.stores.directory import DirectoryStore
 
-    return DirectoryStore(root)
+    if not (root / "v1/split.json").is_file():
+        return DirectoryStore(root)
+    from pipeline.files import from_json
+    from pipeline.stores.split import MARKER, SplitMarker, SplitStore
+
+    store = DirectoryStore(root)
+    marker = from_json(store.read(MARKER), SplitMarker, f"{MARKER} in {root}")
+    return SplitStore(store, marker.part_bytes)
 
 
 def _open_http(url: str) -> Store:

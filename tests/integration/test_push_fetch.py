@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pipeline.models import PushedArtifact
+    from pipeline.stores.arriving import Incoming
     from pipeline.stores.port import KnownRange, Listed, Stat, Store
 
 PIECES = 5
@@ -83,7 +84,7 @@ class WatchedStore:
     def create(
         self,
         key: str,
-        source: Path | bytes,
+        source: Path | bytes | Incoming,
         advance: Callable[[int], None] | None = None,
         known: Sequence[KnownRange] = (),
     ) -> None:

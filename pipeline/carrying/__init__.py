@@ -1,0 +1,1 @@
+"""Artifacts and tags from one registry to another: mirrors, disks, deltas."""

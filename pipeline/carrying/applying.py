@@ -1,0 +1,152 @@
+"""Apply: what a carried folder brings becomes part of a site's registry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.artifacts import REGISTRY_MANIFEST
+from pipeline.carrying.copying import Carrier
+from pipeline.carrying.deltas import DELTAS, Base, OpenDelta, delta_folder, find_deltas
+from pipeline.carrying.mirroring import MirrorOrder, mirror_registry
+from pipeline.carrying.tags import CarriedTag, carry_tag
+from pipeline.errors import IntegrityError, NotFound
+from pipeline.files import from_json
+from pipeline.models import ID_PATTERN
+from pipeline.registry import ENVS
+from pipeline.trust import SignedTagRecord, TagName
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from pipeline.progress import Progress
+    from pipeline.registry import Registry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """What a site has now that it had not."""
+
+    source: str
+    target: str
+    rebuilt: tuple[str, ...]
+    """NAME-PLATFORM-ID of what was made from deltas."""
+    copied: tuple[str, ...]
+    """… of what the folder held whole."""
+    present: int
+    """How many of the folder's artifacts were there already."""
+    tags: tuple[CarriedTag, ...]
+
+
+def apply_folder(
+    source: Registry, site: Registry, *, journals: Path, progress: Progress
+) -> Applied:
+    """Publish all that a carried folder holds at a site, then move its tags forward.
+
+    Deltas become whole archives, the same bytes that were packed; signatures are checked where
+    `source` has trusted keys. Raises NotFound, with nothing changed, when the site lacks a base.
+    """
+    deltas = find_deltas(source)
+    tops = {listed.key for listed in source.store.list("v1/", folders=True)}
+    if not tops & {ENVS, DELTAS}:
+        message = f"{source.url} holds no export: there is neither {ENVS} nor {DELTAS} in it"
+        raise NotFound(message, hint="name the folder that `envferry export` wrote")
+    whole = {listed.key for listed in source.store.list(ENVS)} if ENVS in tops else set()
+    ordered = _in_order(deltas, site, whole)
+    copied: tuple[str, ...] = ()
+    tags: tuple[CarriedTag, ...] = ()
+    present = 0
+    if whole:
+        order = MirrorOrder()
+        found = mirror_registry(source, site, order, journals=journals, progress=progress)
+        copied, present, tags = found.copied, found.present, found.tags
+    rebuilt = []
+    for delta in ordered:
+        if _is_published(site, delta.record.artifact):
+            present += 1
+        else:
+            _rebuild(delta, site, journals, progress)
+            rebuilt.append(delta.manifest.stem)
+    for delta in ordered:
+        records = _tags(source, delta.record.artifact)
+        tags += tuple(carry_tag(site, name, record) for name, record in records)
+    return Applied(
+        source=source.url,
+        target=site.url,
+        rebuilt=tuple(rebuilt),
+        copied=copied,
+        present=present,
+        tags=tags,
+    )
+
+
+def _is_published(site: Registry, artifact: Base) -> bool:
+    return site.store.stat(artifact.folder + REGISTRY_MANIFEST) is not None
+
+
+def _in_order(deltas: Sequence[OpenDelta], site: Registry, whole: set[str]) -> list[OpenDelta]:
+    """Return deltas so that bases come first; raise NotFound for a base that will not be there."""
+    known: dict[Base, bool] = {}
+
+    def is_there(base: Base) -> bool:
+        if base not in known:
+            known[base] = base.folder + REGISTRY_MANIFEST in whole or _is_published(site, base)
+        return known[base]
+
+    ordered: list[OpenDelta] = []
+    waiting = list(deltas)
+    while waiting:
+        ready = [
+            delta
+            for delta in waiting
+            if is_there(delta.record.artifact) or all(map(is_there, delta.record.bases))
+        ]
+        if not ready:
+            raise _lacking(waiting[0], site, is_there)
+        for delta in ready:
+            waiting.remove(delta)
+            known[delta.record.artifact] = True
+        ordered += ready
+    return ordered
+
+
+def _lacking(delta: OpenDelta, site: Registry, is_there: Callable[[Base], bool]) -> NotFound:
+    lacking = ", ".join(str(base) for base in delta.record.bases if not is_there(base))
+    artifact = delta.record.artifact
+    message = f"{delta.manifest.stem} was exported since {lacking}, which {site.url} does not have"
+    hint = f"export it since what `envferry ls {artifact.name}` lists here, or without --since"
+    return NotFound(message, hint=hint)
+
+
+def _rebuild(delta: OpenDelta, site: Registry, journals: Path, progress: Progress) -> None:
+    """Make the whole archive and publish it, if it is the one that the manifest names."""
+    facts = delta.manifest.archive
+    bases = ", ".join(f"{base.name}@{base.id}" for base in delta.record.bases)
+    what = f"{facts.file}, rebuilt from {bases} and {delta.source.url},"
+    with progress.task(f"rebuild {facts.file}", facts.size) as advance:
+        carrier = Carrier(target=site, journals=journals, advance=advance)
+        incoming = carrier.incoming(delta.manifest, what, delta.rebuild(site))
+        try:
+            carrier.publish(delta.manifest, delta.companions, incoming)
+        except IntegrityError as error:
+            if delta.is_sound():
+                error.hint = f"{bases} in {site.url} may be damaged: `envferry check` says"
+            else:
+                error.hint = f"the delta in {delta.source.url} is damaged: copy or export it again"
+            raise
+
+
+def _tags(source: Registry, artifact: Base) -> Iterator[tuple[TagName, SignedTagRecord]]:
+    """Yield the tags that came with a delta, their signatures checked."""
+    prefix = f"{delta_folder(artifact)}tags/"
+    for key in sorted(listed.key for listed in source.store.list(prefix)):
+        name = TagName(name=artifact.name, platform=artifact.platform, tag=key.removeprefix(prefix))
+        what = f"{key} in {source.url}"
+        record = from_json(source.store.read(key), SignedTagRecord, what)
+        if not ID_PATTERN.fullmatch(record.id) or record.id != artifact.id:
+            message = f"{what} is damaged: it points to {record.id!r}"
+            raise IntegrityError(message, hint="export or copy it again")
+        if source.trust:
+            source.trust.check_tag(name, record, what)
+        yield name, record

@@ -1,0 +1,175 @@
+"""Export: artifacts, their tags and public keys into a registry folder that is carried by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.carrying.copying import Carrier
+from pipeline.carrying.deltas import Base, DeltaPlan, delta_folder, plan_delta, write_delta
+from pipeline.carrying.mirroring import copy_all
+from pipeline.carrying.tags import CarriedTag, carry_tag, tags_to_carry
+from pipeline.errors import TargetOccupied
+from pipeline.files import require_space, to_json, write_bytes
+from pipeline.registry import Registry
+from pipeline.registry.layout import folder_of
+from pipeline.stores.directory import DirectoryStore
+from pipeline.stores.opening import open_store
+from pipeline.stores.split import MARKER, SplitMarker, SplitStore
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pipeline.models import Manifest, Ref
+    from pipeline.progress import Progress
+    from pipeline.signing import PublicKey
+    from pipeline.trust import SignedTagRecord, TagName
+
+KEYS = "keys"
+TOOL = "tool"
+OURS = ("v1", KEYS, TOOL)
+NOBODYS = ("lost+found", "System Volume Information")
+"""What disks have by themselves; as what is hidden."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOrder:
+    """What is to be carried."""
+
+    refs: tuple[Ref, ...]
+    platform: str
+    since: tuple[Ref, ...] = ()
+    """What the site has; empty: whole artifacts are carried."""
+    tags: tuple[str, ...] = ()
+    """Only these tags; all that point to the artifacts if empty."""
+    part_bytes: int | None = None
+    """Where large files are cut."""
+    keys: tuple[tuple[PublicKey, bytes], ...] = ()
+    """Public keys, and their PEM."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What is in the folder now."""
+
+    directory: str
+    artifacts: tuple[str, ...]
+    """NAME-PLATFORM-ID."""
+    since: tuple[str, ...]
+    """What the site must have."""
+    archive_bytes: int
+    """The bytes of the archives."""
+    carried_bytes: int
+    """How many of them are carried: all, or the deltas'."""
+    tags: tuple[CarriedTag, ...]
+    keys: tuple[str, ...]
+
+
+def export_artifacts(
+    source: Registry, directory: Path, order: ExportOrder, *, journals: Path, progress: Progress
+) -> Exported:
+    """Write a registry folder with artifacts, or deltas, their tags, and keys; all verified.
+
+    To do it again completes what is missing. Raises NotFound for a ref that is unknown,
+    TargetOccupied when something else is in the folder, HostError when the disk is too small.
+    """
+    asked = [(ref, _find(source, ref, order.platform)) for ref in order.refs]
+    manifests = list({manifest.stem: manifest for _, manifest in asked}.values())
+    bases = [_find(source, ref, order.platform) for ref in order.since]
+    _require_ours(directory)
+    target = Registry(_open_target(directory, order.part_bytes))
+    found: dict[TagName, SignedTagRecord] = {}
+    for ref, manifest in asked:
+        found |= _tags(source, ref, manifest, order)
+    if bases:
+        plans = [plan_delta(source, manifest, bases) for manifest in manifests]
+        carried = sum(plan.size for plan in plans)
+        _write_deltas(source, target, plans, progress)
+        tags = tuple(_note_tag(target, name, record) for name, record in found.items())
+    else:
+        carried = sum(manifest.archive.size for manifest in manifests)
+        missing = (one for one in manifests if not target.published(folder_of(one)))
+        needed = sum(manifest.archive.size for manifest in missing)
+        require_space(directory, needed, f"exporting {len(manifests)} artifacts")
+        with progress.task(f"export {len(manifests)} artifacts", carried) as advance:
+            copy_all(Carrier(target=target, journals=journals, advance=advance), source, manifests)
+        tags = tuple(carry_tag(target, name, record) for name, record in found.items())
+    for key, data in order.keys:
+        write_bytes(directory / KEYS / f"{key.id}.pub", data)
+    return Exported(
+        directory=str(directory),
+        artifacts=tuple(manifest.stem for manifest in manifests),
+        since=tuple(str(Base.of(base)) for base in bases),
+        archive_bytes=sum(manifest.archive.size for manifest in manifests),
+        carried_bytes=carried,
+        tags=tags,
+        keys=tuple(key.id for key, _ in order.keys),
+    )
+
+
+def _find(source: Registry, ref: Ref, platform: str) -> Manifest:
+    return source.manifest(ref.name, platform, source.resolve(ref, platform))
+
+
+def _tags(
+    source: Registry, ref: Ref, manifest: Manifest, order: ExportOrder
+) -> dict[TagName, SignedTagRecord]:
+    """Return the tags that point to an artifact; at least the one that it was named by."""
+    name, platform = manifest.name, manifest.platform
+    found = tags_to_carry(source, name, platform, order.tags)
+    if not ref.is_id and not order.tags:
+        found |= tags_to_carry(source, name, platform, (ref.version,))
+    return {name: record for name, record in found.items() if record.id == manifest.id}
+
+
+def _require_ours(directory: Path) -> None:
+    """Raise TargetOccupied unless a folder is new, empty, or an export already."""
+    if directory.exists() and not directory.is_dir():
+        message = f"{directory} is a file"
+        raise TargetOccupied(message, hint="name a folder to export to")
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    allowed = (*OURS, *NOBODYS)
+    strange = sorted(name for name in names if name not in allowed and not name.startswith("."))
+    if strange:
+        message = f"{directory} holds something else: {', '.join(strange[:5])}"
+        raise TargetOccupied(message, hint=f"export to a folder in it: {directory}/envferry")
+
+
+def _open_target(directory: Path, part_bytes: int | None) -> DirectoryStore | SplitStore:
+    """Open the folder's store, and mark it if files are to be split."""
+    there = open_store(str(directory))
+    if isinstance(there, SplitStore):
+        if part_bytes not in (None, there.part_bytes):
+            message = f"{directory} is split at {there.part_bytes} bytes already"
+            raise TargetOccupied(message, hint="export to another folder")
+        return there
+    store = DirectoryStore(directory)
+    if part_bytes is None:
+        return store
+    if (directory / "v1").exists():
+        message = f"{directory} holds an export that is not split"
+        raise TargetOccupied(message, hint="leave out --split, or export to another folder")
+    store.create(MARKER, to_json(SplitMarker(part_bytes=part_bytes)))
+    return SplitStore(store, part_bytes)
+
+
+def _write_deltas(
+    source: Registry, target: Registry, plans: Sequence[DeltaPlan], progress: Progress
+) -> None:
+    total = sum(plan.size for plan in plans)
+    with progress.task(f"export {len(plans)} deltas", total) as advance:
+        for plan in plans:
+            write_delta(source, target.store, plan, advance)
+
+
+def _note_tag(target: Registry, name: TagName, record: SignedTagRecord) -> CarriedTag:
+    """Write a tag's record beside a delta: what it points to is not in this folder."""
+    base = Base(name.name, name.platform, record.id)
+    key, data = f"{delta_folder(base)}tags/{name.tag}", to_json(record)
+    stat = target.store.stat(key)
+    if stat is None or target.store.read(key) != data:
+        target.store.replace(key, data, stat.version if stat else None)
+    return CarriedTag(
+        name=name.name, platform=name.platform, tag=name.tag, id=record.id, outcome="moved"
+    )

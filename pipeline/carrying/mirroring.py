@@ -1,0 +1,230 @@
+"""Mirror: what one registry has and another lacks is copied, verified, tags last."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.artifacts import ARCHIVE_SUFFIX, ATTESTATION, REGISTRY_MANIFEST
+from pipeline.carrying.copying import Carrier
+from pipeline.carrying.tags import CarriedTag, carry_tag, tags_to_carry
+from pipeline.errors import NotFound, UsageError
+from pipeline.models import current_platform
+from pipeline.registry.survey import Folder, survey
+from pipeline.stores.port import CannotList
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pipeline.models import Manifest
+    from pipeline.progress import Progress
+    from pipeline.registry import Registry
+    from pipeline.trust import SignedTagRecord, TagName
+
+SMALL_BYTES = 16 << 20
+"""Archives up to here are copied side by side, larger ones piece by piece, one after the other."""
+SMALL_AT_ONCE = 4
+READERS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorOrder:
+    """What is to be mirrored."""
+
+    names: tuple[str, ...] = ()
+    """Environments; all if empty."""
+    tags: tuple[str, ...] = ()
+    """Only what these point to, and only these tags; all if empty."""
+    keep: int | None = None
+    """Of each environment and platform, only the versions that the source got last."""
+    platform: str | None = None
+    """Only this one; for a source that cannot list, this machine's if None."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mirrored:
+    """What a mirror did, or would do."""
+
+    source: str
+    target: str
+    copied: tuple[str, ...]
+    """NAME-PLATFORM-ID of the artifacts that the target lacked, as a whole or in part."""
+    copied_bytes: int
+    """The bytes of their archives, those that were there already not counted."""
+    present: int
+    """How many the target had already."""
+    tags: tuple[CarriedTag, ...]
+    """What became of the tags; empty for a dry run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    missing: tuple[Manifest, ...]
+    missing_bytes: int
+    present: int
+    tags: dict[TagName, SignedTagRecord]
+
+
+def mirror_registry(
+    source: Registry, target: Registry, order: MirrorOrder, *, journals: Path, progress: Progress
+) -> Mirrored:
+    """Copy what the target lacks, then move its tags forward; what broke off goes on.
+
+    Signatures are checked where the source has trusted keys. Raises IntegrityError when bytes or
+    signatures are wrong: what was complete before stays.
+    """
+    plan = _plan(source, target, order)
+    size = sum(manifest.archive.size for manifest in plan.missing)
+    with progress.task(f"mirror {len(plan.missing)} artifacts", size) as advance:
+        carrier = Carrier(target=target, journals=journals, advance=advance)
+        copy_all(carrier, source, plan.missing)
+    tags = tuple(carry_tag(target, name, record) for name, record in plan.tags.items())
+    return _report(source, target, plan, tags)
+
+
+def plan_mirror(source: Registry, target: Registry, order: MirrorOrder) -> Mirrored:
+    """Say what `mirror_registry` would copy."""
+    return _report(source, target, _plan(source, target, order), ())
+
+
+def copy_all(carrier: Carrier, source: Registry, manifests: Sequence[Manifest]) -> None:
+    """Copy artifacts, small ones side by side; memory does not grow with their number."""
+    small = [one for one in manifests if one.archive.size <= SMALL_BYTES]
+    pool = ThreadPoolExecutor(SMALL_AT_ONCE, thread_name_prefix="mirror")
+    try:
+        list(pool.map(lambda manifest: carrier.copy(source, manifest), small))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    for manifest in manifests:
+        if manifest.archive.size > SMALL_BYTES:
+            carrier.copy(source, manifest)
+
+
+def _report(
+    source: Registry, target: Registry, plan: _Plan, tags: tuple[CarriedTag, ...]
+) -> Mirrored:
+    return Mirrored(
+        source=source.url,
+        target=target.url,
+        copied=tuple(manifest.stem for manifest in plan.missing),
+        copied_bytes=plan.missing_bytes,
+        present=plan.present,
+        tags=tags,
+    )
+
+
+def _plan(source: Registry, target: Registry, order: MirrorOrder) -> _Plan:
+    if source.store.place == target.store.place:
+        message = f"{source.url} cannot be mirrored to itself"
+        raise UsageError(message)
+    folders = _folders(source, order)
+    environments = sorted({(folder.name, folder.platform) for folder in folders})
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(
+            lambda env: tags_to_carry(source, env[0], env[1], order.tags), environments
+        )
+        tags = {name: record for some in found for name, record in some.items()}
+        wanted = _chosen(folders, tags, order)
+        there = _there(target, {folder.name for folder in wanted})
+        lacking = [folder for folder in wanted if not _has(there.get(folder), folder)]
+        missing = tuple(
+            pool.map(lambda one: source.manifest(one.name, one.platform, one.id), lacking)
+        )
+    _require_tags(source, order, tags)
+    chosen = {(folder.name, folder.platform, folder.id) for folder in wanted}
+    return _Plan(
+        missing=missing,
+        missing_bytes=sum(
+            one.archive.size
+            for one, folder in zip(missing, lacking, strict=True)
+            if one.archive.file not in there.get(folder, folder).files or folder not in there
+        ),
+        present=len(wanted) - len(lacking),
+        tags={
+            name: record
+            for name, record in tags.items()
+            if (name.name, name.platform, record.id) in chosen
+        },
+    )
+
+
+def _folders(source: Registry, order: MirrorOrder) -> list[Folder]:
+    """Return the published artifacts of a source; of one that cannot list, what tags point to."""
+    try:
+        surveys = [survey(source, name) for name in order.names or (None,)]
+    except CannotList:
+        return _folders_by_tag(source, order)
+    folders = [folder for found in surveys for folder in found.folders if folder.published]
+    if order.platform:
+        folders = [folder for folder in folders if folder.platform == order.platform]
+    for name in order.names:
+        if not any(folder.name == name for folder in folders):
+            message = f"{name} is not in the registry {source.url}"
+            raise NotFound(message, hint=f"run `envferry ls --registry {source.url}`")
+    return folders
+
+
+def _folders_by_tag(source: Registry, order: MirrorOrder) -> list[Folder]:
+    if not order.names:
+        message = f"{source.url} is a web server: what it holds cannot be listed"
+        hint = "name the environments, and with --tag the tags: `envferry mirror SRC DST NAME…`"
+        raise UsageError(message, hint=hint)
+    platform = order.platform or current_platform()
+    found: dict[Folder, None] = {}
+    for name in order.names:
+        records = tags_to_carry(source, name, platform, order.tags)
+        if not records:
+            asked = ", ".join(order.tags or ("latest",))
+            message = f"{name} has no tag {asked} in the registry {source.url} for {platform}"
+            raise NotFound(message, hint="name another with --tag")
+        found |= dict.fromkeys(Folder(name, platform, record.id) for record in records.values())
+    return list(found)
+
+
+def _chosen(
+    folders: list[Folder], tags: dict[TagName, SignedTagRecord], order: MirrorOrder
+) -> list[Folder]:
+    """Return what is to be in the target: with `keep` the newest, and what tags point to."""
+    tagged = {(name.name, name.platform, record.id) for name, record in tags.items()}
+    if order.tags:
+        folders = [one for one in folders if (one.name, one.platform, one.id) in tagged]
+    if order.keep is None:
+        return folders
+    newest: set[Folder] = set()
+    for env in {(folder.name, folder.platform) for folder in folders}:
+        versions = [folder for folder in folders if (folder.name, folder.platform) == env]
+        versions.sort(key=lambda one: one.published.timestamp() if one.published else 0.0)
+        newest.update(versions[-order.keep :])
+    return [one for one in folders if one in newest or (one.name, one.platform, one.id) in tagged]
+
+
+def _there(target: Registry, names: set[str]) -> dict[Folder, Folder]:
+    """Return what the target has of some environments; nothing, if it is not there yet."""
+    try:
+        found = [folder for name in sorted(names) for folder in survey(target, name).folders]
+    except NotFound:
+        return {}
+    return {folder: folder for folder in found}
+
+
+def _has(there: Folder | None, wanted: Folder) -> bool:
+    """Whether the target has a whole artifact, by names and sizes alone."""
+    if there is None or not there.published or not wanted.files:
+        return False
+    for name, listed in wanted.files.items():
+        found = there.files.get(name)
+        must_match = name.endswith(ARCHIVE_SUFFIX) or name in (REGISTRY_MANIFEST, ATTESTATION)
+        if found is None or (must_match and found.size != listed.size):
+            return False
+    return True
+
+
+def _require_tags(
+    source: Registry, order: MirrorOrder, tags: dict[TagName, SignedTagRecord]
+) -> None:
+    for tag in order.tags:
+        if not any(name.tag == tag for name in tags):
+            message = f"no environment in {source.url} has the tag {tag}"
+            raise NotFound(message, hint=f"run `envferry ls --registry {source.url}`")

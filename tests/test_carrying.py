@@ -1,0 +1,419 @@
+"""Exports, deltas, split folders and mirrors between directories, and what goes wrong with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pipeline.artifacts import sbom_path
+from pipeline.carrying.applying import Applied, apply_folder
+from pipeline.carrying.exporting import Exported, ExportOrder, export_artifacts
+from pipeline.carrying.mirroring import Mirrored, MirrorOrder, mirror_registry, plan_mirror
+from pipeline.errors import IntegrityError, NotFound, StoreError, TargetOccupied, UsageError
+from pipeline.models import Ref, current_platform
+from pipeline.progress import Silent
+from pipeline.registry import Registry
+from pipeline.registry.checking import check_registry
+from pipeline.stages.fetch import fetch_artifact
+from pipeline.stages.push import push_artifact
+from pipeline.stores.arriving import PIECE_BYTES
+from pipeline.stores.opening import open_store
+from pipeline.stores.split import SplitStore
+from tests.packed import pack, random_bytes
+from tests.test_trust import OURS, THEIRS, signer, trusting
+
+if TYPE_CHECKING:
+    from pipeline.models import Artifact
+    from pipeline.signing import SigningKey
+    from pipeline.stores.port import Store
+
+PLATFORM = current_platform()
+BIG = random_bytes(1, 3 * PIECE_BYTES)
+SMALL = random_bytes(2, 300_000)
+SPLIT = 5_000_000
+
+
+class Sites:
+    """A build machine's registry, a disk, and a site's registry."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.tmp_path = tmp_path
+        self.home, self.disk, self.site = (
+            str(tmp_path / name) for name in ("home", "disk", "site")
+        )
+
+    def push(self, tool: bytes, *tags: str, keys: tuple[SigningKey, ...] = ()) -> Artifact:
+        """Push an environment with a large package, and a small one that changes."""
+        artifact = pack(self.tmp_path / "packed", {"big": BIG, "tool": tool})
+        sbom_path(artifact).write_text('{"bomFormat": "CycloneDX"}')
+        registry = Registry.open(self.home, signer=signer(*keys) if keys else None)
+        push_artifact(artifact, registry=registry, tags=tags, progress=Silent())
+        return artifact
+
+    def export(self, *refs: str, trust: SigningKey | None = None, **options: Any) -> Exported:
+        """Export to the disk."""
+        since = tuple(Ref.parse(ref) for ref in options.pop("since", ()))
+        order = ExportOrder(
+            refs=tuple(Ref.parse(ref) for ref in refs), platform=PLATFORM, since=since, **options
+        )
+        source = Registry.open(self.home, trust=trusting(trust) if trust else None)
+        return export_artifacts(
+            source, Path(self.disk), order, journals=self.journals, progress=Silent()
+        )
+
+    def apply(self, trust: SigningKey | None = None) -> Applied:
+        """Apply the disk to the site."""
+        source = Registry.open(self.disk, trust=trusting(trust) if trust else None)
+        site = Registry.open(self.site)
+        return apply_folder(source, site, journals=self.journals, progress=Silent())
+
+    def mirror(self, **options: Any) -> Mirrored:
+        """Mirror home to the site."""
+        order = MirrorOrder(**options)
+        here, there = Registry.open(self.home), Registry.open(self.site)
+        return mirror_registry(here, there, order, journals=self.journals, progress=Silent())
+
+    @property
+    def journals(self) -> Path:
+        """Where uploads are noted."""
+        return self.tmp_path / "journals"
+
+    def install_bytes(self, place: str, ref: str, trust: SigningKey | None = None) -> bytes:
+        """Return the archive that a host gets."""
+        registry = Registry.open(place, trust=trusting(trust) if trust else None)
+        into = self.tmp_path / "fetched"
+        into.mkdir(exist_ok=True)
+        found = fetch_artifact(
+            Ref.parse(ref), registry=registry, directory=into, platform=PLATFORM, progress=Silent()
+        )
+        return found.archive_path.read_bytes()
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> Sites:
+    return Sites(tmp_path)
+
+
+def the(directory: str, pattern: str) -> Path:
+    (path,) = Path(directory).rglob(pattern)
+    return path
+
+
+def flip(path: Path, offset: int = 1000) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def files(directory: str) -> dict[str, bytes]:
+    """Return all files of a registry; none is hidden, none is left over."""
+    root = Path(directory)
+    found = {str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if name != ".lock"}
+
+
+def require_in_order(url: str) -> None:
+    report = check_registry(Registry.open(url), read_bytes=True, progress=Silent())
+    assert not [finding for finding in report.findings if finding.severity == "broken"]
+
+
+def test_a_mirror_is_the_same_registry(sites: Sites) -> None:
+    sites.push(SMALL, "stable", keys=(OURS,))
+    sites.push(SMALL[1:], keys=(OURS,))
+    found = sites.mirror()
+    assert len(found.copied) == 2
+    assert {tag.outcome for tag in found.tags} == {"moved"}
+    assert files(sites.site) == files(sites.home)
+    again = sites.mirror()
+    assert (again.copied, again.present) == ((), 2)
+    assert {tag.outcome for tag in again.tags} == {"same"}
+
+
+def test_a_mirror_copies_what_is_asked_for(sites: Sites) -> None:
+    first = sites.push(SMALL, "stable")
+    second = sites.push(SMALL[1:])
+    third = sites.push(SMALL[2:])
+    here, there = Registry.open(sites.home), Registry.open(sites.site)
+    plan = plan_mirror(here, there, MirrorOrder(tags=("stable",)))
+    assert plan.copied == (first.manifest.stem,)
+    assert plan.copied_bytes == first.manifest.archive.size
+    assert not Path(sites.site).exists()
+    sites.mirror(tags=("stable",))
+    assert set(there.tags("demo", PLATFORM)) == {"stable"}
+    # Two versions are newest or tagged: the last one, and the one that `stable` points to.
+    assert sites.mirror(keep=1).copied == (third.manifest.stem,)
+    assert sites.mirror(names=("demo",)).copied == (second.manifest.stem,)
+    with pytest.raises(NotFound, match="nothing"):
+        sites.mirror(names=("nothing",))
+    with pytest.raises(NotFound, match="the tag missing"):
+        sites.mirror(tags=("missing",))
+    with pytest.raises(UsageError, match="itself"):
+        plan_mirror(here, here, MirrorOrder())
+
+
+def test_a_mirror_that_broke_off_goes_on(sites: Sites) -> None:
+    artifact = sites.push(SMALL)
+    data = the(sites.home, "*.tar.zst").read_bytes()
+    lost = LosingStore(open_store(sites.home), 2 * PIECE_BYTES)
+    here, there = Registry(lost), Registry.open(sites.site)
+    with pytest.raises(StoreError, match="lost"):
+        mirror_registry(here, there, MirrorOrder(), journals=sites.journals, progress=Silent())
+    assert there.environments() == ()
+    lost.lose_at, lost.reads = -1, []
+    mirror_registry(here, there, MirrorOrder(), journals=sites.journals, progress=Silent())
+    assert 0 not in lost.reads
+    assert files(sites.site) == files(sites.home)
+    assert sites.install_bytes(sites.site, f"demo@{artifact.manifest.id}") == data
+
+
+class LosingStore:
+    """A store whose archives cannot be read from one offset on; a negative one: all can."""
+
+    def __init__(self, store: Store, lose_at: int) -> None:
+        self.store, self.lose_at = store, lose_at
+        self.reads: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Fail at the chosen offset."""
+        if key.endswith(".tar.zst"):
+            if self.lose_at >= 0 and offset >= self.lose_at:
+                raise StoreError("lost the connection")
+            self.reads.append(offset)
+        return self.store.read(key, offset, length)
+
+
+def test_damaged_bytes_are_not_mirrored(sites: Sites) -> None:
+    sites.push(SMALL)
+    flip(the(sites.home, "*.tar.zst"), 2 * PIECE_BYTES)
+    with pytest.raises(IntegrityError, match="the manifest says"):
+        sites.mirror()
+    assert [name for name in files(sites.site) if "manifest" in name or ".tar" in name] == []
+
+
+def test_an_archive_that_nobody_published_is_not_believed(sites: Sites) -> None:
+    sites.push(SMALL)
+    there = Path(sites.site) / the(sites.home, "*.tar.zst").relative_to(sites.home)
+    there.parent.mkdir(parents=True)
+    there.write_bytes(the(sites.home, "*.tar.zst").read_bytes())
+    flip(there)
+    with pytest.raises(IntegrityError, match="another archive"):
+        sites.mirror()
+    flip(there)
+    sites.mirror()
+    require_in_order(sites.site)
+
+
+def test_tags_never_move_back(sites: Sites) -> None:
+    first = sites.push(SMALL, "stable")
+    sites.mirror()
+    second = sites.push(SMALL[1:], "stable")
+    sites.mirror()
+    site = Registry.open(sites.site)
+    assert site.tags("demo", PLATFORM)["stable"] == second.manifest.id
+    site.move_tag("demo", PLATFORM, "stable", first.manifest.id)
+    assert {tag.tag: tag.outcome for tag in sites.mirror().tags}["stable"] == "newer"
+    Registry.open(sites.home).move_tag("demo", PLATFORM, "stable", first.manifest.id)
+    Registry.open(sites.home).move_tag("demo", PLATFORM, "latest", first.manifest.id)
+    site.move_tag("demo", PLATFORM, "latest", first.manifest.id)
+    site.move_tag("demo", PLATFORM, "latest", second.manifest.id)
+    outcomes = {tag.tag: (tag.outcome, tag.id) for tag in sites.mirror().tags}
+    assert outcomes["latest"] == ("newer", second.manifest.id)
+    assert outcomes["stable"] == ("same", first.manifest.id)
+
+
+def test_an_unsigned_record_does_not_replace_a_signed_one(sites: Sites) -> None:
+    sites.push(SMALL, "stable", keys=(OURS,))
+    sites.mirror()
+    record = the(sites.home, "tags/demo/*/stable")
+    data = json.loads(record.read_text())
+    record.write_text(json.dumps({**data, "counter": 9, "signatures": []}))
+    assert {tag.tag: tag.outcome for tag in sites.mirror().tags}["stable"] == "same"
+    Registry.open(sites.site, trust=trusting(OURS)).resolve(Ref.parse("demo@stable"), PLATFORM)
+
+
+def test_export_is_a_registry(sites: Sites) -> None:
+    sites.push(SMALL, "stable", keys=(OURS,))
+    sites.push(SMALL[1:], keys=(OURS,))
+    pem = b"-----BEGIN PUBLIC KEY-----\n"
+    found = sites.export("demo@stable", keys=((OURS.public, pem),), trust=OURS)
+    assert [tag.tag for tag in found.tags] == ["stable"]
+    assert (Path(sites.disk) / f"keys/{OURS.public.id}.pub").read_bytes() == pem
+    home = files(sites.home)
+    for name, data in files(sites.disk).items():
+        assert name.startswith("keys/") or home[name] == data
+    assert sites.export("demo@stable").artifacts == found.artifacts
+    archive = the(sites.disk, "*.tar.zst").read_bytes()
+    assert sites.install_bytes(sites.disk, "demo@stable", OURS) == archive
+    with pytest.raises(IntegrityError, match="not signed by a key"):
+        sites.export("demo@stable", trust=THEIRS)
+
+
+def test_export_only_into_its_own_folder(sites: Sites) -> None:
+    sites.push(SMALL)
+    with pytest.raises(NotFound, match="demo@nothing"):
+        sites.export("demo@nothing")
+    assert not Path(sites.disk).exists()
+    Path(sites.disk).mkdir()
+    (Path(sites.disk) / "holiday.jpg").touch()
+    with pytest.raises(TargetOccupied, match=r"holiday\.jpg"):
+        sites.export("demo")
+
+
+def test_a_delta_becomes_the_same_archive(sites: Sites) -> None:
+    sites.push(SMALL, "stable", keys=(OURS,))
+    sites.mirror()
+    new = sites.push(SMALL[1:], "stable", keys=(OURS,))
+    found = sites.export("demo@stable", since=("demo@stable",), trust=OURS)
+    assert found.carried_bytes < 10_000  # since itself: all frames are there
+    first = Registry.open(sites.site).tags("demo", PLATFORM)["stable"]
+    (Path(sites.disk)).rename(sites.tmp_path / "other")
+    found = sites.export("demo@stable", since=(f"demo@{first}",), trust=OURS)
+    assert len(SMALL) < found.carried_bytes < len(SMALL) + 10_000
+    assert not list(Path(sites.disk).rglob("*.tar.zst"))
+    applied = sites.apply(OURS)
+    assert applied.rebuilt == (new.manifest.stem,)
+    assert files(sites.site) == files(sites.home)
+    assert sites.apply(OURS).present == 1
+    # Once more the same export, and one since something else.
+    sites.export("demo@stable", since=(f"demo@{first}",))
+    with pytest.raises(TargetOccupied, match="since"):
+        sites.export("demo@stable", since=("demo@stable",))
+
+
+def test_a_site_without_the_base(sites: Sites) -> None:
+    first = sites.push(SMALL)
+    sites.push(SMALL[1:])
+    sites.export("demo", since=(f"demo@{first.manifest.id}",))
+    with pytest.raises(NotFound, match=rf"{first.manifest.id}.*does not have"):
+        sites.apply()
+    assert not Path(sites.site).exists()
+    # A base that travels on the same disk is one that the site will have.
+    sites.export(f"demo@{first.manifest.id}")
+    applied = sites.apply()
+    assert (len(applied.copied), len(applied.rebuilt)) == (1, 1)
+    require_in_order(sites.site)
+
+
+@pytest.mark.parametrize("damaged", ["delta", "base"])
+def test_damage_is_found_before_anything_is_published(sites: Sites, damaged: str) -> None:
+    first = sites.push(SMALL)
+    sites.mirror()
+    second = sites.push(SMALL[1:])
+    sites.export("demo", since=(f"demo@{first.manifest.id}",))
+    flip(the(sites.disk, "*.delta") if damaged == "delta" else the(sites.site, "*.tar.zst"))
+    with pytest.raises(IntegrityError) as caught:
+        sites.apply()
+    assert ("may be damaged" if damaged == "base" else "the delta in") in caught.value.hint
+    assert second.manifest.id not in Registry.open(sites.site).ids("demo", PLATFORM)
+
+
+def test_a_damaged_frame_does_not_get_into_a_delta(sites: Sites) -> None:
+    first = sites.push(SMALL)
+    sites.push(SMALL[1:])
+    archive = (
+        Path(sites.home)
+        / "v1/envs/demo"
+        / PLATFORM
+        / Registry.open(sites.home).resolve(Ref.parse("demo"), PLATFORM)
+    )
+    (path,) = archive.glob("*.tar.zst")
+    flip(path, path.stat().st_size - 200_000)
+    with pytest.raises(IntegrityError, match="frame"):
+        sites.export("demo", since=(f"demo@{first.manifest.id}",))
+    assert not list(Path(sites.disk).rglob("delta.json"))
+
+
+def test_records_that_name_what_cannot_be(sites: Sites) -> None:
+    first = sites.push(SMALL)
+    sites.mirror()
+    sites.push(SMALL[1:])
+    sites.export("demo", since=(f"demo@{first.manifest.id}",))
+    path = the(sites.disk, "delta.json")
+    good = json.loads(path.read_text())
+    for change in (
+        {"runs": [[10, 5, 0]]},
+        {"runs": [[10, -1, 10**15]]},
+        {"runs": [[10, -7, 0]]},
+        {"runs": [[-10, 0, 0]]},
+        {"size": -1},
+        {"artifact": ["demo", PLATFORM, "0" * 12]},
+        {"bases": [["../..", PLATFORM, "0" * 12]]},
+    ):
+        path.write_text(json.dumps({**good, **change}))
+        with pytest.raises((IntegrityError, UsageError)):
+            sites.apply()
+    path.write_text(json.dumps({**good, "runs": good["runs"][:-1]}))
+    with pytest.raises(IntegrityError, match="not about"):
+        sites.apply()
+
+
+def test_an_old_disk_does_not_move_tags_back(sites: Sites) -> None:
+    first = sites.push(SMALL, "stable")
+    sites.export("demo@stable")
+    sites.push(SMALL[1:], "stable")
+    sites.mirror()
+    outcomes = {tag.tag: tag.outcome for tag in sites.apply().tags}
+    assert outcomes == {"stable": "newer", "latest": "newer"}
+    assert Registry.open(sites.site).tags("demo", PLATFORM)["stable"] != first.manifest.id
+
+
+def test_split_files_are_one_value(sites: Sites) -> None:
+    artifact = sites.push(SMALL, "stable", keys=(OURS,))
+    sites.export("demo@stable", part_bytes=SPLIT)
+    assert max(path.stat().st_size for path in Path(sites.disk).rglob("*")) == SPLIT
+    parts = sorted(path.name for path in Path(sites.disk).rglob("*.part*[0-9]"))
+    assert parts[0] == f"{artifact.manifest.archive.file}.part001"
+    joined = b"".join(the(sites.disk, part).read_bytes() for part in parts)
+    assert joined == the(sites.home, "*.tar.zst").read_bytes()
+    assert isinstance(open_store(sites.disk), SplitStore)
+    assert sites.install_bytes(sites.disk, "demo@stable", OURS) == joined
+    require_in_order(sites.disk)
+    sites.export("demo@stable", part_bytes=SPLIT)
+    with pytest.raises(TargetOccupied, match="split at"):
+        sites.export("demo@stable", part_bytes=SPLIT + 1)
+    sites.apply(OURS)
+    assert files(sites.site) == files(sites.home)
+
+
+def test_split_that_broke_off(sites: Sites) -> None:
+    sites.push(SMALL)
+    sites.export("demo", part_bytes=SPLIT)
+    complete = files(sites.disk)
+    for pattern in ("manifest.json", "*.parts.json", "*.part003"):
+        the(sites.disk, pattern).unlink()
+    with pytest.raises(NotFound):
+        sites.install_bytes(sites.disk, "demo")
+    sites.export("demo", part_bytes=SPLIT)
+    assert files(sites.disk) == complete
+    for pattern in ("manifest.json", "*.parts.json", "*.part003"):
+        the(sites.disk, pattern).unlink()
+    flip(the(sites.disk, "*.part002"))
+    with pytest.raises(IntegrityError):
+        sites.export("demo", part_bytes=SPLIT)
+    sites.export("demo", part_bytes=SPLIT)
+    assert files(sites.disk) == complete
+
+
+def test_a_split_folder_can_be_pushed_to_and_pruned(sites: Sites) -> None:
+    sites.push(SMALL)
+    sites.export("demo", part_bytes=SPLIT)
+    disk = Registry.open(sites.disk)
+    artifact = pack(sites.tmp_path / "more", {"big": BIG[::-1]})
+    push_artifact(artifact, registry=disk, tags=(), progress=Silent())
+    assert len(disk.environments()) == 2
+    require_in_order(sites.disk)
+    (key,) = (one.key for one in disk.store.list() if one.key.endswith(artifact.archive_path.name))
+    disk.store.delete(key)
+    assert not list(Path(sites.disk).rglob(f"{artifact.archive_path.name}.part*"))
+
+
+def test_export_of_what_is_no_folder(sites: Sites) -> None:
+    Path(sites.disk).mkdir()
+    with pytest.raises(NotFound, match="no export"):
+        sites.apply()
