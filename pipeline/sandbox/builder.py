@@ -23,6 +23,7 @@ from pipeline.sandbox.clobbers import (
     wheel_files,
 )
 from pipeline.sandbox.conda_meta import CondaRecords
+from pipeline.sandbox.network_tries import network_tries
 from pipeline.sandbox.orders import BuildAnswer, BuildOrder, LinkAnswer
 from pipeline.sandbox.wheels import check_requirements, install_wheels, reinstall_wheel
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 TOOLS = ("envferry", "py-rattler", "uv")
 BUILD_LEFTOVERS = ("conda-meta/CACHEDIR.TAG", "CACHEDIR.TAG", ".lock")
 FAULTS_SHOWN = 12
-NETWORK_COUNTERS = ("Ip:OutNoRoutes", "Udp:NoPorts", "Ip6OutNoRoutes", "Udp6NoPorts")
 DISK_FULL = ("No space left on device", "Disk quota exceeded", "os error 28", "os error 122")
 """What programs say of ENOSPC and EDQUOT."""
 
@@ -153,23 +153,6 @@ def run_link_scripts(records: CondaRecords, linked: Sequence[str]) -> None:
             raise process.failure([what], finished.returncode, finished.stdout, finished.stderr)
         # Where conda has scripts leave what people should read, it shows and removes it.
         prefix.joinpath(".messages.txt").unlink(missing_ok=True)
-
-
-def network_tries() -> int:
-    """Return how often a program in this container wanted to reach another machine.
-
-    The kernel counts, per network namespace, what it has no route for, and datagrams that nobody
-    takes: without a resolv.conf, name lookups go to this machine. RFC 4293 and 4113.
-    """
-    count = 0
-    for line in Path("/proc/net/snmp6").read_text().splitlines():
-        name, _, number = line.partition(" ")
-        count += int(number) if name in NETWORK_COUNTERS else 0
-    rows = [line.split() for line in Path("/proc/net/snmp").read_text().splitlines()]
-    for names, numbers in zip(rows[::2], rows[1::2], strict=True):
-        for name, number in zip(names[1:], numbers[1:], strict=True):
-            count += int(number) if f"{names[0]}{name}" in NETWORK_COUNTERS else 0
-    return count
 
 
 def add_wheels(order: BuildOrder, python: Path, records: CondaRecords) -> Iterator[str]:

@@ -14,7 +14,8 @@ import msgspec
 from pipeline import process
 from pipeline.config import SOURCE_DATE_EPOCH, child_environ
 from pipeline.errors import HostError, PipelineError, ToolFailed
-from pipeline.sandbox.builder import network_tries, set_modes
+from pipeline.sandbox.builder import set_modes
+from pipeline.sandbox.network_tries import network_tries
 from pipeline.sandbox.orders import BuildAnswer, WheelOrder
 
 if TYPE_CHECKING:
@@ -62,15 +63,17 @@ def make_wheel(order: WheelOrder) -> None:
     words += ["--python", str(venv / "bin/python"), "--out-dir", str(home / "dist"), str(project)]
     tries = network_tries()
     finished = process.run(words, env=environ, check=False)
+    what = f"making a wheel of {order.name}"
+    has_tried = network_tries() > tries
+    if finished.returncode == 0 and has_tried:
+        raise ToolFailed(
+            f"{what} tried to use the network, and a build has none: it went on without",
+            hint="offer a wheel of it instead (--find-links), or what it downloads as a package",
+        )
     if finished.returncode == 0:
         return
-    failure = process.failure(
-        [f"making a wheel of {order.name}"],
-        finished.returncode,
-        finished.stdout,
-        finished.stderr,
-    )
-    if network_tries() > tries:
+    failure = process.failure([what], finished.returncode, finished.stdout, finished.stderr)
+    if has_tried:
         failure.message += "\nit tried to use the network, and a build has none"
     known = ", ".join(f"{item.name} {item.version}" for item in order.requires) or "nothing"
     raise ToolFailed(

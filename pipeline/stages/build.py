@@ -18,6 +18,7 @@ from pipeline.cache import cache_lock
 from pipeline.files import exclusive_lock, to_json, write_bytes
 from pipeline.models import ENVS_DIR, BuiltEnv, Checks, LockedPackage, current_platform
 from pipeline.sandbox.answers import read_answer
+from pipeline.sandbox.network_tries import COUNTED, split_counted
 from pipeline.sandbox.orders import BuildAnswer, BuildOrder, Circumstances, CondaFile, Wheel
 from pipeline.sandbox.port import Job, Mount
 from pipeline.sbom import Ingredients, bill_of_materials, build_materials
@@ -272,26 +273,39 @@ def run_builder(
 
 
 def run_checks(checks: Checks, work: Workplace, sandbox: Sandbox, progress: Progress) -> None:
-    """Run each check of the spec in a container of its own on the finished environment."""
+    """Run each check of the spec in a container of its own on the finished environment.
+
+    What they print is in the log (`-v`). Raises ToolFailed when one fails; one that only tried to
+    use the network is a warning.
+    """
     argvs = checks.argvs(str(work.prefix))
     if not argvs:
         return
     with progress.task(f"check {len(argvs)} imports and commands"):
         for argv in argvs:
             job = Job(
-                argv=argv,
+                argv=("/bin/sh", "-c", COUNTED, "sh", *argv),
                 mounts=(work.mount(writable=False),),
                 environ={"PATH": f"{work.prefix}/bin:/usr/bin:/bin"},
             )
             finished = sandbox.run(job, check=False)
+            said, tries = split_counted(finished.stderr)
+            for line in (*finished.stdout.splitlines(), *said.splitlines()):
+                log.info("  %s", line)
             if finished.returncode != 0:
-                output = (finished.stderr.strip() or finished.stdout.strip()).splitlines()[-12:]
-                raise errors.ToolFailed(
-                    "\n  ".join(
-                        [f"the check `{argv[-1]}` failed in the new environment:", *output]
-                    ),
-                    hint="mend the spec (or its `checks:`), lock and build again",
-                )
+                raise failed_check(argv[-1], said.strip() or finished.stdout.strip(), tries)
+            if tries:
+                log.warning("the check `%s` tried to use the network, and had none", argv[-1])
+
+
+def failed_check(words: str, said: str, tries: int) -> errors.ToolFailed:
+    """Describe a check that failed by the last lines that it printed."""
+    tried = ["it tried to use the network, and a build has none"] if tries else []
+    lines = [f"the check `{words}` failed in the new environment:", *said.splitlines()[-12:]]
+    return errors.ToolFailed(
+        "\n  ".join([*lines, *tried]),
+        hint="mend the spec (or its `checks:`), lock and build again",
+    )
 
 
 def describe_build(

@@ -200,6 +200,23 @@ def test_a_check_that_fails_is_shown_and_nothing_is_built(shop: BuildShop, tmp_p
     assert list(shop.builds.glob("*/built.json")) == []
 
 
+def test_checks_are_in_the_log_and_their_tries_of_the_network_named(
+    shop: BuildShop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = packages(tmp_path, TinyPackage(name="tiny", version="1", files=(("share/a", "a"),)))
+    quiet = replace(shop, checks=Checks(commands=("echo all is well; echo but >&2",)))
+    with caplog.at_level("INFO", logger="pipeline"):
+        quiet.build(files)
+    assert [line for line in caplog.messages if line.startswith("  ")] == ["  all is well", "  but"]
+    assert [item.message for item in caplog.records if item.levelname == "WARNING"] == []
+    curious = replace(shop, checks=Checks(commands=("getent hosts example.org || true",)))
+    curious.build(files)
+    assert "`getent hosts example.org || true` tried to use the network" in caplog.text
+    failing = replace(shop, checks=Checks(commands=("getent hosts example.org",)))
+    with pytest.raises(ToolFailed, match=r"(?s)`getent hosts example.org` failed.*the network"):
+        failing.build(files)
+
+
 @pytest.mark.parametrize("size", ["1m", "4m"])
 @pytest.mark.skipif(os.getuid() != 0, reason="only root mounts a small disk")
 def test_a_full_disk_is_named(shop: BuildShop, tmp_path: Path, size: str) -> None:

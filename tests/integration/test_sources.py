@@ -195,6 +195,19 @@ def test_a_source_that_cannot_be_built(shop: Workshop, workshop: Workshop, tmp_p
     assert not list((shop.cache / "builds").glob("broken*.partial"))
 
 
+def test_a_source_that_hides_that_it_tried_the_network(
+    shop: Workshop, workshop: Workshop, tmp_path: Path
+) -> None:
+    project = PROJECT.format(name="curious", requires="setuptools", backend="setuptools.build_meta")
+    setup = WANTS_NETWORK.replace('raise SystemExit("no licence server") from error', "pass")
+    setup += "from setuptools import setup\nsetup(py_modules=[])\n"
+    folder = write(tmp_path / "curious", {"pyproject.toml": project, "setup.py": setup})
+    shop.write_spec("curious", one_source(workshop, str(folder)))
+    shop.run("lock", "curious")
+    failed = shop.run("build", "curious", expect=4).stderr
+    assert "making a wheel of curious tried to use the network" in failed
+
+
 def test_submodules_are_not_left_out(shop: Workshop, workshop: Workshop, tmp_path: Path) -> None:
     part = write(tmp_path / "part", {"part.txt": ""})
     commit(part)
