@@ -58,8 +58,8 @@ class S3Server:
 
 
 @contextmanager
-def seaweed(directory: Path) -> Iterator[S3Server]:
-    """Run SeaweedFS with its data in `directory` while the block runs.
+def seaweed(directory: Path, *options: str) -> Iterator[S3Server]:
+    """Run SeaweedFS with its data in `directory` while the block runs; `options` are its own.
 
     Up in about 1.5 s. It is killed at the end, not asked to stop: that takes it up to 25 s, and
     what is written is in its files already. Raises ToolFailed when it does not come up.
@@ -73,7 +73,8 @@ def seaweed(directory: Path) -> Iterator[S3Server]:
     ports = _free_ports([f"{name}.{kind}" for name in SERVICES for kind in ("port", "port.grpc")])
     environ = child_environ(AWS_ACCESS_KEY_ID=ACCESS_KEY, AWS_SECRET_ACCESS_KEY=SECRET_KEY)
     try:
-        with background(_arguments(weed, directory, ports), env=environ, log_path=log_path) as poll:
+        argv = [*_arguments(weed, directory, ports), *options]
+        with background(argv, env=environ, log_path=log_path) as poll:
             server = S3Server(endpoint_url=f"http://{HOST}:{ports['s3.port']}")
             filer = f"http://{HOST}:{ports['filer.port']}"
             _wait((f"{server.endpoint_url}/healthz", f"{filer}/buckets/{BUCKET}/"), poll, log_path)

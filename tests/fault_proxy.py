@@ -37,7 +37,10 @@ ERRORS = {
     "clock": (403, "RequestTimeTooSkewed"),
     "denied": (403, "AccessDenied"),
     "no bucket": (404, "NoSuchBucket"),
+    "unimplemented": (501, "NotImplemented"),
+    "argument": (400, "InvalidArgument"),
 }
+LARGE_BYTES = 1 << 20
 HTML = b"<html><body><h1>Welcome to the guest network</h1>Please log in.</body></html>"
 
 
@@ -56,6 +59,14 @@ class Plan:
     """How often each fault was met; `none` and the methods, too."""
     sent_bytes: int = 0
     """The bytes of all bodies that clients sent."""
+    flips: bool = False
+    """Change one byte of every large body on its way to the server."""
+    checksums: str | None = None
+    """A fault that every request with a checksum meets."""
+    copies: str | None = None
+    """A fault that every copy inside the store meets."""
+    paths: set[str] = field(default_factory=set)
+    """What was asked for; whole URLs where it is used as a proxy."""
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -91,6 +102,14 @@ class FaultHandler(BaseHTTPRequestHandler):
         """Answer one request, well or badly."""
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         fault = self.plan.next(self.command, body)
+        if self.plan.flips and len(body) > LARGE_BYTES:
+            body = body[:LARGE_BYTES] + bytes([body[LARGE_BYTES] ^ 1]) + body[LARGE_BYTES + 1 :]
+        self.plan.paths.add(self.path)
+        if "x-amz-copy-source" in self.headers:
+            fault = self.plan.copies or fault
+        if any(name.lower().startswith("x-amz-checksum") for name in self.headers):
+            self.plan.seen["checksums"] += 1
+            fault = self.plan.checksums or fault
         if fault in ERRORS:
             status, code = ERRORS[fault]
             text = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()

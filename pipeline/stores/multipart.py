@@ -17,6 +17,7 @@ import xxhash
 from pipeline.errors import IntegrityError, NotFound, StoreError, TargetOccupied
 from pipeline.files import exclusive_lock, human_bytes
 from pipeline.stores.arriving import receive
+from pipeline.stores.checksums import FIELD, crc32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -259,7 +260,7 @@ def _send_parts(
         where = {**upload, "PartNumber": part.number}
         if part.known and (copied := _copy_part(calls, where, part.known)):
             advance(part.length)
-            return {"PartNumber": part.number, "ETag": copied}
+            return copied
         sent = _send_part(
             calls, upload, journal, part, os.pread(descriptor, part.length, part.offset)
         )
@@ -283,11 +284,11 @@ def _send_part(
     if there != digest:
         etag = calls("upload_part", **upload, PartNumber=part.number, Body=body)["ETag"]
         journal.note(part.number, digest, etag)
-    return {"PartNumber": part.number, "ETag": etag}
+    return {"PartNumber": part.number, "ETag": etag, FIELD: crc32(body)}
 
 
-def _copy_part(calls: Calls, where: dict[str, Any], known: KnownRange) -> str | None:
-    """Copy a part inside the store; return its ETag, or None when the store does not do that."""
+def _copy_part(calls: Calls, where: dict[str, Any], known: KnownRange) -> dict[str, Any] | None:
+    """Copy a part inside the store; return None when the store does not do that."""
     try:
         answer = calls("upload_part_copy", **where, **_source(where, known))
     except Unreachable:
@@ -295,8 +296,9 @@ def _copy_part(calls: Calls, where: dict[str, Any], known: KnownRange) -> str | 
     except (StoreError, NotFound) as error:
         log.info("sent, not copied: %s", error)
         return None
-    etag: str = answer["CopyPartResult"]["ETag"]
-    return etag
+    copied = answer["CopyPartResult"]
+    sums = {FIELD: copied[FIELD]} if FIELD in copied else {}
+    return {"PartNumber": where["PartNumber"], "ETag": copied["ETag"], **sums}
 
 
 def _source(upload: dict[str, Any], known: KnownRange) -> dict[str, str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from urllib3.exceptions import HTTPError as BrokenAnswer
 
 from pipeline.errors import NotFound, StoreError, UsageError
 from pipeline.stores.arriving import Incoming
+from pipeline.stores.checksums import with_checksums, without_checksums
 from pipeline.stores.multipart import PART_BYTES, Unreachable, plan_parts, receive_file, send_file
 from pipeline.stores.port import KeyTaken, Listed, LostRace, Stat, check_key, check_prefix
 
@@ -61,6 +63,10 @@ MISSING_CREDENTIALS = (
 NO_CONNECTION = (boto_errors.HTTPClientError, boto_errors.ConnectionError)
 CONFLICTS = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
 ABSENT = frozenset({"NoSuchKey", "404", "NotFound", "NoSuchUpload"})
+NOT_IMPLEMENTED = 501
+UNSUPPORTED = frozenset({"NotImplemented", "InvalidArgument", "InvalidRequest", "MalformedXML"})
+"""What servers say that do not know checksums; and Amazon's of an upload begun without any."""
+GARBLED = frozenset({"BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"})
 CLOCK = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
 PROOFS = {
     "head_object": "ETag",
@@ -82,6 +88,10 @@ class _Empty(StoreError):
     """The range that was asked for starts behind the end."""
 
 
+class _Unsupported(StoreError):
+    """The server does not do what it was asked for."""
+
+
 class _Cut(StoreError):
     """An answer ended early, and said so."""
 
@@ -95,6 +105,8 @@ class S3Store:
     bucket: str
     prefix: str
     """Empty, or ends in a slash."""
+    knows_no_checksums: Event = field(default_factory=Event, repr=False, compare=False)
+    """Set when the server refuses them."""
 
     @classmethod
     def open(cls, url: str) -> S3Store:
@@ -283,7 +295,20 @@ class S3Store:
             message = f"{key} in {self.url} has {stat.size if stat else 0} bytes, {size} were sent"
             raise StoreError(message, hint="remove it there, then push again")
 
-    def _call(self, operation: str, **parameters: object) -> dict[str, Any]:
+    def _call(self, operation: str, **parameters: Any) -> dict[str, Any]:  # noqa: ANN401  (botocore's)
+        """Call the server with a checksum of what is sent, without one if it knows none."""
+        if not self.knows_no_checksums.is_set():
+            checked = with_checksums(operation, parameters)
+            try:
+                return self._call_persistently(operation, checked)
+            except _Unsupported as error:
+                if without_checksums(checked) == checked:
+                    raise
+                log.info("without checksums: %s", error)
+                self.knows_no_checksums.set()
+        return self._call_persistently(operation, without_checksums(parameters))
+
+    def _call_persistently(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
         """Call the server, again when its answer is none; errors become ours.
 
         boto3 tries again by itself after lost connections, timeouts and 5xx.
@@ -294,6 +319,10 @@ class S3Store:
                 try:
                     answer: dict[str, Any] = getattr(self.client, operation)(**parameters)
                 except (ResponseParserError, BrokenAnswer) as error:
+                    log.info("%s of %s again: %s", operation, key, error)
+                except boto_errors.ClientError as error:
+                    if pause is None or _code(error) not in GARBLED:
+                        raise
                     log.info("%s of %s again: %s", operation, key, error)
                 else:
                     if _is_answer(operation, answer):
@@ -317,6 +346,11 @@ class S3Store:
             return self._explain_answer(error, key)
         if isinstance(error, MISSING_CREDENTIALS):
             return StoreError(f"no credentials for {self.url}", hint=CREDENTIALS_HINT)
+        if isinstance(error, boto_errors.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+            message = (
+                f"cannot reach {self._endpoint} for {self.url}: its certificate is not trusted"
+            )
+            return Unreachable(message, hint="name the site's authorities in AWS_CA_BUNDLE")
         if isinstance(error, NO_CONNECTION):
             message = f"cannot reach {self._endpoint} for {self.url}: {type(error).__name__}"
             return Unreachable(message, hint="check the network and AWS_ENDPOINT_URL_S3")
@@ -350,9 +384,14 @@ class S3Store:
             message = f"{key} in {self.url} is shorter than expected"
             return _Empty(message, hint="the object is cut off: push it again")
         said = error.response.get("Error", {}).get("Message", "")
+        if code in GARBLED:
+            message = f"{key} does not arrive at {self._endpoint} as it was sent ({code})"
+            return StoreError(message, hint="something on the way changes bytes: use https")
         message = f"{self._endpoint} failed for {key} in {self.url}: {code} {said}".rstrip()
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        kind = Unreachable if status >= 500 else StoreError
+        kind = Unreachable if status >= 500 and status != NOT_IMPLEMENTED else StoreError
+        if code in UNSUPPORTED:
+            kind = _Unsupported
         return kind(message, hint="look at the server's log, or try again")
 
     @property
