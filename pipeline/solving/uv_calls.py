@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import zipfile
@@ -31,6 +32,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+log = logging.getLogger(__name__)
+
 UV_PLATFORMS = {
     "linux-64": "x86_64-manylinux",
     "linux-aarch64": "aarch64-manylinux",
@@ -42,6 +45,13 @@ UV_PLATFORMS = {
 UV_GLIBC_MINORS = (17, 28, *range(31, 41))
 NEEDS_SOURCE = re.compile(
     r"no usable wheels|no wheels with a matching|[Bb]uilding source distributions|--no-build"
+)
+PYLOCK = "pylock.toml"
+EXTRA_INDEX = re.compile(r"\s*--(extra-index-url|index)\b")
+BEST_MATCH = ("--index-strategy", "unsafe-best-match")
+SEVERAL_INDEXES = (
+    "the first index that has a package does not have the version asked for: the best of all "
+    "indexes was taken, as pip does (whoever can add to one of them can replace any package)"
 )
 # uv says this as a hint beside "was not found".
 REFUSED = re.compile(
@@ -79,19 +89,12 @@ def compile_lines(request: PipRequest, lines: tuple[str, ...], scratch: Path) ->
     held = [*request.constraints, *stubs, *_held(request)]
     constraints.write_text("\n".join([*held, ""]), encoding="utf-8")
     excluded = {*request.excluded, *(name for name, _ in request.provided)}
-    output = scratch / "pylock.toml"
+    output = scratch / PYLOCK
     words = (
         *("--generate-hashes", "--no-annotate", "--format", "pylock.toml", "-o", str(output)),
         *(f"--no-emit-package={name}" for name in sorted(excluded)),
     )
-    _write_preferences(request, output)
-    # Wheels first: what a source build brings along depends on the machine it runs on.
-    build_words: tuple[str, ...] = ("--no-build",)
-    finished = _call_uv(request, scratch, (*build_words, *words))
-    if finished.returncode != 0 and NEEDS_SOURCE.search(finished.stderr):
-        _write_preferences(request, output)
-        build_words = ()
-        finished = _call_uv(request, scratch, words)
+    finished, how = _ask(request, scratch, words)
     if finished.returncode != 0:
         error = _explain(finished.stderr, request, scratch)
         if isinstance(error, SpecError):
@@ -99,7 +102,31 @@ def compile_lines(request: PipRequest, lines: tuple[str, ...], scratch: Path) ->
         raise error
     document = tomllib.loads(output.read_text(encoding="utf-8"))
     entries: list[dict[str, Any]] = document.get("packages", [])
-    return Compiled(entries=entries, needs=_needs(request, entries, scratch, build_words))
+    return Compiled(entries=entries, needs=_needs(request, entries, scratch, how))
+
+
+def _ask(
+    request: PipRequest, scratch: Path, words: tuple[str, ...]
+) -> tuple[Finished, tuple[str, ...]]:
+    """Ask uv in one way after the other; return its last answer and in which way it was asked.
+
+    Wheels first: what a source build brings along depends on the machine it runs on. And each
+    package from the first index that has it: only where that has no solution, from whichever has
+    the best version, as pip always does.
+    """
+    has_more = any(EXTRA_INDEX.match(line) for line in request.requirements)
+    for build in (("--no-build",), ()):
+        for strategy in ((), BEST_MATCH) if has_more else ((),):
+            how = (*build, *strategy)
+            _write_preferences(request, scratch / PYLOCK)
+            finished = _call_uv(request, scratch, (*how, *words))
+            if finished.returncode == 0:
+                if strategy:
+                    log.warning("%s", SEVERAL_INDEXES)
+                return finished, how
+        if not NEEDS_SOURCE.search(finished.stderr):
+            break
+    return finished, how
 
 
 def _newer_glibc_hint(request: PipRequest, scratch: Path, words: tuple[str, ...]) -> str:
@@ -110,7 +137,7 @@ def _newer_glibc_hint(request: PipRequest, scratch: Path, words: tuple[str, ...]
     if _call_uv(newest, scratch, ("--no-build", *words)).returncode != 0:
         return ""
     minor = request.target.glibc_minor
-    text = (scratch / "pylock.toml").read_text(encoding="utf-8")
+    text = (scratch / PYLOCK).read_text(encoding="utf-8")
     needed = [int(found) for found in re.findall(r"manylinux_2_(\d+)_", text)]
     return newer_glibc_hint(min((item for item in needed if item > minor), default=None))
 
@@ -168,13 +195,13 @@ def _needs(
     request: PipRequest,
     entries: list[dict[str, Any]],
     scratch: Path,
-    build_words: tuple[str, ...],
+    how: tuple[str, ...],
 ) -> dict[str, list[str]]:
     """Return what each package depends on, from the comments of uv's requirements form."""
     output = scratch / "pins.txt"
     pins = [f"{item['name']}=={item['version']}" for item in entries if "version" in item]
     output.write_text("\n".join([*pins, ""]), encoding="utf-8")
-    words = ("-o", str(output), "--annotation-style", "line", "--no-strip-extras", *build_words)
+    words = ("-o", str(output), "--annotation-style", "line", "--no-strip-extras", *how)
     # What was just resolved is in uv's cache: nobody need be asked again, unless there is none.
     for more in (("--offline",), ()):
         if _call_uv(request, scratch, (*words, *more)).returncode == 0:
