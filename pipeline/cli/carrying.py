@@ -11,7 +11,7 @@ import click
 from pipeline.cli.options import common_options, registry_option
 from pipeline.cli.trust import load_trust, open_trusting, trusted_key_option
 from pipeline.config import settings
-from pipeline.errors import IntegrityError, NotFound
+from pipeline.errors import IntegrityError, NotFound, UsageError
 from pipeline.files import human_bytes
 from pipeline.models import Ref, current_platform
 from pipeline.registry import Registry
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline.cli.console import Console
     from pipeline.signing import PublicKey
 
+PYTHON_VERSION = re.compile(r"3\.\d{1,2}")
 SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<unit>|[KMGT](i?B)?)", re.IGNORECASE)
 
 tags_option = click.option(
@@ -67,6 +68,11 @@ def parse_size(context: click.Context, option: click.Parameter, text: str | None
     "--split", "part_bytes", callback=parse_size, metavar="SIZE",
     help="Cut files that are larger, such as 4G for FAT or 650M.",
 )  # fmt: skip
+@click.option("--tool", is_flag=True, help="Also wheels of envferry itself, and an install.sh.")
+@click.option(
+    "--python", "pythons", multiple=True, metavar="VERSION",
+    help="With --tool: the host's python, such as 3.11; repeatable. 3.10 to 3.13 unless given.",
+)  # fmt: skip
 @tags_option
 @click.option("--platform", default=current_platform, help="Another platform than this one.")
 @trusted_key_option
@@ -84,6 +90,9 @@ def export(
     from pipeline.carrying.exporting import ExportOrder, export_artifacts
 
     files = cast("tuple[Path, ...]", choices.pop("trusted_keys"))
+    with_tool, pythons = choices.pop("tool"), cast("tuple[str, ...]", choices.pop("pythons"))
+    if pythons and not with_tool:
+        raise UsageError("--python is about the tool", hint="add --tool, or leave it out")
     order = ExportOrder(
         refs=tuple(Ref.parse(ref) for ref in refs),
         since=tuple(Ref.parse(ref) for ref in cast("tuple[str, ...]", choices.pop("since"))),
@@ -94,6 +103,8 @@ def export(
     found = export_artifacts(
         source, directory, order, journals=journals(), progress=console.progress
     )
+    if with_tool:
+        export_tool(console, directory, order.platform, pythons)
     console.result(found, lambda: export_lines(found))
     require_no_conflict(found.tags, found.directory)
 
@@ -160,6 +171,24 @@ def mirror(
         found = mirror_registry(there, here, order, journals=journals(), progress=console.progress)
     console.result(found, lambda: mirror_lines(found, dry_run=bool(dry_run)))
     require_no_conflict(found.tags, found.target)
+
+
+def export_tool(console: Console, directory: Path, platform: str, pythons: tuple[str, ...]) -> None:
+    """Write what a host needs to install envferry without network."""
+    try:
+        from pipeline.cache import DownloadCache
+        from pipeline.carrying.host_tool import PYTHONS, ToolOrder, write_tool
+    except ModuleNotFoundError as error:
+        message = f"--tool needs {error.name}, which is not installed"
+        raise UsageError(message, hint='run `pip install "envferry[build]"`') from error
+    for python in pythons:
+        if not PYTHON_VERSION.fullmatch(python):
+            message = f"{python!r} is no python version"
+            raise UsageError(message, hint="write it as 3.11")
+    order = ToolOrder(pythons=pythons or PYTHONS, platform=platform)
+    cache = DownloadCache(settings().cache_dir / "downloads")
+    names = write_tool(directory / "tool", order, cache=cache, progress=console.progress)
+    console.note(f"{len(names)} wheels; there: sh {directory}/tool/install.sh")
 
 
 def read_public_keys(files: Iterable[Path]) -> tuple[tuple[PublicKey, bytes], ...]:

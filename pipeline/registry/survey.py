@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifacts import ATTESTATION, REGISTRY_MANIFEST
 from pipeline.models import ID_PATTERN, NAME_PATTERN, check_name
-from pipeline.registry.layout import ENVS, PRUNING, TAGS
+from pipeline.registry.layout import BESIDE, ENVS, PRUNING, TAGS
 from pipeline.trust import TagName
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _sort(found: Iterable[Listed]) -> Survey:
         elif top == TAGS and len(names) == 3 and _is_tag(names):
             name = TagName(name=names[0], platform=names[1], tag=names[2])
             result.tags[name] = listed
-        else:
+        elif not listed.key.startswith(BESIDE):
             result.foreign.append(listed)
     result.folders = list(folders.values())
     return result
