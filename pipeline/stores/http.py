@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -154,6 +155,9 @@ class HttpStore:
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             message = f"cannot read {url}: {reason}"
+            if isinstance(reason, ssl.SSLCertVerificationError):
+                hint = "a site's own authority: SSL_CERT_FILE names a file with its certificate"
+                raise StoreError(message, hint=hint) from error
             raise _Transient(message, hint="check the network and the registry's URL") from error
 
 

@@ -1,0 +1,289 @@
+"""Between real stores and across processes: mirrors, deltas, web servers, the tool for hosts."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import signal
+import subprocess
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+
+from pipeline.models import Ref, current_platform
+from pipeline.progress import Silent
+from pipeline.registry import Registry
+from pipeline.registry.checking import check_registry
+from pipeline.sandbox.bubblewrap import Bubblewrap
+from pipeline.sandbox.port import Job, Mount
+from pipeline.stages.push import push_artifact
+from pipeline.stores.arriving import PIECE_BYTES
+from pipeline.stores.multipart import PART_BYTES
+from tests.conftest import require
+from tests.packed import pack, random_bytes
+from tests.test_stores import RangeHandler
+from tests.web_server import web_server, write_certificates
+from tests.workshop import Workshop
+
+if TYPE_CHECKING:
+    from pipeline.models import Artifact
+
+PLATFORM = current_platform()
+BIG = random_bytes(1, 4 * PIECE_BYTES)
+SMALL = random_bytes(2, 200_000)
+PYTHON = Path("/usr/bin/python3")
+
+
+@pytest.fixture
+def ferry(tmp_path: Path) -> Workshop:
+    """A folder to run envferry in; no network is needed."""
+    environ = {"ENVFERRY_TRUSTED_DIR": str(tmp_path / "none")}
+    return Workshop(home=tmp_path, cache=tmp_path / "cache", environ=environ)
+
+
+def push(ferry: Workshop, tool: bytes = SMALL, url: str = "home") -> Artifact:
+    """Push an environment of a large and a small package."""
+    artifact = pack(ferry.home / "packed", {"big": BIG, "tool": tool})
+    place = url if "://" in url else str(ferry.home / url)
+    push_artifact(artifact, registry=Registry.open(place), tags=("stable",), progress=Silent())
+    return artifact
+
+
+def is_in_order(url: str) -> bool:
+    report = check_registry(Registry.open(url), read_bytes=True, progress=Silent())
+    return report.artifacts > 0 and not report.findings
+
+
+@pytest.mark.s3
+def test_mirrors_between_kinds_of_stores(ferry: Workshop, s3_url: str) -> None:
+    artifact = push(ferry)
+    first = json.loads(ferry.run("mirror", "home", f"{s3_url}/a", "--json").stdout)
+    assert first["copied"] == [artifact.manifest.stem]
+    assert first["copied_bytes"] == artifact.manifest.archive.size
+    ferry.run("mirror", f"{s3_url}/a", f"{s3_url}/b")
+    ferry.run("mirror", f"{s3_url}/b", "back")
+    for path in (ferry.home / "home").rglob("*"):
+        if path.is_file() and not path.name.startswith("."):
+            there = ferry.home / "back" / path.relative_to(ferry.home / "home")
+            assert there.read_bytes() == path.read_bytes()
+    assert is_in_order(f"{s3_url}/b")
+    again = ferry.run("mirror", f"{s3_url}/a", f"{s3_url}/b").stdout
+    assert "0 artifacts copied (0 B), 1 were there" in again
+
+
+@pytest.mark.s3
+def test_a_delta_for_a_site_in_s3(ferry: Workshop, s3_url: str) -> None:
+    push(ferry)
+    ferry.run("mirror", "home", s3_url)
+    new = push(ferry, SMALL[1:])
+    base = Registry.open(s3_url).resolve(Ref.parse("demo@stable"), PLATFORM)
+    export = ("export", "demo@stable", "disk", "--since", f"demo@{base}", "--registry", "home")
+    said = ferry.run(*export).stdout
+    assert "apply disk --registry SITE" in said
+    other = ferry.run("apply", "disk", "--registry", "empty", expect=7)
+    assert base in other.stderr
+    assert not (ferry.home / "empty").exists()
+    applied = json.loads(ferry.run("apply", "disk", "--registry", s3_url, "--json").stdout)
+    assert applied["rebuilt"] == [new.manifest.stem]
+    assert is_in_order(s3_url)
+    fetched = ferry.run("fetch", "demo@stable", "-o", "here", "--registry", s3_url).stdout.strip()
+    assert (ferry.home / fetched).read_bytes() == new.archive_path.read_bytes()
+
+
+class StallingHandler(RangeHandler):
+    """A server that stops answering at one offset of archives; later it answers again."""
+
+    stalls_at: ClassVar[int] = -1
+    asked: ClassVar[list[str]] = []
+    over: ClassVar[threading.Event] = threading.Event()
+
+    def do_GET(self) -> None:  # noqa: N802  (http.server calls it by this name)
+        """Stall, or answer."""
+        if self.path.endswith(".tar.zst"):
+            wanted = self.headers.get("Range", "")
+            type(self).asked.append(wanted)
+            if type(self).stalls_at >= 0 and wanted.startswith(f"bytes={type(self).stalls_at}-"):
+                type(self).over.wait(30)
+                return
+        super().do_GET()
+
+
+def kill_when(ferry: Workshop, arguments: tuple[str, ...], pattern: str, lines: int) -> None:
+    """Run a command, and kill it when a journal has some lines, if it is not over by then."""
+    argv, environ = ferry.command(*arguments)
+    with subprocess.Popen(argv, cwd=ferry.home, env=environ, stderr=subprocess.DEVNULL) as child:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            if child.poll() is not None:
+                return
+            found = [path.read_text().count("\n") for path in ferry.home.rglob(pattern)]
+            if max(found, default=0) >= lines:
+                break
+            time.sleep(0.02)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("target", ["directory", pytest.param("s3", marks=pytest.mark.s3)])
+def test_a_killed_mirror_goes_on(
+    ferry: Workshop, request: pytest.FixtureRequest, target: str
+) -> None:
+    url = "site" if target == "directory" else request.getfixturevalue("s3_url")
+    artifact = push(ferry)
+
+    class Handler(StallingHandler):
+        asked: ClassVar[list[str]] = []
+        over: ClassVar[threading.Event] = threading.Event()
+
+    # Pieces of a directory are 8 MiB; an upload has three equal parts.
+    size, count = artifact.manifest.archive.size, 3
+    assert 2 * PART_BYTES < size <= count * PART_BYTES
+    Handler.stalls_at = 3 * PIECE_BYTES if target == "directory" else 2 * -(-size // count)
+    with web_server(ferry.home / "home", Handler) as source:
+        mirror = ("mirror", source, url, "demo", "--tag", "stable")
+        pattern = ".*.pieces" if target == "directory" else "*.upload"
+        kill_when(ferry, mirror, pattern, 4 if target == "directory" else 3)
+        assert not Registry.open(place(ferry, url)).store.stat(f"v1/tags/demo/{PLATFORM}/stable")
+        Handler.stalls_at = -1
+        Handler.over.set()
+        Handler.asked.clear()
+        ferry.run(*mirror)
+        if target == "directory":
+            assert not any(wanted.startswith("bytes=0-8388607") for wanted in Handler.asked)
+    registry = Registry.open(place(ferry, url))
+    assert is_in_order(place(ferry, url))
+    assert list(registry.store.list("v1/envs/", unfinished=True)) == []
+    assert not list(ferry.home.rglob("*.upload"))
+
+
+def place(ferry: Workshop, url: str) -> str:
+    return url if "://" in url else str(ferry.home / url)
+
+
+def test_a_killed_apply_goes_on(ferry: Workshop) -> None:
+    first = push(ferry)
+    ferry.run("mirror", "home", "site")
+    new = push(ferry, SMALL[1:])
+    since = f"demo@{first.manifest.id}"
+    ferry.run("export", "demo", "disk", "--since", since, "--registry", "home")
+    kill_when(ferry, ("apply", "disk", "--registry", "site"), ".*.pieces", 2)
+    site = Registry.open(str(ferry.home / "site"))
+    applied = json.loads(ferry.run("apply", "disk", "--registry", "site", "--json").stdout)
+    assert [*applied["rebuilt"], applied["present"]] in ([new.manifest.stem, 0], [1])
+    assert is_in_order(site.url)
+    assert list(site.store.list("v1/envs/", unfinished=True)) == []
+
+
+def test_install_over_https(ferry: Workshop) -> None:
+    push(ferry)
+    authority, certificate = write_certificates(ferry.home)
+    install = ("install", "demo@stable", "--no-check", "--envs-dir", "envs")
+    with web_server(ferry.home / "home", RangeHandler, certificate) as url:
+        refused = ferry.run(*install, "--registry", url, expect=9)
+        assert "certificate verify failed" in refused.stderr
+        assert "SSL_CERT_FILE" in refused.stderr
+        trusting = replace(ferry, environ={**ferry.environ, "SSL_CERT_FILE": str(authority)})
+        trusting.run(*install, "--registry", url)
+        assert (ferry.home / "envs/demo/lib/big.bin").read_bytes() == BIG
+        # An update reads what is new, and nothing else.
+        push(ferry, SMALL[1:])
+        plan = trusting.run(*install, "--registry", url, "--dry-run", "--json").stdout
+        assert json.loads(plan)["fetch_bytes"] < len(SMALL) + 150_000
+        trusting.run("mirror", url, "rack", "demo", "--tag", "stable")
+        listing = trusting.run("mirror", url, "rack", expect=2)
+        assert "cannot be listed" in listing.stderr
+    assert is_in_order(str(ferry.home / "rack"))
+
+
+def test_a_server_without_ranges_is_named(ferry: Workshop) -> None:
+    push(ferry)
+
+    class Plain(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Be quiet."""
+
+    with web_server(ferry.home / "home", Plain) as url:
+        said = ferry.run(
+            "install", "demo@stable", "--envs-dir", "envs", "--registry", url, expect=9
+        )
+        assert "ignores range requests" in said.stderr
+        assert "nginx" in said.stderr
+
+
+def test_signatures_are_checked_on_the_way(ferry: Workshop) -> None:
+    artifact = pack(ferry.home / "packed", {"tool": SMALL})
+    for name in ("ours", "theirs"):
+        ferry.run("keygen", name)
+    ferry.run("push", artifact.archive_path, "--registry", "home", "--sign-key", "ours.key")
+    ours, theirs = ("--trusted-key", "ours.pub"), ("--trusted-key", "theirs.pub")
+    ferry.run("export", "demo", "disk", "--registry", "home", *ours)
+    assert len(list((ferry.home / "disk/keys").iterdir())) == 1
+    for command in (
+        ("export", "demo", "other", "--registry", "home"),
+        ("apply", "disk", "--registry", "other"),
+        ("mirror", "home", "other"),
+    ):
+        said = ferry.run(*command, *theirs, expect=8)
+        assert "is not signed by a key that is trusted here" in said.stderr
+        assert not (ferry.home / "other/v1/envs").exists()
+    ferry.run("apply", "disk", "--registry", "site", *ours)
+    ferry.run("mirror", "site", "more", *ours)
+    ferry.run("export", "demo", "bad", "--registry", "home", "--trusted-key", "ours.key", expect=2)
+
+
+def test_a_disk_that_is_full(ferry: Workshop) -> None:
+    require("bwrap", Path("/usr/bin/bwrap").exists())
+    push(ferry)
+    small = ("bwrap", "--dev-bind", "/", "/", "--size", str(8 << 20), "--tmpfs", "/mnt")
+    argv, environ = ferry.command("export", "demo", "/mnt/disk", "--registry", "home")
+    finished = subprocess.run(
+        [*small, "--", *argv], cwd=ferry.home, env=environ, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert finished.returncode == 11, finished.stderr
+    assert "are free" in finished.stderr
+    assert "hint: free" in finished.stderr
+
+
+@pytest.mark.container
+@pytest.mark.network
+def test_the_tool_installs_itself_offline(ferry: Workshop) -> None:
+    require("bwrap", Path("/usr/bin/bwrap").exists())
+    require("python3", PYTHON.exists())
+    show = "import sys; print('%d.%d' % sys.version_info[:2])"
+    said = subprocess.run([PYTHON, "-c", show], capture_output=True, text=True, check=True)
+    version = said.stdout.split()[0]
+    push(ferry)
+    export = ("export", "demo@stable", "usb", "--registry", "home")
+    ferry.run(*export, "--tool", "--python", version)
+    ferry.run(*export, "--tool", "--python", version)
+    for name in ("tool", "envs", "empty"):
+        (ferry.home / name).mkdir()
+    pip = Path(f"/usr/lib/python{version}/ensurepip")
+    mounts = (
+        Mount(source=ferry.home / "usb", target="/usb"),
+        Mount(source=ferry.home / "tool", target="/opt/tool", writable=True),
+        Mount(source=ferry.home / "envs", target="/opt/conda/envs", writable=True),
+        # As on a Debian without python3-venv.
+        *([Mount(source=ferry.home / "empty", target=str(pip))] if pip.exists() else []),
+    )
+    host = Bubblewrap()
+    installed = host.run(
+        Job(argv=("/bin/sh", "/usb/tool/install.sh", "/opt/tool/envferry"), mounts=mounts)
+    )
+    assert "install NAME@TAG --registry /usb" in installed.stdout
+    command = ("/opt/tool/envferry/bin/envferry", "install", "demo@stable", "--registry", "/usb")
+    host.run(Job(argv=(*command, "--no-check"), mounts=mounts))
+    assert (ferry.home / "envs/demo/lib/big.bin").read_bytes() == BIG
+    (wheel,) = (ferry.home / "usb/tool/wheels").glob("click-*.whl")
+    wheel.write_bytes(wheel.read_bytes()[:-1])
+    damaged = host.run(
+        Job(argv=("/bin/sh", "/usb/tool/install.sh", "/opt/tool/other"), mounts=mounts),
+        check=False,
+    )
+    assert damaged.returncode == 1
+    assert wheel.name in damaged.stderr
