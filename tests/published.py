@@ -47,6 +47,7 @@ def make(directory: Path, made: Made) -> Artifact:
         name=made.name,
         id=id_,
         version=made.version,
+        prefix=f"/opt/conda/envs/{made.name}",
         packages=made.packages,
         archive=msgspec.structs.replace(first.manifest.archive, file=file),
     )

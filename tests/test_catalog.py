@@ -261,6 +261,8 @@ def test_an_index_that_is_damaged_while_it_is_open(site: Site) -> None:
     with path.open("r+b") as stream:
         stream.seek(4096)
         stream.write(b"\xaa" * 8192)
+    site.catalog.database.connection.execute("PRAGMA shrink_memory")
+    assert {entry.id for entry in site.catalog.ask(queries.entries())} == ids
     assert set(site.ids()) == ids
 
 

@@ -57,7 +57,12 @@ class Catalog:
         return cls(registry, database)
 
     def ask(self, query: Callable[[Connection], T]) -> T:
-        """Ask the index; see `queries`."""
+        """Ask the index, see `queries`; one that turns out damaged is filled again first."""
+        before = self.database.discarded
+        answer = self.database.run(query)
+        if self.database.discarded == before:
+            return answer
+        self.refresh()
         return self.database.run(query)
 
     def refresh(self, *, fully: bool = False, progress: Progress | None = None) -> None:
@@ -65,6 +70,12 @@ class Catalog:
 
         Quickly, as a rule; everything is listed while that is cheap, once an hour, and `fully`.
         """
+        discarded = self.database.discarded
+        self._refresh(fully, progress or Silent())
+        if self.database.discarded != discarded:  # found damaged half way
+            self._refresh(fully, progress or Silent())
+
+    def _refresh(self, fully: bool, progress: Progress) -> None:
         before, now = self.database.run(remembered), time.time()
         is_recent = 0 <= now - before.listed_at < FULL_SECONDS
         is_full = fully or not is_recent or len(before.artifacts) <= SMALL
@@ -77,7 +88,7 @@ class Catalog:
             }
             tags = read_tags(self.registry, moved, pool)
             places = _to_look_at(holdings, before, tags, now)
-            self._look(places, holdings, pool, progress or Silent())
+            self._look(places, holdings, pool, progress)
         gone = before.artifacts.keys() - holdings.folders.keys()
         lost = before.tags.keys() - holdings.tags.keys()
 

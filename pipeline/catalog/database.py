@@ -62,6 +62,8 @@ class Database:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
+        self.discarded = 0
+        """How often it was thrown away."""
         self.lock = threading.RLock()
         self.connection = self._connect()
 
@@ -83,6 +85,8 @@ class Database:
                 raise HostError(
                     message, hint="is the disk full? The file may be removed"
                 ) from error
+            except (sqlite3.ProgrammingError, sqlite3.IntegrityError):
+                raise  # these are bugs
             except sqlite3.DatabaseError as error:
                 log.info("the index %s is damaged and is made anew: %s", self.path, error)
                 self.discard()
@@ -100,6 +104,7 @@ class Database:
     def discard(self) -> None:
         """Throw everything away and start with an empty index."""
         with self.lock:
+            self.discarded += 1
             self.connection.close()
             if self.path:
                 _remove(self.path)

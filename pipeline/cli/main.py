@@ -36,6 +36,7 @@ COMMANDS = {
     "prune": ("pipeline.cli.upkeep", "Remove old artifacts, and what broken pushes left."),
     "ls": ("pipeline.cli.browsing", "List what a registry holds."),
     "find": ("pipeline.cli.browsing", "Find the artifacts that hold a package."),
+    "serve": ("pipeline.cli.serving", "Show a registry in a browser."),
     "show": ("pipeline.cli.registry", "Show what is inside an artifact."),
     "fetch": ("pipeline.cli.hosting", "Bring an artifact from a registry to a directory."),
     "install": ("pipeline.cli.hosting", "Install an artifact, whole or not at all."),
