@@ -16,6 +16,8 @@ from tests.workshop import Workshop
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.podman import Podman
+
 pytestmark = pytest.mark.container
 
 PROJECT = """\
@@ -206,6 +208,25 @@ def test_a_source_that_hides_that_it_tried_the_network(
     shop.run("lock", "curious")
     failed = shop.run("build", "curious", expect=4).stderr
     assert "making a wheel of curious tried to use the network" in failed
+
+
+@pytest.mark.podman
+def test_sources_become_wheels_in_podman(
+    workshop: Workshop, podman: Podman, tmp_path: Path
+) -> None:
+    """A folder and a commit: the project's image has no compiler."""
+    sources = make_sources(tmp_path / "sources")
+    shop = Workshop(home=tmp_path, cache=tmp_path / "cache", environ=podman.environ)
+    gitted = f"gitted @ git+{sources['repository'].as_uri()}@main#subdirectory=inner"
+    lines = f'{sources["folder"]}", "{gitted}'
+    shop.write_spec("podded", one_source(workshop, lines))
+    shop.run("lock", "podded")
+    shop.run("build", "podded", "--sandbox", "podman")
+    made = made_wheels(shop.cache)
+    assert {name.split("-")[0] for name in made} == {"foldered", "gitted"}
+    tree = shop.cache / "builds/podded-linux-64/envs/podded"
+    assert list(tree.glob("lib/python*/site-packages/gitted-2.5.dist-info"))
+    assert podman.containers() == []
 
 
 def test_submodules_are_not_left_out(shop: Workshop, workshop: Workshop, tmp_path: Path) -> None:
