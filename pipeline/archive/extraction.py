@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import mmap
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING
 from xxhash import xxh3_128_hexdigest
 
 from pipeline.archive.contents import Content, checksum
+from pipeline.archive.direct_io import DirectWriter, write_all
+from pipeline.archive.members import FRAME_BYTES
 from pipeline.archive.tar import END_OF_ARCHIVE
 from pipeline.errors import HostError, IntegrityError
 
@@ -33,8 +34,6 @@ PART_OF_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 FEWEST_THREADS = 4
 """While one waits for a registry or for the disk, another decompresses."""
 LIBC = ctypes.CDLL(None, use_errno=True)
-SYNC_FILE_RANGE_WRITE = 2
-"""linux/fs.h"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +118,7 @@ class Extraction:
         self.relocation = options.relocation
         self.present = options.present
         self.journal = options.journal
+        self.direct = DirectWriter(FRAME_BYTES)
         self.edited: dict[str, Content] = {}
         self.times = (archive.index.mtime * 10**9,) * 2
         umask = os.umask(0)
@@ -166,8 +166,7 @@ class Extraction:
         )
         try:
             if not is_whole:
-                write_all(descriptor, content, piece.start)
-                start_write_back(descriptor, piece.start, piece.length)
+                self.direct.write(descriptor, content, piece.start)
                 return
             if xxh3_128_hexdigest(content) != entry.xxh128:
                 message = f"{self.archive.name} holds another {entry.path!r} than its index says"
@@ -249,28 +248,6 @@ def make_directories(index: Index, root: str) -> None:
         except FileExistsError:
             if not stat.S_ISDIR(os.lstat(target).st_mode):
                 raise
-
-
-def write_all(descriptor: int, content: memoryview, offset: int) -> None:
-    """Write all of `content` at `offset`."""
-    while content:
-        written = os.pwrite(descriptor, content, offset)
-        content, offset = content[written:], offset + written
-
-
-def start_write_back(descriptor: int, offset: int, length: int) -> None:
-    """Have the kernel start writing a part of a file to the disk, without waiting for it.
-
-    So the disk works while frames are decompressed, and the flush at the end finds less to do.
-    A hint: where it cannot be given, nothing is lost.
-    """
-    with contextlib.suppress(AttributeError):
-        LIBC.sync_file_range(
-            descriptor,
-            ctypes.c_int64(offset),
-            ctypes.c_int64(length),
-            SYNC_FILE_RANGE_WRITE,
-        )
 
 
 def sync_file_system(path: str) -> None:
