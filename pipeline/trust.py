@@ -118,6 +118,16 @@ class Verified:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What an attestation says of a build, for people to read: nobody has checked it."""
+
+    key_ids: tuple[str, ...]
+    """The keys that signed it, as it says itself."""
+    who: str
+    time: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trust:
     """The keys that a host trusts, and what it has seen; without keys it accepts everything."""
 
@@ -216,6 +226,18 @@ def verify_attestation(
     return Verified(
         artifact=manifest.stem,
         signed_by=tuple(f"{key.id} ({key.name})" for key in found),
+        who=details.builder.id.removeprefix(BUILDER),
+        time=details.metadata.finished_on,
+    )
+
+
+def read_provenance(attestation: bytes, what: str) -> Provenance:
+    """Return what an attestation says, for people to read; nothing is checked but its form."""
+    envelope = decode_envelope(attestation, what)
+    statement = _decode_statement(envelope, what)
+    details = _run_details(statement, what)
+    return Provenance(
+        key_ids=tuple(one.keyid for one in envelope.signatures),
         who=details.builder.id.removeprefix(BUILDER),
         time=details.metadata.finished_on,
     )

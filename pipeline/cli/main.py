@@ -26,7 +26,7 @@ COMMANDS = {
     "import": ("pipeline.cli.specs", "Make a spec out of what people have."),
     "lint": ("pipeline.cli.specs", "Say what is dangerous in a spec."),
     "lock": ("pipeline.cli.specs", "Resolve specs into locks."),
-    "diff": ("pipeline.cli.specs", "Say what is different between two locks."),
+    "diff": ("pipeline.cli.comparing", "Say what is different between two artifacts or locks."),
     "build": ("pipeline.cli.building", "Build a locked environment in a throwaway container."),
     "pack": ("pipeline.cli.building", "Pack a built environment into one archive."),
     "push": ("pipeline.cli.building", "Send archives to a registry and tag them."),
@@ -38,6 +38,7 @@ COMMANDS = {
     "find": ("pipeline.cli.browsing", "Find the artifacts that hold a package."),
     "serve": ("pipeline.cli.serving", "Show a registry in a browser."),
     "show": ("pipeline.cli.registry", "Show what is inside an artifact."),
+    "why": ("pipeline.cli.comparing", "Say who needs a package of an artifact."),
     "fetch": ("pipeline.cli.hosting", "Bring an artifact from a registry to a directory."),
     "install": ("pipeline.cli.hosting", "Install an artifact, whole or not at all."),
     "verify": (

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
+from pipeline.artifacts import ATTESTATION, SBOM, read_artifact, read_proof, sbom_path
 from pipeline.cli.console import table
 from pipeline.cli.options import common_options, registry_option
-from pipeline.cli.trust import load_signer, sign_key_option
+from pipeline.cli.trust import is_file_ref, load_signer, sign_key_option
 from pipeline.files import human_bytes
 from pipeline.models import Manifest, Ref, check_name, current_platform
 from pipeline.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+    from datetime import datetime
 
     from pipeline.cli.console import Console
+    from pipeline.trust import Provenance
 
 LICENSE_COLUMN = 32
 
@@ -32,9 +38,14 @@ platform_option = click.option(
 @registry_option
 @common_options
 def show(console: Console, ref: str, platform: str, registry: str) -> None:
-    """Show what is inside the artifact REF, or the archive file REF: nothing is downloaded."""
-    manifest = find_manifest(ref, platform, registry)
-    console.result(manifest, lambda: manifest_lines(manifest))
+    """Show what is inside the artifact REF, or the archive file REF: nothing is downloaded.
+
+    Packages, licences, requirements, checks, and who says to have built it; `envferry verify REF`
+    checks that.
+    """
+    manifest, facts = look_at(ref, platform, registry)
+    result = {**msgspec.to_builtins(manifest), **facts.as_result()}
+    console.result(result, lambda: manifest_lines(manifest, facts))
 
 
 @click.command()
@@ -61,24 +72,56 @@ def tag(
     console.result(record, lambda: [f"{wanted.name}@{tag} is now {record.id}"])
 
 
-def find_manifest(ref: str, platform: str, registry: str) -> Manifest:
-    """Return the manifest of a ref in a registry, or of a file."""
-    if "/" in ref or ref.endswith((".tar.zst", ".manifest.json")):
-        from pathlib import Path
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of an artifact besides its manifest."""
 
-        from pipeline.artifacts import read_artifact
+    provenance: Provenance | None
+    """None when nobody signed it."""
+    has_sbom: bool
+    published: datetime | None = None
+    """When it came into its registry; None for a file."""
+    tags: tuple[str, ...] = ()
 
-        return read_artifact(Path(ref)).manifest
-    wanted = Ref.parse(ref)
-    opened = Registry.open(registry)
-    return opened.manifest(wanted.name, platform, opened.resolve(wanted, platform))
+    def as_result(self) -> dict[str, object]:
+        """Return it for `--json`."""
+        time = self.published.isoformat() if self.published else None
+        names = {"published": time, "tags": self.tags, "sbom": self.has_sbom}
+        return {**names, "provenance": self.provenance}
 
 
-def manifest_lines(manifest: Manifest) -> Iterator[str]:
+def look_at(ref: str, platform: str, registry: str) -> tuple[Manifest, Facts]:
+    """Return the manifest of a ref in a registry, or of a file, and what else is known of it."""
+    from pipeline.trust import read_provenance
+
+    published, tags = None, tuple[str, ...]()
+    if is_file_ref(ref):
+        artifact = read_artifact(Path(ref))
+        manifest, attestation = artifact.manifest, read_proof(Path(ref)).attestation
+        has_sbom = sbom_path(artifact).is_file()
+    else:
+        wanted, place = Ref.parse(ref), Registry.open(registry)
+        manifest = place.manifest(wanted.name, platform, place.resolve(wanted, platform))
+        attestation = place.attachment(manifest, ATTESTATION)
+        has_sbom = place.attachment(manifest, SBOM) is not None
+        published, tags = place.published_at(manifest), place.tags_of(manifest)
+    what = f"the attestation of {manifest.stem}"
+    provenance = read_provenance(attestation, what) if attestation else None
+    facts = Facts(provenance=provenance, has_sbom=has_sbom, published=published, tags=tags)
+    return manifest, facts
+
+
+def licence_counts(manifest: Manifest) -> str:
+    """Return the licences by how many packages have them."""
+    counts = Counter((item.license or "not said")[:LICENSE_COLUMN] for item in manifest.packages)
+    return ", ".join(f"{name} ({count})" for name, count in counts.most_common())
+
+
+def manifest_lines(manifest: Manifest, known: Facts) -> Iterator[str]:
     """Yield what there is to say of one artifact, its packages last."""
     facts = manifest.archive
     sizes = f"{human_bytes(facts.size)}, {human_bytes(facts.tar_size)} unpacked"
-    needs = manifest.requirements
+    needs, made = manifest.requirements, known.provenance
     lines = {
         "environment": f"{manifest.name}@{manifest.id}",
         "version": manifest.version,
@@ -102,6 +145,11 @@ def manifest_lines(manifest: Manifest) -> Iterator[str]:
         ),
         "built with": ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
         "image": manifest.image,
+        "published": f"{known.published:%Y-%m-%d %H:%M} UTC" if known.published else None,
+        "tags": ", ".join(known.tags),
+        "built by": f"{made.who}, {made.time}" if made else None,
+        "signed by": ", ".join(made.key_ids) if made else "nobody",
+        "licences": licence_counts(manifest),
     }
     for label, text in lines.items():
         if text:

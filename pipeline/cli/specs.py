@@ -1,4 +1,4 @@
-"""Commands of specs and locks: import, lint, lock, diff."""
+"""Commands of specs and locks: import, lint, lock; and the comparison of two locks."""
 
 from __future__ import annotations
 
@@ -252,15 +252,3 @@ def compare(console: Console, before: str, after: str) -> None:
 
     changes = compare_locks(lock_at(before), lock_at(after))
     console.result(changes, lambda: [str(change) for change in changes])
-
-
-@click.command()
-@click.argument("before", metavar="SPEC@REV")
-@click.argument("after", metavar="SPEC")
-@common_options
-def diff(console: Console, before: str, after: str) -> None:
-    """Say what is different between two locks.
-
-    Each is a SPEC, a SPEC@REV for its lock at a git revision, or the path of a lock.
-    """
-    compare(console, before, after)

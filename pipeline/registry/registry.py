@@ -17,7 +17,7 @@ from pipeline.artifacts import (
     require_digests,
     require_size,
 )
-from pipeline.errors import IntegrityError, NotFound
+from pipeline.errors import IntegrityError, NotFound, StoreError
 from pipeline.models import Manifest, Ref, check_name
 from pipeline.registry.layout import (
     ENVS,
@@ -37,6 +37,7 @@ from pipeline.trust import TagName, require_described
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
 
     from pipeline.models import Artifact, RegistryEntry, TagRecord
     from pipeline.progress import Progress
@@ -90,6 +91,19 @@ class Registry:
     def tags(self, name: str, platform: str) -> dict[str, str]:
         """Return all tags of an environment with the ids that they point to."""
         return list_tags(self, name, platform)
+
+    def tags_of(self, manifest: Manifest) -> tuple[str, ...]:
+        """Return the tags that point to an artifact; none where the store cannot list."""
+        try:
+            tags = self.tags(manifest.name, manifest.platform)
+        except StoreError:
+            return ()
+        return tuple(tag for tag, id_ in tags.items() if id_ == manifest.id)
+
+    def published_at(self, manifest: Manifest) -> datetime | None:
+        """Return when an artifact came into this registry, if the store says it."""
+        stat = self.store.stat(folder_of(manifest) + REGISTRY_MANIFEST)
+        return stat.modified if stat else None
 
     def ids(self, name: str, platform: str) -> tuple[str, ...]:
         """Return the ids of all published artifacts of an environment."""

@@ -1,0 +1,154 @@
+"""Why a package is in an environment: who needs it, and who needs those."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pipeline.errors import IntegrityError, NotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pipeline.models import LockedPackage
+
+MOST_LEVELS = 200
+"""Deeper trees are made to keep a reader busy."""
+
+
+class _Component(msgspec.Struct, frozen=True, rename={"ref": "bom-ref"}):
+    ref: str
+    name: str
+    version: str = ""
+
+
+class _Link(msgspec.Struct, frozen=True, rename="camel"):
+    ref: str
+    depends_on: tuple[str, ...] = ()
+
+
+class _Bill(msgspec.Struct, frozen=True):
+    """The part of a CycloneDX list that says who needs what."""
+
+    metadata: dict[str, Any]
+    components: tuple[_Component, ...] = ()
+    dependencies: tuple[_Link, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Package:
+    """A package of an environment."""
+
+    name: str
+    version: str
+    kind: str
+    """`conda` or `pypi`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """A package, and those that need it."""
+
+    name: str
+    version: str
+    kind: str
+    needed_by: tuple[Need, ...] = ()
+    """Empty when nothing needs it: then it was asked for."""
+    repeated: bool = False
+    """It stands in the tree already, with those that need it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dependencies:
+    """Who needs whom in an environment."""
+
+    packages: frozenset[Package]
+    needed_by: Mapping[Package, tuple[Package, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def of_sbom(cls, data: bytes, what: str) -> Dependencies:
+        """Read a CycloneDX list; `what` names it in errors."""
+        try:
+            bill = msgspec.json.decode(data, type=_Bill)
+        except msgspec.MsgspecError as error:
+            message = f"{what} is damaged: {error}"
+            raise IntegrityError(message, hint="`envferry check` says how to mend it") from error
+        packages = {one.ref: _package(one) for one in bill.components}
+        links = {link.ref: link.depends_on for link in bill.dependencies}
+        return cls._of(packages, links)
+
+    @classmethod
+    def of_lock(cls, locked: tuple[LockedPackage, ...]) -> Dependencies:
+        """Take what a lock says of one platform."""
+        kinds = {"conda": "conda", "pip": "pypi"}
+        packages = {
+            _normal(item.name): Package(item.name, item.version, kinds[item.manager])
+            for item in locked
+        }
+        links = {_normal(item.name): tuple(map(_normal, item.dependencies)) for item in locked}
+        return cls._of(packages, links)
+
+    @classmethod
+    def _of(
+        cls, packages: Mapping[str, Package], links: Mapping[str, tuple[str, ...]]
+    ) -> Dependencies:
+        found: dict[Package, set[Package]] = {}
+        for ref, needs in links.items():
+            for need in needs:
+                # The environment itself is no package: what it lists it does not need.
+                if ref in packages and need in packages and packages[ref] != packages[need]:
+                    found.setdefault(packages[need], set()).add(packages[ref])
+        ordered = {package: tuple(sorted(those)) for package, those in found.items()}
+        return cls(frozenset(packages.values()), ordered)
+
+    def why(self, name: str, environment: str) -> tuple[Need, ...]:
+        """Return the tree above each package of that name (conda's and pip's).
+
+        Raises NotFound with what there is instead.
+        """
+        there = sorted(one for one in self.packages if _normal(one.name) == _normal(name))
+        if not there:
+            names = sorted({one.name for one in self.packages})
+            near = difflib.get_close_matches(name, names, n=3)
+            hint = (
+                f"perhaps {', '.join(near)}?"
+                if near
+                else f"`envferry show {environment}` lists all"
+            )
+            raise NotFound(f"{environment} has no package {name}", hint=hint)
+        seen: set[Package] = set()
+        return tuple(self._above(one, seen) for one in there)
+
+    def _above(self, package: Package, seen: set[Package], depth: int = 0) -> Need:
+        """Return a package with those that need it; each is followed once."""
+        those = self.needed_by.get(package, ())
+        is_known = bool(those) and (package in seen or depth == MOST_LEVELS)
+        seen.add(package)
+        return Need(
+            name=package.name,
+            version=package.version,
+            kind=package.kind,
+            needed_by=() if is_known else tuple(self._above(one, seen, depth + 1) for one in those),
+            repeated=is_known,
+        )
+
+
+def need_lines(need: Need, prefix: str = "") -> Iterator[str]:
+    """Yield a tree as lines: the package first, those that need it below."""
+    for number, above in enumerate(need.needed_by, 1):
+        is_last = number == len(need.needed_by)
+        note = " (see above)" if above.repeated else ""
+        yield f"{prefix}{'└── ' if is_last else '├── '}{above.name} {above.version}{note}"
+        yield from need_lines(above, prefix + ("    " if is_last else "│   "))
+
+
+def _package(component: _Component) -> Package:
+    kind = component.ref.partition("/")[0].removeprefix("pkg:")
+    return Package(component.name, component.version, kind)
+
+
+def _normal(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")

@@ -1,0 +1,86 @@
+"""show, diff and why, as people run them, on artifacts and on a real environment."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.integration.test_trust import pack
+from tests.workshop import Workshop
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Workshop:
+    """A machine with a registry of two versions, the second one signed."""
+    environ = {
+        "ENVFERRY_REGISTRY": str(tmp_path / "registry"),
+        "ENVFERRY_ENVS_DIR": str(tmp_path / "envs"),
+        "ENVFERRY_TRUSTED_DIR": str(tmp_path / "trusted.d"),
+    }
+    workshop = Workshop(home=tmp_path, cache=tmp_path / "cache", environ=environ)
+    workshop.run("keygen", "ours")
+    first, second = (pack(tmp_path / "packed", version) for version in (1, 2))
+    workshop.run("push", first.archive_path, "--tag", "old")
+    workshop.run("push", second.archive_path, "--sign-key", "ours.key", "--tag", "new")
+    return workshop
+
+
+def answer(host: Workshop, *words: str | Path) -> Any:
+    return json.loads(host.run(*words, "--json").stdout)
+
+
+def test_diff_says_what_an_update_reads_to_the_byte(host: Workshop) -> None:
+    found = answer(host, "diff", "demo@old", "demo@new")
+    host.run("install", "demo@old")
+    plan = answer(host, "install", "demo@new", "--dry-run")
+    assert found["update"]["bytes"] == plan["fetch_bytes"]
+    assert found["update"]["frames"] == plan["frames"]
+    assert found["archive_after"] == plan["archive_bytes"]
+    said = host.run("diff", "demo@old", "demo@new").stdout
+    assert f"reads {plan['fetch_bytes']:,} of {plan['archive_bytes']:,} bytes" in said
+    host.run("diff", "demo@old", "demo@nothing", expect=7)
+    host.run("diff", "demo", "demo@new", expect=7)
+
+
+def test_diff_of_files_and_of_locks(host: Workshop) -> None:
+    one, two = sorted((host.home / "packed").glob("*.tar.zst"))
+    assert answer(host, "diff", one, two)["before"] == one.name.removesuffix(".tar.zst")
+    assert answer(host, "diff", one, one)["packages"] == []
+    assert "git" in host.run("diff", "demo@old", "demo@new", "--locks", expect=7).stderr
+
+
+def test_show_says_who_built_it_and_when_it_came(host: Workshop) -> None:
+    new, old = answer(host, "show", "demo@new"), answer(host, "show", "demo@old")
+    assert new["tags"] == ["latest", "new"]
+    assert new["published"] >= old["published"] > "2020"
+    assert old["provenance"] is None
+    assert len(new["provenance"]["key_ids"]) == 1
+    assert "@" in new["provenance"]["who"]
+    said = host.run("show", "demo@new").stdout
+    assert "built by" in said
+    assert new["provenance"]["key_ids"][0] in said
+    assert "nobody" in host.run("show", "demo@old").stdout
+
+
+@pytest.mark.container
+def test_a_real_environment(workshop: Workshop, archive: Path) -> None:
+    """By the SBOM, and without one by the lock: the same answer."""
+    said = workshop.run("why", archive, "mdurl").stdout
+    assert "markdown-it-py" in said
+    assert "rich" in said
+    tree = answer(workshop, "why", archive, "mdurl")
+    sbom = next(archive.parent.glob("*.sbom.cdx.json"))
+    away = sbom.rename(archive.parent / "away")
+    try:
+        assert answer(workshop, "why", archive, "mdurl") == tree
+    finally:
+        away.rename(sbom)
+    assert "mdurl" in workshop.run("why", archive, "mdurll", expect=7).stderr
+    shown = workshop.run("show", archive).stdout
+    assert "licences" in shown
+    assert "BSD-3-Clause" in shown
