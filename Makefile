@@ -27,6 +27,7 @@ unit: .venv/.ready
 	$(bin)/pytest --ignore tests/integration
 
 integration: .venv/.ready
+	./bootstrap.sh browser
 	$(bin)/pytest tests/integration -m "not podman"
 
 podman: .venv/.ready

@@ -33,6 +33,20 @@ if [ "${1:-}" = podman ]; then
   exit
 fi
 
+if [ "${1:-}" = browser ]; then
+  # Not every system has this package: without it the tests of the pages in a browser are skipped.
+  for name in chromium chromium-browser google-chrome; do command -v "$name" >/dev/null && exit; done
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "installing chromium (opens the pages of envferry serve)" >&2
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get install -y -qq chromium >/dev/null 2>&1 ||
+      { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1 || true
+  fi
+  command -v chromium >/dev/null ||
+    echo "no Chromium: the pages are not tested in a browser (sudo apt-get install chromium)" >&2
+  exit
+fi
+
 if ! [ -x .venv/bin/python ] || ! .venv/bin/python -c '' 2>/dev/null; then
   "$python" -c 'import ensurepip' 2>/dev/null ||
     install_package "python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv" \

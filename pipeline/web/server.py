@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -33,7 +34,8 @@ def serve_site(site: Site, listener: socket.socket, host: str) -> None:
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    with suppress(KeyboardInterrupt):  # the usual end of a server
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def is_local(host: str) -> bool:

@@ -61,8 +61,9 @@ class Site:
 
     @property
     def url(self) -> str:
-        """Where the registry is, without logins."""
-        return without_credentials(self.catalog.registry.url)
+        """Where the registry is, as somebody in another folder writes it; without logins."""
+        store = self.catalog.registry.store
+        return without_credentials(store.url if "://" in store.url else store.place)
 
     def ask(self, query: Callable[[Connection], T]) -> T:
         """Ask the index, after a look at how old it is."""

@@ -1,0 +1,144 @@
+"""The pages in a real browser: axe, a phone, the dark, the keyboard, no scripts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+
+from pipeline.registry import Registry
+from tests.artifacts import PLATFORM
+from tests.browser import chromium, find_chromium, serving
+from tests.conftest import require
+from tests.showcase import publish_showcase
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.browser
+
+STABLE = f"transformer/{PLATFORM}/stable"
+PATHS = (
+    "",
+    "envs/transformer/",
+    f"envs/{STABLE}/",
+    f"envs/{STABLE}/?q=zzz",
+    "diff/",
+    f"diff/?old={STABLE}&new=transformer/{PLATFORM}/latest",
+    "find/",
+    "find/?q=torch",
+    "find/?q=none%3E1",
+    "tags/",
+    "nope",
+)
+LOOKS: tuple[dict[str, Any], ...] = (
+    {"viewport": {"width": 1200, "height": 800}, "color_scheme": "light"},
+    {"viewport": {"width": 375, "height": 760}, "color_scheme": "dark"},
+)
+PHONE = LOOKS[1]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    executable = find_chromium()
+    require("browser", executable)
+    with chromium(str(executable)) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[str]:
+    home = tmp_path_factory.mktemp("pages")
+    publish_showcase(Registry.open(str(home / "registry")), home / "packed")
+    with serving(home / "registry", home / "cache") as url:
+        yield url
+
+
+@pytest.fixture
+def page(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Page]:
+    """A tab that fails the test when the browser complains: of the policy above all."""
+    context = browser.new_context(**getattr(request, "param", LOOKS[0]))
+    complaints: list[str] = []
+    tab = context.new_page()
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.on("pageerror", lambda error: complaints.append(str(error)))
+    yield tab
+    context.close()
+    assert [text for text in complaints if "404 (Not Found)" not in text] == []
+
+
+@pytest.mark.parametrize("page", LOOKS, ids=("desk", "phone"), indirect=True)
+def test_axe_finds_nothing_serious(page: Page, address: str) -> None:
+    axe = Axe()
+    found = {}
+    for path in PATHS:
+        page.goto(address + path)
+        violations = axe.run(page).response["violations"]
+        bad = [one for one in violations if one["impact"] in ("serious", "critical")]
+        if bad:
+            found[path] = [(one["id"], one["nodes"][0]["html"][:200]) for one in bad]
+    assert found == {}
+
+
+@pytest.mark.parametrize("page", [PHONE], ids=("phone",), indirect=True)
+def test_nothing_is_wider_than_a_phone(page: Page, address: str) -> None:
+    for path in PATHS:
+        page.goto(address + path)
+        width = page.evaluate("document.documentElement.scrollWidth")
+        assert width <= 375, path
+    page.goto(f"{address}envs/{STABLE}/")
+    assert page.locator("svg.portrait").is_visible()
+    assert not page.locator("svg.landscape").is_visible()
+
+
+@pytest.mark.parametrize("page", [PHONE], ids=("phone",), indirect=True)
+def test_the_dark_is_dark(page: Page, address: str) -> None:
+    page.goto(address)
+    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert max(int(part) for part in colour.removeprefix("rgb(").rstrip(")").split(",")) < 60
+
+
+def test_the_way_through_the_pages(page: Page, address: str) -> None:
+    page.goto(address)
+    page.get_by_role("link", name="transformer").click()
+    page.get_by_role("button", name="Compare the two").click()
+    assert "what changed" in page.inner_text("h1")
+    page.get_by_role("link", name="transformer 2026.11").click()
+    assert "envferry install transformer@" in page.inner_text("pre")
+    page.get_by_role("link", name="Version", exact=True).click()
+    assert page.locator('th[aria-sort="ascending"]').inner_text().startswith("Version")
+    page.get_by_label("Name or licence").fill("nvidia")
+    page.get_by_role("button", name="Filter").click()
+    assert page.locator("#packages ~ .scroll tbody tr").count() < 20
+    with page.expect_download() as download:
+        page.get_by_role("link", name="SBOM").click()
+    assert download.value.suggested_filename.endswith("sbom.cdx.json")
+    page.get_by_role("link", name="Packages", exact=True).click()
+    page.get_by_label("Package").fill("openssl<3.1")
+    page.get_by_role("button", name="Find").click()
+    assert "20 finds" in page.inner_text("main")
+
+
+def test_the_keyboard_shows_where_it_is(page: Page, address: str) -> None:
+    page.goto(address)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    assert page.locator(".skip").bounding_box()["x"] >= 0  # type: ignore[index]
+    page.keyboard.press("Tab")
+    style = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert style == "solid"
+
+
+def test_no_scripts_are_needed_or_sent(browser: Browser, address: str) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    kinds: set[str] = set()
+    page.on("request", lambda request: kinds.add(request.resource_type))
+    for path in PATHS:
+        page.goto(address + path)
+        assert page.inner_text("h1")
+    assert kinds <= {"document", "stylesheet", "image", "other"}
+    context.close()

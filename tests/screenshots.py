@@ -1,0 +1,48 @@
+"""Draw docs/screenshots: `python -m tests.screenshots`."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pipeline.registry import Registry
+from tests.artifacts import PLATFORM
+from tests.browser import chromium, find_chromium, serving
+from tests.showcase import publish_showcase
+
+TARGET = Path(__file__).parents[1] / "docs/screenshots"
+DESK = {"width": 1000, "height": 720}
+PHONE = {"width": 375, "height": 720}
+STABLE = f"envs/transformer/{PLATFORM}/stable/"
+SHOTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("environments", "", {"viewport": DESK}),
+    ("artifact", STABLE, {"viewport": DESK}),
+    ("artifact-dark", STABLE, {"viewport": DESK, "color_scheme": "dark"}),
+    ("versions-phone", "envs/transformer/", {"viewport": PHONE}),
+    ("artifact-phone", STABLE, {"viewport": PHONE, "color_scheme": "dark"}),
+    ("find", "find/?q=torch%3E%3D2.8", {"viewport": DESK}),
+)
+
+
+def main() -> None:
+    """Draw all."""
+    executable = find_chromium()
+    if not executable:
+        sys.exit("error: no Chromium here\nhint: apt-get install chromium")
+    TARGET.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="site-") as scratch:
+        registry = Path(scratch, "artifacts")
+        publish_showcase(Registry.open(str(registry)), Path(scratch, "packed"))
+        with serving(registry, Path(scratch, "cache")) as url, chromium(executable) as browser:
+            for name, path, look in SHOTS:
+                context = browser.new_context(**look)
+                page = context.new_page()
+                page.goto(url + path)
+                page.screenshot(path=TARGET / f"{name}.png")
+                context.close()
+
+
+if __name__ == "__main__":
+    main()
