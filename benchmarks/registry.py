@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from benchmarks.comparing import Command, Result, Run, in_turn, run_once, seconds_result
 from demo.seaweed import S3Server, seaweed
 from demo.voyage import ENVFERRY
+from tests.fault_proxy import Plan, fault_proxy
+from tests.packed import pack, random_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +39,7 @@ else:
     client.download_file(bucket, key, path, Config=transfer)
 """
 LIMIT_MB = 300
+PACKAGE_BYTES = 12_000_000
 SIGNATURE_SECONDS = 0.3
 
 
@@ -51,6 +54,7 @@ def results(environment: Environment) -> Iterator[Result]:
         yield from bench.fetch_results(environment.rounds)
         yield from bench.install_results(environment)
         yield from bench.signature_results(environment.rounds)
+        yield bench.known_result()
     shutil.rmtree(work)
 
 
@@ -149,6 +153,25 @@ class Bench:
         verified = [self.run(*check, *trusted) for _ in range(rounds)]
         read = [self.run(sys.executable, "-c", program, self.archive) for _ in range(rounds)]
         yield beyond("verify_ref_seconds", verified, read)
+
+    def known_result(self) -> Result:
+        """Push an archive of which 19 of 20 packages are in the registry; count what is sent."""
+        url, sent = f"s3://{self.server.bucket}/known", 0
+        kept = {f"p{number:02}": random_bytes(number, PACKAGE_BYTES) for number in range(19)}
+        for version in range(2):
+            changed = {"p09x": random_bytes(100 + version, PACKAGE_BYTES)}
+            artifact = pack(self.work / "known", {**kept, **changed}, name="known")
+            plan = Plan(upstream=self.server.endpoint_url)
+            with fault_proxy(plan) as proxy:
+                command = self.command(ENVFERRY, "push", artifact.archive_path, "--registry", url)
+                environ = (*command.environ, ("AWS_ENDPOINT_URL_S3", proxy))
+                run_once(replace(command, environ=environ))
+            sent = plan.sent_bytes
+        size = artifact.archive_path.stat().st_size
+        return Result(
+            name="push_known_bytes", ours=sent, other=size, goal=0.1, unit="bytes",
+            note="19 of 20 packages are there, of 12 MB each",
+        )  # fmt: skip
 
     def transfer(self, verb: str, path: Path, key: str) -> tuple[str | Path, ...]:
         """Return the command line of boto3's transfer manager."""
