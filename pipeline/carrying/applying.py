@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.artifacts import REGISTRY_MANIFEST
-from pipeline.carrying.copying import Carrier
+from pipeline.carrying.copying import Carrier, piece_size
 from pipeline.carrying.deltas import DELTAS, Base, OpenDelta, delta_folder, find_deltas
 from pipeline.carrying.mirroring import MirrorOrder, mirror_registry
 from pipeline.carrying.tags import CarriedTag, carry_tag
@@ -126,7 +126,8 @@ def _rebuild(delta: OpenDelta, site: Registry, journals: Path, progress: Progres
     what = f"{facts.file}, rebuilt from {bases} and {delta.source.url},"
     with progress.task(f"rebuild {facts.file}", facts.size) as advance:
         carrier = Carrier(target=site, journals=journals, advance=advance)
-        incoming = carrier.incoming(delta.manifest, what, delta.rebuild(site))
+        piece_bytes = piece_size(site.store, delta.source.store)
+        incoming = carrier.incoming(delta.manifest, what, delta.rebuild(site), piece_bytes)
         try:
             carrier.publish(delta.manifest, delta.companions, incoming)
         except IntegrityError as error:

@@ -23,8 +23,10 @@ from pipeline.registry import LOCK_FILE
 from pipeline.registry.layout import archive_key, folder_of
 from pipeline.registry.publishing import place
 from pipeline.registry.removal import require_settled
-from pipeline.stores.arriving import Incoming
+from pipeline.stores.arriving import NEAR_PIECE_BYTES, PIECE_BYTES, Incoming
+from pipeline.stores.directory import DirectoryStore
 from pipeline.stores.port import KeyTaken, LostRace
+from pipeline.stores.split import SplitStore
 from pipeline.trust import decode_envelope, encode_envelope, is_about
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     from pipeline.models import Manifest
     from pipeline.registry import Registry
+    from pipeline.stores.port import Store
 
 log = logging.getLogger(__name__)
 
@@ -71,11 +74,16 @@ class Carrier:
         """Copy an artifact; return whether its archive was written."""
         source.require_archive(manifest)
         what = f"{manifest.archive.file} in {source.url}"
-        incoming = self.incoming(manifest, what, partial(source.read_archive, manifest))
+        read_at = partial(source.read_archive, manifest)
+        incoming = self.incoming(manifest, what, read_at, piece_size(source.store))
         return self.publish(manifest, Companions.of(source, manifest), incoming)
 
     def incoming(
-        self, manifest: Manifest, what: str, read_at: Callable[[int, int], bytes]
+        self,
+        manifest: Manifest,
+        what: str,
+        read_at: Callable[[int, int], bytes],
+        piece_bytes: int,
     ) -> Incoming:
         """Return an archive as the target's store is to take it."""
         facts = manifest.archive
@@ -88,6 +96,7 @@ class Carrier:
             read_at=read_at,
             digests=(facts.xxh128, facts.blake3),
             journal=self.journals / name,
+            piece_bytes=piece_bytes,
         )
 
     def publish(self, manifest: Manifest, companions: Companions, incoming: Incoming) -> bool:
@@ -178,3 +187,9 @@ class Carrier:
             return there
         joined = msgspec.structs.replace(theirs, signatures=(*theirs.signatures, *fresh))
         return encode_envelope(joined)
+
+
+def piece_size(*stores: Store) -> int:
+    """Return how much is best read at once of these: servers are asked for more, and less often."""
+    is_near = all(isinstance(store, (DirectoryStore, SplitStore)) for store in stores)
+    return NEAR_PIECE_BYTES if is_near else PIECE_BYTES

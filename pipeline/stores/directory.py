@@ -168,7 +168,7 @@ class DirectoryStore:
     def _receive(self, incoming: Incoming, key: str, advance: Callable[[int], None]) -> None:
         """Write what arrives to a hidden file, and name it when it is what it must be."""
         path = self._path(key)
-        arriving = PartialFile(path, incoming.size, incoming.token)
+        arriving = PartialFile(path, incoming.size, incoming.token, incoming.piece_bytes)
         with exclusive_lock(arriving.journal, key), arriving.opened():
 
             def take(number: int) -> tuple[bytes, None]:

@@ -149,7 +149,7 @@ class SplitStore:
             token = f"{incoming.token}.{number}"
             part = Incoming(
                 name=incoming.name, size=size, token=token, read_at=read_at, digests=None,
-                watch=watch,
+                watch=watch, piece_bytes=incoming.piece_bytes,
             )  # fmt: skip
             create_or_read(self.inner, part_key(key, number), part, advance)
             parts.append(PartFacts(size=size, blake3=digest.hexdigest()))
