@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks import environments
 from benchmarks.comparing import Result, table
 
-MODULES = ("archive", "lock", "build", "registry", "carrying", "start_up")
+MODULES = ("archive", "lock", "build", "registry", "carrying", "browse", "start_up")
 
 
 def main() -> None:

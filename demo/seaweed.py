@@ -45,6 +45,8 @@ class S3Server:
     secret_key: str = SECRET_KEY
     bucket: str = BUCKET
     """A bucket that exists."""
+    bucket_url: str = ""
+    """Where files of the bucket are put without S3: several times as fast, for benchmarks."""
 
     @property
     def environ(self) -> dict[str, str]:
@@ -75,9 +77,12 @@ def seaweed(directory: Path, *options: str) -> Iterator[S3Server]:
     try:
         argv = [*_arguments(weed, directory, ports), *options]
         with background(argv, env=environ, log_path=log_path) as poll:
-            server = S3Server(endpoint_url=f"http://{HOST}:{ports['s3.port']}")
             filer = f"http://{HOST}:{ports['filer.port']}"
-            _wait((f"{server.endpoint_url}/healthz", f"{filer}/buckets/{BUCKET}/"), poll, log_path)
+            server = S3Server(
+                endpoint_url=f"http://{HOST}:{ports['s3.port']}",
+                bucket_url=f"{filer}/buckets/{BUCKET}/",
+            )
+            _wait((f"{server.endpoint_url}/healthz", server.bucket_url), poll, log_path)
             yield server
     finally:
         _remove_dead_sockets()

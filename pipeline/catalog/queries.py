@@ -216,24 +216,41 @@ WHERE ? IS NULL OR tags.name = ? ORDER BY tags.name, tags.platform, tag
 
 
 def find(
-    wanted: WantedPackage, where: Filter = EVERYTHING
+    wanted: WantedPackage, where: Filter = EVERYTHING, limit: int = -1, offset: int = 0
 ) -> Callable[[Connection], tuple[Match, ...]]:
     """Find the artifacts that hold a package: by environment, the newest first."""
     condition, values = where.sql()
     statement = (
-        f"SELECT contents.package, {ENTRY.replace('number', 'artifacts.number')} FROM contents "
+        f"SELECT contents.package, {ENTRY} FROM contents "
         f"JOIN artifacts ON artifacts.number = contents.artifact WHERE {condition} "
         "AND contents.package IN (SELECT value FROM json_each(?)) "
-        f"ORDER BY name, platform, {NEWEST_FIRST}, contents.package"
+        f"ORDER BY name, platform, {NEWEST_FIRST}, contents.package LIMIT ? OFFSET ?"
     )
 
     def query(connection: Connection) -> tuple[Match, ...]:
-        found = {row[0]: row[1:] for row in _named(connection, wanted.name)}
-        found = {number: row for number, row in found.items() if wanted.accepts(row[1], row[3])}
+        found = _accepted(connection, wanted)
         tags = _tags_by_place(connection, where.name)
-        numbers = "[" + ",".join(map(str, found)) + "]"
-        rows = connection.execute(statement, [*values, numbers])
+        rows = connection.execute(statement, [*values, _json(found), limit, offset])
         return tuple(_match(found[row[0]], _entry(row[1:], tags)) for row in rows)
+
+    return query
+
+
+def count_finds(wanted: WantedPackage, where: Filter = EVERYTHING) -> Callable[[Connection], int]:
+    """Count what `find` finds."""
+    condition, values = where.sql()
+    # Only published artifacts have contents: without a filter no other table is asked.
+    join = f"JOIN artifacts ON artifacts.number = contents.artifact AND {condition}"
+    if where == EVERYTHING:
+        join, values = "", []
+    statement = (
+        f"SELECT count(*) FROM contents {join} "
+        "WHERE contents.package IN (SELECT value FROM json_each(?))"
+    )
+
+    def query(connection: Connection) -> int:
+        numbers = _json(_accepted(connection, wanted))
+        return int(connection.execute(statement, [*values, numbers]).fetchone()[0])
 
     return query
 
@@ -263,6 +280,16 @@ def totals(connection: Connection) -> Totals:
         packages=packages,
         refreshed_at=_time(fact(connection, "refreshed_at") or None),
     )
+
+
+def _accepted(connection: Connection, wanted: WantedPackage) -> dict[int, tuple[Any, ...]]:
+    """Return the packages that are meant: number to name, version, kind and build."""
+    rows = _named(connection, wanted.name)
+    return {row[0]: row[1:] for row in rows if wanted.accepts(row[2], row[4])}
+
+
+def _json(numbers: Iterable[int]) -> str:
+    return "[" + ",".join(map(str, numbers)) + "]"
 
 
 def _named(connection: Connection, name: str) -> Iterable[tuple[Any, ...]]:

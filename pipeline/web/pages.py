@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pipeline.catalog import WantedPackage, queries
 from pipeline.catalog.queries import Entry, Environment, Filter, Match, Tag, Totals
 from pipeline.errors import NotFound, UsageError
 from pipeline.models import Checks, PackageFacts, SystemRequirements, check_name
+from pipeline.registry.differences import PackageChange, Update, compare_packages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -102,22 +103,6 @@ class ArtifactPage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """What happened to a package between two artifacts."""
-
-    change: Literal["added", "removed", "changed"]
-    name: str
-    kind: str
-    old: PackageFacts | None
-    new: PackageFacts | None
-
-    @property
-    def growth(self) -> int:
-        """The bytes that it takes more now."""
-        return (self.new.size if self.new else 0) - (self.old.size if self.old else 0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DiffPage:
     """Two artifacts held against each other; without `old` or `new`, a question for them."""
 
@@ -125,8 +110,10 @@ class DiffPage:
     q_new: str
     old: Entry | None = None
     new: Entry | None = None
-    changes: tuple[Change, ...] = ()
+    changes: tuple[PackageChange, ...] = ()
     unchanged: int = 0
+    update: Update | None = None
+    """What a host that has `old` reads for `new`; None when an archive is damaged."""
     suggestions: tuple[str, ...] = field(default=(), metadata={"json": False})
 
 
@@ -165,13 +152,17 @@ class Question:
             raise UsageError(message, hint="ask for less")
         return text
 
+    def paging(self, total: int) -> Paging:
+        """Return which part of a list is asked for; the nearest one that there is."""
+        text = self.text("page")
+        pages = max(1, -(-total // ROWS))
+        page = min(max(int(text), 1), pages) if text.isascii() and text.isdecimal() else 1
+        return Paging(page=page, pages=pages, total=total)
+
     def share(self, rows: Sequence[T]) -> tuple[tuple[T, ...], Paging]:
         """Return the part of a list that the page shows."""
-        text = self.text("page")
-        pages = max(1, -(-len(rows) // ROWS))
-        page = min(max(int(text), 1), pages) if text.isascii() and text.isdecimal() else 1
-        shown = tuple(rows[(page - 1) * ROWS : page * ROWS])
-        return shown, Paging(page=page, pages=pages, total=len(rows))
+        paging = self.paging(len(rows))
+        return tuple(rows[(paging.page - 1) * ROWS : paging.page * ROWS]), paging
 
 
 def home(site: Site, question: Question) -> HomePage:
@@ -249,15 +240,17 @@ def diff(site: Site, question: Question) -> DiffPage:
         places = tuple(f"{one.name}/{one.platform}/{one.tag}" for one in tags if not one.problem)
         return DiffPage(q_old=q_old, q_new=q_new, suggestions=places[:ROWS])
     old, new = (_entry_of(site, text) for text in (q_old, q_new))
-    before, after = (_by_name(site.contents(one).manifest.packages) for one in (old, new))
-    changes = [_change(before.get(key), after.get(key)) for key in sorted(before | after)]
+    before, after = (site.contents(one).manifest for one in (old, new))
+    changes = tuple(compare_packages(before.packages, after.packages))
+    present = sum(1 for change in changes if change.change != "removed")
     return DiffPage(
         q_old=q_old,
         q_new=q_new,
         old=old,
         new=new,
-        changes=tuple(change for change in changes if change),
-        unchanged=sum(1 for change in changes if change is None),
+        changes=changes,
+        unchanged=len(after.packages) - present,
+        update=site.update(before, after),
     )
 
 
@@ -269,7 +262,10 @@ def find(site: Site, question: Question) -> FindPage:
             q="", tagged=tagged, matches=(), versions=(), paging=Paging(page=1, pages=1, total=0)
         )
     wanted = WantedPackage.parse(q)
-    matches, paging = question.share(site.ask(queries.find(wanted, Filter(is_tagged=tagged))))
+    where = Filter(is_tagged=tagged)
+    paging = question.paging(site.ask(queries.count_finds(wanted, where)))
+    offset = (paging.page - 1) * ROWS
+    matches = site.ask(queries.find(wanted, where, limit=ROWS, offset=offset))
     versions = site.ask(queries.versions_of(wanted)) if "*" not in wanted.name else ()
     return FindPage(q=q, tagged=tagged, matches=matches, versions=versions, paging=paging)
 
@@ -312,18 +308,3 @@ def _entry_of(site: Site, text: str) -> Entry:
         message = f"{text!r} names no artifact"
         raise UsageError(message, hint="write NAME/PLATFORM/TAG or NAME/PLATFORM/ID")
     return site.entry(*parts)
-
-
-def _by_name(packages: Sequence[PackageFacts]) -> dict[tuple[str, str], PackageFacts]:
-    return {(one.name.lower(), one.kind): one for one in packages}
-
-
-def _change(old: PackageFacts | None, new: PackageFacts | None) -> Change | None:
-    """Return what happened to a package, None for nothing."""
-    one = new or old
-    if one is None or (old and new and (old.version, old.build) == (new.version, new.build)):
-        return None
-    kind: Literal["added", "removed", "changed"] = (
-        "changed" if old and new else "added" if new else "removed"
-    )
-    return Change(change=kind, name=one.name, kind=one.kind, old=old, new=new)

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.artifacts import ATTESTATION, SBOM
 from pipeline.catalog import queries
-from pipeline.errors import NotFound, PipelineError
+from pipeline.errors import IntegrityError, NotFound, PipelineError, SpecError
 from pipeline.models import ID_PATTERN, Ref, check_name, without_credentials
+from pipeline.registry import PublishedArchive
+from pipeline.registry.differences import compare_artifacts
 from pipeline.registry.layout import attachment_key
 from pipeline.web.provenance import Provenance, provenance_of
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from pipeline.catalog.database import Connection
     from pipeline.catalog.queries import Entry
     from pipeline.models import Manifest
+    from pipeline.registry.differences import Update
     from pipeline.signing import PublicKey
 
 log = logging.getLogger(__name__)
@@ -130,6 +133,16 @@ class Site:
             while len(self._contents) > REMEMBERED:
                 self._contents.popitem(last=False)
         return contents
+
+    def update(self, before: Manifest, after: Manifest) -> Update | None:
+        """Return what an update reads, from the ends of both archives; None when it cannot."""
+        registry = self.catalog.registry
+        try:
+            old, new = ((one, PublishedArchive(registry, one)) for one in (before, after))
+            return compare_artifacts(old, new).update
+        except (IntegrityError, NotFound, SpecError) as error:
+            log.info("no update from %s to %s: %s", before.stem, after.stem, error.message)
+            return None
 
     def file(self, entry: Entry, name: str) -> bytes:
         """Read one of the small files beside an artifact; raise NotFound."""
