@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import threading
 import time
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from pipeline.progress import Progress
 
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+CONTROL = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
+"""Control characters but tab, newline and what sets colours."""
 QUIET_SECONDS = 1.0
 """A task shows a bar only when it takes longer than this."""
 
@@ -57,7 +60,12 @@ class Console:
         if self.as_json:
             click.echo(to_json(msgspec.to_builtins(value, enc_hook=to_builtin)), nl=False)
         else:
-            click.echo("".join(f"{line}\n" for line in lines()), nl=False)
+            click.echo(harmless("".join(f"{line}\n" for line in lines())), nl=False)
+
+
+def harmless(text: str) -> str:
+    """Return a text that can only colour a terminal: names and licences come from anybody."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def to_builtin(value: object) -> object:
@@ -87,7 +95,7 @@ class MessageFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line, without the logins of URLs in it."""
-        text = without_credentials(super().format(record))
+        text = harmless(without_credentials(super().format(record)))
         return f"{record.levelname.lower()}: {text}" if record.levelno > logging.INFO else text
 
 

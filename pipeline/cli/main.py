@@ -136,9 +136,10 @@ def report_os_error(error: OSError) -> int:
 
 def report(message: str, hint: str, exit_code: int) -> int:
     """Print an error for people, without the logins of URLs in it, and return its exit code."""
+    from pipeline.cli.console import harmless
     from pipeline.models import without_credentials
 
-    message, hint = without_credentials(message), without_credentials(hint)
+    message, hint = (harmless(without_credentials(text)) for text in (message, hint))
     click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
     if hint:
         click.echo(f"{click.style('hint:', bold=True)} {hint}", err=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -65,6 +66,25 @@ def test_show_says_who_built_it_and_when_it_came(host: Workshop) -> None:
     assert "built by" in said
     assert new["provenance"]["key_ids"][0] in said
     assert "nobody" in host.run("show", "demo@old").stdout
+
+
+def test_names_and_licences_cannot_drive_a_terminal(host: Workshop) -> None:
+    """Whoever writes into the bucket writes names: no cursor moves, no window titles."""
+    evil = "\x1b[2J\x1b]0;owned\x07\r\x9b1A"
+    (path,) = (host.home / "registry").glob("v1/tags/*/*/old")
+    id_ = json.loads(path.read_text())["id"]
+    (manifest_path,) = (host.home / "registry").rglob(f"{id_}/manifest.json")
+    manifest = json.loads(manifest_path.read_text())
+    package = {"name": f"num{evil}py", "version": evil, "kind": "pypi", "license": f"MIT{evil}"}
+    manifest |= {"packages": [package], "image": evil, "tools": {evil: "1"}}
+    manifest_path.write_text(json.dumps(manifest))
+    for words in (("show", "demo@old"), ("ls",), ("diff", "demo@old", "demo@new"), ("check",)):
+        argv, environ = host.command(*words)
+        run = subprocess.run(argv, env=environ, cwd=host.home, capture_output=True, check=False)
+        said = (run.stdout + run.stderr).decode()
+        assert not {"\x1b", "\x07", "\r", "\x9b"} & set(said), words
+    manifest_path.write_text(json.dumps({"name": evil}))
+    assert "\x1b" not in host.run("show", "demo@old", expect=8).stderr
 
 
 @pytest.mark.container
