@@ -59,6 +59,8 @@ class WheelShop:
     conda: tuple[LockedPackage, ...]
     requirements: Mapping[str, tuple[LockedPackage, ...]]
     """The pinned build requirements of each source package."""
+    anew_in: Mapping[str, str] | None = None
+    """An environment to make every wheel in, without taking or noting one: it must be the same."""
 
     def requires(self, package: LockedPackage) -> tuple[LockedPackage, ...]:
         """Return what a package is built with; raise SpecError when the lock does not say."""
@@ -80,6 +82,8 @@ class WheelShop:
 
     def find(self, package: LockedPackage) -> LockedPackage | None:
         """Return the wheel that was made of a package before, if the cache still has it, whole."""
+        if self.anew_in is not None:
+            return None
         root = self.shelf.cache.root
         try:
             record = root / RECORDS / f"{self.key(package)}.json"
@@ -136,6 +140,7 @@ class WheelShop:
                 Mount(source=self.shelf.cache.root, target=DOWNLOADS),
                 Mount(source=bench, target=BENCH, writable=True),
             ),
+            environ=self.anew_in or {},
             needs_tool=True,
         )
         finished = self.sandbox.run(job, check=False, show=log.isEnabledFor(logging.INFO))
@@ -150,8 +155,9 @@ class WheelShop:
         new = as_wheel(package, found[0], digest)
         cache = self.shelf.cache
         path = cache.fetch_all((new,), progress=self.shelf.progress)[new.url]
-        record = MadeWheel(file=path.name, sha256=digest)
-        write_bytes(cache.root / RECORDS / f"{self.key(package)}.json", to_json(record))
+        if self.anew_in is None:
+            record = MadeWheel(file=path.name, sha256=digest)
+            write_bytes(cache.root / RECORDS / f"{self.key(package)}.json", to_json(record))
         return as_wheel(package, path, digest)
 
 

@@ -114,8 +114,8 @@ def build_again(
 ) -> None:
     """Build a second time where everything that may differ does; raise when a byte does.
 
-    Another folder, user, umask, date, hash seed, locale and time zone. Raises IntegrityError that
-    names the files and how they differ.
+    Another folder, user, umask, date, hash seed, locale and time zone; wheels of sources are made
+    again, too. Raises IntegrityError that names the files and how they differ.
     """
     from pipeline.sandbox.comparison import compare_trees
     from pipeline.sandbox.orders import ANOTHER_DAY, OTHER_CIRCUMSTANCES
@@ -127,7 +127,8 @@ def build_again(
         log.warning("libfaketime is not here: the second build has another time, not another date")
     with tempfile.TemporaryDirectory(prefix="again-", dir=settings().cache_dir) as folder:
         home = Path(folder)
-        again = replace(options, builds_dir=home, offline=True, check=False, circumstances=around)
+        usual = replace(options, builds_dir=home, offline=True, check=False)
+        again = replace(usual, circumstances=around, anew=True)
         second = build_lock(console, lock, sandbox, again)
         with console.progress.task("compare the two trees"):
             differences = [str(item) for item in compare_trees(Path(built.tree), Path(second.tree))]

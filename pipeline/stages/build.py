@@ -57,6 +57,8 @@ class BuildOptions:
     """Packages whose own requirements need not hold."""
     circumstances: Circumstances = field(default_factory=Circumstances)
     """What must make no difference."""
+    anew: bool = False
+    """Make the wheels of sources again, too, though the cache has them."""
 
 
 def build_env(
@@ -85,6 +87,7 @@ def build_env(
             sandbox=sandbox,
             conda=tuple(item for item in packages if item.manager == "conda"),
             requirements=lock.build_requirements_for(platform),
+            anew_in=options.circumstances.environ if options.anew else None,
         )
         partial = home.with_name(f"{home.name}.partial")
         made = make_wheels(shop, packages, partial, options)

@@ -121,7 +121,9 @@ def test_another_user_may_run_it(sandbox: Sandbox, tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     mount = Mount(source=tmp_path, target="/out", writable=True)
     job = Job(argv=("/bin/sh", "-c", "id -u; touch /out/x"), mounts=(mount,), user=4321)
-    assert sandbox.run(job).stdout == "4321\n"
+    # podman without root has no other user whose files this one could remove.
+    may_choose = os.getuid() == 0 or sandbox.name == "bwrap"
+    assert sandbox.run(job).stdout == ("4321\n" if may_choose else "0\n")
     (tmp_path / "x").unlink()
 
 

@@ -185,6 +185,23 @@ def test_a_folder_that_changed_is_not_built(shop: Workshop, tmp_path: Path) -> N
     assert not list((other.cache / "builds").glob("*.partial"))
 
 
+def test_wheels_are_made_again_for_a_second_build(
+    shop: Workshop, workshop: Workshop, tmp_path: Path
+) -> None:
+    project = PROJECT.format(name="noisy", requires="setuptools", backend="setuptools.build_meta")
+    setup = "import os\nopen('noisy.py', 'w').write('SEED = ' + SEED)\n"
+    setup += "from setuptools import setup\nsetup(py_modules=['noisy'])\n"
+    for seed, code in (("'1'", 0), ("os.environ['PYTHONHASHSEED']", 8)):
+        files = {"pyproject.toml": project, "setup.py": setup.replace("+ SEED", f"+ {seed}")}
+        folder = write(tmp_path / f"noisy{code}", files)
+        shop.write_spec("noisy", one_source(workshop, str(folder)))
+        shop.run("lock", "noisy")
+        finished = shop.run("build", "noisy", "--twice", expect=code)
+        assert finished.stderr.count("make a wheel of noisy") == 2
+    assert "two builds of noisy differ" in finished.stderr
+    assert "noisy.py" in finished.stderr
+
+
 def test_a_source_that_cannot_be_built(shop: Workshop, workshop: Workshop, tmp_path: Path) -> None:
     project = PROJECT.format(name="broken", requires="setuptools", backend="setuptools.build_meta")
     folder = write(tmp_path / "broken", {"pyproject.toml": project, "setup.py": WANTS_NETWORK})
