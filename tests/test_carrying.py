@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
 import pytest
 
 from pipeline.artifacts import sbom_path
 from pipeline.carrying.applying import Applied, apply_folder
 from pipeline.carrying.exporting import Exported, ExportOrder, export_artifacts
 from pipeline.carrying.mirroring import Mirrored, MirrorOrder, mirror_registry, plan_mirror
+from pipeline.cli.carrying import export, parse_size
 from pipeline.errors import IntegrityError, NotFound, StoreError, TargetOccupied, UsageError
 from pipeline.models import Ref, current_platform
 from pipeline.progress import Silent
@@ -417,3 +419,33 @@ def test_export_of_what_is_no_folder(sites: Sites) -> None:
     Path(sites.disk).mkdir()
     with pytest.raises(NotFound, match="no export"):
         sites.apply()
+
+
+def test_a_delta_in_parts(sites: Sites) -> None:
+    first = sites.push(SMALL)
+    sites.mirror()
+    sites.push(SMALL[1:])
+    sites.export("demo", since=(f"demo@{first.manifest.id}",), part_bytes=100_000)
+    assert len(list(Path(sites.disk).rglob("*.delta.part*[0-9]"))) == 4
+    sites.apply()
+    require_in_order(sites.site)
+
+
+@pytest.mark.parametrize("marker", ["{}", '{"part_bytes": 0}', '{"part_bytes": "x"}', "no"])
+def test_a_marker_that_says_nothing(tmp_path: Path, marker: str) -> None:
+    (tmp_path / "v1").mkdir()
+    (tmp_path / "v1/split.json").write_text(marker)
+    with pytest.raises(IntegrityError, match="damaged"):
+        open_store(str(tmp_path))
+
+
+def test_sizes_as_people_write_them() -> None:
+    option = next(one for one in export.params if one.name == "part_bytes")
+    context = click.Context(export)
+    assert parse_size(context, option, "4G") == 4_000_000_000 < 2**32
+    assert parse_size(context, option, "650M") == 650_000_000
+    assert parse_size(context, option, "1.5GiB") == 3 << 29
+    assert parse_size(context, option, "2000000") == 2_000_000
+    for text in ("", "4", "G", "4X", "-4G", "1K"):
+        with pytest.raises(click.BadParameter, match="650M or 4G"):
+            parse_size(context, option, text)

@@ -85,6 +85,7 @@ def export_artifacts(
     if bases:
         plans = [plan_delta(source, manifest, bases) for manifest in manifests]
         carried = sum(plan.size for plan in plans)
+        require_space(directory, carried, f"exporting {len(plans)} deltas")
         _write_deltas(source, target, plans, progress)
         tags = tuple(_note_tag(target, name, record) for name, record in found.items())
     else:

@@ -235,6 +235,22 @@ def test_signatures_are_checked_on_the_way(ferry: Workshop) -> None:
     ferry.run("export", "demo", "bad", "--registry", "home", "--trusted-key", "ours.key", expect=2)
 
 
+def test_an_old_disk_is_said_to_be_one(ferry: Workshop) -> None:
+    first = push(ferry)
+    ferry.run("export", "demo@stable", "disk", "--registry", "home")
+    second = push(ferry, SMALL[1:])
+    ferry.run("mirror", "home", "site")
+    said = ferry.run("apply", "disk", "--registry", "site", expect=8)
+    assert "has moved further: disk is older" in said.stderr
+    site = Registry.open(str(ferry.home / "site"))
+    assert site.resolve(Ref.parse("demo@stable"), PLATFORM) == second.manifest.id
+    # As many moves, but elsewhere: nobody can say which of the two is right.
+    site.move_tag("demo", PLATFORM, "stable", first.manifest.id)
+    push(ferry, SMALL[2:])
+    said = ferry.run("mirror", "home", "site", expect=8)
+    assert "independently" in said.stderr
+
+
 def test_a_disk_that_is_full(ferry: Workshop) -> None:
     require("bwrap", Path("/usr/bin/bwrap").exists())
     push(ferry)
