@@ -81,6 +81,7 @@ def test_every_kind_of_difference_is_found_and_repaired(archive: Path, envs: Pat
     (tree / "lib/empty").unlink()
     (tree / "lib/module.py").chmod(0o600)
     (tree / "lib/extra").write_text("came later")
+    (tree / "stray").write_text("where no package has files")
     found = verify(envs)
     assert {item.path: (item.kind, item.package) for item in found.differences} == {
         "bin/tool": ("changed", "tool"),
@@ -88,11 +89,12 @@ def test_every_kind_of_difference_is_found_and_repaired(archive: Path, envs: Pat
         "lib/large": ("changed", "tool"),
         "lib/empty": ("missing", "tool"),
         "lib/module.py": ("changed", "tool"),
-        "lib/extra": ("extra", ""),
+        "lib/extra": ("extra", "tool"),
+        "stray": ("extra", ""),
     }
     assert repair(envs, archive).repaired == tuple(sorted(CONTENTS))
     assert {path: (tree / path).read_bytes() for path in CONTENTS} == before
-    assert [item.path for item in verify(envs).differences] == ["lib/extra"]
+    assert [item.path for item in verify(envs).differences] == ["lib/extra", "stray"]
     assert not list((envs / ".envferry/demo").glob(".repair*"))
 
 

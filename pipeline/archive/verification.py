@@ -27,7 +27,7 @@ class Difference:
     path: str
     kind: Literal["changed", "missing", "extra"]
     package: str
-    """The package it belongs to, empty for none."""
+    """The package it belongs to, for what is extra the one whose directory it is in; or empty."""
     reason: str = ""
 
 
@@ -163,8 +163,20 @@ def package_of_file(index: Index) -> list[str]:
 def extras(tree: InstalledTree) -> Iterator[Difference]:
     """Yield what is in the tree but not in the index; of a new directory only itself."""
     known = {entry.path for entry in tree.index.files}
-    for path in unknown_paths(str(tree.root), "", known):
-        yield Difference(path=path, kind="extra", package="")
+    found = list(unknown_paths(str(tree.root), "", known))
+    owners = package_of_directory(tree.index) if found else {}
+    for path in found:
+        package = owners.get(path.rpartition("/")[0], "")
+        yield Difference(path=path, kind="extra", package=package)
+
+
+def package_of_directory(index: Index) -> dict[str, str]:
+    """Return the package whose files a directory holds, for those that hold one package's only."""
+    owners: dict[str, set[str]] = {}
+    for entry, package in zip(index.files, package_of_file(index), strict=True):
+        if entry.type != "directory":
+            owners.setdefault(entry.path.rpartition("/")[0], set()).add(package)
+    return {directory: min(found) for directory, found in owners.items() if len(found) == 1}
 
 
 def unknown_paths(root: str, below: str, known: set[str]) -> Iterator[str]:
