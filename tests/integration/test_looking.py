@@ -104,3 +104,28 @@ def test_a_real_environment(workshop: Workshop, archive: Path) -> None:
     shown = workshop.run("show", archive).stdout
     assert "licences" in shown
     assert "BSD-3-Clause" in shown
+
+
+def test_check_and_prune_on_the_command_line(host: Workshop) -> None:
+    """Nothing goes without --delete; what is broken ends with 8 and says what to do."""
+    extra = pack(host.home / "packed", 3)
+    host.run("push", extra.archive_path, "--sign-key", "ours.key", "--tag", "new")
+    plan = answer(host, "prune", "--keep-tagged", "--hours", "0")
+    gone = [one["id"] for one in plan["artifacts"] if one["goes"]]
+    assert not plan["deleted"]
+    assert len(gone) == 1
+    assert plan["bytes"] > 50_000
+    assert len(answer(host, "ls")) == 3
+    assert "--delete" in host.run("prune", "--keep-tagged", "--hours", "0").stdout
+    assert "came just now" in host.run("prune", "--keep-tagged").stdout
+    assert "nothing to remove" in host.run("prune", "--keep-within", "8w").stdout
+    host.run("prune", "--keep-within", "soon", expect=2)
+    assert answer(host, "prune", "--keep-tagged", "--hours", "0", "--delete")["deleted"]
+    assert len(answer(host, "ls")) == 2
+    host.run("show", f"demo@{gone[0]}", expect=7)
+    assert answer(host, "check", "--bytes")["findings"] == []
+    next((host.home / "registry").rglob("conda-lock.yml")).unlink()
+    failed = host.run("check", expect=8)
+    assert "conda-lock.yml is missing" in failed.stdout
+    assert "mend: `envferry push demo-" in failed.stdout
+    assert "hint:" in failed.stderr
