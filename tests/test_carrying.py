@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from pipeline.stores.port import Store
 
 PLATFORM = current_platform()
-BIG = random_bytes(1, 3 * PIECE_BYTES)
+BIG = random_bytes(1, PIECE_BYTES + 1_000_000)
 SMALL = random_bytes(2, 300_000)
-SPLIT = 5_000_000
+SPLIT = 3_000_000
 
 
 class Sites:
@@ -159,7 +159,7 @@ def test_a_mirror_copies_what_is_asked_for(sites: Sites) -> None:
 def test_a_mirror_that_broke_off_goes_on(sites: Sites) -> None:
     artifact = sites.push(SMALL)
     data = the(sites.home, "*.tar.zst").read_bytes()
-    lost = LosingStore(open_store(sites.home), 2 * PIECE_BYTES)
+    lost = LosingStore(open_store(sites.home), PIECE_BYTES)
     here, there = Registry(lost), Registry.open(sites.site)
     with pytest.raises(StoreError, match="lost"):
         mirror_registry(here, there, MirrorOrder(), journals=sites.journals, progress=Silent())
@@ -192,7 +192,7 @@ class LosingStore:
 
 def test_damaged_bytes_are_not_mirrored(sites: Sites) -> None:
     sites.push(SMALL)
-    flip(the(sites.home, "*.tar.zst"), 2 * PIECE_BYTES)
+    flip(the(sites.home, "*.tar.zst"), PIECE_BYTES)
     with pytest.raises(IntegrityError, match="the manifest says"):
         sites.mirror()
     assert [name for name in files(sites.site) if "manifest" in name or ".tar" in name] == []
