@@ -75,7 +75,8 @@ async def read_record(file: CondaFile, scratch: Path) -> RepoDataRecord:
     record = PackageRecord.from_index_json(
         index_path, size=Path(file.path).stat().st_size, sha256=file.sha256, md5=file.md5
     )
-    channel = file.url.rsplit("/", 2)[0]
+    # With the subdir at its end, as conda notes it.
+    channel = file.url.rsplit("/", 1)[0]
     return RepoDataRecord(record, Path(file.path).name, Path(file.path).as_uri(), channel)
 
 

@@ -1,0 +1,79 @@
+"""A conda of the machine's own, any version from 4.3 on, says what an environment holds."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from pipeline.sandbox.selection import Engine, open_sandbox
+from tests.builds import BuildShop
+from tests.conftest import require
+from tests.tiny_channel import TinyPackage, make_channel
+
+pytestmark = pytest.mark.container
+
+TINY = (
+    TinyPackage(name="base-files", version="1.0", build="h0_0", files=(("share/base", "base"),)),
+    TinyPackage(
+        name="tool", version="2.5.1", build="h1_3", depends=("base-files",),
+        files=(("bin/tool", "#!/bin/sh\n"), ("share/größe", "x")),
+    ),
+)  # fmt: skip
+
+
+def as_tar_bz2(package: Path) -> Path:
+    """Write a `.conda` package in the older form, the only one that conda 4.3 knows."""
+    target = package.with_name(f"{package.stem}.tar.bz2")
+    with zipfile.ZipFile(package) as outer, tarfile.open(target, "w:bz2") as archive:
+        for name in outer.namelist():
+            if not name.endswith(".tar.zst"):
+                continue
+            with (
+                zstandard.ZstdDecompressor().stream_reader(outer.open(name)) as stream,
+                tarfile.open(fileobj=stream, mode="r|") as inner,
+            ):
+                for member in inner:
+                    archive.addfile(member, inner.extractfile(member))
+    return target
+
+
+def conda(*words: str | Path, envs: Path | None = None) -> str:
+    """Run the machine's conda and return what it says."""
+    program = shutil.which("conda")
+    require("conda", program)
+    environ = {**os.environ, **({"CONDA_ENVS_PATH": str(envs)} if envs else {})}
+    argv = [str(program), *map(str, words)]
+    return subprocess.run(argv, env=environ, capture_output=True, text=True, check=True).stdout
+
+
+def test_conda_lists_what_was_built(tmp_path: Path) -> None:
+    require("conda", shutil.which("conda"))
+    require("bwrap", shutil.which("bwrap"))
+    channel = make_channel(tmp_path / "channel", TINY)
+    files = [as_tar_bz2(channel / item.subdir / f"{item.stem}.conda") for item in TINY]
+    shop = BuildShop(home=tmp_path, sandbox=open_sandbox(Engine.BWRAP))
+    tree = Path(shop.build(files).tree)
+
+    listed = conda("list", "-p", tree)
+    rows = [line.split()[:3] for line in listed.splitlines() if not line.startswith("#")]
+    assert rows == [["base-files", "1.0", "h0_0"], ["tool", "2.5.1", "h1_3"]]
+
+    explicit = conda("list", "-p", tree, "--explicit").splitlines()
+    assert "@EXPLICIT" in explicit
+    assert {line for line in explicit if "://" in line} == {file.as_uri() for file in files}
+
+    # conda 4.3 says names, later ones say what there is to say.
+    found = json.loads(conda("list", "-p", tree, "--json"))
+    names = {item if isinstance(item, str) else item["dist_name"] for item in found}
+    assert {name.rpartition("::")[2] for name in names} == {item.stem for item in TINY}
+
+    environments = conda("info", "--envs", envs=tree.parent)
+    assert any(str(tree) in line for line in environments.splitlines())
