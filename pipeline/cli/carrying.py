@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.cli.console import Console
     from pipeline.signing import PublicKey
 
-PYTHON_VERSION = re.compile(r"3\.\d{1,2}")
+PYTHON_VERSION = re.compile(r"3\.[1-9]\d")
 SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<unit>|[KMGT](i?B)?)", re.IGNORECASE)
 
 tags_option = click.option(
@@ -93,6 +93,10 @@ def export(
     with_tool, pythons = choices.pop("tool"), cast("tuple[str, ...]", choices.pop("pythons"))
     if pythons and not with_tool:
         raise UsageError("--python is about the tool", hint="add --tool, or leave it out")
+    for python in pythons:
+        if not PYTHON_VERSION.fullmatch(python):
+            message = f"{python!r} is no python version of a host that envferry runs on"
+            raise UsageError(message, hint="write it as 3.11")
     order = ExportOrder(
         refs=tuple(Ref.parse(ref) for ref in refs),
         since=tuple(Ref.parse(ref) for ref in cast("tuple[str, ...]", choices.pop("since"))),
@@ -181,10 +185,6 @@ def export_tool(console: Console, directory: Path, platform: str, pythons: tuple
     except ModuleNotFoundError as error:
         message = f"--tool needs {error.name}, which is not installed"
         raise UsageError(message, hint='run `pip install "envferry[build]"`') from error
-    for python in pythons:
-        if not PYTHON_VERSION.fullmatch(python):
-            message = f"{python!r} is no python version"
-            raise UsageError(message, hint="write it as 3.11")
     order = ToolOrder(pythons=pythons or PYTHONS, platform=platform)
     cache = DownloadCache(settings().cache_dir / "downloads")
     names = write_tool(directory / "tool", order, cache=cache, progress=console.progress)
