@@ -34,8 +34,11 @@ T = TypeVar("T")
 DIRECTORY = "catalog"
 """Below the cache."""
 THREADS = 16
-FULL_SECONDS = 3600
-"""How long a change inside an artifact's folder, which nothing else shows, may stay unseen."""
+FULL_SECONDS = 600
+"""How long a change inside an artifact's folder, which nothing else shows, may stay unseen.
+
+Also how long an artifact may be listed that was removed on a server that keeps empty folders.
+"""
 SMALL = 300
 """Up to so many artifacts (two pages of keys), everything is listed each time."""
 BATCH = 200
@@ -68,7 +71,7 @@ class Catalog:
     def refresh(self, *, fully: bool = False, progress: Progress | None = None) -> None:
         """Bring the index up to date with the registry.
 
-        Quickly, as a rule; everything is listed while that is cheap, once an hour, and `fully`.
+        Quickly, as a rule; everything is listed while that is cheap, at times, and `fully`.
         """
         discarded = self.database.discarded
         self._refresh(fully, progress or Silent())

@@ -1,0 +1,117 @@
+"""ls, find and serve as people call them, on a directory and on S3."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import urllib.request
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pipeline.catalog import Catalog, WantedPackage, catalog, queries
+from pipeline.registry import Registry
+from tests.artifacts import PLATFORM
+from tests.published import NUMPY, Made, publish
+from tests.workshop import Workshop
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Workshop:
+    """A folder with a registry of two environments."""
+    environ = {"ENVFERRY_REGISTRY": str(tmp_path / "registry")}
+    shop = Workshop(home=tmp_path, cache=tmp_path / "cache", environ=environ)
+    registry = Registry.open(str(tmp_path / "registry"))
+    publish(registry, tmp_path / "packed", Made(version="1.0"), "stable")
+    publish(registry, tmp_path / "packed", Made(seed=2, version="2.0", packages=(NUMPY,)))
+    publish(registry, tmp_path / "packed", Made(name="other", seed=3))
+    return shop
+
+
+def test_ls(shop: Workshop) -> None:
+    lines = shop.run("ls").stdout.splitlines()
+    assert lines[0].split() == [
+        *("NAME", "ID", "PLATFORM", "VERSION", "TAGS", "PACKAGES", "SIZE", "PUBLISHED", "SIGNED")
+    ]
+    assert [line.split()[0] for line in lines[1:]] == ["demo", "demo", "other"]
+    (entry,) = json.loads(shop.run("ls", "--tag", "stable", "--json").stdout)
+    assert (entry["version"], entry["tags"], entry["attested"]) == ("1.0", ["stable"], False)
+    assert len(shop.run("ls", "demo").stdout.splitlines()) == 3
+    assert "holds no environment none: it holds demo, other" in shop.run("ls", "none").stdout
+    assert "without options" in shop.run("ls", "--platform", "osx-64").stdout
+    (shop.home / "empty").mkdir()
+    assert "envferry push" in shop.run("ls", "--registry", "empty").stdout
+    assert "cannot be listed" in shop.run("ls", "--registry", "https://x/y", expect=9).stderr
+
+
+def test_ls_shows_what_is_damaged(shop: Workshop) -> None:
+    path = next((shop.home / "registry").rglob("other/**/manifest.json"))
+    path.write_bytes(b"{")
+    finished = shop.run("ls")
+    assert "damaged" in finished.stdout
+    assert "1 damaged: `envferry check`" in finished.stderr
+    assert len(json.loads(shop.run("ls", "--json").stdout)) == 3
+
+
+def test_find(shop: Workshop) -> None:
+    found = json.loads(shop.run("find", "numpy<2", "--json").stdout)
+    assert [one["name"] for one in found] == ["demo", "demo", "other"]
+    assert "demo@" in shop.run("find", "torch>=2.8", "demo", "--tagged").stdout
+    nothing = shop.run("find", "numpy>=2", expect=7)
+    assert "versions there are 1.26.4" in nothing.stderr
+    assert "hint: " in nothing.stderr
+    assert "'*nump*'" in shop.run("find", "nump", expect=7).stderr
+    argv, environ = shop.command("find", "nump", "--json")
+    quiet = subprocess.run(argv, env=environ, capture_output=True, text=True, check=False)
+    assert (quiet.returncode, json.loads(quiet.stdout)) == (7, [])
+    assert "no condition" in shop.run("find", "numpy>>1", expect=2).stderr
+
+
+def test_serve(shop: Workshop) -> None:
+    argv, environ = shop.command("serve", "--port", "0", "--json")
+    with subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        document = child.stdout.readline()
+        while not document.endswith("}\n"):
+            document += child.stdout.readline()
+        url = json.loads(document)["url"]
+        with urllib.request.urlopen(f"{url}envs/demo.json") as answer:
+            assert len(json.load(answer)["entries"]) == 2
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(20) == 0
+
+
+def test_serve_at_a_taken_port(shop: Workshop) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert "--port 0" in shop.run("serve", "--port", port, expect=10).stderr
+    assert "no address" in shop.run("serve", "--host", "no.such.host.invalid", expect=2).stderr
+
+
+@pytest.mark.s3
+def test_an_index_of_a_bucket(s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders and ETags of S3: what is new is seen, what is gone disappears, tags move."""
+    monkeypatch.setattr(catalog, "SMALL", 0)
+    registry = Registry.open(s3_url)
+    index = Catalog.open(registry, tmp_path / "cache")
+    index.refresh()
+    assert index.ask(queries.entries()) == ()
+    first = publish(registry, tmp_path / "packed", Made(version="1.0"), "stable").id
+    index.refresh()
+    second = publish(registry, tmp_path / "packed", Made(seed=2, packages=(NUMPY,)), "stable").id
+    index.refresh()
+    assert {one.id: one.tags for one in index.ask(queries.entries())} == {
+        first: (),
+        second: ("stable",),
+    }
+    (match,) = index.ask(queries.find(WantedPackage.parse("torch")))
+    assert match.id == first
+    for listed in registry.store.list(f"v1/envs/demo/{PLATFORM}/{first}/"):
+        registry.store.delete(listed.key)
+    index.refresh(fully=True)  # SeaweedFS goes on listing the empty folder
+    assert [one.id for one in index.ask(queries.entries())] == [second]
