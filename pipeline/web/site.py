@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.artifacts import ATTESTATION, SBOM
 from pipeline.catalog import queries
-from pipeline.errors import IntegrityError, NotFound, PipelineError, SpecError
+from pipeline.errors import NotFound, PipelineError
 from pipeline.models import ID_PATTERN, Ref, check_name, without_credentials
 from pipeline.registry import PublishedArchive
 from pipeline.registry.differences import compare_artifacts
@@ -135,12 +135,15 @@ class Site:
         return contents
 
     def update(self, before: Manifest, after: Manifest) -> Update | None:
-        """Return what an update reads, from the ends of both archives; None when it cannot."""
+        """Return what an update reads, from the ends of both archives.
+
+        None when one of them is damaged or cut off: the rest of the page holds without it.
+        """
         registry = self.catalog.registry
         try:
             old, new = ((one, PublishedArchive(registry, one)) for one in (before, after))
             return compare_artifacts(old, new).update
-        except (IntegrityError, NotFound, SpecError) as error:
+        except PipelineError as error:
             log.info("no update from %s to %s: %s", before.stem, after.stem, error.message)
             return None
 

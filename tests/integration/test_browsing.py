@@ -10,10 +10,14 @@ import urllib.request
 from typing import TYPE_CHECKING
 
 import pytest
+from starlette.testclient import TestClient
 
 from pipeline.catalog import Catalog, WantedPackage, catalog, queries
 from pipeline.registry import Registry
+from pipeline.web.app import make_app
+from pipeline.web.site import Site
 from tests.artifacts import PLATFORM
+from tests.integration.test_trust import pack
 from tests.published import NUMPY, Made, publish
 from tests.workshop import Workshop
 
@@ -84,6 +88,24 @@ def test_serve(shop: Workshop) -> None:
             assert len(json.load(answer)["entries"]) == 2
         child.send_signal(signal.SIGTERM)
         assert child.wait(20) == 0
+
+
+def test_the_pages_say_what_an_update_reads(tmp_path: Path) -> None:
+    """The same bytes as `diff` says, of real archives."""
+    environ = {"ENVFERRY_REGISTRY": str(tmp_path / "registry")}
+    shop = Workshop(home=tmp_path, cache=tmp_path / "cache", environ=environ)
+    for version, tag in ((1, "old"), (2, "new")):
+        shop.run("push", pack(tmp_path / "packed", version).archive_path, "--tag", tag)
+    said = json.loads(shop.run("diff", "demo@old", "demo@new", "--json").stdout)
+    index = Catalog.open(Registry.open(str(tmp_path / "registry")), tmp_path / "cache")
+    index.refresh()
+    place = f"demo/{said['after'].removeprefix('demo-').rpartition('-')[0]}"
+    with TestClient(make_app(Site(index))) as client:
+        found = client.get(f"/diff.json?old={place}/old&new={place}/new").json()
+        assert found["update"] == said["update"]
+        assert found["changes"] == said["packages"]
+        page = client.get(f"/diff/?old={place}/old&new={place}/new").text
+    assert "A host that has the first one reads" in page
 
 
 def test_serve_at_a_taken_port(shop: Workshop) -> None:
