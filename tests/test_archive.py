@@ -86,7 +86,7 @@ def members_of(root: Path) -> list[Member]:
             entry = FileEntry(path=name, mode=mode, size=path.stat().st_size)
             owner = CONDA if name.startswith("bin/") else PYPI
             members.append(
-                Member(entry=entry, owner=owner, source=path, placeholder_length=PLACEHOLDER)
+                Member(entry=entry, owner=owner, source=str(path), placeholder_length=PLACEHOLDER)
             )
     return members
 

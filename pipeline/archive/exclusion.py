@@ -7,6 +7,7 @@ import io
 import logging
 import posixpath
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,7 +16,6 @@ from pipeline.errors import SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +56,11 @@ class Exclusion:
         for glob in sorted(self._unused):
             log.warning("`%s` under `envferry: exclude:` is the path of no file", glob)
 
-    def edited(self, path: str, file: Path) -> bytes | None:
+    def edited(self, path: str, file: str) -> bytes | None:
         """Return the new content of a file that lists others; None leaves it as it is."""
         if not (self._globs and RECORD.fullmatch(path)):
             return None
-        content = file.read_bytes()
+        content = Path(file).read_bytes()
         edited = self._edited_list(path, content)
         return None if edited == content else edited
 
@@ -88,7 +88,7 @@ class Exclusion:
         return msgspec.json.format(msgspec.json.encode(record), indent=2)
 
     def _changes(self, path: str, tree: Path) -> bool:
-        return (tree / path).is_file() and self.edited(path, tree / path) is not None
+        return (tree / path).is_file() and self.edited(path, str(tree / path)) is not None
 
     def _edited_list(self, path: str, content: bytes) -> bytes:
         """Return a RECORD without the files that are not carried, its other lines untouched."""

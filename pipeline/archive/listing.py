@@ -160,10 +160,10 @@ class MemberCollector:
             self.add_link(target, os.readlink(place))  # noqa: PTH115  (Path would normalise it)
         elif kind == stat.S_IFREG:
             mode = 0o755 if status.st_mode & 0o111 else 0o644
-            path = Path(place)
-            content = self.exclusion.edited(target, path)
+            content = self.exclusion.edited(target, place)
             size = status.st_size if content is None else len(content)
-            self.add_member(FileEntry(path=target, mode=mode, size=size), content or path)
+            entry = FileEntry(path=target, mode=mode, size=size)
+            self.add_member(entry, place if content is None else content)
         else:
             self.faults.append(f"{target}: a socket, pipe or device")
 
@@ -202,7 +202,7 @@ class MemberCollector:
         else:
             self.faults.append(f"{target}: a link to {link!r}, outside the environment")
 
-    def add_member(self, entry: FileEntry, source: Path | bytes) -> None:
+    def add_member(self, entry: FileEntry, source: str | bytes) -> None:
         """Note a member and its owner."""
         self.members.append(
             Member(

@@ -9,7 +9,6 @@ from pipeline.archive.tar import BLOCK, padding, tar_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from pipeline.archive.index import FileEntry
 
@@ -45,8 +44,8 @@ class Member:
     entry: FileEntry
     """Path, type, mode, size and link target; offset and checksum are not known yet."""
     owner: Owner
-    source: Path | bytes = b""
-    """Where the content of a file comes from."""
+    source: str | bytes = b""
+    """The content of a file, or the path it is read from: a `Path` for each would take seconds."""
     placeholder_length: int = 0
     """The length of the conda placeholder that a binary file was made with; 0 if none is known."""
 

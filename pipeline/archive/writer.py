@@ -284,9 +284,9 @@ class MemberRecords:
         if piece.start + piece.length == entry.size:
             self.checksums[piece.member] = self.large_hash.hexdigest()
             source = self.members[piece.member].source
-            if self.large_has_prefix and holds_edits(entry) and isinstance(source, Path):
+            if self.large_has_prefix and holds_edits(entry) and isinstance(source, str):
                 with (
-                    source.open("rb") as stream,
+                    Path(source).open("rb") as stream,
                     mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
                 ):
                     self.note_edits(piece.member, content)
