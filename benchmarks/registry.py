@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from benchmarks.comparing import Command, Result, Run, in_turn, run_once, seconds_result
+from benchmarks.comparing import Command, Result, Run, in_turn, put_aside, run_once, seconds_result
 from demo.seaweed import S3Server, seaweed
 from demo.voyage import ENVFERRY
 from tests.fault_proxy import Plan, fault_proxy
@@ -105,13 +105,13 @@ class Bench:
         )  # fmt: skip
         download = self.command(*self.transfer("get", other, "other-0"))
         runs = in_turn(
-            replace(install, prepare=lambda: shutil.rmtree(envs, ignore_errors=True)),
+            replace(install, prepare=lambda: put_aside(envs)),
             replace(download, prepare=lambda: other.unlink(missing_ok=True)),
             environment.rounds,
         )
         yield seconds_result("install_s3_vs_download", runs, 1.3, "the files, too, are written")
         yield peak("install_s3_rss", runs[0])
-        shutil.rmtree(envs)
+        put_aside(envs)
 
     def fetch_results(self, rounds: int) -> Iterator[Result]:
         """Fetch into an empty directory each time."""
