@@ -15,7 +15,7 @@ from pipeline.archive.validation import check_index, plan_frames
 from pipeline.errors import IntegrityError, NotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -125,13 +125,42 @@ class Archive:
             self.bytes.missing(self.offsets[number], frames[number].size) for number in numbers
         )
 
+    def cut_runs(self, numbers: Sequence[int], run_bytes: int) -> Iterator[list[int]]:
+        """Yield frames that follow each other, as many as fit `run_bytes`, at least one."""
+        run: list[int] = []
+        size = 0
+        for number in numbers:
+            frame = self.index.frames[number].size
+            if run and (number != run[-1] + 1 or size + frame > run_bytes):
+                yield run
+                run, size = [], 0
+            run.append(number)
+            size += frame
+        if run:
+            yield run
+
     def read_frame(self, number: int) -> bytes:
         """Return the bytes of the tar stream that a frame holds, checked; from any thread.
 
         Raises IntegrityError when its checksum or its size is wrong.
         """
         entry = self.index.frames[number]
-        compressed = self.bytes.read_at(self.offsets[number], entry.size)
+        return self.decode_frame(number, self.bytes.read_at(self.offsets[number], entry.size))
+
+    def read_run(self, numbers: Sequence[int]) -> Iterator[bytes]:
+        """Read frames that follow each other at once; yield what each holds, as `read_frame`."""
+        start, last = self.offsets[numbers[0]], numbers[-1]
+        length = self.offsets[last] + self.index.frames[last].size - start
+        compressed = memoryview(self.bytes.read_at(start, length))
+        for number in numbers:
+            offset = self.offsets[number] - start
+            yield self.decode_frame(
+                number, compressed[offset : offset + self.index.frames[number].size]
+            )
+
+    def decode_frame(self, number: int, compressed: bytes | memoryview) -> bytes:
+        """Return what a compressed frame holds; see `read_frame`."""
+        entry = self.index.frames[number]
         # BLAKE3 and not XXH3: a signature covers it, and it costs 2 % of an install.
         if blake3(compressed).hexdigest() != entry.blake3:
             raise self.damaged(number, "its checksum is wrong")
