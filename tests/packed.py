@@ -11,7 +11,7 @@ from pipeline.archive.index import FileEntry
 from pipeline.archive.members import Member, Owner
 from pipeline.archive.writer import ArchiveOptions, write_archive
 from pipeline.artifacts import write_companions
-from pipeline.models import ArchiveFacts, Artifact, Manifest, current_platform
+from pipeline.models import Artifact, Manifest, current_platform
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -57,16 +57,7 @@ def _described(directory: Path, scratch: Path, written: WrittenArchive) -> Artif
     file = f"{index.name}-{index.platform}-{index.id}.tar.zst"
     scratch.rename(directory / file)
     lock = f"# lock of {index.id}\n".encode()
-    facts = ArchiveFacts(
-        file=file,
-        size=written.size,
-        xxh128=written.xxh128,
-        blake3=written.blake3,
-        tar_size=index.tar_size,
-        index_offset=written.index_offset,
-        index_size=written.index_size,
-        index_blake3=written.index_blake3,
-    )
+    facts = written.facts
     manifest = Manifest(
         name=index.name,
         platform=index.platform,

@@ -23,7 +23,7 @@ from pipeline.errors import (
 )
 from pipeline.files import exclusive_lock
 from pipeline.host import EnvHome
-from pipeline.models import ArchiveFacts, Checks, Installation, Manifest, SystemRequirements
+from pipeline.models import Checks, Installation, Manifest, SystemRequirements
 from pipeline.progress import Silent
 from pipeline.stages.install import InstallOptions, install_artifact
 from tests.archives import PREFIX, small_archive
@@ -37,16 +37,7 @@ SCRIPT = b"#!/bin/sh\n# at /opt/conda/envs/demo\necho version %b\n"
 def manifest_of(path: Path, version: bytes, **fields: Any) -> Manifest:
     """Write an archive of one script and return its manifest."""
     written = small_archive(path, {"bin/tool": SCRIPT % version, "lib/data": os.urandom(100_000)})
-    facts = ArchiveFacts(
-        file=path.name,
-        size=written.size,
-        xxh128=written.xxh128,
-        blake3=written.blake3,
-        tar_size=written.index.tar_size,
-        index_offset=written.index_offset,
-        index_size=written.index_size,
-        index_blake3=written.index_blake3,
-    )
+    facts = written.facts
     common: dict[str, Any] = {
         "name": "demo",
         "platform": written.index.platform,

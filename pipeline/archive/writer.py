@@ -30,6 +30,7 @@ from pipeline.archive.prefixes import find_edits
 from pipeline.archive.seek_table import encode_seek_table
 from pipeline.archive.tar import END_OF_ARCHIVE
 from pipeline.errors import HostError
+from pipeline.models import ArchiveFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -65,6 +66,20 @@ class WrittenArchive:
     index_offset: int
     index_size: int
     index_blake3: str
+
+    @property
+    def facts(self) -> ArchiveFacts:
+        """What a manifest says of it, under its one name."""
+        return ArchiveFacts(
+            file=f"{self.index.name}-{self.index.platform}-{self.index.id}.tar.zst",
+            size=self.size,
+            xxh128=self.xxh128,
+            blake3=self.blake3,
+            tar_size=self.index.tar_size,
+            index_offset=self.index_offset,
+            index_size=self.index_size,
+            index_blake3=self.index_blake3,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

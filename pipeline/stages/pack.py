@@ -13,7 +13,7 @@ from pipeline.archive.listing import Listing
 from pipeline.archive.writer import ArchiveOptions, WrittenArchive, write_archive
 from pipeline.artifacts import SBOM, sbom_path, write_companions
 from pipeline.files import atomic_write, write_bytes
-from pipeline.models import ArchiveFacts, Artifact, Manifest
+from pipeline.models import Artifact, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -96,16 +96,7 @@ def describe(
         platform=built.platform,
         id=index.id,
         prefix=built.prefix,
-        archive=ArchiveFacts(
-            file=f"{built.name}-{built.platform}-{index.id}.tar.zst",
-            size=written.size,
-            xxh128=written.xxh128,
-            blake3=written.blake3,
-            tar_size=index.tar_size,
-            index_offset=written.index_offset,
-            index_size=written.index_size,
-            index_blake3=written.index_blake3,
-        ),
+        archive=written.facts,
         lock_digest=built.lock_digest,
         content_hash=built.content_hash,
         packages=listing.facts(index.files),

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from pipeline.artifacts import write_companions
 from pipeline.errors import StoreError
-from pipeline.models import ArchiveFacts, Artifact, Manifest
+from pipeline.models import Artifact, Manifest
 from pipeline.process import run
 from pipeline.progress import Silent
 from pipeline.registry import Registry
@@ -403,16 +403,7 @@ def packed(directory: Path, contents: dict[str, bytes]) -> Artifact:
     index = written.index
     file = f"demo-{index.platform}-{index.id}.tar.zst"
     draft.rename(directory / file)
-    facts = ArchiveFacts(
-        file=file,
-        size=written.size,
-        xxh128=written.xxh128,
-        blake3=written.blake3,
-        tar_size=index.tar_size,
-        index_offset=written.index_offset,
-        index_size=written.index_size,
-        index_blake3=written.index_blake3,
-    )
+    facts = written.facts
     manifest = Manifest(
         name="demo",
         platform=index.platform,

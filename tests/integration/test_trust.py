@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from pipeline.archive.reader import Archive, FileSource
 from pipeline.artifacts import write_companions
-from pipeline.models import ArchiveFacts, Artifact, Manifest
+from pipeline.models import Artifact, Manifest
 from pipeline.process import run
 from tests.archives import PREFIX, small_archive
 from tests.workshop import Workshop
@@ -33,16 +33,7 @@ def pack(directory: Path, version: int) -> Artifact:
     index, lock = written.index, b"# lock\n"
     file = f"demo-{index.platform}-{index.id}.tar.zst"
     draft.rename(directory / file)
-    facts = ArchiveFacts(
-        file=file,
-        size=written.size,
-        xxh128=written.xxh128,
-        blake3=written.blake3,
-        tar_size=index.tar_size,
-        index_offset=written.index_offset,
-        index_size=written.index_size,
-        index_blake3=written.index_blake3,
-    )
+    facts = written.facts
     manifest = Manifest(
         name="demo",
         platform=index.platform,
