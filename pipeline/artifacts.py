@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 from blake3 import blake3
 
 from pipeline.errors import IntegrityError, NotFound, UsageError
@@ -85,6 +86,17 @@ def check_lock(manifest: Manifest, data: bytes, what: str) -> None:
     if found != manifest.lock_digest:
         message = f"{what}: BLAKE3 is {found}, the manifest says {manifest.lock_digest}"
         raise IntegrityError(message, hint="pack the environment again, or fetch it again")
+
+
+def check_sbom(data: bytes, what: str) -> None:
+    """Raise IntegrityError unless `data` is a CycloneDX list, which no manifest binds."""
+    hint = "run `envferry check` where it comes from: it says how to mend it"
+    try:
+        found = msgspec.json.decode(data)
+    except msgspec.MsgspecError as error:
+        raise IntegrityError(f"{what} is damaged: {error}", hint=hint) from error
+    if not isinstance(found, dict) or found.get("bomFormat") != "CycloneDX":
+        raise IntegrityError(f"{what} is no CycloneDX list", hint=hint)
 
 
 def require_size(expected: int, found: int, what: str) -> None:

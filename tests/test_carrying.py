@@ -315,6 +315,24 @@ def test_damage_is_found_before_anything_is_published(sites: Sites, damaged: str
     assert second.manifest.id not in Registry.open(sites.site).ids("demo", PLATFORM)
 
 
+@pytest.mark.parametrize("name", ["conda-lock.yml", "sbom.cdx.json"])
+@pytest.mark.parametrize("way", ["delta", "mirror"])
+def test_what_lies_beside_an_archive_is_not_carried_damaged(
+    sites: Sites, name: str, way: str
+) -> None:
+    first = sites.push(SMALL)
+    sites.mirror()
+    second = sites.push(SMALL[1:]).manifest
+    sites.export("demo", since=(f"demo@{first.manifest.id}",))
+    top = Path(sites.disk if way == "delta" else sites.home)
+    (path,) = top.rglob(f"{second.id}/{name}")
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(IntegrityError, match=name):
+        sites.apply() if way == "delta" else sites.mirror()
+    assert Registry.open(sites.site).ids("demo", PLATFORM) == (first.manifest.id,)
+    require_in_order(sites.site)
+
+
 def test_a_damaged_frame_does_not_get_into_a_delta(sites: Sites) -> None:
     first = sites.push(SMALL)
     sites.push(SMALL[1:])

@@ -15,6 +15,8 @@ from pipeline.artifacts import (
     REGISTRY_MANIFEST,
     SBOM,
     Proof,
+    check_lock,
+    check_sbom,
     checksum_line,
     require_size,
 )
@@ -52,12 +54,20 @@ class Companions:
 
     @classmethod
     def of(cls, source: Registry, manifest: Manifest) -> Companions:
-        """Read what lies beside an archive in a registry, the lock checked."""
-        return cls(
+        """Read what lies beside an archive in a registry, lock and SBOM checked."""
+        companions = cls(
             lock=source.read_lock(manifest),
             proof=source.proof(manifest),
             sbom=source.attachment(manifest, SBOM),
         )
+        companions.require_sound(manifest, folder_of(manifest), source.url)
+        return companions
+
+    def require_sound(self, manifest: Manifest, folder: str, url: str) -> None:
+        """Raise IntegrityError for what would stay damaged: nothing is ever overwritten."""
+        check_lock(manifest, self.lock, f"{folder}{LOCK_FILE} in {url}")
+        if self.sbom is not None:
+            check_sbom(self.sbom, f"{folder}{SBOM} in {url}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -342,6 +342,7 @@ def _read_delta(source: Registry, key: str) -> OpenDelta:
         source.trust.check_artifact(manifest, data, proof.attestation)
     lock = store.read(folder + LOCK_FILE)
     companions = Companions(lock=lock, proof=proof, sbom=_optional(store, folder + SBOM))
+    companions.require_sound(manifest, folder, source.url)
     return OpenDelta(source, record, manifest, companions)
 
 

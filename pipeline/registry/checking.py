@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import msgspec
 from blake3 import blake3
 
 from pipeline.artifacts import (
@@ -15,6 +14,7 @@ from pipeline.artifacts import (
     REGISTRY_MANIFEST,
     SBOM,
     check_lock,
+    check_sbom,
     checksum_line,
     decode_manifest,
     require_digests,
@@ -166,14 +166,8 @@ class _Checker:
         check_lock(manifest, self.registry.store.read(folder.key + LOCK_FILE), LOCK_FILE)
 
     def _sbom(self, folder: Folder) -> None:
-        if SBOM not in folder.files:
-            return
-        try:
-            found = msgspec.json.decode(self.registry.store.read(folder.key + SBOM))
-        except msgspec.MsgspecError as error:
-            raise IntegrityError(f"{SBOM} is damaged: {error}") from error
-        if not isinstance(found, dict) or found.get("bomFormat") != "CycloneDX":
-            raise IntegrityError(f"{SBOM} is no CycloneDX list")
+        if SBOM in folder.files:
+            check_sbom(self.registry.store.read(folder.key + SBOM), SBOM)
 
     def _attestation(self, folder: Folder, manifest: Manifest, data: bytes) -> None:
         keys = self.registry.trust.keys if self.registry.trust else ()
