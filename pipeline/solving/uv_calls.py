@@ -124,6 +124,9 @@ def _ask(
                 if strategy:
                     log.warning("%s", SEVERAL_INDEXES)
                 return finished, how
+            if REFUSED.search(finished.stderr):
+                # Only this way of asking says so, and the other would hide it.
+                return finished, how
         if not NEEDS_SOURCE.search(finished.stderr):
             break
     return finished, how
