@@ -1,7 +1,7 @@
-"""What an environment is made of: a CycloneDX 1.6 list, and the materials for SLSA provenance.
+"""What an environment is made of: a CycloneDX 1.6 list.
 
-Both are functions of lock and tree: no time, no random serial number. Written by hand rather than
-by a library, which would put both in.
+It is a function of lock and tree: no time, no random serial number. Written by hand rather than by
+a library, which would put both in.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ class Ingredients:
     packages: Sequence[LockedPackage]
     licenses: Mapping[tuple[str, str], str]
     """By kind (`conda` or `pip`) and normal name; as conda-meta and dist-info have them."""
-    built_with: Sequence[LockedPackage] = ()
-    """What wheels were made with of sources; not in the environment."""
 
     @classmethod
     def read(cls, built: BuiltEnv, packages: Sequence[LockedPackage], tree: Path) -> Ingredients:
@@ -95,8 +93,8 @@ def bill_of_materials(ingredients: Ingredients) -> dict[str, Any]:
 def describe_package(package: LockedPackage, ingredients: Ingredients) -> dict[str, Any]:
     """Return one package as a CycloneDX component."""
     purl = package_url(package)
-    # The lock has a commit where files have their hash.
-    sha256 = package.sha256 if package.kind != "git" else None
+    # Where files have their hash, the lock has a commit or the digest of a folder.
+    sha256 = package.sha256 if package.kind not in ("git", "directory") else None
     hashes = {"MD5": package.md5, "SHA-256": sha256}
     component: dict[str, Any] = {
         "type": "library",
@@ -131,37 +129,3 @@ def package_url(package: LockedPackage) -> str:
     qualifiers = {"build": package.build or "", "channel": channel, "subdir": subdir, "type": kind}
     known = {name: text for name, text in qualifiers.items() if text}
     return f"pkg:conda/{quote(package.name, safe=SAFE)}@{version}?{urlencode(known)}"
-
-
-def build_materials(ingredients: Ingredients) -> dict[str, Any]:
-    """Return what SLSA provenance v1 says of a build: its definition, without time and builder.
-
-    https://slsa.dev/spec/v1.0/provenance: `buildDefinition` and the builder's `version`.
-    """
-    built = ingredients.built
-    materials: list[dict[str, Any]] = [
-        {"name": "conda-lock.yml", "digest": {"blake3": built.lock_digest}}
-    ]
-    if built.image:
-        algorithm, _, digest = built.image.rpartition("@")[2].rpartition(":")
-        materials.append({"name": "image", "uri": built.image, "digest": {algorithm: digest}})
-    for item in (*ingredients.packages, *ingredients.built_with):
-        digest_of = {"gitCommit" if item.kind == "git" else "sha256": item.sha256, "md5": item.md5}
-        materials.append(
-            {
-                "name": item.name,
-                "uri": item.url,
-                "digest": {name: text for name, text in digest_of.items() if text},
-            }
-        )
-    return {
-        "schema": 1,
-        "externalParameters": {
-            "name": built.name,
-            "platform": built.platform,
-            "prefix": built.prefix,
-            "version": built.options.version,
-        },
-        "resolvedDependencies": materials,
-        "version": built.tools,
-    }

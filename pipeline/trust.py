@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from blake3 import blake3
 
 from pipeline.errors import IntegrityError
 from pipeline.files import from_json, to_json, write_bytes
+from pipeline.materials import Material  # noqa: TC001  (msgspec reads it)
 from pipeline.models import Manifest, TagRecord
 from pipeline.signing import (
     Envelope,
@@ -29,6 +30,8 @@ from pipeline.signing import (
 )
 
 log = logging.getLogger(__name__)
+
+Part = TypeVar("Part", bound=msgspec.Struct)
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 TAG_PAYLOAD_TYPE = "application/vnd.envferry.tag+json"
@@ -62,6 +65,12 @@ class Builder(msgspec.Struct, frozen=True):
     """Who built an artifact, in SLSA provenance."""
 
     id: str = ""
+
+
+class BuildDefinition(msgspec.Struct, frozen=True, rename="camel"):
+    """What an artifact was built from, in SLSA provenance."""
+
+    resolved_dependencies: tuple[Material, ...] = ()
 
 
 class BuildMetadata(msgspec.Struct, frozen=True, rename="camel"):
@@ -125,6 +134,8 @@ class Provenance:
     """The keys that signed it, as it says itself."""
     who: str
     time: str
+    materials: int
+    """How many things it says it was made from: lock, image, packages, build requirements."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,15 +187,18 @@ class Trust:
         write_bytes(path, to_json(TagRecord(id=record.id, counter=record.counter)))
 
 
-def attest(manifest: Manifest, manifest_data: bytes, signer: Signer) -> Envelope:
+def attest(
+    manifest: Manifest, manifest_data: bytes, materials: tuple[Material, ...], signer: Signer
+) -> Envelope:
     """Sign a new statement about an artifact; `manifest_data` are the manifest's bytes as stored.
 
-    Time and user are here and not in the manifest: equal inputs give an equal manifest.
+    `materials` is what it was made from. Time and user are here and not in the manifest: equal
+    inputs give an equal manifest.
     """
     statement = Statement(
         subject=_subjects(manifest, manifest_data),
         predicate_type=PREDICATE_TYPE,
-        predicate=_provenance(manifest, signer),
+        predicate=_provenance(manifest, materials, signer),
     )
     return seal(PAYLOAD_TYPE, msgspec.json.encode(statement, order="sorted"), signer.keys)
 
@@ -240,6 +254,7 @@ def read_provenance(attestation: bytes, what: str) -> Provenance:
         key_ids=tuple(one.keyid for one in envelope.signatures),
         who=details.builder.id.removeprefix(BUILDER),
         time=details.metadata.finished_on,
+        materials=len(_build_definition(statement, what).resolved_dependencies),
     )
 
 
@@ -309,15 +324,10 @@ def _subjects(manifest: Manifest, manifest_data: bytes) -> tuple[Subject, ...]:
     )
 
 
-def _provenance(manifest: Manifest, signer: Signer) -> dict[str, Any]:
+def _provenance(
+    manifest: Manifest, materials: tuple[Material, ...], signer: Signer
+) -> dict[str, Any]:
     """Return SLSA provenance v1 (https://slsa.dev/spec/v1.0/provenance)."""
-    materials: list[dict[str, Any]] = [
-        {"name": "conda-lock.yml", "digest": {"blake3": manifest.lock_digest}}
-    ]
-    if manifest.image:
-        algorithm, _, digest = manifest.image.rpartition("@")[2].rpartition(":")
-        image: dict[str, Any] = {"name": "image", "uri": manifest.image}
-        materials.append({**image, "digest": {algorithm: digest}} if algorithm else image)
     return {
         "buildDefinition": {
             "buildType": BUILD_TYPE,
@@ -348,9 +358,17 @@ def _decode_statement(envelope: Envelope, what: str) -> Statement:
     return statement
 
 
+def _build_definition(statement: Statement, what: str) -> BuildDefinition:
+    return _part(statement, "buildDefinition", BuildDefinition, what)
+
+
 def _run_details(statement: Statement, what: str) -> RunDetails:
+    return _part(statement, "runDetails", RunDetails, what)
+
+
+def _part(statement: Statement, key: str, kind: type[Part], what: str) -> Part:
     try:
-        return msgspec.convert(statement.predicate.get("runDetails", {}), RunDetails)
+        return msgspec.convert(statement.predicate.get(key, {}), kind)
     except msgspec.MsgspecError as error:
         message = f"the provenance of {what} is damaged: {error}"
         raise IntegrityError(message, hint=SIGN_HINT) from error

@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PLATFORM = "linux-64"
+LOCK = """\
+# lock {seed}
+version: 1
+metadata: {{content_hash: {{linux-64: ''}}}}
+package:
+- {{name: numpy, version: 1.26.4, manager: pip, platform: linux-64,
+   url: "https://files.example/numpy-1.26.4-cp310-cp310-linux_x86_64.whl", hash: {{md5: '{seed}'}}}}
+"""
 
 
 def make_artifact(directory: Path, size: int = 1000, *, seed: int = 1) -> Artifact:
@@ -25,7 +33,7 @@ def make_artifact(directory: Path, size: int = 1000, *, seed: int = 1) -> Artifa
     path = directory / f"demo-{PLATFORM}-{id_}.tar.zst"
     path.write_bytes(data)
     fast, strong = digest_file(path)
-    lock = f"# lock {seed}\n".encode()
+    lock = LOCK.format(seed=seed).encode()
     facts = ArchiveFacts(
         file=path.name,
         size=size,

@@ -12,6 +12,7 @@ from pipeline.archive.members import Member, Owner
 from pipeline.archive.writer import ArchiveOptions, write_archive
 from pipeline.artifacts import write_companions
 from pipeline.models import Artifact, Manifest, current_platform
+from tests.artifacts import LOCK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,7 +57,7 @@ def _described(directory: Path, scratch: Path, written: WrittenArchive) -> Artif
     index = written.index
     file = f"{index.name}-{index.platform}-{index.id}.tar.zst"
     scratch.rename(directory / file)
-    lock = f"# lock of {index.id}\n".encode()
+    lock = LOCK.format(seed=index.id).encode()
     facts = written.facts
     manifest = Manifest(
         name=index.name,

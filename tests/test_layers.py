@@ -39,6 +39,7 @@ LAYERS = (
     (
         "pipeline.artifacts",
         "pipeline.build_records",
+        "pipeline.materials",
         "pipeline.sbom",
         "pipeline.sources",
         "pipeline.source_wheels",

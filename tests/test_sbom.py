@@ -15,7 +15,6 @@ from pipeline.registry import Registry
 from pipeline.sbom import (
     Ingredients,
     bill_of_materials,
-    build_materials,
     describe_license,
     package_url,
 )
@@ -103,16 +102,6 @@ def test_package_urls(package: LockedPackage, expected: str) -> None:
 def test_licences() -> None:
     assert describe_license("mit or apache-2.0") == {"expression": "MIT OR Apache-2.0"}
     assert describe_license("Proprietary, ask us") == {"license": {"name": "Proprietary, ask us"}}
-
-
-def test_materials_of_the_provenance(tmp_path: Path) -> None:
-    materials = build_materials(ingredients(tmp_path))
-    lock, image, conda, pip = materials["resolvedDependencies"]
-    assert lock["digest"] == {"blake3": "d" * 64}
-    assert image["digest"] == {"sha256": "c" * 64}
-    assert conda["digest"] == {"md5": "a" * 32}
-    assert (pip["uri"], pip["digest"]) == (PIP.url, {"sha256": "b" * 64})
-    assert materials["version"] == {"uv": "1"}
 
 
 def test_it_travels_with_the_artifact(tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ def test_the_statement_names_what_is_signed(bucket: Bucket) -> None:
     ]
     build = statement["predicate"]["buildDefinition"]
     assert build["resolvedDependencies"][0]["digest"]["blake3"] == artifact.manifest.lock_digest
+    assert [one["name"] for one in build["resolvedDependencies"]] == ["conda-lock.yml", "numpy"]
     run_details = statement["predicate"]["runDetails"]
     assert run_details["builder"]["id"].endswith("ci@builder")
     assert run_details["metadata"] == {"finishedOn": "2026-01-02T03:04:05Z"}

@@ -25,7 +25,7 @@ from pipeline.web.guard import HEADERS
 from pipeline.web.server import LOCAL_NAMES, is_local, listen
 from pipeline.web.site import Site
 from pipeline.web.treemap import Block, gather, lay_out
-from tests.artifacts import PLATFORM
+from tests.artifacts import LOCK, PLATFORM
 from tests.published import NUMPY, TORCH, Made, publish
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def test_files_beside_an_artifact(pages: Pages) -> None:
     assert manifest.content == pages.manifest_path(pages.old).read_bytes()
     name = f"demo-{PLATFORM}-{pages.old}.manifest.json"
     assert manifest.headers["content-disposition"] == f'attachment; filename="{name}"'
-    assert pages.get(f"{place}/conda-lock.yml").content == b"# lock 1\n"
+    assert pages.get(f"{place}/conda-lock.yml").content == LOCK.format(seed=1).encode()
     pages.get(f"{place}/sbom.cdx.json", 404)
     pages.manifest_path(pages.old).with_name("sbom.cdx.json").write_bytes(b"{}")
     assert pages.get(f"{place}/sbom.cdx.json").content == b"{}"

@@ -148,6 +148,7 @@ def manifest_lines(manifest: Manifest, known: Facts) -> Iterator[str]:
         "published": f"{known.published:%Y-%m-%d %H:%M} UTC" if known.published else None,
         "tags": ", ".join(known.tags),
         "built by": f"{made.who}, {made.time}" if made else None,
+        "made from": f"{made.materials} materials, by digest" if made else None,
         "signed by": ", ".join(made.key_ids) if made else "nobody",
         "licences": licence_counts(manifest),
     }

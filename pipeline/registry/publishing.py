@@ -13,6 +13,7 @@ from pipeline.artifacts import (
 )
 from pipeline.errors import IntegrityError, NotFound, StoreError
 from pipeline.known_frames import find_known
+from pipeline.materials import read_materials
 from pipeline.models import DEFAULT_TAG, Manifest
 from pipeline.registry.layout import (
     LOCK_FILE,
@@ -158,7 +159,7 @@ def _attestation(registry: Registry, artifact: Artifact, there: bytes | None) ->
         *(registry.trust.keys if registry.trust else ()),
     )
     if there is None or not (envelope := decode_envelope(there, key)).signatures:
-        return encode_envelope(attest(manifest, data, signer))
+        return encode_envelope(attest(manifest, data, read_materials(artifact), signer))
     if is_about(envelope, manifest, data) and signers_of(envelope, known):
         return encode_envelope(countersign(envelope, signer.keys))
     message = f"{manifest.stem} in {registry.url} is signed by keys that are not known here"

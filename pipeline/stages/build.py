@@ -21,7 +21,7 @@ from pipeline.sandbox.answers import read_answer
 from pipeline.sandbox.network_tries import COUNTED, split_counted
 from pipeline.sandbox.orders import BuildAnswer, BuildOrder, Circumstances, CondaFile, Wheel
 from pipeline.sandbox.port import Job, Mount
-from pipeline.sbom import Ingredients, bill_of_materials, build_materials
+from pipeline.sbom import Ingredients, bill_of_materials
 from pipeline.source_wheels import SOURCES_PREFIX, WheelShop, described
 from pipeline.sources import SourceShelf
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MATERIALS = "materials.json"
 UMASK = 'umask "$0"; exec "$@"'
 
 
@@ -111,8 +110,7 @@ def build_env(
                 tools=answer.tools,
                 image=sandbox.image,
             )
-            built_with = tuple(need for item in made.values() for need in shop.requires(item))
-            describe_build(built, described(packages, made), built_with, work)
+            describe_build(built, described(packages, made), work)
             keep_build(built, lock, work, home)
     return built
 
@@ -311,16 +309,10 @@ def failed_check(words: str, said: str, tries: int) -> errors.ToolFailed:
     )
 
 
-def describe_build(
-    built: BuiltEnv,
-    packages: tuple[LockedPackage, ...],
-    built_with: tuple[LockedPackage, ...],
-    work: Workplace,
-) -> None:
-    """Leave beside the tree what it is made of: the SBOM, and the materials for provenance."""
-    ingredients = replace(Ingredients.read(built, packages, work.tree), built_with=built_with)
+def describe_build(built: BuiltEnv, packages: tuple[LockedPackage, ...], work: Workplace) -> None:
+    """Leave beside the tree what it is made of: the SBOM."""
+    ingredients = Ingredients.read(built, packages, work.tree)
     write_bytes(work.home / SBOM, to_json(bill_of_materials(ingredients)))
-    write_bytes(work.home / MATERIALS, to_json(build_materials(ingredients)))
 
 
 def keep_build(built: BuiltEnv, lock: Lock, work: Workplace, home: Path) -> None:

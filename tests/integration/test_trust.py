@@ -16,6 +16,7 @@ from pipeline.artifacts import write_companions
 from pipeline.models import Artifact, Manifest
 from pipeline.process import run
 from tests.archives import PREFIX, small_archive
+from tests.artifacts import LOCK
 from tests.workshop import Workshop
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def pack(directory: Path, version: int) -> Artifact:
     directory.mkdir(exist_ok=True)
     draft = directory / "draft"
     written = small_archive(draft, {"bin/tool": SCRIPT % version, "lib/x": os.urandom(50_000)})
-    index, lock = written.index, b"# lock\n"
+    index, lock = written.index, LOCK.format(seed=version).encode()
     file = f"demo-{index.platform}-{index.id}.tar.zst"
     draft.rename(directory / file)
     facts = written.facts
@@ -91,6 +92,7 @@ def test_from_keygen_to_install(host: Workshop) -> None:
     said = host.run("verify", "demo@stable").stdout
     assert "trusted.d/ours.pub" in said
     assert "built by" in said
+    assert "2 materials, by digest" in host.run("show", "demo@stable").stdout
     host.run("fetch", "demo@stable", "-o", "usb")
     file = f"usb/{artifact.archive_path.name}"
     assert "is signed by" in host.run("verify", file).stdout
