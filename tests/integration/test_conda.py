@@ -1,4 +1,4 @@
-"""A conda of the machine's own, any version from 4.3 on, says what an environment holds."""
+"""A conda of the machine's own, from 4.3 on: says what was built, and installs our locks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -13,10 +14,14 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from pipeline.process import run
+from pipeline.progress import Silent
 from pipeline.sandbox.selection import Engine, open_sandbox
+from pipeline.specs.reading import read_spec
+from pipeline.stages.lock import LockOptions, lock_spec
 from tests.builds import BuildShop
 from tests.conftest import require
-from tests.tiny_channel import TinyPackage, make_channel
+from tests.tiny_channel import TinyPackage, add_packages, make_channel
 
 pytestmark = pytest.mark.container
 
@@ -77,3 +82,32 @@ def test_conda_lists_what_was_built(tmp_path: Path) -> None:
 
     environments = conda("info", "--envs", envs=tree.parent)
     assert any(str(tree) in line for line in environments.splitlines())
+
+
+def test_conda_lock_installs_our_locks(tmp_path: Path) -> None:
+    """`conda-lock install` by the machine's conda, and again by a lock that it rendered."""
+    program = shutil.which("conda")
+    require("conda", program)
+    channel = make_channel(tmp_path / "channel", TINY)
+    for item in TINY:
+        package = channel / item.subdir / f"{item.stem}.conda"
+        as_tar_bz2(package)
+        package.unlink()
+    add_packages(channel, ())
+    spec = tmp_path / "tools.yml"
+    spec.write_text(f"channels: ['{channel}']\ndependencies: [tool]\n")
+    options = LockOptions(platforms=("linux-64",))
+    lock = lock_spec(read_spec(spec), options=options, progress=Silent())
+    assert all(item.url.endswith(".tar.bz2") for item in lock.packages)
+
+    conda_lock = Path(sys.executable).with_name("conda-lock")
+    environ = {**os.environ, "HOME": str(tmp_path), "CONDA_PKGS_DIRS": str(tmp_path / "pkgs")}
+    run([conda_lock, "render", "-k", "explicit", "-p", "linux-64", lock.path], cwd=tmp_path)
+    for number, file in enumerate((lock.path, tmp_path / "conda-linux-64.lock")):
+        prefix = tmp_path / f"installed{number}"
+        words = ("install", "--conda", str(program), "-p", prefix, file)
+        run([conda_lock, *words], cwd=tmp_path, env=environ)
+        assert (prefix / "share/größe").read_text() == "x"
+        assert os.access(prefix / "bin/tool", os.X_OK)
+        records = {path.stem for path in (prefix / "conda-meta").glob("*.json")}
+        assert records == {item.stem for item in TINY}
