@@ -148,6 +148,11 @@ def require_space(path: Path, needed_bytes: int, what: str) -> None:
         raise HostError(message, hint=f"free {human_bytes(needed_bytes - free_bytes)} there")
 
 
+def plural(number: int, one: str, many: str = "") -> str:
+    """Return `1 package`, `1,234 packages`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 def human_bytes(count: float) -> str:
     """Format bytes for people: `4.31 GB` (powers of 1000, as disks are sold)."""
     for unit in ("B", "kB", "MB", "GB"):

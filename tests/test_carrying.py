@@ -14,6 +14,7 @@ from pipeline.carrying.applying import Applied, apply_folder
 from pipeline.carrying.exporting import Exported, ExportOrder, export_artifacts
 from pipeline.carrying.mirroring import Mirrored, MirrorOrder, mirror_registry, plan_mirror
 from pipeline.cli.carrying import export, parse_size
+from pipeline.cli.main import envferry
 from pipeline.errors import IntegrityError, NotFound, StoreError, TargetOccupied, UsageError
 from pipeline.models import Ref, current_platform
 from pipeline.progress import Silent
@@ -132,6 +133,14 @@ def test_a_mirror_is_the_same_registry(sites: Sites) -> None:
     again = sites.mirror()
     assert (again.copied, again.present) == ((), 2)
     assert {tag.outcome for tag in again.tags} == {"same"}
+
+
+def test_a_foreign_file_is_not_mirrored_again_and_again(sites: Sites) -> None:
+    sites.push(SMALL)
+    (the(sites.home, "manifest.json").parent / "Thumbs.db").touch()
+    sites.mirror()
+    assert sites.mirror().present == 1
+    assert not list(Path(sites.site).rglob("Thumbs.db"))
 
 
 def test_a_mirror_copies_what_is_asked_for(sites: Sites) -> None:
@@ -265,6 +274,50 @@ def test_export_only_into_its_own_folder(sites: Sites) -> None:
     (Path(sites.disk) / "holiday.jpg").touch()
     with pytest.raises(TargetOccupied, match=r"holiday\.jpg"):
         sites.export("demo")
+
+
+def test_export_says_which_tag_it_does_not_find(sites: Sites) -> None:
+    sites.push(SMALL)
+    with pytest.raises(NotFound, match="the tag stable"):
+        sites.export("demo", tags=("latest", "stable"))
+    assert not Path(sites.disk).exists()
+    sites.disk = sites.home
+    with pytest.raises(UsageError, match="the registry itself"):
+        sites.export("demo", since=("demo",))
+
+
+def test_export_needs_a_folder() -> None:
+    with pytest.raises(UsageError, match="REF and DIR") as caught:
+        envferry.main(["export", "demo@stable"], standalone_mode=False)
+    assert "envferry export demo@stable" in caught.value.hint
+
+
+def test_nobody_writes_to_a_web_server(sites: Sites) -> None:
+    sites.push(SMALL)
+    here, there = Registry.open(sites.home), Registry.open("https://envs.example/prod")
+    with pytest.raises(UsageError, match="can only be read"):
+        plan_mirror(here, there, MirrorOrder())
+
+
+@pytest.mark.parametrize("lost", ["manifest.json", "delta.json"])
+def test_apply_names_what_did_not_come(sites: Sites, lost: str) -> None:
+    first = sites.push(SMALL)
+    second = sites.push(SMALL[1:])
+    sites.export(f"demo@{first.manifest.id}")
+    sites.export("demo", since=(f"demo@{first.manifest.id}",))
+    assert sites.apply().unfinished == ()
+    other = second if lost == "delta.json" else first
+    (path,) = Path(sites.disk).rglob(f"v1/*/demo/*/{other.manifest.id}/{lost}")
+    path.unlink()
+    sites.site = str(sites.tmp_path / "another")
+    if lost == "manifest.json":
+        with pytest.raises(NotFound, match="does not have"):
+            sites.apply()
+        return
+    found = sites.apply()
+    assert len(found.copied) == 1
+    assert found.unfinished == (f"v1/deltas/demo/{PLATFORM}/{second.manifest.id}/",)
+    require_in_order(sites.site)
 
 
 def test_a_delta_becomes_the_same_archive(sites: Sites) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from pipeline.errors import StoreError
+from pipeline.errors import NotFound, StoreError
 from pipeline.files import to_json
 from pipeline.models import TagRecord
 from pipeline.progress import Silent
@@ -195,9 +195,13 @@ def test_leftovers_break_nothing(registry: Registry, first: Artifact) -> None:
 def test_one_environment_only(registry: Registry) -> None:
     (Path(registry.url) / "notes.txt").write_text("mine")
     assert check(registry, name="demo").findings == ()
-    assert check(registry, name="other").artifacts == 0
 
 
 def test_a_store_that_cannot_be_listed() -> None:
     with pytest.raises(StoreError, match="cannot be listed"):
         check(Registry.open("http://127.0.0.1:9/none"))
+
+
+def test_an_environment_that_is_not_there_is_not_in_order(registry: Registry) -> None:
+    with pytest.raises(NotFound, match="dmeo"):
+        check_registry(registry, "dmeo", read_bytes=False, progress=Silent())

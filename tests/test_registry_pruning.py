@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.errors import IntegrityError, StoreError
+from pipeline.errors import IntegrityError, NotFound, StoreError
 from pipeline.models import Ref
 from pipeline.progress import Silent
 from pipeline.registry import Registry, WasRemoved
@@ -107,7 +107,6 @@ def test_sizes_are_those_of_the_files(registry: Registry, artifacts: list[Artifa
     ("scope", "expected"),
     [
         (Scope(names=("demo",)), 4),
-        (Scope(names=("other",)), 0),
         (Scope(platform=PLATFORM), 4),
         (Scope(names=("demo",), platform="osx-64"), 0),
     ],
@@ -276,3 +275,11 @@ def test_pushes_and_prunes_at_once(registry: Registry, tmp_path: Path) -> None:
     assert rounds[1] > 3
     report = check_registry(registry, read_bytes=True, progress=Silent())
     assert [one for one in report.findings if one.severity == "broken"] == []
+
+
+def test_an_environment_that_is_not_there_is_not_pruned(
+    registry: Registry, artifacts: list[Artifact]
+) -> None:
+    scope = Scope(names=(artifacts[0].manifest.name, "dmeo"))
+    with pytest.raises(NotFound, match="dmeo"):
+        plan_prune(registry, scope, Policy(keep_last=1), NOW)

@@ -367,7 +367,14 @@ def test_a_web_server_that_is_not_there() -> None:
     assert time.monotonic() - started < 10
 
 
-@pytest.mark.parametrize("url", ["https://user:pass-word@host/x", "https://host/x?token=pass-word"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://user:pass-word@host/x",
+        "https://host/x?token=pass-word",
+        "s3://user:pass-word@bucket/x",
+    ],
+)
 def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(UsageError) as caught:
         open_store(url)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifacts import REGISTRY_MANIFEST
 from pipeline.carrying.copying import Carrier, piece_size
-from pipeline.carrying.deltas import DELTAS, Base, OpenDelta, delta_folder, find_deltas
+from pipeline.carrying.deltas import DELTAS, RECORD, Base, OpenDelta, delta_folder, find_deltas
 from pipeline.carrying.mirroring import MirrorOrder, mirror_registry
 from pipeline.carrying.tags import CarriedTag, carry_tag
 from pipeline.errors import IntegrityError, NotFound
@@ -37,6 +37,8 @@ class Applied:
     present: int
     """How many of the folder's artifacts were there already."""
     tags: tuple[CarriedTag, ...]
+    unfinished: tuple[str, ...]
+    """Folders of artifacts and deltas whose last file never came to the disk."""
 
 
 def apply_folder(
@@ -78,7 +80,21 @@ def apply_folder(
         copied=copied,
         present=present,
         tags=tags,
+        unfinished=_unfinished(source),
     )
+
+
+def _unfinished(source: Registry) -> tuple[str, ...]:
+    begun, complete = set(), set()
+    for top, last in ((ENVS, REGISTRY_MANIFEST), (DELTAS, RECORD)):
+        for listed in source.store.list(top):
+            names = listed.key.split("/")
+            if len(names) > 5 and ID_PATTERN.fullmatch(names[4]):
+                folder = "/".join(names[:5]) + "/"
+                begun.add(folder)
+                if listed.key == folder + last:
+                    complete.add(folder)
+    return tuple(sorted(begun - complete))
 
 
 def _is_published(site: Registry, artifact: Base) -> bool:

@@ -9,8 +9,8 @@ from pipeline.carrying.copying import Carrier
 from pipeline.carrying.deltas import Base, DeltaPlan, delta_folder, plan_delta, write_delta
 from pipeline.carrying.mirroring import copy_all
 from pipeline.carrying.tags import CarriedTag, carry_tag, tags_to_carry
-from pipeline.errors import TargetOccupied
-from pipeline.files import require_space, to_json, write_bytes
+from pipeline.errors import NotFound, TargetOccupied, UsageError
+from pipeline.files import plural, require_space, to_json, write_bytes
 from pipeline.registry import Registry
 from pipeline.registry.layout import folder_of
 from pipeline.stores.directory import DirectoryStore
@@ -77,23 +77,24 @@ def export_artifacts(
     asked = [(ref, _find(source, ref, order.platform)) for ref in order.refs]
     manifests = list({manifest.stem: manifest for _, manifest in asked}.values())
     bases = [_find(source, ref, order.platform) for ref in order.since]
-    _require_ours(directory)
-    target = Registry(_open_target(directory, order.part_bytes))
     found: dict[TagName, SignedTagRecord] = {}
     for ref, manifest in asked:
         found |= _tags(source, ref, manifest, order)
+    _require_tags(order, found)
+    _require_ours(directory, source)
+    target = Registry(_open_target(directory, order.part_bytes))
     if bases:
         plans = [plan_delta(source, manifest, bases) for manifest in manifests]
         carried = sum(plan.size for plan in plans)
-        require_space(directory, carried, f"exporting {len(plans)} deltas")
+        require_space(directory, carried, f"exporting {plural(len(plans), 'delta')}")
         _write_deltas(source, target, plans, progress)
         tags = tuple(_note_tag(target, name, record) for name, record in found.items())
     else:
         carried = sum(manifest.archive.size for manifest in manifests)
         missing = (one for one in manifests if not target.published(folder_of(one)))
         needed = sum(manifest.archive.size for manifest in missing)
-        require_space(directory, needed, f"exporting {len(manifests)} artifacts")
-        with progress.task(f"export {len(manifests)} artifacts", carried) as advance:
+        require_space(directory, needed, f"exporting {plural(len(manifests), 'artifact')}")
+        with progress.task(f"export {plural(len(manifests), 'artifact')}", carried) as advance:
             copy_all(Carrier(target=target, journals=journals, advance=advance), source, manifests)
         tags = tuple(carry_tag(target, name, record) for name, record in found.items())
     for key, data in order.keys:
@@ -124,8 +125,22 @@ def _tags(
     return {name: record for name, record in found.items() if record.id == manifest.id}
 
 
-def _require_ours(directory: Path) -> None:
-    """Raise TargetOccupied unless a folder is new, empty, or an export already."""
+def _require_tags(order: ExportOrder, found: dict[TagName, SignedTagRecord]) -> None:
+    for tag in order.tags:
+        if not any(name.tag == tag for name in found):
+            message = f"the tag {tag} points to nothing that is exported"
+            hint = f"run `envferry ls {order.refs[0].name}` to see what tags point to"
+            raise NotFound(message, hint=hint)
+
+
+def _require_ours(directory: Path, source: Registry) -> None:
+    """Raise TargetOccupied unless a folder is new, empty, or an export already.
+
+    Raises UsageError for the folder of the registry that is exported from.
+    """
+    if DirectoryStore(directory).place == source.store.place:
+        message = f"{directory} is the registry itself"
+        raise UsageError(message, hint="name the folder of a disk to export to")
     if directory.exists() and not directory.is_dir():
         message = f"{directory} is a file"
         raise TargetOccupied(message, hint="name a folder to export to")
@@ -159,7 +174,7 @@ def _write_deltas(
     source: Registry, target: Registry, plans: Sequence[DeltaPlan], progress: Progress
 ) -> None:
     total = sum(plan.size for plan in plans)
-    with progress.task(f"export {len(plans)} deltas", total) as advance:
+    with progress.task(f"export {plural(len(plans), 'delta')}", total) as advance:
         for plan in plans:
             write_delta(source, target.store, plan, advance)
 

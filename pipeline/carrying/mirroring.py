@@ -10,6 +10,7 @@ from pipeline.artifacts import ARCHIVE_SUFFIX, ATTESTATION, REGISTRY_MANIFEST
 from pipeline.carrying.copying import Carrier
 from pipeline.carrying.tags import CarriedTag, carry_tag, tags_to_carry
 from pipeline.errors import NotFound, UsageError
+from pipeline.files import plural
 from pipeline.models import current_platform
 from pipeline.registry.survey import Folder, survey
 from pipeline.stores.port import CannotList
@@ -77,7 +78,7 @@ def mirror_registry(
     """
     plan = _plan(source, target, order)
     size = sum(manifest.archive.size for manifest in plan.missing)
-    with progress.task(f"mirror {len(plan.missing)} artifacts", size) as advance:
+    with progress.task(f"mirror {plural(len(plan.missing), 'artifact')}", size) as advance:
         carrier = Carrier(target=target, journals=journals, advance=advance)
         copy_all(carrier, source, plan.missing)
     tags = tuple(carry_tag(target, name, record) for name, record in plan.tags.items())
@@ -117,8 +118,8 @@ def _report(
 
 def _plan(source: Registry, target: Registry, order: MirrorOrder) -> _Plan:
     if source.store.place == target.store.place:
-        message = f"{source.url} cannot be mirrored to itself"
-        raise UsageError(message)
+        message = f"{source.url} cannot be brought to itself"
+        raise UsageError(message, hint="name another registry")
     folders = _folders(source, order)
     environments = sorted({(folder.name, folder.platform) for folder in folders})
     with ThreadPoolExecutor(READERS) as pool:
@@ -206,6 +207,10 @@ def _there(target: Registry, names: set[str]) -> dict[Folder, Folder]:
         found = [folder for name in sorted(names) for folder in survey(target, name).folders]
     except NotFound:
         return {}
+    except CannotList as error:
+        message = f"{target.url} is a web server, which can only be read"
+        hint = "the target is a directory or s3://BUCKET/PREFIX"
+        raise UsageError(message, hint=hint) from error
     return {folder: folder for folder in found}
 
 
@@ -213,7 +218,8 @@ def _has(there: Folder | None, wanted: Folder) -> bool:
     """Whether the target has a whole artifact, by names and sizes alone."""
     if there is None or not there.published or not wanted.files:
         return False
-    for name, listed in wanted.files.items():
+    for name in wanted.files.keys() - set(wanted.foreign):
+        listed = wanted.files[name]
         found = there.files.get(name)
         must_match = name.endswith(ARCHIVE_SUFFIX) or name in (REGISTRY_MANIFEST, ATTESTATION)
         if found is None or (must_match and found.size != listed.size):

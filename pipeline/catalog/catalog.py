@@ -19,6 +19,7 @@ from pipeline.catalog.records import (
     write_looks,
     write_tags,
 )
+from pipeline.files import plural
 from pipeline.progress import Silent
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Catalog:
     ) -> None:
         """Read what is new and write it down, a batch at a time."""
         shown = progress if len(places) >= WORTH_SAYING else Silent()
-        with shown.task(f"index {self.registry.url}: {len(places)} artifacts"):
+        with shown.task(f"index {self.registry.url}: {plural(len(places), 'artifact')}"):
             for start in range(0, len(places), BATCH):
                 batch = places[start : start + BATCH]
                 folders = [holdings.folders[place] for place in batch]

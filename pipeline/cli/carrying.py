@@ -12,7 +12,7 @@ from pipeline.cli.options import common_options, registry_option
 from pipeline.cli.trust import load_trust, open_trusting, trusted_key_option
 from pipeline.config import settings
 from pipeline.errors import IntegrityError, NotFound, UsageError
-from pipeline.files import human_bytes
+from pipeline.files import human_bytes, plural
 from pipeline.models import Ref, current_platform
 from pipeline.registry import Registry
 from pipeline.stores.split import LEAST_PART
@@ -58,7 +58,7 @@ def parse_size(context: click.Context, option: click.Parameter, text: str | None
 
 
 @click.command()
-@click.argument("refs", metavar="REF...", nargs=-1, required=True)
+@click.argument("refs", metavar="REF...", nargs=-1)
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "--since", multiple=True, metavar="REF",
@@ -89,6 +89,9 @@ def export(
     """
     from pipeline.carrying.exporting import ExportOrder, export_artifacts
 
+    if not refs:
+        message = f"export needs both REF and DIR, and there is only {directory}"
+        raise UsageError(message, hint=f"envferry export {directory} /media/usb")
     files = cast("tuple[Path, ...]", choices.pop("trusted_keys"))
     with_tool, pythons = choices.pop("tool"), cast("tuple[str, ...]", choices.pop("pythons"))
     if pythons and not with_tool:
@@ -127,8 +130,10 @@ def apply(console: Console, directory: Path, registry: str, trusted_keys: tuple[
     from pipeline.carrying.applying import apply_folder
 
     if not directory.is_dir():
-        message = f"the folder {directory} is not there"
-        raise NotFound(message, hint="is the disk mounted?")
+        fault, hint = "is not there", "is the disk mounted?"
+        if directory.exists():
+            fault, hint = "is a file", "name the folder that `envferry export` wrote"
+        raise NotFound(f"the folder {directory} {fault}", hint=hint)
     source = open_trusting(str(directory), load_trust(trusted_keys))
     site = Registry.open(registry)
     found = apply_folder(source, site, journals=journals(), progress=console.progress)
@@ -138,6 +143,10 @@ def apply(console: Console, directory: Path, registry: str, trusted_keys: tuple[
     if older:
         message = f"{', '.join(older)} in {found.target} has moved further: {directory} is older"
         hint = "all else is done; to go back on purpose: `envferry tag NAME@ID TAG`"
+        raise IntegrityError(message, hint=hint)
+    if found.unfinished or not (found.rebuilt or found.copied or found.present):
+        message = ": ".join((f"the export in {directory} is not complete", *found.unfinished[:5]))
+        hint = "all else is done; run `envferry export` again where it was made, then apply again"
         raise IntegrityError(message, hint=hint)
 
 
@@ -226,7 +235,7 @@ def apply_lines(found: Applied) -> Iterator[str]:
         yield f"copied  {stem}"
     yield from tag_lines(found.tags)
     fresh = len(found.rebuilt) + len(found.copied)
-    yield f"{found.target}: {fresh} artifacts came, {found.present} were there"
+    yield f"{found.target}: {plural(fresh, 'artifact')} came; there already: {found.present}"
 
 
 def mirror_lines(found: Mirrored, *, dry_run: bool) -> Iterator[str]:
@@ -236,8 +245,8 @@ def mirror_lines(found: Mirrored, *, dry_run: bool) -> Iterator[str]:
         yield f"{word}  {stem}"
     yield from tag_lines(found.tags)
     yield (
-        f"{found.target}: {len(found.copied)} artifacts {word}"
-        f" ({human_bytes(found.copied_bytes)}), {found.present} were there"
+        f"{found.target}: {plural(len(found.copied), 'artifact')} {word}"
+        f" ({human_bytes(found.copied_bytes)}); there already: {found.present}"
     )
 
 

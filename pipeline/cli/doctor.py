@@ -13,7 +13,7 @@ from pipeline import __version__, process
 from pipeline.cli.options import common_options, registry_option
 from pipeline.config import settings
 from pipeline.errors import PipelineError
-from pipeline.files import human_bytes
+from pipeline.files import human_bytes, plural
 from pipeline.host_check import glibc_version
 from pipeline.models import current_platform
 from pipeline.registry import Registry
@@ -94,7 +94,7 @@ def registry_state(url: str) -> str:
         entries = Registry.open(url).environments()
     except PipelineError as error:
         return f"{url}: {error.message}"
-    return f"{url}: {len(entries)} artifacts"
+    return f"{url}: {plural(len(entries), 'artifact')}"
 
 
 def driver_version() -> str:

@@ -12,7 +12,7 @@ from pipeline.cli.console import table
 from pipeline.cli.options import common_options, registry_option
 from pipeline.cli.trust import load_trust, open_trusting, trusted_key_option
 from pipeline.errors import IntegrityError
-from pipeline.files import human_bytes
+from pipeline.files import human_bytes, plural
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,7 +139,7 @@ def plan_lines(plan: PrunePlan, *, has_deleted: bool) -> Iterator[str]:
         size = human_bytes(one.size)
         yield f"{gone}: unfinished upload of {one.key}, {size}, begun {one.began:%Y-%m-%d %H:%M}"
     count = sum(fate.goes for fate in plan.fates)
-    what = f"{count} artifacts and {len(plan.unfinished)} unfinished uploads"
+    what = f"{plural(count, 'artifact')} and {plural(len(plan.unfinished), 'unfinished upload')}"
     if has_deleted:
         yield f"removed {what}: {human_bytes(plan.size)}"
     elif plan.size or count or plan.unfinished:
@@ -154,7 +154,7 @@ def report_lines(report: Report) -> Iterator[str]:
         yield f"{click.style(finding.severity, bold=True)}  {finding.key}"
         yield f"    {finding.what}"
         yield f"    {click.style('mend:', bold=True)} {finding.mend}"
-    what = f"{report.artifacts} artifacts, {report.tags} tags"
+    what = f"{plural(report.artifacts, 'artifact')}, {plural(report.tags, 'tag')}"
     if report.read_bytes:
         what += f", {human_bytes(report.read_bytes)} read"
     leftovers = len(report.findings) - report.broken

@@ -22,7 +22,7 @@ from pipeline.artifacts import (
 )
 from pipeline.errors import IntegrityError, NotFound, SpecError, UsageError
 from pipeline.registry.layout import ATTACHMENTS, LOCK_FILE, PRUNING, tag_key
-from pipeline.registry.survey import Folder, survey
+from pipeline.registry.survey import Folder, require_known, survey
 from pipeline.registry.tagging import read_tag
 from pipeline.trust import decode_envelope, verify_attestation, verify_subjects
 
@@ -77,9 +77,11 @@ def check_registry(
     """Compare all that a registry (or one environment of it) holds with what it should hold.
 
     With `read_bytes` every archive is read, too. Signatures are checked with the registry's
-    trusted keys, if it has any. Raises StoreError when the store cannot be read.
+    trusted keys, if it has any. Raises StoreError when the store cannot be read, NotFound when it
+    has nothing of `name`.
     """
     found = survey(registry, name)
+    require_known(found, registry, [name] if name else [])
     size = sum(_archive_size(folder) for folder in found.folders) if read_bytes else None
     label = f"check {registry.url}"
     with progress.task(label, size) as advance, ThreadPoolExecutor(CHECKERS) as pool:
@@ -108,7 +110,7 @@ class _Checker:
 
     def folder(self, folder: Folder) -> list[Finding]:
         """Check one artifact."""
-        findings = [_foreign(folder.key + name) for name in folder.files if _is_odd(folder, name)]
+        findings = [_foreign(folder.key + name) for name in folder.foreign]
         if folder.is_being_pruned:
             findings.append(_half_pruned(folder))
         if folder.published is None:
@@ -210,12 +212,6 @@ def _manifest(folder: Folder, data: bytes) -> Manifest:
 
 def _archive_size(folder: Folder) -> int:
     return sum(one.size for name, one in folder.files.items() if name.endswith(ARCHIVE_SUFFIX))
-
-
-def _is_odd(folder: Folder, name: str) -> bool:
-    archive = f"{folder.name}-{folder.platform}-{folder.id}{ARCHIVE_SUFFIX}"
-    ours = (archive, f"{archive}.xxh128", LOCK_FILE, REGISTRY_MANIFEST, PRUNING, *ATTACHMENTS)
-    return name not in ours
 
 
 def _push(folder: Folder) -> str:

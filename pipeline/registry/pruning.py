@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.registry.layout import ENVS, tag_key
 from pipeline.registry.removal import remove_artifact
-from pipeline.registry.survey import Folder, Survey, survey
+from pipeline.registry.survey import Folder, Survey, require_known, survey
 from pipeline.registry.tagging import read_tag
 
 if TYPE_CHECKING:
@@ -101,9 +101,13 @@ class PrunePlan:
 def plan_prune(registry: Registry, scope: Scope, policy: Policy, now: datetime) -> PrunePlan:
     """Decide what goes; nothing is removed, and no manifest is read.
 
-    Raises IntegrityError when a tag cannot be read: then nobody knows what it keeps.
+    Raises IntegrityError when a tag cannot be read: then nobody knows what it keeps; NotFound
+    for an environment that is not there.
     """
     found = survey(registry)
+    unfinished = tuple(_unfinished(registry, scope, now - policy.under_way))
+    if not unfinished:
+        require_known(found, registry, scope.names)
     tagged = _tagged(registry, found, scope)
     groups: dict[tuple[str, str], list[Folder]] = {}
     for folder in found.folders:
@@ -112,7 +116,7 @@ def plan_prune(registry: Registry, scope: Scope, policy: Policy, now: datetime) 
     fates = [fate for group in groups.values() for fate in _decide(group, tagged, policy, now)]
     return PrunePlan(
         fates=tuple(fates),
-        unfinished=tuple(_unfinished(registry, scope, now - policy.under_way)),
+        unfinished=unfinished,
         under_way=policy.under_way,
     )
 

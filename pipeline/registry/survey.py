@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pipeline.artifacts import ATTESTATION, REGISTRY_MANIFEST
+from pipeline.artifacts import ARCHIVE_SUFFIX, ATTESTATION, REGISTRY_MANIFEST
+from pipeline.errors import NotFound
 from pipeline.models import ID_PATTERN, NAME_PATTERN, check_name
-from pipeline.registry.layout import BESIDE, ENVS, PRUNING, TAGS
+from pipeline.registry.layout import ATTACHMENTS, BESIDE, ENVS, LOCK_FILE, PRUNING, TAGS
 from pipeline.trust import TagName
 
 if TYPE_CHECKING:
@@ -50,6 +51,13 @@ class Folder:
         return PRUNING in self.files
 
     @property
+    def foreign(self) -> tuple[str, ...]:
+        """The files that belong to no artifact."""
+        archive = f"{self.name}-{self.platform}-{self.id}{ARCHIVE_SUFFIX}"
+        ours = (archive, f"{archive}.xxh128", LOCK_FILE, REGISTRY_MANIFEST, PRUNING, *ATTACHMENTS)
+        return tuple(name for name in self.files if name not in ours)
+
+    @property
     def size(self) -> int:
         """The bytes of all files."""
         return sum(listed.size for listed in self.files.values())
@@ -81,6 +89,15 @@ def survey(registry: Registry, name: str | None = None) -> Survey:
     below = f"{check_name(name, 'environment name')}/"
     both = (registry.store.list(top + below) for top in (ENVS, TAGS))
     return _sort(listed for found in both for listed in found)
+
+
+def require_known(found: Survey, registry: Registry, names: Iterable[str]) -> None:
+    """Raise NotFound for an environment that a registry has nothing of."""
+    known = {folder.name for folder in found.folders} | {tag.name for tag in found.tags}
+    for name in names:
+        if name not in known:
+            message = f"{name} is not in the registry {registry.url}"
+            raise NotFound(message, hint=f"run `envferry ls --registry {registry.url}`")
 
 
 def _sort(found: Iterable[Listed]) -> Survey:

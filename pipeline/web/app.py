@@ -16,7 +16,7 @@ from starlette.routing import Route
 from pipeline import __version__
 from pipeline.artifacts import SBOM
 from pipeline.errors import NotFound, PipelineError, StoreError, UsageError
-from pipeline.files import human_bytes, to_json
+from pipeline.files import human_bytes, plural, to_json
 from pipeline.models import ID_PATTERN, without_credentials
 from pipeline.web import pages
 from pipeline.web.guard import Guard
@@ -175,11 +175,6 @@ def day(time: datetime | None) -> str:
 def moment(time: datetime | None) -> str:
     """Return a time to the minute."""
     return f"{time:%Y-%m-%d %H:%M} UTC" if time else "unknown"
-
-
-def plural(number: int, one: str, many: str = "") -> str:
-    """Return `1 package`, `1,234 packages`."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def _question(request: Request) -> Question:
