@@ -14,12 +14,13 @@ import msgspec
 from pipeline import process
 from pipeline.config import SOURCE_DATE_EPOCH, child_environ
 from pipeline.errors import HostError, PipelineError, ToolFailed
+from pipeline.sandbox.build_backend import unpinned_requirements
 from pipeline.sandbox.builder import set_modes
 from pipeline.sandbox.network_tries import network_tries
 from pipeline.sandbox.orders import BuildAnswer, WheelOrder
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 
 def main(order_path: str) -> None:
@@ -75,12 +76,27 @@ def make_wheel(order: WheelOrder) -> None:
     failure = process.failure([what], finished.returncode, finished.stdout, finished.stderr)
     if has_tried:
         failure.message += "\nit tried to use the network, and a build has none"
+    pinned = [item.name for item in order.requires]
+    lacking = unpinned_requirements(project, venv / "bin/python", pinned, environ)
+    raise failed_wheel(order, failure.message, lacking)
+
+
+def failed_wheel(order: WheelOrder, message: str, lacking: Sequence[str]) -> ToolFailed:
+    """Describe a build that failed, by what its backend asked for in vain if there is such."""
     known = ", ".join(f"{item.name} {item.version}" for item in order.requires) or "nothing"
-    raise ToolFailed(
-        failure.message,
-        hint=f"it was built with {known}, as its pyproject.toml asks; what else it needs must be "
-        "named there, in the conda half, or come as a wheel of it (--find-links)",
+    if not lacking:
+        hint = (
+            f"it was built with {known}, as its pyproject.toml asks; what else it needs must be "
+            "named there, in the conda half, or come as a wheel of it (--find-links)"
+        )
+        return ToolFailed(message, hint=hint)
+    wanted = ", ".join(lacking)
+    lines = ", ".join(f'"{line}"' for line in lacking)
+    hint = (
+        f"it was built with {known}; add {lines} to `requires` of [build-system] in its "
+        "pyproject.toml and lock again, or offer a wheel of it (--find-links)"
     )
+    return ToolFailed(f"{message}\nits build asks for {wanted}, which nobody pinned", hint=hint)
 
 
 def install_requirements(

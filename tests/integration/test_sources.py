@@ -35,6 +35,12 @@ try:
 except OSError as error:
     raise SystemExit("no licence server") from error
 """
+GREEDY = """\
+def get_requires_for_build_wheel(settings=None):
+    return ["setuptools", "not-pinned>=2"]
+def build_wheel(directory, settings=None, metadata=None):
+    raise SystemExit("not-pinned is not here")
+"""
 ONE_SOURCE = """\
 channels: [{channel}]
 dependencies: [python, pip, {{pip: ["{line}"]}}]
@@ -212,6 +218,23 @@ def test_a_source_that_cannot_be_built(shop: Workshop, workshop: Workshop, tmp_p
     assert "it tried to use the network" in failed
     assert "it was built with setuptools " in failed
     assert not list((shop.cache / "builds").glob("broken*.partial"))
+
+
+def test_what_a_backend_asks_for_only_while_it_runs(
+    shop: Workshop, workshop: Workshop, tmp_path: Path
+) -> None:
+    project = PROJECT.format(name="greedy", requires="setuptools", backend="greedy_build")
+    files = {
+        "pyproject.toml": project.replace("[project]", 'backend-path = ["tools"]\n[project]'),
+        "tools/greedy_build.py": GREEDY,
+    }
+    folder = write(tmp_path / "greedy", files)
+    shop.write_spec("greedy", one_source(workshop, str(folder)))
+    shop.run("lock", "greedy")
+    failed = shop.run("build", "greedy", expect=4).stderr
+    assert "not-pinned is not here" in failed
+    assert "its build asks for not-pinned>=2, which nobody pinned" in failed
+    assert 'add "not-pinned>=2" to `requires` of [build-system]' in failed
 
 
 def test_a_source_that_hides_that_it_tried_the_network(
