@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.artifacts import sbom_path
 from pipeline.carrying.applying import Applied, apply_folder
+from pipeline.carrying.delta_checking import check_deltas
 from pipeline.carrying.exporting import Exported, ExportOrder, export_artifacts
 from pipeline.carrying.mirroring import Mirrored, MirrorOrder, mirror_registry, plan_mirror
 from pipeline.cli.carrying import export, parse_size
@@ -384,6 +385,35 @@ def test_what_lies_beside_an_archive_is_not_carried_damaged(
         sites.apply() if way == "delta" else sites.mirror()
     assert Registry.open(sites.site).ids("demo", PLATFORM) == (first.manifest.id,)
     require_in_order(sites.site)
+
+
+def test_a_disk_with_deltas_can_be_checked(sites: Sites) -> None:
+    first = sites.push(SMALL)
+    sites.push(SMALL[1:])
+    sites.export("demo", since=(f"demo@{first.manifest.id}",))
+    disk = Registry.open(sites.disk)
+
+    with pytest.raises(NotFound, match="deltas only") as caught:
+        disk.resolve(Ref.parse("demo"), PLATFORM)
+    assert f"envferry apply {sites.disk} --registry" in caught.value.hint
+
+    def faults(*, read_bytes: bool = True) -> list[str]:
+        report = check_registry(disk, read_bytes=read_bytes, progress=Silent())
+        found = check_deltas(disk, report, read_bytes=read_bytes)
+        assert found.deltas == 1
+        return [finding.what for finding in found.findings if finding.severity == "broken"]
+
+    assert faults() == []
+    delta, record = the(sites.disk, "*.delta"), the(sites.disk, "delta.json")
+    flip(delta)
+    assert faults(read_bytes=False) == []
+    assert "BLAKE3" in faults()[0]
+    delta.write_bytes(delta.read_bytes()[:-1])
+    assert "are expected" in faults(read_bytes=False)[0]
+    delta.unlink()
+    assert "has 0 bytes" in faults()[0]
+    record.unlink()
+    assert "broke off" in faults()[0]
 
 
 def test_a_damaged_frame_does_not_get_into_a_delta(sites: Sites) -> None:

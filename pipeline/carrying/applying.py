@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from pipeline.artifacts import REGISTRY_MANIFEST
 from pipeline.carrying.copying import Carrier, piece_size
-from pipeline.carrying.deltas import DELTAS, RECORD, Base, OpenDelta, delta_folder, find_deltas
+from pipeline.carrying.deltas import RECORD, Base, OpenDelta, delta_folder, find_deltas
 from pipeline.carrying.mirroring import MirrorOrder, mirror_registry
 from pipeline.carrying.tags import CarriedTag, carry_tag
 from pipeline.errors import IntegrityError, NotFound
 from pipeline.files import from_json
 from pipeline.models import ID_PATTERN
 from pipeline.registry import ENVS
+from pipeline.registry.layout import DELTAS
 from pipeline.trust import SignedTagRecord, TagName
 
 if TYPE_CHECKING:

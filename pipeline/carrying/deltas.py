@@ -25,7 +25,7 @@ from pipeline.errors import IntegrityError, NotFound, TargetOccupied
 from pipeline.files import from_json, to_json
 from pipeline.known_frames import known_ranges
 from pipeline.registry import LOCK_FILE, PublishedArchive
-from pipeline.registry.layout import artifact_folder
+from pipeline.registry.layout import DELTAS, artifact_folder
 from pipeline.stores.arriving import Incoming
 from pipeline.stores.port import CannotList
 from pipeline.stores.split import create_or_read
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from pipeline.registry import Registry
     from pipeline.stores.port import KnownRange, Store
 
-DELTAS = "v1/deltas/"
 RECORD = "delta.json"
 MOST_RUNS = 10_000_000
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -323,10 +322,11 @@ def find_deltas(source: Registry) -> list[OpenDelta]:
     except CannotList as error:
         message = f"{source.url} is a web server: deltas are applied from a directory"
         raise NotFound(message, hint="copy the folder here first") from error
-    return [_read_delta(source, key) for key in keys if key.endswith(f"/{RECORD}")]
+    return [read_delta(source, key) for key in keys if key.endswith(f"/{RECORD}")]
 
 
-def _read_delta(source: Registry, key: str) -> OpenDelta:
+def read_delta(source: Registry, key: str) -> OpenDelta:
+    """Open a delta by the key of its record; raise IntegrityError unless all fits together."""
     what = f"{key} in {source.url}"
     record, store = from_json(source.store.read(key), Delta, what), source.store
     folder = delta_folder(record.artifact)

@@ -52,14 +52,17 @@ def check(
 ) -> None:
     """Say what is broken in the registry, or in the environment NAME, and how to mend it.
 
-    Manifests, archives, checksums, locks, SBOMs, attestations and tags; ends with 8 when anything
-    is broken. Signatures are checked with the trusted keys, where there are any: then what nobody
-    signed is broken, too.
+    Manifests, archives, checksums, locks, SBOMs, attestations, tags and the deltas of a disk; ends
+    with 8 when anything is broken. Signatures are checked with the trusted keys, where there are
+    any: then what nobody signed is broken, too.
     """
+    from pipeline.carrying.delta_checking import check_deltas
     from pipeline.registry.checking import check_registry
 
     place = open_trusting(registry, load_trust(trusted_keys))
     report = check_registry(place, name, read_bytes=read_bytes, progress=console.progress)
+    if name is None:
+        report = check_deltas(place, report, read_bytes=read_bytes)
     console.result(report, lambda: report_lines(report))
     if report.broken:
         message = f"{report.registry} is not in order (broken: {report.broken})"
@@ -155,6 +158,8 @@ def report_lines(report: Report) -> Iterator[str]:
         yield f"    {finding.what}"
         yield f"    {click.style('mend:', bold=True)} {finding.mend}"
     what = f"{plural(report.artifacts, 'artifact')}, {plural(report.tags, 'tag')}"
+    if report.deltas:
+        what += f", {plural(report.deltas, 'delta')}"
     if report.read_bytes:
         what += f", {human_bytes(report.read_bytes)} read"
     leftovers = len(report.findings) - report.broken

@@ -64,6 +64,8 @@ class Report:
     """The bytes of archives that were compared."""
     findings: tuple[Finding, ...]
     """By key."""
+    deltas: int = 0
+    """Those of a disk, where they were checked, too."""
 
     @property
     def broken(self) -> int:

@@ -15,7 +15,8 @@ ENVS = "v1/envs/"
 TAGS = "v1/tags/"
 LOCK_FILE = "conda-lock.yml"
 ATTACHMENTS = (ATTESTATION, SBOM)
-BESIDE = ("v1/deltas/", "keys/", "tool/")
+DELTAS = "v1/deltas/"
+BESIDE = (DELTAS, "keys/", "tool/")
 """What `export` puts beside artifacts and tags, and no registry needs."""
 PRUNING = "pruning.json"
 """Lies in an artifact's folder while it is removed: no push completes what is on its way out."""

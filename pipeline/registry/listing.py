@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pipeline.artifacts import ATTESTATION
 from pipeline.errors import NotFound, StoreError
 from pipeline.models import Manifest, RegistryEntry, check_name
-from pipeline.registry.layout import ENVS, TAGS, folder_of, is_manifest
+from pipeline.registry.layout import DELTAS, ENVS, TAGS, folder_of, is_manifest
 from pipeline.registry.tagging import read_tag
 
 if TYPE_CHECKING:
@@ -52,16 +52,21 @@ def unknown(registry: Registry, ref: Ref, platform: str) -> NotFound:
     """Say that a ref is unknown and what is known instead."""
     message = f"{ref} is not in the registry {registry.url} for {platform}"
     known: list[str] = []
+    has_deltas = False
     try:
         tags, ids = registry.tags(ref.name, platform), registry.ids(ref.name, platform)
         if not ids:
             keys = (listed.key for listed in registry.store.list(ENVS))
             known = sorted({key.split("/")[2] for key in keys})
+            has_deltas = not known and any(registry.store.list(DELTAS))
     except StoreError as error:
         return NotFound(message, hint=error.hint)
     if ids:
         listed = ", ".join([*(f"{tag} ({id_})" for tag, id_ in tags.items()), *ids])
         return NotFound(f"{message}: there are {listed}", hint=f"run `envferry ls {ref.name}`")
+    if has_deltas:
+        hint = f"apply them to a registry first: `envferry apply {registry.url} --registry SITE`"
+        return NotFound(f"{message}: it holds deltas only", hint=hint)
     listed = ", ".join(known) or "no environments at all"
     return NotFound(f"{message}: it holds {listed}", hint="run `envferry ls`")
 
