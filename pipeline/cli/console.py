@@ -131,15 +131,18 @@ class Bars:
         columns = [SpinnerColumn(), TextColumn("{task.description}")]
         if total_bytes:
             columns += [BarColumn(), DownloadColumn(), TransferSpeedColumn()]
+        else:
+            # How much there is to download is known only when it is done.
+            columns.append(TextColumn("{task.fields[done]}"))
         columns.append(TimeElapsedColumn())
         counter = ByteCounter()
         started = time.monotonic()
         with RichProgress(*columns, console=RichConsole(stderr=True), transient=True) as bars:
-            bar = bars.add_task(label, total=total_bytes)
+            bar = bars.add_task(label, total=total_bytes, done="")
 
             def advance(count: int) -> None:
                 counter.add(count)
-                bars.update(bar, completed=counter.total)
+                bars.update(bar, completed=counter.total, done=human_bytes(counter.total))
 
             yield advance
         click.echo(finished_line(label, time.monotonic() - started, counter.total), err=True)
