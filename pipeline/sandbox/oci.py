@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 import uuid
 from typing import TYPE_CHECKING
 
@@ -16,12 +18,16 @@ if TYPE_CHECKING:
     from pipeline.process import Finished
     from pipeline.sandbox.port import Mount
 
+log = logging.getLogger(__name__)
+
 DEFAULT_IMAGE = "envferry:latest"
 IMAGE_PYTHON = "/opt/envferry/bin/python"
 """Where the Dockerfile puts the Python that has envferry's `build` extra."""
 VERSION_PROBE = "import pipeline; print(pipeline.__version__)"
 NO_CONTAINER = range(125, 128)
 """Exit codes of docker and podman themselves, not of what they run."""
+REMOVAL_PAUSES = (0, 0.2, 0.5, 1, 2)
+"""Seconds before each attempt to remove a container."""
 
 SUPERVISOR = "; ".join(
     (
@@ -108,8 +114,18 @@ class ContainerEngine:
         try:
             return process.run_on_lifeline(argv, check=check, show=show)
         except BaseException:
-            process.run([self.program, "rm", "--force", "--volumes", container], check=False)
+            self.remove(container)
             raise
+
+    def remove(self, container: str) -> None:
+        """Remove a container; the engine may be about to do so itself, and refuse meanwhile."""
+        for pause in REMOVAL_PAUSES:
+            time.sleep(pause)
+            process.run([self.program, "rm", "--force", "--volumes", container], check=False)
+            found = process.run([self.program, "container", "inspect", container], check=False)
+            if found.returncode != 0:
+                return
+        log.warning("the container %s is still there: %s rm --force it", container, self.name)
 
     def options(self, job: Job, container: str) -> Iterator[str]:
         """Yield what makes the container, and its image last."""
