@@ -1,7 +1,11 @@
-"""Draw docs/screenshots: `python -m tests.screenshots`."""
+"""Draw docs/screenshots: `python -m tests.screenshots [REGISTRY]`.
+
+REGISTRY, such as /srv/envs, is a new folder, which the pages name; it is removed again.
+"""
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -33,7 +37,8 @@ def main() -> None:
         sys.exit("error: no Chromium here\nhint: apt-get install chromium")
     TARGET.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="site-") as scratch:
-        registry = Path(scratch, "artifacts")
+        registry = Path(sys.argv[1] if sys.argv[1:] else f"{scratch}/artifacts")
+        registry.mkdir()
         publish_showcase(Registry.open(str(registry)), Path(scratch, "packed"))
         with serving(registry, Path(scratch, "cache")) as url, chromium(executable) as browser:
             for name, path, look in SHOTS:
@@ -42,6 +47,7 @@ def main() -> None:
                 page.goto(url + path)
                 page.screenshot(path=TARGET / f"{name}.png")
                 context.close()
+        shutil.rmtree(registry)
 
 
 if __name__ == "__main__":
