@@ -20,8 +20,8 @@ from pipeline.channel.wheel import (
     describe_wheel,
     fits,
     read_wheel,
-    stage_wheel,
 )
+from pipeline.channel.wheel_layout import stage_wheel
 from pipeline.errors import IntegrityError, SpecError
 from tests.wheels import MODULE, make_wheel
 

@@ -26,9 +26,9 @@ from pipeline.channel.wheel import (
     describe_wheel,
     fits,
     read_wheel,
-    stage_wheel,
     supported_tags,
 )
+from pipeline.channel.wheel_layout import stage_wheel
 from pipeline.config import SOURCE_DATE_EPOCH
 from pipeline.errors import HostError, NotFound, SpecError
 from pipeline.files import exclusive_lock
