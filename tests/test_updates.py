@@ -299,3 +299,45 @@ def test_all_findings_about_a_disk_come_at_once(
     assert HostError.__name__ in finished.stderr
     for name in ("readonly: ", "noexec: ", "space: "):
         assert name in finished.stderr
+
+
+ON_A_COPYING_DISK = """
+import os, sys
+from pathlib import Path
+from pipeline.archive.donors import Link
+from tests.test_install import install
+from tests.test_updates import require_right
+disk, first, second = map(Path, sys.argv[1:])
+
+def used():
+    os.sync()
+    status = os.statvfs(disk)
+    return (status.f_blocks - status.f_bfree) * status.f_frsize
+
+install(first, disk)
+before = used()
+install(second, disk, link=Link.REFLINK)
+require_right(disk)
+assert (disk / "demo/lib/large-0").stat().st_nlink == 1
+assert used() - before < 8 << 20, f"{used() - before} bytes more for 110 MB that were there"
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="mounts a disk")
+@pytest.mark.parametrize("kind", ["btrfs", "xfs"])
+def test_reflinks_share_the_bytes(archives: tuple[Path, Path], tmp_path: Path, kind: str) -> None:
+    """On file systems that can: a second version takes no space for what the first has."""
+    if not shutil.which(f"mkfs.{kind}"):
+        pytest.skip(f"mkfs.{kind} is not installed")
+    image, disk = tmp_path / "image", tmp_path / "disk"
+    disk.mkdir()
+    with image.open("wb") as stream:
+        stream.truncate(800 << 20)
+    subprocess.run([f"mkfs.{kind}", "-q", "-f", image], check=True, capture_output=True)
+    mount = 'mount -o loop "$1" "$2" || exit 99; shift 2; exec "$@"'
+    child: list[str | Path] = [sys.executable, "-c", ON_A_COPYING_DISK, disk, *archives]
+    argv: list[str | Path] = ["unshare", "-m", "sh", "-c", mount, "sh", image, disk, *child]
+    finished = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if finished.returncode == 99:
+        pytest.skip(f"{kind} cannot be mounted here: {finished.stderr}")
+    assert finished.returncode == 0, finished.stderr
