@@ -22,16 +22,8 @@ from rattler import (
     MatchSpec,
     PackageName,
     Version,
+    exceptions,
     solve,
-)
-from rattler.exceptions import (
-    FetchRepoDataError,
-    GatewayError,
-    InvalidChannelError,
-    InvalidMatchSpecError,
-    InvalidVersionError,
-    IoError,
-    SolverError,
 )
 from rattler.package import BuildString
 
@@ -57,13 +49,13 @@ OVERRIDES = {
     "ARCHSPEC": "__archspec",
 }
 EXPECTED_ERRORS = (
-    FetchRepoDataError,
-    GatewayError,
-    InvalidChannelError,
-    InvalidMatchSpecError,
-    InvalidVersionError,
-    IoError,
-    SolverError,
+    exceptions.FetchRepoDataError,
+    exceptions.GatewayError,
+    exceptions.InvalidChannelError,
+    exceptions.InvalidMatchSpecError,
+    exceptions.InvalidVersionError,
+    exceptions.IoError,
+    exceptions.SolverError,
 )
 
 
