@@ -128,11 +128,15 @@ def find(
     nothing is found.
     """
     from pipeline.catalog import WantedPackage
+    from pipeline.catalog.queries import entries
     from pipeline.catalog.queries import find as find_package
 
     wanted = WantedPackage.parse(package)
     catalog = open_catalog(console, registry, fully=selection.fully)
     found = catalog.ask(find_package(wanted, selection.filter(name)))
+    searched = catalog.ask(entries(selection.filter(name)))
+    if damaged := sum(1 for entry in searched if entry.problem):
+        console.note(f"{damaged} damaged and not searched: `envferry check` says how to mend it")
     if not found and not console.as_json:
         raise nothing_found(package, wanted, catalog)
     console.result(found, lambda: match_lines(found))

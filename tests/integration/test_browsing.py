@@ -59,6 +59,8 @@ def test_ls_shows_what_is_damaged(shop: Workshop) -> None:
     finished = shop.run("ls")
     assert "damaged" in finished.stdout
     assert "1 damaged: `envferry check`" in finished.stderr
+    finished = shop.run("find", "no-such-package", expect=7)
+    assert "1 damaged and not searched" in finished.stderr
     assert len(json.loads(shop.run("ls", "--json").stdout)) == 3
 
 

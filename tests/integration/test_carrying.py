@@ -153,7 +153,10 @@ def test_a_killed_mirror_goes_on(
         Handler.asked.clear()
         ferry.run(*mirror)
         if target == "directory":
-            assert not any(wanted.startswith("bytes=0-8388607") for wanted in Handler.asked)
+            # Three pieces were noted before the kill; which ones, is chance.
+            starts = range(0, size, PIECE_BYTES)
+            asked = [start for start in starts if f"bytes={start}-" in " ".join(Handler.asked)]
+            assert len(asked) <= len(starts) - 3
     registry = Registry.open(place(ferry, url))
     assert is_in_order(place(ferry, url))
     assert list(registry.store.list("v1/envs/", unfinished=True)) == []
