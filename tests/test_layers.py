@@ -20,6 +20,7 @@ LAYERS = (
         "pipeline.progress",
         "pipeline.models",
         "pipeline.files",
+        "pipeline.direct_io",
         "pipeline.process",
         "pipeline.signing",
     ),

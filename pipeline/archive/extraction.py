@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from xxhash import xxh3_128_hexdigest
 
 from pipeline.archive.contents import Content, checksum
-from pipeline.archive.direct_io import DirectWriter, write_all
 from pipeline.archive.members import FRAME_BYTES
 from pipeline.archive.tar import END_OF_ARCHIVE
+from pipeline.direct_io import DirectWriter, write_all
 from pipeline.errors import HostError, IntegrityError
 
 if TYPE_CHECKING:

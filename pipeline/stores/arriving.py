@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import xxhash
 from blake3 import blake3
 
+from pipeline.direct_io import DirectWriter
 from pipeline.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -144,6 +145,10 @@ class PartialFile:
     pieces: dict[int, str] = field(default_factory=dict)
     descriptor: int = -1
     journal_guard: threading.Lock = field(default_factory=threading.Lock)
+    writer: DirectWriter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.writer = DirectWriter(self.piece_bytes)
 
     @property
     def path(self) -> Path:
@@ -215,10 +220,12 @@ class PartialFile:
 
     def _keep(self, number: int, data: bytes) -> None:
         """Write a piece, then note it."""
-        offset, view = number * self.piece_bytes, memoryview(data)
-        while view:
-            written = os.pwrite(self.descriptor, view, offset)
-            view, offset = view[written:], offset + written
+        # A descriptor of its own: how it writes is not to change under other threads.
+        descriptor = os.open(self.path, os.O_WRONLY)
+        try:
+            self.writer.write(descriptor, memoryview(data), number * self.piece_bytes)
+        finally:
+            os.close(descriptor)
         digest = xxhash.xxh3_128_hexdigest(data)
         with self.journal_guard, self.journal.open("a") as stream:
             stream.write(f"{number} {digest}\n")
