@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,9 @@ SITE_FILES = ("/etc/ssl/certs", "/usr/share/ca-certificates", "/usr/local/share/
 """This machine's certificates, which a build of the image may need to reach its package index."""
 
 
+REMOVAL_SECONDS = 10
+
+
 @dataclass(frozen=True, kw_only=True)
 class Podman:
     """A podman and the directory that puts it first on PATH."""
@@ -58,9 +62,14 @@ class Podman:
         return finished.stdout
 
     def containers(self) -> list[str]:
-        """Return the names of envferry's containers that are there."""
-        names = self.run("ps", "--all", "--format", "{{.Names}}").split()
-        return [name for name in names if name.startswith("envferry-")]
+        """Return the names of envferry's containers that stay: podman removes them by itself."""
+        deadline = time.monotonic() + REMOVAL_SECONDS
+        while True:
+            names = self.run("ps", "--all", "--format", "{{.Names}}").split()
+            found = [name for name in names if name.startswith("envferry-")]
+            if not found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.2)
 
 
 def prepare_podman(home: Path) -> Podman:
