@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
