@@ -30,28 +30,62 @@ class DirectWriter:
         Its whole blocks go to the disk before this returns; what follows them, less than a block,
         goes into the page cache.
         """
-        whole = len(content) - len(content) % BLOCK_BYTES
-        done = self._write_blocks(descriptor, content[:whole], offset) if whole else 0
-        write_all(descriptor, content[done:], offset + done)
-
-    def _write_blocks(self, descriptor: int, content: memoryview, offset: int) -> int:
-        """Write whole blocks directly; return how many bytes the file system took that way."""
         if not hasattr(self.threads, "buffer"):
-            self.threads.buffer = memoryview(mmap.mmap(-1, self.piece_bytes))
-        buffer = self.threads.buffer[: len(content)]
-        buffer[:] = content
-        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-        try:
-            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT)
-            write_all(descriptor, buffer, offset)
-        except OSError as error:
-            if error.errno not in REFUSALS:
-                raise
-            return 0
-        else:
-            return len(content)
-        finally:
-            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
+            self.threads.buffer = aligned_buffer(self.piece_bytes)
+        whole = len(content) - len(content) % BLOCK_BYTES
+        buffer = self.threads.buffer[:whole]
+        buffer[:] = content[:whole]
+        write_blocks(descriptor, buffer, offset)
+        write_all(descriptor, content[whole:], offset + whole)
+
+
+class DirectStream:
+    """Appends to an empty file, a full aligned buffer at a time; `flush` writes what is left."""
+
+    def __init__(self, descriptor: int, buffer_bytes: int) -> None:
+        self.descriptor = descriptor
+        self.buffer = aligned_buffer(buffer_bytes)
+        self.filled = 0
+        self.offset = 0
+
+    def write(self, data: bytes) -> None:
+        """Append all of `data`."""
+        rest = memoryview(data)
+        while rest:
+            count = min(len(rest), len(self.buffer) - self.filled)
+            self.buffer[self.filled : self.filled + count] = rest[:count]
+            self.filled += count
+            rest = rest[count:]
+            if self.filled == len(self.buffer):
+                write_blocks(self.descriptor, self.buffer, self.offset)
+                self.offset += self.filled
+                self.filled = 0
+
+    def flush(self) -> None:
+        """Write the last bytes, by way of the page cache; nothing can follow them."""
+        write_all(self.descriptor, self.buffer[: self.filled], self.offset)
+        self.offset += self.filled
+        self.filled = 0
+
+
+def aligned_buffer(size: int) -> memoryview:
+    """Return memory that starts on a page, as direct writes need it."""
+    return memoryview(mmap.mmap(-1, size))
+
+
+def write_blocks(descriptor: int, blocks: memoryview, offset: int) -> None:
+    """Write whole aligned blocks past the page cache, or through it where that is refused."""
+    flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT)
+        write_all(descriptor, blocks, offset)
+        return
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+    finally:
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
+    write_all(descriptor, blocks, offset)
 
 
 def write_all(descriptor: int, content: memoryview, offset: int) -> None:

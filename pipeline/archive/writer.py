@@ -9,8 +9,9 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from threading import local
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import xxhash
@@ -34,10 +35,16 @@ from pipeline.models import ArchiveFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from typing import BinaryIO
 
 FRAMES_AHEAD = 3
 """Finished frames that may wait for their turn, besides the one that each thread works on."""
+
+
+class ArchiveStream(Protocol):
+    """Where an archive is written to."""
+
+    def write(self, data: bytes, /) -> object:
+        """Append all of `data`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +94,8 @@ class PackedFrame:
     """One frame, read and compressed."""
 
     plan: FramePlan
-    raw: bytearray
+    buffer: bytearray
+    """Where `raw` lies; the packer takes it back."""
     compressed: bytes
     entry: FrameEntry
     checksums: dict[int, str]
@@ -95,9 +103,14 @@ class PackedFrame:
     prefix_members: frozenset[int]
     """The members in which the prefix was seen."""
 
+    @property
+    def raw(self) -> memoryview:
+        """What the frame holds of the tar stream."""
+        return memoryview(self.buffer)[: self.plan.size]
+
 
 def write_archive(
-    stream: BinaryIO,
+    stream: ArchiveStream,
     members: Sequence[Member],
     *,
     options: ArchiveOptions,
@@ -122,7 +135,7 @@ class ArchiveWriter:
     """The growing archive: counters, checksums and index of what was written so far."""
 
     def __init__(
-        self, stream: BinaryIO, *, options: ArchiveOptions, advance: Callable[[int], None]
+        self, stream: ArchiveStream, *, options: ArchiveOptions, advance: Callable[[int], None]
     ) -> None:
         self.stream = stream
         self.options = options
@@ -151,13 +164,14 @@ class ArchiveWriter:
         for frame in packed_in_order(pool, packer, plans, self.threads + FRAMES_AHEAD):
             self.write_frame(frame.compressed, frame.raw, frame.entry)
             records.take(frame)
+            packer.take_back(frame.buffer)
             frame_owners.append(members[frame.plan.pieces[0].member].owner)
         self.files.extend(records.entries())
         self.packages.extend(
             package_entries(members, starts, frame_owners, first_file, first_frame)
         )
 
-    def write_frame(self, compressed: bytes, raw: bytes | bytearray, entry: FrameEntry) -> None:
+    def write_frame(self, compressed: bytes, raw: bytes | memoryview, entry: FrameEntry) -> None:
         """Append one compressed frame, and hash what it holds."""
         self.write(compressed)
         self.tar_hash.update(raw)
@@ -212,11 +226,12 @@ class FramePacker:
         self.level = options.level
         self.prefix = options.prefix.encode()
         self.threads = local()
+        self.buffers: SimpleQueue[bytearray] = SimpleQueue()
 
     def pack(self, plan: FramePlan) -> PackedFrame:
         """Read, check, hash and compress the pieces of one frame."""
-        raw = bytearray(plan.size)
-        view = memoryview(raw)
+        buffer = self.next_buffer(plan.size)
+        raw = memoryview(buffer)[: plan.size]
         checksums: dict[int, str] = {}
         starts: list[int] = []
         position = 0
@@ -224,35 +239,47 @@ class FramePacker:
             member = self.members[piece.member]
             starts.append(position)
             content = position + len(piece.header)
+            end = content + piece.length
             raw[position:content] = piece.header
-            if piece.length:
-                read_piece(member, piece, view[content : content + piece.length])
+            read_piece(member, piece, raw[content:end])
+            raw[end : end + piece.padding] = bytes(piece.padding)
             if member.entry.type == "file" and piece.length == member.entry.size:
-                whole = view[content : content + piece.length]
-                checksums[piece.member] = xxhash.xxh3_128_hexdigest(whole)
+                checksums[piece.member] = xxhash.xxh3_128_hexdigest(raw[content:end])
             position += piece.size
         if not hasattr(self.threads, "compressor"):
             self.threads.compressor = new_compressor(self.level)
-        compressed = self.threads.compressor.compress(view)
+        compressed = self.threads.compressor.compress(raw)
         return PackedFrame(
             plan=plan,
-            raw=raw,
+            buffer=buffer,
             compressed=compressed,
             entry=frame_entry(compressed, len(raw)),
             checksums=checksums,
-            prefix_members=frozenset(self.members_with_prefix(raw, plan, starts)),
+            prefix_members=frozenset(self.members_with_prefix(buffer, plan, starts)),
         )
 
+    def next_buffer(self, size: int) -> bytearray:
+        """Return memory for a frame: one that was used before, for the kernel clears new memory."""
+        try:
+            buffer = self.buffers.get_nowait()
+        except Empty:
+            buffer = bytearray()
+        return buffer if len(buffer) >= size else bytearray(size)
+
+    def take_back(self, buffer: bytearray) -> None:
+        """Have the memory of a frame that is done with used again."""
+        self.buffers.put(buffer)
+
     def members_with_prefix(
-        self, raw: bytearray, plan: FramePlan, starts: list[int]
+        self, buffer: bytearray, plan: FramePlan, starts: list[int]
     ) -> Iterator[int]:
         """Yield the members of a frame in whose bytes the prefix occurs."""
-        found = raw.find(self.prefix)
+        found = buffer.find(self.prefix, 0, plan.size)
         while found >= 0:
             which = bisect_right(starts, found) - 1
             yield plan.pieces[which].member
-            following = starts[which + 1] if which + 1 < len(starts) else len(raw)
-            found = raw.find(self.prefix, following)
+            following = starts[which + 1] if which + 1 < len(starts) else plan.size
+            found = buffer.find(self.prefix, following, plan.size)
 
 
 class MemberRecords:
@@ -278,7 +305,7 @@ class MemberRecords:
                 self.offsets[piece.member] = frame.plan.tar_offset + content
             entry = self.members[piece.member].entry
             has_prefix = piece.member in frame.prefix_members
-            data = memoryview(frame.raw)[content : content + piece.length]
+            data = frame.raw[content : content + piece.length]
             if piece.length != entry.size and entry.type == "file":
                 self.take_large(piece, data, has_prefix=has_prefix)
             elif has_prefix and holds_edits(entry):

@@ -12,6 +12,7 @@ from pipeline.archive.frozen import frozen_members
 from pipeline.archive.listing import Listing
 from pipeline.archive.writer import ArchiveOptions, WrittenArchive, write_archive
 from pipeline.artifacts import SBOM, sbom_path, write_companions
+from pipeline.direct_io import DirectStream
 from pipeline.files import atomic_write, write_bytes
 from pipeline.models import Artifact, Manifest
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.models import BuiltEnv
     from pipeline.progress import Progress
 
+WRITE_BYTES = 8 << 20
 TOOLS = ("conda-pack", "zstandard")
 
 
@@ -48,13 +50,15 @@ def pack_env(built: BuiltEnv, *, options: PackOptions, progress: Progress) -> Ar
     staged = options.output_dir / f".{built.name}-{built.platform}.tar.zst"
     total = sum(member.entry.size for member in listing.members)
     with progress.task(f"pack {built.name}", total) as advance, atomic_write(staged) as stream:
+        direct = DirectStream(stream.fileno(), WRITE_BYTES)
         written = write_archive(
-            stream,
+            direct,
             listing.members,
             options=archive_options(built, options),
             generate=lambda files: last_members(built, listing, files),
             advance=advance,
         )
+        direct.flush()
     artifact = Artifact(
         directory=options.output_dir, manifest=describe(built, written, listing, options)
     )
