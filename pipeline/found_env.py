@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from blake3 import blake3
 
-from pipeline.archive.listing import conda_packages, pip_packages
+from pipeline.archive.packages import conda_packages, pip_packages
 from pipeline.errors import NotFound, SpecError
 from pipeline.files import write_bytes
 from pipeline.models import BuiltEnv, SpecOptions, check_name, current_platform

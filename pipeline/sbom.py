@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 from packaging.utils import canonicalize_name
 
-from pipeline.archive.listing import conda_packages, pip_packages
+from pipeline.archive.packages import conda_packages, pip_packages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

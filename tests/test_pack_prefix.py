@@ -198,6 +198,48 @@ def test_what_cannot_travel_is_named_all_at_once(tree: Path) -> None:
         assert part in caught.value.message
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"name": "x", "version": "1", "build": "0"}',
+        '{"name": "x", "version": "1", "build": "0", "files": 5}',
+        '{"name": "x", "version": "1", "build": "0", "files": [], "paths_data": []}',
+        '{"name": "x", "version": 1, "build": "0", "files": [], "paths_data": {"paths": [7]}}',
+    ],
+)
+def test_a_record_of_conda_that_is_none_is_named(tree: Path, record: str) -> None:
+    (tree / "conda-meta/x-1-0.json").write_text(record)
+    with pytest.raises(SpecError, match=r"x-1-0\.json is no record of a conda package"):
+        pack(tree)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("RECORD", b"wheel/\xff.py,,\n"), ("METADATA", None), ("RECORD", b"x" * 200_000)],
+)
+def test_a_pip_package_that_is_damaged_is_named(
+    tree: Path, file: str, content: bytes | None
+) -> None:
+    path = tree / SITE / "wheel-2.0.dist-info" / file
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(SpecError, match=r"wheel-2\.0\.dist-info"):
+        pack(tree)
+
+
+def test_a_pip_package_without_a_name_has_that_of_its_folder(tree: Path) -> None:
+    (tree / SITE / "wheel-2.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\n")
+    packages = pack(tree).manifest.packages
+    assert [(item.name, item.version) for item in packages if item.kind == "pypi"] == [
+        ("wheel", "2.0")
+    ]
+
+
 def test_a_pip_package_that_overwrote_conda_files_is_named(
     tree: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

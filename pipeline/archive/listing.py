@@ -7,28 +7,26 @@ would rewrite for conda-unpack, only the conda-meta records are taken over.
 
 from __future__ import annotations
 
-import csv
-import email.parser
 import logging
 import os
 import posixpath
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from pipeline.archive.exclusion import Exclusion
 from pipeline.archive.frozen import CONDA_MARK, PIP_MARK
 from pipeline.archive.index import FileEntry
 from pipeline.archive.members import GENERATED, NOBODY, Member, Owner
+from pipeline.archive.packages import conda_packages, pip_packages
 from pipeline.archive.portability import find_faults, overwritten
 from pipeline.errors import NotFound, SpecError
 from pipeline.models import PackageFacts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from pipeline.archive.packages import Package
 
 log = logging.getLogger(__name__)
 
@@ -45,18 +43,6 @@ GENERATED_FILES = frozenset(
     )
 )
 """What is made while packing: an environment that was packed before has them already."""
-LICENSE_CHARACTERS = 100
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Package:
-    """A package of an environment and the files that it says are its own."""
-
-    owner: Owner
-    license: str | None
-    files: frozenset[str]
-    placeholders: Mapping[str, int]
-    """The length of the placeholder that each binary file was made with, by path."""
 
 
 class Listing:
@@ -265,64 +251,6 @@ def pack_into(collector: MemberCollector, tree: Path, prefix: str) -> Any:  # no
         file.file_mode = None
         packer.add(file)
     return packer
-
-
-def conda_packages(tree: Path) -> Iterator[Package]:
-    """Yield the packages that conda-meta lists."""
-    for path in sorted(tree.glob("conda-meta/*.json")):
-        try:
-            record: dict[str, Any] = msgspec.json.decode(path.read_bytes())
-            paths = record.get("paths_data", {}).get("paths", [])
-            owner = Owner(
-                rank=1,
-                name=record["name"],
-                kind="conda",
-                version=record["version"],
-                build=record["build"],
-            )
-        except (msgspec.DecodeError, KeyError, AttributeError) as error:
-            message = f"{path} is no record of a conda package: {error}"
-            raise SpecError(message, hint="run `conda doctor` there") from error
-        yield Package(
-            owner=owner,
-            license=record.get("license") or None,
-            files=frozenset([*record["files"], f"conda-meta/{path.name}"]),
-            placeholders={
-                entry["_path"]: len(entry["prefix_placeholder"])
-                for entry in paths
-                if entry.get("file_mode") == "binary" and entry.get("prefix_placeholder")
-            },
-        )
-
-
-def pip_packages(tree: Path) -> Iterator[Package]:
-    """Yield the packages that pip or uv installed, by their RECORD, names as PEP 503 has them."""
-    from packaging.utils import canonicalize_name
-
-    for record_path in sorted(tree.glob("lib/python*/site-packages/*.dist-info/RECORD")):
-        info = record_path.parent
-        installer = info / "INSTALLER"
-        if installer.is_file() and installer.read_text().strip() == "conda":
-            continue
-        base = info.parent.relative_to(tree)
-        with record_path.open(newline="", encoding="utf-8") as stream:
-            rows = [row[0] for row in csv.reader(stream) if row]
-        files = frozenset(posixpath.normpath(posixpath.join(base, row)) for row in rows)
-        with (info / "METADATA").open(encoding="utf-8", errors="replace") as stream:
-            metadata = email.parser.HeaderParser().parse(stream)
-        license_text = metadata["License-Expression"] or metadata["License"] or ""
-        yield Package(
-            owner=Owner(
-                rank=1,
-                name=canonicalize_name(metadata["Name"]),
-                kind="pypi",
-                version=str(metadata["Version"]),
-            ),
-            # Some put the whole text there.
-            license=license_text.strip().split("\n")[0][:LICENSE_CHARACTERS] or None,
-            files=files,
-            placeholders={},
-        )
 
 
 def is_generated(path: str) -> bool:

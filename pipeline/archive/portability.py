@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
-    from pipeline.archive.listing import Package
+    from pipeline.archive.packages import Package
 
 PATHS_SHOWN = 3
 SITE_PACKAGES = "lib/python*/site-packages"
