@@ -174,5 +174,6 @@ def _manifest_beside(path: Path) -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    message = f"the manifest {candidates[0]} is not there"
+    missing = f"the manifest {candidates[0]}" if path.exists() else path
+    message = f"{missing} is not there"
     raise NotFound(message, hint="copy all files of the artifact, or fetch it again")
