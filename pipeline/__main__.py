@@ -1,6 +1,18 @@
-"""Run the command line as `python -m pipeline`."""
+"""The program: `envferry`, or `python -m pipeline`."""
 
-from pipeline.cli.main import main
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line, also when Ctrl-C comes before it is there."""
+    try:
+        from pipeline.cli.main import main as run_command_line
+    except KeyboardInterrupt:
+        sys.exit(130)
+    run_command_line()
+
 
 if __name__ == "__main__":
     main()

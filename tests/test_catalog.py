@@ -4,6 +4,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from tests.artifacts import PLATFORM
 from tests.published import NUMPY, Made, publish
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 @dataclass
@@ -72,12 +73,14 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
+def site(tmp_path: Path) -> Iterator[Site]:
     opened = Registry.open(str(tmp_path / "registry"))
     store: Any = CountingStore(opened.store)
     registry = Registry(store)
     Path(registry.url).mkdir()
-    return Site(registry, Catalog.open(registry, tmp_path / "cache"), tmp_path)
+    site = Site(registry, Catalog.open(registry, tmp_path / "cache"), tmp_path)
+    yield site
+    site.catalog.close()
 
 
 @pytest.fixture
@@ -240,7 +243,7 @@ def test_a_damaged_or_foreign_index_is_made_anew(
     site.ids()
     path = site.catalog.database.path
     assert path is not None
-    site.catalog.database.close()
+    site.catalog.close()
     if content is None:
         path.unlink()
         foreign = sqlite3.connect(path)
@@ -269,6 +272,7 @@ def test_an_index_that_is_damaged_while_it_is_open(site: Site) -> None:
 def test_without_a_place_to_write_the_index_is_in_memory(site: Site, tmp_path: Path) -> None:
     id_ = site.publish(Made())
     (tmp_path / "file").write_bytes(b"")
+    site.catalog.close()
     site.catalog = Catalog.open(site.registry, tmp_path / "file")
     assert site.catalog.database.path is None
     assert site.ids() == [id_]
@@ -279,9 +283,9 @@ def test_registries_have_indexes_of_their_own(site: Site, tmp_path: Path) -> Non
     site.ids()
     other = Registry.open(str(tmp_path / "other"))
     publish(other, tmp_path / "packed", Made(name="other", seed=7))
-    catalog = Catalog.open(other, tmp_path / "cache")
-    catalog.refresh()
-    assert [one.name for one in catalog.ask(queries.environments())] == ["other"]
+    with closing(Catalog.open(other, tmp_path / "cache")) as catalog:
+        catalog.refresh()
+        assert [one.name for one in catalog.ask(queries.environments())] == ["other"]
 
 
 def test_processes_at_once(site: Site, tmp_path: Path) -> None:

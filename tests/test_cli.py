@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from pipeline.cli.main import run
 
-if TYPE_CHECKING:
-    from pathlib import Path
+ENVFERRY = Path(sys.executable).with_name("envferry")
 
 
 @pytest.mark.parametrize(
@@ -80,3 +81,89 @@ def test_help_loads_no_command() -> None:
     loaded = set(done.stderr.splitlines())
     assert "pipeline.cli.main" in loaded
     assert not {name for name in loaded if name.startswith(("pipeline.stages", "rich", "msgspec"))}
+
+
+def test_errors_are_json_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["show", "demo", "--json"]) == 7
+    printed = capsys.readouterr()
+    error = json.loads(printed.out)["error"]
+    assert error["exit_code"] == 7
+    assert f"error: {error['message']}\nhint: {error['hint']}\n" == printed.err
+    assert run(["show", "--json"]) == 2
+    assert "Missing argument" in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+def test_an_argument_that_is_no_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["ls", "--registry", "caf\udce9"]) == 2
+    assert "'caf\\udce9' is not UTF-8" in capsys.readouterr().err
+
+
+def test_the_current_folder_is_gone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert run(["ls"]) == 11
+    assert "error: the current folder was removed\nhint: `cd`" in capsys.readouterr().err
+
+
+def test_a_file_where_a_folder_should_be(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    assert run(["fetch", "demo", "-o", str(tmp_path / "file")]) == 11
+    assert f"a file is where a folder should be ({tmp_path}/file)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("closed", "said"), [("<&-", "[]\n"), (">&-", ""), ("2>&-", "[]\n")])
+def test_without_a_stream(tmp_path: Path, closed: str, said: str) -> None:
+    """As under some schedulers: what is opened first must not get what is said there."""
+    (tmp_path / "artifacts").mkdir()
+    done = subprocess.run(
+        ["sh", "-c", f"{ENVFERRY} ls --json {closed}"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == (said, "")
+
+
+def test_the_reader_went_away(tmp_path: Path) -> None:
+    (tmp_path / "artifacts").mkdir()
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [ENVFERRY, "ls"], cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, check=False
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (130, b"")
+
+
+@pytest.mark.parametrize(
+    ("number", "line", "code"),
+    [
+        (signal.SIGINT, "exec", 130),
+        (signal.SIGTERM, "exec", 130),
+        (signal.SIGHUP, "exec", 130),
+        (signal.SIGHUP, "trap '' HUP; exec", 0),
+    ],
+)
+def test_signals(tmp_path: Path, number: int, line: str, code: int) -> None:
+    """A terminal that is closed is as Ctrl-C, but not where `nohup` was said."""
+    reader, writer = os.pipe()
+    command = ["sh", "-c", f"{line} {ENVFERRY} import /dev/fd/{reader} --name demo"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, pass_fds=[reader], stderr=subprocess.PIPE, text=True
+    ) as child:
+        os.close(reader)
+        os.write(writer, b"numpy\n" * 50_000)  # more than a pipe holds: it is reading now
+        child.send_signal(number)
+        os.close(writer)
+        _, said = child.communicate(timeout=10)
+    assert child.returncode == code, said
+    assert (said == "\nerror: interrupted\n") == bool(code)

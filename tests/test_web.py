@@ -5,6 +5,7 @@ import re
 import socket
 import threading
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -89,6 +90,7 @@ def pages(tmp_path: Path) -> Iterator[Pages]:
     with TestClient(make_app(site), base_url="http://127.0.0.1") as client:
         yield Pages(registry, client, site, tmp_path, old, new)
     site.wait()
+    catalog.close()
 
 
 class Reader(HTMLParser):
@@ -123,9 +125,9 @@ def test_the_list_of_environments(pages: Pages) -> None:
 
 def test_an_empty_registry_says_what_to_type(tmp_path: Path) -> None:
     (tmp_path / "registry").mkdir()
-    catalog = Catalog.open(Registry.open(str(tmp_path / "registry")), tmp_path / "cache")
-    catalog.refresh()
-    with TestClient(make_app(Site(catalog))) as client:
+    index = Catalog.open(Registry.open(str(tmp_path / "registry")), tmp_path / "cache")
+    with closing(index) as catalog, TestClient(make_app(Site(catalog))) as client:
+        catalog.refresh()
         assert "envferry push" in client.get("/").text
         assert "envferry tag" in client.get("/tags/").text
         assert client.get("/index.json").json()["environments"] == []

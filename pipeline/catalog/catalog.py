@@ -60,6 +60,10 @@ class Catalog:
         database = Database.for_place(cache_dir / DIRECTORY, registry.store.place)
         return cls(registry, database)
 
+    def close(self) -> None:
+        """Close the index."""
+        self.database.close()
+
     def ask(self, query: Callable[[Connection], T]) -> T:
         """Ask the index, see `queries`; one that turns out damaged is filled again first."""
         before = self.database.discarded

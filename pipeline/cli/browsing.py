@@ -144,10 +144,11 @@ def find(
 
 
 def open_catalog(console: Console, registry: str, *, fully: bool = False) -> Catalog:
-    """Open the index of a registry and bring it up to date."""
+    """Open the index of a registry until the command ends, and bring it up to date."""
     from pipeline.catalog import Catalog
 
     catalog = Catalog.open(Registry.open(registry), settings().cache_dir)
+    click.get_current_context().call_on_close(catalog.close)
     catalog.refresh(fully=fully, progress=console.progress)
     return catalog
 

@@ -80,10 +80,10 @@ def build_spec(
     console: Console, argument: str, choice: BuildChoice, *, twice: bool = False
 ) -> BuiltEnv:
     """Check the lock of a spec and build it; with `twice`, once more, and compare."""
+    from pipeline.locking.keeping import check_lock
     from pipeline.sandbox.selection import choose_sandbox
     from pipeline.specs.reading import find_spec, read_spec
     from pipeline.stages.build import BuildOptions
-    from pipeline.stages.lock import check_lock
 
     lock = check_lock(read_spec(find_spec(argument, SPECS_DIR)))
     sandbox = choose_sandbox(choice.engine, choice.image)

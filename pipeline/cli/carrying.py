@@ -179,7 +179,7 @@ def mirror(
     order = MirrorOrder(names=names, **choices)  # type: ignore[arg-type]
     there, here = open_trusting(source, trust), Registry.open(target)
     if dry_run:
-        found = plan_mirror(there, here, order)
+        found = plan_mirror(there, here, order).report()
     else:
         found = mirror_registry(there, here, order, journals=journals(), progress=console.progress)
     console.result(found, lambda: mirror_lines(found, dry_run=bool(dry_run)))

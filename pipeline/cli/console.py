@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from pipeline.cli.failures import Answer
 from pipeline.files import human_bytes, to_json
 from pipeline.models import without_credentials
 
@@ -35,6 +36,7 @@ class Console:
     def __init__(self, *, as_json: bool, is_quiet: bool, verbosity: int) -> None:
         self.as_json = as_json
         self.is_quiet = is_quiet
+        self.answer = Answer()
         level = logging.ERROR if is_quiet else LEVELS[min(verbosity, len(LEVELS) - 1)]
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(MessageFormatter())
@@ -57,6 +59,7 @@ class Console:
 
     def result(self, value: object, lines: Callable[[], Iterable[str]]) -> None:
         """Print a result: the value with `--json`, else the lines for people."""
+        self.answer.is_given = True
         if self.as_json:
             click.echo(to_json(msgspec.to_builtins(value, enc_hook=to_builtin)), nl=False)
         else:

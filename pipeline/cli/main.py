@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
-import logging
-import re
-import shutil
+import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from pipeline import __version__
-from pipeline.errors import EXIT_INTERRUPTED, HostError, PipelineError
+from pipeline.cli.failures import EXPECTED, Answer, explain, require_utf8
+from pipeline.errors import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     from types import FrameType
-
-log = logging.getLogger(__name__)
 
 COMMANDS = {
     "channel": ("pipeline.cli.channel", "Make a conda channel out of interpreters and wheels."),
@@ -92,60 +89,47 @@ def envferry() -> None:
 
 def main() -> NoReturn:
     """Run the command line; exit with the code of docs/errors.md."""
+    open_streams()
     signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else somebody said `nohup`
+        signal.signal(signal.SIGHUP, interrupt)
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """Run one command; report its error, if it has one, and return its exit code."""
+    answer = Answer()
     try:
-        result = envferry.main(arguments, prog_name="envferry", standalone_mode=False)
-    except PipelineError as error:
-        return report(error.message, error.hint, error.exit_code)
-    except click.UsageError as error:
-        path = error.ctx.command_path if error.ctx else "envferry"
-        return report(error.format_message(), f"see `{path} --help`", error.exit_code)
-    except (KeyboardInterrupt, click.Abort):
-        return report("interrupted", "", EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our output went away: nobody is left to tell.
-        sys.stderr.close()
+        require_utf8(arguments)
+        result = envferry.main(arguments, prog_name="envferry", standalone_mode=False, obj=answer)
+    except SystemExit as leaving:  # click's own way out when a pipe breaks, and after completions
+        if not isinstance(leaving.__context__, BrokenPipeError):
+            raise
+        mute_streams()
         return EXIT_INTERRUPTED
-    except OSError as error:
-        return report_os_error(error)
+    except EXPECTED as error:
+        return explain(error).report(answer, as_json="--json" in arguments)
     return result if isinstance(result, int) else 0
 
 
-def report_os_error(error: OSError) -> int:
-    """Report what the operating system refused."""
-    log.debug("the operating system refused", exc_info=error)
-    code, words = error.errno, error.strerror or str(error)
-    if isinstance(error, shutil.Error) and error.args:
-        # The copy of a tree: all files that failed, for one reason most often.
-        words = str(error.args[0][0][-1])
-        code = int(found[1]) if (found := re.search(r"\[Errno (\d+)\]", words)) else None
-    if code in (errno.ENOSPC, errno.EDQUOT):
-        what, hint = "no space left on the disk", "free some space, then try again"
-    elif code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        what, hint = "not allowed", "is the place writable for this user?"
-    else:
-        what, hint = words, "run it again with -vv to see where"
-    where = f" ({error.filename})" if error.filename else ""
-    return report(f"{what}{where}", hint, HostError.exit_code)
+def open_streams() -> None:
+    """Give a process that was started without one of its three streams one that leads nowhere.
+
+    Else the first file that is opened takes its number, and gets what is said there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  (as long as we run)
 
 
-def report(message: str, hint: str, exit_code: int) -> int:
-    """Print an error for people, without the logins of URLs in it, and return its exit code."""
-    from pipeline.cli.console import harmless
-    from pipeline.models import without_credentials
-
-    message, hint = (harmless(without_credentials(text)) for text in (message, hint))
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
-    if hint:
-        click.echo(f"{click.style('hint:', bold=True)} {hint}", err=True)
-    return exit_code
+def mute_streams() -> None:
+    """Lead the output nowhere: its reader went away, and nobody is left to tell."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    """Treat SIGTERM like Ctrl-C, so that everything is tidied up."""
+    """Treat SIGTERM, and a terminal that is closed, like Ctrl-C: everything is tidied up."""
     raise KeyboardInterrupt

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from pipeline.cli.console import Console
+from pipeline.cli.failures import Answer
 from pipeline.config import settings
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def common_options(function: Function) -> Function:
     @wraps(function)
     def wrapper(*, as_json: bool, is_quiet: bool, verbosity: int, **others: object) -> object:
         console = Console(as_json=as_json, is_quiet=is_quiet, verbosity=verbosity)
+        console.answer = click.get_current_context().ensure_object(Answer)
         return function(console, **others)
 
     return wrapper  # type: ignore[return-value]

@@ -111,9 +111,11 @@ def lock(
     What a lock has already stays where the spec allows it, unless `--update` or `--upgrade` says
     otherwise.
     """
+    from pipeline.locking.keeping import check_lock
+    from pipeline.locking.options import LockOptions
     from pipeline.specs.lock_changes import compare_locks
     from pipeline.specs.reading import find_spec, read_spec
-    from pipeline.stages.lock import LockOptions, check_lock, lock_spec
+    from pipeline.stages.lock import lock_spec
 
     options = LockOptions(**choices)  # type: ignore[arg-type]
     results: list[tuple[Lock, tuple[Change, ...]]] = []
@@ -158,8 +160,8 @@ def lint_one(path: Path, *, online: bool = False) -> list[Finding]:
     lock = old_lock(path.with_name(f"{path.stem}.conda-lock.yml"))
     gone: dict[str, str] = {}
     if online:
+        from pipeline.locking.channels import missing_pins
         from pipeline.specs.reading import read_spec
-        from pipeline.stages.lock import missing_pins
 
         gone = missing_pins(read_spec(path))
     return lint_spec(path, pypi_name, lock.packages if lock else (), gone)

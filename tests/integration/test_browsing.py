@@ -92,7 +92,7 @@ def test_serve(shop: Workshop) -> None:
         assert child.wait(20) == 0
 
 
-def test_the_pages_say_what_an_update_reads(tmp_path: Path) -> None:
+def test_the_pages_say_what_an_update_reads(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """The same bytes as `diff` says, of real archives."""
     environ = {"ENVFERRY_REGISTRY": str(tmp_path / "registry")}
     shop = Workshop(home=tmp_path, cache=tmp_path / "cache", environ=environ)
@@ -101,6 +101,7 @@ def test_the_pages_say_what_an_update_reads(tmp_path: Path) -> None:
     said = json.loads(shop.run("diff", "demo@old", "demo@new", "--json").stdout)
     index = Catalog.open(Registry.open(str(tmp_path / "registry")), tmp_path / "cache")
     index.refresh()
+    request.addfinalizer(index.close)
     place = f"demo/{said['after'].removeprefix('demo-').rpartition('-')[0]}"
     with TestClient(make_app(Site(index))) as client:
         found = client.get(f"/diff.json?old={place}/old&new={place}/new").json()
@@ -118,11 +119,17 @@ def test_serve_at_a_taken_port(shop: Workshop) -> None:
 
 
 @pytest.mark.s3
-def test_an_index_of_a_bucket(s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_of_a_bucket(
+    s3_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
     """Folders and ETags of S3: what is new is seen, what is gone disappears, tags move."""
     monkeypatch.setattr(catalog, "SMALL", 0)
     registry = Registry.open(s3_url)
     index = Catalog.open(registry, tmp_path / "cache")
+    request.addfinalizer(index.close)
     index.refresh()
     assert index.ask(queries.entries()) == ()
     first = publish(registry, tmp_path / "packed", Made(version="1.0"), "stable").id
