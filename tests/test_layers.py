@@ -53,6 +53,7 @@ LAYERS = (
         "pipeline.found_env",
         "pipeline.installations",
         "pipeline.installing",
+        "pipeline.locking",
     ),
     ("pipeline.stages",),
     ("pipeline.web",),

@@ -10,12 +10,12 @@ import pytest
 
 from pipeline.config import child_environ
 from pipeline.errors import NotFound, SpecError, StaleLock, StoreError
+from pipeline.locking.keeping import check_lock
 from pipeline.models import LockedPackage
 from pipeline.process import run
 from pipeline.solving.relax_pins import RelaxLevel, RelaxRequest, relax_pins
 from pipeline.specs.locks import LockContents, write_lock
 from pipeline.specs.reading import read_spec
-from pipeline.stages.lock import check_lock
 from tests.tiny_channel import make_channel, python_packages
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def test_checking_a_lock_loads_no_solver(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"
         "from pipeline.specs.reading import read_spec\n"
-        "from pipeline.stages.lock import check_lock\n"
+        "from pipeline.locking.keeping import check_lock\n"
         "check_lock(read_spec(Path(sys.argv[1])))\n"
         "print(sorted({'conda_lock', 'rattler', 'uv', 'boto3', 'pydantic'} & sys.modules.keys()))"
     )

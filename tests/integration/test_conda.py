@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from pipeline.locking.options import LockOptions
 from pipeline.process import run
 from pipeline.progress import Silent
 from pipeline.sandbox.selection import Engine, open_sandbox
 from pipeline.specs.reading import read_spec
-from pipeline.stages.lock import LockOptions, lock_spec
+from pipeline.stages.lock import lock_spec
 from tests.builds import BuildShop
 from tests.conftest import require
 from tests.tiny_channel import TinyPackage, add_packages, make_channel

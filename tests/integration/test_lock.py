@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipeline.errors import NotFound, SpecError, StaleLock, StoreError, UsageError
+from pipeline.locking.keeping import check_lock
+from pipeline.locking.options import LockOptions
 from pipeline.process import run
 from pipeline.progress import Silent
 from pipeline.solving.conda_half import NAMES_PATH
 from pipeline.specs.lock_changes import compare_locks
 from pipeline.specs.locks import read_lock
 from pipeline.specs.reading import read_spec
-from pipeline.stages.lock import LockOptions, check_lock, lock_spec
+from pipeline.stages.lock import lock_spec
 from tests.tiny_channel import TinyPackage, add_packages, make_channel, python_packages
 from tests.wheels import make_wheel
 from tests.workshop import Workshop

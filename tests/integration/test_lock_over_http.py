@@ -16,9 +16,10 @@ from msgspec.structs import replace
 
 from pipeline.cache import DownloadCache
 from pipeline.errors import IntegrityError, StoreError
+from pipeline.locking.options import LockOptions
 from pipeline.progress import Silent
 from pipeline.specs.reading import read_spec
-from pipeline.stages.lock import LockOptions, lock_spec
+from pipeline.stages.lock import lock_spec
 from tests.tiny_channel import make_channel, python_packages
 
 if TYPE_CHECKING:
