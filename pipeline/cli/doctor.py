@@ -14,7 +14,7 @@ from pipeline.cli.options import common_options, registry_option
 from pipeline.config import settings
 from pipeline.errors import PipelineError
 from pipeline.files import human_bytes, plural
-from pipeline.host_check import glibc_version
+from pipeline.installing.host_check import glibc_version
 from pipeline.models import current_platform
 from pipeline.registry import Registry
 from pipeline.sandbox.selection import REAL_ENGINES, Engine, open_sandbox

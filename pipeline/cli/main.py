@@ -71,6 +71,14 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(module, name)
         return command
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; nobody is told that the reader of the output went away."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # click itself would end with 1
+            mute_streams()
+            ctx.exit(EXIT_INTERRUPTED)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without loading them."""
         with formatter.section("Commands"):
@@ -102,11 +110,6 @@ def run(arguments: list[str]) -> int:
     try:
         require_utf8(arguments)
         result = envferry.main(arguments, prog_name="envferry", standalone_mode=False, obj=answer)
-    except SystemExit as leaving:  # click's own way out when a pipe breaks, and after completions
-        if not isinstance(leaving.__context__, BrokenPipeError):
-            raise
-        mute_streams()
-        return EXIT_INTERRUPTED
     except EXPECTED as error:
         return explain(error).report(answer, as_json="--json" in arguments)
     return result if isinstance(result, int) else 0
