@@ -19,7 +19,7 @@ from demo.measuring import Measured, measure, tree_bytes
 from demo.seaweed import seaweed
 from demo.voyage import ENVFERRY, PROJECT
 from pipeline.files import human_bytes
-from pipeline.host_check import glibc_version
+from pipeline.installing.host_check import glibc_version
 from pipeline.process import find_program
 from pipeline.sandbox.bubblewrap import Bubblewrap
 from pipeline.sandbox.port import Job, Mount

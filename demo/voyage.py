@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from demo.measuring import Measured, measure, tree_bytes
 from demo.seaweed import seaweed
 from pipeline.files import human_bytes
-from pipeline.host_check import glibc_version
+from pipeline.installing.host_check import glibc_version
 from pipeline.sandbox.bubblewrap import Bubblewrap
 from pipeline.sandbox.port import Job, Mount
 

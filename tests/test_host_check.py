@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.archive.index import PackageEntry
 from pipeline.errors import HostError
-from pipeline.host_check import (
+from pipeline.installing.host_check import (
     DRIVERS,
     Disk,
     Host,

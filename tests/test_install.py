@@ -22,7 +22,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.files import exclusive_lock
-from pipeline.host import EnvHome
+from pipeline.installing.env_home import EnvHome
 from pipeline.models import Checks, Installation, Manifest, SystemRequirements
 from pipeline.progress import Silent
 from pipeline.stages.install import InstallOptions, install_artifact

@@ -33,9 +33,6 @@ LAYERS = (
         "pipeline.solving",
         "pipeline.cache",
         "pipeline.cache_upkeep",
-        "pipeline.host",
-        "pipeline.host_check",
-        "pipeline.in_use",
     ),
     (
         "pipeline.artifacts",
@@ -51,7 +48,6 @@ LAYERS = (
         "pipeline.known_frames",
         "pipeline.channel",
         "pipeline.found_env",
-        "pipeline.installations",
         "pipeline.installing",
         "pipeline.locking",
     ),

@@ -16,8 +16,8 @@ from pipeline.archive.exclusion import Exclusion
 from pipeline.archive.reader import Archive, FileSource
 from pipeline.errors import NotFound, SpecError
 from pipeline.found_env import describe_env
-from pipeline.host import EnvHome
-from pipeline.installations import verify_installation
+from pipeline.installing.env_home import EnvHome
+from pipeline.installing.verifying import verify_installation
 from pipeline.models import SpecOptions
 from pipeline.progress import Silent
 from pipeline.specs.locks import read_lock

@@ -17,8 +17,8 @@ from pipeline.archive.extraction import FEWEST_THREADS
 from pipeline.archive.journal import Journal, read_journal
 from pipeline.archive.reader import FileSource
 from pipeline.errors import HostError, IntegrityError, StoreError
-from pipeline.host import EnvHome
-from pipeline.installations import verify_installation
+from pipeline.installing.env_home import EnvHome
+from pipeline.installing.verifying import verify_installation
 from pipeline.progress import Silent
 from pipeline.stages.install import InstallOptions, InstallPlan, install_artifact, preview_install
 from tests.archives import PREFIX, small_archive

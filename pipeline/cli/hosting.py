@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from pipeline.archive.reader import Source
     from pipeline.cli.console import Console
     from pipeline.installing.env_home import EnvHome
-    from pipeline.installing.installations import Removal, Verified
+    from pipeline.installing.removing import Removal
+    from pipeline.installing.verifying import Verified
     from pipeline.models import Installation, Manifest
     from pipeline.stages.install import InstallOptions, InstallPlan
     from pipeline.trust import Trust
@@ -191,7 +192,7 @@ def verify_installed(
     console: Console, name: str, envs_dir: Path, choices: Mapping[str, Any]
 ) -> None:
     """Compare an installation with its record; repair it if that is wanted."""
-    from pipeline.installing.installations import verify_installation
+    from pipeline.installing.verifying import verify_installation
 
     home, id_ = home_of(name, envs_dir)
     found = verify_installation(home, id_, quick=bool(choices["quick"]), progress=console.progress)
@@ -213,7 +214,7 @@ def repair_from(
 ) -> Verified:
     """Repair an installation from a ref or file, and the registry it is in."""
     from pipeline.archive.reader import Archive
-    from pipeline.installing.installations import repair_installation
+    from pipeline.installing.verifying import repair_installation
 
     with opened(*place, load_trust(())) as (source, _):
         return repair_installation(home, found, Archive(source), progress=console.progress)
@@ -229,8 +230,8 @@ def rollback(console: Console, name: str, id_: str | None, envs_dir: Path) -> No
 
     Once more, and the newer one is back.
     """
+    from pipeline.installing.activation import roll_back
     from pipeline.installing.env_home import EnvHome
-    from pipeline.installing.installations import roll_back
 
     installation = roll_back(EnvHome.of(envs_dir, name), id_)
     line = f"{name}@{installation.id} is current: {envs_dir / name}"
@@ -251,7 +252,7 @@ def remove(console: Console, name: str, keep: int | None, whole: bool, envs_dir:
 
     None that a process uses, and never the current one but with --all.
     """
-    from pipeline.installing.installations import remove_named, remove_old, remove_whole
+    from pipeline.installing.removing import remove_named, remove_old, remove_whole
 
     home, id_ = home_of(name, envs_dir)
     if [bool(id_), keep is not None, whole].count(True) > 1:

@@ -1,1 +1,1 @@
-"""What an install does, step by step: order, plan, staging, activation."""
+"""What an install is made of: order, plan, staging, activation; then verifying and removing."""

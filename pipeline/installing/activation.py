@@ -1,16 +1,17 @@
-"""The flip of the link that makes an installation the current one, and its checks."""
+"""The flip of the link that makes an installation the current one, forwards and back."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from pipeline import process
-from pipeline.errors import ToolFailed
+from pipeline.errors import NotFound, TargetOccupied, ToolFailed
+from pipeline.files import exclusive_lock
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.host import EnvHome
+    from pipeline.installing.env_home import EnvHome
     from pipeline.models import Checks, Installation
     from pipeline.progress import Progress
 
@@ -61,3 +62,19 @@ def run_checks(checks: Checks, prefix: str, progress: Progress) -> None:
                     "\n  ".join([what, *lines]),
                     hint="`envferry install --no-check` installs it all the same",
                 )
+
+
+def roll_back(home: EnvHome, id_: str | None) -> Installation:
+    """Make the installation current that was so before, or the one that is named."""
+    with exclusive_lock(home.lock_path, f"the environment {home.name}"):
+        wanted = id_ or home.previous_id()
+        if wanted is None:
+            installed = ", ".join(item.id for item in home.installations()) or "nothing"
+            message = f"{home.name} has no earlier installation in {home.envs_dir}"
+            raise NotFound(f"{message} (installed: {installed})", hint="install one, or name an id")
+        installation = home.installation(wanted)
+        if home.current_id() is None and home.link.exists():
+            message = f"{home.link} exists and is not ours: left untouched"
+            raise TargetOccupied(message, hint="move it aside first")
+        home.make_current(wanted)
+    return installation

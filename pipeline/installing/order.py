@@ -12,9 +12,9 @@ from pipeline.archive.prefixes import Relocation
 from pipeline.archive.reader import Archive
 from pipeline.archive.validation import is_sane_prefix
 from pipeline.errors import IntegrityError, TargetOccupied, UsageError
-from pipeline.host import EnvHome
-from pipeline.host_check import Needs, check_host, cuda_runtime
-from pipeline.installations import find_donors
+from pipeline.installing.env_home import EnvHome
+from pipeline.installing.host_check import Needs, check_host, cuda_runtime
+from pipeline.installing.installed import find_donors
 from pipeline.models import ENVS_DIR, Checks, Installation, Manifest, SystemRequirements
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from pipeline.archive.journal import Journal, read_journal
 from pipeline.archive.resuming import Kept, clear_others, find_kept
 from pipeline.errors import HostError, IntegrityError
 from pipeline.files import sync_directory, to_json, write_bytes
-from pipeline.host import PARTIAL
+from pipeline.installing.env_home import PARTIAL
 from pipeline.installing.plan import InstallPlan, describe_plan
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.archive.contents import Content
-    from pipeline.host import EnvHome
+    from pipeline.installing.env_home import EnvHome
     from pipeline.installing.order import InstallOrder
     from pipeline.models import Installation
     from pipeline.progress import Progress

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 import zstandard
 
-from pipeline.host_check import glibc_version
+from pipeline.installing.host_check import glibc_version
 from tests.builds import file_hash
 from tests.wheels import make_wheel
 from tests.workshop import Workshop

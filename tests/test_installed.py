@@ -10,17 +10,11 @@ import pytest
 
 from pipeline.archive.reader import Archive, FileSource
 from pipeline.errors import IntegrityError, NotFound, TargetOccupied
-from pipeline.host import EnvHome
-from pipeline.in_use import names_tree
-from pipeline.installations import (
-    Verified,
-    remove_named,
-    remove_old,
-    remove_whole,
-    repair_installation,
-    roll_back,
-    verify_installation,
-)
+from pipeline.installing.activation import roll_back
+from pipeline.installing.env_home import EnvHome
+from pipeline.installing.in_use import names_tree
+from pipeline.installing.removing import remove_named, remove_old, remove_whole
+from pipeline.installing.verifying import Verified, repair_installation, verify_installation
 from pipeline.progress import Silent
 from tests.archives import small_archive
 from tests.test_install import envs, install, manifest_of, output_of
