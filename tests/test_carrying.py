@@ -23,7 +23,7 @@ from pipeline.registry import Registry
 from pipeline.registry.checking import check_registry
 from pipeline.stages.fetch import fetch_artifact
 from pipeline.stages.push import push_artifact
-from pipeline.stores.arriving import PIECE_BYTES
+from pipeline.stores.arriving import REQUEST_BYTES
 from pipeline.stores.opening import open_store
 from pipeline.stores.split import SplitStore
 from tests.packed import pack, random_bytes
@@ -31,11 +31,11 @@ from tests.test_trust import OURS, THEIRS, signer, trusting
 
 if TYPE_CHECKING:
     from pipeline.models import Artifact
-    from pipeline.signing import SigningKey
     from pipeline.stores.port import Store
+    from pipeline.trust.signing import SigningKey
 
 PLATFORM = current_platform()
-BIG = random_bytes(1, PIECE_BYTES + 1_000_000)
+BIG = random_bytes(1, REQUEST_BYTES + 1_000_000)
 SMALL = random_bytes(2, 300_000)
 SPLIT = 3_000_000
 
@@ -149,7 +149,7 @@ def test_a_mirror_copies_what_is_asked_for(sites: Sites) -> None:
     second = sites.push(SMALL[1:])
     third = sites.push(SMALL[2:])
     here, there = Registry.open(sites.home), Registry.open(sites.site)
-    plan = plan_mirror(here, there, MirrorOrder(tags=("stable",)))
+    plan = plan_mirror(here, there, MirrorOrder(tags=("stable",))).report()
     assert plan.copied == (first.manifest.stem,)
     assert plan.copied_bytes == first.manifest.archive.size
     assert not Path(sites.site).exists()
@@ -169,7 +169,7 @@ def test_a_mirror_copies_what_is_asked_for(sites: Sites) -> None:
 def test_a_mirror_that_broke_off_goes_on(sites: Sites) -> None:
     artifact = sites.push(SMALL)
     data = the(sites.home, "*.tar.zst").read_bytes()
-    lost = LosingStore(open_store(sites.home), PIECE_BYTES)
+    lost = LosingStore(open_store(sites.home), REQUEST_BYTES)
     here, there = Registry(lost), Registry.open(sites.site)
     with pytest.raises(StoreError, match="lost"):
         mirror_registry(here, there, MirrorOrder(), journals=sites.journals, progress=Silent())
@@ -202,7 +202,7 @@ class LosingStore:
 
 def test_damaged_bytes_are_not_mirrored(sites: Sites) -> None:
     sites.push(SMALL)
-    flip(the(sites.home, "*.tar.zst"), PIECE_BYTES)
+    flip(the(sites.home, "*.tar.zst"), REQUEST_BYTES)
     with pytest.raises(IntegrityError, match="the manifest says"):
         sites.mirror()
     assert [name for name in files(sites.site) if "manifest" in name or ".tar" in name] == []

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipeline.artifacts import REGISTRY_MANIFEST
-from pipeline.carrying.copying import Carrier, piece_size
-from pipeline.carrying.deltas import RECORD, Base, OpenDelta, delta_folder, find_deltas
-from pipeline.carrying.mirroring import MirrorOrder, mirror_registry
+from pipeline.carrying.copying import Carrier, require_room_for
+from pipeline.carrying.delta_reading import OpenDelta, find_deltas
+from pipeline.carrying.deltas import RECORD, Base, delta_folder
+from pipeline.carrying.mirroring import MirrorOrder, follow_plan, plan_mirror
 from pipeline.carrying.tags import CarriedTag, carry_tag
 from pipeline.errors import IntegrityError, NotFound
-from pipeline.files import from_json
+from pipeline.files import from_json, plural
 from pipeline.models import ID_PATTERN
 from pipeline.registry import ENVS
 from pipeline.registry.layout import DELTAS
-from pipeline.trust import SignedTagRecord, TagName
+from pipeline.trust.signed_tags import SignedTagRecord, TagName
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -57,27 +58,25 @@ def apply_folder(
         raise NotFound(message, hint="name the folder that `envferry export` wrote")
     whole = {listed.key for listed in source.store.list(ENVS)} if ENVS in tops else set()
     ordered = _in_order(deltas, site, whole)
+    lacking = [delta for delta in ordered if not _is_published(site, delta.record.artifact)]
+    plan = plan_mirror(source, site, MirrorOrder()) if whole else None
+    missing = (*(plan.missing if plan else ()), *(delta.manifest for delta in lacking))
+    require_room_for(site, missing, f"applying {plural(len(missing), 'artifact')}")
     copied: tuple[str, ...] = ()
     tags: tuple[CarriedTag, ...] = ()
-    present = 0
-    if whole:
-        order = MirrorOrder()
-        found = mirror_registry(source, site, order, journals=journals, progress=progress)
-        copied, present, tags = found.copied, found.present, found.tags
-    rebuilt = []
-    for delta in ordered:
-        if _is_published(site, delta.record.artifact):
-            present += 1
-        else:
-            _rebuild(delta, site, journals, progress)
-            rebuilt.append(delta.manifest.stem)
+    present = len(ordered) - len(lacking)
+    if plan:
+        found = follow_plan(plan, journals=journals, progress=progress)
+        copied, tags, present = found.copied, found.tags, present + found.present
+    for delta in lacking:
+        _rebuild(delta, site, journals, progress)
     for delta in ordered:
         records = _tags(source, delta.record.artifact)
         tags += tuple(carry_tag(site, name, record) for name, record in records)
     return Applied(
         source=source.url,
         target=site.url,
-        rebuilt=tuple(rebuilt),
+        rebuilt=tuple(delta.manifest.stem for delta in lacking),
         copied=copied,
         present=present,
         tags=tags,
@@ -140,11 +139,9 @@ def _rebuild(delta: OpenDelta, site: Registry, journals: Path, progress: Progres
     """Make the whole archive and publish it, if it is the one that the manifest names."""
     facts = delta.manifest.archive
     bases = ", ".join(f"{base.name}@{base.id}" for base in delta.record.bases)
-    what = f"{facts.file}, rebuilt from {bases} and {delta.source.url},"
     with progress.task(f"rebuild {facts.file}", facts.size) as advance:
         carrier = Carrier(target=site, journals=journals, advance=advance)
-        piece_bytes = piece_size(site.store, delta.source.store)
-        incoming = carrier.incoming(delta.manifest, what, delta.rebuild(site), piece_bytes)
+        incoming = replace(delta.rebuilt(site), journal=carrier.journal(delta.manifest))
         try:
             carrier.publish(delta.manifest, delta.companions, incoming)
         except IntegrityError as error:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -25,19 +24,17 @@ from pipeline.registry import LOCK_FILE
 from pipeline.registry.layout import archive_key, folder_of
 from pipeline.registry.publishing import place
 from pipeline.registry.removal import require_settled
-from pipeline.stores.arriving import NEAR_PIECE_BYTES, PIECE_BYTES, Incoming
-from pipeline.stores.directory import DirectoryStore
+from pipeline.stores.near import require_room
 from pipeline.stores.port import KeyTaken, LostRace
-from pipeline.stores.split import SplitStore
-from pipeline.trust import decode_envelope, encode_envelope, is_about
+from pipeline.trust.attestations import decode_envelope, encode_envelope, is_about
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from pipeline.models import Manifest
     from pipeline.registry import Registry
-    from pipeline.stores.port import Store
+    from pipeline.stores.arriving import Incoming
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +67,12 @@ class Companions:
             check_sbom(self.sbom, f"{folder}{SBOM} in {url}")
 
 
+def require_room_for(target: Registry, manifests: Iterable[Manifest], what: str) -> None:
+    """Raise HostError when the target's disk has no room for these archives."""
+    sizes = {archive_key(manifest): manifest.archive.size for manifest in manifests}
+    require_room(target.store, sizes, what)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Carrier:
     """Brings artifacts to a registry."""
@@ -83,30 +86,14 @@ class Carrier:
     def copy(self, source: Registry, manifest: Manifest) -> bool:
         """Copy an artifact; return whether its archive was written."""
         source.require_archive(manifest)
-        what = f"{manifest.archive.file} in {source.url}"
-        read_at = partial(source.read_archive, manifest)
-        incoming = self.incoming(manifest, what, read_at, piece_size(source.store))
+        incoming = replace(source.incoming_archive(manifest), journal=self.journal(manifest))
         return self.publish(manifest, Companions.of(source, manifest), incoming)
 
-    def incoming(
-        self,
-        manifest: Manifest,
-        what: str,
-        read_at: Callable[[int, int], bytes],
-        piece_bytes: int,
-    ) -> Incoming:
-        """Return an archive as the target's store is to take it."""
-        facts = manifest.archive
+    def journal(self, manifest: Manifest) -> Path:
+        """Return where an upload of an archive to the target is noted."""
         place = f"{self.target.store.place} {archive_key(manifest)}"
-        name = f"{facts.file}.{blake3(place.encode()).hexdigest()[:16]}.upload"
-        return Incoming(
-            name=what,
-            size=facts.size,
-            token=facts.blake3,
-            read_at=read_at,
-            digests=(facts.xxh128, facts.blake3),
-            journal=self.journals / name,
-            piece_bytes=piece_bytes,
+        return self.journals / (
+            f"{manifest.archive.file}.{blake3(place.encode()).hexdigest()[:16]}.upload"
         )
 
     def publish(self, manifest: Manifest, companions: Companions, incoming: Incoming) -> bool:
@@ -197,9 +184,3 @@ class Carrier:
             return there
         joined = msgspec.structs.replace(theirs, signatures=(*theirs.signatures, *fresh))
         return encode_envelope(joined)
-
-
-def piece_size(*stores: Store) -> int:
-    """Return how much is best read at once of these: servers are asked for more, and less often."""
-    is_near = all(isinstance(store, (DirectoryStore, SplitStore)) for store in stores)
-    return NEAR_PIECE_BYTES if is_near else PIECE_BYTES

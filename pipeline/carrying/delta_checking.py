@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipeline.carrying.deltas import RECORD, delta_key, read_delta
+from pipeline.carrying.delta_reading import read_delta
+from pipeline.carrying.deltas import RECORD, delta_key
 from pipeline.errors import IntegrityError
 from pipeline.registry.checking import BAD, Finding
 from pipeline.registry.layout import DELTAS

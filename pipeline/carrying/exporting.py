@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.carrying.copying import Carrier
-from pipeline.carrying.deltas import Base, DeltaPlan, delta_folder, plan_delta, write_delta
+from pipeline.carrying.copying import Carrier, require_room_for
+from pipeline.carrying.delta_writing import DeltaPlan, plan_delta, write_delta
+from pipeline.carrying.deltas import Base, delta_folder, delta_key
 from pipeline.carrying.mirroring import copy_all
 from pipeline.carrying.tags import CarriedTag, carry_tag, tags_to_carry
 from pipeline.errors import NotFound, TargetOccupied, UsageError
-from pipeline.files import plural, require_space, to_json, write_bytes
+from pipeline.files import plural, to_json, write_bytes
 from pipeline.registry import Registry
 from pipeline.registry.layout import folder_of
 from pipeline.stores.directory import DirectoryStore
+from pipeline.stores.near import require_room
 from pipeline.stores.opening import open_store
 from pipeline.stores.split import MARKER, SplitMarker, SplitStore
 
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
 
     from pipeline.models import Manifest, Ref
     from pipeline.progress import Progress
-    from pipeline.signing import PublicKey
-    from pipeline.trust import SignedTagRecord, TagName
+    from pipeline.trust.signed_tags import SignedTagRecord, TagName
+    from pipeline.trust.signing import PublicKey
 
 KEYS = "keys"
 TOOL = "tool"
@@ -86,14 +88,14 @@ def export_artifacts(
     if bases:
         plans = [plan_delta(source, manifest, bases) for manifest in manifests]
         carried = sum(plan.size for plan in plans)
-        require_space(directory, carried, f"exporting {plural(len(plans), 'delta')}")
+        sizes = {delta_key(Base.of(plan.manifest)): plan.size for plan in plans}
+        require_room(target.store, sizes, f"exporting {plural(len(plans), 'delta')}")
         _write_deltas(source, target, plans, progress)
         tags = tuple(_note_tag(target, name, record) for name, record in found.items())
     else:
         carried = sum(manifest.archive.size for manifest in manifests)
-        missing = (one for one in manifests if not target.published(folder_of(one)))
-        needed = sum(manifest.archive.size for manifest in missing)
-        require_space(directory, needed, f"exporting {plural(len(manifests), 'artifact')}")
+        missing = [one for one in manifests if not target.published(folder_of(one))]
+        require_room_for(target, missing, f"exporting {plural(len(missing), 'artifact')}")
         with progress.task(f"export {plural(len(manifests), 'artifact')}", carried) as advance:
             copy_all(Carrier(target=target, journals=journals, advance=advance), source, manifests)
         tags = tuple(carry_tag(target, name, record) for name, record in found.items())

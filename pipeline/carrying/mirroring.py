@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.artifacts import ARCHIVE_SUFFIX, ATTESTATION, REGISTRY_MANIFEST
-from pipeline.carrying.copying import Carrier
+from pipeline.carrying.copying import Carrier, require_room_for
 from pipeline.carrying.tags import CarriedTag, carry_tag, tags_to_carry
 from pipeline.errors import NotFound, UsageError
 from pipeline.files import plural
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.models import Manifest
     from pipeline.progress import Progress
     from pipeline.registry import Registry
-    from pipeline.trust import SignedTagRecord, TagName
+    from pipeline.trust.signed_tags import SignedTagRecord, TagName
 
 SMALL_BYTES = 16 << 20
 """Archives up to here are copied side by side, larger ones piece by piece, one after the other."""
@@ -61,11 +61,26 @@ class Mirrored:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
+class MirrorPlan:
+    """What one registry lacks of another."""
+
+    source: Registry
+    target: Registry
     missing: tuple[Manifest, ...]
     missing_bytes: int
     present: int
     tags: dict[TagName, SignedTagRecord]
+
+    def report(self, tags: tuple[CarriedTag, ...] = ()) -> Mirrored:
+        """Say what is to be copied, or was."""
+        return Mirrored(
+            source=self.source.url,
+            target=self.target.url,
+            copied=tuple(manifest.stem for manifest in self.missing),
+            copied_bytes=self.missing_bytes,
+            present=self.present,
+            tags=tags,
+        )
 
 
 def mirror_registry(
@@ -76,18 +91,19 @@ def mirror_registry(
     Signatures are checked where the source has trusted keys. Raises IntegrityError when bytes or
     signatures are wrong: what was complete before stays.
     """
-    plan = _plan(source, target, order)
+    plan = plan_mirror(source, target, order)
+    require_room_for(target, plan.missing, f"mirroring {plural(len(plan.missing), 'artifact')}")
+    return follow_plan(plan, journals=journals, progress=progress)
+
+
+def follow_plan(plan: MirrorPlan, *, journals: Path, progress: Progress) -> Mirrored:
+    """Copy what is missing, then move the tags forward."""
     size = sum(manifest.archive.size for manifest in plan.missing)
     with progress.task(f"mirror {plural(len(plan.missing), 'artifact')}", size) as advance:
-        carrier = Carrier(target=target, journals=journals, advance=advance)
-        copy_all(carrier, source, plan.missing)
-    tags = tuple(carry_tag(target, name, record) for name, record in plan.tags.items())
-    return _report(source, target, plan, tags)
-
-
-def plan_mirror(source: Registry, target: Registry, order: MirrorOrder) -> Mirrored:
-    """Say what `mirror_registry` would copy."""
-    return _report(source, target, _plan(source, target, order), ())
+        carrier = Carrier(target=plan.target, journals=journals, advance=advance)
+        copy_all(carrier, plan.source, plan.missing)
+    tags = tuple(carry_tag(plan.target, name, record) for name, record in plan.tags.items())
+    return plan.report(tags)
 
 
 def copy_all(carrier: Carrier, source: Registry, manifests: Sequence[Manifest]) -> None:
@@ -103,20 +119,8 @@ def copy_all(carrier: Carrier, source: Registry, manifests: Sequence[Manifest]) 
             carrier.copy(source, manifest)
 
 
-def _report(
-    source: Registry, target: Registry, plan: _Plan, tags: tuple[CarriedTag, ...]
-) -> Mirrored:
-    return Mirrored(
-        source=source.url,
-        target=target.url,
-        copied=tuple(manifest.stem for manifest in plan.missing),
-        copied_bytes=plan.missing_bytes,
-        present=plan.present,
-        tags=tags,
-    )
-
-
-def _plan(source: Registry, target: Registry, order: MirrorOrder) -> _Plan:
+def plan_mirror(source: Registry, target: Registry, order: MirrorOrder) -> MirrorPlan:
+    """Find out what the target lacks; nothing is copied."""
     if source.store.place == target.store.place:
         message = f"{source.url} cannot be brought to itself"
         raise UsageError(message, hint="name another registry")
@@ -135,7 +139,9 @@ def _plan(source: Registry, target: Registry, order: MirrorOrder) -> _Plan:
         )
     _require_tags(source, order, tags)
     chosen = {(folder.name, folder.platform, folder.id) for folder in wanted}
-    return _Plan(
+    return MirrorPlan(
+        source=source,
+        target=target,
         missing=missing,
         missing_bytes=sum(
             one.archive.size

@@ -13,13 +13,13 @@ from pipeline.registry.layout import TAGS, artifact_folder, tag_key
 from pipeline.registry.removal import require_kept, require_settled
 from pipeline.registry.tagging import read_tag
 from pipeline.stores.port import CannotList, LostRace
-from pipeline.trust import TagName
+from pipeline.trust.signed_tags import TagName
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pipeline.registry import Registry
-    from pipeline.trust import SignedTagRecord
+    from pipeline.trust.signed_tags import SignedTagRecord
 
 log = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import xxhash
@@ -32,8 +33,11 @@ from pipeline.registry.layout import (
 from pipeline.registry.listing import list_entries, list_tags, unknown
 from pipeline.registry.publishing import place, publish_artifact, require_whole
 from pipeline.registry.tagging import move_tag, read_tag
+from pipeline.stores.arriving import Incoming
+from pipeline.stores.near import reader_into
 from pipeline.stores.opening import open_store
-from pipeline.trust import TagName, require_described
+from pipeline.trust.attestations import require_described
+from pipeline.trust.signed_tags import TagName
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +46,8 @@ if TYPE_CHECKING:
     from pipeline.models import Artifact, RegistryEntry, TagRecord
     from pipeline.progress import Progress
     from pipeline.stores.port import Store
-    from pipeline.trust import Signer, Trust
+    from pipeline.trust.host_trust import Trust
+    from pipeline.trust.signing import Signer
 
 PIECE_BYTES = 8 << 20
 
@@ -177,6 +182,18 @@ class Registry:
     def read_archive(self, manifest: Manifest, offset: int, length: int) -> bytes:
         """Read a part of an archive; nothing is checked but its length."""
         return self.store.read(archive_key(manifest), offset, length)
+
+    def incoming_archive(self, manifest: Manifest) -> Incoming:
+        """Return an archive as a store takes it: in pieces, compared with its manifest."""
+        facts, key = manifest.archive, archive_key(manifest)
+        return Incoming(
+            name=f"{facts.file} in {self.url}",
+            size=facts.size,
+            token=facts.blake3,
+            read_at=partial(self.store.read, key),
+            read_into=reader_into(self.store, key),
+            digests=(facts.xxh128, facts.blake3),
+        )
 
     def verify_archive(self, manifest: Manifest, *, progress: Progress) -> None:
         """Read a whole archive; raise IntegrityError unless its BLAKE3 is the manifest's."""

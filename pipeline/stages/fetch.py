@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import errno
-import os
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING
 
 from pipeline.artifacts import write_companions
-from pipeline.errors import HostError, IntegrityError
-from pipeline.files import digest_file, exclusive_lock, require_space, sync_directory
+from pipeline.errors import HostError
+from pipeline.files import digest_file, exclusive_lock, sync_directory
 from pipeline.models import Artifact
-from pipeline.stores.arriving import PIECES_AHEAD, Incoming, PartialFile, receive
+from pipeline.stores.partial import PartialFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from pipeline.models import Ref
     from pipeline.progress import Progress
     from pipeline.registry import Registry
+    from pipeline.stores.arriving import Incoming
 
 
 def fetch_artifact(
@@ -35,12 +34,13 @@ def fetch_artifact(
     manifest = registry.manifest(ref.name, platform, registry.resolve(ref, platform))
     artifact = Artifact(directory=directory, manifest=manifest)
     lock, proof = registry.read_lock(manifest), registry.proof(manifest)
-    facts = manifest.archive
-    arriving = PartialFile(artifact.archive_path, facts.size, facts.blake3)
+    incoming = registry.incoming_archive(manifest)
+    arriving = PartialFile.of(artifact.archive_path, incoming)
     with _explained(directory), exclusive_lock(arriving.journal, str(artifact.archive_path)):
         with arriving.opened():
             if not _is_complete(artifact, progress):
-                _fetch_archive(arriving, artifact, registry, progress)
+                registry.require_archive(manifest)
+                _receive_archive(incoming, arriving, progress)
         write_companions(artifact, lock, proof)
     return artifact
 
@@ -54,35 +54,13 @@ def _is_complete(artifact: Artifact, progress: Progress) -> bool:
         return digest_file(path, advance) == (facts.xxh128, facts.blake3)
 
 
-def _fetch_archive(
-    arriving: PartialFile, artifact: Artifact, registry: Registry, progress: Progress
-) -> None:
+def _receive_archive(incoming: Incoming, arriving: PartialFile, progress: Progress) -> None:
     """Bring all pieces here and give the file its name if they are the archive."""
-    manifest, facts = artifact.manifest, artifact.manifest.archive
-    registry.require_archive(manifest)
-    require_space(artifact.directory, arriving.missing_bytes, f"fetching {facts.file}")
-    incoming = Incoming(
-        name=f"{facts.file} in {registry.url}",
-        size=facts.size,
-        token=facts.blake3,
-        read_at=partial(registry.read_archive, manifest),
-        digests=(facts.xxh128, facts.blake3),
-    )
-    with progress.task(f"fetch {facts.file}", facts.size) as advance:
-
-        def take(number: int) -> tuple[bytes, None]:
-            data = arriving.obtain(number, incoming.read_at)
-            advance(len(data))
-            return data, None
-
-        try:
-            receive(incoming, arriving.count, take, PIECES_AHEAD)
-        except IntegrityError:
-            arriving.pieces.clear()
-            raise
-    os.fsync(arriving.descriptor)
-    arriving.path.replace(artifact.archive_path)
-    sync_directory(artifact.directory)
+    arriving.reserve(f"fetching {arriving.target.name}")
+    with progress.task(f"fetch {arriving.target.name}", incoming.size) as advance:
+        arriving.receive(incoming, advance)
+    arriving.path.replace(arriving.target)
+    sync_directory(arriving.target.parent)
     arriving.pieces.clear()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import xxhash
 
-from pipeline.errors import HostError, IntegrityError, NotFound, PipelineError, StoreError
+from pipeline.errors import HostError, NotFound, PipelineError, StoreError
 from pipeline.files import COPY_BYTES, exclusive_lock, sync_directory, write_bytes
-from pipeline.stores.arriving import PIECES_AHEAD, Incoming, PartialFile, receive
+from pipeline.stores.arriving import Incoming
+from pipeline.stores.partial import PartialFile
 from pipeline.stores.port import KeyTaken, Listed, LostRace, Stat, check_key, check_prefix
 
 if TYPE_CHECKING:
@@ -74,9 +74,21 @@ class DirectoryStore:
             wanted = max(size - offset, 0) if length is None else length
             data = _read_fully(stream.fileno(), offset, wanted)
         if len(data) != wanted:
-            message = f"{self.root / key} has {size} bytes, {offset + wanted} are expected"
-            raise StoreError(message, hint="the file is cut off: copy or push it again")
+            raise self._cut_off(key, size, offset + wanted)
         return data
+
+    def read_into(self, key: str, offset: int, memory: memoryview) -> None:
+        """Fill memory with a part of a file, and let the disk fetch as much again."""
+        with self._explained(key), self._path(key).open("rb", buffering=0) as stream:
+            size, filled = os.fstat(stream.fileno()).st_size, 0
+            os.posix_fadvise(
+                stream.fileno(), offset + len(memory), len(memory), os.POSIX_FADV_WILLNEED
+            )
+            while filled < len(memory):
+                count = os.preadv(stream.fileno(), [memory[filled:]], offset + filled)
+                if not count:
+                    raise self._cut_off(key, size, offset + len(memory))
+                filled += count
 
     def create(
         self,
@@ -87,7 +99,7 @@ class DirectoryStore:
     ) -> None:
         """Copy to a temporary name beside the file, then give it its name if that is free."""
         path = self._path(key)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
         with self._explained(key):
             if path.exists():
                 raise self._taken(key)
@@ -162,28 +174,24 @@ class DirectoryStore:
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)
 
+    def _cut_off(self, key: str, size: int, expected: int) -> StoreError:
+        message = f"{self.root / key} has {size} bytes, {expected} are expected"
+        return StoreError(message, hint="the file is cut off: copy or push it again")
+
     def _taken(self, key: str) -> KeyTaken:
         return KeyTaken(f"{key} exists in {self.root} and is never overwritten")
 
     def _receive(self, incoming: Incoming, key: str, advance: Callable[[int], None]) -> None:
         """Write what arrives to a hidden file, and name it when it is what it must be."""
         path = self._path(key)
-        arriving = PartialFile(path, incoming.size, incoming.token, incoming.piece_bytes)
+        arriving = PartialFile.of(path, incoming)
         with exclusive_lock(arriving.journal, key), arriving.opened():
-
-            def take(number: int) -> tuple[bytes, None]:
-                data = arriving.obtain(number, incoming.read_at)
-                advance(len(data))
-                return data, None
-
+            arriving.reserve(incoming.name)
+            arriving.receive(incoming, advance)
             try:
-                receive(incoming, arriving.count, take, PIECES_AHEAD)
-                os.fsync(arriving.descriptor)
                 self._link(arriving.path, path, key)
-            except (IntegrityError, KeyTaken):
+            finally:
                 arriving.pieces.clear()
-                raise
-            arriving.pieces.clear()
         sync_directory(path.parent)
 
     def _link(self, temporary: Path, path: Path, key: str) -> None:
@@ -236,7 +244,7 @@ class DirectoryStore:
         reason = error.strerror or str(error)
         message = f"registry {self.root}: {key}: {reason}"
         if error.errno in NO_SPACE:
-            return HostError(message, hint=f"free space under {self.root}")
+            return HostError(message, hint=f"free space under {self.root}, then run it again")
         if error.errno in NO_PERMISSION:
             return StoreError(message, hint=f"check who may read and write under {self.root}")
         return StoreError(message, hint=f"check that {self.root} is a directory and its disk works")

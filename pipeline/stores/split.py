@@ -20,12 +20,14 @@ from blake3 import blake3
 
 from pipeline.errors import IntegrityError, NotFound, StoreError
 from pipeline.files import from_json, to_json
-from pipeline.stores.arriving import PIECE_BYTES, Incoming
+from pipeline.stores.arriving import REQUEST_BYTES, Incoming
+from pipeline.stores.directory import DirectoryStore
 from pipeline.stores.port import KeyTaken, Listed, Stat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from pipeline.stores.arriving import Piece
     from pipeline.stores.port import KnownRange, Store
 
 MARKER = "v1/split.json"
@@ -96,17 +98,37 @@ class SplitStore:
             if not self.inner.stat(key + RECORD_SUFFIX):
                 raise
         record = self._record(key)
-        end = record.size if length is None else offset + length
+        wanted = max(record.size - offset, 0) if length is None else length
+        places = self._places(key, record, offset, wanted)
+        return b"".join(self.inner.read(part, first, count) for part, first, count in places)
+
+    def read_into(self, key: str, offset: int, memory: memoryview) -> None:
+        """Fill memory with a part of a value; the other store must be a directory."""
+        inner = self.inner
+        assert isinstance(inner, DirectoryStore)
+        try:
+            inner.read_into(key, offset, memory)
+            return
+        except NotFound:
+            if not inner.stat(key + RECORD_SUFFIX):
+                raise
+        for part, first, count in self._places(key, self._record(key), offset, len(memory)):
+            inner.read_into(part, first, memory[:count])
+            memory = memory[count:]
+
+    def _places(
+        self, key: str, record: SplitRecord, offset: int, length: int
+    ) -> Iterator[tuple[str, int, int]]:
+        """Yield the parts that bytes of a value lie in: key, offset there, length."""
+        end, start = offset + length, 0
         if end > record.size:
             message = f"{key} in {self.url} has {record.size} bytes, {end} are expected"
             raise StoreError(message, hint="copy or export it again")
-        pieces, start = [], 0
         for number, part in enumerate(record.parts):
             first, last = max(offset, start), min(end, start + part.size)
             if first < last:
-                pieces.append(self.inner.read(part_key(key, number), first - start, last - first))
+                yield part_key(key, number), first - start, last - first
             start += part.size
-        return b"".join(pieces)
 
     def create(
         self,
@@ -137,20 +159,13 @@ class SplitStore:
         for number, start in enumerate(range(0, incoming.size, self.part_bytes)):
             size, digest = min(self.part_bytes, incoming.size - start), blake3()
 
-            def watch(data: bytes, hashers: tuple[blake3, ...] = (digest, strong)) -> None:
+            def watch(data: Piece, hashers: tuple[blake3, ...] = (digest, strong)) -> None:
                 fast.update(data)
                 for hasher in hashers:
                     hasher.update(data)
                 incoming.watch(data)
 
-            def read_at(offset: int, length: int, start: int = start) -> bytes:
-                return incoming.read_at(start + offset, length)
-
-            token = f"{incoming.token}.{number}"
-            part = Incoming(
-                name=incoming.name, size=size, token=token, read_at=read_at, digests=None,
-                watch=watch, piece_bytes=incoming.piece_bytes,
-            )  # fmt: skip
+            part = incoming.part(number, start, size, watch)
             create_or_read(self.inner, part_key(key, number), part, advance)
             parts.append(PartFacts(size=size, blake3=digest.hexdigest()))
         try:
@@ -215,8 +230,8 @@ def create_or_read(
     if there.size != incoming.size:
         message = f"{key} in {store.url} has {there.size} bytes, {incoming.size} are expected"
         raise IntegrityError(message, hint="remove that file, then run the command again")
-    for offset in range(0, incoming.size, PIECE_BYTES):
-        data = store.read(key, offset, min(PIECE_BYTES, incoming.size - offset))
+    for offset in range(0, incoming.size, REQUEST_BYTES):
+        data = store.read(key, offset, min(REQUEST_BYTES, incoming.size - offset))
         incoming.watch(data)
         advance(len(data))
 

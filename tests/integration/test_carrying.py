@@ -6,6 +6,7 @@ import http.server
 import json
 import signal
 import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -21,8 +22,9 @@ from pipeline.registry.checking import check_registry
 from pipeline.sandbox.bubblewrap import Bubblewrap
 from pipeline.sandbox.port import Job, Mount
 from pipeline.stages.push import push_artifact
-from pipeline.stores.arriving import PIECE_BYTES
+from pipeline.stores.arriving import REQUEST_BYTES
 from pipeline.stores.multipart import PART_BYTES
+from pipeline.stores.partial import PIECE_BYTES
 from tests.conftest import require
 from tests.packed import pack, random_bytes
 from tests.test_stores import RangeHandler
@@ -30,10 +32,12 @@ from tests.web_server import web_server, write_certificates
 from tests.workshop import Workshop
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.models import Artifact
 
 PLATFORM = current_platform()
-BIG = random_bytes(1, 4 * PIECE_BYTES)
+BIG = random_bytes(1, 4 * REQUEST_BYTES)
 SMALL = random_bytes(2, 200_000)
 PYTHON = Path("/usr/bin/python3")
 
@@ -139,28 +143,45 @@ def test_a_killed_mirror_goes_on(
         asked: ClassVar[list[str]] = []
         over: ClassVar[threading.Event] = threading.Event()
 
-    # Pieces of a directory are 8 MiB; an upload has three equal parts.
+    # A directory is filled by requests of 8 MiB, four pieces each; an upload has three parts.
     size, count = artifact.manifest.archive.size, 3
     assert 2 * PART_BYTES < size <= count * PART_BYTES
-    Handler.stalls_at = 3 * PIECE_BYTES if target == "directory" else 2 * -(-size // count)
+    Handler.stalls_at = 3 * REQUEST_BYTES if target == "directory" else 2 * -(-size // count)
     with web_server(ferry.home / "home", Handler) as source:
         mirror = ("mirror", source, url, "demo", "--tag", "stable")
         pattern = ".*.pieces" if target == "directory" else "*.upload"
-        kill_when(ferry, mirror, pattern, 4 if target == "directory" else 3)
+        kill_when(ferry, mirror, pattern, 1 + 12 if target == "directory" else 3)
+        noted = noted_pieces(ferry)
         assert not Registry.open(place(ferry, url)).store.stat(f"v1/tags/demo/{PLATFORM}/stable")
         Handler.stalls_at = -1
         Handler.over.set()
         Handler.asked.clear()
         ferry.run(*mirror)
         if target == "directory":
-            # Three pieces were noted before the kill; which ones, is chance.
-            starts = range(0, size, PIECE_BYTES)
-            asked = [start for start in starts if f"bytes={start}-" in " ".join(Handler.asked)]
-            assert len(asked) <= len(starts) - 3
+            assert len(noted) >= 12
+            assert not [one for one in noted if was_asked(one, Handler.asked)]
     registry = Registry.open(place(ferry, url))
     assert is_in_order(place(ferry, url))
     assert list(registry.store.list("v1/envs/", unfinished=True)) == []
     assert not list(ferry.home.rglob("*.upload"))
+
+
+def noted_pieces(ferry: Workshop) -> list[int]:
+    """Return which pieces a killed transfer noted: "N DIGEST" below the first line."""
+    lines = [
+        line for path in ferry.home.rglob(".*.pieces") for line in path.read_text().split("\n")
+    ]
+    return [int(line.split()[0]) for line in lines[1:] if line]
+
+
+def was_asked(piece: int, ranges: Sequence[str]) -> bool:
+    """Whether one of these `Range` headers has bytes of a piece."""
+    wanted = range(piece * PIECE_BYTES, (piece + 1) * PIECE_BYTES)
+    for header in ranges:
+        first, _, last = header.removeprefix("bytes=").partition("-")
+        if int(first) < wanted.stop and int(last or wanted.stop) >= wanted.start:
+            return True
+    return False
 
 
 def place(ferry: Workshop, url: str) -> str:
@@ -254,18 +275,85 @@ def test_an_old_disk_is_said_to_be_one(ferry: Workshop) -> None:
     assert "independently" in said.stderr
 
 
-def test_a_disk_that_is_full(ferry: Workshop) -> None:
+def on_a_small_disk(
+    ferry: Workshop, megabytes: int, *argv: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command that has a disk of this size, and nothing in it, at /mnt."""
     require("bwrap", Path("/usr/bin/bwrap").exists())
-    push(ferry)
-    small = ("bwrap", "--dev-bind", "/", "/", "--size", str(8 << 20), "--tmpfs", "/mnt")
-    argv, environ = ferry.command("export", "demo", "/mnt/disk", "--registry", "home")
-    finished = subprocess.run(
-        [*small, "--", *argv], cwd=ferry.home, env=environ, capture_output=True, text=True,
-        check=False,
+    disk = ("--size", str(megabytes << 20), "--tmpfs", "/mnt")
+    _, environ = ferry.command()
+    return subprocess.run(
+        ["/usr/bin/bwrap", "--dev-bind", "/", "/", *disk, "--", *argv], cwd=ferry.home,
+        env=environ, capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["export", "mirror", "apply", "fetch"])
+def test_a_disk_that_is_too_small(ferry: Workshop, command: str) -> None:
+    push(ferry)
+    words = {
+        "export": ("export", "demo", "/mnt/disk", "--registry", "home"),
+        "mirror": ("mirror", "home", "/mnt/disk"),
+        "apply": ("apply", "home", "--registry", "/mnt/disk"),
+        "fetch": ("fetch", "demo", "-o", "/mnt", "--registry", "home"),
+    }[command]
+    argv, _ = ferry.command(*words)
+    finished = on_a_small_disk(ferry, 8, *argv)
     assert finished.returncode == 11, finished.stderr
-    assert "are free" in finished.stderr
-    assert "hint: free" in finished.stderr
+    assert "needs 33.8 MB under /mnt, 8.3" in finished.stderr
+    assert "hint: free 25." in finished.stderr
+
+
+FILLED = """
+import contextlib, errno, pathlib, sys
+from pipeline.carrying.mirroring import MirrorOrder, mirror_registry
+from pipeline.errors import HostError
+from pipeline.progress import Silent
+from pipeline.registry import Registry
+from pipeline.registry.checking import check_registry
+
+disk, filler = pathlib.Path("/mnt/disk"), pathlib.Path("/mnt/filler")
+here, there = Registry.open("home"), Registry.open(str(disk))
+journals = pathlib.Path("/mnt/journals")
+
+class Filling(Silent):
+    @contextlib.contextmanager
+    def task(self, label, total_bytes=None):
+        yield lambda count: filler.exists() or fill()
+
+def fill():
+    try:
+        with filler.open("wb", buffering=0) as stream:
+            while stream.write(bytes(1 << 20)):
+                pass
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+
+try:
+    mirror_registry(here, there, MirrorOrder(), journals=journals, progress=Filling())
+except HostError as error:
+    sys.stdout.write(f"{error.message}\\n{error.hint}\\n")
+names = sorted(path.name for path in disk.rglob("*") if path.is_file() and path.name != ".lock")
+(journal,) = disk.rglob(".*.pieces")
+sys.stdout.write(f"{len(journal.read_text().splitlines()) - 1} {len(names)} {names}\\n")
+filler.unlink()
+mirror_registry(here, there, MirrorOrder(), journals=journals, progress=Silent())
+report = check_registry(there, read_bytes=True, progress=Silent())
+sys.stdout.write(f"{report.artifacts} {report.findings}")
+"""
+
+
+def test_a_disk_that_fills_up_meanwhile(ferry: Workshop) -> None:
+    push(ferry)
+    finished = on_a_small_disk(ferry, 64, sys.executable, "-c", FILLED)
+    assert finished.returncode == 0, finished.stderr
+    message, hint, left, report = finished.stdout.splitlines()
+    assert "No space left on device" in message
+    assert hint == "free space under /mnt/disk, then run it again"
+    noted, count, names = left.split(maxsplit=2)
+    assert int(noted) > 0
+    assert int(count) == 2, names  # the partial file and its journal, both hidden
+    assert report == "1 ()"
 
 
 @pytest.mark.container

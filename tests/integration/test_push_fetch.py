@@ -32,8 +32,9 @@ from pipeline.progress import Silent
 from pipeline.registry import Registry
 from pipeline.stages.fetch import fetch_artifact
 from pipeline.stages.push import push_artifact
-from pipeline.stores.arriving import PIECE_BYTES
+from pipeline.stores.arriving import REQUEST_BYTES
 from pipeline.stores.opening import open_store
+from pipeline.stores.partial import PIECE_BYTES
 from tests.artifacts import PLATFORM, make_artifact
 from tests.conftest import require
 from tests.test_stores import RangeHandler
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from pipeline.stores.port import KnownRange, Listed, Stat, Store
 
 PIECES = 5
-SIZE = (PIECES - 1) * PIECE_BYTES + 12_345
+SIZE = (PIECES - 1) * REQUEST_BYTES + 12_345
 DEMO = Ref.parse("demo")
 
 
@@ -197,7 +198,7 @@ def test_an_interrupted_fetch_is_taken_up(
     store: WatchedStore, registry: Registry, artifact: Artifact, tmp_path: Path
 ) -> None:
     push(artifact, registry)
-    store.lose_at = frozenset({4 * PIECE_BYTES})
+    store.lose_at = frozenset({4 * REQUEST_BYTES})
     with pytest.raises(StoreError, match="lost the connection"):
         fetch(registry, tmp_path / "fetched")
     assert not list((tmp_path / "fetched").glob("demo*"))
@@ -218,7 +219,7 @@ def test_only_right_pieces_are_taken_up(
     """A crash may leave less than the journal says."""
     push(artifact, local)
     assert isinstance(local.store, WatchedStore)
-    local.store.lose_at = frozenset({4 * PIECE_BYTES})
+    local.store.lose_at = frozenset({4 * REQUEST_BYTES})
     with pytest.raises(StoreError):
         fetch(local, tmp_path / "fetched")
     (partial_path,) = (tmp_path / "fetched").glob(".*.partial")
@@ -226,7 +227,7 @@ def test_only_right_pieces_are_taken_up(
     if left == "flipped":
         flip(partial_path, 5)
     elif left == "shortened":
-        partial_path.write_bytes(partial_path.read_bytes()[: PIECE_BYTES + 5])
+        partial_path.write_bytes(partial_path.read_bytes()[: REQUEST_BYTES + 5])
     elif left == "journal torn":
         journal.write_bytes(journal.read_bytes()[:-20])
     else:
@@ -248,19 +249,31 @@ def test_a_killed_fetch_is_taken_up(artifact: Artifact, local: Registry, tmp_pat
         "from pipeline.stages.fetch import fetch_artifact\n"
         "import contextlib\n"
         "class Deadly:\n"
+        "    done = 0\n"
         "    @contextlib.contextmanager\n"
         "    def task(self, label, total_bytes=None):\n"
-        "        yield lambda done: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        yield self.advance\n"
+        "    def advance(self, count):\n"
+        "        self.done += count\n"
+        "        if self.done > 20_000_000:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
         "fetch_artifact(Ref.parse('demo'), registry=Registry.open(sys.argv[1]),"
         " directory=pathlib.Path(sys.argv[2]), platform='linux-64', progress=Deadly())\n"
     )
     argv = [sys.executable, "-c", program, local.url, str(tmp_path / "fetched")]
     assert run(argv, check=False).returncode == -signal.SIGKILL
-    assert list((tmp_path / "fetched").glob(".*.partial"))
+    (journal,) = (tmp_path / "fetched").glob(".*.pieces")
+    noted = [int(line.split()[0]) for line in journal.read_text().splitlines()[1:]]
     assert isinstance(local.store, WatchedStore)
     fetch(local, tmp_path / "fetched")
-    assert len(local.store.reads) < PIECES
+    assert len(noted) > 8
+    assert not [piece for piece in noted if was_read(local.store, piece)]
     assert contents(tmp_path / "fetched") == contents(tmp_path / "packed")
+
+
+def was_read(store: WatchedStore, piece: int) -> bool:
+    start, end = piece * PIECE_BYTES, (piece + 1) * PIECE_BYTES
+    return any(offset < end and start < offset + (length or 0) for offset, length in store.reads)
 
 
 def flip(path: Path, offset: int) -> None:
