@@ -1,5 +1,5 @@
 # Each target sets up what it needs; `make demo` and `make test` are all that a new machine wants.
-.PHONY: demo test lint format unit integration podman fuzz bench reference docs clean
+.PHONY: demo test lint format unit integration podman docker fuzz bench reference docs clean
 bin := .venv/bin
 # uv trusts its own list of authorities; a site's own is in the system's.
 ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
@@ -28,11 +28,15 @@ unit: .venv/.ready
 
 integration: .venv/.ready
 	./bootstrap.sh browser
-	$(bin)/pytest tests/integration -m "not podman"
+	$(bin)/pytest tests/integration -m "not podman and not docker"
 
 podman: .venv/.ready
 	./bootstrap.sh podman
 	ENVFERRY_REQUIRE=podman $(bin)/pytest tests/integration -m podman
+
+docker: .venv/.ready
+	./bootstrap.sh docker
+	ENVFERRY_REQUIRE=docker $(bin)/pytest tests/integration -m docker
 
 # SECONDS for each target; findings are left here as crash-… (tests/fuzz.py).
 fuzz: .venv/.ready

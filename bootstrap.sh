@@ -33,6 +33,14 @@ if [ "${1:-}" = podman ]; then
   exit
 fi
 
+if [ "${1:-}" = docker ]; then
+  # Where no daemon answers, the tests start one of their own.
+  docker info >/dev/null 2>&1 || command -v dockerd >/dev/null ||
+    install_package docker.io "environments are built in its containers"
+  command -v debootstrap >/dev/null || install_package debootstrap "makes the image to start from"
+  exit
+fi
+
 if [ "${1:-}" = browser ]; then
   # Not every system has this package: without it the tests of the pages in a browser are skipped.
   for name in chromium chromium-browser google-chrome; do command -v "$name" >/dev/null && exit; done

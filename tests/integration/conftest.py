@@ -10,13 +10,23 @@ import pytest
 
 from demo.seaweed import S3Server, find_weed, seaweed
 from demo.voyage import CHANNEL_ITEMS, PROJECT, copy_spec
+from pipeline.sandbox.selection import Engine, open_sandbox
 from tests.conftest import require
-from tests.podman import Podman, prepare_podman
+from tests.docker import can_start_docker, docker_answers, prepare_docker
+from tests.podman import prepare_podman
 from tests.workshop import Workshop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from pipeline.sandbox.port import Sandbox
+    from tests.image_engine import ImageEngine
+
+IMAGE_ENGINES = (
+    pytest.param("podman", marks=pytest.mark.podman),
+    pytest.param("docker", marks=pytest.mark.docker),
+)
 
 
 @pytest.fixture(scope="session")
@@ -38,10 +48,48 @@ def s3_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.fixture(scope="session")
-def podman(tmp_path_factory: pytest.TempPathFactory) -> Podman:
+def podman(tmp_path_factory: pytest.TempPathFactory) -> ImageEngine:
     """A podman that works here, with the project's image."""
     require("podman", shutil.which("podman"))
     return prepare_podman(tmp_path_factory.mktemp("podman"))
+
+
+@pytest.fixture(scope="session")
+def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageEngine]:
+    """A docker that works here, with the project's image."""
+    require("docker", docker_answers() or can_start_docker())
+    with prepare_docker(tmp_path_factory.mktemp("docker")) as engine:
+        yield engine
+
+
+@pytest.fixture(params=IMAGE_ENGINES)
+def image_engine(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ImageEngine]:
+    """Each engine that has images, as this process finds it; afterwards no container is left."""
+    engine = enter_engine(request, monkeypatch)
+    yield engine
+    assert engine.containers() == []
+
+
+@pytest.fixture(params=("bwrap", *IMAGE_ENGINES))
+def sandbox(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    """A sandbox of each engine; afterwards no container of ours is left."""
+    if request.param == "bwrap":
+        require("bwrap", shutil.which("bwrap"))
+        yield open_sandbox(Engine.BWRAP)
+        return
+    engine = enter_engine(request, monkeypatch)
+    yield open_sandbox(Engine(engine.name))
+    assert engine.containers() == []
+
+
+def enter_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ImageEngine:
+    """Return the engine that a fixture's parameter names, and let this process find it."""
+    engine: ImageEngine = request.getfixturevalue(request.param)
+    for name, text in engine.environ.items():
+        monkeypatch.setenv(name, text)
+    return engine
 
 
 @pytest.fixture(scope="session")

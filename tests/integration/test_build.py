@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -26,21 +25,18 @@ from pipeline.errors import (
     ToolFailed,
 )
 from pipeline.models import Checks
-from pipeline.sandbox.selection import Engine, open_sandbox
 from tests.builds import BuildShop, locked
-from tests.conftest import require
 from tests.tiny_channel import TinyPackage, make_channel
 from tests.wheels import make_wheel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.podman import Podman
+    from pipeline.sandbox.port import Sandbox
     from tests.workshop import Workshop
 
 pytestmark = pytest.mark.container
 
-ENGINES = ("bwrap", pytest.param("podman", marks=pytest.mark.podman))
 KILLS = 20
 KILLED_BUILD = """\
 import sys
@@ -53,23 +49,13 @@ shop.build(sorted((home / "channel/linux-64").glob("*.conda")))
 """
 
 
-@pytest.fixture(params=ENGINES)
-def shop(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[BuildShop]:
+@pytest.fixture
+def shop(sandbox: Sandbox, tmp_path: Path) -> Iterator[BuildShop]:
     """A place to build with each engine; afterwards nothing is left of a build."""
-    podman: Podman | None = None
-    if request.param == "podman":
-        podman = request.getfixturevalue("podman")
-        monkeypatch.setenv("PATH", podman.environ["PATH"])
-    else:
-        require("bwrap", shutil.which("bwrap"))
-    shop = BuildShop(home=tmp_path, sandbox=open_sandbox(Engine(request.param)))
+    shop = BuildShop(home=tmp_path, sandbox=sandbox)
     yield shop
     assert shop.leftovers() == []
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
-    if podman:
-        assert podman.containers() == []
 
 
 def packages(home: Path, *items: TinyPackage) -> list[Path]:
@@ -234,7 +220,9 @@ def test_a_full_disk_is_named(shop: BuildShop, tmp_path: Path, size: str) -> Non
     shop.build(large)
 
 
-def test_killed_at_any_moment_the_next_build_works(shop: BuildShop, tmp_path: Path) -> None:
+def test_killed_at_any_moment_the_next_build_works(
+    shop: BuildShop, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     marker = f"7{os.getpid()}"
     files = packages(tmp_path, with_script(f"sleep 0.{marker}\n"))
     argv: list[str | Path] = [sys.executable, "-c", KILLED_BUILD, tmp_path, shop.sandbox.name]
@@ -249,6 +237,8 @@ def test_killed_at_any_moment_the_next_build_works(shop: BuildShop, tmp_path: Pa
     while running(tmp_path) and time.monotonic() < end:
         time.sleep(0.1)
     assert running(tmp_path) == []
+    if shop.sandbox.name != "bwrap":
+        request.getfixturevalue(shop.sandbox.name).wait_for_removal(max(end - time.monotonic(), 1))
     built = shop.build(files)
     assert Path(built.tree, "share/scripted").exists()
 
