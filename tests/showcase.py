@@ -15,8 +15,7 @@ from pipeline.models import Artifact, Checks, Manifest, PackageFacts, SystemRequ
 from pipeline.progress import Silent
 from pipeline.registry import Registry
 from pipeline.registry.layout import folder_of
-from pipeline.signing import generate_key, parse_signing_key
-from pipeline.trust import Signer
+from pipeline.trust.signing import Signer, generate_key, parse_signing_key
 from tests.artifacts import PLATFORM
 from tests.published import Made, make
 

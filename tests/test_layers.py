@@ -22,7 +22,6 @@ LAYERS = (
         "pipeline.files",
         "pipeline.direct_io",
         "pipeline.process",
-        "pipeline.signing",
     ),
     (
         "pipeline.config",
@@ -37,7 +36,6 @@ LAYERS = (
     (
         "pipeline.artifacts",
         "pipeline.build_records",
-        "pipeline.materials",
         "pipeline.sbom",
         "pipeline.sources",
         "pipeline.source_wheels",

@@ -8,8 +8,8 @@ import msgspec
 import pytest
 
 from pipeline.errors import IntegrityError
-from pipeline.materials import Material, list_materials, read_materials
 from pipeline.models import BuildRequirements, Lock, LockedPackage, SpecOptions
+from pipeline.trust.materials import Material, list_materials, read_materials
 from tests.artifacts import PLATFORM, make_artifact
 
 if TYPE_CHECKING:

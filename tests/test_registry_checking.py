@@ -15,8 +15,8 @@ from pipeline.models import TagRecord
 from pipeline.progress import Silent
 from pipeline.registry import Registry
 from pipeline.registry.checking import check_registry
-from pipeline.signing import generate_key, parse_signing_key
-from pipeline.trust import Signer, Trust
+from pipeline.trust.host_trust import Trust
+from pipeline.trust.signing import Signer, generate_key, parse_signing_key
 from tests.artifacts import PLATFORM, make_artifact
 
 if TYPE_CHECKING:

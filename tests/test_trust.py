@@ -19,9 +19,15 @@ from pipeline.models import Artifact, Manifest, Ref
 from pipeline.process import find_program, run
 from pipeline.progress import Silent
 from pipeline.registry import Registry
-from pipeline.signing import (
+from pipeline.stages.fetch import fetch_artifact
+from pipeline.stages.push import push_artifact
+from pipeline.trust.attestations import verify_attestation
+from pipeline.trust.host_trust import Trust
+from pipeline.trust.signed_tags import SignedTagRecord
+from pipeline.trust.signing import (
     Envelope,
     Signature,
+    Signer,
     SigningKey,
     generate_key,
     parse_public_key,
@@ -29,9 +35,6 @@ from pipeline.signing import (
     pre_authentication_encoding,
     read_trusted_keys,
 )
-from pipeline.stages.fetch import fetch_artifact
-from pipeline.stages.push import push_artifact
-from pipeline.trust import SignedTagRecord, Signer, Trust, verify_attestation
 from tests.artifacts import PLATFORM, make_artifact
 from tests.conftest import require
 

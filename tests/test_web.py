@@ -19,8 +19,7 @@ from pipeline.catalog import Catalog
 from pipeline.errors import TargetOccupied
 from pipeline.models import Checks, PackageFacts
 from pipeline.registry import Registry
-from pipeline.signing import generate_key, parse_signing_key
-from pipeline.trust import Signer
+from pipeline.trust.signing import Signer, generate_key, parse_signing_key
 from pipeline.web.app import make_app
 from pipeline.web.guard import HEADERS
 from pipeline.web.server import LOCAL_NAMES, is_local, listen

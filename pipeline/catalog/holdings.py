@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pipeline.models import ID_PATTERN, NAME_PATTERN
 from pipeline.registry.layout import ENVS, TAGS
 from pipeline.registry.survey import Folder, survey
-from pipeline.trust import TagName
+from pipeline.trust.signed_tags import TagName
 
 if TYPE_CHECKING:
     from collections.abc import Callable

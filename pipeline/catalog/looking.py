@@ -12,7 +12,7 @@ from pipeline.files import from_json, human_bytes
 from pipeline.models import ID_PATTERN
 from pipeline.registry.layout import tag_key
 from pipeline.stores.multipart import Unreachable
-from pipeline.trust import SignedTagRecord, TagName
+from pipeline.trust.signed_tags import SignedTagRecord, TagName
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.catalog.looking import stamp_of
 from pipeline.catalog.wanted import normal_name
-from pipeline.trust import TagName
+from pipeline.trust.signed_tags import TagName
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

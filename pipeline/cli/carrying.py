@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.carrying.mirroring import Mirrored
     from pipeline.carrying.tags import CarriedTag
     from pipeline.cli.console import Console
-    from pipeline.signing import PublicKey
+    from pipeline.trust.signing import PublicKey
 
 PYTHON_VERSION = re.compile(r"3\.[1-9]\d")
 SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<unit>|[KMGT](i?B)?)", re.IGNORECASE)
@@ -202,7 +202,7 @@ def export_tool(console: Console, directory: Path, platform: str, pythons: tuple
 
 def read_public_keys(files: Iterable[Path]) -> tuple[tuple[PublicKey, bytes], ...]:
     """Read key files, which must be public keys: a private one is never copied."""
-    from pipeline.signing import read_trusted_keys
+    from pipeline.trust.signing import read_trusted_keys
 
     return tuple(
         (key, path.read_bytes())

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pipeline.installing.verifying import Verified
     from pipeline.models import Installation, Manifest
     from pipeline.stages.install import InstallOptions, InstallPlan
-    from pipeline.trust import Trust
+    from pipeline.trust.host_trust import Trust
 
 KEPT = 2
 """Installations that `remove` keeps: the current one, and one to go back to."""

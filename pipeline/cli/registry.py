@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from pipeline.cli.console import Console
-    from pipeline.trust import Provenance
+    from pipeline.trust.attestations import Provenance
 
 LICENSE_COLUMN = 32
 
@@ -92,7 +92,7 @@ class Facts:
 
 def look_at(ref: str, platform: str, registry: str) -> tuple[Manifest, Facts]:
     """Return the manifest of a ref in a registry, or of a file, and what else is known of it."""
-    from pipeline.trust import read_provenance
+    from pipeline.trust.attestations import read_provenance
 
     published, tags = None, tuple[str, ...]()
     if is_file_ref(ref):

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from pipeline.cli.console import Console
     from pipeline.models import Manifest
     from pipeline.registry import Registry
-    from pipeline.trust import Signer, Trust, Verified
+    from pipeline.trust.attestations import Verified
+    from pipeline.trust.host_trust import Trust
+    from pipeline.trust.signing import Signer
 
 sign_key_option = click.option(
     "--sign-key", "sign_keys", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
@@ -46,7 +48,7 @@ def keygen(console: Console, name: Path) -> None:
 
     Hosts trust what is in /etc/envferry/trusted.d: copy NAME.pub there.
     """
-    from pipeline.signing import generate_key, parse_public_key
+    from pipeline.trust.signing import generate_key, parse_public_key
 
     private, public = Path(f"{name}.key"), Path(f"{name}.pub")
     secret, known = generate_key()
@@ -84,7 +86,7 @@ def is_file_ref(ref: str) -> bool:
 
 def load_signer(files: Iterable[Path]) -> Signer | None:
     """Read the keys to sign with: the files, else ENVFERRY_SIGN_KEY; None when there are none."""
-    from pipeline.signing import parse_signing_key, read_signing_key
+    from pipeline.trust.signing import parse_signing_key, read_signing_key
 
     keys = tuple(read_signing_key(path) for path in files)
     secret = settings().sign_key
@@ -92,7 +94,7 @@ def load_signer(files: Iterable[Path]) -> Signer | None:
         keys = (parse_signing_key(secret.reveal().encode(), "ENVFERRY_SIGN_KEY"),)
     if not keys:
         return None
-    from pipeline.trust import Signer
+    from pipeline.trust.signing import Signer
 
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return Signer(keys=keys, who=_who(), time=now.replace("+00:00", "Z"))
@@ -102,8 +104,8 @@ def load_trust(
     files: Iterable[Path], envs_dir: Path | None = None, *, allow_downgrade: bool = False
 ) -> Trust:
     """Read the keys that this host trusts; `envs_dir` is where it remembers tags."""
-    from pipeline.signing import read_trusted_keys
-    from pipeline.trust import Trust
+    from pipeline.trust.host_trust import Trust
+    from pipeline.trust.signing import read_trusted_keys
 
     keys = read_trusted_keys(settings().trusted_dir, files)
     return Trust(keys=keys, envs_dir=envs_dir, allow_downgrade=allow_downgrade)
@@ -124,7 +126,7 @@ def check_file(path: Path, manifest: Manifest, trust: Trust) -> None:
 
 def _verify_file(console: Console, path: Path, trust: Trust) -> Verified:
     from pipeline.artifacts import verify_artifact
-    from pipeline.trust import verify_attestation
+    from pipeline.trust.attestations import verify_attestation
 
     artifact, proof = read_artifact(path), read_proof(path)
     verified = verify_attestation(
@@ -137,7 +139,7 @@ def _verify_file(console: Console, path: Path, trust: Trust) -> Verified:
 def _verify_published(
     console: Console, manifest: Manifest, registry: Registry, trust: Trust
 ) -> Verified:
-    from pipeline.trust import verify_attestation
+    from pipeline.trust.attestations import verify_attestation
 
     proof = registry.proof(manifest)
     verified = verify_attestation(manifest, proof.manifest_data, proof.attestation, trust.keys)

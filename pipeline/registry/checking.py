@@ -24,7 +24,7 @@ from pipeline.errors import IntegrityError, NotFound, SpecError, UsageError
 from pipeline.registry.layout import ATTACHMENTS, LOCK_FILE, PRUNING, tag_key
 from pipeline.registry.survey import Folder, require_known, survey
 from pipeline.registry.tagging import read_tag
-from pipeline.trust import decode_envelope, verify_attestation, verify_subjects
+from pipeline.trust.attestations import decode_envelope, verify_attestation, verify_subjects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pipeline.progress import Progress
     from pipeline.registry.registry import Registry
     from pipeline.registry.survey import Survey
-    from pipeline.trust import TagName
+    from pipeline.trust.signed_tags import TagName
 
 CHECKERS = 8
 """Threads: what is small waits for the store, and BLAKE3 lets others work."""

@@ -13,7 +13,6 @@ from pipeline.artifacts import (
 )
 from pipeline.errors import IntegrityError, NotFound, StoreError
 from pipeline.known_frames import find_known
-from pipeline.materials import read_materials
 from pipeline.models import DEFAULT_TAG, Manifest
 from pipeline.registry.layout import (
     LOCK_FILE,
@@ -25,7 +24,7 @@ from pipeline.registry.layout import (
 from pipeline.registry.removal import require_kept, require_settled
 from pipeline.registry.tagging import read_tag
 from pipeline.stores.port import KeyTaken, LostRace
-from pipeline.trust import (
+from pipeline.trust.attestations import (
     attest,
     countersign,
     decode_envelope,
@@ -33,6 +32,7 @@ from pipeline.trust import (
     is_about,
     signers_of,
 )
+from pipeline.trust.materials import read_materials
 
 if TYPE_CHECKING:
     from pipeline.models import Artifact

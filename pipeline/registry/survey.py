@@ -9,7 +9,7 @@ from pipeline.artifacts import ARCHIVE_SUFFIX, ATTESTATION, REGISTRY_MANIFEST
 from pipeline.errors import NotFound
 from pipeline.models import ID_PATTERN, NAME_PATTERN, check_name
 from pipeline.registry.layout import ATTACHMENTS, BESIDE, ENVS, LOCK_FILE, PRUNING, TAGS
-from pipeline.trust import TagName
+from pipeline.trust.signed_tags import TagName
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

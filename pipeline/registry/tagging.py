@@ -10,14 +10,15 @@ from pipeline.files import from_json, to_json
 from pipeline.models import ID_PATTERN, TagRecord
 from pipeline.registry.layout import artifact_folder, tag_key
 from pipeline.registry.removal import require_kept, require_settled
-from pipeline.signing import signers
 from pipeline.stores.port import LostRace
-from pipeline.trust import SignedTagRecord, sign_tag, tag_message
+from pipeline.trust.signed_tags import SignedTagRecord, sign_tag, tag_message
+from pipeline.trust.signing import signers
 
 if TYPE_CHECKING:
     from pipeline.registry.registry import Registry
     from pipeline.stores.port import Stat
-    from pipeline.trust import Signer, TagName
+    from pipeline.trust.signed_tags import TagName
+    from pipeline.trust.signing import Signer
 
 MOVE_ATTEMPTS = 2
 

@@ -8,19 +8,13 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from pipeline.errors import IntegrityError
-from pipeline.trust import (
-    BUILDER,
-    RunDetails,
-    Statement,
-    decode_envelope,
-    is_about,
-    verify_attestation,
-)
+from pipeline.trust.attestations import decode_envelope, is_about, verify_attestation
+from pipeline.trust.statements import BUILDER, RunDetails, Statement
 
 if TYPE_CHECKING:
     from pipeline.artifacts import Proof
     from pipeline.models import Manifest
-    from pipeline.signing import Envelope, PublicKey
+    from pipeline.trust.signing import Envelope, PublicKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipeline.catalog.queries import Entry
     from pipeline.models import Manifest
     from pipeline.registry.differences import Update
-    from pipeline.signing import PublicKey
+    from pipeline.trust.signing import PublicKey
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -49,6 +49,17 @@ class SigningKey:
     key: Ed25519PrivateKey = field(repr=False, compare=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signer:
+    """Whoever pushes, with the keys and with what the provenance says of it."""
+
+    keys: tuple[SigningKey, ...]
+    who: str
+    """USER@HOST, or what CI calls itself."""
+    time: str
+    """Now, in RFC 3339."""
+
+
 class Signature(msgspec.Struct, frozen=True):
     """One signature of an envelope."""
 
