@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import platform as host_platform
 import re
 from dataclasses import dataclass
@@ -56,6 +57,17 @@ def check_name(name: str, what: str) -> str:
         message = f"{name!r} is no {what}: letters, digits, `.`, `_` and `-` only, 100 at most"
         raise UsageError(message, hint="choose one such as `demo` or `torch-2.8`")
     return name
+
+
+def check_platform(platform: str) -> str:
+    """Return `platform` when environments can be locked for it; raise UsageError otherwise."""
+    known = tuple(PLATFORMS.values())
+    if platform not in known:
+        close = difflib.get_close_matches(platform, known, n=1)
+        perhaps = f", perhaps you meant `{close[0]}`" if close else ""
+        message = f"`{platform}` is no platform{perhaps}"
+        raise UsageError(message, hint=f"the platforms are {', '.join(known)}")
+    return platform
 
 
 # --- what someone asks for ---

@@ -67,7 +67,7 @@ def test_the_file_names_a_spec_without_a_name(tmp_path: Path) -> None:
         ("- a\n", "torch.yml:1: expected a mapping with `dependencies:`, found a list"),
         ("torch\n", "found the text `torch`"),
         ("numpy==1.0\ntorch==2.8\n", "expected a mapping"),
-        ("dependencies:\n\t- a\n", "torch.yml:2: expected YAML, found a tab"),
+        ("dependencies:\n\t- a\n", "torch.yml:2: expected YAML: a tab"),
         ("dependencies: [a\n", "torch.yml:2: expected YAML"),
         ("dependencies: [a]\nname: x\nname: y\n", "torch.yml:3: the key `name` stands twice"),
         ("dependencies: [a]\n---\ndependencies: [b]\n", "torch.yml:2: a second YAML document"),
@@ -240,3 +240,47 @@ def test_a_missing_spec_names_the_ones_there_are(
     assert "specs/troch.yml" in caught.value.message
     assert "(specs/ has torch)" in caught.value.message
     assert "perhaps you meant `torch`" in caught.value.hint
+
+
+def bomb(levels: int) -> str:
+    """A few lines that mean nine to the power of `levels` values."""
+    lines = ["  x0: &x0 [l, l, l, l, l, l, l, l, l]"]
+    lines += [f"  x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 9)}]" for n in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"dependencies: [python]\nvariables:\n{bomb(9)}\n", "aliases repeat more than"),
+        ("dependencies: [python]\nenvferry: &e\n  checks: *e\n", "stands for what it is in"),
+        ("dependencies: &d\n  - *d\n", "stands for what it is in"),
+        ("dependencies: [python]\nvariables: *gone\n", "stands for nothing"),
+        (
+            "dependencies: [python]\nvariables:\n  x0: &x0 [l]\n"
+            + "".join(f"  x{n}: &x{n} [*x{n - 1}]\n" for n in range(1, 2000)),
+            "nests far deeper",
+        ),
+        ("dependencies: !ours [python]\n", "the tag `!ours` means nothing"),
+        ("dependencies: !!python/object/apply:os.system [ls]\n", "means nothing"),
+    ],
+)
+def test_what_yaml_can_do_and_no_spec_needs(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        read_spec(write(tmp_path, text))
+
+
+def test_an_alias_is_what_it_stands_for(tmp_path: Path) -> None:
+    text = (
+        "dependencies: [python]\nenvferry:\n  checks:\n    imports: &i [rich]\n    commands: *i\n"
+    )
+    checks = read_spec(write(tmp_path, text)).options.checks
+    assert checks == Checks(imports=("rich",), commands=("rich",))
+
+
+def test_a_folder_is_no_spec(tmp_path: Path) -> None:
+    (tmp_path / "torch.yml").mkdir()
+    with pytest.raises(NotFound, match="is a folder"):
+        find_spec(str(tmp_path), tmp_path)
+    with pytest.raises(NotFound, match="has no specs"):
+        find_spec("torch", tmp_path)

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
+from pipeline.models import check_platform
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,8 +35,10 @@ class LockOptions:
     """A date (ISO 8601): what channels and indexes got later does not exist."""
 
 
-def check_date(options: LockOptions) -> None:
-    """Refuse a date that is none, or that the solver cannot obey."""
+def check_options(options: LockOptions) -> None:
+    """Refuse platforms that are none, and a date that is none or that the solver cannot obey."""
+    for platform in options.platforms:
+        check_platform(platform)
     if options.exclude_newer is None:
         return
     try:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pipeline.config import child_environ
-from pipeline.errors import SpecError
+from pipeline.errors import SpecError, ToolFailed
 from pipeline.models import LockedPackage, SystemRequirements, build_string, without_credentials
 from pipeline.process import CalledProcessError, run
 from pipeline.solving.logins import write_netrc
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from pipeline.errors import StoreError
 
 NAMES_PATH = Path(__file__).with_name("pypi_names.json")
+
+NO_CHANNEL = re.compile(r"is not a supported scheme|could not parse url|[Ii]nvalid channel")
+NO_JSON = re.compile(r"Failed to parse json")
+NO_LINE = re.compile(r"Failed to turn `(.*)` into a MatchSpec \((?:Invalid spec '.*?': )?(.*)\)")
 
 
 class CondaRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,12 +104,21 @@ def pypi_name(conda_name: str) -> str:
     return _pypi_names().get(conda_name.lower(), conda_name)
 
 
-def _explain(answer: CondaAnswer, request: CondaRequest) -> SpecError | StoreError:
+def _explain(answer: CondaAnswer, request: CondaRequest) -> SpecError | StoreError | ToolFailed:
     """Turn the solver's words into an error."""
     words = tidy(answer.error).removeprefix("Cannot solve the request because of: ")
     channels = without_credentials(", ".join(request.channels))
     if UNREACHABLE.search(words):
         return unreachable_channel(words, request.channels)
+    if NO_CHANNEL.search(words):
+        message = f"one of the channels is none ({channels}): {words}"
+        return SpecError(message, hint="a channel is a name, an https:// or file:// URL, a folder")
+    if request.solver and NO_JSON.search(words):
+        message = f"{request.solver} does not answer as conda does: {words}"
+        return ToolFailed(message, hint="leave out `--solver`: envferry has one of its own")
+    if line := NO_LINE.search(words):
+        message = f"{request.spec_path}: `{line[1]}` is no conda package: {line[2]}"
+        return SpecError(message, hint="write it as `name >=1.2,<2` or `name=1.2=build`")
     if request.updated:
         message = f"{', '.join(request.updated)} cannot move alone on {answer.platform}: {words}"
         return SpecError(message, hint="name what must move with it, or `envferry lock --upgrade`")

@@ -14,7 +14,14 @@ from blake3 import blake3
 from packaging.requirements import InvalidRequirement, Requirement
 
 from pipeline.errors import NotFound, SpecError, UsageError
-from pipeline.models import PLATFORMS, Checks, Spec, SpecOptions, SystemRequirements, check_name
+from pipeline.models import (
+    Checks,
+    Spec,
+    SpecOptions,
+    SystemRequirements,
+    check_name,
+    check_platform,
+)
 from pipeline.specs.selectors import KNOWN_SELECTORS, select_platform, selector_lines
 from pipeline.specs.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, plain, read_text
 
@@ -85,11 +92,15 @@ def find_spec(argument: str, specs_dir: Path) -> Path:
     given = Path(argument)
     if given.is_file():
         return given
-    if given.suffix not in SPEC_ENDINGS and given.name == argument:
-        for ending in SPEC_ENDINGS:
-            path = specs_dir / f"{argument}{ending}"
-            if path.is_file():
-                return path
+    is_name = given.suffix not in SPEC_ENDINGS and given.name == argument
+    for ending in SPEC_ENDINGS if is_name else ():
+        path = specs_dir / f"{argument}{ending}"
+        if path.is_file():
+            return path
+    if given.is_dir():
+        message = f"{given} is a folder, expected a spec: a file or the name of one in {specs_dir}/"
+        raise NotFound(message, hint="name one spec, such as `demo`")
+    if is_name:
         raise _not_found(f"{specs_dir}/{argument}.yml", argument, specs_dir)
     raise _not_found(argument, given.stem, given.parent if given.parent.is_dir() else specs_dir)
 
@@ -100,7 +111,7 @@ def _not_found(what: str, name: str, directory: Path) -> NotFound:
     names = sorted(
         path.stem
         for path in paths
-        if path.suffix in SPEC_ENDINGS and not path.name.endswith(LOCK_ENDING)
+        if path.suffix in SPEC_ENDINGS and not path.name.endswith(LOCK_ENDING) and path.is_file()
     )
     close = difflib.get_close_matches(name, names)
     there = ", ".join(names) if names else "no specs"
@@ -225,7 +236,8 @@ def _name(content: Mapping, path: Path) -> str:
     try:
         return str(check_name(name, "environment name"))
     except UsageError as error:
-        raise SpecError(f"{path}: {error}", hint="give the spec a `name:`") from error
+        hint = "give it another `name:`" if content.get("name") else "give the spec a `name:`"
+        raise SpecError(f"{path}: {error}", hint=hint) from error
 
 
 def _options(content: Mapping, path: Path) -> SpecOptions:
@@ -242,10 +254,10 @@ def _options(content: Mapping, path: Path) -> SpecOptions:
     except msgspec.ValidationError as error:
         raise _bad_options(error, raw, path) from error
     for platform in options.platforms:
-        if platform not in PLATFORMS.values():
-            known = tuple(PLATFORMS.values())
-            message = f"{path}: `{platform}` is no platform{_perhaps(platform, known)}"
-            raise SpecError(message, hint=f"the platforms are {', '.join(known)}")
+        try:
+            check_platform(platform)
+        except UsageError as error:
+            raise SpecError(f"{path}: {error}", hint=error.hint) from error
     for what in ("glibc", "cuda"):
         version = getattr(options.system, what)
         if version is not None and not VERSION.fullmatch(version):

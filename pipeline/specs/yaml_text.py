@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 # The largest real spec holds a few hundred lines; a file of this size is something else.
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 12
+MAX_REPEATED = 10_000
+"""Values that aliases may stand for: nine lines can mean billions."""
+KNOWN_TAGS = tuple(f"tag:yaml.org,2002:{name}" for name in ("str", "seq", "map", "int", "float"))
 
 Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
@@ -42,12 +46,22 @@ class Mapping(dict[str, Any]):
     """A mapping with the line it starts on."""
 
     line = 0
+    weight, depth = 1, 1
 
 
 class Sequence(list[Any]):
     """A list with the line it starts on."""
 
     line = 0
+    weight, depth = 1, 1
+
+
+def weigh(value: Mapping | Sequence) -> None:
+    """Note how many values a finished one holds, itself and what aliases repeat included."""
+    parts = value.values() if isinstance(value, Mapping) else value
+    inner = [part for part in parts if not isinstance(part, str)]
+    value.weight = 1 + len(value) - len(inner) + sum(part.weight for part in inner)
+    value.depth = 1 + max((part.depth for part in inner), default=0)
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401  (what YAML holds is what it holds)
@@ -103,6 +117,7 @@ class _Tree:
     path: Path
     root: Any = None
     documents: int = 0
+    repeated: int = 0
     anchors: dict[str, Any] = field(default_factory=dict)
     open: list[Mapping | Sequence] = field(default_factory=list)
     keys: list[Text | None] = field(default_factory=list)
@@ -111,6 +126,9 @@ class _Tree:
     def take(self, event: yaml.Event) -> None:
         """Add what one event says."""
         line = event.start_mark.line + 1 if event.start_mark else 0
+        tag = getattr(event, "tag", None)
+        if tag is not None and tag not in KNOWN_TAGS:
+            raise self._fault(line, f"the tag `{tag}` means nothing here", "leave it out")
         if isinstance(event, yaml.ScalarEvent):
             self._add(Text.at(event.value, line), event.anchor, line)
         elif isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
@@ -122,16 +140,29 @@ class _Tree:
             if len(self.open) > MAX_DEPTH:
                 raise self._fault(line, "nests far deeper than any spec", "check the file")
         elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
-            self.open.pop()
+            weigh(value := self.open.pop())
             self.keys.pop()
+            if value.depth > MAX_DEPTH:
+                raise self._fault(line, "nests far deeper than any spec", "check the file")
         elif isinstance(event, yaml.AliasEvent):
-            if event.anchor not in self.anchors:
-                raise self._fault(line, f"*{event.anchor} stands for nothing", "write it out")
-            self._add(self.anchors[event.anchor], None, line)
+            self._repeat(str(event.anchor), line)
         elif isinstance(event, yaml.DocumentStartEvent):
             self.documents += 1
             if self.documents > 1:
                 raise self._fault(line, "a second YAML document starts here", "keep one of them")
+
+    def _repeat(self, anchor: str, line: int) -> None:
+        """Add what an alias stands for."""
+        if anchor not in self.anchors:
+            raise self._fault(line, f"*{anchor} stands for nothing", "write it out")
+        value = self.anchors[anchor]
+        if any(value is holder for holder in self.open):
+            raise self._fault(line, f"*{anchor} stands for what it is in", "write it out")
+        self.repeated += getattr(value, "weight", 1)
+        if self.repeated > MAX_REPEATED:
+            problem = f"aliases repeat more than {MAX_REPEATED:,} values, far more than any spec"
+            raise self._fault(line, problem, "write it out")
+        self._add(value, None, line)
 
     def _add(self, value: Any, anchor: str | None, line: int) -> None:  # noqa: ANN401
         if anchor:
@@ -166,4 +197,6 @@ def _explain(error: yaml.YAMLError, text: str, path: Path) -> SpecError:
         problem, hint = "a tab indents this line, YAML allows only spaces", "use spaces"
     elif "==" in text and "dependencies" not in text:
         hint = f"if it is a requirements.txt, run `envferry import {path}`"
-    return SpecError(f"{place}: expected YAML, found {problem}", hint=hint)
+    elif re.match(r"\s*\[[\w.-]+\]\s*$", lines[0] if lines else ""):
+        hint = f"if it is a pyproject.toml or a pixi.toml, run `envferry import {path}`"
+    return SpecError(f"{place}: expected YAML: {problem}", hint=hint)

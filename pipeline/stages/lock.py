@@ -18,7 +18,7 @@ from pipeline.locking.channels import (
     warn_of,
 )
 from pipeline.locking.keeping import kept_packages, with_other_platforms, without_channels
-from pipeline.locking.options import LockOptions, check_date
+from pipeline.locking.options import LockOptions, check_options
 from pipeline.locking.pip_requests import pin_build_requirements, pip_request
 from pipeline.solving.conda_half import CondaAnswer, CondaRequest, solve_conda_half
 from pipeline.solving.foreign_solver import solver_version
@@ -42,7 +42,7 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
     Raises SpecError when a half has no solution, StoreError when a channel or index cannot be
     reached; then the lock that was there stays.
     """
-    check_date(options)
+    check_options(options)
     tools = _tools(options.solver)
     platforms = options.platforms or spec.platforms
     kept = kept_packages(spec, options)
