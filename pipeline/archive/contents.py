@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from threading import local
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -52,6 +53,25 @@ def checksum(descriptor: int) -> Content:
         size += count
         count = os.preadv(descriptor, [view], size)
     return Content(size, digest.hexdigest())
+
+
+def open_holding(path: str, wanted: Content) -> int | None:
+    """Return a descriptor of the regular file that holds what is wanted, None where none does."""
+    try:
+        descriptor = os.open(path, READ_FILE)
+    except OSError:
+        return None
+    try:
+        status = os.fstat(descriptor)
+        has_size = stat.S_ISREG(status.st_mode) and status.st_size == wanted.size
+        is_right = has_size and checksum(descriptor) == wanted
+    except BaseException:
+        os.close(descriptor)
+        raise
+    if is_right:
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def batches(files: Sequence[FileEntry], numbers: Iterable[int]) -> Iterator[list[int]]:

@@ -10,7 +10,7 @@ import tempfile
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from pipeline.archive.contents import READ_FILE, Content, checksum, expected_content, in_parallel
+from pipeline.archive.contents import Content, expected_content, in_parallel, open_holding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -109,26 +109,19 @@ class Supply:
         """Verify one file and put it in its place; return whether it is what it must be."""
         source, wanted = self.candidates[number]
         entry = self.index.files[number]
-        try:
-            descriptor = os.open(source, READ_FILE)
-        except OSError:
+        descriptor = open_holding(source, wanted)
+        if descriptor is None:
             return False
         try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_size != wanted.size:
-                return False
-            if checksum(descriptor) != wanted:
-                return False
             if target is not None:
-                self.place(descriptor, source, status, f"{target}/{entry.path}", entry)
-            return True
+                self.place(descriptor, source, f"{target}/{entry.path}", entry)
         finally:
             os.close(descriptor)
+        return True
 
-    def place(
-        self, descriptor: int, source: str, status: os.stat_result, path: str, entry: FileEntry
-    ) -> None:
+    def place(self, descriptor: int, source: str, path: str, entry: FileEntry) -> None:
         """Bring one verified file to its path, sharing what may be shared."""
+        status = os.fstat(descriptor)
         same_status = (
             stat.S_IMODE(status.st_mode) == entry.mode and status.st_mtime_ns == self.times[0]
         )

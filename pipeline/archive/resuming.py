@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from pipeline.archive.contents import READ_FILE, Content, checksum, in_parallel
+from pipeline.archive.contents import READ_FILE, Content, in_parallel, open_holding
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -65,17 +65,11 @@ def find_kept(
 
 def holds(path: str, wanted: Content) -> bool:
     """Whether a regular file is there and holds what is wanted."""
-    try:
-        descriptor = os.open(path, READ_FILE)
-    except OSError:
+    descriptor = open_holding(path, wanted)
+    if descriptor is None:
         return False
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size != wanted.size:
-            return False
-        return checksum(descriptor) == wanted
-    finally:
-        os.close(descriptor)
+    os.close(descriptor)
+    return True
 
 
 def right_frames(
