@@ -166,11 +166,24 @@ class StoreSuite:
         assert [listed.key for listed in store.list()] == ["a/d"]
         store.create("a/b/c", b"again")
 
+    def test_deletes_empty_folders(self, store: Store) -> None:
+        for key in ("v1/a/x/1", "v1/a/x/2", "v1/b/y"):
+            store.create(key, b"")
+        store.delete("v1/a/x/")
+        assert sorted(one.key for one in store.list("v1/a/")) == ["v1/a/x/1", "v1/a/x/2"]
+        for key in ("v1/a/x/1", "v1/a/x/2", "v1/a/x/", "v1/a/", "v1/"):
+            store.delete(key)
+        assert [one.key for one in store.list("v1/", folders=True)] == ["v1/b/"]
+        assert [one.key for one in store.list()] == ["v1/b/y"]
+
     @pytest.mark.parametrize(
         "key", ["", "/etc/passwd", "../x", "a/../../x", "a//b", "a/", ".a", "a\nb"]
     )
     def test_keys_stay_inside(self, store: Store, key: str) -> None:
-        for call in (store.stat, store.read, store.delete):
+        calls: list[Callable[[str], object]] = [store.stat, store.read]
+        if key != "a/":  # a folder
+            calls.append(store.delete)
+        for call in calls:
             with pytest.raises(UsageError, match="key"):
                 call(key)
         with pytest.raises(UsageError):

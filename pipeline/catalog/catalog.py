@@ -38,7 +38,7 @@ THREADS = 16
 FULL_SECONDS = 600
 """How long a change inside an artifact's folder, which nothing else shows, may stay unseen.
 
-Also how long an artifact may be listed that was removed on a server that keeps empty folders.
+Also how long an artifact may be listed that another tool removed where empty folders are kept.
 """
 SMALL = 300
 """Up to so many artifacts (two pages of keys), everything is listed each time."""

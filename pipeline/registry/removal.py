@@ -7,7 +7,7 @@ whether all files are there. So one of the two always sees the other (docs/decis
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -70,12 +70,16 @@ def remove_artifact(registry: Registry, folder: Folder, older_than_seconds: floa
             if listed.key != folder.key + PRUNING:
                 registry.store.delete(listed.key)
     registry.store.delete(folder.key + PRUNING)
+    if not tags:
+        platform = folder.key.removesuffix(f"{folder.id}/")
+        for empty in (folder.key, platform, platform.removesuffix(f"{folder.platform}/")):
+            registry.store.delete(empty)
     return f"tagged {', '.join(tags)} in the meantime" if tags else None
 
 
 def _claim(registry: Registry, folder: Folder, older_than_seconds: float) -> bool:
     """Mark a folder; of several who want to remove it, one may."""
-    key, mark = folder.key + PRUNING, to_json({"schema": 1, "mark": secrets.token_hex(8)})
+    key, mark = folder.key + PRUNING, to_json({"schema": 1, "mark": os.urandom(8).hex()})
     stat = registry.store.stat(key)
     try:
         if stat is None:

@@ -147,7 +147,10 @@ class DirectoryStore:
     def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
         """Remove a file, or temporary ones that dead writers left, and what is empty then."""
         if unfinished_seconds is None:
-            self._remove(self._path(key), key)
+            if key.endswith("/"):
+                check_prefix(key)  # a folder goes with the last file in it
+            else:
+                self._remove(self._path(key), key)
             return 1
         before = time.time() - unfinished_seconds
         found = list(self.list(key, unfinished=True))

@@ -151,6 +151,8 @@ class Store(Protocol):
     def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
         """Remove a value; nothing happens when there is none.
 
+        A `key` that ends in `/` is a folder that may be empty: it is not listed any more, then.
+
         With `unfinished_seconds`, remove no value, but what writers below the prefix `key` began
         that long ago and never finished. Returns how many were removed.
         """

@@ -226,9 +226,14 @@ class S3Store:
             page = self._call("list_objects_v2", **where, ContinuationToken=token)
 
     def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
-        """Delete an object, or end the multipart uploads that nobody has finished."""
+        """Delete an object, or end the multipart uploads that nobody has finished.
+
+        SeaweedFS lists empty folders for minutes; `DELETE folder/` ends that, and does nothing to
+        one that holds something (measured, 4.48). To other servers it is a key that is not there.
+        """
         if unfinished_seconds is None:
-            self._call("delete_object", **self._object(key))
+            name = check_prefix(key) if key.endswith("/") else check_key(key)
+            self._call("delete_object", Bucket=self.bucket, Key=self.prefix + name)
             return 1
         before = datetime.now(timezone.utc) - timedelta(seconds=unfinished_seconds)
         dead = [one for one in self._uploads(key) if one["Initiated"] <= before]

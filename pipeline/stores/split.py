@@ -201,7 +201,8 @@ class SplitStore:
 
     def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
         """Remove a value, its record before its parts."""
-        if unfinished_seconds is None and self.inner.stat(key + RECORD_SUFFIX):
+        is_value = unfinished_seconds is None and not key.endswith("/")
+        if is_value and self.inner.stat(key + RECORD_SUFFIX):
             record = self._record(key)
             self.inner.delete(key + RECORD_SUFFIX)
             for number in range(len(record.parts)):

@@ -14,6 +14,8 @@ from starlette.testclient import TestClient
 
 from pipeline.catalog import Catalog, WantedPackage, catalog, queries
 from pipeline.registry import Registry
+from pipeline.registry.removal import remove_artifact
+from pipeline.registry.survey import Folder
 from pipeline.web.app import make_app
 from pipeline.web.site import Site
 from tests.artifacts import PLATFORM
@@ -142,7 +144,6 @@ def test_an_index_of_a_bucket(
     }
     (match,) = index.ask(queries.find(WantedPackage.parse("torch")))
     assert match.id == first
-    for listed in registry.store.list(f"v1/envs/demo/{PLATFORM}/{first}/"):
-        registry.store.delete(listed.key)
-    index.refresh(fully=True)  # SeaweedFS goes on listing the empty folder
+    remove_artifact(registry, Folder("demo", PLATFORM, first), 0)
+    index.refresh()
     assert [one.id for one in index.ask(queries.entries())] == [second]
