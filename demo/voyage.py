@@ -157,9 +157,19 @@ def copy_spec(source: Path, target: Path) -> None:
     target.write_text(source.read_text().replace("envferry:\n", glibc))
 
 
+def remove_earlier() -> None:
+    """Remove what an earlier demo left, another user's perhaps."""
+    try:
+        shutil.rmtree(HOME)
+    except OSError as error:
+        reason = f"{error.strerror} ({error.filename})"
+        sys.exit(f"error: an earlier demo cannot be removed: {reason}\nhint: sudo rm -rf {HOME}")
+
+
 def main() -> None:
     """Play the whole voyage and print a table."""
-    shutil.rmtree(HOME, ignore_errors=True)
+    if HOME.exists():
+        remove_earlier()
     HOME.mkdir()
     with seaweed(HOME / "seaweed") as server:
         voyage = Voyage(server)

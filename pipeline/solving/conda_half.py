@@ -36,6 +36,7 @@ NAMES_PATH = Path(__file__).with_name("pypi_names.json")
 NO_CHANNEL = re.compile(r"is not a supported scheme|could not parse url|[Ii]nvalid channel")
 NO_JSON = re.compile(r"Failed to parse json")
 NO_LINE = re.compile(r"Failed to turn `(.*)` into a MatchSpec \((?:Invalid spec '.*?': )?(.*)\)")
+NO_NAME = re.compile(r"invalid package name '(.*?)': (.*)")
 
 
 class CondaRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,7 +117,7 @@ def _explain(answer: CondaAnswer, request: CondaRequest) -> SpecError | StoreErr
     if request.solver and NO_JSON.search(words):
         message = f"{request.solver} does not answer as conda does: {words}"
         return ToolFailed(message, hint="leave out `--solver`: envferry has one of its own")
-    if line := NO_LINE.search(words):
+    if line := NO_LINE.search(words) or NO_NAME.search(words):
         message = f"{request.spec_path}: `{line[1]}` is no conda package: {line[2]}"
         return SpecError(message, hint="write it as `name >=1.2,<2` or `name=1.2=build`")
     if request.updated:

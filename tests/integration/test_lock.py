@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.errors import NotFound, SpecError, StaleLock, StoreError, UsageError
+from pipeline.errors import NotFound, SpecError, StaleLock, StoreError, ToolFailed, UsageError
 from pipeline.locking.keeping import check_lock
 from pipeline.locking.options import LockOptions
 from pipeline.process import run
@@ -138,7 +138,6 @@ def test_one_package_asked_for_in_both_halves(desk: Desk) -> None:
         ("nothere", "No candidates were found for nothere"),
         ("numpy=9", "numpy"),
         ("newglibc", "__glibc"),
-        ("'py[thon'", "py"),
     ],
 )
 def test_a_conda_half_without_solution_is_explained(desk: Desk, conda: str, expected: str) -> None:
@@ -166,6 +165,35 @@ def test_an_unknown_channel(desk: Desk, channel: str) -> None:
     with pytest.raises(StoreError) as caught:
         desk.lock()
     assert channel in caught.value.message
+
+
+@pytest.mark.parametrize("line", ["py[thon", "numpy >=1,<<2", "numpy[colour=red]"])
+def test_a_line_that_is_no_package(desk: Desk, line: str) -> None:
+    desk.write(f"python, '{line}'")
+    with pytest.raises(SpecError, match="is no conda package") as caught:
+        desk.lock()
+    assert f"{desk.path}: `{line}`" in caught.value.message
+
+
+def test_a_channel_that_is_none(desk: Desk) -> None:
+    desk.write("python", channel="htps://conda.example/channel")
+    with pytest.raises(SpecError, match="one of the channels is none"):
+        desk.lock()
+
+
+def test_a_platform_that_is_none(desk: Desk) -> None:
+    desk.write("python")
+    with pytest.raises(UsageError, match="perhaps you meant `linux-64`"):
+        desk.lock(LockOptions(platforms=("linux-65",)))
+
+
+def test_a_solver_that_is_none(desk: Desk, tmp_path: Path) -> None:
+    solver = tmp_path / "mamba"
+    solver.write_text("#!/bin/sh\necho mamba 2.0\n")
+    solver.chmod(0o755)
+    desk.write("python=3.10")
+    with pytest.raises(ToolFailed, match="does not answer as conda does"):
+        desk.lock(LockOptions(platforms=(PLATFORM,), solver=solver))
 
 
 def test_no_channel_at_all(desk: Desk) -> None:
