@@ -9,23 +9,34 @@ fail() {
   exit 1
 }
 
-# install_package PACKAGE WHY: from the system when root, else say what to type.
+# install_package 'PACKAGE…' WHY: from the system when root, else say what to type.
+# shellcheck disable=SC2086  # several packages are several words
 install_package() {
   if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "installing $1 ($2)" >&2
     export DEBIAN_FRONTEND=noninteractive
-    apt-get install -y -qq "$1" >/dev/null 2>&1 ||
-      { apt-get update -qq >/dev/null && apt-get install -y -qq "$1" >/dev/null; } ||
+    apt-get install -y -qq $1 >/dev/null 2>&1 ||
+      { apt-get update -qq >/dev/null && apt-get install -y -qq $1 >/dev/null; } ||
       fail "apt-get could not install $1 ($2)" "install it by hand, then run make again"
   else
-    fail "$1 is missing ($2)" "sudo apt-get install -y $1"
+    fail "not installed: $1 ($2)" "sudo apt-get install -y $1"
   fi
 }
 
 command -v "$python" >/dev/null || fail "$python is not installed" "sudo apt-get install -y python3"
+version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') ||
+  fail "$python does not run" "name another: make PYTHON=/path/to/python3.11"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-  fail "$("$python" --version) is too old, 3.10 or newer is needed" "make PYTHON=/path/to/python3.11"
-command -v bwrap >/dev/null || install_package bubblewrap "environments are built in its containers"
+  fail "$python is Python $version, 3.10 or newer is needed" "make PYTHON=/path/to/python3.11"
+missing='' why=''
+if ! command -v bwrap >/dev/null; then
+  missing=bubblewrap why="environments are built in its containers"
+fi
+venv_works() { [ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null; }
+if ! venv_works && ! "$python" -c 'import ensurepip' 2>/dev/null; then
+  missing="${missing:+$missing }python$version-venv" why="${why:+$why; }makes Python's virtual environments"
+fi
+[ -z "$missing" ] || install_package "$missing" "$why"
 if [ "${1:-}" = podman ]; then
   command -v podman >/dev/null || install_package podman "environments are built in its containers"
   command -v crun >/dev/null || install_package crun "runs podman's containers"
@@ -55,12 +66,7 @@ if [ "${1:-}" = browser ]; then
   exit
 fi
 
-if ! [ -x .venv/bin/python ] || ! .venv/bin/python -c '' 2>/dev/null; then
-  "$python" -c 'import ensurepip' 2>/dev/null ||
-    install_package "python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv" \
-      "makes Python's virtual environments"
-  "$python" -m venv --clear .venv
-fi
+venv_works || "$python" -m venv --clear .venv
 .venv/bin/python -m pip install -q --disable-pip-version-check uv
 # uv does not read pip's settings: a site's own index is passed on.
 index=$(.venv/bin/python -m pip config get global.index-url 2>/dev/null || true)
