@@ -183,6 +183,10 @@ def test_what_is_current_or_in_use_stays(tmp_path: Path, envs: Path) -> None:
         assert remove_old(home, 1).kept[first].startswith("in use by tail")
         child.kill()
     assert remove_old(home, 1).removed == (first,)
+    other = EnvHome.of(home.envs_dir, "other")
+    with pytest.raises(NotFound, match="other is not installed"):
+        remove_old(other, 1)
+    assert not other.directory.exists()
     assert not home.tree(first).exists()
 
 

@@ -386,6 +386,14 @@ def test_a_web_server_that_is_not_there() -> None:
         "https://user:pass-word@host/x",
         "https://host/x?token=pass-word",
         "s3://user:pass-word@bucket/x",
+        "s3://user:some/pass-word@bucket/x",
+        "s3://user:some?pass-word@bucket/x",
+        "s3://us/pass-word@bucket",
+        "s3://user:pass-word",
+        "s3://bucket/x?secret=pass-word",
+        "https://user:some/pass-word@host/x",
+        "https://user:some#pass-word@host/x",
+        "https://user:pass-word/x",
     ],
 )
 def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
@@ -394,7 +402,9 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
     assert "pass-word" not in caught.value.message + caught.value.hint
 
 
-@pytest.mark.parametrize("url", ["", "ftp://host/x", "s3://", "https:///x"])
+@pytest.mark.parametrize(
+    "url", ["", "ftp://host/x", "s3://", "https:///x", "s3:/b/x", "https:host/x", "file://b/x"]
+)
 def test_urls_that_are_no_registry(url: str) -> None:
     with pytest.raises(UsageError):
         open_store(url)

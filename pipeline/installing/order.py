@@ -158,9 +158,11 @@ def check_target(home: EnvHome, installation: Installation, *, replace: bool) ->
     """Raise unless `envs/NAME` is free, ours, or may be replaced."""
     prefix = installation.prefix
     if home.name in BASE_NAMES:
-        raise UsageError(f"{home.name} is conda's own environment and never a target")
+        message = f"{home.name} is conda's own environment and never a target"
+        raise UsageError(message, hint="install it under another --name")
     if not is_sane_prefix(prefix):
-        raise UsageError(f"the prefix {prefix!r} is not an absolute path of usual characters")
+        message = f"the prefix {prefix!r} is not an absolute path of usual characters"
+        raise UsageError(message, hint="name one such as /opt/conda/envs/demo: `--prefix PATH`")
     is_taken = home.link.exists() or home.link.is_symlink()
     current = home.current_id()
     if is_taken and current is None and not replace:

@@ -30,6 +30,7 @@ def remove_old(home: EnvHome, keep: int) -> Removal:
 
     Never the current one, and none that a process uses.
     """
+    require_installed(home)
     with exclusive_lock(home.lock_path, f"the environment {home.name}"):
         clear_trash(home)
         current = home.current_id()
@@ -70,9 +71,7 @@ def remove_whole(home: EnvHome) -> Removal:
 
     The link goes first, then the records: from then on nothing is installed.
     """
-    if not home.directory.is_dir():
-        message = f"{home.name} is not installed in {home.envs_dir}"
-        raise NotFound(message, hint="environments that envferry did not install are not its own")
+    require_installed(home)
     with exclusive_lock(home.lock_path, f"the environment {home.name}"):
         ids = sorted(path.stem for path in home.directory.glob("*.json"))
         for id_ in ids:
@@ -84,6 +83,13 @@ def remove_whole(home: EnvHome) -> Removal:
         # With the lock file, whose next holder sees that it is gone.
         shutil.rmtree(home.directory)
     return Removal(name=home.name, removed=tuple(ids), kept={})
+
+
+def require_installed(home: EnvHome) -> None:
+    """Raise NotFound for an environment of which there is nothing."""
+    if not home.directory.is_dir():
+        message = f"{home.name} is not installed in {home.envs_dir}"
+        raise NotFound(message, hint="environments that envferry did not install are not its own")
 
 
 def refuse_used(home: EnvHome, id_: str) -> None:

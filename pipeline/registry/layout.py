@@ -60,7 +60,7 @@ def check_tag(tag: str) -> str:
     check_name(tag, "tag")
     if ID_PATTERN.fullmatch(tag):
         message = f"{tag!r} cannot be a tag: it looks like an id (12 hex digits)"
-        raise UsageError(message)
+        raise UsageError(message, hint="choose one such as `stable`")
     return tag
 
 
