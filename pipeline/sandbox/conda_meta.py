@@ -67,6 +67,7 @@ class CondaRecords:
         """Write each record as it is true for everyone, not only for this build."""
         for path, record in self.records.items():
             list_bytecode(self.prefix, record, self.python_minor)
+            note_checksums(record)
             record["url"] = urls[record["name"]]
             record["extracted_package_dir"] = record["package_tarball_full_path"] = ""
             record["link"] = {"source": "", "type": 1}
@@ -89,6 +90,19 @@ def list_bytecode(prefix: Path, record: dict[str, Any], python_minor: str) -> No
     paths["paths"] += [{"_path": pyc, "path_type": "pyc_file"} for pyc in sorted(compiled)]
     record["files"] = sorted(listed | compiled)
     record["paths_data"] = paths
+
+
+def note_checksums(record: dict[str, Any]) -> None:
+    """Note what `conda doctor` compares files with, as conda does and rattler does not.
+
+    A file that was linked as it is has the checksum it has in its package. A symbolic link has
+    none: rattler's is that of the link's text, conda would compare it with the file behind.
+    """
+    for entry in record["paths_data"]["paths"]:
+        if entry.get("path_type") == "softlink":
+            entry.pop("sha256_in_prefix", None)
+        elif entry.get("path_type") == "hardlink" and "sha256" in entry:
+            entry.setdefault("sha256_in_prefix", entry["sha256"])
 
 
 def is_cached_bytecode(path: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -122,11 +123,18 @@ def test_installed_elsewhere_nothing_remembers_the_old_place(
 def test_conda_metadata_tells_the_truth(archive: Path, workshop: Workshop, tmp_path: Path) -> None:
     install(archive, workshop, tmp_path)
     tree = tmp_path / "demo"
+    noted: dict[str, str] = {}
     for path in tree.glob("conda-meta/*.json"):
         record = json.loads(path.read_text())
         missing = [file for file in record["files"] if not (tree / file).exists()]
         assert missing == []
         assert record["link"]["source"] == ""
+        entries = record["paths_data"]["paths"]
+        noted |= {e["_path"]: e["sha256_in_prefix"] for e in entries if "sha256_in_prefix" in e}
+    # `conda doctor` compares these.
+    assert any(file.endswith("/os.py") for file in noted)
+    for file, digest in noted.items():
+        assert hashlib.sha256((tree / file).read_bytes()).hexdigest() == digest, file
     check = [str(tree / "bin/python"), "-m", "pip", "check"]
     assert subprocess.run(check, capture_output=True, check=False).returncode == 0
     listed = subprocess.run(
