@@ -32,7 +32,8 @@ def describe_env(tree: Path, *, prefix: str | None, name: str | None, desk: Path
     damaged.
     """
     if not (tree / "conda-meta").is_dir():
-        message = f"{tree} is no conda environment: it has no conda-meta"
+        what = "it has no conda-meta" if tree.is_dir() else "there is no such folder"
+        message = f"{tree} is no conda environment: {what}"
         raise NotFound(message, hint="name the folder of an environment, or a built one")
     chosen = check_name(name or tree.resolve().name, "environment name")
     lock = render_found(tree, current_platform())

@@ -27,7 +27,9 @@ ENVFERRY = Path(sys.executable).with_name("envferry")
         (["install", "nowhere/demo.tar.zst"], 7, "is not there"),
         (["ls", "--registry", "ftp://x"], 2, "ftp"),
         (["show", "demo", "--registry", "file:///nowhere/at/all"], 7, "nowhere/at/all"),
-        (["pack", "never-built"], 7, "is not built"),
+        (["pack", "torch-2.8"], 7, "torch-2.8 is not built"),
+        (["pack", "specs/torch-2.8.yml"], 7, "torch-2.8 is not built"),
+        (["pack", "./torch-2.8"], 7, "there is no such folder"),
     ],
 )
 def test_errors(

@@ -62,7 +62,10 @@ def pack(
     console: Console, name: str, output: Path, level: int, threads: int, **found: str | None
 ) -> None:
     """Pack the built environment NAME, or the conda environment at PREFIX, into one archive."""
-    if "/" in name and Path(name).is_dir():
+    from pipeline.specs.reading import SPEC_ENDINGS
+
+    is_spec = Path(name).suffix in SPEC_ENDINGS
+    if "/" in name and not is_spec:
         from pipeline.found_env import describe_env
 
         desk = settings().cache_dir / "found"
@@ -70,7 +73,8 @@ def pack(
     else:
         from pipeline.build_records import read_build
 
-        built = read_build(Path(name).stem, settings().cache_dir / "builds")
+        # An environment may be called `torch-2.8`: only a spec's ending is no part of its name.
+        built = read_build(Path(name).stem if is_spec else name, settings().cache_dir / "builds")
     artifact = pack_built(console, built, output, level, threads)
     console.result(artifact_facts(artifact), lambda: [str(artifact.archive_path)])
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from packaging.utils import canonicalize_name
 
 from pipeline.config import child_environ
 from pipeline.errors import SpecError, ToolFailed
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 NAMES_PATH = Path(__file__).with_name("pypi_names.json")
 
 NO_CHANNEL = re.compile(r"is not a supported scheme|could not parse url|[Ii]nvalid channel")
+NO_PACKAGE = re.compile(r"No candidates were found for ([\w.-]+)")
 NO_JSON = re.compile(r"Failed to parse json")
 NO_LINE = re.compile(r"Failed to turn `(.*)` into a MatchSpec \((?:Invalid spec '.*?': )?(.*)\)")
 NO_NAME = re.compile(r"invalid package name '(.*?)': (.*)")
@@ -125,6 +127,8 @@ def _explain(answer: CondaAnswer, request: CondaRequest) -> SpecError | StoreErr
         return SpecError(message, hint="name what must move with it, or `envferry lock --upgrade`")
     message = f"the conda half has no solution for {answer.platform} from {channels}: {words}"
     hint = "change the pins that it names, or let `--relax build` drop build strings"
+    if (unknown := NO_PACKAGE.search(words)) and unknown[1] != canonicalize_name(unknown[1]):
+        hint = f"a channel that is made of wheels calls it `{canonicalize_name(unknown[1])}`"
     lacking = re.search(r"__(glibc|cuda|archspec) \D*([\w.]+)", words)
     if lacking:
         # The solver never looks at this machine, the lock is for others.

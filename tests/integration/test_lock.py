@@ -150,6 +150,13 @@ def test_a_conda_half_without_solution_is_explained(desk: Desk, conda: str, expe
     assert not read_spec(desk.path).lock_path.exists()
 
 
+def test_a_name_that_wheels_have_otherwise(desk: Desk) -> None:
+    desk.write("ruamel.yaml")
+    with pytest.raises(SpecError) as caught:
+        desk.lock()
+    assert caught.value.hint == "a channel that is made of wheels calls it `ruamel-yaml`"
+
+
 def test_what_the_hosts_offer_decides(desk: Desk) -> None:
     desk.write("newglibc")
     with pytest.raises(SpecError) as caught:
