@@ -31,7 +31,7 @@ from pipeline.errors import (
     StoreError,
     TargetOccupied,
 )
-from pipeline.files import COPY_BYTES, sync_directory
+from pipeline.files import COPY_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +44,9 @@ log = logging.getLogger(__name__)
 THREADS = 8
 ATTEMPTS = 5
 """How often one file is asked for before it counts as unreachable."""
+PIECE_BYTES = 256 << 10
+"""Read from the network, written and hashed at once: so much stays in a core's own cache (1 MiB
+cost 1.6 times the CPU)."""
 CONNECT_SECONDS = 15
 READ_SECONDS = 60
 RETRY_STATUSES = (429, 500, 502, 503, 504)
@@ -219,7 +222,6 @@ class DownloadCache:
             raise IntegrityError(message, hint=hint)
         partial.chmod(0o644)
         partial.replace(target)
-        sync_directory(target.parent)
 
     def _download(self, item: Download, partial: Path, advance: Callable[[int], None]) -> str:
         """Download into `partial`, from where it ends; return the hash of the whole."""
@@ -257,7 +259,7 @@ class DownloadCache:
             if start and not _continues(response, start):
                 stream.truncate(0)
                 digest = hashes.Hash(ALGORITHMS[item.algorithm]())
-            for chunk in response.stream(COPY_BYTES, decode_content=False):
+            for chunk in response.stream(PIECE_BYTES, decode_content=False):
                 stream.write(chunk)
                 digest.update(chunk)
                 advance(len(chunk))
