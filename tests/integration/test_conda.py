@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from pipeline.errors import SpecError
 from pipeline.locking.options import LockOptions
 from pipeline.process import run
 from pipeline.progress import Silent
@@ -58,6 +59,53 @@ def conda(*words: str | Path, envs: Path | None = None) -> str:
     environ = {**os.environ, **({"CONDA_ENVS_PATH": str(envs)} if envs else {})}
     argv = [str(program), *map(str, words)]
     return subprocess.run(argv, env=environ, capture_output=True, text=True, check=True).stdout
+
+
+def require_version(*oldest: int) -> Path:
+    """Return the machine's conda; skip the test when it is older."""
+    program = shutil.which("conda")
+    require("conda", program)
+    says = run([str(program), "--version"])
+    numbers = (says.stdout or says.stderr).split()[-1].split(".")
+    if tuple(int(number) for number in numbers[:3] if number.isdigit()) < oldest:
+        pytest.skip(f"conda is {'.'.join(numbers)}, needed is {'.'.join(map(str, oldest))}")
+    return Path(str(program))
+
+
+def test_conda_solves_as_our_solver_does(tmp_path: Path) -> None:
+    solver = require_version(4, 8, 2)
+    channel = make_channel(tmp_path / "channel", TINY)
+    spec = tmp_path / "tools.yml"
+    spec.write_text(f"channels: ['{channel}']\ndependencies: [tool]\n")
+    locks = [
+        lock_spec(
+            read_spec(spec),
+            options=LockOptions(platforms=("linux-64",), solver=by, upgrade=True),
+            progress=Silent(),
+        )
+        for by in (None, solver)
+    ]
+    assert locks[0].packages == locks[1].packages
+    assert {item.name for item in locks[0].packages} == {"base-files", "tool"}
+
+    spec.write_text(f"channels: ['{channel}']\ndependencies: [tool=9]\n")
+    options = LockOptions(platforms=("linux-64",), solver=solver)
+    with pytest.raises(SpecError, match="tool=9"):
+        lock_spec(read_spec(spec), options=options, progress=Silent())
+
+
+def test_conda_finds_nothing_altered(tmp_path: Path) -> None:
+    require_version(26)
+    require("bwrap", shutil.which("bwrap"))
+    channel = make_channel(tmp_path / "channel", TINY)
+    shop = BuildShop(home=tmp_path, sandbox=open_sandbox(Engine.BWRAP))
+    files = [channel / item.subdir / f"{item.stem}.conda" for item in TINY]
+    tree = Path(shop.build(files).tree)
+    health = [shutil.which("conda") or "", "doctor", "-p", str(tree), "altered-files"]
+    assert "no packages with altered files" in run(health).stdout
+    with (tree / "bin/tool").open("a") as stream:
+        stream.write("exit 1\n")
+    assert "tool-2.5.1-h1_3: 1" in run(health, check=False).stdout
 
 
 def test_conda_lists_what_was_built(tmp_path: Path) -> None:
