@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from blake3 import blake3
 
 from pipeline.archive.packages import conda_packages, pip_packages
-from pipeline.errors import NotFound, SpecError
+from pipeline.archive.validation import is_sane_prefix
+from pipeline.errors import NotFound, SpecError, UsageError
 from pipeline.files import write_bytes
 from pipeline.models import BuiltEnv, SpecOptions, check_name, current_platform
 
@@ -35,14 +37,19 @@ def describe_env(tree: Path, *, prefix: str | None, name: str | None, desk: Path
         what = "it has no conda-meta" if tree.is_dir() else "there is no such folder"
         message = f"{tree} is no conda environment: {what}"
         raise NotFound(message, hint="name the folder of an environment, or a built one")
-    chosen = check_name(name or tree.resolve().name, "environment name")
+    place = posixpath.normpath(tree.absolute())  # as it is called: its links stay what they are
+    prefix = prefix or place
+    if not is_sane_prefix(prefix):
+        message = f"the prefix {prefix!r} is not an absolute path of usual characters"
+        raise UsageError(message, hint="say which path it was made for: `--prefix /PATH`")
+    chosen = check_name(name or posixpath.basename(place), "environment name")
     lock = render_found(tree, current_platform())
     path = desk / f"{chosen}.conda-lock.yml"
     write_bytes(path, lock)
     return BuiltEnv(
         name=chosen,
         platform=current_platform(),
-        prefix=prefix or str(tree.absolute()),
+        prefix=prefix,
         tree=str(tree.absolute()),
         lock_path=str(path),
         lock_digest=blake3(lock).hexdigest(),

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -14,7 +15,7 @@ import pytest
 
 from pipeline.archive.exclusion import Exclusion
 from pipeline.archive.reader import Archive, FileSource
-from pipeline.errors import NotFound, SpecError
+from pipeline.errors import NotFound, SpecError, UsageError
 from pipeline.found_env import describe_env
 from pipeline.installing.env_home import EnvHome
 from pipeline.installing.verifying import verify_installation
@@ -26,8 +27,6 @@ from pipeline.stages.pack import PackOptions, pack_env
 from tests.test_install import envs, install
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pipeline.models import Artifact
 
 __all__ = ["envs"]
@@ -257,6 +256,19 @@ def test_its_lock_lists_what_it_holds(tree: Path) -> None:
         ("python", "3.11.7", "0" * 32)
     ]
     assert "wheel==2.0" in artifact.lock_path.read_text()
+
+
+def test_a_path_is_what_it_is_called(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From another folder, and an environment that is a link, as installed ones are."""
+    tree.rename(tree.with_name("0123456789ab"))
+    tree.symlink_to("0123456789ab")
+    monkeypatch.chdir(tree / "bin")
+    built = describe_env(Path("../../../envs/demo/."), prefix=None, name=None, desk=tmp_path)
+    assert (built.name, built.prefix) == ("demo", str(tree.with_name("demo")))
+    with pytest.raises(UsageError, match="not an absolute path"):
+        describe_env(tree, prefix="opt/demo", name=None, desk=tmp_path)
 
 
 def test_a_frozen_environment_says_what_to_do_instead(tree: Path, envs: Path) -> None:
