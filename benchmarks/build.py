@@ -43,7 +43,7 @@ FETCH = """\
 import sys
 from pathlib import Path
 import msgspec
-from pipeline.cache import DownloadCache
+from pipeline.cache.downloads import DownloadCache
 from pipeline.models import LockedPackage
 from pipeline.progress import Silent
 packages = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=list[LockedPackage])

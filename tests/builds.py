@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives import hashes
 
-from pipeline.cache import DownloadCache
+from pipeline.building.options import BuildOptions
+from pipeline.cache.downloads import DownloadCache
 from pipeline.files import write_bytes
 from pipeline.models import Checks, Lock, LockedPackage, SpecOptions, build_string
 from pipeline.progress import Silent
-from pipeline.stages.build import BuildOptions, build_env
+from pipeline.stages.build import build_env
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

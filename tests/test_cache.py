@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from cryptography.hazmat.primitives import hashes
 
-from pipeline.cache import DownloadCache, redact
+from pipeline.cache.downloads import DownloadCache, redact
 from pipeline.config import NetworkSettings
 from pipeline.errors import IntegrityError, NotFound, SpecError, StoreError
 from pipeline.models import LockedPackage

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.cache import DownloadCache, cache_lock
-from pipeline.cache_upkeep import list_entries, prune_entries, remove_leftovers, verify_entries
+from pipeline.cache.downloads import DownloadCache, cache_lock
+from pipeline.cache.upkeep import list_entries, prune_entries, remove_leftovers, verify_entries
 from pipeline.errors import TargetOccupied
 from pipeline.files import exclusive_lock
 from pipeline.progress import Silent

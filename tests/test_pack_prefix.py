@@ -16,7 +16,7 @@ import pytest
 from pipeline.archive.exclusion import Exclusion
 from pipeline.archive.reader import Archive, FileSource
 from pipeline.errors import NotFound, SpecError, UsageError
-from pipeline.found_env import describe_env
+from pipeline.building.found_env import describe_env
 from pipeline.installing.env_home import EnvHome
 from pipeline.installing.verifying import verify_installation
 from pipeline.models import SpecOptions

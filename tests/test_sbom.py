@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipeline.artifacts import SBOM, sbom_path
-from pipeline.files import to_json
-from pipeline.models import BuiltEnv, LockedPackage, SpecOptions
-from pipeline.progress import Silent
-from pipeline.registry import Registry
-from pipeline.sbom import (
+from pipeline.building.sbom import (
     Ingredients,
     bill_of_materials,
     describe_license,
     package_url,
 )
+from pipeline.files import to_json
+from pipeline.models import BuiltEnv, LockedPackage, SpecOptions
+from pipeline.progress import Silent
+from pipeline.registry import Registry
 from pipeline.stages.push import push_artifact
 from tests.artifacts import make_artifact
 

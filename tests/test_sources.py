@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.cache import DownloadCache
+from pipeline.building.sources import DEFAULT_REQUIRES, SourceShelf
+from pipeline.cache.downloads import DownloadCache
 from pipeline.errors import IntegrityError, NotFound, SpecError
 from pipeline.models import LockedPackage
 from pipeline.progress import Silent
 from pipeline.solving.source_tree import digest_source_tree
-from pipeline.sources import DEFAULT_REQUIRES, SourceShelf
 from tests.builds import file_hash
 
 if TYPE_CHECKING:

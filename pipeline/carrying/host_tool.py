@@ -19,7 +19,7 @@ from pipeline.solving.pip_half import PipRequest, resolve_pip
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipeline.cache import DownloadCache
+    from pipeline.cache.downloads import DownloadCache
     from pipeline.models import LockedPackage
     from pipeline.progress import Progress
 

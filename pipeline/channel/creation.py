@@ -38,7 +38,7 @@ from pipeline.solving.index_channel import index_channel, read_index
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from pipeline.cache import DownloadCache
+    from pipeline.cache.downloads import DownloadCache
     from pipeline.progress import Progress
 
 SOURCE_ENDINGS = (".tar.gz", ".zip", ".tar.bz2", ".tar.xz", ".tgz")

@@ -66,12 +66,12 @@ def pack(
 
     is_spec = Path(name).suffix in SPEC_ENDINGS
     if "/" in name and not is_spec:
-        from pipeline.found_env import describe_env
+        from pipeline.building.found_env import describe_env
 
         desk = settings().cache_dir / "found"
         built = describe_env(Path(name), prefix=found["prefix"], name=found["new_name"], desk=desk)
     else:
-        from pipeline.build_records import read_build
+        from pipeline.building.records import read_build
 
         # An environment may be called `torch-2.8`: only a spec's ending is no part of its name.
         built = read_build(Path(name).stem if is_spec else name, settings().cache_dir / "builds")

@@ -18,10 +18,10 @@ from pipeline.sandbox.selection import Engine
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from pipeline.building.options import BuildOptions
     from pipeline.cli.console import Console
     from pipeline.models import BuiltEnv, Lock
     from pipeline.sandbox.port import Sandbox
-    from pipeline.stages.build import BuildOptions
 
 log = logging.getLogger(__name__)
 
@@ -80,10 +80,10 @@ def build_spec(
     console: Console, argument: str, choice: BuildChoice, *, twice: bool = False
 ) -> BuiltEnv:
     """Check the lock of a spec and build it; with `twice`, once more, and compare."""
+    from pipeline.building.options import BuildOptions
     from pipeline.locking.keeping import check_lock
     from pipeline.sandbox.selection import choose_sandbox
     from pipeline.specs.reading import find_spec, read_spec
-    from pipeline.stages.build import BuildOptions
 
     lock = check_lock(read_spec(find_spec(argument, SPECS_DIR)))
     sandbox = choose_sandbox(choice.engine, choice.image)
@@ -102,7 +102,7 @@ def build_spec(
 
 def build_lock(console: Console, lock: Lock, sandbox: Sandbox, options: BuildOptions) -> BuiltEnv:
     """Build a lock."""
-    from pipeline.cache import DownloadCache
+    from pipeline.cache.downloads import DownloadCache
     from pipeline.stages.build import build_env
 
     cache = DownloadCache(settings().cache_dir / "downloads")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pipeline.cache_upkeep import CacheEntry
+    from pipeline.cache.upkeep import CacheEntry
     from pipeline.cli.console import Console
 
 KEEP_DAYS = 30
@@ -32,7 +32,7 @@ def cache() -> None:
 @common_options
 def ls(console: Console) -> None:
     """List the downloads, those used last first."""
-    from pipeline.cache_upkeep import list_entries
+    from pipeline.cache.upkeep import list_entries
 
     entries = list_entries(downloads_dir())
     console.result(entries, lambda: entry_lines(entries))
@@ -42,7 +42,7 @@ def ls(console: Console) -> None:
 @common_options
 def verify(console: Console) -> None:
     """Hash every download; remove those that are damaged: the next build fetches them again."""
-    from pipeline.cache_upkeep import list_entries, verify_entries
+    from pipeline.cache.upkeep import list_entries, verify_entries
 
     root = downloads_dir()
     entries = list_entries(root)
@@ -66,7 +66,7 @@ def verify(console: Console) -> None:
 @common_options
 def prune(console: Console, keep_days: int) -> None:
     """Remove downloads that nothing used for long, and what killed builds left behind."""
-    from pipeline.cache_upkeep import DAY_SECONDS, prune_entries, remove_leftovers
+    from pipeline.cache.upkeep import DAY_SECONDS, prune_entries, remove_leftovers
 
     pruned = prune_entries(downloads_dir(), older_than=time.time() - keep_days * DAY_SECONDS)
     leftovers = list(remove_leftovers(settings().cache_dir / "builds"))

@@ -189,7 +189,7 @@ def mirror(
 def export_tool(console: Console, directory: Path, platform: str, pythons: tuple[str, ...]) -> None:
     """Write what a host needs to install envferry without network."""
     try:
-        from pipeline.cache import DownloadCache
+        from pipeline.cache.downloads import DownloadCache
         from pipeline.carrying.host_tool import PYTHONS, ToolOrder, write_tool
     except ModuleNotFoundError as error:
         message = f"--tool needs {error.name}, which is not installed"

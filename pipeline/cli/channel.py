@@ -37,7 +37,7 @@ def create(
 
     A requirement brings its dependencies with it. What is in the channel already stays.
     """
-    from pipeline.cache import DownloadCache
+    from pipeline.cache.downloads import DownloadCache
     from pipeline.channel.creation import ChannelRequest, create_channel
 
     summary = create_channel(

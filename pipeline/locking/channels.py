@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cache import DownloadCache
+from pipeline.cache.downloads import DownloadCache
 from pipeline.config import condarc_paths, settings
 from pipeline.errors import SpecError
 from pipeline.locking.options import LockOptions

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from pipeline.cache import DownloadCache, cache_lock
+from pipeline.building.sources import SourceShelf
+from pipeline.cache.downloads import DownloadCache, cache_lock
 from pipeline.config import settings
 from pipeline.errors import SpecError
 from pipeline.locking.keeping import kept_build_requirements
@@ -16,7 +17,6 @@ from pipeline.solving.build_requirements import resolve_build_requirements
 from pipeline.solving.conda_half import pypi_name
 from pipeline.solving.git_logins import git_logins
 from pipeline.solving.pip_half import PipRequest
-from pipeline.sources import SourceShelf
 
 if TYPE_CHECKING:
     from pipeline.models import BuildRequirements, LockedPackage, Spec

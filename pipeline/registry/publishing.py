@@ -12,8 +12,8 @@ from pipeline.artifacts import (
     read_proof,
 )
 from pipeline.errors import IntegrityError, NotFound, StoreError
-from pipeline.known_frames import find_known
 from pipeline.models import DEFAULT_TAG, Manifest
+from pipeline.registry.known_frames import find_known
 from pipeline.registry.layout import (
     LOCK_FILE,
     archive_key,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from packaging.tags import platform_tags
 
-from pipeline.cache import DownloadCache
+from pipeline.cache.downloads import DownloadCache
 from pipeline.channel.conda_package import PLACEHOLDER
 from pipeline.channel.creation import ChannelRequest, ChannelSummary, create_channel
 from pipeline.channel.interpreter import running_interpreter

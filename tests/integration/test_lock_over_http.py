@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 
-from pipeline.cache import DownloadCache
+from pipeline.cache.downloads import DownloadCache
 from pipeline.errors import IntegrityError, StoreError
 from pipeline.locking.options import LockOptions
 from pipeline.progress import Silent

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.cache import ALGORITHMS, ENTRY_LOCK, cache_lock, hash_file
+from pipeline.cache.downloads import ALGORITHMS, ENTRY_LOCK, cache_lock, hash_file
 from pipeline.files import exclusive_lock
 
 if TYPE_CHECKING:

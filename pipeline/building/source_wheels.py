@@ -12,22 +12,22 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from packaging.version import Version
 
 from pipeline import __version__
-from pipeline.cache import hash_file
+from pipeline.building.sources import GitCommit
+from pipeline.cache.downloads import hash_file
 from pipeline.errors import SpecError, ToolFailed
 from pipeline.files import to_json, write_bytes
 from pipeline.models import ENVS_DIR
 from pipeline.sandbox.answers import read_answer
 from pipeline.sandbox.orders import Wheel, WheelOrder
 from pipeline.sandbox.port import Job, Mount
-from pipeline.sources import GitCommit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from pipeline.building.sources import SourceShelf
     from pipeline.models import LockedPackage
     from pipeline.sandbox.port import Sandbox
-    from pipeline.sources import SourceShelf
 
 log = logging.getLogger(__name__)
 

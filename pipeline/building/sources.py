@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from blake3 import blake3
 
-from pipeline.cache import entry_lock, redact
+from pipeline.cache.downloads import entry_lock, redact
 from pipeline.config import child_environ
 from pipeline.errors import IntegrityError, NotFound, SpecError, StoreError
 from pipeline.process import run
@@ -24,7 +24,7 @@ from pipeline.solving.source_tree import copy_source_tree, digest_source_tree
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pipeline.cache import DownloadCache
+    from pipeline.cache.downloads import DownloadCache
     from pipeline.config import Secret
     from pipeline.models import LockedPackage
     from pipeline.process import Finished

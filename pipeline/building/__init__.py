@@ -1,0 +1,1 @@
+"""What the stage that builds is made of: sources, wheels, workplace, order, checks, records."""

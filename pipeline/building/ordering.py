@@ -1,0 +1,100 @@
+"""The order that a builder in a container carries out, and its answer."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from pipeline.sandbox.answers import read_answer
+from pipeline.sandbox.orders import BuildAnswer, BuildOrder, CondaFile, Wheel
+from pipeline.sandbox.port import Job, Mount, Sandbox
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline.building.options import BuildOptions
+    from pipeline.building.workplace import Workplace
+    from pipeline.models import LockedPackage
+
+log = logging.getLogger(__name__)
+
+UMASK = 'umask "$0"; exec "$@"'
+
+
+def order_for(
+    packages: tuple[LockedPackage, ...],
+    downloads: dict[str, Path],
+    work: Workplace,
+    options: BuildOptions,
+) -> BuildOrder:
+    """Write down what the builder is to do, with paths as the container sees them."""
+
+    def seen_path(package: LockedPackage) -> str:
+        path = downloads[package.url]
+        # As the cache lays them out: algorithm, first digits, hash, file name.
+        return "/".join((options.circumstances.work_dir, "downloads", *path.parts[-4:]))
+
+    return BuildOrder(
+        prefix=str(work.prefix),
+        scratch=str(work.prefix.parent / work.scratch.name),
+        platform=packages[0].platform,
+        conda=tuple(
+            CondaFile(
+                path=seen_path(package),
+                name=package.name,
+                url=package.url,
+                sha256=package.sha256,
+                md5=package.md5,
+            )
+            for package in packages
+            if package.manager == "conda"
+        ),
+        wheels=tuple(
+            Wheel(
+                path=seen_path(package),
+                name=package.name,
+                version=package.version,
+                sha256=package.sha256 or "",
+            )
+            for package in packages
+            if package.manager == "pip"
+        ),
+        allow_clobber=options.allow_clobber,
+        allow_conflict=options.allow_conflict,
+    )
+
+
+def run_builder(
+    order: BuildOrder, work: Workplace, cache_root: Path, sandbox: Sandbox, options: BuildOptions
+) -> BuildAnswer:
+    """Have the container carry out an order; raise what it raised."""
+    around = options.circumstances
+    work.desk.mkdir()
+    (work.desk / "order.json").write_bytes(msgspec.json.encode(order))
+    if around.user:
+        for directory in (work.envs, work.scratch):
+            directory.chmod(0o777)
+    builder = (
+        sandbox.python,
+        "-m",
+        "pipeline.sandbox.builder",
+        f"{around.work_dir}/desk/order.json",
+    )
+    job = Job(
+        argv=("/bin/sh", "-c", UMASK, around.umask, *builder),
+        mounts=(
+            work.mount(writable=True),
+            Mount(source=cache_root, target=f"{around.work_dir}/downloads"),
+            Mount(source=work.desk, target=f"{around.work_dir}/desk"),
+        ),
+        environ=around.environ,
+        needs_tool=True,
+        user=around.user,
+    )
+    finished = sandbox.run(job, check=False, show=log.isEnabledFor(logging.INFO))
+    answer = read_answer(finished, sandbox.name)
+    for warning in answer.warnings:
+        log.warning("%s", warning)
+    return answer

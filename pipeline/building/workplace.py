@@ -1,0 +1,60 @@
+"""The directories of one build, and where its container sees them."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from pipeline.sandbox.port import Mount
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workplace:
+    """The directories of one build on this machine, and where its container sees them."""
+
+    home: Path
+    prefix: PurePosixPath
+
+    @property
+    def envs(self) -> Path:
+        """What the container sees as the directory that holds the prefix."""
+        return self.home / "envs"
+
+    @property
+    def tree(self) -> Path:
+        """The environment."""
+        return self.envs / self.prefix.name
+
+    @property
+    def desk(self) -> Path:
+        """Where the order lies."""
+        return self.home / "desk"
+
+    @property
+    def scratch(self) -> Path:
+        """Caches of this build, below the same mount so that hard links work."""
+        return self.envs / ".build"
+
+    def mount(self, *, writable: bool) -> Mount:
+        """Return the mount that puts the environment at its prefix."""
+        return Mount(source=self.envs, target=str(self.prefix.parent), writable=writable)
+
+
+@contextmanager
+def fresh_workplace(home: Path, prefix: str) -> Iterator[Workplace]:
+    """Yield an empty workplace; what is still there when the block ends is removed."""
+    if home.exists():
+        # A build before this one was killed.
+        shutil.rmtree(home)
+    work = Workplace(home=home, prefix=PurePosixPath(prefix))
+    try:
+        work.scratch.mkdir(parents=True)
+        yield work
+    finally:
+        shutil.rmtree(home, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""The download cache: what came from channels and indexes, by hash."""
