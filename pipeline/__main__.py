@@ -10,6 +10,7 @@ def main() -> None:
     try:
         from pipeline.cli.main import main as run_command_line
     except KeyboardInterrupt:
+        sys.stderr.write("error: interrupted\n")
         sys.exit(130)
     run_command_line()
 
