@@ -136,11 +136,14 @@ def is_at(path: Path, descriptor: int) -> bool:
 
 
 def require_space(path: Path, needed_bytes: int, what: str) -> None:
-    """Raise HostError unless the file system of `path` has `needed_bytes` free."""
+    """Raise HostError unless the file system of `path` has `needed_bytes` free.
+
+    Some in user space do not say how large they are: these are believed to be large enough.
+    """
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     status = os.statvfs(existing)
     free_bytes = status.f_bavail * status.f_frsize
-    if free_bytes < needed_bytes:
+    if status.f_blocks and free_bytes < needed_bytes:
         message = (
             f"{what} needs {human_bytes(needed_bytes)} under {existing}, "
             f"{human_bytes(free_bytes)} are free"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -317,7 +318,7 @@ def test_apply_names_what_did_not_come(sites: Sites, lost: str) -> None:
         return
     found = sites.apply()
     assert len(found.copied) == 1
-    assert found.unfinished == (f"v1/deltas/demo/{PLATFORM}/{second.manifest.id}/",)
+    assert found.unfinished == (f"v1/deltas/demo/{PLATFORM}/{second.manifest.id}/delta.json",)
     require_in_order(sites.site)
 
 
@@ -530,6 +531,87 @@ def test_a_delta_in_parts(sites: Sites) -> None:
     assert len(list(Path(sites.disk).rglob("*.delta.part*[0-9]"))) == 4
     sites.apply()
     require_in_order(sites.site)
+
+
+@pytest.mark.parametrize("fault", ["missing", "cut"])
+def test_a_part_that_did_not_come_is_named(sites: Sites, fault: str) -> None:
+    sites.push(SMALL)
+    sites.export("demo", part_bytes=SPLIT)
+    part = the(sites.disk, "*.part002")
+    if fault == "missing":
+        part.unlink()
+        said = r"part002 is missing; in order: part001, part003, part004"
+    else:
+        part.write_bytes(part.read_bytes()[:1_000_000])
+        said = r"part002 has 1000000 bytes, 3000000 are expected; in order: part001, part003"
+    for use in (sites.apply, lambda: sites.install_bytes(sites.disk, "demo")):
+        with pytest.raises(IntegrityError, match=said) as caught:
+            use()
+        assert "export" in caught.value.hint
+    disk = Registry.open(sites.disk)
+    (finding,) = check_registry(disk, read_bytes=False, progress=Silent()).findings
+    assert finding.what == caught.value.message
+    assert finding.mend == caught.value.hint
+    sites.export("demo", part_bytes=SPLIT)
+    require_in_order(sites.disk)
+    assert sites.install_bytes(sites.disk, "demo") == the(sites.home, "*.tar.zst").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        ("*.parts.json", "parts.json in .* is missing, though parts are there"),
+        ("v1/split.json", "though its manifest is"),
+        (
+            "manifest.json",
+            r"manifest of demo@\w+ .* is missing, though there are conda-lock.yml, .*",
+        ),
+        ("conda-lock.yml", "conda-lock.yml is not in .*, though its manifest is"),
+    ],
+)
+def test_what_a_copy_of_a_disk_lost_is_named(sites: Sites, lost: str, said: str) -> None:
+    sites.push(SMALL)
+    sites.export("demo", part_bytes=SPLIT)
+    the(sites.disk, lost).unlink()
+    with pytest.raises((IntegrityError, NotFound), match=said) as caught:
+        sites.install_bytes(sites.disk, "demo")
+    assert "copy that" in caught.value.hint
+    (here, there) = Registry.open(sites.disk), Registry.open(sites.site)
+    if lost == "manifest.json":
+        (dangling,) = plan_mirror(here, there, MirrorOrder()).report().dangling
+        assert "the tag demo@latest points to" in dangling
+    if lost != "v1/split.json":
+        sites.export("demo", part_bytes=SPLIT)
+        require_in_order(sites.disk)
+
+
+def test_a_damaged_list_of_parts_is_a_finding(sites: Sites) -> None:
+    sites.push(SMALL)
+    sites.export("demo", part_bytes=SPLIT)
+    record = the(sites.disk, "*.parts.json")
+    record.write_bytes(record.read_bytes()[:100])
+    report = check_registry(Registry.open(sites.disk), read_bytes=True, progress=Silent())
+    (finding,) = report.findings
+    assert "parts.json in" in finding.what
+    assert "is damaged" in finding.what
+
+
+def test_two_exports_to_one_disk_at_once(sites: Sites) -> None:
+    sites.push(SMALL)
+
+    def export(_: int) -> str:
+        try:
+            sites.export("demo", part_bytes=SPLIT)
+        except TargetOccupied as error:
+            return error.message
+        return "done"
+
+    with ThreadPoolExecutor(4) as pool:
+        said = set(pool.map(export, range(4)))
+    assert "done" in said
+    assert all("by another envferry" in one for one in said - {"done"}), said
+    sites.export("demo", part_bytes=SPLIT)
+    require_in_order(sites.disk)
 
 
 @pytest.mark.parametrize("marker", ["{}", '{"part_bytes": 0}', '{"part_bytes": "x"}', "no"])

@@ -413,7 +413,7 @@ def test_urls_that_are_no_registry(url: str) -> None:
 def test_kinds_of_urls(tmp_path: Path) -> None:
     assert open_store(f"file://{tmp_path}/a%20b") == DirectoryStore(tmp_path / "a b")
     assert open_store("./artifacts") == DirectoryStore(Path("artifacts"))
-    assert open_store("https://host/path/") == HttpStore("https://host/path")
+    assert open_store("https://host/path/").place == "https://host/path"
 
 
 def test_s3_without_boto3() -> None:

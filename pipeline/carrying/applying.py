@@ -40,7 +40,7 @@ class Applied:
     """How many of the folder's artifacts were there already."""
     tags: tuple[CarriedTag, ...]
     unfinished: tuple[str, ...]
-    """Folders of artifacts and deltas whose last file never came to the disk."""
+    """The last files of artifacts and deltas, where others came to the disk and these did not."""
 
 
 def apply_folder(
@@ -85,15 +85,16 @@ def apply_folder(
 
 
 def _unfinished(source: Registry) -> tuple[str, ...]:
+    """Return the last files, without which nothing of their folders counts, that are missing."""
     begun, complete = set(), set()
     for top, last in ((ENVS, REGISTRY_MANIFEST), (DELTAS, RECORD)):
         for listed in source.store.list(top):
             names = listed.key.split("/")
             if len(names) > 5 and ID_PATTERN.fullmatch(names[4]):
                 folder = "/".join(names[:5]) + "/"
-                begun.add(folder)
+                begun.add(folder + last)
                 if listed.key == folder + last:
-                    complete.add(folder)
+                    complete.add(listed.key)
     return tuple(sorted(begun - complete))
 
 

@@ -14,10 +14,9 @@ from pipeline.carrying.copying import Companions
 from pipeline.carrying.deltas import RECORD, Base, Delta, Pieces, Run, delta_folder, delta_key
 from pipeline.errors import IntegrityError, TargetOccupied
 from pipeline.files import from_json, to_json
-from pipeline.registry.known_frames import known_ranges
 from pipeline.registry import LOCK_FILE, PublishedArchive
-from pipeline.stores.arriving import Incoming
-from pipeline.stores.split import create_or_read
+from pipeline.registry.known_frames import known_ranges
+from pipeline.stores.arriving import Incoming, create_or_read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,11 @@ from pipeline.carrying.tags import CarriedTag, carry_tag, tags_to_carry
 from pipeline.errors import NotFound, TargetOccupied, UsageError
 from pipeline.files import plural, to_json, write_bytes
 from pipeline.registry import Registry
-from pipeline.registry.layout import folder_of
+from pipeline.registry.layout import DELTAS, ENVS, folder_of
 from pipeline.stores.directory import DirectoryStore
 from pipeline.stores.near import require_room
 from pipeline.stores.opening import open_store
+from pipeline.stores.port import KeyTaken
 from pipeline.stores.split import MARKER, SplitMarker, SplitStore
 
 if TYPE_CHECKING:
@@ -165,11 +167,14 @@ def _open_target(directory: Path, part_bytes: int | None) -> DirectoryStore | Sp
     store = DirectoryStore(directory)
     if part_bytes is None:
         return store
-    if (directory / "v1").exists():
+    is_begun = any((directory / top).exists() for top in (ENVS, DELTAS))
+    if is_begun and not (directory / MARKER).exists():
         message = f"{directory} holds an export that is not split"
         raise TargetOccupied(message, hint="leave out --split, or export to another folder")
-    store.create(MARKER, to_json(SplitMarker(part_bytes=part_bytes)))
-    return SplitStore(store, part_bytes)
+    with suppress(KeyTaken):  # by another export at the same moment
+        store.create(MARKER, to_json(SplitMarker(part_bytes=part_bytes)))
+        return SplitStore(store, part_bytes)
+    return _open_target(directory, part_bytes)
 
 
 def _write_deltas(

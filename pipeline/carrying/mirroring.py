@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from pipeline.artifacts import ARCHIVE_SUFFIX, ATTESTATION, REGISTRY_MANIFEST
 from pipeline.carrying.copying import Carrier, require_room_for
@@ -28,6 +28,8 @@ SMALL_BYTES = 16 << 20
 """Archives up to here are copied side by side, larger ones piece by piece, one after the other."""
 SMALL_AT_ONCE = 4
 READERS = 8
+Environment: TypeAlias = tuple[str, str]
+"""Name and platform."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,8 @@ class Mirrored:
     """How many the target had already."""
     tags: tuple[CarriedTag, ...]
     """What became of the tags; empty for a dry run."""
+    dangling: tuple[str, ...] = ()
+    """Tags of the source that point to what is not published there, and where to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +74,7 @@ class MirrorPlan:
     missing_bytes: int
     present: int
     tags: dict[TagName, SignedTagRecord]
+    dangling: tuple[str, ...]
 
     def report(self, tags: tuple[CarriedTag, ...] = ()) -> Mirrored:
         """Say what is to be copied, or was."""
@@ -80,6 +85,7 @@ class MirrorPlan:
             copied_bytes=self.missing_bytes,
             present=self.present,
             tags=tags,
+            dangling=self.dangling,
         )
 
 
@@ -124,11 +130,11 @@ def plan_mirror(source: Registry, target: Registry, order: MirrorOrder) -> Mirro
     if source.store.place == target.store.place:
         message = f"{source.url} cannot be brought to itself"
         raise UsageError(message, hint="name another registry")
-    folders = _folders(source, order)
-    environments = sorted({(folder.name, folder.platform) for folder in folders})
+    folders, environments = _folders(source, order)
+    published = {(folder.name, folder.platform, folder.id) for folder in folders}
     with ThreadPoolExecutor(READERS) as pool:
         found = pool.map(
-            lambda env: tags_to_carry(source, env[0], env[1], order.tags), environments
+            lambda env: tags_to_carry(source, env[0], env[1], order.tags), sorted(environments)
         )
         tags = {name: record for some in found for name, record in some.items()}
         wanted = _chosen(folders, tags, order)
@@ -154,23 +160,35 @@ def plan_mirror(source: Registry, target: Registry, order: MirrorOrder) -> Mirro
             for name, record in tags.items()
             if (name.name, name.platform, record.id) in chosen
         },
+        dangling=tuple(
+            f"the tag {name} points to {record.id}"
+            for name, record in tags.items()
+            if (name.name, name.platform, record.id) not in published
+        ),
     )
 
 
-def _folders(source: Registry, order: MirrorOrder) -> list[Folder]:
-    """Return the published artifacts of a source; of one that cannot list, what tags point to."""
+def _folders(source: Registry, order: MirrorOrder) -> tuple[list[Folder], set[Environment]]:
+    """Return the published artifacts of a source, and the environments that may have tags.
+
+    Of a source that cannot list, what tags point to.
+    """
     try:
         surveys = [survey(source, name) for name in order.names or (None,)]
     except CannotList:
-        return _folders_by_tag(source, order)
+        folders = _folders_by_tag(source, order)
+        return folders, {(folder.name, folder.platform) for folder in folders}
     folders = [folder for found in surveys for folder in found.folders if folder.published]
+    environments = {(folder.name, folder.platform) for folder in folders}
+    environments |= {(tag.name, tag.platform) for found in surveys for tag in found.tags}
     if order.platform:
         folders = [folder for folder in folders if folder.platform == order.platform]
+        environments = {env for env in environments if env[1] == order.platform}
     for name in order.names:
-        if not any(folder.name == name for folder in folders):
+        if not any(env[0] == name for env in environments):
             message = f"{name} is not in the registry {source.url}"
             raise NotFound(message, hint=f"run `envferry ls --registry {source.url}`")
-    return folders
+    return folders, environments
 
 
 def _folders_by_tag(source: Registry, order: MirrorOrder) -> list[Folder]:

@@ -145,7 +145,9 @@ def apply(console: Console, directory: Path, registry: str, trusted_keys: tuple[
         hint = "all else is done; to go back on purpose: `envferry tag NAME@ID TAG`"
         raise IntegrityError(message, hint=hint)
     if found.unfinished or not (found.rebuilt or found.copied or found.present):
-        message = ": ".join((f"the export in {directory} is not complete", *found.unfinished[:5]))
+        message = f"the export in {directory} is not complete"
+        if found.unfinished:
+            message += f": {', '.join(found.unfinished[:5])} missing"
         hint = "all else is done; run `envferry export` again where it was made, then apply again"
         raise IntegrityError(message, hint=hint)
 
@@ -184,6 +186,10 @@ def mirror(
         found = mirror_registry(there, here, order, journals=journals(), progress=console.progress)
     console.result(found, lambda: mirror_lines(found, dry_run=bool(dry_run)))
     require_no_conflict(found.tags, found.target)
+    if found.dangling:
+        message = f"{', '.join(found.dangling[:5])} in {found.source}: not published there"
+        hint = f"all else is done; run `envferry check --registry {found.source}`"
+        raise IntegrityError(message, hint=hint)
 
 
 def export_tool(console: Console, directory: Path, platform: str, pythons: tuple[str, ...]) -> None:

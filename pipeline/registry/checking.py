@@ -24,6 +24,7 @@ from pipeline.errors import IntegrityError, NotFound, SpecError, UsageError
 from pipeline.registry.layout import ATTACHMENTS, LOCK_FILE, PRUNING, tag_key
 from pipeline.registry.survey import Folder, require_known, survey
 from pipeline.registry.tagging import read_tag
+from pipeline.stores.port import Incomplete
 from pipeline.trust.attestations import decode_envelope, verify_attestation, verify_subjects
 
 if TYPE_CHECKING:
@@ -143,6 +144,8 @@ class _Checker:
                 continue
             try:
                 check()
+            except Incomplete as error:
+                yield _broken(key, error.message, error.hint)
             except BAD as error:
                 mend = f"remove that file, then {_push(folder)}"
                 if name == ATTESTATION:
@@ -152,6 +155,7 @@ class _Checker:
     def _archive(self, folder: Folder, manifest: Manifest) -> None:
         facts = manifest.archive
         what = f"{facts.file} in {self.registry.url}"
+        self.registry.require_archive(manifest)
         require_size(facts.size, folder.files[facts.file].size, what)
         if self.advance is None:
             return
@@ -201,6 +205,8 @@ class _Checker:
         target = Folder(name.name, name.platform, record.id)
         if not any(folder == target and folder.published for folder in found.folders):
             what = f"the tag {name} points to {record.id}, which is not published here"
+            if any(folder == target for folder in found.folders):
+                what += f": {target.key}{REGISTRY_MANIFEST} is missing, other files are there"
             return [_broken(key, what, f"push that artifact again, or {again}")]
         return []
 

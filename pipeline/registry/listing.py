@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pipeline.artifacts import ATTESTATION
 from pipeline.errors import NotFound, StoreError
 from pipeline.models import Manifest, RegistryEntry, check_name
-from pipeline.registry.layout import DELTAS, ENVS, TAGS, folder_of, is_manifest
+from pipeline.registry.layout import DELTAS, ENVS, TAGS, artifact_folder, folder_of, is_manifest
 from pipeline.registry.tagging import read_tag
 
 if TYPE_CHECKING:
@@ -54,6 +54,10 @@ def unknown(registry: Registry, ref: Ref, platform: str) -> NotFound:
     known: list[str] = []
     has_deltas = False
     try:
+        if ref.is_id and (beside := _beside_manifest(registry, ref, platform)):
+            message = f"the manifest of {ref} ({platform}) in {registry.url} is missing"
+            hint = "copy that file again, or push the artifact again; `envferry check` says more"
+            return NotFound(f"{message}, though there are {', '.join(beside)}", hint=hint)
         tags, ids = registry.tags(ref.name, platform), registry.ids(ref.name, platform)
         if not ids:
             keys = (listed.key for listed in registry.store.list(ENVS))
@@ -69,6 +73,12 @@ def unknown(registry: Registry, ref: Ref, platform: str) -> NotFound:
         return NotFound(f"{message}: it holds deltas only", hint=hint)
     listed = ", ".join(known) or "no environments at all"
     return NotFound(f"{message}: it holds {listed}", hint="run `envferry ls`")
+
+
+def _beside_manifest(registry: Registry, ref: Ref, platform: str) -> list[str]:
+    """Return the files of an artifact that has no manifest, as after a copy that broke off."""
+    folder = artifact_folder(ref.name, platform, ref.version)
+    return sorted(listed.key.removeprefix(folder) for listed in registry.store.list(folder))
 
 
 def _entry(

@@ -36,6 +36,7 @@ from pipeline.registry.tagging import move_tag, read_tag
 from pipeline.stores.arriving import Incoming
 from pipeline.stores.near import reader_into
 from pipeline.stores.opening import open_store
+from pipeline.stores.split import MARKER, RECORD_SUFFIX
 from pipeline.trust.attestations import require_described
 from pipeline.trust.signed_tags import TagName
 
@@ -176,7 +177,10 @@ class Registry:
         stat = self.store.stat(key)
         if not stat:
             message = f"{key} is not in the registry {self.url}, though its manifest is"
-            raise NotFound(message, hint="copy or push the artifact again")
+            hint = "copy or push the artifact again"
+            if self.store.stat(key + RECORD_SUFFIX):
+                hint = f"it is there in parts; {MARKER}, which says so, is missing: copy that, too"
+            raise NotFound(message, hint=hint)
         require_size(manifest.archive.size, stat.size, f"{key} in {self.url}")
 
     def read_archive(self, manifest: Manifest, offset: int, length: int) -> bytes:
@@ -216,8 +220,17 @@ class Registry:
     def read_lock(self, manifest: Manifest) -> bytes:
         """Read an artifact's lock, checked against its manifest."""
         key = folder_of(manifest) + LOCK_FILE
-        data = self.store.read(key)
-        check_lock(manifest, data, f"{key} in {self.url}")
+        hint = "copy that file again, or push the artifact again; `envferry check` says more"
+        try:
+            data = self.store.read(key)
+        except NotFound as error:
+            message = f"{key} is not in the registry {self.url}, though its manifest is"
+            raise NotFound(message, hint=hint) from error
+        try:
+            check_lock(manifest, data, f"{key} in {self.url}")
+        except IntegrityError as error:
+            error.hint = hint
+            raise
         return data
 
     def attach(self, manifest: Manifest, file: str, data: bytes) -> None:

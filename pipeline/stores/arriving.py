@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 import xxhash
 from blake3 import blake3
 
 from pipeline.errors import IntegrityError
+from pipeline.stores.port import Incomplete, KeyTaken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
-    from pathlib import Path
+
+    from pipeline.stores.port import Store
 
 REQUEST_BYTES = 8 << 20
 """What a server is asked for at once."""
@@ -137,3 +141,67 @@ def in_order(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def incoming_of(source: Path | bytes | Incoming, key: str, stack: ExitStack) -> Incoming:
+    """Return a file or bytes as what arrives, of which nobody knows digests."""
+    if not isinstance(source, (Path, bytes)):
+        return source
+    if isinstance(source, bytes):
+        data, token = source, blake3(source).hexdigest()
+        return Incoming(
+            name=key,
+            size=len(data),
+            token=token,
+            read_at=lambda offset, length: data[offset : offset + length],
+            digests=None,
+        )
+    descriptor, status = os.open(source, os.O_RDONLY), source.stat()
+    stack.callback(os.close, descriptor)
+    return Incoming(
+        name=key,
+        size=status.st_size,
+        token=f"{source.name}.{status.st_mtime_ns}.{status.st_size}",
+        read_at=lambda offset, length: os.pread(descriptor, length, offset),
+        digests=None,
+    )
+
+
+def create_or_read(
+    store: Store, key: str, incoming: Incoming, advance: Callable[[int], None]
+) -> None:
+    """Write a value, or let `incoming.watch` see the one that is there; its size must be right."""
+    try:
+        there = store.stat(key)
+    except Incomplete:
+        there = None
+    if there is None:
+        seen = _Seen(incoming)
+        try:
+            store.create(key, replace(incoming, watch=seen.watch), advance)
+        except KeyTaken:  # somebody else was faster
+            there = store.stat(key)
+            if seen.size:
+                return
+    if there is None:
+        return
+    if there.size != incoming.size:
+        message = f"{key} in {store.url} has {there.size} bytes, {incoming.size} are expected"
+        raise IntegrityError(message, hint="remove that file, then run the command again")
+    for offset in range(0, incoming.size, REQUEST_BYTES):
+        data = store.read(key, offset, min(REQUEST_BYTES, incoming.size - offset))
+        incoming.watch(data)
+        advance(len(data))
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Counts what was watched: a value that was taken at its end has been seen."""
+
+    incoming: Incoming
+    size: int = 0
+
+    def watch(self, data: Piece) -> None:
+        """Let it be watched."""
+        self.size += len(data)
+        self.incoming.watch(data)

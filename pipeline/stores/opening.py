@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -84,9 +85,11 @@ def _require_no_login(url: str) -> None:
 
 
 def _open_http(url: str) -> Store:
+    """Open a web server, which may serve a folder in parts: only what is missing asks for them."""
     from pipeline.stores.http import HttpStore
+    from pipeline.stores.split import SplitStore
 
-    return HttpStore.open(url)
+    return SplitStore(HttpStore.open(url), sys.maxsize)
 
 
 def _open_s3(url: str) -> Store:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Protocol
 
-from pipeline.errors import StoreError, UsageError
+from pipeline.errors import IntegrityError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +28,10 @@ class KeyTaken(StoreError):
 
 class CannotList(StoreError):
     """The store cannot say what it holds."""
+
+
+class Incomplete(IntegrityError):
+    """Some of a value is not there; to create it again completes it."""
 
 
 class LostRace(StoreError):
@@ -104,7 +108,10 @@ class Store(Protocol):
         ...
 
     def stat(self, key: str) -> Stat | None:
-        """Return size and version of a value, or None when there is none."""
+        """Return size and version of a value, or None when there is none.
+
+        Raises Incomplete for one that the store keeps in parts, and lacks some of.
+        """
         ...
 
     def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:

@@ -115,10 +115,6 @@ class S3Store:
         if not bucket:
             message = f"{url} names no bucket"
             raise UsageError(message, hint="write s3://BUCKET or s3://BUCKET/PREFIX")
-        if "@" in bucket:
-            message = f"the URL of the bucket {bucket.rpartition('@')[2]} holds a login"
-            hint = "leave it out: AWS_PROFILE or ~/.aws say who asks"
-            raise UsageError(message, hint=hint)
         if prefix:
             check_key(prefix)
         return cls(_client(url), bucket, f"{prefix}/" if prefix else "")

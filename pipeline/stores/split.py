@@ -7,11 +7,9 @@ v1/split.json                  says that this registry is one, and where it is c
 
 from __future__ import annotations
 
-import os
 import re
-from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -20,12 +18,13 @@ from blake3 import blake3
 
 from pipeline.errors import IntegrityError, NotFound, StoreError
 from pipeline.files import from_json, to_json
-from pipeline.stores.arriving import REQUEST_BYTES, Incoming
+from pipeline.stores.arriving import Incoming, create_or_read, incoming_of
 from pipeline.stores.directory import DirectoryStore
-from pipeline.stores.port import KeyTaken, Listed, Stat
+from pipeline.stores.port import Incomplete, KeyTaken, Listed, Stat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from pipeline.stores.arriving import Piece
     from pipeline.stores.port import KnownRange, Store
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 MARKER = "v1/split.json"
 RECORD_SUFFIX = ".parts.json"
 PART_NAME = re.compile(r".*\.part\d{3,}")
+MEND = "copy that again, or run `envferry export` to that folder again"
 LEAST_PART = 1_000_000
 MOST_PARTS = 10_000
 
@@ -71,6 +71,8 @@ class SplitStore:
 
     inner: Store
     part_bytes: int
+    records: dict[str, SplitRecord] = field(default_factory=dict, compare=False)
+    """Those that were read: values are written once."""
 
     @property
     def url(self) -> str:
@@ -84,37 +86,52 @@ class SplitStore:
 
     def stat(self, key: str) -> Stat | None:
         """Return size and version of a value, whole or in parts."""
-        found = self.inner.stat(key)
-        if found or not (there := self.inner.stat(key + RECORD_SUFFIX)):
+        if found := self.inner.stat(key):
             return found
+        if not (there := self.inner.stat(key + RECORD_SUFFIX)):
+            if self.inner.stat(part_key(key, 0)):
+                message = f"{key}{RECORD_SUFFIX} in {self.url} is missing, though parts are there"
+                raise Incomplete(message, hint=MEND)
+            return None
         record = self._record(key)
+        self._require_parts(key, record)
         return Stat(size=record.size, version=there.version, modified=there.modified)
 
     def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return a part of a value, from as many files as it lies in."""
-        try:
-            return self.inner.read(key, offset, length)
-        except NotFound:
-            if not self.inner.stat(key + RECORD_SUFFIX):
-                raise
-        record = self._record(key)
+        if key not in self.records:
+            try:
+                return self.inner.read(key, offset, length)
+            except NotFound:
+                self._look_for_parts(key)
+        record = self.records[key]
         wanted = max(record.size - offset, 0) if length is None else length
-        places = self._places(key, record, offset, wanted)
-        return b"".join(self.inner.read(part, first, count) for part, first, count in places)
+        with self._explained(key, record):
+            places = self._places(key, record, offset, wanted)
+            return b"".join(self.inner.read(part, first, count) for part, first, count in places)
 
     def read_into(self, key: str, offset: int, memory: memoryview) -> None:
         """Fill memory with a part of a value; the other store must be a directory."""
         inner = self.inner
         assert isinstance(inner, DirectoryStore)
-        try:
-            inner.read_into(key, offset, memory)
-            return
-        except NotFound:
-            if not inner.stat(key + RECORD_SUFFIX):
-                raise
-        for part, first, count in self._places(key, self._record(key), offset, len(memory)):
-            inner.read_into(part, first, memory[:count])
-            memory = memory[count:]
+        if key not in self.records:
+            try:
+                inner.read_into(key, offset, memory)
+            except NotFound:
+                self._look_for_parts(key)
+            else:
+                return
+        record = self.records[key]
+        with self._explained(key, record):
+            for part, first, count in self._places(key, record, offset, len(memory)):
+                inner.read_into(part, first, memory[:count])
+                memory = memory[count:]
+
+    def _look_for_parts(self, key: str) -> None:
+        """Read what the parts of a value are; pass the NotFound on when there are none."""
+        if self.stat(key) is None:
+            raise  # noqa: PLE0704  (it is called where NotFound was caught)
+        self.records[key] = self._record(key)
 
     def _places(
         self, key: str, record: SplitRecord, offset: int, length: int
@@ -130,6 +147,32 @@ class SplitStore:
                 yield part_key(key, number), first - start, last - first
             start += part.size
 
+    @contextmanager
+    def _explained(self, key: str, record: SplitRecord) -> Iterator[None]:
+        """Say of a part that cannot be read which ones are there."""
+        try:
+            yield
+        except (NotFound, StoreError):
+            self._require_parts(key, record)
+            raise
+
+    def _require_parts(self, key: str, record: SplitRecord) -> None:
+        """Raise Incomplete unless all parts are there in their full lengths."""
+        there, faults = [], []
+        for number, part in enumerate(record.parts):
+            name = part_key("", number).removeprefix(".")
+            found = self.inner.stat(part_key(key, number))
+            if found is None:
+                faults.append(f"{name} is missing")
+            elif found.size != part.size:
+                faults.append(f"{name} has {found.size} bytes, {part.size} are expected")
+            else:
+                there.append(name)
+        if faults:
+            message = f"{key} in {self.url} is not whole: {', '.join(faults)}; "
+            message += f"in order: {', '.join(there) or 'none'}"
+            raise Incomplete(message, hint=MEND)
+
     def create(
         self,
         key: str,
@@ -138,18 +181,16 @@ class SplitStore:
         known: Sequence[KnownRange] = (),
     ) -> None:
         """Write a value, in parts if it is large; those that are there already are read again."""
-        if self.stat(key):
+        try:
+            is_taken = self.stat(key) is not None
+        except Incomplete:
+            is_taken = False
+        if is_taken:
             raise KeyTaken(f"{key} exists in {self.url} and is never overwritten")
         with ExitStack() as stack:
-            if isinstance(source, Incoming):
-                incoming = source
-            elif _size(source) <= self.part_bytes:
-                self.inner.create(key, source, advance, known)
-                return
-            else:
-                incoming = _incoming(source, key, stack)
+            incoming = incoming_of(source, key, stack)
             if incoming.size <= self.part_bytes:
-                self.inner.create(key, incoming, advance)
+                self.inner.create(key, source, advance, known)
             else:
                 self._create_parts(key, incoming, advance or (lambda _: None))
 
@@ -165,17 +206,27 @@ class SplitStore:
                     hasher.update(data)
                 incoming.watch(data)
 
-            part = incoming.part(number, start, size, watch)
-            create_or_read(self.inner, part_key(key, number), part, advance)
+            part, found = part_key(key, number), self.inner.stat(part_key(key, number))
+            if found and found.size != size:  # cut off when it was copied
+                self.inner.delete(part)
+            create_or_read(self.inner, part, incoming.part(number, start, size, watch), advance)
             parts.append(PartFacts(size=size, blake3=digest.hexdigest()))
         try:
             incoming.require(fast.hexdigest(), strong.hexdigest())
         except IntegrityError:
+            self.inner.delete(key + RECORD_SUFFIX)
             for number in range(len(parts)):
                 self.inner.delete(part_key(key, number))
             raise
-        record = SplitRecord(size=incoming.size, parts=tuple(parts))
-        self.inner.create(key + RECORD_SUFFIX, to_json(record))
+        self._note(key, SplitRecord(size=incoming.size, parts=tuple(parts)))
+
+    def _note(self, key: str, record: SplitRecord) -> None:
+        """Write what the parts are; somebody who made the same ones may have been faster."""
+        try:
+            self.inner.create(key + RECORD_SUFFIX, to_json(record))
+        except KeyTaken:
+            if self._record(key) != record:
+                raise
 
     def replace(self, key: str, data: bytes, expected: str | None) -> str:
         """Pass on: what changes is small."""
@@ -189,21 +240,23 @@ class SplitStore:
             if unfinished:
                 yield listed
             elif listed.key.endswith(RECORD_SUFFIX):
-                key = listed.key.removesuffix(RECORD_SUFFIX)
-                yield Listed(
-                    key=key,
-                    size=self._record(key).size,
-                    modified=listed.modified,
-                    stamp=listed.stamp,
-                )
+                yield self._joined(listed)
             elif listed.key != MARKER and not PART_NAME.fullmatch(listed.key):
                 yield listed
+
+    def _joined(self, listed: Listed) -> Listed:
+        """Return a value by what lists its parts; one that is damaged has no size."""
+        key, size = listed.key.removesuffix(RECORD_SUFFIX), 0
+        with suppress(IntegrityError):
+            size = self._record(key).size
+        return replace(listed, key=key, size=size)
 
     def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
         """Remove a value, its record before its parts."""
         is_value = unfinished_seconds is None and not key.endswith("/")
         if is_value and self.inner.stat(key + RECORD_SUFFIX):
             record = self._record(key)
+            self.records.pop(key, None)
             self.inner.delete(key + RECORD_SUFFIX)
             for number in range(len(record.parts)):
                 self.inner.delete(part_key(key, number))
@@ -218,45 +271,3 @@ class SplitStore:
             message = f"{what} is damaged: its parts do not add up"
             raise IntegrityError(message, hint="copy or export it again")
         return record
-
-
-def create_or_read(
-    store: Store, key: str, incoming: Incoming, advance: Callable[[int], None]
-) -> None:
-    """Write a value, or let `incoming.watch` see the one that is there; its size must be right."""
-    there = store.stat(key)
-    if there is None:
-        store.create(key, incoming, advance)
-        return
-    if there.size != incoming.size:
-        message = f"{key} in {store.url} has {there.size} bytes, {incoming.size} are expected"
-        raise IntegrityError(message, hint="remove that file, then run the command again")
-    for offset in range(0, incoming.size, REQUEST_BYTES):
-        data = store.read(key, offset, min(REQUEST_BYTES, incoming.size - offset))
-        incoming.watch(data)
-        advance(len(data))
-
-
-def _size(source: Path | bytes) -> int:
-    return source.stat().st_size if isinstance(source, Path) else len(source)
-
-
-def _incoming(source: Path | bytes, key: str, stack: ExitStack) -> Incoming:
-    """Return a file or bytes as what arrives; nobody knows digests of it."""
-    if isinstance(source, Path):
-        descriptor = os.open(source, os.O_RDONLY)
-        stack.callback(os.close, descriptor)
-
-        def read_at(offset: int, length: int) -> bytes:
-            return os.pread(descriptor, length, offset)
-
-        status = source.stat()
-        token, size = f"{source.name}.{status.st_mtime_ns}.{status.st_size}", status.st_size
-    else:
-        data = source
-
-        def read_at(offset: int, length: int) -> bytes:
-            return data[offset : offset + length]
-
-        token, size = blake3(data).hexdigest(), len(data)
-    return Incoming(name=key, size=size, token=token, read_at=read_at, digests=None)

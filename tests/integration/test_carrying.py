@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.server
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -302,6 +304,85 @@ def test_a_disk_that_is_too_small(ferry: Workshop, command: str) -> None:
     assert finished.returncode == 11, finished.stderr
     assert "needs 33.8 MB under /mnt, 8.3" in finished.stderr
     assert "hint: free 25." in finished.stderr
+
+
+EXFAT = """
+set -e
+device=$(losetup -f --show "$1") || exit 99
+trap 'losetup -d "$device"' EXIT
+mount.exfat-fuse "$device" "$2" >/dev/null || exit 99
+trap 'umount "$2"; losetup -d "$device"' EXIT
+"$3" export demo@stable "$2" --split 3M --registry home
+"$3" check --bytes --registry "$2"
+"$3" install demo@stable --registry "$2" --envs-dir envs --no-check
+"$3" apply "$2" --registry site
+"$3" mirror home "$2/rack"
+"$3" check --bytes --registry "$2/rack"
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="mounts a disk")
+def test_a_real_exfat_disk(ferry: Workshop) -> None:
+    """No hard links, no names that differ only in case, no `:`, times of 10 ms."""
+    if not (shutil.which("mkfs.exfat") and shutil.which("mount.exfat-fuse")):
+        pytest.skip("exfatprogs or exfat-fuse is not installed")
+    push(ferry)
+    image, disk = ferry.home / "image", ferry.home / "disk"
+    disk.mkdir()
+    with image.open("wb") as stream:
+        stream.truncate(150 << 20)
+    subprocess.run(["mkfs.exfat", image], check=True, capture_output=True)
+    (program, *_), environ = ferry.command()
+    finished = subprocess.run(
+        ["unshare", "-m", "sh", "-c", EXFAT, "sh", image, disk, program],
+        cwd=ferry.home, env=environ, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if finished.returncode == 99:
+        pytest.skip(f"exFAT cannot be mounted here: {finished.stderr}")
+    assert finished.returncode == 0, finished.stderr
+    assert (ferry.home / "envs/demo/lib/big.bin").read_bytes() == BIG
+    assert is_in_order(str(ferry.home / "site"))
+
+
+def test_a_folder_that_was_copied_to_fat_and_back(ferry: Workshop) -> None:
+    """Every name that export writes is one that FAT32 can hold; other tools copy them."""
+    if not (shutil.which("mkfs.vfat") and shutil.which("mcopy")):
+        pytest.skip("dosfstools or mtools is not installed")
+    first = push(ferry)
+    ferry.run("export", "demo@stable", "usb", "--split", "3M", "--registry", "home")
+    push(ferry, SMALL[1:])
+    since = f"demo@{first.manifest.id}"
+    ferry.run("export", "demo@stable", "delta", "--since", since, "--registry", "home")
+    image = ferry.home / "image"
+    with image.open("wb") as stream:
+        stream.truncate(100 << 20)
+    subprocess.run(["mkfs.vfat", "-F", "32", image], check=True, capture_output=True)
+    for copy in (["usb", "delta", "::"], ["::usb", "::delta", "back"]):
+        (ferry.home / "back").mkdir(exist_ok=True)
+        argv = ["mcopy", "-s", "-Q", "-i", "image", *copy]
+        subprocess.run(argv, cwd=ferry.home, check=True, capture_output=True)
+    ferry.run("check", "--bytes", "--registry", "back/usb")
+    ferry.run(
+        "install", "demo@stable", "--registry", "back/usb", "--envs-dir", "envs", "--no-check"
+    )
+    ferry.run("apply", "back/usb", "--registry", "site")
+    ferry.run("apply", "back/delta", "--registry", "site")
+    assert is_in_order(str(ferry.home / "site"))
+
+
+def test_a_split_folder_behind_a_web_server(ferry: Workshop) -> None:
+    artifact = push(ferry)
+    ferry.run("export", "demo@stable", "usb", "--split", "3M", "--registry", "home")
+    with web_server(ferry.home / "usb", RangeHandler) as url:
+        ferry.run("install", "demo@stable", "--registry", url, "--envs-dir", "envs", "--no-check")
+        ferry.run("mirror", url, "rack", "demo", "--tag", "stable")
+        fetched = ferry.run("fetch", "demo@stable", "-o", "here", "--registry", url).stdout.strip()
+        next((ferry.home / "usb").rglob("*.part003")).unlink()
+        said = ferry.run("fetch", "demo@stable", "-o", "again", "--registry", url, expect=8)
+        assert "part003 is missing; in order: part001, part002, part004" in said.stderr
+    assert (ferry.home / "envs/demo/lib/big.bin").read_bytes() == BIG
+    assert (ferry.home / fetched).read_bytes() == artifact.archive_path.read_bytes()
+    assert is_in_order(str(ferry.home / "rack"))
 
 
 FILLED = """
