@@ -46,18 +46,24 @@ def web_server(root: Path, handler: Handler, certificate: Path | None = None) ->
 
 
 def write_certificates(directory: Path) -> tuple[Path, Path]:
-    """Write an authority, and key and certificate of 127.0.0.1 that it signed; return both."""
+    """Write an authority, and key and certificate of 127.0.0.1 that it signed; return both.
+
+    With all that RFC 5280 asks for: Python 3.13 insists on it.
+    """
     authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    issuer = _name("a site's own authority")
+    issuer, public = _name("a site's own authority"), authority_key.public_key()
     authority = (
         _builder(issuer, issuer, authority_key)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(_signs_certificates(), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
         .sign(authority_key, hashes.SHA256())
     )
     address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
     certificate = (
         _builder(_name("127.0.0.1"), issuer, key)
         .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
         .sign(authority_key, hashes.SHA256())
     )
     pem = serialization.Encoding.PEM
@@ -68,6 +74,20 @@ def write_certificates(directory: Path) -> tuple[Path, Path]:
         + certificate.public_bytes(pem)
     )
     return authority_path, server_path
+
+
+def _signs_certificates() -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=False,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=True,
+        crl_sign=True,
+        encipher_only=False,
+        decipher_only=False,
+    )
 
 
 def _name(text: str) -> x509.Name:
