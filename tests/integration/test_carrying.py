@@ -16,7 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
+from packaging.tags import compatible_tags, cpython_tags
+from packaging.utils import parse_wheel_filename
 
+from pipeline.cache.downloads import DownloadCache
+from pipeline.carrying.host_tool import PYTHONS, ToolOrder, write_tool
 from pipeline.models import Ref, current_platform
 from pipeline.progress import Silent
 from pipeline.registry import Registry
@@ -475,3 +479,26 @@ def test_the_tool_installs_itself_offline(ferry: Workshop) -> None:
     )
     assert damaged.returncode == 1
     assert wheel.name in damaged.stderr
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_tool_has_a_wheel_of_everything_for_each_host(tmp_path: Path, machine: str) -> None:
+    """As pip chooses: by the tags that a python of manylinux2014 on that machine takes."""
+    platform = {"x86_64": "linux-64", "aarch64": "linux-aarch64"}[machine]
+    cache = DownloadCache(tmp_path / "downloads")
+    write_tool(tmp_path / "tool", ToolOrder(platform=platform), cache=cache, progress=Silent())
+    assert (tmp_path / "tool/machine.txt").read_text() == f"{machine}\n"
+    wheels = [parse_wheel_filename(one.name) for one in (tmp_path / "tool/wheels").iterdir()]
+    glibc = [f"manylinux_2_{minor}_{machine}" for minor in range(17, 4, -1)]
+    for python in PYTHONS:
+        version = tuple(map(int, python.split(".")))
+        platforms = [*glibc, f"manylinux2014_{machine}"]
+        taken = {*cpython_tags(version, platforms=platforms)}
+        taken |= {*compatible_tags(version, f"cp{python.replace('.', '')}", platforms)}
+        fit = {(name, str(number)) for name, number, _, tags in wheels if tags & taken}
+        lines = (tmp_path / f"tool/requirements-{python}.txt").read_text().splitlines()
+        wanted = {line.split(" --hash")[0] for line in lines}
+        assert len(wanted) > 8
+        assert wanted <= {f"{name}=={number}" for name, number in fit}
+        assert "pip" in {name for name, _ in fit}
