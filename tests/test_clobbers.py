@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from pipeline.sandbox.clobbers import installed_distributions
+import zipfile
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pipeline.errors import SpecError
+from pipeline.sandbox.clobbers import installed_distributions, wheel_files
+from pipeline.sandbox.orders import Wheel
+from tests.wheels import make_wheel
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SITE = "lib/python3.10/site-packages"
 
@@ -15,3 +26,40 @@ def test_a_vendored_distribution_is_not_an_installed_one() -> None:
     elsewhere = "share/other-1.0.dist-info/METADATA"
     files = (own, egg, vendored, elsewhere, "bin/python")
     assert installed_distributions(files, SITE) == {"setuptools": own, "some-thing": egg}
+
+
+def files_of(path: Path) -> set[str]:
+    """Return where the files of a wheel go."""
+    return set(wheel_files(Wheel(path=str(path), name="evil", version="1", sha256=""), SITE))
+
+
+@pytest.mark.parametrize("member", ["./there/a.py", "there//a.py", "there/./a.py"])
+def test_a_file_is_known_by_where_it_is_written(tmp_path: Path, member: str) -> None:
+    assert f"{SITE}/there/a.py" in files_of(make_wheel(tmp_path, files={member: ""}))
+
+
+def test_special_directories_of_a_wheel(tmp_path: Path) -> None:
+    files = {"{data}/data/share/a": "", "{data}/scripts/tool": "", "{data}/purelib/b.py": ""}
+    found = files_of(make_wheel(tmp_path, files=files))
+    assert {"share/a", "bin/tool", f"{SITE}/b.py", "bin/say-demo"} <= found
+
+
+@pytest.mark.parametrize("member", ["../a.py", "/etc/a", "x/../there/a.py", "{data}/data/../../a"])
+def test_a_wheel_with_files_that_lead_elsewhere(tmp_path: Path, member: str) -> None:
+    wheel = make_wheel(tmp_path, files={member: ""})
+    with pytest.raises(SpecError, match=r"demo-1.0-py3-none-any.whl .*leads out of its place"):
+        files_of(wheel)
+
+
+def test_a_file_that_is_no_wheel(tmp_path: Path) -> None:
+    path = tmp_path / "demo-1.0-py3-none-any.whl"
+    path.write_bytes(b"nonsense")
+    with pytest.raises(SpecError, match="is no wheel: File is not a zip file"):
+        files_of(path)
+    damaged = bytearray(make_wheel(tmp_path).read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo("demo-1.0.dist-info/entry_points.txt")
+    damaged[info.header_offset + 30 + len(info.filename) + 5] ^= 0xFF
+    path.write_bytes(damaged)
+    with pytest.raises(SpecError, match=r"any\.whl is no wheel: "):
+        files_of(path)

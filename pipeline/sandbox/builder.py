@@ -16,6 +16,7 @@ from pipeline import process
 from pipeline.config import child_environ
 from pipeline.errors import HostError, PipelineError, SpecError, ToolFailed
 from pipeline.sandbox.clobbers import (
+    describe_conda_overlaps,
     describe_overlaps,
     find_clobbers,
     find_overlaps,
@@ -23,12 +24,12 @@ from pipeline.sandbox.clobbers import (
     wheel_files,
 )
 from pipeline.sandbox.conda_meta import CondaRecords
-from pipeline.sandbox.network_tries import network_tries
+from pipeline.sandbox.link_scripts import run_link_scripts
 from pipeline.sandbox.orders import BuildAnswer, BuildOrder, LinkAnswer
 from pipeline.sandbox.wheels import check_requirements, install_wheels, reinstall_wheel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 TOOLS = ("envferry", "py-rattler", "uv")
 BUILD_LEFTOVERS = ("conda-meta/CACHEDIR.TAG", "CACHEDIR.TAG", ".lock")
@@ -62,7 +63,9 @@ def build_prefix(order: BuildOrder) -> Iterator[str]:
     say(f"linking {len(order.conda)} conda packages")
     linked = link_conda_packages(order)
     records = CondaRecords.read(prefix)
-    run_link_scripts(records, linked)
+    for name in run_link_scripts(records, linked):
+        say(f"running the post-link script of {name}")
+    yield from describe_conda_overlaps(records)
     python = prefix / "bin" / "python"
     if order.wheels:
         if not python.exists():
@@ -116,43 +119,6 @@ def link_conda_packages(order: BuildOrder) -> tuple[str, ...]:
             hint="lock again: `envferry lock` solves for packages that do",
         )
     return answer.linked
-
-
-def run_link_scripts(records: CondaRecords, linked: Sequence[str]) -> None:
-    """Run the packages' post-link scripts as conda does, each after those of what it needs.
-
-    Raises ToolFailed when a script fails, and when it wanted another machine, failing or not.
-    """
-    prefix = records.prefix
-    by_name = {record["name"]: record for record in records.records.values()}
-    shell = process.find_program("bash") or "/bin/sh"
-    for name in linked:
-        script = prefix / f"bin/.{name}-post-link.sh"
-        if not script.exists():
-            continue
-        record = by_name[name]
-        say(f"running the post-link script of {name}")
-        environ = child_environ(
-            CONDA_PREFIX=str(prefix),
-            PATH=f"{prefix}/bin:/usr/bin:/bin",
-            PKG_BUILDNUM=str(record["build_number"]),
-            PKG_NAME=name,
-            PKG_VERSION=record["version"],
-            PREFIX=str(prefix),
-            ROOT_PREFIX=str(prefix),
-        )
-        tries = network_tries()
-        finished = process.run([shell, script], env=environ, cwd=prefix, check=False)
-        what = f"the post-link script of {name} {record['version']}"
-        if network_tries() > tries:
-            raise ToolFailed(
-                f"{what} tried to use the network, and a build has none",
-                hint="leave the package out, or ask its makers to ship what the script downloads",
-            )
-        if finished.returncode != 0:
-            raise process.failure([what], finished.returncode, finished.stdout, finished.stderr)
-        # Where conda has scripts leave what people should read, it shows and removes it.
-        prefix.joinpath(".messages.txt").unlink(missing_ok=True)
 
 
 def add_wheels(order: BuildOrder, python: Path, records: CondaRecords) -> Iterator[str]:

@@ -7,6 +7,7 @@ import re
 import zipfile
 import zlib
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from pipeline.errors import SpecError
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 
 CLOBBERS_SHOWN = 8
 SCHEMES = {"scripts": "bin/", "data": "", "headers": "include/"}
+WHEEL_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError)
+"""What zipfile raises for damaged, encrypted and unknown archives, and we for hostile ones."""
+RATTLER_ASIDE = "__clobbers__/"
+"""Where rattler puts the file of a package that another one has as well: `…/PACKAGE/FILE`."""
 DIST_INFO = re.compile(r"([^/-]+)-[^/]+\.(dist|egg)-info/(METADATA|PKG-INFO)")
 
 
@@ -96,20 +101,37 @@ def find_overlaps(wheels: Sequence[Wheel], site_packages: str) -> dict[str, list
 
 
 def wheel_files(wheel: Wheel, site_packages: str) -> dict[str, int]:
-    """Return where the files of a wheel go, relative to the prefix, and their CRC-32."""
+    """Return where the files of a wheel go, relative to the prefix, and their CRC-32.
+
+    Raises SpecError when it is no wheel, or has a file that would lie elsewhere.
+    """
+    try:
+        with zipfile.ZipFile(wheel.path) as archive:
+            return archived_files(archive, site_packages)
+    except WHEEL_ERRORS as error:
+        name = PurePosixPath(wheel.path).name
+        hint = "it is the file that was locked: lock another version, or ask its makers"
+        raise SpecError(f"{name} is no wheel: {error}", hint=hint) from error
+
+
+def archived_files(archive: zipfile.ZipFile, site_packages: str) -> dict[str, int]:
+    """Return where the files of an open wheel go; raise ValueError when that is elsewhere."""
     files = {}
-    with zipfile.ZipFile(wheel.path) as archive:
-        for member in archive.infolist():
-            if member.is_dir():
-                continue
-            top, _, rest = member.filename.partition("/")
-            if top.endswith(".data"):
-                scheme, _, file = rest.partition("/")
-                files[f"{SCHEMES.get(scheme, f'{site_packages}/')}{file}"] = member.CRC
-            else:
-                files[f"{site_packages}/{member.filename}"] = member.CRC
-            if member.filename.endswith(".dist-info/entry_points.txt"):
-                files |= entry_points(archive.read(member).decode(errors="replace"))
+    for member in archive.infolist():
+        if member.is_dir():
+            continue
+        path = PurePosixPath(member.filename)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            message = f"its file {member.filename} leads out of its place"
+            raise ValueError(message)
+        # By its parts: `./a` and `a//b` are written as `a` and `a/b`.
+        if path.parts[0].endswith(".data") and len(path.parts) > 2:
+            scheme, *rest = path.parts[1:]
+            files[SCHEMES.get(scheme, f"{site_packages}/") + "/".join(rest)] = member.CRC
+        else:
+            files[f"{site_packages}/{path}"] = member.CRC
+        if path.name == "entry_points.txt" and path.parts[0].endswith(".dist-info"):
+            files |= entry_points(archive.read(member).decode(errors="replace"))
     return files
 
 
@@ -142,3 +164,16 @@ def describe_overlaps(overlaps: dict[str, list[Wheel]]) -> Iterator[str]:
     for names, files in sorted(groups.items()):
         more = f" and {len(files) - 1} more" if files[1:] else ""
         yield f"{', '.join(names)} all have {min(files)}{more}: that of {names[-1]} is taken"
+
+
+def describe_conda_overlaps(records: CondaRecords) -> Iterator[str]:
+    """Yield one line for each conda package whose files another one has: rattler put them aside."""
+    owners = records.owners()
+    for record in records.records.values():
+        top = f"{RATTLER_ASIDE}{record['name']}/"
+        files = sorted(file.removeprefix(top) for file in record["files"] if file.startswith(top))
+        if files:
+            more = f" and {len(files) - 1} more" if files[1:] else ""
+            other = owners.get(files[0], "another package")
+            names = f"{record['name']} and {other}"
+            yield f"{names} both have {files[0]}{more}: that of {other} is taken"

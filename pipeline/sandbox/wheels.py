@@ -51,7 +51,12 @@ def run_install(order: BuildOrder, python: Path, wheels: Sequence[Wheel], *optio
     words += ["--no-deps", "--require-hashes", "--no-compile-bytecode", "--link-mode", "hardlink"]
     words += ["--break-system-packages", "--quiet", *options, "-r", requirements]
     environ = child_environ(UV_CACHE_DIR=f"{order.scratch}/uv", UV_NO_PROGRESS="1")
-    process.run(words, env=environ)
+    finished = process.run(words, env=environ, check=False)
+    if finished.returncode != 0:
+        what = "installing the wheels by uv"
+        failure = process.failure([what], finished.returncode, finished.stdout, finished.stderr)
+        failure.hint = "lock again, or offer another file of the wheel that is named (--find-links)"
+        raise failure
 
 
 def check_requirements(python: Path, allowed: Sequence[str]) -> None:

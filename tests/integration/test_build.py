@@ -84,6 +84,12 @@ def test_a_post_link_script_runs_in_the_container(shop: BuildShop, tmp_path: Pat
     assert Path(built.tree, "share/scripted").exists()
 
 
+def test_what_a_post_link_script_starts_is_waited_for(shop: BuildShop, tmp_path: Path) -> None:
+    script = "(sleep 0.3; echo late > $PREFIX/made) >/dev/null &\n"
+    built = shop.build(packages(tmp_path, with_script(script)))
+    assert Path(built.tree, "made").read_text() == "late\n"
+
+
 @pytest.mark.parametrize(
     ("script", "error", "words"),
     [
@@ -91,6 +97,7 @@ def test_a_post_link_script_runs_in_the_container(shop: BuildShop, tmp_path: Pat
         ("touch /usr/stray", PipelineError, "Read-only file system"),
         ("touch $PREFIX/../stray", ToolFailed, "wrote outside of /opt/conda/envs/tiny: .*stray"),
         ("echo 'no license' >&2; exit 3", PipelineError, "(?s)scripted.*no license"),
+        ("setsid sleep 77 & exit 0", ToolFailed, "scripted 1.0 left processes running: sleep 77"),
     ],
 )
 def test_a_post_link_script_that_must_not(
@@ -131,6 +138,20 @@ def test_a_file_that_is_no_package(shop: BuildShop, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"broken-1-0.conda is no conda package") as caught:
         shop.build([file])
     assert "Traceback" not in caught.value.message
+
+
+def test_a_file_of_two_conda_packages_is_named(
+    shop: BuildShop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    both = [
+        TinyPackage(name=name, version="1", files=(("share/x", f"from {name}\n"),))
+        for name in ("first", "second")
+    ]
+    tree = Path(shop.build(packages(tmp_path, *both)).tree)
+    assert "second and first both have share/x: that of first is taken" in caplog.text
+    assert (tree / "share/x").read_text() == "from first\n"
+    for path in tree.glob("conda-meta/*.json"):
+        assert all((tree / file).exists() for file in json.loads(path.read_text())["files"])
 
 
 def test_names_in_all_scripts(shop: BuildShop, tmp_path: Path) -> None:
