@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.errors import SpecError, StoreError
 from pipeline.process import run
-from pipeline.solving.pip_half import PipRequest, marker_environment, resolve_pip
+from pipeline.solving.pip_half import marker_environment, resolve_pip
+from pipeline.solving.pip_request import PipRequest
 from pipeline.solving.wheel_choice import WheelTarget, choose_wheel, wheel_ranks
 from tests.wheels import make_wheel
 

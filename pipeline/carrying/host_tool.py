@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives import hashes
 import pipeline
 from pipeline.errors import SpecError
 from pipeline.files import write_bytes
-from pipeline.solving.pip_half import PipRequest, resolve_pip
+from pipeline.solving.pip_half import resolve_pip
+from pipeline.solving.pip_request import PipRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -191,7 +191,8 @@ def _lock_requirements(
     """Resolve the requirements for an interpreter; wheels that were given are not looked for."""
     if not requirements:
         return ()
-    from pipeline.solving.pip_half import PipRequest, resolve_pip
+    from pipeline.solving.pip_half import resolve_pip
+    from pipeline.solving.pip_request import PipRequest
 
     given = {(wheel.name, str(wheel.version)) for wheel in wheels if fits(wheel, interpreter)}
     locked = resolve_pip(

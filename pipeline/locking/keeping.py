@@ -14,7 +14,7 @@ from pipeline.specs.locks import read_lock
 if TYPE_CHECKING:
     from pipeline.locking.options import LockOptions
     from pipeline.models import Lock, LockedPackage, Spec, SpecOptions
-    from pipeline.solving.pip_half import PipRequest
+    from pipeline.solving.pip_request import PipRequest
     from pipeline.specs.locks import LockContents
 
 

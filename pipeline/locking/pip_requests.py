@@ -16,7 +16,7 @@ from pipeline.locking.keeping import kept_build_requirements
 from pipeline.solving.build_requirements import resolve_build_requirements
 from pipeline.solving.conda_half import pypi_name
 from pipeline.solving.git_logins import git_logins
-from pipeline.solving.pip_half import PipRequest
+from pipeline.solving.pip_request import PipRequest
 
 if TYPE_CHECKING:
     from pipeline.models import BuildRequirements, LockedPackage, Spec

@@ -11,7 +11,7 @@ from pipeline.models import BuildRequirements
 from pipeline.solving.pip_half import resolve_pip
 
 if TYPE_CHECKING:
-    from pipeline.solving.pip_half import PipRequest
+    from pipeline.solving.pip_request import PipRequest
 
 INDEX_OPTION = re.compile(
     r"(-i|-f|--index-url|--extra-index-url|--find-links|--no-index|--trusted-host)\b.*"

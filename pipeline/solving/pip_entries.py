@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from packaging.tags import Tag
 
-    from pipeline.solving.pip_half import PipRequest
+    from pipeline.solving.pip_request import PipRequest
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,49 +16,17 @@ from pipeline.errors import SpecError
 from pipeline.models import without_credentials
 from pipeline.solving.pip_entries import locked_package
 from pipeline.solving.uv_calls import compile_lines
-from pipeline.solving.wheel_choice import DEFAULT_GLIBC, WheelTarget, wheel_ranks
+from pipeline.solving.wheel_choice import wheel_ranks
 
 if TYPE_CHECKING:
     from pipeline.models import LockedPackage
+    from pipeline.solving.pip_request import PipRequest
 
 log = logging.getLogger(__name__)
 
 PATH_OPTIONS = re.compile(
     r"(?P<option>-[crf]|--(?:constraints?|requirements?|find-links))(?P<gap>\s+|=|(?<=-[crf]))(?P<path>.+)"
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PipRequest:
-    """What to resolve, and for which python and platform."""
-
-    requirements: tuple[str, ...]
-    """Requirement lines, and option lines such as `--extra-index-url …`."""
-    python_version: str
-    platform: str
-    constraints: tuple[str, ...] = ()
-    excluded: tuple[str, ...] = ()
-    """Names that never appear in the answer."""
-    provided: tuple[tuple[str, str], ...] = ()
-    """Names and versions that the environment has already: obeyed, never part of the answer."""
-    glibc: str | None = None
-    working_dir: Path | None = None
-    """What relative paths in requirements start from."""
-    kept: tuple[LockedPackage, ...] = ()
-    """What an earlier lock has: stays, as far as the requirements allow it."""
-    updated: tuple[str, ...] = ()
-    """Names that alone may move; when there are any, all else of `kept` must stay."""
-    exclude_newer: str | None = None
-    """A date: what an index got later does not exist."""
-
-    @property
-    def target(self) -> WheelTarget:
-        """What wheels are chosen for."""
-        return WheelTarget(
-            python_version=self.python_version,
-            platform=self.platform,
-            glibc=self.glibc or DEFAULT_GLIBC,
-        )
 
 
 def resolve_pip(request: PipRequest) -> tuple[LockedPackage, ...]:

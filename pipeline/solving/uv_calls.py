@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.process import Finished
-    from pipeline.solving.pip_half import PipRequest
+    from pipeline.solving.pip_request import PipRequest
     from pipeline.solving.wheel_choice import WheelTarget
 
 if sys.version_info >= (3, 11):
