@@ -70,9 +70,6 @@ def check_platform(platform: str) -> str:
     return platform
 
 
-# --- what someone asks for ---
-
-
 class Checks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What must work in a finished environment."""
 
@@ -134,9 +131,6 @@ class Spec:
     def lock_path(self) -> Path:
         """Where this spec's lock lies: `NAME.conda-lock.yml` beside it."""
         return self.path.with_name(f"{self.path.stem}.conda-lock.yml")
-
-
-# --- what it resolved to ---
 
 
 def build_string(file_name: str) -> str | None:
@@ -236,9 +230,6 @@ class Lock:
         return {item.name: item.wheels for item in ours}
 
 
-# --- what was built ---
-
-
 class BuiltEnv(msgspec.Struct, frozen=True, kw_only=True):
     """A finished environment on the build machine, recorded in `built.json` beside its tree."""
 
@@ -257,9 +248,6 @@ class BuiltEnv(msgspec.Struct, frozen=True, kw_only=True):
     image: str | None = None
     """The digest of the container image it was built in, when there is one."""
     schema: int = 1
-
-
-# --- the thing that travels ---
 
 
 class ArchiveFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -412,8 +400,6 @@ class RegistryEntry:
     attested: bool = False
     """Whether an attestation lies beside it; who signed that is another question."""
 
-
-# --- on the host ---
 
 Finding = Literal["arch", "glibc", "cuda", "space", "inodes", "readonly", "noexec", "symlinks"]
 """What can be wrong with a host."""
