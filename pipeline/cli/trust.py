@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.cli.console import Console
     from pipeline.models import Manifest
     from pipeline.registry import Registry
-    from pipeline.trust.attestations import Verified
+    from pipeline.trust.attestations import VerifiedArtifact
     from pipeline.trust.host_trust import Trust
     from pipeline.trust.signing import Signer
 
@@ -124,7 +124,7 @@ def check_file(path: Path, manifest: Manifest, trust: Trust) -> None:
     trust.check_artifact(manifest, proof.manifest_data, proof.attestation)
 
 
-def _verify_file(console: Console, path: Path, trust: Trust) -> Verified:
+def _verify_file(console: Console, path: Path, trust: Trust) -> VerifiedArtifact:
     from pipeline.artifacts import verify_artifact
     from pipeline.trust.attestations import verify_attestation
 
@@ -138,7 +138,7 @@ def _verify_file(console: Console, path: Path, trust: Trust) -> Verified:
 
 def _verify_published(
     console: Console, manifest: Manifest, registry: Registry, trust: Trust
-) -> Verified:
+) -> VerifiedArtifact:
     from pipeline.trust.attestations import verify_attestation
 
     proof = registry.proof(manifest)

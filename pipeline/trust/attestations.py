@@ -31,7 +31,7 @@ PAYLOAD_TYPE = "application/vnd.in-toto+json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
+class VerifiedArtifact:
     """What a checked attestation says."""
 
     artifact: str
@@ -87,7 +87,7 @@ def verify_attestation(
     manifest_data: bytes,
     attestation: bytes | None,
     keys: tuple[PublicKey, ...],
-) -> Verified:
+) -> VerifiedArtifact:
     """Check that one of `keys` signed a statement about this very artifact.
 
     Raises IntegrityError when nobody did, or when the statement is about something else.
@@ -103,7 +103,7 @@ def verify_attestation(
     require_described(manifest, manifest_data, f"the manifest of {manifest.stem}")
     require_subjects(statement, manifest, manifest_data, what)
     details = run_details(statement, what)
-    return Verified(
+    return VerifiedArtifact(
         artifact=manifest.stem,
         signed_by=tuple(f"{key.id} ({key.name})" for key in found),
         who=details.builder.id.removeprefix(BUILDER),
