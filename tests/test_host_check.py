@@ -111,6 +111,9 @@ def test_all_at_once_and_each_by_name(tmp_path: Path) -> None:
         check_host(needs, ("arch", "cuda"))
     assert caught.value.hint.endswith("with --force glibc")
     check_host(needs, ("arch", "cuda", "glibc"))
+    with pytest.raises(HostError) as caught:
+        check_host(replace(NEEDS, directory=tmp_path, free_bytes=1 << 60), ())
+    assert caught.value.hint.startswith("name another place with --envs-dir, or")
 
 
 def test_the_cuda_runtime_is_found_among_packages() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.errors import SpecError, StoreError
+from pipeline.errors import HostError, SpecError, StoreError
 from pipeline.process import run
 from pipeline.solving.pip_half import marker_environment, resolve_pip
 from pipeline.solving.pip_request import PipRequest
@@ -200,6 +200,12 @@ def test_an_index_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monke
         resolve_pip(request)
     assert "http://127.0.0.1:9/simple/demo" in caught.value.message
     assert "secret" not in caught.value.message
+
+
+def test_no_place_for_the_cache_of_uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UV_CACHE_DIR", "/proc/nowhere")
+    with pytest.raises(HostError, match="no place for its cache"):
+        resolve(tmp_path, "anything")
 
 
 def test_what_needs_what_is_in_the_lock(tmp_path: Path) -> None:

@@ -101,7 +101,9 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, interrupt)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else somebody said `nohup`
         signal.signal(signal.SIGHUP, interrupt)
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is said: it ends without a traceback
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:

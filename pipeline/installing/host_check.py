@@ -102,6 +102,10 @@ class Disk:
     has_links: bool
 
 
+OF_THE_PLACE = {"readonly", "noexec", "symlinks", "space", "inodes"}
+"""Findings that another directory may not have."""
+
+
 def check_host(needs: Needs, forced: Collection[str]) -> None:
     """Raise HostError, with all findings at once, when an environment cannot live on this host.
 
@@ -116,9 +120,13 @@ def check_host(needs: Needs, forced: Collection[str]) -> None:
         return
     lines = [f"{name}: {text}" for name, text in remaining]
     options = " ".join(f"--force {name}" for name, _ in remaining)
+    is_place = {name for name, _ in remaining} <= OF_THE_PLACE
+    better = (
+        "name another place with --envs-dir" if is_place else "choose an artifact for this host"
+    )
     raise HostError(
         "\n  ".join(["this host cannot take the environment:", *lines]),
-        hint=f"choose an artifact for this host, or install it all the same with {options}",
+        hint=f"{better}, or install it all the same with {options}",
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from packaging.utils import canonicalize_name
 
 from pipeline.config import uv_environ
-from pipeline.errors import SpecError, StoreError
+from pipeline.errors import HostError, SpecError, StoreError
 from pipeline.models import without_credentials
 from pipeline.process import run
 from pipeline.solving.git_logins import git_environ, git_logins, without_git_login
@@ -252,12 +252,15 @@ def _write_stub(scratch: Path, name: str, version: str) -> str:
     return f"{name} @ {path.as_uri()}"
 
 
-def _explain(stderr: str, request: PipRequest, scratch: Path) -> SpecError | StoreError:
+def _explain(stderr: str, request: PipRequest, scratch: Path) -> SpecError | StoreError | HostError:
     """Turn uv's words into an error."""
     words = tidy(stderr).replace(f"{scratch}/", "")
     lines = [re.sub(r"^\s*(error: |cause: )?", "", line) for line in words.splitlines()]
     text = "\n".join(line for line in lines if not line.startswith(("warning:", "hint:")))
     text = re.sub(r"requirements\.txt:(\d+):\d+", lambda at: _line(request, int(at[1])), text)
+    if "Failed to initialize cache" in text:
+        hint = "name a folder that this user may write to: `export UV_CACHE_DIR=/PATH`"
+        return HostError(f"uv has no place for its cache: {text}", hint=hint)
     if UNREACHABLE.search(text):
         message = f"a package index cannot be reached: {text}"
         hint = "check the network and the --index-url lines of the spec, then try again"
