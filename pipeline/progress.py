@@ -10,11 +10,33 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 
+class Expected:
+    """How many bytes a task has, as far as it is known yet: each item says so when it begins."""
+
+    def __init__(self, items: int) -> None:
+        self.items = items
+        self.sizes: dict[str, int] = {}
+
+    def learn(self, item: str, size: int) -> None:
+        """Note the bytes of an item; what was known of it stays. From any thread."""
+        self.sizes.setdefault(item, size)
+
+    @property
+    def known_bytes(self) -> int:
+        """What all known items have together."""
+        return sum(list(self.sizes.values()))
+
+    @property
+    def unknown_items(self) -> int:
+        """How many items have not begun."""
+        return self.items - len(self.sizes)
+
+
 class Progress(Protocol):
     """Shows the progress of one task at a time; implemented by the command line."""
 
     def task(
-        self, label: str, total_bytes: int | None = None
+        self, label: str, total_bytes: int | Expected | None = None
     ) -> AbstractContextManager[Callable[[int], None]]:
         """Open a task of `total_bytes`; the yielded function adds bytes done, from any thread."""
         ...
@@ -24,6 +46,8 @@ class Silent:
     """A `Progress` that shows nothing: for libraries, tests and `--quiet`."""
 
     @contextmanager
-    def task(self, label: str, total_bytes: int | None = None) -> Iterator[Callable[[int], None]]:
+    def task(
+        self, label: str, total_bytes: int | Expected | None = None
+    ) -> Iterator[Callable[[int], None]]:
         """Open a task that nobody watches."""
         yield lambda done_bytes: None

@@ -6,6 +6,7 @@ import base64
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,10 @@ from pipeline.cache.downloads import DownloadCache, redact
 from pipeline.config import NetworkSettings
 from pipeline.errors import IntegrityError, NotFound, SpecError, StoreError
 from pipeline.models import LockedPackage
-from pipeline.progress import Silent
+from pipeline.progress import Expected, Silent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 CONTENT = bytes(range(256)) * 4096
@@ -352,3 +353,34 @@ def test_proxies_are_read_as_others_read_them(
     environ: dict[str, str], url: str, expected: str | None
 ) -> None:
     assert NetworkSettings.from_environ(environ).proxy_for(url) == expected
+
+
+class Watched:
+    """Progress that can be asked afterwards."""
+
+    done_bytes = 0
+    expected: Expected | int | None = None
+
+    @contextmanager
+    def task(
+        self, label: str, total_bytes: int | Expected | None = None
+    ) -> Iterator[Callable[[int], None]]:
+        self.expected = total_bytes
+        yield self.add
+
+    def add(self, done_bytes: int) -> None:
+        self.done_bytes += done_bytes
+
+
+def test_the_total_is_known_when_all_have_begun(server: Server, tmp_path: Path) -> None:
+    """By the server, the disk or the cache."""
+    local = tmp_path / "local-1-0.conda"
+    local.write_bytes(CONTENT)
+    packages = [package(f"{server.url}/good.conda"), package(local.as_uri())]
+    cache = DownloadCache(tmp_path / "cache", pause_seconds=0)
+    for _ in ("downloaded", "found in the cache"):
+        watched = Watched()
+        cache.fetch_all(packages, progress=watched)
+        assert isinstance(watched.expected, Expected)
+        assert watched.expected.unknown_items == 0
+        assert watched.expected.known_bytes == watched.done_bytes == 2 * len(CONTENT)

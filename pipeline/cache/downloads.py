@@ -32,6 +32,7 @@ from pipeline.errors import (
     TargetOccupied,
 )
 from pipeline.files import COPY_BYTES
+from pipeline.progress import Expected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -124,8 +125,10 @@ class DownloadCache:
             return {}
         downloads = {package.url: Download.of(package) for package in packages}
         distinct = {(item.expected, item.file_name): item for item in downloads.values()}
-        with progress.task(f"Fetching {len(distinct)} packages") as advance:
-            found = self._fetch_in_threads(list(distinct.values()), advance, offline)
+        expected = Expected(len(distinct))
+        with progress.task(f"Fetching {len(distinct)} packages", expected) as advance:
+            meter = _Meter(advance=advance, expected=expected)
+            found = self._fetch_in_threads(list(distinct.values()), meter, offline)
         return {url: found[item.expected, item.file_name] for url, item in downloads.items()}
 
     def answers(self, url: str) -> bool:
@@ -146,30 +149,23 @@ class DownloadCache:
         return response.status == 200
 
     def _fetch_in_threads(
-        self, downloads: list[Download], advance: Callable[[int], None], offline: bool
+        self, downloads: list[Download], meter: _Meter, offline: bool
     ) -> dict[tuple[str, str], Path]:
-        stopping = threading.Event()
-
-        def advance_or_stop(done_bytes: int) -> None:
-            if stopping.is_set():
-                raise _Stopped
-            advance(done_bytes)
-
         def fetch(item: Download) -> Path | PipelineError | None:
             try:
-                return self._fetch(item, advance_or_stop, offline)
+                return self._fetch(item, meter, offline)
             except _Stopped:
                 return None
             except PipelineError as error:
                 if not offline:
-                    stopping.set()
+                    meter.stopping.set()
                 return error
 
         with ThreadPoolExecutor(THREADS, thread_name_prefix="download") as threads:
             try:
                 results = list(threads.map(fetch, downloads))
             except BaseException:
-                stopping.set()
+                meter.stopping.set()
                 threads.shutdown(cancel_futures=True)
                 raise
         errors = [result for result in results if isinstance(result, PipelineError)]
@@ -178,7 +174,7 @@ class DownloadCache:
         pairs = zip(downloads, results, strict=True)
         return {(i.expected, i.file_name): path for i, path in pairs if isinstance(path, Path)}
 
-    def _fetch(self, item: Download, advance: Callable[[int], None], offline: bool) -> Path:
+    def _fetch(self, item: Download, meter: _Meter, offline: bool) -> Path:
         directory = self.root / item.algorithm / item.expected[:2] / item.expected
         target = directory / item.file_name
         if offline and not target.exists():
@@ -187,7 +183,8 @@ class DownloadCache:
         try:
             with entry_lock(directory):
                 if target.exists():
-                    if hash_file(target, item.algorithm, advance) == item.expected:
+                    meter.learn(item, target.stat().st_size)
+                    if hash_file(target, item.algorithm, meter.advance_or_stop) == item.expected:
                         return target
                     log.warning("%s is damaged in the cache: removed", item.file_name)
                     target.unlink()
@@ -195,23 +192,23 @@ class DownloadCache:
                         message = f"{item.shown} was damaged in the download cache {self.root}"
                         hint = "run the same command with the network on"
                         raise IntegrityError(message, hint=hint)
-                self._fill(item, target, advance)
+                self._fill(item, target, meter)
         except OSError as error:
             message = f"cannot store {item.file_name} in {directory}: {error.strerror or error}"
             raise HostError(message, hint="free space there or set ENVFERRY_CACHE") from error
         return target
 
-    def _fill(self, item: Download, target: Path, advance: Callable[[int], None]) -> None:
+    def _fill(self, item: Download, target: Path, meter: _Meter) -> None:
         partial = target.with_name(f".{target.name}.partial")
         if urlsplit(item.url).scheme == "file":
-            found = _copy_local(item, partial, advance)
+            found = _copy_local(item, partial, meter)
         else:
             resumed = partial.exists()
-            found = self._download(item, partial, advance)
+            found = self._download(item, partial, meter)
             if resumed and found != item.expected:
                 # The beginning may be of another time or server: once more from nothing.
                 partial.unlink()
-                found = self._download(item, partial, advance)
+                found = self._download(item, partial, meter)
         if found != item.expected:
             partial.unlink()
             message = (
@@ -223,7 +220,7 @@ class DownloadCache:
         partial.chmod(0o644)
         partial.replace(target)
 
-    def _download(self, item: Download, partial: Path, advance: Callable[[int], None]) -> str:
+    def _download(self, item: Download, partial: Path, meter: _Meter) -> str:
         """Download into `partial`, from where it ends; return the hash of the whole."""
         reason = ""
         for attempt in range(ATTEMPTS):
@@ -232,7 +229,7 @@ class DownloadCache:
                 time.sleep(self.pause_seconds * 2 ** (attempt - 1))
             try:
                 with partial.open("a+b") as stream:
-                    return self._download_once(item, stream, advance)
+                    return self._download_once(item, stream, meter)
             except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError, _Busy) as error:
                 reason = _reason(error)
                 if isinstance(getattr(error, "reason", error), urllib3.exceptions.SSLError):
@@ -243,9 +240,7 @@ class DownloadCache:
         hint = "check the network and its proxy, then try again: downloads resume"
         raise StoreError(message, hint=hint)
 
-    def _download_once(
-        self, item: Download, stream: BinaryIO, advance: Callable[[int], None]
-    ) -> str:
+    def _download_once(self, item: Download, stream: BinaryIO, meter: _Meter) -> str:
         digest = hashes.Hash(ALGORITHMS[item.algorithm]())
         stream.seek(0)
         while chunk := stream.read(COPY_BYTES):
@@ -259,10 +254,12 @@ class DownloadCache:
             if start and not _continues(response, start):
                 stream.truncate(0)
                 digest = hashes.Hash(ALGORITHMS[item.algorithm]())
+            if (length := response.headers.get("Content-Length", "")).isdecimal():
+                meter.learn(item, int(length))
             for chunk in response.stream(PIECE_BYTES, decode_content=False):
                 stream.write(chunk)
                 digest.update(chunk)
-                advance(len(chunk))
+                meter.advance_or_stop(len(chunk))
         finally:
             response.close()
         return digest.finalize().hex()
@@ -311,6 +308,25 @@ class DownloadCache:
             if proxy not in self._pools:
                 self._pools[proxy] = _open_pool(proxy, self.network)
             return self._pools[proxy]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Meter:
+    """Says how far all downloads are, and whether they are to go on."""
+
+    advance: Callable[[int], None]
+    expected: Expected
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def advance_or_stop(self, done_bytes: int) -> None:
+        """Say that more bytes are done; raise _Stopped when nobody wants them any more."""
+        if self.stopping.is_set():
+            raise _Stopped
+        self.advance(done_bytes)
+
+    def learn(self, item: Download, size: int) -> None:
+        """Say how many bytes a file has, or what is left of it."""
+        self.expected.learn(f"{item.expected}/{item.file_name}", size)
 
 
 class _Busy(Exception):
@@ -379,7 +395,7 @@ def hash_file(path: Path, algorithm: str, advance: Callable[[int], None]) -> str
     return digest.finalize().hex()
 
 
-def _copy_local(item: Download, partial: Path, advance: Callable[[int], None]) -> str:
+def _copy_local(item: Download, partial: Path, meter: _Meter) -> str:
     """Copy a `file://` URL into `partial` and return its hash."""
     source = Path(unquote(urlsplit(item.url).path))
     digest = hashes.Hash(ALGORITHMS[item.algorithm]())
@@ -389,10 +405,11 @@ def _copy_local(item: Download, partial: Path, advance: Callable[[int], None]) -
         message = f"cannot read {item.shown}: {error.strerror}"
         raise NotFound(message, hint="put the file back or lock again") from error
     with reading, partial.open("wb") as writing:
+        meter.learn(item, source.stat().st_size)
         while chunk := reading.read(COPY_BYTES):
             writing.write(chunk)
             digest.update(chunk)
-            advance(len(chunk))
+            meter.advance_or_stop(len(chunk))
     return digest.finalize().hex()
 
 

@@ -15,8 +15,9 @@ import click
 import msgspec
 
 from pipeline.cli.failures import Answer
-from pipeline.files import human_bytes, to_json
+from pipeline.files import human_bytes, plural, to_json
 from pipeline.models import without_credentials
+from pipeline.progress import Expected, Silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,8 +47,6 @@ class Console:
     @property
     def progress(self) -> Progress:
         """Return how progress is shown: bars on a terminal, lines elsewhere, nothing if quiet."""
-        from pipeline.progress import Silent
-
         if self.is_quiet:
             return Silent()
         return Bars() if sys.stderr.isatty() else Lines()
@@ -106,7 +105,9 @@ class Lines:
     """Progress as one line for each finished task: for logs."""
 
     @contextmanager
-    def task(self, label: str, total_bytes: int | None = None) -> Iterator[Callable[[int], None]]:
+    def task(
+        self, label: str, total_bytes: int | Expected | None = None
+    ) -> Iterator[Callable[[int], None]]:
         """Run a task and say how long it took."""
         counter = ByteCounter()
         started = time.monotonic()
@@ -118,7 +119,9 @@ class Bars:
     """Progress as bars: for terminals."""
 
     @contextmanager
-    def task(self, label: str, total_bytes: int | None = None) -> Iterator[Callable[[int], None]]:
+    def task(
+        self, label: str, total_bytes: int | Expected | None = None
+    ) -> Iterator[Callable[[int], None]]:
         """Run a task under a bar, then leave one line that says how long it took."""
         from rich.console import Console as RichConsole
         from rich.progress import (
@@ -132,20 +135,22 @@ class Bars:
         from rich.progress import Progress as RichProgress
 
         columns = [SpinnerColumn(), TextColumn("{task.description}")]
-        if total_bytes:
+        total = total_bytes if isinstance(total_bytes, int) else None
+        expected = total_bytes if isinstance(total_bytes, Expected) else None
+        if total:
             columns += [BarColumn(), DownloadColumn(), TransferSpeedColumn()]
         else:
-            # How much there is to download is known only when it is done.
             columns.append(TextColumn("{task.fields[done]}"))
         columns.append(TimeElapsedColumn())
         counter = ByteCounter()
         started = time.monotonic()
         with RichProgress(*columns, console=RichConsole(stderr=True), transient=True) as bars:
-            bar = bars.add_task(label, total=total_bytes, done="")
+            bar = bars.add_task(label, total=total, done="")
 
             def advance(count: int) -> None:
                 counter.add(count)
-                bars.update(bar, completed=counter.total, done=human_bytes(counter.total))
+                done = amount_done(counter.total, expected)
+                bars.update(bar, completed=counter.total, done=done)
 
             yield advance
         click.echo(finished_line(label, time.monotonic() - started, counter.total), err=True)
@@ -162,6 +167,17 @@ class ByteCounter:
         """Add bytes."""
         with self.lock:
             self.total += count
+
+
+def amount_done(done_bytes: int, expected: Expected | None) -> str:
+    """Return how far a task is: `1.2 GB of 3.1 GB and 57 more files`, whose sizes nobody knows."""
+    if expected is None:
+        return human_bytes(done_bytes)
+    # What had to be downloaded again comes on top.
+    known = human_bytes(max(done_bytes, expected.known_bytes))
+    unknown = expected.unknown_items
+    more = f" and {plural(unknown, 'more file')}" if unknown else ""
+    return f"{human_bytes(done_bytes)} of {known}{more}"
 
 
 def finished_line(label: str, seconds: float, done_bytes: int) -> str:
