@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from pipeline.errors import HostError
 from pipeline.sandbox.port import Mount
 
 if TYPE_CHECKING:
@@ -48,13 +50,26 @@ class Workplace:
 
 @contextmanager
 def fresh_workplace(home: Path, prefix: str) -> Iterator[Workplace]:
-    """Yield an empty workplace; what is still there when the block ends is removed."""
+    """Yield an empty workplace; what is still there when the block ends is removed.
+
+    Raises HostError where nothing may be executed.
+    """
     if home.exists():
         # A build before this one was killed.
         shutil.rmtree(home)
     work = Workplace(home=home, prefix=PurePosixPath(prefix))
     try:
         work.scratch.mkdir(parents=True)
+        require_execution(work.envs)
         yield work
     finally:
         shutil.rmtree(home, ignore_errors=True)
+
+
+def require_execution(directory: Path) -> None:
+    """Raise HostError when the file system of a directory is mounted `noexec`: builds run there."""
+    if os.statvfs(directory).f_flag & os.ST_NOEXEC:
+        raise HostError(
+            f"nothing may be executed on the file system of {directory} (it is mounted noexec)",
+            hint="put the cache, in which environments are built, elsewhere: ENVFERRY_CACHE",
+        )

@@ -241,6 +241,19 @@ def test_a_full_disk_is_named(shop: BuildShop, tmp_path: Path, size: str) -> Non
     shop.build(large)
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root mounts a disk")
+def test_a_disk_where_nothing_may_be_executed_is_named(shop: BuildShop, tmp_path: Path) -> None:
+    files = packages(tmp_path, TinyPackage(name="tiny", version="1"))
+    shop.builds.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "noexec", "data", shop.builds], check=True)
+    try:
+        with pytest.raises(HostError, match="mounted noexec"):
+            shop.build(files)
+        assert shop.leftovers() == []
+    finally:
+        subprocess.run(["umount", shop.builds], check=True)
+
+
 def test_killed_at_any_moment_the_next_build_works(
     shop: BuildShop, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
