@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,11 +21,30 @@ from pipeline.trust.signing import Signer, generate_key, parse_signing_key
 from tests.artifacts import PLATFORM
 from tests.published import Made, make
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 MB = 10**6
 FIRST_DAY = 1_788_000_000
 """In seconds since 1970."""
 FINISHED = "2026-11-02T03:04:05Z"
-BILL = b'{"bomFormat": "CycloneDX", "specVersion": "1.6", "components": []}\n'
+NEEDS = {
+    "vllm": "torch transformers ray xformers fastapi openai opencv-python-headless msgspec",
+    "torch": "triton sympy networkx jinja2 filelock fsspec typing-extensions nvidia-cublas-cu12"
+    " nvidia-cudnn-cu12 nvidia-cusparse-cu12 nvidia-nccl-cu12 nvidia-cusolver-cu12",
+    "nvidia-cudnn-cu12": "nvidia-cublas-cu12",
+    "nvidia-cusolver-cu12": "nvidia-cublas-cu12 nvidia-cusparse-cu12",
+    "xformers": "torch numpy",
+    "transformers": "tokenizers safetensors huggingface-hub numpy regex tqdm requests",
+    "tokenizers": "huggingface-hub",
+    "huggingface-hub": "requests fsspec filelock pyyaml tqdm",
+    "peft": "transformers torch safetensors",
+    "deepspeed": "torch einops psutil",
+    "pandas": "numpy",
+    "scikit-learn": "numpy scipy",
+    "requests": "idna urllib3 certifi",
+}
+"""Who needs whom, about as it is."""
 LARGE = {
     "torch": ("2.8.0", "BSD-3-Clause", 1700),
     "nvidia-cublas-cu12": ("12.8.4.1", "LicenseRef-NVIDIA", 900),
@@ -120,13 +141,33 @@ def publish_showcase(registry: Registry, scratch: Path) -> dict[str, list[Manife
             artifact = _described(make(scratch, made))
             target = registry if release % 2 else signed
             target.publish(artifact, progress=Silent())
-            target.attach(artifact.manifest, SBOM, BILL)
+            target.attach(artifact.manifest, SBOM, bill(made.packages))
             _publish_on(registry, artifact.manifest, day=number + release * 7)
             found.setdefault(name, []).append(artifact.manifest)
         for place, tag in enumerate(tags):
             manifest = found[name][max(-1 - place, -releases)]
             registry.move_tag(name, PLATFORM, tag, manifest.id)
     return found
+
+
+def bill(packages: Sequence[PackageFacts]) -> bytes:
+    """Return a CycloneDX list of packages that says who needs whom."""
+    refs = {one.name: f"pkg:{one.kind}/{one.name}@{one.version}" for one in packages}
+    content = {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "metadata": {},
+        "components": [
+            {"type": "library", "bom-ref": refs[one.name], "name": one.name, "version": one.version}
+            for one in packages
+        ],
+        "dependencies": [
+            {"ref": refs[name], "dependsOn": [refs[one] for one in needs.split() if one in refs]}
+            for name, needs in NEEDS.items()
+            if name in refs
+        ],
+    }
+    return json.dumps(content).encode()
 
 
 def _publish_on(registry: Registry, manifest: Manifest, day: int) -> None:

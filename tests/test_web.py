@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from starlette.testclient import TestClient
 
+from pipeline.artifacts import SBOM
 from pipeline.catalog import Catalog
 from pipeline.errors import TargetOccupied
 from pipeline.models import Checks, PackageFacts
@@ -185,7 +186,10 @@ def test_the_treemap_has_a_table_beside_it(pages: Pages) -> None:
     tags = Reader(pages.get(f"/envs/demo/{PLATFORM}/{pages.old}/").text).tags
     pictures = [attrs for tag, attrs in tags if tag == "svg"]
     assert [attrs["role"] for attrs in pictures] == ["img", "img"]
-    assert sum(1 for tag, _ in tags if tag == "rect") == 2 * 3
+    tiles = [attrs for tag, attrs in tags if tag == "rect" and "class" not in attrs]
+    assert len(tiles) == 2 * 3
+    # Without colours, conda's tiles are known by a second, dashed line.
+    assert sum(1 for tag, attrs in tags if tag == "rect" and attrs.get("class") == "mark") == 2
 
 
 def test_a_tag_leads_to_its_artifact(pages: Pages) -> None:
@@ -445,3 +449,84 @@ def test_a_treemap_fills_the_picture() -> None:
             assert apart or one is other
     assert [block.label for block in gather(blocks, 3)] == ["p60", "p30", "3 more"]
     assert lay_out([], 400, 300) == []
+
+
+def test_why_a_package_is_there(pages: Pages) -> None:
+    place = f"/envs/other/{PLATFORM}"
+    listed = (
+        PackageFacts(name="torch", version="2.8.0", kind="pypi"),
+        PackageFacts(name="sympy", version="1.14", kind="pypi"),
+    )
+    made = Made(name="other", seed=9, packages=listed)
+    artifact = publish(pages.registry, pages.home / "packed", made, "whys")
+    pages.site.refresh()
+    refs = ("pkg:pypi/torch", "pkg:pypi/sympy")
+    bill = {
+        "metadata": {},
+        "components": [{"bom-ref": ref, "name": ref[9:], "version": EVIL} for ref in refs],
+        "dependencies": [{"ref": refs[0], "dependsOn": [refs[1]]}],
+    }
+    pages.registry.attach(artifact, SBOM, msgspec.json.encode(bill))
+    page = pages.get(f"{place}/whys/why/?package=sympy").text
+    assert "<script" not in page
+    assert f'href="{place}/{artifact.id}/"' in page
+    found = pages.json(f"{place}/{artifact.id}/why.json?package=Sympy")
+    assert [one["name"] for one in found["needs"][0]["needed_by"]] == ["torch"]
+    assert "asked for" in pages.get(f"{place}/{artifact.id}/why/?package=torch").text
+    assert pages.json(f"{place}/{artifact.id}/why.json")["needs"] == []
+    missing = pages.json(f"{place}/{artifact.id}/why.json?package=simpy", 404)
+    assert missing["hint"] == "perhaps sympy?"
+    assert f"{place}/{artifact.id}/why/?package=torch" in pages.get(f"{place}/whys/").text
+
+
+ODD = (
+    "/?page=-1", "/?page=99999999999999999999", "/?page=%00", "/?page=x&page=2", "/?q=%00",
+    "/?q=%ff%fe", "/?q=" + "x" * 200, "/tags/?page=0", "/envs/demo/?platform=%00",
+    "/envs/demo/?platform=..%2F..", "/envs/demo/?page=1e9", "/find/?q=%27%3B--", "/find/?q=*",
+    "/find/?q=torch&q=numpy", "/find/?q=torch&tagged=2", "/find/?q=numpy%3E%3D%3E%3D1",
+    "/diff/?old=a", "/diff/?old=a/b/c/d&new=..", "/diff/?old=%00/x/y&new=%00/x/y",
+)  # fmt: skip
+"""Questions that nobody means well."""
+
+
+@pytest.mark.parametrize("path", ODD)
+def test_odd_questions_get_an_answer(pages: Pages, path: str) -> None:
+    for address in (path, _twin_of(path)):
+        answer = pages.client.get(address)
+        assert answer.status_code in (200, 400, 404), answer.text
+        if answer.status_code != 200:
+            assert "error" in answer.text.lower() or "<h1>" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("q=" + "x" * 201, 400), ("sort=size;drop", 200), ("sort=" + "y" * 300, 400),
+        ("order=up", 200), ("q=%00", 200), ("q=a&q=b&sort=name&sort=size", 200),
+    ],
+)  # fmt: skip
+def test_odd_questions_about_an_artifact(pages: Pages, query: str, status: int) -> None:
+    place = f"/envs/demo/{PLATFORM}/{pages.new}"
+    pages.get(f"{place}/?{query}", status)
+    pages.json(f"{place}.json?{query}", status)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/envs/%00/", "/envs/%2E%2E/x/", "/envs/a%2Fb/", f"/envs/demo/%00/{'0' * 12}/",
+        "/envs//x/y/",
+        f"/envs/demo/{PLATFORM}/{'0' * 12}/", f"/envs/demo/{PLATFORM}/{'x' * 5000}/",
+        "/envs/%F0%9F%90%8D/", f"/envs/demo/{PLATFORM}/stable/%00", "/" + "a/" * 500,
+    ],
+)  # fmt: skip
+def test_odd_addresses_are_not_found(pages: Pages, path: str) -> None:
+    for address in (path, _twin_of(path)):
+        answer = pages.client.get(address)
+        assert answer.status_code in (400, 404), (address, answer.text)
+        assert "Traceback" not in answer.text
+
+
+def _twin_of(path: str) -> str:
+    before, mark, query = path.partition("?")
+    return ("/index" if before == "/" else before.rstrip("/")) + ".json" + mark + query

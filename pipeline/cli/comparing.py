@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.artifacts import ARCHIVE_SUFFIX, SBOM, read_artifact, sbom_path
+from pipeline.artifacts import ARCHIVE_SUFFIX, read_artifact, sbom_path
 from pipeline.cli.console import table
 from pipeline.cli.options import common_options, registry_option
 from pipeline.cli.trust import is_file_ref
@@ -102,27 +102,21 @@ def opened(ref: str, platform: str, registry: str) -> Iterator[tuple[Manifest, S
 
 def read_dependencies(ref: str, platform: str, registry: str) -> tuple[Dependencies, str]:
     """Read who needs whom in an artifact, and return it with the artifact's name."""
-    from pipeline.registry.dependents import Dependencies
+    from pipeline.registry.dependents import Dependencies, dependencies_by_lock, dependencies_in
 
-    if is_file_ref(ref):
-        artifact = read_artifact(Path(ref))
-        manifest, path = artifact.manifest, sbom_path(artifact)
-        sbom = path.read_bytes() if path.is_file() else None
-        lock = artifact.lock_path.read_bytes() if artifact.lock_path.is_file() else b""
-    else:
+    if not is_file_ref(ref):
         wanted, place = Ref.parse(ref), Registry.open(registry)
         manifest = place.manifest(wanted.name, platform, place.resolve(wanted, platform))
-        sbom = place.attachment(manifest, SBOM)
-        lock = b"" if sbom else place.read_lock(manifest)
-    if sbom:
-        return Dependencies.of_sbom(sbom, f"the SBOM of {manifest.stem}"), manifest.stem
-    if not lock:
+        return dependencies_in(place, manifest), manifest.stem
+    artifact = read_artifact(Path(ref))
+    manifest, path = artifact.manifest, sbom_path(artifact)
+    if path.is_file():
+        found = Dependencies.of_sbom(path.read_bytes(), f"the SBOM of {manifest.stem}")
+        return found, manifest.stem
+    if not artifact.lock_path.is_file():
         message = f"{manifest.stem} has neither SBOM nor lock: nothing says who needs what"
         raise NotFound(message, hint="copy all files of the artifact")
-    from pipeline.specs.locks import parse_lock
-
-    parsed = parse_lock(lock.decode(errors="replace"), Path(f"{manifest.stem}.conda-lock.yml"))
-    return Dependencies.of_lock(parsed.for_platform(manifest.platform)), manifest.stem
+    return dependencies_by_lock(manifest, artifact.lock_path.read_bytes()), manifest.stem
 
 
 def difference_lines(found: Difference) -> Iterator[str]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pipeline.artifacts import SBOM
 from pipeline.errors import IntegrityError, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pipeline.models import LockedPackage
+    from pipeline.models import LockedPackage, Manifest
+    from pipeline.registry.registry import Registry
 
 MOST_LEVELS = 200
 """Deeper trees are made to keep a reader busy."""
@@ -134,6 +137,25 @@ class Dependencies:
             needed_by=() if is_known else tuple(self._above(one, seen, depth + 1) for one in those),
             repeated=is_known,
         )
+
+
+def dependencies_in(registry: Registry, manifest: Manifest) -> Dependencies:
+    """Read who needs whom in a published artifact: by its SBOM, or by its lock without one."""
+    if sbom := registry.attachment(manifest, SBOM):
+        return Dependencies.of_sbom(sbom, f"the SBOM of {manifest.stem}")
+    return dependencies_by_lock(manifest, registry.read_lock(manifest))
+
+
+def dependencies_by_lock(manifest: Manifest, lock: bytes) -> Dependencies:
+    """Take what an artifact's lock says."""
+    try:
+        from pipeline.specs.locks import parse_lock
+    except ModuleNotFoundError as error:
+        message = f"{manifest.stem} has no SBOM, and to read its lock needs {error.name}"
+        raise NotFound(message, hint='run `pip install "envferry[build]"`') from error
+
+    parsed = parse_lock(lock.decode(errors="replace"), Path(f"{manifest.stem}.conda-lock.yml"))
+    return Dependencies.of_lock(parsed.for_platform(manifest.platform))
 
 
 def need_lines(need: Need, prefix: str = "") -> Iterator[str]:

@@ -51,6 +51,11 @@ PAGES: dict[str, tuple[str, str, Callable[[Site, Question], Any]]] = {
         "artifact.html",
         pages.artifact,
     ),
+    "/envs/{name}/{platform}/{id}/why/": (
+        "/envs/{name}/{platform}/{id}/why.json",
+        "why.html",
+        pages.why,
+    ),
     "/diff/": ("/diff.json", "diff.html", pages.diff),
     "/find/": ("/find.json", "find.html", pages.find),
     "/tags/": ("/tags.json", "tags.html", pages.tags),
@@ -83,12 +88,11 @@ class Pages:
             Route("/robots.txt", self.robots),
             Route("/favicon.svg", self.favicon),
             Route("/style.css", self.stylesheet),
-            Route("/envs/{name}/{platform}/{id}/{file}", self.download),
         ]
         for path, (twin, template, build) in PAGES.items():
             found.append(Route(twin, self.json_page(build)))
             found.append(Route(path, self.html_page(template, build)))
-        return found
+        return [*found, Route("/envs/{name}/{platform}/{id}/{file}", self.download)]
 
     def html_page(
         self, template: str, build: Callable[[Site, Question], Any]
@@ -96,7 +100,7 @@ class Pages:
         """Return what answers with a page."""
 
         def answer(request: Request) -> Response:
-            if moved := self._of_tag(request, "/"):
+            if moved := self._of_tag(request):
                 return moved
             page = build(self.site, _question(request))
             context = {"page": page, "twin": _twin(request), "pictures": _pictures(page)}
@@ -109,7 +113,7 @@ class Pages:
         """Return what answers with a page's JSON twin."""
 
         def answer(request: Request) -> Response:
-            if moved := self._of_tag(request, ".json"):
+            if moved := self._of_tag(request):
                 return moved
             page = build(self.site, _question(request))
             return _revalidated(request, to_json(_public(page)), "application/json")
@@ -150,13 +154,16 @@ class Pages:
         text = self.templates.get_template("error.html").render(context)
         return Response(text, status, media_type="text/html")
 
-    def _of_tag(self, request: Request, end: str) -> Response | None:
-        """Lead from a tag's address to the artifact that it points to."""
+    def _of_tag(self, request: Request) -> Response | None:
+        """Lead from a tag's address to the artifact that it points to; the query stays."""
         parts = request.path_params
         if "id" not in parts or ID_PATTERN.fullmatch(parts["id"]):
             return None
         entry = self.site.entry(parts["name"], parts["platform"], parts["id"])
-        where = f"/envs/{entry.name}/{entry.platform}/{entry.id}{end}"
+        tagged = f"/envs/{entry.name}/{entry.platform}/{parts['id']}"
+        rest = request.url.path.removeprefix(tagged)
+        query = f"?{request.url.query}" if request.url.query else ""
+        where = f"/envs/{entry.name}/{entry.platform}/{entry.id}{rest}{query}"
         return RedirectResponse(where, headers={"Cache-Control": REVALIDATE})
 
 

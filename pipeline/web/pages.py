@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import TypeVar
 
+    from pipeline.registry.dependents import Need
     from pipeline.web.provenance import Provenance
     from pipeline.web.site import Site
 
@@ -100,6 +101,17 @@ class ArtifactPage:
     all_packages: tuple[PackageFacts, ...] = field(metadata={"json": False})
     siblings: tuple[Entry, ...] = field(metadata={"json": False})
     """The artifacts before and after it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhyPage:
+    """Who needs a package of an artifact, and who needs those."""
+
+    entry: Entry
+    package: str
+    """Empty: nobody has asked yet."""
+    needs: tuple[Need, ...]
+    """One tree for each package of that name: conda's and pip's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +242,13 @@ def artifact(site: Site, question: Question) -> ArtifactPage:
         all_packages=manifest.packages,
         siblings=_siblings(site, entry),
     )
+
+
+def why(site: Site, question: Question) -> WhyPage:
+    """Say why a package is in an artifact."""
+    entry = site.entry(*(question.path[part] for part in ("name", "platform", "id")))
+    package = question.text("package")
+    return WhyPage(entry=entry, package=package, needs=site.why(entry, package) if package else ())
 
 
 def diff(site: Site, question: Question) -> DiffPage:

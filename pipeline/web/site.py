@@ -15,6 +15,7 @@ from pipeline.catalog import queries
 from pipeline.errors import NotFound, PipelineError
 from pipeline.models import ID_PATTERN, Ref, check_name, without_credentials
 from pipeline.registry import PublishedArchive
+from pipeline.registry.dependents import dependencies_in
 from pipeline.registry.differences import compare_artifacts
 from pipeline.registry.layout import attachment_key
 from pipeline.web.provenance import Provenance, provenance_of
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pipeline.catalog.database import Connection
     from pipeline.catalog.queries import Entry
     from pipeline.models import Manifest
+    from pipeline.registry.dependents import Need
     from pipeline.registry.differences import Update
     from pipeline.trust.signing import PublicKey
 
@@ -133,6 +135,12 @@ class Site:
             while len(self._contents) > REMEMBERED:
                 self._contents.popitem(last=False)
         return contents
+
+    def why(self, entry: Entry, package: str) -> tuple[Need, ...]:
+        """Return who needs a package of an artifact; raise NotFound when it is not there."""
+        registry = self.catalog.registry
+        manifest = registry.described(entry.name, entry.platform, entry.id)
+        return dependencies_in(registry, manifest).why(package, f"{entry.name}@{entry.id}")
 
     def update(self, before: Manifest, after: Manifest) -> Update | None:
         """Return what an update reads, from the ends of both archives.

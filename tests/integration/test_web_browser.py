@@ -26,6 +26,7 @@ PATHS = (
     "envs/transformer/",
     f"envs/{STABLE}/",
     f"envs/{STABLE}/?q=zzz",
+    f"envs/{STABLE}/why/?package=nvidia-cublas-cu12",
     "diff/",
     f"diff/?old={STABLE}&new=transformer/{PLATFORM}/latest",
     "find/",
@@ -113,6 +114,9 @@ def test_the_way_through_the_pages(page: Page, address: str) -> None:
     page.get_by_label("Name or licence").fill("nvidia")
     page.get_by_role("button", name="Filter").click()
     assert page.locator("#packages ~ .scroll tbody tr").count() < 20
+    page.get_by_role("link", name="Why is nvidia-cublas-cu12 here?").click()
+    assert page.locator(".tree >> text=vllm").count() > 0
+    page.go_back()
     with page.expect_download() as download:
         page.get_by_role("link", name="SBOM").click()
     assert download.value.suggested_filename.endswith("sbom.cdx.json")
