@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import netrc
@@ -195,6 +196,8 @@ class DownloadCache:
                 self._fill(item, target, meter)
         except OSError as error:
             message = f"cannot store {item.file_name} in {directory}: {error.strerror or error}"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                message = f"no space left for downloads in {self.root}: {error.strerror}"
             raise HostError(message, hint="free space there or set ENVFERRY_CACHE") from error
         return target
 
@@ -352,10 +355,10 @@ def _without_credentials(url: str) -> str:
 def _one_error(errors: list[PipelineError]) -> PipelineError:
     """Return the first error; name all files where several of a kind are missing."""
     first = errors[0]
-    alike = [error for error in errors if type(error) is type(first)]
+    alike = {error.message for error in errors if type(error) is type(first)}
     if len(alike) == 1:
         return first
-    lines = "\n".join(f"  {error.message}" for error in alike)
+    lines = "\n".join(f"  {message}" for message in sorted(alike))
     return type(first)(f"{len(alike)} files cannot be had:\n{lines}", hint=first.hint)
 
 

@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -68,6 +69,11 @@ def with_script(script: str) -> TinyPackage:
     """Return a package with a post-link script."""
     files = (("bin/.scripted-post-link.sh", script), ("share/scripted", "here\n"))
     return TinyPackage(name="scripted", version="1.0", files=files)
+
+
+def noise(seed: int) -> str:
+    """Return a text that does not become small."""
+    return Random(seed).randbytes(20_000).hex()
 
 
 def python_files(workshop: Workshop) -> list[Path]:
@@ -239,6 +245,25 @@ def test_a_full_disk_is_named(shop: BuildShop, tmp_path: Path, size: str) -> Non
     finally:
         subprocess.run(["umount", shop.builds], check=True)
     shop.build(large)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root mounts a small disk")
+def test_a_full_disk_of_downloads_is_named_once(shop: BuildShop, tmp_path: Path) -> None:
+    large = [
+        TinyPackage(name=f"large{seed}", version="1", files=(("share/large", noise(seed)),))
+        for seed in range(3)
+    ]
+    files = packages(tmp_path, *large)
+    assert all(path.stat().st_size > 4096 for path in files)
+    small = tmp_path / "downloads"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "small", small], check=True)
+    try:
+        with pytest.raises(HostError, match=r"^no space left for downloads in [^\n]*$"):
+            shop.build(files)
+    finally:
+        subprocess.run(["umount", small], check=True)
+    shop.build(files[:1])
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root mounts a disk")
