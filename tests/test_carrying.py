@@ -209,6 +209,22 @@ def test_damaged_bytes_are_not_mirrored(sites: Sites) -> None:
     assert [name for name in files(sites.site) if "manifest" in name or ".tar" in name] == []
 
 
+def test_one_damaged_artifact_does_not_stop_the_others(sites: Sites) -> None:
+    first = sites.push(SMALL, "bytes")
+    second = sites.push(SMALL[1:], "manifest")
+    third = sites.push(SMALL[2:], "sound")
+    (archive,) = Path(sites.home).rglob(first.manifest.archive.file)
+    flip(archive, REQUEST_BYTES)
+    (manifest,) = Path(sites.home).rglob(f"{second.manifest.id}/manifest.json")
+    manifest.write_bytes(manifest.read_bytes()[:100])
+    with pytest.raises(IntegrityError, match=r"\(and 1 artifact more\)") as caught:
+        sites.mirror()
+    assert "all that is in order was copied" in caught.value.hint
+    site = Registry.open(sites.site)
+    assert site.tags("demo", PLATFORM) == dict.fromkeys(("latest", "sound"), third.manifest.id)
+    require_in_order(sites.site)
+
+
 def test_an_archive_that_nobody_published_is_not_believed(sites: Sites) -> None:
     sites.push(SMALL)
     there = Path(sites.site) / the(sites.home, "*.tar.zst").relative_to(sites.home)

@@ -205,3 +205,12 @@ def test_a_store_that_cannot_be_listed() -> None:
 def test_an_environment_that_is_not_there_is_not_in_order(registry: Registry) -> None:
     with pytest.raises(NotFound, match="dmeo"):
         check_registry(registry, "dmeo", read_bytes=False, progress=Silent())
+
+
+def test_a_later_schema_is_not_to_be_removed(registry: Registry, first: Artifact) -> None:
+    (path,) = Path(registry.url).rglob(f"{first.manifest.id}/manifest.json")
+    path.write_bytes(path.read_bytes().replace(b'"schema": 1', b'"schema": 2'))
+    report = check_registry(registry, read_bytes=False, progress=Silent())
+    (finding,) = (one for one in report.findings if one.key.endswith("manifest.json"))
+    assert "has schema 2, this envferry reads schema 1" in finding.what
+    assert finding.mend == "install a newer envferry"

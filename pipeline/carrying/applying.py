@@ -147,7 +147,7 @@ def _rebuild(delta: OpenDelta, site: Registry, journals: Path, progress: Progres
             carrier.publish(delta.manifest, delta.companions, incoming)
         except IntegrityError as error:
             if delta.is_sound():
-                error.hint = f"{bases} in {site.url} may be damaged: `envferry check` says"
+                error.hint = f"{bases} in {site.url} may be damaged: `envferry check --bytes` says"
             else:
                 error.hint = f"the delta in {delta.source.url} is damaged: copy or export it again"
             raise

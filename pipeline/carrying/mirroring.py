@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, TypeAlias
 from pipeline.artifacts import ARCHIVE_SUFFIX, ATTESTATION, REGISTRY_MANIFEST
 from pipeline.carrying.copying import Carrier, require_room_for
 from pipeline.carrying.tags import CarriedTag, carry_tag, tags_to_carry
-from pipeline.errors import NotFound, UsageError
+from pipeline.errors import IntegrityError, NotFound, PipelineError, SpecError, UsageError
 from pipeline.files import plural
 from pipeline.models import current_platform
 from pipeline.registry.survey import Folder, survey
 from pipeline.stores.port import CannotList
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from pipeline.models import Manifest
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 SMALL_BYTES = 16 << 20
 """Archives up to here are copied side by side, larger ones piece by piece, one after the other."""
 SMALL_AT_ONCE = 4
+WRONG = (IntegrityError, NotFound, SpecError)
+"""What is the fault of one artifact; the others are copied all the same."""
 READERS = 8
 Environment: TypeAlias = tuple[str, str]
 """Name and platform."""
@@ -75,6 +77,8 @@ class MirrorPlan:
     present: int
     tags: dict[TagName, SignedTagRecord]
     dangling: tuple[str, ...]
+    faults: dict[str, PipelineError]
+    """What is wrong with those that cannot be copied, by NAME-PLATFORM-ID."""
 
     def report(self, tags: tuple[CarriedTag, ...] = ()) -> Mirrored:
         """Say what is to be copied, or was."""
@@ -95,7 +99,7 @@ def mirror_registry(
     """Copy what the target lacks, then move its tags forward; what broke off goes on.
 
     Signatures are checked where the source has trusted keys. Raises IntegrityError when bytes or
-    signatures are wrong: what was complete before stays.
+    signatures are wrong, after all that is right was copied.
     """
     plan = plan_mirror(source, target, order)
     require_room_for(target, plan.missing, f"mirroring {plural(len(plan.missing), 'artifact')}")
@@ -103,26 +107,59 @@ def mirror_registry(
 
 
 def follow_plan(plan: MirrorPlan, *, journals: Path, progress: Progress) -> Mirrored:
-    """Copy what is missing, then move the tags forward."""
+    """Copy what is missing, then move the tags forward; raise what was wrong with the rest."""
     size = sum(manifest.archive.size for manifest in plan.missing)
     with progress.task(f"mirror {plural(len(plan.missing), 'artifact')}", size) as advance:
         carrier = Carrier(target=plan.target, journals=journals, advance=advance)
-        copy_all(carrier, plan.source, plan.missing)
-    tags = tuple(carry_tag(plan.target, name, record) for name, record in plan.tags.items())
+        faults = plan.faults | copy_each(carrier, plan.source, plan.missing)
+    tags = tuple(
+        carry_tag(plan.target, name, record)
+        for name, record in plan.tags.items()
+        if f"{name.name}-{name.platform}-{record.id}" not in faults
+    )
+    if faults:
+        raise _joined(faults)
     return plan.report(tags)
 
 
-def copy_all(carrier: Carrier, source: Registry, manifests: Sequence[Manifest]) -> None:
-    """Copy artifacts, small ones side by side; memory does not grow with their number."""
-    small = [one for one in manifests if one.archive.size <= SMALL_BYTES]
+def copy_each(
+    carrier: Carrier, source: Registry, manifests: Sequence[Manifest]
+) -> dict[str, PipelineError]:
+    """Copy artifacts, small ones side by side; memory does not grow with their number.
+
+    Returns what is wrong with those that are damaged, by NAME-PLATFORM-ID.
+    """
+    faults: dict[str, PipelineError] = {}
+
+    def copy(manifest: Manifest) -> None:
+        try:
+            carrier.copy(source, manifest)
+        except WRONG as error:
+            faults[manifest.stem] = error
+
     pool = ThreadPoolExecutor(SMALL_AT_ONCE, thread_name_prefix="mirror")
     try:
-        list(pool.map(lambda manifest: carrier.copy(source, manifest), small))
+        list(pool.map(copy, (one for one in manifests if one.archive.size <= SMALL_BYTES)))
     finally:
         pool.shutdown(cancel_futures=True)
     for manifest in manifests:
         if manifest.archive.size > SMALL_BYTES:
-            carrier.copy(source, manifest)
+            copy(manifest)
+    return faults
+
+
+def copy_all(carrier: Carrier, source: Registry, manifests: Sequence[Manifest]) -> None:
+    """Copy artifacts; raise what is wrong with those that are damaged, after the others."""
+    if faults := copy_each(carrier, source, manifests):
+        raise _joined(faults)
+
+
+def _joined(faults: Mapping[str, PipelineError]) -> PipelineError:
+    """Return the first of some errors, which says how many there are."""
+    ordered = [faults[stem] for stem in sorted(faults)]
+    first, others = ordered[0], len(ordered) - 1
+    message = first.message + (f" (and {plural(others, 'artifact')} more)" if others else "")
+    return type(first)(message, hint=f"{first.hint}; all that is in order was copied")
 
 
 def plan_mirror(source: Registry, target: Registry, order: MirrorOrder) -> MirrorPlan:
@@ -140,9 +177,17 @@ def plan_mirror(source: Registry, target: Registry, order: MirrorOrder) -> Mirro
         wanted = _chosen(folders, tags, order)
         there = _there(target, {folder.name for folder in wanted})
         lacking = [folder for folder in wanted if not _has(there.get(folder), folder)]
-        missing = tuple(
-            pool.map(lambda one: source.manifest(one.name, one.platform, one.id), lacking)
-        )
+        faults: dict[str, PipelineError] = {}
+
+        def look(folder: Folder) -> Manifest | None:
+            try:
+                return source.manifest(folder.name, folder.platform, folder.id)
+            except WRONG as error:
+                faults[f"{folder.name}-{folder.platform}-{folder.id}"] = error
+                return None
+
+        looks = tuple(pool.map(look, lacking))
+    missing = tuple(manifest for manifest in looks if manifest)
     _require_tags(source, order, tags)
     chosen = {(folder.name, folder.platform, folder.id) for folder in wanted}
     return MirrorPlan(
@@ -151,7 +196,8 @@ def plan_mirror(source: Registry, target: Registry, order: MirrorOrder) -> Mirro
         missing=missing,
         missing_bytes=sum(
             one.archive.size
-            for one, folder in zip(missing, lacking, strict=True)
+            for one, folder in zip(looks, lacking, strict=True)
+            if one
             if one.archive.file not in there.get(folder, folder).files or folder not in there
         ),
         present=len(wanted) - len(lacking),
@@ -160,6 +206,7 @@ def plan_mirror(source: Registry, target: Registry, order: MirrorOrder) -> Mirro
             for name, record in tags.items()
             if (name.name, name.platform, record.id) in chosen
         },
+        faults=faults,
         dangling=tuple(
             f"the tag {name} points to {record.id}"
             for name, record in tags.items()

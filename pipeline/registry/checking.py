@@ -123,6 +123,8 @@ class _Checker:
             manifest = _manifest(folder, data)
         except BAD as error:
             mend = f"remove that file, then {_push(folder)}"
+            if isinstance(error, SpecError):  # a later schema is no fault
+                mend = error.hint
             return [*findings, _broken(folder.key + REGISTRY_MANIFEST, error.message, mend)]
         return [*findings, *self._parts(folder, manifest, data)]
 
