@@ -15,8 +15,8 @@ import pytest
 
 from pipeline.archive.exclusion import Exclusion
 from pipeline.archive.reader import Archive, FileSource
-from pipeline.errors import NotFound, SpecError, UsageError
 from pipeline.building.found_env import describe_env
+from pipeline.errors import NotFound, SpecError, UsageError
 from pipeline.installing.env_home import EnvHome
 from pipeline.installing.verifying import verify_installation
 from pipeline.models import SpecOptions

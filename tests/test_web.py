@@ -474,7 +474,7 @@ def test_why_a_package_is_there(pages: Pages) -> None:
     assert [one["name"] for one in found["needs"][0]["needed_by"]] == ["torch"]
     assert "asked for" in pages.get(f"{place}/{artifact.id}/why/?package=torch").text
     assert pages.json(f"{place}/{artifact.id}/why.json")["needs"] == []
-    missing = pages.json(f"{place}/{artifact.id}/why.json?package=simpy", 404)
+    missing = pages.json(f"{place}/{artifact.id}/why.json?package=sympi", 404)
     assert missing["hint"] == "perhaps sympy?"
     assert f"{place}/{artifact.id}/why/?package=torch" in pages.get(f"{place}/whys/").text
 
