@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from pipeline.models import Ref, current_platform
 from pipeline.progress import Silent
 from pipeline.registry import Registry
 from pipeline.registry.checking import check_registry
+from pipeline.registry.pruning import Policy, Scope, carry_out, plan_prune
 from pipeline.stages.fetch import fetch_artifact
 from pipeline.stages.push import push_artifact
 from pipeline.stores.arriving import REQUEST_BYTES
@@ -599,6 +601,22 @@ def test_what_a_copy_of_a_disk_lost_is_named(sites: Sites, lost: str, said: str)
     if lost != "v1/split.json":
         sites.export("demo", part_bytes=SPLIT)
         require_in_order(sites.disk)
+
+
+def test_parts_that_nobody_finished_are_pruned(sites: Sites) -> None:
+    sites.push(SMALL)
+    sites.export("demo", part_bytes=SPLIT)
+    for pattern in ("*.parts.json", "manifest.json", "latest"):
+        the(sites.disk, pattern).unlink()
+    disk, now = Registry.open(sites.disk), datetime.now(timezone.utc)
+    policy = Policy(under_way=timedelta(0))
+    plan = plan_prune(disk, Scope(), policy, now)
+    assert [one.key[-8:] for one in plan.unfinished] == [
+        f".part00{number}" for number in (1, 2, 3, 4)
+    ]
+    assert plan_prune(disk, Scope(), Policy(), now).unfinished == ()
+    carry_out(disk, plan, progress=Silent())
+    assert not list(Path(sites.disk).rglob("*.part0*"))
 
 
 def test_a_damaged_list_of_parts_is_a_finding(sites: Sites) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -235,13 +236,22 @@ class SplitStore:
     def list(
         self, prefix: str = "", *, folders: bool = False, unfinished: bool = False
     ) -> Iterator[Listed]:
-        """Yield values, those in parts as the one that they are."""
+        """Yield values, those in parts as the one that they are; parts of none are unfinished."""
+        if unfinished:
+            yield from self._unlisted_parts(prefix)
         for listed in self.inner.list(prefix, folders=folders, unfinished=unfinished):
             if unfinished:
                 yield listed
             elif listed.key.endswith(RECORD_SUFFIX):
                 yield self._joined(listed)
             elif listed.key != MARKER and not PART_NAME.fullmatch(listed.key):
+                yield listed
+
+    def _unlisted_parts(self, prefix: str) -> Iterator[Listed]:
+        """Yield the parts of values that nobody finished."""
+        keys = {listed.key: listed for listed in self.inner.list(prefix)}
+        for key, listed in keys.items():
+            if PART_NAME.fullmatch(key) and key.rpartition(".part")[0] + RECORD_SUFFIX not in keys:
                 yield listed
 
     def _joined(self, listed: Listed) -> Listed:
@@ -261,7 +271,12 @@ class SplitStore:
             for number in range(len(record.parts)):
                 self.inner.delete(part_key(key, number))
             return 1
-        return self.inner.delete(key, unfinished_seconds)
+        removed = 0
+        if unfinished_seconds is not None:
+            before = datetime.now(timezone.utc) - timedelta(seconds=unfinished_seconds)
+            dead = [one for one in self._unlisted_parts(key) if one.modified <= before]
+            removed = sum(self.inner.delete(one.key) for one in dead)
+        return removed + self.inner.delete(key, unfinished_seconds)
 
     def _record(self, key: str) -> SplitRecord:
         what = f"{key}{RECORD_SUFFIX} in {self.url}"
