@@ -20,7 +20,7 @@ from pipeline.stores.allocating import allocate, allocated_bytes
 from pipeline.stores.arriving import REQUEST_BYTES, REQUESTS_AHEAD, receive
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from pipeline.stores.arriving import Incoming, Piece
@@ -182,9 +182,9 @@ class PartialFile:
             return self._request(numbers, read_at)
         memory = memoryview(bytearray(length))
         missing = [one for one in numbers if not self._load(one, self._part(memory, start, one))]
-        if missing:
-            found = self._request(range(missing[0], missing[-1] + 1), read_at)
-            offset = missing[0] * PIECE_BYTES - start
+        for run in _runs(missing):
+            found = self._request(run, read_at)
+            offset = run[0] * PIECE_BYTES - start
             memory[offset : offset + len(found)] = found
         return memory
 
@@ -232,3 +232,12 @@ class PartialFile:
         digest = xxhash.xxh3_128_hexdigest(data)
         os.write(self.notes, f"{number} {digest}\n".encode())
         self.pieces[number] = digest
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[range]:
+    """Yield what follows each other of some ascending numbers."""
+    first = 0
+    for place, number in enumerate(numbers, 1):
+        if place == len(numbers) or numbers[place] != number + 1:
+            yield range(numbers[first], number + 1)
+            first = place
