@@ -94,6 +94,8 @@ class PackedFrame:
     """One frame, read and compressed."""
 
     plan: FramePlan
+    raw: memoryview
+    """What the frame holds of the tar stream."""
     buffer: bytearray
     """Where `raw` lies; the packer takes it back."""
     compressed: bytes
@@ -102,11 +104,6 @@ class PackedFrame:
     """XXH3-128 of each file that lies whole in the frame, by member number."""
     prefix_members: frozenset[int]
     """The members in which the prefix was seen."""
-
-    @property
-    def raw(self) -> memoryview:
-        """What the frame holds of the tar stream."""
-        return memoryview(self.buffer)[: self.plan.size]
 
 
 def write_archive(
@@ -230,8 +227,9 @@ class FramePacker:
 
     def pack(self, plan: FramePlan) -> PackedFrame:
         """Read, check, hash and compress the pieces of one frame."""
-        buffer = self.next_buffer(plan.size)
-        raw = memoryview(buffer)[: plan.size]
+        size = plan.size
+        buffer = self.next_buffer(size)
+        raw = memoryview(buffer)[:size]
         checksums: dict[int, str] = {}
         starts: list[int] = []
         position = 0
@@ -251,11 +249,12 @@ class FramePacker:
         compressed = self.threads.compressor.compress(raw)
         return PackedFrame(
             plan=plan,
+            raw=raw,
             buffer=buffer,
             compressed=compressed,
             entry=frame_entry(compressed, len(raw)),
             checksums=checksums,
-            prefix_members=frozenset(self.members_with_prefix(buffer, plan, starts)),
+            prefix_members=frozenset(self.members_with_prefix(buffer, size, plan, starts)),
         )
 
     def next_buffer(self, size: int) -> bytearray:
@@ -271,15 +270,15 @@ class FramePacker:
         self.buffers.put(buffer)
 
     def members_with_prefix(
-        self, buffer: bytearray, plan: FramePlan, starts: list[int]
+        self, buffer: bytearray, size: int, plan: FramePlan, starts: list[int]
     ) -> Iterator[int]:
         """Yield the members of a frame in whose bytes the prefix occurs."""
-        found = buffer.find(self.prefix, 0, plan.size)
+        found = buffer.find(self.prefix, 0, size)
         while found >= 0:
             which = bisect_right(starts, found) - 1
             yield plan.pieces[which].member
-            following = starts[which + 1] if which + 1 < len(starts) else plan.size
-            found = buffer.find(self.prefix, following, plan.size)
+            following = starts[which + 1] if which + 1 < len(starts) else size
+            found = buffer.find(self.prefix, following, size)
 
 
 class MemberRecords:
