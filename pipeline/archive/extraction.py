@@ -159,7 +159,8 @@ class Extraction:
             entry = self.files[piece.member]
             content = position + len(piece.header)
             end = content + piece.length
-            if raw[position:content] != piece.header or any(raw[end : end + piece.padding]):
+            padding = raw.count(0, end, end + piece.padding)
+            if raw[position:content] != piece.header or padding != piece.padding:
                 raise self.archive.damaged(number, f"the tar stream contradicts {entry.path!r}")
             if piece.length and piece.member not in self.present:
                 self.write_piece(entry, piece, view[content:end])
