@@ -18,6 +18,7 @@ from pipeline.errors import IntegrityError, NotFound, StoreError, TargetOccupied
 from pipeline.files import exclusive_lock, human_bytes
 from pipeline.stores.arriving import receive
 from pipeline.stores.checksums import FIELD, crc32
+from pipeline.stores.port import Incomplete
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -169,6 +170,8 @@ def receive_file(
 
         try:
             sent = receive(incoming, len(parts), take, UPLOADS_AHEAD)
+        except Incomplete:
+            raise  # what was sent is right
         except IntegrityError:
             _abort(calls, upload)
             journal.end()

@@ -18,6 +18,7 @@ from pipeline.errors import IntegrityError
 from pipeline.files import require_space
 from pipeline.stores.allocating import allocate, allocated_bytes
 from pipeline.stores.arriving import REQUEST_BYTES, REQUESTS_AHEAD, receive
+from pipeline.stores.port import Incomplete
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -123,6 +124,8 @@ class PartialFile:
                 self._receive_near(incoming, incoming.read_into, advance)
             else:
                 self._receive_far(incoming, advance)
+        except Incomplete:
+            raise  # bytes that are not there, a disk that was pulled out: what has come is right
         except IntegrityError:
             self.pieces.clear()
             raise
@@ -161,8 +164,9 @@ class PartialFile:
                 else:
                     read_into(offset, data)
                     writing[slot] = pool.submit(self._keep_aligned, number, data, advance)
-                fast.update(data)
-                strong.update(data)
+                if incoming.digests:
+                    fast.update(data)
+                    strong.update(data)
                 incoming.watch(data)
             for written in writing:
                 if written is not None:
