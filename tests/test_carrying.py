@@ -531,8 +531,14 @@ def test_a_split_folder_can_be_pushed_to_and_pruned(sites: Sites) -> None:
     assert len(disk.environments()) == 2
     require_in_order(sites.disk)
     (key,) = (one.key for one in disk.store.list() if one.key.endswith(artifact.archive_path.name))
+    for pattern in ("parts.json", "part002"):
+        the(sites.disk, f"{artifact.archive_path.name}.{pattern}").unlink()
+        push_artifact(artifact, registry=disk, tags=(), progress=Silent())
+        require_in_order(sites.disk)
+    the(sites.disk, f"{artifact.archive_path.name}.parts.json").write_text("{")
     disk.store.delete(key)
     assert not list(Path(sites.disk).rglob(f"{artifact.archive_path.name}.part*"))
+    assert len(list(Path(sites.disk).rglob("*.part001"))) == 1
 
 
 def test_export_of_what_is_no_folder(sites: Sites) -> None:
@@ -628,6 +634,9 @@ def test_a_damaged_list_of_parts_is_a_finding(sites: Sites) -> None:
     (finding,) = report.findings
     assert "parts.json in" in finding.what
     assert "is damaged" in finding.what
+    assert "`envferry export`" in finding.mend
+    sites.export("demo", part_bytes=SPLIT)
+    require_in_order(sites.disk)
 
 
 def test_two_exports_to_one_disk_at_once(sites: Sites) -> None:

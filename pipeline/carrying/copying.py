@@ -25,7 +25,7 @@ from pipeline.registry.layout import archive_key, folder_of
 from pipeline.registry.publishing import place
 from pipeline.registry.removal import require_settled
 from pipeline.stores.near import require_room
-from pipeline.stores.port import Incomplete, KeyTaken, LostRace
+from pipeline.stores.port import KeyTaken, LostRace, stat_whole
 from pipeline.trust.attestations import decode_envelope, encode_envelope, is_about
 
 if TYPE_CHECKING:
@@ -130,10 +130,7 @@ class Carrier:
     def _place_archive(self, manifest: Manifest, incoming: Incoming, *, is_published: bool) -> bool:
         """Write the archive unless it is there; one that nobody published is read and compared."""
         key, facts = archive_key(manifest), manifest.archive
-        try:
-            stat = self.target.store.stat(key)
-        except Incomplete:
-            stat = None
+        stat = stat_whole(self.target.store, key)
         if stat is None:
             try:
                 self.target.store.create(key, incoming, self.advance)

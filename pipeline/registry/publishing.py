@@ -23,7 +23,7 @@ from pipeline.registry.layout import (
 )
 from pipeline.registry.removal import require_kept, require_settled
 from pipeline.registry.tagging import read_tag
-from pipeline.stores.port import KeyTaken, LostRace
+from pipeline.stores.port import KeyTaken, LostRace, stat_whole
 from pipeline.trust.attestations import (
     attest,
     countersign,
@@ -93,7 +93,7 @@ def place(registry: Registry, key: str, data: bytes, *, must_match: bool) -> boo
 def _place_archive(registry: Registry, artifact: Artifact, progress: Progress) -> bool:
     """Send an archive unless it is there; return whether it was sent."""
     facts, key = artifact.manifest.archive, archive_key(artifact.manifest)
-    if registry.store.stat(key):
+    if stat_whole(registry.store, key):
         _require_same_archive(registry, artifact.manifest)
         return False
     known = _known(registry, artifact)

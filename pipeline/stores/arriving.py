@@ -14,7 +14,7 @@ import xxhash
 from blake3 import blake3
 
 from pipeline.errors import IntegrityError
-from pipeline.stores.port import Incomplete, KeyTaken
+from pipeline.stores.port import KeyTaken, stat_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -171,10 +171,7 @@ def create_or_read(
     store: Store, key: str, incoming: Incoming, advance: Callable[[int], None]
 ) -> None:
     """Write a value, or let `incoming.watch` see the one that is there; its size must be right."""
-    try:
-        there = store.stat(key)
-    except Incomplete:
-        there = None
+    there = stat_whole(store, key)
     if there is None:
         seen = _Seen(incoming)
         try:

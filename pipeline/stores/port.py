@@ -166,6 +166,14 @@ class Store(Protocol):
         ...
 
 
+def stat_whole(store: Store, key: str) -> Stat | None:
+    """Return size and version of a value; None also for one that `create` is to complete."""
+    try:
+        return store.stat(key)
+    except Incomplete:
+        return None
+
+
 def check_key(key: str) -> str:
     """Return `key` when every store can hold it and it stays inside; raise UsageError otherwise."""
     if not all(KEY_PART.fullmatch(part) for part in key.split("/")):

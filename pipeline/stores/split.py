@@ -21,7 +21,7 @@ from pipeline.errors import IntegrityError, NotFound, StoreError
 from pipeline.files import from_json, to_json
 from pipeline.stores.arriving import Incoming, create_or_read, incoming_of
 from pipeline.stores.directory import DirectoryStore
-from pipeline.stores.port import Incomplete, KeyTaken, Listed, Stat
+from pipeline.stores.port import Incomplete, KeyTaken, Listed, Stat, stat_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -182,11 +182,7 @@ class SplitStore:
         known: Sequence[KnownRange] = (),
     ) -> None:
         """Write a value, in parts if it is large; those that are there already are read again."""
-        try:
-            is_taken = self.stat(key) is not None
-        except Incomplete:
-            is_taken = False
-        if is_taken:
+        if stat_whole(self, key):
             raise KeyTaken(f"{key} exists in {self.url} and is never overwritten")
         with ExitStack() as stack:
             incoming = incoming_of(source, key, stack)
@@ -222,11 +218,18 @@ class SplitStore:
         self._note(key, SplitRecord(size=incoming.size, parts=tuple(parts)))
 
     def _note(self, key: str, record: SplitRecord) -> None:
-        """Write what the parts are; somebody who made the same ones may have been faster."""
+        """Write what the parts are, over what is damaged; the same may be there already."""
+        name, data = key + RECORD_SUFFIX, to_json(record)
         try:
-            self.inner.create(key + RECORD_SUFFIX, to_json(record))
+            self.inner.create(name, data)
         except KeyTaken:
-            if self._record(key) != record:
+            there = self.inner.stat(name)
+            try:
+                is_other = self._record(key) != record
+            except Incomplete:
+                self.inner.replace(name, data, there.version if there else None)
+                return
+            if is_other:
                 raise
 
     def replace(self, key: str, data: bytes, expected: str | None) -> str:
@@ -265,11 +268,12 @@ class SplitStore:
         """Remove a value, its record before its parts."""
         is_value = unfinished_seconds is None and not key.endswith("/")
         if is_value and self.inner.stat(key + RECORD_SUFFIX):
-            record = self._record(key)
             self.records.pop(key, None)
             self.inner.delete(key + RECORD_SUFFIX)
-            for number in range(len(record.parts)):
-                self.inner.delete(part_key(key, number))
+            folder = key[: key.rfind("/") + 1]
+            for name in [listed.key for listed in self.inner.list(folder)]:
+                if PART_NAME.fullmatch(name) and name.rpartition(".part")[0] == key:
+                    self.inner.delete(name)
             return 1
         removed = 0
         if unfinished_seconds is not None:
@@ -279,10 +283,14 @@ class SplitStore:
         return removed + self.inner.delete(key, unfinished_seconds)
 
     def _record(self, key: str) -> SplitRecord:
+        """Read what the parts of a value are; raise Incomplete for what does not say it."""
         what = f"{key}{RECORD_SUFFIX} in {self.url}"
-        record = from_json(self.inner.read(key + RECORD_SUFFIX), SplitRecord, what)
+        try:
+            record = from_json(self.inner.read(key + RECORD_SUFFIX), SplitRecord, what)
+        except IntegrityError as error:
+            raise Incomplete(error.message, hint=MEND) from error
         sizes = [part.size for part in record.parts]
         if len(sizes) > MOST_PARTS or min(sizes, default=0) < 0 or sum(sizes) != record.size:
             message = f"{what} is damaged: its parts do not add up"
-            raise IntegrityError(message, hint="copy or export it again")
+            raise Incomplete(message, hint=MEND)
         return record
