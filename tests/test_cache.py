@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
@@ -128,8 +129,11 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
+NO_SETTINGS = NetworkSettings(certificates=None, netrc=None, proxies={})
+
+
 def cache_in(path: Path, netrc: Path | None = None) -> DownloadCache:
-    settings = NetworkSettings(certificates=None, netrc=netrc, proxies={})
+    settings = replace(NO_SETTINGS, netrc=netrc)
     return DownloadCache(path, network=settings, pause_seconds=0.001)
 
 
@@ -216,6 +220,14 @@ def test_a_server_that_stays_busy_is_an_error(cache: DownloadCache, server: Serv
     with pytest.raises(StoreError, match=r"/overloaded\.whl: the server answered 503"):
         fetch(cache, package(f"{server.url}/overloaded.whl"))
     assert server.requests["overloaded.whl"] == 5
+
+
+def test_the_first_error_ends_what_others_wait_for(tmp_path: Path, server: Server) -> None:
+    cache = DownloadCache(tmp_path / "cache", network=NO_SETTINGS, pause_seconds=30)
+    names = ["missing.whl", *(f"overloaded.{number}.whl" for number in range(40))]
+    with pytest.raises(NotFound, match=r"missing\.whl"):
+        fetch(cache, *(package(f"{server.url}/{name}") for name in names))
+    assert sum(server.requests.values()) < len(names)
 
 
 def test_an_interrupted_download_is_resumed(cache: DownloadCache, server: Server) -> None:

@@ -10,7 +10,6 @@ import os
 import re
 import ssl
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -229,7 +228,7 @@ class DownloadCache:
         for attempt in range(ATTEMPTS):
             if attempt:
                 log.info("retrying %s: %s", item.shown, reason)
-                time.sleep(self.pause_seconds * 2 ** (attempt - 1))
+            meter.wait_or_stop(self.pause_seconds * 2 ** (attempt - 1) if attempt else 0)
             try:
                 with partial.open("a+b") as stream:
                     return self._download_once(item, stream, meter)
@@ -326,6 +325,11 @@ class _Meter:
         if self.stopping.is_set():
             raise _Stopped
         self.advance(done_bytes)
+
+    def wait_or_stop(self, seconds: float) -> None:
+        """Wait before an attempt; raise _Stopped when, meanwhile, nobody wants it any more."""
+        if self.stopping.wait(seconds):
+            raise _Stopped
 
     def learn(self, item: Download, size: int) -> None:
         """Say how many bytes a file has, or what is left of it."""
