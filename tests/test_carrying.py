@@ -219,8 +219,10 @@ def test_one_damaged_artifact_does_not_stop_the_others(sites: Sites) -> None:
     flip(archive, REQUEST_BYTES)
     (manifest,) = Path(sites.home).rglob(f"{second.manifest.id}/manifest.json")
     manifest.write_bytes(manifest.read_bytes()[:100])
-    with pytest.raises(IntegrityError, match=r"\(and 1 artifact more\)") as caught:
+    with pytest.raises(IntegrityError) as caught:
         sites.mirror()
+    for damaged in (first.manifest, second.manifest):
+        assert damaged.id in caught.value.message
     assert "all that is in order was copied" in caught.value.hint
     site = Registry.open(sites.site)
     assert site.tags("demo", PLATFORM) == dict.fromkeys(("latest", "sound"), third.manifest.id)

@@ -30,6 +30,7 @@ SMALL_AT_ONCE = 4
 WRONG = (IntegrityError, NotFound, SpecError)
 """What is the fault of one artifact; the others are copied all the same."""
 READERS = 8
+FAULTS_SHOWN = 10
 Environment: TypeAlias = tuple[str, str]
 """Name and platform."""
 
@@ -155,11 +156,14 @@ def copy_all(carrier: Carrier, source: Registry, manifests: Sequence[Manifest]) 
 
 
 def _joined(faults: Mapping[str, PipelineError]) -> PipelineError:
-    """Return the first of some errors, which says how many there are."""
-    ordered = [faults[stem] for stem in sorted(faults)]
-    first, others = ordered[0], len(ordered) - 1
-    message = first.message + (f" (and {plural(others, 'artifact')} more)" if others else "")
-    return type(first)(message, hint=f"{first.hint}; all that is in order was copied")
+    """Return the first of some errors; it names the other artifacts that have one, too."""
+    stem, *others = sorted(faults)
+    first, shown = faults[stem], others[:FAULTS_SHOWN]
+    if others[FAULTS_SHOWN:]:
+        shown.append(f"{len(others) - FAULTS_SHOWN:,} more")
+    message = first.message + (f" (wrong, too: {', '.join(shown)})" if shown else "")
+    hints = (first.hint, "all that is in order was copied")
+    return type(first)(message, hint="; ".join(filter(None, hints)))
 
 
 def plan_mirror(source: Registry, target: Registry, order: MirrorOrder) -> MirrorPlan:
