@@ -453,6 +453,19 @@ def test_a_damaged_frame_does_not_get_into_a_delta(sites: Sites) -> None:
     assert not list(Path(sites.disk).rglob("delta.json"))
 
 
+def test_a_damaged_delta_is_not_the_fault_of_its_registry(sites: Sites) -> None:
+    first = sites.push(SMALL)
+    sites.push(SMALL[1:])
+    since = (f"demo@{first.manifest.id}",)
+    sites.export("demo", since=since)
+    delta = the(sites.disk, "*.delta")
+    flip(delta)
+    with pytest.raises(IntegrityError, match=rf"in {sites.disk}, of an earlier run, is damaged"):
+        sites.export("demo", since=since)
+    delta.unlink()
+    sites.export("demo", since=since)
+
+
 def test_records_that_name_what_cannot_be(sites: Sites) -> None:
     first = sites.push(SMALL)
     sites.mirror()
@@ -518,7 +531,7 @@ def test_split_that_broke_off(sites: Sites) -> None:
     for pattern in ("manifest.json", "*.parts.json", "*.part003"):
         the(sites.disk, pattern).unlink()
     flip(the(sites.disk, "*.part002"))
-    with pytest.raises(IntegrityError):
+    with pytest.raises(IntegrityError, match=rf"left of .* in {sites.disk} is damaged"):
         sites.export("demo", part_bytes=SPLIT)
     sites.export("demo", part_bytes=SPLIT)
     assert files(sites.disk) == complete

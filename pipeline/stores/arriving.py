@@ -187,7 +187,11 @@ def create_or_read(
         raise IntegrityError(message, hint="remove that file, then run the command again")
     for offset in range(0, incoming.size, REQUEST_BYTES):
         data = store.read(key, offset, min(REQUEST_BYTES, incoming.size - offset))
-        incoming.watch(data)
+        try:
+            incoming.watch(data)
+        except IntegrityError as error:
+            message = f"{key} in {store.url}, of an earlier run, is damaged"
+            raise IntegrityError(message, hint="remove it, then run the command again") from error
         advance(len(data))
 
 

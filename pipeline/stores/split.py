@@ -193,7 +193,7 @@ class SplitStore:
 
     def _create_parts(self, key: str, incoming: Incoming, advance: Callable[[int], None]) -> None:
         fast, strong = xxhash.xxh3_128(), blake3()
-        parts = []
+        parts, were_there = [], 0
         for number, start in enumerate(range(0, incoming.size, self.part_bytes)):
             size, digest = min(self.part_bytes, incoming.size - start), blake3()
 
@@ -206,15 +206,20 @@ class SplitStore:
             part, found = part_key(key, number), self.inner.stat(part_key(key, number))
             if found and found.size != size:  # cut off when it was copied
                 self.inner.delete(part)
+                found = None
+            were_there += found is not None
             create_or_read(self.inner, part, incoming.part(number, start, size, watch), advance)
             parts.append(PartFacts(size=size, blake3=digest.hexdigest()))
         try:
             incoming.require(fast.hexdigest(), strong.hexdigest())
-        except IntegrityError:
+        except IntegrityError as error:
             self.inner.delete(key + RECORD_SUFFIX)
             for number in range(len(parts)):
                 self.inner.delete(part_key(key, number))
-            raise
+            if not were_there:
+                raise
+            message = f"what an earlier run left of {key} in {self.url} is damaged: it was removed"
+            raise IntegrityError(message, hint="run the command again") from error
         self._note(key, SplitRecord(size=incoming.size, parts=tuple(parts)))
 
     def _note(self, key: str, record: SplitRecord) -> None:
