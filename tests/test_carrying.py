@@ -184,6 +184,19 @@ def test_a_mirror_that_broke_off_goes_on(sites: Sites) -> None:
     assert sites.install_bytes(sites.site, f"demo@{artifact.manifest.id}") == data
 
 
+def test_what_a_fetch_began_goes_when_the_archive_came_otherwise(sites: Sites) -> None:
+    artifact = sites.push(SMALL)
+    into, there = sites.tmp_path / "fetched", the(sites.home, "*.tar.zst")
+    lost = Registry(LosingStore(open_store(sites.home), REQUEST_BYTES))
+    ref = Ref.parse(f"demo@{artifact.manifest.id}")
+    with pytest.raises(StoreError, match="lost"):
+        fetch_artifact(ref, registry=lost, directory=into, platform=PLATFORM, progress=Silent())
+    assert (into / f".{there.name}.partial").exists()
+    (into / there.name).write_bytes(there.read_bytes())
+    sites.install_bytes(sites.home, str(ref))
+    assert not [path.name for path in into.iterdir() if path.name.startswith(".")]
+
+
 class LosingStore:
     """A store whose archives cannot be read from one offset on; a negative one: all can."""
 

@@ -38,7 +38,9 @@ def fetch_artifact(
     arriving = PartialFile.of(artifact.archive_path, incoming)
     with _explained(directory), exclusive_lock(arriving.journal, str(artifact.archive_path)):
         with arriving.opened():
-            if not _is_complete(artifact, progress):
+            if _is_complete(artifact, progress):
+                arriving.pieces.clear()
+            else:
                 registry.require_archive(manifest)
                 _receive_archive(incoming, arriving, progress)
         write_companions(artifact, lock, proof)
