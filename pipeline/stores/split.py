@@ -87,8 +87,10 @@ class SplitStore:
 
     def stat(self, key: str) -> Stat | None:
         """Return size and version of a value, whole or in parts."""
-        if found := self.inner.stat(key):
-            return found
+        return self.inner.stat(key) or self._stat_parts(key)
+
+    def _stat_parts(self, key: str) -> Stat | None:
+        """Return size and version of a value in parts, and note what they are."""
         if not (there := self.inner.stat(key + RECORD_SUFFIX)):
             if self.inner.stat(part_key(key, 0)):
                 message = f"{key}{RECORD_SUFFIX} in {self.url} is missing, though parts are there"
@@ -96,6 +98,7 @@ class SplitStore:
             return None
         record = self._record(key)
         self._require_parts(key, record)
+        self.records[key] = record
         return Stat(size=record.size, version=there.version, modified=there.modified)
 
     def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
@@ -104,7 +107,8 @@ class SplitStore:
             try:
                 return self.inner.read(key, offset, length)
             except NotFound:
-                self._look_for_parts(key)
+                if not self._stat_parts(key):
+                    raise
         record = self.records[key]
         wanted = max(record.size - offset, 0) if length is None else length
         with self._explained(key, record):
@@ -119,7 +123,8 @@ class SplitStore:
             try:
                 inner.read_into(key, offset, memory)
             except NotFound:
-                self._look_for_parts(key)
+                if not self._stat_parts(key):
+                    raise
             else:
                 return
         record = self.records[key]
@@ -127,12 +132,6 @@ class SplitStore:
             for part, first, count in self._places(key, record, offset, len(memory)):
                 inner.read_into(part, first, memory[:count])
                 memory = memory[count:]
-
-    def _look_for_parts(self, key: str) -> None:
-        """Read what the parts of a value are; pass the NotFound on when there are none."""
-        if self.stat(key) is None:
-            raise  # noqa: PLE0704  (it is called where NotFound was caught)
-        self.records[key] = self._record(key)
 
     def _places(
         self, key: str, record: SplitRecord, offset: int, length: int
@@ -213,6 +212,7 @@ class SplitStore:
         try:
             incoming.require(fast.hexdigest(), strong.hexdigest())
         except IntegrityError as error:
+            self.records.pop(key, None)
             self.inner.delete(key + RECORD_SUFFIX)
             for number in range(len(parts)):
                 self.inner.delete(part_key(key, number))
