@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from pipeline.cli.console import amount_done
+from typing import TYPE_CHECKING
+
+from pipeline.cli.console import Console, amount_done
 from pipeline.progress import Expected
+
+if TYPE_CHECKING:
+    import pytest
+
+
+def test_a_note_cannot_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    Console(as_json=False, is_quiet=False, verbosity=0).note("of \x1b]0;you\x07 others")
+    assert capsys.readouterr().err == "note: of \ufffd]0;you\ufffd others\n"
 
 
 def test_an_amount_without_a_total() -> None:

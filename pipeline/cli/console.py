@@ -54,7 +54,7 @@ class Console:
     def note(self, text: str) -> None:
         """Say on stderr what people should know about a result."""
         if not self.is_quiet:
-            click.echo(f"{click.style('note:', bold=True)} {text}", err=True)
+            click.echo(f"{click.style('note:', bold=True)} {harmless(text)}", err=True)
 
     def result(self, value: object, lines: Callable[[], Iterable[str]]) -> None:
         """Print a result: the value with `--json`, else the lines for people."""
