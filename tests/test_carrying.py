@@ -17,7 +17,7 @@ from pipeline.carrying.delta_checking import check_deltas
 from pipeline.carrying.exporting import Exported, ExportOrder, export_artifacts
 from pipeline.carrying.mirroring import Mirrored, MirrorOrder, mirror_registry, plan_mirror
 from pipeline.cli.carrying import export, parse_size
-from pipeline.cli.main import envferry
+from pipeline.cli.main import envferry, run
 from pipeline.errors import IntegrityError, NotFound, StoreError, TargetOccupied, UsageError
 from pipeline.models import Ref, current_platform
 from pipeline.progress import Silent
@@ -240,6 +240,24 @@ def test_one_damaged_artifact_does_not_stop_the_others(sites: Sites) -> None:
     site = Registry.open(sites.site)
     assert site.tags("demo", PLATFORM) == dict.fromkeys(("latest", "sound"), third.manifest.id)
     require_in_order(sites.site)
+
+
+def test_a_damaged_tag_does_not_stop_the_others(
+    sites: Sites, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = sites.push(SMALL, "stable")
+    the(sites.home, "v1/tags/**/stable").write_text("{")
+    for wanted in ([], ["--tag", "stable"]):
+        assert run(["mirror", sites.home, sites.site, "--dry-run", *wanted]) == 8
+        said = capsys.readouterr()
+        assert (f"to copy  {artifact.manifest.stem}" in said.out) == (not wanted)
+        assert "/stable in" in said.err
+        assert "`envferry tag`" in said.err
+        assert "was copied" not in said.err
+    with pytest.raises(IntegrityError, match="/stable in") as caught:
+        sites.mirror()
+    assert "all that is in order was copied" in caught.value.hint
+    assert Registry.open(sites.site).tags("demo", PLATFORM) == {"latest": artifact.manifest.id}
 
 
 def test_an_archive_that_nobody_published_is_not_believed(sites: Sites) -> None:

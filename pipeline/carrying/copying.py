@@ -19,7 +19,7 @@ from pipeline.artifacts import (
     checksum_line,
     require_size,
 )
-from pipeline.errors import IntegrityError
+from pipeline.errors import IntegrityError, NotFound, SpecError
 from pipeline.registry import LOCK_FILE
 from pipeline.registry.layout import archive_key, folder_of
 from pipeline.registry.publishing import place
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SIGN_ATTEMPTS = 3
+WRONG = (IntegrityError, NotFound, SpecError)
+"""What is the fault of one artifact, or tag; the others are copied all the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

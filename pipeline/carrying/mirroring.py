@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from pipeline.artifacts import ARCHIVE_SUFFIX, ATTESTATION, REGISTRY_MANIFEST
-from pipeline.carrying.copying import Carrier, require_room_for
+from pipeline.carrying.copying import WRONG, Carrier, require_room_for
 from pipeline.carrying.tags import CarriedTag, carry_tag, tags_to_carry
-from pipeline.errors import IntegrityError, NotFound, PipelineError, SpecError, UsageError
+from pipeline.errors import NotFound, UsageError
 from pipeline.files import plural
 from pipeline.models import current_platform
 from pipeline.registry.survey import Folder, survey
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from pipeline.errors import PipelineError
     from pipeline.models import Manifest
     from pipeline.progress import Progress
     from pipeline.registry import Registry
@@ -27,10 +28,9 @@ if TYPE_CHECKING:
 SMALL_BYTES = 16 << 20
 """Archives up to here are copied side by side, larger ones piece by piece, one after the other."""
 SMALL_AT_ONCE = 4
-WRONG = (IntegrityError, NotFound, SpecError)
-"""What is the fault of one artifact; the others are copied all the same."""
 READERS = 8
 FAULTS_SHOWN = 10
+DONE = "all that is in order was copied"
 Environment: TypeAlias = tuple[str, str]
 """Name and platform."""
 
@@ -79,7 +79,7 @@ class MirrorPlan:
     tags: dict[TagName, SignedTagRecord]
     dangling: tuple[str, ...]
     faults: dict[str, PipelineError]
-    """What is wrong with those that cannot be copied, by NAME-PLATFORM-ID."""
+    """What is wrong with those that cannot be copied, by NAME-PLATFORM-ID or `the tag NAME@TAG`."""
 
     def report(self, tags: tuple[CarriedTag, ...] = ()) -> Mirrored:
         """Say what is to be copied, or was."""
@@ -92,6 +92,11 @@ class MirrorPlan:
             tags=tags,
             dangling=self.dangling,
         )
+
+    def require_sound(self) -> None:
+        """Raise what is wrong with those that cannot be copied."""
+        if self.faults:
+            raise _joined(self.faults)
 
 
 def mirror_registry(
@@ -119,7 +124,7 @@ def follow_plan(plan: MirrorPlan, *, journals: Path, progress: Progress) -> Mirr
         if f"{name.name}-{name.platform}-{record.id}" not in faults
     )
     if faults:
-        raise _joined(faults)
+        raise _joined(faults, done=DONE)
     return plan.report(tags)
 
 
@@ -152,18 +157,17 @@ def copy_each(
 def copy_all(carrier: Carrier, source: Registry, manifests: Sequence[Manifest]) -> None:
     """Copy artifacts; raise what is wrong with those that are damaged, after the others."""
     if faults := copy_each(carrier, source, manifests):
-        raise _joined(faults)
+        raise _joined(faults, done=DONE)
 
 
-def _joined(faults: Mapping[str, PipelineError]) -> PipelineError:
-    """Return the first of some errors; it names the other artifacts that have one, too."""
+def _joined(faults: Mapping[str, PipelineError], done: str = "") -> PipelineError:
+    """Return the first of some errors; it names what else has one, and says what was done."""
     stem, *others = sorted(faults)
     first, shown = faults[stem], others[:FAULTS_SHOWN]
     if others[FAULTS_SHOWN:]:
         shown.append(f"{len(others) - FAULTS_SHOWN:,} more")
     message = first.message + (f" (wrong, too: {', '.join(shown)})" if shown else "")
-    hints = (first.hint, "all that is in order was copied")
-    return type(first)(message, hint="; ".join(filter(None, hints)))
+    return type(first)(message, hint="; ".join(filter(None, (first.hint, done))))
 
 
 def plan_mirror(source: Registry, target: Registry, order: MirrorOrder) -> MirrorPlan:
@@ -173,15 +177,16 @@ def plan_mirror(source: Registry, target: Registry, order: MirrorOrder) -> Mirro
         raise UsageError(message, hint="name another registry")
     folders, environments = _folders(source, order)
     published = {(folder.name, folder.platform, folder.id) for folder in folders}
+    faults: dict[str, PipelineError] = {}
     with ThreadPoolExecutor(READERS) as pool:
         found = pool.map(
-            lambda env: tags_to_carry(source, env[0], env[1], order.tags), sorted(environments)
+            lambda env: tags_to_carry(source, env[0], env[1], order.tags, faults),
+            sorted(environments),
         )
         tags = {name: record for some in found for name, record in some.items()}
         wanted = _chosen(folders, tags, order)
         there = _there(target, {folder.name for folder in wanted})
         lacking = [folder for folder in wanted if not _has(there.get(folder), folder)]
-        faults: dict[str, PipelineError] = {}
 
         def look(folder: Folder) -> Manifest | None:
             try:
@@ -192,7 +197,8 @@ def plan_mirror(source: Registry, target: Registry, order: MirrorOrder) -> Mirro
 
         looks = tuple(pool.map(look, lacking))
     missing = tuple(manifest for manifest in looks if manifest)
-    _require_tags(source, order, tags)
+    if not faults:
+        _require_tags(source, order, tags)
     chosen = {(folder.name, folder.platform, folder.id) for folder in wanted}
     return MirrorPlan(
         source=source,

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from pipeline.carrying.copying import WRONG
 from pipeline.errors import StoreError
 from pipeline.files import to_json
 from pipeline.models import DEFAULT_TAG
@@ -18,6 +19,7 @@ from pipeline.trust.signed_tags import TagName
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from pipeline.errors import PipelineError
     from pipeline.registry import Registry
     from pipeline.trust.signed_tags import SignedTagRecord
 
@@ -43,11 +45,16 @@ class CarriedTag:
 
 
 def tags_to_carry(
-    source: Registry, name: str, platform: str, wanted: Iterable[str] = ()
+    source: Registry,
+    name: str,
+    platform: str,
+    wanted: Iterable[str] = (),
+    faults: dict[str, PipelineError] | None = None,
 ) -> dict[TagName, SignedTagRecord]:
     """Return the tags of an environment, all or those that are wanted, their signatures checked.
 
-    A source that cannot list is asked for those that are wanted, or for `latest`.
+    A source that cannot list is asked for those that are wanted, or for `latest`. What is wrong
+    with one is raised; with `faults`, it is noted there instead, and the others are returned.
     """
     wanted = tuple(wanted)
     prefix = f"{TAGS}{name}/{platform}/"
@@ -60,10 +67,16 @@ def tags_to_carry(
         if wanted and tag not in wanted:
             continue
         tag_name = TagName(name=name, platform=platform, tag=tag)
-        _, record = read_tag(source, tag_key(name, platform, tag))
-        if record:
-            if source.trust:
+        try:
+            _, record = read_tag(source, tag_key(name, platform, tag))
+            if record and source.trust:
                 source.trust.check_tag(tag_name, record, f"the tag {tag_name} in {source.url}")
+        except WRONG as error:
+            if faults is None:
+                raise
+            faults[f"the tag {tag_name}"] = error
+            continue
+        if record:
             found[tag_name] = record
     return found
 

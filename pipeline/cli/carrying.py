@@ -181,10 +181,13 @@ def mirror(
     order = MirrorOrder(names=names, **choices)  # type: ignore[arg-type]
     there, here = open_trusting(source, trust), Registry.open(target)
     if dry_run:
-        found = plan_mirror(there, here, order).report()
+        plan = plan_mirror(there, here, order)
+        found = plan.report()
+        console.result(found, lambda: mirror_lines(found, dry_run=True))
+        plan.require_sound()
     else:
         found = mirror_registry(there, here, order, journals=journals(), progress=console.progress)
-    console.result(found, lambda: mirror_lines(found, dry_run=bool(dry_run)))
+        console.result(found, lambda: mirror_lines(found, dry_run=False))
     require_no_conflict(found.tags, found.target)
     if found.dangling:
         message = f"{', '.join(found.dangling[:5])} in {found.source}: not published there"

@@ -32,10 +32,15 @@ def read_tag(registry: Registry, key: str) -> tuple[Stat | None, SignedTagRecord
         data = registry.store.read(key)
     except NotFound:
         return stat, None
-    record = from_json(data, SignedTagRecord, f"{key} in {registry.url}")
+    hint = "remove that file, then run `envferry tag`"
+    try:
+        record = from_json(data, SignedTagRecord, f"{key} in {registry.url}")
+    except IntegrityError as error:
+        error.hint = hint
+        raise
     if not ID_PATTERN.fullmatch(record.id):
         message = f"{key} in {registry.url} is damaged: {record.id!r} is no id"
-        raise IntegrityError(message, hint="remove that file, then run `envferry tag`")
+        raise IntegrityError(message, hint=hint)
     return stat, record
 
 
