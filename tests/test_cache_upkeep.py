@@ -66,6 +66,13 @@ def test_what_nobody_used_for_long_goes(cache: DownloadCache) -> None:
     )
 
 
+def test_a_download_of_two_names_goes_once(cache: DownloadCache, tmp_path: Path) -> None:
+    again = (tmp_path / "a-1.0-0.conda").rename(tmp_path / "a-1.0-0_1.conda")
+    cache.fetch_all([locked(again)], progress=Silent())
+    assert prune_entries(cache.root, older_than=1e12).files == 4
+    assert names(cache) == []
+
+
 def test_repositories_and_records_of_wheels_go_too(cache: DownloadCache) -> None:
     for number, name in enumerate(("old", "new")):
         repository = cache.root / "git" / name

@@ -80,7 +80,7 @@ def prune_entries(root: Path, *, older_than: float) -> Pruned:
         for entry in list_entries(root):
             if entry.used < older_than:
                 removed.append(entry.size)
-                shutil.rmtree(entry.path.parent)
+                entry.path.unlink()
         for algorithm in ALGORITHMS:
             for partial in list(root.glob(f"{algorithm}/??/*/.*.partial")):
                 removed.append(partial.stat().st_size)
