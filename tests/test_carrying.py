@@ -27,6 +27,7 @@ from pipeline.registry.pruning import Policy, Scope, carry_out, plan_prune
 from pipeline.stages.fetch import fetch_artifact
 from pipeline.stages.push import push_artifact
 from pipeline.stores.arriving import REQUEST_BYTES
+from pipeline.stores.directory import DirectoryStore
 from pipeline.stores.opening import open_store
 from pipeline.stores.split import SplitStore
 from tests.packed import pack, random_bytes
@@ -591,6 +592,13 @@ def test_export_of_what_is_no_folder(sites: Sites) -> None:
     Path(sites.disk).mkdir()
     with pytest.raises(NotFound, match="no export"):
         sites.apply()
+
+
+def test_more_parts_than_a_reader_takes(tmp_path: Path) -> None:
+    store = SplitStore(DirectoryStore(tmp_path), 1)
+    with pytest.raises(UsageError, match="10,001 parts of 1 B, at most 10,000"):
+        store.create("a/b", bytes(10_001))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_delta_in_parts(sites: Sites) -> None:

@@ -17,8 +17,8 @@ import msgspec
 import xxhash
 from blake3 import blake3
 
-from pipeline.errors import IntegrityError, NotFound, StoreError
-from pipeline.files import from_json, to_json
+from pipeline.errors import IntegrityError, NotFound, StoreError, UsageError
+from pipeline.files import from_json, human_bytes, to_json
 from pipeline.stores.arriving import Incoming, create_or_read, incoming_of
 from pipeline.stores.directory import DirectoryStore
 from pipeline.stores.port import Incomplete, KeyTaken, Listed, Stat, stat_whole
@@ -188,7 +188,15 @@ class SplitStore:
             if incoming.size <= self.part_bytes:
                 self.inner.create(key, source, advance, known)
             else:
+                self._require_few(key, incoming.size)
                 self._create_parts(key, incoming, advance or (lambda _: None))
+
+    def _require_few(self, key: str, size: int) -> None:
+        """Raise UsageError for a value of more parts than a reader takes."""
+        if size > MOST_PARTS * self.part_bytes:
+            count, length = -(-size // self.part_bytes), human_bytes(self.part_bytes)
+            message = f"{key} would be {count:,} parts of {length}, at most {MOST_PARTS:,} are read"
+            raise UsageError(message, hint="export to another folder, with a larger --split")
 
     def _create_parts(self, key: str, incoming: Incoming, advance: Callable[[int], None]) -> None:
         fast, strong = xxhash.xxh3_128(), blake3()
