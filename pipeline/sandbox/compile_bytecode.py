@@ -16,12 +16,43 @@ import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import CodeType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 UNCHECKED_HASH = 0b01
 CHUNK = 40
-# Up to 3.10, marshal's reference flags depend on what else the process has interned: other bytes
-# with other neighbours. Version 2 has no references. From 3.11 on the newest is reproducible.
-MARSHAL_VERSION = 2 if sys.version_info < (3, 11) else marshal.version
+IS_REPRODUCIBLE = sys.version_info >= (3, 11)
+"""Whether marshal gives equal bytes for equal code."""
+WITHOUT_REFERENCES = 2
+"""The marshal version whose bytes do not depend on what else the process has interned."""
+
+
+def encode(code: CodeType) -> bytes:
+    """Return a code object as marshal has it, the same bytes in every process.
+
+    Up to 3.10 marshal writes a set in the order that it has in memory, which depends on the hash
+    seed and on addresses. From 3.11 on it sorts the encoded items; so do we for the older ones.
+    """
+    if IS_REPRODUCIBLE:
+        return marshal.dumps(code)
+    body = marshal.dumps(code, WITHOUT_REFERENCES)
+    for items in sets_in(code):
+        head = b">" + len(items).to_bytes(4, "little")
+        encoded = [marshal.dumps(item, WITHOUT_REFERENCES) for item in items]
+        body = body.replace(head + b"".join(encoded), head + b"".join(sorted(encoded)))
+    return body
+
+
+def sets_in(code: CodeType) -> Iterator[frozenset[Any]]:
+    """Yield the sets among the constants of a code object and of those in it."""
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from sets_in(constant)
+        elif isinstance(constant, frozenset):
+            yield constant
 
 
 def compile_source(prefix: str, path: Path) -> str | None:
@@ -34,7 +65,7 @@ def compile_source(prefix: str, path: Path) -> str | None:
         return None
     try:
         code = compile(source, str(path.relative_to(prefix)), "exec", dont_inherit=True)
-        body = marshal.dumps(code, MARSHAL_VERSION)
+        body = encode(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         # Templates and tests of the packages themselves: python cannot import these either.
         return f"{path}: {error}"
