@@ -422,6 +422,19 @@ def test_damage_is_found_before_anything_is_published(sites: Sites, damaged: str
     assert second.manifest.id not in Registry.open(sites.site).ids("demo", PLATFORM)
 
 
+def test_what_somebody_left_at_the_site_is_not_the_fault_of_its_bases(sites: Sites) -> None:
+    first = sites.push(SMALL)
+    sites.mirror()
+    second = sites.push(SMALL[1:])
+    sites.export("demo", since=(f"demo@{first.manifest.id}",))
+    left = Path(sites.site) / f"v1/envs/demo/{PLATFORM}/{second.manifest.id}/conda-lock.yml"
+    left.parent.mkdir()
+    left.write_text("another")
+    with pytest.raises(IntegrityError, match="exists with another content") as caught:
+        sites.apply()
+    assert "remove it there" in caught.value.hint
+
+
 @pytest.mark.parametrize("name", ["conda-lock.yml", "sbom.cdx.json"])
 @pytest.mark.parametrize("way", ["delta", "mirror"])
 def test_what_lies_beside_an_archive_is_not_carried_damaged(
