@@ -56,5 +56,5 @@ def fill_registry(work: Path) -> None:
         small = make_artifact(work, seed=number)
         manifest = msgspec.structs.replace(small.manifest, packages=PACKAGES)
         artifact = Artifact(directory=work, manifest=manifest)
-        write_companions(artifact, f"# lock {number}\n".encode())
+        write_companions(artifact, small.lock_path.read_bytes())
         push_artifact(artifact, registry=registry, tags=(f"v{number}",), progress=Silent())
