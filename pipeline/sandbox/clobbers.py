@@ -120,17 +120,16 @@ def archived_files(archive: zipfile.ZipFile, site_packages: str) -> dict[str, in
     for member in archive.infolist():
         if member.is_dir():
             continue
-        path = PurePosixPath(member.filename)
-        if path.is_absolute() or ".." in path.parts or not path.parts:
+        # By its parts: `./a` and `a//b` are written as `a` and `a/b`.
+        parts = [part for part in member.filename.split("/") if part not in ("", ".")]
+        if member.filename.startswith("/") or ".." in parts or not parts:
             message = f"its file {member.filename} leads out of its place"
             raise ValueError(message)
-        # By its parts: `./a` and `a//b` are written as `a` and `a/b`.
-        if path.parts[0].endswith(".data") and len(path.parts) > 2:
-            scheme, *rest = path.parts[1:]
-            files[SCHEMES.get(scheme, f"{site_packages}/") + "/".join(rest)] = member.CRC
+        if parts[0].endswith(".data") and len(parts) > 2:
+            files[SCHEMES.get(parts[1], f"{site_packages}/") + "/".join(parts[2:])] = member.CRC
         else:
-            files[f"{site_packages}/{path}"] = member.CRC
-        if path.name == "entry_points.txt" and path.parts[0].endswith(".dist-info"):
+            files[f"{site_packages}/{'/'.join(parts)}"] = member.CRC
+        if parts[-1] == "entry_points.txt" and parts[0].endswith(".dist-info"):
             files |= entry_points(archive.read(member).decode(errors="replace"))
     return files
 
