@@ -225,8 +225,10 @@ def test_a_server_that_stays_busy_is_an_error(cache: DownloadCache, server: Serv
 def test_the_first_error_ends_what_others_wait_for(tmp_path: Path, server: Server) -> None:
     cache = DownloadCache(tmp_path / "cache", network=NO_SETTINGS, pause_seconds=30)
     names = ["missing.whl", *(f"overloaded.{number}.whl" for number in range(40))]
+    # Each with a digest of its own: what has the same one waits for the other's place in the cache.
+    items = [package(f"{server.url}/{name}", sha256=digest(name.encode())) for name in names]
     with pytest.raises(NotFound, match=r"missing\.whl"):
-        fetch(cache, *(package(f"{server.url}/{name}") for name in names))
+        fetch(cache, *items)
     assert sum(server.requests.values()) < len(names)
 
 
