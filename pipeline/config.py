@@ -72,16 +72,17 @@ class Settings:
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
         """Read `ENVFERRY_*` (REGISTRY, CACHE, ENVS_DIR, TRUSTED_DIR, SIGN_KEY) and the epoch."""
         home_cache = environ.get("XDG_CACHE_HOME") or f"{home_of(environ)}/.cache"
-        epoch = environ.get("SOURCE_DATE_EPOCH", str(SOURCE_DATE_EPOCH))
+        epoch = environ.get("SOURCE_DATE_EPOCH") or str(SOURCE_DATE_EPOCH)
         if not epoch.isdecimal():
             message = f"SOURCE_DATE_EPOCH is {epoch!r}, expected seconds since 1970"
             raise SpecError(message)
         return cls(
-            registry=environ.get("ENVFERRY_REGISTRY", "./artifacts"),
-            cache_dir=Path(environ.get("ENVFERRY_CACHE", f"{home_cache}/envferry")),
-            envs_dir=Path(environ.get("ENVFERRY_ENVS_DIR", str(ENVS_DIR))),
+            registry=environ.get("ENVFERRY_REGISTRY") or "./artifacts",
+            # What is noted of a build or an installation holds in other directories too.
+            cache_dir=Path(environ.get("ENVFERRY_CACHE") or f"{home_cache}/envferry").absolute(),
+            envs_dir=Path(environ.get("ENVFERRY_ENVS_DIR") or ENVS_DIR).absolute(),
             source_date_epoch=int(epoch),
-            trusted_dir=Path(environ.get("ENVFERRY_TRUSTED_DIR", str(TRUSTED_DIR))),
+            trusted_dir=Path(environ.get("ENVFERRY_TRUSTED_DIR") or TRUSTED_DIR),
             sign_key=Secret(sign_key) if (sign_key := environ.get(SIGN_KEY)) else None,
         )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import SYSTEM_AUTHORITIES, Secret, uv_environ
+from pipeline.config import SYSTEM_AUTHORITIES, Secret, Settings, uv_environ
 from pipeline.solving.git_logins import git_environ, git_logins, without_git_login
 
 LINE = "a @ git+https://me:p%40ss@git.example.org/a.git@main#subdirectory=b"
@@ -34,3 +34,14 @@ def test_git_is_told_logins_in_its_environment() -> None:
     assert environ["GIT_CONFIG_KEY_0"] == "a.b"
     assert environ["GIT_CONFIG_KEY_1"] == "http.https://git.example.org/a.git.extraHeader"
     assert environ["GIT_CONFIG_VALUE_1"] == "Authorization: Basic bWU6cEBzcw=="
+
+
+def test_places_hold_in_every_directory() -> None:
+    told = Settings.from_environ({"ENVFERRY_CACHE": "cache", "ENVFERRY_ENVS_DIR": "envs"})
+    assert (told.cache_dir, told.envs_dir) == (Path.cwd() / "cache", Path.cwd() / "envs")
+
+
+def test_an_empty_variable_says_nothing() -> None:
+    names = ("CACHE", "ENVS_DIR", "REGISTRY", "SIGN_KEY", "TRUSTED_DIR")
+    empty = {f"ENVFERRY_{name}": "" for name in names} | {"SOURCE_DATE_EPOCH": ""}
+    assert Settings.from_environ({"HOME": "/h", **empty}) == Settings.from_environ({"HOME": "/h"})
