@@ -21,6 +21,7 @@ LINKER_FILES = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/et
 USER_FILES = ("etc/passwd", "etc/group")
 """Ours, not the host's: programs ask for the name of their user, and need not know more."""
 FAKE_TIME = "lib*/**/faketime/libfaketime.so.1"
+SITE_FOLDERS = ("site-packages", "dist-packages")
 INSTALL_HINT = "install it: apt-get install bubblewrap (or dnf, pacman, zypper: same name)"
 
 
@@ -80,10 +81,18 @@ class Bubblewrap:
 
 
 def tool_mounts() -> Iterator[Mount]:
-    """Yield what envferry itself runs from: its Python, that one's base, and this package."""
-    package = Path(__file__).parents[2]
+    """Yield what envferry itself runs from: its Python, that one's base, and this package.
+
+    Of a user's own site-packages all that is installed there; of a checkout nothing else.
+    """
+    package = Path(__file__).parents[1]
+    is_installed = package.parent.name in SITE_FOLDERS
     seen: set[Path] = set()
-    for place in (Path(sys.base_prefix), Path(sys.prefix), package):
+    for place in (
+        Path(sys.base_prefix),
+        Path(sys.prefix),
+        package.parent if is_installed else package,
+    ):
         is_inside = any(place.is_relative_to(parent) for parent in (Path("/usr"), *seen))
         if not is_inside:
             seen.add(place)

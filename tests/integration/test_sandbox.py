@@ -57,12 +57,21 @@ def test_a_job_sees_only_its_own_environment(
 
 def test_a_job_sees_nothing_of_this_machine(sandbox: Sandbox, tmp_path: Path) -> None:
     (tmp_path / "private").touch()
-    script = f"hostname; cat /proc/1/hostname 2>/dev/null; ls {tmp_path} {Path.home()} /work 2>&1"
+    script = f"hostname; cat /proc/1/hostname 2>/dev/null; ls {tmp_path} {Path.home()} 2>&1"
     seen = sandbox.run(Job(argv=("/bin/sh", "-c", script)), check=False).stdout
     assert seen.startswith("envferry\n")
     assert "private" not in seen
     processes = shell(sandbox, "ls /proc | grep -c '^[0-9]'")
     assert int(processes) < 12
+
+
+def test_the_tool_is_all_that_a_job_sees_of_its_checkout(sandbox: Sandbox) -> None:
+    checkout = Path(__file__).parents[2]
+    look = Job(argv=("/bin/sh", "-c", f"ls -A {checkout}"), needs_tool=True)
+    seen = set(sandbox.run(look, check=False).stdout.split())
+    assert seen <= {"pipeline", Path(sys.prefix).name}
+    run = Job(argv=(sandbox.python, "-m", "pipeline", "--version"), needs_tool=True)
+    assert sandbox.run(run).stdout.startswith("envferry")
 
 
 def test_there_is_no_network(sandbox: Sandbox) -> None:
