@@ -94,20 +94,6 @@ def digest_file(path: Path, advance: Callable[[int], None] | None = None) -> tup
     return fast.hexdigest(), strong.hexdigest()
 
 
-def copy_hashing(
-    source: BinaryIO, target: BinaryIO, advance: Callable[[int], None] | None = None
-) -> tuple[str, str]:
-    """Copy a stream and return the XXH3-128 and BLAKE3 of what went through, in hex."""
-    fast, strong = xxhash.xxh3_128(), blake3()
-    while chunk := source.read(COPY_BYTES):
-        target.write(chunk)
-        fast.update(chunk)
-        strong.update(chunk)
-        if advance:
-            advance(len(chunk))
-    return fast.hexdigest(), strong.hexdigest()
-
-
 @contextmanager
 def exclusive_lock(path: Path, what: str) -> Iterator[None]:
     """Hold a lock file; raise TargetOccupied when another process holds it.

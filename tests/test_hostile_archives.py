@@ -182,7 +182,7 @@ def require_refused(data: bytes, tmp_path: Path, envs: Path, reason: str) -> Non
 
 def test_a_stream_that_contradicts_its_index(good: bytes, tmp_path: Path, envs: Path) -> None:
     archive = Archive(Memory(good))
-    raw = archive.read_frame(1)
+    [raw] = archive.read_run([1])
     for place, reason in ((0, "contradicts"), (520, "than its index says"), (-1, "contradicts")):
         changed = bytearray(raw)
         changed[place] ^= 1
@@ -196,7 +196,8 @@ def test_a_stream_that_contradicts_its_index(good: bytes, tmp_path: Path, envs: 
 def test_a_second_frame_behind_the_first_is_refused(
     good: bytes, tmp_path: Path, envs: Path
 ) -> None:
-    compressed, entry = frame_of(Archive(Memory(good)).read_frame(1))
+    [raw] = Archive(Memory(good)).read_run([1])
+    compressed, entry = frame_of(raw)
     both = compressed + zstandard.ZstdCompressor().compress(bytes(512))
     entry = msgspec.structs.replace(
         entry,
@@ -327,7 +328,7 @@ def read_all(source: Source) -> None:
     """Read every frame of an archive."""
     archive = Archive(source)
     for number in range(len(archive.plans)):
-        archive.read_frame(number)
+        [*archive.read_run([number])]
 
 
 def require_error_of_ours(text: bytes) -> None:

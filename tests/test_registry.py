@@ -192,15 +192,6 @@ def test_an_unknown_ref_says_what_there_is(registry: Registry, artifact: Artifac
         registry.resolve(Ref.parse("demo@stable"), "linux-aarch64")
 
 
-def test_removes_what_was_never_finished(registry: Registry, artifact: Artifact) -> None:
-    publish(registry, artifact)
-    archive = stored(registry, "*.tar.zst")
-    (archive.parent / f".{archive.name}.0a1b2c3d").write_bytes(b"half")
-    assert registry.remove_unfinished(3600) == 0
-    assert registry.remove_unfinished(0) == 1
-    assert not publish(registry, artifact)
-
-
 def test_lists_environments(registry: Registry, artifact: Artifact, tmp_path: Path) -> None:
     publish(registry, artifact)
     publish(registry, make_artifact(tmp_path / "packed", 2000, seed=2))

@@ -138,11 +138,4 @@ def cut_member(number: int, content: int, header: bytes) -> Iterator[Piece]:
         start += length
 
 
-def tar_sizes(entries: Sequence[FileEntry], mtime: int) -> Iterator[tuple[int, int]]:
-    """Yield, for each entry, the bytes of its header and of its padded content."""
-    for entry in entries:
-        content = entry.size if entry.type == "file" else 0
-        yield len(tar_header(entry, mtime)), content + padding(content)
-
-
 assert FRAME_BYTES % BLOCK == 0

@@ -139,16 +139,11 @@ class Archive:
         if run:
             yield run
 
-    def read_frame(self, number: int) -> bytes:
-        """Return the bytes of the tar stream that a frame holds, checked; from any thread.
-
-        Raises IntegrityError when its checksum or its size is wrong.
-        """
-        entry = self.index.frames[number]
-        return self.decode_frame(number, self.bytes.read_at(self.offsets[number], entry.size))
-
     def read_run(self, numbers: Sequence[int]) -> Iterator[bytes]:
-        """Read frames that follow each other at once; yield what each holds, as `read_frame`."""
+        """Read frames that follow each other at once; yield what each holds of the tar stream.
+
+        For any thread. Raises IntegrityError when a checksum or a size is wrong.
+        """
         start, last = self.offsets[numbers[0]], numbers[-1]
         length = self.offsets[last] + self.index.frames[last].size - start
         compressed = memoryview(self.bytes.read_at(start, length))
@@ -159,7 +154,7 @@ class Archive:
             )
 
     def decode_frame(self, number: int, compressed: bytes | memoryview) -> bytes:
-        """Return what a compressed frame holds; see `read_frame`."""
+        """Return what a compressed frame holds; raise IntegrityError for a damaged one."""
         entry = self.index.frames[number]
         # BLAKE3 and not XXH3: a signature covers it, and it costs 2 % of an install.
         if blake3(compressed).hexdigest() != entry.blake3:

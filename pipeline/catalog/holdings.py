@@ -28,7 +28,6 @@ class Holdings:
     folders: dict[Place, Folder | None]
     """The files of each artifact; None when only their folder was seen."""
     tags: dict[TagName, Listed]
-    is_full: bool
 
 
 def list_fully(registry: Registry, pool: Executor) -> Holdings:
@@ -40,7 +39,6 @@ def list_fully(registry: Registry, pool: Executor) -> Holdings:
             (one.name, one.platform, one.id): one for found in surveys for one in found.folders
         },
         tags={name: listed for found in surveys for name, listed in found.tags.items()},
-        is_full=True,
     )
 
 
@@ -55,7 +53,7 @@ def list_quickly(registry: Registry, pool: Executor) -> Holdings:
     middles = [f"{top}{platform}/" for top, platforms in inner for platform in platforms]
     leaves = pool.map(lambda top: (top, _below(registry, top, ID_PATTERN.fullmatch)), middles)
     places = [(*_two(top), id_) for top, ids in leaves for id_ in ids]
-    return Holdings(folders=dict.fromkeys(places), tags=tags, is_full=False)
+    return Holdings(folders=dict.fromkeys(places), tags=tags)
 
 
 def list_folder(registry: Registry, place: Place) -> Folder:

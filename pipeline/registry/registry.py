@@ -244,10 +244,6 @@ class Registry:
         except NotFound:
             return None
 
-    def remove_unfinished(self, older_than_seconds: float) -> int:
-        """Remove what pushes began that long ago and never finished; return how much it was."""
-        return self.store.delete(ENVS, older_than_seconds)
-
 
 @dataclass(frozen=True, slots=True)
 class PublishedArchive:

@@ -23,7 +23,6 @@ else:
     import tomli as tomllib
 
 EXPORT_LINE = re.compile(r"[A-Za-z0-9_][\w.-]*=[^=<>!~\s]+=[\w.]+")
-CONDA_HEADER = "This file may be used to create an environment"
 MAX_BYTES = 8 << 20
 
 
