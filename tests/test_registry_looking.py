@@ -118,17 +118,32 @@ def test_damaged_lists(data: bytes) -> None:
         Dependencies.of_sbom(data, "sbom")
 
 
-def test_a_lock_says_it_too() -> None:
-    def locked(manager: str, name: str, *needs: str) -> LockedPackage:
-        return LockedPackage(
-            manager=manager,  # type: ignore[arg-type]
-            name=name,
-            version="1",
-            platform="linux-64",
-            url="https://host/x",
-            dependencies=dict.fromkeys(needs, "*"),
-        )
+def locked(manager: str, name: str, *needs: str) -> LockedPackage:
+    return LockedPackage(
+        manager=manager,  # type: ignore[arg-type]
+        name=name,
+        version="1",
+        platform="linux-64",
+        url="https://host/x",
+        dependencies=dict.fromkeys(needs, "*"),
+    )
 
+
+def test_two_packages_of_one_name() -> None:
+    """conda's tbb is a library, pip's brings another one."""
+    found = Dependencies.of_lock(
+        (
+            *(locked("conda", "tbb", "python"), locked("conda", "mkl", "tbb")),
+            *(locked("pip", "tbb"), locked("pip", "numba", "TBB", "python")),
+            locked("conda", "python"),
+        )
+    )
+    needs = [(one.kind, [need.name for need in one.needed_by]) for one in found.why("tbb", "demo")]
+    assert needs == [("conda", ["mkl"]), ("pypi", ["numba"])]
+    assert [one.name for one in found.why("python", "demo")[0].needed_by] == ["numba", "tbb"]
+
+
+def test_a_lock_says_it_too() -> None:
     found = Dependencies.of_lock(
         (
             locked("conda", "python"),

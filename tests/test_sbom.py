@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from pipeline.artifacts import SBOM, sbom_path
@@ -82,6 +84,17 @@ def test_every_package_is_there_with_its_hash_and_licence(tmp_path: Path) -> Non
     assert links[bom["metadata"]["component"]["bom-ref"]] == [conda["purl"], pip["purl"]]
     assert to_json(bom) == to_json(bill_of_materials(made))
     assert json.loads(to_json(bom)) == bom
+
+
+def test_two_packages_of_one_name(tmp_path: Path) -> None:
+    """Each needs what is of its own kind."""
+    twin = msgspec.structs.replace(PIP, name=CONDA.name)
+    needing = msgspec.structs.replace(CONDA, name="mkl", dependencies={CONDA.name: "*"})
+    made = ingredients(tmp_path)
+    both = replace(made, packages=(CONDA, needing, twin, PIP))
+    links = {item["ref"]: item["dependsOn"] for item in bill_of_materials(both)["dependencies"]}
+    assert links[package_url(needing)] == [package_url(CONDA)]
+    assert links[package_url(PIP)] == [package_url(twin)]
 
 
 @pytest.mark.parametrize(

@@ -359,6 +359,29 @@ class TestHttp:
         with pytest.raises(StoreError, match="503"):
             store.read("a/b", 1, 2)
 
+    @pytest.mark.parametrize("length", ["many", "-5", "9" * 5000, ""])
+    def test_a_length_that_is_none(self, serve: Serve, length: str) -> None:
+        class Odd(RangeHandler):
+            def do_HEAD(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Length", length)
+                self.send_header("Last-Modified", "Fri, 31 Dec 9999 23:59:59 -2359")
+                self.end_headers()
+
+        with pytest.raises(StoreError, match=r"a/b has a Content-Length of .*, which is no size"):
+            HttpStore(serve(Odd), pauses=()).stat("a/b")
+
+    def test_a_time_that_is_none(self, serve: Serve) -> None:
+        class Late(RangeHandler):
+            def do_HEAD(self) -> None:
+                self.send_response(200)
+                self.send_header("Last-Modified", "Fri, 31 Dec 9999 23:59:59 -2359")
+                self.end_headers()
+
+        stat = HttpStore(serve(Late), pauses=()).stat("a/b")
+        assert stat is not None
+        assert stat.modified is None
+
     def test_a_server_without_ranges(self, serve: Serve, tmp_path: Path) -> None:
         (tmp_path / "a").write_bytes(b"0123456789")
 
@@ -408,6 +431,13 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
 def test_urls_that_are_no_registry(url: str) -> None:
     with pytest.raises(UsageError):
         open_store(url)
+
+
+@pytest.mark.parametrize("bucket", ["a b", "Bücket", "x" * 300])
+def test_buckets_that_cannot_be(bucket: str) -> None:
+    with pytest.raises(UsageError, match="cannot be the name of a bucket") as caught:
+        open_store(f"s3://{bucket}/prefix")
+    assert "s3://BUCKET/PREFIX" in caught.value.hint
 
 
 def test_kinds_of_urls(tmp_path: Path) -> None:

@@ -53,7 +53,10 @@ class Ingredients:
 def bill_of_materials(ingredients: Ingredients) -> dict[str, Any]:
     """Return the environment as CycloneDX, https://cyclonedx.org/docs/1.6/json."""
     built = ingredients.built
-    urls = {canonicalize_name(item.name): package_url(item) for item in ingredients.packages}
+    urls = {
+        (item.manager, canonicalize_name(item.name)): package_url(item)
+        for item in ingredients.packages
+    }
     root = f"{built.name}@{built.lock_digest[:12]}"
     tools = [
         {"type": "application", "name": name, "version": version}
@@ -67,9 +70,10 @@ def bill_of_materials(ingredients: Ingredients) -> dict[str, Any]:
             "ref": package_url(item),
             "dependsOn": sorted(
                 {
-                    urls[name]
-                    for need in item.dependencies
-                    if (name := canonicalize_name(need)) in urls
+                    found
+                    for name in map(canonicalize_name, item.dependencies)
+                    # A pip package needs conda's where there is no pip package of that name.
+                    if (found := urls.get((item.manager, name)) or urls.get(("conda", name)))
                 }
                 - {package_url(item)}
             ),

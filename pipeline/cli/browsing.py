@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from functools import wraps
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from pipeline.models import check_name, without_credentials
 from pipeline.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import datetime
     from typing import TypeVar
 
@@ -96,14 +97,17 @@ def ls(
     """List the artifacts in the registry, or those of one environment, the newest first.
 
     SIGNED says whether an attestation lies beside an artifact; `envferry verify REF` says by
-    whom. The list comes from a local index, which reads only what is new in the registry.
+    whom. The list comes from a local index, which reads only what is new in the registry. The exit
+    code is 7 when the registry has no environment NAME.
     """
     from pipeline.catalog.queries import entries
 
     wanted = selection.filter(name)
     catalog = open_catalog(console, registry, fully=selection.fully)
     found = catalog.ask(entries(wanted))
-    console.result(found, lambda: entry_lines(found, wanted, catalog))
+    if not found and name:
+        require_environment(name, catalog)
+    console.result(found, lambda: entry_lines(found, catalog))
     if damaged := sum(1 for entry in found if entry.problem):
         console.note(f"{damaged} damaged: `envferry check` says what is wrong and how to mend it")
 
@@ -138,6 +142,8 @@ def find(
     if damaged := sum(1 for entry in searched if entry.problem):
         console.note(f"{damaged} damaged and not searched: `envferry check` says how to mend it")
     if not found and not console.as_json:
+        if name:
+            require_environment(name, catalog)
         raise nothing_found(package, wanted, catalog)
     console.result(found, lambda: match_lines(found))
     return 0 if found else NotFound.exit_code
@@ -153,10 +159,10 @@ def open_catalog(console: Console, registry: str, *, fully: bool = False) -> Cat
     return catalog
 
 
-def entry_lines(found: Sequence[Entry], wanted: Filter, catalog: Catalog) -> Iterable[str]:
+def entry_lines(found: Sequence[Entry], catalog: Catalog) -> Iterable[str]:
     """Return the table of artifacts, or what to try when there are none."""
     if not found:
-        return nothing_listed(wanted, catalog)
+        return [nothing_listed(catalog)]
     rows = [
         (
             entry.name,
@@ -178,18 +184,30 @@ def entry_lines(found: Sequence[Entry], wanted: Filter, catalog: Catalog) -> Ite
     return table(headers, rows, right=(5, 6))
 
 
-def nothing_listed(wanted: Filter, catalog: Catalog) -> Iterator[str]:
-    """Yield why a list is empty."""
+def nothing_listed(catalog: Catalog) -> str:
+    """Say why a list is empty."""
+    from pipeline.catalog.queries import environments
+
+    url = without_credentials(catalog.registry.url)
+    if not catalog.ask(environments()):
+        return f"{url} holds no environments yet: `envferry push ARCHIVE` brings one"
+    return f"{url} holds nothing like that: see `envferry ls` without options"
+
+
+def require_environment(name: str, catalog: Catalog) -> None:
+    """Raise NotFound, with names that are near, for an environment that the registry lacks."""
     from pipeline.catalog.queries import environments
 
     names = [one.name for one in catalog.ask(environments())]
-    url = without_credentials(catalog.registry.url)
-    if not names:
-        yield f"{url} holds no environments yet: `envferry push ARCHIVE` brings one"
-    elif wanted.name and wanted.name not in names:
-        yield f"{url} holds no environment {wanted.name}: it holds {', '.join(names)}"
-    else:
-        yield f"{url} holds nothing like that: see `envferry ls` without options"
+    if name in names:
+        return
+    near = difflib.get_close_matches(name, names, n=3)
+    hint = "`envferry ls` lists what it holds"
+    if near:
+        hint = f"perhaps {', '.join(near)}? {hint}"
+    elif not names:
+        hint = "it holds none yet: `envferry push ARCHIVE` brings one"
+    raise NotFound(f"{catalog.registry.url} holds no environment {name}", hint=hint)
 
 
 def nothing_found(package: str, wanted: WantedPackage, catalog: Catalog) -> NotFound:

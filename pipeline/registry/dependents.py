@@ -86,12 +86,14 @@ class Dependencies:
     @classmethod
     def of_lock(cls, locked: tuple[LockedPackage, ...]) -> Dependencies:
         """Take what a lock says of one platform."""
-        kinds = {"conda": "conda", "pip": "pypi"}
-        packages = {
-            _normal(item.name): Package(item.name, item.version, kinds[item.manager])
-            for item in locked
-        }
-        links = {_normal(item.name): tuple(map(_normal, item.dependencies)) for item in locked}
+        packages = {_ref(item.manager, item.name): _locked(item) for item in locked}
+        links: dict[str, tuple[str, ...]] = {}
+        for item in locked:
+            own = [_ref(item.manager, need) for need in item.dependencies]
+            conda = [_ref("conda", need) for need in item.dependencies]
+            # A pip package needs conda's where there is no pip package of that name.
+            needs = (a if a in packages else b for a, b in zip(own, conda, strict=True))
+            links[_ref(item.manager, item.name)] = tuple(needs)
         return cls._of(packages, links)
 
     @classmethod
@@ -165,6 +167,15 @@ def need_lines(need: Need, prefix: str = "") -> Iterator[str]:
         note = " (see above)" if above.repeated else ""
         yield f"{prefix}{'└── ' if is_last else '├── '}{above.name} {above.version}{note}"
         yield from need_lines(above, prefix + ("    " if is_last else "│   "))
+
+
+def _locked(item: LockedPackage) -> Package:
+    return Package(item.name, item.version, "pypi" if item.manager == "pip" else item.manager)
+
+
+def _ref(manager: str, name: str) -> str:
+    """Return what tells a package from one of the same name of the other manager."""
+    return f"{manager} {_normal(name)}"
 
 
 def _package(component: _Component) -> Package:

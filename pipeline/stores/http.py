@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import ssl
 import time
 import urllib.error
@@ -69,7 +70,7 @@ class HttpStore:
 
         def ask() -> Stat:
             with self._response(key, {}, method="HEAD") as response:
-                size = int(response.headers.get("Content-Length", "0"))
+                size = self._size(key, response.headers.get("Content-Length", "0"))
                 modified = response.headers.get("Last-Modified", "")
                 version = response.headers.get("ETag", modified)
             return Stat(size=size, version=version, modified=_time(modified))
@@ -119,6 +120,13 @@ class HttpStore:
                 time.sleep(seconds)
         return attempt()
 
+    def _size(self, key: str, header: str) -> int:
+        """Read a `Content-Length` header."""
+        if not re.fullmatch(r"\d{1,18}", header.strip(), re.ASCII):
+            message = f"{self.base}/{key} has a Content-Length of {header[:40]!r}, which is no size"
+            raise StoreError(message, hint="is a proxy in between? look at the web server's log")
+        return int(header)
+
     def _read_only(self, key: str) -> StoreError:
         message = f"{self.base} is a web server: {key} cannot be written or removed there"
         return StoreError(message, hint="push to the directory or bucket that it serves")
@@ -167,7 +175,7 @@ def _time(header: str) -> datetime | None:
 
     try:
         return parsedate_to_datetime(header).astimezone(timezone.utc)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

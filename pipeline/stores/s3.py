@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,13 @@ CONNECTIONS = 16
 PAUSES = (0.3, 1.0)
 """Seconds before another attempt, where boto3 makes none."""
 
+BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
+"""What requests can be made for: some servers have names that Amazon does not allow."""
+NAMES_HINT = "buckets have 3 to 63 lower-case letters, digits, dots and hyphens: s3://BUCKET/PREFIX"
+BUCKET_HINTS = {
+    "NoSuchBucket": "create it, or check --registry and AWS_ENDPOINT_URL_S3",
+    "InvalidBucketName": NAMES_HINT,
+}
 CREDENTIALS_HINT = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 REFUSED_CREDENTIALS = frozenset(
     {
@@ -115,6 +123,9 @@ class S3Store:
         if not bucket:
             message = f"{url} names no bucket"
             raise UsageError(message, hint="write s3://BUCKET or s3://BUCKET/PREFIX")
+        if not BUCKET_NAME.fullmatch(bucket):
+            message = f"{bucket!r} cannot be the name of a bucket"
+            raise UsageError(message, hint=NAMES_HINT)
         if prefix:
             check_key(prefix)
         return cls(_client(url), bucket, f"{prefix}/" if prefix else "")
@@ -283,7 +294,8 @@ class S3Store:
         body = answer["Body"]
         with body:  # not `as`: that is the raw stream, whose errors are not botocore's
             data: bytes = body.read()
-        total = int(answer.get("ContentRange", "/0").rpartition("/")[2])
+        said = answer.get("ContentRange", "").rpartition("/")[2]
+        total = int(said) if said.isdecimal() else 0
         expected = total - offset if length is None else length
         if total and total < offset + expected:
             message = f"{key} in {self.url} has {total} bytes, {offset + expected} are expected"
@@ -367,11 +379,9 @@ class S3Store:
         if code in REFUSED_CREDENTIALS:
             message = f"{self._endpoint} refuses the credentials for {self.url} ({code})"
             return StoreError(message, hint=CREDENTIALS_HINT)
-        if code == "NoSuchBucket":
+        if hint := BUCKET_HINTS.get(code):
             message = f"the bucket {self.bucket} does not exist at {self._endpoint}"
-            return StoreError(
-                message, hint="create it, or check --registry and AWS_ENDPOINT_URL_S3"
-            )
+            return StoreError(message, hint=hint)
         if code in CONFLICTS:
             message = f"{key} in {self.url} is not what it was expected to be ({code})"
             return _Conflict(message, hint="run the command again")

@@ -48,10 +48,18 @@ def test_ls(shop: Workshop) -> None:
     (entry,) = json.loads(shop.run("ls", "--tag", "stable", "--json").stdout)
     assert (entry["version"], entry["tags"], entry["attested"]) == ("1.0", ["stable"], False)
     assert len(shop.run("ls", "demo").stdout.splitlines()) == 3
-    assert "holds no environment none: it holds demo, other" in shop.run("ls", "none").stdout
+    nothing = shop.run("ls", "dmeo", expect=7)
+    assert (nothing.stdout, "holds no environment dmeo\nhint: perhaps demo?" in nothing.stderr) == (
+        "",
+        True,
+    )
+    assert json.loads(shop.run("ls", "none", "--json", expect=7).stdout)["error"]["exit_code"] == 7
+    assert shop.run("ls", "demo", "--tag", "none", "--json").stdout == "[]\n"
+    assert "no environment none" in shop.run("find", "torch", "none", expect=7).stderr
     assert "without options" in shop.run("ls", "--platform", "osx-64").stdout
     (shop.home / "empty").mkdir()
     assert "envferry push" in shop.run("ls", "--registry", "empty").stdout
+    assert "envferry push" in shop.run("ls", "demo", "--registry", "empty", expect=7).stderr
     assert "cannot be listed" in shop.run("ls", "--registry", "https://x/y", expect=9).stderr
 
 
