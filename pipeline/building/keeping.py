@@ -9,12 +9,35 @@ from pipeline.artifacts import SBOM
 from pipeline.building.records import RECORD
 from pipeline.building.sbom import Ingredients, bill_of_materials
 from pipeline.files import to_json, write_bytes
+from pipeline.models import BuiltEnv, current_platform
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.building.workplace import Workplace
-    from pipeline.models import BuiltEnv, Lock, LockedPackage
+    from pipeline.models import Lock, LockedPackage
+    from pipeline.sandbox.orders import BuildAnswer
+
+LOCK = "conda-lock.yml"
+
+
+def note_build(
+    lock: Lock, answer: BuildAnswer, image: str | None, work: Workplace, home: Path
+) -> BuiltEnv:
+    """Return the record of a build that is to be kept in `home`."""
+    platform = current_platform()
+    return BuiltEnv(
+        name=lock.name,
+        platform=platform,
+        prefix=str(work.prefix),
+        tree=str(home / work.tree.relative_to(work.home)),
+        lock_path=str(home / LOCK),
+        lock_digest=lock.digest,
+        content_hash=lock.content_hashes.get(platform, ""),
+        options=lock.options,
+        tools=answer.tools,
+        image=image,
+    )
 
 
 def describe_build(built: BuiltEnv, packages: tuple[LockedPackage, ...], work: Workplace) -> None:
@@ -26,7 +49,7 @@ def describe_build(built: BuiltEnv, packages: tuple[LockedPackage, ...], work: W
 def keep_build(built: BuiltEnv, lock: Lock, work: Workplace, home: Path) -> None:
     """Put a finished build where the next stage looks for it, its record last."""
     shutil.rmtree(work.desk)
-    shutil.copyfile(lock.path, work.home / "conda-lock.yml")
+    shutil.copyfile(lock.path, work.home / LOCK)
     if home.exists():
         # Without its record the old build is nobody's; it may go at leisure.
         (home / RECORD).unlink(missing_ok=True)

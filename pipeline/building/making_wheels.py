@@ -8,13 +8,29 @@ from typing import TYPE_CHECKING
 from pipeline.building.ordering import order_for, run_builder
 from pipeline.building.source_wheels import SOURCES_PREFIX, WheelShop
 from pipeline.building.workplace import Workplace, fresh_workplace
+from pipeline.models import current_platform
 from pipeline.sandbox.orders import Circumstances
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.building.options import BuildOptions
-    from pipeline.models import LockedPackage
+    from pipeline.building.sources import SourceShelf
+    from pipeline.models import Lock, LockedPackage
+    from pipeline.sandbox.port import Sandbox
+
+
+def open_shop(lock: Lock, shelf: SourceShelf, sandbox: Sandbox, options: BuildOptions) -> WheelShop:
+    """Return what makes the wheels of a lock's sources on this machine's platform."""
+    platform = current_platform()
+    packages = lock.for_platform(platform)
+    return WheelShop(
+        shelf=shelf,
+        sandbox=sandbox,
+        conda=tuple(item for item in packages if item.manager == "conda"),
+        requirements=lock.build_requirements_for(platform),
+        anew_in=options.circumstances.environ if options.anew else None,
+    )
 
 
 def make_wheels(

@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.building.checking import run_checks
-from pipeline.building.keeping import describe_build, keep_build
-from pipeline.building.making_wheels import make_wheels
+from pipeline.building.keeping import describe_build, keep_build, note_build
+from pipeline.building.making_wheels import make_wheels, open_shop
 from pipeline.building.ordering import order_for, run_builder
-from pipeline.building.source_wheels import WheelShop, described
+from pipeline.building.source_wheels import described
 from pipeline.building.sources import SourceShelf
 from pipeline.building.workplace import fresh_workplace
 from pipeline.cache.downloads import DownloadCache, cache_lock
 from pipeline.files import exclusive_lock
-from pipeline.models import ENVS_DIR, BuiltEnv, Lock, current_platform
+from pipeline.models import ENVS_DIR, current_platform
 
 if TYPE_CHECKING:
     from pipeline.building.options import BuildOptions
+    from pipeline.models import BuiltEnv, Lock
     from pipeline.progress import Progress
     from pipeline.sandbox.port import Sandbox
 
@@ -38,39 +39,20 @@ def build_env(
     platform = current_platform()
     packages = lock.for_platform(platform)
     home = options.builds_dir / f"{lock.name}-{platform}"
-    prefix = options.prefix or str(ENVS_DIR / lock.name)
-    lock_path = home.with_name(f"{home.name}.lock")
-    building = exclusive_lock(lock_path, f"the build of {lock.name}")
+    building = exclusive_lock(home.with_name(f"{home.name}.lock"), f"the build of {lock.name}")
     with building, cache_lock(cache.root, shared=True):
-        shop = WheelShop(
-            shelf=SourceShelf(cache=cache, progress=progress, offline=options.offline),
-            sandbox=sandbox,
-            conda=tuple(item for item in packages if item.manager == "conda"),
-            requirements=lock.build_requirements_for(platform),
-            anew_in=options.circumstances.environ if options.anew else None,
-        )
         partial = home.with_name(f"{home.name}.partial")
-        made = make_wheels(shop, packages, partial, options)
+        shelf = SourceShelf(cache=cache, progress=progress, offline=options.offline)
+        made = make_wheels(open_shop(lock, shelf, sandbox, options), packages, partial, options)
         files = tuple(made.get(item.url, item) for item in packages)
         downloads = cache.fetch_all(files, progress=progress, offline=options.offline)
-        with fresh_workplace(partial, prefix) as work:
+        with fresh_workplace(partial, options.prefix or str(ENVS_DIR / lock.name)) as work:
             order = order_for(files, downloads, work, options)
             with progress.task(f"build {lock.name} ({sandbox.name})"):
                 answer = run_builder(order, work, cache.root, sandbox, options)
             if options.check:
                 run_checks(lock.options.checks, work, sandbox, progress)
-            built = BuiltEnv(
-                name=lock.name,
-                platform=platform,
-                prefix=prefix,
-                tree=str(home / work.tree.relative_to(work.home)),
-                lock_path=str(home / "conda-lock.yml"),
-                lock_digest=lock.digest,
-                content_hash=lock.content_hashes.get(platform, ""),
-                options=lock.options,
-                tools=answer.tools,
-                image=sandbox.image,
-            )
+            built = note_build(lock, answer, sandbox.image, work, home)
             describe_build(built, described(packages, made), work)
             keep_build(built, lock, work, home)
     return built
