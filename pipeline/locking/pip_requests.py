@@ -19,6 +19,7 @@ from pipeline.solving.git_logins import git_logins
 from pipeline.solving.pip_request import PipRequest
 
 if TYPE_CHECKING:
+    from pipeline.locking.options import LockOptions
     from pipeline.models import BuildRequirements, LockedPackage, Spec
     from pipeline.progress import Progress
 
@@ -26,8 +27,14 @@ if TYPE_CHECKING:
 INTERPRETERS = ("python", "python_abi", "cpython", "pypy")
 
 
-def pip_request(half: Spec, platform: str, conda: tuple[LockedPackage, ...]) -> PipRequest:
-    """Ask for the pip half of one platform, given what conda chose."""
+def pip_request(
+    half: Spec,
+    platform: str,
+    conda: tuple[LockedPackage, ...],
+    kept: tuple[LockedPackage, ...],
+    options: LockOptions,
+) -> PipRequest:
+    """Ask for the pip half of one platform, given what conda chose and what is to stay."""
     chosen = [package for package in conda if package.platform == platform]
     python = next((package for package in chosen if package.name == "python"), None)
     if half.pip and python is None:
@@ -42,6 +49,9 @@ def pip_request(half: Spec, platform: str, conda: tuple[LockedPackage, ...]) -> 
         provided=tuple(sorted(provided.items())),
         glibc=half.options.system.glibc,
         working_dir=half.path.parent.absolute(),
+        kept=tuple(item for item in kept if (item.manager, item.platform) == ("pip", platform)),
+        updated=options.updated,
+        exclude_newer=options.exclude_newer,
     )
 
 

@@ -1,0 +1,79 @@
+"""What the conda half is asked for, and its solution for several platforms at once."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from pipeline.locking.channels import (
+    channel_names,
+    channels_of,
+    placed_lines,
+    relaxed_pins,
+    warn_of,
+)
+from pipeline.solving.conda_half import CondaAnswer, CondaRequest, solve_conda_half
+
+if TYPE_CHECKING:
+    from pipeline.locking.options import LockOptions
+    from pipeline.models import LockedPackage, Replacement, Spec
+    from pipeline.progress import Progress
+
+SOLVERS = 2
+"""How many platforms are solved at once."""
+
+
+def conda_request(
+    spec: Spec,
+    halves: dict[str, Spec],
+    kept: tuple[LockedPackage, ...],
+    options: LockOptions,
+    progress: Progress,
+) -> tuple[CondaRequest, tuple[Replacement, ...]]:
+    """Ask for the conda half of a spec, read for each platform; tell which pins were relaxed."""
+    names = channel_names(spec, options)
+    channels = channels_of(spec, options, names)
+    looking = progress.task(f"locking {spec.name}: which pins the channels have")
+    with looking if options.relax else nullcontext():
+        conda, replacements = relaxed_pins(placed_lines(halves, names), channels, options)
+    warn_of(replacements, channels)
+    request = CondaRequest(
+        spec_path=str(spec.path.absolute()),
+        platforms=tuple(conda),
+        channels=channels,
+        channels_as_written=options.channels or spec.channels,
+        conda=conda,
+        has_pip=bool(spec.pip),
+        system=spec.options.system,
+        solver=str(options.solver.absolute()) if options.solver else None,
+        kept=tuple(item for item in kept if item.manager == "conda"),
+        updated=options.updated,
+        exclude_newer=options.exclude_newer,
+    )
+    return request, replacements
+
+
+def solve_platforms(request: CondaRequest, name: str, progress: Progress) -> CondaAnswer:
+    """Solve the conda half for each platform, several at once; the first that fails raises."""
+    alone = {
+        platform: msgspec.structs.replace(request, platforms=(platform,))
+        for platform in request.platforms
+    }
+    with ThreadPoolExecutor(SOLVERS, thread_name_prefix="solve") as threads:
+        futures = {
+            platform: threads.submit(solve_conda_half, part) for platform, part in alone.items()
+        }
+        answers = []
+        try:
+            for platform, future in futures.items():
+                with progress.task(f"locking {name}: conda packages for {platform}"):
+                    answers.append(future.result())
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+    return CondaAnswer(
+        packages=tuple(package for answer in answers for package in answer.packages),
+        content_hashes={k: v for answer in answers for k, v in answer.content_hashes.items()},
+    )
