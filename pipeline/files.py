@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import msgspec
@@ -16,7 +18,6 @@ from pipeline.errors import HostError, IntegrityError, SpecError, TargetOccupied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 COPY_BYTES = 1 << 20
 T = TypeVar("T")
@@ -44,10 +45,40 @@ def atomic_write(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
     sync_directory(path.parent)
 
 
+@contextmanager
+def write_anew(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write from its start, on the disk when the block ends well, else removed.
+
+    For large files under a name that is known: what a killed process left is not left for ever.
+    """
+    try:
+        with path.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fchmod(stream.fileno(), 0o644)
+            os.fsync(stream.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a small file whole or not at all."""
     with atomic_write(path) as stream:
         stream.write(data)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory and all in it, also what lies in directories closed to their owner."""
+    try:
+        shutil.rmtree(path)
+    except PermissionError:
+        path.chmod(0o700)
+        for directory, folders, _ in os.walk(path):
+            for folder in folders:
+                if not (closed := Path(directory, folder)).is_symlink():
+                    closed.chmod(0o700)
+        shutil.rmtree(path)
 
 
 def sync_directory(path: Path) -> None:

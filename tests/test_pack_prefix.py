@@ -16,7 +16,8 @@ import pytest
 from pipeline.archive.exclusion import Exclusion
 from pipeline.archive.reader import Archive, FileSource
 from pipeline.building.found_env import describe_env
-from pipeline.errors import NotFound, SpecError, UsageError
+from pipeline.errors import NotFound, SpecError, TargetOccupied, UsageError
+from pipeline.files import exclusive_lock
 from pipeline.installing.env_home import EnvHome
 from pipeline.installing.verifying import verify_installation
 from pipeline.models import SpecOptions
@@ -167,6 +168,21 @@ def test_a_package_cache_changes_nothing(tree: Path, tmp_path: Path) -> None:
     with FileSource(pack(tree).archive_path) as source:
         assert Archive(source).index == index
     assert {"bin/python", "bin/tool"} <= {entry.path for entry in index.files}
+
+
+def test_one_pack_at_a_time_writes_an_archive(tree: Path) -> None:
+    artifact = pack(tree)
+    staged = artifact.directory / ".demo-linux-64.tar.zst"
+    # What a killed one left, of whatever length, is written over.
+    staged.write_bytes(bytes(1 << 20))
+    assert pack(tree).manifest == artifact.manifest
+    assert not staged.exists()
+    with (
+        exclusive_lock(staged, "it"),
+        pytest.raises(TargetOccupied, match=r"the new archive of demo in .* is in use"),
+    ):
+        pack(tree)
+    assert artifact.archive_path.is_file()
 
 
 def test_what_cannot_travel_is_named_all_at_once(tree: Path) -> None:

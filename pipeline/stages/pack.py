@@ -13,7 +13,7 @@ from pipeline.archive.listing import Listing
 from pipeline.archive.writer import ArchiveOptions, WrittenArchive, write_archive
 from pipeline.artifacts import SBOM, sbom_path, write_companions
 from pipeline.direct_io import DirectStream
-from pipeline.files import atomic_write, write_bytes
+from pipeline.files import exclusive_lock, write_anew, write_bytes
 from pipeline.models import Artifact, Manifest
 
 if TYPE_CHECKING:
@@ -44,31 +44,38 @@ def pack_env(built: BuiltEnv, *, options: PackOptions, progress: Progress) -> Ar
     """Pack a built environment into one archive, with its checksum, lock and manifest beside it.
 
     The manifest is written last: without it the other files are no artifact. Raises SpecError when
-    something in the environment cannot travel, HostError when it changes while it is packed.
+    something in the environment cannot travel, HostError when it changes while it is packed,
+    TargetOccupied while another process packs it into the same directory.
     """
     listing = Listing(Path(built.tree), built.prefix, built.options.exclude)
     staged = options.output_dir / f".{built.name}-{built.platform}.tar.zst"
     total = sum(member.entry.size for member in listing.members)
-    with progress.task(f"pack {built.name}", total) as advance, atomic_write(staged) as stream:
-        direct = DirectStream(stream.fileno(), WRITE_BYTES)
-        written = write_archive(
-            direct,
-            listing.members,
-            options=archive_options(built, options),
-            generate=lambda files: last_members(built, listing, files),
-            advance=advance,
+    with exclusive_lock(staged, f"the new archive of {built.name} in {options.output_dir}"):
+        with progress.task(f"pack {built.name}", total) as advance, write_anew(staged) as stream:
+            direct = DirectStream(stream.fileno(), WRITE_BYTES)
+            written = write_archive(
+                direct,
+                listing.members,
+                options=archive_options(built, options),
+                generate=lambda files: last_members(built, listing, files),
+                advance=advance,
+            )
+            direct.flush()
+        artifact = Artifact(
+            directory=options.output_dir, manifest=describe(built, written, listing, options)
         )
-        direct.flush()
-    artifact = Artifact(
-        directory=options.output_dir, manifest=describe(built, written, listing, options)
-    )
-    staged.replace(artifact.archive_path)
+        staged.replace(artifact.archive_path)
+        add_companions(artifact, built)
+    return artifact
+
+
+def add_companions(artifact: Artifact, built: BuiltEnv) -> None:
+    """Put beside an archive what belongs to it: its list of materials, lock, sum and manifest."""
     lock_path = Path(built.lock_path)
     sbom = lock_path.with_name(SBOM)
     if sbom.exists():
         write_bytes(sbom_path(artifact), sbom.read_bytes())
     write_companions(artifact, lock_path.read_bytes())
-    return artifact
 
 
 def last_members(built: BuiltEnv, listing: Listing, files: Sequence[FileEntry]) -> Iterator[Member]:
