@@ -65,6 +65,10 @@ class Plan:
     """A fault that every request with a checksum meets."""
     copies: str | None = None
     """A fault that every copy inside the store meets."""
+    hung: threading.Event | None = None
+    """Large answers stop half way, large requests get none, and this is set."""
+    released: threading.Event = field(default_factory=threading.Event)
+    """Ends the silence."""
     paths: set[str] = field(default_factory=set)
     """What was asked for; whole URLs where it is used as a proxy."""
 
@@ -105,6 +109,9 @@ class FaultHandler(BaseHTTPRequestHandler):
         if self.plan.flips and len(body) > LARGE_BYTES:
             body = body[:LARGE_BYTES] + bytes([body[LARGE_BYTES] ^ 1]) + body[LARGE_BYTES + 1 :]
         self.plan.paths.add(self.path)
+        if self.plan.hung and len(body) > LARGE_BYTES:
+            self.stall(self.plan.hung)
+            return
         if "x-amz-copy-source" in self.headers:
             fault = self.plan.copies or fault
         if any(name.lower().startswith("x-amz-checksum") for name in self.headers):
@@ -160,10 +167,20 @@ class FaultHandler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(length))
         self.end_headers()
         if self.command != "HEAD":
+            if self.plan.hung and len(data) > LARGE_BYTES:
+                self.wfile.write(data[: len(data) // 2])
+                self.stall(self.plan.hung)
+                return
             self.wfile.write(data[: len(data) // 2] if half else data)
         if fault == "cut body":
             self.wfile.flush()
             self.reset()
+
+    def stall(self, hung: threading.Event) -> None:
+        """Say no more until the end."""
+        hung.set()
+        self.plan.released.wait(60)
+        self.reset()
 
     def reset(self) -> None:
         """Close the connection as a crash does."""
@@ -193,6 +210,7 @@ def fault_proxy(plan: Plan) -> Iterator[str]:
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
+        plan.released.set()
         server.shutdown()
         server.server_close()
         thread.join()

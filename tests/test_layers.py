@@ -22,6 +22,7 @@ LAYERS = (
         "pipeline.files",
         "pipeline.direct_io",
         "pipeline.process",
+        "pipeline.workers",
     ),
     (
         "pipeline.config",

@@ -7,7 +7,7 @@ import errno
 import mmap
 import os
 import stat
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from pipeline.archive.members import FRAME_BYTES
 from pipeline.archive.tar import END_OF_ARCHIVE
 from pipeline.direct_io import DirectWriter, write_all
 from pipeline.errors import HostError, IntegrityError
+from pipeline.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -90,7 +91,7 @@ def extract_tree(
     try:
         make_directories(archive.index, str(target))
         extraction.make_small_things()
-        with ThreadPoolExecutor(threads, thread_name_prefix="install") as pool:
+        with Workers(threads, "install") as pool:
             numbers = needed_frames(archive, options.present, options.done_frames)
             size = sum(archive.index.frames[number].size for number in numbers)
             run_bytes = min(RUN_BYTES, size // (RUNS_PER_THREAD * threads))
@@ -98,11 +99,7 @@ def extract_tree(
                 pool.submit(extraction.write_run, run, advance)
                 for run in archive.cut_runs(numbers, run_bytes)
             ]
-            try:
-                finished, _ = wait(runs, return_when=FIRST_EXCEPTION)
-            finally:
-                # After a fault or an interrupt: do not write what is no longer wanted.
-                pool.shutdown(wait=True, cancel_futures=True)
+            finished, _ = wait(runs, return_when=FIRST_EXCEPTION)
             for future in finished:
                 future.result()
         extraction.finish()

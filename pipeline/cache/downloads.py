@@ -10,7 +10,6 @@ import os
 import re
 import ssl
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +32,7 @@ from pipeline.errors import (
 )
 from pipeline.files import COPY_BYTES
 from pipeline.progress import Expected
+from pipeline.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -161,12 +161,11 @@ class DownloadCache:
                     meter.stopping.set()
                 return error
 
-        with ThreadPoolExecutor(THREADS, thread_name_prefix="download") as threads:
+        with Workers(THREADS, "download") as threads:
             try:
                 results = list(threads.map(fetch, downloads))
             except BaseException:
                 meter.stopping.set()
-                threads.shutdown(cancel_futures=True)
                 raise
         errors = [result for result in results if isinstance(result, PipelineError)]
         if errors:

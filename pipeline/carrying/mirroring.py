@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -14,6 +13,7 @@ from pipeline.files import plural
 from pipeline.models import current_platform
 from pipeline.registry.survey import Folder, survey
 from pipeline.stores.port import CannotList
+from pipeline.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -143,11 +143,8 @@ def copy_each(
         except WRONG as error:
             faults[manifest.stem] = error
 
-    pool = ThreadPoolExecutor(SMALL_AT_ONCE, thread_name_prefix="mirror")
-    try:
+    with Workers(SMALL_AT_ONCE, "mirror") as pool:
         list(pool.map(copy, (one for one in manifests if one.archive.size <= SMALL_BYTES)))
-    finally:
-        pool.shutdown(cancel_futures=True)
     for manifest in manifests:
         if manifest.archive.size > SMALL_BYTES:
             copy(manifest)
@@ -178,7 +175,7 @@ def plan_mirror(source: Registry, target: Registry, order: MirrorOrder) -> Mirro
     folders, environments = _folders(source, order)
     published = {(folder.name, folder.platform, folder.id) for folder in folders}
     faults: dict[str, PipelineError] = {}
-    with ThreadPoolExecutor(READERS) as pool:
+    with Workers(READERS, "plan") as pool:
         found = pool.map(
             lambda env: tags_to_carry(source, env[0], env[1], order.tags, faults),
             sorted(environments),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,6 +20,7 @@ from pipeline.catalog.records import (
 )
 from pipeline.files import plural
 from pipeline.progress import Silent
+from pipeline.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -87,7 +87,7 @@ class Catalog:
         before, now = self.database.run(remembered), time.time()
         is_recent = 0 <= now - before.listed_at < FULL_SECONDS
         is_full = fully or not is_recent or len(before.artifacts) <= SMALL
-        with ThreadPoolExecutor(THREADS) as pool:
+        with Workers(THREADS, "catalog") as pool:
             holdings = (list_fully if is_full else list_quickly)(self.registry, pool)
             moved = {
                 name: listed

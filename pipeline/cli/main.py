@@ -6,6 +6,8 @@ import importlib
 import os
 import signal
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -103,7 +105,17 @@ def main() -> NoReturn:
         signal.signal(signal.SIGHUP, interrupt)
     code = run(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is said: it ends without a traceback
+    if threading.active_count() > 1:
+        leave(code)
     sys.exit(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End without waiting for threads: after an interrupt some may hang on a server for long."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def run(arguments: list[str]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +25,7 @@ from pipeline.registry.survey import Folder, require_known, survey
 from pipeline.registry.tagging import read_tag
 from pipeline.stores.port import Incomplete
 from pipeline.trust.attestations import decode_envelope, verify_attestation, verify_subjects
+from pipeline.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,7 +87,7 @@ def check_registry(
     require_known(found, registry, [name] if name else [])
     size = sum(_archive_size(folder) for folder in found.folders) if read_bytes else None
     label = f"check {registry.url}"
-    with progress.task(label, size) as advance, ThreadPoolExecutor(CHECKERS) as pool:
+    with progress.task(label, size) as advance, Workers(CHECKERS, "check") as pool:
         checker = _Checker(registry, advance if read_bytes else None)
         findings = [_foreign(listed.key) for listed in found.foreign]
         for some in pool.map(checker.folder, found.folders):

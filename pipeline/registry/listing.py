@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from pipeline.artifacts import ATTESTATION
@@ -10,6 +9,7 @@ from pipeline.errors import NotFound, StoreError
 from pipeline.models import Manifest, RegistryEntry, check_name
 from pipeline.registry.layout import DELTAS, ENVS, TAGS, artifact_folder, folder_of, is_manifest
 from pipeline.registry.tagging import read_tag
+from pipeline.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,7 @@ def list_entries(registry: Registry, name: str | None) -> tuple[RegistryEntry, .
     there = {listed.key: listed.modified for listed in registry.store.list(f"{ENVS}{below}")}
     folders = sorted(key.split("/")[2:5] for key in there if is_manifest(key))
     tag_keys = sorted(listed.key for listed in registry.store.list(f"{TAGS}{below}"))
-    with ThreadPoolExecutor(READERS) as pool:
+    with Workers(READERS, "list") as pool:
         manifests = pool.map(lambda folder: registry.described(*folder), folders)
         records = pool.map(lambda key: read_tag(registry, key)[1], tag_keys)
         tags = dict(zip(tag_keys, records, strict=True))
@@ -39,7 +39,7 @@ def list_tags(registry: Registry, name: str, platform: str) -> dict[str, str]:
     """Return all tags of an environment with the ids that they point to."""
     prefix = f"{TAGS}{check_name(name, 'environment name')}/{platform}/"
     keys = sorted(listed.key for listed in registry.store.list(prefix))
-    with ThreadPoolExecutor(READERS) as pool:
+    with Workers(READERS, "list") as pool:
         records = pool.map(lambda key: read_tag(registry, key)[1], keys)
         return {
             key.removeprefix(prefix): record.id

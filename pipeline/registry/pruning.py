@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from pipeline.registry.layout import ENVS, tag_key
 from pipeline.registry.removal import remove_artifact
 from pipeline.registry.survey import Folder, Survey, require_known, survey
 from pipeline.registry.tagging import read_tag
+from pipeline.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,7 +134,7 @@ def carry_out(registry: Registry, plan: PrunePlan, *, progress: Progress) -> Pru
             return fate
         return replace(fate, goes=False, reason=obstacle)
 
-    with progress.task(f"prune {registry.url}"), ThreadPoolExecutor(REMOVERS) as pool:
+    with progress.task(f"prune {registry.url}"), Workers(REMOVERS, "prune") as pool:
         fates = tuple(pool.map(remove, plan.fates))
         for folder in sorted({one.key.rpartition("/")[0] + "/" for one in plan.unfinished}):
             registry.store.delete(folder, seconds)
@@ -147,7 +147,7 @@ def _tagged(
     """Return the tags of each artifact that has any."""
     names = [tag for tag in found.tags if scope.has(tag.name, tag.platform)]
     keys = [tag_key(tag.name, tag.platform, tag.tag) for tag in names]
-    with ThreadPoolExecutor(8) as pool:
+    with Workers(8, "prune") as pool:
         records = list(pool.map(lambda key: read_tag(registry, key)[1], keys))
     tagged: dict[tuple[str, str, str], list[str]] = {}
     for name, record in zip(names, records, strict=True):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
@@ -15,9 +13,12 @@ from blake3 import blake3
 
 from pipeline.errors import IntegrityError
 from pipeline.stores.port import KeyTaken, stat_whole
+from pipeline.workers import Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
+    from contextlib import ExitStack
 
     from pipeline.stores.port import Store
 
@@ -103,9 +104,8 @@ def receive(
     fast, strong = xxhash.xxh3_128(), blake3()
     results = []
     _keep_memory()
-    # Closed here, whatever happens: no thread may outlive what it writes to.
-    with closing(in_order(take, count, ahead)) as arriving:
-        for data, result in arriving:
+    with Workers(min(READERS, ahead), "receive") as pool:
+        for data, result in in_order(pool, take, count, ahead):
             if incoming.digests:
                 fast.update(data)
                 strong.update(data)
@@ -126,21 +126,15 @@ def _keep_memory() -> None:
     bytes(2 * REQUEST_BYTES)
 
 
-def in_order(
-    obtain: Callable[[int], T], count: int, ahead: int = REQUESTS_AHEAD
-) -> Generator[T, None, None]:
+def in_order(pool: Workers, obtain: Callable[[int], T], count: int, ahead: int) -> Iterator[T]:
     """Yield `obtain(0)`, `obtain(1)`, … worked out in parallel, a bounded number ahead."""
     waiting: deque[Future[T]] = deque()
-    pool = ThreadPoolExecutor(min(READERS, ahead), thread_name_prefix="receive")
-    try:
-        for number in range(count):
-            waiting.append(pool.submit(obtain, number))
-            if len(waiting) == ahead:
-                yield waiting.popleft().result()
-        while waiting:
+    for number in range(count):
+        waiting.append(pool.submit(obtain, number))
+        if len(waiting) == ahead:
             yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def incoming_of(source: Path | bytes | Incoming, key: str, stack: ExitStack) -> Incoming:

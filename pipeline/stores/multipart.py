@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +18,7 @@ from pipeline.files import exclusive_lock, human_bytes
 from pipeline.stores.arriving import receive
 from pipeline.stores.checksums import FIELD, crc32
 from pipeline.stores.port import Incomplete
+from pipeline.workers import Workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -270,11 +270,10 @@ def _send_parts(
         advance(part.length)
         return sent
 
-    pool = ThreadPoolExecutor(UPLOAD_THREADS, thread_name_prefix="upload")
     try:
-        return list(pool.map(send, parts))
+        with Workers(UPLOAD_THREADS, "upload") as pool:
+            return list(pool.map(send, parts))
     finally:
-        pool.shutdown(cancel_futures=True)
         os.close(descriptor)
 
 

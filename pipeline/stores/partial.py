@@ -99,7 +99,9 @@ class PartialFile:
         finally:
             for descriptor in (self.descriptor, self.notes, *self.writers.values()):
                 os.close(descriptor)
+            # A thread that an interrupt left behind must not write elsewhere.
             self.writers.clear()
+            self.descriptor = self.notes = -1
             if not self.pieces:
                 self.path.unlink(missing_ok=True)
                 self.journal.unlink(missing_ok=True)

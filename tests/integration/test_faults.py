@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -14,10 +16,13 @@ from pipeline.progress import Silent
 from pipeline.registry import Registry
 from pipeline.stages.fetch import fetch_artifact
 from pipeline.stages.push import push_artifact
+from pipeline.stores.arriving import REQUEST_BYTES
 from pipeline.stores.opening import open_store
 from pipeline.stores.port import KeyTaken, LostRace
 from tests.artifacts import PLATFORM, make_artifact
 from tests.fault_proxy import FAULTS, Plan, fault_proxy
+from tests.packed import pack, random_bytes
+from tests.test_interrupts import interrupted
 from tests.workshop import Workshop
 
 if TYPE_CHECKING:
@@ -187,6 +192,25 @@ def test_a_fault_that_stays_is_said_clearly(
             call()
         assert caught.value.exit_code == 9
         assert caught.value.hint
+
+
+@pytest.mark.parametrize("command", ["fetch", "install", "push"])
+def test_a_server_that_hangs_is_not_waited_for(
+    plan: Plan, s3_url: str, tmp_path: Path, command: str
+) -> None:
+    artifact = pack(tmp_path / "packed", {"big": random_bytes(1, 3 * REQUEST_BYTES)})
+    host = Workshop(home=tmp_path, cache=tmp_path / "cache", environ={"ENVFERRY_REGISTRY": s3_url})
+    if command != "push":
+        push_artifact(artifact, registry=Registry.open(s3_url), tags=(), progress=Silent())
+    plan.hung = threading.Event()
+    words = {
+        "fetch": ("fetch", "demo", "-o", "out"),
+        "install": ("install", "demo", "--envs-dir", "envs", "--no-check"),
+        "push": ("push", str(artifact.archive_path)),
+    }[command]
+    interrupted(host, signal.SIGINT, plan.hung, *words)
+    plan.hung = None
+    host.run(*words)
 
 
 def test_a_bucket_that_may_only_be_read(plan: Plan, s3_url: str, tmp_path: Path) -> None:

@@ -1,0 +1,64 @@
+"""Ctrl-C while the server of a build's downloads hangs."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from http.server import SimpleHTTPRequestHandler
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.test_interrupts import interrupted
+from tests.web_server import web_server
+from tests.workshop import Workshop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LARGE_BYTES = 5_000_000
+
+
+class Hanging(SimpleHTTPRequestHandler):
+    """Sends half of each large file, then says nothing."""
+
+    has_hung, go_on = threading.Event(), threading.Event()
+
+    def do_GET(self) -> None:
+        """Answer, or wait."""
+        path = Path(self.translate_path(self.path))
+        if self.go_on.is_set() or path.stat().st_size < LARGE_BYTES:
+            super().do_GET()
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(path.stat().st_size))
+        self.end_headers()
+        self.wfile.write(path.read_bytes()[: path.stat().st_size // 2])
+        self.has_hung.set()
+        self.go_on.wait(60)
+
+    def log_message(self, *_: object) -> None:
+        """Be quiet."""
+
+
+@pytest.fixture
+def hanging() -> Iterator[type[Hanging]]:
+    """In the end nobody waits."""
+    yield Hanging
+    Hanging.go_on.set()
+
+
+@pytest.mark.container
+def test_a_download_that_hangs(workshop: Workshop, tmp_path: Path, hanging: type[Hanging]) -> None:
+    (tmp_path / "specs").mkdir()
+    with web_server(workshop.home / "channel", hanging) as url:
+        for name in ("demo.yml", "demo.conda-lock.yml"):
+            text = (workshop.home / "specs" / name).read_text()
+            channel = (workshop.home / "channel").as_uri()
+            (tmp_path / "specs" / name).write_text(text.replace(channel, url))
+        host = Workshop(home=tmp_path, cache=tmp_path / "cache")
+        interrupted(host, signal.SIGINT, hanging.has_hung, "build", "demo")
+    partial = [path.stat().st_size for path in (tmp_path / "cache").rglob(".*.partial")]
+    assert max(partial) >= LARGE_BYTES // 2
+    assert not list((tmp_path / "cache/builds").glob("*.partial"))
