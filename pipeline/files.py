@@ -6,9 +6,9 @@ import fcntl
 import os
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import msgspec
 import xxhash
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 COPY_BYTES = 1 << 20
+FOLDER_ATTEMPTS = 10
 T = TypeVar("T")
 
 
@@ -81,6 +82,16 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
 
 
+def open_in_folder(path: Path, mode: str) -> IO[bytes]:
+    """Open a file, its directory made first; somebody may remove that just now, being empty."""
+    for _ in range(FOLDER_ATTEMPTS):
+        # `mkdir` says that it exists, too, when it is removed in the moment after.
+        with suppress(FileNotFoundError, FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open(mode)
+    return path.open(mode)
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a directory survive a power loss."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -131,8 +142,7 @@ def exclusive_lock(path: Path, what: str) -> Iterator[None]:
 
     The kernel drops the lock when its holder dies, so a killed process leaves nothing to clean.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
+    with open_in_folder(path, "ab") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

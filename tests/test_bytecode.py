@@ -56,6 +56,17 @@ def compiled(folder: Path, python: str, seed: int) -> bytes:
     return (library / "module.pyc").read_bytes()
 
 
+def test_only_files_are_compiled(tmp_path: Path) -> None:
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    library = tmp_path / "lib" / version
+    (library / "folder.py").mkdir(parents=True)
+    (library / "gone.py").symlink_to("nowhere.py")
+    (library / "module.py").write_text(SOURCE)
+    subprocess.run([sys.executable, compile_bytecode.__file__, str(tmp_path)], check=True)
+    (cached,) = library.rglob("*.pyc")
+    assert cached.name.startswith("module.")
+
+
 @pytest.mark.parametrize("python", interpreters())
 def test_byte_code_does_not_depend_on_the_hash_seed(tmp_path: Path, python: str) -> None:
     assert len({compiled(tmp_path, python, seed) for seed in (0, 1, 4321, 99)}) == 1

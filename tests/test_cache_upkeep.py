@@ -101,8 +101,12 @@ def test_nothing_goes_while_a_build_uses_it(cache: DownloadCache) -> None:
 def test_leftovers_of_killed_builds_go(tmp_path: Path) -> None:
     (tmp_path / "demo.v2-linux-64.partial/envs").mkdir(parents=True)
     (tmp_path / "demo.v2-linux-64").mkdir()
+    closed = tmp_path / "other-linux-64.again/closed/to all"
+    closed.mkdir(parents=True)
+    closed.parent.chmod(0)
     with exclusive_lock(tmp_path / "demo.v2-linux-64.lock", "it"), pytest.raises(TargetOccupied):
         list(remove_leftovers(tmp_path))
-    assert [path.name for path in remove_leftovers(tmp_path)] == ["demo.v2-linux-64.partial"]
+    left = [path.name for path in remove_leftovers(tmp_path)]
+    assert left == ["demo.v2-linux-64.partial", "other-linux-64.again"]
     assert (tmp_path / "demo.v2-linux-64").exists()
     assert list(remove_leftovers(tmp_path / "nowhere")) == []

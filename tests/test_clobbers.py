@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pipeline.errors import SpecError
-from pipeline.sandbox.clobbers import installed_distributions, wheel_files
+from pipeline.sandbox.clobbers import (
+    find_clobbers,
+    installed_distributions,
+    wheel_files,
+    written_files,
+)
+from pipeline.sandbox.conda_meta import CondaRecords
 from pipeline.sandbox.orders import Wheel
 from tests.wheels import make_wheel
 
@@ -39,9 +45,16 @@ def test_a_file_is_known_by_where_it_is_written(tmp_path: Path, member: str) -> 
 
 
 def test_special_directories_of_a_wheel(tmp_path: Path) -> None:
-    files = {"{data}/data/share/a": "", "{data}/scripts/tool": "", "{data}/purelib/b.py": ""}
+    files = {
+        "{data}/data/share/a": "",
+        "{data}/headers/demo.h": "",
+        "{data}/platlib/c.py": "",
+        "{data}/purelib/b.py": "",
+        "{data}/scripts/tool": "",
+    }
     found = files_of(make_wheel(tmp_path, files=files))
-    assert {"share/a", "bin/tool", f"{SITE}/b.py", "bin/say-demo"} <= found
+    assert {"share/a", "bin/tool", f"{SITE}/b.py", f"{SITE}/c.py", "bin/say-demo"} <= found
+    assert "include/python3.10/evil/demo.h" in found  # by the package's name
 
 
 @pytest.mark.parametrize("member", ["../a.py", "/etc/a", "x/../there/a.py", "{data}/data/../../a"])
@@ -49,6 +62,27 @@ def test_a_wheel_with_files_that_lead_elsewhere(tmp_path: Path, member: str) -> 
     wheel = make_wheel(tmp_path, files={member: ""})
     with pytest.raises(SpecError, match=r"demo-1.0-py3-none-any.whl .*leads out of its place"):
         files_of(wheel)
+
+
+@pytest.mark.parametrize(
+    "member", ["{data}/data/conda-meta/a-1-0.json", "{data}/data/./conda-meta/history"]
+)
+def test_a_wheel_with_records_of_conda(tmp_path: Path, member: str) -> None:
+    with pytest.raises(SpecError, match="would be one of conda's own records"):
+        files_of(make_wheel(tmp_path, files={member: ""}))
+
+
+def test_a_file_lands_where_the_links_of_the_prefix_lead(tmp_path: Path) -> None:
+    prefix = tmp_path / "prefix"
+    (prefix / "lib").mkdir(parents=True)
+    (prefix / "lib64").symlink_to("lib")
+    wheel = make_wheel(tmp_path, files={"{data}/data/lib64/deep/a": "", "{data}/data/top": ""})
+    order = Wheel(path=str(wheel), name="demo", version="1.0", sha256="")
+    found = written_files(order, CondaRecords(prefix, {}))
+    assert {"lib/deep/a", "top"} <= found.keys()
+    record = {"name": "owner", "files": ["lib/deep/a"], "version": "1"}
+    [clobber] = find_clobbers([order], CondaRecords(prefix, {prefix / "x": record}))
+    assert (clobber.file, clobber.owner) == ("lib/deep/a", "owner")
 
 
 def test_a_file_that_is_no_wheel(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pipeline.files import (
     from_json,
     human_bytes,
     is_at,
+    remove_tree,
     require_space,
     to_json,
 )
@@ -92,6 +93,16 @@ def test_space_is_asked_for_before_it_is_used(tmp_path: Path) -> None:
     require_space(tmp_path / "not/there/yet", 1, "it")
     with pytest.raises(HostError, match="it needs 1e"):
         require_space(tmp_path, 10**18, "it")
+
+
+def test_a_tree_goes_with_its_closed_directories(tmp_path: Path) -> None:
+    closed = tmp_path / "tree/closed"
+    closed.mkdir(parents=True)
+    (closed / "file").touch()
+    (closed / "out").symlink_to(tmp_path)
+    closed.chmod(0)
+    remove_tree(tmp_path / "tree")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_digests_are_the_published_ones(tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ class TinyPackage:
     subdir: str = "linux-64"
     files: tuple[tuple[str, str], ...] = ()
     """Paths and contents; those in bin/ are executable."""
+    placeholder: str = ""
+    """What stands in the files for the prefix, as in binaries."""
 
     @property
     def stem(self) -> str:
@@ -111,15 +113,17 @@ def _write_package(directory: Path, package: TinyPackage) -> None:
         archive.writestr(f"pkg-{package.stem}.tar.zst", _tar(dict(package.files)))
         info = {"info/index.json": json.dumps(index)}
         info["info/files"] = "".join(f"{name}\n" for name, _ in package.files)
-        paths = [_path_entry(name, text) for name, text in package.files]
+        paths = [_path_entry(package, name, text) for name, text in package.files]
         info["info/paths.json"] = json.dumps({"paths": paths, "paths_version": 1})
         archive.writestr(f"info-{package.stem}.tar.zst", _tar(info))
 
 
-def _path_entry(name: str, text: str) -> dict[str, object]:
+def _path_entry(package: TinyPackage, name: str, text: str) -> dict[str, object]:
     digest = hashes.Hash(hashes.SHA256())
     digest.update(text.encode())
+    prefix = {"file_mode": "binary", "prefix_placeholder": package.placeholder}
     return {
+        **(prefix if package.placeholder else {}),
         "_path": name,
         "path_type": "hardlink",
         "sha256": digest.finalize().hex(),

@@ -38,7 +38,9 @@ def run_checks(checks: Checks, work: Workplace, sandbox: Sandbox, progress: Prog
             for line in (*finished.stdout.splitlines(), *said.splitlines()):
                 log.info("  %s", line)
             if finished.returncode != 0:
-                raise failed_check(argv[-1], said.strip() or finished.stdout.strip(), tries)
+                said = said.strip() or finished.stdout.strip()
+                said = said or f"it printed nothing and ended with {finished.returncode}"
+                raise failed_check(argv[-1], said, tries)
             if tries:
                 log.warning("the check `%s` tried to use the network, and had none", argv[-1])
 

@@ -6,7 +6,9 @@ import logging
 from typing import TYPE_CHECKING
 
 import msgspec
+from packaging.utils import canonicalize_name
 
+from pipeline.errors import SpecError
 from pipeline.sandbox.answers import read_answer
 from pipeline.sandbox.orders import BuildAnswer, BuildOrder, CondaFile, Wheel
 from pipeline.sandbox.port import Job, Mount, Sandbox
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LOCK = "lock again: `envferry lock`"
 UMASK = 'umask "$0"; exec "$@"'
 
 
@@ -29,7 +32,11 @@ def order_for(
     work: Workplace,
     options: BuildOptions,
 ) -> BuildOrder:
-    """Write down what the builder is to do, with paths as the container sees them."""
+    """Write down what the builder is to do, with paths as the container sees them.
+
+    Raises SpecError for a lock that nobody can build.
+    """
+    refuse_ambiguous(packages)
 
     def seen_path(package: LockedPackage) -> str:
         path = downloads[package.url]
@@ -64,6 +71,19 @@ def order_for(
         allow_clobber=options.allow_clobber,
         allow_conflict=options.allow_conflict,
     )
+
+
+def refuse_ambiguous(packages: tuple[LockedPackage, ...]) -> None:
+    """Raise SpecError when two packages have one name, or a wheel has no SHA-256."""
+    seen = set()
+    for package in packages:
+        name = (package.manager, canonicalize_name(package.name))
+        if name in seen:
+            raise SpecError(f"the lock names {package.name} ({package.manager}) twice", hint=LOCK)
+        seen.add(name)
+        if package.manager == "pip" and not package.sha256:
+            message = f"the lock has no sha256 for {package.name}, and pip packages need one"
+            raise SpecError(message, hint=LOCK)
 
 
 def run_builder(

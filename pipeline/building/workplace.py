@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from pipeline.errors import HostError
+from pipeline.files import remove_tree
 from pipeline.sandbox.port import Mount
 
 if TYPE_CHECKING:
@@ -56,14 +56,15 @@ def fresh_workplace(home: Path, prefix: str) -> Iterator[Workplace]:
     """
     if home.exists():
         # A build before this one was killed.
-        shutil.rmtree(home)
+        remove_tree(home)
     work = Workplace(home=home, prefix=PurePosixPath(prefix))
     try:
         work.scratch.mkdir(parents=True)
         require_execution(work.envs)
         yield work
     finally:
-        shutil.rmtree(home, ignore_errors=True)
+        with suppress(OSError):
+            remove_tree(home)
 
 
 def require_execution(directory: Path) -> None:

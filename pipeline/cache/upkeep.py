@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.cache.downloads import ALGORITHMS, ENTRY_LOCK, cache_lock, hash_file
-from pipeline.files import exclusive_lock
+from pipeline.files import exclusive_lock, remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -116,8 +116,8 @@ def remove_empty(directory: Path) -> None:
 
 def remove_leftovers(builds: Path) -> Iterator[Path]:
     """Remove what builds that were killed left behind; yield what that was."""
-    for partial in sorted(builds.glob("*.partial")):
-        name = partial.name.removesuffix(".partial")
+    for left in sorted([*builds.glob("*.partial"), *builds.glob("*.again")]):
+        name = left.name.removesuffix(".partial")
         with exclusive_lock(builds / f"{name}.lock", f"the build of {name}"):
-            shutil.rmtree(partial)
-        yield partial
+            remove_tree(left)
+        yield left

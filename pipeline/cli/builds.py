@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,11 @@ import click
 
 from pipeline.config import settings
 from pipeline.errors import IntegrityError
+from pipeline.files import exclusive_lock, remove_tree
 from pipeline.sandbox.selection import Engine
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pipeline.building.options import BuildOptions
     from pipeline.cli.console import Console
@@ -125,8 +126,7 @@ def build_again(
         around = replace(around, environ={**around.environ, **ANOTHER_DAY})
     else:
         log.warning("libfaketime is not here: the second build has another time, not another date")
-    with tempfile.TemporaryDirectory(prefix="again-", dir=settings().cache_dir) as folder:
-        home = Path(folder)
+    with folder_for_comparing(options.builds_dir / f"{built.name}-{built.platform}.again") as home:
         usual = replace(options, builds_dir=home, offline=True, check=False)
         again = replace(usual, circumstances=around, anew=True)
         second = build_lock(console, lock, sandbox, again)
@@ -135,6 +135,19 @@ def build_again(
         refuse(differences, built.name)
         with console.progress.task("compare the two archives"):
             refuse(compare_archives(built, second, home), built.name)
+
+
+@contextmanager
+def folder_for_comparing(home: Path) -> Iterator[Path]:
+    """Yield an empty folder that nobody else uses and that `cache prune` knows; then remove it."""
+    with exclusive_lock(home.with_name(f"{home.name}.lock"), "the second build"):
+        if home.exists():
+            remove_tree(home)
+        home.mkdir()
+        try:
+            yield home
+        finally:
+            remove_tree(home)
 
 
 def compare_archives(one: BuiltEnv, other: BuiltEnv, home: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import stat
 import sys
@@ -21,10 +22,11 @@ from pipeline.sandbox.clobbers import (
     find_clobbers,
     find_overlaps,
     refuse_clobbers,
-    wheel_files,
+    written_files,
 )
 from pipeline.sandbox.conda_meta import CondaRecords
-from pipeline.sandbox.link_scripts import run_link_scripts
+from pipeline.sandbox.link_scripts import describe_pre_link_scripts, run_link_scripts
+from pipeline.sandbox.network_tries import network_tries
 from pipeline.sandbox.orders import BuildAnswer, BuildOrder, LinkAnswer
 from pipeline.sandbox.wheels import check_requirements, install_wheels, reinstall_wheel
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 TOOLS = ("envferry", "py-rattler", "uv")
 BUILD_LEFTOVERS = ("conda-meta/CACHEDIR.TAG", "CACHEDIR.TAG", ".lock")
 FAULTS_SHOWN = 12
+PANIC = re.compile(r"panicked at [^\n]*\n([^\n]+)")
+PLACEHOLDER_TOO_SHORT = "target prefix cannot be longer than the placeholder"
 DISK_FULL = ("No space left on device", "Disk quota exceeded", "os error 28", "os error 122")
 """What programs say of ENOSPC and EDQUOT."""
 
@@ -65,7 +69,9 @@ def build_prefix(order: BuildOrder) -> Iterator[str]:
     records = CondaRecords.read(prefix)
     for name in run_link_scripts(records, linked):
         say(f"running the post-link script of {name}")
+    yield from describe_pre_link_scripts(records)
     yield from describe_conda_overlaps(records)
+    tries = network_tries()
     python = prefix / "bin" / "python"
     if order.wheels:
         if not python.exists():
@@ -79,6 +85,7 @@ def build_prefix(order: BuildOrder) -> Iterator[str]:
         check_requirements(python, order.allow_conflict)
         say("compiling byte code")
         compile_bytecode(prefix, python)
+        refuse_tries_at_start(prefix / records.site_packages, tries)
     records.finish({file.name: file.url for file in order.conda})
     tidy(prefix, Path(order.scratch))
 
@@ -107,10 +114,10 @@ def link_conda_packages(order: BuildOrder) -> tuple[str, ...]:
     environ = child_environ(SSL_CERT_FILE=certifi.where())
     finished = process.run([*worker, order_path, answer_path], env=environ, check=False)
     if not answer_path.exists():
-        raise process.failure(
-            ["linking the conda packages"], finished.returncode, finished.stdout, finished.stderr
-        )
+        raise worker_failure(finished)
     answer = msgspec.json.decode(answer_path.read_bytes(), type=LinkAnswer)
+    if answer.failure:
+        raise link_failure(answer.failure, order.prefix)
     if answer.faults:
         more = [f"and {len(answer.faults) - FAULTS_SHOWN} more"]
         shown = [*answer.faults[:FAULTS_SHOWN], *(more if answer.faults[FAULTS_SHOWN:] else [])]
@@ -121,20 +128,34 @@ def link_conda_packages(order: BuildOrder) -> tuple[str, ...]:
     return answer.linked
 
 
+def worker_failure(finished: process.Finished) -> ToolFailed:
+    """Describe a worker that left no answer: by what rattler said when it broke down, if it did."""
+    found = PANIC.search(finished.stderr)
+    said = found[1] if found else finished.stderr
+    return process.failure(["linking the conda packages"], finished.returncode, "", said)
+
+
+def link_failure(reason: str, prefix: str) -> SpecError:
+    """Describe a package that cannot be read or linked."""
+    hint = "lock another version or build of the package that is named, or ask its makers"
+    if PLACEHOLDER_TOO_SHORT in reason:
+        hint = f"that package has no room for {prefix}: give the environment a shorter name"
+    lines = "\n  ".join(reason.splitlines())
+    return SpecError(f"the conda packages cannot be linked:\n  {lines}", hint=hint)
+
+
 def add_wheels(order: BuildOrder, python: Path, records: CondaRecords) -> Iterator[str]:
     """Install the pip half on top of the conda half; yield warnings."""
     clobbers = find_clobbers(order.wheels, records)
     refuse_clobbers(clobbers, order.allow_clobber)
     install_wheels(order, python)
-    overlaps = find_overlaps(order.wheels, records.site_packages)
+    overlaps = find_overlaps(order.wheels, records)
     again = {wheel.name: wheel for wheels in overlaps.values() for wheel in wheels[1:]}
     for _, wheel in sorted(again.items()):
         reinstall_wheel(order, python, wheel)
     yield from describe_overlaps(overlaps)
     if clobbers:
-        taken = {
-            file for wheel in order.wheels for file in wheel_files(wheel, records.site_packages)
-        }
+        taken = {file for wheel in order.wheels for file in written_files(wheel, records)}
         records.forget({clobber.owner for clobber in clobbers}, taken)
         for owner in sorted({clobber.owner for clobber in clobbers}):
             wheels = sorted({item.wheel.name for item in clobbers if item.owner == owner})
@@ -145,6 +166,18 @@ def compile_bytecode(prefix: Path, python: Path) -> None:
     """Compile all modules with the environment's own python."""
     script = Path(__file__).with_name("compile_bytecode.py")
     process.run([python, "-I", "-B", "-W", "ignore", script, prefix])
+
+
+def refuse_tries_at_start(site_packages: Path, tries_before: int) -> None:
+    """Raise ToolFailed when python, just by being started, wanted another machine."""
+    if network_tries() == tries_before:
+        return
+    names = (*site_packages.glob("*.pth"), *site_packages.glob("*customize.py"))
+    ran = ", ".join(sorted(path.name for path in names))
+    raise ToolFailed(
+        f"python tried to use the network when it was started, and a build has none: {ran}",
+        hint="leave out the package whose file that is: it is run at each start of python",
+    )
 
 
 def forget_file(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
 import zipfile
 import zlib
@@ -13,13 +14,13 @@ from typing import TYPE_CHECKING
 from pipeline.errors import SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from pipeline.sandbox.conda_meta import CondaRecords
     from pipeline.sandbox.orders import Wheel
 
 CLOBBERS_SHOWN = 8
-SCHEMES = {"scripts": "bin/", "data": "", "headers": "include/"}
+CONDA_META = "conda-meta/"
 WHEEL_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError)
 """What zipfile raises for damaged, encrypted and unknown archives, and we for hostile ones."""
 RATTLER_ASIDE = "__clobbers__/"
@@ -42,7 +43,7 @@ def find_clobbers(wheels: Sequence[Wheel], records: CondaRecords) -> list[Clobbe
     installed = installed_distributions(owners, records.site_packages)
     clobbers = []
     for wheel in wheels:
-        files = wheel_files(wheel, records.site_packages)
+        files = written_files(wheel, records)
         # pip takes another version of the same package away first, whatever its files are.
         twin = installed.get(normal_name(wheel.name))
         clobbers += [
@@ -84,20 +85,33 @@ def refuse_clobbers(clobbers: Sequence[Clobber], allowed: Sequence[str]) -> None
         )
 
 
-def find_overlaps(wheels: Sequence[Wheel], site_packages: str) -> dict[str, list[Wheel]]:
+def find_overlaps(wheels: Sequence[Wheel], records: CondaRecords) -> dict[str, list[Wheel]]:
     """Return the files that several wheels have with other contents, and those wheels by name.
 
     They are installed in parallel, so chance would decide whose file stays.
     """
     holders: dict[str, list[tuple[int, Wheel]]] = {}
     for wheel in sorted(wheels, key=lambda wheel: wheel.name):
-        for file, checksum in wheel_files(wheel, site_packages).items():
+        for file, checksum in written_files(wheel, records).items():
             holders.setdefault(file, []).append((checksum, wheel))
     return {
         file: [wheel for _, wheel in held]
         for file, held in holders.items()
         if len({checksum for checksum, _ in held}) > 1
     }
+
+
+def written_files(wheel: Wheel, records: CondaRecords) -> dict[str, int]:
+    """Return what `wheel_files` does, each file where it lands: folders may be links of conda's."""
+    top = os.path.realpath(records.prefix)
+    landing: dict[str, str] = {}
+    files = {}
+    for file, checksum in wheel_files(wheel, records.site_packages).items():
+        folder, _, name = file.rpartition("/")
+        if folder not in landing:
+            landing[folder] = os.path.relpath(os.path.realpath(f"{top}/{folder}"), top)
+        files[f"{landing[folder]}/{name}".removeprefix("./")] = checksum
+    return files
 
 
 def wheel_files(wheel: Wheel, site_packages: str) -> dict[str, int]:
@@ -107,15 +121,23 @@ def wheel_files(wheel: Wheel, site_packages: str) -> dict[str, int]:
     """
     try:
         with zipfile.ZipFile(wheel.path) as archive:
-            return archived_files(archive, site_packages)
+            return archived_files(archive, wheel_folders(wheel, site_packages))
     except WHEEL_ERRORS as error:
         name = PurePosixPath(wheel.path).name
         hint = "it is the file that was locked: lock another version, or ask its makers"
         raise SpecError(f"{name} is no wheel: {error}", hint=hint) from error
 
 
-def archived_files(archive: zipfile.ZipFile, site_packages: str) -> dict[str, int]:
-    """Return where the files of an open wheel go; raise ValueError when that is elsewhere."""
+def wheel_folders(wheel: Wheel, site_packages: str) -> dict[str, str]:
+    """Return where each scheme of a wheel goes; `purelib` is where all others do."""
+    python = PurePosixPath(site_packages).parent.name
+    headers = f"include/{python}/{normal_name(wheel.name)}/"
+    return {"scripts": "bin/", "data": "", "headers": headers, "purelib": f"{site_packages}/"}
+
+
+def archived_files(archive: zipfile.ZipFile, folders: Mapping[str, str]) -> dict[str, int]:
+    """Return where the files of an open wheel go; raise ValueError when they must not."""
+    usual = folders["purelib"]
     files = {}
     for member in archive.infolist():
         if member.is_dir():
@@ -126,9 +148,13 @@ def archived_files(archive: zipfile.ZipFile, site_packages: str) -> dict[str, in
             message = f"its file {member.filename} leads out of its place"
             raise ValueError(message)
         if parts[0].endswith(".data") and len(parts) > 2:
-            files[SCHEMES.get(parts[1], f"{site_packages}/") + "/".join(parts[2:])] = member.CRC
+            place = folders.get(parts[1], usual) + "/".join(parts[2:])
         else:
-            files[f"{site_packages}/{'/'.join(parts)}"] = member.CRC
+            place = usual + "/".join(parts)
+        if place.startswith(CONDA_META):
+            message = f"its file {place} would be one of conda's own records"
+            raise ValueError(message)
+        files[place] = member.CRC
         if parts[-1] == "entry_points.txt" and parts[0].endswith(".dist-info"):
             files |= entry_points(archive.read(member).decode(errors="replace"))
     return files
@@ -173,6 +199,10 @@ def describe_conda_overlaps(records: CondaRecords) -> Iterator[str]:
         files = sorted(file.removeprefix(top) for file in record["files"] if file.startswith(top))
         if files:
             more = f" and {len(files) - 1} more" if files[1:] else ""
-            other = owners.get(files[0], "another package")
-            names = f"{record['name']} and {other}"
-            yield f"{names} both have {files[0]}{more}: that of {other} is taken"
+            other = owners.get(files[0])
+            if other:
+                names = f"{record['name']} and {other}"
+                yield f"{names} both have {files[0]}{more}: that of {other} is taken"
+            else:
+                # One package's folder is another one's file.
+                yield f"{record['name']} lost {files[0]}{more}: another package's file is there"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from pipeline.sandbox.orders import BuildOrder, CondaFile, LinkAnswer
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+INDEX, PATHS = "info/index.json", "info/paths.json"
+CONDA_RECORD = re.compile(r"conda-meta/[^/]+\.json")
 PACKAGE_ERRORS = (
     ExtractError,
     InstallerError,
@@ -26,7 +29,20 @@ PACKAGE_ERRORS = (
     OSError,
     TransactionError,
     ValueError,
+    msgspec.MsgspecError,
 )
+
+
+class PathEntry(msgspec.Struct):
+    """A file that a package links."""
+
+    path: str = msgspec.field(name="_path")
+
+
+class PathsFile(msgspec.Struct):
+    """What we read of a package's `info/paths.json`."""
+
+    paths: tuple[PathEntry, ...] = ()
 
 
 def main(order_path: str, answer_path: str) -> None:
@@ -44,7 +60,7 @@ async def link_packages(order: BuildOrder) -> LinkAnswer:
         try:
             records.append(await read_record(file, scratch))
         except PACKAGE_ERRORS as error:
-            return LinkAnswer(faults=(f"{file.url} is no conda package: {error}",))
+            return LinkAnswer(failure=f"{file.url} is no conda package to link: {error}")
     if faults := tuple(broken_dependencies(records, order.allow_conflict)):
         return LinkAnswer(faults=faults)
     try:
@@ -58,26 +74,45 @@ async def link_packages(order: BuildOrder) -> LinkAnswer:
             platform=Platform(order.platform),
         )
     except PACKAGE_ERRORS as error:
-        return LinkAnswer(faults=(str(error),))
+        return LinkAnswer(failure=str(error))
     ordered = PackageRecord.sort_topologically(list(records))
     return LinkAnswer(linked=tuple(record.name.normalized for record in ordered))
 
 
 async def read_record(file: CondaFile, scratch: Path) -> RepoDataRecord:
-    """Return the record of a package, from the package itself: no repodata is at hand."""
+    """Return the record of a package, from the package itself: no repodata is at hand.
+
+    Raises ValueError when it is not the one that is locked, or not one to link.
+    """
     package = await PackageArchive.from_path(file.path)
-    index = await package.read_file("info/index.json")
+    found = await package.read_files((INDEX, PATHS))
+    index, paths = found[INDEX], found[PATHS]
     if index is None:
-        message = "it holds no info/index.json"
+        message = f"it holds no {INDEX}"
         raise ValueError(message)
+    refuse_paths(msgspec.json.decode(paths or b"{}", type=PathsFile))
     index_path = scratch / "index.json"
     index_path.write_bytes(index)
     record = PackageRecord.from_index_json(
         index_path, size=Path(file.path).stat().st_size, sha256=file.sha256, md5=file.md5
     )
+    if record.name.normalized != file.name.lower():
+        message = f"it holds {record.name.normalized}, and is locked as {file.name}"
+        raise ValueError(message)
     # With the subdir at its end, as conda notes it.
     channel = file.url.rsplit("/", 1)[0]
     return RepoDataRecord(record, Path(file.path).name, Path(file.path).as_uri(), channel)
+
+
+def refuse_paths(file: PathsFile) -> None:
+    """Raise ValueError for a file that would lie outside of the prefix or be a record of conda."""
+    for entry in file.paths:
+        if entry.path.startswith("/") or ".." in entry.path.split("/"):
+            message = f"its file {entry.path} leads out of its place"
+            raise ValueError(message)
+        if CONDA_RECORD.fullmatch(entry.path):
+            message = f"its file {entry.path} would be one of conda's own records"
+            raise ValueError(message)
 
 
 def broken_dependencies(records: Sequence[RepoDataRecord], allowed: Sequence[str]) -> Iterator[str]:

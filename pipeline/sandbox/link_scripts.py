@@ -39,6 +39,13 @@ def run_link_scripts(records: CondaRecords, linked: Sequence[str]) -> Iterator[s
     records.prefix.joinpath(".messages.txt").unlink(missing_ok=True)
 
 
+def describe_pre_link_scripts(records: CondaRecords) -> Iterator[str]:
+    """Yield one line for each script that conda would run in its cache, before linking."""
+    for record in records.records.values():
+        if f"bin/.{record['name']}-pre-link.sh" in record["files"]:
+            yield f"the pre-link script of {record['name']} {record['version']} is not run"
+
+
 def run_script(script: Path, prefix: Path, record: dict[str, Any]) -> None:
     """Run one script in the environment that conda gives it."""
     what = f"the post-link script of {record['name']} {record['version']}"

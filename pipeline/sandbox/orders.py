@@ -99,7 +99,9 @@ class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """How linking the conda packages went."""
 
     faults: tuple[str, ...] = ()
-    """What is wrong with the packages, for people."""
+    """What the packages require of each other in vain, for people."""
+    failure: str = ""
+    """Why a package cannot be read or linked."""
     linked: tuple[str, ...] = ()
     """The packages, each after those that it needs."""
 

@@ -15,8 +15,10 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
+from pipeline.cache.downloads import hash_file
 from pipeline.errors import (
     HostError,
     IntegrityError,
@@ -146,6 +148,39 @@ def test_a_file_that_is_no_package(shop: BuildShop, tmp_path: Path) -> None:
     assert "Traceback" not in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [
+        (TinyPackage(name="a", version="1", files=(("conda-meta/x-1-0.json", "{}"),)), "records"),
+        (TinyPackage(name="a", version="1", files=(("../stray", ""),)), r"\.\./stray leads out"),
+        (
+            TinyPackage(name="a", version="1", files=(("x", "\0/short\0"),), placeholder="/short"),
+            "no room for /opt/conda/envs/tiny: give the environment a shorter name",
+        ),
+    ],
+)
+def test_a_package_that_cannot_be_linked(
+    shop: BuildShop, tmp_path: Path, package: TinyPackage, words: str
+) -> None:
+    with pytest.raises(SpecError, match="the conda packages cannot be linked") as caught:
+        shop.build(packages(tmp_path, package))
+    assert re.search(words, f"{caught.value.message}\n{caught.value.hint}")
+
+
+def test_a_lock_that_nobody_can_build(shop: BuildShop, tmp_path: Path) -> None:
+    [tiny] = packages(tmp_path, TinyPackage(name="tiny", version="1"))
+    file = locked(tiny)
+    with pytest.raises(SpecError, match="holds tiny, and is locked as other"):
+        shop.build_packages([msgspec.structs.replace(file, name="other")])
+    with pytest.raises(SpecError, match=r"the lock names tiny \(conda\) twice"):
+        shop.build_packages([file, file])
+    path = make_wheel(tmp_path)
+    md5 = hash_file(path, "md5", lambda _: None)
+    wheel = msgspec.structs.replace(locked(path), sha256=None, md5=md5)
+    with pytest.raises(SpecError, match="no sha256 for demo"):
+        shop.build_packages([file, wheel])
+
+
 def test_a_file_of_two_conda_packages_is_named(
     shop: BuildShop, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -153,8 +188,13 @@ def test_a_file_of_two_conda_packages_is_named(
         TinyPackage(name=name, version="1", files=(("share/x", f"from {name}\n"),))
         for name in ("first", "second")
     ]
-    tree = Path(shop.build(packages(tmp_path, *both)).tree)
+    inside = TinyPackage(name="third", version="1", files=(("share/x/y", "in a folder\n"),))
+    scripts = (("bin/.fourth-pre-link.sh", "touch $PREFIX/never\n"),)
+    early = TinyPackage(name="fourth", version="1", files=scripts)
+    tree = Path(shop.build(packages(tmp_path, *both, inside, early)).tree)
     assert "second and first both have share/x: that of first is taken" in caplog.text
+    assert "third lost share/x/y: another package's file is there" in caplog.text
+    assert "the pre-link script of fourth 1 is not run" in caplog.text
     assert (tree / "share/x").read_text() == "from first\n"
     for path in tree.glob("conda-meta/*.json"):
         assert all((tree / file).exists() for file in json.loads(path.read_text())["files"])
@@ -197,6 +237,16 @@ def test_clobbers_conflicts_and_overlaps(
 
 
 @pytest.mark.network
+def test_what_runs_at_each_start_of_python(
+    shop: BuildShop, workshop: Workshop, tmp_path: Path
+) -> None:
+    line = "import os; os.system('getent hosts example.org')\n"
+    wheel = make_wheel(tmp_path, "eager-1.0-py3-none-any", files={"eager.pth": line})
+    with pytest.raises(ToolFailed, match=r"use the network when it was started.*eager\.pth"):
+        shop.build([*python_files(workshop), wheel])
+
+
+@pytest.mark.network
 def test_scripts_of_a_very_long_prefix_run(shop: BuildShop, workshop: Workshop) -> None:
     name = "n" * 100
     prefix = f"/opt/conda/envs/{name}"
@@ -208,7 +258,7 @@ def test_scripts_of_a_very_long_prefix_run(shop: BuildShop, workshop: Workshop) 
 
 def test_a_check_that_fails_is_shown_and_nothing_is_built(shop: BuildShop, tmp_path: Path) -> None:
     shop = replace(shop, checks=Checks(commands=("test -e /opt/conda/envs/tiny/share", "exit 5")))
-    with pytest.raises(ToolFailed, match="`exit 5` failed"):
+    with pytest.raises(ToolFailed, match=r"(?s)`exit 5` failed.*printed nothing.* ended with 5"):
         shop.build(packages(tmp_path, with_script("true\n")))
     assert list(shop.builds.glob("*/built.json")) == []
 
@@ -338,4 +388,4 @@ def test_built_twice(workshop: Workshop, tmp_path: Path) -> None:
     error = noisy.run("build", "noisy", "--twice", expect=8).stderr
     assert "two builds of noisy differ" in error
     assert re.search(r"when: at byte \d+: b'\d+", error)
-    assert not list((tmp_path / "cache").glob("again-*"))
+    assert not list((tmp_path / "cache/builds").glob("*.again"))
