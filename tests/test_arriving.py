@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+import threading
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,16 +15,43 @@ import xxhash
 from blake3 import blake3
 
 from pipeline.errors import IntegrityError, StoreError
+from pipeline.process import run
 from pipeline.stores.arriving import REQUEST_BYTES, Incoming
 from pipeline.stores.directory import DirectoryStore
 from pipeline.stores.partial import PIECE_BYTES
-from pipeline.stores.port import Incomplete
+from pipeline.stores.port import Incomplete, KeyTaken
 from tests.packed import random_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pipeline.stores.arriving import Piece
+
 DATA = random_bytes(3, 2 * REQUEST_BYTES + 1000)
+
+
+FULL_DISK = """
+import subprocess, sys
+from pathlib import Path
+from pipeline.errors import HostError, StoreError
+from pipeline.stores.directory import DirectoryStore
+from tests.test_arriving import DATA, Source
+
+store, source = DirectoryStore(Path(sys.argv[1])), Source(StoreError("never"))
+source.end = len(DATA)
+try:
+    store.create("big", source.incoming(near=sys.argv[2] == "1"))
+except HostError as error:
+    assert "No space left" in error.message and "free space" in error.hint
+else:
+    raise AssertionError("there was room")
+subprocess.run(["mount", "-o", "remount,nr_inodes=9", sys.argv[1]], check=True)
+source.asked.clear()
+store.create("big", source.incoming(near=sys.argv[2] == "1"))
+assert store.read("big") == DATA
+assert [path.name for path in Path(sys.argv[1]).iterdir()] == ["big"]
+sys.stdout.write(f"again: {source.asked}")
+"""
 
 
 class Source:
@@ -66,6 +98,51 @@ def test_what_has_arrived_is_not_asked_for_again(
     assert min(source.asked) == REQUEST_BYTES
     assert store.read("a/big") == DATA
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["big"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="mounts a disk")
+@pytest.mark.parametrize("near", [True, False])
+def test_a_disk_without_room_for_the_name(tmp_path: Path, near: bool) -> None:
+    """What has arrived on a disk that is full to the last name stays."""
+    mount = 'mount -t tmpfs -o nr_inodes=3 tmpfs "$1" && shift && exec "$@"'
+    child = (sys.executable, "-c", FULL_DISK, tmp_path, str(int(near)))
+    assert run(["unshare", "-m", "sh", "-c", mount, "sh", tmp_path, *child]).stdout == "again: []"
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_what_came_too_late_does_not_stay(tmp_path: Path, near: bool) -> None:
+    store, source = DirectoryStore(tmp_path), Source(StoreError("never"))
+    source.end = len(DATA)
+
+    def overtake(data: Piece) -> None:
+        with suppress(KeyTaken):
+            store.create("big", b"first")
+
+    with pytest.raises(KeyTaken):
+        store.create("big", replace(source.incoming(near=near), watch=overtake))
+    assert [path.name for path in tmp_path.iterdir()] == ["big"]
+
+
+def test_a_folder_that_is_pruned_meanwhile(tmp_path: Path) -> None:
+    """Whoever removes empty folders may do so between the making of one and its first file."""
+    store, source, done = DirectoryStore(tmp_path), Source(StoreError("never")), threading.Event()
+    source.end = len(DATA)
+
+    def prune() -> None:
+        while not done.wait(0.0002):
+            with suppress(OSError):
+                (tmp_path / "a/b").rmdir()
+
+    incoming = replace(source.incoming(near=True), size=100, digests=None)
+    pruner = threading.Thread(target=prune)
+    pruner.start()
+    try:
+        for number in range(300):
+            store.create(f"a/b/{number}", incoming)
+            store.delete(f"a/b/{number}")
+    finally:
+        done.set()
+        pruner.join()
 
 
 @pytest.mark.parametrize("near", [True, False])

@@ -6,17 +6,17 @@ import errno
 import fcntl
 import os
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING, BinaryIO
 
 import xxhash
 
 from pipeline.errors import HostError, NotFound, PipelineError, StoreError
-from pipeline.files import COPY_BYTES, exclusive_lock, sync_directory, write_bytes
+from pipeline.files import COPY_BYTES, exclusive_lock, open_in_folder, sync_directory, write_bytes
 from pipeline.stores.arriving import Incoming
 from pipeline.stores.partial import PartialFile
 from pipeline.stores.port import KeyTaken, Listed, LostRace, Stat, check_key, check_prefix
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pipeline.stores.port import KnownRange
 
 LOCK_NAME = ".lock"
-TOUCH_ATTEMPTS = 10
 REPLACEABLE_BYTES = 1 << 16
 """Up to here a version is the content's hash; larger values are write-once."""
 
@@ -106,7 +105,6 @@ class DirectoryStore:
             if isinstance(source, Incoming):
                 self._receive(source, key, advance or (lambda _: None))
                 return
-            _touch(temporary)
             try:
                 _write(temporary, source, advance)
                 self._link(temporary, path, key)
@@ -191,10 +189,13 @@ class DirectoryStore:
         with exclusive_lock(arriving.journal, key), arriving.opened():
             arriving.reserve(incoming.name)
             arriving.receive(incoming, advance)
+            # Where the disk has no room for the name, the pieces stay.
             try:
                 self._link(arriving.path, path, key)
-            finally:
+            except KeyTaken:
                 arriving.pieces.clear()
+                raise
+            arriving.pieces.clear()
         sync_directory(path.parent)
 
     def _link(self, temporary: Path, path: Path, key: str) -> None:
@@ -263,20 +264,9 @@ def _read_fully(descriptor: int, offset: int, length: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _touch(path: Path) -> None:
-    """Make an empty file and its directory, which somebody may remove just now, being empty."""
-    for _ in range(TOUCH_ATTEMPTS):
-        # `mkdir` says that it exists, too, when it is removed in the moment after.
-        with suppress(FileNotFoundError, FileExistsError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(exist_ok=False)
-            return
-    path.touch(exist_ok=False)
-
-
 def _write(path: Path, source: Path | bytes, advance: Callable[[int], None] | None) -> None:
-    """Write an empty file and make its bytes durable."""
-    with path.open("r+b") as target:
+    """Write a new file and make its bytes durable."""
+    with open_in_folder(path, "xb") as target:
         if isinstance(source, bytes):
             _pour(BytesIO(source), target, advance)
         else:
@@ -286,7 +276,7 @@ def _write(path: Path, source: Path | bytes, advance: Callable[[int], None] | No
         os.fsync(target.fileno())
 
 
-def _pour(source: BinaryIO, target: BinaryIO, advance: Callable[[int], None] | None) -> None:
+def _pour(source: BinaryIO, target: IO[bytes], advance: Callable[[int], None] | None) -> None:
     while chunk := source.read(COPY_BYTES):
         target.write(chunk)
         if advance:
