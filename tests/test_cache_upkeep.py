@@ -53,6 +53,20 @@ def test_damaged_downloads_are_found_and_removed(cache: DownloadCache) -> None:
     assert names(cache) == ["c", "a"]
 
 
+def test_what_is_no_download_is_left_alone(cache: DownloadCache) -> None:
+    top = cache.root / "sha256"
+    strangers = [top / "zz/file", top / "zz/nothing/file", cache.root / "README"]
+    for path in strangers:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("not ours")
+    (top / "zz/nothing/link").symlink_to("nowhere")
+    (list_entries(cache.root)[0].path.parent / "folder").mkdir()
+    assert len(names(cache)) == 3
+    assert verify_entries(cache.root, lambda count: None) == []
+    assert prune_entries(cache.root, older_than=1e12).files == 3
+    assert all(path.exists() for path in strangers)
+
+
 def test_what_nobody_used_for_long_goes(cache: DownloadCache) -> None:
     partial = list_entries(cache.root)[0].path.with_name(".half.whl.partial")
     partial.write_text("half")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.cache.downloads import ALGORITHMS, ENTRY_LOCK, cache_lock, hash_file
@@ -11,9 +13,9 @@ from pipeline.files import exclusive_lock, remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 DAY_SECONDS = 86400
+DIGEST = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,12 +39,12 @@ class Pruned:
 
 
 def list_entries(root: Path) -> list[CacheEntry]:
-    """Return all downloads, those used last first."""
+    """Return all downloads, those used last first; what else lies there is nobody's business."""
     entries = [
         read_entry(path)
         for algorithm in ALGORITHMS
         for path in root.glob(f"{algorithm}/??/*/*")
-        if not path.name.startswith(".")
+        if DIGEST.fullmatch(path.parent.name) and not path.name.startswith(".") and path.is_file()
     ]
     return sorted(entries, key=lambda entry: (-entry.used, entry.path.name))
 
@@ -106,10 +108,10 @@ def prune_repositories(root: Path, older_than: float) -> list[int]:
 
 def remove_empty(directory: Path) -> None:
     """Remove entries that hold nothing but their lock, and directories that hold nothing."""
-    for entry in directory.glob("??/*"):
+    for entry in filter(Path.is_dir, directory.glob("??/*")):
         if {path.name for path in entry.iterdir()} <= {ENTRY_LOCK}:
             shutil.rmtree(entry)
-    for group in directory.glob("??"):
+    for group in filter(Path.is_dir, directory.glob("??")):
         if not any(group.iterdir()):
             group.rmdir()
 
