@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.console import table
 from pipeline.cli.options import common_options, registry_option
+from pipeline.cli.terminal import table
 from pipeline.config import settings
 from pipeline.errors import NotFound
 from pipeline.files import human_bytes

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.console import table
 from pipeline.cli.options import common_options
+from pipeline.cli.terminal import table
 from pipeline.config import settings
 from pipeline.errors import IntegrityError
 from pipeline.files import human_bytes

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.artifacts import ARCHIVE_SUFFIX, read_artifact, sbom_path
-from pipeline.cli.console import table
 from pipeline.cli.options import common_options, registry_option
+from pipeline.cli.terminal import table
 from pipeline.cli.trust import is_file_ref
 from pipeline.errors import NotFound
 from pipeline.files import human_bytes

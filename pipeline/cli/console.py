@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import threading
 import time
@@ -15,18 +14,17 @@ import click
 import msgspec
 
 from pipeline.cli.failures import Answer
+from pipeline.cli.terminal import harmless
 from pipeline.files import human_bytes, plural, to_json
 from pipeline.models import without_credentials
 from pipeline.progress import Expected, Silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator
 
     from pipeline.progress import Progress
 
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
-CONTROL = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
-"""Control characters but tab, newline and what sets colours."""
 QUIET_SECONDS = 1.0
 """A task shows a bar only when it takes longer than this."""
 
@@ -65,31 +63,11 @@ class Console:
             click.echo(harmless("".join(f"{line}\n" for line in lines())), nl=False)
 
 
-def harmless(text: str) -> str:
-    """Return a text that can only colour a terminal: names and licences come from anybody."""
-    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
 def to_builtin(value: object) -> object:
     """Turn what JSON does not know into what it does."""
     if isinstance(value, Path):
         return str(value)
     raise NotImplementedError(f"no JSON form for {type(value).__name__}")
-
-
-def table(
-    headers: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int]
-) -> Iterator[str]:
-    """Yield the lines of a table; the columns numbered in `right` are aligned to the right."""
-    texts = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(headers, *texts, strict=True)]
-    for number, row in enumerate([list(headers), *texts]):
-        cells = [
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        line = "  ".join(cells).rstrip()
-        yield click.style(line, bold=True) if number == 0 else line
 
 
 class MessageFormatter(logging.Formatter):

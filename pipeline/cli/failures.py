@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipeline.cli.terminal import harmless
 from pipeline.errors import EXIT_INTERRUPTED, HostError, PipelineError, UsageError
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ class Failure:
 
         Logins of URLs are left out. A terminal that is gone is told nothing.
         """
-        from pipeline.cli.console import harmless
         from pipeline.models import without_credentials
 
         message, hint = (harmless(without_credentials(text)) for text in (self.message, self.hint))

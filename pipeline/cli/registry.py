@@ -11,8 +11,8 @@ import click
 import msgspec
 
 from pipeline.artifacts import ATTESTATION, SBOM, read_artifact, read_proof, sbom_path
-from pipeline.cli.console import table
 from pipeline.cli.options import common_options, registry_option
+from pipeline.cli.terminal import table
 from pipeline.cli.trust import is_file_ref, load_signer, sign_key_option
 from pipeline.files import human_bytes
 from pipeline.models import Manifest, Ref, check_name, current_platform

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.console import table
 from pipeline.cli.options import common_options, registry_option
+from pipeline.cli.terminal import table
 from pipeline.cli.trust import load_trust, open_trusting, trusted_key_option
 from pipeline.errors import IntegrityError
 from pipeline.files import human_bytes, plural
