@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -372,6 +373,51 @@ def test_apply_names_what_did_not_come(sites: Sites, lost: str) -> None:
     assert len(found.copied) == 1
     assert found.unfinished == (f"v1/deltas/demo/{PLATFORM}/{second.manifest.id}/delta.json",)
     require_in_order(sites.site)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "named"),
+    [
+        ("delta.json", "delta.json in"),
+        ("manifest.json", "manifest.json in"),
+        ("conda-lock.yml", "conda-lock.yml in"),
+        ("sbom.cdx.json", "sbom.cdx.json in"),
+        ("tags/latest", "tags/latest in"),
+        ("*.delta", ".delta in"),
+    ],
+)
+def test_one_damaged_file_does_not_stop_the_others(sites: Sites, pattern: str, named: str) -> None:
+    first = sites.push(SMALL)
+    sites.mirror()
+    since = (f"demo@{first.manifest.id}",)
+    damaged, sound = sites.push(SMALL[1:]).manifest, sites.push(SMALL[2:]).manifest
+    sites.export(f"demo@{damaged.id}", since=since)
+    sites.export(f"demo@{sound.id}", since=since)
+    whole = sites.push(SMALL[3:]).manifest
+    sites.export(f"demo@{whole.id}")
+    victim = sound if pattern.startswith("tags") else damaged
+    path = next(Path(sites.disk).glob(f"v1/deltas/demo/*/{victim.id}/{pattern}"))
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(IntegrityError, match=re.escape(named)) as caught:
+        sites.apply()
+    assert "all that is in order was copied" in caught.value.hint
+    pushed = {first.manifest.id, damaged.id, sound.id, whole.id}
+    came = pushed if victim is sound else pushed - {damaged.id}
+    assert set(Registry.open(sites.site).ids("demo", PLATFORM)) == came
+    require_in_order(sites.site)
+
+
+def test_a_damaged_whole_artifact_does_not_stop_deltas(sites: Sites) -> None:
+    first = sites.push(SMALL)
+    sites.mirror()
+    second = sites.push(SMALL[1:]).manifest
+    sites.export(f"demo@{second.id}", since=(f"demo@{first.manifest.id}",))
+    third = sites.push(SMALL[2:]).manifest
+    sites.export(f"demo@{third.id}")
+    path = the(f"{sites.disk}/v1/envs", "manifest.json")
+    path.write_bytes(path.read_bytes()[:-3])
+    assert run(["apply", sites.disk, "--registry", sites.site]) == 8
+    assert set(Registry.open(sites.site).ids("demo", PLATFORM)) == {first.manifest.id, second.id}
 
 
 def test_a_delta_becomes_the_same_archive(sites: Sites) -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pipeline.artifacts import REGISTRY_MANIFEST
-from pipeline.carrying.copying import Carrier, require_room_for
+from pipeline.carrying.copying import WRONG, Carrier, require_room_for
 from pipeline.carrying.delta_reading import OpenDelta, find_deltas
 from pipeline.carrying.deltas import RECORD, Base, delta_folder
-from pipeline.carrying.mirroring import MirrorOrder, follow_plan, plan_mirror
+from pipeline.carrying.mirroring import MirrorOrder, follow_plan, plan_mirror, require_none
 from pipeline.carrying.tags import CarriedTag, carry_tag
 from pipeline.errors import IntegrityError, NotFound
 from pipeline.files import from_json, plural
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from pipeline.errors import PipelineError
     from pipeline.progress import Progress
     from pipeline.registry import Registry
 
@@ -49,15 +50,17 @@ def apply_folder(
     """Publish all that a carried folder holds at a site, then move its tags forward.
 
     Deltas become whole archives, the same bytes that were packed; signatures are checked where
-    `source` has trusted keys. Raises NotFound, with nothing changed, when the site lacks a base.
+    `source` has trusted keys. What is wrong with one artifact, delta or tag, or a base that the
+    site lacks, is raised after all else came.
     """
-    deltas = find_deltas(source)
+    faults: dict[str, PipelineError] = {}
+    deltas = find_deltas(source, faults)
     tops = {listed.key for listed in source.store.list("v1/", folders=True)}
     if not tops & {ENVS, DELTAS}:
         message = f"{source.url} holds no export: there is neither {ENVS} nor {DELTAS} in it"
         raise NotFound(message, hint="name the folder that `envferry export` wrote")
     whole = {listed.key for listed in source.store.list(ENVS)} if ENVS in tops else set()
-    ordered = _in_order(deltas, site, whole)
+    ordered = _in_order(deltas, site, whole, faults)
     lacking = [delta for delta in ordered if not _is_published(site, delta.record.artifact)]
     plan = plan_mirror(source, site, MirrorOrder()) if whole else None
     missing = (*(plan.missing if plan else ()), *(delta.manifest for delta in lacking))
@@ -66,13 +69,19 @@ def apply_folder(
     tags: tuple[CarriedTag, ...] = ()
     present = len(ordered) - len(lacking)
     if plan:
-        found = follow_plan(plan, journals=journals, progress=progress)
+        found, wrong = follow_plan(plan, journals=journals, progress=progress)
         copied, tags, present = found.copied, found.tags, present + found.present
+        faults |= wrong
     for delta in lacking:
-        _rebuild(delta, site, journals, progress)
+        try:
+            delta.require_file()
+            _rebuild(delta, site, journals, progress)
+        except WRONG as error:
+            faults[delta.manifest.stem] = error
     for delta in ordered:
-        records = _tags(source, delta.record.artifact)
-        tags += tuple(carry_tag(site, name, record) for name, record in records)
+        if delta.manifest.stem not in faults:
+            tags += tuple(_carry_tags(source, site, delta.record.artifact, faults))
+    require_none(faults)
     return Applied(
         source=source.url,
         target=site.url,
@@ -102,8 +111,13 @@ def _is_published(site: Registry, artifact: Base) -> bool:
     return site.store.stat(artifact.folder + REGISTRY_MANIFEST) is not None
 
 
-def _in_order(deltas: Sequence[OpenDelta], site: Registry, whole: set[str]) -> list[OpenDelta]:
-    """Return deltas so that bases come first; raise NotFound for a base that will not be there."""
+def _in_order(
+    deltas: Sequence[OpenDelta],
+    site: Registry,
+    whole: set[str],
+    faults: dict[str, PipelineError],
+) -> list[OpenDelta]:
+    """Return deltas so that bases come first; those whose bases will not be there are faults."""
     known: dict[Base, bool] = {}
 
     def is_there(base: Base) -> bool:
@@ -120,7 +134,8 @@ def _in_order(deltas: Sequence[OpenDelta], site: Registry, whole: set[str]) -> l
             if is_there(delta.record.artifact) or all(map(is_there, delta.record.bases))
         ]
         if not ready:
-            raise _lacking(waiting[0], site, is_there)
+            faults |= {one.manifest.stem: _lacking(one, site, is_there) for one in waiting}
+            break
         for delta in ready:
             waiting.remove(delta)
             known[delta.record.artifact] = True
@@ -155,16 +170,26 @@ def _rebuild(delta: OpenDelta, site: Registry, journals: Path, progress: Progres
             raise
 
 
-def _tags(source: Registry, artifact: Base) -> Iterator[tuple[TagName, SignedTagRecord]]:
-    """Yield the tags that came with a delta, their signatures checked."""
+def _carry_tags(
+    source: Registry, site: Registry, artifact: Base, faults: dict[str, PipelineError]
+) -> Iterator[CarriedTag]:
+    """Move the tags that came with a delta forward; yield what became of each."""
     prefix = f"{delta_folder(artifact)}tags/"
     for key in sorted(listed.key for listed in source.store.list(prefix)):
         name = TagName(name=artifact.name, platform=artifact.platform, tag=key.removeprefix(prefix))
-        what = f"{key} in {source.url}"
-        record = from_json(source.store.read(key), SignedTagRecord, what)
-        if not ID_PATTERN.fullmatch(record.id) or record.id != artifact.id:
-            message = f"{what} is damaged: it points to {record.id!r}"
-            raise IntegrityError(message, hint="export or copy it again")
-        if source.trust:
-            source.trust.check_tag(name, record, what)
-        yield name, record
+        try:
+            yield carry_tag(site, name, _read_tag(source, key, name, artifact))
+        except WRONG as error:
+            faults[f"the tag {name}"] = error
+
+
+def _read_tag(source: Registry, key: str, name: TagName, artifact: Base) -> SignedTagRecord:
+    """Read a tag that came with a delta, its signatures checked."""
+    what = f"{key} in {source.url}"
+    record = from_json(source.store.read(key), SignedTagRecord, what)
+    if record.id != artifact.id:
+        message = f"{what} is damaged: it points to {record.id!r}"
+        raise IntegrityError(message, hint="export or copy it again")
+    if source.trust:
+        source.trust.check_tag(name, record, what)
+    return record

@@ -43,12 +43,9 @@ def _check(source: Registry, folder: str, *, read_bytes: bool) -> Finding | None
         return replace(fault, what="it is missing: the export broke off")
     try:
         delta = read_delta(source, key)
-        file = delta_key(delta.record.artifact)
-        stat = source.store.stat(file)
-        if stat is None or stat.size != delta.record.size:
-            size = stat.size if stat else 0
-            raise IntegrityError(f"{file} has {size} bytes, {delta.record.size} are expected")
+        delta.require_file()
         if read_bytes and not delta.is_sound():
+            file = delta_key(delta.record.artifact)
             raise IntegrityError(f"{file} is damaged: its BLAKE3 is not that of {RECORD}")
     except BAD as error:
         return replace(fault, what=error.message)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from blake3 import blake3
 
 from pipeline.artifacts import ATTESTATION, REGISTRY_MANIFEST, SBOM, Proof, decode_manifest
-from pipeline.carrying.copying import Companions
+from pipeline.carrying.copying import WRONG, Companions
 from pipeline.carrying.deltas import RECORD, Base, Delta, Pieces, delta_folder, delta_key
-from pipeline.errors import IntegrityError, NotFound
+from pipeline.errors import IntegrityError, NotFound, UsageError
 from pipeline.files import from_json
 from pipeline.registry import LOCK_FILE
 from pipeline.registry.layout import DELTAS, archive_key
@@ -20,6 +20,7 @@ from pipeline.stores.near import reader_into
 from pipeline.stores.port import CannotList
 
 if TYPE_CHECKING:
+    from pipeline.errors import PipelineError
     from pipeline.models import Manifest
     from pipeline.registry import Registry
     from pipeline.stores.port import Store
@@ -64,6 +65,15 @@ class OpenDelta:
             digests=(facts.xxh128, facts.blake3),
         )
 
+    def require_file(self) -> None:
+        """Raise IntegrityError unless the delta file is there in its full length."""
+        key = delta_key(self.record.artifact)
+        stat = self.source.store.stat(key)
+        if stat is None or stat.size != self.record.size:
+            size, url = stat.size if stat else 0, self.source.url
+            message = f"{key} in {url} has {size} bytes, {self.record.size} are expected"
+            raise IntegrityError(message, hint="export or copy it again")
+
     def is_sound(self) -> bool:
         """Whether the delta file is the one that was written."""
         key, size, digest = delta_key(self.record.artifact), self.record.size, blake3()
@@ -72,22 +82,32 @@ class OpenDelta:
         return digest.hexdigest() == self.record.blake3
 
 
-def find_deltas(source: Registry) -> list[OpenDelta]:
-    """Open all deltas of a registry folder; signatures are checked if it has trusted keys."""
+def find_deltas(source: Registry, faults: dict[str, PipelineError]) -> list[OpenDelta]:
+    """Open all deltas of a registry folder; signatures are checked if it has trusted keys.
+
+    What is wrong with one is noted in `faults`, by NAME-PLATFORM-ID.
+    """
     try:
         keys = sorted(listed.key for listed in source.store.list(DELTAS))
     except CannotList as error:
         message = f"{source.url} is a web server: deltas are applied from a directory"
         raise NotFound(message, hint="copy the folder here first") from error
-    return [read_delta(source, key) for key in keys if key.endswith(f"/{RECORD}")]
+    found = []
+    for key in keys:
+        if key.endswith(f"/{RECORD}"):
+            try:
+                found.append(read_delta(source, key))
+            except WRONG as error:
+                faults["-".join(key.split("/")[2:5])] = error
+    return found
 
 
 def read_delta(source: Registry, key: str) -> OpenDelta:
     """Open a delta by the key of its record; raise IntegrityError unless all fits together."""
     what = f"{key} in {source.url}"
     record, store = from_json(source.store.read(key), Delta, what), source.store
+    _require_sound(record, key, what)
     folder = delta_folder(record.artifact)
-    _require_sound(record, key, folder, what)
     data = store.read(folder + REGISTRY_MANIFEST)
     manifest = decode_manifest(data, f"{folder}{REGISTRY_MANIFEST} in {source.url}")
     total = sum(run.length for run in record.runs)
@@ -103,8 +123,13 @@ def read_delta(source: Registry, key: str) -> OpenDelta:
     return OpenDelta(source, record, manifest, companions)
 
 
-def _require_sound(record: Delta, key: str, folder: str, what: str) -> None:
+def _require_sound(record: Delta, key: str, what: str) -> None:
     """Raise IntegrityError for a record that names what cannot be."""
+    try:
+        folder, *_ = map(delta_folder, (record.artifact, *record.bases))
+    except UsageError as error:
+        message = f"{what} is damaged: {error.message}"
+        raise IntegrityError(message, hint="export or copy it again") from error
     runs, count = record.runs, len(record.bases)
     inside = all(run.base >= 0 or run.offset + run.length <= record.size for run in runs)
     known = all(-1 <= run.base < count for run in runs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from pipeline.artifacts import ARCHIVE_SUFFIX, ATTESTATION, REGISTRY_MANIFEST
@@ -95,8 +95,7 @@ class MirrorPlan:
 
     def require_sound(self) -> None:
         """Raise what is wrong with those that cannot be copied."""
-        if self.faults:
-            raise _joined(self.faults)
+        require_none(self.faults, done="")
 
 
 def mirror_registry(
@@ -109,11 +108,15 @@ def mirror_registry(
     """
     plan = plan_mirror(source, target, order)
     require_room_for(target, plan.missing, f"mirroring {plural(len(plan.missing), 'artifact')}")
-    return follow_plan(plan, journals=journals, progress=progress)
+    found, faults = follow_plan(plan, journals=journals, progress=progress)
+    require_none(faults)
+    return found
 
 
-def follow_plan(plan: MirrorPlan, *, journals: Path, progress: Progress) -> Mirrored:
-    """Copy what is missing, then move the tags forward; raise what was wrong with the rest."""
+def follow_plan(
+    plan: MirrorPlan, *, journals: Path, progress: Progress
+) -> tuple[Mirrored, dict[str, PipelineError]]:
+    """Copy what is missing, then move the tags forward; return what is wrong with the rest, too."""
     size = sum(manifest.archive.size for manifest in plan.missing)
     with progress.task(f"mirror {plural(len(plan.missing), 'artifact')}", size) as advance:
         carrier = Carrier(target=plan.target, journals=journals, advance=advance)
@@ -123,9 +126,9 @@ def follow_plan(plan: MirrorPlan, *, journals: Path, progress: Progress) -> Mirr
         for name, record in plan.tags.items()
         if f"{name.name}-{name.platform}-{record.id}" not in faults
     )
-    if faults:
-        raise _joined(faults, done=DONE)
-    return plan.report(tags)
+    found = plan.report(tags)
+    copied = tuple(manifest.stem for manifest in plan.missing if manifest.stem not in faults)
+    return replace(found, copied=copied), faults
 
 
 def copy_each(
@@ -153,18 +156,22 @@ def copy_each(
 
 def copy_all(carrier: Carrier, source: Registry, manifests: Sequence[Manifest]) -> None:
     """Copy artifacts; raise what is wrong with those that are damaged, after the others."""
-    if faults := copy_each(carrier, source, manifests):
-        raise _joined(faults, done=DONE)
+    require_none(copy_each(carrier, source, manifests))
 
 
-def _joined(faults: Mapping[str, PipelineError], done: str = "") -> PipelineError:
-    """Return the first of some errors; it names what else has one, and says what was done."""
-    stem, *others = sorted(faults)
+def require_none(faults: Mapping[str, PipelineError], done: str = DONE) -> None:
+    """Raise the first of some errors, damage before all else.
+
+    It names what else has one, and says what was `done`.
+    """
+    if not faults:
+        return
+    stem, *others = sorted(faults, key=lambda one: (-faults[one].exit_code, one))
     first, shown = faults[stem], others[:FAULTS_SHOWN]
     if others[FAULTS_SHOWN:]:
         shown.append(f"{len(others) - FAULTS_SHOWN:,} more")
     message = first.message + (f" (wrong, too: {', '.join(shown)})" if shown else "")
-    return type(first)(message, hint="; ".join(filter(None, (first.hint, done))))
+    raise type(first)(message, hint="; ".join(filter(None, (first.hint, done))))
 
 
 def plan_mirror(source: Registry, target: Registry, order: MirrorOrder) -> MirrorPlan:

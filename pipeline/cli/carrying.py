@@ -125,7 +125,8 @@ def apply(console: Console, directory: Path, registry: str, trusted_keys: tuple[
     """Bring what the folder DIR carries into the registry: whole artifacts and deltas.
 
     A delta and what is here already become the whole archive, byte for byte, so its signature
-    stays valid. Tags never move back. When it breaks off, run it again.
+    stays valid. Tags never move back. What is damaged is named, with exit code 8, when all else has
+    come. When it breaks off, run it again.
     """
     from pipeline.carrying.applying import apply_folder
 
