@@ -203,7 +203,7 @@ def tidy(prefix: Path, scratch: Path) -> None:
     set_modes(prefix)
     if not prefix.is_dir() or not any(prefix.iterdir()):
         raise ToolFailed(f"the build left nothing at {prefix}")
-    if strangers := sorted(str(path) for path in prefix.parent.iterdir() if path != prefix):
+    if strangers := sorted(repr(str(path)) for path in prefix.parent.iterdir() if path != prefix):
         raise ToolFailed(
             f"a package wrote outside of {prefix}: {', '.join(strangers[:FAULTS_SHOWN])}",
             hint="only its post-link script can do that: leave the package out",
