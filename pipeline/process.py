@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import tempfile
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 CalledProcessError = subprocess.CalledProcessError
 
 ERROR_LINES = 25
+OUTPUT_TO_FILE = 'exec "$@" >"$0" 2>&1'
 STOP_SECONDS = 10
 
 
@@ -57,6 +59,19 @@ def run(
     """
     child = _start([str(word) for word in argv], env=env, cwd=cwd, show=show)
     return _finish(child, check=check)
+
+
+def run_to_its_end(
+    argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Finished:
+    """Run `argv` until it ends itself, whatever it left running; `stdout` is all that it said.
+
+    `run` would wait until the last process that holds its output has ended.
+    """
+    with tempfile.NamedTemporaryFile("r", errors="replace") as output:
+        words = ("/bin/sh", "-c", OUTPUT_TO_FILE, output.name, *argv)
+        finished = run(words, env=env, cwd=cwd, check=False)
+        return Finished(returncode=finished.returncode, stdout=output.read(), stderr="")
 
 
 def run_on_lifeline(

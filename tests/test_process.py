@@ -43,6 +43,13 @@ def test_a_missing_program_is_an_error_of_ours() -> None:
         process.run(["no-such-program"])
 
 
+def test_what_is_left_running_is_not_waited_for() -> None:
+    started = time.monotonic()
+    finished = process.run_to_its_end(["sh", "-c", "sleep 20 & echo one; echo two >&2; exit 3"])
+    assert (finished.returncode, finished.stdout) == (3, "one\ntwo\n")
+    assert time.monotonic() - started < 5
+
+
 def test_a_signal_is_named() -> None:
     with pytest.raises(ToolFailed, match="was killed by signal 9"):
         process.run(["sh", "-c", "kill -9 $$"])

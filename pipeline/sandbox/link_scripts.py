@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
 
     from pipeline.sandbox.conda_meta import CondaRecords
 
-OUTPUT_TO_FILE = 'exec "$@" >"$0" 2>&1'
-"""A pipe would end only when the last process that the script left behind has ended."""
 GRACE_SECONDS = 5
 """How long what a script started may go on after it."""
 
@@ -60,10 +57,7 @@ def run_script(script: Path, prefix: Path, record: dict[str, Any]) -> None:
     )
     shell = process.find_program("bash") or "/bin/sh"
     tries = network_tries()
-    with tempfile.NamedTemporaryFile("r", errors="replace") as log:
-        words = ("/bin/sh", "-c", OUTPUT_TO_FILE, log.name, shell, script)
-        finished = process.run(words, env=environ, cwd=prefix, check=False)
-        said = log.read()
+    finished = process.run_to_its_end((shell, script), env=environ, cwd=prefix)
     left = processes_after(f"PKG_NAME={record['name']}")
     if network_tries() > tries:
         raise ToolFailed(
@@ -71,7 +65,7 @@ def run_script(script: Path, prefix: Path, record: dict[str, Any]) -> None:
             hint="leave the package out, or ask its makers to ship what the script downloads",
         )
     if finished.returncode != 0:
-        raise process.failure([what], finished.returncode, said, "")
+        raise process.failure([what], finished.returncode, finished.stdout, "")
     if left:
         raise ToolFailed(
             f"{what} left processes running: {', '.join(left)}",

@@ -14,7 +14,7 @@ import msgspec
 from pipeline import process
 from pipeline.config import SOURCE_DATE_EPOCH, child_environ
 from pipeline.errors import HostError, PipelineError, ToolFailed
-from pipeline.sandbox.build_backend import unpinned_requirements
+from pipeline.sandbox.build_backend import Backend
 from pipeline.sandbox.builder import set_modes
 from pipeline.sandbox.network_tries import network_tries
 from pipeline.sandbox.orders import BuildAnswer, WheelOrder
@@ -60,10 +60,9 @@ def make_wheel(order: WheelOrder) -> None:
     uv_words = (uv.find_uv_bin(), "--offline", "--no-config")
     process.run([*uv_words, "venv", "--quiet", "--python", order.python, venv], env=environ)
     install_requirements(order, uv_words, environ)
-    words = [*uv_words, "build", "--wheel", "--no-build-isolation", "--no-index"]
-    words += ["--python", str(venv / "bin/python"), "--out-dir", str(home / "dist"), str(project)]
+    backend = Backend(project, venv / "bin/python", environ)
     tries = network_tries()
-    finished = process.run(words, env=environ, check=False)
+    finished = backend.make_wheel(home / "dist")
     what = f"making a wheel of {order.name}"
     has_tried = network_tries() > tries
     if finished.returncode == 0 and has_tried:
@@ -73,12 +72,11 @@ def make_wheel(order: WheelOrder) -> None:
         )
     if finished.returncode == 0:
         return
-    failure = process.failure([what], finished.returncode, finished.stdout, finished.stderr)
+    failure = process.failure([what], finished.returncode, finished.stdout, "")
     if has_tried:
         failure.message += "\nit tried to use the network, and a build has none"
     pinned = [item.name for item in order.requires]
-    lacking = unpinned_requirements(project, venv / "bin/python", pinned, environ)
-    raise failed_wheel(order, failure.message, lacking)
+    raise failed_wheel(order, failure.message, backend.unpinned_requirements(pinned))
 
 
 def failed_wheel(order: WheelOrder, message: str, lacking: Sequence[str]) -> ToolFailed:
