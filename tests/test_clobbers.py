@@ -55,6 +55,7 @@ def test_special_directories_of_a_wheel(tmp_path: Path) -> None:
     found = files_of(make_wheel(tmp_path, files=files))
     assert {"share/a", "bin/tool", f"{SITE}/b.py", f"{SITE}/c.py", "bin/say-demo"} <= found
     assert "include/python3.10/evil/demo.h" in found  # by the package's name
+    assert f"{SITE}/demo-1.0.dist-info/INSTALLER" in found  # by what installs it
 
 
 @pytest.mark.parametrize("member", ["../a.py", "/etc/a", "x/../there/a.py", "{data}/data/../../a"])

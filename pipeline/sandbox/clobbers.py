@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from pipeline.sandbox.orders import Wheel
 
 CLOBBERS_SHOWN = 8
+WRITTEN_BESIDE_RECORD = ("INSTALLER", "REQUESTED")
+"""By whoever installs a wheel."""
 CONDA_META = "conda-meta/"
 WHEEL_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError)
 """What zipfile raises for damaged, encrypted and unknown archives, and we for hostile ones."""
@@ -155,6 +157,8 @@ def archived_files(archive: zipfile.ZipFile, folders: Mapping[str, str]) -> dict
             message = f"its file {place} would be one of conda's own records"
             raise ValueError(message)
         files[place] = member.CRC
+        if parts[-1] == "RECORD" and parts[0].endswith(".dist-info"):
+            files |= {f"{usual}{parts[0]}/{name}": 0 for name in WRITTEN_BESIDE_RECORD}
         if parts[-1] == "entry_points.txt" and parts[0].endswith(".dist-info"):
             files |= entry_points(archive.read(member).decode(errors="replace"))
     return files
