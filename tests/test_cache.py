@@ -80,6 +80,15 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(CONTENT[:HALF], len(CONTENT))
         self.close_connection = True
 
+    def serve_stuttering(self, _count: int) -> None:
+        """A tenth at a time, then the connection ends."""
+        start = int((self.headers["Range"] or "bytes=0-")[6:-1])
+        last = len(CONTENT) - 1
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Range", f"bytes {start}-{last}/{len(CONTENT)}")
+        self.answer(CONTENT[start : start + len(CONTENT) // 10 + 1], len(CONTENT) - start)
+        self.close_connection = True
+
     def serve_busy(self, count: int) -> None:
         self.refuse(503) if count <= 2 else self.serve_good(count)
 
@@ -208,6 +217,14 @@ def test_a_truncated_answer_is_resumed(cache: DownloadCache, server: Server) -> 
     [path] = fetch(cache, package(f"{server.url}/truncated.whl"))
     assert path.read_bytes() == CONTENT
     assert server.ranges == [f"bytes={HALF}-"]
+
+
+def test_a_connection_that_breaks_ever_again_is_no_end(
+    cache: DownloadCache, server: Server
+) -> None:
+    [path] = fetch(cache, package(f"{server.url}/stuttering.whl"))
+    assert path.read_bytes() == CONTENT
+    assert sum(server.requests.values()) == 10
 
 
 def test_a_busy_server_is_asked_again(cache: DownloadCache, server: Server) -> None:

@@ -112,6 +112,7 @@ def test_a_lock_of_conda_lock_s_own_is_read(tmp_path: Path) -> None:
         ("version: 1\n", "version: 2\n", "has the lock format 2"),
         ("version: 1\n", "<<<<<<< HEAD\nversion: 1\n", "expected YAML"),
         ("manager: pip", "manager: npm", "Invalid enum value 'npm'"),
+        ("https://example.org/", "https://[example.org/", "no URL for six"),
         ("package:\n", "packages:\n", "required field `package`"),
         ("  content_hash:", "  content_hushed:", "content_hash"),
         (f"    sha256: {'a' * 64}\n", "", "Expected `object`"),

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 THREADS = 8
 ATTEMPTS = 5
-"""How often one file is asked for before it counts as unreachable."""
+"""How often a file is asked for without a byte more before it counts as unreachable."""
 PIECE_BYTES = 256 << 10
 """Read from the network, written and hashed at once: so much stays in a core's own cache (1 MiB
 cost 1.6 times the CPU)."""
@@ -223,8 +223,8 @@ class DownloadCache:
 
     def _download(self, item: Download, partial: Path, meter: _Meter) -> str:
         """Download into `partial`, from where it ends; return the hash of the whole."""
-        reason = ""
-        for attempt in range(ATTEMPTS):
+        reason, attempt, reached = "", 0, 0
+        while attempt < ATTEMPTS:
             if attempt:
                 log.info("retrying %s: %s", item.shown, reason)
             meter.wait_or_stop(self.pause_seconds * 2 ** (attempt - 1) if attempt else 0)
@@ -237,6 +237,8 @@ class DownloadCache:
                     message = f"cannot download {item.shown}: {reason}"
                     hint = "name your CA certificates in SSL_CERT_FILE"
                     raise StoreError(message, hint=hint) from error
+            size = partial.stat().st_size
+            attempt, reached = (1, size) if size > reached else (attempt + 1, reached)
         message = f"cannot download {item.shown}: {reason} ({ATTEMPTS} attempts)"
         hint = "check the network and its proxy, then try again: downloads resume"
         raise StoreError(message, hint=hint)

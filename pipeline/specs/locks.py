@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 import yaml
@@ -215,6 +216,11 @@ def _to_lock(path: Path, name: str, file: _File, digest: str) -> Lock:
 def _package(item: _Package, path: Path) -> LockedPackage:
     if not (item.hash.sha256 or item.hash.md5):
         raise SpecError(f"{path} has no hash for {item.name} {item.version}")
+    try:
+        urlsplit(item.url)
+    except ValueError as error:
+        message = f"{path} has no URL for {item.name}: {item.url!r} is none ({error})"
+        raise SpecError(message) from error
     package = LockedPackage(
         manager=item.manager,
         name=item.name,
