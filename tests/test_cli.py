@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli.failures import explain
 from pipeline.cli.main import run
 
 ENVFERRY = Path(sys.executable).with_name("envferry")
@@ -70,6 +72,16 @@ def test_an_impossible_setting_is_named(
 def test_what_the_system_refuses_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["fetch", "demo", "-o", "/proc/self/nothing"]) == 11
     assert "(/proc/self/nothing)" in capsys.readouterr().err
+
+
+def test_a_cache_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENVFERRY_CACHE", str(tmp_path / "cache"))
+    for place, is_named in (("cache/builds/x.lock", True), ("cache", True), ("else", False)):
+        error = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / place))
+        failure = explain(error)
+        assert (failure.exit_code, "ENVFERRY_CACHE" in failure.hint) == (11, is_named)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "today")
+    assert explain(error).exit_code == 11
 
 
 def test_help_loads_no_command() -> None:

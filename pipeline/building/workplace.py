@@ -48,6 +48,18 @@ class Workplace:
         return Mount(source=self.envs, target=str(self.prefix.parent), writable=writable)
 
 
+def require_replaceable(home: Path) -> None:
+    """Raise HostError for a build of another user, who alone can remove what is in it."""
+    for directory in (home, *home.glob("envs/*")):
+        if directory.exists() and not os.access(directory, os.W_OK, effective_ids=True):
+            owner = directory.stat().st_uid
+            if owner != os.geteuid():  # else closed, and ours to open
+                raise HostError(
+                    f"{home} is another user's (uid {owner}), who alone can replace that build",
+                    hint="set ENVFERRY_CACHE to a folder of your own",
+                )
+
+
 @contextmanager
 def fresh_workplace(home: Path, prefix: str) -> Iterator[Workplace]:
     """Yield an empty workplace; what is still there when the block ends is removed.

@@ -10,7 +10,7 @@ import os
 import re
 import ssl
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -196,7 +196,10 @@ class DownloadCache:
             message = f"cannot store {item.file_name} in {directory}: {error.strerror or error}"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 message = f"no space left for downloads in {self.root}: {error.strerror}"
-            raise HostError(message, hint="free space there or set ENVFERRY_CACHE") from error
+            hint = "free space there or set ENVFERRY_CACHE"
+            if isinstance(error, PermissionError):
+                hint = "set ENVFERRY_CACHE to a folder that this user may write to"
+            raise HostError(message, hint=hint) from error
         return target
 
     def _fill(self, item: Download, target: Path, meter: _Meter) -> None:
@@ -218,7 +221,8 @@ class DownloadCache:
             )
             hint = "the file changed on its server: lock again, or use the mirror it came from"
             raise IntegrityError(message, hint=hint)
-        partial.chmod(0o644)
+        with suppress(PermissionError):  # another user's, who let us read it: it was resumed
+            partial.chmod(0o644)
         partial.replace(target)
 
     def _download(self, item: Download, partial: Path, meter: _Meter) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cli.terminal import harmless
-from pipeline.errors import EXIT_INTERRUPTED, HostError, PipelineError, UsageError
+from pipeline.errors import EXIT_INTERRUPTED, HostError, PipelineError, SpecError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,13 +25,12 @@ EXPECTED = (PipelineError, click.ClickException, click.Abort, KeyboardInterrupt,
 
 NO_SPACE = ("no space left on the disk", "free some space, then try again")
 NOT_ALLOWED = ("not allowed", "may this user read and write there?")
+NOT_ALLOWED_CODES = (errno.EACCES, errno.EPERM, errno.EROFS)
 IN_THE_WAY = ("a file is where a folder should be", "name another place, or move that file away")
 OS_ERRORS = {
     errno.ENOSPC: NO_SPACE,
     errno.EDQUOT: NO_SPACE,
-    errno.EACCES: NOT_ALLOWED,
-    errno.EPERM: NOT_ALLOWED,
-    errno.EROFS: NOT_ALLOWED,
+    **dict.fromkeys(NOT_ALLOWED_CODES, NOT_ALLOWED),
     errno.EEXIST: IN_THE_WAY,
     errno.ENOTDIR: IN_THE_WAY,
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
@@ -100,8 +99,20 @@ def _explain_os_error(error: OSError) -> Failure:
         hint = "`cd` to a folder that is there"
         return Failure("the current folder was removed", hint, HostError.exit_code)
     words, hint = OS_ERRORS.get(code or 0, (words, "run it again with -vv to see where"))
+    if code in NOT_ALLOWED_CODES and _is_in_cache(error.filename):
+        hint = "set ENVFERRY_CACHE to a folder that this user may write to"
     where = f" ({error.filename})" if error.filename else ""
     return Failure(f"{words}{where}", hint, HostError.exit_code)
+
+
+def _is_in_cache(name: object) -> bool:
+    """Whether a file that the operating system named is in the download cache, or is that."""
+    from pipeline.config import settings
+
+    try:
+        return isinstance(name, str) and Path(name).is_relative_to(settings().cache_dir)
+    except SpecError:  # of another setting
+        return False
 
 
 def _is_nowhere() -> bool:

@@ -10,7 +10,7 @@ from pipeline.building.making_wheels import make_wheels, open_shop
 from pipeline.building.ordering import order_for, run_builder
 from pipeline.building.source_wheels import described
 from pipeline.building.sources import SourceShelf
-from pipeline.building.workplace import fresh_workplace
+from pipeline.building.workplace import fresh_workplace, require_replaceable
 from pipeline.cache.downloads import DownloadCache, cache_lock
 from pipeline.files import exclusive_lock
 from pipeline.models import ENVS_DIR, current_platform
@@ -34,7 +34,8 @@ def build_env(
 
     The result is left in `builds_dir/NAME-PLATFORM`; a build before it is replaced only when this
     one succeeded. Raises SpecError when the packages do not go together, ToolFailed when a check
-    fails, TargetOccupied when the same environment is being built.
+    fails, TargetOccupied when the same environment is being built, HostError when the build
+    before it is another user's.
     """
     platform = current_platform()
     packages = lock.for_platform(platform)
@@ -42,6 +43,8 @@ def build_env(
     building = exclusive_lock(home.with_name(f"{home.name}.lock"), f"the build of {lock.name}")
     with building, cache_lock(cache.root, shared=True):
         partial = home.with_name(f"{home.name}.partial")
+        for place in (home, partial):
+            require_replaceable(place)
         shelf = SourceShelf(cache=cache, progress=progress, offline=options.offline)
         made = make_wheels(open_shop(lock, shelf, sandbox, options), packages, partial, options)
         files = tuple(made.get(item.url, item) for item in packages)
