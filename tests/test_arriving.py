@@ -16,8 +16,9 @@ from blake3 import blake3
 
 from pipeline.errors import IntegrityError, StoreError
 from pipeline.process import run
-from pipeline.stores.arriving import REQUEST_BYTES, Incoming
+from pipeline.stores.arriving import REQUEST_BYTES
 from pipeline.stores.directory import DirectoryStore
+from pipeline.stores.incoming import Incoming
 from pipeline.stores.partial import PIECE_BYTES
 from pipeline.stores.port import Incomplete, KeyTaken
 from tests.packed import random_bytes
@@ -25,7 +26,7 @@ from tests.packed import random_bytes
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.stores.arriving import Piece
+    from pipeline.stores.incoming import Piece
 
 DATA = random_bytes(3, 2 * REQUEST_BYTES + 1000)
 

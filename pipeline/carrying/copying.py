@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from pipeline.models import Manifest
     from pipeline.registry import Registry
-    from pipeline.stores.arriving import Incoming
+    from pipeline.stores.incoming import Incoming
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from pipeline.errors import IntegrityError, NotFound, UsageError
 from pipeline.files import from_json
 from pipeline.registry import LOCK_FILE
 from pipeline.registry.layout import DELTAS, archive_key
-from pipeline.stores.arriving import Incoming
+from pipeline.stores.incoming import Incoming
 from pipeline.stores.near import reader_into
 from pipeline.stores.port import CannotList
 

@@ -16,14 +16,15 @@ from pipeline.errors import IntegrityError, TargetOccupied
 from pipeline.files import from_json, to_json
 from pipeline.registry import LOCK_FILE, PublishedArchive
 from pipeline.registry.known_frames import known_ranges
-from pipeline.stores.arriving import Incoming, create_or_read
+from pipeline.stores.arriving import create_or_read
+from pipeline.stores.incoming import Incoming
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pipeline.models import Manifest
     from pipeline.registry import Registry
-    from pipeline.stores.arriving import Piece
+    from pipeline.stores.incoming import Piece
     from pipeline.stores.port import KnownRange, Store
 
 

@@ -33,7 +33,7 @@ from pipeline.registry.layout import (
 from pipeline.registry.listing import list_entries, list_tags, unknown
 from pipeline.registry.publishing import place, publish_artifact, require_whole
 from pipeline.registry.tagging import move_tag, read_tag
-from pipeline.stores.arriving import Incoming
+from pipeline.stores.incoming import Incoming
 from pipeline.stores.near import reader_into
 from pipeline.stores.opening import open_store
 from pipeline.stores.split import MARKER, RECORD_SUFFIX

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.models import Ref
     from pipeline.progress import Progress
     from pipeline.registry import Registry
-    from pipeline.stores.arriving import Incoming
+    from pipeline.stores.incoming import Incoming
 
 
 def fetch_artifact(

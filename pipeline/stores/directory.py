@@ -17,7 +17,7 @@ import xxhash
 
 from pipeline.errors import HostError, NotFound, PipelineError, StoreError
 from pipeline.files import COPY_BYTES, exclusive_lock, open_in_folder, sync_directory, write_bytes
-from pipeline.stores.arriving import Incoming
+from pipeline.stores.incoming import Incoming
 from pipeline.stores.partial import PartialFile
 from pipeline.stores.port import KeyTaken, Listed, LostRace, Stat, check_key, check_prefix
 

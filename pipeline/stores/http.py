@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from http.client import HTTPResponse
     from pathlib import Path
 
-    from pipeline.stores.arriving import Incoming
+    from pipeline.stores.incoming import Incoming
     from pipeline.stores.port import KnownRange, Listed
 
 TIMEOUT_SECONDS = 20

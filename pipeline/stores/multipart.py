@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from pipeline.stores.arriving import Incoming
+    from pipeline.stores.incoming import Incoming
     from pipeline.stores.port import KnownRange
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from pipeline.stores.arriving import Incoming, Piece
+    from pipeline.stores.incoming import Incoming, Piece
 
 PIECE_BYTES = 2 << 20
 """What is written and noted at once: it stays in a core's cache. A request has several of them."""

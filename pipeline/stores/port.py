@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from pipeline.stores.arriving import Incoming
+    from pipeline.stores.incoming import Incoming
 
 KEY_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
 

@@ -20,8 +20,8 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError as BrokenAnswer
 
 from pipeline.errors import NotFound, StoreError, UsageError
-from pipeline.stores.arriving import Incoming
 from pipeline.stores.checksums import with_checksums, without_checksums
+from pipeline.stores.incoming import Incoming
 from pipeline.stores.multipart import PART_BYTES, Unreachable, plan_parts, receive_file, send_file
 from pipeline.stores.port import KeyTaken, Listed, LostRace, Stat, check_key, check_prefix
 

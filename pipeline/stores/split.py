@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from pipeline.errors import IntegrityError, NotFound, StoreError, UsageError
 from pipeline.files import from_json, human_bytes, to_json
-from pipeline.stores.arriving import Incoming, create_or_read, incoming_of
+from pipeline.stores.arriving import create_or_read, incoming_of
 from pipeline.stores.directory import DirectoryStore
 from pipeline.stores.port import Incomplete, KeyTaken, Listed, Stat, stat_whole
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from pipeline.stores.arriving import Piece
+    from pipeline.stores.incoming import Incoming, Piece
     from pipeline.stores.port import KnownRange, Store
 
 MARKER = "v1/split.json"

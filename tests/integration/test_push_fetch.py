@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pipeline.models import PushedArtifact
-    from pipeline.stores.arriving import Incoming
+    from pipeline.stores.incoming import Incoming
     from pipeline.stores.port import KnownRange, Listed, Stat, Store
 
 PIECES = 5
