@@ -53,6 +53,15 @@ def test_damaged_downloads_are_found_and_removed(cache: DownloadCache) -> None:
     assert names(cache) == ["c", "a"]
 
 
+def test_verifying_disturbs_nobody(cache: DownloadCache) -> None:
+    before = list_entries(cache.root)
+    assert verify_entries(cache.root, lambda count: None) == []
+    assert list_entries(cache.root) == before
+    # A build that finds a damaged one removes it, too.
+    assert verify_entries(cache.root, lambda _: before[-1].path.unlink(missing_ok=True)) == []
+    assert list_entries(cache.root) == before[:-1]
+
+
 def test_what_is_no_download_is_left_alone(cache: DownloadCache) -> None:
     top = cache.root / "sha256"
     strangers = [top / "zz/file", top / "zz/nothing/file", cache.root / "README"]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cache.downloads import ALGORITHMS, ENTRY_LOCK, cache_lock, hash_file
+from pipeline.cache.downloads import (
+    ALGORITHMS,
+    ENTRY_LOCK,
+    cache_lock,
+    entry_lock,
+    hash_file,
+)
 from pipeline.files import exclusive_lock, remove_tree
 
 if TYPE_CHECKING:
@@ -62,14 +69,25 @@ def read_entry(path: Path) -> CacheEntry:
 
 
 def verify_entries(root: Path, advance: Callable[[int], None]) -> list[CacheEntry]:
-    """Hash every download and remove those whose bytes are wrong; return these."""
-    damaged = []
+    """Hash every download and remove those whose bytes are wrong; return these.
+
+    Builds may go on: what one of them replaces meanwhile is looked at before or after.
+    """
     with cache_lock(root, shared=True):
-        for entry in list_entries(root):
-            if hash_file(entry.path, entry.algorithm, advance) != entry.digest:
-                entry.path.unlink()
-                damaged.append(entry)
-    return damaged
+        return [entry for entry in list_entries(root) if remove_damaged(entry, advance)]
+
+
+def remove_damaged(entry: CacheEntry, advance: Callable[[int], None]) -> bool:
+    """Remove a download whose bytes are wrong; return whether they were."""
+    with entry_lock(entry.path.parent):
+        is_damaged = (
+            entry.path.exists() and hash_file(entry.path, entry.algorithm, advance) != entry.digest
+        )
+        if is_damaged:
+            entry.path.unlink()
+        # It was looked at, not used.
+        os.utime(entry.path.with_name(ENTRY_LOCK), (entry.used, entry.used))
+    return is_damaged
 
 
 def prune_entries(root: Path, *, older_than: float) -> Pruned:
