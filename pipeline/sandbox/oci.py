@@ -6,6 +6,7 @@ import logging
 import os
 import time
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pipeline import __version__, process
@@ -24,17 +25,17 @@ DEFAULT_IMAGE = "envferry:latest"
 IMAGE_PYTHON = "/opt/envferry/bin/python"
 """Where the Dockerfile puts the Python that has envferry's `build` extra."""
 VERSION_PROBE = "import pipeline; print(pipeline.__version__)"
-ENGINE_FAILED = 125
-"""The exit code of docker and podman when they could not make a container."""
-NOT_EXECUTED = (126, 127)
-"""Their exit codes when it could not run what it was to run."""
-ENGINE_SAYS = ("docker:", "Error:")
-"""How their own errors begin: a job may end with 125, too."""
+STARTED = "envferry: the container runs\n"
+"""What a container says first on stdout: all else that ends a job was the engine's failure.
+
+docker and podman exit with 125 to 127 when they cannot make a container, but so may a job.
+"""
 REMOVAL_PAUSES = (0, 0.2, 0.5, 1, 2)
 """Seconds before each attempt to remove a container."""
 
 SUPERVISOR = "; ".join(
     (
+        f"echo '{STARTED.strip()}'",
         "unset HOSTNAME TERM container",
         "trap 'exit 143' TERM INT",
         "exec 3<&0",
@@ -98,15 +99,12 @@ class ContainerEngine:
 
     def probe(self, wanted: str) -> None:
         """Run an empty job; raise NoSandbox when that fails or the image is of another version."""
-        hint = f"see whether `{self.name} run --rm {wanted} -h` works"
         try:
             tried = self.run(Job(argv=(self.python, "-c", VERSION_PROBE)), check=False)
         except ToolFailed as error:
+            hint = f"see whether `{self.name} run --rm {wanted} -h` works"
             raise NoSandbox(error.message, hint=hint) from error
         found = tried.stdout.strip()
-        if tried.returncode in NOT_EXECUTED and IMAGE_PYTHON not in tried.stderr:
-            message = f"{self.name} cannot run a container here: {last_line(tried.stderr)}"
-            raise NoSandbox(message, hint=hint)
         if tried.returncode != 0 or found != __version__:
             holds = f"envferry {found}" if tried.returncode == 0 else f"no {IMAGE_PYTHON}"
             raise NoSandbox(
@@ -124,21 +122,21 @@ class ContainerEngine:
         except BaseException:
             self.remove(container)
             raise
-        self.raise_own_failure(finished, show=show)
+        if not finished.stdout.startswith(STARTED):
+            raise self.own_failure(finished.stderr.strip())
+        finished = replace(finished, stdout=finished.stdout.removeprefix(STARTED))
         if check and finished.returncode != 0:
             raise process.failure(job.argv, finished.returncode, finished.stdout, finished.stderr)
         return finished
 
-    def raise_own_failure(self, finished: Finished, *, show: bool) -> None:
-        """Raise ToolFailed when the engine made no container."""
-        said = finished.stderr.strip()
-        if finished.returncode == ENGINE_FAILED and (show or said.startswith(ENGINE_SAYS)):
-            reason = said.partition("\n")[0].partition(":")[2].strip() or "see above"
-            raise ToolFailed(
-                f"{self.name} could not make a container: {reason}",
-                hint=f"{self.name} must see this machine's files under their own paths; where it "
-                "runs elsewhere, use ENVFERRY_CACHE for a place that it sees, or --sandbox bwrap",
-            )
+    def own_failure(self, said: str) -> ToolFailed:
+        """Say why the engine made no container, unless it has said so itself already."""
+        reason = said.partition("\n")[0].partition(":")[2].strip() or "see above"
+        return ToolFailed(
+            f"{self.name} could not make a container: {reason}",
+            hint=f"{self.name} must see this machine's files under their own paths; where it "
+            "runs elsewhere, use ENVFERRY_CACHE for a place that it sees, or --sandbox bwrap",
+        )
 
     def remove(self, container: str) -> None:
         """Remove a container; the engine may be about to do so itself, and refuse meanwhile."""

@@ -103,9 +103,15 @@ def test_a_mount_that_is_missing_is_an_error(sandbox: Sandbox, tmp_path: Path) -
     assert not (tmp_path / "nowhere").exists()
     if sandbox.name != "bwrap":
         assert f"{sandbox.name} could not make a container: " in caught.value.message
-        # What the job itself says is not the engine's doing.
-        ends = Job(argv=("/bin/sh", "-c", "exit 125"))
-        assert sandbox.run(ends, check=False).returncode == 125
+
+
+@pytest.mark.parametrize("show", [False, True])
+def test_what_a_job_says_is_not_the_engines_doing(sandbox: Sandbox, show: bool) -> None:
+    """docker and podman end with 125 when they cannot make a container; jobs may, too."""
+    for said in ("", "docker: no", "Error: no"):
+        job = Job(argv=("/bin/sh", "-c", f"echo '{said}' >&2; echo out; exit 125"))
+        finished = sandbox.run(job, check=False, show=show)
+        assert (finished.returncode, finished.stdout) == (125, "out\n")
 
 
 def test_a_job_ends_as_its_program_does(sandbox: Sandbox) -> None:
