@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
 
 import msgspec
 import pytest
@@ -96,8 +97,9 @@ def pages(tmp_path: Path) -> Iterator[Pages]:
 class Reader(HTMLParser):
     """Notes elements and attributes of a page."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, at: str = "/") -> None:
         super().__init__()
+        self.at = at
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.feed(text)
 
@@ -107,8 +109,8 @@ class Reader(HTMLParser):
 
     @property
     def links(self) -> set[str]:
-        """The addresses of all links."""
-        return {attrs["href"] or "" for tag, attrs in self.tags if tag == "a" and "href" in attrs}
+        """Where all links lead to."""
+        return {urljoin(self.at, attrs["href"] or "") for _, attrs in self.tags if "href" in attrs}
 
 
 def test_the_list_of_environments(pages: Pages) -> None:
@@ -135,7 +137,7 @@ def test_an_empty_registry_says_what_to_type(tmp_path: Path) -> None:
 
 def test_the_versions_of_an_environment(pages: Pages) -> None:
     text = pages.get("/envs/demo/").text
-    assert f"/envs/demo/{PLATFORM}/{pages.old}/" in Reader(text).links
+    assert f"/envs/demo/{PLATFORM}/{pages.old}/" in Reader(text, "/envs/demo/").links
     found = pages.json("/envs/demo.json")
     assert {
         one["id"]: (one["version"], one["tags"], one["attested"]) for one in found["entries"]
@@ -169,7 +171,7 @@ def test_packages_are_searched_and_sorted(pages: Pages) -> None:
     def names(query: str) -> list[str]:
         text = pages.get(f"{place}/?{query}").text
         found = [one["name"] for one in pages.json(f"{place}.json?{query}")["packages"]]
-        cells = re.findall(r'<th scope="row"><a href="/find/[^>]*>([^<]+)', text)
+        cells = re.findall(r'<th scope="row"><a href="[./]+/find/[^>]*>([^<]+)', text)
         assert cells == found
         return found
 
@@ -196,8 +198,38 @@ def test_a_tag_leads_to_its_artifact(pages: Pages) -> None:
     for end in ("/", ".json"):
         answer = pages.client.get(f"/envs/demo/{PLATFORM}/stable{end}", follow_redirects=False)
         assert answer.status_code == 307
-        assert answer.headers["location"] == f"/envs/demo/{PLATFORM}/{pages.old}{end}"
+        found = urljoin(f"/envs/demo/{PLATFORM}/stable{end}", answer.headers["location"])
+        assert found == f"/envs/demo/{PLATFORM}/{pages.old}{end}"
     pages.get(f"/envs/demo/{PLATFORM}/nightly/", 404)
+
+
+def test_pages_anywhere_on_a_server(pages: Pages) -> None:
+    """A proxy that puts them below a path, and takes that away from what it asks for."""
+    found: set[str] = set()
+    waiting = [f"/x/y/envs/demo/{PLATFORM}/stable/", "/x/y/"]
+    while waiting:
+        address = waiting.pop()
+        assert address.startswith("/x/y/"), address
+        answer = pages.client.get(address.removeprefix("/x/y"), follow_redirects=False)
+        there: set[str] = set()
+        if answer.status_code == 307:
+            there = {urljoin(address, answer.headers["location"])}
+        elif answer.headers["content-type"].startswith("text/html"):
+            # No list of materials lies beside these artifacts.
+            assert answer.status_code == 200 or "/why/" in address, address
+            reader = Reader(answer.text, address)
+            actions = {urljoin(address, attrs.get("action") or "") for _, attrs in reader.tags}
+            there = {link.partition("#")[0] for link in reader.links | actions}
+        new = {one for one in there if not one.startswith("https://")} - found
+        found |= new
+        waiting += new
+    assert {
+        "/x/y/style.css",
+        "/x/y/envs/other.json",
+        f"/x/y/envs/demo/{PLATFORM}/{pages.old}/",
+    } <= {one.partition("?")[0] for one in found}
+    missing = pages.get("/no/such/page", 404)
+    assert "/x/y/find/" in Reader(missing.text, "/x/y/no/such/page").links
 
 
 def test_who_signed(pages: Pages) -> None:
@@ -294,9 +326,10 @@ def test_pages_are_asked_for_again_cheaply(pages: Pages) -> None:
     pages.publish(Made(seed=9), "nightly")
     changed = pages.client.get("/envs/demo/", headers={"If-None-Match": first.headers["etag"]})
     assert changed.status_code == 200
-    style = re.search(r'href="(/style\.css\?\w+)"', first.text)
+    style = re.search(r'href="(\S+/style\.css\?\w+)"', first.text)
     assert style
-    assert "immutable" in pages.get(style[1]).headers["cache-control"]
+    address = urljoin("/envs/demo/", style[1])
+    assert "immutable" in pages.get(address).headers["cache-control"]
 
 
 def test_hostile_texts_stay_texts(pages: Pages) -> None:
@@ -330,12 +363,12 @@ def test_hostile_texts_stay_texts(pages: Pages) -> None:
     ):
         answer = pages.client.get(address)
         assert answer.status_code in (200, 400, 404)
-        reader = Reader(answer.text)
+        reader = Reader(answer.text, str(answer.url))
         for tag, attrs in reader.tags:
             assert tag not in ("script", "img", "iframe", "object", "style")
             assert not any(name.startswith("on") or name == "style" for name in attrs)
         for link in reader.links:
-            assert re.match(r"(/|\?|#|https://x/)", link), link
+            assert re.match(r"(http://127\.0\.0\.1|https://x)/", link), link
         assert "49" not in "".join(re.findall(r"<th scope=\"row\">.*?</th>", answer.text))
 
 
@@ -469,14 +502,16 @@ def test_why_a_package_is_there(pages: Pages) -> None:
     pages.registry.attach(artifact, SBOM, msgspec.json.encode(bill))
     page = pages.get(f"{place}/whys/why/?package=sympy").text
     assert "<script" not in page
-    assert f'href="{place}/{artifact.id}/"' in page
+    above = f"{place}/{artifact.id}/"
+    assert above in Reader(page, f"{above}why/").links
     found = pages.json(f"{place}/{artifact.id}/why.json?package=Sympy")
     assert [one["name"] for one in found["needs"][0]["needed_by"]] == ["torch"]
     assert "asked for" in pages.get(f"{place}/{artifact.id}/why/?package=torch").text
     assert pages.json(f"{place}/{artifact.id}/why.json")["needs"] == []
     missing = pages.json(f"{place}/{artifact.id}/why.json?package=sympi", 404)
     assert missing["hint"] == "perhaps sympy?"
-    assert f"{place}/{artifact.id}/why/?package=torch" in pages.get(f"{place}/whys/").text
+    page = pages.get(f"{place}/whys/").text
+    assert f"{above}why/?package=torch" in Reader(page, above).links
 
 
 ODD = (

@@ -104,6 +104,7 @@ class Pages:
                 return moved
             page = build(self.site, _question(request))
             context = {"page": page, "twin": _twin(request), "pictures": _pictures(page)}
+            context["root"] = _root(request)
             text = self.templates.get_template(template).render(context)
             return _revalidated(request, text.encode(), "text/html; charset=utf-8")
 
@@ -151,6 +152,7 @@ class Pages:
             body = to_json({"error": message, "hint": hint, "status": status})
             return Response(body, status, media_type="application/json")
         context = {"status": status, "title": title, "message": message, "hint": hint, "twin": ""}
+        context["root"] = _root(request)
         text = self.templates.get_template("error.html").render(context)
         return Response(text, status, media_type="text/html")
 
@@ -160,10 +162,10 @@ class Pages:
         if "id" not in parts or ID_PATTERN.fullmatch(parts["id"]):
             return None
         entry = self.site.entry(parts["name"], parts["platform"], parts["id"])
-        tagged = f"/envs/{entry.name}/{entry.platform}/{parts['id']}"
-        rest = request.url.path.removeprefix(tagged)
+        folder = f"envs/{entry.name}/{entry.platform}/"
+        rest = request.url.path.partition(f"{folder}{parts['id']}")[2]
         query = f"?{request.url.query}" if request.url.query else ""
-        where = f"/envs/{entry.name}/{entry.platform}/{entry.id}{rest}{query}"
+        where = f"{_root(request)}{folder}{entry.id}{rest}{query}"
         return RedirectResponse(where, headers={"Cache-Control": REVALIDATE})
 
 
@@ -188,10 +190,15 @@ def _question(request: Request) -> Question:
     return Question(request.path_params, request.query_params)
 
 
+def _root(request: Request) -> str:
+    """Return the way from a page to the first one: relative, for a proxy may put them anywhere."""
+    path: bytes = request.scope.get("raw_path") or request.url.path.encode()
+    return "../" * (path.partition(b"?")[0].count(b"/") - 1) or "./"
+
+
 def _twin(request: Request) -> str:
     """Return the address of a page's JSON twin."""
-    path = request.url.path
-    twin = "/index.json" if path == "/" else f"{path.rstrip('/')}.json"
+    twin = f"{_root(request)}{request.url.path.strip('/') or 'index'}.json"
     return f"{twin}?{request.url.query}" if request.url.query else twin
 
 
