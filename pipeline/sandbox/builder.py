@@ -163,9 +163,11 @@ def add_wheels(order: BuildOrder, python: Path, records: CondaRecords) -> Iterat
 
 
 def compile_bytecode(prefix: Path, python: Path) -> None:
-    """Compile all modules with the environment's own python."""
+    """Compile all modules with the environment's own python; say which cannot be compiled."""
     script = Path(__file__).with_name("compile_bytecode.py")
-    process.run([python, "-I", "-B", "-W", "ignore", script, prefix])
+    finished = process.run([python, "-I", "-B", "-W", "ignore", script, prefix])
+    if finished.stderr:
+        say(finished.stderr.rstrip())
 
 
 def refuse_tries_at_start(site_packages: Path, tries_before: int) -> None:

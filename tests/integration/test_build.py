@@ -389,6 +389,8 @@ def test_built_twice(workshop: Workshop, tmp_path: Path) -> None:
     text = f"name: noisy\nchannels: [{channel.as_uri()}]\ndependencies: [scripted]\n"
     noisy.write_spec("noisy", text)
     noisy.run("lock", "noisy")
+    # As one that was killed leaves it.
+    (tmp_path / "cache/builds/noisy-linux-64.again/junk").mkdir(parents=True)
     error = noisy.run("build", "noisy", "--twice", expect=8).stderr
     assert "two builds of noisy differ" in error
     assert re.search(r"when: at byte \d+: b'\d+", error)
