@@ -13,6 +13,7 @@ from pipeline.cache.downloads import DownloadCache
 from pipeline.files import write_bytes
 from pipeline.models import Checks, Lock, LockedPackage, SpecOptions, build_string
 from pipeline.progress import Silent
+from pipeline.sandbox.orders import Circumstances
 from pipeline.stages.build import build_env
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class BuildShop:
     home: Path
     sandbox: Sandbox
     checks: Checks = field(default_factory=Checks)
+    circumstances: Circumstances = field(default_factory=Circumstances)
 
     @property
     def builds(self) -> Path:
@@ -56,7 +58,12 @@ class BuildShop:
             options=SpecOptions(checks=self.checks),
             digest="0",
         )
-        options = BuildOptions(builds_dir=self.builds, allow_clobber=allow, allow_conflict=allow)
+        options = BuildOptions(
+            builds_dir=self.builds,
+            allow_clobber=allow,
+            allow_conflict=allow,
+            circumstances=self.circumstances,
+        )
         cache = DownloadCache(self.home / "downloads")
         return build_env(
             lock, sandbox=self.sandbox, cache=cache, options=options, progress=Silent()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shutil
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -14,8 +16,6 @@ from pipeline.sandbox.orders import BuildAnswer, BuildOrder, CondaFile, Wheel
 from pipeline.sandbox.port import Job, Mount, Sandbox
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pipeline.building.options import BuildOptions
     from pipeline.building.workplace import Workplace
     from pipeline.models import LockedPackage
@@ -73,6 +73,35 @@ def order_for(
     )
 
 
+def open_to_others(work: Workplace) -> None:
+    """Let another user build here, whatever this one's umask is."""
+    for directory in (work.envs, work.scratch):
+        directory.chmod(0o777)
+    work.desk.chmod(0o755)
+    (work.desk / "order.json").chmod(0o644)
+
+
+def readable_downloads(order: BuildOrder, cache_root: Path, folder: Path) -> Path:
+    """Return a folder with an order's downloads for every user: the cache may be closed to others.
+
+    They lie in it as they do in the cache, whose own modes stay what they are.
+    """
+    folder.mkdir()
+    folder.chmod(0o755)
+    seen = [*(file.path for file in order.conda), *(wheel.path for wheel in order.wheels)]
+    for path in seen:
+        place = Path(*PurePosixPath(path).parts[-4:])
+        for parent in reversed(place.parents[:-1]):
+            (folder / parent).mkdir(exist_ok=True)
+            (folder / parent).chmod(0o755)
+        try:
+            (folder / place).hardlink_to(cache_root / place)
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(cache_root / place, folder / place)
+            (folder / place).chmod(0o644)
+    return folder
+
+
 def refuse_ambiguous(packages: tuple[LockedPackage, ...]) -> None:
     """Raise SpecError when two packages have one name, or a wheel has no SHA-256."""
     seen = set()
@@ -94,8 +123,8 @@ def run_builder(
     work.desk.mkdir()
     (work.desk / "order.json").write_bytes(msgspec.json.encode(order))
     if around.user:
-        for directory in (work.envs, work.scratch):
-            directory.chmod(0o777)
+        open_to_others(work)
+        cache_root = readable_downloads(order, cache_root, work.desk / "downloads")
     builder = (
         sandbox.python,
         "-m",

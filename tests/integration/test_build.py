@@ -28,6 +28,7 @@ from pipeline.errors import (
     ToolFailed,
 )
 from pipeline.models import Checks
+from pipeline.sandbox.orders import OTHER_CIRCUMSTANCES
 from tests.builds import BuildShop, locked
 from tests.tiny_channel import TinyPackage, make_channel
 from tests.wheels import make_wheel
@@ -378,6 +379,17 @@ def test_two_builds_at_once(shop: BuildShop, tmp_path: Path) -> None:
     assert [type(error) for error in errors if error] in ([], [TargetOccupied])
     for name in ("same", "other"):
         assert (shop.builds / f"{name}-linux-64/built.json").exists()
+
+
+def test_another_user_builds_from_a_cache_that_is_closed(shop: BuildShop, tmp_path: Path) -> None:
+    files = packages(tmp_path, with_script('id -u > "$PREFIX/user"\n'))
+    usual = os.umask(0o077)
+    try:
+        built = replace(shop, circumstances=OTHER_CIRCUMSTANCES).build(files)
+    finally:
+        os.umask(usual)
+    assert Path(built.tree, "user").read_text() == f"{OTHER_CIRCUMSTANCES.user}\n"
+    assert not (shop.builds / "tiny-linux-64/desk").exists()
 
 
 @pytest.mark.network
