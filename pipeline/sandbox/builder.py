@@ -51,7 +51,11 @@ def main(order_path: str) -> None:
     except PipelineError as error:
         answer = BuildAnswer(error=error.message, hint=error.hint, exit_code=error.exit_code)
     except OSError as error:
-        answer = BuildAnswer(error=f"the build stopped: {error}", exit_code=HostError.exit_code)
+        answer = BuildAnswer(
+            error=f"the build stopped: {error}",
+            hint="run it again with -v to see how far it came",
+            exit_code=HostError.exit_code,
+        )
     if answer.error and any(words in answer.error for words in DISK_FULL):
         answer = BuildAnswer(
             error=f"no space left on the disk that the build is on ({order.prefix})",
