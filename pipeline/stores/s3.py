@@ -43,11 +43,9 @@ PAUSES = (0.3, 1.0)
 
 BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 """What requests can be made for: some servers have names that Amazon does not allow."""
+USUAL_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 NAMES_HINT = "buckets have 3 to 63 lower-case letters, digits, dots and hyphens: s3://BUCKET/PREFIX"
-BUCKET_HINTS = {
-    "NoSuchBucket": "create it, or check --registry and AWS_ENDPOINT_URL_S3",
-    "InvalidBucketName": NAMES_HINT,
-}
+NO_BUCKET = ("NoSuchBucket", "InvalidBucketName")
 CREDENTIALS_HINT = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 REFUSED_CREDENTIALS = frozenset(
     {
@@ -379,9 +377,11 @@ class S3Store:
         if code in REFUSED_CREDENTIALS:
             message = f"{self._endpoint} refuses the credentials for {self.url} ({code})"
             return StoreError(message, hint=CREDENTIALS_HINT)
-        if hint := BUCKET_HINTS.get(code):
+        if code in NO_BUCKET:
             message = f"the bucket {self.bucket} does not exist at {self._endpoint}"
-            return StoreError(message, hint=hint)
+            is_usual = USUAL_NAME.fullmatch(self.bucket)
+            hint = "create it, or check --registry and AWS_ENDPOINT_URL_S3"
+            return StoreError(message, hint=hint if is_usual else NAMES_HINT)
         if code in CONFLICTS:
             message = f"{key} in {self.url} is not what it was expected to be ({code})"
             return _Conflict(message, hint="run the command again")

@@ -307,16 +307,21 @@ def test_a_profile_says_how_to_address(
         assert store.read("a") == b"x"
 
 
-def test_a_missing_bucket(s3_url: str) -> None:
-    store = open_store("s3://no-such-bucket/x")
+@pytest.mark.parametrize(
+    ("name", "hint"), [("no-such-bucket", "create it"), ("NoSuchBucket", "lower-case letters")]
+)
+@pytest.mark.usefixtures("s3_url")
+def test_a_missing_bucket(name: str, hint: str) -> None:
+    store = open_store(f"s3://{name}/x")
     for call in (
         lambda: store.read("a"),
         lambda: store.create("a", b""),
         lambda: store.replace("a", b"", None),
         lambda: list(store.list()),
     ):
-        with pytest.raises(StoreError, match="bucket no-such-bucket does not exist"):
+        with pytest.raises(StoreError, match=f"bucket {name} does not exist") as caught:
             call()
+        assert hint in caught.value.hint
 
 
 def test_an_unreachable_endpoint(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
