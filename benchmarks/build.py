@@ -13,7 +13,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.comparing import Command, Result, in_turn, seconds_result
+from benchmarks.comparing import Command, Result, in_turn, put_aside, seconds_result
 from demo.voyage import ENVFERRY
 from pipeline import process
 from pipeline.models import LockedPackage
@@ -71,6 +71,8 @@ def build_results(environment: Environment, work: Path) -> Iterator[Result]:
     tree, other = Path(environment.built.tree), work / "other"
     bare = work / "bare"
     process.run(["cp", "-a", tree, bare])
+    # What is removed now keeps a name and so its inode: see `put_aside`.
+    process.run(["cp", "-al", bare, work / "kept"])
     uv = Path(sys.executable).with_name("uv")
     packages = read_lock(Path(environment.built.lock_path)).for_platform(environment.built.platform)
     wheels = [item for item in packages if item.manager == "pip"]
@@ -83,22 +85,23 @@ def build_results(environment: Environment, work: Path) -> Iterator[Result]:
     paths = [next(downloads.glob(f"sha256/??/{item.sha256}/*.whl")) for item in wheels]
 
     def fresh() -> None:
-        shutil.rmtree(other, ignore_errors=True)
+        put_aside(other)
         other.mkdir()
         process.run(["cp", "-a", bare, other / "env"])
 
-    def unbuilt() -> None:
-        shutil.rmtree(tree.parents[1], ignore_errors=True)
-
-    build = (ENVFERRY, "build", environment.name, "-q", "--offline", "--no-check")
+    # Named, as in `sandbox_result`: how long others take to say that they do not work is theirs.
+    engine = ("--sandbox", choose_sandbox(Engine.AUTO).name)
+    build = (ENVFERRY, "build", environment.name, "-q", "--offline", "--no-check", *engine)
     ours = Command(
         argv=("sh", "-c", 'cd "$0" && exec "$@"', str(environment.home), *map(str, build)),
         environ=(("ENVFERRY_CACHE", str(environment.cache)),),
-        prepare=unbuilt,
+        prepare=lambda: put_aside(tree.parents[1]),
     )
     words = " ".join(map(str, paths))
     script = ("sh", "-c", UV_AND_COMPILEALL, "sh", other / "uv", uv, other / "env", words)
     runs = in_turn(ours, Command.of(*script, prepare=fresh), environment.rounds)
+    for aside in environment.cache.glob("builds/.aside-*"):
+        shutil.rmtree(aside)
     note = "ours also links the conda packages, checks every hash and lists what it made"
     yield seconds_result("build_vs_uv", runs, 1.3, note)
     peak = max(run.peak_bytes for run in runs[0]) / 1e6
@@ -141,7 +144,7 @@ def download_result(rounds: int, work: Path) -> Result:
         order.write_bytes(encode(packages))
 
         def fresh() -> None:
-            shutil.rmtree(fetched, ignore_errors=True)
+            put_aside(fetched)
             fetched.mkdir()
 
         ours = Command.of(sys.executable, "-c", FETCH, order, fetched, prepare=fresh)

@@ -86,7 +86,7 @@ def build_prefix(order: BuildOrder) -> Iterator[str]:
         say(f"installing {len(order.wheels)} wheels")
         yield from add_wheels(order, python, records)
     if python.exists():
-        check_requirements(python, order.allow_conflict)
+        check_requirements(order, python)
         say("compiling byte code")
         compile_bytecode(prefix, python)
         refuse_tries_at_start(prefix / records.site_packages, tries)

@@ -50,8 +50,7 @@ def run_install(order: BuildOrder, python: Path, wheels: Sequence[Wheel], *optio
     words += ["--offline", "--no-index", "--find-links", links_dir(order), "--no-config"]
     words += ["--no-deps", "--require-hashes", "--no-compile-bytecode", "--link-mode", "hardlink"]
     words += ["--break-system-packages", "--quiet", *options, "-r", requirements]
-    environ = child_environ(UV_CACHE_DIR=f"{order.scratch}/uv", UV_NO_PROGRESS="1")
-    finished = process.run(words, env=environ, check=False)
+    finished = process.run(words, env=uv_environ(order), check=False)
     if finished.returncode != 0:
         what = "installing the wheels by uv"
         failure = process.failure([what], finished.returncode, finished.stdout, finished.stderr)
@@ -59,15 +58,20 @@ def run_install(order: BuildOrder, python: Path, wheels: Sequence[Wheel], *optio
         raise failure
 
 
-def check_requirements(python: Path, allowed: Sequence[str]) -> None:
+def uv_environ(order: BuildOrder) -> dict[str, str]:
+    """Return the environment of uv: what it learns of the interpreter is in its cache, too."""
+    return child_environ(UV_CACHE_DIR=f"{order.scratch}/uv", UV_NO_PROGRESS="1")
+
+
+def check_requirements(order: BuildOrder, python: Path) -> None:
     """Raise SpecError when what packages require of each other does not hold: `pip check`."""
     import uv
 
-    check = (uv.find_uv_bin(), "pip", "check", "--offline", "--no-cache", "--no-config")
-    finished = process.run([*check, "--python", python], check=False)
+    check = (uv.find_uv_bin(), "pip", "check", "--offline", "--no-config", "--python", python)
+    finished = process.run(check, env=uv_environ(order), check=False)
     if finished.returncode == 0:
         return
-    names = {normal_name(name) for name in allowed}
+    names = {normal_name(name) for name in order.allow_conflict}
     complaints = [line for line in finished.stderr.splitlines() if line.startswith("The package")]
     if not complaints:
         raise process.failure(["uv pip check"], finished.returncode, "", finished.stderr)
