@@ -27,6 +27,7 @@ CalledProcessError = subprocess.CalledProcessError
 ERROR_LINES = 25
 OUTPUT_TO_FILE = 'exec "$@" >"$0" 2>&1'
 STOP_SECONDS = 10
+_running: set[subprocess.Popen[str]] = set()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +91,12 @@ def run_on_lifeline(
         os.close(writing)
 
 
+def stop_all() -> None:
+    """Stop the programs that threads still wait for, when nobody waits for these threads."""
+    for child in tuple(_running):
+        stop(child)
+
+
 def _start(
     words: list[str],
     *,
@@ -116,11 +123,14 @@ def _start(
 
 
 def _finish(child: subprocess.Popen[str], *, check: bool) -> Finished:
+    _running.add(child)
     try:
         stdout, stderr = child.communicate()
     except BaseException:
         stop(child)
         raise
+    finally:
+        _running.discard(child)
     if check and child.returncode != 0:
         words = child.args if isinstance(child.args, list) else [str(child.args)]
         raise failure(words, child.returncode, stdout, stderr or "")

@@ -62,9 +62,12 @@ def test_only_files_are_compiled(tmp_path: Path) -> None:
     (library / "folder.py").mkdir(parents=True)
     (library / "gone.py").symlink_to("nowhere.py")
     (library / "module.py").write_text(SOURCE)
+    threaded = library.with_name(f"{version}t") / "site-packages"  # of a python without the GIL
+    threaded.mkdir(parents=True)
+    (threaded / "other.py").write_text(SOURCE)
     subprocess.run([sys.executable, compile_bytecode.__file__, str(tmp_path)], check=True)
-    (cached,) = library.rglob("*.pyc")
-    assert cached.name.startswith("module.")
+    names = {path.name.partition(".")[0] for path in tmp_path.rglob("*.pyc")}
+    assert names == {"module", "other"}
 
 
 @pytest.mark.parametrize("python", interpreters())

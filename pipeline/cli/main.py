@@ -111,7 +111,13 @@ def main() -> NoReturn:
 
 
 def leave(code: int) -> NoReturn:
-    """End without waiting for threads: after an interrupt some may hang on a server for long."""
+    """End without waiting for threads: after an interrupt some may hang on a server for long.
+
+    So may the programs that they wait for, which would go on alone.
+    """
+    from pipeline import process
+
+    process.stop_all()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()

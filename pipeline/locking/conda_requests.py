@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from pipeline.locking.channels import (
     warn_of,
 )
 from pipeline.solving.conda_half import CondaAnswer, CondaRequest, solve_conda_half
+from pipeline.workers import Workers
 
 if TYPE_CHECKING:
     from pipeline.locking.options import LockOptions
@@ -62,17 +62,14 @@ def solve_platforms(request: CondaRequest, name: str, progress: Progress) -> Con
         platform: msgspec.structs.replace(request, platforms=(platform,))
         for platform in request.platforms
     }
-    with ThreadPoolExecutor(SOLVERS, thread_name_prefix="solve") as threads:
+    answers = []
+    with Workers(SOLVERS, "solve") as threads:
         futures = {
             platform: threads.submit(solve_conda_half, part) for platform, part in alone.items()
         }
-        answers = []
-        try:
-            for platform, future in futures.items():
-                with progress.task(f"locking {name}: conda packages for {platform}"):
-                    answers.append(future.result())
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
+        for platform, future in futures.items():
+            with progress.task(f"locking {name}: conda packages for {platform}"):
+                answers.append(future.result())
     return CondaAnswer(
         packages=tuple(package for answer in answers for package in answer.packages),
         content_hashes={k: v for answer in answers for k, v in answer.content_hashes.items()},

@@ -87,7 +87,9 @@ def compile_chunk(prefix: str, paths: list[Path]) -> list[str]:
 def main(prefix: str) -> None:
     """Compile all modules below PREFIX/lib/pythonX.Y on all cores."""
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    found = sorted(Path(prefix, "lib", version).rglob("*.py"))
+    # Python without the GIL has `python3.13t`.
+    homes = Path(prefix, "lib").glob(f"{version}*")
+    found = sorted(path for home in homes for path in home.rglob("*.py"))
     paths = [path for path in found if path.is_file()]  # not folders, nor links to nothing
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     with ProcessPoolExecutor() as pool:

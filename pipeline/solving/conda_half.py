@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import shlex
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -315,6 +316,8 @@ def _solver_message(stdout: str) -> str:
 def main(request_path: str, answer_path: str) -> None:
     """Answer one request file: what the worker process runs."""
     logging.basicConfig(level=logging.ERROR)
+    # Raised where conda-lock waits for the solver, which is then killed.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     request = msgspec.json.decode(Path(request_path).read_bytes(), type=CondaRequest)
     answer = _work(request, Path(request_path).parent)
     Path(answer_path).write_bytes(msgspec.json.encode(answer))

@@ -1,4 +1,4 @@
-"""Ctrl-C while the server of a build's downloads hangs."""
+"""Interrupts while the server of a build's downloads, or of a conda channel, hangs."""
 
 from __future__ import annotations
 
@@ -62,3 +62,34 @@ def test_a_download_that_hangs(workshop: Workshop, tmp_path: Path, hanging: type
     partial = [path.stat().st_size for path in (tmp_path / "cache").rglob(".*.partial")]
     assert max(partial) >= LARGE_BYTES // 2
     assert not list((tmp_path / "cache/builds").glob("*.partial"))
+
+
+class Mute(Hanging):
+    """Takes requests, and says nothing."""
+
+    has_hung, go_on = threading.Event(), threading.Event()
+
+    def do_GET(self) -> None:
+        """Wait."""
+        self.has_hung.set()
+        self.go_on.wait(60)
+
+
+def test_a_channel_that_hangs(tmp_path: Path) -> None:
+    (tmp_path / "specs").mkdir()
+    (tmp_path / "specs/demo.yml").write_text("name: demo\ndependencies: [python]\n")
+    host = Workshop(home=tmp_path, cache=tmp_path / "cache")
+    with web_server(tmp_path, Mute) as url:
+        interrupted(host, signal.SIGTERM, Mute.has_hung, "lock", "demo", "--channel", url)
+        # The solver, which runs in a process of its own, has ended, too.
+        own = f"ENVFERRY_CACHE={host.cache}".encode()
+        assert not [home for home in Path("/proc").glob("[0-9]*") if own in environ_of(home)]
+        Mute.go_on.set()
+
+
+def environ_of(home: Path) -> list[bytes]:
+    """Return the environment of a process, nothing where it is gone or another user's."""
+    try:
+        return home.joinpath("environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
