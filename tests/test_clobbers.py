@@ -82,7 +82,7 @@ def test_a_file_lands_where_the_links_of_the_prefix_lead(tmp_path: Path) -> None
     found = written_files(order, CondaRecords(prefix, {}))
     assert {"lib/deep/a", "top"} <= found.keys()
     record = {"name": "owner", "files": ["lib/deep/a"], "version": "1"}
-    [clobber] = find_clobbers([order], CondaRecords(prefix, {prefix / "x": record}))
+    [clobber] = find_clobbers({order: found}, CondaRecords(prefix, {prefix / "x": record}))
     assert (clobber.file, clobber.owner) == ("lib/deep/a", "owner")
 
 

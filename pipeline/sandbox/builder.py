@@ -150,16 +150,17 @@ def link_failure(reason: str, prefix: str) -> SpecError:
 
 def add_wheels(order: BuildOrder, python: Path, records: CondaRecords) -> Iterator[str]:
     """Install the pip half on top of the conda half; yield warnings."""
-    clobbers = find_clobbers(order.wheels, records)
+    written = {wheel: written_files(wheel, records) for wheel in order.wheels}
+    clobbers = find_clobbers(written, records)
     refuse_clobbers(clobbers, order.allow_clobber)
     install_wheels(order, python)
-    overlaps = find_overlaps(order.wheels, records)
+    overlaps = find_overlaps(written)
     again = {wheel.name: wheel for wheels in overlaps.values() for wheel in wheels[1:]}
     for _, wheel in sorted(again.items()):
         reinstall_wheel(order, python, wheel)
     yield from describe_overlaps(overlaps)
     if clobbers:
-        taken = {file for wheel in order.wheels for file in written_files(wheel, records)}
+        taken = {file for files in written.values() for file in files}
         records.forget({clobber.owner for clobber in clobbers}, taken)
         for owner in sorted({clobber.owner for clobber in clobbers}):
             wheels = sorted({item.wheel.name for item in clobbers if item.owner == owner})

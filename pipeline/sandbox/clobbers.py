@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from pipeline.errors import SpecError
 
@@ -30,6 +30,10 @@ RATTLER_ASIDE = "__clobbers__/"
 DIST_INFO = re.compile(r"([^/-]+)-[^/]+\.(dist|egg)-info/(METADATA|PKG-INFO)")
 
 
+Written: TypeAlias = "Mapping[Wheel, Mapping[str, int]]"
+"""Where the files of each wheel land, relative to the prefix, and their CRC-32."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clobber:
     """A file of a conda package that a wheel writes as well."""
@@ -39,13 +43,12 @@ class Clobber:
     owner: str
 
 
-def find_clobbers(wheels: Sequence[Wheel], records: CondaRecords) -> list[Clobber]:
+def find_clobbers(written: Written, records: CondaRecords) -> list[Clobber]:
     """Return every file of a conda package that a wheel would overwrite or take away."""
     owners = records.owners()
     installed = installed_distributions(owners, records.site_packages)
     clobbers = []
-    for wheel in wheels:
-        files = written_files(wheel, records)
+    for wheel, files in written.items():
         # pip takes another version of the same package away first, whatever its files are.
         twin = installed.get(normal_name(wheel.name))
         clobbers += [
@@ -87,14 +90,14 @@ def refuse_clobbers(clobbers: Sequence[Clobber], allowed: Sequence[str]) -> None
         )
 
 
-def find_overlaps(wheels: Sequence[Wheel], records: CondaRecords) -> dict[str, list[Wheel]]:
+def find_overlaps(written: Written) -> dict[str, list[Wheel]]:
     """Return the files that several wheels have with other contents, and those wheels by name.
 
     They are installed in parallel, so chance would decide whose file stays.
     """
     holders: dict[str, list[tuple[int, Wheel]]] = {}
-    for wheel in sorted(wheels, key=lambda wheel: wheel.name):
-        for file, checksum in written_files(wheel, records).items():
+    for wheel in sorted(written, key=lambda wheel: wheel.name):
+        for file, checksum in written[wheel].items():
             holders.setdefault(file, []).append((checksum, wheel))
     return {
         file: [wheel for _, wheel in held]
