@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
+
+# A shell's background jobs ignore it, and so would all that tests start, and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def require(name: str, available: object) -> None:

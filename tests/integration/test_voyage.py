@@ -197,8 +197,6 @@ def test_an_interrupted_build_leaves_nothing_running(
 ) -> None:
     other = replace(workshop, cache=tmp_path / "cache")
     shutil.copytree(workshop.cache / "downloads", other.cache / "downloads")
-    # A shell's background jobs ignore SIGINT, and so would all that they start.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     argv, environ = other.command("build", "demo", "--offline")
     with subprocess.Popen(argv, cwd=other.home, env=environ, stderr=subprocess.PIPE) as child:
         time.sleep(3)
