@@ -224,8 +224,9 @@ class MemberCollector:
         """Raise SpecError when something cannot travel, naming all of it."""
         if not self.faults:
             return
-        more = len(self.faults) - FAULTS_SHOWN
-        shown = [*sorted(self.faults)[:FAULTS_SHOWN], *([f"and {more} more"] if more > 0 else [])]
+        faults = sorted(set(self.faults))  # conda-pack may list a link twice
+        more = len(faults) - FAULTS_SHOWN
+        shown = [*faults[:FAULTS_SHOWN], *([f"and {more} more"] if more > 0 else [])]
         message = "\n  ".join(["these cannot travel to another machine:", *shown])
         raise SpecError(message, hint="remove them from the environment, then pack again")
 
