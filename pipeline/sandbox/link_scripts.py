@@ -12,7 +12,7 @@ from pipeline.errors import ToolFailed
 from pipeline.sandbox.network_tries import network_tries
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from pipeline.sandbox.conda_meta import CondaRecords
 
@@ -56,9 +56,9 @@ def run_script(script: Path, prefix: Path, record: dict[str, Any]) -> None:
         ROOT_PREFIX=str(prefix),
     )
     shell = process.find_program("bash") or "/bin/sh"
-    tries = network_tries()
+    tries, before = network_tries(), processes()
     finished = process.run_to_its_end((shell, script), env=environ, cwd=prefix)
-    left = processes_after(f"PKG_NAME={record['name']}")
+    left = processes_after(before)
     if network_tries() > tries:
         raise ToolFailed(
             f"{what} tried to use the network, and a build has none",
@@ -73,24 +73,34 @@ def run_script(script: Path, prefix: Path, record: dict[str, Any]) -> None:
         )
 
 
-def processes_after(variable: str) -> list[str]:
-    """Return the command lines of those with a variable that go on, and on, after a script."""
+def processes_after(before: Collection[int]) -> list[str]:
+    """Return the command lines of what goes on, and on, that was not there before a script."""
     deadline = time.monotonic() + GRACE_SECONDS
-    while (found := processes_with(variable)) and time.monotonic() < deadline:
+    while (found := new_processes(before)) and time.monotonic() < deadline:
         time.sleep(0.05)
     return found
 
 
-def processes_with(variable: str) -> list[str]:
-    """Return the command lines of the processes whose environment has `NAME=value`."""
+def new_processes(before: Collection[int]) -> list[str]:
+    """Return the command lines of the container's processes that are not in `before`."""
     found = []
+    for number in processes().difference(before):
+        try:
+            words = Path(f"/proc/{number}/cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
+        found.append(words.replace(b"\0", b" ").decode(errors="replace").strip())
+    return sorted(found)
+
+
+def processes() -> set[int]:
+    """Return the numbers of the container's processes, without those that have ended (zombies)."""
+    found = set()
     for home in Path("/proc").glob("[0-9]*"):
         try:
-            environ = home.joinpath("environ").read_bytes().split(b"\0")
-            words = home.joinpath("cmdline").read_bytes().split(b"\0")
-        except OSError:
-            # It has ended, or is not ours.
+            state = home.joinpath("stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
             continue
-        if variable.encode() in environ:
-            found.append(b" ".join(words).decode(errors="replace").strip())
-    return sorted(found)
+        if state != "Z":
+            found.add(int(home.name))
+    return found
