@@ -206,10 +206,6 @@ def describe_conda_overlaps(records: CondaRecords) -> Iterator[str]:
         files = sorted(file.removeprefix(top) for file in record["files"] if file.startswith(top))
         if files:
             more = f" and {len(files) - 1} more" if files[1:] else ""
-            other = owners.get(files[0])
-            if other:
-                names = f"{record['name']} and {other}"
-                yield f"{names} both have {files[0]}{more}: that of {other} is taken"
-            else:
-                # One package's folder is another one's file.
-                yield f"{record['name']} lost {files[0]}{more}: another package's file is there"
+            other = owners.get(files[0], "another package")
+            names = f"{record['name']} and {other}"
+            yield f"{names} both have {files[0]}{more}: that of {other} is taken"

@@ -17,7 +17,7 @@ from rattler.package_streaming import PackageArchive
 from pipeline.sandbox.orders import BuildOrder, CondaFile, LinkAnswer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 INDEX, PATHS = "info/index.json", "info/paths.json"
 CONDA_RECORD = re.compile(r"conda-meta/[^/]+\.json")
@@ -37,6 +37,7 @@ class PathEntry(msgspec.Struct):
     """A file that a package links."""
 
     path: str = msgspec.field(name="_path")
+    path_type: str = "hardlink"
 
 
 class PathsFile(msgspec.Struct):
@@ -55,13 +56,15 @@ def main(order_path: str, answer_path: str) -> None:
 async def link_packages(order: BuildOrder) -> LinkAnswer:
     """Install the conda packages of an order, from a cache on the file system of the prefix."""
     scratch = Path(order.scratch)
-    records = []
+    records, paths = [], {}
     for file in order.conda:
         try:
-            records.append(await read_record(file, scratch))
+            record, paths[file.name] = await read_package(file, scratch)
         except PACKAGE_ERRORS as error:
             return LinkAnswer(failure=f"{file.url} is no conda package to link: {error}")
-    if faults := tuple(broken_dependencies(records, order.allow_conflict)):
+        records.append(record)
+    faults = (*broken_dependencies(records, order.allow_conflict), *folders_for_files(paths))
+    if faults:
         return LinkAnswer(faults=faults)
     try:
         await install(
@@ -79,18 +82,19 @@ async def link_packages(order: BuildOrder) -> LinkAnswer:
     return LinkAnswer(linked=tuple(record.name.normalized for record in ordered))
 
 
-async def read_record(file: CondaFile, scratch: Path) -> RepoDataRecord:
-    """Return the record of a package, from the package itself: no repodata is at hand.
+async def read_package(file: CondaFile, scratch: Path) -> tuple[RepoDataRecord, PathsFile]:
+    """Return the record of a package and its files, from itself: no repodata is at hand.
 
     Raises ValueError when it is not the one that is locked, or not one to link.
     """
     package = await PackageArchive.from_path(file.path)
     found = await package.read_files((INDEX, PATHS))
-    index, paths = found[INDEX], found[PATHS]
+    index = found[INDEX]
     if index is None:
         message = f"it holds no {INDEX}"
         raise ValueError(message)
-    refuse_paths(msgspec.json.decode(paths or b"{}", type=PathsFile))
+    paths = msgspec.json.decode(found[PATHS] or b"{}", type=PathsFile)
+    refuse_paths(paths)
     index_path = scratch / "index.json"
     index_path.write_bytes(index)
     record = PackageRecord.from_index_json(
@@ -101,7 +105,7 @@ async def read_record(file: CondaFile, scratch: Path) -> RepoDataRecord:
         raise ValueError(message)
     # With the subdir at its end, as conda notes it.
     channel = file.url.rsplit("/", 1)[0]
-    return RepoDataRecord(record, Path(file.path).name, Path(file.path).as_uri(), channel)
+    return RepoDataRecord(record, Path(file.path).name, Path(file.path).as_uri(), channel), paths
 
 
 def refuse_paths(file: PathsFile) -> None:
@@ -113,6 +117,31 @@ def refuse_paths(file: PathsFile) -> None:
         if CONDA_RECORD.fullmatch(entry.path):
             message = f"its file {entry.path} would be one of conda's own records"
             raise ValueError(message)
+
+
+def folders_for_files(packages: Mapping[str, PathsFile]) -> Iterator[str]:
+    """Yield each folder of one package that is a file of another: chance would decide between."""
+    files = {
+        entry.path: name
+        for name, file in packages.items()
+        for entry in file.paths
+        if entry.path_type == "hardlink"
+    }
+    for name, file in packages.items():
+        for folder in sorted(folders_of(entry.path for entry in file.paths)):
+            if folder in files:
+                yield f"{folder} is a file of {files[folder]} and a folder of {name}"
+
+
+def folders_of(paths: Iterable[str]) -> set[str]:
+    """Return all folders that some files lie in."""
+    found: set[str] = set()
+    for path in paths:
+        folder = path.rpartition("/")[0]
+        while folder and folder not in found:
+            found.add(folder)
+            folder = folder.rpartition("/")[0]
+    return found
 
 
 def broken_dependencies(records: Sequence[RepoDataRecord], allowed: Sequence[str]) -> Iterator[str]:

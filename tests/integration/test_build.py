@@ -193,16 +193,17 @@ def test_a_file_of_two_conda_packages_is_named(
         TinyPackage(name=name, version="1", files=(("share/x", f"from {name}\n"),))
         for name in ("first", "second")
     ]
-    inside = TinyPackage(name="third", version="1", files=(("share/x/y", "in a folder\n"),))
     scripts = (("bin/.fourth-pre-link.sh", "touch $PREFIX/never\n"),)
     early = TinyPackage(name="fourth", version="1", files=scripts)
-    tree = Path(shop.build(packages(tmp_path, *both, inside, early)).tree)
+    tree = Path(shop.build(packages(tmp_path, *both, early)).tree)
     assert "second and first both have share/x: that of first is taken" in caplog.text
-    assert "third lost share/x/y: another package's file is there" in caplog.text
     assert "the pre-link script of fourth 1 is not run" in caplog.text
     assert (tree / "share/x").read_text() == "from first\n"
     for path in tree.glob("conda-meta/*.json"):
         assert all((tree / file).exists() for file in json.loads(path.read_text())["files"])
+    inside = TinyPackage(name="third", version="1", files=(("share/x/deep/y", "in a folder\n"),))
+    with pytest.raises(SpecError, match="share/x is a file of second and a folder of third"):
+        shop.build(packages(tmp_path / "more", *both, inside))
 
 
 def test_names_in_all_scripts(shop: BuildShop, tmp_path: Path) -> None:
