@@ -7,8 +7,8 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 # The dependencies first, in a layer that changes to the code leave alone.
 COPY pyproject.toml README.md LICENSE /src/
-RUN mkdir /src/pipeline \
- && echo '__version__ = "0"' > /src/pipeline/__init__.py \
+RUN mkdir -p /src/pipeline/envferry \
+ && echo '__version__ = "0"' > /src/pipeline/envferry/__init__.py \
  && python3 -m venv /opt/envferry \
  && /opt/envferry/bin/pip install --no-cache-dir "/src[build,s3]" \
  && rm -r /src/pipeline

@@ -22,9 +22,9 @@ from blake3 import blake3
 from benchmarks.comparing import Command, Result, run_once
 from demo.seaweed import S3Server, seaweed
 from demo.voyage import ENVFERRY
-from pipeline.config import child_environ
-from pipeline.files import to_json
-from pipeline.models import ArchiveFacts, Manifest, PackageFacts, TagRecord
+from envferry.base.files import to_json
+from envferry.config import child_environ
+from envferry.models import ArchiveFacts, Manifest, PackageFacts, TagRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from benchmarks.comparing import Command, Result, in_turn, put_aside, seconds_result
 from demo.voyage import ENVFERRY
-from pipeline import process
-from pipeline.models import LockedPackage
-from pipeline.sandbox.port import Job
-from pipeline.sandbox.selection import Engine, choose_sandbox
-from pipeline.specs.locks import read_lock
+from envferry import process
+from envferry.engines.port import Job
+from envferry.engines.selection import Engine, choose_sandbox
+from envferry.models import LockedPackage
+from envferry.specs.locks import read_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,9 +43,9 @@ FETCH = """\
 import sys
 from pathlib import Path
 import msgspec
-from pipeline.cache.downloads import DownloadCache
-from pipeline.models import LockedPackage
-from pipeline.progress import Silent
+from envferry.build.downloads import DownloadCache
+from envferry.models import LockedPackage
+from envferry.progress import Silent
 packages = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=list[LockedPackage])
 DownloadCache(Path(sys.argv[2])).fetch_all(packages, progress=Silent())
 """

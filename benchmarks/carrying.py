@@ -18,10 +18,10 @@ from benchmarks.comparing import Command, Result, Run, in_turn, run_once, second
 from benchmarks.registry import LIMIT_MB
 from demo.seaweed import S3Server, seaweed
 from demo.voyage import ENVFERRY, PROJECT
-from pipeline.models import Artifact, Ref, current_platform
-from pipeline.progress import Silent
-from pipeline.registry import Registry
-from pipeline.stages.push import push_artifact
+from envferry.models import Artifact, Ref, current_platform
+from envferry.progress import Silent
+from envferry.registry import Registry
+from envferry.registry.push import push_artifact
 from tests.packed import pack
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from demo.voyage import CHANNEL_ITEMS, ENVFERRY, PROJECT, copy_spec
-from pipeline.models import BuiltEnv
+from envferry.models import BuiltEnv
 
 if TYPE_CHECKING:
     from pathlib import Path

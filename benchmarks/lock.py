@@ -14,8 +14,8 @@ from conda_lock._vendor.poetry.repositories.pypi_repository import PyPiRepositor
 
 from benchmarks.comparing import Command, Result, in_turn, run_once, seconds_result
 from demo.voyage import ENVFERRY, PROJECT
-from pipeline.solving.conda_half import NAMES_PATH
-from pipeline.specs.reading import read_spec
+from envferry.lock.conda_half import NAMES_PATH
+from envferry.specs.reading import read_spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +31,7 @@ VIRTUAL = (
     f'subdirs: {{linux-64: {{packages: {{__glibc: "{GLIBC}", __unix: "0", __linux: "5.10"}}}}}}\n'
 )
 TOOLS = ("pip==25.2", "setuptools==80.9.0", "wheel==0.45.1")
-SOLVER = '#!/bin/sh\nexec {python} -m pipeline.solving.conda_solver "$@"\n'
+SOLVER = '#!/bin/sh\nexec {python} -m envferry.lock.conda_solver "$@"\n'
 
 
 def results(environment: Environment) -> Iterator[Result]:

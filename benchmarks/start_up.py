@@ -10,11 +10,11 @@ import msgspec
 
 from benchmarks.comparing import Command, Result, run_once
 from demo.voyage import ENVFERRY
-from pipeline.artifacts import write_companions
-from pipeline.models import Artifact, PackageFacts
-from pipeline.progress import Silent
-from pipeline.registry import Registry
-from pipeline.stages.push import push_artifact
+from envferry.artifacts import write_companions
+from envferry.models import Artifact, PackageFacts
+from envferry.progress import Silent
+from envferry.registry import Registry
+from envferry.registry.push import push_artifact
 from tests.artifacts import make_artifact
 
 if TYPE_CHECKING:

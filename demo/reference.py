@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING
 from demo.measuring import Measured, measure, tree_bytes
 from demo.seaweed import seaweed
 from demo.voyage import ENVFERRY, PROJECT
-from pipeline.files import human_bytes
-from pipeline.installing.host_check import glibc_version
-from pipeline.process import find_program
-from pipeline.sandbox.bubblewrap import Bubblewrap
-from pipeline.sandbox.port import Job, Mount
+from envferry.base.files import human_bytes
+from envferry.engines.bubblewrap import Bubblewrap
+from envferry.engines.port import Job, Mount
+from envferry.install.host_check import glibc_version
+from envferry.process import find_program
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

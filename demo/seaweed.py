@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import child_environ
-from pipeline.errors import ToolFailed
-from pipeline.process import background, find_program
+from envferry.config import child_environ
+from envferry.errors import ToolFailed
+from envferry.process import background, find_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 from demo.measuring import Measured, measure, tree_bytes
 from demo.seaweed import seaweed
-from pipeline.files import human_bytes
-from pipeline.installing.host_check import glibc_version
-from pipeline.sandbox.bubblewrap import Bubblewrap
-from pipeline.sandbox.port import Job, Mount
+from envferry.base.files import human_bytes
+from envferry.engines.bubblewrap import Bubblewrap
+from envferry.engines.port import Job, Mount
+from envferry.install.host_check import glibc_version
 
 if TYPE_CHECKING:
     from demo.seaweed import S3Server

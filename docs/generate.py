@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.main import envferry
-from pipeline.specs.schema import spec_schema
+from envferry.cli.main import envferry
+from envferry.specs.schema import spec_schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.archive.index import FileEntry
-from pipeline.archive.members import Member, Owner
-from pipeline.archive.writer import ArchiveOptions, WrittenArchive, write_archive
-from pipeline.models import current_platform
+from envferry.archive.index import FileEntry
+from envferry.archive.members import Member, Owner
+from envferry.archive.writer import ArchiveOptions, WrittenArchive, write_archive
+from envferry.models import current_platform
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from pipeline.artifacts import write_companions
-from pipeline.files import digest_file
-from pipeline.models import ArchiveFacts, Artifact, Manifest, PackageFacts
+from envferry.artifacts import write_companions
+from envferry.base.files import digest_file
+from envferry.models import ArchiveFacts, Artifact, Manifest, PackageFacts
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives import hashes
 
-from pipeline.building.options import BuildOptions
-from pipeline.cache.downloads import DownloadCache
-from pipeline.files import write_bytes
-from pipeline.models import Checks, Lock, LockedPackage, SpecOptions, build_string
-from pipeline.progress import Silent
-from pipeline.sandbox.orders import Circumstances
-from pipeline.stages.build import build_env
+from envferry.base.files import write_bytes
+from envferry.build.downloads import DownloadCache
+from envferry.build.options import BuildOptions
+from envferry.build.request import Circumstances
+from envferry.build.stage import build_env
+from envferry.models import Checks, Lock, LockedPackage, SpecOptions, build_string
+from envferry.progress import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from pipeline.models import BuiltEnv
-    from pipeline.sandbox.port import Sandbox
+    from envferry.engines.port import Sandbox
+    from envferry.models import BuiltEnv
 
 
 @dataclass(frozen=True, kw_only=True)

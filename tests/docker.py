@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.sandbox.oci import DEFAULT_IMAGE
+from envferry.engines.oci import DEFAULT_IMAGE
 from tests.image_engine import BASE_IMAGE, ImageEngine, make_base_image, site_files
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import tarfile
 
 import atheris
 
-with atheris.instrument_imports(include=["pipeline.archive"]):
-    from pipeline.archive.index import FileEntry
-    from pipeline.archive.tar import MAX_OCTAL_SIZE, tar_header
-    from pipeline.archive.validation import entry_faults
+with atheris.instrument_imports(include=["envferry.archive"]):
+    from envferry.archive.index import FileEntry
+    from envferry.archive.tar import MAX_OCTAL_SIZE, tar_header
+    from envferry.archive.validation import entry_faults
     from tests.test_hostile_archives import open_and_read, require_error_of_ours
 
 TYPES = {

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from pipeline.archive.index import FileEntry
-from pipeline.archive.members import Member, Owner
-from pipeline.archive.writer import ArchiveOptions, write_archive
-from pipeline.artifacts import write_companions
-from pipeline.models import Artifact, Manifest, current_platform
+from envferry.archive.index import FileEntry
+from envferry.archive.members import Member, Owner
+from envferry.archive.writer import ArchiveOptions, write_archive
+from envferry.artifacts import write_companions
+from envferry.models import Artifact, Manifest, current_platform
 from tests.artifacts import LOCK
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from pipeline.archive.writer import WrittenArchive
+    from envferry.archive.writer import WrittenArchive
 
 PREFIX = "/opt/conda/envs/demo"
 

@@ -10,7 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
-from pipeline.sandbox.oci import DEFAULT_IMAGE
+from envferry.engines.oci import DEFAULT_IMAGE
 from tests.image_engine import ImageEngine, make_base_image, site_files
 
 CONFIGURATION = """\

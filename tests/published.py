@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import msgspec
 from blake3 import blake3
 
-from pipeline.artifacts import write_companions
-from pipeline.models import Artifact, PackageFacts
-from pipeline.progress import Silent
+from envferry.artifacts import write_companions
+from envferry.models import Artifact, PackageFacts
+from envferry.progress import Silent
 from tests.artifacts import PLATFORM, make_artifact
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.models import Manifest
-    from pipeline.registry import Registry
+    from envferry.models import Manifest
+    from envferry.registry import Registry
 
 NUMPY = PackageFacts(name="numpy", version="1.26.4", kind="pypi", license="BSD-3-Clause", size=30)
 TORCH = PackageFacts(name="torch", version="2.8.0+cu128", kind="pypi", license="BSD", size=900)

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from pipeline.registry import Registry
+from envferry.registry import Registry
 from tests.artifacts import PLATFORM
 from tests.browser import chromium, find_chromium, serving
 from tests.showcase import publish_showcase

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from pipeline.artifacts import REGISTRY_MANIFEST, SBOM, write_companions
-from pipeline.models import Artifact, Checks, Manifest, PackageFacts, SystemRequirements
-from pipeline.progress import Silent
-from pipeline.registry import Registry
-from pipeline.registry.layout import folder_of
-from pipeline.trust.signing import Signer, generate_key, parse_signing_key
+from envferry.artifacts import REGISTRY_MANIFEST, SBOM, write_companions
+from envferry.models import Artifact, Checks, Manifest, PackageFacts, SystemRequirements
+from envferry.progress import Silent
+from envferry.registry import Registry
+from envferry.registry.layout import folder_of
+from envferry.trust.signing import Signer, generate_key, parse_signing_key
 from tests.artifacts import PLATFORM
 from tests.published import Made, make
 

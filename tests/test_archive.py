@@ -14,15 +14,15 @@ import pytest
 import pyzstd
 import zstandard
 
-from pipeline.archive import index as index_module
-from pipeline.archive.extraction import ExtractOptions, extract_tree
-from pipeline.archive.index import FileEntry, Index, encode_index
-from pipeline.archive.members import FRAME_BYTES, Member, Owner
-from pipeline.archive.prefixes import Relocation, find_edits
-from pipeline.archive.reader import Archive, FileSource
-from pipeline.archive.seek_table import encode_seek_table
-from pipeline.archive.writer import ArchiveOptions, WrittenArchive, write_archive
-from pipeline.errors import HostError, IntegrityError, PipelineError, SpecError
+from envferry.archive import index as index_module
+from envferry.archive.extraction import ExtractOptions, extract_tree
+from envferry.archive.index import FileEntry, Index, encode_index
+from envferry.archive.members import FRAME_BYTES, Member, Owner
+from envferry.archive.prefixes import Relocation, find_edits
+from envferry.archive.reader import Archive, FileSource
+from envferry.archive.seek_table import encode_seek_table
+from envferry.archive.writer import ArchiveOptions, WrittenArchive, write_archive
+from envferry.errors import HostError, IntegrityError, PipelineError, SpecError
 from tests.conftest import require
 
 if TYPE_CHECKING:

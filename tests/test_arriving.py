@@ -14,19 +14,19 @@ import pytest
 import xxhash
 from blake3 import blake3
 
-from pipeline.errors import IntegrityError, StoreError
-from pipeline.process import run
-from pipeline.stores.arriving import REQUEST_BYTES
-from pipeline.stores.directory import DirectoryStore
-from pipeline.stores.incoming import Incoming
-from pipeline.stores.partial import PIECE_BYTES
-from pipeline.stores.port import Incomplete, KeyTaken
+from envferry.errors import IntegrityError, StoreError
+from envferry.process import run
+from envferry.stores.directory import DirectoryStore
+from envferry.stores.partial import PIECE_BYTES
+from envferry.stores.port import Incomplete, KeyTaken
+from envferry.stores.receive import REQUEST_BYTES
+from envferry.stores.source import Incoming
 from tests.packed import random_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.stores.incoming import Piece
+    from envferry.stores.source import Piece
 
 DATA = random_bytes(3, 2 * REQUEST_BYTES + 1000)
 
@@ -34,8 +34,8 @@ DATA = random_bytes(3, 2 * REQUEST_BYTES + 1000)
 FULL_DISK = """
 import subprocess, sys
 from pathlib import Path
-from pipeline.errors import HostError, StoreError
-from pipeline.stores.directory import DirectoryStore
+from envferry.errors import HostError, StoreError
+from envferry.stores.directory import DirectoryStore
 from tests.test_arriving import DATA, Source
 
 store, source = DirectoryStore(Path(sys.argv[1])), Source(StoreError("never"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.sandbox import compile_bytecode
+from envferry.build.inside import compile_bytecode
 
 SOURCE = '''
 """Sets among the constants: of names, of numbers, of what has its address for a hash."""

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import pytest
 from cryptography.hazmat.primitives import hashes
 
-from pipeline.cache.downloads import DownloadCache, redact
-from pipeline.config import NetworkSettings
-from pipeline.errors import IntegrityError, NotFound, SpecError, StoreError
-from pipeline.models import LockedPackage
-from pipeline.progress import Expected, Silent
+from envferry.build.downloads import DownloadCache, redact
+from envferry.config import NetworkSettings
+from envferry.errors import IntegrityError, NotFound, SpecError, StoreError
+from envferry.models import LockedPackage
+from envferry.progress import Expected, Silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.cache.downloads import DownloadCache, cache_lock
-from pipeline.cache.upkeep import list_entries, prune_entries, remove_leftovers, verify_entries
-from pipeline.errors import TargetOccupied
-from pipeline.files import exclusive_lock
-from pipeline.progress import Silent
+from envferry.base.files import exclusive_lock
+from envferry.build.cache import list_entries, prune_entries, remove_leftovers, verify_entries
+from envferry.build.downloads import DownloadCache, cache_lock
+from envferry.errors import TargetOccupied
+from envferry.progress import Silent
 from tests.builds import locked
 
 if TYPE_CHECKING:

@@ -12,32 +12,32 @@ from typing import TYPE_CHECKING, Any
 import click
 import pytest
 
-from pipeline.artifacts import sbom_path
-from pipeline.carrying.applying import Applied, apply_folder
-from pipeline.carrying.delta_checking import check_deltas
-from pipeline.carrying.exporting import Exported, ExportOrder, export_artifacts
-from pipeline.carrying.mirroring import Mirrored, MirrorOrder, mirror_registry, plan_mirror
-from pipeline.cli.carrying import export, parse_size
-from pipeline.cli.main import envferry, run
-from pipeline.errors import IntegrityError, NotFound, StoreError, TargetOccupied, UsageError
-from pipeline.models import Ref, current_platform
-from pipeline.progress import Silent
-from pipeline.registry import Registry
-from pipeline.registry.checking import check_registry
-from pipeline.registry.pruning import Policy, Scope, carry_out, plan_prune
-from pipeline.stages.fetch import fetch_artifact
-from pipeline.stages.push import push_artifact
-from pipeline.stores.arriving import REQUEST_BYTES
-from pipeline.stores.directory import DirectoryStore
-from pipeline.stores.opening import open_store
-from pipeline.stores.split import SplitStore
+from envferry.artifacts import sbom_path
+from envferry.cli.main import envferry, run
+from envferry.cli.transfer import export, parse_size
+from envferry.errors import IntegrityError, NotFound, StoreError, TargetOccupied, UsageError
+from envferry.models import Ref, current_platform
+from envferry.progress import Silent
+from envferry.registry import Registry
+from envferry.registry.check import check_registry
+from envferry.registry.fetch import fetch_artifact
+from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
+from envferry.registry.push import push_artifact
+from envferry.stores.directory import DirectoryStore
+from envferry.stores.opening import open_store
+from envferry.stores.receive import REQUEST_BYTES
+from envferry.stores.split import SplitStore
+from envferry.transfer.apply import Applied, apply_folder
+from envferry.transfer.delta_check import check_deltas
+from envferry.transfer.export import Exported, ExportOrder, export_artifacts
+from envferry.transfer.mirror import Mirrored, MirrorOrder, mirror_registry, plan_mirror
 from tests.packed import pack, random_bytes
 from tests.test_trust import OURS, THEIRS, signer, trusting
 
 if TYPE_CHECKING:
-    from pipeline.models import Artifact
-    from pipeline.stores.port import Store
-    from pipeline.trust.signing import SigningKey
+    from envferry.models import Artifact
+    from envferry.stores.port import Store
+    from envferry.trust.signing import SigningKey
 
 PLATFORM = current_platform()
 BIG = random_bytes(1, REQUEST_BYTES + 1_000_000)

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from pipeline.catalog import Catalog, WantedPackage, catalog, queries
-from pipeline.catalog.queries import Filter
-from pipeline.catalog.records import Known
-from pipeline.catalog.wanted import compare_conda
-from pipeline.errors import UsageError
-from pipeline.files import to_json
-from pipeline.registry import Registry
+from envferry.base.files import to_json
+from envferry.errors import UsageError
+from envferry.index import Catalog, WantedPackage, queries, registry_index
+from envferry.index.match_spec import compare_conda
+from envferry.index.queries import Filter
+from envferry.index.records import Known
+from envferry.registry import Registry
 from tests.artifacts import PLATFORM
 from tests.published import NUMPY, Made, publish
 
@@ -86,7 +86,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Registries of two artifacts are large ones."""
-    monkeypatch.setattr(catalog, "SMALL", 0)
+    monkeypatch.setattr(registry_index, "SMALL", 0)
 
 
 def test_lists_what_was_pushed(site: Site) -> None:
@@ -283,19 +283,19 @@ def test_registries_have_indexes_of_their_own(site: Site, tmp_path: Path) -> Non
     site.ids()
     other = Registry.open(str(tmp_path / "other"))
     publish(other, tmp_path / "packed", Made(name="other", seed=7))
-    with closing(Catalog.open(other, tmp_path / "cache")) as catalog:
-        catalog.refresh()
-        assert [one.name for one in catalog.ask(queries.environments())] == ["other"]
+    with closing(Catalog.open(other, tmp_path / "cache")) as other_index:
+        other_index.refresh()
+        assert [one.name for one in other_index.ask(queries.environments())] == ["other"]
 
 
 def test_processes_at_once(site: Site, tmp_path: Path) -> None:
     ids = {site.publish(Made(seed=seed), "latest") for seed in range(12)}
     program = (
-        "import sys\nfrom pathlib import Path\nfrom pipeline.catalog import Catalog, queries\n"
-        "from pipeline.registry import Registry\n"
+        "import sys\nfrom pathlib import Path\nfrom envferry.index import Catalog, queries\n"
+        "from envferry.registry import Registry\n"
         "catalog = Catalog.open(Registry.open(sys.argv[1]), Path(sys.argv[2]))\n"
-        "for _ in range(5):\n    catalog.refresh(fully=True)\n"
-        "sys.stdout.write(' '.join(one.id for one in catalog.ask(queries.entries())))\n"
+        "for _ in range(5):\n    registry_index.refresh(fully=True)\n"
+        "sys.stdout.write(' '.join(one.id for one in registry_index.ask(queries.entries())))\n"
     )
     argv = [sys.executable, "-c", program, site.registry.url, str(tmp_path / "cache")]
     children = [

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.channel.conda_package import PLACEHOLDER
-from pipeline.channel.debian import is_debian_layout, undo_debian_layout
-from pipeline.channel.elf import glibc_floor, shared_libraries
-from pipeline.channel.interpreter import find_interpreter, python_abi_package, running_interpreter
-from pipeline.channel.probe import facts
-from pipeline.errors import SpecError
-from pipeline.process import run
+from envferry.channel.conda_package import PLACEHOLDER
+from envferry.channel.debian import is_debian_layout, undo_debian_layout
+from envferry.channel.elf import glibc_floor, shared_libraries
+from envferry.channel.interpreter import find_interpreter, python_abi_package, running_interpreter
+from envferry.channel.probe import facts
+from envferry.errors import SpecError
+from envferry.process import run
 
 if TYPE_CHECKING:
     from pathlib import Path

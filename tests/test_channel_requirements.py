@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from pipeline.channel.requirements import (
+from envferry.channel.requirements import (
     active_requirements,
     marker_environment,
     match_specs,

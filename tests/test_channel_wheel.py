@@ -13,23 +13,18 @@ import pytest
 import zstandard
 from packaging.requirements import Requirement
 
-from pipeline.channel.conda_package import PLACEHOLDER, sha256_hex, write_conda_package
-from pipeline.channel.interpreter import Interpreter, running_interpreter
-from pipeline.channel.wheel import (
-    close_over,
-    describe_wheel,
-    fits,
-    read_wheel,
-)
-from pipeline.channel.wheel_layout import stage_wheel
-from pipeline.errors import IntegrityError, SpecError
+from envferry.channel.conda_package import PLACEHOLDER, sha256_hex, write_conda_package
+from envferry.channel.interpreter import Interpreter, running_interpreter
+from envferry.channel.wheel import close_over, describe_wheel, fits, read_wheel
+from envferry.channel.wheel_layout import stage_wheel
+from envferry.errors import IntegrityError, SpecError
 from tests.wheels import MODULE, make_wheel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.channel.conda_package import CondaPackage
-    from pipeline.channel.wheel import Wheel
+    from envferry.channel.conda_package import CondaPackage
+    from envferry.channel.wheel import Wheel
 
 NATIVE = "demo-1.0-{abi}-{abi}-manylinux_2_17_x86_64.manylinux2014_x86_64"
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli.failures import explain
-from pipeline.cli.main import run
+from envferry.cli.failures import explain
+from envferry.cli.main import run
 
 ENVFERRY = Path(sys.executable).with_name("envferry")
 
@@ -86,15 +86,15 @@ def test_a_cache_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_help_loads_no_command() -> None:
     script = (
-        "import sys; from pipeline.cli.main import run; run(['--help']); "
+        "import sys; from envferry.cli.main import run; run(['--help']); "
         "print('\\n'.join(sys.modules), file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     loaded = set(done.stderr.splitlines())
-    assert "pipeline.cli.main" in loaded
-    assert not {name for name in loaded if name.startswith(("pipeline.stages", "rich", "msgspec"))}
+    assert "envferry.cli.main" in loaded
+    assert not {name for name in loaded if name.startswith(("envferry.install", "rich", "msgspec"))}
 
 
 def test_errors_are_json_too(

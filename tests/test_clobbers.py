@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.errors import SpecError
-from pipeline.sandbox.clobbers import (
+from envferry.build.inside.clobbers import (
     find_clobbers,
     installed_distributions,
     wheel_files,
     written_files,
 )
-from pipeline.sandbox.conda_meta import CondaRecords
-from pipeline.sandbox.orders import Wheel
+from envferry.build.inside.conda_meta import CondaRecords
+from envferry.build.request import Wheel
+from envferry.errors import SpecError
 from tests.wheels import make_wheel
 
 if TYPE_CHECKING:

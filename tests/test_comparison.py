@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.files import COPY_BYTES
-from pipeline.sandbox.comparison import compare_trees
+from envferry.base.files import COPY_BYTES
+from envferry.build.tree_comparison import compare_trees
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import SYSTEM_AUTHORITIES, Secret, Settings, uv_environ
-from pipeline.solving.git_logins import git_environ, git_logins, without_git_login
+from envferry.build.git_credentials import git_environ, git_logins, without_git_login
+from envferry.config import SYSTEM_AUTHORITIES, Secret, Settings, uv_environ
 
 LINE = "a @ git+https://me:p%40ss@git.example.org/a.git@main#subdirectory=b"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.cli.console import Console, amount_done
-from pipeline.progress import Expected
+from envferry.cli.console import Console, amount_done
+from envferry.progress import Expected
 
 if TYPE_CHECKING:
     import pytest

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from docs.generate import commands, render
-from pipeline.cli.main import COMMANDS, envferry
-from pipeline.errors import EXIT_BUG, EXIT_INTERRUPTED, PipelineError
+from envferry.cli.main import COMMANDS, envferry
+from envferry.errors import EXIT_BUG, EXIT_INTERRUPTED, PipelineError
 
 DOCS = Path(__file__).parents[1] / "docs"
 README = DOCS.parent / "README.md"

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from pipeline.errors import HostError, IntegrityError, SpecError, TargetOccupied
-from pipeline.files import (
+from envferry.base.files import (
     atomic_write,
     digest_file,
     exclusive_lock,
@@ -19,6 +18,7 @@ from pipeline.files import (
     require_space,
     to_json,
 )
+from envferry.errors import HostError, IntegrityError, SpecError, TargetOccupied
 
 if TYPE_CHECKING:
     from pathlib import Path

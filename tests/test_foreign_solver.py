@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.errors import UsageError
-from pipeline.solving.foreign_solver import solver_version
+from envferry.errors import UsageError
+from envferry.lock.foreign_solver import solver_version
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.archive.index import PackageEntry
-from pipeline.errors import HostError
-from pipeline.installing.host_check import (
+from envferry.archive.index import PackageEntry
+from envferry.errors import HostError
+from envferry.install.host_check import (
     DRIVERS,
     Disk,
     Host,
@@ -25,7 +25,7 @@ from pipeline.installing.host_check import (
     read_disk,
     version_key,
 )
-from pipeline.models import SystemRequirements, current_platform
+from envferry.models import SystemRequirements, current_platform
 
 NEEDS = Needs(
     platform="linux-64",

@@ -18,8 +18,8 @@ from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.archive.extraction import ExtractOptions, extract_tree
-from pipeline.archive.index import (
+from envferry.archive.extraction import ExtractOptions, extract_tree
+from envferry.archive.index import (
     INDEX_MAGIC,
     MAX_INDEX_BYTES,
     SKIPPABLE_INDEX,
@@ -31,20 +31,20 @@ from pipeline.archive.index import (
     encode_index,
     skippable_frame,
 )
-from pipeline.archive.prefixes import Relocation
-from pipeline.archive.reader import Archive, FileSource
-from pipeline.archive.seek_table import FOOTER, decode_seek_table, encode_seek_table
-from pipeline.archive.shebangs import with_short_shebang
-from pipeline.archive.tar import END_OF_ARCHIVE
-from pipeline.archive.validation import MAX_FRAME_BYTES, check_index, plan_frames
-from pipeline.errors import IntegrityError, PipelineError
+from envferry.archive.prefixes import Relocation
+from envferry.archive.reader import Archive, FileSource
+from envferry.archive.seek_table import FOOTER, decode_seek_table, encode_seek_table
+from envferry.archive.shebangs import with_short_shebang
+from envferry.archive.tar import END_OF_ARCHIVE
+from envferry.archive.validation import MAX_FRAME_BYTES, check_index, plan_frames
+from envferry.errors import IntegrityError, PipelineError
 from tests.archives import PREFIX, small_archive
 from tests.test_install import envs, install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipeline.archive.reader import Source
+    from envferry.archive.reader import Source
 
 __all__ = ["envs"]
 

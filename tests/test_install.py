@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import xxhash
 
-from pipeline.archive.reader import FileSource
-from pipeline.errors import (
+from envferry.archive.reader import FileSource
+from envferry.base.files import exclusive_lock
+from envferry.errors import (
     HostError,
     IntegrityError,
     PipelineError,
@@ -21,11 +22,10 @@ from pipeline.errors import (
     ToolFailed,
     UsageError,
 )
-from pipeline.files import exclusive_lock
-from pipeline.installing.env_home import EnvHome
-from pipeline.models import Checks, Installation, Manifest, SystemRequirements
-from pipeline.progress import Silent
-from pipeline.stages.install import InstallOptions, install_artifact
+from envferry.install.env_home import EnvHome
+from envferry.install.stage import InstallOptions, install_artifact
+from envferry.models import Checks, Installation, Manifest, SystemRequirements
+from envferry.progress import Silent
 from tests.archives import PREFIX, small_archive
 
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.archive.reader import Archive, FileSource
-from pipeline.errors import IntegrityError, NotFound, TargetOccupied
-from pipeline.installing.activation import roll_back
-from pipeline.installing.env_home import EnvHome
-from pipeline.installing.in_use import names_tree
-from pipeline.installing.removing import remove_named, remove_old, remove_whole
-from pipeline.installing.verifying import Verified, repair_installation, verify_installation
-from pipeline.progress import Silent
+from envferry.archive.reader import Archive, FileSource
+from envferry.errors import IntegrityError, NotFound, TargetOccupied
+from envferry.install.activation import roll_back
+from envferry.install.env_home import EnvHome
+from envferry.install.in_use import names_tree
+from envferry.install.remove import remove_named, remove_old, remove_whole
+from envferry.install.verify import Verified, repair_installation, verify_installation
+from envferry.progress import Silent
 from tests.archives import small_archive
 from tests.test_install import envs, install, manifest_of, output_of
 

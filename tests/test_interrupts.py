@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
-from pipeline.progress import Silent
-from pipeline.registry import Registry
-from pipeline.stages.push import push_artifact
-from pipeline.stores.arriving import REQUEST_BYTES
+from envferry.progress import Silent
+from envferry.registry import Registry
+from envferry.registry.push import push_artifact
+from envferry.stores.receive import REQUEST_BYTES
 from tests.packed import pack, random_bytes
 from tests.web_server import web_server
 from tests.workshop import Workshop

@@ -13,33 +13,42 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parents[1]
+SOURCES = Path(__file__).parents[1] / "pipeline/envferry"
+STAGES = {
+    "lock": "lock/stage.py",
+    "build": "build/stage.py",
+    "pack": "pack/stage.py",
+    "push": "registry/push.py",
+    "fetch": "registry/fetch.py",
+    "install": "install/stage.py",
+}
 LAYERS = (
-    ("errors", "progress", "direct_io", "workers"),
-    ("models", "files", "process"),
+    ("errors", "progress"),
+    ("models", "base", "process"),
     ("config", "artifacts", "archive", "specs", "stores"),
-    ("cache", "installing", "sandbox", "solving", "trust"),
-    ("building", "channel", "registry"),
-    ("carrying", "catalog", "locking"),
-    ("stages", "web"),
+    ("engines", "install", "pack", "trust"),
+    ("build", "registry"),
+    ("index", "lock"),
+    ("channel", "transfer"),
+    ("web",),
     ("cli",),
 )
 """From the bottom up: a part imports itself and layers below, never its neighbours."""
 
 OWNERS = {
-    "subprocess": "pipeline.process",
-    "click": "pipeline.cli",
-    "boto3": "pipeline.stores.s3",
-    "botocore": "pipeline.stores.s3",
-    "conda_lock": "pipeline.solving",
-    "conda_pack": "pipeline.archive.listing",
-    "sqlite3": "pipeline.catalog.database",
-    "starlette": "pipeline.web",
-    "jinja2": "pipeline.web",
-    "uvicorn": "pipeline.web",
+    "subprocess": "envferry.process",
+    "click": "envferry.cli",
+    "boto3": "envferry.stores.s3",
+    "botocore": "envferry.stores.s3",
+    "conda_lock": "envferry.lock",
+    "conda_pack": "envferry.pack.listing",
+    "sqlite3": "envferry.index.database",
+    "starlette": "envferry.web",
+    "jinja2": "envferry.web",
+    "uvicorn": "envferry.web",
     "hashlib": "nobody",
 }
-INSTALL_NEEDS = ("pipeline.stages.install", "pipeline.stages.fetch", "pipeline.cli.hosting")
+INSTALL_NEEDS = ("envferry.install.stage", "envferry.registry.fetch", "envferry.cli.host")
 BUILD_LIBRARIES = {
     *("conda_lock", "conda_pack", "rattler", "boto3", "yaml", "uv", "urllib3", "rich"),
     "cryptography",  # a host has it, and loads it only where keys are in use
@@ -48,8 +57,8 @@ BUILD_LIBRARIES = {
 
 def modules() -> Iterator[tuple[str, Path]]:
     """Yield every module of the package."""
-    for path in sorted((ROOT / "pipeline").rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
+    for path in sorted(SOURCES.rglob("*.py")):
+        parts = path.relative_to(SOURCES.parent).with_suffix("").parts
         yield ".".join(part for part in parts if part != "__init__"), path
 
 
@@ -71,7 +80,7 @@ def is_in(module: str, package: str) -> bool:
 def part_of(module: str) -> str | None:
     """Return the folder or file right in the package that a module lies in."""
     names = module.split(".")
-    return names[1] if names[0] == "pipeline" and len(names) > 1 else None
+    return names[1] if names[0] == "envferry" and len(names) > 1 else None
 
 
 @pytest.mark.parametrize(("module", "path"), tuple(modules()), ids=str)
@@ -86,8 +95,6 @@ def test_imports_go_down(module: str, path: Path) -> None:
     for imported in imports(path):
         if (other := part_of(imported)) in known - {part}:
             assert other in below, f"{module} imports {imported}, which is not below it"
-        if part == "stages" and is_in(imported, "pipeline.stages"):
-            pytest.fail(f"{module} imports {imported}: values join the stages, not imports")
 
 
 @pytest.mark.parametrize("library", OWNERS)
@@ -107,7 +114,7 @@ def test_only_config_reads_the_environment() -> None:
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
         if isinstance(node.value, ast.Name) and node.value.id == "os"
     }
-    assert users == {"pipeline.config"}
+    assert users == {"envferry.config"}
 
 
 @pytest.mark.parametrize("module", INSTALL_NEEDS)
@@ -120,9 +127,13 @@ def test_a_training_host_needs_no_build_library(module: str) -> None:
 
 
 def test_stages_show_themselves() -> None:
-    stages = {path.stem for path in (ROOT / "pipeline/stages").glob("*.py")} - {"__init__"}
-    assert stages == {"lock", "build", "pack", "push", "fetch", "install"}
-    for stage in stages:
-        first = (ROOT / f"pipeline/stages/{stage}.py").read_text().splitlines()[0]
+    for path in STAGES.values():
+        first = (SOURCES / path).read_text().splitlines()[0]
         assert first.startswith('"""Stage ')
         assert "->" in first
+
+
+def test_stages_do_not_import_each_other() -> None:
+    names = {"envferry." + path.removesuffix(".py").replace("/", ".") for path in STAGES.values()}
+    for path in STAGES.values():
+        assert not names & set(imports(SOURCES / path)), "values join the stages, not imports"

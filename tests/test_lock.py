@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.config import child_environ
-from pipeline.errors import NotFound, SpecError, StaleLock, StoreError
-from pipeline.locking.keeping import check_lock
-from pipeline.models import LockedPackage
-from pipeline.process import run
-from pipeline.solving.relax_pins import RelaxLevel, RelaxRequest, relax_pins
-from pipeline.specs.locks import LockContents, write_lock
-from pipeline.specs.reading import read_spec
+from envferry.config import child_environ
+from envferry.errors import NotFound, SpecError, StaleLock, StoreError
+from envferry.lock.existing_lock import check_lock
+from envferry.lock.relax_pins import RelaxLevel, RelaxRequest, relax_pins
+from envferry.models import LockedPackage
+from envferry.process import run
+from envferry.specs.locks import LockContents, write_lock
+from envferry.specs.reading import read_spec
 from tests.tiny_channel import make_channel, python_packages
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.models import Spec
+    from envferry.models import Spec
 
 SPEC = "channels: [c]\ndependencies: [python, {pip: [six]}]\n"
 
@@ -102,8 +102,8 @@ def test_checking_a_lock_loads_no_solver(tmp_path: Path) -> None:
     path = locked_spec(tmp_path)
     program = (
         "import sys; from pathlib import Path\n"
-        "from pipeline.specs.reading import read_spec\n"
-        "from pipeline.locking.keeping import check_lock\n"
+        "from envferry.specs.reading import read_spec\n"
+        "from envferry.lock.existing_lock import check_lock\n"
         "check_lock(read_spec(Path(sys.argv[1])))\n"
         "print(sorted({'conda_lock', 'rattler', 'uv', 'boto3', 'pydantic'} & sys.modules.keys()))"
     )
@@ -161,7 +161,7 @@ def test_a_pin_that_is_none(channel: Path) -> None:
 
 def conda(*words: str, **environ: str) -> tuple[int, dict[str, object]]:
     """Call our solver as conda-lock calls conda."""
-    argv = [sys.executable, "-m", "pipeline.solving.conda_solver", *words]
+    argv = [sys.executable, "-m", "envferry.lock.conda_solver", *words]
     finished = run(argv, env=child_environ(CONDA_SUBDIR="linux-64", **environ), check=False)
     answer: dict[str, object] = json.loads(finished.stdout)
     return finished.returncode, answer

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from pipeline.errors import IntegrityError
-from pipeline.models import BuildRequirements, Lock, LockedPackage, SpecOptions
-from pipeline.trust.materials import Material, list_materials, read_materials
+from envferry.errors import IntegrityError
+from envferry.models import BuildRequirements, Lock, LockedPackage, SpecOptions
+from envferry.trust.materials import Material, list_materials, read_materials
 from tests.artifacts import PLATFORM, make_artifact
 
 if TYPE_CHECKING:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import subprocess
 
-from pipeline.sandbox.network_tries import COUNTED, MARK, count_tries, network_tries, split_counted
+from envferry.build.inside.network_attempts import (
+    COUNTED,
+    MARK,
+    count_tries,
+    network_tries,
+    split_counted,
+)
 
 SNMP = """\
 Ip: Forwarding OutNoRoutes InAddrErrors

@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from pipeline.archive.exclusion import Exclusion
-from pipeline.archive.reader import Archive, FileSource
-from pipeline.building.found_env import describe_env
-from pipeline.errors import NotFound, SpecError, TargetOccupied, UsageError
-from pipeline.files import exclusive_lock
-from pipeline.installing.env_home import EnvHome
-from pipeline.installing.verifying import verify_installation
-from pipeline.models import SpecOptions
-from pipeline.progress import Silent
-from pipeline.specs.locks import read_lock
-from pipeline.specs.reading import read_spec
-from pipeline.stages.pack import PackOptions, pack_env
+from envferry.archive.reader import Archive, FileSource
+from envferry.base.files import exclusive_lock
+from envferry.errors import NotFound, SpecError, TargetOccupied, UsageError
+from envferry.install.env_home import EnvHome
+from envferry.install.verify import verify_installation
+from envferry.models import SpecOptions
+from envferry.pack.exclusion import Exclusion
+from envferry.pack.existing_env import describe_env
+from envferry.pack.stage import PackOptions, pack_env
+from envferry.progress import Silent
+from envferry.specs.locks import read_lock
+from envferry.specs.reading import read_spec
 from tests.test_install import envs, install
 
 if TYPE_CHECKING:
-    from pipeline.models import Artifact
+    from envferry.models import Artifact
 
 __all__ = ["envs"]
 

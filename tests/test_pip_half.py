@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.errors import HostError, SpecError, StoreError
-from pipeline.process import run
-from pipeline.solving.pip_half import marker_environment, resolve_pip
-from pipeline.solving.pip_request import PipRequest
-from pipeline.solving.wheel_choice import WheelTarget, choose_wheel, wheel_ranks
+from envferry.errors import HostError, SpecError, StoreError
+from envferry.lock.pip_half import marker_environment, resolve_pip
+from envferry.lock.pip_request import PipRequest
+from envferry.lock.wheel_choice import WheelTarget, choose_wheel, wheel_ranks
+from envferry.process import run
 from tests.wheels import make_wheel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.models import LockedPackage
+    from envferry.models import LockedPackage
 
 NUMPY = "numpy-2.2.6-cp310-cp310-"
 

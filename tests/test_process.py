@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline import process
-from pipeline.errors import ToolFailed
+from envferry import process
+from envferry.errors import ToolFailed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +25,7 @@ def test_output_comes_back() -> None:
 
 
 def test_the_command_line_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "pipeline"):
+    with caplog.at_level(logging.INFO, "envferry"):
         process.run(["true", "two words"])
     assert "+ true 'two words'" in caplog.text
 

@@ -6,13 +6,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pipeline.artifacts import read_artifact, write_companions
-from pipeline.errors import IntegrityError, NotFound, SpecError, StoreError, UsageError
-from pipeline.files import from_json, to_json
-from pipeline.models import Artifact, Manifest, Ref, TagRecord
-from pipeline.process import find_program, run
-from pipeline.progress import Silent
-from pipeline.registry import Registry
+from envferry.artifacts import read_artifact, write_companions
+from envferry.base.files import from_json, to_json
+from envferry.errors import IntegrityError, NotFound, SpecError, StoreError, UsageError
+from envferry.models import Artifact, Manifest, Ref, TagRecord
+from envferry.process import find_program, run
+from envferry.progress import Silent
+from envferry.registry import Registry
 from tests.artifacts import PLATFORM, make_artifact
 from tests.conftest import require
 

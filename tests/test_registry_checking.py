@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from pipeline.errors import NotFound, StoreError
-from pipeline.files import to_json
-from pipeline.models import TagRecord
-from pipeline.progress import Silent
-from pipeline.registry import Registry
-from pipeline.registry.checking import check_registry
-from pipeline.trust.host_trust import Trust
-from pipeline.trust.signing import Signer, generate_key, parse_signing_key
+from envferry.base.files import to_json
+from envferry.errors import NotFound, StoreError
+from envferry.models import TagRecord
+from envferry.progress import Silent
+from envferry.registry import Registry
+from envferry.registry.check import check_registry
+from envferry.trust.host_trust import Trust
+from envferry.trust.signing import Signer, generate_key, parse_signing_key
 from tests.artifacts import PLATFORM, make_artifact
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.models import Artifact
-    from pipeline.registry.checking import Report
+    from envferry.models import Artifact
+    from envferry.registry.check import Report
 
 OTHER_ID = "0123456789ab"
 

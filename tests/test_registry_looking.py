@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import IntegrityError, NotFound
-from pipeline.models import LockedPackage, PackageFacts
-from pipeline.registry.dependents import MOST_LEVELS, Dependencies, need_lines
-from pipeline.registry.differences import compare_packages
+from envferry.errors import IntegrityError, NotFound
+from envferry.models import LockedPackage, PackageFacts
+from envferry.registry.dependents import MOST_LEVELS, Dependencies, need_lines
+from envferry.registry.diff import compare_packages
 
 
 def facts(name: str, version: str, size: int = 1, **more: str) -> PackageFacts:

@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.errors import IntegrityError, NotFound, StoreError
-from pipeline.models import Ref
-from pipeline.progress import Silent
-from pipeline.registry import Registry, WasRemoved
-from pipeline.registry.checking import check_registry
-from pipeline.registry.pruning import Policy, PrunePlan, Scope, carry_out, plan_prune
-from pipeline.registry.removal import remove_artifact
-from pipeline.registry.survey import Folder
-from pipeline.stages.push import push_artifact
-from pipeline.stores.directory import DirectoryStore
+from envferry.errors import IntegrityError, NotFound, StoreError
+from envferry.models import Ref
+from envferry.progress import Silent
+from envferry.registry import Registry, WasRemoved
+from envferry.registry.check import check_registry
+from envferry.registry.inventory import Folder
+from envferry.registry.prune import Policy, PrunePlan, Scope, carry_out, plan_prune
+from envferry.registry.push import push_artifact
+from envferry.registry.removal import remove_artifact
+from envferry.stores.directory import DirectoryStore
 from tests.artifacts import PLATFORM, make_artifact
 
 if TYPE_CHECKING:
-    from pipeline.models import Artifact
+    from envferry.models import Artifact
 
 NOW = datetime.now(timezone.utc)
 DAY = timedelta(days=1)
@@ -228,7 +228,7 @@ def test_a_push_waits_for_a_prune(registry: Registry, artifacts: list[Artifact])
 def test_nobody_waits_for_a_dead_prune_for_ever(
     registry: Registry, artifacts: list[Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.registry.removal.WAIT_SECONDS", 0.2)
+    monkeypatch.setattr("envferry.registry.removal.WAIT_SECONDS", 0.2)
     victim = artifacts[0]
     mark = Path(registry.url, "v1/envs/demo", PLATFORM, victim.manifest.id, "pruning.json")
     mark.write_bytes(b"{}")

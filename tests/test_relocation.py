@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.archive.shebangs import KERNEL_LIMIT, with_short_shebang
-from pipeline.installing.env_home import EnvHome
-from pipeline.installing.verifying import verify_installation
-from pipeline.progress import Silent
+from envferry.archive.shebangs import KERNEL_LIMIT, with_short_shebang
+from envferry.install.env_home import EnvHome
+from envferry.install.verify import verify_installation
+from envferry.progress import Silent
 from tests.archives import PREFIX, small_archive
 from tests.test_install import envs, install
 

@@ -9,18 +9,13 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from pipeline.artifacts import SBOM, sbom_path
-from pipeline.building.sbom import (
-    Ingredients,
-    bill_of_materials,
-    describe_license,
-    package_url,
-)
-from pipeline.files import to_json
-from pipeline.models import BuiltEnv, LockedPackage, SpecOptions
-from pipeline.progress import Silent
-from pipeline.registry import Registry
-from pipeline.stages.push import push_artifact
+from envferry.artifacts import SBOM, sbom_path
+from envferry.base.files import to_json
+from envferry.models import BuiltEnv, LockedPackage, SpecOptions
+from envferry.pack.sbom import Ingredients, bill_of_materials, describe_license, package_url
+from envferry.progress import Silent
+from envferry.registry import Registry
+from envferry.registry.push import push_artifact
 from tests.artifacts import make_artifact
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.building.sources import DEFAULT_REQUIRES, SourceShelf
-from pipeline.cache.downloads import DownloadCache
-from pipeline.errors import IntegrityError, NotFound, SpecError
-from pipeline.models import LockedPackage
-from pipeline.progress import Silent
-from pipeline.solving.source_tree import digest_source_tree
+from envferry.build.downloads import DownloadCache
+from envferry.build.source_tree import digest_source_tree
+from envferry.build.sources import DEFAULT_REQUIRES, SourceShelf
+from envferry.errors import IntegrityError, NotFound, SpecError
+from envferry.models import LockedPackage
+from envferry.progress import Silent
 from tests.builds import file_hash
 
 if TYPE_CHECKING:

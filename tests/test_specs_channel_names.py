@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.errors import SpecError
-from pipeline.specs.channel_names import read_channel_names
+from envferry.errors import SpecError
+from envferry.specs.channel_names import read_channel_names
 
 if TYPE_CHECKING:
     from pathlib import Path

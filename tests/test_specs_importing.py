@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import NotFound, PipelineError, SpecError, UsageError
-from pipeline.specs.drafts import Draft, quoted, relaxed, render_draft
-from pipeline.specs.importing import Imported, ImportOptions, import_spec
-from pipeline.specs.kinds import Kind
-from pipeline.specs.reading import read_spec
-from pipeline.specs.yaml_text import parse_yaml
+from envferry.errors import NotFound, PipelineError, SpecError, UsageError
+from envferry.specs.drafts import Draft, quoted, relaxed, render_draft
+from envferry.specs.importing import Imported, ImportOptions, import_spec
+from envferry.specs.kinds import Kind
+from envferry.specs.reading import read_spec
+from envferry.specs.yaml_text import parse_yaml
 from tests.workshop import Workshop
 
 USERS_FILE = Path(__file__).parent.parent / "specs" / "transformer_env.yml"

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import PipelineError
-from pipeline.models import LockedPackage
-from pipeline.solving.conda_half import pypi_name
-from pipeline.specs.lint_rules import RULES
-from pipeline.specs.linting import lint_spec
+from envferry.errors import PipelineError
+from envferry.lock.conda_half import pypi_name
+from envferry.models import LockedPackage
+from envferry.specs.lint_rules import RULES
+from envferry.specs.linting import lint_spec
 
 ROOT = Path(__file__).parent.parent
 GOOD = """\

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import NotFound, PipelineError, SpecError
-from pipeline.models import Checks, LockedPackage, Replacement, SpecOptions
-from pipeline.specs.locks import LockContents, read_lock, render_lock, write_lock
+from envferry.errors import NotFound, PipelineError, SpecError
+from envferry.models import Checks, LockedPackage, Replacement, SpecOptions
+from envferry.specs.locks import LockContents, read_lock, render_lock, write_lock
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,9 +9,9 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import NotFound, PipelineError, SpecError
-from pipeline.models import Checks, SystemRequirements
-from pipeline.specs.reading import find_spec, read_spec
+from envferry.errors import NotFound, PipelineError, SpecError
+from envferry.models import Checks, SystemRequirements
+from envferry.specs.reading import find_spec, read_spec
 
 SPECS_DIR = Path(__file__).parent.parent / "specs"
 

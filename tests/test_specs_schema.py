@@ -10,9 +10,9 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from pipeline.errors import SpecError
-from pipeline.specs.reading import parse_spec
-from pipeline.specs.schema import spec_schema
+from envferry.errors import SpecError
+from envferry.specs.reading import parse_spec
+from envferry.specs.schema import spec_schema
 
 ROOT = Path(__file__).parent.parent
 PUBLISHED: dict[str, Any] = json.loads((ROOT / "docs/spec.schema.json").read_text())

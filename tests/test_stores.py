@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.errors import NotFound, StoreError, UsageError
-from pipeline.process import run
-from pipeline.stores.directory import DirectoryStore
-from pipeline.stores.http import HttpStore
-from pipeline.stores.opening import open_store
-from pipeline.stores.port import KeyTaken, LostRace, Store
+from envferry.errors import NotFound, StoreError, UsageError
+from envferry.process import run
+from envferry.stores.directory import DirectoryStore
+from envferry.stores.http import HttpStore
+from envferry.stores.opening import open_store
+from envferry.stores.port import KeyTaken, LostRace, Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -450,8 +450,8 @@ def test_s3_without_boto3() -> None:
     program = (
         "import sys\n"
         "sys.modules['botocore'] = None\n"
-        "from pipeline.errors import UsageError\n"
-        "from pipeline.stores.opening import open_store\n"
+        "from envferry.errors import UsageError\n"
+        "from envferry.stores.opening import open_store\n"
         "try:\n"
         "    open_store('s3://bucket')\n"
         "except UsageError as error:\n"

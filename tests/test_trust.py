@@ -11,20 +11,20 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from pipeline.artifacts import read_artifact, read_proof
-from pipeline.config import Settings
-from pipeline.errors import IntegrityError, NotFound, UsageError
-from pipeline.files import from_json, to_json
-from pipeline.models import Artifact, Manifest, Ref
-from pipeline.process import find_program, run
-from pipeline.progress import Silent
-from pipeline.registry import Registry
-from pipeline.stages.fetch import fetch_artifact
-from pipeline.stages.push import push_artifact
-from pipeline.trust.attestations import verify_attestation
-from pipeline.trust.host_trust import Trust
-from pipeline.trust.signed_tags import SignedTagRecord
-from pipeline.trust.signing import (
+from envferry.artifacts import read_artifact, read_proof
+from envferry.base.files import from_json, to_json
+from envferry.config import Settings
+from envferry.errors import IntegrityError, NotFound, UsageError
+from envferry.models import Artifact, Manifest, Ref
+from envferry.process import find_program, run
+from envferry.progress import Silent
+from envferry.registry import Registry
+from envferry.registry.fetch import fetch_artifact
+from envferry.registry.push import push_artifact
+from envferry.trust.attestations import verify_attestation
+from envferry.trust.host_trust import Trust
+from envferry.trust.signed_tags import SignedTagRecord
+from envferry.trust.signing import (
     Envelope,
     Signature,
     Signer,

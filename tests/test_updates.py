@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pipeline.archive.donors import Link
-from pipeline.archive.extraction import FEWEST_THREADS
-from pipeline.archive.journal import Journal, read_journal
-from pipeline.archive.reader import FileSource
-from pipeline.errors import HostError, IntegrityError, StoreError
-from pipeline.installing.env_home import EnvHome
-from pipeline.installing.verifying import verify_installation
-from pipeline.progress import Silent
-from pipeline.stages.install import InstallOptions, InstallPlan, install_artifact, preview_install
+from envferry.archive.extraction import FEWEST_THREADS
+from envferry.archive.journal import Journal, read_journal
+from envferry.archive.reader import FileSource
+from envferry.errors import HostError, IntegrityError, StoreError
+from envferry.install.env_home import EnvHome
+from envferry.install.reuse import Link
+from envferry.install.stage import InstallOptions, InstallPlan, install_artifact, preview_install
+from envferry.install.verify import verify_installation
+from envferry.progress import Silent
 from tests.archives import PREFIX, small_archive
 from tests.test_install import envs, install, leftovers
 
@@ -240,7 +240,7 @@ def test_a_torn_journal_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
 ON_A_SMALL_DISK = """
 import sys
 from pathlib import Path
-from pipeline.errors import HostError
+from envferry.errors import HostError
 from tests.test_install import install, leftovers, output_of
 disk, small, large = map(Path, sys.argv[1:])
 install(small, disk, prefix="/opt/conda/envs/demo")
@@ -304,7 +304,7 @@ def test_all_findings_about_a_disk_come_at_once(
 ON_A_COPYING_DISK = """
 import os, sys
 from pathlib import Path
-from pipeline.archive.donors import Link
+from envferry.install.reuse import Link
 from tests.test_install import install
 from tests.test_updates import require_right
 disk, first, second = map(Path, sys.argv[1:])

@@ -16,17 +16,17 @@ import msgspec
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline.artifacts import SBOM
-from pipeline.catalog import Catalog
-from pipeline.errors import TargetOccupied
-from pipeline.models import Checks, PackageFacts
-from pipeline.registry import Registry
-from pipeline.trust.signing import Signer, generate_key, parse_signing_key
-from pipeline.web.app import make_app
-from pipeline.web.guard import HEADERS
-from pipeline.web.server import LOCAL_NAMES, is_local, listen
-from pipeline.web.site import Site
-from pipeline.web.treemap import Block, gather, lay_out
+from envferry.artifacts import SBOM
+from envferry.errors import TargetOccupied
+from envferry.index import Catalog
+from envferry.models import Checks, PackageFacts
+from envferry.registry import Registry
+from envferry.trust.signing import Signer, generate_key, parse_signing_key
+from envferry.web.app import make_app
+from envferry.web.guard import HEADERS
+from envferry.web.server import LOCAL_NAMES, is_local, listen
+from envferry.web.site import Site
+from envferry.web.treemap import Block, gather, lay_out
 from tests.artifacts import LOCK, PLATFORM
 from tests.published import NUMPY, TORCH, Made, publish
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pipeline.workers import Workers
+from envferry.base.workers import Workers
 
 
 def test_all_is_waited_for() -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.building.workplace import require_replaceable
-from pipeline.errors import HostError
+from envferry.build.build_dir import require_replaceable
+from envferry.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

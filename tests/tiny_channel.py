@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import zstandard
 from cryptography.hazmat.primitives import hashes
 
-from pipeline.process import run
+from envferry.process import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,7 +10,7 @@ import pytest
 
 from demo.seaweed import S3Server, find_weed, seaweed
 from demo.voyage import CHANNEL_ITEMS, PROJECT, copy_spec
-from pipeline.sandbox.selection import Engine, open_sandbox
+from envferry.engines.selection import Engine, open_sandbox
 from tests.conftest import require
 from tests.docker import can_start_docker, docker_answers, prepare_docker
 from tests.podman import prepare_podman
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pipeline.sandbox.port import Sandbox
+    from envferry.engines.port import Sandbox
     from tests.image_engine import ImageEngine
 
 IMAGE_ENGINES = (

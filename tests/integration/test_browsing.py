@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import pytest
 from starlette.testclient import TestClient
 
-from pipeline.catalog import Catalog, WantedPackage, catalog, queries
-from pipeline.registry import Registry
-from pipeline.registry.removal import remove_artifact
-from pipeline.registry.survey import Folder
-from pipeline.web.app import make_app
-from pipeline.web.site import Site
+from envferry.index import Catalog, WantedPackage, queries, registry_index
+from envferry.registry import Registry
+from envferry.registry.inventory import Folder
+from envferry.registry.removal import remove_artifact
+from envferry.web.app import make_app
+from envferry.web.site import Site
 from tests.artifacts import PLATFORM
 from tests.integration.test_trust import pack
 from tests.published import NUMPY, Made, publish
@@ -136,7 +136,7 @@ def test_an_index_of_a_bucket(
     request: pytest.FixtureRequest,
 ) -> None:
     """Folders and ETags of S3: what is new is seen, what is gone disappears, tags move."""
-    monkeypatch.setattr(catalog, "SMALL", 0)
+    monkeypatch.setattr(registry_index, "SMALL", 0)
     registry = Registry.open(s3_url)
     index = Catalog.open(registry, tmp_path / "cache")
     request.addfinalizer(index.close)

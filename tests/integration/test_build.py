@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from pipeline.cache.downloads import hash_file
-from pipeline.errors import (
+from envferry.build.downloads import hash_file
+from envferry.build.request import OTHER_CIRCUMSTANCES
+from envferry.errors import (
     HostError,
     IntegrityError,
     PipelineError,
@@ -27,8 +28,7 @@ from pipeline.errors import (
     TargetOccupied,
     ToolFailed,
 )
-from pipeline.models import Checks
-from pipeline.sandbox.orders import OTHER_CIRCUMSTANCES
+from envferry.models import Checks
 from tests.builds import BuildShop, locked
 from tests.tiny_channel import TinyPackage, make_channel
 from tests.wheels import make_wheel
@@ -36,7 +36,7 @@ from tests.wheels import make_wheel
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pipeline.sandbox.port import Sandbox
+    from envferry.engines.port import Sandbox
     from tests.workshop import Workshop
 
 pytestmark = pytest.mark.container
@@ -45,7 +45,7 @@ KILLS = 20
 KILLED_BUILD = """\
 import sys
 from pathlib import Path
-from pipeline.sandbox.selection import Engine, open_sandbox
+from envferry.engines.selection import Engine, open_sandbox
 from tests.builds import BuildShop
 home = Path(sys.argv[1])
 shop = BuildShop(home=home, sandbox=open_sandbox(Engine(sys.argv[2])))
@@ -274,7 +274,7 @@ def test_checks_are_in_the_log_and_their_tries_of_the_network_named(
 ) -> None:
     files = packages(tmp_path, TinyPackage(name="tiny", version="1", files=(("share/a", "a"),)))
     quiet = replace(shop, checks=Checks(commands=("echo all is well; echo but >&2",)))
-    with caplog.at_level("INFO", logger="pipeline"):
+    with caplog.at_level("INFO", logger="envferry"):
         quiet.build(files)
     assert [line for line in caplog.messages if line.startswith("  ")] == ["  all is well", "  but"]
     assert [item.message for item in caplog.records if item.levelname == "WARNING"] == []

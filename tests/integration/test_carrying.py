@@ -19,18 +19,18 @@ import pytest
 from packaging.tags import compatible_tags, cpython_tags
 from packaging.utils import parse_wheel_filename
 
-from pipeline.cache.downloads import DownloadCache
-from pipeline.carrying.host_tool import PYTHONS, ToolOrder, write_tool
-from pipeline.models import Ref, current_platform
-from pipeline.progress import Silent
-from pipeline.registry import Registry
-from pipeline.registry.checking import check_registry
-from pipeline.sandbox.bubblewrap import Bubblewrap
-from pipeline.sandbox.port import Job, Mount
-from pipeline.stages.push import push_artifact
-from pipeline.stores.arriving import REQUEST_BYTES
-from pipeline.stores.multipart import PART_BYTES
-from pipeline.stores.partial import PIECE_BYTES
+from envferry.build.downloads import DownloadCache
+from envferry.engines.bubblewrap import Bubblewrap
+from envferry.engines.port import Job, Mount
+from envferry.models import Ref, current_platform
+from envferry.progress import Silent
+from envferry.registry import Registry
+from envferry.registry.check import check_registry
+from envferry.registry.push import push_artifact
+from envferry.stores.multipart import PART_BYTES
+from envferry.stores.partial import PIECE_BYTES
+from envferry.stores.receive import REQUEST_BYTES
+from envferry.transfer.host_tool import PYTHONS, ToolOrder, write_tool
 from tests.conftest import require
 from tests.packed import pack, random_bytes
 from tests.test_stores import RangeHandler
@@ -40,7 +40,7 @@ from tests.workshop import Workshop
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.models import Artifact
+    from envferry.models import Artifact
 
 PLATFORM = current_platform()
 BIG = random_bytes(1, 4 * REQUEST_BYTES)
@@ -391,11 +391,11 @@ def test_a_split_folder_behind_a_web_server(ferry: Workshop) -> None:
 
 FILLED = """
 import contextlib, errno, pathlib, sys
-from pipeline.carrying.mirroring import MirrorOrder, mirror_registry
-from pipeline.errors import HostError
-from pipeline.progress import Silent
-from pipeline.registry import Registry
-from pipeline.registry.checking import check_registry
+from envferry.transfer.mirror import MirrorOrder, mirror_registry
+from envferry.errors import HostError
+from envferry.progress import Silent
+from envferry.registry import Registry
+from envferry.registry.check import check_registry
 
 disk, filler = pathlib.Path("/mnt/disk"), pathlib.Path("/mnt/filler")
 here, there = Registry.open("home"), Registry.open(str(disk))

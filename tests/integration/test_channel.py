@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 from packaging.tags import platform_tags
 
-from pipeline.cache.downloads import DownloadCache
-from pipeline.channel.conda_package import PLACEHOLDER
-from pipeline.channel.creation import ChannelRequest, ChannelSummary, create_channel
-from pipeline.channel.interpreter import running_interpreter
-from pipeline.errors import NotFound, SpecError, ToolFailed
-from pipeline.process import find_program, run
-from pipeline.progress import Silent
-from pipeline.solving.index_channel import index_channel
+from envferry.build.downloads import DownloadCache
+from envferry.channel.conda_package import PLACEHOLDER
+from envferry.channel.creation import ChannelRequest, ChannelSummary, create_channel
+from envferry.channel.interpreter import running_interpreter
+from envferry.errors import NotFound, SpecError, ToolFailed
+from envferry.lock.index_channel import index_channel
+from envferry.process import find_program, run
+from envferry.progress import Silent
 from tests.conftest import require
 from tests.wheels import make_wheel
 

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from pipeline.errors import SpecError
-from pipeline.locking.options import LockOptions
-from pipeline.process import run
-from pipeline.progress import Silent
-from pipeline.sandbox.selection import Engine, open_sandbox
-from pipeline.specs.reading import read_spec
-from pipeline.stages.lock import lock_spec
+from envferry.engines.selection import Engine, open_sandbox
+from envferry.errors import SpecError
+from envferry.lock.options import LockOptions
+from envferry.lock.stage import lock_spec
+from envferry.process import run
+from envferry.progress import Silent
+from envferry.specs.reading import read_spec
 from tests.builds import BuildShop
 from tests.conftest import require
 from tests.tiny_channel import TinyPackage, add_packages, make_channel

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.errors import SpecError
-from pipeline.locking.options import LockOptions
-from pipeline.progress import Silent
-from pipeline.specs.reading import read_spec
-from pipeline.stages.lock import lock_spec
+from envferry.errors import SpecError
+from envferry.lock.options import LockOptions
+from envferry.lock.stage import lock_spec
+from envferry.progress import Silent
+from envferry.specs.reading import read_spec
 from tests.builds import file_hash
 from tests.tiny_channel import TinyPackage, make_channel, python_packages
 from tests.wheels import make_wheel

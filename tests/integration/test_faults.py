@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.errors import PipelineError, StoreError
-from pipeline.models import Ref
-from pipeline.progress import Silent
-from pipeline.registry import Registry
-from pipeline.stages.fetch import fetch_artifact
-from pipeline.stages.push import push_artifact
-from pipeline.stores.arriving import REQUEST_BYTES
-from pipeline.stores.opening import open_store
-from pipeline.stores.port import KeyTaken, LostRace
+from envferry.errors import PipelineError, StoreError
+from envferry.models import Ref
+from envferry.progress import Silent
+from envferry.registry import Registry
+from envferry.registry.fetch import fetch_artifact
+from envferry.registry.push import push_artifact
+from envferry.stores.opening import open_store
+from envferry.stores.port import KeyTaken, LostRace
+from envferry.stores.receive import REQUEST_BYTES
 from tests.artifacts import PLATFORM, make_artifact
 from tests.fault_proxy import FAULTS, Plan, fault_proxy
 from tests.packed import pack, random_bytes
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from demo.seaweed import S3Server
-    from pipeline.stores.port import Store
+    from envferry.stores.port import Store
 
 pytestmark = pytest.mark.s3
 OPERATIONS = 2000

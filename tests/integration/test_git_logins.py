@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.process import run
+from envferry.process import run
 from tests.integration.test_private_index import Guarded, guarding
 from tests.integration.test_sources import SETUP, commit, one_source, write
 from tests.workshop import Workshop

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.specs.locks import read_lock
+from envferry.specs.locks import read_lock
 from tests.integration.test_private_index import OFFER, Guarded, guarding, make_index
 from tests.workshop import Workshop
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.models import LockedPackage
+    from envferry.models import LockedPackage
 
 pytestmark = [pytest.mark.container, pytest.mark.network]
 

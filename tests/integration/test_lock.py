@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.errors import NotFound, SpecError, StaleLock, StoreError, ToolFailed, UsageError
-from pipeline.locking.keeping import check_lock
-from pipeline.locking.options import LockOptions
-from pipeline.process import run
-from pipeline.progress import Silent
-from pipeline.solving.conda_half import NAMES_PATH
-from pipeline.specs.lock_changes import compare_locks
-from pipeline.specs.locks import read_lock
-from pipeline.specs.reading import read_spec
-from pipeline.stages.lock import lock_spec
+from envferry.errors import NotFound, SpecError, StaleLock, StoreError, ToolFailed, UsageError
+from envferry.lock.conda_half import NAMES_PATH
+from envferry.lock.existing_lock import check_lock
+from envferry.lock.options import LockOptions
+from envferry.lock.stage import lock_spec
+from envferry.process import run
+from envferry.progress import Silent
+from envferry.specs.lock_changes import compare_locks
+from envferry.specs.locks import read_lock
+from envferry.specs.reading import read_spec
 from tests.tiny_channel import TinyPackage, add_packages, make_channel, python_packages
 from tests.wheels import make_wheel
 from tests.workshop import Workshop
 
 if TYPE_CHECKING:
-    from pipeline.models import Lock
+    from envferry.models import Lock
 
 PLATFORM = "linux-64"
 USERS_SPEC = Path(__file__).parent.parent.parent / "specs" / "transformer_env.yml"
@@ -243,7 +243,7 @@ def test_an_edited_spec_is_stale_until_locked_again(desk: Desk) -> None:
 
 def test_a_solver_of_ones_own(desk: Desk, tmp_path: Path) -> None:
     solver = tmp_path / "mamba"
-    solver.write_text(f'#!/bin/sh\nexec {sys.executable} -m pipeline.solving.conda_solver "$@"\n')
+    solver.write_text(f'#!/bin/sh\nexec {sys.executable} -m envferry.lock.conda_solver "$@"\n')
     solver.chmod(0o755)
     desk.write("python=3.10")
     lock = desk.lock(LockOptions(platforms=(PLATFORM,), solver=solver))
@@ -394,7 +394,7 @@ def test_the_commands(desk: Desk) -> None:
     shop.run("diff", "torch@nothere", "torch", expect=7)
     shop.run("lock", "torch", "--solver", "no-such-conda", expect=7)
     solver = home / "mamba"
-    solver.write_text(f'#!/bin/sh\nexec {sys.executable} -m pipeline.solving.conda_solver "$@"\n')
+    solver.write_text(f'#!/bin/sh\nexec {sys.executable} -m envferry.lock.conda_solver "$@"\n')
     solver.chmod(0o755)
     shop.run("lock", "torch", "--platform", PLATFORM, "--solver", "./mamba")
     shop.run("lock", "torch", "--check")

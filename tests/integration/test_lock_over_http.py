@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 
-from pipeline.cache.downloads import DownloadCache
-from pipeline.errors import IntegrityError, StoreError
-from pipeline.locking.options import LockOptions
-from pipeline.progress import Silent
-from pipeline.specs.reading import read_spec
-from pipeline.stages.lock import lock_spec
+from envferry.build.downloads import DownloadCache
+from envferry.errors import IntegrityError, StoreError
+from envferry.lock.options import LockOptions
+from envferry.lock.stage import lock_spec
+from envferry.progress import Silent
+from envferry.specs.reading import read_spec
 from tests.tiny_channel import make_channel, python_packages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from pipeline.models import Lock, LockedPackage
+    from envferry.models import Lock, LockedPackage
 
 LOGIN = "user:secret"
 

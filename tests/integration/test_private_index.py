@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 import zstandard
 
-from pipeline.installing.host_check import glibc_version
+from envferry.install.host_check import glibc_version
 from tests.builds import file_hash
 from tests.wheels import make_wheel
 from tests.workshop import Workshop
@@ -156,9 +156,7 @@ def test_passwords_are_seen_nowhere(desk: Workshop, served: Path, tmp_path: Path
         write_netrc(desk, netrc)
         printed.append(desk.run("lock", "tiny", "-vv", "--json"))
         solver = desk.home / "mamba"
-        solver.write_text(
-            f'#!/bin/sh\nexec {sys.executable} -m pipeline.solving.conda_solver "$@"\n'
-        )
+        solver.write_text(f'#!/bin/sh\nexec {sys.executable} -m envferry.lock.conda_solver "$@"\n')
         solver.chmod(0o755)
         printed.append(desk.run("lock", "tiny", "-vv", "--upgrade", "--solver", solver))
         lock = (desk.home / "specs/tiny.conda-lock.yml").read_text()

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.errors import (
+from envferry.base.files import exclusive_lock
+from envferry.errors import (
     HostError,
     IntegrityError,
     NotFound,
@@ -25,16 +26,15 @@ from pipeline.errors import (
     TargetOccupied,
     UsageError,
 )
-from pipeline.files import exclusive_lock
-from pipeline.models import Artifact, Ref
-from pipeline.process import find_program, run
-from pipeline.progress import Silent
-from pipeline.registry import Registry
-from pipeline.stages.fetch import fetch_artifact
-from pipeline.stages.push import push_artifact
-from pipeline.stores.arriving import REQUEST_BYTES
-from pipeline.stores.opening import open_store
-from pipeline.stores.partial import PIECE_BYTES
+from envferry.models import Artifact, Ref
+from envferry.process import find_program, run
+from envferry.progress import Silent
+from envferry.registry import Registry
+from envferry.registry.fetch import fetch_artifact
+from envferry.registry.push import push_artifact
+from envferry.stores.opening import open_store
+from envferry.stores.partial import PIECE_BYTES
+from envferry.stores.receive import REQUEST_BYTES
 from tests.artifacts import PLATFORM, make_artifact
 from tests.conftest import require
 from tests.test_stores import RangeHandler
@@ -42,9 +42,9 @@ from tests.test_stores import RangeHandler
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from pipeline.models import PushedArtifact
-    from pipeline.stores.incoming import Incoming
-    from pipeline.stores.port import KnownRange, Listed, Stat, Store
+    from envferry.models import PushedArtifact
+    from envferry.stores.port import KnownRange, Listed, Stat, Store
+    from envferry.stores.source import Incoming
 
 PIECES = 5
 SIZE = (PIECES - 1) * REQUEST_BYTES + 12_345
@@ -244,9 +244,9 @@ def test_a_killed_fetch_is_taken_up(artifact: Artifact, local: Registry, tmp_pat
     push(artifact, local)
     program = (
         "import os, signal, sys, pathlib\n"
-        "from pipeline.models import Ref\n"
-        "from pipeline.registry import Registry\n"
-        "from pipeline.stages.fetch import fetch_artifact\n"
+        "from envferry.models import Ref\n"
+        "from envferry.registry import Registry\n"
+        "from envferry.registry.fetch import fetch_artifact\n"
         "import contextlib\n"
         "class Deadly:\n"
         "    done = 0\n"
@@ -400,13 +400,13 @@ def test_a_full_disk(artifact: Artifact, local: Registry, tmp_path: Path) -> Non
     push(artifact, local)
     program = (
         "import sys, pathlib\n"
-        "from pipeline.artifacts import read_artifact\n"
-        "from pipeline.errors import HostError\n"
-        "from pipeline.models import Ref\n"
-        "from pipeline.progress import Silent\n"
-        "from pipeline.registry import Registry\n"
-        "from pipeline.stages.fetch import fetch_artifact\n"
-        "from pipeline.stages.push import push_artifact\n"
+        "from envferry.artifacts import read_artifact\n"
+        "from envferry.errors import HostError\n"
+        "from envferry.models import Ref\n"
+        "from envferry.progress import Silent\n"
+        "from envferry.registry import Registry\n"
+        "from envferry.registry.fetch import fetch_artifact\n"
+        "from envferry.registry.push import push_artifact\n"
         "artifact = read_artifact(pathlib.Path(sys.argv[2]))\n"
         "try:\n"
         "    push_artifact(artifact, registry=Registry.open('/mnt/full'), tags=(),"
@@ -457,11 +457,11 @@ def test_a_disk_without_hard_links(artifact: Artifact, tmp_path: Path) -> None:
     (tmp_path / "filter").write_bytes(without_hard_links())
     program = (
         "import os, sys, pathlib\n"
-        "from pipeline.artifacts import read_artifact\n"
-        "from pipeline.progress import Silent\n"
-        "from pipeline.registry import Registry\n"
-        "from pipeline.stages.push import push_artifact\n"
-        "from pipeline.stores.port import KeyTaken\n"
+        "from envferry.artifacts import read_artifact\n"
+        "from envferry.progress import Silent\n"
+        "from envferry.registry import Registry\n"
+        "from envferry.registry.push import push_artifact\n"
+        "from envferry.stores.port import KeyTaken\n"
         "registry = Registry.open(sys.argv[1])\n"
         "try:\n"
         "    os.link(sys.argv[2], sys.argv[1] + '.link')\n"

@@ -26,13 +26,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from demo.seaweed import seaweed
-from pipeline.errors import StoreError
-from pipeline.progress import Silent
-from pipeline.registry import Registry
-from pipeline.stages.push import push_artifact
-from pipeline.stores.multipart import PART_BYTES
-from pipeline.stores.opening import open_store
-from pipeline.stores.port import KnownRange
+from envferry.errors import StoreError
+from envferry.progress import Silent
+from envferry.registry import Registry
+from envferry.registry.push import push_artifact
+from envferry.stores.multipart import PART_BYTES
+from envferry.stores.opening import open_store
+from envferry.stores.port import KnownRange
 from tests.artifacts import make_artifact
 from tests.fault_proxy import Plan, fault_proxy
 from tests.workshop import ENVFERRY

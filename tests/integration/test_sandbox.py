@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.errors import NoSandbox, ToolFailed
-from pipeline.sandbox.port import Job, Mount
-from pipeline.sandbox.selection import Engine, choose_sandbox, open_sandbox
+from envferry.engines.port import Job, Mount
+from envferry.engines.selection import Engine, choose_sandbox, open_sandbox
+from envferry.errors import NoSandbox, ToolFailed
 from tests.conftest import require
 from tests.image_engine import BASE_IMAGE
 
 if TYPE_CHECKING:
-    from pipeline.sandbox.port import Sandbox
+    from envferry.engines.port import Sandbox
     from tests.image_engine import ImageEngine
 
 pytestmark = pytest.mark.container
@@ -28,9 +28,9 @@ REMOVAL_SECONDS = 10
 """How long an engine may take to remove a container that nobody waits for."""
 LONG_JOB = """\
 import signal, sys
-from pipeline.cli.main import interrupt
-from pipeline.sandbox.port import Job
-from pipeline.sandbox.selection import Engine, open_sandbox
+from envferry.cli.main import interrupt
+from envferry.engines.port import Job
+from envferry.engines.selection import Engine, open_sandbox
 # A shell's background jobs ignore it, and so would all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGTERM, interrupt)
@@ -70,7 +70,7 @@ def test_the_tool_is_all_that_a_job_sees_of_its_checkout(sandbox: Sandbox) -> No
     look = Job(argv=("/bin/sh", "-c", f"ls -A {checkout}"), needs_tool=True)
     seen = set(sandbox.run(look, check=False).stdout.split())
     assert seen <= {"pipeline", Path(sys.prefix).name}
-    run = Job(argv=(sandbox.python, "-m", "pipeline", "--version"), needs_tool=True)
+    run = Job(argv=(sandbox.python, "-m", "envferry", "--version"), needs_tool=True)
     assert sandbox.run(run).stdout.startswith("envferry")
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.installing.host_check import glibc_version
-from pipeline.process import run
-from pipeline.specs.locks import read_lock
+from envferry.install.host_check import glibc_version
+from envferry.process import run
+from envferry.specs.locks import read_lock
 from tests.workshop import Workshop
 
 if TYPE_CHECKING:

@@ -17,16 +17,16 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.artifacts import write_companions
-from pipeline.errors import StoreError
-from pipeline.models import Artifact, Manifest
-from pipeline.process import run
-from pipeline.progress import Silent
-from pipeline.registry import Registry
-from pipeline.registry.checking import check_registry
-from pipeline.registry.pruning import Policy, Scope, carry_out, plan_prune
-from pipeline.stages.push import push_artifact
-from pipeline.stores.multipart import (
+from envferry.artifacts import write_companions
+from envferry.errors import StoreError
+from envferry.models import Artifact, Manifest
+from envferry.process import run
+from envferry.progress import Silent
+from envferry.registry import Registry
+from envferry.registry.check import check_registry
+from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
+from envferry.registry.push import push_artifact
+from envferry.stores.multipart import (
     LARGEST_PART,
     LEAST_PART,
     MOST_PARTS,
@@ -34,9 +34,9 @@ from pipeline.stores.multipart import (
     part_size,
     plan_parts,
 )
-from pipeline.stores.opening import open_store
-from pipeline.stores.port import KnownRange
-from pipeline.stores.s3 import S3Store
+from envferry.stores.opening import open_store
+from envferry.stores.port import KnownRange
+from envferry.stores.s3 import S3Store
 from tests.archives import small_archive
 from tests.artifacts import make_artifact
 from tests.fault_proxy import Plan, fault_proxy
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from demo.seaweed import S3Server
-    from pipeline.stores.port import Store
+    from envferry.stores.port import Store
 
 pytestmark = pytest.mark.s3
 

@@ -11,10 +11,10 @@ import pytest
 import xxhash
 from blake3 import blake3
 
-from pipeline.archive.reader import Archive, FileSource
-from pipeline.artifacts import write_companions
-from pipeline.models import Artifact, Manifest
-from pipeline.process import run
+from envferry.archive.reader import Archive, FileSource
+from envferry.artifacts import write_companions
+from envferry.models import Artifact, Manifest
+from envferry.process import run
 from tests.archives import PREFIX, small_archive
 from tests.artifacts import LOCK
 from tests.workshop import Workshop
@@ -187,7 +187,7 @@ def test_ci_signs_with_a_key_from_its_environment(host: Workshop) -> None:
 
 
 def test_children_do_not_get_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.config import child_environ
+    from envferry.config import child_environ
 
     monkeypatch.setenv("ENVFERRY_SIGN_KEY", SECRET)
     said = run([sys.executable, "-c", "import os; os.write(1, repr(os.environ).encode())"],

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.sandbox.bubblewrap import Bubblewrap
-from pipeline.sandbox.port import Job, Mount
+from envferry.engines.bubblewrap import Bubblewrap
+from envferry.engines.port import Job, Mount
 from tests.conftest import require
 from tests.wheels import make_wheel
 

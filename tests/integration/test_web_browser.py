@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from pipeline.registry import Registry
+from envferry.registry import Registry
 from tests.artifacts import PLATFORM
 from tests.browser import chromium, find_chromium, serving
 from tests.conftest import require

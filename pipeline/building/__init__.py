@@ -1,1 +1,0 @@
-"""What the stage that builds is made of: sources, wheels, workplace, order, checks, records."""

@@ -1,1 +1,0 @@
-"""The download cache: what came from channels and indexes, by hash."""

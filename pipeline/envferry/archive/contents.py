@@ -1,0 +1,104 @@
+"""What the files of a tree must contain, and reading them to see whether they do."""
+
+from __future__ import annotations
+
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from threading import local
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import xxhash
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from envferry.archive.index import FileEntry, Index
+
+READ_BYTES = 1 << 20
+BATCH_FILES = 128
+BATCH_BYTES = 8 << 20
+READ_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""O_NONBLOCK: where a pipe stands in the place of a file, do not wait for a writer."""
+
+T = TypeVar("T")
+buffers = local()
+
+
+class Content(NamedTuple):
+    """What a file holds."""
+
+    size: int
+    """Bytes."""
+    xxh128: str
+
+
+def expected_content(entry: FileEntry, edited: Mapping[str, Content]) -> Content:
+    """Return what an installed file must hold: what the archive has, unless it was edited."""
+    return edited.get(entry.path) or Content(entry.size, entry.xxh128)
+
+
+def checksum(descriptor: int) -> Content:
+    """Read an open file from its start; return its size and XXH3-128."""
+    if not hasattr(buffers, "view"):
+        buffers.view = memoryview(bytearray(READ_BYTES))
+    view: memoryview = buffers.view
+    count = os.preadv(descriptor, [view], 0)
+    if count < READ_BYTES:
+        # Less than asked for at the start of a regular file: that is all of it.
+        return Content(count, xxhash.xxh3_128_hexdigest(view[:count]))
+    digest, size = xxhash.xxh3_128(), 0
+    while count:
+        digest.update(view[:count])
+        size += count
+        count = os.preadv(descriptor, [view], size)
+    return Content(size, digest.hexdigest())
+
+
+def open_holding(path: str, wanted: Content) -> int | None:
+    """Return a descriptor of the regular file that holds what is wanted, None where none does."""
+    try:
+        descriptor = os.open(path, READ_FILE)
+    except OSError:
+        return None
+    try:
+        status = os.fstat(descriptor)
+        has_size = stat.S_ISREG(status.st_mode) and status.st_size == wanted.size
+        is_right = has_size and checksum(descriptor) == wanted
+    except BaseException:
+        os.close(descriptor)
+        raise
+    if is_right:
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def batches(files: Sequence[FileEntry], numbers: Iterable[int]) -> Iterator[list[int]]:
+    """Cut a run of files into batches of some work each: a task costs as much as a small file."""
+    batch: list[int] = []
+    size = 0
+    for number in numbers:
+        batch.append(number)
+        size += files[number].size
+        if len(batch) == BATCH_FILES or size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def in_parallel(
+    index: Index, numbers: Iterable[int], work: Callable[[list[int]], T], threads: int = 0
+) -> Iterator[T]:
+    """Yield `work(batch)` for batches of file numbers, done by many threads, large files first."""
+    files = index.files
+    ordered = list(numbers)
+    large = [number for number in ordered if files[number].size >= BATCH_BYTES]
+    small = [number for number in ordered if files[number].size < BATCH_BYTES]
+    large.sort(key=lambda number: -files[number].size)
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="files") as pool:
+        try:
+            yield from pool.map(work, batches(files, [*large, *small]))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,157 @@
+"""The index of an archive: which bytes are where, and what they must be."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import xxhash
+import zstandard
+
+from envferry.errors import IntegrityError, SpecError
+
+SCHEMA = 1
+INDEX_MAGIC = b"ENVFERRY"
+SKIPPABLE_INDEX = 0x184D2A55
+"""Magic number of the zstd skippable frame that holds the index (RFC 8878, 3.1.2)."""
+INDEX_HEADER = 8 + 8 + 16
+"""Bytes of our frame before the compressed JSON: skippable header, magic, XXH3-128."""
+MAX_INDEX_BYTES = 1 << 30
+INDEX_LEVEL = 9
+
+
+class BinaryString(msgspec.Struct, frozen=True, array_like=True):
+    """A C string in a binary file that holds the prefix."""
+
+    offset: int
+    """Where in the file the prefix first stands in this string."""
+    length: int
+    """Bytes from there to the string's NUL."""
+    capacity: int
+    """Bytes that may be written there, without the final NUL."""
+    count: int
+    """How often the prefix stands in it."""
+
+
+class PrefixEdits(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where a file holds the prefix that it was built at."""
+
+    text: bool = False
+    """A text file: every occurrence is replaced and the size changes."""
+    strings: tuple[BinaryString, ...] = ()
+    """A binary file: its strings, rewritten in place and padded with NUL."""
+
+
+class FileEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One member of the tar stream."""
+
+    path: str
+    """Relative to the prefix, `/` between parts, UTF-8."""
+    type: Literal["file", "directory", "symlink"] = "file"
+    mode: int = 0o644
+    """0o755 or 0o644; 0o777 for links."""
+    size: int = 0
+    """Bytes of content."""
+    offset: int = 0
+    """Where in the tar stream the header ends and the content starts."""
+    xxh128: str = ""
+    """XXH3-128 of the content; empty for directories and links."""
+    link: str = ""
+    """The target of a symbolic link, as stored."""
+    edits: PrefixEdits | None = None
+
+
+class FrameEntry(msgspec.Struct, frozen=True):
+    """One zstd frame of the tar stream."""
+
+    size: int
+    """Compressed bytes."""
+    tar_size: int
+    """Bytes of the tar stream that it holds."""
+    xxh128: str
+    """XXH3-128 of the compressed bytes."""
+    blake3: str
+    """BLAKE3 of the compressed bytes."""
+
+
+class PackageEntry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A package and the run of files and frames that are its own."""
+
+    name: str
+    """Empty for files that no package owns; these come first."""
+    kind: Literal["conda", "pypi", "none", "generated"]
+    first_file: int
+    files: int
+    first_frame: int
+    frames: int
+    version: str = ""
+    build: str = ""
+
+
+class Index(msgspec.Struct, frozen=True):
+    """All that a reader needs to know of an archive."""
+
+    name: str
+    platform: str
+    prefix: str
+    """The path that the environment was built at."""
+    id: str
+    tar_size: int
+    mtime: int
+    """Modification time of every member, in seconds since 1970."""
+    frames: tuple[FrameEntry, ...]
+    files: tuple[FileEntry, ...]
+    packages: tuple[PackageEntry, ...]
+    schema: int = SCHEMA
+
+
+class IndexSchema(msgspec.Struct, frozen=True):
+    """Just enough of an index to tell which schema it has."""
+
+    schema: int
+
+
+def encode_index(index: Index) -> bytes:
+    """Return the index as a zstd skippable frame."""
+    compressor = zstandard.ZstdCompressor(level=INDEX_LEVEL, write_checksum=False)
+    compressed = compressor.compress(msgspec.json.encode(index))
+    payload = INDEX_MAGIC + xxhash.xxh3_128_digest(compressed) + compressed
+    return skippable_frame(SKIPPABLE_INDEX, payload)
+
+
+def decode_index(frame: bytes, what: str) -> Index:
+    """Return the index that a skippable frame holds; `what` names the archive in errors.
+
+    Raises IntegrityError when the frame is damaged or no index, SpecError for another schema.
+    """
+    checksum, compressed = frame[16:INDEX_HEADER], frame[INDEX_HEADER:]
+    if frame[:4] != SKIPPABLE_INDEX.to_bytes(4, "little") or frame[8:16] != INDEX_MAGIC:
+        message = f"{what} has no envferry index where one must be"
+        raise IntegrityError(message, hint="was it made by `envferry pack`? copy it again if so")
+    if xxhash.xxh3_128_digest(compressed) != checksum:
+        message = f"the index of {what} is damaged: its checksum is wrong"
+        raise IntegrityError(message, hint="copy or fetch the archive again")
+    try:
+        text = decompress_bounded(compressed, MAX_INDEX_BYTES)
+        schema = msgspec.json.decode(text, type=IndexSchema).schema
+        if schema != SCHEMA:
+            message = f"{what} has schema {schema}, this envferry reads schema {SCHEMA}"
+            raise SpecError(message, hint="install a newer envferry")
+        return msgspec.json.decode(text, type=Index)
+    except (msgspec.MsgspecError, zstandard.ZstdError, UnicodeDecodeError) as error:
+        message = f"the index of {what} is damaged: {error}"
+        raise IntegrityError(message, hint="copy or fetch the archive again") from error
+
+
+def skippable_frame(magic: int, payload: bytes) -> bytes:
+    """Wrap bytes so that every zstd decoder passes over them (RFC 8878, 3.1.2)."""
+    return magic.to_bytes(4, "little") + len(payload).to_bytes(4, "little") + payload
+
+
+def decompress_bounded(compressed: bytes, most_bytes: int) -> bytes:
+    """Decompress one zstd frame that says its size, if that is at most `most_bytes`."""
+    size = zstandard.frame_content_size(compressed)
+    if not 0 <= size <= most_bytes:
+        message = f"it claims to hold {size} bytes, at most {most_bytes} are expected"
+        raise zstandard.ZstdError(message)
+    return zstandard.ZstdDecompressor().decompress(compressed)

@@ -1,0 +1,141 @@
+"""What goes into an archive, in which order, and where the frames are cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from envferry.archive.tar import BLOCK, padding, tar_header
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from envferry.archive.index import FileEntry
+
+FRAME_BYTES = 8 << 20
+"""A frame ends at the first file boundary past this; larger files are cut at multiples of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """The package that members belong to; sorts as its group stands in the archive."""
+
+    rank: int = 0
+    """0: owned by nobody, 1: a package, 2: generated while packing."""
+    name: str = ""
+    kind: Literal["conda", "pypi", "none", "generated"] = "none"
+    version: str = ""
+    build: str = ""
+
+    @property
+    def sort_key(self) -> tuple[int, str, str]:
+        """Where this owner's members stand."""
+        return (self.rank, self.name, self.kind)
+
+
+NOBODY = Owner()
+GENERATED = Owner(rank=2, kind="generated")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One file, directory or symbolic link to be packed."""
+
+    entry: FileEntry
+    """Path, type, mode, size and link target; offset and checksum are not known yet."""
+    owner: Owner
+    source: str | bytes = b""
+    """The content of a file, or the path it is read from: a `Path` for each would take seconds."""
+    placeholder_length: int = 0
+    """The length of the conda placeholder that a binary file was made with; 0 if none is known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A part of a member that one frame holds."""
+
+    member: int
+    """Its number in the archive."""
+    start: int
+    """Where in the member's content this piece starts."""
+    length: int
+    """Bytes of content."""
+    header: bytes
+    """The tar header, in the first piece of a member."""
+    padding: int
+    """Zero bytes after it, in the last piece."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tar stream."""
+        return len(self.header) + self.length + self.padding
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FramePlan:
+    """The pieces that one zstd frame holds."""
+
+    pieces: tuple[Piece, ...]
+    tar_offset: int
+    """Where in the tar stream the frame starts."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tar stream that the frame holds."""
+        return sum(piece.size for piece in self.pieces)
+
+
+def sort_members(members: Sequence[Member]) -> list[Member]:
+    """Return members in archive order: by owner, then path."""
+    return sorted(members, key=lambda member: (member.owner.sort_key, member.entry.path))
+
+
+def cut_frames(
+    entries: Sequence[FileEntry], group_starts: frozenset[int], mtime: int, tar_offset: int = 0
+) -> Iterator[FramePlan]:
+    """Cut the tar stream of `entries` into frames.
+
+    A frame starts where a group of one owner starts (`group_starts` holds the numbers of first
+    members) and ends at the first member boundary past FRAME_BYTES. A file over FRAME_BYTES starts
+    a frame of its own and is cut at multiples of FRAME_BYTES of its content. So the frames of a
+    package depend on that package alone.
+    """
+    pieces: list[Piece] = []
+    size = 0
+    for number, entry in enumerate(entries):
+        content = entry.size if entry.type == "file" else 0
+        is_large = content > FRAME_BYTES
+        if pieces and (number in group_starts or is_large or size >= FRAME_BYTES):
+            yield FramePlan(pieces=tuple(pieces), tar_offset=tar_offset)
+            tar_offset += size
+            pieces, size = [], 0
+        for piece in cut_member(number, content, tar_header(entry, mtime)):
+            pieces.append(piece)
+            size += piece.size
+            if is_large:
+                yield FramePlan(pieces=tuple(pieces), tar_offset=tar_offset)
+                tar_offset += size
+                pieces, size = [], 0
+    if pieces:
+        yield FramePlan(pieces=tuple(pieces), tar_offset=tar_offset)
+
+
+def cut_member(number: int, content: int, header: bytes) -> Iterator[Piece]:
+    """Cut one member's content of so many bytes into pieces of at most FRAME_BYTES."""
+    start = 0
+    while True:
+        length = min(content - start, FRAME_BYTES)
+        is_last = start + length == content
+        yield Piece(
+            member=number,
+            start=start,
+            length=length,
+            header=header if start == 0 else b"",
+            padding=padding(content) if is_last else 0,
+        )
+        if is_last:
+            return
+        start += length
+
+
+assert FRAME_BYTES % BLOCK == 0

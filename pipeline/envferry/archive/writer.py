@@ -1,0 +1,440 @@
+"""Write an archive: read, check, compress and hash frames in parallel, in one pass."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from bisect import bisect_right
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import local
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+import xxhash
+from blake3 import blake3
+
+from envferry.archive.compression import DEFAULT_LEVEL, new_compressor
+from envferry.archive.index import (
+    FileEntry,
+    FrameEntry,
+    Index,
+    PackageEntry,
+    PrefixEdits,
+    encode_index,
+)
+from envferry.archive.members import FramePlan, Member, Owner, Piece, cut_frames, sort_members
+from envferry.archive.prefixes import find_edits
+from envferry.archive.seek_table import encode_seek_table
+from envferry.archive.tar import END_OF_ARCHIVE
+from envferry.errors import HostError
+from envferry.models import ArchiveFacts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+FRAMES_AHEAD = 3
+"""Finished frames that may wait for their turn, besides the one that each thread works on."""
+
+
+class ArchiveStream(Protocol):
+    """Where an archive is written to."""
+
+    def write(self, data: bytes, /) -> object:
+        """Append all of `data`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchiveOptions:
+    """What an archive says of itself, and how it is compressed."""
+
+    name: str
+    platform: str
+    prefix: str
+    """The path that the environment was built at."""
+    mtime: int
+    """Modification time of every member, in seconds since 1970."""
+    level: int = DEFAULT_LEVEL
+    threads: int = 0
+    """0: as many as there are cores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenArchive:
+    """What was written; sizes in bytes, digests in hex."""
+
+    index: Index
+    size: int
+    xxh128: str
+    blake3: str
+    index_offset: int
+    index_size: int
+    index_blake3: str
+
+    @property
+    def facts(self) -> ArchiveFacts:
+        """What a manifest says of it, under its one name."""
+        return ArchiveFacts(
+            file=f"{self.index.name}-{self.index.platform}-{self.index.id}.tar.zst",
+            size=self.size,
+            xxh128=self.xxh128,
+            blake3=self.blake3,
+            tar_size=self.index.tar_size,
+            index_offset=self.index_offset,
+            index_size=self.index_size,
+            index_blake3=self.index_blake3,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedFrame:
+    """One frame, read and compressed."""
+
+    plan: FramePlan
+    raw: memoryview
+    """What the frame holds of the tar stream."""
+    buffer: bytearray
+    """Where `raw` lies; the packer takes it back."""
+    compressed: bytes
+    entry: FrameEntry
+    checksums: dict[int, str]
+    """XXH3-128 of each file that lies whole in the frame, by member number."""
+    prefix_members: frozenset[int]
+    """The members in which the prefix was seen."""
+
+
+def write_archive(
+    stream: ArchiveStream,
+    members: Sequence[Member],
+    *,
+    options: ArchiveOptions,
+    generate: Callable[[Sequence[FileEntry]], Iterable[Member]],
+    advance: Callable[[int], None],
+) -> WrittenArchive:
+    """Write an archive of `members` to a stream and say what was written.
+
+    When all of them are packed, `generate` is called with their index entries and returns the
+    last members: what can be written only when it is known which files hold the prefix.
+    `advance` is told the bytes of the tar stream as they are packed. Memory is bounded: a few
+    frames for each thread. Raises HostError when a file changes while it is read.
+    """
+    writer = ArchiveWriter(stream, options=options, advance=advance)
+    with ThreadPoolExecutor(writer.threads, thread_name_prefix="pack") as pool:
+        writer.add_group(sort_members(members), pool)
+        writer.add_group(sort_members(tuple(generate(writer.files))), pool)
+    return writer.finish()
+
+
+class ArchiveWriter:
+    """The growing archive: counters, checksums and index of what was written so far."""
+
+    def __init__(
+        self, stream: ArchiveStream, *, options: ArchiveOptions, advance: Callable[[int], None]
+    ) -> None:
+        self.stream = stream
+        self.options = options
+        self.advance = advance
+        self.threads = options.threads or os.cpu_count() or 1
+        self.files: list[FileEntry] = []
+        self.frames: list[FrameEntry] = []
+        self.packages: list[PackageEntry] = []
+        self.tar_offset = 0
+        self.size = 0
+        self.tar_hash = blake3()
+        self.fast_hash = xxhash.xxh3_128()
+        self.strong_hash = blake3()
+
+    def add_group(self, members: Sequence[Member], pool: ThreadPoolExecutor) -> None:
+        """Pack members that are in archive order, after those already packed."""
+        if not members:
+            return
+        entries = [member.entry for member in members]
+        starts = group_starts(members)
+        plans = cut_frames(entries, frozenset(starts), self.options.mtime, self.tar_offset)
+        first_file, first_frame = len(self.files), len(self.frames)
+        packer = FramePacker(members, self.options)
+        records = MemberRecords(members, self.options.prefix.encode())
+        frame_owners = []
+        for frame in packed_in_order(pool, packer, plans, self.threads + FRAMES_AHEAD):
+            self.write_frame(frame.compressed, frame.raw, frame.entry)
+            records.take(frame)
+            packer.take_back(frame.buffer)
+            frame_owners.append(members[frame.plan.pieces[0].member].owner)
+        self.files.extend(records.entries())
+        self.packages.extend(
+            package_entries(members, starts, frame_owners, first_file, first_frame)
+        )
+
+    def write_frame(self, compressed: bytes, raw: bytes | memoryview, entry: FrameEntry) -> None:
+        """Append one compressed frame, and hash what it holds."""
+        self.write(compressed)
+        self.tar_hash.update(raw)
+        self.tar_offset += len(raw)
+        self.frames.append(entry)
+        self.advance(len(raw))
+
+    def write(self, data: bytes) -> None:
+        """Append bytes to the file and to its checksums."""
+        self.stream.write(data)
+        self.fast_hash.update(data)
+        self.strong_hash.update(data)
+        self.size += len(data)
+
+    def finish(self) -> WrittenArchive:
+        """Write the end of the tar stream, the index and the seek table."""
+        compressed = new_compressor(self.options.level).compress(END_OF_ARCHIVE)
+        self.write_frame(compressed, END_OF_ARCHIVE, frame_entry(compressed, len(END_OF_ARCHIVE)))
+        index = Index(
+            name=self.options.name,
+            platform=self.options.platform,
+            prefix=self.options.prefix,
+            id=self.tar_hash.hexdigest()[:12],
+            tar_size=self.tar_offset,
+            mtime=self.options.mtime,
+            frames=tuple(self.frames),
+            files=tuple(self.files),
+            packages=tuple(self.packages),
+        )
+        index_frame = encode_index(index)
+        index_offset = self.size
+        self.write(index_frame)
+        # The index counts as a frame without content, so that the table's sizes add up.
+        sizes = [(frame.size, frame.tar_size) for frame in self.frames]
+        self.write(encode_seek_table([*sizes, (len(index_frame), 0)]))
+        return WrittenArchive(
+            index=index,
+            size=self.size,
+            xxh128=self.fast_hash.hexdigest(),
+            blake3=self.strong_hash.hexdigest(),
+            index_offset=index_offset,
+            index_size=len(index_frame),
+            index_blake3=blake3(index_frame).hexdigest(),
+        )
+
+
+class FramePacker:
+    """Turns frame plans into compressed frames; called from many threads."""
+
+    def __init__(self, members: Sequence[Member], options: ArchiveOptions) -> None:
+        self.members = members
+        self.level = options.level
+        self.prefix = options.prefix.encode()
+        self.threads = local()
+        self.buffers: SimpleQueue[bytearray] = SimpleQueue()
+
+    def pack(self, plan: FramePlan) -> PackedFrame:
+        """Read, check, hash and compress the pieces of one frame."""
+        size = plan.size
+        buffer = self.next_buffer(size)
+        raw = memoryview(buffer)[:size]
+        checksums: dict[int, str] = {}
+        starts: list[int] = []
+        position = 0
+        for piece in plan.pieces:
+            member = self.members[piece.member]
+            starts.append(position)
+            content = position + len(piece.header)
+            end = content + piece.length
+            raw[position:content] = piece.header
+            read_piece(member, piece, raw[content:end])
+            raw[end : end + piece.padding] = bytes(piece.padding)
+            if member.entry.type == "file" and piece.length == member.entry.size:
+                checksums[piece.member] = xxhash.xxh3_128_hexdigest(raw[content:end])
+            position += piece.size
+        if not hasattr(self.threads, "compressor"):
+            self.threads.compressor = new_compressor(self.level)
+        compressed = self.threads.compressor.compress(raw)
+        return PackedFrame(
+            plan=plan,
+            raw=raw,
+            buffer=buffer,
+            compressed=compressed,
+            entry=frame_entry(compressed, len(raw)),
+            checksums=checksums,
+            prefix_members=frozenset(self.members_with_prefix(buffer, size, plan, starts)),
+        )
+
+    def next_buffer(self, size: int) -> bytearray:
+        """Return memory for a frame: one that was used before, for the kernel clears new memory."""
+        try:
+            buffer = self.buffers.get_nowait()
+        except Empty:
+            buffer = bytearray()
+        return buffer if len(buffer) >= size else bytearray(size)
+
+    def take_back(self, buffer: bytearray) -> None:
+        """Have the memory of a frame that is done with used again."""
+        self.buffers.put(buffer)
+
+    def members_with_prefix(
+        self, buffer: bytearray, size: int, plan: FramePlan, starts: list[int]
+    ) -> Iterator[int]:
+        """Yield the members of a frame in whose bytes the prefix occurs."""
+        found = buffer.find(self.prefix, 0, size)
+        while found >= 0:
+            which = bisect_right(starts, found) - 1
+            yield plan.pieces[which].member
+            following = starts[which + 1] if which + 1 < len(starts) else size
+            found = buffer.find(self.prefix, following, size)
+
+
+class MemberRecords:
+    """Collects what the index says of each member, from frames in archive order."""
+
+    def __init__(self, members: Sequence[Member], prefix: bytes) -> None:
+        self.members = members
+        self.prefix = prefix
+        self.offsets: dict[int, int] = {}
+        self.checksums: dict[int, str] = {}
+        self.edits: dict[int, PrefixEdits] = {}
+        self.large_hash = xxhash.xxh3_128()
+        self.large_tail = b""
+        self.large_has_prefix = False
+
+    def take(self, frame: PackedFrame) -> None:
+        """Note offsets, checksums and prefix edits of the members in one frame."""
+        position = 0
+        self.checksums.update(frame.checksums)
+        for piece in frame.plan.pieces:
+            content = position + len(piece.header)
+            if piece.start == 0:
+                self.offsets[piece.member] = frame.plan.tar_offset + content
+            entry = self.members[piece.member].entry
+            has_prefix = piece.member in frame.prefix_members
+            data = frame.raw[content : content + piece.length]
+            if piece.length != entry.size and entry.type == "file":
+                self.take_large(piece, data, has_prefix=has_prefix)
+            elif has_prefix and holds_edits(entry):
+                self.note_edits(piece.member, bytes(data))
+            position += piece.size
+
+    def take_large(self, piece: Piece, data: memoryview, *, has_prefix: bool) -> None:
+        """Note a piece of a file that is spread over several frames."""
+        if piece.start == 0:
+            self.large_hash = xxhash.xxh3_128()
+            self.large_tail, self.large_has_prefix = b"", False
+        self.large_hash.update(data)
+        overlap = len(self.prefix) - 1
+        seam = self.large_tail + bytes(data[:overlap])
+        self.large_has_prefix |= has_prefix or self.prefix in seam
+        self.large_tail = bytes(data[-overlap:])
+        entry = self.members[piece.member].entry
+        if piece.start + piece.length == entry.size:
+            self.checksums[piece.member] = self.large_hash.hexdigest()
+            source = self.members[piece.member].source
+            if self.large_has_prefix and holds_edits(entry) and isinstance(source, str):
+                with (
+                    Path(source).open("rb") as stream,
+                    mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
+                ):
+                    self.note_edits(piece.member, content)
+
+    def note_edits(self, number: int, content: bytes | mmap.mmap) -> None:
+        """Note where a file holds the prefix."""
+        edits = find_edits(content, self.prefix, self.members[number].placeholder_length)
+        if edits:
+            self.edits[number] = edits
+
+    def entries(self) -> Iterator[FileEntry]:
+        """Yield the finished index entries, in order."""
+        for number, member in enumerate(self.members):
+            yield msgspec.structs.replace(
+                member.entry,
+                offset=self.offsets[number],
+                xxh128=self.checksums.get(number, ""),
+                edits=self.edits.get(number),
+            )
+
+
+def holds_edits(entry: FileEntry) -> bool:
+    """Whether a prefix in this file is to be edited when it moves.
+
+    Byte code names its source file only for tracebacks, in strings whose length is stored before
+    them, and the import system replaces that name when it loads the file: it stays as it is.
+    """
+    return entry.type == "file" and not entry.path.endswith(".pyc")
+
+
+def packed_in_order(
+    pool: ThreadPoolExecutor, packer: FramePacker, plans: Iterable[FramePlan], ahead: int
+) -> Iterator[PackedFrame]:
+    """Pack frames in many threads, yield them in order, hold at most `ahead` of them."""
+    waiting: deque[Future[PackedFrame]] = deque()
+    try:
+        for plan in plans:
+            waiting.append(pool.submit(packer.pack, plan))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def read_piece(member: Member, piece: Piece, target: memoryview) -> None:
+    """Fill `target` with a piece of a member's content."""
+    if isinstance(member.source, bytes):
+        target[:] = member.source[piece.start : piece.start + piece.length]
+        return
+    descriptor = os.open(member.source, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        done = 0
+        while done < piece.length:
+            count = os.preadv(descriptor, [target[done:]], piece.start + done)
+            if count == 0:
+                message = f"{member.source} became shorter while it was packed"
+                raise HostError(message, hint="stop what writes there, then pack again")
+            done += count
+    finally:
+        os.close(descriptor)
+
+
+def frame_entry(compressed: bytes, tar_size: int) -> FrameEntry:
+    """Return the index entry of a compressed frame."""
+    return FrameEntry(
+        size=len(compressed),
+        tar_size=tar_size,
+        xxh128=xxhash.xxh3_128_hexdigest(compressed),
+        blake3=blake3(compressed).hexdigest(),
+    )
+
+
+def group_starts(members: Sequence[Member]) -> list[int]:
+    """Return the numbers of the members with which a new owner begins."""
+    return [
+        number
+        for number, member in enumerate(members)
+        if number == 0 or member.owner != members[number - 1].owner
+    ]
+
+
+def package_entries(
+    members: Sequence[Member],
+    starts: list[int],
+    frame_owners: list[Owner],
+    first_file: int,
+    first_frame: int,
+) -> Iterator[PackageEntry]:
+    """Yield, for each owner, the run of files and of frames that are its own."""
+    ends = [*starts[1:], len(members)]
+    frame = 0
+    for start, end in zip(starts, ends, strict=True):
+        owner = members[start].owner
+        frames = 0
+        while frame + frames < len(frame_owners) and frame_owners[frame + frames] == owner:
+            frames += 1
+        yield PackageEntry(
+            name=owner.name,
+            kind=owner.kind,
+            version=owner.version,
+            build=owner.build,
+            first_file=first_file + start,
+            files=end - start,
+            first_frame=first_frame + frame,
+            frames=frames,
+        )
+        frame += frames

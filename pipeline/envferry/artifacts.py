@@ -1,0 +1,179 @@
+"""Artifacts on disk: an archive with its manifest, checksum and lock beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+from blake3 import blake3
+
+from envferry.base.files import digest_file, from_json, to_json, write_bytes
+from envferry.errors import IntegrityError, NotFound, UsageError
+from envferry.models import ID_PATTERN, NAME_PATTERN, Artifact, Manifest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from envferry.progress import Progress
+
+ARCHIVE_SUFFIX = ".tar.zst"
+MANIFEST_SUFFIX = ".manifest.json"
+ATTESTATION = "attestation.json"
+SBOM = "sbom.cdx.json"
+REGISTRY_MANIFEST = "manifest.json"
+"""What a manifest is called in a registry, where each artifact has a folder of its own."""
+
+
+def read_artifact(path: Path) -> Artifact:
+    """Read the artifact that `path` belongs to: its `.tar.zst` or its `.manifest.json`.
+
+    Raises NotFound when a part of it is missing, IntegrityError when the manifest is damaged or
+    describes another archive. The archive's own bytes are not read: `verify_artifact` does that.
+    """
+    manifest_path = _manifest_beside(path)
+    manifest = decode_manifest(manifest_path.read_bytes(), str(manifest_path))
+    artifact = Artifact(directory=manifest_path.parent, manifest=manifest)
+    if path.name.endswith(ARCHIVE_SUFFIX) and path.name != artifact.archive_path.name:
+        message = f"{manifest_path} describes {manifest.archive.file}, not {path.name}"
+        raise IntegrityError(message, hint="give the files their first names back")
+    if not artifact.archive_path.is_file():
+        message = f"the archive {artifact.archive_path} is not there"
+        raise NotFound(message, hint="copy all files of the artifact, or fetch it again")
+    return artifact
+
+
+def decode_manifest(data: bytes, what: str) -> Manifest:
+    """Decode a manifest and check that its names can be file names; `what` names it in errors."""
+    manifest = from_json(data, Manifest, what)
+    names = NAME_PATTERN.fullmatch(manifest.name) and NAME_PATTERN.fullmatch(manifest.platform)
+    if not names or not ID_PATTERN.fullmatch(manifest.id):
+        message = f"{what} is damaged: {manifest.stem!r} is no NAME-PLATFORM-ID"
+        raise IntegrityError(message, hint="copy or fetch it again")
+    expected = f"{manifest.stem}{ARCHIVE_SUFFIX}"
+    if manifest.archive.file != expected:
+        message = f"{what} names the archive {manifest.archive.file!r}, expected {expected!r}"
+        raise IntegrityError(message, hint="copy or fetch it again")
+    return manifest
+
+
+def verify_artifact(artifact: Artifact, *, progress: Progress) -> None:
+    """Read the archive and the lock; raise IntegrityError when they are not the manifest's."""
+    facts, path = artifact.manifest.archive, artifact.archive_path
+    if not path.is_file():
+        message = f"the archive {path} is not there"
+        raise NotFound(message, hint="copy all files of the artifact, or fetch it again")
+    require_size(facts.size, path.stat().st_size, str(path))
+    with progress.task(f"check {facts.file}", facts.size) as advance:
+        require_digests(artifact.manifest, digest_file(path, advance), str(path))
+    read_lock(artifact)
+
+
+def read_lock(artifact: Artifact) -> bytes:
+    """Return the lock beside an archive, checked against the manifest."""
+    path = artifact.lock_path
+    if not path.is_file():
+        message = f"the lock {path} is not there"
+        raise NotFound(message, hint="copy all files of the artifact, or fetch it again")
+    data = path.read_bytes()
+    check_lock(artifact.manifest, data, str(path))
+    return data
+
+
+def check_lock(manifest: Manifest, data: bytes, what: str) -> None:
+    """Raise IntegrityError unless `data` is the lock that the manifest binds."""
+    found = blake3(data).hexdigest()
+    if found != manifest.lock_digest:
+        message = f"{what}: BLAKE3 is {found}, the manifest says {manifest.lock_digest}"
+        raise IntegrityError(message, hint="pack the environment again, or fetch it again")
+
+
+def check_sbom(data: bytes, what: str) -> None:
+    """Raise IntegrityError unless `data` is a CycloneDX list, which no manifest binds."""
+    hint = "run `envferry check` where it comes from: it says how to mend it"
+    try:
+        found = msgspec.json.decode(data)
+    except msgspec.MsgspecError as error:
+        raise IntegrityError(f"{what} is damaged: {error}", hint=hint) from error
+    if not isinstance(found, dict) or found.get("bomFormat") != "CycloneDX":
+        raise IntegrityError(f"{what} is no CycloneDX list", hint=hint)
+
+
+def require_size(expected: int, found: int, what: str) -> None:
+    """Raise IntegrityError unless an archive is as long as its manifest says."""
+    if found != expected:
+        message = f"{what} has {found} bytes, the manifest says {expected}"
+        raise IntegrityError(message, hint="copy or fetch it again")
+
+
+def require_digests(manifest: Manifest, found: tuple[str, str], what: str) -> None:
+    """Raise IntegrityError unless `found` (XXH3-128, BLAKE3) are the archive's digests."""
+    expected = (manifest.archive.xxh128, manifest.archive.blake3)
+    for algorithm, digest, wanted in zip(("XXH3-128", "BLAKE3"), found, expected, strict=True):
+        if digest != wanted:
+            message = f"{what} is damaged: {algorithm} is {digest}, the manifest says {wanted}"
+            raise IntegrityError(message, hint="copy or fetch it again")
+
+
+def checksum_line(manifest: Manifest) -> bytes:
+    """Return the `.xxh128` sidecar in the GNU form that `xxhsum -c` reads: hash, blanks, file."""
+    return f"{manifest.archive.xxh128}  {manifest.archive.file}\n".encode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What a signature check needs: a manifest's own bytes, and who signed them."""
+
+    manifest_data: bytes
+    attestation: bytes | None = None
+    """A DSSE envelope; None when nobody signed."""
+
+
+def read_proof(path: Path) -> Proof:
+    """Read the proof of the artifact that `path` belongs to, see `read_artifact`."""
+    manifest_path = _manifest_beside(path)
+    stem = manifest_path.name[: -len(REGISTRY_MANIFEST)]
+    attestation_path = manifest_path.with_name(stem + ATTESTATION)
+    return Proof(
+        manifest_data=manifest_path.read_bytes(),
+        attestation=attestation_path.read_bytes() if attestation_path.is_file() else None,
+    )
+
+
+def write_companions(artifact: Artifact, lock: bytes, proof: Proof | None = None) -> None:
+    """Write checksum, lock, attestation and manifest beside an archive, the manifest last.
+
+    With a `proof` the manifest is written as it was: a signature is over its bytes.
+    """
+    write_bytes(artifact.checksum_path, checksum_line(artifact.manifest))
+    write_bytes(artifact.lock_path, lock)
+    attestation_path = artifact.directory / f"{artifact.manifest.stem}.{ATTESTATION}"
+    if proof and proof.attestation:
+        write_bytes(attestation_path, proof.attestation)
+    else:
+        attestation_path.unlink(missing_ok=True)
+    data = proof.manifest_data if proof else to_json(artifact.manifest)
+    write_bytes(artifact.manifest_path, data)
+
+
+def sbom_path(artifact: Artifact) -> Path:
+    """Return where an artifact's SBOM is, if it has one: `NAME-PLATFORM-ID.sbom.cdx.json`."""
+    return artifact.directory / f"{artifact.manifest.stem}.{SBOM}"
+
+
+def _manifest_beside(path: Path) -> Path:
+    """Return the manifest that belongs to `path`, which must be there."""
+    if path.name.endswith(MANIFEST_SUFFIX) or path.name == REGISTRY_MANIFEST:
+        candidates: tuple[Path, ...] = (path,)
+    elif path.name.endswith(ARCHIVE_SUFFIX):
+        stem = path.name[: -len(ARCHIVE_SUFFIX)]
+        candidates = (path.with_name(stem + MANIFEST_SUFFIX), path.with_name(REGISTRY_MANIFEST))
+    else:
+        message = f"{path} is no artifact: its name ends in neither .tar.zst nor .manifest.json"
+        raise UsageError(message, hint="name an archive file, or a ref such as demo@stable")
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    missing = f"the manifest {candidates[0]}" if path.exists() else path
+    message = f"{missing} is not there"
+    raise NotFound(message, hint="copy all files of the artifact, or fetch it again")

@@ -1,0 +1,1 @@
+"""What all parts stand on: whole files, direct I/O, worker threads."""

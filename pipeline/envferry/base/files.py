@@ -1,0 +1,192 @@
+"""Files that appear whole or not at all, and their checksums."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+import msgspec
+import xxhash
+from blake3 import blake3
+
+from envferry.errors import HostError, IntegrityError, SpecError, TargetOccupied
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+COPY_BYTES = 1 << 20
+FOLDER_ATTEMPTS = 10
+T = TypeVar("T")
+
+
+@contextmanager
+def atomic_write(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """Yield a temporary file beside `path` that becomes `path` when the block ends well.
+
+    Temporary name in the same directory, fsync, rename, fsync of the directory: after a crash
+    there is the old file or the new one. When the block raises, nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fchmod(stream.fileno(), mode)
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)  # noqa: PTH105  (both are names of one directory)
+    except BaseException:
+        path.parent.joinpath(temporary).unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+@contextmanager
+def write_anew(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write from its start, on the disk when the block ends well, else removed.
+
+    For large files under a name that is known: what a killed process left is not left for ever.
+    """
+    try:
+        with path.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fchmod(stream.fileno(), 0o644)
+            os.fsync(stream.fileno())
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a small file whole or not at all."""
+    with atomic_write(path) as stream:
+        stream.write(data)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory and all in it, also what lies in directories closed to their owner."""
+    try:
+        shutil.rmtree(path)
+    except PermissionError:
+        path.chmod(0o700)
+        for directory, folders, _ in os.walk(path):
+            for folder in folders:
+                if not (closed := Path(directory, folder)).is_symlink():
+                    closed.chmod(0o700)
+        shutil.rmtree(path)
+
+
+def open_in_folder(path: Path, mode: str) -> IO[bytes]:
+    """Open a file, its directory made first; somebody may remove that just now, being empty."""
+    for _ in range(FOLDER_ATTEMPTS):
+        # `mkdir` says that it exists, too, when it is removed in the moment after.
+        with suppress(FileNotFoundError, FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open(mode)
+    return path.open(mode)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory survive a power loss."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def to_json(value: object) -> bytes:
+    """Encode a record as our one JSON form: sorted keys, indented, newline at the end."""
+    return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1) + b"\n"
+
+
+def from_json(data: bytes, type_: type[T], what: str) -> T:
+    """Decode a record of schema 1; `what` names it in errors.
+
+    Raises IntegrityError when it is not such a record, SpecError when its schema is newer.
+    """
+    schema = 1
+    try:
+        header: dict[str, Any] = msgspec.json.decode(data, type=dict[str, Any])
+        schema = header.get("schema", 1)
+        if schema == 1:
+            return msgspec.json.decode(data, type=type_)
+    except msgspec.MsgspecError as error:
+        message = f"{what} is damaged: {error}"
+        raise IntegrityError(message, hint="copy or fetch it again") from error
+    message = f"{what} has schema {schema}, this envferry reads schema 1"
+    raise SpecError(message, hint="install a newer envferry")
+
+
+def digest_file(path: Path, advance: Callable[[int], None] | None = None) -> tuple[str, str]:
+    """Return the XXH3-128 and BLAKE3 of a file, in hex, from one read."""
+    fast, strong = xxhash.xxh3_128(), blake3()
+    with path.open("rb") as stream:
+        while chunk := stream.read(COPY_BYTES):
+            fast.update(chunk)
+            strong.update(chunk)
+            if advance:
+                advance(len(chunk))
+    return fast.hexdigest(), strong.hexdigest()
+
+
+@contextmanager
+def exclusive_lock(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file; raise TargetOccupied when another process holds it.
+
+    The kernel drops the lock when its holder dies, so a killed process leaves nothing to clean.
+    """
+    with open_in_folder(path, "ab") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            message = f"{what} is in use by another envferry (lock {path})"
+            raise TargetOccupied(message, hint="wait for it to end, then try again") from error
+        if not is_at(path, stream.fileno()):
+            message = f"{what} was removed by another envferry at this moment"
+            raise TargetOccupied(message, hint="try again")
+        yield
+
+
+def is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file is the one that its path names, not one that was removed."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def require_space(path: Path, needed_bytes: int, what: str) -> None:
+    """Raise HostError unless the file system of `path` has `needed_bytes` free.
+
+    Some in user space do not say how large they are: these are believed to be large enough.
+    """
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    status = os.statvfs(existing)
+    free_bytes = status.f_bavail * status.f_frsize
+    if status.f_blocks and free_bytes < needed_bytes:
+        message = (
+            f"{what} needs {human_bytes(needed_bytes)} under {existing}, "
+            f"{human_bytes(free_bytes)} are free"
+        )
+        raise HostError(message, hint=f"free {human_bytes(needed_bytes - free_bytes)} there")
+
+
+def plural(number: int, one: str, many: str = "") -> str:
+    """Return `1 package`, `1,234 packages`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def human_bytes(count: float) -> str:
+    """Format bytes for people: `4.31 GB` (powers of 1000, as disks are sold)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,1 @@
+"""The stage that builds, and the cache of downloads it builds from."""

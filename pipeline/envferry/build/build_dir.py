@@ -1,0 +1,88 @@
+"""The directories of one build, and where its container sees them."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from envferry.base.files import remove_tree
+from envferry.engines.port import Mount
+from envferry.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workplace:
+    """The directories of one build on this machine, and where its container sees them."""
+
+    home: Path
+    prefix: PurePosixPath
+
+    @property
+    def envs(self) -> Path:
+        """What the container sees as the directory that holds the prefix."""
+        return self.home / "envs"
+
+    @property
+    def tree(self) -> Path:
+        """The environment."""
+        return self.envs / self.prefix.name
+
+    @property
+    def desk(self) -> Path:
+        """Where the order lies."""
+        return self.home / "desk"
+
+    @property
+    def scratch(self) -> Path:
+        """Caches of this build, below the same mount so that hard links work."""
+        return self.envs / ".build"
+
+    def mount(self, *, writable: bool) -> Mount:
+        """Return the mount that puts the environment at its prefix."""
+        return Mount(source=self.envs, target=str(self.prefix.parent), writable=writable)
+
+
+def require_replaceable(home: Path) -> None:
+    """Raise HostError for a build of another user, who alone can remove what is in it."""
+    for directory in (home, *home.glob("envs/*")):
+        if directory.exists() and not os.access(directory, os.W_OK, effective_ids=True):
+            owner = directory.stat().st_uid
+            if owner != os.geteuid():  # else closed, and ours to open
+                raise HostError(
+                    f"{home} is another user's (uid {owner}), who alone can replace that build",
+                    hint="set ENVFERRY_CACHE to a folder of your own",
+                )
+
+
+@contextmanager
+def fresh_workplace(home: Path, prefix: str) -> Iterator[Workplace]:
+    """Yield an empty workplace; what is still there when the block ends is removed.
+
+    Raises HostError where nothing may be executed.
+    """
+    if home.exists():
+        # A build before this one was killed.
+        remove_tree(home)
+    work = Workplace(home=home, prefix=PurePosixPath(prefix))
+    try:
+        work.scratch.mkdir(parents=True)
+        require_execution(work.envs)
+        yield work
+    finally:
+        with suppress(OSError):
+            remove_tree(home)
+
+
+def require_execution(directory: Path) -> None:
+    """Raise HostError when the file system of a directory is mounted `noexec`: builds run there."""
+    if os.statvfs(directory).f_flag & os.ST_NOEXEC:
+        raise HostError(
+            f"nothing may be executed on the file system of {directory} (it is mounted noexec)",
+            hint="put the cache, in which environments are built, elsewhere: ENVFERRY_CACHE",
+        )

@@ -1,0 +1,137 @@
+"""Look after the download cache: list it, verify it, remove what nobody used for long."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from envferry.base.files import exclusive_lock, remove_tree
+from envferry.build.downloads import ALGORITHMS, ENTRY_LOCK, cache_lock, entry_lock, hash_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+DAY_SECONDS = 86400
+DIGEST = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheEntry:
+    """One verified download."""
+
+    path: Path
+    algorithm: str
+    digest: str
+    size: int
+    used: float
+    """When a build last asked for it, in seconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """What was removed."""
+
+    files: int
+    size: int
+
+
+def list_entries(root: Path) -> list[CacheEntry]:
+    """Return all downloads, those used last first; what else lies there is nobody's business."""
+    entries = [
+        read_entry(path)
+        for algorithm in ALGORITHMS
+        for path in root.glob(f"{algorithm}/??/*/*")
+        if DIGEST.fullmatch(path.parent.name) and not path.name.startswith(".") and path.is_file()
+    ]
+    return sorted(entries, key=lambda entry: (-entry.used, entry.path.name))
+
+
+def read_entry(path: Path) -> CacheEntry:
+    """Describe a download by its path: `ALGORITHM/ab/DIGEST/FILE`."""
+    lock = path.with_name(ENTRY_LOCK)
+    return CacheEntry(
+        path=path,
+        algorithm=path.parts[-4],
+        digest=path.parts[-2],
+        size=path.stat().st_size,
+        used=(lock if lock.exists() else path).stat().st_mtime,
+    )
+
+
+def verify_entries(root: Path, advance: Callable[[int], None]) -> list[CacheEntry]:
+    """Hash every download and remove those whose bytes are wrong; return these.
+
+    Builds may go on: what one of them replaces meanwhile is looked at before or after.
+    """
+    with cache_lock(root, shared=True):
+        return [entry for entry in list_entries(root) if remove_damaged(entry, advance)]
+
+
+def remove_damaged(entry: CacheEntry, advance: Callable[[int], None]) -> bool:
+    """Remove a download whose bytes are wrong; return whether they were."""
+    with entry_lock(entry.path.parent):
+        is_damaged = (
+            entry.path.exists() and hash_file(entry.path, entry.algorithm, advance) != entry.digest
+        )
+        if is_damaged:
+            entry.path.unlink()
+        # It was looked at, not used.
+        os.utime(entry.path.with_name(ENTRY_LOCK), (entry.used, entry.used))
+    return is_damaged
+
+
+def prune_entries(root: Path, *, older_than: float) -> Pruned:
+    """Remove downloads last used before `older_than` (seconds since 1970) and halves of downloads.
+
+    Raises TargetOccupied while a build uses the cache.
+    """
+    removed = []
+    with cache_lock(root, shared=False):
+        for entry in list_entries(root):
+            if entry.used < older_than:
+                removed.append(entry.size)
+                entry.path.unlink()
+        for algorithm in ALGORITHMS:
+            for partial in list(root.glob(f"{algorithm}/??/*/.*.partial")):
+                removed.append(partial.stat().st_size)
+                partial.unlink()
+            remove_empty(root / algorithm)
+        removed += prune_repositories(root, older_than)
+        for record in list(root.glob("made/*.json")):
+            if record.stat().st_mtime < older_than:
+                record.unlink()
+    return Pruned(files=len(removed), size=sum(removed))
+
+
+def prune_repositories(root: Path, older_than: float) -> list[int]:
+    """Remove repositories that no build or lock asked for since; return the size of each."""
+    sizes = []
+    for lock in list(root.glob(f"git/*/{ENTRY_LOCK}")):
+        if lock.stat().st_mtime < older_than:
+            files = [path for path in lock.parent.rglob("*") if path.is_file()]
+            sizes.append(sum(path.stat().st_size for path in files))
+            shutil.rmtree(lock.parent)
+    return sizes
+
+
+def remove_empty(directory: Path) -> None:
+    """Remove entries that hold nothing but their lock, and directories that hold nothing."""
+    for entry in filter(Path.is_dir, directory.glob("??/*")):
+        if {path.name for path in entry.iterdir()} <= {ENTRY_LOCK}:
+            shutil.rmtree(entry)
+    for group in filter(Path.is_dir, directory.glob("??")):
+        if not any(group.iterdir()):
+            group.rmdir()
+
+
+def remove_leftovers(builds: Path) -> Iterator[Path]:
+    """Remove what builds that were killed left behind; yield what that was."""
+    for left in sorted([*builds.glob("*.partial"), *builds.glob("*.again")]):
+        name = left.name.removesuffix(".partial")
+        with exclusive_lock(builds / f"{name}.lock", f"the build of {name}"):
+            remove_tree(left)
+        yield left

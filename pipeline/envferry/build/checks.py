@@ -1,0 +1,55 @@
+"""The checks of a spec, each in a container of its own on the finished environment."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from envferry import errors
+from envferry.build.inside.network_attempts import COUNTED, split_counted
+from envferry.engines.port import Job, Sandbox
+
+if TYPE_CHECKING:
+    from envferry.build.build_dir import Workplace
+    from envferry.models import Checks
+    from envferry.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+def run_checks(checks: Checks, work: Workplace, sandbox: Sandbox, progress: Progress) -> None:
+    """Run each check of the spec in a container of its own on the finished environment.
+
+    What they print is in the log (`-v`). Raises ToolFailed when one fails; one that only tried to
+    use the network is a warning.
+    """
+    argvs = checks.argvs(str(work.prefix))
+    if not argvs:
+        return
+    with progress.task(f"check {len(argvs)} imports and commands"):
+        for argv in argvs:
+            job = Job(
+                argv=("/bin/sh", "-c", COUNTED, "sh", *argv),
+                mounts=(work.mount(writable=False),),
+                environ={"PATH": f"{work.prefix}/bin:/usr/bin:/bin"},
+            )
+            finished = sandbox.run(job, check=False)
+            said, tries = split_counted(finished.stderr)
+            for line in (*finished.stdout.splitlines(), *said.splitlines()):
+                log.info("  %s", line)
+            if finished.returncode != 0:
+                said = said.strip() or finished.stdout.strip()
+                said = said or f"it printed nothing and ended with {finished.returncode}"
+                raise failed_check(argv[-1], said, tries)
+            if tries:
+                log.warning("the check `%s` tried to use the network, and had none", argv[-1])
+
+
+def failed_check(words: str, said: str, tries: int) -> errors.ToolFailed:
+    """Describe a check that failed by the last lines that it printed."""
+    tried = ["it tried to use the network, and a build has none"] if tries else []
+    lines = [f"the check `{words}` failed in the new environment:", *said.splitlines()[-12:]]
+    return errors.ToolFailed(
+        "\n  ".join([*lines, *tried]),
+        hint="mend the spec (or its `checks:`), lock and build again",
+    )

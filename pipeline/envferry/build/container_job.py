@@ -1,0 +1,149 @@
+"""The order that a builder in a container carries out, and its answer."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+import msgspec
+from packaging.utils import canonicalize_name
+
+from envferry.build.answers import read_answer
+from envferry.build.request import BuildAnswer, BuildOrder, CondaFile, Wheel
+from envferry.engines.port import Job, Mount, Sandbox
+from envferry.errors import SpecError
+
+if TYPE_CHECKING:
+    from envferry.build.build_dir import Workplace
+    from envferry.build.options import BuildOptions
+    from envferry.models import LockedPackage
+
+log = logging.getLogger(__name__)
+
+LOCK = "lock again: `envferry lock`"
+UMASK = 'umask "$0"; exec "$@"'
+
+
+def order_for(
+    packages: tuple[LockedPackage, ...],
+    downloads: dict[str, Path],
+    work: Workplace,
+    options: BuildOptions,
+) -> BuildOrder:
+    """Write down what the builder is to do, with paths as the container sees them.
+
+    Raises SpecError for a lock that nobody can build.
+    """
+    refuse_ambiguous(packages)
+
+    def seen_path(package: LockedPackage) -> str:
+        path = downloads[package.url]
+        # As the cache lays them out: algorithm, first digits, hash, file name.
+        return "/".join((options.circumstances.work_dir, "downloads", *path.parts[-4:]))
+
+    return BuildOrder(
+        prefix=str(work.prefix),
+        scratch=str(work.prefix.parent / work.scratch.name),
+        platform=packages[0].platform,
+        conda=tuple(
+            CondaFile(
+                path=seen_path(package),
+                name=package.name,
+                url=package.url,
+                sha256=package.sha256,
+                md5=package.md5,
+            )
+            for package in packages
+            if package.manager == "conda"
+        ),
+        wheels=tuple(
+            Wheel(
+                path=seen_path(package),
+                name=package.name,
+                version=package.version,
+                sha256=package.sha256 or "",
+            )
+            for package in packages
+            if package.manager == "pip"
+        ),
+        allow_clobber=options.allow_clobber,
+        allow_conflict=options.allow_conflict,
+    )
+
+
+def open_to_others(work: Workplace) -> None:
+    """Let another user build here, whatever this one's umask is."""
+    for directory in (work.envs, work.scratch):
+        directory.chmod(0o777)
+    work.desk.chmod(0o755)
+    (work.desk / "order.json").chmod(0o644)
+
+
+def readable_downloads(order: BuildOrder, cache_root: Path, folder: Path) -> Path:
+    """Return a folder with an order's downloads for every user: the cache may be closed to others.
+
+    They lie in it as they do in the cache, whose own modes stay what they are.
+    """
+    folder.mkdir()
+    folder.chmod(0o755)
+    seen = [*(file.path for file in order.conda), *(wheel.path for wheel in order.wheels)]
+    for path in seen:
+        place = Path(*PurePosixPath(path).parts[-4:])
+        for parent in reversed(place.parents[:-1]):
+            (folder / parent).mkdir(exist_ok=True)
+            (folder / parent).chmod(0o755)
+        try:
+            (folder / place).hardlink_to(cache_root / place)
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(cache_root / place, folder / place)
+            (folder / place).chmod(0o644)
+    return folder
+
+
+def refuse_ambiguous(packages: tuple[LockedPackage, ...]) -> None:
+    """Raise SpecError when two packages have one name, or a wheel has no SHA-256."""
+    seen = set()
+    for package in packages:
+        name = (package.manager, canonicalize_name(package.name))
+        if name in seen:
+            raise SpecError(f"the lock names {package.name} ({package.manager}) twice", hint=LOCK)
+        seen.add(name)
+        if package.manager == "pip" and not package.sha256:
+            message = f"the lock has no sha256 for {package.name}, and pip packages need one"
+            raise SpecError(message, hint=LOCK)
+
+
+def run_builder(
+    order: BuildOrder, work: Workplace, cache_root: Path, sandbox: Sandbox, options: BuildOptions
+) -> BuildAnswer:
+    """Have the container carry out an order; raise what it raised."""
+    around = options.circumstances
+    work.desk.mkdir()
+    (work.desk / "order.json").write_bytes(msgspec.json.encode(order))
+    if around.user:
+        open_to_others(work)
+        cache_root = readable_downloads(order, cache_root, work.desk / "downloads")
+    builder = (
+        sandbox.python,
+        "-m",
+        "envferry.build.inside.builder",
+        f"{around.work_dir}/desk/order.json",
+    )
+    job = Job(
+        argv=("/bin/sh", "-c", UMASK, around.umask, *builder),
+        mounts=(
+            work.mount(writable=True),
+            Mount(source=cache_root, target=f"{around.work_dir}/downloads"),
+            Mount(source=work.desk, target=f"{around.work_dir}/desk"),
+        ),
+        environ=around.environ,
+        needs_tool=True,
+        user=around.user,
+    )
+    finished = sandbox.run(job, check=False, show=log.isEnabledFor(logging.INFO))
+    answer = read_answer(finished, sandbox.name)
+    for warning in answer.warnings:
+        log.warning("%s", warning)
+    return answer

@@ -1,0 +1,233 @@
+"""Runs inside the container: conda packages first, wheels after, byte code last."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from envferry import process
+from envferry.build.inside.clobbers import (
+    describe_conda_overlaps,
+    describe_overlaps,
+    find_clobbers,
+    find_overlaps,
+    refuse_clobbers,
+    written_files,
+)
+from envferry.build.inside.conda_meta import CondaRecords
+from envferry.build.inside.link_scripts import describe_pre_link_scripts, run_link_scripts
+from envferry.build.inside.network_attempts import network_tries
+from envferry.build.inside.wheels import check_requirements, install_wheels, reinstall_wheel
+from envferry.build.request import BuildAnswer, BuildOrder, LinkAnswer
+from envferry.config import child_environ
+from envferry.errors import HostError, PipelineError, SpecError, ToolFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TOOLS = ("envferry", "py-rattler", "uv")
+BUILD_LEFTOVERS = ("conda-meta/CACHEDIR.TAG", "CACHEDIR.TAG", ".lock")
+FAULTS_SHOWN = 12
+PANIC = re.compile(r"panicked at [^\n]*\n([^\n]+)")
+PLACEHOLDER_TOO_SHORT = "target prefix cannot be longer than the placeholder"
+DISK_FULL = ("No space left on device", "Disk quota exceeded", "os error 28", "os error 122")
+"""What programs say of ENOSPC and EDQUOT."""
+
+
+def main(order_path: str) -> None:
+    """Carry out the order in a file and leave the answer on stdout: also when the disk is full."""
+    order = msgspec.json.decode(Path(order_path).read_bytes(), type=BuildOrder)
+    tools = {tool: metadata.version(tool) for tool in TOOLS}
+    try:
+        answer = BuildAnswer(tools=tools, warnings=tuple(build_prefix(order)))
+    except PipelineError as error:
+        answer = BuildAnswer(error=error.message, hint=error.hint, exit_code=error.exit_code)
+    except OSError as error:
+        answer = BuildAnswer(
+            error=f"the build stopped: {error}",
+            hint="run it again with -v to see how far it came",
+            exit_code=HostError.exit_code,
+        )
+    if answer.error and any(words in answer.error for words in DISK_FULL):
+        answer = BuildAnswer(
+            error=f"no space left on the disk that the build is on ({order.prefix})",
+            hint="free some space, or put the cache elsewhere with ENVFERRY_CACHE",
+            exit_code=HostError.exit_code,
+        )
+    sys.stdout.write(msgspec.json.encode(answer).decode())
+
+
+def build_prefix(order: BuildOrder) -> Iterator[str]:
+    """Make the environment at its final prefix; yield warnings."""
+    prefix = Path(order.prefix)
+    say(f"linking {len(order.conda)} conda packages")
+    linked = link_conda_packages(order)
+    records = CondaRecords.read(prefix)
+    for name in run_link_scripts(records, linked):
+        say(f"running the post-link script of {name}")
+    yield from describe_pre_link_scripts(records)
+    yield from describe_conda_overlaps(records)
+    tries = network_tries()
+    python = prefix / "bin" / "python"
+    if order.wheels:
+        if not python.exists():
+            raise SpecError(
+                "the spec has a pip half but the environment has no python",
+                hint="add `python` to the conda half, lock and build again",
+            )
+        say(f"installing {len(order.wheels)} wheels")
+        yield from add_wheels(order, python, records)
+    if python.exists():
+        check_requirements(order, python)
+        say("compiling byte code")
+        compile_bytecode(prefix, python)
+        refuse_tries_at_start(prefix / records.site_packages, tries)
+    records.finish({file.name: file.url for file in order.conda})
+    tidy(prefix, Path(order.scratch))
+
+
+def say(text: str) -> None:
+    """Report progress: the host shows our stderr."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def link_conda_packages(order: BuildOrder) -> tuple[str, ...]:
+    """Install the conda half with rattler; return the packages, each after what it needs.
+
+    It is done in a worker that may crash after its work:
+
+    py-rattler 0.28 sometimes dies by a signal when the interpreter exits; the worker leaves with
+    os._exit and is judged by the answer that it writes last. It makes an HTTP client, without ever
+    using it, and that one wants certificates to exist.
+    """
+    import certifi
+
+    scratch = Path(order.scratch)
+    order_path, answer_path = scratch / "order.json", scratch / "linked.json"
+    order_path.write_bytes(msgspec.json.encode(order))
+    worker = (sys.executable, "-m", "envferry.build.inside.link_packages")
+    environ = child_environ(SSL_CERT_FILE=certifi.where())
+    finished = process.run([*worker, order_path, answer_path], env=environ, check=False)
+    if not answer_path.exists():
+        raise worker_failure(finished)
+    answer = msgspec.json.decode(answer_path.read_bytes(), type=LinkAnswer)
+    if answer.failure:
+        raise link_failure(answer.failure, order.prefix)
+    if answer.faults:
+        more = [f"and {len(answer.faults) - FAULTS_SHOWN} more"]
+        shown = [*answer.faults[:FAULTS_SHOWN], *(more if answer.faults[FAULTS_SHOWN:] else [])]
+        raise SpecError(
+            "\n  ".join(["the conda packages do not go together:", *shown]),
+            hint="lock again: `envferry lock` solves for packages that do",
+        )
+    return answer.linked
+
+
+def worker_failure(finished: process.Finished) -> ToolFailed:
+    """Describe a worker that left no answer: by what rattler said when it broke down, if it did."""
+    found = PANIC.search(finished.stderr)
+    said = found[1] if found else finished.stderr
+    return process.failure(["linking the conda packages"], finished.returncode, "", said)
+
+
+def link_failure(reason: str, prefix: str) -> SpecError:
+    """Describe a package that cannot be read or linked."""
+    hint = "lock another version or build of the package that is named, or ask its makers"
+    if PLACEHOLDER_TOO_SHORT in reason:
+        hint = f"that package has no room for {prefix}: give the environment a shorter name"
+    lines = "\n  ".join(reason.splitlines())
+    return SpecError(f"the conda packages cannot be linked:\n  {lines}", hint=hint)
+
+
+def add_wheels(order: BuildOrder, python: Path, records: CondaRecords) -> Iterator[str]:
+    """Install the pip half on top of the conda half; yield warnings."""
+    written = {wheel: written_files(wheel, records) for wheel in order.wheels}
+    clobbers = find_clobbers(written, records)
+    refuse_clobbers(clobbers, order.allow_clobber)
+    install_wheels(order, python)
+    overlaps = find_overlaps(written)
+    again = {wheel.name: wheel for wheels in overlaps.values() for wheel in wheels[1:]}
+    for _, wheel in sorted(again.items()):
+        reinstall_wheel(order, python, wheel)
+    yield from describe_overlaps(overlaps)
+    if clobbers:
+        taken = {file for files in written.values() for file in files}
+        records.forget({clobber.owner for clobber in clobbers}, taken)
+        for owner in sorted({clobber.owner for clobber in clobbers}):
+            wheels = sorted({item.wheel.name for item in clobbers if item.owner == owner})
+            yield f"{', '.join(wheels)} (pip) overwrote files of {owner} (conda), as allowed"
+
+
+def compile_bytecode(prefix: Path, python: Path) -> None:
+    """Compile all modules with the environment's own python; say which cannot be compiled."""
+    script = Path(__file__).with_name("compile_bytecode.py")
+    finished = process.run([python, "-I", "-B", "-W", "ignore", script, prefix])
+    if finished.stderr:
+        say(finished.stderr.rstrip())
+
+
+def refuse_tries_at_start(site_packages: Path, tries_before: int) -> None:
+    """Raise ToolFailed when python, just by being started, wanted another machine."""
+    if network_tries() == tries_before:
+        return
+    names = (*site_packages.glob("*.pth"), *site_packages.glob("*customize.py"))
+    ran = ", ".join(sorted(path.name for path in names))
+    raise ToolFailed(
+        f"python tried to use the network when it was started, and a build has none: {ran}",
+        hint="leave out the package whose file that is: it is run at each start of python",
+    )
+
+
+def forget_file(path: Path) -> None:
+    """Remove a file of a dist-info directory from the tree and from its RECORD.
+
+    uv notes there when the wheel file was last changed: true for this build only.
+    """
+    record = path.with_name("RECORD")
+    line = f"{path.parent.name}/{path.name},"
+    rows = record.read_text(encoding="utf-8").splitlines(keepends=True)
+    record.unlink()  # it may be a hard link into uv's cache
+    record.write_text("".join(row for row in rows if not row.startswith(line)), encoding="utf-8")
+    path.unlink()
+
+
+def tidy(prefix: Path, scratch: Path) -> None:
+    """Remove what only the build needed; raise when something was written beside the prefix."""
+    for name in BUILD_LEFTOVERS:
+        (prefix / name).unlink(missing_ok=True)
+    for path in prefix.glob("lib/python*/site-packages/*.dist-info/uv_cache.json"):
+        forget_file(path)
+    shutil.rmtree(scratch)
+    set_modes(prefix)
+    if not prefix.is_dir() or not any(prefix.iterdir()):
+        raise ToolFailed(f"the build left nothing at {prefix}")
+    if strangers := sorted(repr(str(path)) for path in prefix.parent.iterdir() if path != prefix):
+        raise ToolFailed(
+            f"a package wrote outside of {prefix}: {', '.join(strangers[:FAULTS_SHOWN])}",
+            hint="only its post-link script can do that: leave the package out",
+        )
+
+
+def set_modes(prefix: Path) -> None:
+    """Give every file and directory the mode that it has in an archive, whatever the umask was."""
+    for directory, folders, names in os.walk(prefix):
+        for path in (Path(directory), *(Path(directory, name) for name in (*folders, *names))):
+            found = path.lstat().st_mode
+            if stat.S_ISLNK(found):
+                continue
+            wanted = 0o755 if stat.S_ISDIR(found) or found & 0o111 else 0o644
+            if stat.S_IMODE(found) != wanted:
+                path.chmod(wanted)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,211 @@
+"""Who writes which file: no wheel over conda's, and of two wheels always the same one wins."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, TypeAlias
+
+from envferry.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from envferry.build.inside.conda_meta import CondaRecords
+    from envferry.build.request import Wheel
+
+CLOBBERS_SHOWN = 8
+WRITTEN_BESIDE_RECORD = ("INSTALLER", "REQUESTED")
+"""By whoever installs a wheel."""
+CONDA_META = "conda-meta/"
+WHEEL_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError)
+"""What zipfile raises for damaged, encrypted and unknown archives, and we for hostile ones."""
+RATTLER_ASIDE = "__clobbers__/"
+"""Where rattler puts the file of a package that another one has as well: `…/PACKAGE/FILE`."""
+DIST_INFO = re.compile(r"([^/-]+)-[^/]+\.(dist|egg)-info/(METADATA|PKG-INFO)")
+
+
+Written: TypeAlias = "Mapping[Wheel, Mapping[str, int]]"
+"""Where the files of each wheel land, relative to the prefix, and their CRC-32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clobber:
+    """A file of a conda package that a wheel writes as well."""
+
+    wheel: Wheel
+    file: str
+    owner: str
+
+
+def find_clobbers(written: Written, records: CondaRecords) -> list[Clobber]:
+    """Return every file of a conda package that a wheel would overwrite or take away."""
+    owners = records.owners()
+    installed = installed_distributions(owners, records.site_packages)
+    clobbers = []
+    for wheel, files in written.items():
+        # pip takes another version of the same package away first, whatever its files are.
+        twin = installed.get(normal_name(wheel.name))
+        clobbers += [
+            Clobber(wheel=wheel, file=file, owner=owners[file])
+            for file in [*files, *([twin] if twin and twin not in files else [])]
+            if file in owners
+        ]
+    return clobbers
+
+
+def installed_distributions(files: Iterable[str], site_packages: str) -> dict[str, str]:
+    """Return the metadata file of every distribution that pip finds, by normal name.
+
+    Only those right in `site_packages` count: what setuptools vendors is not installed.
+    """
+    top = f"{site_packages}/"
+    return {
+        normal_name(found[1]): file
+        for file in files
+        if file.startswith(top) and (found := DIST_INFO.fullmatch(file.removeprefix(top)))
+    }
+
+
+def refuse_clobbers(clobbers: Sequence[Clobber], allowed: Sequence[str]) -> None:
+    """Raise SpecError for those that nobody allowed, naming both packages and the file."""
+    names = {normal_name(name) for name in allowed}
+    faults = [
+        f"{item.wheel.name} {item.wheel.version} (pip) overwrites {item.file} "
+        f"of {item.owner} (conda)"
+        for item in clobbers
+        if not names & {normal_name(item.wheel.name), normal_name(item.owner)}
+    ]
+    if faults:
+        more = [f"and {len(faults) - CLOBBERS_SHOWN} more"] if faults[CLOBBERS_SHOWN:] else []
+        raise SpecError(
+            "\n  ".join(["pip would overwrite conda's files:", *faults[:CLOBBERS_SHOWN], *more]),
+            hint="ask for the package in one half of the spec only and lock again, "
+            "or accept it: --allow-clobber NAME",
+        )
+
+
+def find_overlaps(written: Written) -> dict[str, list[Wheel]]:
+    """Return the files that several wheels have with other contents, and those wheels by name.
+
+    They are installed in parallel, so chance would decide whose file stays.
+    """
+    holders: dict[str, list[tuple[int, Wheel]]] = {}
+    for wheel in sorted(written, key=lambda wheel: wheel.name):
+        for file, checksum in written[wheel].items():
+            holders.setdefault(file, []).append((checksum, wheel))
+    return {
+        file: [wheel for _, wheel in held]
+        for file, held in holders.items()
+        if len({checksum for checksum, _ in held}) > 1
+    }
+
+
+def written_files(wheel: Wheel, records: CondaRecords) -> dict[str, int]:
+    """Return what `wheel_files` does, each file where it lands: folders may be links of conda's."""
+    top = os.path.realpath(records.prefix)
+    landing: dict[str, str] = {}
+    files = {}
+    for file, checksum in wheel_files(wheel, records.site_packages).items():
+        folder, _, name = file.rpartition("/")
+        if folder not in landing:
+            landing[folder] = os.path.relpath(os.path.realpath(f"{top}/{folder}"), top)
+        files[f"{landing[folder]}/{name}".removeprefix("./")] = checksum
+    return files
+
+
+def wheel_files(wheel: Wheel, site_packages: str) -> dict[str, int]:
+    """Return where the files of a wheel go, relative to the prefix, and their CRC-32.
+
+    Raises SpecError when it is no wheel, or has a file that would lie elsewhere.
+    """
+    try:
+        with zipfile.ZipFile(wheel.path) as archive:
+            return archived_files(archive, wheel_folders(wheel, site_packages))
+    except WHEEL_ERRORS as error:
+        name = PurePosixPath(wheel.path).name
+        hint = "it is the file that was locked: lock another version, or ask its makers"
+        raise SpecError(f"{name} is no wheel: {error}", hint=hint) from error
+
+
+def wheel_folders(wheel: Wheel, site_packages: str) -> dict[str, str]:
+    """Return where each scheme of a wheel goes; `purelib` is where all others do."""
+    python = PurePosixPath(site_packages).parent.name
+    headers = f"include/{python}/{normal_name(wheel.name)}/"
+    return {"scripts": "bin/", "data": "", "headers": headers, "purelib": f"{site_packages}/"}
+
+
+def archived_files(archive: zipfile.ZipFile, folders: Mapping[str, str]) -> dict[str, int]:
+    """Return where the files of an open wheel go; raise ValueError when they must not."""
+    usual = folders["purelib"]
+    files = {}
+    for member in archive.infolist():
+        if member.is_dir():
+            continue
+        # By its parts: `./a` and `a//b` are written as `a` and `a/b`.
+        parts = [part for part in member.filename.split("/") if part not in ("", ".")]
+        if member.filename.startswith("/") or ".." in parts or not parts:
+            message = f"its file {member.filename} leads out of its place"
+            raise ValueError(message)
+        if parts[0].endswith(".data") and len(parts) > 2:
+            place = folders.get(parts[1], usual) + "/".join(parts[2:])
+        else:
+            place = usual + "/".join(parts)
+        if place.startswith(CONDA_META):
+            message = f"its file {place} would be one of conda's own records"
+            raise ValueError(message)
+        files[place] = member.CRC
+        if parts[-1] == "RECORD" and parts[0].endswith(".dist-info"):
+            files |= {f"{usual}{parts[0]}/{name}": 0 for name in WRITTEN_BESIDE_RECORD}
+        if parts[-1] == "entry_points.txt" and parts[0].endswith(".dist-info"):
+            files |= entry_points(archive.read(member).decode(errors="replace"))
+    return files
+
+
+def entry_points(text: str) -> dict[str, int]:
+    """Return the scripts that are made of a wheel's entry points, with a sum of what they call."""
+    parser = configparser.ConfigParser(delimiters=("=",), strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    try:
+        parser.read_string(text)
+    except configparser.Error:
+        return {}
+    return {
+        f"bin/{name}": zlib.crc32(target.encode())
+        for section in ("console_scripts", "gui_scripts")
+        if parser.has_section(section)
+        for name, target in parser.items(section)
+    }
+
+
+def normal_name(name: str) -> str:
+    """Return a package's name as PEP 503 compares it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def describe_overlaps(overlaps: dict[str, list[Wheel]]) -> Iterator[str]:
+    """Yield one line for each group of wheels that have files in common."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for file, wheels in overlaps.items():
+        groups.setdefault(tuple(wheel.name for wheel in wheels), []).append(file)
+    for names, files in sorted(groups.items()):
+        more = f" and {len(files) - 1} more" if files[1:] else ""
+        yield f"{', '.join(names)} all have {min(files)}{more}: that of {names[-1]} is taken"
+
+
+def describe_conda_overlaps(records: CondaRecords) -> Iterator[str]:
+    """Yield one line for each conda package whose files another one has: rattler put them aside."""
+    owners = records.owners()
+    for record in records.records.values():
+        top = f"{RATTLER_ASIDE}{record['name']}/"
+        files = sorted(file.removeprefix(top) for file in record["files"] if file.startswith(top))
+        if files:
+            more = f" and {len(files) - 1} more" if files[1:] else ""
+            other = owners.get(files[0], "another package")
+            names = f"{record['name']} and {other}"
+            yield f"{names} both have {files[0]}{more}: that of {other} is taken"

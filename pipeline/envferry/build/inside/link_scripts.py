@@ -1,0 +1,106 @@
+"""Post-link scripts inside the container: run as conda runs them, and to their real end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from envferry import process
+from envferry.build.inside.network_attempts import network_tries
+from envferry.config import child_environ
+from envferry.errors import ToolFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from envferry.build.inside.conda_meta import CondaRecords
+
+GRACE_SECONDS = 5
+"""How long what a script started may go on after it."""
+
+
+def run_link_scripts(records: CondaRecords, linked: Sequence[str]) -> Iterator[str]:
+    """Run the packages' post-link scripts, each after those of what it needs; yield whose is next.
+
+    Raises ToolFailed when a script fails, leaves something running, or wanted another machine,
+    failing or not.
+    """
+    by_name = {record["name"]: record for record in records.records.values()}
+    for name in linked:
+        script = records.prefix / f"bin/.{name}-post-link.sh"
+        if script.exists():
+            yield name
+            run_script(script, records.prefix, by_name[name])
+    # Where conda has scripts leave what people should read, it shows and removes it.
+    records.prefix.joinpath(".messages.txt").unlink(missing_ok=True)
+
+
+def describe_pre_link_scripts(records: CondaRecords) -> Iterator[str]:
+    """Yield one line for each script that conda would run in its cache, before linking."""
+    for record in records.records.values():
+        if f"bin/.{record['name']}-pre-link.sh" in record["files"]:
+            yield f"the pre-link script of {record['name']} {record['version']} is not run"
+
+
+def run_script(script: Path, prefix: Path, record: dict[str, Any]) -> None:
+    """Run one script in the environment that conda gives it."""
+    what = f"the post-link script of {record['name']} {record['version']}"
+    environ = child_environ(
+        CONDA_PREFIX=str(prefix),
+        PATH=f"{prefix}/bin:/usr/bin:/bin",
+        PKG_BUILDNUM=str(record["build_number"]),
+        PKG_NAME=record["name"],
+        PKG_VERSION=record["version"],
+        PREFIX=str(prefix),
+        ROOT_PREFIX=str(prefix),
+    )
+    shell = process.find_program("bash") or "/bin/sh"
+    tries, before = network_tries(), processes()
+    finished = process.run_to_its_end((shell, script), env=environ, cwd=prefix)
+    left = processes_after(before)
+    if network_tries() > tries:
+        raise ToolFailed(
+            f"{what} tried to use the network, and a build has none",
+            hint="leave the package out, or ask its makers to ship what the script downloads",
+        )
+    if finished.returncode != 0:
+        raise process.failure([what], finished.returncode, finished.stdout, "")
+    if left:
+        raise ToolFailed(
+            f"{what} left processes running: {', '.join(left)}",
+            hint="what they do is in no build: leave the package out, or ask its makers to wait",
+        )
+
+
+def processes_after(before: Collection[int]) -> list[str]:
+    """Return the command lines of what goes on, and on, that was not there before a script."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while (found := new_processes(before)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def new_processes(before: Collection[int]) -> list[str]:
+    """Return the command lines of the container's processes that are not in `before`."""
+    found = []
+    for number in processes().difference(before):
+        try:
+            words = Path(f"/proc/{number}/cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended
+        found.append(words.replace(b"\0", b" ").decode(errors="replace").strip())
+    return sorted(found)
+
+
+def processes() -> set[int]:
+    """Return the numbers of the container's processes, without those that have ended (zombies)."""
+    found = set()
+    for home in Path("/proc").glob("[0-9]*"):
+        try:
+            state = home.joinpath("stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if state != "Z":
+            found.add(int(home.name))
+    return found

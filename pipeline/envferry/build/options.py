@@ -1,0 +1,33 @@
+"""Where and how to build."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from envferry.build.request import Circumstances
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """Where and how to build."""
+
+    builds_dir: Path
+    """Holds one directory for each environment and platform."""
+    prefix: str | None = None
+    """The path that the environment believes it lives at; `/opt/conda/envs/NAME` by default."""
+    offline: bool = False
+    """Take everything from the cache; anything missing is an error."""
+    check: bool = True
+    """Run the spec's checks in the finished environment."""
+    allow_clobber: tuple[str, ...] = ()
+    """Packages, of either half, whose wheel may overwrite files of conda's."""
+    allow_conflict: tuple[str, ...] = ()
+    """Packages whose own requirements need not hold."""
+    circumstances: Circumstances = field(default_factory=Circumstances)
+    """What must make no difference."""
+    anew: bool = False
+    """Make the wheels of sources again, too, though the cache has them."""

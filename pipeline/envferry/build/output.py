@@ -1,0 +1,58 @@
+"""What is left of a build: the tree, its lock, its list of materials, and its record."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+from envferry.artifacts import SBOM
+from envferry.base.files import to_json, write_bytes
+from envferry.build.records import RECORD
+from envferry.models import BuiltEnv, current_platform
+from envferry.pack.sbom import Ingredients, bill_of_materials
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from envferry.build.build_dir import Workplace
+    from envferry.build.request import BuildAnswer
+    from envferry.models import Lock, LockedPackage
+
+LOCK = "conda-lock.yml"
+
+
+def note_build(
+    lock: Lock, answer: BuildAnswer, image: str | None, work: Workplace, home: Path
+) -> BuiltEnv:
+    """Return the record of a build that is to be kept in `home`."""
+    platform = current_platform()
+    return BuiltEnv(
+        name=lock.name,
+        platform=platform,
+        prefix=str(work.prefix),
+        tree=str(home / work.tree.relative_to(work.home)),
+        lock_path=str(home / LOCK),
+        lock_digest=lock.digest,
+        content_hash=lock.content_hashes.get(platform, ""),
+        options=lock.options,
+        tools=answer.tools,
+        image=image,
+    )
+
+
+def describe_build(built: BuiltEnv, packages: tuple[LockedPackage, ...], work: Workplace) -> None:
+    """Leave beside the tree what it is made of: the SBOM."""
+    ingredients = Ingredients.read(built, packages, work.tree)
+    write_bytes(work.home / SBOM, to_json(bill_of_materials(ingredients)))
+
+
+def keep_build(built: BuiltEnv, lock: Lock, work: Workplace, home: Path) -> None:
+    """Put a finished build where the next stage looks for it, its record last."""
+    shutil.rmtree(work.desk)
+    shutil.copyfile(lock.path, work.home / LOCK)
+    if home.exists():
+        # Without its record the old build is nobody's; it may go at leisure.
+        (home / RECORD).unlink(missing_ok=True)
+        shutil.rmtree(home)
+    work.home.rename(home)
+    write_bytes(home / RECORD, to_json(built))

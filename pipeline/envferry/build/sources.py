@@ -1,0 +1,235 @@
+"""Sources that a lock names, on this machine: archives, commits, folders."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tarfile
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+from blake3 import blake3
+
+from envferry.build.downloads import entry_lock, redact
+from envferry.build.git_credentials import git_environ
+from envferry.build.source_tree import copy_source_tree, digest_source_tree
+from envferry.config import child_environ
+from envferry.errors import IntegrityError, NotFound, SpecError, StoreError
+from envferry.process import run
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from envferry.build.downloads import DownloadCache
+    from envferry.config import Secret
+    from envferry.models import LockedPackage
+    from envferry.process import Finished
+    from envferry.progress import Progress
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PYPROJECT = "pyproject.toml"
+DEFAULT_REQUIRES = ("setuptools>=40.8.0",)
+"""What a project without `build-system` is built with, by PEP 518."""
+GIT_URL = re.compile(r"git\+(?P<url>.+)@(?P<commit>[0-9a-f]{40})(#subdirectory=(?P<folder>.+))?")
+NEEDS_LOGIN = re.compile(r"terminal prompts disabled|Authentication failed|Permission denied")
+SUBMODULE_MODE = "160000 "
+
+
+class BuildSystem(msgspec.Struct, frozen=True):
+    """The table of PEP 518."""
+
+    requires: tuple[str, ...] = DEFAULT_REQUIRES
+
+
+class Project(msgspec.Struct, frozen=True, rename="kebab"):
+    """What we read of a pyproject.toml."""
+
+    build_system: BuildSystem = BuildSystem()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceShelf:
+    """Where sources are kept between runs."""
+
+    cache: DownloadCache
+    progress: Progress
+    offline: bool = False
+    logins: Mapping[str, Secret] = field(default_factory=dict)
+    """`user:password` of git servers by URL, beside those that git finds itself."""
+
+    def build_requires(self, package: LockedPackage) -> tuple[str, ...]:
+        """Return the requirement lines of the project's `build-system`.
+
+        Raises SpecError when its pyproject.toml cannot be read.
+        """
+        try:
+            document = tomllib.loads(self._pyproject(package) or "")
+            return msgspec.convert(document, Project).build_system.requires
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+            raise SpecError(f"{PYPROJECT} of {package.name} is damaged: {error}") from error
+
+    def place(self, package: LockedPackage, directory: Path) -> Path:
+        """Put a source into a directory: an archive, or a folder; return its path.
+
+        Raises IntegrityError when it is not what was locked.
+        """
+        if package.kind == "sdist":
+            found = self._download(package)
+            target = directory / found.name
+            target.write_bytes(found.read_bytes())
+            return target
+        target = directory / "source"
+        if package.kind == "git":
+            target = directory / "source.tar"
+            commit = GitCommit.of(package)
+            commit.archive(self._repository(commit), target)
+            return target
+        folder = folder_of(package)
+        copy_source_tree(folder, target)
+        if (found_digest := digest_source_tree(target)) != package.sha256:
+            message = (
+                f"{folder} changed since it was locked: "
+                f"expected {package.sha256}, found {found_digest}"
+            )
+            raise IntegrityError(message, hint="lock again to build what is there now")
+        return target
+
+    def _download(self, package: LockedPackage) -> Path:
+        found = self.cache.fetch_all((package,), progress=self.progress, offline=self.offline)
+        return found[package.url]
+
+    def _repository(self, commit: GitCommit) -> Path:
+        place = urlsplit(commit.url)
+        known = self.cache.network.logins.get(place.netloc.lower())
+        of_host = {f"{place.scheme}://{place.netloc}": known} if known else {}
+        logins = {**of_host, **self.logins}
+        return commit.repository(self.cache.root, offline=self.offline, logins=logins)
+
+    def _pyproject(self, package: LockedPackage) -> str | None:
+        if package.kind == "sdist":
+            return read_from_archive(self._download(package), package.name)
+        if package.kind == "git":
+            commit = GitCommit.of(package)
+            return commit.read(self._repository(commit), PYPROJECT)
+        path = folder_of(package) / PYPROJECT
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def folder_of(package: LockedPackage) -> Path:
+    """Return the folder of a local package; raise NotFound when it is not there."""
+    folder = Path(unquote(urlsplit(package.url).path))
+    if not folder.is_dir():
+        message = f"{package.name} is locked as the folder {folder}, and that is not there"
+        raise NotFound(message, hint="put it back, or change the spec and lock again")
+    return folder
+
+
+def read_from_archive(path: Path, name: str) -> str | None:
+    """Return the pyproject.toml of a source distribution, None when it has none."""
+
+    def is_wanted(member: str) -> bool:
+        parts = member.split("/")
+        return len(parts) == 2 and parts[1] == PYPROJECT
+
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                names = [item for item in archive.namelist() if is_wanted(item)]
+                return archive.read(names[0]).decode() if names else None
+        with tarfile.open(path) as tar:
+            member = next((item for item in tar if is_wanted(item.name)), None)
+            stream = tar.extractfile(member) if member else None
+            return stream.read().decode() if stream else None
+    except (tarfile.TarError, zipfile.BadZipFile, UnicodeDecodeError, OSError) as error:
+        raise SpecError(f"the source distribution of {name} cannot be read: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GitCommit:
+    """A commit that a lock names: `git+URL@COMMIT#subdirectory=FOLDER`."""
+
+    url: str
+    commit: str
+    folder: str = ""
+
+    @classmethod
+    def of(cls, package: LockedPackage) -> GitCommit:
+        """Parse a package's URL; raise SpecError when it is no commit's."""
+        found = GIT_URL.fullmatch(package.url)
+        if found is None or found["commit"] != package.sha256:
+            message = f"{redact(package.url)} names no commit that {package.name} is locked to"
+            raise SpecError(message, hint="lock again")
+        return cls(url=found["url"], commit=found["commit"], folder=found["folder"] or "")
+
+    def repository(self, cache_root: Path, *, offline: bool, logins: Mapping[str, Secret]) -> Path:
+        """Return a bare repository that has the commit, kept in the cache.
+
+        Raises NotFound when the commit cannot be had, SpecError when parts of it are elsewhere.
+        """
+        home = cache_root / "git" / blake3(self.url.encode()).hexdigest()[:32]
+        with entry_lock(home):
+            if not (home / "HEAD").exists():
+                git("init", "--bare", "--quiet", home)
+            if not self._is_in(home):
+                self._fetch(home, offline=offline, logins=logins)
+        listed = git("--git-dir", home, "ls-tree", "-r", self.commit).stdout.splitlines()
+        parts = [line.split("\t")[1] for line in listed if line.startswith(SUBMODULE_MODE)]
+        if parts:
+            raise SpecError(
+                f"{redact(self.url)} has submodules, which cannot be built: {', '.join(parts)}",
+                hint="make a wheel of it elsewhere and name its folder with --find-links",
+            )
+        return home
+
+    def _is_in(self, home: Path) -> bool:
+        words = ("--git-dir", home, "cat-file", "-e", f"{self.commit}^{{commit}}")
+        return git(*words, check=False).returncode == 0
+
+    def _fetch(self, home: Path, *, offline: bool, logins: Mapping[str, Secret]) -> None:
+        shown = f"{redact(self.url)} at {self.commit[:12]}"
+        if offline:
+            message = f"{shown} is not in the download cache {home.parent.parent}"
+            raise NotFound(message, hint="run the same command with the network on first")
+        fetch = ("--git-dir", home, "fetch", "--quiet", "--no-write-fetch-head", self.url)
+        # Not every server hands out a commit by its name; then all branches and tags.
+        asked = git(*fetch, "--depth=1", self.commit, check=False, logins=logins)
+        if asked.returncode != 0:
+            asked = git(*fetch, "+refs/*:refs/*", check=False, logins=logins)
+        if asked.returncode != 0:
+            reason = (asked.stderr.strip().splitlines() or ["git gave no reason"])[-1]
+            message = f"cannot fetch {shown}: {reason}"
+            hint = "check that git can reach it, then try again"
+            if NEEDS_LOGIN.search(asked.stderr):
+                hint = "put the login for its host into ~/.netrc, or its key into ssh's agent"
+            raise StoreError(message, hint=hint)
+        if not self._is_in(home):
+            message = f"{shown} is not there any more"
+            raise NotFound(message, hint="lock again: `envferry lock --update` its package")
+
+    def archive(self, repository: Path, target: Path) -> None:
+        """Write the files of the commit into a tar archive."""
+        words = ("--format=tar", "--prefix=source/", "-o", target, self.commit)
+        git("--git-dir", repository, "archive", *words)
+
+    def read(self, repository: Path, name: str) -> str | None:
+        """Return the text of a file beside the project's setup, None when it is not there."""
+        path = f"{self.folder}/{name}".lstrip("/")
+        words = ("--git-dir", repository, "show", f"{self.commit}:{path}")
+        finished = git(*words, check=False)
+        return finished.stdout if finished.returncode == 0 else None
+
+
+def git(
+    *words: str | Path, check: bool = True, logins: Mapping[str, Secret] | None = None
+) -> Finished:
+    """Run git without asking anybody anything."""
+    environ = git_environ(child_environ(GIT_DIR=None, GIT_WORK_TREE=None), logins or {})
+    return run(["git", *words], env=environ, check=check)

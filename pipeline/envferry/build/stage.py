@@ -1,0 +1,61 @@
+"""Stage 2, build: Lock -> BuiltEnv."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from envferry.base.files import exclusive_lock
+from envferry.build.build_dir import fresh_workplace, require_replaceable
+from envferry.build.checks import run_checks
+from envferry.build.container_job import order_for, run_builder
+from envferry.build.downloads import DownloadCache, cache_lock
+from envferry.build.lock_wheels import make_wheels, open_shop
+from envferry.build.output import describe_build, keep_build, note_build
+from envferry.build.source_wheels import described
+from envferry.build.sources import SourceShelf
+from envferry.models import ENVS_DIR, current_platform
+
+if TYPE_CHECKING:
+    from envferry.build.options import BuildOptions
+    from envferry.engines.port import Sandbox
+    from envferry.models import BuiltEnv, Lock
+    from envferry.progress import Progress
+
+
+def build_env(
+    lock: Lock,
+    *,
+    sandbox: Sandbox,
+    cache: DownloadCache,
+    options: BuildOptions,
+    progress: Progress,
+) -> BuiltEnv:
+    """Build the environment of a lock in a throwaway container without network, and check it.
+
+    The result is left in `builds_dir/NAME-PLATFORM`; a build before it is replaced only when this
+    one succeeded. Raises SpecError when the packages do not go together, ToolFailed when a check
+    fails, TargetOccupied when the same environment is being built, HostError when the build
+    before it is another user's.
+    """
+    platform = current_platform()
+    packages = lock.for_platform(platform)
+    home = options.builds_dir / f"{lock.name}-{platform}"
+    building = exclusive_lock(home.with_name(f"{home.name}.lock"), f"the build of {lock.name}")
+    with building, cache_lock(cache.root, shared=True):
+        partial = home.with_name(f"{home.name}.partial")
+        for place in (home, partial):
+            require_replaceable(place)
+        shelf = SourceShelf(cache=cache, progress=progress, offline=options.offline)
+        made = make_wheels(open_shop(lock, shelf, sandbox, options), packages, partial, options)
+        files = tuple(made.get(item.url, item) for item in packages)
+        downloads = cache.fetch_all(files, progress=progress, offline=options.offline)
+        with fresh_workplace(partial, options.prefix or str(ENVS_DIR / lock.name)) as work:
+            order = order_for(files, downloads, work, options)
+            with progress.task(f"build {lock.name} ({sandbox.name})"):
+                answer = run_builder(order, work, cache.root, sandbox, options)
+            if options.check:
+                run_checks(lock.options.checks, work, sandbox, progress)
+            built = note_build(lock, answer, sandbox.image, work, home)
+            describe_build(built, described(packages, made), work)
+            keep_build(built, lock, work, home)
+    return built

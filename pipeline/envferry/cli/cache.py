@@ -1,0 +1,96 @@
+"""The commands `envferry cache`: ls, verify, prune."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+from envferry.base.files import human_bytes
+from envferry.cli.options import common_options
+from envferry.cli.terminal import table
+from envferry.config import settings
+from envferry.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from envferry.build.cache import CacheEntry
+    from envferry.cli.console import Console
+
+KEEP_DAYS = 30
+
+
+@click.group()
+def cache() -> None:
+    """Look after the download cache, which all builds on this machine share."""
+
+
+@cache.command()
+@common_options
+def ls(console: Console) -> None:
+    """List the downloads, those used last first."""
+    from envferry.build.cache import list_entries
+
+    entries = list_entries(downloads_dir())
+    console.result(entries, lambda: entry_lines(entries))
+
+
+@cache.command()
+@common_options
+def verify(console: Console) -> None:
+    """Hash every download; remove those that are damaged: the next build fetches them again."""
+    from envferry.build.cache import list_entries, verify_entries
+
+    root = downloads_dir()
+    entries = list_entries(root)
+    total = sum(entry.size for entry in entries)
+    with console.progress.task(f"verify {len(entries)} downloads", total) as advance:
+        damaged = verify_entries(root, advance)
+    if damaged:
+        names = "\n  ".join(entry.path.name for entry in damaged)
+        raise IntegrityError(
+            f"{len(damaged)} of {len(entries)} downloads were damaged and are removed:\n  {names}",
+            hint="build again with the network on; look at this disk",
+        )
+    console.result(entries, lambda: [f"{len(entries)} downloads, {human_bytes(total)}: all good"])
+
+
+@cache.command()
+@click.option(
+    "--keep-days", type=click.IntRange(0), default=KEEP_DAYS, show_default=True,
+    help="Keep what was used in the last days; 0 removes everything.",
+)  # fmt: skip
+@common_options
+def prune(console: Console, keep_days: int) -> None:
+    """Remove downloads that nothing used for long, and what killed builds left behind."""
+    from envferry.build.cache import DAY_SECONDS, prune_entries, remove_leftovers
+
+    pruned = prune_entries(downloads_dir(), older_than=time.time() - keep_days * DAY_SECONDS)
+    leftovers = list(remove_leftovers(settings().cache_dir / "builds"))
+    lines = [f"removed {pruned.files} downloads, {human_bytes(pruned.size)}"]
+    lines += [f"removed {path}" for path in leftovers]
+    console.result({"downloads": pruned, "leftovers": leftovers}, lambda: lines)
+
+
+def downloads_dir() -> Path:
+    """Return where the cache is."""
+    return settings().cache_dir / "downloads"
+
+
+def entry_lines(entries: list[CacheEntry]) -> Iterator[str]:
+    """Yield a table of downloads and their sum."""
+    rows = [
+        (
+            entry.path.name,
+            human_bytes(entry.size),
+            time.strftime("%Y-%m-%d", time.localtime(entry.used)),
+            f"{entry.algorithm}:{entry.digest[:12]}",
+        )
+        for entry in entries
+    ]
+    yield from table(("FILE", "SIZE", "USED", "HASH"), rows, right=(1,))
+    total = human_bytes(sum(entry.size for entry in entries))
+    yield f"{len(entries)} downloads, {total}, in {downloads_dir()}"

@@ -1,0 +1,170 @@
+"""Commands that answer why: diff, why."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from envferry.artifacts import ARCHIVE_SUFFIX, read_artifact, sbom_path
+from envferry.base.files import human_bytes
+from envferry.cli.options import common_options, registry_option
+from envferry.cli.terminal import table
+from envferry.cli.trust import is_file_ref
+from envferry.errors import NotFound
+from envferry.models import Ref, current_platform
+from envferry.registry import PublishedArchive, Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from envferry.archive.reader import Source
+    from envferry.cli.console import Console
+    from envferry.models import Manifest
+    from envferry.registry.dependents import Dependencies, Need
+    from envferry.registry.diff import Difference
+
+platform_option = click.option(
+    "--platform", default=current_platform, help="Another platform than this one."
+)
+
+
+@click.command()
+@click.argument("before")
+@click.argument("after")
+@click.option("--locks", is_flag=True, help="Compare locks, also if both words have an @.")
+@platform_option
+@registry_option
+@common_options
+def diff(
+    console: Console, before: str, after: str, locks: bool, platform: str, registry: str
+) -> None:
+    """Say what is different between two artifacts, or between two locks.
+
+    Artifacts: NAME@TAG, NAME@ID or archive files, both of them. Packages that were added, removed
+    and changed, sizes, and what a host that has BEFORE reads to install AFTER, to the byte: of the
+    archives only the indexes are read.
+
+    Locks: a SPEC, a SPEC@REV for its lock at a git revision, or the path of a lock; with two
+    SPEC@REV say --locks.
+    """
+    if locks or not is_about_artifacts(before, after):
+        from envferry.cli.specs import compare
+
+        compare(console, before, after)
+        return
+    from envferry.registry.diff import compare_artifacts
+
+    with opened(before, platform, registry) as old, opened(after, platform, registry) as new:
+        found = compare_artifacts(old, new)
+    console.result(found, lambda: difference_lines(found))
+
+
+@click.command()
+@click.argument("ref")
+@click.argument("package")
+@platform_option
+@registry_option
+@common_options
+def why(console: Console, ref: str, package: str, platform: str, registry: str) -> None:
+    """Say who needs PACKAGE in the artifact REF, and who needs those, up to what nothing needs.
+
+    By the artifact's SBOM, or by its lock where it has none.
+    """
+    dependencies, stem = read_dependencies(ref, platform, registry)
+    needs = dependencies.why(package, stem)
+    console.result(needs, lambda: why_lines(needs))
+
+
+def is_about_artifacts(before: str, after: str) -> bool:
+    """Whether two words name artifacts: archive files, or both a tag or an id."""
+    words = (before, after)
+    return all(word.endswith(ARCHIVE_SUFFIX) or ("@" in word and "/" not in word) for word in words)
+
+
+@contextmanager
+def opened(ref: str, platform: str, registry: str) -> Iterator[tuple[Manifest, Source]]:
+    """Open the archive of a ref in a registry, or of a file."""
+    from envferry.archive.reader import FileSource
+
+    if is_file_ref(ref):
+        artifact = read_artifact(Path(ref))
+        with FileSource(artifact.archive_path) as source:
+            yield artifact.manifest, source
+        return
+    wanted, place = Ref.parse(ref), Registry.open(registry)
+    manifest = place.manifest(wanted.name, platform, place.resolve(wanted, platform))
+    place.require_archive(manifest)
+    yield manifest, PublishedArchive(place, manifest)
+
+
+def read_dependencies(ref: str, platform: str, registry: str) -> tuple[Dependencies, str]:
+    """Read who needs whom in an artifact, and return it with the artifact's name."""
+    from envferry.registry.dependents import Dependencies, dependencies_by_lock, dependencies_in
+
+    if not is_file_ref(ref):
+        wanted, place = Ref.parse(ref), Registry.open(registry)
+        manifest = place.manifest(wanted.name, platform, place.resolve(wanted, platform))
+        return dependencies_in(place, manifest), manifest.stem
+    artifact = read_artifact(Path(ref))
+    manifest, path = artifact.manifest, sbom_path(artifact)
+    if path.is_file():
+        found = Dependencies.of_sbom(path.read_bytes(), f"the SBOM of {manifest.stem}")
+        return found, manifest.stem
+    if not artifact.lock_path.is_file():
+        message = f"{manifest.stem} has neither SBOM nor lock: nothing says who needs what"
+        raise NotFound(message, hint="copy all files of the artifact")
+    return dependencies_by_lock(manifest, artifact.lock_path.read_bytes()), manifest.stem
+
+
+def difference_lines(found: Difference) -> Iterator[str]:
+    """Yield the packages that are not alike, then sizes and what an update reads."""
+    rows = [
+        (
+            {"added": "+", "removed": "-", "changed": "~"}[item.change],
+            item.name,
+            item.kind,
+            item.before or "",
+            item.after or "",
+            signed_bytes(item.grows),
+        )
+        for item in found.packages
+    ]
+    if rows:
+        yield from table(("", "PACKAGE", "KIND", "BEFORE", "AFTER", "SIZE"), rows, right=(5,))
+    else:
+        yield "the same packages"
+    if found.settings:
+        yield f"other settings: {', '.join(found.settings)}"
+    sizes = (
+        ("archive", found.archive_before, found.archive_after),
+        ("unpacked", found.unpacked_before, found.unpacked_after),
+    )
+    for label, before, after in sizes:
+        more = signed_bytes(after - before)
+        yield f"{label:<8}  {human_bytes(before)} → {human_bytes(after)} ({more})"
+    update = found.update
+    yield (
+        f"update    reads {update.bytes:,} of {update.of_bytes:,} bytes"
+        f" ({update.frames} of {update.of_frames} frames; {update.files} of {update.of_files} files"
+        f" are new), where {found.before} is installed"
+    )
+
+
+def signed_bytes(count: int) -> str:
+    """Format a change of size."""
+    return f"{'+' if count > 0 else '-' if count < 0 else ''}{human_bytes(abs(count))}"
+
+
+def why_lines(needs: tuple[Need, ...]) -> Iterator[str]:
+    """Yield the tree above each package of that name."""
+    from envferry.registry.dependents import need_lines
+
+    for need in needs:
+        yield f"{click.style(f'{need.name} {need.version}', bold=True)} ({need.kind})"
+        if need.needed_by:
+            yield from need_lines(need)
+        else:
+            yield "nothing needs it: the spec asks for it"

@@ -1,0 +1,108 @@
+"""The command `envferry doctor`: what this machine can do."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+import click
+
+from envferry import __version__, process
+from envferry.base.files import human_bytes, plural
+from envferry.cli.options import common_options, registry_option
+from envferry.config import settings
+from envferry.engines.selection import REAL_ENGINES, Engine, open_sandbox
+from envferry.errors import PipelineError
+from envferry.install.host_check import glibc_version
+from envferry.models import current_platform
+from envferry.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from envferry.cli.console import Console
+
+LIBRARIES = (
+    "conda-lock",
+    "conda-pack",
+    "py-rattler",
+    "uv",
+    "zstandard",
+    "xxhash",
+    "blake3",
+    "boto3",
+)
+
+
+@click.command()
+@registry_option
+@common_options
+def doctor(console: Console, registry: str) -> None:
+    """Say what this machine can do: sandbox engines, versions, space, the registry."""
+    here = settings()
+    findings = {
+        "envferry": f"{__version__}, Python {sys.version.split()[0]}",
+        "platform": f"{current_platform()}, glibc {glibc_version() or 'none'}",
+        **{f"sandbox {engine.value}": engine_state(engine) for engine in REAL_ENGINES},
+        **{library: library_version(library) for library in LIBRARIES},
+        "cache": space_at(here.cache_dir),
+        "envs": space_at(here.envs_dir),
+        "registry": registry_state(registry),
+        "GPU driver": driver_version(),
+    }
+    console.result(findings, lambda: lines_of(findings))
+
+
+def lines_of(findings: dict[str, str]) -> Iterator[str]:
+    """Yield one line for each finding."""
+    width = max(len(label) for label in findings)
+    for label, text in findings.items():
+        yield f"{click.style(label.ljust(width), bold=True)}  {text}"
+
+
+def engine_state(engine: Engine) -> str:
+    """Say whether a sandbox engine works, and why not."""
+    try:
+        sandbox = open_sandbox(engine)
+    except PipelineError as error:
+        return f"no: {error.message}" + (f" ({error.hint})" if error.hint else "")
+    return "works" + (f", image {sandbox.image[:19]}" if sandbox.image else "")
+
+
+def library_version(name: str) -> str:
+    """Return the version of a library, or which extra brings it."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        extra = "s3" if name == "boto3" else "build"
+        return f'not installed (pip install "envferry[{extra}]" brings it)'
+
+
+def space_at(path: Path) -> str:
+    """Return a directory and the space that is free there."""
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    free = human_bytes(shutil.disk_usage(existing).free)
+    return f"{path}, {free} free" + ("" if existing == path else ", not there yet")
+
+
+def registry_state(url: str) -> str:
+    """Say whether the registry answers."""
+    try:
+        entries = Registry.open(url).environments()
+    except PipelineError as error:
+        return f"{url}: {error.message}"
+    return f"{url}: {plural(len(entries), 'artifact')}"
+
+
+def driver_version() -> str:
+    """Return the version of the NVIDIA driver."""
+    if process.find_program("nvidia-smi") is None:
+        return "none"
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    finished = process.run(query, check=False)
+    return (
+        finished.stdout.strip().splitlines()[0] if finished.returncode == 0 else "does not answer"
+    )

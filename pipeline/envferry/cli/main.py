@@ -1,0 +1,158 @@
+"""The command `envferry`: finds the subcommand, and turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from envferry import __version__
+from envferry.cli.failures import EXPECTED, Answer, explain, require_utf8
+from envferry.errors import EXIT_INTERRUPTED
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+COMMANDS = {
+    "channel": ("envferry.cli.channel", "Make a conda channel out of interpreters and wheels."),
+    "import": ("envferry.cli.specs", "Make a spec out of what people have."),
+    "lint": ("envferry.cli.specs", "Say what is dangerous in a spec."),
+    "lock": ("envferry.cli.specs", "Resolve specs into locks."),
+    "diff": ("envferry.cli.compare", "Say what is different between two artifacts or locks."),
+    "build": ("envferry.cli.build", "Build a locked environment in a throwaway container."),
+    "pack": ("envferry.cli.build", "Pack a built environment into one archive."),
+    "push": ("envferry.cli.build", "Send archives to a registry and tag them."),
+    "release": ("envferry.cli.build", "Check the lock, build, pack and push: what CI calls."),
+    "tag": ("envferry.cli.registry", "Point a tag at an artifact."),
+    "check": ("envferry.cli.upkeep", "Say what is broken in a registry, and how to mend it."),
+    "prune": ("envferry.cli.upkeep", "Remove old artifacts, and what broken pushes left."),
+    "ls": ("envferry.cli.browse", "List what a registry holds."),
+    "find": ("envferry.cli.browse", "Find the artifacts that hold a package."),
+    "serve": ("envferry.cli.serve", "Show a registry in a browser."),
+    "show": ("envferry.cli.registry", "Show what is inside an artifact."),
+    "why": ("envferry.cli.compare", "Say who needs a package of an artifact."),
+    "fetch": ("envferry.cli.host", "Bring an artifact from a registry to a directory."),
+    "install": ("envferry.cli.host", "Install an artifact, whole or not at all."),
+    "verify": (
+        "envferry.cli.host",
+        "Check an installed environment, or who signed an artifact.",
+    ),
+    "rollback": ("envferry.cli.host", "Go back to the installation before."),
+    "remove": ("envferry.cli.host", "Remove old installations."),
+    "export": ("envferry.cli.transfer", "Write artifacts into a folder that is carried by hand."),
+    "apply": ("envferry.cli.transfer", "Bring what such a folder holds into a registry."),
+    "mirror": ("envferry.cli.transfer", "Copy what one registry lacks of another."),
+    "keygen": ("envferry.cli.trust", "Make a pair of keys to sign and to check with."),
+    "cache": ("envferry.cli.cache", "Look after the download cache: list, verify, prune."),
+    "doctor": ("envferry.cli.doctor", "Say what this machine can do."),
+}
+"""Where each command is, and its help: so that `--help` loads none of them."""
+
+
+class LazyGroup(click.Group):
+    """Loads a command's module only when that command is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the stages."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Load a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(COMMANDS[cmd_name][0])
+        # `import` is no name that a function can have.
+        name = f"{cmd_name}_command" if cmd_name == "import" else cmd_name
+        command: click.Command = getattr(module, name)
+        return command
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command; nobody is told that the reader of the output went away."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # click itself would end with 1
+            mute_streams()
+            ctx.exit(EXIT_INTERRUPTED)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without loading them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="envferry")
+def envferry() -> None:
+    """Carry conda+pip training environments across an air gap.
+
+    On a connected machine: lock, build, pack, push (or release, for all four).
+    On the training host: fetch, install.
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line; exit with the code of docs/errors.md."""
+    open_streams()
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else somebody said `nohup`
+        signal.signal(signal.SIGHUP, interrupt)
+    code = run(sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is said: it ends without a traceback
+    if threading.active_count() > 1:
+        leave(code)
+    sys.exit(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End without waiting for threads: after an interrupt some may hang on a server for long.
+
+    So may the programs that they wait for, which would go on alone.
+    """
+    from envferry import process
+
+    process.stop_all()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; report its error, if it has one, and return its exit code."""
+    answer = Answer()
+    try:
+        require_utf8(arguments)
+        result = envferry.main(arguments, prog_name="envferry", standalone_mode=False, obj=answer)
+    except EXPECTED as error:
+        return explain(error).report(answer, as_json="--json" in arguments)
+    return result if isinstance(result, int) else 0
+
+
+def open_streams() -> None:
+    """Give a process that was started without one of its three streams one that leads nowhere.
+
+    Else the first file that is opened takes its number, and gets what is said there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  (as long as we run)
+
+
+def mute_streams() -> None:
+    """Lead the output nowhere: its reader went away, and nobody is left to tell."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    """Treat SIGTERM, and a terminal that is closed, like Ctrl-C: everything is tidied up."""
+    raise KeyboardInterrupt

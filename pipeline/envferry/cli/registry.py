@@ -1,0 +1,170 @@
+"""Commands about one artifact of a registry: show, tag."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from envferry.artifacts import ATTESTATION, SBOM, read_artifact, read_proof, sbom_path
+from envferry.base.files import human_bytes
+from envferry.cli.options import common_options, registry_option
+from envferry.cli.terminal import table
+from envferry.cli.trust import is_file_ref, load_signer, sign_key_option
+from envferry.models import Manifest, Ref, check_name, current_platform
+from envferry.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    from envferry.cli.console import Console
+    from envferry.trust.attestations import Provenance
+
+LICENSE_COLUMN = 32
+
+platform_option = click.option(
+    "--platform", default=current_platform, help="Another platform than this one."
+)
+
+
+@click.command()
+@click.argument("ref")
+@platform_option
+@registry_option
+@common_options
+def show(console: Console, ref: str, platform: str, registry: str) -> None:
+    """Show what is inside the artifact REF, or the archive file REF: nothing is downloaded.
+
+    Packages, licences, requirements, checks, and who says to have built it; `envferry verify REF`
+    checks that.
+    """
+    manifest, facts = look_at(ref, platform, registry)
+    result = {**msgspec.to_builtins(manifest), **facts.as_result()}
+    console.result(result, lambda: manifest_lines(manifest, facts))
+
+
+@click.command()
+@click.argument("ref")
+@click.argument("tag")
+@platform_option
+@sign_key_option
+@registry_option
+@common_options
+def tag(
+    console: Console,
+    ref: str,
+    tag: str,
+    platform: str,
+    sign_keys: tuple[Path, ...],
+    registry: str,
+) -> None:
+    """Point TAG at the artifact REF."""
+    wanted = Ref.parse(ref)
+    opened = Registry.open(registry, signer=load_signer(sign_keys))
+    check_name(tag, "tag")
+    id_ = opened.resolve(wanted, platform)
+    record = opened.move_tag(wanted.name, platform, tag, id_)
+    console.result(record, lambda: [f"{wanted.name}@{tag} is now {record.id}"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of an artifact besides its manifest."""
+
+    provenance: Provenance | None
+    """None when nobody signed it."""
+    has_sbom: bool
+    published: datetime | None = None
+    """When it came into its registry; None for a file."""
+    tags: tuple[str, ...] = ()
+
+    def as_result(self) -> dict[str, object]:
+        """Return it for `--json`."""
+        time = self.published.isoformat() if self.published else None
+        names = {"published": time, "tags": self.tags, "sbom": self.has_sbom}
+        return {**names, "provenance": self.provenance}
+
+
+def look_at(ref: str, platform: str, registry: str) -> tuple[Manifest, Facts]:
+    """Return the manifest of a ref in a registry, or of a file, and what else is known of it."""
+    from envferry.trust.attestations import read_provenance
+
+    published, tags = None, tuple[str, ...]()
+    if is_file_ref(ref):
+        artifact = read_artifact(Path(ref))
+        manifest, attestation = artifact.manifest, read_proof(Path(ref)).attestation
+        has_sbom = sbom_path(artifact).is_file()
+    else:
+        wanted, place = Ref.parse(ref), Registry.open(registry)
+        manifest = place.manifest(wanted.name, platform, place.resolve(wanted, platform))
+        attestation = place.attachment(manifest, ATTESTATION)
+        has_sbom = place.attachment(manifest, SBOM) is not None
+        published, tags = place.published_at(manifest), place.tags_of(manifest)
+    what = f"the attestation of {manifest.stem}"
+    provenance = read_provenance(attestation, what) if attestation else None
+    facts = Facts(provenance=provenance, has_sbom=has_sbom, published=published, tags=tags)
+    return manifest, facts
+
+
+def licence_counts(manifest: Manifest) -> str:
+    """Return the licences by how many packages have them."""
+    counts = Counter((item.license or "not said")[:LICENSE_COLUMN] for item in manifest.packages)
+    return ", ".join(f"{name} ({count})" for name, count in counts.most_common())
+
+
+def manifest_lines(manifest: Manifest, known: Facts) -> Iterator[str]:
+    """Yield what there is to say of one artifact, its packages last."""
+    facts = manifest.archive
+    sizes = f"{human_bytes(facts.size)}, {human_bytes(facts.tar_size)} unpacked"
+    needs, made = manifest.requirements, known.provenance
+    lines = {
+        "environment": f"{manifest.name}@{manifest.id}",
+        "version": manifest.version,
+        "platform": manifest.platform,
+        "prefix": manifest.prefix,
+        "archive": f"{facts.file}, {sizes}",
+        "xxh128": facts.xxh128,
+        "blake3": facts.blake3,
+        "lock": manifest.lock_digest,
+        "needs": ", ".join(
+            f"{what} {version}"
+            for what, version in (
+                ("glibc", needs.glibc),
+                ("CUDA driver", needs.cuda),
+                ("CPU", needs.archspec),
+            )
+            if version
+        ),
+        "checks": ", ".join(
+            [*(f"import {name}" for name in manifest.checks.imports), *manifest.checks.commands]
+        ),
+        "built with": ", ".join(f"{name} {version}" for name, version in manifest.tools.items()),
+        "image": manifest.image,
+        "published": f"{known.published:%Y-%m-%d %H:%M} UTC" if known.published else None,
+        "tags": ", ".join(known.tags),
+        "built by": f"{made.who}, {made.time}" if made else None,
+        "made from": f"{made.materials} materials, by digest" if made else None,
+        "signed by": ", ".join(made.key_ids) if made else "nobody",
+        "licences": licence_counts(manifest),
+    }
+    for label, text in lines.items():
+        if text:
+            yield f"{click.style(label.ljust(12), bold=True)} {text}"
+    yield ""
+    rows = [
+        (
+            item.name,
+            item.version,
+            item.kind,
+            item.build or "",
+            (item.license or "")[:LICENSE_COLUMN],
+            human_bytes(item.size),
+        )
+        for item in sorted(manifest.packages, key=lambda item: (item.name.lower(), item.kind))
+    ]
+    yield from table(("PACKAGE", "VERSION", "KIND", "BUILD", "LICENCE", "SIZE"), rows, right=(5,))

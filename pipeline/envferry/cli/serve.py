@@ -1,0 +1,52 @@
+"""The command that shows a registry in a browser: serve."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from envferry.cli.browse import open_catalog
+from envferry.cli.options import common_options, registry_option
+from envferry.cli.trust import load_trust, trusted_key_option
+from envferry.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from envferry.cli.console import Console
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True,
+    help="The port to listen at; 0 takes a free one.",
+)  # fmt: skip
+@trusted_key_option
+@registry_option
+@common_options
+def serve(
+    console: Console, host: str, port: int, trusted_keys: tuple[Path, ...], registry: str
+) -> None:
+    """Show a registry in a browser: read-only pages, each with a JSON twin.
+
+    Nothing can be changed through them. Signatures are checked with the keys in
+    /etc/envferry/trusted.d and with --trusted-key.
+    """
+    try:
+        from envferry.web.server import is_local, listen, serve_site
+        from envferry.web.site import Site
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("uvicorn", "starlette", "jinja2"):
+            raise
+        message = f"the pages need {error.name}, which is not installed"
+        raise UsageError(message, hint='run `pip install "envferry[web]"`') from error
+    listener = listen(host, port)
+    site = Site(open_catalog(console, registry), load_trust(trusted_keys).keys)
+    place = f"[{host}]" if ":" in host else host
+    address = f"http://{place}:{listener.getsockname()[1]}/"
+    if not is_local(host):
+        console.note("whoever reaches this address can read all that the registry holds")
+    console.result({"url": address}, lambda: [f"{address} shows {site.url}; Ctrl-C ends it"])
+    serve_site(site, listener, host)

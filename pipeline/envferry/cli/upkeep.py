@@ -1,0 +1,166 @@
+"""Commands that keep a registry in order: check, prune."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from envferry.base.files import human_bytes, plural
+from envferry.cli.options import common_options, registry_option
+from envferry.cli.terminal import table
+from envferry.cli.trust import load_trust, open_trusting, trusted_key_option
+from envferry.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from envferry.cli.console import Console
+    from envferry.registry.check import Report
+    from envferry.registry.prune import PrunePlan
+
+AGE_PATTERN = re.compile(r"(\d{1,6})([hdw])")
+
+
+def parse_age(ctx: click.Context, param: click.Parameter, value: str | None) -> timedelta | None:
+    """Parse a time span such as `12h`, `90d`, `8w`."""
+    if value is None:
+        return None
+    found = AGE_PATTERN.fullmatch(value)
+    if not found:
+        message = f"{value!r} is no time span, such as 12h, 90d or 8w"
+        raise click.BadParameter(message, ctx, param)
+    unit = {"h": "hours", "d": "days", "w": "weeks"}[found[2]]
+    return timedelta(**{unit: int(found[1])})
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--bytes", "read_bytes", is_flag=True, help="Also read every byte of every archive.")
+@trusted_key_option
+@registry_option
+@common_options
+def check(
+    console: Console,
+    name: str | None,
+    read_bytes: bool,
+    trusted_keys: tuple[Path, ...],
+    registry: str,
+) -> None:
+    """Say what is broken in the registry, or in the environment NAME, and how to mend it.
+
+    Manifests, archives, checksums, locks, SBOMs, attestations, tags and the deltas of a disk; ends
+    with 8 when anything is broken. Signatures are checked with the trusted keys, where there are
+    any: then what nobody signed is broken, too.
+    """
+    from envferry.registry.check import check_registry
+    from envferry.transfer.delta_check import check_deltas
+
+    place = open_trusting(registry, load_trust(trusted_keys))
+    report = check_registry(place, name, read_bytes=read_bytes, progress=console.progress)
+    if name is None:
+        report = check_deltas(place, report, read_bytes=read_bytes)
+    console.result(report, lambda: report_lines(report))
+    if report.broken:
+        message = f"{report.registry} is not in order (broken: {report.broken})"
+        raise IntegrityError(message, hint="each line above says how to mend it")
+
+
+@click.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option(
+    "--keep-last", type=click.IntRange(min=1), metavar="N",
+    help="Keep the newest N of each environment and platform.",
+)  # fmt: skip
+@click.option(
+    "--keep-within", callback=parse_age, metavar="AGE",
+    help="Keep what came so lately: 12h, 90d, 8w.",
+)  # fmt: skip
+@click.option(
+    "--keep-tagged", is_flag=True,
+    help="Keep the tagged ones: they stay always, with this no other rule is needed.",
+)  # fmt: skip
+@click.option("--platform", help="Only artifacts for this platform.")
+@click.option(
+    "--hours", type=click.FloatRange(min=0), default=24.0, show_default=True,
+    help="Leave what is younger: it may belong to a push that runs.",
+)  # fmt: skip
+@click.option("--delete", is_flag=True, help="Remove it; else it is only said what would go.")
+@registry_option
+@common_options
+def prune(console: Console, names: tuple[str, ...], registry: str, **choices: Any) -> None:  # noqa: ANN401  (options)
+    """Say what of the registry can go, all of it or of each environment NAME; --delete removes it.
+
+    What broken pushes left goes, and the artifacts that no rule keeps. Without a rule no artifact
+    goes, and a tagged one never does. Pushes may run at the same time.
+    """
+    from envferry.registry import Registry
+    from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
+
+    place = Registry.open(registry)
+    policy = Policy(
+        keep_last=choices["keep_last"],
+        keep_within=choices["keep_within"],
+        keep_tagged=choices["keep_tagged"],
+        under_way=timedelta(hours=choices["hours"]),
+    )
+    scope = Scope(names=names, platform=choices["platform"])
+    plan = plan_prune(place, scope, policy, datetime.now(timezone.utc))
+    if choices["delete"]:
+        plan = carry_out(place, plan, progress=console.progress)
+    result = {
+        "registry": place.url,
+        "deleted": choices["delete"],
+        "bytes": plan.size,
+        "artifacts": plan.fates,
+        "unfinished": plan.unfinished,
+    }
+    console.result(result, lambda: plan_lines(plan, has_deleted=choices["delete"]))
+
+
+def plan_lines(plan: PrunePlan, *, has_deleted: bool) -> Iterator[str]:
+    """Yield what goes and what stays, and why."""
+    gone = "removed" if has_deleted else "goes"
+    rows = [
+        (
+            gone if fate.goes else "stays",
+            f"{fate.name}@{fate.id}",
+            fate.platform,
+            f"{fate.published:%Y-%m-%d %H:%M}" if fate.published else "never published",
+            human_bytes(fate.size),
+            fate.reason,
+        )
+        for fate in plan.fates
+    ]
+    if rows:
+        headers = ("", "ARTIFACT", "PLATFORM", "PUBLISHED", "SIZE", "WHY")
+        yield from table(headers, rows, right=(4,))
+    for one in plan.unfinished:
+        size = human_bytes(one.size)
+        yield f"{gone}: unfinished upload of {one.key}, {size}, begun {one.began:%Y-%m-%d %H:%M}"
+    count = sum(fate.goes for fate in plan.fates)
+    what = f"{plural(count, 'artifact')} and {plural(len(plan.unfinished), 'unfinished upload')}"
+    if has_deleted:
+        yield f"removed {what}: {human_bytes(plan.size)}"
+    elif plan.size or count or plan.unfinished:
+        yield f"{what} would go: {human_bytes(plan.size)}; --delete removes them"
+    else:
+        yield "nothing to remove"
+
+
+def report_lines(report: Report) -> Iterator[str]:
+    """Yield each finding with what mends it, and a summary."""
+    for finding in report.findings:
+        yield f"{click.style(finding.severity, bold=True)}  {finding.key}"
+        yield f"    {finding.what}"
+        yield f"    {click.style('mend:', bold=True)} {finding.mend}"
+    what = f"{plural(report.artifacts, 'artifact')}, {plural(report.tags, 'tag')}"
+    if report.deltas:
+        what += f", {plural(report.deltas, 'delta')}"
+    if report.read_bytes:
+        what += f", {human_bytes(report.read_bytes)} read"
+    leftovers = len(report.findings) - report.broken
+    yield f"{report.registry}: {what}; broken: {report.broken}, leftovers: {leftovers}"

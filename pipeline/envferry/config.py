@@ -1,0 +1,198 @@
+"""Settings: the only place that reads environment variables."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from envferry.errors import SpecError
+from envferry.models import ENVS_DIR
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SOURCE_DATE_EPOCH = 315532800
+"""1980-01-01, the earliest time that zip files can hold; the mtime of everything in an archive."""
+
+
+TRUSTED_DIR = Path("/etc/envferry/trusted.d")
+SIGN_KEY = "ENVFERRY_SIGN_KEY"
+INDEX_VARIABLES = (
+    "UV_INDEX",
+    "UV_DEFAULT_INDEX",
+    "UV_INDEX_URL",
+    "UV_EXTRA_INDEX_URL",
+    "UV_FIND_LINKS",
+)
+SYSTEM_AUTHORITIES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+"""Where Debian, Fedora, openSUSE and Alpine keep the certificates that they trust."""
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A text that is not repeated in logs and errors."""
+
+    text: str = field(repr=False)
+
+    def reveal(self) -> str:
+        """Return the text, where it is used."""
+        return self.text
+
+    def __str__(self) -> str:
+        return "**redacted**"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the environment says; command line options win over it."""
+
+    registry: str
+    """Where artifacts and tags live: a directory, `s3://…` or `https://…`."""
+    cache_dir: Path
+    """Verified downloads and built environments; safe to delete."""
+    envs_dir: Path
+    """Where a host keeps its environments."""
+    source_date_epoch: int
+    """Seconds since 1970 that become the mtime of every archive member."""
+    trusted_dir: Path
+    """Where the public keys (`*.pub`) are that this host trusts."""
+    sign_key: Secret | None
+    """A private key in PEM, for CI, which has no files of its own."""
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Settings:
+        """Read `ENVFERRY_*` (REGISTRY, CACHE, ENVS_DIR, TRUSTED_DIR, SIGN_KEY) and the epoch."""
+        home_cache = environ.get("XDG_CACHE_HOME") or f"{home_of(environ)}/.cache"
+        epoch = environ.get("SOURCE_DATE_EPOCH") or str(SOURCE_DATE_EPOCH)
+        if not epoch.isdecimal():
+            message = f"SOURCE_DATE_EPOCH is {epoch!r}, expected seconds since 1970"
+            raise SpecError(message)
+        return cls(
+            registry=environ.get("ENVFERRY_REGISTRY") or "./artifacts",
+            # What is noted of a build or an installation holds in other directories too.
+            cache_dir=Path(environ.get("ENVFERRY_CACHE") or f"{home_cache}/envferry").absolute(),
+            envs_dir=Path(environ.get("ENVFERRY_ENVS_DIR") or ENVS_DIR).absolute(),
+            source_date_epoch=int(epoch),
+            trusted_dir=Path(environ.get("ENVFERRY_TRUSTED_DIR") or TRUSTED_DIR),
+            sign_key=Secret(sign_key) if (sign_key := environ.get(SIGN_KEY)) else None,
+        )
+
+
+def home_of(environ: Mapping[str, str]) -> str:
+    """Return the home that `HOME` names, or the user's own where it is not set."""
+    return environ.get("HOME") or str(Path("~").expanduser())
+
+
+def settings() -> Settings:
+    """Return the settings of this process."""
+    return Settings.from_environ(os.environ)
+
+
+def child_environ(**changes: str | None) -> dict[str, str]:
+    """Return this process's environment with `changes`, None removing a name: for children.
+
+    No child gets the key to sign with.
+    """
+    changes = {SIGN_KEY: None, **changes}
+    environ = {**os.environ, **{name: text or "" for name, text in changes.items()}}
+    return {name: text for name, text in environ.items() if changes.get(name, "") is not None}
+
+
+def uv_environ(**changes: str | None) -> dict[str, str]:
+    """Return `child_environ` for uv, which by itself does not trust a site's own authorities.
+
+    Where the system has a list of authorities, uv is told to go by that, as our own downloads do.
+    """
+    environ = child_environ(**changes)
+    is_told = any(name in environ for name in ("UV_SYSTEM_CERTS", "UV_NATIVE_TLS"))
+    if not is_told and any(Path(place).is_file() for place in SYSTEM_AUTHORITIES):
+        environ["UV_SYSTEM_CERTS"] = "1"
+    return environ
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSettings:
+    """How to reach the servers that downloads come from."""
+
+    certificates: Path | None
+    """A file of CA certificates that replaces the built-in ones."""
+    netrc: Path | None
+    """Where credentials for hosts may be found."""
+    proxies: dict[str, str]
+    """Proxy URLs by scheme (`http`, `https`, `all`), and `no`: the hosts to reach without."""
+    logins: dict[str, Secret] = field(default_factory=dict)
+    """`user:password` as URLs have it, by `host:port`: from uv's variables that name indexes."""
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> NetworkSettings:
+        """Read what pip, requests and curl read: certificates and proxies."""
+        names = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+        certificates = next((environ[name] for name in names if environ.get(name)), None)
+        netrc = Path(environ.get("NETRC") or f"{home_of(environ)}/.netrc")
+        return cls(
+            certificates=Path(certificates) if certificates else None,
+            netrc=netrc if os.access(netrc, os.R_OK) else None,
+            proxies=_proxies(environ),
+            logins=_logins(environ),
+        )
+
+    def proxy_for(self, url: str) -> str | None:
+        """Return the proxy to ask for `url`, or None to go straight."""
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        for name in self.proxies.get("no", "").split(","):
+            suffix = name.strip().lstrip(".").lower()
+            if suffix and (suffix in ("*", host) or host.endswith(f".{suffix}")):
+                return None
+        return self.proxies.get(parts.scheme) or self.proxies.get("all")
+
+
+def _proxies(environ: Mapping[str, str]) -> dict[str, str]:
+    """Read `https_proxy` and its like; the lower-case name wins, as in curl."""
+    found: dict[str, str] = {}
+    for name in sorted(environ):  # upper case sorts first
+        if name.lower().endswith("_proxy") and environ[name]:
+            found[name.lower()[: -len("_proxy")]] = environ[name]
+    return found
+
+
+def _logins(environ: Mapping[str, str]) -> dict[str, Secret]:
+    """Read the logins of the indexes that uv is told about in the environment."""
+    found: dict[str, Secret] = {}
+    for name in INDEX_VARIABLES:
+        for word in environ.get(name, "").split():
+            # An index may have a name: `mine=https://user:password@host/simple`.
+            start = re.match(r"[\w.-]+=(?=\w+://)", word)
+            login, _, place = urlsplit(word[start.end() if start else 0 :]).netloc.rpartition("@")
+            if login:
+                found.setdefault(place.lower(), Secret(login))
+    return found
+
+
+def network() -> NetworkSettings:
+    """Return the network settings of this process."""
+    return NetworkSettings.from_environ(os.environ)
+
+
+def condarc_paths() -> tuple[Path, ...]:
+    """Return the conda settings files that are there, in the order in which they are read."""
+    home = home_of(os.environ)
+    named = os.environ.get("CONDARC")
+    root = os.environ.get("CONDA_ROOT") or os.environ.get("MAMBA_ROOT_PREFIX")
+    candidates = [
+        Path("/etc/conda/.condarc"),
+        *([Path(root) / ".condarc"] if root else []),
+        Path(home) / ".conda" / ".condarc",
+        Path(home) / ".condarc",
+        *([Path(named)] if named else []),
+    ]
+    return tuple(path for path in candidates if path.is_file())

@@ -1,0 +1,1 @@
+"""Throwaway containers without network: bubblewrap, docker, podman."""

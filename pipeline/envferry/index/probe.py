@@ -1,0 +1,123 @@
+"""What one artifact or tag of a registry is: published, under way, or damaged and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from envferry.artifacts import REGISTRY_MANIFEST
+from envferry.base.files import from_json, human_bytes
+from envferry.errors import IntegrityError, NotFound, PipelineError, SpecError, StoreError
+from envferry.index.registry_keys import Place, list_folder
+from envferry.models import ID_PATTERN
+from envferry.registry.layout import tag_key
+from envferry.stores.multipart import Unreachable
+from envferry.trust.signed_tags import SignedTagRecord, TagName
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from concurrent.futures import Executor
+
+    from envferry.models import Manifest
+    from envferry.registry import Registry
+    from envferry.registry.inventory import Folder
+    from envferry.stores.port import Listed
+
+LARGEST_MANIFEST = 64 << 20
+LARGEST_TAG = 1 << 20
+LARGEST_NUMBER = (1 << 63) - 1
+"""What SQLite holds; no archive is larger."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What was found in an artifact's folder; neither manifest nor problem: a push under way."""
+
+    folder: Folder
+    manifest: Manifest | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TagLook:
+    """What was found in a tag."""
+
+    name: TagName
+    listed: Listed
+    record: SignedTagRecord | None = None
+    problem: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Where it points to; empty when it is damaged."""
+        return self.record.id if self.record else ""
+
+
+def look_at(registry: Registry, place: Place, folder: Folder | None) -> Look:
+    """Read an artifact's manifest; what is wrong with it is a finding, no error.
+
+    A server that cannot be reached says nothing about an artifact: that is an error.
+    """
+    folder = folder or list_folder(registry, place)
+    manifest = folder.files.get(REGISTRY_MANIFEST)
+    if manifest is None or folder.is_being_pruned:
+        return Look(folder=folder)
+    if manifest.size > LARGEST_MANIFEST:
+        return Look(folder=folder, problem=f"its manifest has {human_bytes(manifest.size)}")
+    try:
+        described = registry.described(*place)
+        _require_numbers(described)
+    except Unreachable:
+        raise
+    except NotFound:
+        return Look(folder=folder)
+    except (IntegrityError, SpecError, StoreError) as error:
+        return Look(folder=folder, problem=error.message)
+    except RecursionError:
+        return Look(folder=folder, problem="its manifest is nested without end")
+    return Look(folder=folder, manifest=described)
+
+
+def read_tags(
+    registry: Registry, tags: Mapping[TagName, Listed], pool: Executor
+) -> tuple[TagLook, ...]:
+    """Read tags; those that are gone meanwhile are left out."""
+    found = pool.map(lambda item: _read_tag(registry, *item), tags.items())
+    return tuple(one for one in found if one is not None)
+
+
+def stamp_of(folder: Folder) -> str:
+    """Return what differs when an artifact should be looked at again."""
+    manifest = folder.files.get(REGISTRY_MANIFEST)
+    marks = (folder.attested, folder.is_being_pruned)
+    return f"{manifest.stamp if manifest else ''} {marks}"
+
+
+def _read_tag(registry: Registry, name: TagName, listed: Listed) -> TagLook | None:
+    key = tag_key(name.name, name.platform, name.tag)
+    try:
+        if listed.size > LARGEST_TAG:
+            raise IntegrityError(f"{key} has {human_bytes(listed.size)}: it is no tag")
+        record = from_json(registry.store.read(key), SignedTagRecord, key)
+        if not ID_PATTERN.fullmatch(record.id) or not 0 <= record.counter <= LARGEST_NUMBER:
+            raise IntegrityError(f"{key} is damaged: it points to {record.id[:40]!r}")
+    except Unreachable:
+        raise
+    except NotFound:
+        return None
+    except PipelineError as error:
+        return TagLook(name=name, listed=listed, problem=error.message)
+    except RecursionError:
+        return TagLook(name=name, listed=listed, problem=f"{key} is nested without end")
+    return TagLook(name=name, listed=listed, record=record)
+
+
+def _require_numbers(manifest: Manifest) -> None:
+    """Raise IntegrityError when a size is none."""
+    sizes = (
+        manifest.archive.size,
+        manifest.archive.tar_size,
+        *(package.size for package in manifest.packages),
+    )
+    if not all(0 <= size <= LARGEST_NUMBER for size in sizes):
+        raise IntegrityError(f"the manifest of {manifest.stem} gives a size that is none")

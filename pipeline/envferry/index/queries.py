@@ -1,0 +1,353 @@
+"""What can be asked of an index. Each function takes the connection: `catalog.ask(query)`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import cmp_to_key
+from typing import TYPE_CHECKING, Any
+
+from envferry.index.match_spec import compare_conda
+from envferry.index.records import fact
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from envferry.index.database import Connection
+    from envferry.index.match_spec import WantedPackage
+
+ENTRY = (
+    "number, name, platform, id, version, size, unpacked, packages, published, attested, problem"
+)
+NEWEST_FIRST = "published DESC, id"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One artifact, as the index has it."""
+
+    name: str
+    platform: str
+    id: str
+    version: str | None
+    size: int
+    """The bytes of its archive."""
+    unpacked: int
+    """The bytes of its files."""
+    packages: int
+    published: datetime | None
+    """When its manifest came into the registry, by the store's own clock, in UTC."""
+    attested: bool
+    """Whether an attestation lies beside it; who signed that is another question."""
+    problem: str | None
+    """What is wrong with a damaged one; sizes and packages are unknown then."""
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """All artifacts of one name."""
+
+    name: str
+    platforms: tuple[str, ...]
+    versions: int
+    damaged: int
+    size: int
+    """The bytes of all archives."""
+    published: datetime | None
+    """When the newest came."""
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tag:
+    """A tag, as the index has it."""
+
+    name: str
+    platform: str
+    tag: str
+    id: str | None
+    counter: int | None
+    """How often it has moved."""
+    signed: bool
+    moved: datetime
+    """When it was last written, by the store's own clock, in UTC."""
+    problem: str | None
+    """What is wrong with it: damaged, or it points to nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """A package in an artifact."""
+
+    package: str
+    version: str
+    kind: str
+    build: str | None
+    name: str
+    """The environment."""
+    platform: str
+    id: str
+    env_version: str | None
+    published: datetime | None
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """Which artifacts to list; None and False for all."""
+
+    name: str | None = None
+    platform: str | None = None
+    tag: str | None = None
+    is_tagged: bool = False
+
+    def sql(self) -> tuple[str, list[Any]]:
+        """Return a condition on `artifacts` and its values."""
+        conditions, values = ["state != 'unfinished'"], list[Any]()
+        for column in ("name", "platform"):
+            if (value := getattr(self, column)) is not None:
+                conditions.append(f"artifacts.{column} = ?")
+                values.append(value)
+        if self.tag is not None or self.is_tagged:
+            conditions.append(
+                "EXISTS (SELECT 1 FROM tags WHERE tags.name = artifacts.name AND "
+                "tags.platform = artifacts.platform AND tags.id = artifacts.id"
+                + (" AND tags.tag = ?)" if self.tag is not None else ")")
+            )
+            values += [] if self.tag is None else [self.tag]
+        return " AND ".join(conditions), values
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """How much a registry holds, and how fresh the index is."""
+
+    environments: int
+    artifacts: int
+    damaged: int
+    size: int
+    packages: int
+    """Different ones, by name, version and build."""
+    refreshed_at: datetime | None
+
+
+EVERYTHING = Filter()
+
+
+def entries(
+    wanted: Filter = EVERYTHING, limit: int = -1, offset: int = 0
+) -> Callable[[Connection], tuple[Entry, ...]]:
+    """List artifacts by name and platform, the newest first; damaged ones, too."""
+    condition, values = wanted.sql()
+    statement = (
+        f"SELECT {ENTRY} FROM artifacts WHERE {condition} "
+        f"ORDER BY name, platform, {NEWEST_FIRST} LIMIT ? OFFSET ?"
+    )
+
+    def query(connection: Connection) -> tuple[Entry, ...]:
+        rows = connection.execute(statement, [*values, limit, offset]).fetchall()
+        tags = _tags_by_place(connection, wanted.name)
+        return tuple(_entry(row, tags) for row in rows)
+
+    return query
+
+
+def count(wanted: Filter = EVERYTHING) -> Callable[[Connection], int]:
+    """Count artifacts."""
+    condition, values = wanted.sql()
+    statement = f"SELECT count(*) FROM artifacts WHERE {condition}"
+    return lambda connection: int(connection.execute(statement, values).fetchone()[0])
+
+
+def environments(part: str = "") -> Callable[[Connection], tuple[Environment, ...]]:
+    """List environments whose name holds `part`, by name."""
+    statement = """
+SELECT name, group_concat(DISTINCT platform), count(*), sum(state = 'damaged'), sum(size),
+  max(published) FROM artifacts WHERE state != 'unfinished' AND instr(lower(name), lower(?))
+GROUP BY name ORDER BY name
+"""
+
+    def query(connection: Connection) -> tuple[Environment, ...]:
+        tags: dict[str, set[str]] = {}
+        for name, tag in connection.execute("SELECT name, tag FROM tags"):
+            tags.setdefault(name, set()).add(tag)
+        return tuple(
+            Environment(
+                name=row[0],
+                platforms=tuple(sorted(row[1].split(","))),
+                versions=row[2],
+                damaged=row[3],
+                size=row[4],
+                published=_time(row[5]),
+                tags=tuple(sorted(tags.get(row[0], ()))),
+            )
+            for row in connection.execute(statement, (part,))
+        )
+
+    return query
+
+
+def all_tags(name: str | None = None) -> Callable[[Connection], tuple[Tag, ...]]:
+    """List tags; those that point to nothing say so."""
+    statement = """
+SELECT tags.name, tags.platform, tag, tags.id, counter, signed, moved, tags.problem, state
+FROM tags LEFT JOIN artifacts ON (artifacts.name, artifacts.platform, artifacts.id) =
+  (tags.name, tags.platform, tags.id)
+WHERE ? IS NULL OR tags.name = ? ORDER BY tags.name, tags.platform, tag
+"""
+
+    def query(connection: Connection) -> tuple[Tag, ...]:
+        return tuple(
+            Tag(
+                name=row[0],
+                platform=row[1],
+                tag=row[2],
+                id=row[3],
+                counter=row[4],
+                signed=bool(row[5]),
+                moved=_time(row[6]) or datetime.fromtimestamp(0, timezone.utc),
+                problem=row[7] or (None if row[8] == "published" else "it points to no artifact"),
+            )
+            for row in connection.execute(statement, (name, name))
+        )
+
+    return query
+
+
+def find(
+    wanted: WantedPackage, where: Filter = EVERYTHING, limit: int = -1, offset: int = 0
+) -> Callable[[Connection], tuple[Match, ...]]:
+    """Find the artifacts that hold a package: by environment, the newest first."""
+    condition, values = where.sql()
+    statement = (
+        f"SELECT contents.package, {ENTRY} FROM contents "
+        f"JOIN artifacts ON artifacts.number = contents.artifact WHERE {condition} "
+        "AND contents.package IN (SELECT value FROM json_each(?)) "
+        f"ORDER BY name, platform, {NEWEST_FIRST}, contents.package LIMIT ? OFFSET ?"
+    )
+
+    def query(connection: Connection) -> tuple[Match, ...]:
+        found = _accepted(connection, wanted)
+        tags = _tags_by_place(connection, where.name)
+        rows = connection.execute(statement, [*values, _json(found), limit, offset])
+        return tuple(_match(found[row[0]], _entry(row[1:], tags)) for row in rows)
+
+    return query
+
+
+def count_finds(wanted: WantedPackage, where: Filter = EVERYTHING) -> Callable[[Connection], int]:
+    """Count what `find` finds."""
+    condition, values = where.sql()
+    # Only published artifacts have contents: without a filter no other table is asked.
+    join = f"JOIN artifacts ON artifacts.number = contents.artifact AND {condition}"
+    if where == EVERYTHING:
+        join, values = "", []
+    statement = (
+        f"SELECT count(*) FROM contents {join} "
+        "WHERE contents.package IN (SELECT value FROM json_each(?))"
+    )
+
+    def query(connection: Connection) -> int:
+        numbers = _json(_accepted(connection, wanted))
+        return int(connection.execute(statement, [*values, numbers]).fetchone()[0])
+
+    return query
+
+
+def versions_of(wanted: WantedPackage) -> Callable[[Connection], tuple[str, ...]]:
+    """Return all versions of a package that are there, wanted or not, the newest last."""
+
+    def query(connection: Connection) -> tuple[str, ...]:
+        versions = {row[2] for row in _named(connection, wanted.name)}
+        return tuple(sorted(versions, key=cmp_to_key(compare_conda)))
+
+    return query
+
+
+def totals(connection: Connection) -> Totals:
+    """Count everything."""
+    row = connection.execute(
+        "SELECT count(DISTINCT name), count(*), coalesce(sum(state = 'damaged'), 0), "
+        "coalesce(sum(size), 0) FROM artifacts WHERE state != 'unfinished'"
+    ).fetchone()
+    (packages,) = connection.execute("SELECT count(*) FROM packages").fetchone()
+    return Totals(
+        environments=row[0],
+        artifacts=row[1],
+        damaged=row[2],
+        size=row[3],
+        packages=packages,
+        refreshed_at=_time(fact(connection, "refreshed_at") or None),
+    )
+
+
+def _accepted(connection: Connection, wanted: WantedPackage) -> dict[int, tuple[Any, ...]]:
+    """Return the packages that are meant: number to name, version, kind and build."""
+    rows = _named(connection, wanted.name)
+    return {row[0]: row[1:] for row in rows if wanted.accepts(row[2], row[4])}
+
+
+def _json(numbers: Iterable[int]) -> str:
+    return "[" + ",".join(map(str, numbers)) + "]"
+
+
+def _named(connection: Connection, name: str) -> Iterable[tuple[Any, ...]]:
+    """Return the packages of a name, which may hold `*`."""
+    comparison = "GLOB" if "*" in name else "="
+    return connection.execute(
+        f"SELECT number, name, version, kind, build FROM packages WHERE normal {comparison} ?",
+        (name,),
+    )
+
+
+def _tags_by_place(
+    connection: Connection, name: str | None
+) -> dict[tuple[str, str, str], tuple[str, ...]]:
+    rows = connection.execute(
+        "SELECT name, platform, id, tag FROM tags WHERE id IS NOT NULL AND (? IS NULL OR name = ?) "
+        "ORDER BY tag",
+        (name, name),
+    )
+    found: dict[tuple[str, str, str], tuple[str, ...]] = {}
+    for *place, tag in rows:
+        key = (place[0], place[1], place[2])
+        found[key] = (*found.get(key, ()), tag)
+    return found
+
+
+def _entry(row: tuple[Any, ...], tags: dict[tuple[str, str, str], tuple[str, ...]]) -> Entry:
+    _, name, platform, id_, version, size, unpacked, packages, published, attested, problem = row
+    return Entry(
+        name=name,
+        platform=platform,
+        id=id_,
+        version=version,
+        size=size,
+        unpacked=unpacked,
+        packages=packages,
+        published=_time(published),
+        attested=bool(attested),
+        problem=problem,
+        tags=tags.get((name, platform, id_), ()),
+    )
+
+
+def _match(package: tuple[Any, ...], entry: Entry) -> Match:
+    name, version, kind, build = package
+    return Match(
+        package=name,
+        version=version,
+        kind=kind,
+        build=build or None,
+        name=entry.name,
+        platform=entry.platform,
+        id=entry.id,
+        env_version=entry.version,
+        published=entry.published,
+        tags=entry.tags,
+    )
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(int(seconds), timezone.utc)

@@ -1,0 +1,146 @@
+"""The index of one registry: kept up to date by reading only what is new there."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from envferry.base.files import plural
+from envferry.base.workers import Workers
+from envferry.index.database import Connection, Database
+from envferry.index.probe import TagLook, look_at, read_tags, stamp_of
+from envferry.index.records import (
+    Remembered,
+    fact,
+    put_fact,
+    remembered,
+    remove,
+    write_looks,
+    write_tags,
+)
+from envferry.index.registry_keys import Holdings, Place, list_fully, list_quickly
+from envferry.progress import Silent
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from concurrent.futures import Executor
+    from pathlib import Path
+
+    from envferry.progress import Progress
+    from envferry.registry import Registry
+
+T = TypeVar("T")
+
+DIRECTORY = "catalog"
+"""Below the cache."""
+THREADS = 16
+FULL_SECONDS = 600
+"""How long a change inside an artifact's folder, which nothing else shows, may stay unseen.
+
+Also how long an artifact may be listed that another tool removed where empty folders are kept.
+"""
+SMALL = 300
+"""Up to so many artifacts (two pages of keys), everything is listed each time."""
+BATCH = 200
+"""Manifests that are read before they are written: bounds the memory of a first index."""
+WORTH_SAYING = 100
+"""Artifacts to read from which on people are told why it takes a moment."""
+
+
+class Catalog:
+    """A registry and its index."""
+
+    def __init__(self, registry: Registry, database: Database) -> None:
+        self.registry, self.database = registry, database
+
+    @classmethod
+    def open(cls, registry: Registry, cache_dir: Path) -> Catalog:
+        """Open the index of a registry below the cache; nothing is read from the registry yet."""
+        database = Database.for_place(cache_dir / DIRECTORY, registry.store.place)
+        return cls(registry, database)
+
+    def close(self) -> None:
+        """Close the index."""
+        self.database.close()
+
+    def ask(self, query: Callable[[Connection], T]) -> T:
+        """Ask the index, see `queries`; one that turns out damaged is filled again first."""
+        before = self.database.discarded
+        answer = self.database.run(query)
+        if self.database.discarded == before:
+            return answer
+        self.refresh()
+        return self.database.run(query)
+
+    def refresh(self, *, fully: bool = False, progress: Progress | None = None) -> None:
+        """Bring the index up to date with the registry.
+
+        Quickly, as a rule; everything is listed while that is cheap, at times, and `fully`.
+        """
+        discarded = self.database.discarded
+        self._refresh(fully, progress or Silent())
+        if self.database.discarded != discarded:  # found damaged half way
+            self._refresh(fully, progress or Silent())
+
+    def _refresh(self, fully: bool, progress: Progress) -> None:
+        before, now = self.database.run(remembered), time.time()
+        is_recent = 0 <= now - before.listed_at < FULL_SECONDS
+        is_full = fully or not is_recent or len(before.artifacts) <= SMALL
+        with Workers(THREADS, "catalog") as pool:
+            holdings = (list_fully if is_full else list_quickly)(self.registry, pool)
+            moved = {
+                name: listed
+                for name, listed in holdings.tags.items()
+                if before.tags.get(name) != listed.stamp
+            }
+            tags = read_tags(self.registry, moved, pool)
+            places = _to_look_at(holdings, before, tags, now)
+            self._look(places, holdings, pool, progress)
+        gone = before.artifacts.keys() - holdings.folders.keys()
+        lost = before.tags.keys() - holdings.tags.keys()
+
+        def write(connection: Connection) -> None:
+            remove(connection, gone, lost)
+            write_tags(connection, tags)
+            put_fact(connection, "refreshed_at", now)
+            if is_full:
+                put_fact(connection, "listed_at", now)
+            if places or gone or lost or tags:
+                put_fact(connection, "changes", fact(connection, "changes") + 1)
+
+        self.database.write(write)
+
+    def _look(
+        self, places: list[Place], holdings: Holdings, pool: Executor, progress: Progress
+    ) -> None:
+        """Read what is new and write it down, a batch at a time."""
+        shown = progress if len(places) >= WORTH_SAYING else Silent()
+        with shown.task(f"index {self.registry.url}: {plural(len(places), 'artifact')}"):
+            for start in range(0, len(places), BATCH):
+                batch = places[start : start + BATCH]
+                folders = [holdings.folders[place] for place in batch]
+                looks = tuple(pool.map(look_at, [self.registry] * len(batch), batch, folders))
+                self.database.write(partial(write_looks, looks=looks, now=time.time()))
+
+
+def _to_look_at(
+    holdings: Holdings, before: Remembered, tags: Iterable[TagLook], now: float
+) -> list[Place]:
+    """Return the artifacts whose folders must be read.
+
+    A push writes manifest, attestation and tags, in this order: so an artifact that was seen
+    between the first two is looked at again when a tag was moved to it.
+    """
+    pushed = {(one.name.name, one.name.platform, one.id) for one in tags}
+    places = []
+    for place, folder in holdings.folders.items():
+        known = before.artifacts.get(place)
+        if known is None or known.is_due(now):
+            places.append(place)
+        elif folder is not None:
+            if stamp_of(folder) != known.stamp:
+                places.append(place)
+        elif place in pushed and not known.attested:
+            places.append(place)
+    return places

@@ -1,0 +1,1 @@
+"""The stage that installs, and what follows: verify, roll back, remove."""

@@ -1,0 +1,135 @@
+"""A training host: where its environments are, and which one is current."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from envferry.base.files import from_json, sync_directory, write_bytes
+from envferry.errors import NotFound
+from envferry.models import ID_PATTERN, Installation, check_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HOME = ".envferry"
+PARTIAL = ".partial-"
+TRASH = ".trash-"
+HISTORY = ".history"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvHome:
+    """Everything of one environment below an envs directory (docs/format.md, the host)."""
+
+    envs_dir: Path
+    name: str
+
+    @classmethod
+    def of(cls, envs_dir: Path, name: str) -> EnvHome:
+        """Return the home of an environment; raise UsageError for an impossible name."""
+        return cls(envs_dir=envs_dir.absolute(), name=check_name(name, "environment name"))
+
+    @property
+    def link(self) -> Path:
+        """`envs/NAME`, the symbolic link that makes an installation the current one."""
+        return self.envs_dir / self.name
+
+    @property
+    def directory(self) -> Path:
+        """`envs/.envferry/NAME`, which holds the installations."""
+        return self.envs_dir / HOME / self.name
+
+    @property
+    def lock_path(self) -> Path:
+        """The file that whoever changes this environment holds locked."""
+        return self.directory / ".lock"
+
+    def tree(self, id_: str) -> Path:
+        """Return where the files of an installation are."""
+        return self.directory / id_
+
+    def partial(self, id_: str) -> Path:
+        """Return where an unfinished installation is."""
+        return self.directory / f"{PARTIAL}{id_}"
+
+    def record(self, id_: str) -> Path:
+        """Return the record of an installation: without it there is none."""
+        return self.directory / f"{id_}.json"
+
+    def journal(self, id_: str) -> Path:
+        """Return the journal of an unfinished installation."""
+        return self.directory / f"{PARTIAL}{id_}.journal"
+
+    def index(self, id_: str) -> Path:
+        """Return the archive index of an installation, as the archive had it."""
+        return self.directory / f"{id_}.index"
+
+    def history(self) -> list[str]:
+        """Return the ids that were made current, the last one last, each once."""
+        path = self.directory / HISTORY
+        ids = path.read_text().split() if path.is_file() else []
+        return [id_ for id_ in ids if ID_PATTERN.fullmatch(id_)]
+
+    def make_current(self, id_: str) -> None:
+        """Make an installation the current one and note that it became so.
+
+        Noted first: after a crash between the two the last line is not the current one, and
+        whoever reads the history passes over what it is not.
+        """
+        current = self.current_id()
+        before = [past for past in self.history() if past not in (id_, current)]
+        ids = [*before, *([current] if current and current != id_ else []), id_]
+        self.write_history(ids)
+        self.point_at(id_)
+
+    def write_history(self, ids: list[str]) -> None:
+        """Write down which installations were current."""
+        write_bytes(self.directory / HISTORY, "".join(f"{id_}\n" for id_ in ids).encode())
+
+    def previous_id(self) -> str | None:
+        """Return the installation that was current before this one, if it is still there."""
+        current = self.current_id()
+        past = [id_ for id_ in self.history() if id_ != current and self.record(id_).is_file()]
+        return past[-1] if past else None
+
+    @property
+    def has_link(self) -> bool:
+        """Whether `envs/NAME` is a link to an installation of ours, be that there or not."""
+        return self.link.is_symlink() and self.link.readlink().parent == Path(HOME, self.name)
+
+    def current_id(self) -> str | None:
+        """Return the id of the current installation, None when there is none of ours."""
+        if not self.has_link:
+            return None
+        id_ = self.link.readlink().name
+        return id_ if self.record(id_).is_file() else None
+
+    def installations(self) -> Iterator[Installation]:
+        """Yield what is installed under this name, by id."""
+        for path in sorted(self.directory.glob("*.json")):
+            yield from_json(path.read_bytes(), Installation, str(path))
+
+    def installation(self, id_: str) -> Installation:
+        """Return one installation; raise NotFound when it is not there."""
+        path = self.record(id_)
+        if not path.is_file():
+            message = f"{self.name} has no installation {id_} in {self.envs_dir}"
+            raise NotFound(message, hint="run `envferry install` with that id")
+        return from_json(path.read_bytes(), Installation, str(path))
+
+    def point_at(self, id_: str | None) -> None:
+        """Make an installation the current one, in one atomic step; None removes the link.
+
+        The link is relative, so it holds on both sides of a volume mount.
+        """
+        if id_ is None:
+            self.link.unlink(missing_ok=True)
+        else:
+            fresh = self.directory / f".link-{os.getpid()}"
+            fresh.unlink(missing_ok=True)
+            fresh.symlink_to(Path(HOME, self.name, id_))
+            fresh.replace(self.link)
+        sync_directory(self.envs_dir)

@@ -1,0 +1,86 @@
+"""What is installed on a host: its records and indexes, and what it offers to a new one."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from envferry.archive.contents import Content
+from envferry.archive.index import decode_index
+from envferry.archive.prefixes import Relocation
+from envferry.errors import IntegrityError, NotFound, PipelineError
+from envferry.install.env_home import HOME, EnvHome
+from envferry.install.reuse import Donors
+from envferry.install.tree_check import InstalledTree
+from envferry.models import NAME_PATTERN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from envferry.archive.index import Index
+    from envferry.models import Installation
+
+
+def chosen_id(home: EnvHome, id_: str | None) -> str:
+    """Return the id that is meant: the current one unless one is named; raise NotFound."""
+    found = id_ or home.current_id()
+    if found is None:
+        message = f"{home.name} is not installed in {home.envs_dir}"
+        raise NotFound(message, hint=f"run `envferry install {home.name}`")
+    return home.installation(found).id
+
+
+def open_installed(home: EnvHome, id_: str) -> InstalledTree:
+    """Read what an installation must be; raise IntegrityError when that is damaged."""
+    record = home.installation(id_)
+    index = read_index(home, id_)
+    return InstalledTree(
+        root=home.tree(id_),
+        index=index,
+        relocation=Relocation(record.built_prefix, record.prefix, index),
+        edited=edited_contents(record),
+    )
+
+
+def read_index(home: EnvHome, id_: str) -> Index:
+    """Read the index that an installation keeps of its archive."""
+    path = home.index(id_)
+    try:
+        frame = path.read_bytes()
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror}"
+        raise IntegrityError(message, hint="remove this installation and install again") from error
+    return decode_index(frame, str(path))
+
+
+def edited_contents(record: Installation) -> dict[str, Content]:
+    """Return what the files hold whose prefix was edited."""
+    return {path: Content(size, xxh128) for path, (size, xxh128) in record.edited.items()}
+
+
+def all_installations(home: EnvHome) -> Iterator[tuple[EnvHome, Installation]]:
+    """Yield what is installed in an envs directory: the current one, its siblings, the others.
+
+    A damaged record is passed over; `envferry verify` says so.
+    """
+    names = {path.name for path in (home.envs_dir / HOME).glob("*") if path.is_dir()}
+    current = home.current_id()
+    for name in sorted(filter(NAME_PATTERN.fullmatch, names), key=lambda name: name != home.name):
+        other = EnvHome.of(home.envs_dir, name)
+        paths = sorted(other.directory.glob("*.json"), key=lambda path: path.stem != current)
+        for path in paths:
+            with contextlib.suppress(PipelineError):
+                yield other, other.installation(path.stem)
+
+
+def find_donors(home: EnvHome, wanted: Installation) -> Donors:
+    """Return what the installations on this host offer to a new one."""
+    donors = Donors()
+    for other, record in all_installations(home):
+        same = (record.built_prefix, record.prefix) == (wanted.built_prefix, wanted.prefix)
+        try:
+            index = read_index(other, record.id)
+        except PipelineError:
+            continue
+        donors.offer(other.tree(record.id), index, edited_contents(record), same_prefixes=same)
+    return donors

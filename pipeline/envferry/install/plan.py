@@ -1,0 +1,184 @@
+"""What is to be installed where; all that speaks against it is found before a byte is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from envferry.archive.prefixes import Relocation
+from envferry.archive.reader import Archive
+from envferry.archive.validation import is_sane_prefix
+from envferry.errors import IntegrityError, TargetOccupied, UsageError
+from envferry.install.env_home import EnvHome
+from envferry.install.host_check import Needs, check_host, cuda_runtime
+from envferry.install.installed import find_donors
+from envferry.install.reuse import Donors, Link
+from envferry.models import ENVS_DIR, Checks, Installation, Manifest, SystemRequirements
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from envferry.archive.index import Index
+    from envferry.archive.reader import Source
+
+BASE_NAMES = ("base", "root")
+BLOCK_BYTES = 4096
+"""What a file's last block wastes, at most, on the usual file systems."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstallOptions:
+    """Where and how to install."""
+
+    envs_dir: Path = ENVS_DIR
+    name: str | None = None
+    """Another name than the environment was built with."""
+    prefix: str | None = None
+    """The path it shall believe it lives at; where it really is when None."""
+    replace: bool = False
+    """Move aside what is already there and is not ours."""
+    check: bool = True
+    """Run the environment's checks afterwards, and go back when they fail."""
+    link: Link = Link.AUTO
+    """How unchanged files come from what is installed already."""
+    force: tuple[str, ...] = ()
+    """Findings of the host check to live with."""
+    threads: int = 0
+    """0: as many as there are cores, and a few at least."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstallOrder:
+    """An install that nothing speaks against."""
+
+    archive: Archive
+    home: EnvHome
+    installation: Installation
+    """Its record, but for the files that will be edited."""
+    relocation: Relocation
+    donors: Donors
+    options: InstallOptions
+
+    @property
+    def journal_subject(self) -> str:
+        """What the journal of this install starts with: another archive or prefix is another."""
+        digest = blake3(self.archive.index_frame).hexdigest()
+        return f"envferry {digest} {self.installation.prefix}"
+
+
+def prepare_install(
+    source: Source, manifest: Manifest | None, options: InstallOptions
+) -> InstallOrder:
+    """Read the index and check archive, target and host; write nothing."""
+    archive = Archive(source)
+    if manifest is not None:
+        check_manifest(archive, manifest)
+    home = EnvHome.of(options.envs_dir, options.name or archive.index.name)
+    installation = plan_installation(archive.index, manifest, home, options)
+    check_target(home, installation, replace=options.replace)
+    relocation = Relocation(archive.index.prefix, installation.prefix, archive.index)
+    relocation.check(archive.index)
+    donors = Donors()
+    if not is_installed(home, installation):
+        donors = find_donors(home, installation)
+    order = InstallOrder(
+        archive=archive,
+        home=home,
+        installation=installation,
+        relocation=relocation,
+        donors=donors,
+        options=options,
+    )
+    system = manifest.requirements if manifest else SystemRequirements()
+    check_host(find_needs(order, system), options.force)
+    return order
+
+
+def find_needs(order: InstallOrder, system: SystemRequirements) -> Needs:
+    """Return what the host must offer; shared files and those of an interrupted install are free.
+
+    An installation that is there already needs nothing but a host that can run it.
+    """
+    index = order.archive.index
+    numbers = set(range(len(index.files)))
+    if is_installed(order.home, order.installation):
+        numbers = set()
+    elif order.options.link is not Link.COPY:
+        numbers -= order.donors.candidates(index, order.relocation).keys()
+    partial = order.home.partial(index.id)
+    written = sum(path.lstat().st_blocks * 512 for path in partial.rglob("*"))
+    needed = sum(index.files[number].size + BLOCK_BYTES for number in numbers)
+    return Needs(
+        platform=index.platform,
+        system=system,
+        cuda_runtime=cuda_runtime(index.packages),
+        directory=order.home.directory,
+        free_bytes=max(needed - written, 0),
+        inodes=len(numbers) if not written else 0,
+        has_links=any(entry.type == "symlink" for entry in index.files),
+    )
+
+
+def check_manifest(archive: Archive, manifest: Manifest) -> None:
+    """Raise IntegrityError unless this is the archive that the manifest describes.
+
+    The index binds every frame and every file; the manifest binds the index.
+    """
+    index_blake3 = blake3(archive.index_frame).hexdigest()
+    found = (archive.source.size, archive.index.id, index_blake3)
+    expected = (manifest.archive.size, manifest.id, manifest.archive.index_blake3)
+    if found != expected:
+        message = (
+            f"{archive.name} is not the archive of its manifest: "
+            f"found {found[0]} bytes, id {found[1]}, expected {expected[0]} bytes, id {expected[1]}"
+        )
+        raise IntegrityError(message, hint="fetch both again")
+
+
+def plan_installation(
+    index: Index, manifest: Manifest | None, home: EnvHome, options: InstallOptions
+) -> Installation:
+    """Return the record of the installation that is to be made."""
+    return Installation(
+        name=home.name,
+        id=index.id,
+        platform=index.platform,
+        prefix=options.prefix or str(home.link),
+        built_prefix=index.prefix,
+        archive_xxh128=manifest.archive.xxh128 if manifest else "",
+        files=len(index.files),
+        size=sum(entry.size for entry in index.files),
+        checks=manifest.checks if manifest else Checks(),
+    )
+
+
+def check_target(home: EnvHome, installation: Installation, *, replace: bool) -> None:
+    """Raise unless `envs/NAME` is free, ours, or may be replaced."""
+    prefix = installation.prefix
+    if home.name in BASE_NAMES:
+        message = f"{home.name} is conda's own environment and never a target"
+        raise UsageError(message, hint="install it under another --name")
+    if not is_sane_prefix(prefix):
+        message = f"the prefix {prefix!r} is not an absolute path of usual characters"
+        raise UsageError(message, hint="name one such as /opt/conda/envs/demo: `--prefix PATH`")
+    is_taken = home.link.exists() or home.link.is_symlink()
+    current = home.current_id()
+    if is_taken and current is None and not replace:
+        what = "a link elsewhere" if home.link.is_symlink() else "not ours"
+        raise TargetOccupied(
+            f"{home.link} exists and is {what}: left untouched",
+            hint="use another --name, or --replace to move it aside",
+        )
+    if current == installation.id and not is_installed(home, installation):
+        raise TargetOccupied(
+            f"{home.link} is the same artifact, installed for another prefix",
+            hint="install it under another --name",
+        )
+
+
+def is_installed(home: EnvHome, wanted: Installation) -> bool:
+    """Whether the same artifact is already installed for the same prefix."""
+    record = home.record(wanted.id)
+    return record.is_file() and home.installation(wanted.id).prefix == wanted.prefix

@@ -1,0 +1,184 @@
+"""Files of other installations that hold what a new one needs."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import tempfile
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from envferry.archive.contents import Content, expected_content, in_parallel, open_holding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+    from pathlib import Path
+
+    from envferry.archive.index import FileEntry, Index
+    from envferry.archive.prefixes import Relocation
+
+NEW_COPY = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+FICLONE = 0x40049409
+"""linux/fs.h: make a file share the blocks of another one."""
+COPY_BYTES = 1 << 30
+CANNOT_LINK = (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY)
+"""Other file system; too many links; not our file; no such thing on this file system."""
+
+
+class Link(Enum):
+    """How a file gets into a second tree."""
+
+    AUTO = "auto"
+    REFLINK = "reflink"
+    HARDLINK = "hardlink"
+    COPY = "copy"
+
+
+class Donors:
+    """What installed trees have to offer, by content."""
+
+    def __init__(self) -> None:
+        self.places: dict[tuple[str, bool], tuple[str, Content]] = {}
+
+    def offer(
+        self, root: Path, index: Index, edited: Mapping[str, Content], *, same_prefixes: bool
+    ) -> None:
+        """Offer the files of an installed tree; the first tree that has a content gives it.
+
+        Edited files are offered only where both prefixes, of the build and of the place, are those
+        of the new installation.
+        """
+        for entry in index.files:
+            is_edited = entry.path in edited
+            if entry.size and (same_prefixes or not is_edited):
+                place = (f"{root}/{entry.path}", expected_content(entry, edited))
+                self.places.setdefault((entry.xxh128, is_edited), place)
+
+    def candidates(
+        self, index: Index, relocation: Relocation, present: Collection[int] = ()
+    ) -> dict[int, tuple[str, Content]]:
+        """Return, by file number, who offers what is not present."""
+        found = {}
+        for number, entry in enumerate(index.files):
+            if entry.size and number not in present:
+                place = self.places.get((entry.xxh128, relocation.changes(entry)))
+                if place:
+                    found[number] = place
+        return found
+
+
+class Supply:
+    """Verifies candidates and, given a tree to put them in, links or copies them there."""
+
+    def __init__(
+        self,
+        index: Index,
+        candidates: Mapping[int, tuple[str, Content]],
+        link: Link,
+        advance: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        self.index = index
+        self.advance = advance
+        self.candidates = candidates
+        self.link = link
+        self.times = (index.mtime * 10**9,) * 2
+
+    def verify(self, threads: int = 0) -> set[int]:
+        """Return the numbers of the files that the donors really have."""
+        return self.run(None, threads)
+
+    def put_into(self, target: Path, threads: int = 0) -> set[int]:
+        """Put files where they belong in a tree whose directories exist; return their numbers."""
+        return self.run(str(target), threads)
+
+    def run(self, target: str | None, threads: int) -> set[int]:
+        """Do all candidates in parallel."""
+
+        def work(batch: list[int]) -> list[int]:
+            self.advance(sum(self.index.files[number].size for number in batch))
+            return [number for number in batch if self.take(number, target)]
+
+        done: set[int] = set()
+        for batch in in_parallel(self.index, self.candidates, work, threads):
+            done.update(batch)
+        return done
+
+    def take(self, number: int, target: str | None) -> bool:
+        """Verify one file and put it in its place; return whether it is what it must be."""
+        source, wanted = self.candidates[number]
+        entry = self.index.files[number]
+        descriptor = open_holding(source, wanted)
+        if descriptor is None:
+            return False
+        try:
+            if target is not None:
+                self.place(descriptor, source, f"{target}/{entry.path}", entry)
+        finally:
+            os.close(descriptor)
+        return True
+
+    def place(self, descriptor: int, source: str, path: str, entry: FileEntry) -> None:
+        """Bring one verified file to its path, sharing what may be shared."""
+        status = os.fstat(descriptor)
+        same_status = (
+            stat.S_IMODE(status.st_mode) == entry.mode and status.st_mtime_ns == self.times[0]
+        )
+        if self.link is Link.HARDLINK and same_status and hard_link(source, path):
+            return
+        copy = os.open(path, NEW_COPY, entry.mode)
+        try:
+            if self.link is not Link.REFLINK or not reflink(descriptor, copy):
+                copy_content(descriptor, copy, status.st_size)
+            os.fchmod(copy, entry.mode)
+            os.utime(copy, ns=self.times)
+        finally:
+            os.close(copy)
+
+
+def hard_link(source: str, path: str) -> bool:
+    """Give a file a second name; return False where that cannot be."""
+    try:
+        os.link(source, path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in CANNOT_LINK:
+            return False
+        raise
+    return True
+
+
+def reflink(descriptor: int, copy: int) -> bool:
+    """Make an empty file share the blocks of another; return False where that cannot be."""
+    try:
+        fcntl.ioctl(copy, FICLONE, descriptor)
+    except OSError as error:
+        if error.errno in CANNOT_LINK:
+            return False
+        raise
+    return True
+
+
+def copy_content(descriptor: int, copy: int, size: int) -> None:
+    """Copy a file inside the kernel."""
+    done = 0
+    while done < size:
+        count = os.copy_file_range(descriptor, copy, min(size - done, COPY_BYTES), done, done)
+        if count == 0:
+            return
+        done += count
+
+
+def choose_link(directory: Path, wanted: Link) -> Link:
+    """Return how files get into a tree in `directory` from others on the same file system.
+
+    `auto` shares blocks where the file system can, else gives files a second name. Tried with an
+    empty file, because no file system says what it can do.
+    """
+    if wanted is not Link.AUTO:
+        return wanted
+    with (
+        tempfile.NamedTemporaryFile(dir=directory, prefix=".probe-") as source,
+        tempfile.NamedTemporaryFile(dir=directory, prefix=".probe-") as copy,
+    ):
+        return Link.REFLINK if reflink(source.fileno(), copy.fileno()) else Link.HARDLINK

@@ -1,0 +1,57 @@
+"""Stage 6, install: Artifact -> Installation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from envferry.base.files import exclusive_lock
+from envferry.install.activation import make_current
+from envferry.install.plan import InstallOptions, is_installed, prepare_install
+from envferry.install.preview import InstallPlan, describe_plan
+from envferry.install.staging import plan_staging, write_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from envferry.archive.reader import Source
+    from envferry.models import Installation, Manifest
+    from envferry.progress import Progress
+
+__all__ = ["InstallOptions", "InstallPlan", "install_artifact", "preview_install"]
+
+
+def install_artifact(
+    source: Source,
+    manifest: Manifest | None,
+    *,
+    options: InstallOptions,
+    progress: Progress,
+    announce: Callable[[InstallPlan], None] = lambda plan: None,
+) -> Installation:
+    """Install an archive under its name, whole or not at all, and make it the current one.
+
+    What other installations have is shared, verified, and only the rest is read: from frames to
+    files in one pass, into a directory of its own; then the record; then one atomic change of a
+    symbolic link. Until that last step the old environment is untouched. `announce` is told what
+    will be read before that begins. Raises IntegrityError, HostError or TargetOccupied with
+    nothing changed.
+    """
+    order = prepare_install(source, manifest, options)
+    home, installation = order.home, order.installation
+    with exclusive_lock(home.lock_path, f"the environment {home.name}"):
+        if is_installed(home, installation):
+            installation = home.installation(installation.id)
+        else:
+            installation = write_tree(order, progress, announce)
+        make_current(home, installation, progress, check=options.check)
+    return installation
+
+
+def preview_install(
+    source: Source, manifest: Manifest | None, *, options: InstallOptions
+) -> InstallPlan:
+    """Say what an install would read, to the byte, and change nothing; raise what it would."""
+    order = prepare_install(source, manifest, options)
+    if is_installed(order.home, order.installation):
+        return describe_plan(order, range(len(order.archive.index.files)), [])
+    return plan_staging(order)

@@ -1,0 +1,153 @@
+"""The tree of an installation, brought from whatever is there to the whole, beside its place."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from envferry.archive.extraction import (
+    ExtractOptions,
+    extract_tree,
+    make_directories,
+    needed_frames,
+)
+from envferry.archive.journal import Journal, read_journal
+from envferry.base.files import sync_directory, to_json, write_bytes
+from envferry.errors import HostError, IntegrityError
+from envferry.install.env_home import PARTIAL
+from envferry.install.preview import InstallPlan, describe_plan
+from envferry.install.resume import Kept, clear_others, find_kept
+from envferry.install.reuse import Link, Supply, choose_link
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from envferry.archive.contents import Content
+    from envferry.install.env_home import EnvHome
+    from envferry.install.plan import InstallOrder
+    from envferry.models import Installation
+    from envferry.progress import Progress
+
+
+def plan_staging(order: InstallOrder) -> InstallPlan:
+    """Return what `write_tree` would read; what is here already is looked at, nothing changed."""
+    kept = find_leftover(order)
+    rest = order.donors.candidates(order.archive.index, order.relocation, kept.files)
+    supply = Supply(order.archive.index, rest, Link.COPY)
+    present = kept.files | supply.verify(order.options.threads)
+    return describe_plan(order, present, needed_frames(order.archive, present, kept.frames))
+
+
+def write_tree(
+    order: InstallOrder, progress: Progress, announce: Callable[[InstallPlan], None]
+) -> Installation:
+    """Write the tree, put it in place, then its record: no record, no installation.
+
+    What an install of the same archive for the same prefix left behind is taken over as far as its
+    checksums are right. After an interrupt or a lost connection it stays for the next one; after
+    damage or on a full disk it goes.
+    """
+    home, id_ = order.home, order.installation.id
+    clear_leftovers(home, id_)
+    partial, tree = home.partial(id_), home.tree(id_)
+    try:
+        edited = fill_tree(order, partial, progress, announce)
+    except (IntegrityError, HostError):
+        discard(home, id_)
+        raise
+    finished = msgspec.structs.replace(
+        order.installation,
+        edited={path: (content.size, content.xxh128) for path, content in edited.items()},
+    )
+    home.record(id_).unlink(missing_ok=True)
+    if tree.exists():
+        shutil.rmtree(tree)
+    partial.rename(tree)
+    sync_directory(home.directory)
+    write_bytes(home.index(id_), order.archive.index_frame)
+    write_bytes(home.record(id_), to_json(finished))
+    home.journal(id_).unlink(missing_ok=True)
+    return finished
+
+
+def fill_tree(
+    order: InstallOrder,
+    partial: Path,
+    progress: Progress,
+    announce: Callable[[InstallPlan], None],
+) -> dict[str, Content]:
+    """Bring a staging directory from whatever it holds to the whole tree; return what was edited.
+
+    First what is right of an interrupted install, then what other installations have, then the
+    frames that hold the rest.
+    """
+    archive, home = order.archive, order.home
+    kept = find_leftover(order)
+    with Journal(home.journal(archive.index.id), order.journal_subject) as journal:
+        partial.mkdir(exist_ok=True)
+        clear_others(archive, partial, kept)
+        present, edited = set(kept.files), dict(kept.edited)
+        rest = order.donors.candidates(archive.index, order.relocation, present)
+        if rest:
+            make_directories(archive.index, str(partial))
+            size = sum(archive.index.files[number].size for number in rest)
+            link = choose_link(partial, order.options.link)
+            with progress.task(f"share files of {home.name}", size) as advance:
+                supply = Supply(archive.index, rest, link, advance)
+                shared = supply.put_into(partial, order.options.threads)
+            present |= shared
+            edited.update(edited_among(order, shared, rest))
+        frames = needed_frames(archive, present, kept.frames)
+        announce(describe_plan(order, present, frames))
+        size = sum(archive.index.frames[number].tar_size for number in frames)
+        with progress.task(f"install {home.name}", size) as advance:
+            options = ExtractOptions(
+                relocation=order.relocation,
+                threads=order.options.threads,
+                present=present,
+                done_frames=kept.frames,
+                journal=journal,
+            )
+            edited.update(extract_tree(archive, partial, options=options, advance=advance))
+    return edited
+
+
+def edited_among(
+    order: InstallOrder, shared: Iterable[int], places: Mapping[int, tuple[str, Content]]
+) -> Iterator[tuple[str, Content]]:
+    """Yield what shared files hold that their first owner had edited for the same prefix."""
+    for number in shared:
+        entry = order.archive.index.files[number]
+        if order.relocation.changes(entry):
+            yield entry.path, places[number][1]
+
+
+def find_leftover(order: InstallOrder) -> Kept:
+    """Return what an interrupted install of the same thing left that is right."""
+    id_ = order.archive.index.id
+    noted = read_journal(order.home.journal(id_), order.journal_subject)
+    partial = order.home.partial(id_)
+    if noted is None or not partial.is_dir():
+        return Kept()
+    return find_kept(order.archive, partial, order.relocation, noted, order.options.threads)
+
+
+def clear_leftovers(home: EnvHome, id_: str) -> None:
+    """Remove what interrupted installs of other archives left behind."""
+    ours = (home.partial(id_), home.journal(id_))
+    for leftover in home.directory.glob(f"{PARTIAL}*"):
+        if leftover in ours:
+            continue
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
+
+
+def discard(home: EnvHome, id_: str) -> None:
+    """Remove an unfinished install."""
+    shutil.rmtree(home.partial(id_), ignore_errors=True)
+    home.journal(id_).unlink(missing_ok=True)

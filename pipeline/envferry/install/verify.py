@@ -1,0 +1,129 @@
+"""Compare an installed environment with the index of its archive, and repair it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from envferry.archive.extraction import ExtractOptions, extract_tree
+from envferry.base.files import exclusive_lock
+from envferry.errors import IntegrityError
+from envferry.install.installed import chosen_id, open_installed
+from envferry.install.tree_check import Difference, InstalledTree, compare_tree, faults_among
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from envferry.archive.reader import Archive
+    from envferry.install.env_home import EnvHome
+    from envferry.progress import Progress
+
+REPAIR = ".repair-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verified:
+    """What a verification found."""
+
+    name: str
+    id: str
+    ref: str
+    """What it is called in a registry, which knows it by the name it was built with."""
+    files: int
+    differences: tuple[Difference, ...]
+    repaired: tuple[str, ...] = ()
+    """The paths that were brought back."""
+
+    @property
+    def faults(self) -> tuple[Difference, ...]:
+        """What is changed or missing: what a repair can bring back."""
+        return tuple(item for item in self.differences if item.kind != "extra")
+
+
+def verify_installation(
+    home: EnvHome, id_: str | None, *, quick: bool, progress: Progress
+) -> Verified:
+    """Compare an installed tree with the index of its archive; read every file unless `quick`."""
+    found = chosen_id(home, id_)
+    tree = open_installed(home, found)
+    total = 0 if quick else sum(entry.size for entry in tree.index.files)
+    with progress.task(f"verify {home.name}", total) as advance:
+        differences = compare_tree(
+            tree, quick=quick, advance=(lambda count: None) if quick else advance
+        )
+    return Verified(
+        name=home.name,
+        id=found,
+        ref=f"{tree.index.name}@{found}",
+        files=len(tree.index.files),
+        differences=tuple(differences),
+    )
+
+
+def repair_installation(
+    home: EnvHome, found: Verified, archive: Archive, *, progress: Progress
+) -> Verified:
+    """Bring back what is changed or missing, reading only the frames that hold it.
+
+    Each file is written beside the tree and renamed into its place: a program that has the old one
+    open keeps it. What is extra stays. Raises IntegrityError for an archive of another id.
+    """
+    tree = open_installed(home, found.id)
+    if archive.index != tree.index:
+        message = f"{archive.name} is {archive.index.name}@{archive.index.id}, needed is {found.id}"
+        raise IntegrityError(message, hint="name the archive that was installed")
+    faulty = {item.path for item in found.faults}
+    files = tree.index.files
+    present = {number for number, entry in enumerate(files) if entry.path not in faulty}
+    staging = home.directory / f"{REPAIR}{found.id}"
+    with exclusive_lock(home.lock_path, f"the environment {home.name}"):
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        try:
+            with progress.task(f"repair {home.name}") as advance:
+                options = ExtractOptions(relocation=tree.relocation, present=present)
+                edited = extract_tree(archive, staging, options=options, advance=advance)
+            for path, content in edited.items():
+                if tree.edited.get(path) != content:
+                    message = f"{path} was edited differently when {home.name} was installed"
+                    raise IntegrityError(message, hint="remove this installation, install again")
+            put_back(tree, staging, faulty)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    return verify_again(tree, found)
+
+
+def put_back(tree: InstalledTree, staging: Path, faulty: set[str]) -> None:
+    """Move repaired entries into their places, directories first."""
+    for entry in tree.index.files:
+        if entry.path not in faulty:
+            continue
+        target = tree.root / entry.path
+        is_directory = target.is_dir() and not target.is_symlink()
+        if entry.type == "directory":
+            if not is_directory:
+                target.unlink(missing_ok=True)
+                target.mkdir()
+            continue
+        if is_directory:
+            shutil.rmtree(target)
+        (staging / entry.path).replace(target)
+
+
+def verify_again(tree: InstalledTree, found: Verified) -> Verified:
+    """Read once more what was brought back."""
+    faulty = {item.path for item in found.faults}
+    numbers = [number for number, entry in enumerate(tree.index.files) if entry.path in faulty]
+    rest = faults_among(tree, numbers, quick=False)
+    if rest:
+        message = f"{rest[0].path} of {found.name} is wrong again: {rest[0].reason}"
+        raise IntegrityError(message, hint="is the disk failing, or is somebody writing there?")
+    return Verified(
+        name=found.name,
+        id=found.id,
+        ref=found.ref,
+        files=found.files,
+        differences=tuple(item for item in found.differences if item.kind == "extra"),
+        repaired=tuple(item.path for item in found.faults),
+    )

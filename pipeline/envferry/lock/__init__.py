@@ -1,0 +1,1 @@
+"""The stage that locks: the conda half by rattler, the pip half by uv."""

@@ -1,0 +1,104 @@
+"""Where the channels of a spec are, and which of its pins they have."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from envferry.build.downloads import DownloadCache
+from envferry.config import condarc_paths, settings
+from envferry.errors import SpecError
+from envferry.lock.options import LockOptions
+from envferry.lock.relax_pins import RelaxRequest, relax_pins
+from envferry.specs.channel_names import read_channel_names
+from envferry.specs.reading import read_spec
+
+if TYPE_CHECKING:
+    from envferry.models import Replacement, Spec
+    from envferry.specs.channel_names import ChannelNames
+
+log = logging.getLogger(__name__)
+
+
+def missing_pins(spec: Spec) -> dict[str, str]:
+    """Return the conda lines that no channel satisfies, each with what it would be relaxed to.
+
+    Raises StoreError when a channel cannot be reached.
+    """
+    halves = {platform: read_spec(spec.path, platform=platform) for platform in spec.platforms}
+    options = LockOptions(relax="all")
+    names = channel_names(spec, options)
+    channels = channels_of(spec, options, names)
+    _, replacements = relaxed_pins(placed_lines(halves, names), channels, options)
+    return {item.asked: item.used for item in replacements}
+
+
+def channel_names(spec: Spec, options: LockOptions) -> ChannelNames:
+    """Return what channel names stand for; of several mirrors, the first that answers."""
+    names = read_channel_names(condarc_paths(), spec.options.channels)
+    servers = DownloadCache(settings().cache_dir / "downloads")
+    prefixes = (line.partition("::")[0] for line in spec.conda if "::" in line)
+    return names.with_mirrors_that(
+        lambda place: servers.answers(f"{place.rstrip('/')}/noarch/repodata.json"),
+        (*spec.channels, *options.channels, *prefixes),
+    )
+
+
+def channels_of(spec: Spec, options: LockOptions, names: ChannelNames) -> tuple[str, ...]:
+    """Return the channels to solve with; relative paths in a spec start from its folder."""
+    if not (options.channels or spec.channels):
+        message = f"{spec.path} names no channels"
+        raise SpecError(message, hint="add `channels: [conda-forge]`, or give `--channel`")
+    if options.channels:
+        return tuple(absolute(channel, Path()) for channel in names.resolve(options.channels))
+    base = spec.path.parent
+    return tuple(absolute(channel, base) for channel in names.resolve(spec.channels))
+
+
+def absolute(channel: str, base: Path) -> str:
+    """Make a path to a channel absolute; names and URLs stay as they are."""
+    path = base / Path(channel).expanduser() if "://" not in channel else None
+    is_path = channel.startswith((".", "~", "/"))
+    return str(path.resolve()) if path and (is_path or (path / "noarch").is_dir()) else channel
+
+
+def placed_lines(halves: dict[str, Spec], names: ChannelNames) -> dict[str, tuple[str, ...]]:
+    """Return the match specs of each platform, the channel before `::` said in full."""
+
+    def place(line: str, half: Spec) -> str:
+        if "::" not in line:
+            return line
+        channel, _, rest = names.resolve_spec(line).partition("::")
+        return f"{absolute(channel, half.path.parent)}::{rest}"
+
+    return {
+        platform: tuple(place(line, half) for line in half.conda)
+        for platform, half in halves.items()
+    }
+
+
+def relaxed_pins(
+    conda: dict[str, tuple[str, ...]], channels: tuple[str, ...], options: LockOptions
+) -> tuple[dict[str, tuple[str, ...]], tuple[Replacement, ...]]:
+    """Return the match specs to solve by platform, and which of them are not as asked."""
+    replacements: list[Replacement] = []
+    relaxed = dict(conda)
+    for platform in conda if options.relax else ():
+        request = RelaxRequest(
+            specs=conda[platform],
+            channels=channels,
+            platform=platform,
+            level=options.relax or "build",
+        )
+        answer = relax_pins(request)
+        relaxed[platform] = answer.specs
+        replacements += answer.replacements
+    return relaxed, tuple(replacements)
+
+
+def warn_of(replacements: tuple[Replacement, ...], channels: tuple[str, ...]) -> None:
+    """Say which pins are not as asked."""
+    for item in replacements:
+        used = f"using {item.used}" if item.used else "left out"
+        log.warning("%s is not in %s: %s", item.asked, ", ".join(channels), used)

@@ -1,0 +1,327 @@
+"""The conda half of a lock, through conda-lock: the only module that calls its functions.
+
+They are no interface, so conda-lock's version is pinned and everything about them is here. They
+run in a worker process, `python -m envferry.lock.conda_half REQUEST ANSWER`, because conda-lock
+changes the environment variables of its process and prints as it likes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shlex
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from packaging.utils import canonicalize_name
+
+from envferry.config import child_environ
+from envferry.errors import SpecError, ToolFailed
+from envferry.lock.command_line_credentials import write_netrc
+from envferry.lock.solver_output import UNREACHABLE, tidy, unreachable_channel
+from envferry.lock.solver_preferences import Preferences
+from envferry.models import LockedPackage, SystemRequirements, build_string, without_credentials
+from envferry.process import CalledProcessError, run
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from envferry.errors import StoreError
+
+NAMES_PATH = Path(__file__).with_name("pypi_names.json")
+
+NO_CHANNEL = re.compile(r"is not a supported scheme|could not parse url|[Ii]nvalid channel")
+NO_PACKAGE = re.compile(r"No candidates were found for ([\w.-]+)")
+NO_JSON = re.compile(r"Failed to parse json")
+NO_LINE = re.compile(r"Failed to turn `(.*)` into a MatchSpec \((?:Invalid spec '.*?': )?(.*)\)")
+NO_NAME = re.compile(r"invalid package name '(.*?)': (.*)")
+
+
+class CondaRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What to solve, for every platform at once."""
+
+    spec_path: str
+    platforms: tuple[str, ...]
+    channels: tuple[str, ...]
+    """The channels to solve with; they win over those of the spec."""
+    channels_as_written: tuple[str, ...]
+    """The same channels as people wrote them: what conda-lock's content hash is made of."""
+    conda: dict[str, tuple[str, ...]]
+    """The match specs to solve, by platform."""
+    has_pip: bool
+    system: SystemRequirements = SystemRequirements()
+    solver: str | None = None
+    """A conda, mamba or micromamba to use instead of our solver."""
+    kept: tuple[LockedPackage, ...] = ()
+    """What an earlier lock has: stays, as far as the specs allow it."""
+    updated: tuple[str, ...] = ()
+    """Names that alone may move; when there are any, all else of `kept` must stay."""
+    exclude_newer: str | None = None
+    """A date: what a channel got later does not exist."""
+
+
+class CondaAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the worker found; `error` is the solver's own explanation when it found nothing."""
+
+    packages: tuple[LockedPackage, ...] = ()
+    content_hashes: dict[str, str] = {}
+    error: str = ""
+    platform: str = ""
+    """The platform that could not be solved."""
+
+
+def solve_conda_half(request: CondaRequest) -> CondaAnswer:
+    """Solve the conda half of a spec.
+
+    Raises SpecError when it has no solution, StoreError when a channel cannot be reached.
+    """
+    with tempfile.TemporaryDirectory(prefix="envferry-conda-") as directory:
+        scratch = Path(directory)
+        request_path, answer_path = scratch / "request.json", scratch / "answer.json"
+        request_path.write_bytes(msgspec.json.encode(request))
+        argv: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "envferry.lock.conda_half",
+            request_path,
+            answer_path,
+        ]
+        # In the scratch directory: `-m` searches the working directory first, and a `pipeline`
+        # folder there would hide this one.
+        environ = child_environ(TMPDIR=directory)
+        if request.solver:
+            environ["NETRC"] = str(write_netrc(scratch / "netrc", request.channels))
+        run(argv, env=environ, cwd=scratch)
+        answer = msgspec.json.decode(answer_path.read_bytes(), type=CondaAnswer)
+    if answer.error:
+        raise _explain(answer, request)
+    return answer
+
+
+def pypi_name(conda_name: str) -> str:
+    """Return the name that a conda package's python distribution has."""
+    return _pypi_names().get(conda_name.lower(), conda_name)
+
+
+def _explain(answer: CondaAnswer, request: CondaRequest) -> SpecError | StoreError | ToolFailed:
+    """Turn the solver's words into an error."""
+    words = tidy(answer.error).removeprefix("Cannot solve the request because of: ")
+    channels = without_credentials(", ".join(request.channels))
+    if UNREACHABLE.search(words):
+        return unreachable_channel(words, request.channels)
+    if NO_CHANNEL.search(words):
+        message = f"one of the channels is none ({channels}): {words}"
+        return SpecError(message, hint="a channel is a name, an https:// or file:// URL, a folder")
+    if request.solver and NO_JSON.search(words):
+        message = f"{request.solver} does not answer as conda does: {words}"
+        return ToolFailed(message, hint="leave out `--solver`: envferry has one of its own")
+    if line := NO_LINE.search(words) or NO_NAME.search(words):
+        message = f"{request.spec_path}: `{line[1]}` is no conda package: {line[2]}"
+        return SpecError(message, hint="write it as `name >=1.2,<2` or `name=1.2=build`")
+    if request.updated:
+        message = f"{', '.join(request.updated)} cannot move alone on {answer.platform}: {words}"
+        return SpecError(message, hint="name what must move with it, or `envferry lock --upgrade`")
+    message = f"the conda half has no solution for {answer.platform} from {channels}: {words}"
+    hint = "change the pins that it names, or let `--relax build` drop build strings"
+    if (unknown := NO_PACKAGE.search(words)) and unknown[1] != canonicalize_name(unknown[1]):
+        hint = f"a channel that is made of wheels calls it `{canonicalize_name(unknown[1])}`"
+    lacking = re.search(r"__(glibc|cuda|archspec) \D*([\w.]+)", words)
+    if lacking:
+        # The solver never looks at this machine, the lock is for others.
+        offer = f"{lacking[1]}: '{lacking[2].rstrip('.')}'"
+        hint = f"say what the hosts offer, if they do: `envferry: {{system: {{{offer}}}}}`"
+    return SpecError(message, hint=hint)
+
+
+def _pypi_names() -> dict[str, str]:
+    """Return the conda packages whose python distribution has another name, with that name."""
+    entries = json.loads(NAMES_PATH.read_bytes())
+    return {entry["conda_name"]: entry["pypi_name"] for entry in entries.values()}
+
+
+def _work(request: CondaRequest, scratch: Path) -> CondaAnswer:
+    """Solve every platform through conda-lock: the body of the worker."""
+    packages: list[LockedPackage] = []
+    hashes: dict[str, str] = {}
+    for platform in request.platforms:
+        solver = request.solver or str(_write_solver(request, platform, scratch))
+        try:
+            packages += _solve_platform(request, platform, solver, scratch)
+        except CalledProcessError as error:
+            return CondaAnswer(error=_solver_message(error.stdout or ""), platform=platform)
+        except (RuntimeError, ValueError) as error:  # a match spec that conda-lock cannot read
+            return CondaAnswer(error=f"{error} ({error.__cause__})", platform=platform)
+        hashes[platform] = _content_hash(request, platform, scratch)
+    return CondaAnswer(packages=tuple(packages), content_hashes=hashes)
+
+
+def _solve_platform(
+    request: CondaRequest, platform: str, solver: str, scratch: Path
+) -> list[LockedPackage]:
+    from conda_lock.conda_solver import solve_conda
+
+    # What conda-lock knows, it says on command lines, which all users of the machine can read.
+    channels = tuple(without_credentials(channel) for channel in request.channels)
+    dependencies: list[Any] = [without_credentials(line) for line in request.conda[platform]]
+    if request.has_pip:
+        dependencies.append({"pip": []})  # conda-lock then asks conda for pip itself
+    content = {"channels": [*channels], "dependencies": dependencies}
+    spec = _parse(content, channels, platform, scratch)
+    held = _held(request, platform, scratch) if request.solver and request.updated else {}
+    virtual_packages = _virtual_packages(request.system, platform, scratch)
+    with virtual_packages, virtual_packages.conda_virtual_package_overrides(platform):
+        solved = solve_conda(
+            solver,
+            specs={item.name: item for item in spec.dependencies[platform]} | held,
+            locked={},
+            update=[],
+            platform=platform,
+            channels=[*spec.channels, virtual_packages.channel],
+            mapping_url=str(NAMES_PATH),
+        )
+    return [
+        LockedPackage(
+            manager="conda",
+            name=item.name,
+            version=item.version,
+            platform=platform,
+            url=item.url,
+            sha256=item.hash.sha256,
+            md5=item.hash.md5,
+            build=build_string(item.url.rsplit("/", 1)[-1]),
+            dependencies=item.dependencies,
+        )
+        for item in solved.values()
+        if not item.name.startswith("__")
+    ]
+
+
+def _held(request: CondaRequest, platform: str, scratch: Path) -> dict[str, Any]:
+    """Return exact pins of all that must stay, for a solver that takes nothing but specs."""
+    pins = [
+        f"{package.name}={package.version}={package.build}"
+        for package in request.kept
+        if package.platform == platform and package.name not in request.updated
+    ]
+    if not pins:
+        return {}
+    channels = tuple(without_credentials(channel) for channel in request.channels)
+    content = {"channels": [*channels], "dependencies": pins}
+    spec = _parse(content, channels, platform, scratch)
+    return {item.name: item for item in spec.dependencies[platform]}
+
+
+def _content_hash(request: CondaRequest, platform: str, scratch: Path) -> str:
+    """Return what `conda-lock lock --check-input-hash` computes for the spec as written."""
+    import yaml
+    from conda_lock.content_hash import compute_content_hashes
+    from conda_lock.src_parser.selectors import filter_platform_selectors
+
+    text = Path(request.spec_path).read_text(encoding="utf-8")
+    content = yaml.safe_load("\n".join(filter_platform_selectors(text, platform=platform)))
+    content["dependencies"] = [
+        {**item, "pip": _requirements_only(item.get("pip"))} if isinstance(item, dict) else item
+        for item in content["dependencies"]
+    ]
+    spec = _parse(content, request.channels_as_written, platform, scratch)
+    hashes = compute_content_hashes(spec, _virtual_packages(request.system, platform, scratch))
+    return str(hashes[platform])
+
+
+def _requirements_only(lines: list[str] | None) -> list[str] | None:
+    """Drop the option lines and bare paths of a pip section: conda-lock knows neither."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    def is_requirement(line: str) -> bool:
+        try:
+            Requirement(line)
+        except InvalidRequirement:
+            return False
+        return True
+
+    return None if lines is None else [line for line in lines if is_requirement(str(line))]
+
+
+def _parse(
+    content: Mapping[str, Any], channels: tuple[str, ...], platform: str, scratch: Path
+) -> Any:  # noqa: ANN401  (a LockSpecification: conda-lock's types are not imported here)
+    """Let conda-lock parse a spec for one platform."""
+    import yaml
+    from conda_lock.src_parser import make_lock_spec
+
+    path = scratch / "environment.yml"
+    path.write_text(yaml.safe_dump(dict(content), sort_keys=False), encoding="utf-8")
+    return make_lock_spec(
+        src_files=[path],
+        channel_overrides=list(channels),
+        platform_overrides=[platform],
+        mapping_url=str(NAMES_PATH),
+    )
+
+
+def _virtual_packages(system: SystemRequirements, platform: str, scratch: Path) -> Any:  # noqa: ANN401  (a FakeRepoData)
+    """Return conda-lock's virtual packages, changed where the spec says what hosts offer."""
+    import yaml
+    from conda_lock.virtual_package import (
+        DEFAULT_VIRTUAL_PACKAGES_YAML_PATH,
+        default_virtual_package_repodata,
+        virtual_package_repo_from_specification,
+    )
+
+    if system.glibc is None and system.archspec is None:
+        return default_virtual_package_repodata(cuda_version=system.cuda or "default")
+    content = yaml.safe_load(DEFAULT_VIRTUAL_PACKAGES_YAML_PATH.read_text(encoding="utf-8"))
+    changes = {
+        "__glibc": system.glibc,
+        "__cuda": system.cuda,
+        "__archspec": system.archspec and f"1 {system.archspec}",
+    }
+    packages = content["subdirs"][platform]["packages"]
+    packages.update({name: text for name, text in changes.items() if text and name in packages})
+    path = scratch / "virtual-packages.yml"
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return virtual_package_repo_from_specification(path)
+
+
+def _write_solver(request: CondaRequest, platform: str, scratch: Path) -> Path:
+    """Write the executable that conda-lock takes for conda."""
+    path, preferences_path = scratch / "conda", scratch / "preferences.json"
+    preferences = Preferences(
+        kept=tuple(item.url for item in request.kept if item.platform == platform),
+        updated=request.updated,
+        exclude_newer=request.exclude_newer,
+        channels={without_credentials(channel): channel for channel in request.channels},
+    )
+    preferences_path.write_bytes(msgspec.json.encode(preferences))
+    command = [sys.executable, "-m", "envferry.lock.conda_solver"]
+    command += ["--preferences", str(preferences_path)]
+    path.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+def _solver_message(stdout: str) -> str:
+    """Return the explanation in a solver's JSON answer, or all of it when it is no JSON."""
+    try:
+        return str(json.loads(stdout[stdout.index("{") :])["message"])
+    except (ValueError, KeyError, TypeError):
+        return stdout.strip() or "the solver said nothing"
+
+
+def main(request_path: str, answer_path: str) -> None:
+    """Answer one request file: what the worker process runs."""
+    logging.basicConfig(level=logging.ERROR)
+    # Raised where conda-lock waits for the solver, which is then killed.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    request = msgspec.json.decode(Path(request_path).read_bytes(), type=CondaRequest)
+    answer = _work(request, Path(request_path).parent)
+    Path(answer_path).write_bytes(msgspec.json.encode(answer))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

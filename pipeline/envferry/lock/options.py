@@ -1,0 +1,51 @@
+"""How to lock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from envferry.errors import UsageError
+from envferry.models import check_platform
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from envferry.lock.relax_pins import RelaxLevel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockOptions:
+    """How to lock, beyond what the spec says."""
+
+    platforms: tuple[str, ...] = ()
+    """Platforms to lock for; those that the lock has already stay in it."""
+    channels: tuple[str, ...] = ()
+    """Channels to use instead of the spec's."""
+    solver: Path | None = None
+    """A conda, mamba or micromamba to use instead of our own solver."""
+    relax: RelaxLevel | None = None
+    """How far a conda pin that the channels cannot satisfy may be relaxed."""
+    updated: tuple[str, ...] = ()
+    """Packages that alone may move; nothing else of the lock does."""
+    upgrade: bool = False
+    """Whether the lock that is there counts for nothing; else it is kept where it can be."""
+    exclude_newer: str | None = None
+    """A date (ISO 8601): what channels and indexes got later does not exist."""
+
+
+def check_options(options: LockOptions) -> None:
+    """Refuse platforms that are none, and a date that is none or that the solver cannot obey."""
+    for platform in options.platforms:
+        check_platform(platform)
+    if options.exclude_newer is None:
+        return
+    try:
+        datetime.fromisoformat(options.exclude_newer.replace("Z", "+00:00"))
+    except ValueError as error:
+        message = f"`{options.exclude_newer}` is no date"
+        raise UsageError(message, hint="write it as 2026-11-21, or with a time after it") from error
+    if options.solver:
+        message = f"{options.solver} cannot exclude what is newer than a date"
+        raise UsageError(message, hint="leave out `--solver` or `--exclude-newer`")

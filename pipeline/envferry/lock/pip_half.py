@@ -1,0 +1,132 @@
+"""The pip half of a lock: requirement lines in, exactly one file for each package out, by uv."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+from envferry.errors import SpecError
+from envferry.lock.pip_entries import locked_package
+from envferry.lock.uv import compile_lines
+from envferry.lock.wheel_choice import wheel_ranks
+from envferry.models import without_credentials
+
+if TYPE_CHECKING:
+    from envferry.lock.pip_request import PipRequest
+    from envferry.models import LockedPackage
+
+log = logging.getLogger(__name__)
+
+PATH_OPTIONS = re.compile(
+    r"(?P<option>-[crf]|--(?:constraints?|requirements?|find-links))(?P<gap>\s+|=|(?<=-[crf]))(?P<path>.+)"
+)
+
+
+def resolve_pip(request: PipRequest) -> tuple[LockedPackage, ...]:
+    """Resolve requirements to one file or commit for each package, sorted by name.
+
+    A wheel wherever there is one; else a source distribution, with a warning.
+    Raises SpecError when they cannot be satisfied, StoreError when an index cannot be reached.
+    """
+    lines = tuple(_anchor(line, request) for line in request.requirements)
+    if not any(_asks_for_packages(line) for line in lines):
+        return ()
+    _check_provided(request)
+    ranks = wheel_ranks(request.target)
+    with tempfile.TemporaryDirectory(prefix="envferry-pip-") as scratch:
+        answer = compile_lines(request, lines, Path(scratch))
+    hashes = _demanded_hashes(lines)
+    packages = []
+    for entry in answer.entries:
+        package = locked_package(entry, request, ranks, hashes.get(entry["name"], frozenset()))
+        needs = dict.fromkeys(answer.needs.get(package.name, ()), "*")
+        packages.append(msgspec.structs.replace(package, dependencies=needs))
+        if package.kind != "wheel":
+            log.warning("%s has no wheel: the build will make one of its source", package.name)
+    return tuple(sorted(packages, key=lambda package: package.name))
+
+
+def _demanded_hashes(lines: tuple[str, ...]) -> dict[str, frozenset[str]]:
+    """Return the SHA-256 hashes that requirement lines demand by `--hash`, by package."""
+    demanded: dict[str, frozenset[str]] = {}
+    for line in lines:
+        found = re.findall(r"\s--hash[= ]sha256:(\w+)", line)
+        if found:
+            name = canonicalize_name(re.split(r"[\s\[=<>!~;@]", line)[0])
+            demanded[str(name)] = frozenset(found)
+    return demanded
+
+
+def _asks_for_packages(line: str) -> bool:
+    return line.startswith(("-r", "--requirement")) or not line.startswith(("-", "#"))
+
+
+def _anchor(line: str, request: PipRequest) -> str:
+    """Make relative paths absolute, since uv gets the lines in a file elsewhere."""
+    line = line.strip()
+    base = (request.working_dir or Path.cwd()).absolute()
+    option = PATH_OPTIONS.fullmatch(line)
+    if re.match(r"(-e|--editable)\b", line):
+        shown = without_credentials(line)
+        message = f"{shown!r} is editable: it points at a directory that stays on this machine"
+        raise SpecError(message, hint="build a wheel of it and name the wheel's path instead")
+    if option and "://" not in option["path"]:
+        return f"{option['option']} {base / option['path'].strip()}"
+    if line.startswith((".", "/")):
+        return str(base / line)
+    found = re.fullmatch(r"(?P<name>[^@;#]+@\s*)(?P<path>\.{1,2}/.+)", line)
+    return f"{found['name']}{(base / found['path']).as_uri()}" if found else line
+
+
+def _check_provided(request: PipRequest) -> None:
+    """Raise SpecError when a requirement contradicts what the environment has already."""
+    provided = {str(canonicalize_name(name)): version for name, version in request.provided}
+    contradictions = []
+    for line in request.requirements:
+        try:
+            wanted = Requirement(re.split(r"\s+(?:#|--)", line)[0].strip())
+        except InvalidRequirement:
+            continue
+        version = provided.get(str(canonicalize_name(wanted.name)))
+        if version is None or _applies_not(wanted, request):
+            continue
+        if not wanted.specifier.contains(version, prereleases=True):
+            contradictions.append(
+                f"pip asks for {without_credentials(line.strip())}, "
+                f"but conda already chose {wanted.name} {version}"
+            )
+    if contradictions:
+        raise SpecError(
+            "\n".join(contradictions),
+            hint="take it out of one half, or ask for the same version in both",
+        )
+
+
+def _applies_not(wanted: Requirement, request: PipRequest) -> bool:
+    return wanted.marker is not None and not wanted.marker.evaluate(marker_environment(request))
+
+
+def marker_environment(request: PipRequest) -> dict[str, str]:
+    """Return the marker variables (PEP 508) of the target that differ from this machine's."""
+    target = request.target
+    system, _, architecture = target.platform.partition("-")
+    short = f"{target.python[0]}.{target.python[1]}"
+    is_mac = system == "osx"
+    full = request.python_version if request.python_version.count(".") > 1 else f"{short}.0"
+    return {
+        "python_version": short,
+        "python_full_version": full,
+        "implementation_name": "cpython",
+        "platform_python_implementation": "CPython",
+        "os_name": "posix",
+        "sys_platform": "darwin" if is_mac else "linux",
+        "platform_system": "Darwin" if is_mac else "Linux",
+        "platform_machine": {"64": "x86_64"}.get(architecture, architecture),
+    }

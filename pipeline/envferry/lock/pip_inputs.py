@@ -1,0 +1,94 @@
+"""What the pip half is asked for, given what conda chose."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
+
+from envferry.build.downloads import DownloadCache, cache_lock
+from envferry.build.git_credentials import git_logins
+from envferry.build.sources import SourceShelf
+from envferry.config import settings
+from envferry.errors import SpecError
+from envferry.lock.build_requirements import resolve_build_requirements
+from envferry.lock.conda_half import pypi_name
+from envferry.lock.existing_lock import kept_build_requirements
+from envferry.lock.pip_request import PipRequest
+
+if TYPE_CHECKING:
+    from envferry.lock.options import LockOptions
+    from envferry.models import BuildRequirements, LockedPackage, Spec
+    from envferry.progress import Progress
+
+# Conda packages that are the interpreter, not distributions that pip knows.
+INTERPRETERS = ("python", "python_abi", "cpython", "pypy")
+
+
+def pip_request(
+    half: Spec,
+    platform: str,
+    conda: tuple[LockedPackage, ...],
+    kept: tuple[LockedPackage, ...],
+    options: LockOptions,
+) -> PipRequest:
+    """Ask for the pip half of one platform, given what conda chose and what is to stay."""
+    chosen = [package for package in conda if package.platform == platform]
+    python = next((package for package in chosen if package.name == "python"), None)
+    if half.pip and python is None:
+        message = f"{half.path} has a pip half, but nothing in its conda half brings a python"
+        raise SpecError(message, hint="add a line such as `- python=3.11` to `dependencies:`")
+    provided, unversioned = python_distributions(chosen)
+    return PipRequest(
+        requirements=half.pip,
+        python_version=python.version if python else "",
+        platform=platform,
+        excluded=tuple(sorted(unversioned)),
+        provided=tuple(sorted(provided.items())),
+        glibc=half.options.system.glibc,
+        working_dir=half.path.parent.absolute(),
+        kept=tuple(item for item in kept if (item.manager, item.platform) == ("pip", platform)),
+        updated=options.updated,
+        exclude_newer=options.exclude_newer,
+    )
+
+
+def python_distributions(chosen: list[LockedPackage]) -> tuple[dict[str, str], set[str]]:
+    """Return the python distributions among conda packages: versions by name, and bare names.
+
+    A package is one when it needs python: conda's own `xz` or `ninja` are programs, and the
+    distribution of that name on an index is something else. Versions that python's rules (PEP 440)
+    cannot read leave just the name.
+    """
+    provided: dict[str, str] = {}
+    unversioned: set[str] = set()
+    for package in chosen:
+        needs = package.dependencies.keys() & {"python", "python_abi"}
+        if package.name in INTERPRETERS or not needs:
+            continue
+        name = str(canonicalize_name(pypi_name(package.name)))
+        try:
+            provided[name] = str(Version(package.version))
+        except InvalidVersion:
+            unversioned.add(name)
+    return provided, unversioned
+
+
+def pin_build_requirements(
+    spec: Spec, request: PipRequest, resolved: tuple[LockedPackage, ...], progress: Progress
+) -> list[BuildRequirements]:
+    """Pin what the wheels of the source packages are to be made with."""
+    sources = [package for package in resolved if package.kind != "wheel"]
+    if not sources:
+        return []
+    cache = DownloadCache(settings().cache_dir / "downloads")
+    shelf = SourceShelf(cache=cache, progress=progress, logins=git_logins(request.requirements))
+    kept = kept_build_requirements(spec, request)
+    with cache_lock(cache.root, shared=True):
+        lines = {package.name: shelf.build_requires(package) for package in sources}
+    return [
+        resolve_build_requirements(name, lines[name], replace(request, kept=kept.get(name, ())))
+        for name in lines
+    ]

@@ -1,0 +1,164 @@
+"""Replace conda pins that a channel cannot satisfy by ones that it can, as little as possible.
+
+Looks into the channel with rattler, in a worker process that leaves at once:
+`python -m envferry.lock.relax_pins REQUEST ANSWER`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from envferry.config import child_environ
+from envferry.errors import SpecError
+from envferry.lock.solver_output import UNREACHABLE, tidy, unreachable_channel
+from envferry.models import Replacement, without_credentials
+from envferry.process import run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rattler import MatchSpec, PackageRecord
+
+RelaxLevel = Literal["build", "patch", "all"]
+LEVELS: tuple[RelaxLevel, ...] = ("build", "patch", "all")
+PINNED_VERSION = re.compile(r"=*\s*(?P<minor>\d+\.\d+)(\.[\w.+!]*)?(\.\*)?")
+
+
+class RelaxRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Pins, and how far they may be relaxed."""
+
+    specs: tuple[str, ...]
+    channels: tuple[str, ...]
+    platform: str
+    level: RelaxLevel
+
+
+class RelaxAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The pins to solve instead of those asked for."""
+
+    specs: tuple[str, ...] = ()
+    replacements: tuple[Replacement, ...] = ()
+    error: str = ""
+
+
+def relax_pins(request: RelaxRequest) -> RelaxAnswer:
+    """Relax the pins that no record of the channels satisfies.
+
+    `build` drops build strings; `patch` also keeps no more than major.minor of a version; `all`
+    also drops the version, and leaves out what the channels do not have at all. The first of
+    these steps that a record satisfies is taken.
+    Raises StoreError when a channel cannot be reached, SpecError when a pin cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="envferry-relax-") as directory:
+        scratch = Path(directory)
+        request_path, answer_path = scratch / "request.json", scratch / "answer.json"
+        request_path.write_bytes(msgspec.json.encode(request))
+        argv: list[str | Path] = [sys.executable, "-m", "envferry.lock.relax_pins"]
+        run([*argv, request_path, answer_path], env=child_environ(), cwd=scratch)
+        answer = msgspec.json.decode(answer_path.read_bytes(), type=RelaxAnswer)
+    if not answer.error:
+        return answer
+    words = tidy(answer.error)
+    channels = without_credentials(", ".join(request.channels))
+    if UNREACHABLE.search(words):
+        raise unreachable_channel(words, request.channels)
+    message = f"the conda half cannot be relaxed against {channels}: {words}"
+    raise SpecError(message, hint="correct the pin that it names")
+
+
+async def _relax(request: RelaxRequest) -> RelaxAnswer:
+    """Compare every pin with the records of its name: the body of the worker."""
+    from rattler import MatchSpec
+
+    from envferry.lock.rattler_channels import channel_sources, open_gateway
+
+    wanted = {
+        spec: MatchSpec(_without_other_channel(spec, request.channels)) for spec in request.specs
+    }
+    found = await open_gateway().query(
+        channel_sources(request.channels),
+        [request.platform, "noarch"],
+        sorted({_name(spec) for spec in wanted.values()}),
+        recursive=False,
+        channel_relations="disabled",
+    )
+    records: dict[str, list[PackageRecord]] = {}
+    for record in (record for source in found for record in source):
+        records.setdefault(record.name.normalized, []).append(record)
+    used, replacements = [], []
+    for asked, match in wanted.items():
+        kept = _without_other_channel(asked, request.channels)
+        relaxed = _first_satisfied(kept, match, records.get(_name(match), []), request.level)
+        if relaxed:
+            used.append(relaxed)
+        if relaxed != asked:
+            replacements.append(Replacement(asked=asked, used=relaxed, platform=request.platform))
+    return RelaxAnswer(specs=tuple(used), replacements=tuple(replacements))
+
+
+def _without_other_channel(spec: str, channels: Sequence[str]) -> str:
+    """Drop the `channel::` of a pin when that channel is not searched."""
+    channel, colons, rest = spec.partition("::")
+    return rest if colons and channel not in channels else spec
+
+
+def _first_satisfied(
+    asked: str, match: MatchSpec, records: Sequence[PackageRecord], level: RelaxLevel
+) -> str:
+    """Return the pin closest to `asked` that a record satisfies, `asked` itself when none is.
+
+    An empty answer leaves the package out: nothing of its name is there.
+    """
+    from rattler import MatchSpec
+
+    if not records:
+        return "" if level == "all" else asked
+    for step in (asked, *_steps(match, level)):
+        candidate = MatchSpec(step)
+        if any(candidate.matches(record) for record in records):
+            return step
+    return asked
+
+
+def _steps(match: MatchSpec, level: RelaxLevel) -> Iterator[str]:
+    """Yield weaker and weaker pins, as far as `level` allows."""
+    name, version = _name(match), (match.version or "").strip()
+    if version and version != "*":
+        # rattler spells an exact version `==1.2`, which both solvers read after a blank.
+        yield f"{name} {version}"
+        pinned = PINNED_VERSION.fullmatch(version)
+        if pinned and level in LEVELS[1:]:
+            yield f"{name} {pinned['minor']}.*"
+    if level == "all":
+        yield name
+
+
+def _name(match: MatchSpec) -> str:
+    return str(match.name.normalized)
+
+
+def main(request_path: str, answer_path: str) -> None:
+    """Answer one request file: what the worker process runs."""
+    from envferry.lock.conda_solver import EXPECTED_ERRORS
+
+    request = msgspec.json.decode(Path(request_path).read_bytes(), type=RelaxRequest)
+    try:
+        answer = asyncio.run(_relax(request))
+    except EXPECTED_ERRORS as error:
+        answer = RelaxAnswer(error=str(error))
+    Path(answer_path).write_bytes(msgspec.json.encode(answer))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    sys.stderr.flush()
+    # Not through the interpreter's exit: py-rattler 0.28 sometimes crashes there.
+    os._exit(0)

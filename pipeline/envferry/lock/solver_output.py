@@ -1,0 +1,37 @@
+"""What solvers print, made fit for an error message: no colours, no credentials, no warnings."""
+
+from __future__ import annotations
+
+import re
+
+from envferry.errors import StoreError
+from envferry.models import without_credentials
+
+ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+MAX_LINES = 40
+
+# How uv, rattler and conda say that they got no answer from a server or a channel.
+UNREACHABLE = re.compile(
+    r"error sending request|Failed to fetch|Request failed|dns error|tcp connect|timed out"
+    r"|HTTP status (?:client|server) error|[Nn]etwork connectivity is disabled"
+    r"|could not find subdir|error decoding response body"
+    r"|failed to (?:read|decode|parse) .*repodata"
+)
+
+
+def tidy(text: str) -> str:
+    """Strip colours, blank lines and credentials from what a solver printed."""
+    lines = [line.rstrip() for line in without_credentials(ANSI.sub("", text)).splitlines()]
+    kept = [line for line in lines if line.strip()]
+    if len(kept) > MAX_LINES:
+        kept = [*kept[: MAX_LINES - 1], f"… {len(kept) - MAX_LINES + 1} more lines"]
+    return "\n".join(kept)
+
+
+def unreachable_channel(words: str, channels: tuple[str, ...]) -> StoreError:
+    """Say that a channel gave no answer, or not the one that was hoped for."""
+    names = without_credentials(", ".join(channels))
+    message = f"a conda channel cannot be reached ({names}): {words}"
+    if re.search(r"\b(401|403)\b", words):
+        return StoreError(message, hint="put the login for its host into ~/.netrc")
+    return StoreError(message, hint="check the spec's `channels:`, or give `--channel`")

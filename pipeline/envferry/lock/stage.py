@@ -1,0 +1,68 @@
+"""Stage 1, lock: Spec -> Lock."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from envferry.lock.conda_requests import conda_request, solve_platforms
+from envferry.lock.existing_lock import kept_packages, with_other_platforms, without_channels
+from envferry.lock.foreign_solver import solver_version
+from envferry.lock.options import LockOptions, check_options
+from envferry.lock.pip_half import resolve_pip
+from envferry.lock.pip_inputs import pin_build_requirements, pip_request
+from envferry.specs.locks import LockContents, write_lock
+from envferry.specs.reading import read_spec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from envferry.models import BuildRequirements, Lock, Spec
+    from envferry.progress import Progress
+
+
+def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
+    """Solve a spec for its platforms and write the lock beside it.
+
+    Raises SpecError when a half has no solution, StoreError when a channel or index cannot be
+    reached; then the lock that was there stays.
+    """
+    check_options(options)
+    tools = _tools(options.solver)
+    kept = kept_packages(spec, options)
+    platforms = options.platforms or spec.platforms
+    halves = {platform: read_spec(spec.path, platform=platform) for platform in platforms}
+    request, replacements = conda_request(spec, halves, kept, options, progress)
+    conda = solve_platforms(request, spec.name, progress)
+    packages = list(conda.packages)
+    build_requirements: list[BuildRequirements] = []
+    for platform, half in halves.items():
+        with progress.task(f"locking {spec.name}: pip packages for {platform}"):
+            asked = pip_request(half, platform, conda.packages, kept, options)
+            resolved = resolve_pip(asked)
+            packages += resolved
+            build_requirements += pin_build_requirements(spec, asked, resolved, progress)
+    contents = LockContents(
+        name=spec.name,
+        source=spec.path.name,
+        channels=options.channels or spec.channels,
+        packages=tuple(packages),
+        content_hashes=conda.content_hashes,
+        spec_digest=spec.digest,
+        options=without_channels(spec.options),
+        tools=tools,
+        replacements=replacements,
+        build_requirements=tuple(build_requirements),
+    )
+    return write_lock(spec.lock_path, with_other_platforms(contents, spec))
+
+
+def _tools(solver: Path | None) -> dict[str, str]:
+    """Return the versions of the programs that decide what a lock says.
+
+    Raises UsageError for a solver that is too old.
+    """
+    tools = {name: version(name) for name in ("conda-lock", "envferry", "uv")}
+    if solver is None:
+        return {**tools, "solver": f"py-rattler {version('py-rattler')}"}
+    return {**tools, "solver": f"{solver.name} {solver_version(solver)}"}

@@ -1,0 +1,424 @@
+"""The values that join the stages: frozen, typed, without I/O."""
+
+from __future__ import annotations
+
+import difflib
+import platform as host_platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from envferry.errors import SpecError, UsageError
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+ENVS_DIR = Path("/opt/conda/envs")
+DEFAULT_TAG = "latest"
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+ID_PATTERN = re.compile(r"[0-9a-f]{12}")
+
+URL_CREDENTIALS = re.compile(r"(?<=://)(?!git@)[^/\s'\"]+@(?=[\w\[])")
+URL_TOKEN = re.compile(r"/t/[^/\s]+/")
+
+PLATFORMS = {
+    ("Linux", "x86_64"): "linux-64",
+    ("Linux", "aarch64"): "linux-aarch64",
+    ("Linux", "ppc64le"): "linux-ppc64le",
+    ("Darwin", "x86_64"): "osx-64",
+    ("Darwin", "arm64"): "osx-arm64",
+}
+
+
+def current_platform() -> str:
+    """Return this machine's conda platform (subdir), such as `linux-64`."""
+    machine = (host_platform.system(), host_platform.machine())
+    if machine not in PLATFORMS:
+        message = f"envferry does not know the platform {machine[0]} {machine[1]}"
+        raise UsageError(message)
+    return PLATFORMS[machine]
+
+
+def without_credentials(text: str) -> str:
+    """Remove `user:password@` and conda's `/t/TOKEN/` from every URL in a text.
+
+    The user `git` stays: it is how ssh reaches a repository, and no secret.
+    """
+    return URL_TOKEN.sub("/", URL_CREDENTIALS.sub("", text))
+
+
+def check_name(name: str, what: str) -> str:
+    """Return `name` when it can be one path component everywhere; raise UsageError otherwise."""
+    if not NAME_PATTERN.fullmatch(name):
+        message = f"{name!r} is no {what}: letters, digits, `.`, `_` and `-` only, 100 at most"
+        raise UsageError(message, hint="choose one such as `demo` or `torch-2.8`")
+    return name
+
+
+def check_platform(platform: str) -> str:
+    """Return `platform` when environments can be locked for it; raise UsageError otherwise."""
+    known = tuple(PLATFORMS.values())
+    if platform not in known:
+        close = difflib.get_close_matches(platform, known, n=1)
+        perhaps = f", perhaps you meant `{close[0]}`" if close else ""
+        message = f"`{platform}` is no platform{perhaps}"
+        raise UsageError(message, hint=f"the platforms are {', '.join(known)}")
+    return platform
+
+
+class Checks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What must work in a finished environment."""
+
+    imports: tuple[str, ...] = ()
+    """Modules that the environment's python must import."""
+    commands: tuple[str, ...] = ()
+    """Shell command lines that must exit with 0, run with the environment's `bin` first on PATH."""
+
+    def argvs(self, prefix: str) -> list[tuple[str, ...]]:
+        """Return the command line of each check, in an environment at `prefix`."""
+        imports = [(f"{prefix}/bin/python", "-c", f"import {name}") for name in self.imports]
+        return [*imports, *(("/bin/sh", "-c", line) for line in self.commands)]
+
+
+class SystemRequirements(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the training host must offer; also the virtual packages to solve for."""
+
+    glibc: str | None = None
+    cuda: str | None = None
+    archspec: str | None = None
+
+
+class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The `envferry:` key of a spec."""
+
+    version: str | None = None
+    platforms: tuple[str, ...] = ()
+    system: SystemRequirements = SystemRequirements()
+    checks: Checks = Checks()
+    exclude: tuple[str, ...] = ()
+    """Globs of files, relative to the prefix, that are not carried."""
+    frozen: bool = False
+    """Keep conda and pip from changing the installed environment in place."""
+    channels: dict[str, str] = {}
+    """Where a channel is that goes by a name of ours: a URL or a path."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """`specs/NAME.yml`: a conda environment file plus the `envferry:` key."""
+
+    path: Path
+    name: str
+    channels: tuple[str, ...]
+    conda: tuple[str, ...]
+    """Match specs of the conda half, as written."""
+    pip: tuple[str, ...]
+    """Requirement lines of the pip half, as written, options such as `--extra-index-url` too."""
+    options: SpecOptions
+    digest: str
+    """BLAKE3 of what decides the lock (requirements, channels, platforms, system), in hex."""
+
+    @property
+    def platforms(self) -> tuple[str, ...]:
+        """The platforms to lock for: those of the spec, else this machine's."""
+        return self.options.platforms or (current_platform(),)
+
+    @property
+    def lock_path(self) -> Path:
+        """Where this spec's lock lies: `NAME.conda-lock.yml` beside it."""
+        return self.path.with_name(f"{self.path.stem}.conda-lock.yml")
+
+
+def build_string(file_name: str) -> str | None:
+    """Return the build string in a conda package's file name, `NAME-VERSION-BUILD.conda`."""
+    stem = file_name.removesuffix(".conda").removesuffix(".tar.bz2")
+    return stem.rsplit("-", 1)[1] if stem != file_name and stem.count("-") > 1 else None
+
+
+class Replacement(msgspec.Struct, frozen=True, kw_only=True):
+    """A conda pin that the channel could not satisfy, and what was asked for instead."""
+
+    asked: str
+    used: str
+    """Empty when the package was left out."""
+    platform: str
+
+
+class LockedPackage(msgspec.Struct, frozen=True, kw_only=True):
+    """One file that a lock names."""
+
+    manager: Literal["conda", "pip"]
+    name: str
+    version: str
+    platform: str
+    url: str
+    """`file://`, `http://` or `https://`, without credentials."""
+    sha256: str | None = None
+    md5: str | None = None
+    build: str | None = None
+    """The conda build string; None for pip packages."""
+    dependencies: dict[str, str] = {}
+
+    @property
+    def kind(self) -> Literal["conda", "wheel", "sdist", "git", "directory"]:
+        """What the URL leads to; of the last three the build makes a wheel.
+
+        `sha256` is that of the file; for `git` the commit, for `directory` the digest by
+        `solving/source_tree.py`.
+        """
+        if self.manager == "conda":
+            return "conda"
+        if self.url.startswith("git+"):
+            return "git"
+        if self.url.startswith("file:") and self.url.endswith("/"):
+            return "directory"
+        return "wheel" if self.file_name.endswith(".whl") else "sdist"
+
+    @property
+    def file_name(self) -> str:
+        """The last part of the URL, with its percent signs decoded."""
+        from urllib.parse import unquote, urlsplit
+
+        return unquote(urlsplit(self.url).path.rsplit("/", 1)[-1])
+
+
+class BuildRequirements(msgspec.Struct, frozen=True, kw_only=True):
+    """What a source package of the pip half is made into a wheel with."""
+
+    name: str
+    """The source package."""
+    platform: str
+    wheels: tuple[LockedPackage, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lock:
+    """`specs/NAME.conda-lock.yml`, read."""
+
+    path: Path
+    name: str
+    packages: tuple[LockedPackage, ...]
+    content_hashes: dict[str, str]
+    """conda-lock's own content hash for each platform."""
+    spec_digest: str
+    """The `Spec.digest` that this lock was made from."""
+    options: SpecOptions
+    digest: str
+    """BLAKE3 of the file, in hex."""
+    replacements: tuple[Replacement, ...] = ()
+    """The conda pins that were relaxed."""
+    build_requirements: tuple[BuildRequirements, ...] = ()
+    """One for each package that is locked as source, on each platform."""
+
+    def for_platform(self, platform: str) -> tuple[LockedPackage, ...]:
+        """Return the packages for `platform`; raise SpecError when it is not locked."""
+        packages = tuple(item for item in self.packages if item.platform == platform)
+        if not packages:
+            locked = ", ".join(sorted(self.content_hashes)) or "none"
+            message = f"{self.path} is not locked for {platform} (locked: {locked})"
+            hint = f"run `envferry lock {self.name} --platform {platform}`"
+            raise SpecError(message, hint=hint)
+        return packages
+
+    def build_requirements_for(self, platform: str) -> dict[str, tuple[LockedPackage, ...]]:
+        """Return what each source package is built with, by name."""
+        ours = (item for item in self.build_requirements if item.platform == platform)
+        return {item.name: item.wheels for item in ours}
+
+
+class BuiltEnv(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished environment on the build machine, recorded in `built.json` beside its tree."""
+
+    name: str
+    platform: str
+    prefix: str
+    """The path that the environment believes it lives at."""
+    tree: str
+    """Where its files are on this machine now."""
+    lock_path: str
+    lock_digest: str
+    content_hash: str
+    options: SpecOptions
+    tools: dict[str, str]
+    """Names and versions of the programs that made it."""
+    image: str | None = None
+    """The digest of the container image it was built in, when there is one."""
+    schema: int = 1
+
+
+class ArchiveFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Size and digests of an archive file; all sizes in bytes, all digests in hex."""
+
+    file: str
+    size: int
+    xxh128: str
+    blake3: str
+    tar_size: int
+    index_offset: int
+    """Where the index's skippable frame starts."""
+    index_size: int
+    """The length of that whole frame."""
+    index_blake3: str
+    """BLAKE3 of that whole frame."""
+
+
+class PackageFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One package of an environment, as the manifest lists it."""
+
+    name: str
+    version: str
+    kind: Literal["conda", "pypi"]
+    build: str | None = None
+    license: str | None = None
+    size: int = 0
+    """The bytes of its files, uncompressed."""
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """`*.manifest.json`: describes an archive and binds its digests, lock and packages.
+
+    Equal inputs give an equal manifest: no time, user or host is in it.
+    """
+
+    name: str
+    platform: str
+    id: str
+    prefix: str
+    archive: ArchiveFacts
+    lock_digest: str
+    content_hash: str
+    packages: tuple[PackageFacts, ...]
+    requirements: SystemRequirements = SystemRequirements()
+    checks: Checks = Checks()
+    tools: dict[str, str] = {}
+    version: str | None = None
+    image: str | None = None
+    schema: int = 1
+
+    @property
+    def stem(self) -> str:
+        """What the artifact's file names start with: `NAME-PLATFORM-ID`."""
+        return f"{self.name}-{self.platform}-{self.id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """An archive, its manifest, checksum and lock, side by side in one directory."""
+
+    directory: Path
+    manifest: Manifest
+
+    @property
+    def archive_path(self) -> Path:
+        """`NAME-PLATFORM-ID.tar.zst`."""
+        return self.directory / self.manifest.archive.file
+
+    @property
+    def checksum_path(self) -> Path:
+        """`NAME-PLATFORM-ID.tar.zst.xxh128`, which `xxhsum -c` reads."""
+        return self.directory / f"{self.manifest.archive.file}.xxh128"
+
+    @property
+    def manifest_path(self) -> Path:
+        """`NAME-PLATFORM-ID.manifest.json`."""
+        return self.directory / f"{self.manifest.stem}.manifest.json"
+
+    @property
+    def lock_path(self) -> Path:
+        """`NAME-PLATFORM-ID.conda-lock.yml`."""
+        return self.directory / f"{self.manifest.stem}.conda-lock.yml"
+
+
+class TagRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What a tag holds: the id it points to and how often it has moved."""
+
+    id: str
+    counter: int
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ref:
+    """`NAME`, `NAME@TAG` or `NAME@ID`: how people name an artifact in a registry."""
+
+    name: str
+    version: str = DEFAULT_TAG
+    """A tag or an id."""
+
+    @classmethod
+    def parse(cls, text: str) -> Ref:
+        """Parse a ref; raise UsageError when it is none."""
+        name, at, version = text.partition("@")
+        check_name(name, "environment name")
+        if not at:
+            return cls(name=name)
+        return cls(name=name, version=check_name(version, "tag or id"))
+
+    @property
+    def is_id(self) -> bool:
+        """Whether this ref names an id and not a tag."""
+        return ID_PATTERN.fullmatch(self.version) is not None
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushedArtifact:
+    """What a push left in a registry."""
+
+    registry: str
+    name: str
+    platform: str
+    id: str
+    size: int
+    """The bytes of its archive."""
+    tags: tuple[str, ...]
+    """The tags that point to it now because of this push."""
+    uploaded: bool
+    """Whether anything was sent; False when the registry had it all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryEntry:
+    """One artifact in a registry, as a listing shows it."""
+
+    name: str
+    platform: str
+    id: str
+    size: int
+    """The bytes of its archive."""
+    packages: int
+    tags: tuple[str, ...]
+    version: str | None = None
+    published: datetime | None = None
+    """When its manifest came into this registry, by the store's own clock, in UTC."""
+    attested: bool = False
+    """Whether an attestation lies beside it; who signed that is another question."""
+
+
+Finding = Literal["arch", "glibc", "cuda", "space", "inodes", "readonly", "noexec", "symlinks"]
+"""What can be wrong with a host."""
+
+
+class Installation(msgspec.Struct, frozen=True, kw_only=True):
+    """`ID.json` beside an installed tree, written last: no record, no installation."""
+
+    name: str
+    id: str
+    platform: str
+    prefix: str
+    """The path that the tree believes it lives at."""
+    built_prefix: str
+    archive_xxh128: str
+    files: int
+    size: int
+    """The bytes of its files."""
+    checks: Checks = Checks()
+    edited: dict[str, tuple[int, str]] = {}
+    """Size and XXH3-128 of the files that are not as the archive has them: prefix edits."""
+    schema: int = 1

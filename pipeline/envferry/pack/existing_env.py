@@ -1,0 +1,102 @@
+"""An environment that somebody else made, as something to pack."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from blake3 import blake3
+
+from envferry.archive.validation import is_sane_prefix
+from envferry.base.files import write_bytes
+from envferry.errors import NotFound, SpecError, UsageError
+from envferry.models import BuiltEnv, SpecOptions, check_name, current_platform
+from envferry.pack.packages import conda_packages, pip_packages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+HEADER = """\
+# Read from an environment that was there: what it holds, not how to make it again.
+# Its pip packages, whose sources nobody noted:
+"""
+
+
+def describe_env(tree: Path, *, prefix: str | None, name: str | None, desk: Path) -> BuiltEnv:
+    """Return a conda environment at `tree` as if it had been built there.
+
+    `prefix` is the path that it believes it lives at, by default where it is. Its lock, in
+    conda-lock's format, lists the conda packages that it holds and is written into the folder
+    `desk`. Raises NotFound when there is no conda environment, SpecError when its records are
+    damaged.
+    """
+    if not (tree / "conda-meta").is_dir():
+        what = "it has no conda-meta" if tree.is_dir() else "there is no such folder"
+        message = f"{tree} is no conda environment: {what}"
+        raise NotFound(message, hint="name the folder of an environment, or a built one")
+    place = posixpath.normpath(tree.absolute())  # as it is called: its links stay what they are
+    prefix = prefix or place
+    if not is_sane_prefix(prefix):
+        message = f"the prefix {prefix!r} is not an absolute path of usual characters"
+        raise UsageError(message, hint="say which path it was made for: `--prefix /PATH`")
+    chosen = check_name(name or posixpath.basename(place), "environment name")
+    lock = render_found(tree, current_platform())
+    path = desk / f"{chosen}.conda-lock.yml"
+    write_bytes(path, lock)
+    return BuiltEnv(
+        name=chosen,
+        platform=current_platform(),
+        prefix=prefix,
+        tree=str(tree.absolute()),
+        lock_path=str(path),
+        lock_digest=blake3(lock).hexdigest(),
+        content_hash="",
+        options=SpecOptions(),
+        tools={},
+    )
+
+
+def render_found(tree: Path, platform: str) -> bytes:
+    """Return conda-lock's format (YAML, of which JSON is a part) for what a tree holds."""
+    packages = list(found_packages(tree, platform))
+    document = {
+        "version": 1,
+        "metadata": {
+            "content_hash": {platform: ""},
+            "channels": [],
+            "platforms": [platform],
+            "sources": [],
+        },
+        "package": packages,
+    }
+    pip = [f"#   {item.owner.name}=={item.owner.version}\n" for item in pip_packages(tree)]
+    text = json.dumps(document, indent=1, sort_keys=True)
+    return f"{HEADER}{''.join(pip)}{text}\n".encode()
+
+
+def found_packages(tree: Path, platform: str) -> Iterator[dict[str, Any]]:
+    """Yield an entry for each conda package that has a source."""
+    for package in conda_packages(tree):
+        owner = package.owner
+        record_name = f"{owner.name}-{owner.version}-{owner.build}.json"
+        try:
+            record = msgspec.json.decode((tree / "conda-meta" / record_name).read_bytes())
+        except (OSError, msgspec.DecodeError) as error:
+            message = f"{tree}/conda-meta/{record_name} cannot be read: {error}"
+            raise SpecError(message, hint="run `conda doctor` there") from error
+        hashes = {kind: record[kind] for kind in ("md5", "sha256") if record.get(kind)}
+        if record.get("url") and hashes:
+            yield {
+                "name": owner.name,
+                "version": owner.version,
+                "manager": "conda",
+                "platform": platform,
+                "dependencies": {},
+                "url": record["url"],
+                "hash": hashes,
+                "category": "main",
+                "optional": False,
+            }

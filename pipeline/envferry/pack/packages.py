@@ -1,0 +1,126 @@
+"""The packages of an environment, as conda-meta and the dist-infos list them."""
+
+from __future__ import annotations
+
+import csv
+import email.parser
+import posixpath
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from envferry.archive.members import Owner
+from envferry.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+LICENSE_CHARACTERS = 100
+
+
+class PathRecord(msgspec.Struct):
+    """What conda notes of a file that it linked."""
+
+    path: str = msgspec.field(name="_path")
+    file_mode: str | None = None
+    prefix_placeholder: str | None = None
+
+
+class PathsData(msgspec.Struct):
+    """The files of a package in the form of its `paths.json`."""
+
+    paths: tuple[PathRecord, ...] = ()
+
+
+class CondaRecord(msgspec.Struct):
+    """What is needed here of a record in conda-meta."""
+
+    name: str
+    version: str
+    build: str
+    files: tuple[str, ...]
+    license: str | None = None
+    paths_data: PathsData = msgspec.field(default_factory=PathsData)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Package:
+    """A package of an environment and the files that it says are its own."""
+
+    owner: Owner
+    license: str | None
+    files: frozenset[str]
+    placeholders: Mapping[str, int]
+    """The length of the placeholder that each binary file was made with, by path."""
+
+
+def conda_packages(tree: Path) -> Iterator[Package]:
+    """Yield the packages that conda-meta lists; raise SpecError when a record is none."""
+    for path in sorted(tree.glob("conda-meta/*.json")):
+        try:
+            yield conda_package(path)
+        except msgspec.DecodeError as error:
+            message = f"{path} is no record of a conda package: {error}"
+            raise SpecError(message, hint="run `conda doctor` there") from error
+
+
+def conda_package(path: Path) -> Package:
+    """Return the package that a record in conda-meta describes."""
+    record = msgspec.json.decode(path.read_bytes(), type=CondaRecord)
+    return Package(
+        owner=Owner(
+            rank=1,
+            name=record.name,
+            kind="conda",
+            version=record.version,
+            build=record.build,
+        ),
+        license=record.license or None,
+        files=frozenset([*record.files, f"conda-meta/{path.name}"]),
+        placeholders={
+            entry.path: len(entry.prefix_placeholder)
+            for entry in record.paths_data.paths
+            if entry.file_mode == "binary" and entry.prefix_placeholder
+        },
+    )
+
+
+def pip_packages(tree: Path) -> Iterator[Package]:
+    """Yield the packages that pip or uv installed; raise SpecError when a RECORD is none."""
+    for record in sorted(tree.glob("lib/python*/site-packages/*.dist-info/RECORD")):
+        installer = record.with_name("INSTALLER")
+        if installer.is_file() and installer.read_bytes().strip() == b"conda":
+            continue
+        try:
+            yield pip_package(tree, record)
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            message = f"{record.parent} does not describe a package: {error}"
+            raise SpecError(message, hint="install that package again, then pack") from error
+
+
+def pip_package(tree: Path, record: Path) -> Package:
+    """Return the package of a RECORD, its name as PEP 503 has it."""
+    from packaging.utils import canonicalize_name
+
+    base = record.parent.parent.relative_to(tree)
+    with record.open(newline="", encoding="utf-8") as stream:
+        rows = [row[0] for row in csv.reader(stream) if row]
+    with record.with_name("METADATA").open(encoding="utf-8", errors="replace") as stream:
+        metadata = email.parser.HeaderParser().parse(stream)
+    # The folder's name says both, too, if less exactly.
+    name, _, version = record.parent.name.removesuffix(".dist-info").partition("-")
+    license_text = metadata["License-Expression"] or metadata["License"] or ""
+    return Package(
+        owner=Owner(
+            rank=1,
+            name=canonicalize_name(metadata["Name"] or name),
+            kind="pypi",
+            version=metadata["Version"] or version,
+        ),
+        # Some put the whole text there.
+        license=license_text.strip().split("\n")[0][:LICENSE_CHARACTERS] or None,
+        files=frozenset(posixpath.normpath(posixpath.join(base, row)) for row in rows),
+        placeholders={},
+    )

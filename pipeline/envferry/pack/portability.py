@@ -1,0 +1,105 @@
+"""What in an environment cannot travel to another machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+    from pathlib import Path
+
+    from envferry.pack.packages import Package
+
+PATHS_SHOWN = 3
+SITE_PACKAGES = "lib/python*/site-packages"
+
+
+def find_faults(tree: Path, prefix: str, packages: Sequence[Package]) -> Iterator[str]:
+    """Yield, in words, what is not in the tree although it belongs to the environment."""
+    yield from editable_packages(tree, prefix)
+    yield from lost_files(tree, packages)
+
+
+def editable_packages(tree: Path, prefix: str) -> Iterator[str]:
+    """Yield packages whose code lies elsewhere: `pip install -e` and `setup.py develop`."""
+    named = set()
+    for path in sorted(tree.glob(f"{SITE_PACKAGES}/*.dist-info/direct_url.json")):
+        try:
+            record = json.loads(path.read_text())
+        except ValueError:
+            continue
+        details = record.get("dir_info", {}) if isinstance(record, dict) else {}
+        if details.get("editable") is True:
+            name = path.parent.name.split("-")[0]
+            named.add(name)
+            yield f"{name}: installed as editable from {record.get('url', 'a folder')}"
+    for path in sorted(tree.glob(f"{SITE_PACKAGES}/*.egg-link")):
+        yield f"{path.stem}: installed as editable from {first_line(path)}"
+    for path in sorted(tree.glob(f"{SITE_PACKAGES}/*.pth")):
+        if any(path.name.startswith(f"__editable__.{name}-") for name in named):
+            continue
+        for line in path.read_text(errors="replace").splitlines():
+            inside = is_below(line.strip(), prefix) or is_below(line.strip(), str(tree))
+            if line.startswith("/") and not inside:
+                yield f"{path.relative_to(tree)}: adds {line.strip()}, outside the environment"
+
+
+def lost_files(tree: Path, packages: Sequence[Package]) -> Iterator[str]:
+    """Yield conda packages that miss files, and the pip package that took their place."""
+    pip = {
+        package.owner.name.lower().replace("_", "-"): package
+        for package in packages
+        if package.owner.kind == "pypi"
+    }
+    for package in packages:
+        if package.owner.kind != "conda":
+            continue
+        lost = sorted(file for file in package.files if is_lost(tree, file))
+        if not lost:
+            continue
+        what = f"{package.owner.name} {package.owner.version} (conda) misses {shortened(lost)}"
+        other = pip.get(package.owner.name.lower().replace("_", "-"))
+        takers = (
+            [other] if other else [taker for taker in pip.values() if taker.files & package.files]
+        )
+        for taker in takers:
+            what += f"; {taker.owner.name} {taker.owner.version} (pip) took its place"
+        yield what
+
+
+def is_lost(tree: Path, file: str) -> bool:
+    """Whether a file that a package lists is gone; byte code may be."""
+    return not os.path.lexists(tree / file) and not file.endswith((".pyc", ".nonadmin"))
+
+
+def overwritten(packages: Sequence[Package]) -> Iterator[str]:
+    """Yield which pip package claims which files of which conda package."""
+    for conda in packages:
+        for pip in packages:
+            shared = conda.files & pip.files
+            both = (conda.owner.kind, pip.owner.kind) == ("conda", "pypi")
+            # A conda package that brings its RECORD along is what pip's tools see, not a rival.
+            if both and shared and not any(path.endswith(".dist-info/RECORD") for path in shared):
+                yield (
+                    f"{pip.owner.name} {pip.owner.version} (pip) overwrites "
+                    f"{shortened(sorted(shared))} of {conda.owner.name} (conda)"
+                )
+
+
+def shortened(paths: Collection[str]) -> str:
+    """Return a few paths and how many more there are."""
+    shown = ", ".join(sorted(paths)[:PATHS_SHOWN])
+    return shown + (f" and {len(paths) - PATHS_SHOWN} more" if len(paths) > PATHS_SHOWN else "")
+
+
+def is_below(path: str, folder: str) -> bool:
+    """Whether a path is a folder or lies in it."""
+    return posixpath.normpath(path) == folder or posixpath.normpath(path).startswith(folder + "/")
+
+
+def first_line(path: Path) -> str:
+    """Return the first line of a text."""
+    return (path.read_text(errors="replace").splitlines() or ["?"])[0]

@@ -1,0 +1,123 @@
+"""Stage 3, pack: BuiltEnv -> Artifact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from envferry.archive.compression import DEFAULT_LEVEL
+from envferry.archive.writer import ArchiveOptions, WrittenArchive, write_archive
+from envferry.artifacts import SBOM, sbom_path, write_companions
+from envferry.base.direct_io import DirectStream
+from envferry.base.files import exclusive_lock, write_anew, write_bytes
+from envferry.models import Artifact, Manifest
+from envferry.pack.frozen import frozen_members
+from envferry.pack.listing import Listing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from envferry.archive.index import FileEntry
+    from envferry.archive.members import Member
+    from envferry.models import BuiltEnv
+    from envferry.progress import Progress
+
+WRITE_BYTES = 8 << 20
+TOOLS = ("conda-pack", "zstandard")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackOptions:
+    """Where the artifact goes and how it is compressed."""
+
+    output_dir: Path
+    mtime: int
+    """Modification time of every member, in seconds since 1970."""
+    level: int = DEFAULT_LEVEL
+    threads: int = 0
+    """0: as many as there are cores."""
+
+
+def pack_env(built: BuiltEnv, *, options: PackOptions, progress: Progress) -> Artifact:
+    """Pack a built environment into one archive, with its checksum, lock and manifest beside it.
+
+    The manifest is written last: without it the other files are no artifact. Raises SpecError when
+    something in the environment cannot travel, HostError when it changes while it is packed,
+    TargetOccupied while another process packs it into the same directory.
+    """
+    listing = Listing(Path(built.tree), built.prefix, built.options.exclude)
+    staged = options.output_dir / f".{built.name}-{built.platform}.tar.zst"
+    total = sum(member.entry.size for member in listing.members)
+    with exclusive_lock(staged, f"the new archive of {built.name} in {options.output_dir}"):
+        with progress.task(f"pack {built.name}", total) as advance, write_anew(staged) as stream:
+            direct = DirectStream(stream.fileno(), WRITE_BYTES)
+            written = write_archive(
+                direct,
+                listing.members,
+                options=archive_options(built, options),
+                generate=lambda files: last_members(built, listing, files),
+                advance=advance,
+            )
+            direct.flush()
+        artifact = Artifact(
+            directory=options.output_dir, manifest=describe(built, written, listing, options)
+        )
+        staged.replace(artifact.archive_path)
+        add_companions(artifact, built)
+    return artifact
+
+
+def add_companions(artifact: Artifact, built: BuiltEnv) -> None:
+    """Put beside an archive what belongs to it: its list of materials, lock, sum and manifest."""
+    lock_path = Path(built.lock_path)
+    sbom = lock_path.with_name(SBOM)
+    if sbom.exists():
+        write_bytes(sbom_path(artifact), sbom.read_bytes())
+    write_companions(artifact, lock_path.read_bytes())
+
+
+def last_members(built: BuiltEnv, listing: Listing, files: Sequence[FileEntry]) -> Iterator[Member]:
+    """Yield what is known only when all else is packed."""
+    yield from listing.generate(files)
+    if built.options.frozen:
+        yield from frozen_members(files, built.name)
+
+
+def archive_options(built: BuiltEnv, options: PackOptions) -> ArchiveOptions:
+    """Return what the archive says of itself."""
+    return ArchiveOptions(
+        name=built.name,
+        platform=built.platform,
+        prefix=built.prefix,
+        mtime=options.mtime,
+        level=options.level,
+        threads=options.threads,
+    )
+
+
+def describe(
+    built: BuiltEnv, written: WrittenArchive, listing: Listing, options: PackOptions
+) -> Manifest:
+    """Return the manifest of what was written."""
+    index = written.index
+    return Manifest(
+        name=built.name,
+        platform=built.platform,
+        id=index.id,
+        prefix=built.prefix,
+        archive=written.facts,
+        lock_digest=built.lock_digest,
+        content_hash=built.content_hash,
+        packages=listing.facts(index.files),
+        requirements=built.options.system,
+        checks=built.options.checks,
+        tools={
+            **built.tools,
+            **{tool: metadata.version(tool) for tool in TOOLS},
+            "zstd level": str(options.level),
+        },
+        version=built.options.version,
+        image=built.image,
+    )

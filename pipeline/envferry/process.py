@@ -1,0 +1,192 @@
+"""Run other programs: the only place that starts processes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from envferry.errors import ToolFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+# What libraries that start programs themselves raise; conda-lock does.
+CalledProcessError = subprocess.CalledProcessError
+
+ERROR_LINES = 25
+OUTPUT_TO_FILE = 'exec "$@" >"$0" 2>&1'
+STOP_SECONDS = 10
+_running: set[subprocess.Popen[str]] = set()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """What a program left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def find_program(name: str) -> str | None:
+    """Return the absolute path of `name` on PATH, or None."""
+    return shutil.which(name)
+
+
+def run(
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    check: bool = True,
+    show: bool = False,
+) -> Finished:
+    """Run `argv` to its end and return its output.
+
+    With `show`, the program's stderr goes straight to ours (progress, logs). When this process is
+    interrupted the program is stopped before the interrupt travels on.
+    Raises ToolFailed when it cannot be started or, with `check`, when it exits with non-zero.
+    """
+    child = _start([str(word) for word in argv], env=env, cwd=cwd, show=show)
+    return _finish(child, check=check)
+
+
+def run_to_its_end(
+    argv: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Finished:
+    """Run `argv` until it ends itself, whatever it left running; `stdout` is all that it said.
+
+    `run` would wait until the last process that holds its output has ended.
+    """
+    with tempfile.NamedTemporaryFile("r", errors="replace") as output:
+        words = ("/bin/sh", "-c", OUTPUT_TO_FILE, output.name, *argv)
+        finished = run(words, env=env, cwd=cwd, check=False)
+        return Finished(returncode=finished.returncode, stdout=output.read(), stderr="")
+
+
+def run_on_lifeline(
+    argv: Sequence[str | Path], *, check: bool = True, show: bool = False
+) -> Finished:
+    """Run `argv` like `run`, its stdin a pipe that ends when this process does.
+
+    However it ends: a container on the other side of a daemon can know that nobody waits for it.
+    """
+    reading, writing = os.pipe()
+    try:
+        child = _start([str(word) for word in argv], stdin=reading, show=show)
+        return _finish(child, check=check)
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def stop_all() -> None:
+    """Stop the programs that threads still wait for, when nobody waits for these threads."""
+    for child in tuple(_running):
+        stop(child)
+
+
+def _start(
+    words: list[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: int = subprocess.DEVNULL,
+    show: bool,
+) -> subprocess.Popen[str]:
+    log.info("+ %s", shlex.join(words))
+    try:
+        return subprocess.Popen(
+            words,
+            env=dict(env) if env is not None else None,
+            cwd=cwd,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=None if show else subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        message = f"cannot run {words[0]}: {error.strerror}"
+        raise ToolFailed(message, hint="run `envferry doctor` to see what is missing") from error
+
+
+def _finish(child: subprocess.Popen[str], *, check: bool) -> Finished:
+    _running.add(child)
+    try:
+        stdout, stderr = child.communicate()
+    except BaseException:
+        stop(child)
+        raise
+    finally:
+        _running.discard(child)
+    if check and child.returncode != 0:
+        words = child.args if isinstance(child.args, list) else [str(child.args)]
+        raise failure(words, child.returncode, stdout, stderr or "")
+    return Finished(returncode=child.returncode, stdout=stdout, stderr=stderr or "")
+
+
+@contextmanager
+def background(
+    argv: Sequence[str | Path], *, log_path: Path, env: Mapping[str, str] | None = None
+) -> Iterator[Callable[[], int | None]]:
+    """Run `argv` while the block runs, then kill it and all that it started.
+
+    Its output goes to `log_path`. The yielded function returns its exit status, None while it runs.
+    The kernel kills it as well when the thread that started it dies, where `setpriv` is there.
+    Raises ToolFailed when it cannot be started.
+    """
+    words = [str(word) for word in argv]
+    log.info("+ %s &", shlex.join(words))
+    if setpriv := find_program("setpriv"):
+        words = [setpriv, "--pdeathsig", "KILL", *words]
+    with log_path.open("wb") as output:
+        try:
+            child = subprocess.Popen(
+                words,
+                env=dict(env) if env is not None else None,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            message = f"cannot run {words[0]}: {error.strerror}"
+            raise ToolFailed(message, hint="check that it is installed") from error
+    try:
+        yield child.poll
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def failure(words: Sequence[str], returncode: int, stdout: str, stderr: str) -> ToolFailed:
+    """Describe a failed program by the last lines that it printed."""
+    lines = (stderr.strip() or stdout.strip()).splitlines()[-ERROR_LINES:]
+    ended = f"exited with {returncode}"
+    if returncode < 0:
+        ended = f"was killed by signal {-returncode}"
+    message = "\n".join([f"{words[0]} {ended}", *("  " + line for line in lines)])
+    return ToolFailed(message, hint="run it again with -v to see the whole command")
+
+
+def stop(child: subprocess.Popen[str]) -> None:
+    """Ask a program to end, and end it when it does not."""
+    child.terminate()
+    try:
+        child.wait(timeout=STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()

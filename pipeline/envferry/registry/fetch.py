@@ -1,0 +1,79 @@
+"""Stage 5, fetch: Ref -> Artifact."""
+
+from __future__ import annotations
+
+import errno
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from envferry.artifacts import write_companions
+from envferry.base.files import digest_file, exclusive_lock, sync_directory
+from envferry.errors import HostError
+from envferry.models import Artifact
+from envferry.stores.partial import PartialFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from envferry.models import Ref
+    from envferry.progress import Progress
+    from envferry.registry import Registry
+    from envferry.stores.source import Incoming
+
+
+def fetch_artifact(
+    ref: Ref, *, registry: Registry, directory: Path, platform: str, progress: Progress
+) -> Artifact:
+    """Copy an artifact from a registry into a directory, verified.
+
+    Pieces are read in parallel into a hidden partial file, hashed in order as they arrive, and
+    renamed when XXH3-128 and BLAKE3 are the manifest's. A run that breaks off leaves what it has
+    for the next one. An archive that is there already and right is not read again.
+    """
+    manifest = registry.manifest(ref.name, platform, registry.resolve(ref, platform))
+    artifact = Artifact(directory=directory, manifest=manifest)
+    lock, proof = registry.read_lock(manifest), registry.proof(manifest)
+    incoming = registry.incoming_archive(manifest)
+    arriving = PartialFile.of(artifact.archive_path, incoming)
+    with _explained(directory), exclusive_lock(arriving.journal, str(artifact.archive_path)):
+        with arriving.opened():
+            if _is_complete(artifact, progress):
+                arriving.pieces.clear()
+            else:
+                registry.require_archive(manifest)
+                _receive_archive(incoming, arriving, progress)
+        write_companions(artifact, lock, proof)
+    return artifact
+
+
+def _is_complete(artifact: Artifact, progress: Progress) -> bool:
+    """Whether the archive is there already, with the right bytes."""
+    path, facts = artifact.archive_path, artifact.manifest.archive
+    if not path.is_file() or path.stat().st_size != facts.size:
+        return False
+    with progress.task(f"check {facts.file}", facts.size) as advance:
+        return digest_file(path, advance) == (facts.xxh128, facts.blake3)
+
+
+def _receive_archive(incoming: Incoming, arriving: PartialFile, progress: Progress) -> None:
+    """Bring all pieces here and give the file its name if they are the archive."""
+    arriving.reserve(f"fetching {arriving.target.name}")
+    with progress.task(f"fetch {arriving.target.name}", incoming.size) as advance:
+        arriving.receive(incoming, advance)
+    arriving.path.replace(arriving.target)
+    sync_directory(arriving.target.parent)
+    arriving.pieces.clear()
+
+
+@contextmanager
+def _explained(directory: Path) -> Iterator[None]:
+    """Turn what the local file system refuses into our errors."""
+    try:
+        yield
+    except OSError as error:
+        message = f"cannot write to {directory}: {error.strerror}"
+        hint = "name another directory with -o"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            hint = "free space there, then fetch again: what has arrived is kept"
+        raise HostError(message, hint=hint) from error

@@ -1,0 +1,60 @@
+"""Which bytes of a new archive a store has already: frames of unchanged packages are the same."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from blake3 import blake3
+
+from envferry.archive.reader import Archive, FileSource
+from envferry.errors import IntegrityError, NotFound, SpecError, StoreError
+from envferry.stores.port import KnownRange
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from envferry.models import Manifest
+    from envferry.registry import PublishedArchive
+
+log = logging.getLogger(__name__)
+
+
+def find_known(path: Path, published: PublishedArchive, key: str) -> tuple[KnownRange, ...]:
+    """Return the runs of an archive file that a published archive at `key` has.
+
+    Only its index is read. When it cannot be, nothing is known: a push must not fail for that.
+    """
+    try:
+        theirs = Archive(published)
+        _require_index(theirs, published.manifest)
+        with FileSource(path) as source:
+            return known_ranges(Archive(source), theirs, key)
+    except (IntegrityError, NotFound, SpecError, StoreError) as error:
+        log.info("everything is sent: %s", error)
+        return ()
+
+
+def known_ranges(ours: Archive, theirs: Archive, key: str) -> tuple[KnownRange, ...]:
+    """Return the runs of frames that both archives have, in the order of ours."""
+    there = {
+        (frame.blake3, frame.size): offset
+        for frame, offset in zip(theirs.index.frames, theirs.offsets, strict=False)
+    }
+    runs: list[KnownRange] = []
+    for frame, offset in zip(ours.index.frames, ours.offsets, strict=False):
+        found = there.get((frame.blake3, frame.size))
+        if found is None:
+            continue
+        last = runs[-1] if runs else None
+        if last and last.end == offset and last.key_offset + last.length == found:
+            runs[-1] = KnownRange(last.offset, last.length + frame.size, key, last.key_offset)
+        else:
+            runs.append(KnownRange(offset, frame.size, key, found))
+    return tuple(runs)
+
+
+def _require_index(archive: Archive, manifest: Manifest) -> None:
+    """Raise IntegrityError unless this is the index that the manifest binds."""
+    if blake3(archive.index_frame).hexdigest() != manifest.archive.index_blake3:
+        raise IntegrityError(f"{archive.name} is not the archive of its manifest")

@@ -1,0 +1,102 @@
+"""What a registry holds: environments, tags, and what to say of a name that is unknown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from envferry.artifacts import ATTESTATION
+from envferry.base.workers import Workers
+from envferry.errors import NotFound, StoreError
+from envferry.models import Manifest, RegistryEntry, check_name
+from envferry.registry.layout import DELTAS, ENVS, TAGS, artifact_folder, folder_of, is_manifest
+from envferry.registry.tags import read_tag
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from envferry.models import Ref, TagRecord
+    from envferry.registry.registry import Registry
+
+READERS = 8
+"""Manifests and tags are small: the time goes into waiting for the store."""
+
+
+def list_entries(registry: Registry, name: str | None) -> tuple[RegistryEntry, ...]:
+    """Return all published artifacts (of one environment) with tags and time of arrival."""
+    below = f"{check_name(name, 'environment name')}/" if name else ""
+    there = {listed.key: listed.modified for listed in registry.store.list(f"{ENVS}{below}")}
+    folders = sorted(key.split("/")[2:5] for key in there if is_manifest(key))
+    tag_keys = sorted(listed.key for listed in registry.store.list(f"{TAGS}{below}"))
+    with Workers(READERS, "list") as pool:
+        manifests = pool.map(lambda folder: registry.described(*folder), folders)
+        records = pool.map(lambda key: read_tag(registry, key)[1], tag_keys)
+        tags = dict(zip(tag_keys, records, strict=True))
+        return tuple(_entry(manifest, tags, there) for manifest in manifests)
+
+
+def list_tags(registry: Registry, name: str, platform: str) -> dict[str, str]:
+    """Return all tags of an environment with the ids that they point to."""
+    prefix = f"{TAGS}{check_name(name, 'environment name')}/{platform}/"
+    keys = sorted(listed.key for listed in registry.store.list(prefix))
+    with Workers(READERS, "list") as pool:
+        records = pool.map(lambda key: read_tag(registry, key)[1], keys)
+        return {
+            key.removeprefix(prefix): record.id
+            for key, record in zip(keys, records, strict=True)
+            if record
+        }
+
+
+def unknown(registry: Registry, ref: Ref, platform: str) -> NotFound:
+    """Say that a ref is unknown and what is known instead."""
+    message = f"{ref} is not in the registry {registry.url} for {platform}"
+    known: list[str] = []
+    has_deltas = False
+    try:
+        if ref.is_id and (beside := _beside_manifest(registry, ref, platform)):
+            message = f"the manifest of {ref} ({platform}) in {registry.url} is missing"
+            hint = "copy that file again, or push the artifact again; `envferry check` says more"
+            return NotFound(f"{message}, though there are {', '.join(beside)}", hint=hint)
+        tags, ids = registry.tags(ref.name, platform), registry.ids(ref.name, platform)
+        if not ids:
+            keys = (listed.key for listed in registry.store.list(ENVS))
+            known = sorted({key.split("/")[2] for key in keys})
+            has_deltas = not known and any(registry.store.list(DELTAS))
+    except StoreError as error:
+        return NotFound(message, hint=error.hint)
+    if ids:
+        listed = ", ".join([*(f"{tag} ({id_})" for tag, id_ in tags.items()), *ids])
+        return NotFound(f"{message}: there are {listed}", hint=f"run `envferry ls {ref.name}`")
+    if has_deltas:
+        hint = f"apply them to a registry first: `envferry apply {registry.url} --registry SITE`"
+        return NotFound(f"{message}: it holds deltas only", hint=hint)
+    listed = ", ".join(known) or "no environments at all"
+    return NotFound(f"{message}: it holds {listed}", hint="run `envferry ls`")
+
+
+def _beside_manifest(registry: Registry, ref: Ref, platform: str) -> list[str]:
+    """Return the files of an artifact that has no manifest, as after a copy that broke off."""
+    folder = artifact_folder(ref.name, platform, ref.version)
+    return sorted(listed.key.removeprefix(folder) for listed in registry.store.list(folder))
+
+
+def _entry(
+    manifest: Manifest, tags: Mapping[str, TagRecord | None], there: Mapping[str, datetime]
+) -> RegistryEntry:
+    prefix, folder = f"{TAGS}{manifest.name}/{manifest.platform}/", folder_of(manifest)
+    return RegistryEntry(
+        name=manifest.name,
+        platform=manifest.platform,
+        id=manifest.id,
+        size=manifest.archive.size,
+        packages=len(manifest.packages),
+        tags=tuple(
+            key.removeprefix(prefix)
+            for key, record in tags.items()
+            if key.startswith(prefix) and record and record.id == manifest.id
+        ),
+        version=manifest.version,
+        published=there[f"{folder}manifest.json"],
+        attested=f"{folder}{ATTESTATION}" in there,
+    )

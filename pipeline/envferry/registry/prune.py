@@ -1,0 +1,210 @@
+"""What of a registry may go, by what people want to keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from envferry.base.workers import Workers
+from envferry.registry.inventory import Folder, Survey, require_known, survey
+from envferry.registry.layout import ENVS, tag_key
+from envferry.registry.removal import remove_artifact
+from envferry.registry.tags import read_tag
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from envferry.progress import Progress
+    from envferry.registry.registry import Registry
+
+REMOVERS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What stays; an artifact goes when there is a rule and none keeps it.
+
+    Tagged artifacts stay always, and so do those that came less than `under_way` ago.
+    """
+
+    keep_last: int | None = None
+    """The newest so many of each environment and platform."""
+    keep_within: timedelta | None = None
+    """Those that came so lately."""
+    keep_tagged: bool = False
+    """Only the tagged ones, where no other rule is given."""
+    under_way: timedelta = timedelta(hours=24)
+    """What is younger may belong to a push that runs."""
+
+    @property
+    def has_rule(self) -> bool:
+        """Whether published artifacts may go at all."""
+        return self.keep_tagged or self.keep_last is not None or self.keep_within is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """Which part of a registry is looked at."""
+
+    names: tuple[str, ...] = ()
+    """Environments; none means all."""
+    platform: str | None = None
+
+    def has(self, name: str, platform: str) -> bool:
+        """Whether an environment is in it."""
+        return (not self.names or name in self.names) and self.platform in (None, platform)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fate:
+    """What becomes of one artifact, and why."""
+
+    name: str
+    platform: str
+    id: str
+    size: int
+    """The bytes of all its files."""
+    published: datetime | None
+    """None for what a broken push left."""
+    goes: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfinished:
+    """An upload that nobody has finished."""
+
+    key: str
+    size: int
+    """The bytes that have arrived."""
+    began: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrunePlan:
+    """What a prune removes and what it keeps."""
+
+    fates: tuple[Fate, ...]
+    """By name, platform and time, the newest first."""
+    unfinished: tuple[Unfinished, ...]
+    """What goes of these."""
+    under_way: timedelta
+
+    @property
+    def size(self) -> int:
+        """The bytes that become free."""
+        gone = sum(fate.size for fate in self.fates if fate.goes)
+        return gone + sum(one.size for one in self.unfinished)
+
+
+def plan_prune(registry: Registry, scope: Scope, policy: Policy, now: datetime) -> PrunePlan:
+    """Decide what goes; nothing is removed, and no manifest is read.
+
+    Raises IntegrityError when a tag cannot be read: then nobody knows what it keeps; NotFound
+    for an environment that is not there.
+    """
+    found = survey(registry)
+    unfinished = tuple(_unfinished(registry, scope, now - policy.under_way))
+    if not unfinished:
+        require_known(found, registry, scope.names)
+    tagged = _tagged(registry, found, scope)
+    groups: dict[tuple[str, str], list[Folder]] = {}
+    for folder in found.folders:
+        if scope.has(folder.name, folder.platform):
+            groups.setdefault((folder.name, folder.platform), []).append(folder)
+    fates = [fate for group in groups.values() for fate in _decide(group, tagged, policy, now)]
+    return PrunePlan(
+        fates=tuple(fates),
+        unfinished=unfinished,
+        under_way=policy.under_way,
+    )
+
+
+def carry_out(registry: Registry, plan: PrunePlan, *, progress: Progress) -> PrunePlan:
+    """Remove what a plan says, and return what became of it: what was tagged since then stays."""
+    seconds = plan.under_way.total_seconds()
+
+    def remove(fate: Fate) -> Fate:
+        if not fate.goes:
+            return fate
+        folder = Folder(fate.name, fate.platform, fate.id)
+        obstacle = remove_artifact(registry, folder, seconds)
+        if obstacle is None:
+            return fate
+        return replace(fate, goes=False, reason=obstacle)
+
+    with progress.task(f"prune {registry.url}"), Workers(REMOVERS, "prune") as pool:
+        fates = tuple(pool.map(remove, plan.fates))
+        for folder in sorted({one.key.rpartition("/")[0] + "/" for one in plan.unfinished}):
+            registry.store.delete(folder, seconds)
+    return PrunePlan(fates=fates, unfinished=plan.unfinished, under_way=plan.under_way)
+
+
+def _tagged(
+    registry: Registry, found: Survey, scope: Scope
+) -> dict[tuple[str, str, str], list[str]]:
+    """Return the tags of each artifact that has any."""
+    names = [tag for tag in found.tags if scope.has(tag.name, tag.platform)]
+    keys = [tag_key(tag.name, tag.platform, tag.tag) for tag in names]
+    with Workers(8, "prune") as pool:
+        records = list(pool.map(lambda key: read_tag(registry, key)[1], keys))
+    tagged: dict[tuple[str, str, str], list[str]] = {}
+    for name, record in zip(names, records, strict=True):
+        if record:
+            tagged.setdefault((name.name, name.platform, record.id), []).append(name.tag)
+    return tagged
+
+
+def _decide(
+    group: list[Folder],
+    tagged: dict[tuple[str, str, str], list[str]],
+    policy: Policy,
+    now: datetime,
+) -> Iterator[Fate]:
+    """Yield the fate of all artifacts of one environment on one platform, the newest first."""
+    rank = 0
+    for folder in sorted(group, key=lambda one: one.published or one.touched, reverse=True):
+        tags = tagged.get((folder.name, folder.platform, folder.id), [])
+        reason = _why_kept(folder, tags, policy, now)
+        counts = folder.published is not None and not folder.is_being_pruned
+        if not reason and counts and rank < (policy.keep_last or 0):
+            reason = f"among the last {policy.keep_last}"
+        rank += counts
+        goes = not reason and (policy.has_rule or not folder.published or folder.is_being_pruned)
+        yield Fate(
+            name=folder.name,
+            platform=folder.platform,
+            id=folder.id,
+            size=folder.size,
+            published=folder.published,
+            goes=goes,
+            reason=reason or (_why_gone(folder) if goes else "no rule says otherwise"),
+        )
+
+
+def _why_kept(folder: Folder, tags: list[str], policy: Policy, now: datetime) -> str:
+    """Return the rule that keeps an artifact whatever its rank is, or nothing."""
+    if folder.is_being_pruned:
+        return ""
+    if tags:
+        return f"tagged {', '.join(tags)}"
+    age = now - (folder.published or folder.touched)
+    if age < policy.under_way:
+        return "came just now"
+    if folder.published and policy.keep_within is not None and age < policy.keep_within:
+        return "not that old"
+    return ""
+
+
+def _why_gone(folder: Folder) -> str:
+    if folder.is_being_pruned:
+        return "a removal that broke off"
+    return "no rule keeps it" if folder.published else "a push that broke off"
+
+
+def _unfinished(registry: Registry, scope: Scope, before: datetime) -> Iterator[Unfinished]:
+    for listed in registry.store.list(ENVS, unfinished=True):
+        names = listed.key.split("/")
+        if listed.modified <= before and len(names) > 4 and scope.has(names[2], names[3]):
+            yield Unfinished(key=listed.key, size=listed.size, began=listed.modified)

@@ -1,0 +1,71 @@
+"""Stage 4, push: Artifact -> PushedArtifact."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from envferry.artifacts import SBOM, sbom_path, verify_artifact
+from envferry.errors import NotFound
+from envferry.models import DEFAULT_TAG, PushedArtifact
+from envferry.registry import WasRemoved, check_tag
+
+if TYPE_CHECKING:
+    from envferry.models import Artifact
+    from envferry.progress import Progress
+    from envferry.registry import Registry
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+
+
+def push_artifact(
+    artifact: Artifact, *, registry: Registry, tags: tuple[str, ...], progress: Progress
+) -> PushedArtifact:
+    """Publish an artifact and point `tags` and `latest` to it.
+
+    Nothing is sent before the archive's bytes were compared with the manifest; the tags move last.
+    Raises IntegrityError for a damaged artifact, or when the id is taken by a different one.
+    """
+    manifest = artifact.manifest
+    wanted = tuple(dict.fromkeys(check_tag(tag) for tag in (*tags, DEFAULT_TAG)))
+    verify_artifact(artifact, progress=progress)
+    uploaded = _publish_persistently(artifact, registry, wanted, progress)
+    return PushedArtifact(
+        registry=registry.url,
+        name=manifest.name,
+        platform=manifest.platform,
+        id=manifest.id,
+        size=manifest.archive.size,
+        tags=wanted,
+        uploaded=uploaded,
+    )
+
+
+def _publish_persistently(
+    artifact: Artifact, registry: Registry, tags: tuple[str, ...], progress: Progress
+) -> bool:
+    """Publish once more what somebody pruned meanwhile; raise WasRemoved if that repeats."""
+    for _ in range(ATTEMPTS):
+        try:
+            return _publish(artifact, registry, tags, progress)
+        except (WasRemoved, NotFound) as error:
+            log.info("published again: %s", error)
+    message = f"{artifact.manifest.stem} is removed from {registry.url} whenever it is pushed"
+    raise WasRemoved(message, hint="find out who runs `envferry prune` there, then push again")
+
+
+def _publish(
+    artifact: Artifact, registry: Registry, tags: tuple[str, ...], progress: Progress
+) -> bool:
+    """Write an artifact, then move the tags, then look whether it is still there."""
+    manifest = artifact.manifest
+    uploaded = registry.publish(artifact, progress=progress)
+    sbom = sbom_path(artifact)
+    if sbom.exists() and registry.attachment(manifest, SBOM) is None:
+        registry.attach(manifest, SBOM, sbom.read_bytes())
+    for tag in tags:
+        registry.move_tag(manifest.name, manifest.platform, tag, manifest.id)
+    registry.require_whole(manifest)
+    return uploaded

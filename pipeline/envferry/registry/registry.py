@@ -1,0 +1,267 @@
+"""A registry: what people and stages ask of it, and the checks of all that it hands out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import xxhash
+from blake3 import blake3
+
+from envferry.artifacts import (
+    ATTESTATION,
+    REGISTRY_MANIFEST,
+    Proof,
+    check_lock,
+    decode_manifest,
+    require_digests,
+    require_size,
+)
+from envferry.errors import IntegrityError, NotFound, StoreError
+from envferry.models import Manifest, Ref, check_name
+from envferry.registry.layout import (
+    ENVS,
+    LOCK_FILE,
+    archive_key,
+    artifact_folder,
+    attachment_key,
+    folder_of,
+    is_manifest,
+    tag_key,
+)
+from envferry.registry.listing import list_entries, list_tags, unknown
+from envferry.registry.publish import place, publish_artifact, require_whole
+from envferry.registry.tags import move_tag, read_tag
+from envferry.stores.local import reader_into
+from envferry.stores.opening import open_store
+from envferry.stores.source import Incoming
+from envferry.stores.split import MARKER, RECORD_SUFFIX
+from envferry.trust.attestations import require_described
+from envferry.trust.signed_tags import TagName
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from envferry.models import Artifact, RegistryEntry, TagRecord
+    from envferry.progress import Progress
+    from envferry.stores.port import Store
+    from envferry.trust.host_trust import Trust
+    from envferry.trust.signing import Signer
+
+PIECE_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """Artifacts and tags in a store."""
+
+    store: Store
+    signer: Signer | None = None
+    """Signs what is published and where tags are moved to."""
+    trust: Trust | None = None
+    """Checks every tag and every manifest that is handed out; None checks no signatures."""
+
+    @classmethod
+    def open(
+        cls, url: str, *, signer: Signer | None = None, trust: Trust | None = None
+    ) -> Registry:
+        """Open the registry at a directory, `s3://…` or `https://…`."""
+        return cls(open_store(url), signer, trust)
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return self.store.url
+
+    def publish(self, artifact: Artifact, *, progress: Progress) -> bool:
+        """Write an artifact that was verified; return whether anything had to be sent.
+
+        To publish the same artifact again is harmless and completes what is missing. Raises
+        IntegrityError when the registry holds a different one under this id.
+        """
+        return publish_artifact(self, artifact, progress)
+
+    def require_whole(self, manifest: Manifest) -> None:
+        """Raise WasRemoved when a part of an artifact that is tagged was pruned since then."""
+        require_whole(self, manifest)
+
+    def move_tag(self, name: str, platform: str, tag: str, id_: str) -> TagRecord:
+        """Point a tag to a published artifact by compare-and-swap.
+
+        A lost race is run once more; when that is lost too, StoreError says who won.
+        """
+        return move_tag(self, TagName(name=name, platform=platform, tag=tag), id_)
+
+    def tags(self, name: str, platform: str) -> dict[str, str]:
+        """Return all tags of an environment with the ids that they point to."""
+        return list_tags(self, name, platform)
+
+    def tags_of(self, manifest: Manifest) -> tuple[str, ...]:
+        """Return the tags that point to an artifact; none where the store cannot list."""
+        try:
+            tags = self.tags(manifest.name, manifest.platform)
+        except StoreError:
+            return ()
+        return tuple(tag for tag, id_ in tags.items() if id_ == manifest.id)
+
+    def published_at(self, manifest: Manifest) -> datetime | None:
+        """Return when an artifact came into this registry, if the store says it."""
+        stat = self.store.stat(folder_of(manifest) + REGISTRY_MANIFEST)
+        return stat.modified if stat else None
+
+    def ids(self, name: str, platform: str) -> tuple[str, ...]:
+        """Return the ids of all published artifacts of an environment."""
+        prefix = f"{ENVS}{check_name(name, 'environment name')}/{platform}/"
+        keys = (listed.key for listed in self.store.list(prefix))
+        return tuple(sorted(key.split("/")[4] for key in keys if is_manifest(key)))
+
+    def environments(self, name: str | None = None) -> tuple[RegistryEntry, ...]:
+        """Return all published artifacts (of one environment) with the tags that point to them."""
+        return list_entries(self, name)
+
+    def resolve(self, ref: Ref, platform: str) -> str:
+        """Return the id that a ref means; raise NotFound with what there is instead."""
+        if ref.is_id:
+            folder = artifact_folder(ref.name, platform, ref.version)
+            if not self.store.stat(folder + REGISTRY_MANIFEST):
+                raise unknown(self, ref, platform)
+            return ref.version
+        _, record = read_tag(self, tag_key(ref.name, platform, ref.version))
+        if not record:
+            raise unknown(self, ref, platform)
+        if self.trust:
+            tag_name = TagName(name=ref.name, platform=platform, tag=ref.version)
+            self.trust.check_tag(tag_name, record, f"the tag {ref} in {self.url}")
+        return record.id
+
+    def manifest(self, name: str, platform: str, id_: str) -> Manifest:
+        """Read a manifest; check that it belongs where it lies, and who signed it."""
+        manifest = self.described(name, platform, id_)
+        if self.trust:
+            proof = self.proof(manifest)
+            self.trust.check_artifact(manifest, proof.manifest_data, proof.attestation)
+        return manifest
+
+    def described(self, name: str, platform: str, id_: str) -> Manifest:
+        """Read a manifest and check that it belongs where it lies; signatures are not checked."""
+        folder = artifact_folder(name, platform, id_)
+        manifest = self.published(folder)
+        if manifest is None:
+            raise unknown(self, Ref(name=name, version=id_), platform)
+        if (manifest.name, manifest.platform, manifest.id) != (name, platform, id_):
+            message = f"{folder}{REGISTRY_MANIFEST} in {self.url} describes {manifest.stem}"
+            raise IntegrityError(message, hint="copy or push the artifact again")
+        return manifest
+
+    def published(self, folder: str) -> Manifest | None:
+        """Read the manifest in a folder, or None when nothing is published there."""
+        key = folder + REGISTRY_MANIFEST
+        try:
+            data = self.store.read(key)
+        except NotFound:
+            return None
+        return decode_manifest(data, f"{key} in {self.url}")
+
+    def proof(self, manifest: Manifest) -> Proof:
+        """Read what a signature check of an artifact needs; nothing is checked here."""
+        folder = folder_of(manifest)
+        data = self.store.read(folder + REGISTRY_MANIFEST)
+        require_described(manifest, data, f"{folder}{REGISTRY_MANIFEST} in {self.url}")
+        return Proof(manifest_data=data, attestation=self.attachment(manifest, ATTESTATION))
+
+    def require_archive(self, manifest: Manifest) -> None:
+        """Raise NotFound or IntegrityError unless an archive is there in its full length."""
+        key = archive_key(manifest)
+        stat = self.store.stat(key)
+        if not stat:
+            message = f"{key} is not in the registry {self.url}, though its manifest is"
+            hint = "copy or push the artifact again"
+            if self.store.stat(key + RECORD_SUFFIX):
+                hint = f"it is there in parts; {MARKER}, which says so, is missing: copy that, too"
+            raise NotFound(message, hint=hint)
+        require_size(manifest.archive.size, stat.size, f"{key} in {self.url}")
+
+    def read_archive(self, manifest: Manifest, offset: int, length: int) -> bytes:
+        """Read a part of an archive; nothing is checked but its length."""
+        return self.store.read(archive_key(manifest), offset, length)
+
+    def incoming_archive(self, manifest: Manifest) -> Incoming:
+        """Return an archive as a store takes it: in pieces, compared with its manifest."""
+        facts, key = manifest.archive, archive_key(manifest)
+        return Incoming(
+            name=f"{facts.file} in {self.url}",
+            size=facts.size,
+            token=facts.blake3,
+            read_at=partial(self.store.read, key),
+            read_into=reader_into(self.store, key),
+            digests=(facts.xxh128, facts.blake3),
+        )
+
+    def verify_archive(self, manifest: Manifest, *, progress: Progress) -> None:
+        """Read a whole archive; raise IntegrityError unless its BLAKE3 is the manifest's."""
+        self.require_archive(manifest)
+        facts = manifest.archive
+        with progress.task(f"check {facts.file}", facts.size) as advance:
+            found = self.digest_archive(manifest, advance)
+        require_digests(manifest, found, f"{facts.file} in {self.url}")
+
+    def digest_archive(self, manifest: Manifest, advance: Callable[[int], None]) -> tuple[str, str]:
+        """Read a whole archive and return its XXH3-128 and BLAKE3; `advance` gets the bytes."""
+        fast, strong, size = xxhash.xxh3_128(), blake3(), manifest.archive.size
+        for offset in range(0, size, PIECE_BYTES):
+            data = self.read_archive(manifest, offset, min(PIECE_BYTES, size - offset))
+            fast.update(data)
+            strong.update(data)
+            advance(len(data))
+        return fast.hexdigest(), strong.hexdigest()
+
+    def read_lock(self, manifest: Manifest) -> bytes:
+        """Read an artifact's lock, checked against its manifest."""
+        key = folder_of(manifest) + LOCK_FILE
+        hint = "copy that file again, or push the artifact again; `envferry check` says more"
+        try:
+            data = self.store.read(key)
+        except NotFound as error:
+            message = f"{key} is not in the registry {self.url}, though its manifest is"
+            raise NotFound(message, hint=hint) from error
+        try:
+            check_lock(manifest, data, f"{key} in {self.url}")
+        except IntegrityError as error:
+            error.hint = hint
+            raise
+        return data
+
+    def attach(self, manifest: Manifest, file: str, data: bytes) -> None:
+        """Write one of `ATTACHMENTS` beside a published artifact, once."""
+        place(self, attachment_key(manifest, file), data, must_match=True)
+
+    def attachment(self, manifest: Manifest, file: str) -> bytes | None:
+        """Read one of `ATTACHMENTS`, or None when the artifact has none."""
+        try:
+            return self.store.read(attachment_key(manifest, file))
+        except NotFound:
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedArchive:
+    """An archive in a registry, as the archive reader takes it."""
+
+    registry: Registry
+    manifest: Manifest
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return f"{self.manifest.archive.file} in {self.registry.url}"
+
+    @property
+    def size(self) -> int:
+        """The bytes of the archive."""
+        return self.manifest.archive.size
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Return `length` bytes from `offset`."""
+        return self.registry.read_archive(self.manifest, offset, length)

@@ -1,0 +1,93 @@
+"""Taking an artifact out of a registry while others push and tag: nothing that was kept is lost.
+
+Who removes puts a mark (`pruning.json`) into the folder, then looks at the tags, then deletes: the
+manifest first, the mark last. Who pushes or tags writes the tag, then looks for the mark, then
+whether all files are there. So one of the two always sees the other (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from envferry.artifacts import REGISTRY_MANIFEST
+from envferry.base.files import to_json
+from envferry.errors import StoreError
+from envferry.registry.layout import PRUNING
+from envferry.stores.port import KeyTaken, LostRace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from envferry.registry.inventory import Folder
+    from envferry.registry.registry import Registry
+
+WAIT_SECONDS = 20.0
+"""A removal is a dozen small calls: who still waits then waits for somebody who is dead."""
+POLL_SECONDS = 0.1
+
+
+class WasRemoved(StoreError):
+    """An artifact went while it was pushed or tagged; to push it again is safe."""
+
+
+def require_settled(registry: Registry, folder: str) -> None:
+    """Wait while somebody removes what is in a folder; raise StoreError when that takes long."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while registry.store.stat(folder + PRUNING):
+        if time.monotonic() > deadline:
+            message = f"somebody is removing {folder} from {registry.url}, or died doing so"
+            hint = (
+                "if nobody runs `envferry prune` now: `envferry prune --hours 0 --delete` ends it"
+            )
+            raise StoreError(message, hint=hint)
+        time.sleep(POLL_SECONDS)
+
+
+def require_kept(registry: Registry, folder: str, names: Iterable[str]) -> None:
+    """Raise WasRemoved unless these files are in a folder, now that a tag points to it."""
+    require_settled(registry, folder)
+    there = {listed.key for listed in registry.store.list(folder)}
+    missing = sorted({folder + name for name in names} - there)
+    if missing:
+        message = f"{missing[0]} was removed from {registry.url} at the same time"
+        raise WasRemoved(message, hint="push the artifact again, or point the tag elsewhere")
+
+
+def remove_artifact(registry: Registry, folder: Folder, older_than_seconds: float) -> str | None:
+    """Remove an artifact, or what is left of one; return why not, if it stays.
+
+    A removal that somebody began that long ago is taken over.
+    """
+    if not _claim(registry, folder, older_than_seconds):
+        return "somebody else is removing it"
+    tags = [tag for tag, id_ in registry.tags(folder.name, folder.platform).items()
+            if id_ == folder.id]  # fmt: skip
+    if not tags:
+        registry.store.delete(folder.key + REGISTRY_MANIFEST)
+        for listed in list(registry.store.list(folder.key)):
+            if listed.key != folder.key + PRUNING:
+                registry.store.delete(listed.key)
+    registry.store.delete(folder.key + PRUNING)
+    if not tags:
+        platform = folder.key.removesuffix(f"{folder.id}/")
+        for empty in (folder.key, platform, platform.removesuffix(f"{folder.platform}/")):
+            registry.store.delete(empty)
+    return f"tagged {', '.join(tags)} in the meantime" if tags else None
+
+
+def _claim(registry: Registry, folder: Folder, older_than_seconds: float) -> bool:
+    """Mark a folder; of several who want to remove it, one may."""
+    key, mark = folder.key + PRUNING, to_json({"schema": 1, "mark": os.urandom(8).hex()})
+    stat = registry.store.stat(key)
+    try:
+        if stat is None:
+            registry.store.create(key, mark)
+            return True
+        if stat.modified and time.time() - stat.modified.timestamp() < older_than_seconds:
+            return False
+        registry.store.replace(key, mark, stat.version)
+    except (KeyTaken, LostRace):
+        return False
+    return True

@@ -1,0 +1,96 @@
+"""Tags: read, and moved by compare-and-swap."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from envferry.artifacts import REGISTRY_MANIFEST
+from envferry.base.files import from_json, to_json
+from envferry.errors import IntegrityError, NotFound, StoreError, UsageError
+from envferry.models import ID_PATTERN, TagRecord
+from envferry.registry.layout import artifact_folder, tag_key
+from envferry.registry.removal import require_kept, require_settled
+from envferry.stores.port import LostRace
+from envferry.trust.signed_tags import SignedTagRecord, sign_tag, tag_message
+from envferry.trust.signing import signers
+
+if TYPE_CHECKING:
+    from envferry.registry.registry import Registry
+    from envferry.stores.port import Stat
+    from envferry.trust.signed_tags import TagName
+    from envferry.trust.signing import Signer
+
+MOVE_ATTEMPTS = 2
+
+
+def read_tag(registry: Registry, key: str) -> tuple[Stat | None, SignedTagRecord | None]:
+    """Read a tag; its version is taken first, so that a later move is noticed."""
+    stat = registry.store.stat(key)
+    if not stat:
+        return None, None
+    try:
+        data = registry.store.read(key)
+    except NotFound:
+        return stat, None
+    hint = "remove that file, then run `envferry tag`"
+    try:
+        record = from_json(data, SignedTagRecord, f"{key} in {registry.url}")
+    except IntegrityError as error:
+        error.hint = hint
+        raise
+    if not ID_PATTERN.fullmatch(record.id):
+        message = f"{key} in {registry.url} is damaged: {record.id!r} is no id"
+        raise IntegrityError(message, hint=hint)
+    return stat, record
+
+
+def move_tag(registry: Registry, name: TagName, id_: str) -> TagRecord:
+    """Point a tag to a published artifact; a lost race is run once more.
+
+    Raises WasRemoved when somebody pruned the artifact in the meantime.
+    """
+    folder = artifact_folder(name.name, name.platform, id_)
+    require_settled(registry, folder)
+    registry.described(name.name, name.platform, id_)
+    moved = _move(registry, name, id_)
+    require_kept(registry, folder, (REGISTRY_MANIFEST,))
+    return moved
+
+
+def _move(registry: Registry, name: TagName, id_: str) -> TagRecord:
+    """Compare and swap, twice if need be."""
+    key = tag_key(name.name, name.platform, name.tag)
+    for _ in range(MOVE_ATTEMPTS):
+        stat, record = read_tag(registry, key)
+        moved = _moved(registry.signer, name, record, id_)
+        if record == moved:
+            return moved
+        try:
+            registry.store.replace(key, to_json(moved), stat.version if stat else None)
+        except LostRace:
+            continue
+        return moved
+    _, winner = read_tag(registry, key)
+    holder = f"it is at {winner.id} now (move {winner.counter})" if winner else "it is gone now"
+    message = f"the tag {name.tag} of {name.name} was moved by somebody else at the same time"
+    raise StoreError(
+        f"{message}: {holder}",
+        hint=f"run `envferry tag {name.name}@{id_} {name.tag}` if you still want it",
+    )
+
+
+def _moved(
+    signer: Signer | None, name: TagName, record: SignedTagRecord | None, id_: str
+) -> SignedTagRecord:
+    """Return what a tag shall hold; what it held already, if nothing needs to change."""
+    if record and record.signatures and not signer:
+        message = f"{name} is a signed tag: moved without a key, hosts would refuse it"
+        raise UsageError(message, hint="move it with --sign-key")
+    keys = signer.keys if signer else ()
+    if record and record.id == id_:
+        public = tuple(key.public for key in keys)
+        if len(signers(tag_message(name, record), record.signatures, public)) == len(keys):
+            return record
+        return sign_tag(name, record, keys)
+    counter = record.counter + 1 if record else 1
+    return sign_tag(name, TagRecord(id=id_, counter=counter), keys)

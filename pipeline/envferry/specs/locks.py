@@ -1,0 +1,236 @@
+"""Read and write locks: conda-lock's own file format, version 1.
+
+The format is that of `conda_lock/lockfile/v1/models.py` of conda-lock 4.0.3. What it has no place
+for is in `metadata: custom_metadata:`, a mapping of strings; our keys start with `envferry_`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+import yaml
+from blake3 import blake3
+
+from envferry.base.files import write_bytes
+from envferry.errors import NotFound, SpecError
+from envferry.models import (
+    BuildRequirements,
+    Lock,
+    LockedPackage,
+    Replacement,
+    SpecOptions,
+    build_string,
+    without_credentials,
+)
+from envferry.specs.yaml_text import parse_yaml, plain, read_text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FORMAT_VERSION = "1"
+CUSTOM_SCHEMA = "1"
+MAX_LOCK_BYTES = 64 << 20
+
+HEADER = """\
+# Made by `envferry lock {name}` in conda-lock's format; change the spec and lock again instead.
+"""
+
+Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockContents:
+    """What a lock is made of, before it is a file."""
+
+    name: str
+    source: str
+    """The file name of the spec, beside which the lock lies."""
+    channels: tuple[str, ...]
+    packages: tuple[LockedPackage, ...]
+    content_hashes: dict[str, str]
+    spec_digest: str
+    options: SpecOptions
+    tools: dict[str, str]
+    replacements: tuple[Replacement, ...] = ()
+    build_requirements: tuple[BuildRequirements, ...] = ()
+
+
+class _Hash(msgspec.Struct):
+    md5: str | None = None
+    sha256: str | None = None
+
+
+class _Package(msgspec.Struct):
+    name: str
+    version: str
+    manager: Literal["conda", "pip"]
+    platform: str
+    url: str
+    hash: _Hash
+    dependencies: dict[str, str] = {}
+
+
+class _Metadata(msgspec.Struct):
+    content_hash: dict[str, str]
+    custom_metadata: dict[str, str] = {}
+
+
+class _File(msgspec.Struct):
+    version: str
+    metadata: _Metadata
+    package: list[_Package]
+
+
+def read_lock(path: Path) -> Lock:
+    """Read a lock, of ours or one that conda-lock wrote.
+
+    Raises NotFound when there is none, SpecError when it is damaged.
+    """
+    name = path.name.removesuffix(".yml").removesuffix(".conda-lock")
+    hint = f"run `envferry lock {name}`"
+    try:
+        text = read_text(path, MAX_LOCK_BYTES)
+    except FileNotFoundError as error:
+        raise NotFound(f"there is no lock {path}", hint=hint) from error
+    except OSError as error:
+        raise SpecError(f"cannot read {path}: {error.strerror}", hint=hint) from error
+    return parse_lock(text, path)
+
+
+def parse_lock(text: str, path: Path) -> Lock:
+    """Parse the text of a lock that is, or was, at `path`; raise SpecError when it is damaged."""
+    name = path.name.removesuffix(".yml").removesuffix(".conda-lock")
+    hint = f"run `envferry lock {name}`"
+    try:
+        content = parse_yaml(text, path)
+        if isinstance(content, dict) and content.get("version", FORMAT_VERSION) != FORMAT_VERSION:
+            message = (
+                f"{path} has the lock format {content['version']}, this envferry reads "
+                f"{FORMAT_VERSION}"
+            )
+            raise SpecError(message, hint=hint)
+        file = msgspec.convert(plain(content), _File)
+        return _to_lock(path, name, file, blake3(text.encode()).hexdigest())
+    except (msgspec.MsgspecError, SpecError) as error:
+        message = str(error)
+        if not message.startswith(str(path)):
+            message = f"{path} is damaged: {message}"
+        raise SpecError(message, hint=hint) from error
+
+
+def write_lock(path: Path, contents: LockContents) -> Lock:
+    """Write a lock, whole or not at all, and return it as read back.
+
+    Equal contents give equal bytes; a file that holds them already is not touched.
+    """
+    data = render_lock(contents)
+    if not path.is_file() or path.read_bytes() != data:
+        write_bytes(path, data)
+    return read_lock(path)
+
+
+def render_lock(contents: LockContents) -> bytes:
+    """Return the bytes of a lock."""
+    packages = sorted(contents.packages, key=lambda item: (item.platform, item.manager, item.name))
+    document = {
+        "version": int(FORMAT_VERSION),
+        "metadata": {
+            "content_hash": dict(sorted(contents.content_hashes.items())),
+            "channels": [
+                {"url": without_credentials(channel), "used_env_vars": []}
+                for channel in contents.channels
+            ],
+            "platforms": sorted(contents.content_hashes),
+            "sources": [contents.source],
+            "custom_metadata": _custom_metadata(contents),
+        },
+        "package": [_entry(package) for package in packages],
+    }
+    # Wide lines: a URL folded over two lines is no URL to grep for.
+    text = yaml.dump(document, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    return (HEADER.format(name=contents.name) + text).encode()
+
+
+def _custom_metadata(contents: LockContents) -> dict[str, str]:
+    """Return what conda-lock has no place for, as the strings that it allows."""
+    metadata = {
+        "envferry_schema": CUSTOM_SCHEMA,
+        "envferry_name": contents.name,
+        "envferry_spec_digest": contents.spec_digest,
+        "envferry_options": _json(contents.options),
+        "envferry_tools": _json(contents.tools),
+    }
+    if contents.replacements:
+        metadata["envferry_replacements"] = _json(contents.replacements)
+    if contents.build_requirements:
+        ordered = sorted(contents.build_requirements, key=lambda item: (item.platform, item.name))
+        metadata["envferry_build_requirements"] = _json(ordered)
+    return metadata
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value, order="sorted").decode()
+
+
+def _entry(package: LockedPackage) -> dict[str, Any]:
+    hashes = {"md5": package.md5, "sha256": package.sha256}
+    return {
+        "name": package.name,
+        "version": package.version,
+        "manager": package.manager,
+        "platform": package.platform,
+        "dependencies": dict(sorted(package.dependencies.items())),
+        "url": without_credentials(package.url),
+        "hash": {kind: digest for kind, digest in hashes.items() if digest},
+        "category": "main",
+        "optional": False,
+    }
+
+
+def _to_lock(path: Path, name: str, file: _File, digest: str) -> Lock:
+    custom = file.metadata.custom_metadata
+    schema = custom.get("envferry_schema", CUSTOM_SCHEMA)
+    if schema != CUSTOM_SCHEMA:
+        message = f"{path} has envferry's schema {schema}, this envferry reads {CUSTOM_SCHEMA}"
+        raise SpecError(message, hint="install a newer envferry")
+    return Lock(
+        path=path,
+        name=custom.get("envferry_name", name),
+        packages=tuple(_package(item, path) for item in file.package),
+        content_hashes=dict(file.metadata.content_hash),
+        spec_digest=custom.get("envferry_spec_digest", ""),
+        options=msgspec.json.decode(custom.get("envferry_options", "{}"), type=SpecOptions),
+        digest=digest,
+        replacements=msgspec.json.decode(
+            custom.get("envferry_replacements", "[]"), type=tuple[Replacement, ...]
+        ),
+        build_requirements=msgspec.json.decode(
+            custom.get("envferry_build_requirements", "[]"), type=tuple[BuildRequirements, ...]
+        ),
+    )
+
+
+def _package(item: _Package, path: Path) -> LockedPackage:
+    if not (item.hash.sha256 or item.hash.md5):
+        raise SpecError(f"{path} has no hash for {item.name} {item.version}")
+    try:
+        urlsplit(item.url)
+    except ValueError as error:
+        message = f"{path} has no URL for {item.name}: {item.url!r} is none ({error})"
+        raise SpecError(message) from error
+    package = LockedPackage(
+        manager=item.manager,
+        name=item.name,
+        version=item.version,
+        platform=item.platform,
+        url=item.url,
+        sha256=item.hash.sha256,
+        md5=item.hash.md5,
+        dependencies=dict(item.dependencies),
+    )
+    if item.manager == "pip":
+        return package
+    return msgspec.structs.replace(package, build=build_string(package.file_name))

@@ -1,0 +1,359 @@
+"""Read specs: a conda environment file plus the `envferry:` key."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from blake3 import blake3
+from packaging.requirements import InvalidRequirement, Requirement
+
+from envferry.errors import NotFound, SpecError, UsageError
+from envferry.models import (
+    Checks,
+    Spec,
+    SpecOptions,
+    SystemRequirements,
+    check_name,
+    check_platform,
+)
+from envferry.specs.selectors import KNOWN_SELECTORS, select_platform, selector_lines
+from envferry.specs.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, plain, read_text
+
+log = logging.getLogger(__name__)
+
+DIGEST_SCHEMA = 1
+SPEC_ENDINGS = (".yml", ".yaml")
+LOCK_ENDING = ".conda-lock.yml"
+
+RESERVED_NAMES = ("base", "root")
+KNOWN_KEYS = (
+    "name",
+    "channels",
+    "dependencies",
+    "envferry",
+    "platforms",
+    "pip-repositories",
+    # Other tools' keys, which decide nothing here.
+    "allow-pypi-requests",
+    "category",
+    "prefix",
+    "variables",
+)
+CONDA_NAME = re.compile(r"(?:[^\s:]+::)?(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*?)(?=$|[\s=<>!~\[*])")
+VERSION = re.compile(r"\d+(\.\d+)*")
+PATH_LINE = re.compile(r"(\.{0,2}/|file:).*|.*\.whl")
+FILE_OPTION = re.compile(r"(?:-[rc]|--(?:requirement|constraint)s?)(?:\s+|=)?(?P<path>\S+)")
+UNKNOWN_FIELD = re.compile(r"unknown field `(?P<field>[^`]+)`(?: - at `\$\.?(?P<place>[^`]*)`)?")
+
+
+def read_spec(path: Path, *, platform: str | None = None) -> Spec:
+    """Read a spec; with `platform`, drop the lines whose `# [selector]` is for other platforms.
+
+    Raises NotFound when there is no such file, SpecError when it is no spec.
+    """
+    return parse_spec(_read(path), path, platform=platform)
+
+
+def parse_spec(text: str, path: Path, *, platform: str | None = None) -> Spec:
+    """Parse the text of a spec that is, or will be, at `path`; see `read_spec`."""
+    _check_selectors(text, path)
+    root = parse_yaml(select_platform(text, platform) if platform else text, path)
+    content = _check_root(root, path)
+    conda, pip = _dependencies(content, path)
+    if platform or not selector_lines(text):
+        _check_once(conda, path)
+    if content.get("variables"):
+        log.warning("%s: `variables:` are not carried: set them where you train", path)
+    indexes = [f"--extra-index-url {url}" for url in _strings(content, "pip-repositories", path)]
+    channels = _strings(content, "channels", path)
+    spec = Spec(
+        path=path,
+        name=_name(content, path),
+        channels=tuple(item for item in channels if item != "nodefaults"),
+        conda=conda,
+        pip=(*indexes, *pip),
+        options=_options(content, path),
+        digest="",
+    )
+    return replace(spec, digest=_digest(spec, text))
+
+
+def find_spec(argument: str, specs_dir: Path) -> Path:
+    """Return the spec that a person means: a path, or the NAME of `specs_dir/NAME.yml`.
+
+    Raises NotFound with the specs that there are.
+    """
+    given = Path(argument)
+    if given.is_file():
+        return given
+    is_name = given.suffix not in SPEC_ENDINGS and given.name == argument
+    for ending in SPEC_ENDINGS if is_name else ():
+        path = specs_dir / f"{argument}{ending}"
+        if path.is_file():
+            return path
+    if given.is_dir():
+        message = f"{given} is a folder, expected a spec: a file or the name of one in {specs_dir}/"
+        raise NotFound(message, hint="name one spec, such as `demo`")
+    if is_name:
+        raise _not_found(f"{specs_dir}/{argument}.yml", argument, specs_dir)
+    raise _not_found(argument, given.stem, given.parent if given.parent.is_dir() else specs_dir)
+
+
+def _not_found(what: str, name: str, directory: Path) -> NotFound:
+    """Say that there is no such spec, and which there are."""
+    paths = directory.iterdir() if directory.is_dir() else []
+    names = sorted(
+        path.stem
+        for path in paths
+        if path.suffix in SPEC_ENDINGS and not path.name.endswith(LOCK_ENDING) and path.is_file()
+    )
+    close = difflib.get_close_matches(name, names)
+    there = ", ".join(names) if names else "no specs"
+    hint = f"perhaps you meant `{close[0]}`" if close else "write it, or name another"
+    return NotFound(f"there is no spec {what} ({directory}/ has {there})", hint=hint)
+
+
+def _read(path: Path) -> str:
+    try:
+        return read_text(path)
+    except FileNotFoundError as error:
+        raise _not_found(str(path), path.stem, path.parent) from error
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror}"
+        raise SpecError(message, hint="name a spec file") from error
+
+
+def _check_selectors(text: str, path: Path) -> None:
+    for number, _, selector in selector_lines(text):
+        if selector not in KNOWN_SELECTORS:
+            message = (
+                f"{path}:{number}: `[{selector}]` at the end of a comment selects a platform, "
+                f"expected one of {', '.join(KNOWN_SELECTORS)}"
+            )
+            raise SpecError(message, hint="write the comment without square brackets")
+
+
+def _check_root(root: object, path: Path) -> Mapping:
+    """Return the top-level mapping of a spec."""
+    hint = f"run `envferry import {path}` to make a spec of another kind of file"
+    if root is None:
+        raise SpecError(f"{path} is empty, expected a mapping with `dependencies:`", hint=hint)
+    if not isinstance(root, Mapping):
+        kind = "a list" if isinstance(root, Sequence) else f"the text {_shorten(root)}"
+        message = f"{path}:{line_of(root)}: expected a mapping with `dependencies:`, found {kind}"
+        raise SpecError(message, hint=hint)
+    for key in root:
+        if key not in KNOWN_KEYS:
+            close = _perhaps(key, KNOWN_KEYS)
+            message = f"{path}:{line_of(key)}: {_shorten(key)} is no key of a spec{close}"
+            raise SpecError(message, hint=f"a spec has the keys {', '.join(KNOWN_KEYS[:5])}")
+    if "dependencies" not in root:
+        raise SpecError(f"{path} has no `dependencies:`", hint=hint)
+    return root
+
+
+def _dependencies(content: Mapping, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the conda and the pip half."""
+    conda: list[str] = []
+    pip: list[str] = []
+    items = content["dependencies"]
+    if not isinstance(items, Sequence):
+        raise _unexpected(path, items, "`dependencies:` to be a list", line_of(content))
+    for item in items:
+        if isinstance(item, Text):
+            conda.append(_conda_line(item, path))
+        elif isinstance(item, Mapping) and [*item] == ["pip"]:
+            if item["pip"] != "" and not isinstance(item["pip"], Sequence):
+                raise _unexpected(path, item["pip"], "a list of requirements under `pip:`")
+            pip += [_pip_line(line, path) for line in item["pip"]]
+        else:
+            raise _unexpected(path, item, "a conda package or `pip:` with a list under it")
+    if not conda and not pip:
+        message = f"{path} asks for no package at all"
+        raise SpecError(message, hint="name packages under `dependencies:`")
+    return tuple(conda), tuple(pip)
+
+
+def _conda_line(item: Text, path: Path) -> str:
+    line = item.strip()
+    if not CONDA_NAME.match(line):
+        raise _unexpected(path, item, "a conda package such as `numpy >=2`")
+    return line
+
+
+def _pip_line(item: object, path: Path) -> str:
+    """Return one requirement or option line of the pip half."""
+    if not isinstance(item, Text) or not item.strip():
+        raise _unexpected(path, item, "a pip requirement such as `numpy>=2`")
+    line = item.strip()
+    if line.startswith("-") or PATH_LINE.fullmatch(line):
+        return line
+    try:
+        Requirement(re.split(r"\s+(?:#|--)", line)[0])
+    except InvalidRequirement as error:
+        reason = str(error).splitlines()[0]
+        message = f"{path}:{line_of(item)}: {_shorten(line)} is no pip requirement: {reason}"
+        raise SpecError(message, hint="write it as `name==version`") from error
+    return line
+
+
+def _check_once(conda: tuple[str, ...], path: Path) -> None:
+    """Refuse two lines for one conda package: conda-lock would silently keep the last."""
+    lines: dict[str, str] = {}
+    for line in conda:
+        found = CONDA_NAME.match(line)
+        name = found["name"].lower() if found else line
+        if name in lines:
+            message = f"{path} asks conda for {name} twice: `{lines[name]}` and `{line}`"
+            raise SpecError(message, hint=f"join them in one line, such as `{name} >=1,<2`")
+        lines[name] = line
+
+
+def _strings(content: Mapping, key: str, path: Path) -> tuple[str, ...]:
+    """Return a list of strings, empty when the key is missing or has no value."""
+    items = content.get(key, "")
+    if items == "":
+        return ()
+    if not isinstance(items, Sequence) or not all(isinstance(item, Text) for item in items):
+        raise _unexpected(path, items, f"`{key}:` to be a list of names", line_of(content))
+    return tuple(str(item).strip() for item in items)
+
+
+def _name(content: Mapping, path: Path) -> str:
+    """Return the environment's name: the `name:` key, else the file's stem."""
+    name = content.get("name", "") or path.stem
+    if not isinstance(name, str):
+        raise _unexpected(path, name, "`name:` to be a name")
+    if name in RESERVED_NAMES:
+        message = f"{path}: `{name}` names conda's own installation, which nobody carries"
+        raise SpecError(message, hint="give the environment another `name:`")
+    try:
+        return str(check_name(name, "environment name"))
+    except UsageError as error:
+        hint = "give it another `name:`" if content.get("name") else "give the spec a `name:`"
+        raise SpecError(f"{path}: {error}", hint=hint) from error
+
+
+def _options(content: Mapping, path: Path) -> SpecOptions:
+    """Read the `envferry:` key."""
+    raw = content.get("envferry", "")
+    if raw != "" and not isinstance(raw, Mapping):
+        raise _unexpected(path, raw, "`envferry:` to be a mapping", line_of(content))
+    values = _without_empty(plain(raw or {}))
+    platforms = _strings(content, "platforms", path)
+    if platforms and "platforms" not in values:
+        values["platforms"] = list(platforms)
+    try:
+        options = msgspec.convert(values, SpecOptions, strict=False)
+    except msgspec.ValidationError as error:
+        raise _bad_options(error, raw, path) from error
+    for platform in options.platforms:
+        try:
+            check_platform(platform)
+        except UsageError as error:
+            raise SpecError(f"{path}: {error}", hint=error.hint) from error
+    for what in ("glibc", "cuda"):
+        version = getattr(options.system, what)
+        if version is not None and not VERSION.fullmatch(version):
+            message = f"{path}: `{what}: {version}` under `envferry: system:` is no version"
+            raise SpecError(message, hint=f"write `{what}: 2.28`" if what == "glibc" else "")
+    for pattern in options.exclude:
+        if pattern.startswith("/") or ".." in pattern.split("/"):
+            message = f"{path}: `{pattern}` under `envferry: exclude:` leaves the environment"
+            raise SpecError(message, hint="write globs relative to the prefix: `share/doc/**`")
+    return options
+
+
+def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
+    """Drop the keys without a value, such as a bare `checks:`."""
+    return {
+        key: _without_empty(item) if isinstance(item, dict) else item
+        for key, item in values.items()
+        if item != ""
+    }
+
+
+def _bad_options(error: msgspec.ValidationError, raw: Mapping, path: Path) -> SpecError:
+    text = str(error)
+    unknown = UNKNOWN_FIELD.search(text)
+    if not unknown:
+        message = f"{path}:{line_of(raw)}: the `envferry:` key is wrong: {text}"
+        return SpecError(message, hint="correct that value")
+    place, key = unknown["place"] or "", unknown["field"]
+    owner = {"checks": Checks, "system": SystemRequirements}.get(place, SpecOptions)
+    known = owner.__struct_fields__
+    where = f"`envferry: {place}:`" if place else "`envferry:`"
+    message = f"{path}:{line_of(raw)}: `{key}` is no key of {where}{_perhaps(key, known)}"
+    return SpecError(message, hint=f"{where} has the keys {', '.join(known)}")
+
+
+def _digest(spec: Spec, text: str) -> str:
+    """Return the BLAKE3 of what decides the lock, in hex.
+
+    The canonical form, schema 1: a JSON object, keys sorted, no blanks, of `schema` (1), `conda`
+    and `pip` (the lines as written, stripped, in their order), `channels`, `platforms` (both as
+    written, platforms empty when the spec names none), `system` (the given ones of archspec, cuda,
+    glibc), and only where there are any: `channel_names` (the table `envferry: channels:`),
+    `selectors` (the stripped lines that carry one) and `files` (the BLAKE3 of each local file that
+    a `-r` or `-c` line names).
+    """
+    form: dict[str, Any] = {
+        "schema": DIGEST_SCHEMA,
+        "conda": spec.conda,
+        "pip": spec.pip,
+        "channels": spec.channels,
+        "platforms": spec.options.platforms,
+        "system": {
+            name: value
+            for name, value in msgspec.structs.asdict(spec.options.system).items()
+            if value is not None
+        },
+    }
+    if spec.options.channels:
+        form["channel_names"] = dict(spec.options.channels)
+    selectors = [line for _, line, _ in selector_lines(text)]
+    files = _named_files(spec)
+    form |= {"selectors": selectors} if selectors else {}
+    form |= {"files": files} if files else {}
+    return blake3(msgspec.json.encode(form, order="sorted")).hexdigest()
+
+
+def _named_files(spec: Spec) -> dict[str, str]:
+    """Return the digest of each requirement file that the pip half reads."""
+    files: dict[str, str] = {}
+    for line in spec.pip:
+        option = FILE_OPTION.fullmatch(line)
+        if option and "://" not in option["path"]:
+            path = spec.path.parent / option["path"]
+            if not path.is_file():
+                message = f"{spec.path}: `{line}` names {path}, which does not exist"
+                raise SpecError(message, hint="correct the path; it starts from the spec's folder")
+            files[option["path"]] = blake3(path.read_bytes()).hexdigest()
+    return files
+
+
+def _unexpected(path: Path, found: object, expected: str, line: int = 0) -> SpecError:
+    place = f"{path}:{line_of(found) or line}"
+    if isinstance(found, Text):
+        what = _shorten(found) if found else "nothing"
+    elif isinstance(found, Mapping):
+        what = f"a mapping with the keys {_shorten(', '.join(map(str, found)))}"
+    else:
+        what = "a list"
+    return SpecError(f"{place}: expected {expected}, found {what}", hint="correct that line")
+
+
+def _shorten(value: object) -> str:
+    text = " ".join(str(value).split())
+    return f"`{text[:60]}…`" if len(text) > 60 else f"`{text}`"
+
+
+def _perhaps(word: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f", perhaps you meant `{close[0]}`" if close else ""

@@ -1,0 +1,105 @@
+"""The JSON Schema of a spec, from the same types that read it: for editors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from envferry.models import NAME_PATTERN, PLATFORMS, Checks, SpecOptions, SystemRequirements
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+STRINGS = {"type": "array", "items": {"type": "string"}}
+# YAML reads 2.35 as a number; envferry takes it as written.
+VERSION = {"type": ["string", "number"]}
+HELP = {
+    "name": "What the environment is called; the file's name by default.",
+    "channels": "Where conda packages come from, the first has priority.",
+    "platforms": "What to lock for; this machine's platform by default.",
+    "dependencies": "Conda packages, and under `pip:` what comes from a Python index.",
+    "pip-repositories": "Package indexes besides the default one.",
+    "envferry": "What other tools do not read.",
+}
+FIELD_HELP = {
+    "version": "Of this environment; free text.",
+    "platforms": "What to lock for; this machine's platform by default.",
+    "system": "What hosts offer: solved for, and checked at install.",
+    "checks": "What must work before anything is packed, and again on the host.",
+    "exclude": "Globs of files, relative to the prefix, that are not carried.",
+    "frozen": "Keep conda and pip from changing the installed environment in place.",
+    "channels": "Where a channel is that goes by a name of ours: a URL or a path.",
+}
+
+
+def spec_schema() -> dict[str, Any]:
+    """Return the schema of `specs/NAME.yml`."""
+    platforms = {"type": "array", "items": {"enum": sorted(PLATFORMS.values())}}
+    properties: dict[str, Any] = {
+        "name": {"type": "string", "pattern": f"^{NAME_PATTERN.pattern}$"},
+        "channels": STRINGS,
+        "platforms": platforms,
+        "dependencies": {"type": "array", "minItems": 1, "items": _dependency()},
+        "pip-repositories": STRINGS,
+        "envferry": _options(platforms),
+    }
+    for key, text in HELP.items():
+        properties[key] = {"description": text, **properties[key]}
+    for key in ("allow-pypi-requests", "category", "prefix", "variables"):
+        properties[key] = {"description": "Another tool's; decides nothing here."}
+    return {
+        "$schema": DIALECT,
+        "title": "An environment for envferry",
+        "type": "object",
+        "properties": properties,
+        "required": ["dependencies"],
+        "additionalProperties": False,
+    }
+
+
+def _dependency() -> dict[str, Any]:
+    pip = {
+        "type": "object",
+        "properties": {"pip": {"type": ["array", "null"], "items": {"type": "string"}}},
+        "required": ["pip"],
+        "additionalProperties": False,
+    }
+    return {"oneOf": [{"type": "string", "minLength": 1}, pip]}
+
+
+def _options(platforms: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of the `envferry:` key: its fields are those of the types."""
+    special = {"platforms": platforms, "version": VERSION}
+    tables: dict[str, type[msgspec.Struct]] = {"system": SystemRequirements, "checks": Checks}
+    properties: dict[str, Any] = {}
+    for field in msgspec.structs.fields(SpecOptions):
+        name = field.encode_name
+        if name in tables:
+            value = _table(tables[name])
+        elif name in special:
+            value = special[name]
+        else:
+            value = _plain(field.type)
+        properties[name] = {"description": FIELD_HELP[name], **value}
+    return {
+        "type": ["object", "null"],
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+def _table(type_: type[msgspec.Struct]) -> dict[str, Any]:
+    versions = type_ is SystemRequirements
+    return {
+        "type": ["object", "null"],
+        "properties": {
+            field.encode_name: VERSION if versions else {**STRINGS, "type": ["array", "null"]}
+            for field in msgspec.structs.fields(type_)
+        },
+        "additionalProperties": False,
+    }
+
+
+def _plain(type_: object) -> dict[str, Any]:
+    schema: dict[str, Any] = msgspec.json.schema(type_)
+    schema.pop("default", None)
+    return schema

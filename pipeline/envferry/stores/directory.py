@@ -1,0 +1,344 @@
+"""A registry in a directory: a disk, a network share, a USB stick."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from io import BytesIO
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, BinaryIO
+
+import xxhash
+
+from envferry.base.files import (
+    COPY_BYTES,
+    exclusive_lock,
+    open_in_folder,
+    sync_directory,
+    write_bytes,
+)
+from envferry.errors import HostError, NotFound, PipelineError, StoreError
+from envferry.stores.partial import PartialFile
+from envferry.stores.port import KeyTaken, Listed, LostRace, Stat, check_key, check_prefix
+from envferry.stores.source import Incoming
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from envferry.stores.port import KnownRange
+
+LOCK_NAME = ".lock"
+REPLACEABLE_BYTES = 1 << 16
+"""Up to here a version is the content's hash; larger values are write-once."""
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryStore:
+    """A `Store` in a directory; the first write makes it."""
+
+    root: Path
+
+    @property
+    def url(self) -> str:
+        """The path of the directory."""
+        return str(self.root)
+
+    @property
+    def place(self) -> str:
+        """The path from the root of the file system."""
+        return str(self.root.resolve())
+
+    def stat(self, key: str) -> Stat | None:
+        """Return size and version of a file, or None when there is none."""
+        path = self._path(key)
+        with self._explained(key):
+            try:
+                status = path.stat()
+                modified = _time(status)
+                if status.st_size <= REPLACEABLE_BYTES:
+                    data = path.read_bytes()
+                    version = xxhash.xxh3_128_hexdigest(data)
+                    return Stat(size=len(data), version=version, modified=modified)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        return Stat(size=status.st_size, version=_stamp(status), modified=modified)
+
+    def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return a part of a file."""
+        with self._explained(key), self._path(key).open("rb", buffering=0) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            wanted = max(size - offset, 0) if length is None else length
+            data = _read_fully(stream.fileno(), offset, wanted)
+        if len(data) != wanted:
+            raise self._cut_off(key, size, offset + wanted)
+        return data
+
+    def read_into(self, key: str, offset: int, memory: memoryview) -> None:
+        """Fill memory with a part of a file, and let the disk fetch as much again."""
+        with self._explained(key), self._path(key).open("rb", buffering=0) as stream:
+            size, filled = os.fstat(stream.fileno()).st_size, 0
+            os.posix_fadvise(
+                stream.fileno(), offset + len(memory), len(memory), os.POSIX_FADV_WILLNEED
+            )
+            while filled < len(memory):
+                count = os.preadv(stream.fileno(), [memory[filled:]], offset + filled)
+                if not count:
+                    raise self._cut_off(key, size, offset + len(memory))
+                filled += count
+
+    def create(
+        self,
+        key: str,
+        source: Path | bytes | Incoming,
+        advance: Callable[[int], None] | None = None,
+        known: Sequence[KnownRange] = (),
+    ) -> None:
+        """Copy to a temporary name beside the file, then give it its name if that is free."""
+        path = self._path(key)
+        temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+        with self._explained(key):
+            if path.exists():
+                raise self._taken(key)
+            if isinstance(source, Incoming):
+                self._receive(source, key, advance or (lambda _: None))
+                return
+            try:
+                _write(temporary, source, advance)
+                self._link(temporary, path, key)
+            finally:
+                temporary.unlink(missing_ok=True)
+            sync_directory(path.parent)
+
+    def replace(self, key: str, data: bytes, expected: str | None) -> str:
+        """Compare and swap under the directory's lock file."""
+        with self._explained(key), self._locked():
+            found = self.stat(key)
+            if (found.version if found else None) != expected:
+                message = f"{key} in {self.root} was changed by somebody else"
+                raise LostRace(message, hint="run the command again")
+            write_bytes(self._path(key), data)
+        return xxhash.xxh3_128_hexdigest(data)
+
+    def list(
+        self, prefix: str = "", *, folders: bool = False, unfinished: bool = False
+    ) -> Iterator[Listed]:
+        """Yield the files below `prefix`; hidden ones (temporary files, the lock) are not keys."""
+        top = self.root / check_prefix(prefix)
+        self._require_root()
+        with self._explained(prefix):
+            if folders:
+                yield from _directly_below(top, prefix)
+                return
+            if unfinished:
+                yield from self._unfinished(top)
+                return
+            for folder, inner, names in os.walk(top, onerror=_unless_missing):
+                inner[:] = [name for name in inner if not name.startswith(".")]
+                inside = Path(folder).relative_to(self.root)
+                for name in sorted(names):
+                    if not name.startswith(".") and (found := _look(Path(folder, name))):
+                        yield _listed((inside / name).as_posix(), found)
+
+    def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
+        """Remove a file, or temporary ones that dead writers left, and what is empty then."""
+        if unfinished_seconds is None:
+            if key.endswith("/"):
+                check_prefix(key)  # a folder goes with the last file in it
+            else:
+                self._remove(self._path(key), key)
+            return 1
+        before = time.time() - unfinished_seconds
+        found = list(self.list(key, unfinished=True))
+        dead = [one for one in found if one.modified.timestamp() <= before]
+        for one in dead:
+            self._remove(self.root / one.key, key)
+        return len(dead)
+
+    def _unfinished(self, top: Path) -> Iterator[Listed]:
+        """Yield the temporary files of writers that run, or died."""
+        for folder, _, names in os.walk(top, onerror=_unless_missing):
+            for name in names:
+                path = Path(folder, name)
+                if name.startswith(".") and name != LOCK_NAME and (found := _look(path)):
+                    yield _listed(path.relative_to(self.root).as_posix(), found)
+
+    def _remove(self, path: Path, key: str) -> None:
+        with self._explained(key):
+            path.unlink(missing_ok=True)
+            for parent in path.parents:
+                if parent == self.root or not _remove_if_empty(parent):
+                    break
+
+    def _path(self, key: str) -> Path:
+        return self.root / check_key(key)
+
+    def _cut_off(self, key: str, size: int, expected: int) -> StoreError:
+        message = f"{self.root / key} has {size} bytes, {expected} are expected"
+        return StoreError(message, hint="the file is cut off: copy or push it again")
+
+    def _taken(self, key: str) -> KeyTaken:
+        return KeyTaken(f"{key} exists in {self.root} and is never overwritten")
+
+    def _receive(self, incoming: Incoming, key: str, advance: Callable[[int], None]) -> None:
+        """Write what arrives to a hidden file, and name it when it is what it must be."""
+        path = self._path(key)
+        arriving = PartialFile.of(path, incoming)
+        with exclusive_lock(arriving.journal, key), arriving.opened():
+            arriving.reserve(incoming.name)
+            arriving.receive(incoming, advance)
+            # Where the disk has no room for the name, the pieces stay.
+            try:
+                self._link(arriving.path, path, key)
+            except KeyTaken:
+                arriving.pieces.clear()
+                raise
+            arriving.pieces.clear()
+        sync_directory(path.parent)
+
+    def _link(self, temporary: Path, path: Path, key: str) -> None:
+        """Name a finished file, atomically and without overwriting.
+
+        FAT, exFAT and some network shares have no hard links: there the lock file keeps other
+        envferry processes away between the look and the rename.
+        """
+        try:
+            os.link(temporary, path)
+        except FileExistsError as error:
+            raise self._taken(key) from error
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
+            with self._locked():
+                if path.exists():
+                    raise self._taken(key) from error
+                temporary.rename(path)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.root / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _require_root(self) -> None:
+        if not self.root.is_dir():
+            message = f"the registry {self.root} is not there"
+            hint = "name one with --registry or ENVFERRY_REGISTRY; `envferry push` makes it"
+            raise NotFound(message, hint=hint)
+
+    @contextmanager
+    def _explained(self, key: str) -> Iterator[None]:
+        """Turn the system's errors into ours."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            self._require_root()
+            message = f"{key} is not in the registry {self.root}"
+            raise NotFound(message, hint="run `envferry ls` to see what is") from error
+        except OSError as error:
+            raise self._explain(error, key) from error
+
+    def _explain(self, error: OSError, key: str) -> PipelineError:
+        reason = error.strerror or str(error)
+        message = f"registry {self.root}: {key}: {reason}"
+        if error.errno in NO_SPACE:
+            return HostError(message, hint=f"free space under {self.root}, then run it again")
+        if error.errno in NO_PERMISSION:
+            return StoreError(message, hint=f"check who may read and write under {self.root}")
+        return StoreError(message, hint=f"check that {self.root} is a directory and its disk works")
+
+
+def _read_fully(descriptor: int, offset: int, length: int) -> bytes:
+    """Read until `length` bytes are there or the file ends; one system call reads 2 GiB at most."""
+    pieces: list[bytes] = []
+    while length > 0 and (piece := os.pread(descriptor, length, offset)):
+        pieces.append(piece)
+        offset += len(piece)
+        length -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _write(path: Path, source: Path | bytes, advance: Callable[[int], None] | None) -> None:
+    """Write a new file and make its bytes durable."""
+    with open_in_folder(path, "xb") as target:
+        if isinstance(source, bytes):
+            _pour(BytesIO(source), target, advance)
+        else:
+            with source.open("rb") as stream:
+                _pour(stream, target, advance)
+        target.flush()
+        os.fsync(target.fileno())
+
+
+def _pour(source: BinaryIO, target: IO[bytes], advance: Callable[[int], None] | None) -> None:
+    while chunk := source.read(COPY_BYTES):
+        target.write(chunk)
+        if advance:
+            advance(len(chunk))
+
+
+def _directly_below(top: Path, prefix: str) -> Iterator[Listed]:
+    """Yield files and folders of one directory; a directory that is not there is empty."""
+    try:
+        entries = os.scandir(top)
+    except FileNotFoundError:
+        return
+    with entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield Listed.folder(f"{prefix}{entry.name}/")
+            elif found := _look(Path(entry.path)):
+                yield _listed(prefix + entry.name, found)
+
+
+def _listed(key: str, found: os.stat_result) -> Listed:
+    return Listed(key=key, size=found.st_size, modified=_time(found), stamp=_stamp(found))
+
+
+def _look(path: Path) -> os.stat_result | None:
+    """Return a file's status, or None when it was removed since it was listed."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _time(status: os.stat_result) -> datetime:
+    return datetime.fromtimestamp(status.st_mtime, timezone.utc)
+
+
+def _stamp(status: os.stat_result) -> str:
+    """Return what differs when a file was replaced: each replacement is a file of its own."""
+    return f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}"
+
+
+def _unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
+def _remove_if_empty(path: Path) -> bool:
+    """Remove an empty directory; say whether it is gone."""
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise
+    return True

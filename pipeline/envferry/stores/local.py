@@ -1,0 +1,52 @@
+"""What a store on a disk of this machine offers beyond the port: reading in place, and its room."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+from envferry.base.files import require_space
+from envferry.stores.directory import DirectoryStore
+from envferry.stores.fallocate import allocated_bytes
+from envferry.stores.split import SplitStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from envferry.stores.port import Store
+
+
+def reader_into(store: Store, key: str) -> Callable[[int, memoryview], None] | None:
+    """Return what fills memory with the bytes of a value from an offset; None for servers."""
+    if root_of(store) is None:
+        return None
+    assert isinstance(store, (DirectoryStore, SplitStore))
+    return partial(store.read_into, key)
+
+
+def root_of(store: Store) -> Path | None:
+    """Return the directory that a store keeps its values in; None for servers."""
+    inner = store.inner if isinstance(store, SplitStore) else store
+    return inner.root if isinstance(inner, DirectoryStore) else None
+
+
+def require_room(store: Store, values: Mapping[str, int], what: str) -> None:
+    """Raise HostError when a directory's disk lacks room for values of these sizes, by their keys.
+
+    What an earlier run left of them counts as there. Servers know best what they have room for.
+    """
+    if (root := root_of(store)) is None:
+        return
+    there = sum(min(size, _arrived_bytes(root, key)) for key, size in values.items())
+    require_space(root, sum(values.values()) - there, what)
+
+
+def _arrived_bytes(root: Path, key: str) -> int:
+    """Return how much of the disk a value takes that is not complete: part of it, or some parts."""
+    path, taken = root / key, 0
+    for name in path.parent.glob(f"*{path.name}*"):
+        with suppress(FileNotFoundError):
+            taken += allocated_bytes(name.stat())
+    return taken

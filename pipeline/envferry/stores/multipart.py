@@ -1,0 +1,332 @@
+"""A large file as a multipart upload: in parallel, taken up again after a crash."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import xxhash
+
+from envferry.base.files import exclusive_lock, human_bytes
+from envferry.base.workers import Workers
+from envferry.errors import IntegrityError, NotFound, StoreError, TargetOccupied
+from envferry.stores.checksums import FIELD, crc32
+from envferry.stores.port import Incomplete
+from envferry.stores.receive import receive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from envferry.stores.port import KnownRange
+    from envferry.stores.source import Incoming
+
+log = logging.getLogger(__name__)
+
+PART_BYTES = 16 << 20
+LEAST_PART = 5 << 20
+"""What S3 allows for every part but the last."""
+MOST_PARTS = 10_000
+"""What S3 allows for one object."""
+LARGEST_PART = 5 << 30
+UPLOAD_THREADS = 4
+"""Each holds one part in memory."""
+UPLOADS_AHEAD = 6
+"""Parts of what comes from elsewhere that are in memory at once: 96 MiB."""
+COPY_BYTES = 64 << 20
+"""Small enough for memory, too: what a server refuses to copy is sent."""
+JOURNAL_LINE = re.compile(r'(\d{1,5}) ([0-9a-f]{32}) ("?[\w-]{1,100}"?)')
+
+
+class Unreachable(StoreError):
+    """The store does not answer, or is out of order: the same call may work later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A run of bytes of the file, sent or copied from what the store has."""
+
+    number: int
+    offset: int
+    length: int
+    known: KnownRange | None = None
+
+
+class Calls(Protocol):
+    """Calls an operation of the server by its name; errors are explained."""
+
+    def __call__(self, operation: str, **parameters: object) -> dict[str, Any]:
+        """Return the answer."""
+        ...
+
+
+@dataclass(slots=True)
+class Journal:
+    """What of an upload has arrived: beside the file, so that a killed push is taken up again.
+
+    The first line names the upload, every further one a part, the XXH3-128 of its bytes and its
+    ETag. A part counts only if the file still has these bytes.
+    """
+
+    path: Path | None
+    """None when another process uploads the same file: then nothing is noted."""
+    header: str = ""
+    parts: dict[int, tuple[str, str]] = field(default_factory=dict)
+    guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def resume(self, target: str) -> str | None:
+        """Return the id of an unfinished upload to `target`, with the parts that have arrived."""
+        if self.path is None:
+            return None
+        # What a crash tore has no end: it does not count, and nothing may be appended to it.
+        first, *lines = self.path.read_text(errors="replace").split("\n")[:-1] or [""]
+        self.path.write_text("".join(f"{line}\n" for line in (first, *lines)))
+        try:
+            found = json.loads(first or "{}")
+        except ValueError:
+            return None
+        if not isinstance(found, dict) or found.get("target") != target:
+            return None
+        matches = (JOURNAL_LINE.fullmatch(line) for line in lines)
+        self.parts = {int(match[1]): (match[2], match[3]) for match in matches if match}
+        return str(found["upload"])
+
+    def begin(self, target: str, upload_id: str) -> None:
+        """Note a new upload."""
+        self.parts = {}
+        if self.path is not None:
+            self.path.write_text(json.dumps({"target": target, "upload": upload_id}) + "\n")
+
+    def note(self, number: int, digest: str, etag: str) -> None:
+        """Note a part that has arrived."""
+        if self.path is not None:
+            with self.guard, self.path.open("a") as stream:
+                stream.write(f"{number} {digest} {etag}\n")
+
+    def end(self) -> None:
+        """Forget the upload: it is complete, or gone."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def journal_at(path: Path | None) -> Iterator[Journal]:
+    """Open the journal of an upload, and hold it; a second process gets one that is blind."""
+    if path is None:
+        yield Journal(None)
+        return
+    try:
+        with exclusive_lock(path, str(path)):
+            yield Journal(path)
+            if path.exists() and not path.stat().st_size:
+                path.unlink()
+    except TargetOccupied:
+        yield Journal(None)
+    except PermissionError:
+        log.info("%s: not writable, an interrupted push starts again", path.parent)
+        yield Journal(None)
+
+
+def send_file(
+    calls: Calls,
+    target: dict[str, str],
+    source: Path,
+    parts: Sequence[Part],
+    advance: Callable[[int], None],
+) -> None:
+    """Upload the parts of a file and make them one object, if the key is still free.
+
+    What has arrived stays when this fails: the next call goes on from there.
+    """
+    with journal_at(source.with_name(f".{source.name}.upload")) as journal:
+        upload = _begin(calls, target, journal, len(parts))
+        sent = _send_parts(calls, upload, (source, journal), parts, advance)
+        _complete(calls, upload, journal, sent)
+
+
+def receive_file(
+    calls: Calls, target: dict[str, str], incoming: Incoming, advance: Callable[[int], None]
+) -> None:
+    """Upload what arrives from elsewhere, part by part; it becomes an object if it is right.
+
+    What was sent stays when the connection fails: the next call reads it, but sends it not again.
+    """
+    parts = plan_parts(incoming.size)
+    with journal_at(incoming.journal) as journal:
+        upload = _begin(calls, target, journal, len(parts))
+
+        def take(number: int) -> tuple[bytes, dict[str, Any]]:
+            part = parts[number]
+            body = incoming.read_at(part.offset, part.length)
+            sent = _send_part(calls, upload, journal, part, body)
+            advance(part.length)
+            return body, sent
+
+        try:
+            sent = receive(incoming, len(parts), take, UPLOADS_AHEAD)
+        except Incomplete:
+            raise  # what was sent is right
+        except IntegrityError:
+            _abort(calls, upload)
+            journal.end()
+            raise
+        _complete(calls, upload, journal, sent)
+
+
+def _begin(calls: Calls, target: dict[str, str], journal: Journal, count: int) -> dict[str, str]:
+    """Take up an upload, or begin one; return what names it."""
+    place = f"{target['Bucket']}/{target['Key']} {count}"
+    upload_id = journal.resume(place)
+    if upload_id is None or not _is_alive(calls, {**target, "UploadId": upload_id}):
+        upload_id = str(calls("create_multipart_upload", **target)["UploadId"])
+        journal.begin(place, upload_id)
+    return {**target, "UploadId": upload_id}
+
+
+def _complete(
+    calls: Calls, upload: dict[str, str], journal: Journal, sent: list[dict[str, Any]]
+) -> None:
+    """Make one object of the parts, if its key is still free."""
+    try:
+        calls(
+            "complete_multipart_upload", **upload, MultipartUpload={"Parts": sent}, IfNoneMatch="*"
+        )
+    except Unreachable:
+        raise
+    except (StoreError, NotFound):
+        _abort(calls, upload)
+        journal.end()
+        raise
+    journal.end()
+
+
+def plan_parts(size: int, known: Sequence[KnownRange] = ()) -> tuple[Part, ...]:
+    """Cut a file into parts: long runs that the store has are copied, the rest is sent.
+
+    `known` are in order and do not overlap. Raises StoreError when no object can hold the file.
+    """
+    usual = part_size(size)
+    pieces: list[tuple[int, int, KnownRange | None]] = []
+    position = 0
+    for run in known:
+        # What is sent before a run must be long enough for a part: it takes from the run.
+        start = max(run.offset, position + LEAST_PART) if run.offset > position else position
+        if run.end - start < 2 * LEAST_PART:
+            continue
+        pieces += _cut(position, start, usual)
+        pieces += [(a, b, run) for a, b, _ in _cut(start, run.end, max(usual, COPY_BYTES))]
+        position = run.end
+    pieces += _cut(position, size, usual)
+    return tuple(
+        Part(number, start, end - start, run and run.part(start, end - start))
+        for number, (start, end, run) in enumerate(pieces, 1)
+    )
+
+
+def part_size(size: int) -> int:
+    """Return the part size for a file of `size` bytes; raise StoreError when S3 cannot hold it."""
+    # A quarter of the parts is left for the seams between what is copied and what is sent.
+    needed = -(-size * 4 // (MOST_PARTS * 3))
+    if needed > LARGEST_PART:
+        message = f"{human_bytes(size)} is more than an object can hold"
+        raise StoreError(message)
+    return max(PART_BYTES, needed)
+
+
+def _cut(start: int, end: int, length: int) -> list[tuple[int, int, KnownRange | None]]:
+    """Cut a run into equal lengths; none is shorter than a part may be, unless the run is."""
+    if end <= start:
+        return []
+    count = -(-(end - start) // length)
+    step = -(-(end - start) // count)
+    return [(at, min(at + step, end), None) for at in range(start, end, step)]
+
+
+def _send_parts(
+    calls: Calls,
+    upload: dict[str, str],
+    file: tuple[Path, Journal],
+    parts: Sequence[Part],
+    advance: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    """Send all parts in parallel and return what `complete_multipart_upload` wants to know."""
+    source, journal = file
+    descriptor = os.open(source, os.O_RDONLY)
+
+    def send(part: Part) -> dict[str, Any]:
+        where = {**upload, "PartNumber": part.number}
+        if part.known and (copied := _copy_part(calls, where, part.known)):
+            advance(part.length)
+            return copied
+        sent = _send_part(
+            calls, upload, journal, part, os.pread(descriptor, part.length, part.offset)
+        )
+        advance(part.length)
+        return sent
+
+    try:
+        with Workers(UPLOAD_THREADS, "upload") as pool:
+            return list(pool.map(send, parts))
+    finally:
+        os.close(descriptor)
+
+
+def _send_part(
+    calls: Calls, upload: dict[str, str], journal: Journal, part: Part, body: bytes
+) -> dict[str, Any]:
+    """Send a part, unless these very bytes have arrived."""
+    digest = xxhash.xxh3_128_hexdigest(body)
+    there, etag = journal.parts.get(part.number, ("", ""))
+    if there != digest:
+        etag = calls("upload_part", **upload, PartNumber=part.number, Body=body)["ETag"]
+        journal.note(part.number, digest, etag)
+    return {"PartNumber": part.number, "ETag": etag, FIELD: crc32(body)}
+
+
+def _copy_part(calls: Calls, where: dict[str, Any], known: KnownRange) -> dict[str, Any] | None:
+    """Copy a part inside the store; return None when the store does not do that."""
+    try:
+        answer = calls("upload_part_copy", **where, **_source(where, known))
+    except Unreachable:
+        raise
+    except (StoreError, NotFound) as error:
+        log.info("sent, not copied: %s", error)
+        return None
+    copied = answer["CopyPartResult"]
+    sums = {FIELD: copied[FIELD]} if FIELD in copied else {}
+    return {"PartNumber": where["PartNumber"], "ETag": copied["ETag"], **sums}
+
+
+def _source(upload: dict[str, Any], known: KnownRange) -> dict[str, str]:
+    """Return what `upload_part_copy` wants to know; keys are relative to the target's prefix."""
+    last = known.key_offset + known.length - 1
+    return {
+        "CopySource": f"{upload['Bucket']}/{known.key}",
+        "CopySourceRange": f"bytes={known.key_offset}-{last}",
+    }
+
+
+def _is_alive(calls: Calls, upload: dict[str, str]) -> bool:
+    """Whether an upload that was begun is still there: `prune` or the store may have ended it."""
+    try:
+        calls("list_parts", **upload, MaxParts=1)
+    except Unreachable:
+        raise
+    except (StoreError, NotFound) as error:
+        log.info("an unfinished upload is gone: %s", error)
+        return False
+    return True
+
+
+def _abort(calls: Calls, upload: dict[str, str]) -> None:
+    """Throw sent parts away; if that fails too, say so and let the first error travel on."""
+    try:
+        calls("abort_multipart_upload", **upload)
+    except (StoreError, NotFound) as error:
+        log.warning("an unfinished upload of %s stays: %s", upload["Key"], error)

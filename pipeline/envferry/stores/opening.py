@@ -1,0 +1,103 @@
+"""From a registry's URL to its store."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from envferry.errors import UsageError
+
+if TYPE_CHECKING:
+    from envferry.stores.port import Store
+
+PLAIN_AUTHORITY = re.compile(r"([^@:?#\[\]]*|\[[0-9A-Fa-f:.]+\])(:\d+)?")
+KINDS = "a directory, s3://BUCKET/PREFIX, or https://HOST/PATH to read only"
+
+
+def open_store(url: str) -> Store:
+    """Open the store at `url`, without asking yet whether it is there."""
+    scheme, separator, _ = url.partition("://")
+    if not url:
+        message = "the registry's URL is empty"
+        raise UsageError(message, hint=f"a registry is {KINDS}")
+    if not separator:
+        _refuse_almost_urls(url)
+        return _open_directory(Path(url).expanduser())
+    if scheme == "file":
+        return _open_directory(_local_path(url))
+    _require_no_login(url)
+    if scheme == "s3":
+        return _open_s3(url)
+    if scheme in ("http", "https"):
+        return _open_http(url)
+    message = f"{scheme}:// is no kind of registry"
+    raise UsageError(message, hint=f"a registry is {KINDS}")
+
+
+def _refuse_almost_urls(text: str) -> None:
+    """Raise UsageError for `s3:/bucket` and the like, which would become a folder of that name."""
+    if found := re.match(r"(s3|https?|file):", text, re.IGNORECASE):
+        message = f"`//` is missing after `{found[0]}` in the registry's URL"
+        raise UsageError(message, hint=f"write {found[1].lower()}://…; a folder is ./{found[0]}…")
+
+
+def _local_path(url: str) -> Path:
+    """Return the path of a `file://` URL; raise UsageError when it names another machine."""
+    parts = urlsplit(url)
+    if parts.netloc not in ("", "localhost"):
+        message = "the registry's file:// URL names a machine, not a folder of this one"
+        raise UsageError(message, hint="write file:///PATH, with three slashes")
+    return Path(unquote(parts.path))
+
+
+def _open_directory(root: Path) -> Store:
+    from envferry.stores.directory import DirectoryStore
+
+    if not (root / "v1/split.json").is_file():
+        return DirectoryStore(root)
+    from envferry.base.files import from_json
+    from envferry.stores.split import MARKER, SplitMarker, SplitStore
+
+    store = DirectoryStore(root)
+    marker = from_json(store.read(MARKER), SplitMarker, f"{MARKER} in {root}")
+    return SplitStore(store, marker.part_bytes)
+
+
+def _require_no_login(url: str) -> None:
+    """Raise UsageError for a URL with a login or a query in it, and repeat none of it.
+
+    People write secrets as they are: a `/`, `?` or `#` in one does not end it here.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme == "s3":
+        is_plain = not re.search(r"[@:?#]", rest)
+        form = "s3://BUCKET/PREFIX"
+        hint = "AWS_PROFILE, ~/.aws, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY say who asks"
+    else:
+        is_plain = bool(PLAIN_AUTHORITY.fullmatch(rest.partition("/")[0]))
+        form, hint = f"{scheme}://HOST/PATH", "web servers are read without a login"
+    if not is_plain:
+        message = f"the URL of the registry is not of the form {form}: it holds a login, or more"
+        raise UsageError(message, hint=f"write {form}; {hint}")
+
+
+def _open_http(url: str) -> Store:
+    """Open a web server, which may serve a folder in parts: only what is missing asks for them."""
+    from envferry.stores.http import HttpStore
+    from envferry.stores.split import SplitStore
+
+    return SplitStore(HttpStore.open(url), sys.maxsize)
+
+
+def _open_s3(url: str) -> Store:
+    try:
+        from envferry.stores.s3 import S3Store
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("boto3", "botocore"):
+            raise
+        message = f"{url} needs boto3, which is not installed"
+        raise UsageError(message, hint='run `pip install "envferry[s3]"`') from error
+    return S3Store.open(url)

@@ -1,0 +1,141 @@
+"""Bytes that come from elsewhere while they are written: in parallel, and checked at their end."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import xxhash
+from blake3 import blake3
+
+from envferry.base.workers import Workers
+from envferry.errors import IntegrityError
+from envferry.stores.port import KeyTaken, stat_whole
+from envferry.stores.source import Incoming
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
+    from contextlib import ExitStack
+
+    from envferry.stores.port import Store
+    from envferry.stores.source import Piece
+
+REQUEST_BYTES = 8 << 20
+"""What a server is asked for at once."""
+READERS = 6
+REQUESTS_AHEAD = 12
+"""Answers that may wait in memory for their turn to be hashed: 96 MiB."""
+T = TypeVar("T")
+
+
+def receive(
+    incoming: Incoming, count: int, take: Callable[[int], tuple[Piece, T]], ahead: int
+) -> list[T]:
+    """Take pieces 0 to `count` in parallel, at most `ahead` in memory; return what came of each.
+
+    `take` returns a piece's bytes and what became of it. They are hashed in order while others are
+    on their way; in the end IntegrityError is raised if the whole is not what it must be.
+    """
+    fast, strong = xxhash.xxh3_128(), blake3()
+    results = []
+    _keep_memory()
+    with Workers(min(READERS, ahead), "receive") as pool:
+        for data, result in in_order(pool, take, count, ahead):
+            if incoming.digests:
+                fast.update(data)
+                strong.update(data)
+            incoming.watch(data)
+            results.append(result)
+    if incoming.digests:
+        incoming.require(fast.hexdigest(), strong.hexdigest())
+    return results
+
+
+def _keep_memory() -> None:
+    """Let the C library keep the memory of pieces for the next ones.
+
+    glibc gives back blocks over a threshold, which the largest one that was freed raises (mallopt,
+    M_MMAP_THRESHOLD); each piece then costs the kernel as many page faults as it has pages.
+    Measured: 0.7 s of system time become 0.2 s for 511 MB. Nobody touches this block.
+    """
+    bytes(2 * REQUEST_BYTES)
+
+
+def in_order(pool: Workers, obtain: Callable[[int], T], count: int, ahead: int) -> Iterator[T]:
+    """Yield `obtain(0)`, `obtain(1)`, … worked out in parallel, a bounded number ahead."""
+    waiting: deque[Future[T]] = deque()
+    for number in range(count):
+        waiting.append(pool.submit(obtain, number))
+        if len(waiting) == ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def incoming_of(source: Path | bytes | Incoming, key: str, stack: ExitStack) -> Incoming:
+    """Return a file or bytes as what arrives, of which nobody knows digests."""
+    if not isinstance(source, (Path, bytes)):
+        return source
+    if isinstance(source, bytes):
+        data, token = source, blake3(source).hexdigest()
+        return Incoming(
+            name=key,
+            size=len(data),
+            token=token,
+            read_at=lambda offset, length: data[offset : offset + length],
+            digests=None,
+        )
+    descriptor, status = os.open(source, os.O_RDONLY), source.stat()
+    stack.callback(os.close, descriptor)
+    return Incoming(
+        name=key,
+        size=status.st_size,
+        token=f"{source.name}.{status.st_mtime_ns}.{status.st_size}",
+        read_at=lambda offset, length: os.pread(descriptor, length, offset),
+        digests=None,
+    )
+
+
+def create_or_read(
+    store: Store, key: str, incoming: Incoming, advance: Callable[[int], None]
+) -> None:
+    """Write a value, or let `incoming.watch` see the one that is there; its size must be right."""
+    there = stat_whole(store, key)
+    if there is None:
+        seen = _Seen(incoming)
+        try:
+            store.create(key, replace(incoming, watch=seen.watch), advance)
+        except KeyTaken:  # somebody else was faster
+            there = store.stat(key)
+            if seen.size:
+                return
+    if there is None:
+        return
+    if there.size != incoming.size:
+        message = f"{key} in {store.url} has {there.size} bytes, {incoming.size} are expected"
+        raise IntegrityError(message, hint="remove that file, then run the command again")
+    for offset in range(0, incoming.size, REQUEST_BYTES):
+        data = store.read(key, offset, min(REQUEST_BYTES, incoming.size - offset))
+        try:
+            incoming.watch(data)
+        except IntegrityError as error:
+            message = f"{key} in {store.url}, of an earlier run, is damaged"
+            raise IntegrityError(message, hint="remove it, then run the command again") from error
+        advance(len(data))
+
+
+@dataclass(slots=True)
+class _Seen:
+    """Counts what was watched: a value that was taken at its end has been seen."""
+
+    incoming: Incoming
+    size: int = 0
+
+    def watch(self, data: Piece) -> None:
+        """Let it be watched."""
+        self.size += len(data)
+        self.incoming.watch(data)

@@ -1,0 +1,77 @@
+"""A value that a store is to read from elsewhere while it writes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import xxhash
+from blake3 import blake3
+
+from envferry.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+Piece: TypeAlias = "bytes | memoryview"
+
+
+def _unwatched(data: Piece) -> None:
+    """Watch nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incoming:
+    """A value that a store is to read while it writes it; it counts only if its digests are right.
+
+    What has arrived when a transfer breaks off stays for the next one of the same `token`.
+    """
+
+    name: str
+    """What errors call it."""
+    size: int
+    token: str
+    """Tells it from all others, for taking up what has arrived; its BLAKE3, for example."""
+    read_at: Callable[[int, int], bytes]
+    """Returns `length` bytes from `offset`; from any thread."""
+    digests: tuple[str, str] | None
+    """The XXH3-128 and the BLAKE3 that its manifest says; None where `watch` decides."""
+    journal: Path | None = None
+    """Where a store may note what it has sent; None: an interrupted upload starts again."""
+    watch: Callable[[Piece], None] = _unwatched
+    """Gets all bytes, in order; what it gets changes afterwards."""
+    read_into: Callable[[int, memoryview], None] | None = None
+    """Fills memory with the bytes from an offset; where they lie on a disk of this machine."""
+
+    def part(self, number: int, start: int, size: int, watch: Callable[[Piece], None]) -> Incoming:
+        """Return some of the bytes as a value of its own, of which no digest is known."""
+        read_at, read_into = self.read_at, self.read_into
+        return Incoming(
+            name=self.name,
+            size=size,
+            token=f"{self.token}.{number}",
+            read_at=lambda offset, length: read_at(start + offset, length),
+            read_into=read_into and (lambda offset, memory: read_into(start + offset, memory)),
+            digests=None,
+            watch=watch,
+        )
+
+    def read(self) -> bytes:
+        """Return a small value, checked."""
+        data = self.read_at(0, self.size)
+        self.watch(data)
+        self.require(xxhash.xxh3_128_hexdigest(data), blake3(data).hexdigest())
+        return data
+
+    def require(self, fast: str, strong: str) -> None:
+        """Raise IntegrityError unless these digests are the right ones."""
+        expected = self.digests or (fast, strong)
+        for algorithm, digest, wanted in zip(
+            ("XXH3-128", "BLAKE3"), (fast, strong), expected, strict=True
+        ):
+            if digest != wanted:
+                message = (
+                    f"{self.name} is damaged: {algorithm} is {digest}, the manifest says {wanted}"
+                )
+                raise IntegrityError(message, hint="run `envferry check` where it comes from")

@@ -1,0 +1,309 @@
+"""A registry on a disk whose file system takes no large files: its large values lie in parts.
+
+KEY.part001, KEY.part002, …    the bytes, cut
+KEY.parts.json                 what the parts are, written last: without it there is no value
+v1/split.json                  says that this registry is one, and where it is cut
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import xxhash
+from blake3 import blake3
+
+from envferry.base.files import from_json, human_bytes, to_json
+from envferry.errors import IntegrityError, NotFound, StoreError, UsageError
+from envferry.stores.directory import DirectoryStore
+from envferry.stores.port import Incomplete, KeyTaken, Listed, Stat, stat_whole
+from envferry.stores.receive import create_or_read, incoming_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from envferry.stores.port import KnownRange, Store
+    from envferry.stores.source import Incoming, Piece
+
+MARKER = "v1/split.json"
+RECORD_SUFFIX = ".parts.json"
+PART_NAME = re.compile(r".*\.part\d{3,}")
+MEND = "copy that again, or run `envferry export` to that folder again"
+LEAST_PART = 1_000_000
+MOST_PARTS = 10_000
+
+
+class SplitMarker(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the values of a registry are cut."""
+
+    part_bytes: Annotated[int, msgspec.Meta(ge=1)]
+    schema: int = 1
+
+
+class PartFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """One part of a value: `KEY.part001` is the first."""
+
+    size: int
+    blake3: str
+
+
+class SplitRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The parts of a value, in order."""
+
+    size: int
+    """Bytes of the whole."""
+    parts: tuple[PartFacts, ...]
+    schema: int = 1
+
+
+def part_key(key: str, number: int) -> str:
+    """Return the key of a part; the first is number 0."""
+    return f"{key}.part{number + 1:03d}"
+
+
+@dataclass(frozen=True, slots=True)
+class SplitStore:
+    """A `Store` that keeps large values in parts of another one; nobody else notices."""
+
+    inner: Store
+    part_bytes: int
+    records: dict[str, SplitRecord] = field(default_factory=dict, compare=False)
+    """Those that were read: values are written once."""
+
+    @property
+    def url(self) -> str:
+        """Where the other store is."""
+        return self.inner.url
+
+    @property
+    def place(self) -> str:
+        """What tells the other store from all others."""
+        return self.inner.place
+
+    def stat(self, key: str) -> Stat | None:
+        """Return size and version of a value, whole or in parts."""
+        return self.inner.stat(key) or self._stat_parts(key)
+
+    def _stat_parts(self, key: str) -> Stat | None:
+        """Return size and version of a value in parts, and note what they are."""
+        if not (there := self.inner.stat(key + RECORD_SUFFIX)):
+            if self.inner.stat(part_key(key, 0)):
+                message = f"{key}{RECORD_SUFFIX} in {self.url} is missing, though parts are there"
+                raise Incomplete(message, hint=MEND)
+            return None
+        record = self._record(key)
+        self._require_parts(key, record)
+        self.records[key] = record
+        return Stat(size=record.size, version=there.version, modified=there.modified)
+
+    def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return a part of a value, from as many files as it lies in."""
+        if key not in self.records:
+            try:
+                return self.inner.read(key, offset, length)
+            except NotFound:
+                if not self._stat_parts(key):
+                    raise
+        record = self.records[key]
+        wanted = max(record.size - offset, 0) if length is None else length
+        with self._explained(key, record):
+            places = self._places(key, record, offset, wanted)
+            return b"".join(self.inner.read(part, first, count) for part, first, count in places)
+
+    def read_into(self, key: str, offset: int, memory: memoryview) -> None:
+        """Fill memory with a part of a value; the other store must be a directory."""
+        inner = self.inner
+        assert isinstance(inner, DirectoryStore)
+        if key not in self.records:
+            try:
+                inner.read_into(key, offset, memory)
+            except NotFound:
+                if not self._stat_parts(key):
+                    raise
+            else:
+                return
+        record = self.records[key]
+        with self._explained(key, record):
+            for part, first, count in self._places(key, record, offset, len(memory)):
+                inner.read_into(part, first, memory[:count])
+                memory = memory[count:]
+
+    def _places(
+        self, key: str, record: SplitRecord, offset: int, length: int
+    ) -> Iterator[tuple[str, int, int]]:
+        """Yield the parts that bytes of a value lie in: key, offset there, length."""
+        end, start = offset + length, 0
+        if end > record.size:
+            message = f"{key} in {self.url} has {record.size} bytes, {end} are expected"
+            raise StoreError(message, hint="copy or export it again")
+        for number, part in enumerate(record.parts):
+            first, last = max(offset, start), min(end, start + part.size)
+            if first < last:
+                yield part_key(key, number), first - start, last - first
+            start += part.size
+
+    @contextmanager
+    def _explained(self, key: str, record: SplitRecord) -> Iterator[None]:
+        """Say of a part that cannot be read which ones are there."""
+        try:
+            yield
+        except (NotFound, StoreError):
+            self._require_parts(key, record)
+            raise
+
+    def _require_parts(self, key: str, record: SplitRecord) -> None:
+        """Raise Incomplete unless all parts are there in their full lengths."""
+        there, faults = [], []
+        for number, part in enumerate(record.parts):
+            name = part_key("", number).removeprefix(".")
+            found = self.inner.stat(part_key(key, number))
+            if found is None:
+                faults.append(f"{name} is missing")
+            elif found.size != part.size:
+                faults.append(f"{name} has {found.size} bytes, {part.size} are expected")
+            else:
+                there.append(name)
+        if faults:
+            message = f"{key} in {self.url} is not whole: {', '.join(faults)}; "
+            message += f"in order: {', '.join(there) or 'none'}"
+            raise Incomplete(message, hint=MEND)
+
+    def create(
+        self,
+        key: str,
+        source: Path | bytes | Incoming,
+        advance: Callable[[int], None] | None = None,
+        known: Sequence[KnownRange] = (),
+    ) -> None:
+        """Write a value, in parts if it is large; those that are there already are read again."""
+        if stat_whole(self, key):
+            raise KeyTaken(f"{key} exists in {self.url} and is never overwritten")
+        with ExitStack() as stack:
+            incoming = incoming_of(source, key, stack)
+            if incoming.size <= self.part_bytes:
+                self.inner.create(key, source, advance, known)
+            else:
+                self._require_few(key, incoming.size)
+                self._create_parts(key, incoming, advance or (lambda _: None))
+
+    def _require_few(self, key: str, size: int) -> None:
+        """Raise UsageError for a value of more parts than a reader takes."""
+        if size > MOST_PARTS * self.part_bytes:
+            count, length = -(-size // self.part_bytes), human_bytes(self.part_bytes)
+            message = f"{key} would be {count:,} parts of {length}, at most {MOST_PARTS:,} are read"
+            raise UsageError(message, hint="export to another folder, with a larger --split")
+
+    def _create_parts(self, key: str, incoming: Incoming, advance: Callable[[int], None]) -> None:
+        fast, strong = xxhash.xxh3_128(), blake3()
+        parts, were_there = [], 0
+        for number, start in enumerate(range(0, incoming.size, self.part_bytes)):
+            size, digest = min(self.part_bytes, incoming.size - start), blake3()
+
+            def watch(data: Piece, hashers: tuple[blake3, ...] = (digest, strong)) -> None:
+                fast.update(data)
+                for hasher in hashers:
+                    hasher.update(data)
+                incoming.watch(data)
+
+            part, found = part_key(key, number), self.inner.stat(part_key(key, number))
+            if found and found.size != size:  # cut off when it was copied
+                self.inner.delete(part)
+                found = None
+            were_there += found is not None
+            create_or_read(self.inner, part, incoming.part(number, start, size, watch), advance)
+            parts.append(PartFacts(size=size, blake3=digest.hexdigest()))
+        try:
+            incoming.require(fast.hexdigest(), strong.hexdigest())
+        except IntegrityError as error:
+            self.records.pop(key, None)
+            self.inner.delete(key + RECORD_SUFFIX)
+            for number in range(len(parts)):
+                self.inner.delete(part_key(key, number))
+            if not were_there:
+                raise
+            message = f"what an earlier run left of {key} in {self.url} is damaged: it was removed"
+            raise IntegrityError(message, hint="run the command again") from error
+        self._note(key, SplitRecord(size=incoming.size, parts=tuple(parts)))
+
+    def _note(self, key: str, record: SplitRecord) -> None:
+        """Write what the parts are, over what is damaged; the same may be there already."""
+        name, data = key + RECORD_SUFFIX, to_json(record)
+        try:
+            self.inner.create(name, data)
+        except KeyTaken:
+            there = self.inner.stat(name)
+            try:
+                is_other = self._record(key) != record
+            except Incomplete:
+                self.inner.replace(name, data, there.version if there else None)
+                return
+            if is_other:
+                raise
+
+    def replace(self, key: str, data: bytes, expected: str | None) -> str:
+        """Pass on: what changes is small."""
+        return self.inner.replace(key, data, expected)
+
+    def list(
+        self, prefix: str = "", *, folders: bool = False, unfinished: bool = False
+    ) -> Iterator[Listed]:
+        """Yield values, those in parts as the one that they are; parts of none are unfinished."""
+        if unfinished:
+            yield from self._unlisted_parts(prefix)
+        for listed in self.inner.list(prefix, folders=folders, unfinished=unfinished):
+            if unfinished:
+                yield listed
+            elif listed.key.endswith(RECORD_SUFFIX):
+                yield self._joined(listed)
+            elif listed.key != MARKER and not PART_NAME.fullmatch(listed.key):
+                yield listed
+
+    def _unlisted_parts(self, prefix: str) -> Iterator[Listed]:
+        """Yield the parts of values that nobody finished."""
+        keys = {listed.key: listed for listed in self.inner.list(prefix)}
+        for key, listed in keys.items():
+            if PART_NAME.fullmatch(key) and key.rpartition(".part")[0] + RECORD_SUFFIX not in keys:
+                yield listed
+
+    def _joined(self, listed: Listed) -> Listed:
+        """Return a value by what lists its parts; one that is damaged has no size."""
+        key, size = listed.key.removesuffix(RECORD_SUFFIX), 0
+        with suppress(IntegrityError):
+            size = self._record(key).size
+        return replace(listed, key=key, size=size)
+
+    def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
+        """Remove a value, its record before its parts."""
+        is_value = unfinished_seconds is None and not key.endswith("/")
+        if is_value and self.inner.stat(key + RECORD_SUFFIX):
+            self.records.pop(key, None)
+            self.inner.delete(key + RECORD_SUFFIX)
+            folder = key[: key.rfind("/") + 1]
+            for name in [listed.key for listed in self.inner.list(folder)]:
+                if PART_NAME.fullmatch(name) and name.rpartition(".part")[0] == key:
+                    self.inner.delete(name)
+            return 1
+        removed = 0
+        if unfinished_seconds is not None:
+            before = datetime.now(timezone.utc) - timedelta(seconds=unfinished_seconds)
+            dead = [one for one in self._unlisted_parts(key) if one.modified <= before]
+            removed = sum(self.inner.delete(one.key) for one in dead)
+        return removed + self.inner.delete(key, unfinished_seconds)
+
+    def _record(self, key: str) -> SplitRecord:
+        """Read what the parts of a value are; raise Incomplete for what does not say it."""
+        what = f"{key}{RECORD_SUFFIX} in {self.url}"
+        try:
+            record = from_json(self.inner.read(key + RECORD_SUFFIX), SplitRecord, what)
+        except IntegrityError as error:
+            raise Incomplete(error.message, hint=MEND) from error
+        sizes = [part.size for part in record.parts]
+        if len(sizes) > MOST_PARTS or min(sizes, default=0) < 0 or sum(sizes) != record.size:
+            message = f"{what} is damaged: its parts do not add up"
+            raise Incomplete(message, hint=MEND)
+        return record

@@ -1,0 +1,195 @@
+"""Apply: what a carried folder brings becomes part of a site's registry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from envferry.artifacts import REGISTRY_MANIFEST
+from envferry.base.files import from_json, plural
+from envferry.errors import IntegrityError, NotFound
+from envferry.models import ID_PATTERN
+from envferry.registry import ENVS
+from envferry.registry.layout import DELTAS
+from envferry.transfer.copy import WRONG, Carrier, require_room_for
+from envferry.transfer.delta_read import OpenDelta, find_deltas
+from envferry.transfer.deltas import RECORD, Base, delta_folder
+from envferry.transfer.mirror import MirrorOrder, follow_plan, plan_mirror, require_none
+from envferry.transfer.tags import CarriedTag, carry_tag
+from envferry.trust.signed_tags import SignedTagRecord, TagName
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from envferry.errors import PipelineError
+    from envferry.progress import Progress
+    from envferry.registry import Registry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """What a site has now that it had not."""
+
+    source: str
+    target: str
+    rebuilt: tuple[str, ...]
+    """NAME-PLATFORM-ID of what was made from deltas."""
+    copied: tuple[str, ...]
+    """… of what the folder held whole."""
+    present: int
+    """How many of the folder's artifacts were there already."""
+    tags: tuple[CarriedTag, ...]
+    unfinished: tuple[str, ...]
+    """The last files of artifacts and deltas, where others came to the disk and these did not."""
+
+
+def apply_folder(
+    source: Registry, site: Registry, *, journals: Path, progress: Progress
+) -> Applied:
+    """Publish all that a carried folder holds at a site, then move its tags forward.
+
+    Deltas become whole archives, the same bytes that were packed; signatures are checked where
+    `source` has trusted keys. What is wrong with one artifact, delta or tag, or a base that the
+    site lacks, is raised after all else came.
+    """
+    faults: dict[str, PipelineError] = {}
+    deltas = find_deltas(source, faults)
+    tops = {listed.key for listed in source.store.list("v1/", folders=True)}
+    if not tops & {ENVS, DELTAS}:
+        message = f"{source.url} holds no export: there is neither {ENVS} nor {DELTAS} in it"
+        raise NotFound(message, hint="name the folder that `envferry export` wrote")
+    whole = {listed.key for listed in source.store.list(ENVS)} if ENVS in tops else set()
+    ordered = _in_order(deltas, site, whole, faults)
+    lacking = [delta for delta in ordered if not _is_published(site, delta.record.artifact)]
+    plan = plan_mirror(source, site, MirrorOrder()) if whole else None
+    missing = (*(plan.missing if plan else ()), *(delta.manifest for delta in lacking))
+    require_room_for(site, missing, f"applying {plural(len(missing), 'artifact')}")
+    copied: tuple[str, ...] = ()
+    tags: tuple[CarriedTag, ...] = ()
+    present = len(ordered) - len(lacking)
+    if plan:
+        found, wrong = follow_plan(plan, journals=journals, progress=progress)
+        copied, tags, present = found.copied, found.tags, present + found.present
+        faults |= wrong
+    for delta in lacking:
+        try:
+            delta.require_file()
+            _rebuild(delta, site, journals, progress)
+        except WRONG as error:
+            faults[delta.manifest.stem] = error
+    for delta in ordered:
+        if delta.manifest.stem not in faults:
+            tags += tuple(_carry_tags(source, site, delta.record.artifact, faults))
+    require_none(faults)
+    return Applied(
+        source=source.url,
+        target=site.url,
+        rebuilt=tuple(delta.manifest.stem for delta in lacking),
+        copied=copied,
+        present=present,
+        tags=tags,
+        unfinished=_unfinished(source),
+    )
+
+
+def _unfinished(source: Registry) -> tuple[str, ...]:
+    """Return the last files, without which nothing of their folders counts, that are missing."""
+    begun, complete = set(), set()
+    for top, last in ((ENVS, REGISTRY_MANIFEST), (DELTAS, RECORD)):
+        for listed in source.store.list(top):
+            names = listed.key.split("/")
+            if len(names) > 5 and ID_PATTERN.fullmatch(names[4]):
+                folder = "/".join(names[:5]) + "/"
+                begun.add(folder + last)
+                if listed.key == folder + last:
+                    complete.add(listed.key)
+    return tuple(sorted(begun - complete))
+
+
+def _is_published(site: Registry, artifact: Base) -> bool:
+    return site.store.stat(artifact.folder + REGISTRY_MANIFEST) is not None
+
+
+def _in_order(
+    deltas: Sequence[OpenDelta],
+    site: Registry,
+    whole: set[str],
+    faults: dict[str, PipelineError],
+) -> list[OpenDelta]:
+    """Return deltas so that bases come first; those whose bases will not be there are faults."""
+    known: dict[Base, bool] = {}
+
+    def is_there(base: Base) -> bool:
+        if base not in known:
+            known[base] = base.folder + REGISTRY_MANIFEST in whole or _is_published(site, base)
+        return known[base]
+
+    ordered: list[OpenDelta] = []
+    waiting = list(deltas)
+    while waiting:
+        ready = [
+            delta
+            for delta in waiting
+            if is_there(delta.record.artifact) or all(map(is_there, delta.record.bases))
+        ]
+        if not ready:
+            faults |= {one.manifest.stem: _lacking(one, site, is_there) for one in waiting}
+            break
+        for delta in ready:
+            waiting.remove(delta)
+            known[delta.record.artifact] = True
+        ordered += ready
+    return ordered
+
+
+def _lacking(delta: OpenDelta, site: Registry, is_there: Callable[[Base], bool]) -> NotFound:
+    lacking = ", ".join(str(base) for base in delta.record.bases if not is_there(base))
+    artifact = delta.record.artifact
+    message = f"{delta.manifest.stem} was exported since {lacking}, which {site.url} does not have"
+    hint = f"export it since what `envferry ls {artifact.name}` lists here, or without --since"
+    return NotFound(message, hint=hint)
+
+
+def _rebuild(delta: OpenDelta, site: Registry, journals: Path, progress: Progress) -> None:
+    """Make the whole archive and publish it, if it is the one that the manifest names."""
+    facts = delta.manifest.archive
+    bases = ", ".join(f"{base.name}@{base.id}" for base in delta.record.bases)
+    with progress.task(f"rebuild {facts.file}", facts.size) as advance:
+        carrier = Carrier(target=site, journals=journals, advance=advance)
+        incoming = replace(delta.rebuilt(site), journal=carrier.journal(delta.manifest))
+        try:
+            carrier.publish(delta.manifest, delta.companions, incoming)
+        except IntegrityError as error:
+            if not error.message.startswith(incoming.name):
+                raise  # not these bytes: what somebody else left at the site, for example
+            if delta.is_sound():
+                error.hint = f"{bases} in {site.url} may be damaged: `envferry check --bytes` says"
+            else:
+                error.hint = f"the delta in {delta.source.url} is damaged: copy or export it again"
+            raise
+
+
+def _carry_tags(
+    source: Registry, site: Registry, artifact: Base, faults: dict[str, PipelineError]
+) -> Iterator[CarriedTag]:
+    """Move the tags that came with a delta forward; yield what became of each."""
+    prefix = f"{delta_folder(artifact)}tags/"
+    for key in sorted(listed.key for listed in source.store.list(prefix)):
+        name = TagName(name=artifact.name, platform=artifact.platform, tag=key.removeprefix(prefix))
+        try:
+            yield carry_tag(site, name, _read_tag(source, key, name, artifact))
+        except WRONG as error:
+            faults[f"the tag {name}"] = error
+
+
+def _read_tag(source: Registry, key: str, name: TagName, artifact: Base) -> SignedTagRecord:
+    """Read a tag that came with a delta, its signatures checked."""
+    what = f"{key} in {source.url}"
+    record = from_json(source.store.read(key), SignedTagRecord, what)
+    if record.id != artifact.id:
+        message = f"{what} is damaged: it points to {record.id!r}"
+        raise IntegrityError(message, hint="export or copy it again")
+    if source.trust:
+        source.trust.check_tag(name, record, what)
+    return record

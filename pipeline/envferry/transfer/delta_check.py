@@ -1,0 +1,52 @@
+"""Is what a disk carries as deltas what was written? Findings, as of a registry."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from envferry.errors import IntegrityError
+from envferry.registry.check import BAD, Finding
+from envferry.registry.layout import DELTAS
+from envferry.stores.port import CannotList
+from envferry.transfer.delta_read import read_delta
+from envferry.transfer.deltas import RECORD, delta_key
+
+if TYPE_CHECKING:
+    from envferry.registry import Registry
+    from envferry.registry.check import Report
+
+MEND = "export it again"
+
+
+def check_deltas(source: Registry, report: Report, *, read_bytes: bool) -> Report:
+    """Add the deltas of a registry folder to what was found in it.
+
+    With `read_bytes` every byte of them is compared; their bases are not needed.
+    """
+    try:
+        keys = [listed.key for listed in source.store.list(DELTAS)]
+    except CannotList:
+        keys = []
+    folders = {"/".join(key.split("/")[:5]) + "/" for key in keys if key.count("/") > 4}
+    found = [_check(source, folder, read_bytes=read_bytes) for folder in sorted(folders)]
+    findings = (*report.findings, *(finding for finding in found if finding))
+    ordered = tuple(sorted(findings, key=lambda finding: finding.key))
+    return replace(report, findings=ordered, deltas=len(folders))
+
+
+def _check(source: Registry, folder: str, *, read_bytes: bool) -> Finding | None:
+    """Return what is wrong with the delta in a folder, if anything is."""
+    key = folder + RECORD
+    fault = Finding(severity="broken", key=key, what="", mend=MEND)
+    if source.store.stat(key) is None:
+        return replace(fault, what="it is missing: the export broke off")
+    try:
+        delta = read_delta(source, key)
+        delta.require_file()
+        if read_bytes and not delta.is_sound():
+            file = delta_key(delta.record.artifact)
+            raise IntegrityError(f"{file} is damaged: its BLAKE3 is not that of {RECORD}")
+    except BAD as error:
+        return replace(fault, what=error.message)
+    return None

@@ -1,0 +1,198 @@
+"""Export: artifacts, their tags and public keys into a registry folder that is carried by hand."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from envferry.base.files import plural, to_json, write_bytes
+from envferry.errors import NotFound, TargetOccupied, UsageError
+from envferry.registry import Registry
+from envferry.registry.layout import DELTAS, ENVS, folder_of
+from envferry.stores.directory import DirectoryStore
+from envferry.stores.local import require_room
+from envferry.stores.opening import open_store
+from envferry.stores.port import KeyTaken
+from envferry.stores.split import MARKER, SplitMarker, SplitStore
+from envferry.transfer.copy import Carrier, require_room_for
+from envferry.transfer.delta_write import DeltaPlan, plan_delta, write_delta
+from envferry.transfer.deltas import Base, delta_folder, delta_key
+from envferry.transfer.mirror import copy_all
+from envferry.transfer.tags import CarriedTag, carry_tag, tags_to_carry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from envferry.models import Manifest, Ref
+    from envferry.progress import Progress
+    from envferry.trust.signed_tags import SignedTagRecord, TagName
+    from envferry.trust.signing import PublicKey
+
+KEYS = "keys"
+TOOL = "tool"
+OURS = ("v1", KEYS, TOOL)
+NOBODYS = ("lost+found", "System Volume Information")
+"""What disks have by themselves; as what is hidden."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOrder:
+    """What is to be carried."""
+
+    refs: tuple[Ref, ...]
+    platform: str
+    since: tuple[Ref, ...] = ()
+    """What the site has; empty: whole artifacts are carried."""
+    tags: tuple[str, ...] = ()
+    """Only these tags; all that point to the artifacts if empty."""
+    part_bytes: int | None = None
+    """Where large files are cut."""
+    keys: tuple[tuple[PublicKey, bytes], ...] = ()
+    """Public keys, and their PEM."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What is in the folder now."""
+
+    directory: str
+    artifacts: tuple[str, ...]
+    """NAME-PLATFORM-ID."""
+    since: tuple[str, ...]
+    """What the site must have."""
+    archive_bytes: int
+    """The bytes of the archives."""
+    carried_bytes: int
+    """How many of them are carried: all, or the deltas'."""
+    tags: tuple[CarriedTag, ...]
+    keys: tuple[str, ...]
+
+
+def export_artifacts(
+    source: Registry, directory: Path, order: ExportOrder, *, journals: Path, progress: Progress
+) -> Exported:
+    """Write a registry folder with artifacts, or deltas, their tags, and keys; all verified.
+
+    To do it again completes what is missing. Raises NotFound for a ref that is unknown,
+    TargetOccupied when something else is in the folder, HostError when the disk is too small.
+    """
+    asked = [(ref, _find(source, ref, order.platform)) for ref in order.refs]
+    manifests = list({manifest.stem: manifest for _, manifest in asked}.values())
+    bases = [_find(source, ref, order.platform) for ref in order.since]
+    found: dict[TagName, SignedTagRecord] = {}
+    for ref, manifest in asked:
+        found |= _tags(source, ref, manifest, order)
+    _require_tags(order, found)
+    _require_ours(directory, source)
+    target = Registry(_open_target(directory, order.part_bytes))
+    if bases:
+        plans = [plan_delta(source, manifest, bases) for manifest in manifests]
+        carried = sum(plan.size for plan in plans)
+        sizes = {delta_key(Base.of(plan.manifest)): plan.size for plan in plans}
+        require_room(target.store, sizes, f"exporting {plural(len(plans), 'delta')}")
+        _write_deltas(source, target, plans, progress)
+        tags = tuple(_note_tag(target, name, record) for name, record in found.items())
+    else:
+        carried = sum(manifest.archive.size for manifest in manifests)
+        missing = [one for one in manifests if not target.published(folder_of(one))]
+        require_room_for(target, missing, f"exporting {plural(len(missing), 'artifact')}")
+        with progress.task(f"export {plural(len(manifests), 'artifact')}", carried) as advance:
+            copy_all(Carrier(target=target, journals=journals, advance=advance), source, manifests)
+        tags = tuple(carry_tag(target, name, record) for name, record in found.items())
+    for key, data in order.keys:
+        write_bytes(directory / KEYS / f"{key.id}.pub", data)
+    return Exported(
+        directory=str(directory),
+        artifacts=tuple(manifest.stem for manifest in manifests),
+        since=tuple(str(Base.of(base)) for base in bases),
+        archive_bytes=sum(manifest.archive.size for manifest in manifests),
+        carried_bytes=carried,
+        tags=tags,
+        keys=tuple(key.id for key, _ in order.keys),
+    )
+
+
+def _find(source: Registry, ref: Ref, platform: str) -> Manifest:
+    return source.manifest(ref.name, platform, source.resolve(ref, platform))
+
+
+def _tags(
+    source: Registry, ref: Ref, manifest: Manifest, order: ExportOrder
+) -> dict[TagName, SignedTagRecord]:
+    """Return the tags that point to an artifact; at least the one that it was named by."""
+    name, platform = manifest.name, manifest.platform
+    found = tags_to_carry(source, name, platform, order.tags)
+    if not ref.is_id and not order.tags:
+        found |= tags_to_carry(source, name, platform, (ref.version,))
+    return {name: record for name, record in found.items() if record.id == manifest.id}
+
+
+def _require_tags(order: ExportOrder, found: dict[TagName, SignedTagRecord]) -> None:
+    for tag in order.tags:
+        if not any(name.tag == tag for name in found):
+            message = f"the tag {tag} points to nothing that is exported"
+            hint = f"run `envferry ls {order.refs[0].name}` to see what tags point to"
+            raise NotFound(message, hint=hint)
+
+
+def _require_ours(directory: Path, source: Registry) -> None:
+    """Raise TargetOccupied unless a folder is new, empty, or an export already.
+
+    Raises UsageError for the folder of the registry that is exported from.
+    """
+    if DirectoryStore(directory).place == source.store.place:
+        message = f"{directory} is the registry itself"
+        raise UsageError(message, hint="name the folder of a disk to export to")
+    if directory.exists() and not directory.is_dir():
+        message = f"{directory} is a file"
+        raise TargetOccupied(message, hint="name a folder to export to")
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    allowed = (*OURS, *NOBODYS)
+    strange = sorted(name for name in names if name not in allowed and not name.startswith("."))
+    if strange:
+        message = f"{directory} holds something else: {', '.join(strange[:5])}"
+        raise TargetOccupied(message, hint=f"export to a folder in it: {directory}/envferry")
+
+
+def _open_target(directory: Path, part_bytes: int | None) -> DirectoryStore | SplitStore:
+    """Open the folder's store, and mark it if files are to be split."""
+    there = open_store(str(directory))
+    if isinstance(there, SplitStore):
+        if part_bytes not in (None, there.part_bytes):
+            message = f"{directory} is split at {there.part_bytes} bytes already"
+            raise TargetOccupied(message, hint="export to another folder")
+        return there
+    store = DirectoryStore(directory)
+    if part_bytes is None:
+        return store
+    is_begun = any((directory / top).exists() for top in (ENVS, DELTAS))
+    if is_begun and not (directory / MARKER).exists():
+        message = f"{directory} holds an export that is not split"
+        raise TargetOccupied(message, hint="leave out --split, or export to another folder")
+    with suppress(KeyTaken):  # by another export at the same moment
+        store.create(MARKER, to_json(SplitMarker(part_bytes=part_bytes)))
+        return SplitStore(store, part_bytes)
+    return _open_target(directory, part_bytes)
+
+
+def _write_deltas(
+    source: Registry, target: Registry, plans: Sequence[DeltaPlan], progress: Progress
+) -> None:
+    total = sum(plan.size for plan in plans)
+    with progress.task(f"export {plural(len(plans), 'delta')}", total) as advance:
+        for plan in plans:
+            write_delta(source, target.store, plan, advance)
+
+
+def _note_tag(target: Registry, name: TagName, record: SignedTagRecord) -> CarriedTag:
+    """Write a tag's record beside a delta: what it points to is not in this folder."""
+    base = Base(name.name, name.platform, record.id)
+    key, data = f"{delta_folder(base)}tags/{name.tag}", to_json(record)
+    stat = target.store.stat(key)
+    if stat is None or target.store.read(key) != data:
+        target.store.replace(key, data, stat.version if stat else None)
+    return CarriedTag(
+        name=name.name, platform=name.platform, tag=name.tag, id=record.id, outcome="moved"
+    )

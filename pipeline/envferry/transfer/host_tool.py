@@ -1,0 +1,164 @@
+"""What a host without network needs to install envferry itself: wheels and a script."""
+
+from __future__ import annotations
+
+import zipfile
+from base64 import urlsafe_b64encode
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives import hashes
+
+import envferry
+from envferry.base.files import write_bytes
+from envferry.errors import SpecError
+from envferry.lock.pip_half import resolve_pip
+from envferry.lock.pip_request import PipRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from envferry.build.downloads import DownloadCache
+    from envferry.models import LockedPackage
+    from envferry.progress import Progress
+
+NAME = "envferry"
+PYTHONS = ("3.10", "3.11", "3.12", "3.13")
+GLIBC = "2.17"
+"""manylinux2014: what all hosts have that are still in use."""
+MACHINES = {"linux-64": "x86_64", "linux-aarch64": "aarch64"}
+SCRIPT = Path(__file__).with_name("install.sh")
+ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolOrder:
+    """Which hosts the tool is for."""
+
+    pythons: tuple[str, ...] = PYTHONS
+    platform: str
+
+
+def write_tool(
+    directory: Path, order: ToolOrder, *, cache: DownloadCache, progress: Progress
+) -> tuple[str, ...]:
+    """Write wheels, their checksums and `install.sh`; return the names of the wheels.
+
+    uv resolves, the download cache fetches and checks. Raises SpecError when a package has no
+    wheel for a python, StoreError when an index cannot be reached.
+    """
+    if order.platform not in MACHINES:
+        message = f"envferry's wheels cannot be gathered for {order.platform}"
+        raise SpecError(message, hint=f"one of {', '.join(MACHINES)}")
+    ours = own_wheel()
+    resolved = {python: _resolve(python, order.platform) for python in order.pythons}
+    (pip,) = resolve_pip(_request(("pip",), min(order.pythons, key=_version), order.platform))
+    packages = {one.url: one for some in resolved.values() for one in some} | {pip.url: pip}
+    found = cache.fetch_all(list(packages.values()), progress=progress)
+    files = {f"wheels/{name}": data for name, data in [ours]}
+    files |= {f"wheels/{path.name}": path.read_bytes() for path in found.values()}
+    for python, some in resolved.items():
+        lines = [f"{NAME}=={envferry.__version__} --hash=sha256:{_sha256(ours[1])}"]
+        lines += [f"{one.name}=={one.version} --hash=sha256:{one.sha256}" for one in some]
+        files[f"requirements-{python}.txt"] = "".join(f"{line}\n" for line in lines).encode()
+    files["machine.txt"] = f"{MACHINES[order.platform]}\n".encode()
+    files["install.sh"] = SCRIPT.read_bytes()
+    sums = "".join(f"{_sha256(data)}  {name}\n" for name, data in sorted(files.items()))
+    _replace_folder(directory, files | {"SHA256SUMS": sums.encode()})
+    return tuple(sorted(name.removeprefix("wheels/") for name in files if name.endswith(".whl")))
+
+
+def own_wheel() -> tuple[str, bytes]:
+    """Return the name and bytes of a wheel of this very envferry, however it was installed.
+
+    Its modules and the metadata of its installation: no build tool and no network is needed, and
+    equal inputs give equal bytes.
+    """
+    distribution = metadata.distribution(NAME)
+    if distribution.version != envferry.__version__:
+        message = f"envferry {envferry.__version__} was installed as {distribution.version}"
+        raise SpecError(message, hint="install it again, so that its metadata are its own")
+    info = f"{NAME}-{distribution.version}.dist-info"
+    package = Path(envferry.__file__).parent
+    content = {
+        f"{package.name}/{path.relative_to(package).as_posix()}": path.read_bytes()
+        for path in sorted(package.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    for name in ("METADATA", "entry_points.txt"):
+        content[f"{info}/{name}"] = (distribution.read_text(name) or "").encode()
+    for file in distribution.files or ():
+        if "licenses" in file.parts:
+            content[f"{info}/{'/'.join(file.parts[1:])}"] = Path(str(file.locate())).read_bytes()
+    content[f"{info}/WHEEL"] = (
+        b"Wheel-Version: 1.0\nGenerator: envferry\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    )
+    lines = [f"{name},sha256={_record_hash(data)},{len(data)}" for name, data in content.items()]
+    content[f"{info}/RECORD"] = "\n".join([*lines, f"{info}/RECORD,,", ""]).encode()
+    return f"{NAME}-{distribution.version}-py3-none-any.whl", _zip(content)
+
+
+def _resolve(python: str, platform: str) -> tuple[LockedPackage, ...]:
+    """Return the wheels of all that a training host needs."""
+    needs = metadata.distribution(NAME).requires or []
+    lines = tuple(line for line in needs if "extra ==" not in line)
+    found = resolve_pip(_request(lines, python, platform))
+    for package in found:
+        if package.kind != "wheel" or not package.sha256:
+            message = f"{package.name} {package.version} has no wheel for python {python}"
+            raise SpecError(message, hint=f"leave out --python {python}")
+    return found
+
+
+def _request(lines: tuple[str, ...], python: str, platform: str) -> PipRequest:
+    return PipRequest(requirements=lines, python_version=python, platform=platform, glibc=GLIBC)
+
+
+def _version(python: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in python.split("."))
+
+
+def _replace_folder(directory: Path, files: dict[str, bytes]) -> None:
+    """Write files that are not there already; remove wheels of an earlier export."""
+    for name, data in files.items():
+        path = directory / name
+        if not path.is_file() or path.read_bytes() != data:
+            write_bytes(path, data)
+    for path in _leftovers(directory, files):
+        path.unlink()
+
+
+def _leftovers(directory: Path, files: dict[str, bytes]) -> Iterator[Path]:
+    for pattern in ("wheels/*.whl", "requirements-*.txt"):
+        for path in list(directory.glob(pattern)):
+            if path.relative_to(directory).as_posix() not in files:
+                yield path
+
+
+def _zip(content: dict[str, bytes]) -> bytes:
+    from io import BytesIO
+
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as wheel:
+        for name, data in content.items():
+            entry = zipfile.ZipInfo(name, ZIP_TIME)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = 0o100644 << 16
+            wheel.writestr(entry, data)
+    return buffer.getvalue()
+
+
+def _digest(data: bytes) -> bytes:
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(data)
+    return digest.finalize()
+
+
+def _sha256(data: bytes) -> str:
+    return _digest(data).hex()
+
+
+def _record_hash(data: bytes) -> str:
+    return urlsafe_b64encode(_digest(data)).rstrip(b"=").decode()

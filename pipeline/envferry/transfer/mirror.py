@@ -1,0 +1,321 @@
+"""Mirror: what one registry has and another lacks is copied, verified, tags last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+from envferry.artifacts import ARCHIVE_SUFFIX, ATTESTATION, REGISTRY_MANIFEST
+from envferry.base.files import plural
+from envferry.base.workers import Workers
+from envferry.errors import NotFound, UsageError
+from envferry.models import current_platform
+from envferry.registry.inventory import Folder, survey
+from envferry.stores.port import CannotList
+from envferry.transfer.copy import WRONG, Carrier, require_room_for
+from envferry.transfer.tags import CarriedTag, carry_tag, tags_to_carry
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from envferry.errors import PipelineError
+    from envferry.models import Manifest
+    from envferry.progress import Progress
+    from envferry.registry import Registry
+    from envferry.trust.signed_tags import SignedTagRecord, TagName
+
+SMALL_BYTES = 16 << 20
+"""Archives up to here are copied side by side, larger ones piece by piece, one after the other."""
+SMALL_AT_ONCE = 4
+READERS = 8
+FAULTS_SHOWN = 10
+DONE = "all that is in order was copied"
+Environment: TypeAlias = tuple[str, str]
+"""Name and platform."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorOrder:
+    """What is to be mirrored."""
+
+    names: tuple[str, ...] = ()
+    """Environments; all if empty."""
+    tags: tuple[str, ...] = ()
+    """Only what these point to, and only these tags; all if empty."""
+    keep: int | None = None
+    """Of each environment and platform, only the versions that the source got last."""
+    platform: str | None = None
+    """Only this one; for a source that cannot list, this machine's if None."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mirrored:
+    """What a mirror did, or would do."""
+
+    source: str
+    target: str
+    copied: tuple[str, ...]
+    """NAME-PLATFORM-ID of the artifacts that the target lacked, as a whole or in part."""
+    copied_bytes: int
+    """The bytes of their archives, those that were there already not counted."""
+    present: int
+    """How many the target had already."""
+    tags: tuple[CarriedTag, ...]
+    """What became of the tags; empty for a dry run."""
+    dangling: tuple[str, ...] = ()
+    """Tags of the source that point to what is not published there, and where to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorPlan:
+    """What one registry lacks of another."""
+
+    source: Registry
+    target: Registry
+    missing: tuple[Manifest, ...]
+    missing_bytes: int
+    present: int
+    tags: dict[TagName, SignedTagRecord]
+    dangling: tuple[str, ...]
+    faults: dict[str, PipelineError]
+    """What is wrong with those that cannot be copied, by NAME-PLATFORM-ID or `the tag NAME@TAG`."""
+
+    def report(self, tags: tuple[CarriedTag, ...] = ()) -> Mirrored:
+        """Say what is to be copied, or was."""
+        return Mirrored(
+            source=self.source.url,
+            target=self.target.url,
+            copied=tuple(manifest.stem for manifest in self.missing),
+            copied_bytes=self.missing_bytes,
+            present=self.present,
+            tags=tags,
+            dangling=self.dangling,
+        )
+
+    def require_sound(self) -> None:
+        """Raise what is wrong with those that cannot be copied."""
+        require_none(self.faults, done="")
+
+
+def mirror_registry(
+    source: Registry, target: Registry, order: MirrorOrder, *, journals: Path, progress: Progress
+) -> Mirrored:
+    """Copy what the target lacks, then move its tags forward; what broke off goes on.
+
+    Signatures are checked where the source has trusted keys. Raises IntegrityError when bytes or
+    signatures are wrong, after all that is right was copied.
+    """
+    plan = plan_mirror(source, target, order)
+    require_room_for(target, plan.missing, f"mirroring {plural(len(plan.missing), 'artifact')}")
+    found, faults = follow_plan(plan, journals=journals, progress=progress)
+    require_none(faults)
+    return found
+
+
+def follow_plan(
+    plan: MirrorPlan, *, journals: Path, progress: Progress
+) -> tuple[Mirrored, dict[str, PipelineError]]:
+    """Copy what is missing, then move the tags forward; return what is wrong with the rest, too."""
+    size = sum(manifest.archive.size for manifest in plan.missing)
+    with progress.task(f"mirror {plural(len(plan.missing), 'artifact')}", size) as advance:
+        carrier = Carrier(target=plan.target, journals=journals, advance=advance)
+        faults = plan.faults | copy_each(carrier, plan.source, plan.missing)
+    tags = tuple(
+        carry_tag(plan.target, name, record)
+        for name, record in plan.tags.items()
+        if f"{name.name}-{name.platform}-{record.id}" not in faults
+    )
+    found = plan.report(tags)
+    copied = tuple(manifest.stem for manifest in plan.missing if manifest.stem not in faults)
+    return replace(found, copied=copied), faults
+
+
+def copy_each(
+    carrier: Carrier, source: Registry, manifests: Sequence[Manifest]
+) -> dict[str, PipelineError]:
+    """Copy artifacts, small ones side by side; memory does not grow with their number.
+
+    Returns what is wrong with those that are damaged, by NAME-PLATFORM-ID.
+    """
+    faults: dict[str, PipelineError] = {}
+
+    def copy(manifest: Manifest) -> None:
+        try:
+            carrier.copy(source, manifest)
+        except WRONG as error:
+            faults[manifest.stem] = error
+
+    with Workers(SMALL_AT_ONCE, "mirror") as pool:
+        list(pool.map(copy, (one for one in manifests if one.archive.size <= SMALL_BYTES)))
+    for manifest in manifests:
+        if manifest.archive.size > SMALL_BYTES:
+            copy(manifest)
+    return faults
+
+
+def copy_all(carrier: Carrier, source: Registry, manifests: Sequence[Manifest]) -> None:
+    """Copy artifacts; raise what is wrong with those that are damaged, after the others."""
+    require_none(copy_each(carrier, source, manifests))
+
+
+def require_none(faults: Mapping[str, PipelineError], done: str = DONE) -> None:
+    """Raise the first of some errors, damage before all else.
+
+    It names what else has one, and says what was `done`.
+    """
+    if not faults:
+        return
+    stem, *others = sorted(faults, key=lambda one: (-faults[one].exit_code, one))
+    first, shown = faults[stem], others[:FAULTS_SHOWN]
+    if others[FAULTS_SHOWN:]:
+        shown.append(f"{len(others) - FAULTS_SHOWN:,} more")
+    message = first.message + (f" (wrong, too: {', '.join(shown)})" if shown else "")
+    raise type(first)(message, hint="; ".join(filter(None, (first.hint, done))))
+
+
+def plan_mirror(source: Registry, target: Registry, order: MirrorOrder) -> MirrorPlan:
+    """Find out what the target lacks; nothing is copied."""
+    if source.store.place == target.store.place:
+        message = f"{source.url} cannot be brought to itself"
+        raise UsageError(message, hint="name another registry")
+    folders, environments = _folders(source, order)
+    published = {(folder.name, folder.platform, folder.id) for folder in folders}
+    faults: dict[str, PipelineError] = {}
+    with Workers(READERS, "plan") as pool:
+        found = pool.map(
+            lambda env: tags_to_carry(source, env[0], env[1], order.tags, faults),
+            sorted(environments),
+        )
+        tags = {name: record for some in found for name, record in some.items()}
+        wanted = _chosen(folders, tags, order)
+        there = _there(target, {folder.name for folder in wanted})
+        lacking = [folder for folder in wanted if not _has(there.get(folder), folder)]
+
+        def look(folder: Folder) -> Manifest | None:
+            try:
+                return source.manifest(folder.name, folder.platform, folder.id)
+            except WRONG as error:
+                faults[f"{folder.name}-{folder.platform}-{folder.id}"] = error
+                return None
+
+        looks = tuple(pool.map(look, lacking))
+    missing = tuple(manifest for manifest in looks if manifest)
+    if not faults:
+        _require_tags(source, order, tags)
+    chosen = {(folder.name, folder.platform, folder.id) for folder in wanted}
+    return MirrorPlan(
+        source=source,
+        target=target,
+        missing=missing,
+        missing_bytes=sum(
+            one.archive.size
+            for one, folder in zip(looks, lacking, strict=True)
+            if one
+            if one.archive.file not in there.get(folder, folder).files or folder not in there
+        ),
+        present=len(wanted) - len(lacking),
+        tags={
+            name: record
+            for name, record in tags.items()
+            if (name.name, name.platform, record.id) in chosen
+        },
+        faults=faults,
+        dangling=tuple(
+            f"the tag {name} points to {record.id}"
+            for name, record in tags.items()
+            if (name.name, name.platform, record.id) not in published
+        ),
+    )
+
+
+def _folders(source: Registry, order: MirrorOrder) -> tuple[list[Folder], set[Environment]]:
+    """Return the published artifacts of a source, and the environments that may have tags.
+
+    Of a source that cannot list, what tags point to.
+    """
+    try:
+        surveys = [survey(source, name) for name in order.names or (None,)]
+    except CannotList:
+        folders = _folders_by_tag(source, order)
+        return folders, {(folder.name, folder.platform) for folder in folders}
+    folders = [folder for found in surveys for folder in found.folders if folder.published]
+    environments = {(folder.name, folder.platform) for folder in folders}
+    environments |= {(tag.name, tag.platform) for found in surveys for tag in found.tags}
+    if order.platform:
+        folders = [folder for folder in folders if folder.platform == order.platform]
+        environments = {env for env in environments if env[1] == order.platform}
+    for name in order.names:
+        if not any(env[0] == name for env in environments):
+            message = f"{name} is not in the registry {source.url}"
+            raise NotFound(message, hint=f"run `envferry ls --registry {source.url}`")
+    return folders, environments
+
+
+def _folders_by_tag(source: Registry, order: MirrorOrder) -> list[Folder]:
+    if not order.names:
+        message = f"{source.url} is a web server: what it holds cannot be listed"
+        hint = "name the environments, and with --tag the tags: `envferry mirror SRC DST NAME…`"
+        raise UsageError(message, hint=hint)
+    platform = order.platform or current_platform()
+    found: dict[Folder, None] = {}
+    for name in order.names:
+        records = tags_to_carry(source, name, platform, order.tags)
+        if not records:
+            asked = ", ".join(order.tags or ("latest",))
+            message = f"{name} has no tag {asked} in the registry {source.url} for {platform}"
+            raise NotFound(message, hint="name another with --tag")
+        found |= dict.fromkeys(Folder(name, platform, record.id) for record in records.values())
+    return list(found)
+
+
+def _chosen(
+    folders: list[Folder], tags: dict[TagName, SignedTagRecord], order: MirrorOrder
+) -> list[Folder]:
+    """Return what is to be in the target: with `keep` the newest, and what tags point to."""
+    tagged = {(name.name, name.platform, record.id) for name, record in tags.items()}
+    if order.tags:
+        folders = [one for one in folders if (one.name, one.platform, one.id) in tagged]
+    if order.keep is None:
+        return folders
+    newest: set[Folder] = set()
+    for env in {(folder.name, folder.platform) for folder in folders}:
+        versions = [folder for folder in folders if (folder.name, folder.platform) == env]
+        versions.sort(key=lambda one: one.published.timestamp() if one.published else 0.0)
+        newest.update(versions[-order.keep :])
+    return [one for one in folders if one in newest or (one.name, one.platform, one.id) in tagged]
+
+
+def _there(target: Registry, names: set[str]) -> dict[Folder, Folder]:
+    """Return what the target has of some environments; nothing, if it is not there yet."""
+    try:
+        found = [folder for name in sorted(names) for folder in survey(target, name).folders]
+    except NotFound:
+        return {}
+    except CannotList as error:
+        message = f"{target.url} is a web server, which can only be read"
+        hint = "the target is a directory or s3://BUCKET/PREFIX"
+        raise UsageError(message, hint=hint) from error
+    return {folder: folder for folder in found}
+
+
+def _has(there: Folder | None, wanted: Folder) -> bool:
+    """Whether the target has a whole artifact, by names and sizes alone."""
+    if there is None or not there.published or not wanted.files:
+        return False
+    for name in wanted.files.keys() - set(wanted.foreign):
+        listed = wanted.files[name]
+        found = there.files.get(name)
+        must_match = name.endswith(ARCHIVE_SUFFIX) or name in (REGISTRY_MANIFEST, ATTESTATION)
+        if found is None or (must_match and found.size != listed.size):
+            return False
+    return True
+
+
+def _require_tags(
+    source: Registry, order: MirrorOrder, tags: dict[TagName, SignedTagRecord]
+) -> None:
+    for tag in order.tags:
+        if not any(name.tag == tag for name in tags):
+            message = f"no environment in {source.url} has the tag {tag}"
+            raise NotFound(message, hint=f"run `envferry ls --registry {source.url}`")

@@ -1,0 +1,74 @@
+"""What a host accepts: artifacts and tags that its keys signed, and no way back to an old tag."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from envferry.base.files import from_json, to_json, write_bytes
+from envferry.errors import IntegrityError
+from envferry.models import TagRecord
+from envferry.trust.attestations import unsigned, verify_attestation
+from envferry.trust.signed_tags import tag_message
+from envferry.trust.signing import signers
+
+if TYPE_CHECKING:
+    from envferry.models import Manifest
+    from envferry.trust.signed_tags import SignedTagRecord, TagName
+    from envferry.trust.signing import PublicKey
+
+log = logging.getLogger(__name__)
+
+SEEN_DIRECTORY = Path(".envferry", ".tags")
+"""Below the envs directory: the newest record of each tag that this host has accepted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trust:
+    """The keys that a host trusts, and what it has seen; without keys it accepts everything."""
+
+    keys: tuple[PublicKey, ...] = ()
+    envs_dir: Path | None = None
+    """Where the host remembers tags; None for who installs nothing."""
+    allow_downgrade: bool = False
+    """Accept a tag that was moved back, and remember that."""
+
+    def check_artifact(
+        self, manifest: Manifest, manifest_data: bytes, attestation: bytes | None
+    ) -> None:
+        """Raise IntegrityError unless a trusted key signed this artifact; warn without keys."""
+        if self.keys:
+            verified = verify_attestation(manifest, manifest_data, attestation, self.keys)
+            log.info("%s is signed by %s", verified.artifact, ", ".join(verified.signed_by))
+        else:
+            log.warning(
+                "nobody checks who made %s: this host trusts no keys (/etc/envferry/trusted.d)",
+                manifest.stem,
+            )
+
+    def check_tag(self, name: TagName, record: SignedTagRecord, what: str) -> None:
+        """Raise IntegrityError unless a trusted key signed the tag and it was not moved back.
+
+        `what` names the record in errors. What is accepted is remembered.
+        """
+        if not self.keys:
+            return
+        if not signers(tag_message(name, record), record.signatures, self.keys):
+            raise unsigned(what, [one.keyid for one in record.signatures], self.keys)
+        if self.envs_dir is not None:
+            path = self.envs_dir / SEEN_DIRECTORY / f"{name.platform}-{name}.json"
+            self._forbid_downgrade(name, record, path)
+
+    def _forbid_downgrade(self, name: TagName, record: SignedTagRecord, path: Path) -> None:
+        seen = from_json(path.read_bytes(), TagRecord, str(path)) if path.is_file() else None
+        if seen and (record.counter, record.id) == (seen.counter, seen.id):
+            return
+        if seen and record.counter <= seen.counter and not self.allow_downgrade:
+            message = (
+                f"{name} is {record.id} (move {record.counter}) in the registry, but this host has "
+                f"seen {seen.id} (move {seen.counter}): somebody put an old record back"
+            )
+            raise IntegrityError(message, hint="if that was you, install with --allow-downgrade")
+        write_bytes(path, to_json(TagRecord(id=record.id, counter=record.counter)))

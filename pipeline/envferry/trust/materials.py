@@ -1,0 +1,72 @@
+"""The materials of a build, as its lock names them: what SLSA provenance calls dependencies."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from envferry.artifacts import read_lock
+from envferry.errors import UsageError
+
+if TYPE_CHECKING:
+    from envferry.models import Artifact, Lock, LockedPackage, Manifest
+
+TREE_DIGEST = "envferryTree"
+"""The name of `solving/source_tree.py`'s digest of a folder, which no standard has."""
+
+
+class Material(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A ResourceDescriptor of in-toto v1: one thing that an artifact was made from."""
+
+    name: str
+    uri: str = ""
+    digest: dict[str, str] = {}
+
+
+def read_materials(artifact: Artifact) -> tuple[Material, ...]:
+    """Return what an artifact was made from, by the lock beside it.
+
+    The manifest binds the lock, so nothing else is believed. Raises IntegrityError when the lock is
+    another one, SpecError when it is damaged, UsageError where locks cannot be read.
+    """
+    try:
+        from envferry.specs.locks import parse_lock
+    except ModuleNotFoundError as error:
+        if error.name != "yaml":
+            raise
+        message = f"to sign {artifact.manifest.stem}, its lock is read, which needs PyYAML"
+        raise UsageError(message, hint='run `pip install "envferry[build]"`') from error
+    lock = parse_lock(read_lock(artifact).decode(errors="replace"), artifact.lock_path)
+    return list_materials(artifact.manifest, lock)
+
+
+def list_materials(manifest: Manifest, lock: Lock) -> tuple[Material, ...]:
+    """Return the lock, the image, every locked file, and what wheels of sources were made with."""
+    platform = manifest.platform
+    requirements = lock.build_requirements_for(platform)
+    packages = [
+        *(item for item in lock.packages if item.platform == platform),
+        *(wheel for name in sorted(requirements) for wheel in requirements[name]),
+    ]
+    files = {item.url: _material(item) for item in packages}
+    first = Material(name="conda-lock.yml", digest={"blake3": manifest.lock_digest})
+    return (first, *_image(manifest.image), *files.values())
+
+
+def _image(image: str | None) -> tuple[Material, ...]:
+    if not image:
+        return ()
+    algorithm, _, digest = image.rpartition("@")[2].rpartition(":")
+    known = {algorithm: digest} if algorithm else {}
+    return (Material(name="image", uri=image, digest=known),)
+
+
+def _material(package: LockedPackage) -> Material:
+    strong = {"git": "gitCommit", "directory": TREE_DIGEST}.get(package.kind, "sha256")
+    digests = {strong: package.sha256, "md5": package.md5}
+    return Material(
+        name=package.name,
+        uri=package.url,
+        digest={name: text for name, text in digests.items() if text},
+    )

@@ -1,0 +1,55 @@
+"""Tags that are signed: where they point to, and how often they have moved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from envferry.models import TagRecord
+from envferry.trust.signing import Signature, pre_authentication_encoding, sign
+
+if TYPE_CHECKING:
+    from envferry.trust.signing import SigningKey
+
+TAG_PAYLOAD_TYPE = "application/vnd.envferry.tag+json"
+
+
+class SignedTagRecord(TagRecord, frozen=True, kw_only=True):
+    """What a tag holds, with the signatures of those who moved it there."""
+
+    signatures: tuple[Signature, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TagName:
+    """Which tag of which environment: a signature for one is none for another."""
+
+    name: str
+    platform: str
+    tag: str
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.tag}"
+
+
+def sign_tag(name: TagName, record: TagRecord, keys: tuple[SigningKey, ...]) -> SignedTagRecord:
+    """Sign where a tag points to and how often it has moved."""
+    message = tag_message(name, record)
+    return SignedTagRecord(
+        id=record.id, counter=record.counter, signatures=sign(message, keys) if keys else ()
+    )
+
+
+def tag_message(name: TagName, record: TagRecord) -> bytes:
+    """Return what a tag's signatures are over: the record and the name that it stands under."""
+    body = {
+        "counter": record.counter,
+        "id": record.id,
+        "name": name.name,
+        "platform": name.platform,
+        "schema": record.schema,
+        "tag": name.tag,
+    }
+    return pre_authentication_encoding(TAG_PAYLOAD_TYPE, msgspec.json.encode(body, order="sorted"))

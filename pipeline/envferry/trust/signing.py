@@ -1,0 +1,231 @@
+"""Ed25519 keys, and DSSE envelopes signed with them.
+
+Envelopes: https://github.com/secure-systems-lab/dsse/blob/master/envelope.md
+`cryptography` is imported only where a key is used: a host without keys never loads it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+from blake3 import blake3
+
+from envferry.errors import IntegrityError, NotFound, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+        Ed25519PrivateKey,
+        Ed25519PublicKey,
+    )
+
+PUBLIC_SUFFIX = ".pub"
+KEY_ID_DIGITS = 16
+MOST_SIGNATURES = 64
+"""More in one envelope is an attempt to keep a host busy."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """A key that signatures are checked with."""
+
+    name: str
+    """Where it came from, for messages."""
+    id: str
+    key: Ed25519PublicKey = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """A key that signs; its repr holds no secret."""
+
+    public: PublicKey
+    key: Ed25519PrivateKey = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signer:
+    """Whoever pushes, with the keys and with what the provenance says of it."""
+
+    keys: tuple[SigningKey, ...]
+    who: str
+    """USER@HOST, or what CI calls itself."""
+    time: str
+    """Now, in RFC 3339."""
+
+
+class Signature(msgspec.Struct, frozen=True):
+    """One signature of an envelope."""
+
+    keyid: str
+    """A hint which key made it; proves nothing."""
+    sig: str
+    """The 64 bytes in base64."""
+
+
+class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Signed bytes and what kind of bytes they are."""
+
+    payload_type: str
+    payload: str
+    """The bytes in base64."""
+    signatures: tuple[Signature, ...]
+
+    @property
+    def body(self) -> bytes:
+        """The signed bytes; raises IntegrityError when they are not base64."""
+        return _decode(self.payload, "the payload of the envelope")
+
+    @property
+    def message(self) -> bytes:
+        """What the signatures are over."""
+        return pre_authentication_encoding(self.payload_type, self.body)
+
+
+def generate_key() -> tuple[bytes, bytes]:
+    """Return a new private key (PKCS #8) and its public key (SubjectPublicKeyInfo), both in PEM."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    public = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    return private, public
+
+
+def parse_signing_key(pem: bytes, what: str) -> SigningKey:
+    """Read a private key; `what` names it in errors, which never hold a part of it."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        key = load_pem_private_key(pem, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        # Without the cause: its text could repeat what it could not read.
+        raise _no_key(what, "an unencrypted private key in PEM") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise _no_key(what, "an Ed25519 key")
+    return SigningKey(public=_public_key(key.public_key(), what), key=key)
+
+
+def parse_public_key(pem: bytes, what: str) -> PublicKey:
+    """Read a public key; `what` names it in errors."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+    try:
+        key = load_pem_public_key(pem)
+    except (ValueError, UnsupportedAlgorithm):
+        raise _no_key(what, "a public key in PEM") from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise _no_key(what, "an Ed25519 key")
+    return _public_key(key, what)
+
+
+def read_signing_key(path: Path) -> SigningKey:
+    """Read a private key from a file."""
+    return parse_signing_key(_read(path, "signing key"), str(path))
+
+
+def read_trusted_keys(directory: Path, files: Iterable[Path] = ()) -> tuple[PublicKey, ...]:
+    """Read all `*.pub` in a directory, which need not exist, and further key files.
+
+    One that cannot be read is an error and not one key fewer: a host must not come to trust
+    everything because its keys were damaged.
+    """
+    try:
+        there = sorted(directory.iterdir()) if directory.is_dir() else []
+    except OSError as error:
+        message = f"cannot read the trusted keys in {directory}: {error.strerror}"
+        raise UsageError(message, hint=f"check who may read {directory}") from error
+    paths = [path for path in there if path.suffix == PUBLIC_SUFFIX]
+    keys = [parse_public_key(_read(path, "trusted key"), str(path)) for path in (*paths, *files)]
+    return tuple({key.id: key for key in keys}.values())
+
+
+def seal(payload_type: str, body: bytes, keys: Iterable[SigningKey]) -> Envelope:
+    """Sign bytes with each key."""
+    message = pre_authentication_encoding(payload_type, body)
+    return Envelope(
+        payload_type=payload_type,
+        payload=base64.b64encode(body).decode(),
+        signatures=sign(message, keys),
+    )
+
+
+def sign(message: bytes, keys: Iterable[SigningKey]) -> tuple[Signature, ...]:
+    """Return each key's signature of a message."""
+    return tuple(
+        Signature(keyid=key.public.id, sig=base64.b64encode(key.key.sign(message)).decode())
+        for key in keys
+    )
+
+
+def signers(
+    message: bytes, signatures: Iterable[Signature], keys: Iterable[PublicKey]
+) -> tuple[PublicKey, ...]:
+    """Return those of `keys` that signed the message."""
+    found = tuple(signatures)[:MOST_SIGNATURES]
+    return tuple(key for key in keys if any(_is_by(key, message, one) for one in found))
+
+
+def pre_authentication_encoding(payload_type: str, body: bytes) -> bytes:
+    """Join type and body so that no other pair gives the same bytes (DSSE, protocol)."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(body), body)
+
+
+def _is_by(key: PublicKey, message: bytes, signature: Signature) -> bool:
+    from cryptography.exceptions import InvalidSignature
+
+    if signature.keyid != key.id:
+        return False
+    try:
+        key.key.verify(_decode(signature.sig, "a signature"), message)
+    except (InvalidSignature, IntegrityError):
+        return False
+    return True
+
+
+def _public_key(key: Ed25519PublicKey, name: str) -> PublicKey:
+    return PublicKey(
+        name=name, id=blake3(key.public_bytes_raw()).hexdigest()[:KEY_ID_DIGITS], key=key
+    )
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        hint = "run `envferry keygen NAME` to make a pair"
+        raise NotFound(f"the {what} {path} is not there", hint=hint) from error
+    except OSError as error:
+        message = f"cannot read the {what} {path}: {error.strerror}"
+        raise UsageError(message, hint=f"check who may read {path}") from error
+
+
+def _no_key(what: str, expected: str) -> UsageError:
+    hint = "`envferry keygen NAME` makes NAME.key, which signs, and NAME.pub, which checks"
+    return UsageError(f"{what} does not hold {expected}", hint=hint)
+
+
+def _decode(text: str, what: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        message = f"{what} is not base64"
+        raise IntegrityError(message, hint="fetch it again") from error

@@ -1,0 +1,140 @@
+"""What is signed of an artifact: an in-toto statement whose predicate is SLSA provenance.
+
+In-toto statements are https://github.com/in-toto/attestation, v1. The subjects are archive, index
+and manifest; the predicate is https://slsa.dev/spec/v1.0/provenance.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+from blake3 import blake3
+
+from envferry.errors import IntegrityError
+from envferry.trust.materials import Material  # noqa: TC001  (msgspec reads it)
+
+if TYPE_CHECKING:
+    from envferry.models import Manifest
+    from envferry.trust.signing import Envelope, Signer
+
+Part = TypeVar("Part", bound=msgspec.Struct)
+
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
+BUILD_TYPE = "urn:envferry:build:1"
+BUILDER = "urn:envferry:builder:"
+SIGN_HINT = "push it again with --sign-key; nothing is sent twice"
+
+
+class Subject(msgspec.Struct, frozen=True):
+    """One thing that a statement is about."""
+
+    name: str
+    digest: dict[str, str]
+
+
+class Statement(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """An in-toto statement, v1."""
+
+    type: str = msgspec.field(name="_type", default=STATEMENT_TYPE)
+    subject: tuple[Subject, ...]
+    predicate_type: str
+    predicate: dict[str, Any]
+
+
+class Builder(msgspec.Struct, frozen=True):
+    """Who built an artifact, in SLSA provenance."""
+
+    id: str = ""
+
+
+class BuildDefinition(msgspec.Struct, frozen=True, rename="camel"):
+    """What an artifact was built from, in SLSA provenance."""
+
+    resolved_dependencies: tuple[Material, ...] = ()
+
+
+class BuildMetadata(msgspec.Struct, frozen=True, rename="camel"):
+    """When an artifact was built, in SLSA provenance."""
+
+    finished_on: str = ""
+
+
+class RunDetails(msgspec.Struct, frozen=True):
+    """How an artifact was built, in SLSA provenance."""
+
+    builder: Builder = Builder()
+    metadata: BuildMetadata = BuildMetadata()
+
+
+def subjects_of(manifest: Manifest, manifest_data: bytes) -> tuple[Subject, ...]:
+    facts = manifest.archive
+    return (
+        Subject(facts.file, {"blake3": facts.blake3}),
+        Subject(f"{facts.file}#index", {"blake3": facts.index_blake3}),
+        Subject("manifest.json", {"blake3": blake3(manifest_data).hexdigest()}),
+    )
+
+
+def provenance_of(
+    manifest: Manifest, materials: tuple[Material, ...], signer: Signer
+) -> dict[str, Any]:
+    """Return SLSA provenance v1 (https://slsa.dev/spec/v1.0/provenance)."""
+    return {
+        "buildDefinition": {
+            "buildType": BUILD_TYPE,
+            "externalParameters": {
+                "name": manifest.name,
+                "platform": manifest.platform,
+                "prefix": manifest.prefix,
+                "version": manifest.version,
+            },
+            "resolvedDependencies": materials,
+        },
+        "runDetails": {
+            "builder": {"id": f"{BUILDER}{signer.who}", "version": manifest.tools},
+            "metadata": {"finishedOn": signer.time},
+        },
+    }
+
+
+def decode_statement(envelope: Envelope, what: str) -> Statement:
+    try:
+        statement = msgspec.json.decode(envelope.body, type=Statement)
+    except msgspec.MsgspecError as error:
+        message = f"the statement about {what} is damaged: {error}"
+        raise IntegrityError(message, hint=SIGN_HINT) from error
+    if (statement.type, statement.predicate_type) != (STATEMENT_TYPE, PREDICATE_TYPE):
+        message = f"the statement about {what} is no SLSA provenance: {statement.predicate_type}"
+        raise IntegrityError(message, hint=SIGN_HINT)
+    return statement
+
+
+def build_definition(statement: Statement, what: str) -> BuildDefinition:
+    return _part(statement, "buildDefinition", BuildDefinition, what)
+
+
+def run_details(statement: Statement, what: str) -> RunDetails:
+    return _part(statement, "runDetails", RunDetails, what)
+
+
+def _part(statement: Statement, key: str, kind: type[Part], what: str) -> Part:
+    try:
+        return msgspec.convert(statement.predicate.get(key, {}), kind)
+    except msgspec.MsgspecError as error:
+        message = f"the provenance of {what} is damaged: {error}"
+        raise IntegrityError(message, hint=SIGN_HINT) from error
+
+
+def require_subjects(
+    statement: Statement, manifest: Manifest, manifest_data: bytes, what: str
+) -> None:
+    said = {subject.name: subject.digest.get("blake3") for subject in statement.subject}
+    for subject in subjects_of(manifest, manifest_data):
+        if said.get(subject.name) != subject.digest["blake3"]:
+            message = (
+                f"{what}: the BLAKE3 of {subject.name} is {subject.digest['blake3']}, "
+                f"signed is {said.get(subject.name)}"
+            )
+            raise IntegrityError(message, hint="fetch it again; if that repeats, it was tampered")

@@ -1,0 +1,257 @@
+"""The web application: routes, templates, headers. Only GET and HEAD exist."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import xxhash
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from envferry import __version__
+from envferry.artifacts import SBOM
+from envferry.base.files import human_bytes, plural, to_json
+from envferry.errors import NotFound, PipelineError, StoreError, UsageError
+from envferry.models import ID_PATTERN, without_credentials
+from envferry.web import pages
+from envferry.web.guard import Guard
+from envferry.web.pages import Question
+from envferry.web.treemap import Block, gather, lay_out
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from starlette.requests import Request
+
+    from envferry.web.site import Site
+
+TEMPLATES = PackageLoader("envferry.web")
+REVALIDATE = "no-cache"
+FOR_EVER = "public, max-age=31536000, immutable"
+FILES = {
+    SBOM: "application/vnd.cyclonedx+json",
+    "conda-lock.yml": "application/yaml",
+    "manifest.json": "application/json",
+}
+TILES = 48
+PICTURES = {"landscape": (1000, 440), "portrait": (420, 560)}
+"""Width and height of the treemap's two forms; a style sheet shows the one that fits."""
+
+PAGES: dict[str, tuple[str, str, Callable[[Site, Question], Any]]] = {
+    "/": ("/index.json", "home.html", pages.home),
+    "/envs/{name}/": ("/envs/{name}.json", "environment.html", pages.environment),
+    "/envs/{name}/{platform}/{id}/": (
+        "/envs/{name}/{platform}/{id}.json",
+        "artifact.html",
+        pages.artifact,
+    ),
+    "/envs/{name}/{platform}/{id}/why/": (
+        "/envs/{name}/{platform}/{id}/why.json",
+        "why.html",
+        pages.why,
+    ),
+    "/diff/": ("/diff.json", "diff.html", pages.diff),
+    "/find/": ("/find.json", "find.html", pages.find),
+    "/tags/": ("/tags.json", "tags.html", pages.tags),
+}
+"""Path of a page, that of its JSON twin, its template, and what it says."""
+
+
+class Pages:
+    """Answers requests."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.templates = Environment(
+            loader=TEMPLATES,
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self.templates.filters.update(bytes=human_bytes, day=day, moment=moment, plural=plural)
+        self.style = _static("style.css")
+        self.icon = _static("favicon.svg")
+        self.templates.globals.update(
+            site=site, release=__version__, style=xxhash.xxh3_64_hexdigest(self.style)
+        )
+
+    def routes(self) -> list[Route]:
+        """Return all routes, those of fixed names first."""
+        found = [
+            Route("/robots.txt", self.robots),
+            Route("/favicon.svg", self.favicon),
+            Route("/style.css", self.stylesheet),
+        ]
+        for path, (twin, template, build) in PAGES.items():
+            found.append(Route(twin, self.json_page(build)))
+            found.append(Route(path, self.html_page(template, build)))
+        return [*found, Route("/envs/{name}/{platform}/{id}/{file}", self.download)]
+
+    def html_page(
+        self, template: str, build: Callable[[Site, Question], Any]
+    ) -> Callable[[Request], Response]:
+        """Return what answers with a page."""
+
+        def answer(request: Request) -> Response:
+            if moved := self._of_tag(request):
+                return moved
+            page = build(self.site, _question(request))
+            context = {"page": page, "twin": _twin(request), "pictures": _pictures(page)}
+            context["root"] = _root(request)
+            text = self.templates.get_template(template).render(context)
+            return _revalidated(request, text.encode(), "text/html; charset=utf-8")
+
+        return answer
+
+    def json_page(self, build: Callable[[Site, Question], Any]) -> Callable[[Request], Response]:
+        """Return what answers with a page's JSON twin."""
+
+        def answer(request: Request) -> Response:
+            if moved := self._of_tag(request):
+                return moved
+            page = build(self.site, _question(request))
+            return _revalidated(request, to_json(_public(page)), "application/json")
+
+        return answer
+
+    def download(self, request: Request) -> Response:
+        """Answer with a file that lies beside an artifact."""
+        file = request.path_params["file"]
+        if file not in FILES:
+            raise HTTPException(404)
+        parts = request.path_params
+        entry = self.site.entry(parts["name"], parts["platform"], parts["id"])
+        stem = f"{entry.name}-{entry.platform}-{entry.id}"
+        answer = _revalidated(request, self.site.file(entry, file), FILES[file])
+        answer.headers["Content-Disposition"] = f'attachment; filename="{stem}.{file}"'
+        return answer
+
+    def robots(self, request: Request) -> Response:
+        """Ask search engines to stay away: the pages are one site's own."""
+        return PlainTextResponse("User-agent: *\nDisallow: /\n")
+
+    def favicon(self, request: Request) -> Response:
+        """Answer with the icon."""
+        return Response(self.icon, media_type="image/svg+xml", headers={"Cache-Control": FOR_EVER})
+
+    def stylesheet(self, request: Request) -> Response:
+        """Answer with the style sheet; its address holds its hash."""
+        return Response(self.style, media_type="text/css", headers={"Cache-Control": FOR_EVER})
+
+    def refuse(self, request: Request, error: Exception) -> Response:
+        """Answer with an error, as the page or the JSON that was asked for."""
+        status, title, message, hint = _explained(error)
+        if request.url.path.endswith(".json"):
+            body = to_json({"error": message, "hint": hint, "status": status})
+            return Response(body, status, media_type="application/json")
+        context = {"status": status, "title": title, "message": message, "hint": hint, "twin": ""}
+        context["root"] = _root(request)
+        text = self.templates.get_template("error.html").render(context)
+        return Response(text, status, media_type="text/html")
+
+    def _of_tag(self, request: Request) -> Response | None:
+        """Lead from a tag's address to the artifact that it points to; the query stays."""
+        parts = request.path_params
+        if "id" not in parts or ID_PATTERN.fullmatch(parts["id"]):
+            return None
+        entry = self.site.entry(parts["name"], parts["platform"], parts["id"])
+        folder = f"envs/{entry.name}/{entry.platform}/"
+        rest = request.url.path.partition(f"{folder}{parts['id']}")[2]
+        query = f"?{request.url.query}" if request.url.query else ""
+        where = f"{_root(request)}{folder}{entry.id}{rest}{query}"
+        return RedirectResponse(where, headers={"Cache-Control": REVALIDATE})
+
+
+def make_app(site: Site, hosts: frozenset[str] | None = None) -> Guard:
+    """Make the application; it answers to the names in `hosts` only, None for all."""
+    answers = Pages(site)
+    handlers = dict.fromkeys((PipelineError, HTTPException, Exception), answers.refuse)
+    return Guard(Starlette(routes=answers.routes(), exception_handlers=handlers), hosts)
+
+
+def day(time: datetime | None) -> str:
+    """Return a time as a day."""
+    return f"{time:%Y-%m-%d}" if time else "unknown"
+
+
+def moment(time: datetime | None) -> str:
+    """Return a time to the minute."""
+    return f"{time:%Y-%m-%d %H:%M} UTC" if time else "unknown"
+
+
+def _question(request: Request) -> Question:
+    return Question(request.path_params, request.query_params)
+
+
+def _root(request: Request) -> str:
+    """Return the way from a page to the first one: relative, for a proxy may put them anywhere."""
+    path: bytes = request.scope.get("raw_path") or request.url.path.encode()
+    return "../" * (path.partition(b"?")[0].count(b"/") - 1) or "./"
+
+
+def _twin(request: Request) -> str:
+    """Return the address of a page's JSON twin."""
+    twin = f"{_root(request)}{request.url.path.strip('/') or 'index'}.json"
+    return f"{twin}?{request.url.query}" if request.url.query else twin
+
+
+def _public(page: Any) -> Any:  # noqa: ANN401  (any of the dataclasses of `pages`)
+    hidden = {one.name for one in dataclasses.fields(page) if one.metadata.get("json") is False}
+    built: dict[str, Any] = msgspec.to_builtins(page)
+    return {name: value for name, value in built.items() if name not in hidden}
+
+
+def _pictures(page: object) -> dict[str, Any]:
+    """Return the treemap of an artifact's packages in both forms."""
+    if not isinstance(page, pages.ArtifactPage):
+        return {}
+    blocks = [Block(label=one.name, size=one.size, kind=one.kind) for one in page.all_packages]
+    return {
+        name: {
+            "width": width,
+            "height": height,
+            "tiles": lay_out(gather(blocks, TILES), width, height),
+        }
+        for name, (width, height) in PICTURES.items()
+    }
+
+
+def _revalidated(request: Request, body: bytes, media_type: str) -> Response:
+    """Answer with a body, or with 304 when the browser has it already."""
+    tag = f'"{xxhash.xxh3_128_hexdigest(body)}"'
+    headers = {"ETag": tag, "Cache-Control": REVALIDATE}
+    asked = request.headers.get("if-none-match", "")
+    if tag in (one.strip().removeprefix("W/") for one in asked.split(",")):
+        return Response(status_code=304, headers=headers)
+    return Response(body, headers=headers, media_type=media_type)
+
+
+def _explained(error: Exception) -> tuple[int, str, str, str]:
+    """Return status, title, message and hint of an error."""
+    if isinstance(error, PipelineError):
+        kinds: tuple[tuple[type[PipelineError], int, str], ...] = (
+            (NotFound, 404, "Not found"),
+            (UsageError, 400, "That is no question"),
+            (StoreError, 502, "The registry does not answer"),
+        )
+        found = [(status, title) for kind, status, title in kinds if isinstance(error, kind)]
+        status, title = found[0] if found else (500, "This artifact is damaged")
+        return status, title, without_credentials(error.message), without_credentials(error.hint)
+    if isinstance(error, HTTPException):
+        title = "Not found" if error.status_code == 404 else str(error.detail)
+        return error.status_code, title, "There is no such page.", "Start from all environments."
+    message = "Something in envferry went wrong; its log says what."
+    return 500, "An error in envferry", message, "Try again, and report it if it stays."
+
+
+def _static(name: str) -> bytes:
+    from importlib.resources import files
+
+    return files("envferry.web").joinpath("static").joinpath(name).read_bytes()

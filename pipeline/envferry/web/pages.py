@@ -1,0 +1,329 @@
+"""What each page says, as values: the templates show them, and the JSON twins are them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from envferry.errors import NotFound, UsageError
+from envferry.index import WantedPackage, queries
+from envferry.index.queries import Entry, Environment, Filter, Match, Tag, Totals
+from envferry.models import Checks, PackageFacts, SystemRequirements, check_name
+from envferry.registry.diff import PackageChange, Update, compare_packages
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import TypeVar
+
+    from envferry.registry.dependents import Need
+    from envferry.web.provenance import Provenance
+    from envferry.web.site import Site
+
+    T = TypeVar("T")
+
+ROWS = 100
+"""On a page."""
+LONGEST_QUESTION = 200
+SORTS = ("name", "version", "kind", "license", "size")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paging:
+    """Which part of a long list a page shows."""
+
+    page: int
+    pages: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HomePage:
+    """All environments."""
+
+    registry: str
+    totals: Totals
+    q: str
+    environments: tuple[Environment, ...]
+    paging: Paging
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvironmentPage:
+    """All artifacts of one environment."""
+
+    name: str
+    platform: str | None
+    platforms: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    tags: tuple[Tag, ...]
+    paging: Paging
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LicenseShare:
+    """How much of an environment is under one licence."""
+
+    license: str | None
+    packages: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digests:
+    """What binds an artifact's bytes."""
+
+    file: str
+    xxh128: str
+    blake3: str
+    lock: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactPage:
+    """One artifact."""
+
+    entry: Entry
+    prefix: str
+    install: str
+    requirements: SystemRequirements
+    checks: Checks
+    tools: Mapping[str, str]
+    image: str | None
+    digests: Digests
+    provenance: Provenance
+    has_sbom: bool
+    licenses: tuple[LicenseShare, ...]
+    q: str
+    sort: str
+    descending: bool
+    packages: tuple[PackageFacts, ...]
+    """Those that `q` asks for, in the order that was asked for."""
+    all_packages: tuple[PackageFacts, ...] = field(metadata={"json": False})
+    siblings: tuple[Entry, ...] = field(metadata={"json": False})
+    """The artifacts before and after it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WhyPage:
+    """Who needs a package of an artifact, and who needs those."""
+
+    entry: Entry
+    package: str
+    """Empty: nobody has asked yet."""
+    needs: tuple[Need, ...]
+    """One tree for each package of that name: conda's and pip's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiffPage:
+    """Two artifacts held against each other; without `old` or `new`, a question for them."""
+
+    q_old: str
+    q_new: str
+    old: Entry | None = None
+    new: Entry | None = None
+    changes: tuple[PackageChange, ...] = ()
+    unchanged: int = 0
+    update: Update | None = None
+    """What a host that has `old` reads for `new`; None when an archive is damaged."""
+    suggestions: tuple[str, ...] = field(default=(), metadata={"json": False})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindPage:
+    """Artifacts that hold a package."""
+
+    q: str
+    tagged: bool
+    matches: tuple[Match, ...]
+    versions: tuple[str, ...]
+    """All versions of the package that are there, wanted or not."""
+    paging: Paging
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TagsPage:
+    """All tags."""
+
+    tags: tuple[Tag, ...]
+    paging: Paging
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a request asks for, its path and its query."""
+
+    path: Mapping[str, str]
+    query: Mapping[str, str]
+
+    def text(self, name: str) -> str:
+        """Return a text of the query; raise UsageError when it is too long."""
+        text = self.query.get(name, "").strip()
+        if len(text) > LONGEST_QUESTION:
+            message = f"{name} has {len(text)} characters, {LONGEST_QUESTION} are allowed"
+            raise UsageError(message, hint="ask for less")
+        return text
+
+    def paging(self, total: int) -> Paging:
+        """Return which part of a list is asked for; the nearest one that there is."""
+        text = self.text("page")
+        pages = max(1, -(-total // ROWS))
+        page = min(max(int(text), 1), pages) if text.isascii() and text.isdecimal() else 1
+        return Paging(page=page, pages=pages, total=total)
+
+    def share(self, rows: Sequence[T]) -> tuple[tuple[T, ...], Paging]:
+        """Return the part of a list that the page shows."""
+        paging = self.paging(len(rows))
+        return tuple(rows[(paging.page - 1) * ROWS : paging.page * ROWS]), paging
+
+
+def home(site: Site, question: Question) -> HomePage:
+    """List environments."""
+    q = question.text("q")
+    found, paging = question.share(site.ask(queries.environments(q)))
+    return HomePage(
+        registry=site.url,
+        totals=site.ask(queries.totals),
+        q=q,
+        environments=found,
+        paging=paging,
+    )
+
+
+def environment(site: Site, question: Question) -> EnvironmentPage:
+    """List the artifacts of an environment."""
+    name, platform = question.path["name"], question.text("platform") or None
+    check_name(name, "environment name")
+    everything = site.ask(queries.entries(Filter(name=name)))
+    if not everything:
+        raise NotFound(f"this registry holds no environment {name}", hint="see all environments")
+    wanted = [one for one in everything if platform in (None, one.platform)]
+    wanted.sort(key=lambda one: one.published.timestamp() if one.published else 0, reverse=True)
+    shown, paging = question.share(wanted)
+    return EnvironmentPage(
+        name=name,
+        platform=platform,
+        platforms=tuple(sorted({one.platform for one in everything})),
+        entries=shown,
+        tags=site.ask(queries.all_tags(name)),
+        paging=paging,
+    )
+
+
+def artifact(site: Site, question: Question) -> ArtifactPage:
+    """Describe one artifact."""
+    entry = site.entry(*(question.path[part] for part in ("name", "platform", "id")))
+    contents = site.contents(entry)
+    manifest, q = contents.manifest, question.text("q")
+    sort = question.text("sort") if question.text("sort") in SORTS else "size"
+    descending = (question.text("order") or ("desc" if sort == "size" else "asc")) == "desc"
+    wanted = [one for one in manifest.packages if q.lower() in f"{one.name} {one.license}".lower()]
+    wanted.sort(key=lambda one: one.name.lower())
+    wanted.sort(key=lambda one: _sort_key(one, sort), reverse=descending)
+    facts = manifest.archive
+    return ArtifactPage(
+        entry=entry,
+        prefix=manifest.prefix,
+        install=site.install_command(entry),
+        requirements=manifest.requirements,
+        checks=manifest.checks,
+        tools=manifest.tools,
+        image=manifest.image,
+        digests=Digests(
+            file=facts.file, xxh128=facts.xxh128, blake3=facts.blake3, lock=manifest.lock_digest
+        ),
+        provenance=contents.provenance,
+        has_sbom=contents.has_sbom,
+        licenses=_licenses(manifest.packages),
+        q=q,
+        sort=sort,
+        descending=descending,
+        packages=tuple(wanted),
+        all_packages=manifest.packages,
+        siblings=_siblings(site, entry),
+    )
+
+
+def why(site: Site, question: Question) -> WhyPage:
+    """Say why a package is in an artifact."""
+    entry = site.entry(*(question.path[part] for part in ("name", "platform", "id")))
+    package = question.text("package")
+    return WhyPage(entry=entry, package=package, needs=site.why(entry, package) if package else ())
+
+
+def diff(site: Site, question: Question) -> DiffPage:
+    """Hold two artifacts against each other."""
+    q_old, q_new = question.text("old"), question.text("new")
+    if not q_old or not q_new:
+        tags = site.ask(queries.all_tags())
+        places = tuple(f"{one.name}/{one.platform}/{one.tag}" for one in tags if not one.problem)
+        return DiffPage(q_old=q_old, q_new=q_new, suggestions=places[:ROWS])
+    old, new = (_entry_of(site, text) for text in (q_old, q_new))
+    before, after = (site.contents(one).manifest for one in (old, new))
+    changes = tuple(compare_packages(before.packages, after.packages))
+    present = sum(1 for change in changes if change.change != "removed")
+    return DiffPage(
+        q_old=q_old,
+        q_new=q_new,
+        old=old,
+        new=new,
+        changes=changes,
+        unchanged=len(after.packages) - present,
+        update=site.update(before, after),
+    )
+
+
+def find(site: Site, question: Question) -> FindPage:
+    """Find a package in all environments."""
+    q, tagged = question.text("q"), question.text("tagged") == "1"
+    if not q:
+        return FindPage(
+            q="", tagged=tagged, matches=(), versions=(), paging=Paging(page=1, pages=1, total=0)
+        )
+    wanted = WantedPackage.parse(q)
+    where = Filter(is_tagged=tagged)
+    paging = question.paging(site.ask(queries.count_finds(wanted, where)))
+    offset = (paging.page - 1) * ROWS
+    matches = site.ask(queries.find(wanted, where, limit=ROWS, offset=offset))
+    versions = site.ask(queries.versions_of(wanted)) if "*" not in wanted.name else ()
+    return FindPage(q=q, tagged=tagged, matches=matches, versions=versions, paging=paging)
+
+
+def tags(site: Site, question: Question) -> TagsPage:
+    """List all tags."""
+    found, paging = question.share(site.ask(queries.all_tags()))
+    return TagsPage(tags=found, paging=paging)
+
+
+def _sort_key(package: PackageFacts, sort: str) -> tuple[int, str]:
+    if sort == "size":
+        return package.size, ""
+    return 0, str(getattr(package, sort) or "").lower()
+
+
+def _licenses(packages: Sequence[PackageFacts]) -> tuple[LicenseShare, ...]:
+    """Sum packages by licence, the most frequent first."""
+    found: dict[str | None, list[PackageFacts]] = {}
+    for package in packages:
+        found.setdefault(package.license or None, []).append(package)
+    shares = [
+        LicenseShare(license=text, packages=len(group), size=sum(one.size for one in group))
+        for text, group in found.items()
+    ]
+    return tuple(sorted(shares, key=lambda one: (-one.packages, one.license or "~")))
+
+
+def _siblings(site: Site, entry: Entry) -> tuple[Entry, ...]:
+    """Return the artifact before, if there is one: what people compare with."""
+    same = site.ask(queries.entries(Filter(name=entry.name, platform=entry.platform)))
+    ids = [one.id for one in same]
+    place = ids.index(entry.id) if entry.id in ids else len(ids)
+    return tuple(one for one in same[place + 1 : place + 2] if not one.problem)
+
+
+def _entry_of(site: Site, text: str) -> Entry:
+    parts = text.strip("/").split("/")
+    if len(parts) != 3:
+        message = f"{text!r} names no artifact"
+        raise UsageError(message, hint="write NAME/PLATFORM/TAG or NAME/PLATFORM/ID")
+    return site.entry(*parts)

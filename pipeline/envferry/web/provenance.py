@@ -1,0 +1,63 @@
+"""Who made an artifact: what its attestation says, and whether a key that is known here says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import msgspec
+
+from envferry.errors import IntegrityError
+from envferry.trust.attestations import decode_envelope, is_about, verify_attestation
+from envferry.trust.statements import BUILDER, RunDetails, Statement
+
+if TYPE_CHECKING:
+    from envferry.artifacts import Proof
+    from envferry.models import Manifest
+    from envferry.trust.signing import Envelope, PublicKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Who says that they made an artifact, and how far that is checked."""
+
+    status: Literal["unsigned", "valid", "unchecked", "invalid"]
+    """`unchecked`: signed, but no key is trusted here to check it with."""
+    signed_by: tuple[str, ...] = ()
+    """Ids of keys; where they were checked, with the names under which they are trusted."""
+    who: str = ""
+    finished: str = ""
+    """When the build was finished, as the builder said it."""
+    problem: str = ""
+
+
+def provenance_of(manifest: Manifest, proof: Proof, keys: tuple[PublicKey, ...]) -> Provenance:
+    """Read an attestation and check it as far as the keys allow."""
+    if proof.attestation is None:
+        return Provenance(status="unsigned")
+    try:
+        envelope = decode_envelope(proof.attestation, "the attestation")
+        if keys:
+            found = verify_attestation(manifest, proof.manifest_data, proof.attestation, keys)
+            return Provenance(
+                status="valid", signed_by=found.signed_by, who=found.who, finished=found.time
+            )
+        if not is_about(envelope, manifest, proof.manifest_data):
+            return Provenance(status="invalid", problem="it is about another artifact")
+    except IntegrityError as error:
+        return Provenance(status="invalid", problem=error.message)
+    details = _claimed(envelope)
+    return Provenance(
+        status="unchecked" if envelope.signatures else "unsigned",
+        signed_by=tuple(one.keyid for one in envelope.signatures),
+        who=details.builder.id.removeprefix(BUILDER),
+        finished=details.metadata.finished_on,
+    )
+
+
+def _claimed(envelope: Envelope) -> RunDetails:
+    try:
+        statement = msgspec.json.decode(envelope.body, type=Statement)
+        return msgspec.convert(statement.predicate.get("runDetails", {}), RunDetails)
+    except msgspec.MsgspecError:
+        return RunDetails()

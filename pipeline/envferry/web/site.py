@@ -1,0 +1,175 @@
+"""A registry as the pages see it: its index, kept fresh behind their back, and manifests."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from envferry.artifacts import ATTESTATION, SBOM
+from envferry.errors import NotFound, PipelineError
+from envferry.index import queries
+from envferry.models import ID_PATTERN, Ref, check_name, without_credentials
+from envferry.registry import PublishedArchive
+from envferry.registry.dependents import dependencies_in
+from envferry.registry.diff import compare_artifacts
+from envferry.registry.layout import attachment_key
+from envferry.web.provenance import Provenance, provenance_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from envferry.index import Catalog
+    from envferry.index.database import Connection
+    from envferry.index.queries import Entry
+    from envferry.models import Manifest
+    from envferry.registry.dependents import Need
+    from envferry.registry.diff import Update
+    from envferry.trust.signing import PublicKey
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+FRESH_SECONDS = 15
+"""How old the index may be before a page has it refreshed in the background."""
+STALE_SECONDS = 300
+"""How old it may be before a page waits for that."""
+PATIENCE_SECONDS = 5
+REMEMBERED = 64
+"""Manifests that are kept: they never change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What is known of one artifact beyond the index."""
+
+    manifest: Manifest
+    provenance: Provenance
+    has_sbom: bool
+
+
+class Site:
+    """What all pages draw from; safe for many threads."""
+
+    def __init__(self, catalog: Catalog, keys: tuple[PublicKey, ...] = ()) -> None:
+        self.catalog, self.keys = catalog, keys
+        self._refresher: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._refreshed_at = 0.0
+        self._contents: OrderedDict[tuple[str, str, str], tuple[float, Contents]] = OrderedDict()
+        self.problem = ""
+        """Why the last refresh failed; the pages show what was known before."""
+
+    @property
+    def url(self) -> str:
+        """Where the registry is, as somebody in another folder writes it; without logins."""
+        store = self.catalog.registry.store
+        return without_credentials(store.url if "://" in store.url else store.place)
+
+    def ask(self, query: Callable[[Connection], T]) -> T:
+        """Ask the index, after a look at how old it is."""
+        age = time.monotonic() - self._refreshed_at
+        if age > FRESH_SECONDS:
+            refresher = self._start_refresh()
+            if age > STALE_SECONDS:
+                refresher.join(PATIENCE_SECONDS)
+        return self.catalog.ask(query)
+
+    def refresh(self) -> None:
+        """Bring the index up to date; a registry that cannot be reached is noted, no error."""
+        try:
+            self.catalog.refresh()
+            self.problem = ""
+        except PipelineError as error:
+            log.warning("the registry was not read again: %s", error.message)
+            self.problem = without_credentials(error.message)
+        self._refreshed_at = time.monotonic()
+
+    def _start_refresh(self) -> threading.Thread:
+        with self._lock:
+            if self._refresher is None or not self._refresher.is_alive():
+                self._refresher = threading.Thread(target=self.refresh, daemon=True)
+                self._refresher.start()
+            return self._refresher
+
+    def wait(self) -> None:
+        """Wait until no refresh is under way."""
+        if self._refresher:
+            self._refresher.join()
+
+    def entry(self, name: str, platform: str, version: str) -> Entry:
+        """Return the artifact that an id or a tag means; raise NotFound."""
+        for part, what in ((name, "environment name"), (platform, "platform"), (version, "tag")):
+            check_name(part, what)
+        wanted = queries.Filter(
+            name=name, platform=platform, tag=None if ID_PATTERN.fullmatch(version) else version
+        )
+        for entry in self.ask(queries.entries(wanted)):
+            if wanted.tag or entry.id == version:
+                return entry
+        message = f"{Ref(name=name, version=version)} is not in this registry for {platform}"
+        raise NotFound(message, hint=f"see what there is of {name}")
+
+    def contents(self, entry: Entry) -> Contents:
+        """Read what an artifact holds; raise IntegrityError when it is damaged."""
+        place = (entry.name, entry.platform, entry.id)
+        with self._lock:
+            if found := self._contents.get(place):
+                since, contents = found
+                if time.monotonic() - since < STALE_SECONDS:
+                    self._contents.move_to_end(place)
+                    return contents
+        registry = self.catalog.registry
+        manifest = registry.described(*place)
+        contents = Contents(
+            manifest=manifest,
+            provenance=provenance_of(manifest, registry.proof(manifest), self.keys),
+            has_sbom=registry.store.stat(attachment_key(manifest, SBOM)) is not None,
+        )
+        with self._lock:
+            self._contents[place] = (time.monotonic(), contents)
+            while len(self._contents) > REMEMBERED:
+                self._contents.popitem(last=False)
+        return contents
+
+    def why(self, entry: Entry, package: str) -> tuple[Need, ...]:
+        """Return who needs a package of an artifact; raise NotFound when it is not there."""
+        registry = self.catalog.registry
+        manifest = registry.described(entry.name, entry.platform, entry.id)
+        return dependencies_in(registry, manifest).why(package, f"{entry.name}@{entry.id}")
+
+    def update(self, before: Manifest, after: Manifest) -> Update | None:
+        """Return what an update reads, from the ends of both archives.
+
+        None when one of them is damaged or cut off: the rest of the page holds without it.
+        """
+        registry = self.catalog.registry
+        try:
+            old, new = ((one, PublishedArchive(registry, one)) for one in (before, after))
+            return compare_artifacts(old, new).update
+        except PipelineError as error:
+            log.info("no update from %s to %s: %s", before.stem, after.stem, error.message)
+            return None
+
+    def file(self, entry: Entry, name: str) -> bytes:
+        """Read one of the small files beside an artifact; raise NotFound."""
+        registry = self.catalog.registry
+        manifest = registry.described(entry.name, entry.platform, entry.id)
+        if name == "conda-lock.yml":
+            return registry.read_lock(manifest)
+        if name == "manifest.json":
+            return registry.proof(manifest).manifest_data
+        data = registry.attachment(manifest, name) if name in (SBOM, ATTESTATION) else None
+        if data is None:
+            message = f"{entry.name}@{entry.id} has no {name}"
+            raise NotFound(message, hint="envferry release makes one with each build")
+        return data
+
+    def install_command(self, entry: Entry) -> str:
+        """Return what to type on a training host to get this very artifact."""
+        ref = f"{entry.name}@{entry.id}"
+        return f"envferry install {ref} --registry {shlex.quote(self.url)}"

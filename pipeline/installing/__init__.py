@@ -1,1 +1,0 @@
-"""What an install is made of: order, plan, staging, activation; then verifying and removing."""

@@ -1,1 +1,0 @@
-"""Throwaway containers without network."""

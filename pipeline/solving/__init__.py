@@ -1,1 +1,0 @@
-"""From requirements to packages: the conda half by rattler, the pip half by uv."""

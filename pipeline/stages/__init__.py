@@ -1,1 +1,0 @@
-"""The six stages, one file each: the story and nothing else."""
