@@ -59,7 +59,7 @@ def test_an_interrupt_stops_the_program(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     child = f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     parent = (
-        f"from pipeline import process; import sys; process.run([sys.executable, '-c', {child!r}])"
+        f"from envferry import process; import sys; process.run([sys.executable, '-c', {child!r}])"
     )
     with subprocess.Popen([sys.executable, "-c", parent], stderr=subprocess.DEVNULL) as running:
         for _ in range(200):
