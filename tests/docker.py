@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envferry.engines.oci import DEFAULT_IMAGE
 from tests.image_engine import BASE_IMAGE, ImageEngine, make_base_image, site_files
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-START_SECONDS = 60
 DAEMON = ("dockerd", "--bridge=none", "--iptables=false", "--ip6tables=false")
 """Leaves this machine's network alone: builds have none, and images are built in the host's."""
 
@@ -62,16 +61,17 @@ def own_daemon(home: Path) -> Iterator[str]:
         argv = [*DAEMON, *places, "--host", f"unix://{socket}"]
         daemon = subprocess.Popen(argv, stdout=output, stderr=output, start_new_session=True)
     try:
-        deadline = time.monotonic() + START_SECONDS
         info = ["docker", "--host", f"unix://{socket}", "info"]
-        while subprocess.run(info, capture_output=True, check=False).returncode != 0:
+
+        def answers() -> bool:
             assert daemon.poll() is None, log.read_text()[-2000:]
-            assert time.monotonic() < deadline, log.read_text()[-2000:]
-            time.sleep(0.2)
+            return subprocess.run(info, capture_output=True, check=False).returncode == 0
+
+        wait_until(answers, "dockerd answers")
         yield f"unix://{socket}"
     finally:
         daemon.terminate()
-        daemon.wait(START_SECONDS)
+        daemon.wait()
         unmount_below(home)
         shutil.rmtree(home)
 

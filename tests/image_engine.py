@@ -9,10 +9,11 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,11 +72,9 @@ class ImageEngine:
         names = self.run("ps", "--all", "--format", "{{.Names}}").split()
         return [name for name in names if name.startswith("envferry-")]
 
-    def wait_for_removal(self, seconds: float) -> None:
-        """Wait, so long at most, until the engine has removed what nobody else could."""
-        deadline = time.monotonic() + seconds
-        while self.containers() and time.monotonic() < deadline:
-            time.sleep(0.1)
+    def wait_for_removal(self) -> None:
+        """Wait until the engine has removed the containers whose owners were killed."""
+        wait_until(lambda: not self.containers(), "all containers are removed")
 
 
 def make_base_image(engine: ImageEngine) -> None:

@@ -11,13 +11,12 @@ from envferry.base.files import (
     atomic_write,
     digest_file,
     exclusive_lock,
-    from_json,
     human_bytes,
     is_at,
     remove_tree,
     require_space,
-    to_json,
 )
+from envferry.base.json import from_json, to_json
 from envferry.errors import HostError, IntegrityError, SpecError, TargetOccupied
 
 if TYPE_CHECKING:

@@ -24,8 +24,6 @@ from tests.workshop import Workshop
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SECONDS = 3
-"""On a busy machine; it takes half of one."""
 BIG = random_bytes(1, 3 * REQUEST_BYTES)
 
 
@@ -54,7 +52,7 @@ class Hanging(SimpleHTTPRequestHandler):
         if path.suffix == ".zst" and self.end <= start < path.stat().st_size - REQUEST_BYTES // 4:
             self.wfile.write(body[:1000])
             self.has_hung.set()
-            self.go_on.wait(30)
+            self.go_on.wait()
             return
         self.wfile.write(body)
 
@@ -80,12 +78,11 @@ def interrupted(host: Workshop, number: int, hangs: threading.Event, *words: str
     with subprocess.Popen(
         argv, cwd=host.home, env=environ, stderr=subprocess.PIPE, text=True
     ) as child:
-        assert hangs.wait(30)
+        hangs.wait()
         time.sleep(0.3)
         child.send_signal(number)
-        started = time.monotonic()
-        _, said = child.communicate(timeout=60)
-        assert time.monotonic() - started < SECONDS
+        # The server hangs until the test is over: ending at all shows that nobody waits for it.
+        _, said = child.communicate()
     assert (child.returncode, "Traceback" in said) == (130, False), said
     return said
 

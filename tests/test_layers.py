@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -117,6 +118,17 @@ def test_only_config_reads_the_environment() -> None:
     assert users == {"envferry.config"}
 
 
+def test_types_are_decoded_in_one_place() -> None:
+    """Only `base.json` keeps threads from compiling a type for msgspec at once."""
+    users = {
+        module
+        for module, path in modules()
+        if {"msgspec.json.decode(", "msgspec.json.Decoder(", "msgspec.convert("}
+        & set(re.findall(r"msgspec\.[\w.]+\(", path.read_text()))
+    }
+    assert users == {"envferry.base.json"}
+
+
 @pytest.mark.parametrize("module", INSTALL_NEEDS)
 def test_a_training_host_needs_no_build_library(module: str) -> None:
     script = f"import sys, {module}; print('\\n'.join(sys.modules))"
@@ -137,3 +149,16 @@ def test_stages_do_not_import_each_other() -> None:
     names = {"envferry." + path.removesuffix(".py").replace("/", ".") for path in STAGES.values()}
     for path in STAGES.values():
         assert not names & set(imports(SOURCES / path)), "values join the stages, not imports"
+
+
+def test_no_test_asserts_wall_clock_time() -> None:
+    """A busy machine is slow, not wrong: what must not wait is shown by an event."""
+    clocks = re.compile(r"assert\b[^\n]*(monotonic|perf_counter)\(")
+    found = [
+        f"{path.name}: {line.strip()}"
+        for path in sorted((SOURCES.parents[1] / "tests").rglob("*.py"))
+        if path.name != "waiting.py"
+        for line in path.read_text().splitlines()
+        if clocks.search(line)
+    ]
+    assert not found

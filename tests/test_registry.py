@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from envferry.artifacts import read_artifact, write_companions
-from envferry.base.files import from_json, to_json
+from envferry.base.json import from_json, to_json
 from envferry.errors import IntegrityError, NotFound, SpecError, StoreError, UsageError
 from envferry.models import Artifact, Manifest, Ref, TagRecord
 from envferry.process import find_program, run

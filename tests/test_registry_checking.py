@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from envferry.base.files import to_json
+from envferry.base.json import to_json
 from envferry.errors import NotFound, StoreError
 from envferry.models import TagRecord
 from envferry.progress import Silent

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from envferry.artifacts import SBOM, sbom_path
-from envferry.base.files import to_json
+from envferry.base.json import to_json
 from envferry.models import BuiltEnv, LockedPackage, SpecOptions
 from envferry.pack.sbom import Ingredients, bill_of_materials, describe_license, package_url
 from envferry.progress import Silent

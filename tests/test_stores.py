@@ -7,7 +7,6 @@ import re
 import sys
 import tempfile
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -397,10 +396,8 @@ class TestHttp:
 
 def test_a_web_server_that_is_not_there() -> None:
     store = HttpStore("http://127.0.0.1:9", pauses=(0,))
-    started = time.monotonic()
     with pytest.raises(StoreError, match=r"127\.0\.0\.1:9"):
         store.read("a")
-    assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize(

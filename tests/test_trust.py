@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from envferry.artifacts import read_artifact, read_proof
-from envferry.base.files import from_json, to_json
+from envferry.base.json import from_json, to_json
 from envferry.config import Settings
 from envferry.errors import IntegrityError, NotFound, UsageError
 from envferry.models import Artifact, Manifest, Ref

@@ -4,7 +4,6 @@ import logging
 import re
 import socket
 import threading
-import time
 from contextlib import closing
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -29,6 +28,7 @@ from envferry.web.site import Site
 from envferry.web.treemap import Block, gather, lay_out
 from tests.artifacts import LOCK, PLATFORM
 from tests.published import NUMPY, TORCH, Made, publish
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -429,10 +429,7 @@ def test_what_is_new_appears_by_itself(pages: Pages) -> None:
     publish(pages.registry, pages.home / "packed", Made(name="fresh", seed=5))
     assert "fresh" not in pages.get("/").text
     pages.site._refreshed_at -= 1000
-    deadline = time.monotonic() + 20
-    while "fresh" not in pages.get("/").text:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: "fresh" in pages.get("/").text, "the page shows what was published")
 
 
 def test_many_readers_at_once(pages: Pages) -> None:

@@ -42,12 +42,10 @@ def test_an_interrupt_waits_for_what_ends_soon_only() -> None:
     def interrupt() -> None:
         with Workers(2, "test") as pool:
             pool.submit(finish)
-            pool.submit(silence.wait, 30)
+            pool.submit(silence.wait)
             raise KeyboardInterrupt
 
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         interrupt()
     assert done.is_set()
-    assert time.monotonic() - started < 5
-    silence.set()
+    silence.set()  # only now: whoever waited for it would still wait

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import msgspec
 from blake3 import blake3
 
-from envferry.base.files import digest_file, from_json, to_json, write_bytes
+from envferry.base.files import digest_file, write_bytes
+from envferry.base.json import decode_json, from_json, to_json
 from envferry.errors import IntegrityError, NotFound, UsageError
 from envferry.models import ID_PATTERN, NAME_PATTERN, Artifact, Manifest
 
@@ -92,7 +93,7 @@ def check_sbom(data: bytes, what: str) -> None:
     """Raise IntegrityError unless `data` is a CycloneDX list, which no manifest binds."""
     hint = "run `envferry check` where it comes from: it says how to mend it"
     try:
-        found = msgspec.json.decode(data)
+        found = decode_json(data, object)
     except msgspec.MsgspecError as error:
         raise IntegrityError(f"{what} is damaged: {error}", hint=hint) from error
     if not isinstance(found, dict) or found.get("bomFormat") != "CycloneDX":

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -34,6 +33,7 @@ from envferry.transfer.host_tool import PYTHONS, ToolOrder, write_tool
 from tests.conftest import require
 from tests.packed import pack, random_bytes
 from tests.test_stores import RangeHandler
+from tests.waiting import wait_until
 from tests.web_server import web_server, write_certificates
 from tests.workshop import Workshop
 
@@ -126,14 +126,14 @@ def kill_when(ferry: Workshop, arguments: tuple[str, ...], pattern: str, lines: 
     """Run a command, and kill it when a journal has some lines, if it is not over by then."""
     argv, environ = ferry.command(*arguments)
     with subprocess.Popen(argv, cwd=ferry.home, env=environ, stderr=subprocess.DEVNULL) as child:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            if child.poll() is not None:
-                return
+
+        def has_lines() -> bool:
             found = [path.read_text().count("\n") for path in ferry.home.rglob(pattern)]
-            if max(found, default=0) >= lines:
-                break
-            time.sleep(0.02)
+            return max(found, default=0) >= lines
+
+        wait_until(lambda: child.poll() is not None or has_lines(), f"{pattern} has {lines} lines")
+        if child.poll() is not None:
+            return
         child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
 

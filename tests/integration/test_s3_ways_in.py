@@ -11,7 +11,6 @@ import socket
 import ssl
 import subprocess
 import threading
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,6 +34,7 @@ from envferry.stores.opening import open_store
 from envferry.stores.port import KnownRange
 from tests.artifacts import make_artifact
 from tests.fault_proxy import Plan, fault_proxy
+from tests.waiting import wait_until
 from tests.workshop import ENVFERRY
 
 if TYPE_CHECKING:
@@ -305,9 +305,7 @@ def test_a_killed_push_goes_on(
         argv = [str(ENVFERRY), "push", str(artifact.archive_path), "--registry", s3_url, "-q"]
         journal = artifact.archive_path.with_name(f".{artifact.archive_path.name}.upload")
         with subprocess.Popen(argv) as push:
-            deadline = time.monotonic() + 30
-            while arrived(journal) < 2 and time.monotonic() < deadline:
-                time.sleep(0.005)
+            wait_until(lambda: arrived(journal) >= 2 or push.poll() is not None, "parts arrived")
             push.send_signal(signal.SIGKILL)
         assert push.returncode == -signal.SIGKILL
         before = arrived(journal)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from envferry.engines.selection import Engine, choose_sandbox, open_sandbox
 from envferry.errors import NoSandbox, ToolFailed
 from tests.conftest import require
 from tests.image_engine import BASE_IMAGE
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from envferry.engines.port import Sandbox
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.container
 
-REMOVAL_SECONDS = 10
-"""How long an engine may take to remove a container that nobody waits for."""
 LONG_JOB = """\
 import signal, sys
 from envferry.cli.main import interrupt
@@ -142,12 +140,12 @@ def test_nothing_outlives_the_tool(
     marker = f"sleep 1{os.getpid()}{number}"
     argv = [sys.executable, "-c", LONG_JOB, sandbox.name, f"{marker} & {marker}"]
     with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as tool:
-        wait_for(lambda: len(processes_with(marker)) >= 2)
+        wait_until(lambda: len(processes_with(marker)) >= 2, "the job runs")
         tool.send_signal(number)
-    wait_for(lambda: not processes_with(marker))
+    wait_until(lambda: not processes_with(marker), "the job has ended")
     if number == signal.SIGKILL and sandbox.name != "bwrap":
         # What is killed removes nothing: the engine does, when the container has ended.
-        request.getfixturevalue(sandbox.name).wait_for_removal(REMOVAL_SECONDS)
+        request.getfixturevalue(sandbox.name).wait_for_removal()
 
 
 def test_an_engine_that_is_not_there_says_so(
@@ -187,12 +185,3 @@ def processes_with(text: str) -> list[int]:
         if words.startswith(text):
             found.append(int(path.parent.name))
     return found
-
-
-def wait_for(condition: object, seconds: float = 20) -> None:
-    """Wait until a condition holds."""
-    assert callable(condition)
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never came to that"
-        time.sleep(0.05)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tarfile
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -224,17 +223,15 @@ def test_a_source_that_cannot_be_built(shop: Workshop, workshop: Workshop, tmp_p
 def test_a_backend_that_leaves_a_server_behind(
     shop: Workshop, workshop: Workshop, tmp_path: Path
 ) -> None:
-    """Compiler caches and build tools do: it holds the output, and is not waited for."""
+    """Compiler caches and build tools do. It holds the output; a build that waited would hang."""
     project = PROJECT.format(name="served", requires="setuptools", backend="setuptools.build_meta")
-    setup = "import subprocess\nsubprocess.Popen(['sleep', '100'], start_new_session=True)\n"
+    setup = "import subprocess\nsubprocess.Popen(['sleep', 'infinity'], start_new_session=True)\n"
     setup += "from setuptools import setup\nsetup(py_modules=['served'])\n"
     files = {"pyproject.toml": project, "setup.py": setup, "served.py": ""}
     folder = write(tmp_path / "served", files)
     shop.write_spec("served", one_source(workshop, str(folder)))
     shop.run("lock", "served")
-    started = time.monotonic()
     shop.run("build", "served")
-    assert time.monotonic() - started < 60
 
 
 def test_what_a_backend_asks_for_only_while_it_runs(

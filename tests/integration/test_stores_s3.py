@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
@@ -41,6 +40,7 @@ from tests.archives import small_archive
 from tests.artifacts import make_artifact
 from tests.fault_proxy import Plan, fault_proxy
 from tests.test_stores import StoreSuite
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -326,10 +326,8 @@ def test_a_missing_bucket(name: str, hint: str) -> None:
 
 def test_an_unreachable_endpoint(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
-    started = time.monotonic()
     with pytest.raises(StoreError, match=r"cannot reach http://127\.0\.0\.1:9") as caught:
         open_store(s3_url).read("a")
-    assert time.monotonic() - started < 10
     assert "AWS_ENDPOINT_URL_S3" in caught.value.hint
 
 
@@ -345,10 +343,8 @@ def test_an_endpoint_that_swallows_packets(s3_url: str, monkeypatch: pytest.Monk
             filler.setblocking(False)
             filler.connect_ex(("127.0.0.1", port))
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
-        started = time.monotonic()
         with pytest.raises(StoreError, match="cannot reach"):
             open_store(s3_url).read("a")
-        assert time.monotonic() - started < 15
 
 
 def test_works_without_a_region(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,10 +367,7 @@ def test_the_server_dies_with_its_parent(tmp_path: Path) -> None:
     )
     finished = run([sys.executable, "-c", program, tmp_path / "data"], check=False)
     assert finished.returncode == -9
-    deadline = time.monotonic() + 5
-    while is_listening(finished.stdout) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not is_listening(finished.stdout)
+    wait_until(lambda: not is_listening(finished.stdout), "the server has ended")
 
 
 def is_listening(url: str) -> bool:

@@ -8,6 +8,7 @@ import msgspec
 import xxhash
 import zstandard
 
+from envferry.base.json import decode_json
 from envferry.errors import IntegrityError, SpecError
 
 SCHEMA = 1
@@ -133,11 +134,11 @@ def decode_index(frame: bytes, what: str) -> Index:
         raise IntegrityError(message, hint="copy or fetch the archive again")
     try:
         text = decompress_bounded(compressed, MAX_INDEX_BYTES)
-        schema = msgspec.json.decode(text, type=IndexSchema).schema
+        schema = decode_json(text, IndexSchema).schema
         if schema != SCHEMA:
             message = f"{what} has schema {schema}, this envferry reads schema {SCHEMA}"
             raise SpecError(message, hint="install a newer envferry")
-        return msgspec.json.decode(text, type=Index)
+        return decode_json(text, Index)
     except (msgspec.MsgspecError, zstandard.ZstdError, UnicodeDecodeError) as error:
         message = f"the index of {what} is damaged: {error}"
         raise IntegrityError(message, hint="copy or fetch the archive again") from error

@@ -12,6 +12,7 @@ import msgspec
 
 from envferry.archive.index import BinaryString, FileEntry, Index, PrefixEdits
 from envferry.archive.shebangs import with_short_shebang
+from envferry.base.json import decode_json
 from envferry.errors import HostError, IntegrityError
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def without_stale_checksums(content: bytes, edited: Container[str]) -> bytes:
     `conda doctor` compares files that have a `sha256_in_prefix` and passes over the others.
     """
     try:
-        record = msgspec.json.decode(content)
+        record = decode_json(content, object)
     except msgspec.DecodeError:
         return content
     data = record.get("paths_data") if isinstance(record, dict) else None

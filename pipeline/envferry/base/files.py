@@ -8,13 +8,12 @@ import shutil
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import IO, TYPE_CHECKING, BinaryIO, TypeVar
 
-import msgspec
 import xxhash
 from blake3 import blake3
 
-from envferry.errors import HostError, IntegrityError, SpecError, TargetOccupied
+from envferry.errors import HostError, TargetOccupied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,29 +98,6 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def to_json(value: object) -> bytes:
-    """Encode a record as our one JSON form: sorted keys, indented, newline at the end."""
-    return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1) + b"\n"
-
-
-def from_json(data: bytes, type_: type[T], what: str) -> T:
-    """Decode a record of schema 1; `what` names it in errors.
-
-    Raises IntegrityError when it is not such a record, SpecError when its schema is newer.
-    """
-    schema = 1
-    try:
-        header: dict[str, Any] = msgspec.json.decode(data, type=dict[str, Any])
-        schema = header.get("schema", 1)
-        if schema == 1:
-            return msgspec.json.decode(data, type=type_)
-    except msgspec.MsgspecError as error:
-        message = f"{what} is damaged: {error}"
-        raise IntegrityError(message, hint="copy or fetch it again") from error
-    message = f"{what} has schema {schema}, this envferry reads schema 1"
-    raise SpecError(message, hint="install a newer envferry")
 
 
 def digest_file(path: Path, advance: Callable[[int], None] | None = None) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry import errors
+from envferry.base.json import decode_json
 from envferry.build.request import BuildAnswer
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def read_answer(finished: Finished, engine: str) -> BuildAnswer:
     Raises ToolFailed when it left none.
     """
     try:
-        answer = msgspec.json.decode(finished.stdout, type=BuildAnswer)
+        answer = decode_json(finished.stdout, BuildAnswer)
     except msgspec.DecodeError as error:
         raise errors.ToolFailed(
             f"the build in {engine} ended with {finished.returncode} and no answer\n"

@@ -6,7 +6,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 from envferry.artifacts import SBOM
-from envferry.base.files import to_json, write_bytes
+from envferry.base.files import write_bytes
+from envferry.base.json import to_json
 from envferry.build.records import RECORD
 from envferry.models import BuiltEnv, current_platform
 from envferry.pack.sbom import Ingredients, bill_of_materials

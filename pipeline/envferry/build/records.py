@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from envferry.base.files import from_json
+from envferry.base.json import from_json
 from envferry.errors import NotFound
 from envferry.models import BuiltEnv, current_platform
 

@@ -12,7 +12,8 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 from packaging.version import Version
 
 from envferry import __version__
-from envferry.base.files import to_json, write_bytes
+from envferry.base.files import write_bytes
+from envferry.base.json import decode_json, to_json
 from envferry.build.answers import read_answer
 from envferry.build.downloads import hash_file
 from envferry.build.request import Wheel, WheelOrder
@@ -87,7 +88,7 @@ class WheelShop:
         root = self.shelf.cache.root
         try:
             record = root / RECORDS / f"{self.key(package)}.json"
-            made = msgspec.json.decode(record.read_bytes(), type=MadeWheel)
+            made = decode_json(record.read_bytes(), MadeWheel)
         except (FileNotFoundError, msgspec.MsgspecError):
             return None
         path = root / "sha256" / made.sha256[:2] / made.sha256 / made.file

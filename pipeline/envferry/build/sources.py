@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from blake3 import blake3
 
+from envferry.base.json import convert
 from envferry.build.downloads import entry_lock, redact
 from envferry.build.git_credentials import git_environ
 from envferry.build.source_tree import copy_source_tree, digest_source_tree
@@ -72,7 +73,7 @@ class SourceShelf:
         """
         try:
             document = tomllib.loads(self._pyproject(package) or "")
-            return msgspec.convert(document, Project).build_system.requires
+            return convert(document, Project).build_system.requires
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
             raise SpecError(f"{PYPROJECT} of {package.name} is damaged: {error}") from error
 

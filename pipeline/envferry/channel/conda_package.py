@@ -20,7 +20,8 @@ import zstandard
 from blake3 import blake3
 from cryptography.hazmat.primitives import hashes
 
-from envferry.base.files import COPY_BYTES, sync_directory, to_json
+from envferry.base.files import COPY_BYTES, sync_directory
+from envferry.base.json import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

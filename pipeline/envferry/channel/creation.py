@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
 from packaging.requirements import InvalidRequirement, Requirement
 
 from envferry.base.files import exclusive_lock
+from envferry.base.json import convert
 from envferry.channel.conda_package import CondaPackage, write_conda_package
 from envferry.channel.interpreter import (
     Interpreter,
@@ -277,6 +277,6 @@ def _missing_names(directory: Path, names: Iterable[str]) -> tuple[str, ...]:
     depends = {
         spec.partition(" ")[0]
         for name in names
-        for spec in msgspec.convert(records[name].get("depends", []), type=list[str])
+        for spec in convert(records[name].get("depends", []), list[str])
     }
     return tuple(sorted(name for name in depends - present if not name.startswith("__")))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from envferry.base.json import decode_json
 from envferry.channel import debian, probe
 from envferry.channel.conda_package import PLACEHOLDER, CondaPackage, digest_tree
 from envferry.channel.elf import glibc_floor, is_elf, shared_libraries
@@ -145,7 +146,7 @@ def _ask(executable: Path) -> ProbeFacts:
     environ = child_environ(PYTHONHOME=None, PYTHONPATH=None, __PYVENV_LAUNCHER__=None)
     try:
         output = run([executable, "-I", "-B", script], env=environ).stdout
-        return msgspec.json.decode(output, type=ProbeFacts)
+        return decode_json(output, ProbeFacts)
     except (ToolFailed, msgspec.MsgspecError) as error:
         lines = str(error).splitlines()
         reason = lines[-1 if "Traceback" in str(error) else min(1, len(lines) - 1)].strip()

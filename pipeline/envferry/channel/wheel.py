@@ -23,7 +23,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
-from envferry.base.files import to_json
+from envferry.base.json import to_json
 from envferry.channel.conda_package import CondaPackage
 from envferry.channel.requirements import (
     active_requirements,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from envferry.base.files import human_bytes, plural, to_json
+from envferry.base.files import human_bytes, plural
+from envferry.base.json import to_json
 from envferry.cli.failures import Answer
 from envferry.cli.terminal import harmless
 from envferry.models import without_credentials

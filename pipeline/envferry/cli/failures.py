@@ -65,7 +65,7 @@ class Failure:
             if hint:
                 click.echo(f"{click.style('hint:', bold=True)} {hint}", err=True)
             if as_json and not answer.is_given:
-                from envferry.base.files import to_json
+                from envferry.base.json import to_json
 
                 facts = {"message": message, "hint": hint, "exit_code": self.exit_code}
                 click.echo(to_json({"error": facts}), nl=False)

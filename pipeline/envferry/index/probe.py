@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from envferry.artifacts import REGISTRY_MANIFEST
-from envferry.base.files import from_json, human_bytes
+from envferry.base.files import human_bytes
+from envferry.base.json import from_json
 from envferry.errors import IntegrityError, NotFound, PipelineError, SpecError, StoreError
 from envferry.index.registry_keys import Place, list_folder
 from envferry.models import ID_PATTERN

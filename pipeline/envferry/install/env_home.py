@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envferry.base.files import from_json, sync_directory, write_bytes
+from envferry.base.files import sync_directory, write_bytes
+from envferry.base.json import from_json
 from envferry.errors import NotFound
 from envferry.models import ID_PATTERN, Installation, check_name
 

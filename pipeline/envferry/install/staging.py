@@ -14,7 +14,8 @@ from envferry.archive.extraction import (
     needed_frames,
 )
 from envferry.archive.journal import Journal, read_journal
-from envferry.base.files import sync_directory, to_json, write_bytes
+from envferry.base.files import sync_directory, write_bytes
+from envferry.base.json import to_json
 from envferry.errors import HostError, IntegrityError
 from envferry.install.env_home import PARTIAL
 from envferry.install.preview import InstallPlan, describe_plan

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from packaging.utils import canonicalize_name
 
+from envferry.base.json import decode_json
 from envferry.config import child_environ
 from envferry.errors import SpecError, ToolFailed
 from envferry.lock.command_line_credentials import write_netrc
@@ -97,7 +98,7 @@ def solve_conda_half(request: CondaRequest) -> CondaAnswer:
         if request.solver:
             environ["NETRC"] = str(write_netrc(scratch / "netrc", request.channels))
         run(argv, env=environ, cwd=scratch)
-        answer = msgspec.json.decode(answer_path.read_bytes(), type=CondaAnswer)
+        answer = decode_json(answer_path.read_bytes(), CondaAnswer)
     if answer.error:
         raise _explain(answer, request)
     return answer
@@ -318,7 +319,7 @@ def main(request_path: str, answer_path: str) -> None:
     logging.basicConfig(level=logging.ERROR)
     # Raised where conda-lock waits for the solver, which is then killed.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    request = msgspec.json.decode(Path(request_path).read_bytes(), type=CondaRequest)
+    request = decode_json(Path(request_path).read_bytes(), CondaRequest)
     answer = _work(request, Path(request_path).parent)
     Path(answer_path).write_bytes(msgspec.json.encode(answer))
 

@@ -15,7 +15,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from rattler import (
     ChannelPriority,
     GenericVirtualPackage,
@@ -27,6 +26,7 @@ from rattler import (
 )
 from rattler.package import BuildString
 
+from envferry.base.json import decode_json
 from envferry.config import child_environ
 from envferry.lock.rattler_channels import channel_sources, open_gateway
 from envferry.lock.solver_preferences import Preferences
@@ -136,7 +136,7 @@ def _located(spec: str, channels: Sequence[str]) -> str:
 def _read_preferences(path: str | None) -> Preferences:
     if path is None:
         return Preferences()
-    return msgspec.json.decode(Path(path).read_bytes(), type=Preferences)
+    return decode_json(Path(path).read_bytes(), Preferences)
 
 
 def _moment(text: str) -> datetime:

@@ -11,8 +11,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
-
+from envferry.base.json import convert, decode_json
 from envferry.errors import ToolFailed
 from envferry.process import run
 
@@ -37,10 +36,10 @@ def read_index(directory: Path, subdir: str) -> dict[str, dict[str, object]]:
     path = directory / subdir / "repodata.json"
     if not path.is_file():
         return {}
-    repodata = msgspec.json.decode(path.read_bytes(), type=dict[str, object])
+    repodata = decode_json(path.read_bytes(), dict[str, object])
     records: dict[str, dict[str, object]] = {}
     for key in ("packages", "packages.conda"):
-        records |= msgspec.convert(repodata.get(key, {}), type=dict[str, dict[str, object]])
+        records |= convert(repodata.get(key, {}), dict[str, dict[str, object]])
     return records
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from envferry.base.json import decode_json
 from envferry.config import child_environ
 from envferry.errors import SpecError
 from envferry.lock.solver_output import UNREACHABLE, tidy, unreachable_channel
@@ -63,7 +64,7 @@ def relax_pins(request: RelaxRequest) -> RelaxAnswer:
         request_path.write_bytes(msgspec.json.encode(request))
         argv: list[str | Path] = [sys.executable, "-m", "envferry.lock.relax_pins"]
         run([*argv, request_path, answer_path], env=child_environ(), cwd=scratch)
-        answer = msgspec.json.decode(answer_path.read_bytes(), type=RelaxAnswer)
+        answer = decode_json(answer_path.read_bytes(), RelaxAnswer)
     if not answer.error:
         return answer
     words = tidy(answer.error)
@@ -149,7 +150,7 @@ def main(request_path: str, answer_path: str) -> None:
     """Answer one request file: what the worker process runs."""
     from envferry.lock.conda_solver import EXPECTED_ERRORS
 
-    request = msgspec.json.decode(Path(request_path).read_bytes(), type=RelaxRequest)
+    request = decode_json(Path(request_path).read_bytes(), RelaxRequest)
     try:
         answer = asyncio.run(_relax(request))
     except EXPECTED_ERRORS as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from envferry.base.json import decode_json
 from envferry.errors import SpecError
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Exclusion:
         """
         if not self._globs:
             return content
-        record: dict[str, Any] = msgspec.json.decode(content)
+        record: dict[str, Any] = decode_json(content, dict[str, Any])
         files = [path for path in record["files"] if not self.covers(path)]
         lists = [path for path in files if RECORD.fullmatch(path) and self._changes(path, tree)]
         if files == record["files"] and not lists:

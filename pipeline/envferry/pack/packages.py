@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry.archive.members import Owner
+from envferry.base.json import decode_json
 from envferry.errors import SpecError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def conda_packages(tree: Path) -> Iterator[Package]:
 
 def conda_package(path: Path) -> Package:
     """Return the package that a record in conda-meta describes."""
-    record = msgspec.json.decode(path.read_bytes(), type=CondaRecord)
+    record = decode_json(path.read_bytes(), CondaRecord)
     return Package(
         owner=Owner(
             rank=1,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from envferry.artifacts import SBOM
+from envferry.base.json import decode_json
 from envferry.errors import IntegrityError, NotFound
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Dependencies:
     def of_sbom(cls, data: bytes, what: str) -> Dependencies:
         """Read a CycloneDX list; `what` names it in errors."""
         try:
-            bill = msgspec.json.decode(data, type=_Bill)
+            bill = decode_json(data, _Bill)
         except msgspec.MsgspecError as error:
             message = f"{what} is damaged: {error}"
             raise IntegrityError(message, hint="`envferry check` says how to mend it") from error

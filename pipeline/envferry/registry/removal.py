@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from envferry.artifacts import REGISTRY_MANIFEST
-from envferry.base.files import to_json
+from envferry.base.json import to_json
 from envferry.errors import StoreError
 from envferry.registry.layout import PRUNING
 from envferry.stores.port import KeyTaken, LostRace

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from envferry.artifacts import REGISTRY_MANIFEST
-from envferry.base.files import from_json, to_json
+from envferry.base.json import from_json, to_json
 from envferry.errors import IntegrityError, NotFound, StoreError, UsageError
 from envferry.models import ID_PATTERN, TagRecord
 from envferry.registry.layout import artifact_folder, tag_key

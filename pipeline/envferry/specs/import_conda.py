@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from packaging.utils import canonicalize_name
 
+from envferry.base.json import decode_json
 from envferry.errors import SpecError
 from envferry.models import PLATFORMS, without_credentials
 from envferry.specs.drafts import Draft
@@ -122,7 +123,7 @@ def _records(prefix: Path) -> list[_Record]:
     records = []
     for path in sorted((prefix / "conda-meta").glob("*.json")):
         try:
-            records.append(msgspec.json.decode(path.read_bytes(), type=_Record))
+            records.append(decode_json(path.read_bytes(), _Record))
         except msgspec.MsgspecError as error:
             message = f"{path} is damaged: {error}"
             raise SpecError(message, hint="reinstall that package, or remove the file") from error
@@ -149,7 +150,7 @@ def _origin(path: Path, name: str, draft: Draft) -> str:
     if not path.is_file():
         return ""
     try:
-        origin: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        origin: dict[str, Any] = decode_json(path.read_bytes(), dict[str, Any])
         url = without_credentials(str(origin["url"]))
         vcs: dict[str, Any] = origin.get("vcs_info") or {}
         suffix = f"#subdirectory={origin['subdirectory']}" if origin.get("subdirectory") else ""

@@ -15,6 +15,7 @@ import yaml
 from blake3 import blake3
 
 from envferry.base.files import write_bytes
+from envferry.base.json import convert, decode_json
 from envferry.errors import NotFound, SpecError
 from envferry.models import (
     BuildRequirements,
@@ -112,7 +113,7 @@ def parse_lock(text: str, path: Path) -> Lock:
                 f"{FORMAT_VERSION}"
             )
             raise SpecError(message, hint=hint)
-        file = msgspec.convert(plain(content), _File)
+        file = convert(plain(content), _File)
         return _to_lock(path, name, file, blake3(text.encode()).hexdigest())
     except (msgspec.MsgspecError, SpecError) as error:
         message = str(error)
@@ -202,13 +203,13 @@ def _to_lock(path: Path, name: str, file: _File, digest: str) -> Lock:
         packages=tuple(_package(item, path) for item in file.package),
         content_hashes=dict(file.metadata.content_hash),
         spec_digest=custom.get("envferry_spec_digest", ""),
-        options=msgspec.json.decode(custom.get("envferry_options", "{}"), type=SpecOptions),
+        options=decode_json(custom.get("envferry_options", "{}"), SpecOptions),
         digest=digest,
-        replacements=msgspec.json.decode(
-            custom.get("envferry_replacements", "[]"), type=tuple[Replacement, ...]
+        replacements=decode_json(
+            custom.get("envferry_replacements", "[]"), tuple[Replacement, ...]
         ),
-        build_requirements=msgspec.json.decode(
-            custom.get("envferry_build_requirements", "[]"), type=tuple[BuildRequirements, ...]
+        build_requirements=decode_json(
+            custom.get("envferry_build_requirements", "[]"), tuple[BuildRequirements, ...]
         ),
     )
 

@@ -13,6 +13,7 @@ import msgspec
 from blake3 import blake3
 from packaging.requirements import InvalidRequirement, Requirement
 
+from envferry.base.json import convert
 from envferry.errors import NotFound, SpecError, UsageError
 from envferry.models import (
     Checks,
@@ -250,7 +251,7 @@ def _options(content: Mapping, path: Path) -> SpecOptions:
     if platforms and "platforms" not in values:
         values["platforms"] = list(platforms)
     try:
-        options = msgspec.convert(values, SpecOptions, strict=False)
+        options = convert(values, SpecOptions, strict=False)
     except msgspec.ValidationError as error:
         raise _bad_options(error, raw, path) from error
     for platform in options.platforms:

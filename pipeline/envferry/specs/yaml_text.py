@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # The largest real spec holds a few hundred lines; a file of this size is something else.
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 12
+TOO_DEEP = "nests far deeper than any spec"
 MAX_REPEATED = 10_000
 """Values that aliases may stand for: nine lines can mean billions."""
 KNOWN_TAGS = tuple(f"tag:yaml.org,2002:{name}" for name in ("str", "seq", "map", "int", "float"))
@@ -138,12 +139,12 @@ class _Tree:
             self.open.append(value)
             self.keys.append(None)
             if len(self.open) > MAX_DEPTH:
-                raise self._fault(line, "nests far deeper than any spec", "check the file")
+                raise self._fault(line, TOO_DEEP, "check the file")
         elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
             weigh(value := self.open.pop())
             self.keys.pop()
             if value.depth > MAX_DEPTH:
-                raise self._fault(line, "nests far deeper than any spec", "check the file")
+                raise self._fault(line, TOO_DEEP, "check the file")
         elif isinstance(event, yaml.AliasEvent):
             self._repeat(str(event.anchor), line)
         elif isinstance(event, yaml.DocumentStartEvent):
@@ -192,6 +193,8 @@ def _explain(error: yaml.YAMLError, text: str, path: Path) -> SpecError:
     place = f"{path}:{mark.line + 1}" if mark else str(path)
     problem = str(getattr(error, "problem", "") or error).splitlines()[0]
     hint = "correct that line"
+    if "nesting depth" in problem:  # libyaml's own limit, where it looks ahead of the events
+        return SpecError(f"{place}: {TOO_DEEP}", hint="check the file")
     lines = text.splitlines()
     if mark and mark.line < len(lines) and lines[mark.line].lstrip(" ").startswith("\t"):
         problem, hint = "a tab indents this line, YAML allows only spaces", "use spaces"

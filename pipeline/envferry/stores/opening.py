@@ -58,7 +58,7 @@ def _open_directory(root: Path) -> Store:
 
     if not (root / "v1/split.json").is_file():
         return DirectoryStore(root)
-    from envferry.base.files import from_json
+    from envferry.base.json import from_json
     from envferry.stores.split import MARKER, SplitMarker, SplitStore
 
     store = DirectoryStore(root)

@@ -17,7 +17,8 @@ import msgspec
 import xxhash
 from blake3 import blake3
 
-from envferry.base.files import from_json, human_bytes, to_json
+from envferry.base.files import human_bytes
+from envferry.base.json import from_json, to_json
 from envferry.errors import IntegrityError, NotFound, StoreError, UsageError
 from envferry.stores.directory import DirectoryStore
 from envferry.stores.port import Incomplete, KeyTaken, Listed, Stat, stat_whole

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from envferry.artifacts import REGISTRY_MANIFEST
-from envferry.base.files import from_json, plural
+from envferry.base.files import plural
+from envferry.base.json import from_json
 from envferry.errors import IntegrityError, NotFound
 from envferry.models import ID_PATTERN
 from envferry.registry import ENVS

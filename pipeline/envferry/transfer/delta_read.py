@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from blake3 import blake3
 
 from envferry.artifacts import ATTESTATION, REGISTRY_MANIFEST, SBOM, Proof, decode_manifest
-from envferry.base.files import from_json
+from envferry.base.json import from_json
 from envferry.errors import IntegrityError, NotFound, UsageError
 from envferry.registry import LOCK_FILE
 from envferry.registry.layout import DELTAS, archive_key

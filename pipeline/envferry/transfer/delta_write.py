@@ -10,7 +10,7 @@ from blake3 import blake3
 
 from envferry.archive.reader import Archive
 from envferry.artifacts import ATTESTATION, REGISTRY_MANIFEST, SBOM
-from envferry.base.files import from_json, to_json
+from envferry.base.json import from_json, to_json
 from envferry.errors import IntegrityError, TargetOccupied
 from envferry.registry import LOCK_FILE, PublishedArchive
 from envferry.registry.known_frames import known_ranges

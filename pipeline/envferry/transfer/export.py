@@ -6,7 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from envferry.base.files import plural, to_json, write_bytes
+from envferry.base.files import plural, write_bytes
+from envferry.base.json import to_json
 from envferry.errors import NotFound, TargetOccupied, UsageError
 from envferry.registry import Registry
 from envferry.registry.layout import DELTAS, ENVS, folder_of

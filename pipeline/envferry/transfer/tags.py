@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from envferry.base.files import to_json
+from envferry.base.json import to_json
 from envferry.errors import StoreError
 from envferry.models import DEFAULT_TAG
 from envferry.registry.layout import TAGS, artifact_folder, tag_key

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from envferry.base.files import from_json, to_json
+from envferry.base.json import decode_json, from_json, to_json
 from envferry.errors import IntegrityError
 from envferry.models import Manifest
 from envferry.trust.signing import Envelope, PublicKey, Signer, SigningKey, seal, sign, signers
@@ -149,7 +149,7 @@ def is_about(envelope: Envelope, manifest: Manifest, manifest_data: bytes) -> bo
 def decode_envelope(data: bytes, what: str) -> Envelope:
     """Decode a DSSE envelope; raise IntegrityError when it is none."""
     try:
-        return msgspec.json.decode(data, type=Envelope)
+        return decode_json(data, Envelope)
     except msgspec.MsgspecError as error:
         message = f"{what} is damaged: {error}"
         raise IntegrityError(message, hint=SIGN_HINT) from error

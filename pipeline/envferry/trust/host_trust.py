@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envferry.base.files import from_json, to_json, write_bytes
+from envferry.base.files import write_bytes
+from envferry.base.json import from_json, to_json
 from envferry.errors import IntegrityError
 from envferry.models import TagRecord
 from envferry.trust.attestations import unsigned, verify_attestation

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from blake3 import blake3
 
+from envferry.base.json import convert, decode_json
 from envferry.errors import IntegrityError
 from envferry.trust.materials import Material  # noqa: TC001  (msgspec reads it)
 
@@ -101,7 +102,7 @@ def provenance_of(
 
 def decode_statement(envelope: Envelope, what: str) -> Statement:
     try:
-        statement = msgspec.json.decode(envelope.body, type=Statement)
+        statement = decode_json(envelope.body, Statement)
     except msgspec.MsgspecError as error:
         message = f"the statement about {what} is damaged: {error}"
         raise IntegrityError(message, hint=SIGN_HINT) from error
@@ -121,7 +122,7 @@ def run_details(statement: Statement, what: str) -> RunDetails:
 
 def _part(statement: Statement, key: str, kind: type[Part], what: str) -> Part:
     try:
-        return msgspec.convert(statement.predicate.get(key, {}), kind)
+        return convert(statement.predicate.get(key, {}), kind)
     except msgspec.MsgspecError as error:
         message = f"the provenance of {what} is damaged: {error}"
         raise IntegrityError(message, hint=SIGN_HINT) from error

@@ -15,7 +15,8 @@ from starlette.routing import Route
 
 from envferry import __version__
 from envferry.artifacts import SBOM
-from envferry.base.files import human_bytes, plural, to_json
+from envferry.base.files import human_bytes, plural
+from envferry.base.json import to_json
 from envferry.errors import NotFound, PipelineError, StoreError, UsageError
 from envferry.models import ID_PATTERN, without_credentials
 from envferry.web import pages

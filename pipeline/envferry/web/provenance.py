@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from envferry.base.json import convert, decode_json
 from envferry.errors import IntegrityError
 from envferry.trust.attestations import decode_envelope, is_about, verify_attestation
 from envferry.trust.statements import BUILDER, RunDetails, Statement
@@ -57,7 +58,7 @@ def provenance_of(manifest: Manifest, proof: Proof, keys: tuple[PublicKey, ...])
 
 def _claimed(envelope: Envelope) -> RunDetails:
     try:
-        statement = msgspec.json.decode(envelope.body, type=Statement)
-        return msgspec.convert(statement.predicate.get("runDetails", {}), RunDetails)
+        statement = decode_json(envelope.body, Statement)
+        return convert(statement.predicate.get("runDetails", {}), RunDetails)
     except msgspec.MsgspecError:
         return RunDetails()

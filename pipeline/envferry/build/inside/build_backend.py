@@ -12,6 +12,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from envferry import process
+from envferry.base.json import convert, decode_json
 from envferry.errors import ToolFailed
 
 if sys.version_info >= (3, 11):
@@ -76,7 +77,7 @@ class Backend:
         answers = [line for line in said.splitlines() if line.startswith(ANSWER)]
         if not answers:
             return ()
-        asked = msgspec.json.decode(answers[-1].removeprefix(ANSWER), type=tuple[str, ...])
+        asked = decode_json(answers[-1].removeprefix(ANSWER), tuple[str, ...])
         known = {canonicalize_name(name) for name in pinned}
         return tuple(line for line in asked if _name(line) not in known)
 
@@ -91,7 +92,7 @@ class Backend:
         """Read what the project says; raise ToolFailed for what nobody can read."""
         try:
             text = (self.project / "pyproject.toml").read_text(encoding="utf-8")
-            return msgspec.convert(tomllib.loads(text), _Project).build_system
+            return convert(tomllib.loads(text), _Project).build_system
         except FileNotFoundError:
             return _BuildSystem()
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry import process
+from envferry.base.json import decode_json
 from envferry.build.inside.clobbers import (
     describe_conda_overlaps,
     describe_overlaps,
@@ -44,7 +45,7 @@ DISK_FULL = ("No space left on device", "Disk quota exceeded", "os error 28", "o
 
 def main(order_path: str) -> None:
     """Carry out the order in a file and leave the answer on stdout: also when the disk is full."""
-    order = msgspec.json.decode(Path(order_path).read_bytes(), type=BuildOrder)
+    order = decode_json(Path(order_path).read_bytes(), BuildOrder)
     tools = {tool: metadata.version(tool) for tool in TOOLS}
     try:
         answer = BuildAnswer(tools=tools, warnings=tuple(build_prefix(order)))
@@ -119,7 +120,7 @@ def link_conda_packages(order: BuildOrder) -> tuple[str, ...]:
     finished = process.run([*worker, order_path, answer_path], env=environ, check=False)
     if not answer_path.exists():
         raise worker_failure(finished)
-    answer = msgspec.json.decode(answer_path.read_bytes(), type=LinkAnswer)
+    answer = decode_json(answer_path.read_bytes(), LinkAnswer)
     if answer.failure:
         raise link_failure(answer.failure, order.prefix)
     if answer.faults:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from envferry.base.json import decode_json
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
@@ -25,7 +27,7 @@ class CondaRecords:
     def read(cls, prefix: Path) -> CondaRecords:
         """Read the records of a prefix."""
         paths = sorted(prefix.glob("conda-meta/*.json"))
-        return cls(prefix, {path: msgspec.json.decode(path.read_bytes()) for path in paths})
+        return cls(prefix, {path: decode_json(path.read_bytes(), dict[str, Any]) for path in paths})
 
     @property
     def python_minor(self) -> str:

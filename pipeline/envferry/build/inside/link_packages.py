@@ -14,6 +14,7 @@ from rattler import MatchSpec, PackageRecord, Platform, RepoDataRecord, install
 from rattler.exceptions import ExtractError, InstallerError, IoError, LinkError, TransactionError
 from rattler.package_streaming import PackageArchive
 
+from envferry.base.json import decode_json
 from envferry.build.request import BuildOrder, CondaFile, LinkAnswer
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class PathsFile(msgspec.Struct):
 
 def main(order_path: str, answer_path: str) -> None:
     """Link the packages of an order and leave an answer."""
-    order = msgspec.json.decode(Path(order_path).read_bytes(), type=BuildOrder)
+    order = decode_json(Path(order_path).read_bytes(), BuildOrder)
     answer = asyncio.run(link_packages(order))
     Path(answer_path).write_bytes(msgspec.json.encode(answer))
 
@@ -93,7 +94,7 @@ async def read_package(file: CondaFile, scratch: Path) -> tuple[RepoDataRecord, 
     if index is None:
         message = f"it holds no {INDEX}"
         raise ValueError(message)
-    paths = msgspec.json.decode(found[PATHS] or b"{}", type=PathsFile)
+    paths = decode_json(found[PATHS] or b"{}", PathsFile)
     refuse_paths(paths)
     index_path = scratch / "index.json"
     index_path.write_bytes(index)

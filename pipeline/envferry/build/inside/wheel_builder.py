@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry import process
+from envferry.base.json import decode_json
 from envferry.build.inside.build_backend import Backend
 from envferry.build.inside.builder import set_modes
 from envferry.build.inside.network_attempts import network_tries
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 def main(order_path: str) -> None:
     """Carry out the order in a file and leave the answer on stdout."""
-    order = msgspec.json.decode(Path(order_path).read_bytes(), type=WheelOrder)
+    order = decode_json(Path(order_path).read_bytes(), WheelOrder)
     try:
         make_wheel(order)
         answer = BuildAnswer()
