@@ -1,17 +1,26 @@
 # Each target sets up what it needs; `make demo` and `make test` are all that a new machine wants.
-.PHONY: demo test lint format unit integration podman docker fuzz bench reference docs clean
-bin := .venv/bin
+.PHONY: demo test test-newest test-lowest lint format unit integration podman docker fuzz bench \
+  reference docs lock clean
+export VENV ?= .venv
+bin := $(VENV)/bin
 # uv trusts its own list of authorities; a site's own is in the system's.
 ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt),)
 export UV_SYSTEM_CERTS ?= 1
 endif
 
-demo: .venv/.ready
+demo: $(VENV)/.ready
 	$(bin)/python -m demo.voyage
 
 test: lint unit integration
 
-lint: .venv/.ready
+# The same tests on other dependencies than the locked ones, in a virtual environment of their own.
+# Old versions of libraries use what newer ones call deprecated: that is not ours to mend.
+test-newest test-lowest:
+	rm -f .venv-$(@:test-%=%)/.ready
+	PYTEST_ADDOPTS="$(if $(findstring lowest,$@),-W ignore::DeprecationWarning)" \
+	  $(MAKE) VENV=.venv-$(@:test-%=%) DEPENDENCIES=$(@:test-%=%) unit integration
+
+lint: $(VENV)/.ready
 	$(bin)/ruff format --check .
 	$(bin)/ruff check .
 	$(bin)/mypy
@@ -19,43 +28,47 @@ lint: .venv/.ready
 	$(bin)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(bin)/zizmor --offline --quiet .github/workflows
 
-format: .venv/.ready
+format: $(VENV)/.ready
 	$(bin)/ruff format .
 	$(bin)/ruff check --fix .
 
-unit: .venv/.ready
+unit: $(VENV)/.ready
 	$(bin)/pytest --ignore tests/integration
 
-integration: .venv/.ready
+integration: $(VENV)/.ready
 	./bootstrap.sh browser
 	$(bin)/pytest tests/integration -m "not podman and not docker"
 
-podman: .venv/.ready
+podman: $(VENV)/.ready
 	./bootstrap.sh podman
 	ENVFERRY_REQUIRE=podman $(bin)/pytest tests/integration -m podman
 
-docker: .venv/.ready
+docker: $(VENV)/.ready
 	./bootstrap.sh docker
 	ENVFERRY_REQUIRE=docker $(bin)/pytest tests/integration -m docker
 
 # SECONDS for each target; findings are left here as crash-… (tests/fuzz.py).
-fuzz: .venv/.ready
+fuzz: $(VENV)/.ready
 	$(bin)/uv pip install -q --python $(bin)/python -e '.[dev,fuzz]'
 	for target in index archive header; do mkdir -p .fuzz/$$target && \
 	  $(bin)/python -m tests.fuzz $$target -max_total_time=$(or $(SECONDS),60) -rss_limit_mb=2048 \
 	  -verbosity=0 -print_final_stats=1 .fuzz/$$target tests/corpus || exit 1; done
 
-bench: .venv/.ready
+bench: $(VENV)/.ready
 	$(bin)/python -m benchmarks $(if $(ENV),--env $(ENV)) $(if $(JSON),--json $(JSON))
 
-reference: .venv/.ready
+reference: $(VENV)/.ready
 	$(bin)/python -m demo.reference $(if $(COMPARE),--compare) $(if $(KEEP),--keep)
 
-docs: .venv/.ready
+# Lock the dependencies anew: the newest of each (UPGRADE=NAME: of that one only).
+lock: $(VENV)/.ready
+	./requirements/lock.sh $(if $(UPGRADE),--upgrade-package $(UPGRADE),--upgrade)
+
+docs: $(VENV)/.ready
 	$(bin)/python -m docs.generate
 
 clean:
-	rm -rf .venv .demo .bench .fuzz .reference dist
+	rm -rf .venv .venv-newest .venv-lowest .demo .bench .fuzz .reference dist
 
-.venv/.ready: pyproject.toml bootstrap.sh
+$(VENV)/.ready: pyproject.toml bootstrap.sh requirements/dev.txt
 	./bootstrap.sh

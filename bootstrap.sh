@@ -1,8 +1,12 @@
 #!/bin/sh
-# Make .venv with envferry and everything that its checks need. Run by `make`; safe to run again.
+# Make a virtual environment with envferry and everything that its checks need. Run by `make`; safe to
+# run again. VENV is its folder; DEPENDENCIES says which versions it gets: `locked` (requirements/dev.txt),
+# `newest` or `lowest` of what pyproject.toml allows.
 set -eu
 cd "$(dirname "$0")"
 python=${PYTHON:-python3}
+venv=${VENV:-.venv}
+dependencies=${DEPENDENCIES:-locked}
 
 fail() {
   printf 'error: %s\nhint: %s\n' "$1" "$2" >&2
@@ -32,7 +36,7 @@ missing='' why=''
 if ! command -v bwrap >/dev/null; then
   missing=bubblewrap why="environments are built in its containers"
 fi
-venv_works() { [ -x .venv/bin/python ] && .venv/bin/python -c '' 2>/dev/null; }
+venv_works() { [ -x "$venv/bin/python" ] && "$venv/bin/python" -c '' 2>/dev/null; }
 if ! venv_works && ! "$python" -c 'import ensurepip' 2>/dev/null; then
   missing="${missing:+$missing }python$version-venv" why="${why:+$why; }makes Python's virtual environments"
 fi
@@ -66,15 +70,22 @@ if [ "${1:-}" = browser ]; then
   exit
 fi
 
-venv_works || "$python" -m venv --clear .venv
-.venv/bin/python -m pip install -q --disable-pip-version-check uv
+venv_works || "$python" -m venv --clear "$venv"
+"$venv/bin/python" -m pip install -q --disable-pip-version-check --require-hashes -r requirements/uv.txt
 # uv does not read pip's settings: a site's own index is passed on.
-index=$(.venv/bin/python -m pip config get global.index-url 2>/dev/null || true)
+index=$("$venv/bin/python" -m pip config get global.index-url 2>/dev/null || true)
 if [ -n "$index" ] && [ -z "${UV_DEFAULT_INDEX:-}" ]; then
   export UV_DEFAULT_INDEX="$index"
 fi
 if [ -f /etc/ssl/certs/ca-certificates.crt ]; then
   export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-1}"
 fi
-.venv/bin/uv pip install -q --python .venv/bin/python -e '.[dev]'
-touch .venv/.ready
+install() { "$venv/bin/uv" pip install -q --python "$venv/bin/python" "$@"; }
+case $dependencies in
+  locked) install --require-hashes -r requirements/dev.txt ;;
+  newest) install --upgrade -r pyproject.toml --extra dev ;;
+  lowest) install --upgrade --resolution lowest-direct -r pyproject.toml --extra dev ;;
+  *) fail "DEPENDENCIES=$dependencies is not one of locked, newest, lowest" "leave it out" ;;
+esac
+install --no-deps --no-build-isolation -e .
+touch "$venv/.ready"

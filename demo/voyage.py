@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from demo.seaweed import S3Server
 
 PROJECT = Path(__file__).parents[1]
+TOOL_REQUIREMENTS = PROJECT / "pipeline/envferry/transfer/tool-requirements.txt"
 HOME = PROJECT / ".demo"
 ENVFERRY = Path(sys.executable).with_name("envferry")
 CHANNEL_ITEMS = ("numpy", "pygments", "pip", "setuptools", "wheel")
@@ -101,7 +102,10 @@ class Voyage:
         uv = Path(sys.executable).with_name("uv")
         interpreter = Path(sys.executable).resolve()
         measure([uv, "venv", "--quiet", "--python", interpreter, tool])
-        measure([uv, "pip", "install", "--quiet", "--python", tool / "bin/python", PROJECT])
+        add = (uv, "pip", "install", "--quiet", "--python", tool / "bin/python")
+        measure([*add, "--require-hashes", "-r", TOOL_REQUIREMENTS])
+        built_with = ("--build-constraints", PROJECT / "requirements/dev.txt")
+        measure([*add, "--no-deps", *built_with, PROJECT])
         envs = HOME / "host/opt/conda/envs"
         envs.mkdir(parents=True)
         (archive,) = (HOME / "usb").glob("*.tar.zst")
