@@ -44,7 +44,7 @@ def note_build(
 def describe_build(built: BuiltEnv, packages: tuple[LockedPackage, ...], work: Workplace) -> None:
     """Leave beside the tree what it is made of: the SBOM."""
     ingredients = Ingredients.read(built, packages, work.tree)
-    write_bytes(work.home / SBOM, to_json(bill_of_materials(ingredients)))
+    write_bytes(work.home / SBOM, bill_of_materials(ingredients))
 
 
 def keep_build(built: BuiltEnv, lock: Lock, work: Workplace, home: Path) -> None:

@@ -1,16 +1,23 @@
-"""What an environment is made of: a CycloneDX 1.6 list.
+"""The software bill of materials (SBOM) of an environment: CycloneDX 1.6, as JSON.
 
-It is a function of lock and tree: no time, no random serial number. Written by hand rather than by
-a library, which would put both in.
+A function of lock and tree: the serial number is derived from the lock, and no time is noted.
 """
 
 from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode, urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
+from cyclonedx.model import ExternalReference, ExternalReferenceType, HashAlgorithm, HashType, XsUri
+from cyclonedx.model.bom import Bom, BomMetaData
+from cyclonedx.model.component import Component, ComponentType
+from cyclonedx.model.license import DisjunctiveLicense, LicenseExpression
+from cyclonedx.model.tool import ToolRepository
+from cyclonedx.output import make_outputter
+from cyclonedx.schema import OutputFormat, SchemaVersion
+from packageurl import PackageURL
 from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 from packaging.utils import canonicalize_name
 
@@ -22,10 +29,9 @@ if TYPE_CHECKING:
 
     from envferry.models import BuiltEnv, LockedPackage
 
-SPEC_VERSION = "1.6"
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:envferry:sbom")
-SAFE = "-._~"
-"""What stands as it is in a package URL, https://github.com/package-url/purl-spec."""
+PackageKey = tuple[str, str]
+"""The manager of a package (`conda` or `pip`) and its canonical name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +40,8 @@ class Ingredients:
 
     built: BuiltEnv
     packages: Sequence[LockedPackage]
-    licenses: Mapping[tuple[str, str], str]
-    """By kind (`conda` or `pip`) and normal name; as conda-meta and dist-info have them."""
+    licenses: Mapping[PackageKey, str]
+    """As conda-meta and dist-info have them."""
 
     @classmethod
     def read(cls, built: BuiltEnv, packages: Sequence[LockedPackage], tree: Path) -> Ingredients:
@@ -50,86 +56,89 @@ class Ingredients:
         return cls(built=built, packages=ordered, licenses=licenses)
 
 
-def bill_of_materials(ingredients: Ingredients) -> dict[str, Any]:
-    """Return the environment as CycloneDX, https://cyclonedx.org/docs/1.6/json."""
+def bill_of_materials(ingredients: Ingredients) -> bytes:
+    """Return the SBOM of an environment: https://cyclonedx.org/docs/1.6/json."""
     built = ingredients.built
-    urls = {
-        (item.manager, canonicalize_name(item.name)): package_url(item)
-        for item in ingredients.packages
+    components = {
+        key_of(item): describe_package(item, ingredients) for item in ingredients.packages
     }
-    root = f"{built.name}@{built.lock_digest[:12]}"
+    environment = Component(
+        type=ComponentType.APPLICATION,
+        bom_ref=f"{built.name}@{built.lock_digest[:12]}",
+        name=built.name,
+        version=built.options.version or None,
+    )
     tools = [
-        {"type": "application", "name": name, "version": version}
+        Component(type=ComponentType.APPLICATION, name=name, version=version)
         for name, version in sorted(built.tools.items())
     ]
-    component = {"type": "application", "bom-ref": root, "name": built.name}
-    if built.options.version:
-        component["version"] = built.options.version
-    links = [
-        {
-            "ref": package_url(item),
-            "dependsOn": sorted(
-                {
-                    found
-                    for name in map(canonicalize_name, item.dependencies)
-                    # A pip package needs conda's where there is no pip package of that name.
-                    if (found := urls.get((item.manager, name)) or urls.get(("conda", name)))
-                }
-                - {package_url(item)}
-            ),
-        }
-        for item in ingredients.packages
-    ]
-    return {
-        "bomFormat": "CycloneDX",
-        "specVersion": SPEC_VERSION,
-        "serialNumber": f"urn:uuid:{uuid.uuid5(NAMESPACE, built.lock_digest + built.platform)}",
-        "version": 1,
-        "metadata": {"component": component, "tools": {"components": tools}},
-        "components": [describe_package(item, ingredients) for item in ingredients.packages],
-        "dependencies": [
-            {"ref": root, "dependsOn": sorted(package_url(item) for item in ingredients.packages)},
-            *links,
-        ],
-    }
+    metadata = BomMetaData(component=environment, tools=ToolRepository(components=tools))
+    bom = Bom(
+        serial_number=uuid.uuid5(NAMESPACE, built.lock_digest + built.platform),
+        metadata=metadata,
+        components=components.values(),
+    )
+    # Equal locks give equal documents; the field is optional, only the library's type is not.
+    metadata.timestamp = None  # type: ignore[assignment]
+    bom.register_dependency(environment, components.values())
+    for item in ingredients.packages:
+        component = components[key_of(item)]
+        needed = [found for name in item.dependencies if (found := _find(components, item, name))]
+        bom.register_dependency(component, [one for one in needed if one is not component])
+    outputter = make_outputter(bom, OutputFormat.JSON, SchemaVersion.V1_6)
+    return outputter.output_as_string(indent=1).encode() + b"\n"
 
 
-def describe_package(package: LockedPackage, ingredients: Ingredients) -> dict[str, Any]:
+def describe_package(package: LockedPackage, ingredients: Ingredients) -> Component:
     """Return one package as a CycloneDX component."""
     purl = package_url(package)
     # Where files have their hash, the lock has a commit or the digest of a folder.
     sha256 = package.sha256 if package.kind not in ("git", "directory") else None
-    hashes = {"MD5": package.md5, "SHA-256": sha256}
-    component: dict[str, Any] = {
-        "type": "library",
-        "bom-ref": purl,
-        "name": package.name,
-        "version": package.version,
-        "purl": purl,
-        "hashes": [{"alg": name, "content": text} for name, text in hashes.items() if text],
-    }
-    if text := ingredients.licenses.get((package.manager, canonicalize_name(package.name))):
-        component["licenses"] = [describe_license(text)]
-    if package.url.startswith("http"):
-        component["externalReferences"] = [{"type": "distribution", "url": package.url}]
-    return component
+    hashes = {HashAlgorithm.MD5: package.md5, HashAlgorithm.SHA_256: sha256}
+    text = ingredients.licenses.get(key_of(package))
+    source = ExternalReference(type=ExternalReferenceType.DISTRIBUTION, url=XsUri(package.url))
+    return Component(
+        type=ComponentType.LIBRARY,
+        bom_ref=purl.to_string(),
+        name=package.name,
+        version=package.version,
+        purl=purl,
+        hashes=[HashType(alg=kind, content=digest) for kind, digest in hashes.items() if digest],
+        licenses=[describe_license(text)] if text else None,
+        external_references=[source] if package.url.startswith("http") else None,
+    )
 
 
-def describe_license(text: str) -> dict[str, Any]:
+def describe_license(text: str) -> LicenseExpression | DisjunctiveLicense:
     """Return a licence as an SPDX expression where it is one, else by its name."""
     try:
-        return {"expression": str(canonicalize_license_expression(text))}
+        return LicenseExpression(str(canonicalize_license_expression(text)))
     except InvalidLicenseExpression:
-        return {"license": {"name": text}}
+        return DisjunctiveLicense(name=text)
 
 
-def package_url(package: LockedPackage) -> str:
-    """Return the purl of a package: `pkg:conda/…?build=…`, `pkg:pypi/…`."""
-    version = quote(package.version, safe=SAFE)
+def package_url(package: LockedPackage) -> PackageURL:
+    """Return the purl of a package: `pkg:conda/…?build=…`, `pkg:pypi/…`.
+
+    https://github.com/package-url/purl-spec
+    """
     if package.manager == "pip":
-        return f"pkg:pypi/{canonicalize_name(package.name)}@{version}"
+        return PackageURL("pypi", name=canonicalize_name(package.name), version=package.version)
     channel, subdir = urlsplit(package.url).path.split("/")[-3:-1]
     kind = "conda" if package.url.endswith(".conda") else "tar.bz2"
     qualifiers = {"build": package.build or "", "channel": channel, "subdir": subdir, "type": kind}
     known = {name: text for name, text in qualifiers.items() if text}
-    return f"pkg:conda/{quote(package.name, safe=SAFE)}@{version}?{urlencode(known)}"
+    return PackageURL("conda", name=package.name, version=package.version, qualifiers=known)
+
+
+def key_of(package: LockedPackage) -> PackageKey:
+    """Return what tells a package from the others of a lock."""
+    return package.manager, canonicalize_name(package.name)
+
+
+def _find(
+    components: Mapping[PackageKey, Component], package: LockedPackage, name: str
+) -> Component | None:
+    """Return what a package needs: a pip package needs conda's where pip has none of that name."""
+    canonical = canonicalize_name(name)
+    return components.get((package.manager, canonical)) or components.get(("conda", canonical))
