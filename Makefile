@@ -1,6 +1,6 @@
 # Each target sets up what it needs; `make demo` and `make test` are all that a new machine wants.
 .PHONY: demo test test-newest test-lowest lint format unit integration podman docker fuzz bench \
-  reference docs lock clean
+  reference docs lock package clean
 export VENV ?= .venv
 bin := $(VENV)/bin
 # uv trusts its own list of authorities; a site's own is in the system's.
@@ -27,13 +27,16 @@ lint: $(VENV)/.ready
 	$(bin)/codespell
 	$(bin)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(bin)/zizmor --offline --quiet .github/workflows
+	$(bin)/shellcheck .ci/run bootstrap.sh requirements/lock.sh pipeline/envferry/transfer/install.sh
 
 format: $(VENV)/.ready
 	$(bin)/ruff format .
 	$(bin)/ruff check --fix .
 
+# COVERAGE=1 measures which lines and branches the unit tests run; below the floor in pyproject.toml it fails.
 unit: $(VENV)/.ready
-	$(bin)/pytest --ignore tests/integration
+	$(if $(COVERAGE),$(bin)/coverage run -m,$(bin)/python -m) pytest --ignore tests/integration
+	$(if $(COVERAGE),$(bin)/coverage report --skip-covered --skip-empty)
 
 integration: $(VENV)/.ready
 	./bootstrap.sh browser
@@ -60,6 +63,17 @@ bench: $(VENV)/.ready
 reference: $(VENV)/.ready
 	$(bin)/python -m demo.reference $(if $(COMPARE),--compare) $(if $(KEEP),--keep)
 
+# The sdist and the wheel in .package/, by the locked build backend; each is tried in an empty environment.
+package: $(VENV)/.ready
+	rm -rf .package
+	$(bin)/uv build --quiet --build-constraints requirements/dev.txt --out-dir .package .
+	for file in .package/*; do \
+	  $(bin)/uv venv --quiet --clear $(VENV)/package && \
+	  $(bin)/uv pip install --quiet --python $(VENV)/package/bin/python \
+	    --build-constraints requirements/dev.txt --constraints requirements/dev.txt "$$file" && \
+	  (cd $(VENV)/package && ./bin/envferry --version && ./bin/envferry ls --registry .) || exit 1; done
+	rm -rf $(VENV)/package
+
 # Lock the dependencies anew: the newest of each (UPGRADE=NAME: of that one only).
 lock: $(VENV)/.ready
 	./requirements/lock.sh $(if $(UPGRADE),--upgrade-package $(UPGRADE),--upgrade)
@@ -68,7 +82,7 @@ docs: $(VENV)/.ready
 	$(bin)/python -m docs.generate
 
 clean:
-	rm -rf .venv .venv-newest .venv-lowest .demo .bench .fuzz .reference dist
+	rm -rf .venv .venv-newest .venv-lowest .package .demo .bench .fuzz .reference dist
 
 $(VENV)/.ready: pyproject.toml bootstrap.sh requirements/dev.txt
 	./bootstrap.sh
