@@ -44,6 +44,6 @@ def test_exit_codes_are_unique_and_documented() -> None:
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    for page in (README, *DOCS.glob("*.md")):
+    for page in (README, *DOCS.rglob("*.md")):
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
