@@ -1,7 +1,7 @@
-"""A package that somebody looks for: `torch>=2.8`, `numpy=1.26`, `openssl<3.0.13`, `nvidia-*`.
+"""A package to look for: `torch>=2.8`, `numpy=1.26`, `openssl<3.0.13`, `nvidia-*`.
 
-Versions that PEP 440 knows are compared as it says, pre-releases included. Others, which conda
-packages may have (`1.1.1w`, `2024a`), are compared as conda does:
+Versions that PEP 440 can read are compared as it says, pre-releases included. Others, which conda
+packages may have (`1.1.1w`, `2024g`), are compared as conda does:
 https://docs.conda.io/projects/conda/en/stable/dev-guide/api/conda/models/version
 """
 
@@ -64,8 +64,7 @@ class Clause:
 
     def _holds_in_conda(self, version: str) -> bool:
         if self.version.endswith(".*"):
-            start = self.version[:-2]
-            return (version == start or version.startswith(f"{start}.")) == (self.operator == "==")
+            return _is_of_series(version, self.version[:-2]) == (self.operator == "==")
         if self.operator == "~=":
             series = Clause("==", f"{self.version.rpartition('.')[0]}.*")
             return series.holds(version) and compare_conda(version, self.version) >= 0
@@ -130,6 +129,16 @@ def _clause(part: str, text: str) -> Clause:
             raise UsageError(message, hint=HINT)
         version = f"{version.removesuffix('*').removesuffix('.')}.*"
     return Clause(operator, version)
+
+
+def _is_of_series(version: str, series: str) -> bool:
+    """Whether a version begins with another, not in the middle of a number or a word.
+
+    As conda's `=`: `1.1.1` has `1.1.1w` and `1.1.1.2`, not `1.1.10`.
+    """
+    end, following = series[-1:], version[len(series) :][:1]
+    is_cut = (end.isdigit() and following.isdigit()) or (end.isalpha() and following.isalpha())
+    return version.startswith(series) and not is_cut
 
 
 def compare_conda(left: str, right: str) -> int:

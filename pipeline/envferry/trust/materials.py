@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from envferry.models import Artifact, Lock, LockedPackage, Manifest
 
 TREE_DIGEST = "envferryTree"
-"""The name of `solving/source_tree.py`'s digest of a folder, which no standard has."""
+"""The name of `build/source_tree.py`'s digest of a folder, which no standard has."""
 
 
 class Material(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
