@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from envferry.base.files import human_bytes
-from envferry.cli.options import common_options, registry_option
+from envferry.cli.command import argument, command, option
+from envferry.cli.options import RegistryOptions
 from envferry.cli.terminal import table
 from envferry.config import settings
 from envferry.errors import NotFound
@@ -18,82 +18,55 @@ from envferry.models import check_name, without_credentials
 from envferry.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import datetime
-    from typing import TypeVar
 
     from envferry.cli.console import Console
     from envferry.index import Catalog, WantedPackage
     from envferry.index.queries import Entry, Filter, Match
 
-    Function = TypeVar("Function", bound=Callable[..., object])
 
 LISTED_VERSIONS = 12
 
-SELECTIONS = (
-    click.option("--platform", metavar="P", help="Only artifacts of this platform."),
-    click.option("--tag", metavar="TAG", help="Only artifacts that this tag points to."),
-    click.option("--tagged", "is_tagged", is_flag=True, help="Only artifacts with a tag."),
-    click.option(
-        "--refresh", "fully", is_flag=True,
-        help="List every key anew: sees half-removed artifacts and late signatures at once.",
-    ),
-)  # fmt: skip
 
+@dataclass(frozen=True, kw_only=True)
+class SelectionOptions(RegistryOptions):
+    """Which artifacts of a registry are meant, and how thoroughly to look for them."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """Which artifacts are meant, and how thoroughly to look for them."""
+    name: str | None = argument(required=False)
+    platform: str | None = option(
+        "--platform", metavar="PLATFORM", help="Only artifacts for this platform."
+    )
+    tag: str | None = option("--tag", metavar="TAG", help="Only artifacts that this tag points to.")
+    is_tagged: bool = option("--tagged", is_flag=True, help="Only artifacts with a tag.")
+    fully: bool = option(
+        "--refresh",
+        is_flag=True,
+        help="List every key again: sees half-removed artifacts and late signatures at once.",
+    )
 
-    platform: str | None
-    tag: str | None
-    is_tagged: bool
-    fully: bool
-
-    def filter(self, name: str | None) -> Filter:
+    def filter(self) -> Filter:
         """Return the question to the index."""
         from envferry.index.queries import Filter
 
         return Filter(
-            name=check_name(name, "environment name") if name else None,
+            name=check_name(self.name, "environment name") if self.name else None,
             platform=self.platform,
             tag=self.tag,
             is_tagged=self.is_tagged,
         )
 
 
-def selection_options(function: Function) -> Function:
-    """Add the options that say which artifacts are meant: the command gets a Selection."""
+@dataclass(frozen=True, kw_only=True)
+class FindOptions(SelectionOptions):
+    """What to find, and where."""
 
-    @wraps(function)
-    def wrapper(
-        *arguments: object,
-        platform: str | None,
-        tag: str | None,
-        is_tagged: bool,
-        fully: bool,
-        **others: object,
-    ) -> object:
-        selection = Selection(platform=platform, tag=tag, is_tagged=is_tagged, fully=fully)
-        return function(*arguments, selection=selection, **others)
-
-    decorated: Any = wrapper
-    for option in reversed(SELECTIONS):
-        decorated = option(decorated)
-    return decorated  # type: ignore[no-any-return]
+    package: str = argument()
+    name: str | None = argument(required=False)
 
 
-@click.command()
-@click.argument("name", required=False)
-@selection_options
-@registry_option
-@common_options
-def ls(
-    console: Console,
-    name: str | None,
-    registry: str,
-    selection: Selection,
-) -> None:
+@command(SelectionOptions)
+def ls(console: Console, options: SelectionOptions) -> None:
     """List the artifacts in the registry, or those of one environment, the newest first.
 
     SIGNED says whether an attestation lies beside an artifact; `envferry verify REF` says by
@@ -102,29 +75,17 @@ def ls(
     """
     from envferry.index.queries import entries
 
-    wanted = selection.filter(name)
-    catalog = open_catalog(console, registry, fully=selection.fully)
-    found = catalog.ask(entries(wanted))
-    if not found and name:
-        require_environment(name, catalog)
+    catalog = open_catalog(console, options.registry, fully=options.fully)
+    found = catalog.ask(entries(options.filter()))
+    if not found and options.name:
+        require_environment(options.name, catalog)
     console.result(found, lambda: entry_lines(found, catalog))
     if damaged := sum(1 for entry in found if entry.problem):
         console.note(f"{damaged} damaged: `envferry check` says what is wrong and how to mend it")
 
 
-@click.command()
-@click.argument("package")
-@click.argument("name", required=False)
-@selection_options
-@registry_option
-@common_options
-def find(
-    console: Console,
-    package: str,
-    name: str | None,
-    registry: str,
-    selection: Selection,
-) -> int:
+@command(FindOptions)
+def find(console: Console, options: FindOptions) -> int:
     """Find the artifacts that hold a PACKAGE, in all environments or in NAME.
 
     PACKAGE is a name, with versions if you like: 'torch>=2.8', 'numpy>=1.26,<2', 'openssl=3.0',
@@ -135,16 +96,16 @@ def find(
     from envferry.index.queries import entries
     from envferry.index.queries import find as find_package
 
-    wanted = WantedPackage.parse(package)
-    catalog = open_catalog(console, registry, fully=selection.fully)
-    found = catalog.ask(find_package(wanted, selection.filter(name)))
-    searched = catalog.ask(entries(selection.filter(name)))
+    wanted, selected = WantedPackage.parse(options.package), options.filter()
+    catalog = open_catalog(console, options.registry, fully=options.fully)
+    found = catalog.ask(find_package(wanted, selected))
+    searched = catalog.ask(entries(selected))
     if damaged := sum(1 for entry in searched if entry.problem):
         console.note(f"{damaged} damaged and not searched: `envferry check` says how to mend it")
     if not found and not console.as_json:
-        if name:
-            require_environment(name, catalog)
-        raise nothing_found(package, wanted, catalog)
+        if options.name:
+            require_environment(options.name, catalog)
+        raise nothing_found(options.package, wanted, catalog)
     console.result(found, lambda: match_lines(found))
     return 0 if found else NotFound.exit_code
 

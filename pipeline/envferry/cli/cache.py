@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
 from envferry.base.files import human_bytes
-from envferry.cli.options import common_options
+from envferry.cli.command import NoOptions, command, option
 from envferry.cli.terminal import table
 from envferry.config import settings
 from envferry.errors import IntegrityError
@@ -28,9 +29,8 @@ def cache() -> None:
     """Look after the download cache, which all builds on this machine share."""
 
 
-@cache.command()
-@common_options
-def ls(console: Console) -> None:
+@command(NoOptions, group=cache)
+def ls(console: Console, _: NoOptions) -> None:
     """List the downloads, those used last first."""
     from envferry.build.cache import list_entries
 
@@ -38,9 +38,8 @@ def ls(console: Console) -> None:
     console.result(entries, lambda: entry_lines(entries))
 
 
-@cache.command()
-@common_options
-def verify(console: Console) -> None:
+@command(NoOptions, group=cache)
+def verify(console: Console, _: NoOptions) -> None:
     """Hash every download; remove those that are damaged: the next build fetches them again."""
     from envferry.build.cache import list_entries, verify_entries
 
@@ -58,17 +57,27 @@ def verify(console: Console) -> None:
     console.result(entries, lambda: [f"{len(entries)} downloads, {human_bytes(total)}: all good"])
 
 
-@cache.command()
-@click.option(
-    "--keep-days", type=click.IntRange(0), default=KEEP_DAYS, show_default=True,
-    help="Keep what was used in the last days; 0 removes everything.",
-)  # fmt: skip
-@common_options
-def prune(console: Console, keep_days: int) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CachePruneOptions:
+    """What to keep."""
+
+    keep_days: int = option(
+        "--keep-days",
+        type=click.IntRange(0),
+        default=KEEP_DAYS,
+        show_default=True,
+        help="Keep what was used in the last days; 0 removes everything.",
+    )
+
+
+@command(CachePruneOptions, group=cache)
+def prune(console: Console, options: CachePruneOptions) -> None:
     """Remove downloads that nothing used for long, and what killed builds left behind."""
     from envferry.build.cache import DAY_SECONDS, prune_entries, remove_leftovers
 
-    pruned = prune_entries(downloads_dir(), older_than=time.time() - keep_days * DAY_SECONDS)
+    pruned = prune_entries(
+        downloads_dir(), older_than=time.time() - options.keep_days * DAY_SECONDS
+    )
     leftovers = list(remove_leftovers(settings().cache_dir / "builds"))
     lines = [f"removed {pruned.files} downloads, {human_bytes(pruned.size)}"]
     lines += [f"removed {path}" for path in leftovers]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from envferry.cli.options import common_options
+from envferry.cli.command import argument, command, option
 from envferry.config import settings
 
 if TYPE_CHECKING:
@@ -22,17 +23,22 @@ def channel() -> None:
     """Make a conda channel out of interpreters and wheels."""
 
 
-@channel.command()
-@click.argument("directory", type=click.Path(path_type=Path))
-@click.argument("items", nargs=-1, metavar="[WHEEL|REQUIREMENT]...")
-@click.option(
-    "--python", "pythons", multiple=True, metavar="EXE",
-    help="An interpreter to package; repeatable; the one that runs envferry by default.",
-)  # fmt: skip
-@common_options
-def create(
-    console: Console, directory: Path, items: tuple[str, ...], pythons: tuple[str, ...]
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CreateOptions:
+    """What goes into a channel."""
+
+    directory: Path = argument(type=click.Path(path_type=Path))
+    items: tuple[str, ...] = argument(nargs=-1, metavar="[WHEEL|REQUIREMENT]...")
+    pythons: tuple[str, ...] = option(
+        "--python",
+        multiple=True,
+        metavar="EXE",
+        help="An interpreter to package; repeatable; the one that runs envferry by default.",
+    )
+
+
+@command(CreateOptions, group=channel)
+def create(console: Console, options: CreateOptions) -> None:
     """Make the conda channel DIRECTORY out of interpreters, wheel files and requirements.
 
     A requirement brings its dependencies with it. What is in the channel already stays.
@@ -42,9 +48,9 @@ def create(
 
     summary = create_channel(
         ChannelRequest(
-            directory=directory,
-            pythons=pythons,
-            arguments=items,
+            directory=options.directory,
+            pythons=options.pythons,
+            arguments=options.items,
             source_date_epoch=settings().source_date_epoch,
         ),
         cache=DownloadCache(settings().cache_dir / "downloads"),

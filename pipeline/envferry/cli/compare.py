@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,12 @@ import click
 
 from envferry.artifacts import ARCHIVE_SUFFIX, read_artifact, sbom_path
 from envferry.base.files import human_bytes
-from envferry.cli.options import common_options, registry_option
+from envferry.cli.command import argument, command, option
+from envferry.cli.options import PlatformOptions, RegistryOptions
 from envferry.cli.terminal import table
 from envferry.cli.trust import is_file_ref
 from envferry.errors import NotFound
-from envferry.models import Ref, current_platform
+from envferry.models import Ref
 from envferry.registry import PublishedArchive, Registry
 
 if TYPE_CHECKING:
@@ -26,21 +28,28 @@ if TYPE_CHECKING:
     from envferry.registry.dependents import Dependencies, Need
     from envferry.registry.diff import Difference
 
-platform_option = click.option(
-    "--platform", default=current_platform, help="Another platform than this one."
-)
+
+@dataclass(frozen=True, kw_only=True)
+class DiffOptions(PlatformOptions, RegistryOptions):
+    """What to compare."""
+
+    before: str = argument()
+    after: str = argument()
+    locks: bool = option(
+        "--locks", is_flag=True, help="Compare locks, even if both arguments have an @."
+    )
 
 
-@click.command()
-@click.argument("before")
-@click.argument("after")
-@click.option("--locks", is_flag=True, help="Compare locks, also if both words have an @.")
-@platform_option
-@registry_option
-@common_options
-def diff(
-    console: Console, before: str, after: str, locks: bool, platform: str, registry: str
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class WhyOptions(PlatformOptions, RegistryOptions):
+    """Which package of which artifact."""
+
+    ref: str = argument()
+    package: str = argument()
+
+
+@command(DiffOptions)
+def diff(console: Console, options: DiffOptions) -> None:
     """Say what is different between two artifacts, or between two locks.
 
     Artifacts: NAME@TAG, NAME@ID or archive files, both of them. Packages that were added, removed
@@ -50,31 +59,27 @@ def diff(
     Locks: a SPEC, a SPEC@REV for its lock at a git revision, or the path of a lock; with two
     SPEC@REV say --locks.
     """
-    if locks or not is_about_artifacts(before, after):
+    before, after = options.before, options.after
+    if options.locks or not is_about_artifacts(before, after):
         from envferry.cli.specs import compare
 
         compare(console, before, after)
         return
     from envferry.registry.diff import compare_artifacts
 
-    with opened(before, platform, registry) as old, opened(after, platform, registry) as new:
+    with opened(before, options) as old, opened(after, options) as new:
         found = compare_artifacts(old, new)
     console.result(found, lambda: difference_lines(found))
 
 
-@click.command()
-@click.argument("ref")
-@click.argument("package")
-@platform_option
-@registry_option
-@common_options
-def why(console: Console, ref: str, package: str, platform: str, registry: str) -> None:
+@command(WhyOptions)
+def why(console: Console, options: WhyOptions) -> None:
     """Say who needs PACKAGE in the artifact REF, and who needs those, up to what nothing needs.
 
     By the artifact's SBOM, or by its lock where it has none.
     """
-    dependencies, stem = read_dependencies(ref, platform, registry)
-    needs = dependencies.why(package, stem)
+    dependencies, stem = read_dependencies(options)
+    needs = dependencies.why(options.package, stem)
     console.result(needs, lambda: why_lines(needs))
 
 
@@ -85,7 +90,7 @@ def is_about_artifacts(before: str, after: str) -> bool:
 
 
 @contextmanager
-def opened(ref: str, platform: str, registry: str) -> Iterator[tuple[Manifest, Source]]:
+def opened(ref: str, options: DiffOptions) -> Iterator[tuple[Manifest, Source]]:
     """Open the archive of a ref in a registry, or of a file."""
     from envferry.archive.reader import FileSource
 
@@ -94,19 +99,22 @@ def opened(ref: str, platform: str, registry: str) -> Iterator[tuple[Manifest, S
         with FileSource(artifact.archive_path) as source:
             yield artifact.manifest, source
         return
-    wanted, place = Ref.parse(ref), Registry.open(registry)
-    manifest = place.manifest(wanted.name, platform, place.resolve(wanted, platform))
+    wanted, place = Ref.parse(ref), Registry.open(options.registry)
+    id_ = place.resolve(wanted, options.platform)
+    manifest = place.manifest(wanted.name, options.platform, id_)
     place.require_archive(manifest)
     yield manifest, PublishedArchive(place, manifest)
 
 
-def read_dependencies(ref: str, platform: str, registry: str) -> tuple[Dependencies, str]:
+def read_dependencies(options: WhyOptions) -> tuple[Dependencies, str]:
     """Read who needs whom in an artifact, and return it with the artifact's name."""
     from envferry.registry.dependents import Dependencies, dependencies_by_lock, dependencies_in
 
+    ref = options.ref
     if not is_file_ref(ref):
-        wanted, place = Ref.parse(ref), Registry.open(registry)
-        manifest = place.manifest(wanted.name, platform, place.resolve(wanted, platform))
+        wanted, place = Ref.parse(ref), Registry.open(options.registry)
+        id_ = place.resolve(wanted, options.platform)
+        manifest = place.manifest(wanted.name, options.platform, id_)
         return dependencies_in(place, manifest), manifest.stem
     artifact = read_artifact(Path(ref))
     manifest, path = artifact.manifest, sbom_path(artifact)

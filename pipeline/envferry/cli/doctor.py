@@ -11,7 +11,8 @@ import click
 
 from envferry import __version__, process
 from envferry.base.files import human_bytes, plural
-from envferry.cli.options import common_options, registry_option
+from envferry.cli.command import command
+from envferry.cli.options import RegistryOptions
 from envferry.config import settings
 from envferry.engines.selection import REAL_ENGINES, Engine, open_sandbox
 from envferry.errors import PipelineError
@@ -37,10 +38,8 @@ LIBRARIES = (
 )
 
 
-@click.command()
-@registry_option
-@common_options
-def doctor(console: Console, registry: str) -> None:
+@command(RegistryOptions)
+def doctor(console: Console, options: RegistryOptions) -> None:
     """Say what this machine can do: sandbox engines, versions, space, the registry."""
     here = settings()
     findings = {
@@ -50,7 +49,7 @@ def doctor(console: Console, registry: str) -> None:
         **{library: library_version(library) for library in LIBRARIES},
         "cache": space_at(here.cache_dir),
         "envs": space_at(here.envs_dir),
-        "registry": registry_state(registry),
+        "registry": registry_state(options.registry),
         "GPU driver": driver_version(),
     }
     console.result(findings, lambda: lines_of(findings))

@@ -12,10 +12,11 @@ import msgspec
 
 from envferry.artifacts import ATTESTATION, SBOM, read_artifact, read_proof, sbom_path
 from envferry.base.files import human_bytes
-from envferry.cli.options import common_options, registry_option
+from envferry.cli.command import argument, command
+from envferry.cli.options import PlatformOptions, RegistryOptions, SignKeyOptions
 from envferry.cli.terminal import table
-from envferry.cli.trust import is_file_ref, load_signer, sign_key_option
-from envferry.models import Manifest, Ref, check_name, current_platform
+from envferry.cli.trust import is_file_ref, load_signer
+from envferry.models import Manifest, Ref, check_name
 from envferry.registry import Registry
 
 if TYPE_CHECKING:
@@ -27,49 +28,43 @@ if TYPE_CHECKING:
 
 LICENSE_COLUMN = 32
 
-platform_option = click.option(
-    "--platform", default=current_platform, help="Another platform than this one."
-)
+
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions(PlatformOptions, RegistryOptions):
+    """Which artifact to show."""
+
+    ref: str = argument()
 
 
-@click.command()
-@click.argument("ref")
-@platform_option
-@registry_option
-@common_options
-def show(console: Console, ref: str, platform: str, registry: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TagOptions(SignKeyOptions, PlatformOptions, RegistryOptions):
+    """Which tag shall point to which artifact."""
+
+    ref: str = argument()
+    tag: str = argument()
+
+
+@command(ShowOptions)
+def show(console: Console, options: ShowOptions) -> None:
     """Show what is inside the artifact REF, or the archive file REF: nothing is downloaded.
 
     Packages, licences, requirements, checks, and who says to have built it; `envferry verify REF`
     checks that.
     """
-    manifest, facts = look_at(ref, platform, registry)
+    manifest, facts = look_at(options)
     result = {**msgspec.to_builtins(manifest), **facts.as_result()}
     console.result(result, lambda: manifest_lines(manifest, facts))
 
 
-@click.command()
-@click.argument("ref")
-@click.argument("tag")
-@platform_option
-@sign_key_option
-@registry_option
-@common_options
-def tag(
-    console: Console,
-    ref: str,
-    tag: str,
-    platform: str,
-    sign_keys: tuple[Path, ...],
-    registry: str,
-) -> None:
+@command(TagOptions)
+def tag(console: Console, options: TagOptions) -> None:
     """Point TAG at the artifact REF."""
-    wanted = Ref.parse(ref)
-    opened = Registry.open(registry, signer=load_signer(sign_keys))
-    check_name(tag, "tag")
-    id_ = opened.resolve(wanted, platform)
-    record = opened.move_tag(wanted.name, platform, tag, id_)
-    console.result(record, lambda: [f"{wanted.name}@{tag} is now {record.id}"])
+    wanted, platform = Ref.parse(options.ref), options.platform
+    registry = Registry.open(options.registry, signer=load_signer(options.sign_keys))
+    check_name(options.tag, "tag")
+    id_ = registry.resolve(wanted, platform)
+    record = registry.move_tag(wanted.name, platform, options.tag, id_)
+    console.result(record, lambda: [f"{wanted.name}@{options.tag} is now {record.id}"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,17 +85,18 @@ class Facts:
         return {**names, "provenance": self.provenance}
 
 
-def look_at(ref: str, platform: str, registry: str) -> tuple[Manifest, Facts]:
+def look_at(options: ShowOptions) -> tuple[Manifest, Facts]:
     """Return the manifest of a ref in a registry, or of a file, and what else is known of it."""
     from envferry.trust.attestations import read_provenance
 
+    ref, platform = options.ref, options.platform
     published, tags = None, tuple[str, ...]()
     if is_file_ref(ref):
         artifact = read_artifact(Path(ref))
         manifest, attestation = artifact.manifest, read_proof(Path(ref)).attestation
         has_sbom = sbom_path(artifact).is_file()
     else:
-        wanted, place = Ref.parse(ref), Registry.open(registry)
+        wanted, place = Ref.parse(ref), Registry.open(options.registry)
         manifest = place.manifest(wanted.name, platform, place.resolve(wanted, platform))
         attestation = place.attachment(manifest, ATTESTATION)
         has_sbom = place.attachment(manifest, SBOM) is not None

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
 from envferry.cli.browse import open_catalog
-from envferry.cli.options import common_options, registry_option
-from envferry.cli.trust import load_trust, trusted_key_option
+from envferry.cli.command import command, option
+from envferry.cli.options import RegistryOptions, TrustedKeyOptions
+from envferry.cli.trust import load_trust
 from envferry.errors import UsageError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from envferry.cli.console import Console
 
 
-@click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
-@click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True,
-    help="The port to listen at; 0 takes a free one.",
-)  # fmt: skip
-@trusted_key_option
-@registry_option
-@common_options
-def serve(
-    console: Console, host: str, port: int, trusted_keys: tuple[Path, ...], registry: str
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions(TrustedKeyOptions, RegistryOptions):
+    """Where to listen, and what to show."""
+
+    host: str = option(
+        "--host", default="127.0.0.1", show_default=True, help="The address to listen on."
+    )
+    port: int = option(
+        "--port",
+        type=click.IntRange(0, 65535),
+        default=8000,
+        show_default=True,
+        help="The port to listen on; 0 takes a free one.",
+    )
+
+
+@command(ServeOptions)
+def serve(console: Console, options: ServeOptions) -> None:
     """Show a registry in a browser: read-only pages, each with a JSON twin.
 
     Nothing can be changed through them. Signatures are checked with the keys in
@@ -42,8 +48,9 @@ def serve(
             raise
         message = f"the pages need {error.name}, which is not installed"
         raise UsageError(message, hint='run `pip install "envferry[web]"`') from error
-    listener = listen(host, port)
-    site = Site(open_catalog(console, registry), load_trust(trusted_keys).keys)
+    host = options.host
+    listener = listen(host, options.port)
+    site = Site(open_catalog(console, options.registry), load_trust(options.trusted_keys).keys)
     place = f"[{host}]" if ":" in host else host
     address = f"http://{place}:{listener.getsockname()[1]}/"
     if not is_local(host):

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from envferry.base.files import human_bytes, plural
-from envferry.cli.options import common_options, registry_option
+from envferry.cli.command import argument, command, option
+from envferry.cli.options import RegistryOptions, TrustedKeyOptions
 from envferry.cli.terminal import table
-from envferry.cli.trust import load_trust, open_trusting, trusted_key_option
+from envferry.cli.trust import load_trust, open_trusting
 from envferry.errors import IntegrityError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from envferry.cli.console import Console
     from envferry.registry.check import Report
@@ -31,25 +32,59 @@ def parse_age(ctx: click.Context, param: click.Parameter, value: str | None) -> 
         return None
     found = AGE_PATTERN.fullmatch(value)
     if not found:
-        message = f"{value!r} is no time span, such as 12h, 90d or 8w"
+        message = f"{value!r} is not a time span such as 12h, 90d or 8w"
         raise click.BadParameter(message, ctx, param)
     unit = {"h": "hours", "d": "days", "w": "weeks"}[found[2]]
     return timedelta(**{unit: int(found[1])})
 
 
-@click.command()
-@click.argument("name", required=False)
-@click.option("--bytes", "read_bytes", is_flag=True, help="Also read every byte of every archive.")
-@trusted_key_option
-@registry_option
-@common_options
-def check(
-    console: Console,
-    name: str | None,
-    read_bytes: bool,
-    trusted_keys: tuple[Path, ...],
-    registry: str,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions(TrustedKeyOptions, RegistryOptions):
+    """What to check, and how thoroughly."""
+
+    name: str | None = argument(required=False)
+    read_bytes: bool = option(
+        "--bytes", is_flag=True, help="Also read every byte of every archive."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions(RegistryOptions):
+    """What to keep, and where."""
+
+    names: tuple[str, ...] = argument(nargs=-1, metavar="[NAME]...")
+    keep_last: int | None = option(
+        "--keep-last",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Keep the newest N of each environment and platform.",
+    )
+    keep_within: timedelta | None = option(
+        "--keep-within",
+        callback=parse_age,
+        metavar="AGE",
+        help="Keep artifacts published within AGE: 12h, 90d, 8w.",
+    )
+    keep_tagged: bool = option(
+        "--keep-tagged",
+        is_flag=True,
+        help="Remove everything untagged (tagged artifacts always stay).",
+    )
+    platform: str | None = option("--platform", help="Only artifacts for this platform.")
+    hours: float = option(
+        "--hours",
+        type=click.FloatRange(min=0),
+        default=24.0,
+        show_default=True,
+        help="Leave what is younger: it may belong to a push that is under way.",
+    )
+    delete: bool = option(
+        "--delete", is_flag=True, help="Remove; without it, only say what would go."
+    )
+
+
+@command(CheckOptions)
+def check(console: Console, options: CheckOptions) -> None:
     """Say what is broken in the registry, or in the environment NAME, and how to mend it.
 
     Manifests, archives, checksums, locks, SBOMs, attestations, tags and the deltas of a disk; ends
@@ -59,9 +94,10 @@ def check(
     from envferry.registry.check import check_registry
     from envferry.transfer.delta_check import check_deltas
 
-    place = open_trusting(registry, load_trust(trusted_keys))
-    report = check_registry(place, name, read_bytes=read_bytes, progress=console.progress)
-    if name is None:
+    place = open_trusting(options.registry, load_trust(options.trusted_keys))
+    read_bytes = options.read_bytes
+    report = check_registry(place, options.name, read_bytes=read_bytes, progress=console.progress)
+    if options.name is None:
         report = check_deltas(place, report, read_bytes=read_bytes)
     console.result(report, lambda: report_lines(report))
     if report.broken:
@@ -69,29 +105,8 @@ def check(
         raise IntegrityError(message, hint="each line above says how to mend it")
 
 
-@click.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option(
-    "--keep-last", type=click.IntRange(min=1), metavar="N",
-    help="Keep the newest N of each environment and platform.",
-)  # fmt: skip
-@click.option(
-    "--keep-within", callback=parse_age, metavar="AGE",
-    help="Keep what came so lately: 12h, 90d, 8w.",
-)  # fmt: skip
-@click.option(
-    "--keep-tagged", is_flag=True,
-    help="Keep the tagged ones: they stay always, with this no other rule is needed.",
-)  # fmt: skip
-@click.option("--platform", help="Only artifacts for this platform.")
-@click.option(
-    "--hours", type=click.FloatRange(min=0), default=24.0, show_default=True,
-    help="Leave what is younger: it may belong to a push that runs.",
-)  # fmt: skip
-@click.option("--delete", is_flag=True, help="Remove it; else it is only said what would go.")
-@registry_option
-@common_options
-def prune(console: Console, names: tuple[str, ...], registry: str, **choices: Any) -> None:  # noqa: ANN401  (options)
+@command(PruneOptions)
+def prune(console: Console, options: PruneOptions) -> None:
     """Say what of the registry can go, all of it or of each environment NAME; --delete removes it.
 
     What broken pushes left goes, and the artifacts that no rule keeps. Without a rule no artifact
@@ -100,25 +115,25 @@ def prune(console: Console, names: tuple[str, ...], registry: str, **choices: An
     from envferry.registry import Registry
     from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
 
-    place = Registry.open(registry)
+    place = Registry.open(options.registry)
     policy = Policy(
-        keep_last=choices["keep_last"],
-        keep_within=choices["keep_within"],
-        keep_tagged=choices["keep_tagged"],
-        under_way=timedelta(hours=choices["hours"]),
+        keep_last=options.keep_last,
+        keep_within=options.keep_within,
+        keep_tagged=options.keep_tagged,
+        under_way=timedelta(hours=options.hours),
     )
-    scope = Scope(names=names, platform=choices["platform"])
+    scope = Scope(names=options.names, platform=options.platform)
     plan = plan_prune(place, scope, policy, datetime.now(timezone.utc))
-    if choices["delete"]:
+    if options.delete:
         plan = carry_out(place, plan, progress=console.progress)
     result = {
         "registry": place.url,
-        "deleted": choices["delete"],
+        "deleted": options.delete,
         "bytes": plan.size,
         "artifacts": plan.fates,
         "unfinished": plan.unfinished,
     }
-    console.result(result, lambda: plan_lines(plan, has_deleted=choices["delete"]))
+    console.result(result, lambda: plan_lines(plan, has_deleted=options.delete))
 
 
 def plan_lines(plan: PrunePlan, *, has_deleted: bool) -> Iterator[str]:
