@@ -16,7 +16,8 @@ NAME = re.compile(r"(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*?)(?=$|[\s=<>!~\[*])")
 TEMPLATE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\$\{\{.*?\}\}|\$\([^)]*\)|<[A-Za-z_ ]+>")
 BRACKETS = re.compile(r"(?P<start>[^\[]*)(\[(?P<keys>.*)\])?\s*$", re.DOTALL)
 SPACED = re.compile(r"\s*(?P<text>[<>=!~,|]+)\s*")
-EXACT = re.compile(r"=(?P<version>[^=<>!~,|\s]+)=(?P<build>[^=\s]+)")
+EXACT = re.compile(r"=(?P<version>[^=<>~,|\s]+)=(?P<build>[^=\s]+)")
+KEY = re.compile(r"\s*(?P<key>\w+)\s*=")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

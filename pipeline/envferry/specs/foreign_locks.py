@@ -147,12 +147,8 @@ def _read_pixi_lock(text: str, path: Path, name: str) -> ForeignLock:
             f"{path} has the lock format {version}, expected one of {', '.join(PIXI_VERSIONS)}"
         )
         raise SpecError(message, hint="make it anew with a pixi that writes one of these")
-    environments = document["environments"]
     draft = Draft(name=name)
-    for other in environments:
-        if other != "default":
-            draft.left_out.append(f"the environment {other}: only the default one is read")
-    environment = environments["default"]
+    environment = _pixi_environment(document["environments"], path, draft)
     draft.channels = [channel_name(str(item["url"])) for item in environment.get("channels") or []]
     indexes = [str(item) for item in environment.get("indexes") or []]
     known = {_pixi_place(item): item for item in document["packages"] or []}
@@ -175,6 +171,24 @@ def _read_pixi_lock(text: str, path: Path, name: str) -> ForeignLock:
         options = [f"--extra-index-url {item}" for item in indexes if "//pypi.org/" not in item]
         draft.pip[:0] = options
     return lock
+
+
+def _pixi_environment(
+    environments: Mapping[str, Any], path: Path, draft: Draft
+) -> Mapping[str, Any]:
+    """Return the environment of the draft's name, else the default one, else the only one."""
+    named = next((item for item in (draft.name, "default") if item in environments), None)
+    if named is None and len(environments) == 1:
+        named = next(iter(environments))
+    if named is None:
+        message = f"{path} has several environments and none is the default one"
+        known = ", ".join(environments)
+        raise SpecError(message, hint=f"say which by `--name`, one of {known}")
+    for other in environments:
+        if other != named:
+            draft.left_out.append(f"the environment {other}: only {named} is read (see `--name`)")
+    environment: Mapping[str, Any] = environments[named]
+    return environment
 
 
 def _pixi_place(item: Mapping[str, Any]) -> tuple[str, str]:

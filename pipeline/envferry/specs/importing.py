@@ -61,6 +61,8 @@ class ImportOptions:
     """The python version for sources that name none."""
     relax: RelaxLevel | None = None
     """How far every conda pin is loosened."""
+    glibc: str | None = None
+    """What hosts must offer, where the source does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +76,11 @@ class Imported:
     """What people should know: what the file is, what was left out."""
     lock: ForeignLock | None = None
     """What the source has locked already."""
+
+    @property
+    def locks(self) -> bool:
+        """Whether a lock is to be made, too: the source says exactly what is in the environment."""
+        return self.lock is not None or self.kind is Kind.VENV
 
 
 def import_spec(source: Path, specs_dir: Path, options: ImportOptions) -> Imported:
@@ -157,6 +164,9 @@ def _finished(draft: Draft, options: ImportOptions) -> Draft:
         if not options.python:
             draft.notes.append("no python version is named: pin it, such as `- python=3.11`")
     _give_pip_to_conda(draft)
+    if options.glibc:
+        draft.system.setdefault("glibc", options.glibc)
+        draft.notes.append(f"hosts must have glibc {options.glibc}, which python needs here")
     draft.conda = list(dict.fromkeys(relaxed(line, options.relax) for line in draft.conda))
     if draft.pip and not any(conda_name(line) == "pip" for line in draft.conda):
         draft.conda.append("pip")

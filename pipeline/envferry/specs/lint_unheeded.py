@@ -10,7 +10,7 @@ from envferry.specs.drafts import LEFT_OUT_MARK
 from envferry.specs.pip_lines import option_of, unheeded
 from envferry.specs.reading import OTHER_PLATFORM
 from envferry.specs.selectors import doubtful_comments
-from envferry.specs.yaml_text import Mapping, Sequence, Text, line_of
+from envferry.specs.yaml_text import Mapping, Sequence, Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,9 +43,9 @@ def unheeded_lines(root: Mapping, text: str, pip_lines: list[Text]) -> Iterator[
     for number, selector in doubtful_comments(text):
         what = f"`# [{selector}]` is not obeyed (it names no platform, the line is for all)"
         yield CODE, Text.at(selector, number), what
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.startswith(LEFT_OUT_MARK):
-            item = line.removeprefix(LEFT_OUT_MARK)
+    for number, row in enumerate(text.splitlines(), start=1):
+        if row.startswith(LEFT_OUT_MARK):
+            item = row.removeprefix(LEFT_OUT_MARK)
             yield CODE, Text.at(item, number), f"`{item}` was not carried over from its source"
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from envferry.models import LockedPackage
     from envferry.specs.lint_rules import Rule
 
-# Wheels with a BLAS or OpenMP runtime of their own inside, by their pip name (their `.libs` folders).
+# Wheels with a BLAS or OpenMP runtime of their own inside (their `.libs` folders), by pip name.
 RUNTIME_WHEELS = frozenset(
     (
         *("numpy", "scipy", "scikit-learn", "scikit-image", "pyscf", "cvxopt", "faiss-cpu"),

@@ -152,6 +152,7 @@ def _uv_entry(item: Mapping[str, Any]) -> dict[str, Any]:
     entry: dict[str, Any] = {"name": item["name"]}
     if "version" in item:
         entry["version"] = str(item["version"])
+    entry["dependencies"] = [{"name": need["name"]} for need in item.get("dependencies") or []]
     if "registry" in source:
         entry["index"] = str(source["registry"])
     if "git" in source:
@@ -209,6 +210,6 @@ def _pin(entry: Mapping[str, Any], path: Path) -> str:
     archive = entry.get("archive")
     if archive or entry.get("direct"):
         file = archive or (entry.get("wheels") or [entry.get("sdist")])[0]
-        place = file.get("url") or (path.parent.absolute() / str(file["path"])).as_uri()
-        return f"{name} @ {place}"
+        url = file.get("url") or (path.parent.absolute() / str(file["path"])).as_uri()
+        return f"{name} @ {url}"
     return f"{name}=={entry['version']}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 from blake3 import blake3
+
 from envferry.errors import NotFound, SpecError, UsageError
 from envferry.models import (
     PLATFORMS,

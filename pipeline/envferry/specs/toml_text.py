@@ -16,7 +16,8 @@ __all__ = ["TOMLDecodeError", "parse_toml", "table_at"]
 
 def parse_toml(text: str) -> dict[str, Any]:
     """Parse a document; raise TOMLDecodeError, with line and column, when it is none."""
-    return loads(text)
+    document: dict[str, Any] = loads(text)
+    return document
 
 
 def table_at(value: object, path: Path, name: str) -> dict[str, Any]:
