@@ -199,17 +199,20 @@ def find_solver(text: str | None) -> Path | None:
 
 
 def lint_one(path: Path, *, online: bool = False) -> list[Finding]:
-    """Lint one spec, with what its lock knows."""
+    """Lint one spec, with what its lock knows; refuse what `lock` cannot read, in its words."""
     from envferry.lock.conda_half import pypi_name
+    from envferry.lock.match_specs import check_match_specs
     from envferry.specs.linting import lint_spec
+    from envferry.specs.reading import read_spec
 
+    spec = read_spec(path)
+    check_match_specs(spec)
     lock = old_lock(path.with_name(f"{path.stem}.conda-lock.yml"))
     gone: dict[str, str] = {}
     if online:
         from envferry.lock.channels import missing_pins
-        from envferry.specs.reading import read_spec
 
-        gone = missing_pins(read_spec(path))
+        gone = missing_pins(spec)
     return lint_spec(path, pypi_name, lock.packages if lock else (), gone)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from envferry.lock.conda_requests import conda_request, solve_platforms
 from envferry.lock.existing_lock import kept_packages, with_other_platforms, without_channels
 from envferry.lock.foreign_solver import solver_version
+from envferry.lock.match_specs import check_match_specs
 from envferry.lock.options import LockOptions, check_options
 from envferry.lock.pip_half import resolve_pip
 from envferry.lock.pip_inputs import pin_build_requirements, pip_request
@@ -28,6 +29,7 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
     reached; then the lock that was there stays.
     """
     check_options(options)
+    check_match_specs(spec)
     tools = _tools(options.solver)
     kept = kept_packages(spec, options)
     platforms = options.platforms or spec.platforms

@@ -93,7 +93,7 @@ def merged(lines: tuple[str, ...]) -> str:
         "url": _only(known, "url"),
     }
     if one["url"]:
-        if any(line.version or line.channel for line in known):
+        if any(line.version or line.channel or line.build or line.keys for line in known):
             raise ValueError("one of them is the URL of a package")
         return next(text for text in lines if is_package_url(text.strip()))
     if len(set(map(str.strip, lines))) == 1:

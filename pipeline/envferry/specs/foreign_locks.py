@@ -25,7 +25,7 @@ from envferry.specs.kinds import Kind
 from envferry.specs.yaml_text import parse_yaml, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
     from envferry.specs.import_conda import ExplicitLine
 
@@ -50,7 +50,7 @@ class ForeignLock:
     """The folder that relative paths of candidates start from."""
 
 
-def read_explicit(text: str, path: Path, _kind: Kind, name: str) -> ForeignLock:
+def read_explicit(text: str, path: Path, name: str) -> ForeignLock:
     """Read an `@EXPLICIT` list."""
     draft, lines = draft_explicit(text, path, name)
     platforms = draft.platforms or [current_platform()]
@@ -58,18 +58,22 @@ def read_explicit(text: str, path: Path, _kind: Kind, name: str) -> ForeignLock:
     return ForeignLock(draft=draft, packages=tuple(packages))
 
 
-def read_foreign_lock(text: str, path: Path, kind: Kind, name: str) -> ForeignLock:
-    """Read a lock that is a document; raise SpecError when it is damaged or of another version."""
+def read_foreign_lock(
+    text: str, path: Path, kind: Kind, name: str, python: str | None
+) -> ForeignLock:
+    """Read a lock that is a document; raise SpecError when it is damaged or of another version.
+
+    `python` is for locks of the pip half alone.
+    """
     from envferry.specs.pylocks import read_pylock, read_uv_lock
 
-    readers: dict[Kind, Callable[[str, Path, str], ForeignLock]] = {
-        Kind.CONDA_LOCK: _read_conda_lock,
-        Kind.PIXI_LOCK: _read_pixi_lock,
-        Kind.UV_LOCK: read_uv_lock,
-        Kind.PYLOCK: read_pylock,
-    }
     try:
-        return readers[kind](text, path, name)
+        if kind is Kind.CONDA_LOCK:
+            return _read_conda_lock(text, path, name)
+        if kind is Kind.PIXI_LOCK:
+            return _read_pixi_lock(text, path, name)
+        read = read_uv_lock if kind is Kind.UV_LOCK else read_pylock
+        return read(text, path, name, python)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         what = f"it has no `{error.args[0]}`" if isinstance(error, KeyError) else str(error)
         message = f"{path} is damaged, expected {kind.value}: {what}"

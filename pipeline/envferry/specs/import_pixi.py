@@ -88,10 +88,12 @@ def _features(manifest: Manifest) -> list[tuple[str, dict[str, Any]]]:
         tables.append((f"feature.{feature}.", manifest.table(known[feature], f"feature.{feature}")))
     for feature in known:
         if feature not in own:
-            manifest.leave_out(f"[feature.{feature}]: only the default environment is read")
+            shown = _all_of(known[feature])
+            manifest.leave_out(f"[feature.{feature}] {shown}: only the default environment is read")
     for name in environments:
         if name != "default":
-            manifest.leave_out(f"[environments] {name}: only the default environment is read")
+            shown = f"{name} = {environments[name]!r}"
+            manifest.leave_out(f"[environments] {shown}: only the default environment is read")
     return tables if alone else [*tables, ("", manifest.root)]
 
 
@@ -318,7 +320,7 @@ def _name_the_rest(
             if key in taken or (name and key in ("channels", "platforms")):
                 continue
             reason = "no package" if key in NO_PACKAGES else "not understood"
-            manifest.leave_out(f"[{name}{key}] {_names(value)}: {reason}".replace(" :", ":"))
+            manifest.leave_out(f"[{name}{key}] {_all_of(value)}: {reason}")
         for target, content in manifest.table(table.get("target", {}), f"{name}target").items():
             _name_target(manifest, f"{name}target.{target}", target, content)
     facts = {*WORKSPACE_FACTS, "pypi-options"}
@@ -331,18 +333,15 @@ def _name_the_rest(
 def _name_target(manifest: Manifest, place: str, target: str, content: dict[str, Any]) -> None:
     known = any(target == item or target in SELECTORS[item] for item in SELECTORS)
     if not known:
-        manifest.leave_out(f"[{place}]: nobody locks for it here")
+        manifest.leave_out(f"[{place}] {_all_of(content)}: nobody locks for it here")
         return
     for key in content.keys() - {*CONDA_TABLES, "pypi-dependencies"}:
         reason = "no package" if key in NO_PACKAGES else "not understood"
-        manifest.leave_out(f"[{place}.{key}] {_names(content[key])}: {reason}".replace(" :", ":"))
+        manifest.leave_out(f"[{place}.{key}] {_all_of(content[key])}: {reason}")
 
 
-def _names(value: object) -> str:
-    """Say what a table or list holds, or a plain value itself."""
+def _all_of(value: object) -> str:
+    """Say all that a table holds, in one line."""
     if isinstance(value, dict):
-        return ", ".join(map(str, value))
-    if isinstance(value, list):
-        items = (item.get("name", item) if isinstance(item, dict) else item for item in value)
-        return ", ".join(map(str, items))
-    return f"= {value!r}"
+        return ", ".join(f"{key} = {_all_of(item)}" for key, item in value.items())
+    return repr(value)

@@ -11,6 +11,7 @@ from packaging.utils import canonicalize_name
 from envferry.errors import SpecError
 from envferry.specs.drafts import Draft
 from envferry.specs.import_pixi import git_requirement
+from envferry.specs.pip_lines import requirement_name
 from envferry.specs.requirement_lines import relative
 from envferry.specs.toml_text import parse_toml, table_at
 
@@ -43,6 +44,10 @@ def draft_pyproject(text: str, path: Path, base: Path, name: str, channels: Iter
     draft.pip += [_requirement(str(line), sources, path, base, draft) for line in dependencies]
     if not draft.pip:
         draft.notes.append(f"{path.name} has no `dependencies`: only python is asked for")
+    asked = {requirement_name(str(line)) for line in dependencies}
+    for package, source in sources.items():
+        if str(canonicalize_name(package)) not in asked:
+            draft.left_out.append(f"[tool.uv.sources] {package} = {source!r}: nothing asks for it")
     _name_the_rest(document, project, uv, draft)
     draft.notes.append(
         f"the project itself is not in the spec: add `- {relative(path.parent, base)}` "

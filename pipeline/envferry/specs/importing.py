@@ -96,8 +96,12 @@ def import_spec(source: Path, specs_dir: Path, options: ImportOptions) -> Import
         name = options.name or _default_name(source, kind)
         options = replace(options, name=_valid_name(name))
         if kind is Kind.EXPLICIT or kind in FOREIGN_LOCKS:
-            read = read_explicit if kind is Kind.EXPLICIT else read_foreign_lock
-            lock = read(text, source, kind, options.name or "env")
+            name = options.name or "env"
+            lock = (
+                read_explicit(text, source, name)
+                if kind is Kind.EXPLICIT
+                else read_foreign_lock(text, source, kind, name, options.python)
+            )
             draft = _finished(lock.draft, options)
         else:
             draft = _draft(kind, text, source, specs_dir, options)

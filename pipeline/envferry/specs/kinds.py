@@ -125,6 +125,9 @@ def _nothing_known(path: Path, fault: str, line: Line, problem: str) -> SpecErro
     if fault and re.match(r"\[[\w.\[\]\" -]+\]$", line.text):
         message = f"{path}: expected TOML, as its first lines are: {fault}"
         return SpecError(message, hint="correct that line")
+    if re.match(r"\w[\w-]*:(\s|$)", line.text):
+        message = f"{place}: this is YAML without `dependencies:`, so it lists no packages"
+        return SpecError(message, hint="name an environment.yml, or a list of packages")
     if re.match(r"- \S", line.text):
         hint = "drop the dashes, or write `dependencies:` above the list"
     elif TEMPLATE.search(line.text):

@@ -29,7 +29,9 @@ def unheeded_lines(root: Mapping, text: str, pip_lines: list[Text]) -> Iterator[
     """Yield each line of a spec that decides nothing, with the reason."""
     for key in root:
         if key in OTHERS_KEYS and root[key] != "":
-            yield CODE, key, f"`{key}:` is not obeyed ({OTHERS_KEYS[key]})"
+            value = root[key]
+            shown = ", ".join(value) if isinstance(value, Mapping) else str(value)
+            yield CODE, key, f"`{key}: {shown}` is not obeyed ({OTHERS_KEYS[key]})"
     prefix = root.get("prefix", "")
     if isinstance(prefix, Text) and prefix and not _is_elsewhere_named(prefix):
         yield CODE, prefix, f"`prefix: {prefix}` is not obeyed (it installs into {ENVS_DIR})"

@@ -97,18 +97,18 @@ def pip_line_problem(line: str) -> str:
 def unheeded(line: str) -> Iterator[tuple[str, str]]:
     """Yield the options of a line that decide nothing here, each with the reason."""
     option = OPTION.fullmatch(line)
-    words = [option["name"]] if option else []
-    words += [item.partition("=")[0].partition(" ")[0] for item in TRAILER.split(line)[1:]]
-    for word in words:
-        if word in UNHEEDED:
-            yield word, UNHEEDED[word]
+    items = [line] if option else TRAILER.split(line)[1:]
+    for item in items:
+        name = re.split(r"[= ]", item)[0]
+        if name in UNHEEDED:
+            yield item, UNHEEDED[name]
 
 
 def heeded(line: str) -> str:
     """Return a line without what decides nothing here; empty when nothing is left."""
     option = OPTION.fullmatch(line)
     if option:
-        return "" if option["name"] in UNHEEDED else line
+        return "" if re.split(r"[= ]", line)[0] in UNHEEDED else line
     body, *options = TRAILER.split(line)
     kept = [item for item in options if re.split(r"[= ]", item)[0] not in UNHEEDED]
     return " ".join([body, *kept])

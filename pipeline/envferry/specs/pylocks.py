@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 UV_VERSION = 1
 PYLOCK_VERSIONS = re.compile(r"1\.\d+")
 LOWEST = re.compile(r"(?:>=|~=|==|>)\s*(\d+\.\d+)")
-NEWEST_PYTHON = (3, 14)
+MINOR = re.compile(r"3\.\d+")
+NEWEST_PYTHON = 14
+OLDEST_USUAL = "3.10"
+"""Older ones are taken only where nothing newer fits."""
 OWN_SOURCES = ("editable", "virtual")
 """How uv calls the project itself and members of its workspace."""
 
@@ -45,13 +48,13 @@ class _Target:
         return not marker or Marker(marker).evaluate(self.environment, context="lock_file")
 
 
-def read_pylock(text: str, path: Path, name: str) -> ForeignLock:
+def read_pylock(text: str, path: Path, name: str, python: str | None) -> ForeignLock:
     """Read a `pylock.toml`."""
     document = parse_toml(text)
     version = str(document["lock-version"])
     if not PYLOCK_VERSIONS.fullmatch(version):
         raise SpecError(f"{path} has the lock format {version}, expected 1.0", hint="make it anew")
-    draft, target = _draft(name, str(document.get("requires-python", "")), path)
+    draft, target = _draft(name, str(document.get("requires-python", "")), path, python)
     environments = document.get("environments") or []
     if environments and not any(target.accepts(str(item)) for item in environments):
         message = f"{path} is for {' or '.join(map(str, environments))}, not for {target.platform}"
@@ -62,18 +65,18 @@ def read_pylock(text: str, path: Path, name: str) -> ForeignLock:
     entries = []
     for entry in document.get("packages") or []:
         requires = SpecifierSet(str(entry.get("requires-python", "")))
-        if target.accepts(entry.get("marker")) and requires.contains(f"{target.python}.99"):
+        if target.accepts(entry.get("marker")) and requires.contains(_full(target.python)):
             entries.append({**entry, "name": str(canonicalize_name(str(entry["name"])))})
     return _foreign(draft, entries, path)
 
 
-def read_uv_lock(text: str, path: Path, name: str) -> ForeignLock:
+def read_uv_lock(text: str, path: Path, name: str, python: str | None) -> ForeignLock:
     """Read a `uv.lock`: what the project needs, without extras and groups."""
     document = parse_toml(text)
     if document["version"] != UV_VERSION:
         message = f"{path} has the lock format {document['version']}, expected {UV_VERSION}"
         raise SpecError(message, hint="make it anew with a uv that writes it")
-    draft, target = _draft(name, str(document.get("requires-python", "")), path)
+    draft, target = _draft(name, str(document.get("requires-python", "")), path, python)
     packages = document.get("package") or []
     roots = [item for item in packages if {*OWN_SOURCES} & item["source"].keys()]
     for root in roots:
@@ -87,17 +90,24 @@ def read_uv_lock(text: str, path: Path, name: str) -> ForeignLock:
     return _foreign(draft, entries, path)
 
 
-def _draft(name: str, requires_python: str, path: Path) -> tuple[Draft, _Target]:
-    """Choose the python: the lowest that the lock is for, which all its files must suit."""
-    specifiers = SpecifierSet(requires_python)
-    minors = [f"3.{minor}" for minor in range(6, NEWEST_PYTHON[1] + 1)]
-    bounds = LOWEST.findall(requires_python)
+def _draft(
+    name: str, requires_python: str, path: Path, python: str | None
+) -> tuple[Draft, _Target]:
+    """Choose the python: the one asked for, that of `.python-version`, else one that fits."""
+    minors = [f"3.{minor}" for minor in range(6, NEWEST_PYTHON + 1)]
+    specifiers, bounds = SpecifierSet(requires_python), LOWEST.findall(requires_python)
     fitting = [item for item in minors if specifiers.contains(f"{item}.99") or item in bounds]
-    python = fitting[0] if fitting and requires_python else f"3.{NEWEST_PYTHON[1] - 2}"
-    draft = Draft(name=name, conda=[f"python={python}", "pip"], platforms=[current_platform()])
-    says = f"requires {requires_python}" if requires_python else "names no python"
-    draft.notes.append(f"{path.name} {says}: python={python} on {draft.platforms[0]} is taken")
-    return draft, _Target(python=python, platform=draft.platforms[0])
+    usual = [item for item in fitting if item in minors[minors.index(OLDEST_USUAL) :]]
+    pinned = path.with_name(".python-version")
+    own = MINOR.match(pinned.read_text(encoding="utf-8").strip()) if pinned.is_file() else None
+    chosen = python or (own[0] if own else "") or next(iter([*usual, *reversed(fitting)]), "")
+    if not MINOR.match(chosen):
+        message = f"{path} requires python {requires_python}, and none is known that fits"
+        raise SpecError(message, hint="say which by `--python`")
+    draft = Draft(name=name, conda=[f"python={chosen}", "pip"], platforms=[current_platform()])
+    says = f"requires python {requires_python}" if requires_python else "names no python"
+    draft.notes.append(f"{path.name} {says}: python={chosen} on {draft.platforms[0]} is taken")
+    return draft, _Target(python=chosen, platform=draft.platforms[0])
 
 
 def _reached(
@@ -125,6 +135,10 @@ def _needed(package: dict[str, Any], extras: frozenset[str]) -> Iterator[dict[st
     yield from package.get("dependencies") or []
     for extra in extras:
         yield from (package.get("optional-dependencies") or {}).get(extra, [])
+
+
+def _full(python: str) -> str:
+    return python if python.count(".") > 1 else f"{python}.99"
 
 
 def _find(
