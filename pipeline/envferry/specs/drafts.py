@@ -122,6 +122,9 @@ def _add(target: list[str], selectors: dict[str, str], lines: Mapping[str, Itera
 
 def _selector_of(chosen: set[str], all_platforms: set[str]) -> str:
     """Return the shortest selector that tells some platforms from the others."""
+    rest = all_platforms - chosen
+    if len(rest) == 1:
+        return f"not {PLATFORM_SELECTORS[rest.pop()]}"
     for name in ("linux", "osx"):
         if {item for item in all_platforms if is_selected(name, item)} == chosen:
             return name

@@ -244,9 +244,10 @@ def _add_url(draft: Draft, url: str) -> bool:
 def channel_name(url: str) -> str:
     """Return the short name of a channel that is one of conda's own servers, else its URL."""
     url = without_credentials(url)
-    if DEFAULT_PARTS.fullmatch(url):
+    bare = url.rstrip("/")
+    if DEFAULT_PARTS.fullmatch(bare):
         return "defaults"
-    named = NAMED_CHANNEL.fullmatch(url)
+    named = NAMED_CHANNEL.fullmatch(bare)
     return named["name"] if named else url
 
 

@@ -22,8 +22,8 @@ CONDA_TABLES = ("dependencies", "host-dependencies", "build-dependencies")
 BRACKETS = ("build-number", "file-name", "subdir", "md5", "sha256", "license", "url")
 """Keys of a conda dependency that a match spec has in brackets."""
 MATCH_SPEC_KEYS = {"file-name": "fn"}
-NO_PACKAGES = ("tasks", "activation")
-"""Tables that say what to do in an environment, not what is in it."""
+TASKS = "tasks"
+"""What to do in an environment, not what is in it."""
 WORKSPACE_FACTS = (
     *("name", "version", "description", "authors", "license", "license-file", "readme"),
     *("homepage", "repository", "documentation", "channels", "platforms", "preview"),
@@ -41,6 +41,7 @@ class Manifest:
         self.in_pyproject = "pixi" in document.get("tool", {})
         self.root = table_at(document.get("tool", {}).get("pixi", document), path, "pixi")
         self.left_out: list[str] = []
+        self.notes: list[str] = []
 
     def table(self, value: object, name: str) -> dict[str, Any]:
         """Return a value that must be a table."""
@@ -50,6 +51,13 @@ class Manifest:
         """Note what the spec will not have."""
         if text not in self.left_out:
             self.left_out.append(text)
+
+    def leave_out_table(self, key: str, value: object) -> None:
+        """Note a table that the spec will not have; tasks are no request, so nobody need act."""
+        if key.rpartition(".")[2] == TASKS:
+            self.notes.append(f"`{key}` is left out: {_all_of(value)}")
+        else:
+            self.leave_out(f"[{key}] {_all_of(value)}: it names no package of the environment")
 
 
 def draft_pixi(text: str, path: Path, base: Path, name: str) -> Draft:
@@ -61,7 +69,8 @@ def draft_pixi(text: str, path: Path, base: Path, name: str) -> Draft:
     draft = Draft(name=name, channels=_channels(manifest, workspace, features))
     draft.platforms = _platforms(manifest, workspace, features)
     draft.system = _system(manifest, features)
-    platforms = draft.platforms or [*PLATFORMS.values()]
+    # For all that there are: a spec may be locked for more platforms than it names.
+    platforms = [*PLATFORMS.values()]
     draft.add_pip({item: _options(manifest, features, item) for item in platforms})
     draft.add_conda({item: _conda(manifest, features, item) for item in platforms})
     if manifest.in_pyproject:
@@ -69,7 +78,7 @@ def draft_pixi(text: str, path: Path, base: Path, name: str) -> Draft:
         draft.pip += [str(line) for line in project.get("dependencies", [])]
     draft.add_pip({item: _pypi(manifest, features, item) for item in platforms})
     _name_the_rest(manifest, workspace, features)
-    draft.left_out = manifest.left_out
+    draft.left_out, draft.notes = manifest.left_out, manifest.notes
     return draft
 
 
@@ -319,8 +328,7 @@ def _name_the_rest(
                 continue
             if key in taken or (name and key in ("channels", "platforms")):
                 continue
-            reason = "no package" if key in NO_PACKAGES else "not understood"
-            manifest.leave_out(f"[{name}{key}] {_all_of(value)}: {reason}")
+            manifest.leave_out_table(f"{name}{key}", value)
         for target, content in manifest.table(table.get("target", {}), f"{name}target").items():
             _name_target(manifest, f"{name}target.{target}", target, content)
     facts = {*WORKSPACE_FACTS, "pypi-options"}
@@ -336,8 +344,7 @@ def _name_target(manifest: Manifest, place: str, target: str, content: dict[str,
         manifest.leave_out(f"[{place}] {_all_of(content)}: nobody locks for it here")
         return
     for key in content.keys() - {*CONDA_TABLES, "pypi-dependencies"}:
-        reason = "no package" if key in NO_PACKAGES else "not understood"
-        manifest.leave_out(f"[{place}.{key}] {_all_of(content[key])}: {reason}")
+        manifest.leave_out_table(f"{place}.{key}", content[key])
 
 
 def _all_of(value: object) -> str:

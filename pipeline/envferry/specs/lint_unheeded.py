@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CODE = "S113"
-BASE_PREFIX = re.compile(r"(/opt/conda|.*/(mini|ana|mamba|micromamba|miniforge)[a-z]*\d?)/?")
+BASE_PREFIX = re.compile(r"/opt/conda/?|.*/((mini|ana)conda|mambaforge|miniforge|micromamba)\d?/?")
 OTHERS_KEYS = {
     "allow-pypi-requests": "indexes are those of the pip section",
     "category": "everything is of one category",

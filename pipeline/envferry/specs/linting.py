@@ -10,6 +10,7 @@ from packaging.utils import canonicalize_name
 
 from envferry.models import without_credentials
 from envferry.specs.conda_lines import conda_name, parse_conda_line
+from envferry.specs.import_conda import channel_name
 from envferry.specs.lint_rules import RULES
 from envferry.specs.lint_unheeded import BASE_PREFIX, unheeded_lines
 from envferry.specs.pip_lines import is_editable, is_path, plain_requirement, requirement_name
@@ -108,6 +109,7 @@ class _Asked:
     """All lines of the pip section; those of included files have the place of their `-r`."""
     locked: AnyMapping[str, LockedPackage] = field(default_factory=dict)
     """What the lock has from conda, by the name that pip knows."""
+    platforms: tuple[str, ...] = ()
     selected: bool = False
     """Whether lines are for some platforms only."""
 
@@ -128,10 +130,11 @@ def lint_spec(
     one; `gone` are conda lines that no channel satisfies, each with what would do.
     """
     text = read_text(path)
-    parse_spec(text, path)
+    spec = parse_spec(text, path)
     root = parse_yaml(text, path)
     assert isinstance(root, Mapping)  # else it would be no spec
     asked = _read(root, path)
+    asked.platforms = spec.options.platforms
     asked.selected = bool(selector_lines(text))
     asked.locked = {
         str(canonicalize_name(pypi_name(item.name))): item
@@ -244,19 +247,23 @@ def _pip_lines(asked: _Asked) -> Iterator[_Found]:
 
 
 def _file(asked: _Asked) -> Iterator[_Found]:
-    """Yield what is about the whole file: its name, its channels, its builds."""
+    """Yield what is about the whole file: its channels, its prefix, its builds."""
     root = asked.root
-    channels = _texts(root.get("channels"))
-    defaults = next((item for item in channels if item in ("defaults", "main", "anaconda")), None)
+    channels = {channel_name(item): item for item in reversed(_texts(root.get("channels")))}
+    defaults = next((name for name in channels if name in ("defaults", "main", "anaconda")), None)
     if defaults is not None and "conda-forge" in channels:
-        yield "S109", defaults, f"the channel {defaults} stands beside conda-forge"
+        yield "S109", channels[defaults], f"the channel {defaults} stands beside conda-forge"
     prefix = root.get("prefix")
     if isinstance(prefix, Text) and BASE_PREFIX.fullmatch(prefix):
         yield "S111", prefix, f"`prefix: {prefix}` is conda's own installation"
-    builds = [line for line in asked.conda.values() if re.search(r"^[^=\s]+=[^=\s]+=[^=\s]", line)]
-    options = root.get("envferry")
-    platforms = root.get("platforms") or (
-        options.get("platforms") if isinstance(options, Mapping) else None
-    )
-    if builds and not asked.selected and isinstance(platforms, Sequence) and len(platforms) > 1:
+    builds = [line for line in asked.conda.values() if _names_build(line)]
+    if builds and not asked.selected and len(asked.platforms) > 1:
         yield "S112", builds[0], f"`{builds[0]}` and {len(builds) - 1} more pin a build"
+
+
+def _names_build(line: str) -> bool:
+    """Whether a line names one build, not a pattern of several."""
+    parsed = parse_conda_line(line)
+    bracket = re.search(r"\bbuild\s*=\s*['\"]?([^'\",]+)", parsed.keys) if parsed else None
+    build = bracket[1] if bracket else parsed.build if parsed else ""
+    return bool(build) and not re.search(r"[*^$]", build)
