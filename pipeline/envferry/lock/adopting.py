@@ -6,23 +6,18 @@ import platform
 import re
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 import msgspec
 from packaging.version import Version
 
-from envferry.build.downloads import DownloadCache
-from envferry.build.source_tree import digest_source_tree
-from envferry.config import settings
-from envferry.errors import NotFound
 from envferry.lock.conda_requests import conda_request, solve_platforms
 from envferry.lock.existing_lock import without_channels
 from envferry.lock.options import LockOptions
 from envferry.lock.pip_entries import locked_package
 from envferry.lock.pip_inputs import pin_build_requirements, pip_request
 from envferry.lock.stage import lock_spec
+from envferry.lock.unknown_hashes import with_hash
 from envferry.lock.wheel_choice import wheel_ranks
 from envferry.specs.locks import LockContents, write_lock
 from envferry.specs.reading import read_spec
@@ -68,7 +63,7 @@ def adopt_lock(
     """
     notes: list[str] = []
     halves = {subdir: read_spec(spec.path, platform=subdir) for subdir in spec.platforms}
-    packages = [_with_hash(item, notes) for item in foreign.packages]
+    packages = [with_hash(item, notes) for item in foreign.packages]
     tools = {"envferry": version("envferry"), "solver": f"as locked in {source}"}
     if foreign.candidates:
         request, _ = conda_request(spec, halves, (), LockOptions(), progress)
@@ -95,21 +90,6 @@ def adopt_lock(
         build_requirements=tuple(build_requirements),
     )
     return write_lock(spec.lock_path, contents), notes
-
-
-def _with_hash(package: LockedPackage, notes: list[str]) -> LockedPackage:
-    """Return a package with the hash that its lock lacks, from the file itself."""
-    if package.sha256 or package.md5:
-        return package
-    notes.append(f"{package.name} {package.version} had no hash: taken from the file itself")
-    if package.kind == "directory":
-        folder = Path(unquote(urlsplit(package.url).path))
-        if not folder.is_dir():
-            message = f"{package.name} is locked as the folder {folder}, and that is not there"
-            raise NotFound(message, hint="put it back, or lock it as a wheel")
-        return msgspec.structs.replace(package, sha256=digest_source_tree(folder))
-    cache = DownloadCache(settings().cache_dir / "downloads")
-    return msgspec.structs.replace(package, sha256=cache.digest_of(package.url))
 
 
 def _chosen(foreign: ForeignLock, asked: PipRequest, notes: list[str]) -> Iterator[LockedPackage]:

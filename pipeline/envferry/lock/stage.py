@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from envferry.lock.match_specs import check_match_specs
 from envferry.lock.options import LockOptions, check_options
 from envferry.lock.pip_half import resolve_pip
 from envferry.lock.pip_inputs import pin_build_requirements, pip_request
+from envferry.lock.unknown_hashes import with_hash
 from envferry.specs.locks import LockContents, write_lock
 from envferry.specs.reading import read_spec
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
     from envferry.models import BuildRequirements, Lock, Spec
     from envferry.progress import Progress
+
+log = logging.getLogger(__name__)
 
 
 def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
@@ -36,7 +40,11 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
     halves = {platform: read_spec(spec.path, platform=platform) for platform in platforms}
     request, replacements = conda_request(spec, halves, kept, options, progress)
     conda = solve_platforms(request, spec.name, progress)
-    packages = list(conda.packages)
+    # A line that is a package's URL is in no repodata, which has the hashes.
+    notes: list[str] = []
+    packages = [with_hash(package, notes) for package in conda.packages]
+    for note in notes:
+        log.info("%s", note)
     build_requirements: list[BuildRequirements] = []
     for platform, half in halves.items():
         with progress.task(f"locking {spec.name}: pip packages for {platform}"):
