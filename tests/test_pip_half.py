@@ -158,7 +158,7 @@ def test_a_direct_contradiction_is_a_sentence(tmp_path: Path) -> None:
         ("nothere", "nothere"),
         ("demo==9", "there is no version of demo==9"),
         ("bare", "bare"),
-        ("-e .", "'-e .' is editable"),
+        ("-e .", "does not appear to be a Python project"),
         ("./nothere-1-py3-none-any.whl", "nothere-1-py3-none-any.whl"),
         ("--frobnicate", "--frobnicate"),
     ],

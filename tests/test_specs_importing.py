@@ -64,7 +64,8 @@ def test_comments_selectors_and_our_own_key_survive(tmp_path: Path) -> None:
     )
     found = imported(tmp_path / "environment.yml", text)
     kept = text.replace("mystery: {a: 1,\n  b: 2}\n", "").replace("prefix: /x\n", "")
-    assert found.text == kept
+    marked = kept.replace("name: n", "# Not carried over: mystery: a, b\nname: n")
+    assert found.text == marked
     assert found.notes == ("`mystery:` is left out", "`prefix:` (/x) is left out")
 
 
@@ -122,9 +123,9 @@ def test_includes_that_go_round_or_nowhere(tmp_path: Path) -> None:
 def test_an_explicit_list(tmp_path: Path) -> None:
     text = (
         "# platform: linux-64\n@EXPLICIT\n"
-        "https://conda.example.org/conda-forge/linux-64/xz-5.6.4-h1_0.conda#abc\n"
+        "https://conda.anaconda.org/conda-forge/linux-64/xz-5.6.4-h1_0.conda#abc\n"
         "https://u:secret@mirror.example.org/x/y/linux-64/a_b-c-1!2.0-py_0.tar.bz2\n"
-        "https://repo.example.org/pkgs/main/noarch/tzdata-2025a-0.conda\n"
+        "https://repo.anaconda.com/pkgs/main/noarch/tzdata-2025a-0.conda\n"
         "# pip rich @ https://h.example.org/rich-14.0.0-py3-none-any.whl --hash=sha256:00\n"
     )
     spec = imported(tmp_path / "explicit-x.txt", text).spec
@@ -171,7 +172,7 @@ def test_a_pixi_manifest(tmp_path: Path, name: str) -> None:
     found = imported(tmp_path / name, PIXI, ImportOptions(name="p"))
     assert found.kind is Kind.PIXI
     spec = read_spec(found.spec.path, platform="linux-64")
-    assert spec.channels == ("conda-forge", "nvidia")
+    assert spec.channels == ("nvidia", "conda-forge")
     assert spec.conda == (
         "python 3.11.*",
         "numpy >=1.2,<2",
@@ -205,7 +206,7 @@ def write_prefix(prefix: Path) -> Path:
     packages = prefix / "lib/python3.10/site-packages"
     meta = prefix / "conda-meta"
     meta.mkdir(parents=True)
-    url = "https://conda.example.org/conda-forge/linux-64/python-3.10.13-h1_0.conda"
+    url = "https://conda.anaconda.org/conda-forge/linux-64/python-3.10.13-h1_0.conda"
     record = {"name": "python", "version": "3.10.13", "build": "h1_0", "url": url, "files": []}
     (meta / "python.json").write_text(json.dumps(record))
     owned = "lib/python3.10/site-packages/numpy-2.0.dist-info/METADATA"
@@ -248,7 +249,7 @@ def test_a_prefix_without_conda(tmp_path: Path) -> None:
         ("", "is empty"),
         ("# only a comment\n", "is empty"),
         ("dear reader,\nhow are you\n", "x.txt:1: this is no environment file"),
-        ("version: 1\nmetadata: {}\npackage: []\n", "is a lock, not a spec"),
+        ("version: 1\nmetadata: {}\npackage: []\n", "holds no packages"),
         ("[tool.black]\nx = 1\n", "lists nothing"),
         ("[project]\ndependencies = 3\n", "`dependencies` is no list"),
         ("[workspace]\nchannels = []\n[dependencies]\n[target]\nlinux-64=3\n", "is no table"),
@@ -330,3 +331,191 @@ def test_the_command(tmp_path: Path) -> None:
     finished = workshop.run("import", "requirements.txt", "--name", "t", "--force")
     assert "note: no python version is named" in finished.stderr
     assert read_spec(tmp_path / "specs/t.yml").pip == ("six==1.17",)
+
+
+@pytest.mark.parametrize(
+    ("url", "channel"),
+    [
+        ("https://conda.anaconda.org/conda-forge/noarch/a-1-0.conda", "conda-forge"),
+        ("https://conda.anaconda.org/c/label/dev/noarch/a-1-0.conda", "c/label/dev"),
+        ("https://repo.anaconda.com/pkgs/main/linux-64/a-1-0.conda", "defaults"),
+        ("https://conda.corp.example/internal/noarch/a-1-0.conda", None),
+        ("https://conda.modular.com/max/noarch/a-1-0.conda", None),
+        ("https://repo.corp.example/pkgs/main/noarch/a-1-0.conda", None),
+        ("http://conda.anaconda.org.corp.example/x/noarch/a-1-0.conda", None),
+    ],
+)
+def test_a_private_channel_never_becomes_the_public_one(
+    tmp_path: Path, url: str, channel: str | None
+) -> None:
+    own = channel or url.rsplit("/", 2)[0]
+    listed = imported(tmp_path / "list.txt", f"@EXPLICIT\n{url}\n").spec
+    meta = tmp_path / "prefix/conda-meta"
+    meta.mkdir(parents=True)
+    (meta / "a.json").write_text(json.dumps({"name": "a", "version": "1", "url": url}))
+    prefix = import_spec(tmp_path / "prefix", tmp_path, ImportOptions()).spec
+    place = url.rsplit("/", 2)[0]
+    pixi = imported(
+        tmp_path / "pixi.toml",
+        f"[workspace]\nchannels=['{place}']\n[dependencies]\nb={{channel='{place}'}}\n",
+        ImportOptions(name="p"),
+    ).spec
+    lock = (
+        f"version: 1\nmetadata: {{channels: [{{url: '{place}/'}}]}}\npackage:\n- {{name: a, "
+        f"version: '1', manager: conda, platform: linux-64, url: '{url}', hash: {{md5: '0'}}}}\n"
+    )
+    locked = imported(tmp_path / "conda-lock.yml", lock, ImportOptions(name="l")).spec
+    assert listed.channels == prefix.channels == pixi.channels == (own,)
+    assert locked.channels in ((own,), (f"{own}/",))
+    assert pixi.conda == (f"{own}::b",)
+
+
+def test_lists_that_conda_and_pip_print(tmp_path: Path) -> None:
+    text = "python=3.8\nnumpy>=1.19\npytorch::pytorch=1.7\n"
+    found = imported(tmp_path / "specs.txt", text)
+    assert (found.kind, found.spec.conda) == (Kind.CONDA_SPECS, tuple(text.split()))
+    table = (
+        "# packages in environment at /x:\n#\n# Name  Version  Build  Channel\n"
+        "numpy  1.19.2  py38_0\nxz 5.2 h1_0 conda-forge\nrich  10.0  pypi_0  pypi\n"
+    )
+    spec = imported(tmp_path / "table.txt", table).spec
+    assert spec.conda == ("numpy=1.19.2=py38_0", "xz=5.2=h1_0", "pip")
+    assert (spec.pip, spec.channels) == (("rich==10.0",), ("conda-forge",))
+    table = "Package Version\n------- -------\nnumpy   1.19.2\npip     20.0\n"
+    spec = imported(tmp_path / "pip.txt", table, ImportOptions(python="3.8")).spec
+    assert (spec.conda, spec.pip) == (("python=3.8", "pip==20.0"), ("numpy==1.19.2",))
+    exported = "# platform: linux-64\nfoo=1.0=<pip>\nqux=1!2.0=py37_0\nbaz=0.1.dev0=dev_0\n"
+    found = imported(tmp_path / "export.txt", exported)
+    assert (found.spec.conda, found.spec.pip) == (("qux=1!2.0=py37_0", "pip"), ("foo==1.0",))
+    assert any("baz=0.1.dev0=dev_0" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "hint"),
+    [
+        ("- rich\n- click\n", "x.txt:1: ", "drop the dashes"),
+        ("# platform: win-64\nnumpy=1.2=py38_0\n", "for win-64", "linux-64"),
+        ("@EXPLICIT\nhttps://h.example/c/win-64/a-1-0.conda\n", "for win-64", "linux-64"),
+        ("version: '3'\nservices:\n  a: {image: b}\n", "x.txt:1: this is YAML without", "name"),
+        (
+            "[tool.poetry]\nname='x'\n[tool.poetry.dependencies]\nn='^1'\n",
+            "poetry",
+            "poetry export",
+        ),
+        ("[workspace\nchannels=[]\n", "x.txt", "correct"),
+        ("dependencies:\n  - a={{ v }}\n", "x.txt:2: `a={{ v }}` holds the template", "write"),
+        ("dependencies:\n  - pip:\n    - --rich\n", "x.txt:3: `--rich` is no pip", "name==version"),
+        ("dependencies:\n  - npm: [foo]\n", "x.txt:2: expected a conda package", "correct"),
+    ],
+)
+def test_what_is_refused_says_where_and_what_to_do(
+    tmp_path: Path, text: str, words: str, hint: str
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        imported(tmp_path / "x.txt", text)
+    assert words in caught.value.message
+    assert hint in (caught.value.hint or "")
+
+
+def test_a_first_import_finds_the_files_that_are_included(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("requirements.txt").write_text("rich\n")
+    Path("environment.yml").write_text(
+        "name: e\nchannels: [c]\ndependencies: [python, pip, {pip: [-r requirements.txt]}]\n"
+    )
+    assert not Path("specs").exists()
+    found = import_spec(Path("environment.yml"), Path("specs"), ImportOptions())
+    assert found.spec.pip == ("-r ../requirements.txt",)
+
+
+def test_a_key_that_an_alias_needs_stays(tmp_path: Path) -> None:
+    text = "name: n\nchannels: [c]\ncommon: &a [numpy, scipy]\ndependencies: *a\n"
+    found = imported(tmp_path / "environment.yml", text)
+    assert found.text == text.replace("common:", "x-common:")
+    assert found.spec.conda == ("numpy", "scipy")
+
+
+def test_pixi_environments_features_and_targets(tmp_path: Path) -> None:
+    text = (
+        "[workspace]\nchannels = ['c']\nplatforms = ['linux-64', 'osx-arm64', 'win-64']\n"
+        "[dependencies]\npython = {version = '3.11.*',\n  build = '*cpython'}\n"
+        "[host-dependencies]\ncmake = '*'\n"
+        "[target.linux-64.dependencies]\npython = '3.10.*'\n"
+        "[feature.x.dependencies]\nscipy = {version = '>=1', build-number = '3'}\n"
+        "[feature.x.pypi-options]\nindex-url = 'https://i.example.org/simple'\n"
+        "[feature.y.dependencies]\nruff = '*'\n[environments]\ndefault = ['x']\nlint = ['y']\n"
+    )
+    found = imported(tmp_path / "pixi.toml", text, ImportOptions(name="p"))
+    linux = read_spec(found.spec.path, platform="linux-64")
+    mac = read_spec(found.spec.path, platform="osx-arm64")
+    assert linux.conda == ("python 3.10.*", "cmake", "scipy >=1[build_number='3']", "pip")
+    assert {*mac.conda} == {"python 3.11.* *cpython", "cmake", "scipy >=1[build_number='3']", "pip"}
+    assert linux.pip == ("--index-url https://i.example.org/simple",)
+    assert linux.options.platforms == ("linux-64", "osx-arm64")
+    for lost in ("win-64", "[feature.y]", "[environments] lint"):
+        assert any(lost in note for note in found.notes)
+        assert f"# Not carried over: {lost}" in found.text or lost == "win-64"
+
+
+def test_a_pyproject_with_indexes_and_sources(tmp_path: Path) -> None:
+    text = (
+        "[project]\nname='x'\nrequires-python='~=3.9'\ndependencies=['torch', 'bee[a]>=1', 'cee']\n"
+        "[dependency-groups]\ndev=['pytest', {include-group='x'}]\n"
+        "[[tool.uv.index]]\nname='pt'\nurl='https://i.example.org/whl/cu118'\n"
+        "[tool.uv.sources]\ntorch={index='pt'}\nbee={git='https://g.example.org/bee', tag='v1'}\n"
+        "cee={path='cee'}\n"
+    )
+    found = imported(tmp_path / "pyproject.toml", text, ImportOptions(name="p"))
+    assert found.spec.pip == (
+        "--extra-index-url https://i.example.org/whl/cu118",
+        "torch",
+        "bee[a] @ git+https://g.example.org/bee@v1",
+        "../cee",
+    )
+    notes = "\n".join(found.notes)
+    assert "[dependency-groups] dev: pytest, the group x" in notes
+    assert "[tool.uv.sources] torch = {'index': 'pt'}" in notes
+
+
+def write_venv(folder: Path, **settings: str) -> Path:
+    packages = folder / "lib/python3.11/site-packages"
+    packages.mkdir(parents=True)
+    (folder / "lib64").symlink_to("lib")
+    lines = {"home": "/usr/bin", "version_info": "3.11.7.final.0", **settings}
+    (folder / "pyvenv.cfg").write_text("".join(f"{k} = {v}\n" for k, v in lines.items()))
+    origins: dict[str, object] = {
+        "pip": None,
+        "setuptools": None,
+        "rich": None,
+        "bee": {"url": "https://g.example.org/bee", "vcs_info": {"vcs": "git", "commit_id": "c0"}},
+        "app": {"url": "file:///home/me/app", "dir_info": {"editable": True}},
+    }
+    for name, origin in origins.items():
+        info = packages / f"{name}-2.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.0\n")
+        if origin:
+            (info / "direct_url.json").write_text(json.dumps(origin))
+    (packages / "old-1.0.egg-info").mkdir()
+    (packages / "more.pth").write_text("/home/me/more\nimport this\n")
+    return folder
+
+
+def test_a_virtual_environment(tmp_path: Path) -> None:
+    folder = write_venv(tmp_path / "work/.venv", **{"include-system-site-packages": "true"})
+    found = import_spec(folder, tmp_path, ImportOptions())
+    assert (found.kind, found.spec.name, found.locks) == (Kind.VENV, "work", True)
+    assert found.spec.conda == ("python=3.11", "pip")
+    assert found.spec.pip == (
+        "app @ file:///home/me/app",
+        "bee @ git+https://g.example.org/bee@c0",
+        "rich==2.0",
+        "setuptools",
+    )
+    notes = "\n".join(found.notes)
+    for said in ("3.11.7.final.0", "pip 2.0 is left to conda", "setuptools 2.0", "system's python"):
+        assert said in notes
+    assert "old-1.0.egg-info" in notes
+    assert "more.pth puts /home/me/more on the path" in notes

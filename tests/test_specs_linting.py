@@ -63,11 +63,10 @@ def test_a_good_spec_has_no_findings(tmp_path: Path) -> None:
         ("- rich", "- wheels/a-1-py3-none-any.whl", ("S108", 8)),
         ("- rich", "- 'a @ file:///home/me/a-1-py3-none-any.whl'", ("S108", 8)),
         ("[conda-forge]", "[conda-forge, defaults]", ("S109", 2)),
-        ("name: n", "name: base", ("S111", 1)),
         ("name: n", "name: n\nprefix: /home/me/miniconda3", ("S111", 2)),
         (
             "- numpy=2",
-            "- numpy=2.0=py310_0\nplatforms: [linux-64, linux-aarch64]\nx:\n  - a",
+            "- numpy=2.0=py310_0\nplatforms: [linux-64, linux-aarch64]\nx-a:\n  - a",
             ("S112", 5),
         ),
     ],

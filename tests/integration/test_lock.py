@@ -177,9 +177,10 @@ def test_an_unknown_channel(desk: Desk, channel: str) -> None:
 @pytest.mark.parametrize("line", ["py[thon", "numpy >=1,<<2", "numpy[colour=red]"])
 def test_a_line_that_is_no_package(desk: Desk, line: str) -> None:
     desk.write(f"python, '{line}'")
-    with pytest.raises(SpecError, match="is no conda package") as caught:
+    with pytest.raises(SpecError, match=r"(is no|expected a) conda package") as caught:
         desk.lock()
-    assert f"{desk.path}: `{line}`" in caught.value.message
+    assert caught.value.message.startswith(f"{desk.path}:2: ")
+    assert f"`{line}`" in caught.value.message
 
 
 def test_a_channel_that_is_none(desk: Desk) -> None:
@@ -423,3 +424,118 @@ def test_the_users_own_spec_against_a_small_channel(
     nvidia = next(item for item in lock.packages if item.name == "nvidia-cublas-cu12")
     assert nvidia.file_name.endswith("manylinux_2_27_x86_64.whl")
     assert check_lock(read_spec(desk.path)).digest == lock.digest
+
+
+@pytest.fixture(scope="module")
+def namesakes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Make two channels of one name, as a private one and a public one may have it."""
+    root = tmp_path_factory.mktemp("namesakes")
+    ours = (
+        TinyPackage(name="tool", version="1.0", build="b_1"),
+        TinyPackage(name="tool", version="1.0", build="b_2"),
+        TinyPackage(name="both", version="1.0"),
+        TinyPackage(name="both", version="1.0", subdir="noarch"),
+        TinyPackage(name="epoch", version="1!2.0", build="h1_0"),
+    )
+    theirs = (TinyPackage(name="tool", version="2.0"), TinyPackage(name="other", version="1.0"))
+    return make_channel(root / "a/internal", ours), make_channel(root / "b/internal", theirs)
+
+
+def locked_url(lock: Lock, name: str) -> str:
+    (url,) = (item.url for item in lock.packages if item.name == name)
+    return url
+
+
+@pytest.mark.parametrize(
+    ("line", "file"),
+    [
+        ("tool", "a/internal/linux-64/tool-1.0-b_"),
+        ("B::tool", "b/internal/linux-64/tool-2.0-0."),
+        ("A::tool", "a/internal/linux-64/tool-1.0-b_"),
+        ("tool=1.0=b_1", "a/internal/linux-64/tool-1.0-b_1."),
+        ("tool[fn=tool-1.0-b_1.FORM]", "a/internal/linux-64/tool-1.0-b_1."),
+        ("A/linux-64::both", "a/internal/linux-64/both-1.0-0."),
+        ("B/linux-64/tool-2.0-0.FORM", "b/internal/linux-64/tool-2.0-0."),
+        ("epoch=1!2.0=h1_0", "a/internal/linux-64/epoch-1!2.0-h1_0."),
+        ("tool=2.0=0", "b/internal/linux-64/tool-2.0-0."),
+        ("tool>=1', 'tool<2", "a/internal/linux-64/tool-1.0-b_"),
+    ],
+)
+def test_a_line_gets_the_file_that_it_names(
+    desk: Desk, namesakes: tuple[Path, Path], line: str, file: str
+) -> None:
+    first, second = (path.as_uri() for path in namesakes)
+    form = next(namesakes[0].glob("linux-64/tool-1.0-b_1.*")).name.removeprefix("tool-1.0-b_1.")
+    text = line.replace("FORM", form)
+    text = text.replace("A", first, 1) if text.startswith("A") else text
+    text = text.replace("B", second, 1) if text.startswith("B") else text
+    desk.path.write_text(f"channels: ['{first}', '{second}']\ndependencies: ['{text}']\n")
+    lock = desk.lock()
+    assert len(lock.packages) == 1
+    assert file in lock.packages[0].url.replace("%21", "!")
+
+
+@pytest.mark.parametrize(
+    ("line", "words", "hint"),
+    [
+        ("tool=2.0", "comes first by strict channel priority", "::tool=2.0`"),
+        ("tool[build_number=7]", "No candidates were found for tool", "change the pins"),
+        ("tool[md5=00000000000000000000000000000000]", "No candidates were found", "change"),
+        ("tool[subdir=noarch]", "asks for the subdir noarch", "change"),
+        ("tool[license=GPL]", "No candidates were found for tool", "change"),
+    ],
+)
+def test_a_line_that_nothing_obeys_is_refused(
+    desk: Desk, namesakes: tuple[Path, Path], line: str, words: str, hint: str
+) -> None:
+    first, second = (path.as_uri() for path in namesakes)
+    desk.path.write_text(f"channels: ['{first}', '{second}']\ndependencies: ['{line}']\n")
+    with pytest.raises(SpecError, match=words) as caught:
+        desk.lock()
+    assert hint in caught.value.hint
+
+
+def test_a_channel_that_only_a_line_names_is_searched_last(
+    desk: Desk, namesakes: tuple[Path, Path]
+) -> None:
+    first, second = (path.as_uri() for path in namesakes)
+    desk.path.write_text(f"channels: ['{first}']\ndependencies: ['{second}::other', tool]\n")
+    lock = desk.lock()
+    assert locked_url(lock, "other").startswith(second)
+    assert locked_url(lock, "tool").startswith(first)
+
+
+def test_markers_that_conda_lock_cannot_read(desk: Desk) -> None:
+    markers = (
+        "platform_machine != 'arm64' and platform_machine != 'aarch64'",
+        "sys_platform == 'linux' or sys_platform == 'darwin' or os_name == 'posix'",
+        "implementation_name == 'cpython' and 'x86' in platform_machine",
+    )
+    desk.write("python=3.10", ", ".join(f'"native; {marker}"' for marker in markers))
+    lock = desk.lock()
+    assert versions(lock)["native"] == "pip 1.0"
+    assert lock.content_hashes[PLATFORM]
+
+
+def test_requirements_that_only_their_metadata_names(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "repository"
+    project.mkdir()
+    (project / "setup.py").write_text(
+        "from setuptools import setup\nsetup(name='hidden-name', version='1.5')\n"
+    )
+    for words in (
+        ["init", "--quiet", "--initial-branch=main"],
+        ["add", "."],
+        ["-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "--quiet", "-m", "x"],
+    ):
+        run(["git", "-C", project, *words])
+    (tmp_path / "more.txt").write_text(f"native\n-e git+{project.as_uri()}@main#egg=hidden-name\n")
+    monkeypatch.delenv("UV_NO_INDEX")
+    kinds = {f"git+{project.as_uri()}": "git", "-r more.txt": "git", "repository/.": "directory"}
+    for line, kind in kinds.items():
+        desk.write("python=3.10", f'"{line}"')
+        lock = desk.lock(LockOptions(platforms=(PLATFORM,), upgrade=True))
+        (found,) = (item for item in lock.packages if item.name == "hidden-name")
+        assert found.kind == kind

@@ -9,6 +9,7 @@ import netrc
 import os
 import re
 import ssl
+import tempfile
 import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -147,6 +148,25 @@ class DownloadCache:
             return False
         response.close()
         return response.status == 200
+
+    def digest_of(self, url: str) -> str:
+        """Return the SHA-256 of a file of which nobody knows it yet, in hex.
+
+        Raises NotFound and StoreError as `fetch_all` does. The bytes are not kept.
+        """
+        meter = _Meter(advance=lambda _: None, expected=Expected(1))
+        item = Download(
+            url=url.partition("#")[0],
+            file_name=unquote(urlsplit(url).path.rsplit("/", 1)[-1]),
+            algorithm="sha256",
+            expected="",
+        )
+        self.root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.root, prefix=".unknown-") as directory:
+            partial = Path(directory) / "file"
+            if urlsplit(url).scheme == "file":
+                return _copy_local(item, partial, meter)
+            return self._download(item, partial, meter)
 
     def _fetch_in_threads(
         self, downloads: list[Download], meter: _Meter, offline: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from envferry.cli.options import common_options
 if TYPE_CHECKING:
     from envferry.cli.console import Console
     from envferry.models import Lock
+    from envferry.specs.importing import Imported, ImportOptions
     from envferry.specs.linting import Finding
     from envferry.specs.lock_changes import Change
 
@@ -35,20 +37,30 @@ SPECS_DIR = Path("specs")
 def import_command(console: Console, source: Path, force: bool, **choices: object) -> None:
     """Make specs/NAME.yml out of SOURCE, whatever it is.
 
-    SOURCE is an environment.yml (exported ones too), a pip requirements file, an @EXPLICIT list,
-    `conda list --export`, a pixi.toml, a pyproject.toml, or an environment's folder.
+    SOURCE is an environment.yml (exported ones too), a pip requirements file, a list that conda or
+    pip printed, a pixi.toml, a pyproject.toml, or the folder of an environment. Of a lock
+    (conda-lock.yml, pixi.lock, uv.lock, pylock.toml, an @EXPLICIT list) and of a virtual
+    environment it also makes specs/NAME.conda-lock.yml.
     """
     from envferry.base.files import write_bytes
     from envferry.errors import TargetOccupied
     from envferry.specs.importing import ImportOptions, import_spec
 
     given = {key: value for key, value in choices.items() if value}
-    imported = import_spec(source, SPECS_DIR, ImportOptions(**given))  # type: ignore[arg-type]
-    path, data = imported.spec.path, imported.text.encode()
-    if path.exists() and path.read_bytes() != data and not force:
+    options = ImportOptions(**given)  # type: ignore[arg-type]
+    imported = import_spec(source, SPECS_DIR, options)
+    path, lock_path = imported.spec.path, imported.spec.lock_path
+    if path.exists() and path.read_bytes() != imported.text.encode() and not force:
         message = f"{path} is there already and differs"
         raise TargetOccupied(message, hint="give `--force` to replace it, or another `--name`")
-    write_bytes(path, data)
+    if not path.exists() and lock_path.exists() and imported.locks and not force:
+        message = f"{lock_path} is there already, and its spec is not"
+        raise TargetOccupied(message, hint="give `--force` to replace it, or another `--name`")
+    made: Lock | None = None
+    reason = ""
+    write_bytes(path, imported.text.encode())
+    if imported.locks:
+        imported, made, reason = lock_imported(console, imported, source, options)
     for note in imported.notes:
         console.note(note)
     facts = {
@@ -58,9 +70,43 @@ def import_command(console: Console, source: Path, force: bool, **choices: objec
         "conda": len(imported.spec.conda),
         "pip": len(imported.spec.pip),
         "notes": imported.notes,
+        "lock": lock_facts(made) if made else None,
+        "not_locked": reason,
     }
-    line = f"{path}  from {imported.kind.value}: {facts['conda']} conda + {facts['pip']} pip lines"
-    console.result(facts, lambda: [line])
+    lines = [
+        f"{path}  from {imported.kind.value}: {facts['conda']} conda + {facts['pip']} pip lines",
+        *([describe_lock(made)] if made else []),
+    ]
+    console.result(facts, lambda: lines)
+
+
+def lock_imported(
+    console: Console, imported: Imported, source: Path, options: ImportOptions
+) -> tuple[Imported, Lock | None, str]:
+    """Lock what was imported: as its source locked it, or anew for a virtual environment.
+
+    Where a channel or an index is in the way, the spec stays and the reason is said. Where only
+    the channel's python needs a newer glibc than usual, and this machine has it, the spec says so.
+    """
+    from envferry.base.files import write_bytes
+    from envferry.errors import PipelineError
+    from envferry.lock.adopting import lock_source, needed_glibc
+    from envferry.specs.importing import import_spec
+
+    try:
+        made, notes = lock_source(imported, source.name, console.progress)
+    except PipelineError as error:
+        glibc = needed_glibc(error) if options.glibc is None else None
+        if glibc:
+            options = replace(options, glibc=glibc)
+            imported = import_spec(source, SPECS_DIR, options)
+            write_bytes(imported.spec.path, imported.text.encode())
+            return lock_imported(console, imported, source, options)
+        log.warning(
+            "%s is not locked: %s (%s)", imported.spec.path, error.message, error.hint or "no hint"
+        )
+        return imported, None, error.message
+    return replace(imported, notes=(*imported.notes, *notes)), made, ""
 
 
 @click.command()
@@ -153,17 +199,20 @@ def find_solver(text: str | None) -> Path | None:
 
 
 def lint_one(path: Path, *, online: bool = False) -> list[Finding]:
-    """Lint one spec, with what its lock knows."""
+    """Lint one spec, with what its lock knows; refuse what `lock` cannot read, in its words."""
     from envferry.lock.conda_half import pypi_name
+    from envferry.lock.match_specs import check_match_specs
     from envferry.specs.linting import lint_spec
+    from envferry.specs.reading import read_spec
 
+    spec = read_spec(path)
+    check_match_specs(spec)
     lock = old_lock(path.with_name(f"{path.stem}.conda-lock.yml"))
     gone: dict[str, str] = {}
     if online:
         from envferry.lock.channels import missing_pins
-        from envferry.specs.reading import read_spec
 
-        gone = missing_pins(read_spec(path))
+        gone = missing_pins(spec)
     return lint_spec(path, pypi_name, lock.packages if lock else (), gone)
 
 

@@ -12,6 +12,7 @@ from envferry.errors import SpecError
 from envferry.lock.options import LockOptions
 from envferry.lock.relax_pins import RelaxRequest, relax_pins
 from envferry.specs.channel_names import read_channel_names
+from envferry.specs.conda_lines import parse_conda_line
 from envferry.specs.reading import read_spec
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def channel_names(spec: Spec, options: LockOptions) -> ChannelNames:
     """Return what channel names stand for; of several mirrors, the first that answers."""
     names = read_channel_names(condarc_paths(), spec.options.channels)
     servers = DownloadCache(settings().cache_dir / "downloads")
-    prefixes = (line.partition("::")[0] for line in spec.conda if "::" in line)
+    prefixes = (line.channel for line in map(parse_conda_line, spec.conda) if line)
     return names.with_mirrors_that(
         lambda place: servers.answers(f"{place.rstrip('/')}/noarch/repodata.json"),
         (*spec.channels, *options.channels, *prefixes),
@@ -53,7 +54,9 @@ def channels_of(spec: Spec, options: LockOptions, names: ChannelNames) -> tuple[
     if options.channels:
         return tuple(absolute(channel, Path()) for channel in names.resolve(options.channels))
     base = spec.path.parent
-    return tuple(absolute(channel, base) for channel in names.resolve(spec.channels))
+    named = (line.channel for line in map(parse_conda_line, spec.conda) if line and line.channel)
+    # What stands before `::` is searched, too, after all others: as conda does.
+    return tuple(absolute(channel, base) for channel in names.resolve((*spec.channels, *named)))
 
 
 def absolute(channel: str, base: Path) -> str:
@@ -67,9 +70,13 @@ def placed_lines(halves: dict[str, Spec], names: ChannelNames) -> dict[str, tupl
     """Return the match specs of each platform, the channel before `::` said in full."""
 
     def place(line: str, half: Spec) -> str:
-        if "::" not in line:
-            return line
-        channel, _, rest = names.resolve_spec(line).partition("::")
+        parsed = parse_conda_line(line)
+        if not parsed or not parsed.channel:
+            return str(line)
+        channel = names.resolve_spec(f"{parsed.channel}::").removesuffix("::")
+        rest = line.partition("::")[2]
+        if parsed.subdir:
+            rest = f"{rest.removesuffix(']')}{',' if parsed.keys else '['}subdir='{parsed.subdir}']"
         return f"{absolute(channel, half.path.parent)}::{rest}"
 
     return {

@@ -28,6 +28,7 @@ from envferry.lock.solver_output import UNREACHABLE, tidy, unreachable_channel
 from envferry.lock.solver_preferences import Preferences
 from envferry.models import LockedPackage, SystemRequirements, build_string, without_credentials
 from envferry.process import CalledProcessError, run
+from envferry.specs.conda_lines import conda_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,6 +42,12 @@ NO_PACKAGE = re.compile(r"No candidates were found for ([\w.-]+)")
 NO_JSON = re.compile(r"Failed to parse json")
 NO_LINE = re.compile(r"Failed to turn `(.*)` into a MatchSpec \((?:Invalid spec '.*?': )?(.*)\)")
 NO_NAME = re.compile(r"invalid package name '(.*?)': (.*)")
+NOT_STRICT = re.compile(r"strict channel priority.*: (?P<instead>`.*`)", re.DOTALL)
+CONDA_LOCK_FAULTS = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(NotImplementedError, RuntimeError, TypeError, ValueError),
+)
+"""What conda-lock raises for lines that it cannot read: it has no errors of its own."""
 
 
 class CondaRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +131,8 @@ def _explain(answer: CondaAnswer, request: CondaRequest) -> SpecError | StoreErr
     if line := NO_LINE.search(words) or NO_NAME.search(words):
         message = f"{request.spec_path}: `{line[1]}` is no conda package: {line[2]}"
         return SpecError(message, hint="write it as `name >=1.2,<2` or `name=1.2=build`")
+    if instead := NOT_STRICT.search(words):
+        return SpecError(f"{request.spec_path}: {words}", hint=f"write {instead['instead']}")
     if request.updated:
         message = f"{', '.join(request.updated)} cannot move alone on {answer.platform}: {words}"
         return SpecError(message, hint="name what must move with it, or `envferry lock --upgrade`")
@@ -169,6 +178,8 @@ def _solve_platform(
     # What conda-lock knows, it says on command lines, which all users of the machine can read.
     channels = tuple(without_credentials(channel) for channel in request.channels)
     dependencies: list[Any] = [without_credentials(line) for line in request.conda[platform]]
+    if not request.solver:  # ours gets the lines themselves: conda-lock drops their brackets
+        dependencies = list(dict.fromkeys(map(conda_name, dependencies)))
     if request.has_pip:
         dependencies.append({"pip": []})  # conda-lock then asks conda for pip itself
     content = {"channels": [*channels], "dependencies": dependencies}
@@ -226,26 +237,53 @@ def _content_hash(request: CondaRequest, platform: str, scratch: Path) -> str:
     text = Path(request.spec_path).read_text(encoding="utf-8")
     content = yaml.safe_load("\n".join(filter_platform_selectors(text, platform=platform)))
     content["dependencies"] = [
-        {**item, "pip": _requirements_only(item.get("pip"))} if isinstance(item, dict) else item
-        for item in content["dependencies"]
+        {**item, "pip": _requirements_only(item.get("pip"), platform)}
+        if isinstance(item, dict)
+        else _readable(str(item))
+        for item in content["dependencies"] or []
     ]
     spec = _parse(content, request.channels_as_written, platform, scratch)
     hashes = compute_content_hashes(spec, _virtual_packages(request.system, platform, scratch))
     return str(hashes[platform])
 
 
-def _requirements_only(lines: list[str] | None) -> list[str] | None:
-    """Drop the option lines and bare paths of a pip section: conda-lock knows neither."""
+def _requirements_only(lines: list[str] | None, platform: str) -> list[str] | None:
+    """Return the lines of a pip section that conda-lock knows, in a form that it can read.
+
+    It knows no option lines and no bare paths and URLs, and not every marker: without its marker
+    a line can be read, and the hash is only metadata.
+    """
+    known = []
+    for line in map(str, lines or ()):
+        bare = line.partition(";")[0].strip()
+        form = next((form for form in (line, bare) if _reads_requirement(form, platform)), None)
+        known += [form] if form else []
+    return None if lines is None else known
+
+
+def _reads_requirement(line: str, platform: str) -> bool:
+    from conda_lock.src_parser.markers import evaluate_marker
+    from conda_lock.src_parser.pyproject_toml import parse_python_requirement
     from packaging.requirements import InvalidRequirement, Requirement
 
-    def is_requirement(line: str) -> bool:
-        try:
-            Requirement(line)
-        except InvalidRequirement:
-            return False
-        return True
+    try:
+        Requirement(line)
+        parsed = parse_python_requirement(line, manager="pip", mapping_url=str(NAMES_PATH))
+        evaluate_marker(parsed.markers, platform)
+    except (InvalidRequirement, *CONDA_LOCK_FAULTS):
+        return False
+    return True
 
-    return None if lines is None else [line for line in lines if is_requirement(str(line))]
+
+def _readable(line: str) -> str:
+    """Return a conda line in a form that conda-lock can read: the bare name if need be."""
+    from conda_lock.src_parser.conda_common import conda_spec_to_versioned_dep
+
+    try:
+        conda_spec_to_versioned_dep(line, "main")
+    except CONDA_LOCK_FAULTS:
+        return conda_name(line)
+    return line
 
 
 def _parse(
@@ -292,7 +330,10 @@ def _virtual_packages(system: SystemRequirements, platform: str, scratch: Path) 
 def _write_solver(request: CondaRequest, platform: str, scratch: Path) -> Path:
     """Write the executable that conda-lock takes for conda."""
     path, preferences_path = scratch / "conda", scratch / "preferences.json"
+    lines = [without_credentials(line) for line in request.conda[platform]]
+    wants_pip = request.has_pip and "pip" not in map(conda_name, lines)
     preferences = Preferences(
+        specs=(*lines, *(("pip",) if wants_pip else ())),
         kept=tuple(item.url for item in request.kept if item.platform == platform),
         updated=request.updated,
         exclude_newer=request.exclude_newer,

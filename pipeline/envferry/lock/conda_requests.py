@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry.base.workers import Workers
+from envferry.errors import SpecError
 from envferry.lock.channels import channel_names, channels_of, placed_lines, relaxed_pins, warn_of
 from envferry.lock.conda_half import CondaAnswer, CondaRequest, solve_conda_half
+from envferry.specs.conda_lines import parse_conda_line
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from envferry.lock.options import LockOptions
     from envferry.models import LockedPackage, Replacement, Spec
     from envferry.progress import Progress
@@ -28,6 +32,8 @@ def conda_request(
     progress: Progress,
 ) -> tuple[CondaRequest, tuple[Replacement, ...]]:
     """Ask for the conda half of a spec, read for each platform; tell which pins were relaxed."""
+    if options.solver:
+        _check_foreign(spec, options.solver)
     names = channel_names(spec, options)
     channels = channels_of(spec, options, names)
     looking = progress.task(f"locking {spec.name}: which pins the channels have")
@@ -48,6 +54,15 @@ def conda_request(
         exclude_newer=options.exclude_newer,
     )
     return request, replacements
+
+
+def _check_foreign(spec: Spec, solver: Path) -> None:
+    """Refuse lines that conda-lock does not hand on to a conda."""
+    for line in spec.conda:
+        parsed = parse_conda_line(line)
+        if parsed and (parsed.keys or parsed.subdir or parsed.url):
+            message = f"{spec.path}: `{line}` cannot be said to {solver.name} from here"
+            raise SpecError(message, hint="leave out `--solver`: envferry's own obeys it")
 
 
 def solve_platforms(request: CondaRequest, name: str, progress: Progress) -> CondaAnswer:

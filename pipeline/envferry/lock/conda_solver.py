@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from rattler import (
     ChannelPriority,
     GenericVirtualPackage,
-    MatchSpec,
     PackageName,
     Version,
     exceptions,
@@ -28,6 +27,7 @@ from rattler.package import BuildString
 
 from envferry.base.json import decode_json
 from envferry.config import child_environ
+from envferry.lock.direct_lines import DirectLineError, check_answer, check_priority, direct_lines
 from envferry.lock.rattler_channels import channel_sources, open_gateway
 from envferry.lock.solver_preferences import Preferences
 from envferry.models import current_platform, without_credentials
@@ -49,6 +49,7 @@ OVERRIDES = {
     "ARCHSPEC": "__archspec",
 }
 EXPECTED_ERRORS = (
+    DirectLineError,
     exceptions.FetchRepoDataError,
     exceptions.GatewayError,
     exceptions.InvalidChannelError,
@@ -103,9 +104,12 @@ async def _solve(
     sources, gateway = channel_sources(channels), open_gateway()
     kept, pinned = await _kept_records(preferences, sources, gateway, platform)
     newest = preferences.exclude_newer
+    lines = preferences.specs or specs
+    asked = direct_lines(_located(line, channels) for line in lines)
+    await check_priority(asked, dict(zip(channels, sources, strict=True)), gateway, platform)
     records: list[RepoDataRecord] = await solve(
         sources=sources,
-        specs=[MatchSpec(_located(spec, channels)) for spec in specs],
+        specs=[match for line in asked for match in line.matches],
         gateway=gateway,
         platforms=[platform, "noarch"],
         locked_packages=kept,
@@ -120,16 +124,14 @@ async def _solve(
         # Channels of one's own rarely say when a package came: those are taken as they are.
         timestamp_policy="allow-missing",
     )
+    check_answer(asked, records)
     return records
 
 
 def _located(spec: str, channels: Sequence[str]) -> str:
-    """Say in full which channel stands before `::`: conda-lock keeps the last part of a URL."""
+    """Say with its login which channel stands before `::`."""
     name, colons, rest = spec.partition("::")
-    ending = f"/{name}"
-    known = (item for item in channels if without_credentials(item).rstrip("/").endswith(ending))
     full = next((item for item in channels if without_credentials(item) == name), None)
-    full = full or next(known, None)
     return f"{full.rstrip('/')}::{rest}" if colons and full and name not in channels else spec
 
 

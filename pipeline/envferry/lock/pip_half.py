@@ -17,6 +17,8 @@ from envferry.lock.pip_entries import locked_package
 from envferry.lock.uv import compile_lines
 from envferry.lock.wheel_choice import wheel_ranks
 from envferry.models import without_credentials
+from envferry.specs.markers import target_environment
+from envferry.specs.pip_lines import HASH_FRAGMENT, is_path, plain_requirement, requirement_name
 
 if TYPE_CHECKING:
     from envferry.lock.pip_request import PipRequest
@@ -58,9 +60,10 @@ def _demanded_hashes(lines: tuple[str, ...]) -> dict[str, frozenset[str]]:
     demanded: dict[str, frozenset[str]] = {}
     for line in lines:
         found = re.findall(r"\s--hash[= ]sha256:(\w+)", line)
+        fragment = HASH_FRAGMENT.search(line)
+        found += [fragment["digest"].lower()] if fragment else []
         if found:
-            name = canonicalize_name(re.split(r"[\s\[=<>!~;@]", line)[0])
-            demanded[str(name)] = frozenset(found)
+            demanded[requirement_name(line)] = frozenset(found)
     return demanded
 
 
@@ -70,16 +73,12 @@ def _asks_for_packages(line: str) -> bool:
 
 def _anchor(line: str, request: PipRequest) -> str:
     """Make relative paths absolute, since uv gets the lines in a file elsewhere."""
-    line = line.strip()
+    line = plain_requirement(line.strip())
     base = (request.working_dir or Path.cwd()).absolute()
     option = PATH_OPTIONS.fullmatch(line)
-    if re.match(r"(-e|--editable)\b", line):
-        shown = without_credentials(line)
-        message = f"{shown!r} is editable: it points at a directory that stays on this machine"
-        raise SpecError(message, hint="build a wheel of it and name the wheel's path instead")
     if option and "://" not in option["path"]:
         return f"{option['option']} {base / option['path'].strip()}"
-    if line.startswith((".", "/")):
+    if is_path(line) and not line.startswith(("file:", "~")):
         return str(base / line)
     found = re.fullmatch(r"(?P<name>[^@;#]+@\s*)(?P<path>\.{1,2}/.+)", line)
     return f"{found['name']}{(base / found['path']).as_uri()}" if found else line
@@ -115,18 +114,4 @@ def _applies_not(wanted: Requirement, request: PipRequest) -> bool:
 
 def marker_environment(request: PipRequest) -> dict[str, str]:
     """Return the marker variables (PEP 508) of the target that differ from this machine's."""
-    target = request.target
-    system, _, architecture = target.platform.partition("-")
-    short = f"{target.python[0]}.{target.python[1]}"
-    is_mac = system == "osx"
-    full = request.python_version if request.python_version.count(".") > 1 else f"{short}.0"
-    return {
-        "python_version": short,
-        "python_full_version": full,
-        "implementation_name": "cpython",
-        "platform_python_implementation": "CPython",
-        "os_name": "posix",
-        "sys_platform": "darwin" if is_mac else "linux",
-        "platform_system": "Darwin" if is_mac else "Linux",
-        "platform_machine": {"64": "x86_64"}.get(architecture, architecture),
-    }
+    return target_environment(request.python_version, request.platform)

@@ -17,6 +17,9 @@ from envferry.lock.build_requirements import resolve_build_requirements
 from envferry.lock.conda_half import pypi_name
 from envferry.lock.existing_lock import kept_build_requirements
 from envferry.lock.pip_request import PipRequest
+from envferry.specs.pip_lines import heeded, plain_requirement
+from envferry.specs.requirement_lines import INCLUDE, read_requirements
+from envferry.specs.yaml_text import read_text
 
 if TYPE_CHECKING:
     from envferry.lock.options import LockOptions
@@ -42,7 +45,7 @@ def pip_request(
         raise SpecError(message, hint="add a line such as `- python=3.11` to `dependencies:`")
     provided, unversioned = python_distributions(chosen)
     return PipRequest(
-        requirements=half.pip,
+        requirements=written_out(half),
         python_version=python.version if python else "",
         platform=platform,
         excluded=tuple(sorted(unversioned)),
@@ -53,6 +56,22 @@ def pip_request(
         updated=options.updated,
         exclude_newer=options.exclude_newer,
     )
+
+
+def written_out(half: Spec) -> tuple[str, ...]:
+    """Return the lines of the pip half: files that `-r` names written out, options that decide
+    nothing dropped, every requirement in the form that all tools read.
+    """
+    base = half.path.parent
+    lines: list[str] = []
+    for line in half.pip:
+        include = INCLUDE.fullmatch(line)
+        if include and "://" not in include["path"]:
+            path = base / include["path"]
+            lines += read_requirements(path, read_text(path), base)
+        else:
+            lines.append(str(line))
+    return tuple(filter(None, (plain_requirement(heeded(line)) for line in lines)))
 
 
 def python_distributions(chosen: list[LockedPackage]) -> tuple[dict[str, str], set[str]]:

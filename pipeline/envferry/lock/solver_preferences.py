@@ -8,6 +8,8 @@ import msgspec
 class Preferences(msgspec.Struct, frozen=True, kw_only=True):
     """A file beside the solver, by its option `--preferences`."""
 
+    specs: tuple[str, ...] = ()
+    """What to solve, in full; the command line has only the names of it."""
     kept: tuple[str, ...] = ()
     """URLs of packages that stay where the specs allow it."""
     updated: tuple[str, ...] = ()

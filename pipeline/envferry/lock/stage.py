@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from envferry.lock.conda_requests import conda_request, solve_platforms
 from envferry.lock.existing_lock import kept_packages, with_other_platforms, without_channels
 from envferry.lock.foreign_solver import solver_version
+from envferry.lock.match_specs import check_match_specs
 from envferry.lock.options import LockOptions, check_options
 from envferry.lock.pip_half import resolve_pip
 from envferry.lock.pip_inputs import pin_build_requirements, pip_request
+from envferry.lock.unknown_hashes import with_hash
 from envferry.specs.locks import LockContents, write_lock
 from envferry.specs.reading import read_spec
 
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from envferry.models import BuildRequirements, Lock, Spec
     from envferry.progress import Progress
 
+log = logging.getLogger(__name__)
+
 
 def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
     """Solve a spec for its platforms and write the lock beside it.
@@ -28,13 +33,18 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
     reached; then the lock that was there stays.
     """
     check_options(options)
+    check_match_specs(spec)
     tools = _tools(options.solver)
     kept = kept_packages(spec, options)
     platforms = options.platforms or spec.platforms
     halves = {platform: read_spec(spec.path, platform=platform) for platform in platforms}
     request, replacements = conda_request(spec, halves, kept, options, progress)
     conda = solve_platforms(request, spec.name, progress)
-    packages = list(conda.packages)
+    # A line that is a package's URL is in no repodata, which has the hashes.
+    notes: list[str] = []
+    packages = [with_hash(package, notes) for package in conda.packages]
+    for note in notes:
+        log.info("%s", note)
     build_requirements: list[BuildRequirements] = []
     for platform, half in halves.items():
         with progress.task(f"locking {spec.name}: pip packages for {platform}"):

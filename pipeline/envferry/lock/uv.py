@@ -62,7 +62,7 @@ REFUSED = re.compile(
 REQUIREMENT_NAME = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)")
 
 GIT_LINE = re.compile(
-    r"(?P<start>(?P<name>[A-Za-z0-9._-]+)(\[[^\]]*\])?\s*@\s*git\+[a-z]+://[^\s#]*?)"
+    r"(?P<start>((?P<name>[A-Za-z0-9._-]+)(\[[^\]]*\])?\s*@\s*)?(?P<url>git\+[a-z]+://[^\s#]*?))"
     r"(@[^\s#@/]+)?(?P<rest>([#;\s].*)?)"
 )
 
@@ -155,6 +155,7 @@ def _call_uv(request: PipRequest, scratch: Path, words: tuple[str, ...]) -> Fini
         *("--python-platform", _uv_platform(request.target)),
         *("--python", sys.executable, "--no-python-downloads"),
         *("--no-header", "--color", "never", "--no-progress"),
+        *(("--prerelease", "allow") if "--pre" in request.requirements else ()),
         *(("--exclude-newer", request.exclude_newer) if request.exclude_newer else ()),
         *words,
     ]
@@ -174,11 +175,15 @@ def _held(request: PipRequest) -> Iterator[str]:
 def _at_kept_commit(line: str, request: PipRequest) -> str:
     """Let a git requirement name the commit that was locked: uv would follow its branch."""
     found = GIT_LINE.fullmatch(line)
-    name = str(canonicalize_name(found["name"])) if found else ""
-    if not found or name in {str(canonicalize_name(item)) for item in request.updated}:
+    if not found:
         return line
-    kept = (item for item in request.kept if item.kind == "git" and item.name == name)
-    commit = next((item.sha256 for item in kept), None)
+    name = str(canonicalize_name(found["name"] or ""))
+    moving = {str(canonicalize_name(item)) for item in request.updated}
+    kept = (item for item in request.kept if item.kind == "git" and item.name not in moving)
+    # A bare URL has no name before uv looked into it: then the same URL is the same package.
+    start = f"{without_credentials(found['url'])}@"
+    same = (item for item in kept if item.name == name or item.url.startswith(start))
+    commit = next((item.sha256 for item in same), None)
     return f"{found['start']}@{commit}{found['rest']}" if commit else line
 
 

@@ -5,8 +5,22 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from envferry.specs.selectors import SELECTORS, is_selected
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+LEFT_OUT_MARK = "# Not carried over: "
+"""What starts a comment on a line of the source that the spec does not have: lint counts them."""
+PLATFORM_SELECTORS = {
+    "linux-64": "linux64",
+    "linux-aarch64": "aarch64",
+    "linux-ppc64le": "ppc64le",
+    "osx-64": "osx64",
+    "osx-arm64": "arm64",
+}
 RelaxLevel = Literal["build", "patch", "all"]
 PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./@+~^=<>!,;()*\[\]' -]*")
 NOT_PLAIN = re.compile(r"[-?:]( |$)|.*(: |:$| #)|.*,\s*$|(?i:true|false|yes|no|on|off|null|~)$")
@@ -29,23 +43,37 @@ class Draft:
     conda: list[str] = field(default_factory=list)
     pip: list[str] = field(default_factory=list)
     system: dict[str, str] = field(default_factory=dict)
-    selectors: dict[str, str] = field(default_factory=dict)
-    """Lines that are for one platform, with its selector."""
+    conda_selectors: dict[str, str] = field(default_factory=dict)
+    """Lines of the conda half that are for some platforms, with their selector."""
+    pip_selectors: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    """What the importer changed or left out, for people."""
+    """What people should know of the source."""
+    left_out: list[str] = field(default_factory=list)
+    """What the source says and the spec does not, each with the reason."""
+
+    def add_conda(self, lines: Mapping[str, Iterable[str]]) -> None:
+        """Add conda lines by platform; those that are not for all get a selector."""
+        _add(self.conda, self.conda_selectors, lines)
+
+    def add_pip(self, lines: Mapping[str, Iterable[str]]) -> None:
+        """Add pip lines by platform; those that are not for all get a selector."""
+        _add(self.pip, self.pip_selectors, lines)
 
 
 def render_draft(draft: Draft) -> str:
     """Write a draft as a spec."""
-    lines = [f"name: {quoted(draft.name)}", "channels:"]
+    lines = [left_out_comment(item) for item in draft.left_out]
+    lines += [f"name: {quoted(draft.name)}", "channels:"]
     lines += [f"  - {quoted(channel)}" for channel in draft.channels]
     if draft.platforms:
         lines += ["platforms:", *(f"  - {platform}" for platform in draft.platforms)]
     lines.append("dependencies:")
-    lines += [f"  - {quoted(line)}{_selector(draft, line)}" for line in draft.conda]
+    lines += [f"  - {quoted(line)}{_suffix(draft.conda_selectors, line)}" for line in draft.conda]
     if draft.pip:
         lines += ["  - pip:"]
-        lines += [f"      - {quoted(line)}{_selector(draft, line)}" for line in draft.pip]
+        lines += [
+            f"      - {quoted(line)}{_suffix(draft.pip_selectors, line)}" for line in draft.pip
+        ]
     if draft.system:
         lines += ["envferry:", "  system:"]
         lines += [f'    {name}: "{version}"' for name, version in sorted(draft.system.items())]
@@ -74,6 +102,34 @@ def relaxed(line: str, level: RelaxLevel | None) -> str:
     return f"{pin['name']}={version}" if pin["version"] else line
 
 
-def _selector(draft: Draft, line: str) -> str:
-    selector = draft.selectors.get(line)
-    return f"  # [{selector}]" if selector else ""
+def left_out_comment(text: str) -> str:
+    """Return the comment on what a spec does not have of its source."""
+    return LEFT_OUT_MARK + " ".join(UNPRINTABLE.sub("?", text).split())
+
+
+def _add(target: list[str], selectors: dict[str, str], lines: Mapping[str, Iterable[str]]) -> None:
+    """Add each line once, with the selector of the platforms that have it."""
+    by_line: dict[str, list[str]] = {}
+    for platform, items in lines.items():
+        for line in items:
+            by_line.setdefault(line, []).append(platform)
+    for line, platforms in by_line.items():
+        if line not in target:
+            target.append(line)
+        if {*platforms} != {*lines}:
+            selectors[line] = _selector_of({*platforms}, {*lines})
+
+
+def _selector_of(chosen: set[str], all_platforms: set[str]) -> str:
+    """Return the shortest selector that tells some platforms from the others."""
+    rest = all_platforms - chosen
+    if len(rest) == 1:
+        return f"not {PLATFORM_SELECTORS[rest.pop()]}"
+    for name in ("linux", "osx"):
+        if {item for item in all_platforms if is_selected(name, item)} == chosen:
+            return name
+    return " or ".join(PLATFORM_SELECTORS[item] for item in SELECTORS if item in chosen)
+
+
+def _suffix(selectors: dict[str, str], line: str) -> str:
+    return f"  # [{selectors[line]}]" if line in selectors else ""

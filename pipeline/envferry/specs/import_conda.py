@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from email.parser import HeaderParser
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -20,12 +21,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PACKAGE_URL = re.compile(
-    r"(?P<channel>.+)/(?P<subdir>noarch|linux-\w+|osx-\w+|win-\w+)/"
+    r"(?P<channel>.+)/(?P<subdir>noarch|(?:linux|osx|win|freebsd|emscripten|wasi|zos)-\w+)/"
     r"(?P<name>[^/]+)-(?P<version>[^-/]+)-(?P<build>[^-/]+?)(\.conda|\.tar\.bz2)"
 )
+PACKAGE_FILE = re.compile(
+    r"(file://|/).*/(?P<name>[^/]+)-(?P<version>[^-/]+)-(?P<build>[^-/]+?)(\.conda|\.tar\.bz2)"
+)
+HASH = re.compile(r"(?:sha256:)?(?P<sha256>[0-9a-fA-F]{64})|(?:md5:)?(?P<md5>[0-9a-fA-F]{32})")
 PIP_COMMENT = re.compile(r"#\s*pip\s+(?P<name>\S+)\s+@\s+(?P<url>\S+)(\s+--hash=(?P<hash>\S+))?")
-DEFAULT_PARTS = re.compile(r"https?://[^/]+/pkgs/(main|r|free|msys2)")
-NAMED_CHANNEL = re.compile(r"https?://conda\.[^/]+/(?P<name>[^/]+)")
+# Only conda's own servers may be left out of a channel's name: on any other, a channel of the same
+# name is another channel.
+DEFAULT_PARTS = re.compile(
+    r"https?://repo\.(anaconda|continuum)\.(com|io)/pkgs/(main|r|free|msys2)"
+)
+NAMED_CHANNEL = re.compile(r"https?://conda\.anaconda\.org/(?P<name>[^/]+(/label/[^/]+)?)")
 PIP_BUILDS = ("pypi_0", "pypi", "<pip>")
 
 
@@ -40,36 +49,148 @@ class _Record(msgspec.Struct):
     files: list[str] = []
 
 
-def draft_explicit(text: str, path: Path, name: str) -> Draft:
-    """Read an `@EXPLICIT` list; its packages become exact pins of the channels they came from."""
-    draft = Draft(name=name)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplicitLine:
+    """One package of an `@EXPLICIT` list."""
+
+    name: str
+    version: str
+    build: str | None
+    subdir: str
+    """Empty for a file in no channel, and for pip packages."""
+    url: str
+    sha256: str | None = None
+    md5: str | None = None
+
+
+def draft_explicit(text: str, path: Path, name: str) -> tuple[Draft, list[ExplicitLine]]:
+    """Read an `@EXPLICIT` list: exact pins of the channels they came from, and the files."""
+    draft, found = Draft(name=name), []
     for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
         pip = PIP_COMMENT.fullmatch(line)
+        platform = re.fullmatch(r"#\s*platform:\s*(\S+)", line)
         if pip:
-            draft.pip.append(f"{pip['name']} @ {without_credentials(pip['url'])}")
+            url = without_credentials(pip["url"])
+            draft.pip.append(f"{pip['name']} @ {url}")
+            found.append(_explicit_pip(pip["name"], url, pip["hash"] or ""))
+        elif platform:
+            _add_platform(draft, platform[1])
         if not line or line.startswith(("#", "@")):
             continue
-        if not _add_url(draft, line.partition("#")[0]):
+        package = _explicit_line(line)
+        if package is None:
             message = f"{path}:{number}: `{without_credentials(line)[:80]}` is no conda package URL"
             raise SpecError(message, hint="an explicit list holds one package URL on each line")
-    draft.notes.append("the hashes of the list are left out: the lock records its own")
-    return draft
+        _add_url(draft, package.url)
+        if not package.subdir:
+            draft.conda.append(f"{package.name}={package.version}={package.build}")
+        found.append(package)
+    _check_platforms(draft, path)
+    return draft, found
 
 
-def draft_conda_list(text: str, name: str, channels: Iterable[str]) -> Draft:
+def _explicit_line(line: str) -> ExplicitLine | None:
+    url, _, fragment = line.partition("#")
+    url = without_credentials(url.strip())
+    found = PACKAGE_URL.fullmatch(url) or PACKAGE_FILE.fullmatch(url)
+    if not found:
+        return None
+    digest = HASH.fullmatch(fragment.strip())
+    return ExplicitLine(
+        name=found["name"],
+        version=unquote(found["version"]),
+        build=unquote(found["build"]),
+        subdir=found.groupdict().get("subdir") or "",
+        url=url if "://" in url else f"file://{url}",
+        sha256=digest["sha256"].lower() if digest and digest["sha256"] else None,
+        md5=digest["md5"].lower() if digest and digest["md5"] else None,
+    )
+
+
+def _explicit_pip(name: str, url: str, digest: str) -> ExplicitLine:
+    file_name = unquote(urlsplit(url).path.rsplit("/", 1)[-1])
+    parts = file_name.split("-")
+    found = HASH.fullmatch(digest)
+    return ExplicitLine(
+        name=str(canonicalize_name(name)),
+        version=parts[1] if file_name.endswith(".whl") and parts[1:] else "0",
+        build=None,
+        subdir="",
+        url=url,
+        sha256=found["sha256"].lower() if found and found["sha256"] else None,
+    )
+
+
+def draft_conda_list(text: str, path: Path, name: str, channels: Iterable[str]) -> Draft:
     """Read `conda list --export`: NAME=VERSION=BUILD on each line."""
     draft = Draft(name=name, channels=list(channels))
     for line in map(str.strip, text.splitlines()):
         platform = re.fullmatch(r"#\s*platform:\s*(\S+)", line)
-        if platform and platform[1] in PLATFORMS.values():
-            draft.platforms.append(platform[1])
+        if platform:
+            _add_platform(draft, platform[1])
         if line and not line.startswith("#"):
             package, version, build = line.split("=")
-            if build in PIP_BUILDS:
-                draft.pip.append(f"{package}=={version}")
-            else:
-                draft.conda.append(line)
+            _add_listed(draft, package, version, build)
+    _check_platforms(draft, path)
     return draft
+
+
+def draft_conda_table(text: str, name: str, channels: Iterable[str]) -> Draft:
+    """Read `conda list`: name, version, build and channel on each line."""
+    draft = Draft(name=name, channels=[])
+    for line in map(str.strip, text.splitlines()):
+        if not line or line.startswith("#"):
+            continue
+        package, version, *more = line.split()
+        build, channel = [*more, "", ""][:2]
+        if channel == "pypi" or build in PIP_BUILDS:
+            draft.pip.append(f"{package}=={version}")
+            continue
+        _add_listed(draft, package, version, build)
+        if channel and channel not in draft.channels:
+            draft.channels.append(channel)
+    draft.channels = draft.channels or list(channels)
+    return draft
+
+
+def draft_pip_table(text: str, name: str, channels: Iterable[str]) -> Draft:
+    """Read `pip list`: name and version on each line, and where an editable one is."""
+    draft = Draft(name=name, channels=list(channels))
+    for line in map(str.strip, text.splitlines()[2:]):
+        if not line:
+            continue
+        package, version, *place = line.split(maxsplit=2)
+        draft.pip.append(f"{package}=={version}")
+        if place:
+            draft.left_out.append(
+                f"{package} is editable, from {place[0]}: its version is asked for"
+            )
+    return draft
+
+
+def _add_listed(draft: Draft, package: str, version: str, build: str) -> None:
+    if build in PIP_BUILDS:
+        draft.pip.append(f"{package}=={version}")
+    elif re.fullmatch(r"dev_\d+", build):
+        draft.left_out.append(
+            f"{package}={version}={build}: conda-develop put a folder on the path"
+        )
+    else:
+        draft.conda.append("=".join(filter(None, (package, version, build))))
+
+
+def _add_platform(draft: Draft, platform: str) -> None:
+    if platform not in ("noarch", *draft.platforms):
+        draft.platforms.append(platform)
+
+
+def _check_platforms(draft: Draft, path: Path) -> None:
+    """Refuse a list of packages for a platform that nobody locks for here."""
+    others = [item for item in draft.platforms if item not in PLATFORMS.values()]
+    if others:
+        message = f"{path} lists packages for {', '.join(others)}, which run nowhere else"
+        hint = f"list an environment on one of {', '.join(PLATFORMS.values())}"
+        raise SpecError(message, hint=hint)
 
 
 def draft_prefix(prefix: Path, name: str, channels: Iterable[str]) -> Draft:
@@ -82,9 +203,7 @@ def draft_prefix(prefix: Path, name: str, channels: Iterable[str]) -> Draft:
         owned.update(file for file in record.files if ".dist-info/" in file)
         owned.update(file for file in record.files if ".egg-info" in file)
     draft.channels = draft.channels or list(channels)
-    for info in sorted(prefix.glob("lib/python3*/site-packages/*.dist-info")):
-        if (info / "METADATA").relative_to(prefix).as_posix() not in owned:
-            _add_distribution(draft, info)
+    add_distributions(draft, prefix, owned)
     has_python = any(line.split("=")[0].endswith("python") for line in draft.conda)
     if draft.pip and not has_python:
         version = next(prefix.glob("lib/python3*")).name.removeprefix("python")
@@ -96,26 +215,40 @@ def draft_prefix(prefix: Path, name: str, channels: Iterable[str]) -> Draft:
     return draft
 
 
+def add_distributions(draft: Draft, prefix: Path, owned: set[str]) -> None:
+    """Add the python distributions of a prefix that no conda package owns."""
+    for packages in sorted(prefix.glob("lib/python3*/site-packages")):
+        if packages.parent.is_symlink():  # conda-forge has `python3.1`, a link for old scripts
+            continue
+        for info in sorted(packages.glob("*.dist-info")):
+            if (info / "METADATA").relative_to(prefix).as_posix() not in owned:
+                _add_distribution(draft, info)
+        for old in sorted([*packages.glob("*.egg-info"), *packages.glob("*.egg-link")]):
+            place = old.relative_to(prefix).as_posix()
+            if not any(item == place or item.startswith(f"{place}/") for item in owned):
+                draft.left_out.append(f"{old.name}: nothing says where it was installed from")
+
+
 def _add_url(draft: Draft, url: str) -> bool:
     """Add the package that a URL names, its channel and platform; False when it names none."""
     found = PACKAGE_URL.fullmatch(url.strip())
     if not found:
         return False
-    channel = _channel_name(found["channel"])
+    channel = channel_name(found["channel"])
     if channel not in draft.channels:
         draft.channels.append(channel)
-    if found["subdir"] != "noarch" and found["subdir"] not in draft.platforms:
-        draft.platforms.append(found["subdir"])
+    _add_platform(draft, found["subdir"])
     draft.conda.append(f"{found['name']}={unquote(found['version'])}={unquote(found['build'])}")
     return True
 
 
-def _channel_name(url: str) -> str:
-    """Return the short name of a channel that has one for conda, else its URL."""
+def channel_name(url: str) -> str:
+    """Return the short name of a channel that is one of conda's own servers, else its URL."""
     url = without_credentials(url)
-    if DEFAULT_PARTS.fullmatch(url):
+    bare = url.rstrip("/")
+    if DEFAULT_PARTS.fullmatch(bare):
         return "defaults"
-    named = NAMED_CHANNEL.fullmatch(url)
+    named = NAMED_CHANNEL.fullmatch(bare)
     return named["name"] if named else url
 
 
@@ -134,12 +267,12 @@ def _add_distribution(draft: Draft, info: Path) -> None:
     """Add one installed python distribution, from where it was installed."""
     metadata = info / "METADATA"
     if not metadata.is_file():
-        draft.notes.append(f"{info.name} has no METADATA and is left out")
+        draft.left_out.append(f"{info.name} has no METADATA")
         return
     fields = HeaderParser().parsestr(metadata.read_text(encoding="utf-8", errors="replace"))
     name, version = fields.get("Name", ""), fields.get("Version", "")
     if not name or not version:
-        draft.notes.append(f"{info.name} says neither name nor version and is left out")
+        draft.left_out.append(f"{info.name} says neither name nor version")
         return
     name = str(canonicalize_name(name))
     draft.pip.append(_origin(info / "direct_url.json", name, draft) or f"{name}=={version}")

@@ -1,159 +1,141 @@
-"""Drafts out of TOML: pixi manifests and the dependencies of a pyproject.toml."""
+"""Drafts out of a pyproject.toml: its dependencies, where uv gets them, what is left out."""
 
 from __future__ import annotations
 
-import re
-import sys
 from typing import TYPE_CHECKING, Any
 
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.utils import canonicalize_name
 
 from envferry.errors import SpecError
-from envferry.models import PLATFORMS
 from envferry.specs.drafts import Draft
+from envferry.specs.import_pixi import git_requirement
+from envferry.specs.pip_lines import requirement_name
 from envferry.specs.requirement_lines import relative
+from envferry.specs.toml_text import parse_toml, table_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-SELECTORS = {
-    "linux-64": "linux64",
-    "linux-aarch64": "aarch64",
-    "linux-ppc64le": "ppc64le",
-    "osx-64": "osx64",
-    "osx-arm64": "arm64",
-    "linux": "linux",
-    "osx": "osx",
-    "unix": "unix",
-}
-LEFT_OUT = ("feature", "environments", "tasks", "activation", "build-dependencies")
-
-
-def draft_pixi(text: str, path: Path, base: Path, name: str) -> Draft:
-    """Read a `pixi.toml`, or the `[tool.pixi]` of a pyproject.toml: its default environment."""
-    document = tomllib.loads(text)
-    root = _table(document.get("tool", {}).get("pixi", document), path, "pixi")
-    project = _table(root.get("workspace", root.get("project", {})), path, "workspace")
-    channels = [
-        str(item["channel"] if isinstance(item, dict) and "channel" in item else item)
-        for item in project.get("channels", [])
-    ]
-    draft = Draft(name=name, channels=channels)
-    draft.platforms = [item for item in project.get("platforms", []) if item in PLATFORMS.values()]
-    dropped = [str(item) for item in project.get("platforms", []) if item not in draft.platforms]
-    if dropped:
-        draft.notes.append(f"platforms that envferry does not know: {', '.join(dropped)}")
-    system = _table(root.get("system-requirements", {}), path, "system-requirements")
-    libc = system.get("libc", "")
-    glibc = libc.get("version", "") if isinstance(libc, dict) else libc
-    draft.system = {
-        key: str(value) for key, value in (("glibc", glibc), ("cuda", system.get("cuda"))) if value
-    }
-    _add_pixi_tables(draft, root, path, base)
-    for platform, table in _table(root.get("target", {}), path, "target").items():
-        if platform in SELECTORS:
-            before = {*draft.conda, *draft.pip}
-            _add_pixi_tables(draft, _table(table, path, f"target.{platform}"), path, base)
-            for line in {*draft.conda, *draft.pip} - before:
-                draft.selectors[line] = SELECTORS[platform]
-    project_lines = _table(document.get("project", {}), path, "project").get("dependencies", [])
-    draft.pip += [str(line) for line in project_lines] if root is not document else []
-    for key in LEFT_OUT:
-        if root.get(key):
-            draft.notes.append(f"`{key}` is left out: only the default environment is read")
-    return draft
+UV_PACKAGES = (
+    *("constraint-dependencies", "override-dependencies", "dev-dependencies", "environments"),
+    *("exclude-dependencies", "no-binary-package", "no-build-package", "find-links", "prerelease"),
+    *("extra-index-url", "index-url", "index-strategy", "resolution", "exclude-newer", "conflicts"),
+    *("dependency-metadata", "required-environments", "no-sources", "extra-build-dependencies"),
+)
+"""Keys of `[tool.uv]` that decide packages, beside `index` and `sources`."""
 
 
 def draft_pyproject(text: str, path: Path, base: Path, name: str, channels: Iterable[str]) -> Draft:
     """Read `[project] dependencies` and `requires-python`; the project itself is not among them."""
-    document = tomllib.loads(text)
-    project = _table(document.get("project", {}), path, "project")
+    document = parse_toml(text)
+    project = table_at(document.get("project", {}), path, "project")
     dependencies = project.get("dependencies", [])
     if not isinstance(dependencies, list):
         raise SpecError(f"{path}: `dependencies` is no list", hint="correct it")
     draft = Draft(name=name, channels=list(channels))
-    python = _conda_version(str(project.get("requires-python", "")))
+    python = _conda_version(str(project.get("requires-python", "")), path)
     draft.conda = [f"python {python}".strip(), "pip"]
-    draft.pip = [str(line) for line in dependencies]
+    uv = table_at(table_at(document.get("tool", {}), path, "tool").get("uv", {}), path, "tool.uv")
+    sources = table_at(uv.get("sources", {}), path, "tool.uv.sources")
+    draft.pip += _indexes(uv, path, draft)
+    draft.pip += [_requirement(str(line), sources, path, base, draft) for line in dependencies]
     if not draft.pip:
         draft.notes.append(f"{path.name} has no `dependencies`: only python is asked for")
-    extras = project.get("optional-dependencies")
-    if isinstance(extras, dict) and extras:
-        draft.notes.append(f"the extras {', '.join(extras)} are left out")
+    asked = {requirement_name(str(line)) for line in dependencies}
+    for package, source in sources.items():
+        if str(canonicalize_name(package)) not in asked:
+            draft.left_out.append(f"[tool.uv.sources] {package} = {source!r}: nothing asks for it")
+    _name_the_rest(document, project, uv, draft)
     draft.notes.append(
         f"the project itself is not in the spec: add `- {relative(path.parent, base)}` "
         "under `pip:` to carry it too"
     )
-    sources = document.get("tool", {}).get("uv", {}).get("sources")
-    if sources:
-        draft.notes.append(f"`[tool.uv.sources]` is not read: write out {', '.join(sources)}")
     return draft
 
 
-def _table(value: object, path: Path, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise SpecError(f"{path}: `{name}` is no table", hint="correct it")
-    return value
+def _indexes(uv: dict[str, Any], path: Path, draft: Draft) -> list[str]:
+    """Return the option lines that `[[tool.uv.index]]` stands for."""
+    indexes = uv.get("index", [])
+    if not isinstance(indexes, list):
+        raise SpecError(f"{path}: `tool.uv.index` is no list", hint="correct it")
+    lines = []
+    for item in indexes:
+        table = table_at(item, path, "tool.uv.index")
+        url = str(table.get("url", ""))
+        if not url:
+            raise SpecError(f"{path}: an index of `[[tool.uv.index]]` has no URL", hint="add it")
+        lines.append(f"{'--index-url' if table.get('default') else '--extra-index-url'} {url}")
+        if table.get("explicit"):
+            draft.left_out.append(
+                f"[[tool.uv.index]] {table.get('name', url)} {{explicit = true}}: "
+                "it is asked for every package"
+            )
+    return lines
 
 
-def _add_pixi_tables(draft: Draft, root: dict[str, Any], path: Path, base: Path) -> None:
-    """Add the `dependencies` and `pypi-dependencies` of one table."""
-    for name, value in _table(root.get("dependencies", {}), path, "dependencies").items():
-        draft.conda.append(_conda_line(name, value))
-    pypi = _table(root.get("pypi-dependencies", {}), path, "pypi-dependencies")
-    for name, value in pypi.items():
-        draft.pip.append(_pypi_line(name, value, path, base))
-        if isinstance(value, dict) and "index" in value:
-            option = f"--extra-index-url {value['index']}"
-            if option not in draft.pip:
-                draft.pip.insert(0, option)
+def _requirement(line: str, sources: dict[str, Any], path: Path, base: Path, draft: Draft) -> str:
+    """Return a requirement, from where `[tool.uv.sources]` has it."""
+    try:
+        wanted = Requirement(line)
+    except InvalidRequirement as error:
+        reason = str(error).splitlines()[0]
+        message = f"{path}: `{line[:60]}` in `dependencies` is no requirement: {reason}"
+        raise SpecError(message, hint="write it as `name==version`") from error
+    known = {str(canonicalize_name(name)): source for name, source in sources.items()}
+    name = str(canonicalize_name(wanted.name))
+    source = known.get(name)
+    if source is None:
+        return line
+    extras = f"[{','.join(sorted(wanted.extras))}]" if wanted.extras else ""
+    marker = f" ; {wanted.marker}" if wanted.marker else ""
+    if isinstance(source, dict) and "marker" not in source:
+        if "git" in source:
+            return git_requirement(f"{wanted.name}{extras}", source) + marker
+        if "url" in source:
+            return f"{wanted.name}{extras} @ {source['url']}{marker}"
+        if "path" in source:
+            return relative(path.parent / str(source["path"]), base) + extras + marker
+    draft.left_out.append(f"[tool.uv.sources] {name} = {source!r}: any index may have it")
+    return line
 
 
-def _conda_line(name: str, value: object) -> str:
-    """Return the match spec of a pixi dependency: a version, or a table that pins more."""
-    table = value if isinstance(value, dict) else {"version": value}
-    version = re.sub(r"\s*,\s*", ",", str(table.get("version", "*"))).strip()
-    build = str(table.get("build", ""))
-    channel = f"{table['channel']}::" if "channel" in table else ""
-    if version == "*" and not build:
-        return f"{channel}{name}"
-    if re.fullmatch(r"==[^,|\s]+", version) and build:
-        return f"{channel}{name}={version[2:]}={build}"
-    if re.match(r"[\d]", version) and not build:
-        return f"{channel}{name} {version}" if "*" in version else f"{channel}{name}={version}"
-    return f"{channel}{name} {version} {build}".rstrip()
+def _name_the_rest(
+    document: dict[str, Any], project: dict[str, Any], uv: dict[str, Any], draft: Draft
+) -> None:
+    """Name the packages that the file asks for elsewhere."""
+    for table, what in (
+        (project.get("optional-dependencies"), "[project.optional-dependencies]"),
+        (document.get("dependency-groups"), "[dependency-groups]"),
+    ):
+        for name, lines in table.items() if isinstance(table, dict) else ():
+            listed = ", ".join(map(_shown, lines)) if isinstance(lines, list) else str(lines)
+            draft.left_out.append(f"{what} {name}: {listed}")
+    for key in UV_PACKAGES:
+        if key in uv:
+            draft.left_out.append(f"[tool.uv] {key} = {uv[key]!r}")
+    if "dependencies" in project.get("dynamic", []):
+        draft.left_out.append(
+            "[project] dynamic dependencies: only a build of the project knows them"
+        )
+    poetry = document.get("tool", {}).get("poetry", {})
+    for key in ("dependencies", "group", "source") if isinstance(poetry, dict) else ():
+        if key in poetry:
+            draft.left_out.append(f"[tool.poetry] {key}: a form of poetry's own")
 
 
-def _pypi_line(name: str, value: object, path: Path, base: Path) -> str:
-    """Return the requirement of a pixi pypi dependency."""
-    table: dict[str, Any] = value if isinstance(value, dict) else {"version": value}
-    extras = f"[{','.join(map(str, table['extras']))}]" if table.get("extras") else ""
-    if "git" in table:
-        revision = table.get("rev") or table.get("tag") or table.get("branch")
-        at = f"@{revision}" if revision else ""
-        folder = f"#subdirectory={table['subdirectory']}" if table.get("subdirectory") else ""
-        return f"{name}{extras} @ git+{table['git']}{at}{folder}"
-    if "url" in table:
-        return f"{name}{extras} @ {table['url']}"
-    if "path" in table:
-        return relative(path.parent / str(table["path"]), base) + extras
-    version = str(table.get("version", "*"))
-    if version in ("*", ""):
-        return f"{name}{extras}"
-    return f"{name}{extras}{version if version[0] in '=<>!~' else f'=={version}.*'}"
+def _shown(line: object) -> str:
+    return f"the group {line.get('include-group')}" if isinstance(line, dict) else str(line)
 
 
-def _conda_version(requires_python: str) -> str:
+def _conda_version(requires_python: str, path: Path) -> str:
     """Turn a python version specifier into conda's form."""
     try:
         specifiers = SpecifierSet(requires_python)
-    except InvalidSpecifier:
-        return ""
+    except InvalidSpecifier as error:
+        message = f"{path}: `requires-python = {requires_python!r}` is no version"
+        raise SpecError(message, hint="write such as `>=3.10`") from error
     parts = sorted(str(item) for item in specifiers)
     return ",".join(part.replace("===", "==") for part in parts)

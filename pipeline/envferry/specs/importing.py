@@ -8,12 +8,33 @@ from typing import TYPE_CHECKING
 
 from envferry.errors import SpecError, UsageError
 from envferry.models import NAME_PATTERN, check_name
-from envferry.specs.drafts import Draft, quoted, relaxed, render_draft
-from envferry.specs.import_conda import draft_conda_list, draft_explicit, draft_prefix
-from envferry.specs.import_toml import draft_pixi, draft_pyproject
-from envferry.specs.kinds import Kind, recognise, surprise
-from envferry.specs.reading import KNOWN_KEYS, RESERVED_NAMES, parse_spec
-from envferry.specs.requirement_lines import INCLUDE, read_requirements, rebased, relative
+from envferry.specs.conda_lines import conda_name
+from envferry.specs.drafts import Draft, left_out_comment, quoted, relaxed, render_draft
+from envferry.specs.foreign_locks import ForeignLock, read_explicit, read_foreign_lock
+from envferry.specs.import_conda import (
+    draft_conda_list,
+    draft_conda_table,
+    draft_pip_table,
+    draft_prefix,
+)
+from envferry.specs.import_pixi import draft_pixi
+from envferry.specs.import_toml import draft_pyproject
+from envferry.specs.import_venv import draft_venv
+from envferry.specs.kinds import FOREIGN_LOCKS, Kind, recognise, surprise
+from envferry.specs.reading import (
+    HOLDER,
+    KNOWN_KEYS,
+    RESERVED_NAMES,
+    check_dependencies,
+    parse_spec,
+)
+from envferry.specs.requirement_lines import (
+    INCLUDE,
+    logical_lines,
+    read_requirements,
+    rebased,
+    relative,
+)
 from envferry.specs.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml
 
 if TYPE_CHECKING:
@@ -22,7 +43,10 @@ if TYPE_CHECKING:
     from envferry.models import Spec
     from envferry.specs.drafts import RelaxLevel
 
-GENERIC_STEMS = ("environment", "env", "requirements", "pixi", "pyproject", "explicit", "conda")
+GENERIC_STEMS = (
+    *("environment", "env", "requirements", "pixi", "pyproject", "explicit", "conda"),
+    *("uv", "pylock", "conda-lock", "venv", "virtualenv"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +61,8 @@ class ImportOptions:
     """The python version for sources that name none."""
     relax: RelaxLevel | None = None
     """How far every conda pin is loosened."""
+    glibc: str | None = None
+    """What hosts must offer, where the source does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +74,13 @@ class Imported:
     text: str
     notes: tuple[str, ...]
     """What people should know: what the file is, what was left out."""
+    lock: ForeignLock | None = None
+    """What the source has locked already."""
+
+    @property
+    def locks(self) -> bool:
+        """Whether a lock is to be made, too: the source says exactly what is in the environment."""
+        return self.lock is not None or self.kind is Kind.VENV
 
 
 def import_spec(source: Path, specs_dir: Path, options: ImportOptions) -> Imported:
@@ -56,15 +89,28 @@ def import_spec(source: Path, specs_dir: Path, options: ImportOptions) -> Import
     Raises NotFound when it is not there, SpecError when it cannot be read as anything.
     """
     kind, text = recognise(source)
+    lock: ForeignLock | None = None
     if kind is Kind.ENVIRONMENT:
         found, notes = _adopt_environment(text, source, specs_dir, options)
     else:
         name = options.name or _default_name(source, kind)
-        draft = _draft(kind, text, source, specs_dir, replace(options, name=name))
-        found, notes = render_draft(draft), draft.notes
+        options = replace(options, name=_valid_name(name))
+        if kind is Kind.EXPLICIT or kind in FOREIGN_LOCKS:
+            name = options.name or "env"
+            lock = (
+                read_explicit(text, source, name)
+                if kind is Kind.EXPLICIT
+                else read_foreign_lock(text, source, kind, name, options.python)
+            )
+            draft = _finished(lock.draft, options)
+        else:
+            draft = _draft(kind, text, source, specs_dir, options)
+        left_out = (f"not carried over: {item}" for item in draft.left_out)
+        found, notes = render_draft(draft), [*draft.notes, *left_out]
     spec = _checked(found, specs_dir, source)
     what = surprise(source, kind)
-    return Imported(kind=kind, spec=spec, text=found, notes=tuple(filter(None, [what, *notes])))
+    notes = list(filter(None, [what, *notes]))
+    return Imported(kind=kind, spec=spec, text=found, notes=tuple(notes), lock=lock)
 
 
 def _checked(text: str, specs_dir: Path, source: Path) -> Spec:
@@ -79,7 +125,9 @@ def _checked(text: str, specs_dir: Path, source: Path) -> Spec:
 
 def _default_name(source: Path, kind: Kind) -> str:
     """Return a name for what has none: the file's or its folder's."""
-    stem = source.resolve().name if kind is Kind.PREFIX else source.stem
+    is_folder = kind in (Kind.PREFIX, Kind.VENV)
+    stem = source.resolve().name.lstrip(".") if is_folder else source.stem
+    stem = stem.removesuffix(".conda-lock")
     if any(stem.lower() == generic for generic in GENERIC_STEMS):
         stem = source.resolve().parent.name
     stem = re.sub(r"^requirements[-_.]|[-_.]requirements$", "", stem)
@@ -88,31 +136,54 @@ def _default_name(source: Path, kind: Kind) -> str:
 
 
 def _draft(kind: Kind, text: str, source: Path, base: Path, options: ImportOptions) -> Draft:
-    """Read every kind but environment files."""
-    name = _valid_name(options.name or "env")
-    channels = options.channels
+    """Read every kind but environment files and locks."""
+    name, channels = options.name or "env", options.channels
     if kind is Kind.REQUIREMENTS:
-        python = f"python={options.python}" if options.python else "python"
-        draft = Draft(name=name, channels=list(channels), conda=[python, "pip"])
-        draft.pip = read_requirements(source, text, base)
-        if not options.python:
-            draft.notes.append("no python version is named: pin it, such as `- python=3.11`")
-    elif kind is Kind.EXPLICIT:
-        draft = draft_explicit(text, source, name)
+        draft = Draft(name=name, pip=read_requirements(source, text, base))
+    elif kind is Kind.CONDA_SPECS:
+        lines = [line.text for line in logical_lines(text)]
+        draft = Draft(name=name, channels=list(channels), conda=lines)
     elif kind is Kind.CONDA_LIST:
-        draft = draft_conda_list(text, name, channels)
+        draft = draft_conda_list(text, source, name, channels)
+    elif kind is Kind.CONDA_TABLE:
+        draft = draft_conda_table(text, name, channels)
+    elif kind is Kind.PIP_TABLE:
+        draft = draft_pip_table(text, name, channels)
     elif kind is Kind.PREFIX:
         draft = draft_prefix(source, name, channels)
+    elif kind is Kind.VENV:
+        draft = draft_venv(source, name, channels)
     elif kind is Kind.PIXI:
         draft = draft_pixi(text, source, base, name)
     else:
         draft = draft_pyproject(text, source, base, name, channels)
-    draft.channels = draft.channels or list(channels)
+    return _finished(draft, options)
+
+
+def _finished(draft: Draft, options: ImportOptions) -> Draft:
+    """Add what every spec has: channels, a python for the pip half, pip; loosen the pins."""
+    draft.channels = draft.channels or list(options.channels)
+    if draft.pip and not draft.conda:
+        draft.conda.insert(0, f"python={options.python}" if options.python else "python")
+        if not options.python:
+            draft.notes.append("no python version is named: pin it, such as `- python=3.11`")
+    _give_pip_to_conda(draft)
+    if options.glibc:
+        draft.system.setdefault("glibc", options.glibc)
+        draft.notes.append(f"hosts must have glibc {options.glibc}, which python needs here")
     draft.conda = list(dict.fromkeys(relaxed(line, options.relax) for line in draft.conda))
-    has_pip = any(re.match(r"pip\b(?!-)", line) for line in draft.conda)
-    if draft.pip and not has_pip:
+    if draft.pip and not any(conda_name(line) == "pip" for line in draft.conda):
         draft.conda.append("pip")
     return draft
+
+
+def _give_pip_to_conda(draft: Draft) -> None:
+    """Ask conda for the pip that the pip half asks for: an environment holds one."""
+    for line in [*draft.pip]:
+        wanted = re.fullmatch(r"pip\s*(?P<version>[=<>!~][^;@]*)?", line)
+        if wanted:
+            draft.pip.remove(line)
+            draft.conda.append(f"pip{wanted['version'] or ''}".strip())
 
 
 def _valid_name(name: str) -> str:
@@ -129,10 +200,17 @@ def _adopt_environment(
     root = parse_yaml(text, source)
     if not isinstance(root, Mapping):
         raise SpecError(f"{source} is no mapping", hint="name an environment file")
+    check_dependencies(root, source)
     lines = text.lstrip("\ufeff").splitlines()
     _rewrite_dependencies(root, lines, (source.parent, base), options.relax)
     added, notes = _missing_keys(root, source, options)
-    dropped = [key for key in root if key == "prefix" or key not in KNOWN_KEYS]
+    dropped = [
+        key
+        for key in root
+        if key == "prefix" or (key not in KNOWN_KEYS and not HOLDER.fullmatch(key))
+    ]
+    held = _keep_holders(dropped, root, lines)
+    dropped = [key for key in dropped if key not in held]
     has_own_name = "name" in root and not any(line.startswith("name:") for line in added)
     changed = [*dropped, *([] if has_own_name or "name" not in root else ["name"])]
     starts = sorted({line_of(key) for key in root})
@@ -145,9 +223,39 @@ def _adopt_environment(
             following = next((line for line in starts if line > line_of(key)), len(lines) + 1)
             gone.update(range(line_of(key), following))
     notes += [f"`{key}:`{_place(root, key)} is left out" for key in dropped]
+    notes += [f"`{key}:` is now `x-{key}:`, as what it holds is used elsewhere" for key in held]
+    added = [
+        *(left_out_comment(f"{key}: {_shown(root[key])}") for key in dropped if key != "prefix"),
+        *added,
+    ]
     kept = [line for number, line in enumerate(lines, start=1) if number not in gone]
     top = starts[0] - 1
     return "\n".join([*kept[:top], *added, *kept[top:]]).rstrip() + "\n", notes
+
+
+def _keep_holders(dropped: list[str], root: Mapping, lines: list[str]) -> list[str]:
+    """Rename the keys that hold what a YAML alias elsewhere stands for; return which they are."""
+    starts = sorted({line_of(key) for key in root})
+    held = []
+    for key in dropped:
+        end = next((line for line in starts if line > line_of(key)), len(lines) + 1)
+        inside = "\n".join(lines[line_of(key) - 1 : end - 1])
+        anchors = re.findall(r"(?:^|\s)&(\w+)", inside)
+        elsewhere = "\n".join([*lines[: line_of(key) - 1], *lines[end - 1 :]])
+        if any(re.search(rf"(?:^|[\s,\[])\*{name}\b", elsewhere) for name in anchors):
+            number = line_of(key) - 1
+            lines[number] = lines[number].replace(key, f"x-{key}", 1)
+            held.append(key)
+    return held
+
+
+def _shown(value: object) -> str:
+    text = (
+        ", ".join(value)
+        if isinstance(value, (Mapping, Sequence)) and all(isinstance(item, str) for item in value)
+        else str(value)
+    )
+    return text[:200]
 
 
 def _place(root: Mapping, key: str) -> str:

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import re
-import sys
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from packaging.requirements import InvalidRequirement, Requirement
-
 from envferry.errors import NotFound, SpecError
-from envferry.specs.reading import PATH_LINE
+from envferry.specs.conda_lines import TEMPLATE, conda_name, parse_conda_line
+from envferry.specs.pip_lines import pip_line_problem
 from envferry.specs.requirement_lines import logical_lines
+from envferry.specs.toml_text import TOMLDecodeError, parse_toml
 from envferry.specs.yaml_text import Mapping, parse_yaml, read_text
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+    from envferry.specs.requirement_lines import Line
 
-EXPORT_LINE = re.compile(r"[A-Za-z0-9_][\w.-]*=[^=<>!~\s]+=[\w.]+")
-MAX_BYTES = 8 << 20
+EXPORT_LINE = re.compile(r"[A-Za-z0-9_][\w.-]*=[^=<>~\s]+=([\w.]+|<pip>)")
+TABLE_LINE = re.compile(r"[A-Za-z0-9_][\w.-]*\s+[\w.!+-]+(\s+[\w.<>-]+(\s+\S+)?)?")
+CONDA_TABLE = re.compile(r"# packages in environment at |#\s+Name\s+Version\s+Build")
+PIP_TABLE = re.compile(r"Package\s+Version(\s+Editable project location)?")
+MAX_BYTES = 64 << 20
 
 
 class Kind(Enum):
@@ -33,16 +32,30 @@ class Kind(Enum):
     REQUIREMENTS = "a pip requirements file"
     EXPLICIT = "an explicit list of conda packages"
     CONDA_LIST = "a list by `conda list --export`"
+    CONDA_SPECS = "a list of conda packages"
+    CONDA_TABLE = "a list by `conda list`"
+    PIP_TABLE = "a list by `pip list`"
+    CONDA_LOCK = "a conda-lock.yml"
+    PIXI_LOCK = "a pixi.lock"
+    UV_LOCK = "a uv.lock"
+    PYLOCK = "a pylock.toml"
     PIXI = "a pixi manifest"
     PYPROJECT = "a pyproject.toml"
     PREFIX = "an environment's folder"
+    VENV = "a virtual environment"
 
+
+FOREIGN_LOCKS = (Kind.CONDA_LOCK, Kind.PIXI_LOCK, Kind.UV_LOCK, Kind.PYLOCK)
 
 NAMES = (
     (re.compile(r"(requirements|constraints).*\.(txt|in)|.*requirements\.txt"), Kind.REQUIREMENTS),
     (re.compile(r"env(ironment)?[^/]*\.ya?ml"), Kind.ENVIRONMENT),
     (re.compile(r"pixi\.toml"), Kind.PIXI),
     (re.compile(r"pyproject\.toml"), Kind.PYPROJECT),
+    (re.compile(r".*conda-lock\.ya?ml"), Kind.CONDA_LOCK),
+    (re.compile(r"pixi\.lock"), Kind.PIXI_LOCK),
+    (re.compile(r"uv\.lock"), Kind.UV_LOCK),
+    (re.compile(r"pylock(\..+)?\.toml"), Kind.PYLOCK),
 )
 
 
@@ -52,8 +65,10 @@ def recognise(path: Path) -> tuple[Kind, str]:
     Raises NotFound when it is not there, SpecError when it is nothing known.
     """
     if path.is_dir():
-        if (path / "conda-meta").is_dir() or any(path.glob("lib/python3*/site-packages")):
+        if (path / "conda-meta").is_dir():
             return Kind.PREFIX, ""
+        if any(path.glob("lib/python3*/site-packages")):
+            return Kind.VENV, ""
         message = f"{path} is a folder without `conda-meta` or `lib/python3*/site-packages`"
         raise SpecError(message, hint="name an environment's prefix, or one file")
     try:
@@ -85,63 +100,102 @@ def _kind_of(text: str, path: Path) -> Kind:
         raise SpecError(message, hint="check that this is the file you meant")
     if all(EXPORT_LINE.fullmatch(line) for line in content):
         return Kind.CONDA_LIST
-    document = _toml(text)
+    if any(map(CONDA_TABLE.match, lines)) and all(map(TABLE_LINE.fullmatch, content)):
+        return Kind.CONDA_TABLE
+    if PIP_TABLE.fullmatch(content[0]) and len(content) > 1 and set(content[1]) <= {"-", " "}:
+        return Kind.PIP_TABLE
+    document, fault = _toml(text)
     if document:
         return _toml_kind(document, path)
-    wrong = [line for line in logical_lines(text) if not _is_requirement(line.text)]
+    wrong = [(line, problem) for line in logical_lines(text) if (problem := _problem(line.text))]
     if not wrong:
         return Kind.REQUIREMENTS
-    if _is_environment(text, path):
-        return Kind.ENVIRONMENT
+    if all(_is_conda_spec(line.text) for line in logical_lines(text)):
+        return Kind.CONDA_SPECS
+    yaml_kind = _yaml_kind(text, path)
+    if yaml_kind:
+        return yaml_kind
+    raise _nothing_known(path, fault, *wrong[0])
+
+
+def _nothing_known(path: Path, fault: str, line: Line, problem: str) -> SpecError:
+    """Say what a file is not, and what its first strange line would have to be."""
+    place = f"{path}:{line.number}"
+    hint = "correct that line, or name another file"
+    if fault and re.match(r"\[[\w.\[\]\" -]+\]$", line.text):
+        message = f"{path}: expected TOML, as its first lines are: {fault}"
+        return SpecError(message, hint="correct that line")
+    if re.match(r"\w[\w-]*:(\s|$)", line.text):
+        message = f"{place}: this is YAML without `dependencies:`, so it lists no packages"
+        return SpecError(message, hint="name an environment.yml, or a list of packages")
+    if re.match(r"- \S", line.text):
+        hint = "drop the dashes, or write `dependencies:` above the list"
+    elif TEMPLATE.search(line.text):
+        hint = "write the value itself: nothing fills templates in here"
     message = (
-        f"{path}:{wrong[0].number}: this is no environment file and no list of packages: "
-        f"`{wrong[0].text[:60]}` is no requirement"
+        f"{place}: this is no environment file and no list of packages: "
+        f"`{line.text[:60]}` is no requirement: {problem}"
     )
-    raise SpecError(message, hint="correct that line, or name another file")
+    return SpecError(message, hint=hint)
 
 
-def _toml(text: str) -> dict[str, Any]:
-    """Return a TOML document that has tables; empty when the text is no such thing."""
+def _toml(text: str) -> tuple[dict[str, Any], str]:
+    """Return a TOML document that has tables, empty when the text is no such thing, and why."""
     try:
-        document: dict[str, Any] = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError):
-        return {}
-    return document if any(isinstance(item, dict) for item in document.values()) else {}
+        document = parse_toml(text)
+    except (TOMLDecodeError, RecursionError) as error:
+        return {}, str(error).splitlines()[0]
+    tables = [item[0] if isinstance(item, list) and item else item for item in document.values()]
+    is_one = any(isinstance(item, dict) for item in tables)
+    return (document, "") if is_one else ({}, "it has no tables")
 
 
 def _toml_kind(document: dict[str, Any], path: Path) -> Kind:
     tool = document.get("tool")
+    if "lock-version" in document and "created-by" in document:
+        return Kind.PYLOCK
+    if isinstance(document.get("package"), list) and "version" in document:
+        packages = document["package"]
+        if all(isinstance(item, dict) and "source" in item for item in packages):
+            return Kind.UV_LOCK
+        message = f"{path} is a lock of poetry or cargo, which nobody reads here"
+        hint = "make one that is read: `poetry export -o requirements.txt`, or pylock.toml"
+        raise SpecError(message, hint=hint)
     if isinstance(tool, dict) and "pixi" in tool:
         return Kind.PIXI
     project = document.get("workspace", document.get("project"))
     if isinstance(project, dict) and "channels" in project:
         return Kind.PIXI
-    if "project" in document:
+    if "project" in document or "dependency-groups" in document:
         return Kind.PYPROJECT
+    if isinstance(tool, dict) and "poetry" in tool:
+        message = f"{path} lists its packages in `[tool.poetry]`, a form of poetry's own"
+        hint = "run `poetry export -o requirements.txt --without-hashes` and import that"
+        raise SpecError(message, hint=hint)
     message = f"{path} is TOML with neither `[workspace]` nor `[project]`, so it lists nothing"
     raise SpecError(message, hint="name a pixi.toml or a pyproject.toml with `[project]`")
 
 
-def _is_environment(text: str, path: Path) -> bool:
-    """Whether a text is a conda environment file; raise SpecError for YAML of another kind."""
-    if not re.search(r"^(dependencies|channels|name|package|metadata)\s*:", text, re.M):
-        return False
+def _yaml_kind(text: str, path: Path) -> Kind | None:
+    """Return what a YAML text is; None for no YAML or another kind."""
+    if not re.search(r"^(dependencies|channels|name|package|packages|metadata)\s*:", text, re.M):
+        return None
     root = parse_yaml(text, path)
     if not isinstance(root, Mapping):
-        return False
+        return None
     if {"package", "metadata"} <= root.keys():
-        message = f"{path} is a lock, not a spec"
-        raise SpecError(message, hint="`envferry build` takes a lock through its spec's name")
-    return "dependencies" in root
+        return Kind.CONDA_LOCK
+    if {"environments", "packages", "version"} <= root.keys():
+        return Kind.PIXI_LOCK
+    return Kind.ENVIRONMENT if "dependencies" in root else None
 
 
-def _is_requirement(line: str) -> bool:
-    if line.startswith("-") or PATH_LINE.fullmatch(line):
-        return True
-    if re.match(r"(git|hg|svn|bzr)\+|https?://", line):
-        return True
-    try:
-        Requirement(re.split(r"\s+--", line)[0].strip())
-    except InvalidRequirement:
-        return False
-    return True
+def _problem(line: str) -> str:
+    return "it starts with a dash" if re.match(r"-\s", line) else pip_line_problem(line)
+
+
+def _is_conda_spec(line: str) -> bool:
+    """Whether a line is one that `conda create --file` takes."""
+    words = re.match(r"[A-Za-z0-9_.:/+-]+(::)?[\w.-]*(\s*[=<>!~*\[,|]|\s+[\d*]|$)", line)
+    found = parse_conda_line(line)
+    return bool(words and found and conda_name(line) and not TEMPLATE.search(line))

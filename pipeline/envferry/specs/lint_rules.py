@@ -32,8 +32,8 @@ RULES = {
         ),
         Rule(
             code="S103",
-            title="A compiled scientific package from pip beside conda's",
-            why="each side brings its own BLAS, OpenMP or C++ runtime into one process",
+            title="A wheel with its own BLAS or OpenMP beside conda's",
+            why="each side brings its own BLAS or OpenMP runtime into one process",
             fix="take these packages from one side, all of them",
         ),
         Rule(
@@ -57,8 +57,8 @@ RULES = {
         Rule(
             code="S107",
             title="An editable requirement",
-            why="it is a link to a folder of this machine, which will not travel",
-            fix="drop `-e`: the folder is then built into a wheel",
+            why="a link to a folder of this machine cannot travel: a wheel is built of the folder",
+            fix="drop `-e`, or name a git commit",
         ),
         Rule(
             code="S108",
@@ -70,7 +70,7 @@ RULES = {
             code="S109",
             title="`defaults` beside `conda-forge`",
             why="their builds do not go together where conda's channel priority is not strict",
-            fix="keep one of them; envferry itself solves with strict priority",
+            fix="keep one of them; envferry's priority is strict, but for pins with a build string",
         ),
         Rule(
             code="S110",
@@ -89,6 +89,12 @@ RULES = {
             title="Build strings in a spec for several platforms",
             why="a build string names the build of one platform",
             fix="drop them: `envferry import --relax build`",
+        ),
+        Rule(
+            code="S113",
+            title="A line that is not obeyed",
+            why="whoever wrote it expects something of it",
+            fix="take it out, or say it in a way that is obeyed",
         ),
     )
 }

@@ -6,13 +6,16 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from envferry.models import without_credentials
+from envferry.specs.conda_lines import conda_name, parse_conda_line
+from envferry.specs.import_conda import channel_name
 from envferry.specs.lint_rules import RULES
-from envferry.specs.reading import CONDA_NAME, RESERVED_NAMES
-from envferry.specs.requirement_lines import named_url
+from envferry.specs.lint_unheeded import BASE_PREFIX, unheeded_lines
+from envferry.specs.pip_lines import is_editable, is_path, plain_requirement, requirement_name
+from envferry.specs.reading import parse_spec
+from envferry.specs.requirement_lines import INCLUDE, included_lines
 from envferry.specs.selectors import selector_lines
 from envferry.specs.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, read_text
 
@@ -24,42 +27,25 @@ if TYPE_CHECKING:
     from envferry.models import LockedPackage
     from envferry.specs.lint_rules import Rule
 
-# Packages with compiled code that bring a BLAS, OpenMP or C++ runtime along, by their pip name.
-SCIENTIFIC = frozenset(
+# Wheels with a BLAS or OpenMP runtime of their own inside (their `.libs` folders), by pip name.
+RUNTIME_WHEELS = frozenset(
     (
-        "catboost",
-        "cupy",
-        "faiss-cpu",
-        "gensim",
-        "h5py",
-        "jax",
-        "jaxlib",
-        "lightgbm",
-        "llvmlite",
-        "matplotlib",
-        "netcdf4",
-        "numba",
-        "numexpr",
-        "numpy",
-        "opencv-python",
-        "opencv-python-headless",
-        "pandas",
-        "pyarrow",
-        "pyscf",
-        "scikit-image",
-        "scikit-learn",
-        "scipy",
-        "shapely",
-        "statsmodels",
-        "tables",
-        "tensorflow",
-        "torch",
-        "torchaudio",
-        "torchvision",
-        "xgboost",
+        *("numpy", "scipy", "scikit-learn", "scikit-image", "pyscf", "cvxopt", "faiss-cpu"),
+        *("faiss-gpu", "torch", "tensorflow", "tensorflow-cpu", "xgboost", "lightgbm"),
+        *("opencv-python", "opencv-python-headless", "opencv-contrib-python", "ctranslate2"),
+        *("implicit", "mkl", "intel-openmp"),
     )
 )
-SCIENTIFIC_CONDA = SCIENTIFIC | {"blas", "libblas", "mkl", "openblas", "opencv", "pytorch"}
+# Conda packages that load the channel's one BLAS or OpenMP runtime, or are it.
+RUNTIME_CONDA = frozenset(
+    (
+        *("blas", "libblas", "mkl", "openblas", "libopenblas", "llvm-openmp", "intel-openmp"),
+        *("numpy", "numpy-base", "scipy", "scikit-learn", "scikit-image", "pyscf", "cvxopt"),
+        *("pytorch", "pytorch-cpu", "pytorch-gpu", "tensorflow", "tensorflow-base", "xgboost"),
+        *("py-xgboost", "libxgboost", "lightgbm", "faiss", "faiss-cpu", "faiss-gpu", "opencv"),
+        *("libopencv", "py-opencv", "ctranslate2", "implicit"),
+    )
+)
 # Distributions that install the same files as a conda package of another name.
 SAME_FILES = {
     "opencv-python": ("opencv", "py-opencv"),
@@ -73,12 +59,27 @@ SAME_FILES = {
     "faiss-cpu": ("faiss", "faiss-cpu"),
     "faiss-gpu": ("faiss", "faiss-gpu"),
 }
-CUDA_CONDA = re.compile(r"cudatoolkit|cuda(-.+)?|cudnn|nccl|pytorch-cuda|libcu(blas|dnn|fft).*")
-CUDA_PIP = re.compile(r"nvidia-.+|cupy-cuda\d+x?|.+-cu1\d")
-COMMIT = re.compile(r"[0-9a-f]{40}")
-TAG = re.compile(r"v?\d+(\.\d+)+.*")
-BASE_PREFIX = re.compile(r"(/opt/conda|.*/(mini|ana|mamba|micromamba|miniforge)[a-z]*\d?)/?")
-LOCAL = re.compile(r"(\.{0,2}/.*|~.*|.*\bfile:.*|[^@:]*\.whl)")
+# Conda packages that are a CUDA runtime library, or bring some along. `cuda-version` only says
+# which, and compilers (`cuda-nvcc`) are not loaded by what runs.
+CUDA_CONDA = re.compile(
+    r"cudatoolkit|cuda|cuda-(cudart|runtime|toolkit|libraries|cupti|nvrtc|nvtx)|cudnn|nccl"
+    r"|libcu(blas|dnn|fft|rand|solver|sparse|sparselt|tensor|dss).*|libnvjitlink|cutensor|cusparselt"
+    r"|pytorch-cuda|pytorch-gpu|tensorflow-gpu"
+)
+CUDA_BUILD = re.compile(r"cuda\w*|.*[_.]cuda\w*|gpu_.*|.*_cu\d+.*")
+# Wheels that are a CUDA runtime library, or need such wheels: on Linux, PyPI's own torch does.
+CUDA_PIP = re.compile(
+    r"nvidia-(cu|cublas|cuda|cudnn|nccl|nv).+|cupy-cuda\d+x?|.+-cu1\d|tensorrt(-.+)?|vllm|sglang"
+    r"|xformers|flashinfer.*|torch|torchvision|torchaudio|bitsandbytes|deepspeed|unsloth"
+    r"|paddlepaddle-gpu|mxnet-cu\d+"
+)
+NEEDS_TORCH = ("torchvision", "torchaudio", "bitsandbytes", "deepspeed", "unsloth", "xformers")
+CUDA_EXTRA = re.compile(r"\[[^\]]*\b(and-cuda|cuda\d*\w*|gpu|cu\d+)\b[^\]]*\]")
+CPU_ONLY = re.compile(r"\+cpu\b|/whl/cpu\b|/whl/rocm|/whl/xpu")
+COMMIT = re.compile(r"[0-9a-f]{7,40}")
+TAG = re.compile(r"(refs/tags/.+|([A-Za-z][A-Za-z_]*[-_])?[vVrR]?\d+([._-]\d+)+.*|[vV]\d+)")
+FILE_URL = re.compile(r"(.*@\s*)?file:.*")
+GIT_REVISION = re.compile(r"git\+(?:[a-z]+://)?(?:[^\s@/]+@)?[^\s#@]+@(?P<revision>[^\s#;]+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +106,10 @@ class _Asked:
     conda: dict[str, Text] = field(default_factory=dict)
     pip: dict[str, Text] = field(default_factory=dict)
     lines: list[Text] = field(default_factory=list)
-    """All lines of the pip section."""
+    """All lines of the pip section; those of included files have the place of their `-r`."""
     locked: AnyMapping[str, LockedPackage] = field(default_factory=dict)
     """What the lock has from conda, by the name that pip knows."""
+    platforms: tuple[str, ...] = ()
     selected: bool = False
     """Whether lines are for some platforms only."""
 
@@ -122,16 +124,17 @@ def lint_spec(
     locked: tuple[LockedPackage, ...] = (),
     gone: AnyMapping[str, str] | None = None,
 ) -> list[Finding]:
-    """Return what is dangerous in a spec, in the order of its lines.
+    """Return what is dangerous in a spec, in the order of its lines; raise as its reader does.
 
     `pypi_name` maps conda names; `locked` are the packages of the spec's lock, as far as there is
     one; `gone` are conda lines that no channel satisfies, each with what would do.
     """
     text = read_text(path)
+    spec = parse_spec(text, path)
     root = parse_yaml(text, path)
-    if not isinstance(root, Mapping):
-        return []
-    asked = _read(root, pypi_name)
+    assert isinstance(root, Mapping)  # else it would be no spec
+    asked = _read(root, path)
+    asked.platforms = spec.options.platforms
     asked.selected = bool(selector_lines(text))
     asked.locked = {
         str(canonicalize_name(pypi_name(item.name))): item
@@ -139,6 +142,7 @@ def lint_spec(
         if item.manager == "conda"
     }
     found = [*_halves(asked, pypi_name), *_cuda(asked), *_pip_lines(asked), *_file(asked)]
+    found += unheeded_lines(root, text, asked.lines)
     for line in _texts(root.get("dependencies")):
         if gone and line.strip() in gone:
             used = gone[line.strip()]
@@ -162,37 +166,40 @@ def _texts(value: object) -> list[Text]:
     return [item for item in value if isinstance(item, Text)] if isinstance(value, Sequence) else []
 
 
-def _read(root: Mapping, pypi_name: Callable[[str], str]) -> _Asked:
-    """Collect what a spec asks for; what is no spec at all is for its reader to refuse."""
+def _read(root: Mapping, path: Path) -> _Asked:
+    """Collect what a spec asks for."""
     asked = _Asked(root=root)
-    dependencies = root.get("dependencies")
-    for item in dependencies if isinstance(dependencies, Sequence) else ():
-        found = CONDA_NAME.match(item.strip()) if isinstance(item, Text) else None
-        if found:
-            asked.conda[found["name"].lower()] = item
-        elif isinstance(item, Mapping):
-            asked.lines += _texts(item.get("pip"))
+    for item in root["dependencies"]:
+        if isinstance(item, Text):
+            asked.conda[conda_name(item)] = item
+        else:
+            for line in _texts(item["pip"]):
+                asked.lines += _with_included(line, path)
     for line in asked.lines:
-        name = _pip_name(line)
+        name = requirement_name(line)
         if name:
             asked.pip[name] = line
     return asked
 
 
-def _pip_name(line: str) -> str:
-    try:
-        wanted = Requirement(re.split(r"\s+(?:#|--)", named_url(line.strip()))[0])
-    except InvalidRequirement:
-        return ""
-    return str(canonicalize_name(wanted.name))
+def _with_included(line: Text, path: Path) -> Iterator[Text]:
+    """Yield a line, and after a `-r` those of the file that it names."""
+    yield line
+    include = INCLUDE.fullmatch(line.strip())
+    if include and "://" not in include["path"]:
+        file = path.parent / include["path"]
+        for inner in included_lines(file, read_text(file), path.parent):
+            yield Text.at(inner.text, line_of(line))
 
 
 def _halves(asked: _Asked, pypi_name: Callable[[str], str]) -> Iterator[_Found]:
     """Yield what both halves touch."""
     by_pip_name = {str(canonicalize_name(pypi_name(name))): name for name in asked.conda}
     brought = asked.brought()
-    runtimes = sorted(brought & SCIENTIFIC_CONDA)
+    runtimes = sorted(brought & RUNTIME_CONDA)
     for name, line in asked.pip.items():
+        if name == "pip":  # conda's is asked for because there is a pip section
+            continue
         twin = next((item for item in SAME_FILES.get(name, ()) if item in brought), None)
         if name in by_pip_name:
             other = asked.conda[by_pip_name[name]]
@@ -200,52 +207,63 @@ def _halves(asked: _Asked, pypi_name: Callable[[str], str]) -> Iterator[_Found]:
         elif name in asked.locked or twin:
             owner = twin or asked.locked[name].name
             yield "S102", line, f"pip's {name} would overwrite conda's {owner}"
-        elif name in SCIENTIFIC and runtimes:
+        elif name in RUNTIME_WHEELS and runtimes:
             beside = ", ".join(runtimes[:3])
             yield "S103", line, f"{name} comes from pip beside conda's {beside}"
 
 
 def _cuda(asked: _Asked) -> Iterator[_Found]:
-    conda = sorted(name for name in asked.brought() if CUDA_CONDA.fullmatch(name))
-    for name, line in asked.pip.items():
-        if conda and (CUDA_PIP.fullmatch(name) or re.search(r"\+cu\d", line)):
-            yield "S104", line, f"{name} brings CUDA beside conda's {conda[0]}"
+    """Yield what brings a CUDA runtime from an index beside one from a channel."""
+    conda = [name for name in asked.brought() if CUDA_CONDA.fullmatch(name)]
+    for name, line in asked.conda.items():
+        parsed = parse_conda_line(line)
+        if parsed and CUDA_BUILD.fullmatch(parsed.build):
+            conda.append(name)
+    cpu_only = any(CPU_ONLY.search(line) for line in asked.lines)
+    has_torch = bool({"pytorch", "pytorch-gpu", "pytorch-cpu"} & asked.brought())
+    for name, line in asked.pip.items() if conda else ():
+        brings = CUDA_PIP.fullmatch(name) and not (has_torch and name in NEEDS_TORCH)
+        brings = brings and not (cpu_only and (name == "torch" or name in NEEDS_TORCH))
+        if brings or CUDA_EXTRA.search(line) or re.search(r"\+cu\d", line):
+            yield "S104", line, f"{name} brings CUDA beside conda's {min(conda)}"
 
 
 def _pip_lines(asked: _Asked) -> Iterator[_Found]:
     """Yield lines of the pip section that are not what they seem, or will not travel."""
     for line in asked.lines:
-        text = named_url(line.strip())
-        if re.match(r"(-e|--editable)\b", text):
-            yield "S107", line, f"`{text}` is editable"
-        elif "git+" in text:
-            revision = re.search(r"git\+[^\s#]+?\.?[^/\s#]*@(?P<revision>[^\s#@/]+)(#|\s|$)", text)
+        text = plain_requirement(line.strip())
+        if "git+" in text:
+            revision = GIT_REVISION.search(text)
             name = revision["revision"] if revision else ""
             if not (COMMIT.fullmatch(name) or TAG.fullmatch(name)):
                 how = f"follows the branch {name}" if name else "names no commit"
                 yield "S105", line, f"`{text}` {how}"
-        elif LOCAL.fullmatch(text) and not text.startswith("-"):
+        elif is_editable(line.strip()):
+            yield "S107", line, f"`{line.strip()}` is editable"
+        elif FILE_URL.fullmatch(text) or (is_path(text) and "://" not in text):
             yield "S108", line, f"`{text}` is a path of this machine"
     if asked.lines and "pip" not in asked.conda:
         yield "S106", asked.lines[0], "there is a pip section, but `pip` is not asked for"
 
 
 def _file(asked: _Asked) -> Iterator[_Found]:
-    """Yield what is about the whole file: its name, its channels, its builds."""
+    """Yield what is about the whole file: its channels, its prefix, its builds."""
     root = asked.root
-    channels = _texts(root.get("channels"))
-    defaults = next((item for item in channels if item in ("defaults", "main", "anaconda")), None)
+    channels = {channel_name(item): item for item in reversed(_texts(root.get("channels")))}
+    defaults = next((name for name in channels if name in ("defaults", "main", "anaconda")), None)
     if defaults is not None and "conda-forge" in channels:
-        yield "S109", defaults, f"the channel {defaults} stands beside conda-forge"
-    name, prefix = root.get("name"), root.get("prefix")
-    if isinstance(name, Text) and name in RESERVED_NAMES:
-        yield "S111", name, f"the environment is called `{name}`"
+        yield "S109", channels[defaults], f"the channel {defaults} stands beside conda-forge"
+    prefix = root.get("prefix")
     if isinstance(prefix, Text) and BASE_PREFIX.fullmatch(prefix):
         yield "S111", prefix, f"`prefix: {prefix}` is conda's own installation"
-    builds = [line for line in asked.conda.values() if re.search(r"^[^=\s]+=[^=\s]+=[^=\s]", line)]
-    options = root.get("envferry")
-    platforms = root.get("platforms") or (
-        options.get("platforms") if isinstance(options, Mapping) else None
-    )
-    if builds and not asked.selected and isinstance(platforms, Sequence) and len(platforms) > 1:
+    builds = [line for line in asked.conda.values() if _names_build(line)]
+    if builds and not asked.selected and len(asked.platforms) > 1:
         yield "S112", builds[0], f"`{builds[0]}` and {len(builds) - 1} more pin a build"
+
+
+def _names_build(line: str) -> bool:
+    """Whether a line names one build, not a pattern of several."""
+    parsed = parse_conda_line(line)
+    bracket = re.search(r"\bbuild\s*=\s*['\"]?([^'\",]+)", parsed.keys) if parsed else None
+    build = bracket[1] if bracket else parsed.build if parsed else ""
+    return bool(build) and not re.search(r"[*^$]", build)

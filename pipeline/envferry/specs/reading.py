@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import logging
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import Any
 
 import msgspec
 from blake3 import blake3
-from packaging.requirements import InvalidRequirement, Requirement
 
 from envferry.base.json import convert
 from envferry.errors import NotFound, SpecError, UsageError
 from envferry.models import (
+    PLATFORMS,
     Checks,
     Spec,
     SpecOptions,
@@ -23,10 +23,11 @@ from envferry.models import (
     check_name,
     check_platform,
 )
-from envferry.specs.selectors import KNOWN_SELECTORS, select_platform, selector_lines
+from envferry.specs.conda_lines import TEMPLATE, conda_name, merged
+from envferry.specs.pip_lines import pip_line_problem
+from envferry.specs.requirement_lines import INCLUDE, included_lines, relative
+from envferry.specs.selectors import is_selected, select_platform, selector_lines
 from envferry.specs.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, plain, read_text
-
-log = logging.getLogger(__name__)
 
 DIGEST_SCHEMA = 1
 SPEC_ENDINGS = (".yml", ".yaml")
@@ -46,9 +47,13 @@ KNOWN_KEYS = (
     "prefix",
     "variables",
 )
-CONDA_NAME = re.compile(r"(?:[^\s:]+::)?(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*?)(?=$|[\s=<>!~\[*])")
+HOLDER = re.compile(r"[xX][-_].*|\..*")
+"""Keys for what is used elsewhere by a YAML alias."""
 VERSION = re.compile(r"\d+(\.\d+)*")
-PATH_LINE = re.compile(r"(\.{0,2}/|file:).*|.*\.whl")
+OTHER_PLATFORM = re.compile(
+    r"(win|freebsd|emscripten|wasi|zos)-\w+|linux-(32|armv6l|armv7l|ppc64|riscv64|s390x|loongarch64)"
+)
+"""conda's platforms that nobody locks for here: kept aside."""
 FILE_OPTION = re.compile(r"(?:-[rc]|--(?:requirement|constraint)s?)(?:\s+|=)?(?P<path>\S+)")
 UNKNOWN_FIELD = re.compile(r"unknown field `(?P<field>[^`]+)`(?: - at `\$\.?(?P<place>[^`]*)`)?")
 
@@ -68,9 +73,7 @@ def parse_spec(text: str, path: Path, *, platform: str | None = None) -> Spec:
     content = _check_root(root, path)
     conda, pip = _dependencies(content, path)
     if platform or not selector_lines(text):
-        _check_once(conda, path)
-    if content.get("variables"):
-        log.warning("%s: `variables:` are not carried: set them where you train", path)
+        conda = _merged(conda, path)
     indexes = [f"--extra-index-url {url}" for url in _strings(content, "pip-repositories", path)]
     channels = _strings(content, "channels", path)
     spec = Spec(
@@ -132,12 +135,11 @@ def _read(path: Path) -> str:
 
 def _check_selectors(text: str, path: Path) -> None:
     for number, _, selector in selector_lines(text):
-        if selector not in KNOWN_SELECTORS:
-            message = (
-                f"{path}:{number}: `[{selector}]` at the end of a comment selects a platform, "
-                f"expected one of {', '.join(KNOWN_SELECTORS)}"
-            )
-            raise SpecError(message, hint="write the comment without square brackets")
+        try:
+            is_selected(selector, "linux-64")
+        except ValueError as error:
+            message = f"{path}:{number}: `[{selector}]` selects no platform: {error}"
+            raise SpecError(message, hint="write such as `[linux]` or `[not win]`") from error
 
 
 def _check_root(root: object, path: Path) -> Mapping:
@@ -150,7 +152,7 @@ def _check_root(root: object, path: Path) -> Mapping:
         message = f"{path}:{line_of(root)}: expected a mapping with `dependencies:`, found {kind}"
         raise SpecError(message, hint=hint)
     for key in root:
-        if key not in KNOWN_KEYS:
+        if key not in KNOWN_KEYS and not HOLDER.fullmatch(key):
             close = _perhaps(key, KNOWN_KEYS)
             message = f"{path}:{line_of(key)}: {_shorten(key)} is no key of a spec{close}"
             raise SpecError(message, hint=f"a spec has the keys {', '.join(KNOWN_KEYS[:5])}")
@@ -181,11 +183,25 @@ def _dependencies(content: Mapping, path: Path) -> tuple[tuple[str, ...], tuple[
     return tuple(conda), tuple(pip)
 
 
+def check_dependencies(content: Mapping, path: Path) -> None:
+    """Refuse what is no line of either half, with the file and line where it stands."""
+    if "dependencies" in content:
+        _dependencies(content, path)
+
+
 def _conda_line(item: Text, path: Path) -> str:
     line = item.strip()
-    if not CONDA_NAME.match(line):
+    template = TEMPLATE.search(line)
+    if template:
+        raise _template(path, item, template[0])
+    if not conda_name(line):
         raise _unexpected(path, item, "a conda package such as `numpy >=2`")
-    return line
+    return Text.at(line, line_of(item))
+
+
+def _template(path: Path, item: Text, found: str) -> SpecError:
+    message = f"{path}:{line_of(item)}: {_shorten(item)} holds the template `{found}`"
+    return SpecError(message, hint="write the value itself: nothing fills templates in here")
 
 
 def _pip_line(item: object, path: Path) -> str:
@@ -193,27 +209,32 @@ def _pip_line(item: object, path: Path) -> str:
     if not isinstance(item, Text) or not item.strip():
         raise _unexpected(path, item, "a pip requirement such as `numpy>=2`")
     line = item.strip()
-    if line.startswith("-") or PATH_LINE.fullmatch(line):
-        return line
-    try:
-        Requirement(re.split(r"\s+(?:#|--)", line)[0])
-    except InvalidRequirement as error:
-        reason = str(error).splitlines()[0]
-        message = f"{path}:{line_of(item)}: {_shorten(line)} is no pip requirement: {reason}"
-        raise SpecError(message, hint="write it as `name==version`") from error
-    return line
+    template = re.search(r"\{\{.*?\}\}|\{%.*?%\}", line)
+    if template:
+        raise _template(path, item, template[0])
+    problem = pip_line_problem(line)
+    if problem:
+        message = f"{path}:{line_of(item)}: {_shorten(line)} is no pip requirement: {problem}"
+        raise SpecError(message, hint="write it as `name==version` or `name @ URL`")
+    return Text.at(line, line_of(item))
 
 
-def _check_once(conda: tuple[str, ...], path: Path) -> None:
-    """Refuse two lines for one conda package: conda-lock would silently keep the last."""
-    lines: dict[str, str] = {}
+def _merged(conda: tuple[str, ...], path: Path) -> tuple[str, ...]:
+    """Make one line of several about one conda package: all of them hold, as for conda itself."""
+    lines: dict[str, list[str]] = {}
     for line in conda:
-        found = CONDA_NAME.match(line)
-        name = found["name"].lower() if found else line
-        if name in lines:
-            message = f"{path} asks conda for {name} twice: `{lines[name]}` and `{line}`"
-            raise SpecError(message, hint=f"join them in one line, such as `{name} >=1,<2`")
-        lines[name] = line
+        lines.setdefault(conda_name(line), []).append(line)
+    joined: list[str] = []
+    for name, several in lines.items():
+        try:
+            text = merged(tuple(several)) if several[1:] else several[0]
+        except ValueError as error:
+            both = " and ".join(f"`{line}`" for line in several)
+            place = f"{path}:{line_of(several[-1])}"
+            message = f"{place}: the lines {both} for {name} contradict each other: {error}"
+            raise SpecError(message, hint=f"keep one of them, such as `{name} >=1,<2`") from error
+        joined.append(Text.at(text, line_of(several[0])))
+    return tuple(joined)
 
 
 def _strings(content: Mapping, key: str, path: Path) -> tuple[str, ...]:
@@ -250,6 +271,7 @@ def _options(content: Mapping, path: Path) -> SpecOptions:
     platforms = _strings(content, "platforms", path)
     if platforms and "platforms" not in values:
         values["platforms"] = list(platforms)
+    values |= _without_other_platforms(values.get("platforms"), path)
     try:
         options = convert(values, SpecOptions, strict=False)
     except msgspec.ValidationError as error:
@@ -269,6 +291,21 @@ def _options(content: Mapping, path: Path) -> SpecOptions:
             message = f"{path}: `{pattern}` under `envferry: exclude:` leaves the environment"
             raise SpecError(message, hint="write globs relative to the prefix: `share/doc/**`")
     return options
+
+
+def _without_other_platforms(platforms: object, path: Path) -> dict[str, list[str]]:
+    """Keep aside conda's platforms that nobody locks for here; raise SpecError when none is left.
+
+    `lint` names them.
+    """
+    if not isinstance(platforms, list) or not platforms:
+        return {}
+    kept = [item for item in platforms if not OTHER_PLATFORM.fullmatch(str(item))]
+    if not kept:
+        message = f"{path} is for {', '.join(platforms)} only"
+        known = ", ".join(PLATFORMS.values())
+        raise SpecError(message, hint=f"add one of the platforms {known}")
+    return {"platforms": kept}
 
 
 def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
@@ -298,16 +335,17 @@ def _digest(spec: Spec, text: str) -> str:
     """Return the BLAKE3 of what decides the lock, in hex.
 
     The canonical form, schema 1: a JSON object, keys sorted, no blanks, of `schema` (1), `conda`
-    and `pip` (the lines as written, stripped, in their order), `channels`, `platforms` (both as
-    written, platforms empty when the spec names none), `system` (the given ones of archspec, cuda,
+    and `pip` (the lines as written, stripped, in their order; lines for one conda package joined),
+    `channels`, `platforms` (both as written, but for platforms that are kept aside; empty when the
+    spec names none), `system` (the given ones of archspec, cuda,
     glibc), and only where there are any: `channel_names` (the table `envferry: channels:`),
     `selectors` (the stripped lines that carry one) and `files` (the BLAKE3 of each local file that
     a `-r` or `-c` line names).
     """
     form: dict[str, Any] = {
         "schema": DIGEST_SCHEMA,
-        "conda": spec.conda,
-        "pip": spec.pip,
+        "conda": [str(line) for line in spec.conda],
+        "pip": [str(line) for line in spec.pip],
         "channels": spec.channels,
         "platforms": spec.options.platforms,
         "system": {
@@ -326,17 +364,40 @@ def _digest(spec: Spec, text: str) -> str:
 
 
 def _named_files(spec: Spec) -> dict[str, str]:
-    """Return the digest of each requirement file that the pip half reads."""
+    """Return the digest of each requirement file that the pip half reads, by how it is named."""
     files: dict[str, str] = {}
     for line in spec.pip:
         option = FILE_OPTION.fullmatch(line)
         if option and "://" not in option["path"]:
-            path = spec.path.parent / option["path"]
-            if not path.is_file():
-                message = f"{spec.path}: `{line}` names {path}, which does not exist"
-                raise SpecError(message, hint="correct the path; it starts from the spec's folder")
+            path = _existing(spec, line, option["path"])
             files[option["path"]] = blake3(path.read_bytes()).hexdigest()
+            if INCLUDE.fullmatch(line):
+                files |= _included_files(path, spec.path.parent)
     return files
+
+
+def _existing(spec: Spec, line: str, name: str) -> Path:
+    path = spec.path.parent / name
+    if not path.is_file():
+        # Joined as text: `specs/../x` is x, although there may be no specs/ yet.
+        path = Path(os.path.normpath(path))
+    if not path.is_file():
+        message = f"{spec.path}:{line_of(line)}: `{line}` names {path}, which does not exist"
+        raise SpecError(message, hint="correct the path; it starts from the spec's folder")
+    return path
+
+
+def _included_files(path: Path, base: Path) -> dict[str, str]:
+    """Check every line of a requirements file; return the digests of those that it includes."""
+    lines = included_lines(path, read_text(path), base)
+    for line in lines:
+        problem = pip_line_problem(line.text)
+        if problem:
+            place = f"{line.path}:{line.number}"
+            message = f"{place}: {_shorten(line.text)} is no pip requirement: {problem}"
+            raise SpecError(message, hint="write it as `name==version` or `name @ URL`")
+    inner = dict.fromkeys(line.path for line in lines if line.path != path)
+    return {relative(item, base): blake3(item.read_bytes()).hexdigest() for item in inner}
 
 
 def _unexpected(path: Path, found: object, expected: str, line: int = 0) -> SpecError:

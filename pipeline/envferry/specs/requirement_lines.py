@@ -9,13 +9,13 @@ from pathlib import Path
 
 from envferry.errors import SpecError
 from envferry.models import without_credentials
+from envferry.specs.pip_lines import is_editable, is_path, option_of, plain_requirement
 from envferry.specs.yaml_text import read_text
 
 INCLUDE = re.compile(r"(?:-r|--requirements?)(?:\s+|=)?(?P<path>\S.*)")
 CONSTRAINT = re.compile(r"(?:-c|--constraints?)(?:\s+|=)?(?P<path>\S.*)")
 FIND_LINKS = re.compile(r"(?:-f|--find-links)(?:\s+|=)?(?P<path>\S.*)")
-BARE_URL = re.compile(r"(?P<url>(?:git\+|https?://)\S+)(?P<rest>.*)")
-EGG = re.compile(r"[#&]egg=(?P<name>[A-Za-z0-9._-]+)(?P<extras>\[[^\]]*\])?")
+PATH = re.compile(r"(?P<path>[^;\[]*?)(?P<rest>(\[[^\]]*\])?(\s*;.*|\s+--.*)?)")
 MAX_INCLUDES = 50
 
 
@@ -24,6 +24,15 @@ class Line:
     """One requirement or option, with the number of the line that it starts on."""
 
     text: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IncludedLine:
+    """A line of a requirements file, and the file and line where it stands."""
+
+    text: str
+    path: Path
     number: int
 
 
@@ -52,14 +61,17 @@ def read_requirements(path: Path, text: str, base: Path) -> list[str]:
     Other paths are made to start from the folder `base`. Raises SpecError for an include that is
     missing or includes itself.
     """
-    return _read(path, text, base, ())
+    return list(dict.fromkeys(line.text for line in included_lines(path, text, base)))
 
 
-def _read(path: Path, text: str, base: Path, within: tuple[Path, ...]) -> list[str]:
+def included_lines(
+    path: Path, text: str, base: Path, within: tuple[Path, ...] = ()
+) -> list[IncludedLine]:
+    """Return the lines of a requirements file and of what it includes, each with its place."""
     if path.resolve() in within or len(within) > MAX_INCLUDES:
         message = f"{path} includes itself by way of {' -> '.join(map(str, within))}"
         raise SpecError(message, hint="take one of the `-r` lines out")
-    lines: list[str] = []
+    lines: list[IncludedLine] = []
     for line in logical_lines(text):
         include = INCLUDE.fullmatch(line.text)
         if include and "://" not in include["path"]:
@@ -67,10 +79,11 @@ def _read(path: Path, text: str, base: Path, within: tuple[Path, ...]) -> list[s
             if not inner.is_file():
                 message = f"{path}:{line.number}: `{line.text}` names {inner}, which does not exist"
                 raise SpecError(message, hint="correct the path; it starts from that file's folder")
-            lines += _read(inner, read_text(inner), base, (*within, path.resolve()))
+            lines += included_lines(inner, read_text(inner), base, (*within, path.resolve()))
         else:
-            lines.append(rebased(line.text, path.parent, base))
-    return list(dict.fromkeys(lines))
+            text_here = rebased(line.text, path.parent, base)
+            lines.append(IncludedLine(text=text_here, path=path, number=line.number))
+    return lines
 
 
 def rebased(line: str, folder: Path, base: Path) -> str:
@@ -79,26 +92,23 @@ def rebased(line: str, folder: Path, base: Path) -> str:
         found = option.fullmatch(line)
         if found and "://" not in found["path"]:
             return line[: found.start("path")] + relative(folder / found["path"], base)
-    editable = re.fullmatch(r"(-e|--editable)[\s=]+(?P<path>\.\S*|/\S*)", line)
-    if editable:
-        return line[: editable.start("path")] + relative(folder / editable["path"], base)
-    if line.startswith(("./", "../")) or line == ".":
-        return relative(folder / line, base)
-    if line.endswith(".whl") and "://" not in line and "@" not in line:
-        return relative(folder / line, base)
-    return without_credentials(named_url(line))
+    if is_editable(line):
+        target = option_of(line)[1]
+        if is_path(target) and not target.startswith("file:"):
+            return f"-e {_moved(target, folder, base)}"
+    elif is_path(line) and not line.startswith("file:"):
+        return _moved(line, folder, base)
+    return without_credentials(plain_requirement(line))
 
 
-def named_url(line: str) -> str:
-    """Turn `git+URL#egg=NAME` into `NAME @ git+URL`, which every tool reads."""
-    bare = BARE_URL.fullmatch(line)
-    egg = EGG.search(line) if bare else None
-    if not bare or not egg:
+def _moved(line: str, folder: Path, base: Path) -> str:
+    """Make a path start from another folder; extras and a marker after it stay."""
+    found = PATH.fullmatch(line)
+    assert found is not None  # every text has a path, perhaps an empty one
+    path = Path(found["path"].strip())
+    if path.is_absolute() or found["path"].startswith("~"):
         return line
-    url = EGG.sub("", bare["url"])
-    if "&" in url and "#" not in url:
-        url = url.replace("&", "#", 1)
-    return f"{egg['name']}{egg['extras'] or ''} @ {url}{bare['rest']}"
+    return relative(folder / path, base) + found["rest"]
 
 
 def relative(target: Path, base: Path) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from envferry.models import NAME_PATTERN, PLATFORMS, Checks, SpecOptions, SystemRequirements
+from envferry.specs.reading import HOLDER, OTHER_PLATFORM
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 STRINGS = {"type": "array", "items": {"type": "string"}}
@@ -33,7 +34,9 @@ FIELD_HELP = {
 
 def spec_schema() -> dict[str, Any]:
     """Return the schema of `specs/NAME.yml`."""
-    platforms = {"type": "array", "items": {"enum": sorted(PLATFORMS.values())}}
+    known = {"enum": sorted(PLATFORMS.values())}
+    aside = {"pattern": f"^({OTHER_PLATFORM.pattern})$", "description": "Kept aside."}
+    platforms = {"type": "array", "items": {"anyOf": [known, aside]}}
     properties: dict[str, Any] = {
         "name": {"type": "string", "pattern": f"^{NAME_PATTERN.pattern}$"},
         "channels": STRINGS,
@@ -51,6 +54,9 @@ def spec_schema() -> dict[str, Any]:
         "title": "An environment for envferry",
         "type": "object",
         "properties": properties,
+        "patternProperties": {
+            f"^({HOLDER.pattern})$": {"description": "Holds what YAML aliases stand for elsewhere."}
+        },
         "required": ["dependencies"],
         "additionalProperties": False,
     }

@@ -192,6 +192,8 @@ def _explain(error: yaml.YAMLError, text: str, path: Path) -> SpecError:
     mark = getattr(error, "problem_mark", None)
     place = f"{path}:{mark.line + 1}" if mark else str(path)
     problem = str(getattr(error, "problem", "") or error).splitlines()[0]
+    if "nesting depth" in problem:  # libyaml's own limit, since 0.2.6
+        return SpecError(f"{place}: nests far deeper than any spec", hint="check the file")
     hint = "correct that line"
     if "nesting depth" in problem:  # libyaml's own limit, where it looks ahead of the events
         return SpecError(f"{place}: {TOO_DEEP}", hint="check the file")

@@ -1,0 +1,35 @@
+"""The hash of a file or folder that nobody recorded one of: taken from the thing itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from envferry.build.downloads import DownloadCache
+from envferry.build.source_tree import digest_source_tree
+from envferry.config import settings
+from envferry.errors import NotFound
+
+if TYPE_CHECKING:
+    from envferry.models import LockedPackage
+
+
+def with_hash(package: LockedPackage, notes: list[str]) -> LockedPackage:
+    """Return a package with the hash that it lacks, from the file itself, which a note says.
+
+    Raises NotFound when it is not there, StoreError when its server does not answer.
+    """
+    if package.sha256 or package.md5:
+        return package
+    notes.append(f"{package.name} {package.version} had no hash: taken from the file itself")
+    if package.kind == "directory":
+        folder = Path(unquote(urlsplit(package.url).path))
+        if not folder.is_dir():
+            message = f"{package.name} is locked as the folder {folder}, and that is not there"
+            raise NotFound(message, hint="put it back, or lock it as a wheel")
+        return msgspec.structs.replace(package, sha256=digest_source_tree(folder))
+    cache = DownloadCache(settings().cache_dir / "downloads")
+    return msgspec.structs.replace(package, sha256=cache.digest_of(package.url))

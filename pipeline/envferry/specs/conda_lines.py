@@ -1,0 +1,139 @@
+"""Lines of the conda half: which package each is about, and several about one made into one.
+
+The forms are conda's (its `models/match_spec.py`): `name`, `name=1.2=build`, `name >=1,<2 build`,
+`CHANNEL/SUBDIR::…`, `…[key=value]`, and the URL of one package.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+PACKAGE_ENDINGS = (".conda", ".tar.bz2")
+SUBDIR = re.compile(r"noarch|(?:linux|osx|win|freebsd|emscripten|wasi|zos)-[a-z0-9_]+")
+NAME = re.compile(r"(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*?)(?=$|[\s=<>!~\[*])")
+TEMPLATE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\$\{\{.*?\}\}|\$\([^)]*\)|<[A-Za-z_ ]+>")
+BRACKETS = re.compile(r"(?P<start>[^\[]*)(\[(?P<keys>.*)\])?\s*$", re.DOTALL)
+SPACED = re.compile(r"\s*(?P<text>[<>=!~,|]+)\s*")
+EXACT = re.compile(r"=(?P<version>[^=<>~,|\s]+)=(?P<build>[^=\s]+)")
+KEY = re.compile(r"\s*(?P<key>\w+)\s*=")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CondaLine:
+    """What one line asks for, in parts that are still text."""
+
+    name: str
+    """In lower case, as conda compares names."""
+    channel: str = ""
+    """A name or URL, without the subdir."""
+    subdir: str = ""
+    version: str = ""
+    build: str = ""
+    keys: str = ""
+    """What stands in brackets, without them."""
+    url: str = ""
+    """The package itself, for a line that is its URL."""
+
+
+def parse_conda_line(text: str) -> CondaLine | None:
+    """Take a line apart; None when it names no package."""
+    line = text.strip()
+    if is_package_url(line):
+        stem = _stem(line)
+        return CondaLine(name=stem.rsplit("-", 2)[0].lower(), url=line) if stem else None
+    start, colons, rest = line.partition("::") if "::" in line.partition("[")[0] else ("", "", line)
+    channel, subdir = split_subdir(start)
+    found = NAME.match(rest)
+    if not found or (colons and not channel):
+        return None
+    body = BRACKETS.fullmatch(rest[found.end() :])
+    if body is None:
+        return None
+    version, build = _version(body["start"].strip())
+    return CondaLine(
+        name=found["name"].lower(),
+        channel=channel,
+        subdir=subdir,
+        version=version,
+        build=build,
+        keys=(body["keys"] or "").strip(),
+    )
+
+
+def conda_name(text: str) -> str:
+    """Return the name of the package that a line is about, in lower case; empty when none."""
+    line = parse_conda_line(text)
+    return line.name if line else ""
+
+
+def is_package_url(line: str) -> bool:
+    """Whether a line is a URL or path of one conda package."""
+    place = line.partition("#")[0]
+    return place.endswith(PACKAGE_ENDINGS) and ("://" in place or place.startswith(("/", "~")))
+
+
+def split_subdir(channel: str) -> tuple[str, str]:
+    """Take the subdir off `CHANNEL/SUBDIR`; it is empty when there is none."""
+    place, _, last = channel.rstrip("/").rpartition("/")
+    return (place, last) if place and SUBDIR.fullmatch(last) else (channel, "")
+
+
+def merged(lines: tuple[str, ...]) -> str:
+    """Join lines about one package into one that demands what all of them do.
+
+    Raises ValueError when two of them can never hold together, as far as their text tells.
+    """
+    known = [line for line in map(parse_conda_line, lines) if line]
+    one = {
+        "channel": _only(known, "channel"),
+        "subdir": _only(known, "subdir"),
+        "build": _only(known, "build"),
+        "url": _only(known, "url"),
+    }
+    if one["url"]:
+        if any(line.version or line.channel or line.build or line.keys for line in known):
+            raise ValueError("one of them is the URL of a package")
+        return next(text for text in lines if is_package_url(text.strip()))
+    if len(set(map(str.strip, lines))) == 1:
+        return lines[0].strip()
+    versions = list(dict.fromkeys(line.version for line in known if line.version))
+    keys = list(dict.fromkeys(line.keys for line in known if line.keys))
+    names = [at["key"] for text in keys for at in KEY.finditer(text)]
+    if len(names) > len(set(names)):
+        raise ValueError(f"they name `{max(names, key=names.count)}` differently")
+    place = f"{one['channel']}/{one['subdir']}".rstrip("/")
+    version = ",".join(f"({item})" if "|" in item and versions[1:] else item for item in versions)
+    body = " ".join(filter(None, [version or ("*" if one["build"] else ""), one["build"]]))
+    start = f"{place}::{known[0].name}" if place else known[0].name
+    return f"{start} {body}".strip() + (f"[{','.join(keys)}]" if keys else "")
+
+
+def _only(lines: list[CondaLine], part: str) -> str:
+    values = {getattr(line, part) for line in lines} - {""}
+    if len(values) > 1:
+        raise ValueError(f"they name the {part}s {' and '.join(sorted(values))}")
+    return next(iter(values), "")
+
+
+def _version(text: str) -> tuple[str, str]:
+    """Return the version constraint and the build that stand after a name."""
+    text = SPACED.sub(lambda at: at["text"], text)
+    exact = EXACT.fullmatch(text)
+    if exact:
+        version = exact["version"]
+        return version if "*" in version else f"=={version}", exact["build"]
+    version, _, build = text.partition(" ")
+    if version.startswith("=") and not version.startswith("==") and "," not in version:
+        bare = version[1:]
+        version = bare if bare.endswith("*") else f"{bare}.*"
+    return ("" if version == "*" and not build else version), build.strip()
+
+
+def _stem(url: str) -> str:
+    """Return NAME-VERSION-BUILD of a package's URL; empty when its file is called otherwise."""
+    name = unquote(urlsplit(url.partition("#")[0]).path.rsplit("/", 1)[-1])
+    for ending in PACKAGE_ENDINGS:
+        name = name.removesuffix(ending)
+    return name if name.count("-") > 1 else ""

@@ -1,0 +1,354 @@
+"""Drafts out of pixi manifests: the default environment, for each platform what holds there."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from envferry.errors import SpecError
+from envferry.models import PLATFORMS
+from envferry.specs.drafts import Draft
+from envferry.specs.import_conda import channel_name
+from envferry.specs.requirement_lines import relative
+from envferry.specs.selectors import SELECTORS
+from envferry.specs.toml_text import parse_toml, table_at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+CONDA_TABLES = ("dependencies", "host-dependencies", "build-dependencies")
+"""What pixi installs into an environment, the later ones first."""
+BRACKETS = ("build-number", "file-name", "subdir", "md5", "sha256", "license", "url")
+"""Keys of a conda dependency that a match spec has in brackets."""
+MATCH_SPEC_KEYS = {"file-name": "fn"}
+TASKS = "tasks"
+"""What to do in an environment, not what is in it."""
+WORKSPACE_FACTS = (
+    *("name", "version", "description", "authors", "license", "license-file", "readme"),
+    *("homepage", "repository", "documentation", "channels", "platforms", "preview"),
+    *("requires-pixi", "build-variants", "conda-pypi-map"),
+)
+
+
+class Manifest:
+    """A pixi manifest, and what of it was not taken over."""
+
+    def __init__(self, document: dict[str, Any], path: Path, base: Path) -> None:
+        self.path = path
+        self.base = base
+        self.document = document
+        self.in_pyproject = "pixi" in document.get("tool", {})
+        self.root = table_at(document.get("tool", {}).get("pixi", document), path, "pixi")
+        self.left_out: list[str] = []
+        self.notes: list[str] = []
+
+    def table(self, value: object, name: str) -> dict[str, Any]:
+        """Return a value that must be a table."""
+        return table_at(value, self.path, name)
+
+    def leave_out(self, text: str) -> None:
+        """Note what the spec will not have."""
+        if text not in self.left_out:
+            self.left_out.append(text)
+
+    def leave_out_table(self, key: str, value: object) -> None:
+        """Note a table that the spec will not have; tasks are no request, so nobody need act."""
+        if key.rpartition(".")[2] == TASKS:
+            self.notes.append(f"`{key}` is left out: {_all_of(value)}")
+        else:
+            self.leave_out(f"[{key}] {_all_of(value)}: it names no package of the environment")
+
+
+def draft_pixi(text: str, path: Path, base: Path, name: str) -> Draft:
+    """Read a `pixi.toml`, or the `[tool.pixi]` of a pyproject.toml: its default environment."""
+    manifest = Manifest(parse_toml(text), path, base)
+    root = manifest.root
+    workspace = manifest.table(root.get("workspace", root.get("project", {})), "workspace")
+    features = _features(manifest)
+    draft = Draft(name=name, channels=_channels(manifest, workspace, features))
+    draft.platforms = _platforms(manifest, workspace, features)
+    draft.system = _system(manifest, features)
+    # For all that there are: a spec may be locked for more platforms than it names.
+    platforms = [*PLATFORMS.values()]
+    draft.add_pip({item: _options(manifest, features, item) for item in platforms})
+    draft.add_conda({item: _conda(manifest, features, item) for item in platforms})
+    if manifest.in_pyproject:
+        project = manifest.table(manifest.document.get("project", {}), "project")
+        draft.pip += [str(line) for line in project.get("dependencies", [])]
+    draft.add_pip({item: _pypi(manifest, features, item) for item in platforms})
+    _name_the_rest(manifest, workspace, features)
+    draft.left_out, draft.notes = manifest.left_out, manifest.notes
+    return draft
+
+
+def _features(manifest: Manifest) -> list[tuple[str, dict[str, Any]]]:
+    """Return the tables of the default environment, each with its name; first wins."""
+    known = manifest.table(manifest.root.get("feature", {}), "feature")
+    environments = manifest.table(manifest.root.get("environments", {}), "environments")
+    default = environments.get("default", [])
+    own = default.get("features", []) if isinstance(default, dict) else default
+    alone = isinstance(default, dict) and default.get("no-default-feature") is True
+    tables = []
+    for feature in own:
+        if feature not in known:
+            message = f"{manifest.path}: the default environment has the feature `{feature}`"
+            raise SpecError(f"{message}, which is not there", hint="correct `[environments]`")
+        tables.append((f"feature.{feature}.", manifest.table(known[feature], f"feature.{feature}")))
+    for feature in known:
+        if feature not in own:
+            shown = _all_of(known[feature])
+            manifest.leave_out(f"[feature.{feature}] {shown}: only the default environment is read")
+    for name in environments:
+        if name != "default":
+            shown = f"{name} = {environments[name]!r}"
+            manifest.leave_out(f"[environments] {shown}: only the default environment is read")
+    return tables if alone else [*tables, ("", manifest.root)]
+
+
+def _channels(
+    manifest: Manifest, workspace: dict[str, Any], features: list[tuple[str, dict[str, Any]]]
+) -> list[str]:
+    """Return channels by priority: those of features first, as pixi has them."""
+    found: list[tuple[int, str]] = []
+    lists = [table.get("channels", []) for name, table in features if name]
+    lists.append(workspace.get("channels", []))
+    for item in [channel for several in lists for channel in several]:
+        priority = item.get("priority", 0) if isinstance(item, dict) else 0
+        channel = item.get("channel") if isinstance(item, dict) else item
+        if not isinstance(channel, str) or not isinstance(priority, int):
+            raise SpecError(
+                f"{manifest.path}: {item!r} is not a channel", hint="correct `channels`"
+            )
+        found.append((-priority, channel_name(channel)))
+    found.sort(key=lambda item: item[0])
+    return list(dict.fromkeys(channel for _, channel in found))
+
+
+def _platforms(
+    manifest: Manifest, workspace: dict[str, Any], features: list[tuple[str, dict[str, Any]]]
+) -> list[str]:
+    asked = [str(item) for item in workspace.get("platforms", [])]
+    for name, table in features:
+        if name and "platforms" in table:
+            asked = [item for item in asked if item in table["platforms"]]
+    kept = [item for item in asked if item in PLATFORMS.values()]
+    dropped = [item for item in asked if item not in kept]
+    if dropped:
+        manifest.leave_out(f"platforms {', '.join(dropped)}: nobody locks for them here")
+    if asked and not kept:
+        message = f"{manifest.path} is for {', '.join(asked)} only"
+        raise SpecError(message, hint=f"add one of {', '.join(PLATFORMS.values())}")
+    return kept
+
+
+def _system(manifest: Manifest, features: list[tuple[str, dict[str, Any]]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, table in features:
+        key = f"{name}system-requirements"
+        for what, value in manifest.table(table.get("system-requirements", {}), key).items():
+            ours = {"libc": "glibc", "cuda": "cuda", "archspec": "archspec"}.get(what)
+            family = value.get("family", "glibc") if isinstance(value, dict) else "glibc"
+            version = value.get("version", "") if isinstance(value, dict) else value
+            if ours and version and family == "glibc":
+                found.setdefault(ours, str(version))
+            else:
+                manifest.leave_out(f"[{key}] {what} = {value!r}: no host is checked for it")
+    return found
+
+
+def _tables(
+    manifest: Manifest, feature: tuple[str, dict[str, Any]], platform: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the tables of a feature that hold on a platform: what counts least first."""
+    name, table = feature
+    yield name, table
+    targets = manifest.table(table.get("target", {}), f"{name}target")
+    for target in sorted(targets, key=lambda item: item == platform):
+        if target == platform or target in SELECTORS[platform]:
+            key = f"{name}target.{target}"
+            yield f"{key}.", manifest.table(targets[target], key)
+
+
+def _conda(
+    manifest: Manifest, features: list[tuple[str, dict[str, Any]]], platform: str
+) -> list[str]:
+    """Return the conda lines for one platform: within a feature targets win, all features hold."""
+    lines: list[str] = []
+    for feature in reversed(features):
+        found: dict[str, str] = {}
+        for kind in CONDA_TABLES:
+            for name, table in _tables(manifest, feature, platform):
+                key = f"{name}{kind}"
+                for package, value in manifest.table(table.get(kind, {}), key).items():
+                    found[package] = _conda_line(manifest, key, package, value)
+        lines += filter(None, found.values())
+    return list(dict.fromkeys(lines))
+
+
+def _conda_line(manifest: Manifest, key: str, name: str, value: object) -> str:
+    """Return the match spec of a dependency; empty for one that is no package of a channel."""
+    if not isinstance(value, (str, dict)):
+        raise SpecError(f"{manifest.path}: `{name}` in [{key}] is not a version", hint="correct it")
+    table: dict[str, Any] = value if isinstance(value, dict) else {"version": value}
+    if {"git", "path"} & table.keys():
+        place = table.get("git") or table.get("path")
+        manifest.leave_out(f"[{key}] {name} from {place}: built by pixi, no channel has it")
+        return ""
+    if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*", name):
+        raise SpecError(f"{manifest.path}: `{name}` in [{key}] is not a package", hint="correct it")
+    for unknown in table.keys() - {"version", "build", "channel", *BRACKETS}:
+        manifest.leave_out(f"[{key}] {name} {{{unknown} = {table[unknown]!r}}}: not understood")
+    version = re.sub(r"\s*,\s*", ",", str(table.get("version", "*"))).strip() or "*"
+    build = str(table.get("build", ""))
+    brackets = [
+        f"{MATCH_SPEC_KEYS.get(item, item.replace('-', '_'))}='{table[item]}'"
+        for item in BRACKETS
+        if item in table
+    ]
+    channel = f"{channel_name(str(table['channel']))}::" if "channel" in table else ""
+    return _match_spec(f"{channel}{name}", version, build) + (
+        f"[{','.join(brackets)}]" if brackets else ""
+    )
+
+
+def _match_spec(name: str, version: str, build: str) -> str:
+    if version == "*" and not build:
+        return name
+    if re.fullmatch(r"==[^,|\s*]+", version) and build:
+        return f"{name}={version[2:]}={build}"
+    if re.match(r"[\d]", version) and not build:
+        return f"{name} {version}" if "*" in version else f"{name}={version}"
+    return f"{name} {version} {build}".rstrip()
+
+
+def _pypi(
+    manifest: Manifest, features: list[tuple[str, dict[str, Any]]], platform: str
+) -> list[str]:
+    lines: list[str] = []
+    for feature in reversed(features):
+        found: dict[str, str] = {}
+        for name, table in _tables(manifest, feature, platform):
+            key = f"{name}pypi-dependencies"
+            for package, value in manifest.table(table.get("pypi-dependencies", {}), key).items():
+                found[package] = _pypi_line(manifest, key, package, value)
+        lines += found.values()
+    return list(dict.fromkeys(lines))
+
+
+def _pypi_line(manifest: Manifest, key: str, name: str, value: object) -> str:
+    """Return the requirement of a pypi dependency."""
+    table: dict[str, Any] = value if isinstance(value, dict) else {"version": value}
+    known = {"version", "extras", "git", "rev", "tag", "branch", "subdirectory", "url", "path"}
+    for unknown in table.keys() - {*known, "index", "editable", "env-markers"}:
+        manifest.leave_out(f"[{key}] {name} {{{unknown} = {table[unknown]!r}}}: not understood")
+    if table.get("editable"):
+        manifest.leave_out(f"[{key}] {name} {{editable = true}}: it is built into a wheel")
+    marker = f" ; {table['env-markers']}" if table.get("env-markers") else ""
+    extras = f"[{','.join(map(str, table['extras']))}]" if table.get("extras") else ""
+    if "git" in table:
+        return git_requirement(f"{name}{extras}", table) + marker
+    if "url" in table:
+        return f"{name}{extras} @ {table['url']}{marker}"
+    if "path" in table:
+        return relative(manifest.path.parent / str(table["path"]), manifest.base) + extras + marker
+    version = str(table.get("version", "*"))
+    if version in ("*", ""):
+        return f"{name}{extras}{marker}"
+    return f"{name}{extras}{version if version[0] in '=<>!~' else f'=={version}.*'}{marker}"
+
+
+def git_requirement(name: str, table: dict[str, Any]) -> str:
+    """Return the requirement on a git repository that a TOML table names."""
+    revision = table.get("rev") or table.get("tag") or table.get("branch")
+    at = f"@{revision}" if revision else ""
+    folder = f"#subdirectory={table['subdirectory']}" if table.get("subdirectory") else ""
+    url = str(table["git"]).removeprefix("git+")
+    return f"{name} @ git+{url}{at}{folder}"
+
+
+def _options(
+    manifest: Manifest, features: list[tuple[str, dict[str, Any]]], platform: str
+) -> list[str]:
+    """Return the option lines that `[pypi-options]` and the `index` of dependencies stand for."""
+    lines: list[str] = []
+    workspace = manifest.table(
+        manifest.root.get("workspace", manifest.root.get("project", {})), "workspace"
+    )
+    for name, table in [*features, ("workspace.", workspace)]:
+        key = f"{name}pypi-options"
+        lines += _option_lines(manifest, key, manifest.table(table.get("pypi-options", {}), key))
+    for feature in features:
+        for name, table in _tables(manifest, feature, platform):
+            pypi = manifest.table(table.get("pypi-dependencies", {}), f"{name}pypi-dependencies")
+            tables = [item for item in pypi.values() if isinstance(item, dict)]
+            lines += [f"--extra-index-url {item['index']}" for item in tables if "index" in item]
+    return list(dict.fromkeys(lines))
+
+
+def _option_lines(manifest: Manifest, key: str, options: dict[str, Any]) -> Iterable[str]:
+    for name, value in options.items():
+        if name == "index-url":
+            yield f"--index-url {value}"
+        elif name == "extra-index-urls" and isinstance(value, list):
+            yield from (f"--extra-index-url {item}" for item in value)
+        elif name == "find-links" and isinstance(value, list):
+            yield from _find_links(manifest, value)
+        elif name == "no-build" and value:
+            names = [":all:"] if value is True else [str(item) for item in value]
+            yield from (f"--only-binary {item}" for item in names)
+        elif name == "no-binary" and value:
+            names = [":all:"] if value is True else [str(item) for item in value]
+            yield from (f"--no-binary {item}" for item in names)
+        elif name == "prerelease-mode" and value == "allow":
+            yield "--pre"
+        else:
+            manifest.leave_out(f"[{key}] {name} = {value!r}: uv's own way is taken")
+
+
+def _find_links(manifest: Manifest, places: list[Any]) -> Iterable[str]:
+    for place in places:
+        if isinstance(place, dict) and "path" in place:
+            path = relative(manifest.path.parent / str(place["path"]), manifest.base)
+            yield f"--find-links {path}"
+        else:
+            yield f"--find-links {place['url'] if isinstance(place, dict) else place}"
+
+
+def _name_the_rest(
+    manifest: Manifest, workspace: dict[str, Any], features: list[tuple[str, dict[str, Any]]]
+) -> None:
+    """Note every key that was not taken over."""
+    taken = {*CONDA_TABLES, "pypi-dependencies", "pypi-options", "system-requirements", "target"}
+    for name, table in features:
+        for key, value in table.items():
+            if name == "" and (key in ("workspace", "feature", "environments") or key == "tool"):
+                continue
+            if name == "" and key == "project" and ("workspace" not in table):
+                continue
+            if key in taken or (name and key in ("channels", "platforms")):
+                continue
+            manifest.leave_out_table(f"{name}{key}", value)
+        for target, content in manifest.table(table.get("target", {}), f"{name}target").items():
+            _name_target(manifest, f"{name}target.{target}", target, content)
+    facts = {*WORKSPACE_FACTS, "pypi-options"}
+    if workspace.get("channel-priority", "strict") == "strict":
+        facts.add("channel-priority")
+    for key in workspace.keys() - facts:
+        manifest.leave_out(f"[workspace] {key} = {workspace[key]!r}: not obeyed")
+
+
+def _name_target(manifest: Manifest, place: str, target: str, content: dict[str, Any]) -> None:
+    known = any(target == item or target in SELECTORS[item] for item in SELECTORS)
+    if not known:
+        manifest.leave_out(f"[{place}] {_all_of(content)}: nobody locks for it here")
+        return
+    for key in content.keys() - {*CONDA_TABLES, "pypi-dependencies"}:
+        manifest.leave_out_table(f"{place}.{key}", content[key])
+
+
+def _all_of(value: object) -> str:
+    """Say all that a table holds, in one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} = {_all_of(item)}" for key, item in value.items())
+    return repr(value)

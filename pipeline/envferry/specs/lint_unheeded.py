@@ -1,0 +1,73 @@
+"""Lint of what a spec says and nobody obeys here: S113."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from envferry.models import ENVS_DIR
+from envferry.specs.drafts import LEFT_OUT_MARK
+from envferry.specs.pip_lines import option_of, unheeded
+from envferry.specs.reading import OTHER_PLATFORM
+from envferry.specs.selectors import doubtful_comments
+from envferry.specs.yaml_text import Mapping, Sequence, Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CODE = "S113"
+BASE_PREFIX = re.compile(r"/opt/conda/?|.*/((mini|ana)conda|mambaforge|miniforge|micromamba)\d?/?")
+OTHERS_KEYS = {
+    "allow-pypi-requests": "indexes are those of the pip section",
+    "category": "everything is of one category",
+    "variables": "set them where you train",
+}
+_Found = tuple[str, object, str]
+
+
+def unheeded_lines(root: Mapping, text: str, pip_lines: list[Text]) -> Iterator[_Found]:
+    """Yield each line of a spec that decides nothing, with the reason."""
+    for key in root:
+        if key in OTHERS_KEYS and root[key] != "":
+            value = root[key]
+            shown = ", ".join(value) if isinstance(value, Mapping) else str(value)
+            yield CODE, key, f"`{key}: {shown}` is not obeyed ({OTHERS_KEYS[key]})"
+    prefix = root.get("prefix", "")
+    if isinstance(prefix, Text) and prefix and not _is_elsewhere_named(prefix):
+        yield CODE, prefix, f"`prefix: {prefix}` is not obeyed (it installs into {ENVS_DIR})"
+    yield from _platforms(root)
+    for line in pip_lines:
+        for option, reason in unheeded(line.strip()):
+            yield CODE, line, f"`{option}` is not obeyed ({reason})"
+    if pip_lines and all(_only_decides_where(line.strip()) for line in pip_lines):
+        what = "the options under `pip:` are not used (no package is asked for there)"
+        yield CODE, pip_lines[0], what
+    for number, selector in doubtful_comments(text):
+        what = f"`# [{selector}]` is not obeyed (it names no platform, the line is for all)"
+        yield CODE, Text.at(selector, number), what
+    for number, row in enumerate(text.splitlines(), start=1):
+        if row.startswith(LEFT_OUT_MARK):
+            item = row.removeprefix(LEFT_OUT_MARK)
+            yield CODE, Text.at(item, number), f"`{item}` was not carried over from its source"
+
+
+def _platforms(root: Mapping) -> Iterator[_Found]:
+    options = root.get("envferry")
+    lists = [
+        root.get("platforms"),
+        options.get("platforms") if isinstance(options, Mapping) else (),
+    ]
+    for items in lists:
+        for item in items if isinstance(items, Sequence) else ():
+            if isinstance(item, Text) and OTHER_PLATFORM.fullmatch(item):
+                yield CODE, item, f"the platform {item} is kept aside (nobody locks for it here)"
+
+
+def _is_elsewhere_named(prefix: str) -> bool:
+    """Whether it is where we install, or the base environment, which S111 is about."""
+    return bool(re.fullmatch(rf"{ENVS_DIR}/[^/]+/?", prefix) or BASE_PREFIX.fullmatch(prefix))
+
+
+def _only_decides_where(line: str) -> bool:
+    name, _ = option_of(line)
+    return bool(name) and name not in ("--requirement", "--requirements", "--editable")

@@ -1,0 +1,25 @@
+"""The marker variables (PEP 508) of a python and platform that may not be this machine's."""
+
+from __future__ import annotations
+
+import re
+
+
+def target_environment(python_version: str, platform: str) -> dict[str, str]:
+    """Return the marker variables for a python, such as `3.11` or `3.11.7`, on a conda platform."""
+    system, _, architecture = platform.partition("-")
+    short = ".".join(re.findall(r"\d+", python_version)[:2])
+    is_mac = system == "osx"
+    full = python_version if python_version.count(".") > 1 else f"{short}.0"
+    return {
+        "python_version": short,
+        "python_full_version": full,
+        "implementation_name": "cpython",
+        "implementation_version": full,
+        "platform_python_implementation": "CPython",
+        "os_name": "posix",
+        "sys_platform": "darwin" if is_mac else "linux",
+        "platform_system": "Darwin" if is_mac else "Linux",
+        "platform_machine": {"64": "x86_64"}.get(architecture, architecture),
+        "extra": "",
+    }

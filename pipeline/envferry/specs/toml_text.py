@@ -1,0 +1,27 @@
+"""Parse TOML 1.1: the standard library reads 1.0 only, in which inline tables are one line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tomli import TOMLDecodeError, loads
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+from envferry.errors import SpecError
+
+__all__ = ["TOMLDecodeError", "parse_toml", "table_at"]
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Parse a document; raise TOMLDecodeError, with line and column, when it is none."""
+    document: dict[str, Any] = loads(text)
+    return document
+
+
+def table_at(value: object, path: Path, name: str) -> dict[str, Any]:
+    """Return a value that must be a table; raise SpecError with its name otherwise."""
+    if not isinstance(value, dict):
+        raise SpecError(f"{path}: `{name}` is no table", hint="correct it")
+    return value

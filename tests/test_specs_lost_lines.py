@@ -1,0 +1,203 @@
+"""No line of any kind of input is lost in silence: it is obeyed, named as not obeyed, or refused.
+
+Every generated line holds a word of its own, which must come out again somewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from envferry.errors import PipelineError
+from envferry.lock.conda_half import pypi_name
+from envferry.lock.pip_inputs import written_out
+from envferry.specs.importing import ImportOptions, import_spec
+from envferry.specs.linting import lint_spec
+from envferry.specs.reading import read_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+WORD = "zq{}w"
+REQUIREMENTS = (
+    *("{}", "{}==1.0", "{}>=1 ; python_version > '3'", "{}[a,b]", "{} @ https://h.example/{}.zip"),
+    *("git+https://h.example/{}", "-e git+https://h.example/x#egg={}", "-e ./{}", "./{}", "a/{}"),
+    *("https://h.example/{}-1.0.tar.gz", "https://h.example/{}-1.0-py3-none-any.whl", "{}.whl"),
+    *("--extra-index-url https://{}.example/", "-i https://{}.example", "--find-links {}"),
+    *("--trusted-host {}", "--use-feature={}", "--{}", "- {}", "{} --config-settings={}=1"),
+    *(
+        "{} --hash=sha256:aa",
+        "hg+https://h.example/{}",
+        "--no-binary {}",
+        "{}=1",
+        "{}::a",
+        "{{{}}}",
+    ),
+    *("{} # why", "-r {}.txt", "--only-binary={}", "{} --global-option=x", "{} 1.0", "file:///{}"),
+)
+CONDA = (
+    *(
+        "{}",
+        "{}=1.0",
+        "{}=1!1.0=py_0",
+        "{} >=1,<2",
+        "{}[build_number=1]",
+        "{}/linux-64::a",
+        "{}::a",
+    ),
+    *(
+        "https://h.example/{}::a",
+        "https://h.example/{}/noarch/a-1-0.conda",
+        "a[md5={}]",
+        "{}=1=<pip>",
+    ),
+    *("{}=1=pypi_0", "{}=1=dev_0", "{{{{ {} }}}}", "{}  # see [1]", "{}  # [win]", "{}  # [linux]"),
+)
+PIXI = (
+    *(
+        '[dependencies]\n{} = "*"',
+        '[host-dependencies]\n{} = "1.*"',
+        '[run-dependencies]\n{} = "*"',
+    ),
+    *('[build-dependencies]\n{} = ">=1"', "[dependencies]\n{} = {{git = 'https://h.example/a'}}"),
+    *("[dependencies]\n{} = {{path = '.'}}", "[dependencies]\na = {{channel = '{}'}}"),
+    *("[dependencies]\na = {{version = '*', {} = '1'}}", "[pypi-dependencies]\n{} = '*'"),
+    *("[pypi-dependencies]\na = {{{} = true}}", "[pypi-options]\nindex-url = 'https://{}.example'"),
+    *("[pypi-options]\nextra-index-urls = ['https://{}.example']", "[pypi-options]\n{} = true"),
+    *("[feature.{}.dependencies]\na = '*'", "[environments]\n{} = []", "[target.{}.dependencies]"),
+    *("[target.linux-64.dependencies]\n{} = '*'", "[target.win-64.dependencies]\na = '{}'"),
+    *("[{}]\na = '1'", "[constraints]\n{} = '1'", "[system-requirements]\n{} = '1'"),
+    *("[activation.env]\n{} = '1'", "[tasks]\n{} = 'x'"),
+)
+PYPROJECT = (
+    *("[project]\ndependencies = ['{}']", "[project.optional-dependencies]\n{} = ['a']"),
+    *("[project.optional-dependencies]\na = ['{}']", "[dependency-groups]\ndev = ['{}']"),
+    *("[[tool.uv.index]]\nurl = 'https://{}.example'", "[tool.uv.sources]\na = {{index = '{}'}}"),
+    *("[tool.uv]\nconstraint-dependencies = ['{}']", "[tool.uv]\ndev-dependencies = ['{}']"),
+)
+KEYS = (
+    *("channels: [{}]", "{}: [a, b]", "x-{}: [a]", "variables: {{{}: 1}}", "prefix: /{}/envs/a"),
+    *("pip-repositories: ['https://{}.example']", "category: {}", "platforms: [linux-64, {}]"),
+)
+
+
+def outcomes(source: Path) -> Iterator[str]:
+    """Yield all that is obeyed or said of a source: what of it is neither was lost."""
+    specs = source.parent / "specs"
+    specs.mkdir(exist_ok=True)
+    found = import_spec(source, specs, ImportOptions(name="n"))
+    found.spec.path.write_text(found.text)
+    yield from found.notes
+    for platform in (*found.spec.platforms, "linux-64"):
+        half = read_spec(found.spec.path, platform=platform)
+        yield from half.conda
+        yield from written_out(half)
+        yield from half.channels
+        yield msgspec.json.encode(half.options).decode()
+    yield from (str(item) for item in lint_spec(found.spec.path, pypi_name))
+    # A selector and a comment are obeyed by leaving a line out, a holder by an alias.
+    for line in found.text.splitlines():
+        yield from [line] if "# [" in line or line.startswith("x-") else []
+
+
+def check(source: Path, text: str, words: list[str]) -> None:
+    """Import a text; each word comes out again, or the whole is refused with a place or a name."""
+    source.write_text(text)
+    try:
+        found = "\n".join(outcomes(source))
+    except PipelineError:
+        return
+    lost = [word for word in words if word not in found]
+    assert not lost, f"{lost} of:\n{text}\ncame out as:\n{found}"
+
+
+def filled(templates: list[str]) -> tuple[list[str], list[str]]:
+    """Put a word of its own into each template; return the lines and the words."""
+    words = [WORD.format(number) for number in range(len(templates))]
+    lines = [item.format(*[word] * 3) for item, word in zip(templates, words, strict=True)]
+    return lines, words
+
+
+def some(templates: tuple[str, ...], most: int = 4) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(templates), min_size=1, max_size=most)
+
+
+given_often = settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lost")
+
+
+@given_often
+@given(some(REQUIREMENTS))
+def test_requirements(place: Path, templates: list[str]) -> None:
+    lines, words = filled(templates)
+    check(place / "requirements.txt", "\n".join(lines) + "\n", words)
+
+
+@given_often
+@given(some(CONDA), st.sampled_from(["", "# platform: linux-64\n"]))
+def test_conda_lists(place: Path, templates: list[str], head: str) -> None:
+    lines, words = filled(templates)
+    check(place / "list.txt", head + "\n".join(lines) + "\n", words)
+
+
+@given_often
+@given(some(CONDA), st.lists(st.sampled_from(REQUIREMENTS), max_size=3), some(KEYS, 2))
+def test_environments(place: Path, conda: list[str], pip: list[str], keys: list[str]) -> None:
+    lines, words = filled([*conda, *pip, *dict.fromkeys(keys)])
+    rows = []
+    for number, line in enumerate(lines):
+        body, mark, comment = line.partition("  # ")
+        item = f"- {json.dumps(body)}{mark}{comment}"
+        if number < len(conda):
+            rows.append(f"  {item}")
+        elif number < len(conda) + len(pip):
+            rows += ["  - pip:"] if number == len(conda) else []
+            rows.append(f"      {item}")
+    heads = lines[len(conda) + len(pip) :]
+    text = "\n".join(["name: n", *heads, "dependencies:", *rows, ""])
+    check(place / "environment.yml", text, words)
+
+
+@given_often
+@given(some(PIXI))
+def test_pixi(place: Path, templates: list[str]) -> None:
+    lines, words = filled(templates)
+    head = "[workspace]\nchannels = ['c']\nplatforms = ['linux-64', 'osx-arm64', 'win-64']\n"
+    check(place / "pixi.toml", head + "\n".join(lines) + "\n", words)
+
+
+@given_often
+@given(some(PYPROJECT))
+def test_pyproject(place: Path, templates: list[str]) -> None:
+    lines, words = filled(templates)
+    tables: dict[str, list[str]] = {"[project]": ["name = 'x'"]}
+    for line in lines:
+        head, _, body = line.partition("\n")
+        tables.setdefault(head if head[:2] != "[[" else line, []).append(body)
+    text = "\n".join("\n".join([head.partition("\n")[0], *body]) for head, body in tables.items())
+    check(place / "pyproject.toml", text + "\n", words)
+
+
+URLS = (
+    *("https://h.example/{}/linux-64/a-1-0.conda", "https://h.example/c/noarch/{}-1-0.tar.bz2"),
+    *("file:///srv/{}-1-0.conda", "{}", "# pip {} @ https://h.example/{}-1-py3-none-any.whl"),
+)
+
+
+@given_often
+@given(some(URLS))
+def test_explicit_lists(place: Path, templates: list[str]) -> None:
+    lines, words = filled(templates)
+    check(place / "explicit.txt", "\n".join(["@EXPLICIT", *lines, ""]), words)
