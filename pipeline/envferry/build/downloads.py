@@ -32,6 +32,7 @@ from envferry.errors import (
     StoreError,
     TargetOccupied,
 )
+from envferry.models import fit_to_show
 from envferry.progress import Expected
 
 if TYPE_CHECKING:
@@ -352,8 +353,7 @@ class _Stopped(Exception):
 def redact(url: str) -> str:
     """Return a URL fit for messages: without user, password, token or query."""
     parts = urlsplit(_without_credentials(url))
-    path = re.sub(r"/t/[^/]+/", "/t/…/", parts.path)
-    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+    return fit_to_show(urlunsplit((parts.scheme, parts.netloc, parts.path, "", "")))
 
 
 def _without_credentials(url: str) -> str:

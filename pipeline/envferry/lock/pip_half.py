@@ -16,7 +16,7 @@ from envferry.errors import SpecError
 from envferry.lock.pip_entries import locked_package
 from envferry.lock.uv import compile_lines
 from envferry.lock.wheel_choice import wheel_ranks
-from envferry.models import without_credentials
+from envferry.models import without_login
 
 if TYPE_CHECKING:
     from envferry.lock.pip_request import PipRequest
@@ -74,7 +74,7 @@ def _anchor(line: str, request: PipRequest) -> str:
     base = (request.working_dir or Path.cwd()).absolute()
     option = PATH_OPTIONS.fullmatch(line)
     if re.match(r"(-e|--editable)\b", line):
-        shown = without_credentials(line)
+        shown = without_login(line)
         message = f"{shown!r} is editable: it points at a directory that stays on this machine"
         raise SpecError(message, hint="build a wheel of it and name the wheel's path instead")
     if option and "://" not in option["path"]:
@@ -99,7 +99,7 @@ def _check_provided(request: PipRequest) -> None:
             continue
         if not wanted.specifier.contains(version, prereleases=True):
             contradictions.append(
-                f"pip asks for {without_credentials(line.strip())}, "
+                f"pip asks for {without_login(line.strip())}, "
                 f"but conda already chose {wanted.name} {version}"
             )
     if contradictions:

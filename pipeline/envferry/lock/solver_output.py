@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from envferry.errors import StoreError
-from envferry.models import without_credentials
+from envferry.models import fit_to_show
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 MAX_LINES = 40
@@ -21,7 +21,7 @@ UNREACHABLE = re.compile(
 
 def tidy(text: str) -> str:
     """Strip colours, blank lines and credentials from what a solver printed."""
-    lines = [line.rstrip() for line in without_credentials(ANSI.sub("", text)).splitlines()]
+    lines = [line.rstrip() for line in fit_to_show(ANSI.sub("", text)).splitlines()]
     kept = [line for line in lines if line.strip()]
     if len(kept) > MAX_LINES:
         kept = [*kept[: MAX_LINES - 1], f"… {len(kept) - MAX_LINES + 1} more lines"]
@@ -30,7 +30,7 @@ def tidy(text: str) -> str:
 
 def unreachable_channel(words: str, channels: tuple[str, ...]) -> StoreError:
     """Say that a channel gave no answer, or not the one that was hoped for."""
-    names = without_credentials(", ".join(channels))
+    names = fit_to_show(", ".join(channels))
     message = f"a conda channel cannot be reached ({names}): {words}"
     if re.search(r"\b(401|403)\b", words):
         return StoreError(message, hint="put the login for its host into ~/.netrc")

@@ -16,7 +16,7 @@ from envferry.config import uv_environ
 from envferry.errors import HostError, SpecError, StoreError
 from envferry.lock.pip_entries import newer_glibc_hint
 from envferry.lock.solver_output import UNREACHABLE, tidy
-from envferry.models import without_credentials
+from envferry.models import without_login
 from envferry.process import run
 
 if TYPE_CHECKING:
@@ -289,4 +289,4 @@ def _explain(stderr: str, request: PipRequest, scratch: Path) -> SpecError | Sto
 def _line(request: PipRequest, number: int) -> str:
     """Return the requirement line that uv knows by its number."""
     known = 0 < number <= len(request.requirements)
-    return f"`{without_credentials(request.requirements[number - 1])}`" if known else "the end"
+    return f"`{without_login(request.requirements[number - 1])}`" if known else "the end"

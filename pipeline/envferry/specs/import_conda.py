@@ -11,7 +11,7 @@ import msgspec
 from packaging.utils import canonicalize_name
 
 from envferry.errors import SpecError
-from envferry.models import PLATFORMS, without_credentials
+from envferry.models import PLATFORMS, without_credentials, without_login
 from envferry.specs.drafts import Draft
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def draft_explicit(text: str, path: Path, name: str) -> Draft:
     for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
         pip = PIP_COMMENT.fullmatch(line)
         if pip:
-            draft.pip.append(f"{pip['name']} @ {without_credentials(pip['url'])}")
+            draft.pip.append(f"{pip['name']} @ {without_login(pip['url'])}")
         if not line or line.startswith(("#", "@")):
             continue
         if not _add_url(draft, line.partition("#")[0]):
@@ -150,7 +150,7 @@ def _origin(path: Path, name: str, draft: Draft) -> str:
         return ""
     try:
         origin: dict[str, Any] = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-        url = without_credentials(str(origin["url"]))
+        url = without_login(str(origin["url"]))
         vcs: dict[str, Any] = origin.get("vcs_info") or {}
         suffix = f"#subdirectory={origin['subdirectory']}" if origin.get("subdirectory") else ""
     except (msgspec.MsgspecError, KeyError) as error:

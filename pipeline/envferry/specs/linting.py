@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from envferry.models import without_credentials
+from envferry.models import fit_to_show
 from envferry.specs.lint_rules import RULES
 from envferry.specs.reading import CONDA_NAME, RESERVED_NAMES
 from envferry.specs.requirement_lines import named_url
@@ -144,7 +144,7 @@ def lint_spec(
             used = gone[line.strip()]
             found.append(("S110", line, f"`{line}` is in no channel" + _instead(used)))
     findings = [
-        Finding(rule=RULES[code], path=path, line=line_of(place), what=without_credentials(what))
+        Finding(rule=RULES[code], path=path, line=line_of(place), what=fit_to_show(what))
         for code, place, what in found
     ]
     return sorted(findings, key=lambda item: (item.line, item.rule.code, item.what))

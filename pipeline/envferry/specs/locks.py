@@ -24,6 +24,7 @@ from envferry.models import (
     SpecOptions,
     build_string,
     without_credentials,
+    without_login,
 )
 from envferry.specs.yaml_text import parse_yaml, plain, read_text
 
@@ -177,13 +178,14 @@ def _json(value: object) -> str:
 
 def _entry(package: LockedPackage) -> dict[str, Any]:
     hashes = {"md5": package.md5, "sha256": package.sha256}
+    without_secrets = without_credentials if package.manager == "conda" else without_login
     return {
         "name": package.name,
         "version": package.version,
         "manager": package.manager,
         "platform": package.platform,
         "dependencies": dict(sorted(package.dependencies.items())),
-        "url": without_credentials(package.url),
+        "url": without_secrets(package.url),
         "hash": {kind: digest for kind, digest in hashes.items() if digest},
         "category": "main",
         "optional": False,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from envferry.errors import SpecError
-from envferry.models import without_credentials
+from envferry.models import without_login
 from envferry.specs.yaml_text import read_text
 
 INCLUDE = re.compile(r"(?:-r|--requirements?)(?:\s+|=)?(?P<path>\S.*)")
@@ -86,7 +86,7 @@ def rebased(line: str, folder: Path, base: Path) -> str:
         return relative(folder / line, base)
     if line.endswith(".whl") and "://" not in line and "@" not in line:
         return relative(folder / line, base)
-    return without_credentials(named_url(line))
+    return without_login(named_url(line))
 
 
 def named_url(line: str) -> str:
