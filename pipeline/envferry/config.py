@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from envferry.base.proxies import read_proxies
 from envferry.errors import SpecError
 from envferry.models import ENVS_DIR
 
@@ -97,6 +98,11 @@ def settings() -> Settings:
     return Settings.from_environ(os.environ)
 
 
+def allows_races() -> bool:
+    """Whether ENVFERRY_ALLOW_RACES accepts object storage that obeys no conditions on writes."""
+    return os.environ.get("ENVFERRY_ALLOW_RACES", "") not in ("", "0")
+
+
 def child_environ(**changes: str | None) -> dict[str, str]:
     """Return this process's environment with `changes`, None removing a name: for children.
 
@@ -141,28 +147,9 @@ class NetworkSettings:
         return cls(
             certificates=Path(certificates) if certificates else None,
             netrc=netrc if os.access(netrc, os.R_OK) else None,
-            proxies=_proxies(environ),
+            proxies=read_proxies(environ),
             logins=_logins(environ),
         )
-
-    def proxy_for(self, url: str) -> str | None:
-        """Return the proxy to ask for `url`, or None to go straight."""
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        for name in self.proxies.get("no", "").split(","):
-            suffix = name.strip().lstrip(".").lower()
-            if suffix and (suffix in ("*", host) or host.endswith(f".{suffix}")):
-                return None
-        return self.proxies.get(parts.scheme) or self.proxies.get("all")
-
-
-def _proxies(environ: Mapping[str, str]) -> dict[str, str]:
-    """Read `https_proxy` and its like; the lower-case name wins, as in curl."""
-    found: dict[str, str] = {}
-    for name in sorted(environ):  # upper case sorts first
-        if name.lower().endswith("_proxy") and environ[name]:
-            found[name.lower()[: -len("_proxy")]] = environ[name]
-    return found
 
 
 def _logins(environ: Mapping[str, str]) -> dict[str, Secret]:
