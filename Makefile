@@ -28,6 +28,7 @@ unit: .venv/.ready
 
 integration: .venv/.ready
 	./bootstrap.sh browser
+	./bootstrap.sh npm
 	$(bin)/pytest tests/integration -m "not podman and not docker"
 
 podman: .venv/.ready

@@ -45,6 +45,8 @@ class StoreSuite:
 
     completes_atomically = True
     """Whether large values, too, have one winner of many at the same moment."""
+    decides_races = True
+    """Whether values have one winner at all; else the store is for one writer at a time."""
 
     def test_a_missing_key(self, store: Store) -> None:
         assert store.stat("a/b") is None
@@ -109,6 +111,9 @@ class StoreSuite:
             source.write_bytes(bytes([number]) * size)
         with ThreadPoolExecutor(4) as pool:
             won = list(pool.map(lambda source: succeeds(store.create, "race", source), sources))
+        if not self.decides_races:
+            assert store.read("race") in [source.read_bytes() for source in sources]
+            return
         if size == 10 or self.completes_atomically:
             assert won.count(True) == 1
         winners = [source for source, has_won in zip(sources, won, strict=True) if has_won]
@@ -135,8 +140,11 @@ class StoreSuite:
             won = list(
                 pool.map(lambda value: succeeds(store.replace, "tag", value, version), values)
             )
-        assert won.count(True) == 1
-        assert store.read("tag") == values[won.index(True)]
+        if self.decides_races:
+            assert won.count(True) == 1
+        assert store.read("tag") in [
+            value for value, has_won in zip(values, won, strict=True) if has_won
+        ]
 
     def test_lists_below_a_prefix(self, store: Store) -> None:
         for key in ("v1/a/x", "v1/a/y", "v1/ab", "v2/a"):

@@ -96,7 +96,7 @@ def persistently(
         except Transient as failure:
             pause = tally.pause_after(failure)
             if pause is None:
-                raise failure.error from failure.error.__cause__
+                raise failure.error from (failure.error.__cause__ or failure.__cause__)
         wait(pause)
 
 

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from envferry.artifacts import SBOM, sbom_path, verify_artifact
+from envferry.base.retry import RetryPolicy, Transient, persistently
 from envferry.errors import NotFound
 from envferry.models import DEFAULT_TAG, PushedArtifact
 from envferry.registry import WasRemoved, check_tag
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 3
+REPEATS = RetryPolicy(attempts=3, first_pause=0)
 
 
 def push_artifact(
@@ -47,13 +48,20 @@ def _publish_persistently(
     artifact: Artifact, registry: Registry, tags: tuple[str, ...], progress: Progress
 ) -> bool:
     """Publish once more what somebody pruned meanwhile; raise WasRemoved if that repeats."""
-    for _ in range(ATTEMPTS):
+
+    def attempt() -> bool:
         try:
             return _publish(artifact, registry, tags, progress)
         except (WasRemoved, NotFound) as error:
             log.info("published again: %s", error)
-    message = f"{artifact.manifest.stem} is removed from {registry.url} whenever it is pushed"
-    raise WasRemoved(message, hint="find out who runs `envferry prune` there, then push again")
+            raise Transient(error) from error
+
+    try:
+        return persistently(attempt, REPEATS)
+    except (WasRemoved, NotFound) as error:
+        message = f"{artifact.manifest.stem} is removed from {registry.url} whenever it is pushed"
+        hint = "find out who runs `envferry prune` there, then push again"
+        raise WasRemoved(message, hint=hint) from error
 
 
 def _publish(

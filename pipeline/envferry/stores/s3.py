@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
@@ -20,12 +19,24 @@ from urllib3.exceptions import HTTPError as BrokenAnswer
 
 from envferry.base.connections import wrong_time_words
 from envferry.base.proxies import choose_proxy, show_proxy
-from envferry.base.retry import BUSY_STATUSES, Transient, asked_seconds, persistently, waiting_words
+from envferry.base.retry import Transient, persistently
 from envferry.config import allows_races, network
 from envferry.errors import NotFound, StoreError, UsageError
 from envferry.stores.checksums import with_checksums, without_checksums
+from envferry.stores.conditions import require_conditions
 from envferry.stores.multipart import PART_BYTES, Unreachable, plan_parts, receive_file, send_file
 from envferry.stores.port import KeyTaken, Listed, LostRace, Stat, check_key, check_prefix
+from envferry.stores.s3_answers import (
+    CREDENTIALS_HINT,
+    NAMES_HINT,
+    Asked,
+    Conflict,
+    Empty,
+    ErrorAnswer,
+    NotOffered,
+    Unsupported,
+    explain,
+)
 from envferry.stores.source import Incoming
 
 if TYPE_CHECKING:
@@ -42,21 +53,6 @@ CONNECTIONS = 16
 
 BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 """What requests can be made for: some servers have names that Amazon does not allow."""
-USUAL_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-NAMES_HINT = "buckets have 3 to 63 lower-case letters, digits, dots and hyphens: s3://BUCKET/PREFIX"
-NO_BUCKET = ("NoSuchBucket", "InvalidBucketName")
-CREDENTIALS_HINT = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-REFUSED_CREDENTIALS = frozenset(
-    {
-        "AuthFailure",
-        "AuthorizationHeaderMalformed",
-        "ExpiredToken",
-        "InvalidAccessKeyId",
-        "InvalidToken",
-        "SignatureDoesNotMatch",
-        "TokenRefreshRequired",
-    }
-)
 MISSING_CREDENTIALS = (
     boto_errors.NoCredentialsError,
     boto_errors.PartialCredentialsError,
@@ -71,43 +67,10 @@ NEVER_REACHED = (
     boto_errors.ConnectTimeoutError,
     boto_errors.ProxyConnectionError,
 )
-CONFLICTS = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
-ABSENT = frozenset({"NoSuchKey", "404", "NotFound", "NoSuchUpload"})
-NOT_IMPLEMENTED = 501
-UNSUPPORTED = frozenset({"NotImplemented", "InvalidArgument", "InvalidRequest", "MalformedXML"})
-"""What servers say that do not know checksums; and Amazon's of an upload begun without any."""
-BUSY = frozenset(
-    {
-        "BandwidthLimitExceeded",
-        "InternalError",
-        "PriorRequestNotComplete",
-        "RequestLimitExceeded",
-        "RequestThrottled",
-        "RequestThrottledException",
-        "RequestTimeout",
-        "RequestTimeoutException",
-        "ServiceUnavailable",
-        "SlowDown",
-        "Throttling",
-        "ThrottlingException",
-        "TooManyRequests",
-        "TooManyRequestsException",
-    }
-)
-"""What servers say, whatever their status is, of what may work later (botocore's own list)."""
-GARBLED = frozenset({"BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"})
-CLOCK = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
-CLOCK_SECONDS = 900
-"""How far a clock may be off: Amazon's limit, which others took over."""
-NOT_OFFERED = frozenset({"NotImplemented", "MethodNotAllowed", "501", "405"})
 CONDITIONS = ("IfNoneMatch", "IfMatch")
+NO_CONTENT, NOT_FOUND = 204, 404
 UNSAID = (301, 307, 400, 401, 403)
 """What HEAD is answered, for many a reason."""
-NO_CONDITIONS = (
-    "two writers at once could overwrite each other there, and what is published must stay: "
-    "use a server that obeys If-None-Match, or set ENVFERRY_ALLOW_RACES=1 and see to it that "
-    "only one command writes at a time"
-)
 PROOFS = {
     "head_object": "ETag",
     "get_object": "ETag",
@@ -118,30 +81,6 @@ PROOFS = {
     "complete_multipart_upload": "ETag",
 }
 """What the answer of a server always holds, and a page of a proxy never."""
-
-
-class _Conflict(StoreError):
-    """A condition of a write did not hold."""
-
-
-class _Empty(StoreError):
-    """The range that was asked for starts behind the end."""
-
-
-class _Unsupported(StoreError):
-    """The server does not do what it was asked for."""
-
-
-class _Refused(StoreError):
-    """The credentials are right, and do not allow it."""
-
-
-class _NotOffered(_Unsupported):
-    """The server does not have that operation."""
-
-
-class IgnoresConditions(StoreError):
-    """The server overwrites what it was told not to."""
 
 
 @dataclass(slots=True)
@@ -236,7 +175,7 @@ class S3Store:
                 there = [replace(one, key=self.prefix + one.key) for one in known]
                 send_file(self._call, target, source, plan_parts(size, there), advance)
                 self._require_arrived(key, size)
-        except _Conflict as error:
+        except Conflict as error:
             raise self._taken(key) from error
         except NotFound as error:
             # An upload that is gone although it was there: it was completed, and nobody heard so.
@@ -252,7 +191,7 @@ class S3Store:
         condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
         try:
             answer = self._call("put_object", **self._object(key), Body=data, **condition)
-        except (_Conflict, NotFound) as error:
+        except (Conflict, NotFound) as error:
             raise self._lost(key) from error
         version: str = answer["ETag"]
         return version
@@ -305,7 +244,7 @@ class S3Store:
         where = {"Bucket": self.bucket, "Prefix": self.prefix + check_prefix(prefix)}
         try:
             page = self._call("list_multipart_uploads", **where)
-        except _NotOffered as error:
+        except NotOffered as error:
             log.warning("%s cannot list unfinished uploads: those of dead pushes stay", self.url)
             log.info("%s", error)
             return
@@ -349,55 +288,11 @@ class S3Store:
             raise self._lost(key)
 
     def _require_conditions(self) -> None:
-        """Find out, before the first write, whether the server obeys conditions on writes.
-
-        Some ignore them without a word; then nothing would be written once. Raises
-        IgnoresConditions. Who may write nothing at that place is let through: the write will tell.
-        """
+        """Find out once whether the server obeys conditions on writes; raise when it does not."""
         with self.known.guard:
-            if self.allows_races or self.known.conditions.is_set():
-                return
-            probe = {**self._object(f"v1/probe-{os.urandom(6).hex()}"), "Body": b""}
-            try:
-                etag = self._call("put_object", **probe, IfNoneMatch="*")["ETag"]
-            except _Conflict:
-                etag = ""  # the answer to an earlier attempt was lost
-            except _Refused as error:
-                log.info("not tried out: %s", error)
+            if not (self.allows_races or self.known.conditions.is_set()):
+                require_conditions(self._call, self.bucket, self.prefix)
                 self.known.conditions.set()
-                return
-            except _NotOffered as error:
-                message = f"{self._endpoint} does not know If-None-Match: {error}"
-                raise IgnoresConditions(message, hint=NO_CONDITIONS) from error
-            try:
-                self._require_obeyed(probe, etag)
-            finally:
-                self._remove_probe(probe["Key"])
-            self.known.conditions.set()
-
-    def _require_obeyed(self, probe: dict[str, Any], etag: str) -> None:
-        """Raise IgnoresConditions when a write goes through on a condition that does not hold."""
-        other = f'"{"0" * 32}"' if etag != f'"{"0" * 32}"' else f'"{"1" * 32}"'
-        for header, condition in (
-            ("If-None-Match", {"IfNoneMatch": "*"}),
-            ("If-Match", {"IfMatch": other}),
-        ):
-            try:
-                self._call("put_object", **probe, **condition)
-            except _Conflict:
-                continue
-            except _NotOffered as error:
-                message = f"{self._endpoint} does not know {header}: {error}"
-                raise IgnoresConditions(message, hint=NO_CONDITIONS) from error
-            message = f"{self._endpoint} ignores {header}: it overwrites what exists in {self.url}"
-            raise IgnoresConditions(message, hint=NO_CONDITIONS)
-
-    def _remove_probe(self, key: str) -> None:
-        """Remove what was written to try the server out; some may write, and not remove."""
-        try:
-            self._call("delete_object", Bucket=self.bucket, Key=key)
-        except (StoreError, NotFound) as error:
-            log.info("%s stays in the bucket: %s", key, error)
 
     def _read_once(self, key: str, offset: int, length: int | None) -> bytes:
         """Read a range, also when it is all: then the answer says how long the whole is."""
@@ -405,17 +300,20 @@ class S3Store:
         wanted = {**self._object(key), "Range": f"bytes={offset}-{last}"}
         try:
             answer = self._call_once("get_object", wanted)
-        except _Empty:
+        except Empty:
             if offset == 0 and length is None:
                 return b""
             raise
         body = answer["Body"]
+        said = answer.get("ContentRange", "").rpartition("/")[2]
+        if said == "0" and offset == 0 and length is None:
+            _close_body(answer)  # some servers call nothing a range, and promise a byte of it
+            return b""
         try:
             with body:  # not `as`: that is the raw stream, whose errors are not botocore's
                 data: bytes = body.read()
         except boto_errors.BotoCoreError as error:
             raise self._transient(error, key) from error
-        said = answer.get("ContentRange", "").rpartition("/")[2]
         total = int(said) if said.isdecimal() else 0
         expected = total - offset if length is None else length
         if total and total < offset + expected:
@@ -441,7 +339,7 @@ class S3Store:
             checked = with_checksums(operation, parameters)
             try:
                 return persistently(lambda: self._call_once(operation, checked))
-            except _Unsupported as error:
+            except Unsupported as error:
                 if without_checksums(checked) == checked:
                     raise
                 log.info("without checksums: %s", error)
@@ -452,7 +350,7 @@ class S3Store:
         return persistently(lambda: self._call_once(operation, without_checksums(parameters)))
 
     def _call_once(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Call the server; errors become ours, Transient where another attempt may not meet them."""
+        """Call the server; errors become ours, or Transient where another attempt may help."""
         key = str(parameters.get("Key", parameters.get("Prefix", ""))).removeprefix(self.prefix)
         try:
             answer: dict[str, Any] = getattr(self.client, operation)(**parameters)
@@ -488,22 +386,21 @@ class S3Store:
 
         The answer to HEAD has no body, so nobody knows why: a GET is told.
         """
-        key = str(parameters.get("Key", parameters.get("Prefix", ""))).removeprefix(self.prefix)
-        code, status = _code(error), _status(error)
-        if operation == "head_object" and (
-            status in UNSAID or (status == 404 and not self.known.has_bucket.is_set())
-        ):
-            error = self._reason_of(parameters) or error
-            code, status = _code(error), _status(error)
-        if code == "NoSuchKey":
+        answer = ErrorAnswer.of(error.response)
+        if operation == "head_object" and self._is_unsaid(answer.status):
+            reason = self._reason_of(parameters)
+            answer = ErrorAnswer.of(reason.response) if reason else answer
+        if answer.code == "NoSuchKey":
             self.known.has_bucket.set()
-        final = self._explain_answer(error, key)
-        is_busy = code in BUSY or code in GARBLED or status in BUSY_STATUSES
-        if not is_busy:
-            return final
-        log.info("%s of %s: %s", operation, key, code)
-        final.__cause__ = error
-        return Transient(final, asked=_asked(error))
+        key = str(parameters.get("Key", parameters.get("Prefix", ""))).removeprefix(self.prefix)
+        asked = Asked(endpoint=self._endpoint, url=self.url, bucket=self.bucket, key=key)
+        failure = explain(answer, asked)
+        log.info("%s of %s: %s", operation, key, answer.code)
+        return failure
+
+    def _is_unsaid(self, status: int) -> bool:
+        """Whether HEAD may have been answered so for a reason that matters."""
+        return status in UNSAID or (status == NOT_FOUND and not self.known.has_bucket.is_set())
 
     def _reason_of(self, parameters: dict[str, Any]) -> boto_errors.ClientError | None:
         """Ask for the first byte of an object, and return the error if that is one."""
@@ -533,55 +430,10 @@ class S3Store:
             message = f"cannot reach {self._endpoint}{way} for {self.url}: {type(error).__name__}"
             hint = "check the network and AWS_ENDPOINT_URL_S3"
             if proxy:
-                hint = "check that proxy (http_proxy, https_proxy, all_proxy), or name the host in no_proxy"
+                hint = "check that proxy (http_proxy, all_proxy, …), or name the host in no_proxy"
             return Unreachable(message, hint=hint)
         message = f"{self.url}: {key}: {error}"
         return StoreError(message, hint="check the AWS configuration")
-
-    def _explain_answer(self, error: boto_errors.ClientError, key: str) -> StoreError | NotFound:
-        code = _code(error)
-        off = _clock_error(error) if _status(error) in (400, 401, 403) else 0.0
-        if code in CLOCK or abs(off) > CLOCK_SECONDS:
-            how = f"{abs(off) / 60:.0f} minutes {'ahead' if off > 0 else 'behind'}"
-            more = f"it is {how}, {code}" if abs(off) > CLOCK_SECONDS else code
-            message = f"{self._endpoint} says that this machine's clock is wrong ({more})"
-            return StoreError(message, hint="set the clock, for example with chrony or ntpd")
-        if code in REFUSED_CREDENTIALS:
-            message = f"{self._endpoint} refuses the credentials for {self.url} ({code})"
-            return StoreError(message, hint=CREDENTIALS_HINT)
-        if code in NO_BUCKET:
-            message = f"the bucket {self.bucket} does not exist at {self._endpoint}"
-            is_usual = USUAL_NAME.fullmatch(self.bucket)
-            hint = "create it, or check --registry and AWS_ENDPOINT_URL_S3"
-            return StoreError(message, hint=hint if is_usual else NAMES_HINT)
-        if code in CONFLICTS:
-            message = f"{key} in {self.url} is not what it was expected to be ({code})"
-            return _Conflict(message, hint="run the command again")
-        if code in ABSENT:
-            message = f"{key} is not in the registry {self.url}"
-            return NotFound(message, hint="run `envferry ls` to see what is")
-        if code in ("AccessDenied", "403", "401"):
-            message = f"{self._endpoint} denies access to {key} in {self.url}"
-            hint = "check AWS_ACCESS_KEY_ID or AWS_PROFILE, and what they may do in this bucket"
-            return _Refused(message, hint=hint)
-        if code in ("InvalidRange", "416"):
-            message = f"{key} in {self.url} is shorter than expected"
-            return _Empty(message, hint="the object is cut off: push it again")
-        said = error.response.get("Error", {}).get("Message", "")
-        if code in GARBLED:
-            message = f"{key} does not arrive at {self._endpoint} as it was sent ({code})"
-            return StoreError(message, hint="something on the way changes bytes: use https")
-        message = f"{self._endpoint} failed for {key} in {self.url}: {code} {said}".rstrip()
-        message += waiting_words(_asked(error))
-        status = _status(error)
-        kind = Unreachable if status >= 500 and status != NOT_IMPLEMENTED else StoreError
-        if code in BUSY or status in BUSY_STATUSES:
-            kind = Unreachable
-        elif code in NOT_OFFERED or status == NOT_IMPLEMENTED:
-            kind = _NotOffered
-        elif code in UNSUPPORTED:
-            kind = _Unsupported
-        return kind(message, hint="look at the server's log, or try again")
 
     @property
     def _endpoint(self) -> str:
@@ -635,8 +487,11 @@ def _config(addressing: str, proxies: dict[str, str] | None = None) -> Config:
 
 def _is_answer(operation: str, answer: dict[str, Any]) -> bool:
     """Whether an answer comes from an S3 server: some proxies say 200 and mean something else."""
-    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    is_page = str(headers.get("content-type", "")).startswith("text/html")
+    metadata = answer.get("ResponseMetadata", {})
+    headers = metadata.get("HTTPHeaders", {})
+    is_html = str(headers.get("content-type", "")).startswith("text/html")
+    is_empty = metadata.get("HTTPStatusCode") == NO_CONTENT or headers.get("content-length") == "0"
+    is_page = is_html and not is_empty
     return not is_page and PROOFS.get(operation, "ResponseMetadata") in answer
 
 
@@ -644,34 +499,6 @@ def _close_body(answer: dict[str, Any]) -> None:
     """Close what an answer streams: nobody reads it, and its connection would stay open."""
     if body := answer.get("Body"):
         body.close()
-
-
-def _code(error: boto_errors.ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", "unknown"))
-
-
-def _status(error: boto_errors.ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _header(error: boto_errors.ClientError, name: str) -> str | None:
-    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    return str(headers[name]) if name in headers else None
-
-
-def _asked(error: boto_errors.ClientError) -> float | None:
-    return asked_seconds(_header(error, "retry-after"))
-
-
-def _clock_error(error: boto_errors.ClientError) -> float:
-    """Return how many seconds this machine's clock is ahead of the server's, by its Date header."""
-    from email.utils import parsedate_to_datetime
-
-    try:
-        there = parsedate_to_datetime(_header(error, "date") or "")
-        return (datetime.now(timezone.utc) - there.astimezone(timezone.utc)).total_seconds()
-    except (TypeError, ValueError, OverflowError):
-        return 0.0
 
 
 def _if_small(source: Path | bytes | Incoming) -> bytes | None:
