@@ -241,6 +241,8 @@ class Lock:
     """The conda pins that were relaxed."""
     build_requirements: tuple[BuildRequirements, ...] = ()
     """One for each package that is locked as source, on each platform."""
+    indexes: tuple[str, ...] = ()
+    """The package indexes that came from the settings of the machine that locked."""
 
     def for_platform(self, platform: str) -> tuple[LockedPackage, ...]:
         """Return the packages for `platform`; raise SpecError when it is not locked."""

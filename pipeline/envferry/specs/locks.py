@@ -57,6 +57,8 @@ class LockContents:
     tools: dict[str, str]
     replacements: tuple[Replacement, ...] = ()
     build_requirements: tuple[BuildRequirements, ...] = ()
+    indexes: tuple[str, ...] = ()
+    """The package indexes that the machine's settings named."""
 
 
 class _Hash(msgspec.Struct):
@@ -166,6 +168,8 @@ def _custom_metadata(contents: LockContents) -> dict[str, str]:
     }
     if contents.replacements:
         metadata["envferry_replacements"] = _json(contents.replacements)
+    if contents.indexes:
+        metadata["envferry_indexes"] = _json([without_login(url) for url in contents.indexes])
     if contents.build_requirements:
         ordered = sorted(contents.build_requirements, key=lambda item: (item.platform, item.name))
         metadata["envferry_build_requirements"] = _json(ordered)
@@ -212,6 +216,7 @@ def _to_lock(path: Path, name: str, file: _File, digest: str) -> Lock:
         build_requirements=msgspec.json.decode(
             custom.get("envferry_build_requirements", "[]"), type=tuple[BuildRequirements, ...]
         ),
+        indexes=msgspec.json.decode(custom.get("envferry_indexes", "[]"), type=tuple[str, ...]),
     )
 
 
