@@ -135,6 +135,12 @@ class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Where a channel is that goes by a name of ours: a URL or a path."""
 
 
+def left_out(options: SpecOptions) -> dict[str, str]:
+    """Return what a manifest says, among its tools, of options that change what is packed."""
+    said = {"exclude": " ".join(options.exclude), "frozen": "yes" if options.frozen else ""}
+    return {name: text for name, text in said.items() if text}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
     """`specs/NAME.yml`: a conda environment file plus the `envferry:` key."""

@@ -12,7 +12,7 @@ from envferry.models import DEFAULT_TAG, PushedArtifact
 from envferry.registry import WasRemoved, check_tag
 
 if TYPE_CHECKING:
-    from envferry.models import Artifact
+    from envferry.models import Artifact, Manifest
     from envferry.progress import Progress
     from envferry.registry import Registry
 
@@ -30,16 +30,37 @@ def push_artifact(
     Raises IntegrityError for a damaged artifact, or when the id is taken by a different one.
     """
     manifest = artifact.manifest
-    wanted = tuple(dict.fromkeys(check_tag(tag) for tag in (*tags, DEFAULT_TAG)))
+    wanted = _wanted(tags)
     verify_artifact(artifact, progress=progress)
     uploaded = _publish_persistently(artifact, registry, wanted, progress)
+    return _pushed(manifest, registry, wanted, uploaded=uploaded)
+
+
+def tag_published(
+    manifest: Manifest, *, registry: Registry, tags: tuple[str, ...]
+) -> PushedArtifact:
+    """Point `tags` and `latest` to an artifact that the registry has already, as a push does."""
+    wanted = _wanted(tags)
+    for tag in wanted:
+        registry.move_tag(manifest.name, manifest.platform, tag, manifest.id)
+    registry.require_whole(manifest)
+    return _pushed(manifest, registry, wanted, uploaded=False)
+
+
+def _wanted(tags: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(check_tag(tag) for tag in (*tags, DEFAULT_TAG)))
+
+
+def _pushed(
+    manifest: Manifest, registry: Registry, tags: tuple[str, ...], *, uploaded: bool
+) -> PushedArtifact:
     return PushedArtifact(
         registry=registry.url,
         name=manifest.name,
         platform=manifest.platform,
         id=manifest.id,
         size=manifest.archive.size,
-        tags=wanted,
+        tags=tags,
         uploaded=uploaded,
     )
 
