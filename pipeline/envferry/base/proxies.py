@@ -48,6 +48,18 @@ def show_proxy(proxy: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
+def proxies_words(proxies: Mapping[str, str]) -> str:
+    """Say which proxies are in use, for the hint of an error; empty where there are none."""
+    named = [
+        f"{kind}_proxy is {show_proxy(proxy if '://' in proxy else f'http://{proxy}')}"
+        for kind, proxy in sorted(proxies.items())
+        if kind in ("http", "https", "all")
+    ]
+    if named and NO_PROXY in proxies:
+        named.append(f"no_proxy is {proxies[NO_PROXY]}")
+    return ", ".join(named)
+
+
 def _rules(text: str) -> Iterator[str]:
     """Yield what NO_PROXY names, between commas or spaces."""
     yield from filter(None, re.split(r"[,\s]+", text.lower()))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from envferry.base.proxies import proxies_words
+from envferry.config import network
 from envferry.errors import StoreError
 from envferry.models import fit_to_show
 
@@ -34,4 +36,11 @@ def unreachable_channel(words: str, channels: tuple[str, ...]) -> StoreError:
     message = f"a conda channel cannot be reached ({names}): {words}"
     if re.search(r"\b(401|403)\b", words):
         return StoreError(message, hint="put the login for its host into ~/.netrc")
-    return StoreError(message, hint="check the spec's `channels:`, or give `--channel`")
+    hint = "check the spec's `channels:`, or give `--channel`"
+    return StoreError(message, hint=hint + proxies_hint())
+
+
+def proxies_hint() -> str:
+    """Say which proxies this machine's solvers go through: they do not say it themselves."""
+    words = proxies_words(network().proxies)
+    return f" ({words})" if words else ""

@@ -17,7 +17,7 @@ from envferry.build.git_credentials import git_environ, git_logins, without_git_
 from envferry.config import network, uv_environ
 from envferry.errors import HostError, SpecError, StoreError
 from envferry.lock.pip_entries import newer_glibc_hint
-from envferry.lock.solver_output import UNREACHABLE, tidy
+from envferry.lock.solver_output import UNREACHABLE, proxies_hint, tidy
 from envferry.models import without_login
 from envferry.process import run
 
@@ -294,7 +294,7 @@ def _explain(stderr: str, request: PipRequest, scratch: Path) -> SpecError | Sto
     if UNREACHABLE.search(text):
         message = f"a package index cannot be reached: {text}"
         hint = "check the network and the --index-url lines of the spec, then try again"
-        return StoreError(message, hint=hint)
+        return StoreError(message, hint=hint + proxies_hint())
     if refused := REFUSED.search(words):
         message = (
             f"the package index {refused['url']} demands a login ({refused['status']}): {text}"
