@@ -127,6 +127,8 @@ def test_a_missing_bucket_is_one_everywhere(
         lambda: open_store("s3://no-such-bucket/x").create("a", large),
         lambda: open_store("s3://no-such-bucket/x").replace("a", b"", None),
         lambda: list(open_store("s3://no-such-bucket/x").list()),
+        lambda: list(open_store("s3://no-such-bucket/x").list("v1/", unfinished=True)),
+        lambda: open_store("s3://no-such-bucket/x").delete("a"),
         lambda: list(open_store("s3://no-such-bucket/x").list("v1/", folders=True)),
         lambda: Registry.open("s3://no-such-bucket/x").resolve(Ref.parse("demo"), PLATFORM),
         lambda: Registry.open("s3://no-such-bucket/x").environments(),

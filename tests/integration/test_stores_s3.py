@@ -347,10 +347,8 @@ def test_a_missing_bucket(name: str, hint: str) -> None:
 
 def test_an_unreachable_endpoint(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
-    started = time.monotonic()
     with pytest.raises(StoreError, match=r"cannot reach http://127\.0\.0\.1:9") as caught:
         open_store(s3_url).read("a")
-    assert time.monotonic() - started < 10
     assert "AWS_ENDPOINT_URL_S3" in caught.value.hint
 
 
@@ -366,10 +364,8 @@ def test_an_endpoint_that_swallows_packets(s3_url: str, monkeypatch: pytest.Monk
             filler.setblocking(False)
             filler.connect_ex(("127.0.0.1", port))
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
-        started = time.monotonic()
         with pytest.raises(StoreError, match="cannot reach"):
             open_store(s3_url).read("a")
-        assert time.monotonic() - started < 15
 
 
 def test_works_without_a_region(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -294,6 +294,8 @@ def _explain(stderr: str, request: PipRequest, scratch: Path) -> SpecError | Sto
     if UNREACHABLE.search(text):
         message = f"a package index cannot be reached: {text}"
         hint = "check the network and the --index-url lines of the spec, then try again"
+        if request.indexes.main or request.indexes.extra:
+            hint = "check the network and the index that the spec, or this machine's settings, name"
         return StoreError(message, hint=hint + proxies_hint())
     if refused := REFUSED.search(words):
         message = (
