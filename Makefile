@@ -40,6 +40,7 @@ unit: $(VENV)/.ready
 
 integration: $(VENV)/.ready
 	./bootstrap.sh browser
+	./bootstrap.sh npm
 	$(bin)/pytest tests/integration -m "not podman and not docker"
 
 podman: $(VENV)/.ready

@@ -56,6 +56,20 @@ if [ "${1:-}" = docker ]; then
   exit
 fi
 
+if [ "${1:-}" = npm ]; then
+  # Another S3 server that the store is tested with: without npm its tests are skipped.
+  if ! command -v npm >/dev/null; then
+    echo "no npm: the store is not tested with s3rver (sudo apt-get install npm)" >&2
+    exit
+  fi
+  mkdir -p .venv/npm
+  cmp -s tests/npm/package-lock.json .venv/npm/package-lock.json && exit
+  cp tests/npm/package.json tests/npm/package-lock.json .venv/npm/
+  npm ci --prefix .venv/npm --ignore-scripts --no-audit --no-fund --loglevel=error >&2 ||
+    { rm .venv/npm/package-lock.json; fail "npm could not install s3rver" "see above"; }
+  exit
+fi
+
 if [ "${1:-}" = browser ]; then
   # Not every system has this package: without it the tests of the pages in a browser are skipped.
   for name in chromium chromium-browser google-chrome; do command -v "$name" >/dev/null && exit; done

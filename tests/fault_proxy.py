@@ -34,6 +34,7 @@ ERRORS = {
     "500": (500, "InternalError"),
     "503": (503, "ServiceUnavailable"),
     "slow down": (503, "SlowDown"),
+    "limited": (429, "TooManyRequests"),
     "clock": (403, "RequestTimeTooSkewed"),
     "denied": (403, "AccessDenied"),
     "no bucket": (404, "NoSuchBucket"),
@@ -51,6 +52,10 @@ class Plan:
     upstream: str
     rate: float = 0.0
     """The part of all requests that meets a random fault."""
+    faults: tuple[str, ...] = FAULTS
+    """The random ones."""
+    refused_part: str | None = None
+    """Who writes to a path with this in it is refused."""
     always: str | None = None
     """A fault that every request meets."""
     methods: tuple[str, ...] = ("GET", "HEAD", "PUT", "POST", "DELETE")
@@ -63,6 +68,12 @@ class Plan:
     """Change one byte of every large body on its way to the server."""
     checksums: str | None = None
     """A fault that every request with a checksum meets."""
+    retry_after: str | None = None
+    """What the answers that are errors say of when to come back."""
+    date: str | None = None
+    """What time all answers say it is."""
+    bare: bool = False
+    """Errors have no body."""
     copies: str | None = None
     """A fault that every copy inside the store meets."""
     hung: threading.Event | None = None
@@ -82,7 +93,7 @@ class Plan:
             self.sent_bytes += len(body)
             fault = self.always
             if self.random.random() < self.rate:
-                fault = self.random.choice(FAULTS)
+                fault = self.random.choice(self.faults)
             fault = fault if method in self.methods else None
             self.seen[fault or "none"] += 1
             self.seen[method] += 1
@@ -117,10 +128,15 @@ class FaultHandler(BaseHTTPRequestHandler):
         if any(name.lower().startswith("x-amz-checksum") for name in self.headers):
             self.plan.seen["checksums"] += 1
             fault = self.plan.checksums or fault
+        if self.plan.refused_part and self.plan.refused_part in self.path:
+            fault = "denied"
         if fault in ERRORS:
             status, code = ERRORS[fault]
             text = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
-            self.send(status, {"Content-Type": "application/xml"}, text)
+            headers = {"Content-Type": "application/xml"}
+            if self.plan.retry_after:
+                headers["Retry-After"] = self.plan.retry_after
+            self.send(status, headers, b"" if self.plan.bare else text)
         elif fault == "html":
             self.send(200, {"Content-Type": "text/html"}, HTML)
         elif fault == "reset before":
@@ -158,6 +174,7 @@ class FaultHandler(BaseHTTPRequestHandler):
         half = fault in ("cut body", "short body")
         length = len(data) // 2 if fault == "short body" else len(data)
         self.send_response_only(status)
+        headers = {**headers, "Date": self.plan.date} if self.plan.date else headers
         for name, text in headers.items():
             if name.lower() not in ("content-length", "transfer-encoding", "connection"):
                 self.send_header(name, text)

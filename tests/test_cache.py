@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 from cryptography.hazmat.primitives import hashes
 
+from envferry.base.proxies import choose_proxy
+from envferry.base.retry import RetryPolicy
 from envferry.build.downloads import DownloadCache, redact
 from envferry.config import NetworkSettings
 from envferry.errors import IntegrityError, NotFound, SpecError, StoreError
@@ -95,6 +97,11 @@ class Handler(BaseHTTPRequestHandler):
     def serve_overloaded(self, _count: int) -> None:
         self.refuse(503)
 
+    def serve_limited(self, _count: int) -> None:
+        self.send_response(429)
+        self.send_header("Retry-After", "3600")
+        self.answer(b"")
+
     def serve_wrong(self, _count: int) -> None:
         self.send_response(200)
         self.answer(CONTENT[::-1])
@@ -138,12 +145,14 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
+QUICK = RetryPolicy(attempts=5, first_pause=0)
+SLOW = RetryPolicy(first_pause=30, longest_pause=30)
 NO_SETTINGS = NetworkSettings(certificates=None, netrc=None, proxies={})
 
 
 def cache_in(path: Path, netrc: Path | None = None) -> DownloadCache:
     settings = replace(NO_SETTINGS, netrc=netrc)
-    return DownloadCache(path, network=settings, pause_seconds=0.001)
+    return DownloadCache(path, network=settings, policy=QUICK)
 
 
 @pytest.fixture
@@ -239,8 +248,14 @@ def test_a_server_that_stays_busy_is_an_error(cache: DownloadCache, server: Serv
     assert server.requests["overloaded.whl"] == 5
 
 
+def test_a_busy_server_says_when_to_come_back(cache: DownloadCache, server: Server) -> None:
+    with pytest.raises(StoreError, match=r"answered 429 .*and asks to wait 3600 s"):
+        fetch(cache, package(f"{server.url}/limited.whl"))
+    assert server.requests["limited.whl"] == 1
+
+
 def test_the_first_error_ends_what_others_wait_for(tmp_path: Path, server: Server) -> None:
-    cache = DownloadCache(tmp_path / "cache", network=NO_SETTINGS, pause_seconds=30)
+    cache = DownloadCache(tmp_path / "cache", network=NO_SETTINGS, policy=SLOW)
     names = ["missing.whl", *(f"overloaded.{number}.whl" for number in range(40))]
     # Each with a digest of its own: what has the same one waits for the other's place in the cache.
     items = [package(f"{server.url}/{name}", sha256=digest(name.encode())) for name in names]
@@ -378,12 +393,29 @@ def test_redact_keeps_what_people_need() -> None:
         ({"https_proxy": "http://p:1", "no_proxy": "x, .b"}, "https://a.b/c", None),
         ({"https_proxy": "http://p:1", "no_proxy": "*"}, "https://a.b/c", None),
         ({"https_proxy": "http://p:1", "no_proxy": "ab"}, "https://a.b/c", "http://p:1"),
+        ({"all_proxy": "p:3128"}, "https://a.b/c", "http://p:3128"),
+        ({"HTTPS_PROXY": "http://p:2", "https_proxy": ""}, "https://a.b/c", None),
+        ({"HTTP_PROXY": "http://p:2", "REQUEST_METHOD": "GET"}, "http://a.b/c", None),
+        ({"all_proxy": "http://p", "no_proxy": "10.0.0.0/8"}, "http://10.9.8.7/c", None),
+        ({"all_proxy": "http://p", "no_proxy": "10.0.0.0/8"}, "http://11.9.8.7/c", "http://p"),
+        ({"all_proxy": "http://p", "no_proxy": "10.0.0.0/8"}, "http://10.a.b/c", "http://p"),
+        ({"all_proxy": "http://p", "no_proxy": "fd00::/8"}, "http://[fd00::1]:8/c", None),
+        ({"all_proxy": "http://p", "no_proxy": "[::1]"}, "http://[::1]:8/c", None),
+        ({"all_proxy": "http://p", "no_proxy": "::1"}, "http://[0:0::1]/c", None),
+        ({"all_proxy": "http://p", "no_proxy": "0.0.1"}, "http://10.0.0.1/c", "http://p"),
+        ({"all_proxy": "http://p", "no_proxy": "a.b:8080"}, "http://a.b:8080/c", None),
+        ({"all_proxy": "http://p", "no_proxy": "a.b:8080"}, "http://a.b/c", "http://p"),
+        ({"all_proxy": "http://p", "no_proxy": "a.b:443"}, "https://x.a.b/c", None),
+        ({"all_proxy": "http://p", "no_proxy": "*.b"}, "https://a.b/c", None),
+        ({"all_proxy": "http://p", "no_proxy": "x A.B"}, "https://a.b/c", None),
+        ({"all_proxy": "http://p", "no_proxy": "a.b."}, "https://a.b/c", None),
+        ({"all_proxy": "http://p", "no_proxy": "x/y, 1.2.3.4/99,"}, "https://a.b/c", "http://p"),
     ],
 )
 def test_proxies_are_read_as_others_read_them(
     environ: dict[str, str], url: str, expected: str | None
 ) -> None:
-    assert NetworkSettings.from_environ(environ).proxy_for(url) == expected
+    assert choose_proxy(NetworkSettings.from_environ(environ).proxies, url) == expected
 
 
 class Watched:
@@ -408,7 +440,7 @@ def test_the_total_is_known_when_all_have_begun(server: Server, tmp_path: Path) 
     local = tmp_path / "local-1-0.conda"
     local.write_bytes(CONTENT)
     packages = [package(f"{server.url}/good.conda"), package(local.as_uri())]
-    cache = DownloadCache(tmp_path / "cache", pause_seconds=0)
+    cache = DownloadCache(tmp_path / "cache", policy=QUICK)
     for _ in ("downloaded", "found in the cache"):
         watched = Watched()
         cache.fetch_all(packages, progress=watched)

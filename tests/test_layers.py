@@ -26,7 +26,8 @@ STAGES = {
 LAYERS = (
     ("errors", "progress"),
     ("models", "base", "process"),
-    ("config", "artifacts", "archive", "specs", "stores"),
+    ("config",),
+    ("artifacts", "archive", "specs", "stores"),
     ("engines", "install", "pack", "trust"),
     ("build", "registry"),
     ("index", "lock"),

@@ -6,6 +6,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -169,3 +170,16 @@ def test_two_thousand_packages_are_read_at_once(tmp_path: Path) -> None:
     assert len(read_lock(path).packages) == 2000
     # Measured 0.2 s; the slow path (pyyaml without libyaml) needs 4 s.
     assert time.process_time() - started < 2
+
+
+def test_only_tokens_of_channels_leave_a_url() -> None:
+    """A folder called `t` is not a token: the lock names the files that are there."""
+    places = {
+        "conda": "file:///srv/t/team/channel/linux-64/python-3.10-h1_0.conda",
+        "pip": "https://example.org/t/torch/torch-2.8-py3-none-any.whl",
+    }
+    packages = tuple(
+        msgspec.structs.replace(package, url=places[package.manager]) for package in PACKAGES
+    )
+    data = render_lock(contents(packages)).decode()
+    assert all(f"url: {place}\n" in data for place in places.values())

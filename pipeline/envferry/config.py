@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from envferry.base.proxies import read_proxies
+from envferry.base.site_indexes import SiteIndexes, plain_url, read_site_indexes
 from envferry.errors import SpecError
 from envferry.models import ENVS_DIR
 
@@ -28,6 +30,26 @@ INDEX_VARIABLES = (
     "UV_EXTRA_INDEX_URL",
     "UV_FIND_LINKS",
 )
+HOW_UV_WORKS = (
+    "UV_CACHE_DIR",
+    "UV_CONCURRENT_",
+    "UV_HTTP_",
+    "UV_INSECURE_HOST",
+    "UV_KEYRING_PROVIDER",
+    "UV_LINK_MODE",
+    "UV_LOCK_TIMEOUT",
+    "UV_LOG_",
+    "UV_NATIVE_TLS",
+    "UV_NO_CACHE",
+    "UV_NO_PROGRESS",
+    "UV_OFFLINE",
+    "UV_PYTHON",
+    "UV_REQUEST_TIMEOUT",
+    "UV_SSL_",
+    "UV_SYSTEM_CERTS",
+    "UV_TOOL_",
+)
+"""The beginnings of uv's variables that do not change what it answers."""
 SYSTEM_AUTHORITIES = (
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -97,6 +119,11 @@ def settings() -> Settings:
     return Settings.from_environ(os.environ)
 
 
+def allows_races() -> bool:
+    """Whether ENVFERRY_ALLOW_RACES accepts object storage that obeys no conditions on writes."""
+    return os.environ.get("ENVFERRY_ALLOW_RACES", "") not in ("", "0")
+
+
 def child_environ(**changes: str | None) -> dict[str, str]:
     """Return this process's environment with `changes`, None removing a name: for children.
 
@@ -111,12 +138,25 @@ def uv_environ(**changes: str | None) -> dict[str, str]:
     """Return `child_environ` for uv, which by itself does not trust a site's own authorities.
 
     Where the system has a list of authorities, uv is told to go by that, as our own downloads do.
+    What decides which packages uv takes is left out: that is for the spec to say.
     """
     environ = child_environ(**changes)
+    environ = {name: text for name, text in environ.items() if not _decides(name)}
     is_told = any(name in environ for name in ("UV_SYSTEM_CERTS", "UV_NATIVE_TLS"))
     if not is_told and any(Path(place).is_file() for place in SYSTEM_AUTHORITIES):
         environ["UV_SYSTEM_CERTS"] = "1"
     return environ
+
+
+def _decides(name: str) -> bool:
+    """Whether a variable is uv's, and may change its answer."""
+    is_index = name in INDEX_VARIABLES or re.fullmatch(r"UV_INDEX_\w+_(USERNAME|PASSWORD)", name)
+    return name.startswith("UV_") and not is_index and not name.startswith(HOW_UV_WORKS)
+
+
+def uv_settings_passed_over() -> tuple[str, ...]:
+    """Return the variables that uv would obey, and is not told."""
+    return tuple(sorted(name for name in os.environ if _decides(name) and os.environ[name]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,41 +181,27 @@ class NetworkSettings:
         return cls(
             certificates=Path(certificates) if certificates else None,
             netrc=netrc if os.access(netrc, os.R_OK) else None,
-            proxies=_proxies(environ),
+            proxies=read_proxies(environ),
             logins=_logins(environ),
         )
 
-    def proxy_for(self, url: str) -> str | None:
-        """Return the proxy to ask for `url`, or None to go straight."""
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        for name in self.proxies.get("no", "").split(","):
-            suffix = name.strip().lstrip(".").lower()
-            if suffix and (suffix in ("*", host) or host.endswith(f".{suffix}")):
-                return None
-        return self.proxies.get(parts.scheme) or self.proxies.get("all")
-
-
-def _proxies(environ: Mapping[str, str]) -> dict[str, str]:
-    """Read `https_proxy` and its like; the lower-case name wins, as in curl."""
-    found: dict[str, str] = {}
-    for name in sorted(environ):  # upper case sorts first
-        if name.lower().endswith("_proxy") and environ[name]:
-            found[name.lower()[: -len("_proxy")]] = environ[name]
-    return found
-
 
 def _logins(environ: Mapping[str, str]) -> dict[str, Secret]:
-    """Read the logins of the indexes that uv is told about in the environment."""
+    """Read the logins of the indexes that uv and pip are told about."""
     found: dict[str, Secret] = {}
-    for name in INDEX_VARIABLES:
-        for word in environ.get(name, "").split():
-            # An index may have a name: `mine=https://user:password@host/simple`.
-            start = re.match(r"[\w.-]+=(?=\w+://)", word)
-            login, _, place = urlsplit(word[start.end() if start else 0 :]).netloc.rpartition("@")
-            if login:
-                found.setdefault(place.lower(), Secret(login))
+    words = [word for name in INDEX_VARIABLES for word in environ.get(name, "").split()]
+    site = read_site_indexes(environ, Path(home_of(environ)))
+    words += [index.url for index in (site.main, *site.extra) if index]
+    for word in words:
+        login, _, place = urlsplit(plain_url(word)).netloc.rpartition("@")
+        if login:
+            found.setdefault(place.lower(), Secret(login))
     return found
+
+
+def site_indexes() -> SiteIndexes:
+    """Return the package indexes that this machine's settings name."""
+    return read_site_indexes(os.environ, Path(home_of(os.environ)))
 
 
 def network() -> NetworkSettings:

@@ -22,8 +22,13 @@ DEFAULT_TAG = "latest"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 ID_PATTERN = re.compile(r"[0-9a-f]{12}")
 
-URL_CREDENTIALS = re.compile(r"(?<=://)(?!git@)[^/\s'\"]+@(?=[\w\[])")
-URL_TOKEN = re.compile(r"/t/[^/\s]+/")
+URL_LOGIN = re.compile(r"(?P<scheme>[\w+.-]*)://(?P<login>[^/\s'\"]+)@(?=[\w\[])")
+SUBDIR = r"(?:noarch|(?:linux|osx|win|freebsd|emscripten|wasi|zos)-\w+)"
+HOST_AND_TOKEN = r"(?P<place>\bhttps?://[^/\s'\"]+)/t/[^/\s'\"]+"
+CHANNEL_TOKEN = re.compile(rf"{HOST_AND_TOKEN}(?=/(?!{SUBDIR}(?:/|$))[^/\s'\"])")
+"""Conda's form of a login, `https://HOST/t/TOKEN/CHANNEL…`: in no other place is `/t/` one, and
+before a subdir it is the channel's own path."""
+POSSIBLE_TOKEN = re.compile(rf"{HOST_AND_TOKEN}(?=/)")
 
 PLATFORMS = {
     ("Linux", "x86_64"): "linux-64",
@@ -43,12 +48,35 @@ def current_platform() -> str:
     return PLATFORMS[machine]
 
 
-def without_credentials(text: str) -> str:
-    """Remove `user:password@` and conda's `/t/TOKEN/` from every URL in a text.
+def without_login(text: str) -> str:
+    """Remove `user:password@` from every URL in a text.
 
-    The user `git` stays: it is how ssh reaches a repository, and no secret.
+    The user `git` stays, and every other that ssh is told without a password: it is how ssh
+    reaches a repository, and no secret.
     """
-    return URL_TOKEN.sub("/", URL_CREDENTIALS.sub("", text))
+
+    def strip(found: re.Match[str]) -> str:
+        login = found["login"]
+        is_ssh_user = found["scheme"].rpartition("+")[2] == "ssh" and ":" not in login
+        return found[0] if login == "git" or is_ssh_user else f"{found['scheme']}://"
+
+    return URL_LOGIN.sub(strip, text)
+
+
+def without_credentials(text: str) -> str:
+    """Remove logins, and the `/t/TOKEN/` of conda channels, from every URL in a text.
+
+    For channels and their packages. What pip names has no tokens: `without_login`.
+    """
+    return CHANNEL_TOKEN.sub(r"\g<place>", without_login(text))
+
+
+def fit_to_show(text: str) -> str:
+    """Remove logins from every URL in a message, and show that there is what may be a token.
+
+    Nobody knows here what a URL is for, so what stands where conda's tokens do is masked.
+    """
+    return POSSIBLE_TOKEN.sub(r"\g<place>/t/…", without_login(text))
 
 
 def check_name(name: str, what: str) -> str:
@@ -105,6 +133,12 @@ class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Keep conda and pip from changing the installed environment in place."""
     channels: dict[str, str] = {}
     """Where a channel is that goes by a name of ours: a URL or a path."""
+
+
+def left_out(options: SpecOptions) -> dict[str, str]:
+    """Return what a manifest says, among its tools, of options that change what is packed."""
+    said = {"exclude": " ".join(options.exclude), "frozen": "yes" if options.frozen else ""}
+    return {name: text for name, text in said.items() if text}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,6 +247,8 @@ class Lock:
     """The conda pins that were relaxed."""
     build_requirements: tuple[BuildRequirements, ...] = ()
     """One for each package that is locked as source, on each platform."""
+    indexes: tuple[str, ...] = ()
+    """The package indexes that came from the settings of the machine that locked."""
 
     def for_platform(self, platform: str) -> tuple[LockedPackage, ...]:
         """Return the packages for `platform`; raise SpecError when it is not locked."""

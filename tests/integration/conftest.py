@@ -14,6 +14,7 @@ from envferry.engines.selection import Engine, open_sandbox
 from tests.conftest import require
 from tests.docker import can_start_docker, docker_answers, prepare_docker
 from tests.podman import prepare_podman
+from tests.s3_servers import find_s3rver, make_bucket, moto, s3rver
 from tests.workshop import Workshop
 
 if TYPE_CHECKING:
@@ -37,14 +38,36 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One moto for all tests."""
+    with moto(tmp_path_factory.mktemp("moto")) as server:
+        make_bucket(server)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3rver_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One s3rver for all tests."""
+    require("s3rver", find_s3rver())
+    with s3rver(tmp_path_factory.mktemp("s3rver")) as server:
+        make_bucket(server)
+        yield server
+
+
 @pytest.fixture
 def s3_url(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of an empty registry on it; the environment says how to get there."""
-    for name, value in s3_server.environ.items():
+    """The URL of an empty registry on SeaweedFS; the environment says how to get there."""
+    return empty_registry(s3_server, monkeypatch)
+
+
+def empty_registry(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the URL of an empty registry on a server; the environment says how to get there."""
+    for name, value in server.environ.items():
         monkeypatch.setenv(name, value)
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
-    return f"s3://{s3_server.bucket}/{secrets.token_hex(4)}"
+    return f"s3://{server.bucket}/{secrets.token_hex(4)}"
 
 
 @pytest.fixture(scope="session")

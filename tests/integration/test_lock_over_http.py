@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 
+from envferry.base.retry import RetryPolicy
 from envferry.build.downloads import DownloadCache
 from envferry.errors import IntegrityError, StoreError
 from envferry.lock.options import LockOptions
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from envferry.models import Lock, LockedPackage
 
 LOGIN = "user:secret"
+
+QUICK = RetryPolicy(first_pause=0.01)
 
 
 @dataclass
@@ -139,7 +142,7 @@ def test_slow_servers_and_those_that_fail_twice(own_home: Path, channel: Path) -
         made = lock(own_home, url)
         assert python_url(made).startswith(url)
     with serving(channel, Manners(failures=2)) as again:
-        cache = DownloadCache(own_home / "cache", pause_seconds=0.01)
+        cache = DownloadCache(own_home / "cache", policy=QUICK)
         made = lock(own_home, again)
         assert len(cache.fetch_all(made.packages, progress=Silent())) == len(made.packages)
 
@@ -174,7 +177,7 @@ def test_wrong_and_truncated_packages(own_home: Path, channel: Path) -> None:
     package = channel / "linux-64/python-3.10.13-h1_0.conda"
     good = package.read_bytes()
     for number, bad in enumerate((b"x" * len(good), good[:100])):
-        cache = DownloadCache(own_home / f"cache{number}", pause_seconds=0.01)
+        cache = DownloadCache(own_home / f"cache{number}", policy=QUICK)
         package.write_bytes(bad)
         try:
             with serving(channel, Manners()) as other:
@@ -188,6 +191,6 @@ def test_wrong_and_truncated_packages(own_home: Path, channel: Path) -> None:
         finally:
             package.write_bytes(good)
     with serving(channel, Manners(cut="h1_0.conda")) as other:
-        cache = DownloadCache(own_home / "other", pause_seconds=0.01)
+        cache = DownloadCache(own_home / "other", policy=QUICK)
         with pytest.raises(StoreError, match="python-3"):
             cache.fetch_all([_at(item, port, other) for item in made.packages], progress=Silent())

@@ -122,13 +122,13 @@ class Authority:
     server_path: Path
 
     @classmethod
-    def make(cls, folder: Path) -> Authority:
-        """Write both in PEM."""
+    def make(cls, folder: Path, age: datetime.timedelta = datetime.timedelta(0)) -> Authority:
+        """Write both in PEM; they are valid for a day before and after the moment of that age."""
         ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
         ca_name, name = (
             x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in ("site", "s3")
         )
-        now = datetime.datetime.now(datetime.timezone.utc)
+        now = datetime.datetime.now(datetime.timezone.utc) - age
 
         def certificate(subject: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.Certificate:
             address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))

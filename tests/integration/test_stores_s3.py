@@ -39,6 +39,7 @@ from envferry.stores.s3 import S3Store
 from tests.archives import small_archive
 from tests.artifacts import make_artifact
 from tests.fault_proxy import Plan, fault_proxy
+from tests.integration.conftest import empty_registry
 from tests.test_stores import StoreSuite
 from tests.waiting import wait_until
 
@@ -58,6 +59,26 @@ class TestS3(StoreSuite):
     @pytest.fixture
     def store(self, s3_url: str) -> Store:
         return open_store(s3_url)
+
+
+class TestMoto(StoreSuite):
+    completes_atomically = False
+
+    @pytest.fixture
+    def store(self, moto_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Store:
+        return open_store(empty_registry(moto_server, monkeypatch))
+
+
+class TestS3rver(StoreSuite):
+    """It ignores conditions: the registry is for one writer at a time, and somebody said so."""
+
+    completes_atomically = False
+    decides_races = False
+
+    @pytest.fixture
+    def store(self, s3rver_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Store:
+        monkeypatch.setenv("ENVFERRY_ALLOW_RACES", "1")
+        return open_store(empty_registry(s3rver_server, monkeypatch))
 
 
 def interrupted(store: Store, source: Path) -> None:

@@ -8,7 +8,6 @@ import logging
 import netrc
 import os
 import re
-import ssl
 import tempfile
 import threading
 from contextlib import contextmanager, suppress
@@ -19,9 +18,18 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import urllib3
 from cryptography.hazmat.primitives import hashes
-from urllib3.util import Retry, Timeout
 
+from envferry.base.connections import Connections, was_never_reached, wrong_time_words
 from envferry.base.files import COPY_BYTES
+from envferry.base.retry import (
+    BUSY_STATUSES,
+    POLICY,
+    RetryPolicy,
+    Tally,
+    Transient,
+    asked_seconds,
+    waiting_words,
+)
 from envferry.base.workers import Workers
 from envferry.config import NetworkSettings, network
 from envferry.errors import (
@@ -33,6 +41,7 @@ from envferry.errors import (
     StoreError,
     TargetOccupied,
 )
+from envferry.models import fit_to_show
 from envferry.progress import Expected
 
 if TYPE_CHECKING:
@@ -44,14 +53,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 THREADS = 8
-ATTEMPTS = 5
-"""How often a file is asked for without a byte more before it counts as unreachable."""
 PIECE_BYTES = 256 << 10
 """Read from the network, written and hashed at once: so much stays in a core's own cache (1 MiB
 cost 1.6 times the CPU)."""
-CONNECT_SECONDS = 15
-READ_SECONDS = 60
-RETRY_STATUSES = (429, 500, 502, 503, 504)
 ENTRY_LOCK = ".lock"
 """Locked while an entry is filled; its time says when the entry was last asked for."""
 ALGORITHMS = {"sha256": hashes.SHA256, "md5": hashes.MD5}
@@ -109,10 +113,13 @@ class DownloadCache:
 
     root: Path
     network: NetworkSettings = field(default_factory=network)
-    pause_seconds: float = 0.5
-    """The wait before the first retry; it doubles with each."""
-    _pools: dict[str, urllib3.PoolManager] = field(default_factory=dict, repr=False)
-    _pools_guard: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    policy: RetryPolicy = POLICY
+    """How often a file is asked for without a byte more before it counts as unreachable."""
+    connections: Connections = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Share connections among all downloads."""
+        self.connections = Connections(self.network.certificates, self.network.proxies)
 
     def fetch_all(
         self, packages: Sequence[LockedPackage], *, progress: Progress, offline: bool = False
@@ -137,12 +144,7 @@ class DownloadCache:
         if urlsplit(url).scheme == "file":
             return Path(unquote(urlsplit(url).path)).is_file()
         try:
-            response = self._pool(url).request(
-                "GET",
-                _without_credentials(url),
-                headers=self._credentials(url),
-                preload_content=False,
-            )
+            response = self.connections.open(_without_credentials(url), self._credentials(url))
         except urllib3.exceptions.HTTPError as error:
             log.info("%s does not answer: %s", redact(url), _reason(error))
             return False
@@ -247,25 +249,39 @@ class DownloadCache:
 
     def _download(self, item: Download, partial: Path, meter: _Meter) -> str:
         """Download into `partial`, from where it ends; return the hash of the whole."""
-        reason, attempt, reached = "", 0, 0
-        while attempt < ATTEMPTS:
-            if attempt:
-                log.info("retrying %s: %s", item.shown, reason)
-            meter.wait_or_stop(self.pause_seconds * 2 ** (attempt - 1) if attempt else 0)
+        tally, reached, pause = Tally(self.policy), 0, 0.0
+        while True:
+            meter.wait_or_stop(pause)
             try:
                 with partial.open("a+b") as stream:
                     return self._download_once(item, stream, meter)
             except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError, _Busy) as error:
-                reason = _reason(error)
-                if isinstance(getattr(error, "reason", error), urllib3.exceptions.SSLError):
-                    message = f"cannot download {item.shown}: {reason}"
-                    hint = "name your CA certificates in SSL_CERT_FILE"
-                    raise StoreError(message, hint=hint) from error
-            size = partial.stat().st_size
-            attempt, reached = (1, size) if size > reached else (attempt + 1, reached)
-        message = f"cannot download {item.shown}: {reason} ({ATTEMPTS} attempts)"
+                failure = self._failure(item, error)
+            if (size := partial.stat().st_size) > reached:
+                reached = size
+                tally.forget()
+            again_after = tally.pause_after(failure)
+            if again_after is None:
+                raise failure.error
+            log.info("retrying in %.1f s: %s", again_after, failure.error)
+            pause = again_after
+
+    def _failure(self, item: Download, error: Exception) -> Transient:
+        """Return what to do about a failure; raise StoreError for one that stays."""
+        reason, way = _reason(error), self.connections.way_to(item.url)
+        message = f"cannot download {item.shown}{way}: {reason}"
+        if isinstance(getattr(error, "reason", error), urllib3.exceptions.SSLError):
+            hint = "name your CA certificates in SSL_CERT_FILE"
+            if words := wrong_time_words(reason):
+                message, hint = f"{message}: {words}", "set the clock, with chrony or ntpd"
+            raise StoreError(message, hint=hint) from error
         hint = "check the network and its proxy, then try again: downloads resume"
-        raise StoreError(message, hint=hint)
+        if way:
+            hint = "check that proxy (https_proxy, no_proxy), then try again: downloads resume"
+        final = StoreError(message, hint=hint)
+        final.__cause__ = error
+        asked = error.asked if isinstance(error, _Busy) else None
+        return Transient(final, asked=asked, is_unreachable=was_never_reached(error))
 
     def _download_once(self, item: Download, stream: BinaryIO, meter: _Meter) -> str:
         digest = hashes.Hash(ALGORITHMS[item.algorithm]())
@@ -287,6 +303,7 @@ class DownloadCache:
                 stream.write(chunk)
                 digest.update(chunk)
                 meter.advance_or_stop(len(chunk))
+            response.release_conn()  # read to its end: the connection serves the next file
         finally:
             response.close()
         return digest.finalize().hex()
@@ -296,19 +313,19 @@ class DownloadCache:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             message = f"cannot download {item.shown}: expected an http, https or file URL"
             raise SpecError(message, hint="lock again, or correct the URL in the lock")
-        headers = {"Accept-Encoding": "identity", "User-Agent": "envferry"}
-        headers |= self._credentials(item.url)
+        headers = self._credentials(item.url)
         if start:
             headers["Range"] = f"bytes={start}-"
-        response = self._pool(item.url).request(
-            "GET", _without_credentials(item.url), headers=headers, preload_content=False
-        )
-        if response.status in RETRY_STATUSES:
+        response = self.connections.open(_without_credentials(item.url), headers)
+        if response.status in BUSY_STATUSES:
             response.close()
-            raise _Busy(f"the server answered {response.status} {response.reason or ''}".strip())
+            asked = asked_seconds(response.headers.get("Retry-After"))
+            answer = f"the server answered {response.status} {response.reason or ''}".strip()
+            raise _Busy(answer + waiting_words(asked), asked)
         if response.status not in (200, 206, 416) or (response.status == 416 and not start):
             response.close()
-            raise _refusal(item, response.status, response.reason)
+            way = self.connections.way_to(item.url)
+            raise _refusal(item, way, f"{response.status} {response.reason or ''}".strip())
         return response
 
     def _credentials(self, url: str) -> dict[str, str]:
@@ -327,14 +344,6 @@ class DownloadCache:
         if not user:
             return {}
         return dict(urllib3.make_headers(basic_auth=f"{user}:{password}"))
-
-    def _pool(self, url: str) -> urllib3.PoolManager:
-        """Return the connection pool for `url`: one for each proxy, and one without."""
-        proxy = self.network.proxy_for(url) or ""
-        with self._pools_guard:
-            if proxy not in self._pools:
-                self._pools[proxy] = _open_pool(proxy, self.network)
-            return self._pools[proxy]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,7 +371,11 @@ class _Meter:
 
 
 class _Busy(Exception):
-    """The server refuses for the moment: try again."""
+    """The server refuses for the moment, and may say for how many seconds: try again."""
+
+    def __init__(self, message: str, asked: float | None) -> None:
+        super().__init__(message)
+        self.asked = asked
 
 
 class _Stopped(Exception):
@@ -372,8 +385,7 @@ class _Stopped(Exception):
 def redact(url: str) -> str:
     """Return a URL fit for messages: without user, password, token or query."""
     parts = urlsplit(_without_credentials(url))
-    path = re.sub(r"/t/[^/]+/", "/t/…/", parts.path)
-    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+    return fit_to_show(urlunsplit((parts.scheme, parts.netloc, parts.path, "", "")))
 
 
 def _without_credentials(url: str) -> str:
@@ -445,45 +457,21 @@ def _copy_local(item: Download, partial: Path, meter: _Meter) -> str:
     return digest.finalize().hex()
 
 
-def _open_pool(proxy: str, settings: NetworkSettings) -> urllib3.PoolManager:
-    """Make a pool that follows redirects; what else can fail is tried again by `_download`."""
-    try:
-        cafile = str(settings.certificates) if settings.certificates else None
-        context = ssl.create_default_context(cafile=cafile)
-    except OSError as error:
-        message = f"cannot read the CA certificates {settings.certificates}: {error.strerror}"
-        hint = "correct PIP_CERT, SSL_CERT_FILE or REQUESTS_CA_BUNDLE"
-        raise HostError(message, hint=hint) from error
-    retries = Retry(connect=0, read=0, status=0, other=0, respect_retry_after_header=False)
-    timeout = Timeout(connect=CONNECT_SECONDS, read=READ_SECONDS)
-    if not proxy:
-        return urllib3.PoolManager(
-            maxsize=THREADS, retries=retries, timeout=timeout, ssl_context=context
-        )
-    login = urlsplit(proxy).netloc.rpartition("@")[0]
-    return urllib3.ProxyManager(
-        proxy,
-        proxy_headers=urllib3.make_headers(proxy_basic_auth=unquote(login)) if login else None,
-        maxsize=THREADS,
-        retries=retries,
-        timeout=timeout,
-        ssl_context=context,
-    )
-
-
 def _continues(response: urllib3.BaseHTTPResponse, start: int) -> bool:
     """Whether a response goes on where we stopped; some servers send the whole file again."""
     wanted = f"bytes {start}-"
     return response.status == 206 and response.headers.get("Content-Range", "").startswith(wanted)
 
 
-def _refusal(item: Download, status: int, reason: str | None) -> PipelineError:
-    answer = f"{status} {reason or ''}".strip()
+def _refusal(item: Download, way: str, answer: str) -> PipelineError:
+    status = int(answer.partition(" ")[0])
     if status in (404, 410):
         message = f"{item.shown} is not there: the server answered {answer}"
         return NotFound(message, hint="lock again: the file was removed or its channel moved")
-    message = f"cannot download {item.shown}: the server answered {answer}"
-    if status in (401, 403, 407):
+    message = f"cannot download {item.shown}{way}: the server answered {answer}"
+    if status == 407:
+        return StoreError(message, hint="put the proxy's login into https_proxy: http://USER:…@…")
+    if status in (401, 403):
         return StoreError(message, hint="put the login for its host into ~/.netrc")
     return StoreError(message, hint="try again later: downloads resume")
 

@@ -14,7 +14,7 @@ from envferry.cli.options import RegistryOptions
 from envferry.cli.terminal import table
 from envferry.config import settings
 from envferry.errors import NotFound
-from envferry.models import check_name, without_credentials
+from envferry.models import check_name, fit_to_show
 from envferry.registry import Registry
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def nothing_listed(catalog: Catalog) -> str:
     """Say why a list is empty."""
     from envferry.index.queries import environments
 
-    url = without_credentials(catalog.registry.url)
+    url = fit_to_show(catalog.registry.url)
     if not catalog.ask(environments()):
         return f"{url} holds no environments yet: `envferry push ARCHIVE` brings one"
     return f"{url} holds nothing like that: see `envferry ls` without options"

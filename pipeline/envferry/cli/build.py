@@ -1,4 +1,4 @@
-"""Commands of the build machine: build, pack, push, release."""
+"""Commands of the build machine: build, pack, push."""
 
 from __future__ import annotations
 
@@ -103,35 +103,6 @@ def push(
 
     target = open_signing(registry, keys)
     pushed = [push_one(console, read_artifact(path), target, tags) for path in archives]
-    console.result(pushed, lambda: [describe_push(item) for item in pushed])
-
-
-@click.command()
-@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
-@tag_option
-@sign_key_option
-@trusted_key_option
-@registry_option
-@output_option
-@level_option
-@build_options
-@common_options
-def release(
-    console: Console,
-    specs: tuple[str, ...],
-    tags: tuple[str, ...],
-    registry: str,
-    output: Path,
-    level: int,
-    **choices: object,
-) -> None:
-    """Release each SPEC: check its lock, build, pack and push it."""
-    choice = BuildChoice.of(choices)
-    target = open_signing(registry, choices)
-    pushed = []
-    for spec in specs:
-        artifact = pack_built(console, build_spec(console, spec, choice), output, level)
-        pushed.append(push_one(console, artifact, target, tags))
     console.result(pushed, lambda: [describe_push(item) for item in pushed])
 
 

@@ -17,7 +17,7 @@ from envferry.base.files import human_bytes, plural
 from envferry.base.json import to_json
 from envferry.cli.failures import Answer
 from envferry.cli.terminal import harmless
-from envferry.models import without_credentials
+from envferry.models import fit_to_show
 from envferry.progress import Expected, Silent
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class MessageFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line, without the logins of URLs in it."""
-        text = harmless(without_credentials(super().format(record)))
+        text = harmless(fit_to_show(super().format(record)))
         return f"{record.levelname.lower()}: {text}" if record.levelno > logging.INFO else text
 
 

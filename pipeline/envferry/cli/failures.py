@@ -57,9 +57,9 @@ class Failure:
 
         Logins of URLs are left out. A terminal that is gone is told nothing.
         """
-        from envferry.models import without_credentials
+        from envferry.models import fit_to_show
 
-        message, hint = (harmless(without_credentials(text)) for text in (self.message, self.hint))
+        message, hint = (harmless(fit_to_show(text)) for text in (self.message, self.hint))
         try:
             click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
             if hint:

@@ -29,7 +29,7 @@ COMMANDS = {
     "build": ("envferry.cli.build", "Build a locked environment in a throwaway container."),
     "pack": ("envferry.cli.build", "Pack a built environment into one archive."),
     "push": ("envferry.cli.build", "Send archives to a registry and tag them."),
-    "release": ("envferry.cli.build", "Check the lock, build, pack and push: what CI calls."),
+    "release": ("envferry.cli.release", "Check the lock, build, pack and push: what CI calls."),
     "tag": ("envferry.cli.registry", "Point a tag at an artifact."),
     "check": ("envferry.cli.upkeep", "Say what is broken in a registry, and how to mend it."),
     "prune": ("envferry.cli.upkeep", "Remove old artifacts, and what broken pushes left."),

@@ -105,6 +105,7 @@ def with_other_platforms(contents: LockContents, spec: Spec) -> LockContents:
             *contents.replacements,
             *(item for item in old.replacements if item.platform in others),
         ),
+        indexes=tuple(dict.fromkeys((*contents.indexes, *old.indexes))),
         build_requirements=(
             *contents.build_requirements,
             *(item for item in old.build_requirements if item.platform in others),

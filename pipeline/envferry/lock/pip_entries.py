@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from envferry.build.source_tree import digest_source_tree
 from envferry.errors import SpecError
 from envferry.lock.wheel_choice import choose_wheel
-from envferry.models import LockedPackage, without_credentials
+from envferry.models import LockedPackage, without_login
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -92,7 +92,7 @@ def _locked_commit(entry: Mapping[str, Any], request: PipRequest) -> LockedPacka
     """Lock a git dependency: `git+URL@COMMIT`, with the commit where conda-lock has it too."""
     vcs = entry["vcs"]
     commit, folder = str(vcs["commit-id"]), vcs.get("subdirectory")
-    place = without_credentials(str(vcs["url"])) if "url" in vcs else _directory(vcs, request)
+    place = without_login(str(vcs["url"])) if "url" in vcs else _directory(vcs, request)
     suffix = f"#subdirectory={folder}" if folder else ""
     return LockedPackage(
         manager="pip",
@@ -153,6 +153,6 @@ def _file_name(file: Mapping[str, Any]) -> str:
 def _url(file: Mapping[str, Any], request: PipRequest) -> str:
     """Return where a file is, without credentials: a lock is no place for them."""
     if "url" in file:
-        return without_credentials(str(file["url"]))
+        return without_login(str(file["url"]))
     base = (request.working_dir or Path.cwd()).absolute()
     return (base / str(file["path"])).as_uri()

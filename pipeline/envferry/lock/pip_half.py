@@ -16,7 +16,7 @@ from envferry.errors import SpecError
 from envferry.lock.pip_entries import locked_package
 from envferry.lock.uv import compile_lines
 from envferry.lock.wheel_choice import wheel_ranks
-from envferry.models import without_credentials
+from envferry.models import without_login
 from envferry.specs.markers import target_environment
 from envferry.specs.pip_lines import HASH_FRAGMENT, is_path, plain_requirement, requirement_name
 
@@ -98,7 +98,7 @@ def _check_provided(request: PipRequest) -> None:
             continue
         if not wanted.specifier.contains(version, prereleases=True):
             contradictions.append(
-                f"pip asks for {without_credentials(line.strip())}, "
+                f"pip asks for {without_login(line.strip())}, "
                 f"but conda already chose {wanted.name} {version}"
             )
     if contradictions:

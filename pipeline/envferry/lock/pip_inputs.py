@@ -11,7 +11,7 @@ from packaging.version import InvalidVersion, Version
 from envferry.build.downloads import DownloadCache, cache_lock
 from envferry.build.git_credentials import git_logins
 from envferry.build.sources import SourceShelf
-from envferry.config import settings
+from envferry.config import settings, site_indexes
 from envferry.errors import SpecError
 from envferry.lock.build_requirements import resolve_build_requirements
 from envferry.lock.conda_half import pypi_name
@@ -55,6 +55,7 @@ def pip_request(
         kept=tuple(item for item in kept if (item.manager, item.platform) == ("pip", platform)),
         updated=options.updated,
         exclude_newer=options.exclude_newer,
+        indexes=site_indexes(),
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from envferry.base.site_indexes import SiteIndexes
 from envferry.lock.wheel_choice import DEFAULT_GLIBC, WheelTarget
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ class PipRequest:
     """Names that alone may move; when there are any, all else of `kept` must stay."""
     exclude_newer: str | None = None
     """A date: what an index got later does not exist."""
+
+    indexes: SiteIndexes = field(default_factory=SiteIndexes)
+    """What the machine's settings name, beside what `requirements` do."""
 
     @property
     def target(self) -> WheelTarget:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
+from envferry.base.proxies import proxies_words
+from envferry.config import network
 from envferry.errors import StoreError
-from envferry.models import without_credentials
+from envferry.models import fit_to_show
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 MAX_LINES = 40
@@ -21,7 +23,7 @@ UNREACHABLE = re.compile(
 
 def tidy(text: str) -> str:
     """Strip colours, blank lines and credentials from what a solver printed."""
-    lines = [line.rstrip() for line in without_credentials(ANSI.sub("", text)).splitlines()]
+    lines = [line.rstrip() for line in fit_to_show(ANSI.sub("", text)).splitlines()]
     kept = [line for line in lines if line.strip()]
     if len(kept) > MAX_LINES:
         kept = [*kept[: MAX_LINES - 1], f"… {len(kept) - MAX_LINES + 1} more lines"]
@@ -30,8 +32,15 @@ def tidy(text: str) -> str:
 
 def unreachable_channel(words: str, channels: tuple[str, ...]) -> StoreError:
     """Say that a channel gave no answer, or not the one that was hoped for."""
-    names = without_credentials(", ".join(channels))
+    names = fit_to_show(", ".join(channels))
     message = f"a conda channel cannot be reached ({names}): {words}"
     if re.search(r"\b(401|403)\b", words):
         return StoreError(message, hint="put the login for its host into ~/.netrc")
-    return StoreError(message, hint="check the spec's `channels:`, or give `--channel`")
+    hint = "check the spec's `channels:`, or give `--channel`"
+    return StoreError(message, hint=hint + proxies_hint())
+
+
+def proxies_hint() -> str:
+    """Say which proxies this machine's solvers go through: they do not say it themselves."""
+    words = proxies_words(network().proxies)
+    return f" ({words})" if words else ""

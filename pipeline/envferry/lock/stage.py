@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from envferry.lock.conda_requests import conda_request, solve_platforms
 from envferry.lock.existing_lock import kept_packages, with_other_platforms, without_channels
 from envferry.lock.foreign_solver import solver_version
+from envferry.lock.index_settings import named_indexes
 from envferry.lock.match_specs import check_match_specs
 from envferry.lock.options import LockOptions, check_options
 from envferry.lock.pip_half import resolve_pip
@@ -38,6 +39,7 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
     kept = kept_packages(spec, options)
     platforms = options.platforms or spec.platforms
     halves = {platform: read_spec(spec.path, platform=platform) for platform in platforms}
+    indexes = named_indexes(spec) if any(half.pip for half in halves.values()) else ()
     request, replacements = conda_request(spec, halves, kept, options, progress)
     conda = solve_platforms(request, spec.name, progress)
     # A line that is a package's URL is in no repodata, which has the hashes.
@@ -63,6 +65,7 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
         tools=tools,
         replacements=replacements,
         build_requirements=tuple(build_requirements),
+        indexes=indexes,
     )
     return write_lock(spec.lock_path, with_other_platforms(contents, spec))
 

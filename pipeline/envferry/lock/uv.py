@@ -8,19 +8,21 @@ import sys
 import zipfile
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 from packaging.utils import canonicalize_name
 
+from envferry.base.site_indexes import UV_EXTRA, UV_MAIN
 from envferry.build.git_credentials import git_environ, git_logins, without_git_login
-from envferry.config import uv_environ
+from envferry.config import network, uv_environ
 from envferry.errors import HostError, SpecError, StoreError
 from envferry.lock.pip_entries import newer_glibc_hint
-from envferry.lock.solver_output import UNREACHABLE, tidy
-from envferry.models import without_credentials
+from envferry.lock.solver_output import UNREACHABLE, proxies_hint, tidy
+from envferry.models import without_login
 from envferry.process import run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from envferry.lock.pip_request import PipRequest
@@ -47,6 +49,7 @@ NEEDS_SOURCE = re.compile(
     r"no usable wheels|no wheels with a matching|[Bb]uilding source distributions|--no-build"
 )
 PYLOCK = "pylock.toml"
+MAIN_INDEX = re.compile(r"\s*(--no-index\b|(-i|--index-url)[\s=]*(?P<url>\S+))")
 EXTRA_INDEX = re.compile(r"\s*--(extra-index-url|index)\b")
 BEST_MATCH = ("--index-strategy", "unsafe-best-match")
 SEVERAL_INDEXES = (
@@ -115,6 +118,7 @@ def _ask(
     the best version, as pip always does.
     """
     has_more = any(EXTRA_INDEX.match(line) for line in request.requirements)
+    has_more |= bool(request.indexes.extra)
     for build in (("--no-build",), ()):
         for strategy in ((), BEST_MATCH) if has_more else ((),):
             how = (*build, *strategy)
@@ -149,7 +153,7 @@ def _call_uv(request: PipRequest, scratch: Path, words: tuple[str, ...]) -> Fini
     import uv
 
     argv: list[str | Path] = [
-        *(uv.find_uv_bin(), "pip", "compile", scratch / "requirements.txt"),
+        *(uv.find_uv_bin(), "--no-config", "pip", "compile", scratch / "requirements.txt"),
         *("--constraints", scratch / "constraints.txt"),
         *("--python-version", request.python_version),
         *("--python-platform", _uv_platform(request.target)),
@@ -160,8 +164,34 @@ def _call_uv(request: PipRequest, scratch: Path, words: tuple[str, ...]) -> Fini
         *words,
     ]
     own = uv_environ(VIRTUAL_ENV=None, UV_PYTHON=None)
-    environ = git_environ(own, git_logins(request.requirements))
+    environ = git_environ(_index_variables(request, own), git_logins(request.requirements))
     return run(argv, env=environ, cwd=request.working_dir, check=False)
+
+
+def _index_variables(request: PipRequest, own: Mapping[str, str]) -> dict[str, str]:
+    """Return uv's environment with the indexes that are to be asked: no command line has logins.
+
+    To uv, its variables are stronger than a requirements file; here, the spec decides.
+    """
+    variables = {name: text for name, text in own.items() if name not in UV_MAIN}
+    main = request.indexes.main.url if request.indexes.main else ""
+    if lines := [found for line in request.requirements if (found := MAIN_INDEX.match(line))]:
+        main = _with_login(lines[-1]["url"] or "")
+    if main:
+        variables["UV_DEFAULT_INDEX"] = main
+    told = {word for name in UV_EXTRA for word in own.get(name, "").split()}
+    more = [index.url for index in request.indexes.extra if index.url not in told]
+    if more:
+        name = "UV_EXTRA_INDEX_URL"
+        variables[name] = " ".join([*own.get(name, "").split(), *more])
+    return variables
+
+
+def _with_login(url: str) -> str:
+    """Add the login that the settings of uv or pip have for this host."""
+    parts = urlsplit(url)
+    login = network().logins.get(parts.netloc.lower())
+    return urlunsplit(parts._replace(netloc=f"{login.reveal()}@{parts.netloc}")) if login else url
 
 
 def _held(request: PipRequest) -> Iterator[str]:
@@ -181,7 +211,7 @@ def _at_kept_commit(line: str, request: PipRequest) -> str:
     moving = {str(canonicalize_name(item)) for item in request.updated}
     kept = (item for item in request.kept if item.kind == "git" and item.name not in moving)
     # A bare URL has no name before uv looked into it: then the same URL is the same package.
-    start = f"{without_credentials(found['url'])}@"
+    start = f"{without_login(found['url'])}@"
     same = (item for item in kept if item.name == name or item.url.startswith(start))
     commit = next((item.sha256 for item in same), None)
     return f"{found['start']}@{commit}{found['rest']}" if commit else line
@@ -269,7 +299,9 @@ def _explain(stderr: str, request: PipRequest, scratch: Path) -> SpecError | Sto
     if UNREACHABLE.search(text):
         message = f"a package index cannot be reached: {text}"
         hint = "check the network and the --index-url lines of the spec, then try again"
-        return StoreError(message, hint=hint)
+        if request.indexes.main or request.indexes.extra:
+            hint = "check the network and the index that the spec, or this machine's settings, name"
+        return StoreError(message, hint=hint + proxies_hint())
     if refused := REFUSED.search(words):
         message = (
             f"the package index {refused['url']} demands a login ({refused['status']}): {text}"
@@ -294,4 +326,4 @@ def _explain(stderr: str, request: PipRequest, scratch: Path) -> SpecError | Sto
 def _line(request: PipRequest, number: int) -> str:
     """Return the requirement line that uv knows by its number."""
     known = 0 < number <= len(request.requirements)
-    return f"`{without_credentials(request.requirements[number - 1])}`" if known else "the end"
+    return f"`{without_login(request.requirements[number - 1])}`" if known else "the end"

@@ -12,7 +12,7 @@ from envferry.archive.writer import ArchiveOptions, WrittenArchive, write_archiv
 from envferry.artifacts import SBOM, sbom_path, write_companions
 from envferry.base.direct_io import DirectStream
 from envferry.base.files import exclusive_lock, write_anew, write_bytes
-from envferry.models import Artifact, Manifest
+from envferry.models import Artifact, Manifest, left_out
 from envferry.pack.frozen import frozen_members
 from envferry.pack.listing import Listing
 
@@ -117,6 +117,7 @@ def describe(
             **built.tools,
             **{tool: metadata.version(tool) for tool in TOOLS},
             "zstd level": str(options.level),
+            **left_out(built.options),
         },
         version=built.options.version,
         image=built.image,

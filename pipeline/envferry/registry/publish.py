@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from envferry.artifacts import ATTESTATION, REGISTRY_MANIFEST, checksum_line, read_lock, read_proof
+from envferry.base.retry import RACES, persistently
 from envferry.errors import IntegrityError, NotFound, StoreError
 from envferry.models import DEFAULT_TAG, Manifest
 from envferry.registry.known_frames import find_known
 from envferry.registry.layout import LOCK_FILE, archive_key, artifact_folder, folder_of, tag_key
 from envferry.registry.removal import require_kept, require_settled
 from envferry.registry.tags import read_tag
-from envferry.stores.port import KeyTaken, LostRace, stat_whole
+from envferry.stores.port import KeyTaken, LostRace, lost_races_again, stat_whole
 from envferry.trust.attestations import (
     attest,
     countersign,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from envferry.registry.registry import Registry
     from envferry.stores.port import KnownRange
 
-SIGN_ATTEMPTS = 2
 SAME_ARTIFACT = ("archive", "prefix", "version", "packages", "requirements", "checks")
 """What must be equal in two manifests of one id. The rest says how it was made, not what it is."""
 
@@ -116,19 +116,22 @@ def _place_attestation(registry: Registry, artifact: Artifact) -> bool:
     somebody else made up about the build.
     """
     key = folder_of(artifact.manifest) + ATTESTATION
-    for _ in range(SIGN_ATTEMPTS):
+
+    def attempt() -> bool:
         stat = registry.store.stat(key)
         there = registry.store.read(key) if stat else None
         wanted = _attestation(registry, artifact, there)
         if wanted is None or wanted == there:
             return False
-        try:
+        with lost_races_again():
             registry.store.replace(key, wanted, stat.version if stat else None)
-        except LostRace:
-            continue
         return True
-    message = f"{key} in {registry.url} was changed by somebody else at the same time, twice"
-    raise StoreError(message, hint="push again: nothing is sent twice")
+
+    try:
+        return persistently(attempt, RACES)
+    except LostRace as error:
+        message = f"{key} in {registry.url} is changed by somebody else again and again"
+        raise StoreError(message, hint="push again: nothing is sent twice") from error
 
 
 def _attestation(registry: Registry, artifact: Artifact, there: bytes | None) -> bytes | None:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from envferry.artifacts import REGISTRY_MANIFEST
 from envferry.base.json import from_json, to_json
+from envferry.base.retry import RACES, persistently
 from envferry.errors import IntegrityError, NotFound, StoreError, UsageError
 from envferry.models import ID_PATTERN, TagRecord
 from envferry.registry.layout import artifact_folder, tag_key
 from envferry.registry.removal import require_kept, require_settled
-from envferry.stores.port import LostRace
+from envferry.stores.port import LostRace, lost_races_again
 from envferry.trust.signed_tags import SignedTagRecord, sign_tag, tag_message
 from envferry.trust.signing import signers
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from envferry.stores.port import Stat
     from envferry.trust.signed_tags import TagName
     from envferry.trust.signing import Signer
-
-MOVE_ATTEMPTS = 2
 
 
 def read_tag(registry: Registry, key: str) -> tuple[Stat | None, SignedTagRecord | None]:
@@ -45,7 +44,7 @@ def read_tag(registry: Registry, key: str) -> tuple[Stat | None, SignedTagRecord
 
 
 def move_tag(registry: Registry, name: TagName, id_: str) -> TagRecord:
-    """Point a tag to a published artifact; a lost race is run once more.
+    """Point a tag to a published artifact; a lost race is run again.
 
     Raises WasRemoved when somebody pruned the artifact in the meantime.
     """
@@ -58,22 +57,29 @@ def move_tag(registry: Registry, name: TagName, id_: str) -> TagRecord:
 
 
 def _move(registry: Registry, name: TagName, id_: str) -> TagRecord:
-    """Compare and swap, twice if need be."""
+    """Compare and swap, until that is through: each round, one of all who try is done."""
     key = tag_key(name.name, name.platform, name.tag)
-    for _ in range(MOVE_ATTEMPTS):
+
+    def attempt() -> TagRecord:
         stat, record = read_tag(registry, key)
         moved = _moved(registry.signer, name, record, id_)
         if record == moved:
             return moved
-        try:
+        with lost_races_again():
             registry.store.replace(key, to_json(moved), stat.version if stat else None)
-        except LostRace:
-            continue
         return moved
-    _, winner = read_tag(registry, key)
+
+    try:
+        return persistently(attempt, RACES)
+    except LostRace as error:
+        raise _somebody_elses(registry, name, id_) from error
+
+
+def _somebody_elses(registry: Registry, name: TagName, id_: str) -> StoreError:
+    _, winner = read_tag(registry, tag_key(name.name, name.platform, name.tag))
     holder = f"it is at {winner.id} now (move {winner.counter})" if winner else "it is gone now"
-    message = f"the tag {name.tag} of {name.name} was moved by somebody else at the same time"
-    raise StoreError(
+    message = f"the tag {name.tag} of {name.name} is moved by somebody else again and again"
+    return StoreError(
         f"{message}: {holder}",
         hint=f"run `envferry tag {name.name}@{id_} {name.tag}` if you still want it",
     )

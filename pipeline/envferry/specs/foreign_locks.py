@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from packaging.utils import canonicalize_name
 
 from envferry.errors import SpecError
-from envferry.models import PLATFORMS, LockedPackage, current_platform, without_credentials
+from envferry.models import PLATFORMS, LockedPackage, current_platform, without_credentials, without_login
 from envferry.specs.conda_lines import parse_conda_line
 from envferry.specs.drafts import Draft
 from envferry.specs.import_conda import PACKAGE_URL, channel_name, draft_explicit
@@ -124,8 +124,8 @@ def _read_conda_lock(text: str, path: Path, name: str) -> ForeignLock:
 
 def _conda_lock_package(item: Mapping[str, Any]) -> LockedPackage:
     digests = item.get("hash") or {}
-    url = without_credentials(str(item["url"]))
     is_conda = item["manager"] == "conda"
+    url = (without_credentials if is_conda else without_login)(str(item["url"]))
     found = PACKAGE_URL.fullmatch(url)
     commit = re.search(r"@([0-9a-f]{40})(#|$)", url) if url.startswith("git+") else None
     return LockedPackage(
@@ -249,7 +249,7 @@ def _pypi_url(place: str, folder: Path) -> tuple[str, str]:
     if place.startswith("git+"):
         return git_url(place.removeprefix("git+"))
     if "://" in place:
-        return without_credentials(place), ""
+        return without_login(place), ""
     target = Path(os.path.normpath(folder.absolute() / place))
     is_file = target.name.endswith((".whl", ".tar.gz", ".zip"))
     return target.as_uri() + ("" if is_file else "/"), ""
@@ -260,11 +260,11 @@ def git_url(url: str) -> tuple[str, str]:
     place, _, commit = url.partition("#")
     parts = urlsplit(place)
     query = parse_qs(parts.query)
-    bare = without_credentials(place.partition("?")[0])
+    bare = without_login(place.partition("?")[0])
     if not GIT_COMMIT.fullmatch(commit):
         at = re.search(r"@([0-9a-f]{40})$", bare)
         if not at:
-            raise ValueError(f"`{without_credentials(url)}` names no commit")
+            raise ValueError(f"`{without_login(url)}` names no commit")
         bare, commit = bare[: at.start()], at[1]
     folder = query.get("subdirectory", [""])[0]
     return f"git+{bare}@{commit}" + (f"#subdirectory={folder}" if folder else ""), commit

@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 
 from envferry.base.json import decode_json
 from envferry.errors import SpecError
-from envferry.models import PLATFORMS, without_credentials
+from envferry.models import PLATFORMS, without_credentials, without_login
 from envferry.specs.drafts import Draft
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def draft_explicit(text: str, path: Path, name: str) -> tuple[Draft, list[Explic
         pip = PIP_COMMENT.fullmatch(line)
         platform = re.fullmatch(r"#\s*platform:\s*(\S+)", line)
         if pip:
-            url = without_credentials(pip["url"])
+            url = without_login(pip["url"])
             draft.pip.append(f"{pip['name']} @ {url}")
             found.append(_explicit_pip(pip["name"], url, pip["hash"] or ""))
         elif platform:
@@ -284,7 +284,7 @@ def _origin(path: Path, name: str, draft: Draft) -> str:
         return ""
     try:
         origin: dict[str, Any] = decode_json(path.read_bytes(), dict[str, Any])
-        url = without_credentials(str(origin["url"]))
+        url = without_login(str(origin["url"]))
         vcs: dict[str, Any] = origin.get("vcs_info") or {}
         suffix = f"#subdirectory={origin['subdirectory']}" if origin.get("subdirectory") else ""
     except (msgspec.MsgspecError, KeyError) as error:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from packaging.utils import canonicalize_name
 
-from envferry.models import without_credentials
+from envferry.models import fit_to_show
 from envferry.specs.conda_lines import conda_name, parse_conda_line
 from envferry.specs.import_conda import channel_name
 from envferry.specs.lint_rules import RULES
@@ -148,7 +148,7 @@ def lint_spec(
             used = gone[line.strip()]
             found.append(("S110", line, f"`{line}` is in no channel" + _instead(used)))
     findings = [
-        Finding(rule=RULES[code], path=path, line=line_of(place), what=without_credentials(what))
+        Finding(rule=RULES[code], path=path, line=line_of(place), what=fit_to_show(what))
         for code, place, what in found
     ]
     return sorted(findings, key=lambda item: (item.line, item.rule.code, item.what))

@@ -6,6 +6,8 @@ for is in `metadata: custom_metadata:`, a mapping of strings; our keys start wit
 
 from __future__ import annotations
 
+from envferry.base.json import decode_json
+
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -25,6 +27,7 @@ from envferry.models import (
     SpecOptions,
     build_string,
     without_credentials,
+    without_login,
 )
 from envferry.specs.yaml_text import parse_yaml, plain, read_text
 
@@ -57,6 +60,8 @@ class LockContents:
     tools: dict[str, str]
     replacements: tuple[Replacement, ...] = ()
     build_requirements: tuple[BuildRequirements, ...] = ()
+    indexes: tuple[str, ...] = ()
+    """The package indexes that the machine's settings named."""
 
 
 class _Hash(msgspec.Struct):
@@ -166,6 +171,8 @@ def _custom_metadata(contents: LockContents) -> dict[str, str]:
     }
     if contents.replacements:
         metadata["envferry_replacements"] = _json(contents.replacements)
+    if contents.indexes:
+        metadata["envferry_indexes"] = _json([without_login(url) for url in contents.indexes])
     if contents.build_requirements:
         ordered = sorted(contents.build_requirements, key=lambda item: (item.platform, item.name))
         metadata["envferry_build_requirements"] = _json(ordered)
@@ -178,13 +185,14 @@ def _json(value: object) -> str:
 
 def _entry(package: LockedPackage) -> dict[str, Any]:
     hashes = {"md5": package.md5, "sha256": package.sha256}
+    without_secrets = without_credentials if package.manager == "conda" else without_login
     return {
         "name": package.name,
         "version": package.version,
         "manager": package.manager,
         "platform": package.platform,
         "dependencies": dict(sorted(package.dependencies.items())),
-        "url": without_credentials(package.url),
+        "url": without_secrets(package.url),
         "hash": {kind: digest for kind, digest in hashes.items() if digest},
         "category": "main",
         "optional": False,
@@ -211,6 +219,7 @@ def _to_lock(path: Path, name: str, file: _File, digest: str) -> Lock:
         build_requirements=decode_json(
             custom.get("envferry_build_requirements", "[]"), tuple[BuildRequirements, ...]
         ),
+        indexes=decode_json(custom.get("envferry_indexes", "[]"), tuple[str, ...]),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from envferry.errors import SpecError
-from envferry.models import without_credentials
+from envferry.models import without_login
 from envferry.specs.pip_lines import is_editable, is_path, option_of, plain_requirement
 from envferry.specs.yaml_text import read_text
 
@@ -98,7 +98,7 @@ def rebased(line: str, folder: Path, base: Path) -> str:
             return f"-e {_moved(target, folder, base)}"
     elif is_path(line) and not line.startswith("file:"):
         return _moved(line, folder, base)
-    return without_credentials(plain_requirement(line))
+    return without_login(plain_requirement(line))
 
 
 def _moved(line: str, folder: Path, base: Path) -> str:

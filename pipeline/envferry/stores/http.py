@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
-import http.client
 import re
-import ssl
-import time
-import urllib.error
-import urllib.request
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timezone
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
+import urllib3
+
+from envferry.base.connections import Connections, was_never_reached, wrong_time_words
+from envferry.base.retry import (
+    BUSY_STATUSES,
+    POLICY,
+    RetryPolicy,
+    Transient,
+    asked_seconds,
+    persistently,
+    waiting_words,
+)
+from envferry.config import network
 from envferry.errors import NotFound, StoreError, UsageError
 from envferry.stores.port import CannotList, Stat, check_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from datetime import datetime
-    from http.client import HTTPResponse
     from pathlib import Path
 
     from envferry.stores.port import KnownRange, Listed
     from envferry.stores.source import Incoming
 
-TIMEOUT_SECONDS = 20
-T = TypeVar("T")
+READ_SECONDS = 20
+PARTIAL_CONTENT = 206
+SHORT_BYTES = 1 << 16
 
 
-class _Transient(StoreError):
-    """A failure that another attempt may not meet: a lost connection, a busy server."""
+def _connections() -> Connections:
+    site = network()
+    return Connections(site.certificates, site.proxies, READ_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +49,9 @@ class HttpStore:
 
     base: str
     """Ends in no slash."""
-    pauses: tuple[float, ...] = (0.5, 1.5)
-    """How many seconds to wait before each further attempt after a transient failure."""
+    policy: RetryPolicy = field(default=POLICY, compare=False)
+    connections: Connections = field(default_factory=_connections, repr=False, compare=False)
+    """Kept open from one request to the next."""
 
     @classmethod
     def open(cls, url: str) -> HttpStore:
@@ -76,7 +86,7 @@ class HttpStore:
             return Stat(size=size, version=version, modified=_time(modified))
 
         try:
-            return self._persistently(ask)
+            return persistently(ask, self.policy)
         except NotFound:
             return None
 
@@ -84,7 +94,7 @@ class HttpStore:
         """Return a part of a file."""
         if length == 0:
             return b""
-        return self._persistently(lambda: self._read_once(key, offset, length))
+        return persistently(lambda: self._read_once(key, offset, length), self.policy)
 
     def create(
         self,
@@ -111,15 +121,6 @@ class HttpStore:
         """Refuse."""
         raise self._read_only(key)
 
-    def _persistently(self, attempt: Callable[[], T]) -> T:
-        """Attempt something again after transient failures; the last failure travels on."""
-        for seconds in self.pauses:
-            try:
-                return attempt()
-            except _Transient:
-                time.sleep(seconds)
-        return attempt()
-
     def _size(self, key: str, header: str) -> int:
         """Read a `Content-Length` header."""
         if not re.fullmatch(r"\d{1,18}", header.strip(), re.ASCII):
@@ -137,36 +138,34 @@ class HttpStore:
             last = "" if length is None else str(offset + length - 1)
             headers["Range"] = f"bytes={offset}-{last}"
         with self._response(key, headers) as response:
-            if offset and response.status != http.client.PARTIAL_CONTENT:
+            if offset and response.status != PARTIAL_CONTENT:
                 message = f"{self.base} ignores range requests: it sent {key} from its beginning"
                 hint = "use a web server that knows them, such as nginx, or copy the registry"
                 raise StoreError(message, hint=hint)
-            data = response.read(length) if length is not None else response.read()
+            data = response.read(length)
         if length is not None and len(data) != length:
             message = f"{self.base}/{key} sent {len(data)} of {length} bytes from {offset} on"
-            raise _Transient(message, hint="the file may be cut off: run the command again")
+            hint = "the file may be cut off: run the command again"
+            raise Transient(StoreError(message, hint=hint))
         return data
 
     @contextmanager
     def _response(
         self, key: str, headers: dict[str, str], method: str = "GET"
-    ) -> Iterator[HTTPResponse]:
+    ) -> Iterator[urllib3.BaseHTTPResponse]:
         """Yield an answer; everything that can go wrong until it is read becomes a StoreError."""
         url = f"{self.base}/{quote(check_key(key))}"
-        request = urllib.request.Request(url, headers=headers, method=method)
+        way = self.connections.way_to(url)
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+            response = self.connections.open(url, headers, method)
+            try:
+                if response.status >= 300:
+                    raise _refused(url, way, response)
                 yield response
-        except urllib.error.HTTPError as error:
-            error.close()
-            raise _refused(url, error.code) from error
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
-            message = f"cannot read {url}: {reason}"
-            if isinstance(reason, ssl.SSLCertVerificationError):
-                hint = "a site's own authority: SSL_CERT_FILE names a file with its certificate"
-                raise StoreError(message, hint=hint) from error
-            raise _Transient(message, hint="check the network and the registry's URL") from error
+            finally:
+                _settle(response, method)
+        except urllib3.exceptions.HTTPError as error:
+            raise _broken(url, way, error) from error
 
 
 def _time(header: str) -> datetime | None:
@@ -179,13 +178,51 @@ def _time(header: str) -> datetime | None:
         return None
 
 
-def _refused(url: str, status: int) -> StoreError | NotFound:
+def _settle(response: urllib3.BaseHTTPResponse, method: str) -> None:
+    """End an answer; one without a body, or with a short one, leaves its connection to the next."""
+    length = response.headers.get("Content-Length", "")
+    if method == "HEAD" or (length.isdecimal() and int(length) <= SHORT_BYTES):
+        response.drain_conn()
+    # What was read to its end has given its connection back: this closes others.
+    response.close()
+
+
+def _refused(url: str, way: str, response: urllib3.BaseHTTPResponse) -> Exception:
+    status, message = response.status, f"{url} is refused{way} (HTTP {response.status})"
     if status in (404, 410):
         return NotFound(f"{url} is not there", hint="check the registry's URL and the name")
+    if status == 407:
+        return StoreError(message, hint="the proxy wants a login: http_proxy=http://USER:…@HOST")
     if status in (401, 403):
-        return StoreError(f"{url} is refused (HTTP {status})", hint="ask for access to it")
+        hint = (
+            "ask for access to it, or for a way past that proxy" if way else "ask for access to it"
+        )
+        return StoreError(message, hint=hint)
     if status == 416:
         return StoreError(f"{url} is shorter than expected", hint="copy or push it again")
-    message = f"{url} failed with HTTP {status}"
-    hint = "look at the web server's log"
-    return _Transient(message, hint=hint) if status >= 500 else StoreError(message, hint=hint)
+    asked = asked_seconds(response.headers.get("Retry-After"))
+    message = f"{url} failed{way} with HTTP {status}{waiting_words(asked)}"
+    final = StoreError(message, hint="look at the web server's log")
+    return Transient(final, asked=asked) if status in BUSY_STATUSES else final
+
+
+def _broken(url: str, way: str, error: urllib3.exceptions.HTTPError) -> Exception:
+    """Return what to raise for a connection that failed, or for an answer that broke off."""
+    reason = getattr(error, "reason", None) or error
+    message = f"cannot read {url}{way}: {_words(reason)}"
+    if isinstance(reason, urllib3.exceptions.SSLError) and "CERTIFICATE" in str(reason):
+        hint = "a site's own authority: SSL_CERT_FILE names a file with its certificate"
+        if words := wrong_time_words(str(reason)):
+            message, hint = f"{message}: {words}", "set the clock, for example with chrony or ntpd"
+        return StoreError(message, hint=hint)
+    hint = "check the network and the registry's URL"
+    if way:
+        hint = "check that proxy (http_proxy, https_proxy, all_proxy), or name the host in no_proxy"
+    final = StoreError(message, hint=hint)
+    final.__cause__ = error
+    return Transient(final, is_unreachable=was_never_reached(error))
+
+
+def _words(reason: object) -> str:
+    """Return what went wrong, without the names that urllib3 gives its objects."""
+    return re.sub(r"^(<[^>]*>|\w*Connection(Pool)?\([^)]*\)):\s*", "", str(reason))

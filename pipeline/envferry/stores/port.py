@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Protocol
 
+from envferry.base.retry import Transient
 from envferry.errors import IntegrityError, StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -164,6 +166,15 @@ class Store(Protocol):
         that long ago and never finished. Returns how many were removed.
         """
         ...
+
+
+@contextmanager
+def lost_races_again() -> Iterator[None]:
+    """Let `persistently` run what is in the block again after a lost race."""
+    try:
+        yield
+    except LostRace as error:
+        raise Transient(error) from error
 
 
 def stat_whole(store: Store, key: str) -> Stat | None:

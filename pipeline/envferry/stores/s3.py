@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
-import time
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -19,10 +17,26 @@ from botocore.config import Config
 from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError as BrokenAnswer
 
+from envferry.base.connections import wrong_time_words
+from envferry.base.proxies import choose_proxy, show_proxy
+from envferry.base.retry import Transient, persistently
+from envferry.config import allows_races, network
 from envferry.errors import NotFound, StoreError, UsageError
 from envferry.stores.checksums import with_checksums, without_checksums
+from envferry.stores.conditions import require_conditions
 from envferry.stores.multipart import PART_BYTES, Unreachable, plan_parts, receive_file, send_file
 from envferry.stores.port import KeyTaken, Listed, LostRace, Stat, check_key, check_prefix
+from envferry.stores.s3_answers import (
+    CREDENTIALS_HINT,
+    NAMES_HINT,
+    Asked,
+    Conflict,
+    Empty,
+    ErrorAnswer,
+    NotOffered,
+    Unsupported,
+    explain,
+)
 from envferry.stores.source import Incoming
 
 if TYPE_CHECKING:
@@ -32,32 +46,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 3
 CONNECT_SECONDS = 3
 READ_SECONDS = 60
 CONNECTIONS = 16
 """More than any stage has threads, so that none waits for a connection."""
 
-PAUSES = (0.3, 1.0)
-"""Seconds before another attempt, where boto3 makes none."""
-
 BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 """What requests can be made for: some servers have names that Amazon does not allow."""
-USUAL_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-NAMES_HINT = "buckets have 3 to 63 lower-case letters, digits, dots and hyphens: s3://BUCKET/PREFIX"
-NO_BUCKET = ("NoSuchBucket", "InvalidBucketName")
-CREDENTIALS_HINT = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-REFUSED_CREDENTIALS = frozenset(
-    {
-        "AuthFailure",
-        "AuthorizationHeaderMalformed",
-        "ExpiredToken",
-        "InvalidAccessKeyId",
-        "InvalidToken",
-        "SignatureDoesNotMatch",
-        "TokenRefreshRequired",
-    }
-)
 MISSING_CREDENTIALS = (
     boto_errors.NoCredentialsError,
     boto_errors.PartialCredentialsError,
@@ -67,13 +62,15 @@ MISSING_CREDENTIALS = (
     boto_errors.UnauthorizedSSOTokenError,
 )
 NO_CONNECTION = (boto_errors.HTTPClientError, boto_errors.ConnectionError)
-CONFLICTS = frozenset({"PreconditionFailed", "ConditionalRequestConflict", "412", "409"})
-ABSENT = frozenset({"NoSuchKey", "404", "NotFound", "NoSuchUpload"})
-NOT_IMPLEMENTED = 501
-UNSUPPORTED = frozenset({"NotImplemented", "InvalidArgument", "InvalidRequest", "MalformedXML"})
-"""What servers say that do not know checksums; and Amazon's of an upload begun without any."""
-GARBLED = frozenset({"BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"})
-CLOCK = frozenset({"RequestTimeTooSkewed", "RequestExpired"})
+NEVER_REACHED = (
+    boto_errors.EndpointConnectionError,
+    boto_errors.ConnectTimeoutError,
+    boto_errors.ProxyConnectionError,
+)
+CONDITIONS = ("IfNoneMatch", "IfMatch")
+NO_CONTENT, NOT_FOUND = 204, 404
+UNSAID = (301, 307, 400, 401, 403)
+"""What HEAD is answered, for many a reason."""
 PROOFS = {
     "head_object": "ETag",
     "get_object": "ETag",
@@ -86,20 +83,18 @@ PROOFS = {
 """What the answer of a server always holds, and a page of a proxy never."""
 
 
-class _Conflict(StoreError):
-    """A condition of a write did not hold."""
+@dataclass(slots=True)
+class _Known:
+    """What was found out about a server."""
 
-
-class _Empty(StoreError):
-    """The range that was asked for starts behind the end."""
-
-
-class _Unsupported(StoreError):
-    """The server does not do what it was asked for."""
-
-
-class _Cut(StoreError):
-    """An answer ended early, and said so."""
+    no_checksums: Event = field(default_factory=Event)
+    """It refuses them."""
+    has_bucket: Event = field(default_factory=Event)
+    """It has answered a question about something in the bucket."""
+    conditions: Event = field(default_factory=Event)
+    """It obeys conditions on writes, or nobody minds."""
+    guard: Lock = field(default_factory=Lock)
+    """Held while conditions are tried out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +106,9 @@ class S3Store:
     bucket: str
     prefix: str
     """Empty, or ends in a slash."""
-    knows_no_checksums: Event = field(default_factory=Event, repr=False, compare=False)
-    """Set when the server refuses them."""
+    allows_races: bool = field(default_factory=allows_races)
+    """Whether a server is accepted that overwrites; nothing is sent on condition, then."""
+    known: _Known = field(default_factory=_Known, repr=False, compare=False)
 
     @classmethod
     def open(cls, url: str) -> S3Store:
@@ -152,14 +148,7 @@ class S3Store:
         """Return a part of an object; what broke while it was read is read again."""
         if length == 0:
             return b""
-        for pause in PAUSES:
-            try:
-                return self._read_once(key, offset, length)
-            except (boto_errors.HTTPClientError, boto_errors.IncompleteReadError, _Cut) as error:
-                log.info("reading %s again: %s", key, error)
-                time.sleep(pause)
-        with self._explained(key):
-            return self._read_once(key, offset, length)
+        return persistently(lambda: self._read_once(key, offset, length))
 
     def create(
         self,
@@ -171,6 +160,7 @@ class S3Store:
         """Put an object with `If-None-Match: *`, a large file as a multipart upload."""
         if self.stat(key):
             raise self._taken(key)
+        self._require_conditions()
         advance = advance or _ignore
         target = self._object(key)
         try:
@@ -185,7 +175,7 @@ class S3Store:
                 there = [replace(one, key=self.prefix + one.key) for one in known]
                 send_file(self._call, target, source, plan_parts(size, there), advance)
                 self._require_arrived(key, size)
-        except _Conflict as error:
+        except Conflict as error:
             raise self._taken(key) from error
         except NotFound as error:
             # An upload that is gone although it was there: it was completed, and nobody heard so.
@@ -195,12 +185,14 @@ class S3Store:
 
     def replace(self, key: str, data: bytes, expected: str | None) -> str:
         """Put an object with `If-Match`, or `If-None-Match: *` when it must not exist."""
+        self._require_conditions()
+        if self.allows_races:
+            self._require_version(key, expected)
         condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
         try:
             answer = self._call("put_object", **self._object(key), Body=data, **condition)
-        except (_Conflict, NotFound) as error:
-            message = f"{key} in {self.url} was changed by somebody else"
-            raise LostRace(message, hint="run the command again") from error
+        except (Conflict, NotFound) as error:
+            raise self._lost(key) from error
         version: str = answer["ETag"]
         return version
 
@@ -250,7 +242,12 @@ class S3Store:
     def _uploads(self, prefix: str) -> Iterator[dict[str, Any]]:
         """Yield the multipart uploads that nobody has finished, a page of a thousand at a time."""
         where = {"Bucket": self.bucket, "Prefix": self.prefix + check_prefix(prefix)}
-        page = self._call("list_multipart_uploads", **where)
+        try:
+            page = self._call("list_multipart_uploads", **where)
+        except NotOffered as error:
+            log.warning("%s cannot list unfinished uploads: those of dead pushes stay", self.url)
+            log.info("%s", error)
+            return
         while True:
             yield from page.get("Uploads", ())
             if not page.get("IsTruncated"):
@@ -280,19 +277,43 @@ class S3Store:
     def _taken(self, key: str) -> KeyTaken:
         return KeyTaken(f"{key} exists in {self.url} and is never overwritten")
 
+    def _lost(self, key: str) -> LostRace:
+        message = f"{key} in {self.url} was changed by somebody else"
+        return LostRace(message, hint="run the command again")
+
+    def _require_version(self, key: str, expected: str | None) -> None:
+        """Raise LostRace unless a key has this version, by a look at it: for want of conditions."""
+        stat = self.stat(key)
+        if (stat.version if stat else None) != expected:
+            raise self._lost(key)
+
+    def _require_conditions(self) -> None:
+        """Find out once whether the server obeys conditions on writes; raise when it does not."""
+        with self.known.guard:
+            if not (self.allows_races or self.known.conditions.is_set()):
+                require_conditions(self._call, self.bucket, self.prefix)
+                self.known.conditions.set()
+
     def _read_once(self, key: str, offset: int, length: int | None) -> bytes:
         """Read a range, also when it is all: then the answer says how long the whole is."""
         last = "" if length is None else str(offset + length - 1)
+        wanted = {**self._object(key), "Range": f"bytes={offset}-{last}"}
         try:
-            answer = self._call("get_object", **self._object(key), Range=f"bytes={offset}-{last}")
-        except _Empty:
+            answer = self._call_once("get_object", wanted)
+        except Empty:
             if offset == 0 and length is None:
                 return b""
             raise
         body = answer["Body"]
-        with body:  # not `as`: that is the raw stream, whose errors are not botocore's
-            data: bytes = body.read()
         said = answer.get("ContentRange", "").rpartition("/")[2]
+        if said == "0" and offset == 0 and length is None:
+            _close_body(answer)  # some servers call nothing a range, and promise a byte of it
+            return b""
+        try:
+            with body:  # not `as`: that is the raw stream, whose errors are not botocore's
+                data: bytes = body.read()
+        except boto_errors.BotoCoreError as error:
+            raise self._transient(error, key) from error
         total = int(said) if said.isdecimal() else 0
         expected = total - offset if length is None else length
         if total and total < offset + expected:
@@ -300,7 +321,7 @@ class S3Store:
             raise StoreError(message, hint="the object is cut off: push it again")
         if len(data) != expected:
             message = f"{key} in {self.url}: {len(data)} of {expected} bytes came from {offset} on"
-            raise _Cut(message, hint="is a proxy in between? try again")
+            raise Transient(StoreError(message, hint="is a proxy in between? try again"))
         return data
 
     def _require_arrived(self, key: str, size: int) -> None:
@@ -312,107 +333,116 @@ class S3Store:
 
     def _call(self, operation: str, **parameters: Any) -> dict[str, Any]:  # noqa: ANN401  (botocore's)
         """Call the server with a checksum of what is sent, without one if it knows none."""
-        if not self.knows_no_checksums.is_set():
+        if self.allows_races:
+            parameters = {name: parameters[name] for name in parameters if name not in CONDITIONS}
+        if not self.known.no_checksums.is_set():
             checked = with_checksums(operation, parameters)
             try:
-                return self._call_persistently(operation, checked)
-            except _Unsupported as error:
+                return persistently(lambda: self._call_once(operation, checked))
+            except Unsupported as error:
                 if without_checksums(checked) == checked:
                     raise
                 log.info("without checksums: %s", error)
-                self.knows_no_checksums.set()
-        return self._call_persistently(operation, without_checksums(parameters))
+            plain = without_checksums(parameters)
+            answer = persistently(lambda: self._call_once(operation, plain))
+            self.known.no_checksums.set()
+            return answer
+        return persistently(lambda: self._call_once(operation, without_checksums(parameters)))
 
-    def _call_persistently(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
-        """Call the server, again when its answer is none; errors become ours.
-
-        boto3 tries again by itself after lost connections, timeouts and 5xx.
-        """
-        key = str(parameters.get("Key", parameters.get("Prefix", "")))
-        for pause in (*PAUSES, None):
-            with self._explained(key.removeprefix(self.prefix)):
-                try:
-                    answer: dict[str, Any] = getattr(self.client, operation)(**parameters)
-                except (ResponseParserError, BrokenAnswer) as error:
-                    log.info("%s of %s again: %s", operation, key, error)
-                except boto_errors.ClientError as error:
-                    if pause is None or _code(error) not in GARBLED:
-                        raise
-                    log.info("%s of %s again: %s", operation, key, error)
-                else:
-                    if _is_answer(operation, answer):
-                        return answer
-                    _close_body(answer)
-            if pause is not None:
-                time.sleep(pause)
-        message = f"{self._endpoint} is no S3 server: it answered {operation} with something else"
-        raise StoreError(message, hint="is a proxy or a login page in between? see the endpoint")
-
-    @contextmanager
-    def _explained(self, key: str) -> Iterator[None]:
+    def _call_once(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Call the server; errors become ours, or Transient where another attempt may help."""
+        key = str(parameters.get("Key", parameters.get("Prefix", ""))).removeprefix(self.prefix)
         try:
-            yield
-        except (boto_errors.ClientError, boto_errors.BotoCoreError) as error:
-            raise self._explain(error, key) from error
+            answer: dict[str, Any] = getattr(self.client, operation)(**parameters)
+        except (ResponseParserError, BrokenAnswer) as error:
+            raise Transient(self._no_server(operation)) from error
+        except boto_errors.ClientError as error:
+            raise self._failure(operation, parameters, error) from error
+        except boto_errors.BotoCoreError as error:
+            if isinstance(error, boto_errors.SSLError) or not isinstance(error, NO_CONNECTION):
+                raise self._explain(error, key) from error
+            raise self._transient(error, key) from error
+        if not _is_answer(operation, answer):
+            _close_body(answer)
+            raise Transient(self._no_server(operation))
+        self.known.has_bucket.set()
+        return answer
+
+    def _no_server(self, operation: str) -> StoreError:
+        message = f"{self._endpoint} is no S3 server: it answered {operation} with something else"
+        return StoreError(message, hint="is a proxy or a login page in between? see the endpoint")
+
+    def _transient(self, error: Exception, key: str) -> Transient:
+        """Return what to do about a broken connection."""
+        log.info("%s: %s", key, type(error).__name__)
+        final = self._explain(error, key)
+        final.__cause__ = error
+        return Transient(final, is_unreachable=isinstance(error, NEVER_REACHED))
+
+    def _failure(
+        self, operation: str, parameters: dict[str, Any], error: boto_errors.ClientError
+    ) -> Exception:
+        """Return what to raise for an answer that is an error.
+
+        The answer to HEAD has no body, so nobody knows why: a GET is told.
+        """
+        answer = ErrorAnswer.of(error.response)
+        if operation == "head_object" and self._is_unsaid(answer.status):
+            reason = self._reason_of(parameters)
+            answer = ErrorAnswer.of(reason.response) if reason else answer
+        if answer.code == "NoSuchKey":
+            self.known.has_bucket.set()
+        key = str(parameters.get("Key", parameters.get("Prefix", ""))).removeprefix(self.prefix)
+        asked = Asked(endpoint=self._endpoint, url=self.url, bucket=self.bucket, key=key)
+        failure = explain(answer, asked)
+        log.info("%s of %s: %s", operation, key, answer.code)
+        return failure
+
+    def _is_unsaid(self, status: int) -> bool:
+        """Whether HEAD may have been answered so for a reason that matters."""
+        return status in UNSAID or (status == NOT_FOUND and not self.known.has_bucket.is_set())
+
+    def _reason_of(self, parameters: dict[str, Any]) -> boto_errors.ClientError | None:
+        """Ask for the first byte of an object, and return the error if that is one."""
+        try:
+            _close_body(self.client.get_object(**parameters, Range="bytes=0-0"))
+        except boto_errors.ClientError as error:
+            return error
+        except (boto_errors.BotoCoreError, ResponseParserError, BrokenAnswer) as error:
+            log.info("no reason: %s", error)
+        return None
 
     def _explain(self, error: Exception, key: str) -> StoreError | NotFound:
         """Turn boto3's errors into ours, without the parts that could hold secrets."""
-        if isinstance(error, boto_errors.ClientError):
-            return self._explain_answer(error, key)
         if isinstance(error, MISSING_CREDENTIALS):
             return StoreError(f"no credentials for {self.url}", hint=CREDENTIALS_HINT)
         if isinstance(error, boto_errors.SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
             message = (
                 f"cannot reach {self._endpoint} for {self.url}: its certificate is not trusted"
             )
+            if words := wrong_time_words(str(error)):
+                hint = "set the clock, for example with chrony or ntpd"
+                return Unreachable(f"{message}: {words}", hint=hint)
             return Unreachable(message, hint="name the site's authorities in AWS_CA_BUNDLE")
         if isinstance(error, NO_CONNECTION):
-            message = f"cannot reach {self._endpoint} for {self.url}: {type(error).__name__}"
-            return Unreachable(message, hint="check the network and AWS_ENDPOINT_URL_S3")
+            proxy = self._proxy
+            way = f" through the proxy {show_proxy(proxy)}" if proxy else ""
+            message = f"cannot reach {self._endpoint}{way} for {self.url}: {type(error).__name__}"
+            hint = "check the network and AWS_ENDPOINT_URL_S3"
+            if proxy:
+                hint = "check that proxy (http_proxy, all_proxy, …), or name the host in no_proxy"
+            return Unreachable(message, hint=hint)
         message = f"{self.url}: {key}: {error}"
         return StoreError(message, hint="check the AWS configuration")
-
-    def _explain_answer(self, error: boto_errors.ClientError, key: str) -> StoreError | NotFound:
-        code = _code(error)
-        if code in REFUSED_CREDENTIALS:
-            message = f"{self._endpoint} refuses the credentials for {self.url} ({code})"
-            return StoreError(message, hint=CREDENTIALS_HINT)
-        if code in NO_BUCKET:
-            message = f"the bucket {self.bucket} does not exist at {self._endpoint}"
-            is_usual = USUAL_NAME.fullmatch(self.bucket)
-            hint = "create it, or check --registry and AWS_ENDPOINT_URL_S3"
-            return StoreError(message, hint=hint if is_usual else NAMES_HINT)
-        if code in CONFLICTS:
-            message = f"{key} in {self.url} is not what it was expected to be ({code})"
-            return _Conflict(message, hint="run the command again")
-        if code in CLOCK:
-            message = f"{self._endpoint} says that this machine's clock is wrong ({code})"
-            return StoreError(message, hint="set the clock, for example with chrony or ntpd")
-        if code in ABSENT:
-            message = f"{key} is not in the registry {self.url}"
-            return NotFound(message, hint="run `envferry ls` to see what is")
-        if code in ("AccessDenied", "403", "401"):
-            message = f"{self._endpoint} denies access to {key} in {self.url}"
-            hint = "check AWS_ACCESS_KEY_ID or AWS_PROFILE, and what they may do in this bucket"
-            return StoreError(message, hint=hint)
-        if code in ("InvalidRange", "416"):
-            message = f"{key} in {self.url} is shorter than expected"
-            return _Empty(message, hint="the object is cut off: push it again")
-        said = error.response.get("Error", {}).get("Message", "")
-        if code in GARBLED:
-            message = f"{key} does not arrive at {self._endpoint} as it was sent ({code})"
-            return StoreError(message, hint="something on the way changes bytes: use https")
-        message = f"{self._endpoint} failed for {key} in {self.url}: {code} {said}".rstrip()
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        kind = Unreachable if status >= 500 and status != NOT_IMPLEMENTED else StoreError
-        if code in UNSUPPORTED:
-            kind = _Unsupported
-        return kind(message, hint="look at the server's log, or try again")
 
     @property
     def _endpoint(self) -> str:
         endpoint: str = self.client.meta.endpoint_url
         return endpoint
+
+    @property
+    def _proxy(self) -> str | None:
+        return choose_proxy(network().proxies, self._endpoint)
 
 
 def _client(url: str) -> Any:  # noqa: ANN401  (botocore makes its classes while it runs)
@@ -424,9 +454,12 @@ def _client(url: str) -> Any:  # noqa: ANN401  (botocore makes its classes while
         core = botocore.session.get_session()
         asked = (core.get_scoped_config().get("s3") or {}).get("addressing_style")
         client = core.create_client("s3", config=_config(asked or "auto"))
-        host = urlsplit(client.meta.endpoint_url).hostname or ""
-        if not asked and not host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
-            client = core.create_client("s3", config=_config("path"))
+        endpoint = urlsplit(client.meta.endpoint_url)
+        is_amazon = (endpoint.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
+        addressing = asked or ("auto" if is_amazon else "path")
+        proxy = choose_proxy(network().proxies, client.meta.endpoint_url)
+        proxies = {endpoint.scheme: proxy} if proxy else {}
+        client = core.create_client("s3", config=_config(addressing, proxies))
     except (boto_errors.BotoCoreError, ValueError) as error:
         message = f"cannot open {url}: {error}"
         raise StoreError(
@@ -435,23 +468,30 @@ def _client(url: str) -> Any:  # noqa: ANN401  (botocore makes its classes while
     return client
 
 
-def _config(addressing: str) -> Config:
-    """Configure boto3; checksums only where required, for other servers do not know them all."""
+def _config(addressing: str, proxies: dict[str, str] | None = None) -> Config:
+    """Configure boto3; checksums only where required, for other servers do not know them all.
+
+    What is tried again is our own retry policy's to say; which proxy, our own rules'.
+    """
     return Config(
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        retries={"mode": "standard", "total_max_attempts": 1},
         max_pool_connections=CONNECTIONS,
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
+        proxies=proxies,
         s3={"addressing_style": addressing},
     )
 
 
 def _is_answer(operation: str, answer: dict[str, Any]) -> bool:
     """Whether an answer comes from an S3 server: some proxies say 200 and mean something else."""
-    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    is_page = str(headers.get("content-type", "")).startswith("text/html")
+    metadata = answer.get("ResponseMetadata", {})
+    headers = metadata.get("HTTPHeaders", {})
+    is_html = str(headers.get("content-type", "")).startswith("text/html")
+    is_empty = metadata.get("HTTPStatusCode") == NO_CONTENT or headers.get("content-length") == "0"
+    is_page = is_html and not is_empty
     return not is_page and PROOFS.get(operation, "ResponseMetadata") in answer
 
 
@@ -459,10 +499,6 @@ def _close_body(answer: dict[str, Any]) -> None:
     """Close what an answer streams: nobody reads it, and its connection would stay open."""
     if body := answer.get("Body"):
         body.close()
-
-
-def _code(error: boto_errors.ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", "unknown"))
 
 
 def _if_small(source: Path | bytes | Incoming) -> bytes | None:

@@ -19,13 +19,14 @@ from envferry.artifacts import (
     checksum_line,
     require_size,
 )
+from envferry.base.retry import RACES, persistently
 from envferry.errors import IntegrityError, NotFound, SpecError
 from envferry.registry import LOCK_FILE
 from envferry.registry.layout import archive_key, folder_of
 from envferry.registry.publish import place
 from envferry.registry.removal import require_settled
 from envferry.stores.local import require_room
-from envferry.stores.port import KeyTaken, LostRace, stat_whole
+from envferry.stores.port import KeyTaken, LostRace, lost_races_again, stat_whole
 from envferry.trust.attestations import decode_envelope, encode_envelope, is_about
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SIGN_ATTEMPTS = 3
 WRONG = (IntegrityError, NotFound, SpecError)
 """What is the fault of one artifact, or tag; the others are copied all the same."""
 
@@ -153,18 +153,20 @@ class Carrier:
         if proof.attestation is None:
             return
         key = folder_of(manifest) + ATTESTATION
-        for _ in range(SIGN_ATTEMPTS):
+        carried = proof.attestation
+
+        def attempt() -> None:
             stat = self.target.store.stat(key)
             there = self.target.store.read(key) if stat else None
-            wanted = self._joined(manifest, there, proof.attestation)
-            if wanted == there:
-                return
-            try:
-                self.target.store.replace(key, wanted, stat.version if stat else None)
-            except LostRace:
-                continue
-            return
-        log.warning("%s in %s is changed all the time: left as it is", key, self.target.url)
+            wanted = self._joined(manifest, there, carried)
+            if wanted != there:
+                with lost_races_again():
+                    self.target.store.replace(key, wanted, stat.version if stat else None)
+
+        try:
+            persistently(attempt, RACES)
+        except LostRace:
+            log.warning("%s in %s is changed all the time: left as it is", key, self.target.url)
 
     def _joined(self, manifest: Manifest, there: bytes | None, carried: bytes) -> bytes:
         """Return the signatures of both sides where they are over the same statement."""

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from envferry.base.json import to_json
+from envferry.base.retry import RACES, persistently
 from envferry.errors import StoreError
 from envferry.models import DEFAULT_TAG
 from envferry.registry.layout import TAGS, artifact_folder, tag_key
 from envferry.registry.removal import require_kept, require_settled
 from envferry.registry.tags import read_tag
-from envferry.stores.port import CannotList, LostRace
+from envferry.stores.port import CannotList, LostRace, lost_races_again
 from envferry.transfer.copy import WRONG
 from envferry.trust.signed_tags import TagName
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from envferry.trust.signed_tags import SignedTagRecord
 
 log = logging.getLogger(__name__)
-
-MOVE_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +86,8 @@ def carry_tag(target: Registry, name: TagName, record: SignedTagRecord) -> Carri
     folder = artifact_folder(name.name, name.platform, record.id)
     require_settled(target, folder)
     target.described(name.name, name.platform, record.id)
-    for _ in range(MOVE_ATTEMPTS):
+
+    def attempt() -> CarriedTag:
         stat, there = read_tag(target, key)
         if there and there.signatures and not record.signatures:
             # Hosts that trust keys would refuse what nobody signed.
@@ -98,14 +98,16 @@ def carry_tag(target: Registry, name: TagName, record: SignedTagRecord) -> Carri
         elif there and there.counter >= record.counter:
             is_newer = there.counter > record.counter
             return _carried(name, there.id, "newer" if is_newer else "conflict")
-        try:
+        with lost_races_again():
             target.store.replace(key, to_json(record), stat.version if stat else None)
-        except LostRace:
-            continue
         require_kept(target, folder, ("manifest.json",))
         return _carried(name, record.id, "moved")
-    message = f"the tag {name} in {target.url} is moved by somebody else all the time"
-    raise StoreError(message, hint="run the command again")
+
+    try:
+        return persistently(attempt, RACES)
+    except LostRace as error:
+        message = f"the tag {name} in {target.url} is moved by somebody else all the time"
+        raise StoreError(message, hint="run the command again") from error
 
 
 def _carried(

@@ -18,7 +18,7 @@ from envferry.artifacts import SBOM
 from envferry.base.files import human_bytes, plural
 from envferry.base.json import to_json
 from envferry.errors import NotFound, PipelineError, StoreError, UsageError
-from envferry.models import ID_PATTERN, without_credentials
+from envferry.models import ID_PATTERN, fit_to_show
 from envferry.web import pages
 from envferry.web.guard import Guard
 from envferry.web.pages import Question
@@ -244,7 +244,7 @@ def _explained(error: Exception) -> tuple[int, str, str, str]:
         )
         found = [(status, title) for kind, status, title in kinds if isinstance(error, kind)]
         status, title = found[0] if found else (500, "This artifact is damaged")
-        return status, title, without_credentials(error.message), without_credentials(error.hint)
+        return status, title, fit_to_show(error.message), fit_to_show(error.hint)
     if isinstance(error, HTTPException):
         title = "Not found" if error.status_code == 404 else str(error.detail)
         return error.status_code, title, "There is no such page.", "Start from all environments."

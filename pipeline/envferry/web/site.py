@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from envferry.artifacts import ATTESTATION, SBOM
 from envferry.errors import NotFound, PipelineError
 from envferry.index import queries
-from envferry.models import ID_PATTERN, Ref, check_name, without_credentials
+from envferry.models import ID_PATTERN, Ref, check_name, fit_to_show
 from envferry.registry import PublishedArchive
 from envferry.registry.dependents import dependencies_in
 from envferry.registry.diff import compare_artifacts
@@ -68,7 +68,7 @@ class Site:
     def url(self) -> str:
         """Where the registry is, as somebody in another folder writes it; without logins."""
         store = self.catalog.registry.store
-        return without_credentials(store.url if "://" in store.url else store.place)
+        return fit_to_show(store.url if "://" in store.url else store.place)
 
     def ask(self, query: Callable[[Connection], T]) -> T:
         """Ask the index, after a look at how old it is."""
@@ -86,7 +86,7 @@ class Site:
             self.problem = ""
         except PipelineError as error:
             log.warning("the registry was not read again: %s", error.message)
-            self.problem = without_credentials(error.message)
+            self.problem = fit_to_show(error.message)
         self._refreshed_at = time.monotonic()
 
     def _start_refresh(self) -> threading.Thread:

@@ -1,0 +1,140 @@
+"""Connections to web servers that are kept open, straight or through the proxies of a site."""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+import urllib3
+from urllib3.util import Retry, Timeout
+
+from envferry.base.proxies import choose_proxy, show_proxy
+from envferry.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+CONNECT_SECONDS = 15
+READ_SECONDS = 60
+KEPT = 16
+"""Connections to one server; more than any stage has threads."""
+REDIRECTS = 10
+SOCKS_SCHEMES = ("socks4", "socks4a", "socks5", "socks5h")
+NEVER_REACHED = (
+    urllib3.exceptions.NewConnectionError,
+    urllib3.exceptions.ConnectTimeoutError,
+    urllib3.exceptions.ProxyError,
+)
+"""Before a server, or a proxy, has got anything."""
+
+
+@dataclass(slots=True)
+class Connections:
+    """Pools of connections, one for each proxy and one without; threads may share them."""
+
+    certificates: Path | None
+    """A file of CA certificates that replaces the system's."""
+    proxies: Mapping[str, str]
+    """As `read_proxies` returns them."""
+    read_seconds: float = READ_SECONDS
+    _pools: dict[str, urllib3.PoolManager] = field(default_factory=dict, repr=False)
+    _guard: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def open(
+        self, url: str, headers: Mapping[str, str], method: str = "GET"
+    ) -> urllib3.BaseHTTPResponse:
+        """Ask for a URL and return the answer, its body unread.
+
+        Follows redirects to http and https. Read the body to its end and call `release_conn`, or
+        `close` the answer. Raises urllib3's errors; nothing is tried again here.
+        """
+        return self._pool(url).request(
+            method,
+            url,
+            headers={"Accept-Encoding": "identity", "User-Agent": "envferry", **headers},
+            preload_content=False,
+        )
+
+    def way_to(self, url: str) -> str:
+        """Say through which proxy a URL is reached, for the message of an error; else nothing."""
+        proxy = choose_proxy(self.proxies, url)
+        return f" through the proxy {show_proxy(proxy)}" if proxy else ""
+
+    def _pool(self, url: str) -> urllib3.PoolManager:
+        proxy = choose_proxy(self.proxies, url) or ""
+        with self._guard:
+            if proxy not in self._pools:
+                self._pools[proxy] = self._make_pool(proxy)
+            return self._pools[proxy]
+
+    def _make_pool(self, proxy: str) -> urllib3.PoolManager:
+        context = _trusting(self.certificates)
+        retries = Retry(
+            connect=0,
+            read=0,
+            status=0,
+            other=0,
+            redirect=REDIRECTS,
+            respect_retry_after_header=False,
+        )
+        timeout = Timeout(connect=CONNECT_SECONDS, read=self.read_seconds)
+        if not proxy:
+            return urllib3.PoolManager(
+                maxsize=KEPT, retries=retries, timeout=timeout, ssl_context=context
+            )
+        parts = urlsplit(proxy)
+        if parts.scheme.lower() in SOCKS_SCHEMES:
+            return _socks_pool(proxy, retries=retries, timeout=timeout, ssl_context=context)
+        if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
+            message = f"the proxy {show_proxy(proxy)} is not of the form http://HOST:PORT"
+            raise HostError(message, hint="correct http_proxy, https_proxy or all_proxy")
+        login = unquote(parts.netloc.rpartition("@")[0])
+        return urllib3.ProxyManager(
+            proxy,
+            proxy_headers=urllib3.make_headers(proxy_basic_auth=login) if login else None,
+            maxsize=KEPT,
+            retries=retries,
+            timeout=timeout,
+            ssl_context=context,
+        )
+
+
+def was_never_reached(error: Exception) -> bool:
+    """Whether a request failed before anybody got it."""
+    return isinstance(getattr(error, "reason", None) or error, NEVER_REACHED)
+
+
+def wrong_time_words(reason: str, now: datetime | None = None) -> str:
+    """Say what time it is here, where a certificate is refused for it; else nothing.
+
+    A clock that is wrong looks like a server that is.
+    """
+    if "not yet valid" not in reason and "has expired" not in reason:
+        return ""
+    here = (now or datetime.now(timezone.utc)).strftime("%Y-%m-%d %H:%M UTC")
+    return f"by this machine's clock ({here}) it is not valid"
+
+
+def _trusting(certificates: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=str(certificates) if certificates else None)
+    except OSError as error:
+        message = f"cannot read the CA certificates {certificates}: {error.strerror}"
+        hint = "correct PIP_CERT, SSL_CERT_FILE or REQUESTS_CA_BUNDLE"
+        raise HostError(message, hint=hint) from error
+
+
+def _socks_pool(proxy: str, **settings: Any) -> urllib3.PoolManager:  # noqa: ANN401  (urllib3's)
+    if find_spec("socks") is None:  # urllib3 would warn of it, too
+        message = f"the proxy {show_proxy(proxy)} speaks SOCKS, for which PySocks is needed"
+        hint = "run `pip install PySocks`, or name an http proxy in https_proxy"
+        raise HostError(message, hint=hint)
+    from urllib3.contrib.socks import SOCKSProxyManager
+
+    return SOCKSProxyManager(proxy, maxsize=KEPT, **settings)

@@ -1,0 +1,78 @@
+"""What `release` asks a registry before it builds: may it write there, and is it there already?"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from envferry import __version__
+from envferry.artifacts import ATTESTATION
+from envferry.errors import IntegrityError, NotFound, StoreError
+from envferry.models import left_out
+from envferry.registry.layout import ENVS, folder_of
+from envferry.trust.attestations import decode_envelope, signers_of
+
+if TYPE_CHECKING:
+    from envferry.models import Lock, Manifest
+    from envferry.registry.registry import Registry
+
+log = logging.getLogger(__name__)
+
+
+def require_writable(registry: Registry, name: str, platform: str) -> None:
+    """Raise StoreError unless an artifact of this environment can be published.
+
+    An empty file is written where its folder will be, and removed.
+    """
+    key = f"{ENVS}{name}/{platform}/probe-{os.urandom(6).hex()}"
+    registry.store.create(key, b"")
+    try:
+        registry.store.delete(key)
+    except StoreError as error:  # some may write, and not remove
+        log.info("%s stays: %s", key, error)
+
+
+def find_released(registry: Registry, lock: Lock, platform: str) -> Manifest | None:
+    """Return the artifact that was made of this very lock, if it is there, whole and signed.
+
+    What is damaged does not count: to publish it once more says what is wrong with it.
+    """
+    try:
+        ids = registry.ids(lock.name, platform)
+    except NotFound:
+        return None
+    for id_ in ids:
+        try:
+            manifest = registry.manifest(lock.name, platform, id_)
+            if _is_of(manifest, lock) and _is_signed(registry, manifest):
+                registry.require_archive(manifest)
+                registry.read_lock(manifest)
+                return manifest
+        except (IntegrityError, NotFound) as error:
+            log.info("%s@%s does not count: %s", lock.name, id_, error)
+    return None
+
+
+def _is_of(manifest: Manifest, lock: Lock) -> bool:
+    """Whether an artifact is what a build of this lock would be called and checked by."""
+    options, tools = lock.options, manifest.tools
+    found = (manifest.lock_digest, manifest.version, manifest.checks, manifest.requirements)
+    said = {name: text for name, text in tools.items() if name in ("exclude", "frozen")}
+    return (
+        found == (lock.digest, options.version, options.checks, options.system)
+        and said == left_out(options)
+        and tools.get("envferry") == __version__
+    )
+
+
+def _is_signed(registry: Registry, manifest: Manifest) -> bool:
+    """Whether all the keys that a push would sign with have signed."""
+    if not registry.signer:
+        return True
+    key = folder_of(manifest) + ATTESTATION
+    if not registry.store.stat(key):
+        return False
+    ours = tuple(one.public for one in registry.signer.keys)
+    envelope = decode_envelope(registry.store.read(key), f"{key} in {registry.url}")
+    return len(signers_of(envelope, ours)) == len(ours)

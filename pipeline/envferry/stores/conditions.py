@@ -1,0 +1,73 @@
+"""Whether object storage obeys conditions on writes: tried out before the first one."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+from envferry.errors import NotFound, StoreError
+from envferry.stores.s3_answers import Conflict, NotOffered, Refused
+
+if TYPE_CHECKING:
+    from envferry.stores.multipart import Calls
+
+log = logging.getLogger(__name__)
+
+PROBE = "v1/probe-"
+NO_ETAGS = ('"00000000000000000000000000000000"', '"11111111111111111111111111111111"')
+HINT = (
+    "two writers at once could overwrite each other there, and what is published must stay: "
+    "use a server that obeys If-None-Match, or set ENVFERRY_ALLOW_RACES=1 and see to it that "
+    "only one command writes at a time"
+)
+
+
+class IgnoresConditions(StoreError):
+    """The server overwrites what it was told not to."""
+
+
+def require_conditions(calls: Calls, bucket: str, prefix: str) -> None:
+    """Raise IgnoresConditions unless the server refuses to overwrite what it must not.
+
+    Some ignore conditions without a word: then nothing would be written once. Who may write
+    nothing below `v1/` is let through: the write itself will tell.
+    """
+    target = {"Bucket": bucket, "Key": f"{prefix}{PROBE}{os.urandom(6).hex()}"}
+    try:
+        etag = _put(calls, target, "If-None-Match", {"IfNoneMatch": "*"})
+    except Refused as error:
+        log.info("conditions on writes are not tried out: %s", error)
+        return
+    try:
+        other = next(name for name in NO_ETAGS if name != etag)
+        for header, condition in (
+            ("If-None-Match", {"IfNoneMatch": "*"}),
+            ("If-Match", {"IfMatch": other}),
+        ):
+            if _put(calls, target, header, condition) is not None:
+                message = f"the server of s3://{bucket} ignores {header}: it overwrites"
+                raise IgnoresConditions(f"{message} what exists", hint=HINT)
+    finally:
+        _remove(calls, target)
+
+
+def _put(
+    calls: Calls, target: dict[str, str], header: str, condition: dict[str, Any]
+) -> str | None:
+    """Write an empty object on a condition; return its ETag, None where the condition fails."""
+    try:
+        return str(calls("put_object", **target, Body=b"", **condition)["ETag"])
+    except Conflict:
+        return None
+    except NotOffered as error:
+        message = f"the server of s3://{target['Bucket']} does not know {header}: {error}"
+        raise IgnoresConditions(message, hint=HINT) from error
+
+
+def _remove(calls: Calls, target: dict[str, str]) -> None:
+    """Remove what was written to try the server out; some may write, and not remove."""
+    try:
+        calls("delete_object", **target)
+    except (StoreError, NotFound) as error:
+        log.info("%s stays in the bucket: %s", target["Key"], error)

@@ -1,0 +1,100 @@
+"""Several specs in one command: checked first, each told of, none published in vain."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.workshop import Workshop
+
+pytestmark = pytest.mark.container
+
+
+@pytest.fixture
+def desk(workshop: Workshop, tmp_path: Path) -> Workshop:
+    """A folder with the demo's spec under two names; downloads and locks are there."""
+    home = tmp_path / "desk"
+    (home / "specs").mkdir(parents=True)
+    for name in ("one", "two"):
+        for ending in (".yml", ".conda-lock.yml"):
+            text = (workshop.home / f"specs/demo{ending}").read_text()
+            text = text.replace("name: demo\n", f"name: {name}\n")
+            (home / f"specs/{name}{ending}").write_text(text)
+    environ = {**workshop.environ, "ENVFERRY_REGISTRY": str(tmp_path / "registry")}
+    shutil.copytree(workshop.cache / "downloads", tmp_path / "cache/downloads")
+    return replace(workshop, home=home, cache=tmp_path / "cache", environ=environ)
+
+
+def outcomes(stdout: str) -> dict[str, str]:
+    return {one["spec"]: one["outcome"] for one in json.loads(stdout)}
+
+
+def ids(desk: Workshop) -> set[str]:
+    return {one["name"] for one in json.loads(desk.run("ls", "--json").stdout)}
+
+
+def test_a_missing_lock_is_found_before_anything_is_built(desk: Workshop) -> None:
+    (desk.home / "specs/two.conda-lock.yml").unlink()
+    (desk.home / "specs/three.yml").write_text("name: [\n")
+    said = desk.run("release", "one", "two", "three", "--json", expect=7)
+    assert outcomes(said.stdout) == {"one": "not begun", "two": "failed", "three": "failed"}
+    assert "no lock" in json.loads(said.stdout)[1]["error"]["message"]
+    assert "error: three: " in said.stderr, "the others' errors are said, too"
+    assert not list((desk.home.parent / "registry").rglob("*.json"))
+    assert not (desk.cache / "builds").exists()
+
+
+def test_a_registry_that_takes_nothing_is_found_before_anything_is_built(desk: Workshop) -> None:
+    (desk.home.parent / "registry").write_text("a file")
+    said = desk.run("release", "one", "two", "--json", expect=9)
+    assert outcomes(said.stdout) == {"one": "not begun", "two": "not begun"}
+    assert not (desk.cache / "builds").exists()
+
+
+def test_one_failure_hides_no_other_result(desk: Workshop) -> None:
+    spec = desk.home / "specs/one.yml"
+    text = spec.read_text()
+    spec.write_text(text.replace("- pygmentize -V", "- exit 3"))
+    assert spec.read_text() != text
+    said = desk.run("release", "one", "two", "--json", "--tag", "stable", expect=4)
+    failed, released = json.loads(said.stdout)
+    assert (failed["spec"], failed["outcome"]) == ("one", "failed")
+    assert failed["error"]["exit_code"] == 4
+    assert (released["spec"], released["outcome"]) == ("two", "released")
+    assert released["built"]
+    assert set(released["tags"]) == {"stable", "latest"}
+    assert ids(desk) == {"two"}
+
+
+def test_what_is_published_is_not_built_again(desk: Workshop) -> None:
+    first = json.loads(desk.run("release", "one", "--json").stdout)[0]
+    assert first["built"]
+    shutil.rmtree(desk.cache)
+    said = desk.run("release", "one", "--tag", "stable", "--json", "--offline")
+    again = json.loads(said.stdout)[0]
+    assert (again["id"], again["built"], again["uploaded"]) == (first["id"], False, False)
+    assert again["tags"] == ["stable", "latest"]
+    assert not (desk.cache / "builds").exists()
+    assert "not built again" in desk.run("release", "one", "--offline").stdout
+    # Asked for, damaged there, or with other options: it is built, which needs the downloads.
+    assert (
+        "not in the download cache"
+        in desk.run("release", "one", "--offline", "--rebuild", expect=7).stderr
+    )
+    spec = desk.home / "specs/one.yml"
+    plain = spec.read_text()
+    spec.write_text(plain.replace("envferry:\n", "envferry:\n  exclude: [share/doc/**]\n", 1))
+    assert spec.read_text() != plain
+    desk.run("release", "one", "--offline", expect=7)
+    spec.write_text(plain)
+    desk.run("release", "one", "--offline")
+    (archive,) = (desk.home.parent / "registry").rglob("*.tar.zst")
+    archive.write_bytes(archive.read_bytes()[:-1])
+    desk.run("release", "one", "--offline", expect=7)

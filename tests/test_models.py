@@ -1,0 +1,68 @@
+"""What is taken out of URLs, and what is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from envferry.models import fit_to_show, without_credentials, without_login
+
+PIP_SOURCE = "https://files.example.org/packages/source/t/torch/torch-2.8.tar.gz"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("https://u:p@host/t/tk-12/main/linux-64/a.conda", "https://host/main/linux-64/a.conda"),
+        ("https://host:8443/t/tk-12/team/main", "https://host:8443/team/main"),
+        ("https://[::1]:80/t/tk-12/main/noarch/", "https://[::1]:80/main/noarch/"),
+        ("see https://a.org/t/x1/c, https://b.org/t/x2/d", "see https://a.org/c, https://b.org/d"),
+        ("https://host/t/tk-12/main::python=3", "https://host/main::python=3"),
+    ],
+)
+def test_tokens_of_conda_channels_go(text: str, expected: str) -> None:
+    assert without_credentials(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PIP_SOURCE,
+        "https://host/conda/t/team/linux-64/a-1-0.conda",
+        "https://host/t/channel",
+        "https://host/t/channel/linux-64/a-1-0.conda",
+        "https://host/t/channel/noarch/repodata.json",
+        "file:///t/team/channel/linux-64/a-1-0.conda",
+        "file:///srv/t/team/channel",
+        "/srv/t/team/specs/demo.yml is older than /t/x/y",
+        "s3://bucket/t/team/x",
+    ],
+)
+def test_other_folders_of_that_name_stay(text: str) -> None:
+    assert without_credentials(text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["https://host/t/torch/torch-2.8-py3-none-any.whl", PIP_SOURCE, "git+https://h/t/a/b"]
+)
+def test_what_pip_names_has_no_tokens(text: str) -> None:
+    assert without_login(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("git+https://TOKEN@host/a.git", "git+https://host/a.git"),
+        ("https://user:pass@host/a", "https://host/a"),
+        ("git+ssh://git@host/a.git", "git+ssh://git@host/a.git"),
+        ("git+ssh://alice@host:29418/a.git", "git+ssh://alice@host:29418/a.git"),
+        ("git+ssh://alice:secret@host/a.git", "git+ssh://host/a.git"),
+        ("name@https://host/a@b", "name@https://host/a@b"),
+    ],
+)
+def test_logins(text: str, expected: str) -> None:
+    assert without_login(text) == without_credentials(text) == fit_to_show(text) == expected
+
+
+def test_a_message_says_that_there_is_more() -> None:
+    shown = fit_to_show("https://u:p@host/t/tk-12/main and /srv/t/team/x and " + PIP_SOURCE)
+    assert shown == "https://host/t/…/main and /srv/t/team/x and " + PIP_SOURCE
