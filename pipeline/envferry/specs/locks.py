@@ -6,8 +6,6 @@ for is in `metadata: custom_metadata:`, a mapping of strings; our keys start wit
 
 from __future__ import annotations
 
-from envferry.base.json import decode_json
-
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
