@@ -107,6 +107,16 @@ def child_environ(**changes: str | None) -> dict[str, str]:
     return {name: text for name, text in environ.items() if changes.get(name, "") is not None}
 
 
+def forget_relative_path_entries() -> None:
+    """Take out of PATH what depends on the current directory, for this process and its children.
+
+    An empty entry, as in `PATH=:/usr/bin`, is the current directory as well.
+    """
+    if "PATH" in os.environ:
+        entries = filter(os.path.isabs, os.environ["PATH"].split(os.pathsep))
+        os.environ["PATH"] = os.pathsep.join(entries) or os.defpath
+
+
 def uv_environ(**changes: str | None) -> dict[str, str]:
     """Return `child_environ` for uv, which by itself does not trust a site's own authorities.
 

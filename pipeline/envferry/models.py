@@ -79,8 +79,13 @@ class Checks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Shell command lines that must exit with 0, run with the environment's `bin` first on PATH."""
 
     def argvs(self, prefix: str) -> list[tuple[str, ...]]:
-        """Return the command line of each check, in an environment at `prefix`."""
-        imports = [(f"{prefix}/bin/python", "-c", f"import {name}") for name in self.imports]
+        """Return the command line of each check, in an environment at `prefix`.
+
+        Imports run with `-I`: neither the working directory, nor user site-packages, nor variables
+        such as PYTHONPATH add to what the environment itself has.
+        """
+        python = (f"{prefix}/bin/python", "-I", "-B", "-c")
+        imports = [(*python, f"import {name}") for name in self.imports]
         return [*imports, *(("/bin/sh", "-c", line) for line in self.commands)]
 
 

@@ -30,6 +30,8 @@ GLIBC = "2.17"
 """manylinux2014: what all hosts have that are still in use."""
 MACHINES = {"linux-64": "x86_64", "linux-aarch64": "aarch64"}
 SCRIPT = Path(__file__).with_name("install.sh")
+CONSOLE_SCRIPT = Path(envferry.__file__).with_name("console_script.py")
+"""What pyproject.toml has the usual wheel install as `bin/envferry`."""
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
 
@@ -87,8 +89,8 @@ def own_wheel() -> tuple[str, bytes]:
         for path in sorted(package.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
-    for name in ("METADATA", "entry_points.txt"):
-        content[f"{info}/{name}"] = (distribution.read_text(name) or "").encode()
+    content[f"{NAME}-{distribution.version}.data/scripts/{NAME}"] = CONSOLE_SCRIPT.read_bytes()
+    content[f"{info}/METADATA"] = (distribution.read_text("METADATA") or "").encode()
     for file in distribution.files or ():
         if "licenses" in file.parts:
             content[f"{info}/{'/'.join(file.parts[1:])}"] = Path(str(file.locate())).read_bytes()
@@ -145,7 +147,8 @@ def _zip(content: dict[str, bytes]) -> bytes:
         for name, data in content.items():
             entry = zipfile.ZipInfo(name, ZIP_TIME)
             entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.external_attr = 0o100644 << 16
+            # pip leaves scripts as they are in the wheel, executable or not.
+            entry.external_attr = (0o100755 if "/scripts/" in name else 0o100644) << 16
             wheel.writestr(entry, data)
     return buffer.getvalue()
 
