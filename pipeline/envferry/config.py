@@ -21,6 +21,10 @@ SOURCE_DATE_EPOCH = 315532800
 
 TRUSTED_DIR = Path("/etc/envferry/trusted.d")
 SIGN_KEY = "ENVFERRY_SIGN_KEY"
+REQUIRE_SIGNATURES = "ENVFERRY_REQUIRE_SIGNATURES"
+REQUIREMENT_FILE = "require-signatures"
+"""Beside the directory of trusted keys; its content does not matter."""
+YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 INDEX_VARIABLES = (
     "UV_INDEX",
     "UV_DEFAULT_INDEX",
@@ -67,10 +71,12 @@ class Settings:
     """Where the public keys (`*.pub`) are that this host trusts."""
     sign_key: Secret | None
     """A private key in PEM, for CI, which has no files of its own."""
+    require_signatures: bool = False
+    """Whether the environment says that nothing unsigned is taken in."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
-        """Read `ENVFERRY_*` (REGISTRY, CACHE, ENVS_DIR, TRUSTED_DIR, SIGN_KEY) and the epoch."""
+        """Read `ENVFERRY_*` (REGISTRY, CACHE, ENVS_DIR, TRUSTED_DIR, …) and the epoch."""
         home_cache = environ.get("XDG_CACHE_HOME") or f"{home_of(environ)}/.cache"
         epoch = environ.get("SOURCE_DATE_EPOCH") or str(SOURCE_DATE_EPOCH)
         if not epoch.isdecimal():
@@ -84,7 +90,27 @@ class Settings:
             source_date_epoch=int(epoch),
             trusted_dir=Path(environ.get("ENVFERRY_TRUSTED_DIR") or TRUSTED_DIR),
             sign_key=Secret(sign_key) if (sign_key := environ.get(SIGN_KEY)) else None,
+            require_signatures=_is_yes(environ, REQUIRE_SIGNATURES),
         )
+
+    def signatures_required_by(self) -> str | None:
+        """Return what says that nothing unsigned is taken in: a variable or a file; else None.
+
+        /etc has its say wherever ENVFERRY_TRUSTED_DIR leads.
+        """
+        if self.require_signatures:
+            return REQUIRE_SIGNATURES
+        places = (TRUSTED_DIR.parent, self.trusted_dir.parent)
+        files = (place / REQUIREMENT_FILE for place in places)
+        return next((str(file) for file in files if os.path.lexists(file)), None)
+
+
+def _is_yes(environ: Mapping[str, str], name: str) -> bool:
+    text = environ.get(name, "").strip().lower()
+    if text not in (*YES, *NO):
+        message = f"{name} is {text!r}, expected 1 or 0"
+        raise SpecError(message, hint=f"correct {name}, or unset it")
+    return text in YES
 
 
 def home_of(environ: Mapping[str, str]) -> str:

@@ -17,6 +17,7 @@ from envferry.cli.trust import (
     is_file_ref,
     load_trust,
     open_trusting,
+    require_signature_option,
     trusted_key_option,
     verify_ref,
 )
@@ -55,6 +56,7 @@ envs_dir_option = click.option(
 )  # fmt: skip
 @click.option("--platform", default=current_platform, help="Another platform than this one.")
 @trusted_key_option
+@require_signature_option
 @registry_option
 @common_options
 def fetch(
@@ -96,6 +98,7 @@ def fetch(
 @threads_option
 @click.option("--dry-run", is_flag=True, help="Say what would be read, and change nothing.")
 @trusted_key_option
+@require_signature_option
 @allow_downgrade_option
 @registry_option
 @common_options
@@ -159,6 +162,7 @@ def opened(ref: str, registry: str, trust: Trust) -> Iterator[tuple[Source, Mani
 @click.option("--published", is_flag=True, help="Check the artifact, also if it is installed here.")
 @click.option("--platform", default=current_platform, help="Another platform than this one.")
 @trusted_key_option
+@require_signature_option
 @registry_option
 @common_options
 def verify(console: Console, name: str, envs_dir: Path, **choices: Any) -> None:  # noqa: ANN401  (options)

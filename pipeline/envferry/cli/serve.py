@@ -43,7 +43,7 @@ def serve(
         message = f"the pages need {error.name}, which is not installed"
         raise UsageError(message, hint='run `pip install "envferry[web]"`') from error
     listener = listen(host, port)
-    site = Site(open_catalog(console, registry), load_trust(trusted_keys).keys)
+    site = Site(open_catalog(console, registry), load_trust(trusted_keys, takes_in=False).keys)
     place = f"[{host}]" if ":" in host else host
     address = f"http://{place}:{listener.getsockname()[1]}/"
     if not is_local(host):

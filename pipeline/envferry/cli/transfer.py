@@ -10,7 +10,12 @@ import click
 
 from envferry.base.files import human_bytes, plural
 from envferry.cli.options import common_options, registry_option
-from envferry.cli.trust import load_trust, open_trusting, trusted_key_option
+from envferry.cli.trust import (
+    load_trust,
+    open_trusting,
+    require_signature_option,
+    trusted_key_option,
+)
 from envferry.config import settings
 from envferry.errors import IntegrityError, NotFound, UsageError
 from envferry.models import Ref, current_platform
@@ -119,6 +124,7 @@ def export(
 @click.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @trusted_key_option
+@require_signature_option
 @registry_option
 @common_options
 def apply(console: Console, directory: Path, registry: str, trusted_keys: tuple[Path, ...]) -> None:
@@ -165,6 +171,7 @@ def apply(console: Console, directory: Path, registry: str, trusted_keys: tuple[
 @click.option("--platform", help="Only this platform; every one unless given.")
 @click.option("--dry-run", is_flag=True, help="Say what would be copied, and change nothing.")
 @trusted_key_option
+@require_signature_option
 @common_options
 def mirror(
     console: Console, source: str, target: str, names: tuple[str, ...], **choices: object

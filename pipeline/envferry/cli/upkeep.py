@@ -59,7 +59,7 @@ def check(
     from envferry.registry.check import check_registry
     from envferry.transfer.delta_check import check_deltas
 
-    place = open_trusting(registry, load_trust(trusted_keys))
+    place = open_trusting(registry, load_trust(trusted_keys, takes_in=False))
     report = check_registry(place, name, read_bytes=read_bytes, progress=console.progress)
     if name is None:
         report = check_deltas(place, report, read_bytes=read_bytes)
