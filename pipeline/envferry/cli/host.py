@@ -173,7 +173,8 @@ def verify(console: Console, name: str, envs_dir: Path, **choices: Any) -> None:
     the registry.
 
     An archive FILE, NAME@TAG, or a NAME@ID that is not installed here is an artifact: its
-    signatures are checked with the trusted keys, and every byte with what is signed.
+    signatures are checked with the trusted keys, and every byte with what is signed. So is the
+    folder `tool` of an export, which holds envferry itself.
     """
     if choices["published"] or not is_installed(name, envs_dir):
         keys, platform = choices["trusted_keys"], choices["platform"]
@@ -184,9 +185,13 @@ def verify(console: Console, name: str, envs_dir: Path, **choices: Any) -> None:
 
 def is_installed(name: str, envs_dir: Path) -> bool:
     """Whether a word names an installation, or an environment: a host knows no tags."""
+    from envferry.trust.tool_signature import is_tool
+
     if is_file_ref(name):
         return False
     home, at, id_ = name.partition("@")
+    if is_tool(Path(name)):  # unless there is an environment of that name
+        return home_of(name, envs_dir)[0].directory.exists()
     return not at or bool(
         ID_PATTERN.fullmatch(id_) and home_of(home, envs_dir)[0].record(id_).exists()
     )

@@ -74,13 +74,20 @@ def keygen(console: Console, name: Path) -> None:
 def verify_ref(
     console: Console, ref: str, trusted_keys: Iterable[Path], platform: str, registry: str
 ) -> None:
-    """Check who signed an artifact in a registry or on a disk, and read all of its bytes."""
+    """Check who signed an artifact in a registry or on a disk, and read all of its bytes.
+
+    The `tool/` of an export is one, too: it is code that hosts run.
+    """
+    from envferry.trust.tool_signature import is_tool, verify_tool
+
     trust = load_trust(trusted_keys)
     if not trust.keys:
         message = "no trusted keys: there is nothing to check a signature with"
         hint = "name one with --trusted-key FILE.pub; `envferry check --bytes` needs none"
         raise UsageError(message, hint=hint)
-    if is_file_ref(ref):
+    if is_tool(Path(ref)):
+        verified = verify_tool(Path(ref), trust.keys)
+    elif is_file_ref(ref):
         verified = _verify_file(console, Path(ref), trust)
     else:
         wanted = Ref.parse(ref)
