@@ -15,7 +15,6 @@ import click
 
 from envferry import __version__
 from envferry.cli.failures import EXPECTED, Answer, explain, require_utf8
-from envferry.config import forget_relative_path_entries
 from envferry.errors import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
@@ -101,7 +100,6 @@ def envferry() -> None:
 def main() -> NoReturn:
     """Run the command line; exit with the code of docs/errors.md."""
     open_streams()
-    forget_relative_path_entries()
     signal.signal(signal.SIGTERM, interrupt)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else somebody said `nohup`
         signal.signal(signal.SIGHUP, interrupt)

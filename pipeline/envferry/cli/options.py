@@ -9,7 +9,7 @@ import click
 
 from envferry.cli.console import Console
 from envferry.cli.failures import Answer
-from envferry.config import settings
+from envferry.config import forget_relative_path_entries, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +25,7 @@ def common_options(function: Function) -> Function:
     @click.option("-v", "--verbose", "verbosity", count=True, help="Show every command that runs.")
     @wraps(function)
     def wrapper(*, as_json: bool, is_quiet: bool, verbosity: int, **others: object) -> object:
+        forget_relative_path_entries()
         console = Console(as_json=as_json, is_quiet=is_quiet, verbosity=verbosity)
         console.answer = click.get_current_context().ensure_object(Answer)
         return function(console, **others)
