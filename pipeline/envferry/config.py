@@ -22,6 +22,7 @@ SOURCE_DATE_EPOCH = 315532800
 TRUSTED_DIR = Path("/etc/envferry/trusted.d")
 SIGN_KEY = "ENVFERRY_SIGN_KEY"
 REQUIRE_SIGNATURES = "ENVFERRY_REQUIRE_SIGNATURES"
+MIN_SPEED = "ENVFERRY_MIN_SPEED"
 REQUIREMENT_FILE = "require-signatures"
 """Beside the directory of trusted keys; its content does not matter."""
 YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
@@ -71,6 +72,8 @@ class Settings:
     """Where the public keys (`*.pub`) are that this host trusts."""
     sign_key: Secret | None
     """A private key in PEM, for CI, which has no files of its own."""
+    min_speed: int = 1024
+    """Bytes per second: a server that sends less, for half a minute, is given up; 0 for any."""
     require_signatures: bool = False
     """Whether the environment says that nothing unsigned is taken in."""
 
@@ -90,6 +93,7 @@ class Settings:
             source_date_epoch=int(epoch),
             trusted_dir=Path(environ.get("ENVFERRY_TRUSTED_DIR") or TRUSTED_DIR),
             sign_key=Secret(sign_key) if (sign_key := environ.get(SIGN_KEY)) else None,
+            min_speed=_number(environ, MIN_SPEED, 1024),
             require_signatures=_is_yes(environ, REQUIRE_SIGNATURES),
         )
 
@@ -103,6 +107,14 @@ class Settings:
         places = (TRUSTED_DIR.parent, self.trusted_dir.parent)
         files = (place / REQUIREMENT_FILE for place in places)
         return next((str(file) for file in files if os.path.lexists(file)), None)
+
+
+def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name, "").strip() or str(default)
+    if not re.fullmatch(r"[0-9]{1,12}", text):
+        message = f"{name} is {text!r}, expected a number of bytes per second"
+        raise SpecError(message, hint=f"correct {name}, or unset it")
+    return int(text)
 
 
 def _is_yes(environ: Mapping[str, str], name: str) -> bool:

@@ -22,7 +22,7 @@ from urllib3.util import Retry, Timeout
 
 from envferry.base.files import COPY_BYTES
 from envferry.base.workers import Workers
-from envferry.config import NetworkSettings, network
+from envferry.config import NetworkSettings, network, settings
 from envferry.errors import (
     HostError,
     IntegrityError,
@@ -33,6 +33,14 @@ from envferry.errors import (
     TargetOccupied,
 )
 from envferry.progress import Expected
+from envferry.stores.limits import (
+    Limits,
+    TooMuch,
+    TooSlow,
+    broken_limit,
+    has_cause,
+    limited_pools,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -50,6 +58,8 @@ PIECE_BYTES = 256 << 10
 cost 1.6 times the CPU)."""
 CONNECT_SECONDS = 15
 READ_SECONDS = 60
+PACKAGE_BYTES = 16 << 30
+"""No package is longer; the longest that were seen have 3 GB."""
 RETRY_STATUSES = (429, 500, 502, 503, 504)
 ENTRY_LOCK = ".lock"
 """Locked while an entry is filled; its time says when the entry was last asked for."""
@@ -98,6 +108,13 @@ class Download:
         return redact(self.url)
 
 
+def _package_limits() -> Limits:
+    """Return what a package server may do: locks do not say how long packages are."""
+    return Limits(
+        least_speed=settings().min_speed, answer_bytes=PACKAGE_BYTES, text_bytes=PACKAGE_BYTES
+    )
+
+
 @dataclass(slots=True)
 class DownloadCache:
     """Verified downloads under `root`: `sha256/ab/<hex>/<file name>`.
@@ -108,6 +125,7 @@ class DownloadCache:
 
     root: Path
     network: NetworkSettings = field(default_factory=network)
+    limits: Limits = field(default_factory=_package_limits)
     pause_seconds: float = 0.5
     """The wait before the first retry; it doubles with each."""
     _pools: dict[str, urllib3.PoolManager] = field(default_factory=dict, repr=False)
@@ -235,14 +253,20 @@ class DownloadCache:
             try:
                 with partial.open("a+b") as stream:
                     return self._download_once(item, stream, meter)
-            except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError, _Busy) as error:
-                reason = _reason(error)
+            except NETWORK_ERRORS as error:
+                reason = broken_limit(error) or _reason(error)
+                if has_cause(error, TooMuch):
+                    partial.unlink()
+                    message = f"cannot download {item.shown}: {reason}"
+                    raise StoreError(message, hint="ask who runs that server") from error
                 if isinstance(getattr(error, "reason", error), urllib3.exceptions.SSLError):
                     message = f"cannot download {item.shown}: {reason}"
                     hint = "name your CA certificates in SSL_CERT_FILE"
                     raise StoreError(message, hint=hint) from error
+                is_slow = has_cause(error, TooSlow)
             size = partial.stat().st_size
-            attempt, reached = (1, size) if size > reached else (attempt + 1, reached)
+            is_progress = size > reached and not is_slow
+            attempt, reached = (1 if is_progress else attempt + 1), max(size, reached)
         message = f"cannot download {item.shown}: {reason} ({ATTEMPTS} attempts)"
         hint = "check the network and its proxy, then try again: downloads resume"
         raise StoreError(message, hint=hint)
@@ -262,6 +286,8 @@ class DownloadCache:
                 stream.truncate(0)
                 digest = hashes.Hash(ALGORITHMS[item.algorithm]())
             if (length := response.headers.get("Content-Length", "")).isdecimal():
+                if int(length) > self.limits.answer_bytes:
+                    raise TooMuch(f"it wants to send more than {self.limits.answer_bytes:,} bytes")
                 meter.learn(item, int(length))
             for chunk in response.stream(PIECE_BYTES, decode_content=False):
                 stream.write(chunk)
@@ -313,7 +339,10 @@ class DownloadCache:
         proxy = self.network.proxy_for(url) or ""
         with self._pools_guard:
             if proxy not in self._pools:
-                self._pools[proxy] = _open_pool(proxy, self.network)
+                pool = _open_pool(proxy, self.network)
+                classes = limited_pools(pool.pool_classes_by_scheme, self.limits)
+                pool.pool_classes_by_scheme = classes
+                self._pools[proxy] = pool
             return self._pools[proxy]
 
 
@@ -343,6 +372,15 @@ class _Meter:
 
 class _Busy(Exception):
     """The server refuses for the moment: try again."""
+
+
+NETWORK_ERRORS = (
+    urllib3.exceptions.HTTPError,
+    ConnectionError,
+    TimeoutError,
+    TooMuch,
+    _Busy,
+)
 
 
 class _Stopped(Exception):
@@ -425,13 +463,13 @@ def _copy_local(item: Download, partial: Path, meter: _Meter) -> str:
     return digest.finalize().hex()
 
 
-def _open_pool(proxy: str, settings: NetworkSettings) -> urllib3.PoolManager:
+def _open_pool(proxy: str, network: NetworkSettings) -> urllib3.PoolManager:
     """Make a pool that follows redirects; what else can fail is tried again by `_download`."""
     try:
-        cafile = str(settings.certificates) if settings.certificates else None
+        cafile = str(network.certificates) if network.certificates else None
         context = ssl.create_default_context(cafile=cafile)
     except OSError as error:
-        message = f"cannot read the CA certificates {settings.certificates}: {error.strerror}"
+        message = f"cannot read the CA certificates {network.certificates}: {error.strerror}"
         hint = "correct PIP_CERT, SSL_CERT_FILE or REQUESTS_CA_BUNDLE"
         raise HostError(message, hint=hint) from error
     retries = Retry(connect=0, read=0, status=0, other=0, respect_retry_after_header=False)

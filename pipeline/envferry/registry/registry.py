@@ -18,6 +18,7 @@ from envferry.artifacts import (
     require_digests,
     require_size,
 )
+from envferry.config import settings
 from envferry.errors import IntegrityError, NotFound, StoreError
 from envferry.models import Manifest, Ref, check_name
 from envferry.registry.layout import (
@@ -33,6 +34,7 @@ from envferry.registry.layout import (
 from envferry.registry.listing import list_entries, list_tags, unknown
 from envferry.registry.publish import place, publish_artifact, require_whole
 from envferry.registry.tags import move_tag, read_tag
+from envferry.stores.limits import Limits
 from envferry.stores.local import reader_into
 from envferry.stores.opening import open_store
 from envferry.stores.source import Incoming
@@ -68,7 +70,7 @@ class Registry:
         cls, url: str, *, signer: Signer | None = None, trust: Trust | None = None
     ) -> Registry:
         """Open the registry at a directory, `s3://…` or `https://…`."""
-        return cls(open_store(url), signer, trust)
+        return cls(open_store(url, Limits(least_speed=settings().min_speed)), signer, trust)
 
     @property
     def url(self) -> str:

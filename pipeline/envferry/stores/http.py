@@ -11,10 +11,19 @@ import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timezone
-from typing import TYPE_CHECKING, TypeVar
+from functools import cache
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from envferry.errors import NotFound, StoreError, UsageError
+from envferry.stores.limits import (
+    USUAL_LIMITS,
+    Limits,
+    broken_limit,
+    limited_connection,
+    most_bytes,
+    require_sane,
+)
 from envferry.stores.port import CannotList, Stat, check_key
 
 if TYPE_CHECKING:
@@ -40,11 +49,12 @@ class HttpStore:
 
     base: str
     """Ends in no slash."""
+    limits: Limits = USUAL_LIMITS
     pauses: tuple[float, ...] = (0.5, 1.5)
     """How many seconds to wait before each further attempt after a transient failure."""
 
     @classmethod
-    def open(cls, url: str) -> HttpStore:
+    def open(cls, url: str, limits: Limits = USUAL_LIMITS) -> HttpStore:
         """Take a URL without credentials."""
         parts = urlsplit(url)
         if not parts.hostname:
@@ -53,7 +63,7 @@ class HttpStore:
         if parts.username is not None or parts.query or parts.fragment:
             message = f"the URL of the registry at {parts.hostname} holds more than host and path"
             raise UsageError(message, hint="leave out user, password, ?query and #fragment")
-        return cls(url.rstrip("/"))
+        return cls(url.rstrip("/"), limits)
 
     @property
     def url(self) -> str:
@@ -141,7 +151,14 @@ class HttpStore:
                 message = f"{self.base} ignores range requests: it sent {key} from its beginning"
                 hint = "use a web server that knows them, such as nginx, or copy the registry"
                 raise StoreError(message, hint=hint)
-            data = response.read(length) if length is not None else response.read()
+            if length is None:
+                require_sane(
+                    self._size(key, response.headers.get("Content-Length", "0")), key, self.base
+                )
+                data = response.read(most_bytes(key) + 1)
+                require_sane(len(data), key, self.base)
+            else:
+                data = response.read(length)
         if length is not None and len(data) != length:
             message = f"{self.base}/{key} sent {len(data)} of {length} bytes from {offset} on"
             raise _Transient(message, hint="the file may be cut off: run the command again")
@@ -155,18 +172,65 @@ class HttpStore:
         url = f"{self.base}/{quote(check_key(key))}"
         request = urllib.request.Request(url, headers=headers, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as response:
+            with _opener(self.limits).open(request, timeout=TIMEOUT_SECONDS) as response:
                 yield response
         except urllib.error.HTTPError as error:
             error.close()
             raise _refused(url, error.code) from error
         except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or error
+            reason = broken_limit(error) or getattr(error, "reason", None) or error
             message = f"cannot read {url}: {reason}"
             if isinstance(reason, ssl.SSLCertVerificationError):
                 hint = "a site's own authority: SSL_CERT_FILE names a file with its certificate"
                 raise StoreError(message, hint=hint) from error
             raise _Transient(message, hint="check the network and the registry's URL") from error
+
+
+class _HttpRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to http and https only; the library would go to ftp, too."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        scheme = urlsplit(newurl).scheme
+        if scheme not in ("http", "https"):
+            message = f"{req.full_url} redirects to {scheme}://…, which is not followed"
+            raise StoreError(message, hint="ask who runs that server")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+@cache
+def _opener(limits: Limits) -> urllib.request.OpenerDirector:
+    """Return what opens http and https URLs, through proxies too, and nothing else."""
+    plain: Any = limited_connection(http.client.HTTPConnection, limits)
+    secure: Any = limited_connection(http.client.HTTPSConnection, limits)
+
+    class Plain(urllib.request.HTTPHandler):
+        def http_open(self, req: urllib.request.Request) -> HTTPResponse:
+            return self.do_open(plain, req)
+
+    class Secure(urllib.request.HTTPSHandler):
+        def https_open(self, req: urllib.request.Request) -> HTTPResponse:
+            return self.do_open(secure, req, context=ssl.create_default_context())
+
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        Plain(),
+        Secure(),
+        _HttpRedirects(),
+        urllib.request.HTTPErrorProcessor(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.UnknownHandler(),
+    ):
+        opener.add_handler(handler)
+    return opener
 
 
 def _time(header: str) -> datetime | None:

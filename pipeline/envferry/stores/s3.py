@@ -21,6 +21,15 @@ from urllib3.exceptions import HTTPError as BrokenAnswer
 
 from envferry.errors import NotFound, StoreError, UsageError
 from envferry.stores.checksums import with_checksums, without_checksums
+from envferry.stores.limits import (
+    USUAL_LIMITS,
+    Limits,
+    broken_limit,
+    limited,
+    limited_pools,
+    most_bytes,
+    require_sane,
+)
 from envferry.stores.multipart import PART_BYTES, Unreachable, plan_parts, receive_file, send_file
 from envferry.stores.port import KeyTaken, Listed, LostRace, Stat, check_key, check_prefix
 from envferry.stores.source import Incoming
@@ -115,7 +124,7 @@ class S3Store:
     """Set when the server refuses them."""
 
     @classmethod
-    def open(cls, url: str) -> S3Store:
+    def open(cls, url: str, limits: Limits = USUAL_LIMITS) -> S3Store:
         """Open `s3://BUCKET/PREFIX` with the standard AWS configuration."""
         bucket, _, prefix = url.removeprefix("s3://").strip("/").partition("/")
         if not bucket:
@@ -126,7 +135,7 @@ class S3Store:
             raise UsageError(message, hint=NAMES_HINT)
         if prefix:
             check_key(prefix)
-        return cls(_client(url), bucket, f"{prefix}/" if prefix else "")
+        return cls(_client(url, limits), bucket, f"{prefix}/" if prefix else "")
 
     @property
     def url(self) -> str:
@@ -209,8 +218,11 @@ class S3Store:
     ) -> Iterator[Listed]:
         """Yield objects, or multipart uploads, a page of a thousand at a time."""
         if unfinished:
-            yield from self._unfinished(prefix)
+            yield from limited(self._unfinished(prefix), self.url)
             return
+        yield from limited(self._listed(prefix, folders=folders), self.url)
+
+    def _listed(self, prefix: str, *, folders: bool) -> Iterator[Listed]:
         where = {"Bucket": self.bucket, "Prefix": self.prefix + check_prefix(prefix)}
         if folders:
             where["Delimiter"] = "/"
@@ -290,10 +302,14 @@ class S3Store:
                 return b""
             raise
         body = answer["Body"]
-        with body:  # not `as`: that is the raw stream, whose errors are not botocore's
-            data: bytes = body.read()
         said = answer.get("ContentRange", "").rpartition("/")[2]
         total = int(said) if said.isdecimal() else 0
+        with body:  # not `as`: that is the raw stream, whose errors are not botocore's
+            if length is None:
+                require_sane(max(total - offset, answer.get("ContentLength", 0)), key, self.url)
+            data: bytes = body.read((most_bytes(key) if length is None else length) + 1)
+        if length is None:
+            require_sane(len(data), key, self.url)
         expected = total - offset if length is None else length
         if total and total < offset + expected:
             message = f"{key} in {self.url} has {total} bytes, {offset + expected} are expected"
@@ -366,6 +382,9 @@ class S3Store:
                 f"cannot reach {self._endpoint} for {self.url}: its certificate is not trusted"
             )
             return Unreachable(message, hint="name the site's authorities in AWS_CA_BUNDLE")
+        if broken := broken_limit(error):
+            message = f"{self._endpoint} was given up for {self.url}: {broken}"
+            return Unreachable(message, hint="ask who runs that server")
         if isinstance(error, NO_CONNECTION):
             message = f"cannot reach {self._endpoint} for {self.url}: {type(error).__name__}"
             return Unreachable(message, hint="check the network and AWS_ENDPOINT_URL_S3")
@@ -415,7 +434,7 @@ class S3Store:
         return endpoint
 
 
-def _client(url: str) -> Any:  # noqa: ANN401  (botocore makes its classes while it runs)
+def _client(url: str, limits: Limits) -> Any:  # noqa: ANN401  (botocore makes its classes while it runs)
     """Make a client: with the addresses that the AWS configuration asks for (`addressing_style`).
 
     Else path-style everywhere but at Amazon, where it is deprecated.
@@ -427,6 +446,9 @@ def _client(url: str) -> Any:  # noqa: ANN401  (botocore makes its classes while
         host = urlsplit(client.meta.endpoint_url).hostname or ""
         if not asked and not host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
             client = core.create_client("s3", config=_config("path"))
+        # No setting and no event of botocore reaches the classes of its connections.
+        pools = client._endpoint.http_session._pool_classes_by_scheme
+        pools.update(limited_pools(pools, limits))
     except (boto_errors.BotoCoreError, ValueError) as error:
         message = f"cannot open {url}: {error}"
         raise StoreError(
