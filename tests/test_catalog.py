@@ -294,8 +294,8 @@ def test_processes_at_once(site: Site, tmp_path: Path) -> None:
         "import sys\nfrom pathlib import Path\nfrom envferry.index import Catalog, queries\n"
         "from envferry.registry import Registry\n"
         "catalog = Catalog.open(Registry.open(sys.argv[1]), Path(sys.argv[2]))\n"
-        "for _ in range(5):\n    registry_index.refresh(fully=True)\n"
-        "sys.stdout.write(' '.join(one.id for one in registry_index.ask(queries.entries())))\n"
+        "for _ in range(5):\n    catalog.refresh(fully=True)\n"
+        "sys.stdout.write(' '.join(one.id for one in catalog.ask(queries.entries())))\n"
     )
     argv = [sys.executable, "-c", program, site.registry.url, str(tmp_path / "cache")]
     children = [
