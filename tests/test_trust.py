@@ -6,6 +6,7 @@ import base64
 import logging
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,7 @@ import pytest
 from envferry.artifacts import read_artifact, read_proof
 from envferry.base.json import from_json, to_json
 from envferry.config import Settings
-from envferry.errors import IntegrityError, NotFound, UsageError
+from envferry.errors import IntegrityError, NotFound, SpecError, UsageError
 from envferry.models import Artifact, Manifest, Ref
 from envferry.process import find_program, run
 from envferry.progress import Silent
@@ -385,6 +386,90 @@ def test_a_damaged_trusted_key_is_not_passed_over(tmp_path: Path, content: bytes
         read_trusted_keys(tmp_path)
     with pytest.raises(NotFound, match=r"none\.pub"):
         read_trusted_keys(tmp_path / "none", [tmp_path / "none.pub"])
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("dangling link", "is a dangling link"),
+        ("parent is a dangling link", "is a dangling link"),
+        ("link to itself", "cannot read the trusted keys"),
+        ("file", "Not a directory"),
+        ("empty", "found nothing"),
+        ("site.PUB", r"expected files named \*\.pub, found site\.PUB"),
+        ("k.pem", r"found k\.pem"),
+        ("k.pub~", r"found k\.pub~"),
+        (".pub", r"found \.pub"),
+    ],
+)
+def test_a_host_whose_keys_cannot_be_found_trusts_nobody(
+    tmp_path: Path, fault: str, words: str
+) -> None:
+    """Somebody wanted keys there: without any, the host would trust everybody."""
+    place = tmp_path / "etc/trusted.d"
+    if fault == "parent is a dangling link":
+        (tmp_path / "etc").symlink_to("nowhere")
+    else:
+        place.parent.mkdir()
+    if fault == "dangling link":
+        place.symlink_to("nowhere")
+    elif fault == "link to itself":
+        place.symlink_to(place)
+    elif fault == "file":
+        place.write_bytes(generate_key()[1])
+    elif fault != "parent is a dangling link":
+        place.mkdir()
+        if fault != "empty":
+            (place / fault).write_bytes(generate_key()[1])
+    with pytest.raises(UsageError, match=words) as caught:
+        read_trusted_keys(place)
+    assert str(tmp_path) in caught.value.message
+    assert caught.value.hint
+
+
+def test_keys_that_may_not_be_read_are_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.pub").write_bytes(generate_key()[1])
+    tmp_path.chmod(0)
+    script = (
+        "import os, sys; from pathlib import Path\n"
+        "from envferry.trust.signing import read_trusted_keys\n"
+        "os.getuid() or os.setuid(65534)\n"
+        "print(read_trusted_keys(Path(sys.argv[1])))"
+    )
+    try:
+        finished = run([sys.executable, "-c", script, tmp_path], check=False)
+    finally:
+        tmp_path.chmod(0o700)
+    assert "UsageError: cannot read the trusted keys" in finished.stderr
+    assert "Permission denied" in finished.stderr
+
+
+def test_a_broken_place_of_keys_is_an_error_also_beside_a_named_key(tmp_path: Path) -> None:
+    (tmp_path / "a.pub").write_bytes(generate_key()[1])
+    (tmp_path / "trusted.d").symlink_to("nowhere")
+    with pytest.raises(UsageError, match="dangling link"):
+        read_trusted_keys(tmp_path / "trusted.d", [tmp_path / "a.pub"])
+    (tmp_path / "trusted.d").unlink()
+    (tmp_path / "trusted.d").mkdir()
+    assert len(read_trusted_keys(tmp_path / "trusted.d", [tmp_path / "a.pub"])) == 1
+
+
+@pytest.mark.parametrize("text", ["1", "true", "Yes", "on"])
+def test_signatures_can_be_required_by_a_variable(tmp_path: Path, text: str) -> None:
+    environ = {"ENVFERRY_REQUIRE_SIGNATURES": text, "ENVFERRY_TRUSTED_DIR": str(tmp_path / "t")}
+    assert Settings.from_environ(environ).signatures_required_by() == "ENVFERRY_REQUIRE_SIGNATURES"
+    environ["ENVFERRY_REQUIRE_SIGNATURES"] = "0"
+    assert Settings.from_environ(environ).signatures_required_by() is None
+    environ["ENVFERRY_REQUIRE_SIGNATURES"] = "treu"
+    with pytest.raises(SpecError, match="ENVFERRY_REQUIRE_SIGNATURES is 'treu'"):
+        Settings.from_environ(environ)
+
+
+def test_signatures_can_be_required_by_a_file(tmp_path: Path) -> None:
+    here = Settings.from_environ({"ENVFERRY_TRUSTED_DIR": str(tmp_path / "trusted.d")})
+    assert here.signatures_required_by() is None
+    (tmp_path / "require-signatures").symlink_to("a dangling link counts, too")
+    assert here.signatures_required_by() == str(tmp_path / "require-signatures")
 
 
 def test_secrets_have_no_text() -> None:

@@ -22,6 +22,8 @@ ARCHIVE_SUFFIX = ".tar.zst"
 MANIFEST_SUFFIX = ".manifest.json"
 ATTESTATION = "attestation.json"
 SBOM = "sbom.cdx.json"
+MOST_BYTES = 64 << 20
+"""Of a manifest, lock or attestation: ten times what a thousand packages need."""
 REGISTRY_MANIFEST = "manifest.json"
 """What a manifest is called in a registry, where each artifact has a folder of its own."""
 
@@ -33,7 +35,7 @@ def read_artifact(path: Path) -> Artifact:
     describes another archive. The archive's own bytes are not read: `verify_artifact` does that.
     """
     manifest_path = _manifest_beside(path)
-    manifest = decode_manifest(manifest_path.read_bytes(), str(manifest_path))
+    manifest = decode_manifest(_read_whole(manifest_path), str(manifest_path))
     artifact = Artifact(directory=manifest_path.parent, manifest=manifest)
     if path.name.endswith(ARCHIVE_SUFFIX) and path.name != artifact.archive_path.name:
         message = f"{manifest_path} describes {manifest.archive.file}, not {path.name}"
@@ -76,7 +78,7 @@ def read_lock(artifact: Artifact) -> bytes:
     if not path.is_file():
         message = f"the lock {path} is not there"
         raise NotFound(message, hint="copy all files of the artifact, or fetch it again")
-    data = path.read_bytes()
+    data = _read_whole(path)
     check_lock(artifact.manifest, data, str(path))
     return data
 
@@ -136,8 +138,8 @@ def read_proof(path: Path) -> Proof:
     stem = manifest_path.name[: -len(REGISTRY_MANIFEST)]
     attestation_path = manifest_path.with_name(stem + ATTESTATION)
     return Proof(
-        manifest_data=manifest_path.read_bytes(),
-        attestation=attestation_path.read_bytes() if attestation_path.is_file() else None,
+        manifest_data=_read_whole(manifest_path),
+        attestation=_read_whole(attestation_path) if attestation_path.is_file() else None,
     )
 
 
@@ -160,6 +162,16 @@ def write_companions(artifact: Artifact, lock: bytes, proof: Proof | None = None
 def sbom_path(artifact: Artifact) -> Path:
     """Return where an artifact's SBOM is, if it has one: `NAME-PLATFORM-ID.sbom.cdx.json`."""
     return artifact.directory / f"{artifact.manifest.stem}.{SBOM}"
+
+
+def _read_whole(path: Path) -> bytes:
+    """Read a file beside an archive: a disk of a stranger may claim that it is of any length."""
+    with path.open("rb") as stream:
+        data = stream.read(MOST_BYTES + 1) if path.stat().st_size <= MOST_BYTES else None
+    if data is None or len(data) > MOST_BYTES:
+        message = f"{path} has more than {MOST_BYTES:,} bytes, which no such file needs"
+        raise IntegrityError(message, hint="copy or fetch it again")
+    return data
 
 
 def _manifest_beside(path: Path) -> Path:

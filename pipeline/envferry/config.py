@@ -23,6 +23,11 @@ SOURCE_DATE_EPOCH = 315532800
 
 TRUSTED_DIR = Path("/etc/envferry/trusted.d")
 SIGN_KEY = "ENVFERRY_SIGN_KEY"
+REQUIRE_SIGNATURES = "ENVFERRY_REQUIRE_SIGNATURES"
+MIN_SPEED = "ENVFERRY_MIN_SPEED"
+REQUIREMENT_FILE = "require-signatures"
+"""Beside the directory of trusted keys; its content does not matter."""
+YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 INDEX_VARIABLES = (
     "UV_INDEX",
     "UV_DEFAULT_INDEX",
@@ -89,10 +94,14 @@ class Settings:
     """Where the public keys (`*.pub`) are that this host trusts."""
     sign_key: Secret | None
     """A private key in PEM, for CI, which has no files of its own."""
+    min_speed: int = 1024
+    """Bytes per second: a server that sends less, for half a minute, is given up; 0 for any."""
+    require_signatures: bool = False
+    """Whether the environment says that nothing unsigned is taken in."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
-        """Read `ENVFERRY_*` (REGISTRY, CACHE, ENVS_DIR, TRUSTED_DIR, SIGN_KEY) and the epoch."""
+        """Read `ENVFERRY_*` (REGISTRY, CACHE, ENVS_DIR, TRUSTED_DIR, …) and the epoch."""
         home_cache = environ.get("XDG_CACHE_HOME") or f"{home_of(environ)}/.cache"
         epoch = environ.get("SOURCE_DATE_EPOCH") or str(SOURCE_DATE_EPOCH)
         if not epoch.isdecimal():
@@ -106,7 +115,36 @@ class Settings:
             source_date_epoch=int(epoch),
             trusted_dir=Path(environ.get("ENVFERRY_TRUSTED_DIR") or TRUSTED_DIR),
             sign_key=Secret(sign_key) if (sign_key := environ.get(SIGN_KEY)) else None,
+            min_speed=_number(environ, MIN_SPEED, 1024),
+            require_signatures=_is_yes(environ, REQUIRE_SIGNATURES),
         )
+
+    def signatures_required_by(self) -> str | None:
+        """Return what says that nothing unsigned is taken in: a variable or a file; else None.
+
+        /etc has its say wherever ENVFERRY_TRUSTED_DIR leads.
+        """
+        if self.require_signatures:
+            return REQUIRE_SIGNATURES
+        places = (TRUSTED_DIR.parent, self.trusted_dir.parent)
+        files = (place / REQUIREMENT_FILE for place in places)
+        return next((str(file) for file in files if os.path.lexists(file)), None)
+
+
+def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name, "").strip() or str(default)
+    if not re.fullmatch(r"[0-9]{1,12}", text):
+        message = f"{name} is {text!r}, expected a number of bytes per second"
+        raise SpecError(message, hint=f"correct {name}, or unset it")
+    return int(text)
+
+
+def _is_yes(environ: Mapping[str, str], name: str) -> bool:
+    text = environ.get(name, "").strip().lower()
+    if text not in (*YES, *NO):
+        message = f"{name} is {text!r}, expected 1 or 0"
+        raise SpecError(message, hint=f"correct {name}, or unset it")
+    return text in YES
 
 
 def home_of(environ: Mapping[str, str]) -> str:
@@ -132,6 +170,16 @@ def child_environ(**changes: str | None) -> dict[str, str]:
     changes = {SIGN_KEY: None, **changes}
     environ = {**os.environ, **{name: text or "" for name, text in changes.items()}}
     return {name: text for name, text in environ.items() if changes.get(name, "") is not None}
+
+
+def forget_relative_path_entries() -> None:
+    """Take out of PATH what depends on the current directory, for this process and its children.
+
+    An empty entry, as in `PATH=:/usr/bin`, is the current directory as well.
+    """
+    if "PATH" in os.environ:
+        entries = filter(os.path.isabs, os.environ["PATH"].split(os.pathsep))
+        os.environ["PATH"] = os.pathsep.join(entries) or os.defpath
 
 
 def uv_environ(**changes: str | None) -> dict[str, str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import platform as host_platform
+import posixpath
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,6 +22,7 @@ ENVS_DIR = Path("/opt/conda/envs")
 DEFAULT_TAG = "latest"
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+PREFIX_PUNCTUATION = "/._-+@=~"
 ID_PATTERN = re.compile(r"[0-9a-f]{12}")
 
 URL_LOGIN = re.compile(r"(?P<scheme>[\w+.-]*)://(?P<login>[^/\s'\"]+)@(?=[\w\[])")
@@ -87,6 +90,35 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
+def check_env_prefix(prefix: str, hint: str) -> str:
+    """Return `prefix` when an environment can live at that path; raise UsageError otherwise.
+
+    An environment's scripts hold its prefix in shell, Python, Perl, make and `#!` lines, and in
+    variables whose parts `:` separates. What one of them treats as more than a letter would break
+    scripts, or run what is in the path. Letters and digits of any language are fine, and so are
+    blanks: installers write `#!` lines that allow for them.
+    """
+    faults = sorted({character for character in prefix if not _is_plain(character)})
+    if faults:
+        shown = " ".join(map(ascii, faults[:5]))
+        message = (
+            f"{prefix!r} cannot be the prefix of an environment: it contains {shown}; letters, "
+            f"digits, blanks and {' '.join(PREFIX_PUNCTUATION)} are possible"
+        )
+        raise UsageError(message, hint=hint)
+    is_absolute = prefix.startswith("/") and not prefix.startswith("//")
+    if not is_absolute or prefix == "/" or posixpath.normpath(prefix) != prefix:
+        message = f"{prefix!r} cannot be the prefix of an environment: it is not an absolute path"
+        raise UsageError(f"{message} without `.`, `..` and `//`", hint=hint)
+    return prefix
+
+
+def _is_plain(character: str) -> bool:
+    """Whether a character is a letter, a digit, or of the few that no script interprets."""
+    is_letter = unicodedata.category(character)[0] in "LMN"
+    return is_letter or character == " " or character in PREFIX_PUNCTUATION
+
+
 def check_platform(platform: str) -> str:
     """Return `platform` when environments can be locked for it; raise UsageError otherwise."""
     known = tuple(PLATFORMS.values())
@@ -107,8 +139,13 @@ class Checks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Shell command lines that must exit with 0, run with the environment's `bin` first on PATH."""
 
     def argvs(self, prefix: str) -> list[tuple[str, ...]]:
-        """Return the command line of each check, in an environment at `prefix`."""
-        imports = [(f"{prefix}/bin/python", "-c", f"import {name}") for name in self.imports]
+        """Return the command line of each check, in an environment at `prefix`.
+
+        Imports run with `-I`: neither the working directory, nor user site-packages, nor variables
+        such as PYTHONPATH add to what the environment itself has.
+        """
+        python = (f"{prefix}/bin/python", "-I", "-B", "-c")
+        imports = [(*python, f"import {name}") for name in self.imports]
         return [*imports, *(("/bin/sh", "-c", line) for line in self.commands)]
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +27,14 @@ log = logging.getLogger(__name__)
 CalledProcessError = subprocess.CalledProcessError
 
 ERROR_LINES = 25
+OUR_MODULE = """\
+import sys
+sys.path[:] = sys.argv.pop(1).splitlines() or [path for path in sys.path if path]
+import runpy
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
+"""Runs a module of ours. `-m` would search the working directory first, and Python 3.10 has no `-P`
+against that; `-I` would lose the hash seed of a build."""
 OUTPUT_TO_FILE = 'exec "$@" >"$0" 2>&1'
 STOP_SECONDS = 10
 _running: set[subprocess.Popen[str]] = set()
@@ -40,8 +50,21 @@ class Finished:
 
 
 def find_program(name: str) -> str | None:
-    """Return the absolute path of `name` on PATH, or None."""
-    return shutil.which(name)
+    """Return the absolute path of `name` on PATH, or None.
+
+    Relative entries of PATH are passed over: what lies in the current directory is not a tool.
+    """
+    return shutil.which(name, path=os.pathsep.join(filter(os.path.isabs, os.get_exec_path())))
+
+
+def our_module(name: str, *, python: str | None = None) -> tuple[str, ...]:
+    """Return the command line that runs a module of envferry as a program, and no other's.
+
+    It imports from where this process imports. With `python`, a container's, it imports from where
+    that one does by itself, but never from the working directory.
+    """
+    paths = "" if python else "\n".join(path for path in sys.path if path)
+    return (python or sys.executable, "-c", OUR_MODULE, paths, name)
 
 
 def run(
@@ -76,7 +99,11 @@ def run_to_its_end(
 
 
 def run_on_lifeline(
-    argv: Sequence[str | Path], *, check: bool = True, show: bool = False
+    argv: Sequence[str | Path],
+    *,
+    env: Mapping[str, str] | None = None,
+    check: bool = True,
+    show: bool = False,
 ) -> Finished:
     """Run `argv` like `run`, its stdin a pipe that ends when this process does.
 
@@ -84,7 +111,7 @@ def run_on_lifeline(
     """
     reading, writing = os.pipe()
     try:
-        child = _start([str(word) for word in argv], stdin=reading, show=show)
+        child = _start([str(word) for word in argv], env=env, stdin=reading, show=show)
         return _finish(child, check=check)
     finally:
         os.close(reading)
@@ -109,6 +136,7 @@ def _start(
     try:
         return subprocess.Popen(
             words,
+            executable=_program(words[0]),
             env=dict(env) if env is not None else None,
             cwd=cwd,
             stdin=stdin,
@@ -120,6 +148,16 @@ def _start(
     except OSError as error:
         message = f"cannot run {words[0]}: {error.strerror}"
         raise ToolFailed(message, hint="run `envferry doctor` to see what is missing") from error
+
+
+def _program(word: str) -> str:
+    """Return the path of a program; a bare name is never looked up in the current directory."""
+    if "/" in word:
+        return word
+    found = find_program(word)
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), word)
+    return found
 
 
 def _finish(child: subprocess.Popen[str], *, check: bool) -> Finished:

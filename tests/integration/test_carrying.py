@@ -450,9 +450,15 @@ def test_the_tool_installs_itself_offline(ferry: Workshop) -> None:
     said = subprocess.run([PYTHON, "-c", show], capture_output=True, text=True, check=True)
     version = said.stdout.split()[0]
     push(ferry)
+    ferry.run("keygen", "ours")
     export = ("export", "demo@stable", "usb", "--registry", "home")
+    check = ("verify", "usb/tool", "--trusted-key", "ours.pub")
     ferry.run(*export, "--tool", "--python", version)
-    ferry.run(*export, "--tool", "--python", version)
+    assert "is not signed" in ferry.run(*check, expect=8).stderr
+    ferry.run(*export, "--tool", "--python", version, "--sign-key", "ours.key")
+    assert "is signed by" in ferry.run(*check).stdout
+    (ferry.home / "trusted.d").mkdir()
+    shutil.copy(ferry.home / "ours.pub", ferry.home / "trusted.d")
     for name in ("tool", "envs", "empty"):
         (ferry.home / name).mkdir()
     pip = Path(f"/usr/lib/python{version}/ensurepip")
@@ -460,13 +466,15 @@ def test_the_tool_installs_itself_offline(ferry: Workshop) -> None:
         Mount(source=ferry.home / "usb", target="/usb"),
         Mount(source=ferry.home / "tool", target="/opt/tool", writable=True),
         Mount(source=ferry.home / "envs", target="/opt/conda/envs", writable=True),
+        Mount(source=ferry.home / "trusted.d", target="/opt/trusted.d"),
         # As on a Debian without python3-venv.
         *([Mount(source=ferry.home / "empty", target=str(pip))] if pip.exists() else []),
     )
     host = Bubblewrap()
-    installed = host.run(
-        Job(argv=("/bin/sh", "/usb/tool/install.sh", "/opt/tool/envferry"), mounts=mounts)
-    )
+    keys = {"ENVFERRY_TRUSTED_DIR": "/opt/trusted.d"}
+    words = ("/bin/sh", "/usb/tool/install.sh", "/opt/tool/envferry")
+    installed = host.run(Job(argv=words, mounts=mounts, environ=keys))
+    assert "signed by a key of /opt/trusted.d" in installed.stdout
     assert "install NAME@TAG --registry /usb" in installed.stdout
     command = ("/opt/tool/envferry/bin/envferry", "install", "demo@stable", "--registry", "/usb")
     host.run(Job(argv=(*command, "--no-check"), mounts=mounts))

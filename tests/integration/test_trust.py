@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -52,8 +53,7 @@ def pack(directory: Path, version: int) -> Artifact:
 
 @pytest.fixture
 def host(tmp_path: Path) -> Workshop:
-    """A machine with a pair of keys, a registry, and a directory of trusted keys."""
-    (tmp_path / "trusted.d").mkdir()
+    """A machine with a pair of keys and a registry; it trusts no keys yet."""
     environ = {
         "ENVFERRY_REGISTRY": str(tmp_path / "registry"),
         "ENVFERRY_ENVS_DIR": str(tmp_path / "envs"),
@@ -65,6 +65,7 @@ def host(tmp_path: Path) -> Workshop:
 
 
 def trust(host: Workshop) -> None:
+    (host.home / "trusted.d").mkdir(exist_ok=True)
     (host.home / "trusted.d/ours.pub").write_bytes((host.home / "ours.pub").read_bytes())
 
 
@@ -230,4 +231,51 @@ def test_verify_takes_what_it_is_given(host: Workshop) -> None:
     said = host.run("verify", "demo@nightly", expect=7).stderr
     assert "stable" in said
     (host.home / "trusted.d/ours.pub").unlink()
+    (host.home / "trusted.d").rmdir()
     assert "no trusted keys" in host.run("verify", "demo@stable", expect=2).stderr
+
+
+@pytest.mark.parametrize("how", ["variable", "file", "option"])
+def test_required_signatures_let_nothing_unsigned_in(host: Workshop, how: str) -> None:
+    """At fetch, install (from a registry or a file), mirror, apply, verify: also without keys."""
+    artifact = pack(host.home / "packed", 1)
+    host.run("push", artifact.archive_path, "--tag", "stable")
+    host.run("export", "demo@stable", "disk")
+    option = ("--require-signature",) if how == "option" else ()
+    variables = {"ENVFERRY_REQUIRE_SIGNATURES": "1"} if how == "variable" else {}
+    strict = replace(host, environ={**host.environ, **variables})
+    if how == "file":
+        (host.home / "require-signatures").touch()
+    commands = (
+        ("fetch", "demo@stable", "-o", "fetched"),
+        ("install", "demo@stable"),
+        ("install", artifact.archive_path),
+        ("install", "demo@stable", "--dry-run"),
+        ("mirror", "registry", "mirrored"),
+        ("apply", "disk", "--registry", "applied"),
+    )
+    for command in commands:
+        said = strict.run(*command, *option, expect=2).stderr
+        assert "trusts no key" in said
+        assert "--trusted-key" in said
+        strict.run(*command, *option, "--trusted-key", "ours.pub", expect=8)
+    for place in ("fetched", "envs/demo", "mirrored/v1", "applied/v1/envs"):
+        assert not list((host.home / place).glob("*")), place
+    host.run("push", artifact.archive_path, "--tag", "stable", "--sign-key", "ours.key")
+    strict.run("install", "demo@stable", *option, "--trusted-key", "ours.pub")
+    assert installed(host) == "version 1\n"
+
+
+def test_a_directory_without_keys_stops_an_install(host: Workshop) -> None:
+    """As when the last key was taken away because it was stolen."""
+    artifact = pack(host.home / "packed", 1)
+    host.run("push", artifact.archive_path, "--tag", "stable", "--sign-key", "ours.key")
+    trust(host)
+    (host.home / "trusted.d/ours.pub").rename(host.home / "trusted.d/ours.PUB")
+    for command in (
+        ("install", "demo@stable"),
+        ("fetch", "demo@stable"),
+        ("mirror", "registry", "x"),
+    ):
+        assert "found ours.PUB" in host.run(*command, expect=2).stderr
+    assert not (host.home / "envs/demo").exists()

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 import urllib3
 from urllib3.util import Retry, Timeout
 
+from envferry.base.limits import USUAL_LIMITS, Limits, limited_pools
 from envferry.base.proxies import choose_proxy, show_proxy
 from envferry.errors import HostError
 
@@ -43,6 +44,7 @@ class Connections:
     proxies: Mapping[str, str]
     """As `read_proxies` returns them."""
     read_seconds: float = READ_SECONDS
+    limits: Limits = USUAL_LIMITS
     _pools: dict[str, urllib3.PoolManager] = field(default_factory=dict, repr=False)
     _guard: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -70,7 +72,10 @@ class Connections:
         proxy = choose_proxy(self.proxies, url) or ""
         with self._guard:
             if proxy not in self._pools:
-                self._pools[proxy] = self._make_pool(proxy)
+                pool = self._make_pool(proxy)
+                classes = limited_pools(pool.pool_classes_by_scheme, self.limits)
+                pool.pool_classes_by_scheme = classes
+                self._pools[proxy] = pool
             return self._pools[proxy]
 
     def _make_pool(self, proxy: str) -> urllib3.PoolManager:

@@ -6,6 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from envferry import errors
+from envferry.base.isolated import ISOLATED_ENVIRONMENT, SYSTEM_PATH
 from envferry.build.inside.network_attempts import COUNTED, split_counted
 from envferry.engines.port import Job, Sandbox
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from envferry.progress import Progress
 
 log = logging.getLogger(__name__)
+
+IN_AN_EMPTY_DIRECTORY = "cd /tmp || exit\n"
+"""Of the container alone. Its `/` may be an image's, whose files no check may import."""
 
 
 def run_checks(checks: Checks, work: Workplace, sandbox: Sandbox, progress: Progress) -> None:
@@ -29,9 +33,9 @@ def run_checks(checks: Checks, work: Workplace, sandbox: Sandbox, progress: Prog
     with progress.task(f"check {len(argvs)} imports and commands"):
         for argv in argvs:
             job = Job(
-                argv=("/bin/sh", "-c", COUNTED, "sh", *argv),
+                argv=("/bin/sh", "-c", IN_AN_EMPTY_DIRECTORY + COUNTED, "sh", *argv),
                 mounts=(work.mount(writable=False),),
-                environ={"PATH": f"{work.prefix}/bin:/usr/bin:/bin"},
+                environ={**ISOLATED_ENVIRONMENT, "PATH": f"{work.prefix}/bin:{SYSTEM_PATH}"},
             )
             finished = sandbox.run(job, check=False)
             said, tries = split_counted(finished.stderr)

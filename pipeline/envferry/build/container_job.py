@@ -14,6 +14,7 @@ from envferry.build.answers import read_answer
 from envferry.build.request import BuildAnswer, BuildOrder, CondaFile, Wheel
 from envferry.engines.port import Job, Mount, Sandbox
 from envferry.errors import SpecError
+from envferry.process import our_module
 
 if TYPE_CHECKING:
     from envferry.build.build_dir import Workplace
@@ -125,14 +126,9 @@ def run_builder(
     if around.user:
         open_to_others(work)
         cache_root = readable_downloads(order, cache_root, work.desk / "downloads")
-    builder = (
-        sandbox.python,
-        "-m",
-        "envferry.build.inside.builder",
-        f"{around.work_dir}/desk/order.json",
-    )
+    builder = our_module("envferry.build.inside.builder", python=sandbox.python)
     job = Job(
-        argv=("/bin/sh", "-c", UMASK, around.umask, *builder),
+        argv=("/bin/sh", "-c", UMASK, around.umask, *builder, f"{around.work_dir}/desk/order.json"),
         mounts=(
             work.mount(writable=True),
             Mount(source=cache_root, target=f"{around.work_dir}/downloads"),

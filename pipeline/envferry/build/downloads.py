@@ -21,6 +21,13 @@ from cryptography.hazmat.primitives import hashes
 
 from envferry.base.connections import Connections, was_never_reached, wrong_time_words
 from envferry.base.files import COPY_BYTES
+from envferry.base.limits import (
+    Limits,
+    TooMuch,
+    TooSlow,
+    broken_limit,
+    has_cause,
+)
 from envferry.base.retry import (
     BUSY_STATUSES,
     POLICY,
@@ -31,7 +38,7 @@ from envferry.base.retry import (
     waiting_words,
 )
 from envferry.base.workers import Workers
-from envferry.config import NetworkSettings, network
+from envferry.config import NetworkSettings, network, settings
 from envferry.errors import (
     HostError,
     IntegrityError,
@@ -56,6 +63,8 @@ THREADS = 8
 PIECE_BYTES = 256 << 10
 """Read from the network, written and hashed at once: so much stays in a core's own cache (1 MiB
 cost 1.6 times the CPU)."""
+PACKAGE_BYTES = 16 << 30
+"""No package is longer; the longest that were seen have 3 GB."""
 ENTRY_LOCK = ".lock"
 """Locked while an entry is filled; its time says when the entry was last asked for."""
 ALGORITHMS = {"sha256": hashes.SHA256, "md5": hashes.MD5}
@@ -103,6 +112,13 @@ class Download:
         return redact(self.url)
 
 
+def _package_limits() -> Limits:
+    """Return what a package server may do: locks do not say how long packages are."""
+    return Limits(
+        least_speed=settings().min_speed, answer_bytes=PACKAGE_BYTES, text_bytes=PACKAGE_BYTES
+    )
+
+
 @dataclass(slots=True)
 class DownloadCache:
     """Verified downloads under `root`: `sha256/ab/<hex>/<file name>`.
@@ -115,11 +131,13 @@ class DownloadCache:
     network: NetworkSettings = field(default_factory=network)
     policy: RetryPolicy = POLICY
     """How often a file is asked for without a byte more before it counts as unreachable."""
+    limits: Limits = field(default_factory=_package_limits)
     connections: Connections = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Share connections among all downloads."""
-        self.connections = Connections(self.network.certificates, self.network.proxies)
+        site = self.network
+        self.connections = Connections(site.certificates, site.proxies, limits=self.limits)
 
     def fetch_all(
         self, packages: Sequence[LockedPackage], *, progress: Progress, offline: bool = False
@@ -255,11 +273,16 @@ class DownloadCache:
             try:
                 with partial.open("a+b") as stream:
                     return self._download_once(item, stream, meter)
-            except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError, _Busy) as error:
-                failure = self._failure(item, error)
+            except NETWORK_ERRORS as error:
+                if has_cause(error, TooMuch):
+                    partial.unlink()
+                    message = f"cannot download {item.shown}: {broken_limit(error)}"
+                    raise StoreError(message, hint="ask who runs that server") from error
+                failure, is_slow = self._failure(item, error), has_cause(error, TooSlow)
             if (size := partial.stat().st_size) > reached:
                 reached = size
-                tally.forget()
+                if not is_slow:
+                    tally.forget()
             again_after = tally.pause_after(failure)
             if again_after is None:
                 raise failure.error
@@ -268,7 +291,7 @@ class DownloadCache:
 
     def _failure(self, item: Download, error: Exception) -> Transient:
         """Return what to do about a failure; raise StoreError for one that stays."""
-        reason, way = _reason(error), self.connections.way_to(item.url)
+        reason, way = broken_limit(error) or _reason(error), self.connections.way_to(item.url)
         message = f"cannot download {item.shown}{way}: {reason}"
         if isinstance(getattr(error, "reason", error), urllib3.exceptions.SSLError):
             hint = "name your CA certificates in SSL_CERT_FILE"
@@ -281,7 +304,9 @@ class DownloadCache:
         final = StoreError(message, hint=hint)
         final.__cause__ = error
         asked = error.asked if isinstance(error, _Busy) else None
-        return Transient(final, asked=asked, is_unreachable=was_never_reached(error))
+        return Transient(
+            final, asked=asked, is_unreachable=was_never_reached(error) or has_cause(error, TooSlow)
+        )
 
     def _download_once(self, item: Download, stream: BinaryIO, meter: _Meter) -> str:
         digest = hashes.Hash(ALGORITHMS[item.algorithm]())
@@ -298,6 +323,8 @@ class DownloadCache:
                 stream.truncate(0)
                 digest = hashes.Hash(ALGORITHMS[item.algorithm]())
             if (length := response.headers.get("Content-Length", "")).isdecimal():
+                if int(length) > self.limits.answer_bytes:
+                    raise TooMuch(f"it wants to send more than {self.limits.answer_bytes:,} bytes")
                 meter.learn(item, int(length))
             for chunk in response.stream(PIECE_BYTES, decode_content=False):
                 stream.write(chunk)
@@ -376,6 +403,15 @@ class _Busy(Exception):
     def __init__(self, message: str, asked: float | None) -> None:
         super().__init__(message)
         self.asked = asked
+
+
+NETWORK_ERRORS = (
+    urllib3.exceptions.HTTPError,
+    ConnectionError,
+    TimeoutError,
+    TooMuch,
+    _Busy,
+)
 
 
 class _Stopped(Exception):

@@ -21,6 +21,7 @@ from envferry.build.sources import GitCommit
 from envferry.engines.port import Job, Mount
 from envferry.errors import SpecError, ToolFailed
 from envferry.models import ENVS_DIR
+from envferry.process import our_module
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -133,7 +134,7 @@ class WheelShop:
         `interpreter` puts the conda half at SOURCES_PREFIX. Raises ToolFailed when the project's
         own build fails.
         """
-        module = (self.sandbox.python, "-m", "envferry.build.inside.wheel_builder")
+        module = our_module("envferry.build.inside.wheel_builder", python=self.sandbox.python)
         job = Job(
             argv=(*WITH_UMASK, *module, f"{BENCH}/{ORDER}"),
             mounts=(

@@ -13,7 +13,7 @@ from envferry.build.lock_wheels import make_wheels, open_shop
 from envferry.build.output import describe_build, keep_build, note_build
 from envferry.build.source_wheels import described
 from envferry.build.sources import SourceShelf
-from envferry.models import ENVS_DIR, current_platform
+from envferry.models import ENVS_DIR, check_env_prefix, check_name, current_platform
 
 if TYPE_CHECKING:
     from envferry.build.options import BuildOptions
@@ -37,6 +37,8 @@ def build_env(
     fails, TargetOccupied when the same environment is being built, HostError when the build
     before it is another user's.
     """
+    prefix = options.prefix or str(ENVS_DIR / check_name(lock.name, "environment name"))
+    check_env_prefix(prefix, "build it for a path such as /opt/conda/envs/NAME")
     platform = current_platform()
     packages = lock.for_platform(platform)
     home = options.builds_dir / f"{lock.name}-{platform}"
@@ -49,7 +51,7 @@ def build_env(
         made = make_wheels(open_shop(lock, shelf, sandbox, options), packages, partial, options)
         files = tuple(made.get(item.url, item) for item in packages)
         downloads = cache.fetch_all(files, progress=progress, offline=options.offline)
-        with fresh_workplace(partial, options.prefix or str(ENVS_DIR / lock.name)) as work:
+        with fresh_workplace(partial, prefix) as work:
             order = order_for(files, downloads, work, options)
             with progress.task(f"build {lock.name} ({sandbox.name})"):
                 answer = run_builder(order, work, cache.root, sandbox, options)

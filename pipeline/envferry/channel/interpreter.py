@@ -342,7 +342,7 @@ def _set_rpaths(tree: Path, binaries: list[Path]) -> None:
         path.chmod(0o755)
         rpaths.setdefault(ways[path.parent.name], []).append(path)
     for rpath, paths in rpaths.items():
-        run([_patchelf(), "--force-rpath", "--set-rpath", rpath, *paths])
+        run([_patchelf(), "--force-rpath", "--set-rpath", rpath, *paths], env=child_environ())
 
 
 def _patchelf() -> Path:

@@ -122,7 +122,7 @@ def open_signing(url: str, keys: Mapping[str, object]) -> Registry:
     """Open a registry to push to, with the keys of `--sign-key` and `--trusted-key`."""
     from envferry.registry import Registry
 
-    trust = load_trust(cast("tuple[Path, ...]", keys["trusted_keys"]))
+    trust = load_trust(cast("tuple[Path, ...]", keys["trusted_keys"]), takes_in=False)
     signer = load_signer(cast("tuple[Path, ...]", keys["sign_keys"]))
     return Registry.open(url, signer=signer, trust=trust if trust.keys else None)
 

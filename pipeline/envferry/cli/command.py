@@ -22,6 +22,7 @@ import click
 
 from envferry.cli.console import Console
 from envferry.cli.failures import Answer
+from envferry.config import forget_relative_path_entries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,6 +62,7 @@ def command(
 
     def decorate(function: Callable[[Console, Options], int | None]) -> click.Command:
         def run(*, as_json: bool, is_quiet: bool, verbosity: int, **values: object) -> int | None:
+            forget_relative_path_entries()
             console = Console(as_json=as_json, is_quiet=is_quiet, verbosity=verbosity)
             console.answer = click.get_current_context().ensure_object(Answer)
             return function(console, options(**values))

@@ -13,7 +13,7 @@ from envferry import __version__, process
 from envferry.base.files import human_bytes, plural
 from envferry.cli.command import command
 from envferry.cli.options import RegistryOptions
-from envferry.config import settings
+from envferry.config import child_environ, settings
 from envferry.engines.selection import REAL_ENGINES, Engine, open_sandbox
 from envferry.errors import PipelineError
 from envferry.install.host_check import glibc_version
@@ -101,7 +101,7 @@ def driver_version() -> str:
     if process.find_program("nvidia-smi") is None:
         return "none"
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    finished = process.run(query, check=False)
+    finished = process.run(query, env=child_environ(), check=False)
     return (
         finished.stdout.strip().splitlines()[0] if finished.returncode == 0 else "does not answer"
     )

@@ -17,6 +17,7 @@ from envferry.cli.trust import (
     is_file_ref,
     load_trust,
     open_trusting,
+    require_signature_option,
     trusted_key_option,
     verify_ref,
 )
@@ -55,6 +56,7 @@ envs_dir_option = click.option(
 )  # fmt: skip
 @click.option("--platform", default=current_platform, help="Another platform than this one.")
 @trusted_key_option
+@require_signature_option
 @registry_option
 @common_options
 def fetch(
@@ -96,6 +98,7 @@ def fetch(
 @threads_option
 @click.option("--dry-run", is_flag=True, help="Say what would be read, and change nothing.")
 @trusted_key_option
+@require_signature_option
 @allow_downgrade_option
 @registry_option
 @common_options
@@ -159,6 +162,7 @@ def opened(ref: str, registry: str, trust: Trust) -> Iterator[tuple[Source, Mani
 @click.option("--published", is_flag=True, help="Check the artifact, also if it is installed here.")
 @click.option("--platform", default=current_platform, help="Another platform than this one.")
 @trusted_key_option
+@require_signature_option
 @registry_option
 @common_options
 def verify(console: Console, name: str, envs_dir: Path, **choices: Any) -> None:  # noqa: ANN401  (options)
@@ -169,7 +173,8 @@ def verify(console: Console, name: str, envs_dir: Path, **choices: Any) -> None:
     the registry.
 
     An archive FILE, NAME@TAG, or a NAME@ID that is not installed here is an artifact: its
-    signatures are checked with the trusted keys, and every byte with what is signed.
+    signatures are checked with the trusted keys, and every byte with what is signed. So is the
+    folder `tool` of an export, which holds envferry itself.
     """
     if choices["published"] or not is_installed(name, envs_dir):
         keys, platform = choices["trusted_keys"], choices["platform"]
@@ -180,9 +185,13 @@ def verify(console: Console, name: str, envs_dir: Path, **choices: Any) -> None:
 
 def is_installed(name: str, envs_dir: Path) -> bool:
     """Whether a word names an installation, or an environment: a host knows no tags."""
+    from envferry.trust.tool_signature import is_tool
+
     if is_file_ref(name):
         return False
     home, at, id_ = name.partition("@")
+    if is_tool(Path(name)):  # unless there is an environment of that name
+        return home_of(name, envs_dir)[0].directory.exists()
     return not at or bool(
         ID_PATTERN.fullmatch(id_) and home_of(home, envs_dir)[0].record(id_).exists()
     )

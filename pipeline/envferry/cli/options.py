@@ -12,7 +12,7 @@ import click
 from envferry.cli.command import COMMON, option
 from envferry.cli.console import Console
 from envferry.cli.failures import Answer
-from envferry.config import settings
+from envferry.config import forget_relative_path_entries, settings
 from envferry.models import current_platform
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ def common_options(function: Function) -> Function:
 
     @wraps(function)
     def wrapper(*, as_json: bool, is_quiet: bool, verbosity: int, **others: object) -> object:
+        forget_relative_path_entries()
         console = Console(as_json=as_json, is_quiet=is_quiet, verbosity=verbosity)
         console.answer = click.get_current_context().ensure_object(Answer)
         return function(console, **others)

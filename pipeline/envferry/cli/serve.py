@@ -50,7 +50,8 @@ def serve(console: Console, options: ServeOptions) -> None:
         raise UsageError(message, hint='run `pip install "envferry[web]"`') from error
     host = options.host
     listener = listen(host, options.port)
-    site = Site(open_catalog(console, options.registry), load_trust(options.trusted_keys).keys)
+    trust = load_trust(options.trusted_keys, takes_in=False)
+    site = Site(open_catalog(console, options.registry), trust.keys)
     place = f"[{host}]" if ":" in host else host
     address = f"http://{place}:{listener.getsockname()[1]}/"
     if not is_local(host):

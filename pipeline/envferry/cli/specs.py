@@ -273,6 +273,7 @@ def describe_lock(lock: Lock) -> str:
 
 def lock_at(argument: str) -> Lock:
     """Return the lock that `SPEC`, `SPEC@REVISION`, or a lock's own path means."""
+    from envferry.config import child_environ
     from envferry.errors import NotFound
     from envferry.process import run
     from envferry.specs.locks import parse_lock, read_lock
@@ -289,7 +290,8 @@ def lock_at(argument: str) -> Lock:
         return read_lock(path)
     place = f"./{path}" if not path.is_absolute() else path.name
     folder = path.parent if path.is_absolute() else Path()
-    finished = run(["git", "-C", folder, "show", f"{revision}:{place}"], check=False)
+    words: list[str | Path] = ["git", "-C", folder, "show", f"{revision}:{place}"]
+    finished = run(words, env=child_environ(), check=False)
     if finished.returncode != 0:
         reason = (finished.stderr.strip().splitlines() or ["git said nothing"])[-1]
         message = f"there is no {path} at {revision}: {reason.removeprefix('fatal: ')}"

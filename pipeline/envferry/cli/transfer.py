@@ -10,7 +10,14 @@ import click
 
 from envferry.base.files import human_bytes, plural
 from envferry.cli.options import common_options, registry_option
-from envferry.cli.trust import load_trust, open_trusting, trusted_key_option
+from envferry.cli.trust import (
+    load_signer,
+    load_trust,
+    open_trusting,
+    require_signature_option,
+    sign_key_option,
+    trusted_key_option,
+)
 from envferry.config import settings
 from envferry.errors import IntegrityError, NotFound, UsageError
 from envferry.models import Ref, current_platform
@@ -25,7 +32,7 @@ if TYPE_CHECKING:
     from envferry.transfer.export import Exported
     from envferry.transfer.mirror import Mirrored
     from envferry.transfer.tags import CarriedTag
-    from envferry.trust.signing import PublicKey
+    from envferry.trust.signing import PublicKey, Signer
 
 PYTHON_VERSION = re.compile(r"3\.[1-9]\d")
 SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<unit>|[KMGT](i?B)?)", re.IGNORECASE)
@@ -73,6 +80,7 @@ def parse_size(context: click.Context, option: click.Parameter, text: str | None
     "--python", "pythons", multiple=True, metavar="VERSION",
     help="With --tool: the host's python, such as 3.11; repeatable. 3.10 to 3.13 unless given.",
 )  # fmt: skip
+@sign_key_option
 @tags_option
 @click.option("--platform", default=current_platform, help="Another platform than this one.")
 @trusted_key_option
@@ -94,8 +102,11 @@ def export(
         raise UsageError(message, hint=f"envferry export {directory} /media/usb")
     files = cast("tuple[Path, ...]", choices.pop("trusted_keys"))
     with_tool, pythons = choices.pop("tool"), cast("tuple[str, ...]", choices.pop("pythons"))
-    if pythons and not with_tool:
-        raise UsageError("--python is about the tool", hint="add --tool, or leave it out")
+    sign_keys = cast("tuple[Path, ...]", choices.pop("sign_keys"))
+    if (pythons or sign_keys) and not with_tool:
+        option = "--python" if pythons else "--sign-key"
+        raise UsageError(f"{option} is about the tool", hint="add --tool, or leave it out")
+    signer = load_signer(sign_keys) if with_tool else None
     for python in pythons:
         if not PYTHON_VERSION.fullmatch(python):
             message = f"{python!r} is no python version of a host that envferry runs on"
@@ -111,7 +122,7 @@ def export(
         source, directory, order, journals=journals(), progress=console.progress
     )
     if with_tool:
-        export_tool(console, directory, order.platform, pythons)
+        export_tool(console, directory, (order.platform, pythons), signer)
     console.result(found, lambda: export_lines(found))
     require_no_conflict(found.tags, found.directory)
 
@@ -119,6 +130,7 @@ def export(
 @click.command()
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
 @trusted_key_option
+@require_signature_option
 @registry_option
 @common_options
 def apply(console: Console, directory: Path, registry: str, trusted_keys: tuple[Path, ...]) -> None:
@@ -165,6 +177,7 @@ def apply(console: Console, directory: Path, registry: str, trusted_keys: tuple[
 @click.option("--platform", help="Only this platform; every one unless given.")
 @click.option("--dry-run", is_flag=True, help="Say what would be copied, and change nothing.")
 @trusted_key_option
+@require_signature_option
 @common_options
 def mirror(
     console: Console, source: str, target: str, names: tuple[str, ...], **choices: object
@@ -196,18 +209,26 @@ def mirror(
         raise IntegrityError(message, hint=hint)
 
 
-def export_tool(console: Console, directory: Path, platform: str, pythons: tuple[str, ...]) -> None:
-    """Write what a host needs to install envferry without network."""
+def export_tool(
+    console: Console, directory: Path, host: tuple[str, tuple[str, ...]], signer: Signer | None
+) -> None:
+    """Write what a host (platform, pythons) needs to install envferry without network."""
     try:
         from envferry.build.downloads import DownloadCache
         from envferry.transfer.host_tool import PYTHONS, ToolOrder, write_tool
+        from envferry.trust.tool_signature import SUMS, sha256
     except ModuleNotFoundError as error:
         message = f"--tool needs {error.name}, which is not installed"
         raise UsageError(message, hint='run `pip install "envferry[build]"`') from error
+    platform, pythons = host
     order = ToolOrder(pythons=pythons or PYTHONS, platform=platform)
     cache = DownloadCache(settings().cache_dir / "downloads")
-    names = write_tool(directory / "tool", order, cache=cache, progress=console.progress)
-    console.note(f"{len(names)} wheels; there: sh {directory}/tool/install.sh")
+    tool = directory / "tool"
+    names = write_tool(tool, order, cache=cache, progress=console.progress, signer=signer)
+    console.note(f"{len(names)} wheels; there: sh {tool}/install.sh")
+    if signer is None:
+        console.note("the tool is not signed: --sign-key signs it")
+    console.note(f"SHA-256 of {tool}/{SUMS}: {sha256((tool / SUMS).read_bytes())}")
 
 
 def read_public_keys(files: Iterable[Path]) -> tuple[tuple[PublicKey, bytes], ...]:

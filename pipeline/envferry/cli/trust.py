@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from envferry.trust.host_trust import Trust
     from envferry.trust.signing import Signer
 
+REQUIREMENT = "envferry.require_signature"
+"""Where the context of a command keeps `--require-signature`."""
+
 sign_key_option = click.option(
     "--sign-key", "sign_keys", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
     help="Sign with this key; repeatable. Default: the key in ENVFERRY_SIGN_KEY, if any.",
@@ -38,6 +41,16 @@ trusted_key_option = click.option(
 allow_downgrade_option = click.option(
     "--allow-downgrade", is_flag=True, help="Accept a tag that was moved back."
 )
+
+
+def _note_requirement(context: click.Context, option: click.Parameter, is_set: bool) -> None:
+    context.meta[REQUIREMENT] = is_set
+
+
+require_signature_option = click.option(
+    "--require-signature", is_flag=True, expose_value=False, callback=_note_requirement,
+    help="Refuse what is unsigned, also where no key is trusted. See ENVFERRY_REQUIRE_SIGNATURES.",
+)  # fmt: skip
 
 
 @click.command()
@@ -61,13 +74,20 @@ def keygen(console: Console, name: Path) -> None:
 def verify_ref(
     console: Console, ref: str, trusted_keys: Iterable[Path], platform: str, registry: str
 ) -> None:
-    """Check who signed an artifact in a registry or on a disk, and read all of its bytes."""
+    """Check who signed an artifact in a registry or on a disk, and read all of its bytes.
+
+    The `tool/` of an export is one, too: it is code that hosts run.
+    """
+    from envferry.trust.tool_signature import is_tool, verify_tool
+
     trust = load_trust(trusted_keys)
     if not trust.keys:
         message = "no trusted keys: there is nothing to check a signature with"
         hint = "name one with --trusted-key FILE.pub; `envferry check --bytes` needs none"
         raise UsageError(message, hint=hint)
-    if is_file_ref(ref):
+    if is_tool(Path(ref)):
+        verified = verify_tool(Path(ref), trust.keys)
+    elif is_file_ref(ref):
         verified = _verify_file(console, Path(ref), trust)
     else:
         wanted = Ref.parse(ref)
@@ -101,13 +121,30 @@ def load_signer(files: Iterable[Path]) -> Signer | None:
 
 
 def load_trust(
-    files: Iterable[Path], envs_dir: Path | None = None, *, allow_downgrade: bool = False
+    files: Iterable[Path],
+    envs_dir: Path | None = None,
+    *,
+    allow_downgrade: bool = False,
+    takes_in: bool = True,
 ) -> Trust:
-    """Read the keys that this host trusts; `envs_dir` is where it remembers tags."""
+    """Read the keys that this host trusts; `envs_dir` is where it remembers tags.
+
+    Raises UsageError where signatures are required and no key is trusted, if the command takes
+    artifacts in.
+    """
     from envferry.trust.host_trust import Trust
     from envferry.trust.signing import read_trusted_keys
 
-    keys = read_trusted_keys(settings().trusted_dir, files)
+    here = settings()
+    keys = read_trusted_keys(here.trusted_dir, files)
+    context = click.get_current_context(silent=True)
+    required_by = here.signatures_required_by()
+    if context and context.meta.get(REQUIREMENT):
+        required_by = "--require-signature"
+    if takes_in and required_by and not keys:
+        message = f"{required_by} demands signatures, and this host trusts no key to check them"
+        hint = f"copy the public key to {here.trusted_dir}/NAME.pub, or name it: --trusted-key FILE"
+        raise UsageError(message, hint=hint)
     return Trust(keys=keys, envs_dir=envs_dir, allow_downgrade=allow_downgrade)
 
 

@@ -94,7 +94,7 @@ def check(console: Console, options: CheckOptions) -> None:
     from envferry.registry.check import check_registry
     from envferry.transfer.delta_check import check_deltas
 
-    place = open_trusting(options.registry, load_trust(options.trusted_keys))
+    place = open_trusting(options.registry, load_trust(options.trusted_keys, takes_in=False))
     read_bytes = options.read_bytes
     report = check_registry(place, options.name, read_bytes=read_bytes, progress=console.progress)
     if options.name is None:

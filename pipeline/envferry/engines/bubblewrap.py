@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envferry import process
+from envferry.config import child_environ
 from envferry.engines.port import CONTAINER_ENVIRONMENT, Job, Mount
 from envferry.errors import NoSandbox
 
@@ -51,7 +52,7 @@ class Bubblewrap:
     def run(self, job: Job, *, check: bool = True, show: bool = False) -> Finished:
         """Run a job to its end; the kernel ends everything in it when bubblewrap ends."""
         argv = [self.program, *self.options(job), "--", *job.argv]
-        return process.run(argv, check=check, show=show)
+        return process.run(argv, env=child_environ(), check=check, show=show)
 
     def options(self, job: Job) -> Iterator[str]:
         """Yield what makes the container: namespaces, environment, mounts; in this order."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from envferry import __version__, process
+from envferry.config import child_environ
 from envferry.engines.port import CONTAINER_ENVIRONMENT, Job
 from envferry.errors import NoSandbox, ToolFailed
 
@@ -72,10 +73,10 @@ class ContainerEngine:
     def find_image(self, wanted: str) -> str:
         """Return the digest of an image that is here; nothing is downloaded for it."""
         inspect = (self.program, "image", "inspect", "--format", "{{.Id}}", wanted)
-        found = process.run(inspect, check=False)
+        found = process.run(inspect, env=child_environ(), check=False)
         if found.returncode == 0:
             return f"sha256:{found.stdout.strip().removeprefix('sha256:')}"
-        listed = process.run([self.program, "images", "--quiet"], check=False)
+        listed = process.run([self.program, "images", "--quiet"], env=child_environ(), check=False)
         if listed.returncode != 0:
             message = f"{self.name} does not work here: {last_line(listed.stderr)}"
             raise NoSandbox(message, hint=f"start its daemon, or see `{self.name} info`")
@@ -93,14 +94,14 @@ class ContainerEngine:
         if os.getuid() == 0 or self.name != "docker":
             return None
         info = (self.program, "info", "--format", "{{.SecurityOptions}}")
-        if "rootless" in process.run(info, check=False).stdout:
+        if "rootless" in process.run(info, env=child_environ(), check=False).stdout:
             return None
         return f"{os.getuid()}:{os.getgid()}"
 
     def probe(self, wanted: str) -> None:
         """Run an empty job; raise NoSandbox when that fails or the image is of another version."""
         try:
-            tried = self.run(Job(argv=(self.python, "-c", VERSION_PROBE)), check=False)
+            tried = self.run(Job(argv=(self.python, "-I", "-c", VERSION_PROBE)), check=False)
         except ToolFailed as error:
             hint = f"see whether `{self.name} run --rm {wanted} -h` works"
             raise NoSandbox(error.message, hint=hint) from error
@@ -118,7 +119,7 @@ class ContainerEngine:
         argv = [self.program, "run", *self.options(job, container)]
         argv += ["/bin/sh", "-c", SUPERVISOR, "envferry", *job.argv]
         try:
-            finished = process.run_on_lifeline(argv, check=False, show=show)
+            finished = process.run_on_lifeline(argv, env=child_environ(), check=False, show=show)
         except BaseException:
             self.remove(container)
             raise
@@ -142,8 +143,14 @@ class ContainerEngine:
         """Remove a container; the engine may be about to do so itself, and refuse meanwhile."""
         for pause in REMOVAL_PAUSES:
             time.sleep(pause)
-            process.run([self.program, "rm", "--force", "--volumes", container], check=False)
-            found = process.run([self.program, "container", "inspect", container], check=False)
+            process.run(
+                [self.program, "rm", "--force", "--volumes", container],
+                env=child_environ(),
+                check=False,
+            )
+            found = process.run(
+                [self.program, "container", "inspect", container], env=child_environ(), check=False
+            )
             if found.returncode != 0:
                 return
         log.warning("the container %s is still there: %s rm --force it", container, self.name)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from envferry import process
 from envferry.base.files import exclusive_lock
-from envferry.errors import NotFound, TargetOccupied, ToolFailed
+from envferry.errors import NotFound, TargetOccupied
+from envferry.install.check_runner import run_checks
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.install.env_home import EnvHome
-    from envferry.models import Checks, Installation
+    from envferry.models import Installation
     from envferry.progress import Progress
 
 
@@ -44,24 +44,6 @@ def move_aside(home: EnvHome) -> Path | None:
         number += 1
     home.link.rename(aside)
     return aside
-
-
-def run_checks(checks: Checks, prefix: str, progress: Progress) -> None:
-    """Run the environment's own checks at its place; raise ToolFailed at the first that fails."""
-    argvs = checks.argvs(prefix)
-    if not argvs:
-        return
-    environ = {"PATH": f"{prefix}/bin:/usr/local/bin:/usr/bin:/bin", "HOME": "/tmp"}
-    with progress.task(f"check {len(argvs)} imports and commands"):
-        for argv in argvs:
-            finished = process.run(argv, env=environ, check=False)
-            if finished.returncode != 0:
-                lines = (finished.stderr.strip() or finished.stdout.strip()).splitlines()[-12:]
-                what = f"the check `{argv[-1]}` failed on this host; the link was put back:"
-                raise ToolFailed(
-                    "\n  ".join([what, *lines]),
-                    hint="`envferry install --no-check` installs it all the same",
-                )
 
 
 def roll_back(home: EnvHome, id_: str | None) -> Installation:

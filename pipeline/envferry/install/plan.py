@@ -9,13 +9,19 @@ from blake3 import blake3
 
 from envferry.archive.prefixes import Relocation
 from envferry.archive.reader import Archive
-from envferry.archive.validation import is_sane_prefix
 from envferry.errors import IntegrityError, TargetOccupied, UsageError
 from envferry.install.env_home import EnvHome
 from envferry.install.host_check import Needs, check_host, cuda_runtime
 from envferry.install.installed import find_donors
 from envferry.install.reuse import Donors, Link
-from envferry.models import ENVS_DIR, Checks, Installation, Manifest, SystemRequirements
+from envferry.models import (
+    ENVS_DIR,
+    Checks,
+    Installation,
+    Manifest,
+    SystemRequirements,
+    check_env_prefix,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -160,9 +166,7 @@ def check_target(home: EnvHome, installation: Installation, *, replace: bool) ->
     if home.name in BASE_NAMES:
         message = f"{home.name} is conda's own environment and never a target"
         raise UsageError(message, hint="install it under another --name")
-    if not is_sane_prefix(prefix):
-        message = f"the prefix {prefix!r} is not an absolute path of usual characters"
-        raise UsageError(message, hint="name one such as /opt/conda/envs/demo: `--prefix PATH`")
+    check_env_prefix(prefix, "choose another --envs-dir, or another path with --prefix")
     is_taken = home.link.exists() or home.link.is_symlink()
     current = home.current_id()
     if is_taken and current is None and not replace:

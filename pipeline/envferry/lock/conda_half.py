@@ -27,7 +27,7 @@ from envferry.lock.command_line_credentials import write_netrc
 from envferry.lock.solver_output import UNREACHABLE, tidy, unreachable_channel
 from envferry.lock.solver_preferences import Preferences
 from envferry.models import LockedPackage, SystemRequirements, build_string, without_credentials
-from envferry.process import CalledProcessError, run
+from envferry.process import CalledProcessError, our_module, run
 from envferry.specs.conda_lines import conda_name
 
 if TYPE_CHECKING:
@@ -92,15 +92,8 @@ def solve_conda_half(request: CondaRequest) -> CondaAnswer:
         scratch = Path(directory)
         request_path, answer_path = scratch / "request.json", scratch / "answer.json"
         request_path.write_bytes(msgspec.json.encode(request))
-        argv: list[str | Path] = [
-            sys.executable,
-            "-m",
-            "envferry.lock.conda_half",
-            request_path,
-            answer_path,
-        ]
-        # In the scratch directory: `-m` searches the working directory first, and a `pipeline`
-        # folder there would hide this one.
+        argv: list[str | Path] = [*our_module("envferry.lock.conda_half")]
+        argv += [request_path, answer_path]
         environ = child_environ(TMPDIR=directory)
         if request.solver:
             environ["NETRC"] = str(write_netrc(scratch / "netrc", request.channels))
@@ -340,8 +333,7 @@ def _write_solver(request: CondaRequest, platform: str, scratch: Path) -> Path:
         channels={without_credentials(channel): channel for channel in request.channels},
     )
     preferences_path.write_bytes(msgspec.json.encode(preferences))
-    command = [sys.executable, "-m", "envferry.lock.conda_solver"]
-    command += ["--preferences", str(preferences_path)]
+    command = [*our_module("envferry.lock.conda_solver"), "--preferences", str(preferences_path)]
     path.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', encoding="utf-8")
     path.chmod(0o755)
     return path

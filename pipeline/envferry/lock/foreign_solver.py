@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from envferry.config import child_environ
 from envferry.errors import UsageError
 from envferry.process import run
 
@@ -20,7 +21,7 @@ def solver_version(solver: Path) -> str:
 
     mamba names its own version and conda's, micromamba a bare number.
     """
-    finished = run([solver, "--version"])
+    finished = run([solver, "--version"], env=child_environ())
     # conda 4.3 said it on stderr.
     words = (finished.stdout or finished.stderr).split()
     found = re.search(r"\bconda (\d+)\.(\d+)\.(\d+)", " ".join(words))

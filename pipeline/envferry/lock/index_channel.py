@@ -12,8 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from envferry.base.json import convert, decode_json
+from envferry.config import child_environ
 from envferry.errors import ToolFailed
-from envferry.process import run
+from envferry.process import our_module, run
 
 DONE = "indexed"
 
@@ -22,7 +23,8 @@ def index_channel(directory: Path) -> None:
     """Write the `repodata.json` of every subdir of a channel; raise ToolFailed if that fails."""
     # A channel without noarch is none.
     directory.joinpath("noarch").mkdir(parents=True, exist_ok=True)
-    finished = run([sys.executable, "-m", __name__, directory], check=False)
+    worker = our_module("envferry.lock.index_channel")
+    finished = run([*worker, directory], env=child_environ(), check=False)
     if finished.stdout.strip() != DONE:
         reason = (finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"])[-1]
         message = f"cannot index the channel {directory}: {reason}"

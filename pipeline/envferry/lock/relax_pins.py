@@ -21,7 +21,7 @@ from envferry.config import child_environ
 from envferry.errors import SpecError
 from envferry.lock.solver_output import UNREACHABLE, tidy, unreachable_channel
 from envferry.models import Replacement, without_credentials
-from envferry.process import run
+from envferry.process import our_module, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -62,7 +62,7 @@ def relax_pins(request: RelaxRequest) -> RelaxAnswer:
         scratch = Path(directory)
         request_path, answer_path = scratch / "request.json", scratch / "answer.json"
         request_path.write_bytes(msgspec.json.encode(request))
-        argv: list[str | Path] = [sys.executable, "-m", "envferry.lock.relax_pins"]
+        argv = our_module("envferry.lock.relax_pins")
         run([*argv, request_path, answer_path], env=child_environ(), cwd=scratch)
         answer = decode_json(answer_path.read_bytes(), RelaxAnswer)
     if not answer.error:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from blake3 import blake3
 
-from envferry.archive.validation import is_sane_prefix
 from envferry.base.files import write_bytes
 from envferry.base.json import decode_json
-from envferry.errors import NotFound, SpecError, UsageError
-from envferry.models import BuiltEnv, SpecOptions, check_name, current_platform
+from envferry.errors import NotFound, SpecError
+from envferry.models import BuiltEnv, SpecOptions, check_env_prefix, check_name, current_platform
 from envferry.pack.packages import conda_packages, pip_packages
 
 if TYPE_CHECKING:
@@ -40,9 +39,7 @@ def describe_env(tree: Path, *, prefix: str | None, name: str | None, desk: Path
         raise NotFound(message, hint="name the folder of an environment, or a built one")
     place = posixpath.normpath(tree.absolute())  # as it is called: its links stay what they are
     prefix = prefix or place
-    if not is_sane_prefix(prefix):
-        message = f"the prefix {prefix!r} is not an absolute path of usual characters"
-        raise UsageError(message, hint="say which path it was made for: `--prefix /PATH`")
+    check_env_prefix(prefix, "say which path it was made for: `--prefix /PATH`")
     chosen = check_name(name or posixpath.basename(place), "environment name")
     lock = render_found(tree, current_platform())
     path = desk / f"{chosen}.conda-lock.yml"

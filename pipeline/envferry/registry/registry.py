@@ -18,6 +18,8 @@ from envferry.artifacts import (
     require_digests,
     require_size,
 )
+from envferry.base.limits import Limits
+from envferry.config import settings
 from envferry.errors import IntegrityError, NotFound, StoreError
 from envferry.models import Manifest, Ref, check_name
 from envferry.registry.layout import (
@@ -68,7 +70,7 @@ class Registry:
         cls, url: str, *, signer: Signer | None = None, trust: Trust | None = None
     ) -> Registry:
         """Open the registry at a directory, `s3://…` or `https://…`."""
-        return cls(open_store(url), signer, trust)
+        return cls(open_store(url, Limits(least_speed=settings().min_speed)), signer, trust)
 
     @property
     def url(self) -> str:

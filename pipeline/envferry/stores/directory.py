@@ -22,6 +22,7 @@ from envferry.base.files import (
     sync_directory,
     write_bytes,
 )
+from envferry.base.limits import require_sane
 from envferry.errors import HostError, NotFound, PipelineError, StoreError
 from envferry.stores.partial import PartialFile
 from envferry.stores.port import KeyTaken, Listed, LostRace, Stat, check_key, check_prefix
@@ -77,6 +78,8 @@ class DirectoryStore:
         with self._explained(key), self._path(key).open("rb", buffering=0) as stream:
             size = os.fstat(stream.fileno()).st_size
             wanted = max(size - offset, 0) if length is None else length
+            if length is None:
+                require_sane(wanted, key, self.url)
             data = _read_fully(stream.fileno(), offset, wanted)
         if len(data) != wanted:
             raise self._cut_off(key, size, offset + wanted)

@@ -12,6 +12,16 @@ from urllib.parse import quote, urlsplit
 import urllib3
 
 from envferry.base.connections import Connections, was_never_reached, wrong_time_words
+from envferry.base.limits import (
+    USUAL_LIMITS,
+    Limits,
+    TooMuch,
+    TooSlow,
+    broken_limit,
+    has_cause,
+    most_bytes,
+    require_sane,
+)
 from envferry.base.retry import (
     BUSY_STATUSES,
     POLICY,
@@ -38,23 +48,25 @@ PARTIAL_CONTENT = 206
 SHORT_BYTES = 1 << 16
 
 
-def _connections() -> Connections:
-    site = network()
-    return Connections(site.certificates, site.proxies, READ_SECONDS)
-
-
 @dataclass(frozen=True, slots=True)
 class HttpStore:
     """A `Store` that can only read; it cannot list, for web servers have no common way to."""
 
     base: str
     """Ends in no slash."""
+    limits: Limits = USUAL_LIMITS
     policy: RetryPolicy = field(default=POLICY, compare=False)
-    connections: Connections = field(default_factory=_connections, repr=False, compare=False)
+    connections: Connections = field(init=False, repr=False, compare=False)
     """Kept open from one request to the next."""
 
+    def __post_init__(self) -> None:
+        """Share connections among all requests."""
+        site = network()
+        connections = Connections(site.certificates, site.proxies, READ_SECONDS, self.limits)
+        object.__setattr__(self, "connections", connections)
+
     @classmethod
-    def open(cls, url: str) -> HttpStore:
+    def open(cls, url: str, limits: Limits = USUAL_LIMITS) -> HttpStore:
         """Take a URL without credentials."""
         parts = urlsplit(url)
         if not parts.hostname:
@@ -63,7 +75,7 @@ class HttpStore:
         if parts.username is not None or parts.query or parts.fragment:
             message = f"the URL of the registry at {parts.hostname} holds more than host and path"
             raise UsageError(message, hint="leave out user, password, ?query and #fragment")
-        return cls(url.rstrip("/"))
+        return cls(url.rstrip("/"), limits)
 
     @property
     def url(self) -> str:
@@ -142,7 +154,14 @@ class HttpStore:
                 message = f"{self.base} ignores range requests: it sent {key} from its beginning"
                 hint = "use a web server that knows them, such as nginx, or copy the registry"
                 raise StoreError(message, hint=hint)
-            data = response.read(length)
+            if length is None:
+                require_sane(
+                    self._size(key, response.headers.get("Content-Length", "0")), key, self.base
+                )
+                data = response.read(most_bytes(key) + 1)
+                require_sane(len(data), key, self.base)
+            else:
+                data = response.read(length)
         if length is not None and len(data) != length:
             message = f"{self.base}/{key} sent {len(data)} of {length} bytes from {offset} on"
             hint = "the file may be cut off: run the command again"
@@ -164,7 +183,7 @@ class HttpStore:
                 yield response
             finally:
                 _settle(response, method)
-        except urllib3.exceptions.HTTPError as error:
+        except (urllib3.exceptions.HTTPError, TooMuch, TooSlow) as error:
             raise _broken(url, way, error) from error
 
 
@@ -206,10 +225,15 @@ def _refused(url: str, way: str, response: urllib3.BaseHTTPResponse) -> Exceptio
     return Transient(final, asked=asked) if status in BUSY_STATUSES else final
 
 
-def _broken(url: str, way: str, error: urllib3.exceptions.HTTPError) -> Exception:
+def _broken(url: str, way: str, error: Exception) -> Exception:
     """Return what to raise for a connection that failed, or for an answer that broke off."""
-    reason = getattr(error, "reason", None) or error
+    if isinstance(error, urllib3.exceptions.LocationValueError):
+        message = f"{url} redirects to an address that is neither http nor https"
+        return StoreError(message, hint="ask who runs that server")
+    reason = broken_limit(error) or getattr(error, "reason", None) or error
     message = f"cannot read {url}{way}: {_words(reason)}"
+    if has_cause(error, TooMuch):
+        return StoreError(message, hint="ask who runs that server")
     if isinstance(reason, urllib3.exceptions.SSLError) and "CERTIFICATE" in str(reason):
         hint = "a site's own authority: SSL_CERT_FILE names a file with its certificate"
         if words := wrong_time_words(str(reason)):
@@ -220,7 +244,8 @@ def _broken(url: str, way: str, error: urllib3.exceptions.HTTPError) -> Exceptio
         hint = "check that proxy (http_proxy, https_proxy, all_proxy), or name the host in no_proxy"
     final = StoreError(message, hint=hint)
     final.__cause__ = error
-    return Transient(final, is_unreachable=was_never_reached(error))
+    is_hopeless = was_never_reached(error) or has_cause(error, TooSlow)
+    return Transient(final, is_unreachable=is_hopeless)
 
 
 def _words(reason: object) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from envferry.base.limits import USUAL_LIMITS, Limits
 from envferry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ PLAIN_AUTHORITY = re.compile(r"([^@:?#\[\]]*|\[[0-9A-Fa-f:.]+\])(:\d+)?")
 KINDS = "a directory, s3://BUCKET/PREFIX, or https://HOST/PATH to read only"
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str, limits: Limits = USUAL_LIMITS) -> Store:
     """Open the store at `url`, without asking yet whether it is there."""
     scheme, separator, _ = url.partition("://")
     if not url:
@@ -30,9 +31,9 @@ def open_store(url: str) -> Store:
         return _open_directory(_local_path(url))
     _require_no_login(url)
     if scheme == "s3":
-        return _open_s3(url)
+        return _open_s3(url, limits)
     if scheme in ("http", "https"):
-        return _open_http(url)
+        return _open_http(url, limits)
     message = f"{scheme}:// is no kind of registry"
     raise UsageError(message, hint=f"a registry is {KINDS}")
 
@@ -84,15 +85,15 @@ def _require_no_login(url: str) -> None:
         raise UsageError(message, hint=f"write {form}; {hint}")
 
 
-def _open_http(url: str) -> Store:
+def _open_http(url: str, limits: Limits) -> Store:
     """Open a web server, which may serve a folder in parts: only what is missing asks for them."""
     from envferry.stores.http import HttpStore
     from envferry.stores.split import SplitStore
 
-    return SplitStore(HttpStore.open(url), sys.maxsize)
+    return SplitStore(HttpStore.open(url, limits), sys.maxsize)
 
 
-def _open_s3(url: str) -> Store:
+def _open_s3(url: str, limits: Limits) -> Store:
     try:
         from envferry.stores.s3 import S3Store
     except ModuleNotFoundError as error:
@@ -100,4 +101,4 @@ def _open_s3(url: str) -> Store:
             raise
         message = f"{url} needs boto3, which is not installed"
         raise UsageError(message, hint='run `pip install "envferry[s3]"`') from error
-    return S3Store.open(url)
+    return S3Store.open(url, limits)

@@ -18,6 +18,15 @@ from botocore.parsers import ResponseParserError
 from urllib3.exceptions import HTTPError as BrokenAnswer
 
 from envferry.base.connections import wrong_time_words
+from envferry.base.limits import (
+    USUAL_LIMITS,
+    Limits,
+    broken_limit,
+    limited,
+    limited_pools,
+    most_bytes,
+    require_sane,
+)
 from envferry.base.proxies import choose_proxy, show_proxy
 from envferry.base.retry import Transient, persistently
 from envferry.config import allows_races, network
@@ -111,7 +120,7 @@ class S3Store:
     known: _Known = field(default_factory=_Known, repr=False, compare=False)
 
     @classmethod
-    def open(cls, url: str) -> S3Store:
+    def open(cls, url: str, limits: Limits = USUAL_LIMITS) -> S3Store:
         """Open `s3://BUCKET/PREFIX` with the standard AWS configuration."""
         bucket, _, prefix = url.removeprefix("s3://").strip("/").partition("/")
         if not bucket:
@@ -122,7 +131,7 @@ class S3Store:
             raise UsageError(message, hint=NAMES_HINT)
         if prefix:
             check_key(prefix)
-        return cls(_client(url), bucket, f"{prefix}/" if prefix else "")
+        return cls(_client(url, limits), bucket, f"{prefix}/" if prefix else "")
 
     @property
     def url(self) -> str:
@@ -201,8 +210,11 @@ class S3Store:
     ) -> Iterator[Listed]:
         """Yield objects, or multipart uploads, a page of a thousand at a time."""
         if unfinished:
-            yield from self._unfinished(prefix)
+            yield from limited(self._unfinished(prefix), self.url)
             return
+        yield from limited(self._listed(prefix, folders=folders), self.url)
+
+    def _listed(self, prefix: str, *, folders: bool) -> Iterator[Listed]:
         where = {"Bucket": self.bucket, "Prefix": self.prefix + check_prefix(prefix)}
         if folders:
             where["Delimiter"] = "/"
@@ -309,12 +321,17 @@ class S3Store:
         if said == "0" and offset == 0 and length is None:
             _close_body(answer)  # some servers call nothing a range, and promise a byte of it
             return b""
+        total = int(said) if said.isdecimal() else 0
+        most = most_bytes(key) if length is None else length
         try:
             with body:  # not `as`: that is the raw stream, whose errors are not botocore's
-                data: bytes = body.read()
+                if length is None:
+                    require_sane(max(total - offset, answer.get("ContentLength", 0)), key, self.url)
+                data: bytes = body.read(most + 1)
         except boto_errors.BotoCoreError as error:
             raise self._transient(error, key) from error
-        total = int(said) if said.isdecimal() else 0
+        if length is None:
+            require_sane(len(data), key, self.url)
         expected = total - offset if length is None else length
         if total and total < offset + expected:
             message = f"{key} in {self.url} has {total} bytes, {offset + expected} are expected"
@@ -424,6 +441,9 @@ class S3Store:
                 hint = "set the clock, for example with chrony or ntpd"
                 return Unreachable(f"{message}: {words}", hint=hint)
             return Unreachable(message, hint="name the site's authorities in AWS_CA_BUNDLE")
+        if broken := broken_limit(error):
+            message = f"{self._endpoint} was given up for {self.url}: {broken}"
+            return Unreachable(message, hint="ask who runs that server")
         if isinstance(error, NO_CONNECTION):
             proxy = self._proxy
             way = f" through the proxy {show_proxy(proxy)}" if proxy else ""
@@ -445,7 +465,7 @@ class S3Store:
         return choose_proxy(network().proxies, self._endpoint)
 
 
-def _client(url: str) -> Any:  # noqa: ANN401  (botocore makes its classes while it runs)
+def _client(url: str, limits: Limits) -> Any:  # noqa: ANN401  (botocore makes its classes while it runs)
     """Make a client: with the addresses that the AWS configuration asks for (`addressing_style`).
 
     Else path-style everywhere but at Amazon, where it is deprecated.
@@ -460,6 +480,9 @@ def _client(url: str) -> Any:  # noqa: ANN401  (botocore makes its classes while
         proxy = choose_proxy(network().proxies, client.meta.endpoint_url)
         proxies = {endpoint.scheme: proxy} if proxy else {}
         client = core.create_client("s3", config=_config(addressing, proxies))
+        # No setting and no event of botocore reaches the classes of its connections.
+        pools = client._endpoint.http_session._pool_classes_by_scheme
+        pools.update(limited_pools(pools, limits))
     except (boto_errors.BotoCoreError, ValueError) as error:
         message = f"cannot open {url}: {error}"
         raise StoreError(

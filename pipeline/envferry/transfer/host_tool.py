@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from base64 import urlsafe_b64encode
 from dataclasses import dataclass
@@ -9,13 +10,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cryptography.hazmat.primitives import hashes
-
 import envferry
 from envferry.base.files import write_bytes
 from envferry.errors import SpecError
 from envferry.lock.pip_half import resolve_pip
 from envferry.lock.pip_request import PipRequest
+from envferry.trust.tool_signature import SUMS, TOOL_ATTESTATION, attest_tool, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from envferry.build.downloads import DownloadCache
     from envferry.models import LockedPackage
     from envferry.progress import Progress
+    from envferry.trust.signing import Signer
 
 NAME = "envferry"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
@@ -30,6 +31,9 @@ GLIBC = "2.17"
 """manylinux2014: what all hosts have that are still in use."""
 MACHINES = {"linux-64": "x86_64", "linux-aarch64": "aarch64"}
 SCRIPT = Path(__file__).with_name("install.sh")
+CONSOLE_SCRIPT = Path(envferry.__file__).with_name("console_script.py")
+"""What pyproject.toml has the usual wheel install as `bin/envferry`."""
+LOCKED = Path(__file__).with_name("tool-requirements.txt")
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
 
@@ -42,12 +46,17 @@ class ToolOrder:
 
 
 def write_tool(
-    directory: Path, order: ToolOrder, *, cache: DownloadCache, progress: Progress
+    directory: Path,
+    order: ToolOrder,
+    *,
+    cache: DownloadCache,
+    progress: Progress,
+    signer: Signer | None = None,
 ) -> tuple[str, ...]:
     """Write wheels, their checksums and `install.sh`; return the names of the wheels.
 
-    uv resolves, the download cache fetches and checks. Raises SpecError when a package has no
-    wheel for a python, StoreError when an index cannot be reached.
+    uv resolves, the download cache fetches and checks. With a `signer` all of it is signed. Raises
+    SpecError when a package has no wheel for a python, StoreError when an index cannot be reached.
     """
     if order.platform not in MACHINES:
         message = f"envferry's wheels cannot be gathered for {order.platform}"
@@ -60,13 +69,14 @@ def write_tool(
     files = {f"wheels/{name}": data for name, data in [ours]}
     files |= {f"wheels/{path.name}": path.read_bytes() for path in found.values()}
     for python, some in resolved.items():
-        lines = [f"{NAME}=={envferry.__version__} --hash=sha256:{_sha256(ours[1])}"]
+        lines = [f"{NAME}=={envferry.__version__} --hash=sha256:{sha256(ours[1])}"]
         lines += [f"{one.name}=={one.version} --hash=sha256:{one.sha256}" for one in some]
         files[f"requirements-{python}.txt"] = "".join(f"{line}\n" for line in lines).encode()
     files["machine.txt"] = f"{MACHINES[order.platform]}\n".encode()
     files["install.sh"] = SCRIPT.read_bytes()
-    sums = "".join(f"{_sha256(data)}  {name}\n" for name, data in sorted(files.items()))
-    _replace_folder(directory, files | {"SHA256SUMS": sums.encode()})
+    sums = "".join(f"{sha256(data)}  {name}\n" for name, data in sorted(files.items())).encode()
+    signed = {TOOL_ATTESTATION: attest_tool(sums, signer)} if signer else {}
+    _replace_folder(directory, files | {SUMS: sums} | signed)
     return tuple(sorted(name.removeprefix("wheels/") for name in files if name.endswith(".whl")))
 
 
@@ -87,8 +97,8 @@ def own_wheel() -> tuple[str, bytes]:
         for path in sorted(package.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
-    for name in ("METADATA", "entry_points.txt"):
-        content[f"{info}/{name}"] = (distribution.read_text(name) or "").encode()
+    content[f"{NAME}-{distribution.version}.data/scripts/{NAME}"] = CONSOLE_SCRIPT.read_bytes()
+    content[f"{info}/METADATA"] = (distribution.read_text("METADATA") or "").encode()
     for file in distribution.files or ():
         if "licenses" in file.parts:
             content[f"{info}/{'/'.join(file.parts[1:])}"] = Path(str(file.locate())).read_bytes()
@@ -102,14 +112,25 @@ def own_wheel() -> tuple[str, bytes]:
 
 def _resolve(python: str, platform: str) -> tuple[LockedPackage, ...]:
     """Return the wheels of all that a training host needs."""
-    needs = metadata.distribution(NAME).requires or []
-    lines = tuple(line for line in needs if "extra ==" not in line)
-    found = resolve_pip(_request(lines, python, platform))
+    found = resolve_pip(_request(wanted_requirements(LOCKED), python, platform))
     for package in found:
         if package.kind != "wheel" or not package.sha256:
             message = f"{package.name} {package.version} has no wheel for python {python}"
             raise SpecError(message, hint=f"leave out --python {python}")
     return found
+
+
+def wanted_requirements(locked: Path) -> tuple[str, ...]:
+    """Return requirement lines: pins with their hashes where this project's lock was shipped.
+
+    That is pip's format, as `uv export` writes it. Without it, what the metadata allow.
+    """
+    if locked.is_file():
+        text = re.sub(r"\s*\\\n\s*", " ", locked.read_text(encoding="utf-8"))
+        lines = (line.strip() for line in text.splitlines())
+        return tuple(line for line in lines if line and not line.startswith(("#", "-")))
+    needs = metadata.distribution(NAME).requires or []
+    return tuple(line for line in needs if "extra ==" not in line)
 
 
 def _request(lines: tuple[str, ...], python: str, platform: str) -> PipRequest:
@@ -131,7 +152,7 @@ def _replace_folder(directory: Path, files: dict[str, bytes]) -> None:
 
 
 def _leftovers(directory: Path, files: dict[str, bytes]) -> Iterator[Path]:
-    for pattern in ("wheels/*.whl", "requirements-*.txt"):
+    for pattern in ("wheels/*", "requirements-*.txt", TOOL_ATTESTATION):
         for path in list(directory.glob(pattern)):
             if path.relative_to(directory).as_posix() not in files:
                 yield path
@@ -145,20 +166,11 @@ def _zip(content: dict[str, bytes]) -> bytes:
         for name, data in content.items():
             entry = zipfile.ZipInfo(name, ZIP_TIME)
             entry.compress_type = zipfile.ZIP_DEFLATED
-            entry.external_attr = 0o100644 << 16
+            # pip leaves scripts as they are in the wheel, executable or not.
+            entry.external_attr = (0o100755 if "/scripts/" in name else 0o100644) << 16
             wheel.writestr(entry, data)
     return buffer.getvalue()
 
 
-def _digest(data: bytes) -> bytes:
-    digest = hashes.Hash(hashes.SHA256())
-    digest.update(data)
-    return digest.finalize()
-
-
-def _sha256(data: bytes) -> str:
-    return _digest(data).hex()
-
-
 def _record_hash(data: bytes) -> str:
-    return urlsafe_b64encode(_digest(data)).rstrip(b"=").decode()
+    return urlsafe_b64encode(bytes.fromhex(sha256(data))).rstrip(b"=").decode()

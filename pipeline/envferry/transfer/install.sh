@@ -2,62 +2,167 @@
 # Install envferry from the wheels beside this file: with POSIX sh and python3, without network.
 #
 #   sh install.sh [DIRECTORY]                 a venv there; ~/envferry unless given
+#   sh install.sh --allow-unsigned [DIRECTORY]   in spite of the keys that this host trusts
 #   PYTHON=python3.12 sh install.sh           another interpreter than python3
-set -eu
+#
+# Where /etc/envferry/trusted.d has keys, one of them must have signed the files beside this one;
+# openssl checks it. This script itself comes from the same disk: docs/security.md says how the
+# first install is checked by hand, and every later one by the envferry that is there already.
+set -euf
 
 fail() {
     printf 'error: %s\nhint: %s\n' "$1" "$2" >&2
     exit 1
 }
 
-here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+# No program and no module of the current directory may run: it may be anybody's.
+absolute=
+IFS=:
+for entry in ${PATH-}; do
+    case $entry in /*) absolute=${absolute:+$absolute:}$entry ;; esac
+done
+unset IFS
+PATH=${absolute:-/usr/local/bin:/usr/bin:/bin}
+export PATH
+unset CDPATH
+
+allow_unsigned=
+if [ "${1-}" = --allow-unsigned ]; then
+    allow_unsigned=yes
+    shift
+fi
+here=$(cd -- "$(dirname -- "$0")" && pwd)
 python=${PYTHON:-python3}
+case $python in
+    /*) ;;
+    */*) python=$PWD/$python ;;
+esac
 target=${1:-${HOME:-.}/envferry}
 case $target in
-    -*) sed -n '2,5s/^# *//p' "$0"; exit 2 ;;
+    -*) sed -n '2,6s/^# *//p' "$here/install.sh"; exit 2 ;;
     /*) ;;
     *) target=$PWD/$target ;;
 esac
 
 command -v "$python" >/dev/null 2>&1 || fail "there is no $python" "name one: PYTHON=/path/to/python3 sh $0"
-version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-machine=$("$python" -c 'import platform; print(platform.machine())')
-requirements=$here/requirements-$version.txt
-known=$(cd -- "$here" && printf '%s ' requirements-*.txt | sed 's/requirements-//g; s/\.txt//g')
-[ -f "$requirements" ] || fail "$python is python $version, these wheels are for $known" \
-    "PYTHON=python3.X sh $0, or export again with --python $version"
-wanted=$(cat "$here/machine.txt")
-[ "$machine" = "$wanted" ] || fail "this machine is $machine, these wheels are for $wanted" \
-    "export again with another --platform"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+trap 'exit 1' HUP INT TERM
+cd "$work"
+# -I: neither variables such as PYTHONPATH nor user site-packages add modules.
+version=$("$python" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+machine=$("$python" -I -c 'import platform; print(platform.machine())')
 
-"$python" - "$here" <<'END' || fail "files on this disk are damaged or missing" "copy or export them again"
-import hashlib, pathlib, sys
-here, wrong = pathlib.Path(sys.argv[1]), []
-for line in (here / "SHA256SUMS").read_text().splitlines():
+"$python" -I - "$target" <<'END' || fail "envferry cannot be installed there" "name another directory: sh $0 DIRECTORY"
+import os, sys, unicodedata
+target = sys.argv[1]
+odd = sorted({c for c in target if unicodedata.category(c)[0] not in "LMN" and c not in "/._-+@=~"})
+if odd:
+    sys.exit("%r contains %s" % (target, " ".join(map(ascii, odd))))
+if len(os.fsencode(target)) > 100:
+    sys.exit("%s is longer than 100 bytes: the kernel cuts the first lines of scripts" % target)
+END
+
+# What is used below is a private copy of what was checked: the disk may change meanwhile.
+mkdir "$work/tool"
+"$python" -I - "$here" "$work" <<'END' || fail "files on this disk are damaged or missing" "copy or export them again"
+import base64, hashlib, json, pathlib, re, sys
+here, work = map(pathlib.Path, sys.argv[1:])
+sums, wrong = (here / "SHA256SUMS").read_bytes(), []
+for line in sums.decode().splitlines():
     digest, name = line.split("  ", 1)
+    if not re.fullmatch(r"(wheels/)?[A-Za-z0-9_][A-Za-z0-9_.+!-]*", name):
+        sys.exit("SHA256SUMS names %r, which is not a file of ours" % name)
     try:
-        found = hashlib.sha256((here / name).read_bytes()).hexdigest()
+        data = (here / name).read_bytes()
+        found = hashlib.sha256(data).hexdigest()
     except OSError as error:
         found = error.strerror
     if found != digest:
         wrong.append("%s: expected %s, found %s" % (name, digest, found))
-sys.exit("\n".join(wrong) or 0)
+        continue
+    copy = work / "tool" / name
+    copy.parent.mkdir(exist_ok=True)
+    copy.write_bytes(data)
+if wrong:
+    sys.exit("\n".join(wrong))
+(work / "digest").write_text(hashlib.sha256(sums).hexdigest())
+try:
+    envelope = json.loads((here / "attestation.json").read_bytes())
+except FileNotFoundError:
+    sys.exit(0)
+# DSSE: what is signed is the encoding of type and body together.
+kind, body = envelope["payloadType"].encode(), base64.b64decode(envelope["payload"])
+statement = json.loads(body)
+subjects = {subject["name"]: subject["digest"].get("sha256") for subject in statement["subject"]}
+if statement["predicateType"] != "urn:envferry:tool:1":
+    sys.exit("attestation.json is about something else: %s" % statement["predicateType"])
+if subjects.get("SHA256SUMS") != hashlib.sha256(sums).hexdigest():
+    sys.exit("attestation.json is about another SHA256SUMS")
+(work / "message").write_bytes(b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(body), body))
+for number, signature in enumerate(envelope["signatures"][:64]):
+    (work / ("signature-%d" % number)).write_bytes(base64.b64decode(signature["sig"]))
 END
+
+# is_signed: whether a trusted key signed the files.
+is_signed() {
+    for key in "$keys"/*.pub; do
+        for signature in "$work"/signature-*; do
+            [ -f "$signature" ] && openssl pkeyutl -verify -pubin -inkey "$key" -rawin \
+                -in "$work/message" -sigfile "$signature" >/dev/null 2>&1 && return 0
+        done
+    done
+    return 1
+}
+keys=${ENVFERRY_TRUSTED_DIR:-/etc/envferry/trusted.d}
+case $keys in /*) ;; *) fail "ENVFERRY_TRUSTED_DIR is $keys, expected an absolute path" "correct it, or unset it" ;; esac
+set +f
+has_keys=
+for key in "$keys"/*.pub; do [ ! -f "$key" ] || has_keys=yes; done
+is_required=
+case ${ENVFERRY_REQUIRE_SIGNATURES-} in '' | 0 | false | no | off) ;; *) is_required=yes ;; esac
+for file in /etc/envferry/require-signatures "$(dirname -- "$keys")/require-signatures"; do
+    if [ -e "$file" ] || [ -h "$file" ]; then is_required=yes; fi
+done
+if [ -z "$has_keys" ] && { [ -e "$keys" ] || [ -h "$keys" ]; }; then is_required=yes; fi
+accept="or accept it as it is: sh $0 --allow-unsigned"
+if [ -n "$allow_unsigned" ]; then
+    printf 'warning: the signature of these files is not checked (--allow-unsigned)\n' >&2
+elif [ -n "$has_keys" ]; then
+    openssl pkeyutl -help 2>&1 | grep -q -e -rawin ||
+        fail "this host trusts keys, and has no openssl 3 to check these files with" "run \`envferry verify $here\` with the envferry that is there, $accept"
+    is_signed || fail "these files are not signed by a key of $keys" "export them with --sign-key, $accept"
+    printf 'signed by a key of %s\n' "$keys"
+elif [ -n "$is_required" ]; then
+    fail "this host demands signatures, and there is no key in $keys" "copy the public key there as NAME.pub, $accept"
+else
+    printf 'warning: nobody checks who made these files: this host trusts no keys (%s)\n' "$keys" >&2
+    printf 'SHA-256 of SHA256SUMS, to compare with what you were told: %s\n' "$(cat "$work/digest")" >&2
+fi
+
+requirements=$work/tool/requirements-$version.txt
+known=$(cd -- "$work/tool" && printf '%s ' requirements-*.txt | sed 's/requirements-//g; s/\.txt//g')
+[ -f "$requirements" ] || fail "$python is python $version, these wheels are for $known" \
+    "PYTHON=python3.X sh $0, or export again with --python $version"
+wanted=$(cat "$work/tool/machine.txt")
+[ "$machine" = "$wanted" ] || fail "this machine is $machine, these wheels are for $wanted" \
+    "export again with another --platform"
 
 if [ -e "$target" ] && [ ! -f "$target/pyvenv.cfg" ] && [ -n "$(ls -A "$target")" ]; then
     fail "$target holds something else" "name another directory: sh $0 DIRECTORY"
 fi
 # Without pip: Debian has no ensurepip unless python3-venv is there. pip runs out of its wheel.
-"$python" -m venv --without-pip "$target" || fail "$python cannot make a venv at $target" \
+"$python" -I -m venv --without-pip "$target" || fail "$python cannot make a venv at $target" \
     "is the place writable, and python complete?"
-for pip in "$here"/wheels/pip-*.whl; do :; done
-"$target/bin/python" -E -s "$pip/pip" install --quiet --no-index --find-links "$here/wheels" \
-    --require-hashes --no-cache-dir --disable-pip-version-check --no-input \
-    --root-user-action ignore -r "$requirements" ||
+for pip in "$work"/tool/wheels/pip-*.whl; do :; done
+# Neither settings of pip nor its variables: where packages come from is decided here.
+PIP_CONFIG_FILE=/dev/null "$target/bin/python" -I "$pip/pip" --isolated install --quiet --no-index \
+    --find-links "$work/tool/wheels" --require-hashes --no-cache-dir --disable-pip-version-check \
+    --no-input --root-user-action ignore -r "$requirements" ||
     fail "pip could not install the wheels" "see what it says above"
 
 registry=$(dirname -- "$here")
-"$target/bin/envferry" --version
+"$target/bin/python" -I -m envferry --version
 printf '\nNext:\n'
 printf '  %s ls --registry %s\n' "$target/bin/envferry" "$registry"
 printf '  %s install NAME@TAG --registry %s\n' "$target/bin/envferry" "$registry"

@@ -145,16 +145,39 @@ def read_trusted_keys(directory: Path, files: Iterable[Path] = ()) -> tuple[Publ
     """Read all `*.pub` in a directory, which need not exist, and further key files.
 
     One that cannot be read is an error and not one key fewer: a host must not come to trust
-    everything because its keys were damaged.
+    everything because its keys were damaged. So is a directory that is there and holds no key,
+    unless `files` names some. Raises UsageError, and NotFound for a key file that is missing.
+    """
+    named = tuple(files)
+    there = _list_keys_dir(directory)
+    paths = [path for path in there or () if path.suffix == PUBLIC_SUFFIX]
+    if there is not None and not (paths or named):
+        found = ", ".join(path.name for path in there[:5]) or "nothing"
+        message = f"{directory} holds no public key: expected files named *.pub, found {found}"
+        hint = "copy the keys there as NAME.pub, or remove the directory to accept what is unsigned"
+        raise UsageError(message, hint=hint)
+    keys = [parse_public_key(_read(path, "trusted key"), str(path)) for path in (*paths, *named)]
+    return tuple({key.id: key for key in keys}.values())
+
+
+def _list_keys_dir(directory: Path) -> list[Path] | None:
+    """Return what is in the directory of trusted keys; None when nobody ever made it.
+
+    A link that leads nowhere, a file, or a directory that cannot be read was meant to hold keys.
     """
     try:
-        there = sorted(directory.iterdir()) if directory.is_dir() else []
+        return sorted(directory.iterdir())
+    except FileNotFoundError as error:
+        broken = [path for path in (directory, *directory.parents) if path.is_symlink()]
+        broken = [path for path in broken if not path.exists()]
+        if not broken:
+            return None
+        message = f"cannot read the trusted keys in {directory}: {broken[-1]} is a dangling link"
+        raise UsageError(message, hint=f"correct or remove the link {broken[-1]}") from error
     except OSError as error:
         message = f"cannot read the trusted keys in {directory}: {error.strerror}"
-        raise UsageError(message, hint=f"check who may read {directory}") from error
-    paths = [path for path in there if path.suffix == PUBLIC_SUFFIX]
-    keys = [parse_public_key(_read(path, "trusted key"), str(path)) for path in (*paths, *files)]
-    return tuple({key.id: key for key in keys}.values())
+        hint = f"check that {directory} is a directory, and who may read it"
+        raise UsageError(message, hint=hint) from error
 
 
 def seal(payload_type: str, body: bytes, keys: Iterable[SigningKey]) -> Envelope:

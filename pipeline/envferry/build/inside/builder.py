@@ -115,7 +115,7 @@ def link_conda_packages(order: BuildOrder) -> tuple[str, ...]:
     scratch = Path(order.scratch)
     order_path, answer_path = scratch / "order.json", scratch / "linked.json"
     order_path.write_bytes(msgspec.json.encode(order))
-    worker = (sys.executable, "-m", "envferry.build.inside.link_packages")
+    worker = process.our_module("envferry.build.inside.link_packages")
     environ = child_environ(SSL_CERT_FILE=certifi.where())
     finished = process.run([*worker, order_path, answer_path], env=environ, check=False)
     if not answer_path.exists():
@@ -171,7 +171,8 @@ def add_wheels(order: BuildOrder, python: Path, records: CondaRecords) -> Iterat
 def compile_bytecode(prefix: Path, python: Path) -> None:
     """Compile all modules with the environment's own python; say which cannot be compiled."""
     script = Path(__file__).with_name("compile_bytecode.py")
-    finished = process.run([python, "-I", "-B", "-W", "ignore", script, prefix])
+    words = (python, "-I", "-B", "-W", "ignore", script, prefix)
+    finished = process.run(words, env=child_environ())
     if finished.stderr:
         say(finished.stderr.rstrip())
 

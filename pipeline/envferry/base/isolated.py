@@ -1,0 +1,50 @@
+"""Where programs run whose code came with an environment: nothing of the caller's reaches them."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
+ISOLATED_ENVIRONMENT: Mapping[str, str] = {
+    "LC_ALL": "C.UTF-8",
+    # Command checks start Python through entry-point scripts, which take no `-I`.
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONNOUSERSITE": "1",
+}
+"""All that is set beside PATH, HOME and TMPDIR: what is not named here is not passed on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Isolation:
+    """The environment variables and the working directory of an isolated program."""
+
+    environ: Mapping[str, str]
+    directory: Path
+    """Empty, mode 0700; HOME and TMPDIR are directories like it."""
+
+
+@contextmanager
+def isolated(prefix: str) -> Iterator[Isolation]:
+    """Make an empty home and working directory of mode 0700 for one program; remove them after.
+
+    A program of the environment at `prefix` comes first on PATH. HOME must not be a directory that
+    others can write to: Python imports from `~/.local/lib/pythonX.Y/site-packages`.
+    """
+    with tempfile.TemporaryDirectory(prefix="envferry-check-", ignore_cleanup_errors=True) as top:
+        folders = {name: Path(top, name) for name in ("home", "tmp", "work")}
+        for folder in folders.values():
+            folder.mkdir(mode=0o700)
+        environ = {
+            **ISOLATED_ENVIRONMENT,
+            "PATH": f"{prefix}/bin:{SYSTEM_PATH}",
+            "HOME": str(folders["home"]),
+            "TMPDIR": str(folders["tmp"]),
+        }
+        yield Isolation(environ=environ, directory=folders["work"])
