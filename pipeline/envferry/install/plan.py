@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
+from envferry.archive.identity import check_manifest
 from envferry.archive.prefixes import Relocation
 from envferry.archive.reader import Archive
 from envferry.archive.validation import is_sane_prefix
-from envferry.errors import IntegrityError, TargetOccupied, UsageError
+from envferry.errors import TargetOccupied, UsageError
 from envferry.install.env_home import EnvHome
 from envferry.install.host_check import Needs, check_host, cuda_runtime
 from envferry.install.installed import find_donors
@@ -119,22 +120,6 @@ def find_needs(order: InstallOrder, system: SystemRequirements) -> Needs:
         inodes=len(numbers) if not written else 0,
         has_links=any(entry.type == "symlink" for entry in index.files),
     )
-
-
-def check_manifest(archive: Archive, manifest: Manifest) -> None:
-    """Raise IntegrityError unless this is the archive that the manifest describes.
-
-    The index binds every frame and every file; the manifest binds the index.
-    """
-    index_blake3 = blake3(archive.index_frame).hexdigest()
-    found = (archive.source.size, archive.index.id, index_blake3)
-    expected = (manifest.archive.size, manifest.id, manifest.archive.index_blake3)
-    if found != expected:
-        message = (
-            f"{archive.name} is not the archive of its manifest: "
-            f"found {found[0]} bytes, id {found[1]}, expected {expected[0]} bytes, id {expected[1]}"
-        )
-        raise IntegrityError(message, hint="fetch both again")
 
 
 def plan_installation(
