@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import pytest
 
-from envferry.artifacts import sbom_path
 from envferry.archive.reader import TAIL_BYTES
+from envferry.artifacts import sbom_path
 from envferry.cli.main import envferry, run
 from envferry.cli.transfer import export, parse_size
 from envferry.errors import IntegrityError, NotFound, StoreError, TargetOccupied, UsageError

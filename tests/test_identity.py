@@ -71,7 +71,7 @@ def test_a_manifest_that_names_something_else_gets_nowhere(
             progress=Silent(),
         )
     assert not list((tmp_path / "fetched").glob("demo*"))
+    options = InstallOptions(envs_dir=tmp_path / "envs")
     with FileSource(artifact.archive_path) as source, pytest.raises(IntegrityError, match=expected):
-        options = InstallOptions(envs_dir=tmp_path / "envs")
         install_artifact(source, manifest, options=options, progress=Silent())
     assert not (tmp_path / "envs").exists()

@@ -36,4 +36,6 @@ def check_manifest(archive: Archive, manifest: Manifest) -> None:
     ]
     if differences:
         message = f"{archive.name} is not the archive of its manifest: {'; '.join(differences)}"
-        raise IntegrityError(message, hint="copy or fetch both again, or pack the environment again")
+        raise IntegrityError(
+            message, hint="copy or fetch both again, or pack the environment again"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 COPY_BYTES = 1 << 20
 FOLDER_ATTEMPTS = 10
+FOLDER_MODE = 0o755
 T = TypeVar("T")
 
 
@@ -80,6 +82,39 @@ def remove_tree(path: Path) -> None:
                 if not (closed := Path(directory, folder)).is_symlink():
                     closed.chmod(0o700)
         shutil.rmtree(path)
+
+
+def absolute_path(path: Path) -> Path:
+    """Return a path without `.` and `..`; links stay, but those that a `..` leads back from."""
+    parts = Path.cwd().joinpath(path).parts
+    if ".." not in parts:
+        return Path(*parts)
+    last = len(parts) - parts[::-1].index("..")
+    return Path(*parts[:last]).resolve().joinpath(*parts[last:])
+
+
+def make_folders(path: Path) -> None:
+    """Make a directory, and those above it, for everybody to enter and read, whatever the umask.
+
+    A group that the umask lets write may write. Directories that exist stay as they are.
+    """
+    if path.is_dir():
+        return
+    make_folders(path.parent)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+    else:
+        open_folder(path)
+
+
+def open_folder(path: Path) -> None:
+    """Let everybody enter and read a directory."""
+    found = stat.S_IMODE(path.stat().st_mode)
+    if found & FOLDER_MODE != FOLDER_MODE:
+        path.chmod(found | FOLDER_MODE)
 
 
 def open_in_folder(path: Path, mode: str) -> IO[bytes]:
