@@ -15,7 +15,7 @@ import msgspec
 import xxhash
 from blake3 import blake3
 
-from envferry.errors import HostError, IntegrityError, SpecError, TargetOccupied
+from envferry.errors import HostError, IntegrityError, SpecError, TargetOccupied, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -91,6 +91,15 @@ def absolute_path(path: Path) -> Path:
         return Path(*parts)
     last = len(parts) - parts[::-1].index("..")
     return Path(*parts[:last]).resolve().joinpath(*parts[last:])
+
+
+def expand_home(path: Path) -> Path:
+    """Return a path with the home directory in the place of `~` or `~USER`."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        message = f"{path}: nobody knows that home directory"
+        raise UsageError(message, hint="write the whole path") from error
 
 
 def make_folders(path: Path) -> None:

@@ -54,11 +54,12 @@ def view_of(home: EnvHome, id_: str) -> tuple[str, ...]:
     link = str(Path(HOME, home.name, id_))
     script = str(Path(final_view.__file__))
     words = (sys.executable, "-I", "-S", script, str(home.envs_dir), home.name, link)
-    tried = process.run(words, check=False)
-    if tried.returncode == 0:
-        return words
-    log.info("the checks run after the link was changed: %s", tried.stderr.strip())
-    return ()
+    try:
+        process.run(words)
+    except ToolFailed as error:
+        log.info("the checks run after the link was changed: %s", error.message)
+        return ()
+    return words
 
 
 def check_while_current(home: EnvHome, installation: Installation, progress: Progress) -> None:

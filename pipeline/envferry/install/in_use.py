@@ -13,7 +13,7 @@ from envferry.archive.contents import is_directory
 from envferry.install.leases import why_not_free
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 log = logging.getLogger(__name__)
 
@@ -48,24 +48,11 @@ def look_for_users(tree: Path, proc: Path = Path("/proc")) -> Usage:
     """
     if not is_directory(str(tree)):
         return Usage()
-    own = Own.of(tree)
     try:
-        directories = [path for path in proc.iterdir() if path.name.isdecimal()]
+        processes = [Process(path) for path in proc.iterdir() if path.name.isdecimal()]
     except OSError as error:
         return Usage(unseen=f"{proc} cannot be read: {error.strerror}")
-    users: dict[int, str] = {}
-    closed: dict[int, str] = {}
-    for directory in directories:
-        process = Process(directory)
-        if process.has_no_files():
-            continue
-        try:
-            if process.uses(own):
-                users[process.pid] = process.program()
-        except PermissionError:
-            closed[process.pid] = process.program()
-        except OSError:
-            continue  # it has ended
+    users, closed = sort_processes(Own.of(tree), processes)
     if users:
         return Usage(users=users)
     hidden = what_is_hidden(proc)
@@ -78,6 +65,23 @@ def look_for_users(tree: Path, proc: Path = Path("/proc")) -> Usage:
         log.warning("%s, though it may look into all: passed over", unseen)
         return Usage()
     return Usage(unseen=f"{unseen}, and {reason}")
+
+
+def sort_processes(own: Own, processes: Iterable[Process]) -> tuple[dict[int, str], dict[int, str]]:
+    """Return the processes that use a tree, and those that this user may not look into."""
+    users: dict[int, str] = {}
+    closed: dict[int, str] = {}
+    for process in processes:
+        if process.has_no_files():
+            continue
+        try:
+            if process.uses(own):
+                users[process.pid] = process.program()
+        except PermissionError:
+            closed[process.pid] = process.program()
+        except OSError as error:
+            log.debug("process %s has ended: %s", process.pid, error)
+    return users, closed
 
 
 def what_is_hidden(proc: Path) -> str:
