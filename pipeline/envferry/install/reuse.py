@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
-    from envferry.archive.index import FileEntry, Index
+    from envferry.archive.index import Index
     from envferry.archive.prefixes import Relocation
 
 NEW_COPY = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -118,20 +118,22 @@ class Supply:
     def take(self, number: int, target: str | None) -> bool:
         """Verify one file and put it in its place; return whether it is what it must be."""
         source, wanted = self.candidates[number]
-        entry = self.index.files[number]
         descriptor = open_holding(source, wanted)
         if descriptor is None:
             return False
         try:
-            return target is None or self.place(descriptor, source, f"{target}/{entry.path}", entry)
+            path = f"{target}/{self.index.files[number].path}"
+            return target is None or self.place(descriptor, number, path)
         finally:
             os.close(descriptor)
 
-    def place(self, descriptor: int, source: str, path: str, entry: FileEntry) -> bool:
+    def place(self, descriptor: int, number: int, path: str) -> bool:
         """Bring one verified file to its path, sharing what may be shared.
 
-        Returns False, and leaves nothing there, when it is not as long any more as it was.
+        Returns False, and leaves nothing there, when it is not as long any more as it was: it then
+        comes from the archive.
         """
+        (source, wanted), entry = self.candidates[number], self.index.files[number]
         status = os.fstat(descriptor)
         same_status = (
             stat.S_IMODE(status.st_mode) == entry.mode and status.st_mtime_ns == self.times[0]
@@ -141,10 +143,10 @@ class Supply:
         copy = os.open(path, NEW_COPY, entry.mode)
         try:
             if self.link is not Link.REFLINK or not reflink(descriptor, copy):
-                copy_content(descriptor, copy, status.st_size)
+                copy_content(descriptor, copy, wanted.size)
             os.fchmod(copy, entry.mode)
             os.utime(copy, ns=self.times)
-            is_whole = os.fstat(copy).st_size == status.st_size
+            is_whole = os.fstat(copy).st_size == wanted.size
         finally:
             os.close(copy)
         if not is_whole:
