@@ -84,7 +84,8 @@ class Site:
         described.write_bytes(
             to_json(manifest).replace(b'"file": ""', f'"file": "{file}"'.encode())
         )
-        argv = [sys.executable, "-c", INSTALL, archive, described, self.envs, "yes" * replace]
+        argv: list[str | Path] = [sys.executable, "-c", INSTALL, archive, described]
+        argv += [self.envs, "yes" * replace]
         if not self.namespaces:
             argv = ["unshare", "-Ur", "sh", "-c", NO_NAMESPACES, "sh", *argv]
         child = subprocess.Popen(argv, stderr=subprocess.PIPE)

@@ -172,9 +172,17 @@ else:
 
 def remove_elsewhere(home: EnvHome, *before: str, user: int = 0, told: bool = False) -> str:
     """Remove the old installation as somebody else, somewhere else; return what is said."""
-    words = [sys.executable, "-c", ELSEWHERE, home.envs_dir, old_id(home), str(user)]
+    words: list[str | Path] = [
+        sys.executable,
+        "-c",
+        ELSEWHERE,
+        home.envs_dir,
+        old_id(home),
+        str(user),
+    ]
     argv = [*before, *words, *(["told"] if told else [])]
-    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    finished = subprocess.run(argv, capture_output=True, text=True, check=True)
+    return finished.stdout
 
 
 @as_root
@@ -232,6 +240,16 @@ def test_overlays_do_not_tell_who_has_files_open(home: EnvHome, tmp_path: Path) 
         "from envferry.install.leases import why_not_free; "
         'print(why_not_free(Path(sys.argv[1])))" scratch/m'
     )
-    argv = ["unshare", "-m", "sh", "-c", script, "sh", tmp_path, tree, sys.executable]
+    argv: list[str | Path] = [
+        "unshare",
+        "-m",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        tmp_path,
+        tree,
+        sys.executable,
+    ]
     said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     assert said == "its file system (overlay) does not tell who has files open\n"

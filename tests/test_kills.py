@@ -114,7 +114,7 @@ def test_a_kill_at_every_operation(tmp_path: Path, envs: Path, deed: str) -> Non
     if deed in ("rollback", "remove"):
         install(tmp_path / "2.tar.zst", envs, prefix=f"{place}/demo")
     install(tmp_path / "1.tar.zst", envs, prefix=f"{place}/demo")
-    argv = [sys.executable, "-c", SCRIPT, deed, envs, place]
+    argv: list[str | Path] = [sys.executable, "-c", SCRIPT, deed, envs, place]
     argv += [tmp_path / "1.tar.zst", tmp_path / "2.tar.zst", first, second]
     finished = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from envferry.progress import Expected
+
 __all__ = ["envs"]
 
 NOISE = os.urandom(300_000)
@@ -96,7 +98,9 @@ class Meanwhile(Silent):
         self.is_done = False
 
     @contextmanager
-    def task(self, label: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+    def task(
+        self, label: str, total_bytes: int | Expected | None = None
+    ) -> Iterator[Callable[[int], None]]:
         """Do it when the sharing begins."""
 
         def advance(count: int) -> None:

@@ -26,7 +26,7 @@ from tests.test_install import envs, install, manifest_of, output_of
 from tests.test_installed import CONTENTS, archive, repair, verify
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["archive", "envs"]
 
@@ -115,7 +115,13 @@ def test_a_tree_that_is_a_link_is_not_there(archive: Path, envs: Path, tmp_path:
     assert not tree.is_symlink()
 
 
-DAMAGES = {
+def become_a_link(home: EnvHome, tree: Path) -> None:
+    """Move a tree and put a link in its place."""
+    tree.rename(home.directory / "x")
+    tree.symlink_to("x")
+
+
+DAMAGES: dict[str, Callable[[EnvHome, Path], object]] = {
     "gone": lambda home, tree: shutil.rmtree(tree),
     "a file is gone": lambda home, tree: (tree / "bin/tool").unlink(),
     "a file is another": lambda home, tree: (tree / "bin/tool").write_bytes(b"#!/bin/sh\necho 9\n"),
@@ -123,7 +129,7 @@ DAMAGES = {
     "the record is damaged": lambda home, tree: home.record(tree.name).write_text("{"),
     "the index is gone": lambda home, tree: home.index(tree.name).unlink(),
     "the record is gone": lambda home, tree: home.record(tree.name).unlink(),
-    "a link": lambda home, tree: tree.rename(tree.with_name("x")) and tree.symlink_to("x"),
+    "a link": become_a_link,
 }
 
 
@@ -288,8 +294,15 @@ def test_environments_in_the_layer_of_an_image(tmp_path: Path, envs: Path) -> No
         'mount -t overlay o -o "lowerdir=$2,upperdir=$here/u,workdir=$here/w" $here/m; '
         'shift 2; exec "$@"'
     )
-    child = [sys.executable, "-c", ON_OVERLAY, tmp_path / "scratch/m", *ids, tmp_path / "2.tar.zst"]
-    argv = ["unshare", "-m", "sh", "-c", script, "sh", tmp_path, envs, *child]
+    child: list[str | Path] = [
+        sys.executable,
+        "-c",
+        ON_OVERLAY,
+        tmp_path / "scratch/m",
+        *ids,
+        tmp_path / "2.tar.zst",
+    ]
+    argv: list[str | Path] = ["unshare", "-m", "sh", "-c", script, "sh", tmp_path, envs, *child]
     finished = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
 
@@ -325,14 +338,9 @@ def test_a_disk_that_fills_while_files_are_shared(tmp_path: Path, limit: str) ->
         tool = b"#!/bin/sh\necho version %b\n" % version
         small_archive(tmp_path / f"{version.decode()}.tar.zst", {**shared, "bin/tool": tool})
     mount = f'mount -t tmpfs -o {limit} tmpfs "$1" && shift && exec "$@"'
-    child = [
-        sys.executable,
-        "-c",
-        FULL_WHILE_SHARING,
-        *(tmp_path / n for n in ("disk", "1.tar.zst")),
-    ]
-    argv = ["unshare", "-m", "sh", "-c", mount, "sh", tmp_path / "disk", *child]
-    argv.append(tmp_path / "2.tar.zst")
+    places = [tmp_path / name for name in ("disk", "1.tar.zst", "2.tar.zst")]
+    child: list[str | Path] = [sys.executable, "-c", FULL_WHILE_SHARING, *places]
+    argv: list[str | Path] = ["unshare", "-m", "sh", "-c", mount, "sh", places[0], *child]
     finished = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
 
@@ -356,7 +364,7 @@ def test_who_may_not_remove_a_leftover_is_told(
     if os.geteuid() == 0:
         require("chattr", shutil.which("chattr"))
         (home.directory / ".link-1").write_text("")
-        argv = ["chattr", "+i", home.directory / ".link-1"]
+        argv: list[str | Path] = ["chattr", "+i", home.directory / ".link-1"]
         require("chattr", subprocess.run(argv, check=False).returncode == 0)
     try:
         install(tmp_path / "1.tar.zst", envs)
