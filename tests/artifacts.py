@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,12 +16,12 @@ from envferry.models import Artifact, Manifest, PackageFacts
 from tests.archives import PREFIX, small_archive
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from envferry.archive.writer import WrittenArchive
 
 PLATFORM = "linux-64"
 SIZING_ROUNDS = 60
+LARGE_BYTES = 1 << 20
+SLACK_BYTES = 1000
 LOCK = """\
 # lock {seed}
 version: 1
@@ -35,11 +38,10 @@ def make_artifact(directory: Path, size: int = 1000, *, seed: int = 1) -> Artifa
     Its archive has `size` bytes, unless that is less than an archive needs.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f".{seed}.tar.zst"
-    written = write_sized(path, random.Random(seed).randbytes(size), size)
+    data, written = sized_archive(size, seed)
     id_ = written.index.id
     archive = directory / f"demo-{PLATFORM}-{id_}.tar.zst"
-    path.replace(archive)
+    archive.write_bytes(data)
     lock = LOCK.format(seed=seed).encode()
     manifest = Manifest(
         name="demo",
@@ -57,17 +59,22 @@ def make_artifact(directory: Path, size: int = 1000, *, seed: int = 1) -> Artifa
     return artifact
 
 
-def write_sized(path: Path, noise: bytes, size: int) -> WrittenArchive:
-    """Write an archive of `size` bytes, all told: what noise it holds follows from that.
+@lru_cache(maxsize=4)
+def sized_archive(size: int, seed: int) -> tuple[bytes, WrittenArchive]:
+    """Return an archive of `size` bytes, all told: what noise it holds follows from that.
 
-    Its index is compressed, and a few bytes longer or shorter with each content.
+    Its index is compressed, and a few bytes longer or shorter with each content. A large one may
+    therefore be longer by some bytes.
     """
-    length = size
-    for start in range(SIZING_ROUNDS):
-        content = noise[start:] + noise[:start]
-        written = small_archive(path, {"lib/noise": content[:length]}, platform=PLATFORM)
-        excess = path.stat().st_size - size
-        if excess == 0 or length <= max(excess, 0):
-            break
-        length -= excess
-    return written
+    length, noise = size, random.Random(seed).randbytes(size)
+    allowed = 0 if size < LARGE_BYTES else SLACK_BYTES
+    with TemporaryDirectory() as place:
+        path = Path(place, "archive")
+        for start in range(SIZING_ROUNDS):
+            content = noise[start:] + noise[:start]
+            written = small_archive(path, {"lib/noise": content[:length]}, platform=PLATFORM)
+            excess = path.stat().st_size - size
+            if 0 <= excess <= allowed or length <= max(excess, 0):
+                break
+            length -= excess - allowed // 2
+        return path.read_bytes(), written
