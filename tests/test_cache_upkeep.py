@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,9 +15,6 @@ from envferry.build.downloads import DownloadCache, cache_lock
 from envferry.errors import TargetOccupied
 from envferry.progress import Silent
 from tests.builds import locked
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -133,3 +132,29 @@ def test_leftovers_of_killed_builds_go(tmp_path: Path) -> None:
     assert left == ["demo.v2-linux-64.partial", "other-linux-64.again"]
     assert (tmp_path / "demo.v2-linux-64").exists()
     assert list(remove_leftovers(tmp_path / "nowhere")) == []
+
+
+VERIFY_AS_ANOTHER = """
+import os, sys
+from pathlib import Path
+from envferry.build.cache import list_entries, verify_entries
+os.setgroups([])
+os.setgid(6000)
+os.setuid(5002)
+root = Path(sys.argv[1])
+before = list_entries(root)
+assert verify_entries(root, lambda count: None) == []
+assert list_entries(root) == before
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes its user")
+def test_anybody_of_its_group_verifies_a_shared_cache(cache: DownloadCache, tmp_path: Path) -> None:
+    """The times of files are their owner's to set."""
+    for path in (cache.root, *cache.root.rglob("*")):
+        os.chown(path, 5001, 6000)
+        path.chmod(0o2775 if path.is_dir() else 0o664)
+    for path in (tmp_path, *tmp_path.parents):
+        if path != Path("/tmp") and path.is_relative_to("/tmp"):
+            path.chmod(0o755)
+    subprocess.run([sys.executable, "-c", VERIFY_AS_ANOTHER, cache.root], check=True)

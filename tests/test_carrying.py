@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import pytest
 
+from envferry.archive.reader import TAIL_BYTES
 from envferry.artifacts import sbom_path
 from envferry.cli.main import envferry, run
 from envferry.cli.transfer import export, parse_size
@@ -189,7 +190,8 @@ def test_a_mirror_that_broke_off_goes_on(sites: Sites) -> None:
 def test_what_a_fetch_began_goes_when_the_archive_came_otherwise(sites: Sites) -> None:
     artifact = sites.push(SMALL)
     into, there = sites.tmp_path / "fetched", the(sites.home, "*.tar.zst")
-    lost = Registry(LosingStore(open_store(sites.home), REQUEST_BYTES))
+    tail = there.stat().st_size - TAIL_BYTES
+    lost = Registry(LosingStore(open_store(sites.home), REQUEST_BYTES, tail=tail))
     ref = Ref.parse(f"demo@{artifact.manifest.id}")
     with pytest.raises(StoreError, match="lost"):
         fetch_artifact(ref, registry=lost, directory=into, platform=PLATFORM, progress=Silent())
@@ -200,10 +202,13 @@ def test_what_a_fetch_began_goes_when_the_archive_came_otherwise(sites: Sites) -
 
 
 class LosingStore:
-    """A store whose archives cannot be read from one offset on; a negative one: all can."""
+    """A store whose archives cannot be read from one offset on; a negative one: all can.
 
-    def __init__(self, store: Store, lose_at: int) -> None:
-        self.store, self.lose_at = store, lose_at
+    The end, where the index is, may be left out of that.
+    """
+
+    def __init__(self, store: Store, lose_at: int, *, tail: int = 1 << 62) -> None:
+        self.store, self.lose_at, self.tail = store, lose_at, tail
         self.reads: list[int] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -212,7 +217,7 @@ class LosingStore:
     def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """Fail at the chosen offset."""
         if key.endswith(".tar.zst"):
-            if self.lose_at >= 0 and offset >= self.lose_at:
+            if 0 <= self.lose_at <= offset < self.tail:
                 raise StoreError("lost the connection")
             self.reads.append(offset)
         return self.store.read(key, offset, length)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +49,34 @@ def test_an_empty_variable_says_nothing() -> None:
     names = ("CACHE", "ENVS_DIR", "REGISTRY", "SIGN_KEY", "TRUSTED_DIR")
     empty = {f"ENVFERRY_{name}": "" for name in names} | {"SOURCE_DATE_EPOCH": ""}
     assert Settings.from_environ({"HOME": "/h", **empty}) == Settings.from_environ({"HOME": "/h"})
+
+
+BECOME = (
+    *("setpriv", "--reuid=1000770000", "--regid=0", "--clear-groups"),
+    # The interpreter of these tests may be in somebody's home.
+    *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
+)
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("setpriv"), reason="becomes a user without an entry"
+)
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (("doctor",), 0, "no place for the cache"),
+        (("verify", "demo", "--envs-dir", "nowhere"), 7, "demo is not installed"),
+        (("install", "nowhere/demo.tar.zst"), 7, "is not there"),
+        (("cache", "ls"), 3, "no place for the cache: HOME is not set, and user 1000770000"),
+        (("ls", "--registry", "~/registry"), 2, "nobody knows that home directory"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_user_without_a_home(words: tuple[str, ...], status: int, said: str) -> None:
+    """As container platforms start programs: only what needs a home asks for one."""
+    argv = [*BECOME, sys.executable, "-m", "envferry", *words]
+    environ = {"PATH": os.environ["PATH"]}
+    finished = subprocess.run(argv, capture_output=True, text=True, check=False, env=environ)
+    assert finished.returncode == status, finished.stderr
+    assert said in finished.stdout + finished.stderr
+    assert "Traceback" not in finished.stderr

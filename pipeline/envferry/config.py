@@ -84,8 +84,8 @@ class Settings:
 
     registry: str
     """Where artifacts and tags live: a directory, `s3://…` or `https://…`."""
-    cache_dir: Path
-    """Verified downloads and built environments; safe to delete."""
+    cache: Path | None
+    """Where the cache is; None where neither a setting nor a home directory says so."""
     envs_dir: Path
     """Where a host keeps its environments."""
     source_date_epoch: int
@@ -102,7 +102,9 @@ class Settings:
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
         """Read `ENVFERRY_*` (REGISTRY, CACHE, ENVS_DIR, TRUSTED_DIR, …) and the epoch."""
-        home_cache = environ.get("XDG_CACHE_HOME") or f"{home_of(environ)}/.cache"
+        home = home_of(environ)
+        home_cache = environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home else "")
+        cache = environ.get("ENVFERRY_CACHE") or (f"{home_cache}/envferry" if home_cache else "")
         epoch = environ.get("SOURCE_DATE_EPOCH") or str(SOURCE_DATE_EPOCH)
         if not epoch.isdecimal():
             message = f"SOURCE_DATE_EPOCH is {epoch!r}, expected seconds since 1970"
@@ -110,7 +112,7 @@ class Settings:
         return cls(
             registry=environ.get("ENVFERRY_REGISTRY") or "./artifacts",
             # What is noted of a build or an installation holds in other directories too.
-            cache_dir=Path(environ.get("ENVFERRY_CACHE") or f"{home_cache}/envferry").absolute(),
+            cache=Path(cache).absolute() if cache else None,
             envs_dir=Path(environ.get("ENVFERRY_ENVS_DIR") or ENVS_DIR).absolute(),
             source_date_epoch=int(epoch),
             trusted_dir=Path(environ.get("ENVFERRY_TRUSTED_DIR") or TRUSTED_DIR),
@@ -118,6 +120,17 @@ class Settings:
             min_speed=_number(environ, MIN_SPEED, 1024),
             require_signatures=_is_yes(environ, REQUIRE_SIGNATURES),
         )
+
+    @property
+    def cache_dir(self) -> Path:
+        """Verified downloads and built environments; safe to delete.
+
+        Raises SpecError where nothing says where that is.
+        """
+        if self.cache is None:
+            message = f"no place for the cache: HOME is not set, and user {os.getuid()} has no home"
+            raise SpecError(message, hint="set ENVFERRY_CACHE to a folder that this user may write")
+        return self.cache
 
     def signatures_required_by(self) -> str | None:
         """Return what says that nothing unsigned is taken in: a variable or a file; else None.
@@ -147,9 +160,15 @@ def _is_yes(environ: Mapping[str, str], name: str) -> bool:
     return text in YES
 
 
-def home_of(environ: Mapping[str, str]) -> str:
-    """Return the home that `HOME` names, or the user's own where it is not set."""
-    return environ.get("HOME") or str(Path("~").expanduser())
+def home_of(environ: Mapping[str, str]) -> str | None:
+    """Return the home that `HOME` names, or the user's own where it is not set.
+
+    None for a user without an entry in passwd, as container platforms like to start programs.
+    """
+    try:
+        return environ.get("HOME") or str(Path("~").expanduser())
+    except RuntimeError:
+        return None
 
 
 def settings() -> Settings:
@@ -225,10 +244,12 @@ class NetworkSettings:
         """Read what pip, requests and curl read: certificates and proxies."""
         names = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
         certificates = next((environ[name] for name in names if environ.get(name)), None)
-        netrc = Path(environ.get("NETRC") or f"{home_of(environ)}/.netrc")
+        home = home_of(environ)
+        place = environ.get("NETRC") or (f"{home}/.netrc" if home else "")
+        netrc = Path(place) if place and os.access(place, os.R_OK) else None
         return cls(
             certificates=Path(certificates) if certificates else None,
-            netrc=netrc if os.access(netrc, os.R_OK) else None,
+            netrc=netrc,
             proxies=read_proxies(environ),
             logins=_logins(environ),
         )
@@ -238,7 +259,8 @@ def _logins(environ: Mapping[str, str]) -> dict[str, Secret]:
     """Read the logins of the indexes that uv and pip are told about."""
     found: dict[str, Secret] = {}
     words = [word for name in INDEX_VARIABLES for word in environ.get(name, "").split()]
-    site = read_site_indexes(environ, Path(home_of(environ)))
+    home = home_of(environ)
+    site = read_site_indexes(environ, Path(home) if home else None)
     words += [index.url for index in (site.main, *site.extra) if index]
     for word in words:
         login, _, place = urlsplit(plain_url(word)).netloc.rpartition("@")
@@ -249,7 +271,8 @@ def _logins(environ: Mapping[str, str]) -> dict[str, Secret]:
 
 def site_indexes() -> SiteIndexes:
     """Return the package indexes that this machine's settings name."""
-    return read_site_indexes(os.environ, Path(home_of(os.environ)))
+    home = home_of(os.environ)
+    return read_site_indexes(os.environ, Path(home) if home else None)
 
 
 def network() -> NetworkSettings:
@@ -265,8 +288,7 @@ def condarc_paths() -> tuple[Path, ...]:
     candidates = [
         Path("/etc/conda/.condarc"),
         *([Path(root) / ".condarc"] if root else []),
-        Path(home) / ".conda" / ".condarc",
-        Path(home) / ".condarc",
+        *([Path(home) / ".conda" / ".condarc", Path(home) / ".condarc"] if home else []),
         *([Path(named)] if named else []),
     ]
     return tuple(path for path in candidates if path.is_file())

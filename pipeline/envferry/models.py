@@ -478,6 +478,15 @@ Finding = Literal["arch", "glibc", "cuda", "space", "inodes", "readonly", "noexe
 """What can be wrong with a host."""
 
 
+class Unchecked(msgspec.Struct, frozen=True, kw_only=True):
+    """What was at `envs/NAME` before an installation whose checks have not passed yet."""
+
+    before: str | None = None
+    """The id of the installation that was current."""
+    aside: str | None = None
+    """What the thing that was not ours is called now, in the envs directory."""
+
+
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
     """`ID.json` beside an installed tree, written last: no record, no installation."""
 
@@ -494,4 +503,6 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     checks: Checks = Checks()
     edited: dict[str, tuple[int, str]] = {}
     """Size and XXH3-128 of the files that are not as the archive has them: prefix edits."""
+    unchecked: Unchecked | None = None
+    """Set while it is current and its checks have not passed: the next command goes back."""
     schema: int = 1

@@ -74,6 +74,28 @@ def open_holding(path: str, wanted: Content) -> int | None:
     return None
 
 
+def lost_directories(root: str, index: Index) -> set[str]:
+    """Return the paths of an index's directories that a tree has not, or not as directories.
+
+    What is found below such a path, behind a symbolic link for example, is not in the tree. The
+    path of the tree itself is empty.
+    """
+    lost = set() if is_directory(root) else {""}
+    paths = (entry.path for entry in index.files if entry.type == "directory")
+    for path in sorted(paths):
+        if path.rpartition("/")[0] in lost or not is_directory(f"{root}/{path}"):
+            lost.add(path)
+    return lost
+
+
+def is_directory(path: str) -> bool:
+    """Whether a path is a directory itself, not a link to one."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
 def batches(files: Sequence[FileEntry], numbers: Iterable[int]) -> Iterator[list[int]]:
     """Cut a run of files into batches of some work each: a task costs as much as a small file."""
     batch: list[int] = []

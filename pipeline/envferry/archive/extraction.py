@@ -36,6 +36,8 @@ FEWEST_THREADS = 4
 """While one waits for a registry or for the disk, another decompresses."""
 RUN_BYTES = 16 << 20
 """What is read at once: a registry answers a few long requests faster than many short ones."""
+TOP_MODE = 0o755
+"""The directory that holds a tree is one like those in it."""
 RUNS_PER_THREAD = 8
 """At least, so that none works long when the others have ended."""
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -125,9 +127,6 @@ class Extraction:
         self.direct = DirectWriter(FRAME_BYTES)
         self.edited: dict[str, Content] = {}
         self.times = (archive.index.mtime * 10**9,) * 2
-        umask = os.umask(0)
-        os.umask(umask)
-        self.must_chmod = bool(umask & 0o755)
 
     def make_small_things(self) -> None:
         """Make links and empty files, which need nothing but the index."""
@@ -199,8 +198,8 @@ class Extraction:
 
     def finish_file(self, descriptor: int, entry: FileEntry) -> None:
         """Set what a complete file has besides its content."""
-        if self.must_chmod:
-            os.fchmod(descriptor, entry.mode)
+        # Whatever the umask, or the access list that a directory gives to what is made in it, says.
+        os.fchmod(descriptor, entry.mode)
         os.utime(descriptor, ns=self.times)
 
     def make_link(self, entry: FileEntry) -> None:
@@ -219,9 +218,9 @@ class Extraction:
         for entry in reversed(self.files):
             if entry.type == "directory":
                 path = f"{self.root}/{entry.path}"
-                if self.must_chmod:
-                    os.chmod(path, entry.mode)  # noqa: PTH101
+                os.chmod(path, entry.mode)  # noqa: PTH101
                 os.utime(path, ns=self.times)
+        os.chmod(self.root, TOP_MODE)  # noqa: PTH101
         sync_file_system(self.root)
 
     def finish_large_file(self, number: int) -> None:

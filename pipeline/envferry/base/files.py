@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 import tempfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,13 +14,14 @@ from typing import IO, TYPE_CHECKING, BinaryIO, TypeVar
 import xxhash
 from blake3 import blake3
 
-from envferry.errors import HostError, TargetOccupied
+from envferry.errors import HostError, TargetOccupied, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 COPY_BYTES = 1 << 20
 FOLDER_ATTEMPTS = 10
+FOLDER_MODE = 0o755
 T = TypeVar("T")
 
 
@@ -79,6 +81,48 @@ def remove_tree(path: Path) -> None:
                 if not (closed := Path(directory, folder)).is_symlink():
                     closed.chmod(0o700)
         shutil.rmtree(path)
+
+
+def absolute_path(path: Path) -> Path:
+    """Return a path without `.` and `..`; links stay, but those that a `..` leads back from."""
+    parts = Path.cwd().joinpath(path).parts
+    if ".." not in parts:
+        return Path(*parts)
+    last = len(parts) - parts[::-1].index("..")
+    return Path(*parts[:last]).resolve().joinpath(*parts[last:])
+
+
+def expand_home(path: Path) -> Path:
+    """Return a path with the home directory in the place of `~` or `~USER`."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        message = f"{path}: nobody knows that home directory"
+        raise UsageError(message, hint="write the whole path") from error
+
+
+def make_folders(path: Path) -> None:
+    """Make a directory, and those above it, for everybody to enter and read, whatever the umask.
+
+    A group that the umask lets write may write. Directories that exist stay as they are.
+    """
+    if path.is_dir():
+        return
+    make_folders(path.parent)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+    else:
+        open_folder(path)
+
+
+def open_folder(path: Path) -> None:
+    """Let everybody enter and read a directory."""
+    found = stat.S_IMODE(path.stat().st_mode)
+    if found & FOLDER_MODE != FOLDER_MODE:
+        path.chmod(found | FOLDER_MODE)
 
 
 def open_in_folder(path: Path, mode: str) -> IO[bytes]:

@@ -65,7 +65,7 @@ class _Found:
     passed_over: tuple[str, ...] = ()
 
 
-def read_site_indexes(environ: Mapping[str, str], home: Path) -> SiteIndexes:
+def read_site_indexes(environ: Mapping[str, str], home: Path | None) -> SiteIndexes:
     """Read the settings of uv, then of pip; of each, the earlier source wins.
 
     A file that cannot be read is passed over: who starts a command need not be who wrote it.
@@ -109,8 +109,9 @@ def _uv_variables(environ: Mapping[str, str]) -> _Found:
     return _Found(", ".join(names), environ.get(named, ""), words)
 
 
-def _uv_files(environ: Mapping[str, str], home: Path) -> Iterator[Path]:
-    yield Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "uv/uv.toml"
+def _uv_files(environ: Mapping[str, str], home: Path | None) -> Iterator[Path]:
+    if config := _config_home(environ, home):
+        yield config / "uv/uv.toml"
     for folder in (environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":"):
         yield Path(folder) / "uv/uv.toml"
     yield Path("/etc/uv/uv.toml")
@@ -166,7 +167,7 @@ def _pip_variables(environ: Mapping[str, str]) -> _Found:
     return _Found(source, main[0], tuple(extra[0].split()), passed_over)
 
 
-def _pip_files(environ: Mapping[str, str], home: Path) -> Iterator[Path]:
+def _pip_files(environ: Mapping[str, str], home: Path | None) -> Iterator[Path]:
     """Yield pip's settings files, the strongest first."""
     named = environ.get("PIP_CONFIG_FILE", "")
     if named == "/dev/null":  # pip then reads none
@@ -174,8 +175,10 @@ def _pip_files(environ: Mapping[str, str], home: Path) -> Iterator[Path]:
     if named:
         yield Path(named)
     yield Path(sys.prefix) / "pip.conf"
-    yield Path(environ.get("XDG_CONFIG_HOME") or home / ".config") / "pip/pip.conf"
-    yield home / ".pip/pip.conf"
+    if config := _config_home(environ, home):
+        yield config / "pip/pip.conf"
+    if home:
+        yield home / ".pip/pip.conf"
     yield Path("/etc/pip.conf")
     for folder in reversed((environ.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")):
         yield Path(folder) / "pip/pip.conf"
@@ -211,3 +214,10 @@ def _texts(value: object) -> Iterable[str]:
 
 def _tables(value: object) -> Iterable[dict[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _config_home(environ: Mapping[str, str], home: Path | None) -> Path | None:
+    """Return where a user's settings are; None for a user without a home."""
+    if named := environ.get("XDG_CONFIG_HOME"):
+        return Path(named)
+    return home / ".config" if home else None

@@ -73,14 +73,16 @@ def verify_entries(root: Path, advance: Callable[[int], None]) -> list[CacheEntr
 
 def remove_damaged(entry: CacheEntry, advance: Callable[[int], None]) -> bool:
     """Remove a download whose bytes are wrong; return whether they were."""
-    with entry_lock(entry.path.parent):
+    lock = entry.path.with_name(ENTRY_LOCK)
+    is_new = not lock.exists()
+    with entry_lock(entry.path.parent, using=False):
+        if is_new:  # its time counts from now on
+            os.utime(lock, (entry.used, entry.used))
         is_damaged = (
             entry.path.exists() and hash_file(entry.path, entry.algorithm, advance) != entry.digest
         )
         if is_damaged:
             entry.path.unlink()
-        # It was looked at, not used.
-        os.utime(entry.path.with_name(ENTRY_LOCK), (entry.used, entry.used))
     return is_damaged
 
 

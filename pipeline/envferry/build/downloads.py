@@ -440,12 +440,16 @@ def _one_error(errors: list[PipelineError]) -> PipelineError:
 
 
 @contextmanager
-def entry_lock(directory: Path) -> Iterator[None]:
-    """Hold the lock of one cache entry, waiting while another thread or process fills it."""
+def entry_lock(directory: Path, *, using: bool = True) -> Iterator[None]:
+    """Hold the lock of one cache entry, waiting while another thread or process fills it.
+
+    Its time says when the entry was last used: who only looks at it changes none.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ENTRY_LOCK).open("a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
-        os.utime(stream.fileno())
+        if using:
+            os.utime(stream.fileno())
         yield
 
 

@@ -15,7 +15,7 @@ from envferry.cli.command import command
 from envferry.cli.options import RegistryOptions
 from envferry.config import child_environ, settings
 from envferry.engines.selection import REAL_ENGINES, Engine, open_sandbox
-from envferry.errors import PipelineError
+from envferry.errors import PipelineError, SpecError
 from envferry.install.host_check import glibc_version
 from envferry.models import current_platform
 from envferry.registry import Registry
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.cli.console import Console
+    from envferry.config import Settings
 
 LIBRARIES = (
     "conda-lock",
@@ -47,7 +48,7 @@ def doctor(console: Console, options: RegistryOptions) -> None:
         "platform": f"{current_platform()}, glibc {glibc_version() or 'none'}",
         **{f"sandbox {engine.value}": engine_state(engine) for engine in REAL_ENGINES},
         **{library: library_version(library) for library in LIBRARIES},
-        "cache": space_at(here.cache_dir),
+        "cache": cache_state(here),
         "envs": space_at(here.envs_dir),
         "registry": registry_state(options.registry),
         "GPU driver": driver_version(),
@@ -78,6 +79,14 @@ def library_version(name: str) -> str:
     except metadata.PackageNotFoundError:
         extra = "s3" if name == "boto3" else "build"
         return f'not installed (pip install "envferry[{extra}]" brings it)'
+
+
+def cache_state(here: Settings) -> str:
+    """Say where the cache is, and why there is none."""
+    try:
+        return space_at(here.cache_dir)
+    except SpecError as error:
+        return f"no: {error.message} ({error.hint})"
 
 
 def space_at(path: Path) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import click
 
 from envferry.artifacts import read_artifact
-from envferry.base.files import human_bytes
+from envferry.base.files import absolute_path, human_bytes
 from envferry.cli.options import common_options, registry_option, threads_option
 from envferry.cli.trust import (
     allow_downgrade_option,
@@ -254,12 +254,24 @@ def rollback(console: Console, name: str, id_: str | None, envs_dir: Path) -> No
     help=f"Keep the N installations that were current last; {KEPT} unless given.",
 )  # fmt: skip
 @click.option("--all", "whole", is_flag=True, help="Remove the environment, current one and all.")
+@click.option(
+    "--assume-unused", is_flag=True,
+    help="Remove also what processes that do not show here, or are closed to this user, may use.",
+)  # fmt: skip
 @envs_dir_option
 @common_options
-def remove(console: Console, name: str, keep: int | None, whole: bool, envs_dir: Path) -> None:
+def remove(
+    console: Console,
+    name: str,
+    keep: int | None,
+    whole: bool,
+    assume_unused: bool,
+    envs_dir: Path,
+) -> None:
     """Remove old installations of NAME, or the one with that ID, or all of NAME.
 
-    None that a process uses, and never the current one but with --all.
+    None that a process uses, and never the current one but with --all. Where neither /proc nor
+    the file system can tell, as in a container on a shared volume, it stays, too.
     """
     from envferry.install.remove import remove_named, remove_old, remove_whole
 
@@ -267,9 +279,11 @@ def remove(console: Console, name: str, keep: int | None, whole: bool, envs_dir:
     if [bool(id_), keep is not None, whole].count(True) > 1:
         raise UsageError("an ID, --keep and --all exclude each other")
     if whole:
-        removal = remove_whole(home)
+        removal = remove_whole(home, assume_unused=assume_unused)
+    elif id_:
+        removal = remove_named(home, id_, assume_unused=assume_unused)
     else:
-        removal = remove_named(home, id_) if id_ else remove_old(home, keep or KEPT)
+        removal = remove_old(home, keep or KEPT, assume_unused=assume_unused)
     console.result(removal, lambda: describe_removal(removal))
 
 
@@ -317,8 +331,8 @@ def describe_removal(removal: Removal) -> Iterator[str]:
 
 def describe_installation(installation: Installation, options: InstallOptions) -> str:
     """Return what to tell the operator."""
-    place = options.envs_dir / installation.name
+    place = absolute_path(options.envs_dir) / installation.name
     text = f"{installation.name}@{installation.id} is installed: {place}"
-    if installation.prefix != str(place.absolute()):
+    if installation.prefix != str(place):
         text += f"\nfor the path {installation.prefix}"
     return f"{text}\n{installation.files} files, {human_bytes(installation.size)}"

@@ -162,6 +162,8 @@ def check_file(path: Path, manifest: Manifest, trust: Trust) -> None:
 
 
 def _verify_file(console: Console, path: Path, trust: Trust) -> VerifiedArtifact:
+    from envferry.archive.identity import check_manifest
+    from envferry.archive.reader import Archive, FileSource
     from envferry.artifacts import verify_artifact
     from envferry.trust.attestations import verify_attestation
 
@@ -170,17 +172,21 @@ def _verify_file(console: Console, path: Path, trust: Trust) -> VerifiedArtifact
         artifact.manifest, proof.manifest_data, proof.attestation, trust.keys
     )
     verify_artifact(artifact, progress=console.progress)
+    with FileSource(artifact.archive_path) as source:
+        check_manifest(Archive(source), artifact.manifest)
     return verified
 
 
 def _verify_published(
     console: Console, manifest: Manifest, registry: Registry, trust: Trust
 ) -> VerifiedArtifact:
+    from envferry.archive.identity import check_manifest
     from envferry.trust.attestations import verify_attestation
 
     proof = registry.proof(manifest)
     verified = verify_attestation(manifest, proof.manifest_data, proof.attestation, trust.keys)
     registry.verify_archive(manifest, progress=console.progress)
+    check_manifest(registry.open_archive(manifest), manifest)
     return verified
 
 

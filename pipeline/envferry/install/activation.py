@@ -2,53 +2,108 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envferry.base.files import exclusive_lock
-from envferry.errors import NotFound, TargetOccupied
+from envferry import process
+from envferry.errors import NotFound, TargetOccupied, ToolFailed
+from envferry.install import final_view
 from envferry.install.check_runner import run_checks
+from envferry.install.env_home import HOME
+from envferry.install.moves import move_directory
+from envferry.install.remove import require_installed
+from envferry.install.unchecked import note_unchecked, put_back
+from envferry.install.upkeep import changing
+from envferry.models import Unchecked
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from envferry.install.env_home import EnvHome
     from envferry.models import Installation
     from envferry.progress import Progress
+
+log = logging.getLogger(__name__)
 
 
 def make_current(
     home: EnvHome, installation: Installation, progress: Progress, *, check: bool
 ) -> None:
-    """Flip the link; run the checks if asked to; flip back when one fails."""
-    before, history = home.current_id(), home.history()
-    aside = move_aside(home) if before is None else None
-    home.make_current(installation.id)
-    if not check or installation.prefix != str(home.link):
-        return
+    """Run the checks if asked to, where the installation will be, then flip the link.
+
+    Until they have passed nobody but they see it there. On a host without mount namespaces the
+    link is flipped first, and the record says `unchecked` until they have passed.
+    """
+    checks = installation.checks
+    argvs = checks.argvs(installation.prefix)
+    if not check or not argvs or installation.prefix != str(home.link):
+        flip(home, installation.id)
+    elif home.current_id() == installation.id:
+        run_checks(checks, installation.prefix, progress)
+    elif view := view_of(home, installation.id):
+        run_checks(checks, installation.prefix, progress, view)
+        flip(home, installation.id)
+    else:
+        check_while_current(home, installation, progress)
+
+
+def view_of(home: EnvHome, id_: str) -> tuple[str, ...]:
+    """Return what to run a program with, so that it sees an installation as the current one.
+
+    Empty where this host lets nobody have mounts of their own, as in most containers.
+    """
+    link = str(Path(HOME, home.name, id_))
+    script = str(Path(final_view.__file__))
+    words = (sys.executable, "-I", "-S", script, str(home.envs_dir), home.name, link)
     try:
+        process.run(words)
+    except ToolFailed as error:
+        log.info("the checks run after the link was changed: %s", error.message)
+        return ()
+    return words
+
+
+def check_while_current(home: EnvHome, installation: Installation, progress: Progress) -> None:
+    """Flip the link, run the checks, and flip back when one fails.
+
+    What was there before is written down first: the next command goes back if this one is killed.
+    """
+    aside = name_aside(home)
+    unchecked = Unchecked(before=home.current_id(), aside=aside.name if aside else None)
+    note_unchecked(home, installation, unchecked)
+    try:
+        flip(home, installation.id)
         run_checks(installation.checks, installation.prefix, progress)
     except BaseException:
-        home.point_at(before)
-        home.write_history(history)
-        if aside is not None:
-            aside.rename(home.link)
+        put_back(home, installation, unchecked)
         raise
+    note_unchecked(home, installation, None)
 
 
-def move_aside(home: EnvHome) -> Path | None:
-    """Rename what stands at `envs/NAME` and is not ours; return where it is now."""
-    if not home.link.exists() and not home.link.is_symlink():
+def flip(home: EnvHome, id_: str) -> None:
+    """Make an installation current; what stands there and is not ours is moved aside."""
+    aside = name_aside(home)
+    if aside and home.link.is_dir() and not home.link.is_symlink():
+        move_directory(home.link, aside)
+    elif aside:
+        home.link.rename(aside)
+    home.make_current(id_)
+
+
+def name_aside(home: EnvHome) -> Path | None:
+    """Return what to call that which stands at `envs/NAME` and is not ours; None if it is free."""
+    if home.has_link or (not home.link.exists() and not home.link.is_symlink()):
         return None
     number = 1
-    while (aside := home.envs_dir / f"{home.name}.before-{number}").exists():
+    while (aside := home.envs_dir / f"{home.name}.before-{number}").exists() or aside.is_symlink():
         number += 1
-    home.link.rename(aside)
     return aside
 
 
 def roll_back(home: EnvHome, id_: str | None) -> Installation:
     """Make the installation current that was so before, or the one that is named."""
-    with exclusive_lock(home.lock_path, f"the environment {home.name}"):
+    require_installed(home)
+    with changing(home):
         wanted = id_ or home.previous_id()
         if wanted is None:
             installed = ", ".join(item.id for item in home.installations()) or "nothing"

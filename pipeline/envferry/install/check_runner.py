@@ -15,17 +15,20 @@ if TYPE_CHECKING:
     from envferry.progress import Progress
 
 
-def run_checks(checks: Checks, prefix: str, progress: Progress) -> None:
-    """Run the environment's own checks at its place; raise ToolFailed at the first that fails."""
+def run_checks(checks: Checks, prefix: str, progress: Progress, view: tuple[str, ...] = ()) -> None:
+    """Run the environment's own checks at its place; raise ToolFailed at the first that fails.
+
+    `view` is what each of them is run with, see `activation.view_of`.
+    """
     argvs = checks.argvs(prefix)
     if not argvs:
         return
     with progress.task(f"check {len(argvs)} imports and commands"):
         for argv in argvs:
-            finished = run_check(argv, prefix)
+            finished = run_check((*view, *argv), prefix)
             if finished.returncode != 0:
                 lines = (finished.stderr.strip() or finished.stdout.strip()).splitlines()[-12:]
-                what = f"the check `{argv[-1]}` failed on this host; the link was put back:"
+                what = f"the check `{argv[-1]}` failed on this host; it is not made current:"
                 raise ToolFailed(
                     "\n  ".join([what, *lines]),
                     hint="`envferry install --no-check` installs it all the same",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envferry.base.files import sync_directory, write_bytes
+from envferry.base.files import absolute_path, sync_directory, write_bytes
 from envferry.base.json import from_json
 from envferry.errors import NotFound
 from envferry.models import ID_PATTERN, Installation, check_name
@@ -19,6 +19,8 @@ HOME = ".envferry"
 PARTIAL = ".partial-"
 TRASH = ".trash-"
 HISTORY = ".history"
+LINK = ".link-"
+REPAIR = ".repair-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +33,7 @@ class EnvHome:
     @classmethod
     def of(cls, envs_dir: Path, name: str) -> EnvHome:
         """Return the home of an environment; raise UsageError for an impossible name."""
-        return cls(envs_dir=envs_dir.absolute(), name=check_name(name, "environment name"))
+        return cls(envs_dir=absolute_path(envs_dir), name=check_name(name, "environment name"))
 
     @property
     def link(self) -> Path:
@@ -101,12 +103,14 @@ class EnvHome:
         """Whether `envs/NAME` is a link to an installation of ours, be that there or not."""
         return self.link.is_symlink() and self.link.readlink().parent == Path(HOME, self.name)
 
+    def linked_id(self) -> str | None:
+        """Return the id that our link names, installed or not; None without such a link."""
+        return self.link.readlink().name if self.has_link else None
+
     def current_id(self) -> str | None:
         """Return the id of the current installation, None when there is none of ours."""
-        if not self.has_link:
-            return None
-        id_ = self.link.readlink().name
-        return id_ if self.record(id_).is_file() else None
+        id_ = self.linked_id()
+        return id_ if id_ and self.record(id_).is_file() else None
 
     def installations(self) -> Iterator[Installation]:
         """Yield what is installed under this name, by id."""
@@ -129,7 +133,7 @@ class EnvHome:
         if id_ is None:
             self.link.unlink(missing_ok=True)
         else:
-            fresh = self.directory / f".link-{os.getpid()}"
+            fresh = self.directory / f"{LINK}{os.getpid()}"
             fresh.unlink(missing_ok=True)
             fresh.symlink_to(Path(HOME, self.name, id_))
             fresh.replace(self.link)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
-import tempfile
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from envferry.base.files import human_bytes
+from envferry.archive.contents import is_directory
+from envferry.base.files import human_bytes, remove_tree
 from envferry.errors import HostError
 from envferry.models import Finding, SystemRequirements, current_platform
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from envferry.archive.index import PackageEntry
 
+PROBE = ".envferry-probe-"
 FINDINGS: tuple[str, ...] = get_args(Finding)
 
 DRIVERS = {
@@ -229,11 +232,15 @@ def read_disk(directory: Path) -> Disk:
 
 def can_link(directory: Path) -> bool:
     """Whether symbolic links can be made in a directory; only trying tells."""
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".envferry-probe-") as probe:
-        try:
-            Path(probe, "link").symlink_to("nothing")
-        except OSError:
-            return False
+    for leftover in directory.glob(f"{PROBE}*"):
+        with contextlib.suppress(OSError):  # of a command that was killed, or somebody removes it
+            remove_tree(leftover) if is_directory(str(leftover)) else leftover.unlink()
+    probe = directory / f"{PROBE}{secrets.token_hex(4)}"
+    try:
+        probe.symlink_to("nothing")
+    except OSError:
+        return False
+    probe.unlink(missing_ok=True)
     return True
 
 

@@ -69,7 +69,8 @@ def all_installations(home: EnvHome) -> Iterator[tuple[EnvHome, Installation]]:
         other = EnvHome.of(home.envs_dir, name)
         paths = sorted(other.directory.glob("*.json"), key=lambda path: path.stem != current)
         for path in paths:
-            with contextlib.suppress(PipelineError):
+            # Somebody may remove it at this moment.
+            with contextlib.suppress(PipelineError, FileNotFoundError):
                 yield other, other.installation(path.stem)
 
 
@@ -82,5 +83,5 @@ def find_donors(home: EnvHome, wanted: Installation) -> Donors:
             index = read_index(other, record.id)
         except PipelineError:
             continue
-        donors.offer(other.tree(record.id), index, edited_contents(record), same_prefixes=same)
+        donors.offer(str(other.tree(record.id)), index, edited_contents(record), same_prefixes=same)
     return donors

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
+from envferry.archive.identity import check_manifest
 from envferry.archive.prefixes import Relocation
 from envferry.archive.reader import Archive
-from envferry.errors import IntegrityError, TargetOccupied, UsageError
-from envferry.install.env_home import EnvHome
+from envferry.errors import PipelineError, TargetOccupied, UsageError
+from envferry.install.env_home import HOME, EnvHome
 from envferry.install.host_check import Needs, check_host, cuda_runtime
-from envferry.install.installed import find_donors
+from envferry.install.installed import find_donors, open_installed
 from envferry.install.reuse import Donors, Link
+from envferry.install.tree_check import faults_among, top_faults
 from envferry.models import (
     ENVS_DIR,
     Checks,
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 
     from envferry.archive.index import Index
     from envferry.archive.reader import Source
+
+log = logging.getLogger(__name__)
 
 BASE_NAMES = ("base", "root")
 BLOCK_BYTES = 4096
@@ -66,6 +71,8 @@ class InstallOrder:
     relocation: Relocation
     donors: Donors
     options: InstallOptions
+    is_whole: bool
+    """Whether all of it is there already."""
 
     @property
     def journal_subject(self) -> str:
@@ -86,9 +93,8 @@ def prepare_install(
     check_target(home, installation, replace=options.replace)
     relocation = Relocation(archive.index.prefix, installation.prefix, archive.index)
     relocation.check(archive.index)
-    donors = Donors()
-    if not is_installed(home, installation):
-        donors = find_donors(home, installation)
+    is_whole = is_installed(home, installation)
+    donors = Donors() if is_whole else find_donors(home, installation)
     order = InstallOrder(
         archive=archive,
         home=home,
@@ -96,6 +102,7 @@ def prepare_install(
         relocation=relocation,
         donors=donors,
         options=options,
+        is_whole=is_whole,
     )
     system = manifest.requirements if manifest else SystemRequirements()
     check_host(find_needs(order, system), options.force)
@@ -109,12 +116,12 @@ def find_needs(order: InstallOrder, system: SystemRequirements) -> Needs:
     """
     index = order.archive.index
     numbers = set(range(len(index.files)))
-    if is_installed(order.home, order.installation):
+    if order.is_whole:
         numbers = set()
     elif order.options.link is not Link.COPY:
         numbers -= order.donors.candidates(index, order.relocation).keys()
     partial = order.home.partial(index.id)
-    written = sum(path.lstat().st_blocks * 512 for path in partial.rglob("*"))
+    written = sum(map(disk_bytes, partial.rglob("*")))
     needed = sum(index.files[number].size + BLOCK_BYTES for number in numbers)
     return Needs(
         platform=index.platform,
@@ -127,20 +134,12 @@ def find_needs(order: InstallOrder, system: SystemRequirements) -> Needs:
     )
 
 
-def check_manifest(archive: Archive, manifest: Manifest) -> None:
-    """Raise IntegrityError unless this is the archive that the manifest describes.
-
-    The index binds every frame and every file; the manifest binds the index.
-    """
-    index_blake3 = blake3(archive.index_frame).hexdigest()
-    found = (archive.source.size, archive.index.id, index_blake3)
-    expected = (manifest.archive.size, manifest.id, manifest.archive.index_blake3)
-    if found != expected:
-        message = (
-            f"{archive.name} is not the archive of its manifest: "
-            f"found {found[0]} bytes, id {found[1]}, expected {expected[0]} bytes, id {expected[1]}"
-        )
-        raise IntegrityError(message, hint="fetch both again")
+def disk_bytes(path: Path) -> int:
+    """Return the space that a file takes; none when somebody removed it just now."""
+    try:
+        return path.lstat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
 
 
 def plan_installation(
@@ -167,15 +166,18 @@ def check_target(home: EnvHome, installation: Installation, *, replace: bool) ->
         message = f"{home.name} is conda's own environment and never a target"
         raise UsageError(message, hint="install it under another --name")
     check_env_prefix(prefix, "choose another --envs-dir, or another path with --prefix")
+    if HOME in home.envs_dir.resolve().parts:
+        message = f"{home.envs_dir} is inside of an installed environment"
+        raise TargetOccupied(message, hint="name another place with --envs-dir")
     is_taken = home.link.exists() or home.link.is_symlink()
-    current = home.current_id()
-    if is_taken and current is None and not replace:
+    if is_taken and not home.has_link and not replace:
         what = "a link elsewhere" if home.link.is_symlink() else "not ours"
         raise TargetOccupied(
             f"{home.link} exists and is {what}: left untouched",
             hint="use another --name, or --replace to move it aside",
         )
-    if current == installation.id and not is_installed(home, installation):
+    there = recorded(home, installation.id)
+    if home.current_id() == installation.id and there and there.prefix != installation.prefix:
         raise TargetOccupied(
             f"{home.link} is the same artifact, installed for another prefix",
             hint="install it under another --name",
@@ -183,6 +185,27 @@ def check_target(home: EnvHome, installation: Installation, *, replace: bool) ->
 
 
 def is_installed(home: EnvHome, wanted: Installation) -> bool:
-    """Whether the same artifact is already installed for the same prefix."""
-    record = home.record(wanted.id)
-    return record.is_file() and home.installation(wanted.id).prefix == wanted.prefix
+    """Whether the same artifact is installed for the same prefix, and still there.
+
+    Sizes, modes and times of all files are looked at, as they are for `verify --quick`.
+    """
+    there = recorded(home, wanted.id)
+    if there is None or there.prefix != wanted.prefix:
+        return False
+    try:
+        tree = open_installed(home, wanted.id)
+    except PipelineError as error:
+        log.info("%s@%s is installed again: %s", home.name, wanted.id, error)
+        return False
+    faults = [*top_faults(tree), *faults_among(tree, range(len(tree.index.files)), quick=True)]
+    for fault in faults[:1]:
+        log.info("%s@%s is damaged: %s: %s", home.name, wanted.id, fault.path, fault.reason)
+    return not faults
+
+
+def recorded(home: EnvHome, id_: str) -> Installation | None:
+    """Return a record that is there and can be read."""
+    try:
+        return home.installation(id_)
+    except (PipelineError, FileNotFoundError):
+        return None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from envferry.base.files import exclusive_lock, sync_directory
-from envferry.errors import NotFound, TargetOccupied
+from envferry.base.files import remove_tree, sync_directory
+from envferry.errors import HostError, NotFound, TargetOccupied
 from envferry.install.env_home import TRASH
-from envferry.install.in_use import users_of
+from envferry.install.in_use import Usage, describe, look_for_users
+from envferry.install.moves import throw_away
+from envferry.install.upkeep import changing
 
 if TYPE_CHECKING:
     from envferry.install.env_home import EnvHome
@@ -25,14 +26,14 @@ class Removal:
     """Why each of the others is still there, by id."""
 
 
-def remove_old(home: EnvHome, keep: int) -> Removal:
+def remove_old(home: EnvHome, keep: int, *, assume_unused: bool = False) -> Removal:
     """Remove all but the `keep` installations that were current last.
 
-    Never the current one, and none that a process uses.
+    Never the current one, and none that a process uses. With `assume_unused` also those of which
+    only that is known that no process which can be looked into uses them.
     """
     require_installed(home)
-    with exclusive_lock(home.lock_path, f"the environment {home.name}"):
-        clear_trash(home)
+    with changing(home):
         current = home.current_id()
         past = home.history()
         ids = [item.id for item in home.installations()]
@@ -45,43 +46,44 @@ def remove_old(home: EnvHome, keep: int) -> Removal:
         for id_ in ids:
             if id_ in kept:
                 continue
-            users = users_of(home.tree(id_))
-            if users:
-                kept[id_] = f"in use by {describe_users(users)}"
+            usage = look_for_users(home.tree(id_))
+            if usage.users or (usage.unseen and not assume_unused):
+                kept[id_] = why_kept(usage)
                 continue
             remove_one(home, id_)
             removed.append(id_)
     return Removal(name=home.name, removed=tuple(removed), kept=kept)
 
 
-def remove_named(home: EnvHome, id_: str) -> Removal:
+def remove_named(home: EnvHome, id_: str, *, assume_unused: bool = False) -> Removal:
     """Remove one installation; raise TargetOccupied for the current one and one in use."""
-    with exclusive_lock(home.lock_path, f"the environment {home.name}"):
+    require_installed(home)
+    with changing(home):
         home.installation(id_)
         if id_ == home.current_id():
             message = f"{home.name}@{id_} is the current installation"
             raise TargetOccupied(message, hint=f"run `envferry rollback {home.name}` first")
-        refuse_used(home, id_)
+        refuse_used(home, id_, assume_unused=assume_unused)
         remove_one(home, id_)
     return Removal(name=home.name, removed=(id_,), kept={})
 
 
-def remove_whole(home: EnvHome) -> Removal:
+def remove_whole(home: EnvHome, *, assume_unused: bool = False) -> Removal:
     """Remove an environment, current installation and all; raise TargetOccupied if one is in use.
 
     The link goes first, then the records: from then on nothing is installed.
     """
     require_installed(home)
-    with exclusive_lock(home.lock_path, f"the environment {home.name}"):
+    with changing(home):
         ids = sorted(path.stem for path in home.directory.glob("*.json"))
         for id_ in ids:
-            refuse_used(home, id_)
+            refuse_used(home, id_, assume_unused=assume_unused)
         if home.has_link:
             home.point_at(None)
         for id_ in ids:
             remove_one(home, id_)
         # With the lock file, whose next holder sees that it is gone.
-        shutil.rmtree(home.directory)
+        remove_tree(home.directory)
     return Removal(name=home.name, removed=tuple(ids), kept={})
 
 
@@ -92,30 +94,32 @@ def require_installed(home: EnvHome) -> None:
         raise NotFound(message, hint="environments that envferry did not install are not its own")
 
 
-def refuse_used(home: EnvHome, id_: str) -> None:
-    """Raise TargetOccupied for an installation that a process uses."""
-    users = users_of(home.tree(id_))
-    if users:
-        message = f"{home.name}@{id_} is in use by {describe_users(users)}"
+def refuse_used(home: EnvHome, id_: str, *, assume_unused: bool) -> None:
+    """Raise TargetOccupied for an installation that a process uses, or may use."""
+    usage = look_for_users(home.tree(id_))
+    if usage.users:
+        message = f"{home.name}@{id_} is {why_kept(usage)}"
         raise TargetOccupied(message, hint="end these processes first")
+    if usage.unseen and not assume_unused:
+        message = f"{home.name}@{id_} is {why_kept(usage)}"
+        hint = "run it as root on the host itself, or with --assume-unused if nobody uses it"
+        raise TargetOccupied(message, hint=hint)
+
+
+def why_kept(usage: Usage) -> str:
+    """Return why an installation is not removed."""
+    if usage.users:
+        return f"in use by {describe(usage.users)}"
+    return f"perhaps in use: {usage.unseen}"
 
 
 def remove_one(home: EnvHome, id_: str) -> None:
     """Remove an installation: its record first, for without it there is none."""
     home.record(id_).unlink()
     home.index(id_).unlink(missing_ok=True)
-    home.tree(id_).rename(home.directory / f"{TRASH}{id_}")
+    try:
+        throw_away(home.tree(id_), home.directory / f"{TRASH}{id_}")
+    except PermissionError as error:
+        message = f"cannot remove {error.filename or home.tree(id_)}: {error.strerror}"
+        raise HostError(message, hint="run it as the user that it belongs to") from error
     sync_directory(home.directory)
-    clear_trash(home)
-
-
-def clear_trash(home: EnvHome) -> None:
-    """Delete what was removed, also by one who was cut off."""
-    for path in home.directory.glob(f"{TRASH}*"):
-        shutil.rmtree(path)
-
-
-def describe_users(users: dict[int, str]) -> str:
-    """Return the processes that use something, a few of them by name."""
-    shown = ", ".join(f"{program} (pid {pid})" for pid, program in sorted(users.items())[:5])
-    return shown + (f" and {len(users) - 5} more" if len(users) > 5 else "")

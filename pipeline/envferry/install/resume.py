@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import xxhash
 
-from envferry.archive.contents import READ_FILE, Content, in_parallel, open_holding
+from envferry.archive.contents import (
+    READ_FILE,
+    Content,
+    in_parallel,
+    lost_directories,
+    open_holding,
+)
+from envferry.base.files import remove_tree
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
-    from pathlib import Path
 
     from envferry.archive.index import FileEntry
     from envferry.archive.journal import Noted
@@ -44,8 +50,12 @@ def find_kept(
     def right_ones(batch: list[int]) -> list[int]:
         return [number for number in batch if is_right(number)]
 
+    lost = lost_directories(str(root), archive.index)
+
     def is_right(number: int) -> bool:
         entry = files[number]
+        if parent_of(entry) in lost:
+            return False
         wanted = Content(entry.size, entry.xxh128)
         if relocation.changes(entry):
             if number not in noted.edited:
@@ -59,8 +69,14 @@ def find_kept(
     for number in kept.files & noted.edited.keys():
         if relocation.changes(files[number]):
             kept.edited[files[number].path] = noted.edited[number]
-    kept.frames.update(right_frames(archive, root, kept.files, noted))
+    elsewhere = {number for number, entry in enumerate(files) if parent_of(entry) in lost}
+    kept.frames.update(right_frames(archive, root, kept.files | elsewhere, noted))
     return kept
+
+
+def parent_of(entry: FileEntry) -> str:
+    """Return the path of the directory that an entry is in."""
+    return entry.path.rpartition("/")[0]
 
 
 def holds(path: str, wanted: Content) -> bool:
@@ -119,7 +135,7 @@ def remove_others(root: str, below: str, directories: set[str], stays: set[str])
                 if path in directories:
                     remove_others(root, f"{path}/", directories, stays)
                 else:
-                    shutil.rmtree(item.path)
+                    remove_tree(Path(item.path))
             elif path not in stays:
                 os.unlink(item.path)  # noqa: PTH108  (43,000 Path objects cost 0.2 s)
 

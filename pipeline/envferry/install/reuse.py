@@ -10,21 +10,28 @@ import tempfile
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from envferry.archive.contents import Content, expected_content, in_parallel, open_holding
+from envferry.archive.contents import (
+    Content,
+    expected_content,
+    in_parallel,
+    lost_directories,
+    open_holding,
+)
+from envferry.base.direct_io import write_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
-    from envferry.archive.index import FileEntry, Index
+    from envferry.archive.index import Index
     from envferry.archive.prefixes import Relocation
 
 NEW_COPY = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 FICLONE = 0x40049409
 """linux/fs.h: make a file share the blocks of another one."""
 COPY_BYTES = 1 << 30
-CANNOT_LINK = (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY)
-"""Other file system; too many links; not our file; no such thing on this file system."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+READ_BYTES = 1 << 20
 
 
 class Link(Enum):
@@ -43,15 +50,18 @@ class Donors:
         self.places: dict[tuple[str, bool], tuple[str, Content]] = {}
 
     def offer(
-        self, root: Path, index: Index, edited: Mapping[str, Content], *, same_prefixes: bool
+        self, root: str, index: Index, edited: Mapping[str, Content], *, same_prefixes: bool
     ) -> None:
         """Offer the files of an installed tree; the first tree that has a content gives it.
 
         Edited files are offered only where both prefixes, of the build and of the place, are those
         of the new installation.
         """
+        lost = lost_directories(root, index)
         for entry in index.files:
             is_edited = entry.path in edited
+            if entry.path.rpartition("/")[0] in lost:
+                continue
             if entry.size and (same_prefixes or not is_edited):
                 place = (f"{root}/{entry.path}", expected_content(entry, edited))
                 self.places.setdefault((entry.xxh128, is_edited), place)
@@ -108,65 +118,84 @@ class Supply:
     def take(self, number: int, target: str | None) -> bool:
         """Verify one file and put it in its place; return whether it is what it must be."""
         source, wanted = self.candidates[number]
-        entry = self.index.files[number]
         descriptor = open_holding(source, wanted)
         if descriptor is None:
             return False
         try:
-            if target is not None:
-                self.place(descriptor, source, f"{target}/{entry.path}", entry)
+            path = f"{target}/{self.index.files[number].path}"
+            return target is None or self.place(descriptor, number, path)
         finally:
             os.close(descriptor)
-        return True
 
-    def place(self, descriptor: int, source: str, path: str, entry: FileEntry) -> None:
-        """Bring one verified file to its path, sharing what may be shared."""
+    def place(self, descriptor: int, number: int, path: str) -> bool:
+        """Bring one verified file to its path, sharing what may be shared.
+
+        Returns False, and leaves nothing there, when it is not as long any more as it was: it then
+        comes from the archive.
+        """
+        (source, wanted), entry = self.candidates[number], self.index.files[number]
         status = os.fstat(descriptor)
         same_status = (
             stat.S_IMODE(status.st_mode) == entry.mode and status.st_mtime_ns == self.times[0]
         )
-        if self.link is Link.HARDLINK and same_status and hard_link(source, path):
-            return
+        if self.link is Link.HARDLINK and same_status and hard_link(descriptor, source, path):
+            return True
         copy = os.open(path, NEW_COPY, entry.mode)
         try:
             if self.link is not Link.REFLINK or not reflink(descriptor, copy):
-                copy_content(descriptor, copy, status.st_size)
+                copy_content(descriptor, copy, wanted.size)
             os.fchmod(copy, entry.mode)
             os.utime(copy, ns=self.times)
+            is_whole = os.fstat(copy).st_size == wanted.size
         finally:
             os.close(copy)
+        if not is_whole:
+            os.unlink(path)  # noqa: PTH108
+        return is_whole
 
 
-def hard_link(source: str, path: str) -> bool:
-    """Give a file a second name; return False where that cannot be."""
+def hard_link(descriptor: int, source: str, path: str) -> bool:
+    """Give an open file, known as `source`, a second name; return False where that cannot be.
+
+    Why it cannot be is of no interest: file systems and sandboxes have many words for it, and
+    somebody may remove the first name meanwhile. A copy is made then, and says what else is wrong.
+    """
     try:
         os.link(source, path, follow_symlinks=False)
-    except OSError as error:
-        if error.errno in CANNOT_LINK:
-            return False
-        raise
-    return True
+    except OSError:
+        return False
+    # Another file may have come to that name since it was opened.
+    if os.path.samestat(os.lstat(path), os.fstat(descriptor)):
+        return True
+    os.unlink(path)  # noqa: PTH108
+    return False
 
 
 def reflink(descriptor: int, copy: int) -> bool:
     """Make an empty file share the blocks of another; return False where that cannot be."""
     try:
         fcntl.ioctl(copy, FICLONE, descriptor)
-    except OSError as error:
-        if error.errno in CANNOT_LINK:
-            return False
-        raise
+    except OSError:
+        return False
     return True
 
 
 def copy_content(descriptor: int, copy: int, size: int) -> None:
-    """Copy a file inside the kernel."""
+    """Copy `size` bytes of a file, inside the kernel where that can be; fewer only at its end."""
     done = 0
-    while done < size:
-        count = os.copy_file_range(descriptor, copy, min(size - done, COPY_BYTES), done, done)
-        if count == 0:
-            return
-        done += count
+    try:
+        while done < size:
+            count = os.copy_file_range(descriptor, copy, min(size - done, COPY_BYTES), done, done)
+            if count == 0:
+                break
+            done += count
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+    # Some kernels and file systems cannot, others say that there is nothing: reading tells.
+    while done < size and (content := os.pread(descriptor, min(size - done, READ_BYTES), done)):
+        write_all(copy, memoryview(content), done)
+        done += len(content)
 
 
 def choose_link(directory: Path, wanted: Link) -> Link:
@@ -178,7 +207,7 @@ def choose_link(directory: Path, wanted: Link) -> Link:
     if wanted is not Link.AUTO:
         return wanted
     with (
-        tempfile.NamedTemporaryFile(dir=directory, prefix=".probe-") as source,
-        tempfile.NamedTemporaryFile(dir=directory, prefix=".probe-") as copy,
+        tempfile.TemporaryFile(dir=directory) as source,
+        tempfile.TemporaryFile(dir=directory) as copy,
     ):
         return Link.REFLINK if reflink(source.fileno(), copy.fileno()) else Link.HARDLINK

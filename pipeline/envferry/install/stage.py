@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
-from envferry.base.files import exclusive_lock
 from envferry.install.activation import make_current
 from envferry.install.plan import InstallOptions, is_installed, prepare_install
 from envferry.install.preview import InstallPlan, describe_plan
-from envferry.install.staging import plan_staging, write_tree
+from envferry.install.staging import discard, plan_staging, write_tree
+from envferry.install.upkeep import changing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from envferry.archive.reader import Source
     from envferry.models import Installation, Manifest
     from envferry.progress import Progress
+
+log = logging.getLogger(__name__)
 
 __all__ = ["InstallOptions", "InstallPlan", "install_artifact", "preview_install"]
 
@@ -38,10 +41,13 @@ def install_artifact(
     """
     order = prepare_install(source, manifest, options)
     home, installation = order.home, order.installation
-    with exclusive_lock(home.lock_path, f"the environment {home.name}"):
+    with changing(home, installing=installation.id):
         if is_installed(home, installation):
+            discard(home, installation.id)
             installation = home.installation(installation.id)
         else:
+            if home.record(installation.id).exists():
+                log.warning("%s@%s is incomplete: it is put right", home.name, installation.id)
             installation = write_tree(order, progress, announce)
         make_current(home, installation, progress, check=options.check)
     return installation
@@ -52,6 +58,6 @@ def preview_install(
 ) -> InstallPlan:
     """Say what an install would read, to the byte, and change nothing; raise what it would."""
     order = prepare_install(source, manifest, options)
-    if is_installed(order.home, order.installation):
+    if order.is_whole:
         return describe_plan(order, range(len(order.archive.index.files)), [])
     return plan_staging(order)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from envferry.archive.contents import is_directory
 from envferry.archive.extraction import (
     ExtractOptions,
+    cannot_write,
     extract_tree,
     make_directories,
     needed_frames,
 )
 from envferry.archive.journal import Journal, read_journal
-from envferry.base.files import sync_directory, write_bytes
+from envferry.base.files import remove_tree, sync_directory, write_bytes
 from envferry.base.json import to_json
 from envferry.errors import HostError, IntegrityError
-from envferry.install.env_home import PARTIAL
+from envferry.install.env_home import PARTIAL, TRASH
+from envferry.install.moves import exchange, move_directory, throw_away
+from envferry.install.plan import recorded
 from envferry.install.preview import InstallPlan, describe_plan
 from envferry.install.resume import Kept, clear_others, find_kept
 from envferry.install.reuse import Link, Supply, choose_link
@@ -53,25 +56,49 @@ def write_tree(
     """
     home, id_ = order.home, order.installation.id
     clear_leftovers(home, id_)
-    partial, tree = home.partial(id_), home.tree(id_)
+    take_over(home, id_)
+    partial = home.partial(id_)
     try:
         edited = fill_tree(order, partial, progress, announce)
+        return put_in_place(order, edited)
     except (IntegrityError, HostError):
         discard(home, id_)
         raise
+    except OSError as error:
+        discard(home, id_)
+        raise cannot_write(error, partial) from error
+
+
+def put_in_place(order: InstallOrder, edited: Mapping[str, Content]) -> Installation:
+    """Give a finished tree its name and write its index and record."""
+    home, id_ = order.home, order.installation.id
     finished = msgspec.structs.replace(
         order.installation,
         edited={path: (content.size, content.xxh128) for path, content in edited.items()},
     )
-    home.record(id_).unlink(missing_ok=True)
-    if tree.exists():
-        shutil.rmtree(tree)
-    partial.rename(tree)
+    there = recorded(home, id_)
+    if there is None or there.prefix != finished.prefix:
+        home.record(id_).unlink(missing_ok=True)
+    partial, tree = home.partial(id_), home.tree(id_)
+    # A damaged one of the same id: at no time there is none, if the file system is able to do that.
+    if is_directory(str(tree)) and exchange(partial, tree):
+        remove_tree(partial)
+    else:
+        throw_away(tree, home.directory / f"{TRASH}{id_}")
+        move_directory(partial, tree)
     sync_directory(home.directory)
     write_bytes(home.index(id_), order.archive.index_frame)
     write_bytes(home.record(id_), to_json(finished))
     home.journal(id_).unlink(missing_ok=True)
     return finished
+
+
+def take_over(home: EnvHome, id_: str) -> None:
+    """Go on with a tree that was finished when its install was cut off: it has no record yet."""
+    is_unrecorded = home.tree(id_).is_dir() and not home.record(id_).exists()
+    is_ours = home.journal(id_).exists() and not home.partial(id_).exists()
+    if is_unrecorded and is_ours and home.linked_id() != id_:
+        move_directory(home.tree(id_), home.partial(id_))
 
 
 def fill_tree(
@@ -143,12 +170,18 @@ def clear_leftovers(home: EnvHome, id_: str) -> None:
         if leftover in ours:
             continue
         if leftover.is_dir():
-            shutil.rmtree(leftover)
+            remove_tree(leftover)
         else:
             leftover.unlink()
 
 
 def discard(home: EnvHome, id_: str) -> None:
-    """Remove an unfinished install."""
-    shutil.rmtree(home.partial(id_), ignore_errors=True)
+    """Remove an unfinished install, and a tree of it that has no record."""
+    unfinished = [home.partial(id_)]
+    if not home.record(id_).exists() and home.linked_id() != id_:
+        unfinished.append(home.tree(id_))
+        home.index(id_).unlink(missing_ok=True)
+    for path in unfinished:
+        if path.is_dir():
+            remove_tree(path)
     home.journal(id_).unlink(missing_ok=True)

@@ -8,7 +8,16 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from envferry.archive.contents import READ_FILE, Content, checksum, expected_content, in_parallel
+from envferry.archive.contents import (
+    READ_FILE,
+    Content,
+    checksum,
+    expected_content,
+    in_parallel,
+    is_directory,
+    lost_directories,
+)
+from envferry.archive.extraction import TOP_MODE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +27,8 @@ if TYPE_CHECKING:
     from envferry.archive.prefixes import Relocation
 
 CACHE = "__pycache__"
+TOP = "."
+"""How the directory that holds a whole tree is called: no index names it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +63,20 @@ def compare_tree(
     of the environment is no difference.
     """
     numbers = range(len(tree.index.files))
-    differences = [*faults_among(tree, numbers, quick=quick, advance=advance), *extras(tree)]
+    differences = [
+        *top_faults(tree),
+        *faults_among(tree, numbers, quick=quick, advance=advance),
+        *extras(tree),
+    ]
     return sorted(differences, key=lambda difference: difference.path)
+
+
+def top_faults(tree: InstalledTree) -> Iterator[Difference]:
+    """Yield what is wrong with the directory that holds the tree."""
+    reason = directory_fault(str(tree.root), TOP_MODE)
+    if reason:
+        kind: Literal["changed", "missing"] = "missing" if reason == "missing" else "changed"
+        yield Difference(path=TOP, kind=kind, package="", reason=reason)
 
 
 def faults_among(
@@ -88,6 +111,7 @@ class Comparison:
         self.quick = quick
         self.mtime_ns = tree.index.mtime * 10**9
         self.owners = package_of_file(tree.index)
+        self.lost = lost_directories(str(tree.root), tree.index)
 
     def difference(self, number: int, reason: str) -> Difference:
         """Describe an entry that is not as it must be."""
@@ -98,16 +122,18 @@ class Comparison:
     def fault(self, entry: FileEntry) -> str:
         """Return what is wrong with an entry, nothing when it is right."""
         path = f"{self.root}/{entry.path}"
+        if entry.path.rpartition("/")[0] in self.lost:
+            return "missing"
         if entry.type == "file":
             return self.file_fault(path, entry)
+        if entry.type == "directory":
+            return directory_fault(path, entry.mode)
         try:
             status = os.lstat(path)
         except OSError as error:
             return open_fault(error)
-        if entry.type == "directory":
-            return "" if stat.S_ISDIR(status.st_mode) else "no directory"
         if not stat.S_ISLNK(status.st_mode):
-            return "no symbolic link"
+            return "not a symbolic link"
         link = os.readlink(path)  # noqa: PTH115  (Path would normalise it)
         return "" if link == self.tree.relocation.move_link(entry.link) else f"links to {link}"
 
@@ -130,7 +156,7 @@ class Comparison:
         wanted = expected_content(entry, self.tree.edited)
         status = os.lstat(path) if descriptor < 0 else os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            return "no regular file"
+            return "not a regular file"
         if status.st_size != wanted.size:
             return f"{status.st_size} bytes, expected {wanted.size}"
         if stat.S_IMODE(status.st_mode) != entry.mode:
@@ -140,6 +166,21 @@ class Comparison:
         if entry.size and checksum(descriptor) != wanted:
             return "another content"
         return ""
+
+
+def directory_fault(path: str, mode: int) -> str:
+    """Return what is wrong with a directory, nothing when it is right.
+
+    A directory may have the set-group-id bit of the one that it was made in.
+    """
+    try:
+        status = os.lstat(path)
+    except OSError as error:
+        return open_fault(error)
+    if not stat.S_ISDIR(status.st_mode):
+        return "not a directory"
+    found = stat.S_IMODE(status.st_mode) & 0o777
+    return "" if found == mode else f"mode {found:o}, expected {mode:o}"
 
 
 def open_fault(error: OSError) -> str:
@@ -181,15 +222,17 @@ def package_of_directory(index: Index) -> dict[str, str]:
 
 def unknown_paths(root: str, below: str, known: set[str]) -> Iterator[str]:
     """Yield what is not known below a directory."""
+    if not is_directory(f"{root}/{below}".rstrip("/")):
+        return
     with os.scandir(f"{root}/{below}") as found:
         items = list(found)
     for item in items:
         path = f"{below}{item.name}"
-        is_directory = item.is_dir(follow_symlinks=False)
+        is_folder = item.is_dir(follow_symlinks=False)
         if path in known:
-            if is_directory:
+            if is_folder:
                 yield from unknown_paths(root, f"{path}/", known)
-        elif is_directory and item.name == CACHE:
+        elif is_folder and item.name == CACHE:
             yield from unknown_paths(root, f"{path}/", known)
         elif source_of(path) not in known:
             yield path

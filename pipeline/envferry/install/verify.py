@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from envferry.archive.extraction import ExtractOptions, extract_tree
-from envferry.base.files import exclusive_lock
+from envferry.archive.contents import is_directory
+from envferry.archive.extraction import TOP_MODE, ExtractOptions, extract_tree
+from envferry.base.files import remove_tree
 from envferry.errors import IntegrityError
+from envferry.install.env_home import REPAIR
 from envferry.install.installed import chosen_id, open_installed
-from envferry.install.tree_check import Difference, InstalledTree, compare_tree, faults_among
+from envferry.install.tree_check import (
+    Difference,
+    InstalledTree,
+    compare_tree,
+    faults_among,
+    top_faults,
+)
+from envferry.install.upkeep import changing, settle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,8 +27,6 @@ if TYPE_CHECKING:
     from envferry.archive.reader import Archive
     from envferry.install.env_home import EnvHome
     from envferry.progress import Progress
-
-REPAIR = ".repair-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +52,7 @@ def verify_installation(
     home: EnvHome, id_: str | None, *, quick: bool, progress: Progress
 ) -> Verified:
     """Compare an installed tree with the index of its archive; read every file unless `quick`."""
+    settle(home)
     found = chosen_id(home, id_)
     tree = open_installed(home, found)
     total = 0 if quick else sum(entry.size for entry in tree.index.files)
@@ -77,8 +85,7 @@ def repair_installation(
     files = tree.index.files
     present = {number for number, entry in enumerate(files) if entry.path not in faulty}
     staging = home.directory / f"{REPAIR}{found.id}"
-    with exclusive_lock(home.lock_path, f"the environment {home.name}"):
-        shutil.rmtree(staging, ignore_errors=True)
+    with changing(home):
         staging.mkdir()
         try:
             with progress.task(f"repair {home.name}") as advance:
@@ -90,32 +97,42 @@ def repair_installation(
                     raise IntegrityError(message, hint="remove this installation, install again")
             put_back(tree, staging, faulty)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            remove_tree(staging)
     return verify_again(tree, found)
 
 
 def put_back(tree: InstalledTree, staging: Path, faulty: set[str]) -> None:
-    """Move repaired entries into their places, directories first."""
-    for entry in tree.index.files:
-        if entry.path not in faulty:
-            continue
-        target = tree.root / entry.path
-        is_directory = target.is_dir() and not target.is_symlink()
-        if entry.type == "directory":
-            if not is_directory:
-                target.unlink(missing_ok=True)
-                target.mkdir()
-            continue
-        if is_directory:
-            shutil.rmtree(target)
-        (staging / entry.path).replace(target)
+    """Move repaired entries into their places, directories first.
+
+    So no file is moved through a symbolic link that stands where a directory must be.
+    """
+    put_directory_back(tree.root, TOP_MODE)
+    wrong = [entry for entry in tree.index.files if entry.path in faulty]
+    directories = (entry for entry in wrong if entry.type == "directory")
+    for entry in sorted(directories, key=lambda entry: entry.path):
+        put_directory_back(tree.root / entry.path, entry.mode)
+    for entry in wrong:
+        if entry.type != "directory":
+            target = tree.root / entry.path
+            if is_directory(str(target)):
+                remove_tree(target)
+            (staging / entry.path).replace(target)
+
+
+def put_directory_back(path: Path, mode: int) -> None:
+    """Make a directory with its mode where there is none, or something else."""
+    if not is_directory(str(path)):
+        path.unlink(missing_ok=True)
+        path.mkdir()
+    if stat.S_IMODE(path.stat().st_mode) & 0o777 != mode:
+        path.chmod(mode)
 
 
 def verify_again(tree: InstalledTree, found: Verified) -> Verified:
     """Read once more what was brought back."""
     faulty = {item.path for item in found.faults}
     numbers = [number for number, entry in enumerate(tree.index.files) if entry.path in faulty]
-    rest = faults_among(tree, numbers, quick=False)
+    rest = [*top_faults(tree), *faults_among(tree, numbers, quick=False)]
     if rest:
         message = f"{rest[0].path} of {found.name} is wrong again: {rest[0].reason}"
         raise IntegrityError(message, hint="is the disk failing, or is somebody writing there?")

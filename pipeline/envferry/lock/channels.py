@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from envferry.base.files import expand_home
 from envferry.build.downloads import DownloadCache
 from envferry.config import condarc_paths, settings
 from envferry.errors import SpecError
@@ -61,7 +62,7 @@ def channels_of(spec: Spec, options: LockOptions, names: ChannelNames) -> tuple[
 
 def absolute(channel: str, base: Path) -> str:
     """Make a path to a channel absolute; names and URLs stay as they are."""
-    path = base / Path(channel).expanduser() if "://" not in channel else None
+    path = base / expand_home(Path(channel)) if "://" not in channel else None
     is_path = channel.startswith((".", "~", "/"))
     return str(path.resolve()) if path and (is_path or (path / "noarch").is_dir()) else channel
 

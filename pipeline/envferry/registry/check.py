@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from blake3 import blake3
-
+from envferry.archive.identity import check_manifest
 from envferry.artifacts import (
     ARCHIVE_SUFFIX,
     ATTESTATION,
@@ -162,10 +161,7 @@ class _Checker:
         if self.advance is None:
             return
         require_digests(manifest, self.registry.digest_archive(manifest, self.advance), what)
-        index = self.registry.read_archive(manifest, facts.index_offset, facts.index_size)
-        if (found := blake3(index).hexdigest()) != facts.index_blake3:
-            message = f"the index of {what}: BLAKE3 is {found}, the manifest says otherwise"
-            raise IntegrityError(message)
+        check_manifest(self.registry.open_archive(manifest), manifest)
 
     def _checksum(self, folder: Folder, manifest: Manifest) -> None:
         name = f"{manifest.archive.file}.xxh128"

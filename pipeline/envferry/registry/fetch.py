@@ -6,6 +6,8 @@ import errno
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from envferry.archive.identity import check_manifest
+from envferry.archive.reader import Archive, FileSource
 from envferry.artifacts import write_companions
 from envferry.base.files import digest_file, exclusive_lock, sync_directory
 from envferry.errors import HostError
@@ -39,9 +41,12 @@ def fetch_artifact(
     with _explained(directory), exclusive_lock(arriving.journal, str(artifact.archive_path)):
         with arriving.opened():
             if _is_complete(artifact, progress):
+                with FileSource(artifact.archive_path) as source:
+                    check_manifest(Archive(source), manifest)
                 arriving.pieces.clear()
             else:
                 registry.require_archive(manifest)
+                check_manifest(registry.open_archive(manifest), manifest)
                 _receive_archive(incoming, arriving, progress)
         write_companions(artifact, lock, proof)
     return artifact

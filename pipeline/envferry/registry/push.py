@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from envferry.archive.identity import check_manifest
+from envferry.archive.reader import Archive, FileSource
 from envferry.artifacts import SBOM, sbom_path, verify_artifact
 from envferry.base.retry import RetryPolicy, Transient, persistently
 from envferry.errors import NotFound
@@ -32,6 +34,8 @@ def push_artifact(
     manifest = artifact.manifest
     wanted = _wanted(tags)
     verify_artifact(artifact, progress=progress)
+    with FileSource(artifact.archive_path) as source:
+        check_manifest(Archive(source), manifest)
     uploaded = _publish_persistently(artifact, registry, wanted, progress)
     return _pushed(manifest, registry, wanted, uploaded=uploaded)
 

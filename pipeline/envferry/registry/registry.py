@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import xxhash
 from blake3 import blake3
 
+from envferry.archive.reader import Archive
 from envferry.artifacts import (
     ATTESTATION,
     REGISTRY_MANIFEST,
@@ -188,6 +189,10 @@ class Registry:
     def read_archive(self, manifest: Manifest, offset: int, length: int) -> bytes:
         """Read a part of an archive; nothing is checked but its length."""
         return self.store.read(archive_key(manifest), offset, length)
+
+    def open_archive(self, manifest: Manifest) -> Archive:
+        """Read the index of an archive and nothing else; raise IntegrityError for an unsafe one."""
+        return Archive(PublishedArchive(self, manifest))
 
     def incoming_archive(self, manifest: Manifest) -> Incoming:
         """Return an archive as a store takes it: in pieces, compared with its manifest."""

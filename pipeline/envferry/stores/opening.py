@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from envferry.base.files import expand_home
 from envferry.base.limits import USUAL_LIMITS, Limits
 from envferry.errors import UsageError
 
@@ -26,7 +27,7 @@ def open_store(url: str, limits: Limits = USUAL_LIMITS) -> Store:
         raise UsageError(message, hint=f"a registry is {KINDS}")
     if not separator:
         _refuse_almost_urls(url)
-        return _open_directory(Path(url).expanduser())
+        return _open_directory(expand_home(Path(url)))
     if scheme == "file":
         return _open_directory(_local_path(url))
     _require_no_login(url)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envferry.base.files import write_bytes
+from envferry.base.files import make_folders, write_bytes
 from envferry.base.json import from_json, to_json
 from envferry.errors import IntegrityError
 from envferry.models import TagRecord
@@ -72,4 +72,5 @@ class Trust:
                 f"seen {seen.id} (move {seen.counter}): somebody put an old record back"
             )
             raise IntegrityError(message, hint="if that was you, install with --allow-downgrade")
+        make_folders(path.parent)
         write_bytes(path, to_json(TagRecord(id=record.id, counter=record.counter)))

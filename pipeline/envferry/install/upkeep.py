@@ -1,0 +1,108 @@
+"""What whoever changes an environment does first: lock it, and clear up after those who died."""
+
+from __future__ import annotations
+
+import logging
+import re
+import stat
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from envferry.base.files import exclusive_lock, make_folders, open_folder, remove_tree
+from envferry.errors import PipelineError
+from envferry.install.env_home import HISTORY, HOME, LINK, PARTIAL, REPAIR, TRASH
+from envferry.install.in_use import look_for_users
+from envferry.install.unchecked import put_unchecked_back
+from envferry.models import ID_PATTERN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from envferry.install.env_home import EnvHome
+
+log = logging.getLogger(__name__)
+
+LOCK_MODE = 0o644
+JOURNAL = ".journal"
+UNFINISHED_FILE = re.compile(
+    rf"\.(({ID_PATTERN.pattern})\.(json|index)|{re.escape(HISTORY)})\.[a-z0-9_]{{8}}"
+)
+"""What `atomic_write` had not given its name yet."""
+
+
+@contextmanager
+def changing(home: EnvHome, *, installing: str = "") -> Iterator[None]:
+    """Hold the lock of an environment in which nothing is left of commands that were killed.
+
+    `installing` is the id of which an unfinished installation is of use. Raises TargetOccupied when
+    another envferry is at work there.
+    """
+    make_folders(home.directory)
+    with exclusive_lock(home.lock_path, f"the environment {home.name}"):
+        open_to_all(home)
+        put_unchecked_back(home)
+        clear_up(home, installing)
+        yield
+
+
+def open_to_all(home: EnvHome) -> None:
+    """Let everybody reach the environment: somebody's umask may have closed what we made."""
+    with suppress(PermissionError):  # made by another user, who has to open it
+        open_folder(home.envs_dir / HOME)
+        open_folder(home.directory)
+        found = stat.S_IMODE(home.lock_path.stat().st_mode)
+        if found & LOCK_MODE != LOCK_MODE:
+            home.lock_path.chmod(found | LOCK_MODE)
+
+
+def clear_up(home: EnvHome, installing: str = "") -> None:
+    """Remove what killed commands left: no lock is held by them any more.
+
+    An unfinished installation stays, as the next install goes on with it.
+    """
+    for path in home.directory.iterdir():
+        name = path.name
+        if name.startswith((LINK, TRASH, REPAIR)) or UNFINISHED_FILE.fullmatch(name):
+            remove(path)
+        elif name.startswith(PARTIAL) and name.endswith(JOURNAL):
+            id_ = name.removeprefix(PARTIAL).removesuffix(JOURNAL)
+            if id_ != installing and not home.partial(id_).is_dir():
+                remove(path)
+        elif name.startswith(PARTIAL) and name.removeprefix(PARTIAL) != installing:
+            if home.record(name.removeprefix(PARTIAL)).is_file():
+                remove(path)
+        elif path.suffix == ".index" and not home.record(path.stem).is_file():
+            remove(path)
+        elif ID_PATTERN.fullmatch(name) and name != installing:
+            clear_tree(home, name)
+
+
+def clear_tree(home: EnvHome, id_: str) -> None:
+    """Remove a tree without a record, unless it is current or in use."""
+    if home.record(id_).exists() or home.linked_id() == id_:
+        return
+    users = look_for_users(home.tree(id_)).users
+    if users:
+        log.info("%s@%s has no record, but processes: left for later", home.name, id_)
+        return
+    remove(home.tree(id_))
+
+
+def remove(path: Path) -> None:
+    """Remove a leftover; what another user left is theirs to remove."""
+    log.info("removing %s, which a command that was cut off left behind", path)
+    try:
+        if path.is_dir() and not path.is_symlink():
+            remove_tree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except PermissionError as error:
+        log.warning("cannot remove the leftover %s: %s", path, error.strerror)
+
+
+def settle(home: EnvHome) -> None:
+    """Clear up for a command that only reads, where this user may and nobody else is at work."""
+    if home.lock_path.exists():
+        with suppress(PipelineError, OSError), changing(home):
+            pass
