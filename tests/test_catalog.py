@@ -213,7 +213,9 @@ def test_a_damaged_manifest_is_shown_as_damaged(
     assert site.catalog.ask(queries.totals).damaged == 0
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b'{"id": "../..", "counter": 1}', b"[" * 60_000, b"[" * 100_000])
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b'{"id": "../..", "counter": 1}', b"[" * 60_000, b"[" * 100_000]
+)
 def test_damaged_tags(site: Site, data: bytes) -> None:
     id_ = site.publish(Made(), "good", "bad")
     (Path(site.registry.url) / f"v1/tags/demo/{PLATFORM}/bad").write_bytes(data)
