@@ -284,7 +284,8 @@ def test_the_limits_hold_what_large_environments_need() -> None:
     assert most_bytes("v1/tags/demo/linux-64/stable") == 64 << 10
     assert most_bytes(MANIFEST) == 16 * MIB
     assert most_bytes("v1/envs/a/b/c/conda-lock.yml") == 64 * MIB
-    assert most_bytes("anything") == 64 * MIB
+    assert most_bytes("v1/envs/a/b/c/a-b-c.tar.zst.xxh128") == 4096
+    assert most_bytes("anything") == 256 * MIB
 
 
 def test_a_disk_cannot_claim_any_length(tmp_path: Path) -> None:

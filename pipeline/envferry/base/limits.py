@@ -29,7 +29,8 @@ VALUE_BYTES: Mapping[str, int] = {
 }
 """The most that a value of a registry has, by the last part of its key: ten times and more what
 an environment of a thousand packages needs."""
-OTHER_VALUE_BYTES = 64 * MIB
+SUFFIX_BYTES: Mapping[str, int] = {".xxh128": 4 * KIB, ".parts.json": 64 * MIB}
+OTHER_VALUE_BYTES = 256 * MIB
 TAG_BYTES = 64 * KIB
 TEXT_BYTES = 32 * MIB
 """Of an answer that is a listing, an error or a page: a listing has a thousand keys at a time."""
@@ -68,7 +69,9 @@ def most_bytes(key: str) -> int:
     """Return how long a value may be that is read without knowing its length."""
     if key.startswith("v1/tags/"):
         return TAG_BYTES
-    return VALUE_BYTES.get(key.rpartition("/")[2], OTHER_VALUE_BYTES)
+    name = key.rpartition("/")[2]
+    by_suffix = (most for suffix, most in SUFFIX_BYTES.items() if name.endswith(suffix))
+    return VALUE_BYTES.get(name) or next(by_suffix, OTHER_VALUE_BYTES)
 
 
 def require_sane(size: int, key: str, where: str) -> None:
