@@ -340,7 +340,7 @@ def test_the_command(tmp_path: Path) -> None:
         ("https://conda.anaconda.org/c/label/dev/noarch/a-1-0.conda", "c/label/dev"),
         ("https://repo.anaconda.com/pkgs/main/linux-64/a-1-0.conda", "defaults"),
         ("https://conda.corp.example/internal/noarch/a-1-0.conda", None),
-        ("https://conda.modular.com/max/noarch/a-1-0.conda", None),
+        ("https://conda.vendor.example/max/noarch/a-1-0.conda", None),
         ("https://repo.corp.example/pkgs/main/noarch/a-1-0.conda", None),
         ("http://conda.anaconda.org.corp.example/x/noarch/a-1-0.conda", None),
     ],

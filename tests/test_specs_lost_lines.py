@@ -82,7 +82,7 @@ PYPROJECT = (
     *("[tool.uv]\nconstraint-dependencies = ['{}']", "[tool.uv]\ndev-dependencies = ['{}']"),
 )
 KEYS = (
-    *("channels: [{}]", "{}: [a, b]", "x-{}: [a]", "variables: {{{}: 1}}", "prefix: /{}/envs/a"),
+    *("channels: [{}]", "{}: [a, b]", "x-{}: [a]", "prefix: /{}/envs/a"),
     *("pip-repositories: ['https://{}.example']", "category: {}", "platforms: [linux-64, {}]"),
 )
 

@@ -20,7 +20,6 @@ BASE_PREFIX = re.compile(r"/opt/conda/?|.*/((mini|ana)conda|mambaforge|miniforge
 OTHERS_KEYS = {
     "allow-pypi-requests": "indexes are those of the pip section",
     "category": "everything is of one category",
-    "variables": "set them where you train",
 }
 _Found = tuple[str, object, str]
 

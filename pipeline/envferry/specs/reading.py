@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 from dataclasses import replace
@@ -28,6 +29,8 @@ from envferry.specs.pip_lines import pip_line_problem
 from envferry.specs.requirement_lines import INCLUDE, included_lines, relative
 from envferry.specs.selectors import is_selected, select_platform, selector_lines
 from envferry.specs.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, plain, read_text
+
+log = logging.getLogger(__name__)
 
 DIGEST_SCHEMA = 1
 SPEC_ENDINGS = (".yml", ".yaml")
@@ -74,6 +77,8 @@ def parse_spec(text: str, path: Path, *, platform: str | None = None) -> Spec:
     conda, pip = _dependencies(content, path)
     if platform or not selector_lines(text):
         conda = _merged(conda, path)
+    if content.get("variables"):
+        log.warning("%s: `variables:` are not carried: set them where you train", path)
     indexes = [f"--extra-index-url {url}" for url in _strings(content, "pip-repositories", path)]
     channels = _strings(content, "channels", path)
     spec = Spec(
