@@ -17,8 +17,9 @@ import zstandard
 from envferry.archive import index as index_module
 from envferry.archive.extraction import ExtractOptions, extract_tree
 from envferry.archive.index import FileEntry, Index, encode_index
-from envferry.archive.members import FRAME_BYTES, Member, Owner
-from envferry.archive.prefixes import Relocation, find_edits
+from envferry.archive.members import FRAME_BYTES, Member, Owner, Recorded
+from envferry.archive.prefix_search import find_edits
+from envferry.archive.prefixes import Relocation
 from envferry.archive.reader import Archive, FileSource
 from envferry.archive.seek_table import encode_seek_table
 from envferry.archive.writer import ArchiveOptions, WrittenArchive, write_archive
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 PREFIX = "/opt/conda/envs/demo"
 PLACEHOLDER = 255
+RECORDED = Recorded("binary", PLACEHOLDER)
 OPTIONS = ArchiveOptions(name="demo", platform="linux-64", prefix=PREFIX, mtime=315532800)
 CONDA = Owner(rank=1, name="tool", kind="conda", version="1.0", build="h1_0")
 PYPI = Owner(rank=1, name="wheel", kind="pypi", version="2.0")
@@ -47,7 +49,7 @@ TREE: dict[str, bytes] = {
     "bin/tool": b"#!/opt/conda/envs/demo/bin/python\nprint('/opt/conda/envs/demo')\n",
     "bin/native": b"\x7fELF\0" + PREFIX.encode() + b"/lib\0" + bytes(PLACEHOLDER - 20) + b"rest\0",
     "lib/large.bin": large_content(),
-    "lib/large.txt": b"x" * (2 * FRAME_BYTES) + PREFIX.encode() + b"\n",
+    "lib/large.txt": b"x" * (2 * FRAME_BYTES) + b"\n" + PREFIX.encode() + b"\n",
     "lib/empty": b"",
     "lib/name with spaces\nand a newline": b"text",
     "lib/ünïcödé/ファイル.txt": "größe".encode(),
@@ -85,9 +87,8 @@ def members_of(root: Path) -> list[Member]:
             mode = 0o755 if name.startswith("bin/") else 0o644
             entry = FileEntry(path=name, mode=mode, size=path.stat().st_size)
             owner = CONDA if name.startswith("bin/") else PYPI
-            members.append(
-                Member(entry=entry, owner=owner, source=str(path), placeholder_length=PLACEHOLDER)
-            )
+            recorded = RECORDED if name in ("bin/native", "lib/large.bin") else None
+            members.append(Member(entry=entry, owner=owner, source=str(path), recorded=recorded))
     return members
 
 
@@ -222,7 +223,7 @@ def test_a_prefix_that_does_not_fit_is_refused_before_anything_is_written(
 
 def test_capacity_is_only_what_the_placeholder_left() -> None:
     content = b"\0" + PREFIX.encode() + b"/a:" + PREFIX.encode() + b"/b\0next string\0"
-    edits = find_edits(content, PREFIX.encode(), PLACEHOLDER)
+    edits = find_edits(content, PREFIX.encode(), RECORDED).edits
     assert edits is not None
     (string,) = edits.strings
     assert (string.count, string.capacity) == (2, string.length)

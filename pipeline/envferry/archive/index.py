@@ -37,9 +37,12 @@ class PrefixEdits(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where a file holds the prefix that it was built at."""
 
     text: bool = False
-    """A text file: every occurrence is replaced and the size changes."""
+    """A text file: the prefix is replaced and the size changes."""
     strings: tuple[BinaryString, ...] = ()
     """A binary file: its strings, rewritten in place and padded with NUL."""
+    at: tuple[int, ...] = ()
+    """Where in the file the prefix stands that is replaced; empty: everywhere in the text, or in
+    the strings. Elsewhere these bytes are a part of some other path."""
 
 
 class FileEntry(msgspec.Struct, frozen=True, omit_defaults=True):

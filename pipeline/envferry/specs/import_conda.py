@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from packaging.utils import canonicalize_name
 
+from envferry.base.site_packages import site_packages_folders
 from envferry.errors import SpecError
 from envferry.models import PLATFORMS, without_credentials
 from envferry.specs.drafts import Draft
@@ -81,12 +82,13 @@ def draft_prefix(prefix: Path, name: str, channels: Iterable[str]) -> Draft:
         owned.update(file for file in record.files if ".dist-info/" in file)
         owned.update(file for file in record.files if ".egg-info" in file)
     draft.channels = draft.channels or list(channels)
-    for info in sorted(prefix.glob("lib/python3*/site-packages/*.dist-info")):
+    folders = site_packages_folders(prefix)
+    for info in sorted(path for folder in folders for path in folder.glob("*.dist-info")):
         if (info / "METADATA").relative_to(prefix).as_posix() not in owned:
             _add_distribution(draft, info)
     has_python = any(line.split("=")[0].endswith("python") for line in draft.conda)
     if draft.pip and not has_python:
-        version = next(prefix.glob("lib/python3*")).name.removeprefix("python")
+        version = folders[0].parent.name.removeprefix("python")
         draft.conda.insert(0, f"python={version}")
         draft.notes.append(f"python={version} is the interpreter whose packages these are")
     if not draft.conda:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 
+from envferry.base.site_packages import site_packages_folders
 from envferry.errors import NotFound, SpecError
 from envferry.specs.reading import PATH_LINE
 from envferry.specs.requirement_lines import logical_lines
@@ -52,7 +53,7 @@ def recognise(path: Path) -> tuple[Kind, str]:
     Raises NotFound when it is not there, SpecError when it is nothing known.
     """
     if path.is_dir():
-        if (path / "conda-meta").is_dir() or any(path.glob("lib/python3*/site-packages")):
+        if (path / "conda-meta").is_dir() or site_packages_folders(path):
             return Kind.PREFIX, ""
         message = f"{path} is a folder without `conda-meta` or `lib/python3*/site-packages`"
         raise SpecError(message, hint="name an environment's prefix, or one file")

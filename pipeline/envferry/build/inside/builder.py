@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry import process
+from envferry.base.site_packages import site_packages_folders
 from envferry.build.inside.clobbers import (
     describe_conda_overlaps,
     describe_overlaps,
@@ -204,8 +205,9 @@ def tidy(prefix: Path, scratch: Path) -> None:
     """Remove what only the build needed; raise when something was written beside the prefix."""
     for name in BUILD_LEFTOVERS:
         (prefix / name).unlink(missing_ok=True)
-    for path in prefix.glob("lib/python*/site-packages/*.dist-info/uv_cache.json"):
-        forget_file(path)
+    for folder in site_packages_folders(prefix):
+        for path in folder.glob("*.dist-info/uv_cache.json"):
+            forget_file(path)
     shutil.rmtree(scratch)
     set_modes(prefix)
     if not prefix.is_dir() or not any(prefix.iterdir()):
