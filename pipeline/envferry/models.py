@@ -105,6 +105,8 @@ class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Keep conda and pip from changing the installed environment in place."""
     channels: dict[str, str] = {}
     """Where a channel is that goes by a name of ours: a URL or a path."""
+    variables: dict[str, str] = {}
+    """What activation sets: the spec's own `variables:` (CEP 24), not under `envferry:`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

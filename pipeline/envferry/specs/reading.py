@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import logging
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +24,6 @@ from envferry.models import (
 from envferry.specs.selectors import KNOWN_SELECTORS, select_platform, selector_lines
 from envferry.specs.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, plain, read_text
 
-log = logging.getLogger(__name__)
-
 DIGEST_SCHEMA = 1
 SPEC_ENDINGS = (".yml", ".yaml")
 LOCK_ENDING = ".conda-lock.yml"
@@ -39,12 +36,13 @@ KNOWN_KEYS = (
     "envferry",
     "platforms",
     "pip-repositories",
+    "variables",
     # Other tools' keys, which decide nothing here.
     "allow-pypi-requests",
     "category",
     "prefix",
-    "variables",
 )
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 CONDA_NAME = re.compile(r"(?:[^\s:]+::)?(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*?)(?=$|[\s=<>!~\[*])")
 VERSION = re.compile(r"\d+(\.\d+)*")
 PATH_LINE = re.compile(r"(\.{0,2}/|file:).*|.*\.whl")
@@ -68,8 +66,6 @@ def parse_spec(text: str, path: Path, *, platform: str | None = None) -> Spec:
     conda, pip = _dependencies(content, path)
     if platform or not selector_lines(text):
         _check_once(conda, path)
-    if content.get("variables"):
-        log.warning("%s: `variables:` are not carried: set them where you train", path)
     indexes = [f"--extra-index-url {url}" for url in _strings(content, "pip-repositories", path)]
     channels = _strings(content, "channels", path)
     spec = Spec(
@@ -246,6 +242,7 @@ def _options(content: Mapping, path: Path) -> SpecOptions:
     if raw != "" and not isinstance(raw, Mapping):
         raise _unexpected(path, raw, "`envferry:` to be a mapping", line_of(content))
     values = _without_empty(plain(raw or {}))
+    values["variables"] = _variables(content, values, path)
     platforms = _strings(content, "platforms", path)
     if platforms and "platforms" not in values:
         values["platforms"] = list(platforms)
@@ -268,6 +265,24 @@ def _options(content: Mapping, path: Path) -> SpecOptions:
             message = f"{path}: `{pattern}` under `envferry: exclude:` leaves the environment"
             raise SpecError(message, hint="write globs relative to the prefix: `share/doc/**`")
     return options
+
+
+def _variables(content: Mapping, options: dict[str, Any], path: Path) -> dict[str, str]:
+    """Read the `variables:` key: what activation sets; the options have no such key."""
+    if "variables" in options:
+        message = f"{path}: `variables` is no key of `envferry:`"
+        raise SpecError(message, hint="write `variables:` beside `dependencies:`")
+    items = content.get("variables", "")
+    if items == "":
+        return {}
+    if not isinstance(items, Mapping):
+        raise _unexpected(path, items, "`variables:` to be a mapping", line_of(content))
+    for name, value in items.items():
+        if not VARIABLE.fullmatch(name):
+            raise _unexpected(path, name, "the name of a variable under `variables:`")
+        if not isinstance(value, Text):
+            raise _unexpected(path, value, f"a text as the value of `{name}`", line_of(name))
+    return {str(name): str(value) for name, value in items.items()}
 
 
 def _without_empty(values: dict[str, Any]) -> dict[str, Any]:

@@ -92,7 +92,16 @@ def build_prefix(order: BuildOrder) -> Iterator[str]:
         compile_bytecode(prefix, python)
         refuse_tries_at_start(prefix / records.site_packages, tries)
     records.finish({file.name: file.url for file in order.conda})
+    if order.variables:
+        write_state(prefix, order.variables)
     tidy(prefix, Path(order.scratch))
+
+
+def write_state(prefix: Path, variables: dict[str, str]) -> None:
+    """Note what activation sets where conda does: `conda-meta/state`."""
+    state = {"env_vars": variables, "version": 1}
+    encoded = msgspec.json.encode(state, order="sorted")
+    (prefix / "conda-meta/state").write_bytes(encoded + b"\n")
 
 
 def say(text: str) -> None:
