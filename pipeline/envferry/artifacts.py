@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from blake3 import blake3
 
-from envferry.base.files import digest_file, from_json, to_json, write_bytes
+from envferry.base.files import BAD_JSON, digest_file, from_json, to_json, write_bytes
 from envferry.errors import IntegrityError, NotFound, UsageError
 from envferry.models import ID_PATTERN, NAME_PATTERN, Artifact, Manifest
 
@@ -93,7 +93,7 @@ def check_sbom(data: bytes, what: str) -> None:
     hint = "run `envferry check` where it comes from: it says how to mend it"
     try:
         found = msgspec.json.decode(data)
-    except msgspec.MsgspecError as error:
+    except BAD_JSON as error:
         raise IntegrityError(f"{what} is damaged: {error}", hint=hint) from error
     if not isinstance(found, dict) or found.get("bomFormat") != "CycloneDX":
         raise IntegrityError(f"{what} is no CycloneDX list", hint=hint)

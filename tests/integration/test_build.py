@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from envferry.base.site_packages import site_packages_folders
 from envferry.build.downloads import hash_file
 from envferry.build.request import OTHER_CIRCUMSTANCES
 from envferry.errors import (
@@ -233,7 +234,7 @@ def test_clobbers_conflicts_and_overlaps(
     built = shop.build([*base, intruder, last, first, needy], allow=("intruder", "needy"))
     assert "first, last all have" in caplog.text
     assert "that of last is taken" in caplog.text
-    (site,) = Path(built.tree).glob("lib/python*/site-packages")
+    (site,) = site_packages_folders(Path(built.tree))
     assert (site / "both.py").read_text() == "a = 'last'\n"
     assert (site / "pygments/console.py").read_text() == "taken = 1\n"
     (path,) = Path(built.tree).glob("conda-meta/pygments-*.json")

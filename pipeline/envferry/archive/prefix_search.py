@@ -64,9 +64,10 @@ def find_edits(content: Searchable, prefix: bytes, recorded: Recorded | None) ->
 
     `recorded` is what conda noted of the file; None where it noted nothing.
     """
-    whole = [offset for offset in occurrences(content, prefix) if is_whole(content, offset, prefix)]
+    ends = [offset for offset in occurrences(content, prefix) if is_end(content, offset, prefix)]
+    whole = [offset for offset in ends if is_start(content, offset)]
     if not whole:
-        return NOTHING
+        return PrefixFinding(left_alone=known_format(content)) if ends else NOTHING
     if recorded and recorded.mode == "none" and is_unchanged(content, recorded):
         return NOTHING  # so conda did not put the prefix there, and would not change it
     if recorded and recorded.mode == "text":
@@ -104,11 +105,14 @@ def occurrences(content: Searchable, prefix: bytes) -> Iterator[int]:
         found = content.find(prefix, found + len(prefix))
 
 
-def is_whole(content: Searchable, offset: int, prefix: bytes) -> bool:
-    """Whether the prefix at `offset` is a path, or the start of one, and not a part of another."""
+def is_end(content: Searchable, offset: int, prefix: bytes) -> bool:
+    """Whether the last name in the prefix at `offset` ends with it."""
     end = offset + len(prefix)
-    if GOES_ON.match(content[end : end + LOOK_AHEAD]):
-        return False
+    return not GOES_ON.match(content[end : end + LOOK_AHEAD])
+
+
+def is_start(content: Searchable, offset: int) -> bool:
+    """Whether a path starts at `offset`: it is not the end of another one."""
     before = bytes(content[max(offset - LOOK_BACK, 0) : offset])
     run = before[len(before.rstrip(PATH_BYTES)) :]
     return bool(BEGINS_PATH.fullmatch(run) or (len(run) == 1 and ESCAPE.search(before)))
@@ -129,7 +133,7 @@ def shebang_edits(content: Searchable, whole: Sequence[int]) -> PrefixFinding | 
     if not at or CONTROL.search(content[:end]):
         return None
     rest = "the binary part of a script" if len(at) < len(whole) else ""
-    return PrefixFinding(PrefixEdits(text=True, at=at), left_alone=rest)
+    return PrefixFinding(PrefixEdits(text=True, at=at, padded=True), left_alone=rest)
 
 
 def string_edits(

@@ -11,6 +11,7 @@ from envferry.archive.relocating import (
     NotTheIndexed,
     edited_strings,
     edited_text,
+    padded_line,
     without_stale_checksums,
 )
 from envferry.archive.shebangs import with_short_shebang
@@ -86,12 +87,13 @@ class Relocation:
 
     def edit_text(self, content: bytes, entry: FileEntry) -> bytes:
         """Return a text with the new prefix."""
-        at = entry.edits.at if entry.edits else ()
+        edits = entry.edits or PrefixEdits()
         try:
-            moved = edited_text(content, self.old, self.new, at)
+            moved = edited_text(content, self.old, self.new, edits.at)
         except NotTheIndexed as error:
             raise not_as_indexed(entry) from error
-        return with_short_shebang(moved, self.new)
+        moved = with_short_shebang(moved, self.new)
+        return padded_line(moved, len(content)) if edits.padded else moved
 
     def replacements(self, content: Searchable, entry: FileEntry) -> Iterator[tuple[int, bytes]]:
         """Yield the (offset, bytes) that rewrite the strings of a binary file in place."""

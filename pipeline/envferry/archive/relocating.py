@@ -31,6 +31,12 @@ def edited_text(content: bytes, old: bytes, new: bytes, at: Sequence[int] = ()) 
     return b"".join([*parts, content[end:]])
 
 
+def padded_line(content: bytes, size: int) -> bytes:
+    """Return a script that is not shorter than `size`: blanks end its first line."""
+    first, end, rest = content.partition(b"\n")
+    return first + b" " * (size - len(content)) + end + rest
+
+
 def edited_strings(
     content: Any,  # noqa: ANN401  (bytes or mmap)
     old: bytes,

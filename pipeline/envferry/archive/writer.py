@@ -364,8 +364,10 @@ def holds_edits(entry: FileEntry) -> bool:
 
     Byte code names its source file only for tracebacks, in strings whose length is stored before
     them, and the import system replaces that name when it loads the file: it stays as it is.
+    conda-unpack is to know the prefix that the archive was built at.
     """
-    return entry.type == "file" and not entry.path.endswith(".pyc")
+    is_edited = not entry.path.endswith(".pyc") and entry.path != CONDA_UNPACK
+    return entry.type == "file" and is_edited
 
 
 def packed_in_order(

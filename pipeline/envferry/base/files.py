@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 COPY_BYTES = 1 << 20
 FOLDER_ATTEMPTS = 10
+BAD_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding JSON of somebody else's raises: it is none, not UTF-8, or nested without end."""
 T = TypeVar("T")
 
 
@@ -117,7 +119,7 @@ def from_json(data: bytes, type_: type[T], what: str) -> T:
         schema = header.get("schema", 1)
         if schema == 1:
             return msgspec.json.decode(data, type=type_)
-    except msgspec.MsgspecError as error:
+    except BAD_JSON as error:
         message = f"{what} is damaged: {error}"
         raise IntegrityError(message, hint="copy or fetch it again") from error
     message = f"{what} has schema {schema}, this envferry reads schema 1"

@@ -10,7 +10,7 @@ import msgspec
 from blake3 import blake3
 
 from envferry.archive.validation import is_sane_prefix
-from envferry.base.files import write_bytes
+from envferry.base.files import BAD_JSON, write_bytes
 from envferry.errors import NotFound, SpecError, UsageError
 from envferry.models import BuiltEnv, SpecOptions, check_name, current_platform
 from envferry.pack.packages import conda_packages, pip_packages
@@ -84,7 +84,7 @@ def found_packages(tree: Path, platform: str) -> Iterator[dict[str, Any]]:
         record_name = f"{owner.name}-{owner.version}-{owner.build}.json"
         try:
             record = msgspec.json.decode((tree / "conda-meta" / record_name).read_bytes())
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, *BAD_JSON) as error:
             message = f"{tree}/conda-meta/{record_name} cannot be read: {error}"
             raise SpecError(message, hint="run `conda doctor` there") from error
         hashes = {kind: record[kind] for kind in ("md5", "sha256") if record.get(kind)}

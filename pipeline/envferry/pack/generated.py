@@ -16,6 +16,7 @@ from envferry.archive.index import FileEntry
 from envferry.archive.members import GENERATED, Member
 from envferry.archive.prefix_search import find_edits
 from envferry.archive.prefixes import MOST_RECORD_BYTES
+from envferry.base.files import BAD_JSON
 from envferry.pack import unpacking
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def read_object(path: Path) -> dict[str, Any]:
         return {}
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, *BAD_JSON) as error:
         log.warning("%s is not read: %s", path, error)
         return {}
 
@@ -192,7 +193,7 @@ def moved_item(entry: FileEntry, prefix: str) -> Iterator[tuple[str, str, Any]]:
     if entry.link.startswith(prefix + "/"):
         yield entry.path, "link", entry.link
     elif entry.edits and entry.edits.text:
-        yield entry.path, "text", (entry.size, entry.edits.at)
+        yield entry.path, "text", (entry.size, entry.edits.at, entry.edits.padded)
     elif entry.edits:
         strings = [msgspec.structs.astuple(string) for string in entry.edits.strings]
         yield entry.path, "strings", (strings, entry.edits.at)

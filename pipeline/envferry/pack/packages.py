@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from envferry.archive.members import Owner, Recorded
+from envferry.base.files import BAD_JSON
 from envferry.base.site_packages import site_packages_folders
 from envferry.errors import SpecError
 
@@ -76,7 +77,7 @@ def conda_packages(tree: Path) -> Iterator[Package]:
     for path in sorted(tree.glob("conda-meta/*.json")):
         try:
             yield conda_package(path)
-        except msgspec.DecodeError as error:
+        except BAD_JSON as error:
             message = f"{path} is no record of a conda package: {error}"
             raise SpecError(message, hint="run `conda doctor` there") from error
 

@@ -32,7 +32,7 @@ def editable_packages(tree: Path, prefix: str) -> Iterator[str]:
     for path in found_in(folders, "*.dist-info/direct_url.json"):
         try:
             record = json.loads(path.read_text())
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         details = record.get("dir_info", {}) if isinstance(record, dict) else {}
         if details.get("editable") is True:

@@ -16,6 +16,7 @@ from envferry.archive.relocating import (
     NotTheIndexed,
     edited_strings,
     edited_text,
+    padded_line,
     without_stale_checksums,
 )
 from envferry.archive.shebangs import with_short_shebang
@@ -53,10 +54,12 @@ def edited_file(content: bytes, file: MovedFile, move: Move) -> bytes | None:
         return without_stale_checksums(content, move.edited)
     try:
         if file.kind == "text":
-            size, at = file.data
+            size, at, padded = file.data
             if len(content) != size:
                 return None
-            return with_short_shebang(edited_text(content, move.old, move.new, at), move.new)
+            moved = edited_text(content, move.old, move.new, at)
+            moved = with_short_shebang(moved, move.new)
+            return padded_line(moved, size) if padded else moved
         strings, at = file.data
         for offset, length, _, _ in strings:
             # What follows tells a path that was changed already from one that starts alike.

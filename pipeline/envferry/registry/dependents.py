@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from envferry.artifacts import SBOM
+from envferry.base.files import BAD_JSON
 from envferry.errors import IntegrityError, NotFound
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Dependencies:
         """Read a CycloneDX list; `what` names it in errors."""
         try:
             bill = msgspec.json.decode(data, type=_Bill)
-        except msgspec.MsgspecError as error:
+        except BAD_JSON as error:
             message = f"{what} is damaged: {error}"
             raise IntegrityError(message, hint="`envferry check` says how to mend it") from error
         packages = {one.ref: _package(one) for one in bill.components}

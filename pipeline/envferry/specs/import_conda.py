@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from packaging.utils import canonicalize_name
 
+from envferry.base.files import BAD_JSON
 from envferry.base.site_packages import site_packages_folders
 from envferry.errors import SpecError
 from envferry.models import PLATFORMS, without_credentials
@@ -125,7 +126,7 @@ def _records(prefix: Path) -> list[_Record]:
     for path in sorted((prefix / "conda-meta").glob("*.json")):
         try:
             records.append(msgspec.json.decode(path.read_bytes(), type=_Record))
-        except msgspec.MsgspecError as error:
+        except BAD_JSON as error:
             message = f"{path} is damaged: {error}"
             raise SpecError(message, hint="reinstall that package, or remove the file") from error
     return records
@@ -155,7 +156,7 @@ def _origin(path: Path, name: str, draft: Draft) -> str:
         url = without_credentials(str(origin["url"]))
         vcs: dict[str, Any] = origin.get("vcs_info") or {}
         suffix = f"#subdirectory={origin['subdirectory']}" if origin.get("subdirectory") else ""
-    except (msgspec.MsgspecError, KeyError) as error:
+    except (*BAD_JSON, KeyError) as error:
         raise SpecError(f"{path} is damaged: {error}", hint="reinstall that package") from error
     if vcs:
         return f"{name} @ {vcs.get('vcs', 'git')}+{url}@{vcs.get('commit_id', '')}{suffix}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from envferry.base.files import from_json, to_json
+from envferry.base.files import BAD_JSON, from_json, to_json
 from envferry.errors import IntegrityError
 from envferry.models import Manifest
 from envferry.trust.signing import Envelope, PublicKey, Signer, SigningKey, seal, sign, signers
@@ -150,7 +150,7 @@ def decode_envelope(data: bytes, what: str) -> Envelope:
     """Decode a DSSE envelope; raise IntegrityError when it is none."""
     try:
         return msgspec.json.decode(data, type=Envelope)
-    except msgspec.MsgspecError as error:
+    except BAD_JSON as error:
         message = f"{what} is damaged: {error}"
         raise IntegrityError(message, hint=SIGN_HINT) from error
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from blake3 import blake3
 
+from envferry.base.files import BAD_JSON
 from envferry.errors import IntegrityError
 from envferry.trust.materials import Material  # noqa: TC001  (msgspec reads it)
 
@@ -102,7 +103,7 @@ def provenance_of(
 def decode_statement(envelope: Envelope, what: str) -> Statement:
     try:
         statement = msgspec.json.decode(envelope.body, type=Statement)
-    except msgspec.MsgspecError as error:
+    except BAD_JSON as error:
         message = f"the statement about {what} is damaged: {error}"
         raise IntegrityError(message, hint=SIGN_HINT) from error
     if (statement.type, statement.predicate_type) != (STATEMENT_TYPE, PREDICATE_TYPE):

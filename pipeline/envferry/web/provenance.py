@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from envferry.base.files import BAD_JSON
 from envferry.errors import IntegrityError
 from envferry.trust.attestations import decode_envelope, is_about, verify_attestation
 from envferry.trust.statements import BUILDER, RunDetails, Statement
@@ -59,5 +60,5 @@ def _claimed(envelope: Envelope) -> RunDetails:
     try:
         statement = msgspec.json.decode(envelope.body, type=Statement)
         return msgspec.convert(statement.predicate.get("runDetails", {}), RunDetails)
-    except msgspec.MsgspecError:
+    except BAD_JSON:
         return RunDetails()
