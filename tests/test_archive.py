@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+from itertools import pairwise, repeat
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,11 +23,13 @@ from envferry.archive.prefix_search import find_edits
 from envferry.archive.prefixes import Relocation
 from envferry.archive.reader import Archive, FileSource
 from envferry.archive.seek_table import encode_seek_table
-from envferry.archive.writer import ArchiveOptions, WrittenArchive, write_archive
+from envferry.archive.tar import END_OF_ARCHIVE
+from envferry.archive.writer import ArchiveOptions, WrittenArchive, frame_entry, write_archive
 from envferry.errors import HostError, IntegrityError, PipelineError, SpecError
 from tests.conftest import require
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 PREFIX = "/opt/conda/envs/demo"
@@ -321,3 +324,48 @@ def test_errors_are_ours_for_any_garbage(tmp_path: Path) -> None:
         (tmp_path / "garbage").write_bytes(os.urandom(size))
         with pytest.raises(PipelineError), FileSource(tmp_path / "garbage") as source:
             Archive(source)
+
+
+def recut(path: Path, sizes: Iterator[int]) -> bytes:
+    """Return an archive whose frames are cut at other places of the files' contents."""
+    with FileSource(path) as source:
+        archive = Archive(source)
+        stream = b"".join(
+            raw for number in range(len(archive.plans)) for raw in archive.read_run([number])
+        )
+    allowed = [
+        place
+        for entry in archive.index.files
+        if entry.type == "file" and entry.size
+        for place in range(entry.offset, entry.offset + entry.size, 1 << 12)
+    ]
+    cuts, next_cut = [0], next(sizes)
+    for place in allowed:
+        if place >= next_cut:
+            cuts.append(place)
+            next_cut = place + next(sizes)
+    cuts += [len(stream) - len(END_OF_ARCHIVE), len(stream)]
+    frames, entries = [], []
+    for start, end in pairwise(cuts):
+        compressed = zstandard.ZstdCompressor().compress(stream[start:end])
+        frames.append(compressed)
+        entries.append(frame_entry(compressed, end - start))
+    index = msgspec.structs.replace(archive.index, frames=tuple(entries))
+    frame = encode_index(index)
+    table = [(entry.size, entry.tar_size) for entry in entries]
+    return b"".join([*frames, frame, encode_seek_table([*table, (len(frame), 0)])])
+
+
+@pytest.mark.parametrize("size", [4_096, 12_288, 3_000_000, 50_000_000])
+@pytest.mark.parametrize("prefix", [PREFIX, "/srv/other"])
+def test_frames_may_be_cut_anywhere_in_a_file(
+    written: tuple[Path, WrittenArchive], tmp_path: Path, size: int, prefix: str
+) -> None:
+    """Before the first byte of a content, too: the header then ends a frame."""
+    extract(written[0], tmp_path / "expected", prefix)
+    path = tmp_path / "recut.tar.zst"
+    path.write_bytes(recut(written[0], repeat(size)))
+    extract(path, tmp_path / "found", prefix)
+    assert not subprocess.run(
+        ["diff", "-r", "--no-dereference", tmp_path / "expected", tmp_path / "found"], check=False
+    ).returncode
