@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import pickle
 import socket
 import stat
 import subprocess
@@ -542,3 +543,10 @@ def test_what_was_written_is_read_back(tree: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(IntegrityError, match="seek table"):
         pack(tree)
     assert [path.name for path in (tree.parents[2] / "desk").glob("*zst*")] == []
+
+
+def test_what_keeps_the_prefix_is_named(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tree / "lib/settings.pkl").write_bytes(pickle.dumps({"home": str(tree)}))
+    manifest = pack(tree).manifest
+    assert manifest.keeps_prefix == ("lib/settings.pkl",)
+    assert "lib/settings.pkl holds the prefix and keeps it: it is a pickle" in caplog.text

@@ -72,6 +72,13 @@ def test_a_prefix_is_a_path_of_its_own(before: str, after: str) -> None:
     assert moved(before.encode(), "/env", "/new/e").decode() == after
 
 
+def test_a_dot_before_what_conda_put_there() -> None:
+    text = b"assets = './env', '/usr/env', '../env'\n"
+    assert moved(text, "/env", "/new") == text
+    expected = text.replace(b"./env'", b"./new'", 1)
+    assert moved(text, "/env", "/new", Recorded("text", 255)) == expected
+
+
 def test_a_prefix_of_a_sibling_stays() -> None:
     text = (
         b"data=/opt/conda/envs/demo-data/x other=/opt/conda/envs/demo2 own=/opt/conda/envs/demo\n"
@@ -98,6 +105,10 @@ def test_what_conda_recorded_decides() -> None:
     text = f"for example {PREFIX}/bin\n".encode()
     digest = "dd0b5ab0a3cf8b9a2ee8dfd31ed9bd4a5d9ae5d46b47eb0b6a40c4a8ad6c6e0d"
     assert moved(text, PREFIX, "/e", Recorded("none", 0, "")) == text
+    # What conda calls binary may have no NUL at all.
+    assert moved(text, PREFIX, "/longer/than/it/was/before", Recorded("binary", 255)) == (
+        text.replace(PREFIX.encode(), b"/longer/than/it/was/before")
+    )
     # Its checksum is another one: a script changed it after it was linked.
     assert moved(text, PREFIX, "/e", Recorded("none", 0, digest)) != text
 

@@ -299,6 +299,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     tools: dict[str, str] = {}
     version: str | None = None
     image: str | None = None
+    keeps_prefix: tuple[str, ...] = ()
+    """The files that hold the prefix, and hold it wherever the environment is installed."""
     schema: int = 1
 
     @property

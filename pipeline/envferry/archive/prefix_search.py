@@ -64,13 +64,17 @@ def find_edits(content: Searchable, prefix: bytes, recorded: Recorded | None) ->
 
     `recorded` is what conda noted of the file; None where it noted nothing.
     """
-    ends = [offset for offset in occurrences(content, prefix) if is_end(content, offset, prefix)]
-    whole = [offset for offset in ends if is_start(content, offset)]
+    found = list(occurrences(content, prefix))
+    ends = [offset for offset in found if is_end(content, offset, prefix)]
+    is_recorded = recorded is not None and recorded.mode != "none"
+    whole = [offset for offset in ends if is_start(content, offset, is_recorded=is_recorded)]
     if not whole:
-        return PrefixFinding(left_alone=known_format(content)) if ends else NOTHING
+        # What stands around it tells nothing where it may be a length.
+        return PrefixFinding(left_alone=known_format(content)) if found else NOTHING
     if recorded and recorded.mode == "none" and is_unchanged(content, recorded):
         return NOTHING  # so conda did not put the prefix there, and would not change it
-    if recorded and recorded.mode == "text":
+    is_text = content.find(b"\0") < 0
+    if recorded and (recorded.mode == "text" or (recorded.mode == "binary" and is_text)):
         return PrefixFinding(text_edits(content, prefix, whole))
     if recorded and recorded.mode == "binary":
         growth = max(recorded.placeholder_length - len(prefix), 0)
@@ -111,11 +115,16 @@ def is_end(content: Searchable, offset: int, prefix: bytes) -> bool:
     return not GOES_ON.match(content[end : end + LOOK_AHEAD])
 
 
-def is_start(content: Searchable, offset: int) -> bool:
-    """Whether a path starts at `offset`: it is not the end of another one."""
+def is_start(content: Searchable, offset: int, *, is_recorded: bool) -> bool:
+    """Whether a path starts at `offset`: it is not the end of another one.
+
+    Where conda put the prefix into a file, a dot before it is CPython's `./PREFIX` (a setting of
+    its build for WebAssembly), and no folder of that name.
+    """
     before = bytes(content[max(offset - LOOK_BACK, 0) : offset])
     run = before[len(before.rstrip(PATH_BYTES)) :]
-    return bool(BEGINS_PATH.fullmatch(run) or (len(run) == 1 and ESCAPE.search(before)))
+    is_escape = len(run) == 1 and ESCAPE.search(before)
+    return bool(BEGINS_PATH.fullmatch(run) or is_escape or (is_recorded and run == b"."))
 
 
 def text_edits(content: Searchable, prefix: bytes, whole: Sequence[int]) -> PrefixEdits:

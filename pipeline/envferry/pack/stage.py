@@ -146,4 +146,5 @@ def describe(
         },
         version=built.options.version,
         image=built.image,
+        keeps_prefix=tuple(path for path, _ in written.left_alone),
     )
