@@ -36,7 +36,6 @@ from envferry.models import ArchiveFacts
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-CONDA_UNPACK = "bin/conda-unpack"
 FRAMES_AHEAD = 3
 """Finished frames that may wait for their turn, besides the one that each thread works on."""
 
@@ -364,10 +363,8 @@ def holds_edits(entry: FileEntry) -> bool:
 
     Byte code names its source file only for tracebacks, in strings whose length is stored before
     them, and the import system replaces that name when it loads the file: it stays as it is.
-    conda-unpack is to know the prefix that the archive was built at.
     """
-    is_edited = not entry.path.endswith(".pyc") and entry.path != CONDA_UNPACK
-    return entry.type == "file" and is_edited
+    return entry.type == "file" and not entry.path.endswith(".pyc")
 
 
 def packed_in_order(

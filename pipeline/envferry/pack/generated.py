@@ -69,7 +69,7 @@ FILES = [
 ]
 
 if __name__ == "__main__":
-    main({prefix!r}, [MovedFile(*file) for file in FILES], {version!r})
+    main({parts!r}, [MovedFile(*file) for file in FILES], {version!r})
 """
 OWN_IMPORTS = re.compile(
     r"^from (?:__future__|envferry)[\w.]* import (?:\([^)]*\)|[^\n(]*)\n", re.MULTILINE
@@ -180,7 +180,7 @@ def conda_unpack(
         items += moved_item(msgspec.structs.replace(member.entry, edits=edits), prefix)
     sources = (inspect.getsource(module) for module in (relocating, shebangs, unpacking))
     text = UNPACK.format(
-        prefix=prefix,
+        parts=prefix.strip("/").split("/"),
         version=metadata.version("envferry"),
         files="".join(f"    {item!r},\n" for item in items).rstrip(),
         functions=OWN_IMPORTS.sub("", "\n\n".join(sources)),
@@ -191,7 +191,7 @@ def conda_unpack(
 def moved_item(entry: FileEntry, prefix: str) -> Iterator[tuple[str, str, Any]]:
     """Yield what conda-unpack has to do to a file."""
     if entry.link.startswith(prefix + "/"):
-        yield entry.path, "link", entry.link
+        yield entry.path, "link", entry.link.removeprefix(prefix)
     elif entry.edits and entry.edits.text:
         yield entry.path, "text", (entry.size, entry.edits.at, entry.edits.padded)
     elif entry.edits:

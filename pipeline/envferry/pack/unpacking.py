@@ -36,7 +36,7 @@ class MovedFile(NamedTuple):
     kind: str
     """`text`, `strings`, `link` or `record`, of conda's."""
     data: Any
-    """Size and places; strings and places; the target; nothing."""
+    """Size and places; strings and places; the target after the prefix; nothing."""
 
 
 class Move(NamedTuple):
@@ -111,9 +111,10 @@ def move_file(root: Path, file: MovedFile, move: Move) -> None:
     """Give one file or link the new prefix; say so when it cannot be given one."""
     target = root / file.path
     if file.kind == "link":
-        if target.is_symlink() and os.readlink(target) == file.data:  # noqa: PTH115  (as it is)
+        old = move.old.decode() + file.data
+        if target.is_symlink() and os.readlink(target) == old:  # noqa: PTH115  (as it is)
             target.unlink()
-            target.symlink_to(move.new.decode() + file.data[len(move.old.decode()) :])
+            target.symlink_to(move.new.decode() + file.data)
         return
     is_there = target.is_file() and not target.is_symlink()
     content = edited_file(target.read_bytes(), file, move) if is_there else None
@@ -123,8 +124,12 @@ def move_file(root: Path, file: MovedFile, move: Move) -> None:
         replace_file(target, content)
 
 
-def main(prefix: str, files: Sequence[MovedFile], version: str) -> None:
-    """Move all files, each whole or not at all: what was changed already is found out."""
+def main(parts: Sequence[str], files: Sequence[MovedFile], version: str) -> None:
+    """Move all files, each whole or not at all: what was changed already is found out.
+
+    The prefix of the build comes in parts: so the script does not hold it, and is never edited.
+    """
+    prefix = "/" + "/".join(parts)
     parser = argparse.ArgumentParser(
         prog="conda-unpack",
         description="Give an environment that was unpacked with tar the prefix at which it lies.",
