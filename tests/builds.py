@@ -32,6 +32,7 @@ class BuildShop:
     sandbox: Sandbox
     checks: Checks = field(default_factory=Checks)
     circumstances: Circumstances = field(default_factory=Circumstances)
+    variables: dict[str, str] = field(default_factory=dict)
 
     @property
     def builds(self) -> Path:
@@ -55,7 +56,7 @@ class BuildShop:
             packages=tuple(packages),
             content_hashes={"linux-64": "0"},
             spec_digest="",
-            options=SpecOptions(checks=self.checks),
+            options=SpecOptions(checks=self.checks, variables=self.variables),
             digest="0",
         )
         options = BuildOptions(

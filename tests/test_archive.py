@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+from itertools import pairwise, repeat
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,19 +18,23 @@ import zstandard
 from envferry.archive import index as index_module
 from envferry.archive.extraction import ExtractOptions, extract_tree
 from envferry.archive.index import FileEntry, Index, encode_index
-from envferry.archive.members import FRAME_BYTES, Member, Owner
-from envferry.archive.prefixes import Relocation, find_edits
+from envferry.archive.members import FRAME_BYTES, Member, Owner, Recorded
+from envferry.archive.prefix_search import find_edits
+from envferry.archive.prefixes import Relocation
 from envferry.archive.reader import Archive, FileSource
 from envferry.archive.seek_table import encode_seek_table
-from envferry.archive.writer import ArchiveOptions, WrittenArchive, write_archive
+from envferry.archive.tar import END_OF_ARCHIVE
+from envferry.archive.writer import ArchiveOptions, WrittenArchive, frame_entry, write_archive
 from envferry.errors import HostError, IntegrityError, PipelineError, SpecError
 from tests.conftest import require
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 PREFIX = "/opt/conda/envs/demo"
 PLACEHOLDER = 255
+RECORDED = Recorded("binary", PLACEHOLDER)
 OPTIONS = ArchiveOptions(name="demo", platform="linux-64", prefix=PREFIX, mtime=315532800)
 CONDA = Owner(rank=1, name="tool", kind="conda", version="1.0", build="h1_0")
 PYPI = Owner(rank=1, name="wheel", kind="pypi", version="2.0")
@@ -47,7 +52,7 @@ TREE: dict[str, bytes] = {
     "bin/tool": b"#!/opt/conda/envs/demo/bin/python\nprint('/opt/conda/envs/demo')\n",
     "bin/native": b"\x7fELF\0" + PREFIX.encode() + b"/lib\0" + bytes(PLACEHOLDER - 20) + b"rest\0",
     "lib/large.bin": large_content(),
-    "lib/large.txt": b"x" * (2 * FRAME_BYTES) + PREFIX.encode() + b"\n",
+    "lib/large.txt": b"x" * (2 * FRAME_BYTES) + b"\n" + PREFIX.encode() + b"\n",
     "lib/empty": b"",
     "lib/name with spaces\nand a newline": b"text",
     "lib/ünïcödé/ファイル.txt": "größe".encode(),
@@ -85,9 +90,8 @@ def members_of(root: Path) -> list[Member]:
             mode = 0o755 if name.startswith("bin/") else 0o644
             entry = FileEntry(path=name, mode=mode, size=path.stat().st_size)
             owner = CONDA if name.startswith("bin/") else PYPI
-            members.append(
-                Member(entry=entry, owner=owner, source=str(path), placeholder_length=PLACEHOLDER)
-            )
+            recorded = RECORDED if name in ("bin/native", "lib/large.bin") else None
+            members.append(Member(entry=entry, owner=owner, source=str(path), recorded=recorded))
     return members
 
 
@@ -222,7 +226,7 @@ def test_a_prefix_that_does_not_fit_is_refused_before_anything_is_written(
 
 def test_capacity_is_only_what_the_placeholder_left() -> None:
     content = b"\0" + PREFIX.encode() + b"/a:" + PREFIX.encode() + b"/b\0next string\0"
-    edits = find_edits(content, PREFIX.encode(), PLACEHOLDER)
+    edits = find_edits(content, PREFIX.encode(), RECORDED).edits
     assert edits is not None
     (string,) = edits.strings
     assert (string.count, string.capacity) == (2, string.length)
@@ -320,3 +324,48 @@ def test_errors_are_ours_for_any_garbage(tmp_path: Path) -> None:
         (tmp_path / "garbage").write_bytes(os.urandom(size))
         with pytest.raises(PipelineError), FileSource(tmp_path / "garbage") as source:
             Archive(source)
+
+
+def recut(path: Path, sizes: Iterator[int]) -> bytes:
+    """Return an archive whose frames are cut at other places of the files' contents."""
+    with FileSource(path) as source:
+        archive = Archive(source)
+        stream = b"".join(
+            raw for number in range(len(archive.plans)) for raw in archive.read_run([number])
+        )
+    allowed = [
+        place
+        for entry in archive.index.files
+        if entry.type == "file" and entry.size
+        for place in range(entry.offset, entry.offset + entry.size, 1 << 12)
+    ]
+    cuts, next_cut = [0], next(sizes)
+    for place in allowed:
+        if place >= next_cut:
+            cuts.append(place)
+            next_cut = place + next(sizes)
+    cuts += [len(stream) - len(END_OF_ARCHIVE), len(stream)]
+    frames, entries = [], []
+    for start, end in pairwise(cuts):
+        compressed = zstandard.ZstdCompressor().compress(stream[start:end])
+        frames.append(compressed)
+        entries.append(frame_entry(compressed, end - start))
+    index = msgspec.structs.replace(archive.index, frames=tuple(entries))
+    frame = encode_index(index)
+    table = [(entry.size, entry.tar_size) for entry in entries]
+    return b"".join([*frames, frame, encode_seek_table([*table, (len(frame), 0)])])
+
+
+@pytest.mark.parametrize("size", [4_096, 12_288, 3_000_000, 50_000_000])
+@pytest.mark.parametrize("prefix", [PREFIX, "/srv/other"])
+def test_frames_may_be_cut_anywhere_in_a_file(
+    written: tuple[Path, WrittenArchive], tmp_path: Path, size: int, prefix: str
+) -> None:
+    """Before the first byte of a content, too: the header then ends a frame."""
+    extract(written[0], tmp_path / "expected", prefix)
+    path = tmp_path / "recut.tar.zst"
+    path.write_bytes(recut(written[0], repeat(size)))
+    extract(path, tmp_path / "found", prefix)
+    assert not subprocess.run(
+        ["diff", "-r", "--no-dereference", tmp_path / "expected", tmp_path / "found"], check=False
+    ).returncode

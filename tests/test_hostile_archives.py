@@ -23,6 +23,7 @@ from envferry.archive.index import (
     MAX_INDEX_BYTES,
     SKIPPABLE_INDEX,
     BinaryString,
+    FileEntry,
     FrameEntry,
     Index,
     PrefixEdits,
@@ -30,13 +31,18 @@ from envferry.archive.index import (
     encode_index,
     skippable_frame,
 )
+from envferry.archive.links import LinkCheck
 from envferry.archive.prefixes import Relocation
 from envferry.archive.reader import Archive, FileSource
+from envferry.archive.relocating import without_stale_checksums
 from envferry.archive.seek_table import FOOTER, decode_seek_table, encode_seek_table
 from envferry.archive.shebangs import with_short_shebang
 from envferry.archive.tar import END_OF_ARCHIVE
 from envferry.archive.validation import MAX_FRAME_BYTES, check_index, plan_frames
+from envferry.artifacts import check_sbom
+from envferry.base.json import from_json
 from envferry.errors import IntegrityError, PipelineError
+from envferry.models import Manifest
 from tests.archives import PREFIX, small_archive
 from tests.test_install import envs, install
 
@@ -130,6 +136,15 @@ def lies(index: Index) -> Iterator[Index]:
     yield with_file(index, "lib/data", edits=edits((0, 20, 10, 1)))
     yield with_file(index, "lib/data", edits=edits((0, 20, 20, 1), (10, 20, 20, 1)))
     yield with_file(index, "lib", edits=PrefixEdits(text=True))
+    for at in ((5, 5), (9, 2), (-1,), (400,)):
+        yield with_file(index, "lib/data", edits=PrefixEdits(text=True, at=at))
+    strings = edits((0, 20, 20, 1)).strings
+    yield with_file(index, "lib/data", edits=PrefixEdits(strings=strings, at=(0, 3)))
+    for link in ("data", "/opt/conda/envs/demo/../x", "/x/../opt/conda/envs/demo/lib", "a/" * 3000):
+        yield with_file(index, "lib/data", type="symlink", mode=0o777, size=0, xxh128="", link=link)
+    yield with_file(index, "lib/data", path="lib/" + "d" * 256)
+    yield with_file(index, "lib/data", path="lib/" + "/".join("d" * 300))
+    yield with_file(index, "lib/data", path="lib/" + "/".join(["d" * 200] * 20))
     bomb = change(index.frames[0], tar_size=MAX_FRAME_BYTES + 512)
     yield change(index, frames=(bomb, *index.frames[1:]))
     empty = change(index.frames[0], tar_size=0)
@@ -229,6 +244,69 @@ def test_a_million_frames_are_refused(good: bytes) -> None:
     many = msgspec.structs.replace(index, frames=frames)
     with pytest.raises(IntegrityError):
         Archive(Memory(forged(good, many, [b"x" * frames[0].size * len(frames)])))
+
+
+def test_what_an_index_may_hold_follows_from_its_size() -> None:
+    """A hundred kilobytes that are a million entries: refused before they are decompressed."""
+    entries = b'{"path":"a"},' * 1_000_000
+    compressed = zstandard.ZstdCompressor().compress(b'{"schema":1,"files":[' + entries + b"]}")
+    payload = INDEX_MAGIC + xxhash.xxh3_128_digest(compressed) + compressed
+    with pytest.raises(IntegrityError, match=r"claims to hold 13000023 bytes, at most"):
+        decode_index(skippable_frame(SKIPPABLE_INDEX, payload), "bomb")
+
+
+@pytest.mark.parametrize(
+    "text", [b'{"schema":1,"zz":' + b"[" * 9999, b'{"schema":1,"name":"\xff"}']
+)
+def test_json_that_no_parser_likes_is_damage(text: bytes, tmp_path: Path) -> None:
+    compressed = zstandard.ZstdCompressor().compress(text)
+    payload = INDEX_MAGIC + xxhash.xxh3_128_digest(compressed) + compressed
+    with pytest.raises(IntegrityError, match="the index of it is damaged"):
+        decode_index(skippable_frame(SKIPPABLE_INDEX, payload), "it")
+    with pytest.raises(IntegrityError, match="it is damaged"):
+        from_json(text, Manifest, "it")
+    with pytest.raises(IntegrityError, match="it is damaged"):
+        check_sbom(text, "it")
+    assert without_stale_checksums(text, ()) == text
+
+
+class CountingDict(dict[Any, Any]):
+    """A table that counts how often it is asked."""
+
+    count = 0
+
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        """Count, then look up."""
+        self.count += 1
+        return super().setdefault(key, default)
+
+
+@pytest.mark.parametrize("kind", ["deep", "chain", "loop", "fan"])
+def test_links_are_followed_in_linear_time(kind: str) -> None:
+    """What is counted are the names that are looked up, against those that there are."""
+    folder = "/".join("d" * 200)
+    targets = {
+        "deep": {f"{folder}/l{number}": "../" * 20 + "x" for number in range(300)},
+        "chain": {f"l{number}": f"a/../l{number + 1}" for number in range(300)},
+        "loop": {f"l{number}": f"l{(number + 1) % 300}/b" for number in range(300)},
+        # Each leads twice through the one before: 2^30 ways.
+        "fan": {f"l{number}": f"l{number - 1}/../l{number - 1}" for number in range(1, 30)},
+    }[kind]
+    files = [
+        FileEntry(path=path, type="symlink", mode=0o777, link=to) for path, to in targets.items()
+    ]
+    check = LinkCheck(files, PREFIX)
+    check.children = counting = CountingDict(check.children)
+    faults = list(check.faults())
+    parts = sum(len(to.split("/")) for to in targets.values())
+    assert counting.count <= parts + 40 * 3
+    assert bool(faults) == (kind in ("chain", "loop", "fan"))
+
+
+def test_a_first_line_without_an_end_is_passed_over() -> None:
+    """A regular expression would look for a program at every one of its million slashes."""
+    content = b"#!" + PREFIX.encode() + b"/bin/x" * 1_000_000
+    assert with_short_shebang(content, PREFIX.encode()) == content
 
 
 def test_a_seek_table_that_claims_more_than_there_is() -> None:

@@ -43,7 +43,7 @@ OWNERS = {
     "boto3": "envferry.stores.s3",
     "botocore": "envferry.stores.s3",
     "conda_lock": "envferry.lock",
-    "conda_pack": "envferry.pack.listing",
+    "conda_pack": "envferry.pack",
     "sqlite3": "envferry.index.database",
     "starlette": "envferry.web",
     "jinja2": "envferry.web",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import pickle
 import socket
 import stat
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +16,15 @@ import msgspec
 import pytest
 
 from envferry.archive.reader import Archive, FileSource
+from envferry.base.direct_io import DirectStream
 from envferry.base.files import exclusive_lock
-from envferry.errors import NotFound, SpecError, TargetOccupied, UsageError
+from envferry.errors import IntegrityError, NotFound, SpecError, TargetOccupied, UsageError
 from envferry.install.env_home import EnvHome
 from envferry.install.verify import verify_installation
 from envferry.models import SpecOptions
 from envferry.pack.exclusion import Exclusion
 from envferry.pack.existing_env import describe_env
+from envferry.pack.listing import Listing
 from envferry.pack.stage import PackOptions, pack_env
 from envferry.progress import Silent
 from envferry.specs.locks import read_lock
@@ -33,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["envs"]
 
 SITE = "lib/python3.11/site-packages"
+NOBODY_ID = 65534
 ODD_NAMES = ("with blanks", "with\na newline", "größe", "ファイル", "-dash", "a" * 200)
 
 
@@ -202,10 +207,10 @@ def test_what_cannot_travel_is_named_all_at_once(tree: Path) -> None:
     with pytest.raises(SpecError) as caught:
         pack(tree)
     for part in (
-        "share/out: a link to '/etc/passwd'",
-        "share/up: a link to '../../other'",
-        "share/socket: a socket",
-        "share/pipe: a socket, pipe or device",
+        "'share/out' is a link to '/etc/passwd', outside",
+        "'share/up' is a link to '../../other', outside",
+        "'share/socket' is a socket",
+        "'share/pipe' is a socket, pipe or device",
         f"{SITE}/mine.pth: adds /home/me/project/src",
         "mywork: installed as editable from file:///home/me/mywork",
         f"numpy 1.0 (conda) misses {SITE}/numpy/gone.py; numpy 2.0 (pip) took its place",
@@ -408,3 +413,140 @@ def test_a_spec_may_say_frozen(tmp_path: Path) -> None:
     path.write_text(text.replace("false", "perhaps"))
     with pytest.raises(SpecError, match="frozen"):
         read_spec(path)
+
+
+def listed_paths(artifact: Artifact) -> list[str]:
+    """Return the paths in the archive of an artifact."""
+    with FileSource(artifact.archive_path) as source:
+        return [entry.path for entry in Archive(source).index.files]
+
+
+def test_site_packages_behind_a_link_are_packed_once(tree: Path, envs: Path) -> None:
+    """conda-forge's Python 3.10 and newer ship `lib/python3.1`."""
+    (tree / "lib/python3.1").symlink_to("python3.11")
+    # As conda's package of wheel 0.41.3 has it: a RECORD, and no INSTALLER that says conda.
+    conda_record(tree, "conda-wheel", {f"{SITE}/cw-1.0.dist-info/METADATA": b"Name: cw\n"})
+    (tree / SITE / "cw-1.0.dist-info/RECORD").write_text("cw-1.0.dist-info/METADATA,,\n")
+    artifact = pack(tree)
+    paths = listed_paths(artifact)
+    assert len(paths) == len(set(paths))
+    assert not [path for path in paths if path.startswith("lib/python3.1/")]
+    assert [item.name for item in artifact.manifest.packages].count("wheel") == 1
+    moved = pack_and_install(tree, envs)
+    assert (moved / "lib/python3.1/site-packages/wheel/__init__.py").read_bytes() == b"x = 1\n"
+
+
+def test_files_listed_behind_a_link_belong_to_their_package(tree: Path) -> None:
+    (tree / "lib64").symlink_to("lib")
+    conda_record(tree, "old", {})
+    (tree / "lib/old.so").write_bytes(b"so")
+    path = tree / "conda-meta/old-1.0-h1_0.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "files": ["lib64/old.so"]}))
+    artifact = pack(tree)
+    with FileSource(artifact.archive_path) as source:
+        index = Archive(source).index
+    [run] = [item for item in index.packages if item.name == "old"]
+    files = index.files[run.first_file : run.first_file + run.files]
+    assert "lib/old.so" in {entry.path for entry in files}
+    assert {item.name: item.size for item in artifact.manifest.packages}["old"] > 0
+
+
+def test_a_file_of_two_conda_packages_is_packed_once(tree: Path, envs: Path) -> None:
+    shared = {"lib/shared.txt": b"both"}
+    for name in ("one", "two"):
+        conda_record(tree, name, {**shared, f"lib/{name}.txt": b"own"})
+    paths = listed_paths(pack(tree))
+    assert paths.count("lib/shared.txt") == 1
+    assert (pack_and_install(tree, envs) / "lib/shared.txt").read_bytes() == b"both"
+
+
+def test_links_that_install_refuses_are_named(tree: Path) -> None:
+    (tree / "lib/a").symlink_to("b")
+    (tree / "lib/b").symlink_to("a")
+    (tree / "lib/climbs").symlink_to(f"{tree}/../outside")
+    (tree / "lib/by-folder").symlink_to("..")
+    (tree / "lib/through").symlink_to("by-folder/../outside")
+    with pytest.raises(SpecError) as caught:
+        pack(tree)
+    for part in (
+        "'lib/a' is a link to 'b', which leads in a circle",
+        "'lib/b' is a link to 'a', which leads in a circle",
+        f"'lib/climbs' is a link to '{tree}/../outside', outside the environment",
+        "'lib/through' is a link to 'by-folder/../outside', outside the environment",
+    ):
+        assert part in caught.value.message
+    assert "by-folder' is a link to '..'" not in caught.value.message
+
+
+def test_a_virtual_environment_whose_python_is_elsewhere_is_refused(tree: Path) -> None:
+    (tree / "pyvenv.cfg").write_text("home = /usr/bin\nversion = 3.11.7\n")
+    with pytest.raises(SpecError, match=r"pyvenv\.cfg: .* at /usr/bin, outside"):
+        pack(tree)
+    (tree / "pyvenv.cfg").write_text(f"home = {tree}/bin\n")
+    pack(tree)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user: root may read everything")
+def test_what_cannot_be_read_is_named(tree: Path) -> None:
+    (tree / "lib/closed").mkdir(mode=0)
+    (tree / "lib/secret").write_bytes(b"s")
+    (tree / "lib/secret").chmod(0o600)
+    Listing(tree, str(tree))
+    open_up(tree)
+    os.seteuid(NOBODY_ID)
+    try:
+        with pytest.raises(SpecError) as caught:
+            Listing(tree, str(tree))
+    finally:
+        os.seteuid(0)
+    assert "the folder 'lib/closed' cannot be read: Permission denied" in caught.value.message
+    assert "'lib/secret' cannot be read: Permission denied" in caught.value.message
+
+
+def open_up(tree: Path) -> None:
+    """Let other users pass the folders that pytest made for one alone."""
+    for parent in tree.parents:
+        if parent.owner() == "root" and not parent.stat().st_mode & 0o005:
+            parent.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "reason"),
+    [("d", 1500, "parts, at most 256"), ("d" * 100, 60, "bytes long, which is too long")],
+)
+def test_paths_that_no_host_takes_are_named(
+    tree: Path, name: str, depth: int, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tree)
+    for _ in range(depth):
+        os.mkdir(name)  # noqa: PTH102  (no path is as long as that)
+        os.chdir(name)
+    monkeypatch.chdir(tree.parent)
+    with pytest.raises(SpecError) as caught:
+        pack(tree)
+    assert f"the path '{name}" in caught.value.message
+    assert reason in caught.value.message
+    assert len(caught.value.message) < 1000
+    subprocess.run(["rm", "-rf", tree], check=True)  # pytest's own way is recursive
+
+
+def test_what_was_written_is_read_back(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that does not keep what it was given: no archive is left, and no success is said."""
+    flush = DirectStream.flush
+
+    def lose_a_byte(stream: DirectStream) -> None:
+        flush(stream)
+        os.pwrite(stream.descriptor, b"\0", stream.offset - 3)
+
+    monkeypatch.setattr(DirectStream, "flush", lose_a_byte)
+    with pytest.raises(IntegrityError, match="seek table"):
+        pack(tree)
+    assert [path.name for path in (tree.parents[2] / "desk").glob("*zst*")] == []
+
+
+def test_what_keeps_the_prefix_is_named(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tree / "lib/settings.pkl").write_bytes(pickle.dumps({"home": str(tree)}))
+    manifest = pack(tree).manifest
+    assert manifest.keeps_prefix == ("lib/settings.pkl",)
+    assert "lib/settings.pkl holds the prefix and keeps it: it is a pickle" in caplog.text

@@ -227,6 +227,17 @@ def write_prefix(prefix: Path) -> Path:
     return prefix
 
 
+def test_the_link_that_condas_python_ships_is_not_followed(tmp_path: Path) -> None:
+    prefix = write_prefix(tmp_path / "torch")
+    expected = import_spec(prefix, tmp_path, ImportOptions()).spec
+    (prefix / "lib/python3.1").symlink_to("python3.10")
+    assert import_spec(prefix, tmp_path, ImportOptions()).spec == expected
+    # Without conda's record of it, the version of python is that of its folder.
+    (prefix / "conda-meta/python.json").unlink()
+    found = import_spec(prefix, tmp_path, ImportOptions())
+    assert "python=3.10" in found.spec.conda
+
+
 def test_a_prefix_without_conda(tmp_path: Path) -> None:
     found = import_spec(write_prefix(tmp_path / "torch"), tmp_path, ImportOptions())
     assert (found.kind, found.spec.name) == (Kind.PREFIX, "torch")

@@ -49,7 +49,7 @@ def contents(packages: tuple[LockedPackage, ...] = PACKAGES) -> LockContents:
         packages=packages,
         content_hashes={"linux-64": "d" * 64},
         spec_digest="e" * 64,
-        options=SpecOptions(version="1.10", checks=Checks(imports=("six",))),
+        options=SpecOptions(version="1.10", checks=Checks(imports=("six",)), variables={"A": "b"}),
         tools={"uv": "1"},
         replacements=(
             Replacement(asked="python=3.10.1", used="python 3.10.*", platform="linux-64"),

@@ -289,3 +289,25 @@ def test_a_folder_is_no_spec(tmp_path: Path) -> None:
         find_spec(str(tmp_path), tmp_path)
     with pytest.raises(NotFound, match="has no specs"):
         find_spec("torch", tmp_path)
+
+
+def test_variables_are_read_as_they_are_written(tmp_path: Path) -> None:
+    text = "dependencies: [python]\nvariables:\n  HELLO: big world\n  n_2: 007\n  EMPTY:\n"
+    spec = read_spec(write(tmp_path, text))
+    assert spec.options.variables == {"HELLO": "big world", "n_2": "007", "EMPTY": ""}
+    assert read_spec(write(tmp_path, "dependencies: [python]\n")).options.variables == {}
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ("variables: [A=1]", "`variables:` to be a mapping"),
+        ("variables: {A-B: 1}", "spec.yml:2: expected the name of a variable"),
+        ("variables: {A: [1]}", "spec.yml:2: expected a text as the value of `A`"),
+        ("envferry: {variables: {A: b}}", "`variables` is no key of `envferry:`"),
+    ],
+)
+def test_variables_that_are_none_are_refused(tmp_path: Path, variables: str, words: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        read_spec(write(tmp_path, f"dependencies: [python]\n{variables}\n", "spec.yml"))
+    assert words in caught.value.message

@@ -170,6 +170,8 @@ class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Keep conda and pip from changing the installed environment in place."""
     channels: dict[str, str] = {}
     """Where a channel is that goes by a name of ours: a URL or a path."""
+    variables: dict[str, str] = {}
+    """What activation sets: the spec's own `variables:` (CEP 24), not under `envferry:`."""
 
 
 def left_out(options: SpecOptions) -> dict[str, str]:
@@ -370,6 +372,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     tools: dict[str, str] = {}
     version: str | None = None
     image: str | None = None
+    keeps_prefix: tuple[str, ...] = ()
+    """The files that hold the prefix, and hold it wherever the environment is installed."""
     schema: int = 1
 
     @property

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from envferry.base.site_packages import site_packages_folders
 from envferry.build.downloads import hash_file
 from envferry.build.request import OTHER_CIRCUMSTANCES
 from envferry.errors import (
@@ -29,7 +30,10 @@ from envferry.errors import (
     ToolFailed,
 )
 from envferry.models import Checks
+from envferry.pack.stage import PackOptions, pack_env
+from envferry.progress import Silent
 from tests.builds import BuildShop, locked
+from tests.test_install import envs, install
 from tests.tiny_channel import TinyPackage, make_channel
 from tests.waiting import wait_until
 from tests.wheels import make_wheel
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
 
     from envferry.engines.port import Sandbox
     from tests.workshop import Workshop
+
+__all__ = ["envs"]
 
 pytestmark = pytest.mark.container
 
@@ -92,6 +98,26 @@ def test_a_post_link_script_runs_in_the_container(shop: BuildShop, tmp_path: Pat
     built = shop.build(packages(tmp_path, with_script(script)))
     assert Path(built.tree, "made").read_text() == "scripted 1.0 by envferry\n"
     assert Path(built.tree, "share/scripted").exists()
+
+
+def test_variables_are_set_where_it_is_installed(
+    shop: BuildShop, tmp_path: Path, envs: Path
+) -> None:
+    variables = {"HELLO": "big world", "OTHER": "1"}
+    shop = replace(shop, variables=variables)
+    built = shop.build(packages(tmp_path, TinyPackage(name="tiny", version="1.0")))
+    state = json.loads(Path(built.tree, "conda-meta/state").read_text())
+    assert state == {"version": 1, "env_vars": variables}
+    options = PackOptions(output_dir=tmp_path / "packed", mtime=315532800)
+    artifact = pack_env(built, options=options, progress=Silent())
+    install(artifact.archive_path, envs, artifact.manifest)
+    finished = subprocess.run(
+        ["/bin/sh", "-euc", f". {envs}/tiny/bin/activate; echo $HELLO; echo $OTHER"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert finished.stdout == "big world\n1\n"
 
 
 def test_what_a_post_link_script_starts_is_waited_for(shop: BuildShop, tmp_path: Path) -> None:
@@ -234,13 +260,22 @@ def test_clobbers_conflicts_and_overlaps(
     built = shop.build([*base, intruder, last, first, needy], allow=("intruder", "needy"))
     assert "first, last all have" in caplog.text
     assert "that of last is taken" in caplog.text
-    (site,) = Path(built.tree).glob("lib/python*/site-packages")
+    (site,) = site_packages_folders(Path(built.tree))
     assert (site / "both.py").read_text() == "a = 'last'\n"
     assert (site / "pygments/console.py").read_text() == "taken = 1\n"
     (path,) = Path(built.tree).glob("conda-meta/pygments-*.json")
     record = json.loads(path.read_text())
     assert not [file for file in record["files"] if file.endswith("pygments/console.py")]
     assert all((Path(built.tree) / file).exists() for file in record["files"])
+    # Its python brings the link lib/python3.1: what pip installed is found once all the same.
+    assert (Path(built.tree) / "lib/python3.1").is_symlink()
+    artifact = pack_env(
+        built,
+        options=PackOptions(output_dir=tmp_path / "packed", mtime=315532800),
+        progress=Silent(),
+    )
+    kinds = [(item.kind, item.name) for item in artifact.manifest.packages]
+    assert kinds.count(("pypi", "first")) == 1
 
 
 @pytest.mark.network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -126,6 +127,18 @@ def test_an_environment_from_the_channel_works(channel: Path, tmp_path: Path, na
     assert run([prefix / "bin/say-native"]).stdout == "hello from native\n"
     assert run([prefix / "bin/run-native"]).stdout == "hello from native\n"
     assert (prefix / "share/native/data.txt").read_text() == "data"
+
+
+def test_python_brings_the_link_that_conda_forge_ships(channel: Path, tmp_path: Path) -> None:
+    prefix = tmp_path / "env"
+    install(channel, prefix, "python")
+    minor = "python{}.{}".format(*sys.version_info)
+    assert sys.version_info >= (3, 10)
+    assert (prefix / "lib/python3.1").readlink() == Path(minor)
+    [record] = (prefix / "conda-meta").glob("python-3*.json")
+    entries = json.loads(record.read_text())["paths_data"]["paths"]
+    [link] = [entry for entry in entries if entry["_path"] == "lib/python3.1"]
+    assert link["path_type"] == "softlink"
 
 
 def test_nothing_but_glibc_comes_from_the_host(channel: Path, tmp_path: Path) -> None:

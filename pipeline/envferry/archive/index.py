@@ -18,6 +18,11 @@ SKIPPABLE_INDEX = 0x184D2A55
 INDEX_HEADER = 8 + 8 + 16
 """Bytes of our frame before the compressed JSON: skippable header, magic, XXH3-128."""
 MAX_INDEX_BYTES = 1 << 30
+MAX_INDEX_RATIO = 64
+"""How much larger than compressed an index may be: checksums, which do not compress, keep real ones
+below 15. So what a reader needs of memory follows from the size of the archive."""
+SMALL_INDEX_BYTES = 1 << 20
+"""An index of up to so many bytes may be as regular as it likes."""
 INDEX_LEVEL = 9
 
 
@@ -38,9 +43,15 @@ class PrefixEdits(msgspec.Struct, frozen=True, omit_defaults=True):
     """Where a file holds the prefix that it was built at."""
 
     text: bool = False
-    """A text file: every occurrence is replaced and the size changes."""
+    """A text file: the prefix is replaced and the size changes."""
     strings: tuple[BinaryString, ...] = ()
     """A binary file: its strings, rewritten in place and padded with NUL."""
+    at: tuple[int, ...] = ()
+    """Where in the file the prefix stands that is replaced; empty: everywhere in the text, or in
+    the strings. Elsewhere these bytes are a part of some other path."""
+    padded: bool = False
+    """A text whose first line gets blanks where it would become shorter: what follows, a zip file
+    or the like, notes where it stands."""
 
 
 class FileEntry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -133,13 +144,14 @@ def decode_index(frame: bytes, what: str) -> Index:
         message = f"the index of {what} is damaged: its checksum is wrong"
         raise IntegrityError(message, hint="copy or fetch the archive again")
     try:
-        text = decompress_bounded(compressed, MAX_INDEX_BYTES)
+        most = SMALL_INDEX_BYTES + MAX_INDEX_RATIO * len(compressed)
+        text = decompress_bounded(compressed, min(most, MAX_INDEX_BYTES))
         schema = decode_json(text, IndexSchema).schema
         if schema != SCHEMA:
             message = f"{what} has schema {schema}, this envferry reads schema {SCHEMA}"
             raise SpecError(message, hint="install a newer envferry")
         return decode_json(text, Index)
-    except (msgspec.MsgspecError, zstandard.ZstdError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, zstandard.ZstdError) as error:
         message = f"the index of {what} is damaged: {error}"
         raise IntegrityError(message, hint="copy or fetch the archive again") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from envferry.archive.tar import BLOCK, padding, tar_header
 
@@ -37,6 +37,17 @@ NOBODY = Owner()
 GENERATED = Owner(rank=2, kind="generated")
 
 
+class Recorded(NamedTuple):
+    """What conda noted of the prefix in a file when it linked it."""
+
+    mode: Literal["text", "binary", "none"]
+    """How the file holds the prefix; `none` when its package has it as it is."""
+    placeholder_length: int = 0
+    """Bytes of the placeholder that the package has instead."""
+    sha256: str = ""
+    """Of the file in its package."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
     """One file, directory or symbolic link to be packed."""
@@ -46,8 +57,10 @@ class Member:
     owner: Owner
     source: str | bytes = b""
     """The content of a file, or the path it is read from: a `Path` for each would take seconds."""
-    placeholder_length: int = 0
-    """The length of the conda placeholder that a binary file was made with; 0 if none is known."""
+    head: bytes = b""
+    """What takes the place of the first bytes of the content."""
+    recorded: Recorded | None = None
+    """What conda noted of the file; None where it noted nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,9 @@ KERNEL_LIMIT = 127
 """Linux before 5.1 reads 128 bytes of a `#!` line, the last one for NUL (BINPRM_BUF_SIZE); later
 ones 256. Hosts with the old one are still about (RHEL 8 has 4.18)."""
 
+LONGEST_LINE = 4096
+"""No first line is longer: where none ends, looking for a program takes time in its square."""
+
 SHEBANG = re.compile(rb"#![ \t]*(?P<program>/[^\n]*?/bin/[^\s/]+)(?P<rest>[^\n]*)\n")
 PYTHON = re.compile(rb"python[0-9.]*w?|pypy[0-9.]*")
 
@@ -19,7 +22,7 @@ def with_short_shebang(content: bytes, prefix: bytes) -> bytes:
     write as well: what the shell executes is a string for Python. Any other interpreter is looked
     up on PATH, as conda does (conda/core/portability.py, replace_long_shebang).
     """
-    match = SHEBANG.match(content)
+    match = SHEBANG.match(content, 0, LONGEST_LINE)
     if not match or not match["program"].startswith(prefix + b"/"):
         return content
     if len(match[0].rstrip(b"\n")) <= KERNEL_LIMIT and b" " not in match["program"]:

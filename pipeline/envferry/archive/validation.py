@@ -3,42 +3,56 @@
 from __future__ import annotations
 
 import posixpath
+from collections import Counter
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from envferry.archive.links import LinkCheck
 from envferry.archive.members import FramePlan, Piece
 from envferry.archive.tar import END_OF_ARCHIVE, MAX_OCTAL_SIZE, padding, tar_header
 from envferry.errors import IntegrityError
 from envferry.models import ID_PATTERN, NAME_PATTERN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from envferry.archive.index import FileEntry, Index
 
 MAX_FRAME_BYTES = 64 << 20
 """No frame of ours holds more than a fourth of this: a larger one is a decompression bomb."""
-MAX_LINKS = 40
+MAX_DEPTH = 256
+"""Folders within folders: what walks a tree may do so recursively."""
+MAX_NAME_BYTES = 255
+"""NAME_MAX of Linux: of one part of a path."""
+MAX_PATH_BYTES = 3840
+"""PATH_MAX of Linux less a prefix as long as conda's placeholder."""
+MAX_LINK_BYTES = 4095
+SHOWN = 200
 MODES = {"file": (0o644, 0o755), "directory": (0o755,), "symlink": (0o777,)}
 
 
 def check_index(index: Index, what: str) -> None:
     """Raise IntegrityError, naming every fault, unless the index describes a safe tree."""
-    types = {entry.path: entry.type for entry in index.files}
-    links = {entry.path: entry.link for entry in index.files if entry.type == "symlink"}
-    faults = list(header_faults(index))
-    faults.extend(fault for entry in index.files for fault in entry_faults(entry, types))
-    if len(types) != len(index.files):
-        faults.append("a path occurs twice")
-    if not faults:
-        faults = [
-            f"{path!r} links to {link!r}, outside the environment"
-            for path, link in links.items()
-            if leaves_tree(path, links, index.prefix)
-        ]
+    faults = [*header_faults(index), *tree_faults(index.files, index.prefix)]
     if faults:
         shown = "; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if faults[5:] else "")
         message = f"the index of {what} is not safe to install: {shown}"
         raise IntegrityError(message, hint="do not use this archive; ask where it came from")
+
+
+def tree_faults(files: Sequence[FileEntry], prefix: str) -> list[str]:
+    """Return, in words, why these files are not a tree that may be installed; empty when they are.
+
+    Whoever packs asks the same as whoever installs. It takes time linear in the length of all
+    paths and link targets.
+    """
+    types = {entry.path: entry.type for entry in files}
+    faults = [fault for entry in files for fault in entry_faults(entry, types)]
+    if len(types) != len(files):
+        counts = Counter(entry.path for entry in files)
+        twice = (path for path, count in counts.items() if count > 1)
+        faults.extend(f"the path {shortened(path)} occurs twice" for path in twice)
+    return faults or list(LinkCheck(files, prefix).faults())
 
 
 def header_faults(index: Index) -> Iterator[str]:
@@ -82,52 +96,64 @@ def edit_faults(entry: FileEntry) -> Iterator[str]:
         end = string.offset + string.capacity
     if end > entry.size or (entry.edits and (entry.type != "file" or not entry.size)):
         yield f"{entry.path!r} has a prefix where none can be"
+        return
+    at = entry.edits.at if entry.edits else ()
+    counted = sum(string.count for string in entry.edits.strings) if entry.edits else 0
+    is_ordered = all(one < other for one, other in pairwise(at))
+    if at and not (is_ordered and at[0] >= 0 and at[-1] < entry.size and counted in (0, len(at))):
+        yield f"{entry.path!r} has a prefix where none can be"
+
+
+def path_fault(path: str) -> str:
+    """Return what is wrong with a path of the tree; empty when nothing is."""
+    parts = path.split("/")
+    if not path or "\0" in path or any(part in ("", ".", "..") for part in parts):
+        return f"{shortened(path)} is not a path inside the environment"
+    try:
+        size, longest = len(path.encode()), max(len(part.encode()) for part in parts)
+    except UnicodeEncodeError:
+        return f"the path {shortened(path)} is not UTF-8"
+    if len(parts) > MAX_DEPTH:
+        return f"the path {shortened(path)} has {len(parts)} parts, at most {MAX_DEPTH} are allowed"
+    if size > MAX_PATH_BYTES or longest > MAX_NAME_BYTES:
+        return f"the path {shortened(path)} is {size} bytes long, which is too long to install"
+    return ""
+
+
+def shortened(path: str) -> str:
+    """Return a path as errors show it: on one line, and not a page of it."""
+    return repr(path if len(path) <= SHOWN else f"{path[: SHOWN // 2]}…{path[-SHOWN // 2 :]}")
 
 
 def entry_faults(entry: FileEntry, types: Mapping[str, str]) -> Iterator[str]:
     """Yield what is wrong with one entry, given the types of all paths."""
-    parts = entry.path.split("/")
-    if not entry.path or "\0" in entry.path or any(part in ("", ".", "..") for part in parts):
-        yield f"{entry.path!r} is no path inside the environment"
-    elif len(parts) > 1 and types.get(entry.path.rpartition("/")[0]) != "directory":
-        yield f"{entry.path!r} lies in no directory of the archive"
+    name = shortened(entry.path)
+    fault = path_fault(entry.path)
+    parent = entry.path.rpartition("/")[0]
+    if fault:
+        yield fault
+    elif parent and types.get(parent) != "directory":
+        yield f"{name} lies in no directory of the archive"
     if entry.mode not in MODES[entry.type]:
-        yield f"{entry.path!r} has mode {entry.mode:o}"
+        yield f"{name} has mode {entry.mode:o}"
     if entry.size < 0 or (entry.type != "file" and entry.size):
-        yield f"{entry.path!r} has size {entry.size}"
+        yield f"{name} has size {entry.size}"
     if (entry.type == "symlink") != bool(entry.link) or "\0" in entry.link:
-        yield f"{entry.path!r} has link target {entry.link!r}"
+        yield f"{name} has link target {shortened(entry.link)}"
+    if len(entry.link) > MAX_LINK_BYTES:
+        yield f"{name} is a link to a path of {len(entry.link)} characters, which is too long"
+    if not is_utf8(entry.link):
+        yield f"{name} is a link to {shortened(entry.link)}, which is not UTF-8"
     yield from edit_faults(entry)
 
 
-def leaves_tree(path: str, links: dict[str, str], prefix: str) -> bool:
-    """Whether following the link at `path`, and the links on its way, leads out of the tree."""
-    rest = path.split("/")
-    here: list[str] = []
-    followed = 0
-    while rest:
-        part = rest.pop(0)
-        if part in ("", "."):
-            continue
-        if part == "..":
-            if not here:
-                return True
-            here.pop()
-            continue
-        here.append(part)
-        link = links.get("/".join(here))
-        if link is None:
-            continue
-        followed += 1
-        if followed > MAX_LINKS:
-            return True
-        here.pop()
-        if link.startswith("/"):
-            if not posixpath.normpath(link).startswith(prefix + "/"):
-                return True
-            link, here = link.removeprefix(prefix), []
-        rest = [*link.split("/"), *rest]
-    return False
+def is_utf8(text: str) -> bool:
+    """Whether a path can be written as UTF-8: os.fsdecode leaves surrogates where it cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def plan_frames(index: Index, what: str) -> list[FramePlan]:

@@ -27,7 +27,7 @@ from envferry.archive.index import (
     encode_index,
 )
 from envferry.archive.members import FramePlan, Member, Owner, Piece, cut_frames, sort_members
-from envferry.archive.prefixes import find_edits
+from envferry.archive.prefix_search import find_edits
 from envferry.archive.seek_table import encode_seek_table
 from envferry.archive.tar import END_OF_ARCHIVE
 from envferry.errors import HostError
@@ -73,6 +73,8 @@ class WrittenArchive:
     index_offset: int
     index_size: int
     index_blake3: str
+    left_alone: tuple[tuple[str, str], ...] = ()
+    """Path and format of the files that hold the prefix and keep it."""
 
     @property
     def facts(self) -> ArchiveFacts:
@@ -141,6 +143,7 @@ class ArchiveWriter:
         self.files: list[FileEntry] = []
         self.frames: list[FrameEntry] = []
         self.packages: list[PackageEntry] = []
+        self.left_alone: list[tuple[str, str]] = []
         self.tar_offset = 0
         self.size = 0
         self.tar_hash = blake3()
@@ -164,6 +167,7 @@ class ArchiveWriter:
             packer.take_back(frame.buffer)
             frame_owners.append(members[frame.plan.pieces[0].member].owner)
         self.files.extend(records.entries())
+        self.left_alone.extend(records.left_alone)
         self.packages.extend(
             package_entries(members, starts, frame_owners, first_file, first_frame)
         )
@@ -212,6 +216,7 @@ class ArchiveWriter:
             index_offset=index_offset,
             index_size=len(index_frame),
             index_blake3=blake3(index_frame).hexdigest(),
+            left_alone=tuple(self.left_alone),
         )
 
 
@@ -290,6 +295,7 @@ class MemberRecords:
         self.offsets: dict[int, int] = {}
         self.checksums: dict[int, str] = {}
         self.edits: dict[int, PrefixEdits] = {}
+        self.left_alone: list[tuple[str, str]] = []
         self.large_hash = xxhash.xxh3_128()
         self.large_tail = b""
         self.large_has_prefix = False
@@ -334,9 +340,12 @@ class MemberRecords:
 
     def note_edits(self, number: int, content: bytes | mmap.mmap) -> None:
         """Note where a file holds the prefix."""
-        edits = find_edits(content, self.prefix, self.members[number].placeholder_length)
-        if edits:
-            self.edits[number] = edits
+        member = self.members[number]
+        finding = find_edits(content, self.prefix, member.recorded)
+        if finding.edits:
+            self.edits[number] = finding.edits
+        if finding.left_alone:
+            self.left_alone.append((member.entry.path, finding.left_alone))
 
     def entries(self) -> Iterator[FileEntry]:
         """Yield the finished index entries, in order."""
@@ -380,7 +389,11 @@ def read_piece(member: Member, piece: Piece, target: memoryview) -> None:
     if isinstance(member.source, bytes):
         target[:] = member.source[piece.start : piece.start + piece.length]
         return
-    descriptor = os.open(member.source, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(member.source, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError as error:
+        message = f"cannot read {member.source}: {error.strerror}"
+        raise HostError(message, hint="stop what writes there, then pack again") from error
     try:
         done = 0
         while done < piece.length:
@@ -389,8 +402,13 @@ def read_piece(member: Member, piece: Piece, target: memoryview) -> None:
                 message = f"{member.source} became shorter while it was packed"
                 raise HostError(message, hint="stop what writes there, then pack again")
             done += count
+    except OSError as error:
+        message = f"cannot read {member.source}: {error.strerror}"
+        raise HostError(message, hint="is its disk whole, and may this user read it?") from error
     finally:
         os.close(descriptor)
+    if piece.start == 0 and member.head:
+        target[: len(member.head)] = member.head
 
 
 def frame_entry(compressed: bytes, tar_size: int) -> FrameEntry:

@@ -18,24 +18,27 @@ REFUSALS = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 
 
 class DirectWriter:
-    """Writes pieces of up to `piece_bytes`, each thread by way of an aligned buffer of its own."""
+    """Writes large pieces, each thread by way of an aligned buffer of its own."""
 
-    def __init__(self, piece_bytes: int) -> None:
-        self.piece_bytes = piece_bytes
+    def __init__(self, buffer_bytes: int) -> None:
+        """Take buffers of so many bytes, a multiple of BLOCK_BYTES: a usual piece."""
+        self.buffer_bytes = buffer_bytes
         self.threads = local()
 
     def write(self, descriptor: int, content: memoryview, offset: int) -> None:
-        """Write all of `content` at `offset`, a multiple of BLOCK_BYTES.
+        """Write all of `content` at `offset`.
 
-        Its whole blocks go to the disk before this returns; what follows them, less than a block,
-        goes into the page cache.
+        Where that is a multiple of BLOCK_BYTES, whole blocks go to the disk before this returns;
+        what follows them, less than a block, goes into the page cache.
         """
         if not hasattr(self.threads, "buffer"):
-            self.threads.buffer = aligned_buffer(self.piece_bytes)
-        whole = len(content) - len(content) % BLOCK_BYTES
-        buffer = self.threads.buffer[:whole]
-        buffer[:] = content[:whole]
-        write_blocks(descriptor, buffer, offset)
+            self.threads.buffer = aligned_buffer(self.buffer_bytes)
+        whole = 0 if offset % BLOCK_BYTES else len(content) - len(content) % BLOCK_BYTES
+        for start in range(0, whole, self.buffer_bytes):
+            part = content[start : min(start + self.buffer_bytes, whole)]
+            buffer = self.threads.buffer[: len(part)]
+            buffer[:] = part
+            write_blocks(descriptor, buffer, offset + start)
         write_all(descriptor, content[whole:], offset + whole)
 
 

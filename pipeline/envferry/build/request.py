@@ -77,6 +77,8 @@ class BuildOrder(msgspec.Struct, frozen=True, kw_only=True):
     """Packages, of either half, whose wheel may overwrite files of conda's."""
     allow_conflict: tuple[str, ...] = ()
     """Packages whose own requirements need not hold."""
+    variables: dict[str, str] = {}
+    """What activating the environment sets."""
 
 
 class WheelOrder(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from envferry.base.files import exclusive_lock
 from envferry.build.build_dir import fresh_workplace, require_replaceable
 from envferry.build.checks import run_checks
@@ -53,6 +55,7 @@ def build_env(
         downloads = cache.fetch_all(files, progress=progress, offline=options.offline)
         with fresh_workplace(partial, prefix) as work:
             order = order_for(files, downloads, work, options)
+            order = msgspec.structs.replace(order, variables=lock.options.variables)
             with progress.task(f"build {lock.name} ({sandbox.name})"):
                 answer = run_builder(order, work, cache.root, sandbox, options)
             if options.check:

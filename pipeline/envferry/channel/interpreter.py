@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 OLDEST_PYTHON = (3, 8)
 FIRST_WITH_ABI_BUILD = (3, 13)
 """Until 3.12 conda-forge's builds end in `_cpython`, since 3.13 in `_cp313`."""
+FIRST_WITH_TWO_DIGITS = (3, 10)
+"""From here on conda-forge ships `lib/python3.1 -> python3.1x`, for old releases of conda that took
+the version of `python-3.10` for 3.1 (conda/conda#10969)."""
 LICENSE = "Python-2.0"
 
 SKIPPED_DIRECTORIES = {
@@ -252,6 +255,8 @@ def _copy_parts(interpreter: Interpreter, tree: Path) -> None:
         shutil.copy2(path, tree / "lib/pkgconfig" / path.name)
         short = path.name.replace(f"-{minor}", "3")
         (tree / "lib/pkgconfig" / short).symlink_to(path.name)
+    if interpreter.version_pair >= FIRST_WITH_TWO_DIGITS:
+        (tree / "lib" / "python3.1").symlink_to(f"python{minor}")
     if (library / "LICENSE.txt").is_file():
         (tree / "info/licenses").mkdir(parents=True)
         shutil.copy2(library / "LICENSE.txt", tree / "info/licenses/LICENSE.txt")

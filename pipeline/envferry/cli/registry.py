@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from envferry.cli.console import Console
     from envferry.trust.attestations import Provenance
 
+FILES_SHOWN = 5
 LICENSE_COLUMN = 32
 
 
@@ -113,6 +114,13 @@ def licence_counts(manifest: Manifest) -> str:
     return ", ".join(f"{name} ({count})" for name, count in counts.most_common())
 
 
+def kept_prefixes(manifest: Manifest) -> str:
+    """Return a few of the files that hold the prefix of the build wherever they are installed."""
+    paths = manifest.keeps_prefix
+    more = f" and {len(paths) - FILES_SHOWN} more" if len(paths) > FILES_SHOWN else ""
+    return ", ".join(paths[:FILES_SHOWN]) + more
+
+
 def manifest_lines(manifest: Manifest, known: Facts) -> Iterator[str]:
     """Yield what there is to say of one artifact, its packages last."""
     facts = manifest.archive
@@ -147,6 +155,7 @@ def manifest_lines(manifest: Manifest, known: Facts) -> Iterator[str]:
         "made from": f"{made.materials} materials, by digest" if made else None,
         "signed by": ", ".join(made.key_ids) if made else "nobody",
         "licences": licence_counts(manifest),
+        "keeps prefix": kept_prefixes(manifest),
     }
     for label, text in lines.items():
         if text:

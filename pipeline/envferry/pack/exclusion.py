@@ -37,9 +37,15 @@ class Exclusion:
     def __init__(self, globs: Sequence[str]) -> None:
         self._globs = {glob: re.compile(_expression(glob)) for glob in globs}
         self._unused = {*globs}
+        self.stale: set[str] = set()
+        """Byte code that is not carried: Python makes it again."""
+        self.rewritten: set[str] = set()
+        """Byte code that is carried with another header."""
 
     def covers(self, path: str) -> bool:
         """Whether a path is not carried."""
+        if path in self.stale:
+            return True
         if not self._globs or KEPT.fullmatch(path):
             return False
         found = BYTE_CODE.fullmatch(path)
@@ -59,7 +65,7 @@ class Exclusion:
 
     def edited(self, path: str, file: str) -> bytes | None:
         """Return the new content of a file that lists others; None leaves it as it is."""
-        if not (self._globs and RECORD.fullmatch(path)):
+        if not ((self._globs or self.stale) and RECORD.fullmatch(path)):
             return None
         content = Path(file).read_bytes()
         edited = self._edited_list(path, content)
@@ -71,18 +77,20 @@ class Exclusion:
         The checksum in the prefix of a RECORD that changes with it is dropped: conda passes over
         files without one.
         """
-        if not self._globs:
+        if not (self._globs or self.stale or self.rewritten):
             return content
         record: dict[str, Any] = decode_json(content, dict[str, Any])
         files = [path for path in record["files"] if not self.covers(path)]
         lists = [path for path in files if RECORD.fullmatch(path) and self._changes(path, tree)]
+        lists += [path for path in files if path in self.rewritten]
         if files == record["files"] and not lists:
             return content
         record["files"] = files
         entries = record.get("paths_data", {}).get("paths", [])
+        changed = set(lists)
         carried = [entry for entry in entries if not self.covers(entry["_path"])]
         for entry in carried:
-            if entry["_path"] in lists:
+            if entry["_path"] in changed:
                 entry.pop("sha256_in_prefix", None)
         if entries:
             record["paths_data"]["paths"] = carried

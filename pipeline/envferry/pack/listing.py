@@ -1,8 +1,6 @@
 """Which files belong to an environment, and whose they are.
 
-conda-pack does the listing and the checks; its `Packer` takes any object with `add` and `add_bytes`
-as the archive, and that is where ours plugs in. The tree is taken as it was built: of what `Packer`
-would rewrite for conda-unpack, only the conda-meta records are taken over.
+The tree is taken as it was built: conda-pack rewrites the conda-meta records, nothing else.
 """
 
 from __future__ import annotations
@@ -10,23 +8,29 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
-import stat
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from itertools import chain
+from typing import TYPE_CHECKING
 
 from envferry.archive.index import FileEntry
-from envferry.archive.members import GENERATED, NOBODY, Member, Owner
+from envferry.archive.members import NOBODY, Member, Owner
+from envferry.archive.validation import tree_faults
 from envferry.errors import NotFound, SpecError
 from envferry.models import PackageFacts
+from envferry.pack.byte_code import ByteCode
 from envferry.pack.exclusion import Exclusion
 from envferry.pack.frozen import CONDA_MARK, PIP_MARK
+from envferry.pack.generated import activation_scripts, conda_unpack, read_variables
 from envferry.pack.packages import conda_packages, pip_packages
 from envferry.pack.portability import find_faults, overwritten
+from envferry.pack.tree_walk import TreeWalk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
-    from envferry.pack.packages import Package
+    from envferry.pack.packages import Package, PathRecord
+    from envferry.pack.tree_walk import Found
 
 log = logging.getLogger(__name__)
 
@@ -55,39 +59,35 @@ class Listing:
         Raises NotFound when it is no conda environment, and SpecError, naming everything at once,
         when something in it cannot travel.
         """
+        if not (tree / "conda-meta").is_dir():
+            raise NotFound(f"{tree} is not a conda environment: it has no conda-meta")
         self.tree = tree
         self.prefix = prefix
-        self.packages = [*conda_packages(tree), *pip_packages(tree)]
-        self.collector = MemberCollector(tree, prefix, self.packages)
-        self.collector.exclusion = exclusion = Exclusion(exclude)
-        self.collector.faults.extend(find_faults(tree, prefix, self.packages))
+        packages = [*conda_packages(tree), *pip_packages(tree)]
+        walk = TreeWalk(tree, owned=chain.from_iterable(item.files for item in packages))
+        found = [item for item in walk if not is_generated(item.path)]
+        paths = {item.path for item in found}
+        self.packages = [with_real_paths(package, tree, paths) for package in packages]
         for line in overwritten(self.packages):
             log.warning("%s", line)
-        self.packer = pack_into(self.collector, tree, prefix)
-        self.collector.add_forgotten(self.packages)
+        exclusion = Exclusion(exclude)
+        self.collector = MemberCollector(tree, prefix, self.packages, exclusion)
+        self.collector.take(found)
         exclusion.warn_of_unused()
-        self.collector.refuse_faults()
+        faults = [*walk.faults, *find_faults(tree, prefix, packages)]
+        faults += tree_faults([member.entry for member in self.members], prefix)
+        refuse_faults(faults)
 
     @property
     def members(self) -> list[Member]:
         """All members but those that are generated while packing."""
         return [*self.collector.directories(), *self.collector.members]
 
-    def generate(self, files: Sequence[FileEntry]) -> Iterable[Member]:
-        """Return conda-pack's activation scripts and conda-unpack, knowing all prefix edits.
-
-        conda-unpack stops at the first binary that a longer prefix does not fit into: those come
-        first, so that it stops before it has changed anything.
-        """
-        records = [
-            (entry.path, self.prefix, "text" if entry.edits.text else "binary")
-            for entry in files
-            if entry.edits
-        ]
-        self.packer.prefixes = sorted(records, key=lambda record: (record[2], record[0]))
-        self.collector.start_generated()
-        self.packer.finish()
-        return self.collector.members
+    def generate(self, files: Sequence[FileEntry]) -> Iterator[Member]:
+        """Yield the activation scripts and conda-unpack, knowing all prefix edits."""
+        scripts = [*activation_scripts(read_variables(self.tree), self.prefix)]
+        yield from scripts
+        yield conda_unpack(files, scripts, self.prefix, self.collector.owner_of)
 
     def facts(self, files: Sequence[FileEntry]) -> tuple[PackageFacts, ...]:
         """Return what the manifest says of each package."""
@@ -106,96 +106,79 @@ class Listing:
 
 
 class MemberCollector:
-    """The archive that conda-pack's Packer sees: it turns each call into a member."""
+    """Makes members of what is found in a tree."""
 
-    def __init__(self, tree: Path, prefix: str, packages: Sequence[Package]) -> None:
+    def __init__(
+        self, tree: Path, prefix: str, packages: Sequence[Package], exclusion: Exclusion
+    ) -> None:
         self.tree = tree
         self.prefix = prefix
+        self.exclusion = exclusion
         self.owners: dict[str, Owner] = {}
-        self.placeholders: dict[str, int] = {}
+        self.records: dict[str, PathRecord] = {}
         # conda packages last: where both halves claim a file, it is conda's.
         for package in reversed(packages):
             self.owners.update(dict.fromkeys(package.files, package.owner))
-            self.placeholders.update(package.placeholders)
+            self.records.update(package.records)
         self.members: list[Member] = []
         self.empty_directories: set[str] = set()
-        self.faults: list[str] = []
-        self.generating = False
-        self.exclusion = Exclusion(())
 
-    def start_generated(self) -> None:
-        """Take what comes now as generated members."""
-        self.members, self.generating = [], True
-
-    def add(self, source: str, target: str) -> None:
-        """Take a file of the tree, or a script of conda-pack's own."""
-        if self.generating:
-            path = Path(source)
-            self.add_content(target, path.read_bytes(), is_executable=os.access(path, os.X_OK))
-            return
-        if is_generated(target) or self.exclusion.covers(target):
-            return
-        place = f"{self.tree}/{target}"
-        status = os.lstat(place)
-        kind = stat.S_IFMT(status.st_mode)
-        if not is_utf8(target):
-            self.faults.append(f"{target!r}: its name is not UTF-8")
-        elif kind == stat.S_IFDIR:
-            self.empty_directories.add(target)
-        elif kind == stat.S_IFLNK:
-            self.add_link(target, os.readlink(place))  # noqa: PTH115  (Path would normalise it)
-        elif kind == stat.S_IFREG:
-            mode = 0o755 if status.st_mode & 0o111 else 0o644
-            content = self.exclusion.edited(target, place)
-            size = status.st_size if content is None else len(content)
-            entry = FileEntry(path=target, mode=mode, size=size)
-            self.add_member(entry, place if content is None else content)
-        else:
-            self.faults.append(f"{target}: a socket, pipe or device")
-
-    def add_forgotten(self, packages: Sequence[Package]) -> None:
-        """Take what packages list and conda-pack passed over: with a package cache at hand it
-        lists what the cache has, which is not all that the tree has.
-        """
-        known = {member.entry.path for member in self.members} | self.empty_directories
-        for package in packages:
-            for file in sorted(package.files - known):
-                if is_generated(file) or file.startswith(".."):
+    def take(self, found: Sequence[Found]) -> None:
+        """Take what is carried of all that was found."""
+        byte_code = ByteCode(str(self.tree), self.prefix)
+        carried = []
+        for item in found:
+            if self.exclusion.covers(item.path):
+                continue
+            if item.kind == "file" and item.path.endswith(".pyc"):
+                if item.path not in self.owners and self.owner_of(item.path).kind == "conda":
+                    continue  # Python wrote it when it ran
+                head = byte_code.head(item.path)
+                if head is None:
+                    self.exclusion.stale.add(item.path)
                     continue
-                if (self.tree / file).is_file():
-                    known.add(file)
-                    self.add(file, file)
+                if head:
+                    self.exclusion.rewritten.add(item.path)
+                carried.append((item, head))
+            else:
+                carried.append((item, b""))
+        for item, head in carried:
+            self.add(item, head)
 
-    def add_bytes(self, source: str, content: bytes, target: str) -> None:
-        """Take a conda-meta record that conda-pack rewrote."""
-        is_executable = bool(Path(source).stat().st_mode & 0o111)
-        content = self.exclusion.edited_record(content, self.tree)
-        self.add_content(target, content, is_executable=is_executable)
-
-    def add_content(self, target: str, content: bytes, *, is_executable: bool) -> None:
-        """Take a file that exists only here."""
-        mode = 0o755 if is_executable else 0o644
-        self.add_member(FileEntry(path=target, mode=mode, size=len(content)), content)
-
-    def add_link(self, target: str, link: str) -> None:
-        """Take a symbolic link that stays inside the prefix."""
-        inside = link.startswith(self.prefix + "/")
-        if not link.startswith("/"):
-            resolved = posixpath.normpath(posixpath.join(posixpath.dirname(target), link))
-            inside = not resolved.startswith("..")
-        if inside and is_utf8(link):
-            self.add_member(FileEntry(path=target, type="symlink", mode=0o777, link=link), b"")
+    def add(self, item: Found, head: bytes) -> None:
+        """Take one file, link or empty folder; `head` takes the place of a file's first bytes."""
+        place = f"{self.tree}/{item.path}"
+        if item.kind == "directory":
+            if item.is_empty:
+                self.empty_directories.add(item.path)
+        elif item.kind == "symlink":
+            entry = FileEntry(path=item.path, type="symlink", mode=0o777, link=item.link)
+            self.add_member(entry, b"")
         else:
-            self.faults.append(f"{target}: a link to {link!r}, outside the environment")
+            content = self.changed_content(item.path, place)
+            size = item.size if content is None else len(content)
+            entry = FileEntry(path=item.path, mode=0o755 if item.executable else 0o644, size=size)
+            self.add_member(entry, place if content is None else content, head)
 
-    def add_member(self, entry: FileEntry, source: str | bytes) -> None:
+    def changed_content(self, path: str, place: str) -> bytes | None:
+        """Return what a file holds in the archive where that is not what it holds in the tree."""
+        if not is_conda_record(path):
+            return self.exclusion.edited(path, place)
+        from conda_pack.core import rewrite_conda_meta
+
+        content: bytes = rewrite_conda_meta(place)[0]
+        return self.exclusion.edited_record(content, self.tree)
+
+    def add_member(self, entry: FileEntry, source: str | bytes, head: bytes = b"") -> None:
         """Note a member and its owner."""
+        record = self.records.get(entry.path)
         self.members.append(
             Member(
                 entry=entry,
-                owner=GENERATED if self.generating else self.owner_of(entry.path),
+                owner=self.owner_of(entry.path),
                 source=source,
-                placeholder_length=self.placeholders.get(entry.path, 0),
+                head=head,
+                recorded=record.prefix if record else None,
             )
         )
 
@@ -220,50 +203,46 @@ class MemberCollector:
         for path in sorted(paths | {"bin"}):
             yield Member(entry=FileEntry(path=path, type="directory", mode=0o755), owner=NOBODY)
 
-    def refuse_faults(self) -> None:
-        """Raise SpecError when something cannot travel, naming all of it."""
-        if not self.faults:
-            return
-        faults = sorted(set(self.faults))  # conda-pack may list a link twice
-        more = len(faults) - FAULTS_SHOWN
-        shown = [*faults[:FAULTS_SHOWN], *([f"and {more} more"] if more > 0 else [])]
-        message = "\n  ".join(["these cannot travel to another machine:", *shown])
-        raise SpecError(message, hint="remove them from the environment, then pack again")
+
+def refuse_faults(faults: Iterable[str]) -> None:
+    """Raise SpecError when something cannot travel, naming all of it."""
+    ordered = sorted(set(faults))
+    if not ordered:
+        return
+    more = len(ordered) - FAULTS_SHOWN
+    shown = [*ordered[:FAULTS_SHOWN], *([f"and {more} more"] if more > 0 else [])]
+    message = "\n  ".join(["these cannot travel to another machine:", *shown])
+    raise SpecError(message, hint="remove them from the environment, then pack again")
 
 
-def pack_into(collector: MemberCollector, tree: Path, prefix: str) -> Any:  # noqa: ANN401
-    """Have conda-pack list and check the tree into a collector; return its Packer."""
-    from conda_pack.core import CondaEnv, CondaPackException, Packer
+def with_real_paths(package: Package, tree: Path, found: set[str]) -> Package:
+    """Return a package whose files are called by the paths at which they were found.
 
-    try:
-        # What it would refuse for these two is among our own faults, all of them at once.
-        env = CondaEnv.from_prefix(
-            str(tree),
-            on_missing_cache="ignore",
-            ignore_editable_packages=True,
-            ignore_missing_files=True,
-        )
-    except CondaPackException as error:
-        kind = NotFound if "not a conda environment" in str(error) else SpecError
-        raise kind(f"conda-pack refuses {tree}: {error}") from error
-    packer = Packer(prefix, collector)
-    for file in env.files:
-        # No mode: taken as it is, conda-meta records rewritten, nothing read.
-        file.file_mode = None
-        packer.add(file)
-    return packer
+    One that was installed by way of a link between folders lists its files behind that link.
+    """
+    hidden = package.files - found
+    moved = {path: real for path in hidden if (real := real_path(tree, path)) in found}
+    if not moved:
+        return package
+    files = frozenset(moved.get(path, path) for path in package.files)
+    records = {moved.get(path, path): record for path, record in package.records.items()}
+    return replace(package, files=files, records=records)
+
+
+def real_path(tree: Path, path: str) -> str:
+    """Return a path of the tree without links on its way; its last part may be one."""
+    folder = os.path.realpath(tree / posixpath.dirname(path))
+    return posixpath.normpath(
+        posixpath.join(os.path.relpath(folder, os.path.realpath(tree)), posixpath.basename(path))
+    )
+
+
+def is_conda_record(path: str) -> bool:
+    """Whether a file is conda's record of a package."""
+    return posixpath.dirname(path) == "conda-meta" and path.endswith(".json")
 
 
 def is_generated(path: str) -> bool:
     """Whether packing makes this file itself, if it is to be there at all."""
     is_mark = posixpath.basename(path) == PIP_MARK and path.count("/") == 2
     return path in GENERATED_FILES or path == CONDA_MARK or is_mark
-
-
-def is_utf8(text: str) -> bool:
-    """Whether a path can be written as UTF-8: os.fsdecode leaves surrogates where it cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -6,12 +6,13 @@ import csv
 import email.parser
 import posixpath
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from envferry.archive.members import Owner
+from envferry.archive.members import Owner, Recorded
 from envferry.base.json import decode_json
+from envferry.base.site_packages import site_packages_folders
 from envferry.errors import SpecError
 
 if TYPE_CHECKING:
@@ -25,8 +26,22 @@ class PathRecord(msgspec.Struct):
     """What conda notes of a file that it linked."""
 
     path: str = msgspec.field(name="_path")
+    path_type: str | None = None
     file_mode: str | None = None
     prefix_placeholder: str | None = None
+    sha256: str | None = None
+
+    @property
+    def prefix(self) -> Recorded | None:
+        """What this says of the prefix in the file; None for what was made when it was linked."""
+        if self.prefix_placeholder:
+            mode: Literal["text", "binary"] = "binary" if self.file_mode == "binary" else "text"
+            return Recorded(mode, len(self.prefix_placeholder))
+        return (
+            Recorded("none", 0, self.sha256)
+            if self.path_type == "hardlink" and self.sha256
+            else None
+        )
 
 
 class PathsData(msgspec.Struct):
@@ -53,8 +68,8 @@ class Package:
     owner: Owner
     license: str | None
     files: frozenset[str]
-    placeholders: Mapping[str, int]
-    """The length of the placeholder that each binary file was made with, by path."""
+    records: Mapping[str, PathRecord]
+    """What conda noted of each file, by path."""
 
 
 def conda_packages(tree: Path) -> Iterator[Package]:
@@ -62,7 +77,7 @@ def conda_packages(tree: Path) -> Iterator[Package]:
     for path in sorted(tree.glob("conda-meta/*.json")):
         try:
             yield conda_package(path)
-        except msgspec.DecodeError as error:
+        except msgspec.MsgspecError as error:
             message = f"{path} is no record of a conda package: {error}"
             raise SpecError(message, hint="run `conda doctor` there") from error
 
@@ -80,17 +95,14 @@ def conda_package(path: Path) -> Package:
         ),
         license=record.license or None,
         files=frozenset([*record.files, f"conda-meta/{path.name}"]),
-        placeholders={
-            entry.path: len(entry.prefix_placeholder)
-            for entry in record.paths_data.paths
-            if entry.file_mode == "binary" and entry.prefix_placeholder
-        },
+        records={entry.path: entry for entry in record.paths_data.paths},
     )
 
 
 def pip_packages(tree: Path) -> Iterator[Package]:
     """Yield the packages that pip or uv installed; raise SpecError when a RECORD is none."""
-    for record in sorted(tree.glob("lib/python*/site-packages/*.dist-info/RECORD")):
+    folders = site_packages_folders(tree)
+    for record in sorted(path for item in folders for path in item.glob("*.dist-info/RECORD")):
         installer = record.with_name("INSTALLER")
         if installer.is_file() and installer.read_bytes().strip() == b"conda":
             continue
@@ -123,5 +135,5 @@ def pip_package(tree: Path, record: Path) -> Package:
         # Some put the whole text there.
         license=license_text.strip().split("\n")[0][:LICENSE_CHARACTERS] or None,
         files=frozenset(posixpath.normpath(posixpath.join(base, row)) for row in rows),
-        placeholders={},
+        records={},
     )

@@ -7,6 +7,8 @@ import os
 import posixpath
 from typing import TYPE_CHECKING
 
+from envferry.base.site_packages import site_packages_folders
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
@@ -14,11 +16,11 @@ if TYPE_CHECKING:
     from envferry.pack.packages import Package
 
 PATHS_SHOWN = 3
-SITE_PACKAGES = "lib/python*/site-packages"
 
 
 def find_faults(tree: Path, prefix: str, packages: Sequence[Package]) -> Iterator[str]:
     """Yield, in words, what is not in the tree although it belongs to the environment."""
+    yield from foreign_interpreter(tree, prefix)
     yield from editable_packages(tree, prefix)
     yield from lost_files(tree, packages)
 
@@ -26,25 +28,43 @@ def find_faults(tree: Path, prefix: str, packages: Sequence[Package]) -> Iterato
 def editable_packages(tree: Path, prefix: str) -> Iterator[str]:
     """Yield packages whose code lies elsewhere: `pip install -e` and `setup.py develop`."""
     named = set()
-    for path in sorted(tree.glob(f"{SITE_PACKAGES}/*.dist-info/direct_url.json")):
+    folders = site_packages_folders(tree)
+    for path in found_in(folders, "*.dist-info/direct_url.json"):
         try:
             record = json.loads(path.read_text())
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         details = record.get("dir_info", {}) if isinstance(record, dict) else {}
         if details.get("editable") is True:
             name = path.parent.name.split("-")[0]
             named.add(name)
             yield f"{name}: installed as editable from {record.get('url', 'a folder')}"
-    for path in sorted(tree.glob(f"{SITE_PACKAGES}/*.egg-link")):
+    for path in found_in(folders, "*.egg-link"):
         yield f"{path.stem}: installed as editable from {first_line(path)}"
-    for path in sorted(tree.glob(f"{SITE_PACKAGES}/*.pth")):
+    for path in found_in(folders, "*.pth"):
         if any(path.name.startswith(f"__editable__.{name}-") for name in named):
             continue
         for line in path.read_text(errors="replace").splitlines():
             inside = is_below(line.strip(), prefix) or is_below(line.strip(), str(tree))
             if line.startswith("/") and not inside:
                 yield f"{path.relative_to(tree)}: adds {line.strip()}, outside the environment"
+
+
+def found_in(folders: Sequence[Path], pattern: str) -> list[Path]:
+    """Return what a glob finds in any of these folders."""
+    return sorted(path for folder in folders for path in folder.glob(pattern))
+
+
+def foreign_interpreter(tree: Path, prefix: str) -> Iterator[str]:
+    """Yield why a virtual environment does not run elsewhere: its Python is outside of it."""
+    settings = tree / "pyvenv.cfg"
+    if not settings.is_file():
+        return
+    for line in settings.read_text(errors="replace").splitlines():
+        key, _, value = (part.strip() for part in line.partition("="))
+        inside = is_below(value, prefix) or is_below(value, str(tree))
+        if key.lower() == "home" and not inside:
+            yield f"pyvenv.cfg: its Python and standard library are at {value}, outside"
 
 
 def lost_files(tree: Path, packages: Sequence[Package]) -> Iterator[str]:

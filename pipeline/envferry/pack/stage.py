@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envferry.archive.compression import DEFAULT_LEVEL
+from envferry.archive.reader import Archive, FileSource
 from envferry.archive.writer import ArchiveOptions, WrittenArchive, write_archive
 from envferry.artifacts import SBOM, sbom_path, write_companions
 from envferry.base.direct_io import DirectStream
 from envferry.base.files import exclusive_lock, write_anew, write_bytes
+from envferry.errors import IntegrityError
 from envferry.models import Artifact, Manifest, left_out
 from envferry.pack.frozen import frozen_members
 from envferry.pack.listing import Listing
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
     from envferry.models import BuiltEnv
     from envferry.progress import Progress
 
+log = logging.getLogger(__name__)
+
+FILES_SHOWN = 20
 WRITE_BYTES = 8 << 20
 TOOLS = ("conda-pack", "zstandard")
 
@@ -61,12 +67,32 @@ def pack_env(built: BuiltEnv, *, options: PackOptions, progress: Progress) -> Ar
                 advance=advance,
             )
             direct.flush()
+            read_back(staged, written)
+        warn_of_left_alone(written)
         artifact = Artifact(
             directory=options.output_dir, manifest=describe(built, written, listing, options)
         )
         staged.replace(artifact.archive_path)
         add_companions(artifact, built)
     return artifact
+
+
+def read_back(path: Path, written: WrittenArchive) -> None:
+    """Open what was written as `install` does; raise IntegrityError when that would refuse it."""
+    with FileSource(path) as source:
+        if Archive(source).index == written.index:
+            return
+    message = f"{path} does not hold the index that was written"
+    raise IntegrityError(message, hint="pack again; is the disk whole?")
+
+
+def warn_of_left_alone(written: WrittenArchive) -> None:
+    """Name the files that keep the prefix of the build wherever they are installed."""
+    for path, what in written.left_alone[:FILES_SHOWN]:
+        log.warning("%s holds the prefix and keeps it: it is %s", path, what)
+    more = len(written.left_alone) - FILES_SHOWN
+    if more > 0:
+        log.warning("%d more files hold the prefix and keep it", more)
 
 
 def add_companions(artifact: Artifact, built: BuiltEnv) -> None:
@@ -121,4 +147,5 @@ def describe(
         },
         version=built.options.version,
         image=built.image,
+        keeps_prefix=tuple(path for path, _ in written.left_alone),
     )

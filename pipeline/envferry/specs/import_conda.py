@@ -12,6 +12,7 @@ import msgspec
 from packaging.utils import canonicalize_name
 
 from envferry.base.json import decode_json
+from envferry.base.site_packages import site_packages_folders
 from envferry.errors import SpecError
 from envferry.models import PLATFORMS, without_credentials, without_login
 from envferry.specs.drafts import Draft
@@ -203,10 +204,11 @@ def draft_prefix(prefix: Path, name: str, channels: Iterable[str]) -> Draft:
         owned.update(file for file in record.files if ".dist-info/" in file)
         owned.update(file for file in record.files if ".egg-info" in file)
     draft.channels = draft.channels or list(channels)
+    folders = site_packages_folders(prefix)
     add_distributions(draft, prefix, owned)
     has_python = any(line.split("=")[0].endswith("python") for line in draft.conda)
     if draft.pip and not has_python:
-        version = next(prefix.glob("lib/python3*")).name.removeprefix("python")
+        version = folders[0].parent.name.removeprefix("python")
         draft.conda.insert(0, f"python={version}")
         draft.notes.append(f"python={version} is the interpreter whose packages these are")
     if not draft.conda:
@@ -217,9 +219,7 @@ def draft_prefix(prefix: Path, name: str, channels: Iterable[str]) -> Draft:
 
 def add_distributions(draft: Draft, prefix: Path, owned: set[str]) -> None:
     """Add the python distributions of a prefix that no conda package owns."""
-    for packages in sorted(prefix.glob("lib/python3*/site-packages")):
-        if packages.parent.is_symlink():  # conda-forge has `python3.1`, a link for old scripts
-            continue
+    for packages in site_packages_folders(prefix):
         for info in sorted(packages.glob("*.dist-info")):
             if (info / "METADATA").relative_to(prefix).as_posix() not in owned:
                 _add_distribution(draft, info)

@@ -6,6 +6,7 @@ import re
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from envferry.base.site_packages import site_packages_folders
 from envferry.errors import NotFound, SpecError
 from envferry.specs.conda_lines import TEMPLATE, conda_name, parse_conda_line
 from envferry.specs.pip_lines import pip_line_problem
@@ -67,7 +68,7 @@ def recognise(path: Path) -> tuple[Kind, str]:
     if path.is_dir():
         if (path / "conda-meta").is_dir():
             return Kind.PREFIX, ""
-        if any(path.glob("lib/python3*/site-packages")):
+        if site_packages_folders(path):
             return Kind.VENV, ""
         message = f"{path} is a folder without `conda-meta` or `lib/python3*/site-packages`"
         raise SpecError(message, hint="name an environment's prefix, or one file")

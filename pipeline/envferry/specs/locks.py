@@ -164,7 +164,7 @@ def _custom_metadata(contents: LockContents) -> dict[str, str]:
         "envferry_schema": CUSTOM_SCHEMA,
         "envferry_name": contents.name,
         "envferry_spec_digest": contents.spec_digest,
-        "envferry_options": _json(contents.options),
+        "envferry_options": _json(_options(contents.options)),
         "envferry_tools": _json(contents.tools),
     }
     if contents.replacements:
@@ -175,6 +175,14 @@ def _custom_metadata(contents: LockContents) -> dict[str, str]:
         ordered = sorted(contents.build_requirements, key=lambda item: (item.platform, item.name))
         metadata["envferry_build_requirements"] = _json(ordered)
     return metadata
+
+
+def _options(options: SpecOptions) -> dict[str, Any]:
+    """Return what is written of a spec's options: variables only where there are any."""
+    written: dict[str, Any] = msgspec.to_builtins(options)
+    if not written["variables"]:
+        del written["variables"]
+    return written
 
 
 def _json(value: object) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import logging
 import os
 import re
 from dataclasses import replace
@@ -30,8 +29,6 @@ from envferry.specs.requirement_lines import INCLUDE, included_lines, relative
 from envferry.specs.selectors import is_selected, select_platform, selector_lines
 from envferry.specs.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, plain, read_text
 
-log = logging.getLogger(__name__)
-
 DIGEST_SCHEMA = 1
 SPEC_ENDINGS = (".yml", ".yaml")
 LOCK_ENDING = ".conda-lock.yml"
@@ -44,14 +41,15 @@ KNOWN_KEYS = (
     "envferry",
     "platforms",
     "pip-repositories",
+    "variables",
     # Other tools' keys, which decide nothing here.
     "allow-pypi-requests",
     "category",
     "prefix",
-    "variables",
 )
 HOLDER = re.compile(r"[xX][-_].*|\..*")
 """Keys for what is used elsewhere by a YAML alias."""
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 VERSION = re.compile(r"\d+(\.\d+)*")
 OTHER_PLATFORM = re.compile(
     r"(win|freebsd|emscripten|wasi|zos)-\w+|linux-(32|armv6l|armv7l|ppc64|riscv64|s390x|loongarch64)"
@@ -77,8 +75,6 @@ def parse_spec(text: str, path: Path, *, platform: str | None = None) -> Spec:
     conda, pip = _dependencies(content, path)
     if platform or not selector_lines(text):
         conda = _merged(conda, path)
-    if content.get("variables"):
-        log.warning("%s: `variables:` are not carried: set them where you train", path)
     indexes = [f"--extra-index-url {url}" for url in _strings(content, "pip-repositories", path)]
     channels = _strings(content, "channels", path)
     spec = Spec(
@@ -273,6 +269,7 @@ def _options(content: Mapping, path: Path) -> SpecOptions:
     if raw != "" and not isinstance(raw, Mapping):
         raise _unexpected(path, raw, "`envferry:` to be a mapping", line_of(content))
     values = _without_empty(plain(raw or {}))
+    values["variables"] = _variables(content, values, path)
     platforms = _strings(content, "platforms", path)
     if platforms and "platforms" not in values:
         values["platforms"] = list(platforms)
@@ -311,6 +308,24 @@ def _without_other_platforms(platforms: object, path: Path) -> dict[str, list[st
         known = ", ".join(PLATFORMS.values())
         raise SpecError(message, hint=f"add one of the platforms {known}")
     return {"platforms": kept}
+
+
+def _variables(content: Mapping, options: dict[str, Any], path: Path) -> dict[str, str]:
+    """Read the `variables:` key: what activation sets; the options have no such key."""
+    if "variables" in options:
+        message = f"{path}: `variables` is no key of `envferry:`"
+        raise SpecError(message, hint="write `variables:` beside `dependencies:`")
+    items = content.get("variables", "")
+    if items == "":
+        return {}
+    if not isinstance(items, Mapping):
+        raise _unexpected(path, items, "`variables:` to be a mapping", line_of(content))
+    for name, value in items.items():
+        if not VARIABLE.fullmatch(name):
+            raise _unexpected(path, name, "the name of a variable under `variables:`")
+        if not isinstance(value, Text):
+            raise _unexpected(path, value, f"a text as the value of `{name}`", line_of(name))
+    return {str(name): str(value) for name, value in items.items()}
 
 
 def _without_empty(values: dict[str, Any]) -> dict[str, Any]:

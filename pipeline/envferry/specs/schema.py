@@ -19,8 +19,10 @@ HELP = {
     "platforms": "What to lock for; this machine's platform by default.",
     "dependencies": "Conda packages, and under `pip:` what comes from a Python index.",
     "pip-repositories": "Package indexes besides the default one.",
+    "variables": "What activating the environment sets.",
     "envferry": "What other tools do not read.",
 }
+VARIABLE = {"type": ["string", "number", "boolean", "null"]}
 FIELD_HELP = {
     "version": "Of this environment; free text.",
     "platforms": "What to lock for; this machine's platform by default.",
@@ -43,11 +45,12 @@ def spec_schema() -> dict[str, Any]:
         "platforms": platforms,
         "dependencies": {"type": "array", "minItems": 1, "items": _dependency()},
         "pip-repositories": STRINGS,
+        "variables": {"type": ["object", "null"], "additionalProperties": VARIABLE},
         "envferry": _options(platforms),
     }
     for key, text in HELP.items():
         properties[key] = {"description": text, **properties[key]}
-    for key in ("allow-pypi-requests", "category", "prefix", "variables"):
+    for key in ("allow-pypi-requests", "category", "prefix"):
         properties[key] = {"description": "Another tool's; decides nothing here."}
     return {
         "$schema": DIALECT,
@@ -79,6 +82,8 @@ def _options(platforms: dict[str, Any]) -> dict[str, Any]:
     properties: dict[str, Any] = {}
     for field in msgspec.structs.fields(SpecOptions):
         name = field.encode_name
+        if name not in FIELD_HELP:
+            continue  # `variables:` stands beside `envferry:`
         if name in tables:
             value = _table(tables[name])
         elif name in special:

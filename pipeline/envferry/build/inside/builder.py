@@ -15,6 +15,7 @@ import msgspec
 
 from envferry import process
 from envferry.base.json import decode_json
+from envferry.base.site_packages import site_packages_folders
 from envferry.build.inside.clobbers import (
     describe_conda_overlaps,
     describe_overlaps,
@@ -92,7 +93,16 @@ def build_prefix(order: BuildOrder) -> Iterator[str]:
         compile_bytecode(prefix, python)
         refuse_tries_at_start(prefix / records.site_packages, tries)
     records.finish({file.name: file.url for file in order.conda})
+    if order.variables:
+        write_state(prefix, order.variables)
     tidy(prefix, Path(order.scratch))
+
+
+def write_state(prefix: Path, variables: dict[str, str]) -> None:
+    """Note what activation sets where conda does: `conda-meta/state`."""
+    state = {"env_vars": variables, "version": 1}
+    encoded = msgspec.json.encode(state, order="sorted")
+    (prefix / "conda-meta/state").write_bytes(encoded + b"\n")
 
 
 def say(text: str) -> None:
@@ -206,8 +216,9 @@ def tidy(prefix: Path, scratch: Path) -> None:
     """Remove what only the build needed; raise when something was written beside the prefix."""
     for name in BUILD_LEFTOVERS:
         (prefix / name).unlink(missing_ok=True)
-    for path in prefix.glob("lib/python*/site-packages/*.dist-info/uv_cache.json"):
-        forget_file(path)
+    for folder in site_packages_folders(prefix):
+        for path in folder.glob("*.dist-info/uv_cache.json"):
+            forget_file(path)
     shutil.rmtree(scratch)
     set_modes(prefix)
     if not prefix.is_dir() or not any(prefix.iterdir()):

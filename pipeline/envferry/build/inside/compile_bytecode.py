@@ -88,7 +88,7 @@ def main(prefix: str) -> None:
     """Compile all modules below PREFIX/lib/pythonX.Y on all cores."""
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     # Python without the GIL has `python3.13t`.
-    homes = Path(prefix, "lib").glob(f"{version}*")
+    homes = [home for home in Path(prefix, "lib").glob(f"{version}*") if not home.is_symlink()]
     found = sorted(path for home in homes for path in home.rglob("*.py"))
     paths = [path for path in found if path.is_file()]  # not folders, nor links to nothing
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]

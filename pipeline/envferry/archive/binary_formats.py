@@ -1,0 +1,104 @@
+"""Binary formats, as far as one must know them to change a path in a file or to leave it alone."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from envferry.archive.prefix_search import Searchable
+
+MAGIC = (
+    *((0, b"\x80" + bytes([protocol]), "a pickle") for protocol in (2, 3, 4, 5)),
+    (0, b"PK\x03\x04", "a zip file"),
+    (0, b"PK\x05\x06", "a zip file"),
+    (0, b"SQLite format 3\0", "an SQLite database"),
+    (0, b"\x93NUMPY", "a numpy array"),
+    (0, b"\x89HDF", "an HDF5 file"),
+    (0, b"CDF", "a netCDF file"),
+    (0, b"PAR1", "a Parquet file"),
+    (0, b"ARROW1", "an Arrow file"),
+    (0, b"%PDF-", "a PDF file"),
+    (0, b"\x89PNG", "a PNG image"),
+    (0, b"\xff\xd8\xff", "a JPEG image"),
+    (0, b"GIF8", "a GIF image"),
+    (0, b"RIFF", "a RIFF file"),
+    *((0, magic, "a font") for magic in (b"\0\1\0\0", b"OTTO", b"ttcf", b"true", b"wOFF", b"wOF2")),
+    (0, b"\xca\xfe\xba\xbe", "a Java class"),
+    (0, b"\0asm", "a WebAssembly module"),
+    *(
+        (0, magic, "a catalogue of messages")
+        for magic in (b"\xde\x12\x04\x95", b"\x95\x04\x12\xde")
+    ),
+    *(
+        (0, magic, "a compressed file")
+        for magic in (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
+    ),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (257, b"ustar", "a tar archive"),
+    (0, b"MZ", "a program for Windows"),
+)
+"""What starts, at this offset, a format in which places or lengths are noted down."""
+END_OF_ZIP = b"PK\x05\x06"
+END_OF_ZIP_BYTES = 22 + (1 << 16)
+"""The end record of a zip file is that near the end: anything may stand before a zip file."""
+
+SHT_PROGBITS, SHT_STRTAB = 1, 3
+SHF_ALLOC, SHF_EXECINSTR = 0x2, 0x4
+
+
+class ElfLayout(NamedTuple):
+    """Where an ELF header and its section headers have their fields (elf(5)), for a class."""
+
+    table: int
+    """Offset of e_shoff."""
+    counts: int
+    """Offset of e_shentsize and e_shnum, 16 bits each."""
+    word: str
+    section: str
+    """sh_name, sh_type, sh_flags, sh_addr, sh_offset, sh_size."""
+
+
+LAYOUTS = {1: ElfLayout(0x20, 0x2E, "I", "IIIIII"), 2: ElfLayout(0x28, 0x3A, "Q", "IIQQQQ")}
+
+
+def known_format(content: Searchable) -> str:
+    """Return what a file is, if its first or last bytes say so: a format to leave alone."""
+    for offset, magic, name in MAGIC:
+        if content[offset : offset + len(magic)] == magic:
+            return name
+    has_end = content.rfind(END_OF_ZIP, max(len(content) - END_OF_ZIP_BYTES, 0)) >= 0
+    return "a zip file" if has_end and content.find(b"\0") >= 0 else ""
+
+
+def elf_string_ranges(content: Searchable) -> list[range] | None:
+    """Return where an ELF file has strings that its program sees; None for what is not ELF.
+
+    That is data which is loaded with it, and tables of strings: not code, not notes (whose length
+    is noted), not debug information.
+    """
+    if content[:4] != b"\x7fELF":
+        return None
+    try:
+        return [*sections(content)]
+    except (struct.error, KeyError):
+        return None
+
+
+def sections(content: Searchable) -> Iterator[range]:
+    """Yield the ranges of the loaded data; raise struct.error for a header that is none."""
+    layout = LAYOUTS[content[4:5][0]]
+    order = "<" if content[5:6] == b"\1" else ">"
+    (table,) = struct.unpack_from(order + layout.word, bytes(content[:64]), layout.table)
+    size, count = struct.unpack_from(order + "HH", bytes(content[:64]), layout.counts)
+    if not table or not count:
+        message = "no section headers"
+        raise struct.error(message)
+    for number in range(count):
+        header = bytes(content[table + number * size : table + (number + 1) * size])
+        _, kind, flags, _, start, length = struct.unpack_from(order + layout.section, header)
+        is_data = kind in (SHT_PROGBITS, SHT_STRTAB) and flags & SHF_ALLOC
+        if is_data and not flags & SHF_EXECINSTR:
+            yield range(start, start + length)
