@@ -174,9 +174,9 @@ name = "app"
 version = "0.1"
 source = {{ editable = "." }}
 dependencies = [
-    {{ name = "numpy", version = "1.26", source = {{ registry = "https://pypi.org/simple" }},
+    {{ name = "numpy", version = "1.26", source = {{ registry = "https://p.example.org/simple" }},
        marker = "python_full_version < '3.11'" }},
-    {{ name = "numpy", version = "2.3", source = {{ registry = "https://pypi.org/simple" }},
+    {{ name = "numpy", version = "2.3", source = {{ registry = "https://p.example.org/simple" }},
        marker = "python_full_version >= '3.11'" }},
     {{ name = "colorama", marker = "sys_platform == 'win32'" }},
     {{ name = "uvicorn", extra = ["standard"] }},
@@ -189,14 +189,14 @@ docs = [{{ name = "sphinx" }}]
 [[package]]
 name = "numpy"
 version = "1.26"
-source = {{ registry = "https://pypi.org/simple" }}
+source = {{ registry = "https://p.example.org/simple" }}
 wheels = [{{ url = "https://f.example.org/numpy-1.26-cp310-cp310-manylinux_2_17_x86_64.whl",
              hash = "sha256:{SHA}" }}]
 
 [[package]]
 name = "numpy"
 version = "2.3"
-source = {{ registry = "https://pypi.org/simple" }}
+source = {{ registry = "https://p.example.org/simple" }}
 resolution-markers = ["python_full_version >= '3.11'"]
 wheels = [{{ url = "https://f.example.org/numpy-2.3-cp311-cp311-manylinux_2_17_x86_64.whl",
              hash = "sha256:{SHA}" }}]
@@ -204,7 +204,7 @@ wheels = [{{ url = "https://f.example.org/numpy-2.3-cp311-cp311-manylinux_2_17_x
 [[package]]
 name = "colorama"
 version = "0.4"
-source = {{ registry = "https://pypi.org/simple" }}
+source = {{ registry = "https://p.example.org/simple" }}
 
 [[package]]
 name = "uvicorn"
@@ -219,12 +219,12 @@ other = [{{ name = "sphinx" }}]
 [[package]]
 name = "httptools"
 version = "0.6"
-source = {{ registry = "https://pypi.org/simple" }}
+source = {{ registry = "https://p.example.org/simple" }}
 
 [[package]]
 name = "sphinx"
 version = "8"
-source = {{ registry = "https://pypi.org/simple" }}
+source = {{ registry = "https://p.example.org/simple" }}
 
 [[package]]
 name = "bee"
@@ -237,6 +237,7 @@ def test_a_uv_lock(tmp_path: Path) -> None:
     found = read(tmp_path / "uv.lock", UV_LOCK, python="3.11")
     assert (found.kind, found.spec.conda) == (Kind.UV_LOCK, ("python=3.11", "pip"))
     assert found.spec.pip == (
+        "--extra-index-url https://p.example.org/simple",
         "--extra-index-url https://i.example.org/simple",
         "numpy==2.3",
         "uvicorn==0.3",

@@ -51,6 +51,14 @@ def current_platform() -> str:
     return PLATFORMS[machine]
 
 
+def file_name_of(url: str) -> str:
+    """Return the last part of a URL's path; of whatever text, for specs hold any."""
+    from urllib.parse import unquote
+
+    path = re.split(r"[?#]", url, maxsplit=1)[0].partition("://")
+    return unquote((path[2].partition("/")[2] if path[1] else path[0]).rpartition("/")[2])
+
+
 def without_login(text: str) -> str:
     """Remove `user:password@` from every URL in a text.
 

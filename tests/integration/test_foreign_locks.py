@@ -114,7 +114,7 @@ def test_the_python_chooses_among_the_files_of_a_lock(
             "version = 1\n[[package]]\nname = 'app'\nversion = '1'\nsource = {virtual = '.'}\n"
             "dependencies = [{name = 'native'}]\n"
             "[[package]]\nname = 'native'\nversion = '1.0'\n"
-            f"source = {{registry = 'https://pypi.org/s'}}\nwheels = [{uv}]\n"
+            f"source = {{registry = 'https://index.example.org/s'}}\nwheels = [{uv}]\n"
         ),
         "pylock.toml": (
             "lock-version = '1.0'\ncreated-by = 'x'\n[[packages]]\nname = 'native'\n"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+
+from envferry.models import file_name_of
 
 PACKAGE_ENDINGS = (".conda", ".tar.bz2")
 SUBDIR = re.compile(r"noarch|(?:linux|osx|win|freebsd|emscripten|wasi|zos)-[a-z0-9_]+")
@@ -133,7 +134,7 @@ def _version(text: str) -> tuple[str, str]:
 
 def _stem(url: str) -> str:
     """Return NAME-VERSION-BUILD of a package's URL; empty when its file is called otherwise."""
-    name = unquote(urlsplit(url.partition("#")[0]).path.rsplit("/", 1)[-1])
+    name = file_name_of(url)
     for ending in PACKAGE_ENDINGS:
         name = name.removesuffix(ending)
     return name if name.count("-") > 1 else ""

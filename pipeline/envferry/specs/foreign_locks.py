@@ -178,8 +178,7 @@ def _read_pixi_lock(text: str, path: Path, name: str) -> ForeignLock:
                 draft.left_out.append(f"{shown}: pixi builds it, no channel has it")
     lock = _foreign(draft, packages, path, set())
     if any(package.manager == "pip" for package in packages):
-        options = [f"--extra-index-url {item}" for item in indexes if "//pypi.org/" not in item]
-        draft.pip[:0] = options
+        draft.pip[:0] = [f"--extra-index-url {item}" for item in indexes]
     return lock
 
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from email.parser import HeaderParser
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import msgspec
 from packaging.utils import canonicalize_name
@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from envferry.base.json import decode_json
 from envferry.base.site_packages import site_packages_folders
 from envferry.errors import SpecError
-from envferry.models import PLATFORMS, without_credentials, without_login
+from envferry.models import PLATFORMS, file_name_of, without_credentials, without_login
 from envferry.specs.drafts import Draft
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _explicit_line(line: str) -> ExplicitLine | None:
 
 
 def _explicit_pip(name: str, url: str, digest: str) -> ExplicitLine:
-    file_name = unquote(urlsplit(url).path.rsplit("/", 1)[-1])
+    file_name = file_name_of(url)
     parts = file_name.split("-")
     found = HASH.fullmatch(digest)
     return ExplicitLine(
@@ -291,6 +291,6 @@ def _origin(path: Path, name: str, draft: Draft) -> str:
         raise SpecError(f"{path} is damaged: {error}", hint="reinstall that package") from error
     if vcs:
         return f"{name} @ {vcs.get('vcs', 'git')}+{url}@{vcs.get('commit_id', '')}{suffix}"
-    if urlsplit(url).scheme == "file":
+    if url.startswith("file:"):
         draft.notes.append(f"{name} was installed from {url}, which is on this machine only")
     return f"{name} @ {url}{suffix}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
 
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import (
@@ -17,6 +16,8 @@ from packaging.utils import (
     parse_sdist_filename,
     parse_wheel_filename,
 )
+
+from envferry.models import file_name_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -187,7 +188,7 @@ def _without_comment(line: str) -> str:
 def _file_name_says(url: str) -> str:
     """Return the name that the file name of a wheel or source distribution holds."""
     place = url.partition("#")[0] if "://" in url else url.partition("[")[0]
-    file_name = unquote(urlsplit(place).path.rsplit("/", 1)[-1])
+    file_name = file_name_of(place)
     try:
         if file_name.endswith(".whl"):
             return str(parse_wheel_filename(file_name)[0])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from packaging.markers import Marker
 from packaging.specifiers import SpecifierSet
@@ -200,15 +199,11 @@ def _uv_file(file: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, An
 
 def _foreign(draft: Draft, entries: list[dict[str, Any]], path: Path) -> ForeignLock:
     indexes = dict.fromkeys(str(entry["index"]) for entry in entries if entry.get("index"))
-    draft.pip = [f"--extra-index-url {item}" for item in indexes if _is_other_index(item)]
+    draft.pip = [f"--extra-index-url {item}" for item in indexes if "://" in item]
     draft.pip += [_pin(entry, path) for entry in entries]
     if not entries:
         draft.notes.append(f"{path.name} names no package for this python and platform")
     return ForeignLock(draft=draft, candidates=tuple(entries), base=path.parent.absolute())
-
-
-def _is_other_index(index: str) -> bool:
-    return "://" in index and urlsplit(index).hostname != "pypi.org"
 
 
 def _pin(entry: Mapping[str, Any], path: Path) -> str:
