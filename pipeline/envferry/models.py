@@ -7,7 +7,7 @@ import platform as host_platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -70,6 +70,11 @@ def check_platform(platform: str) -> str:
     return platform
 
 
+ChannelPriority = Literal["strict", "flexible", "disabled"]
+"""As conda has it: `strict` looks no further than the first channel that has a name, `flexible`
+only where nothing else solves, `disabled` takes the highest version of all."""
+
+
 class Checks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What must work in a finished environment."""
 
@@ -105,6 +110,8 @@ class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Keep conda and pip from changing the installed environment in place."""
     channels: dict[str, str] = {}
     """Where a channel is that goes by a name of ours: a URL or a path."""
+    channel_priority: ChannelPriority | None = None
+    """Whether a package may come from a channel behind the first that has its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +169,9 @@ class LockedPackage(msgspec.Struct, frozen=True, kw_only=True):
     build: str | None = None
     """The conda build string; None for pip packages."""
     dependencies: dict[str, str] = {}
+    record: dict[str, Any] = {}
+    """What the channel's index says of a conda package beyond that: indexes are patched, packages
+    are not. Empty where nobody knows it."""
 
     @property
     def kind(self) -> Literal["conda", "wheel", "sdist", "git", "directory"]:

@@ -136,17 +136,25 @@ class DownloadCache:
         if urlsplit(url).scheme == "file":
             return Path(unquote(urlsplit(url).path)).is_file()
         try:
-            response = self._pool(url).request(
-                "GET",
-                _without_credentials(url),
-                headers=self._credentials(url),
-                preload_content=False,
-            )
+            response = self.ask(url, {})
         except urllib3.exceptions.HTTPError as error:
             log.info("%s does not answer: %s", redact(url), _reason(error))
             return False
         response.close()
         return response.status == 200
+
+    def ask(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+        """Ask for a URL once, with its login; the body is still to be read.
+
+        Raises urllib3's errors.
+        """
+        usual = {"Accept-Encoding": "identity", "User-Agent": "envferry"}
+        return self._pool(url).request(
+            "GET",
+            _without_credentials(url),
+            headers={**usual, **headers, **self._credentials(url)},
+            preload_content=False,
+        )
 
     def _fetch_in_threads(
         self, downloads: list[Download], meter: _Meter, offline: bool

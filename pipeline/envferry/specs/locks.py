@@ -35,6 +35,9 @@ FORMAT_VERSION = "1"
 CUSTOM_SCHEMA = "1"
 MAX_LOCK_BYTES = 64 << 20
 
+RECORD_KEY = "envferry_record"
+"""With platform and name behind it: what a channel's index says of a conda package."""
+
 HEADER = """\
 # Made by `envferry lock {name}` in conda-lock's format; change the spec and lock again instead.
 """
@@ -164,6 +167,9 @@ def _custom_metadata(contents: LockContents) -> dict[str, str]:
         "envferry_options": _json(contents.options),
         "envferry_tools": _json(contents.tools),
     }
+    for package in sorted(contents.packages, key=lambda item: (item.platform, item.name)):
+        if package.record:
+            metadata[f"{RECORD_KEY} {package.platform} {package.name}"] = _json(package.record)
     if contents.replacements:
         metadata["envferry_replacements"] = _json(contents.replacements)
     if contents.build_requirements:
@@ -200,7 +206,7 @@ def _to_lock(path: Path, name: str, file: _File, digest: str) -> Lock:
     return Lock(
         path=path,
         name=custom.get("envferry_name", name),
-        packages=tuple(_package(item, path) for item in file.package),
+        packages=tuple(_package(item, path, custom) for item in file.package),
         content_hashes=dict(file.metadata.content_hash),
         spec_digest=custom.get("envferry_spec_digest", ""),
         options=decode_json(custom.get("envferry_options", "{}"), SpecOptions),
@@ -214,7 +220,7 @@ def _to_lock(path: Path, name: str, file: _File, digest: str) -> Lock:
     )
 
 
-def _package(item: _Package, path: Path) -> LockedPackage:
+def _package(item: _Package, path: Path, custom: dict[str, str]) -> LockedPackage:
     if not (item.hash.sha256 or item.hash.md5):
         raise SpecError(f"{path} has no hash for {item.name} {item.version}")
     try:
@@ -234,4 +240,10 @@ def _package(item: _Package, path: Path) -> LockedPackage:
     )
     if item.manager == "pip":
         return package
-    return msgspec.structs.replace(package, build=build_string(package.file_name))
+    return msgspec.structs.replace(
+        package,
+        build=build_string(package.file_name),
+        record=decode_json(
+            custom.get(f"{RECORD_KEY} {item.platform} {item.name}", "{}"), dict[str, Any]
+        ),
+    )

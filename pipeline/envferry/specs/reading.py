@@ -39,6 +39,7 @@ KNOWN_KEYS = (
     "dependencies",
     "envferry",
     "platforms",
+    "channel_priority",
     "pip-repositories",
     # Other tools' keys, which decide nothing here.
     "allow-pypi-requests",
@@ -246,10 +247,7 @@ def _options(content: Mapping, path: Path) -> SpecOptions:
     raw = content.get("envferry", "")
     if raw != "" and not isinstance(raw, Mapping):
         raise _unexpected(path, raw, "`envferry:` to be a mapping", line_of(content))
-    values = _without_empty(plain(raw or {}))
-    platforms = _strings(content, "platforms", path)
-    if platforms and "platforms" not in values:
-        values["platforms"] = list(platforms)
+    values = _option_values(content, plain(raw or {}), path)
     try:
         options = convert(values, SpecOptions, strict=False)
     except msgspec.ValidationError as error:
@@ -269,6 +267,16 @@ def _options(content: Mapping, path: Path) -> SpecOptions:
             message = f"{path}: `{pattern}` under `envferry: exclude:` leaves the environment"
             raise SpecError(message, hint="write globs relative to the prefix: `share/doc/**`")
     return options
+
+
+def _option_values(content: Mapping, raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return what `envferry:` says, and what stands beside it as other tools have it."""
+    values = _without_empty(raw)
+    _strings(content, "platforms", path)
+    for key in ("platforms", "channel_priority"):
+        if content.get(key, "") != "" and key not in values:
+            values[key] = plain(content[key])
+    return values
 
 
 def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
@@ -301,6 +309,7 @@ def _digest(spec: Spec, text: str) -> str:
     and `pip` (the lines as written, stripped, in their order), `channels`, `platforms` (both as
     written, platforms empty when the spec names none), `system` (the given ones of archspec, cuda,
     glibc), and only where there are any: `channel_names` (the table `envferry: channels:`),
+    `channel_priority`,
     `selectors` (the stripped lines that carry one) and `files` (the BLAKE3 of each local file that
     a `-r` or `-c` line names).
     """
@@ -318,6 +327,8 @@ def _digest(spec: Spec, text: str) -> str:
     }
     if spec.options.channels:
         form["channel_names"] = dict(spec.options.channels)
+    if spec.options.channel_priority:
+        form["channel_priority"] = spec.options.channel_priority
     selectors = [line for _, line, _ in selector_lines(text)]
     files = _named_files(spec)
     form |= {"selectors": selectors} if selectors else {}

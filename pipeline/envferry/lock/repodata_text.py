@@ -1,0 +1,198 @@
+"""The records of a few packages out of a `repodata.json` of any size, in little memory.
+
+conda-forge's has 440 MB for one platform. It is read through once, in pieces that end where a
+record ends, to learn which names are in which piece; the pieces that hold what is asked for are
+read again and decoded. Source of the format: conda's `repodata.json`, CEP 15 and CEP 16.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import msgspec
+
+from envferry.base.json import decode_json
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+    from pathlib import Path
+
+PIECE_BYTES = 256 << 10
+TAIL_BYTES = 8 << 10
+"""Where the end of a record is looked for first, from the end of a piece."""
+NAME_BYTES = 200
+"""What a name is never longer than."""
+PACKAGE = rb'"[^"\\]+\.(?:conda|tar\.bz2)"\s*:\s*\{'
+BETWEEN = re.compile(rb"\}\s*,\s*(?=" + PACKAGE + rb")")
+SECTION = re.compile(r'"packages(?:\.conda)?"\s*:\s*\{')
+KEY = re.compile(r'[\s,]*"([^"\\]+)"\s*:\s*')
+INFO = re.compile(r'"info"\s*:\s*')
+FILE_NAME = re.compile(r"(.+)-[^-]+-[^-]+\.(?:conda|tar\.bz2)")
+DECODER = json.JSONDecoder()
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRecord:
+    """A record of a channel's index."""
+
+    file_name: str
+    text: bytes
+    """The record itself, as JSON."""
+    needs: tuple[str, ...]
+    """What it depends on, as it says it."""
+
+
+class _Needs(msgspec.Struct):
+    """What we read of a record."""
+
+    depends: list[str] = []
+    extra_depends: dict[str, list[str]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Where a piece of the file is; a regular one holds records and nothing else."""
+
+    start: int
+    size: int
+    is_regular: bool
+
+
+@dataclass(slots=True)
+class RepodataFile:
+    """An index on disk, not compressed."""
+
+    path: Path
+    _pieces: list[_Piece] = field(default_factory=list)
+    _places: dict[bytes, list[int]] = field(default_factory=dict)
+    """The pieces that hold a name."""
+    _irregular: list[int] = field(default_factory=list)
+
+    @classmethod
+    def scan(cls, path: Path) -> RepodataFile:
+        """Read an index through; raise ValueError when it is none, or breaks off."""
+        file = cls(path)
+        with path.open("rb", buffering=0) as stream:
+            start, held, is_first = 0, b"", True
+            while block := stream.read(PIECE_BYTES):
+                held += block
+                if is_first and not held.lstrip().startswith(b"{"):
+                    message = f"failed to parse {path.name}: it begins with {held[:40]!r}"
+                    raise ValueError(message)
+                end = _last_record_end(held)
+                if end is None:
+                    continue
+                last, following = end
+                file._add(_Piece(start, last, not is_first), held[:last])
+                start, held, is_first = start + following, held[following:], False
+        if not held.rstrip().endswith(b"}"):
+            message = f"failed to parse {path.name}: it breaks off"
+            raise ValueError(message)
+        file._add(_Piece(start, len(held), is_regular=False), held)
+        return file
+
+    def records(self, names: Collection[str]) -> Iterator[FoundRecord]:
+        """Yield the records of some packages; raise ValueError for what is no JSON."""
+        wanted = {*self._irregular}
+        for name in names:
+            wanted.update(self._places.get(name.encode(), ()))
+        try:
+            with self.path.open("rb") as stream:
+                for number in sorted(wanted):
+                    yield from self._records_of(number, stream, names)
+        except (msgspec.MsgspecError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            message = f"failed to parse {self.path.name}: {error}"
+            raise ValueError(message) from error
+
+    def info(self) -> dict[str, Any]:
+        """Return what the index says of itself: `base_url` (CEP 15) is in it."""
+        with self.path.open("rb") as stream:
+            for number in self._irregular:
+                text = _read(stream, self._pieces[number]).decode()
+                if found := INFO.search(text):
+                    value = DECODER.raw_decode(text, found.end())[0]
+                    return value if isinstance(value, dict) else {}
+        return {}
+
+    def _add(self, piece: _Piece, data: bytes) -> None:
+        """Note which names a piece holds."""
+        number = len(self._pieces)
+        parts = data.split(b'"name":')
+        # As every program writes it: no blank before the colon, or the piece is not regular.
+        is_usual = len(parts) > 1 and b'"packages' not in data and b'"name" :' not in data
+        is_regular = piece.is_regular and is_usual
+        self._pieces.append(_Piece(piece.start, piece.size, is_regular))
+        if not is_regular:
+            self._irregular.append(number)
+            return
+        for name in {part[:NAME_BYTES].lstrip(b' "').partition(b'"')[0] for part in parts[1:]}:
+            self._places.setdefault(name, []).append(number)
+
+    def _records_of(
+        self,
+        number: int,
+        stream: BinaryIO,
+        names: Collection[str],
+    ) -> Iterator[FoundRecord]:
+        piece = self._pieces[number]
+        data = _read(stream, piece)
+        if piece.is_regular:
+            raw = decode_json(b"{" + data + b"}", dict[str, msgspec.Raw])
+            pairs = ((key, bytes(value)) for key, value in raw.items() if name_of(key) in names)
+        else:
+            within = number > 0
+            pairs = (
+                (key, value.encode())
+                for key, value in _irregular_pairs(data.decode(), within)
+                if name_of(key) in names
+            )
+        for key, text in pairs:
+            yield found_record(key, text)
+
+
+def name_of(file_name: str) -> str:
+    """Return the package that a file is of: `NAME-VERSION-BUILD.conda`; empty when it is none."""
+    found = FILE_NAME.fullmatch(file_name)
+    return found[1] if found else ""
+
+
+def found_record(file_name: str, text: bytes) -> FoundRecord:
+    """Return a record with what it needs."""
+    needs = decode_json(text, _Needs)
+    extras = (line for lines in needs.extra_depends.values() for line in lines)
+    return FoundRecord(file_name, text, (*needs.depends, *extras))
+
+
+def _last_record_end(data: bytes) -> tuple[int, int] | None:
+    """Return where the last record but one ends in a piece, and where the one after it begins."""
+    for start in (max(0, len(data) - TAIL_BYTES), 0):
+        if found := [*BETWEEN.finditer(data, start)]:
+            return found[-1].start() + 1, found[-1].end()
+    return None
+
+
+def _irregular_pairs(text: str, within: bool) -> Iterator[tuple[str, str]]:
+    """Yield the records of a piece in which sections begin or end; raise for what is no JSON.
+
+    `within`: it begins with a record.
+    """
+    place = 0
+    while True:
+        if not within:
+            section = SECTION.search(text, place)
+            if not section:
+                return
+            place = section.end()
+        while key := KEY.match(text, place):
+            _, end = DECODER.raw_decode(text, key.end())
+            yield key[1], text[key.end() : end]
+            place = end
+        within = False
+
+
+def _read(stream: BinaryIO, piece: _Piece) -> bytes:
+    stream.seek(piece.start)
+    return stream.read(piece.size)
