@@ -60,7 +60,7 @@ class Subdir:
 
     def _needs(self, number: int, chance: random.Random) -> list[str]:
         """Return what a package needs: most need of the same few hundred."""
-        before = {chance.randrange(min(number, HUBS)) for _ in range(2)} if number else set()
+        before = {chance.randrange(min(number, HUBS)) for _ in range(3)} if number else set()
         own = [f"{self.name}-p{other:05} >=1.0.0,<4.0a0" for other in sorted(before)]
         if self.name != "noarch" and number % 3 == 0:
             own.append(f"noarch-p{number % HUBS:05} >=1.0.0")

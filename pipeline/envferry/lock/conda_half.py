@@ -105,20 +105,20 @@ def solve_conda_half(request: CondaRequest, shelf: Shelf) -> CondaAnswer:
     if request.solver:
         answer = _ask_conda_lock(request)
         if answer.error:
-            raise _explain(answer, request)
+            raise explain(answer, request)
         return answer
     with Workers(1, "hash") as thread:
         hashes = thread.submit(_content_hashes, request)
         packages: list[LockedPackage] = []
         for platform in request.platforms:
-            answer = _solve_platform(request, platform, shelf)
+            answer = solve_platform(request, platform, shelf)
             if answer.error:
-                raise _explain(answer, request)
+                raise explain(answer, request)
             packages += answer.packages
         return CondaAnswer(packages=tuple(packages), content_hashes=hashes.result())
 
 
-def _solve_platform(request: CondaRequest, platform: str, shelf: Shelf) -> CondaAnswer:
+def solve_platform(request: CondaRequest, platform: str, shelf: Shelf) -> CondaAnswer:
     """Have rattler solve what the channels have for one platform."""
     lines = [*request.conda[platform]]
     wanted = [wanted_line(line, request.channels) for line in lines]
@@ -192,7 +192,7 @@ def pypi_name(conda_name: str) -> str:
     return _pypi_names().get(conda_name.lower(), conda_name)
 
 
-def _explain(answer: CondaAnswer, request: CondaRequest) -> SpecError | StoreError | ToolFailed:
+def explain(answer: CondaAnswer, request: CondaRequest) -> SpecError | StoreError | ToolFailed:
     """Turn the solver's words into an error."""
     words = tidy(answer.error).removeprefix("Cannot solve the request because of: ")
     channels = without_credentials(", ".join(request.channels))

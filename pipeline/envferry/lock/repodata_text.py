@@ -25,7 +25,7 @@ TAIL_BYTES = 8 << 10
 """Where the end of a record is looked for first, from the end of a piece."""
 NAME_BYTES = 200
 """What a name is never longer than."""
-PACKAGE = rb'"[^"\\]+\.(?:conda|tar\.bz2)"\s*:\s*\{'
+PACKAGE = rb'(?!"packages\.conda")"[^"\\]+\.(?:conda|tar\.bz2)"\s*:\s*\{'
 BETWEEN = re.compile(rb"\}\s*,\s*(?=" + PACKAGE + rb")")
 SECTION = re.compile(r'"packages(?:\.conda)?"\s*:\s*\{')
 KEY = re.compile(r'[\s,]*"([^"\\]+)"\s*:\s*')
