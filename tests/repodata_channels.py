@@ -85,8 +85,8 @@ def write_shards(target: Path, content: dict[str, Any]) -> None:
         (target / f"{sha256(data)}.msgpack.zst").write_bytes(data)
     info = {"base_url": "", "shards_base_url": "", **content["info"]}
     index = {"version": 1, "info": info, "shards": digests}
-    packed = zstandard.compress(msgspec.msgpack.encode(index))
-    (target / "repodata_shards.msgpack.zst").write_bytes(packed)
+    listed = zstandard.compress(msgspec.msgpack.encode(index))
+    (target / "repodata_shards.msgpack.zst").write_bytes(listed)
 
 
 def sha256(data: bytes) -> str:

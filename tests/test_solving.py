@@ -234,8 +234,11 @@ def test_what_hosts_offer(tmp_path: Path) -> None:
 
 
 def test_virtual_packages_are_those_of_conda_lock() -> None:
-    (package,) = find_spec("conda_lock").submodule_search_locations or ()  # type: ignore[union-attr]
-    content = yaml.safe_load(Path(package, "default-virtual-packages.yaml").read_text())
+    package = find_spec("conda_lock")
+    assert package is not None
+    assert package.origin is not None
+    path = Path(package.origin).with_name("default-virtual-packages.yaml")
+    content = yaml.safe_load(path.read_text())
     for platform, table in content["subdirs"].items():
         found = virtual_packages(SystemRequirements(), platform)
         words = {

@@ -32,6 +32,7 @@ PUBLIC = "https://conda.anaconda.org"
 DEFAULTS = ("main", "r")
 """conda's `defaults` is not a channel but a name for several, searched as if they were one."""
 SHARDS, PLAIN, PACKED = "repodata_shards.msgpack.zst", "repodata.json", "repodata.json.zst"
+NOTES = "places"
 OTHER_FORMS = (403, 404, 410)
 """What servers answer for an index in a form that they do not have; S3 says 403."""
 NEED = re.compile(r"(?:[^\s:]+::)?([A-Za-z0-9_][A-Za-z0-9._-]*)")
@@ -198,10 +199,11 @@ def open_index(url: str, server: RepodataServer) -> Index | None:
 
 
 def _local_index(folder: Path, server: RepodataServer) -> Index | None:
+    notes = server.root / NOTES
     if (folder / PLAIN).is_file():
-        return RepodataFile.scan(folder / PLAIN)
+        return RepodataFile.open(folder / PLAIN, notes)
     if (folder / PACKED).is_file():
-        return RepodataFile.scan(unpack_file(folder / PACKED, server.root))
+        return RepodataFile.open(unpack_file(folder / PACKED, server.root), notes)
     if (folder / SHARDS).is_file():
         url = f"{folder.absolute().as_uri()}/{SHARDS}"
         return ShardedIndex.parse((folder / SHARDS).read_bytes(), url, server.shard)
@@ -212,7 +214,7 @@ def _served_index(url: str, server: RepodataServer) -> Index | None:
     if path := server.index(f"{url}{SHARDS}", OTHER_FORMS):
         return ShardedIndex.parse(path.read_bytes(), f"{url}{SHARDS}", server.shard)
     path = server.index(f"{url}{PACKED}", OTHER_FORMS) or server.index(f"{url}{PLAIN}")
-    return RepodataFile.scan(path) if path else None
+    return RepodataFile.open(path, server.root / NOTES) if path else None
 
 
 def unreadable(url: str, subdir: str, error: Exception) -> StoreError:

@@ -128,12 +128,14 @@ def parse_lock(text: str, path: Path) -> Lock:
 def write_lock(path: Path, contents: LockContents) -> Lock:
     """Write a lock, whole or not at all, and return it as read back.
 
-    Equal contents give equal bytes; a file that holds them already is not touched.
+    Equal contents give equal bytes; a file that holds them already is not touched. Raises
+    SpecError, and leaves the file that is there, for contents that nobody could read back.
     """
     data = render_lock(contents)
+    lock = parse_lock(data.decode(), path)
     if not path.is_file() or path.read_bytes() != data:
         write_bytes(path, data)
-    return read_lock(path)
+    return lock
 
 
 def render_lock(contents: LockContents) -> bytes:
