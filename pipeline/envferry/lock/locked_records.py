@@ -9,8 +9,8 @@ from envferry.specs.conda_needs import locked_needs
 
 KEPT_FIELDS = (
     *("build", "build_number", "constrains", "depends", "extra_depends", "features", "license"),
-    *("license_family", "noarch", "python_site_packages_path", "size", "subdir", "timestamp"),
-    "track_features",
+    *("license_family", "noarch", "purls", "python_site_packages_path", "size", "subdir"),
+    *("timestamp", "track_features"),
 )
 """What a record of conda-meta says of a package, and a lock has no place for of its own."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
 import time
@@ -88,6 +89,7 @@ class RepodataServer:
         """Return a shard by its SHA-256; raise StoreError when it is not to be had."""
         path = self.root / "shards" / digest[:2] / f"{digest}.msgpack.zst"
         if path.exists() and _sha256(data := path.read_bytes()) == digest:
+            os.utime(path)
             return data
         if urlsplit(url).scheme == "file":
             return Path(unquote(urlsplit(url).path)).read_bytes()

@@ -26,7 +26,8 @@ WRITTEN_BESIDE_RECORD = ("INSTALLER", "REQUESTED")
 CONDA_META = "conda-meta/"
 WHEEL_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError)
 """What zipfile raises for damaged, encrypted and unknown archives, and we for hostile ones."""
-DIST_INFO = re.compile(r"([^/-]+)-[^/]+\.(dist|egg)-info/(METADATA|PKG-INFO)")
+DIST_INFO = re.compile(r"([^/-]+)-[^/]+\.(?:(?:dist|egg)-info/(?:METADATA|PKG-INFO)|egg-info)")
+"""Also the single file that distutils left."""
 
 
 Written: TypeAlias = "Mapping[Wheel, Mapping[str, int]]"
