@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import platform as host_platform
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -223,6 +223,10 @@ class Lock:
     """The conda pins that were relaxed."""
     build_requirements: tuple[BuildRequirements, ...] = ()
     """One for each package that is locked as source, on each platform."""
+    channels: tuple[str, ...] = ()
+    """What it was solved with, without logins."""
+    tools: dict[str, str] = field(default_factory=dict)
+    """Names and versions of the programs that decided what it says."""
 
     def for_platform(self, platform: str) -> tuple[LockedPackage, ...]:
         """Return the packages for `platform`; raise SpecError when it is not locked."""

@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,8 @@ class CondaRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Names that alone may move; when there are any, all else of `kept` must stay."""
     exclude_newer: str | None = None
     """A date: what a channel got later does not exist."""
+    known_hashes: dict[str, str] = {}
+    """conda-lock's content hashes that need not be computed, by platform."""
     priority: ChannelPriority = "strict"
     """Whether a package may come from a channel behind the first that has its name."""
 
@@ -155,6 +158,8 @@ def _content_hashes(request: CondaRequest) -> dict[str, str]:
 
     Nothing is decided by it: it is what `conda-lock lock --check-input-hash` compares.
     """
+    if not {*request.platforms} - request.known_hashes.keys():
+        return {platform: request.known_hashes[platform] for platform in request.platforms}
     try:
         return _ask_conda_lock(request).content_hashes
     except ToolFailed as error:
@@ -233,6 +238,7 @@ def explain(answer: CondaAnswer, request: CondaRequest) -> SpecError | StoreErro
     return SpecError(message, hint=hint)
 
 
+@cache
 def _pypi_names() -> dict[str, str]:
     """Return the conda packages whose python distribution has another name, with that name."""
     entries = json.loads(NAMES_PATH.read_bytes())

@@ -10,6 +10,7 @@ import msgspec
 from envferry.base.workers import Workers
 from envferry.lock.channels import channel_names, channels_of, placed_lines, relaxed_pins, warn_of
 from envferry.lock.conda_half import CondaAnswer, CondaRequest, solve_conda_half
+from envferry.lock.existing_lock import known_hashes
 from envferry.lock.repodata import Shelf
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def conda_request(
         kept=tuple(item for item in kept if item.manager == "conda"),
         updated=options.updated,
         exclude_newer=options.exclude_newer,
+        known_hashes=known_hashes(spec, options.channels or spec.channels),
         priority=spec.options.channel_priority or names.priority or "strict",
     )
     return request, replacements

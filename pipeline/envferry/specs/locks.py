@@ -7,6 +7,7 @@ for is in `metadata: custom_metadata:`, a mapping of strings; our keys start wit
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
@@ -77,8 +78,13 @@ class _Package(msgspec.Struct):
     dependencies: dict[str, str] = {}
 
 
+class _Channel(msgspec.Struct):
+    url: str
+
+
 class _Metadata(msgspec.Struct):
     content_hash: dict[str, str]
+    channels: list[_Channel] = []
     custom_metadata: dict[str, str] = {}
 
 
@@ -104,8 +110,12 @@ def read_lock(path: Path) -> Lock:
     return parse_lock(text, path)
 
 
+@lru_cache(maxsize=4)
 def parse_lock(text: str, path: Path) -> Lock:
-    """Parse the text of a lock that is, or was, at `path`; raise SpecError when it is damaged."""
+    """Parse the text of a lock that is, or was, at `path`; raise SpecError when it is damaged.
+
+    One that was just parsed is not parsed again: half a second for a large one.
+    """
     name = path.name.removesuffix(".yml").removesuffix(".conda-lock")
     hint = f"run `envferry lock {name}`"
     try:
@@ -219,6 +229,8 @@ def _to_lock(path: Path, name: str, file: _File, digest: str) -> Lock:
         build_requirements=decode_json(
             custom.get("envferry_build_requirements", "[]"), tuple[BuildRequirements, ...]
         ),
+        channels=tuple(channel.url for channel in file.metadata.channels),
+        tools=decode_json(custom.get("envferry_tools", "{}"), dict[str, str]),
     )
 
 
