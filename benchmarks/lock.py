@@ -132,7 +132,9 @@ def full_size_results(work: Path) -> Iterator[Result]:
     first = run_once(ours)
     runs = in_turn(ours, other, rounds=3)
     yield seconds_result("lock_full_repodata", runs, 1.2, note)
-    note = "the first lock after the index changed"
+    note = (
+        "the first lock of a spec, from an index that is new: read through, hashed for conda-lock"
+    )
     reader = statistics.median(run.seconds for run in runs[1])
     yield Result(
         name="lock_full_first", ours=first.seconds, other=reader, goal=2, unit="s", note=note

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from envferry.build.downloads import DownloadCache
 from envferry.errors import SpecError, StoreError
-from envferry.lock import repodata_text
+from envferry.lock import repodata_server, repodata_shards, repodata_text
 from envferry.lock.repodata import Shelf, channel_urls, extract, needed_name, reachable
 from envferry.lock.repodata_server import RepodataServer
 from envferry.lock.repodata_shards import ShardedIndex
@@ -132,6 +132,28 @@ def test_only_the_shards_that_are_needed_are_read(tmp_path: Path) -> None:
     index = ShardedIndex.parse(listed.read_bytes(), listed.as_uri(), fetch)
     assert [item.file_name for item in index.records({"a", "absent"})] == ["a-1-0.conda"]
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_an_index_that_unpacks_to_too_much(
+    tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repodata_server, "MAX_INDEX_BYTES", 1 << 20)
+    monkeypatch.setattr(repodata_shards, "MAX_BYTES", 1 << 20)
+    large = record("a", "1", license="x" * (2 << 20))
+    folder = write_channel(tmp_path / "channel", large, form=form)
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 10_000
+    with pytest.raises(StoreError, match=r"unpacks to more than 1\.05 MB"):
+        names_in(tmp_path, [folder], "a")
+
+
+def test_an_index_that_nests_too_deeply(tmp_path: Path) -> None:
+    folder = write_channel(tmp_path / "channel", record("a", "1"))
+    deep = '"nested": ' + "[" * 100_000 + "]" * 100_000 + ', "name"'
+    path = folder / LINUX / "repodata.json"
+    path.write_text(path.read_text().replace('"name"', deep))
+    with pytest.raises(StoreError, match="failed to parse"):
+        names_in(tmp_path, [folder], "a")
 
 
 def test_packages_may_lie_elsewhere(tmp_path: Path) -> None:

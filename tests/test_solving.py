@@ -214,6 +214,13 @@ def test_environments_without_python(tmp_path: Path) -> None:
     assert found.keys() == {"r-base", "r-digest", "perl", "perl-json", "_r-mutex"}
 
 
+def test_no_cache_but_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RATTLER_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "elsewhere" / name))
+    assert solved(tmp_path, [write_channel(tmp_path / "c", record("a", "1"))], "a")
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_several_lines_for_one_package(tmp_path: Path) -> None:
     folder = write_channel(tmp_path / "c", *(record("a", str(number)) for number in range(1, 6)))
     assert solved(tmp_path, [folder], "a >=2", "a <4") == {"a": "3 0"}

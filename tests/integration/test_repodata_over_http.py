@@ -9,9 +9,11 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import zstandard
 
 from envferry.build.downloads import DownloadCache
 from envferry.errors import StoreError
+from envferry.lock import repodata_server
 from envferry.lock.repodata import Shelf, extract
 from envferry.lock.repodata_server import RepodataServer
 from tests.repodata_channels import LINUX, record, write_channel
@@ -65,7 +67,7 @@ def serving(folder: Path) -> Iterator[Served]:
 def ask(home: Path, url: str, *names: str) -> list[str]:
     """Return what an extract of a channel holds, with a shelf of its own."""
     folder = home / "extract"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True, parents=True)
     for old in folder.iterdir():
         old.unlink()
     shelf = Shelf(RepodataServer(home / "repodata", DownloadCache(home / "downloads")))
@@ -133,3 +135,19 @@ def test_a_shard_that_is_not_the_one_that_is_listed(tmp_path: Path) -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     with serving(tmp_path) as served, pytest.raises(StoreError, match="has no index"):
         ask(tmp_path, served.url, "app")
+
+
+def test_an_index_of_several_frames_and_one_that_is_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    form = "repodata.json.zst"
+    channel = write_channel(tmp_path / "channel", *RECORDS, form=form)
+    path = channel / LINUX / form
+    plain = zstandard.decompress(path.read_bytes())
+    path.write_bytes(zstandard.compress(plain[:100]) + zstandard.compress(plain[100:]))
+    with serving(channel) as served:
+        assert ask(tmp_path, served.url, "app") == ["app", "lib"]
+        monkeypatch.setattr(repodata_server, "MAX_INDEX_BYTES", 1 << 20)
+        path.write_bytes(zstandard.compress(plain + b" " * (2 << 20)))
+        with pytest.raises(StoreError, match="unpacks to more than"):
+            ask(tmp_path / "other", served.url, "app")

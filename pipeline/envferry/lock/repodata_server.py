@@ -10,7 +10,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -19,7 +19,7 @@ import zstandard
 from blake3 import blake3
 from cryptography.hazmat.primitives import hashes
 
-from envferry.base.files import write_bytes
+from envferry.base.files import human_bytes, write_bytes
 from envferry.base.json import decode_json
 from envferry.build.downloads import RETRY_STATUSES, DownloadCache, entry_lock, redact
 from envferry.errors import StoreError
@@ -33,7 +33,9 @@ log = logging.getLogger(__name__)
 
 ATTEMPTS = 4
 PAUSE_SECONDS = 0.5
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 64 << 10
+MAX_INDEX_BYTES = 8 << 30
+"""Twenty times conda-forge's largest: a few kilobytes may claim to be more."""
 ABSENT = (404, 410)
 CONNECTION = re.compile(r"<?urllib3\S*|\w*Connection(?:Pool)?\([^)]*\): ")
 NOTE = "about.json"
@@ -151,13 +153,19 @@ class RepodataServer:
             self.expected.items += 1
         length = response.headers.get("Content-Length", "")
         self.expected.learn(url, int(length) if length.isdecimal() else 0)
-        # A frame ends where it wants: several in a row are one file.
-        frame = zstandard.ZstdDecompressor().decompressobj(read_across_frames=True)
-        is_packed = url.endswith(".json.zst")
+        source = cast("BinaryIO", response)
+        if url.endswith(".json.zst"):
+            # Read, not pushed: a few bytes may claim to be gigabytes.
+            source = zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True)
+        seen = 0
         try:
-            for piece in response.stream(PIECE_BYTES, decode_content=False):
-                target.write(frame.decompress(piece) if is_packed else piece)
-                self.advance(len(piece))
+            while piece := source.read(PIECE_BYTES):
+                target.write(piece)
+                self.advance(response.tell() - seen)
+                seen = response.tell()
+                if target.tell() > MAX_INDEX_BYTES:
+                    limit = human_bytes(MAX_INDEX_BYTES)
+                    raise _unreachable(url, f"it unpacks to more than {limit}")
         except zstandard.ZstdError as error:
             raise _unreachable(url, f"failed to decode it: {error}") from error
 
@@ -176,7 +184,12 @@ def unpack_file(source: Path, root: Path) -> Path:
             partial = home / "index.partial"
             try:
                 with source.open("rb") as packed, partial.open("wb") as target:
-                    zstandard.ZstdDecompressor().copy_stream(packed, target)
+                    pieces = zstandard.ZstdDecompressor().read_to_iter(packed)
+                    for piece in pieces:
+                        target.write(piece)
+                        if target.tell() > MAX_INDEX_BYTES:
+                            message = f"it unpacks to more than {human_bytes(MAX_INDEX_BYTES)}"
+                            raise ValueError(message)
             except zstandard.ZstdError as error:
                 message = f"failed to decode {source}: {error}"
                 raise ValueError(message) from error

@@ -9,6 +9,7 @@ from urllib.parse import urljoin
 import msgspec
 import zstandard
 
+from envferry.base.files import human_bytes
 from envferry.base.workers import Workers
 from envferry.lock.repodata_text import FoundRecord, found_record
 
@@ -20,8 +21,8 @@ FETCHES = 16
 SECTIONS = ("packages", "packages.conda")
 DIGESTS = ("md5", "sha256", "legacy_bz2_md5")
 """What shards have in bytes, and `repodata.json` in hex."""
-MAX_BYTES = 1 << 30
-"""What a shard or a list of shards may be, unpacked."""
+MAX_BYTES = 256 << 20
+"""What a shard or a list of shards may be, unpacked: a hundred times conda-forge's largest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,11 @@ def unpack(data: bytes, url: str) -> dict[str, Any]:
     """Decompress and decode; raise ValueError for what is neither."""
     try:
         content = zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True)
-        value = msgspec.msgpack.decode(content.read(MAX_BYTES))
+        plain = content.read(MAX_BYTES + 1)
+        if len(plain) > MAX_BYTES:
+            message = f"{url} unpacks to more than {human_bytes(MAX_BYTES)}"
+            raise ValueError(message)
+        value = msgspec.msgpack.decode(plain)
     except (zstandard.ZstdError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         message = f"failed to decode {url}: {error}"
         raise ValueError(message) from error

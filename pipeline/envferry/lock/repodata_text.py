@@ -136,7 +136,7 @@ class RepodataFile:
                     found = self._piece(number, stream)
                     for name in found.keys() & names:
                         yield from (found_record(file, text) for file, text in found[name])
-        except (msgspec.MsgspecError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             message = f"failed to parse {self.path.name}: {error}"
             raise ValueError(message) from error
 
