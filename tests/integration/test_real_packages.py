@@ -13,6 +13,12 @@ import pytest
 from envferry.build.downloads import hash_file
 from envferry.engines.selection import Engine, open_sandbox
 from envferry.errors import SpecError, ToolFailed
+from envferry.lock.index_channel import index_channel
+from envferry.lock.options import LockOptions
+from envferry.lock.stage import lock_spec
+from envferry.progress import Silent
+from envferry.specs.locks import read_lock
+from envferry.specs.reading import read_spec
 from tests.builds import BuildShop
 from tests.conda_shapes import Shape, lock_entry
 from tests.conftest import require
@@ -74,6 +80,37 @@ def test_the_lock_says_what_packages_need_and_not_they(shop: BuildShop, tmp_path
     wrong = lock_entry(editor, record={"depends": ["ncurses >=7"]}, dependencies={"ncurses": ">=7"})
     with pytest.raises(SpecError, match=r"libedit 3\.1 needs ncurses >=7, and the lock has 6\.5"):
         build(shop, lock_entry(terminal), wrong)
+
+
+def test_a_channel_that_patched_its_index(shop: BuildShop, tmp_path: Path) -> None:
+    """From spec to environment: what conda-forge's libedit and ncurses are like."""
+    make(tmp_path, TERMINAL, EDITOR)
+    channel = tmp_path / "channel"
+    index_channel(channel)
+    path = channel / "linux-64/repodata.json"
+    content = json.loads(path.read_text())
+    patched = content["packages.conda"]["libedit-3.1-0.conda"]
+    patched |= {"depends": ["ncurses >=6.2,<7.0a0"], "license": "BSD-2-Clause"}
+    del patched["constrains"]
+    path.write_text(json.dumps(content))
+    spec = tmp_path / "edit.yml"
+    spec.write_text(f"channels: [{channel.as_uri()}]\ndependencies: [libedit]\n")
+    options = LockOptions(platforms=("linux-64",))
+    lock = lock_spec(read_spec(spec), options=options, progress=Silent())
+    assert read_lock(lock.path) == lock
+    found = meta(build(shop, *lock.packages), "libedit")
+    assert found["depends"] == patched["depends"]
+    assert found["license"] == "BSD-2-Clause"
+    assert not found.get("constrains")
+    assert {found["md5"], found["sha256"]} == {patched["md5"], patched["sha256"]}
+    assert found["url"] == (channel / "linux-64/libedit-3.1-0.conda").as_uri()
+
+
+def test_a_package_that_says_nowhere_what_it_is_for(shop: BuildShop, tmp_path: Path) -> None:
+    file = Shape(name="lost", index={"subdir": None}).write(tmp_path / "pool")
+    assert meta(build(shop, lock_entry(file)), "lost")["subdir"] == "linux-64"
+    tree = build(shop, lock_entry(file, record={"subdir": "noarch"}))
+    assert meta(tree, "lost")["subdir"] == "noarch"
 
 
 def test_a_lock_of_another_tool_has_needs_and_no_limits(shop: BuildShop, tmp_path: Path) -> None:

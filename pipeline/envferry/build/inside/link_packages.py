@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 INDEX, PATHS, FILES = "info/index.json", "info/paths.json", "info/files"
 PATCHED = ("depends", "constrains", "extra_depends", "features", "track_features")
 """What is not true of a package any more when its channel's index does not say it."""
+SUBDIR = re.compile(r"noarch|(?:linux|osx|win)-[a-z0-9]+")
 PACKAGE_ERRORS = (
     ExtractError,
     InstallerError,
@@ -55,7 +57,7 @@ async def link_packages(order: BuildOrder) -> LinkAnswer:
     records, paths = [], {}
     for file in order.conda:
         try:
-            record, paths[file.name] = await read_package(file, scratch)
+            record, paths[file.name] = await read_package(file, scratch, order.platform)
         except PACKAGE_ERRORS as error:
             return LinkAnswer(failure=f"{file.url} is no conda package to link: {error}")
         records.append(record)
@@ -84,7 +86,9 @@ async def link_packages(order: BuildOrder) -> LinkAnswer:
     )
 
 
-async def read_package(file: CondaFile, scratch: Path) -> tuple[RepoDataRecord, PathsFile]:
+async def read_package(
+    file: CondaFile, scratch: Path, platform: str
+) -> tuple[RepoDataRecord, PathsFile]:
     """Return the record of a package, as its channel's index has it, and its files.
 
     Raises ValueError when it is not the one that is locked, or not one to link.
@@ -97,7 +101,7 @@ async def read_package(file: CondaFile, scratch: Path) -> tuple[RepoDataRecord, 
     paths = files_of(found[PATHS], found[FILES])
     refuse_paths(paths)
     index_path = scratch / "index.json"
-    index_path.write_bytes(msgspec.json.encode(patched(index, file)))
+    index_path.write_bytes(msgspec.json.encode(patched(index, file, platform)))
     record = PackageRecord.from_index_json(
         index_path, size=Path(file.path).stat().st_size, sha256=file.sha256, md5=file.md5
     )
@@ -109,14 +113,15 @@ async def read_package(file: CondaFile, scratch: Path) -> tuple[RepoDataRecord, 
     return RepoDataRecord(record, Path(file.path).name, Path(file.path).as_uri(), channel), paths
 
 
-def patched(index: bytes, file: CondaFile) -> dict[str, Any]:
+def patched(index: bytes, file: CondaFile, platform: str) -> dict[str, Any]:
     """Return what a package says of itself, corrected by what the lock has of its channel's index.
 
     Raises msgspec.MsgspecError for what is no record.
     """
     own = decode_json(index, dict[str, Any])
-    # Those of 2015 and before do not say it.
-    own["subdir"] = own.get("subdir") or file.url.rsplit("/", 2)[-2]
+    folder = file.url.rsplit("/", 2)[-2]
+    # Packages of 2015 and before do not say it, and need not lie in a folder that does.
+    own["subdir"] = own.get("subdir") or (folder if SUBDIR.fullmatch(folder) else platform)
     if file.record:
         kept = {key: value for key, value in own.items() if key not in PATCHED}
         return {"depends": [], "constrains": [], **kept, **file.record}
