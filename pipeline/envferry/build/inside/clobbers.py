@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, TypeAlias
 
+from envferry.build.inside.conda_meta import RATTLER_ASIDE
 from envferry.errors import SpecError
 
 if TYPE_CHECKING:
@@ -25,9 +26,8 @@ WRITTEN_BESIDE_RECORD = ("INSTALLER", "REQUESTED")
 CONDA_META = "conda-meta/"
 WHEEL_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError)
 """What zipfile raises for damaged, encrypted and unknown archives, and we for hostile ones."""
-RATTLER_ASIDE = "__clobbers__/"
-"""Where rattler puts the file of a package that another one has as well: `…/PACKAGE/FILE`."""
-DIST_INFO = re.compile(r"([^/-]+)-[^/]+\.(dist|egg)-info/(METADATA|PKG-INFO)")
+DIST_INFO = re.compile(r"([^/-]+)-[^/]+\.(?:(?:dist|egg)-info/(?:METADATA|PKG-INFO)|egg-info)")
+"""Also the single file that distutils left."""
 
 
 Written: TypeAlias = "Mapping[Wheel, Mapping[str, int]]"
