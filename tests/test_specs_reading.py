@@ -284,3 +284,19 @@ def test_a_folder_is_no_spec(tmp_path: Path) -> None:
         find_spec(str(tmp_path), tmp_path)
     with pytest.raises(NotFound, match="has no specs"):
         find_spec("torch", tmp_path)
+
+
+def test_the_priority_of_channels(tmp_path: Path) -> None:
+    """As other tools have it at the top, or under `envferry:`, which wins."""
+    text = "channels: [c]\ndependencies: [a]\n"
+    plain = read_spec(write(tmp_path, text))
+    top = read_spec(write(tmp_path, f"{text}channel_priority: flexible\n"))
+    own = read_spec(write(tmp_path, f"{text}envferry: {{channel_priority: disabled}}\n"))
+    both = "channel_priority: flexible\nenvferry: {channel_priority: disabled}\n"
+    assert read_spec(write(tmp_path, text + both)).options.channel_priority == "disabled"
+    assert plain.options.channel_priority is None
+    assert top.options.channel_priority == "flexible"
+    assert own.options.channel_priority == "disabled"
+    assert len({plain.digest, top.digest, own.digest}) == 3
+    with pytest.raises(SpecError, match="rigid"):
+        read_spec(write(tmp_path, f"{text}channel_priority: rigid\n"))
