@@ -44,6 +44,9 @@ GENERATED_FILES = frozenset(
 )
 """What is made while packing: an environment that was packed before has them already."""
 
+RATTLER_ASIDE = "__clobbers__"
+"""Where rattler and pixi put the file of a package that another one has as well: conda has none."""
+
 
 class Listing:
     """An environment as members of an archive."""
@@ -59,7 +62,8 @@ class Listing:
         self.prefix = prefix
         self.packages = [*conda_packages(tree), *pip_packages(tree)]
         self.collector = MemberCollector(tree, prefix, self.packages)
-        self.collector.exclusion = exclusion = Exclusion(exclude)
+        aside = (RATTLER_ASIDE,) if (tree / RATTLER_ASIDE).is_dir() else ()
+        self.collector.exclusion = exclusion = Exclusion((*exclude, *aside))
         self.collector.faults.extend(find_faults(tree, prefix, self.packages))
         for line in overwritten(self.packages):
             log.warning("%s", line)
