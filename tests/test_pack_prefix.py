@@ -170,6 +170,25 @@ def test_a_distribution_of_conda_without_installer_is_listed_once(tree: Path) ->
     assert "bare" in {package.owner.name for package in conda_packages(tree)}
 
 
+def test_what_rattler_put_aside_is_not_packed(tree: Path) -> None:
+    aside = tree / "__clobbers__/other/share/x"
+    aside.parent.mkdir(parents=True)
+    aside.write_text("of another package\n")
+    record = {
+        "name": "other",
+        "version": "1.0",
+        "build": "0",
+        "url": None,
+        "files": ["__clobbers__/other/share/x"],
+        "link": {"source": "", "type": 1},
+    }
+    (tree / "conda-meta/other-1.0-0.json").write_text(json.dumps(record))
+    with FileSource(pack(tree).archive_path) as source:
+        paths = {entry.path for entry in Archive(source).index.files}
+    assert "conda-meta/other-1.0-0.json" in paths
+    assert not {path for path in paths if path.startswith("__clobbers__")}
+
+
 def test_a_package_cache_changes_nothing(tree: Path, tmp_path: Path) -> None:
     """The cache holds the files as they were before the prefix was put in."""
     cache = tmp_path / "pkgs/python-3.11.7-h1_0"

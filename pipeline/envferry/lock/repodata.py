@@ -97,18 +97,17 @@ def extract(
     Returns the extracts in order of priority. Raises StoreError when a channel cannot be reached.
     """
     tiers = [channel_urls(channel) for channel in channels]
-    places = {
-        (url, subdir): shelf.index(f"{url}{subdir}/")
-        for urls in tiers
-        for url in urls
-        for subdir in (platform, "noarch")
-    }
-    for urls in tiers:
-        for url in urls:
-            if places[url, "noarch"] is None and places[url, platform] is None:
-                message = f"a conda channel cannot be reached: {redact(url)} has no index"
-                raise StoreError(message, hint="check the spec's `channels:`, or give `--channel`")
-    indexes = {place: index for place, index in places.items() if index is not None}
+    indexes: dict[tuple[str, str], Index] = {}
+    for url in (url for urls in tiers for url in urls):
+        found_here = {
+            (url, subdir): index
+            for subdir in (platform, "noarch")
+            if (index := shelf.index(f"{url}{subdir}/")) is not None
+        }
+        if not found_here:
+            message = f"a conda channel cannot be reached: {redact(url)} has no index"
+            raise StoreError(message, hint="check the spec's `channels:`, or give `--channel`")
+        indexes |= found_here
     found = reachable(indexes, names)
     return tuple(
         tuple(

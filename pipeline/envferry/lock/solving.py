@@ -136,7 +136,7 @@ class _Desk:
         from rattler.package import BuildString
 
         self.request = request
-        self.specs = specs
+        self.specs = [*specs]
         self.sources: list[MultiSource | SparseRepoData] = []
         self.indexes: list[SparseRepoData] = []
         self.tiers: list[list[SparseRepoData]] = []
@@ -190,22 +190,26 @@ class _Desk:
     def hidden_line(self) -> SolveAnswer | None:
         """Return the error of a line that only a channel behind the first one satisfies.
 
-        rattler knows strict priority only among the records that a line accepts: a version that
-        the first channel lacks would come from the next one. An exact pin with its build says which
-        package it means: exported files mix channels so.
+        The words of rattler's solver would name the packages that conflict, not the way out. An
+        exact pin with its build says which package it means, and gets it: exported files mix
+        channels so.
         """
-        for wanted, spec in zip(self.request.wanted, self.specs, strict=True):
-            if wanted.channel or not spec.name or is_exact(wanted.line):
+        for number, (wanted, spec) in enumerate(zip(self.request.wanted, self.specs, strict=True)):
+            if wanted.channel or not spec.name:
                 continue
-            name, first = spec.name.normalized, self.first_tiers.get(spec.name.normalized, 0)
-            able = [number for number, tier in enumerate(self.tiers) if _has(tier, spec, name)]
-            if able and able[0] != first:
-                having, other = (
-                    _shown(self.request.tiers[number][0].channel) for number in (first, able[0])
-                )
-                line = without_credentials(wanted.line)
-                message = f"`{line}` is in {other} and not in {having}, which has other {name}"
-                return SolveAnswer(error=message, elsewhere=(f"{other}::{name}",))
+            name = spec.name.normalized
+            first = self.first_tiers.get(name, 0)
+            able = [tier for tier, found in enumerate(self.tiers) if _has(found, spec, name)]
+            if not able or able[0] == first:
+                continue
+            having, other = (self.request.tiers[tier][0].channel for tier in (first, able[0]))
+            if is_exact(wanted.line):
+                self.specs[number] = _match_spec(f"{other.rstrip('/')}::{wanted.spec}")
+                continue
+            line = without_credentials(wanted.line)
+            places = f"is in {_shown(other)} and not in {_shown(having)}"
+            message = f"`{line}` {places}, which has other {name}"
+            return SolveAnswer(error=message, elsewhere=(f"{_shown(other)}::{line}",))
         return None
 
     def elsewhere(self) -> tuple[str, ...]:
