@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -15,7 +16,7 @@ from envferry.cli.trust import load_signer, load_trust, sign_key_option, trusted
 from envferry.config import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from envferry.cli.console import Console
     from envferry.models import Artifact, BuiltEnv, PushedArtifact
@@ -51,32 +52,49 @@ def build(console: Console, spec: str, twice: bool, **choices: object) -> None:
 
 
 @click.command()
-@click.argument("name", metavar="NAME|PREFIX")
+@click.argument("name", metavar="NAME|PREFIX|VENV")
 @output_option
 @level_option
 @threads_option
-@click.option("--prefix", help="Of a PREFIX: the path it was made for, where that is another.")
-@click.option("--name", "new_name", metavar="NAME", help="Of a PREFIX: what to call it.")
+@click.option("--prefix", help="Of a folder: the path it was made for, where that is another.")
+@click.option("--name", "new_name", metavar="NAME", help="Of a folder: what to call it.")
 @common_options
 def pack(
     console: Console, name: str, output: Path, level: int, threads: int, **found: str | None
 ) -> None:
-    """Pack the built environment NAME, or the conda environment at PREFIX, into one archive."""
+    """Pack the built environment NAME, or a folder, into one archive.
+
+    The folder is a conda environment, or a virtual environment (venv, virtualenv, uv), which is
+    carried with its interpreter and standard library.
+    """
+    with environment_at(console, name, found["prefix"], found["new_name"]) as built:
+        artifact = pack_built(console, built, output, level, threads)
+    console.result(artifact_facts(artifact), lambda: [str(artifact.archive_path)])
+
+
+@contextmanager
+def environment_at(
+    console: Console, name: str, prefix: str | None, new_name: str | None
+) -> Iterator[BuiltEnv]:
+    """Yield what `pack` is told to pack."""
+    from envferry.build.records import read_build
+    from envferry.pack.existing_env import describe_env, is_venv
     from envferry.specs.reading import SPEC_ENDINGS
 
-    is_spec = Path(name).suffix in SPEC_ENDINGS
-    if "/" in name and not is_spec:
-        from envferry.pack.existing_env import describe_env
+    desk, folder = settings().cache_dir / "found", Path(name)
+    is_spec = folder.suffix in SPEC_ENDINGS
+    is_folder = not is_spec and ("/" in name or is_venv(folder))
+    if is_folder and is_venv(folder):
+        from envferry.channel.virtual_env import VirtualEnv, venv_with_interpreter
 
-        desk = settings().cache_dir / "found"
-        built = describe_env(Path(name), prefix=found["prefix"], name=found["new_name"], desk=desk)
+        source = VirtualEnv(folder, prefix, new_name)
+        with venv_with_interpreter(source, desk=desk, progress=console.progress) as built:
+            yield built
+    elif is_folder:
+        yield describe_env(folder, prefix=prefix, name=new_name, desk=desk)
     else:
-        from envferry.build.records import read_build
-
         # An environment may be called `torch-2.8`: only a spec's ending is no part of its name.
-        built = read_build(Path(name).stem if is_spec else name, settings().cache_dir / "builds")
-    artifact = pack_built(console, built, output, level, threads)
-    console.result(artifact_facts(artifact), lambda: [str(artifact.archive_path)])
+        yield read_build(folder.stem if is_spec else name, settings().cache_dir / "builds")
 
 
 @click.command()

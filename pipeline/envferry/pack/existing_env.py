@@ -25,6 +25,11 @@ HEADER = """\
 """
 
 
+def is_venv(folder: Path) -> bool:
+    """Whether a folder is a virtual environment (PEP 405), and not conda's."""
+    return (folder / "pyvenv.cfg").is_file() and not (folder / "conda-meta").is_dir()
+
+
 def describe_env(tree: Path, *, prefix: str | None, name: str | None, desk: Path) -> BuiltEnv:
     """Return a conda environment at `tree` as if it had been built there.
 
@@ -36,7 +41,7 @@ def describe_env(tree: Path, *, prefix: str | None, name: str | None, desk: Path
     if not (tree / "conda-meta").is_dir():
         what = "it has no conda-meta" if tree.is_dir() else "there is no such folder"
         message = f"{tree} is no conda environment: {what}"
-        raise NotFound(message, hint="name the folder of an environment, or a built one")
+        raise NotFound(message, hint="name the folder of an environment or venv, or a built one")
     place = posixpath.normpath(tree.absolute())  # as it is called: its links stay what they are
     prefix = prefix or place
     check_env_prefix(prefix, "say which path it was made for: `--prefix /PATH`")

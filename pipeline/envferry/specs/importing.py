@@ -93,7 +93,7 @@ def import_spec(source: Path, specs_dir: Path, options: ImportOptions) -> Import
     if kind is Kind.ENVIRONMENT:
         found, notes = _adopt_environment(text, source, specs_dir, options)
     else:
-        name = options.name or _default_name(source, kind)
+        name = options.name or default_name(source, kind)
         options = replace(options, name=_valid_name(name))
         if kind is Kind.EXPLICIT or kind in FOREIGN_LOCKS:
             name = options.name or "env"
@@ -123,7 +123,7 @@ def _checked(text: str, specs_dir: Path, source: Path) -> Spec:
     return replace(spec, path=specs_dir / f"{spec.name}.yml")
 
 
-def _default_name(source: Path, kind: Kind) -> str:
+def default_name(source: Path, kind: Kind) -> str:
     """Return a name for what has none: the file's or its folder's."""
     is_folder = kind in (Kind.PREFIX, Kind.VENV)
     stem = source.resolve().name.lstrip(".") if is_folder else source.stem
@@ -270,7 +270,7 @@ def _missing_keys(
     written = root.get("name", "")
     usable = isinstance(written, str) and bool(NAME_PATTERN.fullmatch(written))
     if options.name or not usable or written in RESERVED_NAMES:
-        name = _valid_name(options.name or _default_name(source, Kind.ENVIRONMENT))
+        name = _valid_name(options.name or default_name(source, Kind.ENVIRONMENT))
         added.append(f"name: {quoted(name)}")
         if written and not options.name:
             notes.append(f"the name `{written}` cannot be used: it is now `{name}`")

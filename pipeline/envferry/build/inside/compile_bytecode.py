@@ -1,6 +1,7 @@
 """Compile every module of an environment, the same bytes every time.
 
-Run by the environment's own python (3.7 or newer, standard library only): `SCRIPT PREFIX`.
+Run by the environment's own python (3.7 or newer, standard library only): `SCRIPT PREFIX [HOME]`,
+where HOME is the path that an environment at PREFIX believes it lives at, if that is another.
 
 The byte code is marked `unchecked-hash` (PEP 552): no time in it, and no check of the source when
 it is loaded. Code objects name their source relative to the prefix, so byte code does not depend on
@@ -15,6 +16,7 @@ import marshal
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING, Any
@@ -55,11 +57,11 @@ def sets_in(code: CodeType) -> Iterator[frozenset[Any]]:
             yield constant
 
 
-def compile_source(prefix: str, path: Path) -> str | None:
+def compile_source(prefix: str, home: str, path: Path) -> str | None:
     """Write the byte code of one module; return why not when it cannot be compiled."""
     source = path.read_bytes()
     target = Path(importlib.util.cache_from_source(str(path)))
-    if prefix.encode() in source:
+    if home.encode() in source:
         if target.exists():
             target.unlink()
         return None
@@ -78,13 +80,13 @@ def compile_source(prefix: str, path: Path) -> str | None:
     return None
 
 
-def compile_chunk(prefix: str, paths: list[Path]) -> list[str]:
+def compile_chunk(prefix: str, home: str, paths: list[Path]) -> list[str]:
     """Compile some modules; return the complaints."""
-    faults = [compile_source(prefix, path) for path in paths]
+    faults = [compile_source(prefix, home, path) for path in paths]
     return [fault for fault in faults if fault]
 
 
-def main(prefix: str) -> None:
+def main(prefix: str, home: str) -> None:
     """Compile all modules below PREFIX/lib/pythonX.Y on all cores."""
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     # Python without the GIL has `python3.13t`.
@@ -93,11 +95,11 @@ def main(prefix: str) -> None:
     paths = [path for path in found if path.is_file()]  # not folders, nor links to nothing
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     with ProcessPoolExecutor() as pool:
-        results = pool.map(compile_chunk, [prefix] * len(chunks), chunks)
+        results = pool.map(compile_chunk, repeat(prefix), repeat(home), chunks)
         faults = [fault for result in results for fault in result]
     sys.stderr.write("".join(f"not compiled: {fault}\n" for fault in faults))
 
 
 if __name__ == "__main__":
     sys.setrecursionlimit(5000)
-    main(sys.argv[1])
+    main(sys.argv[1], sys.argv[-1])
