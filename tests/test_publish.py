@@ -21,7 +21,7 @@ from tests.artifacts import make_artifact
 from tests.test_trust import OURS, THEIRS, signer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from envferry.models import Artifact
     from envferry.stores.port import KnownRange
@@ -40,7 +40,7 @@ class RecordingStore(DirectoryStore):
         key: str,
         source: Path | bytes | Incoming,
         advance: Callable[[int], None] | None = None,
-        known: tuple[KnownRange, ...] = (),
+        known: Sequence[KnownRange] = (),
     ) -> None:
         """Write a value, and note it."""
         DirectoryStore.create(self, key, source, advance, known)
