@@ -12,10 +12,11 @@ from packaging.version import Version
 
 from envferry.channel.requirements import (
     active_requirements,
-    marker_environment,
     match_specs,
     version_spec,
 )
+from envferry.models import current_platform
+from envferry.specs.markers import target_environment
 
 VERSIONS = (
     *("0.9", "1.0.dev1", "1.0a1", "1.0rc1", "1.0", "1.0.post1", "1.0.1", "1.1", "1.4", "1.4.2"),
@@ -70,7 +71,10 @@ def test_a_local_label_at_hand_is_written_out(specifier: str, expected: str) -> 
 def active(lines: list[str], python: str, *extras: str) -> list[str]:
     requirements = [Requirement(line) for line in lines]
     return [
-        item.name for item in active_requirements(requirements, marker_environment(python), extras)
+        item.name
+        for item in active_requirements(
+            requirements, target_environment(python, current_platform()), extras
+        )
     ]
 
 

@@ -13,7 +13,8 @@ import pytest
 import zstandard
 from packaging.requirements import Requirement
 
-from envferry.channel.conda_package import PLACEHOLDER, sha256_hex, write_conda_package
+from envferry.base.sha256 import sha256_hex
+from envferry.channel.conda_package import PLACEHOLDER, write_conda_package
 from envferry.channel.interpreter import Interpreter, running_interpreter
 from envferry.channel.wheel import close_over, describe_wheel, fits, read_wheel
 from envferry.channel.wheel_layout import stage_wheel

@@ -13,12 +13,13 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+from envferry.base.sha256 import sha256_hex
 from envferry.errors import IntegrityError, NotFound
 from envferry.process import find_program
 from envferry.transfer import host_tool
 from envferry.transfer.host_tool import SCRIPT
 from envferry.trust.signing import seal
-from envferry.trust.tool_signature import SUMS, attest_tool, sha256, verify_tool
+from envferry.trust.tool_signature import SUMS, attest_tool, verify_tool
 from tests.conftest import require
 from tests.test_trust import OURS, THEIRS, signer
 
@@ -48,7 +49,7 @@ def resign(tool: Path, *keys: object) -> None:
     """Write the sums of what is there, signed with our key or with others."""
     files = sorted(path for path in tool.rglob("*") if path.is_file())
     lines = [
-        f"{sha256(path.read_bytes())}  {path.relative_to(tool)}\n"
+        f"{sha256_hex(path.read_bytes())}  {path.relative_to(tool)}\n"
         for path in files
         if path.name not in (SUMS, "attestation.json")
     ]
@@ -79,7 +80,7 @@ def change(tool: Path, what: str) -> None:
         (tool / "wheels/pip-99-py3-none-any.whl").write_bytes(b"evil")
     elif what == "a name outside":
         text = (tool / SUMS).read_text()
-        (tool / SUMS).write_text(text + f"{sha256(b'')}  ../../evil\n")
+        (tool / SUMS).write_text(text + f"{sha256_hex(b'')}  ../../evil\n")
         (tool / "attestation.json").write_bytes(
             attest_tool((tool / SUMS).read_bytes(), signer(OURS))
         )
@@ -104,7 +105,7 @@ def test_a_changed_tool_is_refused(tool: Path, what: str) -> None:
 
 
 def test_the_attestation_of_an_artifact_is_none_of_a_tool(tool: Path) -> None:
-    subject = {"name": SUMS, "digest": {"sha256": sha256((tool / SUMS).read_bytes())}}
+    subject = {"name": SUMS, "digest": {"sha256": sha256_hex((tool / SUMS).read_bytes())}}
     statement = {
         "_type": "https://in-toto.io/Statement/v1",
         "predicateType": "https://slsa.dev/provenance/v1",
@@ -202,7 +203,7 @@ def test_the_script_says_what_a_host_without_keys_can_compare(tool: Path) -> Non
     code, said = install(tool)
     assert code == 1
     assert "this host trusts no keys" in said
-    assert sha256((tool / SUMS).read_bytes()) in said
+    assert sha256_hex((tool / SUMS).read_bytes()) in said
 
 
 def test_the_script_runs_nothing_of_the_current_directory(tool: Path, tmp_path: Path) -> None:

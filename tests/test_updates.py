@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from envferry.archive.extraction import FEWEST_THREADS
-from envferry.archive.journal import Journal, read_journal
+from envferry.archive.journal import InstallJournal, read_noted
 from envferry.archive.reader import FileSource
 from envferry.errors import HostError, IntegrityError, StoreError
 from envferry.install.env_home import EnvHome
@@ -225,16 +225,16 @@ def test_damage_leaves_nothing(archives: tuple[Path, Path], envs: Path, tmp_path
 
 def test_a_torn_journal_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    with Journal(path, "subject") as journal:
+    with InstallJournal(path, "subject") as journal:
         journal.note_frame(3, "0" * 32)
     with path.open("ab") as stream:
         stream.write(b"frame 4 0123")
-    with Journal(path, "subject") as journal:
+    with InstallJournal(path, "subject") as journal:
         journal.note_frame(5, "1" * 32)
-    noted = read_journal(path, "subject")
+    noted = read_noted(path, "subject")
     assert noted is not None
     assert noted.frames == {3: "0" * 32, 5: "1" * 32}
-    assert read_journal(path, "another subject") is None
+    assert read_noted(path, "another subject") is None
 
 
 ON_A_SMALL_DISK = """

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from envferry.archive.journal import Journal
+from envferry.archive.journal import InstallJournal
 from envferry.errors import IntegrityError, NotFound, TargetOccupied
 from envferry.install.activation import roll_back
 from envferry.install.env_home import EnvHome
@@ -160,7 +160,7 @@ def test_what_killed_commands_left_goes_with_the_next(tmp_path: Path, envs: Path
         (home.directory / name / "lib").mkdir(parents=True)
         (home.directory / name / "lib/file").write_text("data")
         (home.directory / name / "lib").chmod(0o555)
-    Journal(home.journal("ba9876543210"), "of no install").__exit__(None, None, None)
+    InstallJournal(home.journal("ba9876543210"), "of no install").__exit__(None, None, None)
     verify_installation(home, None, quick=True, progress=Silent())
     assert {path.name for path in home.directory.iterdir()} == expected
 
@@ -170,7 +170,7 @@ def test_an_unfinished_install_is_kept_for_the_next(tmp_path: Path, envs: Path) 
     install(tmp_path / "1.tar.zst", envs)
     home, other = EnvHome.of(envs, "demo"), "0123456789ab"
     home.partial(other).mkdir()
-    Journal(home.journal(other), "of another archive").__exit__(None, None, None)
+    InstallJournal(home.journal(other), "of another archive").__exit__(None, None, None)
     verify_installation(home, None, quick=True, progress=Silent())
     assert home.partial(other).is_dir()
     assert home.journal(other).is_file()
@@ -194,7 +194,7 @@ def test_a_tree_that_was_finished_without_its_record_is_gone_on_with(
     with FileSource(tmp_path / "1.tar.zst") as source:
         order = prepare_install(source, None, InstallOptions(envs_dir=envs))
         files = Archive(source).index.files
-        with Journal(home.journal(manifest.id), order.journal_subject) as journal:
+        with InstallJournal(home.journal(manifest.id), order.journal_subject) as journal:
             for number, entry in enumerate(files):
                 if entry.path in record.edited:
                     journal.note_edited(number, Content(*record.edited[entry.path]))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.archive.index import FileEntry, Index
-    from envferry.archive.journal import Journal
+    from envferry.archive.journal import InstallJournal
     from envferry.archive.members import Piece
     from envferry.archive.prefixes import Relocation
     from envferry.archive.reader import Archive
@@ -54,7 +54,7 @@ class ExtractOptions:
     """The numbers of the files that are there already."""
     done_frames: Collection[int] = ()
     """The frames whose part of a large file is there already."""
-    journal: Journal | None = None
+    journal: InstallJournal | None = None
 
 
 def needed_frames(

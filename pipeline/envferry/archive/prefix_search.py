@@ -12,10 +12,9 @@ from bisect import bisect_left
 from string import ascii_letters, digits
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from cryptography.hazmat.primitives import hashes
-
 from envferry.archive.binary_formats import elf_string_ranges, known_format
 from envferry.archive.index import BinaryString, PrefixEdits
+from envferry.base.sha256 import sha256_hex
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -182,8 +181,4 @@ def is_c_string(content: Searchable, offset: int, prefix: bytes, *, is_elf: bool
 
 def is_unchanged(content: Searchable, recorded: Recorded) -> bool:
     """Whether a file is as it was in its package."""
-    if not recorded.sha256:
-        return True
-    digest = hashes.Hash(hashes.SHA256())
-    digest.update(bytes(content[:]))
-    return digest.finalize().hex() == recorded.sha256
+    return not recorded.sha256 or sha256_hex(bytes(content[:])) == recorded.sha256

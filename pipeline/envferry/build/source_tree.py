@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from cryptography.hazmat.primitives import hashes
+from envferry.base.sha256 import sha256_hex
 
 # What tools leave in a project's folder and no build reads.
 SKIPPED = {".git", ".hg", ".svn", ".tox", ".nox", ".venv", "__pycache__"}
@@ -20,12 +20,12 @@ def digest_source_tree(folder: Path) -> str:
     Over one line for each file, sorted by path: path, NUL, `x` if executable else `-`, NUL, the
     SHA-256 of its content (of `-> TARGET` for a link) in hex, newline.
     """
-    total = hashes.Hash(hashes.SHA256())
+    lines = []
     for path in sorted(_files(folder)):
         mark = "x" if os.access(path, os.X_OK) and not path.is_symlink() else "-"
         name = path.relative_to(folder).as_posix()
-        total.update(f"{name}\0{mark}\0{_digest(path)}\n".encode(errors="surrogateescape"))
-    return total.finalize().hex()
+        lines.append(f"{name}\0{mark}\0{_digest(path)}\n".encode(errors="surrogateescape"))
+    return sha256_hex(b"".join(lines))
 
 
 def copy_source_tree(folder: Path, target: Path) -> None:
@@ -54,9 +54,6 @@ def _is_skipped(name: str, *, at_top: bool) -> bool:
 
 
 def _digest(path: Path) -> str:
-    digest = hashes.Hash(hashes.SHA256())
     if path.is_symlink():
-        digest.update(f"-> {path.readlink()}".encode(errors="surrogateescape"))
-    else:
-        digest.update(path.read_bytes())
-    return digest.finalize().hex()
+        return sha256_hex(f"-> {path.readlink()}".encode(errors="surrogateescape"))
+    return sha256_hex(path.read_bytes())

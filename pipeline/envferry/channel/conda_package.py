@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import hashes
 
 from envferry.base.files import COPY_BYTES, sync_directory
 from envferry.base.json import to_json
+from envferry.base.sha256 import sha256_hex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -209,13 +210,6 @@ class _PackageWriter:
             prefix_placeholder=PLACEHOLDER if file_mode else None,
             file_mode=file_mode,
         )
-
-
-def sha256_hex(content: bytes) -> str:
-    """Return the SHA-256 of `content` in hex, as conda's and wheels' records demand it."""
-    digest = hashes.Hash(hashes.SHA256())
-    digest.update(content)
-    return digest.finalize().hex()
 
 
 class _HashingReader(io.RawIOBase):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from packaging.markers import default_environment
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
@@ -18,22 +17,6 @@ if TYPE_CHECKING:
 
     from packaging.requirements import Requirement
     from packaging.specifiers import Specifier, SpecifierSet
-
-
-def marker_environment(python_version: str) -> dict[str, str]:
-    """Return what markers ask for, for CPython `python_version` (full) on this machine."""
-    minor = ".".join(python_version.split(".")[:2])
-    changes = {
-        "implementation_name": "cpython",
-        "implementation_version": python_version,
-        "platform_python_implementation": "CPython",
-        "python_full_version": python_version,
-        "python_version": minor,
-        # Not of this machine: equal wheels give equal packages wherever they are made.
-        "platform_release": "",
-        "platform_version": "",
-    }
-    return {**{name: str(text) for name, text in default_environment().items()}, **changes}
 
 
 def active_requirements(

@@ -23,16 +23,17 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
+from envferry.base.entry_points import read_scripts
 from envferry.base.json import to_json
 from envferry.channel.conda_package import CondaPackage
 from envferry.channel.requirements import (
     active_requirements,
-    marker_environment,
     match_specs,
     version_spec,
 )
 from envferry.errors import SpecError
 from envferry.models import current_platform
+from envferry.specs.markers import target_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -157,7 +158,7 @@ def close_over(
 ) -> Closure:
     """Find which extras the requirements ask of the wheels, and the wheels of each other."""
     by_name = {wheel.name: wheel for wheel in wheels}
-    environment = marker_environment(interpreter.version)
+    environment = target_environment(interpreter.version, current_platform())
     extras: dict[str, set[str]] = {name: set() for name in by_name}
     waiting = [*active_requirements(requirements, environment, ()), *(_plain(n) for n in by_name)]
     seen: set[str] = set()
@@ -223,7 +224,7 @@ def describe_wheel(wheel: Wheel, closure: Closure) -> CondaPackage:
 
 
 def _requirements(wheel: Wheel, closure: Closure, python_version: str) -> tuple[str, ...]:
-    environment = marker_environment(python_version)
+    environment = target_environment(python_version, current_platform())
     extras = closure.extras.get(wheel.name, frozenset())
     versions = {name: item.version for name, item in closure.wheels.items()}
     active = active_requirements(wheel.requirements, environment, extras)
@@ -266,17 +267,13 @@ def _entry_points(archive: zipfile.ZipFile, name: str) -> tuple[str, ...]:
     """Return the scripts that a wheel wants, as `name = module:attribute`, sorted."""
     if name not in archive.namelist():
         return ()
-    parser = configparser.ConfigParser(delimiters=("=",), interpolation=None, strict=False)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read_string(archive.read(name).decode())
     found: dict[str, str] = {}
-    for section in ("gui_scripts", "console_scripts"):
-        for script, place in parser.items(section) if parser.has_section(section) else ():
-            match = ENTRY_POINT.fullmatch(place.strip())
-            if not match or not SCRIPT_NAME.fullmatch(script):
-                message = f"its entry point {script!r} = {place!r} is not `module:function`"
-                raise ValueError(message)
-            found[script] = f"{match['module']}:{match['attribute']}"
+    for script, place in read_scripts(archive.read(name).decode()):
+        match = ENTRY_POINT.fullmatch(place.strip())
+        if not match or not SCRIPT_NAME.fullmatch(script):
+            message = f"its entry point {script!r} = {place!r} is not `module:function`"
+            raise ValueError(message)
+        found[script] = f"{match['module']}:{match['attribute']}"
     return tuple(f"{script} = {found[script]}" for script in sorted(found))
 
 

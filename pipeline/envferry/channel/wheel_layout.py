@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import re
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives import hashes
 
 from envferry.base.files import COPY_BYTES
+from envferry.base.sha256 import record_form, sha256_record
 from envferry.channel.conda_package import PLACEHOLDER, CondaPackage
 from envferry.channel.elf import glibc_floor, is_elf
 from envferry.channel.wheel import UNREADABLE, Wheel, glibc_of_tags
@@ -127,7 +127,7 @@ class _Staging:
             while chunk := reading.read(COPY_BYTES):
                 writing.write(chunk)
                 digest.update(chunk)
-        found = _record_hash(digest)
+        found = record_form(digest.finalize())
         if recorded and recorded != found:
             message = (
                 f"{self.wheel.path}: {member.filename} is damaged: "
@@ -164,11 +164,9 @@ class _Staging:
         dist_info = f"{self.site_packages}/{self.wheel.dist_info}"
         installer = b"conda\n"
         (self.tree / dist_info / "INSTALLER").write_bytes(installer)
-        digest = hashes.Hash(hashes.SHA256())
-        digest.update(installer)
         name = f"{dist_info}/INSTALLER"
         rows = {path: (hashed, size) for path, hashed, size in self.rows}
-        rows[name] = (_record_hash(digest), str(len(installer)))
+        rows[name] = (sha256_record(installer), str(len(installer)))
         rows[f"{dist_info}/RECORD"] = ("", "")
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -185,10 +183,6 @@ class _Staging:
         if path.startswith(f"{self.scripts}/"):
             path = f"bin/{path.removeprefix(f'{self.scripts}/')}"
         return f"../../../{path}"
-
-
-def _record_hash(digest: hashes.Hash) -> str:
-    return "sha256=" + base64.urlsafe_b64encode(digest.finalize()).rstrip(b"=").decode()
 
 
 def _recorded_hashes(archive: zipfile.ZipFile, name: str) -> dict[str, str]:

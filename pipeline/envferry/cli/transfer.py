@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from envferry.base.files import human_bytes, plural
+from envferry.base.sha256 import sha256_hex
 from envferry.cli.options import common_options, registry_option
 from envferry.cli.trust import (
     load_signer,
@@ -216,7 +217,7 @@ def export_tool(
     try:
         from envferry.build.downloads import DownloadCache
         from envferry.transfer.host_tool import PYTHONS, ToolOrder, write_tool
-        from envferry.trust.tool_signature import SUMS, sha256
+        from envferry.trust.tool_signature import SUMS
     except ModuleNotFoundError as error:
         message = f"--tool needs {error.name}, which is not installed"
         raise UsageError(message, hint='run `pip install "envferry[build]"`') from error
@@ -228,7 +229,7 @@ def export_tool(
     console.note(f"{len(names)} wheels; there: sh {tool}/install.sh")
     if signer is None:
         console.note("the tool is not signed: --sign-key signs it")
-    console.note(f"SHA-256 of {tool}/{SUMS}: {sha256((tool / SUMS).read_bytes())}")
+    console.note(f"SHA-256 of {tool}/{SUMS}: {sha256_hex((tool / SUMS).read_bytes())}")
 
 
 def read_public_keys(files: Iterable[Path]) -> tuple[tuple[PublicKey, bytes], ...]:

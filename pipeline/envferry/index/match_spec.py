@@ -13,6 +13,8 @@ from fnmatch import fnmatchcase
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+from packaging.utils import canonicalize_name
+
 from envferry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,11 +38,6 @@ OPERATORS: dict[str, Callable[[int], bool]] = {
     ">=": lambda order: order >= 0,
     ">": lambda order: order > 0,
 }
-
-
-def normal_name(name: str) -> str:
-    """Return the name under which pip and conda spellings meet (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +85,7 @@ class WantedPackage:
     def parse(cls, text: str) -> WantedPackage:
         """Parse a conda or PEP 508 way to write a requirement; raise UsageError for others."""
         found = WANTED.fullmatch(text.strip())
-        if not found or not normal_name(found["name"]).strip("-"):
+        if not found or not canonicalize_name(found["name"]).strip("-"):
             message = f"{text!r} names no package"
             raise UsageError(message, hint=HINT)
         rest, build = (found["rest"] or "").strip().strip("()").strip(), None
@@ -99,7 +96,7 @@ class WantedPackage:
         ):  # conda's `NAME VERSION BUILD`
             rest, build = f"={two[1]}", two[2]
         clauses = tuple(_clause(part, text) for part in rest.split(",") if part.strip())
-        return cls(name=normal_name(found["name"]), clauses=clauses, build=build)
+        return cls(name=canonicalize_name(found["name"]), clauses=clauses, build=build)
 
     def accepts(self, version: str, build: str) -> bool:
         """Whether a package of that name is meant."""

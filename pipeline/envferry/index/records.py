@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from envferry.index.match_spec import normal_name
+from packaging.utils import canonicalize_name
+
 from envferry.index.probe import stamp_of
 from envferry.trust.signed_tags import TagName
 
@@ -156,7 +157,7 @@ def _package_number(
 ) -> int:
     """Return the row of a package, which may be new; `numbers` spares questions."""
     key = (
-        *(normal_name(package.name), package.name, package.version),
+        *(canonicalize_name(package.name), package.name, package.version),
         *(package.kind, package.build or ""),
     )
     if key not in numbers:

@@ -14,7 +14,7 @@ from envferry.archive.extraction import (
     make_directories,
     needed_frames,
 )
-from envferry.archive.journal import Journal, read_journal
+from envferry.archive.journal import InstallJournal, read_noted
 from envferry.base.files import remove_tree, sync_directory, write_bytes
 from envferry.base.json import to_json
 from envferry.errors import HostError, IntegrityError
@@ -114,7 +114,7 @@ def fill_tree(
     """
     archive, home = order.archive, order.home
     kept = find_leftover(order)
-    with Journal(home.journal(archive.index.id), order.journal_subject) as journal:
+    with InstallJournal(home.journal(archive.index.id), order.journal_subject) as journal:
         partial.mkdir(exist_ok=True)
         clear_others(archive, partial, kept)
         present, edited = set(kept.files), dict(kept.edited)
@@ -156,7 +156,7 @@ def edited_among(
 def find_leftover(order: InstallOrder) -> Kept:
     """Return what an interrupted install of the same thing left that is right."""
     id_ = order.archive.index.id
-    noted = read_journal(order.home.journal(id_), order.journal_subject)
+    noted = read_noted(order.home.journal(id_), order.journal_subject)
     partial = order.home.partial(id_)
     if noted is None or not partial.is_dir():
         return Kept()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from packaging.utils import canonicalize_name
 
 from envferry.artifacts import SBOM
 from envferry.base.json import decode_json
@@ -115,7 +116,9 @@ class Dependencies:
 
         Raises NotFound with what there is instead.
         """
-        there = sorted(one for one in self.packages if _normal(one.name) == _normal(name))
+        there = sorted(
+            one for one in self.packages if canonicalize_name(one.name) == canonicalize_name(name)
+        )
         if not there:
             names = sorted({one.name for one in self.packages})
             near = difflib.get_close_matches(name, names, n=3)
@@ -176,13 +179,9 @@ def _locked(item: LockedPackage) -> Package:
 
 def _ref(manager: str, name: str) -> str:
     """Return what tells a package from one of the same name of the other manager."""
-    return f"{manager} {_normal(name)}"
+    return f"{manager} {canonicalize_name(name)}"
 
 
 def _package(component: _Component) -> Package:
     kind = component.ref.partition("/")[0].removeprefix("pkg:")
     return Package(component.name, component.version, kind)
-
-
-def _normal(name: str) -> str:
-    return name.lower().replace("_", "-").replace(".", "-")

@@ -1,12 +1,32 @@
-"""Publishing: the archive and what belongs to it, then the manifest, then who signed it."""
+"""Publishing an artifact in a registry: the only protocol that writes below `v1/envs`.
+
+A push brings files of this machine; mirror, export and apply bring what another registry holds,
+read and compared while it is written. Order, conditions and attempts are the same for all.
+"""
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envferry.artifacts import ATTESTATION, REGISTRY_MANIFEST, checksum_line, read_lock, read_proof
+import msgspec
+
+from envferry.artifacts import (
+    ATTESTATION,
+    REGISTRY_MANIFEST,
+    SBOM,
+    Proof,
+    check_lock,
+    check_sbom,
+    checksum_line,
+    read_lock,
+    read_proof,
+    sbom_path,
+)
 from envferry.base.retry import RACES, persistently
-from envferry.errors import IntegrityError, NotFound, StoreError
+from envferry.errors import IntegrityError, StoreError
 from envferry.models import DEFAULT_TAG, Manifest
 from envferry.registry.known_frames import find_known
 from envferry.registry.layout import LOCK_FILE, archive_key, artifact_folder, folder_of, tag_key
@@ -20,40 +40,105 @@ from envferry.trust.attestations import (
     encode_envelope,
     is_about,
     signers_of,
+    verify_subjects,
 )
 from envferry.trust.materials import read_materials
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from envferry.models import Artifact
-    from envferry.progress import Progress
     from envferry.registry.registry import Registry
     from envferry.stores.port import KnownRange
+    from envferry.stores.source import Incoming
+    from envferry.trust.signing import Envelope
+
+log = logging.getLogger(__name__)
 
 SAME_ARTIFACT = ("archive", "prefix", "version", "packages", "requirements", "checks")
 """What must be equal in two manifests of one id. The rest says how it was made, not what it is."""
 
 
-def publish_artifact(registry: Registry, artifact: Artifact, progress: Progress) -> bool:
-    """Write what is missing of an artifact; return whether anything had to be sent.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Companions:
+    """What belongs to an archive, as it is to be written."""
 
-    The manifest comes after the files: until then there is no artifact for anybody else. Then
-    the signatures.
+    lock: bytes
+    proof: Proof
+    sbom: bytes | None
+
+    @classmethod
+    def beside(cls, artifact: Artifact) -> Companions:
+        """Read what lies beside an archive on a disk; all of it checked."""
+        sbom = sbom_path(artifact)
+        companions = cls(
+            lock=read_lock(artifact),
+            proof=read_proof(artifact.manifest_path),
+            sbom=sbom.read_bytes() if sbom.exists() else None,
+        )
+        companions.require_sound(artifact.manifest, f"beside {artifact.archive_path}")
+        return companions
+
+    @classmethod
+    def of(cls, source: Registry, manifest: Manifest) -> Companions:
+        """Read what lies beside an archive in a registry; all of it checked."""
+        companions = cls(
+            lock=source.read_lock(manifest),
+            proof=source.proof(manifest),
+            sbom=source.attachment(manifest, SBOM),
+        )
+        companions.require_sound(manifest, f"in {folder_of(manifest)} in {source.url}")
+        return companions
+
+    def require_sound(self, manifest: Manifest, where: str) -> None:
+        """Raise IntegrityError for what would stay damaged: nothing is ever overwritten."""
+        check_lock(manifest, self.lock, f"{LOCK_FILE} {where}")
+        if self.sbom is not None:
+            check_sbom(self.sbom, f"{SBOM} {where}")
+        if self.proof.attestation is not None:
+            envelope = decode_envelope(self.proof.attestation, f"{ATTESTATION} {where}")
+            verify_subjects(envelope, manifest, self.proof.manifest_data)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactSource:
+    """An artifact that is to be published, wherever it comes from."""
+
+    manifest: Manifest
+    companions: Companions
+    archive: Path | Incoming
+    """A file that was verified, or what is compared with the manifest while it is read."""
+
+
+def publish_artifact(
+    target: Registry, source: ArtifactSource, advance: Callable[[int], None]
+) -> bool:
+    """Write what is missing of an artifact; return whether anything had to be written.
+
+    The order is the one of docs/format.md: archive, checksum, lock and SBOM, then the manifest
+    (until then there is no artifact for anybody else), then the signatures, which are over the
+    manifest as it is stored. `advance` gets the bytes of the archive that are done. Raises
+    IntegrityError when the target has another artifact under this id, or when bytes are not
+    what the manifest says: then nothing is published.
     """
-    manifest = artifact.manifest
+    manifest, companions = source.manifest, source.companions
     folder = folder_of(manifest)
-    require_settled(registry, folder)
-    published = registry.published(folder)
+    require_settled(target, folder)
+    published = target.published(folder)
     if published:
-        _require_same(published, manifest, registry.url)
-    files = {
-        f"{manifest.archive.file}.xxh128": checksum_line(manifest),
-        LOCK_FILE: read_lock(artifact),
-        REGISTRY_MANIFEST: read_proof(artifact.manifest_path).manifest_data,
-    }
-    sent = _place_archive(registry, artifact, progress)
-    for name, data in files.items():
-        sent |= place(registry, folder + name, data, must_match=published is None)
-    return sent | _place_attestation(registry, artifact)
+        _require_same(published, manifest, target.url)
+    is_new = published is None
+    sent = _place_archive(target, source, advance, is_new=is_new)
+    sidecar = f"{folder}{manifest.archive.file}.xxh128"
+    sent |= place(target, sidecar, checksum_line(manifest), must_match=True)
+    # Two locks may lead to the same archive: the one that is published is bound by its manifest.
+    is_their_lock = published is not None and published.lock_digest != manifest.lock_digest
+    sent |= place(target, folder + LOCK_FILE, companions.lock, must_match=not is_their_lock)
+    if companions.sbom is not None:
+        sent |= place(target, folder + SBOM, companions.sbom, must_match=False)
+    data = companions.proof.manifest_data
+    sent |= place(target, folder + REGISTRY_MANIFEST, data, must_match=is_new)
+    return sent | _place_attestation(target, source)
 
 
 def require_whole(registry: Registry, manifest: Manifest) -> None:
@@ -78,101 +163,133 @@ def place(registry: Registry, key: str, data: bytes, *, must_match: bool) -> boo
     return True
 
 
-def _place_archive(registry: Registry, artifact: Artifact, progress: Progress) -> bool:
-    """Send an archive unless it is there; return whether it was sent."""
-    facts, key = artifact.manifest.archive, archive_key(artifact.manifest)
-    if stat_whole(registry.store, key):
-        _require_same_archive(registry, artifact.manifest)
-        return False
-    known = _known(registry, artifact)
-    with progress.task(f"push {facts.file}", facts.size) as advance:
+def _place_archive(
+    target: Registry, source: ArtifactSource, advance: Callable[[int], None], *, is_new: bool
+) -> bool:
+    """Write the archive unless it is there; return whether it was written.
+
+    One that is there is believed when a manifest says that it was whole; else it is read.
+    """
+    manifest, key = source.manifest, archive_key(source.manifest)
+    if stat_whole(target.store, key) is None:
         try:
-            registry.store.create(key, artifact.archive_path, advance, known)
+            target.store.create(key, source.archive, advance, _known(target, source))
         except KeyTaken:
-            _require_same_archive(registry, artifact.manifest)
-            return False
-    return True
+            log.info("%s was written by somebody else meanwhile", key)
+        else:
+            return True
+    target.require_archive(manifest)
+    facts = manifest.archive
+    if not is_new:
+        advance(facts.size)
+    elif target.digest_archive(manifest, advance) != (facts.xxh128, facts.blake3):
+        message = f"{key} in {target.url} is another archive, or a damaged one"
+        raise IntegrityError(message, hint="nothing was published with it: remove it there")
+    return False
 
 
-def _known(registry: Registry, artifact: Artifact) -> tuple[KnownRange, ...]:
-    """Return what of an archive is here already, in the version that `latest` points to."""
+def _known(target: Registry, source: ArtifactSource) -> tuple[KnownRange, ...]:
+    """Return what of a file is in the target, in the version that `latest` points to."""
     from envferry.registry.registry import PublishedArchive
 
-    name, platform = artifact.manifest.name, artifact.manifest.platform
-    _, record = read_tag(registry, tag_key(name, platform, DEFAULT_TAG))
+    if not isinstance(source.archive, Path):
+        return ()
+    name, platform = source.manifest.name, source.manifest.platform
+    _, record = read_tag(target, tag_key(name, platform, DEFAULT_TAG))
     if not record:
         return ()
-    before = registry.published(artifact_folder(name, platform, record.id))
+    before = target.published(artifact_folder(name, platform, record.id))
     if not before:
         return ()
-    published = PublishedArchive(registry, before)
-    return find_known(artifact.archive_path, published, archive_key(before))
+    return find_known(source.archive, PublishedArchive(target, before), archive_key(before))
 
 
-def _place_attestation(registry: Registry, artifact: Artifact) -> bool:
-    """Add our signatures to those that are there; return whether anything was written.
-
-    Ours stand beside others only when we know one of these: else we would vouch for what
-    somebody else made up about the build.
-    """
-    key = folder_of(artifact.manifest) + ATTESTATION
+def _place_attestation(target: Registry, source: ArtifactSource) -> bool:
+    """Write who signed, or add signatures to those of the same statement; return whether it did."""
+    if source.companions.proof.attestation is None and target.signer is None:
+        return False
+    key = folder_of(source.manifest) + ATTESTATION
 
     def attempt() -> bool:
-        stat = registry.store.stat(key)
-        there = registry.store.read(key) if stat else None
-        wanted = _attestation(registry, artifact, there)
+        stat = target.store.stat(key)
+        there = target.store.read(key) if stat else None
+        wanted = _attestation(target, source, there)
         if wanted is None or wanted == there:
             return False
         with lost_races_again():
-            registry.store.replace(key, wanted, stat.version if stat else None)
+            target.store.replace(key, wanted, stat.version if stat else None)
         return True
 
     try:
         return persistently(attempt, RACES)
     except LostRace as error:
-        message = f"{key} in {registry.url} is changed by somebody else again and again"
-        raise StoreError(message, hint="push again: nothing is sent twice") from error
+        message = f"{key} in {target.url} is changed by somebody else again and again"
+        raise StoreError(message, hint="run the command again: nothing is sent twice") from error
 
 
-def _attestation(registry: Registry, artifact: Artifact, there: bytes | None) -> bytes | None:
-    """Return the envelope that an artifact shall have, None for none."""
-    manifest, signer = artifact.manifest, registry.signer
+def _attestation(target: Registry, source: ArtifactSource, there: bytes | None) -> bytes | None:
+    """Return the envelope that an artifact shall have: theirs, with what came with it and ours."""
+    manifest, carried = source.manifest, source.companions.proof.attestation
     key = folder_of(manifest) + ATTESTATION
-    data = registry.store.read(folder_of(manifest) + REGISTRY_MANIFEST)
-    carried = read_proof(artifact.manifest_path).attestation
-    if there is None and carried:
-        envelope = decode_envelope(carried, f"the attestation beside {artifact.archive_path}")
-        there = carried if is_about(envelope, manifest, data) else None
-    if not signer:
-        return there
+    data = target.store.read(folder_of(manifest) + REGISTRY_MANIFEST)
+    envelope = decode_envelope(there, f"{key} in {target.url}") if there else None
+    if carried and carried != there:
+        ours = decode_envelope(carried, f"the attestation of {manifest.stem}")
+        if envelope is None:
+            envelope = ours if _is_signed_here(target, manifest, ours, data) else None
+        else:
+            envelope = _joined(envelope, ours)
+    if target.signer:
+        envelope = _signed(envelope, target, source, data)
+    for known in filter(None, (there, carried)):
+        if envelope == decode_envelope(known, key):
+            return known  # byte for byte as it was written
+    return encode_envelope(envelope) if envelope else None
+
+
+def _is_signed_here(target: Registry, manifest: Manifest, ours: Envelope, data: bytes) -> bool:
+    """Whether what came with an artifact is about the manifest that the target has.
+
+    If it is not, and nothing else will sign, IntegrityError is raised.
+    """
+    if is_about(ours, manifest, data):
+        return True
+    if target.signer:
+        return False
+    message = f"{manifest.stem} in {target.url} has another manifest than the one that was signed"
+    raise IntegrityError(message, hint="it was built twice; push it there with --sign-key")
+
+
+def _joined(theirs: Envelope, ours: Envelope) -> Envelope:
+    """Return the signatures of both sides where they are over the same statement, else theirs."""
+    if theirs.message != ours.message:
+        return theirs
+    fresh = (one for one in ours.signatures if one not in theirs.signatures)
+    return msgspec.structs.replace(theirs, signatures=(*theirs.signatures, *fresh))
+
+
+def _signed(
+    envelope: Envelope | None, target: Registry, source: ArtifactSource, data: bytes
+) -> Envelope:
+    """Add the signatures of our keys, or sign what nobody signed.
+
+    Ours stand beside others only when we know one of these: else we would vouch for what
+    somebody else made up about the build.
+    """
+    manifest, signer = source.manifest, target.signer
+    assert signer is not None
+    if envelope is None or not envelope.signatures:
+        materials = read_materials(manifest, source.companions.lock)
+        return attest(manifest, data, materials, signer)
     known = (
         *(key.public for key in signer.keys),
-        *(registry.trust.keys if registry.trust else ()),
+        *(target.trust.keys if target.trust else ()),
     )
-    if there is None or not (envelope := decode_envelope(there, key)).signatures:
-        return encode_envelope(attest(manifest, data, read_materials(artifact), signer))
     if is_about(envelope, manifest, data) and signers_of(envelope, known):
-        return encode_envelope(countersign(envelope, signer.keys))
-    message = f"{manifest.stem} in {registry.url} is signed by keys that are not known here"
-    hint = f"sign beside them with --trusted-key, or remove {key}"
+        return countersign(envelope, signer.keys)
+    message = f"{manifest.stem} in {target.url} is signed by keys that are not known here"
+    hint = f"sign beside them with --trusted-key, or remove {folder_of(manifest)}{ATTESTATION}"
     raise IntegrityError(message, hint=hint)
-
-
-def _require_same_archive(registry: Registry, manifest: Manifest) -> None:
-    """Raise IntegrityError unless the archive that is there is this one.
-
-    A manifest or a checksum beside it says so already; after a push that broke off between
-    the two, only the bytes can tell.
-    """
-    registry.require_archive(manifest)
-    try:
-        line = registry.store.read(f"{archive_key(manifest)}.xxh128")
-        same = line == checksum_line(manifest)
-    except NotFound:
-        _, found = registry.digest_archive(manifest, lambda _: None)
-        same = found == manifest.archive.blake3
-    if not same:
-        raise _different(manifest, "archive", registry.url)
 
 
 def _require_same(published: Manifest, ours: Manifest, url: str) -> None:

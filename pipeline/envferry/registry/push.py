@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from envferry.archive.identity import check_manifest
 from envferry.archive.reader import Archive, FileSource
-from envferry.artifacts import SBOM, sbom_path, verify_artifact
+from envferry.artifacts import verify_artifact
 from envferry.base.retry import RetryPolicy, Transient, persistently
 from envferry.errors import NotFound
 from envferry.models import DEFAULT_TAG, PushedArtifact
@@ -95,9 +95,6 @@ def _publish(
     """Write an artifact, then move the tags, then look whether it is still there."""
     manifest = artifact.manifest
     uploaded = registry.publish(artifact, progress=progress)
-    sbom = sbom_path(artifact)
-    if sbom.exists() and registry.attachment(manifest, SBOM) is None:
-        registry.attach(manifest, SBOM, sbom.read_bytes())
     for tag in tags:
         registry.move_tag(manifest.name, manifest.platform, tag, manifest.id)
     registry.require_whole(manifest)

@@ -34,7 +34,13 @@ from envferry.registry.layout import (
     tag_key,
 )
 from envferry.registry.listing import list_entries, list_tags, unknown
-from envferry.registry.publish import place, publish_artifact, require_whole
+from envferry.registry.publish import (
+    ArtifactSource,
+    Companions,
+    place,
+    publish_artifact,
+    require_whole,
+)
 from envferry.registry.tags import move_tag, read_tag
 from envferry.stores.local import reader_into
 from envferry.stores.opening import open_store
@@ -84,7 +90,14 @@ class Registry:
         To publish the same artifact again is harmless and completes what is missing. Raises
         IntegrityError when the registry holds a different one under this id.
         """
-        return publish_artifact(self, artifact, progress)
+        source = ArtifactSource(
+            manifest=artifact.manifest,
+            companions=Companions.beside(artifact),
+            archive=artifact.archive_path,
+        )
+        facts = artifact.manifest.archive
+        with progress.task(f"push {facts.file}", facts.size) as advance:
+            return publish_artifact(self, source, advance)
 
     def require_whole(self, manifest: Manifest) -> None:
         """Raise WasRemoved when a part of an artifact that is tagged was pruned since then."""

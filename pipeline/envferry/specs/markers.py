@@ -21,5 +21,8 @@ def target_environment(python_version: str, platform: str) -> dict[str, str]:
         "sys_platform": "darwin" if is_mac else "linux",
         "platform_system": "Darwin" if is_mac else "Linux",
         "platform_machine": {"64": "x86_64"}.get(architecture, architecture),
+        # Not of this machine: the answer is the same wherever it is asked for.
+        "platform_release": "",
+        "platform_version": "",
         "extra": "",
     }

@@ -6,14 +6,16 @@ import json
 import logging
 import os
 import re
-import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
 import xxhash
 
 from envferry.base.files import exclusive_lock, human_bytes
+from envferry.base.journal import LineJournal, read_journal
+from envferry.base.json import decode_json
 from envferry.base.workers import Workers
 from envferry.errors import IntegrityError, NotFound, StoreError, TargetOccupied
 from envferry.stores.checksums import FIELD, crc32
@@ -41,7 +43,7 @@ UPLOADS_AHEAD = 6
 """Parts of what comes from elsewhere that are in memory at once: 96 MiB."""
 COPY_BYTES = 64 << 20
 """Small enough for memory, too: what a server refuses to copy is sent."""
-JOURNAL_LINE = re.compile(r'(\d{1,5}) ([0-9a-f]{32}) ("?[\w-]{1,100}"?)')
+PART_LINE = re.compile(r'([0-9]{1,5}) ([0-9a-f]{32}) ("?[\w-]{1,100}"?)')
 
 
 class Unreachable(StoreError):
@@ -66,8 +68,15 @@ class Calls(Protocol):
         ...
 
 
+class _Upload(msgspec.Struct, frozen=True):
+    """The first line of an upload's journal: the upload, and what it will become."""
+
+    target: str
+    upload: str
+
+
 @dataclass(slots=True)
-class Journal:
+class UploadJournal:
     """What of an upload has arrived: beside the file, so that a killed push is taken up again.
 
     The first line names the upload, every further one a part, the XXH3-128 of its bytes and its
@@ -76,61 +85,71 @@ class Journal:
 
     path: Path | None
     """None when another process uploads the same file: then nothing is noted."""
-    header: str = ""
     parts: dict[int, tuple[str, str]] = field(default_factory=dict)
-    guard: threading.Lock = field(default_factory=threading.Lock)
+    journal: LineJournal | None = None
 
     def resume(self, target: str) -> str | None:
         """Return the id of an unfinished upload to `target`, with the parts that have arrived."""
-        if self.path is None:
+        found = read_journal(self.path) if self.path else None
+        if found is None:
             return None
-        # What a crash tore has no end: it does not count, and nothing may be appended to it.
-        first, *lines = self.path.read_text(errors="replace").split("\n")[:-1] or [""]
-        self.path.write_text("".join(f"{line}\n" for line in (first, *lines)))
         try:
-            found = json.loads(first or "{}")
-        except ValueError:
+            named = decode_json(found.subject, _Upload)
+        except msgspec.MsgspecError:
             return None
-        if not isinstance(found, dict) or found.get("target") != target:
+        if named.target != target:
             return None
-        matches = (JOURNAL_LINE.fullmatch(line) for line in lines)
+        matches = (PART_LINE.fullmatch(line) for line in found.lines)
         self.parts = {int(match[1]): (match[2], match[3]) for match in matches if match}
-        return str(found["upload"])
+        self._open(found.subject)
+        return named.upload
 
     def begin(self, target: str, upload_id: str) -> None:
         """Note a new upload."""
         self.parts = {}
-        if self.path is not None:
-            self.path.write_text(json.dumps({"target": target, "upload": upload_id}) + "\n")
+        self._open(json.dumps({"target": target, "upload": upload_id}))
 
     def note(self, number: int, digest: str, etag: str) -> None:
-        """Note a part that has arrived."""
-        if self.path is not None:
-            with self.guard, self.path.open("a") as stream:
-                stream.write(f"{number} {digest} {etag}\n")
+        """Note a part that has arrived; from any thread."""
+        if self.journal is not None:
+            self.journal.note(f"{number} {digest} {etag}")
 
     def end(self) -> None:
         """Forget the upload: it is complete, or gone."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
+    def close(self) -> None:
+        """Write no more; a file that was only locked goes."""
+        if self.journal is not None:
+            self.journal.close()
+        elif self.path is not None and self.path.exists() and not self.path.stat().st_size:
+            self.path.unlink()
+
+    def _open(self, subject: str) -> None:
+        if self.path is not None:
+            if self.journal is not None:
+                self.journal.close()
+            self.journal = LineJournal(self.path, subject)
+
 
 @contextmanager
-def journal_at(path: Path | None) -> Iterator[Journal]:
+def journal_at(path: Path | None) -> Iterator[UploadJournal]:
     """Open the journal of an upload, and hold it; a second process gets one that is blind."""
     if path is None:
-        yield Journal(None)
+        yield UploadJournal(None)
         return
-    try:
-        with exclusive_lock(path, str(path)):
-            yield Journal(path)
-            if path.exists() and not path.stat().st_size:
-                path.unlink()
-    except TargetOccupied:
-        yield Journal(None)
-    except PermissionError:
-        log.info("%s: not writable, an interrupted push starts again", path.parent)
-        yield Journal(None)
+    with ExitStack() as stack:
+        journal = UploadJournal(path)
+        try:
+            stack.enter_context(exclusive_lock(path, str(path)))
+        except TargetOccupied:
+            journal = UploadJournal(None)
+        except PermissionError:
+            log.info("%s: not writable, an interrupted push starts again", path.parent)
+            journal = UploadJournal(None)
+        stack.callback(journal.close)
+        yield journal
 
 
 def send_file(
@@ -179,7 +198,9 @@ def receive_file(
         _complete(calls, upload, journal, sent)
 
 
-def _begin(calls: Calls, target: dict[str, str], journal: Journal, count: int) -> dict[str, str]:
+def _begin(
+    calls: Calls, target: dict[str, str], journal: UploadJournal, count: int
+) -> dict[str, str]:
     """Take up an upload, or begin one; return what names it."""
     place = f"{target['Bucket']}/{target['Key']} {count}"
     upload_id = journal.resume(place)
@@ -190,7 +211,7 @@ def _begin(calls: Calls, target: dict[str, str], journal: Journal, count: int) -
 
 
 def _complete(
-    calls: Calls, upload: dict[str, str], journal: Journal, sent: list[dict[str, Any]]
+    calls: Calls, upload: dict[str, str], journal: UploadJournal, sent: list[dict[str, Any]]
 ) -> None:
     """Make one object of the parts, if its key is still free."""
     try:
@@ -251,7 +272,7 @@ def _cut(start: int, end: int, length: int) -> list[tuple[int, int, KnownRange |
 def _send_parts(
     calls: Calls,
     upload: dict[str, str],
-    file: tuple[Path, Journal],
+    file: tuple[Path, UploadJournal],
     parts: Sequence[Part],
     advance: Callable[[int], None],
 ) -> list[dict[str, Any]]:
@@ -278,7 +299,7 @@ def _send_parts(
 
 
 def _send_part(
-    calls: Calls, upload: dict[str, str], journal: Journal, part: Part, body: bytes
+    calls: Calls, upload: dict[str, str], journal: UploadJournal, part: Part, body: bytes
 ) -> dict[str, Any]:
     """Send a part, unless these very bytes have arrived."""
     digest = xxhash.xxh3_128_hexdigest(body)

@@ -21,6 +21,7 @@ from envferry.base.direct_io import (
     write_blocks,
 )
 from envferry.base.files import require_space
+from envferry.base.journal import LineJournal, read_journal
 from envferry.errors import IntegrityError
 from envferry.stores.fallocate import allocate, allocated_bytes
 from envferry.stores.port import Incomplete
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 2 << 20
 """What is written and noted at once: it stays in a core's cache. A request has several of them."""
-JOURNAL_LINE = re.compile(r"(\d{1,6}) ([0-9a-f]{32})")
+PIECE_LINE = re.compile(r"([0-9]{1,6}) ([0-9a-f]{32})")
 WRITERS = 4
 BUFFERS = 6
 """Pieces in memory where one thread reads and hashes and others write."""
@@ -54,8 +55,8 @@ class PartialFile:
     token: str
     pieces: dict[int, str] = field(default_factory=dict)
     descriptor: int = -1
-    notes: int = -1
-    """The journal's descriptor; whole lines are appended."""
+    notes: LineJournal | None = None
+    """The journal while the file is open."""
     writers: dict[int, int] = field(default_factory=dict)
     """A descriptor for each thread: how it writes is not to change under another."""
     direct: DirectWriter = field(default_factory=lambda: DirectWriter(PIECE_BYTES))
@@ -86,28 +87,27 @@ class PartialFile:
 
         The journal goes last, for it is the lock.
         """
-        header = f"{self.token} {PIECE_BYTES}"
-        lines: list[str] = []
-        if self.journal.exists() and self.path.exists():
-            lines = self.journal.read_text(errors="replace").splitlines()
-        if lines[:1] == [header]:
-            matches = (JOURNAL_LINE.fullmatch(line) for line in lines[1:])
+        subject = f"{self.token} {PIECE_BYTES}"
+        found = read_journal(self.journal)
+        if found and found.subject == subject and self.path.exists():
+            matches = (PIECE_LINE.fullmatch(line) for line in found.lines)
             self.pieces = {
                 int(match[1]): match[2] for match in matches if match and int(match[1]) < self.count
             }
         else:
             self.path.unlink(missing_ok=True)
-            self.journal.write_text(header + "\n")
+            self.journal.write_bytes(b"")
         self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-        self.notes = os.open(self.journal, os.O_WRONLY | os.O_APPEND)
+        self.notes = LineJournal(self.journal, subject)
         try:
             yield
         finally:
-            for descriptor in (self.descriptor, self.notes, *self.writers.values()):
+            self.notes.close()
+            for descriptor in (self.descriptor, *self.writers.values()):
                 os.close(descriptor)
             # A thread that an interrupt left behind must not write elsewhere.
             self.writers.clear()
-            self.descriptor = self.notes = -1
+            self.descriptor = -1
             if not self.pieces:
                 self.path.unlink(missing_ok=True)
                 self.journal.unlink(missing_ok=True)
@@ -242,7 +242,8 @@ class PartialFile:
 
     def _note(self, number: int, data: memoryview) -> None:
         digest = xxhash.xxh3_128_hexdigest(data)
-        os.write(self.notes, f"{number} {digest}\n".encode())
+        assert self.notes is not None
+        self.notes.note(f"{number} {digest}")
         self.pieces[number] = digest
 
 

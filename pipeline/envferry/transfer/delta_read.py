@@ -13,10 +13,11 @@ from envferry.base.json import from_json
 from envferry.errors import IntegrityError, NotFound, UsageError
 from envferry.registry import LOCK_FILE
 from envferry.registry.layout import DELTAS, archive_key
+from envferry.registry.publish import Companions
 from envferry.stores.local import reader_into
 from envferry.stores.port import CannotList
 from envferry.stores.source import Incoming
-from envferry.transfer.copy import WRONG, Companions
+from envferry.transfer.copy import WRONG
 from envferry.transfer.deltas import RECORD, Base, Delta, Pieces, delta_folder, delta_key
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def read_delta(source: Registry, key: str) -> OpenDelta:
         source.trust.check_artifact(manifest, data, proof.attestation)
     lock = store.read(folder + LOCK_FILE)
     companions = Companions(lock=lock, proof=proof, sbom=_optional(store, folder + SBOM))
-    companions.require_sound(manifest, folder, source.url)
+    companions.require_sound(manifest, f"in {folder} in {source.url}")
     return OpenDelta(source, record, manifest, companions)
 
 

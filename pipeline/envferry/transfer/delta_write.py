@@ -14,9 +14,9 @@ from envferry.base.json import from_json, to_json
 from envferry.errors import IntegrityError, TargetOccupied
 from envferry.registry import LOCK_FILE, PublishedArchive
 from envferry.registry.known_frames import known_ranges
+from envferry.registry.publish import Companions
 from envferry.stores.receive import create_or_read
 from envferry.stores.source import Incoming
-from envferry.transfer.copy import Companions
 from envferry.transfer.deltas import RECORD, Base, Delta, Pieces, Run, delta_folder, delta_key
 
 if TYPE_CHECKING:

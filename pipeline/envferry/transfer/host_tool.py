@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import zipfile
-from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import envferry
 from envferry.base.files import write_bytes
+from envferry.base.sha256 import sha256_hex, sha256_record
 from envferry.errors import SpecError
 from envferry.lock.pip_half import resolve_pip
 from envferry.lock.pip_request import PipRequest
-from envferry.trust.tool_signature import SUMS, TOOL_ATTESTATION, attest_tool, sha256
+from envferry.trust.tool_signature import SUMS, TOOL_ATTESTATION, attest_tool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,12 +69,12 @@ def write_tool(
     files = {f"wheels/{name}": data for name, data in [ours]}
     files |= {f"wheels/{path.name}": path.read_bytes() for path in found.values()}
     for python, some in resolved.items():
-        lines = [f"{NAME}=={envferry.__version__} --hash=sha256:{sha256(ours[1])}"]
+        lines = [f"{NAME}=={envferry.__version__} --hash=sha256:{sha256_hex(ours[1])}"]
         lines += [f"{one.name}=={one.version} --hash=sha256:{one.sha256}" for one in some]
         files[f"requirements-{python}.txt"] = "".join(f"{line}\n" for line in lines).encode()
     files["machine.txt"] = f"{MACHINES[order.platform]}\n".encode()
     files["install.sh"] = SCRIPT.read_bytes()
-    sums = "".join(f"{sha256(data)}  {name}\n" for name, data in sorted(files.items())).encode()
+    sums = "".join(f"{sha256_hex(data)}  {name}\n" for name, data in sorted(files.items())).encode()
     signed = {TOOL_ATTESTATION: attest_tool(sums, signer)} if signer else {}
     _replace_folder(directory, files | {SUMS: sums} | signed)
     return tuple(sorted(name.removeprefix("wheels/") for name in files if name.endswith(".whl")))
@@ -105,7 +105,7 @@ def own_wheel() -> tuple[str, bytes]:
     content[f"{info}/WHEEL"] = (
         b"Wheel-Version: 1.0\nGenerator: envferry\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     )
-    lines = [f"{name},sha256={_record_hash(data)},{len(data)}" for name, data in content.items()]
+    lines = [f"{name},{sha256_record(data)},{len(data)}" for name, data in content.items()]
     content[f"{info}/RECORD"] = "\n".join([*lines, f"{info}/RECORD,,", ""]).encode()
     return f"{NAME}-{distribution.version}-py3-none-any.whl", _zip(content)
 
@@ -170,7 +170,3 @@ def _zip(content: dict[str, bytes]) -> bytes:
             entry.external_attr = (0o100755 if "/scripts/" in name else 0o100644) << 16
             wheel.writestr(entry, data)
     return buffer.getvalue()
-
-
-def _record_hash(data: bytes) -> str:
-    return urlsafe_b64encode(bytes.fromhex(sha256(data))).rstrip(b"=").decode()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from envferry.artifacts import read_lock
+from envferry.artifacts import check_lock
 from envferry.errors import UsageError
 
 if TYPE_CHECKING:
-    from envferry.models import Artifact, Lock, LockedPackage, Manifest
+    from envferry.models import Lock, LockedPackage, Manifest
 
 TREE_DIGEST = "envferryTree"
 """The name of `build/source_tree.py`'s digest of a folder, which no standard has."""
@@ -24,8 +25,8 @@ class Material(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     digest: dict[str, str] = {}
 
 
-def read_materials(artifact: Artifact) -> tuple[Material, ...]:
-    """Return what an artifact was made from, by the lock beside it.
+def read_materials(manifest: Manifest, lock_data: bytes) -> tuple[Material, ...]:
+    """Return what an artifact was made from, by its lock.
 
     The manifest binds the lock, so nothing else is believed. Raises IntegrityError when the lock is
     another one, SpecError when it is damaged, UsageError where locks cannot be read.
@@ -35,10 +36,11 @@ def read_materials(artifact: Artifact) -> tuple[Material, ...]:
     except ModuleNotFoundError as error:
         if error.name != "yaml":
             raise
-        message = f"to sign {artifact.manifest.stem}, its lock is read, which needs PyYAML"
+        message = f"to sign {manifest.stem}, its lock is read, which needs PyYAML"
         raise UsageError(message, hint='run `pip install "envferry[build]"`') from error
-    lock = parse_lock(read_lock(artifact).decode(errors="replace"), artifact.lock_path)
-    return list_materials(artifact.manifest, lock)
+    name = Path(f"{manifest.stem}.conda-lock.yml")
+    check_lock(manifest, lock_data, str(name))
+    return list_materials(manifest, parse_lock(lock_data.decode(errors="replace"), name))
 
 
 def list_materials(manifest: Manifest, lock: Lock) -> tuple[Material, ...]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry.base.json import decode_json
+from envferry.base.sha256 import sha256_hex
 from envferry.errors import IntegrityError, NotFound
 from envferry.trust.attestations import (
     PAYLOAD_TYPE,
@@ -40,7 +41,7 @@ AGAIN = "do not run it: export it again, with --tool and --sign-key"
 def attest_tool(sums: bytes, signer: Signer) -> bytes:
     """Return the signed statement about the tool whose SHA256SUMS are given, as it is stored."""
     statement = Statement(
-        subject=(Subject(SUMS, {"sha256": sha256(sums)}),),
+        subject=(Subject(SUMS, {"sha256": sha256_hex(sums)}),),
         predicate_type=TOOL_PREDICATE,
         predicate={"who": signer.who, "time": signer.time},
     )
@@ -63,7 +64,7 @@ def verify_tool(directory: Path, keys: tuple[PublicKey, ...]) -> VerifiedArtifac
     if envelope.payload_type != PAYLOAD_TYPE or not found:
         raise _not_signed(what, [one.keyid for one in envelope.signatures], keys)
     statement = _decode(envelope.body, what)
-    if statement.subject != (Subject(SUMS, {"sha256": sha256(sums)}),):
+    if statement.subject != (Subject(SUMS, {"sha256": sha256_hex(sums)}),):
         message = f"{what}: its {SUMS} is not the one that was signed"
         raise IntegrityError(message, hint=AGAIN)
     if faults := list(_file_faults(directory, sums)):
@@ -80,15 +81,6 @@ def verify_tool(directory: Path, keys: tuple[PublicKey, ...]) -> VerifiedArtifac
 def is_tool(directory: Path) -> bool:
     """Whether a folder looks like the `tool/` of an export."""
     return (directory / SUMS).is_file() and (directory / "install.sh").is_file()
-
-
-def sha256(data: bytes) -> str:
-    """Return a SHA-256 in hex."""
-    from cryptography.hazmat.primitives import hashes
-
-    digest = hashes.Hash(hashes.SHA256())
-    digest.update(data)
-    return digest.finalize().hex()
 
 
 def _decode(body: bytes, what: str) -> Statement:
@@ -119,7 +111,7 @@ def _file_faults(directory: Path, sums: bytes) -> Iterator[str]:
     for name, digest in listed.items():
         if name not in there:
             yield f"{name} is missing"
-        elif sha256(_read(directory / name)) != digest:
+        elif sha256_hex(_read(directory / name)) != digest:
             yield f"{name} is changed"
 
 

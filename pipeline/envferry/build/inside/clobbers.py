@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import os
 import re
 import zipfile
@@ -11,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, TypeAlias
 
+from packaging.utils import canonicalize_name
+
+from envferry.base.entry_points import read_scripts
 from envferry.build.inside.conda_meta import RATTLER_ASIDE
 from envferry.errors import SpecError
 
@@ -50,7 +52,7 @@ def find_clobbers(written: Written, records: CondaRecords) -> list[Clobber]:
     clobbers = []
     for wheel, files in written.items():
         # pip takes another version of the same package away first, whatever its files are.
-        twin = installed.get(normal_name(wheel.name))
+        twin = installed.get(canonicalize_name(wheel.name))
         clobbers += [
             Clobber(wheel=wheel, file=file, owner=owners[file])
             for file in [*files, *([twin] if twin and twin not in files else [])]
@@ -66,7 +68,7 @@ def installed_distributions(files: Iterable[str], site_packages: str) -> dict[st
     """
     top = f"{site_packages}/"
     return {
-        normal_name(found[1]): file
+        canonicalize_name(found[1]): file
         for file in files
         if file.startswith(top) and (found := DIST_INFO.fullmatch(file.removeprefix(top)))
     }
@@ -74,12 +76,12 @@ def installed_distributions(files: Iterable[str], site_packages: str) -> dict[st
 
 def refuse_clobbers(clobbers: Sequence[Clobber], allowed: Sequence[str]) -> None:
     """Raise SpecError for those that nobody allowed, naming both packages and the file."""
-    names = {normal_name(name) for name in allowed}
+    names = {canonicalize_name(name) for name in allowed}
     faults = [
         f"{item.wheel.name} {item.wheel.version} (pip) overwrites {item.file} "
         f"of {item.owner} (conda)"
         for item in clobbers
-        if not names & {normal_name(item.wheel.name), normal_name(item.owner)}
+        if not names & {canonicalize_name(item.wheel.name), canonicalize_name(item.owner)}
     ]
     if faults:
         more = [f"and {len(faults) - CLOBBERS_SHOWN} more"] if faults[CLOBBERS_SHOWN:] else []
@@ -136,7 +138,7 @@ def wheel_files(wheel: Wheel, site_packages: str) -> dict[str, int]:
 def wheel_folders(wheel: Wheel, site_packages: str) -> dict[str, str]:
     """Return where each scheme of a wheel goes; `purelib` is where all others do."""
     python = PurePosixPath(site_packages).parent.name
-    headers = f"include/{python}/{normal_name(wheel.name)}/"
+    headers = f"include/{python}/{canonicalize_name(wheel.name)}/"
     return {"scripts": "bin/", "data": "", "headers": headers, "purelib": f"{site_packages}/"}
 
 
@@ -169,23 +171,10 @@ def archived_files(archive: zipfile.ZipFile, folders: Mapping[str, str]) -> dict
 
 def entry_points(text: str) -> dict[str, int]:
     """Return the scripts that are made of a wheel's entry points, with a sum of what they call."""
-    parser = configparser.ConfigParser(delimiters=("=",), strict=False, interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment,method-assign]
     try:
-        parser.read_string(text)
-    except configparser.Error:
+        return {f"bin/{name}": zlib.crc32(target.encode()) for name, target in read_scripts(text)}
+    except ValueError:
         return {}
-    return {
-        f"bin/{name}": zlib.crc32(target.encode())
-        for section in ("console_scripts", "gui_scripts")
-        if parser.has_section(section)
-        for name, target in parser.items(section)
-    }
-
-
-def normal_name(name: str) -> str:
-    """Return a package's name as PEP 503 compares it."""
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def describe_overlaps(overlaps: dict[str, list[Wheel]]) -> Iterator[str]:

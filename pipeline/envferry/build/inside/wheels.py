@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from packaging.utils import canonicalize_name
+
 from envferry import process
-from envferry.build.inside.clobbers import normal_name
 from envferry.config import child_environ
 from envferry.errors import SpecError
 
@@ -71,14 +72,14 @@ def check_requirements(order: BuildOrder, python: Path) -> None:
     finished = process.run(check, env=uv_environ(order), check=False)
     if finished.returncode == 0:
         return
-    names = {normal_name(name) for name in order.allow_conflict}
+    names = {canonicalize_name(name) for name in order.allow_conflict}
     complaints = [line for line in finished.stderr.splitlines() if line.startswith("The package")]
     if not complaints:
         raise process.failure(["uv pip check"], finished.returncode, "", finished.stderr)
     faults = []
     for complaint in complaints:
         found = re.search(r"`([^`]+)`", complaint)
-        if not (found and normal_name(found[1]) in names):
+        if not (found and canonicalize_name(found[1]) in names):
             faults.append(complaint)
     if faults:
         raise SpecError(

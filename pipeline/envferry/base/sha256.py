@@ -1,0 +1,32 @@
+"""SHA-256, where formats of others demand it: conda's and wheels' records, SHA256SUMS, locks.
+
+OpenSSL's, by way of cryptography. What is ours has XXH3-128 and BLAKE3.
+"""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64encode
+
+
+def sha256_hex(data: bytes | memoryview) -> str:
+    """Return the SHA-256 of some bytes in hex."""
+    return _sha256(data).hex()
+
+
+def sha256_record(data: bytes) -> str:
+    """Return the SHA-256 of some bytes as a wheel's RECORD has it (PEP 376 and 427)."""
+    return record_form(_sha256(data))
+
+
+def record_form(digest: bytes) -> str:
+    """Return a SHA-256 as a wheel's RECORD has it: URL-safe base64 without padding."""
+    return f"sha256={urlsafe_b64encode(digest).rstrip(b'=').decode()}"
+
+
+def _sha256(data: bytes | memoryview) -> bytes:
+    # Loaded here: a host has cryptography, and needs it only where keys are in use.
+    from cryptography.hazmat.primitives import hashes
+
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(data)
+    return digest.finalize()
