@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.base.files import human_bytes
+from envferry.base.files import human_bytes, plural
 from envferry.cli.command import NoOptions, command, option
+from envferry.cli.options import DryRunOptions
 from envferry.cli.terminal import table
 from envferry.config import settings
 from envferry.errors import IntegrityError
@@ -58,7 +59,7 @@ def verify(console: Console, _: NoOptions) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachePruneOptions:
+class CachePruneOptions(DryRunOptions):
     """What to keep."""
 
     keep_days: int = option(
@@ -75,13 +76,15 @@ def prune(console: Console, options: CachePruneOptions) -> None:
     """Remove downloads that nothing used for long, and what killed builds left behind."""
     from envferry.build.cache import DAY_SECONDS, prune_entries, remove_leftovers
 
-    pruned = prune_entries(
-        downloads_dir(), older_than=time.time() - options.keep_days * DAY_SECONDS
-    )
-    leftovers = list(remove_leftovers(settings().cache_dir / "builds"))
-    lines = [f"removed {pruned.files} downloads, {human_bytes(pruned.size)}"]
-    lines += [f"removed {path}" for path in leftovers]
-    console.result({"downloads": pruned, "leftovers": leftovers}, lambda: lines)
+    older_than = time.time() - options.keep_days * DAY_SECONDS
+    builds, dry_run = settings().cache_dir / "builds", options.dry_run
+    pruned = prune_entries(downloads_dir(), older_than=older_than, dry_run=dry_run)
+    leftovers = list(remove_leftovers(builds, dry_run=dry_run))
+    verb = "would remove" if dry_run else "removed"
+    lines = [f"{verb} {plural(pruned.files, 'download')}, {human_bytes(pruned.size)}"]
+    lines += [f"{verb} {path}" for path in leftovers]
+    show = console.preview if dry_run else console.result
+    show({"downloads": pruned, "leftovers": leftovers}, lambda: lines)
 
 
 def downloads_dir() -> Path:
