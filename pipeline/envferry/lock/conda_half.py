@@ -24,7 +24,13 @@ from envferry.base.json import decode_json
 from envferry.config import child_environ
 from envferry.errors import SpecError, ToolFailed
 from envferry.lock.command_line_credentials import write_netrc
-from envferry.lock.solver_output import UNREACHABLE, tidy, unreachable_channel
+from envferry.lock.solver_output import (
+    NOT_CACHED,
+    UNREACHABLE,
+    not_cached,
+    tidy,
+    unreachable_channel,
+)
 from envferry.lock.solver_preferences import Preferences
 from envferry.models import LockedPackage, SystemRequirements, build_string, without_credentials
 from envferry.process import CalledProcessError, our_module, run
@@ -71,6 +77,8 @@ class CondaRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Names that alone may move; when there are any, all else of `kept` must stay."""
     exclude_newer: str | None = None
     """A date: what a channel got later does not exist."""
+    offline: bool = False
+    """Whether only the solver's cache of repodata is read."""
 
 
 class CondaAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,6 +104,8 @@ def solve_conda_half(request: CondaRequest) -> CondaAnswer:
         argv += [request_path, answer_path]
         environ = child_environ(TMPDIR=directory)
         if request.solver:
+            if request.offline:  # conda and mamba, micromamba
+                environ |= {"CONDA_OFFLINE": "true", "MAMBA_OFFLINE": "true"}
             environ["NETRC"] = str(write_netrc(scratch / "netrc", request.channels))
         run(argv, env=environ, cwd=scratch)
         answer = decode_json(answer_path.read_bytes(), CondaAnswer)
@@ -113,6 +123,8 @@ def _explain(answer: CondaAnswer, request: CondaRequest) -> SpecError | StoreErr
     """Turn the solver's words into an error."""
     words = tidy(answer.error).removeprefix("Cannot solve the request because of: ")
     channels = without_credentials(", ".join(request.channels))
+    if request.offline and NOT_CACHED.search(words):
+        return not_cached(words)
     if UNREACHABLE.search(words):
         return unreachable_channel(words, request.channels)
     if NO_CHANNEL.search(words):
@@ -330,6 +342,7 @@ def _write_solver(request: CondaRequest, platform: str, scratch: Path) -> Path:
         kept=tuple(item.url for item in request.kept if item.platform == platform),
         updated=request.updated,
         exclude_newer=request.exclude_newer,
+        offline=request.offline,
         channels={without_credentials(channel): channel for channel in request.channels},
     )
     preferences_path.write_bytes(msgspec.json.encode(preferences))

@@ -52,6 +52,7 @@ def conda_request(
         kept=tuple(item for item in kept if item.manager == "conda"),
         updated=options.updated,
         exclude_newer=options.exclude_newer,
+        offline=options.offline,
     )
     return request, replacements
 

@@ -101,7 +101,7 @@ async def _solve(
 ) -> list[RepoDataRecord]:
     preferences = _read_preferences(options.preferences)
     channels = [preferences.channels.get(channel, channel) for channel in options.channels]
-    sources, gateway = channel_sources(channels), open_gateway()
+    sources, gateway = channel_sources(channels), open_gateway(offline=preferences.offline)
     kept, pinned = await _kept_records(preferences, sources, gateway, platform)
     newest = preferences.exclude_newer
     lines = preferences.specs or specs

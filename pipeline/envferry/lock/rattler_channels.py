@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rattler import Channel, Client, Gateway, MultiSource
+from rattler import Channel, Client, Gateway, MultiSource, SourceConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 # conda's `defaults` is no channel but a name for several, searched as if they were one.
 DEFAULTS = ("main", "r")
+CACHE_ONLY = "force-cache-only"
+"""However old what is in the cache is."""
 
 
 def channel_sources(channels: Sequence[str]) -> list[Any]:
@@ -23,9 +25,13 @@ def channel_sources(channels: Sequence[str]) -> list[Any]:
     ]
 
 
-def open_gateway() -> Gateway:
-    """Open rattler's access to repodata, with its usual cache.
+def open_gateway(*, offline: bool = False) -> Gateway:
+    """Open rattler's access to repodata, with its usual cache; `offline`, only that cache.
 
     The client that it has by itself asks only once and knows no logins.
     """
-    return Gateway(client=Client.default_client(), show_progress=False)
+    return Gateway(
+        client=Client.default_client(),
+        default_config=SourceConfig(cache_action=CACHE_ONLY) if offline else None,
+        show_progress=False,
+    )

@@ -19,7 +19,13 @@ import msgspec
 from envferry.base.json import decode_json
 from envferry.config import child_environ
 from envferry.errors import SpecError
-from envferry.lock.solver_output import UNREACHABLE, tidy, unreachable_channel
+from envferry.lock.solver_output import (
+    NOT_CACHED,
+    UNREACHABLE,
+    not_cached,
+    tidy,
+    unreachable_channel,
+)
 from envferry.models import Replacement, without_credentials
 from envferry.process import our_module, run
 
@@ -40,6 +46,8 @@ class RelaxRequest(msgspec.Struct, frozen=True, kw_only=True):
     channels: tuple[str, ...]
     platform: str
     level: RelaxLevel
+    offline: bool = False
+    """Whether only the cache of repodata is read."""
 
 
 class RelaxAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,6 +77,8 @@ def relax_pins(request: RelaxRequest) -> RelaxAnswer:
         return answer
     words = tidy(answer.error)
     channels = without_credentials(", ".join(request.channels))
+    if request.offline and NOT_CACHED.search(words):
+        raise not_cached(words)
     if UNREACHABLE.search(words):
         raise unreachable_channel(words, request.channels)
     message = f"the conda half cannot be relaxed against {channels}: {words}"
@@ -84,7 +94,7 @@ async def _relax(request: RelaxRequest) -> RelaxAnswer:
     wanted = {
         spec: MatchSpec(_without_other_channel(spec, request.channels)) for spec in request.specs
     }
-    found = await open_gateway().query(
+    found = await open_gateway(offline=request.offline).query(
         channel_sources(request.channels),
         [request.platform, "noarch"],
         sorted({_name(spec) for spec in wanted.values()}),

@@ -16,5 +16,7 @@ class Preferences(msgspec.Struct, frozen=True, kw_only=True):
     """Names that alone may move; when there are any, all else of `kept` must stay."""
     exclude_newer: str | None = None
     """A date or time (ISO 8601): what a channel got later does not exist."""
+    offline: bool = False
+    """Whether only the cache of repodata is read."""
     channels: dict[str, str] = {}
     """The URLs of channels with their logins, by what the command line calls them."""

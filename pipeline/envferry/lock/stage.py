@@ -44,7 +44,7 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
     conda = solve_platforms(request, spec.name, progress)
     # A line that is a package's URL is in no repodata, which has the hashes.
     notes: list[str] = []
-    packages = [with_hash(package, notes) for package in conda.packages]
+    packages = [with_hash(package, notes, offline=options.offline) for package in conda.packages]
     for note in notes:
         log.info("%s", note)
     build_requirements: list[BuildRequirements] = []
