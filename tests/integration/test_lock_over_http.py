@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from envferry.base.retry import RetryPolicy
 from envferry.build.downloads import DownloadCache
-from envferry.errors import IntegrityError, StoreError
+from envferry.errors import IntegrityError, NotFound, StoreError
 from envferry.lock.options import LockOptions
 from envferry.lock.stage import lock_spec
 from envferry.progress import Silent
@@ -105,10 +105,10 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def lock(home: Path, url: str) -> Lock:
+def lock(home: Path, url: str, *, offline: bool = False) -> Lock:
     path = home / "spec.yml"
     path.write_text(f"channels: ['{url}']\ndependencies: [python=3.10]\n")
-    options = LockOptions(platforms=("linux-64",))
+    options = LockOptions(platforms=("linux-64",), offline=offline)
     return lock_spec(read_spec(path), options=options, progress=Silent())
 
 
@@ -194,3 +194,22 @@ def test_wrong_and_truncated_packages(own_home: Path, channel: Path) -> None:
         cache = DownloadCache(own_home / "other", policy=QUICK)
         with pytest.raises(StoreError, match="python-3"):
             cache.fetch_all([_at(item, port, other) for item in made.packages], progress=Silent())
+
+
+def test_offline_from_what_the_cache_holds(own_home: Path, channel: Path) -> None:
+    with serving(channel, Manners()) as url:
+        with pytest.raises(NotFound) as caught:
+            lock(own_home, url, offline=True)
+        assert "the cache does not hold all that the lock needs" in caught.value.message
+        assert "without `--offline`" in caught.value.hint
+        made = lock(own_home, url)
+    data = made.path.read_bytes()
+    made.path.unlink()
+    with pytest.raises(StoreError):  # the server is gone
+        lock(own_home, url)
+    assert lock(own_home, url, offline=True).packages == made.packages
+    assert made.path.read_bytes() == data
+
+
+def test_offline_with_a_channel_on_a_disk(own_home: Path, channel: Path) -> None:
+    assert python_url(lock(own_home, str(channel), offline=True)).startswith("file://")

@@ -74,19 +74,21 @@ def list_indexes(root: Path) -> list[CachedIndex]:
     return sorted(entries, key=lambda entry: (-entry.used, entry.url))
 
 
-def prune_indexes(root: Path, *, older_than: float) -> Pruned:
-    """Remove indexes, shards and notes that no lock used since `older_than`."""
+def prune_indexes(root: Path, *, older_than: float, dry_run: bool = False) -> Pruned:
+    """Remove indexes, shards and notes that no lock used since then; see `prune_entries`."""
     sizes = []
     for lock in list(root.glob(f"*/{ENTRY_LOCK}")):
         if lock.stat().st_mtime < older_than:
             files = [path for path in lock.parent.iterdir() if path != lock]
             sizes += [path.stat().st_size for path in files if path.name == "index"]
-            shutil.rmtree(lock.parent)
+            if not dry_run:
+                shutil.rmtree(lock.parent)
     for pattern in ("shards/*/*", "places/*"):
         for path in list(root.glob(pattern)):
             if path.stat().st_mtime < older_than:
                 sizes.append(path.stat().st_size)
-                path.unlink()
+                if not dry_run:
+                    path.unlink()
     return Pruned(files=len(sizes), size=sum(sizes))
 
 
@@ -126,38 +128,38 @@ def remove_damaged(entry: CacheEntry, advance: Callable[[int], None]) -> bool:
     return is_damaged
 
 
-def prune_entries(root: Path, *, older_than: float) -> Pruned:
+def prune_entries(root: Path, *, older_than: float, dry_run: bool = False) -> Pruned:
     """Remove downloads last used before `older_than` (seconds since 1970) and halves of downloads.
 
-    Raises TargetOccupied while a build uses the cache.
+    With `dry_run` nothing is removed: the answer says what would be. Raises TargetOccupied while a
+    build uses the cache.
     """
-    removed = []
+    if not root.is_dir():
+        return Pruned(files=0, size=0)
     with cache_lock(root, shared=False):
-        for entry in list_entries(root):
-            if entry.used < older_than:
-                removed.append(entry.size)
-                entry.path.unlink()
-        for algorithm in ALGORITHMS:
-            for partial in list(root.glob(f"{algorithm}/??/*/.*.partial")):
-                removed.append(partial.stat().st_size)
-                partial.unlink()
-            remove_empty(root / algorithm)
-        removed += prune_repositories(root, older_than)
-        for record in list(root.glob("made/*.json")):
-            if record.stat().st_mtime < older_than:
-                record.unlink()
-    return Pruned(files=len(removed), size=sum(removed))
+        files = [entry.path for entry in list_entries(root) if entry.used < older_than]
+        files += [path for name in ALGORITHMS for path in root.glob(f"{name}/??/*/.*.partial")]
+        repositories = list(old_repositories(root, older_than))
+        sizes = [path.stat().st_size for path in files] + [size for _, size in repositories]
+        if not dry_run:
+            for path in files:
+                path.unlink()
+            for algorithm in ALGORITHMS:
+                remove_empty(root / algorithm)
+            for folder, _ in repositories:
+                shutil.rmtree(folder)
+            for record in list(root.glob("made/*.json")):
+                if record.stat().st_mtime < older_than:
+                    record.unlink()
+    return Pruned(files=len(sizes), size=sum(sizes))
 
 
-def prune_repositories(root: Path, older_than: float) -> list[int]:
-    """Remove repositories that no build or lock asked for since; return the size of each."""
-    sizes = []
+def old_repositories(root: Path, older_than: float) -> Iterator[tuple[Path, int]]:
+    """Yield the repositories that no build or lock asked for since, and the size of each."""
     for lock in list(root.glob(f"git/*/{ENTRY_LOCK}")):
         if lock.stat().st_mtime < older_than:
             files = [path for path in lock.parent.rglob("*") if path.is_file()]
-            sizes.append(sum(path.stat().st_size for path in files))
-            shutil.rmtree(lock.parent)
-    return sizes
+            yield lock.parent, sum(path.stat().st_size for path in files)
 
 
 def remove_empty(directory: Path) -> None:
@@ -170,10 +172,13 @@ def remove_empty(directory: Path) -> None:
             group.rmdir()
 
 
-def remove_leftovers(builds: Path) -> Iterator[Path]:
+def remove_leftovers(builds: Path, *, dry_run: bool = False) -> Iterator[Path]:
     """Remove what builds that were killed left behind; yield what that was."""
     for left in sorted([*builds.glob("*.partial"), *builds.glob("*.again")]):
         name = left.name.removesuffix(".partial")
+        if dry_run:
+            yield left
+            continue
         with exclusive_lock(builds / f"{name}.lock", f"the build of {name}"):
             remove_tree(left)
         yield left

@@ -157,6 +157,10 @@ class DownloadCache:
             found = self._fetch_in_threads(list(distinct.values()), meter, offline)
         return {url: found[item.expected, item.file_name] for url, item in downloads.items()}
 
+    def path_of(self, item: Download) -> Path:
+        """Return where a file lies, or will."""
+        return self.root / item.algorithm / item.expected[:2] / item.expected / item.file_name
+
     def answers(self, url: str) -> bool:
         """Whether a file is there, asking its server once."""
         if urlsplit(url).scheme == "file":
@@ -222,8 +226,8 @@ class DownloadCache:
         return {(i.expected, i.file_name): path for i, path in pairs if isinstance(path, Path)}
 
     def _fetch(self, item: Download, meter: _Meter, offline: bool) -> Path:
-        directory = self.root / item.algorithm / item.expected[:2] / item.expected
-        target = directory / item.file_name
+        target = self.path_of(item)
+        directory = target.parent
         if offline and not target.exists():
             message = f"{item.shown} is not in the download cache {self.root}"
             raise NotFound(message, hint="run the same command with the network on first")

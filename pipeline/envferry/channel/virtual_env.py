@@ -22,10 +22,11 @@ from envferry.archive.index import FileEntry
 from envferry.archive.members import Recorded
 from envferry.archive.prefix_search import find_edits
 from envferry.archive.prefixes import Relocation
+from envferry.base.sha256 import sha256_hex
 from envferry.base.site_packages import site_packages_folders
 from envferry.build.inside import compile_bytecode
 from envferry.build.inside.conda_meta import list_bytecode, note_checksums
-from envferry.channel.conda_package import PLACEHOLDER, CondaPackage, sha256_hex
+from envferry.channel.conda_package import PLACEHOLDER, CondaPackage
 from envferry.channel.elf import glibc_floor
 from envferry.channel.interpreter import Interpreter, find_interpreter, stage_interpreter
 from envferry.channel.venv_files import (

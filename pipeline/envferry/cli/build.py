@@ -3,146 +3,180 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import click
 
-from envferry.archive.compression import DEFAULT_LEVEL
 from envferry.base.files import human_bytes
-from envferry.cli.build_options import BuildChoice, build_options, build_spec
-from envferry.cli.options import common_options, registry_option, threads_option
-from envferry.cli.trust import load_signer, load_trust, sign_key_option, trusted_key_option
+from envferry.cli.build_options import (
+    BuildingOptions,
+    PackedOptions,
+    build_spec,
+    preview_line,
+    preview_spec,
+)
+from envferry.cli.command import argument, command, option
+from envferry.cli.options import (
+    DryRunOptions,
+    NewTagOptions,
+    RegistryOptions,
+    SignKeyOptions,
+    ThreadOptions,
+    TrustedKeyOptions,
+)
+from envferry.cli.trust import load_signer, load_trust
 from envferry.config import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from envferry.cli.console import Console
     from envferry.models import Artifact, BuiltEnv, PushedArtifact
     from envferry.registry import Registry
 
-OUTPUT_DIR = Path("dist")
 
-output_option = click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default=OUTPUT_DIR, show_default=True,
-    help="The directory that the artifact goes to.",
-)  # fmt: skip
-level_option = click.option(
-    "--level", type=click.IntRange(1, 22), default=DEFAULT_LEVEL, show_default=True,
-    help="How hard zstd tries.",
-)  # fmt: skip
-tag_option = click.option(
-    "--tag", "tags", multiple=True, metavar="TAG", help="Also point this tag at it; repeatable."
-)
+@dataclass(frozen=True, kw_only=True)
+class BuildCommandOptions(DryRunOptions, BuildingOptions):
+    """What to build, and how."""
+
+    spec: str = argument()
+    twice: bool = option(
+        "--twice", is_flag=True, help="Build again under other conditions, and compare."
+    )
 
 
-@click.command()
-@click.argument("spec")
-@click.option("--twice", is_flag=True, help="Build again, in other circumstances, and compare.")
-@build_options
-@common_options
-def build(console: Console, spec: str, twice: bool, **choices: object) -> None:
+@dataclass(frozen=True, kw_only=True)
+class PackCommandOptions(DryRunOptions, ThreadOptions, PackedOptions):
+    """What to pack, and how."""
+
+    source: str = argument(metavar="NAME|PREFIX")
+    prefix: str | None = option(
+        "-p",
+        "--prefix",
+        metavar="PATH",
+        help="Of a PREFIX: the path that it was made for, if that is another.",
+    )
+    name: str | None = option(
+        "-n", "--name", metavar="NAME", help="Of a PREFIX: the name of the environment."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SigningOptions(SignKeyOptions, TrustedKeyOptions, RegistryOptions):
+    """For commands that publish, signed where there is a key."""
+
+    def open_registry(self) -> Registry:
+        """Open the registry to push to, with the keys."""
+        from envferry.registry import Registry
+
+        trust = load_trust(self.trusted_keys, takes_in=False)
+        signer = load_signer(self.sign_keys)
+        return Registry.open(self.registry, signer=signer, trust=trust if trust.keys else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushOptions(DryRunOptions, NewTagOptions, SigningOptions):
+    """What to push, where to."""
+
+    archives: tuple[Path, ...] = argument(
+        nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ARCHIVE..."
+    )
+
+
+@command(BuildCommandOptions)
+def build(console: Console, options: BuildCommandOptions) -> None:
     """Build the locked environment of SPEC in a throwaway container without network."""
-    built = build_spec(console, spec, BuildChoice.of(choices), twice=twice)
+    if options.dry_run:
+        found = preview_spec(options.spec, options)
+        console.preview(found, lambda: [preview_line(found)])
+        return
+    built = build_spec(console, options.spec, options, twice=options.twice)
     lines = [f"{built.name}: built for {built.prefix} in {built.tree}"]
-    if twice:
+    if options.twice:
         lines.append("built twice: the same files, the same archive")
     console.result(built, lambda: lines)
 
 
-@click.command()
-@click.argument("name", metavar="NAME|PREFIX|VENV")
-@output_option
-@level_option
-@threads_option
-@click.option("--prefix", help="Of a folder: the path it was made for, where that is another.")
-@click.option("--name", "new_name", metavar="NAME", help="Of a folder: what to call it.")
-@common_options
-def pack(
-    console: Console, name: str, output: Path, level: int, threads: int, **found: str | None
-) -> None:
+@command(PackCommandOptions)
+def pack(console: Console, options: PackCommandOptions) -> None:
     """Pack the built environment NAME, or a folder, into one archive.
 
     The folder is a conda environment, or a virtual environment (venv, virtualenv, uv), which is
     carried with its interpreter and standard library.
     """
-    with environment_at(console, name, found["prefix"], found["new_name"]) as built:
-        artifact = pack_built(console, built, output, level, threads)
+    with environment_at(console, options) as built:
+        if options.dry_run:
+            target = options.output / f"{built.name}-{built.platform}-ID.tar.zst"
+            facts = {"name": built.name, "platform": built.platform, "tree": built.tree}
+            line = f"{built.tree} would be packed into {target}"
+            console.preview({**facts, "archive": target}, lambda: [line])
+            return
+        artifact = pack_built(console, built, options, options.threads)
     console.result(artifact_facts(artifact), lambda: [str(artifact.archive_path)])
 
 
 @contextmanager
-def environment_at(
-    console: Console, name: str, prefix: str | None, new_name: str | None
-) -> Iterator[BuiltEnv]:
-    """Yield what `pack` is told to pack."""
+def environment_at(console: Console, options: PackCommandOptions) -> Iterator[BuiltEnv]:
+    """Yield what `pack` is told to pack; a preview leaves nothing in the cache."""
     from envferry.build.records import read_build
     from envferry.pack.existing_env import describe_env, is_venv
     from envferry.specs.reading import SPEC_ENDINGS
 
-    desk, folder = settings().cache_dir / "found", Path(name)
+    folder = Path(options.source)
     is_spec = folder.suffix in SPEC_ENDINGS
-    is_folder = not is_spec and ("/" in name or is_venv(folder))
-    if is_folder and is_venv(folder):
-        from envferry.channel.virtual_env import VirtualEnv, venv_with_interpreter
+    is_folder = not is_spec and ("/" in options.source or is_venv(folder))
+    with TemporaryDirectory() as scratch:
+        desk = Path(scratch) if options.dry_run else settings().cache_dir / "found"
+        if is_folder and is_venv(folder):
+            from envferry.channel.virtual_env import VirtualEnv, venv_with_interpreter
 
-        source = VirtualEnv(folder, prefix, new_name)
-        with venv_with_interpreter(source, desk=desk, progress=console.progress) as built:
-            yield built
-    elif is_folder:
-        yield describe_env(folder, prefix=prefix, name=new_name, desk=desk)
-    else:
-        # An environment may be called `torch-2.8`: only a spec's ending is no part of its name.
-        yield read_build(folder.stem if is_spec else name, settings().cache_dir / "builds")
+            source = VirtualEnv(folder, options.prefix, options.name)
+            with venv_with_interpreter(source, desk=desk, progress=console.progress) as built:
+                yield built
+        elif is_folder:
+            yield describe_env(folder, prefix=options.prefix, name=options.name, desk=desk)
+        else:
+            # An environment may be called `torch-2.8`: only a spec's ending is no part of its name.
+            name = folder.stem if is_spec else options.source
+            yield read_build(name, settings().cache_dir / "builds")
 
 
-@click.command()
-@click.argument(
-    "archives", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ARCHIVE..."
-)
-@tag_option
-@sign_key_option
-@trusted_key_option
-@registry_option
-@common_options
-def push(
-    console: Console,
-    archives: tuple[Path, ...],
-    tags: tuple[str, ...],
-    registry: str,
-    **keys: tuple[Path, ...],
-) -> None:
+@command(PushOptions)
+def push(console: Console, options: PushOptions) -> None:
     """Send each ARCHIVE with its manifest to the registry; `latest` will point at it.
 
-    With a key, the artifact and the tags are signed. To sign beside others, trust one of them.
+    With a key, the artifact and the tags are signed. To add a signature to an artifact that others
+    signed, trust one of their keys.
     """
     from envferry.artifacts import read_artifact
+    from envferry.registry.push import preview_push
 
-    target = open_signing(registry, keys)
-    pushed = [push_one(console, read_artifact(path), target, tags) for path in archives]
+    target = options.open_registry()
+    artifacts = (read_artifact(path) for path in options.archives)
+    if options.dry_run:
+        found = [preview_push(one, registry=target, tags=options.tags) for one in artifacts]
+        console.preview(found, lambda: [describe_push(one, is_done=False) for one in found])
+        return
+    pushed = [push_one(console, artifact, target, options.tags) for artifact in artifacts]
     console.result(pushed, lambda: [describe_push(item) for item in pushed])
 
 
 def pack_built(
-    console: Console, built: BuiltEnv, output: Path, level: int, threads: int = 0
+    console: Console, built: BuiltEnv, packed: PackedOptions, threads: int = 0
 ) -> Artifact:
     """Pack a built environment."""
     from envferry.pack.stage import PackOptions, pack_env
 
     options = PackOptions(
-        output_dir=output, mtime=settings().source_date_epoch, level=level, threads=threads
+        output_dir=packed.output,
+        mtime=settings().source_date_epoch,
+        level=packed.level,
+        threads=threads,
     )
     return pack_env(built, options=options, progress=console.progress)
-
-
-def open_signing(url: str, keys: Mapping[str, object]) -> Registry:
-    """Open a registry to push to, with the keys of `--sign-key` and `--trusted-key`."""
-    from envferry.registry import Registry
-
-    trust = load_trust(cast("tuple[Path, ...]", keys["trusted_keys"]), takes_in=False)
-    signer = load_signer(cast("tuple[Path, ...]", keys["sign_keys"]))
-    return Registry.open(url, signer=signer, trust=trust if trust.keys else None)
 
 
 def push_one(
@@ -165,7 +199,8 @@ def artifact_facts(artifact: Artifact) -> dict[str, object]:
     }
 
 
-def describe_push(pushed: PushedArtifact) -> str:
-    """Return one line about a push."""
-    how = f"{human_bytes(pushed.size)} sent" if pushed.uploaded else "was there already"
+def describe_push(pushed: PushedArtifact, *, is_done: bool = True) -> str:
+    """Return one line about a push that is done, or would be."""
+    verb = "sent" if is_done else "would be sent"
+    how = f"{human_bytes(pushed.size)} {verb}" if pushed.uploaded else "already present"
     return f"{pushed.name}@{pushed.id} in {pushed.registry}: {how}, tags: {', '.join(pushed.tags)}"

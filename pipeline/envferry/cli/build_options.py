@@ -7,19 +7,23 @@ import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from envferry.base.files import exclusive_lock, remove_tree
+from envferry.archive.compression import DEFAULT_LEVEL
+from envferry.base.files import exclusive_lock, plural, remove_tree
+from envferry.cli.command import option
+from envferry.cli.options import OfflineOptions, becomes
 from envferry.config import settings
 from envferry.engines.selection import Engine
 from envferry.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from envferry.build.options import BuildOptions
+    from envferry.build.preview import BuildPreview
     from envferry.cli.console import Console
     from envferry.engines.port import Sandbox
     from envferry.models import BuiltEnv, Lock
@@ -30,71 +34,101 @@ SPECS_DIR = Path("specs")
 DIFFERENCES_SHOWN = 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildChoice:
-    """How to build, as the command line says it."""
+@dataclass(frozen=True, kw_only=True)
+class BuildingOptions(OfflineOptions):
+    """For commands that build."""
 
-    engine: Engine
-    image: str | None
-    offline: bool
-    check: bool
-    allow_clobber: tuple[str, ...]
-    allow_conflict: tuple[str, ...]
+    sandbox: Engine = option(
+        "--sandbox",
+        type=click.Choice([engine.value for engine in Engine]),
+        default=Engine.AUTO.value,
+        callback=becomes(Engine),
+        show_default=True,
+        help="The container engine.",
+    )
+    image: str | None = option("--image", metavar="IMAGE", help="The image for docker and podman.")
+    allow_clobber: tuple[str, ...] = option(
+        "--allow-clobber",
+        multiple=True,
+        metavar="NAME",
+        help="Let this package overwrite conda's files, or be overwritten; repeatable.",
+    )
+    allow_conflict: tuple[str, ...] = option(
+        "--allow-conflict",
+        multiple=True,
+        metavar="NAME",
+        help="Ignore the unmet requirements of this package; repeatable.",
+    )
+    no_check: bool = option("--no-check", is_flag=True, help="Do not run the spec's checks.")
 
-    @classmethod
-    def of(cls, choices: Mapping[str, Any]) -> BuildChoice:
-        """Read the values of `build_options`."""
-        return cls(
-            engine=Engine(choices["sandbox"]),
-            image=choices["image"],
-            offline=choices["offline"],
-            check=not choices["no_check"],
-            allow_clobber=choices["allow_clobber"],
-            allow_conflict=choices["allow_conflict"],
+    def as_build_options(self) -> BuildOptions:
+        """Return what the stage is to do."""
+        from envferry.build.options import BuildOptions
+
+        return BuildOptions(
+            builds_dir=settings().cache_dir / "builds",
+            offline=self.offline,
+            check=not self.no_check,
+            allow_clobber=self.allow_clobber,
+            allow_conflict=self.allow_conflict,
         )
 
 
-def build_options(function: click.decorators.FC) -> click.decorators.FC:
-    """Add the options of `build`."""
-    for option in (
-        click.option("--no-check", is_flag=True, help="Do not run the spec's checks."),
-        click.option(
-            "--allow-conflict", multiple=True, metavar="NAME",
-            help="The requirements of this package need not hold; repeatable.",
-        ),
-        click.option(
-            "--allow-clobber", multiple=True, metavar="NAME",
-            help="This package may overwrite conda's files (or be overwritten); repeatable.",
-        ),
-        click.option("--offline", is_flag=True, help="Take every download from the cache."),
-        click.option("--image", help="The image for docker and podman.", metavar="IMAGE"),
-        click.option(
-            "--sandbox", type=click.Choice([engine.value for engine in Engine]),
-            default=Engine.AUTO.value, show_default=True, help="The container engine.",
-        ),
-    ):  # fmt: skip
-        function = option(function)
-    return function
+@dataclass(frozen=True, kw_only=True)
+class PackedOptions:
+    """For commands that write an archive."""
+
+    output: Path = option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        default=Path("dist"),
+        show_default=True,
+        help="The directory to write the artifact to.",
+    )
+    level: int = option(
+        "--level",
+        type=click.IntRange(1, 22),
+        default=DEFAULT_LEVEL,
+        show_default=True,
+        help="The zstd compression level.",
+    )
 
 
-def build_spec(
-    console: Console, argument: str, choice: BuildChoice, *, twice: bool = False
-) -> BuiltEnv:
-    """Check the lock of a spec and build it; with `twice`, once more, and compare."""
-    from envferry.build.options import BuildOptions
-    from envferry.engines.selection import choose_sandbox
+def locked(argument: str) -> Lock:
+    """Return the lock of a spec, which must be up to date."""
     from envferry.lock.existing_lock import check_lock
     from envferry.specs.reading import find_spec, read_spec
 
-    lock = check_lock(read_spec(find_spec(argument, SPECS_DIR)))
-    sandbox = choose_sandbox(choice.engine, choice.image)
-    options = BuildOptions(
-        builds_dir=settings().cache_dir / "builds",
-        offline=choice.offline,
-        check=choice.check,
-        allow_clobber=choice.allow_clobber,
-        allow_conflict=choice.allow_conflict,
-    )
+    return check_lock(read_spec(find_spec(argument, SPECS_DIR)))
+
+
+def preview_spec(argument: str, choice: BuildingOptions) -> BuildPreview:
+    """Check the lock of a spec and say what a build would take."""
+    from envferry.build.downloads import DownloadCache
+    from envferry.build.preview import preview_build
+
+    cache = DownloadCache(settings().cache_dir / "downloads")
+    return preview_build(locked(argument), cache=cache, options=choice.as_build_options())
+
+
+def preview_line(found: BuildPreview) -> str:
+    """Return what a build would take."""
+    text = f"{found.name}: would be built for {found.prefix}: {found.conda} conda + {found.pip} pip"
+    text += f" packages, {plural(len(found.downloads), 'file')} to download"
+    if found.sources:
+        text += f", {plural(found.sources, 'source package')}"
+    return text
+
+
+def build_spec(
+    console: Console, argument: str, choice: BuildingOptions, *, twice: bool = False
+) -> BuiltEnv:
+    """Check the lock of a spec and build it; with `twice`, once more, and compare."""
+    from envferry.engines.selection import choose_sandbox
+
+    lock, options = locked(argument), choice.as_build_options()
+    sandbox = choose_sandbox(choice.sandbox, choice.image)
     built = build_lock(console, lock, sandbox, options)
     if twice:
         build_again(console, built, lock, sandbox, options)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.base.files import human_bytes
+from envferry.base.files import human_bytes, plural
 from envferry.cli.command import NoOptions, command, option
+from envferry.cli.options import DryRunOptions
 from envferry.cli.terminal import table
 from envferry.config import settings
 from envferry.errors import IntegrityError
@@ -58,7 +59,7 @@ def verify(console: Console, _: NoOptions) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CachePruneOptions:
+class CachePruneOptions(DryRunOptions):
     """What to keep."""
 
     keep_days: int = option(
@@ -76,15 +77,18 @@ def prune(console: Console, options: CachePruneOptions) -> None:
     from envferry.build.cache import DAY_SECONDS, prune_entries, prune_indexes, remove_leftovers
 
     oldest = time.time() - options.keep_days * DAY_SECONDS
-    pruned = prune_entries(downloads_dir(), older_than=oldest)
-    indexes = prune_indexes(indexes_dir(), older_than=oldest)
-    leftovers = list(remove_leftovers(settings().cache_dir / "builds"))
-    lines = [f"removed {pruned.files} downloads, {human_bytes(pruned.size)}"]
+    builds, dry_run = settings().cache_dir / "builds", options.dry_run
+    pruned = prune_entries(downloads_dir(), older_than=oldest, dry_run=dry_run)
+    indexes = prune_indexes(indexes_dir(), older_than=oldest, dry_run=dry_run)
+    leftovers = list(remove_leftovers(builds, dry_run=dry_run))
+    verb = "would remove" if dry_run else "removed"
+    lines = [f"{verb} {plural(pruned.files, 'download')}, {human_bytes(pruned.size)}"]
     if indexes.files:
-        lines.append(f"removed {indexes.files} files of indexes, {human_bytes(indexes.size)}")
-    lines += [f"removed {path}" for path in leftovers]
-    found = {"downloads": pruned, "indexes": indexes, "leftovers": leftovers}
-    console.result(found, lambda: lines)
+        files = plural(indexes.files, "file")
+        lines.append(f"{verb} {files} of channel indexes, {human_bytes(indexes.size)}")
+    lines += [f"{verb} {path}" for path in leftovers]
+    show = console.preview if dry_run else console.result
+    show({"downloads": pruned, "indexes": indexes, "leftovers": leftovers}, lambda: lines)
 
 
 def downloads_dir() -> Path:

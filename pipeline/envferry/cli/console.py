@@ -63,6 +63,20 @@ class Console:
         else:
             click.echo(harmless("".join(f"{line}\n" for line in lines())), nl=False)
 
+    def preview(self, value: object, lines: Callable[[], Iterable[str]]) -> None:
+        """Print what a command would do: as its result, with `"dry_run": true` in the JSON."""
+        facts = msgspec.to_builtins(value, enc_hook=to_builtin)
+        if isinstance(facts, list):
+            self.result([{**one, "dry_run": True} for one in facts], lines)
+        else:
+            self.result({**facts, "dry_run": True}, lines)
+
+    def confirm(self, question: str) -> bool:
+        """Ask whoever is at the terminal; yes where nobody is, or with `--json`."""
+        if self.as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return True
+        return click.confirm(question, err=True)
+
 
 def to_builtin(value: object) -> object:
     """Turn what JSON does not know into what it does."""

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from envferry.cli.command import COMMON, option
-from envferry.cli.console import Console
-from envferry.cli.failures import Answer
-from envferry.config import forget_relative_path_entries, settings
+from envferry.cli.command import option
+from envferry.config import settings
 from envferry.models import current_platform
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from enum import Enum
 
-Function = TypeVar("Function", bound="Callable[..., Any]")
+Value = TypeVar("Value", bound="Enum")
+
+
+def becomes(kind: type[Value]) -> Callable[[click.Context, click.Parameter, str], Value]:
+    """Return the callback of an option whose value is a member of an enum."""
+
+    def convert(_context: click.Context, _option: click.Parameter, text: str) -> Value:
+        return kind(text)
+
+    return convert
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,34 +79,80 @@ class SignKeyOptions:
     )
 
 
-def common_options(function: Function) -> Function:
-    """Add `--json`, `-q`, `-v` to a command, which gets a Console as its first argument."""
+@dataclass(frozen=True, kw_only=True)
+class SignatureOptions(TrustedKeyOptions):
+    """For commands that take artifacts in."""
 
-    @wraps(function)
-    def wrapper(*, as_json: bool, is_quiet: bool, verbosity: int, **others: object) -> object:
-        forget_relative_path_entries()
-        console = Console(as_json=as_json, is_quiet=is_quiet, verbosity=verbosity)
-        console.answer = click.get_current_context().ensure_object(Answer)
-        return function(console, **others)
-
-    decorated: Any = wrapper
-    for declare in reversed(COMMON):
-        decorated = declare(decorated)
-    return decorated  # type: ignore[no-any-return]
+    require_signature: bool = option(
+        "--require-signature",
+        is_flag=True,
+        help="Reject what is unsigned even without trusted keys; see ENVFERRY_REQUIRE_SIGNATURES.",
+    )
 
 
-threads_option = click.option(
-    "--threads", type=click.IntRange(min=0), metavar="N", default=0,
-    help="How many threads work; as many as there are cores unless given.",
-)  # fmt: skip
+@dataclass(frozen=True, kw_only=True)
+class EnvsDirOptions:
+    """For commands about what is installed on this host."""
+
+    envs_dir: Path = option(
+        "--envs-dir",
+        type=click.Path(path_type=Path),
+        default=lambda: settings().envs_dir,
+        show_default="/opt/conda/envs",
+        help="The directory that holds this host's environments.",
+    )
 
 
-def registry_option(function: Function) -> Function:
-    """Add `--registry`; its default is ENVFERRY_REGISTRY, else ./artifacts."""
-    return click.option(
-        "--registry",
-        metavar="URL",
-        default=lambda: settings().registry,
-        show_default="ENVFERRY_REGISTRY, else ./artifacts",
-        help="Where artifacts live: a directory, s3://bucket/prefix or https://…",
-    )(function)
+@dataclass(frozen=True, kw_only=True)
+class ThreadOptions:
+    """For commands that compress or write in parallel."""
+
+    threads: int = option(
+        "--threads",
+        type=click.IntRange(min=0),
+        metavar="N",
+        default=0,
+        help="The number of threads; default: one for each core.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewTagOptions:
+    """For commands that publish."""
+
+    tags: tuple[str, ...] = option(
+        "--tag",
+        multiple=True,
+        metavar="TAG",
+        help="Also point this tag at the artifact; repeatable.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenTagOptions:
+    """For commands that copy artifacts by their tags."""
+
+    tags: tuple[str, ...] = option(
+        "--tag",
+        multiple=True,
+        metavar="TAG",
+        help="Only this tag and the artifact it points to; repeatable.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineOptions:
+    """For commands that download."""
+
+    offline: bool = option(
+        "--offline", is_flag=True, help="Use only what is in the cache; download nothing."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRunOptions:
+    """For commands that write."""
+
+    dry_run: bool = option(
+        "--dry-run", is_flag=True, help="Print what would be done, and change nothing."
+    )

@@ -13,11 +13,13 @@ import msgspec
 from envferry.artifacts import ATTESTATION, SBOM, read_artifact, read_proof, sbom_path
 from envferry.base.files import human_bytes
 from envferry.cli.command import argument, command
-from envferry.cli.options import PlatformOptions, RegistryOptions, SignKeyOptions
+from envferry.cli.options import DryRunOptions, PlatformOptions, RegistryOptions, SignKeyOptions
 from envferry.cli.terminal import table
 from envferry.cli.trust import is_file_ref, load_signer
 from envferry.models import Manifest, Ref, check_name
 from envferry.registry import Registry
+from envferry.registry.tags import preview_move
+from envferry.trust.signed_tags import TagName
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +40,7 @@ class ShowOptions(PlatformOptions, RegistryOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TagOptions(SignKeyOptions, PlatformOptions, RegistryOptions):
+class TagOptions(DryRunOptions, SignKeyOptions, PlatformOptions, RegistryOptions):
     """Which tag shall point to which artifact."""
 
     ref: str = argument()
@@ -64,6 +66,12 @@ def tag(console: Console, options: TagOptions) -> None:
     registry = Registry.open(options.registry, signer=load_signer(options.sign_keys))
     check_name(options.tag, "tag")
     id_ = registry.resolve(wanted, platform)
+    if options.dry_run:
+        name = TagName(name=wanted.name, platform=platform, tag=options.tag)
+        before, after = preview_move(registry, name, id_)
+        line = f"{name} would point to {id_}, now {before.id if before else 'nothing'}"
+        console.preview(after, lambda: [line])
+        return
     record = registry.move_tag(wanted.name, platform, options.tag, id_)
     console.result(record, lambda: [f"{wanted.name}@{options.tag} is now {record.id}"])
 

@@ -6,28 +6,25 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import click
 import msgspec
 
-from envferry.cli.build import (
-    describe_push,
-    level_option,
-    open_signing,
-    output_option,
-    pack_built,
-    push_one,
-    tag_option,
+from envferry.cli.build import SigningOptions, describe_push, pack_built, push_one
+from envferry.cli.build_options import (
+    BuildingOptions,
+    PackedOptions,
+    build_spec,
+    locked,
+    preview_line,
+    preview_spec,
 )
-from envferry.cli.build_options import SPECS_DIR, BuildChoice, build_options, build_spec
+from envferry.cli.command import argument, command, option
 from envferry.cli.failures import explain
-from envferry.cli.options import common_options, registry_option
-from envferry.cli.trust import sign_key_option, trusted_key_option
+from envferry.cli.options import DryRunOptions, NewTagOptions
 from envferry.errors import PipelineError
 from envferry.models import PushedArtifact, current_platform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from envferry.cli.console import Console
     from envferry.models import Lock
@@ -78,51 +75,32 @@ class Outcome:
         return f"{self.spec}: {self.state}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReleaseOptions:
-    """How to release."""
+@dataclass(frozen=True, kw_only=True)
+class ReleaseOptions(DryRunOptions, BuildingOptions, PackedOptions, SigningOptions, NewTagOptions):
+    """What to release, and how."""
 
-    choice: BuildChoice
-    tags: tuple[str, ...]
-    output: Path
-    level: int
-    rebuild: bool
+    specs: tuple[str, ...] = argument(nargs=-1, required=True, metavar="SPEC...")
+    rebuild: bool = option(
+        "--rebuild", is_flag=True, help="Also build what the registry already has."
+    )
 
 
-@click.command()
-@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
-@tag_option
-@click.option("--rebuild", is_flag=True, help="Build also what the registry has already.")
-@sign_key_option
-@trusted_key_option
-@registry_option
-@output_option
-@level_option
-@build_options
-@common_options
-def release(
-    console: Console,
-    specs: tuple[str, ...],
-    registry: str,
-    **choices: Any,  # noqa: ANN401  (click's)
-) -> None:
+@command(ReleaseOptions)
+def release(console: Console, options: ReleaseOptions) -> None:
     """Release each SPEC: check its lock, build, pack and push it.
 
-    All locks and the registry are checked first: if one is wrong, nothing is built. Then one
-    failure does not keep the other specs back. What the registry has of the same lock is tagged,
-    not built again.
+    All locks and the registry are checked first: if one is wrong, nothing is built. After that, the
+    failure of one SPEC does not hold back the others. An artifact of the same lock that is in the
+    registry is only tagged.
     """
-    target = open_signing(registry, choices)
-    options = ReleaseOptions(
-        choice=BuildChoice.of(choices),
-        tags=choices["tags"],
-        output=choices["output"],
-        level=choices["level"],
-        rebuild=choices["rebuild"],
-    )
-    outcomes = [Outcome(spec) for spec in dict.fromkeys(specs)]
+    target = options.open_registry()
+    outcomes = [Outcome(spec) for spec in dict.fromkeys(options.specs)]
+    if options.dry_run:
+        preview_release(console, outcomes, target, options)
+        return
     try:
-        check_all(outcomes, target, options.tags)
+        check_all(outcomes, options.tags)
+        require_all_writable(outcomes, target)
         if not any(outcome.error for outcome in outcomes):
             release_all(console, outcomes, target, options)
     finally:
@@ -133,26 +111,54 @@ def release(
     raise_first(outcomes)
 
 
-def check_all(outcomes: Sequence[Outcome], target: Registry, tags: tuple[str, ...]) -> None:
-    """Read every lock, and find out whether the registry takes what will be made."""
-    from envferry.lock.existing_lock import check_lock
-    from envferry.registry.layout import check_tag
-    from envferry.registry.released import require_writable
-    from envferry.specs.reading import find_spec, read_spec
+def preview_release(
+    console: Console, outcomes: Sequence[Outcome], target: Registry, options: ReleaseOptions
+) -> None:
+    """Print what a release would build, and what it would only tag; raise what it would."""
+    from envferry.registry.push import check_tags
+    from envferry.registry.released import find_released
 
-    platform = current_platform()
+    check_all(outcomes, options.tags)
+    tags = check_tags(options.tags)
+    facts: list[dict[str, object]] = []
+    lines: list[str] = []
+    for outcome in (one for one in outcomes if one.lock):
+        found = None
+        if not options.rebuild and outcome.lock:
+            found = find_released(target, outcome.lock, current_platform())
+        fact = {"spec": outcome.spec, "build": found is None, "id": found.id if found else None}
+        facts.append({**fact, "tags": tags})
+        if found:
+            shown = f"{found.name}@{found.id} is in {target.url}: would be tagged"
+            lines.append(f"{shown} {', '.join(tags)}")
+        else:
+            lines.append(preview_line(preview_spec(outcome.spec, options)))
+    console.preview(facts, lambda: lines)
+    raise_first(outcomes)
+
+
+def check_all(outcomes: Sequence[Outcome], tags: tuple[str, ...]) -> None:
+    """Read every lock; note what is wrong with each."""
+    from envferry.registry.layout import check_tag
+
     for tag in tags:
         check_tag(tag)
     for outcome in outcomes:
         try:
-            lock = check_lock(read_spec(find_spec(outcome.spec, SPECS_DIR)))
-            lock.for_platform(platform)
+            lock = locked(outcome.spec)
+            lock.for_platform(current_platform())
             outcome.lock = lock
         except FAILURES as error:
             outcome.error = error
+
+
+def require_all_writable(outcomes: Sequence[Outcome], target: Registry) -> None:
+    """Find out whether the registry takes what will be made."""
+    from envferry.registry.released import require_writable
+
     for outcome in outcomes:
         if outcome.lock:
-            require_writable(target, outcome.lock.name, platform)
+            require_writable(target, outcome.lock.name, current_platform())
 
 
 def release_all(
@@ -179,8 +185,8 @@ def release_one(
         if found:
             outcome.pushed = tag_published(found, registry=target, tags=options.tags)
             return
-    built = build_spec(console, outcome.spec, options.choice)
-    artifact = pack_built(console, built, options.output, options.level)
+    built = build_spec(console, outcome.spec, options)
+    artifact = pack_built(console, built, options)
     outcome.pushed = push_one(console, artifact, target, options.tags)
     outcome.built = True
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from envferry.cli.options import common_options
+from envferry.cli.command import argument, command, option
+from envferry.cli.options import DryRunOptions, OfflineOptions
+from envferry.errors import UsageError
 
 if TYPE_CHECKING:
     from envferry.cli.console import Console
+    from envferry.lock.options import LockOptions
     from envferry.models import Lock
+    from envferry.specs.drafts import RelaxLevel
     from envferry.specs.importing import Imported, ImportOptions
     from envferry.specs.linting import Finding
     from envferry.specs.lock_changes import Change
@@ -23,18 +27,115 @@ log = logging.getLogger(__name__)
 SPECS_DIR = Path("specs")
 
 
-@click.command("import")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option("--name", help="The environment's name; else the file's own.", metavar="NAME")
-@click.option("--channel", "channels", multiple=True, help="Where the file names none; repeatable.")
-@click.option("--python", help="The python version, where the file names none.", metavar="VERSION")
-@click.option(
-    "--relax", type=click.Choice(["build", "patch", "all"]),
-    help="Loosen every conda pin: drop its build, its patch version, or all of it.",
-)  # fmt: skip
-@click.option("--force", is_flag=True, help="Replace a spec that is there already.")
-@common_options
-def import_command(console: Console, source: Path, force: bool, **choices: object) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ImportCommandOptions(DryRunOptions):
+    """What to make a spec of, and how."""
+
+    source: Path = argument(type=click.Path(path_type=Path))
+    name: str | None = option(
+        "-n", "--name", metavar="NAME", help="The environment's name; default: the file's own."
+    )
+    channels: tuple[str, ...] = option(
+        "-c",
+        "--channel",
+        multiple=True,
+        metavar="CHANNEL",
+        help="A channel, if SOURCE names none; repeatable.",
+    )
+    python: str | None = option(
+        "--python", metavar="VERSION", help="The python version, if SOURCE names none."
+    )
+    relax: RelaxLevel | None = option(
+        "--relax",
+        type=click.Choice(["build", "patch", "all"]),
+        help="Loosen every conda pin: drop its build, its patch version, or all of it.",
+    )
+    force: bool = option(
+        "--force", "-y", "--yes", is_flag=True, help="Replace an existing spec that differs."
+    )
+
+    def as_import_options(self) -> ImportOptions:
+        """Return what to import with."""
+        from envferry.specs.importing import ImportOptions
+
+        options = ImportOptions(
+            name=self.name or None, python=self.python or None, relax=self.relax
+        )
+        return replace(options, channels=self.channels) if self.channels else options
+
+
+@dataclass(frozen=True, kw_only=True)
+class LintOptions:
+    """What to lint, and how strictly."""
+
+    specs: tuple[str, ...] = argument(nargs=-1, required=True, metavar="SPEC...")
+    online: bool = option(
+        "--online", is_flag=True, help="Also ask the channels whether they have every pin."
+    )
+    strict: bool = option("--strict", is_flag=True, help="Fail if anything is found.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LockCommandOptions(DryRunOptions, OfflineOptions):
+    """What to lock, and how."""
+
+    specs: tuple[str, ...] = argument(nargs=-1, metavar="[SPEC]...")
+    files: tuple[str, ...] = option(
+        "-f", "--file", multiple=True, metavar="FILE", help="Also lock this spec file; repeatable."
+    )
+    platforms: tuple[str, ...] = option(
+        "--platform", multiple=True, metavar="PLATFORM", help="Lock for this platform; repeatable."
+    )
+    channels: tuple[str, ...] = option(
+        "-c",
+        "--channel",
+        multiple=True,
+        metavar="CHANNEL",
+        help="Use this channel instead of the spec's; repeatable.",
+    )
+    check: bool = option("--check", is_flag=True, help="Only check whether the lock is up to date.")
+    updated: tuple[str, ...] = option(
+        "--update",
+        multiple=True,
+        metavar="PKG",
+        help="Update this package and nothing else; repeatable.",
+    )
+    upgrade: bool = option("--upgrade", is_flag=True, help="Update everything.")
+    exclude_newer: str | None = option(
+        "--exclude-newer", metavar="DATE", help="Ignore what was published after DATE."
+    )
+    relax: RelaxLevel | None = option(
+        "--relax",
+        type=click.Choice(["build", "patch", "all"]),
+        help="Loosen pins that no channel satisfies: drop their build, patch version, or all.",
+    )
+    strict: bool = option("--strict", is_flag=True, help="Fail if lint finds anything.")
+    solver: Path | None = option(
+        "--solver",
+        callback=lambda _, __, text: find_solver(text),
+        metavar="EXE",
+        help="Solve with this conda, mamba or micromamba.",
+    )
+
+    def as_lock_options(self) -> LockOptions:
+        """Return what to lock with."""
+        from envferry.lock.options import LockOptions
+
+        return LockOptions(
+            platforms=self.platforms,
+            channels=self.channels,
+            solver=self.solver,
+            relax=self.relax,
+            updated=self.updated,
+            upgrade=self.upgrade,
+            exclude_newer=self.exclude_newer,
+            offline=self.offline,
+            dry_run=self.dry_run,
+        )
+
+
+@command(ImportCommandOptions)
+def import_command(console: Console, options: ImportCommandOptions) -> None:
     """Make specs/NAME.yml out of SOURCE, whatever it is.
 
     SOURCE is an environment.yml (exported ones too), a pip requirements file, a list that conda or
@@ -43,41 +144,72 @@ def import_command(console: Console, source: Path, force: bool, **choices: objec
     environment it also makes specs/NAME.conda-lock.yml.
     """
     from envferry.base.files import write_bytes
-    from envferry.errors import TargetOccupied
-    from envferry.specs.importing import ImportOptions, import_spec
+    from envferry.specs.importing import import_spec
 
-    given = {key: value for key, value in choices.items() if value}
-    options = ImportOptions(**given)  # type: ignore[arg-type]
-    imported = import_spec(source, SPECS_DIR, options)
-    path, lock_path = imported.spec.path, imported.spec.lock_path
-    if path.exists() and path.read_bytes() != imported.text.encode() and not force:
-        message = f"{path} is there already and differs"
-        raise TargetOccupied(message, hint="give `--force` to replace it, or another `--name`")
-    if not path.exists() and lock_path.exists() and imported.locks and not force:
-        message = f"{lock_path} is there already, and its spec is not"
-        raise TargetOccupied(message, hint="give `--force` to replace it, or another `--name`")
+    wanted = options.as_import_options()
+    imported = import_spec(options.source, SPECS_DIR, wanted)
+    if not options.force:
+        require_free(imported)
+    if options.dry_run:
+        preview_import(console, imported)
+        return
     made: Lock | None = None
     reason = ""
-    write_bytes(path, imported.text.encode())
+    write_bytes(imported.spec.path, imported.text.encode())
     if imported.locks:
-        imported, made, reason = lock_imported(console, imported, source, options)
+        imported, made, reason = lock_imported(console, imported, options.source, wanted)
     for note in imported.notes:
         console.note(note)
     facts = {
-        "path": path,
+        **import_facts(imported),
+        "lock": lock_facts(made) if made else None,
+        "not_locked": reason,
+    }
+    lines = [import_line(imported), *([describe_lock(made)] if made else [])]
+    console.result(facts, lambda: lines)
+
+
+def require_free(imported: Imported) -> None:
+    """Raise TargetOccupied where an import would replace a spec or a lock that differs."""
+    from envferry.errors import TargetOccupied
+
+    path, lock_path = imported.spec.path, imported.spec.lock_path
+    hint = "replace it with `--force`, or choose another `--name`"
+    if path.exists() and path.read_bytes() != imported.text.encode():
+        raise TargetOccupied(f"{path} already exists and differs", hint=hint)
+    if not path.exists() and lock_path.exists() and imported.locks:
+        raise TargetOccupied(f"{lock_path} already exists, without its spec", hint=hint)
+
+
+def preview_import(console: Console, imported: Imported) -> None:
+    """Print which spec an import would write."""
+    for note in imported.notes:
+        console.note(note)
+    lock_path = imported.spec.lock_path if imported.locks else None
+    facts = {**import_facts(imported), "text": imported.text, "lock_path": lock_path}
+    lines = [f"would write {import_line(imported)}"]
+    if lock_path:
+        lines.append(f"would write {lock_path}")
+    console.preview(facts, lambda: lines)
+
+
+def import_facts(imported: Imported) -> dict[str, object]:
+    """Return what `import --json` says of a spec."""
+    return {
+        "path": imported.spec.path,
         "name": imported.spec.name,
         "kind": imported.kind.name.lower(),
         "conda": len(imported.spec.conda),
         "pip": len(imported.spec.pip),
         "notes": imported.notes,
-        "lock": lock_facts(made) if made else None,
-        "not_locked": reason,
     }
-    lines = [
-        f"{path}  from {imported.kind.value}: {facts['conda']} conda + {facts['pip']} pip lines",
-        *([describe_lock(made)] if made else []),
-    ]
-    console.result(facts, lambda: lines)
+
+
+def import_line(imported: Imported) -> str:
+    """Return one line about a spec that was imported."""
+    spec = imported.spec
+    counts = f"{len(spec.conda)} conda + {len(spec.pip)} pip lines"
+    return f"{spec.path}  from {imported.kind.value}: {counts}"
 
 
 def lock_imported(
@@ -109,81 +241,60 @@ def lock_imported(
     return replace(imported, notes=(*imported.notes, *notes)), made, ""
 
 
-@click.command()
-@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
-@click.option("--online", is_flag=True, help="Also ask the channels whether every pin is there.")
-@click.option("--strict", is_flag=True, help="Fail when anything is found.")
-@common_options
-def lint(console: Console, specs: tuple[str, ...], online: bool, strict: bool) -> None:
-    """Say what is dangerous in each SPEC, and how to mend it."""
+@command(LintOptions)
+def lint(console: Console, options: LintOptions) -> None:
+    """List what is dangerous in each SPEC, and how to fix it."""
     from envferry.specs.reading import find_spec
 
     found: list[Finding] = []
-    for argument in specs:
-        path = find_spec(argument, SPECS_DIR)
-        found += lint_one(path, online=online)
+    for word in options.specs:
+        path = find_spec(word, SPECS_DIR)
+        found += lint_one(path, online=options.online)
     console.result([finding_facts(item) for item in found], lambda: [str(item) for item in found])
-    refuse_findings(found, strict=strict)
+    refuse_findings(found, strict=options.strict)
 
 
-@click.command()
-@click.argument("specs", nargs=-1, required=True, metavar="SPEC...")
-@click.option("--platform", "platforms", multiple=True, help="Lock for this one; repeatable.")
-@click.option("--channel", "channels", multiple=True, help="Use instead of the spec's; repeatable.")
-@click.option("--check", is_flag=True, help="Only say whether the lock is up to date.")
-@click.option(
-    "--update", "updated", multiple=True, metavar="PKG",
-    help="Move this package and nothing else; repeatable.",
-)  # fmt: skip
-@click.option("--upgrade", is_flag=True, help="Move everything to the newest there is.")
-@click.option(
-    "--exclude-newer", metavar="DATE", help="As if nothing had been published since then."
-)
-@click.option("--strict", is_flag=True, help="Fail when lint finds anything.")
-@click.option(
-    "--solver", callback=lambda _, __, text: find_solver(text), metavar="EXE",
-    help="A conda, mamba or micromamba to solve with.",
-)  # fmt: skip
-@click.option(
-    "--relax", type=click.Choice(["build", "patch", "all"]),
-    help="Loosen pins that no channel can satisfy: their build, patch version, or all.",
-)  # fmt: skip
-@common_options
-def lock(
-    console: Console, specs: tuple[str, ...], check: bool, strict: bool, **choices: object
-) -> None:
+@command(LockCommandOptions)
+def lock(console: Console, options: LockCommandOptions) -> None:
     """Resolve each SPEC (a name in specs/, or a file) into its lock.
 
-    What a lock has already stays where the spec allows it, unless `--update` or `--upgrade` says
-    otherwise.
+    Packages that are locked already keep their versions as far as the spec allows, unless
+    `--update` or `--upgrade` is given.
     """
+    specs = (*options.specs, *options.files)
+    if not specs:
+        message = "lock needs a SPEC: a name in specs/, or a file"
+        raise UsageError(message, hint="run `envferry lock NAME` or `envferry lock -f FILE`")
+    results = [lock_one(console, word, options) for word in specs]
+    facts = [{**lock_facts(made), "changes": changes} for made, changes in results]
+    if options.dry_run:
+        console.preview(facts, lambda: [f"would lock {describe_lock(made)}" for made, _ in results])
+    else:
+        console.result(facts, lambda: [describe_lock(made) for made, _ in results])
+
+
+def lock_one(
+    console: Console, word: str, options: LockCommandOptions
+) -> tuple[Lock, tuple[Change, ...]]:
+    """Lock one spec, or with `--check` only read its lock; return it and what has changed."""
     from envferry.lock.existing_lock import check_lock
-    from envferry.lock.options import LockOptions
     from envferry.lock.stage import lock_spec
     from envferry.specs.lock_changes import compare_locks
     from envferry.specs.reading import find_spec, read_spec
 
-    options = LockOptions(**choices)  # type: ignore[arg-type]
-    results: list[tuple[Lock, tuple[Change, ...]]] = []
-    for argument in specs:
-        spec = read_spec(find_spec(argument, SPECS_DIR))
-        if check:
-            results.append((check_lock(spec), ()))
-            continue
-        findings = lint_one(spec.path)
-        for finding in findings:
-            log.warning("%s", finding)
-        refuse_findings(findings, strict=strict)
-        before = old_lock(spec.lock_path)
-        made = lock_spec(spec, options=options, progress=console.progress)
-        changes = compare_locks(before, made) if before else ()
-        for change in changes:
-            console.note(str(change))
-        results.append((made, changes))
-    console.result(
-        [{**lock_facts(made), "changes": changes} for made, changes in results],
-        lambda: [describe_lock(made) for made, _ in results],
-    )
+    spec = read_spec(find_spec(word, SPECS_DIR))
+    if options.check:
+        return check_lock(spec), ()
+    findings = lint_one(spec.path)
+    for finding in findings:
+        log.warning("%s", finding)
+    refuse_findings(findings, strict=options.strict)
+    before = old_lock(spec.lock_path)
+    made = lock_spec(spec, options=options.as_lock_options(), progress=console.progress)
+    changes = compare_locks(before, made) if before else ()
+    for change in changes:
+        console.note(str(change))
+    return made, changes
 
 
 def find_solver(text: str | None) -> Path | None:

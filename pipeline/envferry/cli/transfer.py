@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import click
 
 from envferry.base.files import human_bytes, plural
 from envferry.base.sha256 import sha256_hex
-from envferry.cli.options import common_options, registry_option
-from envferry.cli.trust import (
-    load_signer,
-    load_trust,
-    open_trusting,
-    require_signature_option,
-    sign_key_option,
-    trusted_key_option,
+from envferry.cli.command import argument, command, option
+from envferry.cli.options import (
+    ChosenTagOptions,
+    DryRunOptions,
+    PlatformOptions,
+    RegistryOptions,
+    SignatureOptions,
+    SignKeyOptions,
+    TrustedKeyOptions,
 )
+from envferry.cli.trust import load_signer, load_trust, open_trusting
 from envferry.config import settings
 from envferry.errors import IntegrityError, NotFound, UsageError
-from envferry.models import Ref, current_platform
+from envferry.models import Ref
 from envferry.registry import Registry
 from envferry.stores.split import LEAST_PART
 
@@ -30,18 +33,13 @@ if TYPE_CHECKING:
 
     from envferry.cli.console import Console
     from envferry.transfer.apply import Applied
-    from envferry.transfer.export import Exported
-    from envferry.transfer.mirror import Mirrored
+    from envferry.transfer.export import Exported, ExportOrder
+    from envferry.transfer.mirror import Mirrored, MirrorOrder
     from envferry.transfer.tags import CarriedTag
     from envferry.trust.signing import PublicKey, Signer
 
 PYTHON_VERSION = re.compile(r"3\.[1-9]\d")
 SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<unit>|[KMGT](i?B)?)", re.IGNORECASE)
-
-tags_option = click.option(
-    "--tag", "tags", multiple=True, metavar="T",
-    help="Only these tags, and what they point to; repeatable.",
-)  # fmt: skip
 
 
 def journals() -> Path:
@@ -60,145 +58,187 @@ def parse_size(context: click.Context, option: click.Parameter, text: str | None
         base = 1024 if unit.endswith("IB") else 1000
         size = int(float(found["number"]) * base ** (" KMGT".index(unit[:1] or " ")))
     if size < LEAST_PART:
-        message = f"{text!r} is no size of 1M or more: write 650M or 4G"
+        message = f"{text!r} is not a valid size: write 650M or 4G, 1M at least"
         raise click.BadParameter(message, context, option)
     return size
 
 
-@click.command()
-@click.argument("refs", metavar="REF...", nargs=-1)
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@click.option(
-    "--since", multiple=True, metavar="REF",
-    help="Carry only what a site lacks that has REF; repeatable.",
-)  # fmt: skip
-@click.option(
-    "--split", "part_bytes", callback=parse_size, metavar="SIZE",
-    help="Cut files that are larger, such as 4G for FAT or 650M.",
-)  # fmt: skip
-@click.option("--tool", is_flag=True, help="Also wheels of envferry itself, and an install.sh.")
-@click.option(
-    "--python", "pythons", multiple=True, metavar="VERSION",
-    help="With --tool: the host's python, such as 3.11; repeatable. 3.10 to 3.13 unless given.",
-)  # fmt: skip
-@sign_key_option
-@tags_option
-@click.option("--platform", default=current_platform, help="Another platform than this one.")
-@trusted_key_option
-@registry_option
-@common_options
-def export(
-    console: Console, refs: tuple[str, ...], directory: Path, registry: str, **choices: object
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(
+    DryRunOptions,
+    TrustedKeyOptions,
+    PlatformOptions,
+    ChosenTagOptions,
+    SignKeyOptions,
+    RegistryOptions,
+):
+    """What to export, where to and how."""
+
+    refs: tuple[str, ...] = argument(metavar="REF...", nargs=-1)
+    directory: Path = argument(metavar="DIR", type=click.Path(path_type=Path))
+    since: tuple[str, ...] = option(
+        "--since",
+        multiple=True,
+        metavar="REF",
+        help="Export only what a site that has REF lacks; repeatable.",
+    )
+    part_bytes: int | None = option(
+        "--split",
+        callback=parse_size,
+        metavar="SIZE",
+        help="Split larger files, at 4G for FAT or 650M for example.",
+    )
+    tool: bool = option(
+        "--tool", is_flag=True, help="Also export envferry itself: wheels and an install.sh."
+    )
+    pythons: tuple[str, ...] = option(
+        "--python",
+        multiple=True,
+        metavar="VERSION",
+        help="With --tool: the host's python, such as 3.11; repeatable; default: 3.10 to 3.13.",
+    )
+
+    def order(self) -> ExportOrder:
+        """Return what is to be exported; raise UsageError for what does not go together."""
+        from envferry.transfer.export import ExportOrder
+
+        if not self.refs:
+            message = f"export needs REF and DIR: only {self.directory} is given"
+            raise UsageError(message, hint=f"envferry export {self.directory} /media/usb")
+        if (self.pythons or self.sign_keys) and not self.tool:
+            name = "--python" if self.pythons else "--sign-key"
+            raise UsageError(f"{name} needs --tool", hint=f"add --tool, or leave out {name}")
+        for python in self.pythons:
+            if not PYTHON_VERSION.fullmatch(python):
+                message = f"{python!r} is not a python version that envferry runs on"
+                raise UsageError(message, hint="write it as 3.11")
+        return ExportOrder(
+            refs=tuple(Ref.parse(ref) for ref in self.refs),
+            since=tuple(Ref.parse(ref) for ref in self.since),
+            platform=self.platform,
+            tags=self.tags,
+            part_bytes=self.part_bytes,
+            keys=read_public_keys(self.trusted_keys),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApplyOptions(DryRunOptions, SignatureOptions, RegistryOptions):
+    """What to apply, where to."""
+
+    directory: Path = argument(metavar="DIR", type=click.Path(path_type=Path))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MirrorOptions(DryRunOptions, SignatureOptions, ChosenTagOptions):
+    """What to mirror, where to."""
+
+    source: str = argument(metavar="SRC")
+    target: str = argument(metavar="DST")
+    names: tuple[str, ...] = argument(metavar="[NAME]...", nargs=-1)
+    keep: int | None = option(
+        "--keep",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Only the N newest versions of each environment, and tagged ones.",
+    )
+    platform: str | None = option(
+        "--platform", metavar="PLATFORM", help="Only this platform; default: all."
+    )
+
+    def order(self) -> MirrorOrder:
+        """Return what is to be mirrored."""
+        from envferry.transfer.mirror import MirrorOrder
+
+        return MirrorOrder(names=self.names, tags=self.tags, keep=self.keep, platform=self.platform)
+
+
+@command(ExportOptions)
+def export(console: Console, options: ExportOptions) -> None:
     """Write the artifacts REF, with their tags, into the folder DIR: a registry for a disk.
 
     The keys named with --trusted-key go into DIR/keys. At the other side, `envferry install
     --registry DIR` works as it is, and `envferry apply DIR` brings it into a site's registry.
-    With --since it must be applied. Again, it completes what is missing.
+    With --since it must be applied. Run it again to complete what is missing.
     """
-    from envferry.transfer.export import ExportOrder, export_artifacts
+    from envferry.transfer.export import export_artifacts, preview_export
 
-    if not refs:
-        message = f"export needs both REF and DIR, and there is only {directory}"
-        raise UsageError(message, hint=f"envferry export {directory} /media/usb")
-    files = cast("tuple[Path, ...]", choices.pop("trusted_keys"))
-    with_tool, pythons = choices.pop("tool"), cast("tuple[str, ...]", choices.pop("pythons"))
-    sign_keys = cast("tuple[Path, ...]", choices.pop("sign_keys"))
-    if (pythons or sign_keys) and not with_tool:
-        option = "--python" if pythons else "--sign-key"
-        raise UsageError(f"{option} is about the tool", hint="add --tool, or leave it out")
-    signer = load_signer(sign_keys) if with_tool else None
-    for python in pythons:
-        if not PYTHON_VERSION.fullmatch(python):
-            message = f"{python!r} is no python version of a host that envferry runs on"
-            raise UsageError(message, hint="write it as 3.11")
-    order = ExportOrder(
-        refs=tuple(Ref.parse(ref) for ref in refs),
-        since=tuple(Ref.parse(ref) for ref in cast("tuple[str, ...]", choices.pop("since"))),
-        keys=read_public_keys(files),
-        **choices,  # type: ignore[arg-type]
-    )
-    source = open_trusting(registry, load_trust(files))
+    order, directory = options.order(), options.directory
+    signer = load_signer(options.sign_keys) if options.tool else None
+    source = open_trusting(options.registry, load_trust(options.trusted_keys))
+    if options.dry_run:
+        found = preview_export(source, directory, order)
+        console.preview(found, lambda: export_preview_lines(found, with_tool=options.tool))
+        return
     found = export_artifacts(
         source, directory, order, journals=journals(), progress=console.progress
     )
-    if with_tool:
-        export_tool(console, directory, (order.platform, pythons), signer)
+    if options.tool:
+        export_tool(console, directory, (order.platform, options.pythons), signer)
     console.result(found, lambda: export_lines(found))
     require_no_conflict(found.tags, found.directory)
 
 
-@click.command()
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
-@trusted_key_option
-@require_signature_option
-@registry_option
-@common_options
-def apply(console: Console, directory: Path, registry: str, trusted_keys: tuple[Path, ...]) -> None:
+@command(ApplyOptions)
+def apply(console: Console, options: ApplyOptions) -> None:
     """Bring what the folder DIR carries into the registry: whole artifacts and deltas.
 
-    A delta and what is here already become the whole archive, byte for byte, so its signature
-    stays valid. Tags never move back. What is damaged is named, with exit code 8, when all else has
-    come. When it breaks off, run it again.
+    A delta and what the registry has become the whole archive, byte for byte, so its signature
+    stays valid. Tags never move back. What is damaged is named, with exit code 8, after everything
+    else was added. Run it again if it was interrupted.
     """
-    from envferry.transfer.apply import apply_folder
+    from envferry.transfer.apply import apply_folder, preview_apply
 
+    directory = options.directory
     if not directory.is_dir():
-        fault, hint = "is not there", "is the disk mounted?"
+        fault, hint = "does not exist", "is the disk mounted?"
         if directory.exists():
             fault, hint = "is a file", "name the folder that `envferry export` wrote"
         raise NotFound(f"the folder {directory} {fault}", hint=hint)
-    source = open_trusting(str(directory), load_trust(trusted_keys))
-    site = Registry.open(registry)
-    found = apply_folder(source, site, journals=journals(), progress=console.progress)
-    console.result(found, lambda: apply_lines(found))
+    trust = load_trust(options.trusted_keys, require_signature=options.require_signature)
+    source, site = open_trusting(str(directory), trust), Registry.open(options.registry)
+    if options.dry_run:
+        found = preview_apply(source, site)
+        console.preview(found, lambda: apply_preview_lines(found))
+    else:
+        found = apply_folder(source, site, journals=journals(), progress=console.progress)
+        console.result(found, lambda: apply_lines(found))
     require_no_conflict(found.tags, found.target)
+    require_applied(found, directory)
+
+
+def require_applied(found: Applied, directory: Path) -> None:
+    """Raise IntegrityError where a folder holds older tags than the site, or is not complete."""
     older = [f"{tag} (at {tag.id})" for tag in found.tags if tag.outcome == "newer"]
     if older:
-        message = f"{', '.join(older)} in {found.target} has moved further: {directory} is older"
-        hint = "all else is done; to go back on purpose: `envferry tag NAME@ID TAG`"
+        message = f"{', '.join(older)} in {found.target} is newer than in {directory}"
+        hint = "everything else was applied; to go back on purpose: `envferry tag NAME@ID TAG`"
         raise IntegrityError(message, hint=hint)
     if found.unfinished or not (found.rebuilt or found.copied or found.present):
         message = f"the export in {directory} is not complete"
         if found.unfinished:
             message += f": {', '.join(found.unfinished[:5])} missing"
-        hint = "all else is done; run `envferry export` again where it was made, then apply again"
+        hint = "complete it with `envferry export` where it was made, then apply again"
         raise IntegrityError(message, hint=hint)
 
 
-@click.command()
-@click.argument("source", metavar="SRC")
-@click.argument("target", metavar="DST")
-@click.argument("names", metavar="[NAME]...", nargs=-1)
-@tags_option
-@click.option(
-    "--keep", type=click.IntRange(min=1), metavar="N",
-    help="Of each environment, only the N newest versions, and those that tags point to.",
-)  # fmt: skip
-@click.option("--platform", help="Only this platform; every one unless given.")
-@click.option("--dry-run", is_flag=True, help="Say what would be copied, and change nothing.")
-@trusted_key_option
-@require_signature_option
-@common_options
-def mirror(
-    console: Console, source: str, target: str, names: tuple[str, ...], **choices: object
-) -> None:
-    """Copy what the registry DST lacks of the registry SRC: all of it, or the environments NAME.
+@command(MirrorOptions)
+def mirror(console: Console, options: MirrorOptions) -> None:
+    """Copy to the registry DST what it lacks of the registry SRC, or of its environments NAME.
 
     Each is a directory, s3://bucket/prefix or, to read from, https://…. Every byte is compared
-    with its manifest on the way; a copy that breaks off goes on where it was. Tags come last and
+    with its manifest on the way; an interrupted copy resumes where it stopped. Tags come last and
     never move back. Nothing is removed from DST: `envferry prune` does that.
     """
-    from envferry.transfer.mirror import MirrorOrder, mirror_registry, plan_mirror
+    from envferry.transfer.mirror import mirror_registry, plan_mirror
 
-    trust = load_trust(choices.pop("trusted_keys"))  # type: ignore[arg-type]
-    dry_run = choices.pop("dry_run")
-    order = MirrorOrder(names=names, **choices)  # type: ignore[arg-type]
-    there, here = open_trusting(source, trust), Registry.open(target)
-    if dry_run:
+    trust = load_trust(options.trusted_keys, require_signature=options.require_signature)
+    order = options.order()
+    there, here = open_trusting(options.source, trust), Registry.open(options.target)
+    if options.dry_run:
         plan = plan_mirror(there, here, order)
         found = plan.report()
-        console.result(found, lambda: mirror_lines(found, dry_run=True))
+        console.preview(found, lambda: mirror_lines(found, dry_run=True))
         plan.require_sound()
     else:
         found = mirror_registry(there, here, order, journals=journals(), progress=console.progress)
@@ -206,7 +246,7 @@ def mirror(
     require_no_conflict(found.tags, found.target)
     if found.dangling:
         message = f"{', '.join(found.dangling[:5])} in {found.source}: not published there"
-        hint = f"all else is done; run `envferry check --registry {found.source}`"
+        hint = f"everything else was copied; run `envferry check --registry {found.source}`"
         raise IntegrityError(message, hint=hint)
 
 
@@ -226,9 +266,9 @@ def export_tool(
     cache = DownloadCache(settings().cache_dir / "downloads")
     tool = directory / "tool"
     names = write_tool(tool, order, cache=cache, progress=console.progress, signer=signer)
-    console.note(f"{len(names)} wheels; there: sh {tool}/install.sh")
+    console.note(f"{plural(len(names), 'wheel')} exported; on the host run: sh {tool}/install.sh")
     if signer is None:
-        console.note("the tool is not signed: --sign-key signs it")
+        console.note(f"{tool} is not signed: sign it with --sign-key FILE")
     console.note(f"SHA-256 of {tool}/{SUMS}: {sha256_hex((tool / SUMS).read_bytes())}")
 
 
@@ -253,21 +293,41 @@ def export_lines(found: Exported) -> Iterator[str]:
             f" instead of {human_bytes(found.archive_bytes)},"
             f" for a site that has {', '.join(found.since)}"
         )
-        yield f"there: envferry apply {found.directory} --registry SITE"
+        yield f"at the site run: envferry apply {found.directory} --registry SITE"
         return
     yield f"{found.directory}: {human_bytes(found.carried_bytes)}"
-    yield f"there: envferry install REF --registry {found.directory}"
+    yield f"on the host run: envferry install REF --registry {found.directory}"
+
+
+def export_preview_lines(found: Exported, *, with_tool: bool) -> Iterator[str]:
+    """Yield what an export would write."""
+    for stem in found.artifacts:
+        yield f"would export {stem}"
+    if with_tool:
+        yield f"would export envferry itself to {found.directory}/tool"
+    size = human_bytes(found.carried_bytes)
+    yield f"{found.directory}: {plural(len(found.artifacts), 'artifact')}, {size} at most"
 
 
 def apply_lines(found: Applied) -> Iterator[str]:
-    """Yield what came into the registry."""
+    """Yield what was added to the registry."""
     for stem in found.rebuilt:
         yield f"rebuilt  {stem}"
     for stem in found.copied:
         yield f"copied  {stem}"
     yield from tag_lines(found.tags)
     fresh = len(found.rebuilt) + len(found.copied)
-    yield f"{found.target}: {plural(fresh, 'artifact')} came; there already: {found.present}"
+    yield f"{found.target}: {plural(fresh, 'artifact')} added, {found.present} already present"
+
+
+def apply_preview_lines(found: Applied) -> Iterator[str]:
+    """Yield what would be added to the registry."""
+    for stem in found.rebuilt:
+        yield f"would rebuild  {stem}"
+    for stem in found.copied:
+        yield f"would copy  {stem}"
+    fresh = plural(len(found.rebuilt) + len(found.copied), "artifact")
+    yield f"{found.target}: {fresh} to add, {found.present} already present"
 
 
 def mirror_lines(found: Mirrored, *, dry_run: bool) -> Iterator[str]:
@@ -278,7 +338,7 @@ def mirror_lines(found: Mirrored, *, dry_run: bool) -> Iterator[str]:
     yield from tag_lines(found.tags)
     yield (
         f"{found.target}: {plural(len(found.copied), 'artifact')} {word}"
-        f" ({human_bytes(found.copied_bytes)}); there already: {found.present}"
+        f" ({human_bytes(found.copied_bytes)}), {found.present} already present"
     )
 
 
@@ -288,13 +348,13 @@ def tag_lines(tags: Iterable[CarriedTag]) -> Iterator[str]:
         if tag.outcome == "moved":
             yield f"{tag} is now {tag.id}"
         elif tag.outcome == "newer":
-            yield f"{tag} stays at {tag.id}: it has moved further there"
+            yield f"{tag} stays at {tag.id}: the target's is newer"
 
 
 def require_no_conflict(tags: Iterable[CarriedTag], url: str) -> None:
-    """Raise IntegrityError when tags stand elsewhere in the target after as many moves."""
+    """Raise IntegrityError when tags point elsewhere in the target after as many moves."""
     found = [f"{tag} ({tag.platform}) at {tag.id}" for tag in tags if tag.outcome == "conflict"]
     if found:
-        message = f"{', '.join(found)} in {url}: moved there, too, independently; left as it is"
-        hint = "decide with `envferry tag NAME@ID TAG` in one of the two registries"
+        message = f"{', '.join(found)} in {url} was moved there independently: left unchanged"
+        hint = "choose with `envferry tag NAME@ID TAG` in one of the two registries"
         raise IntegrityError(message, hint=hint)

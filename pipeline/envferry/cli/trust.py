@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.artifacts import ARCHIVE_SUFFIX, MANIFEST_SUFFIX, read_artifact, read_proof
-from envferry.cli.options import common_options
+from envferry.cli.command import argument, command
 from envferry.config import settings
 from envferry.errors import HostError, NotFound, TargetOccupied, UsageError
 from envferry.models import Ref
@@ -26,73 +27,59 @@ if TYPE_CHECKING:
     from envferry.trust.host_trust import Trust
     from envferry.trust.signing import Signer
 
-REQUIREMENT = "envferry.require_signature"
-"""Where the context of a command keeps `--require-signature`."""
 
-sign_key_option = click.option(
-    "--sign-key", "sign_keys", multiple=True, type=click.Path(path_type=Path), metavar="FILE",
-    help="Sign with this key; repeatable. Default: the key in ENVFERRY_SIGN_KEY, if any.",
-)  # fmt: skip
-trusted_key_option = click.option(
-    "--trusted-key", "trusted_keys", multiple=True, type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Also trust this public key, besides /etc/envferry/trusted.d/*.pub; repeatable.",
-)  # fmt: skip
-allow_downgrade_option = click.option(
-    "--allow-downgrade", is_flag=True, help="Accept a tag that was moved back."
-)
+@dataclass(frozen=True, kw_only=True)
+class KeygenOptions:
+    """What to call the pair of keys."""
+
+    name: Path = argument(type=click.Path(path_type=Path))
 
 
-def _note_requirement(context: click.Context, option: click.Parameter, is_set: bool) -> None:
-    context.meta[REQUIREMENT] = is_set
+@command(KeygenOptions)
+def keygen(console: Console, options: KeygenOptions) -> None:
+    """Make a pair of keys: NAME.key, which signs and stays secret, and NAME.pub, which verifies.
 
-
-require_signature_option = click.option(
-    "--require-signature", is_flag=True, expose_value=False, callback=_note_requirement,
-    help="Refuse what is unsigned, also where no key is trusted. See ENVFERRY_REQUIRE_SIGNATURES.",
-)  # fmt: skip
-
-
-@click.command()
-@click.argument("name", type=click.Path(path_type=Path))
-@common_options
-def keygen(console: Console, name: Path) -> None:
-    """Make a pair of keys: NAME.key, which signs and stays secret, and NAME.pub, which checks.
-
-    Hosts trust what is in /etc/envferry/trusted.d: copy NAME.pub there.
+    Hosts trust the keys in /etc/envferry/trusted.d: copy NAME.pub there.
     """
     from envferry.trust.signing import generate_key, parse_public_key
 
-    private, public = Path(f"{name}.key"), Path(f"{name}.pub")
+    private, public = Path(f"{options.name}.key"), Path(f"{options.name}.pub")
     secret, known = generate_key()
     _write_new(private, secret, 0o600)
     _write_new(public, known, 0o644)
     facts = {"private": private, "public": public, "id": parse_public_key(known, str(public)).id}
-    console.result(facts, lambda: [f"{private}  signs: keep it secret", f"{public}  checks"])
+    lines = [f"{private}  signs: keep it secret", f"{public}  verifies: copy it to the hosts"]
+    console.result(facts, lambda: lines)
 
 
-def verify_ref(
-    console: Console, ref: str, trusted_keys: Iterable[Path], platform: str, registry: str
-) -> None:
-    """Check who signed an artifact in a registry or on a disk, and read all of its bytes.
+@dataclass(frozen=True, kw_only=True)
+class SignedRef:
+    """An artifact whose signatures are to be verified."""
 
-    The `tool/` of an export is one, too: it is code that hosts run.
+    ref: str
+    platform: str
+    registry: str
+
+
+def verify_ref(console: Console, wanted: SignedRef, trust: Trust) -> None:
+    """Verify the signatures of an artifact in a registry or on a disk, and read all of its bytes.
+
+    So too the `tool/` of an export: it is code that hosts run.
     """
     from envferry.trust.tool_signature import is_tool, verify_tool
 
-    trust = load_trust(trusted_keys)
     if not trust.keys:
         message = "no trusted keys: there is nothing to check a signature with"
         hint = "name one with --trusted-key FILE.pub; `envferry check --bytes` needs none"
         raise UsageError(message, hint=hint)
-    if is_tool(Path(ref)):
-        verified = verify_tool(Path(ref), trust.keys)
-    elif is_file_ref(ref):
-        verified = _verify_file(console, Path(ref), trust)
+    if is_tool(Path(wanted.ref)):
+        verified = verify_tool(Path(wanted.ref), trust.keys)
+    elif is_file_ref(wanted.ref):
+        verified = _verify_file(console, Path(wanted.ref), trust)
     else:
-        wanted = Ref.parse(ref)
-        place = open_trusting(registry, trust)
-        manifest = place.manifest(wanted.name, platform, place.resolve(wanted, platform))
+        ref, platform = Ref.parse(wanted.ref), wanted.platform
+        place = open_trusting(wanted.registry, trust)
+        manifest = place.manifest(ref.name, platform, place.resolve(ref, platform))
         verified = _verify_published(console, manifest, place, trust)
     line = f"{verified.artifact} is signed by {', '.join(verified.signed_by)}"
     by = f"built by {verified.who}, {verified.time}"
@@ -125,22 +112,20 @@ def load_trust(
     envs_dir: Path | None = None,
     *,
     allow_downgrade: bool = False,
+    require_signature: bool = False,
     takes_in: bool = True,
 ) -> Trust:
     """Read the keys that this host trusts; `envs_dir` is where it remembers tags.
 
-    Raises UsageError where signatures are required and no key is trusted, if the command takes
-    artifacts in.
+    Raises UsageError where signatures are required, by `require_signature` or a setting, and no key
+    is trusted, if the command takes artifacts in.
     """
     from envferry.trust.host_trust import Trust
     from envferry.trust.signing import read_trusted_keys
 
     here = settings()
     keys = read_trusted_keys(here.trusted_dir, files)
-    context = click.get_current_context(silent=True)
-    required_by = here.signatures_required_by()
-    if context and context.meta.get(REQUIREMENT):
-        required_by = "--require-signature"
+    required_by = "--require-signature" if require_signature else here.signatures_required_by()
     if takes_in and required_by and not keys:
         message = f"{required_by} demands signatures, and this host trusts no key to check them"
         hint = f"copy the public key to {here.trusted_dir}/NAME.pub, or name it: --trusted-key FILE"

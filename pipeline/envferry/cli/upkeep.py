@@ -79,7 +79,7 @@ class PruneOptions(RegistryOptions):
         help="Leave what is younger: it may belong to a push that is under way.",
     )
     delete: bool = option(
-        "--delete", is_flag=True, help="Remove; without it, only say what would go."
+        "--delete", "-y", "--yes", is_flag=True, help="Remove; default: only print what would go."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,10 +101,13 @@ def name_aside(home: EnvHome) -> Path | None:
     return aside
 
 
-def roll_back(home: EnvHome, id_: str | None) -> Installation:
-    """Make the installation current that was so before, or the one that is named."""
+def roll_back(home: EnvHome, id_: str | None, *, dry_run: bool = False) -> Installation:
+    """Make the installation current that was so before, or the one that is named.
+
+    With `dry_run`, only say which one that is; raise what a rollback would.
+    """
     require_installed(home)
-    with changing(home):
+    with nullcontext() if dry_run else changing(home):
         wanted = id_ or home.previous_id()
         if wanted is None:
             installed = ", ".join(item.id for item in home.installations()) or "nothing"
@@ -113,5 +117,6 @@ def roll_back(home: EnvHome, id_: str | None) -> Installation:
         if home.current_id() is None and home.link.exists():
             message = f"{home.link} exists and is not ours: left untouched"
             raise TargetOccupied(message, hint="move it aside first")
-        home.make_current(wanted)
+        if not dry_run:
+            home.make_current(wanted)
     return installation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from envferry.install.moves import throw_away
 from envferry.install.upkeep import changing
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from envferry.install.env_home import EnvHome
 
 
@@ -26,14 +29,17 @@ class Removal:
     """Why each of the others is still there, by id."""
 
 
-def remove_old(home: EnvHome, keep: int, *, assume_unused: bool = False) -> Removal:
+def remove_old(
+    home: EnvHome, keep: int, *, assume_unused: bool = False, dry_run: bool = False
+) -> Removal:
     """Remove all but the `keep` installations that were current last.
 
     Never the current one, and none that a process uses. With `assume_unused` also those of which
-    only that is known that no process which can be looked into uses them.
+    only that is known that no process which can be looked into uses them. With `dry_run` nothing is
+    removed, here as in the functions below: the answer says what would be.
     """
     require_installed(home)
-    with changing(home):
+    with _changing(home, dry_run=dry_run):
         current = home.current_id()
         past = home.history()
         ids = [item.id for item in home.installations()]
@@ -50,34 +56,40 @@ def remove_old(home: EnvHome, keep: int, *, assume_unused: bool = False) -> Remo
             if usage.users or (usage.unseen and not assume_unused):
                 kept[id_] = why_kept(usage)
                 continue
-            remove_one(home, id_)
+            if not dry_run:
+                remove_one(home, id_)
             removed.append(id_)
     return Removal(name=home.name, removed=tuple(removed), kept=kept)
 
 
-def remove_named(home: EnvHome, id_: str, *, assume_unused: bool = False) -> Removal:
+def remove_named(
+    home: EnvHome, id_: str, *, assume_unused: bool = False, dry_run: bool = False
+) -> Removal:
     """Remove one installation; raise TargetOccupied for the current one and one in use."""
     require_installed(home)
-    with changing(home):
+    with _changing(home, dry_run=dry_run):
         home.installation(id_)
         if id_ == home.current_id():
             message = f"{home.name}@{id_} is the current installation"
             raise TargetOccupied(message, hint=f"run `envferry rollback {home.name}` first")
         refuse_used(home, id_, assume_unused=assume_unused)
-        remove_one(home, id_)
+        if not dry_run:
+            remove_one(home, id_)
     return Removal(name=home.name, removed=(id_,), kept={})
 
 
-def remove_whole(home: EnvHome, *, assume_unused: bool = False) -> Removal:
+def remove_whole(home: EnvHome, *, assume_unused: bool = False, dry_run: bool = False) -> Removal:
     """Remove an environment, current installation and all; raise TargetOccupied if one is in use.
 
     The link goes first, then the records: from then on nothing is installed.
     """
     require_installed(home)
-    with changing(home):
+    with _changing(home, dry_run=dry_run):
         ids = sorted(path.stem for path in home.directory.glob("*.json"))
         for id_ in ids:
             refuse_used(home, id_, assume_unused=assume_unused)
+        if dry_run:
+            return Removal(name=home.name, removed=tuple(ids), kept={})
         if home.has_link:
             home.point_at(None)
         for id_ in ids:
@@ -85,6 +97,11 @@ def remove_whole(home: EnvHome, *, assume_unused: bool = False) -> Removal:
         # With the lock file, whose next holder sees that it is gone.
         remove_tree(home.directory)
     return Removal(name=home.name, removed=tuple(ids), kept={})
+
+
+def _changing(home: EnvHome, *, dry_run: bool) -> AbstractContextManager[None]:
+    """Hold the lock of an environment that is going to be changed."""
+    return nullcontext() if dry_run else changing(home)
 
 
 def require_installed(home: EnvHome) -> None:

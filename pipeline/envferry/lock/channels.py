@@ -37,12 +37,17 @@ def missing_pins(spec: Spec) -> dict[str, str]:
 
 
 def channel_names(spec: Spec, options: LockOptions) -> ChannelNames:
-    """Return what channel names stand for; of several mirrors, the first that answers."""
+    """Return what channel names stand for; of several mirrors, the first that answers.
+
+    Offline, it is the first.
+    """
     names = read_channel_names(condarc_paths(), spec.options.channels)
     servers = DownloadCache(settings().cache_dir / "downloads")
     prefixes = (line.channel for line in map(parse_conda_line, spec.conda) if line)
     return names.with_mirrors_that(
-        lambda place: servers.answers(f"{place.rstrip('/')}/noarch/repodata.json"),
+        lambda place: (
+            options.offline or servers.answers(f"{place.rstrip('/')}/noarch/repodata.json")
+        ),
         (*spec.channels, *options.channels, *prefixes),
     )
 
@@ -98,6 +103,7 @@ def relaxed_pins(
             channels=channels,
             platform=platform,
             level=options.relax or "build",
+            offline=options.offline,
         )
         answer = relax_pins(request)
         relaxed[platform] = answer.specs

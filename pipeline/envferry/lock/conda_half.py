@@ -29,7 +29,13 @@ from envferry.errors import SpecError, ToolFailed
 from envferry.lock.command_line_credentials import write_netrc
 from envferry.lock.locked_records import locked_record
 from envferry.lock.repodata import extract
-from envferry.lock.solver_output import UNREACHABLE, tidy, unreachable_channel
+from envferry.lock.solver_output import (
+    NOT_CACHED,
+    UNREACHABLE,
+    not_cached,
+    tidy,
+    unreachable_channel,
+)
 from envferry.lock.solving import SolveRequest, solve
 from envferry.lock.spec_lines import Wanted, wanted_line
 from envferry.lock.virtual_packages import virtual_packages
@@ -46,7 +52,7 @@ from envferry.specs.conda_lines import conda_name
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from envferry.errors import StoreError
+    from envferry.errors import PipelineError
     from envferry.lock.repodata import Shelf
 
 log = logging.getLogger(__name__)
@@ -90,6 +96,8 @@ class CondaRequest(msgspec.Struct, frozen=True, kw_only=True):
     """conda-lock's content hashes that need not be computed, by platform."""
     priority: ChannelPriority = "strict"
     """Whether a package may come from a channel behind the first that has its name."""
+    offline: bool = False
+    """Whether only the solver's cache of repodata is read."""
 
 
 class CondaAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,6 +194,8 @@ def _ask_conda_lock(request: CondaRequest) -> CondaAnswer:
         argv += [request_path, answer_path]
         environ = child_environ(TMPDIR=directory)
         if request.solver:
+            if request.offline:  # conda and mamba, micromamba
+                environ |= {"CONDA_OFFLINE": "true", "MAMBA_OFFLINE": "true"}
             environ["NETRC"] = str(write_netrc(scratch / "netrc", request.channels))
         run(argv, env=environ, cwd=scratch)
         return decode_json(answer_path.read_bytes(), CondaAnswer)
@@ -196,10 +206,12 @@ def pypi_name(conda_name: str) -> str:
     return _pypi_names().get(conda_name.lower(), conda_name)
 
 
-def explain(answer: CondaAnswer, request: CondaRequest) -> SpecError | StoreError | ToolFailed:
+def explain(answer: CondaAnswer, request: CondaRequest) -> PipelineError:
     """Turn the solver's words into an error."""
     words = tidy(answer.error).removeprefix("Cannot solve the request because of: ")
     channels = without_credentials(", ".join(request.channels))
+    if request.solver and request.offline and NOT_CACHED.search(words):
+        return not_cached(words)
     if UNREACHABLE.search(words):
         return unreachable_channel(words, request.channels)
     if NO_CHANNEL.search(words):
@@ -214,6 +226,12 @@ def explain(answer: CondaAnswer, request: CondaRequest) -> SpecError | StoreErro
     if line := NO_LINE.search(words) or NO_NAME.search(words):
         message = f"{request.spec_path}: `{line[1]}` is no conda package: {line[2]}"
         return SpecError(message, hint="write it as `name >=1.2,<2` or `name=1.2=build`")
+    return _unsolvable(answer, request, words)
+
+
+def _unsolvable(answer: CondaAnswer, request: CondaRequest, words: str) -> SpecError:
+    """Say that there is no solution, and what would give one."""
+    channels = without_credentials(", ".join(request.channels))
     if request.updated:
         message = f"{', '.join(request.updated)} cannot move alone on {answer.platform}: {words}"
         return SpecError(message, hint="name what must move with it, or `envferry lock --upgrade`")

@@ -56,6 +56,7 @@ def conda_request(
         exclude_newer=options.exclude_newer,
         known_hashes=known_hashes(spec, options.channels or spec.channels),
         priority=spec.options.channel_priority or names.priority or "strict",
+        offline=options.offline,
     )
     return request, replacements
 
@@ -75,7 +76,7 @@ def solve_platforms(request: CondaRequest, name: str, progress: Progress) -> Con
         platform: msgspec.structs.replace(request, platforms=(platform,))
         for platform in request.platforms
     }
-    answers, shelf = [], Shelf.usual()
+    answers, shelf = [], Shelf.usual(offline=request.offline)
     with Workers(SOLVERS, "solve") as threads:
         futures = {
             platform: threads.submit(solve_conda_half, part, shelf)

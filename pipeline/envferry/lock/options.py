@@ -33,6 +33,10 @@ class LockOptions:
     """Whether the lock that is there counts for nothing; else it is kept where it can be."""
     exclude_newer: str | None = None
     """A date (ISO 8601): what channels and indexes got later does not exist."""
+    offline: bool = False
+    """Whether only the caches of channels and indexes are read; what they lack is an error."""
+    dry_run: bool = False
+    """Whether the lock is only returned, and not written."""
 
 
 def check_options(options: LockOptions) -> None:

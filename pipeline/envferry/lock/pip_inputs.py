@@ -56,6 +56,7 @@ def pip_request(
         kept=tuple(item for item in kept if (item.manager, item.platform) == ("pip", platform)),
         updated=options.updated,
         exclude_newer=options.exclude_newer,
+        offline=options.offline,
         indexes=site_indexes(),
     )
 
@@ -120,7 +121,8 @@ def pin_build_requirements(
     if not sources:
         return []
     cache = DownloadCache(settings().cache_dir / "downloads")
-    shelf = SourceShelf(cache=cache, progress=progress, logins=git_logins(request.requirements))
+    logins = git_logins(request.requirements)
+    shelf = SourceShelf(cache=cache, progress=progress, logins=logins, offline=request.offline)
     kept = kept_build_requirements(spec, request)
     with cache_lock(cache.root, shared=True):
         lines = {package.name: shelf.build_requires(package) for package in sources}

@@ -36,6 +36,8 @@ class PipRequest:
     """Names that alone may move; when there are any, all else of `kept` must stay."""
     exclude_newer: str | None = None
     """A date: what an index got later does not exist."""
+    offline: bool = False
+    """Whether only uv's cache is read."""
 
     indexes: SiteIndexes = field(default_factory=SiteIndexes)
     """What the machine's settings name, beside what `requirements` do."""

@@ -43,6 +43,8 @@ class RelaxRequest(msgspec.Struct, frozen=True, kw_only=True):
     level: RelaxLevel
     tiers: tuple[tuple[Extract, ...], ...] = ()
     """What the channels have of these packages."""
+    offline: bool = False
+    """Whether only the cache of repodata is read."""
 
 
 class RelaxAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +84,9 @@ def _with_records(request: RelaxRequest, scratch: Path) -> RelaxRequest:
     folder = scratch / "index"
     folder.mkdir()
     names = {item.name for item in wanted if item.name}
-    tiers = extract(Shelf.usual(), request.channels, request.platform, names, folder)
+    tiers = extract(
+        Shelf.usual(offline=request.offline), request.channels, request.platform, names, folder
+    )
     return msgspec.structs.replace(request, tiers=tiers)
 
 

@@ -22,6 +22,7 @@ from envferry.errors import SpecError, StoreError
 from envferry.lock.repodata_server import RepodataServer, unpack_file
 from envferry.lock.repodata_shards import ShardedIndex
 from envferry.lock.repodata_text import RepodataFile
+from envferry.lock.solver_output import not_cached
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -73,11 +74,11 @@ class Shelf:
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def usual(cls) -> Shelf:
-        """Return a shelf on this user's cache."""
+    def usual(cls, *, offline: bool = False) -> Shelf:
+        """Return a shelf on this user's cache; `offline`, on nothing but that."""
         cache = settings().cache_dir
         downloads = DownloadCache(cache / "downloads")
-        return cls(RepodataServer(cache / "repodata", downloads))
+        return cls(RepodataServer(cache / "repodata", downloads, offline=offline))
 
     def index(self, url: str) -> Index | None:
         """Return the index at `CHANNEL/SUBDIR/`, None when there is none; see `open_index`."""
@@ -104,6 +105,8 @@ def extract(
             for subdir in (platform, "noarch")
             if (index := shelf.index(f"{url}{subdir}/")) is not None
         }
+        if not found_here and shelf.server.offline:
+            raise not_cached(f"{redact(url)} has no index there")
         if not found_here:
             message = f"a conda channel cannot be reached: {redact(url)} has no index"
             raise StoreError(message, hint="check the spec's `channels:`, or give `--channel`")

@@ -24,6 +24,7 @@ from envferry.base.json import decode_json
 from envferry.base.retry import BUSY_STATUSES, Transient, asked_seconds, persistently, waiting_words
 from envferry.build.downloads import DownloadCache, entry_lock, redact
 from envferry.errors import StoreError
+from envferry.lock.solver_output import not_cached
 from envferry.models import without_credentials
 from envferry.progress import Expected
 
@@ -55,6 +56,8 @@ class RepodataServer:
     root: Path
     """The cache: a folder for each URL, and `shards/ab/HEX.msgpack.zst`."""
     downloads: DownloadCache
+    offline: bool = False
+    """Whether only what the cache has counts, however old it is."""
     expected: Expected = field(default_factory=lambda: Expected(0))
     advance: Callable[[int], None] = lambda done_bytes: None
     _guard: threading.Lock = field(default_factory=threading.Lock)
@@ -68,6 +71,8 @@ class RepodataServer:
         home = self.root / blake3(without_credentials(url).encode()).hexdigest()[:32]
         with entry_lock(home):
             known, path = _read_note(home / NOTE), home / "index"
+            if self.offline:
+                return path if known and path.exists() else None
             headers = _conditions(known) if known and path.exists() else {}
             with self._answer(url, headers, absent) as response:
                 if response is None:
@@ -94,6 +99,8 @@ class RepodataServer:
             return data
         if urlsplit(url).scheme == "file":
             return Path(unquote(urlsplit(url).path)).read_bytes()
+        if self.offline:
+            raise not_cached(f"{redact(url)} is not there")
         with self._guard:
             self.expected.items += 1
         with self._answer(url, {}, ABSENT) as response:

@@ -6,7 +6,7 @@ import re
 
 from envferry.base.proxies import proxies_words
 from envferry.config import network
-from envferry.errors import StoreError
+from envferry.errors import NotFound, StoreError
 from envferry.models import fit_to_show
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -18,6 +18,11 @@ UNREACHABLE = re.compile(
     r"|HTTP status (?:client|server) error|[Nn]etwork connectivity is disabled"
     r"|could not find subdir|error decoding response body"
     r"|failed to (?:read|decode|parse) .*repodata"
+)
+# How uv, rattler and conda say, while they are offline, that their cache lacks something.
+NOT_CACHED = re.compile(
+    rf"{UNREACHABLE.pattern}|no usable repodata cache|[Nn]ot in the cache|[Nn]etwork was disabled"
+    r"|unavailable because the network was disabled|[Oo]ffline"
 )
 
 
@@ -38,6 +43,12 @@ def unreachable_channel(words: str, channels: tuple[str, ...]) -> StoreError:
         return StoreError(message, hint="put the login for its host into ~/.netrc")
     hint = "check the spec's `channels:`, or give `--channel`"
     return StoreError(message, hint=hint + proxies_hint())
+
+
+def not_cached(words: str) -> NotFound:
+    """Say that what a lock without network needs is not in a solver's cache."""
+    message = f"the cache does not hold all that the lock needs: {words}"
+    return NotFound(message, hint="run it once without `--offline`, then again with it")
 
 
 def proxies_hint() -> str:

@@ -15,7 +15,7 @@ from envferry.lock.options import LockOptions, check_options
 from envferry.lock.pip_half import resolve_pip
 from envferry.lock.pip_inputs import pin_build_requirements, pip_request
 from envferry.lock.unknown_hashes import with_hash
-from envferry.specs.locks import LockContents, write_lock
+from envferry.specs.locks import LockContents, parse_lock, render_lock, write_lock
 from envferry.specs.reading import read_spec
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
     """Solve a spec for its platforms and write the lock beside it.
 
     Raises SpecError when a half has no solution, StoreError when a channel or index cannot be
-    reached; then the lock that was there stays.
+    reached; then the lock that was there stays, as it does with `options.dry_run`.
     """
     check_options(options)
     check_match_specs(spec)
@@ -44,7 +44,7 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
     conda = solve_platforms(request, spec.name, progress)
     # A line that is a package's URL is in no repodata, which has the hashes.
     notes: list[str] = []
-    packages = [with_hash(package, notes) for package in conda.packages]
+    packages = [with_hash(package, notes, offline=options.offline) for package in conda.packages]
     for note in notes:
         log.info("%s", note)
     build_requirements: list[BuildRequirements] = []
@@ -67,7 +67,10 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
         build_requirements=tuple(build_requirements),
         indexes=indexes,
     )
-    return write_lock(spec.lock_path, with_other_platforms(contents, spec))
+    contents = with_other_platforms(contents, spec)
+    if options.dry_run:
+        return parse_lock(render_lock(contents).decode(), spec.lock_path)
+    return write_lock(spec.lock_path, contents)
 
 
 def _tools(solver: Path | None) -> dict[str, str]:

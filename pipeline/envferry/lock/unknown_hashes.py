@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from envferry.models import LockedPackage
 
 
-def with_hash(package: LockedPackage, notes: list[str]) -> LockedPackage:
+def with_hash(package: LockedPackage, notes: list[str], *, offline: bool = False) -> LockedPackage:
     """Return a package with the hash that it lacks, from the file itself, which a note says.
 
-    Raises NotFound when it is not there, StoreError when its server does not answer.
+    Raises NotFound when it is not there, or on a server and `offline`, StoreError when its server
+    does not answer.
     """
     if package.sha256 or package.md5:
         return package
@@ -31,5 +32,8 @@ def with_hash(package: LockedPackage, notes: list[str]) -> LockedPackage:
             message = f"{package.name} is locked as the folder {folder}, and that is not there"
             raise NotFound(message, hint="put it back, or lock it as a wheel")
         return msgspec.structs.replace(package, sha256=digest_source_tree(folder))
+    if offline and not package.url.startswith("file:"):
+        message = f"{package.name} {package.version} has no known hash, and its file must be read"
+        raise NotFound(message, hint="lock without `--offline`")
     cache = DownloadCache(settings().cache_dir / "downloads")
     return msgspec.structs.replace(package, sha256=cache.digest_of(package.url))

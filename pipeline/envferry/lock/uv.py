@@ -17,7 +17,7 @@ from envferry.build.git_credentials import git_environ, git_logins, without_git_
 from envferry.config import network, uv_environ
 from envferry.errors import HostError, SpecError, StoreError
 from envferry.lock.pip_entries import newer_glibc_hint
-from envferry.lock.solver_output import UNREACHABLE, proxies_hint, tidy
+from envferry.lock.solver_output import NOT_CACHED, UNREACHABLE, not_cached, proxies_hint, tidy
 from envferry.models import without_login
 from envferry.process import run
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from envferry.errors import PipelineError
     from envferry.lock.pip_request import PipRequest
     from envferry.lock.wheel_choice import WheelTarget
     from envferry.process import Finished
@@ -161,6 +162,7 @@ def _call_uv(request: PipRequest, scratch: Path, words: tuple[str, ...]) -> Fini
         *("--no-header", "--color", "never", "--no-progress"),
         *(("--prerelease", "allow") if "--pre" in request.requirements else ()),
         *(("--exclude-newer", request.exclude_newer) if request.exclude_newer else ()),
+        *(("--offline",) if request.offline and "--offline" not in words else ()),
         *words,
     ]
     own = uv_environ(VIRTUAL_ENV=None, UV_PYTHON=None)
@@ -287,7 +289,7 @@ def _write_stub(scratch: Path, name: str, version: str) -> str:
     return f"{name} @ {path.as_uri()}"
 
 
-def _explain(stderr: str, request: PipRequest, scratch: Path) -> SpecError | StoreError | HostError:
+def _explain(stderr: str, request: PipRequest, scratch: Path) -> PipelineError:
     """Turn uv's words into an error."""
     words = tidy(stderr).replace(f"{scratch}/", "")
     lines = [re.sub(r"^\s*(error: |cause: )?", "", line) for line in words.splitlines()]
@@ -296,6 +298,8 @@ def _explain(stderr: str, request: PipRequest, scratch: Path) -> SpecError | Sto
     if "Failed to initialize cache" in text:
         hint = "name a folder that this user may write to: `export UV_CACHE_DIR=/PATH`"
         return HostError(f"uv has no place for its cache: {text}", hint=hint)
+    if request.offline and NOT_CACHED.search(words):
+        return not_cached(text)
     if UNREACHABLE.search(text):
         message = f"a package index cannot be reached: {text}"
         hint = "check the network and the --index-url lines of the spec, then try again"

@@ -12,6 +12,8 @@ from envferry.base.retry import RetryPolicy, Transient, persistently
 from envferry.errors import NotFound
 from envferry.models import DEFAULT_TAG, PushedArtifact
 from envferry.registry import WasRemoved, check_tag
+from envferry.registry.tags import preview_move
+from envferry.trust.signed_tags import TagName
 
 if TYPE_CHECKING:
     from envferry.models import Artifact, Manifest
@@ -32,7 +34,7 @@ def push_artifact(
     Raises IntegrityError for a damaged artifact, or when the id is taken by a different one.
     """
     manifest = artifact.manifest
-    wanted = _wanted(tags)
+    wanted = check_tags(tags)
     verify_artifact(artifact, progress=progress)
     with FileSource(artifact.archive_path) as source:
         check_manifest(Archive(source), manifest)
@@ -44,14 +46,30 @@ def tag_published(
     manifest: Manifest, *, registry: Registry, tags: tuple[str, ...]
 ) -> PushedArtifact:
     """Point `tags` and `latest` to an artifact that the registry has already, as a push does."""
-    wanted = _wanted(tags)
+    wanted = check_tags(tags)
     for tag in wanted:
         registry.move_tag(manifest.name, manifest.platform, tag, manifest.id)
     registry.require_whole(manifest)
     return _pushed(manifest, registry, wanted, uploaded=False)
 
 
-def _wanted(tags: tuple[str, ...]) -> tuple[str, ...]:
+def preview_push(
+    artifact: Artifact, *, registry: Registry, tags: tuple[str, ...]
+) -> PushedArtifact:
+    """Say what a push would do; `uploaded` says whether it would have to send the artifact.
+
+    Writes nothing and reads no archive. Raises what stands against moving the tags.
+    """
+    manifest, wanted = artifact.manifest, check_tags(tags)
+    for tag in wanted:
+        name = TagName(name=manifest.name, platform=manifest.platform, tag=tag)
+        preview_move(registry, name, manifest.id)
+    is_there = registry.published_at(manifest) is not None
+    return _pushed(manifest, registry, wanted, uploaded=not is_there)
+
+
+def check_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the tags that a push moves, `latest` among them; raise UsageError for bad names."""
     return tuple(dict.fromkeys(check_tag(tag) for tag in (*tags, DEFAULT_TAG)))
 
 

@@ -56,6 +56,12 @@ def move_tag(registry: Registry, name: TagName, id_: str) -> TagRecord:
     return moved
 
 
+def preview_move(registry: Registry, name: TagName, id_: str) -> tuple[TagRecord | None, TagRecord]:
+    """Return what a tag holds and what it would hold; raise what stands against the move."""
+    _, record = read_tag(registry, tag_key(name.name, name.platform, name.tag))
+    return record, _moved(registry.signer, name, record, id_)
+
+
 def _move(registry: Registry, name: TagName, id_: str) -> TagRecord:
     """Compare and swap, until that is through: each round, one of all who try is done."""
     key = tag_key(name.name, name.platform, name.tag)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from envferry.errors import PipelineError
     from envferry.progress import Progress
     from envferry.registry import Registry
+    from envferry.transfer.mirror import MirrorPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,15 +56,7 @@ def apply_folder(
     site lacks, is raised after all else came.
     """
     faults: dict[str, PipelineError] = {}
-    deltas = find_deltas(source, faults)
-    tops = {listed.key for listed in source.store.list("v1/", folders=True)}
-    if not tops & {ENVS, DELTAS}:
-        message = f"{source.url} holds no export: there is neither {ENVS} nor {DELTAS} in it"
-        raise NotFound(message, hint="name the folder that `envferry export` wrote")
-    whole = {listed.key for listed in source.store.list(ENVS)} if ENVS in tops else set()
-    ordered = _in_order(deltas, site, whole, faults)
-    lacking = [delta for delta in ordered if not _is_published(site, delta.record.artifact)]
-    plan = plan_mirror(source, site, MirrorOrder()) if whole else None
+    ordered, lacking, plan = _plan(source, site, faults)
     missing = (*(plan.missing if plan else ()), *(delta.manifest for delta in lacking))
     require_room_for(site, missing, f"applying {plural(len(missing), 'artifact')}")
     copied: tuple[str, ...] = ()
@@ -92,6 +85,40 @@ def apply_folder(
         tags=tags,
         unfinished=_unfinished(source),
     )
+
+
+def preview_apply(source: Registry, site: Registry) -> Applied:
+    """Say what would come to a site; the tags are left out.
+
+    Nothing is written, and no archive is read. Raises what is wrong with what would be applied.
+    """
+    faults: dict[str, PipelineError] = {}
+    ordered, lacking, plan = _plan(source, site, faults)
+    require_none(faults | (plan.faults if plan else {}), done="")
+    return Applied(
+        source=source.url,
+        target=site.url,
+        rebuilt=tuple(delta.manifest.stem for delta in lacking),
+        copied=tuple(manifest.stem for manifest in plan.missing) if plan else (),
+        present=len(ordered) - len(lacking) + (plan.present if plan else 0),
+        tags=(),
+        unfinished=_unfinished(source),
+    )
+
+
+def _plan(
+    source: Registry, site: Registry, faults: dict[str, PipelineError]
+) -> tuple[list[OpenDelta], list[OpenDelta], MirrorPlan | None]:
+    """Return the deltas in order, those of them that the site lacks, and what comes whole."""
+    deltas = find_deltas(source, faults)
+    tops = {listed.key for listed in source.store.list("v1/", folders=True)}
+    if not tops & {ENVS, DELTAS}:
+        message = f"{source.url} holds no export: there is neither {ENVS} nor {DELTAS} in it"
+        raise NotFound(message, hint="name the folder that `envferry export` wrote")
+    whole = {listed.key for listed in source.store.list(ENVS)} if ENVS in tops else set()
+    ordered = _in_order(deltas, site, whole, faults)
+    lacking = [delta for delta in ordered if not _is_published(site, delta.record.artifact)]
+    return ordered, lacking, plan_mirror(source, site, MirrorOrder()) if whole else None
 
 
 def _unfinished(source: Registry) -> tuple[str, ...]:

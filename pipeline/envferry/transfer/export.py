@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from envferry.base.files import plural, write_bytes
@@ -79,13 +79,7 @@ def export_artifacts(
     To do it again completes what is missing. Raises NotFound for a ref that is unknown,
     TargetOccupied when something else is in the folder, HostError when the disk is too small.
     """
-    asked = [(ref, _find(source, ref, order.platform)) for ref in order.refs]
-    manifests = list({manifest.stem: manifest for _, manifest in asked}.values())
-    bases = [_find(source, ref, order.platform) for ref in order.since]
-    found: dict[TagName, SignedTagRecord] = {}
-    for ref, manifest in asked:
-        found |= _tags(source, ref, manifest, order)
-    _require_tags(order, found)
+    manifests, bases, found = _ordered(source, order)
     _require_ours(directory, source)
     target = Registry(_open_target(directory, order.part_bytes))
     if bases:
@@ -104,13 +98,49 @@ def export_artifacts(
         tags = tuple(carry_tag(target, name, record) for name, record in found.items())
     for key, data in order.keys:
         write_bytes(directory / KEYS / f"{key.id}.pub", data)
+    return replace(_exported(directory, order, manifests, bases), carried_bytes=carried, tags=tags)
+
+
+def preview_export(source: Registry, directory: Path, order: ExportOrder) -> Exported:
+    """Say what an export would write, whatever is there already; its tags are left out.
+
+    Nothing is written. Raises what an export would before it begins.
+    """
+    manifests, bases, _ = _ordered(source, order)
+    _require_ours(directory, source)
+    found = _exported(directory, order, manifests, bases)
+    if not bases:
+        return found
+    sizes = (plan_delta(source, manifest, bases).size for manifest in manifests)
+    return replace(found, carried_bytes=sum(sizes))
+
+
+def _ordered(
+    source: Registry, order: ExportOrder
+) -> tuple[list[Manifest], list[Manifest], dict[TagName, SignedTagRecord]]:
+    """Return the artifacts to carry, those that the site has, and the tags to carry."""
+    asked = [(ref, _find(source, ref, order.platform)) for ref in order.refs]
+    manifests = list({manifest.stem: manifest for _, manifest in asked}.values())
+    bases = [_find(source, ref, order.platform) for ref in order.since]
+    found: dict[TagName, SignedTagRecord] = {}
+    for ref, manifest in asked:
+        found |= _tags(source, ref, manifest, order)
+    _require_tags(order, found)
+    return manifests, bases, found
+
+
+def _exported(
+    directory: Path, order: ExportOrder, manifests: list[Manifest], bases: list[Manifest]
+) -> Exported:
+    """Describe an export of whole archives without tags."""
+    size = sum(manifest.archive.size for manifest in manifests)
     return Exported(
         directory=str(directory),
         artifacts=tuple(manifest.stem for manifest in manifests),
         since=tuple(str(Base.of(base)) for base in bases),
-        archive_bytes=sum(manifest.archive.size for manifest in manifests),
-        carried_bytes=carried,
-        tags=tags,
+        archive_bytes=size,
+        carried_bytes=size,
+        tags=(),
         keys=tuple(key.id for key, _ in order.keys),
     )
 

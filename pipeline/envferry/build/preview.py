@@ -1,0 +1,49 @@
+"""What a build would take: known from the lock and the download cache, with nothing written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from envferry.build.downloads import Download
+from envferry.models import ENVS_DIR, check_env_prefix, check_name, current_platform
+
+if TYPE_CHECKING:
+    from envferry.build.downloads import DownloadCache
+    from envferry.build.options import BuildOptions
+    from envferry.models import Lock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildPreview:
+    """What a build would make, and what it would download first."""
+
+    name: str
+    platform: str
+    prefix: str
+    conda: int
+    pip: int
+    downloads: tuple[str, ...]
+    """The files that are not in the cache, by name."""
+    sources: int
+    """How many packages the build would make wheels of."""
+
+
+def preview_build(lock: Lock, *, cache: DownloadCache, options: BuildOptions) -> BuildPreview:
+    """Say what a build of a lock would take; a cached file counts as there, unread."""
+    prefix = options.prefix or str(ENVS_DIR / check_name(lock.name, "environment name"))
+    check_env_prefix(prefix, "build it for a path such as /opt/conda/envs/NAME")
+    platform = current_platform()
+    packages = lock.for_platform(platform)
+    files = [one for one in packages if one.kind in ("conda", "wheel", "sdist")]
+    missing = {one.file_name for one in files if not cache.path_of(Download.of(one)).is_file()}
+    conda = sum(one.manager == "conda" for one in packages)
+    return BuildPreview(
+        name=lock.name,
+        platform=platform,
+        prefix=prefix,
+        conda=conda,
+        pip=len(packages) - conda,
+        downloads=tuple(sorted(missing)),
+        sources=sum(one.kind not in ("conda", "wheel") for one in packages),
+    )

@@ -1,0 +1,135 @@
+"""Commands about what is installed on a host: rollback, remove."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from envferry.base.files import plural
+from envferry.cli.command import argument, command, option
+from envferry.cli.options import DryRunOptions, EnvsDirOptions
+from envferry.errors import EXIT_INTERRUPTED, UsageError
+from envferry.models import ID_PATTERN
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from envferry.cli.console import Console
+    from envferry.install.env_home import EnvHome
+    from envferry.install.remove import Removal
+
+KEPT = 2
+"""Installations that `remove` keeps: the current one, and one to go back to."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RollbackOptions(DryRunOptions, EnvsDirOptions):
+    """Which environment to switch, and to what."""
+
+    name: str = argument()
+    id_: str | None = argument(metavar="[ID]", required=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoveOptions(DryRunOptions, EnvsDirOptions):
+    """What to remove."""
+
+    name: str = argument(metavar="NAME[@ID]")
+    keep: int | None = option(
+        "--keep",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help=f"Keep the N installations that were current last; default: {KEPT}.",
+    )
+    whole: bool = option(
+        "--all", is_flag=True, help="Remove the environment with its current installation."
+    )
+    assume_unused: bool = option(
+        "--assume-unused",
+        is_flag=True,
+        help="Also remove what processes that this user cannot inspect may be using.",
+    )
+    yes: bool = option(
+        "-y", "--yes", is_flag=True, help="Do not ask; without a terminal it never asks."
+    )
+
+
+@command(RollbackOptions)
+def rollback(console: Console, options: RollbackOptions) -> None:
+    """Switch NAME to the previous installation, or to ID; run again to undo."""
+    from envferry.install.activation import roll_back
+    from envferry.install.env_home import EnvHome
+
+    home = EnvHome.of(options.envs_dir, options.name)
+    installation = roll_back(home, options.id_, dry_run=options.dry_run)
+    shown = f"{options.name}@{installation.id}"
+    if options.dry_run:
+        now = home.current_id() or "nothing"
+        line = f"{options.name} would switch from {now} to {installation.id}"
+        console.preview(installation, lambda: [line])
+        return
+    console.result(installation, lambda: [f"{shown} is current: {options.envs_dir / options.name}"])
+
+
+@command(RemoveOptions)
+def remove(console: Console, options: RemoveOptions) -> int:
+    """Remove old installations of NAME, or the one with that ID, or all of NAME.
+
+    Keeps what a process is using, and the current installation unless --all is given. Where
+    neither /proc nor the file system can tell whether an installation is in use, as in a container
+    on a shared volume, it is kept, too.
+    """
+    home, id_ = home_of(options.name, options.envs_dir)
+    if [bool(id_), options.keep is not None, options.whole].count(True) > 1:
+        message = "an ID, --keep and --all exclude each other"
+        raise UsageError(message, hint="give only one of them")
+    if options.whole and not (options.yes or options.dry_run) and not is_sure(console, home):
+        console.note("nothing was removed")
+        return EXIT_INTERRUPTED
+    removal = remove_from(home, id_, options)
+    if options.dry_run:
+        console.preview(removal, lambda: describe_removal(removal, verb="would remove"))
+    else:
+        console.result(removal, lambda: describe_removal(removal))
+    return 0
+
+
+def remove_from(home: EnvHome, id_: str | None, options: RemoveOptions) -> Removal:
+    """Remove what the options name, or find out what that is."""
+    from envferry.install.remove import remove_named, remove_old, remove_whole
+
+    assume_unused, dry_run = options.assume_unused, options.dry_run
+    if options.whole:
+        return remove_whole(home, assume_unused=assume_unused, dry_run=dry_run)
+    if id_:
+        return remove_named(home, id_, assume_unused=assume_unused, dry_run=dry_run)
+    keep = options.keep or KEPT
+    return remove_old(home, keep, assume_unused=assume_unused, dry_run=dry_run)
+
+
+def is_sure(console: Console, home: EnvHome) -> bool:
+    """Ask before a whole environment goes, if somebody is at the terminal."""
+    count = len(list(home.installations()))
+    return console.confirm(f"Remove {home.name} and its {plural(count, 'installation')}?")
+
+
+def home_of(text: str, envs_dir: Path) -> tuple[EnvHome, str | None]:
+    """Parse NAME or NAME@ID of something installed."""
+    from envferry.install.env_home import EnvHome
+
+    name, at, id_ = text.partition("@")
+    if at and not ID_PATTERN.fullmatch(id_):
+        message = f"{id_!r} is not a valid id: ids have 12 hex digits"
+        raise UsageError(message, hint="tags are in the registry; a host knows only ids")
+    return EnvHome.of(envs_dir, name), id_ or None
+
+
+def describe_removal(removal: Removal, verb: str = "removed") -> Iterator[str]:
+    """Yield what was removed and what was not."""
+    for id_ in removal.removed:
+        yield f"{verb} {removal.name}@{id_}"
+    for id_, reason in removal.kept.items():
+        yield f"kept    {removal.name}@{id_}: {reason}"
