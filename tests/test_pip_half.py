@@ -219,7 +219,7 @@ def test_hashes_that_the_spec_demands(tmp_path: Path) -> None:
     make_wheel(tmp_path)
     (found,) = resolve(tmp_path, "demo")
     assert resolve(tmp_path, f"demo==1.0 --hash=sha256:{found.sha256}") == (found,)
-    with pytest.raises(SpecError, match="has one of the hashes that the spec demands"):
+    with pytest.raises(SpecError, match="has one of the hashes that the spec requires"):
         resolve(tmp_path, f"demo==1.0 --hash=sha256:{'0' * 64}")
 
 
