@@ -66,7 +66,9 @@ def test_special_directories_of_a_wheel(tmp_path: Path) -> None:
 @pytest.mark.parametrize("member", ["../a.py", "/etc/a", "x/../there/a.py", "{data}/data/../../a"])
 def test_a_wheel_with_files_that_lead_elsewhere(tmp_path: Path, member: str) -> None:
     wheel = make_wheel(tmp_path, files={member: ""})
-    with pytest.raises(SpecError, match=r"demo-1.0-py3-none-any.whl .*points outside the environment"):
+    with pytest.raises(
+        SpecError, match=r"demo-1.0-py3-none-any.whl .*points outside the environment"
+    ):
         files_of(wheel)
 
 

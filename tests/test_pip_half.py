@@ -147,7 +147,7 @@ def test_a_transitive_contradiction_names_what_conda_chose(tmp_path: Path) -> No
 def test_a_direct_contradiction_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         resolve(tmp_path, "NumPy==1.26.4", provided=(("numpy", "2.2.6"),))
-    expected = "pip asks for NumPy==1.26.4, but conda already chose NumPy 2.2.6"
+    expected = "pip requires NumPy==1.26.4, but conda already chose NumPy 2.2.6"
     assert caught.value.message == expected
     assert caught.value.hint
 

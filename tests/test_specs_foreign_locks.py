@@ -159,7 +159,7 @@ def test_which_environment_of_a_pixi_lock(tmp_path: Path) -> None:
     text = PIXI_LOCK.replace("default:", "gpu:")
     with pytest.raises(SpecError) as caught:
         read(tmp_path / "pixi.lock", text)
-    assert caught.value.hint == "say which by `--name`, one of gpu, test"
+    assert caught.value.hint == "choose one with `--name`: gpu, test"
     assert len(packages(read(tmp_path / "pixi.lock", text, name="gpu"))) == 4
 
 

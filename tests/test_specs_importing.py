@@ -416,7 +416,11 @@ def test_lists_that_conda_and_pip_print(tmp_path: Path) -> None:
         ),
         ("[workspace\nchannels=[]\n", "x.txt", "correct"),
         ("dependencies:\n  - a={{ v }}\n", "x.txt:2: `a={{ v }}` contains the template", "write"),
-        ("dependencies:\n  - pip:\n    - --rich\n", "x.txt:3: `--rich` is not a valid pip", "name==version"),
+        (
+            "dependencies:\n  - pip:\n    - --rich\n",
+            "x.txt:3: `--rich` is not a valid pip",
+            "name==version",
+        ),
         ("dependencies:\n  - npm: [foo]\n", "x.txt:2: expected a conda package", "correct"),
     ],
 )

@@ -86,8 +86,14 @@ def test_the_file_names_a_spec_without_a_name(tmp_path: Path) -> None:
         ("dependencies: [numpy=1=a, numpy=2=b]\n", "for numpy contradict each other"),
         ("dependencies: [c::numpy, d::numpy]\n", "they name the channels c and d"),
         ("dependencies: [a]  # [linux and]\n", "torch.yml:1: `[linux and]` selects no platform"),
-        ("dependencies:\n - python={{ python }}\n", "torch.yml:2: `python={{ python }}` contains the template"),
-        ("dependencies:\n - pip:\n   - --rich\n", "torch.yml:3: `--rich` is not a valid pip requirement"),
+        (
+            "dependencies:\n - python={{ python }}\n",
+            "torch.yml:2: `python={{ python }}` contains the template",
+        ),
+        (
+            "dependencies:\n - pip:\n   - --rich\n",
+            "torch.yml:3: `--rich` is not a valid pip requirement",
+        ),
         ("dependencies:\n - pip:\n   - hg+https://h.example.org/x\n", "hg repositories cannot"),
         ("dependencies: [a]\nplatforms: [win-64]\n", "is for win-64 only"),
         ("dependency: [a]\n", "perhaps you meant `dependencies`"),

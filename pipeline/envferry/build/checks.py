@@ -46,7 +46,9 @@ def run_checks(checks: Checks, work: Workplace, sandbox: Sandbox, progress: Prog
                 said = said or f"it printed nothing and ended with {finished.returncode}"
                 raise failed_check(argv[-1], said, tries)
             if tries:
-                log.warning("the check `%s` tried to use the network, which it did not have", argv[-1])
+                log.warning(
+                    "the check `%s` tried to use the network, which it did not have", argv[-1]
+                )
 
 
 def failed_check(words: str, said: str, tries: int) -> errors.ToolFailed:

@@ -166,7 +166,9 @@ class GitCommit:
         """Parse a package's URL; raise SpecError when it is no commit's."""
         found = GIT_URL.fullmatch(package.url)
         if found is None or found["commit"] != package.sha256:
-            message = f"{redact(package.url)} does not name the commit that {package.name} is locked to"
+            message = (
+                f"{redact(package.url)} does not name the commit that {package.name} is locked to"
+            )
             raise SpecError(message, hint="lock again")
         return cls(url=found["url"], commit=found["commit"], folder=found["folder"] or "")
 

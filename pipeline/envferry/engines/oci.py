@@ -153,7 +153,9 @@ class ContainerEngine:
             )
             if found.returncode != 0:
                 return
-        log.warning("the container %s is still there: %s rm --force it", container, self.name)
+        log.warning(
+            "the container %s still exists: remove it with `%s rm --force`", container, self.name
+        )
 
     def options(self, job: Job, container: str) -> Iterator[str]:
         """Yield what makes the container, and its image last."""

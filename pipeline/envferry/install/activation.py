@@ -111,7 +111,7 @@ def roll_back(home: EnvHome, id_: str | None) -> Installation:
             raise NotFound(f"{message} (installed: {installed})", hint="install one, or name an id")
         installation = home.installation(wanted)
         if home.current_id() is None and home.link.exists():
-            message = f"{home.link} exists and is not ours: left untouched"
+            message = f"{home.link} exists but was not made by envferry: left untouched"
             raise TargetOccupied(message, hint="move it aside first")
         home.make_current(wanted)
     return installation

@@ -215,8 +215,12 @@ def explain(answer: CondaAnswer, request: CondaRequest) -> SpecError | StoreErro
         message = f"{request.spec_path}: `{line[1]}` is not a valid conda package: {line[2]}"
         return SpecError(message, hint="write it as `name >=1.2,<2` or `name=1.2=build`")
     if request.updated:
-        message = f"{', '.join(request.updated)} cannot be updated alone on {answer.platform}: {words}"
-        return SpecError(message, hint="name the packages to update with it, or run `envferry lock --upgrade`")
+        message = (
+            f"{', '.join(request.updated)} cannot be updated alone on {answer.platform}: {words}"
+        )
+        return SpecError(
+            message, hint="name the packages to update with it, or run `envferry lock --upgrade`"
+        )
     message = f"the conda half has no solution for {answer.platform} from {channels}: {words}"
     hint = "change the pins that it names, or let `--relax build` drop build strings"
     if answer.elsewhere:

@@ -317,7 +317,9 @@ def _explain(stderr: str, request: PipRequest, scratch: Path) -> SpecError | Sto
     message = "\n".join([f"the pip half has no solution for {target}: {text}", *chosen])
     if request.updated:
         hint = "name the packages to update with it, or run `envferry lock --upgrade`"
-        return SpecError(f"{', '.join(request.updated)} cannot be updated alone: {message}", hint=hint)
+        return SpecError(
+            f"{', '.join(request.updated)} cannot be updated alone: {message}", hint=hint
+        )
     if "no usable wheels" in text:
         return SpecError(message, hint=f"ask for a version that has wheels for {target}")
     return SpecError(message, hint="change the requirements that it names, then lock again")

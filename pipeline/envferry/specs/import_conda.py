@@ -81,7 +81,9 @@ def draft_explicit(text: str, path: Path, name: str) -> tuple[Draft, list[Explic
             continue
         package = _explicit_line(line)
         if package is None:
-            message = f"{path}:{number}: `{without_credentials(line)[:80]}` is not a conda package URL"
+            message = (
+                f"{path}:{number}: `{without_credentials(line)[:80]}` is not a conda package URL"
+            )
             raise SpecError(message, hint="an explicit list has one package URL per line")
         _add_url(draft, package.url)
         if not package.subdir:

@@ -57,7 +57,9 @@ class Manifest:
         if key.rpartition(".")[2] == TASKS:
             self.notes.append(f"`{key}` is left out: {_all_of(value)}")
         else:
-            self.leave_out(f"[{key}] {_all_of(value)}: it does not name a package of the environment")
+            self.leave_out(
+                f"[{key}] {_all_of(value)}: it does not name a package of the environment"
+            )
 
 
 def draft_pixi(text: str, path: Path, base: Path, name: str) -> Draft:
@@ -193,7 +195,9 @@ def _conda_line(manifest: Manifest, key: str, name: str, value: object) -> str:
     table: dict[str, Any] = value if isinstance(value, dict) else {"version": value}
     if {"git", "path"} & table.keys():
         place = table.get("git") or table.get("path")
-        manifest.leave_out(f"[{key}] {name} from {place}: built by pixi, not available from a channel")
+        manifest.leave_out(
+            f"[{key}] {name} from {place}: built by pixi, not available from a channel"
+        )
         return ""
     if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*", name):
         raise SpecError(f"{manifest.path}: `{name}` in [{key}] is not a package", hint="correct it")

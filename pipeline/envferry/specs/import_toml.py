@@ -47,7 +47,9 @@ def draft_pyproject(text: str, path: Path, base: Path, name: str, channels: Iter
     asked = {requirement_name(str(line)) for line in dependencies}
     for package, source in sources.items():
         if str(canonicalize_name(package)) not in asked:
-            draft.left_out.append(f"[tool.uv.sources] {package} = {source!r}: no dependency requires it")
+            draft.left_out.append(
+                f"[tool.uv.sources] {package} = {source!r}: no dependency requires it"
+            )
     _name_the_rest(document, project, uv, draft)
     draft.notes.append(
         f"the project itself is not in the spec: add `- {relative(path.parent, base)}` "

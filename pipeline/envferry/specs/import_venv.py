@@ -31,9 +31,7 @@ def draft_venv(prefix: Path, name: str, channels: Iterable[str]) -> Draft:
     version = folders[0].name.removeprefix("python").removesuffix("t")
     draft = Draft(name=name, channels=list(channels), conda=[f"python={version}"])
     exact = settings.get("version_info", settings.get("version", "")) or version
-    draft.notes.append(
-        f"the environment's python is {exact}: using a channel's python={version}"
-    )
+    draft.notes.append(f"the environment's python is {exact}: using a channel's python={version}")
     if folders[0].name.endswith("t"):
         draft.left_out.append(f"{folders[0].name} has no GIL: using a channel's standard python")
     if settings.get("include-system-site-packages", "").lower() == "true":

@@ -59,7 +59,11 @@ def _platforms(root: Mapping) -> Iterator[_Found]:
     for items in lists:
         for item in items if isinstance(items, Sequence) else ():
             if isinstance(item, Text) and OTHER_PLATFORM.fullmatch(item):
-                yield CODE, item, f"the platform {item} is kept aside (envferry does not lock for it)"
+                yield (
+                    CODE,
+                    item,
+                    f"the platform {item} is kept aside (envferry does not lock for it)",
+                )
 
 
 def _is_elsewhere_named(prefix: str) -> bool:

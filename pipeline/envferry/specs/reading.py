@@ -216,7 +216,9 @@ def _pip_line(item: object, path: Path) -> str:
         raise _template(path, item, template[0])
     problem = pip_line_problem(line)
     if problem:
-        message = f"{path}:{line_of(item)}: {_shorten(line)} is not a valid pip requirement: {problem}"
+        message = (
+            f"{path}:{line_of(item)}: {_shorten(line)} is not a valid pip requirement: {problem}"
+        )
         raise SpecError(message, hint="write it as `name==version` or `name @ URL`")
     return Text.at(line, line_of(item))
 
@@ -284,7 +286,9 @@ def _options(content: Mapping, path: Path) -> SpecOptions:
     for what in ("glibc", "cuda"):
         version = getattr(options.system, what)
         if version is not None and not VERSION.fullmatch(version):
-            message = f"{path}: `{what}: {version}` under `envferry: system:` is not a valid version"
+            message = (
+                f"{path}: `{what}: {version}` under `envferry: system:` is not a valid version"
+            )
             raise SpecError(message, hint=f"write `{what}: 2.28`" if what == "glibc" else "")
     for pattern in options.exclude:
         if pattern.startswith("/") or ".." in pattern.split("/"):

@@ -35,7 +35,7 @@ def read_materials(artifact: Artifact) -> tuple[Material, ...]:
     except ModuleNotFoundError as error:
         if error.name != "yaml":
             raise
-        message = f"to sign {artifact.manifest.stem}, its lock is read, which needs PyYAML"
+        message = f"signing {artifact.manifest.stem} reads its lock, which requires PyYAML"
         raise UsageError(message, hint='run `pip install "envferry[build]"`') from error
     lock = parse_lock(read_lock(artifact).decode(errors="replace"), artifact.lock_path)
     return list_materials(artifact.manifest, lock)

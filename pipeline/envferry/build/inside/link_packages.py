@@ -82,7 +82,9 @@ async def link_packages(order: BuildOrder) -> LinkAnswer:
     ordered = PackageRecord.sort_topologically(list(records))
     return LinkAnswer(
         linked=tuple(record.name.normalized for record in ordered),
-        warnings=() if knows else tuple(f"{words}: the lock does not say so" for words in broken),
+        warnings=()
+        if knows
+        else tuple(f"{words}: the lock does not record this" for words in broken),
     )
 
 

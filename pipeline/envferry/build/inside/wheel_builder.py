@@ -85,8 +85,8 @@ def failed_wheel(order: WheelOrder, message: str, lacking: Sequence[str]) -> Too
     known = ", ".join(f"{item.name} {item.version}" for item in order.requires) or "nothing"
     if not lacking:
         hint = (
-            f"it was built with {known}, as its pyproject.toml asks; what else it needs must be "
-            "named there, in the conda half, or come as a wheel of it (--find-links)"
+            f"it was built with {known}, as its pyproject.toml asks; name what else it needs "
+            "there or in the conda half, or offer a wheel of it (--find-links)"
         )
         return ToolFailed(message, hint=hint)
     wanted = ", ".join(lacking)
@@ -95,7 +95,7 @@ def failed_wheel(order: WheelOrder, message: str, lacking: Sequence[str]) -> Too
         f"it was built with {known}; add {lines} to `requires` of [build-system] in its "
         "pyproject.toml and lock again, or offer a wheel of it (--find-links)"
     )
-    return ToolFailed(f"{message}\nits build requires {wanted}, which the lock does not pin", hint=hint)
+    return ToolFailed(f"{message}\nits build requires {wanted}, not pinned in the lock", hint=hint)
 
 
 def install_requirements(
