@@ -314,7 +314,7 @@ def test_an_entry_without_a_hash_is_refused(
 
 
 def test_a_missing_file_is_not_found(cache: DownloadCache, server: Server) -> None:
-    with pytest.raises(NotFound, match=r"/missing\.whl is not there: the server answered 404"):
+    with pytest.raises(NotFound, match=r"/missing\.whl does not exist: the server answered 404"):
         fetch(cache, package(f"{server.url}/missing.whl"))
     assert server.requests["missing.whl"] == 1
 

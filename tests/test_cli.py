@@ -31,7 +31,7 @@ ENVFERRY = Path(sys.executable).with_name("envferry")
         (["show", "demo", "--registry", "file:///nowhere/at/all"], 7, "nowhere/at/all"),
         (["pack", "torch-2.8"], 7, "torch-2.8 is not built"),
         (["pack", "specs/torch-2.8.yml"], 7, "torch-2.8 is not built"),
-        (["pack", "./torch-2.8"], 7, "there is no such folder"),
+        (["pack", "./torch-2.8"], 7, "the folder does not exist"),
     ],
 )
 def test_errors(

@@ -68,7 +68,7 @@ BECOME = (
         (("verify", "demo", "--envs-dir", "nowhere"), 7, "demo is not installed"),
         (("install", "nowhere/demo.tar.zst"), 7, "is not there"),
         (("cache", "ls"), 3, "no place for the cache: HOME is not set, and user 1000770000"),
-        (("ls", "--registry", "~/registry"), 2, "nobody knows that home directory"),
+        (("ls", "--registry", "~/registry"), 2, "that home directory is not known"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )

@@ -217,7 +217,7 @@ def test_the_processes_of_other_users_count(home: EnvHome, tmp_path: Path) -> No
     tree = home.tree(old_id(home))
     with executing(tree / "bin/sleep"):
         said = remove_elsewhere(home, user=NOBODY)
-        assert "perhaps in use: this user may not look into" in said
+        assert "perhaps in use: this user may not inspect" in said
         assert tree.exists()
     # Without write permission anywhere, but by their owner.
     for path in tree.rglob("*"):
@@ -252,4 +252,4 @@ def test_overlays_do_not_tell_who_has_files_open(home: EnvHome, tmp_path: Path) 
         sys.executable,
     ]
     said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-    assert said == "its file system (overlay) does not tell who has files open\n"
+    assert said == "its file system (overlay) does not report which files are open\n"

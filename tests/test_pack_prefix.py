@@ -246,7 +246,7 @@ def test_what_cannot_travel_is_named_all_at_once(tree: Path) -> None:
         "'share/pipe' is a socket, pipe or device",
         f"{SITE}/mine.pth: adds /home/me/project/src",
         "mywork: installed as editable from file:///home/me/mywork",
-        f"numpy 1.0 (conda) misses {SITE}/numpy/gone.py; numpy 2.0 (pip) took its place",
+        f"numpy 1.0 (conda) lacks {SITE}/numpy/gone.py; numpy 2.0 (pip) took its place",
     ):
         assert part in caught.value.message
 

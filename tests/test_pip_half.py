@@ -147,7 +147,7 @@ def test_a_transitive_contradiction_names_what_conda_chose(tmp_path: Path) -> No
 def test_a_direct_contradiction_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         resolve(tmp_path, "NumPy==1.26.4", provided=(("numpy", "2.2.6"),))
-    expected = "pip asks for NumPy==1.26.4, but conda already chose NumPy 2.2.6"
+    expected = "pip requires NumPy==1.26.4, but conda already chose NumPy 2.2.6"
     assert caught.value.message == expected
     assert caught.value.hint
 
@@ -219,7 +219,7 @@ def test_hashes_that_the_spec_demands(tmp_path: Path) -> None:
     make_wheel(tmp_path)
     (found,) = resolve(tmp_path, "demo")
     assert resolve(tmp_path, f"demo==1.0 --hash=sha256:{found.sha256}") == (found,)
-    with pytest.raises(SpecError, match="has one of the hashes that the spec demands"):
+    with pytest.raises(SpecError, match="has one of the hashes that the spec requires"):
         resolve(tmp_path, f"demo==1.0 --hash=sha256:{'0' * 64}")
 
 

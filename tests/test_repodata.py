@@ -179,7 +179,7 @@ def test_places_of_channels() -> None:
     assert channel_urls("conda-forge") == ("https://conda.anaconda.org/conda-forge/",)
     assert channel_urls("https://u:p@h.example/c") == ("https://u:p@h.example/c/",)
     assert channel_urls("defaults")[1] == "https://conda.anaconda.org/r/"
-    with pytest.raises(SpecError, match=r"one of the channels is none: htps://h\.example/c"):
+    with pytest.raises(SpecError, match=r"one of the channels is not valid: htps://h\.example/c"):
         channel_urls("htps://h.example/c")
 
 

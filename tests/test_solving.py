@@ -109,7 +109,7 @@ def test_what_no_record_has_has_no_solution(tmp_path: Path, channel: Path, line:
 def test_what_nobody_can_obey_is_refused(tmp_path: Path, channel: Path, line: str) -> None:
     with pytest.raises(SpecError) as caught:
         solved(tmp_path, [channel], line)
-    assert caught.value.message.startswith(f"spec.yml: `{line}` is no conda package")
+    assert caught.value.message.startswith(f"spec.yml: `{line}` is not a valid conda package")
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_what_only_another_channel_solves_is_named(tmp_path: Path, two: list[Pat
     with pytest.raises(SpecError) as caught:
         solved(tmp_path, two, "app", "tool")
     asked_for = f"file://{two[1]}::lib"
-    assert f"there is one with {asked_for}: a channel before" in caught.value.message
+    assert f"there is one with {asked_for}, but an earlier channel" in caught.value.message
     assert f"`{asked_for}`" in caught.value.hint
     assert "channel_priority: flexible" in caught.value.hint
     both = {"app": "1 0", "lib": "2 0", "tool": "1 0"}

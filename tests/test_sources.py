@@ -102,5 +102,5 @@ def test_a_repository_that_is_not_there(shelf: SourceShelf, tmp_path: Path) -> N
     with pytest.raises(NotFound, match="not in the download cache"):
         offline.build_requires(package)
     other = source(package.url, "2" * 40)
-    with pytest.raises(SpecError, match="names no commit"):
+    with pytest.raises(SpecError, match="does not name the commit"):
         shelf.build_requires(other)

@@ -90,8 +90,8 @@ def test_a_conda_lock(tmp_path: Path) -> None:
     assert python.dependencies == {"xz": ">=5"}
     assert locked["linux-64", "bee"].kind == "git"
     assert locked["linux-64", "odd"].sha256 is None
-    assert "not carried over: 1 packages for win-64: nobody locks for it here" in found.notes
-    assert any("docs 1.0: of the category docs" in note for note in found.notes)
+    assert "not carried over: 1 packages for win-64: envferry does not lock for it" in found.notes
+    assert any("docs 1.0: in the category docs" in note for note in found.notes)
 
 
 PIXI_LOCK = f"""\
@@ -159,7 +159,7 @@ def test_which_environment_of_a_pixi_lock(tmp_path: Path) -> None:
     text = PIXI_LOCK.replace("default:", "gpu:")
     with pytest.raises(SpecError) as caught:
         read(tmp_path / "pixi.lock", text)
-    assert caught.value.hint == "say which by `--name`, one of gpu, test"
+    assert caught.value.hint == "choose one with `--name`: gpu, test"
     assert len(packages(read(tmp_path / "pixi.lock", text, name="gpu"))) == 4
 
 

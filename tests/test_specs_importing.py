@@ -133,7 +133,7 @@ def test_an_explicit_list(tmp_path: Path) -> None:
     assert spec.conda == ("xz=5.6.4=h1_0", "a_b-c=1!2.0=py_0", "tzdata=2025a=0", "pip")
     assert spec.pip == ("rich @ https://h.example.org/rich-14.0.0-py3-none-any.whl",)
     assert spec.options.platforms == ("linux-64",)
-    with pytest.raises(SpecError, match=r"x.txt:2: `nonsense` is no conda package URL"):
+    with pytest.raises(SpecError, match=r"x.txt:2: `nonsense` is not a conda package URL"):
         imported(tmp_path / "x.txt", "@EXPLICIT\nnonsense\n")
 
 
@@ -260,11 +260,11 @@ def test_a_prefix_without_conda(tmp_path: Path) -> None:
     [
         ("", "is empty"),
         ("# only a comment\n", "is empty"),
-        ("dear reader,\nhow are you\n", "x.txt:1: this is no environment file"),
-        ("version: 1\nmetadata: {}\npackage: []\n", "holds no packages"),
+        ("dear reader,\nhow are you\n", "x.txt:1: this is neither an environment file nor a list"),
+        ("version: 1\nmetadata: {}\npackage: []\n", "contains no packages"),
         ("[tool.black]\nx = 1\n", "lists nothing"),
-        ("[project]\ndependencies = 3\n", "`dependencies` is no list"),
-        ("[workspace]\nchannels = []\n[dependencies]\n[target]\nlinux-64=3\n", "is no table"),
+        ("[project]\ndependencies = 3\n", "`dependencies` is not a list"),
+        ("[workspace]\nchannels = []\n[dependencies]\n[target]\nlinux-64=3\n", "is not a table"),
         ("dependencies: [a\nname: x\n", "x.txt:"),
         ("\0", "binary"),
     ],
@@ -415,8 +415,12 @@ def test_lists_that_conda_and_pip_print(tmp_path: Path) -> None:
             "poetry export",
         ),
         ("[workspace\nchannels=[]\n", "x.txt", "correct"),
-        ("dependencies:\n  - a={{ v }}\n", "x.txt:2: `a={{ v }}` holds the template", "write"),
-        ("dependencies:\n  - pip:\n    - --rich\n", "x.txt:3: `--rich` is no pip", "name==version"),
+        ("dependencies:\n  - a={{ v }}\n", "x.txt:2: `a={{ v }}` contains the template", "write"),
+        (
+            "dependencies:\n  - pip:\n    - --rich\n",
+            "x.txt:3: `--rich` is not a valid pip",
+            "name==version",
+        ),
         ("dependencies:\n  - npm: [foo]\n", "x.txt:2: expected a conda package", "correct"),
     ],
 )

@@ -133,10 +133,10 @@ def test_what_a_pip_line_asks_for(line: str, plain: str | None, name: str) -> No
     ("line", "problem"),
     [
         ("- rich", "starts with a dash"),
-        ("--rich", "`--rich` is no option"),
+        ("--rich", "`--rich` is not a valid option"),
         ("--index-url", "needs a value"),
         ("--pre yes", "takes no value"),
-        ("rich --pre", "`--pre` is no option of a requirement"),
+        ("rich --pre", "`--pre` is not a valid option of a requirement"),
         ("hg+https://h.example.org/a", "hg repositories"),
         ("a @ svn+https://h.example.org/a", "svn repositories"),
         ("-e hg+https://h.example.org/a", "hg repositories"),

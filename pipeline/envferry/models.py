@@ -93,7 +93,9 @@ def fit_to_show(text: str) -> str:
 def check_name(name: str, what: str) -> str:
     """Return `name` when it can be one path component everywhere; raise UsageError otherwise."""
     if not NAME_PATTERN.fullmatch(name):
-        message = f"{name!r} is no {what}: letters, digits, `.`, `_` and `-` only, 100 at most"
+        message = (
+            f"{name!r} is not a valid {what}: letters, digits, `.`, `_` and `-` only, 100 at most"
+        )
         raise UsageError(message, hint="choose one such as `demo` or `torch-2.8`")
     return name
 
@@ -111,7 +113,7 @@ def check_env_prefix(prefix: str, hint: str) -> str:
         shown = " ".join(map(ascii, faults[:5]))
         message = (
             f"{prefix!r} cannot be the prefix of an environment: it contains {shown}; letters, "
-            f"digits, blanks and {' '.join(PREFIX_PUNCTUATION)} are possible"
+            f"digits, blanks and {' '.join(PREFIX_PUNCTUATION)} are allowed"
         )
         raise UsageError(message, hint=hint)
     is_absolute = prefix.startswith("/") and not prefix.startswith("//")
@@ -133,7 +135,7 @@ def check_platform(platform: str) -> str:
     if platform not in known:
         close = difflib.get_close_matches(platform, known, n=1)
         perhaps = f", perhaps you meant `{close[0]}`" if close else ""
-        message = f"`{platform}` is no platform{perhaps}"
+        message = f"`{platform}` is not a valid platform{perhaps}"
         raise UsageError(message, hint=f"the platforms are {', '.join(known)}")
     return platform
 

@@ -228,7 +228,7 @@ def test_a_file_of_two_conda_packages_is_named(
     scripts = (("bin/.fourth-pre-link.sh", "touch $PREFIX/never\n"),)
     early = TinyPackage(name="fourth", version="1", files=scripts)
     tree = Path(shop.build(packages(tmp_path, *both, early)).tree)
-    assert "second and first both have share/x: that of first is taken" in caplog.text
+    assert "second and first both have share/x: using that of first" in caplog.text
     assert "the pre-link script of fourth 1 is not run" in caplog.text
     assert (tree / "share/x").read_text() == "from first\n"
     for path in tree.glob("conda-meta/*.json"):
@@ -264,7 +264,7 @@ def test_clobbers_conflicts_and_overlaps(
         shop.build([*base, needy])
     built = shop.build([*base, intruder, last, first, needy], allow=("intruder", "needy"))
     assert "first, last all have" in caplog.text
-    assert "that of last is taken" in caplog.text
+    assert "using that of last" in caplog.text
     (site,) = site_packages_folders(Path(built.tree))
     assert (site / "both.py").read_text() == "a = 'last'\n"
     assert (site / "pygments/console.py").read_text() == "taken = 1\n"

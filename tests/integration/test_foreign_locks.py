@@ -94,7 +94,7 @@ def test_a_lock_of_files_is_taken_as_it_is(
         "python": digest,
         "new": sha256(wheel),
     }
-    assert notes == ["new 1.0 had no hash: taken from the file itself"]
+    assert notes == ["new 1.0 had no hash: computed from the file itself"]
 
 
 @pytest.mark.parametrize("kind", ["uv.lock", "pylock.toml"])
@@ -145,7 +145,7 @@ def test_a_virtual_environment_is_locked_by_what_is_in_it(
 
 
 def test_a_glibc_that_this_machine_has() -> None:
-    hint = "say what the hosts offer, if they do: `envferry: {system: {glibc: 'VERSION'}}`"
+    hint = "if the hosts offer it, declare it: `envferry: {system: {glibc: 'VERSION'}}`"
     assert needed_glibc(SpecError("x", hint=hint.replace("VERSION", "2.17"))) == "2.17"
     assert needed_glibc(SpecError("x", hint=hint.replace("VERSION", "9.99"))) is None
     assert needed_glibc(SpecError("x", hint="correct that line")) is None

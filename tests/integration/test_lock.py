@@ -154,7 +154,7 @@ def test_a_name_that_wheels_have_otherwise(desk: Desk) -> None:
     desk.write("ruamel.yaml")
     with pytest.raises(SpecError) as caught:
         desk.lock()
-    assert caught.value.hint == "a channel that is made of wheels calls it `ruamel-yaml`"
+    assert caught.value.hint == "channels made of wheels call it `ruamel-yaml`"
 
 
 def test_what_the_hosts_offer_decides(desk: Desk) -> None:
@@ -314,7 +314,7 @@ def test_a_date_excludes_what_came_later(desk: Desk, wheels: Path) -> None:
     other = LockOptions(exclude_newer="2030-01-01", solver=Path("/bin/conda"))
     with pytest.raises(UsageError, match="cannot exclude"):
         desk.lock(other)
-    with pytest.raises(UsageError, match="`tomorrow` is no date"):
+    with pytest.raises(UsageError, match="`tomorrow` is not a valid date"):
         desk.lock(LockOptions(exclude_newer="tomorrow"))
 
 

@@ -151,7 +151,7 @@ def test_passwords_are_seen_nowhere(desk: Workshop, served: Path, tmp_path: Path
             f"    - --extra-index-url http://localhost:{port}/two\n    - private\n{OFFER}",
         )
         printed.append(desk.run("lock", "tiny", "-vv", expect=9))
-        assert "demands a login" in printed[-1].stderr
+        assert "requires a login" in printed[-1].stderr
         netrc = f"machine localhost login you password {NETRC_PASSWORD}\n"
         write_netrc(desk, netrc)
         printed.append(desk.run("lock", "tiny", "-vv", "--json"))
@@ -208,7 +208,7 @@ def test_a_lock_with_a_login_in_the_environment_builds_elsewhere(
             "UV_INDEX": f"more=http://{login}@{base}/two",
         }
         stranger = replace(desk, environ={**desk.environ, "UV_INDEX_URL": f"http://{base}/one"})
-        assert "demands a login" in stranger.run("lock", "tiny", expect=9).stderr
+        assert "requires a login" in stranger.run("lock", "tiny", expect=9).stderr
         mine = replace(desk, environ={**desk.environ, **urls})
         mine.run("lock", "tiny")
         assert PASSWORD not in (desk.home / "specs/tiny.conda-lock.yml").read_text()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from envferry.models import LockedPackage
 
 pytestmark = pytest.mark.container
-OUTSIDE = "leads out of its place|invalid package-relative archive path"
+OUTSIDE = "points outside the environment|invalid package-relative archive path"
 """As we say it, and as rattler does when it meets the file itself first."""
 LONG = "/" + "placehold_" * 20
 

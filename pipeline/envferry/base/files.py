@@ -97,8 +97,8 @@ def expand_home(path: Path) -> Path:
     try:
         return path.expanduser()
     except RuntimeError as error:
-        message = f"{path}: nobody knows that home directory"
-        raise UsageError(message, hint="write the whole path") from error
+        message = f"{path}: that home directory is not known"
+        raise UsageError(message, hint="write the full path") from error
 
 
 def make_folders(path: Path) -> None:

@@ -55,7 +55,7 @@ def require_replaceable(home: Path) -> None:
             owner = directory.stat().st_uid
             if owner != os.geteuid():  # else closed, and ours to open
                 raise HostError(
-                    f"{home} is another user's (uid {owner}), who alone can replace that build",
+                    f"{home} belongs to another user (uid {owner}), who alone can replace it",
                     hint="set ENVFERRY_CACHE to a folder of your own",
                 )
 
@@ -83,6 +83,6 @@ def require_execution(directory: Path) -> None:
     """Raise HostError when the file system of a directory is mounted `noexec`: builds run there."""
     if os.statvfs(directory).f_flag & os.ST_NOEXEC:
         raise HostError(
-            f"nothing may be executed on the file system of {directory} (it is mounted noexec)",
-            hint="put the cache, in which environments are built, elsewhere: ENVFERRY_CACHE",
+            f"programs cannot run on the file system of {directory} (it is mounted noexec)",
+            hint="set ENVFERRY_CACHE to a folder elsewhere: environments are built in the cache",
         )

@@ -46,14 +46,16 @@ def run_checks(checks: Checks, work: Workplace, sandbox: Sandbox, progress: Prog
                 said = said or f"it printed nothing and ended with {finished.returncode}"
                 raise failed_check(argv[-1], said, tries)
             if tries:
-                log.warning("the check `%s` tried to use the network, and had none", argv[-1])
+                log.warning(
+                    "the check `%s` tried to use the network, which it did not have", argv[-1]
+                )
 
 
 def failed_check(words: str, said: str, tries: int) -> errors.ToolFailed:
     """Describe a check that failed by the last lines that it printed."""
-    tried = ["it tried to use the network, and a build has none"] if tries else []
+    tried = ["it tried to use the network, which a build does not have"] if tries else []
     lines = [f"the check `{words}` failed in the new environment:", *said.splitlines()[-12:]]
     return errors.ToolFailed(
         "\n  ".join([*lines, *tried]),
-        hint="mend the spec (or its `checks:`), lock and build again",
+        hint="correct the spec (or its `checks:`), then lock and build again",
     )

@@ -336,7 +336,7 @@ class DownloadCache:
                 digest = hashes.Hash(ALGORITHMS[item.algorithm]())
             if (length := response.headers.get("Content-Length", "")).isdecimal():
                 if int(length) > self.limits.answer_bytes:
-                    raise TooMuch(f"it wants to send more than {self.limits.answer_bytes:,} bytes")
+                    raise TooMuch(f"it announced more than {self.limits.answer_bytes:,} bytes")
                 meter.learn(item, int(length))
             for chunk in response.stream(PIECE_BYTES, decode_content=False):
                 stream.write(chunk)
@@ -448,7 +448,7 @@ def _one_error(errors: list[PipelineError]) -> PipelineError:
     if len(alike) == 1:
         return first
     lines = "\n".join(f"  {message}" for message in sorted(alike))
-    return type(first)(f"{len(alike)} files cannot be had:\n{lines}", hint=first.hint)
+    return type(first)(f"{len(alike)} files are not available:\n{lines}", hint=first.hint)
 
 
 @contextmanager
@@ -518,7 +518,7 @@ def _continues(response: urllib3.BaseHTTPResponse, start: int) -> bool:
 def _refusal(item: Download, way: str, answer: str) -> PipelineError:
     status = int(answer.partition(" ")[0])
     if status in (404, 410):
-        message = f"{item.shown} is not there: the server answered {answer}"
+        message = f"{item.shown} does not exist: the server answered {answer}"
         return NotFound(message, hint="lock again: the file was removed or its channel moved")
     message = f"cannot download {item.shown}{way}: the server answered {answer}"
     if status == 407:

@@ -67,7 +67,7 @@ class WheelShop:
     def requires(self, package: LockedPackage) -> tuple[LockedPackage, ...]:
         """Return what a package is built with; raise SpecError when the lock does not say."""
         if package.name not in self.requirements:
-            message = f"the lock does not say what {package.name} ({package.kind}) is built with"
+            message = f"the lock has no build requirements for {package.name} ({package.kind})"
             raise SpecError(message, hint="lock again: `envferry lock` pins build requirements")
         return self.requirements[package.name]
 

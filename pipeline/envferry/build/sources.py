@@ -100,7 +100,7 @@ class SourceShelf:
                 f"{folder} changed since it was locked: "
                 f"expected {package.sha256}, found {found_digest}"
             )
-            raise IntegrityError(message, hint="lock again to build what is there now")
+            raise IntegrityError(message, hint="lock again to build its present contents")
         return target
 
     def _download(self, package: LockedPackage) -> Path:
@@ -128,7 +128,7 @@ def folder_of(package: LockedPackage) -> Path:
     """Return the folder of a local package; raise NotFound when it is not there."""
     folder = Path(unquote(urlsplit(package.url).path))
     if not folder.is_dir():
-        message = f"{package.name} is locked as the folder {folder}, and that is not there"
+        message = f"{package.name} is locked as the folder {folder}, which does not exist"
         raise NotFound(message, hint="put it back, or change the spec and lock again")
     return folder
 
@@ -166,7 +166,9 @@ class GitCommit:
         """Parse a package's URL; raise SpecError when it is no commit's."""
         found = GIT_URL.fullmatch(package.url)
         if found is None or found["commit"] != package.sha256:
-            message = f"{redact(package.url)} names no commit that {package.name} is locked to"
+            message = (
+                f"{redact(package.url)} does not name the commit that {package.name} is locked to"
+            )
             raise SpecError(message, hint="lock again")
         return cls(url=found["url"], commit=found["commit"], folder=found["folder"] or "")
 
@@ -212,7 +214,7 @@ class GitCommit:
                 hint = "put the login for its host into ~/.netrc, or its key into ssh's agent"
             raise StoreError(message, hint=hint)
         if not self._is_in(home):
-            message = f"{shown} is not there any more"
+            message = f"{shown} no longer exists"
             raise NotFound(message, hint="lock again: `envferry lock --update` its package")
 
     def archive(self, repository: Path, target: Path) -> None:

@@ -118,7 +118,7 @@ def _sort_arguments(arguments: Sequence[str]) -> tuple[list[Wheel], list[Require
     for text in arguments:
         try:
             if text.endswith(".whl") and not Path(text).is_file():
-                absent.append(f"there is no wheel {text}")
+                absent.append(f"the wheel {text} does not exist")
             elif text.endswith(".whl"):
                 wheels.append(read_wheel(Path(text)))
             elif text.endswith(SOURCE_ENDINGS):

@@ -43,7 +43,7 @@ def shared_libraries(files: Sequence[Path]) -> dict[Path, dict[str, Path | None]
     """
     ldd = find_program("ldd")
     if ldd is None:
-        message = "ldd is missing: it comes with glibc and tells which libraries a program loads"
+        message = "ldd is missing: it is part of glibc and lists the libraries that a program loads"
         raise ToolFailed(message, hint="install the system's libc-bin or glibc-common package")
     output = run([ldd, *files], env=child_environ(LC_ALL="C"), check=False).stdout
     needed: dict[Path, dict[str, Path | None]] = {path: {} for path in files}

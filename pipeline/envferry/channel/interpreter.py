@@ -129,7 +129,7 @@ def find_interpreter(name: str | Path) -> Interpreter:
     """
     path = str(name) if "/" in str(name) else find_program(str(name))
     if path is None or not Path(path).is_file():
-        message = f"there is no Python interpreter {name}"
+        message = f"the Python interpreter {name} does not exist"
         raise SpecError(message, hint="name an executable, such as /usr/bin/python3")
     asked = _ask(Path(path))
     _check_usable(name, asked)
@@ -301,7 +301,9 @@ def _copy_libraries(interpreter: Interpreter, tree: Path) -> list[Path]:
 
 def _leave_out(interpreter: Interpreter, staged: Path, missing: list[str]) -> None:
     if staged.parent.name == "bin":
-        message = f"{interpreter.executable} needs {', '.join(missing)}, which the loader misses"
+        message = (
+            f"{interpreter.executable} needs {', '.join(missing)}, which the loader cannot find"
+        )
         raise SpecError(message, hint="repair that interpreter or name another after --python")
     log.warning("%s left out: %s not found", staged.name, ", ".join(missing))
     staged.unlink()

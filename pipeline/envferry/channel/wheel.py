@@ -118,7 +118,7 @@ def read_wheel(path: Path) -> Wheel:
     ) as error:
         text = error.args[0] if isinstance(error, KeyError) else error
         reason = str(text).partition("\n")[0]
-        message = f"{path} is no good wheel: {reason}"
+        message = f"{path} is not a valid wheel: {reason}"
         raise SpecError(message, hint="build or download that wheel again") from error
 
 
@@ -281,7 +281,7 @@ def _requirement(line: str) -> Requirement:
     try:
         return Requirement(line)
     except InvalidRequirement as error:
-        message = f"its Requires-Dist {line!r} is no requirement"
+        message = f"its Requires-Dist {line!r} is not a valid requirement"
         raise ValueError(message) from error
 
 

@@ -95,7 +95,7 @@ class _Staging:
         """Return where a member of the wheel goes, relative to the tree."""
         parts = PurePosixPath(name).parts
         if name.startswith("/") or ".." in parts or "\0" in name or "\\" in name:
-            message = f"{self.wheel.path} holds {name!r}, which leads out of the environment"
+            message = f"{self.wheel.path} contains {name!r}, which points outside the environment"
             raise SpecError(message, hint="do not use that wheel")
         if parts[0] != self.wheel.data:
             return f"{self.site_packages}/{name}"
@@ -107,11 +107,11 @@ class _Staging:
             "data": ".",
         }
         if len(parts) < 3 or parts[1] not in bases:
-            message = f"{self.wheel.path} holds {name!r}, which no install scheme knows"
+            message = f"{self.wheel.path} contains {name!r}, which is in no install scheme"
             raise SpecError(message, hint="build or download that wheel again")
         place = PurePosixPath(bases[parts[1]], *parts[2:])
         if place.parts[0] in ("info", "conda-meta"):
-            message = f"{self.wheel.path} holds {name!r}, where conda keeps its own files"
+            message = f"{self.wheel.path} contains {name!r}, where conda keeps its own files"
             raise SpecError(message, hint="do not use that wheel")
         return str(place)
 
@@ -131,7 +131,7 @@ class _Staging:
         if recorded and recorded != found:
             message = (
                 f"{self.wheel.path}: {member.filename} is damaged: "
-                f"RECORD says {recorded}, found {found}"
+                f"RECORD has {recorded}, found {found}"
             )
             raise IntegrityError(message, hint="build or download that wheel again")
         is_script = place.startswith(f"{self.scripts}/")

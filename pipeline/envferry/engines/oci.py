@@ -109,8 +109,8 @@ class ContainerEngine:
         if tried.returncode != 0 or found != __version__:
             holds = f"envferry {found}" if tried.returncode == 0 else f"no {IMAGE_PYTHON}"
             raise NoSandbox(
-                f"the image {wanted} of {self.name} holds {holds}, expected envferry {__version__}",
-                hint=f"build it anew: {self.name} build -t {DEFAULT_IMAGE} . (others: FROM that)",
+                f"the image {wanted} of {self.name} contains {holds}, expected envferry {__version__}",
+                hint=f"rebuild it: {self.name} build -t {DEFAULT_IMAGE} . (others: FROM that)",
             )
 
     def run(self, job: Job, *, check: bool = True, show: bool = False) -> Finished:
@@ -153,7 +153,9 @@ class ContainerEngine:
             )
             if found.returncode != 0:
                 return
-        log.warning("the container %s is still there: %s rm --force it", container, self.name)
+        log.warning(
+            "the container %s still exists: remove it with `%s rm --force`", container, self.name
+        )
 
     def options(self, job: Job, container: str) -> Iterator[str]:
         """Yield what makes the container, and its image last."""

@@ -83,12 +83,13 @@ class Database:
             except sqlite3.OperationalError as error:
                 message = f"the index {self.path or 'in memory'}: {error}"
                 raise HostError(
-                    message, hint="is the disk full? The file may be removed"
+                    message,
+                    hint="check that the disk has free space; the index file can be removed",
                 ) from error
             except (sqlite3.ProgrammingError, sqlite3.IntegrityError):
                 raise  # these are bugs
             except sqlite3.DatabaseError as error:
-                log.info("the index %s is damaged and is made anew: %s", self.path, error)
+                log.info("the index %s is damaged, rebuilding it: %s", self.path, error)
                 self.discard()
                 return self._attempt(work)
 
@@ -144,11 +145,11 @@ def _open(path: Path | None) -> Connection:
             connection.close()
             if path is None:
                 raise
-            log.info("the index %s is made anew: %s", path, error)
+            log.info("rebuilding the index %s: %s", path, error)
             _remove(path)
         else:
             return connection
-    message = f"{path} is made anew again and again"
+    message = f"{path} is being rebuilt again and again"
     raise sqlite3.OperationalError(message)
 
 

@@ -113,7 +113,7 @@ def _clause(part: str, text: str) -> Clause:
     found = CLAUSE.fullmatch(part.strip())
     version = found["version"] if found else ""
     if not found or "*" in version.removesuffix("*") or version == "":
-        message = f"{text!r}: {part.strip()!r} is no condition on a version"
+        message = f"{text!r}: {part.strip()!r} is not a valid version condition"
         raise UsageError(message, hint=HINT)
     operator = found["operator"] or "="
     if version == "*":

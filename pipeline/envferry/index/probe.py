@@ -75,7 +75,7 @@ def look_at(registry: Registry, place: Place, folder: Folder | None) -> Look:
     except (IntegrityError, SpecError, StoreError) as error:
         return Look(folder=folder, problem=error.message)
     except RecursionError:
-        return Look(folder=folder, problem="its manifest is nested without end")
+        return Look(folder=folder, problem="its manifest is nested too deeply")
     return Look(folder=folder, manifest=described)
 
 
@@ -98,7 +98,7 @@ def _read_tag(registry: Registry, name: TagName, listed: Listed) -> TagLook | No
     key = tag_key(name.name, name.platform, name.tag)
     try:
         if listed.size > LARGEST_TAG:
-            raise IntegrityError(f"{key} has {human_bytes(listed.size)}: it is no tag")
+            raise IntegrityError(f"{key} has {human_bytes(listed.size)}: it is not a tag")
         record = from_json(registry.store.read(key), SignedTagRecord, key)
         if not ID_PATTERN.fullmatch(record.id) or not 0 <= record.counter <= LARGEST_NUMBER:
             raise IntegrityError(f"{key} is damaged: it points to {record.id[:40]!r}")
@@ -109,7 +109,7 @@ def _read_tag(registry: Registry, name: TagName, listed: Listed) -> TagLook | No
     except PipelineError as error:
         return TagLook(name=name, listed=listed, problem=error.message)
     except RecursionError:
-        return TagLook(name=name, listed=listed, problem=f"{key} is nested without end")
+        return TagLook(name=name, listed=listed, problem=f"{key} is nested too deeply")
     return TagLook(name=name, listed=listed, record=record)
 
 
@@ -121,4 +121,4 @@ def _require_numbers(manifest: Manifest) -> None:
         *(package.size for package in manifest.packages),
     )
     if not all(0 <= size <= LARGEST_NUMBER for size in sizes):
-        raise IntegrityError(f"the manifest of {manifest.stem} gives a size that is none")
+        raise IntegrityError(f"the manifest of {manifest.stem} gives a size that is not valid")

@@ -115,7 +115,7 @@ def roll_back(home: EnvHome, id_: str | None, *, dry_run: bool = False) -> Insta
             raise NotFound(f"{message} (installed: {installed})", hint="install one, or name an id")
         installation = home.installation(wanted)
         if home.current_id() is None and home.link.exists():
-            message = f"{home.link} exists and is not ours: left untouched"
+            message = f"{home.link} exists but was not made by envferry: left untouched"
             raise TargetOccupied(message, hint="move it aside first")
         if not dry_run:
             home.make_current(wanted)

@@ -128,8 +128,8 @@ def check_host(needs: Needs, forced: Collection[str]) -> None:
         "name another place with --envs-dir" if is_place else "choose an artifact for this host"
     )
     raise HostError(
-        "\n  ".join(["this host cannot take the environment:", *lines]),
-        hint=f"{better}, or install it all the same with {options}",
+        "\n  ".join(["this host cannot run the environment:", *lines]),
+        hint=f"{better}, or install it anyway with {options}",
     )
 
 

@@ -56,19 +56,19 @@ def look_for_users(tree: Path, proc: Path = Path("/proc")) -> Usage:
     if users:
         return Usage(users=users)
     hidden = what_is_hidden(proc)
-    unseen = hidden or (f"this user may not look into {describe(closed)}" if closed else "")
+    unseen = hidden or (f"this user may not inspect {describe(closed)}" if closed else "")
     reason = why_not_free(tree) if unseen else ""
     if not reason:
         return Usage()
     if not hidden and may_look_into_all(proc):
         # Closed to root as well: a security module's doing, and nobody will ever know more.
-        log.warning("%s, though it may look into all: passed over", unseen)
+        log.warning("%s, though it has the right to: ignored", unseen)
         return Usage()
     return Usage(unseen=f"{unseen}, and {reason}")
 
 
 def sort_processes(own: Own, processes: Iterable[Process]) -> tuple[dict[int, str], dict[int, str]]:
-    """Return the processes that use a tree, and those that this user may not look into."""
+    """Return the processes that use a tree, and those that this user may not inspect."""
     users: dict[int, str] = {}
     closed: dict[int, str] = {}
     for process in processes:
@@ -89,9 +89,9 @@ def what_is_hidden(proc: Path) -> str:
     try:
         namespace = (proc / "self/ns/pid").stat().st_ino
     except OSError:
-        return f"{proc} does not say which processes it shows"
+        return f"{proc} does not specify which processes it shows"
     if namespace != INITIAL_PID_NAMESPACE:
-        return "processes outside this container (PID namespace) do not show"
+        return "processes outside this container (PID namespace) are not visible"
     return "" if (proc / "1").exists() else f"{proc} hides the processes of other users"
 
 

@@ -27,7 +27,7 @@ def why_not_free(tree: Path) -> str:
     """Say why somebody may have a file of a tree open; nothing when nobody has."""
     kind = file_system_of(tree)
     if kind in UNRELIABLE or kind.startswith("fuse"):
-        return f"its file system ({kind}) does not tell who has files open"
+        return f"its file system ({kind}) does not report which files are open"
     with unheard():
         for parent, _, names in os.walk(tree, onerror=refuse):
             for name in names:
@@ -52,7 +52,7 @@ def file_reason(path: str) -> str:
     except OSError as error:
         if error.errno == errno.EAGAIN:
             return f"{path} is open in some process"
-        return f"the kernel does not say who has {path} open ({error.strerror})"
+        return f"the kernel does not report whether {path} is open ({error.strerror})"
     finally:
         os.close(descriptor)
     return ""

@@ -163,11 +163,11 @@ def check_target(home: EnvHome, installation: Installation, *, replace: bool) ->
     """Raise unless `envs/NAME` is free, ours, or may be replaced."""
     prefix = installation.prefix
     if home.name in BASE_NAMES:
-        message = f"{home.name} is conda's own environment and never a target"
+        message = f"{home.name} is conda's own environment, which is never a target"
         raise UsageError(message, hint="install it under another --name")
     check_env_prefix(prefix, "choose another --envs-dir, or another path with --prefix")
     if HOME in home.envs_dir.resolve().parts:
-        message = f"{home.envs_dir} is inside of an installed environment"
+        message = f"{home.envs_dir} is inside an installed environment"
         raise TargetOccupied(message, hint="name another place with --envs-dir")
     is_taken = home.link.exists() or home.link.is_symlink()
     if is_taken and not home.has_link and not replace:
@@ -195,7 +195,7 @@ def is_installed(home: EnvHome, wanted: Installation) -> bool:
     try:
         tree = open_installed(home, wanted.id)
     except PipelineError as error:
-        log.info("%s@%s is installed again: %s", home.name, wanted.id, error)
+        log.info("installing %s@%s again: %s", home.name, wanted.id, error)
         return False
     faults = [*top_faults(tree), *faults_among(tree, range(len(tree.index.files)), quick=True)]
     for fault in faults[:1]:

@@ -108,7 +108,7 @@ def require_installed(home: EnvHome) -> None:
     """Raise NotFound for an environment of which there is nothing."""
     if not home.directory.is_dir():
         message = f"{home.name} is not installed in {home.envs_dir}"
-        raise NotFound(message, hint="environments that envferry did not install are not its own")
+        raise NotFound(message, hint="envferry removes only the environments that it installed")
 
 
 def refuse_used(home: EnvHome, id_: str, *, assume_unused: bool) -> None:
@@ -119,7 +119,7 @@ def refuse_used(home: EnvHome, id_: str, *, assume_unused: bool) -> None:
         raise TargetOccupied(message, hint="end these processes first")
     if usage.unseen and not assume_unused:
         message = f"{home.name}@{id_} is {why_kept(usage)}"
-        hint = "run it as root on the host itself, or with --assume-unused if nobody uses it"
+        hint = "run it as root on the host itself, or with --assume-unused if it is not in use"
         raise TargetOccupied(message, hint=hint)
 
 
@@ -138,5 +138,5 @@ def remove_one(home: EnvHome, id_: str) -> None:
         throw_away(home.tree(id_), home.directory / f"{TRASH}{id_}")
     except PermissionError as error:
         message = f"cannot remove {error.filename or home.tree(id_)}: {error.strerror}"
-        raise HostError(message, hint="run it as the user that it belongs to") from error
+        raise HostError(message, hint="run it as the user who owns it") from error
     sync_directory(home.directory)

@@ -47,7 +47,7 @@ def install_artifact(
             installation = home.installation(installation.id)
         else:
             if home.record(installation.id).exists():
-                log.warning("%s@%s is incomplete: it is put right", home.name, installation.id)
+                log.warning("%s@%s is incomplete: repairing it", home.name, installation.id)
             installation = write_tree(order, progress, announce)
         make_current(home, installation, progress, check=options.check)
     return installation

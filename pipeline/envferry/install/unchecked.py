@@ -45,13 +45,13 @@ def put_unchecked_back(home: EnvHome) -> None:
         try:
             installation = home.installation(path.stem)
         except PipelineError as error:
-            log.debug("not looked at: %s", error)
+            log.debug("skipped: %s", error)
             continue
         if installation.unchecked:
             put_back(home, installation, installation.unchecked)
             was = installation.unchecked.before or "nothing"
             log.warning(
-                "%s@%s was left without its checks having passed: %s is current again",
+                "the checks of %s@%s did not finish: %s is current again",
                 home.name,
                 installation.id,
                 was,

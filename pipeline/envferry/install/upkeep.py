@@ -84,14 +84,14 @@ def clear_tree(home: EnvHome, id_: str) -> None:
         return
     users = look_for_users(home.tree(id_)).users
     if users:
-        log.info("%s@%s has no record, but processes: left for later", home.name, id_)
+        log.info("%s@%s has no record but is in use: not removed yet", home.name, id_)
         return
     remove(home.tree(id_))
 
 
 def remove(path: Path) -> None:
     """Remove a leftover; what another user left is theirs to remove."""
-    log.info("removing %s, which a command that was cut off left behind", path)
+    log.info("removing %s, left behind by an interrupted command", path)
     try:
         if path.is_dir() and not path.is_symlink():
             remove_tree(path)

@@ -79,7 +79,7 @@ def repair_installation(
     """
     tree = open_installed(home, found.id)
     if archive.index != tree.index:
-        message = f"{archive.name} is {archive.index.name}@{archive.index.id}, needed is {found.id}"
+        message = f"{archive.name} is {archive.index.name}@{archive.index.id}, expected {found.id}"
         raise IntegrityError(message, hint="name the archive that was installed")
     faulty = {item.path for item in found.faults}
     files = tree.index.files
@@ -94,7 +94,9 @@ def repair_installation(
             for path, content in edited.items():
                 if tree.edited.get(path) != content:
                     message = f"{path} was edited differently when {home.name} was installed"
-                    raise IntegrityError(message, hint="remove this installation, install again")
+                    raise IntegrityError(
+                        message, hint="remove this installation, then install again"
+                    )
             put_back(tree, staging, faulty)
         finally:
             remove_tree(staging)
@@ -135,7 +137,9 @@ def verify_again(tree: InstalledTree, found: Verified) -> Verified:
     rest = [*top_faults(tree), *faults_among(tree, numbers, quick=False)]
     if rest:
         message = f"{rest[0].path} of {found.name} is wrong again: {rest[0].reason}"
-        raise IntegrityError(message, hint="is the disk failing, or is somebody writing there?")
+        raise IntegrityError(
+            message, hint="check the disk, and whether another process writes there"
+        )
     return Verified(
         name=found.name,
         id=found.id,

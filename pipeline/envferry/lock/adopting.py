@@ -103,7 +103,7 @@ def _chosen(foreign: ForeignLock, asked: PipRequest, notes: list[str]) -> Iterat
             if ours != entry.get("version"):
                 notes.append(
                     f"{entry['name']} {entry.get('version', '')} is left out: "
-                    f"the conda half brings {ours}"
+                    f"the conda half provides {ours}"
                 )
             continue
         package = locked_package(entry, request, ranks, frozenset())

@@ -33,11 +33,11 @@ def resolve_build_requirements(
     try:
         wheels = resolve_pip(alone)
     except SpecError as error:
-        message = f"what {name} is built with cannot be had: {error.message}"
+        message = f"the build requirements of {name} are not available: {error.message}"
         hint = f"offer a wheel of {name} itself, in an index or a folder (--find-links)"
         raise SpecError(message, hint=hint) from error
     sources = [item.name for item in wheels if item.kind != "wheel"]
     if sources:
         message = f"{name} is built with packages that have no wheel: {', '.join(sources)}"
-        raise SpecError(message, hint=f"make wheels of {', '.join(sources)}, or of {name} itself")
+        raise SpecError(message, hint=f"build wheels of {', '.join(sources)}, or of {name} itself")
     return BuildRequirements(name=name, platform=request.platform, wheels=wheels)

@@ -215,16 +215,16 @@ def explain(answer: CondaAnswer, request: CondaRequest) -> PipelineError:
     if UNREACHABLE.search(words):
         return unreachable_channel(words, request.channels)
     if NO_CHANNEL.search(words):
-        message = f"one of the channels is none ({channels}): {words}"
+        message = f"one of the channels is not valid ({channels}): {words}"
         return SpecError(message, hint="a channel is a name, an https:// or file:// URL, a folder")
     if request.solver and NO_JSON.search(words):
         message = f"{request.solver} does not answer as conda does: {words}"
-        return ToolFailed(message, hint="leave out `--solver`: envferry has one of its own")
+        return ToolFailed(message, hint="leave out `--solver`: envferry has its own solver")
     if answer.bad_line:
-        message = f"{request.spec_path}: `{answer.bad_line}` is no conda package: {words}"
+        message = f"{request.spec_path}: `{answer.bad_line}` is not a valid conda package: {words}"
         return SpecError(message, hint="write it as `name >=1.2,<2` or `name=1.2=build`")
     if line := NO_LINE.search(words) or NO_NAME.search(words):
-        message = f"{request.spec_path}: `{line[1]}` is no conda package: {line[2]}"
+        message = f"{request.spec_path}: `{line[1]}` is not a valid conda package: {line[2]}"
         return SpecError(message, hint="write it as `name >=1.2,<2` or `name=1.2=build`")
     return _unsolvable(answer, request, words)
 
@@ -233,25 +233,29 @@ def _unsolvable(answer: CondaAnswer, request: CondaRequest, words: str) -> SpecE
     """Say that there is no solution, and what would give one."""
     channels = without_credentials(", ".join(request.channels))
     if request.updated:
-        message = f"{', '.join(request.updated)} cannot move alone on {answer.platform}: {words}"
-        return SpecError(message, hint="name what must move with it, or `envferry lock --upgrade`")
+        message = (
+            f"{', '.join(request.updated)} cannot be updated alone on {answer.platform}: {words}"
+        )
+        return SpecError(
+            message, hint="name the packages to update with it, or run `envferry lock --upgrade`"
+        )
     message = f"the conda half has no solution for {answer.platform} from {channels}: {words}"
     hint = "change the pins that it names, or let `--relax build` drop build strings"
     if answer.elsewhere:
         others = ", ".join(answer.elsewhere)
-        message = f"{message}\nthere is one with {others}: a channel before that has the name, too"
+        message = f"{message}\nthere is one with {others}, but an earlier channel has the name too"
         hint = (
             f"ask for it by its channel (`{answer.elsewhere[0]}`), or let every package come from "
             "there: `envferry: {channel_priority: flexible}`"
         )
         return SpecError(message, hint=hint)
     if (unknown := NO_PACKAGE.search(words)) and unknown[1] != canonicalize_name(unknown[1]):
-        hint = f"a channel that is made of wheels calls it `{canonicalize_name(unknown[1])}`"
+        hint = f"channels made of wheels call it `{canonicalize_name(unknown[1])}`"
     lacking = re.search(r"__(glibc|cuda|archspec) \D*([\w.]+)", words)
     if lacking:
         # The solver never looks at this machine, the lock is for others.
         offer = f"{lacking[1]}: '{lacking[2].rstrip('.')}'"
-        hint = f"say what the hosts offer, if they do: `envferry: {{system: {{{offer}}}}}`"
+        hint = f"if the hosts offer it, declare it: `envferry: {{system: {{{offer}}}}}`"
     return SpecError(message, hint=hint)
 
 
@@ -441,7 +445,7 @@ def _solver_message(stdout: str) -> str:
     try:
         return str(json.loads(stdout[stdout.index("{") :])["message"])
     except (ValueError, KeyError, TypeError):
-        return stdout.strip() or "the solver said nothing"
+        return stdout.strip() or "the solver gave no reason"
 
 
 def main(request_path: str, answer_path: str) -> None:

@@ -66,8 +66,8 @@ def _check_foreign(spec: Spec, solver: Path) -> None:
     for line in spec.conda:
         parsed = parse_conda_line(line)
         if parsed and (parsed.keys or parsed.subdir or parsed.url):
-            message = f"{spec.path}: `{line}` cannot be said to {solver.name} from here"
-            raise SpecError(message, hint="leave out `--solver`: envferry's own obeys it")
+            message = f"{spec.path}: `{line}` cannot be passed to {solver.name}"
+            raise SpecError(message, hint="leave out `--solver`: envferry's own solver obeys it")
 
 
 def solve_platforms(request: CondaRequest, name: str, progress: Progress) -> CondaAnswer:

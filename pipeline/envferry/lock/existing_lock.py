@@ -28,7 +28,7 @@ def check_lock(spec: Spec) -> Lock:
     lock = read_lock(spec.lock_path)
     hint = f"run `envferry lock {spec.path.stem}`"
     if not lock.spec_digest:
-        message = f"{lock.path} was not made by envferry: nobody knows for which {spec.path.name}"
+        message = f"{lock.path} was not made by envferry and does not record its {spec.path.name}"
         raise StaleLock(message, hint=hint)
     if lock.spec_digest != spec.digest:
         message = (

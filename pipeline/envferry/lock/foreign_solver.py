@@ -30,5 +30,5 @@ def solver_version(solver: Path) -> str:
         message = (
             f"{solver} is {found[0]}, which cannot solve for a lock: expected {oldest} or newer"
         )
-        raise UsageError(message, hint="leave out `--solver`: envferry has one of its own")
+        raise UsageError(message, hint="leave out `--solver`: envferry has its own solver")
     return words[-1] if words else "of unknown version"

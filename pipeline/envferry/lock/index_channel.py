@@ -28,7 +28,7 @@ def index_channel(directory: Path) -> None:
     if finished.stdout.strip() != DONE:
         reason = (finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"])[-1]
         message = f"cannot index the channel {directory}: {reason}"
-        raise ToolFailed(message, hint="a damaged package in it? remove what is not yours")
+        raise ToolFailed(message, hint="remove damaged and foreign packages from it")
     with suppress(OSError):  # rattler leaves it behind, empty
         (directory / ".tmp").rmdir()
 

@@ -27,11 +27,11 @@ def named_indexes(spec: Spec) -> tuple[str, ...]:
     urls = tuple(dict.fromkeys(without_login(plain_url(index.url)) for index in used))
     for index in used:
         url = without_login(plain_url(index.url))
-        log.warning("the package index %s is asked: %s names it", url, index.source)
+        log.warning("using the package index %s, named by %s", url, index.source)
     passed_over = [*site.passed_over, *uv_settings_passed_over()]
     if passed_over:
         log.warning(
-            "settings that are not obeyed, for a lock depends on its spec: %s",
+            "ignoring settings, as a lock depends only on its spec: %s",
             without_login("; ".join(passed_over)),
         )
     return urls

@@ -21,6 +21,8 @@ def check_match_specs(spec: Spec) -> None:
             MatchSpec(line)
         except exceptions.InvalidMatchSpecError as error:
             shown, reason = without_credentials(line), str(error).splitlines()[0]
-            message = f"{spec.path}:{line_of(line)}: `{shown}` is no conda package: {reason}"
+            message = (
+                f"{spec.path}:{line_of(line)}: `{shown}` is not a valid conda package: {reason}"
+            )
             hint = "write it as `name >=1.2,<2` or `name=1.2=build`"
             raise SpecError(message, hint=hint) from error

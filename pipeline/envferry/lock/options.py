@@ -48,8 +48,8 @@ def check_options(options: LockOptions) -> None:
     try:
         datetime.fromisoformat(options.exclude_newer.replace("Z", "+00:00"))
     except ValueError as error:
-        message = f"`{options.exclude_newer}` is no date"
+        message = f"`{options.exclude_newer}` is not a valid date"
         raise UsageError(message, hint="write it as 2026-11-21, or with a time after it") from error
     if options.solver:
-        message = f"{options.solver} cannot exclude what is newer than a date"
+        message = f"{options.solver} cannot exclude packages newer than a date"
         raise UsageError(message, hint="leave out `--solver` or `--exclude-newer`")

@@ -50,7 +50,7 @@ def locked_package(
     file = files[file_name]
     sha256 = _sha256(file)
     if sha256 is None:
-        message = f"no SHA-256 is known of {file_name}, so nobody could check it later"
+        message = f"no SHA-256 is known for {file_name}, so it could not be verified later"
         raise SpecError(message, hint="use an index that serves hashes")
     return LockedPackage(
         manager="pip",
@@ -67,7 +67,7 @@ def _nothing_fits(
 ) -> SpecError:
     name, version = entry["name"], entry.get("version", "")
     if hashes:
-        message = f"no file of {name} {version} has one of the hashes that the spec demands"
+        message = f"no file of {name} {version} has one of the hashes that the spec requires"
         return SpecError(message, hint=f"correct the --hash options of {name}")
     offered = ", ".join(names) or "no wheel at all"
     message = (
@@ -85,7 +85,7 @@ def newer_glibc_hint(minor: int | None) -> str:
     if minor is None:
         return ""
     offer = f"`envferry: {{system: {{glibc: '2.{minor}'}}}}`"
-    return f"say that the hosts' glibc is newer, if it is: {offer}"
+    return f"if the hosts' glibc is newer, declare it: {offer}"
 
 
 def _locked_commit(entry: Mapping[str, Any], request: PipRequest) -> LockedPackage:

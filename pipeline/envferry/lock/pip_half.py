@@ -51,7 +51,7 @@ def resolve_pip(request: PipRequest) -> tuple[LockedPackage, ...]:
         needs = dict.fromkeys(answer.needs.get(package.name, ()), "*")
         packages.append(msgspec.structs.replace(package, dependencies=needs))
         if package.kind != "wheel":
-            log.warning("%s has no wheel: the build will make one of its source", package.name)
+            log.warning("%s has no wheel: the build will make one from its source", package.name)
     return tuple(sorted(packages, key=lambda package: package.name))
 
 
@@ -98,13 +98,13 @@ def _check_provided(request: PipRequest) -> None:
             continue
         if not wanted.specifier.contains(version, prereleases=True):
             contradictions.append(
-                f"pip asks for {without_login(line.strip())}, "
+                f"pip requires {without_login(line.strip())}, "
                 f"but conda already chose {wanted.name} {version}"
             )
     if contradictions:
         raise SpecError(
             "\n".join(contradictions),
-            hint="take it out of one half, or ask for the same version in both",
+            hint="remove it from one half, or require the same version in both",
         )
 
 

@@ -42,7 +42,7 @@ def pip_request(
     chosen = [package for package in conda if package.platform == platform]
     python = next((package for package in chosen if package.name == "python"), None)
     if half.pip and python is None:
-        message = f"{half.path} has a pip half, but nothing in its conda half brings a python"
+        message = f"{half.path} has a pip half, but its conda half has no python"
         raise SpecError(message, hint="add a line such as `- python=3.11` to `dependencies:`")
     provided, unversioned = python_distributions(chosen)
     return PipRequest(

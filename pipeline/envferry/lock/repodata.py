@@ -177,7 +177,7 @@ def channel_urls(channel: str) -> tuple[str, ...]:
         return tuple(f"{PUBLIC}/{part}/" for part in DEFAULTS)
     if "://" in channel:
         if channel.partition("://")[0] not in ("http", "https", "file"):
-            message = f"one of the channels is none: {redact(channel)}"
+            message = f"one of the channels is not valid: {redact(channel)}"
             hint = "a channel is a name, an https:// or file:// URL, a folder"
             raise SpecError(message, hint=hint)
         return (f"{channel.rstrip('/')}/",)

@@ -105,7 +105,7 @@ class RepodataServer:
             self.expected.items += 1
         with self._answer(url, {}, ABSENT) as response:
             if response is None:
-                message = f"{redact(url)} is not there, though its channel lists it"
+                message = f"{redact(url)} does not exist, though its channel lists it"
                 raise StoreError(message, hint="try again: the channel may be changing")
             data = response.read()
         self.expected.learn(url, len(data))

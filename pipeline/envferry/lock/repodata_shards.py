@@ -43,7 +43,7 @@ class ShardedIndex:
         content = unpack(data, url)
         shards, info = content.get("shards"), content.get("info")
         if not isinstance(shards, dict) or not isinstance(info, dict):
-            message = f"failed to parse {url}: it is no list of repodata shards"
+            message = f"failed to parse {url}: it is not a list of repodata shards"
             raise ValueError(message)
         base = urljoin(url, str(info.get("shards_base_url") or "./"))
         return cls(shards, info, base if base.endswith("/") else f"{base}/", fetch)
@@ -87,6 +87,6 @@ def unpack(data: bytes, url: str) -> dict[str, Any]:
         message = f"failed to decode {url}: {error}"
         raise ValueError(message) from error
     if not isinstance(value, dict):
-        message = f"failed to decode {url}: it is no mapping"
+        message = f"failed to decode {url}: it is not a mapping"
         raise ValueError(message)
     return value

@@ -98,7 +98,7 @@ def _match_spec(text: str) -> MatchSpec:
 
     spec = MatchSpec(text)
     if spec.namespace:
-        message = "nobody knows namespaces"
+        message = "namespaces are not supported"
         raise ValueError(message)
     return spec
 

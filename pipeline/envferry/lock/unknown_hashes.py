@@ -25,11 +25,11 @@ def with_hash(package: LockedPackage, notes: list[str], *, offline: bool = False
     """
     if package.sha256 or package.md5:
         return package
-    notes.append(f"{package.name} {package.version} had no hash: taken from the file itself")
+    notes.append(f"{package.name} {package.version} had no hash: computed from the file itself")
     if package.kind == "directory":
         folder = Path(unquote(urlsplit(package.url).path))
         if not folder.is_dir():
-            message = f"{package.name} is locked as the folder {folder}, and that is not there"
+            message = f"{package.name} is locked as the folder {folder}, which does not exist"
             raise NotFound(message, hint="put it back, or lock it as a wheel")
         return msgspec.structs.replace(package, sha256=digest_source_tree(folder))
     if offline and not package.url.startswith("file:"):

@@ -54,8 +54,8 @@ MAIN_INDEX = re.compile(r"\s*(--no-index\b|(-i|--index-url)[\s=]*(?P<url>\S+))")
 EXTRA_INDEX = re.compile(r"\s*--(extra-index-url|index)\b")
 BEST_MATCH = ("--index-strategy", "unsafe-best-match")
 SEVERAL_INDEXES = (
-    "the first index that has a package does not have the version asked for: the best of all "
-    "indexes was taken, as pip does (whoever can add to one of them can replace any package)"
+    "the first index that has a package does not have the requested version: the best of all "
+    "indexes was taken, as pip does (anyone who can add to one of them can replace any package)"
 )
 # uv says this as a hint beside "was not found".
 REFUSED = re.compile(
@@ -308,7 +308,7 @@ def _explain(stderr: str, request: PipRequest, scratch: Path) -> PipelineError:
         return StoreError(message, hint=hint + proxies_hint())
     if refused := REFUSED.search(words):
         message = (
-            f"the package index {refused['url']} demands a login ({refused['status']}): {text}"
+            f"the package index {refused['url']} requires a login ({refused['status']}): {text}"
         )
         hint = "put the login for its host into ~/.netrc, or its URL with the login into UV_INDEX"
         return StoreError(message, hint=hint)
@@ -320,8 +320,10 @@ def _explain(stderr: str, request: PipRequest, scratch: Path) -> PipelineError:
     ]
     message = "\n".join([f"the pip half has no solution for {target}: {text}", *chosen])
     if request.updated:
-        hint = "name what must move with it, or run `envferry lock --upgrade`"
-        return SpecError(f"{', '.join(request.updated)} cannot move alone: {message}", hint=hint)
+        hint = "name the packages to update with it, or run `envferry lock --upgrade`"
+        return SpecError(
+            f"{', '.join(request.updated)} cannot be updated alone: {message}", hint=hint
+        )
     if "no usable wheels" in text:
         return SpecError(message, hint=f"ask for a version that has wheels for {target}")
     return SpecError(message, hint="change the requirements that it names, then lock again")

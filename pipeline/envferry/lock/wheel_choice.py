@@ -46,7 +46,9 @@ class WheelTarget:
         """The python's major and minor version."""
         found = re.match(r"(\d+)\.(\d+)", self.python_version)
         if found is None:
-            message = f"{self.python_version!r} is no python version, expected one such as 3.10"
+            message = (
+                f"{self.python_version!r} is not a valid python version, expected one such as 3.10"
+            )
             raise SpecError(message)
         return int(found[1]), int(found[2])
 
@@ -55,7 +57,9 @@ class WheelTarget:
         """The 28 of glibc 2.28."""
         found = re.fullmatch(r"2\.(\d+)(\.\d+)*", self.glibc)
         if found is None:
-            message = f"{self.glibc!r} is no glibc version, expected one such as {DEFAULT_GLIBC}"
+            message = (
+                f"{self.glibc!r} is not a valid glibc version, expected one such as {DEFAULT_GLIBC}"
+            )
             raise SpecError(message)
         return int(found[1])
 

@@ -61,7 +61,7 @@ class Exclusion:
     def warn_of_unused(self) -> None:
         """Name the globs that covered nothing: they are probably misspelt."""
         for glob in sorted(self._unused):
-            log.warning("`%s` under `envferry: exclude:` is the path of no file", glob)
+            log.warning("`%s` under `envferry: exclude:` matches no file", glob)
 
     def edited(self, path: str, file: str) -> bytes | None:
         """Return the new content of a file that lists others; None leaves it as it is."""
@@ -121,7 +121,7 @@ def _expression(glob: str) -> str:
     try:
         return re.compile("".join([*words, "(?:/.*)?"]), re.DOTALL).pattern
     except re.error as error:
-        message = f"`{glob}` under `envferry: exclude:` is no glob: {error}"
+        message = f"`{glob}` under `envferry: exclude:` is not a valid glob: {error}"
         raise SpecError(message, hint="write one such as `share/doc/**`") from error
 
 

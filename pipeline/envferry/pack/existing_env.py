@@ -39,12 +39,12 @@ def describe_env(tree: Path, *, prefix: str | None, name: str | None, desk: Path
     damaged.
     """
     if not (tree / "conda-meta").is_dir():
-        what = "it has no conda-meta" if tree.is_dir() else "there is no such folder"
-        message = f"{tree} is no conda environment: {what}"
+        what = "it has no conda-meta" if tree.is_dir() else "the folder does not exist"
+        message = f"{tree} is not a conda environment: {what}"
         raise NotFound(message, hint="name the folder of an environment or venv, or a built one")
     place = posixpath.normpath(tree.absolute())  # as it is called: its links stay what they are
     prefix = prefix or place
-    check_env_prefix(prefix, "say which path it was made for: `--prefix /PATH`")
+    check_env_prefix(prefix, "give the path that it was made for: `--prefix /PATH`")
     chosen = check_name(name or posixpath.basename(place), "environment name")
     lock = render_found(tree, current_platform())
     path = desk / f"{chosen}.conda-lock.yml"

@@ -215,7 +215,7 @@ def refuse_faults(faults: Iterable[str]) -> None:
         return
     more = len(ordered) - FAULTS_SHOWN
     shown = [*ordered[:FAULTS_SHOWN], *([f"and {more} more"] if more > 0 else [])]
-    message = "\n  ".join(["these cannot travel to another machine:", *shown])
+    message = "\n  ".join(["these cannot be carried to another machine:", *shown])
     raise SpecError(message, hint="remove them from the environment, then pack again")
 
 

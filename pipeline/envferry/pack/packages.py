@@ -78,7 +78,7 @@ def conda_packages(tree: Path) -> Iterator[Package]:
         try:
             yield conda_package(path)
         except msgspec.MsgspecError as error:
-            message = f"{path} is no record of a conda package: {error}"
+            message = f"{path} is not a valid record of a conda package: {error}"
             raise SpecError(message, hint="run `conda doctor` there") from error
 
 

@@ -80,7 +80,7 @@ def lost_files(tree: Path, packages: Sequence[Package]) -> Iterator[str]:
         lost = sorted(file for file in package.files if is_lost(tree, file))
         if not lost:
             continue
-        what = f"{package.owner.name} {package.owner.version} (conda) misses {shortened(lost)}"
+        what = f"{package.owner.name} {package.owner.version} (conda) lacks {shortened(lost)}"
         other = pip.get(package.owner.name.lower().replace("_", "-"))
         takers = (
             [other] if other else [taker for taker in pip.values() if taker.files & package.files]

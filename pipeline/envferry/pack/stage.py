@@ -83,16 +83,16 @@ def read_back(path: Path, written: WrittenArchive) -> None:
         if Archive(source).index == written.index:
             return
     message = f"{path} does not hold the index that was written"
-    raise IntegrityError(message, hint="pack again; is the disk whole?")
+    raise IntegrityError(message, hint="pack again, and check the disk")
 
 
 def warn_of_left_alone(written: WrittenArchive) -> None:
     """Name the files that keep the prefix of the build wherever they are installed."""
     for path, what in written.left_alone[:FILES_SHOWN]:
-        log.warning("%s holds the prefix and keeps it: it is %s", path, what)
+        log.warning("%s contains the prefix, which is not replaced: it is %s", path, what)
     more = len(written.left_alone) - FILES_SHOWN
     if more > 0:
-        log.warning("%d more files hold the prefix and keep it", more)
+        log.warning("%d more files contain the prefix, which is not replaced", more)
 
 
 def add_companions(artifact: Artifact, built: BuiltEnv) -> None:

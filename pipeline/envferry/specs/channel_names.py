@@ -96,7 +96,7 @@ def _with_condarc(names: ChannelNames, path: Path) -> ChannelNames:
     if root is None:
         return names
     if not isinstance(root, Mapping):
-        raise SpecError(f"{path} is no mapping, so no conda settings", hint="correct it")
+        raise SpecError(f"{path} is not a mapping, expected conda settings", hint="correct it")
     mirrors = _table(root, "mirrored_channels", path)
     alias = root.get("channel_alias")
     return ChannelNames(
@@ -130,7 +130,7 @@ def _table(root: Mapping, key: str, path: Path) -> Mapping:
     if value == "":
         return Mapping()
     if not isinstance(value, Mapping):
-        raise SpecError(f"{path}:{line_of(value)}: `{key}` is no mapping", hint="correct it")
+        raise SpecError(f"{path}:{line_of(value)}: `{key}` is not a mapping", hint="correct it")
     return value
 
 
@@ -152,5 +152,5 @@ def _list(root: Mapping, key: str, path: Path) -> tuple[str, ...]:
     if value == "":
         return ()
     if not isinstance(value, Sequence):
-        raise SpecError(f"{path}:{line_of(value)}: `{key}` is no list", hint="correct it")
+        raise SpecError(f"{path}:{line_of(value)}: `{key}` is not a list", hint="correct it")
     return tuple(str(item) for item in value)

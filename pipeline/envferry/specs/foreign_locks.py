@@ -83,7 +83,7 @@ def read_foreign_lock(
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         what = f"it has no `{error.args[0]}`" if isinstance(error, KeyError) else str(error)
         message = f"{path} is damaged, expected {kind.value}: {what}"
-        raise SpecError(message, hint="make it anew with the tool that wrote it") from error
+        raise SpecError(message, hint="regenerate it with the tool that wrote it") from error
 
 
 def _explicit_package(line: ExplicitLine, platform: str) -> LockedPackage:
@@ -103,7 +103,7 @@ def _read_conda_lock(text: str, path: Path, name: str) -> ForeignLock:
     document = plain(parse_yaml(text, path))
     if str(document.get("version", CONDA_LOCK_VERSION)) != CONDA_LOCK_VERSION:
         message = f"{path} has the lock format {document['version']}, expected {CONDA_LOCK_VERSION}"
-        raise SpecError(message, hint="make it anew with a conda-lock of version 2 or newer")
+        raise SpecError(message, hint="regenerate it with conda-lock 2 or newer")
     metadata = document["metadata"]
     draft = Draft(name=name)
     for channel in metadata.get("channels") or []:
@@ -115,11 +115,11 @@ def _read_conda_lock(text: str, path: Path, name: str) -> ForeignLock:
         if item["platform"] not in PLATFORMS.values():
             other[item["platform"]] = other.get(item["platform"], 0) + 1
         elif category not in DEFAULT_CATEGORIES:
-            draft.left_out.append(f"{item['name']} {item['version']}: of the category {category}")
+            draft.left_out.append(f"{item['name']} {item['version']}: in the category {category}")
         else:
             packages.append(_conda_lock_package(item))
     draft.left_out += [
-        f"{count} packages for {platform}: nobody locks for it here"
+        f"{count} packages for {platform}: envferry does not lock for it"
         for platform, count in sorted(other.items())
     ]
     direct = {
@@ -156,7 +156,7 @@ def _read_pixi_lock(text: str, path: Path, name: str) -> ForeignLock:
         message = (
             f"{path} has the lock format {version}, expected one of {', '.join(PIXI_VERSIONS)}"
         )
-        raise SpecError(message, hint="make it anew with a pixi that writes one of these")
+        raise SpecError(message, hint="regenerate it with a pixi that writes one of these")
     draft = Draft(name=name)
     environment = _pixi_environment(document["environments"], path, draft)
     draft.channels = [channel_name(str(item["url"])) for item in environment.get("channels") or []]
@@ -166,7 +166,7 @@ def _read_pixi_lock(text: str, path: Path, name: str) -> ForeignLock:
     for platform, places in environment["packages"].items():
         if platform not in PLATFORMS.values():
             draft.left_out.append(
-                f"{len(places)} packages for {platform}: nobody locks for it here"
+                f"{len(places)} packages for {platform}: envferry does not lock for it"
             )
             continue
         for place in places:
@@ -175,7 +175,7 @@ def _read_pixi_lock(text: str, path: Path, name: str) -> ForeignLock:
                 packages.append(found)
             else:
                 shown = _pixi_place(place)[1]
-                draft.left_out.append(f"{shown}: pixi builds it, no channel has it")
+                draft.left_out.append(f"{shown}: built by pixi, not available from a channel")
     lock = _foreign(draft, packages, path, set())
     if any(package.manager == "pip" for package in packages):
         draft.pip[:0] = [f"--extra-index-url {item}" for item in indexes]
@@ -190,9 +190,9 @@ def _pixi_environment(
     if named is None and len(environments) == 1:
         named = next(iter(environments))
     if named is None:
-        message = f"{path} has several environments and none is the default one"
+        message = f"{path} has several environments, none of them the default"
         known = ", ".join(environments)
-        raise SpecError(message, hint=f"say which by `--name`, one of {known}")
+        raise SpecError(message, hint=f"choose one with `--name`: {known}")
     for other in environments:
         if other != named:
             draft.left_out.append(f"the environment {other}: only {named} is read (see `--name`)")
@@ -280,8 +280,8 @@ def _foreign(
 ) -> ForeignLock:
     """Make the spec that asks for just these packages."""
     if not packages:
-        message = f"{path} holds no packages that can be locked here"
-        raise SpecError(message, hint="make it anew for one of the platforms that envferry knows")
+        message = f"{path} contains no packages that envferry can lock"
+        raise SpecError(message, hint="regenerate it for a platform that envferry supports")
     draft.platforms = sorted({package.platform for package in packages})
     halves: dict[str, dict[str, list[str]]] = {
         manager: {platform: [] for platform in draft.platforms} for manager in ("conda", "pip")

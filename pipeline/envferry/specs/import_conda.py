@@ -81,8 +81,10 @@ def draft_explicit(text: str, path: Path, name: str) -> tuple[Draft, list[Explic
             continue
         package = _explicit_line(line)
         if package is None:
-            message = f"{path}:{number}: `{without_credentials(line)[:80]}` is no conda package URL"
-            raise SpecError(message, hint="an explicit list holds one package URL on each line")
+            message = (
+                f"{path}:{number}: `{without_credentials(line)[:80]}` is not a conda package URL"
+            )
+            raise SpecError(message, hint="an explicit list has one package URL per line")
         _add_url(draft, package.url)
         if not package.subdir:
             draft.conda.append(f"{package.name}={package.version}={package.build}")
@@ -165,7 +167,7 @@ def draft_pip_table(text: str, name: str, channels: Iterable[str]) -> Draft:
         draft.pip.append(f"{package}=={version}")
         if place:
             draft.left_out.append(
-                f"{package} is editable, from {place[0]}: its version is asked for"
+                f"{package} is editable, from {place[0]}: required by version instead"
             )
     return draft
 
@@ -190,7 +192,7 @@ def _check_platforms(draft: Draft, path: Path) -> None:
     """Refuse a list of packages for a platform that nobody locks for here."""
     others = [item for item in draft.platforms if item not in PLATFORMS.values()]
     if others:
-        message = f"{path} lists packages for {', '.join(others)}, which run nowhere else"
+        message = f"{path} lists packages for {', '.join(others)}, which envferry does not lock for"
         hint = f"list an environment on one of {', '.join(PLATFORMS.values())}"
         raise SpecError(message, hint=hint)
 
@@ -213,7 +215,7 @@ def draft_prefix(prefix: Path, name: str, channels: Iterable[str]) -> Draft:
         draft.conda.insert(0, f"python={version}")
         draft.notes.append(f"python={version} is the interpreter whose packages these are")
     if not draft.conda:
-        message = f"{prefix} holds no packages: nothing in `conda-meta` or `dist-info`"
+        message = f"{prefix} contains no packages: nothing in `conda-meta` or `dist-info`"
         raise SpecError(message, hint="name another prefix")
     return draft
 
@@ -227,7 +229,7 @@ def add_distributions(draft: Draft, prefix: Path, owned: set[str]) -> None:
         for old in sorted([*packages.glob("*.egg-info"), *packages.glob("*.egg-link")]):
             place = old.relative_to(prefix).as_posix()
             if not any(item == place or item.startswith(f"{place}/") for item in owned):
-                draft.left_out.append(f"{old.name}: nothing says where it was installed from")
+                draft.left_out.append(f"{old.name}: its source is not recorded")
 
 
 def _add_url(draft: Draft, url: str) -> bool:
@@ -273,7 +275,7 @@ def _add_distribution(draft: Draft, info: Path) -> None:
     fields = HeaderParser().parsestr(metadata.read_text(encoding="utf-8", errors="replace"))
     name, version = fields.get("Name", ""), fields.get("Version", "")
     if not name or not version:
-        draft.left_out.append(f"{info.name} says neither name nor version")
+        draft.left_out.append(f"{info.name} specifies neither name nor version")
         return
     name = str(canonicalize_name(name))
     draft.pip.append(_origin(info / "direct_url.json", name, draft) or f"{name}=={version}")

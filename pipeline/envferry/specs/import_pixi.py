@@ -57,7 +57,9 @@ class Manifest:
         if key.rpartition(".")[2] == TASKS:
             self.notes.append(f"`{key}` is left out: {_all_of(value)}")
         else:
-            self.leave_out(f"[{key}] {_all_of(value)}: it names no package of the environment")
+            self.leave_out(
+                f"[{key}] {_all_of(value)}: it does not name a package of the environment"
+            )
 
 
 def draft_pixi(text: str, path: Path, base: Path, name: str) -> Draft:
@@ -93,7 +95,7 @@ def _features(manifest: Manifest) -> list[tuple[str, dict[str, Any]]]:
     for feature in own:
         if feature not in known:
             message = f"{manifest.path}: the default environment has the feature `{feature}`"
-            raise SpecError(f"{message}, which is not there", hint="correct `[environments]`")
+            raise SpecError(f"{message}, which is not defined", hint="correct `[environments]`")
         tables.append((f"feature.{feature}.", manifest.table(known[feature], f"feature.{feature}")))
     for feature in known:
         if feature not in own:
@@ -135,7 +137,7 @@ def _platforms(
     kept = [item for item in asked if item in PLATFORMS.values()]
     dropped = [item for item in asked if item not in kept]
     if dropped:
-        manifest.leave_out(f"platforms {', '.join(dropped)}: nobody locks for them here")
+        manifest.leave_out(f"platforms {', '.join(dropped)}: envferry does not lock for them")
     if asked and not kept:
         message = f"{manifest.path} is for {', '.join(asked)} only"
         raise SpecError(message, hint=f"add one of {', '.join(PLATFORMS.values())}")
@@ -153,7 +155,7 @@ def _system(manifest: Manifest, features: list[tuple[str, dict[str, Any]]]) -> d
             if ours and version and family == "glibc":
                 found.setdefault(ours, str(version))
             else:
-                manifest.leave_out(f"[{key}] {what} = {value!r}: no host is checked for it")
+                manifest.leave_out(f"[{key}] {what} = {value!r}: not checked on hosts")
     return found
 
 
@@ -193,7 +195,9 @@ def _conda_line(manifest: Manifest, key: str, name: str, value: object) -> str:
     table: dict[str, Any] = value if isinstance(value, dict) else {"version": value}
     if {"git", "path"} & table.keys():
         place = table.get("git") or table.get("path")
-        manifest.leave_out(f"[{key}] {name} from {place}: built by pixi, no channel has it")
+        manifest.leave_out(
+            f"[{key}] {name} from {place}: built by pixi, not available from a channel"
+        )
         return ""
     if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*", name):
         raise SpecError(f"{manifest.path}: `{name}` in [{key}] is not a package", hint="correct it")
@@ -303,7 +307,7 @@ def _option_lines(manifest: Manifest, key: str, options: dict[str, Any]) -> Iter
         elif name == "prerelease-mode" and value == "allow":
             yield "--pre"
         else:
-            manifest.leave_out(f"[{key}] {name} = {value!r}: uv's own way is taken")
+            manifest.leave_out(f"[{key}] {name} = {value!r}: uv's default applies")
 
 
 def _find_links(manifest: Manifest, places: list[Any]) -> Iterable[str]:
@@ -341,7 +345,7 @@ def _name_the_rest(
 def _name_target(manifest: Manifest, place: str, target: str, content: dict[str, Any]) -> None:
     known = any(target == item or target in SELECTORS[item] for item in SELECTORS)
     if not known:
-        manifest.leave_out(f"[{place}] {_all_of(content)}: nobody locks for it here")
+        manifest.leave_out(f"[{place}] {_all_of(content)}: envferry does not lock for it")
         return
     for key in content.keys() - {*CONDA_TABLES, "pypi-dependencies"}:
         manifest.leave_out_table(f"{place}.{key}", content[key])

@@ -34,7 +34,7 @@ def draft_pyproject(text: str, path: Path, base: Path, name: str, channels: Iter
     project = table_at(document.get("project", {}), path, "project")
     dependencies = project.get("dependencies", [])
     if not isinstance(dependencies, list):
-        raise SpecError(f"{path}: `dependencies` is no list", hint="correct it")
+        raise SpecError(f"{path}: `dependencies` is not a list", hint="correct it")
     draft = Draft(name=name, channels=list(channels))
     python = _conda_version(str(project.get("requires-python", "")), path)
     draft.conda = [f"python {python}".strip(), "pip"]
@@ -43,11 +43,13 @@ def draft_pyproject(text: str, path: Path, base: Path, name: str, channels: Iter
     draft.pip += _indexes(uv, path, draft)
     draft.pip += [_requirement(str(line), sources, path, base, draft) for line in dependencies]
     if not draft.pip:
-        draft.notes.append(f"{path.name} has no `dependencies`: only python is asked for")
+        draft.notes.append(f"{path.name} has no `dependencies`: only python is required")
     asked = {requirement_name(str(line)) for line in dependencies}
     for package, source in sources.items():
         if str(canonicalize_name(package)) not in asked:
-            draft.left_out.append(f"[tool.uv.sources] {package} = {source!r}: nothing asks for it")
+            draft.left_out.append(
+                f"[tool.uv.sources] {package} = {source!r}: no dependency requires it"
+            )
     _name_the_rest(document, project, uv, draft)
     draft.notes.append(
         f"the project itself is not in the spec: add `- {relative(path.parent, base)}` "
@@ -60,7 +62,7 @@ def _indexes(uv: dict[str, Any], path: Path, draft: Draft) -> list[str]:
     """Return the option lines that `[[tool.uv.index]]` stands for."""
     indexes = uv.get("index", [])
     if not isinstance(indexes, list):
-        raise SpecError(f"{path}: `tool.uv.index` is no list", hint="correct it")
+        raise SpecError(f"{path}: `tool.uv.index` is not a list", hint="correct it")
     lines = []
     for item in indexes:
         table = table_at(item, path, "tool.uv.index")
@@ -71,7 +73,7 @@ def _indexes(uv: dict[str, Any], path: Path, draft: Draft) -> list[str]:
         if table.get("explicit"):
             draft.left_out.append(
                 f"[[tool.uv.index]] {table.get('name', url)} {{explicit = true}}: "
-                "it is asked for every package"
+                "it is searched for every package"
             )
     return lines
 
@@ -82,7 +84,7 @@ def _requirement(line: str, sources: dict[str, Any], path: Path, base: Path, dra
         wanted = Requirement(line)
     except InvalidRequirement as error:
         reason = str(error).splitlines()[0]
-        message = f"{path}: `{line[:60]}` in `dependencies` is no requirement: {reason}"
+        message = f"{path}: `{line[:60]}` in `dependencies` is not a valid requirement: {reason}"
         raise SpecError(message, hint="write it as `name==version`") from error
     known = {str(canonicalize_name(name)): source for name, source in sources.items()}
     name = str(canonicalize_name(wanted.name))
@@ -98,7 +100,7 @@ def _requirement(line: str, sources: dict[str, Any], path: Path, base: Path, dra
             return f"{wanted.name}{extras} @ {source['url']}{marker}"
         if "path" in source:
             return relative(path.parent / str(source["path"]), base) + extras + marker
-    draft.left_out.append(f"[tool.uv.sources] {name} = {source!r}: any index may have it")
+    draft.left_out.append(f"[tool.uv.sources] {name} = {source!r}: any index may provide it")
     return line
 
 
@@ -123,7 +125,7 @@ def _name_the_rest(
     poetry = document.get("tool", {}).get("poetry", {})
     for key in ("dependencies", "group", "source") if isinstance(poetry, dict) else ():
         if key in poetry:
-            draft.left_out.append(f"[tool.poetry] {key}: a form of poetry's own")
+            draft.left_out.append(f"[tool.poetry] {key}: poetry's own format")
 
 
 def _shown(line: object) -> str:
@@ -135,7 +137,7 @@ def _conda_version(requires_python: str, path: Path) -> str:
     try:
         specifiers = SpecifierSet(requires_python)
     except InvalidSpecifier as error:
-        message = f"{path}: `requires-python = {requires_python!r}` is no version"
-        raise SpecError(message, hint="write such as `>=3.10`") from error
+        message = f"{path}: `requires-python = {requires_python!r}` is not a valid version"
+        raise SpecError(message, hint="write it as in `>=3.10`") from error
     parts = sorted(str(item) for item in specifiers)
     return ",".join(part.replace("===", "==") for part in parts)

@@ -26,18 +26,16 @@ def draft_venv(prefix: Path, name: str, channels: Iterable[str]) -> Draft:
     folders = [path for path in sorted(prefix.glob("lib/python3*")) if not path.is_symlink()]
     if len(folders) != 1:
         found = ", ".join(path.name for path in folders) or "none"
-        message = f"{prefix} holds the packages of several pythons: {found}"
-        raise SpecError(message, hint="make the environment anew with one of them")
+        message = f"{prefix} contains packages of several pythons: {found}"
+        raise SpecError(message, hint="recreate the environment with one of them")
     version = folders[0].name.removeprefix("python").removesuffix("t")
     draft = Draft(name=name, channels=list(channels), conda=[f"python={version}"])
     exact = settings.get("version_info", settings.get("version", "")) or version
-    draft.notes.append(
-        f"the environment's python is {exact}: a channel's python={version} is taken"
-    )
+    draft.notes.append(f"the environment's python is {exact}: using a channel's python={version}")
     if folders[0].name.endswith("t"):
-        draft.left_out.append(f"{folders[0].name} has no GIL: a channel's usual python is taken")
+        draft.left_out.append(f"{folders[0].name} has no GIL: using a channel's standard python")
     if settings.get("include-system-site-packages", "").lower() == "true":
-        draft.left_out.append("what is installed in the system's python, which this one sees too")
+        draft.left_out.append("packages of the system's python, which this environment sees too")
     add_distributions(draft, prefix, set())
     _without_seeds(draft)
     _name_added_paths(draft, folders[0] / "site-packages")
@@ -50,10 +48,10 @@ def _without_seeds(draft: Draft) -> None:
         package, equals, version = line.partition("==")
         if equals and package == "pip":
             draft.pip.remove(line)
-            draft.notes.append(f"pip {version} is left to conda, which brings its own")
+            draft.notes.append(f"pip {version} is left to conda, which installs its own")
         elif equals and package in SEEDS:
             draft.pip[draft.pip.index(line)] = package
-            draft.notes.append(f"{package} {version} is asked for without its version")
+            draft.notes.append(f"{package} {version} is required without its version")
 
 
 def _name_added_paths(draft: Draft, packages: Path) -> None:

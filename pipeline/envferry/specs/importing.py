@@ -188,7 +188,7 @@ def _give_pip_to_conda(draft: Draft) -> None:
 
 def _valid_name(name: str) -> str:
     if name in RESERVED_NAMES:
-        message = f"`{name}` names conda's own installation, which nobody carries"
+        message = f"`{name}` is conda's own installation, which cannot be carried"
         raise UsageError(message)
     return check_name(name, "environment name")
 
@@ -199,7 +199,7 @@ def _adopt_environment(
     """Keep an environment file as it is written, comments too, but for what cannot travel."""
     root = parse_yaml(text, source)
     if not isinstance(root, Mapping):
-        raise SpecError(f"{source} is no mapping", hint="name an environment file")
+        raise SpecError(f"{source} is not a mapping", hint="name an environment file")
     check_dependencies(root, source)
     lines = text.lstrip("\ufeff").splitlines()
     _rewrite_dependencies(root, lines, (source.parent, base), options.relax)
@@ -223,7 +223,7 @@ def _adopt_environment(
             following = next((line for line in starts if line > line_of(key)), len(lines) + 1)
             gone.update(range(line_of(key), following))
     notes += [f"`{key}:`{_place(root, key)} is left out" for key in dropped]
-    notes += [f"`{key}:` is now `x-{key}:`, as what it holds is used elsewhere" for key in held]
+    notes += [f"`{key}:` is now `x-{key}:`, as its contents are used elsewhere" for key in held]
     added = [
         *(left_out_comment(f"{key}: {_shown(root[key])}") for key in dropped if key != "prefix"),
         *added,
@@ -277,7 +277,7 @@ def _missing_keys(
     if "channels" not in root:
         channels = ", ".join(map(quoted, options.channels))
         added.append(f"channels: [{channels}]")
-        notes.append(f"no channels are named: taken {channels}")
+        notes.append(f"no channels are named: using {channels}")
     return added, notes
 
 

@@ -75,7 +75,7 @@ def recognise(path: Path) -> tuple[Kind, str]:
     try:
         text = read_text(path, MAX_BYTES)
     except FileNotFoundError as error:
-        message = f"there is no {path}"
+        message = f"{path} does not exist"
         raise NotFound(message, hint="name a file or an environment's prefix") from error
     except OSError as error:
         message = f"cannot read {path}: {error.strerror}"
@@ -132,10 +132,10 @@ def _nothing_known(path: Path, fault: str, line: Line, problem: str) -> SpecErro
     if re.match(r"- \S", line.text):
         hint = "drop the dashes, or write `dependencies:` above the list"
     elif TEMPLATE.search(line.text):
-        hint = "write the value itself: nothing fills templates in here"
+        hint = "write the value itself: envferry does not expand templates"
     message = (
-        f"{place}: this is no environment file and no list of packages: "
-        f"`{line.text[:60]}` is no requirement: {problem}"
+        f"{place}: this is neither an environment file nor a list of packages: "
+        f"`{line.text[:60]}` is not a valid requirement: {problem}"
     )
     return SpecError(message, hint=hint)
 
@@ -159,8 +159,8 @@ def _toml_kind(document: dict[str, Any], path: Path) -> Kind:
         packages = document["package"]
         if all(isinstance(item, dict) and "source" in item for item in packages):
             return Kind.UV_LOCK
-        message = f"{path} is a lock of poetry or cargo, which nobody reads here"
-        hint = "make one that is read: `poetry export -o requirements.txt`, or pylock.toml"
+        message = f"{path} is a lock of poetry or cargo, which envferry cannot read"
+        hint = "export one that it can read: `poetry export -o requirements.txt`, or pylock.toml"
         raise SpecError(message, hint=hint)
     if isinstance(tool, dict) and "pixi" in tool:
         return Kind.PIXI
@@ -170,7 +170,7 @@ def _toml_kind(document: dict[str, Any], path: Path) -> Kind:
     if "project" in document or "dependency-groups" in document:
         return Kind.PYPROJECT
     if isinstance(tool, dict) and "poetry" in tool:
-        message = f"{path} lists its packages in `[tool.poetry]`, a form of poetry's own"
+        message = f"{path} lists its packages in `[tool.poetry]`, poetry's own format"
         hint = "run `poetry export -o requirements.txt --without-hashes` and import that"
         raise SpecError(message, hint=hint)
     message = f"{path} is TOML with neither `[workspace]` nor `[project]`, so it lists nothing"

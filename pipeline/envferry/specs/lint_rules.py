@@ -20,8 +20,8 @@ RULES = {
     for rule in (
         Rule(
             code="S101",
-            title="A package is asked for in both halves",
-            why="an environment holds one version of it, so one of the lines decides nothing",
+            title="A package is required in both halves",
+            why="an environment has one version of it, so one of the lines has no effect",
             fix="keep it in one half",
         ),
         Rule(
@@ -45,7 +45,7 @@ RULES = {
         Rule(
             code="S105",
             title="A git dependency without a commit or tag",
-            why="the next lock takes whatever the branch holds then",
+            why="the next lock takes whatever the branch points to then",
             fix="write `@` and a commit or a version tag after the URL",
         ),
         Rule(
@@ -57,7 +57,7 @@ RULES = {
         Rule(
             code="S107",
             title="An editable requirement",
-            why="a link to a folder of this machine cannot travel: a wheel is built of the folder",
+            why="a link to a folder of this machine cannot be carried: a wheel is built from the folder",
             fix="drop `-e`, or name a git commit",
         ),
         Rule(
@@ -69,7 +69,7 @@ RULES = {
         Rule(
             code="S109",
             title="`defaults` beside `conda-forge`",
-            why="their builds do not go together where conda's channel priority is not strict",
+            why="their builds are incompatible unless conda's channel priority is strict",
             fix="keep one of them; envferry's priority is strict, but for pins with a build string",
         ),
         Rule(
@@ -93,8 +93,8 @@ RULES = {
         Rule(
             code="S113",
             title="A line that is not obeyed",
-            why="whoever wrote it expects something of it",
-            fix="take it out, or say it in a way that is obeyed",
+            why="its author expects an effect that it does not have",
+            fix="remove it, or write it in a form that is obeyed",
         ),
     )
 }

@@ -39,10 +39,10 @@ def unheeded_lines(root: Mapping, text: str, pip_lines: list[Text]) -> Iterator[
         for option, reason in unheeded(line.strip()):
             yield CODE, line, f"`{option}` is not obeyed ({reason})"
     if pip_lines and all(_only_decides_where(line.strip()) for line in pip_lines):
-        what = "the options under `pip:` are not used (no package is asked for there)"
+        what = "the options under `pip:` are not used (it requires no package)"
         yield CODE, pip_lines[0], what
     for number, selector in doubtful_comments(text):
-        what = f"`# [{selector}]` is not obeyed (it names no platform, the line is for all)"
+        what = f"`# [{selector}]` is not obeyed (it names no platform, the line applies to all)"
         yield CODE, Text.at(selector, number), what
     for number, row in enumerate(text.splitlines(), start=1):
         if row.startswith(LEFT_OUT_MARK):
@@ -59,7 +59,11 @@ def _platforms(root: Mapping) -> Iterator[_Found]:
     for items in lists:
         for item in items if isinstance(items, Sequence) else ():
             if isinstance(item, Text) and OTHER_PLATFORM.fullmatch(item):
-                yield CODE, item, f"the platform {item} is kept aside (nobody locks for it here)"
+                yield (
+                    CODE,
+                    item,
+                    f"the platform {item} is kept aside (envferry does not lock for it)",
+                )
 
 
 def _is_elsewhere_named(prefix: str) -> bool:

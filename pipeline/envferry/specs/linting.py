@@ -203,7 +203,7 @@ def _halves(asked: _Asked, pypi_name: Callable[[str], str]) -> Iterator[_Found]:
         twin = next((item for item in SAME_FILES.get(name, ()) if item in brought), None)
         if name in by_pip_name:
             other = asked.conda[by_pip_name[name]]
-            yield "S101", line, f"{name} is asked for in both halves, by conda as `{other}`"
+            yield "S101", line, f"{name} is required in both halves, by conda as `{other}`"
         elif name in asked.locked or twin:
             owner = twin or asked.locked[name].name
             yield "S102", line, f"pip's {name} would overwrite conda's {owner}"
@@ -241,9 +241,9 @@ def _pip_lines(asked: _Asked) -> Iterator[_Found]:
         elif is_editable(line.strip()):
             yield "S107", line, f"`{line.strip()}` is editable"
         elif FILE_URL.fullmatch(text) or (is_path(text) and "://" not in text):
-            yield "S108", line, f"`{text}` is a path of this machine"
+            yield "S108", line, f"`{text}` is a path on this machine"
     if asked.lines and "pip" not in asked.conda:
-        yield "S106", asked.lines[0], "there is a pip section, but `pip` is not asked for"
+        yield "S106", asked.lines[0], "there is a pip section, but `pip` is not required"
 
 
 def _file(asked: _Asked) -> Iterator[_Found]:
@@ -252,7 +252,7 @@ def _file(asked: _Asked) -> Iterator[_Found]:
     channels = {channel_name(item): item for item in reversed(_texts(root.get("channels")))}
     defaults = next((name for name in channels if name in ("defaults", "main", "anaconda")), None)
     if defaults is not None and "conda-forge" in channels:
-        yield "S109", channels[defaults], f"the channel {defaults} stands beside conda-forge"
+        yield "S109", channels[defaults], f"the channel {defaults} is used beside conda-forge"
     prefix = root.get("prefix")
     if isinstance(prefix, Text) and BASE_PREFIX.fullmatch(prefix):
         yield "S111", prefix, f"`prefix: {prefix}` is conda's own installation"

@@ -107,7 +107,7 @@ def read_lock(path: Path) -> Lock:
     try:
         text = read_text(path, MAX_LOCK_BYTES)
     except FileNotFoundError as error:
-        raise NotFound(f"there is no lock {path}", hint=hint) from error
+        raise NotFound(f"the lock {path} does not exist", hint=hint) from error
     except OSError as error:
         raise SpecError(f"cannot read {path}: {error.strerror}", hint=hint) from error
     return parse_lock(text, path)
@@ -255,7 +255,7 @@ def _package(item: _Package, path: Path, custom: dict[str, str]) -> LockedPackag
     try:
         urlsplit(item.url)
     except ValueError as error:
-        message = f"{path} has no URL for {item.name}: {item.url!r} is none ({error})"
+        message = f"{path}: the URL of {item.name} is not valid: {item.url!r} ({error})"
         raise SpecError(message) from error
     package = LockedPackage(
         manager=item.manager,

@@ -43,7 +43,7 @@ OBEYED = {
 UNHEEDED = {
     "--require-hashes": "the lock records the hash of every file, demanded or not",
     "--trusted-host": "certificates are always checked: name the authority in SSL_CERT_FILE",
-    "--use-feature": "it changes pip, which does not resolve here",
+    "--use-feature": "it configures pip, which envferry does not resolve with",
     "--config-settings": "sources are built with their own settings",
     "--config-setting": "sources are built with their own settings",
     "--global-option": "sources are built with their own settings",
@@ -74,12 +74,12 @@ def pip_line_problem(line: str) -> str:
     if option:
         return _option_problem(option["name"], _without_comment(option["value"]))
     if line.startswith("-"):
-        return "it starts with a dash and is no option"
+        return "it starts with a dash but is not an option"
     body, *options = TRAILER.split(_without_comment(line))
     for item in options:
         name = item.partition("=")[0].partition(" ")[0]
         if name != "--hash" and name not in UNHEEDED:
-            return f"`{name}` is no option of a requirement"
+            return f"`{name}` is not a valid option of a requirement"
     vcs = VCS.match(body)
     if vcs:
         return "" if vcs["vcs"] == "git" else f"{vcs['vcs']} repositories cannot be fetched"
@@ -171,7 +171,7 @@ def _option_problem(name: str, value: str) -> str:
         return ""
     known = SHORT.get(name, name)
     if known not in OBEYED:
-        return f"`{name}` is no option of a requirements file"
+        return f"`{name}` is not a valid option of a requirements file"
     if OBEYED[known] and not value.lstrip(" ="):
         return f"`{name}` needs a value"
     if not OBEYED[known] and value.strip():

@@ -52,15 +52,15 @@ def read_pylock(text: str, path: Path, name: str, python: str | None) -> Foreign
     document = parse_toml(text)
     version = str(document["lock-version"])
     if not PYLOCK_VERSIONS.fullmatch(version):
-        raise SpecError(f"{path} has the lock format {version}, expected 1.0", hint="make it anew")
+        raise SpecError(f"{path} has the lock format {version}, expected 1.0", hint="regenerate it")
     draft, target = _draft(name, str(document.get("requires-python", "")), path, python)
     environments = document.get("environments") or []
     if environments and not any(target.accepts(str(item)) for item in environments):
         message = f"{path} is for {' or '.join(map(str, environments))}, not for {target.platform}"
-        raise SpecError(message, hint="make it anew for this platform")
+        raise SpecError(message, hint="regenerate it for this platform")
     for kind in ("extras", "dependency-groups"):
         if document.get(kind):
-            draft.left_out.append(f"{kind} {', '.join(document[kind])}: none is asked for")
+            draft.left_out.append(f"{kind} {', '.join(document[kind])}: none is selected")
     entries = []
     for entry in document.get("packages") or []:
         requires = SpecifierSet(str(entry.get("requires-python", "")))
@@ -74,7 +74,7 @@ def read_uv_lock(text: str, path: Path, name: str, python: str | None) -> Foreig
     document = parse_toml(text)
     if document["version"] != UV_VERSION:
         message = f"{path} has the lock format {document['version']}, expected {UV_VERSION}"
-        raise SpecError(message, hint="make it anew with a uv that writes it")
+        raise SpecError(message, hint="regenerate it with a uv that writes it")
     draft, target = _draft(name, str(document.get("requires-python", "")), path, python)
     packages = document.get("package") or []
     roots = [item for item in packages if {*OWN_SOURCES} & item["source"].keys()]
@@ -101,11 +101,11 @@ def _draft(
     own = MINOR.match(pinned.read_text(encoding="utf-8").strip()) if pinned.is_file() else None
     chosen = python or (own[0] if own else "") or next(iter([*usual, *reversed(fitting)]), "")
     if not MINOR.match(chosen):
-        message = f"{path} requires python {requires_python}, and none is known that fits"
-        raise SpecError(message, hint="say which by `--python`")
+        message = f"{path} requires python {requires_python}, and no known version fits"
+        raise SpecError(message, hint="choose one with `--python`")
     draft = Draft(name=name, conda=[f"python={chosen}", "pip"], platforms=[current_platform()])
     says = f"requires python {requires_python}" if requires_python else "names no python"
-    draft.notes.append(f"{path.name} {says}: python={chosen} on {draft.platforms[0]} is taken")
+    draft.notes.append(f"{path.name} {says}: using python={chosen} on {draft.platforms[0]}")
     return draft, _Target(python=chosen, platform=draft.platforms[0])
 
 

@@ -121,7 +121,7 @@ def _not_found(what: str, name: str, directory: Path) -> NotFound:
     )
     close = difflib.get_close_matches(name, names)
     there = ", ".join(names) if names else "no specs"
-    hint = f"perhaps you meant `{close[0]}`" if close else "write it, or name another"
+    hint = f"perhaps you meant `{close[0]}`" if close else "create it, or name another"
     return NotFound(f"there is no spec {what} ({directory}/ has {there})", hint=hint)
 
 
@@ -141,7 +141,7 @@ def _check_selectors(text: str, path: Path) -> None:
             is_selected(selector, "linux-64")
         except ValueError as error:
             message = f"{path}:{number}: `[{selector}]` selects no platform: {error}"
-            raise SpecError(message, hint="write such as `[linux]` or `[not win]`") from error
+            raise SpecError(message, hint="write it as in `[linux]` or `[not win]`") from error
 
 
 def _check_root(root: object, path: Path) -> Mapping:
@@ -156,7 +156,7 @@ def _check_root(root: object, path: Path) -> Mapping:
     for key in root:
         if key not in KNOWN_KEYS and not HOLDER.fullmatch(key):
             close = _perhaps(key, KNOWN_KEYS)
-            message = f"{path}:{line_of(key)}: {_shorten(key)} is no key of a spec{close}"
+            message = f"{path}:{line_of(key)}: {_shorten(key)} is not a key of a spec{close}"
             raise SpecError(message, hint=f"a spec has the keys {', '.join(KNOWN_KEYS[:5])}")
     if "dependencies" not in root:
         raise SpecError(f"{path} has no `dependencies:`", hint=hint)
@@ -180,7 +180,7 @@ def _dependencies(content: Mapping, path: Path) -> tuple[tuple[str, ...], tuple[
         else:
             raise _unexpected(path, item, "a conda package or `pip:` with a list under it")
     if not conda and not pip:
-        message = f"{path} asks for no package at all"
+        message = f"{path} requires no packages"
         raise SpecError(message, hint="name packages under `dependencies:`")
     return tuple(conda), tuple(pip)
 
@@ -202,8 +202,8 @@ def _conda_line(item: Text, path: Path) -> str:
 
 
 def _template(path: Path, item: Text, found: str) -> SpecError:
-    message = f"{path}:{line_of(item)}: {_shorten(item)} holds the template `{found}`"
-    return SpecError(message, hint="write the value itself: nothing fills templates in here")
+    message = f"{path}:{line_of(item)}: {_shorten(item)} contains the template `{found}`"
+    return SpecError(message, hint="write the value itself: envferry does not expand templates")
 
 
 def _pip_line(item: object, path: Path) -> str:
@@ -216,7 +216,9 @@ def _pip_line(item: object, path: Path) -> str:
         raise _template(path, item, template[0])
     problem = pip_line_problem(line)
     if problem:
-        message = f"{path}:{line_of(item)}: {_shorten(line)} is no pip requirement: {problem}"
+        message = (
+            f"{path}:{line_of(item)}: {_shorten(line)} is not a valid pip requirement: {problem}"
+        )
         raise SpecError(message, hint="write it as `name==version` or `name @ URL`")
     return Text.at(line, line_of(item))
 
@@ -255,7 +257,7 @@ def _name(content: Mapping, path: Path) -> str:
     if not isinstance(name, str):
         raise _unexpected(path, name, "`name:` to be a name")
     if name in RESERVED_NAMES:
-        message = f"{path}: `{name}` names conda's own installation, which nobody carries"
+        message = f"{path}: `{name}` is conda's own installation, which cannot be carried"
         raise SpecError(message, hint="give the environment another `name:`")
     try:
         return str(check_name(name, "environment name"))
@@ -284,7 +286,9 @@ def _options(content: Mapping, path: Path) -> SpecOptions:
     for what in ("glibc", "cuda"):
         version = getattr(options.system, what)
         if version is not None and not VERSION.fullmatch(version):
-            message = f"{path}: `{what}: {version}` under `envferry: system:` is no version"
+            message = (
+                f"{path}: `{what}: {version}` under `envferry: system:` is not a valid version"
+            )
             raise SpecError(message, hint=f"write `{what}: 2.28`" if what == "glibc" else "")
     for pattern in options.exclude:
         if pattern.startswith("/") or ".." in pattern.split("/"):
@@ -311,7 +315,7 @@ def _without_other_platforms(platforms: object, path: Path) -> dict[str, list[st
 def _variables(content: Mapping, options: dict[str, Any], path: Path) -> dict[str, str]:
     """Read the `variables:` key: what activation sets; the options have no such key."""
     if "variables" in options:
-        message = f"{path}: `variables` is no key of `envferry:`"
+        message = f"{path}: `variables` is not a key of `envferry:`"
         raise SpecError(message, hint="write `variables:` beside `dependencies:`")
     items = content.get("variables", "")
     if items == "":
@@ -355,7 +359,7 @@ def _bad_options(error: msgspec.ValidationError, raw: Mapping, path: Path) -> Sp
     owner = {"checks": Checks, "system": SystemRequirements}.get(place, SpecOptions)
     known = owner.__struct_fields__
     where = f"`envferry: {place}:`" if place else "`envferry:`"
-    message = f"{path}:{line_of(raw)}: `{key}` is no key of {where}{_perhaps(key, known)}"
+    message = f"{path}:{line_of(raw)}: `{key}` is not a key of {where}{_perhaps(key, known)}"
     return SpecError(message, hint=f"{where} has the keys {', '.join(known)}")
 
 
@@ -425,7 +429,7 @@ def _included_files(path: Path, base: Path) -> dict[str, str]:
         problem = pip_line_problem(line.text)
         if problem:
             place = f"{line.path}:{line.number}"
-            message = f"{place}: {_shorten(line.text)} is no pip requirement: {problem}"
+            message = f"{place}: {_shorten(line.text)} is not a valid pip requirement: {problem}"
             raise SpecError(message, hint="write it as `name==version` or `name @ URL`")
     inner = dict.fromkeys(line.path for line in lines if line.path != path)
     return {relative(item, base): blake3(item.read_bytes()).hexdigest() for item in inner}

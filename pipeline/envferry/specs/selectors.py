@@ -57,7 +57,7 @@ def is_selected(selector: str, platform: str) -> bool:
     words = WORD.findall(selector)
     value = _any_of(words, SELECTORS.get(platform, set()))
     if words:
-        raise ValueError(f"`{words[0]}` is left over")
+        raise ValueError(f"unexpected `{words[0]}`")
     return value
 
 
@@ -85,7 +85,7 @@ def _one(words: list[str], true: set[str]) -> bool:
         return not _one(words, true)
     if word != "(":
         if word in OPERATORS:
-            raise ValueError(f"`{word}` stands where a name must")
+            raise ValueError(f"expected a name, found `{word}`")
         return word in true
     value = _any_of(words, true)
     if not words or words.pop(0) != ")":

@@ -129,7 +129,7 @@ class _Tree:
         line = event.start_mark.line + 1 if event.start_mark else 0
         tag = getattr(event, "tag", None)
         if tag is not None and tag not in KNOWN_TAGS:
-            raise self._fault(line, f"the tag `{tag}` means nothing here", "leave it out")
+            raise self._fault(line, f"the tag `{tag}` is not supported", "leave it out")
         if isinstance(event, yaml.ScalarEvent):
             self._add(Text.at(event.value, line), event.anchor, line)
         elif isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
@@ -155,10 +155,10 @@ class _Tree:
     def _repeat(self, anchor: str, line: int) -> None:
         """Add what an alias stands for."""
         if anchor not in self.anchors:
-            raise self._fault(line, f"*{anchor} stands for nothing", "write it out")
+            raise self._fault(line, f"*{anchor} is not defined", "write it out")
         value = self.anchors[anchor]
         if any(value is holder for holder in self.open):
-            raise self._fault(line, f"*{anchor} stands for what it is in", "write it out")
+            raise self._fault(line, f"*{anchor} refers to itself", "write it out")
         self.repeated += getattr(value, "weight", 1)
         if self.repeated > MAX_REPEATED:
             problem = f"aliases repeat more than {MAX_REPEATED:,} values, far more than any spec"
@@ -178,9 +178,9 @@ class _Tree:
             parent[self.keys[-1]] = value
             self.keys[-1] = None
         elif not isinstance(value, Text):
-            raise self._fault(line, "a list or mapping stands where a key must", "quote the key")
+            raise self._fault(line, "expected a key, found a list or mapping", "quote the key")
         elif value in parent:
-            raise self._fault(line, f"the key `{value}` stands twice", "keep one of them")
+            raise self._fault(line, f"the key `{value}` is repeated", "keep one of them")
         else:
             self.keys[-1] = value
 

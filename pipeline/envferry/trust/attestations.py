@@ -163,6 +163,6 @@ def encode_envelope(envelope: Envelope) -> bytes:
 def unsigned(what: str, by: list[str], keys: tuple[PublicKey, ...]) -> IntegrityError:
     """Describe what none of the trusted keys signed; `by` are the ids of those that did."""
     trusted = ", ".join(f"{key.id} ({key.name})" for key in keys)
-    found = f"only by {', '.join(by)[:200]}" if by else "by nobody"
-    message = f"{what} is not signed by a key that is trusted here: {found}; trusted are {trusted}"
+    found = f"signed only by {', '.join(by)[:200]}" if by else "not signed at all"
+    message = f"{what} is not signed by a trusted key: {found}; trusted: {trusted}"
     return IntegrityError(message, hint="ask who pushed it to sign it: `envferry push --sign-key`")

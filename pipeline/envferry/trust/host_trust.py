@@ -45,7 +45,7 @@ class Trust:
             log.info("%s is signed by %s", verified.artifact, ", ".join(verified.signed_by))
         else:
             log.warning(
-                "nobody checks who made %s: this host trusts no keys (/etc/envferry/trusted.d)",
+                "%s: signature not verified (no trusted keys in /etc/envferry/trusted.d)",
                 manifest.stem,
             )
 
@@ -69,7 +69,7 @@ class Trust:
         if seen and record.counter <= seen.counter and not self.allow_downgrade:
             message = (
                 f"{name} is {record.id} (move {record.counter}) in the registry, but this host has "
-                f"seen {seen.id} (move {seen.counter}): somebody put an old record back"
+                f"seen {seen.id} (move {seen.counter}): an old record was put back"
             )
             raise IntegrityError(message, hint="if that was you, install with --allow-downgrade")
         make_folders(path.parent)

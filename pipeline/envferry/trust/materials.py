@@ -36,7 +36,7 @@ def read_materials(manifest: Manifest, lock_data: bytes) -> tuple[Material, ...]
     except ModuleNotFoundError as error:
         if error.name != "yaml":
             raise
-        message = f"to sign {manifest.stem}, its lock is read, which needs PyYAML"
+        message = f"signing {manifest.stem} reads its lock, which requires PyYAML"
         raise UsageError(message, hint='run `pip install "envferry[build]"`') from error
     name = Path(f"{manifest.stem}.conda-lock.yml")
     check_lock(manifest, lock_data, str(name))

@@ -235,7 +235,7 @@ def _read(path: Path, what: str) -> bytes:
         return path.read_bytes()
     except FileNotFoundError as error:
         hint = "run `envferry keygen NAME` to make a pair"
-        raise NotFound(f"the {what} {path} is not there", hint=hint) from error
+        raise NotFound(f"the {what} {path} does not exist", hint=hint) from error
     except OSError as error:
         message = f"cannot read the {what} {path}: {error.strerror}"
         raise UsageError(message, hint=f"check who may read {path}") from error

@@ -107,7 +107,7 @@ def decode_statement(envelope: Envelope, what: str) -> Statement:
         message = f"the statement about {what} is damaged: {error}"
         raise IntegrityError(message, hint=SIGN_HINT) from error
     if (statement.type, statement.predicate_type) != (STATEMENT_TYPE, PREDICATE_TYPE):
-        message = f"the statement about {what} is no SLSA provenance: {statement.predicate_type}"
+        message = f"the statement about {what} is not SLSA provenance: {statement.predicate_type}"
         raise IntegrityError(message, hint=SIGN_HINT)
     return statement
 
@@ -136,6 +136,8 @@ def require_subjects(
         if said.get(subject.name) != subject.digest["blake3"]:
             message = (
                 f"{what}: the BLAKE3 of {subject.name} is {subject.digest['blake3']}, "
-                f"signed is {said.get(subject.name)}"
+                f"expected (signed) {said.get(subject.name)}"
             )
-            raise IntegrityError(message, hint="fetch it again; if that repeats, it was tampered")
+            raise IntegrityError(
+                message, hint="fetch it again; if the error repeats, it was tampered with"
+            )

@@ -112,7 +112,7 @@ def _file_faults(directory: Path, sums: bytes) -> Iterator[str]:
         if name not in there:
             yield f"{name} is missing"
         elif sha256_hex(_read(directory / name)) != digest:
-            yield f"{name} is changed"
+            yield f"{name} was changed"
 
 
 def _read(path: Path) -> bytes:

@@ -239,7 +239,7 @@ def _explained(error: Exception) -> tuple[int, str, str, str]:
     if isinstance(error, PipelineError):
         kinds: tuple[tuple[type[PipelineError], int, str], ...] = (
             (NotFound, 404, "Not found"),
-            (UsageError, 400, "That is no question"),
+            (UsageError, 400, "The query is not valid"),
             (StoreError, 502, "The registry does not answer"),
         )
         found = [(status, title) for kind, status, title in kinds if isinstance(error, kind)]
@@ -247,9 +247,9 @@ def _explained(error: Exception) -> tuple[int, str, str, str]:
         return status, title, fit_to_show(error.message), fit_to_show(error.hint)
     if isinstance(error, HTTPException):
         title = "Not found" if error.status_code == 404 else str(error.detail)
-        return error.status_code, title, "There is no such page.", "Start from all environments."
-    message = "Something in envferry went wrong; its log says what."
-    return 500, "An error in envferry", message, "Try again, and report it if it stays."
+        return error.status_code, title, "This page does not exist.", "Start from all environments."
+    message = "envferry failed; see its log for the cause."
+    return 500, "An error in envferry", message, "Try again, and report the error if it persists."
 
 
 def _static(name: str) -> bytes:

@@ -58,7 +58,7 @@ class Guard:
             )
         host = _host_name(Headers(scope=scope).get("host", ""))
         if self.hosts is not None and host not in self.hosts:
-            return PlainTextResponse("this server does not go by that name\n", 421)
+            return PlainTextResponse("this server does not answer to that host name\n", 421)
         return self.app
 
 

@@ -161,7 +161,7 @@ class Question:
         text = self.query.get(name, "").strip()
         if len(text) > LONGEST_QUESTION:
             message = f"{name} has {len(text)} characters, {LONGEST_QUESTION} are allowed"
-            raise UsageError(message, hint="ask for less")
+            raise UsageError(message, hint="shorten the query")
         return text
 
     def paging(self, total: int) -> Paging:
@@ -196,7 +196,7 @@ def environment(site: Site, question: Question) -> EnvironmentPage:
     check_name(name, "environment name")
     everything = site.ask(queries.entries(Filter(name=name)))
     if not everything:
-        raise NotFound(f"this registry holds no environment {name}", hint="see all environments")
+        raise NotFound(f"this registry has no environment {name}", hint="see all environments")
     wanted = [one for one in everything if platform in (None, one.platform)]
     wanted.sort(key=lambda one: one.published.timestamp() if one.published else 0, reverse=True)
     shown, paging = question.share(wanted)

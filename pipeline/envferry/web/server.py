@@ -52,12 +52,14 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=128)
     except PermissionError as error:
-        message = f"port {port} may not be opened by this user"
-        raise HostError(message, hint="take one above 1023: --port 8000") from error
+        message = f"this user may not open port {port}"
+        raise HostError(message, hint="choose one above 1023: --port 8000") from error
     except socket.gaierror as error:
         raise UsageError(
-            f"{host} is no address of this machine", hint="--host 127.0.0.1"
+            f"{host} is not an address of this machine", hint="--host 127.0.0.1"
         ) from error
     except OSError as error:
         message = f"cannot listen at {host} port {port}: {error.strerror}"
-        raise TargetOccupied(message, hint="take another one: --port 0 finds one") from error
+        raise TargetOccupied(
+            message, hint="choose another port: --port 0 finds a free one"
+        ) from error

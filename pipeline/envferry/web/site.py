@@ -112,7 +112,7 @@ class Site:
             if wanted.tag or entry.id == version:
                 return entry
         message = f"{Ref(name=name, version=version)} is not in this registry for {platform}"
-        raise NotFound(message, hint=f"see what there is of {name}")
+        raise NotFound(message, hint=f"see the artifacts of {name}")
 
     def contents(self, entry: Entry) -> Contents:
         """Read what an artifact holds; raise IntegrityError when it is damaged."""

@@ -55,12 +55,12 @@ def main(order_path: str) -> None:
     except OSError as error:
         answer = BuildAnswer(
             error=f"the build stopped: {error}",
-            hint="run it again with -v to see how far it came",
+            hint="run it again with -v to see how far it got",
             exit_code=HostError.exit_code,
         )
     if answer.error and any(words in answer.error for words in DISK_FULL):
         answer = BuildAnswer(
-            error=f"no space left on the disk that the build is on ({order.prefix})",
+            error=f"no space left on the disk of the build ({order.prefix})",
             hint="free some space, or put the cache elsewhere with ENVFERRY_CACHE",
             exit_code=HostError.exit_code,
         )
@@ -138,8 +138,8 @@ def link_conda_packages(order: BuildOrder) -> LinkAnswer:
         more = [f"and {len(answer.faults) - FAULTS_SHOWN} more"]
         shown = [*answer.faults[:FAULTS_SHOWN], *(more if answer.faults[FAULTS_SHOWN:] else [])]
         raise SpecError(
-            "\n  ".join(["the conda packages do not go together:", *shown]),
-            hint="lock again: `envferry lock` solves for packages that do",
+            "\n  ".join(["the conda packages are incompatible:", *shown]),
+            hint="lock again: `envferry lock` solves for compatible packages",
         )
     return answer
 
@@ -153,7 +153,7 @@ def worker_failure(finished: process.Finished) -> ToolFailed:
 
 def link_failure(reason: str, prefix: str) -> SpecError:
     """Describe a package that cannot be read or linked."""
-    hint = "lock another version or build of the package that is named, or ask its makers"
+    hint = "lock another version or build of the package that is named, or ask its maintainers"
     if PLACEHOLDER_TOO_SHORT in reason:
         hint = f"that package has no room for {prefix}: give the environment a shorter name"
     lines = "\n  ".join(reason.splitlines())
@@ -195,8 +195,8 @@ def refuse_tries_at_start(site_packages: Path, tries_before: int) -> None:
     names = (*site_packages.glob("*.pth"), *site_packages.glob("*customize.py"))
     ran = ", ".join(sorted(path.name for path in names))
     raise ToolFailed(
-        f"python tried to use the network when it was started, and a build has none: {ran}",
-        hint="leave out the package whose file that is: it is run at each start of python",
+        f"python tried to use the network when it started, which a build does not have: {ran}",
+        hint="leave out the package that has that file: python runs it at each start",
     )
 
 

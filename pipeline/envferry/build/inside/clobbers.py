@@ -131,8 +131,8 @@ def wheel_files(wheel: Wheel, site_packages: str) -> dict[str, int]:
             return archived_files(archive, wheel_folders(wheel, site_packages))
     except WHEEL_ERRORS as error:
         name = PurePosixPath(wheel.path).name
-        hint = "it is the file that was locked: lock another version, or ask its makers"
-        raise SpecError(f"{name} is no wheel: {error}", hint=hint) from error
+        hint = "it is the file that was locked: lock another version, or ask its maintainers"
+        raise SpecError(f"{name} is not a valid wheel: {error}", hint=hint) from error
 
 
 def wheel_folders(wheel: Wheel, site_packages: str) -> dict[str, str]:
@@ -152,7 +152,7 @@ def archived_files(archive: zipfile.ZipFile, folders: Mapping[str, str]) -> dict
         # By its parts: `./a` and `a//b` are written as `a` and `a/b`.
         parts = [part for part in member.filename.split("/") if part not in ("", ".")]
         if member.filename.startswith("/") or ".." in parts or not parts:
-            message = f"its file {member.filename} leads out of its place"
+            message = f"its file {member.filename} points outside the environment"
             raise ValueError(message)
         if parts[0].endswith(".data") and len(parts) > 2:
             place = folders.get(parts[1], usual) + "/".join(parts[2:])
@@ -184,7 +184,7 @@ def describe_overlaps(overlaps: dict[str, list[Wheel]]) -> Iterator[str]:
         groups.setdefault(tuple(wheel.name for wheel in wheels), []).append(file)
     for names, files in sorted(groups.items()):
         more = f" and {len(files) - 1} more" if files[1:] else ""
-        yield f"{', '.join(names)} all have {min(files)}{more}: that of {names[-1]} is taken"
+        yield f"{', '.join(names)} all have {min(files)}{more}: using that of {names[-1]}"
 
 
 def describe_conda_overlaps(records: CondaRecords) -> Iterator[str]:
@@ -197,4 +197,4 @@ def describe_conda_overlaps(records: CondaRecords) -> Iterator[str]:
             more = f" and {len(files) - 1} more" if files[1:] else ""
             other = owners.get(files[0], "another package")
             names = f"{record['name']} and {other}"
-            yield f"{names} both have {files[0]}{more}: that of {other} is taken"
+            yield f"{names} both have {files[0]}{more}: using that of {other}"

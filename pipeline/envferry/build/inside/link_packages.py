@@ -59,7 +59,7 @@ async def link_packages(order: BuildOrder) -> LinkAnswer:
         try:
             record, paths[file.name] = await read_package(file, scratch, order.platform)
         except PACKAGE_ERRORS as error:
-            return LinkAnswer(failure=f"{file.url} is no conda package to link: {error}")
+            return LinkAnswer(failure=f"{file.url} is not a valid conda package: {error}")
         records.append(record)
     broken = tuple(broken_dependencies(records, order))
     # Packages are not patched, indexes are: what a package says of itself proves nothing.
@@ -82,7 +82,9 @@ async def link_packages(order: BuildOrder) -> LinkAnswer:
     ordered = PackageRecord.sort_topologically(list(records))
     return LinkAnswer(
         linked=tuple(record.name.normalized for record in ordered),
-        warnings=() if knows else tuple(f"{words}: the lock does not say so" for words in broken),
+        warnings=()
+        if knows
+        else tuple(f"{words}: the lock does not record this" for words in broken),
     )
 
 
@@ -96,7 +98,7 @@ async def read_package(
     found = await read_files(Path(file.path), (INDEX, PATHS, FILES))
     index = found[INDEX]
     if index is None:
-        message = f"it holds no {INDEX}"
+        message = f"it contains no {INDEX}"
         raise ValueError(message)
     paths = files_of(found[PATHS], found[FILES])
     refuse_paths(paths)
@@ -106,7 +108,7 @@ async def read_package(
         index_path, size=Path(file.path).stat().st_size, sha256=file.sha256, md5=file.md5
     )
     if record.name.normalized != file.name.lower():
-        message = f"it holds {record.name.normalized}, and is locked as {file.name}"
+        message = f"it contains {record.name.normalized}, but is locked as {file.name}"
         raise ValueError(message)
     # With the subdir at its end, as conda notes it.
     channel = file.url.rsplit("/", 1)[0]
@@ -176,18 +178,18 @@ def unmet(text: str, by_name: Mapping[str, RepoDataRecord], *, must_exist: bool)
     try:
         wanted = MatchSpec(text)
     except InvalidMatchSpecError as error:
-        return f"needs {text}, which nobody can read: {error}"
+        return f"needs {text}, which is not a valid requirement: {error}"
     target = wanted.name.normalized if wanted.name else ""
     found = by_name.get(target)
     # What starts like this is the machine's own: the host is asked about it at install.
     if target.startswith("__") or (found is None and not must_exist):
         return ""
     if found is None:
-        return f"needs {text}, and {target} is not in the lock"
+        return f"needs {text}, but {target} is not in the lock"
     if wanted.matches(found):
         return ""
-    verb = "needs" if must_exist else "goes only with"
-    return f"{verb} {text}, and the lock has {found.version}"
+    verb = "needs" if must_exist else "works only with"
+    return f"{verb} {text}, but the lock has {found.version}"
 
 
 if __name__ == "__main__":

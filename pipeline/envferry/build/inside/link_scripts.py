@@ -90,15 +90,15 @@ def run_script(script: Path, prefix: Path, record: dict[str, Any]) -> None:
     left = processes_after(before)
     if network_tries() > tries:
         raise ToolFailed(
-            f"{what} tried to use the network, and a build has none",
-            hint="leave the package out, or ask its makers to ship what the script downloads",
+            f"{what} tried to use the network, which a build does not have",
+            hint="leave the package out, or ask its maintainers to ship the files that it downloads",
         )
     if finished.returncode != 0:
         raise process.failure([what], finished.returncode, finished.stdout, "")
     if left:
         raise ToolFailed(
             f"{what} left processes running: {', '.join(left)}",
-            hint="what they do is in no build: leave the package out, or ask its makers to wait",
+            hint="a build cannot include their output: leave the package out, or report it to its maintainers",
         )
 
 

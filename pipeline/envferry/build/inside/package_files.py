@@ -83,7 +83,7 @@ def refuse_paths(file: PathsFile) -> None:
     """Raise ValueError for a file that would lie outside of the prefix or be a record of conda."""
     for entry in file.paths:
         if entry.path.startswith("/") or ".." in entry.path.split("/"):
-            message = f"its file {entry.path} leads out of its place"
+            message = f"its file {entry.path} points outside the environment"
             raise ValueError(message)
         if CONDA_RECORD.fullmatch(PurePosixPath(entry.path).as_posix()):
             message = f"its file {entry.path} would be one of conda's own records"

@@ -68,14 +68,14 @@ def make_wheel(order: WheelOrder) -> None:
     has_tried = network_tries() > tries
     if finished.returncode == 0 and has_tried:
         raise ToolFailed(
-            f"{what} tried to use the network, and a build has none: it went on without",
+            f"{what} tried to use the network, which a build does not have, and went on without it",
             hint="offer a wheel of it instead (--find-links), or what it downloads as a package",
         )
     if finished.returncode == 0:
         return
     failure = process.failure([what], finished.returncode, finished.stdout, "")
     if has_tried:
-        failure.message += "\nit tried to use the network, and a build has none"
+        failure.message += "\nit tried to use the network, which a build does not have"
     pinned = [item.name for item in order.requires]
     raise failed_wheel(order, failure.message, backend.unpinned_requirements(pinned))
 
@@ -85,8 +85,8 @@ def failed_wheel(order: WheelOrder, message: str, lacking: Sequence[str]) -> Too
     known = ", ".join(f"{item.name} {item.version}" for item in order.requires) or "nothing"
     if not lacking:
         hint = (
-            f"it was built with {known}, as its pyproject.toml asks; what else it needs must be "
-            "named there, in the conda half, or come as a wheel of it (--find-links)"
+            f"it was built with {known}, as its pyproject.toml asks; name what else it needs "
+            "there or in the conda half, or offer a wheel of it (--find-links)"
         )
         return ToolFailed(message, hint=hint)
     wanted = ", ".join(lacking)
@@ -95,7 +95,7 @@ def failed_wheel(order: WheelOrder, message: str, lacking: Sequence[str]) -> Too
         f"it was built with {known}; add {lines} to `requires` of [build-system] in its "
         "pyproject.toml and lock again, or offer a wheel of it (--find-links)"
     )
-    return ToolFailed(f"{message}\nits build asks for {wanted}, which nobody pinned", hint=hint)
+    return ToolFailed(f"{message}\nits build requires {wanted}, not pinned in the lock", hint=hint)
 
 
 def install_requirements(
@@ -141,7 +141,7 @@ def unpack(source: Path, target: Path) -> Path:
             tar.extractall(target)
     folders = [path for path in target.iterdir() if path.is_dir()]
     if len(folders) != 1:
-        message = f"{source.name} holds {len(folders)} folders at its top, expected one"
+        message = f"{source.name} has {len(folders)} top-level folders, expected one"
         raise ToolFailed(message, hint="offer a wheel of it instead (--find-links)")
     return folders[0]
 

@@ -83,6 +83,6 @@ def check_requirements(order: BuildOrder, python: Path) -> None:
             faults.append(complaint)
     if faults:
         raise SpecError(
-            "\n  ".join(["the packages do not go together:", *faults]),
+            "\n  ".join(["the packages are incompatible:", *faults]),
             hint="lock again, or accept it for one package: --allow-conflict NAME",
         )
