@@ -56,7 +56,7 @@ def apply_folder(
     """
     faults: dict[str, PipelineError] = {}
     deltas = find_deltas(source, faults)
-    tops = {listed.key for listed in source.store.list("v1/", folders=True)}
+    tops = {listed.key for listed in source.store.list_level("v1/")}
     if not tops & {ENVS, DELTAS}:
         message = f"{source.url} holds no export: there is neither {ENVS} nor {DELTAS} in it"
         raise NotFound(message, hint="name the folder that `envferry export` wrote")
