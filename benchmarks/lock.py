@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
+import socket
 import statistics
 import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 from platform import libc_ver
 from typing import TYPE_CHECKING
@@ -13,8 +17,10 @@ from typing import TYPE_CHECKING
 from conda_lock._vendor.poetry.repositories.pypi_repository import PyPiRepository
 
 from benchmarks.comparing import Command, Result, in_turn, run_once, seconds_result
+from benchmarks.full_channel import ASKED, RECORDS, make_full_channel
 from demo.voyage import ENVFERRY, PROJECT
 from envferry.lock.conda_half import NAMES_PATH
+from envferry.process import background
 from envferry.specs.reading import read_spec
 
 if TYPE_CHECKING:
@@ -42,6 +48,7 @@ def results(environment: Environment) -> Iterator[Result]:
     channel = environment.home / "channel"
     yield cold_result(work, channel)
     yield from warm_results(environment, work)
+    yield from full_size_results(work)
     shutil.rmtree(work)
 
 
@@ -107,3 +114,83 @@ def warm_results(environment: Environment, work: Path) -> Iterator[Result]:
     yield Result(name="lock_reference_warm", ours=seconds, other=1, goal=5, unit="s")
     peak = max(run.peak_bytes for run in runs) / 1e6
     yield Result(name="lock_rss", ours=peak, other=1, goal=500, unit="MB")
+
+
+def full_size_results(work: Path) -> Iterator[Result]:
+    """Lock from a channel of conda-forge's size: as files, behind http, and in shards."""
+    channel, whole, spec = work / "full", work / "whole", work / "specs/full.yml"
+    make_full_channel(channel)
+    for subdir in RECORDS:
+        (whole / subdir).mkdir(parents=True)
+        for name in ("repodata.json", "repodata.json.zst"):
+            (channel / subdir / name).rename(whole / subdir / name)
+    size = sum(path.stat().st_size for path in whole.glob("*/repodata.json"))
+    note = f"{sum(RECORDS.values()):,} records, {size / 1e6:.0f} MB of JSON"
+    cache = work / "full-cache"
+    ours = full_lock(spec, str(whole), cache)
+    other = Command.of(sys.executable, "-m", "benchmarks.sparse_solve", whole, *ASKED)
+    first = run_once(ours)
+    runs = in_turn(ours, other, rounds=3)
+    yield seconds_result("lock_full_repodata", runs, 1.2, note)
+    note = (
+        "the first lock of a spec, from an index that is new: read through, hashed for conda-lock"
+    )
+    reader = statistics.median(run.seconds for run in runs[1])
+    yield Result(
+        name="lock_full_first", ours=first.seconds, other=reader, goal=2, unit="s", note=note
+    )
+    peaks = [run.peak_bytes for run in (first, *runs[0])]
+    with serving(work) as url:
+        overs = [run_once(full_lock(spec, f"{url}/whole", cache)) for _ in range(4)]
+        shards = [run_once(full_lock(spec, f"{url}/full", cache)) for _ in range(4)]
+    peaks += [run.peak_bytes for run in (*overs, *shards)]
+    for name, runs_of in (("http", overs), ("shards", shards)):
+        cold, *warm = (run.seconds for run in runs_of)
+        note = f"{cold:.1f} s with nothing fetched"
+        seconds = statistics.median(warm)
+        result = Result(name=f"lock_full_{name}_warm", ours=seconds, other=1, goal=5, unit="s")
+        yield dataclasses.replace(result, note=note)
+    yield Result(name="lock_full_rss", ours=max(peaks) / 1e6, other=1, goal=500, unit="MB")
+    fetched = sum(path.stat().st_size for path in (cache / "repodata/shards").rglob("*.zst"))
+    packed = sum(path.stat().st_size for path in whole.glob("*/repodata.json.zst"))
+    note = "bytes of the shards that were fetched, held against the whole index, compressed"
+    yield Result(
+        name="lock_full_shards_bytes",
+        ours=fetched / 1e6,
+        other=packed / 1e6,
+        goal=0.1,
+        unit="MB",
+        note=note,
+    )
+
+
+def full_lock(spec: Path, channel: str, cache: Path) -> Command:
+    """Return the command that locks from a channel, anew."""
+    lines = ["name: full", f"channels: ['{channel}']", "dependencies:"]
+    text = "\n".join([*lines, *(f"  - {item}" for item in ASKED), ""])
+    return Command(
+        argv=(str(ENVFERRY), "lock", str(spec), "--upgrade", "-q"),
+        prepare=lambda: write_text(spec, text),
+        environ=(("ENVFERRY_CACHE", str(cache)),),
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file."""
+    path.write_text(text)
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """Serve a folder by a process of its own; yield the URL."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = (sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "-d", folder)
+    with background([*map(str, words)], log_path=folder / "server.log"):
+        while True:
+            with socket.socket() as asking:
+                if asking.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"

@@ -5,16 +5,27 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from envferry.base.files import exclusive_lock
-from envferry.build.cache import list_entries, prune_entries, remove_leftovers, verify_entries
+from envferry.build.cache import (
+    list_entries,
+    list_indexes,
+    prune_entries,
+    prune_indexes,
+    remove_leftovers,
+    verify_entries,
+)
 from envferry.build.downloads import DownloadCache, cache_lock
 from envferry.errors import TargetOccupied
+from envferry.lock.repodata import Shelf
+from envferry.lock.repodata_server import RepodataServer
 from envferry.progress import Silent
 from tests.builds import locked
+from tests.repodata_channels import record, write_channel
 
 
 @pytest.fixture
@@ -158,3 +169,17 @@ def test_anybody_of_its_group_verifies_a_shared_cache(cache: DownloadCache, tmp_
         if path != Path("/tmp") and path.is_relative_to("/tmp"):
             path.chmod(0o755)
     subprocess.run([sys.executable, "-c", VERIFY_AS_ANOTHER, cache.root], check=True)
+
+
+def test_indexes_of_channels_are_listed_and_pruned(tmp_path: Path) -> None:
+    root = tmp_path / "repodata"
+    channel = write_channel(tmp_path / "c", record("a", "1"), form="repodata.json.zst")
+    server = RepodataServer(root, DownloadCache(tmp_path / "downloads"))
+    assert Shelf(server).index(f"{channel.as_uri()}/linux-64/") is not None
+    (found,) = list_indexes(root)
+    assert found.url == (channel / "linux-64/repodata.json.zst").as_uri()
+    assert found.size == found.path.stat().st_size > 0
+    assert prune_indexes(root, older_than=found.used - 1).files == 0
+    assert prune_indexes(root, older_than=time.time() + 60).size >= found.size
+    assert list_indexes(root) == []
+    assert Shelf(server).index(f"{channel.as_uri()}/linux-64/") is not None

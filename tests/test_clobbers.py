@@ -30,8 +30,13 @@ def test_a_vendored_distribution_is_not_an_installed_one() -> None:
     egg = f"{SITE}/Some_Thing-1.0-py3.10.egg-info/PKG-INFO"
     vendored = f"{SITE}/setuptools/_vendor/packaging-24.2.dist-info/METADATA"
     elsewhere = "share/other-1.0.dist-info/METADATA"
-    files = (own, egg, vendored, elsewhere, "bin/python")
-    assert installed_distributions(files, SITE) == {"setuptools": own, "some-thing": egg}
+    old = f"{SITE}/by_distutils-2.0-py3.10.egg-info"
+    files = (own, egg, old, vendored, elsewhere, "bin/python")
+    assert installed_distributions(files, SITE) == {
+        "setuptools": own,
+        "some-thing": egg,
+        "by-distutils": old,
+    }
 
 
 def files_of(path: Path) -> set[str]:

@@ -25,6 +25,7 @@ from envferry.models import SpecOptions
 from envferry.pack.exclusion import Exclusion
 from envferry.pack.existing_env import describe_env
 from envferry.pack.listing import Listing
+from envferry.pack.packages import conda_packages, pip_packages
 from envferry.pack.stage import PackOptions, pack_env
 from envferry.progress import Silent
 from envferry.specs.locks import read_lock
@@ -154,6 +155,38 @@ def test_pip_packages_are_called_what_indexes_call_them(tree: Path) -> None:
     assert names == sorted(names)
     with FileSource(artifact.archive_path) as source:
         assert "zope-interface-x" in {item.name for item in Archive(source).index.packages}
+
+
+def test_a_distribution_of_conda_without_installer_is_listed_once(tree: Path) -> None:
+    info = tree / SITE / "bare-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bare\nVersion: 1.0\n")
+    (info / "RECORD").write_text(f"{info.name}/METADATA,,\n{info.name}/RECORD,,\n")
+    assert "bare" in {package.owner.name for package in pip_packages(tree)}
+    files = [f"{SITE}/{info.name}/{name}" for name in ("METADATA", "RECORD")]
+    record = {"name": "bare", "version": "1.0", "build": "0", "files": files}
+    (tree / "conda-meta/bare-1.0-0.json").write_text(json.dumps(record))
+    assert "bare" not in {package.owner.name for package in pip_packages(tree)}
+    assert "bare" in {package.owner.name for package in conda_packages(tree)}
+
+
+def test_what_rattler_put_aside_is_not_packed(tree: Path) -> None:
+    aside = tree / "__clobbers__/other/share/x"
+    aside.parent.mkdir(parents=True)
+    aside.write_text("of another package\n")
+    record = {
+        "name": "other",
+        "version": "1.0",
+        "build": "0",
+        "url": None,
+        "files": ["__clobbers__/other/share/x"],
+        "link": {"source": "", "type": 1},
+    }
+    (tree / "conda-meta/other-1.0-0.json").write_text(json.dumps(record))
+    with FileSource(pack(tree).archive_path) as source:
+        paths = {entry.path for entry in Archive(source).index.files}
+    assert "conda-meta/other-1.0-0.json" in paths
+    assert not {path for path in paths if path.startswith("__clobbers__")}
 
 
 def test_a_package_cache_changes_nothing(tree: Path, tmp_path: Path) -> None:

@@ -69,3 +69,27 @@ def test_bad_settings_are_named(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(SpecError, match=r"\.condarc"):
         read_channel_names([path], {})
+
+
+@pytest.mark.parametrize(
+    ("text", "priority"),
+    [
+        ("strict", "strict"),
+        ("flexible", "flexible"),
+        ("true", "flexible"),
+        ("false", "disabled"),
+        ("disabled", "disabled"),
+    ],
+)
+def test_the_priority_of_channels(tmp_path: Path, text: str, priority: str) -> None:
+    path, later = tmp_path / "condarc", tmp_path / "later"
+    path.write_text(f"channel_priority: {text}\n")
+    later.write_text("channel_alias: https://conda.example.org\n")
+    assert read_channel_names([path, later], {}).priority == priority
+
+
+def test_a_priority_that_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "condarc"
+    path.write_text("\nchannel_priority: rigid\n")
+    with pytest.raises(SpecError, match=r"condarc:2: `channel_priority: rigid` is not valid"):
+        read_channel_names([path], {})

@@ -210,8 +210,9 @@ def write_prefix(prefix: Path) -> Path:
     record = {"name": "python", "version": "3.10.13", "build": "h1_0", "url": url, "files": []}
     (meta / "python.json").write_text(json.dumps(record))
     owned = "lib/python3.10/site-packages/numpy-2.0.dist-info/METADATA"
-    record = {"name": "numpy", "version": "2.0", "build": "0", "files": [owned]}
-    (meta / "numpy.json").write_text(json.dumps(record))
+    # As conda wrote it in 2015, when it did not know the URL any more.
+    numpy = {"name": "numpy", "version": "2.0", "build": "0", "files": [owned], "url": None}
+    (meta / "numpy.json").write_text(json.dumps(numpy))
     origins = {
         "numpy": None,
         "rich": None,

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from envferry.errors import NotFound, PipelineError, SpecError
 from envferry.models import Checks, LockedPackage, Replacement, SpecOptions
@@ -37,6 +38,7 @@ PACKAGES = (
         md5="c" * 32,
         build="h1_0",
         dependencies={"libz": "", "python_abi": "3.10.*"},
+        record={"depends": ["libz", "python_abi 3.10.* *_cp310"], "constrains": ["größe <1"]},
     ),
 )
 
@@ -67,6 +69,16 @@ def test_a_lock_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert lock.options == contents().options
     assert lock.replacements == contents().replacements
     assert (lock.spec_digest, lock.content_hashes) == ("e" * 64, {"linux-64": "d" * 64})
+
+
+def test_what_could_not_be_read_back_leaves_the_lock_that_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "torch.conda-lock.yml"
+    write_lock(path, contents())
+    before = path.read_bytes()
+    nameless = replace(PACKAGES[0], sha256=None)
+    with pytest.raises(SpecError, match="no hash for six"):
+        write_lock(path, contents((nameless,)))
+    assert path.read_bytes() == before
 
 
 def test_no_credentials_are_written(tmp_path: Path) -> None:

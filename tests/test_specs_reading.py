@@ -311,3 +311,19 @@ def test_variables_that_are_none_are_refused(tmp_path: Path, variables: str, wor
     with pytest.raises(SpecError) as caught:
         read_spec(write(tmp_path, f"dependencies: [python]\n{variables}\n", "spec.yml"))
     assert words in caught.value.message
+
+
+def test_the_priority_of_channels(tmp_path: Path) -> None:
+    """As other tools have it at the top, or under `envferry:`, which wins."""
+    text = "channels: [c]\ndependencies: [a]\n"
+    plain = read_spec(write(tmp_path, text))
+    top = read_spec(write(tmp_path, f"{text}channel_priority: flexible\n"))
+    own = read_spec(write(tmp_path, f"{text}envferry: {{channel_priority: disabled}}\n"))
+    both = "channel_priority: flexible\nenvferry: {channel_priority: disabled}\n"
+    assert read_spec(write(tmp_path, text + both)).options.channel_priority == "disabled"
+    assert plain.options.channel_priority is None
+    assert top.options.channel_priority == "flexible"
+    assert own.options.channel_priority == "disabled"
+    assert len({plain.digest, top.digest, own.digest}) == 3
+    with pytest.raises(SpecError, match="rigid"):
+        read_spec(write(tmp_path, f"{text}channel_priority: rigid\n"))

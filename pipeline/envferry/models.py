@@ -7,9 +7,9 @@ import platform as host_platform
 import posixpath
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -138,6 +138,11 @@ def check_platform(platform: str) -> str:
     return platform
 
 
+ChannelPriority = Literal["strict", "flexible", "disabled"]
+"""As conda has it: `strict` looks no further than the first channel that has a name, `flexible`
+only where nothing else solves, `disabled` takes the highest version of all."""
+
+
 class Checks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What must work in a finished environment."""
 
@@ -180,6 +185,8 @@ class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Where a channel is that goes by a name of ours: a URL or a path."""
     variables: dict[str, str] = {}
     """What activation sets: the spec's own `variables:` (CEP 24), not under `envferry:`."""
+    channel_priority: ChannelPriority | None = None
+    """Whether a package may come from a channel behind the first that has its name."""
 
 
 def left_out(options: SpecOptions) -> dict[str, str]:
@@ -243,6 +250,9 @@ class LockedPackage(msgspec.Struct, frozen=True, kw_only=True):
     build: str | None = None
     """The conda build string; None for pip packages."""
     dependencies: dict[str, str] = {}
+    record: dict[str, Any] = {}
+    """What the channel's index says of a conda package beyond that: indexes are patched, packages
+    are not. Empty where nobody knows it."""
 
     @property
     def kind(self) -> Literal["conda", "wheel", "sdist", "git", "directory"]:
@@ -296,6 +306,10 @@ class Lock:
     """One for each package that is locked as source, on each platform."""
     indexes: tuple[str, ...] = ()
     """The package indexes that came from the settings of the machine that locked."""
+    channels: tuple[str, ...] = ()
+    """What it was solved with, without logins."""
+    tools: dict[str, str] = field(default_factory=dict)
+    """Names and versions of the programs that decided what it says."""
 
     def for_platform(self, platform: str) -> tuple[LockedPackage, ...]:
         """Return the packages for `platform`; raise SpecError when it is not locked."""

@@ -160,16 +160,21 @@ def test_a_file_that_is_not_the_locked_one_is_never_used(shop: BuildShop, tmp_pa
 
 
 def test_conda_packages_must_go_together(shop: BuildShop, tmp_path: Path) -> None:
-    files = packages(
-        tmp_path,
-        TinyPackage(name="needy", version="1", depends=("helper >=2", "absent", "__glibc >=2.17")),
-        TinyPackage(name="helper", version="1"),
+    needs = {"helper": ">=2", "absent": "", "__glibc": ">=2.17"}
+    needy, helper = map(
+        locked,
+        packages(
+            tmp_path,
+            TinyPackage(name="needy", version="1", depends=tuple(needs)),
+            TinyPackage(name="helper", version="1"),
+        ),
     )
+    entries = (msgspec.structs.replace(needy, dependencies=needs), helper)
     with pytest.raises(SpecError) as caught:
-        shop.build(files)
+        shop.build_packages(entries)
     assert "needy 1 needs helper >=2, and the lock has 1" in caught.value.message
     assert "needy 1 needs absent, and absent is not in the lock" in caught.value.message
-    shop.build(files, allow=("needy",))
+    shop.build_packages(entries, allow=("needy",))
 
 
 def test_a_file_that_is_no_package(shop: BuildShop, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envferry.base.files import exclusive_lock, remove_tree
+from envferry.base.json import decode_json
 from envferry.build.downloads import ALGORITHMS, ENTRY_LOCK, cache_lock, entry_lock, hash_file
 
 if TYPE_CHECKING:
@@ -32,6 +33,17 @@ class CacheEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CachedIndex:
+    """An index of a channel, unpacked."""
+
+    path: Path
+    url: str
+    size: int
+    used: float
+    """When a lock last asked for it, in seconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pruned:
     """What was removed."""
 
@@ -48,6 +60,34 @@ def list_entries(root: Path) -> list[CacheEntry]:
         if DIGEST.fullmatch(path.parent.name) and not path.name.startswith(".") and path.is_file()
     ]
     return sorted(entries, key=lambda entry: (-entry.used, entry.path.name))
+
+
+def list_indexes(root: Path) -> list[CachedIndex]:
+    """Return the indexes of channels that were fetched, those used last first."""
+    entries = []
+    for note in root.glob("*/about.json"):
+        index, lock = note.with_name("index"), note.with_name(ENTRY_LOCK)
+        if index.is_file() and lock.is_file():
+            about = decode_json(note.read_bytes(), dict[str, str])
+            used, size = lock.stat().st_mtime, index.stat().st_size
+            entries.append(CachedIndex(path=index, url=about["url"], size=size, used=used))
+    return sorted(entries, key=lambda entry: (-entry.used, entry.url))
+
+
+def prune_indexes(root: Path, *, older_than: float) -> Pruned:
+    """Remove indexes, shards and notes that no lock used since `older_than`."""
+    sizes = []
+    for lock in list(root.glob(f"*/{ENTRY_LOCK}")):
+        if lock.stat().st_mtime < older_than:
+            files = [path for path in lock.parent.iterdir() if path != lock]
+            sizes += [path.stat().st_size for path in files if path.name == "index"]
+            shutil.rmtree(lock.parent)
+    for pattern in ("shards/*/*", "places/*"):
+        for path in list(root.glob(pattern)):
+            if path.stat().st_mtime < older_than:
+                sizes.append(path.stat().st_size)
+                path.unlink()
+    return Pruned(files=len(sizes), size=sum(sizes))
 
 
 def read_entry(path: Path) -> CacheEntry:

@@ -44,6 +44,8 @@ def order_for(
         # As the cache lays them out: algorithm, first digits, hash, file name.
         return "/".join((options.circumstances.work_dir, "downloads", *path.parts[-4:]))
 
+    conda = [package for package in packages if package.manager == "conda"]
+    knows = any(package.dependencies or package.record for package in conda)
     return BuildOrder(
         prefix=str(work.prefix),
         scratch=str(work.prefix.parent / work.scratch.name),
@@ -55,9 +57,10 @@ def order_for(
                 url=package.url,
                 sha256=package.sha256,
                 md5=package.md5,
+                record=package.record,
+                dependencies=package.dependencies if knows else None,
             )
-            for package in packages
-            if package.manager == "conda"
+            for package in conda
         ),
         wheels=tuple(
             Wheel(

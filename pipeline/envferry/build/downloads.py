@@ -162,7 +162,7 @@ class DownloadCache:
         if urlsplit(url).scheme == "file":
             return Path(unquote(urlsplit(url).path)).is_file()
         try:
-            response = self.connections.open(_without_credentials(url), self._credentials(url))
+            response = self.ask(url, {})
         except urllib3.exceptions.HTTPError as error:
             log.info("%s does not answer: %s", redact(url), _reason(error))
             return False
@@ -187,6 +187,14 @@ class DownloadCache:
             if urlsplit(url).scheme == "file":
                 return _copy_local(item, partial, meter)
             return self._download(item, partial, meter)
+
+    def ask(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+        """Ask for a URL once, with its login; the body is still to be read.
+
+        Raises urllib3's errors.
+        """
+        headers = {**headers, **self._credentials(url)}
+        return self.connections.open(_without_credentials(url), headers)
 
     def _fetch_in_threads(
         self, downloads: list[Download], meter: _Meter, offline: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -52,6 +52,10 @@ class CondaFile(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     sha256: str | None = None
     md5: str | None = None
+    record: dict[str, Any] = {}
+    """What the lock has of the channel's index; empty where it does not know."""
+    dependencies: dict[str, str] | None = None
+    """What a lock without such records says that the package needs; None where it says nothing."""
 
 
 class Wheel(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,6 +110,8 @@ class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Why a package cannot be read or linked."""
     linked: tuple[str, ...] = ()
     """The packages, each after those that it needs."""
+    warnings: tuple[str, ...] = ()
+    """What the packages say of each other that a lock without dependencies cannot confirm."""
 
 
 class BuildAnswer(msgspec.Struct, frozen=True, kw_only=True):

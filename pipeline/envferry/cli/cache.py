@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from envferry.build.cache import CacheEntry
+    from envferry.build.cache import CachedIndex, CacheEntry
     from envferry.cli.console import Console
 
 KEEP_DAYS = 30
@@ -31,11 +31,11 @@ def cache() -> None:
 
 @command(NoOptions, group=cache)
 def ls(console: Console, _: NoOptions) -> None:
-    """List the downloads, those used last first."""
-    from envferry.build.cache import list_entries
+    """List the downloads and the indexes of channels, those used last first."""
+    from envferry.build.cache import list_entries, list_indexes
 
-    entries = list_entries(downloads_dir())
-    console.result(entries, lambda: entry_lines(entries))
+    entries, indexes = list_entries(downloads_dir()), list_indexes(indexes_dir())
+    console.result([*entries, *indexes], lambda: [*entry_lines(entries), *index_lines(indexes)])
 
 
 @command(NoOptions, group=cache)
@@ -72,21 +72,42 @@ class CachePruneOptions:
 
 @command(CachePruneOptions, group=cache)
 def prune(console: Console, options: CachePruneOptions) -> None:
-    """Remove downloads that nothing used for long, and what killed builds left behind."""
-    from envferry.build.cache import DAY_SECONDS, prune_entries, remove_leftovers
+    """Remove downloads and indexes that nothing used for long, and what killed builds left."""
+    from envferry.build.cache import DAY_SECONDS, prune_entries, prune_indexes, remove_leftovers
 
-    pruned = prune_entries(
-        downloads_dir(), older_than=time.time() - options.keep_days * DAY_SECONDS
-    )
+    oldest = time.time() - options.keep_days * DAY_SECONDS
+    pruned = prune_entries(downloads_dir(), older_than=oldest)
+    indexes = prune_indexes(indexes_dir(), older_than=oldest)
     leftovers = list(remove_leftovers(settings().cache_dir / "builds"))
     lines = [f"removed {pruned.files} downloads, {human_bytes(pruned.size)}"]
+    if indexes.files:
+        lines.append(f"removed {indexes.files} files of indexes, {human_bytes(indexes.size)}")
     lines += [f"removed {path}" for path in leftovers]
-    console.result({"downloads": pruned, "leftovers": leftovers}, lambda: lines)
+    found = {"downloads": pruned, "indexes": indexes, "leftovers": leftovers}
+    console.result(found, lambda: lines)
 
 
 def downloads_dir() -> Path:
     """Return where the cache is."""
     return settings().cache_dir / "downloads"
+
+
+def indexes_dir() -> Path:
+    """Return where the indexes of channels are."""
+    return settings().cache_dir / "repodata"
+
+
+def index_lines(indexes: list[CachedIndex]) -> Iterator[str]:
+    """Yield a table of indexes and their sum; nothing where there are none."""
+    if not indexes:
+        return
+    rows = [
+        (item.url, human_bytes(item.size), time.strftime("%Y-%m-%d", time.localtime(item.used)))
+        for item in indexes
+    ]
+    yield from table(("INDEX", "SIZE", "USED"), rows, right=(1,))
+    total = human_bytes(sum(item.size for item in indexes))
+    yield f"{len(indexes)} indexes of channels, {total}, in {indexes_dir()}"
 
 
 def entry_lines(entries: list[CacheEntry]) -> Iterator[str]:

@@ -1,8 +1,9 @@
-"""The conda half of a lock, through conda-lock: the only module that calls its functions.
+"""The conda half of a lock: solved by rattler, or by a conda of the user's through conda-lock.
 
-They are no interface, so conda-lock's version is pinned and everything about them is here. They
-run in a worker process, `python -m envferry.lock.conda_half REQUEST ANSWER`, because conda-lock
-changes the environment variables of its process and prints as it likes.
+This is the only module that calls conda-lock's functions, for its content hash and for other
+solvers. They are no interface, so conda-lock's version is pinned and everything about them is
+here. They run in a worker process, `python -m envferry.lock.conda_half REQUEST ANSWER`, because
+conda-lock changes the environment variables of its process and prints as it likes.
 """
 
 from __future__ import annotations
@@ -10,23 +11,35 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shlex
 import signal
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from blake3 import blake3
 from packaging.utils import canonicalize_name
 
 from envferry.base.json import decode_json
+from envferry.base.workers import Workers
 from envferry.config import child_environ
 from envferry.errors import SpecError, ToolFailed
 from envferry.lock.command_line_credentials import write_netrc
+from envferry.lock.locked_records import locked_record
+from envferry.lock.repodata import extract
 from envferry.lock.solver_output import UNREACHABLE, tidy, unreachable_channel
-from envferry.lock.solver_preferences import Preferences
-from envferry.models import LockedPackage, SystemRequirements, build_string, without_credentials
+from envferry.lock.solving import SolveRequest, solve
+from envferry.lock.spec_lines import Wanted, wanted_line
+from envferry.lock.virtual_packages import virtual_packages
+from envferry.models import (
+    ChannelPriority,
+    LockedPackage,
+    SystemRequirements,
+    build_string,
+    without_credentials,
+)
 from envferry.process import CalledProcessError, our_module, run
 from envferry.specs.conda_lines import conda_name
 
@@ -34,6 +47,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from envferry.errors import StoreError
+    from envferry.lock.repodata import Shelf
+
+log = logging.getLogger(__name__)
 
 NAMES_PATH = Path(__file__).with_name("pypi_names.json")
 
@@ -42,7 +58,6 @@ NO_PACKAGE = re.compile(r"No candidates were found for ([\w.-]+)")
 NO_JSON = re.compile(r"Failed to parse json")
 NO_LINE = re.compile(r"Failed to turn `(.*)` into a MatchSpec \((?:Invalid spec '.*?': )?(.*)\)")
 NO_NAME = re.compile(r"invalid package name '(.*?)': (.*)")
-NOT_STRICT = re.compile(r"strict channel priority.*: (?P<instead>`.*`)", re.DOTALL)
 CONDA_LOCK_FAULTS = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError),
     *(NotImplementedError, RuntimeError, TypeError, ValueError),
@@ -71,6 +86,10 @@ class CondaRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Names that alone may move; when there are any, all else of `kept` must stay."""
     exclude_newer: str | None = None
     """A date: what a channel got later does not exist."""
+    known_hashes: dict[str, str] = {}
+    """conda-lock's content hashes that need not be computed, by platform."""
+    priority: ChannelPriority = "strict"
+    """Whether a package may come from a channel behind the first that has its name."""
 
 
 class CondaAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,13 +100,84 @@ class CondaAnswer(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
     platform: str = ""
     """The platform that could not be solved."""
+    bad_line: str = ""
+    """The line that is no match spec, if `error` is about one."""
+    elsewhere: tuple[str, ...] = ()
+    """`CHANNEL::NAME` of what a solution would take from channels that priority hides."""
 
 
-def solve_conda_half(request: CondaRequest) -> CondaAnswer:
+def solve_conda_half(request: CondaRequest, shelf: Shelf) -> CondaAnswer:
     """Solve the conda half of a spec.
 
     Raises SpecError when it has no solution, StoreError when a channel cannot be reached.
     """
+    if request.solver:
+        answer = _ask_conda_lock(request)
+        if answer.error:
+            raise explain(answer, request)
+        return answer
+    with Workers(1, "hash") as thread:
+        hashes = thread.submit(_content_hashes, request)
+        packages: list[LockedPackage] = []
+        for platform in request.platforms:
+            answer = solve_platform(request, platform, shelf)
+            if answer.error:
+                raise explain(answer, request)
+            packages += answer.packages
+        return CondaAnswer(packages=tuple(packages), content_hashes=hashes.result())
+
+
+def solve_platform(request: CondaRequest, platform: str, shelf: Shelf) -> CondaAnswer:
+    """Have rattler solve what the channels have for one platform."""
+    lines = [*request.conda[platform]]
+    wanted = [wanted_line(line, request.channels) for line in lines]
+    if request.has_pip and not any(item.name == "pip" for item in wanted):
+        wanted.append(Wanted(line="pip", spec="pip", name="pip"))
+    # As conda does: a line may name a channel that the list does not have.
+    own = {item.channel for item in wanted if item.channel} - {*request.channels}
+    with tempfile.TemporaryDirectory(prefix="envferry-index-") as directory:
+        names = [item.name for item in wanted if item.name]
+        channels = (*request.channels, *sorted(own))
+        answer = solve(
+            SolveRequest(
+                wanted=tuple(wanted),
+                tiers=extract(shelf, channels, platform, names, Path(directory)),
+                virtual_packages=virtual_packages(request.system, platform),
+                kept=tuple(item.url for item in request.kept if item.platform == platform),
+                updated=request.updated,
+                exclude_newer=request.exclude_newer,
+                priority=request.priority,
+            )
+        )
+    packages = tuple(locked_record(record, platform) for record in answer.records)
+    return CondaAnswer(
+        packages=packages,
+        error=answer.error,
+        platform=platform,
+        bad_line=answer.bad_line,
+        elsewhere=answer.elsewhere,
+    )
+
+
+def _content_hashes(request: CondaRequest) -> dict[str, str]:
+    """Return conda-lock's hash of the spec by platform; one of ours where it cannot read it.
+
+    Nothing is decided by it: it is what `conda-lock lock --check-input-hash` compares.
+    """
+    if not {*request.platforms} - request.known_hashes.keys():
+        return {platform: request.known_hashes[platform] for platform in request.platforms}
+    try:
+        return _ask_conda_lock(request).content_hashes
+    except ToolFailed as error:
+        log.info("conda-lock cannot read %s: %s", request.spec_path, error)
+        text = Path(request.spec_path).read_bytes()
+        return {
+            platform: blake3(text + platform.encode()).hexdigest() for platform in request.platforms
+        }
+
+
+def _ask_conda_lock(request: CondaRequest) -> CondaAnswer:
+    """Run the worker."""
     with tempfile.TemporaryDirectory(prefix="envferry-conda-") as directory:
         scratch = Path(directory)
         request_path, answer_path = scratch / "request.json", scratch / "answer.json"
@@ -98,10 +188,7 @@ def solve_conda_half(request: CondaRequest) -> CondaAnswer:
         if request.solver:
             environ["NETRC"] = str(write_netrc(scratch / "netrc", request.channels))
         run(argv, env=environ, cwd=scratch)
-        answer = decode_json(answer_path.read_bytes(), CondaAnswer)
-    if answer.error:
-        raise _explain(answer, request)
-    return answer
+        return decode_json(answer_path.read_bytes(), CondaAnswer)
 
 
 def pypi_name(conda_name: str) -> str:
@@ -109,7 +196,7 @@ def pypi_name(conda_name: str) -> str:
     return _pypi_names().get(conda_name.lower(), conda_name)
 
 
-def _explain(answer: CondaAnswer, request: CondaRequest) -> SpecError | StoreError | ToolFailed:
+def explain(answer: CondaAnswer, request: CondaRequest) -> SpecError | StoreError | ToolFailed:
     """Turn the solver's words into an error."""
     words = tidy(answer.error).removeprefix("Cannot solve the request because of: ")
     channels = without_credentials(", ".join(request.channels))
@@ -121,16 +208,25 @@ def _explain(answer: CondaAnswer, request: CondaRequest) -> SpecError | StoreErr
     if request.solver and NO_JSON.search(words):
         message = f"{request.solver} does not answer as conda does: {words}"
         return ToolFailed(message, hint="leave out `--solver`: envferry has one of its own")
+    if answer.bad_line:
+        message = f"{request.spec_path}: `{answer.bad_line}` is no conda package: {words}"
+        return SpecError(message, hint="write it as `name >=1.2,<2` or `name=1.2=build`")
     if line := NO_LINE.search(words) or NO_NAME.search(words):
         message = f"{request.spec_path}: `{line[1]}` is no conda package: {line[2]}"
         return SpecError(message, hint="write it as `name >=1.2,<2` or `name=1.2=build`")
-    if instead := NOT_STRICT.search(words):
-        return SpecError(f"{request.spec_path}: {words}", hint=f"write {instead['instead']}")
     if request.updated:
         message = f"{', '.join(request.updated)} cannot move alone on {answer.platform}: {words}"
         return SpecError(message, hint="name what must move with it, or `envferry lock --upgrade`")
     message = f"the conda half has no solution for {answer.platform} from {channels}: {words}"
     hint = "change the pins that it names, or let `--relax build` drop build strings"
+    if answer.elsewhere:
+        others = ", ".join(answer.elsewhere)
+        message = f"{message}\nthere is one with {others}: a channel before that has the name, too"
+        hint = (
+            f"ask for it by its channel (`{answer.elsewhere[0]}`), or let every package come from "
+            "there: `envferry: {channel_priority: flexible}`"
+        )
+        return SpecError(message, hint=hint)
     if (unknown := NO_PACKAGE.search(words)) and unknown[1] != canonicalize_name(unknown[1]):
         hint = f"a channel that is made of wheels calls it `{canonicalize_name(unknown[1])}`"
     lacking = re.search(r"__(glibc|cuda|archspec) \D*([\w.]+)", words)
@@ -141,6 +237,7 @@ def _explain(answer: CondaAnswer, request: CondaRequest) -> SpecError | StoreErr
     return SpecError(message, hint=hint)
 
 
+@cache
 def _pypi_names() -> dict[str, str]:
     """Return the conda packages whose python distribution has another name, with that name."""
     entries = json.loads(NAMES_PATH.read_bytes())
@@ -148,13 +245,13 @@ def _pypi_names() -> dict[str, str]:
 
 
 def _work(request: CondaRequest, scratch: Path) -> CondaAnswer:
-    """Solve every platform through conda-lock: the body of the worker."""
+    """Hash every platform, and solve it where another solver is to: the body of the worker."""
     packages: list[LockedPackage] = []
     hashes: dict[str, str] = {}
     for platform in request.platforms:
-        solver = request.solver or str(_write_solver(request, platform, scratch))
         try:
-            packages += _solve_platform(request, platform, solver, scratch)
+            if request.solver:
+                packages += _solve_by_conda(request, platform, request.solver, scratch)
         except CalledProcessError as error:
             return CondaAnswer(error=_solver_message(error.stdout or ""), platform=platform)
         except (RuntimeError, ValueError) as error:  # a match spec that conda-lock cannot read
@@ -163,9 +260,10 @@ def _work(request: CondaRequest, scratch: Path) -> CondaAnswer:
     return CondaAnswer(packages=tuple(packages), content_hashes=hashes)
 
 
-def _solve_platform(
+def _solve_by_conda(
     request: CondaRequest, platform: str, solver: str, scratch: Path
 ) -> list[LockedPackage]:
+    """Have conda-lock call a conda, mamba or micromamba."""
     from conda_lock.conda_solver import solve_conda
 
     # What conda-lock knows, it says on command lines, which all users of the machine can read.
@@ -177,16 +275,16 @@ def _solve_platform(
         dependencies.append({"pip": []})  # conda-lock then asks conda for pip itself
     content = {"channels": [*channels], "dependencies": dependencies}
     spec = _parse(content, channels, platform, scratch)
-    held = _held(request, platform, scratch) if request.solver and request.updated else {}
-    virtual_packages = _virtual_packages(request.system, platform, scratch)
-    with virtual_packages, virtual_packages.conda_virtual_package_overrides(platform):
+    held = _held(request, platform, scratch) if request.updated else {}
+    offered = _virtual_packages(request.system, platform, scratch)
+    with offered, offered.conda_virtual_package_overrides(platform):
         solved = solve_conda(
             solver,
             specs={item.name: item for item in spec.dependencies[platform]} | held,
             locked={},
             update=[],
             platform=platform,
-            channels=[*spec.channels, virtual_packages.channel],
+            channels=[*spec.channels, offered.channel],
             mapping_url=str(NAMES_PATH),
         )
     return [
@@ -318,25 +416,6 @@ def _virtual_packages(system: SystemRequirements, platform: str, scratch: Path) 
     path = scratch / "virtual-packages.yml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return virtual_package_repo_from_specification(path)
-
-
-def _write_solver(request: CondaRequest, platform: str, scratch: Path) -> Path:
-    """Write the executable that conda-lock takes for conda."""
-    path, preferences_path = scratch / "conda", scratch / "preferences.json"
-    lines = [without_credentials(line) for line in request.conda[platform]]
-    wants_pip = request.has_pip and "pip" not in map(conda_name, lines)
-    preferences = Preferences(
-        specs=(*lines, *(("pip",) if wants_pip else ())),
-        kept=tuple(item.url for item in request.kept if item.platform == platform),
-        updated=request.updated,
-        exclude_newer=request.exclude_newer,
-        channels={without_credentials(channel): channel for channel in request.channels},
-    )
-    preferences_path.write_bytes(msgspec.json.encode(preferences))
-    command = [*our_module("envferry.lock.conda_solver"), "--preferences", str(preferences_path)]
-    path.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', encoding="utf-8")
-    path.chmod(0o755)
-    return path
 
 
 def _solver_message(stdout: str) -> str:

@@ -11,6 +11,8 @@ from envferry.base.workers import Workers
 from envferry.errors import SpecError
 from envferry.lock.channels import channel_names, channels_of, placed_lines, relaxed_pins, warn_of
 from envferry.lock.conda_half import CondaAnswer, CondaRequest, solve_conda_half
+from envferry.lock.existing_lock import known_hashes
+from envferry.lock.repodata import Shelf
 from envferry.specs.conda_lines import parse_conda_line
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ def conda_request(
         kept=tuple(item for item in kept if item.manager == "conda"),
         updated=options.updated,
         exclude_newer=options.exclude_newer,
+        known_hashes=known_hashes(spec, options.channels or spec.channels),
+        priority=spec.options.channel_priority or names.priority or "strict",
     )
     return request, replacements
 
@@ -71,13 +75,15 @@ def solve_platforms(request: CondaRequest, name: str, progress: Progress) -> Con
         platform: msgspec.structs.replace(request, platforms=(platform,))
         for platform in request.platforms
     }
-    answers = []
+    answers, shelf = [], Shelf.usual()
     with Workers(SOLVERS, "solve") as threads:
         futures = {
-            platform: threads.submit(solve_conda_half, part) for platform, part in alone.items()
+            platform: threads.submit(solve_conda_half, part, shelf)
+            for platform, part in alone.items()
         }
         for platform, future in futures.items():
-            with progress.task(f"locking {name}: conda packages for {platform}"):
+            label = f"locking {name}: conda packages for {platform}"
+            with progress.task(label, shelf.server.expected) as shelf.server.advance:
                 answers.append(future.result())
     return CondaAnswer(
         packages=tuple(package for answer in answers for package in answer.packages),

@@ -7,35 +7,22 @@ Speaks conda's JSON: `{"actions": {"FETCH": […], "LINK": […]}}` with exit co
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import sys
-from datetime import datetime, timezone
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rattler import (
-    ChannelPriority,
-    GenericVirtualPackage,
-    PackageName,
-    Version,
-    exceptions,
-    solve,
-)
-from rattler.package import BuildString
-
-from envferry.base.json import decode_json
 from envferry.config import child_environ
-from envferry.lock.direct_lines import DirectLineError, check_answer, check_priority, direct_lines
-from envferry.lock.rattler_channels import channel_sources, open_gateway
-from envferry.lock.solver_preferences import Preferences
-from envferry.models import current_platform, without_credentials
+from envferry.errors import PipelineError
+from envferry.lock.repodata import Shelf, extract
+from envferry.lock.solving import SolveAnswer, SolveRequest, work
+from envferry.lock.spec_lines import wanted_line
+from envferry.models import current_platform
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from rattler import Gateway, RepoDataRecord
 
 # conda-lock asks for the version to tell conda from micromamba; this one knows `--json`.
 CONDA_VERSION = "24.11.0"
@@ -48,16 +35,6 @@ OVERRIDES = {
     "OSX": "__osx",
     "ARCHSPEC": "__archspec",
 }
-EXPECTED_ERRORS = (
-    DirectLineError,
-    exceptions.FetchRepoDataError,
-    exceptions.GatewayError,
-    exceptions.InvalidChannelError,
-    exceptions.InvalidMatchSpecError,
-    exceptions.InvalidVersionError,
-    exceptions.IoError,
-    exceptions.SolverError,
-)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -72,11 +49,12 @@ def main(arguments: Sequence[str]) -> int:
     environ = child_environ()
     platform = environ.get("CONDA_SUBDIR") or current_platform()
     try:
-        records = asyncio.run(_solve(options, specs, platform, environ))
-    except EXPECTED_ERRORS as error:
-        return _fail(str(error), type(error).__name__)
-    actions = [_action(record) for record in records if not record.name.normalized.startswith("__")]
-    actions.sort(key=lambda action: str(action["name"]))
+        answer = _solve(options.channels, specs, platform, environ)
+    except PipelineError as error:
+        return _fail(error.message, type(error).__name__)
+    if answer.error:
+        return _fail(answer.error, "SolverError")
+    actions = [_action(record) for record in answer.records]
     json.dump({"success": True, "actions": {"FETCH": actions, "LINK": actions}}, sys.stdout)
     return 0
 
@@ -96,92 +74,27 @@ def virtual_packages(platform: str, environ: Mapping[str, str]) -> dict[str, tup
     return packages
 
 
-async def _solve(
-    options: argparse.Namespace, specs: Sequence[str], platform: str, environ: Mapping[str, str]
-) -> list[RepoDataRecord]:
-    preferences = _read_preferences(options.preferences)
-    channels = [preferences.channels.get(channel, channel) for channel in options.channels]
-    sources, gateway = channel_sources(channels), open_gateway()
-    kept, pinned = await _kept_records(preferences, sources, gateway, platform)
-    newest = preferences.exclude_newer
-    lines = preferences.specs or specs
-    asked = direct_lines(_located(line, channels) for line in lines)
-    await check_priority(asked, dict(zip(channels, sources, strict=True)), gateway, platform)
-    records: list[RepoDataRecord] = await solve(
-        sources=sources,
-        specs=[match for line in asked for match in line.matches],
-        gateway=gateway,
-        platforms=[platform, "noarch"],
-        locked_packages=kept,
-        pinned_packages=pinned,
-        virtual_packages=[
-            GenericVirtualPackage(PackageName(name), Version(version), BuildString(build))
-            for name, (version, build) in virtual_packages(platform, environ).items()
-        ],
-        channel_priority=ChannelPriority.Strict,
-        channel_relations="disabled",
-        exclude_newer=_moment(newest) if newest else None,
-        # Channels of one's own rarely say when a package came: those are taken as they are.
-        timestamp_policy="allow-missing",
-    )
-    check_answer(asked, records)
-    return records
+def _solve(
+    channels: Sequence[str], specs: Sequence[str], platform: str, environ: Mapping[str, str]
+) -> SolveAnswer:
+    wanted = [wanted_line(spec, channels) for spec in specs]
+    names = [item.name for item in wanted if item.name]
+    with tempfile.TemporaryDirectory(prefix="envferry-index-") as directory:
+        request = SolveRequest(
+            wanted=tuple(wanted),
+            tiers=extract(Shelf.usual(), channels, platform, names, Path(directory)),
+            virtual_packages=virtual_packages(platform, environ),
+        )
+        return work(request)
 
 
-def _located(spec: str, channels: Sequence[str]) -> str:
-    """Say with its login which channel stands before `::`."""
-    name, colons, rest = spec.partition("::")
-    full = next((item for item in channels if without_credentials(item) == name), None)
-    return f"{full.rstrip('/')}::{rest}" if colons and full and name not in channels else spec
-
-
-def _read_preferences(path: str | None) -> Preferences:
-    if path is None:
-        return Preferences()
-    return decode_json(Path(path).read_bytes(), Preferences)
-
-
-def _moment(text: str) -> datetime:
-    """Return a date or time; what names no zone is UTC."""
-    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-
-
-async def _kept_records(
-    preferences: Preferences, sources: list[Any], gateway: Gateway, platform: str
-) -> tuple[list[RepoDataRecord], list[RepoDataRecord]]:
-    """Return the records of what is kept: those that should stay, and those that must."""
-    if not preferences.kept:
-        return [], []
-    names = {url.rsplit("/", 1)[-1].rsplit("-", 2)[0] for url in preferences.kept}
-    found = await gateway.query(
-        sources,
-        [platform, "noarch"],
-        sorted(names),
-        recursive=False,
-        channel_relations="disabled",
-    )
-    urls = {*preferences.kept}
-    records = [
-        record for source in found for record in source if without_credentials(record.url) in urls
-    ]
-    if not preferences.updated:
-        return records, []
-    moving = {name.lower() for name in preferences.updated}
-    staying = [record for record in records if record.name.normalized not in moving]
-    return staying, staying
-
-
-def _action(record: RepoDataRecord) -> dict[str, Any]:
+def _action(record: dict[str, Any]) -> dict[str, Any]:
     """Describe a record as conda describes what it would fetch."""
-    fields: dict[str, Any] = json.loads(record.to_json())
+    file_name = str(record["fn"])
     return {
-        **fields,
-        "fn": record.file_name,
-        "url": without_credentials(record.url),
-        "channel": without_credentials(record.channel or ""),
-        "dist_name": record.file_name.removesuffix(".conda").removesuffix(".tar.bz2"),
-        "build_string": fields.get("build"),
+        **record,
+        "dist_name": file_name.removesuffix(".conda").removesuffix(".tar.bz2"),
+        "build_string": record.get("build"),
     }
 
 
@@ -198,7 +111,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--channel", "-c", action="append", default=[], dest="channels")
     for ignored in ("--prefix", "-p"):
         parser.add_argument(ignored, dest="prefix")
-    parser.add_argument("--preferences")
     for flag in ("--dry-run", "--json", "--override-channels"):
         parser.add_argument(flag, action="store_true")
     return parser

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import msgspec
 from packaging.utils import canonicalize_name
 
 from envferry.errors import NotFound, SpecError, StaleLock
+from envferry.models import without_credentials
 from envferry.specs.locks import read_lock
 
 if TYPE_CHECKING:
@@ -65,6 +67,23 @@ def kept_packages(spec: Spec, options: LockOptions) -> tuple[LockedPackage, ...]
         return lock.packages
     # In an edited spec a git line may name another branch: what it names is asked again.
     return tuple(package for package in lock.packages if package.kind != "git")
+
+
+def known_hashes(spec: Spec, channels: tuple[str, ...]) -> dict[str, str]:
+    """Return conda-lock's content hashes where the lock that is there has them, by platform.
+
+    They depend on the spec, the channels and conda-lock alone; to compute them takes seconds.
+    """
+    try:
+        lock = read_lock(spec.lock_path)
+    except (NotFound, SpecError):
+        return {}
+    is_same = (
+        lock.spec_digest == spec.digest
+        and lock.channels == tuple(without_credentials(channel) for channel in channels)
+        and lock.tools.get("conda-lock") == version("conda-lock")
+    )
+    return lock.content_hashes if is_same else {}
 
 
 def kept_build_requirements(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
@@ -88,12 +89,27 @@ def python_distributions(chosen: list[LockedPackage]) -> tuple[dict[str, str], s
         needs = package.dependencies.keys() & {"python", "python_abi"}
         if package.name in INTERPRETERS or not needs:
             continue
-        name = str(canonicalize_name(pypi_name(package.name)))
-        try:
-            provided[name] = str(Version(package.version))
-        except InvalidVersion:
-            unversioned.add(name)
+        for name, version in distributions_of(package):
+            try:
+                provided[name] = str(Version(version))
+            except InvalidVersion:
+                unversioned.add(name)
     return provided, unversioned
+
+
+def distributions_of(package: LockedPackage) -> list[tuple[str, str]]:
+    """Return names and versions of the distributions in a conda package: as its index has them.
+
+    Package URLs (https://github.com/package-url/purl-spec) in its record say it; else a table of
+    names does, and the version is the package's own.
+    """
+    found = []
+    for url in package.record.get("purls") or ():
+        kind, _, rest = str(url).partition("/")
+        name, _, version = rest.partition("?")[0].partition("@")
+        if kind == "pkg:pypi" and name:
+            found.append((str(canonicalize_name(unquote(name))), version or package.version))
+    return found or [(str(canonicalize_name(pypi_name(package.name))), package.version)]
 
 
 def pin_build_requirements(

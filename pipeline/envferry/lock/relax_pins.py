@@ -1,12 +1,11 @@
 """Replace conda pins that a channel cannot satisfy by ones that it can, as little as possible.
 
-Looks into the channel with rattler, in a worker process that leaves at once:
+Compares them with rattler, in a worker process that leaves at once:
 `python -m envferry.lock.relax_pins REQUEST ANSWER`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import sys
@@ -19,7 +18,9 @@ import msgspec
 from envferry.base.json import decode_json
 from envferry.config import child_environ
 from envferry.errors import SpecError
-from envferry.lock.solver_output import UNREACHABLE, tidy, unreachable_channel
+from envferry.lock.repodata import Extract, Shelf, extract
+from envferry.lock.solver_output import tidy
+from envferry.lock.spec_lines import wanted_line
 from envferry.models import Replacement, without_credentials
 from envferry.process import our_module, run
 
@@ -40,6 +41,8 @@ class RelaxRequest(msgspec.Struct, frozen=True, kw_only=True):
     channels: tuple[str, ...]
     platform: str
     level: RelaxLevel
+    tiers: tuple[tuple[Extract, ...], ...] = ()
+    """What the channels have of these packages."""
 
 
 class RelaxAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +64,7 @@ def relax_pins(request: RelaxRequest) -> RelaxAnswer:
     with tempfile.TemporaryDirectory(prefix="envferry-relax-") as directory:
         scratch = Path(directory)
         request_path, answer_path = scratch / "request.json", scratch / "answer.json"
-        request_path.write_bytes(msgspec.json.encode(request))
+        request_path.write_bytes(msgspec.json.encode(_with_records(request, scratch)))
         argv = our_module("envferry.lock.relax_pins")
         run([*argv, request_path, answer_path], env=child_environ(), cwd=scratch)
         answer = decode_json(answer_path.read_bytes(), RelaxAnswer)
@@ -69,28 +72,37 @@ def relax_pins(request: RelaxRequest) -> RelaxAnswer:
         return answer
     words = tidy(answer.error)
     channels = without_credentials(", ".join(request.channels))
-    if UNREACHABLE.search(words):
-        raise unreachable_channel(words, request.channels)
     message = f"the conda half cannot be relaxed against {channels}: {words}"
     raise SpecError(message, hint="correct the pin that it names")
 
 
-async def _relax(request: RelaxRequest) -> RelaxAnswer:
-    """Compare every pin with the records of its name: the body of the worker."""
-    from rattler import MatchSpec
+def _with_records(request: RelaxRequest, scratch: Path) -> RelaxRequest:
+    """Add what the channels have of the packages."""
+    wanted = [wanted_line(spec, request.channels) for spec in request.specs]
+    folder = scratch / "index"
+    folder.mkdir()
+    names = {item.name for item in wanted if item.name}
+    tiers = extract(Shelf.usual(), request.channels, request.platform, names, folder)
+    return msgspec.structs.replace(request, tiers=tiers)
 
-    from envferry.lock.rattler_channels import channel_sources, open_gateway
+
+def _relax(request: RelaxRequest) -> RelaxAnswer:
+    """Compare every pin with the records of its name: the body of the worker."""
+    from rattler import Channel, MatchSpec, SparseRepoData
 
     wanted = {
         spec: MatchSpec(_without_other_channel(spec, request.channels)) for spec in request.specs
     }
-    found = await open_gateway().query(
-        channel_sources(request.channels),
-        [request.platform, "noarch"],
-        sorted({_name(spec) for spec in wanted.values()}),
-        recursive=False,
-        channel_relations="disabled",
-    )
+    indexes = [
+        SparseRepoData(Channel(item.channel), item.subdir, item.path)
+        for tier in request.tiers
+        for item in tier
+    ]
+    found = [
+        index.load_records(name)
+        for index in indexes
+        for name in sorted({_name(spec) for spec in wanted.values()})
+    ]
     records: dict[str, list[PackageRecord]] = {}
     for record in (record for source in found for record in source):
         records.setdefault(record.name.normalized, []).append(record)
@@ -148,12 +160,12 @@ def _name(match: MatchSpec) -> str:
 
 def main(request_path: str, answer_path: str) -> None:
     """Answer one request file: what the worker process runs."""
-    from envferry.lock.conda_solver import EXPECTED_ERRORS
+    from rattler.exceptions import InvalidMatchSpecError, InvalidVersionError
 
     request = decode_json(Path(request_path).read_bytes(), RelaxRequest)
     try:
-        answer = asyncio.run(_relax(request))
-    except EXPECTED_ERRORS as error:
+        answer = _relax(request)
+    except (InvalidMatchSpecError, InvalidVersionError) as error:
         answer = RelaxAnswer(error=str(error))
     Path(answer_path).write_bytes(msgspec.json.encode(answer))
 

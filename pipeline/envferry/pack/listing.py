@@ -48,6 +48,9 @@ GENERATED_FILES = frozenset(
 )
 """What is made while packing: an environment that was packed before has them already."""
 
+RATTLER_ASIDE = "__clobbers__"
+"""Where rattler and pixi put the file of a package that another one has as well: conda has none."""
+
 
 class Listing:
     """An environment as members of an archive."""
@@ -70,7 +73,8 @@ class Listing:
         self.packages = [with_real_paths(package, tree, paths) for package in packages]
         for line in overwritten(self.packages):
             log.warning("%s", line)
-        exclusion = Exclusion(exclude)
+        aside = (RATTLER_ASIDE,) if (tree / RATTLER_ASIDE).is_dir() else ()
+        exclusion = Exclusion((*exclude, *aside))
         self.collector = MemberCollector(tree, prefix, self.packages, exclusion)
         self.collector.take(found)
         exclusion.warn_of_unused()

@@ -103,14 +103,22 @@ def pip_packages(tree: Path) -> Iterator[Package]:
     """Yield the packages that pip or uv installed; raise SpecError when a RECORD is none."""
     folders = site_packages_folders(tree)
     for record in sorted(path for item in folders for path in item.glob("*.dist-info/RECORD")):
-        installer = record.with_name("INSTALLER")
-        if installer.is_file() and installer.read_bytes().strip() == b"conda":
+        if is_of_conda(record, tree):
             continue
         try:
             yield pip_package(tree, record)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             message = f"{record.parent} does not describe a package: {error}"
             raise SpecError(message, hint="install that package again, then pack") from error
+
+
+def is_of_conda(record: Path, tree: Path) -> bool:
+    """Whether conda brought a distribution: INSTALLER says it, or where there is none, conda."""
+    try:
+        return record.with_name("INSTALLER").read_bytes().strip() == b"conda"
+    except FileNotFoundError:
+        file = record.relative_to(tree).as_posix()
+        return any(file in package.files for package in conda_packages(tree))
 
 
 def pip_package(tree: Path, record: Path) -> Package:

@@ -12,6 +12,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from envferry.models import ChannelPriority
+
+PRIORITY_WORDS: dict[ChannelPriority, tuple[str, ...]] = {
+    "strict": ("strict",),
+    "flexible": ("flexible", "true", "yes", "on"),
+    "disabled": ("disabled", "false", "no", "off"),
+}
+"""What conda reads them from."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelNames:
@@ -27,6 +36,8 @@ class ChannelNames:
     """`default_channels`: what `defaults` stands for."""
     alias: str | None = None
     """`channel_alias`: the URL that every other name comes after."""
+    priority: ChannelPriority | None = None
+    """`channel_priority`: whether channels behind the first that has a name count."""
 
     def with_mirrors_that(
         self, answers: Callable[[str], bool], used: Iterable[str]
@@ -94,7 +105,20 @@ def _with_condarc(names: ChannelNames, path: Path) -> ChannelNames:
         custom={**names.custom, **_texts(_table(root, "custom_channels", path), path)},
         defaults=_list(root, "default_channels", path) or names.defaults,
         alias=str(alias) if isinstance(alias, Text) and alias else names.alias,
+        priority=_priority(root, path) or names.priority,
     )
+
+
+def _priority(root: Mapping, path: Path) -> ChannelPriority | None:
+    """Read `channel_priority`, of which older condas know only true and false."""
+    value = root.get("channel_priority", "")
+    if value == "":
+        return None
+    for priority, words in PRIORITY_WORDS.items():
+        if str(value).lower() in words:
+            return priority
+    message = f"{path}:{line_of(value)}: `channel_priority: {value}` is not valid"
+    raise SpecError(message, hint="write strict, flexible or disabled")
 
 
 def _is_place(channel: str) -> bool:

@@ -45,7 +45,8 @@ class _Record(msgspec.Struct):
     name: str
     version: str
     build: str = ""
-    url: str = ""
+    url: str | None = None
+    """Null in records of 2015."""
     subdir: str = ""
     files: list[str] = []
 

@@ -7,6 +7,7 @@ for is in `metadata: custom_metadata:`, a mapping of strings; our keys start wit
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 FORMAT_VERSION = "1"
 CUSTOM_SCHEMA = "1"
 MAX_LOCK_BYTES = 64 << 20
+
+RECORD_KEY = "envferry_record"
+"""With platform and name behind it: what a channel's index says of a conda package."""
 
 HEADER = """\
 # Made by `envferry lock {name}` in conda-lock's format; change the spec and lock again instead.
@@ -77,8 +81,13 @@ class _Package(msgspec.Struct):
     dependencies: dict[str, str] = {}
 
 
+class _Channel(msgspec.Struct):
+    url: str
+
+
 class _Metadata(msgspec.Struct):
     content_hash: dict[str, str]
+    channels: list[_Channel] = []
     custom_metadata: dict[str, str] = {}
 
 
@@ -104,8 +113,12 @@ def read_lock(path: Path) -> Lock:
     return parse_lock(text, path)
 
 
+@lru_cache(maxsize=4)
 def parse_lock(text: str, path: Path) -> Lock:
-    """Parse the text of a lock that is, or was, at `path`; raise SpecError when it is damaged."""
+    """Parse the text of a lock that is, or was, at `path`; raise SpecError when it is damaged.
+
+    One that was just parsed is not parsed again: half a second for a large one.
+    """
     name = path.name.removesuffix(".yml").removesuffix(".conda-lock")
     hint = f"run `envferry lock {name}`"
     try:
@@ -128,12 +141,14 @@ def parse_lock(text: str, path: Path) -> Lock:
 def write_lock(path: Path, contents: LockContents) -> Lock:
     """Write a lock, whole or not at all, and return it as read back.
 
-    Equal contents give equal bytes; a file that holds them already is not touched.
+    Equal contents give equal bytes; a file that holds them already is not touched. Raises
+    SpecError, and leaves the file that is there, for contents that nobody could read back.
     """
     data = render_lock(contents)
+    lock = parse_lock(data.decode(), path)
     if not path.is_file() or path.read_bytes() != data:
         write_bytes(path, data)
-    return read_lock(path)
+    return lock
 
 
 def render_lock(contents: LockContents) -> bytes:
@@ -167,6 +182,9 @@ def _custom_metadata(contents: LockContents) -> dict[str, str]:
         "envferry_options": _json(_options(contents.options)),
         "envferry_tools": _json(contents.tools),
     }
+    for package in sorted(contents.packages, key=lambda item: (item.platform, item.name)):
+        if package.record:
+            metadata[f"{RECORD_KEY} {package.platform} {package.name}"] = _json(package.record)
     if contents.replacements:
         metadata["envferry_replacements"] = _json(contents.replacements)
     if contents.indexes:
@@ -214,7 +232,7 @@ def _to_lock(path: Path, name: str, file: _File, digest: str) -> Lock:
     return Lock(
         path=path,
         name=custom.get("envferry_name", name),
-        packages=tuple(_package(item, path) for item in file.package),
+        packages=tuple(_package(item, path, custom) for item in file.package),
         content_hashes=dict(file.metadata.content_hash),
         spec_digest=custom.get("envferry_spec_digest", ""),
         options=decode_json(custom.get("envferry_options", "{}"), SpecOptions),
@@ -226,10 +244,12 @@ def _to_lock(path: Path, name: str, file: _File, digest: str) -> Lock:
             custom.get("envferry_build_requirements", "[]"), tuple[BuildRequirements, ...]
         ),
         indexes=decode_json(custom.get("envferry_indexes", "[]"), tuple[str, ...]),
+        channels=tuple(channel.url for channel in file.metadata.channels),
+        tools=decode_json(custom.get("envferry_tools", "{}"), dict[str, str]),
     )
 
 
-def _package(item: _Package, path: Path) -> LockedPackage:
+def _package(item: _Package, path: Path, custom: dict[str, str]) -> LockedPackage:
     if not (item.hash.sha256 or item.hash.md5):
         raise SpecError(f"{path} has no hash for {item.name} {item.version}")
     try:
@@ -249,4 +269,10 @@ def _package(item: _Package, path: Path) -> LockedPackage:
     )
     if item.manager == "pip":
         return package
-    return msgspec.structs.replace(package, build=build_string(package.file_name))
+    return msgspec.structs.replace(
+        package,
+        build=build_string(package.file_name),
+        record=decode_json(
+            custom.get(f"{RECORD_KEY} {item.platform} {item.name}", "{}"), dict[str, Any]
+        ),
+    )

@@ -40,6 +40,7 @@ KNOWN_KEYS = (
     "dependencies",
     "envferry",
     "platforms",
+    "channel_priority",
     "pip-repositories",
     "variables",
     # Other tools' keys, which decide nothing here.
@@ -268,11 +269,8 @@ def _options(content: Mapping, path: Path) -> SpecOptions:
     raw = content.get("envferry", "")
     if raw != "" and not isinstance(raw, Mapping):
         raise _unexpected(path, raw, "`envferry:` to be a mapping", line_of(content))
-    values = _without_empty(plain(raw or {}))
+    values = _option_values(content, plain(raw or {}), path)
     values["variables"] = _variables(content, values, path)
-    platforms = _strings(content, "platforms", path)
-    if platforms and "platforms" not in values:
-        values["platforms"] = list(platforms)
     values |= _without_other_platforms(values.get("platforms"), path)
     try:
         options = convert(values, SpecOptions, strict=False)
@@ -328,6 +326,16 @@ def _variables(content: Mapping, options: dict[str, Any], path: Path) -> dict[st
     return {str(name): str(value) for name, value in items.items()}
 
 
+def _option_values(content: Mapping, raw: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return what `envferry:` says, and what stands beside it as other tools have it."""
+    values = _without_empty(raw)
+    _strings(content, "platforms", path)
+    for key in ("platforms", "channel_priority"):
+        if content.get(key, "") != "" and key not in values:
+            values[key] = plain(content[key])
+    return values
+
+
 def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
     """Drop the keys without a value, such as a bare `checks:`."""
     return {
@@ -359,6 +367,7 @@ def _digest(spec: Spec, text: str) -> str:
     `channels`, `platforms` (both as written, but for platforms that are kept aside; empty when the
     spec names none), `system` (the given ones of archspec, cuda,
     glibc), and only where there are any: `channel_names` (the table `envferry: channels:`),
+    `channel_priority`,
     `selectors` (the stripped lines that carry one) and `files` (the BLAKE3 of each local file that
     a `-r` or `-c` line names).
     """
@@ -376,6 +385,8 @@ def _digest(spec: Spec, text: str) -> str:
     }
     if spec.options.channels:
         form["channel_names"] = dict(spec.options.channels)
+    if spec.options.channel_priority:
+        form["channel_priority"] = spec.options.channel_priority
     selectors = [line for _, line, _ in selector_lines(text)]
     files = _named_files(spec)
     form |= {"selectors": selectors} if selectors else {}

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
-from envferry.models import NAME_PATTERN, PLATFORMS, Checks, SpecOptions, SystemRequirements
+from envferry.models import (
+    NAME_PATTERN,
+    PLATFORMS,
+    ChannelPriority,
+    Checks,
+    SpecOptions,
+    SystemRequirements,
+)
 from envferry.specs.reading import HOLDER, OTHER_PLATFORM
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -17,6 +24,7 @@ HELP = {
     "name": "What the environment is called; the file's name by default.",
     "channels": "Where conda packages come from, the first has priority.",
     "platforms": "What to lock for; this machine's platform by default.",
+    "channel_priority": "Whether channels behind the first that has a package's name count.",
     "dependencies": "Conda packages, and under `pip:` what comes from a Python index.",
     "pip-repositories": "Package indexes besides the default one.",
     "variables": "What activating the environment sets.",
@@ -31,6 +39,7 @@ FIELD_HELP = {
     "exclude": "Globs of files, relative to the prefix, that are not carried.",
     "frozen": "Keep conda and pip from changing the installed environment in place.",
     "channels": "Where a channel is that goes by a name of ours: a URL or a path.",
+    "channel_priority": "Whether channels behind the first that has a package's name count.",
 }
 
 
@@ -43,6 +52,7 @@ def spec_schema() -> dict[str, Any]:
         "name": {"type": "string", "pattern": f"^{NAME_PATTERN.pattern}$"},
         "channels": STRINGS,
         "platforms": platforms,
+        "channel_priority": {"enum": list(get_args(ChannelPriority))},
         "dependencies": {"type": "array", "minItems": 1, "items": _dependency()},
         "pip-repositories": STRINGS,
         "variables": {"type": ["object", "null"], "additionalProperties": VARIABLE},

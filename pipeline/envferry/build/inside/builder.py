@@ -72,11 +72,12 @@ def build_prefix(order: BuildOrder) -> Iterator[str]:
     prefix = Path(order.prefix)
     say(f"linking {len(order.conda)} conda packages")
     linked = link_conda_packages(order)
+    yield from linked.warnings
     records = CondaRecords.read(prefix)
-    for name in run_link_scripts(records, linked):
-        say(f"running the post-link script of {name}")
+    yield from run_link_scripts(records, linked.linked, say)
     yield from describe_pre_link_scripts(records)
     yield from describe_conda_overlaps(records)
+    records.forget_aside()
     tries = network_tries()
     python = prefix / "bin" / "python"
     if order.wheels:
@@ -111,8 +112,8 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def link_conda_packages(order: BuildOrder) -> tuple[str, ...]:
-    """Install the conda half with rattler; return the packages, each after what it needs.
+def link_conda_packages(order: BuildOrder) -> LinkAnswer:
+    """Install the conda half with rattler; the answer has the packages, each after what it needs.
 
     It is done in a worker that may crash after its work:
 
@@ -140,7 +141,7 @@ def link_conda_packages(order: BuildOrder) -> tuple[str, ...]:
             "\n  ".join(["the conda packages do not go together:", *shown]),
             hint="lock again: `envferry lock` solves for packages that do",
         )
-    return answer.linked
+    return answer
 
 
 def worker_failure(finished: process.Finished) -> ToolFailed:

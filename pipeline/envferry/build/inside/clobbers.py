@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from packaging.utils import canonicalize_name
 
 from envferry.base.entry_points import read_scripts
+from envferry.build.inside.conda_meta import RATTLER_ASIDE
 from envferry.errors import SpecError
 
 if TYPE_CHECKING:
@@ -27,9 +28,8 @@ WRITTEN_BESIDE_RECORD = ("INSTALLER", "REQUESTED")
 CONDA_META = "conda-meta/"
 WHEEL_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError)
 """What zipfile raises for damaged, encrypted and unknown archives, and we for hostile ones."""
-RATTLER_ASIDE = "__clobbers__/"
-"""Where rattler puts the file of a package that another one has as well: `…/PACKAGE/FILE`."""
-DIST_INFO = re.compile(r"([^/-]+)-[^/]+\.(dist|egg)-info/(METADATA|PKG-INFO)")
+DIST_INFO = re.compile(r"([^/-]+)-[^/]+\.(?:(?:dist|egg)-info/(?:METADATA|PKG-INFO)|egg-info)")
+"""Also the single file that distutils left."""
 
 
 Written: TypeAlias = "Mapping[Wheel, Mapping[str, int]]"

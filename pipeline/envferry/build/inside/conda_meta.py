@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ from envferry.base.json import decode_json
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
+
+RATTLER_ASIDE = "__clobbers__/"
+"""Where rattler puts the file of a package that another one has as well: `…/PACKAGE/FILE`."""
 
 
 @dataclass(slots=True)
@@ -65,6 +69,14 @@ class CondaRecords:
             paths = record.get("paths_data", {}).get("paths", [])
             paths[:] = [entry for entry in paths if entry["_path"] in kept]
 
+    def forget_aside(self) -> None:
+        """Remove the files that rattler put aside because another package has them as well."""
+        shutil.rmtree(self.prefix / RATTLER_ASIDE, ignore_errors=True)
+        for record in self.records.values():
+            record["files"] = [file for file in record["files"] if not is_aside(file)]
+            paths = record.get("paths_data", {}).get("paths", [])
+            paths[:] = [entry for entry in paths if not is_aside(entry["_path"])]
+
     def finish(self, urls: Mapping[str, str]) -> None:
         """Write each record as it is true for everyone, not only for this build."""
         for path, record in self.records.items():
@@ -105,6 +117,11 @@ def note_checksums(record: dict[str, Any]) -> None:
             entry.pop("sha256_in_prefix", None)
         elif entry.get("path_type") == "hardlink" and "sha256" in entry:
             entry.setdefault("sha256_in_prefix", entry["sha256"])
+
+
+def is_aside(path: str) -> bool:
+    """Whether rattler put a file aside."""
+    return path.startswith(RATTLER_ASIDE)
 
 
 def is_cached_bytecode(path: str) -> bool:

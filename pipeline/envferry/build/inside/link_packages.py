@@ -7,21 +7,31 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from rattler import MatchSpec, PackageRecord, Platform, RepoDataRecord, install
-from rattler.exceptions import ExtractError, InstallerError, IoError, LinkError, TransactionError
-from rattler.package_streaming import PackageArchive
+from rattler.exceptions import (
+    ExtractError,
+    InstallerError,
+    InvalidMatchSpecError,
+    IoError,
+    LinkError,
+    TransactionError,
+)
 
 from envferry.base.json import decode_json
+from envferry.build.inside.package_files import PathsFile, files_of, read_files, refuse_paths
 from envferry.build.request import BuildOrder, CondaFile, LinkAnswer
+from envferry.specs.conda_needs import locked_needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-INDEX, PATHS = "info/index.json", "info/paths.json"
-CONDA_RECORD = re.compile(r"conda-meta/[^/]+\.json")
+INDEX, PATHS, FILES = "info/index.json", "info/paths.json", "info/files"
+PATCHED = ("depends", "constrains", "extra_depends", "features", "track_features")
+"""What is not true of a package any more when its channel's index does not say it."""
+SUBDIR = re.compile(r"noarch|(?:linux|osx|win)-[a-z0-9]+")
 PACKAGE_ERRORS = (
     ExtractError,
     InstallerError,
@@ -32,19 +42,6 @@ PACKAGE_ERRORS = (
     ValueError,
     msgspec.MsgspecError,
 )
-
-
-class PathEntry(msgspec.Struct):
-    """A file that a package links."""
-
-    path: str = msgspec.field(name="_path")
-    path_type: str = "hardlink"
-
-
-class PathsFile(msgspec.Struct):
-    """What we read of a package's `info/paths.json`."""
-
-    paths: tuple[PathEntry, ...] = ()
 
 
 def main(order_path: str, answer_path: str) -> None:
@@ -60,11 +57,14 @@ async def link_packages(order: BuildOrder) -> LinkAnswer:
     records, paths = [], {}
     for file in order.conda:
         try:
-            record, paths[file.name] = await read_package(file, scratch)
+            record, paths[file.name] = await read_package(file, scratch, order.platform)
         except PACKAGE_ERRORS as error:
             return LinkAnswer(failure=f"{file.url} is no conda package to link: {error}")
         records.append(record)
-    faults = (*broken_dependencies(records, order.allow_conflict), *folders_for_files(paths))
+    broken = tuple(broken_dependencies(records, order))
+    # Packages are not patched, indexes are: what a package says of itself proves nothing.
+    knows = any(file.record or file.dependencies is not None for file in order.conda)
+    faults = (*(broken if knows else ()), *folders_for_files(paths))
     if faults:
         return LinkAnswer(faults=faults)
     try:
@@ -80,24 +80,28 @@ async def link_packages(order: BuildOrder) -> LinkAnswer:
     except PACKAGE_ERRORS as error:
         return LinkAnswer(failure=str(error))
     ordered = PackageRecord.sort_topologically(list(records))
-    return LinkAnswer(linked=tuple(record.name.normalized for record in ordered))
+    return LinkAnswer(
+        linked=tuple(record.name.normalized for record in ordered),
+        warnings=() if knows else tuple(f"{words}: the lock does not say so" for words in broken),
+    )
 
 
-async def read_package(file: CondaFile, scratch: Path) -> tuple[RepoDataRecord, PathsFile]:
-    """Return the record of a package and its files, from itself: no repodata is at hand.
+async def read_package(
+    file: CondaFile, scratch: Path, platform: str
+) -> tuple[RepoDataRecord, PathsFile]:
+    """Return the record of a package, as its channel's index has it, and its files.
 
     Raises ValueError when it is not the one that is locked, or not one to link.
     """
-    package = await PackageArchive.from_path(file.path)
-    found = await package.read_files((INDEX, PATHS))
+    found = await read_files(Path(file.path), (INDEX, PATHS, FILES))
     index = found[INDEX]
     if index is None:
         message = f"it holds no {INDEX}"
         raise ValueError(message)
-    paths = decode_json(found[PATHS] or b"{}", PathsFile)
+    paths = files_of(found[PATHS], found[FILES])
     refuse_paths(paths)
     index_path = scratch / "index.json"
-    index_path.write_bytes(index)
+    index_path.write_bytes(msgspec.json.encode(patched(index, file, platform)))
     record = PackageRecord.from_index_json(
         index_path, size=Path(file.path).stat().st_size, sha256=file.sha256, md5=file.md5
     )
@@ -109,15 +113,22 @@ async def read_package(file: CondaFile, scratch: Path) -> tuple[RepoDataRecord, 
     return RepoDataRecord(record, Path(file.path).name, Path(file.path).as_uri(), channel), paths
 
 
-def refuse_paths(file: PathsFile) -> None:
-    """Raise ValueError for a file that would lie outside of the prefix or be a record of conda."""
-    for entry in file.paths:
-        if entry.path.startswith("/") or ".." in entry.path.split("/"):
-            message = f"its file {entry.path} leads out of its place"
-            raise ValueError(message)
-        if CONDA_RECORD.fullmatch(entry.path):
-            message = f"its file {entry.path} would be one of conda's own records"
-            raise ValueError(message)
+def patched(index: bytes, file: CondaFile, platform: str) -> dict[str, Any]:
+    """Return what a package says of itself, corrected by what the lock has of its channel's index.
+
+    Raises msgspec.MsgspecError for what is no record.
+    """
+    own = decode_json(index, dict[str, Any])
+    folder = file.url.rsplit("/", 2)[-2]
+    # Packages of 2015 and before do not say it, and need not lie in a folder that does.
+    own["subdir"] = own.get("subdir") or (folder if SUBDIR.fullmatch(folder) else platform)
+    if file.record:
+        kept = {key: value for key, value in own.items() if key not in PATCHED}
+        return {"depends": [], "constrains": [], **kept, **file.record}
+    if file.dependencies is not None and locked_needs(own.get("depends", ())) != file.dependencies:
+        lines = [f"{name} {limits}".strip() for name, limits in file.dependencies.items()]
+        return {**own, "depends": lines}
+    return own
 
 
 def folders_for_files(packages: Mapping[str, PathsFile]) -> Iterator[str]:
@@ -145,25 +156,38 @@ def folders_of(paths: Iterable[str]) -> set[str]:
     return found
 
 
-def broken_dependencies(records: Sequence[RepoDataRecord], allowed: Sequence[str]) -> Iterator[str]:
+def broken_dependencies(records: Sequence[RepoDataRecord], order: BuildOrder) -> Iterator[str]:
     """Yield each requirement between conda packages that the lock does not meet."""
     by_name = {record.name.normalized: record for record in records}
-    for record in records:
-        name = record.name.normalized
-        needs = [(text, True) for text in record.depends]
-        limits = [(text, False) for text in record.constrains]
-        for text, must_exist in [*needs, *limits]:
-            wanted = MatchSpec(text)
-            target = wanted.name.normalized if wanted.name else ""
-            # What starts like this is the machine's own: the host is asked about it at install.
-            if target.startswith("__") or name in allowed:
-                continue
-            found = by_name.get(target)
-            if found is None and must_exist:
-                yield f"{name} {record.version} needs {text}, and {target} is not in the lock"
-            elif found is not None and not wanted.matches(found):
-                verb = "needs" if must_exist else "goes only with"
-                yield f"{name} {record.version} {verb} {text}, and the lock has {found.version}"
+    for record, file in zip(records, order.conda, strict=True):
+        if record.name.normalized in order.allow_conflict:
+            continue
+        # A lock of another tool has no limits, and those of the package may have been lifted.
+        knows_limits = file.record or file.dependencies is None
+        lines = [(text, True) for text in record.depends]
+        lines += [(text, False) for text in record.constrains if knows_limits]
+        for text, must_exist in lines:
+            if words := unmet(text, by_name, must_exist=must_exist):
+                yield f"{record.name.normalized} {record.version} {words}"
+
+
+def unmet(text: str, by_name: Mapping[str, RepoDataRecord], *, must_exist: bool) -> str:
+    """Return in what way a requirement is not met, empty when it is."""
+    try:
+        wanted = MatchSpec(text)
+    except InvalidMatchSpecError as error:
+        return f"needs {text}, which nobody can read: {error}"
+    target = wanted.name.normalized if wanted.name else ""
+    found = by_name.get(target)
+    # What starts like this is the machine's own: the host is asked about it at install.
+    if target.startswith("__") or (found is None and not must_exist):
+        return ""
+    if found is None:
+        return f"needs {text}, and {target} is not in the lock"
+    if wanted.matches(found):
+        return ""
+    verb = "needs" if must_exist else "goes only with"
+    return f"{verb} {text}, and the lock has {found.version}"
 
 
 if __name__ == "__main__":

@@ -6,34 +6,58 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from envferry import process
+from envferry.base.json import decode_json
 from envferry.build.inside.network_attempts import network_tries
 from envferry.config import child_environ
 from envferry.errors import ToolFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from envferry.build.inside.conda_meta import CondaRecords
 
 GRACE_SECONDS = 5
 """How long what a script started may go on after it."""
+IN_ACTIVATED_ENV = """\
+for script in "$CONDA_PREFIX"/etc/conda/activate.d/*.sh; do
+  if [ -f "$script" ]; then . "$script"; fi
+done
+unset script
+. "$0"
+"""
+"""conda 26.7 activates the environment in the shell that then reads the script
+(`run_script` in conda/core/link.py)."""
 
 
-def run_link_scripts(records: CondaRecords, linked: Sequence[str]) -> Iterator[str]:
-    """Run the packages' post-link scripts, each after those of what it needs; yield whose is next.
+def run_link_scripts(
+    records: CondaRecords, linked: Sequence[str], say: Callable[[str], None]
+) -> Iterator[str]:
+    """Run the packages' post-link scripts, each after those of what it needs.
 
-    Raises ToolFailed when a script fails, leaves something running, or wanted another machine,
-    failing or not.
+    Yields what they leave for people to read. Raises ToolFailed when a script fails, leaves
+    something running, or wanted another machine, failing or not.
     """
     by_name = {record["name"]: record for record in records.records.values()}
     for name in linked:
         script = records.prefix / f"bin/.{name}-post-link.sh"
         if script.exists():
-            yield name
+            say(f"running the post-link script of {name}")
             run_script(script, records.prefix, by_name[name])
-    # Where conda has scripts leave what people should read, it shows and removes it.
-    records.prefix.joinpath(".messages.txt").unlink(missing_ok=True)
+            yield from read_messages(records.prefix, name)
+
+
+def read_messages(prefix: Path, name: str) -> Iterator[str]:
+    """Yield what a script left where conda shows it after linking; remove it, as conda does."""
+    path = prefix / ".messages.txt"
+    if not path.is_file():
+        return
+    text = path.read_text(encoding="utf-8", errors="replace").strip()
+    path.unlink()
+    if text:
+        yield f"{name} says: {text}"
 
 
 def describe_pre_link_scripts(records: CondaRecords) -> Iterator[str]:
@@ -47,7 +71,11 @@ def run_script(script: Path, prefix: Path, record: dict[str, Any]) -> None:
     """Run one script in the environment that conda gives it."""
     what = f"the post-link script of {record['name']} {record['version']}"
     environ = child_environ(
+        **package_variables(prefix),
+        CONDA_DEFAULT_ENV=prefix.name,
         CONDA_PREFIX=str(prefix),
+        CONDA_PROMPT_MODIFIER=f"({prefix.name}) ",
+        CONDA_SHLVL="1",
         PATH=f"{prefix}/bin:/usr/bin:/bin",
         PKG_BUILDNUM=str(record["build_number"]),
         PKG_NAME=record["name"],
@@ -57,7 +85,8 @@ def run_script(script: Path, prefix: Path, record: dict[str, Any]) -> None:
     )
     shell = process.find_program("bash") or "/bin/sh"
     tries, before = network_tries(), processes()
-    finished = process.run_to_its_end((shell, script), env=environ, cwd=prefix)
+    words = (shell, "-c", IN_ACTIVATED_ENV, script)
+    finished = process.run_to_its_end(words, env=environ, cwd=prefix)
     left = processes_after(before)
     if network_tries() > tries:
         raise ToolFailed(
@@ -71,6 +100,22 @@ def run_script(script: Path, prefix: Path, record: dict[str, Any]) -> None:
             f"{what} left processes running: {', '.join(left)}",
             hint="what they do is in no build: leave the package out, or ask its makers to wait",
         )
+
+
+def package_variables(prefix: Path) -> dict[str, str]:
+    """Return the variables that packages have conda set when it activates an environment.
+
+    Raises ToolFailed for a file that has none.
+    """
+    found: dict[str, str] = {}
+    for path in sorted(prefix.glob("etc/conda/env_vars.d/*.json")):
+        try:
+            values = decode_json(path.read_bytes(), dict[str, Any])
+        except msgspec.MsgspecError as error:
+            message = f"{path} is not a table of variables: {error}"
+            raise ToolFailed(message, hint="leave out the package that has it") from error
+        found |= {name: str(value) for name, value in values.items()}
+    return found
 
 
 def processes_after(before: Collection[int]) -> list[str]:

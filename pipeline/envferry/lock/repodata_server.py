@@ -1,0 +1,228 @@
+"""The indexes of channels behind http: asked for again, sent again only when they changed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, cast
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+import urllib3
+import zstandard
+from blake3 import blake3
+from cryptography.hazmat.primitives import hashes
+
+from envferry.base.connections import was_never_reached
+from envferry.base.files import human_bytes, write_bytes
+from envferry.base.json import decode_json
+from envferry.base.retry import BUSY_STATUSES, Transient, asked_seconds, persistently, waiting_words
+from envferry.build.downloads import DownloadCache, entry_lock, redact
+from envferry.errors import StoreError
+from envferry.models import without_credentials
+from envferry.progress import Expected
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+log = logging.getLogger(__name__)
+
+PIECE_BYTES = 64 << 10
+MAX_INDEX_BYTES = 8 << 30
+"""Twenty times conda-forge's largest: a few kilobytes may claim to be more."""
+ABSENT = (404, 410)
+CONNECTION = re.compile(r"<?urllib3\S*|\w*Connection(?:Pool)?\([^)]*\): ")
+NOTE = "about.json"
+
+
+class _Note(msgspec.Struct, frozen=True, kw_only=True):
+    """What the server said of the index in the cache."""
+
+    url: str
+    etag: str = ""
+    last_modified: str = ""
+
+
+@dataclass(slots=True)
+class RepodataServer:
+    """Fetches indexes into a cache and says how far it is."""
+
+    root: Path
+    """The cache: a folder for each URL, and `shards/ab/HEX.msgpack.zst`."""
+    downloads: DownloadCache
+    expected: Expected = field(default_factory=lambda: Expected(0))
+    advance: Callable[[int], None] = lambda done_bytes: None
+    _guard: threading.Lock = field(default_factory=threading.Lock)
+
+    def index(self, url: str, absent: tuple[int, ...] = ABSENT) -> Path | None:
+        """Return an index, unpacked, asking whether it changed; None when it is not there.
+
+        `absent`: what the server answers then. Raises StoreError when it cannot be reached or
+        refuses.
+        """
+        home = self.root / blake3(without_credentials(url).encode()).hexdigest()[:32]
+        with entry_lock(home):
+            known, path = _read_note(home / NOTE), home / "index"
+            headers = _conditions(known) if known and path.exists() else {}
+            with self._answer(url, headers, absent) as response:
+                if response is None:
+                    return None
+                if response.status == 304:
+                    return path
+                partial = home / "index.partial"
+                with partial.open("wb") as target:
+                    self._receive(url, response, target)
+                partial.replace(path)
+                note = _Note(
+                    url=without_credentials(url),
+                    etag=response.headers.get("ETag", ""),
+                    last_modified=response.headers.get("Last-Modified", ""),
+                )
+                write_bytes(home / NOTE, msgspec.json.encode(note))
+        return path
+
+    def shard(self, url: str, digest: str) -> bytes:
+        """Return a shard by its SHA-256; raise StoreError when it is not to be had."""
+        path = self.root / "shards" / digest[:2] / f"{digest}.msgpack.zst"
+        if path.exists() and _sha256(data := path.read_bytes()) == digest:
+            os.utime(path)
+            return data
+        if urlsplit(url).scheme == "file":
+            return Path(unquote(urlsplit(url).path)).read_bytes()
+        with self._guard:
+            self.expected.items += 1
+        with self._answer(url, {}, ABSENT) as response:
+            if response is None:
+                message = f"{redact(url)} is not there, though its channel lists it"
+                raise StoreError(message, hint="try again: the channel may be changing")
+            data = response.read()
+        self.expected.learn(url, len(data))
+        self.advance(len(data))
+        if _sha256(data) != digest:
+            message = f"{redact(url)} has the wrong bytes: expected sha256 {digest}"
+            raise StoreError(message, hint="try again, or use another mirror of the channel")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, data)
+        return data
+
+    @contextmanager
+    def _answer(
+        self, url: str, headers: dict[str, str], absent: tuple[int, ...]
+    ) -> Iterator[urllib3.BaseHTTPResponse | None]:
+        """Ask for a URL, several times while its server is busy; None when it is not there."""
+        response = self._ask(url, headers)
+        try:
+            if response.status in absent:
+                log.info("%s: %s", redact(url), response.status)
+                yield None
+                return
+            if response.status not in (200, 304):
+                raise _refused(url, f"{response.status} {response.reason or ''}".strip())
+            yield response
+        except urllib3.exceptions.HTTPError as error:
+            raise _unreachable(url, str(error)) from error
+        finally:
+            response.close()
+
+    def _ask(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+        return persistently(lambda: self._ask_once(url, headers), self.downloads.policy)
+
+    def _ask_once(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+        try:
+            response = self.downloads.ask(url, headers)
+        except urllib3.exceptions.HTTPError as error:
+            words = CONNECTION.sub("", str(getattr(error, "reason", error)))
+            failure = _unreachable(url, words)
+            raise Transient(failure, is_unreachable=was_never_reached(error)) from error
+        if response.status not in BUSY_STATUSES:
+            return response
+        asked = asked_seconds(response.headers.get("Retry-After"))
+        response.close()
+        words = f"the server answered {response.status} {response.reason or ''}".strip()
+        raise Transient(_unreachable(url, f"{words}{waiting_words(asked)}"), asked=asked)
+
+    def _receive(self, url: str, response: urllib3.BaseHTTPResponse, target: BinaryIO) -> None:
+        """Write an answer, unpacked."""
+        with self._guard:
+            self.expected.items += 1
+        length = response.headers.get("Content-Length", "")
+        self.expected.learn(url, int(length) if length.isdecimal() else 0)
+        source = cast("BinaryIO", response)
+        if url.endswith(".json.zst"):
+            # Read, not pushed: a few bytes may claim to be gigabytes.
+            source = zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True)
+        seen = 0
+        try:
+            while piece := source.read(PIECE_BYTES):
+                target.write(piece)
+                self.advance(response.tell() - seen)
+                seen = response.tell()
+                if target.tell() > MAX_INDEX_BYTES:
+                    limit = human_bytes(MAX_INDEX_BYTES)
+                    raise _unreachable(url, f"it unpacks to more than {limit}")
+        except zstandard.ZstdError as error:
+            raise _unreachable(url, f"failed to decode it: {error}") from error
+
+
+def unpack_file(source: Path, root: Path) -> Path:
+    """Return a compressed index of this machine, unpacked into the cache once.
+
+    Raises ValueError when it is damaged.
+    """
+    found = source.stat()
+    identity = f"{source.absolute()}\0{found.st_size}\0{found.st_mtime_ns}"
+    home = root / blake3(identity.encode()).hexdigest()[:32]
+    path = home / "index"
+    with entry_lock(home):
+        if not path.exists():
+            partial = home / "index.partial"
+            try:
+                with source.open("rb") as packed, partial.open("wb") as target:
+                    pieces = zstandard.ZstdDecompressor().read_to_iter(packed)
+                    for piece in pieces:
+                        target.write(piece)
+                        if target.tell() > MAX_INDEX_BYTES:
+                            message = f"it unpacks to more than {human_bytes(MAX_INDEX_BYTES)}"
+                            raise ValueError(message)
+            except zstandard.ZstdError as error:
+                message = f"failed to decode {source}: {error}"
+                raise ValueError(message) from error
+            write_bytes(home / NOTE, msgspec.json.encode(_Note(url=source.absolute().as_uri())))
+            partial.replace(path)
+    return path
+
+
+def _conditions(known: _Note) -> dict[str, str]:
+    headers = {"If-None-Match": known.etag, "If-Modified-Since": known.last_modified}
+    return {name: text for name, text in headers.items() if text}
+
+
+def _read_note(path: Path) -> _Note | None:
+    try:
+        return decode_json(path.read_bytes(), _Note)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+
+
+def _sha256(data: bytes) -> str:
+    digest = hashes.Hash(hashes.SHA256())
+    digest.update(data)
+    return digest.finalize().hex()
+
+
+def _refused(url: str, answer: str) -> StoreError:
+    hint = "check the spec's `channels:`, or give `--channel`"
+    if answer[:3] in ("401", "403", "407"):
+        hint = "put the login for its host into ~/.netrc"
+    message = f"a conda channel cannot be reached: {redact(url)}: the server answered {answer}"
+    return StoreError(message, hint=hint)
+
+
+def _unreachable(url: str, words: str) -> StoreError:
+    message = f"a conda channel cannot be reached: {redact(url)}: {without_credentials(words)}"
+    return StoreError(message, hint="check the spec's `channels:`, or give `--channel`")
