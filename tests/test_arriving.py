@@ -41,14 +41,14 @@ from tests.test_arriving import DATA, Source
 store, source = DirectoryStore(Path(sys.argv[1])), Source(StoreError("never"))
 source.end = len(DATA)
 try:
-    store.create("big", source.incoming(near=sys.argv[2] == "1"))
+    store.receive("big", source.incoming(near=sys.argv[2] == "1"))
 except HostError as error:
     assert "No space left" in error.message and "free space" in error.hint
 else:
     raise AssertionError("there was room")
 subprocess.run(["mount", "-o", "remount,nr_inodes=9", sys.argv[1]], check=True)
 source.asked.clear()
-store.create("big", source.incoming(near=sys.argv[2] == "1"))
+store.receive("big", source.incoming(near=sys.argv[2] == "1"))
 assert store.read("big") == DATA
 assert [path.name for path in Path(sys.argv[1]).iterdir()] == ["big"]
 sys.stdout.write(f"again: {source.asked}")
@@ -93,9 +93,9 @@ def test_what_has_arrived_is_not_asked_for_again(
 ) -> None:
     store, source = DirectoryStore(tmp_path), Source(error)
     with pytest.raises(type(error)):
-        store.create("a/big", source.incoming(near=near))
+        store.receive("a/big", source.incoming(near=near))
     source.end, source.asked = len(DATA), []
-    store.create("a/big", source.incoming(near=near))
+    store.receive("a/big", source.incoming(near=near))
     assert min(source.asked) == REQUEST_BYTES
     assert store.read("a/big") == DATA
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["big"]
@@ -120,7 +120,7 @@ def test_what_came_too_late_does_not_stay(tmp_path: Path, near: bool) -> None:
             store.create("big", b"first")
 
     with pytest.raises(KeyTaken):
-        store.create("big", replace(source.incoming(near=near), watch=overtake))
+        store.receive("big", replace(source.incoming(near=near), watch=overtake))
     assert [path.name for path in tmp_path.iterdir()] == ["big"]
 
 
@@ -139,7 +139,7 @@ def test_a_folder_that_is_pruned_meanwhile(tmp_path: Path) -> None:
     pruner.start()
     try:
         for number in range(300):
-            store.create(f"a/b/{number}", incoming)
+            store.receive(f"a/b/{number}", incoming)
             store.delete(f"a/b/{number}")
     finally:
         done.set()
@@ -152,19 +152,19 @@ def test_nothing_stays_of_wrong_bytes(tmp_path: Path, near: bool) -> None:
     source.end = len(DATA)
     wrong = replace(source.incoming(near=near), digests=("0" * 32, "0" * 64))
     with pytest.raises(IntegrityError, match="XXH3-128 is"):
-        DirectoryStore(tmp_path).create("a/big", wrong)
+        DirectoryStore(tmp_path).receive("a/big", wrong)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_pieces_that_a_power_loss_took_are_asked_for_again(tmp_path: Path) -> None:
     store, source = DirectoryStore(tmp_path), Source(StoreError("lost"))
     with pytest.raises(StoreError, match="lost"):
-        store.create("a/big", source.incoming(near=True))
+        store.receive("a/big", source.incoming(near=True))
     with (tmp_path / "a/.big.partial").open("r+b") as stream:
         stream.seek(PIECE_BYTES)
         stream.write(bytes(PIECE_BYTES))
     source.end, source.asked = len(DATA), []
-    store.create("a/big", source.incoming(near=True))
+    store.receive("a/big", source.incoming(near=True))
     assert min(source.asked) == PIECE_BYTES
     assert 2 * PIECE_BYTES not in source.asked
     assert store.read("a/big") == DATA

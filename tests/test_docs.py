@@ -47,3 +47,26 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in (README, *DOCS.rglob("*.md")):
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_questions_of_a_newcomer_lead_to_files() -> None:
+    text = (DOCS / "architecture.md").read_text()
+    sources = DOCS.parent / "pipeline/envferry"
+    questions = re.findall(r"^\| ([^|]+\?) \| (.+) \|$", text, re.M)
+    assert len(questions) >= 14
+    for question, answer in questions:
+        files = re.findall(r"`([\w/]+\.py)`", answer)
+        assert 1 <= len(files) <= 3, question
+        for file in files:
+            assert (sources / file).is_file(), f"{question} {file}"
+
+
+def test_every_folder_is_on_the_plan() -> None:
+    text = (DOCS / "architecture.md").read_text()
+    folders = {
+        path.parent.name for path in (DOCS.parent / "pipeline/envferry").glob("*/__init__.py")
+    }
+    assert folders
+    assert folders <= set(re.findall(r"`(\w+)/`", text))
+    for file in re.findall(r"^\|[^|]*\(`([\w/]+\.py)`\) \|", text, re.M):
+        assert (DOCS.parent / "pipeline/envferry" / file).is_file(), file

@@ -15,7 +15,7 @@ from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.push import push_artifact
 from envferry.stores.directory import DirectoryStore
-from envferry.stores.port import LostRace
+from envferry.stores.port import LostRace, ignore
 from envferry.transfer.mirror import MirrorOrder, mirror_registry
 from tests.artifacts import make_artifact
 from tests.test_trust import OURS, THEIRS, signer
@@ -35,24 +35,39 @@ class RecordingStore(DirectoryStore):
     written: list[str] = field(default_factory=list)
     loses: bool = False
 
-    def create(
+    def create(self, key: str, data: bytes) -> None:
+        """Write a value, and note it."""
+        DirectoryStore.create(self, key, data)
+        self._note(key)
+
+    def create_from_file(
         self,
         key: str,
-        source: Path | bytes | Incoming,
-        advance: Callable[[int], None] | None = None,
+        path: Path,
+        advance: Callable[[int], None] = ignore,
         known: Sequence[KnownRange] = (),
     ) -> None:
         """Write a value, and note it."""
-        DirectoryStore.create(self, key, source, advance, known)
-        self.written.append(key.rpartition("/")[2])
+        DirectoryStore.create_from_file(self, key, path, advance, known)
+        self._note(key)
+
+    def receive(
+        self, key: str, incoming: Incoming, advance: Callable[[int], None] = ignore
+    ) -> None:
+        """Write a value, and note it."""
+        DirectoryStore.receive(self, key, incoming, advance)
+        self._note(key)
 
     def replace(self, key: str, data: bytes, expected: str | None) -> str:
         """Write a value, and note it."""
         if self.loses and key.endswith(ATTESTATION):
             raise LostRace("somebody else was faster")
         version = DirectoryStore.replace(self, key, data, expected)
-        self.written.append(key.rpartition("/")[2])
+        self._note(key)
         return version
+
+    def _note(self, key: str) -> None:
+        self.written.append(key.rpartition("/")[2])
 
 
 @dataclass(frozen=True, slots=True)

@@ -182,12 +182,20 @@ class DyingStore(DirectoryStore):
     removals: list[str] = field(default_factory=list)
     dies_at: int = 1
 
-    def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
+    def delete(self, key: str) -> None:
         """Remove, or die."""
+        self._die_or_note(key)
+        DirectoryStore.delete(self, key)
+
+    def delete_folder(self, prefix: str) -> None:
+        """Remove, or die."""
+        self._die_or_note(prefix)
+        DirectoryStore.delete_folder(self, prefix)
+
+    def _die_or_note(self, key: str) -> None:
         self.removals.append(key)
         if len(self.removals) == self.dies_at:
             raise KeyboardInterrupt
-        return DirectoryStore.delete(self, key, unfinished_seconds)
 
 
 @pytest.mark.parametrize("dies_at", range(1, 6))

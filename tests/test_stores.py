@@ -20,6 +20,7 @@ from envferry.stores.directory import DirectoryStore
 from envferry.stores.http import HttpStore
 from envferry.stores.opening import open_store
 from envferry.stores.port import KeyTaken, LostRace, Store
+from envferry.stores.split import SplitStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,7 +86,7 @@ class StoreSuite:
         source = tmp_path / "large"
         source.write_bytes(os.urandom(LARGE))
         done: list[int] = []
-        store.create("large", source, done.append)
+        store.create_from_file("large", source, done.append)
         assert sum(done) == LARGE
         assert len(done) > 1
         assert store.read("large") == source.read_bytes()
@@ -99,10 +100,10 @@ class StoreSuite:
             raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            store.create("large", source, interrupt)
+            store.create_from_file("large", source, interrupt)
         assert store.stat("large") is None
         assert list(store.list()) == []
-        store.create("large", source)
+        store.create_from_file("large", source)
 
     @pytest.mark.parametrize("size", [10, 17 << 20])
     def test_one_of_many_creators_wins(self, store: Store, tmp_path: Path, size: int) -> None:
@@ -110,7 +111,9 @@ class StoreSuite:
         for number, source in enumerate(sources):
             source.write_bytes(bytes([number]) * size)
         with ThreadPoolExecutor(4) as pool:
-            won = list(pool.map(lambda source: succeeds(store.create, "race", source), sources))
+            won = list(
+                pool.map(lambda source: succeeds(store.create_from_file, "race", source), sources)
+            )
         if not self.decides_races:
             assert store.read("race") in [source.read_bytes() for source in sources]
             return
@@ -163,10 +166,10 @@ class StoreSuite:
     def test_lists_one_level(self, store: Store) -> None:
         for key in ("v1/a/x", "v1/a/y", "v1/ab", "v2/a"):
             store.create(key, b"12")
-        found = {one.key: one.size for one in store.list("v1/", folders=True)}
+        found = {one.key: one.size for one in store.list_level("v1/")}
         assert found == {"v1/a/": 0, "v1/ab": 2}
-        assert sorted(one.key for one in store.list(folders=True)) == ["v1/", "v2/"]
-        assert list(store.list("v3/", folders=True)) == []
+        assert sorted(one.key for one in store.list_level()) == ["v1/", "v2/"]
+        assert list(store.list_level("v3/")) == []
 
     def test_deletes(self, store: Store) -> None:
         store.create("a/b/c", b"")
@@ -178,11 +181,13 @@ class StoreSuite:
     def test_deletes_empty_folders(self, store: Store) -> None:
         for key in ("v1/a/x/1", "v1/a/x/2", "v1/b/y"):
             store.create(key, b"")
-        store.delete("v1/a/x/")
+        store.delete_folder("v1/a/x/")
         assert sorted(one.key for one in store.list("v1/a/")) == ["v1/a/x/1", "v1/a/x/2"]
-        for key in ("v1/a/x/1", "v1/a/x/2", "v1/a/x/", "v1/a/", "v1/"):
+        for key in ("v1/a/x/1", "v1/a/x/2"):
             store.delete(key)
-        assert [one.key for one in store.list("v1/", folders=True)] == ["v1/b/"]
+        for folder in ("v1/a/x/", "v1/a/", "v1/"):
+            store.delete_folder(folder)
+        assert [one.key for one in store.list_level("v1/")] == ["v1/b/"]
         assert [one.key for one in store.list()] == ["v1/b/y"]
 
     @pytest.mark.parametrize(
@@ -333,7 +338,7 @@ class TestHttp:
     @pytest.fixture
     def store(self, serve: Serve, tmp_path: Path) -> Store:
         DirectoryStore(tmp_path / "mirror").create("a/b", b"0123456789")
-        return HttpStore(serve(RangeHandler) + "/mirror", policy=QUICK)
+        return SplitStore(HttpStore(serve(RangeHandler) + "/mirror", policy=QUICK), sys.maxsize)
 
     def test_reads(self, store: Store) -> None:
         assert store.read("a/b") == b"0123456789"
@@ -360,6 +365,8 @@ class TestHttp:
         ):
             with pytest.raises(StoreError, match="web server"):
                 refused()
+        assert store.writable is None
+        assert store.disk is None
 
     def test_tries_again(self, store: Store) -> None:
         RangeHandler.failures = 2

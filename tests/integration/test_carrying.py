@@ -168,7 +168,7 @@ def test_a_killed_mirror_goes_on(
             assert not [one for one in noted if was_asked(one, Handler.asked)]
     registry = Registry.open(place(ferry, url))
     assert is_in_order(place(ferry, url))
-    assert list(registry.store.list("v1/envs/", unfinished=True)) == []
+    assert list(registry.store.list_unfinished("v1/envs/")) == []
     assert not list(ferry.home.rglob("*.upload"))
 
 
@@ -205,7 +205,7 @@ def test_a_killed_apply_goes_on(ferry: Workshop) -> None:
     applied = json.loads(ferry.run("apply", "disk", "--registry", "site", "--json").stdout)
     assert [*applied["rebuilt"], applied["present"]] in ([new.manifest.stem, 0], [1])
     assert is_in_order(site.url)
-    assert list(site.store.list("v1/envs/", unfinished=True)) == []
+    assert list(site.store.list_unfinished("v1/envs/")) == []
 
 
 def test_install_over_https(ferry: Workshop) -> None:

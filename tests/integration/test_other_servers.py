@@ -91,7 +91,7 @@ def test_the_probe_is_one_for_a_command_and_leaves_nothing(
             store.create(f"v1/envs/{number}", b"x")
             store.replace(f"v1/tags/{number}", b"x", None)
     assert sum("/v1/probe-" in path for path in plan.paths) == 1
-    assert sorted(one.key for one in store.list("v1/", folders=True)) == ["v1/envs/", "v1/tags/"]
+    assert sorted(one.key for one in store.list_level("v1/")) == ["v1/envs/", "v1/tags/"]
 
 
 def test_a_bucket_without_upload_lists_is_pruned(
@@ -124,12 +124,12 @@ def test_a_missing_bucket_is_one_everywhere(
         lambda: open_store("s3://no-such-bucket/x").stat("a"),
         lambda: open_store("s3://no-such-bucket/x").read("a"),
         lambda: open_store("s3://no-such-bucket/x").create("a", b""),
-        lambda: open_store("s3://no-such-bucket/x").create("a", large),
+        lambda: open_store("s3://no-such-bucket/x").create_from_file("a", large),
         lambda: open_store("s3://no-such-bucket/x").replace("a", b"", None),
         lambda: list(open_store("s3://no-such-bucket/x").list()),
-        lambda: list(open_store("s3://no-such-bucket/x").list("v1/", unfinished=True)),
+        lambda: list(open_store("s3://no-such-bucket/x").list_unfinished("v1/")),
         lambda: open_store("s3://no-such-bucket/x").delete("a"),
-        lambda: list(open_store("s3://no-such-bucket/x").list("v1/", folders=True)),
+        lambda: list(open_store("s3://no-such-bucket/x").list_level("v1/")),
         lambda: Registry.open("s3://no-such-bucket/x").resolve(Ref.parse("demo"), PLATFORM),
         lambda: Registry.open("s3://no-such-bucket/x").environments(),
         lambda: push_artifact(

@@ -35,6 +35,7 @@ from envferry.registry.fetch import fetch_artifact
 from envferry.registry.push import push_artifact
 from envferry.stores.opening import open_store
 from envferry.stores.partial import PIECE_BYTES
+from envferry.stores.port import ignore
 from envferry.stores.receive import REQUEST_BYTES
 from tests.artifacts import PLATFORM, make_artifact
 from tests.conftest import require
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from envferry.models import PushedArtifact
-    from envferry.stores.port import KnownRange, Listed, Stat, Store
+    from envferry.stores.port import DiskStore, KnownRange, Listed, Stat, Store
     from envferry.stores.source import Incoming
 
 PIECES = 5
@@ -88,29 +89,63 @@ class WatchedStore:
                 self.reads.append((offset, length))
         return self.store.read(key, offset, length)
 
-    def create(
+    @property
+    def writable(self) -> WatchedStore:
+        """Itself."""
+        return self
+
+    @property
+    def disk(self) -> DiskStore | None:
+        """None: everything is read through this."""
+        return None
+
+    def create(self, key: str, data: bytes) -> None:
+        """Pass on."""
+        self.store.create(key, data)
+
+    def create_from_file(
         self,
         key: str,
-        source: Path | bytes | Incoming,
-        advance: Callable[[int], None] | None = None,
+        path: Path,
+        advance: Callable[[int], None] = ignore,
         known: Sequence[KnownRange] = (),
     ) -> None:
         """Pass on."""
-        self.store.create(key, source, advance, known)
+        self.store.create_from_file(key, path, advance, known)
+
+    def receive(
+        self, key: str, incoming: Incoming, advance: Callable[[int], None] = ignore
+    ) -> None:
+        """Pass on."""
+        self.store.receive(key, incoming, advance)
 
     def replace(self, key: str, data: bytes, expected: str | None) -> str:
         """Pass on."""
         return self.store.replace(key, data, expected)
 
-    def list(
-        self, prefix: str = "", *, folders: bool = False, unfinished: bool = False
-    ) -> Iterator[Listed]:
+    def list(self, prefix: str = "") -> Iterator[Listed]:
         """Pass on."""
-        return self.store.list(prefix, folders=folders, unfinished=unfinished)
+        return self.store.list(prefix)
 
-    def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
+    def list_level(self, prefix: str = "") -> Iterator[Listed]:
         """Pass on."""
-        return self.store.delete(key, unfinished_seconds)
+        return self.store.list_level(prefix)
+
+    def list_unfinished(self, prefix: str = "") -> Iterator[Listed]:
+        """Pass on."""
+        return self.store.list_unfinished(prefix)
+
+    def delete(self, key: str) -> None:
+        """Pass on."""
+        self.store.delete(key)
+
+    def delete_folder(self, prefix: str) -> None:
+        """Pass on."""
+        self.store.delete_folder(prefix)
+
+    def delete_unfinished(self, prefix: str, older_seconds: float) -> int:
+        """Pass on."""
+        return self.store.delete_unfinished(prefix, older_seconds)
 
 
 @pytest.fixture(params=["directory", pytest.param("s3", marks=pytest.mark.s3)])

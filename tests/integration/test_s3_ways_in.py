@@ -317,7 +317,7 @@ def test_a_killed_push_goes_on(
         assert expected - 2000 <= plan.sent_bytes < expected + 20_000
         registry = Registry.open(s3_url)
         registry.verify_archive(artifact.manifest, progress=Silent())
-        assert list(registry.store.list("", unfinished=True)) == []
+        assert list(registry.store.list_unfinished("")) == []
 
 
 def arrived(journal: Path) -> int:
@@ -338,10 +338,10 @@ def test_what_the_store_will_not_copy_is_sent(
     with fault_proxy(plan) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
         store = open_store(s3_url)
-        store.create("old", old)
+        store.create_from_file("old", old)
         for number, fault in enumerate((None, "denied", "unimplemented")):
             plan.copies, plan.sent_bytes = fault, 0
-            store.create(f"new-{number}", new, None, known)
+            store.create_from_file(f"new-{number}", new, known=known)
             assert store.read(f"new-{number}") == new.read_bytes()
             assert (plan.sent_bytes > len(data)) == (fault is not None)
 
@@ -370,11 +370,11 @@ def test_bytes_that_change_on_the_way_up_are_refused(
             monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"https://127.0.0.1:{port}")
         store = open_store(s3_url)
         with pytest.raises(StoreError) as caught:
-            store.create("large", source)
+            store.create_from_file("large", source)
         assert "as it was sent" in caught.value.message
         assert store.stat("large") is None
         plan.flips = False
-        store.create("large", source)
+        store.create_from_file("large", source)
         assert store.read("large") == source.read_bytes()
 
 
@@ -388,7 +388,7 @@ def test_a_server_that_knows_no_checksums(
     with fault_proxy(plan) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
         store = open_store(s3_url)
-        store.create("large", source)
+        store.create_from_file("large", source)
         assert store.read("large") == source.read_bytes()
         version = store.replace("tag", b"1", None)
         store.replace("tag", b"2", version)

@@ -88,7 +88,7 @@ def interrupted(store: Store, source: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.create("large", source, interrupt)
+        store.create_from_file("large", source, interrupt)
 
 
 @pytest.mark.parametrize("change", ["nothing", "file", "journal torn", "upload gone"])
@@ -116,10 +116,10 @@ def test_an_interrupted_upload_is_taken_up(
         elif change == "journal torn":
             journal.write_bytes(journal.read_bytes()[:-9])
         elif change == "upload gone":
-            assert store.delete("", 0) == 1
+            assert store.delete_unfinished("", 0) == 1
         again = {"nothing": 5 - arrived, "journal torn": 6 - arrived}.get(change, 5)
         plan.sent_bytes = 0
-        store.create("large", source)
+        store.create_from_file("large", source)
         assert again * PART_BYTES <= plan.sent_bytes < again * PART_BYTES + 10_000
         assert store.read("large") == source.read_bytes()
         assert uploads(store) == []
@@ -133,9 +133,9 @@ def test_dead_uploads_are_found_and_removed(s3_url: str, tmp_path: Path) -> None
     source.write_bytes(os.urandom(3 * PART_BYTES))
     store.create("there", b"x")
     interrupted(store, source)
-    assert store.delete("", 3600) == 0
+    assert store.delete_unfinished("", 3600) == 0
     assert len(uploads(store)) == 1
-    assert store.delete("", 0) == 1
+    assert store.delete_unfinished("", 0) == 1
     assert uploads(store) == []
     assert [listed.key for listed in store.list()] == ["there"]
 
@@ -151,10 +151,10 @@ def test_more_dead_uploads_than_a_page_holds(s3_url: str) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(begin, keys))
-    assert len(list(store.list("v1/envs/", unfinished=True))) == len(keys)
-    assert store.delete("v1/envs/", 3600) == 0
-    assert store.delete("v1/envs/", 0) == len(keys)
-    assert list(store.list("v1/envs/", unfinished=True)) == []
+    assert len(list(store.list_unfinished("v1/envs/"))) == len(keys)
+    assert store.delete_unfinished("v1/envs/", 3600) == 0
+    assert store.delete_unfinished("v1/envs/", 0) == len(keys)
+    assert list(store.list_unfinished("v1/envs/")) == []
 
 
 def test_prune_in_object_storage(s3_url: str, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_prune_in_object_storage(s3_url: str, tmp_path: Path) -> None:
     source = tmp_path / "large"
     source.write_bytes(os.urandom(3 * PART_BYTES))
     with pytest.raises(KeyboardInterrupt):
-        registry.store.create("v1/envs/demo/linux-64/0123456789ab/x", source, _interrupt)
+        registry.store.create_from_file("v1/envs/demo/linux-64/0123456789ab/x", source, _interrupt)
     policy = Policy(keep_tagged=True, under_way=timedelta(hours=1))
     found = plan_prune(registry, Scope(), policy, datetime.now(timezone.utc))
     assert not any(fate.goes for fate in found.fates)
@@ -183,7 +183,7 @@ def test_prune_in_object_storage(s3_url: str, tmp_path: Path) -> None:
     assert entry.published is not None
     assert abs((datetime.now(timezone.utc) - entry.published).total_seconds()) < 60
     assert check_registry(registry, read_bytes=True, progress=Silent()).findings == ()
-    assert list(registry.store.list("", unfinished=True)) == []
+    assert list(registry.store.list_unfinished("")) == []
 
 
 def _interrupt(done_bytes: int) -> None:
@@ -200,7 +200,7 @@ def test_what_is_known_is_copied_in_the_store(
         old, new = tmp_path / "old", tmp_path / "new"
         data = os.urandom(96 << 20)
         old.write_bytes(data)
-        store.create("a/old", old)
+        store.create_from_file("a/old", old)
         # A megabyte more at the front, one byte other in the middle.
         new.write_bytes(os.urandom(1 << 20) + data[: 40 << 20] + b"x" + data[(40 << 20) + 1 :])
         known = (
@@ -209,7 +209,7 @@ def test_what_is_known_is_copied_in_the_store(
         )
         plan.sent_bytes = 0
         done: list[int] = []
-        store.create("a/new", new, done.append, known)
+        store.create_from_file("a/new", new, done.append, known)
         assert plan.sent_bytes < 11 << 20
         assert sum(done) == new.stat().st_size
         assert store.read("a/new") == new.read_bytes()

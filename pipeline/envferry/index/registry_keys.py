@@ -66,7 +66,7 @@ def list_folder(registry: Registry, place: Place) -> Folder:
 
 def _below(registry: Registry, top: str, accept: Callable[[str], object]) -> list[str]:
     """Return the names of the folders directly below `top` that the format allows."""
-    found = (listed.key for listed in registry.store.list(top, folders=True))
+    found = (listed.key for listed in registry.store.list_level(top))
     names = (key[len(top) : -1] for key in found if key.endswith("/"))
     return sorted(name for name in names if accept(name))
 

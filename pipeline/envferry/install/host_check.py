@@ -9,7 +9,7 @@ import re
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from envferry.archive.contents import is_directory
 from envferry.base.files import human_bytes, remove_tree
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from envferry.archive.index import PackageEntry
 
 PROBE = ".envferry-probe-"
-FINDINGS: tuple[str, ...] = get_args(Finding)
 
 DRIVERS = {
     "13.0": "580.65",

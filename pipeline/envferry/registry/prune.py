@@ -137,7 +137,7 @@ def carry_out(registry: Registry, plan: PrunePlan, *, progress: Progress) -> Pru
     with progress.task(f"prune {registry.url}"), Workers(REMOVERS, "prune") as pool:
         fates = tuple(pool.map(remove, plan.fates))
         for folder in sorted({one.key.rpartition("/")[0] + "/" for one in plan.unfinished}):
-            registry.store.delete(folder, seconds)
+            registry.store.delete_unfinished(folder, seconds)
     return PrunePlan(fates=fates, unfinished=plan.unfinished, under_way=plan.under_way)
 
 
@@ -204,7 +204,7 @@ def _why_gone(folder: Folder) -> str:
 
 
 def _unfinished(registry: Registry, scope: Scope, before: datetime) -> Iterator[Unfinished]:
-    for listed in registry.store.list(ENVS, unfinished=True):
+    for listed in registry.store.list_unfinished(ENVS):
         names = listed.key.split("/")
         if listed.modified <= before and len(names) > 4 and scope.has(names[2], names[3]):
             yield Unfinished(key=listed.key, size=listed.size, began=listed.modified)

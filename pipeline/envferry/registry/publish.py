@@ -173,7 +173,11 @@ def _place_archive(
     manifest, key = source.manifest, archive_key(source.manifest)
     if stat_whole(target.store, key) is None:
         try:
-            target.store.create(key, source.archive, advance, _known(target, source))
+            if isinstance(source.archive, Path):
+                known = _known(target, source.archive, manifest)
+                target.store.create_from_file(key, source.archive, advance, known)
+            else:
+                target.store.receive(key, source.archive, advance)
         except KeyTaken:
             log.info("%s was written by somebody else meanwhile", key)
         else:
@@ -188,20 +192,18 @@ def _place_archive(
     return False
 
 
-def _known(target: Registry, source: ArtifactSource) -> tuple[KnownRange, ...]:
+def _known(target: Registry, path: Path, manifest: Manifest) -> tuple[KnownRange, ...]:
     """Return what of a file is in the target, in the version that `latest` points to."""
     from envferry.registry.registry import PublishedArchive
 
-    if not isinstance(source.archive, Path):
-        return ()
-    name, platform = source.manifest.name, source.manifest.platform
+    name, platform = manifest.name, manifest.platform
     _, record = read_tag(target, tag_key(name, platform, DEFAULT_TAG))
     if not record:
         return ()
     before = target.published(artifact_folder(name, platform, record.id))
     if not before:
         return ()
-    return find_known(source.archive, PublishedArchive(target, before), archive_key(before))
+    return find_known(path, PublishedArchive(target, before), archive_key(before))
 
 
 def _place_attestation(target: Registry, source: ArtifactSource) -> bool:

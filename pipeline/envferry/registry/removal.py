@@ -73,7 +73,7 @@ def remove_artifact(registry: Registry, folder: Folder, older_than_seconds: floa
     if not tags:
         platform = folder.key.removesuffix(f"{folder.id}/")
         for empty in (folder.key, platform, platform.removesuffix(f"{folder.platform}/")):
-            registry.store.delete(empty)
+            registry.store.delete_folder(empty)
     return f"tagged {', '.join(tags)} in the meantime" if tags else None
 
 

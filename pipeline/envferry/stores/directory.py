@@ -25,13 +25,21 @@ from envferry.base.files import (
 from envferry.base.limits import require_sane
 from envferry.errors import HostError, NotFound, PipelineError, StoreError
 from envferry.stores.partial import PartialFile
-from envferry.stores.port import KeyTaken, Listed, LostRace, Stat, check_key, check_prefix
-from envferry.stores.source import Incoming
+from envferry.stores.port import (
+    KeyTaken,
+    Listed,
+    LostRace,
+    Stat,
+    check_key,
+    check_prefix,
+    ignore,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from envferry.stores.port import KnownRange
+    from envferry.stores.source import Incoming
 
 LOCK_NAME = ".lock"
 REPLACEABLE_BYTES = 1 << 16
@@ -98,28 +106,41 @@ class DirectoryStore:
                     raise self._cut_off(key, size, offset + len(memory))
                 filled += count
 
-    def create(
+    @property
+    def writable(self) -> DirectoryStore:
+        """Itself."""
+        return self
+
+    @property
+    def disk(self) -> DirectoryStore:
+        """Itself."""
+        return self
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write to a temporary name beside the file, then give it its name if that is free."""
+        with self._explained(key):
+            self._create(key, BytesIO(data), ignore)
+
+    def create_from_file(
         self,
         key: str,
-        source: Path | bytes | Incoming,
-        advance: Callable[[int], None] | None = None,
+        path: Path,
+        advance: Callable[[int], None] = ignore,
         known: Sequence[KnownRange] = (),
     ) -> None:
-        """Copy to a temporary name beside the file, then give it its name if that is free."""
+        """Copy to a temporary name beside the file; a directory makes no use of what is known."""
+        with self._explained(key), path.open("rb") as source:
+            self._create(key, source, advance)
+
+    def receive(
+        self, key: str, incoming: Incoming, advance: Callable[[int], None] = ignore
+    ) -> None:
+        """Write what arrives to a hidden file, and name it when it is what it must be."""
         path = self._path(key)
-        temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
         with self._explained(key):
             if path.exists():
                 raise self._taken(key)
-            if isinstance(source, Incoming):
-                self._receive(source, key, advance or (lambda _: None))
-                return
-            try:
-                _write(temporary, source, advance)
-                self._link(temporary, path, key)
-            finally:
-                temporary.unlink(missing_ok=True)
-            sync_directory(path.parent)
+            self._receive(incoming, key, advance)
 
     def replace(self, key: str, data: bytes, expected: str | None) -> str:
         """Compare and swap under the directory's lock file."""
@@ -131,19 +152,10 @@ class DirectoryStore:
             write_bytes(self._path(key), data)
         return xxhash.xxh3_128_hexdigest(data)
 
-    def list(
-        self, prefix: str = "", *, folders: bool = False, unfinished: bool = False
-    ) -> Iterator[Listed]:
+    def list(self, prefix: str = "") -> Iterator[Listed]:
         """Yield the files below `prefix`; hidden ones (temporary files, the lock) are not keys."""
-        top = self.root / check_prefix(prefix)
-        self._require_root()
+        top = self._top(prefix)
         with self._explained(prefix):
-            if folders:
-                yield from _directly_below(top, prefix)
-                return
-            if unfinished:
-                yield from self._unfinished(top)
-                return
             for folder, inner, names in os.walk(top, onerror=_unless_missing):
                 inner[:] = [name for name in inner if not name.startswith(".")]
                 inside = Path(folder).relative_to(self.root)
@@ -151,20 +163,55 @@ class DirectoryStore:
                     if not name.startswith(".") and (found := _look(Path(folder, name))):
                         yield _listed((inside / name).as_posix(), found)
 
-    def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
-        """Remove a file, or temporary ones that dead writers left, and what is empty then."""
-        if unfinished_seconds is None:
-            if key.endswith("/"):
-                check_prefix(key)  # a folder goes with the last file in it
-            else:
-                self._remove(self._path(key), key)
-            return 1
-        before = time.time() - unfinished_seconds
-        found = list(self.list(key, unfinished=True))
+    def list_level(self, prefix: str = "") -> Iterator[Listed]:
+        """Yield the files and directories right below `prefix`."""
+        top = self._top(prefix)
+        with self._explained(prefix):
+            yield from _directly_below(top, prefix)
+
+    def list_unfinished(self, prefix: str = "") -> Iterator[Listed]:
+        """Yield the temporary files of writers that run, or died."""
+        top = self._top(prefix)
+        with self._explained(prefix):
+            yield from self._unfinished(top)
+
+    def delete(self, key: str) -> None:
+        """Remove a file, and the directories that are empty then."""
+        self._remove(self._path(key), key)
+
+    def delete_folder(self, prefix: str) -> None:
+        """Do nothing more: a directory goes with the last file in it."""
+        check_prefix(prefix)
+
+    def delete_unfinished(self, prefix: str, older_seconds: float) -> int:
+        """Remove temporary files that dead writers left."""
+        before = time.time() - older_seconds
+        found = list(self.list_unfinished(prefix))
         dead = [one for one in found if one.modified.timestamp() <= before]
         for one in dead:
-            self._remove(self.root / one.key, key)
+            self._remove(self.root / one.key, prefix)
         return len(dead)
+
+    def _top(self, prefix: str) -> Path:
+        """Return the directory of a prefix; raise NotFound when the whole registry is not there."""
+        top = self.root / check_prefix(prefix)
+        self._require_root()
+        return top
+
+    def _create(self, key: str, source: BinaryIO, advance: Callable[[int], None]) -> None:
+        path = self._path(key)
+        temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+        if path.exists():
+            raise self._taken(key)
+        try:
+            with open_in_folder(temporary, "xb") as target:
+                _pour(source, target, advance)
+                target.flush()
+                os.fsync(target.fileno())
+            self._link(temporary, path, key)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_directory(path.parent)
 
     def _unfinished(self, top: Path) -> Iterator[Listed]:
         """Yield the temporary files of writers that run, or died."""
@@ -273,23 +320,10 @@ def _read_fully(descriptor: int, offset: int, length: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def _write(path: Path, source: Path | bytes, advance: Callable[[int], None] | None) -> None:
-    """Write a new file and make its bytes durable."""
-    with open_in_folder(path, "xb") as target:
-        if isinstance(source, bytes):
-            _pour(BytesIO(source), target, advance)
-        else:
-            with source.open("rb") as stream:
-                _pour(stream, target, advance)
-        target.flush()
-        os.fsync(target.fileno())
-
-
-def _pour(source: BinaryIO, target: IO[bytes], advance: Callable[[int], None] | None) -> None:
+def _pour(source: BinaryIO, target: IO[bytes], advance: Callable[[int], None]) -> None:
     while chunk := source.read(COPY_BYTES):
         target.write(chunk)
-        if advance:
-            advance(len(chunk))
+        advance(len(chunk))
 
 
 def _directly_below(top: Path, prefix: str) -> Iterator[Listed]:

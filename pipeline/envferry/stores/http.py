@@ -33,15 +33,12 @@ from envferry.base.retry import (
 )
 from envferry.config import network
 from envferry.errors import NotFound, StoreError, UsageError
-from envferry.stores.port import CannotList, Stat, check_key
+from envferry.stores.port import Stat, check_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator
     from datetime import datetime
-    from pathlib import Path
 
-    from envferry.stores.port import KnownRange, Listed
-    from envferry.stores.source import Incoming
 
 READ_SECONDS = 20
 PARTIAL_CONTENT = 206
@@ -84,8 +81,18 @@ class HttpStore:
 
     @property
     def place(self) -> str:
-        """The URL, too."""
+        """The URL that keys are appended to: a web server has no other name."""
         return self.base
+
+    @property
+    def writable(self) -> None:
+        """None: a web server is only read."""
+        return
+
+    @property
+    def disk(self) -> None:
+        """None: it is elsewhere."""
+        return
 
     def stat(self, key: str) -> Stat | None:
         """Return what the headers say."""
@@ -108,41 +115,12 @@ class HttpStore:
             return b""
         return persistently(lambda: self._read_once(key, offset, length), self.policy)
 
-    def create(
-        self,
-        key: str,
-        source: Path | bytes | Incoming,
-        advance: Callable[[int], None] | None = None,
-        known: Sequence[KnownRange] = (),
-    ) -> None:
-        """Refuse."""
-        raise self._read_only(key)
-
-    def replace(self, key: str, data: bytes, expected: str | None) -> str:
-        """Refuse."""
-        raise self._read_only(key)
-
-    def list(
-        self, prefix: str = "", *, folders: bool = False, unfinished: bool = False
-    ) -> Iterator[Listed]:
-        """Refuse."""
-        message = f"{self.base} is a web server: what it holds cannot be listed"
-        raise CannotList(message, hint="name the environment and its tag or id: NAME@TAG, NAME@ID")
-
-    def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
-        """Refuse."""
-        raise self._read_only(key)
-
     def _size(self, key: str, header: str) -> int:
         """Read a `Content-Length` header."""
         if not re.fullmatch(r"\d{1,18}", header.strip(), re.ASCII):
             message = f"{self.base}/{key} has a Content-Length of {header[:40]!r}, which is no size"
             raise StoreError(message, hint="is a proxy in between? look at the web server's log")
         return int(header)
-
-    def _read_only(self, key: str) -> StoreError:
-        message = f"{self.base} is a web server: {key} cannot be written or removed there"
-        return StoreError(message, hint="push to the directory or bucket that it serves")
 
     def _read_once(self, key: str, offset: int, length: int | None) -> bytes:
         headers = {}

@@ -7,38 +7,28 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from envferry.base.files import require_space
-from envferry.stores.directory import DirectoryStore
 from envferry.stores.fallocate import allocated_bytes
-from envferry.stores.split import SplitStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from envferry.stores.port import Store
+    from envferry.stores.port import ReadableStore
 
 
-def reader_into(store: Store, key: str) -> Callable[[int, memoryview], None] | None:
+def reader_into(store: ReadableStore, key: str) -> Callable[[int, memoryview], None] | None:
     """Return what fills memory with the bytes of a value from an offset; None for servers."""
-    if root_of(store) is None:
-        return None
-    assert isinstance(store, (DirectoryStore, SplitStore))
-    return partial(store.read_into, key)
+    return partial(disk.read_into, key) if (disk := store.disk) else None
 
 
-def root_of(store: Store) -> Path | None:
-    """Return the directory that a store keeps its values in; None for servers."""
-    inner = store.inner if isinstance(store, SplitStore) else store
-    return inner.root if isinstance(inner, DirectoryStore) else None
-
-
-def require_room(store: Store, values: Mapping[str, int], what: str) -> None:
+def require_room(store: ReadableStore, values: Mapping[str, int], what: str) -> None:
     """Raise HostError when a directory's disk lacks room for values of these sizes, by their keys.
 
     What an earlier run left of them counts as there. Servers know best what they have room for.
     """
-    if (root := root_of(store)) is None:
+    if (disk := store.disk) is None:
         return
+    root = disk.root
     there = sum(min(size, _arrived_bytes(root, key)) for key, size in values.items())
     require_space(root, sum(values.values()) - there, what)
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 KEY_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
 
 
+def ignore(done_bytes: int) -> None:
+    """Watch no progress."""
+
+
 FOLDER_TIME = datetime.fromtimestamp(0, timezone.utc)
 """Folders have no time of their own: they are there while a key is below them."""
 
@@ -91,8 +95,21 @@ class KnownRange:
         return KnownRange(offset, length, self.key, self.key_offset + offset - self.offset)
 
 
-class Store(Protocol):
-    """Keys and bytes in a directory, a bucket or behind a web server.
+class DiskStore(Protocol):
+    """A store on a disk of this machine, which can be read in place."""
+
+    @property
+    def root(self) -> Path:
+        """The directory that the values are in."""
+        ...
+
+    def read_into(self, key: str, offset: int, memory: memoryview) -> None:
+        """Fill memory with a part of a value; raises as `ReadableStore.read` does."""
+        ...
+
+
+class ReadableStore(Protocol):
+    """What every store can do, a plain web server too.
 
     Keys are relative, `/` separates their parts, and no part starts with a dot (`check_key`).
     Every method may be called from several threads at once. Each raises StoreError when the store
@@ -109,6 +126,16 @@ class Store(Protocol):
         """What tells this store from all others on any server, whatever it was called."""
         ...
 
+    @property
+    def writable(self) -> Store | None:
+        """This store with all that a `Store` does; None where it is only read, by keys."""
+        ...
+
+    @property
+    def disk(self) -> DiskStore | None:
+        """This store with what a disk of this machine offers; None for servers."""
+        ...
+
     def stat(self, key: str) -> Stat | None:
         """Return size and version of a value, or None when there is none.
 
@@ -123,19 +150,39 @@ class Store(Protocol):
         """
         ...
 
-    def create(
+
+class Store(ReadableStore, Protocol):
+    """Keys and bytes that are listed, written and removed: in a directory or a bucket.
+
+    Values are created once, whole or not at all: of several writers at the same time exactly one
+    wins, and the store sees to it, not the caller. All `create…` raise KeyTaken for the others.
+    """
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write a small value that does not exist yet."""
+        ...
+
+    def create_from_file(
         self,
         key: str,
-        source: Path | bytes | Incoming,
-        advance: Callable[[int], None] | None = None,
+        path: Path,
+        advance: Callable[[int], None] = ignore,
         known: Sequence[KnownRange] = (),
     ) -> None:
-        """Write a value that does not exist yet, whole or not at all; else raise KeyTaken.
+        """Write a file as a value that does not exist yet; in pieces: its size needs no memory.
 
-        Of several writers at the same time exactly one wins: the store sees to it, not the caller.
-        A file is sent in pieces, so its size needs no memory; `advance` gets the bytes done. What
-        is `Incoming` is read while it is written, and given its name only when it is right. Of
-        what is `known` to be in the store a store may make copies there, and send the rest only.
+        `advance` gets the bytes done. Of what is `known` to be in the store a store may make
+        copies there, and send the rest only.
+        """
+        ...
+
+    def receive(
+        self, key: str, incoming: Incoming, advance: Callable[[int], None] = ignore
+    ) -> None:
+        """Write a value that does not exist yet while it is read from elsewhere.
+
+        It gets its name only when its digests are right; what has arrived when that breaks off
+        stays for the next one of the same token.
         """
         ...
 
@@ -146,25 +193,31 @@ class Store(Protocol):
         """
         ...
 
-    def list(
-        self, prefix: str = "", *, folders: bool = False, unfinished: bool = False
-    ) -> Iterator[Listed]:
-        """Yield all values below `prefix` (empty, or ending in `/`), in no order.
+    def list(self, prefix: str = "") -> Iterator[Listed]:
+        """Yield all values below `prefix` (empty, or ending in `/`), in no order."""
+        ...
 
-        With `folders`, only the next level: what lies deeper is one `Listed.folder` each. With
-        `unfinished`, no values, but what writers began there and have not finished: the bytes that
-        have arrived, and when they began.
+    def list_level(self, prefix: str = "") -> Iterator[Listed]:
+        """Yield the values right below `prefix`; what lies deeper is one `Listed.folder` each."""
+        ...
+
+    def list_unfinished(self, prefix: str = "") -> Iterator[Listed]:
+        """Yield what writers began below `prefix` and have not finished.
+
+        The sizes are the bytes that have arrived, the times those at which they began.
         """
         ...
 
-    def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
-        """Remove a value; nothing happens when there is none.
+    def delete(self, key: str) -> None:
+        """Remove a value; nothing happens when there is none."""
+        ...
 
-        A `key` that ends in `/` is a folder that may be empty: it is not listed any more, then.
+    def delete_folder(self, prefix: str) -> None:
+        """See to it that a folder in which nothing is left is not listed any more."""
+        ...
 
-        With `unfinished_seconds`, remove no value, but what writers below the prefix `key` began
-        that long ago and never finished. Returns how many were removed.
-        """
+    def delete_unfinished(self, prefix: str, older_seconds: float) -> int:
+        """Remove what writers below `prefix` began that long ago and never finished; count it."""
         ...
 
 
@@ -177,7 +230,7 @@ def lost_races_again() -> Iterator[None]:
         raise Transient(error) from error
 
 
-def stat_whole(store: Store, key: str) -> Stat | None:
+def stat_whole(store: ReadableStore, key: str) -> Stat | None:
     """Return size and version of a value; None also for one that `create` is to complete."""
     try:
         return store.stat(key)

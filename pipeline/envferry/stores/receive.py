@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import xxhash
@@ -19,7 +19,7 @@ from envferry.stores.source import Incoming
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from concurrent.futures import Future
-    from contextlib import ExitStack
+    from pathlib import Path
 
     from envferry.stores.port import Store
     from envferry.stores.source import Piece
@@ -76,28 +76,30 @@ def in_order(pool: Workers, obtain: Callable[[int], T], count: int, ahead: int) 
         yield waiting.popleft().result()
 
 
-def incoming_of(source: Path | bytes | Incoming, key: str, stack: ExitStack) -> Incoming:
-    """Return a file or bytes as what arrives, of which nobody knows digests."""
-    if not isinstance(source, (Path, bytes)):
-        return source
-    if isinstance(source, bytes):
-        data, token = source, blake3(source).hexdigest()
-        return Incoming(
-            name=key,
-            size=len(data),
-            token=token,
-            read_at=lambda offset, length: data[offset : offset + length],
-            digests=None,
-        )
-    descriptor, status = os.open(source, os.O_RDONLY), source.stat()
-    stack.callback(os.close, descriptor)
+def incoming_of_bytes(data: bytes, key: str) -> Incoming:
+    """Return bytes as what arrives, of which nobody knows digests."""
     return Incoming(
         name=key,
-        size=status.st_size,
-        token=f"{source.name}.{status.st_mtime_ns}.{status.st_size}",
-        read_at=lambda offset, length: os.pread(descriptor, length, offset),
+        size=len(data),
+        token=blake3(data).hexdigest(),
+        read_at=lambda offset, length: data[offset : offset + length],
         digests=None,
     )
+
+
+@contextmanager
+def incoming_of_file(path: Path, key: str) -> Iterator[Incoming]:
+    """Yield a file as what arrives, of which nobody knows digests."""
+    with path.open("rb") as stream:
+        descriptor = stream.fileno()
+        status = os.fstat(descriptor)
+        yield Incoming(
+            name=key,
+            size=status.st_size,
+            token=f"{path.name}.{status.st_mtime_ns}.{status.st_size}",
+            read_at=lambda offset, length: os.pread(descriptor, length, offset),
+            digests=None,
+        )
 
 
 def create_or_read(
@@ -108,7 +110,7 @@ def create_or_read(
     if there is None:
         seen = _Seen(incoming)
         try:
-            store.create(key, replace(incoming, watch=seen.watch), advance)
+            store.receive(key, replace(incoming, watch=seen.watch), advance)
         except KeyTaken:  # somebody else was faster
             there = store.stat(key)
             if seen.size:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -34,7 +34,7 @@ from envferry.errors import NotFound, StoreError, UsageError
 from envferry.stores.checksums import with_checksums, without_checksums
 from envferry.stores.conditions import require_conditions
 from envferry.stores.multipart import PART_BYTES, Unreachable, plan_parts, receive_file, send_file
-from envferry.stores.port import KeyTaken, Listed, LostRace, Stat, check_key, check_prefix
+from envferry.stores.port import KeyTaken, Listed, LostRace, Stat, check_key, check_prefix, ignore
 from envferry.stores.s3_answers import (
     CREDENTIALS_HINT,
     NAMES_HINT,
@@ -46,12 +46,13 @@ from envferry.stores.s3_answers import (
     Unsupported,
     explain,
 )
-from envferry.stores.source import Incoming
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from envferry.stores.port import KnownRange
+    from envferry.stores.source import Incoming
 
 log = logging.getLogger(__name__)
 
@@ -159,31 +160,63 @@ class S3Store:
             return b""
         return persistently(lambda: self._read_once(key, offset, length))
 
-    def create(
+    @property
+    def writable(self) -> S3Store:
+        """Itself."""
+        return self
+
+    @property
+    def disk(self) -> None:
+        """None: it is elsewhere."""
+        return
+
+    def create(self, key: str, data: bytes) -> None:
+        """Put an object with `If-None-Match: *`."""
+        with self._creating(key):
+            self._put(key, data)
+
+    def create_from_file(
         self,
         key: str,
-        source: Path | bytes | Incoming,
-        advance: Callable[[int], None] | None = None,
+        path: Path,
+        advance: Callable[[int], None] = ignore,
         known: Sequence[KnownRange] = (),
     ) -> None:
         """Put an object with `If-None-Match: *`, a large file as a multipart upload."""
+        with self._creating(key):
+            size = path.stat().st_size
+            if size <= PART_BYTES:
+                self._put(key, path.read_bytes())
+                advance(size)
+                return
+            there = [replace(one, key=self.prefix + one.key) for one in known]
+            parts = plan_parts(size, there)
+            send_file(self._call, self._object(key), path, parts, advance)
+            self._require_arrived(key, size)
+
+    def receive(
+        self, key: str, incoming: Incoming, advance: Callable[[int], None] = ignore
+    ) -> None:
+        """Put an object with `If-None-Match: *`, a large one as a multipart upload."""
+        with self._creating(key):
+            if incoming.size <= PART_BYTES:
+                self._put(key, incoming.read())
+                advance(incoming.size)
+                return
+            receive_file(self._call, self._object(key), incoming, advance)
+            self._require_arrived(key, incoming.size)
+
+    def _put(self, key: str, data: bytes) -> None:
+        self._call("put_object", **self._object(key), Body=data, IfNoneMatch="*")
+
+    @contextmanager
+    def _creating(self, key: str) -> Iterator[None]:
+        """Raise KeyTaken before or after a write that somebody else's came before."""
         if self.stat(key):
             raise self._taken(key)
         self._require_conditions()
-        advance = advance or _ignore
-        target = self._object(key)
         try:
-            if (data := _if_small(source)) is not None:
-                self._call("put_object", **target, Body=data, IfNoneMatch="*")
-                advance(len(data))
-            elif isinstance(source, Incoming):
-                receive_file(self._call, target, source, advance)
-                self._require_arrived(key, source.size)
-            elif isinstance(source, Path):
-                size = source.stat().st_size
-                there = [replace(one, key=self.prefix + one.key) for one in known]
-                send_file(self._call, target, source, plan_parts(size, there), advance)
-                self._require_arrived(key, size)
+            yield
         except Conflict as error:
             raise self._taken(key) from error
         except NotFound as error:
@@ -205,19 +238,20 @@ class S3Store:
         version: str = answer["ETag"]
         return version
 
-    def list(
-        self, prefix: str = "", *, folders: bool = False, unfinished: bool = False
-    ) -> Iterator[Listed]:
-        """Yield objects, or multipart uploads, a page of a thousand at a time."""
-        if unfinished:
-            yield from limited(self._unfinished(prefix), self.url)
-            return
-        yield from limited(self._listed(prefix, folders=folders), self.url)
+    def list(self, prefix: str = "") -> Iterator[Listed]:
+        """Yield objects, a page of a thousand at a time."""
+        return limited(self._listed(prefix), self.url)
 
-    def _listed(self, prefix: str, *, folders: bool) -> Iterator[Listed]:
-        where = {"Bucket": self.bucket, "Prefix": self.prefix + check_prefix(prefix)}
-        if folders:
-            where["Delimiter"] = "/"
+    def list_level(self, prefix: str = "") -> Iterator[Listed]:
+        """Yield objects and common prefixes, a page of a thousand at a time."""
+        return limited(self._listed(prefix, Delimiter="/"), self.url)
+
+    def list_unfinished(self, prefix: str = "") -> Iterator[Listed]:
+        """Yield multipart uploads, a page of a thousand at a time."""
+        return limited(self._unfinished(prefix), self.url)
+
+    def _listed(self, prefix: str, **delimiter: str) -> Iterator[Listed]:
+        where = {"Bucket": self.bucket, "Prefix": self.prefix + check_prefix(prefix), **delimiter}
         page = self._call("list_objects_v2", **where)
         while True:
             for item in page.get("Contents", ()):
@@ -234,18 +268,23 @@ class S3Store:
                 return
             page = self._call("list_objects_v2", **where, ContinuationToken=token)
 
-    def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
-        """Delete an object, or end the multipart uploads that nobody has finished.
+    def delete(self, key: str) -> None:
+        """Delete an object."""
+        self._call("delete_object", **self._object(key))
+
+    def delete_folder(self, prefix: str) -> None:
+        """Delete the key that an empty folder has on some servers.
 
         SeaweedFS lists empty folders for minutes; `DELETE folder/` ends that, and does nothing to
         one that holds something (measured, 4.48). To other servers it is a key that is not there.
         """
-        if unfinished_seconds is None:
-            name = check_prefix(key) if key.endswith("/") else check_key(key)
-            self._call("delete_object", Bucket=self.bucket, Key=self.prefix + name)
-            return 1
-        before = datetime.now(timezone.utc) - timedelta(seconds=unfinished_seconds)
-        dead = [one for one in self._uploads(key) if one["Initiated"] <= before]
+        key = self.prefix + check_prefix(prefix)
+        self._call("delete_object", Bucket=self.bucket, Key=key)
+
+    def delete_unfinished(self, prefix: str, older_seconds: float) -> int:
+        """End the multipart uploads that nobody has finished."""
+        before = datetime.now(timezone.utc) - timedelta(seconds=older_seconds)
+        dead = [one for one in self._uploads(prefix) if one["Initiated"] <= before]
         for one in dead:
             upload = {"Key": one["Key"], "UploadId": one["UploadId"]}
             self._call("abort_multipart_upload", Bucket=self.bucket, **upload)
@@ -522,16 +561,3 @@ def _close_body(answer: dict[str, Any]) -> None:
     """Close what an answer streams: nobody reads it, and its connection would stay open."""
     if body := answer.get("Body"):
         body.close()
-
-
-def _if_small(source: Path | bytes | Incoming) -> bytes | None:
-    """Return what one request can send, None when it is more."""
-    if isinstance(source, bytes):
-        return source
-    if isinstance(source, Incoming):
-        return source.read() if source.size <= PART_BYTES else None
-    return source.read_bytes() if source.stat().st_size <= PART_BYTES else None
-
-
-def _ignore(done_bytes: int) -> None:
-    """Watch no progress."""

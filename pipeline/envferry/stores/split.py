@@ -8,7 +8,7 @@ v1/split.json                  says that this registry is one, and where it is c
 from __future__ import annotations
 
 import re
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Annotated
@@ -20,15 +20,14 @@ from blake3 import blake3
 from envferry.base.files import human_bytes
 from envferry.base.json import from_json, to_json
 from envferry.errors import IntegrityError, NotFound, StoreError, UsageError
-from envferry.stores.directory import DirectoryStore
-from envferry.stores.port import Incomplete, KeyTaken, Listed, Stat, stat_whole
-from envferry.stores.receive import create_or_read, incoming_of
+from envferry.stores.port import CannotList, Incomplete, KeyTaken, Listed, Stat, ignore, stat_whole
+from envferry.stores.receive import create_or_read, incoming_of_bytes, incoming_of_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from envferry.stores.port import KnownRange, Store
+    from envferry.stores.port import DiskStore, KnownRange, ReadableStore, Store
     from envferry.stores.source import Incoming, Piece
 
 MARKER = "v1/split.json"
@@ -71,7 +70,7 @@ def part_key(key: str, number: int) -> str:
 class SplitStore:
     """A `Store` that keeps large values in parts of another one; nobody else notices."""
 
-    inner: Store
+    inner: ReadableStore
     part_bytes: int
     records: dict[str, SplitRecord] = field(default_factory=dict, compare=False)
     """Those that were read: values are written once."""
@@ -85,6 +84,21 @@ class SplitStore:
     def place(self) -> str:
         """What tells the other store from all others."""
         return self.inner.place
+
+    @property
+    def writable(self) -> SplitStore | None:
+        """Itself, if the other store can be written."""
+        return self if self.inner.writable else None
+
+    @property
+    def disk(self) -> SplitStore | None:
+        """Itself, if the other store is on a disk."""
+        return self if self.inner.disk else None
+
+    @property
+    def root(self) -> Path:
+        """The directory of the other store."""
+        return self._disk().root
 
     def stat(self, key: str) -> Stat | None:
         """Return size and version of a value, whole or in parts."""
@@ -117,9 +131,8 @@ class SplitStore:
             return b"".join(self.inner.read(part, first, count) for part, first, count in places)
 
     def read_into(self, key: str, offset: int, memory: memoryview) -> None:
-        """Fill memory with a part of a value; the other store must be a directory."""
-        inner = self.inner
-        assert isinstance(inner, DirectoryStore)
+        """Fill memory with a part of a value; the other store must be on a disk."""
+        inner = self._disk()
         if key not in self.records:
             try:
                 inner.read_into(key, offset, memory)
@@ -174,23 +187,63 @@ class SplitStore:
             message += f"in order: {', '.join(there) or 'none'}"
             raise Incomplete(message, hint=MEND)
 
-    def create(
+    def create(self, key: str, data: bytes) -> None:
+        """Write a value, in parts if it is large."""
+        self._require_free(key)
+        if len(data) <= self.part_bytes:
+            self._inner().create(key, data)
+        else:
+            self._create_parts(key, incoming_of_bytes(data, key), ignore)
+
+    def create_from_file(
         self,
         key: str,
-        source: Path | bytes | Incoming,
-        advance: Callable[[int], None] | None = None,
+        path: Path,
+        advance: Callable[[int], None] = ignore,
         known: Sequence[KnownRange] = (),
     ) -> None:
-        """Write a value, in parts if it is large; those that are there already are read again."""
+        """Write a file, in parts if it is large; those that are there already are read again."""
+        self._require_free(key)
+        if path.stat().st_size <= self.part_bytes:
+            self._inner().create_from_file(key, path, advance, known)
+            return
+        with incoming_of_file(path, key) as incoming:
+            self._create_parts(key, incoming, advance)
+
+    def receive(
+        self, key: str, incoming: Incoming, advance: Callable[[int], None] = ignore
+    ) -> None:
+        """Write what arrives, in parts if it is large; those that are there are read again."""
+        self._require_free(key)
+        if incoming.size <= self.part_bytes:
+            self._inner().receive(key, incoming, advance)
+        else:
+            self._create_parts(key, incoming, advance)
+
+    def _require_free(self, key: str) -> None:
+        self._inner()
         if stat_whole(self, key):
             raise KeyTaken(f"{key} exists in {self.url} and is never overwritten")
-        with ExitStack() as stack:
-            incoming = incoming_of(source, key, stack)
-            if incoming.size <= self.part_bytes:
-                self.inner.create(key, source, advance, known)
-            else:
-                self._require_few(key, incoming.size)
-                self._create_parts(key, incoming, advance or (lambda _: None))
+
+    def _inner(self) -> Store:
+        """Return the other store to write to; raise StoreError when it is only read."""
+        if (inner := self.inner.writable) is None:
+            message = f"{self.url} is a web server: nothing can be written or removed there"
+            raise StoreError(message, hint="push to the directory or bucket that it serves")
+        return inner
+
+    def _listable(self) -> Store:
+        """Return the other store to list; raise CannotList when it is only read."""
+        if (inner := self.inner.writable) is None:
+            message = f"{self.url} is a web server: what it holds cannot be listed"
+            hint = "name the environment and its tag or id: NAME@TAG, NAME@ID"
+            raise CannotList(message, hint=hint)
+        return inner
+
+    def _disk(self) -> DiskStore:
+        disk = self.inner.disk
+        assert disk is not None, "the caller asks for `disk` first"
+        return disk
 
     def _require_few(self, key: str, size: int) -> None:
         """Raise UsageError for a value of more parts than a reader takes."""
@@ -200,6 +253,7 @@ class SplitStore:
             raise UsageError(message, hint="export to another folder, with a larger --split")
 
     def _create_parts(self, key: str, incoming: Incoming, advance: Callable[[int], None]) -> None:
+        self._require_few(key, incoming.size)
         fast, strong = xxhash.xxh3_128(), blake3()
         parts, were_there = [], 0
         for number, start in enumerate(range(0, incoming.size, self.part_bytes)):
@@ -213,18 +267,18 @@ class SplitStore:
 
             part, found = part_key(key, number), self.inner.stat(part_key(key, number))
             if found and found.size != size:  # cut off when it was copied
-                self.inner.delete(part)
+                self._inner().delete(part)
                 found = None
             were_there += found is not None
-            create_or_read(self.inner, part, incoming.part(number, start, size, watch), advance)
+            create_or_read(self._inner(), part, incoming.part(number, start, size, watch), advance)
             parts.append(PartFacts(size=size, blake3=digest.hexdigest()))
         try:
             incoming.require(fast.hexdigest(), strong.hexdigest())
         except IntegrityError as error:
             self.records.pop(key, None)
-            self.inner.delete(key + RECORD_SUFFIX)
+            self._inner().delete(key + RECORD_SUFFIX)
             for number in range(len(parts)):
-                self.inner.delete(part_key(key, number))
+                self._inner().delete(part_key(key, number))
             if not were_there:
                 raise
             message = f"what an earlier run left of {key} in {self.url} is damaged: it was removed"
@@ -235,38 +289,44 @@ class SplitStore:
         """Write what the parts are, over what is damaged; the same may be there already."""
         name, data = key + RECORD_SUFFIX, to_json(record)
         try:
-            self.inner.create(name, data)
+            self._inner().create(name, data)
         except KeyTaken:
             there = self.inner.stat(name)
             try:
                 is_other = self._record(key) != record
             except Incomplete:
-                self.inner.replace(name, data, there.version if there else None)
+                self._inner().replace(name, data, there.version if there else None)
                 return
             if is_other:
                 raise
 
     def replace(self, key: str, data: bytes, expected: str | None) -> str:
         """Pass on: what changes is small."""
-        return self.inner.replace(key, data, expected)
+        return self._inner().replace(key, data, expected)
 
-    def list(
-        self, prefix: str = "", *, folders: bool = False, unfinished: bool = False
-    ) -> Iterator[Listed]:
-        """Yield values, those in parts as the one that they are; parts of none are unfinished."""
-        if unfinished:
-            yield from self._unlisted_parts(prefix)
-        for listed in self.inner.list(prefix, folders=folders, unfinished=unfinished):
-            if unfinished:
-                yield listed
-            elif listed.key.endswith(RECORD_SUFFIX):
+    def list(self, prefix: str = "") -> Iterator[Listed]:
+        """Yield values, those in parts as the one that they are."""
+        return self._values(self._listable().list(prefix))
+
+    def list_level(self, prefix: str = "") -> Iterator[Listed]:
+        """Yield values and folders right below a prefix."""
+        return self._values(self._listable().list_level(prefix))
+
+    def list_unfinished(self, prefix: str = "") -> Iterator[Listed]:
+        """Yield what writers have not finished; parts of no value are that, too."""
+        yield from self._unlisted_parts(prefix)
+        yield from self._listable().list_unfinished(prefix)
+
+    def _values(self, found: Iterator[Listed]) -> Iterator[Listed]:
+        for listed in found:
+            if listed.key.endswith(RECORD_SUFFIX):
                 yield self._joined(listed)
             elif listed.key != MARKER and not PART_NAME.fullmatch(listed.key):
                 yield listed
 
     def _unlisted_parts(self, prefix: str) -> Iterator[Listed]:
         """Yield the parts of values that nobody finished."""
-        keys = {listed.key: listed for listed in self.inner.list(prefix)}
+        keys = {listed.key: listed for listed in self._listable().list(prefix)}
         for key, listed in keys.items():
             if PART_NAME.fullmatch(key) and key.rpartition(".part")[0] + RECORD_SUFFIX not in keys:
                 yield listed
@@ -278,23 +338,31 @@ class SplitStore:
             size = self._record(key).size
         return replace(listed, key=key, size=size)
 
-    def delete(self, key: str, unfinished_seconds: float | None = None) -> int:
+    def delete(self, key: str) -> None:
         """Remove a value, its record before its parts."""
-        is_value = unfinished_seconds is None and not key.endswith("/")
-        if is_value and self.inner.stat(key + RECORD_SUFFIX):
-            self.records.pop(key, None)
-            self.inner.delete(key + RECORD_SUFFIX)
-            folder = key[: key.rfind("/") + 1]
-            for name in [listed.key for listed in self.inner.list(folder)]:
-                if PART_NAME.fullmatch(name) and name.rpartition(".part")[0] == key:
-                    self.inner.delete(name)
-            return 1
-        removed = 0
-        if unfinished_seconds is not None:
-            before = datetime.now(timezone.utc) - timedelta(seconds=unfinished_seconds)
-            dead = [one for one in self._unlisted_parts(key) if one.modified <= before]
-            removed = sum(self.inner.delete(one.key) for one in dead)
-        return removed + self.inner.delete(key, unfinished_seconds)
+        inner = self._inner()
+        if not inner.stat(key + RECORD_SUFFIX):
+            inner.delete(key)
+            return
+        self.records.pop(key, None)
+        inner.delete(key + RECORD_SUFFIX)
+        folder = key[: key.rfind("/") + 1]
+        for name in [listed.key for listed in inner.list(folder)]:
+            if PART_NAME.fullmatch(name) and name.rpartition(".part")[0] == key:
+                inner.delete(name)
+
+    def delete_folder(self, prefix: str) -> None:
+        """Pass on."""
+        self._inner().delete_folder(prefix)
+
+    def delete_unfinished(self, prefix: str, older_seconds: float) -> int:
+        """Remove what writers have not finished, and parts of no value."""
+        inner = self._inner()
+        before = datetime.now(timezone.utc) - timedelta(seconds=older_seconds)
+        dead = [one for one in self._unlisted_parts(prefix) if one.modified <= before]
+        for one in dead:
+            inner.delete(one.key)
+        return len(dead) + inner.delete_unfinished(prefix, older_seconds)
 
     def _record(self, key: str) -> SplitRecord:
         """Read what the parts of a value are; raise Incomplete for what does not say it."""

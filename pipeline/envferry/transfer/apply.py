@@ -111,7 +111,7 @@ def _plan(
 ) -> tuple[list[OpenDelta], list[OpenDelta], MirrorPlan | None]:
     """Return the deltas in order, those of them that the site lacks, and what comes whole."""
     deltas = find_deltas(source, faults)
-    tops = {listed.key for listed in source.store.list("v1/", folders=True)}
+    tops = {listed.key for listed in source.store.list_level("v1/")}
     if not tops & {ENVS, DELTAS}:
         message = f"{source.url} holds no export: there is neither {ENVS} nor {DELTAS} in it"
         raise NotFound(message, hint="name the folder that `envferry export` wrote")
