@@ -39,7 +39,7 @@ from envferry.specs.conda_lines import conda_name
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from envferry.errors import StoreError
+    from envferry.errors import PipelineError
 
 NAMES_PATH = Path(__file__).with_name("pypi_names.json")
 
@@ -119,7 +119,7 @@ def pypi_name(conda_name: str) -> str:
     return _pypi_names().get(conda_name.lower(), conda_name)
 
 
-def _explain(answer: CondaAnswer, request: CondaRequest) -> SpecError | StoreError | ToolFailed:
+def _explain(answer: CondaAnswer, request: CondaRequest) -> PipelineError:
     """Turn the solver's words into an error."""
     words = tidy(answer.error).removeprefix("Cannot solve the request because of: ")
     channels = without_credentials(", ".join(request.channels))

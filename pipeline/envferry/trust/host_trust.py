@@ -45,7 +45,7 @@ class Trust:
             log.info("%s is signed by %s", verified.artifact, ", ".join(verified.signed_by))
         else:
             log.warning(
-                "nobody checks who made %s: this host trusts no keys (/etc/envferry/trusted.d)",
+                "%s: signature not verified (no trusted keys in /etc/envferry/trusted.d)",
                 manifest.stem,
             )
 
