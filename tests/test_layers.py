@@ -164,3 +164,20 @@ def test_no_test_asserts_wall_clock_time() -> None:
         if clocks.search(line)
     ]
     assert not found
+
+
+@pytest.mark.parametrize("path", sorted((SOURCES / "cli").glob("*.py")), ids=lambda path: path.name)
+def test_commands_are_typed(path: Path) -> None:
+    """A command binds a dataclass: `**choices: object` or `Any` would hide renamed options."""
+    loose = [
+        f"{node.name}(**{node.args.kwarg.arg})"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.args.kwarg
+    ]
+    # The mechanism itself takes click's settings and values.
+    allowed = ["option(**settings)", "argument(**settings)", "run(**values)"]
+    assert loose == (allowed if path.name == "command.py" else [])
+    if path.name != "command.py":
+        text = path.read_text()
+        assert not re.findall(r"@click\.(command|option|argument)\b|ignore\[arg-type\]", text)
+        assert not re.findall(r"\bcast\(", text)

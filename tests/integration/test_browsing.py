@@ -49,7 +49,10 @@ def test_ls(shop: Workshop) -> None:
     assert (entry["version"], entry["tags"], entry["attested"]) == ("1.0", ["stable"], False)
     assert len(shop.run("ls", "demo").stdout.splitlines()) == 3
     nothing = shop.run("ls", "dmeo", expect=7)
-    assert (nothing.stdout, "holds no environment dmeo\nhint: perhaps demo?" in nothing.stderr) == (
+    assert (
+        nothing.stdout,
+        "holds no environment dmeo\nhint: did you mean demo?" in nothing.stderr,
+    ) == (
         "",
         True,
     )
@@ -68,9 +71,9 @@ def test_ls_shows_what_is_damaged(shop: Workshop) -> None:
     path.write_bytes(b"{")
     finished = shop.run("ls")
     assert "damaged" in finished.stdout
-    assert "1 damaged: `envferry check`" in finished.stderr
+    assert "1 artifact damaged: run `envferry check`" in finished.stderr
     finished = shop.run("find", "no-such-package", expect=7)
-    assert "1 damaged and not searched" in finished.stderr
+    assert "1 artifact damaged and not searched" in finished.stderr
     assert len(json.loads(shop.run("ls", "--json").stdout)) == 3
 
 
@@ -79,7 +82,7 @@ def test_find(shop: Workshop) -> None:
     assert [one["name"] for one in found] == ["demo", "demo", "other"]
     assert "demo@" in shop.run("find", "torch>=2.8", "demo", "--tagged").stdout
     nothing = shop.run("find", "numpy>=2", expect=7)
-    assert "versions there are 1.26.4" in nothing.stderr
+    assert "available versions: 1.26.4" in nothing.stderr
     assert "hint: " in nothing.stderr
     assert "'*nump*'" in shop.run("find", "nump", expect=7).stderr
     argv, environ = shop.command("find", "nump", "--json")

@@ -65,7 +65,7 @@ def test_show_says_who_built_it_and_when_it_came(host: Workshop) -> None:
     said = host.run("show", "demo@new").stdout
     assert "built by" in said
     assert new["provenance"]["key_ids"][0] in said
-    assert "nobody" in host.run("show", "demo@old").stdout
+    assert "not signed" in host.run("show", "demo@old").stdout
 
 
 def test_names_and_licences_cannot_drive_a_terminal(host: Workshop) -> None:
@@ -127,5 +127,5 @@ def test_check_and_prune_on_the_command_line(host: Workshop) -> None:
     next((host.home / "registry").rglob("conda-lock.yml")).unlink()
     failed = host.run("check", expect=8)
     assert "conda-lock.yml is missing" in failed.stdout
-    assert "mend: `envferry push demo-" in failed.stdout
+    assert "fix: `envferry push demo-" in failed.stdout
     assert "hint:" in failed.stderr

@@ -82,7 +82,7 @@ def test_what_is_published_is_not_built_again(desk: Workshop) -> None:
     assert (again["id"], again["built"], again["uploaded"]) == (first["id"], False, False)
     assert again["tags"] == ["stable", "latest"]
     assert not (desk.cache / "builds").exists()
-    assert "not built again" in desk.run("release", "one", "--offline").stdout
+    assert "not rebuilt" in desk.run("release", "one", "--offline").stdout
     # Asked for, damaged there, or with other options: it is built, which needs the downloads.
     assert (
         "not in the download cache"

@@ -224,8 +224,8 @@ def test_verify_takes_what_it_is_given(host: Workshop) -> None:
     by_id = f"demo@{artifact.manifest.id}"
     assert "is signed by" in host.run("verify", by_id).stdout
     host.run("install", "demo@stable")
-    assert "as they were installed" in host.run("verify", "demo").stdout
-    assert "as they were installed" in host.run("verify", by_id).stdout
+    assert "unchanged since the install" in host.run("verify", "demo").stdout
+    assert "unchanged since the install" in host.run("verify", by_id).stdout
     assert "is signed by" in host.run("verify", by_id, "--published").stdout
     assert "is signed by" in host.run("verify", "demo", "--published").stdout
     said = host.run("verify", "demo@nightly", expect=7).stderr

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.base.files import human_bytes
+from envferry.base.files import human_bytes, plural
 from envferry.cli.command import argument, command, option
 from envferry.cli.options import RegistryOptions
 from envferry.cli.terminal import table
@@ -37,12 +37,12 @@ class SelectionOptions(RegistryOptions):
     platform: str | None = option(
         "--platform", metavar="PLATFORM", help="Only artifacts for this platform."
     )
-    tag: str | None = option("--tag", metavar="TAG", help="Only artifacts that this tag points to.")
+    tag: str | None = option("--tag", metavar="TAG", help="Only artifacts with this tag.")
     is_tagged: bool = option("--tagged", is_flag=True, help="Only artifacts with a tag.")
     fully: bool = option(
         "--refresh",
         is_flag=True,
-        help="List every key again: sees half-removed artifacts and late signatures at once.",
+        help="List every key again, to see half-removed artifacts and late signatures at once.",
     )
 
     def filter(self) -> Filter:
@@ -69,9 +69,9 @@ class FindOptions(SelectionOptions):
 def ls(console: Console, options: SelectionOptions) -> None:
     """List the artifacts in the registry, or those of one environment, the newest first.
 
-    SIGNED says whether an attestation lies beside an artifact; `envferry verify REF` says by
-    whom. The list comes from a local index, which reads only what is new in the registry. The exit
-    code is 7 when the registry has no environment NAME.
+    SIGNED: whether the artifact has an attestation; `envferry verify REF` verifies it. The list
+    comes from a local index, which reads only what is new in the registry. The exit code is 7 if
+    the registry has no environment NAME.
     """
     from envferry.index.queries import entries
 
@@ -81,15 +81,15 @@ def ls(console: Console, options: SelectionOptions) -> None:
         require_environment(options.name, catalog)
     console.result(found, lambda: entry_lines(found, catalog))
     if damaged := sum(1 for entry in found if entry.problem):
-        console.note(f"{damaged} damaged: `envferry check` says what is wrong and how to mend it")
+        console.note(f"{plural(damaged, 'artifact')} damaged: run `envferry check` for details")
 
 
 @command(FindOptions)
 def find(console: Console, options: FindOptions) -> int:
     """Find the artifacts that hold a PACKAGE, in all environments or in NAME.
 
-    PACKAGE is a name, with versions if you like: 'torch>=2.8', 'numpy>=1.26,<2', 'openssl=3.0',
-    'torch==2.8.*', 'nvidia-*'. conda and pip packages are searched. The exit code is 7 when
+    PACKAGE is a name, optionally with versions: 'torch>=2.8', 'numpy>=1.26,<2', 'openssl=3.0',
+    'torch==2.8.*', 'nvidia-*'. conda and pip packages are searched. The exit code is 7 if
     nothing is found.
     """
     from envferry.index import WantedPackage
@@ -101,7 +101,8 @@ def find(console: Console, options: FindOptions) -> int:
     found = catalog.ask(find_package(wanted, selected))
     searched = catalog.ask(entries(selected))
     if damaged := sum(1 for entry in searched if entry.problem):
-        console.note(f"{damaged} damaged and not searched: `envferry check` says how to mend it")
+        text = f"{plural(damaged, 'artifact')} damaged and not searched"
+        console.note(f"{text}: run `envferry check` for details")
     if not found and not console.as_json:
         if options.name:
             require_environment(options.name, catalog)
@@ -151,8 +152,8 @@ def nothing_listed(catalog: Catalog) -> str:
 
     url = fit_to_show(catalog.registry.url)
     if not catalog.ask(environments()):
-        return f"{url} holds no environments yet: `envferry push ARCHIVE` brings one"
-    return f"{url} holds nothing like that: see `envferry ls` without options"
+        return f"{url} holds no environments yet: add one with `envferry push ARCHIVE`"
+    return f"no artifact in {url} matches: list all with `envferry ls`"
 
 
 def require_environment(name: str, catalog: Catalog) -> None:
@@ -163,11 +164,11 @@ def require_environment(name: str, catalog: Catalog) -> None:
     if name in names:
         return
     near = difflib.get_close_matches(name, names, n=3)
-    hint = "`envferry ls` lists what it holds"
+    hint = "list all environments with `envferry ls`"
     if near:
-        hint = f"perhaps {', '.join(near)}? {hint}"
+        hint = f"did you mean {' or '.join(near)}? {hint}"
     elif not names:
-        hint = "it holds none yet: `envferry push ARCHIVE` brings one"
+        hint = "it holds none yet: add one with `envferry push ARCHIVE`"
     raise NotFound(f"{catalog.registry.url} holds no environment {name}", hint=hint)
 
 
@@ -178,11 +179,13 @@ def nothing_found(package: str, wanted: WantedPackage, catalog: Catalog) -> NotF
     message = f"no artifact in {catalog.registry.url} holds {package}"
     versions = catalog.ask(versions_of(wanted))
     if not versions:
-        return NotFound(message, hint=f"try a part of its name: envferry find '*{wanted.name}*'")
+        return NotFound(
+            message, hint=f"search for a part of the name: envferry find '*{wanted.name}*'"
+        )
     shown = ", ".join(versions[-LISTED_VERSIONS:])
     more = "… " if len(versions) > LISTED_VERSIONS else ""
     return NotFound(
-        f"{message}: versions there are {more}{shown}", hint=f"run `envferry find '{wanted.name}'`"
+        f"{message}; available versions: {more}{shown}", hint=f"run `envferry find '{wanted.name}'`"
     )
 
 

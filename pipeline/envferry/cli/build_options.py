@@ -159,7 +159,9 @@ def build_again(
     if sandbox.can_fake_time:
         around = replace(around, environ={**around.environ, **ANOTHER_DAY})
     else:
-        log.warning("libfaketime is not here: the second build has another time, not another date")
+        log.warning(
+            "libfaketime is not installed: the second build has another time, but the same date"
+        )
     with folder_for_comparing(options.builds_dir / f"{built.name}-{built.platform}.again") as home:
         usual = replace(options, builds_dir=home, offline=True, check=False)
         again = replace(usual, circumstances=around, anew=True)
@@ -209,5 +211,5 @@ def refuse(differences: Sequence[str], name: str) -> None:
         shown = [*differences[:DIFFERENCES_SHOWN], *([f"and {more} more"] if more > 0 else [])]
         raise IntegrityError(
             "\n  ".join([f"two builds of {name} differ:", *shown]),
-            hint="a package's own script or build made it so: leave that package out, or report it",
+            hint="a package's own script or build causes this: leave it out, or report it there",
         )

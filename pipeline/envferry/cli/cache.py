@@ -27,12 +27,12 @@ KEEP_DAYS = 30
 
 @click.group()
 def cache() -> None:
-    """Look after the download cache, which all builds on this machine share."""
+    """Manage the download cache, which all builds on this machine share."""
 
 
 @command(NoOptions, group=cache)
 def ls(console: Console, _: NoOptions) -> None:
-    """List the downloads and the indexes of channels, those used last first."""
+    """List the downloads and the channel indexes, the most recently used first."""
     from envferry.build.cache import list_entries, list_indexes
 
     entries, indexes = list_entries(downloads_dir()), list_indexes(indexes_dir())
@@ -41,7 +41,7 @@ def ls(console: Console, _: NoOptions) -> None:
 
 @command(NoOptions, group=cache)
 def verify(console: Console, _: NoOptions) -> None:
-    """Hash every download; remove those that are damaged: the next build fetches them again."""
+    """Verify every download and remove damaged ones; the next build downloads them again."""
     from envferry.build.cache import list_entries, verify_entries
 
     root = downloads_dir()
@@ -51,11 +51,14 @@ def verify(console: Console, _: NoOptions) -> None:
         damaged = verify_entries(root, advance)
     if damaged:
         names = "\n  ".join(entry.path.name for entry in damaged)
+        count = f"{len(damaged)} of {plural(len(entries), 'download')}"
         raise IntegrityError(
-            f"{len(damaged)} of {len(entries)} downloads were damaged and are removed:\n  {names}",
-            hint="build again with the network on; look at this disk",
+            f"{count} were damaged and removed:\n  {names}",
+            hint="build again to download them, and check this disk",
         )
-    console.result(entries, lambda: [f"{len(entries)} downloads, {human_bytes(total)}: all good"])
+    console.result(
+        entries, lambda: [f"{plural(len(entries), 'download')}, {human_bytes(total)}: all intact"]
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +70,14 @@ class CachePruneOptions(DryRunOptions):
         type=click.IntRange(0),
         default=KEEP_DAYS,
         show_default=True,
-        help="Keep what was used in the last days; 0 removes everything.",
+        metavar="N",
+        help="Keep downloads used in the last N days; 0 removes all.",
     )
 
 
 @command(CachePruneOptions, group=cache)
 def prune(console: Console, options: CachePruneOptions) -> None:
-    """Remove downloads and indexes that nothing used for long, and what killed builds left."""
+    """Remove downloads and indexes not used recently, and what interrupted builds left behind."""
     from envferry.build.cache import DAY_SECONDS, prune_entries, prune_indexes, remove_leftovers
 
     oldest = time.time() - options.keep_days * DAY_SECONDS
@@ -127,4 +131,4 @@ def entry_lines(entries: list[CacheEntry]) -> Iterator[str]:
     ]
     yield from table(("FILE", "SIZE", "USED", "HASH"), rows, right=(1,))
     total = human_bytes(sum(entry.size for entry in entries))
-    yield f"{len(entries)} downloads, {total}, in {downloads_dir()}"
+    yield f"{plural(len(entries), 'download')}, {total}, in {downloads_dir()}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from envferry.base.files import plural
 from envferry.cli.command import argument, command, option
 from envferry.config import settings
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def channel() -> None:
-    """Make a conda channel out of interpreters and wheels."""
+    """Create a conda channel from interpreters and wheels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +34,15 @@ class CreateOptions:
         "--python",
         multiple=True,
         metavar="EXE",
-        help="An interpreter to package; repeatable; the one that runs envferry by default.",
+        help="An interpreter to package; repeatable; default: the one that runs envferry.",
     )
 
 
 @command(CreateOptions, group=channel)
 def create(console: Console, options: CreateOptions) -> None:
-    """Make the conda channel DIRECTORY out of interpreters, wheel files and requirements.
+    """Create the conda channel DIRECTORY from interpreters, wheel files and requirements.
 
-    A requirement brings its dependencies with it. What is in the channel already stays.
+    A requirement brings its dependencies. Packages that are already in the channel stay.
     """
     from envferry.build.downloads import DownloadCache
     from envferry.channel.creation import ChannelRequest, create_channel
@@ -63,8 +64,8 @@ def summary_lines(summary: ChannelSummary) -> Iterator[str]:
     """Yield what became of a request, and how to use the channel."""
     for package in summary.added:
         yield f"  {package}"
-    there = f", {len(summary.unchanged)} were there already" if summary.unchanged else ""
-    yield f"{summary.directory}: {len(summary.added)} packages added{there}"
+    there = f", {len(summary.unchanged)} already present" if summary.unchanged else ""
+    yield f"{summary.directory}: {plural(len(summary.added), 'package')} added{there}"
     if summary.missing:
-        yield f"not in this channel, though its packages want them: {', '.join(summary.missing)}"
-    yield f"use it: envferry lock SPEC --channel {summary.directory}"
+        yield f"missing dependencies, to be had from other channels: {', '.join(summary.missing)}"
+    yield f"next: envferry lock SPEC --channel {summary.directory}"

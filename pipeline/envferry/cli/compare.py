@@ -50,14 +50,14 @@ class WhyOptions(PlatformOptions, RegistryOptions):
 
 @command(DiffOptions)
 def diff(console: Console, options: DiffOptions) -> None:
-    """Say what is different between two artifacts, or between two locks.
+    """Compare two artifacts, or two locks.
 
-    Artifacts: NAME@TAG, NAME@ID or archive files, both of them. Packages that were added, removed
-    and changed, sizes, and what a host that has BEFORE reads to install AFTER, to the byte: of the
-    archives only the indexes are read.
+    Artifacts: NAME@TAG, NAME@ID or archive files, both of them. Lists packages added,
+    removed and changed, sizes, and what a host that has BEFORE reads to install AFTER, to the byte.
+    Only the archives' indexes are read.
 
     Locks: a SPEC, a SPEC@REV for its lock at a git revision, or the path of a lock; with two
-    SPEC@REV say --locks.
+    SPEC@REV add --locks.
     """
     before, after = options.before, options.after
     if options.locks or not is_about_artifacts(before, after):
@@ -74,9 +74,9 @@ def diff(console: Console, options: DiffOptions) -> None:
 
 @command(WhyOptions)
 def why(console: Console, options: WhyOptions) -> None:
-    """Say who needs PACKAGE in the artifact REF, and who needs those, up to what nothing needs.
+    """Show which packages of the artifact REF need PACKAGE, up to those that the spec asks for.
 
-    By the artifact's SBOM, or by its lock where it has none.
+    Read from the artifact's SBOM, or from its lock if it has none.
     """
     dependencies, stem = read_dependencies(options)
     needs = dependencies.why(options.package, stem)
@@ -175,4 +175,4 @@ def why_lines(needs: tuple[Need, ...]) -> Iterator[str]:
         if need.needed_by:
             yield from need_lines(need)
         else:
-            yield "nothing needs it: the spec asks for it"
+            yield "required by the spec itself"

@@ -41,7 +41,7 @@ LIBRARIES = (
 
 @command(RegistryOptions)
 def doctor(console: Console, options: RegistryOptions) -> None:
-    """Say what this machine can do: sandbox engines, versions, space, the registry."""
+    """Show what this machine supports: sandbox engines, versions, disk space, the registry."""
     here = settings()
     findings = {
         "envferry": f"{__version__}, Python {sys.version.split()[0]}",
@@ -78,7 +78,7 @@ def library_version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         extra = "s3" if name == "boto3" else "build"
-        return f'not installed (pip install "envferry[{extra}]" brings it)'
+        return f'not installed (run: pip install "envferry[{extra}]")'
 
 
 def cache_state(here: Settings) -> str:
@@ -93,7 +93,7 @@ def space_at(path: Path) -> str:
     """Return a directory and the space that is free there."""
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     free = human_bytes(shutil.disk_usage(existing).free)
-    return f"{path}, {free} free" + ("" if existing == path else ", not there yet")
+    return f"{path}, {free} free" + ("" if existing == path else ", not created yet")
 
 
 def registry_state(url: str) -> str:

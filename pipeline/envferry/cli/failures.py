@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 EXPECTED = (PipelineError, click.ClickException, click.Abort, KeyboardInterrupt, OSError)
 """What `explain` knows; all else is a bug."""
 
-NO_SPACE = ("no space left on the disk", "free some space, then try again")
-NOT_ALLOWED = ("not allowed", "may this user read and write there?")
+NO_SPACE = ("no space left on the disk", "free some space, then run it again")
+NOT_ALLOWED = ("permission denied", "check that this user can read and write there")
 NOT_ALLOWED_CODES = (errno.EACCES, errno.EPERM, errno.EROFS)
-IN_THE_WAY = ("a file is where a folder should be", "name another place, or move that file away")
+IN_THE_WAY = ("a file is in the place of a folder", "choose another place, or move that file")
 OS_ERRORS = {
     errno.ENOSPC: NO_SPACE,
     errno.EDQUOT: NO_SPACE,
@@ -96,11 +96,11 @@ def _explain_os_error(error: OSError) -> Failure:
         words = str(error.args[0][0][-1])
         code = int(found[1]) if (found := re.search(r"\[Errno (\d+)\]", words)) else None
     if code == errno.ENOENT and _is_nowhere():
-        hint = "`cd` to a folder that is there"
+        hint = "`cd` to an existing folder"
         return Failure("the current folder was removed", hint, HostError.exit_code)
-    words, hint = OS_ERRORS.get(code or 0, (words, "run it again with -vv to see where"))
+    words, hint = OS_ERRORS.get(code or 0, (words, "run it again with -vv for details"))
     if code in NOT_ALLOWED_CODES and _is_in_cache(error.filename):
-        hint = "set ENVFERRY_CACHE to a folder that this user may write to"
+        hint = "set ENVFERRY_CACHE to a folder that this user can write to"
     where = f" ({error.filename})" if error.filename else ""
     return Failure(f"{words}{where}", hint, HostError.exit_code)
 

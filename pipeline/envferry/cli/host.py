@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from envferry.artifacts import read_artifact
-from envferry.base.files import absolute_path, human_bytes
+from envferry.base.files import absolute_path, human_bytes, plural
 from envferry.cli.command import argument, command, option
 from envferry.cli.installed import home_of
 from envferry.cli.options import (
@@ -174,7 +174,7 @@ def preview_fetch(console: Console, options: FetchOptions, registry: Registry) -
     facts = {"archive": path, "id": manifest.id, "size": size, "present": is_there}
     line = f"{path}: would be fetched, {human_bytes(size)}"
     if is_there:
-        line = f"{path} is already there: would be verified"
+        line = f"{path} already present: would be verified"
     console.preview(facts, lambda: [line])
 
 
@@ -297,7 +297,7 @@ def describe_plan(plan: InstallPlan) -> str:
         f" ({plan.frames} of {plan.all_frames} frames)"
     )
     if plan.reused:
-        text += f"; {plan.reused} of {plan.files} files are here already"
+        text += f"; {plan.reused} of {plan.files} files already present"
     return text
 
 
@@ -310,13 +310,13 @@ def describe_verified(found: Verified) -> Iterator[str]:
         reason = f": {item.reason}" if item.kind == "changed" else ""
         yield f"{item.kind:<9} {item.path}{package}{reason}"
     if not found.differences:
-        yield f"{found.name}@{found.id}: {found.files} files are as they were installed"
+        yield f"{found.name}@{found.id}: {plural(found.files, 'file')} unchanged since the install"
 
 
 def describe_installation(installation: Installation, options: InstallOptions) -> str:
     """Return what to tell the operator."""
     place = absolute_path(options.envs_dir) / installation.name
-    text = f"{installation.name}@{installation.id} is installed: {place}"
+    text = f"{installation.name}@{installation.id} installed in {place}"
     if installation.prefix != str(place):
-        text += f"\nfor the path {installation.prefix}"
-    return f"{text}\n{installation.files} files, {human_bytes(installation.size)}"
+        text += f"\nfor use at {installation.prefix}"
+    return f"{text}\n{plural(installation.files, 'file')}, {human_bytes(installation.size)}"

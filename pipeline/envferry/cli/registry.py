@@ -51,8 +51,8 @@ class TagOptions(DryRunOptions, SignKeyOptions, PlatformOptions, RegistryOptions
 def show(console: Console, options: ShowOptions) -> None:
     """Show what is inside the artifact REF, or the archive file REF: nothing is downloaded.
 
-    Packages, licences, requirements, checks, and who says to have built it; `envferry verify REF`
-    checks that.
+    Packages, licences, requirements, checks, and by whom it claims to be built; `envferry verify
+    REF` verifies that.
     """
     manifest, facts = look_at(options)
     result = {**msgspec.to_builtins(manifest), **facts.as_result()}
@@ -118,7 +118,7 @@ def look_at(options: ShowOptions) -> tuple[Manifest, Facts]:
 
 def licence_counts(manifest: Manifest) -> str:
     """Return the licences by how many packages have them."""
-    counts = Counter((item.license or "not said")[:LICENSE_COLUMN] for item in manifest.packages)
+    counts = Counter((item.license or "unknown")[:LICENSE_COLUMN] for item in manifest.packages)
     return ", ".join(f"{name} ({count})" for name, count in counts.most_common())
 
 
@@ -161,7 +161,7 @@ def manifest_lines(manifest: Manifest, known: Facts) -> Iterator[str]:
         "tags": ", ".join(known.tags),
         "built by": f"{made.who}, {made.time}" if made else None,
         "made from": f"{made.materials} materials, by digest" if made else None,
-        "signed by": ", ".join(made.key_ids) if made else "nobody",
+        "signed by": ", ".join(made.key_ids) if made else "not signed",
         "licences": licence_counts(manifest),
         "keeps prefix": kept_prefixes(manifest),
     }

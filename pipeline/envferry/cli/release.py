@@ -71,7 +71,7 @@ class Outcome:
     def line(self) -> str:
         """Return one line for people."""
         if self.pushed:
-            return describe_push(self.pushed) + ("" if self.built else ", not built again")
+            return describe_push(self.pushed) + ("" if self.built else ", not rebuilt")
         return f"{self.spec}: {self.state}"
 
 

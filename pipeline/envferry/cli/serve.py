@@ -37,7 +37,7 @@ class ServeOptions(TrustedKeyOptions, RegistryOptions):
 def serve(console: Console, options: ServeOptions) -> None:
     """Show a registry in a browser: read-only pages, each with a JSON twin.
 
-    Nothing can be changed through them. Signatures are checked with the keys in
+    They change nothing. Signatures are checked with the keys in
     /etc/envferry/trusted.d and with --trusted-key.
     """
     try:
@@ -46,7 +46,7 @@ def serve(console: Console, options: ServeOptions) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("uvicorn", "starlette", "jinja2"):
             raise
-        message = f"the pages need {error.name}, which is not installed"
+        message = f"serve needs {error.name}, which is not installed"
         raise UsageError(message, hint='run `pip install "envferry[web]"`') from error
     host = options.host
     listener = listen(host, options.port)
@@ -55,6 +55,6 @@ def serve(console: Console, options: ServeOptions) -> None:
     place = f"[{host}]" if ":" in host else host
     address = f"http://{place}:{listener.getsockname()[1]}/"
     if not is_local(host):
-        console.note("whoever reaches this address can read all that the registry holds")
-    console.result({"url": address}, lambda: [f"{address} shows {site.url}; Ctrl-C ends it"])
+        console.note(f"{host} is not local: everyone who reaches it can read the whole registry")
+    console.result({"url": address}, lambda: [f"{address} shows {site.url}; stop with Ctrl-C"])
     serve_site(site, listener, host)

@@ -136,12 +136,12 @@ class LockCommandOptions(DryRunOptions, OfflineOptions):
 
 @command(ImportCommandOptions)
 def import_command(console: Console, options: ImportCommandOptions) -> None:
-    """Make specs/NAME.yml out of SOURCE, whatever it is.
+    """Create specs/NAME.yml from SOURCE.
 
     SOURCE is an environment.yml (exported ones too), a pip requirements file, a list that conda or
     pip printed, a pixi.toml, a pyproject.toml, or the folder of an environment. Of a lock
     (conda-lock.yml, pixi.lock, uv.lock, pylock.toml, an @EXPLICIT list) and of a virtual
-    environment it also makes specs/NAME.conda-lock.yml.
+    environment it also creates specs/NAME.conda-lock.yml.
     """
     from envferry.base.files import write_bytes
     from envferry.specs.importing import import_spec
@@ -304,8 +304,8 @@ def find_solver(text: str | None) -> Path | None:
 
     found = find_program(text) if text else None
     if text and found is None:
-        message = f"there is no program {text}"
-        raise NotFound(message, hint="leave out `--solver`: envferry has one of its own")
+        message = f"the program {text} was not found"
+        raise NotFound(message, hint="leave out `--solver` to use envferry's own")
     return Path(found).absolute() if found else None
 
 
@@ -333,7 +333,7 @@ def refuse_findings(found: list[Finding], *, strict: bool) -> None:
 
     if strict and found:
         message = f"lint found {len(found)} problem{'s' if len(found) > 1 else ''}"
-        raise SpecError(message, hint="mend them, or leave out `--strict`")
+        raise SpecError(message, hint="fix them, or leave out `--strict`")
 
 
 def old_lock(path: Path) -> Lock | None:
@@ -404,8 +404,8 @@ def lock_at(argument: str) -> Lock:
     words: list[str | Path] = ["git", "-C", folder, "show", f"{revision}:{place}"]
     finished = run(words, env=child_environ(), check=False)
     if finished.returncode != 0:
-        reason = (finished.stderr.strip().splitlines() or ["git said nothing"])[-1]
-        message = f"there is no {path} at {revision}: {reason.removeprefix('fatal: ')}"
+        reason = (finished.stderr.strip().splitlines() or ["git gives no reason"])[-1]
+        message = f"{path} does not exist at {revision}: {reason.removeprefix('fatal: ')}"
         raise NotFound(message, hint="name a commit, branch or tag that has it")
     return parse_lock(finished.stdout, path)
 

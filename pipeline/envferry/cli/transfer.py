@@ -157,9 +157,9 @@ class MirrorOptions(DryRunOptions, SignatureOptions, ChosenTagOptions):
 def export(console: Console, options: ExportOptions) -> None:
     """Write the artifacts REF, with their tags, into the folder DIR: a registry for a disk.
 
-    The keys named with --trusted-key go into DIR/keys. At the other side, `envferry install
-    --registry DIR` works as it is, and `envferry apply DIR` brings it into a site's registry.
-    With --since it must be applied. Run it again to complete what is missing.
+    The keys named with --trusted-key go into DIR/keys. On the other side, `envferry install
+    --registry DIR` installs from it, and `envferry apply DIR` adds it to a site's registry. An
+    export with --since has to be applied. Run it again to complete what is missing.
     """
     from envferry.transfer.export import export_artifacts, preview_export
 
@@ -181,7 +181,7 @@ def export(console: Console, options: ExportOptions) -> None:
 
 @command(ApplyOptions)
 def apply(console: Console, options: ApplyOptions) -> None:
-    """Bring what the folder DIR carries into the registry: whole artifacts and deltas.
+    """Add what the folder DIR carries to the registry: whole artifacts and deltas.
 
     A delta and what the registry has become the whole archive, byte for byte, so its signature
     stays valid. Tags never move back. What is damaged is named, with exit code 8, after everything

@@ -37,7 +37,7 @@ class KeygenOptions:
 
 @command(KeygenOptions)
 def keygen(console: Console, options: KeygenOptions) -> None:
-    """Make a pair of keys: NAME.key, which signs and stays secret, and NAME.pub, which verifies.
+    """Generate a pair of keys: NAME.key signs and stays secret, NAME.pub verifies.
 
     Hosts trust the keys in /etc/envferry/trusted.d: copy NAME.pub there.
     """
@@ -69,7 +69,7 @@ def verify_ref(console: Console, wanted: SignedRef, trust: Trust) -> None:
     from envferry.trust.tool_signature import is_tool, verify_tool
 
     if not trust.keys:
-        message = "no trusted keys: there is nothing to check a signature with"
+        message = f"{wanted.ref}: signature not verified (no trusted keys)"
         hint = "name one with --trusted-key FILE.pub; `envferry check --bytes` needs none"
         raise UsageError(message, hint=hint)
     if is_tool(Path(wanted.ref)):
@@ -127,8 +127,8 @@ def load_trust(
     keys = read_trusted_keys(here.trusted_dir, files)
     required_by = "--require-signature" if require_signature else here.signatures_required_by()
     if takes_in and required_by and not keys:
-        message = f"{required_by} demands signatures, and this host trusts no key to check them"
-        hint = f"copy the public key to {here.trusted_dir}/NAME.pub, or name it: --trusted-key FILE"
+        message = f"{required_by} requires signatures, but this host trusts no keys"
+        hint = f"copy the public key to {here.trusted_dir}/NAME.pub, or give --trusted-key FILE"
         raise UsageError(message, hint=hint)
     return Trust(keys=keys, envs_dir=envs_dir, allow_downgrade=allow_downgrade)
 
@@ -180,13 +180,13 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except FileExistsError as error:
-        message = f"{path} exists and is never overwritten"
-        raise TargetOccupied(message, hint="choose another name, or move it away") from error
+        message = f"{path} already exists, and keys are never overwritten"
+        raise TargetOccupied(message, hint="choose another name, or move it") from error
     except FileNotFoundError as error:
-        raise NotFound(f"the directory {path.parent} is not there") from error
+        raise NotFound(f"the directory {path.parent} does not exist") from error
     except OSError as error:
         message = f"cannot write {path}: {error.strerror}"
-        raise HostError(message, hint="choose another place for it") from error
+        raise HostError(message, hint="choose another directory") from error
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(data)
 

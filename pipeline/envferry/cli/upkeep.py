@@ -11,10 +11,10 @@ import click
 
 from envferry.base.files import human_bytes, plural
 from envferry.cli.command import argument, command, option
-from envferry.cli.options import RegistryOptions, TrustedKeyOptions
+from envferry.cli.options import DryRunOptions, RegistryOptions, TrustedKeyOptions
 from envferry.cli.terminal import table
 from envferry.cli.trust import load_trust, open_trusting
-from envferry.errors import IntegrityError
+from envferry.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,7 @@ class CheckOptions(TrustedKeyOptions, RegistryOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneOptions(RegistryOptions):
+class PruneOptions(DryRunOptions, RegistryOptions):
     """What to keep, and where."""
 
     names: tuple[str, ...] = argument(nargs=-1, metavar="[NAME]...")
@@ -70,26 +70,32 @@ class PruneOptions(RegistryOptions):
         is_flag=True,
         help="Remove everything untagged (tagged artifacts always stay).",
     )
-    platform: str | None = option("--platform", help="Only artifacts for this platform.")
+    platform: str | None = option(
+        "--platform", metavar="PLATFORM", help="Only artifacts for this platform."
+    )
     hours: float = option(
         "--hours",
         type=click.FloatRange(min=0),
         default=24.0,
         show_default=True,
-        help="Leave what is younger: it may belong to a push that is under way.",
+        help="Leave uploads younger than this: a push may still be running.",
     )
     delete: bool = option(
-        "--delete", "-y", "--yes", is_flag=True, help="Remove; default: only print what would go."
+        "--delete",
+        "-y",
+        "--yes",
+        is_flag=True,
+        help="Remove; default: only list what would be removed.",
     )
 
 
 @command(CheckOptions)
 def check(console: Console, options: CheckOptions) -> None:
-    """Say what is broken in the registry, or in the environment NAME, and how to mend it.
+    """Report what is broken in the registry, or in the environment NAME, and how to repair it.
 
-    Manifests, archives, checksums, locks, SBOMs, attestations, tags and the deltas of a disk; ends
-    with 8 when anything is broken. Signatures are checked with the trusted keys, where there are
-    any: then what nobody signed is broken, too.
+    Checks manifests, archives, checksums, locks, SBOMs, attestations, tags and the deltas of a
+    disk; exits with 8 if anything is broken. With trusted keys it also verifies signatures, and an
+    unsigned artifact counts as broken.
     """
     from envferry.registry.check import check_registry
     from envferry.transfer.delta_check import check_deltas
@@ -101,20 +107,23 @@ def check(console: Console, options: CheckOptions) -> None:
         report = check_deltas(place, report, read_bytes=read_bytes)
     console.result(report, lambda: report_lines(report))
     if report.broken:
-        message = f"{report.registry} is not in order (broken: {report.broken})"
-        raise IntegrityError(message, hint="each line above says how to mend it")
+        message = f"{report.registry} is damaged (broken: {report.broken})"
+        raise IntegrityError(message, hint="each finding above names its fix")
 
 
 @command(PruneOptions)
 def prune(console: Console, options: PruneOptions) -> None:
-    """Say what of the registry can go, all of it or of each environment NAME; --delete removes it.
+    """List what can go from the registry, or from each environment NAME; --delete removes it.
 
-    What broken pushes left goes, and the artifacts that no rule keeps. Without a rule no artifact
-    goes, and a tagged one never does. Pushes may run at the same time.
+    Removes what interrupted pushes left and the artifacts that no rule keeps. Without a rule no
+    artifact is removed; tagged ones never are. Pushes may run at the same time.
     """
     from envferry.registry import Registry
     from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
 
+    if options.delete and options.dry_run:
+        message = "--delete and --dry-run exclude each other"
+        raise UsageError(message, hint="leave out both to list what would be removed")
     place = Registry.open(options.registry)
     policy = Policy(
         keep_last=options.keep_last,
@@ -161,7 +170,7 @@ def plan_lines(plan: PrunePlan, *, has_deleted: bool) -> Iterator[str]:
     if has_deleted:
         yield f"removed {what}: {human_bytes(plan.size)}"
     elif plan.size or count or plan.unfinished:
-        yield f"{what} would go: {human_bytes(plan.size)}; --delete removes them"
+        yield f"{what} would be removed: {human_bytes(plan.size)}; remove with --delete"
     else:
         yield "nothing to remove"
 
@@ -171,7 +180,7 @@ def report_lines(report: Report) -> Iterator[str]:
     for finding in report.findings:
         yield f"{click.style(finding.severity, bold=True)}  {finding.key}"
         yield f"    {finding.what}"
-        yield f"    {click.style('mend:', bold=True)} {finding.mend}"
+        yield f"    {click.style('fix:', bold=True)} {finding.mend}"
     what = f"{plural(report.artifacts, 'artifact')}, {plural(report.tags, 'tag')}"
     if report.deltas:
         what += f", {plural(report.deltas, 'delta')}"
