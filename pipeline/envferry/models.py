@@ -18,6 +18,8 @@ from envferry.errors import SpecError, UsageError
 if TYPE_CHECKING:
     from datetime import datetime
 
+SEEN_DIRECTORY = Path(".envferry", ".tags")
+"""Below a directory of environments: the newest record of each tag that this host accepted."""
 ENVS_DIR = Path("/opt/conda/envs")
 DEFAULT_TAG = "latest"
 
@@ -180,6 +182,10 @@ class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Where a channel is that goes by a name of ours: a URL or a path."""
     variables: dict[str, str] = {}
     """What activation sets: the spec's own `variables:` (CEP 24), not under `envferry:`."""
+
+
+CHECKS = "checks"
+"""Among a manifest's tools when the build did not run the spec's checks."""
 
 
 def left_out(options: SpecOptions) -> dict[str, str]:

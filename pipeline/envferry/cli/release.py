@@ -110,7 +110,7 @@ def release(
 
     All locks and the registry are checked first: if one is wrong, nothing is built. Then one
     failure does not keep the other specs back. What the registry has of the same lock is tagged,
-    not built again.
+    not built again; what was built with --no-check counts only for a release with --no-check.
     """
     target = open_signing(registry, choices)
     options = ReleaseOptions(
@@ -175,7 +175,8 @@ def release_one(
 
     platform = current_platform()
     if not options.rebuild and outcome.lock:
-        found = find_released(target, outcome.lock, platform)
+        checked = options.choice.check
+        found = find_released(target, outcome.lock, platform, checked=checked)
         if found:
             outcome.pushed = tag_published(found, registry=target, tags=options.tags)
             return

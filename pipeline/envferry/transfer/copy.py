@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import msgspec
 from blake3 import blake3
 
+from envferry.archive.identity import check_manifest
+from envferry.archive.reader import Archive
 from envferry.artifacts import (
     ATTESTATION,
     REGISTRY_MANIFEST,
@@ -102,7 +104,7 @@ class Carrier:
         """Write what is missing of an artifact, the manifest last; return whether the archive was.
 
         Raises IntegrityError when the target has another artifact under this id, or when the
-        bytes are not what the manifest says: then nothing is published.
+        bytes or the index are not what the manifest says: then nothing is published.
         """
         folder = folder_of(manifest)
         require_settled(self.target, folder)
@@ -133,6 +135,8 @@ class Carrier:
         """Write the archive unless it is there; one that nobody published is read and compared."""
         key, facts = archive_key(manifest), manifest.archive
         stat = stat_whole(self.target.store, key)
+        if stat is None or not is_published:
+            check_manifest(Archive(incoming), manifest)
         if stat is None:
             try:
                 self.target.store.create(key, incoming, self.advance)
