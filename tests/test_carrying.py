@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 import pytest
 
 from envferry.archive.reader import TAIL_BYTES
-from envferry.artifacts import sbom_path
+from envferry.artifacts import checksum_line, sbom_path
+from envferry.base.json import to_json
 from envferry.cli.main import envferry, run
 from envferry.cli.transfer import export, parse_size
 from envferry.errors import IntegrityError, NotFound, StoreError, TargetOccupied, UsageError
@@ -30,13 +32,16 @@ from envferry.stores.receive import REQUEST_BYTES
 from envferry.stores.split import SplitStore
 from envferry.transfer.apply import Applied, apply_folder
 from envferry.transfer.delta_check import check_deltas
+from envferry.transfer.deltas import Base, Delta
 from envferry.transfer.export import Exported, ExportOrder, export_artifacts
 from envferry.transfer.mirror import Mirrored, MirrorOrder, mirror_registry, plan_mirror
 from tests.packed import pack, random_bytes
 from tests.test_trust import OURS, THEIRS, signer, trusting
 
 if TYPE_CHECKING:
-    from envferry.models import Artifact
+    from collections.abc import Callable
+
+    from envferry.models import Artifact, Manifest
     from envferry.stores.port import Store
     from envferry.trust.signing import SigningKey
 
@@ -175,7 +180,7 @@ def test_a_mirror_copies_what_is_asked_for(sites: Sites) -> None:
 def test_a_mirror_that_broke_off_goes_on(sites: Sites) -> None:
     artifact = sites.push(SMALL)
     data = the(sites.home, "*.tar.zst").read_bytes()
-    lost = LosingStore(open_store(sites.home), REQUEST_BYTES)
+    lost = LosingStore(open_store(sites.home), REQUEST_BYTES, tail=len(data) - TAIL_BYTES)
     here, there = Registry(lost), Registry.open(sites.site)
     with pytest.raises(StoreError, match="lost"):
         mirror_registry(here, there, MirrorOrder(), journals=sites.journals, progress=Silent())
@@ -475,6 +480,61 @@ def test_damage_is_found_before_anything_is_published(sites: Sites, damaged: str
         sites.apply()
     assert ("may be damaged" if damaged == "base" else "the delta in") in caught.value.hint
     assert second.manifest.id not in Registry.open(sites.site).ids("demo", PLATFORM)
+
+
+@pytest.mark.parametrize("way", ["mirror", "export", "apply", "delta"])
+@pytest.mark.parametrize("field", ["name", "prefix", "platform"])
+def test_a_manifest_that_names_something_else_is_not_carried(
+    sites: Sites, way: str, field: str
+) -> None:
+    """The archive and its digests are sound: only its index says whose it is."""
+    first = sites.push(SMALL)
+    if way == "delta":
+        sites.mirror()
+    sound = sites.push(SMALL[1:])
+    if way in ("apply", "delta"):
+        since = (f"demo@{first.manifest.id}",) if way == "delta" else ()
+        sites.export(f"demo@{sound.manifest.id}", since=since)
+    carried = sites.disk if way in ("apply", "delta") else sites.home
+    told = pretend(Path(carried), sound.manifest, field)
+    carry: Callable[[], object] = sites.mirror if way == "mirror" else sites.apply
+    if way == "export":
+        ref, wanted = f"{told.name}@{told.id}", told.platform
+
+        def carry() -> object:
+            order = ExportOrder(refs=(Ref.parse(ref),), platform=wanted)
+            source = Registry.open(sites.home)
+            return export_artifacts(
+                source, Path(sites.disk), order, journals=sites.journals, progress=Silent()
+            )
+
+    with pytest.raises(IntegrityError, match=f"{field} is '.*', expected '.*other") as caught:
+        carry()
+    assert "may be damaged" not in caught.value.hint
+    arrived = Path(sites.disk if way == "export" else sites.site)
+    assert not list(arrived.rglob(f"*{told.id}.manifest.json"))
+    assert not list(arrived.rglob(f"{told.name}/{told.platform}/{told.id}/manifest.json"))
+
+
+def pretend(registry: Path, sound: Manifest, field: str) -> Manifest:
+    """Let an artifact or delta be another's by its manifest, lock and digests as they were."""
+    told = msgspec.structs.replace(sound, **{field: f"{getattr(sound, field)}-other"})
+    file = f"{told.stem}.tar.zst"
+    told = msgspec.structs.replace(told, archive=msgspec.structs.replace(told.archive, file=file))
+    (before,) = (path.parent for path in registry.rglob(f"{sound.id}/manifest.json"))
+    after = before.parent.parent.parent / told.name / told.platform / told.id
+    after.parent.mkdir(parents=True, exist_ok=True)
+    before.rename(after)
+    for path in list(after.iterdir()):
+        path.rename(after / path.name.replace(sound.stem, told.stem))
+    (after / "manifest.json").write_bytes(to_json(told))
+    if (checksum := after / f"{file}.xxh128").exists():
+        checksum.write_bytes(checksum_line(told))
+    record = after / "delta.json"
+    if record.exists():
+        delta = msgspec.json.decode(record.read_bytes(), type=Delta)
+        record.write_bytes(to_json(msgspec.structs.replace(delta, artifact=Base.of(told))))
+    return told
 
 
 def test_what_somebody_left_at_the_site_is_not_the_fault_of_its_bases(sites: Sites) -> None:

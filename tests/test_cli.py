@@ -182,3 +182,17 @@ def test_signals(tmp_path: Path, number: signal.Signals, how: str, code: int) ->
         _, said = child.communicate(timeout=10)
     assert child.returncode == code, said
     assert (said == "\nerror: interrupted\n") == bool(code)
+
+
+@pytest.mark.parametrize("command", ["lock", "lint", "pack", "import"])
+def test_a_host_without_the_extra_is_told_its_name(tmp_path: Path, command: str) -> None:
+    """A host has what `install` needs; commands of a build machine say what is missing there."""
+    (tmp_path / "demo.yml").write_text("name: demo\nchannels: [c]\ndependencies: [python]\n")
+    without = "import sys; sys.modules.update(dict.fromkeys(('yaml', 'rattler', 'conda_pack')))"
+    code = f"{without}; from envferry.cli.main import main; main()"
+    argv = [sys.executable, "-c", code, command, "demo.yml"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "which is not installed" in done.stderr
+    assert "envferry[build]" in done.stderr
+    assert "Traceback" not in done.stderr

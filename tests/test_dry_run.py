@@ -213,7 +213,7 @@ def test_who_removes_all_is_asked_at_a_terminal(
 ) -> None:
     desk.say("install", desk.old.archive_path)
     ours, theirs = pty.openpty()
-    command = [Path(sys.executable).with_name("envferry"), "remove", "demo", "--all"]
+    command = [str(Path(sys.executable).with_name("envferry")), "remove", "demo", "--all"]
     with subprocess.Popen(
         command, stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, close_fds=True
     ) as child:

@@ -57,11 +57,12 @@ def test_a_manifest_that_names_something_else_gets_nowhere(
     assert not list((tmp_path / "registry").rglob("*.tar.zst"))
 
     registry.publish(artifact, progress=Silent())  # as another program would
-    report = check_registry(registry, read_bytes=True, progress=Silent())
-    assert [finding.key.rpartition("/")[2] for finding in report.findings] == [
-        manifest.archive.file
-    ]
-    assert f"{what} is " in report.findings[0].what
+    for read_bytes in (False, True):
+        report = check_registry(registry, read_bytes=read_bytes, progress=Silent())
+        assert [finding.key.rpartition("/")[2] for finding in report.findings] == [
+            manifest.archive.file
+        ]
+        assert f"{what} is " in report.findings[0].what
     with pytest.raises(IntegrityError, match=expected):
         fetch_artifact(
             Ref(name=manifest.name, version=manifest.id),

@@ -122,9 +122,20 @@ def test_each_fault_is_named_and_can_be_mended(
 
 def test_damage_that_only_reading_finds(registry: Registry, first: Artifact) -> None:
     path = next(Path(registry.url).rglob(first.manifest.archive.file))
-    garbled(path)
+    path.write_bytes(b"{" + path.read_bytes()[1:])
     assert check(registry).findings == ()
     assert "XXH3-128 is" in check(registry, read_bytes=True).findings[0].what
+
+
+def test_a_damaged_index_is_found_without_reading_all(registry: Registry, first: Artifact) -> None:
+    facts = first.manifest.archive
+    path = next(Path(registry.url).rglob(facts.file))
+    data = bytearray(path.read_bytes())
+    data[facts.index_offset + facts.index_size // 2] ^= 1
+    path.write_bytes(data)
+    report = check(registry)
+    assert found(report) == [("broken", facts.file)]
+    assert report.read_bytes == 0
 
 
 def test_all_faults_at_once(registry: Registry) -> None:

@@ -138,6 +138,21 @@ def test_what_broken_pushes_left_goes_when_it_is_old(
     assert registry.publish(broken, progress=Silent())
 
 
+def test_what_a_killed_move_left_of_a_tag_goes_when_it_is_old(
+    registry: Registry, artifacts: list[Artifact]
+) -> None:
+    tag = next(Path(registry.url).rglob("stable"))
+    half = tag.with_name(f".{tag.name}.ab_12345")
+    half.write_bytes(b"{")
+    assert plan(registry).unfinished == ()
+    os.utime(half, (0, 0))
+    found = plan(registry)
+    assert [one.key.rpartition("/")[2] for one in found.unfinished] == [half.name]
+    carry_out(registry, found, progress=Silent())
+    assert not half.exists()
+    assert tag.exists()
+
+
 def test_damaged_manifests_do_not_stop_it_and_damaged_tags_do(
     registry: Registry, artifacts: list[Artifact]
 ) -> None:

@@ -374,6 +374,24 @@ def test_who_may_not_remove_a_leftover_is_told(
     assert output_of(envs) == "version 1"
 
 
+def test_what_a_killed_command_left_of_a_tag_goes_when_it_is_old(
+    tmp_path: Path, envs: Path
+) -> None:
+    """A young one may be of a command that runs; those of other environments are theirs."""
+    manifest_of(tmp_path / "1.tar.zst", b"1")
+    install(tmp_path / "1.tar.zst", envs)
+    seen = envs / ".envferry/.tags"
+    seen.mkdir()
+    names = [".linux-64-demo@a.json.abcd_123", ".linux-64-demo@b.json.abcd_123"]
+    names += [".linux-64-other@a.json.abcd_123", "linux-64-demo@a.json"]
+    for name in names:
+        (seen / name).write_text("{}")
+        if "@b" not in name:
+            os.utime(seen / name, (1, 1))
+    install(tmp_path / "1.tar.zst", envs)
+    assert {path.name for path in seen.iterdir()} == set(names[1:])
+
+
 def test_errors_are_ours(tmp_path: Path, envs: Path) -> None:
     """A record that cannot be read is an error that names it."""
     manifest = manifest_of(tmp_path / "1.tar.zst", b"1")

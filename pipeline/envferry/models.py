@@ -18,6 +18,8 @@ from envferry.errors import SpecError, UsageError
 if TYPE_CHECKING:
     from datetime import datetime
 
+SEEN_DIRECTORY = Path(".envferry", ".tags")
+"""Below a directory of environments: the newest record of each tag that this host accepted."""
 ENVS_DIR = Path("/opt/conda/envs")
 DEFAULT_TAG = "latest"
 
@@ -189,6 +191,10 @@ class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What activation sets: the spec's own `variables:` (CEP 24), not under `envferry:`."""
     channel_priority: ChannelPriority | None = None
     """Whether a package may come from a channel behind the first that has its name."""
+
+
+CHECKS = "checks"
+"""Among a manifest's tools when the build did not run the spec's checks."""
 
 
 def left_out(options: SpecOptions) -> dict[str, str]:

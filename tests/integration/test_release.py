@@ -73,6 +73,16 @@ def test_one_failure_hides_no_other_result(desk: Workshop) -> None:
     assert ids(desk) == {"two"}
 
 
+def test_what_was_not_checked_does_not_count_as_released(desk: Workshop) -> None:
+    desk.run("build", "one", "--no-check")
+    archive = desk.run("pack", "one").stdout.strip()
+    desk.run("push", archive)
+    again = json.loads(desk.run("release", "one", "--no-check", "--json").stdout)[0]
+    assert not again["built"], "nobody asked for checks"
+    checked = json.loads(desk.run("release", "one", "--json").stdout)[0]
+    assert (checked["id"], checked["built"], checked["uploaded"]) == (again["id"], True, False)
+
+
 def test_what_is_published_is_not_built_again(desk: Workshop) -> None:
     first = json.loads(desk.run("release", "one", "--json").stdout)[0]
     assert first["built"]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from envferry.artifacts import SBOM
 from envferry.base.files import write_bytes
 from envferry.base.json import to_json
 from envferry.build.records import RECORD
-from envferry.models import BuiltEnv, current_platform
+from envferry.models import CHECKS, BuiltEnv, current_platform
 from envferry.pack.sbom import Ingredients, bill_of_materials
 
 if TYPE_CHECKING:
@@ -39,6 +41,14 @@ def note_build(
         tools=answer.tools,
         image=image,
     )
+
+
+def without_checks(built: BuiltEnv) -> BuiltEnv:
+    """Record that the checks of a spec did not run, if it has any: `release` relies on them."""
+    checks = built.options.checks
+    if not (checks.imports or checks.commands):
+        return built
+    return msgspec.structs.replace(built, tools={**built.tools, CHECKS: "not run"})
 
 
 def describe_build(built: BuiltEnv, packages: tuple[LockedPackage, ...], work: Workplace) -> None:

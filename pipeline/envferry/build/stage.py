@@ -12,7 +12,7 @@ from envferry.build.checks import run_checks
 from envferry.build.container_job import order_for, run_builder
 from envferry.build.downloads import DownloadCache, cache_lock
 from envferry.build.lock_wheels import make_wheels, open_shop
-from envferry.build.output import describe_build, keep_build, note_build
+from envferry.build.output import describe_build, keep_build, note_build, without_checks
 from envferry.build.source_wheels import described
 from envferry.build.sources import SourceShelf
 from envferry.models import ENVS_DIR, check_env_prefix, check_name, current_platform
@@ -62,5 +62,7 @@ def build_env(
                 run_checks(lock.options.checks, work, sandbox, progress)
             built = note_build(lock, answer, sandbox.image, work, home)
             describe_build(built, described(packages, made), work)
+            if not options.check:
+                built = without_checks(built)
             keep_build(built, lock, work, home)
     return built

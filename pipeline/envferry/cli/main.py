@@ -15,7 +15,7 @@ import click
 
 from envferry import __version__
 from envferry.cli.failures import EXPECTED, Answer, explain, require_utf8
-from envferry.errors import EXIT_INTERRUPTED
+from envferry.errors import EXIT_INTERRUPTED, UsageError
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -80,6 +80,12 @@ class LazyGroup(click.Group):
         except BrokenPipeError:  # click itself would end with 1
             mute_streams()
             ctx.exit(EXIT_INTERRUPTED)
+        except ModuleNotFoundError as error:
+            if not error.name or error.name.partition(".")[0] == "envferry":
+                raise
+            message = f"this command needs {error.name}, which is not installed"
+            hint = f'run `pip install "envferry[build]"` with {sys.executable}'
+            raise UsageError(message, hint=hint) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without loading them."""

@@ -91,7 +91,7 @@ def release(console: Console, options: ReleaseOptions) -> None:
 
     All locks and the registry are checked first: if one is wrong, nothing is built. After that, the
     failure of one SPEC does not hold back the others. An artifact of the same lock that is in the
-    registry is only tagged.
+    registry is only tagged; what was built with --no-check counts only for a release with it.
     """
     target = options.open_registry()
     outcomes = [Outcome(spec) for spec in dict.fromkeys(options.specs)]
@@ -181,7 +181,8 @@ def release_one(
 
     platform = current_platform()
     if not options.rebuild and outcome.lock:
-        found = find_released(target, outcome.lock, platform)
+        checked = not options.no_check
+        found = find_released(target, outcome.lock, platform, checked=checked)
         if found:
             outcome.pushed = tag_published(found, registry=target, tags=options.tags)
             return

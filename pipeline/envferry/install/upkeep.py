@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import stat
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from envferry.errors import PipelineError
 from envferry.install.env_home import HISTORY, HOME, LINK, PARTIAL, REPAIR, TRASH
 from envferry.install.in_use import look_for_users
 from envferry.install.unchecked import put_unchecked_back
-from envferry.models import ID_PATTERN
+from envferry.models import ID_PATTERN, SEEN_DIRECTORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 LOCK_MODE = 0o644
 JOURNAL = ".journal"
+TAG_SECONDS = 3600
+"""Nobody takes that long to write the record of a tag."""
 UNFINISHED_FILE = re.compile(
     rf"\.(({ID_PATTERN.pattern})\.(json|index)|{re.escape(HISTORY)})\.[a-z0-9_]{{8}}"
 )
@@ -43,6 +46,7 @@ def changing(home: EnvHome, *, installing: str = "") -> Iterator[None]:
         open_to_all(home)
         put_unchecked_back(home)
         clear_up(home, installing)
+        clear_tags(home)
         yield
 
 
@@ -76,6 +80,15 @@ def clear_up(home: EnvHome, installing: str = "") -> None:
             remove(path)
         elif ID_PATTERN.fullmatch(name) and name != installing:
             clear_tree(home, name)
+
+
+def clear_tags(home: EnvHome) -> None:
+    """Remove what killed commands left of the records of tags; these have no lock, so by age."""
+    before = time.time() - TAG_SECONDS
+    for path in (home.envs_dir / SEEN_DIRECTORY).glob(f".*-{home.name}@*.json.????????"):
+        with suppress(FileNotFoundError):  # somebody else was faster
+            if path.lstat().st_mtime < before:
+                remove(path)
 
 
 def clear_tree(home: EnvHome, id_: str) -> None:

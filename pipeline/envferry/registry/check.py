@@ -78,9 +78,9 @@ def check_registry(
 ) -> Report:
     """Compare all that a registry (or one environment of it) holds with what it should hold.
 
-    With `read_bytes` every archive is read, too. Signatures are checked with the registry's
-    trusted keys, if it has any. Raises StoreError when the store cannot be read, NotFound when it
-    has nothing of `name`.
+    With `read_bytes` every archive is read, too; without, its index. Signatures are checked with
+    the registry's trusted keys, if it has any. Raises StoreError when the store cannot be read,
+    NotFound when it has nothing of `name`.
     """
     found = survey(registry, name)
     require_known(found, registry, [name] if name else [])
@@ -158,9 +158,8 @@ class _Checker:
         what = f"{facts.file} in {self.registry.url}"
         self.registry.require_archive(manifest)
         require_size(facts.size, folder.files[facts.file].size, what)
-        if self.advance is None:
-            return
-        require_digests(manifest, self.registry.digest_archive(manifest, self.advance), what)
+        if self.advance:
+            require_digests(manifest, self.registry.digest_archive(manifest, self.advance), what)
         check_manifest(self.registry.open_archive(manifest), manifest)
 
     def _checksum(self, folder: Folder, manifest: Manifest) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from blake3 import blake3
-
 from envferry.archive.extraction import needed_frames
+from envferry.archive.identity import check_manifest
 from envferry.archive.reader import Archive
-from envferry.errors import IntegrityError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -134,9 +132,7 @@ def plan_update(before: Archive, after: Archive) -> Update:
 
 def _open(manifest: Manifest, source: Source) -> Archive:
     archive = Archive(source)
-    if blake3(archive.index_frame).hexdigest() != manifest.archive.index_blake3:
-        message = f"{archive.name} is not the archive of its manifest: its index is another"
-        raise IntegrityError(message, hint="`envferry check --bytes` says what is damaged")
+    check_manifest(archive, manifest)
     return archive
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from blake3 import blake3
-
+from envferry.archive.identity import check_manifest
 from envferry.archive.reader import Archive, FileSource
 from envferry.errors import IntegrityError, NotFound, SpecError, StoreError
 from envferry.stores.port import KnownRange
@@ -14,7 +13,6 @@ from envferry.stores.port import KnownRange
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envferry.models import Manifest
     from envferry.registry import PublishedArchive
 
 log = logging.getLogger(__name__)
@@ -27,7 +25,7 @@ def find_known(path: Path, published: PublishedArchive, key: str) -> tuple[Known
     """
     try:
         theirs = Archive(published)
-        _require_index(theirs, published.manifest)
+        check_manifest(theirs, published.manifest)
         with FileSource(path) as source:
             return known_ranges(Archive(source), theirs, key)
     except (IntegrityError, NotFound, SpecError, StoreError) as error:
@@ -52,9 +50,3 @@ def known_ranges(ours: Archive, theirs: Archive, key: str) -> tuple[KnownRange, 
         else:
             runs.append(KnownRange(offset, frame.size, key, found))
     return tuple(runs)
-
-
-def _require_index(archive: Archive, manifest: Manifest) -> None:
-    """Raise IntegrityError unless this is the index that the manifest binds."""
-    if blake3(archive.index_frame).hexdigest() != manifest.archive.index_blake3:
-        raise IntegrityError(f"{archive.name} is not the archive of its manifest")

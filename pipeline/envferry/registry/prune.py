@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from envferry.base.workers import Workers
 from envferry.registry.inventory import Folder, Survey, require_known, survey
-from envferry.registry.layout import ENVS, tag_key
+from envferry.registry.layout import ENVS, TAGS, tag_key
 from envferry.registry.removal import remove_artifact
 from envferry.registry.tags import read_tag
 
@@ -204,7 +205,8 @@ def _why_gone(folder: Folder) -> str:
 
 
 def _unfinished(registry: Registry, scope: Scope, before: datetime) -> Iterator[Unfinished]:
-    for listed in registry.store.list_unfinished(ENVS):
+    found = (registry.store.list_unfinished(top) for top in (ENVS, TAGS))
+    for listed in chain.from_iterable(found):
         names = listed.key.split("/")
         if listed.modified <= before and len(names) > 4 and scope.has(names[2], names[3]):
             yield Unfinished(key=listed.key, size=listed.size, began=listed.modified)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from envferry.archive.identity import check_manifest
+from envferry.archive.reader import Archive
 from envferry.artifacts import (
     ATTESTATION,
     REGISTRY_MANIFEST,
@@ -43,6 +45,7 @@ from envferry.trust.attestations import (
     verify_subjects,
 )
 from envferry.trust.materials import read_materials
+from envferry.stores.source import Incoming
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +53,6 @@ if TYPE_CHECKING:
     from envferry.models import Artifact
     from envferry.registry.registry import Registry
     from envferry.stores.port import KnownRange
-    from envferry.stores.source import Incoming
     from envferry.trust.signing import Envelope
 
 log = logging.getLogger(__name__)
@@ -171,6 +173,8 @@ def _place_archive(
     One that is there is believed when a manifest says that it was whole; else it is read.
     """
     manifest, key = source.manifest, archive_key(source.manifest)
+    if isinstance(source.archive, Incoming) and (is_new or not target.store.stat(key)):
+        check_manifest(Archive(source.archive), manifest)
     if stat_whole(target.store, key) is None:
         try:
             if isinstance(source.archive, Path):

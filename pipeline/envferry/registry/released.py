@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from envferry import __version__
 from envferry.artifacts import ATTESTATION
 from envferry.errors import IntegrityError, NotFound, StoreError
-from envferry.models import left_out
+from envferry.models import CHECKS, left_out
 from envferry.registry.layout import ENVS, folder_of
 from envferry.trust.attestations import decode_envelope, signers_of
 
@@ -33,10 +33,13 @@ def require_writable(registry: Registry, name: str, platform: str) -> None:
         log.info("%s stays: %s", key, error)
 
 
-def find_released(registry: Registry, lock: Lock, platform: str) -> Manifest | None:
+def find_released(
+    registry: Registry, lock: Lock, platform: str, *, checked: bool = True
+) -> Manifest | None:
     """Return the artifact that was made of this very lock, if it is there, whole and signed.
 
-    What is damaged does not count: to publish it once more says what is wrong with it.
+    Unless `checked` is false, one that was built with --no-check does not count. Nor does what is
+    damaged: to publish it once more says what is wrong with it.
     """
     try:
         ids = registry.ids(lock.name, platform)
@@ -45,6 +48,8 @@ def find_released(registry: Registry, lock: Lock, platform: str) -> Manifest | N
     for id_ in ids:
         try:
             manifest = registry.manifest(lock.name, platform, id_)
+            if checked and CHECKS in manifest.tools:
+                continue
             if _is_of(manifest, lock) and _is_signed(registry, manifest):
                 registry.require_archive(manifest)
                 registry.read_lock(manifest)

@@ -191,10 +191,10 @@ def _rebuild(delta: OpenDelta, site: Registry, journals: Path, progress: Progres
         except IntegrityError as error:
             if not error.message.startswith(incoming.name):
                 raise  # not these bytes: what somebody else left at the site, for example
-            if delta.is_sound():
-                error.hint = f"{bases} in {site.url} may be damaged: `envferry check --bytes` says"
-            else:
+            if not delta.is_sound():
                 error.hint = f"the delta in {delta.source.url} is damaged: copy or export it again"
+            elif " is damaged: " in error.message:
+                error.hint = f"{bases} in {site.url} may be damaged: `envferry check --bytes` says"
             raise
 
 

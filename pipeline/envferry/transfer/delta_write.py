@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
+from envferry.archive.identity import check_manifest
 from envferry.archive.reader import Archive
 from envferry.artifacts import ATTESTATION, REGISTRY_MANIFEST, SBOM
 from envferry.base.json import from_json, to_json
@@ -92,11 +93,9 @@ def _frames_in(archive: Archive, start: int, end: int) -> tuple[int, int]:
 
 
 def _open(registry: Registry, manifest: Manifest) -> Archive:
-    """Open an archive in a registry whose index is the one that its manifest binds."""
+    """Open an archive in a registry that is the one that its manifest describes."""
     archive = Archive(PublishedArchive(registry, manifest))
-    if blake3(archive.index_frame).hexdigest() != manifest.archive.index_blake3:
-        message = f"the index of {archive.name} is not the one that its manifest names"
-        raise IntegrityError(message, hint="run `envferry check` on that registry")
+    check_manifest(archive, manifest)
     return archive
 
 

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envferry.base.files import make_folders, write_bytes
 from envferry.base.json import from_json, to_json
 from envferry.errors import IntegrityError
-from envferry.models import TagRecord
+from envferry.models import SEEN_DIRECTORY, TagRecord
 from envferry.trust.attestations import unsigned, verify_attestation
 from envferry.trust.signed_tags import tag_message
 from envferry.trust.signing import signers
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from envferry.models import Manifest
     from envferry.trust.signed_tags import SignedTagRecord, TagName
     from envferry.trust.signing import PublicKey
 
 log = logging.getLogger(__name__)
-
-SEEN_DIRECTORY = Path(".envferry", ".tags")
-"""Below the envs directory: the newest record of each tag that this host has accepted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
