@@ -377,7 +377,7 @@ def _digest(spec: Spec, text: str) -> str:
     `channels`, `platforms` (both as written, but for platforms that are kept aside; empty when the
     spec names none), `system` (the given ones of archspec, cuda, cuda_arch, glibc), and only where
     there are any: `channel_names` (the table `envferry: channels:`), `selectors` (the stripped
-    lines that carry one) and `files` (the BLAKE3 of each local file that a `-r` or `-c` line names).
+    lines that carry one), `files` (the BLAKE3 of each local file that a `-r` or `-c` line names).
     """
     form: dict[str, Any] = {
         "schema": DIGEST_SCHEMA,
