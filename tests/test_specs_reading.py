@@ -96,7 +96,7 @@ def test_the_file_names_a_spec_without_a_name(tmp_path: Path) -> None:
         ),
         ("dependencies:\n - pip:\n   - hg+https://h.example.org/x\n", "hg repositories cannot"),
         ("dependencies: [a]\nplatforms: [win-64]\n", "is for win-64 only"),
-        ("dependency: [a]\n", "perhaps you meant `dependencies`"),
+        ("dependency: [a]\n", "no `dependencies:`: write it for `dependency`"),
         ("dependencies: [a]\nname: base\n", "conda's own installation"),
         ("dependencies: [a]\nname: a b\n", "'a b' is no environment name"),
         ("dependencies: [a]\nname: [a]\n", "expected `name:` to be a name, found a list"),

@@ -172,6 +172,8 @@ class SystemRequirements(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     glibc: str | None = None
     cuda: str | None = None
     archspec: str | None = None
+    cuda_arch: str | msgspec.UnsetType = msgspec.UNSET
+    """The lowest compute capability of the GPUs (CEP 46); not written where it is not given."""
 
 
 class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -267,7 +269,7 @@ class LockedPackage(msgspec.Struct, frozen=True, kw_only=True):
         """What the URL leads to; of the last three the build makes a wheel.
 
         `sha256` is that of the file; for `git` the commit, for `directory` the digest by
-        `solving/source_tree.py`.
+        `build/source_tree.py`.
         """
         if self.manager == "conda":
             return "conda"

@@ -107,7 +107,7 @@ def test_variables_are_set_where_it_is_installed(
     shop = replace(shop, variables=variables)
     built = shop.build(packages(tmp_path, TinyPackage(name="tiny", version="1.0")))
     state = json.loads(Path(built.tree, "conda-meta/state").read_text())
-    assert state == {"version": 1, "env_vars": variables}
+    assert state == {"env_vars": variables}
     options = PackOptions(output_dir=tmp_path / "packed", mtime=315532800)
     artifact = pack_env(built, options=options, progress=Silent())
     install(artifact.archive_path, envs, artifact.manifest)

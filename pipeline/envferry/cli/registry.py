@@ -148,6 +148,7 @@ def manifest_lines(manifest: Manifest, known: Facts) -> Iterator[str]:
             for what, version in (
                 ("glibc", needs.glibc),
                 ("CUDA driver", needs.cuda),
+                ("GPU", needs.cuda_arch),
                 ("CPU", needs.archspec),
             )
             if version

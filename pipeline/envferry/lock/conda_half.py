@@ -251,7 +251,7 @@ def _unsolvable(answer: CondaAnswer, request: CondaRequest, words: str) -> SpecE
         return SpecError(message, hint=hint)
     if (unknown := NO_PACKAGE.search(words)) and unknown[1] != canonicalize_name(unknown[1]):
         hint = f"channels made of wheels call it `{canonicalize_name(unknown[1])}`"
-    lacking = re.search(r"__(glibc|cuda|archspec) \D*([\w.]+)", words)
+    lacking = re.search(r"__(glibc|cuda_arch|cuda|archspec) \D*([\w.]+)", words)
     if lacking:
         # The solver never looks at this machine, the lock is for others.
         offer = f"{lacking[1]}: '{lacking[2].rstrip('.')}'"
@@ -425,7 +425,7 @@ def _virtual_packages(system: SystemRequirements, platform: str, scratch: Path) 
         virtual_package_repo_from_specification,
     )
 
-    if system.glibc is None and system.archspec is None:
+    if not (system.glibc or system.archspec or system.cuda_arch):
         return default_virtual_package_repodata(cuda_version=system.cuda or "default")
     content = yaml.safe_load(DEFAULT_VIRTUAL_PACKAGES_YAML_PATH.read_text(encoding="utf-8"))
     changes = {
@@ -435,6 +435,8 @@ def _virtual_packages(system: SystemRequirements, platform: str, scratch: Path) 
     }
     packages = content["subdirs"][platform]["packages"]
     packages.update({name: text for name, text in changes.items() if text and name in packages})
+    if system.cuda_arch and "__cuda" in packages:  # CEP 46: there is none without `__cuda`
+        packages["__cuda_arch"] = f"{system.cuda_arch} 0"
     path = scratch / "virtual-packages.yml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     return virtual_package_repo_from_specification(path)

@@ -34,6 +34,7 @@ OVERRIDES = {
     "LINUX": "__linux",
     "OSX": "__osx",
     "ARCHSPEC": "__archspec",
+    "CUDA_ARCH": "__cuda_arch",
 }
 
 
@@ -71,6 +72,8 @@ def virtual_packages(platform: str, environ: Mapping[str, str]) -> dict[str, tup
         text = environ.get(f"CONDA_OVERRIDE_{ending}", "").strip()
         if text:
             packages[name] = ("1", text) if name == "__archspec" else (text, "0")
+    if "__cuda" not in packages:
+        packages.pop("__cuda_arch", None)  # CEP 46
     return packages
 
 

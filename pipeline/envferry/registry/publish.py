@@ -35,6 +35,7 @@ from envferry.registry.layout import LOCK_FILE, archive_key, artifact_folder, fo
 from envferry.registry.removal import require_kept, require_settled
 from envferry.registry.tags import read_tag
 from envferry.stores.port import KeyTaken, LostRace, lost_races_again, stat_whole
+from envferry.stores.source import Incoming
 from envferry.trust.attestations import (
     attest,
     countersign,
@@ -45,7 +46,6 @@ from envferry.trust.attestations import (
     verify_subjects,
 )
 from envferry.trust.materials import read_materials
-from envferry.stores.source import Incoming
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from envferry.models import ENVS_DIR
 from envferry.specs.drafts import LEFT_OUT_MARK
 from envferry.specs.pip_lines import option_of, unheeded
-from envferry.specs.reading import OTHER_PLATFORM
+from envferry.specs.reading import HOLDER, KNOWN_KEYS, OTHER_PLATFORM
 from envferry.specs.selectors import doubtful_comments
 from envferry.specs.yaml_text import Mapping, Sequence, Text
 
@@ -26,11 +26,7 @@ _Found = tuple[str, object, str]
 
 def unheeded_lines(root: Mapping, text: str, pip_lines: list[Text]) -> Iterator[_Found]:
     """Yield each line of a spec that decides nothing, with the reason."""
-    for key in root:
-        if key in OTHERS_KEYS and root[key] != "":
-            value = root[key]
-            shown = ", ".join(value) if isinstance(value, Mapping) else str(value)
-            yield CODE, key, f"`{key}: {shown}` is not obeyed ({OTHERS_KEYS[key]})"
+    yield from _keys(root)
     prefix = root.get("prefix", "")
     if isinstance(prefix, Text) and prefix and not _is_elsewhere_named(prefix):
         yield CODE, prefix, f"`prefix: {prefix}` is not obeyed (it installs into {ENVS_DIR})"
@@ -48,6 +44,16 @@ def unheeded_lines(root: Mapping, text: str, pip_lines: list[Text]) -> Iterator[
         if row.startswith(LEFT_OUT_MARK):
             item = row.removeprefix(LEFT_OUT_MARK)
             yield CODE, Text.at(item, number), f"`{item}` was not carried over from its source"
+
+
+def _keys(root: Mapping) -> Iterator[_Found]:
+    for key in root:
+        if key in OTHERS_KEYS and root[key] != "":
+            value = root[key]
+            shown = ", ".join(value) if isinstance(value, Mapping) else str(value)
+            yield CODE, key, f"`{key}: {shown}` is not obeyed ({OTHERS_KEYS[key]})"
+        elif key not in KNOWN_KEYS and not HOLDER.fullmatch(key):
+            yield CODE, key, f"`{key}` is not obeyed (not a key of a spec)"
 
 
 def _platforms(root: Mapping) -> Iterator[_Found]:

@@ -6,6 +6,7 @@ for is in `metadata: custom_metadata:`, a mapping of strings; our keys start wit
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,10 +32,12 @@ from envferry.models import (
 from envferry.specs.yaml_text import parse_yaml, plain, read_text
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 FORMAT_VERSION = "1"
 CUSTOM_SCHEMA = "1"
+GIT_COMMIT = re.compile(r"\Agit\+[^#]*@([0-9a-f]{40})(?:#|\Z)")
 MAX_LOCK_BYTES = 64 << 20
 
 RECORD_KEY = "envferry_record"
@@ -189,6 +192,10 @@ def _custom_metadata(contents: LockContents) -> dict[str, str]:
         metadata["envferry_replacements"] = _json(contents.replacements)
     if contents.indexes:
         metadata["envferry_indexes"] = _json([without_login(url) for url in contents.indexes])
+    if folders := {
+        package.url: package.sha256 for package in contents.packages if package.kind == "directory"
+    }:
+        metadata["envferry_folder_digests"] = _json(folders)
     if contents.build_requirements:
         ordered = sorted(contents.build_requirements, key=lambda item: (item.platform, item.name))
         metadata["envferry_build_requirements"] = _json(ordered)
@@ -208,7 +215,9 @@ def _json(value: object) -> str:
 
 
 def _entry(package: LockedPackage) -> dict[str, Any]:
-    hashes = {"md5": package.md5, "sha256": package.sha256}
+    """Return the entry of a package; only what is downloaded as one file has a hash (CEP 37)."""
+    is_file = package.kind not in ("git", "directory")
+    hashes = {"md5": package.md5, "sha256": package.sha256} if is_file else {}
     without_secrets = without_credentials if package.manager == "conda" else without_login
     return {
         "name": package.name,
@@ -229,10 +238,11 @@ def _to_lock(path: Path, name: str, file: _File, digest: str) -> Lock:
     if schema != CUSTOM_SCHEMA:
         message = f"{path} has envferry's schema {schema}, this envferry reads {CUSTOM_SCHEMA}"
         raise SpecError(message, hint="install a newer envferry")
+    folders = decode_json(custom.get("envferry_folder_digests", "{}"), dict[str, str])
     return Lock(
         path=path,
         name=custom.get("envferry_name", name),
-        packages=tuple(_package(item, path, custom) for item in file.package),
+        packages=tuple(_package(item, path, custom, folders) for item in file.package),
         content_hashes=dict(file.metadata.content_hash),
         spec_digest=custom.get("envferry_spec_digest", ""),
         options=decode_json(custom.get("envferry_options", "{}"), SpecOptions),
@@ -249,21 +259,27 @@ def _to_lock(path: Path, name: str, file: _File, digest: str) -> Lock:
     )
 
 
-def _package(item: _Package, path: Path, custom: dict[str, str]) -> LockedPackage:
-    if not (item.hash.sha256 or item.hash.md5):
-        raise SpecError(f"{path} has no hash for {item.name} {item.version}")
+def _package(
+    item: _Package, path: Path, custom: dict[str, str], folders: Mapping[str, str]
+) -> LockedPackage:
+    """Return the package of an entry; `folders` has the digests of source folders by URL."""
     try:
         urlsplit(item.url)
     except ValueError as error:
         message = f"{path}: the URL of {item.name} is not valid: {item.url!r} ({error})"
         raise SpecError(message) from error
+    commit = GIT_COMMIT.search(item.url) if item.manager == "pip" else None
+    # conda-lock, and envferry 0.1, write the commit, or a folder's digest, as the SHA-256.
+    sha256 = item.hash.sha256 or (commit[1] if commit else folders.get(item.url))
+    if not (sha256 or item.hash.md5):
+        raise SpecError(f"{path} has no hash for {item.name} {item.version}")
     package = LockedPackage(
         manager=item.manager,
         name=item.name,
         version=item.version,
         platform=item.platform,
         url=item.url,
-        sha256=item.hash.sha256,
+        sha256=sha256,
         md5=item.hash.md5,
         dependencies=dict(item.dependencies),
     )

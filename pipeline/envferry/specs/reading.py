@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 from dataclasses import replace
@@ -34,6 +35,8 @@ SPEC_ENDINGS = (".yml", ".yaml")
 LOCK_ENDING = ".conda-lock.yml"
 
 RESERVED_NAMES = ("base", "root")
+log = logging.getLogger(__name__)
+
 KNOWN_KEYS = (
     "name",
     "channels",
@@ -51,6 +54,9 @@ KNOWN_KEYS = (
 HOLDER = re.compile(r"[xX][-_].*|\..*")
 """Keys for what is used elsewhere by a YAML alias."""
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+CAPABILITY = re.compile(r"\d+\.\d+")
+"""A CUDA compute capability, as CEP 46 has it: without the letters of `9.0a`."""
 VERSION = re.compile(r"\d+(\.\d+)*")
 OTHER_PLATFORM = re.compile(
     r"(win|freebsd|emscripten|wasi|zos)-\w+|linux-(32|armv6l|armv7l|ppc64|riscv64|s390x|loongarch64)"
@@ -155,11 +161,14 @@ def _check_root(root: object, path: Path) -> Mapping:
         raise SpecError(message, hint=hint)
     for key in root:
         if key not in KNOWN_KEYS and not HOLDER.fullmatch(key):
+            # CEP 24: keys that a tool does not know are ignored, with a warning.
             close = _perhaps(key, KNOWN_KEYS)
-            message = f"{path}:{line_of(key)}: {_shorten(key)} is not a key of a spec{close}"
-            raise SpecError(message, hint=f"a spec has the keys {', '.join(KNOWN_KEYS[:5])}")
+            where = f"{path}:{line_of(key)}"
+            log.warning("%s: %s is not obeyed: not a key of a spec%s", where, _shorten(key), close)
     if "dependencies" not in root:
-        raise SpecError(f"{path} has no `dependencies:`", hint=hint)
+        alike = difflib.get_close_matches("dependencies", root, n=1)
+        close = f": write it for `{alike[0]}`" if alike else ""
+        raise SpecError(f"{path} has no `dependencies:`{close}", hint=hint)
     return root
 
 
@@ -283,18 +292,25 @@ def _options(content: Mapping, path: Path) -> SpecOptions:
             check_platform(platform)
         except UsageError as error:
             raise SpecError(f"{path}: {error}", hint=error.hint) from error
-    for what in ("glibc", "cuda"):
-        version = getattr(options.system, what)
-        if version is not None and not VERSION.fullmatch(version):
-            message = (
-                f"{path}: `{what}: {version}` under `envferry: system:` is not a valid version"
-            )
-            raise SpecError(message, hint=f"write `{what}: 2.28`" if what == "glibc" else "")
+    _check_system(options.system, path)
     for pattern in options.exclude:
         if pattern.startswith("/") or ".." in pattern.split("/"):
             message = f"{path}: `{pattern}` under `envferry: exclude:` leaves the environment"
             raise SpecError(message, hint="write globs relative to the prefix: `share/doc/**`")
     return options
+
+
+def _check_system(system: SystemRequirements, path: Path) -> None:
+    """Raise SpecError when something that hosts offer is not a version."""
+    for what in ("glibc", "cuda"):
+        version = getattr(system, what)
+        if version is not None and not VERSION.fullmatch(version):
+            message = f"{path}: `{what}: {version}` under `envferry: system:` is no version"
+            raise SpecError(message, hint=f"write `{what}: 2.28`" if what == "glibc" else "")
+    capability = system.cuda_arch
+    if capability and not CAPABILITY.fullmatch(capability):
+        message = f"{path}: `cuda_arch: {capability}` under `envferry: system:` is not a capability"
+        raise SpecError(message, hint="write the lowest of the hosts' GPUs, such as `'8.0'`")
 
 
 def _without_other_platforms(platforms: object, path: Path) -> dict[str, list[str]]:
@@ -369,11 +385,10 @@ def _digest(spec: Spec, text: str) -> str:
     The canonical form, schema 1: a JSON object, keys sorted, no blanks, of `schema` (1), `conda`
     and `pip` (the lines as written, stripped, in their order; lines for one conda package joined),
     `channels`, `platforms` (both as written, but for platforms that are kept aside; empty when the
-    spec names none), `system` (the given ones of archspec, cuda,
-    glibc), and only where there are any: `channel_names` (the table `envferry: channels:`),
-    `channel_priority`,
-    `selectors` (the stripped lines that carry one) and `files` (the BLAKE3 of each local file that
-    a `-r` or `-c` line names).
+    spec names none), `system` (the given ones of archspec, cuda, cuda_arch, glibc), and only where
+    there are any: `channel_names` (the table `envferry: channels:`), `channel_priority`,
+    `selectors` (the stripped lines that carry one), `files` (the BLAKE3 of each local file that a
+    `-r` or `-c` line names).
     """
     form: dict[str, Any] = {
         "schema": DIGEST_SCHEMA,
@@ -384,7 +399,7 @@ def _digest(spec: Spec, text: str) -> str:
         "system": {
             name: value
             for name, value in msgspec.structs.asdict(spec.options.system).items()
-            if value is not None
+            if value
         },
     }
     if spec.options.channels:

@@ -100,8 +100,8 @@ def build_prefix(order: BuildOrder) -> Iterator[str]:
 
 
 def write_state(prefix: Path, variables: dict[str, str]) -> None:
-    """Note what activation sets where conda does: `conda-meta/state`."""
-    state = {"env_vars": variables, "version": 1}
+    """Note what activation sets where conda does: `conda-meta/state` (CEP 32)."""
+    state = {"env_vars": variables}
     encoded = msgspec.json.encode(state, order="sorted")
     (prefix / "conda-meta/state").write_bytes(encoded + b"\n")
 

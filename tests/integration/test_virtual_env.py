@@ -1,0 +1,235 @@
+"""Real virtual environments, carried with their interpreter to a place where there is no other."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from envferry.archive.reader import Archive, FileSource
+from envferry.channel.virtual_env import VirtualEnv, venv_with_interpreter
+from envferry.errors import SpecError
+from envferry.install.env_home import EnvHome
+from envferry.install.verify import verify_installation
+from envferry.pack.stage import PackOptions, pack_env
+from envferry.process import find_program, run
+from envferry.progress import Silent
+from tests.conftest import require
+from tests.test_install import install
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from envferry.models import Artifact
+
+pytestmark = [pytest.mark.container, pytest.mark.network]
+
+UV = Path(sys.executable).with_name("uv")
+VIRTUALENV = Path(sys.executable).with_name("virtualenv")
+DEBIAN_PYTHON = Path("/usr/bin/python3")
+LOOK = """
+import bz2, ctypes, json, lzma, numpy, os, rich, sqlite3, ssl, sys, sysconfig
+ssl.create_default_context()
+sqlite3.connect(":memory:").execute("select 1")
+assert int(numpy.ones((30, 30)).dot(numpy.ones((30, 30)))[0, 0]) == 30
+outside = [name for name in os.listdir("/") if name not in ("usr", "proc", "dev", "there")]
+loaded = {line.split()[-1] for line in open("/proc/self/maps") if ".so" in line}
+json.dump({
+    "prefixes": sorted({sys.prefix, sys.base_prefix, sysconfig.get_config_var("prefix")}),
+    "path": sys.path,
+    "purelib": sysconfig.get_path("purelib"),
+    "uncompiled": [
+        name for name, module in sys.modules.items()
+        if getattr(module, "__cached__", None) and not os.path.exists(module.__cached__)
+        and not name.startswith("_sysconfigdata")  # it holds the prefix
+    ],
+    "loaded": sorted(loaded),
+}, sys.stdout)
+"""
+
+
+def pyenv_python(minor: str) -> Path:
+    """Return an interpreter that pyenv built here; skip the test without one."""
+    root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    found = sorted(root.glob(f"versions/{minor}.*/bin/python{minor}"))
+    require("pyenv", found)
+    return found[-1]
+
+
+def by_venv(python: Path, folder: Path) -> None:
+    """Make a virtual environment as the standard library does."""
+    run([python, "-m", "venv", "--without-pip", folder])
+
+
+def by_virtualenv(python: Path, folder: Path) -> None:
+    """Make a virtual environment as virtualenv does."""
+    require("virtualenv", VIRTUALENV.is_file())
+    run([VIRTUALENV, "--quiet", "--no-download", "--python", python, folder])
+
+
+def by_uv(python: Path, folder: Path) -> None:
+    """Make a virtual environment as uv does."""
+    run([UV, "venv", "--quiet", "--python", python, folder])
+
+
+def add(venv: Path, *requirements: str | Path, link_mode: str = "copy") -> None:
+    """Install packages into a virtual environment."""
+    words: list[str | Path] = [UV, "pip", "install", "--quiet", "--link-mode", link_mode]
+    run([*words, "--python", venv / "bin/python", *requirements])
+
+
+def pack(venv: Path, output: Path) -> Artifact:
+    """Pack a virtual environment as `envferry pack` does."""
+    options = PackOptions(output_dir=output, mtime=315532800)
+    with venv_with_interpreter(VirtualEnv(venv), desk=output / "desk", progress=Silent()) as built:
+        artifact = pack_env(built, options=options, progress=Silent())
+    assert list((output / "desk").iterdir()) == []
+    return artifact
+
+
+def in_a_bare_root(there: Path, *words: str, hidden: tuple[Path, ...] = ()) -> str:
+    """Run a program where the folder is `/there`, beside nothing but the system's `/usr`."""
+    bwrap = find_program("bwrap")
+    require("bwrap", bwrap)
+    argv = [str(bwrap), "--unshare-all", "--clearenv", "--ro-bind", "/usr", "/usr"]
+    argv += ["--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64"]
+    argv += ["--symlink", "usr/bin", "/bin", "--proc", "/proc", "--dev", "/dev"]
+    for path in hidden:
+        argv += ["--tmpfs", str(path)] if path.is_dir() else ["--ro-bind", "/dev/null", str(path)]
+    argv += ["--ro-bind", str(there), "/there", "--", *words]
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+
+
+def carry(venv: Path, home: Path, name: str) -> Path:
+    """Pack a virtual environment, lose it, install it for `/there` and verify it."""
+    artifact = pack(venv, home / "dist")
+    envs = home / "envs"
+    envs.mkdir()
+    shutil.rmtree(venv)
+    install(artifact.archive_path, envs, artifact.manifest, prefix=f"/there/{name}")
+    found = verify_installation(EnvHome.of(envs, name), None, quick=False, progress=Silent())
+    assert found.differences == ()
+    return envs
+
+
+@pytest.mark.parametrize(
+    ("minor", "make"),
+    [("3.12", by_venv), ("3.10", by_virtualenv), ("3.13", by_uv), ("debian", by_venv)],
+    ids=["venv", "virtualenv", "uv", "debian"],
+)
+def test_it_runs_where_its_interpreter_is_not(
+    minor: str, make: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    hidden: tuple[Path, ...] = ()
+    if minor == "debian":
+        require("debian", DEBIAN_PYTHON.exists() and Path("/etc/debian_version").exists())
+        python = DEBIAN_PYTHON.resolve()
+        hidden = (python, Path(f"/usr/lib/{python.name}"))
+    else:
+        python = pyenv_python(minor)
+    venv = tmp_path / "proj/.venv"
+    make(python, venv)
+    add(venv, "numpy", "rich")
+    envs = carry(venv, tmp_path, "proj")
+
+    prefix = "/there/proj"
+    says = json.loads(in_a_bare_root(envs, f"{prefix}/bin/python", "-c", LOOK, hidden=hidden))
+    assert says["prefixes"] == [prefix]
+    assert all(path.startswith(prefix) for path in says["path"] if path)
+    assert says["purelib"].startswith(f"{prefix}/lib/python")
+    assert says["uncompiled"] == []
+    assert not [path for path in says["loaded"] if not path.startswith(("/there/", "/usr/lib"))]
+    shown = in_a_bare_root(envs, f"{prefix}/bin/markdown-it", "--version", hidden=hidden)
+    assert "markdown-it" in shown
+
+
+def test_an_interpreter_that_was_moved(tmp_path: Path) -> None:
+    """Those that `uv python install` downloads hold the path that they were built at."""
+    original = pyenv_python("3.11")
+    moved = tmp_path / "python-build"
+    shutil.copytree(original.parents[1], moved, symlinks=True)
+    venv = tmp_path / "proj/.venv"
+    by_uv(moved / "bin/python3.11", venv)
+    add(venv, "numpy", "rich", link_mode="symlink")
+    links = [path for path in venv.glob("lib/python*/site-packages/rich/*.py") if path.is_symlink()]
+    assert links
+    envs = carry(venv, tmp_path, "proj")
+    says = json.loads(in_a_bare_root(envs, "/there/proj/bin/python", "-c", LOOK))
+    assert says["prefixes"] == ["/there/proj"]
+    site_packages = (envs / "proj/lib/python3.11/site-packages").resolve()
+    assert not [path for path in site_packages.rglob("*") if path.is_symlink()]
+
+
+def test_equal_environments_give_equal_archives(tmp_path: Path) -> None:
+    python = pyenv_python("3.12")
+    venv = tmp_path / "proj/venv"
+    identities = []
+    for number in range(2):
+        by_venv(python, venv)
+        add(venv, "rich")
+        identities.append(pack(venv, tmp_path / f"dist-{number}").manifest.id)
+        shutil.rmtree(venv)
+    assert identities[0] == identities[1]
+
+
+def test_conda_meta_says_what_python_it_is(tmp_path: Path) -> None:
+    venv = tmp_path / "proj/venv"
+    by_venv(pyenv_python("3.12"), venv)
+    add(venv, "rich")
+    artifact = pack(venv, tmp_path / "dist")
+    facts = {item.name: item for item in artifact.manifest.packages}
+    assert facts["python"].kind == "conda"
+    assert facts["python"].version.startswith("3.12.")
+    assert facts["rich"].kind == "pypi"
+    assert artifact.manifest.requirements.glibc
+    with FileSource(artifact.archive_path) as source:
+        paths = {entry.path for entry in Archive(source).index.files}
+    [record] = [path for path in paths if path.startswith("conda-meta/python-")]
+    assert record.endswith("_0_cpython.json")
+    assert "conda-meta/history" in paths
+    assert "pyvenv.cfg" not in paths
+    assert {"bin/activate", "bin/conda-unpack"} <= paths
+
+
+def test_what_cannot_travel_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    venv = tmp_path / "proj/venv"
+    by_venv(pyenv_python("3.12"), venv)
+    project = tmp_path / "work"
+    project.mkdir()
+    (project / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        '[project]\nname = "work"\nversion = "1"\n'
+    )
+    (project / "work.py").write_text("")
+    add(venv, "-e", project)
+    with pytest.raises(SpecError, match=f"work: installed as editable from file://{project}"):
+        pack(venv, tmp_path / "dist")
+    run([UV, "pip", "uninstall", "--quiet", "--python", venv / "bin/python", "work"])
+
+    # An extension module that takes a library from the system.
+    compiler = find_program("cc") or ""
+    require("cc", compiler)
+    (tmp_path / "other.c").write_text("int other(void) { return 1; }\n")
+    (tmp_path / "ext.c").write_text("int other(void); int ext(void) { return other(); }\n")
+    libraries = tmp_path / "system"
+    libraries.mkdir()
+    run([compiler, "-shared", "-o", libraries / "libother.so.1", tmp_path / "other.c"])
+    module = venv / "lib/python3.12/site-packages/ext.so"
+    words: list[str | Path] = [
+        "-shared",
+        "-o",
+        module,
+        tmp_path / "ext.c",
+        "-l:libother.so.1",
+        f"-L{libraries}",
+    ]
+    run([compiler, *words, f"-Wl,-rpath,{libraries}"])
+    pack(venv, tmp_path / "dist")
+    assert f"libother.so.1 ({libraries}/libother.so.1) is not carried: " in caplog.text
+    assert "lib/python3.12/site-packages/ext.so takes it from the host" in caplog.text
