@@ -64,6 +64,7 @@ def tag(console: Console, options: TagOptions) -> None:
     registry = Registry.open(options.registry, signer=load_signer(options.sign_keys))
     check_name(options.tag, "tag")
     id_ = registry.resolve(wanted, platform)
+    registry.require_installable(registry.described(wanted.name, platform, id_))
     record = registry.move_tag(wanted.name, platform, options.tag, id_)
     console.result(record, lambda: [f"{wanted.name}@{options.tag} is now {record.id}"])
 

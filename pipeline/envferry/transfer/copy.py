@@ -114,6 +114,8 @@ class Carrier:
             )
             raise IntegrityError(message, hint=hint)
         wrote = self._place_archive(manifest, incoming, is_published=published is not None)
+        if published is None:
+            self.target.require_installable(manifest)
         files = {f"{manifest.archive.file}.xxh128": checksum_line(manifest)}
         files[LOCK_FILE] = companions.lock
         for name, data in files.items():
