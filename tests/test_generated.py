@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from envferry.archive.index import BinaryString, FileEntry, PrefixEdits
+from envferry.base.env_variables import read_variables
 from envferry.pack.existing_env import describe_env
-from envferry.pack.generated import fish_script, read_variables
+from envferry.pack.generated import fish_script
 from envferry.pack.stage import PackOptions, pack_env
 from envferry.progress import Silent
 from tests.test_install import envs, install

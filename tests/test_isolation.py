@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from tests.archives import small_archive
 from tests.test_install import manifest_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from envferry.models import Installation
 
@@ -51,10 +52,13 @@ def hostile_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
-def install_with(checks: Checks, tmp_path: Path) -> Installation:
+def install_with(
+    checks: Checks, tmp_path: Path, more: Mapping[str, bytes] | None = None
+) -> Installation:
     """Install a small environment whose python is this one."""
     python = f'#!/bin/sh\nexec {sys.executable} "$@"\n'.encode()
-    path, files = tmp_path / "1.tar.zst", {"bin/python": python, "bin/tool": python}
+    path = tmp_path / "1.tar.zst"
+    files = {"bin/python": python, "bin/tool": python, **(more or {})}
     written = small_archive(path, files)
     manifest = manifest_of(tmp_path / "unused.tar.zst", b"1", id=written.index.id,
                            archive=written.facts, checks=checks)  # fmt: skip
@@ -129,6 +133,23 @@ def test_checks_get_no_variable_that_is_not_on_the_list(
     own, *others = found["PATH"].split(":")
     assert own.endswith("/demo/bin")
     assert others == ["/usr/local/bin", "/usr/bin", "/bin"]
+
+
+def test_checks_find_what_activation_sets(tmp_path: Path) -> None:
+    """Whatever it sets, they stay isolated."""
+    said = tmp_path / "said"
+    variables = {"MODEL_HOME": "/models/it's $HOME", "GONE": "***unset***", "HOME": str(tmp_path),
+                 "LD_LIBRARY_PATH": "/nowhere", "NUL": "a\0b", "LONG": "x" * 200_000,
+                 "PYTHONNOUSERSITE": ""}  # fmt: skip
+    state = json.dumps({"env_vars": variables, "version": 1}).encode()
+    checks = Checks(imports=("json",), commands=(f"/usr/bin/env >{said}",))
+    install_with(checks, tmp_path, {"conda-meta/state": state})
+    found = dict(line.split("=", 1) for line in said.read_text().splitlines())
+    assert found["MODEL_HOME"] == "/models/it's $HOME"
+    assert found["LD_LIBRARY_PATH"] == "/nowhere"
+    assert found["PYTHONNOUSERSITE"] == "1"
+    assert found["HOME"] != str(tmp_path)
+    assert found.keys().isdisjoint(("GONE", "NUL", "LONG"))
 
 
 def test_an_isolated_home_is_closed_whatever_the_umask_is(tmp_path: Path) -> None:

@@ -8,13 +8,23 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
+import zstandard
+from blake3 import blake3
+from xxhash import xxh3_128_hexdigest
 
+from envferry.archive.index import FileEntry, FrameEntry, encode_index
+from envferry.archive.reader import Archive, FileSource
+from envferry.archive.seek_table import encode_seek_table
+from envferry.archive.tar import tar_header
+from envferry.artifacts import write_companions
 from envferry.base.json import to_json
-from envferry.errors import NotFound, StoreError
+from envferry.errors import IntegrityError, NotFound, StoreError
 from envferry.models import TagRecord
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.check import check_registry
+from envferry.registry.push import push_artifact, tag_published
+from envferry.transfer.mirror import MirrorOrder, mirror_registry
 from envferry.trust.host_trust import Trust
 from envferry.trust.signing import Signer, generate_key, parse_signing_key
 from tests.artifacts import PLATFORM, make_artifact
@@ -122,7 +132,9 @@ def test_each_fault_is_named_and_can_be_mended(
 
 def test_damage_that_only_reading_finds(registry: Registry, first: Artifact) -> None:
     path = next(Path(registry.url).rglob(first.manifest.archive.file))
-    path.write_bytes(b"{" + path.read_bytes()[1:])
+    damaged = bytearray(path.read_bytes())
+    damaged[200] ^= 1  # in a frame of files: the index is read in any case
+    path.write_bytes(damaged)
     assert check(registry).findings == ()
     assert "XXH3-128 is" in check(registry, read_bytes=True).findings[0].what
 
@@ -225,3 +237,69 @@ def test_a_later_schema_is_not_to_be_removed(registry: Registry, first: Artifact
     (finding,) = (one for one in report.findings if one.key.endswith("manifest.json"))
     assert "has schema 2, this envferry reads schema 1" in finding.what
     assert finding.mend == "install a newer envferry"
+
+
+def with_link(artifact: Artifact, target: str) -> Artifact:
+    """Return the artifact with a link in its index, and manifest and sums that are right."""
+    path = artifact.archive_path
+    with FileSource(path) as source:
+        archive = Archive(source)
+    good, index = path.read_bytes(), archive.index
+    entry = FileEntry(path="aaa", type="symlink", mode=0o777, link=target, offset=512)
+    moved = tuple(msgspec.structs.replace(one, offset=one.offset + 512) for one in index.files)
+    raw = tar_header(entry, index.mtime)
+    compressed = zstandard.ZstdCompressor(write_checksum=True).compress(raw)
+    frame = FrameEntry(
+        size=len(compressed), tar_size=512, xxh128="0" * 32, blake3=blake3(compressed).hexdigest()
+    )
+    first, *others = index.packages
+    evil = msgspec.structs.replace(
+        index,
+        files=(entry, *moved),
+        frames=(frame, *index.frames),
+        tar_size=index.tar_size + 512,
+        packages=(
+            msgspec.structs.replace(first, files=first.files + 1, frames=first.frames + 1),
+            *(msgspec.structs.replace(one, first_file=one.first_file + 1) for one in others),
+        ),
+    )
+    index_frame = encode_index(evil)
+    sizes = [(one.size, one.tar_size) for one in evil.frames]
+    content = compressed + good[: sum(one.size for one in index.frames)]
+    data = content + index_frame + encode_seek_table([*sizes, (len(index_frame), 0)])
+    path.write_bytes(data)
+    facts = msgspec.structs.replace(
+        artifact.manifest.archive,
+        size=len(data),
+        xxh128=xxh3_128_hexdigest(data),
+        blake3=blake3(data).hexdigest(),
+        tar_size=evil.tar_size,
+        index_offset=len(content),
+        index_size=len(index_frame),
+        index_blake3=blake3(index_frame).hexdigest(),
+    )
+    manifest = msgspec.structs.replace(artifact.manifest, archive=facts)
+    lying = replace(artifact, manifest=manifest)
+    write_companions(lying, artifact.lock_path.read_bytes())
+    return lying
+
+
+def test_an_archive_that_no_host_installs(registry: Registry, tmp_path: Path) -> None:
+    """Made elsewhere, by what checks less: the bytes are the manifest's, the tree is not safe."""
+    artifact = with_link(make_artifact(tmp_path / "evil", seed=3), "/etc/passwd")
+    manifest = artifact.manifest
+    with pytest.raises(IntegrityError, match="outside"):
+        push_artifact(artifact, registry=registry, tags=("stable",), progress=Silent())
+    registry.publish(artifact, progress=Silent())
+    for read_bytes in (False, True):
+        (finding,) = check(registry, read_bytes=read_bytes).findings
+        assert finding.severity == "broken"
+        assert finding.key.endswith(manifest.archive.file)
+        assert "outside" in finding.what
+    with pytest.raises(IntegrityError, match="outside"):
+        tag_published(manifest, registry=registry, tags=("stable",))
+    target = Registry.open(str(tmp_path / "target"))
+    order = MirrorOrder(names=(manifest.name,))
+    with pytest.raises(IntegrityError, match="outside"):
+        mirror_registry(registry, target, order, journals=tmp_path / "journals", progress=Silent())
+    assert manifest.id not in target.ids(manifest.name, manifest.platform)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from envferry.base.env_variables import set_variables
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -18,7 +20,14 @@ ISOLATED_ENVIRONMENT: Mapping[str, str] = {
     "PYTHONDONTWRITEBYTECODE": "1",
     "PYTHONNOUSERSITE": "1",
 }
-"""All that is set beside PATH, HOME and TMPDIR: what is not named here is not passed on."""
+"""All that is set beside PATH, HOME, TMPDIR and what activation sets: nothing is the caller's."""
+OWN = frozenset(("HOME", "PATH", "PYTHONDONTWRITEBYTECODE", "PYTHONNOUSERSITE", "TMPDIR"))
+"""What isolates a program. An environment's `variables:` do not change it."""
+
+
+def activated(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return what an isolated program finds set, of what activation sets."""
+    return {name: value for name, value in set_variables(variables).items() if name not in OWN}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

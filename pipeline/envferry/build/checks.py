@@ -6,7 +6,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from envferry import errors
-from envferry.base.isolated import ISOLATED_ENVIRONMENT, SYSTEM_PATH
+from envferry.base.env_variables import read_variables
+from envferry.base.isolated import ISOLATED_ENVIRONMENT, SYSTEM_PATH, activated
 from envferry.build.inside.network_attempts import COUNTED, split_counted
 from envferry.engines.port import Job, Sandbox
 
@@ -24,18 +25,23 @@ IN_AN_EMPTY_DIRECTORY = "cd /tmp || exit\n"
 def run_checks(checks: Checks, work: Workplace, sandbox: Sandbox, progress: Progress) -> None:
     """Run each check of the spec in a container of its own on the finished environment.
 
-    What they print is in the log (`-v`). Raises ToolFailed when one fails; one that only tried to
-    use the network is a warning.
+    What activation sets is set for them, as on a host; what they print is in the log (`-v`).
+    Raises ToolFailed when one fails; one that only tried to use the network is a warning.
     """
     argvs = checks.argvs(str(work.prefix))
     if not argvs:
         return
+    environ = {
+        **ISOLATED_ENVIRONMENT,
+        **activated(read_variables(work.tree)),
+        "PATH": f"{work.prefix}/bin:{SYSTEM_PATH}",
+    }
     with progress.task(f"check {len(argvs)} imports and commands"):
         for argv in argvs:
             job = Job(
                 argv=("/bin/sh", "-c", IN_AN_EMPTY_DIRECTORY + COUNTED, "sh", *argv),
                 mounts=(work.mount(writable=False),),
-                environ={**ISOLATED_ENVIRONMENT, "PATH": f"{work.prefix}/bin:{SYSTEM_PATH}"},
+                environ=environ,
             )
             finished = sandbox.run(job, check=False)
             said, tries = split_counted(finished.stderr)

@@ -66,6 +66,7 @@ def tag(console: Console, options: TagOptions) -> None:
     registry = Registry.open(options.registry, signer=load_signer(options.sign_keys))
     check_name(options.tag, "tag")
     id_ = registry.resolve(wanted, platform)
+    registry.require_installable(registry.described(wanted.name, platform, id_))
     if options.dry_run:
         name = TagName(name=wanted.name, platform=platform, tag=options.tag)
         before, after = preview_move(registry, name, id_)

@@ -165,13 +165,12 @@ def _verify_file(console: Console, path: Path, trust: Trust) -> VerifiedArtifact
 def _verify_published(
     console: Console, manifest: Manifest, registry: Registry, trust: Trust
 ) -> VerifiedArtifact:
-    from envferry.archive.identity import check_manifest
     from envferry.trust.attestations import verify_attestation
 
     proof = registry.proof(manifest)
     verified = verify_attestation(manifest, proof.manifest_data, proof.attestation, trust.keys)
     registry.verify_archive(manifest, progress=console.progress)
-    check_manifest(registry.open_archive(manifest), manifest)
+    registry.require_installable(manifest)
     return verified
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envferry import process
 from envferry.errors import NotFound, TargetOccupied, ToolFailed
 from envferry.install import final_view
-from envferry.install.check_runner import run_checks
+from envferry.install.check_runner import CheckedTree, run_checks
 from envferry.install.env_home import HOME
 from envferry.install.moves import move_directory
 from envferry.install.remove import require_installed
@@ -36,16 +37,16 @@ def make_current(
     link is flipped first, and the record says `unchecked` until they have passed.
     """
     checks = installation.checks
-    argvs = checks.argvs(installation.prefix)
-    if not check or not argvs or installation.prefix != str(home.link):
+    checked = CheckedTree(prefix=installation.prefix, tree=home.tree(installation.id))
+    if not check or not checks.argvs(installation.prefix) or installation.prefix != str(home.link):
         flip(home, installation.id)
     elif home.current_id() == installation.id:
-        run_checks(checks, installation.prefix, progress)
+        run_checks(checks, checked, progress)
     elif view := view_of(home, installation.id):
-        run_checks(checks, installation.prefix, progress, view)
+        run_checks(checks, replace(checked, view=view), progress)
         flip(home, installation.id)
     else:
-        check_while_current(home, installation, progress)
+        check_while_current(home, installation, checked, progress)
 
 
 def view_of(home: EnvHome, id_: str) -> tuple[str, ...]:
@@ -64,7 +65,9 @@ def view_of(home: EnvHome, id_: str) -> tuple[str, ...]:
     return words
 
 
-def check_while_current(home: EnvHome, installation: Installation, progress: Progress) -> None:
+def check_while_current(
+    home: EnvHome, installation: Installation, checked: CheckedTree, progress: Progress
+) -> None:
     """Flip the link, run the checks, and flip back when one fails.
 
     What was there before is written down first: the next command goes back if this one is killed.
@@ -74,7 +77,7 @@ def check_while_current(home: EnvHome, installation: Installation, progress: Pro
     note_unchecked(home, installation, unchecked)
     try:
         flip(home, installation.id)
-        run_checks(installation.checks, installation.prefix, progress)
+        run_checks(installation.checks, checked, progress)
     except BaseException:
         put_back(home, installation, unchecked)
         raise

@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from envferry import process
-from envferry.base.isolated import isolated
+from envferry.base.env_variables import read_variables
+from envferry.base.isolated import activated, isolated
 from envferry.errors import ToolFailed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from envferry.models import Checks
     from envferry.progress import Progress
 
 
-def run_checks(checks: Checks, prefix: str, progress: Progress, view: tuple[str, ...] = ()) -> None:
+ENV = "/usr/bin/env"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckedTree:
+    """An installation that is to be checked."""
+
+    prefix: str
+    """Where the checks see it."""
+    tree: Path
+    """Where it is."""
+    view: tuple[str, ...] = ()
+    """What each check is run with, see `activation.view_of`."""
+
+
+def run_checks(checks: Checks, checked: CheckedTree, progress: Progress) -> None:
     """Run the environment's own checks at its place; raise ToolFailed at the first that fails.
 
-    `view` is what each of them is run with, see `activation.view_of`.
+    What activation sets is set for them.
     """
-    argvs = checks.argvs(prefix)
+    argvs = checks.argvs(checked.prefix)
     if not argvs:
         return
+    # Not before the view: it starts the Python of this host, and LD_LIBRARY_PATH may be among them.
+    variables = activated(read_variables(checked.tree))
+    setting = (ENV, *(f"{name}={value}" for name, value in variables.items())) if variables else ()
     with progress.task(f"check {len(argvs)} imports and commands"):
         for argv in argvs:
-            finished = run_check((*view, *argv), prefix)
+            finished = run_check((*checked.view, *setting, *argv), checked.prefix)
             if finished.returncode != 0:
                 lines = (finished.stderr.strip() or finished.stdout.strip()).splitlines()[-12:]
                 what = f"the check `{argv[-1]}` failed on this host; it is not made current:"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import re
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +15,7 @@ from envferry.archive.index import FileEntry
 from envferry.archive.members import GENERATED, Member
 from envferry.archive.prefix_search import find_edits
 from envferry.archive.prefixes import MOST_RECORD_BYTES
-from envferry.base.json import decode_json
+from envferry.base.env_variables import UNSET
 from envferry.pack import unpacking
 
 if TYPE_CHECKING:
@@ -24,14 +23,7 @@ if TYPE_CHECKING:
 
     from envferry.archive.members import Owner
 
-log = logging.getLogger(__name__)
-
 SCRIPTS = Path(__file__).with_name("scripts")
-STATE = "conda-meta/state"
-PACKAGE_VARIABLES = "etc/conda/env_vars.d"
-UNSET = "***unset***"
-"""What conda writes for a variable that activation unsets."""
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 SET = """\
     export _ENVFERRY_OLD_{name}="${{{name}-}}"
     export _ENVFERRY_HAD_{name}="${{{name}+x}}"
@@ -129,30 +121,6 @@ def fish_script(variables: Mapping[str, str]) -> str:
 def fish_set(name: str, value: str) -> str:
     """Return fish's command that gives a variable its value."""
     return f"set -e {name}" if value == UNSET else f"set -gx {name} {fish_quoted(value)}"
-
-
-def read_variables(tree: Path) -> dict[str, str]:
-    """Return what conda sets when it activates an environment: by packages, then by its user."""
-    found: dict[str, Any] = {}
-    for path in sorted(tree.glob(f"{PACKAGE_VARIABLES}/*.json")):
-        found.update(read_object(path))
-    stated = read_object(tree / STATE).get("env_vars")
-    found.update(stated if isinstance(stated, dict) else {})
-    unfit = sorted(name for name in found if not NAME.fullmatch(name))
-    if unfit:
-        log.warning("activate does not set %s: not the name of a variable", ", ".join(unfit))
-    return {name: str(value) for name, value in found.items() if name not in unfit}
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; an empty one, and a warning, where there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        return decode_json(path.read_bytes(), dict[str, Any])
-    except (OSError, msgspec.MsgspecError) as error:
-        log.warning("%s is not read: %s", path, error)
-        return {}
 
 
 def conda_unpack(

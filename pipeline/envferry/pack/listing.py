@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 from envferry.archive.index import FileEntry
 from envferry.archive.members import NOBODY, Member, Owner
 from envferry.archive.validation import tree_faults
+from envferry.base.env_variables import read_variables
 from envferry.errors import NotFound, SpecError
 from envferry.models import PackageFacts
 from envferry.pack.byte_code import ByteCode
 from envferry.pack.exclusion import Exclusion
 from envferry.pack.frozen import CONDA_MARK, PIP_MARK
-from envferry.pack.generated import activation_scripts, conda_unpack, read_variables
+from envferry.pack.generated import activation_scripts, conda_unpack
 from envferry.pack.packages import conda_packages, pip_packages
 from envferry.pack.portability import find_faults, overwritten
 from envferry.pack.tree_walk import TreeWalk

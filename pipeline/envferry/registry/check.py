@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from envferry.archive.identity import check_manifest
 from envferry.artifacts import (
     ARCHIVE_SUFFIX,
     ATTESTATION,
@@ -78,9 +77,9 @@ def check_registry(
 ) -> Report:
     """Compare all that a registry (or one environment of it) holds with what it should hold.
 
-    With `read_bytes` every archive is read, too; without, its index. Signatures are checked with
-    the registry's trusted keys, if it has any. Raises StoreError when the store cannot be read,
-    NotFound when it has nothing of `name`.
+    Of an archive the index is read, as an install does; with `read_bytes` all of it. Signatures are
+    checked with the registry's trusted keys, if it has any. Raises StoreError when the store cannot
+    be read, NotFound when it has nothing of `name`.
     """
     found = survey(registry, name)
     require_known(found, registry, [name] if name else [])
@@ -160,7 +159,7 @@ class _Checker:
         require_size(facts.size, folder.files[facts.file].size, what)
         if self.advance:
             require_digests(manifest, self.registry.digest_archive(manifest, self.advance), what)
-        check_manifest(self.registry.open_archive(manifest), manifest)
+        self.registry.require_installable(manifest)
 
     def _checksum(self, folder: Folder, manifest: Manifest) -> None:
         name = f"{manifest.archive.file}.xxh128"

@@ -46,7 +46,7 @@ def fetch_artifact(
                 arriving.pieces.clear()
             else:
                 registry.require_archive(manifest)
-                check_manifest(registry.open_archive(manifest), manifest)
+                registry.require_installable(manifest)
                 _receive_archive(incoming, arriving, progress)
         write_companions(artifact, lock, proof)
     return artifact

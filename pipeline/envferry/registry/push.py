@@ -47,6 +47,7 @@ def tag_published(
 ) -> PushedArtifact:
     """Point `tags` and `latest` to an artifact that the registry has already, as a push does."""
     wanted = check_tags(tags)
+    registry.require_installable(manifest)
     for tag in wanted:
         registry.move_tag(manifest.name, manifest.platform, tag, manifest.id)
     registry.require_whole(manifest)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import xxhash
 from blake3 import blake3
 
+from envferry.archive.identity import check_manifest
 from envferry.archive.reader import Archive
 from envferry.artifacts import (
     ATTESTATION,
@@ -206,6 +207,13 @@ class Registry:
     def open_archive(self, manifest: Manifest) -> Archive:
         """Read the index of an archive and nothing else; raise IntegrityError for an unsafe one."""
         return Archive(PublishedArchive(self, manifest))
+
+    def require_installable(self, manifest: Manifest) -> None:
+        """Raise IntegrityError for an archive that no host installs; only its index is read.
+
+        Whoever made it elsewhere may have had no check, or another one.
+        """
+        check_manifest(self.open_archive(manifest), manifest)
 
     def incoming_archive(self, manifest: Manifest) -> Incoming:
         """Return an archive as a store takes it: in pieces, compared with its manifest."""
