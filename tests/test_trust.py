@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 import re
 import shutil
 import sys
@@ -511,3 +512,13 @@ def test_every_row_of_the_threat_model_has_its_test() -> None:
     }
     assert len(named) > 20
     assert named <= defined
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a device"])
+def test_a_trusted_key_that_never_ends_is_refused(tmp_path: Path, kind: str) -> None:
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "site.pub")
+    else:
+        (tmp_path / "site.pub").symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match=r"site\.pub: it is a pipe or a device"):
+        read_trusted_keys(tmp_path)

@@ -156,8 +156,17 @@ def read_trusted_keys(directory: Path, files: Iterable[Path] = ()) -> tuple[Publ
         message = f"{directory} holds no public key: expected files named *.pub, found {found}"
         hint = "copy the keys there as NAME.pub, or remove the directory to accept what is unsigned"
         raise UsageError(message, hint=hint)
+    for path in paths:
+        _require_ends(path)
     keys = [parse_public_key(_read(path, "trusted key"), str(path)) for path in (*paths, *named)]
     return tuple({key.id: key for key in keys}.values())
+
+
+def _require_ends(path: Path) -> None:
+    """Raise UsageError for a pipe or device among the trusted keys: to read it may never end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        message = f"cannot read the trusted key {path}: it is a pipe or a device, not a file"
+        raise UsageError(message, hint="replace it by the file of the public key")
 
 
 def _list_keys_dir(directory: Path) -> list[Path] | None:
