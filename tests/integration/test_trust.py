@@ -79,7 +79,7 @@ def test_from_keygen_to_install(host: Workshop) -> None:
     host.run("keygen", "ours", expect=10)
     pushed = host.run("push", artifact.archive_path, "--tag", "stable")
     without_keys = host.run("install", "demo@stable", "--name", "unchecked")
-    assert without_keys.stderr.count("trusts no keys") == 1
+    assert without_keys.stderr.count("no trusted keys") == 1
     trust(host)
     refused = host.run("install", "demo@stable", expect=8)
     assert "not signed by a key that is trusted here" in refused.stderr
@@ -88,7 +88,7 @@ def test_from_keygen_to_install(host: Workshop) -> None:
     assert artifact.manifest.id in pushed.stdout
     accepted = host.run("install", "demo@stable", "-v")
     assert "is signed by" in accepted.stderr
-    assert "trusts no keys" not in accepted.stderr
+    assert "no trusted keys" not in accepted.stderr
     assert installed(host) == "version 1\n"
     said = host.run("verify", "demo@stable").stdout
     assert "trusted.d/ours.pub" in said
