@@ -27,6 +27,7 @@ LAYERS = (
     ("errors", "progress"),
     ("models", "base", "process"),
     ("config",),
+    ("worker_process",),
     ("artifacts", "archive", "specs", "stores"),
     ("engines", "install", "pack", "trust"),
     ("build", "registry"),

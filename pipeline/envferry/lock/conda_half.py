@@ -16,13 +16,12 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 from blake3 import blake3
 from packaging.utils import canonicalize_name
 
-from envferry.base.json import decode_json
 from envferry.base.workers import Workers
 from envferry.config import child_environ
 from envferry.errors import SpecError, ToolFailed
@@ -46,8 +45,9 @@ from envferry.models import (
     build_string,
     without_credentials,
 )
-from envferry.process import CalledProcessError, our_module, run
+from envferry.process import CalledProcessError
 from envferry.specs.conda_lines import conda_name
+from envferry.worker_process import Worker, answer_request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -188,17 +188,13 @@ def _ask_conda_lock(request: CondaRequest) -> CondaAnswer:
     """Run the worker."""
     with tempfile.TemporaryDirectory(prefix="envferry-conda-") as directory:
         scratch = Path(directory)
-        request_path, answer_path = scratch / "request.json", scratch / "answer.json"
-        request_path.write_bytes(msgspec.json.encode(request))
-        argv: list[str | Path] = [*our_module("envferry.lock.conda_half")]
-        argv += [request_path, answer_path]
         environ = child_environ(TMPDIR=directory)
         if request.solver:
             if request.offline:  # conda and mamba, micromamba
                 environ |= {"CONDA_OFFLINE": "true", "MAMBA_OFFLINE": "true"}
             environ["NETRC"] = str(write_netrc(scratch / "netrc", request.channels))
-        run(argv, env=environ, cwd=scratch)
-        return decode_json(answer_path.read_bytes(), CondaAnswer)
+        worker = Worker(module="envferry.lock.conda_half", scratch=scratch, environ=environ)
+        return worker.ask(request, CondaAnswer)
 
 
 def pypi_name(conda_name: str) -> str:
@@ -450,15 +446,13 @@ def _solver_message(stdout: str) -> str:
         return stdout.strip() or "the solver gave no reason"
 
 
-def main(request_path: str, answer_path: str) -> None:
+def main() -> NoReturn:
     """Answer one request file: what the worker process runs."""
     logging.basicConfig(level=logging.ERROR)
     # Raised where conda-lock waits for the solver, which is then killed.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    request = decode_json(Path(request_path).read_bytes(), CondaRequest)
-    answer = _work(request, Path(request_path).parent)
-    Path(answer_path).write_bytes(msgspec.json.encode(answer))
+    answer_request(CondaRequest, _work)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -6,23 +6,19 @@ Compares them with rattler, in a worker process that leaves at once:
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from envferry.base.json import decode_json
-from envferry.config import child_environ
 from envferry.errors import SpecError
 from envferry.lock.repodata import Extract, Shelf, extract
 from envferry.lock.solver_output import tidy
 from envferry.lock.spec_lines import wanted_line
 from envferry.models import Replacement, without_credentials
-from envferry.process import our_module, run
+from envferry.worker_process import Worker, answer_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -65,11 +61,8 @@ def relax_pins(request: RelaxRequest) -> RelaxAnswer:
     """
     with tempfile.TemporaryDirectory(prefix="envferry-relax-") as directory:
         scratch = Path(directory)
-        request_path, answer_path = scratch / "request.json", scratch / "answer.json"
-        request_path.write_bytes(msgspec.json.encode(_with_records(request, scratch)))
-        argv = our_module("envferry.lock.relax_pins")
-        run([*argv, request_path, answer_path], env=child_environ(), cwd=scratch)
-        answer = decode_json(answer_path.read_bytes(), RelaxAnswer)
+        worker = Worker(module="envferry.lock.relax_pins", scratch=scratch)
+        answer = worker.ask(_with_records(request, scratch), RelaxAnswer)
     if not answer.error:
         return answer
     words = tidy(answer.error)
@@ -162,20 +155,14 @@ def _name(match: MatchSpec) -> str:
     return str(match.name.normalized)
 
 
-def main(request_path: str, answer_path: str) -> None:
-    """Answer one request file: what the worker process runs."""
+def _work(request: RelaxRequest, _: Path) -> RelaxAnswer:
     from rattler.exceptions import InvalidMatchSpecError, InvalidVersionError
 
-    request = decode_json(Path(request_path).read_bytes(), RelaxRequest)
     try:
-        answer = _relax(request)
+        return _relax(request)
     except (InvalidMatchSpecError, InvalidVersionError) as error:
-        answer = RelaxAnswer(error=str(error))
-    Path(answer_path).write_bytes(msgspec.json.encode(answer))
+        return RelaxAnswer(error=str(error))
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
-    sys.stderr.flush()
-    # Not through the interpreter's exit: py-rattler 0.28 sometimes crashes there.
-    os._exit(0)
+    answer_request(RelaxRequest, _work)

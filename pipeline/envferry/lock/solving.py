@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
 import tempfile
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase as fnmatch
@@ -19,11 +17,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from envferry.base.json import decode_json
-from envferry.config import child_environ
 from envferry.lock.repodata import PUBLIC, Extract
 from envferry.lock.spec_lines import Wanted, is_exact
 from envferry.models import ChannelPriority, without_credentials
-from envferry.process import our_module, run
+from envferry.worker_process import Worker, answer_request
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,12 +60,8 @@ class SolveAnswer(msgspec.Struct, frozen=True, kw_only=True):
 def solve(request: SolveRequest) -> SolveAnswer:
     """Solve in a worker; a request without a solution has an answer with an error."""
     with tempfile.TemporaryDirectory(prefix="envferry-solve-") as directory:
-        scratch = Path(directory)
-        request_path, answer_path = scratch / "request.json", scratch / "answer.json"
-        request_path.write_bytes(msgspec.json.encode(request))
-        argv = our_module("envferry.lock.solving")
-        run([*argv, request_path, answer_path], env=child_environ(), cwd=scratch)
-        return decode_json(answer_path.read_bytes(), SolveAnswer)
+        worker = Worker(module="envferry.lock.solving", scratch=Path(directory))
+        return worker.ask(request, SolveAnswer)
 
 
 def work(request: SolveRequest) -> SolveAnswer:
@@ -279,14 +272,5 @@ def moment(text: str) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
 
 
-def main(request_path: str, answer_path: str) -> None:
-    """Answer one request file: what the worker process runs."""
-    request = decode_json(Path(request_path).read_bytes(), SolveRequest)
-    Path(answer_path).write_bytes(msgspec.json.encode(work(request)))
-
-
 if __name__ == "__main__":
-    main(*sys.argv[1:])
-    sys.stderr.flush()
-    # Not through the interpreter's exit: py-rattler 0.28 sometimes crashes there.
-    os._exit(0)
+    answer_request(SolveRequest, lambda request, _: work(request))

@@ -31,6 +31,7 @@ from envferry.build.inside.wheels import check_requirements, install_wheels, rei
 from envferry.build.request import BuildAnswer, BuildOrder, LinkAnswer
 from envferry.config import child_environ
 from envferry.errors import HostError, PipelineError, SpecError, ToolFailed
+from envferry.worker_process import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,23 +116,18 @@ def say(text: str) -> None:
 def link_conda_packages(order: BuildOrder) -> LinkAnswer:
     """Install the conda half with rattler; the answer has the packages, each after what it needs.
 
-    It is done in a worker that may crash after its work:
-
-    py-rattler 0.28 sometimes dies by a signal when the interpreter exits; the worker leaves with
-    os._exit and is judged by the answer that it writes last. It makes an HTTP client, without ever
-    using it, and that one wants certificates to exist.
+    The worker makes an HTTP client, without ever using it, and that one wants certificates to
+    exist.
     """
     import certifi
 
-    scratch = Path(order.scratch)
-    order_path, answer_path = scratch / "order.json", scratch / "linked.json"
-    order_path.write_bytes(msgspec.json.encode(order))
-    worker = process.our_module("envferry.build.inside.link_packages")
-    environ = child_environ(SSL_CERT_FILE=certifi.where())
-    finished = process.run([*worker, order_path, answer_path], env=environ, check=False)
-    if not answer_path.exists():
-        raise worker_failure(finished)
-    answer = decode_json(answer_path.read_bytes(), LinkAnswer)
+    worker = Worker(
+        module="envferry.build.inside.link_packages",
+        scratch=Path(order.scratch),
+        environ=child_environ(SSL_CERT_FILE=certifi.where()),
+        explain=worker_failure,
+    )
+    answer = worker.ask(order, LinkAnswer)
     if answer.failure:
         raise link_failure(answer.failure, order.prefix)
     if answer.faults:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +22,7 @@ from envferry.base.json import decode_json
 from envferry.build.inside.package_files import PathsFile, files_of, read_files, refuse_paths
 from envferry.build.request import BuildOrder, CondaFile, LinkAnswer
 from envferry.specs.conda_needs import locked_needs
+from envferry.worker_process import answer_request
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -42,13 +41,6 @@ PACKAGE_ERRORS = (
     ValueError,
     msgspec.MsgspecError,
 )
-
-
-def main(order_path: str, answer_path: str) -> None:
-    """Link the packages of an order and leave an answer."""
-    order = decode_json(Path(order_path).read_bytes(), BuildOrder)
-    answer = asyncio.run(link_packages(order))
-    Path(answer_path).write_bytes(msgspec.json.encode(answer))
 
 
 async def link_packages(order: BuildOrder) -> LinkAnswer:
@@ -193,7 +185,4 @@ def unmet(text: str, by_name: Mapping[str, RepoDataRecord], *, must_exist: bool)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
-    sys.stdout.flush()
-    # Not through the interpreter's exit: py-rattler 0.28 sometimes crashes there.
-    os._exit(0)
+    answer_request(BuildOrder, lambda order, _: asyncio.run(link_packages(order)))

@@ -1,0 +1,67 @@
+"""A worker process: a request in one file, the answer in another.
+
+What uses rattler works in one: py-rattler 0.28 sometimes dies by a signal when the interpreter
+exits. So a worker leaves with `os._exit`, and is judged by the answer that it writes last.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+import msgspec
+
+from envferry import process
+from envferry.base.json import decode_json
+from envferry.config import child_environ
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from envferry.errors import PipelineError
+    from envferry.process import Finished
+
+Q = TypeVar("Q", bound=msgspec.Struct)
+A = TypeVar("A", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """A module of envferry that ends in `answer_request`, run as a program."""
+
+    module: str
+    scratch: Path
+    """A directory that lives as long as the call; the worker starts in it."""
+    environ: Mapping[str, str] | None = None
+    """Its variables; those that every program gets if None."""
+    explain: Callable[[Finished], PipelineError] | None = None
+    """What to raise when it left no answer; None: what it said last."""
+
+    def ask(self, request: msgspec.Struct, answer: type[A]) -> A:
+        """Return the worker's answer to a request; raise ToolFailed when it left none."""
+        request_path, answer_path = self.scratch / "request.json", self.scratch / "answer.json"
+        request_path.write_bytes(msgspec.json.encode(request))
+        answer_path.unlink(missing_ok=True)
+        words = (*process.our_module(self.module), str(request_path), str(answer_path))
+        environ = child_environ() if self.environ is None else self.environ
+        finished = process.run(words, env=environ, cwd=self.scratch, check=False)
+        if answer_path.exists():
+            return decode_json(answer_path.read_bytes(), answer)
+        if self.explain:
+            raise self.explain(finished)
+        raise process.failure([self.module], finished.returncode, finished.stdout, finished.stderr)
+
+
+def answer_request(request: type[Q], work: Callable[[Q, Path], msgspec.Struct]) -> NoReturn:
+    """Answer the request that this process was started with, and leave; `work` gets the scratch."""
+    request_path, answer_path = map(Path, sys.argv[1:])
+    answer = work(decode_json(request_path.read_bytes(), request), request_path.parent)
+    unfinished = answer_path.with_suffix(".unfinished")
+    unfinished.write_bytes(msgspec.json.encode(answer))
+    unfinished.replace(answer_path)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
