@@ -109,7 +109,7 @@ class ContainerEngine:
         if tried.returncode != 0 or found != __version__:
             holds = f"envferry {found}" if tried.returncode == 0 else f"no {IMAGE_PYTHON}"
             raise NoSandbox(
-                f"the image {wanted} of {self.name} contains {holds}, expected envferry {__version__}",
+                f"the image {wanted} of {self.name} has {holds}, expected envferry {__version__}",
                 hint=f"rebuild it: {self.name} build -t {DEFAULT_IMAGE} . (others: FROM that)",
             )
 

@@ -28,7 +28,7 @@ def run_checks(checks: Checks, prefix: str, progress: Progress, view: tuple[str,
             finished = run_check((*view, *argv), prefix)
             if finished.returncode != 0:
                 lines = (finished.stderr.strip() or finished.stdout.strip()).splitlines()[-12:]
-                what = f"the check `{argv[-1]}` failed on this host; the installation was not made current:"
+                what = f"the check `{argv[-1]}` failed on this host, so it was not made current:"
                 raise ToolFailed(
                     "\n  ".join([what, *lines]),
                     hint="`envferry install --no-check` installs it anyway",

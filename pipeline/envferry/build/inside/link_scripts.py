@@ -91,14 +91,14 @@ def run_script(script: Path, prefix: Path, record: dict[str, Any]) -> None:
     if network_tries() > tries:
         raise ToolFailed(
             f"{what} tried to use the network, which a build does not have",
-            hint="leave the package out, or ask its maintainers to ship the files that it downloads",
+            hint="leave the package out, or ask its maintainers to ship what it downloads",
         )
     if finished.returncode != 0:
         raise process.failure([what], finished.returncode, finished.stdout, "")
     if left:
         raise ToolFailed(
             f"{what} left processes running: {', '.join(left)}",
-            hint="a build cannot include their output: leave the package out, or report it to its maintainers",
+            hint="their output is lost: leave the package out, or tell its maintainers",
         )
 
 
