@@ -194,7 +194,7 @@ def test_what_is_not_ours_is_there_again(site: Site, end: str) -> None:
 
 def test_an_explicit_wish_makes_an_unchecked_one_current(tmp_path: Path, envs: Path) -> None:
     manifest = manifest_of(tmp_path / "1.tar.zst", b"1", checks=Checks(commands=("false",)))
-    with pytest.raises(ToolFailed, match="it is not made current"):
+    with pytest.raises(ToolFailed, match="it was not made current"):
         install(tmp_path / "1.tar.zst", envs, manifest)
     home = EnvHome.of(envs, "demo")
     assert roll_back(home, manifest.id).id == manifest.id

@@ -197,7 +197,7 @@ def test_a_file_that_leads_out_is_refused(
     interpreter: Interpreter, tmp_path: Path, name: str
 ) -> None:
     path = make_wheel(tmp_path, files={name: "x"})
-    with pytest.raises(SpecError, match="leads out of the environment"):
+    with pytest.raises(SpecError, match="points outside the environment"):
         convert(interpreter, path, tmp_path / "work")
 
 

@@ -265,7 +265,7 @@ def test_what_cannot_travel_is_named_all_at_once(tree: Path) -> None:
 )
 def test_a_record_of_conda_that_is_none_is_named(tree: Path, record: str) -> None:
     (tree / "conda-meta/x-1-0.json").write_text(record)
-    with pytest.raises(SpecError, match=r"x-1-0\.json is no record of a conda package"):
+    with pytest.raises(SpecError, match=r"x-1-0\.json is not a valid record of a conda package"):
         pack(tree)
 
 
@@ -433,7 +433,7 @@ def test_what_is_no_environment(tmp_path: Path, tree: Path) -> None:
     with pytest.raises(NotFound, match="no conda-meta"):
         describe_env(tmp_path, prefix=None, name=None, desk=tmp_path)
     (tree / "conda-meta/broken.json").write_text("{")
-    with pytest.raises(SpecError, match=r"broken\.json is no record"):
+    with pytest.raises(SpecError, match=r"broken\.json is not a valid record"):
         describe_env(tree, prefix=None, name=None, desk=tmp_path)
 
 
@@ -582,4 +582,6 @@ def test_what_keeps_the_prefix_is_named(tree: Path, caplog: pytest.LogCaptureFix
     (tree / "lib/settings.pkl").write_bytes(pickle.dumps({"home": str(tree)}))
     manifest = pack(tree).manifest
     assert manifest.keeps_prefix == ("lib/settings.pkl",)
-    assert "lib/settings.pkl holds the prefix and keeps it: it is a pickle" in caplog.text
+    assert (
+        "lib/settings.pkl contains the prefix, which is not replaced: it is a pickle" in caplog.text
+    )

@@ -98,7 +98,7 @@ def test_the_file_names_a_spec_without_a_name(tmp_path: Path) -> None:
         ("dependencies: [a]\nplatforms: [win-64]\n", "is for win-64 only"),
         ("dependency: [a]\n", "no `dependencies:`: write it for `dependency`"),
         ("dependencies: [a]\nname: base\n", "conda's own installation"),
-        ("dependencies: [a]\nname: a b\n", "'a b' is no environment name"),
+        ("dependencies: [a]\nname: a b\n", "'a b' is not a valid environment name"),
         ("dependencies: [a]\nname: [a]\n", "expected `name:` to be a name, found a list"),
         ("dependencies: [a]\nchannels: main\n", "expected `channels:` to be a list of names"),
         ("dependencies: [a]\nenvferry: [x]\n", "expected `envferry:` to be a mapping"),

@@ -152,7 +152,7 @@ def test_the_encoding_of_the_specification() -> None:
 
 def test_unsigned(bucket: Bucket) -> None:
     bucket.push(1)
-    with pytest.raises(IntegrityError, match="by nobody") as caught:
+    with pytest.raises(IntegrityError, match="not signed at all") as caught:
         bucket.ask()
     assert OURS.public.id in caught.value.message
     assert "--sign-key" in caught.value.hint
@@ -167,7 +167,7 @@ def test_an_artifact_without_attestation_under_a_signed_tag(bucket: Bucket) -> N
 
 def test_signed_by_a_stranger(bucket: Bucket) -> None:
     bucket.push(1, THEIRS)
-    with pytest.raises(IntegrityError, match=f"only by {THEIRS.public.id}"):
+    with pytest.raises(IntegrityError, match=f"signed only by {THEIRS.public.id}"):
         bucket.ask()
 
 

@@ -381,7 +381,7 @@ def test_damaged_artifacts_are_shown_as_such(pages: Pages) -> None:
 
 
 def test_errors_are_pages_and_json(pages: Pages) -> None:
-    assert "There is no such page" in pages.get("/nope/at/all", 404).text
+    assert "This page does not exist" in pages.get("/nope/at/all", 404).text
     assert pages.json("/nope.json", 404)["status"] == 404
     assert "Disallow: /" in pages.get("/robots.txt").text
     assert pages.get("/favicon.svg").headers["content-type"].startswith("image/svg+xml")

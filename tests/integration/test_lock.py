@@ -185,7 +185,7 @@ def test_a_line_that_is_no_package(desk: Desk, line: str) -> None:
 
 def test_a_channel_that_is_none(desk: Desk) -> None:
     desk.write("python", channel="htps://conda.example/channel")
-    with pytest.raises(SpecError, match="one of the channels is none"):
+    with pytest.raises(SpecError, match="one of the channels is not valid"):
         desk.lock()
 
 

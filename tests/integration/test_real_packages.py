@@ -78,7 +78,7 @@ def test_the_lock_says_what_packages_need_and_not_they(shop: BuildShop, tmp_path
     assert found["timestamp"] == patched["timestamp"]
 
     wrong = lock_entry(editor, record={"depends": ["ncurses >=7"]}, dependencies={"ncurses": ">=7"})
-    with pytest.raises(SpecError, match=r"libedit 3\.1 needs ncurses >=7, and the lock has 6\.5"):
+    with pytest.raises(SpecError, match=r"libedit 3\.1 needs ncurses >=7, but the lock has 6\.5"):
         build(shop, lock_entry(terminal), wrong)
 
 
@@ -125,7 +125,7 @@ def test_a_lock_without_needs_is_built_with_a_warning(
 ) -> None:
     terminal, editor = make(tmp_path, TERMINAL, EDITOR)
     build(shop, lock_entry(terminal), lock_entry(editor))
-    assert "libedit 3.1 needs ncurses >=6.2,<6.3.0a0, and the lock has 6.5" in caplog.text
+    assert "libedit 3.1 needs ncurses >=6.2,<6.3.0a0, but the lock has 6.5" in caplog.text
 
 
 def test_a_zip_with_a_needless_zip64_field(shop: BuildShop, tmp_path: Path) -> None:

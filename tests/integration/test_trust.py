@@ -82,7 +82,7 @@ def test_from_keygen_to_install(host: Workshop) -> None:
     assert without_keys.stderr.count("no trusted keys") == 1
     trust(host)
     refused = host.run("install", "demo@stable", expect=8)
-    assert "not signed by a key that is trusted here" in refused.stderr
+    assert "not signed by a trusted key" in refused.stderr
     assert not (host.home / "envs/demo").exists()
     pushed = host.run("push", artifact.archive_path, "--tag", "stable", "--sign-key", "ours.key")
     assert artifact.manifest.id in pushed.stdout
@@ -104,7 +104,7 @@ def test_a_usb_disk_that_somebody_changed(host: Workshop) -> None:
     trust(host)
     artifact = pack(host.home / "packed", 1)
     refused = host.run("install", artifact.archive_path, expect=8)
-    assert "by nobody" in refused.stderr
+    assert "not signed at all" in refused.stderr
     host.run("push", artifact.archive_path, "--sign-key", "ours.key")
     host.run("fetch", "demo", "-o", "usb")
     evil = pack(host.home / "evil", 2)

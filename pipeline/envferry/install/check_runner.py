@@ -49,7 +49,7 @@ def run_checks(checks: Checks, checked: CheckedTree, progress: Progress) -> None
             finished = run_check((*checked.view, *setting, *argv), checked.prefix)
             if finished.returncode != 0:
                 lines = (finished.stderr.strip() or finished.stdout.strip()).splitlines()[-12:]
-                what = f"the check `{argv[-1]}` failed on this host; it is not made current:"
+                what = f"the check `{argv[-1]}` failed on this host, so it was not made current:"
                 raise ToolFailed(
                     "\n  ".join([what, *lines]),
                     hint="`envferry install --no-check` installs it anyway",

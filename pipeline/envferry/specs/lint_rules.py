@@ -57,7 +57,7 @@ RULES = {
         Rule(
             code="S107",
             title="An editable requirement",
-            why="a link to a folder of this machine cannot be carried: a wheel is built from it",
+            why="a link to a local folder cannot be carried: a wheel is built from the folder",
             fix="drop `-e`, or name a git commit",
         ),
         Rule(

@@ -98,7 +98,7 @@ def run_script(script: Path, prefix: Path, record: dict[str, Any]) -> None:
     if left:
         raise ToolFailed(
             f"{what} left processes running: {', '.join(left)}",
-            hint="leave the package out, or report it: a build cannot include their output",
+            hint="their output is lost: leave the package out, or tell its maintainers",
         )
 
 
