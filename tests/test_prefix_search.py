@@ -237,6 +237,30 @@ FORMATS: dict[str, Format] = {
 }
 
 
+PATH_OF_40 = PREFIX + "/share/".ljust(40 - len(PREFIX), "x")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        msgspec.msgpack.encode({"path": PATH_OF_40, "n": 0}),
+        msgspec.msgpack.encode({"path": f"PATH={PATH_OF_40}", "n": 0}),
+        b"\xa2dpathx(" + PATH_OF_40.encode() + b"an\x00",  # CBOR (RFC 8949)
+        b"\n(" + PATH_OF_40.encode() + b"!" + struct.pack("<d", 1),  # protocol buffers: 1, 4
+        b"\1\0" + struct.pack("<H", 40) + PATH_OF_40.encode() + b"!\0\0\0",
+        b"\1\0" + struct.pack(">H", 40) + PATH_OF_40.encode() + b"!\0\0\0",
+        b"\1\0" + struct.pack(">I", 40) + PATH_OF_40.encode() + b"!\0\0\0",
+    ],
+    ids=["msgpack", "msgpack middle", "CBOR", "protobuf", "16 bits", "16 bits, big-endian",
+         "32 bits, big-endian"],
+)  # fmt: skip
+def test_a_length_may_look_like_a_letter(content: bytes) -> None:
+    assert len(PATH_OF_40) == 40
+    found = find_edits(content, PREFIX.encode(), None)
+    assert found.edits is None
+    assert found.left_alone
+
+
 @pytest.mark.parametrize("prefix", NEW_PREFIXES)
 def test_formats_that_note_lengths_are_left_alone(tmp_path: Path, envs: Path, prefix: str) -> None:
     contents = {}

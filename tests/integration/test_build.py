@@ -104,7 +104,8 @@ def test_variables_are_set_where_it_is_installed(
     shop: BuildShop, tmp_path: Path, envs: Path
 ) -> None:
     variables = {"HELLO": "big world", "OTHER": "1"}
-    shop = replace(shop, variables=variables)
+    checks = Checks(commands=('test "$HELLO $OTHER" = "big world 1"',))
+    shop = replace(shop, variables=variables, checks=checks)
     built = shop.build(packages(tmp_path, TinyPackage(name="tiny", version="1.0")))
     state = json.loads(Path(built.tree, "conda-meta/state").read_text())
     assert state == {"env_vars": variables}

@@ -32,7 +32,7 @@ ESCAPE = re.compile(rb"\\[abefnrtv]\Z")
 LOOK_BACK, LOOK_AHEAD = 4096, 16
 CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 """What no text holds."""
-LENGTH_BYTES = (4, 8)
+LENGTH_BYTES = (2, 4, 8)
 
 
 class Searchable(Protocol):
@@ -173,10 +173,26 @@ def is_c_string(content: Searchable, offset: int, prefix: bytes, *, is_elf: bool
     end = content.find(b"\0", offset)
     if end < 0 or end - start > LOOK_BACK or CONTROL.search(content[start:end]):
         return False
-    lengths = (
-        int.from_bytes(content[max(start - size, 0) : start], "little") for size in LENGTH_BYTES
+    return is_elf or not has_length(content, range(start, end), offset, len(prefix))
+
+
+def has_length(content: Searchable, text: range, offset: int, least: int) -> bool:
+    """Whether the length of the string around `offset` may be noted before it.
+
+    As a little-endian number before the text, or as one byte in it: lengths from 32 on look like
+    letters, and so does the last byte of a larger number. It is one where a text may start, after
+    what no text has, or right before the prefix (msgpack, CBOR, protocol buffers).
+    """
+    for size in LENGTH_BYTES:
+        length = int.from_bytes(content[max(text.start - size, 0) : text.start], "little")
+        if least <= length <= len(text) + 1:
+            return True
+    before = bytes(content[text.start : offset])
+    return any(
+        offset + least <= text.start + at + 1 + length <= text.stop + 1
+        for at, length in enumerate(before)
+        if at in (0, len(before) - 1) or not 0x20 <= before[at - 1] < 0x7F
     )
-    return is_elf or not any(len(prefix) <= length <= end - start + 1 for length in lengths)
 
 
 def is_unchanged(content: Searchable, recorded: Recorded) -> bool:
