@@ -49,7 +49,7 @@ class Row:
     what: str
 
 
-class Voyage:
+class Demo:
     """The stages of the demo, and what each took."""
 
     def __init__(self, server: S3Server) -> None:
@@ -176,7 +176,7 @@ def main() -> None:
         remove_earlier()
     HOME.mkdir()
     with seaweed(HOME / "seaweed") as server:
-        voyage = Voyage(server)
+        voyage = Demo(server)
         voyage.build_machine()
         voyage.carry()
     voyage.training_host()

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes
 from envferry.base.files import write_bytes
 from envferry.build.downloads import DownloadCache
 from envferry.build.options import BuildOptions
-from envferry.build.request import Circumstances
+from envferry.build.request import BuildVariation
 from envferry.build.stage import build_env
 from envferry.models import Checks, Lock, LockedPackage, SpecOptions, build_string
 from envferry.progress import Silent
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildShop:
+class BuildRunner:
     """A sandbox, a cache and a place for builds."""
 
     home: Path
     sandbox: Sandbox
     checks: Checks = field(default_factory=Checks)
-    circumstances: Circumstances = field(default_factory=Circumstances)
+    variation: BuildVariation = field(default_factory=BuildVariation)
     variables: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -63,7 +63,7 @@ class BuildShop:
             builds_dir=self.builds,
             allow_clobber=allow,
             allow_conflict=allow,
-            circumstances=self.circumstances,
+            variation=self.variation,
         )
         cache = DownloadCache(self.home / "downloads")
         return build_env(

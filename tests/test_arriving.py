@@ -20,7 +20,7 @@ from envferry.stores.directory import DirectoryStore
 from envferry.stores.partial import PIECE_BYTES
 from envferry.stores.port import Incomplete, KeyTaken
 from envferry.stores.receive import REQUEST_BYTES
-from envferry.stores.source import Incoming
+from envferry.stores.source import ContentSource
 from tests.packed import random_bytes
 
 if TYPE_CHECKING:
@@ -74,9 +74,9 @@ class Source:
         """Fill memory with some bytes."""
         memory[:] = self.read_at(offset, len(memory))
 
-    def incoming(self, *, near: bool) -> Incoming:
+    def incoming(self, *, near: bool) -> ContentSource:
         """Return all bytes as they arrive from a disk, or from a server."""
-        return Incoming(
+        return ContentSource(
             name="big",
             size=len(DATA),
             token="big",

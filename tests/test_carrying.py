@@ -33,8 +33,8 @@ from envferry.stores.split import SplitStore
 from envferry.transfer.apply import Applied, apply_folder
 from envferry.transfer.delta_check import check_deltas
 from envferry.transfer.deltas import Base, Delta
-from envferry.transfer.export import Exported, ExportOrder, export_artifacts
-from envferry.transfer.mirror import Mirrored, MirrorOrder, mirror_registry, plan_mirror
+from envferry.transfer.export import Exported, ExportRequest, export_artifacts
+from envferry.transfer.mirror import Mirrored, MirrorRequest, mirror_registry, plan_mirror
 from tests.packed import pack, random_bytes
 from tests.test_trust import OURS, THEIRS, signer, trusting
 
@@ -71,7 +71,7 @@ class Sites:
     def export(self, *refs: str, trust: SigningKey | None = None, **options: Any) -> Exported:
         """Export to the disk."""
         since = tuple(Ref.parse(ref) for ref in options.pop("since", ()))
-        order = ExportOrder(
+        order = ExportRequest(
             refs=tuple(Ref.parse(ref) for ref in refs), platform=PLATFORM, since=since, **options
         )
         source = Registry.open(self.home, trust=trusting(trust) if trust else None)
@@ -87,7 +87,7 @@ class Sites:
 
     def mirror(self, **options: Any) -> Mirrored:
         """Mirror home to the site."""
-        order = MirrorOrder(**options)
+        order = MirrorRequest(**options)
         here, there = Registry.open(self.home), Registry.open(self.site)
         return mirror_registry(here, there, order, journals=self.journals, progress=Silent())
 
@@ -160,7 +160,7 @@ def test_a_mirror_copies_what_is_asked_for(sites: Sites) -> None:
     second = sites.push(SMALL[1:])
     third = sites.push(SMALL[2:])
     here, there = Registry.open(sites.home), Registry.open(sites.site)
-    plan = plan_mirror(here, there, MirrorOrder(tags=("stable",))).report()
+    plan = plan_mirror(here, there, MirrorRequest(tags=("stable",))).report()
     assert plan.copied == (first.manifest.stem,)
     assert plan.copied_bytes == first.manifest.archive.size
     assert not Path(sites.site).exists()
@@ -174,7 +174,7 @@ def test_a_mirror_copies_what_is_asked_for(sites: Sites) -> None:
     with pytest.raises(NotFound, match="the tag missing"):
         sites.mirror(tags=("missing",))
     with pytest.raises(UsageError, match="itself"):
-        plan_mirror(here, here, MirrorOrder())
+        plan_mirror(here, here, MirrorRequest())
 
 
 def test_a_mirror_that_broke_off_goes_on(sites: Sites) -> None:
@@ -183,10 +183,10 @@ def test_a_mirror_that_broke_off_goes_on(sites: Sites) -> None:
     lost = LosingStore(open_store(sites.home), REQUEST_BYTES, tail=len(data) - TAIL_BYTES)
     here, there = Registry(lost), Registry.open(sites.site)
     with pytest.raises(StoreError, match="lost"):
-        mirror_registry(here, there, MirrorOrder(), journals=sites.journals, progress=Silent())
+        mirror_registry(here, there, MirrorRequest(), journals=sites.journals, progress=Silent())
     assert there.environments() == ()
     lost.lose_at, lost.reads = -1, []
-    mirror_registry(here, there, MirrorOrder(), journals=sites.journals, progress=Silent())
+    mirror_registry(here, there, MirrorRequest(), journals=sites.journals, progress=Silent())
     assert 0 not in lost.reads
     assert files(sites.site) == files(sites.home)
     assert sites.install_bytes(sites.site, f"demo@{artifact.manifest.id}") == data
@@ -365,7 +365,7 @@ def test_nobody_writes_to_a_web_server(sites: Sites) -> None:
     sites.push(SMALL)
     here, there = Registry.open(sites.home), Registry.open("https://envs.example/prod")
     with pytest.raises(UsageError, match="can only be read"):
-        plan_mirror(here, there, MirrorOrder())
+        plan_mirror(here, there, MirrorRequest())
 
 
 @pytest.mark.parametrize("lost", ["manifest.json", "delta.json"])
@@ -502,7 +502,7 @@ def test_a_manifest_that_names_something_else_is_not_carried(
         ref, wanted = f"{told.name}@{told.id}", told.platform
 
         def carry() -> object:
-            order = ExportOrder(refs=(Ref.parse(ref),), platform=wanted)
+            order = ExportRequest(refs=(Ref.parse(ref),), platform=wanted)
             source = Registry.open(sites.home)
             return export_artifacts(
                 source, Path(sites.disk), order, journals=sites.journals, progress=Silent()
@@ -784,7 +784,7 @@ def test_what_a_copy_of_a_disk_lost_is_named(sites: Sites, lost: str, said: str)
     assert "copy that" in caught.value.hint
     (here, there) = Registry.open(sites.disk), Registry.open(sites.site)
     if lost == "manifest.json":
-        (dangling,) = plan_mirror(here, there, MirrorOrder()).report().dangling
+        (dangling,) = plan_mirror(here, there, MirrorRequest()).report().dangling
         assert "the tag demo@latest points to" in dangling
     if lost != "v1/split.json":
         sites.export("demo", part_bytes=SPLIT)

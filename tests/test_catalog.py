@@ -14,7 +14,7 @@ import pytest
 
 from envferry.base.json import to_json
 from envferry.errors import UsageError
-from envferry.index import Catalog, WantedPackage, queries, registry_index
+from envferry.index import MatchSpec, RegistryIndex, queries, registry_index
 from envferry.index.match_spec import compare_conda
 from envferry.index.queries import Filter
 from envferry.index.records import Known
@@ -48,7 +48,7 @@ class Site:
     """A registry, its index and where both lie."""
 
     registry: Registry
-    catalog: Catalog
+    catalog: RegistryIndex
     home: Path
 
     def publish(self, made: Made, *tags: str) -> str:
@@ -78,7 +78,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     store: Any = CountingStore(opened.store)
     registry = Registry(store)
     Path(registry.url).mkdir()
-    site = Site(registry, Catalog.open(registry, tmp_path / "cache"), tmp_path)
+    site = Site(registry, RegistryIndex.open(registry, tmp_path / "cache"), tmp_path)
     yield site
     site.catalog.close()
 
@@ -136,7 +136,7 @@ def test_what_is_removed_disappears(site: Site) -> None:
     (Path(site.registry.url) / f"v1/tags/demo/{PLATFORM}/old").unlink()
     assert site.ids() == [second]
     assert site.catalog.ask(queries.all_tags()) == ()
-    assert site.catalog.ask(queries.find(WantedPackage.parse("torch"))) == ()
+    assert site.catalog.ask(queries.find(MatchSpec.parse("torch"))) == ()
     assert site.catalog.ask(queries.totals).packages == 1
 
 
@@ -255,7 +255,7 @@ def test_a_damaged_or_foreign_index_is_made_anew(
         foreign.close()
     else:
         path.write_bytes(content)
-    site.catalog = Catalog.open(site.registry, tmp_path / "cache")
+    site.catalog = RegistryIndex.open(site.registry, tmp_path / "cache")
     assert site.ids() == [id_]
 
 
@@ -276,7 +276,7 @@ def test_without_a_place_to_write_the_index_is_in_memory(site: Site, tmp_path: P
     id_ = site.publish(Made())
     (tmp_path / "file").write_bytes(b"")
     site.catalog.close()
-    site.catalog = Catalog.open(site.registry, tmp_path / "file")
+    site.catalog = RegistryIndex.open(site.registry, tmp_path / "file")
     assert site.catalog.database.path is None
     assert site.ids() == [id_]
 
@@ -286,7 +286,7 @@ def test_registries_have_indexes_of_their_own(site: Site, tmp_path: Path) -> Non
     site.ids()
     other = Registry.open(str(tmp_path / "other"))
     publish(other, tmp_path / "packed", Made(name="other", seed=7))
-    with closing(Catalog.open(other, tmp_path / "cache")) as other_index:
+    with closing(RegistryIndex.open(other, tmp_path / "cache")) as other_index:
         other_index.refresh()
         assert [one.name for one in other_index.ask(queries.environments())] == ["other"]
 
@@ -294,9 +294,9 @@ def test_registries_have_indexes_of_their_own(site: Site, tmp_path: Path) -> Non
 def test_processes_at_once(site: Site, tmp_path: Path) -> None:
     ids = {site.publish(Made(seed=seed), "latest") for seed in range(12)}
     program = (
-        "import sys\nfrom pathlib import Path\nfrom envferry.index import Catalog, queries\n"
+        "import sys\nfrom pathlib import Path\nfrom envferry.index import RegistryIndex, queries\n"
         "from envferry.registry import Registry\n"
-        "catalog = Catalog.open(Registry.open(sys.argv[1]), Path(sys.argv[2]))\n"
+        "catalog = RegistryIndex.open(Registry.open(sys.argv[1]), Path(sys.argv[2]))\n"
         "for _ in range(5):\n    catalog.refresh(fully=True)\n"
         "sys.stdout.write(' '.join(one.id for one in catalog.ask(queries.entries())))\n"
     )
@@ -342,7 +342,7 @@ def test_processes_at_once(site: Site, tmp_path: Path) -> None:
 def test_finds_packages(site: Site, wanted: str, count: int) -> None:
     full, small = site.publish(Made(), "stable"), site.publish(Made(seed=2, packages=(NUMPY,)))
     site.ids()
-    found = site.catalog.ask(queries.find(WantedPackage.parse(wanted)))
+    found = site.catalog.ask(queries.find(MatchSpec.parse(wanted)))
     assert len(found) == count
     assert {match.id for match in found} <= {full, small}
     if count == 1:
@@ -352,7 +352,7 @@ def test_finds_packages(site: Site, wanted: str, count: int) -> None:
 @pytest.mark.parametrize("text", ["", ">=2", "torch>=", "torch>=2.*", "a b c d", "torch>>2", "-"])
 def test_what_names_no_package(text: str) -> None:
     with pytest.raises(UsageError) as caught:
-        WantedPackage.parse(text)
+        MatchSpec.parse(text)
     assert "torch>=2.8" in caught.value.hint
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.channel.conda_package import CondaPackage
-    from envferry.channel.wheel import Wheel
+    from envferry.channel.wheel import ChannelWheel
 
 NATIVE = "demo-1.0-{abi}-{abi}-manylinux_2_17_x86_64.manylinux2014_x86_64"
 
@@ -36,7 +36,7 @@ def interpreter() -> Interpreter:
 
 
 def describe(
-    interpreter: Interpreter, wheel: Wheel, *others: Wheel, asked: str = "demo"
+    interpreter: Interpreter, wheel: ChannelWheel, *others: ChannelWheel, asked: str = "demo"
 ) -> CondaPackage:
     closure = close_over(interpreter, [wheel, *others], [Requirement(asked)])
     return describe_wheel(wheel, closure)

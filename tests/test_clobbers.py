@@ -14,7 +14,7 @@ from envferry.build.inside.clobbers import (
     written_files,
 )
 from envferry.build.inside.conda_meta import CondaRecords
-from envferry.build.request import Wheel
+from envferry.build.request import WheelFile
 from envferry.errors import SpecError
 from tests.wheels import make_wheel
 
@@ -41,7 +41,7 @@ def test_a_vendored_distribution_is_not_an_installed_one() -> None:
 
 def files_of(path: Path) -> set[str]:
     """Return where the files of a wheel go."""
-    return set(wheel_files(Wheel(path=str(path), name="evil", version="1", sha256=""), SITE))
+    return set(wheel_files(WheelFile(path=str(path), name="evil", version="1", sha256=""), SITE))
 
 
 @pytest.mark.parametrize("member", ["./there/a.py", "there//a.py", "there/./a.py"])
@@ -85,7 +85,7 @@ def test_a_file_lands_where_the_links_of_the_prefix_lead(tmp_path: Path) -> None
     (prefix / "lib").mkdir(parents=True)
     (prefix / "lib64").symlink_to("lib")
     wheel = make_wheel(tmp_path, files={"{data}/data/lib64/deep/a": "", "{data}/data/top": ""})
-    order = Wheel(path=str(wheel), name="demo", version="1.0", sha256="")
+    order = WheelFile(path=str(wheel), name="demo", version="1.0", sha256="")
     found = written_files(order, CondaRecords(prefix, {}))
     assert {"lib/deep/a", "top"} <= found.keys()
     record = {"name": "owner", "files": ["lib/deep/a"], "version": "1"}

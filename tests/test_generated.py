@@ -139,7 +139,7 @@ def test_names_that_no_shell_takes_are_named(tree: Path, caplog: pytest.LogCaptu
     assert "A;rm -rf x" in caplog.text
 
 
-def found_env(tree: Path) -> Artifact:
+def existing_env(tree: Path) -> Artifact:
     """Pack a tree with a file of each kind that holds the prefix, and python to unpack with."""
     prefix = str(tree)
     record = {"_path": "bin/python3-config", "prefix_placeholder": "x" * 255, "file_mode": "text"}
@@ -185,7 +185,7 @@ def run_unpack(target: Path) -> subprocess.CompletedProcess[str]:
 def test_conda_unpack_gives_what_install_gives(
     tree: Path, envs: Path, tmp_path: Path, place: str
 ) -> None:
-    artifact = found_env(tree)
+    artifact = existing_env(tree)
     target = tmp_path / place
     unpack(artifact, target)
     finished = run_unpack(target)
@@ -201,7 +201,7 @@ def test_conda_unpack_gives_what_install_gives(
 
 def test_conda_unpack_below_the_old_prefix_and_taken_up(tree: Path, tmp_path: Path) -> None:
     """The new prefix starts with the old one; the first run was killed after some files."""
-    artifact = found_env(tree)
+    artifact = existing_env(tree)
     shutil.rmtree(tree)
     target = tree / "again"
     unpack(artifact, target)
@@ -214,7 +214,7 @@ def test_conda_unpack_below_the_old_prefix_and_taken_up(tree: Path, tmp_path: Pa
 
 
 def test_conda_unpack_refuses_before_it_changes_anything(tree: Path, tmp_path: Path) -> None:
-    artifact = found_env(tree)
+    artifact = existing_env(tree)
     target = tmp_path / "/".join(["a-folder-with-a-name"] * 13)
     unpack(artifact, target)
     before = contents(target)
@@ -230,7 +230,7 @@ def test_conda_unpack_refuses_before_it_changes_anything(tree: Path, tmp_path: P
 
 
 def test_capacities_are_in_the_script(tree: Path) -> None:
-    artifact = found_env(tree)
+    artifact = existing_env(tree)
     text = subprocess.run(
         ["tar", "--zstd", "-xOf", artifact.archive_path, "bin/conda-unpack"],
         capture_output=True,
@@ -246,7 +246,7 @@ def test_capacities_are_in_the_script(tree: Path) -> None:
 
 
 def test_equal_trees_give_equal_archives(tree: Path) -> None:
-    one = found_env(tree)
+    one = existing_env(tree)
     built = describe_env(tree, prefix=None, name=None, desk=tree.parents[2] / "desk2")
     options = PackOptions(output_dir=tree.parents[2] / "desk2", mtime=315532800)
     assert pack_env(built, options=options, progress=Silent()).manifest == one.manifest

@@ -19,7 +19,7 @@ from envferry.registry.push import push_artifact
 from envferry.stores.receive import REQUEST_BYTES
 from tests.packed import pack, random_bytes
 from tests.web_server import web_server
-from tests.workshop import Workshop
+from tests.workshop import CliRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +72,7 @@ def handler() -> Iterator[type[Hanging]]:
     Handler.go_on.set()
 
 
-def interrupted(host: Workshop, number: int, hangs: threading.Event, *words: str) -> str:
+def interrupted(host: CliRunner, number: int, hangs: threading.Event, *words: str) -> str:
     """Run a command until a server hangs, interrupt it, and return what it said on stderr."""
     argv, environ = host.command(*words)
     with subprocess.Popen(
@@ -95,7 +95,7 @@ def test_a_server_that_hangs(
     registry = Registry.open(str(tmp_path / "registry"))
     artifact = pack(tmp_path / "packed", {"big": BIG, "small": b"x"})
     push_artifact(artifact, registry=registry, tags=(), progress=Silent())
-    host = Workshop(home=tmp_path, cache=tmp_path / "cache")
+    host = CliRunner(home=tmp_path, cache=tmp_path / "cache")
     with web_server(tmp_path / "registry", handler) as url:
         words = {
             "fetch": ("fetch", "demo", "-o", "out", "--registry", url),

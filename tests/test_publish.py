@@ -16,7 +16,7 @@ from envferry.registry import Registry
 from envferry.registry.push import push_artifact
 from envferry.stores.directory import DirectoryStore
 from envferry.stores.port import LostRace, ignore
-from envferry.transfer.mirror import MirrorOrder, mirror_registry
+from envferry.transfer.mirror import MirrorRequest, mirror_registry
 from tests.artifacts import make_artifact
 from tests.test_trust import OURS, THEIRS, signer
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from envferry.models import Artifact
     from envferry.stores.port import KnownRange
-    from envferry.stores.source import Incoming
+    from envferry.stores.source import ContentSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class RecordingStore(DirectoryStore):
         self._note(key)
 
     def receive(
-        self, key: str, incoming: Incoming, advance: Callable[[int], None] = ignore
+        self, key: str, incoming: ContentSource, advance: Callable[[int], None] = ignore
     ) -> None:
         """Write a value, and note it."""
         DirectoryStore.receive(self, key, incoming, advance)
@@ -95,7 +95,7 @@ class Way:
         else:
             source = Registry.open(str(self.home / "source"))
             journals = self.home / "journals"
-            mirror_registry(source, target, MirrorOrder(), journals=journals, progress=Silent())
+            mirror_registry(source, target, MirrorRequest(), journals=journals, progress=Silent())
 
 
 @pytest.fixture(params=["push", "mirror"])

@@ -24,7 +24,7 @@ from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.check import check_registry
 from envferry.registry.push import push_artifact, tag_published
-from envferry.transfer.mirror import MirrorOrder, mirror_registry
+from envferry.transfer.mirror import MirrorRequest, mirror_registry
 from envferry.trust.host_trust import Trust
 from envferry.trust.signing import Signer, generate_key, parse_signing_key
 from tests.artifacts import PLATFORM, make_artifact
@@ -299,7 +299,7 @@ def test_an_archive_that_no_host_installs(registry: Registry, tmp_path: Path) ->
     with pytest.raises(IntegrityError, match="outside"):
         tag_published(manifest, registry=registry, tags=("stable",))
     target = Registry.open(str(tmp_path / "target"))
-    order = MirrorOrder(names=(manifest.name,))
+    order = MirrorRequest(names=(manifest.name,))
     with pytest.raises(IntegrityError, match="outside"):
         mirror_registry(registry, target, order, journals=tmp_path / "journals", progress=Silent())
     assert manifest.id not in target.ids(manifest.name, manifest.platform)

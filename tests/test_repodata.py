@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from envferry.build.downloads import DownloadCache
 from envferry.errors import SpecError, StoreError
 from envferry.lock import repodata_server, repodata_shards, repodata_text
-from envferry.lock.repodata import Shelf, channel_urls, extract, needed_name, reachable
+from envferry.lock.repodata import IndexShelf, channel_urls, extract, needed_name, reachable
 from envferry.lock.repodata_server import RepodataServer
 from envferry.lock.repodata_shards import ShardedIndex
 from envferry.lock.repodata_text import RepodataFile, name_of
@@ -43,8 +43,8 @@ RECORDS = st.lists(
 )
 
 
-def shelf(home: Path) -> Shelf:
-    return Shelf(RepodataServer(home / "repodata", DownloadCache(home / "downloads")))
+def shelf(home: Path) -> IndexShelf:
+    return IndexShelf(RepodataServer(home / "repodata", DownloadCache(home / "downloads")))
 
 
 def names_in(home: Path, channels: list[Path], *names: str) -> list[str]:

@@ -15,7 +15,7 @@ from envferry.archive.contents import checksum
 from envferry.archive.reader import Archive, FileSource
 from envferry.install.env_home import EnvHome
 from envferry.install.remove import remove_whole
-from envferry.install.reuse import Link, Supply, copy_content, hard_link
+from envferry.install.reuse import FileSharer, Link, copy_content, hard_link
 from envferry.install.stage import InstallOptions, install_artifact
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent
@@ -62,7 +62,7 @@ def test_a_file_that_got_shorter_is_not_taken(archives: tuple[Path, Path], tmp_p
     os.truncate(donor, 1000)
     try:
         for link in Link:
-            supply = Supply(index, {number: place}, link)
+            supply = FileSharer(index, {number: place}, link)
             assert not supply.place(descriptor, number, f"{tmp_path}/copy")
             assert not (tmp_path / "copy").exists()
     finally:

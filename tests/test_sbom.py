@@ -12,7 +12,7 @@ from cyclonedx.model.license import DisjunctiveLicense, LicenseExpression
 
 from envferry.artifacts import SBOM, sbom_path
 from envferry.models import BuiltEnv, LockedPackage, SpecOptions
-from envferry.pack.sbom import Ingredients, bill_of_materials, describe_license, package_url
+from envferry.pack.sbom import SbomInput, bill_of_materials, describe_license, package_url
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.push import push_artifact
@@ -43,7 +43,7 @@ PIP = LockedPackage(
 )
 
 
-def ingredients(tmp_path: Path) -> Ingredients:
+def ingredients(tmp_path: Path) -> SbomInput:
     """An environment whose wheel says its licence."""
     info = tmp_path / "lib/python3.11/site-packages/rich_text-1.0.dist-info"
     info.mkdir(parents=True)
@@ -61,7 +61,7 @@ def ingredients(tmp_path: Path) -> Ingredients:
         tools={"uv": "1"},
         image=IMAGE,
     )
-    return Ingredients.read(built, (PIP, CONDA), tmp_path)
+    return SbomInput.read(built, (PIP, CONDA), tmp_path)
 
 
 def test_every_package_is_there_with_its_hash_and_licence(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from envferry.build.downloads import DownloadCache
 from envferry.build.source_tree import digest_source_tree
-from envferry.build.sources import DEFAULT_REQUIRES, SourceShelf
+from envferry.build.sources import DEFAULT_REQUIRES, SourceCache
 from envferry.errors import IntegrityError, NotFound, SpecError
 from envferry.models import LockedPackage
 from envferry.progress import Silent
@@ -24,8 +24,8 @@ REQUIRES = '[build-system]\nrequires = ["flit_core >=3", "wheel"]\n'
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> SourceShelf:
-    return SourceShelf(cache=DownloadCache(tmp_path / "cache"), progress=Silent())
+def shelf(tmp_path: Path) -> SourceCache:
+    return SourceCache(cache=DownloadCache(tmp_path / "cache"), progress=Silent())
 
 
 def source(url: str, sha256: str) -> LockedPackage:
@@ -49,19 +49,19 @@ def folder(path: Path, pyproject: str) -> LockedPackage:
     ],
 )
 def test_a_folder_says_what_builds_it(
-    shelf: SourceShelf, tmp_path: Path, pyproject: str, expected: tuple[str, ...]
+    shelf: SourceCache, tmp_path: Path, pyproject: str, expected: tuple[str, ...]
 ) -> None:
     assert shelf.build_requires(folder(tmp_path / "app", pyproject)) == expected
 
 
 @pytest.mark.parametrize("pyproject", ["build-system = 3", "[build-system]\nrequires = 1", "["])
-def test_a_damaged_pyproject(shelf: SourceShelf, tmp_path: Path, pyproject: str) -> None:
+def test_a_damaged_pyproject(shelf: SourceCache, tmp_path: Path, pyproject: str) -> None:
     with pytest.raises(SpecError, match=r"pyproject\.toml of app is damaged"):
         shelf.build_requires(folder(tmp_path / "app", pyproject))
 
 
 @pytest.mark.parametrize("ending", ["tar.gz", "zip"])
-def test_an_archive_says_what_builds_it(shelf: SourceShelf, tmp_path: Path, ending: str) -> None:
+def test_an_archive_says_what_builds_it(shelf: SourceCache, tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"app-1.{ending}"
     members = {"app-1/pyproject.toml": REQUIRES, "app-1/inner/pyproject.toml": "["}
     if ending == "zip":
@@ -78,7 +78,7 @@ def test_an_archive_says_what_builds_it(shelf: SourceShelf, tmp_path: Path, endi
     assert shelf.build_requires(package) == ("flit_core >=3", "wheel")
 
 
-def test_a_folder_is_placed_as_it_was_locked(shelf: SourceShelf, tmp_path: Path) -> None:
+def test_a_folder_is_placed_as_it_was_locked(shelf: SourceCache, tmp_path: Path) -> None:
     app = tmp_path / "app"
     package = folder(app, REQUIRES)
     for stray in ("build/lib", "dist", ".git"):
@@ -95,10 +95,10 @@ def test_a_folder_is_placed_as_it_was_locked(shelf: SourceShelf, tmp_path: Path)
         shelf.place(package, tmp_path / "second")
 
 
-def test_a_repository_that_is_not_there(shelf: SourceShelf, tmp_path: Path) -> None:
+def test_a_repository_that_is_not_there(shelf: SourceCache, tmp_path: Path) -> None:
     commit = "1" * 40
     package = source(f"git+{tmp_path.as_uri()}/none@{commit}", commit)
-    offline = SourceShelf(cache=shelf.cache, progress=Silent(), offline=True)
+    offline = SourceCache(cache=shelf.cache, progress=Silent(), offline=True)
     with pytest.raises(NotFound, match="not in the download cache"):
         offline.build_requires(package)
     other = source(package.url, "2" * 40)

@@ -17,7 +17,7 @@ from envferry.specs.importing import Imported, ImportOptions, import_spec
 from envferry.specs.kinds import Kind
 from envferry.specs.reading import read_spec
 from envferry.specs.yaml_text import parse_yaml
-from tests.workshop import Workshop
+from tests.workshop import CliRunner
 
 USERS_FILE = Path(__file__).parent.parent / "specs" / "transformer_env.yml"
 
@@ -334,7 +334,7 @@ def test_drafts_come_back_as_they_were(
 
 
 def test_the_command(tmp_path: Path) -> None:
-    workshop = Workshop(home=tmp_path, cache=tmp_path / "cache")
+    workshop = CliRunner(home=tmp_path, cache=tmp_path / "cache")
     (tmp_path / "requirements.txt").write_text("six\n")
     facts = json.loads(workshop.run("import", "requirements.txt", "--name", "t", "--json").stdout)
     assert (facts["path"], facts["kind"], facts["pip"]) == ("specs/t.yml", "requirements", 1)

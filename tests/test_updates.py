@@ -18,7 +18,7 @@ from envferry.archive.reader import FileSource
 from envferry.errors import HostError, IntegrityError, StoreError
 from envferry.install.env_home import EnvHome
 from envferry.install.reuse import Link
-from envferry.install.stage import InstallOptions, InstallPlan, install_artifact, preview_install
+from envferry.install.stage import InstallOptions, InstallPreview, install_artifact, preview_install
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent
 from tests.archives import PREFIX, small_archive
@@ -63,9 +63,9 @@ class Counting:
         return self.file.read_at(offset, length)
 
 
-def install_counted(source: Counting, envs: Path, **options: Any) -> InstallPlan:
+def install_counted(source: Counting, envs: Path, **options: Any) -> InstallPreview:
     """Install from a counted source and return what was announced."""
-    plans: list[InstallPlan] = []
+    plans: list[InstallPreview] = []
     options.setdefault("prefix", PREFIX)
     install_artifact(
         source,

@@ -17,14 +17,14 @@ from starlette.testclient import TestClient
 
 from envferry.artifacts import SBOM
 from envferry.errors import TargetOccupied
-from envferry.index import Catalog
+from envferry.index import RegistryIndex
 from envferry.models import Checks, PackageFacts
 from envferry.registry import Registry
 from envferry.trust.signing import Signer, generate_key, parse_signing_key
 from envferry.web.app import make_app
 from envferry.web.guard import HEADERS
 from envferry.web.server import LOCAL_NAMES, is_local, listen
-from envferry.web.site import Site
+from envferry.web.site import RegistryView
 from envferry.web.treemap import Block, gather, lay_out
 from tests.artifacts import LOCK, PLATFORM
 from tests.published import NUMPY, TORCH, Made, publish
@@ -46,7 +46,7 @@ class Pages:
 
     registry: Registry
     client: TestClient
-    site: Site
+    site: RegistryView
     home: Path
     old: str
     new: str
@@ -84,9 +84,9 @@ def pages(tmp_path: Path) -> Iterator[Pages]:
     packages = (NEWER_NUMPY, TORCH, PackageFacts(name="rich", version="14.0", kind="pypi"))
     new = publish(signed, tmp_path / "packed", Made(seed=2, version="2.0", packages=packages)).id
     publish(registry, tmp_path / "packed", Made(name="other", seed=3, packages=(NUMPY,)))
-    catalog = Catalog.open(registry, tmp_path / "cache")
+    catalog = RegistryIndex.open(registry, tmp_path / "cache")
     catalog.refresh()
-    site = Site(catalog)
+    site = RegistryView(catalog)
     site.refresh()
     with TestClient(make_app(site), base_url="http://127.0.0.1") as client:
         yield Pages(registry, client, site, tmp_path, old, new)
@@ -127,8 +127,8 @@ def test_the_list_of_environments(pages: Pages) -> None:
 
 def test_an_empty_registry_says_what_to_type(tmp_path: Path) -> None:
     (tmp_path / "registry").mkdir()
-    index = Catalog.open(Registry.open(str(tmp_path / "registry")), tmp_path / "cache")
-    with closing(index) as catalog, TestClient(make_app(Site(catalog))) as client:
+    index = RegistryIndex.open(Registry.open(str(tmp_path / "registry")), tmp_path / "cache")
+    with closing(index) as catalog, TestClient(make_app(RegistryView(catalog))) as client:
         catalog.refresh()
         assert "envferry push" in client.get("/").text
         assert "envferry tag" in client.get("/tags/").text
@@ -239,7 +239,7 @@ def test_who_signed(pages: Pages) -> None:
     assert (found["status"], found["who"]) == ("unchecked", "ci@builder")
     stranger = parse_signing_key(generate_key()[0], "a stranger's key")
     for key, status in ((KEY, "valid"), (stranger, "invalid")):
-        app = make_app(Site(pages.site.catalog, (key.public,)))
+        app = make_app(RegistryView(pages.site.catalog, (key.public,)))
         with TestClient(app) as client:
             assert client.get(f"{place}.json").json()["provenance"]["status"] == status
 

@@ -16,7 +16,7 @@ ENVFERRY = Path(sys.executable).with_name("envferry")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workshop:
+class CliRunner:
     """A folder with specs and a download cache."""
 
     home: Path

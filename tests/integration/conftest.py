@@ -15,7 +15,7 @@ from tests.conftest import require
 from tests.docker import can_start_docker, docker_answers, prepare_docker
 from tests.podman import prepare_podman
 from tests.s3_servers import find_s3rver, make_bucket, moto, s3rver
-from tests.workshop import Workshop
+from tests.workshop import CliRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,11 +116,11 @@ def enter_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> CliRunner:
     """A folder with a channel of our own, the demo's spec and its lock."""
     require("bwrap", shutil.which("bwrap"))
     home = tmp_path_factory.mktemp("workshop")
-    workshop = Workshop(home=home, cache=home / "cache")
+    workshop = CliRunner(home=home, cache=home / "cache")
     workshop.run("channel", "create", "channel", *CHANNEL_ITEMS)
     copy_spec(PROJECT / "specs/demo.yml", home / "specs/demo.yml")
     workshop.run("lock", "demo", "--channel", "channel")
@@ -128,7 +128,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 
 @pytest.fixture(scope="session")
-def archive(workshop: Workshop) -> Path:
+def archive(workshop: CliRunner) -> Path:
     """The demo environment, built and packed by the command line."""
     workshop.run("build", "demo")
     return workshop.home / workshop.run("pack", "demo").stdout.strip()

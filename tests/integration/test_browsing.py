@@ -12,26 +12,26 @@ from typing import TYPE_CHECKING
 import pytest
 from starlette.testclient import TestClient
 
-from envferry.index import Catalog, WantedPackage, queries, registry_index
+from envferry.index import MatchSpec, RegistryIndex, queries, registry_index
 from envferry.registry import Registry
 from envferry.registry.inventory import Folder
 from envferry.registry.removal import remove_artifact
 from envferry.web.app import make_app
-from envferry.web.site import Site
+from envferry.web.site import RegistryView
 from tests.artifacts import PLATFORM
 from tests.integration.test_trust import pack
 from tests.published import NUMPY, Made, publish
-from tests.workshop import Workshop
+from tests.workshop import CliRunner
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> Workshop:
+def shop(tmp_path: Path) -> CliRunner:
     """A folder with a registry of two environments."""
     environ = {"ENVFERRY_REGISTRY": str(tmp_path / "registry")}
-    shop = Workshop(home=tmp_path, cache=tmp_path / "cache", environ=environ)
+    shop = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
     registry = Registry.open(str(tmp_path / "registry"))
     publish(registry, tmp_path / "packed", Made(version="1.0"), "stable")
     publish(registry, tmp_path / "packed", Made(seed=2, version="2.0", packages=(NUMPY,)))
@@ -39,7 +39,7 @@ def shop(tmp_path: Path) -> Workshop:
     return shop
 
 
-def test_ls(shop: Workshop) -> None:
+def test_ls(shop: CliRunner) -> None:
     lines = shop.run("ls").stdout.splitlines()
     assert lines[0].split() == [
         *("NAME", "ID", "PLATFORM", "VERSION", "TAGS", "PACKAGES", "SIZE", "PUBLISHED", "SIGNED")
@@ -66,7 +66,7 @@ def test_ls(shop: Workshop) -> None:
     assert "cannot be listed" in shop.run("ls", "--registry", "https://x/y", expect=9).stderr
 
 
-def test_ls_shows_what_is_damaged(shop: Workshop) -> None:
+def test_ls_shows_what_is_damaged(shop: CliRunner) -> None:
     path = next((shop.home / "registry").rglob("other/**/manifest.json"))
     path.write_bytes(b"{")
     finished = shop.run("ls")
@@ -77,7 +77,7 @@ def test_ls_shows_what_is_damaged(shop: Workshop) -> None:
     assert len(json.loads(shop.run("ls", "--json").stdout)) == 3
 
 
-def test_find(shop: Workshop) -> None:
+def test_find(shop: CliRunner) -> None:
     found = json.loads(shop.run("find", "numpy<2", "--json").stdout)
     assert [one["name"] for one in found] == ["demo", "demo", "other"]
     assert "demo@" in shop.run("find", "torch>=2.8", "demo", "--tagged").stdout
@@ -91,7 +91,7 @@ def test_find(shop: Workshop) -> None:
     assert "no condition" in shop.run("find", "numpy>>1", expect=2).stderr
 
 
-def test_serve(shop: Workshop) -> None:
+def test_serve(shop: CliRunner) -> None:
     argv, environ = shop.command("serve", "--port", "0", "--json")
     with subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
@@ -108,15 +108,15 @@ def test_serve(shop: Workshop) -> None:
 def test_the_pages_say_what_an_update_reads(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """The same bytes as `diff` says, of real archives."""
     environ = {"ENVFERRY_REGISTRY": str(tmp_path / "registry")}
-    shop = Workshop(home=tmp_path, cache=tmp_path / "cache", environ=environ)
+    shop = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
     for version, tag in ((1, "old"), (2, "new")):
         shop.run("push", pack(tmp_path / "packed", version).archive_path, "--tag", tag)
     said = json.loads(shop.run("diff", "demo@old", "demo@new", "--json").stdout)
-    index = Catalog.open(Registry.open(str(tmp_path / "registry")), tmp_path / "cache")
+    index = RegistryIndex.open(Registry.open(str(tmp_path / "registry")), tmp_path / "cache")
     index.refresh()
     request.addfinalizer(index.close)
     place = f"demo/{said['after'].removeprefix('demo-').rpartition('-')[0]}"
-    with TestClient(make_app(Site(index))) as client:
+    with TestClient(make_app(RegistryView(index))) as client:
         found = client.get(f"/diff.json?old={place}/old&new={place}/new").json()
         assert found["update"] == said["update"]
         assert found["changes"] == said["packages"]
@@ -124,7 +124,7 @@ def test_the_pages_say_what_an_update_reads(tmp_path: Path, request: pytest.Fixt
     assert "A host that has the first one reads" in page
 
 
-def test_serve_at_a_taken_port(shop: Workshop) -> None:
+def test_serve_at_a_taken_port(shop: CliRunner) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert "--port 0" in shop.run("serve", "--port", port, expect=10).stderr
@@ -141,7 +141,7 @@ def test_an_index_of_a_bucket(
     """Folders and ETags of S3: what is new is seen, what is gone disappears, tags move."""
     monkeypatch.setattr(registry_index, "SMALL", 0)
     registry = Registry.open(s3_url)
-    index = Catalog.open(registry, tmp_path / "cache")
+    index = RegistryIndex.open(registry, tmp_path / "cache")
     request.addfinalizer(index.close)
     index.refresh()
     assert index.ask(queries.entries()) == ()
@@ -153,7 +153,7 @@ def test_an_index_of_a_bucket(
         first: (),
         second: ("stable",),
     }
-    (match,) = index.ask(queries.find(WantedPackage.parse("torch")))
+    (match,) = index.ask(queries.find(MatchSpec.parse("torch")))
     assert match.id == first
     remove_artifact(registry, Folder("demo", PLATFORM, first), 0)
     index.refresh()

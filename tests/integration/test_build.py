@@ -20,7 +20,7 @@ import pytest
 
 from envferry.base.site_packages import site_packages_folders
 from envferry.build.downloads import hash_file
-from envferry.build.request import OTHER_CIRCUMSTANCES
+from envferry.build.request import OTHER_VARIATION
 from envferry.errors import (
     HostError,
     IntegrityError,
@@ -32,7 +32,7 @@ from envferry.errors import (
 from envferry.models import Checks
 from envferry.pack.stage import PackOptions, pack_env
 from envferry.progress import Silent
-from tests.builds import BuildShop, locked
+from tests.builds import BuildRunner, locked
 from tests.test_install import envs, install
 from tests.tiny_channel import TinyPackage, make_channel
 from tests.waiting import wait_until
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from envferry.engines.port import Sandbox
-    from tests.workshop import Workshop
+    from tests.workshop import CliRunner
 
 __all__ = ["envs"]
 
@@ -53,17 +53,17 @@ KILLED_BUILD = """\
 import sys
 from pathlib import Path
 from envferry.engines.selection import Engine, open_sandbox
-from tests.builds import BuildShop
+from tests.builds import BuildRunner
 home = Path(sys.argv[1])
-shop = BuildShop(home=home, sandbox=open_sandbox(Engine(sys.argv[2])))
+shop = BuildRunner(home=home, sandbox=open_sandbox(Engine(sys.argv[2])))
 shop.build(sorted((home / "channel/linux-64").glob("*.conda")))
 """
 
 
 @pytest.fixture
-def shop(sandbox: Sandbox, tmp_path: Path) -> Iterator[BuildShop]:
+def shop(sandbox: Sandbox, tmp_path: Path) -> Iterator[BuildRunner]:
     """A place to build with each engine; afterwards nothing is left of a build."""
-    shop = BuildShop(home=tmp_path, sandbox=sandbox)
+    shop = BuildRunner(home=tmp_path, sandbox=sandbox)
     yield shop
     assert shop.leftovers() == []
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
@@ -86,14 +86,14 @@ def noise(seed: int) -> str:
     return Random(seed).randbytes(20_000).hex()
 
 
-def python_files(workshop: Workshop) -> list[Path]:
+def python_files(workshop: CliRunner) -> list[Path]:
     """Return the packages that make a python with pygments."""
     wanted = r"(python|python_abi|pygments)-\d.*\.conda"
     files = (workshop.home / "channel").glob("*/*.conda")
     return sorted(path for path in files if re.fullmatch(wanted, path.name))
 
 
-def test_a_post_link_script_runs_in_the_container(shop: BuildShop, tmp_path: Path) -> None:
+def test_a_post_link_script_runs_in_the_container(shop: BuildRunner, tmp_path: Path) -> None:
     script = 'echo "$PKG_NAME $PKG_VERSION by $(hostname)" > $PREFIX/made\n'
     built = shop.build(packages(tmp_path, with_script(script)))
     assert Path(built.tree, "made").read_text() == "scripted 1.0 by envferry\n"
@@ -101,7 +101,7 @@ def test_a_post_link_script_runs_in_the_container(shop: BuildShop, tmp_path: Pat
 
 
 def test_variables_are_set_where_it_is_installed(
-    shop: BuildShop, tmp_path: Path, envs: Path
+    shop: BuildRunner, tmp_path: Path, envs: Path
 ) -> None:
     variables = {"HELLO": "big world", "OTHER": "1"}
     checks = Checks(commands=('test "$HELLO $OTHER" = "big world 1"',))
@@ -121,7 +121,7 @@ def test_variables_are_set_where_it_is_installed(
     assert finished.stdout == "big world\n1\n"
 
 
-def test_what_a_post_link_script_starts_is_waited_for(shop: BuildShop, tmp_path: Path) -> None:
+def test_what_a_post_link_script_starts_is_waited_for(shop: BuildRunner, tmp_path: Path) -> None:
     script = "(sleep 0.3; echo late > $PREFIX/made) >/dev/null &\n"
     built = shop.build(packages(tmp_path, with_script(script)))
     assert Path(built.tree, "made").read_text() == "late\n"
@@ -142,7 +142,7 @@ def test_what_a_post_link_script_starts_is_waited_for(shop: BuildShop, tmp_path:
     ],
 )
 def test_a_post_link_script_that_must_not(
-    shop: BuildShop, tmp_path: Path, script: str, error: type[PipelineError], words: str
+    shop: BuildRunner, tmp_path: Path, script: str, error: type[PipelineError], words: str
 ) -> None:
     files = packages(tmp_path, with_script(f"{script}\n"))
     with pytest.raises(error, match=words) as caught:
@@ -150,7 +150,7 @@ def test_a_post_link_script_that_must_not(
     assert "Traceback" not in caught.value.message
 
 
-def test_a_file_that_is_not_the_locked_one_is_never_used(shop: BuildShop, tmp_path: Path) -> None:
+def test_a_file_that_is_not_the_locked_one_is_never_used(shop: BuildRunner, tmp_path: Path) -> None:
     [file] = packages(tmp_path, TinyPackage(name="tiny", version="1"))
     right = locked(file)
     wrong = locked(file, digest="0" * 64)
@@ -160,7 +160,7 @@ def test_a_file_that_is_not_the_locked_one_is_never_used(shop: BuildShop, tmp_pa
     assert not list((tmp_path / "downloads").rglob("*.conda"))
 
 
-def test_conda_packages_must_go_together(shop: BuildShop, tmp_path: Path) -> None:
+def test_conda_packages_must_go_together(shop: BuildRunner, tmp_path: Path) -> None:
     needs = {"helper": ">=2", "absent": "", "__glibc": ">=2.17"}
     needy, helper = map(
         locked,
@@ -178,7 +178,7 @@ def test_conda_packages_must_go_together(shop: BuildShop, tmp_path: Path) -> Non
     shop.build_packages(entries, allow=("needy",))
 
 
-def test_a_file_that_is_no_package(shop: BuildShop, tmp_path: Path) -> None:
+def test_a_file_that_is_no_package(shop: BuildRunner, tmp_path: Path) -> None:
     file = tmp_path / "broken-1-0.conda"
     file.write_bytes(b"no zip at all")
     with pytest.raises(SpecError, match=r"broken-1-0.conda is not a valid conda package") as caught:
@@ -201,14 +201,14 @@ def test_a_file_that_is_no_package(shop: BuildShop, tmp_path: Path) -> None:
     ],
 )
 def test_a_package_that_cannot_be_linked(
-    shop: BuildShop, tmp_path: Path, package: TinyPackage, words: str
+    shop: BuildRunner, tmp_path: Path, package: TinyPackage, words: str
 ) -> None:
     with pytest.raises(SpecError, match="the conda packages cannot be linked") as caught:
         shop.build(packages(tmp_path, package))
     assert re.search(words, f"{caught.value.message}\n{caught.value.hint}")
 
 
-def test_a_lock_that_nobody_can_build(shop: BuildShop, tmp_path: Path) -> None:
+def test_a_lock_that_nobody_can_build(shop: BuildRunner, tmp_path: Path) -> None:
     [tiny] = packages(tmp_path, TinyPackage(name="tiny", version="1"))
     file = locked(tiny)
     with pytest.raises(SpecError, match="contains tiny, but is locked as other"):
@@ -223,7 +223,7 @@ def test_a_lock_that_nobody_can_build(shop: BuildShop, tmp_path: Path) -> None:
 
 
 def test_a_file_of_two_conda_packages_is_named(
-    shop: BuildShop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    shop: BuildRunner, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     both = [
         TinyPackage(name=name, version="1", files=(("share/x", f"from {name}\n"),))
@@ -242,7 +242,7 @@ def test_a_file_of_two_conda_packages_is_named(
         shop.build(packages(tmp_path / "more", *both, inside))
 
 
-def test_names_in_all_scripts(shop: BuildShop, tmp_path: Path) -> None:
+def test_names_in_all_scripts(shop: BuildRunner, tmp_path: Path) -> None:
     names = ("share/größe/日本語.txt", "share/a b'\"$x.txt")
     package = TinyPackage(name="names", version="1", files=tuple((n, n) for n in names))
     tree = Path(shop.build(packages(tmp_path, package)).tree)
@@ -251,7 +251,7 @@ def test_names_in_all_scripts(shop: BuildShop, tmp_path: Path) -> None:
 
 @pytest.mark.network
 def test_clobbers_conflicts_and_overlaps(
-    shop: BuildShop, workshop: Workshop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    shop: BuildRunner, workshop: CliRunner, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     base = python_files(workshop)
     files = {"pygments/console.py": "taken = 1\n", "größe/日本語.py": "a = 1\n"}
@@ -289,7 +289,7 @@ def test_clobbers_conflicts_and_overlaps(
 
 @pytest.mark.network
 def test_what_runs_at_each_start_of_python(
-    shop: BuildShop, workshop: Workshop, tmp_path: Path
+    shop: BuildRunner, workshop: CliRunner, tmp_path: Path
 ) -> None:
     line = "import os; os.system('getent hosts example.org')\n"
     wheel = make_wheel(tmp_path, "eager-1.0-py3-none-any", files={"eager.pth": line})
@@ -298,7 +298,7 @@ def test_what_runs_at_each_start_of_python(
 
 
 @pytest.mark.network
-def test_scripts_of_a_very_long_prefix_run(shop: BuildShop, workshop: Workshop) -> None:
+def test_scripts_of_a_very_long_prefix_run(shop: BuildRunner, workshop: CliRunner) -> None:
     name = "n" * 100
     prefix = f"/opt/conda/envs/{name}"
     assert len(f"#!{prefix}/bin/python3.11") > 127
@@ -307,7 +307,9 @@ def test_scripts_of_a_very_long_prefix_run(shop: BuildShop, workshop: Workshop) 
     shop.build(python_files(workshop), name)
 
 
-def test_a_check_that_fails_is_shown_and_nothing_is_built(shop: BuildShop, tmp_path: Path) -> None:
+def test_a_check_that_fails_is_shown_and_nothing_is_built(
+    shop: BuildRunner, tmp_path: Path
+) -> None:
     shop = replace(shop, checks=Checks(commands=("test -e /opt/conda/envs/tiny/share", "exit 5")))
     with pytest.raises(ToolFailed, match=r"(?s)`exit 5` failed.*printed nothing.* ended with 5"):
         shop.build(packages(tmp_path, with_script("true\n")))
@@ -315,7 +317,7 @@ def test_a_check_that_fails_is_shown_and_nothing_is_built(shop: BuildShop, tmp_p
 
 
 def test_checks_are_in_the_log_and_their_tries_of_the_network_named(
-    shop: BuildShop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    shop: BuildRunner, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = packages(tmp_path, TinyPackage(name="tiny", version="1", files=(("share/a", "a"),)))
     quiet = replace(shop, checks=Checks(commands=("echo all is well; echo but >&2",)))
@@ -333,7 +335,7 @@ def test_checks_are_in_the_log_and_their_tries_of_the_network_named(
 
 @pytest.mark.parametrize("size", ["1m", "4m"])
 @pytest.mark.skipif(os.getuid() != 0, reason="only root mounts a small disk")
-def test_a_full_disk_is_named(shop: BuildShop, tmp_path: Path, size: str) -> None:
+def test_a_full_disk_is_named(shop: BuildRunner, tmp_path: Path, size: str) -> None:
     noise = "".join(chr(33 + i * i % 90) for i in range(1 << 20))
     files = tuple((f"share/large{i}", noise * 2) for i in range(4))
     large = packages(tmp_path, TinyPackage(name="large", version="1", files=files))
@@ -349,7 +351,7 @@ def test_a_full_disk_is_named(shop: BuildShop, tmp_path: Path, size: str) -> Non
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root mounts a small disk")
-def test_a_full_disk_of_downloads_is_named_once(shop: BuildShop, tmp_path: Path) -> None:
+def test_a_full_disk_of_downloads_is_named_once(shop: BuildRunner, tmp_path: Path) -> None:
     large = [
         TinyPackage(name=f"large{seed}", version="1", files=(("share/large", noise(seed)),))
         for seed in range(3)
@@ -368,7 +370,7 @@ def test_a_full_disk_of_downloads_is_named_once(shop: BuildShop, tmp_path: Path)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root mounts a disk")
-def test_a_disk_where_nothing_may_be_executed_is_named(shop: BuildShop, tmp_path: Path) -> None:
+def test_a_disk_where_nothing_may_be_executed_is_named(shop: BuildRunner, tmp_path: Path) -> None:
     files = packages(tmp_path, TinyPackage(name="tiny", version="1"))
     shop.builds.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "noexec", "data", shop.builds], check=True)
@@ -381,7 +383,7 @@ def test_a_disk_where_nothing_may_be_executed_is_named(shop: BuildShop, tmp_path
 
 
 def test_killed_at_any_moment_the_next_build_works(
-    shop: BuildShop, tmp_path: Path, request: pytest.FixtureRequest
+    shop: BuildRunner, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     marker = f"7{os.getpid()}"
     files = packages(tmp_path, with_script(f"sleep 0.{marker}\n"))
@@ -411,7 +413,7 @@ def running(home: Path) -> list[str]:
     return [line for line in lines if str(home) in line and "pytest" not in line.split(" -")[0]]
 
 
-def test_two_builds_at_once(shop: BuildShop, tmp_path: Path) -> None:
+def test_two_builds_at_once(shop: BuildRunner, tmp_path: Path) -> None:
     files = packages(tmp_path, with_script("sleep 1\n"))
     with ThreadPoolExecutor() as pool:
         same = [pool.submit(shop.build, files, "same") for _ in range(2)]
@@ -424,19 +426,19 @@ def test_two_builds_at_once(shop: BuildShop, tmp_path: Path) -> None:
         assert (shop.builds / f"{name}-linux-64/built.json").exists()
 
 
-def test_another_user_builds_from_a_cache_that_is_closed(shop: BuildShop, tmp_path: Path) -> None:
+def test_another_user_builds_from_a_cache_that_is_closed(shop: BuildRunner, tmp_path: Path) -> None:
     files = packages(tmp_path, with_script('id -u > "$PREFIX/user"\n'))
     usual = os.umask(0o077)
     try:
-        built = replace(shop, circumstances=OTHER_CIRCUMSTANCES).build(files)
+        built = replace(shop, variation=OTHER_VARIATION).build(files)
     finally:
         os.umask(usual)
-    assert Path(built.tree, "user").read_text() == f"{OTHER_CIRCUMSTANCES.user}\n"
+    assert Path(built.tree, "user").read_text() == f"{OTHER_VARIATION.user}\n"
     assert not (shop.builds / "tiny-linux-64/desk").exists()
 
 
 @pytest.mark.network
-def test_built_twice(workshop: Workshop, tmp_path: Path) -> None:
+def test_built_twice(workshop: CliRunner, tmp_path: Path) -> None:
     report = workshop.run("build", "demo", "--twice")
     assert "the same files, the same archive" in report.stdout
     noisy = replace(workshop, home=tmp_path, cache=tmp_path / "cache")

@@ -29,13 +29,13 @@ from envferry.registry.push import push_artifact
 from envferry.stores.multipart import PART_BYTES
 from envferry.stores.partial import PIECE_BYTES
 from envferry.stores.receive import REQUEST_BYTES
-from envferry.transfer.host_tool import PYTHONS, ToolOrder, write_tool
+from envferry.transfer.host_tool import PYTHONS, ToolRequest, write_tool
 from tests.conftest import require
 from tests.packed import pack, random_bytes
 from tests.test_stores import RangeHandler
 from tests.waiting import wait_until
 from tests.web_server import web_server, write_certificates
-from tests.workshop import Workshop
+from tests.workshop import CliRunner
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,13 +49,13 @@ PYTHON = Path("/usr/bin/python3")
 
 
 @pytest.fixture
-def ferry(tmp_path: Path) -> Workshop:
+def ferry(tmp_path: Path) -> CliRunner:
     """A folder to run envferry in; no network is needed."""
     environ = {"ENVFERRY_TRUSTED_DIR": str(tmp_path / "none")}
-    return Workshop(home=tmp_path, cache=tmp_path / "cache", environ=environ)
+    return CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
 
 
-def push(ferry: Workshop, tool: bytes = SMALL, url: str = "home") -> Artifact:
+def push(ferry: CliRunner, tool: bytes = SMALL, url: str = "home") -> Artifact:
     """Push an environment of a large and a small package."""
     artifact = pack(ferry.home / "packed", {"big": BIG, "tool": tool})
     place = url if "://" in url else str(ferry.home / url)
@@ -69,7 +69,7 @@ def is_in_order(url: str) -> bool:
 
 
 @pytest.mark.s3
-def test_mirrors_between_kinds_of_stores(ferry: Workshop, s3_url: str) -> None:
+def test_mirrors_between_kinds_of_stores(ferry: CliRunner, s3_url: str) -> None:
     artifact = push(ferry)
     first = json.loads(ferry.run("mirror", "home", f"{s3_url}/a", "--json").stdout)
     assert first["copied"] == [artifact.manifest.stem]
@@ -86,7 +86,7 @@ def test_mirrors_between_kinds_of_stores(ferry: Workshop, s3_url: str) -> None:
 
 
 @pytest.mark.s3
-def test_a_delta_for_a_site_in_s3(ferry: Workshop, s3_url: str) -> None:
+def test_a_delta_for_a_site_in_s3(ferry: CliRunner, s3_url: str) -> None:
     push(ferry)
     ferry.run("mirror", "home", s3_url)
     new = push(ferry, SMALL[1:])
@@ -122,7 +122,7 @@ class StallingHandler(RangeHandler):
         super().do_GET()
 
 
-def kill_when(ferry: Workshop, arguments: tuple[str, ...], pattern: str, lines: int) -> None:
+def kill_when(ferry: CliRunner, arguments: tuple[str, ...], pattern: str, lines: int) -> None:
     """Run a command, and kill it when a journal has some lines, if it is not over by then."""
     argv, environ = ferry.command(*arguments)
     with subprocess.Popen(argv, cwd=ferry.home, env=environ, stderr=subprocess.DEVNULL) as child:
@@ -140,7 +140,7 @@ def kill_when(ferry: Workshop, arguments: tuple[str, ...], pattern: str, lines: 
 
 @pytest.mark.parametrize("target", ["directory", pytest.param("s3", marks=pytest.mark.s3)])
 def test_a_killed_mirror_goes_on(
-    ferry: Workshop, request: pytest.FixtureRequest, target: str
+    ferry: CliRunner, request: pytest.FixtureRequest, target: str
 ) -> None:
     url = "site" if target == "directory" else request.getfixturevalue("s3_url")
     artifact = push(ferry)
@@ -172,7 +172,7 @@ def test_a_killed_mirror_goes_on(
     assert not list(ferry.home.rglob("*.upload"))
 
 
-def noted_pieces(ferry: Workshop) -> list[int]:
+def noted_pieces(ferry: CliRunner) -> list[int]:
     """Return which pieces a killed transfer noted: "N DIGEST" below the first line."""
     lines = [
         line for path in ferry.home.rglob(".*.pieces") for line in path.read_text().split("\n")
@@ -190,11 +190,11 @@ def was_asked(piece: int, ranges: Sequence[str]) -> bool:
     return False
 
 
-def place(ferry: Workshop, url: str) -> str:
+def place(ferry: CliRunner, url: str) -> str:
     return url if "://" in url else str(ferry.home / url)
 
 
-def test_a_killed_apply_goes_on(ferry: Workshop) -> None:
+def test_a_killed_apply_goes_on(ferry: CliRunner) -> None:
     first = push(ferry)
     ferry.run("mirror", "home", "site")
     new = push(ferry, SMALL[1:])
@@ -208,7 +208,7 @@ def test_a_killed_apply_goes_on(ferry: Workshop) -> None:
     assert list(site.store.list_unfinished("v1/envs/")) == []
 
 
-def test_install_over_https(ferry: Workshop) -> None:
+def test_install_over_https(ferry: CliRunner) -> None:
     push(ferry)
     authority, certificate = write_certificates(ferry.home)
     install = ("install", "demo@stable", "--no-check", "--envs-dir", "envs")
@@ -229,7 +229,7 @@ def test_install_over_https(ferry: Workshop) -> None:
     assert is_in_order(str(ferry.home / "rack"))
 
 
-def test_a_server_without_ranges_is_named(ferry: Workshop) -> None:
+def test_a_server_without_ranges_is_named(ferry: CliRunner) -> None:
     push(ferry)
 
     class Plain(http.server.SimpleHTTPRequestHandler):
@@ -244,7 +244,7 @@ def test_a_server_without_ranges_is_named(ferry: Workshop) -> None:
         assert "nginx" in said.stderr
 
 
-def test_signatures_are_checked_on_the_way(ferry: Workshop) -> None:
+def test_signatures_are_checked_on_the_way(ferry: CliRunner) -> None:
     artifact = pack(ferry.home / "packed", {"tool": SMALL})
     for name in ("ours", "theirs"):
         ferry.run("keygen", name)
@@ -265,7 +265,7 @@ def test_signatures_are_checked_on_the_way(ferry: Workshop) -> None:
     ferry.run("export", "demo", "bad", "--registry", "home", "--trusted-key", "ours.key", expect=2)
 
 
-def test_an_old_disk_is_said_to_be_one(ferry: Workshop) -> None:
+def test_an_old_disk_is_said_to_be_one(ferry: CliRunner) -> None:
     first = push(ferry)
     ferry.run("export", "demo@stable", "disk", "--registry", "home")
     second = push(ferry, SMALL[1:])
@@ -282,7 +282,7 @@ def test_an_old_disk_is_said_to_be_one(ferry: Workshop) -> None:
 
 
 def on_a_small_disk(
-    ferry: Workshop, megabytes: int, *argv: str
+    ferry: CliRunner, megabytes: int, *argv: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a command that has a disk of this size, and nothing in it, at /mnt."""
     require("bwrap", Path("/usr/bin/bwrap").exists())
@@ -295,7 +295,7 @@ def on_a_small_disk(
 
 
 @pytest.mark.parametrize("command", ["export", "mirror", "apply", "fetch"])
-def test_a_disk_that_is_too_small(ferry: Workshop, command: str) -> None:
+def test_a_disk_that_is_too_small(ferry: CliRunner, command: str) -> None:
     push(ferry)
     words = {
         "export": ("export", "demo", "/mnt/disk", "--registry", "home"),
@@ -326,7 +326,7 @@ trap 'umount "$2"; losetup -d "$device"' EXIT
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="mounts a disk")
-def test_a_real_exfat_disk(ferry: Workshop) -> None:
+def test_a_real_exfat_disk(ferry: CliRunner) -> None:
     """No hard links, no names that differ only in case, no `:`, times of 10 ms."""
     if not (shutil.which("mkfs.exfat") and shutil.which("mount.exfat-fuse")):
         pytest.skip("exfatprogs or exfat-fuse is not installed")
@@ -348,7 +348,7 @@ def test_a_real_exfat_disk(ferry: Workshop) -> None:
     assert is_in_order(str(ferry.home / "site"))
 
 
-def test_a_folder_that_was_copied_to_fat_and_back(ferry: Workshop) -> None:
+def test_a_folder_that_was_copied_to_fat_and_back(ferry: CliRunner) -> None:
     """Every name that export writes is one that FAT32 can hold; other tools copy them."""
     if not (shutil.which("mkfs.vfat") and shutil.which("mcopy")):
         pytest.skip("dosfstools or mtools is not installed")
@@ -374,7 +374,7 @@ def test_a_folder_that_was_copied_to_fat_and_back(ferry: Workshop) -> None:
     assert is_in_order(str(ferry.home / "site"))
 
 
-def test_a_split_folder_behind_a_web_server(ferry: Workshop) -> None:
+def test_a_split_folder_behind_a_web_server(ferry: CliRunner) -> None:
     artifact = push(ferry)
     ferry.run("export", "demo@stable", "usb", "--split", "3M", "--registry", "home")
     with web_server(ferry.home / "usb", RangeHandler) as url:
@@ -391,7 +391,7 @@ def test_a_split_folder_behind_a_web_server(ferry: Workshop) -> None:
 
 FILLED = """
 import contextlib, errno, pathlib, sys
-from envferry.transfer.mirror import MirrorOrder, mirror_registry
+from envferry.transfer.mirror import MirrorRequest, mirror_registry
 from envferry.errors import HostError
 from envferry.progress import Silent
 from envferry.registry import Registry
@@ -415,20 +415,20 @@ def fill():
         assert error.errno == errno.ENOSPC
 
 try:
-    mirror_registry(here, there, MirrorOrder(), journals=journals, progress=Filling())
+    mirror_registry(here, there, MirrorRequest(), journals=journals, progress=Filling())
 except HostError as error:
     sys.stdout.write(f"{error.message}\\n{error.hint}\\n")
 names = sorted(path.name for path in disk.rglob("*") if path.is_file() and path.name != ".lock")
 (journal,) = disk.rglob(".*.pieces")
 sys.stdout.write(f"{len(journal.read_text().splitlines()) - 1} {len(names)} {names}\\n")
 filler.unlink()
-mirror_registry(here, there, MirrorOrder(), journals=journals, progress=Silent())
+mirror_registry(here, there, MirrorRequest(), journals=journals, progress=Silent())
 report = check_registry(there, read_bytes=True, progress=Silent())
 sys.stdout.write(f"{report.artifacts} {report.findings}")
 """
 
 
-def test_a_disk_that_fills_up_meanwhile(ferry: Workshop) -> None:
+def test_a_disk_that_fills_up_meanwhile(ferry: CliRunner) -> None:
     push(ferry)
     finished = on_a_small_disk(ferry, 64, sys.executable, "-c", FILLED)
     assert finished.returncode == 0, finished.stderr
@@ -443,7 +443,7 @@ def test_a_disk_that_fills_up_meanwhile(ferry: Workshop) -> None:
 
 @pytest.mark.container
 @pytest.mark.network
-def test_the_tool_installs_itself_offline(ferry: Workshop) -> None:
+def test_the_tool_installs_itself_offline(ferry: CliRunner) -> None:
     require("bwrap", Path("/usr/bin/bwrap").exists())
     require("python3", PYTHON.exists())
     show = "import sys; print('%d.%d' % sys.version_info[:2])"
@@ -495,7 +495,7 @@ def test_the_tool_has_a_wheel_of_everything_for_each_host(tmp_path: Path, machin
     """As pip chooses: by the tags that a python of manylinux2014 on that machine takes."""
     platform = {"x86_64": "linux-64", "aarch64": "linux-aarch64"}[machine]
     cache = DownloadCache(tmp_path / "downloads")
-    write_tool(tmp_path / "tool", ToolOrder(platform=platform), cache=cache, progress=Silent())
+    write_tool(tmp_path / "tool", ToolRequest(platform=platform), cache=cache, progress=Silent())
     assert (tmp_path / "tool/machine.txt").read_text() == f"{machine}\n"
     wheels = [parse_wheel_filename(one.name) for one in (tmp_path / "tool/wheels").iterdir()]
     glibc = [f"manylinux_2_{minor}_{machine}" for minor in range(17, 4, -1)]

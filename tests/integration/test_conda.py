@@ -21,7 +21,7 @@ from envferry.lock.stage import lock_spec
 from envferry.process import run
 from envferry.progress import Silent
 from envferry.specs.reading import read_spec
-from tests.builds import BuildShop
+from tests.builds import BuildRunner
 from tests.conftest import require
 from tests.tiny_channel import TinyPackage, add_packages, make_channel
 
@@ -98,7 +98,7 @@ def test_conda_finds_nothing_altered(tmp_path: Path) -> None:
     require_version(26)
     require("bwrap", shutil.which("bwrap"))
     channel = make_channel(tmp_path / "channel", TINY)
-    shop = BuildShop(home=tmp_path, sandbox=open_sandbox(Engine.BWRAP))
+    shop = BuildRunner(home=tmp_path, sandbox=open_sandbox(Engine.BWRAP))
     files = [channel / item.subdir / f"{item.stem}.conda" for item in TINY]
     tree = Path(shop.build(files).tree)
     health = [shutil.which("conda") or "", "doctor", "-p", str(tree), "altered-files"]
@@ -113,7 +113,7 @@ def test_conda_lists_what_was_built(tmp_path: Path) -> None:
     require("bwrap", shutil.which("bwrap"))
     channel = make_channel(tmp_path / "channel", TINY)
     files = [as_tar_bz2(channel / item.subdir / f"{item.stem}.conda") for item in TINY]
-    shop = BuildShop(home=tmp_path, sandbox=open_sandbox(Engine.BWRAP))
+    shop = BuildRunner(home=tmp_path, sandbox=open_sandbox(Engine.BWRAP))
     tree = Path(shop.build(files).tree)
 
     listed = conda("list", "-p", tree)

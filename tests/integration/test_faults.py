@@ -23,7 +23,7 @@ from tests.artifacts import PLATFORM, make_artifact
 from tests.fault_proxy import FAULTS, Plan, fault_proxy
 from tests.packed import pack, random_bytes
 from tests.test_interrupts import interrupted
-from tests.workshop import Workshop
+from tests.workshop import CliRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -177,7 +177,7 @@ def test_a_fault_that_stays_is_said_clearly(
     """Exit code 9, the reason, and no traceback; an answer to HEAD has no words, only a status."""
     artifact = make_artifact(tmp_path / "packed", 1000)
     plan.always = fault
-    host = Workshop(home=tmp_path, cache=tmp_path / "cache", environ={"ENVFERRY_REGISTRY": s3_url})
+    host = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ={"ENVFERRY_REGISTRY": s3_url})
     said = host.run("push", artifact.archive_path, expect=9).stderr
     assert "hint: " in said
     store = open_store(s3_url)
@@ -199,7 +199,7 @@ def test_a_server_that_hangs_is_not_waited_for(
     plan: Plan, s3_url: str, tmp_path: Path, command: str
 ) -> None:
     artifact = pack(tmp_path / "packed", {"big": random_bytes(1, 3 * REQUEST_BYTES)})
-    host = Workshop(home=tmp_path, cache=tmp_path / "cache", environ={"ENVFERRY_REGISTRY": s3_url})
+    host = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ={"ENVFERRY_REGISTRY": s3_url})
     if command != "push":
         push_artifact(artifact, registry=Registry.open(s3_url), tags=(), progress=Silent())
     plan.hung = threading.Event()

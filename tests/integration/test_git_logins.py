@@ -12,7 +12,7 @@ import pytest
 from envferry.process import run
 from tests.integration.test_private_index import Guarded, guarding
 from tests.integration.test_sources import SETUP, commit, one_source, write
-from tests.workshop import Workshop
+from tests.workshop import CliRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,13 +41,13 @@ def command_lines() -> Iterator[str]:
             yield path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
 
 
-def test_passwords_of_git_are_on_no_command_line(workshop: Workshop, tmp_path: Path) -> None:
+def test_passwords_of_git_are_on_no_command_line(workshop: CliRunner, tmp_path: Path) -> None:
     source = write(tmp_path / "source", {"setup.py": SETUP, "gitted.py": ""})
     commit(source)
     bare = tmp_path / "served/private/gitted.git"
     run(["git", "clone", "-q", "--bare", source, bare])
     run(["git", "-C", bare, "update-server-info"])
-    desk = Workshop(home=tmp_path, cache=tmp_path / "cache", environ={"HOME": str(tmp_path)})
+    desk = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ={"HOME": str(tmp_path)})
     Watching.seen = set()
     with guarding(tmp_path / "served", {"private": f"me:{PASSWORD}"}, Watching) as port:
         url = f"http://127.0.0.1:{port}/private/gitted.git"

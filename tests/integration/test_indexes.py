@@ -8,7 +8,7 @@ import pytest
 
 from envferry.specs.locks import read_lock
 from tests.integration.test_private_index import OFFER, Guarded, guarding, make_index
-from tests.workshop import Workshop
+from tests.workshop import CliRunner
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +32,7 @@ class Open(Guarded):
 
 
 @pytest.fixture
-def served(tmp_path: Path, workshop: Workshop) -> Path:
+def served(tmp_path: Path, workshop: CliRunner) -> Path:
     """A channel, an index such as everybody has, and one of CUDA wheels."""
     folder = tmp_path / "served"
     folder.mkdir()
@@ -45,7 +45,7 @@ def served(tmp_path: Path, workshop: Workshop) -> Path:
     return folder
 
 
-def lock(desk: Workshop, port: int, *lines: str, warns: bool = False) -> dict[str, LockedPackage]:
+def lock(desk: CliRunner, port: int, *lines: str, warns: bool = False) -> dict[str, LockedPackage]:
     """Lock pip lines; return what the pip half has."""
     base = f"http://127.0.0.1:{port}"
     options = (f"--index-url {base}/main", f"--extra-index-url {base}/cu118")
@@ -61,7 +61,7 @@ def lock(desk: Workshop, port: int, *lines: str, warns: bool = False) -> dict[st
 
 
 def test_a_cuda_index_beside_the_usual_one(served: Path, tmp_path: Path) -> None:
-    desk = Workshop(home=tmp_path, cache=tmp_path / "cache")
+    desk = CliRunner(home=tmp_path, cache=tmp_path / "cache")
     with guarding(served, {}, Open) as port:
         found = lock(desk, port, "torch==2.1.0+cu118", "common==2.0", warns=True)
         assert found["torch"].version == "2.1.0+cu118"
@@ -77,7 +77,7 @@ def test_a_cuda_index_beside_the_usual_one(served: Path, tmp_path: Path) -> None
 
 
 def test_a_second_build_asks_nobody(served: Path, tmp_path: Path) -> None:
-    desk = Workshop(home=tmp_path, cache=tmp_path / "cache")
+    desk = CliRunner(home=tmp_path, cache=tmp_path / "cache")
     with guarding(served, {}, Open) as port:
         lock(desk, port, "common")
         desk.run("build", "cuda")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.test_interrupts import interrupted
 from tests.web_server import web_server
-from tests.workshop import Workshop
+from tests.workshop import CliRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,14 +50,14 @@ def hanging() -> Iterator[type[Hanging]]:
 
 
 @pytest.mark.container
-def test_a_download_that_hangs(workshop: Workshop, tmp_path: Path, hanging: type[Hanging]) -> None:
+def test_a_download_that_hangs(workshop: CliRunner, tmp_path: Path, hanging: type[Hanging]) -> None:
     (tmp_path / "specs").mkdir()
     with web_server(workshop.home / "channel", hanging) as url:
         for name in ("demo.yml", "demo.conda-lock.yml"):
             text = (workshop.home / "specs" / name).read_text()
             channel = (workshop.home / "channel").as_uri()
             (tmp_path / "specs" / name).write_text(text.replace(channel, url))
-        host = Workshop(home=tmp_path, cache=tmp_path / "cache")
+        host = CliRunner(home=tmp_path, cache=tmp_path / "cache")
         interrupted(host, signal.SIGINT, hanging.has_hung, "build", "demo")
     partial = [path.stat().st_size for path in (tmp_path / "cache").rglob(".*.partial")]
     assert max(partial) >= LARGE_BYTES // 2
@@ -78,7 +78,7 @@ class Mute(Hanging):
 def test_a_channel_that_hangs(tmp_path: Path) -> None:
     (tmp_path / "specs").mkdir()
     (tmp_path / "specs/demo.yml").write_text("name: demo\ndependencies: [python]\n")
-    host = Workshop(home=tmp_path, cache=tmp_path / "cache")
+    host = CliRunner(home=tmp_path, cache=tmp_path / "cache")
     with web_server(tmp_path, Mute) as url:
         interrupted(host, signal.SIGTERM, Mute.has_hung, "lock", "demo", "--channel", url)
         # The solver, which runs in a process of its own, has ended, too.

@@ -24,7 +24,7 @@ from envferry.specs.locks import read_lock
 from envferry.specs.reading import read_spec
 from tests.tiny_channel import TinyPackage, add_packages, make_channel, python_packages
 from tests.wheels import make_wheel
-from tests.workshop import Workshop
+from tests.workshop import CliRunner
 
 if TYPE_CHECKING:
     from envferry.models import Lock
@@ -366,7 +366,7 @@ def test_secrets_stay_out(desk: Desk, tmp_path: Path) -> None:
 
 def test_the_commands(desk: Desk) -> None:
     home = desk.path.parent
-    shop = Workshop(home=home, cache=home / "cache")
+    shop = CliRunner(home=home, cache=home / "cache")
     desk.path = home / "specs/torch.yml"
     desk.path.parent.mkdir()
     desk.write("python=3.10, numpy=1", "old")

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.integration.test_trust import pack
-from tests.workshop import Workshop
+from tests.workshop import CliRunner
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Workshop:
+def host(tmp_path: Path) -> CliRunner:
     """A machine with a registry of two versions, the second one signed."""
     environ = {
         "ENVFERRY_REGISTRY": str(tmp_path / "registry"),
         "ENVFERRY_ENVS_DIR": str(tmp_path / "envs"),
         "ENVFERRY_TRUSTED_DIR": str(tmp_path / "trusted.d"),
     }
-    workshop = Workshop(home=tmp_path, cache=tmp_path / "cache", environ=environ)
+    workshop = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
     workshop.run("keygen", "ours")
     first, second = (pack(tmp_path / "packed", version) for version in (1, 2))
     workshop.run("push", first.archive_path, "--tag", "old")
@@ -31,11 +31,11 @@ def host(tmp_path: Path) -> Workshop:
     return workshop
 
 
-def answer(host: Workshop, *words: str | Path) -> Any:
+def answer(host: CliRunner, *words: str | Path) -> Any:
     return json.loads(host.run(*words, "--json").stdout)
 
 
-def test_diff_says_what_an_update_reads_to_the_byte(host: Workshop) -> None:
+def test_diff_says_what_an_update_reads_to_the_byte(host: CliRunner) -> None:
     found = answer(host, "diff", "demo@old", "demo@new")
     host.run("install", "demo@old")
     plan = answer(host, "install", "demo@new", "--dry-run")
@@ -48,14 +48,14 @@ def test_diff_says_what_an_update_reads_to_the_byte(host: Workshop) -> None:
     host.run("diff", "demo", "demo@new", expect=7)
 
 
-def test_diff_of_files_and_of_locks(host: Workshop) -> None:
+def test_diff_of_files_and_of_locks(host: CliRunner) -> None:
     one, two = sorted((host.home / "packed").glob("*.tar.zst"))
     assert answer(host, "diff", one, two)["before"] == one.name.removesuffix(".tar.zst")
     assert answer(host, "diff", one, one)["packages"] == []
     assert "git" in host.run("diff", "demo@old", "demo@new", "--locks", expect=7).stderr
 
 
-def test_show_says_who_built_it_and_when_it_came(host: Workshop) -> None:
+def test_show_says_who_built_it_and_when_it_came(host: CliRunner) -> None:
     new, old = answer(host, "show", "demo@new"), answer(host, "show", "demo@old")
     assert new["tags"] == ["latest", "new"]
     assert new["published"] >= old["published"] > "2020"
@@ -68,7 +68,7 @@ def test_show_says_who_built_it_and_when_it_came(host: Workshop) -> None:
     assert "not signed" in host.run("show", "demo@old").stdout
 
 
-def test_names_and_licences_cannot_drive_a_terminal(host: Workshop) -> None:
+def test_names_and_licences_cannot_drive_a_terminal(host: CliRunner) -> None:
     """Whoever writes into the bucket writes names: no cursor moves, no window titles."""
     evil = "\x1b[2J\x1b]0;owned\x07\r\x9b1A"
     (path,) = (host.home / "registry").glob("v1/tags/*/*/old")
@@ -88,7 +88,7 @@ def test_names_and_licences_cannot_drive_a_terminal(host: Workshop) -> None:
 
 
 @pytest.mark.container
-def test_a_real_environment(workshop: Workshop, archive: Path) -> None:
+def test_a_real_environment(workshop: CliRunner, archive: Path) -> None:
     """By the SBOM, and without one by the lock: the same answer."""
     said = workshop.run("why", archive, "mdurl").stdout
     assert "markdown-it-py" in said
@@ -106,7 +106,7 @@ def test_a_real_environment(workshop: Workshop, archive: Path) -> None:
     assert "BSD-3-Clause" in shown
 
 
-def test_check_and_prune_on_the_command_line(host: Workshop) -> None:
+def test_check_and_prune_on_the_command_line(host: CliRunner) -> None:
     """Nothing goes without --delete; what is broken ends with 8 and says what to do."""
     extra = pack(host.home / "packed", 3)
     host.run("push", extra.archive_path, "--sign-key", "ours.key", "--tag", "new")

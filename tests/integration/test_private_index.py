@@ -19,7 +19,7 @@ import zstandard
 from envferry.install.host_check import glibc_version
 from tests.builds import file_hash
 from tests.wheels import make_wheel
-from tests.workshop import Workshop
+from tests.workshop import CliRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,7 +93,7 @@ def make_index(folder: Path, *stems: str, metadata: str = "") -> Path:
 
 
 @pytest.fixture
-def served(tmp_path: Path, workshop: Workshop) -> Path:
+def served(tmp_path: Path, workshop: CliRunner) -> Path:
     """A folder with a real channel and two indexes."""
     folder = tmp_path / "served"
     folder.mkdir()
@@ -104,7 +104,7 @@ def served(tmp_path: Path, workshop: Workshop) -> Path:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Workshop:
+def desk(tmp_path: Path) -> CliRunner:
     """A workshop of another user, with a home of their own, and a spy in every python."""
     home, spy = tmp_path / "home", tmp_path / "spy"
     home.mkdir()
@@ -119,7 +119,7 @@ def desk(tmp_path: Path) -> Workshop:
         "RATTLER_CACHE_DIR": str(home / "rattler"),
         "UV_CACHE_DIR": str(home / "uv"),
     }
-    return Workshop(home=home, cache=home / "envferry", environ=environ)
+    return CliRunner(home=home, cache=home / "envferry", environ=environ)
 
 
 def unpacked(archive: Path) -> bytes:
@@ -131,13 +131,13 @@ def unpacked(archive: Path) -> bytes:
         return zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True).read()
 
 
-def write_netrc(desk: Workshop, text: str) -> None:
+def write_netrc(desk: CliRunner, text: str) -> None:
     path = desk.home / ".netrc"
     path.write_text(text)
     path.chmod(0o600)
 
 
-def test_passwords_are_seen_nowhere(desk: Workshop, served: Path, tmp_path: Path) -> None:
+def test_passwords_are_seen_nowhere(desk: CliRunner, served: Path, tmp_path: Path) -> None:
     """Of a channel and an index in URLs, of another index in netrc."""
     url_login, netrc_login = f"me:{PASSWORD}", f"you:{NETRC_PASSWORD}"
     logins = {"channel": url_login, "one": url_login, "two": netrc_login}
@@ -194,7 +194,7 @@ def test_passwords_are_seen_nowhere(desk: Workshop, served: Path, tmp_path: Path
 
 
 def test_a_lock_with_a_login_in_the_environment_builds_elsewhere(
-    desk: Workshop, served: Path, tmp_path: Path
+    desk: CliRunner, served: Path, tmp_path: Path
 ) -> None:
     """The URLs that uv is told have the login; what is downloaded from their hosts uses it too."""
     login = f"me:{PASSWORD}"

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from envferry.models import PushedArtifact
     from envferry.stores.port import DiskStore, KnownRange, Listed, Stat, Store
-    from envferry.stores.source import Incoming
+    from envferry.stores.source import ContentSource
 
 PIECES = 5
 SIZE = (PIECES - 1) * REQUEST_BYTES + 12_345
@@ -114,7 +114,7 @@ class WatchedStore:
         self.store.create_from_file(key, path, advance, known)
 
     def receive(
-        self, key: str, incoming: Incoming, advance: Callable[[int], None] = ignore
+        self, key: str, incoming: ContentSource, advance: Callable[[int], None] = ignore
     ) -> None:
         """Pass on."""
         self.store.receive(key, incoming, advance)

@@ -19,7 +19,7 @@ from envferry.lock.stage import lock_spec
 from envferry.progress import Silent
 from envferry.specs.locks import read_lock
 from envferry.specs.reading import read_spec
-from tests.builds import BuildShop
+from tests.builds import BuildRunner
 from tests.conda_shapes import Shape, lock_entry
 from tests.conftest import require
 
@@ -33,12 +33,12 @@ LONG = "/" + "placehold_" * 20
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> BuildShop:
+def shop(tmp_path: Path) -> BuildRunner:
     require("bwrap", shutil.which("bwrap"))
-    return BuildShop(home=tmp_path, sandbox=open_sandbox(Engine.BWRAP))
+    return BuildRunner(home=tmp_path, sandbox=open_sandbox(Engine.BWRAP))
 
 
-def build(shop: BuildShop, *packages: LockedPackage) -> Path:
+def build(shop: BuildRunner, *packages: LockedPackage) -> Path:
     return Path(shop.build_packages(packages).tree)
 
 
@@ -61,7 +61,7 @@ EDITOR = Shape(
 )
 
 
-def test_the_lock_says_what_packages_need_and_not_they(shop: BuildShop, tmp_path: Path) -> None:
+def test_the_lock_says_what_packages_need_and_not_they(shop: BuildRunner, tmp_path: Path) -> None:
     terminal, editor = make(tmp_path, TERMINAL, EDITOR)
     patched = {
         "depends": ["ncurses >=6.2,<7.0a0 h2_*"],
@@ -82,7 +82,7 @@ def test_the_lock_says_what_packages_need_and_not_they(shop: BuildShop, tmp_path
         build(shop, lock_entry(terminal), wrong)
 
 
-def test_a_channel_that_patched_its_index(shop: BuildShop, tmp_path: Path) -> None:
+def test_a_channel_that_patched_its_index(shop: BuildRunner, tmp_path: Path) -> None:
     """From spec to environment: what conda-forge's libedit and ncurses are like."""
     make(tmp_path, TERMINAL, EDITOR)
     channel = tmp_path / "channel"
@@ -106,14 +106,14 @@ def test_a_channel_that_patched_its_index(shop: BuildShop, tmp_path: Path) -> No
     assert found["url"] == (channel / "linux-64/libedit-3.1-0.conda").as_uri()
 
 
-def test_a_package_that_says_nowhere_what_it_is_for(shop: BuildShop, tmp_path: Path) -> None:
+def test_a_package_that_says_nowhere_what_it_is_for(shop: BuildRunner, tmp_path: Path) -> None:
     file = Shape(name="lost", index={"subdir": None}).write(tmp_path / "pool")
     assert meta(build(shop, lock_entry(file)), "lost")["subdir"] == "linux-64"
     tree = build(shop, lock_entry(file, record={"subdir": "noarch"}))
     assert meta(tree, "lost")["subdir"] == "noarch"
 
 
-def test_a_lock_of_another_tool_has_needs_and_no_limits(shop: BuildShop, tmp_path: Path) -> None:
+def test_a_lock_of_another_tool_has_needs_and_no_limits(shop: BuildRunner, tmp_path: Path) -> None:
     terminal, editor = make(tmp_path, TERMINAL, EDITOR)
     entry = lock_entry(editor, dependencies={"ncurses": ">=6.2,<7.0a0"})
     found = meta(build(shop, lock_entry(terminal), entry), "libedit")
@@ -121,14 +121,14 @@ def test_a_lock_of_another_tool_has_needs_and_no_limits(shop: BuildShop, tmp_pat
 
 
 def test_a_lock_without_needs_is_built_with_a_warning(
-    shop: BuildShop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    shop: BuildRunner, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     terminal, editor = make(tmp_path, TERMINAL, EDITOR)
     build(shop, lock_entry(terminal), lock_entry(editor))
     assert "libedit 3.1 needs ncurses >=6.2,<6.3.0a0, but the lock has 6.5" in caplog.text
 
 
-def test_a_zip_with_a_needless_zip64_field(shop: BuildShop, tmp_path: Path) -> None:
+def test_a_zip_with_a_needless_zip64_field(shop: BuildRunner, tmp_path: Path) -> None:
     shape = Shape(name="tool", files={"share/tool": "here\n"}, has_needless_zip64=True)
     tree = build(shop, *map(lock_entry, make(tmp_path, shape)))
     assert (tree / "share/tool").read_text() == "here\n"
@@ -144,7 +144,7 @@ echo "read me, $PKG_NAME" > $PREFIX/.messages.txt
 
 
 def test_scripts_run_in_an_activated_environment(
-    shop: BuildShop, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    shop: BuildRunner, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = {
         "etc/conda/activate.d/tool.sh": ACTIVATE,
@@ -171,7 +171,7 @@ def test_scripts_run_in_an_activated_environment(
 OLD = {"arch": "x86_64", "platform": "linux", "subdir": None}
 
 
-def test_a_package_of_2015(shop: BuildShop, tmp_path: Path) -> None:
+def test_a_package_of_2015(shop: BuildRunner, tmp_path: Path) -> None:
     shape = Shape(
         name="old",
         version="1.0",
@@ -211,7 +211,7 @@ def test_a_package_of_2015(shop: BuildShop, tmp_path: Path) -> None:
     ],
 )
 def test_files_that_no_package_may_have(
-    shop: BuildShop, tmp_path: Path, path: str, words: str, has_paths_json: bool
+    shop: BuildRunner, tmp_path: Path, path: str, words: str, has_paths_json: bool
 ) -> None:
     shape = Shape(name="bad", files={path: "{}"}, has_paths_json=has_paths_json, ending=".tar.bz2")
     with pytest.raises(SpecError) as caught:
@@ -221,7 +221,7 @@ def test_files_that_no_package_may_have(
     assert "panicked" not in caught.value.message
 
 
-def test_what_is_put_aside_is_not_carried(shop: BuildShop, tmp_path: Path) -> None:
+def test_what_is_put_aside_is_not_carried(shop: BuildRunner, tmp_path: Path) -> None:
     shapes = [Shape(name=name, files={"share/x": name, f"share/{name}": ""}) for name in "ab"]
     tree = build(shop, *map(lock_entry, make(tmp_path, *shapes)))
     assert not (tree / "__clobbers__").exists()
@@ -235,13 +235,13 @@ def test_what_is_put_aside_is_not_carried(shop: BuildShop, tmp_path: Path) -> No
     ]
 
 
-def test_a_script_that_fails_says_what_it_said(shop: BuildShop, tmp_path: Path) -> None:
+def test_a_script_that_fails_says_what_it_said(shop: BuildRunner, tmp_path: Path) -> None:
     script = {"bin/.bad-post-link.sh": "echo so sorry; exit 3\n"}
     with pytest.raises(ToolFailed, match=r"(?s)post-link script of bad 1 exited with 3.*so sorry"):
         build(shop, *map(lock_entry, make(tmp_path, Shape(name="bad", files=script))))
 
 
-def test_shapes_that_packages_have(shop: BuildShop, tmp_path: Path) -> None:
+def test_shapes_that_packages_have(shop: BuildRunner, tmp_path: Path) -> None:
     """What is beside the files that are linked is taken as conda takes it."""
     menu = Shape(
         name="menu",
@@ -267,7 +267,7 @@ def test_shapes_that_packages_have(shop: BuildShop, tmp_path: Path) -> None:
     assert (tree / "Menu/menu.json").exists()
 
 
-def test_python_packages_for_every_python(shop: BuildShop, tmp_path: Path) -> None:
+def test_python_packages_for_every_python(shop: BuildRunner, tmp_path: Path) -> None:
     """CEP 17: python says where its packages are; `noarch: python` is put there, with scripts."""
     site = "lib/python3.13t/site-packages"
     python = Shape(
@@ -292,7 +292,7 @@ def test_python_packages_for_every_python(shop: BuildShop, tmp_path: Path) -> No
     assert f"{site}/tool/main.py" in meta(tree, "tool")["files"]
 
 
-def test_r_without_python(shop: BuildShop, tmp_path: Path) -> None:
+def test_r_without_python(shop: BuildRunner, tmp_path: Path) -> None:
     base = Shape(name="r-base", version="4.4.2", files={"lib/R/bin/R": "#!/bin/sh\n"})
     digest = Shape(
         name="r-digest",

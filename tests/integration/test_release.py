@@ -12,13 +12,13 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.workshop import Workshop
+    from tests.workshop import CliRunner
 
 pytestmark = pytest.mark.container
 
 
 @pytest.fixture
-def desk(workshop: Workshop, tmp_path: Path) -> Workshop:
+def desk(workshop: CliRunner, tmp_path: Path) -> CliRunner:
     """A folder with the demo's spec under two names; downloads and locks are there."""
     home = tmp_path / "desk"
     (home / "specs").mkdir(parents=True)
@@ -36,11 +36,11 @@ def outcomes(stdout: str) -> dict[str, str]:
     return {one["spec"]: one["outcome"] for one in json.loads(stdout)}
 
 
-def ids(desk: Workshop) -> set[str]:
+def ids(desk: CliRunner) -> set[str]:
     return {one["name"] for one in json.loads(desk.run("ls", "--json").stdout)}
 
 
-def test_a_missing_lock_is_found_before_anything_is_built(desk: Workshop) -> None:
+def test_a_missing_lock_is_found_before_anything_is_built(desk: CliRunner) -> None:
     (desk.home / "specs/two.conda-lock.yml").unlink()
     (desk.home / "specs/three.yml").write_text("name: [\n")
     said = desk.run("release", "one", "two", "three", "--json", expect=7)
@@ -51,14 +51,14 @@ def test_a_missing_lock_is_found_before_anything_is_built(desk: Workshop) -> Non
     assert not (desk.cache / "builds").exists()
 
 
-def test_a_registry_that_takes_nothing_is_found_before_anything_is_built(desk: Workshop) -> None:
+def test_a_registry_that_takes_nothing_is_found_before_anything_is_built(desk: CliRunner) -> None:
     (desk.home.parent / "registry").write_text("a file")
     said = desk.run("release", "one", "two", "--json", expect=9)
     assert outcomes(said.stdout) == {"one": "not begun", "two": "not begun"}
     assert not (desk.cache / "builds").exists()
 
 
-def test_one_failure_hides_no_other_result(desk: Workshop) -> None:
+def test_one_failure_hides_no_other_result(desk: CliRunner) -> None:
     spec = desk.home / "specs/one.yml"
     text = spec.read_text()
     spec.write_text(text.replace("- pygmentize -V", "- exit 3"))
@@ -73,7 +73,7 @@ def test_one_failure_hides_no_other_result(desk: Workshop) -> None:
     assert ids(desk) == {"two"}
 
 
-def test_what_was_not_checked_does_not_count_as_released(desk: Workshop) -> None:
+def test_what_was_not_checked_does_not_count_as_released(desk: CliRunner) -> None:
     desk.run("build", "one", "--no-check")
     archive = desk.run("pack", "one").stdout.strip()
     desk.run("push", archive)
@@ -83,7 +83,7 @@ def test_what_was_not_checked_does_not_count_as_released(desk: Workshop) -> None
     assert (checked["id"], checked["built"], checked["uploaded"]) == (again["id"], True, False)
 
 
-def test_what_is_published_is_not_built_again(desk: Workshop) -> None:
+def test_what_is_published_is_not_built_again(desk: CliRunner) -> None:
     first = json.loads(desk.run("release", "one", "--json").stdout)[0]
     assert first["built"]
     shutil.rmtree(desk.cache)

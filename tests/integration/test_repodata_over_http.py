@@ -14,7 +14,7 @@ import zstandard
 from envferry.build.downloads import DownloadCache
 from envferry.errors import StoreError
 from envferry.lock import repodata_server
-from envferry.lock.repodata import Shelf, extract
+from envferry.lock.repodata import IndexShelf, extract
 from envferry.lock.repodata_server import RepodataServer
 from tests.repodata_channels import LINUX, record, write_channel
 
@@ -70,7 +70,7 @@ def ask(home: Path, url: str, *names: str) -> list[str]:
     folder.mkdir(exist_ok=True, parents=True)
     for old in folder.iterdir():
         old.unlink()
-    shelf = Shelf(RepodataServer(home / "repodata", DownloadCache(home / "downloads")))
+    shelf = IndexShelf(RepodataServer(home / "repodata", DownloadCache(home / "downloads")))
     tiers = extract(shelf, [url], LINUX, names, folder)
     texts = "".join(path.read_text() for path in folder.iterdir())
     assert len(tiers) == 1
@@ -117,7 +117,7 @@ def test_how_far_it_is_is_said(tmp_path: Path) -> None:
         server = RepodataServer(tmp_path / "repodata", DownloadCache(tmp_path / "downloads"))
         server.advance = done.append
         (tmp_path / "extract").mkdir()
-        extract(Shelf(server), [served.url], LINUX, ["app"], tmp_path / "extract")
+        extract(IndexShelf(server), [served.url], LINUX, ["app"], tmp_path / "extract")
     # Two lists of shards and two shards; the list of noarch is not empty either.
     assert len(done) == server.expected.items == 4
     assert sum(done) == server.expected.known_bytes

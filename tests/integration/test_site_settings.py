@@ -9,7 +9,7 @@ import pytest
 
 from envferry.specs.locks import read_lock
 from tests.integration.test_private_index import OFFER, PASSWORD, guarding, make_index
-from tests.workshop import Workshop
+from tests.workshop import CliRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ def base(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, workshop: Workshop) -> Workshop:
+def desk(tmp_path: Path, workshop: CliRunner) -> CliRunner:
     """A workshop of a user with a home of their own, without settings."""
     home = tmp_path / "home"
     environ = {
@@ -45,14 +45,14 @@ def desk(tmp_path: Path, workshop: Workshop) -> Workshop:
     }
     folder = home / "project"
     folder.mkdir(parents=True)
-    made = Workshop(home=folder, cache=home / "envferry", environ=environ)
+    made = CliRunner(home=folder, cache=home / "envferry", environ=environ)
     channel = (workshop.home / "channel").resolve().as_uri()
     asked = "dependencies: [python, pip, {pip: [zig]}]"
     made.write_spec("tiny", f"name: tiny\nchannels: ['{channel}']\n{asked}\n{OFFER}")
     return made
 
 
-def locked(desk: Workshop) -> tuple[dict[str, str], tuple[str, ...]]:
+def locked(desk: CliRunner) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return the versions that a lock has, and the indexes that it names."""
     lock = read_lock(desk.home / "specs/tiny.conda-lock.yml")
     assert PASSWORD not in lock.path.read_text()
@@ -60,7 +60,7 @@ def locked(desk: Workshop) -> tuple[dict[str, str], tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("source", ["PIP_INDEX_URL", "pip.conf", "uv.toml"])
-def test_the_index_of_a_site_is_asked_and_named(desk: Workshop, base: str, source: str) -> None:
+def test_the_index_of_a_site_is_asked_and_named(desk: CliRunner, base: str, source: str) -> None:
     url = f"http://{LOGIN}@{base}/one"
     own, files = desk, desk.home.parent / ".config"
     if source == "PIP_INDEX_URL":
@@ -81,7 +81,7 @@ def test_the_index_of_a_site_is_asked_and_named(desk: Workshop, base: str, sourc
     own.run("build", "tiny")
 
 
-def test_an_extra_index_of_a_site_is_asked_as_pip_does(desk: Workshop, base: str) -> None:
+def test_an_extra_index_of_a_site_is_asked_as_pip_does(desk: CliRunner, base: str) -> None:
     """The best version of all indexes; the spec's own main index is stronger than the site's."""
     urls = {
         "PIP_INDEX_URL": f"http://{LOGIN}@{base}/one",
@@ -97,7 +97,7 @@ def test_an_extra_index_of_a_site_is_asked_as_pip_does(desk: Workshop, base: str
 
 
 @pytest.mark.parametrize("name", ["PIP_INDEX_URL", "UV_DEFAULT_INDEX"])
-def test_the_index_of_the_spec_is_stronger(desk: Workshop, base: str, name: str) -> None:
+def test_the_index_of_the_spec_is_stronger(desk: CliRunner, base: str, name: str) -> None:
     spec = desk.home / "specs/tiny.yml"
     spec.write_text(spec.read_text().replace("[zig]", f"[--index-url http://{base}/one, zig]"))
     own = replace(desk, environ={**desk.environ, name: f"http://{LOGIN}@{base}/two"})
@@ -105,7 +105,7 @@ def test_the_index_of_the_spec_is_stronger(desk: Workshop, base: str, name: str)
     assert locked(desk) == ({**locked(desk)[0], "zig": "1.0"}, ())
 
 
-def test_nothing_else_of_uvs_settings_changes_a_lock(desk: Workshop, base: str) -> None:
+def test_nothing_else_of_uvs_settings_changes_a_lock(desk: CliRunner, base: str) -> None:
     """Not what a folder above, the home or a variable says: the same spec gives the same lock."""
     url = f"http://{LOGIN}@{base}/two"
     own = replace(desk, environ={**desk.environ, "PIP_INDEX_URL": url})
@@ -126,7 +126,7 @@ def test_nothing_else_of_uvs_settings_changes_a_lock(desk: Workshop, base: str) 
     assert "UV_OVERRIDE" in said
 
 
-def test_a_sites_index_that_is_not_there_is_an_error(desk: Workshop) -> None:
+def test_a_sites_index_that_is_not_there_is_an_error(desk: CliRunner) -> None:
     own = replace(desk, environ={**desk.environ, "PIP_INDEX_URL": "http://127.0.0.1:9/simple"})
     said = own.run("lock", "tiny", expect=9).stderr
     assert "warning: the package index http://127.0.0.1:9/simple is asked: PIP_INDEX_URL" in said

@@ -11,7 +11,7 @@ import pytest
 from envferry.install.host_check import glibc_version
 from envferry.process import run
 from envferry.specs.locks import read_lock
-from tests.workshop import Workshop
+from tests.workshop import CliRunner
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -94,7 +94,7 @@ def commit(repository: Path) -> None:
         run([*GIT, "-C", repository, *words])
 
 
-def one_source(workshop: Workshop, line: str) -> str:
+def one_source(workshop: CliRunner, line: str) -> str:
     """Return a spec with one line in its pip half."""
     channel = workshop.home / "channel"
     return ONE_SOURCE.format(channel=channel, line=line, glibc=glibc_version())
@@ -127,11 +127,11 @@ def make_sources(home: Path) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def shop(workshop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+def shop(workshop: CliRunner, tmp_path_factory: pytest.TempPathFactory) -> CliRunner:
     """A folder with a spec of three sources, locked."""
     home = tmp_path_factory.mktemp("sources")
     sources = make_sources(home)
-    shop = Workshop(home=home, cache=home / "cache")
+    shop = CliRunner(home=home, cache=home / "cache")
     words = {**sources, "repository": sources["repository"].as_uri()}
     shop.write_spec(
         "sourced", SPEC.format(channel=workshop.home / "channel", glibc=glibc_version(), **words)
@@ -149,7 +149,7 @@ def made_wheels(cache: Path) -> dict[str, str]:
     }
 
 
-def test_sources_become_wheels(shop: Workshop) -> None:
+def test_sources_become_wheels(shop: CliRunner) -> None:
     lock = read_lock(shop.home / "specs/sourced.conda-lock.yml")
     kinds = {item.name: item.kind for item in lock.packages if item.manager == "pip"}
     assert kinds == {"compiled": "sdist", "foldered": "directory", "gitted": "git"}
@@ -176,14 +176,14 @@ def test_sources_become_wheels(shop: Workshop) -> None:
     moved.rename(shop.home / "repository")
 
     # And in another cache, on another day, the same bytes.
-    other = Workshop(home=shop.home, cache=shop.home / "other", environ={"TZ": "Asia/Kolkata"})
+    other = CliRunner(home=shop.home, cache=shop.home / "other", environ={"TZ": "Asia/Kolkata"})
     assert "make a wheel" in other.run("build", "sourced").stderr
     assert made_wheels(other.cache) == first
 
 
-def test_a_folder_that_changed_is_not_built(shop: Workshop, tmp_path: Path) -> None:
+def test_a_folder_that_changed_is_not_built(shop: CliRunner, tmp_path: Path) -> None:
     (shop.home / "foldered/foldered/__init__.py").write_text("VALUE = 2\n")
-    other = Workshop(home=shop.home, cache=tmp_path / "cache")
+    other = CliRunner(home=shop.home, cache=tmp_path / "cache")
     shutil.copytree(shop.cache / "downloads", other.cache / "downloads")
     shutil.rmtree(other.cache / "downloads/made")
     failed = other.run("build", "sourced", "--no-check", expect=8)
@@ -192,7 +192,7 @@ def test_a_folder_that_changed_is_not_built(shop: Workshop, tmp_path: Path) -> N
 
 
 def test_wheels_are_made_again_for_a_second_build(
-    shop: Workshop, workshop: Workshop, tmp_path: Path
+    shop: CliRunner, workshop: CliRunner, tmp_path: Path
 ) -> None:
     project = PROJECT.format(name="noisy", requires="setuptools", backend="setuptools.build_meta")
     setup = "import os\nopen('noisy.py', 'w').write('SEED = ' + SEED)\n"
@@ -208,7 +208,9 @@ def test_wheels_are_made_again_for_a_second_build(
     assert "noisy.py" in finished.stderr
 
 
-def test_a_source_that_cannot_be_built(shop: Workshop, workshop: Workshop, tmp_path: Path) -> None:
+def test_a_source_that_cannot_be_built(
+    shop: CliRunner, workshop: CliRunner, tmp_path: Path
+) -> None:
     project = PROJECT.format(name="broken", requires="setuptools", backend="setuptools.build_meta")
     folder = write(tmp_path / "broken", {"pyproject.toml": project, "setup.py": WANTS_NETWORK})
     shop.write_spec("broken", one_source(workshop, str(folder)))
@@ -221,7 +223,7 @@ def test_a_source_that_cannot_be_built(shop: Workshop, workshop: Workshop, tmp_p
 
 
 def test_a_backend_that_leaves_a_server_behind(
-    shop: Workshop, workshop: Workshop, tmp_path: Path
+    shop: CliRunner, workshop: CliRunner, tmp_path: Path
 ) -> None:
     """Compiler caches and build tools do. It holds the output; a build that waited would hang."""
     project = PROJECT.format(name="served", requires="setuptools", backend="setuptools.build_meta")
@@ -235,7 +237,7 @@ def test_a_backend_that_leaves_a_server_behind(
 
 
 def test_what_a_backend_asks_for_only_while_it_runs(
-    shop: Workshop, workshop: Workshop, tmp_path: Path
+    shop: CliRunner, workshop: CliRunner, tmp_path: Path
 ) -> None:
     project = PROJECT.format(name="greedy", requires="setuptools", backend="greedy_build")
     files = {
@@ -252,7 +254,7 @@ def test_what_a_backend_asks_for_only_while_it_runs(
 
 
 def test_a_source_that_hides_that_it_tried_the_network(
-    shop: Workshop, workshop: Workshop, tmp_path: Path
+    shop: CliRunner, workshop: CliRunner, tmp_path: Path
 ) -> None:
     project = PROJECT.format(name="curious", requires="setuptools", backend="setuptools.build_meta")
     setup = WANTS_NETWORK.replace('raise SystemExit("no licence server") from error', "pass")
@@ -265,11 +267,11 @@ def test_a_source_that_hides_that_it_tried_the_network(
 
 
 def test_sources_become_wheels_in_an_image(
-    workshop: Workshop, image_engine: ImageEngine, tmp_path: Path
+    workshop: CliRunner, image_engine: ImageEngine, tmp_path: Path
 ) -> None:
     """A folder and a commit: the project's image has no compiler."""
     sources = make_sources(tmp_path / "sources")
-    shop = Workshop(home=tmp_path, cache=tmp_path / "cache", environ=image_engine.environ)
+    shop = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=image_engine.environ)
     gitted = f"gitted @ git+{sources['repository'].as_uri()}@main#subdirectory=inner"
     lines = f'{sources["folder"]}", "{gitted}'
     shop.write_spec("podded", one_source(workshop, lines))
@@ -281,7 +283,7 @@ def test_sources_become_wheels_in_an_image(
     assert list(tree.glob("lib/python*/site-packages/gitted-2.5.dist-info"))
 
 
-def test_submodules_are_not_left_out(shop: Workshop, workshop: Workshop, tmp_path: Path) -> None:
+def test_submodules_are_not_left_out(shop: CliRunner, workshop: CliRunner, tmp_path: Path) -> None:
     part = write(tmp_path / "part", {"part.txt": ""})
     commit(part)
     whole = write(tmp_path / "whole", {"setup.py": SETUP, "gitted.py": ""})
@@ -294,7 +296,7 @@ def test_submodules_are_not_left_out(shop: Workshop, workshop: Workshop, tmp_pat
         "GIT_CONFIG_KEY_0": "protocol.file.allow",
         "GIT_CONFIG_VALUE_0": "always",
     }
-    other = Workshop(home=shop.home, cache=shop.cache, environ=environ)
+    other = CliRunner(home=shop.home, cache=shop.cache, environ=environ)
     assert (
         "submodules, which cannot be built: vendor/part"
         in other.run("lock", "whole", expect=3).stderr

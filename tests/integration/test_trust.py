@@ -18,7 +18,7 @@ from envferry.models import Artifact, Manifest
 from envferry.process import run
 from tests.archives import PREFIX, small_archive
 from tests.artifacts import LOCK
-from tests.workshop import Workshop
+from tests.workshop import CliRunner
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,28 +52,28 @@ def pack(directory: Path, version: int) -> Artifact:
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Workshop:
+def host(tmp_path: Path) -> CliRunner:
     """A machine with a pair of keys and a registry; it trusts no keys yet."""
     environ = {
         "ENVFERRY_REGISTRY": str(tmp_path / "registry"),
         "ENVFERRY_ENVS_DIR": str(tmp_path / "envs"),
         "ENVFERRY_TRUSTED_DIR": str(tmp_path / "trusted.d"),
     }
-    workshop = Workshop(home=tmp_path, cache=tmp_path / "cache", environ=environ)
+    workshop = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
     workshop.run("keygen", "ours")
     return workshop
 
 
-def trust(host: Workshop) -> None:
+def trust(host: CliRunner) -> None:
     (host.home / "trusted.d").mkdir(exist_ok=True)
     (host.home / "trusted.d/ours.pub").write_bytes((host.home / "ours.pub").read_bytes())
 
 
-def installed(host: Workshop) -> str:
+def installed(host: CliRunner) -> str:
     return run([host.home / "envs/demo/bin/tool"]).stdout
 
 
-def test_from_keygen_to_install(host: Workshop) -> None:
+def test_from_keygen_to_install(host: CliRunner) -> None:
     artifact = pack(host.home / "packed", 1)
     assert (host.home / "ours.key").stat().st_mode & 0o777 == 0o600
     host.run("keygen", "ours", expect=10)
@@ -100,7 +100,7 @@ def test_from_keygen_to_install(host: Workshop) -> None:
     host.run("install", file, "--name", "from_usb")
 
 
-def test_a_usb_disk_that_somebody_changed(host: Workshop) -> None:
+def test_a_usb_disk_that_somebody_changed(host: CliRunner) -> None:
     trust(host)
     artifact = pack(host.home / "packed", 1)
     refused = host.run("install", artifact.archive_path, expect=8)
@@ -117,7 +117,7 @@ def test_a_usb_disk_that_somebody_changed(host: Workshop) -> None:
     assert installed(host) == "version 1\n"
 
 
-def test_a_frame_that_fools_xxh3(host: Workshop) -> None:
+def test_a_frame_that_fools_xxh3(host: CliRunner) -> None:
     """XXH3 is no defence: an index with a matching XXH3 and other bytes must not pass."""
     trust(host)
     artifact = pack(host.home / "packed", 1)
@@ -141,7 +141,7 @@ def test_a_frame_that_fools_xxh3(host: Workshop) -> None:
     host.run("install", "demo", expect=8)
 
 
-def test_tags_do_not_move_back_on_a_host(host: Workshop) -> None:
+def test_tags_do_not_move_back_on_a_host(host: CliRunner) -> None:
     trust(host)
     old, new = pack(host.home / "packed", 1), pack(host.home / "packed", 2)
     host.run("push", old.archive_path, "--tag", "stable", "--sign-key", "ours.key")
@@ -157,7 +157,7 @@ def test_tags_do_not_move_back_on_a_host(host: Workshop) -> None:
     assert installed(host) == "version 1\n"
 
 
-def test_a_tag_is_moved_with_a_key(host: Workshop) -> None:
+def test_a_tag_is_moved_with_a_key(host: CliRunner) -> None:
     trust(host)
     artifact = pack(host.home / "packed", 1)
     host.run("push", artifact.archive_path, "--sign-key", "ours.key")
@@ -169,19 +169,19 @@ def test_a_tag_is_moved_with_a_key(host: Workshop) -> None:
     host.run("tag", ref, "latest", expect=2)
 
 
-def test_ci_signs_with_a_key_from_its_environment(host: Workshop) -> None:
+def test_ci_signs_with_a_key_from_its_environment(host: CliRunner) -> None:
     trust(host)
     artifact = pack(host.home / "packed", 1)
     pem = (host.home / "ours.key").read_text()
     environ = {**host.environ, "ENVFERRY_SIGN_KEY": pem}
-    ci = Workshop(home=host.home, cache=host.cache, environ=environ)
+    ci = CliRunner(home=host.home, cache=host.cache, environ=environ)
     pushed = ci.run("push", artifact.archive_path, "-vv")
     line = pem.splitlines()[1]
     assert line not in pushed.stdout + pushed.stderr
     for path in (host.home / "registry").rglob("*.json"):
         assert line not in path.read_text()
     host.run("install", "demo")
-    broken = Workshop(
+    broken = CliRunner(
         home=host.home, cache=host.cache, environ={**environ, "ENVFERRY_SIGN_KEY": pem[:-40]}
     )
     assert line not in broken.run("push", artifact.archive_path, expect=2).stderr
@@ -199,7 +199,7 @@ def test_children_do_not_get_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.s3
 @pytest.mark.parametrize("verbosity", ["-v", "-vv"])
 def test_s3_secrets_are_not_repeated(
-    host: Workshop, s3_url: str, monkeypatch: pytest.MonkeyPatch, verbosity: str
+    host: CliRunner, s3_url: str, monkeypatch: pytest.MonkeyPatch, verbosity: str
 ) -> None:
     """Neither in what works nor in what fails, however loud."""
     artifact = pack(host.home / "packed", 1)
@@ -216,7 +216,7 @@ def test_s3_secrets_are_not_repeated(
         assert SECRET not in said
 
 
-def test_verify_takes_what_it_is_given(host: Workshop) -> None:
+def test_verify_takes_what_it_is_given(host: CliRunner) -> None:
     """A name is an installation, a tag or a file an artifact; an id whichever is there."""
     trust(host)
     artifact = pack(host.home / "packed", 1)
@@ -236,7 +236,7 @@ def test_verify_takes_what_it_is_given(host: Workshop) -> None:
 
 
 @pytest.mark.parametrize("how", ["variable", "file", "option"])
-def test_required_signatures_let_nothing_unsigned_in(host: Workshop, how: str) -> None:
+def test_required_signatures_let_nothing_unsigned_in(host: CliRunner, how: str) -> None:
     """At fetch, install (from a registry or a file), mirror, apply, verify: also without keys."""
     artifact = pack(host.home / "packed", 1)
     host.run("push", artifact.archive_path, "--tag", "stable")
@@ -266,7 +266,7 @@ def test_required_signatures_let_nothing_unsigned_in(host: Workshop, how: str) -
     assert installed(host) == "version 1\n"
 
 
-def test_a_directory_without_keys_stops_an_install(host: Workshop) -> None:
+def test_a_directory_without_keys_stops_an_install(host: CliRunner) -> None:
     """As when the last key was taken away because it was stolen."""
     artifact = pack(host.home / "packed", 1)
     host.run("push", artifact.archive_path, "--tag", "stable", "--sign-key", "ours.key")

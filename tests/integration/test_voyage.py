@@ -22,7 +22,7 @@ from tests.wheels import make_wheel
 
 if TYPE_CHECKING:
     from demo.seaweed import S3Server
-    from tests.workshop import Workshop
+    from tests.workshop import CliRunner
 
 pytestmark = [pytest.mark.container, pytest.mark.network]
 
@@ -30,7 +30,7 @@ BUILT = "/opt/conda/envs/demo"
 PROOF = "import sys, numpy, rich; print(sys.prefix, numpy.arange(6).sum())"
 
 
-def install(archive: Path, workshop: Workshop, envs: Path, *options: str) -> str:
+def install(archive: Path, workshop: CliRunner, envs: Path, *options: str) -> str:
     """Install an archive file through the command line."""
     return workshop.run("install", archive, "--envs-dir", envs, *options).stdout
 
@@ -56,7 +56,7 @@ def contents(tree: Path) -> dict[str, object]:
 
 
 def test_from_s3_to_an_offline_host(
-    archive: Path, workshop: Workshop, s3_server: S3Server, tmp_path: Path
+    archive: Path, workshop: CliRunner, s3_server: S3Server, tmp_path: Path
 ) -> None:
     registry = f"s3://{s3_server.bucket}/voyage"
     online = replace(workshop, environ={**s3_server.environ, "ENVFERRY_REGISTRY": registry})
@@ -78,7 +78,7 @@ def test_from_s3_to_an_offline_host(
 
 
 def test_the_manual_procedure_still_works(
-    archive: Path, workshop: Workshop, tmp_path: Path
+    archive: Path, workshop: CliRunner, tmp_path: Path
 ) -> None:
     require("zstd", shutil.which("zstd"))
     tree = tmp_path / "by-hand"
@@ -98,7 +98,7 @@ def test_the_manual_procedure_still_works(
 
 @pytest.mark.parametrize("depth", [0, 8])
 def test_installed_elsewhere_nothing_remembers_the_old_place(
-    archive: Path, workshop: Workshop, tmp_path: Path, depth: int
+    archive: Path, workshop: CliRunner, tmp_path: Path, depth: int
 ) -> None:
     envs = tmp_path.joinpath(*["a-rather-long-name"] * depth)
     envs.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ def test_installed_elsewhere_nothing_remembers_the_old_place(
     assert seen.stdout.decode().strip() == str(tree)
 
 
-def test_conda_metadata_tells_the_truth(archive: Path, workshop: Workshop, tmp_path: Path) -> None:
+def test_conda_metadata_tells_the_truth(archive: Path, workshop: CliRunner, tmp_path: Path) -> None:
     install(archive, workshop, tmp_path)
     tree = tmp_path / "demo"
     noted: dict[str, str] = {}
@@ -141,7 +141,7 @@ def test_conda_metadata_tells_the_truth(archive: Path, workshop: Workshop, tmp_p
     assert {"numpy", "pygments", "rich", "msgspec", "pip"} <= names
 
 
-def test_show_and_json(archive: Path, workshop: Workshop) -> None:
+def test_show_and_json(archive: Path, workshop: CliRunner) -> None:
     manifest = json.loads(workshop.run("show", archive, "--json").stdout)
     assert {item["name"]: item["kind"] for item in manifest["packages"]}["rich"] == "pypi"
     assert manifest["schema"] == 1
@@ -150,7 +150,7 @@ def test_show_and_json(archive: Path, workshop: Workshop) -> None:
     assert manifest["id"] in text
 
 
-def test_a_build_has_no_network(workshop: Workshop) -> None:
+def test_a_build_has_no_network(workshop: CliRunner) -> None:
     spec = (workshop.home / "specs/demo.yml").read_text()
     script = "python -c \"import urllib.request as r; r.urlopen('http://127.0.0.1:1')\""
     workshop.write_spec("talker", spec.replace("pygmentize -V", script))
@@ -162,7 +162,7 @@ def test_a_build_has_no_network(workshop: Workshop) -> None:
     assert "hint: " in error
 
 
-def test_a_wheel_that_overwrites_conda_files_is_named(workshop: Workshop, tmp_path: Path) -> None:
+def test_a_wheel_that_overwrites_conda_files_is_named(workshop: CliRunner, tmp_path: Path) -> None:
     files = {"pygments/__init__.py": "hello = 1"}
     make_wheel(tmp_path, "intruder-1.0-py3-none-any", files=files)
     spec = (workshop.home / "specs/demo.yml").read_text()
@@ -174,7 +174,7 @@ def test_a_wheel_that_overwrites_conda_files_is_named(workshop: Workshop, tmp_pa
     assert "of pygments (conda)" in error
 
 
-def test_an_edited_spec_makes_its_lock_stale(workshop: Workshop) -> None:
+def test_an_edited_spec_makes_its_lock_stale(workshop: CliRunner) -> None:
     spec = (workshop.home / "specs/demo.yml").read_text()
     path = workshop.write_spec("stale", spec)
     shutil.copy(
@@ -188,7 +188,7 @@ def test_an_edited_spec_makes_its_lock_stale(workshop: Workshop) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_build_leaves_nothing_running(
-    workshop: Workshop, tmp_path: Path, number: signal.Signals
+    workshop: CliRunner, tmp_path: Path, number: signal.Signals
 ) -> None:
     other = replace(workshop, cache=tmp_path / "cache")
     shutil.copytree(workshop.cache / "downloads", other.cache / "downloads")
@@ -205,7 +205,7 @@ def test_an_interrupted_build_leaves_nothing_running(
     other.run("build", "demo", "--offline")
 
 
-def test_errors_before_anything_is_done(archive: Path, workshop: Workshop, tmp_path: Path) -> None:
+def test_errors_before_anything_is_done(archive: Path, workshop: CliRunner, tmp_path: Path) -> None:
     """Each in its own words, with its own exit code and a hint."""
     damaged = tmp_path / archive.name
     for path in archive.parent.glob(f"{archive.name.removesuffix('.tar.zst')}*"):
@@ -240,7 +240,7 @@ def test_errors_before_anything_is_done(archive: Path, workshop: Workshop, tmp_p
     assert not (tmp_path / "envs2/demo").exists()
 
 
-def test_no_engine_no_build(workshop: Workshop, tmp_path: Path) -> None:
+def test_no_engine_no_build(workshop: CliRunner, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     alone = replace(workshop, environ={"PATH": str(tmp_path / "bin")})
     error = alone.run("build", "demo", expect=6).stderr
@@ -248,7 +248,7 @@ def test_no_engine_no_build(workshop: Workshop, tmp_path: Path) -> None:
     assert "docker is not installed" in error
 
 
-def test_doctor_runs_anywhere(workshop: Workshop) -> None:
+def test_doctor_runs_anywhere(workshop: CliRunner) -> None:
     findings = json.loads(workshop.run("doctor", "--json").stdout)
     assert findings["sandbox bwrap"] == "works"
     assert sys.version.split()[0] in findings["envferry"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workplace:
+class BuildDir:
     """The directories of one build on this machine, and where its container sees them."""
 
     home: Path
@@ -61,7 +61,7 @@ def require_replaceable(home: Path) -> None:
 
 
 @contextmanager
-def fresh_workplace(home: Path, prefix: str) -> Iterator[Workplace]:
+def fresh_workplace(home: Path, prefix: str) -> Iterator[BuildDir]:
     """Yield an empty workplace; what is still there when the block ends is removed.
 
     Raises HostError where nothing may be executed.
@@ -69,7 +69,7 @@ def fresh_workplace(home: Path, prefix: str) -> Iterator[Workplace]:
     if home.exists():
         # A build before this one was killed.
         remove_tree(home)
-    work = Workplace(home=home, prefix=PurePosixPath(prefix))
+    work = BuildDir(home=home, prefix=PurePosixPath(prefix))
     try:
         work.scratch.mkdir(parents=True)
         require_execution(work.envs)

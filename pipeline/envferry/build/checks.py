@@ -12,7 +12,7 @@ from envferry.build.inside.network_attempts import COUNTED, split_counted
 from envferry.engines.port import Job, Sandbox
 
 if TYPE_CHECKING:
-    from envferry.build.build_dir import Workplace
+    from envferry.build.build_dir import BuildDir
     from envferry.models import Checks
     from envferry.progress import Progress
 
@@ -22,7 +22,7 @@ IN_AN_EMPTY_DIRECTORY = "cd /tmp || exit\n"
 """Of the container alone. Its `/` may be an image's, whose files no check may import."""
 
 
-def run_checks(checks: Checks, work: Workplace, sandbox: Sandbox, progress: Progress) -> None:
+def run_checks(checks: Checks, work: BuildDir, sandbox: Sandbox, progress: Progress) -> None:
     """Run each check of the spec in a container of its own on the finished environment.
 
     What activation sets is set for them, as on a host; what they print is in the log (`-v`).

@@ -11,13 +11,13 @@ import msgspec
 from packaging.utils import canonicalize_name
 
 from envferry.build.answers import read_answer
-from envferry.build.request import BuildAnswer, BuildOrder, CondaFile, Wheel
+from envferry.build.request import BuildAnswer, BuildRequest, CondaFile, WheelFile
 from envferry.engines.port import Job, Mount, Sandbox
 from envferry.errors import SpecError
 from envferry.process import our_module
 
 if TYPE_CHECKING:
-    from envferry.build.build_dir import Workplace
+    from envferry.build.build_dir import BuildDir
     from envferry.build.options import BuildOptions
     from envferry.models import LockedPackage
 
@@ -30,9 +30,9 @@ UMASK = 'umask "$0"; exec "$@"'
 def order_for(
     packages: tuple[LockedPackage, ...],
     downloads: dict[str, Path],
-    work: Workplace,
+    work: BuildDir,
     options: BuildOptions,
-) -> BuildOrder:
+) -> BuildRequest:
     """Write down what the builder is to do, with paths as the container sees them.
 
     Raises SpecError for a lock that nobody can build.
@@ -42,11 +42,11 @@ def order_for(
     def seen_path(package: LockedPackage) -> str:
         path = downloads[package.url]
         # As the cache lays them out: algorithm, first digits, hash, file name.
-        return "/".join((options.circumstances.work_dir, "downloads", *path.parts[-4:]))
+        return "/".join((options.variation.work_dir, "downloads", *path.parts[-4:]))
 
     conda = [package for package in packages if package.manager == "conda"]
     knows = any(package.dependencies or package.record for package in conda)
-    return BuildOrder(
+    return BuildRequest(
         prefix=str(work.prefix),
         scratch=str(work.prefix.parent / work.scratch.name),
         platform=packages[0].platform,
@@ -63,7 +63,7 @@ def order_for(
             for package in conda
         ),
         wheels=tuple(
-            Wheel(
+            WheelFile(
                 path=seen_path(package),
                 name=package.name,
                 version=package.version,
@@ -77,7 +77,7 @@ def order_for(
     )
 
 
-def open_to_others(work: Workplace) -> None:
+def open_to_others(work: BuildDir) -> None:
     """Let another user build here, whatever this one's umask is."""
     for directory in (work.envs, work.scratch):
         directory.chmod(0o777)
@@ -85,7 +85,7 @@ def open_to_others(work: Workplace) -> None:
     (work.desk / "order.json").chmod(0o644)
 
 
-def readable_downloads(order: BuildOrder, cache_root: Path, folder: Path) -> Path:
+def readable_downloads(order: BuildRequest, cache_root: Path, folder: Path) -> Path:
     """Return a folder with an order's downloads for every user: the cache may be closed to others.
 
     They lie in it as they do in the cache, whose own modes stay what they are.
@@ -120,10 +120,10 @@ def refuse_ambiguous(packages: tuple[LockedPackage, ...]) -> None:
 
 
 def run_builder(
-    order: BuildOrder, work: Workplace, cache_root: Path, sandbox: Sandbox, options: BuildOptions
+    order: BuildRequest, work: BuildDir, cache_root: Path, sandbox: Sandbox, options: BuildOptions
 ) -> BuildAnswer:
     """Have the container carry out an order; raise what it raised."""
-    around = options.circumstances
+    around = options.variation
     work.desk.mkdir()
     (work.desk / "order.json").write_bytes(msgspec.json.encode(order))
     if around.user:

@@ -5,36 +5,38 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from envferry.build.build_dir import Workplace, fresh_workplace
+from envferry.build.build_dir import BuildDir, fresh_workplace
 from envferry.build.container_job import order_for, run_builder
-from envferry.build.request import Circumstances
-from envferry.build.source_wheels import SOURCES_PREFIX, WheelShop
+from envferry.build.request import BuildVariation
+from envferry.build.source_wheels import SOURCES_PREFIX, WheelBuilder
 from envferry.models import current_platform
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.build.options import BuildOptions
-    from envferry.build.sources import SourceShelf
+    from envferry.build.sources import SourceCache
     from envferry.engines.port import Sandbox
     from envferry.models import Lock, LockedPackage
 
 
-def open_shop(lock: Lock, shelf: SourceShelf, sandbox: Sandbox, options: BuildOptions) -> WheelShop:
+def open_shop(
+    lock: Lock, shelf: SourceCache, sandbox: Sandbox, options: BuildOptions
+) -> WheelBuilder:
     """Return what makes the wheels of a lock's sources on this machine's platform."""
     platform = current_platform()
     packages = lock.for_platform(platform)
-    return WheelShop(
+    return WheelBuilder(
         shelf=shelf,
         sandbox=sandbox,
         conda=tuple(item for item in packages if item.manager == "conda"),
         requirements=lock.build_requirements_for(platform),
-        anew_in=options.circumstances.environ if options.anew else None,
+        anew_in=options.variation.environ if options.anew else None,
     )
 
 
 def make_wheels(
-    shop: WheelShop, packages: tuple[LockedPackage, ...], home: Path, options: BuildOptions
+    shop: WheelBuilder, packages: tuple[LockedPackage, ...], home: Path, options: BuildOptions
 ) -> dict[str, LockedPackage]:
     """Return the wheel of each package that is locked as source, by the URL of the source.
 
@@ -58,11 +60,11 @@ def make_wheels(
     return wheels
 
 
-def link_conda_half(shop: WheelShop, work: Workplace, options: BuildOptions) -> None:
+def link_conda_half(shop: WheelBuilder, work: BuildDir, options: BuildOptions) -> None:
     """Make an environment of the conda half alone, as the interpreter for source builds."""
     cache, progress = shop.shelf.cache, shop.shelf.progress
     downloads = cache.fetch_all(shop.conda, progress=progress, offline=options.offline)
-    usual = replace(options, circumstances=Circumstances())
+    usual = replace(options, variation=BuildVariation())
     order = order_for(shop.conda, downloads, work, usual)
     with progress.task("link the interpreter for source builds"):
         run_builder(order, work, cache.root, shop.sandbox, usual)

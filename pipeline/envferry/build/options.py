@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from envferry.build.request import Circumstances
+from envferry.build.request import BuildVariation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +27,7 @@ class BuildOptions:
     """Packages, of either half, whose wheel may overwrite files of conda's."""
     allow_conflict: tuple[str, ...] = ()
     """Packages whose own requirements need not hold."""
-    circumstances: Circumstances = field(default_factory=Circumstances)
+    variation: BuildVariation = field(default_factory=BuildVariation)
     """What must make no difference."""
     anew: bool = False
     """Make the wheels of sources again, too, though the cache has them."""

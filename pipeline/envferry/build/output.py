@@ -12,12 +12,12 @@ from envferry.base.files import write_bytes
 from envferry.base.json import to_json
 from envferry.build.records import RECORD
 from envferry.models import CHECKS, BuiltEnv, current_platform
-from envferry.pack.sbom import Ingredients, bill_of_materials
+from envferry.pack.sbom import SbomInput, bill_of_materials
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envferry.build.build_dir import Workplace
+    from envferry.build.build_dir import BuildDir
     from envferry.build.request import BuildAnswer
     from envferry.models import Lock, LockedPackage
 
@@ -25,7 +25,7 @@ LOCK = "conda-lock.yml"
 
 
 def note_build(
-    lock: Lock, answer: BuildAnswer, image: str | None, work: Workplace, home: Path
+    lock: Lock, answer: BuildAnswer, image: str | None, work: BuildDir, home: Path
 ) -> BuiltEnv:
     """Return the record of a build that is to be kept in `home`."""
     platform = current_platform()
@@ -51,13 +51,13 @@ def without_checks(built: BuiltEnv) -> BuiltEnv:
     return msgspec.structs.replace(built, tools={**built.tools, CHECKS: "not run"})
 
 
-def describe_build(built: BuiltEnv, packages: tuple[LockedPackage, ...], work: Workplace) -> None:
+def describe_build(built: BuiltEnv, packages: tuple[LockedPackage, ...], work: BuildDir) -> None:
     """Leave beside the tree what it is made of: the SBOM."""
-    ingredients = Ingredients.read(built, packages, work.tree)
+    ingredients = SbomInput.read(built, packages, work.tree)
     write_bytes(work.home / SBOM, bill_of_materials(ingredients))
 
 
-def keep_build(built: BuiltEnv, lock: Lock, work: Workplace, home: Path) -> None:
+def keep_build(built: BuiltEnv, lock: Lock, work: BuildDir, home: Path) -> None:
     """Put a finished build where the next stage looks for it, its record last."""
     shutil.rmtree(work.desk)
     shutil.copyfile(lock.path, work.home / LOCK)

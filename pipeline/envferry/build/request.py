@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Circumstances:
+class BuildVariation:
     """What may differ between two builds of one lock, and must not show in what they make."""
 
     work_dir: str = "/envferry"
@@ -22,7 +22,7 @@ class Circumstances:
     environ: Mapping[str, str] = field(default_factory=dict)
 
 
-OTHER_CIRCUMSTANCES = Circumstances(
+OTHER_VARIATION = BuildVariation(
     work_dir="/var/tmp/another/place",
     user=4321,
     umask="077",
@@ -58,7 +58,7 @@ class CondaFile(msgspec.Struct, frozen=True, kw_only=True):
     """What a lock without such records says that the package needs; None where it says nothing."""
 
 
-class Wheel(msgspec.Struct, frozen=True, kw_only=True):
+class WheelFile(msgspec.Struct, frozen=True, kw_only=True):
     """A downloaded and verified wheel."""
 
     path: str
@@ -68,7 +68,7 @@ class Wheel(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
 
 
-class BuildOrder(msgspec.Struct, frozen=True, kw_only=True):
+class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Make this environment."""
 
     prefix: str
@@ -76,7 +76,7 @@ class BuildOrder(msgspec.Struct, frozen=True, kw_only=True):
     """A directory on the file system of the prefix, for caches to hard-link from."""
     platform: str
     conda: tuple[CondaFile, ...]
-    wheels: tuple[Wheel, ...]
+    wheels: tuple[WheelFile, ...]
     allow_clobber: tuple[str, ...] = ()
     """Packages, of either half, whose wheel may overwrite files of conda's."""
     allow_conflict: tuple[str, ...] = ()
@@ -85,7 +85,7 @@ class BuildOrder(msgspec.Struct, frozen=True, kw_only=True):
     """What activating the environment sets."""
 
 
-class WheelOrder(msgspec.Struct, frozen=True, kw_only=True):
+class WheelRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Make a wheel of this source package."""
 
     name: str
@@ -97,7 +97,7 @@ class WheelOrder(msgspec.Struct, frozen=True, kw_only=True):
     """An empty directory to work in; the wheel goes to `dist` in it."""
     python: str
     """The environment's own interpreter."""
-    requires: tuple[Wheel, ...]
+    requires: tuple[WheelFile, ...]
     """The build requirements, all of them."""
 
 

@@ -16,7 +16,7 @@ from envferry.base.files import write_bytes
 from envferry.base.json import decode_json, to_json
 from envferry.build.answers import read_answer
 from envferry.build.downloads import hash_file
-from envferry.build.request import Wheel, WheelOrder
+from envferry.build.request import WheelFile, WheelRequest
 from envferry.build.sources import GitCommit
 from envferry.engines.port import Job, Mount
 from envferry.errors import SpecError, ToolFailed
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from envferry.build.sources import SourceShelf
+    from envferry.build.sources import SourceCache
     from envferry.engines.port import Sandbox
     from envferry.models import LockedPackage
 
@@ -53,10 +53,10 @@ class MadeWheel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WheelShop:
+class WheelBuilder:
     """What makes the wheels of one lock for one platform."""
 
-    shelf: SourceShelf
+    shelf: SourceCache
     sandbox: Sandbox
     conda: tuple[LockedPackage, ...]
     requirements: Mapping[str, tuple[LockedPackage, ...]]
@@ -110,14 +110,14 @@ class WheelShop:
         requires = self.requires(package)
         cache, progress = self.shelf.cache, self.shelf.progress
         files = cache.fetch_all(requires, progress=progress, offline=self.shelf.offline)
-        order = WheelOrder(
+        order = WheelRequest(
             name=package.name,
             source=f"{BENCH}/in/{source.name}",
             folder=GitCommit.of(package).folder if package.kind == "git" else "",
             home=BENCH,
             python=f"{SOURCES_PREFIX}/bin/python",
             requires=tuple(
-                Wheel(
+                WheelFile(
                     path="/".join((DOWNLOADS, *files[item.url].parts[-4:])),
                     name=item.name,
                     version=item.version,

@@ -57,7 +57,7 @@ class Project(msgspec.Struct, frozen=True, rename="kebab"):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SourceShelf:
+class SourceCache:
     """Where sources are kept between runs."""
 
     cache: DownloadCache

@@ -14,7 +14,7 @@ from envferry.build.downloads import DownloadCache, cache_lock
 from envferry.build.lock_wheels import make_wheels, open_shop
 from envferry.build.output import describe_build, keep_build, note_build, without_checks
 from envferry.build.source_wheels import described
-from envferry.build.sources import SourceShelf
+from envferry.build.sources import SourceCache
 from envferry.models import ENVS_DIR, check_env_prefix, check_name, current_platform
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def build_env(
         partial = home.with_name(f"{home.name}.partial")
         for place in (home, partial):
             require_replaceable(place)
-        shelf = SourceShelf(cache=cache, progress=progress, offline=options.offline)
+        shelf = SourceCache(cache=cache, progress=progress, offline=options.offline)
         made = make_wheels(open_shop(lock, shelf, sandbox, options), packages, partial, options)
         files = tuple(made.get(item.url, item) for item in packages)
         downloads = cache.fetch_all(files, progress=progress, offline=options.offline)

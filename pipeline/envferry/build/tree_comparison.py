@@ -18,7 +18,7 @@ KINDS = {stat.S_IFDIR: "a directory", stat.S_IFLNK: "a link", stat.S_IFREG: "a f
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
+class TreeDifference:
     """One path that is not the same in both trees."""
 
     path: str
@@ -28,7 +28,7 @@ class Difference:
         return f"{self.path}: {self.how}"
 
 
-def compare_trees(one: Path, other: Path) -> Iterator[Difference]:
+def compare_trees(one: Path, other: Path) -> Iterator[TreeDifference]:
     """Yield the differences between two trees: names, kinds, modes, links and contents.
 
     Owners and times are not compared: no archive holds them.
@@ -36,11 +36,11 @@ def compare_trees(one: Path, other: Path) -> Iterator[Difference]:
     ours, theirs = paths_below(one), paths_below(other)
     for path in sorted(ours | theirs):
         if path not in theirs:
-            yield Difference(path=path, how="only in the first")
+            yield TreeDifference(path=path, how="only in the first")
         elif path not in ours:
-            yield Difference(path=path, how="only in the second")
+            yield TreeDifference(path=path, how="only in the second")
         elif how := compare_paths(one / path, other / path):
-            yield Difference(path=path, how=how)
+            yield TreeDifference(path=path, how=how)
 
 
 def paths_below(tree: Path) -> set[str]:

@@ -67,7 +67,7 @@ class CondaPackage:
         return f"{self.name}-{self.version}-{self.build}"
 
 
-class PathEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class PackagePath(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One file in `info/paths.json`."""
 
     path: str = msgspec.field(name="_path")
@@ -181,7 +181,7 @@ class _PackageWriter:
     timestamp: int
     advance: Callable[[int], None]
 
-    def add(self, tar: tarfile.TarFile, path: Path) -> PathEntry:
+    def add(self, tar: tarfile.TarFile, path: Path) -> PackagePath:
         """Add one file or symlink, hashing what goes through."""
         name = path.relative_to(self.tree).as_posix()
         if path.is_symlink():
@@ -190,7 +190,7 @@ class _PackageWriter:
             tar.addfile(member)
             # conda records the digest of what a link leads to.
             content = path.read_bytes() if path.is_file() else b""
-            return PathEntry(
+            return PackagePath(
                 path=name,
                 path_type="softlink",
                 sha256=sha256_hex(content),
@@ -202,7 +202,7 @@ class _PackageWriter:
             reader = _HashingReader(stream, self.advance)
             member = _tar_member(name, status.st_size, self.timestamp, _mode(status.st_mode))
             tar.addfile(member, reader)
-        return PathEntry(
+        return PackagePath(
             path=name,
             path_type="hardlink",
             sha256=reader.digest.finalize().hex(),
@@ -237,7 +237,7 @@ def _placeholder_mode(stream: BinaryIO, size: int) -> Literal["text", "binary"] 
 
 
 def _info_files(
-    package: CondaPackage, entries: Sequence[PathEntry], timestamp: int
+    package: CondaPackage, entries: Sequence[PackagePath], timestamp: int
 ) -> dict[str, bytes]:
     index = {
         "name": package.name,

@@ -21,8 +21,8 @@ from envferry.channel.interpreter import (
     stage_interpreter,
 )
 from envferry.channel.wheel import (
+    ChannelWheel,
     Closure,
-    Wheel,
     close_over,
     describe_wheel,
     fits,
@@ -109,9 +109,9 @@ def create_channel(
     )
 
 
-def _sort_arguments(arguments: Sequence[str]) -> tuple[list[Wheel], list[Requirement]]:
+def _sort_arguments(arguments: Sequence[str]) -> tuple[list[ChannelWheel], list[Requirement]]:
     """Tell wheels from requirements; raise one error that names everything that is neither."""
-    wheels: list[Wheel] = []
+    wheels: list[ChannelWheel] = []
     requirements: list[Requirement] = []
     faults: list[str] = []
     absent: list[str] = []
@@ -147,7 +147,7 @@ def _plain_requirement(text: str) -> Requirement:
     return requirement
 
 
-def _require_fitting(wheels: Sequence[Wheel], interpreters: Sequence[Interpreter]) -> None:
+def _require_fitting(wheels: Sequence[ChannelWheel], interpreters: Sequence[Interpreter]) -> None:
     """Raise SpecError that names each wheel which fits none of the interpreters, with the tags."""
     faults = [
         f"{wheel.path.name} has the tags {', '.join(sorted(map(str, wheel.tags)))}"
@@ -167,7 +167,7 @@ def _require_fitting(wheels: Sequence[Wheel], interpreters: Sequence[Interpreter
 
 def _resolve(
     interpreters: Sequence[Interpreter],
-    wheels: Sequence[Wheel],
+    wheels: Sequence[ChannelWheel],
     requirements: Sequence[Requirement],
     *,
     cache: DownloadCache,
@@ -186,7 +186,7 @@ def _resolve(
 
 
 def _lock_requirements(
-    interpreter: Interpreter, wheels: Sequence[Wheel], requirements: Sequence[Requirement]
+    interpreter: Interpreter, wheels: Sequence[ChannelWheel], requirements: Sequence[Requirement]
 ) -> tuple[LockedPackage, ...]:
     """Resolve the requirements for an interpreter; wheels that were given are not looked for."""
     if not requirements:
@@ -228,7 +228,7 @@ class _Channel:
         with self._new_tree() as tree:
             self._write(python_abi_package(interpreter), tree)
 
-    def add_wheel(self, wheel: Wheel, closure: Closure) -> None:
+    def add_wheel(self, wheel: ChannelWheel, closure: Closure) -> None:
         """Add the package that a wheel becomes in a closure."""
         package = describe_wheel(wheel, closure)
         if self._is_known(package):

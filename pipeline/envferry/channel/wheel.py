@@ -58,7 +58,7 @@ KNOWN_MINORS = range(8, 17)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wheel:
+class ChannelWheel:
     """A wheel file, read and understood."""
 
     path: Path
@@ -82,7 +82,7 @@ class Wheel:
     """BLAKE3 of the file, in hex."""
 
 
-def read_wheel(path: Path) -> Wheel:
+def read_wheel(path: Path) -> ChannelWheel:
     """Read a wheel's name, tags and metadata; raise SpecError when it is no good wheel."""
     try:
         name, version, _, wheel_tags = parse_wheel_filename(path.name)
@@ -95,7 +95,7 @@ def read_wheel(path: Path) -> Wheel:
         data = dist_info.removesuffix(".dist-info") + ".data"
         purelib = re.search(r"(?mi)^Root-Is-Purelib:\s*true\s*$", markings) is not None
         headers = any(member.startswith(f"{data}/headers/") for member in names)
-        return Wheel(
+        return ChannelWheel(
             path=path,
             name=canonicalize_name(name),
             version=version,
@@ -136,7 +136,7 @@ def _tags_of(pair: tuple[int, int], abi: str) -> tuple[tags.Tag, ...]:
     )
 
 
-def fits(wheel: Wheel, interpreter: Interpreter) -> bool:
+def fits(wheel: ChannelWheel, interpreter: Interpreter) -> bool:
     """Whether a wheel's tags and its Requires-Python allow an interpreter."""
     tags_fit = not wheel.tags.isdisjoint(supported_tags(interpreter))
     return tags_fit and wheel.requires_python.contains(interpreter.version, prereleases=True)
@@ -147,14 +147,14 @@ class Closure:
     """Wheels that go into one environment together, and what is asked of them."""
 
     interpreter: Interpreter
-    wheels: Mapping[str, Wheel]
+    wheels: Mapping[str, ChannelWheel]
     """By normalized name."""
     extras: Mapping[str, frozenset[str]]
     """The extras that are asked for, by normalized name of the package that offers them."""
 
 
 def close_over(
-    interpreter: Interpreter, wheels: Iterable[Wheel], requirements: Iterable[Requirement]
+    interpreter: Interpreter, wheels: Iterable[ChannelWheel], requirements: Iterable[Requirement]
 ) -> Closure:
     """Find which extras the requirements ask of the wheels, and the wheels of each other."""
     by_name = {wheel.name: wheel for wheel in wheels}
@@ -184,7 +184,7 @@ def _plain(name: str) -> Requirement:
     return Requirement(name)
 
 
-def describe_wheel(wheel: Wheel, closure: Closure) -> CondaPackage:
+def describe_wheel(wheel: ChannelWheel, closure: Closure) -> CondaPackage:
     """Return the conda package that a wheel becomes for a closure's interpreter.
 
     A `linux_*` wheel says nothing of the glibc that it needs: `stage_wheel` adds that.
@@ -223,7 +223,7 @@ def describe_wheel(wheel: Wheel, closure: Closure) -> CondaPackage:
     )
 
 
-def _requirements(wheel: Wheel, closure: Closure, python_version: str) -> tuple[str, ...]:
+def _requirements(wheel: ChannelWheel, closure: Closure, python_version: str) -> tuple[str, ...]:
     environment = target_environment(python_version, current_platform())
     extras = closure.extras.get(wheel.name, frozenset())
     versions = {name: item.version for name, item in closure.wheels.items()}
@@ -232,14 +232,14 @@ def _requirements(wheel: Wheel, closure: Closure, python_version: str) -> tuple[
     return match_specs(others, versions)
 
 
-def _differs_between_pythons(wheel: Wheel, closure: Closure, found: tuple[str, ...]) -> bool:
+def _differs_between_pythons(wheel: ChannelWheel, closure: Closure, found: tuple[str, ...]) -> bool:
     """Whether another Python that the wheel allows would need other packages."""
     versions = (f"3.{minor}.99" for minor in KNOWN_MINORS)
     allowed = (version for version in versions if wheel.requires_python.contains(version))
     return any(_requirements(wheel, closure, version) != found for version in allowed)
 
 
-def glibc_of_tags(wheel: Wheel) -> list[tuple[int, int]]:
+def glibc_of_tags(wheel: ChannelWheel) -> list[tuple[int, int]]:
     """Return the oldest glibc that the tags allow, if they say."""
     found = []
     for match in (GLIBC_TAG.fullmatch(tag.platform) for tag in wheel.tags):

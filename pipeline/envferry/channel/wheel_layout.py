@@ -17,7 +17,7 @@ from envferry.base.files import COPY_BYTES
 from envferry.base.sha256 import record_form, sha256_record
 from envferry.channel.conda_package import PLACEHOLDER, CondaPackage
 from envferry.channel.elf import glibc_floor, is_elf
-from envferry.channel.wheel import UNREADABLE, Wheel, glibc_of_tags
+from envferry.channel.wheel import UNREADABLE, ChannelWheel, glibc_of_tags
 from envferry.errors import IntegrityError, SpecError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if __name__ == "__main__":
 
 
 def stage_wheel(
-    wheel: Wheel, package: CondaPackage, interpreter: Interpreter, tree: Path
+    wheel: ChannelWheel, package: CondaPackage, interpreter: Interpreter, tree: Path
 ) -> CondaPackage:
     """Lay a wheel out under `tree` as conda does and return the package, its glibc now known.
 
@@ -81,7 +81,7 @@ class _Staging:
     scripts: str
     headers: str
     """Three directories of the package, relative to `tree`."""
-    wheel: Wheel
+    wheel: ChannelWheel
     rows: list[tuple[str, str, str]] = field(default_factory=list)
     """What RECORD says: path in the tree, hash, size."""
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from envferry.cli.console import Console
-    from envferry.index import Catalog, WantedPackage
+    from envferry.index import MatchSpec, RegistryIndex
     from envferry.index.queries import Entry, Filter, Match
 
 
@@ -92,11 +92,11 @@ def find(console: Console, options: FindOptions) -> int:
     'torch==2.8.*', 'nvidia-*'. conda and pip packages are searched. The exit code is 7 if
     nothing is found.
     """
-    from envferry.index import WantedPackage
+    from envferry.index import MatchSpec
     from envferry.index.queries import entries
     from envferry.index.queries import find as find_package
 
-    wanted, selected = WantedPackage.parse(options.package), options.filter()
+    wanted, selected = MatchSpec.parse(options.package), options.filter()
     catalog = open_catalog(console, options.registry, fully=options.fully)
     found = catalog.ask(find_package(wanted, selected))
     searched = catalog.ask(entries(selected))
@@ -111,17 +111,17 @@ def find(console: Console, options: FindOptions) -> int:
     return 0 if found else NotFound.exit_code
 
 
-def open_catalog(console: Console, registry: str, *, fully: bool = False) -> Catalog:
+def open_catalog(console: Console, registry: str, *, fully: bool = False) -> RegistryIndex:
     """Open the index of a registry until the command ends, and bring it up to date."""
-    from envferry.index import Catalog
+    from envferry.index import RegistryIndex
 
-    catalog = Catalog.open(Registry.open(registry), settings().cache_dir)
+    catalog = RegistryIndex.open(Registry.open(registry), settings().cache_dir)
     click.get_current_context().call_on_close(catalog.close)
     catalog.refresh(fully=fully, progress=console.progress)
     return catalog
 
 
-def entry_lines(found: Sequence[Entry], catalog: Catalog) -> Iterable[str]:
+def entry_lines(found: Sequence[Entry], catalog: RegistryIndex) -> Iterable[str]:
     """Return the table of artifacts, or what to try when there are none."""
     if not found:
         return [nothing_listed(catalog)]
@@ -146,7 +146,7 @@ def entry_lines(found: Sequence[Entry], catalog: Catalog) -> Iterable[str]:
     return table(headers, rows, right=(5, 6))
 
 
-def nothing_listed(catalog: Catalog) -> str:
+def nothing_listed(catalog: RegistryIndex) -> str:
     """Say why a list is empty."""
     from envferry.index.queries import environments
 
@@ -156,7 +156,7 @@ def nothing_listed(catalog: Catalog) -> str:
     return f"no artifact in {url} matches: list all with `envferry ls`"
 
 
-def require_environment(name: str, catalog: Catalog) -> None:
+def require_environment(name: str, catalog: RegistryIndex) -> None:
     """Raise NotFound, with names that are near, for an environment that the registry lacks."""
     from envferry.index.queries import environments
 
@@ -172,7 +172,7 @@ def require_environment(name: str, catalog: Catalog) -> None:
     raise NotFound(f"{catalog.registry.url} holds no environment {name}", hint=hint)
 
 
-def nothing_found(package: str, wanted: WantedPackage, catalog: Catalog) -> NotFound:
+def nothing_found(package: str, wanted: MatchSpec, catalog: RegistryIndex) -> NotFound:
     """Say that no artifact holds a package, and which versions there are."""
     from envferry.index.queries import versions_of
 

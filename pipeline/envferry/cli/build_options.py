@@ -152,10 +152,10 @@ def build_again(
     Another folder, user, umask, date, hash seed, locale and time zone; wheels of sources are made
     again, too. Raises IntegrityError that names the files and how they differ.
     """
-    from envferry.build.request import ANOTHER_DAY, OTHER_CIRCUMSTANCES
+    from envferry.build.request import ANOTHER_DAY, OTHER_VARIATION
     from envferry.build.tree_comparison import compare_trees
 
-    around = OTHER_CIRCUMSTANCES
+    around = OTHER_VARIATION
     if sandbox.can_fake_time:
         around = replace(around, environ={**around.environ, **ANOTHER_DAY})
     else:
@@ -164,7 +164,7 @@ def build_again(
         )
     with folder_for_comparing(options.builds_dir / f"{built.name}-{built.platform}.again") as home:
         usual = replace(options, builds_dir=home, offline=True, check=False)
-        again = replace(usual, circumstances=around, anew=True)
+        again = replace(usual, variation=around, anew=True)
         second = build_lock(console, lock, sandbox, again)
         with console.progress.task("compare the two trees"):
             differences = [str(item) for item in compare_trees(Path(built.tree), Path(second.tree))]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from envferry.cli.console import Console
     from envferry.models import Manifest
     from envferry.registry.dependents import Dependencies, Need
-    from envferry.registry.diff import Difference
+    from envferry.registry.diff import ArtifactDifference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def read_dependencies(options: WhyOptions) -> tuple[Dependencies, str]:
     return dependencies_by_lock(manifest, artifact.lock_path.read_bytes()), manifest.stem
 
 
-def difference_lines(found: Difference) -> Iterator[str]:
+def difference_lines(found: ArtifactDifference) -> Iterator[str]:
     """Yield the packages that are not alike, then sizes and what an update reads."""
     rows = [
         (

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from envferry.archive.reader import Source
     from envferry.cli.console import Console
     from envferry.install.env_home import EnvHome
-    from envferry.install.stage import InstallOptions, InstallPlan
+    from envferry.install.stage import InstallOptions, InstallPreview
     from envferry.install.verify import Verified
     from envferry.models import Installation, Manifest
     from envferry.trust.host_trust import Trust
@@ -290,7 +290,7 @@ def repair(console: Console, home: EnvHome, found: Verified, options: VerifyOpti
         return repair_installation(home, found, Archive(source), progress=console.progress)
 
 
-def describe_plan(plan: InstallPlan) -> str:
+def describe_plan(plan: InstallPreview) -> str:
     """Return what an install will read."""
     text = (
         f"{plan.name}@{plan.id}: {plan.fetch_bytes:,} of {plan.archive_bytes:,} bytes to read"

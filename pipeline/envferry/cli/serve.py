@@ -42,7 +42,7 @@ def serve(console: Console, options: ServeOptions) -> None:
     """
     try:
         from envferry.web.server import is_local, listen, serve_site
-        from envferry.web.site import Site
+        from envferry.web.site import RegistryView
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("uvicorn", "starlette", "jinja2"):
             raise
@@ -51,7 +51,7 @@ def serve(console: Console, options: ServeOptions) -> None:
     host = options.host
     listener = listen(host, options.port)
     trust = load_trust(options.trusted_keys, takes_in=False)
-    site = Site(open_catalog(console, options.registry), trust.keys)
+    site = RegistryView(open_catalog(console, options.registry), trust.keys)
     place = f"[{host}]" if ":" in host else host
     address = f"http://{place}:{listener.getsockname()[1]}/"
     if not is_local(host):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from envferry.models import Lock
     from envferry.specs.drafts import RelaxLevel
     from envferry.specs.importing import Imported, ImportOptions
-    from envferry.specs.linting import Finding
+    from envferry.specs.linting import LintFinding
     from envferry.specs.lock_changes import Change
 
 log = logging.getLogger(__name__)
@@ -246,7 +246,7 @@ def lint(console: Console, options: LintOptions) -> None:
     """List what is dangerous in each SPEC, and how to fix it."""
     from envferry.specs.reading import find_spec
 
-    found: list[Finding] = []
+    found: list[LintFinding] = []
     for word in options.specs:
         path = find_spec(word, SPECS_DIR)
         found += lint_one(path, online=options.online)
@@ -309,7 +309,7 @@ def find_solver(text: str | None) -> Path | None:
     return Path(found).absolute() if found else None
 
 
-def lint_one(path: Path, *, online: bool = False) -> list[Finding]:
+def lint_one(path: Path, *, online: bool = False) -> list[LintFinding]:
     """Lint one spec, with what its lock knows; refuse what `lock` cannot read, in its words."""
     from envferry.lock.conda_half import pypi_name
     from envferry.lock.match_specs import check_match_specs
@@ -327,7 +327,7 @@ def lint_one(path: Path, *, online: bool = False) -> list[Finding]:
     return lint_spec(path, pypi_name, lock.packages if lock else (), gone)
 
 
-def refuse_findings(found: list[Finding], *, strict: bool) -> None:
+def refuse_findings(found: list[LintFinding], *, strict: bool) -> None:
     """Fail for findings where that was asked for."""
     from envferry.errors import SpecError
 
@@ -347,7 +347,7 @@ def old_lock(path: Path) -> Lock | None:
         return None
 
 
-def finding_facts(finding: Finding) -> dict[str, object]:
+def finding_facts(finding: LintFinding) -> dict[str, object]:
     """Return what `lint --json` says of a finding."""
     rule = finding.rule
     return {

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
     from envferry.cli.console import Console
     from envferry.transfer.apply import Applied
-    from envferry.transfer.export import Exported, ExportOrder
-    from envferry.transfer.mirror import Mirrored, MirrorOrder
-    from envferry.transfer.tags import CarriedTag
+    from envferry.transfer.export import Exported, ExportRequest
+    from envferry.transfer.mirror import Mirrored, MirrorRequest
+    from envferry.transfer.tags import TransferredTag
     from envferry.trust.signing import PublicKey, Signer
 
 PYTHON_VERSION = re.compile(r"3\.[1-9]\d")
@@ -98,9 +98,9 @@ class ExportOptions(
         help="With --tool: the host's python, such as 3.11; repeatable; default: 3.10 to 3.13.",
     )
 
-    def order(self) -> ExportOrder:
+    def order(self) -> ExportRequest:
         """Return what is to be exported; raise UsageError for what does not go together."""
-        from envferry.transfer.export import ExportOrder
+        from envferry.transfer.export import ExportRequest
 
         if not self.refs:
             message = f"export needs REF and DIR: only {self.directory} is given"
@@ -112,7 +112,7 @@ class ExportOptions(
             if not PYTHON_VERSION.fullmatch(python):
                 message = f"{python!r} is not a python version that envferry runs on"
                 raise UsageError(message, hint="write it as 3.11")
-        return ExportOrder(
+        return ExportRequest(
             refs=tuple(Ref.parse(ref) for ref in self.refs),
             since=tuple(Ref.parse(ref) for ref in self.since),
             platform=self.platform,
@@ -146,11 +146,13 @@ class MirrorOptions(DryRunOptions, SignatureOptions, ChosenTagOptions):
         "--platform", metavar="PLATFORM", help="Only this platform; default: all."
     )
 
-    def order(self) -> MirrorOrder:
+    def order(self) -> MirrorRequest:
         """Return what is to be mirrored."""
-        from envferry.transfer.mirror import MirrorOrder
+        from envferry.transfer.mirror import MirrorRequest
 
-        return MirrorOrder(names=self.names, tags=self.tags, keep=self.keep, platform=self.platform)
+        return MirrorRequest(
+            names=self.names, tags=self.tags, keep=self.keep, platform=self.platform
+        )
 
 
 @command(ExportOptions)
@@ -256,13 +258,13 @@ def export_tool(
     """Write what a host (platform, pythons) needs to install envferry without network."""
     try:
         from envferry.build.downloads import DownloadCache
-        from envferry.transfer.host_tool import PYTHONS, ToolOrder, write_tool
+        from envferry.transfer.host_tool import PYTHONS, ToolRequest, write_tool
         from envferry.trust.tool_signature import SUMS
     except ModuleNotFoundError as error:
         message = f"--tool needs {error.name}, which is not installed"
         raise UsageError(message, hint='run `pip install "envferry[build]"`') from error
     platform, pythons = host
-    order = ToolOrder(pythons=pythons or PYTHONS, platform=platform)
+    order = ToolRequest(pythons=pythons or PYTHONS, platform=platform)
     cache = DownloadCache(settings().cache_dir / "downloads")
     tool = directory / "tool"
     names = write_tool(tool, order, cache=cache, progress=console.progress, signer=signer)
@@ -342,7 +344,7 @@ def mirror_lines(found: Mirrored, *, dry_run: bool) -> Iterator[str]:
     )
 
 
-def tag_lines(tags: Iterable[CarriedTag]) -> Iterator[str]:
+def tag_lines(tags: Iterable[TransferredTag]) -> Iterator[str]:
     """Yield what became of tags, those that were right already left out."""
     for tag in tags:
         if tag.outcome == "moved":
@@ -351,7 +353,7 @@ def tag_lines(tags: Iterable[CarriedTag]) -> Iterator[str]:
             yield f"{tag} stays at {tag.id}: the target's is newer"
 
 
-def require_no_conflict(tags: Iterable[CarriedTag], url: str) -> None:
+def require_no_conflict(tags: Iterable[TransferredTag], url: str) -> None:
     """Raise IntegrityError when tags point elsewhere in the target after as many moves."""
     found = [f"{tag} ({tag.platform}) at {tag.id}" for tag in tags if tag.outcome == "conflict"]
     if found:

@@ -6,7 +6,7 @@ new there, and thrown away when it is damaged or of another version.
 
 from __future__ import annotations
 
-from envferry.index.match_spec import WantedPackage
-from envferry.index.registry_index import Catalog
+from envferry.index.match_spec import MatchSpec
+from envferry.index.registry_index import RegistryIndex
 
-__all__ = ["Catalog", "WantedPackage"]
+__all__ = ["MatchSpec", "RegistryIndex"]

@@ -72,7 +72,7 @@ class Clause:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WantedPackage:
+class MatchSpec:
     """A name, which may hold `*`, and conditions on version and build."""
 
     name: str
@@ -82,7 +82,7 @@ class WantedPackage:
     """A glob, for conda packages."""
 
     @classmethod
-    def parse(cls, text: str) -> WantedPackage:
+    def parse(cls, text: str) -> MatchSpec:
         """Parse a conda or PEP 508 way to write a requirement; raise UsageError for others."""
         found = WANTED.fullmatch(text.strip())
         if not found or not canonicalize_name(found["name"]).strip("-"):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from envferry.index.database import Connection
-    from envferry.index.match_spec import WantedPackage
+    from envferry.index.match_spec import MatchSpec
 
 ENTRY = (
     "number, name, platform, id, version, size, unpacked, packages, published, attested, problem"
@@ -216,7 +216,7 @@ WHERE ? IS NULL OR tags.name = ? ORDER BY tags.name, tags.platform, tag
 
 
 def find(
-    wanted: WantedPackage, where: Filter = EVERYTHING, limit: int = -1, offset: int = 0
+    wanted: MatchSpec, where: Filter = EVERYTHING, limit: int = -1, offset: int = 0
 ) -> Callable[[Connection], tuple[Match, ...]]:
     """Find the artifacts that hold a package: by environment, the newest first."""
     condition, values = where.sql()
@@ -236,7 +236,7 @@ def find(
     return query
 
 
-def count_finds(wanted: WantedPackage, where: Filter = EVERYTHING) -> Callable[[Connection], int]:
+def count_finds(wanted: MatchSpec, where: Filter = EVERYTHING) -> Callable[[Connection], int]:
     """Count what `find` finds."""
     condition, values = where.sql()
     # Only published artifacts have contents: without a filter no other table is asked.
@@ -255,7 +255,7 @@ def count_finds(wanted: WantedPackage, where: Filter = EVERYTHING) -> Callable[[
     return query
 
 
-def versions_of(wanted: WantedPackage) -> Callable[[Connection], tuple[str, ...]]:
+def versions_of(wanted: MatchSpec) -> Callable[[Connection], tuple[str, ...]]:
     """Return all versions of a package that are there, wanted or not, the newest last."""
 
     def query(connection: Connection) -> tuple[str, ...]:
@@ -282,7 +282,7 @@ def totals(connection: Connection) -> Totals:
     )
 
 
-def _accepted(connection: Connection, wanted: WantedPackage) -> dict[int, tuple[Any, ...]]:
+def _accepted(connection: Connection, wanted: MatchSpec) -> dict[int, tuple[Any, ...]]:
     """Return the packages that are meant: number to name, version, kind and build."""
     rows = _named(connection, wanted.name)
     return {row[0]: row[1:] for row in rows if wanted.accepts(row[2], row[4])}

@@ -19,7 +19,7 @@ from envferry.index.records import (
     write_looks,
     write_tags,
 )
-from envferry.index.registry_keys import Holdings, Place, list_fully, list_quickly
+from envferry.index.registry_keys import Place, RegistryKeys, list_fully, list_quickly
 from envferry.progress import Silent
 
 if TYPE_CHECKING:
@@ -48,14 +48,14 @@ WORTH_SAYING = 100
 """Artifacts to read from which on people are told why it takes a moment."""
 
 
-class Catalog:
+class RegistryIndex:
     """A registry and its index."""
 
     def __init__(self, registry: Registry, database: Database) -> None:
         self.registry, self.database = registry, database
 
     @classmethod
-    def open(cls, registry: Registry, cache_dir: Path) -> Catalog:
+    def open(cls, registry: Registry, cache_dir: Path) -> RegistryIndex:
         """Open the index of a registry below the cache; nothing is read from the registry yet."""
         database = Database.for_place(cache_dir / DIRECTORY, registry.store.place)
         return cls(registry, database)
@@ -112,7 +112,7 @@ class Catalog:
         self.database.write(write)
 
     def _look(
-        self, places: list[Place], holdings: Holdings, pool: Executor, progress: Progress
+        self, places: list[Place], holdings: RegistryKeys, pool: Executor, progress: Progress
     ) -> None:
         """Read what is new and write it down, a batch at a time."""
         shown = progress if len(places) >= WORTH_SAYING else Silent()
@@ -125,7 +125,7 @@ class Catalog:
 
 
 def _to_look_at(
-    holdings: Holdings, before: Remembered, tags: Iterable[TagLook], now: float
+    holdings: RegistryKeys, before: Remembered, tags: Iterable[TagLook], now: float
 ) -> list[Place]:
     """Return the artifacts whose folders must be read.
 

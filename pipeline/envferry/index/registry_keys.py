@@ -22,7 +22,7 @@ Place = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Holdings:
+class RegistryKeys:
     """Which artifacts and tags are there."""
 
     folders: dict[Place, Folder | None]
@@ -30,11 +30,11 @@ class Holdings:
     tags: dict[TagName, Listed]
 
 
-def list_fully(registry: Registry, pool: Executor) -> Holdings:
+def list_fully(registry: Registry, pool: Executor) -> RegistryKeys:
     """List every key: what a repair, a late signature or half a removal has changed shows, too."""
     names = [*_below(registry, ENVS, NAME_PATTERN.fullmatch)]
     surveys = [*pool.map(lambda name: survey(registry, name), names)]
-    return Holdings(
+    return RegistryKeys(
         folders={
             (one.name, one.platform, one.id): one for found in surveys for one in found.folders
         },
@@ -42,7 +42,7 @@ def list_fully(registry: Registry, pool: Executor) -> Holdings:
     )
 
 
-def list_quickly(registry: Registry, pool: Executor) -> Holdings:
+def list_quickly(registry: Registry, pool: Executor) -> RegistryKeys:
     """List folders and tags: one request for an environment, not one for 160 of its artifacts.
 
     Tags come first: what one of them points to is published already, so it is seen afterwards.
@@ -53,7 +53,7 @@ def list_quickly(registry: Registry, pool: Executor) -> Holdings:
     middles = [f"{top}{platform}/" for top, platforms in inner for platform in platforms]
     leaves = pool.map(lambda top: (top, _below(registry, top, ID_PATTERN.fullmatch)), middles)
     places = [(*_two(top), id_) for top, ids in leaves for id_ in ids]
-    return Holdings(folders=dict.fromkeys(places), tags=tags)
+    return RegistryKeys(folders=dict.fromkeys(places), tags=tags)
 
 
 def list_folder(registry: Registry, place: Place) -> Folder:

@@ -10,7 +10,7 @@ from envferry.archive.index import decode_index
 from envferry.archive.prefixes import Relocation
 from envferry.errors import IntegrityError, NotFound, PipelineError
 from envferry.install.env_home import HOME, EnvHome
-from envferry.install.reuse import Donors
+from envferry.install.reuse import ReusableTrees
 from envferry.install.tree_check import InstalledTree
 from envferry.models import NAME_PATTERN
 
@@ -74,9 +74,9 @@ def all_installations(home: EnvHome) -> Iterator[tuple[EnvHome, Installation]]:
                 yield other, other.installation(path.stem)
 
 
-def find_donors(home: EnvHome, wanted: Installation) -> Donors:
+def find_donors(home: EnvHome, wanted: Installation) -> ReusableTrees:
     """Return what the installations on this host offer to a new one."""
-    donors = Donors()
+    donors = ReusableTrees()
     for other, record in all_installations(home):
         same = (record.built_prefix, record.prefix) == (wanted.built_prefix, wanted.prefix)
         try:

@@ -15,7 +15,7 @@ from envferry.errors import PipelineError, TargetOccupied, UsageError
 from envferry.install.env_home import HOME, EnvHome
 from envferry.install.host_check import Needs, check_host, cuda_runtime
 from envferry.install.installed import find_donors, open_installed
-from envferry.install.reuse import Donors, Link
+from envferry.install.reuse import Link, ReusableTrees
 from envferry.install.tree_check import faults_among, top_faults
 from envferry.models import (
     ENVS_DIR,
@@ -61,7 +61,7 @@ class InstallOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InstallOrder:
+class InstallPlan:
     """An install that nothing speaks against."""
 
     archive: Archive
@@ -69,7 +69,7 @@ class InstallOrder:
     installation: Installation
     """Its record, but for the files that will be edited."""
     relocation: Relocation
-    donors: Donors
+    donors: ReusableTrees
     options: InstallOptions
     is_whole: bool
     """Whether all of it is there already."""
@@ -83,7 +83,7 @@ class InstallOrder:
 
 def prepare_install(
     source: Source, manifest: Manifest | None, options: InstallOptions
-) -> InstallOrder:
+) -> InstallPlan:
     """Read the index and check archive, target and host; write nothing."""
     archive = Archive(source)
     if manifest is not None:
@@ -94,8 +94,8 @@ def prepare_install(
     relocation = Relocation(archive.index.prefix, installation.prefix, archive.index)
     relocation.check(archive.index)
     is_whole = is_installed(home, installation)
-    donors = Donors() if is_whole else find_donors(home, installation)
-    order = InstallOrder(
+    donors = ReusableTrees() if is_whole else find_donors(home, installation)
+    order = InstallPlan(
         archive=archive,
         home=home,
         installation=installation,
@@ -109,7 +109,7 @@ def prepare_install(
     return order
 
 
-def find_needs(order: InstallOrder, system: SystemRequirements) -> Needs:
+def find_needs(order: InstallPlan, system: SystemRequirements) -> Needs:
     """Return what the host must offer; shared files and those of an interrupted install are free.
 
     An installation that is there already needs nothing but a host that can run it.

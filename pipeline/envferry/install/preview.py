@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from envferry.install.plan import InstallOrder
+    from envferry.install.plan import InstallPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InstallPlan:
+class InstallPreview:
     """What an install will do, known before it reads a frame."""
 
     name: str
@@ -33,11 +33,11 @@ class InstallPlan:
 
 
 def describe_plan(
-    order: InstallOrder, present: Collection[int], frames: Sequence[int]
-) -> InstallPlan:
+    order: InstallPlan, present: Collection[int], frames: Sequence[int]
+) -> InstallPreview:
     """Return what is about to be read."""
     archive = order.archive
-    return InstallPlan(
+    return InstallPreview(
         name=order.home.name,
         id=archive.index.id,
         files=len(archive.index.files),

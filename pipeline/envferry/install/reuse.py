@@ -43,7 +43,7 @@ class Link(Enum):
     COPY = "copy"
 
 
-class Donors:
+class ReusableTrees:
     """What installed trees have to offer, by content."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Donors:
         return found
 
 
-class Supply:
+class FileSharer:
     """Verifies candidates and, given a tree to put them in, links or copies them there."""
 
     def __init__(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from envferry.install.activation import make_current
 from envferry.install.plan import InstallOptions, is_installed, prepare_install
-from envferry.install.preview import InstallPlan, describe_plan
+from envferry.install.preview import InstallPreview, describe_plan
 from envferry.install.staging import discard, plan_staging, write_tree
 from envferry.install.upkeep import changing
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-__all__ = ["InstallOptions", "InstallPlan", "install_artifact", "preview_install"]
+__all__ = ["InstallOptions", "InstallPreview", "install_artifact", "preview_install"]
 
 
 def install_artifact(
@@ -29,7 +29,7 @@ def install_artifact(
     *,
     options: InstallOptions,
     progress: Progress,
-    announce: Callable[[InstallPlan], None] = lambda plan: None,
+    announce: Callable[[InstallPreview], None] = lambda plan: None,
 ) -> Installation:
     """Install an archive under its name, whole or not at all, and make it the current one.
 
@@ -55,7 +55,7 @@ def install_artifact(
 
 def preview_install(
     source: Source, manifest: Manifest | None, *, options: InstallOptions
-) -> InstallPlan:
+) -> InstallPreview:
     """Say what an install would read, to the byte, and change nothing; raise what it would."""
     order = prepare_install(source, manifest, options)
     if order.is_whole:

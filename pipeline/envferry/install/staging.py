@@ -21,9 +21,9 @@ from envferry.errors import HostError, IntegrityError
 from envferry.install.env_home import PARTIAL, TRASH
 from envferry.install.moves import exchange, move_directory, throw_away
 from envferry.install.plan import recorded
-from envferry.install.preview import InstallPlan, describe_plan
+from envferry.install.preview import InstallPreview, describe_plan
 from envferry.install.resume import Kept, clear_others, find_kept
-from envferry.install.reuse import Link, Supply, choose_link
+from envferry.install.reuse import FileSharer, Link, choose_link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
 
     from envferry.archive.contents import Content
     from envferry.install.env_home import EnvHome
-    from envferry.install.plan import InstallOrder
+    from envferry.install.plan import InstallPlan
     from envferry.models import Installation
     from envferry.progress import Progress
 
 
-def plan_staging(order: InstallOrder) -> InstallPlan:
+def plan_staging(order: InstallPlan) -> InstallPreview:
     """Return what `write_tree` would read; what is here already is looked at, nothing changed."""
     kept = find_leftover(order)
     rest = order.donors.candidates(order.archive.index, order.relocation, kept.files)
-    supply = Supply(order.archive.index, rest, Link.COPY)
+    supply = FileSharer(order.archive.index, rest, Link.COPY)
     present = kept.files | supply.verify(order.options.threads)
     return describe_plan(order, present, needed_frames(order.archive, present, kept.frames))
 
 
 def write_tree(
-    order: InstallOrder, progress: Progress, announce: Callable[[InstallPlan], None]
+    order: InstallPlan, progress: Progress, announce: Callable[[InstallPreview], None]
 ) -> Installation:
     """Write the tree, put it in place, then its record: no record, no installation.
 
@@ -69,7 +69,7 @@ def write_tree(
         raise cannot_write(error, partial) from error
 
 
-def put_in_place(order: InstallOrder, edited: Mapping[str, Content]) -> Installation:
+def put_in_place(order: InstallPlan, edited: Mapping[str, Content]) -> Installation:
     """Give a finished tree its name and write its index and record."""
     home, id_ = order.home, order.installation.id
     finished = msgspec.structs.replace(
@@ -102,10 +102,10 @@ def take_over(home: EnvHome, id_: str) -> None:
 
 
 def fill_tree(
-    order: InstallOrder,
+    order: InstallPlan,
     partial: Path,
     progress: Progress,
-    announce: Callable[[InstallPlan], None],
+    announce: Callable[[InstallPreview], None],
 ) -> dict[str, Content]:
     """Bring a staging directory from whatever it holds to the whole tree; return what was edited.
 
@@ -124,7 +124,7 @@ def fill_tree(
             size = sum(archive.index.files[number].size for number in rest)
             link = choose_link(partial, order.options.link)
             with progress.task(f"share files of {home.name}", size) as advance:
-                supply = Supply(archive.index, rest, link, advance)
+                supply = FileSharer(archive.index, rest, link, advance)
                 shared = supply.put_into(partial, order.options.threads)
             present |= shared
             edited.update(edited_among(order, shared, rest))
@@ -144,7 +144,7 @@ def fill_tree(
 
 
 def edited_among(
-    order: InstallOrder, shared: Iterable[int], places: Mapping[int, tuple[str, Content]]
+    order: InstallPlan, shared: Iterable[int], places: Mapping[int, tuple[str, Content]]
 ) -> Iterator[tuple[str, Content]]:
     """Yield what shared files hold that their first owner had edited for the same prefix."""
     for number in shared:
@@ -153,7 +153,7 @@ def edited_among(
             yield entry.path, places[number][1]
 
 
-def find_leftover(order: InstallOrder) -> Kept:
+def find_leftover(order: InstallPlan) -> Kept:
     """Return what an interrupted install of the same thing left that is right."""
     id_ = order.archive.index.id
     noted = read_noted(order.home.journal(id_), order.journal_subject)

@@ -32,7 +32,7 @@ TOP = "."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
+class FileDifference:
     """One path that is not as it was installed."""
 
     path: str
@@ -55,7 +55,7 @@ class InstalledTree:
 
 def compare_tree(
     tree: InstalledTree, *, quick: bool, advance: Callable[[int], None]
-) -> list[Difference]:
+) -> list[FileDifference]:
     """Return what differs, in the order of the paths.
 
     Every file is read and its checksum compared; with `quick`, size, mode and modification time
@@ -71,12 +71,12 @@ def compare_tree(
     return sorted(differences, key=lambda difference: difference.path)
 
 
-def top_faults(tree: InstalledTree) -> Iterator[Difference]:
+def top_faults(tree: InstalledTree) -> Iterator[FileDifference]:
     """Yield what is wrong with the directory that holds the tree."""
     reason = directory_fault(str(tree.root), TOP_MODE)
     if reason:
         kind: Literal["changed", "missing"] = "missing" if reason == "missing" else "changed"
-        yield Difference(path=TOP, kind=kind, package="", reason=reason)
+        yield FileDifference(path=TOP, kind=kind, package="", reason=reason)
 
 
 def faults_among(
@@ -85,12 +85,12 @@ def faults_among(
     *,
     quick: bool,
     advance: Callable[[int], None] = lambda count: None,
-) -> list[Difference]:
+) -> list[FileDifference]:
     """Return what is changed or missing among the files with these numbers."""
     files = tree.index.files
     comparison = Comparison(tree, quick=quick)
 
-    def work(batch: list[int]) -> list[Difference]:
+    def work(batch: list[int]) -> list[FileDifference]:
         found = [
             comparison.difference(number, reason)
             for number in batch
@@ -113,11 +113,11 @@ class Comparison:
         self.owners = package_of_file(tree.index)
         self.lost = lost_directories(str(tree.root), tree.index)
 
-    def difference(self, number: int, reason: str) -> Difference:
+    def difference(self, number: int, reason: str) -> FileDifference:
         """Describe an entry that is not as it must be."""
         kind: Literal["changed", "missing"] = "missing" if reason == "missing" else "changed"
         path = self.tree.index.files[number].path
-        return Difference(path=path, kind=kind, package=self.owners[number], reason=reason)
+        return FileDifference(path=path, kind=kind, package=self.owners[number], reason=reason)
 
     def fault(self, entry: FileEntry) -> str:
         """Return what is wrong with an entry, nothing when it is right."""
@@ -201,14 +201,14 @@ def package_of_file(index: Index) -> list[str]:
     return owners
 
 
-def extras(tree: InstalledTree) -> Iterator[Difference]:
+def extras(tree: InstalledTree) -> Iterator[FileDifference]:
     """Yield what is in the tree but not in the index; of a new directory only itself."""
     known = {entry.path for entry in tree.index.files}
     found = list(unknown_paths(str(tree.root), "", known))
     owners = package_of_directory(tree.index) if found else {}
     for path in found:
         package = owners.get(path.rpartition("/")[0], "")
-        yield Difference(path=path, kind="extra", package=package)
+        yield FileDifference(path=path, kind="extra", package=package)
 
 
 def package_of_directory(index: Index) -> dict[str, str]:

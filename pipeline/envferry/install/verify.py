@@ -13,7 +13,7 @@ from envferry.errors import IntegrityError
 from envferry.install.env_home import REPAIR
 from envferry.install.installed import chosen_id, open_installed
 from envferry.install.tree_check import (
-    Difference,
+    FileDifference,
     InstalledTree,
     compare_tree,
     faults_among,
@@ -38,12 +38,12 @@ class Verified:
     ref: str
     """What it is called in a registry, which knows it by the name it was built with."""
     files: int
-    differences: tuple[Difference, ...]
+    differences: tuple[FileDifference, ...]
     repaired: tuple[str, ...] = ()
     """The paths that were brought back."""
 
     @property
-    def faults(self) -> tuple[Difference, ...]:
+    def faults(self) -> tuple[FileDifference, ...]:
         """What is changed or missing: what a repair can bring back."""
         return tuple(item for item in self.differences if item.kind != "extra")
 

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from envferry.errors import PipelineError
-    from envferry.lock.repodata import Shelf
+    from envferry.lock.repodata import IndexShelf
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class CondaAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """`CHANNEL::NAME` of what a solution would take from channels that priority hides."""
 
 
-def solve_conda_half(request: CondaRequest, shelf: Shelf) -> CondaAnswer:
+def solve_conda_half(request: CondaRequest, shelf: IndexShelf) -> CondaAnswer:
     """Solve the conda half of a spec.
 
     Raises SpecError when it has no solution, StoreError when a channel cannot be reached.
@@ -135,7 +135,7 @@ def solve_conda_half(request: CondaRequest, shelf: Shelf) -> CondaAnswer:
         return CondaAnswer(packages=tuple(packages), content_hashes=hashes.result())
 
 
-def solve_platform(request: CondaRequest, platform: str, shelf: Shelf) -> CondaAnswer:
+def solve_platform(request: CondaRequest, platform: str, shelf: IndexShelf) -> CondaAnswer:
     """Have rattler solve what the channels have for one platform."""
     lines = [*request.conda[platform]]
     wanted = [wanted_line(line, request.channels) for line in lines]

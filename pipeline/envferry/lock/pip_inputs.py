@@ -11,7 +11,7 @@ from packaging.version import InvalidVersion, Version
 
 from envferry.build.downloads import DownloadCache, cache_lock
 from envferry.build.git_credentials import git_logins
-from envferry.build.sources import SourceShelf
+from envferry.build.sources import SourceCache
 from envferry.config import settings, site_indexes
 from envferry.errors import SpecError
 from envferry.lock.build_requirements import resolve_build_requirements
@@ -122,7 +122,7 @@ def pin_build_requirements(
         return []
     cache = DownloadCache(settings().cache_dir / "downloads")
     logins = git_logins(request.requirements)
-    shelf = SourceShelf(cache=cache, progress=progress, logins=logins, offline=request.offline)
+    shelf = SourceCache(cache=cache, progress=progress, logins=logins, offline=request.offline)
     kept = kept_build_requirements(spec, request)
     with cache_lock(cache.root, shared=True):
         lines = {package.name: shelf.build_requires(package) for package in sources}

@@ -39,7 +39,7 @@ OTHER_FORMS = (403, 404, 410)
 NEED = re.compile(r"(?:[^\s:]+::)?([A-Za-z0-9_][A-Za-z0-9._-]*)")
 
 
-class Index(Protocol):
+class ChannelIndex(Protocol):
     """What a channel has for one platform, in whatever form."""
 
     def info(self) -> dict[str, Any]:
@@ -65,22 +65,22 @@ Tier: TypeAlias = "tuple[Extract, ...]"
 
 
 @dataclass(slots=True)
-class Shelf:
+class IndexShelf:
     """The indexes that were opened, each once, by all threads."""
 
     server: RepodataServer
-    _indexes: dict[str, Index | None] = field(default_factory=dict)
+    _indexes: dict[str, ChannelIndex | None] = field(default_factory=dict)
     _locks: dict[str, threading.Lock] = field(default_factory=dict)
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def usual(cls, *, offline: bool = False) -> Shelf:
+    def usual(cls, *, offline: bool = False) -> IndexShelf:
         """Return a shelf on this user's cache; `offline`, on nothing but that."""
         cache = settings().cache_dir
         downloads = DownloadCache(cache / "downloads")
         return cls(RepodataServer(cache / "repodata", downloads, offline=offline))
 
-    def index(self, url: str) -> Index | None:
+    def index(self, url: str) -> ChannelIndex | None:
         """Return the index at `CHANNEL/SUBDIR/`, None when there is none; see `open_index`."""
         with self._guard:
             lock = self._locks.setdefault(url, threading.Lock())
@@ -91,14 +91,14 @@ class Shelf:
 
 
 def extract(
-    shelf: Shelf, channels: Sequence[str], platform: str, names: Iterable[str], folder: Path
+    shelf: IndexShelf, channels: Sequence[str], platform: str, names: Iterable[str], folder: Path
 ) -> tuple[Tier, ...]:
     """Write what the channels have of some packages and all that these may need.
 
     Returns the extracts in order of priority. Raises StoreError when a channel cannot be reached.
     """
     tiers = [channel_urls(channel) for channel in channels]
-    indexes: dict[tuple[str, str], Index] = {}
+    indexes: dict[tuple[str, str], ChannelIndex] = {}
     for url in (url for urls in tiers for url in urls):
         found_here = {
             (url, subdir): index
@@ -124,7 +124,7 @@ def extract(
 
 
 def reachable(
-    indexes: dict[tuple[str, str], Index], names: Iterable[str]
+    indexes: dict[tuple[str, str], ChannelIndex], names: Iterable[str]
 ) -> dict[tuple[str, str], list[FoundRecord]]:
     """Return the records of some packages and of all that they may need, by index."""
     found: dict[tuple[str, str], list[FoundRecord]] = {place: [] for place in indexes}
@@ -151,7 +151,7 @@ def needed_name(need: str) -> str:
 
 
 def write_extract(
-    folder: Path, url: str, subdir: str, index: Index, records: Sequence[FoundRecord]
+    folder: Path, url: str, subdir: str, index: ChannelIndex, records: Sequence[FoundRecord]
 ) -> Extract:
     """Write records as the `repodata.json` that rattler reads."""
     info: dict[str, Any] = {"subdir": subdir}
@@ -186,7 +186,7 @@ def channel_urls(channel: str) -> tuple[str, ...]:
     return (f"{PUBLIC}/{channel.strip('/')}/",)
 
 
-def open_index(url: str, server: RepodataServer) -> Index | None:
+def open_index(url: str, server: RepodataServer) -> ChannelIndex | None:
     """Open what is at `CHANNEL/SUBDIR/` in the form that costs least; None when nothing is there.
 
     Raises StoreError when it cannot be reached or is damaged.
@@ -200,7 +200,7 @@ def open_index(url: str, server: RepodataServer) -> Index | None:
         raise unreadable(url.removesuffix(f"{subdir}/"), subdir, error) from error
 
 
-def _local_index(folder: Path, server: RepodataServer) -> Index | None:
+def _local_index(folder: Path, server: RepodataServer) -> ChannelIndex | None:
     notes = server.root / NOTES
     if (folder / PLAIN).is_file():
         return RepodataFile.open(folder / PLAIN, notes)
@@ -212,7 +212,7 @@ def _local_index(folder: Path, server: RepodataServer) -> Index | None:
     return None
 
 
-def _served_index(url: str, server: RepodataServer) -> Index | None:
+def _served_index(url: str, server: RepodataServer) -> ChannelIndex | None:
     if path := server.index(f"{url}{SHARDS}", OTHER_FORMS):
         return ShardedIndex.parse(path.read_bytes(), f"{url}{SHARDS}", server.shard)
     path = server.index(f"{url}{PACKED}", OTHER_FORMS) or server.index(f"{url}{PLAIN}")

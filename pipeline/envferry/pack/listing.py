@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from envferry.pack.packages import Package, PathRecord
+    from envferry.pack.packages import InstalledPackage, PathRecord
     from envferry.pack.tree_walk import Found
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,7 @@ class MemberCollector:
     """Makes members of what is found in a tree."""
 
     def __init__(
-        self, tree: Path, prefix: str, packages: Sequence[Package], exclusion: Exclusion
+        self, tree: Path, prefix: str, packages: Sequence[InstalledPackage], exclusion: Exclusion
     ) -> None:
         self.tree = tree
         self.prefix = prefix
@@ -220,7 +220,7 @@ def refuse_faults(faults: Iterable[str]) -> None:
     raise SpecError(message, hint="remove them from the environment, then pack again")
 
 
-def with_real_paths(package: Package, tree: Path, found: set[str]) -> Package:
+def with_real_paths(package: InstalledPackage, tree: Path, found: set[str]) -> InstalledPackage:
     """Return a package whose files are called by the paths at which they were found.
 
     One that was installed by way of a link between folders lists its files behind that link.

@@ -62,7 +62,7 @@ class CondaRecord(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Package:
+class InstalledPackage:
     """A package of an environment and the files that it says are its own."""
 
     owner: Owner
@@ -72,7 +72,7 @@ class Package:
     """What conda noted of each file, by path."""
 
 
-def conda_packages(tree: Path) -> Iterator[Package]:
+def conda_packages(tree: Path) -> Iterator[InstalledPackage]:
     """Yield the packages that conda-meta lists; raise SpecError when a record is none."""
     for path in sorted(tree.glob("conda-meta/*.json")):
         try:
@@ -82,10 +82,10 @@ def conda_packages(tree: Path) -> Iterator[Package]:
             raise SpecError(message, hint="run `conda doctor` there") from error
 
 
-def conda_package(path: Path) -> Package:
+def conda_package(path: Path) -> InstalledPackage:
     """Return the package that a record in conda-meta describes."""
     record = decode_json(path.read_bytes(), CondaRecord)
-    return Package(
+    return InstalledPackage(
         owner=Owner(
             rank=1,
             name=record.name,
@@ -99,7 +99,7 @@ def conda_package(path: Path) -> Package:
     )
 
 
-def pip_packages(tree: Path) -> Iterator[Package]:
+def pip_packages(tree: Path) -> Iterator[InstalledPackage]:
     """Yield the packages that pip or uv installed; raise SpecError when a RECORD is none."""
     folders = site_packages_folders(tree)
     for record in sorted(path for item in folders for path in item.glob("*.dist-info/RECORD")):
@@ -121,7 +121,7 @@ def is_of_conda(record: Path, tree: Path) -> bool:
         return any(file in package.files for package in conda_packages(tree))
 
 
-def pip_package(tree: Path, record: Path) -> Package:
+def pip_package(tree: Path, record: Path) -> InstalledPackage:
     """Return the package of a RECORD, its name as PEP 503 has it."""
     from packaging.utils import canonicalize_name
 
@@ -133,7 +133,7 @@ def pip_package(tree: Path, record: Path) -> Package:
     # The folder's name says both, too, if less exactly.
     name, _, version = record.parent.name.removesuffix(".dist-info").partition("-")
     license_text = metadata["License-Expression"] or metadata["License"] or ""
-    return Package(
+    return InstalledPackage(
         owner=Owner(
             rank=1,
             name=canonicalize_name(metadata["Name"] or name),

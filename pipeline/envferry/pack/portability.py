@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
-    from envferry.pack.packages import Package
+    from envferry.pack.packages import InstalledPackage
 
 PATHS_SHOWN = 3
 
 
-def find_faults(tree: Path, prefix: str, packages: Sequence[Package]) -> Iterator[str]:
+def find_faults(tree: Path, prefix: str, packages: Sequence[InstalledPackage]) -> Iterator[str]:
     """Yield, in words, what is not in the tree although it belongs to the environment."""
     yield from foreign_interpreter(tree, prefix)
     yield from editable_packages(tree, prefix)
@@ -67,7 +67,7 @@ def foreign_interpreter(tree: Path, prefix: str) -> Iterator[str]:
             yield f"pyvenv.cfg: its Python and standard library are at {value}, outside"
 
 
-def lost_files(tree: Path, packages: Sequence[Package]) -> Iterator[str]:
+def lost_files(tree: Path, packages: Sequence[InstalledPackage]) -> Iterator[str]:
     """Yield conda packages that miss files, and the pip package that took their place."""
     pip = {
         package.owner.name.lower().replace("_", "-"): package
@@ -95,7 +95,7 @@ def is_lost(tree: Path, file: str) -> bool:
     return not os.path.lexists(tree / file) and not file.endswith((".pyc", ".nonadmin"))
 
 
-def overwritten(packages: Sequence[Package]) -> Iterator[str]:
+def overwritten(packages: Sequence[InstalledPackage]) -> Iterator[str]:
     """Yield which pip package claims which files of which conda package."""
     for conda in packages:
         for pip in packages:

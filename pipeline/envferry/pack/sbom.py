@@ -35,7 +35,7 @@ PackageKey = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ingredients:
+class SbomInput:
     """A built environment and the packages that its lock names."""
 
     built: BuiltEnv
@@ -44,7 +44,7 @@ class Ingredients:
     """As conda-meta and dist-info have them."""
 
     @classmethod
-    def read(cls, built: BuiltEnv, packages: Sequence[LockedPackage], tree: Path) -> Ingredients:
+    def read(cls, built: BuiltEnv, packages: Sequence[LockedPackage], tree: Path) -> SbomInput:
         """Read the licences out of a tree."""
         licenses = {
             (kind, str(canonicalize_name(package.owner.name))): package.license
@@ -56,7 +56,7 @@ class Ingredients:
         return cls(built=built, packages=ordered, licenses=licenses)
 
 
-def bill_of_materials(ingredients: Ingredients) -> bytes:
+def bill_of_materials(ingredients: SbomInput) -> bytes:
     """Return the SBOM of an environment: https://cyclonedx.org/docs/1.6/json."""
     built = ingredients.built
     components = {
@@ -89,7 +89,7 @@ def bill_of_materials(ingredients: Ingredients) -> bytes:
     return outputter.output_as_string(indent=1).encode() + b"\n"
 
 
-def describe_package(package: LockedPackage, ingredients: Ingredients) -> Component:
+def describe_package(package: LockedPackage, ingredients: SbomInput) -> Component:
     """Return one package as a CycloneDX component."""
     purl = package_url(package)
     # Where files have their hash, the lock has a commit or the digest of a folder.

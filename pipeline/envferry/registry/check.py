@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from envferry.models import Manifest
     from envferry.progress import Progress
-    from envferry.registry.inventory import Survey
+    from envferry.registry.inventory import Inventory
     from envferry.registry.registry import Registry
     from envferry.trust.signed_tags import TagName
 
@@ -41,7 +41,7 @@ BAD = (IntegrityError, NotFound, SpecError, UsageError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class CheckFinding:
     """One thing that is not as it must be."""
 
     severity: Literal["broken", "leftover"]
@@ -61,7 +61,7 @@ class Report:
     tags: int
     read_bytes: int
     """The bytes of archives that were compared."""
-    findings: tuple[Finding, ...]
+    findings: tuple[CheckFinding, ...]
     """By key."""
     deltas: int = 0
     """Those of a disk, where they were checked, too."""
@@ -109,7 +109,7 @@ class _Checker:
     advance: Callable[[int], None] | None
     """Gets the bytes of archives that were read; None: they are not read."""
 
-    def folder(self, folder: Folder) -> list[Finding]:
+    def folder(self, folder: Folder) -> list[CheckFinding]:
         """Check one artifact."""
         findings = [_foreign(folder.key + name) for name in folder.foreign]
         if folder.is_being_pruned:
@@ -126,7 +126,7 @@ class _Checker:
             return [*findings, _broken(folder.key + REGISTRY_MANIFEST, error.message, mend)]
         return [*findings, *self._parts(folder, manifest, data)]
 
-    def _parts(self, folder: Folder, manifest: Manifest, data: bytes) -> Iterator[Finding]:
+    def _parts(self, folder: Folder, manifest: Manifest, data: bytes) -> Iterator[CheckFinding]:
         """Check what a sound manifest binds."""
         facts = manifest.archive
         checks: dict[str, Callable[[], None]] = {
@@ -186,7 +186,7 @@ class _Checker:
             if not envelope.signatures:
                 raise IntegrityError(f"the attestation of {manifest.stem} holds no signature")
 
-    def tag(self, name: TagName, found: Survey) -> list[Finding]:
+    def tag(self, name: TagName, found: Inventory) -> list[CheckFinding]:
         """Check one tag."""
         key = tag_key(name.name, name.platform, name.tag)
         again = f"point it to an artifact: `envferry tag {name.name}@ID {name.tag}`"
@@ -223,22 +223,24 @@ def _push(folder: Folder) -> str:
     return f"`envferry push {file}` where it was packed: only what is missing is sent"
 
 
-def _broken(key: str, what: str, mend: str) -> Finding:
-    return Finding(severity="broken", key=key, what=what, mend=mend)
+def _broken(key: str, what: str, mend: str) -> CheckFinding:
+    return CheckFinding(severity="broken", key=key, what=what, mend=mend)
 
 
-def _foreign(key: str) -> Finding:
+def _foreign(key: str) -> CheckFinding:
     what = "no file of a registry: nobody reads it"
-    return Finding(severity="leftover", key=key, what=what, mend="remove it, if it is nobody's")
+    return CheckFinding(
+        severity="leftover", key=key, what=what, mend="remove it, if it is nobody's"
+    )
 
 
-def _unpublished(folder: Folder) -> Finding:
+def _unpublished(folder: Folder) -> CheckFinding:
     what = f"{folder} has no manifest: a push broke off, or is under way"
     mend = "push it again, or `envferry prune --delete` when it is a day old"
-    return Finding(severity="leftover", key=folder.key, what=what, mend=mend)
+    return CheckFinding(severity="leftover", key=folder.key, what=what, mend=mend)
 
 
-def _half_pruned(folder: Folder) -> Finding:
+def _half_pruned(folder: Folder) -> CheckFinding:
     what = f"somebody has begun to remove {folder}, and is not done"
     mend = "`envferry prune --delete` ends it"
-    return Finding(severity="leftover", key=folder.key + PRUNING, what=what, mend=mend)
+    return CheckFinding(severity="leftover", key=folder.key + PRUNING, what=what, mend=mend)

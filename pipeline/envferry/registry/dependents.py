@@ -44,7 +44,7 @@ class _Bill(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Package:
+class PackageNode:
     """A package of an environment."""
 
     name: str
@@ -70,8 +70,8 @@ class Need:
 class Dependencies:
     """Who needs whom in an environment."""
 
-    packages: frozenset[Package]
-    needed_by: Mapping[Package, tuple[Package, ...]] = field(default_factory=dict)
+    packages: frozenset[PackageNode]
+    needed_by: Mapping[PackageNode, tuple[PackageNode, ...]] = field(default_factory=dict)
 
     @classmethod
     def of_sbom(cls, data: bytes, what: str) -> Dependencies:
@@ -100,9 +100,9 @@ class Dependencies:
 
     @classmethod
     def _of(
-        cls, packages: Mapping[str, Package], links: Mapping[str, tuple[str, ...]]
+        cls, packages: Mapping[str, PackageNode], links: Mapping[str, tuple[str, ...]]
     ) -> Dependencies:
-        found: dict[Package, set[Package]] = {}
+        found: dict[PackageNode, set[PackageNode]] = {}
         for ref, needs in links.items():
             for need in needs:
                 # The environment itself is no package: what it lists it does not need.
@@ -128,10 +128,10 @@ class Dependencies:
                 else f"`envferry show {environment}` lists all"
             )
             raise NotFound(f"{environment} has no package {name}", hint=hint)
-        seen: set[Package] = set()
+        seen: set[PackageNode] = set()
         return tuple(self._above(one, seen) for one in there)
 
-    def _above(self, package: Package, seen: set[Package], depth: int = 0) -> Need:
+    def _above(self, package: PackageNode, seen: set[PackageNode], depth: int = 0) -> Need:
         """Return a package with those that need it; each is followed once."""
         those = self.needed_by.get(package, ())
         is_known = bool(those) and (package in seen or depth == MOST_LEVELS)
@@ -173,8 +173,8 @@ def need_lines(need: Need, prefix: str = "") -> Iterator[str]:
         yield from need_lines(above, prefix + ("    " if is_last else "│   "))
 
 
-def _locked(item: LockedPackage) -> Package:
-    return Package(item.name, item.version, "pypi" if item.manager == "pip" else item.manager)
+def _locked(item: LockedPackage) -> PackageNode:
+    return PackageNode(item.name, item.version, "pypi" if item.manager == "pip" else item.manager)
 
 
 def _ref(manager: str, name: str) -> str:
@@ -182,6 +182,6 @@ def _ref(manager: str, name: str) -> str:
     return f"{manager} {canonicalize_name(name)}"
 
 
-def _package(component: _Component) -> Package:
+def _package(component: _Component) -> PackageNode:
     kind = component.ref.partition("/")[0].removeprefix("pkg:")
-    return Package(component.name, component.version, kind)
+    return PackageNode(component.name, component.version, kind)

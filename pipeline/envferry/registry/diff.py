@@ -51,7 +51,7 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
+class ArtifactDifference:
     """What is different between two artifacts."""
 
     before: str
@@ -70,13 +70,13 @@ class Difference:
 
 def compare_artifacts(
     before: tuple[Manifest, Source], after: tuple[Manifest, Source]
-) -> Difference:
+) -> ArtifactDifference:
     """Compare two artifacts; of the archives only the indexes are read.
 
     Raises IntegrityError when an index is not the one that its manifest binds.
     """
     old, new = before[0], after[0]
-    return Difference(
+    return ArtifactDifference(
         before=old.stem,
         after=new.stem,
         archive_before=old.archive.size,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from envferry.models import Ref
     from envferry.progress import Progress
     from envferry.registry import Registry
-    from envferry.stores.source import Incoming
+    from envferry.stores.source import ContentSource
 
 
 def fetch_artifact(
@@ -61,7 +61,7 @@ def _is_complete(artifact: Artifact, progress: Progress) -> bool:
         return digest_file(path, advance) == (facts.xxh128, facts.blake3)
 
 
-def _receive_archive(incoming: Incoming, arriving: PartialFile, progress: Progress) -> None:
+def _receive_archive(incoming: ContentSource, arriving: PartialFile, progress: Progress) -> None:
     """Bring all pieces here and give the file its name if they are the archive."""
     arriving.reserve(f"fetching {arriving.target.name}")
     with progress.task(f"fetch {arriving.target.name}", incoming.size) as advance:

@@ -72,7 +72,7 @@ class Folder:
 
 
 @dataclass(slots=True)
-class Survey:
+class Inventory:
     """All that a registry (or one environment of it) holds, by key only: nothing is read."""
 
     folders: list[Folder] = field(default_factory=list)
@@ -82,7 +82,7 @@ class Survey:
     """What is no part of the format, by key."""
 
 
-def survey(registry: Registry, name: str | None = None) -> Survey:
+def survey(registry: Registry, name: str | None = None) -> Inventory:
     """List a registry, or one environment of it."""
     if name is None:
         return _sort(registry.store.list())
@@ -91,7 +91,7 @@ def survey(registry: Registry, name: str | None = None) -> Survey:
     return _sort(listed for found in both for listed in found)
 
 
-def require_known(found: Survey, registry: Registry, names: Iterable[str]) -> None:
+def require_known(found: Inventory, registry: Registry, names: Iterable[str]) -> None:
     """Raise NotFound for an environment that a registry has nothing of."""
     known = {folder.name for folder in found.folders} | {tag.name for tag in found.tags}
     for name in names:
@@ -100,8 +100,8 @@ def require_known(found: Survey, registry: Registry, names: Iterable[str]) -> No
             raise NotFound(message, hint=f"run `envferry ls --registry {registry.url}`")
 
 
-def _sort(found: Iterable[Listed]) -> Survey:
-    result, folders = Survey(), dict[tuple[str, ...], Folder]()
+def _sort(found: Iterable[Listed]) -> Inventory:
+    result, folders = Inventory(), dict[tuple[str, ...], Folder]()
     for listed in sorted(found, key=lambda listed: listed.key):
         top, names = listed.key[: len(ENVS)], tuple(listed.key[len(ENVS) :].split("/"))
         if top == ENVS and len(names) == 4 and _is_artifact(names):

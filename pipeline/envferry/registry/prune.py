@@ -8,7 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from envferry.base.workers import Workers
-from envferry.registry.inventory import Folder, Survey, require_known, survey
+from envferry.registry.inventory import Folder, Inventory, require_known, survey
 from envferry.registry.layout import ENVS, TAGS, tag_key
 from envferry.registry.removal import remove_artifact
 from envferry.registry.tags import read_tag
@@ -58,7 +58,7 @@ class Scope:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fate:
+class PruneDecision:
     """What becomes of one artifact, and why."""
 
     name: str
@@ -86,7 +86,7 @@ class Unfinished:
 class PrunePlan:
     """What a prune removes and what it keeps."""
 
-    fates: tuple[Fate, ...]
+    fates: tuple[PruneDecision, ...]
     """By name, platform and time, the newest first."""
     unfinished: tuple[Unfinished, ...]
     """What goes of these."""
@@ -126,7 +126,7 @@ def carry_out(registry: Registry, plan: PrunePlan, *, progress: Progress) -> Pru
     """Remove what a plan says, and return what became of it: what was tagged since then stays."""
     seconds = plan.under_way.total_seconds()
 
-    def remove(fate: Fate) -> Fate:
+    def remove(fate: PruneDecision) -> PruneDecision:
         if not fate.goes:
             return fate
         folder = Folder(fate.name, fate.platform, fate.id)
@@ -143,7 +143,7 @@ def carry_out(registry: Registry, plan: PrunePlan, *, progress: Progress) -> Pru
 
 
 def _tagged(
-    registry: Registry, found: Survey, scope: Scope
+    registry: Registry, found: Inventory, scope: Scope
 ) -> dict[tuple[str, str, str], list[str]]:
     """Return the tags of each artifact that has any."""
     names = [tag for tag in found.tags if scope.has(tag.name, tag.platform)]
@@ -162,7 +162,7 @@ def _decide(
     tagged: dict[tuple[str, str, str], list[str]],
     policy: Policy,
     now: datetime,
-) -> Iterator[Fate]:
+) -> Iterator[PruneDecision]:
     """Yield the fate of all artifacts of one environment on one platform, the newest first."""
     rank = 0
     for folder in sorted(group, key=lambda one: one.published or one.touched, reverse=True):
@@ -173,7 +173,7 @@ def _decide(
             reason = f"among the last {policy.keep_last}"
         rank += counts
         goes = not reason and (policy.has_rule or not folder.published or folder.is_being_pruned)
-        yield Fate(
+        yield PruneDecision(
             name=folder.name,
             platform=folder.platform,
             id=folder.id,

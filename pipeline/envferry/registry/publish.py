@@ -35,7 +35,7 @@ from envferry.registry.layout import LOCK_FILE, archive_key, artifact_folder, fo
 from envferry.registry.removal import require_kept, require_settled
 from envferry.registry.tags import read_tag
 from envferry.stores.port import KeyTaken, LostRace, lost_races_again, stat_whole
-from envferry.stores.source import Incoming
+from envferry.stores.source import ContentSource
 from envferry.trust.attestations import (
     attest,
     countersign,
@@ -108,7 +108,7 @@ class ArtifactSource:
 
     manifest: Manifest
     companions: Companions
-    archive: Path | Incoming
+    archive: Path | ContentSource
     """A file that was verified, or what is compared with the manifest while it is read."""
 
 
@@ -173,7 +173,7 @@ def _place_archive(
     One that is there is believed when a manifest says that it was whole; else it is read.
     """
     manifest, key = source.manifest, archive_key(source.manifest)
-    if isinstance(source.archive, Incoming) and (is_new or not target.store.stat(key)):
+    if isinstance(source.archive, ContentSource) and (is_new or not target.store.stat(key)):
         check_manifest(Archive(source.archive), manifest)
     if stat_whole(target.store, key) is None:
         try:

@@ -45,7 +45,7 @@ from envferry.registry.publish import (
 from envferry.registry.tags import move_tag, read_tag
 from envferry.stores.local import reader_into
 from envferry.stores.opening import open_store
-from envferry.stores.source import Incoming
+from envferry.stores.source import ContentSource
 from envferry.stores.split import MARKER, RECORD_SUFFIX
 from envferry.trust.attestations import require_described
 from envferry.trust.signed_tags import TagName
@@ -215,10 +215,10 @@ class Registry:
         """
         check_manifest(self.open_archive(manifest), manifest)
 
-    def incoming_archive(self, manifest: Manifest) -> Incoming:
+    def incoming_archive(self, manifest: Manifest) -> ContentSource:
         """Return an archive as a store takes it: in pieces, compared with its manifest."""
         facts, key = manifest.archive, archive_key(manifest)
-        return Incoming(
+        return ContentSource(
             name=f"{facts.file} in {self.url}",
             size=facts.size,
             token=facts.blake3,

@@ -31,7 +31,7 @@ WORKSPACE_FACTS = (
 )
 
 
-class Manifest:
+class PixiManifest:
     """A pixi manifest, and what of it was not taken over."""
 
     def __init__(self, document: dict[str, Any], path: Path, base: Path) -> None:
@@ -64,7 +64,7 @@ class Manifest:
 
 def draft_pixi(text: str, path: Path, base: Path, name: str) -> Draft:
     """Read a `pixi.toml`, or the `[tool.pixi]` of a pyproject.toml: its default environment."""
-    manifest = Manifest(parse_toml(text), path, base)
+    manifest = PixiManifest(parse_toml(text), path, base)
     root = manifest.root
     workspace = manifest.table(root.get("workspace", root.get("project", {})), "workspace")
     features = _features(manifest)
@@ -84,7 +84,7 @@ def draft_pixi(text: str, path: Path, base: Path, name: str) -> Draft:
     return draft
 
 
-def _features(manifest: Manifest) -> list[tuple[str, dict[str, Any]]]:
+def _features(manifest: PixiManifest) -> list[tuple[str, dict[str, Any]]]:
     """Return the tables of the default environment, each with its name; first wins."""
     known = manifest.table(manifest.root.get("feature", {}), "feature")
     environments = manifest.table(manifest.root.get("environments", {}), "environments")
@@ -109,7 +109,7 @@ def _features(manifest: Manifest) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _channels(
-    manifest: Manifest, workspace: dict[str, Any], features: list[tuple[str, dict[str, Any]]]
+    manifest: PixiManifest, workspace: dict[str, Any], features: list[tuple[str, dict[str, Any]]]
 ) -> list[str]:
     """Return channels by priority: those of features first, as pixi has them."""
     found: list[tuple[int, str]] = []
@@ -128,7 +128,7 @@ def _channels(
 
 
 def _platforms(
-    manifest: Manifest, workspace: dict[str, Any], features: list[tuple[str, dict[str, Any]]]
+    manifest: PixiManifest, workspace: dict[str, Any], features: list[tuple[str, dict[str, Any]]]
 ) -> list[str]:
     asked = [str(item) for item in workspace.get("platforms", [])]
     for name, table in features:
@@ -144,7 +144,7 @@ def _platforms(
     return kept
 
 
-def _system(manifest: Manifest, features: list[tuple[str, dict[str, Any]]]) -> dict[str, str]:
+def _system(manifest: PixiManifest, features: list[tuple[str, dict[str, Any]]]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, table in features:
         key = f"{name}system-requirements"
@@ -160,7 +160,7 @@ def _system(manifest: Manifest, features: list[tuple[str, dict[str, Any]]]) -> d
 
 
 def _tables(
-    manifest: Manifest, feature: tuple[str, dict[str, Any]], platform: str
+    manifest: PixiManifest, feature: tuple[str, dict[str, Any]], platform: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the tables of a feature that hold on a platform: what counts least first."""
     name, table = feature
@@ -173,7 +173,7 @@ def _tables(
 
 
 def _conda(
-    manifest: Manifest, features: list[tuple[str, dict[str, Any]]], platform: str
+    manifest: PixiManifest, features: list[tuple[str, dict[str, Any]]], platform: str
 ) -> list[str]:
     """Return the conda lines for one platform: within a feature targets win, all features hold."""
     lines: list[str] = []
@@ -188,7 +188,7 @@ def _conda(
     return list(dict.fromkeys(lines))
 
 
-def _conda_line(manifest: Manifest, key: str, name: str, value: object) -> str:
+def _conda_line(manifest: PixiManifest, key: str, name: str, value: object) -> str:
     """Return the match spec of a dependency; empty for one that is no package of a channel."""
     if not isinstance(value, (str, dict)):
         raise SpecError(f"{manifest.path}: `{name}` in [{key}] is not a version", hint="correct it")
@@ -227,7 +227,7 @@ def _match_spec(name: str, version: str, build: str) -> str:
 
 
 def _pypi(
-    manifest: Manifest, features: list[tuple[str, dict[str, Any]]], platform: str
+    manifest: PixiManifest, features: list[tuple[str, dict[str, Any]]], platform: str
 ) -> list[str]:
     lines: list[str] = []
     for feature in reversed(features):
@@ -240,7 +240,7 @@ def _pypi(
     return list(dict.fromkeys(lines))
 
 
-def _pypi_line(manifest: Manifest, key: str, name: str, value: object) -> str:
+def _pypi_line(manifest: PixiManifest, key: str, name: str, value: object) -> str:
     """Return the requirement of a pypi dependency."""
     table: dict[str, Any] = value if isinstance(value, dict) else {"version": value}
     known = {"version", "extras", "git", "rev", "tag", "branch", "subdirectory", "url", "path"}
@@ -272,7 +272,7 @@ def git_requirement(name: str, table: dict[str, Any]) -> str:
 
 
 def _options(
-    manifest: Manifest, features: list[tuple[str, dict[str, Any]]], platform: str
+    manifest: PixiManifest, features: list[tuple[str, dict[str, Any]]], platform: str
 ) -> list[str]:
     """Return the option lines that `[pypi-options]` and the `index` of dependencies stand for."""
     lines: list[str] = []
@@ -290,7 +290,7 @@ def _options(
     return list(dict.fromkeys(lines))
 
 
-def _option_lines(manifest: Manifest, key: str, options: dict[str, Any]) -> Iterable[str]:
+def _option_lines(manifest: PixiManifest, key: str, options: dict[str, Any]) -> Iterable[str]:
     for name, value in options.items():
         if name == "index-url":
             yield f"--index-url {value}"
@@ -310,7 +310,7 @@ def _option_lines(manifest: Manifest, key: str, options: dict[str, Any]) -> Iter
             manifest.leave_out(f"[{key}] {name} = {value!r}: uv's default applies")
 
 
-def _find_links(manifest: Manifest, places: list[Any]) -> Iterable[str]:
+def _find_links(manifest: PixiManifest, places: list[Any]) -> Iterable[str]:
     for place in places:
         if isinstance(place, dict) and "path" in place:
             path = relative(manifest.path.parent / str(place["path"]), manifest.base)
@@ -320,7 +320,7 @@ def _find_links(manifest: Manifest, places: list[Any]) -> Iterable[str]:
 
 
 def _name_the_rest(
-    manifest: Manifest, workspace: dict[str, Any], features: list[tuple[str, dict[str, Any]]]
+    manifest: PixiManifest, workspace: dict[str, Any], features: list[tuple[str, dict[str, Any]]]
 ) -> None:
     """Note every key that was not taken over."""
     taken = {*CONDA_TABLES, "pypi-dependencies", "pypi-options", "system-requirements", "target"}
@@ -342,7 +342,7 @@ def _name_the_rest(
         manifest.leave_out(f"[workspace] {key} = {workspace[key]!r}: not obeyed")
 
 
-def _name_target(manifest: Manifest, place: str, target: str, content: dict[str, Any]) -> None:
+def _name_target(manifest: PixiManifest, place: str, target: str, content: dict[str, Any]) -> None:
     known = any(target == item or target in SELECTORS[item] for item in SELECTORS)
     if not known:
         manifest.leave_out(f"[{place}] {_all_of(content)}: envferry does not lock for it")

@@ -83,7 +83,7 @@ GIT_REVISION = re.compile(r"git\+(?:[a-z]+://)?(?:[^\s@/]+@)?[^\s#@]+@(?P<revisi
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class LintFinding:
     """One thing in a spec that will bite."""
 
     rule: Rule
@@ -123,7 +123,7 @@ def lint_spec(
     pypi_name: Callable[[str], str],
     locked: tuple[LockedPackage, ...] = (),
     gone: AnyMapping[str, str] | None = None,
-) -> list[Finding]:
+) -> list[LintFinding]:
     """Return what is dangerous in a spec, in the order of its lines; raise as its reader does.
 
     `pypi_name` maps conda names; `locked` are the packages of the spec's lock, as far as there is
@@ -148,7 +148,7 @@ def lint_spec(
             used = gone[line.strip()]
             found.append(("S110", line, f"`{line}` is in no channel" + _instead(used)))
     findings = [
-        Finding(rule=RULES[code], path=path, line=line_of(place), what=fit_to_show(what))
+        LintFinding(rule=RULES[code], path=path, line=line_of(place), what=fit_to_show(what))
         for code, place, what in found
     ]
     return sorted(findings, key=lambda item: (item.line, item.rule.code, item.what))

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from envferry.stores.port import KnownRange
-    from envferry.stores.source import Incoming
+    from envferry.stores.source import ContentSource
 
 LOCK_NAME = ".lock"
 REPLACEABLE_BYTES = 1 << 16
@@ -133,7 +133,7 @@ class DirectoryStore:
             self._create(key, source, advance)
 
     def receive(
-        self, key: str, incoming: Incoming, advance: Callable[[int], None] = ignore
+        self, key: str, incoming: ContentSource, advance: Callable[[int], None] = ignore
     ) -> None:
         """Write what arrives to a hidden file, and name it when it is what it must be."""
         path = self._path(key)
@@ -238,7 +238,7 @@ class DirectoryStore:
     def _taken(self, key: str) -> KeyTaken:
         return KeyTaken(f"{key} exists in {self.root} and is never overwritten")
 
-    def _receive(self, incoming: Incoming, key: str, advance: Callable[[int], None]) -> None:
+    def _receive(self, incoming: ContentSource, key: str, advance: Callable[[int], None]) -> None:
         """Write what arrives to a hidden file, and name it when it is what it must be."""
         path = self._path(key)
         arriving = PartialFile.of(path, incoming)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.stores.port import KnownRange
-    from envferry.stores.source import Incoming
+    from envferry.stores.source import ContentSource
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def send_file(
 
 
 def receive_file(
-    calls: Calls, target: dict[str, str], incoming: Incoming, advance: Callable[[int], None]
+    calls: Calls, target: dict[str, str], incoming: ContentSource, advance: Callable[[int], None]
 ) -> None:
     """Upload what arrives from elsewhere, part by part; it becomes an object if it is right.
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from envferry.stores.source import Incoming, Piece
+    from envferry.stores.source import ContentSource, Piece
 
 PIECE_BYTES = 2 << 20
 """What is written and noted at once: it stays in a core's cache. A request has several of them."""
@@ -62,7 +62,7 @@ class PartialFile:
     direct: DirectWriter = field(default_factory=lambda: DirectWriter(PIECE_BYTES))
 
     @classmethod
-    def of(cls, target: Path, incoming: Incoming) -> PartialFile:
+    def of(cls, target: Path, incoming: ContentSource) -> PartialFile:
         """Return what is to become the file `target`."""
         return cls(target, incoming.size, incoming.token)
 
@@ -122,7 +122,7 @@ class PartialFile:
         if not there.st_size:
             allocate(self.descriptor, self.size)
 
-    def receive(self, incoming: Incoming, advance: Callable[[int], None]) -> None:
+    def receive(self, incoming: ContentSource, advance: Callable[[int], None]) -> None:
         """Bring the pieces that are missing, and make them durable.
 
         Raises IntegrityError, and keeps none of them, when the whole is not what it must be.
@@ -139,7 +139,7 @@ class PartialFile:
             raise
         os.fsync(self.descriptor)
 
-    def _receive_far(self, incoming: Incoming, advance: Callable[[int], None]) -> None:
+    def _receive_far(self, incoming: ContentSource, advance: Callable[[int], None]) -> None:
         """Send several requests at once."""
 
         def take(number: int) -> tuple[Piece, None]:
@@ -152,7 +152,7 @@ class PartialFile:
 
     def _receive_near(
         self,
-        incoming: Incoming,
+        incoming: ContentSource,
         read_into: Callable[[int, memoryview], None],
         advance: Callable[[int], None],
     ) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from envferry.stores.source import Incoming
+    from envferry.stores.source import ContentSource
 
 KEY_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
 
@@ -177,7 +177,7 @@ class Store(ReadableStore, Protocol):
         ...
 
     def receive(
-        self, key: str, incoming: Incoming, advance: Callable[[int], None] = ignore
+        self, key: str, incoming: ContentSource, advance: Callable[[int], None] = ignore
     ) -> None:
         """Write a value that does not exist yet while it is read from elsewhere.
 

@@ -14,7 +14,7 @@ from blake3 import blake3
 from envferry.base.workers import Workers
 from envferry.errors import IntegrityError
 from envferry.stores.port import KeyTaken, stat_whole
-from envferry.stores.source import Incoming
+from envferry.stores.source import ContentSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 def receive(
-    incoming: Incoming, count: int, take: Callable[[int], tuple[Piece, T]], ahead: int
+    incoming: ContentSource, count: int, take: Callable[[int], tuple[Piece, T]], ahead: int
 ) -> list[T]:
     """Take pieces 0 to `count` in parallel, at most `ahead` in memory; return what came of each.
 
@@ -76,9 +76,9 @@ def in_order(pool: Workers, obtain: Callable[[int], T], count: int, ahead: int) 
         yield waiting.popleft().result()
 
 
-def incoming_of_bytes(data: bytes, key: str) -> Incoming:
+def incoming_of_bytes(data: bytes, key: str) -> ContentSource:
     """Return bytes as what arrives, of which nobody knows digests."""
-    return Incoming(
+    return ContentSource(
         name=key,
         size=len(data),
         token=blake3(data).hexdigest(),
@@ -88,12 +88,12 @@ def incoming_of_bytes(data: bytes, key: str) -> Incoming:
 
 
 @contextmanager
-def incoming_of_file(path: Path, key: str) -> Iterator[Incoming]:
+def incoming_of_file(path: Path, key: str) -> Iterator[ContentSource]:
     """Yield a file as what arrives, of which nobody knows digests."""
     with path.open("rb") as stream:
         descriptor = stream.fileno()
         status = os.fstat(descriptor)
-        yield Incoming(
+        yield ContentSource(
             name=key,
             size=status.st_size,
             token=f"{path.name}.{status.st_mtime_ns}.{status.st_size}",
@@ -103,7 +103,7 @@ def incoming_of_file(path: Path, key: str) -> Iterator[Incoming]:
 
 
 def create_or_read(
-    store: Store, key: str, incoming: Incoming, advance: Callable[[int], None]
+    store: Store, key: str, incoming: ContentSource, advance: Callable[[int], None]
 ) -> None:
     """Write a value, or let `incoming.watch` see the one that is there; its size must be right."""
     there = stat_whole(store, key)
@@ -134,7 +134,7 @@ def create_or_read(
 class _Seen:
     """Counts what was watched: a value that was taken at its end has been seen."""
 
-    incoming: Incoming
+    incoming: ContentSource
     size: int = 0
 
     def watch(self, data: Piece) -> None:

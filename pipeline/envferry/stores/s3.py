@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.stores.port import KnownRange
-    from envferry.stores.source import Incoming
+    from envferry.stores.source import ContentSource
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ class S3Store:
             self._require_arrived(key, size)
 
     def receive(
-        self, key: str, incoming: Incoming, advance: Callable[[int], None] = ignore
+        self, key: str, incoming: ContentSource, advance: Callable[[int], None] = ignore
     ) -> None:
         """Put an object with `If-None-Match: *`, a large one as a multipart upload."""
         with self._creating(key):

@@ -22,7 +22,7 @@ def _unwatched(data: Piece) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Incoming:
+class ContentSource:
     """A value that a store is to read while it writes it; it counts only if its digests are right.
 
     What has arrived when a transfer breaks off stays for the next one of the same `token`.
@@ -44,10 +44,12 @@ class Incoming:
     read_into: Callable[[int, memoryview], None] | None = None
     """Fills memory with the bytes from an offset; where they lie on a disk of this machine."""
 
-    def part(self, number: int, start: int, size: int, watch: Callable[[Piece], None]) -> Incoming:
+    def part(
+        self, number: int, start: int, size: int, watch: Callable[[Piece], None]
+    ) -> ContentSource:
         """Return some of the bytes as a value of its own, of which no digest is known."""
         read_at, read_into = self.read_at, self.read_into
-        return Incoming(
+        return ContentSource(
             name=self.name,
             size=size,
             token=f"{self.token}.{number}",

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.stores.port import DiskStore, KnownRange, ReadableStore, Store
-    from envferry.stores.source import Incoming, Piece
+    from envferry.stores.source import ContentSource, Piece
 
 MARKER = "v1/split.json"
 RECORD_SUFFIX = ".parts.json"
@@ -211,7 +211,7 @@ class SplitStore:
             self._create_parts(key, incoming, advance)
 
     def receive(
-        self, key: str, incoming: Incoming, advance: Callable[[int], None] = ignore
+        self, key: str, incoming: ContentSource, advance: Callable[[int], None] = ignore
     ) -> None:
         """Write what arrives, in parts if it is large; those that are there are read again."""
         self._require_free(key)
@@ -252,7 +252,9 @@ class SplitStore:
             message = f"{key} would be {count:,} parts of {length}, at most {MOST_PARTS:,} are read"
             raise UsageError(message, hint="export to another folder, with a larger --split")
 
-    def _create_parts(self, key: str, incoming: Incoming, advance: Callable[[int], None]) -> None:
+    def _create_parts(
+        self, key: str, incoming: ContentSource, advance: Callable[[int], None]
+    ) -> None:
         self._require_few(key, incoming.size)
         fast, strong = xxhash.xxh3_128(), blake3()
         parts, were_there = [], 0

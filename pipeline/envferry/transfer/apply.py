@@ -12,11 +12,11 @@ from envferry.errors import IntegrityError, NotFound
 from envferry.models import ID_PATTERN
 from envferry.registry import ENVS
 from envferry.registry.layout import DELTAS
-from envferry.transfer.copy import WRONG, Carrier, require_room_for
+from envferry.transfer.copy import WRONG, ArtifactCopier, require_room_for
 from envferry.transfer.delta_read import OpenDelta, find_deltas
 from envferry.transfer.deltas import RECORD, Base, delta_folder
-from envferry.transfer.mirror import MirrorOrder, follow_plan, plan_mirror, require_none
-from envferry.transfer.tags import CarriedTag, carry_tag
+from envferry.transfer.mirror import MirrorRequest, follow_plan, plan_mirror, require_none
+from envferry.transfer.tags import TransferredTag, carry_tag
 from envferry.trust.signed_tags import SignedTagRecord, TagName
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Applied:
     """… of what the folder held whole."""
     present: int
     """How many of the folder's artifacts were there already."""
-    tags: tuple[CarriedTag, ...]
+    tags: tuple[TransferredTag, ...]
     unfinished: tuple[str, ...]
     """The last files of artifacts and deltas, where others came to the disk and these did not."""
 
@@ -60,7 +60,7 @@ def apply_folder(
     missing = (*(plan.missing if plan else ()), *(delta.manifest for delta in lacking))
     require_room_for(site, missing, f"applying {plural(len(missing), 'artifact')}")
     copied: tuple[str, ...] = ()
-    tags: tuple[CarriedTag, ...] = ()
+    tags: tuple[TransferredTag, ...] = ()
     present = len(ordered) - len(lacking)
     if plan:
         found, wrong = follow_plan(plan, journals=journals, progress=progress)
@@ -118,7 +118,7 @@ def _plan(
     whole = {listed.key for listed in source.store.list(ENVS)} if ENVS in tops else set()
     ordered = _in_order(deltas, site, whole, faults)
     lacking = [delta for delta in ordered if not _is_published(site, delta.record.artifact)]
-    return ordered, lacking, plan_mirror(source, site, MirrorOrder()) if whole else None
+    return ordered, lacking, plan_mirror(source, site, MirrorRequest()) if whole else None
 
 
 def _unfinished(source: Registry) -> tuple[str, ...]:
@@ -184,7 +184,7 @@ def _rebuild(delta: OpenDelta, site: Registry, journals: Path, progress: Progres
     facts = delta.manifest.archive
     bases = ", ".join(f"{base.name}@{base.id}" for base in delta.record.bases)
     with progress.task(f"rebuild {facts.file}", facts.size) as advance:
-        carrier = Carrier(target=site, journals=journals, advance=advance)
+        carrier = ArtifactCopier(target=site, journals=journals, advance=advance)
         incoming = replace(delta.rebuilt(site), journal=carrier.journal(delta.manifest))
         try:
             carrier.publish(delta.manifest, delta.companions, incoming)
@@ -200,7 +200,7 @@ def _rebuild(delta: OpenDelta, site: Registry, journals: Path, progress: Progres
 
 def _carry_tags(
     source: Registry, site: Registry, artifact: Base, faults: dict[str, PipelineError]
-) -> Iterator[CarriedTag]:
+) -> Iterator[TransferredTag]:
     """Move the tags that came with a delta forward; yield what became of each."""
     prefix = f"{delta_folder(artifact)}tags/"
     for key in sorted(listed.key for listed in source.store.list(prefix)):

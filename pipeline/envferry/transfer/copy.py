@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from envferry.models import Manifest
     from envferry.registry import Registry
-    from envferry.stores.source import Incoming
+    from envferry.stores.source import ContentSource
 
 WRONG = (IntegrityError, NotFound, SpecError)
 """What is the fault of one artifact, or tag; the others are copied all the same."""
@@ -31,7 +31,7 @@ def require_room_for(target: Registry, manifests: Iterable[Manifest], what: str)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Carrier:
+class ArtifactCopier:
     """Brings artifacts to a registry."""
 
     target: Registry
@@ -53,7 +53,7 @@ class Carrier:
             f"{manifest.archive.file}.{blake3(place.encode()).hexdigest()[:16]}.upload"
         )
 
-    def publish(self, manifest: Manifest, companions: Companions, incoming: Incoming) -> bool:
+    def publish(self, manifest: Manifest, companions: Companions, incoming: ContentSource) -> bool:
         """Write what is missing of an artifact, then look whether it stayed; see `publish.py`."""
         source = ArtifactSource(manifest=manifest, companions=companions, archive=incoming)
         wrote = publish_artifact(self.target, source, self.advance)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from envferry.errors import IntegrityError
-from envferry.registry.check import BAD, Finding
+from envferry.registry.check import BAD, CheckFinding
 from envferry.registry.layout import DELTAS
 from envferry.stores.port import CannotList
 from envferry.transfer.delta_read import read_delta
@@ -35,10 +35,10 @@ def check_deltas(source: Registry, report: Report, *, read_bytes: bool) -> Repor
     return replace(report, findings=ordered, deltas=len(folders))
 
 
-def _check(source: Registry, folder: str, *, read_bytes: bool) -> Finding | None:
+def _check(source: Registry, folder: str, *, read_bytes: bool) -> CheckFinding | None:
     """Return what is wrong with the delta in a folder, if anything is."""
     key = folder + RECORD
-    fault = Finding(severity="broken", key=key, what="", mend=MEND)
+    fault = CheckFinding(severity="broken", key=key, what="", mend=MEND)
     if source.store.stat(key) is None:
         return replace(fault, what="it is missing: the export broke off")
     try:

@@ -16,7 +16,7 @@ from envferry.registry.layout import DELTAS, archive_key
 from envferry.registry.publish import Companions
 from envferry.stores.local import reader_into
 from envferry.stores.port import CannotList
-from envferry.stores.source import Incoming
+from envferry.stores.source import ContentSource
 from envferry.transfer.copy import WRONG
 from envferry.transfer.deltas import RECORD, Base, Delta, Pieces, delta_folder, delta_key
 
@@ -38,7 +38,7 @@ class OpenDelta:
     manifest: Manifest
     companions: Companions
 
-    def rebuilt(self, site: Registry) -> Incoming:
+    def rebuilt(self, site: Registry) -> ContentSource:
         """Return the new archive as it is read out of the bases at a site and the delta."""
         facts, key = self.manifest.archive, delta_key(self.record.artifact)
         bases = [site.described(base.name, base.platform, base.id) for base in self.record.bases]
@@ -57,7 +57,7 @@ class OpenDelta:
                     fill(start, memory[:count])
                 memory = memory[count:]
 
-        return Incoming(
+        return ContentSource(
             name=f"{facts.file}, rebuilt from {named} and {self.source.url},",
             size=facts.size,
             token=facts.blake3,

@@ -17,7 +17,7 @@ from envferry.registry import LOCK_FILE, PublishedArchive
 from envferry.registry.known_frames import known_ranges
 from envferry.registry.publish import Companions
 from envferry.stores.receive import create_or_read
-from envferry.stores.source import Incoming
+from envferry.stores.source import ContentSource
 from envferry.transfer.deltas import RECORD, Base, Delta, Pieces, Run, delta_folder, delta_key
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def write_delta(
         )
 
     token = blake3(to_json([plan.manifest.archive.blake3, plan.runs])).hexdigest()
-    incoming = Incoming(
+    incoming = ContentSource(
         name=what, size=plan.size, token=token, read_at=read_at, digests=None, watch=check.watch
     )
     create_or_read(target, delta_key(artifact), incoming, advance)

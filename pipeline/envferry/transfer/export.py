@@ -16,11 +16,11 @@ from envferry.stores.local import require_room
 from envferry.stores.opening import open_store
 from envferry.stores.port import KeyTaken
 from envferry.stores.split import MARKER, SplitMarker, SplitStore
-from envferry.transfer.copy import Carrier, require_room_for
+from envferry.transfer.copy import ArtifactCopier, require_room_for
 from envferry.transfer.delta_write import DeltaPlan, plan_delta, write_delta
 from envferry.transfer.deltas import Base, delta_folder, delta_key
 from envferry.transfer.mirror import copy_all
-from envferry.transfer.tags import CarriedTag, carry_tag, tags_to_carry
+from envferry.transfer.tags import TransferredTag, carry_tag, tags_to_carry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 KEYS = "keys"
 TOOL = "tool"
 OURS = ("v1", KEYS, TOOL)
-NOBODYS = ("lost+found", "System Volume Information")
+UNKNOWN_OWNER = ("lost+found", "System Volume Information")
 """What disks have by themselves; as what is hidden."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExportOrder:
+class ExportRequest:
     """What is to be carried."""
 
     refs: tuple[Ref, ...]
@@ -67,12 +67,12 @@ class Exported:
     """The bytes of the archives."""
     carried_bytes: int
     """How many of them are carried: all, or the deltas'."""
-    tags: tuple[CarriedTag, ...]
+    tags: tuple[TransferredTag, ...]
     keys: tuple[str, ...]
 
 
 def export_artifacts(
-    source: Registry, directory: Path, order: ExportOrder, *, journals: Path, progress: Progress
+    source: Registry, directory: Path, order: ExportRequest, *, journals: Path, progress: Progress
 ) -> Exported:
     """Write a registry folder with artifacts, or deltas, their tags, and keys; all verified.
 
@@ -94,14 +94,16 @@ def export_artifacts(
         missing = [one for one in manifests if not target.published(folder_of(one))]
         require_room_for(target, missing, f"exporting {plural(len(missing), 'artifact')}")
         with progress.task(f"export {plural(len(manifests), 'artifact')}", carried) as advance:
-            copy_all(Carrier(target=target, journals=journals, advance=advance), source, manifests)
+            copy_all(
+                ArtifactCopier(target=target, journals=journals, advance=advance), source, manifests
+            )
         tags = tuple(carry_tag(target, name, record) for name, record in found.items())
     for key, data in order.keys:
         write_bytes(directory / KEYS / f"{key.id}.pub", data)
     return replace(_exported(directory, order, manifests, bases), carried_bytes=carried, tags=tags)
 
 
-def preview_export(source: Registry, directory: Path, order: ExportOrder) -> Exported:
+def preview_export(source: Registry, directory: Path, order: ExportRequest) -> Exported:
     """Say what an export would write, whatever is there already; its tags are left out.
 
     Nothing is written. Raises what an export would before it begins.
@@ -116,7 +118,7 @@ def preview_export(source: Registry, directory: Path, order: ExportOrder) -> Exp
 
 
 def _ordered(
-    source: Registry, order: ExportOrder
+    source: Registry, order: ExportRequest
 ) -> tuple[list[Manifest], list[Manifest], dict[TagName, SignedTagRecord]]:
     """Return the artifacts to carry, those that the site has, and the tags to carry."""
     asked = [(ref, _find(source, ref, order.platform)) for ref in order.refs]
@@ -130,7 +132,7 @@ def _ordered(
 
 
 def _exported(
-    directory: Path, order: ExportOrder, manifests: list[Manifest], bases: list[Manifest]
+    directory: Path, order: ExportRequest, manifests: list[Manifest], bases: list[Manifest]
 ) -> Exported:
     """Describe an export of whole archives without tags."""
     size = sum(manifest.archive.size for manifest in manifests)
@@ -150,7 +152,7 @@ def _find(source: Registry, ref: Ref, platform: str) -> Manifest:
 
 
 def _tags(
-    source: Registry, ref: Ref, manifest: Manifest, order: ExportOrder
+    source: Registry, ref: Ref, manifest: Manifest, order: ExportRequest
 ) -> dict[TagName, SignedTagRecord]:
     """Return the tags that point to an artifact; at least the one that it was named by."""
     name, platform = manifest.name, manifest.platform
@@ -160,7 +162,7 @@ def _tags(
     return {name: record for name, record in found.items() if record.id == manifest.id}
 
 
-def _require_tags(order: ExportOrder, found: dict[TagName, SignedTagRecord]) -> None:
+def _require_tags(order: ExportRequest, found: dict[TagName, SignedTagRecord]) -> None:
     for tag in order.tags:
         if not any(name.tag == tag for name in found):
             message = f"the tag {tag} points to nothing that is exported"
@@ -180,7 +182,7 @@ def _require_ours(directory: Path, source: Registry) -> None:
         message = f"{directory} is a file"
         raise TargetOccupied(message, hint="name a folder to export to")
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    allowed = (*OURS, *NOBODYS)
+    allowed = (*OURS, *UNKNOWN_OWNER)
     strange = sorted(name for name in names if name not in allowed and not name.startswith("."))
     if strange:
         message = f"{directory} holds something else: {', '.join(strange[:5])}"
@@ -217,13 +219,13 @@ def _write_deltas(
             write_delta(source, target.store, plan, advance)
 
 
-def _note_tag(target: Registry, name: TagName, record: SignedTagRecord) -> CarriedTag:
+def _note_tag(target: Registry, name: TagName, record: SignedTagRecord) -> TransferredTag:
     """Write a tag's record beside a delta: what it points to is not in this folder."""
     base = Base(name.name, name.platform, record.id)
     key, data = f"{delta_folder(base)}tags/{name.tag}", to_json(record)
     stat = target.store.stat(key)
     if stat is None or target.store.read(key) != data:
         target.store.replace(key, data, stat.version if stat else None)
-    return CarriedTag(
+    return TransferredTag(
         name=name.name, platform=name.platform, tag=name.tag, id=record.id, outcome="moved"
     )

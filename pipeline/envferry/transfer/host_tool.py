@@ -38,7 +38,7 @@ ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ToolOrder:
+class ToolRequest:
     """Which hosts the tool is for."""
 
     pythons: tuple[str, ...] = PYTHONS
@@ -47,7 +47,7 @@ class ToolOrder:
 
 def write_tool(
     directory: Path,
-    order: ToolOrder,
+    order: ToolRequest,
     *,
     cache: DownloadCache,
     progress: Progress,

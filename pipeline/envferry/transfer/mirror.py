@@ -12,8 +12,8 @@ from envferry.errors import NotFound, UsageError
 from envferry.models import current_platform
 from envferry.registry.inventory import Folder, survey
 from envferry.stores.port import CannotList
-from envferry.transfer.copy import WRONG, Carrier, require_room_for
-from envferry.transfer.tags import CarriedTag, carry_tag, tags_to_carry
+from envferry.transfer.copy import WRONG, ArtifactCopier, require_room_for
+from envferry.transfer.tags import TransferredTag, carry_tag, tags_to_carry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ Environment: TypeAlias = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MirrorOrder:
+class MirrorRequest:
     """What is to be mirrored."""
 
     names: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ class Mirrored:
     """The bytes of their archives, those that were there already not counted."""
     present: int
     """How many the target had already."""
-    tags: tuple[CarriedTag, ...]
+    tags: tuple[TransferredTag, ...]
     """What became of the tags; empty for a dry run."""
     dangling: tuple[str, ...] = ()
     """Tags of the source that point to what is not published there, and where to."""
@@ -81,7 +81,7 @@ class MirrorPlan:
     faults: dict[str, PipelineError]
     """What is wrong with those that cannot be copied, by NAME-PLATFORM-ID or `the tag NAME@TAG`."""
 
-    def report(self, tags: tuple[CarriedTag, ...] = ()) -> Mirrored:
+    def report(self, tags: tuple[TransferredTag, ...] = ()) -> Mirrored:
         """Say what is to be copied, or was."""
         return Mirrored(
             source=self.source.url,
@@ -99,7 +99,7 @@ class MirrorPlan:
 
 
 def mirror_registry(
-    source: Registry, target: Registry, order: MirrorOrder, *, journals: Path, progress: Progress
+    source: Registry, target: Registry, order: MirrorRequest, *, journals: Path, progress: Progress
 ) -> Mirrored:
     """Copy what the target lacks, then move its tags forward; what broke off goes on.
 
@@ -119,7 +119,7 @@ def follow_plan(
     """Copy what is missing, then move the tags forward; return what is wrong with the rest, too."""
     size = sum(manifest.archive.size for manifest in plan.missing)
     with progress.task(f"mirror {plural(len(plan.missing), 'artifact')}", size) as advance:
-        carrier = Carrier(target=plan.target, journals=journals, advance=advance)
+        carrier = ArtifactCopier(target=plan.target, journals=journals, advance=advance)
         faults = plan.faults | copy_each(carrier, plan.source, plan.missing)
     tags = tuple(
         carry_tag(plan.target, name, record)
@@ -132,7 +132,7 @@ def follow_plan(
 
 
 def copy_each(
-    carrier: Carrier, source: Registry, manifests: Sequence[Manifest]
+    carrier: ArtifactCopier, source: Registry, manifests: Sequence[Manifest]
 ) -> dict[str, PipelineError]:
     """Copy artifacts, small ones side by side; memory does not grow with their number.
 
@@ -154,7 +154,7 @@ def copy_each(
     return faults
 
 
-def copy_all(carrier: Carrier, source: Registry, manifests: Sequence[Manifest]) -> None:
+def copy_all(carrier: ArtifactCopier, source: Registry, manifests: Sequence[Manifest]) -> None:
     """Copy artifacts; raise what is wrong with those that are damaged, after the others."""
     require_none(copy_each(carrier, source, manifests))
 
@@ -174,7 +174,7 @@ def require_none(faults: Mapping[str, PipelineError], done: str = DONE) -> None:
     raise type(first)(message, hint="; ".join(filter(None, (first.hint, done))))
 
 
-def plan_mirror(source: Registry, target: Registry, order: MirrorOrder) -> MirrorPlan:
+def plan_mirror(source: Registry, target: Registry, order: MirrorRequest) -> MirrorPlan:
     """Find out what the target lacks; nothing is copied."""
     if source.store.place == target.store.place:
         message = f"{source.url} cannot be brought to itself"
@@ -229,7 +229,7 @@ def plan_mirror(source: Registry, target: Registry, order: MirrorOrder) -> Mirro
     )
 
 
-def _folders(source: Registry, order: MirrorOrder) -> tuple[list[Folder], set[Environment]]:
+def _folders(source: Registry, order: MirrorRequest) -> tuple[list[Folder], set[Environment]]:
     """Return the published artifacts of a source, and the environments that may have tags.
 
     Of a source that cannot list, what tags point to.
@@ -252,7 +252,7 @@ def _folders(source: Registry, order: MirrorOrder) -> tuple[list[Folder], set[En
     return folders, environments
 
 
-def _folders_by_tag(source: Registry, order: MirrorOrder) -> list[Folder]:
+def _folders_by_tag(source: Registry, order: MirrorRequest) -> list[Folder]:
     if not order.names:
         message = f"{source.url} is a web server: what it holds cannot be listed"
         hint = "name the environments, and with --tag the tags: `envferry mirror SRC DST NAME…`"
@@ -270,7 +270,7 @@ def _folders_by_tag(source: Registry, order: MirrorOrder) -> list[Folder]:
 
 
 def _chosen(
-    folders: list[Folder], tags: dict[TagName, SignedTagRecord], order: MirrorOrder
+    folders: list[Folder], tags: dict[TagName, SignedTagRecord], order: MirrorRequest
 ) -> list[Folder]:
     """Return what is to be in the target: with `keep` the newest, and what tags point to."""
     tagged = {(name.name, name.platform, record.id) for name, record in tags.items()}
@@ -313,7 +313,7 @@ def _has(there: Folder | None, wanted: Folder) -> bool:
 
 
 def _require_tags(
-    source: Registry, order: MirrorOrder, tags: dict[TagName, SignedTagRecord]
+    source: Registry, order: MirrorRequest, tags: dict[TagName, SignedTagRecord]
 ) -> None:
     for tag in order.tags:
         if not any(name.tag == tag for name in tags):

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CarriedTag:
+class TransferredTag:
     """What became of a tag."""
 
     name: str
@@ -80,14 +80,14 @@ def tags_to_carry(
     return found
 
 
-def carry_tag(target: Registry, name: TagName, record: SignedTagRecord) -> CarriedTag:
+def carry_tag(target: Registry, name: TagName, record: SignedTagRecord) -> TransferredTag:
     """Write a tag's record as it is, unless the target's has moved as far or further."""
     key = tag_key(name.name, name.platform, name.tag)
     folder = artifact_folder(name.name, name.platform, record.id)
     require_settled(target, folder)
     target.described(name.name, name.platform, record.id)
 
-    def attempt() -> CarriedTag:
+    def attempt() -> TransferredTag:
         stat, there = read_tag(target, key)
         if there and there.signatures and not record.signatures:
             # Hosts that trust keys would refuse what nobody signed.
@@ -112,5 +112,7 @@ def carry_tag(target: Registry, name: TagName, record: SignedTagRecord) -> Carri
 
 def _carried(
     name: TagName, id_: str, outcome: Literal["moved", "same", "newer", "conflict"]
-) -> CarriedTag:
-    return CarriedTag(name=name.name, platform=name.platform, tag=name.tag, id=id_, outcome=outcome)
+) -> TransferredTag:
+    return TransferredTag(
+        name=name.name, platform=name.platform, tag=name.tag, id=id_, outcome=outcome
+    )

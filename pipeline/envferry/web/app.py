@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from envferry.web.site import Site
+    from envferry.web.site import RegistryView
 
 TEMPLATES = PackageLoader("envferry.web")
 REVALIDATE = "no-cache"
@@ -44,7 +44,7 @@ TILES = 48
 PICTURES = {"landscape": (1000, 440), "portrait": (420, 560)}
 """Width and height of the treemap's two forms; a style sheet shows the one that fits."""
 
-PAGES: dict[str, tuple[str, str, Callable[[Site, Question], Any]]] = {
+PAGES: dict[str, tuple[str, str, Callable[[RegistryView, Question], Any]]] = {
     "/": ("/index.json", "home.html", pages.home),
     "/envs/{name}/": ("/envs/{name}.json", "environment.html", pages.environment),
     "/envs/{name}/{platform}/{id}/": (
@@ -67,7 +67,7 @@ PAGES: dict[str, tuple[str, str, Callable[[Site, Question], Any]]] = {
 class Pages:
     """Answers requests."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: RegistryView) -> None:
         self.site = site
         self.templates = Environment(
             loader=TEMPLATES,
@@ -96,7 +96,7 @@ class Pages:
         return [*found, Route("/envs/{name}/{platform}/{id}/{file}", self.download)]
 
     def html_page(
-        self, template: str, build: Callable[[Site, Question], Any]
+        self, template: str, build: Callable[[RegistryView, Question], Any]
     ) -> Callable[[Request], Response]:
         """Return what answers with a page."""
 
@@ -111,7 +111,9 @@ class Pages:
 
         return answer
 
-    def json_page(self, build: Callable[[Site, Question], Any]) -> Callable[[Request], Response]:
+    def json_page(
+        self, build: Callable[[RegistryView, Question], Any]
+    ) -> Callable[[Request], Response]:
         """Return what answers with a page's JSON twin."""
 
         def answer(request: Request) -> Response:
@@ -170,7 +172,7 @@ class Pages:
         return RedirectResponse(where, headers={"Cache-Control": REVALIDATE})
 
 
-def make_app(site: Site, hosts: frozenset[str] | None = None) -> Guard:
+def make_app(site: RegistryView, hosts: frozenset[str] | None = None) -> Guard:
     """Make the application; it answers to the names in `hosts` only, None for all."""
     answers = Pages(site)
     handlers = dict.fromkeys((PipelineError, HTTPException, Exception), answers.refuse)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from envferry.errors import NotFound, UsageError
-from envferry.index import WantedPackage, queries
+from envferry.index import MatchSpec, queries
 from envferry.index.queries import Entry, Environment, Filter, Match, Tag, Totals
 from envferry.models import Checks, PackageFacts, SystemRequirements, check_name
 from envferry.registry.diff import PackageChange, Update, compare_packages
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from envferry.registry.dependents import Need
-    from envferry.web.provenance import Provenance
-    from envferry.web.site import Site
+    from envferry.web.provenance import ProvenanceSummary
+    from envferry.web.site import RegistryView
 
     T = TypeVar("T")
 
@@ -90,7 +90,7 @@ class ArtifactPage:
     tools: Mapping[str, str]
     image: str | None
     digests: Digests
-    provenance: Provenance
+    provenance: ProvenanceSummary
     has_sbom: bool
     licenses: tuple[LicenseShare, ...]
     q: str
@@ -177,7 +177,7 @@ class Question:
         return tuple(rows[(paging.page - 1) * ROWS : paging.page * ROWS]), paging
 
 
-def home(site: Site, question: Question) -> HomePage:
+def home(site: RegistryView, question: Question) -> HomePage:
     """List environments."""
     q = question.text("q")
     found, paging = question.share(site.ask(queries.environments(q)))
@@ -190,7 +190,7 @@ def home(site: Site, question: Question) -> HomePage:
     )
 
 
-def environment(site: Site, question: Question) -> EnvironmentPage:
+def environment(site: RegistryView, question: Question) -> EnvironmentPage:
     """List the artifacts of an environment."""
     name, platform = question.path["name"], question.text("platform") or None
     check_name(name, "environment name")
@@ -210,7 +210,7 @@ def environment(site: Site, question: Question) -> EnvironmentPage:
     )
 
 
-def artifact(site: Site, question: Question) -> ArtifactPage:
+def artifact(site: RegistryView, question: Question) -> ArtifactPage:
     """Describe one artifact."""
     entry = site.entry(*(question.path[part] for part in ("name", "platform", "id")))
     contents = site.contents(entry)
@@ -244,14 +244,14 @@ def artifact(site: Site, question: Question) -> ArtifactPage:
     )
 
 
-def why(site: Site, question: Question) -> WhyPage:
+def why(site: RegistryView, question: Question) -> WhyPage:
     """Say why a package is in an artifact."""
     entry = site.entry(*(question.path[part] for part in ("name", "platform", "id")))
     package = question.text("package")
     return WhyPage(entry=entry, package=package, needs=site.why(entry, package) if package else ())
 
 
-def diff(site: Site, question: Question) -> DiffPage:
+def diff(site: RegistryView, question: Question) -> DiffPage:
     """Hold two artifacts against each other."""
     q_old, q_new = question.text("old"), question.text("new")
     if not q_old or not q_new:
@@ -273,14 +273,14 @@ def diff(site: Site, question: Question) -> DiffPage:
     )
 
 
-def find(site: Site, question: Question) -> FindPage:
+def find(site: RegistryView, question: Question) -> FindPage:
     """Find a package in all environments."""
     q, tagged = question.text("q"), question.text("tagged") == "1"
     if not q:
         return FindPage(
             q="", tagged=tagged, matches=(), versions=(), paging=Paging(page=1, pages=1, total=0)
         )
-    wanted = WantedPackage.parse(q)
+    wanted = MatchSpec.parse(q)
     where = Filter(is_tagged=tagged)
     paging = question.paging(site.ask(queries.count_finds(wanted, where)))
     offset = (paging.page - 1) * ROWS
@@ -289,7 +289,7 @@ def find(site: Site, question: Question) -> FindPage:
     return FindPage(q=q, tagged=tagged, matches=matches, versions=versions, paging=paging)
 
 
-def tags(site: Site, question: Question) -> TagsPage:
+def tags(site: RegistryView, question: Question) -> TagsPage:
     """List all tags."""
     found, paging = question.share(site.ask(queries.all_tags()))
     return TagsPage(tags=found, paging=paging)
@@ -313,7 +313,7 @@ def _licenses(packages: Sequence[PackageFacts]) -> tuple[LicenseShare, ...]:
     return tuple(sorted(shares, key=lambda one: (-one.packages, one.license or "~")))
 
 
-def _siblings(site: Site, entry: Entry) -> tuple[Entry, ...]:
+def _siblings(site: RegistryView, entry: Entry) -> tuple[Entry, ...]:
     """Return the artifact before, if there is one: what people compare with."""
     same = site.ask(queries.entries(Filter(name=entry.name, platform=entry.platform)))
     ids = [one.id for one in same]
@@ -321,7 +321,7 @@ def _siblings(site: Site, entry: Entry) -> tuple[Entry, ...]:
     return tuple(one for one in same[place + 1 : place + 2] if not one.problem)
 
 
-def _entry_of(site: Site, text: str) -> Entry:
+def _entry_of(site: RegistryView, text: str) -> Entry:
     parts = text.strip("/").split("/")
     if len(parts) != 3:
         message = f"{text!r} names no artifact"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Provenance:
+class ProvenanceSummary:
     """Who says that they made an artifact, and how far that is checked."""
 
     status: Literal["unsigned", "valid", "unchecked", "invalid"]
@@ -32,23 +32,25 @@ class Provenance:
     problem: str = ""
 
 
-def provenance_of(manifest: Manifest, proof: Proof, keys: tuple[PublicKey, ...]) -> Provenance:
+def provenance_of(
+    manifest: Manifest, proof: Proof, keys: tuple[PublicKey, ...]
+) -> ProvenanceSummary:
     """Read an attestation and check it as far as the keys allow."""
     if proof.attestation is None:
-        return Provenance(status="unsigned")
+        return ProvenanceSummary(status="unsigned")
     try:
         envelope = decode_envelope(proof.attestation, "the attestation")
         if keys:
             found = verify_attestation(manifest, proof.manifest_data, proof.attestation, keys)
-            return Provenance(
+            return ProvenanceSummary(
                 status="valid", signed_by=found.signed_by, who=found.who, finished=found.time
             )
         if not is_about(envelope, manifest, proof.manifest_data):
-            return Provenance(status="invalid", problem="it is about another artifact")
+            return ProvenanceSummary(status="invalid", problem="it is about another artifact")
     except IntegrityError as error:
-        return Provenance(status="invalid", problem=error.message)
+        return ProvenanceSummary(status="invalid", problem=error.message)
     details = _claimed(envelope)
-    return Provenance(
+    return ProvenanceSummary(
         status="unchecked" if envelope.signatures else "unsigned",
         signed_by=tuple(one.keyid for one in envelope.signatures),
         who=details.builder.id.removeprefix(BUILDER),

@@ -14,14 +14,14 @@ from envferry.errors import HostError, TargetOccupied, UsageError
 from envferry.web.app import make_app
 
 if TYPE_CHECKING:
-    from envferry.web.site import Site
+    from envferry.web.site import RegistryView
 
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 GRACE_SECONDS = 3
 """How long answers that are under way may take when the server is stopped."""
 
 
-def serve_site(site: Site, listener: socket.socket, host: str) -> None:
+def serve_site(site: RegistryView, listener: socket.socket, host: str) -> None:
     """Answer at a port that is open, until a signal ends it; with `-v` each request is logged."""
     is_logged = logging.getLogger("envferry").isEnabledFor(logging.INFO)
     level = logging.INFO if is_logged else logging.WARNING

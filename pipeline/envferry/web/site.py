@@ -18,12 +18,12 @@ from envferry.registry import PublishedArchive
 from envferry.registry.dependents import dependencies_in
 from envferry.registry.diff import compare_artifacts
 from envferry.registry.layout import attachment_key
-from envferry.web.provenance import Provenance, provenance_of
+from envferry.web.provenance import ProvenanceSummary, provenance_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from envferry.index import Catalog
+    from envferry.index import RegistryIndex
     from envferry.index.database import Connection
     from envferry.index.queries import Entry
     from envferry.models import Manifest
@@ -48,14 +48,14 @@ class Contents:
     """What is known of one artifact beyond the index."""
 
     manifest: Manifest
-    provenance: Provenance
+    provenance: ProvenanceSummary
     has_sbom: bool
 
 
-class Site:
+class RegistryView:
     """What all pages draw from; safe for many threads."""
 
-    def __init__(self, catalog: Catalog, keys: tuple[PublicKey, ...] = ()) -> None:
+    def __init__(self, catalog: RegistryIndex, keys: tuple[PublicKey, ...] = ()) -> None:
         self.catalog, self.keys = catalog, keys
         self._refresher: threading.Thread | None = None
         self._lock = threading.Lock()

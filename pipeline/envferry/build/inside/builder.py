@@ -28,7 +28,7 @@ from envferry.build.inside.conda_meta import CondaRecords
 from envferry.build.inside.link_scripts import describe_pre_link_scripts, run_link_scripts
 from envferry.build.inside.network_attempts import network_tries
 from envferry.build.inside.wheels import check_requirements, install_wheels, reinstall_wheel
-from envferry.build.request import BuildAnswer, BuildOrder, LinkAnswer
+from envferry.build.request import BuildAnswer, BuildRequest, LinkAnswer
 from envferry.config import child_environ
 from envferry.errors import HostError, PipelineError, SpecError, ToolFailed
 from envferry.worker_process import Worker
@@ -47,7 +47,7 @@ DISK_FULL = ("No space left on device", "Disk quota exceeded", "os error 28", "o
 
 def main(order_path: str) -> None:
     """Carry out the order in a file and leave the answer on stdout: also when the disk is full."""
-    order = decode_json(Path(order_path).read_bytes(), BuildOrder)
+    order = decode_json(Path(order_path).read_bytes(), BuildRequest)
     tools = {tool: metadata.version(tool) for tool in TOOLS}
     try:
         answer = BuildAnswer(tools=tools, warnings=tuple(build_prefix(order)))
@@ -68,7 +68,7 @@ def main(order_path: str) -> None:
     sys.stdout.write(msgspec.json.encode(answer).decode())
 
 
-def build_prefix(order: BuildOrder) -> Iterator[str]:
+def build_prefix(order: BuildRequest) -> Iterator[str]:
     """Make the environment at its final prefix; yield warnings."""
     prefix = Path(order.prefix)
     say(f"linking {len(order.conda)} conda packages")
@@ -113,7 +113,7 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def link_conda_packages(order: BuildOrder) -> LinkAnswer:
+def link_conda_packages(order: BuildRequest) -> LinkAnswer:
     """Install the conda half with rattler; the answer has the packages, each after what it needs.
 
     The worker makes an HTTP client, without ever using it, and that one wants certificates to
@@ -156,7 +156,7 @@ def link_failure(reason: str, prefix: str) -> SpecError:
     return SpecError(f"the conda packages cannot be linked:\n  {lines}", hint=hint)
 
 
-def add_wheels(order: BuildOrder, python: Path, records: CondaRecords) -> Iterator[str]:
+def add_wheels(order: BuildRequest, python: Path, records: CondaRecords) -> Iterator[str]:
     """Install the pip half on top of the conda half; yield warnings."""
     written = {wheel: written_files(wheel, records) for wheel in order.wheels}
     clobbers = find_clobbers(written, records)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from envferry.build.inside.conda_meta import CondaRecords
-    from envferry.build.request import Wheel
+    from envferry.build.request import WheelFile
 
 CLOBBERS_SHOWN = 8
 WRITTEN_BESIDE_RECORD = ("INSTALLER", "REQUESTED")
@@ -32,7 +32,7 @@ DIST_INFO = re.compile(r"([^/-]+)-[^/]+\.(?:(?:dist|egg)-info/(?:METADATA|PKG-IN
 """Also the single file that distutils left."""
 
 
-Written: TypeAlias = "Mapping[Wheel, Mapping[str, int]]"
+Written: TypeAlias = "Mapping[WheelFile, Mapping[str, int]]"
 """Where the files of each wheel land, relative to the prefix, and their CRC-32."""
 
 
@@ -40,7 +40,7 @@ Written: TypeAlias = "Mapping[Wheel, Mapping[str, int]]"
 class Clobber:
     """A file of a conda package that a wheel writes as well."""
 
-    wheel: Wheel
+    wheel: WheelFile
     file: str
     owner: str
 
@@ -92,12 +92,12 @@ def refuse_clobbers(clobbers: Sequence[Clobber], allowed: Sequence[str]) -> None
         )
 
 
-def find_overlaps(written: Written) -> dict[str, list[Wheel]]:
+def find_overlaps(written: Written) -> dict[str, list[WheelFile]]:
     """Return the files that several wheels have with other contents, and those wheels by name.
 
     They are installed in parallel, so chance would decide whose file stays.
     """
-    holders: dict[str, list[tuple[int, Wheel]]] = {}
+    holders: dict[str, list[tuple[int, WheelFile]]] = {}
     for wheel in sorted(written, key=lambda wheel: wheel.name):
         for file, checksum in written[wheel].items():
             holders.setdefault(file, []).append((checksum, wheel))
@@ -108,7 +108,7 @@ def find_overlaps(written: Written) -> dict[str, list[Wheel]]:
     }
 
 
-def written_files(wheel: Wheel, records: CondaRecords) -> dict[str, int]:
+def written_files(wheel: WheelFile, records: CondaRecords) -> dict[str, int]:
     """Return what `wheel_files` does, each file where it lands: folders may be links of conda's."""
     top = os.path.realpath(records.prefix)
     landing: dict[str, str] = {}
@@ -121,7 +121,7 @@ def written_files(wheel: Wheel, records: CondaRecords) -> dict[str, int]:
     return files
 
 
-def wheel_files(wheel: Wheel, site_packages: str) -> dict[str, int]:
+def wheel_files(wheel: WheelFile, site_packages: str) -> dict[str, int]:
     """Return where the files of a wheel go, relative to the prefix, and their CRC-32.
 
     Raises SpecError when it is no wheel, or has a file that would lie elsewhere.
@@ -135,7 +135,7 @@ def wheel_files(wheel: Wheel, site_packages: str) -> dict[str, int]:
         raise SpecError(f"{name} is not a valid wheel: {error}", hint=hint) from error
 
 
-def wheel_folders(wheel: Wheel, site_packages: str) -> dict[str, str]:
+def wheel_folders(wheel: WheelFile, site_packages: str) -> dict[str, str]:
     """Return where each scheme of a wheel goes; `purelib` is where all others do."""
     python = PurePosixPath(site_packages).parent.name
     headers = f"include/{python}/{canonicalize_name(wheel.name)}/"
@@ -177,7 +177,7 @@ def entry_points(text: str) -> dict[str, int]:
         return {}
 
 
-def describe_overlaps(overlaps: dict[str, list[Wheel]]) -> Iterator[str]:
+def describe_overlaps(overlaps: dict[str, list[WheelFile]]) -> Iterator[str]:
     """Yield one line for each group of wheels that have files in common."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for file, wheels in overlaps.items():

@@ -20,7 +20,7 @@ from rattler.exceptions import (
 
 from envferry.base.json import decode_json
 from envferry.build.inside.package_files import PathsFile, files_of, read_files, refuse_paths
-from envferry.build.request import BuildOrder, CondaFile, LinkAnswer
+from envferry.build.request import BuildRequest, CondaFile, LinkAnswer
 from envferry.specs.conda_needs import locked_needs
 from envferry.worker_process import answer_request
 
@@ -43,7 +43,7 @@ PACKAGE_ERRORS = (
 )
 
 
-async def link_packages(order: BuildOrder) -> LinkAnswer:
+async def link_packages(order: BuildRequest) -> LinkAnswer:
     """Install the conda packages of an order, from a cache on the file system of the prefix."""
     scratch = Path(order.scratch)
     records, paths = [], {}
@@ -150,7 +150,7 @@ def folders_of(paths: Iterable[str]) -> set[str]:
     return found
 
 
-def broken_dependencies(records: Sequence[RepoDataRecord], order: BuildOrder) -> Iterator[str]:
+def broken_dependencies(records: Sequence[RepoDataRecord], order: BuildRequest) -> Iterator[str]:
     """Yield each requirement between conda packages that the lock does not meet."""
     by_name = {record.name.normalized: record for record in records}
     for record, file in zip(records, order.conda, strict=True):
@@ -185,4 +185,4 @@ def unmet(text: str, by_name: Mapping[str, RepoDataRecord], *, must_exist: bool)
 
 
 if __name__ == "__main__":
-    answer_request(BuildOrder, lambda order, _: asyncio.run(link_packages(order)))
+    answer_request(BuildRequest, lambda order, _: asyncio.run(link_packages(order)))

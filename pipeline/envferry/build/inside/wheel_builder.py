@@ -16,7 +16,7 @@ from envferry.base.json import decode_json
 from envferry.build.inside.build_backend import Backend
 from envferry.build.inside.builder import set_modes
 from envferry.build.inside.network_attempts import network_tries
-from envferry.build.request import BuildAnswer, WheelOrder
+from envferry.build.request import BuildAnswer, WheelRequest
 from envferry.config import SOURCE_DATE_EPOCH, child_environ
 from envferry.errors import HostError, PipelineError, ToolFailed
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def main(order_path: str) -> None:
     """Carry out the order in a file and leave the answer on stdout."""
-    order = decode_json(Path(order_path).read_bytes(), WheelOrder)
+    order = decode_json(Path(order_path).read_bytes(), WheelRequest)
     try:
         make_wheel(order)
         answer = BuildAnswer()
@@ -38,7 +38,7 @@ def main(order_path: str) -> None:
     sys.stdout.write(msgspec.json.encode(answer).decode())
 
 
-def make_wheel(order: WheelOrder) -> None:
+def make_wheel(order: WheelRequest) -> None:
     """Make the wheel in the order's folder `dist`, with nothing but what the lock pins.
 
     Always at the same paths, with the same modes and the same date: compilers and zip files keep
@@ -80,7 +80,7 @@ def make_wheel(order: WheelOrder) -> None:
     raise failed_wheel(order, failure.message, backend.unpinned_requirements(pinned))
 
 
-def failed_wheel(order: WheelOrder, message: str, lacking: Sequence[str]) -> ToolFailed:
+def failed_wheel(order: WheelRequest, message: str, lacking: Sequence[str]) -> ToolFailed:
     """Describe a build that failed, by what its backend asked for in vain if there is such."""
     known = ", ".join(f"{item.name} {item.version}" for item in order.requires) or "nothing"
     if not lacking:
@@ -99,7 +99,7 @@ def failed_wheel(order: WheelOrder, message: str, lacking: Sequence[str]) -> Too
 
 
 def install_requirements(
-    order: WheelOrder, uv_words: tuple[str, ...], environ: Mapping[str, str]
+    order: WheelRequest, uv_words: tuple[str, ...], environ: Mapping[str, str]
 ) -> None:
     """Put the pinned build requirements into the virtual environment, by hash."""
     if not order.requires:

@@ -15,10 +15,10 @@ from envferry.errors import SpecError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from envferry.build.request import BuildOrder, Wheel
+    from envferry.build.request import BuildRequest, WheelFile
 
 
-def install_wheels(order: BuildOrder, python: Path) -> None:
+def install_wheels(order: BuildRequest, python: Path) -> None:
     """Install the wheels of an order.
 
     By name and not by path, so that no direct_url.json with a path of this build is written.
@@ -30,17 +30,19 @@ def install_wheels(order: BuildOrder, python: Path) -> None:
     run_install(order, python, order.wheels)
 
 
-def reinstall_wheel(order: BuildOrder, python: Path, wheel: Wheel) -> None:
+def reinstall_wheel(order: BuildRequest, python: Path, wheel: WheelFile) -> None:
     """Install one wheel again, over files that another one has as well."""
     run_install(order, python, (wheel,), "--reinstall-package", wheel.name)
 
 
-def links_dir(order: BuildOrder) -> Path:
+def links_dir(order: BuildRequest) -> Path:
     """Return the folder in which uv finds all wheels."""
     return Path(order.scratch) / "wheels"
 
 
-def run_install(order: BuildOrder, python: Path, wheels: Sequence[Wheel], *options: str) -> None:
+def run_install(
+    order: BuildRequest, python: Path, wheels: Sequence[WheelFile], *options: str
+) -> None:
     """Have uv install some wheels, its cache beside the prefix so that it can hard-link."""
     import uv
 
@@ -59,12 +61,12 @@ def run_install(order: BuildOrder, python: Path, wheels: Sequence[Wheel], *optio
         raise failure
 
 
-def uv_environ(order: BuildOrder) -> dict[str, str]:
+def uv_environ(order: BuildRequest) -> dict[str, str]:
     """Return the environment of uv: what it learns of the interpreter is in its cache, too."""
     return child_environ(UV_CACHE_DIR=f"{order.scratch}/uv", UV_NO_PROGRESS="1")
 
 
-def check_requirements(order: BuildOrder, python: Path) -> None:
+def check_requirements(order: BuildRequest, python: Path) -> None:
     """Raise SpecError when what packages require of each other does not hold: `pip check`."""
     import uv
 
