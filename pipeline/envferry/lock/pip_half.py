@@ -63,7 +63,9 @@ def _demanded_hashes(lines: tuple[str, ...]) -> dict[str, frozenset[str]]:
         fragment = HASH_FRAGMENT.search(line)
         found += [fragment["digest"].lower()] if fragment else []
         if found:
-            demanded[requirement_name(line)] = frozenset(found)
+            # Two lines for one package, by marker, are two versions: no file has hashes of both.
+            name = requirement_name(line)
+            demanded[name] = demanded.get(name, frozenset()) | frozenset(found)
     return demanded
 
 

@@ -21,8 +21,8 @@ UNREACHABLE = re.compile(
 )
 # How uv, rattler and conda say, while they are offline, that their cache lacks something.
 NOT_CACHED = re.compile(
-    rf"{UNREACHABLE.pattern}|no usable repodata cache|[Nn]ot in the cache|[Nn]etwork was disabled"
-    r"|unavailable because the network was disabled|[Oo]ffline"
+    rf"{UNREACHABLE.pattern}|no usable repodata cache"
+    r"|(?i:not in the cache|network was disabled|offline)"
 )
 
 
