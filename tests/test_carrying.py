@@ -330,7 +330,7 @@ def test_export_is_a_registry(sites: Sites) -> None:
     assert sites.export("demo@stable").artifacts == found.artifacts
     archive = the(sites.disk, "*.tar.zst").read_bytes()
     assert sites.install_bytes(sites.disk, "demo@stable", OURS) == archive
-    with pytest.raises(IntegrityError, match="not signed by a key"):
+    with pytest.raises(IntegrityError, match="not signed by a trusted key"):
         sites.export("demo@stable", trust=THEIRS)
 
 

@@ -211,7 +211,7 @@ def test_a_file_without_a_place_is_refused(
 
 def test_a_file_that_record_denies_is_damaged(interpreter: Interpreter, tmp_path: Path) -> None:
     path = make_wheel(tmp_path, record={"demo.py": "demo.py,sha256=AAAA,3"})
-    with pytest.raises(IntegrityError, match=r"demo\.py is damaged: RECORD says sha256=AAAA"):
+    with pytest.raises(IntegrityError, match=r"demo\.py is damaged: RECORD has sha256=AAAA"):
         convert(interpreter, path, tmp_path / "work")
 
 

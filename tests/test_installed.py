@@ -127,7 +127,7 @@ def test_byte_code_of_its_own_modules_is_no_difference(archive: Path, envs: Path
 def test_another_archive_repairs_nothing(archive: Path, envs: Path, tmp_path: Path) -> None:
     small_archive(tmp_path / "other.tar.zst", {"bin/tool": b"x"})
     (envs / "demo/lib/empty").unlink()
-    with pytest.raises(IntegrityError, match="needed is"):
+    with pytest.raises(IntegrityError, match=", expected "):
         repair(envs, tmp_path / "other.tar.zst")
 
 

@@ -425,7 +425,7 @@ def test_globs(glob: str, path: str, expected: bool) -> None:
 
 
 def test_what_is_no_glob() -> None:
-    with pytest.raises(SpecError, match="no glob"):
+    with pytest.raises(SpecError, match="is not a valid glob"):
         Exclusion(["lib/[z-a]"])
 
 

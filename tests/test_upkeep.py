@@ -229,7 +229,7 @@ def test_no_environment_inside_of_another(tmp_path: Path, envs: Path) -> None:
     manifest_of(tmp_path / "1.tar.zst", b"1")
     install(tmp_path / "1.tar.zst", envs)
     for inside in (envs / "demo", envs / "demo/share/envs", envs / ".envferry"):
-        with pytest.raises(TargetOccupied, match="inside of an installed environment"):
+        with pytest.raises(TargetOccupied, match="inside an installed environment"):
             install(tmp_path / "1.tar.zst", inside)
     assert verify(envs).differences == ()
 

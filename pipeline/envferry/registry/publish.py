@@ -173,7 +173,9 @@ def _place_archive(
     One that is there is believed when a manifest says that it was whole; else it is read.
     """
     manifest, key = source.manifest, archive_key(source.manifest)
-    if isinstance(source.archive, ContentSource) and (is_new or not target.store.stat(key)):
+    if isinstance(source.archive, ContentSource) and (
+        is_new or stat_whole(target.store, key) is None
+    ):
         check_manifest(Archive(source.archive), manifest)
     if stat_whole(target.store, key) is None:
         try:
