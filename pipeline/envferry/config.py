@@ -242,7 +242,7 @@ class NetworkSettings:
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> NetworkSettings:
         """Read what pip, requests and curl read: certificates and proxies."""
-        names = ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+        names = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
         certificates = next((environ[name] for name in names if environ.get(name)), None)
         home = home_of(environ)
         place = environ.get("NETRC") or (f"{home}/.netrc" if home else "")

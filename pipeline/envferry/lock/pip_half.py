@@ -56,14 +56,18 @@ def resolve_pip(request: PipRequest) -> tuple[LockedPackage, ...]:
 
 
 def _demanded_hashes(lines: tuple[str, ...]) -> dict[str, frozenset[str]]:
-    """Return the SHA-256 hashes that requirement lines demand by `--hash`, by package."""
+    """Return the SHA-256 hashes that requirement lines demand by `--hash`, by package.
+
+    Lines of one package with different markers pin different versions, each with its own files.
+    """
     demanded: dict[str, frozenset[str]] = {}
     for line in lines:
         found = re.findall(r"\s--hash[= ]sha256:(\w+)", line)
         fragment = HASH_FRAGMENT.search(line)
         found += [fragment["digest"].lower()] if fragment else []
         if found:
-            demanded[requirement_name(line)] = frozenset(found)
+            name = requirement_name(line)
+            demanded[name] = demanded.get(name, frozenset()) | frozenset(found)
     return demanded
 
 
