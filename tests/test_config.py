@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from envferry.build.git_credentials import git_environ, git_logins, without_git_login
-from envferry.config import SYSTEM_AUTHORITIES, Secret, Settings, uv_environ
+from envferry.config import SYSTEM_AUTHORITIES, NetworkSettings, Secret, Settings, uv_environ
 
 LINE = "a @ git+https://me:p%40ss@git.example.org/a.git@main#subdirectory=b"
 
@@ -80,3 +80,10 @@ def test_a_user_without_a_home(words: tuple[str, ...], status: int, said: str) -
     assert finished.returncode == status, finished.stderr
     assert said in finished.stdout + finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+def test_the_certificates_that_errors_name_come_first() -> None:
+    environ = {"PIP_CERT": "/pip.pem", "SSL_CERT_FILE": "/site.pem"}
+    assert NetworkSettings.from_environ(environ).certificates == Path("/site.pem")
+    del environ["SSL_CERT_FILE"]
+    assert NetworkSettings.from_environ(environ).certificates == Path("/pip.pem")

@@ -223,6 +223,15 @@ def test_hashes_that_the_spec_demands(tmp_path: Path) -> None:
         resolve(tmp_path, f"demo==1.0 --hash=sha256:{'0' * 64}")
 
 
+def test_lines_for_other_pythons_demand_their_own_hashes(tmp_path: Path) -> None:
+    make_wheel(tmp_path)
+    (found,) = resolve(tmp_path, "demo")
+    ours = f"demo==1.0 ; python_version >= '3' --hash=sha256:{found.sha256}"
+    other = f"demo==2.0 ; python_version < '3' --hash=sha256:{'0' * 64}"
+    assert resolve(tmp_path, ours, other) == (found,)
+    assert resolve(tmp_path, other, ours) == (found,)
+
+
 def test_what_was_locked_stays_or_moves_alone(tmp_path: Path) -> None:
     for name in ("one", "two"):
         make_wheel(tmp_path, f"{name}-1.0-py3-none-any")

@@ -231,28 +231,24 @@ class NetworkSettings:
     """How to reach the servers that downloads come from."""
 
     certificates: Path | None
-    """A file of CA certificates that replaces the built-in ones, for package indexes."""
+    """A file of CA certificates that replaces the built-in ones."""
     netrc: Path | None
     """Where credentials for hosts may be found."""
     proxies: dict[str, str]
     """Proxy URLs by scheme (`http`, `https`, `all`), and `no`: the hosts to reach without."""
     logins: dict[str, Secret] = field(default_factory=dict)
     """`user:password` as URLs have it, by `host:port`: from uv's variables that name indexes."""
-    server_certificates: Path | None = None
-    """The same for registries behind web servers: pip's own setting is not about them."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> NetworkSettings:
         """Read what pip, requests and curl read: certificates and proxies."""
-        names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-        found = [Path(environ[name]) for name in ("PIP_CERT", *names) if environ.get(name)]
-        servers = next((Path(environ[name]) for name in names if environ.get(name)), None)
+        names = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+        certificates = next((environ[name] for name in names if environ.get(name)), None)
         home = home_of(environ)
         place = environ.get("NETRC") or (f"{home}/.netrc" if home else "")
         netrc = Path(place) if place and os.access(place, os.R_OK) else None
         return cls(
-            certificates=found[0] if found else None,
-            server_certificates=servers,
+            certificates=Path(certificates) if certificates else None,
             netrc=netrc,
             proxies=read_proxies(environ),
             logins=_logins(environ),

@@ -20,6 +20,7 @@ from envferry.lock.index_channel import index_channel
 from envferry.process import find_program, run
 from envferry.progress import Silent
 from tests.conftest import require
+from tests.test_pack_prefix import pack_and_install
 from tests.wheels import make_wheel
 
 if TYPE_CHECKING:
@@ -60,6 +61,22 @@ sqlite3.connect(":memory:").execute("select 1")
 ssl.create_default_context()
 ctypes.CDLL(None)
 print("works")
+"""
+
+SAVE_ARRAYS = """
+import sys, numpy
+paths = sys.argv[1] + "/share/"
+array = numpy.array([paths[:-1].encode(), b"x"])
+numpy.save(paths + "bytes.npy", array)
+numpy.save(paths + "objects.npy", numpy.array([paths[:-1], 7], dtype=object))
+numpy.savez(paths + "both.npz", array)
+"""
+LOAD_ARRAYS = """
+import sys, numpy
+share = sys.argv[1] + "/share/"
+print(numpy.load(share + "bytes.npy")[0].decode())
+print(numpy.load(share + "objects.npy", allow_pickle=True)[0])
+print(numpy.load(share + "both.npz")["arr_0"][0].decode())
 """
 
 
@@ -239,13 +256,19 @@ def test_a_damaged_package_stops_the_index(tmp_path: Path) -> None:
 def test_requirements_come_with_what_they_need(channel: Path, tmp_path: Path) -> None:
     summary = create(channel, "numpy", "pygments", "pip", "httpx[socks]")
     assert summary.missing == ()
-    prefix = tmp_path / "env"
+    prefix = tmp_path / "opt/envs/demo"
     installed = install(channel, prefix, "numpy", "pygments", "pip", "httpx")
     assert {"socksio", "anyio", "certifi", "numpy"} <= set(installed)
     assert python(prefix, "-c", "import numpy; print(int(numpy.ones(3) @ numpy.ones(3)))") == "3\n"
     assert "Pygments" in run([prefix / "bin/pygmentize", "-V"]).stdout
     assert "No broken requirements" in python(prefix, "-m", "pip", "check")
     assert placeholder_holders(prefix) == []
+    (prefix / "share").mkdir(exist_ok=True)
+    python(prefix, "-c", SAVE_ARRAYS, prefix)
+    for envs in (tmp_path / "e", tmp_path / "a-longer-name-than-that-of-the-prefix"):
+        envs.mkdir()
+        moved = pack_and_install(prefix, envs)
+        assert python(moved, "-c", LOAD_ARRAYS, moved) == f"{prefix}/share\n" * 3
 
 
 @pytest.mark.network

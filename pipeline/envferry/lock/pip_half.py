@@ -56,7 +56,10 @@ def resolve_pip(request: PipRequest) -> tuple[LockedPackage, ...]:
 
 
 def _demanded_hashes(lines: tuple[str, ...]) -> dict[str, frozenset[str]]:
-    """Return the SHA-256 hashes that requirement lines demand by `--hash`, by package."""
+    """Return the SHA-256 hashes that requirement lines demand by `--hash`, by package.
+
+    Lines of one package with different markers pin different versions, each with its own files.
+    """
     demanded: dict[str, frozenset[str]] = {}
     for line in lines:
         found = re.findall(r"\s--hash[= ]sha256:(\w+)", line)

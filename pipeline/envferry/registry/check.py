@@ -148,6 +148,8 @@ class _Checker:
                 yield _broken(key, error.message, error.hint)
             except BAD as error:
                 mend = f"remove that file, then {_push(folder)}"
+                if name == facts.file:
+                    mend += "; if that refuses it, pack it again"
                 if name == ATTESTATION:
                     mend += "; sign it with --sign-key"
                 yield _broken(key, error.message, mend)

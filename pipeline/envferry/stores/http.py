@@ -59,7 +59,7 @@ class HttpStore:
     def __post_init__(self) -> None:
         """Share connections among all requests."""
         site = network()
-        connections = Connections(site.server_certificates, site.proxies, READ_SECONDS, self.limits)
+        connections = Connections(site.certificates, site.proxies, READ_SECONDS, self.limits)
         object.__setattr__(self, "connections", connections)
 
     @classmethod
