@@ -33,7 +33,7 @@ format: $(VENV)/.ready
 	$(bin)/ruff format .
 	$(bin)/ruff check --fix .
 
-# COVERAGE=1 measures which lines and branches the unit tests run; below the floor in pyproject.toml it fails.
+# COVERAGE=1 measures which lines and branches the unit tests run.
 unit: $(VENV)/.ready
 	$(if $(COVERAGE),$(bin)/coverage run -m,$(bin)/python -m) pytest --ignore tests/integration
 	$(if $(COVERAGE),$(bin)/coverage report --skip-covered --skip-empty)

@@ -1,3 +1,3 @@
 """envferry: carry conda+pip training environments across an air gap."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -165,7 +165,9 @@ def test_a_killed_mirror_goes_on(
         ferry.run(*mirror)
         if target == "directory":
             assert len(noted) >= 12
-            assert not [one for one in noted if was_asked(one, Handler.asked)]
+            # The index at the end is compared with the manifest before anything is copied.
+            last = (size - 1) // PIECE_BYTES
+            assert not [one for one in noted if one != last and was_asked(one, Handler.asked)]
     registry = Registry.open(place(ferry, url))
     assert is_in_order(place(ferry, url))
     assert list(registry.store.list_unfinished("v1/envs/")) == []

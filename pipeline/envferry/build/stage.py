@@ -62,7 +62,7 @@ def build_env(
                 run_checks(lock.options.checks, work, sandbox, progress)
             built = note_build(lock, answer, sandbox.image, work, home)
             describe_build(built, described(packages, made), work)
-            if not options.check:
+            if not options.check and not options.anew:  # a second build is only compared
                 built = without_checks(built)
             keep_build(built, lock, work, home)
     return built
