@@ -56,7 +56,11 @@ class Desk:
 
     def files(self) -> Any:
         """Yield all that is there, with its times; the index of packages is a cache."""
+        # What channels have is fetched to say what would be locked: the cache may keep it.
+        cache = (self.home / "cache", self.home / "cache/repodata")
         for path in sorted(self.home.rglob("*")):
+            if path in cache or cache[1] in path.parents:
+                continue
             facts = path.lstat()
             data = path.read_bytes() if path.is_file() else b""
             yield str(path), (facts.st_mode, facts.st_mtime_ns, data)

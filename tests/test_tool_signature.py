@@ -246,7 +246,7 @@ def test_verify_checks_a_tool(tool: Path) -> None:
     finished = subprocess.run([ENVFERRY, "verify", tool], env=environ, capture_output=True,
                               text=True, check=False)  # fmt: skip
     assert finished.returncode == 8
-    assert "install.sh is changed" in finished.stderr
+    assert "install.sh was changed" in finished.stderr
 
 
 def test_locked_versions_are_taken_where_they_ship(tmp_path: Path) -> None:

@@ -305,7 +305,9 @@ def _check_system(system: SystemRequirements, path: Path) -> None:
     for what in ("glibc", "cuda"):
         version = getattr(system, what)
         if version is not None and not VERSION.fullmatch(version):
-            message = f"{path}: `{what}: {version}` under `envferry: system:` is no version"
+            message = (
+                f"{path}: `{what}: {version}` under `envferry: system:` is not a valid version"
+            )
             raise SpecError(message, hint=f"write `{what}: 2.28`" if what == "glibc" else "")
     capability = system.cuda_arch
     if capability and not CAPABILITY.fullmatch(capability):
