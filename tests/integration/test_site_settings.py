@@ -72,7 +72,7 @@ def test_the_index_of_a_site_is_asked_and_named(desk: CliRunner, base: str, sour
         (files / "uv").mkdir(parents=True)
         (files / "uv/uv.toml").write_text(f'index-url = "{url}"\n')
     said = own.run("lock", "tiny")
-    assert f"warning: the package index http://{base}/one is asked: " in said.stderr
+    assert f"warning: using the package index http://{base}/one, named by " in said.stderr
     assert source in said.stderr
     assert PASSWORD not in said.stderr
     versions, indexes = locked(desk)
@@ -129,4 +129,4 @@ def test_nothing_else_of_uvs_settings_changes_a_lock(desk: CliRunner, base: str)
 def test_a_sites_index_that_is_not_there_is_an_error(desk: CliRunner) -> None:
     own = replace(desk, environ={**desk.environ, "PIP_INDEX_URL": "http://127.0.0.1:9/simple"})
     said = own.run("lock", "tiny", expect=9).stderr
-    assert "warning: the package index http://127.0.0.1:9/simple is asked: PIP_INDEX_URL" in said
+    assert "warning: using the package index http://127.0.0.1:9/simple, named by PIP_INDEX_URL" in said
