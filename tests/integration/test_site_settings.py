@@ -129,4 +129,6 @@ def test_nothing_else_of_uvs_settings_changes_a_lock(desk: CliRunner, base: str)
 def test_a_sites_index_that_is_not_there_is_an_error(desk: CliRunner) -> None:
     own = replace(desk, environ={**desk.environ, "PIP_INDEX_URL": "http://127.0.0.1:9/simple"})
     said = own.run("lock", "tiny", expect=9).stderr
-    assert "warning: using the package index http://127.0.0.1:9/simple, named by PIP_INDEX_URL" in said
+    assert (
+        "warning: using the package index http://127.0.0.1:9/simple, named by PIP_INDEX_URL" in said
+    )
