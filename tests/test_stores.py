@@ -110,7 +110,8 @@ class StoreSuite:
         sources = [tmp_path / str(number) for number in range(4)]
         for number, source in enumerate(sources):
             source.write_bytes(bytes([number]) * size)
-        with ThreadPoolExecutor(4) as pool:
+        # A server that ignores conditions may even mix what two clients write at once.
+        with ThreadPoolExecutor(4 if self.decides_races else 1) as pool:
             won = list(
                 pool.map(lambda source: succeeds(store.create_from_file, "race", source), sources)
             )

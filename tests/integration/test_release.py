@@ -45,7 +45,7 @@ def test_a_missing_lock_is_found_before_anything_is_built(desk: CliRunner) -> No
     (desk.home / "specs/three.yml").write_text("name: [\n")
     said = desk.run("release", "one", "two", "three", "--json", expect=7)
     assert outcomes(said.stdout) == {"one": "not begun", "two": "failed", "three": "failed"}
-    assert "no lock" in json.loads(said.stdout)[1]["error"]["message"]
+    assert "two.conda-lock.yml does not exist" in json.loads(said.stdout)[1]["error"]["message"]
     assert "error: three: " in said.stderr, "the others' errors are said, too"
     assert not list((desk.home.parent / "registry").rglob("*.json"))
     assert not (desk.cache / "builds").exists()
