@@ -227,7 +227,8 @@ class LosingStore:
         """Fail at the chosen offset."""
         if key.endswith(".tar.zst"):
             if 0 <= self.lose_at <= offset < self.tail:
-                raise StoreError("lost the connection")
+                msg = "lost the connection"
+                raise StoreError(msg)
             self.reads.append(offset)
         return self.store.read(key, offset, length)
 

@@ -37,7 +37,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     def write_and_fail() -> None:
         with atomic_write(target) as stream:
             stream.write(b"half of the n")
-            raise ValueError("interrupted")
+            msg = "interrupted"
+            raise ValueError(msg)
 
     with pytest.raises(ValueError, match="interrupted"):
         write_and_fail()

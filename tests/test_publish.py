@@ -61,7 +61,8 @@ class RecordingStore(DirectoryStore):
     def replace(self, key: str, data: bytes, expected: str | None) -> str:
         """Write a value, and note it."""
         if self.loses and key.endswith(ATTESTATION):
-            raise LostRace("somebody else was faster")
+            msg = "somebody else was faster"
+            raise LostRace(msg)
         version = DirectoryStore.replace(self, key, data, expected)
         self._note(key)
         return version

@@ -57,7 +57,8 @@ class Counting:
         if len(self.offsets) >= self.fatal:
             if self.killing:
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise StoreError("the registry went away")
+            msg = "the registry went away"
+            raise StoreError(msg)
         self.offsets.append(offset)
         self.read_bytes += length
         return self.file.read_at(offset, length)

@@ -25,7 +25,8 @@ def test_what_has_not_begun_when_the_block_fails_never_does() -> None:
         with Workers(1, "test") as pool:
             pool.submit(time.sleep, 0.2)
             pool.submit(done.append, 1)
-            raise ValueError("no")
+            msg = "no"
+            raise ValueError(msg)
 
     with pytest.raises(ValueError, match="no"):
         fail()

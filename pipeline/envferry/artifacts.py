@@ -97,9 +97,11 @@ def check_sbom(data: bytes, what: str) -> None:
     try:
         found = decode_json(data, object)
     except msgspec.MsgspecError as error:
-        raise IntegrityError(f"{what} is damaged: {error}", hint=hint) from error
+        msg = f"{what} is damaged: {error}"
+        raise IntegrityError(msg, hint=hint) from error
     if not isinstance(found, dict) or found.get("bomFormat") != "CycloneDX":
-        raise IntegrityError(f"{what} is no CycloneDX list", hint=hint)
+        msg = f"{what} is no CycloneDX list"
+        raise IntegrityError(msg, hint=hint)
 
 
 def require_size(expected: int, found: int, what: str) -> None:

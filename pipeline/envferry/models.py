@@ -121,7 +121,8 @@ def check_env_prefix(prefix: str, hint: str) -> str:
     is_absolute = prefix.startswith("/") and not prefix.startswith("//")
     if not is_absolute or prefix == "/" or posixpath.normpath(prefix) != prefix:
         message = f"{prefix!r} cannot be the prefix of an environment: it is not an absolute path"
-        raise UsageError(f"{message} without `.`, `..` and `//`", hint=hint)
+        msg = f"{message} without `.`, `..` and `//`"
+        raise UsageError(msg, hint=hint)
     return prefix
 
 

@@ -82,7 +82,8 @@ class WatchedStore:
         """Note reads of archives, and fail at the chosen ones."""
         if key.endswith(".tar.zst"):
             if offset in self.lose_at:
-                raise StoreError(f"lost the connection at {offset}")
+                msg = f"lost the connection at {offset}"
+                raise StoreError(msg)
             if length == TAIL_BYTES:
                 self.index_reads += 1
             else:

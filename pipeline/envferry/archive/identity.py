@@ -1,4 +1,4 @@
-"""Is an archive the one that its manifest describes?"""
+"""Whether an archive is the one that its manifest describes."""
 
 from __future__ import annotations
 

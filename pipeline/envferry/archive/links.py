@@ -82,14 +82,16 @@ class LinkCheck:
         here, followed = self.parents[place], 1
         if target.startswith("/"):
             if not target.startswith(self.prefix + "/"):
-                raise LinkFault("outside the environment")
+                msg = "outside the environment"
+                raise LinkFault(msg)
             here, target = ROOT, target[len(self.prefix) :]
         for part in target.split("/"):
             if part in ("", "."):
                 continue
             if part == "..":
                 if here == ROOT:
-                    raise LinkFault("outside the environment")
+                    msg = "outside the environment"
+                    raise LinkFault(msg)
                 here = self.parents[here]
                 continue
             here = self.child(here, part)

@@ -38,9 +38,11 @@ LENGTH_BYTES = (2, 4, 8)
 class Searchable(Protocol):
     """bytes, bytearray or mmap."""
 
-    def find(self, needle: bytes, start: int = ..., end: int = ..., /) -> int: ...
+    def find(self, needle: bytes, start: int = ..., end: int = ..., /) -> int:
+        """Return the first offset of the needle, -1 without one."""
 
-    def rfind(self, needle: bytes, start: int = ..., end: int = ..., /) -> int: ...
+    def rfind(self, needle: bytes, start: int = ..., end: int = ..., /) -> int:
+        """Return the last offset of the needle, -1 without one."""
 
     def __len__(self) -> int: ...
 

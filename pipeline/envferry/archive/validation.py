@@ -179,7 +179,8 @@ class FrameCutter:
         self.tar_offset = 0
         self.used = 0
         if any(not 0 < frame.tar_size <= MAX_FRAME_BYTES for frame in index.frames):
-            raise self.fault("a frame claims an impossible size")
+            msg = "a frame claims an impossible size"
+            raise self.fault(msg)
 
     def fault(self, reason: str) -> IntegrityError:
         """Return the error for an index that contradicts itself."""
@@ -189,7 +190,8 @@ class FrameCutter:
     def frame_size(self) -> int:
         """Return the bytes of the tar stream that the current frame holds."""
         if len(self.plans) >= len(self.index.frames):
-            raise self.fault("its files need more frames than there are")
+            msg = "its files need more frames than there are"
+            raise self.fault(msg)
         return self.index.frames[len(self.plans)].tar_size
 
     def add(self, number: int, entry: FileEntry) -> None:
@@ -199,7 +201,8 @@ class FrameCutter:
         if self.used == self.frame_size():
             self.next_frame()
         if self.tar_offset + self.used + len(header) != entry.offset:
-            raise self.fault(f"{entry.path!r} is not where it must be")
+            msg = f"{entry.path!r} is not where it must be"
+            raise self.fault(msg)
         start = 0
         while True:
             room = self.frame_size() - self.used - len(header)
@@ -207,7 +210,8 @@ class FrameCutter:
             is_last = start + length == content
             fill = padding(content) if is_last else 0
             if room < 0 or fill > room - length:
-                raise self.fault(f"{entry.path!r} is cut where it must not be")
+                msg = f"{entry.path!r} is cut where it must not be"
+                raise self.fault(msg)
             piece = Piece(member=number, start=start, length=length, header=header, padding=fill)
             self.pieces.append(piece)
             self.used += piece.size
@@ -219,7 +223,8 @@ class FrameCutter:
     def next_frame(self) -> None:
         """Close the current frame, which must be full."""
         if self.used != self.frame_size():
-            raise self.fault("a frame is larger than its files")
+            msg = "a frame is larger than its files"
+            raise self.fault(msg)
         self.plans.append(FramePlan(pieces=tuple(self.pieces), tar_offset=self.tar_offset))
         self.tar_offset += self.used
         self.pieces, self.used = [], 0
@@ -231,5 +236,6 @@ class FrameCutter:
         sizes = [frame.tar_size for frame in self.index.frames[len(self.plans) :]]
         end = self.tar_offset + len(END_OF_ARCHIVE)
         if sizes != [len(END_OF_ARCHIVE)] or end != self.index.tar_size:
-            raise self.fault("its files and frames do not cover the whole stream")
+            msg = "its files and frames do not cover the whole stream"
+            raise self.fault(msg)
         return [*self.plans, FramePlan(pieces=(), tar_offset=self.tar_offset)]

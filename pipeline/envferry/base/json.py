@@ -25,9 +25,11 @@ def decode_json(data: bytes | str, type_: type[T]) -> T:
     try:
         return decoder.decode(data)
     except RecursionError as error:
-        raise msgspec.DecodeError("JSON nests too deeply") from error
+        msg = "JSON nests too deeply"
+        raise msgspec.DecodeError(msg) from error
     except UnicodeError as error:
-        raise msgspec.DecodeError(f"JSON is not UTF-8: {error}") from error
+        msg = f"JSON is not UTF-8: {error}"
+        raise msgspec.DecodeError(msg) from error
 
 
 def convert(value: object, type_: type[T], *, strict: bool = True) -> T:

@@ -188,7 +188,8 @@ class _CountedReader(io.RawIOBase):
         self.total += count
         self.window_bytes += count
         if self.total > self.most:
-            raise TooMuch(f"it sent more than {self.most:,} bytes")
+            msg = f"it sent more than {self.most:,} bytes"
+            raise TooMuch(msg)
         if self.is_timed and self.waited >= self.limits.window_seconds:
             self._check_speed()
         return cast("int", count)

@@ -54,8 +54,9 @@ def require_replaceable(home: Path) -> None:
         if directory.exists() and not os.access(directory, os.W_OK, effective_ids=True):
             owner = directory.stat().st_uid
             if owner != os.geteuid():  # else closed, and ours to open
+                msg = f"{home} belongs to another user (uid {owner}), who alone can replace it"
                 raise HostError(
-                    f"{home} belongs to another user (uid {owner}), who alone can replace it",
+                    msg,
                     hint="set ENVFERRY_CACHE to a folder of your own",
                 )
 
@@ -82,7 +83,8 @@ def fresh_workplace(home: Path, prefix: str) -> Iterator[BuildDir]:
 def require_execution(directory: Path) -> None:
     """Raise HostError when the file system of a directory is mounted `noexec`: builds run there."""
     if os.statvfs(directory).f_flag & os.ST_NOEXEC:
+        msg = f"programs cannot run on the file system of {directory} (it is mounted noexec)"
         raise HostError(
-            f"programs cannot run on the file system of {directory} (it is mounted noexec)",
+            msg,
             hint="set ENVFERRY_CACHE to a folder elsewhere: environments are built in the cache",
         )

@@ -112,7 +112,8 @@ def refuse_ambiguous(packages: tuple[LockedPackage, ...]) -> None:
     for package in packages:
         name = (package.manager, canonicalize_name(package.name))
         if name in seen:
-            raise SpecError(f"the lock names {package.name} ({package.manager}) twice", hint=LOCK)
+            msg = f"the lock names {package.name} ({package.manager}) twice"
+            raise SpecError(msg, hint=LOCK)
         seen.add(name)
         if package.manager == "pip" and not package.sha256:
             message = f"the lock has no sha256 for {package.name}, and pip packages need one"

@@ -336,7 +336,8 @@ class DownloadCache:
                 digest = hashes.Hash(ALGORITHMS[item.algorithm]())
             if (length := response.headers.get("Content-Length", "")).isdecimal():
                 if int(length) > self.limits.answer_bytes:
-                    raise TooMuch(f"it announced more than {self.limits.answer_bytes:,} bytes")
+                    msg = f"it announced more than {self.limits.answer_bytes:,} bytes"
+                    raise TooMuch(msg)
                 meter.learn(item, int(length))
             for chunk in response.stream(PIECE_BYTES, decode_content=False):
                 stream.write(chunk)

@@ -152,7 +152,8 @@ class WheelBuilder:
     def _keep(self, package: LockedPackage, found: list[Path]) -> LockedPackage:
         """Put a new wheel into the cache, where it is a file like any other."""
         if len(found) != 1:
-            raise ToolFailed(f"the build of {package.name} made {len(found)} wheels, expected one")
+            msg = f"the build of {package.name} made {len(found)} wheels, expected one"
+            raise ToolFailed(msg)
         digest = hash_file(found[0], "sha256", lambda _: None)
         new = as_wheel(package, found[0], digest)
         cache = self.shelf.cache
@@ -168,12 +169,16 @@ def as_wheel(package: LockedPackage, path: Path, digest: str) -> LockedPackage:
     try:
         name, version, _, _ = parse_wheel_filename(path.name)
     except InvalidWheelFilename as error:
-        raise ToolFailed(f"the build of {package.name} made no wheel: {path.name}") from error
+        msg = f"the build of {package.name} made no wheel: {path.name}"
+        raise ToolFailed(msg) from error
     is_other = package.version != NO_VERSION and version != Version(package.version)
     if name != canonicalize_name(package.name) or is_other:
-        raise SpecError(
+        msg = (
             f"the source that is locked as {package.name} {package.version} "
-            f"makes a wheel of {name} {version}",
+            f"makes a wheel of {name} {version}"
+        )
+        raise SpecError(
+            msg,
             hint="lock again",
         )
     return msgspec.structs.replace(

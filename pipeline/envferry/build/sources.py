@@ -75,7 +75,8 @@ class SourceCache:
             document = tomllib.loads(self._pyproject(package) or "")
             return convert(document, Project).build_system.requires
         except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
-            raise SpecError(f"{PYPROJECT} of {package.name} is damaged: {error}") from error
+            msg = f"{PYPROJECT} of {package.name} is damaged: {error}"
+            raise SpecError(msg) from error
 
     def place(self, package: LockedPackage, directory: Path) -> Path:
         """Put a source into a directory: an archive, or a folder; return its path.
@@ -150,7 +151,8 @@ def read_from_archive(path: Path, name: str) -> str | None:
             stream = tar.extractfile(member) if member else None
             return stream.read().decode() if stream else None
     except (tarfile.TarError, zipfile.BadZipFile, UnicodeDecodeError, OSError) as error:
-        raise SpecError(f"the source distribution of {name} cannot be read: {error}") from error
+        msg = f"the source distribution of {name} cannot be read: {error}"
+        raise SpecError(msg) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,8 +188,9 @@ class GitCommit:
         listed = git("--git-dir", home, "ls-tree", "-r", self.commit).stdout.splitlines()
         parts = [line.split("\t")[1] for line in listed if line.startswith(SUBMODULE_MODE)]
         if parts:
+            msg = f"{redact(self.url)} has submodules, which cannot be built: {', '.join(parts)}"
             raise SpecError(
-                f"{redact(self.url)} has submodules, which cannot be built: {', '.join(parts)}",
+                msg,
                 hint="make a wheel of it elsewhere and name its folder with --find-links",
             )
         return home

@@ -169,7 +169,8 @@ def require_environment(name: str, catalog: RegistryIndex) -> None:
         hint = f"did you mean {' or '.join(near)}? {hint}"
     elif not names:
         hint = "it holds none yet: add one with `envferry push ARCHIVE`"
-    raise NotFound(f"{catalog.registry.url} holds no environment {name}", hint=hint)
+    msg = f"{catalog.registry.url} holds no environment {name}"
+    raise NotFound(msg, hint=hint)
 
 
 def nothing_found(package: str, wanted: MatchSpec, catalog: RegistryIndex) -> NotFound:

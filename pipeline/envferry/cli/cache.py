@@ -52,8 +52,9 @@ def verify(console: Console, _: NoOptions) -> None:
     if damaged:
         names = "\n  ".join(entry.path.name for entry in damaged)
         count = f"{len(damaged)} of {plural(len(entries), 'download')}"
+        msg = f"{count} were damaged and removed:\n  {names}"
         raise IntegrityError(
-            f"{count} were damaged and removed:\n  {names}",
+            msg,
             hint="build again to download them, and check this disk",
         )
     console.result(

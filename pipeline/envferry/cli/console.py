@@ -82,7 +82,8 @@ def to_builtin(value: object) -> object:
     """Turn what JSON does not know into what it does."""
     if isinstance(value, Path):
         return str(value)
-    raise NotImplementedError(f"no JSON form for {type(value).__name__}")
+    msg = f"no JSON form for {type(value).__name__}"
+    raise NotImplementedError(msg)
 
 
 class MessageFormatter(logging.Formatter):

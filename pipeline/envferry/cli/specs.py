@@ -176,9 +176,11 @@ def require_free(imported: Imported) -> None:
     path, lock_path = imported.spec.path, imported.spec.lock_path
     hint = "replace it with `--force`, or choose another `--name`"
     if path.exists() and path.read_bytes() != imported.text.encode():
-        raise TargetOccupied(f"{path} already exists and differs", hint=hint)
+        msg = f"{path} already exists and differs"
+        raise TargetOccupied(msg, hint=hint)
     if not path.exists() and lock_path.exists() and imported.locks:
-        raise TargetOccupied(f"{lock_path} already exists, without its spec", hint=hint)
+        msg = f"{lock_path} already exists, without its spec"
+        raise TargetOccupied(msg, hint=hint)
 
 
 def preview_import(console: Console, imported: Imported) -> None:

@@ -107,7 +107,8 @@ class ExportOptions(
             raise UsageError(message, hint=f"envferry export {self.directory} /media/usb")
         if (self.pythons or self.sign_keys) and not self.tool:
             name = "--python" if self.pythons else "--sign-key"
-            raise UsageError(f"{name} needs --tool", hint=f"add --tool, or leave out {name}")
+            msg = f"{name} needs --tool"
+            raise UsageError(msg, hint=f"add --tool, or leave out {name}")
         for python in self.pythons:
             if not PYTHON_VERSION.fullmatch(python):
                 message = f"{python!r} is not a python version that envferry runs on"
@@ -196,7 +197,8 @@ def apply(console: Console, options: ApplyOptions) -> None:
         fault, hint = "does not exist", "is the disk mounted?"
         if directory.exists():
             fault, hint = "is a file", "name the folder that `envferry export` wrote"
-        raise NotFound(f"the folder {directory} {fault}", hint=hint)
+        msg = f"the folder {directory} {fault}"
+        raise NotFound(msg, hint=hint)
     trust = load_trust(options.trusted_keys, require_signature=options.require_signature)
     source, site = open_trusting(str(directory), trust), Registry.open(options.registry)
     if options.dry_run:

@@ -182,7 +182,8 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
         message = f"{path} already exists, and keys are never overwritten"
         raise TargetOccupied(message, hint="choose another name, or move it") from error
     except FileNotFoundError as error:
-        raise NotFound(f"the directory {path.parent} does not exist") from error
+        msg = f"the directory {path.parent} does not exist"
+        raise NotFound(msg) from error
     except OSError as error:
         message = f"cannot write {path}: {error.strerror}"
         raise HostError(message, hint="choose another directory") from error

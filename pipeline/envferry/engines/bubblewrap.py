@@ -36,15 +36,17 @@ class Bubblewrap:
         """Find the program; raise NoSandbox when it is missing or the kernel forbids it."""
         program = process.find_program("bwrap")
         if program is None:
-            raise NoSandbox("bubblewrap is not installed", hint=INSTALL_HINT)
+            msg = "bubblewrap is not installed"
+            raise NoSandbox(msg, hint=INSTALL_HINT)
         self.program = program
         self.python = sys.executable
         self.can_fake_time = any(Path("/usr").glob(FAKE_TIME))
         probe = self.run(Job(argv=("/usr/bin/env", "true")), check=False)
         if probe.returncode != 0:
             reason = probe.stderr.strip().splitlines()[-1:] or ["it gave no reason"]
+            msg = f"bubblewrap cannot make a container here: {reason[0]}"
             raise NoSandbox(
-                f"bubblewrap cannot make a container here: {reason[0]}",
+                msg,
                 hint="allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, or an "
                 "AppArmor profile for bwrap), or run as root",
             )

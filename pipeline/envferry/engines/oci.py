@@ -63,7 +63,8 @@ class ContainerEngine:
         self.name = name
         program = process.find_program(name)
         if program is None:
-            raise NoSandbox(f"{name} is not installed")
+            msg = f"{name} is not installed"
+            raise NoSandbox(msg)
         self.program = program
         wanted = image or DEFAULT_IMAGE
         self.image: str | None = self.find_image(wanted)
@@ -80,8 +81,9 @@ class ContainerEngine:
         if listed.returncode != 0:
             message = f"{self.name} does not work here: {last_line(listed.stderr)}"
             raise NoSandbox(message, hint=f"start its daemon, or see `{self.name} info`")
+        msg = f"{self.name} has no image {wanted}"
         raise NoSandbox(
-            f"{self.name} has no image {wanted}",
+            msg,
             hint=f"build it in the project's folder: {self.name} build -t {DEFAULT_IMAGE} .",
         )
 
@@ -108,8 +110,9 @@ class ContainerEngine:
         found = tried.stdout.strip()
         if tried.returncode != 0 or found != __version__:
             holds = f"envferry {found}" if tried.returncode == 0 else f"no {IMAGE_PYTHON}"
+            msg = f"the image {wanted} of {self.name} has {holds}, expected envferry {__version__}"
             raise NoSandbox(
-                f"the image {wanted} of {self.name} has {holds}, expected envferry {__version__}",
+                msg,
                 hint=f"rebuild it: {self.name} build -t {DEFAULT_IMAGE} . (others: FROM that)",
             )
 

@@ -172,7 +172,8 @@ def _prepare(connection: Connection) -> None:
         if (application, version) == (APPLICATION, VERSION):
             return
         if tables:
-            raise _Foreign(f"application {application:#x}, version {version}")
+            msg = f"application {application:#x}, version {version}"
+            raise _Foreign(msg)
         for statement in filter(str.strip, TABLES.split(";")):
             cursor.execute(statement)
         cursor.execute(f"PRAGMA application_id = {APPLICATION}")

@@ -98,10 +98,12 @@ def _read_tag(registry: Registry, name: TagName, listed: Listed) -> TagLook | No
     key = tag_key(name.name, name.platform, name.tag)
     try:
         if listed.size > LARGEST_TAG:
-            raise IntegrityError(f"{key} has {human_bytes(listed.size)}: it is not a tag")
+            msg = f"{key} has {human_bytes(listed.size)}: it is not a tag"
+            raise IntegrityError(msg)
         record = from_json(registry.store.read(key), SignedTagRecord, key)
         if not ID_PATTERN.fullmatch(record.id) or not 0 <= record.counter <= LARGEST_NUMBER:
-            raise IntegrityError(f"{key} is damaged: it points to {record.id[:40]!r}")
+            msg = f"{key} is damaged: it points to {record.id[:40]!r}"
+            raise IntegrityError(msg)
     except Unreachable:
         raise
     except NotFound:
@@ -121,4 +123,5 @@ def _require_numbers(manifest: Manifest) -> None:
         *(package.size for package in manifest.packages),
     )
     if not all(0 <= size <= LARGEST_NUMBER for size in sizes):
-        raise IntegrityError(f"the manifest of {manifest.stem} gives a size that is not valid")
+        msg = f"the manifest of {manifest.stem} gives a size that is not valid"
+        raise IntegrityError(msg)

@@ -115,7 +115,8 @@ def roll_back(home: EnvHome, id_: str | None, *, dry_run: bool = False) -> Insta
         if wanted is None:
             installed = ", ".join(item.id for item in home.installations()) or "nothing"
             message = f"{home.name} has no earlier installation in {home.envs_dir}"
-            raise NotFound(f"{message} (installed: {installed})", hint="install one, or name an id")
+            msg = f"{message} (installed: {installed})"
+            raise NotFound(msg, hint="install one, or name an id")
         installation = home.installation(wanted)
         if home.current_id() is None and home.link.exists():
             message = f"{home.link} exists but was not made by envferry: left untouched"

@@ -74,7 +74,7 @@ def cover(envs_dir: str, name: str, link: str) -> None:
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, options: str = "") -> None:
-    """Call mount(2)."""
+    """Mount as the manual page of the system call says."""
     texts = (source, target, kind)
     encoded = [os.fsencode(text) if text is not None else None for text in texts]
     call("mount", *encoded, flags, options.encode())

@@ -172,14 +172,16 @@ def check_target(home: EnvHome, installation: Installation, *, replace: bool) ->
     is_taken = home.link.exists() or home.link.is_symlink()
     if is_taken and not home.has_link and not replace:
         what = "a link elsewhere" if home.link.is_symlink() else "not ours"
+        msg = f"{home.link} exists and is {what}: left untouched"
         raise TargetOccupied(
-            f"{home.link} exists and is {what}: left untouched",
+            msg,
             hint="use another --name, or --replace to move it aside",
         )
     there = recorded(home, installation.id)
     if home.current_id() == installation.id and there and there.prefix != installation.prefix:
+        msg = f"{home.link} is the same artifact, installed for another prefix"
         raise TargetOccupied(
-            f"{home.link} is the same artifact, installed for another prefix",
+            msg,
             hint="install it under another --name",
         )
 

@@ -62,8 +62,9 @@ def pip_request(
 
 
 def written_out(half: Spec) -> tuple[str, ...]:
-    """Return the lines of the pip half: files that `-r` names written out, options that decide
-    nothing dropped, every requirement in the form that all tools read.
+    """Return the lines of the pip half in the form that all tools read.
+
+    Files that `-r` names are written out, and options that decide nothing are dropped.
     """
     base = half.path.parent
     lines: list[str] = []

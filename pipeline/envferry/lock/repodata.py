@@ -106,7 +106,8 @@ def extract(
             if (index := shelf.index(f"{url}{subdir}/")) is not None
         }
         if not found_here and shelf.server.offline:
-            raise not_cached(f"{redact(url)} has no index there")
+            msg = f"{redact(url)} has no index there"
+            raise not_cached(msg)
         if not found_here:
             message = f"a conda channel cannot be reached: {redact(url)} has no index"
             raise StoreError(message, hint="check the spec's `channels:`, or give `--channel`")

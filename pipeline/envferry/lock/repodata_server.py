@@ -100,7 +100,8 @@ class RepodataServer:
         if urlsplit(url).scheme == "file":
             return Path(unquote(urlsplit(url).path)).read_bytes()
         if self.offline:
-            raise not_cached(f"{redact(url)} is not there")
+            msg = f"{redact(url)} is not there"
+            raise not_cached(msg)
         with self._guard:
             self.expected.items += 1
         with self._answer(url, {}, ABSENT) as response:

@@ -64,7 +64,8 @@ class Listing:
         when something in it cannot travel.
         """
         if not (tree / "conda-meta").is_dir():
-            raise NotFound(f"{tree} is not a conda environment: it has no conda-meta")
+            msg = f"{tree} is not a conda environment: it has no conda-meta"
+            raise NotFound(msg)
         self.tree = tree
         self.prefix = prefix
         packages = [*conda_packages(tree), *pip_packages(tree)]

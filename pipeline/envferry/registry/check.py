@@ -166,7 +166,8 @@ class _Checker:
     def _checksum(self, folder: Folder, manifest: Manifest) -> None:
         name = f"{manifest.archive.file}.xxh128"
         if self.registry.store.read(folder.key + name) != checksum_line(manifest):
-            raise IntegrityError(f"{name} holds another checksum than the manifest")
+            msg = f"{name} holds another checksum than the manifest"
+            raise IntegrityError(msg)
 
     def _lock(self, folder: Folder, manifest: Manifest) -> None:
         check_lock(manifest, self.registry.store.read(folder.key + LOCK_FILE), LOCK_FILE)
@@ -186,7 +187,8 @@ class _Checker:
             envelope = decode_envelope(there, f"the attestation of {manifest.stem}")
             verify_subjects(envelope, manifest, data)
             if not envelope.signatures:
-                raise IntegrityError(f"the attestation of {manifest.stem} holds no signature")
+                msg = f"the attestation of {manifest.stem} holds no signature"
+                raise IntegrityError(msg)
 
     def tag(self, name: TagName, found: Inventory) -> list[CheckFinding]:
         """Check one tag."""
@@ -212,7 +214,8 @@ class _Checker:
 def _manifest(folder: Folder, data: bytes) -> Manifest:
     manifest = decode_manifest(data, REGISTRY_MANIFEST)
     if (manifest.name, manifest.platform, manifest.id) != (folder.name, folder.platform, folder.id):
-        raise IntegrityError(f"it describes {manifest.stem}, which belongs elsewhere")
+        msg = f"it describes {manifest.stem}, which belongs elsewhere"
+        raise IntegrityError(msg)
     return manifest
 
 

@@ -127,7 +127,8 @@ class Dependencies:
                 if near
                 else f"`envferry show {environment}` lists all"
             )
-            raise NotFound(f"{environment} has no package {name}", hint=hint)
+            msg = f"{environment} has no package {name}"
+            raise NotFound(msg, hint=hint)
         seen: set[PackageNode] = set()
         return tuple(self._above(one, seen) for one in there)
 

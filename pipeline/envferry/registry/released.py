@@ -1,4 +1,4 @@
-"""What `release` asks a registry before it builds: may it write there, and is it there already?"""
+"""What `release` asks a registry before it builds: may it write, is the artifact there already."""
 
 from __future__ import annotations
 

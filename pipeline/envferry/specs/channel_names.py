@@ -96,7 +96,8 @@ def _with_condarc(names: ChannelNames, path: Path) -> ChannelNames:
     if root is None:
         return names
     if not isinstance(root, Mapping):
-        raise SpecError(f"{path} is not a mapping, expected conda settings", hint="correct it")
+        msg = f"{path} is not a mapping, expected conda settings"
+        raise SpecError(msg, hint="correct it")
     mirrors = _table(root, "mirrored_channels", path)
     alias = root.get("channel_alias")
     return ChannelNames(
@@ -130,7 +131,8 @@ def _table(root: Mapping, key: str, path: Path) -> Mapping:
     if value == "":
         return Mapping()
     if not isinstance(value, Mapping):
-        raise SpecError(f"{path}:{line_of(value)}: `{key}` is not a mapping", hint="correct it")
+        msg = f"{path}:{line_of(value)}: `{key}` is not a mapping"
+        raise SpecError(msg, hint="correct it")
     return value
 
 
@@ -143,7 +145,8 @@ def _urls(value: object, path: Path) -> tuple[str, ...]:
     items = [*value] if isinstance(value, Sequence) and value else [value]
     for item in items:
         if not isinstance(item, Text) or not item:
-            raise SpecError(f"{path}:{line_of(value)}: expected a URL", hint="correct it")
+            msg = f"{path}:{line_of(value)}: expected a URL"
+            raise SpecError(msg, hint="correct it")
     return tuple(map(str, items))
 
 
@@ -152,5 +155,6 @@ def _list(root: Mapping, key: str, path: Path) -> tuple[str, ...]:
     if value == "":
         return ()
     if not isinstance(value, Sequence):
-        raise SpecError(f"{path}:{line_of(value)}: `{key}` is not a list", hint="correct it")
+        msg = f"{path}:{line_of(value)}: `{key}` is not a list"
+        raise SpecError(msg, hint="correct it")
     return tuple(str(item) for item in value)

@@ -95,7 +95,8 @@ def merged(lines: tuple[str, ...]) -> str:
     }
     if one["url"]:
         if any(line.version or line.channel or line.build or line.keys for line in known):
-            raise ValueError("one of them is the URL of a package")
+            msg = "one of them is the URL of a package"
+            raise ValueError(msg)
         return next(text for text in lines if is_package_url(text.strip()))
     if len(set(map(str.strip, lines))) == 1:
         return lines[0].strip()
@@ -103,7 +104,8 @@ def merged(lines: tuple[str, ...]) -> str:
     keys = list(dict.fromkeys(line.keys for line in known if line.keys))
     names = [at["key"] for text in keys for at in KEY.finditer(text)]
     if len(names) > len(set(names)):
-        raise ValueError(f"they name `{max(names, key=names.count)}` differently")
+        msg = f"they name `{max(names, key=names.count)}` differently"
+        raise ValueError(msg)
     place = f"{one['channel']}/{one['subdir']}".rstrip("/")
     version = ",".join(f"({item})" if "|" in item and versions[1:] else item for item in versions)
     body = " ".join(filter(None, [version or ("*" if one["build"] else ""), one["build"]]))
@@ -114,7 +116,8 @@ def merged(lines: tuple[str, ...]) -> str:
 def _only(lines: list[CondaLine], part: str) -> str:
     values = {getattr(line, part) for line in lines} - {""}
     if len(values) > 1:
-        raise ValueError(f"they name the {part}s {' and '.join(sorted(values))}")
+        msg = f"they name the {part}s {' and '.join(sorted(values))}"
+        raise ValueError(msg)
     return next(iter(values), "")
 
 

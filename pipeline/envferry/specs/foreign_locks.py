@@ -269,7 +269,8 @@ def git_url(url: str) -> tuple[str, str]:
     if not GIT_COMMIT.fullmatch(commit):
         at = re.search(r"@([0-9a-f]{40})$", bare)
         if not at:
-            raise ValueError(f"`{without_login(url)}` names no commit")
+            msg = f"`{without_login(url)}` names no commit"
+            raise ValueError(msg)
         bare, commit = bare[: at.start()], at[1]
     folder = query.get("subdirectory", [""])[0]
     return f"git+{bare}@{commit}" + (f"#subdirectory={folder}" if folder else ""), commit

@@ -291,7 +291,8 @@ def _origin(path: Path, name: str, draft: Draft) -> str:
         vcs: dict[str, Any] = origin.get("vcs_info") or {}
         suffix = f"#subdirectory={origin['subdirectory']}" if origin.get("subdirectory") else ""
     except (msgspec.MsgspecError, KeyError) as error:
-        raise SpecError(f"{path} is damaged: {error}", hint="reinstall that package") from error
+        msg = f"{path} is damaged: {error}"
+        raise SpecError(msg, hint="reinstall that package") from error
     if vcs:
         return f"{name} @ {vcs.get('vcs', 'git')}+{url}@{vcs.get('commit_id', '')}{suffix}"
     if url.startswith("file:"):

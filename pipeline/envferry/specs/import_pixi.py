@@ -95,7 +95,8 @@ def _features(manifest: PixiManifest) -> list[tuple[str, dict[str, Any]]]:
     for feature in own:
         if feature not in known:
             message = f"{manifest.path}: the default environment has the feature `{feature}`"
-            raise SpecError(f"{message}, which is not defined", hint="correct `[environments]`")
+            msg = f"{message}, which is not defined"
+            raise SpecError(msg, hint="correct `[environments]`")
         tables.append((f"feature.{feature}.", manifest.table(known[feature], f"feature.{feature}")))
     for feature in known:
         if feature not in own:
@@ -119,9 +120,8 @@ def _channels(
         priority = item.get("priority", 0) if isinstance(item, dict) else 0
         channel = item.get("channel") if isinstance(item, dict) else item
         if not isinstance(channel, str) or not isinstance(priority, int):
-            raise SpecError(
-                f"{manifest.path}: {item!r} is not a channel", hint="correct `channels`"
-            )
+            msg = f"{manifest.path}: {item!r} is not a channel"
+            raise SpecError(msg, hint="correct `channels`")
         found.append((-priority, channel_name(channel)))
     found.sort(key=lambda item: item[0])
     return list(dict.fromkeys(channel for _, channel in found))
@@ -191,7 +191,8 @@ def _conda(
 def _conda_line(manifest: PixiManifest, key: str, name: str, value: object) -> str:
     """Return the match spec of a dependency; empty for one that is no package of a channel."""
     if not isinstance(value, (str, dict)):
-        raise SpecError(f"{manifest.path}: `{name}` in [{key}] is not a version", hint="correct it")
+        msg = f"{manifest.path}: `{name}` in [{key}] is not a version"
+        raise SpecError(msg, hint="correct it")
     table: dict[str, Any] = value if isinstance(value, dict) else {"version": value}
     if {"git", "path"} & table.keys():
         place = table.get("git") or table.get("path")
@@ -200,7 +201,8 @@ def _conda_line(manifest: PixiManifest, key: str, name: str, value: object) -> s
         )
         return ""
     if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*", name):
-        raise SpecError(f"{manifest.path}: `{name}` in [{key}] is not a package", hint="correct it")
+        msg = f"{manifest.path}: `{name}` in [{key}] is not a package"
+        raise SpecError(msg, hint="correct it")
     for unknown in table.keys() - {"version", "build", "channel", *BRACKETS}:
         manifest.leave_out(f"[{key}] {name} {{{unknown} = {table[unknown]!r}}}: not understood")
     version = re.sub(r"\s*,\s*", ",", str(table.get("version", "*"))).strip() or "*"

@@ -34,7 +34,8 @@ def draft_pyproject(text: str, path: Path, base: Path, name: str, channels: Iter
     project = table_at(document.get("project", {}), path, "project")
     dependencies = project.get("dependencies", [])
     if not isinstance(dependencies, list):
-        raise SpecError(f"{path}: `dependencies` is not a list", hint="correct it")
+        msg = f"{path}: `dependencies` is not a list"
+        raise SpecError(msg, hint="correct it")
     draft = Draft(name=name, channels=list(channels))
     python = _conda_version(str(project.get("requires-python", "")), path)
     draft.conda = [f"python {python}".strip(), "pip"]
@@ -62,13 +63,15 @@ def _indexes(uv: dict[str, Any], path: Path, draft: Draft) -> list[str]:
     """Return the option lines that `[[tool.uv.index]]` stands for."""
     indexes = uv.get("index", [])
     if not isinstance(indexes, list):
-        raise SpecError(f"{path}: `tool.uv.index` is not a list", hint="correct it")
+        msg = f"{path}: `tool.uv.index` is not a list"
+        raise SpecError(msg, hint="correct it")
     lines = []
     for item in indexes:
         table = table_at(item, path, "tool.uv.index")
         url = str(table.get("url", ""))
         if not url:
-            raise SpecError(f"{path}: an index of `[[tool.uv.index]]` has no URL", hint="add it")
+            msg = f"{path}: an index of `[[tool.uv.index]]` has no URL"
+            raise SpecError(msg, hint="add it")
         lines.append(f"{'--index-url' if table.get('default') else '--extra-index-url'} {url}")
         if table.get("explicit"):
             draft.left_out.append(

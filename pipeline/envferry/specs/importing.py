@@ -199,7 +199,8 @@ def _adopt_environment(
     """Keep an environment file as it is written, comments too, but for what cannot travel."""
     root = parse_yaml(text, source)
     if not isinstance(root, Mapping):
-        raise SpecError(f"{source} is not a mapping", hint="name an environment file")
+        msg = f"{source} is not a mapping"
+        raise SpecError(msg, hint="name an environment file")
     check_dependencies(root, source)
     lines = text.lstrip("\ufeff").splitlines()
     _rewrite_dependencies(root, lines, (source.parent, base), options.relax)

@@ -110,9 +110,11 @@ def read_lock(path: Path) -> Lock:
     try:
         text = read_text(path, MAX_LOCK_BYTES)
     except FileNotFoundError as error:
-        raise NotFound(f"the lock {path} does not exist", hint=hint) from error
+        msg = f"the lock {path} does not exist"
+        raise NotFound(msg, hint=hint) from error
     except OSError as error:
-        raise SpecError(f"cannot read {path}: {error.strerror}", hint=hint) from error
+        msg = f"cannot read {path}: {error.strerror}"
+        raise SpecError(msg, hint=hint) from error
     return parse_lock(text, path)
 
 
@@ -272,7 +274,8 @@ def _package(
     # conda-lock, and envferry 0.1, write the commit, or a folder's digest, as the SHA-256.
     sha256 = item.hash.sha256 or (commit[1] if commit else folders.get(item.url))
     if not (sha256 or item.hash.md5):
-        raise SpecError(f"{path} has no hash for {item.name} {item.version}")
+        msg = f"{path} has no hash for {item.name} {item.version}"
+        raise SpecError(msg)
     package = LockedPackage(
         manager=item.manager,
         name=item.name,

@@ -52,7 +52,8 @@ def read_pylock(text: str, path: Path, name: str, python: str | None) -> Foreign
     document = parse_toml(text)
     version = str(document["lock-version"])
     if not PYLOCK_VERSIONS.fullmatch(version):
-        raise SpecError(f"{path} has the lock format {version}, expected 1.0", hint="regenerate it")
+        msg = f"{path} has the lock format {version}, expected 1.0"
+        raise SpecError(msg, hint="regenerate it")
     draft, target = _draft(name, str(document.get("requires-python", "")), path, python)
     environments = document.get("environments") or []
     if environments and not any(target.accepts(str(item)) for item in environments):
@@ -155,7 +156,8 @@ def _find(
         or any(target.accepts(marker) for marker in item["resolution-markers"])
     ]
     if not fitting:
-        raise ValueError(f"it has no package `{needed['name']}` for this python and platform")
+        msg = f"it has no package `{needed['name']}` for this python and platform"
+        raise ValueError(msg)
     return fitting[0]
 
 

@@ -113,7 +113,8 @@ def find_spec(argument: str, specs_dir: Path) -> Path:
         message = f"{given} is a folder, expected a spec: a file or the name of one in {specs_dir}/"
         raise NotFound(message, hint="name one spec, such as `demo`")
     if is_name:
-        raise _not_found(f"{specs_dir}/{argument}.yml", argument, specs_dir)
+        msg = f"{specs_dir}/{argument}.yml"
+        raise _not_found(msg, argument, specs_dir)
     raise _not_found(argument, given.stem, given.parent if given.parent.is_dir() else specs_dir)
 
 
@@ -154,7 +155,8 @@ def _check_root(root: object, path: Path) -> Mapping:
     """Return the top-level mapping of a spec."""
     hint = f"run `envferry import {path}` to make a spec of another kind of file"
     if root is None:
-        raise SpecError(f"{path} is empty, expected a mapping with `dependencies:`", hint=hint)
+        msg = f"{path} is empty, expected a mapping with `dependencies:`"
+        raise SpecError(msg, hint=hint)
     if not isinstance(root, Mapping):
         kind = "a list" if isinstance(root, Sequence) else f"the text {_shorten(root)}"
         message = f"{path}:{line_of(root)}: expected a mapping with `dependencies:`, found {kind}"
@@ -168,7 +170,8 @@ def _check_root(root: object, path: Path) -> Mapping:
     if "dependencies" not in root:
         alike = difflib.get_close_matches("dependencies", root, n=1)
         close = f": write it for `{alike[0]}`" if alike else ""
-        raise SpecError(f"{path} has no `dependencies:`{close}", hint=hint)
+        msg = f"{path} has no `dependencies:`{close}"
+        raise SpecError(msg, hint=hint)
     return root
 
 
@@ -272,7 +275,8 @@ def _name(content: Mapping, path: Path) -> str:
         return str(check_name(name, "environment name"))
     except UsageError as error:
         hint = "give it another `name:`" if content.get("name") else "give the spec a `name:`"
-        raise SpecError(f"{path}: {error}", hint=hint) from error
+        msg = f"{path}: {error}"
+        raise SpecError(msg, hint=hint) from error
 
 
 def _options(content: Mapping, path: Path) -> SpecOptions:
@@ -291,7 +295,8 @@ def _options(content: Mapping, path: Path) -> SpecOptions:
         try:
             check_platform(platform)
         except UsageError as error:
-            raise SpecError(f"{path}: {error}", hint=error.hint) from error
+            msg = f"{path}: {error}"
+            raise SpecError(msg, hint=error.hint) from error
     _check_system(options.system, path)
     for pattern in options.exclude:
         if pattern.startswith("/") or ".." in pattern.split("/"):

@@ -57,7 +57,8 @@ def is_selected(selector: str, platform: str) -> bool:
     words = WORD.findall(selector)
     value = _any_of(words, SELECTORS.get(platform, set()))
     if words:
-        raise ValueError(f"unexpected `{words[0]}`")
+        msg = f"unexpected `{words[0]}`"
+        raise ValueError(msg)
     return value
 
 
@@ -79,17 +80,20 @@ def _all_of(words: list[str], true: set[str]) -> bool:
 
 def _one(words: list[str], true: set[str]) -> bool:
     if not words:
-        raise ValueError("a name is missing at its end")
+        msg = "a name is missing at its end"
+        raise ValueError(msg)
     word = words.pop(0)
     if word == "not":
         return not _one(words, true)
     if word != "(":
         if word in OPERATORS:
-            raise ValueError(f"expected a name, found `{word}`")
+            msg = f"expected a name, found `{word}`"
+            raise ValueError(msg)
         return word in true
     value = _any_of(words, true)
     if not words or words.pop(0) != ")":
-        raise ValueError("a `)` is missing")
+        msg = "a `)` is missing"
+        raise ValueError(msg)
     return value
 
 

@@ -23,5 +23,6 @@ def parse_toml(text: str) -> dict[str, Any]:
 def table_at(value: object, path: Path, name: str) -> dict[str, Any]:
     """Return a value that must be a table; raise SpecError with its name otherwise."""
     if not isinstance(value, dict):
-        raise SpecError(f"{path}: `{name}` is not a table", hint="correct it")
+        msg = f"{path}: `{name}` is not a table"
+        raise SpecError(msg, hint="correct it")
     return value

@@ -47,7 +47,8 @@ def require_conditions(calls: Calls, bucket: str, prefix: str) -> None:
         ):
             if _put(calls, target, header, condition) is not None:
                 message = f"the server of s3://{bucket} ignores {header}: it overwrites"
-                raise IgnoresConditions(f"{message} what exists", hint=HINT)
+                msg = f"{message} what exists"
+                raise IgnoresConditions(msg, hint=HINT)
     finally:
         _remove(calls, target)
 

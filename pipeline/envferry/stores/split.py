@@ -223,7 +223,8 @@ class SplitStore:
     def _require_free(self, key: str) -> None:
         self._inner()
         if stat_whole(self, key):
-            raise KeyTaken(f"{key} exists in {self.url} and is never overwritten")
+            msg = f"{key} exists in {self.url} and is never overwritten"
+            raise KeyTaken(msg)
 
     def _inner(self) -> Store:
         """Return the other store to write to; raise StoreError when it is only read."""

@@ -46,7 +46,8 @@ def _check(source: Registry, folder: str, *, read_bytes: bool) -> CheckFinding |
         delta.require_file()
         if read_bytes and not delta.is_sound():
             file = delta_key(delta.record.artifact)
-            raise IntegrityError(f"{file} is damaged: its BLAKE3 is not that of {RECORD}")
+            msg = f"{file} is damaged: its BLAKE3 is not that of {RECORD}"
+            raise IntegrityError(msg)
     except BAD as error:
         return replace(fault, what=error.message)
     return None

@@ -244,7 +244,8 @@ def _read(path: Path, what: str) -> bytes:
         return path.read_bytes()
     except FileNotFoundError as error:
         hint = "run `envferry keygen NAME` to make a pair"
-        raise NotFound(f"the {what} {path} does not exist", hint=hint) from error
+        msg = f"the {what} {path} does not exist"
+        raise NotFound(msg, hint=hint) from error
     except OSError as error:
         message = f"cannot read the {what} {path}: {error.strerror}"
         raise UsageError(message, hint=f"check who may read {path}") from error

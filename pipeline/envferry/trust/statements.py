@@ -70,6 +70,7 @@ class RunDetails(msgspec.Struct, frozen=True):
 
 
 def subjects_of(manifest: Manifest, manifest_data: bytes) -> tuple[Subject, ...]:
+    """Return what the statement about an artifact names: the archive, its index, its manifest."""
     facts = manifest.archive
     return (
         Subject(facts.file, {"blake3": facts.blake3}),
@@ -101,6 +102,7 @@ def provenance_of(
 
 
 def decode_statement(envelope: Envelope, what: str) -> Statement:
+    """Return an envelope's statement; raise IntegrityError unless it is SLSA provenance."""
     try:
         statement = decode_json(envelope.body, Statement)
     except msgspec.MsgspecError as error:
@@ -113,10 +115,12 @@ def decode_statement(envelope: Envelope, what: str) -> Statement:
 
 
 def build_definition(statement: Statement, what: str) -> BuildDefinition:
+    """Return what was built from what; raise IntegrityError when that part is damaged."""
     return _part(statement, "buildDefinition", BuildDefinition, what)
 
 
 def run_details(statement: Statement, what: str) -> RunDetails:
+    """Return who built it and when; raise IntegrityError when that part is damaged."""
     return _part(statement, "runDetails", RunDetails, what)
 
 
@@ -131,6 +135,7 @@ def _part(statement: Statement, key: str, kind: type[Part], what: str) -> Part:
 def require_subjects(
     statement: Statement, manifest: Manifest, manifest_data: bytes, what: str
 ) -> None:
+    """Raise IntegrityError unless the statement is about this very manifest and archive."""
     said = {subject.name: subject.digest.get("blake3") for subject in statement.subject}
     for subject in subjects_of(manifest, manifest_data):
         if said.get(subject.name) != subject.digest["blake3"]:

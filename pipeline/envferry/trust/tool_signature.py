@@ -69,7 +69,8 @@ def verify_tool(directory: Path, keys: tuple[PublicKey, ...]) -> VerifiedArtifac
         raise IntegrityError(message, hint=AGAIN)
     if faults := list(_file_faults(directory, sums)):
         shown = "; ".join(faults[:5])
-        raise IntegrityError(f"{what} is not what was signed: {shown}", hint=AGAIN)
+        msg = f"{what} is not what was signed: {shown}"
+        raise IntegrityError(msg, hint=AGAIN)
     return VerifiedArtifact(
         artifact=what,
         signed_by=tuple(f"{key.id} ({key.name})" for key in found),

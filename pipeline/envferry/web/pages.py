@@ -196,7 +196,8 @@ def environment(site: RegistryView, question: Question) -> EnvironmentPage:
     check_name(name, "environment name")
     everything = site.ask(queries.entries(Filter(name=name)))
     if not everything:
-        raise NotFound(f"this registry has no environment {name}", hint="see all environments")
+        msg = f"this registry has no environment {name}"
+        raise NotFound(msg, hint="see all environments")
     wanted = [one for one in everything if platform in (None, one.platform)]
     wanted.sort(key=lambda one: one.published.timestamp() if one.published else 0, reverse=True)
     shown, paging = question.share(wanted)

@@ -55,9 +55,8 @@ def listen(host: str, port: int) -> socket.socket:
         message = f"this user may not open port {port}"
         raise HostError(message, hint="choose one above 1023: --port 8000") from error
     except socket.gaierror as error:
-        raise UsageError(
-            f"{host} is not an address of this machine", hint="--host 127.0.0.1"
-        ) from error
+        msg = f"{host} is not an address of this machine"
+        raise UsageError(msg, hint="--host 127.0.0.1") from error
     except OSError as error:
         message = f"cannot listen at {host} port {port}: {error.strerror}"
         raise TargetOccupied(

@@ -83,8 +83,9 @@ def build_prefix(order: BuildRequest) -> Iterator[str]:
     python = prefix / "bin" / "python"
     if order.wheels:
         if not python.exists():
+            msg = "the spec has a pip half but the environment has no python"
             raise SpecError(
-                "the spec has a pip half but the environment has no python",
+                msg,
                 hint="add `python` to the conda half, lock and build again",
             )
         say(f"installing {len(order.wheels)} wheels")
@@ -190,8 +191,9 @@ def refuse_tries_at_start(site_packages: Path, tries_before: int) -> None:
         return
     names = (*site_packages.glob("*.pth"), *site_packages.glob("*customize.py"))
     ran = ", ".join(sorted(path.name for path in names))
+    msg = f"python tried to use the network when it started, which a build does not have: {ran}"
     raise ToolFailed(
-        f"python tried to use the network when it started, which a build does not have: {ran}",
+        msg,
         hint="leave out the package that has that file: python runs it at each start",
     )
 
@@ -219,10 +221,12 @@ def tidy(prefix: Path, scratch: Path) -> None:
     shutil.rmtree(scratch)
     set_modes(prefix)
     if not prefix.is_dir() or not any(prefix.iterdir()):
-        raise ToolFailed(f"the build left nothing at {prefix}")
+        msg = f"the build left nothing at {prefix}"
+        raise ToolFailed(msg)
     if strangers := sorted(repr(str(path)) for path in prefix.parent.iterdir() if path != prefix):
+        msg = f"a package wrote outside of {prefix}: {', '.join(strangers[:FAULTS_SHOWN])}"
         raise ToolFailed(
-            f"a package wrote outside of {prefix}: {', '.join(strangers[:FAULTS_SHOWN])}",
+            msg,
             hint="only its post-link script can do that: leave the package out",
         )
 

@@ -132,7 +132,8 @@ def wheel_files(wheel: WheelFile, site_packages: str) -> dict[str, int]:
     except WHEEL_ERRORS as error:
         name = PurePosixPath(wheel.path).name
         hint = "it is the file that was locked: lock another version, or ask its maintainers"
-        raise SpecError(f"{name} is not a valid wheel: {error}", hint=hint) from error
+        msg = f"{name} is not a valid wheel: {error}"
+        raise SpecError(msg, hint=hint) from error
 
 
 def wheel_folders(wheel: WheelFile, site_packages: str) -> dict[str, str]:

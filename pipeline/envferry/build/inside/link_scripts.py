@@ -89,15 +89,17 @@ def run_script(script: Path, prefix: Path, record: dict[str, Any]) -> None:
     finished = process.run_to_its_end(words, env=environ, cwd=prefix)
     left = processes_after(before)
     if network_tries() > tries:
+        msg = f"{what} tried to use the network, which a build does not have"
         raise ToolFailed(
-            f"{what} tried to use the network, which a build does not have",
+            msg,
             hint="leave the package out, or ask its maintainers to ship what it downloads",
         )
     if finished.returncode != 0:
         raise process.failure([what], finished.returncode, finished.stdout, "")
     if left:
+        msg = f"{what} left processes running: {', '.join(left)}"
         raise ToolFailed(
-            f"{what} left processes running: {', '.join(left)}",
+            msg,
             hint="their output is lost: leave the package out, or tell its maintainers",
         )
 

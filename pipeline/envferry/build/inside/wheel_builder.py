@@ -67,8 +67,11 @@ def make_wheel(order: WheelRequest) -> None:
     what = f"making a wheel of {order.name}"
     has_tried = network_tries() > tries
     if finished.returncode == 0 and has_tried:
+        msg = (
+            f"{what} tried to use the network, which a build does not have, and went on without it"
+        )
         raise ToolFailed(
-            f"{what} tried to use the network, which a build does not have, and went on without it",
+            msg,
             hint="offer a wheel of it instead (--find-links), or what it downloads as a package",
         )
     if finished.returncode == 0:
