@@ -22,7 +22,7 @@ from envferry.models import Artifact, Ref, current_platform
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.push import push_artifact
-from tests.packed import pack
+from tests.support.packed import pack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

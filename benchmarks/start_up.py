@@ -15,7 +15,7 @@ from envferry.models import Artifact, PackageFacts
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.push import push_artifact
-from tests.artifacts import make_artifact
+from tests.support.artifacts import make_artifact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from envferry.registry import Registry
-from tests.artifacts import PLATFORM
-from tests.browser import chromium, find_chromium, serving
 from tests.showcase import publish_showcase
+from tests.support.artifacts import PLATFORM
+from tests.support.browser import chromium, find_chromium, serving
 
 TARGET = Path(__file__).parents[1] / "docs/screenshots"
 DESK = {"width": 1000, "height": 720}

@@ -18,8 +18,8 @@ from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.layout import folder_of
 from envferry.trust.signing import Signer, generate_key, parse_signing_key
-from tests.artifacts import PLATFORM
-from tests.published import Made, make
+from tests.support.artifacts import PLATFORM
+from tests.support.published import Made, make
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -167,6 +167,14 @@ def test_no_test_asserts_wall_clock_time() -> None:
     assert not found
 
 
+def test_tests_lie_in_folders_named_for_what_they_test() -> None:
+    tests = SOURCES.parents[1] / "tests"
+    packages = {path.parent.name for path in SOURCES.glob("*/__init__.py")}
+    folders = {path.parent.name for path in tests.glob("*/test_*.py")}
+    assert folders <= packages | {"integration"}
+    assert packages - folders == {"engines"}, "engines need containers: tests/integration"
+
+
 @pytest.mark.parametrize("path", sorted((SOURCES / "cli").glob("*.py")), ids=lambda path: path.name)
 def test_commands_are_typed(path: Path) -> None:
     """A command binds a dataclass: `**choices: object` or `Any` would hide renamed options."""

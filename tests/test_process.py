@@ -13,7 +13,7 @@ import pytest
 
 from envferry import process
 from envferry.errors import ToolFailed
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path

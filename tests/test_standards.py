@@ -26,7 +26,7 @@ from envferry.progress import Silent
 from envferry.specs.importing import Imported, ImportOptions, import_spec
 from envferry.specs.locks import LockContents, parse_lock, read_lock, render_lock, write_lock
 from envferry.specs.reading import parse_spec, read_spec
-from tests.tiny_channel import TinyPackage, make_channel
+from tests.support.tiny_channel import TinyPackage, make_channel
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,17 +12,17 @@ from demo.seaweed import S3Server, find_weed, seaweed
 from demo.voyage import CHANNEL_ITEMS, PROJECT, copy_spec
 from envferry.engines.selection import Engine, open_sandbox
 from tests.conftest import require
-from tests.docker import can_start_docker, docker_answers, prepare_docker
-from tests.podman import prepare_podman
-from tests.s3_servers import find_s3rver, make_bucket, moto, s3rver
-from tests.workshop import CliRunner
+from tests.support.cli_runner import CliRunner
+from tests.support.docker import can_start_docker, docker_answers, prepare_docker
+from tests.support.podman import prepare_podman
+from tests.support.s3_servers import find_s3rver, make_bucket, moto, s3rver
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from envferry.engines.port import Sandbox
-    from tests.image_engine import ImageEngine
+    from tests.support.image_engine import ImageEngine
 
 IMAGE_ENGINES = (
     pytest.param("podman", marks=pytest.mark.podman),

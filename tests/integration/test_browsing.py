@@ -18,10 +18,10 @@ from envferry.registry.inventory import Folder
 from envferry.registry.removal import remove_artifact
 from envferry.web.app import make_app
 from envferry.web.site import RegistryView
-from tests.artifacts import PLATFORM
 from tests.integration.test_trust import pack
-from tests.published import NUMPY, Made, publish
-from tests.workshop import CliRunner
+from tests.support.artifacts import PLATFORM
+from tests.support.cli_runner import CliRunner
+from tests.support.published import NUMPY, Made, publish
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -32,17 +32,17 @@ from envferry.errors import (
 from envferry.models import Checks
 from envferry.pack.stage import PackOptions, pack_env
 from envferry.progress import Silent
-from tests.builds import BuildRunner, locked
-from tests.test_install import envs, install
-from tests.tiny_channel import TinyPackage, make_channel
-from tests.waiting import wait_until
-from tests.wheels import make_wheel
+from tests.install.test_install import envs, install
+from tests.support.builds import BuildRunner, locked
+from tests.support.tiny_channel import TinyPackage, make_channel
+from tests.support.waiting import wait_until
+from tests.support.wheels import make_wheel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from envferry.engines.port import Sandbox
-    from tests.workshop import CliRunner
+    from tests.support.cli_runner import CliRunner
 
 __all__ = ["envs"]
 
@@ -53,7 +53,7 @@ KILLED_BUILD = """\
 import sys
 from pathlib import Path
 from envferry.engines.selection import Engine, open_sandbox
-from tests.builds import BuildRunner
+from tests.support.builds import BuildRunner
 home = Path(sys.argv[1])
 shop = BuildRunner(home=home, sandbox=open_sandbox(Engine(sys.argv[2])))
 shop.build(sorted((home / "channel/linux-64").glob("*.conda")))

@@ -21,9 +21,9 @@ from envferry.lock.stage import lock_spec
 from envferry.process import run
 from envferry.progress import Silent
 from envferry.specs.reading import read_spec
-from tests.builds import BuildRunner
 from tests.conftest import require
-from tests.tiny_channel import TinyPackage, add_packages, make_channel
+from tests.support.builds import BuildRunner
+from tests.support.tiny_channel import TinyPackage, add_packages, make_channel
 
 pytestmark = pytest.mark.container
 

@@ -16,9 +16,9 @@ from envferry.lock.options import LockOptions
 from envferry.lock.stage import lock_spec
 from envferry.progress import Silent
 from envferry.specs.reading import read_spec
-from tests.builds import file_hash
-from tests.tiny_channel import TinyPackage, make_channel, python_packages
-from tests.wheels import make_wheel
+from tests.support.builds import file_hash
+from tests.support.tiny_channel import TinyPackage, make_channel, python_packages
+from tests.support.wheels import make_wheel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

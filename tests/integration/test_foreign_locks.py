@@ -14,8 +14,8 @@ from envferry.models import current_platform
 from envferry.progress import Silent
 from envferry.specs.importing import ImportOptions, import_spec
 from envferry.specs.reading import read_spec
-from tests.tiny_channel import make_channel, python_packages
-from tests.wheels import make_wheel
+from tests.support.tiny_channel import make_channel, python_packages
+from tests.support.wheels import make_wheel
 
 if TYPE_CHECKING:
     from pathlib import Path

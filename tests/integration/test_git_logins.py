@@ -12,7 +12,7 @@ import pytest
 from envferry.process import run
 from tests.integration.test_private_index import Guarded, guarding
 from tests.integration.test_sources import SETUP, commit, one_source, write
-from tests.workshop import CliRunner
+from tests.support.cli_runner import CliRunner
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

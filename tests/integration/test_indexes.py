@@ -8,7 +8,7 @@ import pytest
 
 from envferry.specs.locks import read_lock
 from tests.integration.test_private_index import OFFER, Guarded, guarding, make_index
-from tests.workshop import CliRunner
+from tests.support.cli_runner import CliRunner
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.test_interrupts import interrupted
-from tests.web_server import web_server
-from tests.workshop import CliRunner
+from tests.cli.test_interrupts import interrupted
+from tests.support.cli_runner import CliRunner
+from tests.support.web_server import web_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

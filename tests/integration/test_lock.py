@@ -22,9 +22,9 @@ from envferry.progress import Silent
 from envferry.specs.lock_changes import compare_locks
 from envferry.specs.locks import read_lock
 from envferry.specs.reading import read_spec
-from tests.tiny_channel import TinyPackage, add_packages, make_channel, python_packages
-from tests.wheels import make_wheel
-from tests.workshop import CliRunner
+from tests.support.cli_runner import CliRunner
+from tests.support.tiny_channel import TinyPackage, add_packages, make_channel, python_packages
+from tests.support.wheels import make_wheel
 
 if TYPE_CHECKING:
     from envferry.models import Lock

@@ -21,7 +21,7 @@ from envferry.lock.options import LockOptions
 from envferry.lock.stage import lock_spec
 from envferry.progress import Silent
 from envferry.specs.reading import read_spec
-from tests.tiny_channel import make_channel, python_packages
+from tests.support.tiny_channel import make_channel, python_packages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,10 +18,10 @@ from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
 from envferry.registry.push import push_artifact
 from envferry.stores.conditions import IgnoresConditions
 from envferry.stores.opening import open_store
-from tests.artifacts import PLATFORM, make_artifact
-from tests.fault_proxy import Plan, fault_proxy
-from tests.forward_proxy import forward_proxy
 from tests.integration.conftest import empty_registry
+from tests.support.artifacts import PLATFORM, make_artifact
+from tests.support.fault_proxy import Plan, fault_proxy
+from tests.support.forward_proxy import forward_proxy
 
 if TYPE_CHECKING:
     from pathlib import Path

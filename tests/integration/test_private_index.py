@@ -17,9 +17,9 @@ import pytest
 import zstandard
 
 from envferry.install.host_check import glibc_version
-from tests.builds import file_hash
-from tests.wheels import make_wheel
-from tests.workshop import CliRunner
+from tests.support.builds import file_hash
+from tests.support.cli_runner import CliRunner
+from tests.support.wheels import make_wheel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -37,9 +37,9 @@ from envferry.stores.opening import open_store
 from envferry.stores.partial import PIECE_BYTES
 from envferry.stores.port import ignore
 from envferry.stores.receive import REQUEST_BYTES
-from tests.artifacts import PLATFORM, make_artifact
 from tests.conftest import require
-from tests.test_stores import RangeHandler
+from tests.stores.test_stores import RangeHandler
+from tests.support.artifacts import PLATFORM, make_artifact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -19,9 +19,9 @@ from envferry.lock.stage import lock_spec
 from envferry.progress import Silent
 from envferry.specs.locks import read_lock
 from envferry.specs.reading import read_spec
-from tests.builds import BuildRunner
-from tests.conda_shapes import Shape, lock_entry
 from tests.conftest import require
+from tests.support.builds import BuildRunner
+from tests.support.conda_shapes import Shape, lock_entry
 
 if TYPE_CHECKING:
     from envferry.models import LockedPackage

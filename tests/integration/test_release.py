@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.workshop import CliRunner
+    from tests.support.cli_runner import CliRunner
 
 pytestmark = pytest.mark.container
 

@@ -16,7 +16,7 @@ from envferry.errors import StoreError
 from envferry.lock import repodata_server
 from envferry.lock.repodata import IndexShelf, extract
 from envferry.lock.repodata_server import RepodataServer
-from tests.repodata_channels import LINUX, record, write_channel
+from tests.support.repodata_channels import LINUX, record, write_channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

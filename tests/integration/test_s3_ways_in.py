@@ -32,10 +32,10 @@ from envferry.registry.push import push_artifact
 from envferry.stores.multipart import PART_BYTES
 from envferry.stores.opening import open_store
 from envferry.stores.port import KnownRange
-from tests.artifacts import make_artifact
-from tests.fault_proxy import Plan, fault_proxy
-from tests.waiting import wait_until
-from tests.workshop import ENVFERRY
+from tests.support.artifacts import make_artifact
+from tests.support.cli_runner import ENVFERRY
+from tests.support.fault_proxy import Plan, fault_proxy
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,12 +15,12 @@ from envferry.engines.port import Job, Mount
 from envferry.engines.selection import Engine, choose_sandbox, open_sandbox
 from envferry.errors import NoSandbox, ToolFailed
 from tests.conftest import require
-from tests.image_engine import BASE_IMAGE
-from tests.waiting import wait_until
+from tests.support.image_engine import BASE_IMAGE
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from envferry.engines.port import Sandbox
-    from tests.image_engine import ImageEngine
+    from tests.support.image_engine import ImageEngine
 
 pytestmark = pytest.mark.container
 

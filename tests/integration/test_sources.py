@@ -11,12 +11,12 @@ import pytest
 from envferry.install.host_check import glibc_version
 from envferry.process import run
 from envferry.specs.locks import read_lock
-from tests.workshop import CliRunner
+from tests.support.cli_runner import CliRunner
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.image_engine import ImageEngine
+    from tests.support.image_engine import ImageEngine
 
 pytestmark = pytest.mark.container
 

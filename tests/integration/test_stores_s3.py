@@ -36,12 +36,12 @@ from envferry.stores.multipart import (
 from envferry.stores.opening import open_store
 from envferry.stores.port import KnownRange
 from envferry.stores.s3 import S3Store
-from tests.archives import small_archive
-from tests.artifacts import make_artifact
-from tests.fault_proxy import Plan, fault_proxy
 from tests.integration.conftest import empty_registry
-from tests.test_stores import StoreSuite
-from tests.waiting import wait_until
+from tests.stores.test_stores import StoreSuite
+from tests.support.archives import small_archive
+from tests.support.artifacts import make_artifact
+from tests.support.fault_proxy import Plan, fault_proxy
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,9 +16,9 @@ from envferry.archive.reader import Archive, FileSource
 from envferry.artifacts import write_companions
 from envferry.models import Artifact, Manifest
 from envferry.process import run
-from tests.archives import PREFIX, small_archive
-from tests.artifacts import LOCK
-from tests.workshop import CliRunner
+from tests.support.archives import PREFIX, small_archive
+from tests.support.artifacts import LOCK
+from tests.support.cli_runner import CliRunner
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,11 +18,11 @@ import pytest
 from envferry.engines.bubblewrap import Bubblewrap
 from envferry.engines.port import Job, Mount
 from tests.conftest import require
-from tests.wheels import make_wheel
+from tests.support.wheels import make_wheel
 
 if TYPE_CHECKING:
     from demo.seaweed import S3Server
-    from tests.workshop import CliRunner
+    from tests.support.cli_runner import CliRunner
 
 pytestmark = [pytest.mark.container, pytest.mark.network]
 

@@ -8,10 +8,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 
 from envferry.registry import Registry
-from tests.artifacts import PLATFORM
-from tests.browser import chromium, find_chromium, serving
 from tests.conftest import require
 from tests.showcase import publish_showcase
+from tests.support.artifacts import PLATFORM
+from tests.support.browser import chromium, find_chromium, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,0 +1,255 @@
+"""`--dry-run` says what a command would do, and not a byte or a time on the disk is another."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import pytest
+
+from docs.generate import commands
+from envferry.cli.main import envferry, run
+from envferry.models import current_platform
+from tests.support.packed import pack, random_bytes
+from tests.support.tiny_channel import make_channel, python_packages
+
+if TYPE_CHECKING:
+    from envferry.models import Artifact
+
+WRITES = {
+    *("apply", "build", "cache prune", "export", "fetch", "import", "install", "lock", "mirror"),
+    *("pack", "prune", "push", "release", "remove", "rollback", "tag"),
+}
+"""All that write but `keygen`, `channel create`, and `verify`, which repairs only if asked to."""
+PLATFORM = current_platform()
+
+
+class Desk:
+    """A folder with two artifacts, the older one pushed and both installed."""
+
+    def __init__(self, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.home, self.capsys = home, capsys
+        self.old, self.new = (
+            pack(home / "dist", {"tool": random_bytes(seed, 100_000)}) for seed in (1, 2)
+        )
+
+    def say(self, *words: str | Path) -> str:
+        """Run a command that must succeed, and return what it says."""
+        assert run([str(word) for word in words]) == 0, self.capsys.readouterr().err
+        return self.capsys.readouterr().out
+
+    def ask(self, *words: str | Path) -> Any:
+        """Run a command with `--dry-run --json`, for people too, and look for what it changed."""
+        before = dict(self.files())
+        assert self.say(*words, "--dry-run")
+        answer = json.loads(self.say(*words, "--dry-run", "--json"))
+        assert dict(self.files()) == before
+        for one in answer if isinstance(answer, list) else [answer]:
+            assert one["dry_run"] is True
+        return answer
+
+    def files(self) -> Any:
+        """Yield all that is there, with its times; the index of packages is a cache."""
+        # What channels have is fetched to say what would be locked: the cache may keep it.
+        cache = (self.home / "cache", self.home / "cache/repodata")
+        for path in sorted(self.home.rglob("*")):
+            if path in cache or cache[1] in path.parents:
+                continue
+            facts = path.lstat()
+            data = path.read_bytes() if path.is_file() else b""
+            yield str(path), (facts.st_mode, facts.st_mtime_ns, data)
+
+    def push(self, artifact: Artifact, *tags: str) -> None:
+        """Push an artifact for real."""
+        self.say("push", artifact.archive_path, *(f"--tag={tag}" for tag in tags))
+
+
+@pytest.fixture
+def desk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Desk:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ENVFERRY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("ENVFERRY_ENVS_DIR", str(tmp_path / "envs"))
+    monkeypatch.setenv("ENVFERRY_REGISTRY", str(tmp_path / "registry"))
+    (tmp_path / "registry").mkdir()
+    return Desk(tmp_path, capsys)
+
+
+def test_every_command_that_writes_knows_it() -> None:
+    found = {
+        context.command_path.removeprefix("envferry ")
+        for context in commands(envferry, "envferry")
+        if any("--dry-run" in one.opts for one in context.command.params)
+    }
+    assert found == WRITES
+
+
+def test_push_and_tag(desk: Desk) -> None:
+    (answer,) = desk.ask("push", desk.old.archive_path, "--tag", "stable")
+    assert (answer["uploaded"], answer["tags"]) == (True, ["stable", "latest"])
+    desk.push(desk.old)
+    (answer,) = desk.ask("push", desk.old.archive_path)
+    assert answer["uploaded"] is False
+    old = desk.old.manifest.id
+    assert desk.ask("tag", "demo", "stable")["id"] == old
+    assert f"demo@stable would point to {old}, now nothing" in desk.say(
+        "tag", "demo", "stable", "--dry-run"
+    )
+    assert run(["tag", "demo", "a/b", "--dry-run"]) == 2
+
+
+def test_fetch(desk: Desk, tmp_path: Path) -> None:
+    desk.push(desk.old)
+    disk = tmp_path / "disk"
+    answer = desk.ask("fetch", "demo", "-o", disk)
+    assert not disk.exists()
+    assert answer["present"] is False
+    assert desk.say("fetch", "demo", "-o", disk) == f"{answer['archive']}\n"
+    assert desk.ask("fetch", "demo", "-o", disk)["present"] is True
+    assert run(["fetch", "demo@none", "--dry-run"]) == 7
+
+
+def test_rollback_and_remove(desk: Desk) -> None:
+    old, new = desk.old.manifest.id, desk.new.manifest.id
+    assert desk.ask("install", desk.old.archive_path)["id"] == old
+    assert run(["rollback", "demo", "--dry-run"]) == 7
+    desk.say("install", desk.old.archive_path)
+    desk.say("install", desk.new.archive_path)
+    assert desk.ask("rollback", "demo")["id"] == old
+    assert desk.ask("remove", "demo", "--keep", "1")["removed"] == [old]
+    assert desk.ask("remove", f"demo@{old}")["removed"] == [old]
+    assert run(["remove", f"demo@{new}", "--dry-run"]) == 10, "what a removal would refuse"
+    assert set(desk.ask("remove", "demo", "--all")["removed"]) == {old, new}
+    assert (
+        desk.say("remove", "demo", "--keep", "1")
+        == f"removed demo@{old}\nkept    demo@{new}: current\n"
+    )
+
+
+def test_export_apply_and_mirror(desk: Desk, tmp_path: Path) -> None:
+    desk.push(desk.old, "stable")
+    disk, site = tmp_path / "disk", tmp_path / "site"
+    answer = desk.ask("export", "demo@stable", disk)
+    assert not disk.exists()
+    made = json.loads(desk.say("export", "demo@stable", disk, "--json"))
+    for name in ("artifacts", "carried_bytes", "archive_bytes", "since", "directory"):
+        assert answer[name] == made[name]
+    site.mkdir()
+    answer = desk.ask("apply", disk, "--registry", site)
+    assert (answer["copied"], answer["present"]) == ([desk.old.manifest.stem], 0)
+    assert desk.ask("mirror", "registry", site)["copied"] == [desk.old.manifest.stem]
+    said = desk.say("apply", disk, "--registry", site)
+    assert f"{site}: 1 artifact added, 0 already present" in said
+    desk.push(desk.new)
+    delta = desk.ask("export", "demo", tmp_path / "more", "--since", "demo@stable")
+    made = json.loads(
+        desk.say("export", "demo", tmp_path / "more", "--since", "demo@stable", "--json")
+    )
+    assert delta["carried_bytes"] == made["carried_bytes"] != made["archive_bytes"]
+    answer = desk.ask("apply", tmp_path / "more", "--registry", site)
+    assert answer["rebuilt"] == [desk.new.manifest.stem]
+
+
+def test_import(desk: Desk, tmp_path: Path) -> None:
+    (tmp_path / "requirements.txt").write_text("numpy==1.26.4\n")
+    answer = desk.ask("import", "requirements.txt", "-n", "demo", "--python", "3.11")
+    desk.say("import", "requirements.txt", "-n", "demo", "--python", "3.11")
+    spec = tmp_path / "specs/demo.yml"
+    assert spec.read_text() == answer["text"]
+    spec.write_text("another\n")
+    assert run(["import", "requirements.txt", "-n", "demo", "--dry-run"]) == 10
+    assert desk.ask("import", "requirements.txt", "-n", "demo", "-y")["pip"] == 1
+
+
+def test_lock_build_and_release(desk: Desk, tmp_path: Path) -> None:
+    channel = make_channel(tmp_path / "channel", python_packages(PLATFORM))
+    spec = tmp_path / "specs/demo.yml"
+    spec.parent.mkdir()
+    spec.write_text(f"channels: ['{channel}']\ndependencies: [python=3.10]\n")
+    (answer,) = desk.ask("lock", "-f", "specs/demo.yml", "--platform", PLATFORM)
+    lock = spec.with_name("demo.conda-lock.yml")
+    assert not lock.exists()
+    (made,) = json.loads(desk.say("lock", "demo", "--platform", PLATFORM, "--json"))
+    assert {**answer, "dry_run": None} == {**made, "dry_run": None}
+    answer = desk.ask("build", "demo")
+    assert answer["prefix"] == "/opt/conda/envs/demo"
+    assert (answer["conda"], answer["pip"]) == (made["platforms"][PLATFORM], 0)
+    assert len(answer["downloads"]) == answer["conda"]
+    (answer,) = desk.ask("release", "demo", "--tag", "stable")
+    assert (answer["build"], answer["id"], answer["tags"]) == (True, None, ["stable", "latest"])
+    assert run(["release", "demo", "other", "--dry-run"]) == 7
+    assert run(["lock"]) == 2
+
+
+def test_pack(desk: Desk, tmp_path: Path) -> None:
+    assert run(["pack", "demo", "--dry-run"]) == 7
+    (tmp_path / "found/conda-meta").mkdir(parents=True)
+    answer = desk.ask("pack", "./found", "-n", "demo", "-p", "/opt/conda/envs/demo")
+    assert answer["archive"] == f"dist/demo-{PLATFORM}-ID.tar.zst"
+
+
+def test_prunes(desk: Desk, tmp_path: Path) -> None:
+    folder = tmp_path / "cache/downloads/sha256/ab" / ("ab" * 32)
+    folder.mkdir(parents=True)
+    (folder / "a-1.0-0.conda").write_bytes(b"a" * 1000)
+    (tmp_path / "cache/builds/demo-x.partial").mkdir(parents=True)
+    os.utime(folder / "a-1.0-0.conda", (0, 0))
+    (tmp_path / "cache/downloads/.lock").touch()
+    answer = desk.ask("cache", "prune")
+    assert answer["downloads"] == {"files": 1, "size": 1000}
+    made = json.loads(desk.say("cache", "prune", "--json"))
+    assert {**made, "dry_run": True} == answer
+    assert not folder.exists()
+    desk.push(desk.old)
+    assert run(["prune", "--delete", "--dry-run"]) == 2
+
+
+@pytest.mark.parametrize(("typed", "code", "is_there"), [(b"n\n", 130, True), (b"y\n", 0, False)])
+def test_who_removes_all_is_asked_at_a_terminal(
+    desk: Desk, typed: bytes, code: int, is_there: bool
+) -> None:
+    desk.say("install", desk.old.archive_path)
+    ours, theirs = pty.openpty()
+    command = [str(Path(sys.executable).with_name("envferry")), "remove", "demo", "--all"]
+    with subprocess.Popen(
+        command, stdin=theirs, stderr=theirs, stdout=subprocess.PIPE, close_fds=True
+    ) as child:
+        os.close(theirs)
+        os.write(ours, typed)
+        child.communicate(timeout=60)
+    os.close(ours)
+    assert child.returncode == code
+    assert (desk.home / "envs/demo").exists() is is_there
+
+
+def test_nobody_is_asked_without_a_terminal_or_with_yes(desk: Desk) -> None:
+    for words in ((), ("-y",)):
+        desk.say("install", desk.old.archive_path)
+        assert desk.say("remove", "demo", "--all", *words)
+        assert not (desk.home / "envs/demo").exists()
+
+
+def test_short_names_are_those_of_conda() -> None:
+    wanted = {
+        "-n": "--name",
+        "-p": "--prefix",
+        "-c": "--channel",
+        "-f": "--file",
+        "-y": "--yes",
+        "-o": "--output",
+        "-q": "--quiet",
+        "-v": "--verbose",
+        "-h": "--help",
+    }
+    for context in commands(envferry, "envferry"):
+        for one in context.command.params:
+            assert isinstance(one, click.Parameter)
+            for short, long in wanted.items():
+                assert (short in one.opts) == (long in one.opts), (context.command_path, one.opts)

@@ -1,0 +1,121 @@
+"""A kill at any operation on files: the old environment or the new one runs, and nothing stays."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.install.test_install import envs, install, manifest_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["envs"]
+
+SCRIPT = '''
+"""Do something again and again, killed at its first, second, … operation on files."""
+
+import os, shutil, signal, subprocess, sys
+from pathlib import Path
+from envferry.errors import PipelineError
+from envferry.install.activation import roll_back
+from envferry.install.env_home import EnvHome
+from envferry.install.remove import remove_named, remove_whole
+from envferry.install.verify import repair_installation, verify_installation
+from envferry.archive.reader import Archive, FileSource
+from envferry.progress import Silent
+from tests.install.test_install import install
+
+CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "os.link", "os.chmod",
+           "os.utime", "os.truncate"}
+deed, template, place, first, second = sys.argv[1], *map(Path, sys.argv[2:6])
+ids = sys.argv[6:8]
+home = EnvHome.of(place, "demo")
+
+def update():
+    install(second, place, prefix=f"{place}/demo")
+
+def again():
+    install(first, place, prefix=f"{place}/demo")
+
+def repair():
+    found = verify_installation(home, None, quick=False, progress=Silent())
+    with FileSource(first) as source:
+        repair_installation(home, found, Archive(source), progress=Silent())
+
+deeds = {
+    "update": update,
+    "again": again,
+    "repair": repair,
+    "rollback": lambda: roll_back(home, None),
+    "remove": lambda: remove_named(home, ids[1], assume_unused=True),
+    "remove all": lambda: remove_whole(home, assume_unused=True),
+}
+
+def run_until(number):
+    """Run the deed in a child that is killed at an operation; return whether it was."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    left = [number]
+    def hook(event, arguments):
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & os.O_CREAT
+        if event in CHANGES or writes:
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+    deeds[deed]()
+    os._exit(0)
+
+def version():
+    return subprocess.run([place / "demo/bin/tool"], capture_output=True, text=True).stdout.strip()
+
+number, killed = 0, True
+while killed:
+    number += 1
+    shutil.copytree(template, place, symlinks=True)
+    if deed in ("again", "repair"):
+        (home.link / "lib/data").unlink()
+    killed = run_until(number)
+    if deed != "remove all":
+        assert version() in ("version 1", "version 2"), (number, version())
+    # Any next command clears up; this one changes nothing else.
+    if home.directory.exists():
+        try:
+            remove_named(home, "0" * 12)
+        except PipelineError:
+            pass
+        for item in home.installations():
+            found = verify_installation(home, item.id, quick=False, progress=Silent())
+            allowed = deed in ("again", "repair") and killed
+            assert allowed or not found.differences, (number, found.differences)
+    deeds["update"]()
+    known = {".lock", ".history"}
+    known |= {f"{item.id}{end}" for item in home.installations() for end in ("", ".json", ".index")}
+    assert {path.name for path in home.directory.iterdir()} == known, number
+    assert version() == "version 2", number
+    found = verify_installation(home, None, quick=False, progress=Silent())
+    assert not found.differences, (number, found.differences)
+    assert {path.name for path in place.iterdir()} == {".envferry", "demo"}, number
+    shutil.rmtree(place)
+print(number)
+'''
+
+
+@pytest.mark.parametrize("deed", ["update", "again", "repair", "rollback", "remove", "remove all"])
+def test_a_kill_at_every_operation(tmp_path: Path, envs: Path, deed: str) -> None:
+    first = manifest_of(tmp_path / "1.tar.zst", b"1").id
+    second = manifest_of(tmp_path / "2.tar.zst", b"2").id
+    place = tmp_path / "place"
+    if deed in ("rollback", "remove"):
+        install(tmp_path / "2.tar.zst", envs, prefix=f"{place}/demo")
+    install(tmp_path / "1.tar.zst", envs, prefix=f"{place}/demo")
+    argv: list[str | Path] = [sys.executable, "-c", SCRIPT, deed, envs, place]
+    argv += [tmp_path / "1.tar.zst", tmp_path / "2.tar.zst", first, second]
+    finished = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert int(finished.stdout) > 3, "as many operations, and one more for the end"

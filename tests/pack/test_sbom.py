@@ -1,0 +1,125 @@
+"""The list of what an environment is made of."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from cyclonedx.model.license import DisjunctiveLicense, LicenseExpression
+
+from envferry.artifacts import SBOM, sbom_path
+from envferry.models import BuiltEnv, LockedPackage, SpecOptions
+from envferry.pack.sbom import SbomInput, bill_of_materials, describe_license, package_url
+from envferry.progress import Silent
+from envferry.registry import Registry
+from envferry.registry.push import push_artifact
+from tests.support.artifacts import make_artifact
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+IMAGE = f"sha256:{'c' * 64}"
+CONDA = LockedPackage(
+    manager="conda",
+    name="_x-numpy",
+    version="2.1+cu12!1",
+    platform="linux-64",
+    url="https://conda.example/forge/linux-64/_x-numpy-2.1-py311_0.conda",
+    md5="a" * 32,
+    build="py311_0",
+    dependencies={"python": ">=3.11"},
+)
+PIP = LockedPackage(
+    manager="pip",
+    name="Rich_Text",
+    version="1.0",
+    platform="linux-64",
+    url="https://files.example/rich_text-1.0-py3-none-any.whl",
+    sha256="b" * 64,
+    dependencies={"_X.numpy": "", "absent": "*"},
+)
+
+
+def ingredients(tmp_path: Path) -> SbomInput:
+    """An environment whose wheel says its licence."""
+    info = tmp_path / "lib/python3.11/site-packages/rich_text-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "RECORD").write_text("")
+    (info / "METADATA").write_text("Name: rich-text\nVersion: 1.0\nLicense: mit\n")
+    built = BuiltEnv(
+        name="demo",
+        platform="linux-64",
+        prefix="/opt/conda/envs/demo",
+        tree=str(tmp_path),
+        lock_path="lock",
+        lock_digest="d" * 64,
+        content_hash="e",
+        options=SpecOptions(version="7"),
+        tools={"uv": "1"},
+        image=IMAGE,
+    )
+    return SbomInput.read(built, (PIP, CONDA), tmp_path)
+
+
+def test_every_package_is_there_with_its_hash_and_licence(tmp_path: Path) -> None:
+    made = ingredients(tmp_path)
+    bom = json.loads(bill_of_materials(made))
+    assert (bom["bomFormat"], bom["specVersion"]) == ("CycloneDX", "1.6")
+    pip, conda = bom["components"]
+    assert conda["hashes"] == [{"alg": "MD5", "content": "a" * 32}]
+    assert "licenses" not in conda
+    assert pip["hashes"] == [{"alg": "SHA-256", "content": "b" * 64}]
+    assert pip["licenses"] == [{"expression": "MIT"}]
+    assert bom["metadata"]["component"]["version"] == "7"
+    links = {item["ref"]: item.get("dependsOn", []) for item in bom["dependencies"]}
+    assert links[pip["bom-ref"]] == [conda["bom-ref"]]
+    assert links[bom["metadata"]["component"]["bom-ref"]] == sorted([conda["purl"], pip["purl"]])
+    assert bill_of_materials(made) == bill_of_materials(replace(made, packages=(CONDA, PIP)))
+    assert "timestamp" not in bom["metadata"]
+
+
+def test_two_packages_of_one_name(tmp_path: Path) -> None:
+    """Each needs what is of its own kind."""
+    twin = msgspec.structs.replace(PIP, name=CONDA.name)
+    needing = msgspec.structs.replace(CONDA, name="mkl", dependencies={CONDA.name: "*"})
+    made = ingredients(tmp_path)
+    both = replace(made, packages=(CONDA, needing, twin, PIP))
+    bom = json.loads(bill_of_materials(both))
+    links = {item["ref"]: item.get("dependsOn", []) for item in bom["dependencies"]}
+    assert links[str(package_url(needing))] == [str(package_url(CONDA))]
+    assert links[str(package_url(PIP))] == [str(package_url(twin))]
+
+
+@pytest.mark.parametrize(
+    ("package", "expected"),
+    [
+        (PIP, "pkg:pypi/rich-text@1.0"),
+        (
+            CONDA,
+            "pkg:conda/_x-numpy@2.1%2Bcu12%211"
+            "?build=py311_0&channel=forge&subdir=linux-64&type=conda",
+        ),
+    ],
+)
+def test_package_urls(package: LockedPackage, expected: str) -> None:
+    assert str(package_url(package)) == expected
+
+
+def test_licences() -> None:
+    assert describe_license("mit or apache-2.0") == LicenseExpression("MIT OR Apache-2.0")
+    assert describe_license("Proprietary, ask us") == DisjunctiveLicense(name="Proprietary, ask us")
+
+
+def test_it_travels_with_the_artifact(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path / "dist")
+    registry = Registry.open(str(tmp_path / "registry"))
+    push_artifact(artifact, registry=registry, tags=(), progress=Silent())
+    assert registry.attachment(artifact.manifest, SBOM) is None
+    for _ in range(2):
+        sbom_path(artifact).write_bytes(b'{"bomFormat": "CycloneDX"}\n')
+        push_artifact(artifact, registry=registry, tags=(), progress=Silent())
+    attached = registry.attachment(artifact.manifest, SBOM)
+    assert attached == sbom_path(artifact).read_bytes()

@@ -1,0 +1,132 @@
+"""Lint: every rule finds what it is about, on its line, and nothing in good specs."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envferry.errors import PipelineError
+from envferry.lock.conda_half import pypi_name
+from envferry.models import LockedPackage
+from envferry.specs.lint_rules import RULES
+from envferry.specs.linting import lint_spec
+
+ROOT = Path(__file__).parents[2]
+GOOD = """\
+name: n
+channels: [conda-forge]
+dependencies:
+  - python=3.11
+  - numpy=2
+  - pip
+  - pip:
+      - rich
+      - bee @ git+https://git.example.org/a/bee.git@0123456789012345678901234567890123456789
+      - cee @ git+ssh://git@git.example.org/a/cee@v1.2.0#subdirectory=x
+"""
+
+
+def lint(directory: Path, text: str, *locked: LockedPackage) -> list[tuple[str, int]]:
+    path = directory / "n.yml"
+    path.write_text(text)
+    findings = lint_spec(path, pypi_name, locked)
+    assert all(str(item).startswith(f"{path}:{item.line}: {item.rule.code}") for item in findings)
+    return [(item.rule.code, item.line) for item in findings]
+
+
+def test_a_good_spec_has_no_findings(tmp_path: Path) -> None:
+    assert lint(tmp_path, GOOD) == []
+    assert lint(tmp_path, (ROOT / "specs/demo.yml").read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("- rich", "- numpy", ("S101", 8)),
+        ("- rich", "- NumPy>=2 ; python_version > '3'", ("S101", 8)),
+        ("- numpy=2", "- pytorch=2", None),
+        ("- rich", "- torch==2.8", ("S103", 8)),
+        ("- rich", "- opencv-python", ("S103", 8)),
+        ("- numpy=2", "- numpy=2\n  - cudatoolkit=11.8", None),
+        ("@0123456789012345678901234567890123456789", "@main", ("S105", 9)),
+        ("@0123456789012345678901234567890123456789", "", ("S105", 9)),
+        ("@v1.2.0", "", ("S105", 10)),
+        ("- rich", "- git+https://git.example.org/x.git@dev#egg=x", ("S105", 8)),
+        ("  - pip\n", "", ("S106", 7)),
+        ("- rich", "- -e ./app", ("S107", 8)),
+        ("- rich", "- --editable=./app", ("S107", 8)),
+        ("- rich", "- ./app", ("S108", 8)),
+        ("- rich", "- wheels/a-1-py3-none-any.whl", ("S108", 8)),
+        ("- rich", "- 'a @ file:///home/me/a-1-py3-none-any.whl'", ("S108", 8)),
+        ("[conda-forge]", "[conda-forge, defaults]", ("S109", 2)),
+        ("name: n", "name: n\nprefix: /home/me/miniconda3", ("S111", 2)),
+        (
+            "- numpy=2",
+            "- numpy=2.0=py310_0\nplatforms: [linux-64, linux-aarch64]\nx-a:\n  - a",
+            ("S112", 5),
+        ),
+    ],
+)
+def test_each_rule(tmp_path: Path, old: str, new: str, expected: tuple[str, int] | None) -> None:
+    assert old in GOOD
+    found = lint(tmp_path, GOOD.replace(old, new))
+    assert found == ([expected] if expected else [])
+
+
+def test_cuda_from_both_sides(tmp_path: Path) -> None:
+    text = GOOD.replace("- numpy=2", "- cudatoolkit=11.8")
+    assert lint(tmp_path, text.replace("- rich", "- nvidia-cudnn-cu12==9")) == [("S104", 8)]
+    assert lint(tmp_path, text.replace("- rich", "- torch==2.1+cu118")) == [("S104", 8)]
+
+
+def test_one_package_under_two_names(tmp_path: Path) -> None:
+    text = GOOD.replace("- numpy=2", "- pytorch=2").replace("- rich", "- torch==2.8")
+    assert lint(tmp_path, text) == [("S101", 8)]
+    text = GOOD.replace("- numpy=2", "- opencv").replace("- rich", "- opencv-python")
+    assert lint(tmp_path, text) == [("S102", 8)]
+
+
+def test_what_the_lock_brought(tmp_path: Path) -> None:
+    package = LockedPackage(
+        manager="conda", name="rich", version="14", platform="linux-64", url="file:///r.conda"
+    )
+    assert lint(tmp_path, GOOD, package) == [("S102", 8)]
+
+
+def test_pins_that_are_gone(tmp_path: Path) -> None:
+    path = tmp_path / "n.yml"
+    path.write_text(GOOD)
+    (finding,) = lint_spec(path, pypi_name, gone={"numpy=2": "numpy 1.*"})
+    assert (finding.rule.code, finding.line) == ("S110", 5)
+    assert "`numpy=2` is in no channel (`numpy 1.*` is)" in str(finding)
+
+
+def test_every_rule_is_documented() -> None:
+    page = (ROOT / "docs/lint.md").read_text()
+    for code, rule in RULES.items():
+        assert code == rule.code
+        assert f"| {code} | {rule.title} | {rule.why} | {rule.fix} |" in page
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                *("dependencies:\n", "  - pip:\n", "      - ", "  - ", "git+", "x@", "\n", "#egg="),
+                *("name: base\n", "platforms: 3\n", "envferry: [\n", "channels: {a: b}\n", "-e "),
+                *("numpy", "=", "file:", "'", "1.0", "[", "prefix:\n"),
+            ]
+        ),
+        max_size=15,
+    ).map("".join)
+)
+def test_no_text_brings_a_traceback(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "lint.yml"
+    path.write_text(text)
+    with contextlib.suppress(PipelineError):
+        lint_spec(path, pypi_name)

@@ -1,0 +1,524 @@
+"""Keys, attestations and signed tags; each row of docs/security.md names a test here."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from envferry.artifacts import read_artifact, read_proof
+from envferry.base.json import from_json, to_json
+from envferry.config import Settings
+from envferry.errors import IntegrityError, NotFound, SpecError, UsageError
+from envferry.models import Artifact, Manifest, Ref
+from envferry.process import find_program, run
+from envferry.progress import Silent
+from envferry.registry import Registry
+from envferry.registry.fetch import fetch_artifact
+from envferry.registry.push import push_artifact
+from envferry.trust.attestations import verify_attestation
+from envferry.trust.host_trust import Trust
+from envferry.trust.signed_tags import SignedTagRecord
+from envferry.trust.signing import (
+    Envelope,
+    Signature,
+    Signer,
+    SigningKey,
+    generate_key,
+    parse_public_key,
+    parse_signing_key,
+    pre_authentication_encoding,
+    read_trusted_keys,
+)
+from tests.conftest import require
+from tests.support.artifacts import PLATFORM, make_artifact
+
+STABLE = Ref.parse("demo@stable")
+
+
+def new_key() -> SigningKey:
+    return parse_signing_key(generate_key()[0], "test key")
+
+
+OURS, THEIRS = new_key(), new_key()
+
+
+def signer(*keys: SigningKey) -> Signer:
+    return Signer(keys=keys, who="ci@builder", time="2026-01-02T03:04:05Z")
+
+
+def trusting(*keys: SigningKey, envs_dir: Path | None = None, back: bool = False) -> Trust:
+    public = tuple(key.public for key in keys)
+    return Trust(keys=public, envs_dir=envs_dir, allow_downgrade=back)
+
+
+class Bucket:
+    """A registry in a directory, seen by those who push and those who install."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.tmp_path = tmp_path
+        self.url = str(tmp_path / "bucket")
+        self.envs_dir = tmp_path / "envs"
+
+    def push(
+        self, seed: int, *keys: SigningKey, trust: Trust | None = None, tag: str = "stable"
+    ) -> Artifact:
+        """Push the artifact of a seed, signed by these keys if there are any."""
+        artifact = make_artifact(self.tmp_path / "packed", seed=seed)
+        registry = Registry.open(self.url, signer=signer(*keys) if keys else None, trust=trust)
+        push_artifact(artifact, registry=registry, tags=(tag,), progress=Silent())
+        return artifact
+
+    def ask(self, ref: Ref = STABLE, *, trust: Trust | None = None) -> Manifest:
+        """Ask for a ref as a host does that trusts our key."""
+        registry = Registry.open(self.url, trust=trust or trusting(OURS, envs_dir=self.envs_dir))
+        return registry.manifest(ref.name, PLATFORM, registry.resolve(ref, PLATFORM))
+
+    def file(self, pattern: str) -> Path:
+        """Return the one file of that name."""
+        (path,) = Path(self.url).rglob(pattern)
+        return path
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Bucket:
+    return Bucket(tmp_path)
+
+
+def rewrite_manifest(path: Path, **changes: object) -> None:
+    manifest = from_json(path.read_bytes(), Manifest, str(path))
+    path.write_bytes(to_json(msgspec.structs.replace(manifest, **changes)))
+
+
+def envelope_of(path: Path) -> Envelope:
+    return msgspec.json.decode(path.read_bytes(), type=Envelope)
+
+
+def test_signed_and_trusted(bucket: Bucket) -> None:
+    artifact = bucket.push(1, OURS)
+    assert bucket.ask() == artifact.manifest
+    assert bucket.ask(Ref.parse(f"demo@{artifact.manifest.id}")) == artifact.manifest
+
+
+def test_the_statement_names_what_is_signed(bucket: Bucket) -> None:
+    artifact = bucket.push(1, OURS)
+    envelope = envelope_of(bucket.file("attestation.json"))
+    assert envelope.payload_type == "application/vnd.in-toto+json"
+    statement = msgspec.json.decode(envelope.body)
+    assert statement["_type"] == "https://in-toto.io/Statement/v1"
+    assert statement["predicateType"] == "https://slsa.dev/provenance/v1"
+    facts = artifact.manifest.archive
+    assert [one["digest"]["blake3"] for one in statement["subject"]][:2] == [
+        facts.blake3,
+        facts.index_blake3,
+    ]
+    build = statement["predicate"]["buildDefinition"]
+    assert build["resolvedDependencies"][0]["digest"]["blake3"] == artifact.manifest.lock_digest
+    assert [one["name"] for one in build["resolvedDependencies"]] == ["conda-lock.yml", "numpy"]
+    run_details = statement["predicate"]["runDetails"]
+    assert run_details["builder"]["id"].endswith("ci@builder")
+    assert run_details["metadata"] == {"finishedOn": "2026-01-02T03:04:05Z"}
+
+
+def test_openssl_agrees(bucket: Bucket, tmp_path: Path) -> None:
+    """A second implementation checks our signature with nothing but the standard."""
+    openssl = find_program("openssl")
+    require("openssl", openssl)
+    private, public = generate_key()
+    bucket.push(1, parse_signing_key(private, "key"))
+    envelope = envelope_of(bucket.file("attestation.json"))
+    for name, data in {
+        "key.pub": public,
+        "message": envelope.message,
+        "sig": base64.b64decode(envelope.signatures[0].sig),
+    }.items():
+        (tmp_path / name).write_bytes(data)
+    argv = [str(openssl), "pkeyutl", "-verify", "-pubin", "-inkey", "key.pub", "-rawin"]
+    assert run([*argv, "-in", "message", "-sigfile", "sig"], cwd=tmp_path).returncode == 0
+
+
+def test_the_encoding_of_the_specification() -> None:
+    """The example of DSSE's protocol.md."""
+    encoded = pre_authentication_encoding("http://example.com/HelloWorld", b"hello world")
+    assert encoded == b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
+
+
+def test_unsigned(bucket: Bucket) -> None:
+    bucket.push(1)
+    with pytest.raises(IntegrityError, match="not signed at all") as caught:
+        bucket.ask()
+    assert OURS.public.id in caught.value.message
+    assert "--sign-key" in caught.value.hint
+
+
+def test_an_artifact_without_attestation_under_a_signed_tag(bucket: Bucket) -> None:
+    bucket.push(1, OURS)
+    bucket.file("attestation.json").unlink()
+    with pytest.raises(IntegrityError, match=r"artifact demo-.* is not signed"):
+        bucket.ask()
+
+
+def test_signed_by_a_stranger(bucket: Bucket) -> None:
+    bucket.push(1, THEIRS)
+    with pytest.raises(IntegrityError, match=f"signed only by {THEIRS.public.id}"):
+        bucket.ask()
+
+
+def test_a_stranger_who_borrows_our_key_id(bucket: Bucket) -> None:
+    bucket.push(1, THEIRS)
+    for path in (bucket.file("attestation.json"), bucket.file("stable")):
+        text = path.read_text().replace(THEIRS.public.id, OURS.public.id)
+        path.write_text(text)
+    with pytest.raises(IntegrityError, match="not signed by a trusted key"):
+        bucket.ask()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"prefix": "/tmp/evil"}, {"lock_digest": "0" * 64}, {"version": "9"}, {"tools": {}}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_changed_manifest(bucket: Bucket, changes: dict[str, object]) -> None:
+    bucket.push(1, OURS)
+    rewrite_manifest(bucket.file("manifest.json"), **changes)
+    with pytest.raises(IntegrityError, match="BLAKE3 of manifest"):
+        bucket.ask()
+
+
+def test_another_artifacts_attestation(bucket: Bucket) -> None:
+    first = bucket.push(1, OURS)
+    second = bucket.push(2, OURS)
+    attestations = {path.parent.name: path for path in Path(bucket.url).rglob("attestation.json")}
+    shutil.copy(attestations[first.manifest.id], attestations[second.manifest.id])
+    with pytest.raises(IntegrityError, match=r"signed is None|BLAKE3 of"):
+        bucket.ask()
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b'{"payloadType": 1}'])
+def test_a_damaged_attestation(bucket: Bucket, data: bytes) -> None:
+    bucket.push(1, OURS)
+    bucket.file("attestation.json").write_bytes(data)
+    with pytest.raises(IntegrityError, match="attestation of demo"):
+        bucket.ask()
+
+
+@pytest.mark.parametrize("part", ["payload", "signatures", "payload_type"])
+def test_a_changed_envelope(bucket: Bucket, part: str) -> None:
+    bucket.push(1, OURS)
+    path = bucket.file("attestation.json")
+    envelope = envelope_of(path)
+    changed: object = "AAAA" if part == "payload" else "text/plain"
+    if part == "signatures":
+        changed = (Signature(OURS.public.id, "not base64!"), Signature(OURS.public.id, "AAAA"))
+    path.write_bytes(to_json(msgspec.structs.replace(envelope, **{part: changed})))
+    with pytest.raises(IntegrityError, match="not signed by a trusted key"):
+        bucket.ask()
+
+
+def test_a_tag_moved_back_to_an_old_signed_record(bucket: Bucket) -> None:
+    """Rollback: each piece is signed, only the host's memory tells."""
+    old = bucket.push(1, OURS)
+    tag = bucket.file("stable")
+    old_record = tag.read_bytes()
+    new = bucket.push(2, OURS)
+    assert bucket.ask() == new.manifest
+    tag.write_bytes(old_record)
+    with pytest.raises(IntegrityError, match="an old record was put back") as caught:
+        bucket.ask()
+    assert "--allow-downgrade" in caught.value.hint
+    allowed = trusting(OURS, envs_dir=bucket.envs_dir, back=True)
+    assert bucket.ask(trust=allowed) == old.manifest
+    assert bucket.ask() == old.manifest
+
+
+def test_a_second_record_with_the_same_count(bucket: Bucket) -> None:
+    """A tag that was deleted starts at 1 again: that is no new move to those who saw it."""
+    bucket.push(1, OURS)
+    bucket.ask()
+    bucket.file("stable").unlink()
+    bucket.push(2, OURS)
+    with pytest.raises(IntegrityError, match=r"\(move 1\).*has seen"):
+        bucket.ask()
+
+
+def test_a_tag_that_points_to_a_signed_artifact_but_is_not_signed(bucket: Bucket) -> None:
+    old = bucket.push(1, OURS)
+    bucket.push(2, OURS)
+    bucket.file("stable").write_bytes(to_json({"id": old.manifest.id, "counter": 9, "schema": 1}))
+    with pytest.raises(IntegrityError, match=r"tag demo@stable .* is not signed"):
+        bucket.ask()
+
+
+@pytest.mark.parametrize("field", ["id", "counter"])
+def test_a_changed_tag_record(bucket: Bucket, field: str) -> None:
+    old = bucket.push(1, OURS)
+    bucket.push(2, OURS)
+    path = bucket.file("stable")
+    record = from_json(path.read_bytes(), SignedTagRecord, "tag")
+    value: object = old.manifest.id if field == "id" else 99
+    path.write_bytes(to_json(msgspec.structs.replace(record, **{field: value})))
+    with pytest.raises(IntegrityError, match="tag demo@stable"):
+        bucket.ask()
+
+
+@pytest.mark.parametrize("place", ["demo/linux-64/stable", "demo/linux-aarch64/latest"])
+def test_a_signed_record_under_another_name(bucket: Bucket, place: str) -> None:
+    """`nightly` was never meant to be `stable`."""
+    bucket.push(1, OURS, tag="nightly")
+    target = Path(bucket.url, "v1/tags", place)
+    target.parent.mkdir(exist_ok=True)
+    shutil.copy(bucket.file("nightly"), target)
+    registry = Registry.open(bucket.url, trust=trusting(OURS))
+    _, _, _, name, platform, tag = ("", *target.parts[-5:])
+    with pytest.raises(IntegrityError, match="not signed"):
+        registry.resolve(Ref(name=name, version=tag), platform)
+
+
+def test_a_signed_tag_is_not_moved_without_a_key(bucket: Bucket) -> None:
+    first = bucket.push(1, OURS)
+    with pytest.raises(UsageError, match="demo@stable is a signed tag"):
+        bucket.push(2)
+    assert bucket.ask() == first.manifest
+
+
+def test_pushing_again_with_a_key_signs_what_is_there(bucket: Bucket) -> None:
+    artifact = bucket.push(1)
+    bucket.push(1, OURS)
+    assert bucket.ask() == artifact.manifest
+    before = bucket.file("attestation.json").read_bytes()
+    bucket.push(1, OURS)
+    assert bucket.file("attestation.json").read_bytes() == before
+    assert from_json(bucket.file("stable").read_bytes(), SignedTagRecord, "tag").counter == 1
+
+
+def test_several_signatures(bucket: Bucket) -> None:
+    """Two keys at once, or one beside another that is known; either is enough for a host."""
+    bucket.push(1, OURS, THEIRS)
+    assert len(envelope_of(bucket.file("attestation.json")).signatures) == 2
+    third = new_key()
+    bucket.push(1, third, trust=trusting(OURS))
+    assert len(envelope_of(bucket.file("attestation.json")).signatures) == 3
+    for key in (OURS, THEIRS, third):
+        assert bucket.ask(Ref.parse(f"demo@{bucket.file('manifest.json').parent.name}"),
+                          trust=trusting(key))  # fmt: skip
+
+
+def test_nobody_signs_what_a_stranger_says_of_the_build(bucket: Bucket) -> None:
+    bucket.push(1, THEIRS)
+    with pytest.raises(IntegrityError, match="keys that are not known here"):
+        bucket.push(1, OURS)
+
+
+def test_signatures_travel_with_the_files(bucket: Bucket, tmp_path: Path) -> None:
+    """Fetched to a disk, and pushed from there to another registry, without the key."""
+    artifact = bucket.push(1, OURS)
+    registry = Registry.open(bucket.url)
+    fetched = fetch_artifact(
+        STABLE, registry=registry, directory=tmp_path / "usb", platform=PLATFORM, progress=Silent()
+    )
+    proof = read_proof(fetched.archive_path)
+    keys = (OURS.public,)
+    verified = verify_attestation(artifact.manifest, proof.manifest_data, proof.attestation, keys)
+    assert verified.signed_by == (f"{OURS.public.id} (test key)",)
+    assert verified.who == "ci@builder"
+    other = Registry.open(str(tmp_path / "other"), trust=trusting(OURS))
+    push_artifact(read_artifact(fetched.archive_path), registry=Registry.open(other.url), tags=(),
+                  progress=Silent())  # fmt: skip
+    assert other.manifest("demo", PLATFORM, artifact.manifest.id) == artifact.manifest
+
+
+@pytest.mark.parametrize("change", ["manifest", "attestation gone", "attestation forged"])
+def test_a_changed_usb_disk(bucket: Bucket, tmp_path: Path, change: str) -> None:
+    artifact = bucket.push(1, OURS)
+    fetch_artifact(STABLE, registry=Registry.open(bucket.url), directory=tmp_path / "usb",
+                   platform=PLATFORM, progress=Silent())  # fmt: skip
+    stem = artifact.manifest.stem
+    if change == "manifest":
+        rewrite_manifest(tmp_path / f"usb/{stem}.manifest.json", prefix="/tmp/evil")
+    elif change == "attestation gone":
+        (tmp_path / f"usb/{stem}.attestation.json").unlink()
+    else:
+        bucket_2 = Bucket(tmp_path / "second")
+        bucket_2.push(1, THEIRS)
+        shutil.copy(bucket_2.file("attestation.json"), tmp_path / f"usb/{stem}.attestation.json")
+    path = tmp_path / f"usb/{stem}.tar.zst"
+    manifest, proof = read_artifact(path).manifest, read_proof(path)
+    with pytest.raises(IntegrityError):
+        trusting(OURS).check_artifact(manifest, proof.manifest_data, proof.attestation)
+
+
+def test_a_manifest_swapped_between_two_reads(bucket: Bucket) -> None:
+    artifact = bucket.push(1, OURS)
+    proof = read_proof(bucket.file("manifest.json"))
+    swapped = msgspec.structs.replace(artifact.manifest, prefix="/tmp/evil")
+    with pytest.raises(IntegrityError, match="changed while it was read"):
+        trusting(OURS).check_artifact(swapped, proof.manifest_data, proof.attestation)
+
+
+def test_a_host_without_keys_says_so(bucket: Bucket, caplog: pytest.LogCaptureFixture) -> None:
+    artifact = bucket.push(1, THEIRS)
+    with caplog.at_level(logging.WARNING):
+        assert bucket.ask(trust=Trust()) == artifact.manifest
+    assert len(caplog.records) == 1
+    assert "no trusted keys" in caplog.text
+
+
+def test_trusted_keys_are_read_from_a_directory(tmp_path: Path) -> None:
+    assert read_trusted_keys(tmp_path / "none") == ()
+    for name in ("a.pub", "b.pub", "c.txt"):
+        (tmp_path / name).write_bytes(generate_key()[1])
+    shutil.copy(tmp_path / "a.pub", tmp_path / "again.pub")
+    assert len(read_trusted_keys(tmp_path)) == 2
+    assert len(read_trusted_keys(tmp_path, [tmp_path / "c.txt"])) == 3
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", generate_key()[0]])
+def test_a_damaged_trusted_key_is_not_passed_over(tmp_path: Path, content: bytes) -> None:
+    """Else a host with one damaged key would trust everybody."""
+    (tmp_path / "damaged.pub").write_bytes(content)
+    with pytest.raises(UsageError, match=r"damaged\.pub"):
+        read_trusted_keys(tmp_path)
+    with pytest.raises(NotFound, match=r"none\.pub"):
+        read_trusted_keys(tmp_path / "none", [tmp_path / "none.pub"])
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("dangling link", "is a dangling link"),
+        ("parent is a dangling link", "is a dangling link"),
+        ("link to itself", "cannot read the trusted keys"),
+        ("file", "Not a directory"),
+        ("empty", "found nothing"),
+        ("site.PUB", r"expected files named \*\.pub, found site\.PUB"),
+        ("k.pem", r"found k\.pem"),
+        ("k.pub~", r"found k\.pub~"),
+        (".pub", r"found \.pub"),
+    ],
+)
+def test_a_host_whose_keys_cannot_be_found_trusts_nobody(
+    tmp_path: Path, fault: str, words: str
+) -> None:
+    """Somebody wanted keys there: without any, the host would trust everybody."""
+    place = tmp_path / "etc/trusted.d"
+    if fault == "parent is a dangling link":
+        (tmp_path / "etc").symlink_to("nowhere")
+    else:
+        place.parent.mkdir()
+    if fault == "dangling link":
+        place.symlink_to("nowhere")
+    elif fault == "link to itself":
+        place.symlink_to(place)
+    elif fault == "file":
+        place.write_bytes(generate_key()[1])
+    elif fault != "parent is a dangling link":
+        place.mkdir()
+        if fault != "empty":
+            (place / fault).write_bytes(generate_key()[1])
+    with pytest.raises(UsageError, match=words) as caught:
+        read_trusted_keys(place)
+    assert str(tmp_path) in caught.value.message
+    assert caught.value.hint
+
+
+def test_keys_that_may_not_be_read_are_not_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.pub").write_bytes(generate_key()[1])
+    tmp_path.chmod(0)
+    script = (
+        "import os, sys; from pathlib import Path\n"
+        "from envferry.trust.signing import read_trusted_keys\n"
+        "os.getuid() or os.setuid(65534)\n"
+        "print(read_trusted_keys(Path(sys.argv[1])))"
+    )
+    try:
+        finished = run([sys.executable, "-c", script, tmp_path], check=False)
+    finally:
+        tmp_path.chmod(0o700)
+    assert "UsageError: cannot read the trusted keys" in finished.stderr
+    assert "Permission denied" in finished.stderr
+
+
+def test_a_broken_place_of_keys_is_an_error_also_beside_a_named_key(tmp_path: Path) -> None:
+    (tmp_path / "a.pub").write_bytes(generate_key()[1])
+    (tmp_path / "trusted.d").symlink_to("nowhere")
+    with pytest.raises(UsageError, match="dangling link"):
+        read_trusted_keys(tmp_path / "trusted.d", [tmp_path / "a.pub"])
+    (tmp_path / "trusted.d").unlink()
+    (tmp_path / "trusted.d").mkdir()
+    assert len(read_trusted_keys(tmp_path / "trusted.d", [tmp_path / "a.pub"])) == 1
+
+
+@pytest.mark.parametrize("text", ["1", "true", "Yes", "on"])
+def test_signatures_can_be_required_by_a_variable(tmp_path: Path, text: str) -> None:
+    environ = {"ENVFERRY_REQUIRE_SIGNATURES": text, "ENVFERRY_TRUSTED_DIR": str(tmp_path / "t")}
+    assert Settings.from_environ(environ).signatures_required_by() == "ENVFERRY_REQUIRE_SIGNATURES"
+    environ["ENVFERRY_REQUIRE_SIGNATURES"] = "0"
+    assert Settings.from_environ(environ).signatures_required_by() is None
+    environ["ENVFERRY_REQUIRE_SIGNATURES"] = "treu"
+    with pytest.raises(SpecError, match="ENVFERRY_REQUIRE_SIGNATURES is 'treu'"):
+        Settings.from_environ(environ)
+
+
+def test_signatures_can_be_required_by_a_file(tmp_path: Path) -> None:
+    here = Settings.from_environ({"ENVFERRY_TRUSTED_DIR": str(tmp_path / "trusted.d")})
+    assert here.signatures_required_by() is None
+    (tmp_path / "require-signatures").symlink_to("a dangling link counts, too")
+    assert here.signatures_required_by() == str(tmp_path / "require-signatures")
+
+
+def test_secrets_have_no_text() -> None:
+    private, _ = generate_key()
+    settings = Settings.from_environ({"ENVFERRY_SIGN_KEY": private.decode()})
+    line = private.decode().splitlines()[1]
+    key = parse_signing_key(private, "key")
+    assert settings.sign_key
+    assert settings.sign_key.reveal() == private.decode()
+    for shown in (repr(settings), str(settings.sign_key), repr(key), str(signer(key))):
+        assert line not in shown
+    with pytest.raises(UsageError) as caught:
+        parse_signing_key(private[:-30] + b"x", "the key")
+    assert line not in caught.value.message + caught.value.hint
+    assert caught.value.__cause__ is None
+
+
+def test_keys_of_other_kinds(tmp_path: Path) -> None:
+    openssl = find_program("openssl")
+    require("openssl", openssl)
+    kind = ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    run([str(openssl), "genpkey", *kind, "-out", str(tmp_path / "ec")])
+    with pytest.raises(UsageError, match="Ed25519"):
+        parse_signing_key((tmp_path / "ec").read_bytes(), "ec")
+    with pytest.raises(UsageError, match="public key in PEM"):
+        parse_public_key((tmp_path / "ec").read_bytes(), "ec")
+
+
+def test_every_row_of_the_threat_model_has_its_test() -> None:
+    root = Path(__file__).parents[2]
+    rows = [
+        line for line in (root / "docs/security.md").read_text().splitlines() if line[:2] == "| "
+    ]
+    named = {name for line in rows for name in re.findall(r"`(test_\w+)`", line)}
+    defined = {
+        name
+        for path in (root / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+    }
+    assert len(named) > 20
+    assert named <= defined
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link to a device"])
+def test_a_trusted_key_that_never_ends_is_refused(tmp_path: Path, kind: str) -> None:
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "site.pub")
+    else:
+        (tmp_path / "site.pub").symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match=r"site\.pub: it is a pipe or a device"):
+        read_trusted_keys(tmp_path)
