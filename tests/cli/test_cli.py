@@ -131,7 +131,7 @@ def test_a_file_where_a_folder_should_be(
 ) -> None:
     (tmp_path / "file").touch()
     assert run(["fetch", "demo", "-o", str(tmp_path / "file")]) == 11
-    assert f"a file is in the place of a folder ({tmp_path}/file)" in capsys.readouterr().err
+    assert f"a file is where a folder is expected ({tmp_path}/file)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("closed", "said"), [("<&-", "[]\n"), (">&-", ""), ("2>&-", "[]\n")])

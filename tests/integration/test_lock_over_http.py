@@ -183,7 +183,7 @@ def test_wrong_and_truncated_packages(own_home: Path, channel: Path) -> None:
             with serving(channel, Manners()) as other:
                 moved = [_at(item, port, other) for item in made.packages]
                 with pytest.raises(
-                    IntegrityError, match=r"python-3.10.13-h1_0.conda has the wrong"
+                    IntegrityError, match=r"python-3.10.13-h1_0.conda does not match its"
                 ):
                     cache.fetch_all(moved, progress=Silent())
                 package.write_bytes(good)

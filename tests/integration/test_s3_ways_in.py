@@ -371,7 +371,7 @@ def test_bytes_that_change_on_the_way_up_are_refused(
         store = open_store(s3_url)
         with pytest.raises(StoreError) as caught:
             store.create_from_file("large", source)
-        assert "as it was sent" in caught.value.message
+        assert "damaged" in caught.value.message
         assert store.stat("large") is None
         plan.flips = False
         store.create_from_file("large", source)

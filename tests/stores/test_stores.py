@@ -385,7 +385,9 @@ class TestHttp:
                 self.send_header("Last-Modified", "Fri, 31 Dec 9999 23:59:59 -2359")
                 self.end_headers()
 
-        with pytest.raises(StoreError, match=r"a/b has a Content-Length of .*, which is no size"):
+        with pytest.raises(
+            StoreError, match=r"a/b has a Content-Length of .*, which is not a valid size"
+        ):
             HttpStore(serve(Odd), policy=QUICK).stat("a/b")
 
     def test_a_time_that_is_none(self, serve: Serve) -> None:

@@ -162,7 +162,7 @@ def test_an_artifact(pages: Pages) -> None:
         "OpenSSL": 1,
     }
     assert found["provenance"]["status"] == "unsigned"
-    assert "Nobody signed it" in text
+    assert "Not signed" in text
 
 
 def test_packages_are_searched_and_sorted(pages: Pages) -> None:

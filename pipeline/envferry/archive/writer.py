@@ -393,18 +393,22 @@ def read_piece(member: Member, piece: Piece, target: memoryview) -> None:
         descriptor = os.open(member.source, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError as error:
         message = f"cannot read {member.source}: {error.strerror}"
-        raise HostError(message, hint="stop what writes there, then pack again") from error
+        raise HostError(
+            message, hint="stop the program that writes to it, then pack again"
+        ) from error
     try:
         done = 0
         while done < piece.length:
             count = os.preadv(descriptor, [target[done:]], piece.start + done)
             if count == 0:
-                message = f"{member.source} became shorter while it was packed"
-                raise HostError(message, hint="stop what writes there, then pack again")
+                message = f"{member.source} shrank while it was being packed"
+                raise HostError(message, hint="stop the program that writes to it, then pack again")
             done += count
     except OSError as error:
         message = f"cannot read {member.source}: {error.strerror}"
-        raise HostError(message, hint="is its disk whole, and may this user read it?") from error
+        raise HostError(
+            message, hint="check the disk, and that this user may read the file"
+        ) from error
     finally:
         os.close(descriptor)
     if piece.start == 0 and member.head:

@@ -54,11 +54,8 @@ def require_replaceable(home: Path) -> None:
         if directory.exists() and not os.access(directory, os.W_OK, effective_ids=True):
             owner = directory.stat().st_uid
             if owner != os.geteuid():  # else closed, and ours to open
-                msg = f"{home} belongs to another user (uid {owner}), who alone can replace it"
-                raise HostError(
-                    msg,
-                    hint="set ENVFERRY_CACHE to a folder of your own",
-                )
+                message = f"{home} belongs to user {owner}, and only that user can replace it"
+                raise HostError(message, hint="set ENVFERRY_CACHE to a folder of your own")
 
 
 @contextmanager

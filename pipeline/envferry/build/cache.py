@@ -1,4 +1,4 @@
-"""Look after the download cache: list it, verify it, remove what nobody used for long."""
+"""Look after the download cache: list it, verify it, remove what was not used recently."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Pruned:
 
 
 def list_entries(root: Path) -> list[CacheEntry]:
-    """Return all downloads, those used last first; what else lies there is nobody's business."""
+    """Return all downloads, those used last first; other files there are ignored."""
     entries = [
         read_entry(path)
         for algorithm in ALGORITHMS

@@ -35,7 +35,7 @@ def order_for(
 ) -> BuildRequest:
     """Write down what the builder is to do, with paths as the container sees them.
 
-    Raises SpecError for a lock that nobody can build.
+    Raises SpecError for a lock that cannot be built.
     """
     refuse_ambiguous(packages)
 

@@ -174,7 +174,7 @@ class DownloadCache:
         return response.status == 200
 
     def digest_of(self, url: str) -> str:
-        """Return the SHA-256 of a file of which nobody knows it yet, in hex.
+        """Return the SHA-256, in hex, of a file whose hash is unknown.
 
         Raises NotFound and StoreError as `fetch_all` does. The bytes are not kept.
         """
@@ -262,13 +262,13 @@ class DownloadCache:
             resumed = partial.exists()
             found = self._download(item, partial, meter)
             if resumed and found != item.expected:
-                # The beginning may be of another time or server: once more from nothing.
+                # The beginning may be of an older file or another server: start again.
                 partial.unlink()
                 found = self._download(item, partial, meter)
         if found != item.expected:
             partial.unlink()
             message = (
-                f"{item.shown} has the wrong bytes: "
+                f"{item.shown} does not match its checksum: "
                 f"expected {item.algorithm} {item.expected}, found {found}"
             )
             hint = "the file changed on its server: lock again, or use the mirror it came from"
@@ -289,7 +289,9 @@ class DownloadCache:
                 if has_cause(error, TooMuch):
                     partial.unlink()
                     message = f"cannot download {item.shown}: {broken_limit(error)}"
-                    raise StoreError(message, hint="ask who runs that server") from error
+                    raise StoreError(
+                        message, hint="ask the administrator of that server"
+                    ) from error
                 failure, is_slow = self._failure(item, error), has_cause(error, TooSlow)
             if (size := partial.stat().st_size) > reached:
                 reached = size
@@ -395,13 +397,13 @@ class _Meter:
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def advance_or_stop(self, done_bytes: int) -> None:
-        """Say that more bytes are done; raise _Stopped when nobody wants them any more."""
+        """Say that more bytes are done; raise _Stopped when they are no longer wanted."""
         if self.stopping.is_set():
             raise _Stopped
         self.advance(done_bytes)
 
     def wait_or_stop(self, seconds: float) -> None:
-        """Wait before an attempt; raise _Stopped when, meanwhile, nobody wants it any more."""
+        """Wait before an attempt; raise _Stopped when it is no longer wanted."""
         if self.stopping.wait(seconds):
             raise _Stopped
 

@@ -62,7 +62,7 @@ def keep_build(built: BuiltEnv, lock: Lock, work: BuildDir, home: Path) -> None:
     shutil.rmtree(work.desk)
     shutil.copyfile(lock.path, work.home / LOCK)
     if home.exists():
-        # Without its record the old build is nobody's; it may go at leisure.
+        # Without its record the old build is not in use; it can be removed later.
         (home / RECORD).unlink(missing_ok=True)
         shutil.rmtree(home)
     work.home.rename(home)

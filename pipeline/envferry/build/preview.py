@@ -30,7 +30,7 @@ class BuildPreview:
 
 
 def preview_build(lock: Lock, *, cache: DownloadCache, options: BuildOptions) -> BuildPreview:
-    """Say what a build of a lock would take; a cached file counts as there, unread."""
+    """Say what a build of a lock would take; a cached file is not read."""
     prefix = options.prefix or str(ENVS_DIR / check_name(lock.name, "environment name"))
     check_env_prefix(prefix, "build it for a path such as /opt/conda/envs/NAME")
     platform = current_platform()

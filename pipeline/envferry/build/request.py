@@ -102,7 +102,7 @@ class WheelRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """How linking the conda packages went."""
+    """The result of linking the conda packages."""
 
     faults: tuple[str, ...] = ()
     """What the packages require of each other in vain, for people."""
@@ -115,7 +115,7 @@ class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BuildAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """How it went."""
+    """The result of a build."""
 
     tools: dict[str, str] = {}
     warnings: tuple[str, ...] = ()

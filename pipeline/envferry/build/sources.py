@@ -165,7 +165,7 @@ class GitCommit:
 
     @classmethod
     def of(cls, package: LockedPackage) -> GitCommit:
-        """Parse a package's URL; raise SpecError when it is no commit's."""
+        """Parse a package's URL; raise SpecError when it names no commit."""
         found = GIT_URL.fullmatch(package.url)
         if found is None or found["commit"] != package.sha256:
             message = (

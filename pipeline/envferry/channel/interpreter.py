@@ -362,7 +362,7 @@ def _patchelf() -> Path:
 
 
 def _check_staged(interpreter: Interpreter, tree: Path) -> None:
-    """Run the staged interpreter: a package that cannot import ssl helps nobody."""
+    """Run the staged interpreter: a package that cannot import ssl is useless."""
     facts = _ask(tree / "bin" / f"python{interpreter.minor}")
     root = tree.resolve()
     site_packages = str(root / interpreter.site_packages)

@@ -57,10 +57,10 @@ class PackCommandOptions(DryRunOptions, ThreadOptions, PackedOptions):
         "-p",
         "--prefix",
         metavar="PATH",
-        help="Of a PREFIX: the path that it was made for, if that is another.",
+        help="With a PREFIX: the path it was made for, if different.",
     )
     name: str | None = option(
-        "-n", "--name", metavar="NAME", help="Of a PREFIX: the name of the environment."
+        "-n", "--name", metavar="NAME", help="With a PREFIX: the name of the environment."
     )
 
 
@@ -139,7 +139,7 @@ def environment_at(console: Console, options: PackCommandOptions) -> Iterator[Bu
         elif is_folder:
             yield describe_env(folder, prefix=options.prefix, name=options.name, desk=desk)
         else:
-            # An environment may be called `torch-2.8`: only a spec's ending is no part of its name.
+            # An environment may be called `torch-2.8`: only the suffix of a spec is cut off.
             name = folder.stem if is_spec else options.source
             yield read_build(name, settings().cache_dir / "builds")
 

@@ -160,7 +160,7 @@ def build_again(
         around = replace(around, environ={**around.environ, **ANOTHER_DAY})
     else:
         log.warning(
-            "libfaketime is not installed: the second build has another time, but the same date"
+            "libfaketime is not installed: the second build runs at another time of the same date"
         )
     with folder_for_comparing(options.builds_dir / f"{built.name}-{built.platform}.again") as home:
         usual = replace(options, builds_dir=home, offline=True, check=False)
@@ -175,7 +175,7 @@ def build_again(
 
 @contextmanager
 def folder_for_comparing(home: Path) -> Iterator[Path]:
-    """Yield an empty folder that nobody else uses and that `cache prune` knows; then remove it."""
+    """Yield a private empty folder that `cache prune` knows; then remove it."""
     with exclusive_lock(home.with_name(f"{home.name}.lock"), "the second build"):
         if home.exists():
             remove_tree(home)

@@ -1,4 +1,4 @@
-"""Commands that answer why: diff, why."""
+"""Commands that compare and explain: diff, why."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def library_version(name: str) -> str:
 
 
 def cache_state(here: Settings) -> str:
-    """Say where the cache is, and why there is none."""
+    """Say where the cache is, or why there is no place for it."""
     try:
         return space_at(here.cache_dir)
     except SpecError as error:

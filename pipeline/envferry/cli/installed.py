@@ -111,7 +111,7 @@ def remove_from(home: EnvHome, id_: str | None, options: RemoveOptions) -> Remov
 
 
 def is_sure(console: Console, home: EnvHome) -> bool:
-    """Ask before a whole environment goes, if somebody is at the terminal."""
+    """Ask before a whole environment is removed, if there is a terminal."""
     count = len(list(home.installations()))
     return console.confirm(f"Remove {home.name} and its {plural(count, 'installation')}?")
 

@@ -82,7 +82,7 @@ class Facts:
     """What is known of an artifact besides its manifest."""
 
     provenance: Provenance | None
-    """None when nobody signed it."""
+    """None for an unsigned artifact."""
     has_sbom: bool
     published: datetime | None = None
     """When it came into its registry; None for a file."""

@@ -116,7 +116,7 @@ def _read_tag(registry: Registry, name: TagName, listed: Listed) -> TagLook | No
 
 
 def _require_numbers(manifest: Manifest) -> None:
-    """Raise IntegrityError when a size is none."""
+    """Raise IntegrityError when a size is not valid."""
     sizes = (
         manifest.archive.size,
         manifest.archive.tar_size,

@@ -207,7 +207,12 @@ WHERE ? IS NULL OR tags.name = ? ORDER BY tags.name, tags.platform, tag
                 counter=row[4],
                 signed=bool(row[5]),
                 moved=_time(row[6]) or datetime.fromtimestamp(0, timezone.utc),
-                problem=row[7] or (None if row[8] == "published" else "it points to no artifact"),
+                problem=row[7]
+                or (
+                    None
+                    if row[8] == "published"
+                    else "it points to an artifact that does not exist"
+                ),
             )
             for row in connection.execute(statement, (name, name))
         )

@@ -80,7 +80,7 @@ def put_in_place(order: InstallPlan, edited: Mapping[str, Content]) -> Installat
     if there is None or there.prefix != finished.prefix:
         home.record(id_).unlink(missing_ok=True)
     partial, tree = home.partial(id_), home.tree(id_)
-    # A damaged one of the same id: at no time there is none, if the file system is able to do that.
+    # Replaces a damaged one of the same id in one step, if the file system can.
     if is_directory(str(tree)) and exchange(partial, tree):
         remove_tree(partial)
     else:

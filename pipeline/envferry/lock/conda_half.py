@@ -109,7 +109,7 @@ class CondaAnswer(msgspec.Struct, frozen=True, kw_only=True):
     platform: str = ""
     """The platform that could not be solved."""
     bad_line: str = ""
-    """The line that is no match spec, if `error` is about one."""
+    """The line that is not a valid match spec, if `error` is about one."""
     elsewhere: tuple[str, ...] = ()
     """`CHANNEL::NAME` of what a solution would take from channels that priority hides."""
 
@@ -212,7 +212,9 @@ def explain(answer: CondaAnswer, request: CondaRequest) -> PipelineError:
         return unreachable_channel(words, request.channels)
     if NO_CHANNEL.search(words):
         message = f"one of the channels is not valid ({channels}): {words}"
-        return SpecError(message, hint="a channel is a name, an https:// or file:// URL, a folder")
+        return SpecError(
+            message, hint="a channel is a name, an https:// or file:// URL, or a folder"
+        )
     if request.solver and NO_JSON.search(words):
         message = f"{request.solver} does not answer as conda does: {words}"
         return ToolFailed(message, hint="leave out `--solver`: envferry has its own solver")
@@ -226,7 +228,7 @@ def explain(answer: CondaAnswer, request: CondaRequest) -> PipelineError:
 
 
 def _unsolvable(answer: CondaAnswer, request: CondaRequest, words: str) -> SpecError:
-    """Say that there is no solution, and what would give one."""
+    """Return the error for a request without a solution, with what would give one."""
     channels = without_credentials(", ".join(request.channels))
     if request.updated:
         message = (
@@ -431,7 +433,7 @@ def _virtual_packages(system: SystemRequirements, platform: str, scratch: Path) 
     }
     packages = content["subdirs"][platform]["packages"]
     packages.update({name: text for name, text in changes.items() if text and name in packages})
-    if system.cuda_arch and "__cuda" in packages:  # CEP 46: there is none without `__cuda`
+    if system.cuda_arch and "__cuda" in packages:  # CEP 46: it exists only with `__cuda`
         packages["__cuda_arch"] = f"{system.cuda_arch} 0"
     path = scratch / "virtual-packages.yml"
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
@@ -439,7 +441,7 @@ def _virtual_packages(system: SystemRequirements, platform: str, scratch: Path) 
 
 
 def _solver_message(stdout: str) -> str:
-    """Return the explanation in a solver's JSON answer, or all of it when it is no JSON."""
+    """Return the explanation in a solver's JSON answer, or all of it when it is not JSON."""
     try:
         return str(json.loads(stdout[stdout.index("{") :])["message"])
     except (ValueError, KeyError, TypeError):

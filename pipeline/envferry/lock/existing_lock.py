@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def check_lock(spec: Spec) -> Lock:
     """Return the lock of a spec when it is still what the spec asks for.
 
-    Raises StaleLock when it is not, NotFound when there is none. Asks nobody else.
+    Raises StaleLock when it is not, NotFound when it does not exist. Uses no network.
     """
     lock = read_lock(spec.lock_path)
     hint = f"run `envferry lock {spec.path.stem}`"

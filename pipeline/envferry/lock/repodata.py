@@ -81,7 +81,7 @@ class IndexShelf:
         return cls(RepodataServer(cache / "repodata", downloads, offline=offline))
 
     def index(self, url: str) -> ChannelIndex | None:
-        """Return the index at `CHANNEL/SUBDIR/`, None when there is none; see `open_index`."""
+        """Return the index at `CHANNEL/SUBDIR/`, None when it does not exist; see `open_index`."""
         with self._guard:
             lock = self._locks.setdefault(url, threading.Lock())
         with lock:
@@ -179,7 +179,7 @@ def channel_urls(channel: str) -> tuple[str, ...]:
     if "://" in channel:
         if channel.partition("://")[0] not in ("http", "https", "file"):
             message = f"one of the channels is not valid: {redact(channel)}"
-            hint = "a channel is a name, an https:// or file:// URL, a folder"
+            hint = "a channel is a name, an https:// or file:// URL, or a folder"
             raise SpecError(message, hint=hint)
         return (f"{channel.rstrip('/')}/",)
     if channel.startswith((".", "/", "~")):

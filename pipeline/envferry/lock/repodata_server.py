@@ -112,7 +112,7 @@ class RepodataServer:
         self.expected.learn(url, len(data))
         self.advance(len(data))
         if _sha256(data) != digest:
-            message = f"{redact(url)} has the wrong bytes: expected sha256 {digest}"
+            message = f"{redact(url)} does not match its checksum: expected sha256 {digest}"
             raise StoreError(message, hint="try again, or use another mirror of the channel")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, data)

@@ -31,7 +31,7 @@ def fetch_artifact(
 
     Pieces are read in parallel into a hidden partial file, hashed in order as they arrive, and
     renamed when XXH3-128 and BLAKE3 are the manifest's. A run that breaks off leaves what it has
-    for the next one. An archive that is there already and right is not read again.
+    for the next one. An archive that is already there and intact is not read again.
     """
     manifest = registry.manifest(ref.name, platform, registry.resolve(ref, platform))
     artifact = Artifact(directory=directory, manifest=manifest)
@@ -53,7 +53,7 @@ def fetch_artifact(
 
 
 def _is_complete(artifact: Artifact, progress: Progress) -> bool:
-    """Whether the archive is there already, with the right bytes."""
+    """Whether the archive is already there, with the right bytes."""
     path, facts = artifact.archive_path, artifact.manifest.archive
     if not path.is_file() or path.stat().st_size != facts.size:
         return False

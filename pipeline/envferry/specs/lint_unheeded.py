@@ -1,4 +1,4 @@
-"""Lint of what a spec says and nobody obeys here: S113."""
+"""Lint of lines that envferry does not obey: S113."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ VERSION = re.compile(r"\d+(\.\d+)*")
 OTHER_PLATFORM = re.compile(
     r"(win|freebsd|emscripten|wasi|zos)-\w+|linux-(32|armv6l|armv7l|ppc64|riscv64|s390x|loongarch64)"
 )
-"""conda's platforms that nobody locks for here: kept aside."""
+"""conda's platforms that envferry does not lock for: kept aside."""
 FILE_OPTION = re.compile(r"(?:-[rc]|--(?:requirement|constraint)s?)(?:\s+|=)?(?P<path>\S+)")
 UNKNOWN_FIELD = re.compile(r"unknown field `(?P<field>[^`]+)`(?: - at `\$\.?(?P<place>[^`]*)`)?")
 
@@ -69,7 +69,7 @@ UNKNOWN_FIELD = re.compile(r"unknown field `(?P<field>[^`]+)`(?: - at `\$\.?(?P<
 def read_spec(path: Path, *, platform: str | None = None) -> Spec:
     """Read a spec; with `platform`, drop the lines whose `# [selector]` is for other platforms.
 
-    Raises NotFound when there is no such file, SpecError when it is no spec.
+    Raises NotFound when the file does not exist, SpecError when it is not a spec.
     """
     return parse_spec(_read(path), path, platform=platform)
 
@@ -119,7 +119,7 @@ def find_spec(argument: str, specs_dir: Path) -> Path:
 
 
 def _not_found(what: str, name: str, directory: Path) -> NotFound:
-    """Say that there is no such spec, and which there are."""
+    """Return the error for an unknown spec, with the known ones."""
     paths = directory.iterdir() if directory.is_dir() else []
     names = sorted(
         path.stem
@@ -198,7 +198,7 @@ def _dependencies(content: Mapping, path: Path) -> tuple[tuple[str, ...], tuple[
 
 
 def check_dependencies(content: Mapping, path: Path) -> None:
-    """Refuse what is no line of either half, with the file and line where it stands."""
+    """Refuse what is not a valid line of either half, with the file and line where it stands."""
     if "dependencies" in content:
         _dependencies(content, path)
 
@@ -321,7 +321,7 @@ def _check_system(system: SystemRequirements, path: Path) -> None:
 
 
 def _without_other_platforms(platforms: object, path: Path) -> dict[str, list[str]]:
-    """Keep aside conda's platforms that nobody locks for here; raise SpecError when none is left.
+    """Keep aside platforms that envferry does not lock for; raise SpecError when none is left.
 
     `lint` names them.
     """

@@ -37,7 +37,7 @@ def require_conditions(calls: Calls, bucket: str, prefix: str) -> None:
     try:
         etag = _put(calls, target, "If-None-Match", {"IfNoneMatch": "*"})
     except Refused as error:
-        log.info("conditions on writes are not tried out: %s", error)
+        log.info("conditional writes are not tested: %s", error)
         return
     try:
         other = next(name for name in NO_ETAGS if name != etag)

@@ -255,7 +255,7 @@ def part_size(size: int) -> int:
     # A quarter of the parts is left for the seams between what is copied and what is sent.
     needed = -(-size * 4 // (MOST_PARTS * 3))
     if needed > LARGEST_PART:
-        message = f"{human_bytes(size)} is more than an object can hold"
+        message = f"an object cannot hold {human_bytes(size)}"
         raise StoreError(message)
     return max(PART_BYTES, needed)
 

@@ -102,7 +102,7 @@ class _Known:
     has_bucket: Event = field(default_factory=Event)
     """It has answered a question about something in the bucket."""
     conditions: Event = field(default_factory=Event)
-    """It obeys conditions on writes, or nobody minds."""
+    """It obeys conditions on writes, or does not have to."""
     guard: Lock = field(default_factory=Lock)
     """Held while conditions are tried out."""
 
@@ -211,7 +211,7 @@ class S3Store:
 
     @contextmanager
     def _creating(self, key: str) -> Iterator[None]:
-        """Raise KeyTaken before or after a write that somebody else's came before."""
+        """Raise KeyTaken before or after a write that another writer won."""
         if self.stat(key):
             raise self._taken(key)
         self._require_conditions()
@@ -220,7 +220,7 @@ class S3Store:
         except Conflict as error:
             raise self._taken(key) from error
         except NotFound as error:
-            # An upload that is gone although it was there: it was completed, and nobody heard so.
+            # An upload that has disappeared was completed, and the answer was lost.
             if not self.stat(key):
                 raise
             raise self._taken(key) from error
@@ -282,7 +282,7 @@ class S3Store:
         self._call("delete_object", Bucket=self.bucket, Key=key)
 
     def delete_unfinished(self, prefix: str, older_seconds: float) -> int:
-        """End the multipart uploads that nobody has finished."""
+        """End the unfinished multipart uploads."""
         before = datetime.now(timezone.utc) - timedelta(seconds=older_seconds)
         dead = [one for one in self._uploads(prefix) if one["Initiated"] <= before]
         for one in dead:
@@ -291,12 +291,14 @@ class S3Store:
         return len(dead)
 
     def _uploads(self, prefix: str) -> Iterator[dict[str, Any]]:
-        """Yield the multipart uploads that nobody has finished, a page of a thousand at a time."""
+        """Yield the unfinished multipart uploads, a page of a thousand at a time."""
         where = {"Bucket": self.bucket, "Prefix": self.prefix + check_prefix(prefix)}
         try:
             page = self._call("list_multipart_uploads", **where)
         except NotOffered as error:
-            log.warning("%s cannot list unfinished uploads: those of dead pushes stay", self.url)
+            log.warning(
+                "%s cannot list unfinished uploads: those of interrupted pushes stay", self.url
+            )
             log.info("%s", error)
             return
         while True:
@@ -329,7 +331,7 @@ class S3Store:
         return KeyTaken(f"{key} exists in {self.url} and is never overwritten")
 
     def _lost(self, key: str) -> LostRace:
-        message = f"{key} in {self.url} was changed by somebody else"
+        message = f"{key} in {self.url} was changed by another process"
         return LostRace(message, hint="run the command again")
 
     def _require_version(self, key: str, expected: str | None) -> None:
@@ -376,7 +378,9 @@ class S3Store:
             message = f"{key} in {self.url} has {total} bytes, {offset + expected} are expected"
             raise StoreError(message, hint="the object is cut off: push it again")
         if len(data) != expected:
-            message = f"{key} in {self.url}: {len(data)} of {expected} bytes came from {offset} on"
+            message = (
+                f"{key} in {self.url}: {len(data)} of {expected}bytes received from offset {offset}"
+            )
             raise Transient(StoreError(message, hint="is a proxy in between? try again"))
         return data
 
@@ -425,7 +429,7 @@ class S3Store:
         return answer
 
     def _no_server(self, operation: str) -> StoreError:
-        message = f"{self._endpoint} is no S3 server: it answered {operation} with something else"
+        message = f"{self._endpoint} is not an S3 server: it did not answer {operation} as one"
         return StoreError(message, hint="is a proxy or a login page in between? see the endpoint")
 
     def _transient(self, error: Exception, key: str) -> Transient:
@@ -440,7 +444,7 @@ class S3Store:
     ) -> Exception:
         """Return what to raise for an answer that is an error.
 
-        The answer to HEAD has no body, so nobody knows why: a GET is told.
+        The answer to HEAD has no body, so the reason is unknown: a GET is told.
         """
         answer = ErrorAnswer.of(error.response)
         if operation == "head_object" and self._is_unsaid(answer.status):
@@ -481,8 +485,8 @@ class S3Store:
                 return Unreachable(f"{message}: {words}", hint=hint)
             return Unreachable(message, hint="name the site's authorities in AWS_CA_BUNDLE")
         if broken := broken_limit(error):
-            message = f"{self._endpoint} was given up for {self.url}: {broken}"
-            return Unreachable(message, hint="ask who runs that server")
+            message = f"stopped reading {self._endpoint} for {self.url}: {broken}"
+            return Unreachable(message, hint="ask the administrator of that server")
         if isinstance(error, NO_CONNECTION):
             proxy = self._proxy
             way = f" through the proxy {show_proxy(proxy)}" if proxy else ""
@@ -558,6 +562,6 @@ def _is_answer(operation: str, answer: dict[str, Any]) -> bool:
 
 
 def _close_body(answer: dict[str, Any]) -> None:
-    """Close what an answer streams: nobody reads it, and its connection would stay open."""
+    """Close the stream of an unread answer: its connection would stay open."""
     if body := answer.get("Body"):
         body.close()

@@ -56,7 +56,7 @@ class ExportRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """What is in the folder now."""
+    """What the folder contains now."""
 
     directory: str
     artifacts: tuple[str, ...]
@@ -104,7 +104,7 @@ def export_artifacts(
 
 
 def preview_export(source: Registry, directory: Path, order: ExportRequest) -> Exported:
-    """Say what an export would write, whatever is there already; its tags are left out.
+    """Say what an export would write, whatever already exists; its tags are left out.
 
     Nothing is written. Raises what an export would before it begins.
     """
@@ -185,7 +185,7 @@ def _require_ours(directory: Path, source: Registry) -> None:
     allowed = (*OURS, *UNKNOWN_OWNER)
     strange = sorted(name for name in names if name not in allowed and not name.startswith("."))
     if strange:
-        message = f"{directory} holds something else: {', '.join(strange[:5])}"
+        message = f"{directory} holds other files: {', '.join(strange[:5])}"
         raise TargetOccupied(message, hint=f"export to a folder in it: {directory}/envferry")
 
 

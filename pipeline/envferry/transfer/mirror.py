@@ -30,7 +30,7 @@ SMALL_BYTES = 16 << 20
 SMALL_AT_ONCE = 4
 READERS = 8
 FAULTS_SHOWN = 10
-DONE = "all that is in order was copied"
+DONE = "everything intact was copied"
 Environment: TypeAlias = tuple[str, str]
 """Name and platform."""
 
@@ -58,7 +58,7 @@ class Mirrored:
     copied: tuple[str, ...]
     """NAME-PLATFORM-ID of the artifacts that the target lacked, as a whole or in part."""
     copied_bytes: int
-    """The bytes of their archives, those that were there already not counted."""
+    """The bytes of their archives, existing ones not counted."""
     present: int
     """How many the target had already."""
     tags: tuple[TransferredTag, ...]
@@ -170,14 +170,14 @@ def require_none(faults: Mapping[str, PipelineError], done: str = DONE) -> None:
     first, shown = faults[stem], others[:FAULTS_SHOWN]
     if others[FAULTS_SHOWN:]:
         shown.append(f"{len(others) - FAULTS_SHOWN:,} more")
-    message = first.message + (f" (wrong, too: {', '.join(shown)})" if shown else "")
+    message = first.message + (f" (also wrong: {', '.join(shown)})" if shown else "")
     raise type(first)(message, hint="; ".join(filter(None, (first.hint, done))))
 
 
 def plan_mirror(source: Registry, target: Registry, order: MirrorRequest) -> MirrorPlan:
     """Find out what the target lacks; nothing is copied."""
     if source.store.place == target.store.place:
-        message = f"{source.url} cannot be brought to itself"
+        message = f"{source.url} cannot be mirrored to itself"
         raise UsageError(message, hint="name another registry")
     folders, environments = _folders(source, order)
     published = {(folder.name, folder.platform, folder.id) for folder in folders}

@@ -1,4 +1,4 @@
-"""A registry as the pages see it: its index, kept fresh behind their back, and manifests."""
+"""A registry as the pages see it: its index, refreshed in the background, and manifests."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class RegistryView:
 
     @property
     def url(self) -> str:
-        """Where the registry is, as somebody in another folder writes it; without logins."""
+        """Where the registry is, as it is written from any folder; without logins."""
         store = self.catalog.registry.store
         return fit_to_show(store.url if "://" in store.url else store.place)
 

@@ -110,7 +110,7 @@ async def read_package(
 def patched(index: bytes, file: CondaFile, platform: str) -> dict[str, Any]:
     """Return what a package says of itself, corrected by what the lock has of its channel's index.
 
-    Raises msgspec.MsgspecError for what is no record.
+    Raises msgspec.MsgspecError for what is not a record.
     """
     own = decode_json(index, dict[str, Any])
     folder = file.url.rsplit("/", 2)[-2]
