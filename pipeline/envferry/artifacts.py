@@ -190,5 +190,5 @@ def _manifest_beside(path: Path) -> Path:
         if candidate.is_file():
             return candidate
     missing = f"the manifest {candidates[0]}" if path.exists() else path
-    message = f"{missing} is not there"
+    message = f"{missing} does not exist"
     raise NotFound(message, hint="copy all files of the artifact, or fetch it again")

@@ -21,7 +21,7 @@ from envferry.build.cache import (
 )
 from envferry.build.downloads import DownloadCache, cache_lock
 from envferry.errors import TargetOccupied
-from envferry.lock.repodata import IndexShelf
+from envferry.lock.repodata import ChannelIndexes
 from envferry.lock.repodata_server import RepodataServer
 from envferry.progress import Silent
 from tests.support.builds import locked
@@ -175,11 +175,11 @@ def test_indexes_of_channels_are_listed_and_pruned(tmp_path: Path) -> None:
     root = tmp_path / "repodata"
     channel = write_channel(tmp_path / "c", record("a", "1"), form="repodata.json.zst")
     server = RepodataServer(root, DownloadCache(tmp_path / "downloads"))
-    assert IndexShelf(server).index(f"{channel.as_uri()}/linux-64/") is not None
+    assert ChannelIndexes(server).index(f"{channel.as_uri()}/linux-64/") is not None
     (found,) = list_indexes(root)
     assert found.url == (channel / "linux-64/repodata.json.zst").as_uri()
     assert found.size == found.path.stat().st_size > 0
     assert prune_indexes(root, older_than=found.used - 1).files == 0
     assert prune_indexes(root, older_than=time.time() + 60).size >= found.size
     assert list_indexes(root) == []
-    assert IndexShelf(server).index(f"{channel.as_uri()}/linux-64/") is not None
+    assert ChannelIndexes(server).index(f"{channel.as_uri()}/linux-64/") is not None

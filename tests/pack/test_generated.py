@@ -247,6 +247,6 @@ def test_capacities_are_in_the_script(tree: Path) -> None:
 
 def test_equal_trees_give_equal_archives(tree: Path) -> None:
     one = existing_env(tree)
-    built = describe_env(tree, prefix=None, name=None, desk=tree.parents[2] / "desk2")
+    built = describe_env(tree, prefix=None, name=None, lock_dir=tree.parents[2] / "locks2")
     options = PackOptions(output_dir=tree.parents[2] / "desk2", mtime=315532800)
     assert pack_env(built, options=options, progress=Silent()).manifest == one.manifest

@@ -224,7 +224,7 @@ def test_leaves_no_temporary_files(tmp_path: Path) -> None:
 def test_reading_a_registry_that_is_not_there(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "none")
     for read in (lambda: store.read("a"), lambda: list(store.list())):
-        with pytest.raises(NotFound, match=r"registry .*/none is not there"):
+        with pytest.raises(NotFound, match=r"registry .*/none does not exist"):
             read()
     assert not (tmp_path / "none").exists()
 

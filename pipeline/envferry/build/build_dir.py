@@ -34,9 +34,9 @@ class BuildDir:
         return self.envs / self.prefix.name
 
     @property
-    def desk(self) -> Path:
-        """Where the order lies."""
-        return self.home / "desk"
+    def exchange(self) -> Path:
+        """The request for the container, and what it downloads."""
+        return self.home / "exchange"
 
     @property
     def scratch(self) -> Path:
@@ -59,8 +59,8 @@ def require_replaceable(home: Path) -> None:
 
 
 @contextmanager
-def fresh_workplace(home: Path, prefix: str) -> Iterator[BuildDir]:
-    """Yield an empty workplace; what is still there when the block ends is removed.
+def fresh_build_dir(home: Path, prefix: str) -> Iterator[BuildDir]:
+    """Yield an empty build directory; what is still there when the block ends is removed.
 
     Raises HostError where nothing may be executed.
     """

@@ -59,7 +59,7 @@ def describe_build(built: BuiltEnv, packages: tuple[LockedPackage, ...], work: B
 
 def keep_build(built: BuiltEnv, lock: Lock, work: BuildDir, home: Path) -> None:
     """Put a finished build where the next stage looks for it, its record last."""
-    shutil.rmtree(work.desk)
+    shutil.rmtree(work.exchange)
     shutil.copyfile(lock.path, work.home / LOCK)
     if home.exists():
         # Without its record the old build is not in use; it can be removed later.

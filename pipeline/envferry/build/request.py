@@ -16,7 +16,7 @@ class BuildVariation:
     """What may differ between two builds of one lock, and must not show in what they make."""
 
     work_dir: str = "/envferry"
-    """Where the container sees the order and the downloads."""
+    """Where the container sees the request and the downloads."""
     user: int = 0
     umask: str = "022"
     environ: Mapping[str, str] = field(default_factory=dict)

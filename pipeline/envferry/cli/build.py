@@ -129,15 +129,17 @@ def environment_at(console: Console, options: PackCommandOptions) -> Iterator[Bu
     is_spec = folder.suffix in SPEC_ENDINGS
     is_folder = not is_spec and ("/" in options.source or is_venv(folder))
     with TemporaryDirectory() as scratch:
-        desk = Path(scratch) if options.dry_run else settings().cache_dir / "found"
+        work_dir = Path(scratch) if options.dry_run else settings().cache_dir / "found"
         if is_folder and is_venv(folder):
             from envferry.channel.virtual_env import VirtualEnv, venv_with_interpreter
 
             source = VirtualEnv(folder, options.prefix, options.name)
-            with venv_with_interpreter(source, desk=desk, progress=console.progress) as built:
+            with venv_with_interpreter(
+                source, work_dir=work_dir, progress=console.progress
+            ) as built:
                 yield built
         elif is_folder:
-            yield describe_env(folder, prefix=options.prefix, name=options.name, desk=desk)
+            yield describe_env(folder, prefix=options.prefix, name=options.name, lock_dir=work_dir)
         else:
             # An environment may be called `torch-2.8`: only the suffix of a spec is cut off.
             name = folder.stem if is_spec else options.source

@@ -1,4 +1,4 @@
-"""What can be asked of an index. Each function takes the connection: `catalog.ask(query)`."""
+"""What can be asked of an index. Each function takes the connection: `index.ask(query)`."""
 
 from __future__ import annotations
 

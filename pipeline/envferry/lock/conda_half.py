@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from envferry.errors import PipelineError
-    from envferry.lock.repodata import IndexShelf
+    from envferry.lock.repodata import ChannelIndexes
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class CondaAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """`CHANNEL::NAME` of what a solution would take from channels that priority hides."""
 
 
-def solve_conda_half(request: CondaRequest, shelf: IndexShelf) -> CondaAnswer:
+def solve_conda_half(request: CondaRequest, indexes: ChannelIndexes) -> CondaAnswer:
     """Solve the conda half of a spec.
 
     Raises SpecError when it has no solution, StoreError when a channel cannot be reached.
@@ -128,14 +128,14 @@ def solve_conda_half(request: CondaRequest, shelf: IndexShelf) -> CondaAnswer:
         hashes = thread.submit(_content_hashes, request)
         packages: list[LockedPackage] = []
         for platform in request.platforms:
-            answer = solve_platform(request, platform, shelf)
+            answer = solve_platform(request, platform, indexes)
             if answer.error:
                 raise explain(answer, request)
             packages += answer.packages
         return CondaAnswer(packages=tuple(packages), content_hashes=hashes.result())
 
 
-def solve_platform(request: CondaRequest, platform: str, shelf: IndexShelf) -> CondaAnswer:
+def solve_platform(request: CondaRequest, platform: str, indexes: ChannelIndexes) -> CondaAnswer:
     """Have rattler solve what the channels have for one platform."""
     lines = [*request.conda[platform]]
     wanted = [wanted_line(line, request.channels) for line in lines]
@@ -149,7 +149,7 @@ def solve_platform(request: CondaRequest, platform: str, shelf: IndexShelf) -> C
         answer = solve(
             SolveRequest(
                 wanted=tuple(wanted),
-                tiers=extract(shelf, channels, platform, names, Path(directory)),
+                tiers=extract(indexes, channels, platform, names, Path(directory)),
                 virtual_packages=virtual_packages(request.system, platform),
                 kept=tuple(item.url for item in request.kept if item.platform == platform),
                 updated=request.updated,

@@ -12,7 +12,7 @@ from envferry.errors import SpecError
 from envferry.lock.channels import channel_names, channels_of, placed_lines, relaxed_pins, warn_of
 from envferry.lock.conda_half import CondaAnswer, CondaRequest, solve_conda_half
 from envferry.lock.existing_lock import known_hashes
-from envferry.lock.repodata import IndexShelf
+from envferry.lock.repodata import ChannelIndexes
 from envferry.specs.conda_lines import parse_conda_line
 
 if TYPE_CHECKING:
@@ -76,15 +76,15 @@ def solve_platforms(request: CondaRequest, name: str, progress: Progress) -> Con
         platform: msgspec.structs.replace(request, platforms=(platform,))
         for platform in request.platforms
     }
-    answers, shelf = [], IndexShelf.usual(offline=request.offline)
+    answers, indexes = [], ChannelIndexes.usual(offline=request.offline)
     with Workers(SOLVERS, "solve") as threads:
         futures = {
-            platform: threads.submit(solve_conda_half, part, shelf)
+            platform: threads.submit(solve_conda_half, part, indexes)
             for platform, part in alone.items()
         }
         for platform, future in futures.items():
             label = f"locking {name}: conda packages for {platform}"
-            with progress.task(label, shelf.server.expected) as shelf.server.advance:
+            with progress.task(label, indexes.server.expected) as indexes.server.advance:
                 answers.append(future.result())
     return CondaAnswer(
         packages=tuple(package for answer in answers for package in answer.packages),

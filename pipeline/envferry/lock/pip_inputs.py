@@ -123,10 +123,12 @@ def pin_build_requirements(
         return []
     cache = DownloadCache(settings().cache_dir / "downloads")
     logins = git_logins(request.requirements)
-    shelf = SourceCache(cache=cache, progress=progress, logins=logins, offline=request.offline)
+    source_cache = SourceCache(
+        cache=cache, progress=progress, logins=logins, offline=request.offline
+    )
     kept = kept_build_requirements(spec, request)
     with cache_lock(cache.root, shared=True):
-        lines = {package.name: shelf.build_requires(package) for package in sources}
+        lines = {package.name: source_cache.build_requires(package) for package in sources}
     return [
         resolve_build_requirements(name, lines[name], replace(request, kept=kept.get(name, ())))
         for name in lines

@@ -65,7 +65,7 @@ Tier: TypeAlias = "tuple[Extract, ...]"
 
 
 @dataclass(slots=True)
-class IndexShelf:
+class ChannelIndexes:
     """The indexes that were opened, each once, by all threads."""
 
     server: RepodataServer
@@ -74,8 +74,8 @@ class IndexShelf:
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def usual(cls, *, offline: bool = False) -> IndexShelf:
-        """Return a shelf on this user's cache; `offline`, on nothing but that."""
+    def usual(cls, *, offline: bool = False) -> ChannelIndexes:
+        """Return the indexes in this user's cache; `offline`, on nothing but that."""
         cache = settings().cache_dir
         downloads = DownloadCache(cache / "downloads")
         return cls(RepodataServer(cache / "repodata", downloads, offline=offline))
@@ -91,7 +91,11 @@ class IndexShelf:
 
 
 def extract(
-    shelf: IndexShelf, channels: Sequence[str], platform: str, names: Iterable[str], folder: Path
+    opened: ChannelIndexes,
+    channels: Sequence[str],
+    platform: str,
+    names: Iterable[str],
+    folder: Path,
 ) -> tuple[Tier, ...]:
     """Write what the channels have of some packages and all that these may need.
 
@@ -103,9 +107,9 @@ def extract(
         found_here = {
             (url, subdir): index
             for subdir in (platform, "noarch")
-            if (index := shelf.index(f"{url}{subdir}/")) is not None
+            if (index := opened.index(f"{url}{subdir}/")) is not None
         }
-        if not found_here and shelf.server.offline:
+        if not found_here and opened.server.offline:
             msg = f"{redact(url)} has no index there"
             raise not_cached(msg)
         if not found_here:

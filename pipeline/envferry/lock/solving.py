@@ -76,12 +76,12 @@ def work(request: SolveRequest) -> SolveAnswer:
             return SolveAnswer(error=str(error), bad_line=wanted.line)
     restrict(request.tiers, specs)
     try:
-        desk = _Desk(request, specs)
-        if request.priority == "strict" and (hidden := desk.hidden_line()):
+        solver = _Solver(request, specs)
+        if request.priority == "strict" and (hidden := solver.hidden_line()):
             return hidden
-        return SolveAnswer(records=desk.records(request.priority))
+        return SolveAnswer(records=solver.records(request.priority))
     except SolverError as error:
-        elsewhere = desk.elsewhere() if request.priority == "strict" else ()
+        elsewhere = solver.elsewhere() if request.priority == "strict" else ()
         return SolveAnswer(error=str(error), elsewhere=elsewhere)
 
 
@@ -114,7 +114,7 @@ def restrict(tiers: Sequence[Sequence[Extract]], specs: Sequence[MatchSpec]) -> 
             path.write_bytes(msgspec.json.encode(content))
 
 
-class _Desk:
+class _Solver:
     """What one request is solved with."""
 
     def __init__(self, request: SolveRequest, specs: Sequence[MatchSpec]) -> None:

@@ -19,7 +19,7 @@ from envferry.artifacts import (
 )
 from envferry.base.workers import Workers
 from envferry.errors import IntegrityError, NotFound, SpecError, UsageError
-from envferry.registry.inventory import Folder, require_known, survey
+from envferry.registry.inventory import Folder, list_inventory, require_known
 from envferry.registry.layout import ATTACHMENTS, LOCK_FILE, PRUNING, tag_key
 from envferry.registry.tags import read_tag
 from envferry.stores.port import Incomplete
@@ -81,7 +81,7 @@ def check_registry(
     checked with the registry's trusted keys, if it has any. Raises StoreError when the store cannot
     be read, NotFound when it has nothing of `name`.
     """
-    found = survey(registry, name)
+    found = list_inventory(registry, name)
     require_known(found, registry, [name] if name else [])
     size = sum(_archive_size(folder) for folder in found.folders) if read_bytes else None
     label = f"check {registry.url}"

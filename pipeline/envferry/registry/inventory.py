@@ -82,7 +82,7 @@ class Inventory:
     """What is not part of the format, by key."""
 
 
-def survey(registry: Registry, name: str | None = None) -> Inventory:
+def list_inventory(registry: Registry, name: str | None = None) -> Inventory:
     """List a registry, or one environment of it."""
     if name is None:
         return _sort(registry.store.list())

@@ -8,7 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from envferry.base.workers import Workers
-from envferry.registry.inventory import Folder, Inventory, require_known, survey
+from envferry.registry.inventory import Folder, Inventory, list_inventory, require_known
 from envferry.registry.layout import ENVS, TAGS, tag_key
 from envferry.registry.removal import remove_artifact
 from envferry.registry.tags import read_tag
@@ -105,7 +105,7 @@ def plan_prune(registry: Registry, scope: Scope, policy: Policy, now: datetime) 
     Raises IntegrityError when a tag cannot be read: then it is unknown what it keeps; NotFound
     for an environment that is not there.
     """
-    found = survey(registry)
+    found = list_inventory(registry)
     unfinished = tuple(_unfinished(registry, scope, now - policy.under_way))
     if not unfinished:
         require_known(found, registry, scope.names)
