@@ -41,7 +41,7 @@ NO_VERSION = "0"
 RECORDS = "made"
 """The folder of the cache that says which wheel was made of what."""
 DOWNLOADS, WORK_DIR = "/envferry/downloads", "/envferry/bench"
-"""Where the container sees the cache, and what it may write: compilers put this path into wheels."""
+"""Where the container sees the cache, and what it may write; compilers note this path."""
 WITH_UMASK = ("/bin/sh", "-c", 'umask 022; exec "$@"', "sh")
 
 
