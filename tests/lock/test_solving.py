@@ -11,7 +11,9 @@ import yaml
 from msgspec.structs import replace
 
 from envferry.errors import SpecError
-from envferry.lock.conda_half import CondaAnswer, CondaRequest, explain, solve_platform
+from envferry.lock.conda_failures import explain
+from envferry.lock.conda_half import solve_platform
+from envferry.lock.conda_messages import CondaAnswer, CondaRequest
 from envferry.lock.virtual_packages import virtual_packages
 from envferry.models import SystemRequirements
 from tests.lock.test_repodata import FORMS, indexes

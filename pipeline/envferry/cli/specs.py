@@ -313,8 +313,8 @@ def find_solver(text: str | None) -> Path | None:
 
 def lint_one(path: Path, *, online: bool = False) -> list[LintFinding]:
     """Lint one spec, with what its lock knows; refuse what `lock` cannot read, in its words."""
-    from envferry.lock.conda_half import pypi_name
     from envferry.lock.match_specs import check_match_specs
+    from envferry.lock.pypi_names import pypi_name
     from envferry.specs.linting import lint_spec
     from envferry.specs.reading import read_spec
 

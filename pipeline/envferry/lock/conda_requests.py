@@ -10,7 +10,8 @@ import msgspec
 from envferry.base.workers import Workers
 from envferry.errors import SpecError
 from envferry.lock.channels import channel_names, channels_of, placed_lines, relaxed_pins, warn_of
-from envferry.lock.conda_half import CondaAnswer, CondaRequest, solve_conda_half
+from envferry.lock.conda_half import solve_conda_half
+from envferry.lock.conda_messages import CondaAnswer, CondaRequest
 from envferry.lock.existing_lock import known_hashes
 from envferry.lock.repodata import ChannelIndexes
 from envferry.specs.conda_lines import parse_conda_line
