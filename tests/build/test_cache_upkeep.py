@@ -19,7 +19,8 @@ from envferry.build.cache import (
     remove_leftovers,
     verify_entries,
 )
-from envferry.build.downloads import DownloadCache, cache_lock
+from envferry.build.cache_locks import cache_lock
+from envferry.build.downloads import DownloadCache
 from envferry.errors import TargetOccupied
 from envferry.lock.repodata import ChannelIndexes
 from envferry.lock.repodata_server import RepodataServer

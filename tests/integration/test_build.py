@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from envferry.base.site_packages import site_packages_folders
-from envferry.build.downloads import hash_file
+from envferry.build.download import hash_file
 from envferry.build.request import OTHER_VARIATION
 from envferry.errors import (
     HostError,

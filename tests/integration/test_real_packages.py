@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from envferry.build.downloads import hash_file
+from envferry.build.download import hash_file
 from envferry.engines.selection import Engine, open_sandbox
 from envferry.errors import SpecError, ToolFailed
 from envferry.lock.index_channel import index_channel

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from envferry.base.files import exclusive_lock, remove_tree
 from envferry.base.json import decode_json
-from envferry.build.downloads import ALGORITHMS, ENTRY_LOCK, cache_lock, entry_lock, hash_file
+from envferry.build.cache_locks import ENTRY_LOCK, cache_lock, entry_lock
+from envferry.build.download import ALGORITHMS, hash_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

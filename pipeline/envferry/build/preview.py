@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from envferry.build.downloads import Download
+from envferry.build.download import Download
 from envferry.models import ENVS_DIR, check_env_prefix, check_name, current_platform
 
 if TYPE_CHECKING:

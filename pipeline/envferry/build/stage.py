@@ -8,9 +8,9 @@ import msgspec
 
 from envferry.base.files import exclusive_lock
 from envferry.build.build_dir import fresh_build_dir, require_replaceable
+from envferry.build.cache_locks import cache_lock
 from envferry.build.checks import run_checks
 from envferry.build.container_job import builder_request, run_builder
-from envferry.build.downloads import DownloadCache, cache_lock
 from envferry.build.lock_wheels import make_wheels, open_wheel_builder
 from envferry.build.output import describe_build, keep_build, note_build, without_checks
 from envferry.build.source_wheels import described
@@ -18,6 +18,7 @@ from envferry.build.sources import SourceCache
 from envferry.models import ENVS_DIR, check_env_prefix, check_name, current_platform
 
 if TYPE_CHECKING:
+    from envferry.build.downloads import DownloadCache
     from envferry.build.options import BuildOptions
     from envferry.engines.port import Sandbox
     from envferry.models import BuiltEnv, Lock

@@ -24,9 +24,7 @@ from envferry.worker_process import Worker
 
 if TYPE_CHECKING:
     from envferry.lock.repodata import ChannelIndexes
-    from envferry.models import (
-        LockedPackage,
-    )
+    from envferry.models import LockedPackage
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from urllib.parse import unquote
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from envferry.build.downloads import DownloadCache, cache_lock
+from envferry.build.cache_locks import cache_lock
+from envferry.build.downloads import DownloadCache
 from envferry.build.git_credentials import git_logins
 from envferry.build.sources import SourceCache
 from envferry.config import settings, site_indexes

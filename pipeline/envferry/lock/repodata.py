@@ -16,7 +16,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import msgspec
 
-from envferry.build.downloads import DownloadCache, redact
+from envferry.build.download import redact
+from envferry.build.downloads import DownloadCache
 from envferry.config import settings
 from envferry.errors import SpecError, StoreError
 from envferry.lock.repodata_server import RepodataServer, unpack_file
