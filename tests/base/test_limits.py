@@ -22,7 +22,7 @@ from envferry.models import LockedPackage
 from envferry.progress import Silent
 from envferry.stores.directory import DirectoryStore
 from envferry.stores.http import HttpStore
-from envferry.stores.s3 import S3Store
+from envferry.stores.s3.store import S3Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -29,9 +29,9 @@ from envferry.errors import StoreError
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.push import push_artifact
-from envferry.stores.multipart import PART_BYTES
 from envferry.stores.opening import open_store
 from envferry.stores.port import KnownRange
+from envferry.stores.s3.multipart import PART_BYTES
 from tests.support.artifacts import make_artifact
 from tests.support.cli_runner import ENVFERRY
 from tests.support.fault_proxy import Plan, fault_proxy

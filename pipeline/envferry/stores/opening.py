@@ -96,7 +96,7 @@ def _open_http(url: str, limits: Limits) -> Store:
 
 def _open_s3(url: str, limits: Limits) -> Store:
     try:
-        from envferry.stores.s3 import S3Store
+        from envferry.stores.s3.store import S3Store
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("boto3", "botocore"):
             raise

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from envferry.base.retry import BUSY_STATUSES, Transient, asked_seconds, waiting_words
 from envferry.errors import NotFound, StoreError
-from envferry.stores.multipart import Unreachable
+from envferry.stores.s3.multipart import Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -18,9 +18,9 @@ from envferry.base.journal import LineJournal, read_journal
 from envferry.base.json import decode_json
 from envferry.base.workers import Workers
 from envferry.errors import IntegrityError, NotFound, StoreError, TargetOccupied
-from envferry.stores.checksums import FIELD, crc32
 from envferry.stores.port import Incomplete
 from envferry.stores.receive import receive
+from envferry.stores.s3.checksums import FIELD, crc32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -7,10 +7,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from envferry.errors import NotFound, StoreError
-from envferry.stores.s3_answers import Conflict, NotOffered, Refused
+from envferry.stores.s3.answers import Conflict, NotOffered, Refused
 
 if TYPE_CHECKING:
-    from envferry.stores.multipart import Calls
+    from envferry.stores.s3.multipart import Calls
 
 log = logging.getLogger(__name__)
 
