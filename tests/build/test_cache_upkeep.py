@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from envferry.base.files import exclusive_lock
-from envferry.build.cache import (
+from envferry.build.cache_locks import cache_lock
+from envferry.build.cache_upkeep import (
     list_entries,
     list_indexes,
     prune_entries,
@@ -19,7 +20,6 @@ from envferry.build.cache import (
     remove_leftovers,
     verify_entries,
 )
-from envferry.build.cache_locks import cache_lock
 from envferry.build.downloads import DownloadCache
 from envferry.errors import TargetOccupied
 from envferry.lock.repodata import ChannelIndexes
@@ -149,7 +149,7 @@ def test_leftovers_of_killed_builds_go(tmp_path: Path) -> None:
 VERIFY_AS_ANOTHER = """
 import os, sys
 from pathlib import Path
-from envferry.build.cache import list_entries, verify_entries
+from envferry.build.cache_upkeep import list_entries, verify_entries
 os.setgroups([])
 os.setgid(6000)
 os.setuid(5002)

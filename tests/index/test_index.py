@@ -17,7 +17,7 @@ from envferry.errors import UsageError
 from envferry.index import MatchSpec, RegistryIndex, queries, registry_index
 from envferry.index.match_spec import compare_conda
 from envferry.index.queries import Filter
-from envferry.index.records import Known
+from envferry.index.rows import Known
 from envferry.registry import Registry
 from tests.support.artifacts import PLATFORM
 from tests.support.published import NUMPY, Made, publish

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from envferry.build.build_options import BuildOptions
 from envferry.build.downloads import DownloadCache
-from envferry.build.options import BuildOptions
 from envferry.build.stage import build_env
 from envferry.engines.bubblewrap import Bubblewrap
 from envferry.errors import UsageError

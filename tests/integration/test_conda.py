@@ -16,7 +16,7 @@ import zstandard
 
 from envferry.engines.selection import Engine, open_sandbox
 from envferry.errors import SpecError
-from envferry.lock.options import LockOptions
+from envferry.lock.lock_options import LockOptions
 from envferry.lock.stage import lock_spec
 from envferry.process import run
 from envferry.progress import Silent

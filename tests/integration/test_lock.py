@@ -14,7 +14,7 @@ import pytest
 
 from envferry.errors import NotFound, SpecError, StaleLock, StoreError, ToolFailed, UsageError
 from envferry.lock.existing_lock import check_lock
-from envferry.lock.options import LockOptions
+from envferry.lock.lock_options import LockOptions
 from envferry.lock.pypi_names import NAMES_PATH
 from envferry.lock.stage import lock_spec
 from envferry.process import run

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from envferry.base.retry import RetryPolicy
 from envferry.build.downloads import DownloadCache
 from envferry.errors import IntegrityError, NotFound, StoreError
-from envferry.lock.options import LockOptions
+from envferry.lock.lock_options import LockOptions
 from envferry.lock.stage import lock_spec
 from envferry.progress import Silent
 from envferry.specs.reading import read_spec

@@ -14,7 +14,7 @@ from envferry.build.download import hash_file
 from envferry.engines.selection import Engine, open_sandbox
 from envferry.errors import SpecError, ToolFailed
 from envferry.lock.index_channel import index_channel
-from envferry.lock.options import LockOptions
+from envferry.lock.lock_options import LockOptions
 from envferry.lock.stage import lock_spec
 from envferry.progress import Silent
 from envferry.specs.locks import read_lock

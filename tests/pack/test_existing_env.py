@@ -22,9 +22,9 @@ from envferry.errors import IntegrityError, NotFound, SpecError, TargetOccupied,
 from envferry.install.env_home import EnvHome
 from envferry.install.verify import verify_installation
 from envferry.models import SpecOptions
+from envferry.pack.env_members import Listing
 from envferry.pack.exclusion import Exclusion
 from envferry.pack.existing_env import describe_env
-from envferry.pack.listing import Listing
 from envferry.pack.packages import conda_packages, pip_packages
 from envferry.pack.stage import PackOptions, pack_env
 from envferry.progress import Silent

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.archive.index import FileEntry, Index
-    from envferry.archive.journal import InstallJournal
+    from envferry.archive.install_journal import InstallJournal
     from envferry.archive.members import Piece
     from envferry.archive.prefixes import Relocation
     from envferry.archive.reader import Archive

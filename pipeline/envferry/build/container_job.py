@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from packaging.utils import canonicalize_name
 
-from envferry.build.answers import read_answer
+from envferry.build.builder_answer import read_answer
 from envferry.build.request import BuildAnswer, BuildRequest, CondaFile, WheelFile
 from envferry.engines.port import Job, Mount, Sandbox
 from envferry.errors import SpecError
@@ -18,7 +18,7 @@ from envferry.process import our_module
 
 if TYPE_CHECKING:
     from envferry.build.build_dir import BuildDir
-    from envferry.build.options import BuildOptions
+    from envferry.build.build_options import BuildOptions
     from envferry.models import LockedPackage
 
 log = logging.getLogger(__name__)

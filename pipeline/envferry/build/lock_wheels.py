@@ -14,7 +14,7 @@ from envferry.models import current_platform
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envferry.build.options import BuildOptions
+    from envferry.build.build_options import BuildOptions
     from envferry.build.sources import SourceCache
     from envferry.engines.port import Sandbox
     from envferry.models import Lock, LockedPackage

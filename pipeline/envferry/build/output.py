@@ -10,7 +10,7 @@ import msgspec
 from envferry.artifacts import SBOM
 from envferry.base.files import write_bytes
 from envferry.base.json import to_json
-from envferry.build.records import RECORD
+from envferry.build.finished_builds import RECORD
 from envferry.models import CHECKS, BuiltEnv, current_platform
 from envferry.pack.sbom import SbomInput, bill_of_materials
 

@@ -9,8 +9,8 @@ from envferry.build.download import Download
 from envferry.models import ENVS_DIR, check_env_prefix, check_name, current_platform
 
 if TYPE_CHECKING:
+    from envferry.build.build_options import BuildOptions
     from envferry.build.downloads import DownloadCache
-    from envferry.build.options import BuildOptions
     from envferry.models import Lock
 
 

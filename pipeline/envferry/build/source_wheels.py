@@ -14,7 +14,7 @@ from packaging.version import Version
 from envferry import __version__
 from envferry.base.files import write_bytes
 from envferry.base.json import decode_json, to_json
-from envferry.build.answers import read_answer
+from envferry.build.builder_answer import read_answer
 from envferry.build.download import hash_file
 from envferry.build.request import WheelFile, WheelRequest
 from envferry.build.sources import GitCommit

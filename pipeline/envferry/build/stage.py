@@ -18,8 +18,8 @@ from envferry.build.sources import SourceCache
 from envferry.models import ENVS_DIR, check_env_prefix, check_name, current_platform
 
 if TYPE_CHECKING:
+    from envferry.build.build_options import BuildOptions
     from envferry.build.downloads import DownloadCache
-    from envferry.build.options import BuildOptions
     from envferry.engines.port import Sandbox
     from envferry.models import BuiltEnv, Lock
     from envferry.progress import Progress

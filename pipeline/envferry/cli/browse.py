@@ -10,7 +10,7 @@ import click
 
 from envferry.base.files import human_bytes, plural
 from envferry.cli.command import argument, command, option
-from envferry.cli.options import RegistryOptions
+from envferry.cli.shared_options import RegistryOptions
 from envferry.cli.terminal import table
 from envferry.config import settings
 from envferry.errors import NotFound

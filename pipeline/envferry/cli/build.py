@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.base.files import human_bytes
-from envferry.cli.build_options import (
+from envferry.cli.building import (
     BuildingOptions,
     PackedOptions,
     build_spec,
@@ -19,7 +19,7 @@ from envferry.cli.build_options import (
     preview_spec,
 )
 from envferry.cli.command import argument, command, option
-from envferry.cli.options import (
+from envferry.cli.shared_options import (
     DryRunOptions,
     NewTagOptions,
     RegistryOptions,
@@ -121,7 +121,7 @@ def pack(console: Console, options: PackCommandOptions) -> None:
 @contextmanager
 def environment_at(console: Console, options: PackCommandOptions) -> Iterator[BuiltEnv]:
     """Yield what `pack` is told to pack; a preview leaves nothing in the cache."""
-    from envferry.build.records import read_build
+    from envferry.build.finished_builds import read_build
     from envferry.pack.existing_env import describe_env, is_venv
     from envferry.specs.reading import SPEC_ENDINGS
 

@@ -13,7 +13,7 @@ from envferry.artifacts import read_artifact
 from envferry.base.files import absolute_path, human_bytes, plural
 from envferry.cli.command import argument, command, option
 from envferry.cli.installed import home_of
-from envferry.cli.options import (
+from envferry.cli.shared_options import (
     DryRunOptions,
     EnvsDirOptions,
     PlatformOptions,

@@ -9,7 +9,7 @@ import click
 
 from envferry.base.files import plural
 from envferry.cli.command import argument, command, option
-from envferry.cli.options import DryRunOptions, EnvsDirOptions
+from envferry.cli.shared_options import DryRunOptions, EnvsDirOptions
 from envferry.errors import EXIT_INTERRUPTED, UsageError
 from envferry.models import ID_PATTERN
 

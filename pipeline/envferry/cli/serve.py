@@ -9,7 +9,7 @@ import click
 
 from envferry.cli.browse import open_index
 from envferry.cli.command import command, option
-from envferry.cli.options import RegistryOptions, TrustedKeyOptions
+from envferry.cli.shared_options import RegistryOptions, TrustedKeyOptions
 from envferry.cli.trust import load_trust
 from envferry.errors import UsageError
 

@@ -12,7 +12,7 @@ import click
 from envferry.base.files import human_bytes, plural
 from envferry.base.sha256 import sha256_hex
 from envferry.cli.command import argument, command, option
-from envferry.cli.options import (
+from envferry.cli.shared_options import (
     ChosenTagOptions,
     DryRunOptions,
     PlatformOptions,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from envferry.transfer.apply import Applied
     from envferry.transfer.export import Exported, ExportRequest
     from envferry.transfer.mirror import Mirrored, MirrorRequest
-    from envferry.transfer.tags import TransferredTag
+    from envferry.transfer.tag_copy import TransferredTag
     from envferry.trust.signing import PublicKey, Signer
 
 PYTHON_VERSION = re.compile(r"3\.[1-9]\d")

@@ -8,7 +8,7 @@ from functools import cmp_to_key
 from typing import TYPE_CHECKING, Any
 
 from envferry.index.match_spec import compare_conda
-from envferry.index.records import fact
+from envferry.index.rows import fact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -14,7 +14,7 @@ from envferry.archive.extraction import (
     make_directories,
     needed_frames,
 )
-from envferry.archive.journal import InstallJournal, read_noted
+from envferry.archive.install_journal import InstallJournal, read_noted
 from envferry.base.files import remove_tree, sync_directory, write_bytes
 from envferry.base.json import to_json
 from envferry.errors import HostError, IntegrityError

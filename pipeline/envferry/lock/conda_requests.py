@@ -19,7 +19,7 @@ from envferry.specs.conda_lines import parse_conda_line
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envferry.lock.options import LockOptions
+    from envferry.lock.lock_options import LockOptions
     from envferry.models import LockedPackage, Replacement, Spec
     from envferry.progress import Progress
 

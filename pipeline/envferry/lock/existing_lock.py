@@ -14,7 +14,7 @@ from envferry.models import without_credentials
 from envferry.specs.locks import read_lock
 
 if TYPE_CHECKING:
-    from envferry.lock.options import LockOptions
+    from envferry.lock.lock_options import LockOptions
     from envferry.lock.pip_request import PipRequest
     from envferry.models import Lock, LockedPackage, Spec, SpecOptions
     from envferry.specs.locks import LockContents

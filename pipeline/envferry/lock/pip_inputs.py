@@ -24,7 +24,7 @@ from envferry.specs.requirement_lines import INCLUDE, read_requirements
 from envferry.specs.yaml_text import read_text
 
 if TYPE_CHECKING:
-    from envferry.lock.options import LockOptions
+    from envferry.lock.lock_options import LockOptions
     from envferry.models import BuildRequirements, LockedPackage, Spec
     from envferry.progress import Progress
 

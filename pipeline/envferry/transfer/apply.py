@@ -16,7 +16,7 @@ from envferry.transfer.copy import WRONG, ArtifactCopier, require_room_for
 from envferry.transfer.delta_read import OpenDelta, find_deltas
 from envferry.transfer.deltas import RECORD, Base, delta_folder
 from envferry.transfer.mirror import MirrorRequest, follow_plan, plan_mirror, require_none
-from envferry.transfer.tags import TransferredTag, carry_tag
+from envferry.transfer.tag_copy import TransferredTag, carry_tag
 from envferry.trust.signed_tags import SignedTagRecord, TagName
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from envferry.transfer.copy import ArtifactCopier, require_room_for
 from envferry.transfer.delta_write import DeltaPlan, plan_delta, write_delta
 from envferry.transfer.deltas import Base, delta_folder, delta_key
 from envferry.transfer.mirror import copy_all
-from envferry.transfer.tags import TransferredTag, carry_tag, tags_to_carry
+from envferry.transfer.tag_copy import TransferredTag, carry_tag, tags_to_carry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

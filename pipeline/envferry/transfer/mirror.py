@@ -13,7 +13,7 @@ from envferry.models import current_platform
 from envferry.registry.inventory import Folder, list_inventory
 from envferry.stores.port import CannotList
 from envferry.transfer.copy import WRONG, ArtifactCopier, require_room_for
-from envferry.transfer.tags import TransferredTag, carry_tag, tags_to_carry
+from envferry.transfer.tag_copy import TransferredTag, carry_tag, tags_to_carry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

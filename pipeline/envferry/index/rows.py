@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from packaging.utils import canonicalize_name
 
-from envferry.index.probe import stamp_of
+from envferry.index.artifact_state import stamp_of
 from envferry.trust.signed_tags import TagName
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from envferry.index.artifact_state import Look, TagLook
     from envferry.index.database import Connection
-    from envferry.index.probe import Look, TagLook
     from envferry.index.registry_keys import Place
     from envferry.models import Manifest, PackageFacts
 
