@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from envferry.base.json import decode_json
-from envferry.channel import debian
+from envferry.channel import debian, interpreter_probe
 from envferry.channel.conda_package import PLACEHOLDER, CondaPackage, digest_tree
 from envferry.channel.elf import glibc_floor, is_elf, shared_libraries
 from envferry.config import child_environ
