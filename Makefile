@@ -9,7 +9,7 @@ export UV_SYSTEM_CERTS ?= 1
 endif
 
 demo: $(VENV)/.ready
-	$(bin)/python -m demo.voyage
+	$(bin)/python -m demo.walkthrough
 
 test: lint unit integration
 

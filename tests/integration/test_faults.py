@@ -164,7 +164,7 @@ def test_artifacts_through_faults(
     [
         ("500", "InternalError|500"),
         ("slow down", "SlowDown|503"),
-        ("html", "no S3 server"),
+        ("html", "not an S3 server"),
         ("reset before", "cannot reach"),
         ("clock", "clock is wrong|denies access"),
         ("denied", "denies access"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from envferry.cli.build import SigningOptions, describe_push, pack_built, push_one
-from envferry.cli.build_options import (
+from envferry.cli.building import (
     BuildingOptions,
     PackedOptions,
     build_spec,
@@ -19,7 +19,7 @@ from envferry.cli.build_options import (
 )
 from envferry.cli.command import argument, command, option
 from envferry.cli.failures import explain
-from envferry.cli.options import DryRunOptions, NewTagOptions
+from envferry.cli.shared_options import DryRunOptions, NewTagOptions
 from envferry.errors import PipelineError
 from envferry.models import PushedArtifact, current_platform
 
