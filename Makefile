@@ -39,7 +39,7 @@ format: $(VENV)/.ready
 # COVERAGE=1 measures which lines and branches the unit tests run.
 unit: $(VENV)/.ready
 	$(if $(COVERAGE),$(bin)/coverage run -m,$(bin)/python -m) pytest $(parallel) --ignore tests/integration
-	$(if $(COVERAGE),$(bin)/coverage report --skip-covered --skip-empty)
+	$(if $(COVERAGE),$(bin)/coverage combine -q && $(bin)/coverage report --skip-covered --skip-empty)
 
 integration: $(VENV)/.ready
 	./bootstrap.sh browser
