@@ -6,6 +6,7 @@ An in-toto statement about SHA256SUMS, which binds all other files, in a DSSE en
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,9 @@ SUMS = "SHA256SUMS"
 TOOL_ATTESTATION = "attestation.json"
 TOOL_PREDICATE = "urn:envferry:tool:1"
 FILE_NAME = re.compile(r"(wheels/)?[A-Za-z0-9_][A-Za-z0-9_.+!-]*")
+MOST_RECORD_BYTES = 1 << 20
+MOST_FILE_BYTES = 1 << 28
+"""More than any wheel of ours: a disk can claim any length. `install.sh` has the same limits."""
 AGAIN = "do not run it: export it again, with --tool and --sign-key"
 
 
@@ -55,9 +59,10 @@ def verify_tool(directory: Path, keys: tuple[PublicKey, ...]) -> VerifiedArtifac
     Raises IntegrityError when none did, and for each file that is changed, missing or added.
     """
     what = f"the tool in {directory}"
-    sums = _read(directory / SUMS)
+    sums = _read(directory / SUMS, MOST_RECORD_BYTES)
     try:
-        envelope = decode_envelope(_read(directory / TOOL_ATTESTATION), f"{what}: its attestation")
+        signed = _read(directory / TOOL_ATTESTATION, MOST_RECORD_BYTES)
+        envelope = decode_envelope(signed, f"{what}: its attestation")
     except NotFound:
         raise _not_signed(what, [], keys) from None
     found = signers_of(envelope, keys)
@@ -81,7 +86,7 @@ def verify_tool(directory: Path, keys: tuple[PublicKey, ...]) -> VerifiedArtifac
 
 def is_tool(directory: Path) -> bool:
     """Whether a folder looks like the `tool/` of an export."""
-    return (directory / SUMS).is_file() and (directory / "install.sh").is_file()
+    return os.path.lexists(directory / SUMS) and os.path.lexists(directory / "install.sh")
 
 
 def _decode(body: bytes, what: str) -> Statement:
@@ -105,25 +110,36 @@ def _file_faults(directory: Path, sums: bytes) -> Iterator[str]:
             continue
         listed[name] = digest
     there = {
-        path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob("*")
+        if path.is_symlink() or not path.is_dir()
     }
     for name in sorted(there - listed.keys() - {SUMS, TOOL_ATTESTATION}):
         yield f"{name!r} was added"
     for name, digest in listed.items():
         if name not in there:
             yield f"{name} is missing"
-        elif sha256_hex(_read(directory / name)) != digest:
+        elif sha256_hex(_read(directory / name, MOST_FILE_BYTES)) != digest:
             yield f"{name} was changed"
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, most: int) -> bytes:
+    """Read a regular file; raise IntegrityError for anything else, and for one that is too long."""
     try:
-        return path.read_bytes()
+        if path.exists() and not path.is_file():
+            message = f"{path} is not a regular file"
+            raise IntegrityError(message, hint=AGAIN)
+        with path.open("rb") as stream:
+            data = stream.read(most + 1)
     except OSError as error:
         message = f"cannot read {path}: {error.strerror}"
         raise NotFound(
             message, hint="name the folder `tool` that `envferry export` wrote"
         ) from error
+    if len(data) > most:
+        message = f"{path} is longer than {most} bytes, which no file of the tool is"
+        raise IntegrityError(message, hint=AGAIN)
+    return data
 
 
 def _not_signed(what: str, by: list[str], keys: tuple[PublicKey, ...]) -> IntegrityError:
