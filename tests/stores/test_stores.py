@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from envferry.base.retry import RetryPolicy
-from envferry.errors import NotFound, StoreError, UsageError
+from envferry.errors import IntegrityError, NotFound, StoreError, UsageError
 from envferry.process import run
 from envferry.stores.directory import DirectoryStore
 from envferry.stores.http import HttpStore
@@ -227,6 +227,27 @@ def test_reading_a_registry_that_is_not_there(tmp_path: Path) -> None:
         with pytest.raises(NotFound, match=r"registry .*/none does not exist"):
             read()
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("kind", ["device", "pipe"])
+def test_a_file_that_never_ends_is_refused(tmp_path: Path, kind: str) -> None:
+    """A disk can hold a pipe, or a link to a device, where a manifest or a tag must be."""
+    key = "v1/tags/demo/linux-64/latest"
+    store = DirectoryStore(tmp_path)
+    store.create("v1/other", b"there")
+    path = tmp_path / key
+    path.parent.mkdir(parents=True)
+    path.symlink_to("/dev/null") if kind == "device" else os.mkfifo(path)
+    for read in (
+        lambda: store.stat(key),
+        lambda: store.read(key),
+        lambda: store.read(key, 0, 4),
+        lambda: store.read_into(key, 0, memoryview(bytearray(4))),
+        lambda: store.replace(key, b"", None),
+    ):
+        with pytest.raises(IntegrityError, match="latest is a pipe or a device, not a file"):
+            read()
+    assert {one.key for one in store.list()} >= {"v1/other"}
 
 
 def test_a_registry_that_is_a_file(tmp_path: Path) -> None:

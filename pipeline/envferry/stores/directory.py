@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from envferry.base.files import (
     write_bytes,
 )
 from envferry.base.limits import require_sane
-from envferry.errors import HostError, NotFound, PipelineError, StoreError
+from envferry.errors import HostError, IntegrityError, NotFound, PipelineError, StoreError
 from envferry.stores.partial import PartialFile
 from envferry.stores.port import (
     KeyTaken,
@@ -72,36 +73,34 @@ class DirectoryStore:
         with self._explained(key):
             try:
                 status = path.stat()
-                modified = _time(status)
-                if status.st_size <= REPLACEABLE_BYTES:
-                    data = path.read_bytes()
-                    version = xxhash.xxh3_128_hexdigest(data)
-                    return Stat(size=len(data), version=version, modified=modified)
+                size, version = status.st_size, _stamp(status)
+                if size <= REPLACEABLE_BYTES:
+                    with self._opened(key) as descriptor:
+                        data = _read_fully(descriptor, 0, REPLACEABLE_BYTES + 1)
+                    size, version = len(data), xxhash.xxh3_128_hexdigest(data)
             except (FileNotFoundError, NotADirectoryError):
                 return None
-        return Stat(size=status.st_size, version=_stamp(status), modified=modified)
+        return Stat(size=size, version=version, modified=_time(status))
 
     def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return a part of a file."""
-        with self._explained(key), self._path(key).open("rb", buffering=0) as stream:
-            size = os.fstat(stream.fileno()).st_size
+        with self._explained(key), self._opened(key) as descriptor:
+            size = os.fstat(descriptor).st_size
             wanted = max(size - offset, 0) if length is None else length
             if length is None:
                 require_sane(wanted, key, self.url)
-            data = _read_fully(stream.fileno(), offset, wanted)
+            data = _read_fully(descriptor, offset, wanted)
         if len(data) != wanted:
             raise self._cut_off(key, size, offset + wanted)
         return data
 
     def read_into(self, key: str, offset: int, memory: memoryview) -> None:
         """Fill memory with a part of a file, and let the disk fetch as much again."""
-        with self._explained(key), self._path(key).open("rb", buffering=0) as stream:
-            size, filled = os.fstat(stream.fileno()).st_size, 0
-            os.posix_fadvise(
-                stream.fileno(), offset + len(memory), len(memory), os.POSIX_FADV_WILLNEED
-            )
+        with self._explained(key), self._opened(key) as descriptor:
+            size, filled = os.fstat(descriptor).st_size, 0
+            os.posix_fadvise(descriptor, offset + len(memory), len(memory), os.POSIX_FADV_WILLNEED)
             while filled < len(memory):
-                count = os.preadv(stream.fileno(), [memory[filled:]], offset + filled)
+                count = os.preadv(descriptor, [memory[filled:]], offset + filled)
                 if not count:
                     raise self._cut_off(key, size, offset + len(memory))
                 filled += count
@@ -227,6 +226,24 @@ class DirectoryStore:
             for parent in path.parents:
                 if parent == self.root or not _remove_if_empty(parent):
                     break
+
+    @contextmanager
+    def _opened(self, key: str) -> Iterator[int]:
+        """Open a file to read it; raise IntegrityError for a pipe or a device: it may never end."""
+        path = self._path(key)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            mode = os.fstat(descriptor).st_mode
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            if not stat.S_ISREG(mode):
+                message = f"{path} is a pipe or a device, not a file"
+                raise IntegrityError(
+                    message, hint="remove it; copy or push again what belongs there"
+                )
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)
