@@ -13,6 +13,7 @@ from envferry.base.files import (
     exclusive_lock,
     human_bytes,
     is_at,
+    mounts_in,
     remove_tree,
     require_space,
 )
@@ -117,3 +118,17 @@ def test_digests_are_the_published_ones(tmp_path: Path) -> None:
 )
 def test_bytes_for_people(count: float, text: str) -> None:
     assert human_bytes(count) == text
+
+
+def test_mounts_are_found_by_their_real_place(tmp_path: Path) -> None:
+    """Also behind links, and with the blanks that mountinfo writes in octal."""
+    real = tmp_path / "my envs"
+    real.mkdir()
+    (tmp_path / "link").symlink_to(real)
+    shown = str(real).replace(" ", "\\040")
+    table = tmp_path / "mountinfo"
+    places = (f"{shown}/a", f"{shown}2", "/", shown.rpartition("/")[0])
+    table.write_text("".join(f"36 35 98:0 /m {place} rw - ext4 /dev/x rw\n" for place in places))
+    assert mounts_in(tmp_path / "link", table) == [f"{real}/a"]
+    assert mounts_in(real / "a", table) == [f"{real}/a"]
+    assert mounts_in(real / "b", table) == []

@@ -139,6 +139,33 @@ def test_a_container_that_has_it_mounted_uses_it(home: EnvHome, tmp_path: Path) 
 
 
 @as_root
+def test_what_is_mounted_in_a_tree_stays(home: EnvHome, tmp_path: Path) -> None:
+    """To remove the tree would empty what is mounted there, such as a volume with data."""
+    tree, outside = home.tree(old_id(home)), tmp_path / "with blank"
+    outside.mkdir()
+    (outside / "precious").touch()
+    for place in (tree / "lib/a", tree):
+        script = f"mount --bind '{outside}' {place} && echo ready && exec sleep 1000"
+        with running("unshare", "-m", "sh", "-c", script):
+            assert "sleep" in look_for_users(tree).users.values()
+        assert look_for_users(tree).users == {}
+        mount = f'mount --bind "$0" {place} && exec "$@"'
+        said = remove_elsewhere(home, "unshare", "-m", "sh", "-c", mount, str(outside))
+        assert "is in use by" in said
+    program = "import sys; from pathlib import Path; from envferry.base.files import remove_tree\n"
+    program += "remove_tree(Path(sys.argv[1]))"
+    mount = f'mount --bind "$0" {tree}/lib/a && exec "$@"'
+    finished = subprocess.run(
+        ["unshare", "-m", "sh", "-c", mount, outside, sys.executable, "-c", program, tree],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert f"is not removed: something is mounted on {tree}/lib/a" in finished.stderr
+    assert (outside / "precious").exists()
+    assert (tree / "lib/data").exists()
+    assert remove_elsewhere(home) == "removed\n"
+
+
+@as_root
 def test_a_program_that_runs_in_a_container_uses_it(home: EnvHome, tmp_path: Path) -> None:
     tree, place = home.tree(old_id(home)), tmp_path / "place"
     place.mkdir()

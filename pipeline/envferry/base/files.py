@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 COPY_BYTES = 1 << 20
-FOLDER_ATTEMPTS = 10
+MOUNTS = Path("/proc/self/mountinfo")
+ESCAPED = re.compile(r"\\([0-7]{3})")
+FOLDER_ATTEMPTS = 100
 FOLDER_MODE = 0o755
 T = TypeVar("T")
 
@@ -71,7 +74,13 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory and all in it, also what lies in directories closed to their owner."""
+    """Remove a directory and all in it, also what lies in directories closed to their owner.
+
+    Raises HostError where something is mounted in it: that is another tree.
+    """
+    if mounted := mounts_in(path):
+        message = f"{path} is not removed: something is mounted on {mounted[0]}"
+        raise HostError(message, hint=f"unmount it (`umount {mounted[0]}`), then run it again")
     try:
         shutil.rmtree(path)
     except PermissionError:
@@ -81,6 +90,25 @@ def remove_tree(path: Path) -> None:
                 if not (closed := Path(directory, folder)).is_symlink():
                     closed.chmod(0o700)
         shutil.rmtree(path)
+
+
+def mounts_in(path: Path, table: Path = MOUNTS) -> list[str]:
+    """Return where in a directory something is mounted, as this process sees it.
+
+    Device numbers do not tell: a directory of the same file system may be mounted there.
+    """
+    try:
+        lines = table.read_bytes().splitlines()
+    except OSError:
+        return []  # without /proc nobody can tell
+    real = os.path.realpath(path)
+    places = [unescaped(os.fsdecode(line.split(b" ")[4])) for line in lines]
+    return sorted(place for place in places if place == real or place.startswith(f"{real}/"))
+
+
+def unescaped(text: str) -> str:
+    """Return a path of /proc/PID/mountinfo as it is: blanks and the like are octal there."""
+    return ESCAPED.sub(lambda found: chr(int(found[1], 8)), text)
 
 
 def absolute_path(path: Path) -> Path:

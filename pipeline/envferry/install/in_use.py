@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envferry.archive.contents import is_directory
+from envferry.base.files import unescaped
 from envferry.install.leases import why_not_free
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 KERNEL_THREAD = 0x00200000
 """include/linux/sched.h: PF_KTHREAD."""
 CAP_SYS_PTRACE = 19
-ESCAPED = re.compile(r"\\([0-7]{3})")
 
 Identity = tuple[int, int]
 """Device and inode of a directory: no other directory has both, wherever it is mounted."""
@@ -131,6 +131,10 @@ class Own:
         """Whether a path may lead to the tree: its last part is the same under every mount."""
         return self.path.name in text
 
+    def is_at(self, above: str, name: str) -> bool:
+        """Whether the tree has this name in a directory, though something may cover it there."""
+        return name == self.path.name and identity(above) == identity(str(self.path.parent))
+
     def has(self, directory: str) -> bool:
         """Whether a directory, looked at now, is one of the tree."""
         return identity(directory) in self.directories
@@ -206,12 +210,18 @@ class Process:
         return any(own.has(root + parent) for root in roots)
 
     def is_mount_of(self, own: Own, line: str) -> bool:
-        """Whether a line of mountinfo says that the tree, or a part of it, is mounted somewhere."""
+        """Whether a line of mountinfo says that the tree, or a part of it, is mounted somewhere.
+
+        Or that something is mounted in the tree.
+        """
         fields = line.split(" ")
-        if len(fields) < 5 or not own.is_named_in(fields[3]):
+        if len(fields) < 5 or not own.is_named_in(f"{fields[3]} {fields[4]}"):
             return False
-        source, place = (ESCAPED.sub(unescape, text) for text in fields[3:5])
+        source, place = (unescaped(text) for text in fields[3:5])
         mounted = f"{self.directory}/root{place}"
+        above, _, last = mounted.rpartition("/")
+        if own.is_named_in(place) and (own.has(above) or own.is_at(above, last)):
+            return True
         below = source.rpartition(own.path.name)[2].lstrip("/")
         # A single file has no directory that tells; it may have other names in other trees.
         return own.has(mounted) or identity(mounted) == identity(str(own.path / below))
@@ -222,8 +232,3 @@ class Process:
             return (self.directory / "comm").read_text().strip()
         except OSError:
             return "?"
-
-
-def unescape(match: re.Match[str]) -> str:
-    """Return the character that mountinfo writes in octal."""
-    return chr(int(match[1], 8))
