@@ -151,7 +151,7 @@ def test_what_is_mounted_in_a_tree_stays(home: EnvHome, tmp_path: Path) -> None:
         assert look_for_users(tree).users == {}
         mount = f'mount --bind "$0" {place} && exec "$@"'
         said = remove_elsewhere(home, "unshare", "-m", "sh", "-c", mount, str(outside))
-        assert "is in use by" in said
+        assert f"{tree} is in use: something is mounted on {place}" in said
     program = "import sys; from pathlib import Path; from envferry.base.files import remove_tree\n"
     program += "remove_tree(Path(sys.argv[1]))"
     mount = f'mount --bind "$0" {tree}/lib/a && exec "$@"'

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envferry.archive.contents import is_directory
-from envferry.base.files import unescaped
+from envferry.base.files import mounts_in, unescaped
+from envferry.errors import TargetOccupied
 from envferry.install.leases import why_not_free
 
 if TYPE_CHECKING:
@@ -65,6 +66,13 @@ def look_for_users(tree: Path, proc: Path = Path("/proc")) -> Usage:
         log.warning("%s, although this user has the right to: ignored", unseen)
         return Usage()
     return Usage(unseen=f"{unseen}, and {reason}")
+
+
+def refuse_mounts(tree: Path) -> None:
+    """Raise TargetOccupied when something is mounted in a tree that is to be removed."""
+    if mounted := mounts_in(tree):
+        message = f"{tree} is in use: something is mounted on {mounted[0]}"
+        raise TargetOccupied(message, hint=f"unmount it (`umount {mounted[0]}`), then run it again")
 
 
 def sort_processes(own: Own, processes: Iterable[Process]) -> tuple[dict[int, str], dict[int, str]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from envferry.base.files import remove_tree, sync_directory
 from envferry.errors import HostError, NotFound, TargetOccupied
 from envferry.install.env_home import TRASH
-from envferry.install.in_use import Usage, describe, look_for_users
+from envferry.install.in_use import Usage, describe, look_for_users, refuse_mounts
 from envferry.install.moves import throw_away
 from envferry.install.upkeep import changing
 
@@ -113,6 +113,7 @@ def require_installed(home: EnvHome) -> None:
 
 def refuse_used(home: EnvHome, id_: str, *, assume_unused: bool) -> None:
     """Raise TargetOccupied for an installation that a process uses, or may use."""
+    refuse_mounts(home.tree(id_))
     usage = look_for_users(home.tree(id_))
     if usage.users:
         message = f"{home.name}@{id_} is {why_kept(usage)}"

@@ -19,6 +19,7 @@ from envferry.base.files import remove_tree, sync_directory, write_bytes
 from envferry.base.json import to_json
 from envferry.errors import HostError, IntegrityError
 from envferry.install.env_home import PARTIAL, TRASH
+from envferry.install.in_use import refuse_mounts
 from envferry.install.moves import exchange, move_directory, throw_away
 from envferry.install.plan import recorded
 from envferry.install.preview import InstallPreview, describe_plan
@@ -55,6 +56,7 @@ def write_tree(
     damage or on a full disk it goes.
     """
     home, id_ = order.home, order.installation.id
+    refuse_mounts(home.tree(id_))  # a damaged one is replaced
     clear_leftovers(home, id_)
     take_over(home, id_)
     partial = home.partial(id_)
