@@ -100,6 +100,17 @@ def test_imports_go_down(module: str, path: Path) -> None:
             assert other in below, f"{module} imports {imported}, which is not below it"
 
 
+def test_modules_share_a_name_only_for_the_same_role() -> None:
+    folders: dict[str, list[str]] = {}
+    for module, path in modules():
+        if path.name != "__init__.py":
+            folders.setdefault(path.stem, []).append(module)
+    shared = {name for name, found in folders.items() if len(found) > 1}
+    assert shared - {"stage", "port", "preview"} == {"registry", "installed", "upkeep"}, folders
+    for name in ("registry", "installed", "upkeep"):
+        assert f"envferry.cli.{name}" in folders[name]
+
+
 @pytest.mark.parametrize("library", OWNERS)
 def test_owners(library: str) -> None:
     users = {
