@@ -25,6 +25,7 @@ COMMANDS = {
     "import": ("envferry.cli.specs", "Create a spec from a file or an environment."),
     "lint": ("envferry.cli.specs", "List what is dangerous in a spec."),
     "lock": ("envferry.cli.specs", "Resolve specs into locks."),
+    "changed": ("envferry.cli.changed", "List the specs that changed since a git revision."),
     "diff": ("envferry.cli.compare", "Compare two artifacts or two locks."),
     "build": ("envferry.cli.build", "Build a locked environment in a throwaway container."),
     "pack": ("envferry.cli.build", "Pack a built environment into one archive."),

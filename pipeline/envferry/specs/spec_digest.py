@@ -52,13 +52,13 @@ def spec_digest(spec: Spec, text: str) -> str:
     if spec.options.channel_priority:
         form["channel_priority"] = spec.options.channel_priority
     selectors = [line for _, line, _ in selector_lines(text)]
-    files = _named_files(spec)
+    files = named_files(spec)
     form |= {"selectors": selectors} if selectors else {}
     form |= {"files": files} if files else {}
     return blake3(msgspec.json.encode(form, order="sorted")).hexdigest()
 
 
-def _named_files(spec: Spec) -> dict[str, str]:
+def named_files(spec: Spec) -> dict[str, str]:
     """Return the digest of each requirement file that the pip half reads, by how it is named."""
     files: dict[str, str] = {}
     for line in spec.pip:
