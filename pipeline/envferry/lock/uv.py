@@ -63,6 +63,7 @@ REFUSED = re.compile(
     r".*?(?P<status>401|403)",
     re.DOTALL,
 )
+FROM_INDEX = re.compile(r"\s+# from (?P<url>https?://\S+)")
 REQUIREMENT_NAME = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)")
 
 GIT_LINE = re.compile(
@@ -79,6 +80,8 @@ class Compiled:
     """The `[[packages]]` of a pylock document."""
     needs: dict[str, list[str]]
     """What each package depends on, by name."""
+    indexes: dict[str, str]
+    """The index that each package comes from, by name; without logins."""
 
 
 def compile_lines(request: PipRequest, lines: tuple[str, ...], scratch: Path) -> Compiled:
@@ -106,7 +109,8 @@ def compile_lines(request: PipRequest, lines: tuple[str, ...], scratch: Path) ->
         raise error
     document = tomllib.loads(output.read_text(encoding="utf-8"))
     entries: list[dict[str, Any]] = document.get("packages", [])
-    return Compiled(entries=entries, needs=_needs(request, entries, scratch, how))
+    said = _annotated(request, entries, scratch, how)
+    return Compiled(entries=entries, needs=_needs(said), indexes=_indexes(said))
 
 
 def _ask(
@@ -231,25 +235,41 @@ def _write_preferences(request: PipRequest, output: Path) -> None:
         output.write_text("\n".join(lines), encoding="utf-8")
 
 
-def _needs(
+def _annotated(
     request: PipRequest,
     entries: list[dict[str, Any]],
     scratch: Path,
     how: tuple[str, ...],
-) -> dict[str, list[str]]:
-    """Return what each package depends on, from the comments of uv's requirements form."""
+) -> list[str]:
+    """Return the lines of uv's requirements form, whose comments say what a pylock does not."""
     output = scratch / "pins.txt"
     pins = [f"{item['name']}=={item['version']}" for item in entries if "version" in item]
     output.write_text("\n".join([*pins, ""]), encoding="utf-8")
-    words = ("-o", str(output), "--annotation-style", "line", "--no-strip-extras", *how)
+    said = ("--annotation-style", "line", "--emit-index-annotation", "--no-strip-extras")
+    words = ("-o", str(output), *said, *how)
     # What was just resolved is in uv's cache: nobody need be asked again, unless there is none.
     for more in (("--offline",), ()):
         if _call_uv(request, scratch, (*words, *more)).returncode == 0:
-            break
-    else:
-        return {}
+            return output.read_text(encoding="utf-8").splitlines()
+    return []
+
+
+def _indexes(lines: list[str]) -> dict[str, str]:
+    """Return the index of each package: a comment in the line below its own."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in lines:
+        if pin := REQUIREMENT_NAME.match(line):
+            name = str(canonicalize_name(pin["name"]))
+        elif index := FROM_INDEX.match(line):
+            found[name] = without_login(index["url"])
+    return found
+
+
+def _needs(lines: list[str]) -> dict[str, list[str]]:
+    """Return what each package depends on."""
     needs: dict[str, list[str]] = {}
-    for line in output.read_text(encoding="utf-8").splitlines():
+    for line in lines:
         pin, _, parents = line.partition("# via ")
         found = REQUIREMENT_NAME.match(pin)
         for parent in parents.split(",") if found else ():
