@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from envferry.config import Settings
-from envferry.errors import IntegrityError, SpecError
+from envferry.errors import IntegrityError, NotFound, SpecError
 from envferry.lock.attestations import AttestedFile, Verdict, VerifyRequest, verify
 from envferry.lock.existing_lock import check_lock
 from envferry.lock.options import LockOptions
@@ -363,6 +363,19 @@ def test_offline_nobody_is_asked_and_nothing_forgotten(index: Index, spec_path: 
     made = lock(spec_path)
     (entry,) = made.provenance["linux-64"].values()
     assert (entry.publishers[0].repository, entry.before) == ("evil/tiny", (ACME,))
+
+
+def test_offline_the_pip_half_needs_a_cache(index: Index, spec_path: Path) -> None:
+    index.offer("1.0", None)
+    with pytest.raises(NotFound, match="the cache does not hold all that the lock needs") as caught:
+        lock(spec_path, offline=True)
+    assert "without `--offline`" in caught.value.hint
+    assert (index.asked, spec_path.with_name("torch.conda-lock.yml").exists()) == ([], False)
+    online = lock(spec_path)
+    online.path.unlink()
+    index.asked.clear()
+    assert lock(spec_path, offline=True).packages == online.packages
+    assert index.asked == []
 
 
 def test_locks_without_it_are_read_as_before(index: Index, spec_path: Path) -> None:

@@ -155,6 +155,14 @@ def test_a_pixi_lock(tmp_path: Path) -> None:
         assert lost in notes
 
 
+def test_an_empty_environment_of_a_pixi_lock(tmp_path: Path) -> None:
+    text = PIXI_LOCK.replace("  test:", "  default:\n    packages: {}\n  test:")
+    text = text.replace("  default:", "  gpu:", 1)
+    with pytest.raises(SpecError, match=r"the environment default of .* is empty") as caught:
+        read(tmp_path / "pixi.lock", text)
+    assert caught.value.hint == "choose another with `--name`: gpu"
+
+
 PIXI_LOCK_7 = f"""\
 version: 7
 platforms:

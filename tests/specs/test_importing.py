@@ -457,7 +457,8 @@ def test_pixi_platforms_that_say_what_hosts_offer(tmp_path: Path) -> None:
     text = (
         "[workspace]\nchannels = ['c']\n"
         "platforms = [{name = 'big', platform = 'linux-64', cuda = '12', glibc = '2.34'},\n"
-        "  'osx-arm64', {platform = 'linux-64', cuda = '13'},\n  {platform = 'win-64', windows = '10'},\n"
+        "  'osx-arm64', {platform = 'linux-64', cuda = '13'},\n"
+        "  {platform = 'win-64', windows = '10'},\n"
         "  {name = 'board', platform = 'linux-aarch64', cuda = '12.8'}]\n"
         "[dependencies]\npython = '3.11.*'\ntool = {version = '*', when = '__cuda>=12'}\n"
         "[feature.x]\nplatforms = ['big', 'linux-aarch64', 'osx-arm64']\n"

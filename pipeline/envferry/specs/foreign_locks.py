@@ -223,6 +223,10 @@ def _pixi_environment(
         if other != named:
             draft.left_out.append(f"the environment {other}: only {named} is read (see `--name`)")
     environment: Mapping[str, Any] = environments[named]
+    full = [name for name, item in environments.items() if any(item["packages"].values())]
+    if named not in full and full:
+        message = f"the environment {named} of {path} is empty"
+        raise SpecError(message, hint=f"choose another with `--name`: {', '.join(full)}")
     return environment
 
 
