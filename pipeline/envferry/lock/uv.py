@@ -64,6 +64,7 @@ REFUSED = re.compile(
     re.DOTALL,
 )
 FROM_INDEX = re.compile(r"\s+# from (?P<url>https?://\S+)")
+GIT_FAILED = re.compile(r"fatal: unable to access '(?P<url>[^']+)': (?P<reason>[^\n]+)")
 REQUIREMENT_NAME = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)")
 
 GIT_LINE = re.compile(
@@ -320,6 +321,13 @@ def _explain(stderr: str, request: PipRequest, scratch: Path) -> PipelineError:
         return HostError(f"uv has no place for its cache: {text}", hint=hint)
     if request.offline and NOT_CACHED.search(words):
         return not_cached(text)
+    if found := GIT_FAILED.search(text):
+        url, reason = without_login(found["url"]), found["reason"]
+        hint = "check the network, and the URL in the spec, then try again"
+        if "returned error: 40" in reason:
+            hint = "check the URL in the spec; a login for its host belongs into ~/.netrc"
+        message = f"the git repository {url} cannot be read: {reason}"
+        return StoreError(message, hint=hint + proxies_hint())
     if UNREACHABLE.search(text):
         message = f"a package index cannot be reached: {text}"
         hint = "check the network and the --index-url lines of the spec, then try again"
