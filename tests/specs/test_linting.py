@@ -51,6 +51,8 @@ def test_a_good_spec_has_no_findings(tmp_path: Path) -> None:
         ("- numpy=2", "- pytorch=2", None),
         ("- rich", "- torch==2.8", ("S103", 8)),
         ("- rich", "- opencv-python", ("S103", 8)),
+        ("- rich", "- opencv-python==4.5.5.64", ("S103", 8)),
+        ("- rich", "- opencv-python==4.1.2.30", None),
         ("- numpy=2", "- numpy=2\n  - cudatoolkit=11.8", None),
         ("@0123456789012345678901234567890123456789", "@main", ("S105", 9)),
         ("@0123456789012345678901234567890123456789", "", ("S105", 9)),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from envferry.models import fit_to_show
 from envferry.specs.conda_lines import conda_name, parse_conda_line
@@ -36,6 +37,8 @@ RUNTIME_WHEELS = frozenset(
         *("implicit", "mkl", "intel-openmp"),
     )
 )
+FIRST_OPENCV_WITH_BLAS = Version("4.5.4")
+"""The wheels of 4.5.3 and older, 4.5.2, 4.5.1, 4.4 and 4.1 have neither BLAS nor OpenMP."""
 # Conda packages that load the channel's one BLAS or OpenMP runtime, or are it.
 RUNTIME_CONDA = frozenset(
     (
@@ -234,9 +237,16 @@ def _halves(asked: _Asked, pypi_name: Callable[[str], str]) -> Iterator[_Found]:
         elif name in asked.locked or twin:
             owner = twin or asked.locked[name].name
             yield "S102", line, f"pip's {name} would overwrite conda's {owner}"
-        elif name in RUNTIME_WHEELS and runtimes:
+        elif name in RUNTIME_WHEELS and runtimes and _has_runtime(name, line):
             beside = ", ".join(runtimes[:3])
             yield "S103", line, f"{name} comes from pip beside conda's {beside}"
+
+
+def _has_runtime(name: str, line: str) -> bool:
+    """Whether the wheel that a line pins, if it pins one, has a runtime inside as newer ones do."""
+    pinned = re.search(r"==\s*(?P<release>\d+(?:\.\d+)*)", line)
+    is_old = pinned and Version(pinned["release"]) < FIRST_OPENCV_WITH_BLAS
+    return not (name.startswith("opencv-") and is_old)
 
 
 def _cuda(asked: _Asked) -> Iterator[_Found]:
