@@ -16,9 +16,10 @@ from envferry.build.inside.builder import write_state
 from envferry.channel.conda_package import CondaPackage
 from envferry.channel.virtual_env import record_of
 from envferry.errors import SpecError
-from envferry.lock.conda_half import CondaRequest, solve_platform
+from envferry.lock.conda_half import solve_platform
+from envferry.lock.conda_messages import CondaRequest
 from envferry.lock.conda_solver import virtual_packages
-from envferry.lock.options import LockOptions
+from envferry.lock.lock_options import LockOptions
 from envferry.lock.stage import lock_spec
 from envferry.models import LockedPackage, SpecOptions, SystemRequirements, current_platform
 from envferry.pack.frozen import frozen_members
@@ -27,7 +28,7 @@ from envferry.progress import Silent
 from envferry.specs.importing import Imported, ImportOptions, import_spec
 from envferry.specs.locks import LockContents, parse_lock, read_lock, render_lock, write_lock
 from envferry.specs.reading import parse_spec, read_spec
-from tests.lock.test_repodata import FORMS, shelf
+from tests.lock.test_repodata import FORMS, indexes
 from tests.support.repodata_channels import LINUX, record, write_channel
 from tests.support.tiny_channel import TinyPackage, make_channel
 
@@ -184,7 +185,7 @@ def test_cep_47_the_time_in_the_index_is_preferred(tmp_path: Path, form: str) ->
         system=SystemRequirements(),
         exclude_newer="2025-01-01",
     )
-    answer = solve_platform(request, LINUX, shelf(tmp_path))
+    answer = solve_platform(request, LINUX, indexes(tmp_path))
     assert {item.name: item.version for item in answer.packages} == {"tool": "1", "built": "1"}
 
 

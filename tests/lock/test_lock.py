@@ -13,7 +13,7 @@ from envferry.config import child_environ
 from envferry.errors import NotFound, SpecError, StaleLock, StoreError
 from envferry.lock.channels import channel_names, channels_of, placed_lines
 from envferry.lock.existing_lock import check_lock
-from envferry.lock.options import LockOptions
+from envferry.lock.lock_options import LockOptions
 from envferry.lock.relax_pins import RelaxLevel, RelaxRequest, relax_pins
 from envferry.lock.stage import lock_spec
 from envferry.models import LockedPackage

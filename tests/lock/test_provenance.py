@@ -16,7 +16,7 @@ from envferry.config import Settings
 from envferry.errors import IntegrityError, NotFound, SpecError
 from envferry.lock.attestations import AttestedFile, Verdict, VerifyRequest, verify
 from envferry.lock.existing_lock import check_lock
-from envferry.lock.options import LockOptions
+from envferry.lock.lock_options import LockOptions
 from envferry.lock.stage import lock_spec
 from envferry.models import FileProvenance, Publisher
 from envferry.progress import Silent

@@ -19,7 +19,8 @@ from envferry.base.json import decode_json
 from envferry.base.limits import MIB, Limits, broken_limit
 from envferry.base.retry import BUSY_STATUSES, Transient, asked_seconds, persistently
 from envferry.base.workers import Workers
-from envferry.build.downloads import THREADS, DownloadCache, redact
+from envferry.build.download import redact
+from envferry.build.downloads import THREADS, DownloadCache
 from envferry.config import settings
 from envferry.errors import IntegrityError, StoreError
 from envferry.lock.attestations import AttestedFile, VerifyRequest, verify

@@ -15,8 +15,8 @@ from envferry.lock.existing_lock import (
 )
 from envferry.lock.foreign_solver import solver_version
 from envferry.lock.index_settings import named_indexes
+from envferry.lock.lock_options import LockOptions, check_options
 from envferry.lock.match_specs import check_match_specs
-from envferry.lock.options import LockOptions, check_options
 from envferry.lock.pip_half import resolve_with_indexes
 from envferry.lock.pip_inputs import pin_build_requirements, pip_request
 from envferry.lock.provenance import record_provenance

@@ -88,7 +88,7 @@ class Compiled:
 def compile_lines(request: PipRequest, lines: tuple[str, ...], scratch: Path) -> Compiled:
     """Let uv resolve `lines`; wheels alone if that is possible, else sources too.
 
-    Raises SpecError when there is no solution, StoreError when an index cannot be reached.
+    Raises SpecError when no solution exists, StoreError when an index cannot be reached.
     """
     requirements, constraints = scratch / "requirements.txt", scratch / "constraints.txt"
     lines = tuple(_at_kept_commit(without_git_login(line), request) for line in lines)
@@ -248,7 +248,7 @@ def _annotated(
     output.write_text("\n".join([*pins, ""]), encoding="utf-8")
     said = ("--annotation-style", "line", "--emit-index-annotation", "--no-strip-extras")
     words = ("-o", str(output), *said, *how)
-    # What was just resolved is in uv's cache: nobody need be asked again, unless there is none.
+    # What was just resolved is in uv's cache: ask no server, unless uv has no cache.
     for more in (("--offline",), ()):
         if _call_uv(request, scratch, (*words, *more)).returncode == 0:
             return output.read_text(encoding="utf-8").splitlines()
