@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,6 +170,17 @@ def home_of(environ: Mapping[str, str]) -> str | None:
         return environ.get("HOME") or str(Path("~").expanduser())
     except RuntimeError:
         return None
+
+
+def acting_user() -> str:
+    """Return who runs this process; of one that sudo started, also who asked for it."""
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container without a passwd entry
+        user = str(os.geteuid())
+    asked = os.environ.get("SUDO_USER", "")
+    is_name = re.fullmatch(r"[A-Za-z0-9_.@\\-]{1,64}", asked)
+    return f"{asked} as {user}" if is_name and asked != user else user
 
 
 def settings() -> Settings:

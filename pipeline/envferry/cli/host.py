@@ -11,6 +11,7 @@ import click
 
 from envferry.artifacts import read_artifact
 from envferry.base.files import absolute_path, human_bytes, plural
+from envferry.cli.actor import current_actor, origin_of, utc_now
 from envferry.cli.command import argument, command, option
 from envferry.cli.installed import home_of
 from envferry.cli.options import (
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from envferry.install.env_home import EnvHome
     from envferry.install.stage import InstallOptions, InstallPreview
     from envferry.install.verify import Verified
-    from envferry.models import Installation, Manifest
+    from envferry.models import Installation, Manifest, Origin
     from envferry.trust.host_trust import Trust
 
 
@@ -88,7 +89,8 @@ class InstallCommandOptions(
         default=Link.AUTO.value,
         callback=becomes(Link),
         show_default=True,
-        help="How to share unchanged files with what is installed already.",
+        help="How to share unchanged files with what is installed already; auto: reflinks, else "
+        "hard links, which are read-only. Copies share nothing.",
     )
     force: tuple[str, ...] = option(
         "--force",
@@ -100,7 +102,7 @@ class InstallCommandOptions(
         "--allow-downgrade", is_flag=True, help="Accept a tag that was moved back."
     )
 
-    def as_install_options(self) -> InstallOptions:
+    def as_install_options(self, origin: Origin | None) -> InstallOptions:
         """Return what the stage is to do."""
         from envferry.install.stage import InstallOptions
 
@@ -113,6 +115,7 @@ class InstallCommandOptions(
             link=self.link,
             force=self.force,
             threads=self.threads,
+            origin=origin,
         )
 
 
@@ -196,8 +199,9 @@ def install(console: Console, options: InstallCommandOptions) -> None:
         allow_downgrade=options.allow_downgrade,
         require_signature=options.require_signature,
     )
-    wanted = options.as_install_options()
     with opened(options.ref, options.registry, trust) as (source, manifest):
+        origin = origin_of(options.ref, options.registry, manifest, trust)
+        wanted = options.as_install_options(origin)
         if options.dry_run:
             plan = preview_install(source, manifest, options=wanted)
             console.preview(plan, lambda: [describe_plan(plan)])
@@ -268,7 +272,9 @@ def verify_installed(console: Console, options: VerifyOptions) -> None:
     from envferry.install.verify import verify_installation
 
     home, id_ = home_of(options.name, options.envs_dir)
-    found = verify_installation(home, id_, quick=options.quick, progress=console.progress)
+    found = verify_installation(
+        home, id_, quick=options.quick, progress=console.progress, time=utc_now()
+    )
     if options.repair and found.faults:
         found = repair(console, home, found, options)
     console.result(found, lambda: describe_verified(found))
@@ -276,6 +282,9 @@ def verify_installed(console: Console, options: VerifyOptions) -> None:
         hint = f"run `envferry verify {options.name} --repair` to restore changed or missing files"
         if not found.faults:
             hint = "these files were added later; remove those that do not belong there"
+        others = sorted({name for item in found.faults for name in item.shared_with})
+        if others:
+            hint += f"; the same files are part of {', '.join(others)}: repair these as well"
         count = len(found.differences)
         message = f"{home.name}@{found.id} differs from what was installed (differences: {count})"
         raise IntegrityError(message, hint=hint)
@@ -287,7 +296,9 @@ def repair(console: Console, home: EnvHome, found: Verified, options: VerifyOpti
     from envferry.install.verify import repair_installation
 
     with opened(options.file or found.ref, options.registry, options.trust()) as (source, _):
-        return repair_installation(home, found, Archive(source), progress=console.progress)
+        return repair_installation(
+            home, found, Archive(source), progress=console.progress, actor=current_actor()
+        )
 
 
 def describe_plan(plan: InstallPreview) -> str:
@@ -308,7 +319,8 @@ def describe_verified(found: Verified) -> Iterator[str]:
     for item in found.differences:
         package = f"  [{item.package}]" if item.package else ""
         reason = f": {item.reason}" if item.kind == "changed" else ""
-        yield f"{item.kind:<9} {item.path}{package}{reason}"
+        shared = f"; shared with {', '.join(item.shared_with)}" if item.shared_with else ""
+        yield f"{item.kind:<9} {item.path}{package}{reason}{shared}"
     if not found.differences:
         yield f"{found.name}@{found.id}: {plural(found.files, 'file')} unchanged since the install"
 
@@ -319,4 +331,10 @@ def describe_installation(installation: Installation, options: InstallOptions) -
     text = f"{installation.name}@{installation.id} installed in {place}"
     if installation.prefix != str(place):
         text += f"\nfor use at {installation.prefix}"
-    return f"{text}\n{plural(installation.files, 'file')}, {human_bytes(installation.size)}"
+    text += f"\n{plural(installation.files, 'file')}, {human_bytes(installation.size)}"
+    if sharing := installation.sharing:
+        text += (
+            f"\n{plural(sharing.files, 'file')}, {human_bytes(sharing.size)}, shared with "
+            f"{', '.join(sharing.with_)}: hard links, read-only"
+        )
+    return f"{text}\nconda_env: {installation.name}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.base.files import plural
+from envferry.cli.actor import current_actor
 from envferry.cli.command import argument, command, option
 from envferry.cli.options import DryRunOptions, EnvsDirOptions
 from envferry.errors import EXIT_INTERRUPTED, UsageError
@@ -30,7 +31,7 @@ class RollbackOptions(DryRunOptions, EnvsDirOptions):
     """Which environment to switch, and to what."""
 
     name: str = argument()
-    id_: str | None = argument(metavar="[ID]", required=False)
+    wish: str | None = argument(metavar="[ID|BACK]", required=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +60,17 @@ class RemoveOptions(DryRunOptions, EnvsDirOptions):
 
 @command(RollbackOptions)
 def rollback(console: Console, options: RollbackOptions) -> None:
-    """Switch NAME to the previous installation, or to ID; run again to undo."""
+    """Switch NAME to the previous installation, or to another; run again to undo.
+
+    ID may be the beginning of an id, four digits at least. BACK is a number that `envferry history
+    NAME` shows: 1 is the previous installation.
+    """
     from envferry.install.activation import roll_back
     from envferry.install.env_home import EnvHome
 
     home = EnvHome.of(options.envs_dir, options.name)
-    installation = roll_back(home, options.id_, dry_run=options.dry_run)
+    actor = current_actor()
+    installation = roll_back(home, options.wish, dry_run=options.dry_run, actor=actor)
     shown = f"{options.name}@{installation.id}"
     if options.dry_run:
         now = home.current_id() or "nothing"
@@ -105,9 +111,13 @@ def remove_from(home: EnvHome, id_: str | None, options: RemoveOptions) -> Remov
     if options.whole:
         return remove_whole(home, assume_unused=assume_unused, dry_run=dry_run)
     if id_:
-        return remove_named(home, id_, assume_unused=assume_unused, dry_run=dry_run)
+        return remove_named(
+            home, id_, assume_unused=assume_unused, dry_run=dry_run, actor=current_actor()
+        )
     keep = options.keep or KEPT
-    return remove_old(home, keep, assume_unused=assume_unused, dry_run=dry_run)
+    return remove_old(
+        home, keep, assume_unused=assume_unused, dry_run=dry_run, actor=current_actor()
+    )
 
 
 def is_sure(console: Console, home: EnvHome) -> bool:

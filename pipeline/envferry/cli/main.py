@@ -44,6 +44,11 @@ COMMANDS = {
         "envferry.cli.host",
         "Verify an installed environment, or an artifact's signatures.",
     ),
+    "checks": ("envferry.cli.overview", "Run the checks of an installed environment again."),
+    "list": ("envferry.cli.overview", "List what is installed on this host."),
+    "status": ("envferry.cli.overview", "Say whether all is as it should be: for monitoring."),
+    "history": ("envferry.cli.overview", "Show what was installed and current when."),
+    "du": ("envferry.cli.overview", "Show the disk space that installations take."),
     "rollback": ("envferry.cli.installed", "Switch to the previous installation, or to another."),
     "remove": ("envferry.cli.installed", "Remove old installations."),
     "export": ("envferry.cli.transfer", "Write artifacts to a folder on a portable disk."),
@@ -68,8 +73,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(COMMANDS[cmd_name][0])
-        # `import` is no name that a function can have.
-        name = f"{cmd_name}_command" if cmd_name == "import" else cmd_name
+        # Python has other uses for these names.
+        name = f"{cmd_name}_command" if cmd_name in ("import", "list") else cmd_name
         command: click.Command = getattr(module, name)
         return command
 

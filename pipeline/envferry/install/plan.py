@@ -13,6 +13,7 @@ from envferry.archive.prefixes import Relocation
 from envferry.archive.reader import Archive
 from envferry.errors import PipelineError, TargetOccupied, UsageError
 from envferry.install.env_home import HOME, EnvHome
+from envferry.install.events import NOBODY, Actor
 from envferry.install.host_check import Needs, check_host, cuda_runtime
 from envferry.install.installed import find_donors, open_installed
 from envferry.install.reuse import Link, ReusableTrees
@@ -22,6 +23,7 @@ from envferry.models import (
     Checks,
     Installation,
     Manifest,
+    Origin,
     SystemRequirements,
     check_env_prefix,
 )
@@ -56,6 +58,8 @@ class InstallOptions:
     """How unchanged files come from what is installed already."""
     force: tuple[str, ...] = ()
     """Findings of the host check to live with."""
+    origin: Origin | None = None
+    """Who installs it, from where and when: for the record."""
     threads: int = 0
     """0: as many as there are cores, and a few at least."""
 
@@ -73,6 +77,12 @@ class InstallPlan:
     options: InstallOptions
     is_whole: bool
     """Whether all of it is there already."""
+
+    @property
+    def actor(self) -> Actor:
+        """Who installs it."""
+        origin = self.options.origin
+        return Actor(time=origin.time, user=origin.user) if origin else NOBODY
 
     @property
     def journal_subject(self) -> str:
@@ -156,6 +166,8 @@ def plan_installation(
         files=len(index.files),
         size=sum(entry.size for entry in index.files),
         checks=manifest.checks if manifest else Checks(),
+        version=manifest.version if manifest else None,
+        origin=options.origin,
     )
 
 
