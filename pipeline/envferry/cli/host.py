@@ -13,6 +13,7 @@ from envferry.artifacts import read_artifact
 from envferry.base.files import absolute_path, human_bytes, plural
 from envferry.cli.actor import current_actor, origin_of, utc_now
 from envferry.cli.command import argument, command, option
+from envferry.cli.hooks import run_hooks
 from envferry.cli.installed import home_of
 from envferry.cli.options import (
     DryRunOptions,
@@ -31,6 +32,7 @@ from envferry.cli.trust import (
     open_trusting,
     verify_ref,
 )
+from envferry.config import settings
 from envferry.errors import IntegrityError
 from envferry.install.reuse import Link
 from envferry.models import ID_PATTERN, Artifact, Finding, Ref, current_platform
@@ -86,9 +88,9 @@ class InstallCommandOptions(
     link: Link = option(
         "--link",
         type=click.Choice([link.value for link in Link]),
-        default=Link.AUTO.value,
+        default=lambda: settings().link,
+        show_default="auto",
         callback=becomes(Link),
-        show_default=True,
         help="How to share unchanged files with what is installed already; auto: reflinks, else "
         "hard links, which are read-only. Copies share nothing.",
     )
@@ -214,6 +216,7 @@ def install(console: Console, options: InstallCommandOptions) -> None:
             announce=lambda plan: console.note(describe_plan(plan)) if plan.saves else None,
         )
     console.result(installation, lambda: [describe_installation(installation, wanted)])
+    run_hooks("install", installation, options.envs_dir)
 
 
 @contextmanager

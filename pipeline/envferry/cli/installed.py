@@ -10,6 +10,7 @@ import click
 from envferry.base.files import plural
 from envferry.cli.actor import current_actor
 from envferry.cli.command import argument, command, option
+from envferry.cli.hooks import run_hooks
 from envferry.cli.options import DryRunOptions, EnvsDirOptions
 from envferry.errors import EXIT_INTERRUPTED, UsageError
 from envferry.models import ID_PATTERN
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from envferry.cli.console import Console
     from envferry.install.env_home import EnvHome
     from envferry.install.remove import Removal
+    from envferry.models import Installation
 
 KEPT = 2
 """Installations that `remove` keeps: the current one, and one to go back to."""
@@ -78,6 +80,7 @@ def rollback(console: Console, options: RollbackOptions) -> None:
         console.preview(installation, lambda: [line])
         return
     console.result(installation, lambda: [f"{shown} is current: {options.envs_dir / options.name}"])
+    run_hooks("rollback", installation, options.envs_dir)
 
 
 @command(RemoveOptions)
@@ -95,12 +98,23 @@ def remove(console: Console, options: RemoveOptions) -> int:
     if options.whole and not (options.yes or options.dry_run) and not is_sure(console, home):
         console.note("nothing was removed")
         return EXIT_INTERRUPTED
+    before = records_of(home)
     removal = remove_from(home, id_, options)
     if options.dry_run:
         console.preview(removal, lambda: describe_removal(removal, verb="would remove"))
     else:
         console.result(removal, lambda: describe_removal(removal))
+        for one in removal.removed:
+            if one in before:
+                run_hooks("remove", before[one], options.envs_dir)
     return 0
+
+
+def records_of(home: EnvHome) -> dict[str, Installation]:
+    """Return the records that can be read, by id."""
+    from envferry.install.installed import all_installations
+
+    return {record.id: record for one, record in all_installations(home) if one.name == home.name}
 
 
 def remove_from(home: EnvHome, id_: str | None, options: RemoveOptions) -> Removal:

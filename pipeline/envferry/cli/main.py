@@ -56,6 +56,7 @@ COMMANDS = {
     "mirror": ("envferry.cli.transfer", "Copy to a registry what it lacks of another."),
     "keygen": ("envferry.cli.trust", "Generate a pair of keys: to sign, and to verify."),
     "cache": ("envferry.cli.cache", "Manage the download cache: list, verify, prune."),
+    "config": ("envferry.cli.settings", "Show each setting, and what says so."),
     "doctor": ("envferry.cli.doctor", "Show what this machine supports."),
 }
 """Where each command is, and its help: so that `--help` loads none of them."""
