@@ -207,6 +207,21 @@ def told_settings() -> dict[str, Told]:
     return read_settings(os.environ, settings_files())
 
 
+def user_kernels() -> Path:
+    """Return the directory where Jupyter looks for kernels of this user; of root, for all users.
+
+    https://docs.jupyter.org/en/latest/use/jupyter-directories.html
+    """
+    if os.geteuid() == 0:
+        return Path("/usr/local/share/jupyter/kernels")
+    home = home_of(os.environ)
+    data = os.environ.get("JUPYTER_DATA_DIR") or (f"{home}/.local/share/jupyter" if home else "")
+    if not data:
+        message = "no place for a Jupyter kernel: HOME is not set"
+        raise SpecError(message, hint="give --kernel DIR")
+    return Path(data) / "kernels"
+
+
 def allows_races() -> bool:
     """Whether a setting accepts object storage that obeys no conditions on writes."""
     return settings().allow_races

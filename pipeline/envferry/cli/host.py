@@ -32,8 +32,8 @@ from envferry.cli.trust import (
     open_trusting,
     verify_ref,
 )
-from envferry.config import settings
-from envferry.errors import IntegrityError
+from envferry.config import settings, user_kernels
+from envferry.errors import IntegrityError, UsageError
 from envferry.install.reuse import Link
 from envferry.models import ID_PATTERN, Artifact, Finding, Ref, current_platform
 from envferry.registry import PublishedArchive, Registry
@@ -100,6 +100,22 @@ class InstallCommandOptions(
         type=click.Choice(get_args(Finding)),
         help="Install in spite of this finding of the host check; repeatable.",
     )
+    kernel: str | None = option(
+        "--kernel",
+        is_flag=False,
+        flag_value="",
+        metavar="[DIR]",
+        help="Also make a Jupyter kernel, in DIR or the usual directory; it follows updates and "
+        "rollbacks and goes with the environment. `none` removes it.",
+    )
+    modulefile: str | None = option(
+        "--modulefile",
+        is_flag=False,
+        flag_value="",
+        metavar="[DIR]",
+        help="Also make a modulefile (Lmod, Environment Modules) in DIR or the directory of the "
+        "settings, in the same way.",
+    )
     allow_downgrade: bool = option(
         "--allow-downgrade", is_flag=True, help="Accept a tag that was moved back."
     )
@@ -118,6 +134,8 @@ class InstallCommandOptions(
             force=self.force,
             threads=self.threads,
             origin=origin,
+            kernel_dir=kernel_directory(self.kernel),
+            modulefile_dir=modulefile_directory(self.modulefile),
         )
 
 
@@ -217,6 +235,27 @@ def install(console: Console, options: InstallCommandOptions) -> None:
         )
     console.result(installation, lambda: [describe_installation(installation, wanted)])
     run_hooks("install", installation, options.envs_dir)
+
+
+def kernel_directory(told: str | None) -> Path | None:
+    """Return where a kernel goes, as the command line or the settings say; None for nowhere new."""
+    if told:
+        return Path(told)
+    set_up = settings().kernel_dir
+    return set_up or (user_kernels() if told is not None else None)
+
+
+def modulefile_directory(told: str | None) -> Path | None:
+    """Return where a modulefile goes; raise UsageError where nothing says so."""
+    if told:
+        return Path(told)
+    set_up = settings().modulefile_dir
+    if told is not None and set_up is None:
+        message = "--modulefile names no directory, and no setting does"
+        raise UsageError(
+            message, hint="give --modulefile DIR, or set modulefile_dir (`envferry config`)"
+        )
+    return set_up
 
 
 @contextmanager

@@ -44,6 +44,8 @@ COMMANDS = {
         "envferry.cli.host",
         "Verify an installed environment, or an artifact's signatures.",
     ),
+    "run": ("envferry.cli.run", "Run a program in an installed environment."),
+    "shell": ("envferry.cli.run", "Open a shell in an installed environment."),
     "checks": ("envferry.cli.overview", "Run the checks of an installed environment again."),
     "list": ("envferry.cli.overview", "List what is installed on this host."),
     "status": ("envferry.cli.overview", "Say whether all is as it should be: for monitoring."),

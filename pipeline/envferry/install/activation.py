@@ -15,6 +15,7 @@ from envferry.install import final_view
 from envferry.install.check_runner import CheckedTree, run_checks
 from envferry.install.env_home import HOME
 from envferry.install.events import NOBODY, Actor, note_event
+from envferry.install.integrations import refresh_integrations
 from envferry.install.moves import move_directory
 from envferry.install.remove import require_installed
 from envferry.install.unchecked import note_unchecked, put_back
@@ -141,4 +142,5 @@ def roll_back(
         if not dry_run:
             home.make_current(wanted)
             note_event(home, actor, "current", wanted, "rollback")
+            refresh_integrations(home)
     return installation

@@ -21,6 +21,7 @@ PARTIAL = ".partial-"
 TRASH = ".trash-"
 HISTORY = ".history"
 EVENTS = ".events"
+INTEGRATIONS = ".integrations"
 STATE = ".state"
 SHORTEST_ID_PREFIX = 4
 """What is shorter counts installations: `rollback demo 1`."""
@@ -83,6 +84,11 @@ class EnvHome:
     def events(self) -> Path:
         """What happened to this environment, a line each."""
         return self.directory / EVENTS
+
+    @property
+    def integrations(self) -> Path:
+        """Where this environment has a Jupyter kernel and a modulefile."""
+        return self.directory / INTEGRATIONS
 
     def history(self) -> list[str]:
         """Return the ids that were made current, the last one last, each once."""

@@ -16,6 +16,7 @@ from envferry.install.env_home import HOME, EnvHome
 from envferry.install.events import NOBODY, Actor
 from envferry.install.host_check import Needs, check_host, cuda_runtime
 from envferry.install.installed import find_donors, open_installed
+from envferry.install.integrations import Integrations, wanted_integrations
 from envferry.install.reuse import Link, ReusableTrees
 from envferry.install.tree_check import faults_among, top_faults
 from envferry.models import (
@@ -58,6 +59,10 @@ class InstallOptions:
     """How unchanged files come from what is installed already."""
     force: tuple[str, ...] = ()
     """Findings of the host check to live with."""
+    kernel_dir: Path | None = None
+    """Where to put a Jupyter kernel; None leaves what there is, `none` takes it away."""
+    modulefile_dir: Path | None = None
+    """Where to put a modulefile, in the same way."""
     origin: Origin | None = None
     """Who installs it, from where and when: for the record."""
     threads: int = 0
@@ -75,6 +80,7 @@ class InstallPlan:
     relocation: Relocation
     donors: ReusableTrees
     options: InstallOptions
+    integrations: Integrations
     is_whole: bool
     """Whether all of it is there already."""
 
@@ -112,6 +118,7 @@ def prepare_install(
         relocation=relocation,
         donors=donors,
         options=options,
+        integrations=wanted_integrations(home, options.kernel_dir, options.modulefile_dir),
         is_whole=is_whole,
     )
     system = manifest.requirements if manifest else SystemRequirements()

@@ -11,6 +11,7 @@ from envferry.errors import HostError, NotFound, TargetOccupied
 from envferry.install.env_home import TRASH
 from envferry.install.events import NOBODY, Actor, note_event
 from envferry.install.in_use import Usage, describe, look_for_users
+from envferry.install.integrations import forget_integrations
 from envferry.install.moves import throw_away
 from envferry.install.upkeep import changing
 
@@ -103,6 +104,7 @@ def remove_whole(home: EnvHome, *, assume_unused: bool = False, dry_run: bool = 
             refuse_used(home, id_, assume_unused=assume_unused)
         if dry_run:
             return Removal(name=home.name, removed=tuple(ids), kept={})
+        forget_integrations(home)
         if home.has_link:
             home.point_at(None)
         for id_ in ids:

@@ -12,6 +12,7 @@ from envferry.base.json import to_json
 from envferry.errors import ToolFailed
 from envferry.install.activation import make_current
 from envferry.install.events import note_event
+from envferry.install.integrations import change_integrations
 from envferry.install.plan import InstallOptions, is_installed, prepare_install
 from envferry.install.preview import InstallPreview, describe_plan
 from envferry.install.staging import discard, plan_staging, write_tree
@@ -79,6 +80,7 @@ def switch_to(order: InstallPlan, installation: Installation, progress: Progress
         note_checked(home, id_, LastChecked(time=actor.time, passed=True))
     if not was_current:
         note_event(home, actor, "current", id_)
+    change_integrations(home, order.integrations)
 
 
 def asked_again(home: EnvHome, wanted: Installation) -> Installation:
