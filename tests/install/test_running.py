@@ -219,7 +219,8 @@ def test_files_of_others_are_left_alone(tmp_path: Path, demo: EnvHome) -> None:
     other = kernel_path(demo, str(kernels))
     other.parent.mkdir(parents=True)
     other.write_text('{"metadata": {"envferry": {"name": "demo", "envs_dir": "/elsewhere"}}}')
-    for options in ({"modulefile_dir": modules}, {"kernel_dir": kernels}):
+    told: list[dict[str, Any]] = [{"modulefile_dir": modules}, {"kernel_dir": kernels}]
+    for options in told:
         with pytest.raises(TargetOccupied, match="does not belong to demo"):
             install(tmp_path / "demo.tar.zst", demo.envs_dir, **options)
     assert (modules / "demo").read_text() == "#%Module1.0\n"

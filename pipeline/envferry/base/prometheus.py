@@ -6,6 +6,7 @@ https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from envferry.base.files import write_bytes
@@ -41,6 +42,14 @@ def render_metrics(metrics: Iterable[Metric]) -> str:
 def escaped(text: str) -> str:
     """Return a label's value as the format has it."""
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def timestamp(time: str | None) -> int | None:
+    """Return a time of a record, `2026-11-28T23:10:00Z`, as seconds since 1970."""
+    try:
+        return int(datetime.fromisoformat((time or "").replace("Z", "+00:00")).timestamp())
+    except ValueError:
+        return None
 
 
 def write_textfile(path: Path, metrics: Iterable[Metric]) -> None:

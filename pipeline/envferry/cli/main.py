@@ -40,6 +40,7 @@ COMMANDS = {
     "why": ("envferry.cli.compare", "Show why an artifact contains a package."),
     "fetch": ("envferry.cli.host", "Bring an artifact from a registry to a directory."),
     "install": ("envferry.cli.host", "Install an artifact, whole or not at all."),
+    "follow": ("envferry.cli.follow", "Keep an environment at a tag: one poll."),
     "verify": (
         "envferry.cli.host",
         "Verify an installed environment, or an artifact's signatures.",

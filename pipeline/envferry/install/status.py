@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Literal
 
 from envferry.base.files import human_bytes, plural
-from envferry.base.prometheus import Metric
+from envferry.base.prometheus import Metric, timestamp
 from envferry.errors import PipelineError
 from envferry.install.disk_usage import measure_directory
 from envferry.install.env_home import EnvHome
@@ -234,7 +233,7 @@ def metrics_of(status: HostStatus) -> Iterable[Metric]:
     yield gauge(
         "environment_installed_timestamp_seconds",
         "When the current installation was installed.",
-        [(one.name, seconds(one.installed)) for one in with_id],
+        [(one.name, timestamp(one.installed)) for one in with_id],
     )
     yield gauge(
         "environment_checks_passed",
@@ -264,16 +263,6 @@ def metrics_of(status: HostStatus) -> Iterable[Metric]:
         ("disk_used_bytes", "Bytes of all installations, shared files once.", status.usage.total),
         ("disk_free_bytes", "Bytes that are free there.", status.usage.free),
         ("status_exit_code", "What `envferry status` exited with.", status.exit_code),
-        ("status_timestamp_seconds", "When that was.", seconds(status.time) or 0),
+        ("status_timestamp_seconds", "When that was.", timestamp(status.time) or 0),
     ):
         yield Metric(name=f"envferry_{name}", help=text, samples=((directory, value),))
-
-
-def seconds(time: str | None) -> int | None:
-    """Return a time of a record as seconds since 1970."""
-    if not time:
-        return None
-    try:
-        return int(datetime.fromisoformat(time.replace("Z", "+00:00")).timestamp())
-    except ValueError:
-        return None

@@ -38,7 +38,7 @@ LOCK_MODE = 0o644
 JOURNAL = ".journal"
 TAG_SECONDS = 3600
 """Nobody takes that long to write the record of a tag."""
-ATOMIC = "|".join(map(re.escape, (HISTORY, EVENTS, INTEGRATIONS)))
+ATOMIC = "|".join([*map(re.escape, (HISTORY, EVENTS, INTEGRATIONS)), r"\.follow-.+"])
 UNFINISHED_FILE = re.compile(
     rf"\.(({ID_PATTERN.pattern})\.(json|index|state)|{ATOMIC})\.[a-z0-9_]{{8}}"
 )
