@@ -15,7 +15,7 @@ from envferry.cli.actor import current_actor, origin_of, utc_now
 from envferry.cli.command import argument, command, option
 from envferry.cli.hooks import run_hooks
 from envferry.cli.installed import home_of
-from envferry.cli.options import (
+from envferry.cli.shared_options import (
     DryRunOptions,
     EnvsDirOptions,
     PlatformOptions,
@@ -76,13 +76,13 @@ class InstallCommandOptions(
         "-p",
         "--prefix",
         metavar="PATH",
-        help="The path that the environment is used at, if that is not ENVS_DIR/NAME.",
+        help="The path at which the environment is used, if not ENVS_DIR/NAME.",
     )
     name: str | None = option(
         "-n", "--name", metavar="NAME", help="Install under another name than the environment's."
     )
     replace: bool = option(
-        "--replace", is_flag=True, help="Move aside what is in the way and not envferry's."
+        "--replace", is_flag=True, help="Move aside anything in the way that envferry did not make."
     )
     no_check: bool = option("--no-check", is_flag=True, help="Do not run the environment's checks.")
     link: Link = option(
@@ -91,14 +91,14 @@ class InstallCommandOptions(
         default=lambda: settings().link,
         show_default="auto",
         callback=becomes(Link),
-        help="How to share unchanged files with what is installed already; auto: reflinks, else "
-        "hard links, which are read-only. Copies share nothing.",
+        help="How to share unchanged files with existing installations; auto: reflinks, else hard "
+        "links, which are read-only. Copies share nothing.",
     )
     force: tuple[str, ...] = option(
         "--force",
         multiple=True,
         type=click.Choice(get_args(Finding)),
-        help="Install in spite of this finding of the host check; repeatable.",
+        help="Install despite this finding of the host check; repeatable.",
     )
     kernel: str | None = option(
         "--kernel",
@@ -145,7 +145,7 @@ class VerifyOptions(SignatureOptions, PlatformOptions, RegistryOptions, EnvsDirO
 
     name: str = argument(metavar="NAME|REF")
     quick: bool = option(
-        "--quick", is_flag=True, help="Compare sizes, modes and times; read no file."
+        "--quick", is_flag=True, help="Compare only sizes, modes and times; read no files."
     )
     repair: bool = option("--repair", is_flag=True, help="Restore what is changed or missing.")
     file: str | None = option(

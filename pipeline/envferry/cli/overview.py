@@ -12,7 +12,7 @@ from envferry.base.files import human_bytes, plural
 from envferry.cli.actor import utc_now
 from envferry.cli.command import argument, command, option
 from envferry.cli.installed import home_of
-from envferry.cli.options import EnvsDirOptions, TrustedKeyOptions
+from envferry.cli.shared_options import EnvsDirOptions, TrustedKeyOptions
 from envferry.cli.sizes import parse_size
 from envferry.cli.terminal import table
 from envferry.cli.trust import load_trust

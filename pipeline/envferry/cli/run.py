@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.cli.command import argument, command
-from envferry.cli.options import EnvsDirOptions
+from envferry.cli.shared_options import EnvsDirOptions
 from envferry.config import child_environ
 
 if TYPE_CHECKING:

@@ -167,7 +167,7 @@ def hard_link(descriptor: int, source: str, path: str) -> bool:
 
     It becomes read-only first: who writes into it would change every tree that has it.
     Why it cannot be is of no interest: file systems and sandboxes have many words for it, and
-    somebody may remove the first name meanwhile. A copy is made then, and says what else is wrong.
+    another process may remove the first name meanwhile. A copy then fails with what is wrong.
     """
     before = stat.S_IMODE(os.fstat(descriptor).st_mode)
     if not protect(descriptor, before):
