@@ -16,9 +16,9 @@ import pytest
 
 from envferry.base.prometheus import render_metrics
 from envferry.errors import NotFound, StoreError, ToolFailed, UsageError
+from envferry.follow.follow_state import read_follow_state, state_path
 from envferry.follow.metrics import follow_metrics
 from envferry.follow.poll import Followed, FollowRequest, follow_once
-from envferry.follow.state import read_follow_state, state_path
 from envferry.follow.units import write_units
 from envferry.follow.window import Window
 from envferry.install.activation import roll_back

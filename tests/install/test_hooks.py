@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from envferry.errors import SpecError, ToolFailed
-from envferry.install.hooks import run_hook
+from envferry.install.hook_programs import run_hook
 from tests.install.test_install import envs, install, manifest_of
 from tests.support.cli_runner import CliRunner
 

@@ -134,8 +134,8 @@ def request_of(options: FollowOptions, ref: Ref) -> FollowRequest:
 def write_metrics(request: FollowRequest, path: Path) -> None:
     """Write what is known after a poll, be it a failed one."""
     from envferry.base.prometheus import write_textfile
+    from envferry.follow.follow_state import read_follow_state
     from envferry.follow.metrics import follow_metrics
-    from envferry.follow.state import read_follow_state
 
     state = read_follow_state(request.home, request.ref.version)
     write_textfile(path, follow_metrics(str(request.ref), request.home.current_id(), state))

@@ -19,7 +19,7 @@ def run_hooks(
     hooks = settings().hooks
     if not hooks:
         return
-    from envferry.install.hooks import run_hook
+    from envferry.install.hook_programs import run_hook
 
     for hook in hooks:
         run_hook(hook, event, installation, envs_dir)

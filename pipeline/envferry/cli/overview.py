@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from envferry.cli.console import Console
     from envferry.install.disk_usage import DirectoryUsage
-    from envferry.install.overview import History, InstalledFacts
-    from envferry.install.state import InstallationState
+    from envferry.install.host_overview import History, InstalledFacts
+    from envferry.install.last_results import InstallationState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ def list_command(console: Console, options: ListOptions) -> None:
     OWN: bytes on the disk that removing it frees. SHARED: bytes of files that other installations
     have as well, by hard links; blocks that the file system shares (reflinks) count as OWN.
     """
-    from envferry.install.overview import list_installed
+    from envferry.install.host_overview import list_installed
 
     found = list_installed(options.envs_dir, options.name)
     lines = installation_blocks if options.name else installation_table
@@ -90,7 +90,7 @@ def history(console: Console, options: HistoryOptions) -> None:
 
     BACK: how many installations back it is; 0 is the current one.
     """
-    from envferry.install.overview import read_history
+    from envferry.install.host_overview import read_history
 
     found = read_history(home_of(options.name, options.envs_dir)[0])
     console.result(found, lambda: history_lines(found))

@@ -9,7 +9,7 @@ from envferry.base.prometheus import Metric, timestamp
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from envferry.follow.state import FollowState
+    from envferry.follow.follow_state import FollowState
 
 
 def follow_metrics(ref: str, current: str | None, state: FollowState) -> Iterator[Metric]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from envferry.errors import PipelineError, ToolFailed
-from envferry.follow.state import FollowState, read_follow_state, write_follow_state
+from envferry.follow.follow_state import FollowState, read_follow_state, write_follow_state
 from envferry.install.in_use import describe, look_for_users
 from envferry.install.remove import remove_old
 from envferry.install.stage import install_artifact

@@ -9,8 +9,8 @@ from envferry.errors import HostError, ToolFailed
 from envferry.install.activation import view_of
 from envferry.install.check_runner import CheckedTree, run_checks
 from envferry.install.installed import chosen_id
+from envferry.install.last_results import LastChecked, note_checked
 from envferry.install.places import is_at_its_prefix
-from envferry.install.state import LastChecked, note_checked
 
 if TYPE_CHECKING:
     from envferry.install.env_home import EnvHome

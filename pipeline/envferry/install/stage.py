@@ -13,10 +13,10 @@ from envferry.errors import ToolFailed
 from envferry.install.activation import make_current
 from envferry.install.events import note_event
 from envferry.install.integrations import change_integrations
+from envferry.install.last_results import LastChecked, note_checked
 from envferry.install.plan import InstallOptions, is_installed, prepare_install
 from envferry.install.preview import InstallPreview, describe_plan
 from envferry.install.staging import discard, plan_staging, write_tree
-from envferry.install.state import LastChecked, note_checked
 from envferry.install.upkeep import changing
 
 if TYPE_CHECKING:

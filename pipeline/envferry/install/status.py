@@ -11,7 +11,7 @@ from envferry.errors import PipelineError
 from envferry.install.disk_usage import measure_directory
 from envferry.install.env_home import EnvHome
 from envferry.install.installed import environment_names
-from envferry.install.state import read_state
+from envferry.install.last_results import read_state
 from envferry.install.verify import verify_installation
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from envferry.errors import IntegrityError
 from envferry.install.env_home import REPAIR
 from envferry.install.events import NOBODY, Actor, note_event
 from envferry.install.installed import chosen_id, open_installed
+from envferry.install.last_results import LastVerified, note_verified
 from envferry.install.shared_files import find_sharers
-from envferry.install.state import LastVerified, note_verified
 from envferry.install.tree_check import (
     FileDifference,
     InstalledTree,

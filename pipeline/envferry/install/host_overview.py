@@ -11,7 +11,7 @@ from envferry.install.env_home import EnvHome
 from envferry.install.events import Event, read_events
 from envferry.install.in_use import look_for_users
 from envferry.install.installed import environment_names
-from envferry.install.state import InstallationState, read_state
+from envferry.install.last_results import InstallationState, read_state
 
 if TYPE_CHECKING:
     from pathlib import Path
