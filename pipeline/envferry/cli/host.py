@@ -234,7 +234,21 @@ def install(console: Console, options: InstallCommandOptions) -> None:
             announce=lambda plan: console.note(describe_plan(plan)) if plan.saves else None,
         )
     console.result(installation, lambda: [describe_installation(installation, wanted)])
+    note_compilers(console, installation, options.envs_dir)
     run_hooks("install", installation, options.envs_dir)
+
+
+def note_compilers(console: Console, installation: Installation, envs_dir: Path) -> None:
+    """Say what this host lacks for packages that compile while they run, if they run here."""
+    from envferry.install.env_home import EnvHome
+    from envferry.install.host_compilers import find_compilers
+
+    home = EnvHome.of(envs_dir, installation.name)
+    if installation.prefix != str(home.link):
+        return
+    for one in find_compilers(home, installation.id):
+        if one.lacks:
+            console.note(f"{one}, which this host does not have")
 
 
 def kernel_directory(told: str | None) -> Path | None:
