@@ -117,6 +117,15 @@ def test_a_file_that_everybody_may_replace_is_refused(tmp_path: Path) -> None:
         read_settings({}, [path])
 
 
+def test_a_folder_that_everybody_may_replace_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "open/envferry/config.toml", "")
+    path.parent.parent.chmod(0o777)
+    with pytest.raises(SpecError, match=f"lies in {tmp_path}/open, where everybody can replace it"):
+        read_settings({}, [path])
+    path.parent.parent.chmod(0o1777)
+    assert read_settings({}, [path])
+
+
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.mkdir()

@@ -243,22 +243,28 @@ def who_else_may_change(path: Path, status: os.stat_result) -> str:
 
     Root obeys only what nobody else may change.
     """
-    folder = path.parent.stat()
     user = os.geteuid()
     reason = ""
     if not stat.S_ISREG(status.st_mode):
         reason = "is not a file"
     elif status.st_mode & OTHERS_WRITE:
         reason = "can be written by everybody"
-    elif folder.st_mode & OTHERS_WRITE and not folder.st_mode & stat.S_ISVTX:
-        reason = f"lies in {path.parent}, where everybody can replace it"
     elif status.st_uid not in (0, user):
         reason = f"belongs to the user {status.st_uid}, not to root or to who runs envferry"
     elif user == 0 and status.st_mode & GROUP_WRITES and status.st_gid != 0:
         reason = f"can be written by the group {status.st_gid}, and root obeys nobody else"
-    elif user == 0 and folder.st_uid != 0:
-        reason = f"lies in {path.parent}, which belongs to the user {folder.st_uid}, not to root"
-    return reason
+    return reason or who_may_replace(path)
+
+
+def who_may_replace(path: Path) -> str:
+    """Say who may put something else in the place of a file, by one of the folders above it."""
+    for folder in Path(os.path.realpath(path)).parents:
+        status = folder.stat()
+        if status.st_mode & OTHERS_WRITE and not status.st_mode & stat.S_ISVTX:
+            return f"lies in {folder}, where everybody can replace it"
+        if os.geteuid() == 0 and status.st_uid != 0:
+            return f"lies in {folder}, which belongs to the user {status.st_uid}, not to root"
+    return ""
 
 
 def _loads(text: str, path: Path) -> dict[str, Any]:

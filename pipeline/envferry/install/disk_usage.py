@@ -107,7 +107,7 @@ def measure_directory(envs_dir: Path) -> DirectoryUsage:
 
 
 def _statuses(top: str) -> Iterator[os.stat_result]:
-    """Yield the status of a directory and of everything in it."""
+    """Yield the status of a directory and of everything in it that this user may see."""
     waiting = [top]
     try:
         yield os.lstat(top)
@@ -117,7 +117,7 @@ def _statuses(top: str) -> Iterator[os.stat_result]:
         try:
             with os.scandir(waiting.pop()) as found:
                 items = list(found)
-        except FileNotFoundError:
+        except (FileNotFoundError, PermissionError):  # gone, or closed to this user
             continue
         for item in items:
             try:
