@@ -177,6 +177,18 @@ class SystemRequirements(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """The lowest compute capability of the GPUs (CEP 46); not written where it is not given."""
 
 
+class DataFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file that comes with an environment and is not part of a package."""
+
+    url: str
+    """`https://…`, `file://…`, or a path: relative ones start at the folder of the spec."""
+    sha256: str
+    path: str
+    """Where it is put, relative to the prefix."""
+    variables: dict[str, str] = {}
+    """Variables that activation sets, to these paths relative to the prefix: `.` is the prefix."""
+
+
 class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The `envferry:` key of a spec."""
 
@@ -192,6 +204,8 @@ class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Where a channel is that goes by a name of ours: a URL or a path."""
     variables: dict[str, str] = {}
     """What activation sets: the spec's own `variables:` (CEP 24), not under `envferry:`."""
+    data: tuple[DataFile, ...] = ()
+    """Files that come along: encodings, corpora, configurations of models."""
     channel_priority: ChannelPriority | None = None
     """Whether a package may come from a channel behind the first that has its name."""
 

@@ -143,7 +143,7 @@ def run_kernel(path: Path) -> list[str]:
         word.replace("{connection_file}", "/c.json")
         for word in json.loads(path.read_bytes())["argv"]
     ]
-    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split("\n", 5)
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split("\n", 4)
 
 
 def test_a_kernel_starts_activated_and_follows(tmp_path: Path, demo: EnvHome) -> None:
@@ -152,8 +152,9 @@ def test_a_kernel_starts_activated_and_follows(tmp_path: Path, demo: EnvHome) ->
     first = demo.current_id()
     install(tmp_path / "demo.tar.zst", demo.envs_dir, kernel_dir=kernels)
     told = run_kernel(file)
-    assert told[:5] == ["-m", "ipykernel_launcher", "-f", "/c.json", str(demo.link)]
-    assert told[5] == f"{ODD}\n{demo.link}\n"
+    launcher = f"{demo.link}/lib/python3.12/site-packages/ipykernel_launcher.py"
+    assert told[:4] == [launcher, "-f", "/c.json", str(demo.link)]
+    assert told[4] == f"{ODD}\n{demo.link}\n"
     spec = json.loads(file.read_bytes())
     assert (spec["display_name"], spec["language"]) == (f"demo ({first})", "python")
     update(tmp_path, demo)

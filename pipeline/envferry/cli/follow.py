@@ -17,7 +17,7 @@ from envferry.cli.command import command, option
 from envferry.cli.hooks import run_hooks
 from envferry.cli.host import InstallCommandOptions
 from envferry.cli.trust import load_trust
-from envferry.errors import PipelineError, UsageError
+from envferry.errors import UsageError
 from envferry.models import Ref, current_platform
 from envferry.registry import Registry
 
@@ -153,11 +153,12 @@ def write_unit_files(console: Console, directory: Path, ref: Ref) -> None:
 def this_command() -> str:
     """Return what starts this envferry, for systemd."""
     script = Path(sys.argv[0]).absolute()
-    words = [str(script)] if script.name == "envferry" else [sys.executable, "-m", "envferry"]
-    if any(set(word) & set(" \"'\\%$") for word in words):
-        message = f"systemd cannot start {' '.join(words)}: there are blanks or quotes in its path"
-        raise PipelineError(message, hint="install envferry in another directory")
-    return " ".join(words)
+    if script.name != "envferry":
+        script = Path(sys.executable).with_name("envferry")
+    if set(str(script)) & set(" \"'\\%$"):
+        message = f"systemd cannot start {script}: there are blanks or quotes in its path"
+        raise UsageError(message, hint="install envferry in another directory")
+    return str(script)
 
 
 def describe_followed(followed: Followed) -> str:

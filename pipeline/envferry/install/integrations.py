@@ -107,8 +107,8 @@ def refresh_integrations(home: EnvHome) -> None:
     installation = home.installation(id_)
     if wanted.kernel_dir:
         path = kernel_path(home, wanted.kernel_dir)
-        if has_kernel(home, id_):
-            _write(home, path, kernel_text(home, installation))
+        if launcher := find_launcher(home, id_):
+            _write(home, path, kernel_text(home, installation, launcher))
         else:
             log.warning(
                 "%s@%s has no ipykernel, so no Jupyter kernel: add it to the spec", home.name, id_
@@ -130,19 +130,22 @@ def forget_integrations(home: EnvHome) -> None:
         _remove(home, path)
 
 
-def has_kernel(home: EnvHome, id_: str) -> bool:
-    """Whether an installation has what Jupyter starts."""
-    return any(LAUNCHER.fullmatch(entry.path) for entry in read_index(home, id_).files)
+def find_launcher(home: EnvHome, id_: str) -> str:
+    """Return what Jupyter starts in an installation; empty where that has no ipykernel."""
+    paths = (entry.path for entry in read_index(home, id_).files)
+    return next(filter(LAUNCHER.fullmatch, paths), "")
 
 
-def kernel_text(home: EnvHome, installation: Installation) -> bytes:
+def kernel_text(home: EnvHome, installation: Installation, launcher: str) -> bytes:
     """Return a kernel spec; it activates by itself, so it needs nothing of Jupyter's own.
+
+    The launcher is named by its path: `-m` would look for it in the notebook's folder first.
 
     https://jupyter-client.readthedocs.io/en/stable/kernels.html#kernel-specs
     """
     script = start_script(installation, read_variables(home.tree(installation.id)))
-    python = f"{installation.prefix}/bin/python"
-    launched = (python, "-m", "ipykernel_launcher", "-f", "{connection_file}")
+    prefix = installation.prefix
+    launched = (f"{prefix}/bin/python", f"{prefix}/{launcher}", "-f", "{connection_file}")
     spec = {
         "argv": [find_shell(), "-c", script, "envferry", *launched],
         "display_name": f"{home.name} ({installation.version or installation.id})",
