@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from envferry.base.files import write_bytes
+from envferry.base.files import exclusive_lock, write_bytes
 from envferry.base.json import to_json
 from envferry.errors import HostError, NotFound, ToolFailed, UsageError
 from envferry.install.activation import roll_back
@@ -27,6 +27,7 @@ from envferry.install.verify import verify_installation
 from envferry.models import Checks, Installation, Origin
 from envferry.progress import Silent
 from tests.install.test_install import envs, install, manifest_of
+from tests.support.artifacts import installable_artifact
 from tests.support.cli_runner import CliRunner
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def look(envs: Path, *names: str, keys: tuple[str, ...] = (), min_free: int = 0)
     options = StatusOptions(
         envs_dir=envs, names=names, trusted_keys=keys, min_free=min_free, time=TIME
     )
-    return read_status(options, progress=Silent())
+    return read_status(options)
 
 
 def faults(status: HostStatus) -> list[str]:
@@ -269,6 +270,18 @@ def test_all_is_well(add: Callable[..., Installation], envs: Path) -> None:
     assert (status.exit_code, faults(status)) == (0, [])
 
 
+def test_monitoring_takes_no_lock_and_leaves_no_note(
+    add: Callable[..., Installation], envs: Path
+) -> None:
+    installed = add(b"one")
+    home = EnvHome.of(envs, "demo")
+    verify_installation(home, None, quick=False, progress=Silent(), time=TIME)
+    before = read_state(home, installed.id)
+    with exclusive_lock(home.lock_path, "the environment demo"):
+        assert look(envs).exit_code == 0
+    assert read_state(home, installed.id) == before
+
+
 def test_what_is_not_well(add: Callable[..., Installation], envs: Path) -> None:
     assert (faults(look(envs)), look(envs).exit_code) == (["current"], 7)
     add(b"one", origin=origin(signed_by=("aa",)))
@@ -387,3 +400,25 @@ def test_status_on_the_command_line(
     cli.run("status", "--envs-dir", tmp_path / "nowhere", "--min-free", "0", expect=7)
     cli.run("status", *place, "--min-free", "much", expect=2)
     assert cli.run("checks", "demo", *place[:2]).stdout == f"demo@{installed.id}: 1 check passed\n"
+
+
+def test_who_signed_it_is_kept_and_judged_by_the_keys_of_now(tmp_path: Path, envs: Path) -> None:
+    registry = tmp_path / "registry"
+    registry.mkdir()
+    environ = {"ENVFERRY_ENVS_DIR": str(envs), "ENVFERRY_REGISTRY": str(registry)}
+    cli = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
+    ids = {
+        name: json.loads(cli.run("keygen", name, "--json").stdout)["id"] for name in ("ours", "new")
+    }
+    artifact = installable_artifact(tmp_path / "dist", {"bin/tool": b"#!/bin/sh\n"})
+    signed = ("--sign-key", "ours.key", "--trusted-key", "ours.pub", "--tag", "stable")
+    cli.run("push", artifact.archive_path, *signed)
+    cli.run("install", "demo@stable", "--trusted-key", "ours.pub")
+    (facts,) = json.loads(cli.run("list", "--json").stdout)
+    assert facts["origin"]["signed_by"] == [ids["ours"]]
+    assert (facts["origin"]["tag"], facts["origin"]["source"]) == ("stable", str(registry))
+    least = ("--min-free", "0")
+    assert "signature: trusted" in cli.run("status", *least, "--trusted-key", "ours.pub").stdout
+    cli.run("status", *least, "--trusted-key", "new.pub", "--trusted-key", "ours.pub")
+    revoked = cli.run("status", *least, "--trusted-key", "new.pub", expect=8)
+    assert "error: demo: no key that this host trusts now signed it" in revoked.stderr

@@ -17,7 +17,6 @@ from envferry.cli.sizes import parse_size
 from envferry.cli.terminal import table
 from envferry.cli.trust import load_trust
 from envferry.errors import by_exit_code
-from envferry.progress import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -130,7 +129,7 @@ def status(console: Console, options: StatusCommandOptions) -> None:
         min_free=options.min_free,
         time=utc_now(),
     )
-    found = read_status(wanted, progress=Silent())
+    found = read_status(wanted)
     if options.textfile:
         write_textfile(options.textfile, metrics_of(found))
     console.result(found, lambda: describe_status(found))

@@ -10,9 +10,9 @@ from envferry.base.prometheus import Metric, timestamp
 from envferry.errors import PipelineError
 from envferry.install.disk_usage import measure_directory
 from envferry.install.env_home import EnvHome
-from envferry.install.installed import environment_names
+from envferry.install.installed import environment_names, open_installed
 from envferry.install.last_results import read_state
-from envferry.install.verify import verify_installation
+from envferry.install.tree_check import compare_tree
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from envferry.install.disk_usage import DirectoryUsage
     from envferry.models import Installation
-    from envferry.progress import Progress
 
 Fault = Literal["current", "checks", "drift", "signature", "disk"]
 EXIT_CODES: dict[Fault, int] = {"current": 7, "checks": 4, "drift": 8, "signature": 8, "disk": 11}
@@ -99,11 +98,14 @@ class StatusOptions:
     time: str
 
 
-def read_status(options: StatusOptions, *, progress: Progress) -> HostStatus:
-    """Look at environments as monitoring does: records, sizes and times; no file is read."""
+def read_status(options: StatusOptions) -> HostStatus:
+    """Look at environments as monitoring does: records, sizes and times; no file is read.
+
+    It takes no lock and writes no note: it may run every minute, beside installs.
+    """
     names = options.names or tuple(environment_names(options.envs_dir))
     environments = tuple(
-        environment_status(EnvHome.of(options.envs_dir, name), options, progress) for name in names
+        environment_status(EnvHome.of(options.envs_dir, name), options) for name in names
     )
     usage = measure_directory(options.envs_dir)
     findings = []
@@ -123,9 +125,7 @@ def read_status(options: StatusOptions, *, progress: Progress) -> HostStatus:
     )
 
 
-def environment_status(
-    home: EnvHome, options: StatusOptions, progress: Progress
-) -> EnvironmentStatus:
+def environment_status(home: EnvHome, options: StatusOptions) -> EnvironmentStatus:
     """Look at the current installation of an environment."""
     id_ = home.current_id()
     if id_ is None:
@@ -136,14 +136,15 @@ def environment_status(
     findings = []
     try:
         record = home.installation(id_)
-        verified = verify_installation(home, id_, quick=True, progress=progress, time=options.time)
+        tree = open_installed(home, id_)
+        differences = compare_tree(tree, quick=True, advance=lambda count: None)
     except PipelineError as error:
         return EnvironmentStatus(
             name=home.name, id=id_, findings=(Finding(fault="drift", text=error.message),)
         )
-    if verified.differences:
-        text = f"{plural(len(verified.differences), 'path')} not as installed, such as "
-        findings.append(Finding(fault="drift", text=text + verified.differences[0].path))
+    if differences:
+        text = f"{plural(len(differences), 'path')} not as installed, such as {differences[0].path}"
+        findings.append(Finding(fault="drift", text=text))
     checks, failed = checks_state(home, record)
     if failed:
         findings.append(Finding(fault="checks", text=f"the check `{failed}` failed"))
@@ -158,7 +159,7 @@ def environment_status(
         tag=record.origin.tag if record.origin else None,
         installed=record.origin.time if record.origin else None,
         checks=checks,
-        drift=len(verified.differences),
+        drift=len(differences),
         signature=signature,
         findings=tuple(findings),
     )
