@@ -14,7 +14,7 @@ from envferry.base.files import make_folders, remove_tree, write_bytes
 from envferry.base.json import decode_json, from_json, to_json
 from envferry.errors import HostError, PipelineError, TargetOccupied
 from envferry.install.installed import read_index
-from envferry.install.running import find_shell, start_script
+from envferry.install.running import start_script
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 KERNEL_FILE = "kernel.json"
 LAUNCHER = re.compile(r"lib/python[0-9.]+/site-packages/ipykernel_launcher\.py")
+WITH_BASH = 'exec "$(command -v bash || echo /bin/sh)" -c "$@"'
+"""The kernel may start in a container whose shells are others than this host's."""
 MARK = "# envferry: "
 TCL_SPECIAL = re.compile(r'[\\"$\[\]{};]')
 NONE = Path("none")
@@ -147,7 +149,7 @@ def kernel_text(home: EnvHome, installation: Installation, launcher: str) -> byt
     prefix = installation.prefix
     launched = (f"{prefix}/bin/python", f"{prefix}/{launcher}", "-f", "{connection_file}")
     spec = {
-        "argv": [find_shell(), "-c", script, "envferry", *launched],
+        "argv": ["/bin/sh", "-c", WITH_BASH, "sh", script, "envferry", *launched],
         "display_name": f"{home.name} ({installation.version or installation.id})",
         "language": "python",
         "metadata": {"debugger": True, "envferry": {**mark(home), "id": installation.id}},
