@@ -27,15 +27,12 @@ from envferry.install.plan import InstallOptions
 from envferry.models import Checks, Ref, current_platform
 from envferry.progress import Silent
 from envferry.registry import Registry
-from tests.install.test_install import envs
 from tests.support.artifacts import installable_artifact
 from tests.support.cli_runner import CliRunner
 from tests.support.web_server import web_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-__all__ = ["envs"]
 
 NOW = datetime(2026, 11, 28, 23, 10, tzinfo=timezone.utc)  # a Saturday
 PLATFORM = current_platform()

@@ -9,15 +9,13 @@ import pytest
 
 from envferry.errors import SpecError, ToolFailed
 from envferry.install.hook_programs import run_hook
-from tests.install.test_install import envs, install, manifest_of
 from tests.support.cli_runner import CliRunner
+from tests.support.installing import install, manifest_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.models import Installation
-
-__all__ = ["envs"]
 
 
 @pytest.fixture

@@ -11,14 +11,12 @@ from envferry.archive.writer import ArchiveOptions, write_archive
 from envferry.base.run_time_compilers import BROUGHT, NEEDS, TOOLS, compiler_findings
 from envferry.install.host_compilers import PROGRAMS, host_has
 from envferry.models import current_platform
-from tests.install.test_install import envs, install
 from tests.support.archives import OWNER, PREFIX, small_members
 from tests.support.cli_runner import CliRunner
+from tests.support.installing import install
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-__all__ = ["envs"]
 
 
 def test_what_the_environment_brings_is_not_asked_of_the_host() -> None:

@@ -26,15 +26,13 @@ from envferry.install.status import HostStatus, StatusOptions, metrics_of, read_
 from envferry.install.verify import verify_installation
 from envferry.models import Checks, Installation, Origin
 from envferry.progress import Silent
-from tests.install.test_install import envs, install, manifest_of
 from tests.support.artifacts import installable_artifact
 from tests.support.cli_runner import CliRunner
+from tests.support.installing import install, manifest_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-__all__ = ["envs"]
 
 TIME = "2026-11-28T23:10:00Z"
 ACTOR = Actor(time=TIME, user="alice as root")

@@ -18,16 +18,14 @@ from envferry.install.activation import roll_back
 from envferry.install.env_home import EnvHome
 from envferry.install.integrations import NONE, kernel_path, tcl_word
 from envferry.install.remove import remove_whole
-from tests.install.test_install import envs, install
 from tests.support.archives import small_archive
 from tests.support.artifacts import installable_artifact
 from tests.support.cli_runner import CliRunner
+from tests.support.installing import install
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-__all__ = ["envs"]
 
 ODD = "a 'b' \"c\" $HOME `d` \\ {connection} [e]; \u00e9\nnext"
 PYTHON = b'#!/bin/sh\nprintf "%s\\n" "$@" "$CONDA_PREFIX" "$GREETING" "$SCRIPTED"\n'

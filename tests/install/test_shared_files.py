@@ -16,15 +16,13 @@ from envferry.install.shared_files import find_sharers
 from envferry.install.stage import InstallOptions, preview_install
 from envferry.install.verify import repair_installation, verify_installation
 from envferry.progress import Silent
-from tests.install.test_install import envs, install
 from tests.support.archives import small_archive
+from tests.support.installing import install
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.install.verify import Verified
-
-__all__ = ["envs"]
 
 DATA = b"number = 1\n" * 1000
 CONTENTS = {"bin/tool": b"#!/bin/sh\necho tool\n", "lib/module.py": DATA, "lib/other.py": b"x = 1"}

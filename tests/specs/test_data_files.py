@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from envferry.build.data_files import data_downloads, data_variables
+from envferry.build.data_downloads import data_downloads, data_variables
 from envferry.errors import SpecError
 from envferry.models import DataFile, Lock, Spec, SpecOptions
 from envferry.specs.reading import read_spec

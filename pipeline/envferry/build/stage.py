@@ -11,7 +11,7 @@ from envferry.build.build_dir import fresh_build_dir, require_replaceable
 from envferry.build.cache_locks import cache_lock
 from envferry.build.checks import run_checks
 from envferry.build.container_job import builder_request, path_inside, run_builder
-from envferry.build.data_files import data_downloads, data_variables
+from envferry.build.data_downloads import data_downloads, data_variables
 from envferry.build.lock_wheels import make_wheels, open_wheel_builder
 from envferry.build.output import describe_build, keep_build, note_build, without_checks
 from envferry.build.request import PlacedFile

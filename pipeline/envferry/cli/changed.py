@@ -11,7 +11,8 @@ import msgspec
 
 from envferry.cli.building import locked
 from envferry.cli.command import command, option
-from envferry.cli.specs import SPECS_DIR, lock_at
+from envferry.cli.lock_diff import lock_at
+from envferry.cli.shared_options import SPECS_DIR
 from envferry.cli.terminal import table
 from envferry.errors import UsageError
 
