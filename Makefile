@@ -27,7 +27,8 @@ lint: $(VENV)/.ready
 	$(bin)/codespell
 	$(bin)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(bin)/zizmor --offline --quiet .github/workflows
-	$(bin)/shellcheck .ci/run bootstrap.sh requirements/lock.sh pipeline/envferry/transfer/install.sh
+	$(bin)/shellcheck .ci/run bootstrap.sh requirements/lock.sh pipeline/envferry/transfer/install.sh \
+	  pipeline/envferry/tool/header.sh
 
 format: $(VENV)/.ready
 	$(bin)/ruff format .
@@ -35,10 +36,12 @@ format: $(VENV)/.ready
 
 # COVERAGE=1 measures which lines and branches the unit tests run.
 unit: $(VENV)/.ready
+	./bootstrap.sh hosts
 	$(if $(COVERAGE),$(bin)/coverage run -m,$(bin)/python -m) pytest --ignore tests/integration
 	$(if $(COVERAGE),$(bin)/coverage report --skip-covered --skip-empty)
 
 integration: $(VENV)/.ready
+	./bootstrap.sh hosts
 	./bootstrap.sh browser
 	./bootstrap.sh npm
 	$(bin)/pytest tests/integration -m "not podman and not docker"

@@ -33,6 +33,7 @@ LAYERS = (
     ("build", "registry"),
     ("index", "lock"),
     ("channel", "transfer"),
+    ("tool",),
     ("web",),
     ("cli",),
 )

@@ -240,7 +240,7 @@ def verify(console: Console, options: VerifyOptions) -> None:
 
     An archive FILE, NAME@TAG, or a NAME@ID that is not installed here is an artifact: its
     signatures are verified with the trusted keys, and every byte with what is signed. So is the
-    folder `tool` of an export, which holds envferry itself.
+    folder `tool` of an export, which holds envferry itself, and an envferry.run.
     """
     if options.published or not is_installed(options.name, options.envs_dir):
         wanted = SignedRef(ref=options.name, platform=options.platform, registry=options.registry)
@@ -251,12 +251,14 @@ def verify(console: Console, options: VerifyOptions) -> None:
 
 def is_installed(name: str, envs_dir: Path) -> bool:
     """Whether a word names an installation, or an environment: a host knows no tags."""
-    from envferry.trust.tool_signature import is_tool
+    from envferry.trust.tool_signature import is_run_file, is_tool
 
     if is_file_ref(name):
         return False
     home, at, id_ = name.partition("@")
-    if is_tool(Path(name)):  # unless there is an environment of that name
+    if is_tool(Path(name)) or is_run_file(
+        Path(name)
+    ):  # unless there is an environment of that name
         return home_of(name, envs_dir)[0].directory.exists()
     return not at or bool(
         ID_PATTERN.fullmatch(id_) and home_of(home, envs_dir)[0].record(id_).exists()

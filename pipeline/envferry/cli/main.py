@@ -49,6 +49,7 @@ COMMANDS = {
     "export": ("envferry.cli.transfer", "Write artifacts to a folder on a portable disk."),
     "apply": ("envferry.cli.transfer", "Add what such a folder holds to a registry."),
     "mirror": ("envferry.cli.transfer", "Copy to a registry what it lacks of another."),
+    "tool": ("envferry.cli.tool", "Write envferry as one file for hosts without Python."),
     "keygen": ("envferry.cli.trust", "Generate a pair of keys: to sign, and to verify."),
     "cache": ("envferry.cli.cache", "Manage the download cache: list, verify, prune."),
     "doctor": ("envferry.cli.doctor", "Show what this machine supports."),

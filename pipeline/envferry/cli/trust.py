@@ -64,9 +64,9 @@ class SignedRef:
 def verify_ref(console: Console, wanted: SignedRef, trust: Trust) -> None:
     """Verify the signatures of an artifact in a registry or on a disk, and read all of its bytes.
 
-    So too the `tool/` of an export: it is code that hosts run.
+    So too the `tool/` of an export, and the one-file tool: they are code that hosts run.
     """
-    from envferry.trust.tool_signature import is_tool, verify_tool
+    from envferry.trust.tool_signature import is_run_file, is_tool, verify_run_file, verify_tool
 
     if not trust.keys:
         message = f"{wanted.ref}: signature not verified (no trusted keys)"
@@ -74,6 +74,8 @@ def verify_ref(console: Console, wanted: SignedRef, trust: Trust) -> None:
         raise UsageError(message, hint=hint)
     if is_tool(Path(wanted.ref)):
         verified = verify_tool(Path(wanted.ref), trust.keys)
+    elif is_run_file(Path(wanted.ref)):
+        verified = verify_run_file(Path(wanted.ref), trust.keys)
     elif is_file_ref(wanted.ref):
         verified = _verify_file(console, Path(wanted.ref), trust)
     else:

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 SUMS = "SHA256SUMS"
 TOOL_ATTESTATION = "attestation.json"
+RUN_FILE = "envferry.run"
+"""What a statement about the one-file tool calls it, whatever the file is called."""
+RUN_FILE_START = b"#!/bin/sh\n# envferry "
+ATTESTATION_SUFFIX = ".attestation.json"
 TOOL_PREDICATE = "urn:envferry:tool:1"
 FILE_NAME = re.compile(r"(wheels/)?[A-Za-z0-9_][A-Za-z0-9_.+!-]*")
 AGAIN = "do not run it: export it again, with --tool and --sign-key"
@@ -40,8 +44,17 @@ AGAIN = "do not run it: export it again, with --tool and --sign-key"
 
 def attest_tool(sums: bytes, signer: Signer) -> bytes:
     """Return the signed statement about the tool whose SHA256SUMS are given, as it is stored."""
+    return _attest(SUMS, sums, signer)
+
+
+def attest_run_file(content: bytes, signer: Signer) -> bytes:
+    """Return the signed statement about the one-file tool, as it is stored beside it."""
+    return _attest(RUN_FILE, content, signer)
+
+
+def _attest(name: str, content: bytes, signer: Signer) -> bytes:
     statement = Statement(
-        subject=(Subject(SUMS, {"sha256": sha256_hex(sums)}),),
+        subject=(Subject(name, {"sha256": sha256_hex(content)}),),
         predicate_type=TOOL_PREDICATE,
         predicate={"who": signer.who, "time": signer.time},
     )
@@ -56,21 +69,36 @@ def verify_tool(directory: Path, keys: tuple[PublicKey, ...]) -> VerifiedArtifac
     """
     what = f"the tool in {directory}"
     sums = _read(directory / SUMS)
+    subject = Subject(SUMS, {"sha256": sha256_hex(sums)})
+    verified = _verify(what, subject, directory / TOOL_ATTESTATION, keys)
+    if faults := list(_file_faults(directory, sums)):
+        shown = "; ".join(faults[:5])
+        msg = f"{what} is not what was signed: {shown}"
+        raise IntegrityError(msg, hint=AGAIN)
+    return verified
+
+
+def verify_run_file(path: Path, keys: tuple[PublicKey, ...]) -> VerifiedArtifact:
+    """Check that one of `keys` signed the one-file tool `path`; raise IntegrityError if not."""
+    subject = Subject(RUN_FILE, {"sha256": sha256_hex(_read(path))})
+    return _verify(str(path), subject, path.with_name(path.name + ATTESTATION_SUFFIX), keys)
+
+
+def _verify(
+    what: str, subject: Subject, attestation: Path, keys: tuple[PublicKey, ...]
+) -> VerifiedArtifact:
+    """Check that one of `keys` signed an attestation, and that it is about `subject`."""
     try:
-        envelope = decode_envelope(_read(directory / TOOL_ATTESTATION), f"{what}: its attestation")
+        envelope = decode_envelope(_read(attestation), f"{what}: its attestation")
     except NotFound:
         raise _not_signed(what, [], keys) from None
     found = signers_of(envelope, keys)
     if envelope.payload_type != PAYLOAD_TYPE or not found:
         raise _not_signed(what, [one.keyid for one in envelope.signatures], keys)
     statement = _decode(envelope.body, what)
-    if statement.subject != (Subject(SUMS, {"sha256": sha256_hex(sums)}),):
-        message = f"{what}: its {SUMS} is not the one that was signed"
+    if statement.subject != (subject,):
+        message = f"{what}: its {subject.name} is not the one that was signed"
         raise IntegrityError(message, hint=AGAIN)
-    if faults := list(_file_faults(directory, sums)):
-        shown = "; ".join(faults[:5])
-        msg = f"{what} is not what was signed: {shown}"
-        raise IntegrityError(msg, hint=AGAIN)
     return VerifiedArtifact(
         artifact=what,
         signed_by=tuple(f"{key.id} ({key.name})" for key in found),
@@ -82,6 +110,14 @@ def verify_tool(directory: Path, keys: tuple[PublicKey, ...]) -> VerifiedArtifac
 def is_tool(directory: Path) -> bool:
     """Whether a folder looks like the `tool/` of an export."""
     return (directory / SUMS).is_file() and (directory / "install.sh").is_file()
+
+
+def is_run_file(path: Path) -> bool:
+    """Whether a path is a file that starts as the one-file tool does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(RUN_FILE_START)) == RUN_FILE_START
 
 
 def _decode(body: bytes, what: str) -> Statement:
@@ -107,7 +143,8 @@ def _file_faults(directory: Path, sums: bytes) -> Iterator[str]:
     there = {
         path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()
     }
-    for name in sorted(there - listed.keys() - {SUMS, TOOL_ATTESTATION}):
+    apart = {SUMS, TOOL_ATTESTATION, RUN_FILE + ATTESTATION_SUFFIX}
+    for name in sorted(there - listed.keys() - apart):
         yield f"{name!r} was added"
     for name, digest in listed.items():
         if name not in there:
