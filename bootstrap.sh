@@ -75,9 +75,8 @@ if [ "${1:-}" = hosts ]; then
   missing=''
   command -v busybox >/dev/null || missing="$missing busybox-static"
   command -v mksquashfs >/dev/null || missing="$missing squashfs-tools"
-  command -v mkfs.erofs >/dev/null || missing="$missing erofs-utils"
   [ -z "$missing" ] || [ "$(id -u)" != 0 ] || (install_package "${missing# }" "hosts of the tests have them") || true
-  for name in busybox mksquashfs mkfs.erofs; do
+  for name in busybox mksquashfs; do
     command -v "$name" >/dev/null || echo "no $name: some tests are skipped" >&2
   done
   exit

@@ -542,4 +542,6 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     """Size and XXH3-128 of the files that are not as the archive has them: prefix edits."""
     unchecked: Unchecked | None = None
     """Set while it is current and its checks have not passed: the next command goes back."""
+    mounted: bool = False
+    """Whether its tree is the mounted image `ID.squashfs` beside it."""
     schema: int = 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from envferry.artifacts import read_artifact
-from envferry.base.files import absolute_path, human_bytes, plural
+from envferry.base.files import absolute_path, human_bytes, make_folders, plural
 from envferry.cli.command import argument, command, option
 from envferry.cli.installed import home_of
 from envferry.cli.options import (
@@ -30,7 +30,8 @@ from envferry.cli.trust import (
     open_trusting,
     verify_ref,
 )
-from envferry.errors import IntegrityError
+from envferry.errors import IntegrityError, UsageError
+from envferry.install.env_home import IMAGE_SUFFIX, PARTIAL
 from envferry.install.reuse import Link
 from envferry.models import ID_PATTERN, Artifact, Finding, Ref, current_platform
 from envferry.registry import PublishedArchive, Registry
@@ -98,6 +99,11 @@ class InstallCommandOptions(
     )
     allow_downgrade: bool = option(
         "--allow-downgrade", is_flag=True, help="Accept a tag that was moved back."
+    )
+    mount: bool = option(
+        "--mount",
+        is_flag=True,
+        help="Mount an image instead of unpacking: REF is one, or one is made of it here.",
     )
 
     def as_install_options(self) -> InstallOptions:
@@ -197,6 +203,9 @@ def install(console: Console, options: InstallCommandOptions) -> None:
         require_signature=options.require_signature,
     )
     wanted = options.as_install_options()
+    if options.mount:
+        install_mounted(console, options, trust)
+        return
     with opened(options.ref, options.registry, trust) as (source, manifest):
         if options.dry_run:
             plan = preview_install(source, manifest, options=wanted)
@@ -209,6 +218,33 @@ def install(console: Console, options: InstallCommandOptions) -> None:
             progress=console.progress,
             announce=lambda plan: console.note(describe_plan(plan)) if plan.saves else None,
         )
+    console.result(installation, lambda: [describe_installation(installation, wanted)])
+
+
+def install_mounted(console: Console, options: InstallCommandOptions, trust: Trust) -> None:
+    """Install an image that is there, or one that is made of an artifact here."""
+    from envferry.cli.image import make_image
+    from envferry.install.env_home import EnvHome
+    from envferry.install.image import is_image, mount_image, read_image
+
+    if options.dry_run:
+        message = "--mount has no --dry-run"
+        raise UsageError(message, hint="leave one of the two out")
+    wanted = options.as_install_options()
+    if is_image(Path(options.ref)):
+        trust.check_image(Path(options.ref))
+        image = read_image(Path(options.ref))
+    else:
+        with opened(options.ref, options.registry, trust) as (source, manifest):
+            home = EnvHome.of(wanted.envs_dir, wanted.name or manifest.name)
+            make_folders(home.directory)
+            target = home.directory / f"{PARTIAL}{manifest.id}{IMAGE_SUFFIX}"
+            image = make_image(console, (source, manifest), target, wanted)
+    try:
+        installation = mount_image(image, options=wanted, progress=console.progress)
+    finally:
+        if image.path.name.startswith(PARTIAL):
+            image.path.unlink(missing_ok=True)
     console.result(installation, lambda: [describe_installation(installation, wanted)])
 
 

@@ -40,6 +40,7 @@ COMMANDS = {
     "why": ("envferry.cli.compare", "Show why an artifact contains a package."),
     "fetch": ("envferry.cli.host", "Bring an artifact from a registry to a directory."),
     "install": ("envferry.cli.host", "Install an artifact, whole or not at all."),
+    "image": ("envferry.cli.image", "Write an artifact as one image to mount."),
     "verify": (
         "envferry.cli.host",
         "Verify an installed environment, or an artifact's signatures.",

@@ -15,6 +15,7 @@ from envferry.artifacts import ARCHIVE_SUFFIX, MANIFEST_SUFFIX, read_artifact, r
 from envferry.cli.command import argument, command
 from envferry.config import settings
 from envferry.errors import HostError, NotFound, TargetOccupied, UsageError
+from envferry.install.env_home import IMAGE_SUFFIX
 from envferry.models import Ref
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def verify_ref(console: Console, wanted: SignedRef, trust: Trust) -> None:
 
     So too the `tool/` of an export, and the one-file tool: they are code that hosts run.
     """
+    from envferry.install.image import is_image
+    from envferry.trust.image_signature import verify_image
     from envferry.trust.tool_signature import is_run_file, is_tool, verify_run_file, verify_tool
 
     if not trust.keys:
@@ -76,6 +79,8 @@ def verify_ref(console: Console, wanted: SignedRef, trust: Trust) -> None:
         verified = verify_tool(Path(wanted.ref), trust.keys)
     elif is_run_file(Path(wanted.ref)):
         verified = verify_run_file(Path(wanted.ref), trust.keys)
+    elif is_image(Path(wanted.ref)):
+        verified = verify_image(Path(wanted.ref), trust.keys)
     elif is_file_ref(wanted.ref):
         verified = _verify_file(console, Path(wanted.ref), trust)
     else:
@@ -89,8 +94,8 @@ def verify_ref(console: Console, wanted: SignedRef, trust: Trust) -> None:
 
 
 def is_file_ref(ref: str) -> bool:
-    """Whether a ref is the path of an archive or a manifest."""
-    return ref.endswith((ARCHIVE_SUFFIX, MANIFEST_SUFFIX)) or "/" in ref
+    """Whether a ref is the path of an archive, a manifest or an image."""
+    return ref.endswith((ARCHIVE_SUFFIX, MANIFEST_SUFFIX, IMAGE_SUFFIX)) or "/" in ref
 
 
 def load_signer(files: Iterable[Path]) -> Signer | None:

@@ -14,6 +14,7 @@ from envferry.errors import NotFound, TargetOccupied, ToolFailed
 from envferry.install import final_view
 from envferry.install.check_runner import CheckedTree, run_checks
 from envferry.install.env_home import HOME
+from envferry.install.mounting import mount
 from envferry.install.moves import move_directory
 from envferry.install.remove import require_installed
 from envferry.install.unchecked import note_unchecked, put_back
@@ -122,5 +123,7 @@ def roll_back(home: EnvHome, id_: str | None, *, dry_run: bool = False) -> Insta
             message = f"{home.link} exists but was not made by envferry: left untouched"
             raise TargetOccupied(message, hint="move it aside first")
         if not dry_run:
+            if installation.mounted:
+                mount(home.image(wanted), home.tree(wanted))
             home.make_current(wanted)
     return installation

@@ -21,6 +21,7 @@ TRASH = ".trash-"
 HISTORY = ".history"
 LINK = ".link-"
 REPAIR = ".repair-"
+IMAGE_SUFFIX = ".squashfs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,10 @@ class EnvHome:
     def index(self, id_: str) -> Path:
         """Return the archive index of an installation, as the archive had it."""
         return self.directory / f"{id_}.index"
+
+    def image(self, id_: str) -> Path:
+        """Return the image of an installation that is mounted."""
+        return self.directory / f"{id_}{IMAGE_SUFFIX}"
 
     def history(self) -> list[str]:
         """Return the ids that were made current, the last one last, each once."""

@@ -10,6 +10,7 @@ from envferry.base.files import remove_tree, sync_directory
 from envferry.errors import HostError, NotFound, TargetOccupied
 from envferry.install.env_home import TRASH
 from envferry.install.in_use import Usage, describe, look_for_users
+from envferry.install.mounting import unmount
 from envferry.install.moves import throw_away
 from envferry.install.upkeep import changing
 
@@ -134,6 +135,8 @@ def remove_one(home: EnvHome, id_: str) -> None:
     """Remove an installation: its record first, for without it there is none."""
     home.record(id_).unlink()
     home.index(id_).unlink(missing_ok=True)
+    unmount(home.tree(id_))
+    home.image(id_).unlink(missing_ok=True)
     try:
         throw_away(home.tree(id_), home.directory / f"{TRASH}{id_}")
     except PermissionError as error:

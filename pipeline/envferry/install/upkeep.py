@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from envferry.base.files import exclusive_lock, make_folders, open_folder, remove_tree
 from envferry.errors import PipelineError
-from envferry.install.env_home import HISTORY, HOME, LINK, PARTIAL, REPAIR, TRASH
+from envferry.install.env_home import HISTORY, HOME, IMAGE_SUFFIX, LINK, PARTIAL, REPAIR, TRASH
 from envferry.install.in_use import look_for_users
+from envferry.install.mounting import unmount
 from envferry.install.unchecked import put_unchecked_back
 from envferry.models import ID_PATTERN, SEEN_DIRECTORY
 
@@ -76,7 +77,7 @@ def clear_up(home: EnvHome, installing: str = "") -> None:
         elif name.startswith(PARTIAL) and name.removeprefix(PARTIAL) != installing:
             if home.record(name.removeprefix(PARTIAL)).is_file():
                 remove(path)
-        elif path.suffix == ".index" and not home.record(path.stem).is_file():
+        elif path.suffix in (".index", IMAGE_SUFFIX) and not home.record(path.stem).is_file():
             remove(path)
         elif ID_PATTERN.fullmatch(name) and name != installing:
             clear_tree(home, name)
@@ -106,6 +107,7 @@ def remove(path: Path) -> None:
     """Remove a leftover; what another user left is theirs to remove."""
     log.info("removing %s, left behind by an interrupted command", path)
     try:
+        unmount(path)
         if path.is_dir() and not path.is_symlink():
             remove_tree(path)
         else:

@@ -19,7 +19,8 @@ from envferry.base.sha256 import sha256_hex
 from envferry.tool.interpreter import LOADERS
 from envferry.tool.tree import build_tool_tree
 from envferry.transfer.host_tool import MACHINES
-from envferry.trust.tool_signature import ATTESTATION_SUFFIX, attest_run_file
+from envferry.trust.signed_files import attestation_of
+from envferry.trust.tool_signature import attest_run_file
 
 if TYPE_CHECKING:
     from envferry.build.downloads import DownloadCache
@@ -62,7 +63,7 @@ def program_of(tool: ToolTree) -> Program:
 
 def write_run_file(path: Path, content: bytes, signer: Signer | None) -> None:
     """Write the executable file, and its signature beside it."""
-    attestation = path.with_name(path.name + ATTESTATION_SUFFIX)
+    attestation = attestation_of(path)
     attestation.unlink(missing_ok=True)  # of another content
     with atomic_write(path, 0o755) as stream:
         stream.write(content)

@@ -15,8 +15,8 @@ from envferry.base.sha256 import sha256_hex, sha256_record
 from envferry.errors import SpecError
 from envferry.lock.pip_half import resolve_pip
 from envferry.lock.pip_request import PipRequest
+from envferry.trust.signed_files import ATTESTATION_SUFFIX
 from envferry.trust.tool_signature import (
-    ATTESTATION_SUFFIX,
     RUN_FILE,
     SUMS,
     TOOL_ATTESTATION,

@@ -11,6 +11,7 @@ from envferry.base.json import from_json, to_json
 from envferry.errors import IntegrityError
 from envferry.models import SEEN_DIRECTORY, TagRecord
 from envferry.trust.attestations import unsigned, verify_attestation
+from envferry.trust.image_signature import verify_image
 from envferry.trust.signed_tags import tag_message
 from envferry.trust.signing import signers
 
@@ -45,6 +46,19 @@ class Trust:
             log.warning(
                 "%s: signature not verified (no trusted keys in /etc/envferry/trusted.d)",
                 manifest.stem,
+            )
+
+    def check_image(self, path: Path) -> None:
+        """Raise IntegrityError unless a trusted key signed this image; warn without keys.
+
+        With keys all of it is read.
+        """
+        if self.keys:
+            verified = verify_image(path, self.keys)
+            log.info("%s is signed by %s", verified.artifact, ", ".join(verified.signed_by))
+        else:
+            log.warning(
+                "%s: signature not verified (no trusted keys in /etc/envferry/trusted.d)", path
             )
 
     def check_tag(self, name: TagName, record: SignedTagRecord, what: str) -> None:
