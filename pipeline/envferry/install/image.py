@@ -55,6 +55,7 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     installation: Installation
     """As `install` writes it, for the prefix that the image was made for."""
     requirements: SystemRequirements = SystemRequirements()
+    cuda_code: dict[str, tuple[str, ...]] = {}
     schema: int = 1
 
 
@@ -99,6 +100,7 @@ def write_image(
         record = ImageRecord(
             installation=msgspec.structs.replace(installation, edited=edited, mounted=True),
             requirements=manifest.requirements if manifest else SystemRequirements(),
+            cuda_code=manifest.gpu_code if manifest else {},
         )
         _append(partial, archive.index_frame, to_json(record))
         partial.replace(target)
@@ -196,6 +198,7 @@ def _needs(image: Image, home: EnvHome) -> Needs:
         platform=image.index.platform,
         system=image.record.requirements,
         cuda_runtime=cuda_runtime(image.index.packages),
+        cuda_code=image.record.cuda_code,
         directory=home.directory,
         free_bytes=0 if _can_link(image.path, home) else image.size,
         inodes=4,

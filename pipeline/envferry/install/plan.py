@@ -104,12 +104,11 @@ def prepare_install(
         options=options,
         is_whole=is_whole,
     )
-    system = manifest.requirements if manifest else SystemRequirements()
-    check_host(find_needs(order, system), options.force)
+    check_host(find_needs(order, manifest), options.force)
     return order
 
 
-def find_needs(order: InstallPlan, system: SystemRequirements) -> Needs:
+def find_needs(order: InstallPlan, manifest: Manifest | None) -> Needs:
     """Return what the host must offer; shared files and those of an interrupted install are free.
 
     An installation that is there already needs nothing but a host that can run it.
@@ -125,8 +124,9 @@ def find_needs(order: InstallPlan, system: SystemRequirements) -> Needs:
     needed = sum(index.files[number].size + BLOCK_BYTES for number in numbers)
     return Needs(
         platform=index.platform,
-        system=system,
+        system=manifest.requirements if manifest else SystemRequirements(),
         cuda_runtime=cuda_runtime(index.packages),
+        cuda_code=manifest.gpu_code if manifest else {},
         directory=order.home.directory,
         free_bytes=max(needed - written, 0),
         inodes=len(numbers) if not written else 0,
