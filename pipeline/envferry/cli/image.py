@@ -10,7 +10,7 @@ import click
 
 from envferry.base.files import human_bytes, write_bytes
 from envferry.cli.command import argument, command, option
-from envferry.cli.options import RegistryOptions, SignatureOptions, SignKeyOptions
+from envferry.cli.shared_options import RegistryOptions, SignatureOptions, SignKeyOptions
 from envferry.cli.trust import load_signer, load_trust
 from envferry.errors import NotFound
 from envferry.install.plan import InstallOptions

@@ -12,7 +12,7 @@ import click
 from envferry.base.files import human_bytes
 from envferry.base.sha256 import sha256_hex
 from envferry.cli.command import argument, command
-from envferry.cli.options import InterpreterOptions, PlatformOptions, SignKeyOptions
+from envferry.cli.shared_options import InterpreterOptions, PlatformOptions, SignKeyOptions
 from envferry.cli.trust import load_signer
 from envferry.config import settings
 from envferry.errors import TargetOccupied, UsageError

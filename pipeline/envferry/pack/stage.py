@@ -19,8 +19,8 @@ from envferry.base.files import exclusive_lock, write_anew, write_bytes
 from envferry.errors import IntegrityError
 from envferry.models import Artifact, Manifest, left_out
 from envferry.pack.cuda_code import cuda_code
+from envferry.pack.env_members import Listing
 from envferry.pack.frozen import frozen_members
-from envferry.pack.listing import Listing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -20,7 +20,7 @@ from envferry.transfer.copy import ArtifactCopier, require_room_for
 from envferry.transfer.delta_write import DeltaPlan, plan_delta, write_delta
 from envferry.transfer.deltas import Base, delta_folder, delta_key
 from envferry.transfer.mirror import copy_all
-from envferry.transfer.tags import TransferredTag, carry_tag, tags_to_carry
+from envferry.transfer.tag_copy import TransferredTag, carry_tag, tags_to_carry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +56,7 @@ class ExportRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """What is in the folder now."""
+    """What the folder contains now."""
 
     directory: str
     artifacts: tuple[str, ...]
@@ -72,16 +72,16 @@ class Exported:
 
 
 def export_artifacts(
-    source: Registry, directory: Path, order: ExportRequest, *, journals: Path, progress: Progress
+    source: Registry, directory: Path, request: ExportRequest, *, journals: Path, progress: Progress
 ) -> Exported:
     """Write a registry folder with artifacts, or deltas, their tags, and keys; all verified.
 
     To do it again completes what is missing. Raises NotFound for a ref that is unknown,
     TargetOccupied when something else is in the folder, HostError when the disk is too small.
     """
-    manifests, bases, found = _ordered(source, order)
+    manifests, bases, found = _ordered(source, request)
     _require_ours(directory, source)
-    target = Registry(_open_target(directory, order.part_bytes))
+    target = Registry(_open_target(directory, request.part_bytes))
     if bases:
         plans = [plan_delta(source, manifest, bases) for manifest in manifests]
         carried = sum(plan.size for plan in plans)
@@ -98,19 +98,21 @@ def export_artifacts(
                 ArtifactCopier(target=target, journals=journals, advance=advance), source, manifests
             )
         tags = tuple(carry_tag(target, name, record) for name, record in found.items())
-    for key, data in order.keys:
+    for key, data in request.keys:
         write_bytes(directory / KEYS / f"{key.id}.pub", data)
-    return replace(_exported(directory, order, manifests, bases), carried_bytes=carried, tags=tags)
+    return replace(
+        _exported(directory, request, manifests, bases), carried_bytes=carried, tags=tags
+    )
 
 
-def preview_export(source: Registry, directory: Path, order: ExportRequest) -> Exported:
-    """Say what an export would write, whatever is there already; its tags are left out.
+def preview_export(source: Registry, directory: Path, request: ExportRequest) -> Exported:
+    """Say what an export would write, whatever already exists; its tags are left out.
 
     Nothing is written. Raises what an export would before it begins.
     """
-    manifests, bases, _ = _ordered(source, order)
+    manifests, bases, _ = _ordered(source, request)
     _require_ours(directory, source)
-    found = _exported(directory, order, manifests, bases)
+    found = _exported(directory, request, manifests, bases)
     if not bases:
         return found
     sizes = (plan_delta(source, manifest, bases).size for manifest in manifests)
@@ -118,21 +120,21 @@ def preview_export(source: Registry, directory: Path, order: ExportRequest) -> E
 
 
 def _ordered(
-    source: Registry, order: ExportRequest
+    source: Registry, request: ExportRequest
 ) -> tuple[list[Manifest], list[Manifest], dict[TagName, SignedTagRecord]]:
     """Return the artifacts to carry, those that the site has, and the tags to carry."""
-    asked = [(ref, _find(source, ref, order.platform)) for ref in order.refs]
+    asked = [(ref, _find(source, ref, request.platform)) for ref in request.refs]
     manifests = list({manifest.stem: manifest for _, manifest in asked}.values())
-    bases = [_find(source, ref, order.platform) for ref in order.since]
+    bases = [_find(source, ref, request.platform) for ref in request.since]
     found: dict[TagName, SignedTagRecord] = {}
     for ref, manifest in asked:
-        found |= _tags(source, ref, manifest, order)
-    _require_tags(order, found)
+        found |= _tags(source, ref, manifest, request)
+    _require_tags(request, found)
     return manifests, bases, found
 
 
 def _exported(
-    directory: Path, order: ExportRequest, manifests: list[Manifest], bases: list[Manifest]
+    directory: Path, request: ExportRequest, manifests: list[Manifest], bases: list[Manifest]
 ) -> Exported:
     """Describe an export of whole archives without tags."""
     size = sum(manifest.archive.size for manifest in manifests)
@@ -143,7 +145,7 @@ def _exported(
         archive_bytes=size,
         carried_bytes=size,
         tags=(),
-        keys=tuple(key.id for key, _ in order.keys),
+        keys=tuple(key.id for key, _ in request.keys),
     )
 
 
@@ -152,21 +154,21 @@ def _find(source: Registry, ref: Ref, platform: str) -> Manifest:
 
 
 def _tags(
-    source: Registry, ref: Ref, manifest: Manifest, order: ExportRequest
+    source: Registry, ref: Ref, manifest: Manifest, request: ExportRequest
 ) -> dict[TagName, SignedTagRecord]:
     """Return the tags that point to an artifact; at least the one that it was named by."""
     name, platform = manifest.name, manifest.platform
-    found = tags_to_carry(source, name, platform, order.tags)
-    if not ref.is_id and not order.tags:
+    found = tags_to_carry(source, name, platform, request.tags)
+    if not ref.is_id and not request.tags:
         found |= tags_to_carry(source, name, platform, (ref.version,))
     return {name: record for name, record in found.items() if record.id == manifest.id}
 
 
-def _require_tags(order: ExportRequest, found: dict[TagName, SignedTagRecord]) -> None:
-    for tag in order.tags:
+def _require_tags(request: ExportRequest, found: dict[TagName, SignedTagRecord]) -> None:
+    for tag in request.tags:
         if not any(name.tag == tag for name in found):
             message = f"the tag {tag} points to nothing that is exported"
-            hint = f"run `envferry ls {order.refs[0].name}` to see what tags point to"
+            hint = f"run `envferry ls {request.refs[0].name}` to see what tags point to"
             raise NotFound(message, hint=hint)
 
 
@@ -185,7 +187,7 @@ def _require_ours(directory: Path, source: Registry) -> None:
     allowed = (*OURS, *UNKNOWN_OWNER)
     strange = sorted(name for name in names if name not in allowed and not name.startswith("."))
     if strange:
-        message = f"{directory} holds something else: {', '.join(strange[:5])}"
+        message = f"{directory} holds other files: {', '.join(strange[:5])}"
         raise TargetOccupied(message, hint=f"export to a folder in it: {directory}/envferry")
 
 
