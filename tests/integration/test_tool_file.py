@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from envferry.build.downloads import DownloadCache
+from envferry.channel.elf import is_elf
+from envferry.channel.interpreter import find_interpreter, stage_interpreter
 from envferry.config import settings
 from envferry.models import current_platform
 from envferry.process import find_program
@@ -161,3 +166,39 @@ def test_a_full_disk_leaves_nothing(run_file: Path, bare_root: Path) -> None:
 
 def test_the_same_lock_and_python_give_the_same_bytes(run_file: Path) -> None:
     assert build(settings().cache_dir / "downloads") == run_file.read_bytes()
+
+
+def test_the_file_of_another_platform(tmp_path: Path) -> None:
+    """Its interpreter is only read: here this one's, with the number of the other machine."""
+    other, number = {"linux-64": ("linux-aarch64", 183), "linux-aarch64": ("linux-64", 62)}[
+        current_platform()
+    ]
+    tree = tmp_path / "python"
+    interpreter = find_interpreter(sys.executable)
+    stage_interpreter(interpreter, tree)
+    for path in tree.rglob("*"):
+        if path.is_file() and not path.is_symlink() and is_elf(path):
+            path.chmod(0o755)
+            with path.open("r+b") as stream:
+                stream.seek(18)
+                stream.write(struct.pack("<H", number))
+    content, program = build_run_file(
+        tree / f"bin/python{interpreter.minor}",
+        other,
+        cache=DownloadCache(settings().cache_dir / "downloads"),
+        progress=Silent(),
+    )
+    assert len(content) <= MOST_BYTES
+    assert (program.platform, program.python) == (other, interpreter.version)
+    payload = content.partition(b"\n#payload\n")[2]
+    with tarfile.open(fileobj=io.BytesIO(payload)) as archive:
+        names = archive.getnames()
+    machine = {"linux-64": "x86_64", "linux-aarch64": "aarch64"}[other]
+    assert any("blake3.cpython" in name and machine in name for name in names)
+    assert any(name.endswith("site-packages/envferry/__main__.py") for name in names)
+    path = tmp_path / "envferry.run"
+    path.write_bytes(content)
+    said = subprocess.run(["sh", path, "ls"], env={"PATH": "/usr/bin:/bin"}, capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    assert said.returncode == 11
+    assert f"this file is for {machine}" in said.stderr
