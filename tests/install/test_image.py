@@ -118,6 +118,41 @@ def test_a_host_with_keys_takes_only_signed_images(artifact: Artifact, tmp_path:
         trust.check_image(path)
 
 
+def test_what_is_mounted_is_what_was_accepted(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that only the host's owner can change is checked, not the file on a disk."""
+    fake_systemd(tmp_path, monkeypatch)
+    envs = tmp_path / "envs"
+    image = make(artifact, tmp_path / "demo.squashfs", str(envs / "demo"))
+    image.path.chmod(0o666)  # others could change it: it is copied
+    options = InstallOptions(envs_dir=envs, check=False)
+    seen: list[bytes] = []
+
+    def refuse(path: Path) -> None:
+        seen.append(path.read_bytes())
+        assert not path.samefile(image.path)
+        message = "not signed"
+        raise IntegrityError(message)
+
+    with pytest.raises(IntegrityError, match="not signed"):
+        mount_image(image, options=options, progress=Silent(), accept=refuse)
+    assert seen == [image.path.read_bytes()]
+    assert [path.name for path in envs.glob(".envferry/demo/*")] == [".lock"]
+    assert not (envs / "demo").exists()
+
+    other = make(artifact, tmp_path / "other.squashfs")
+
+    def exchange(path: Path) -> None:
+        path.write_bytes(other.path.read_bytes())
+
+    with pytest.raises(IntegrityError, match="was changed while it was copied"):
+        mount_image(image, options=options, progress=Silent(), accept=exchange)
+    installed = mount_image(image, options=options, progress=Silent())
+    assert installed.mounted
+    assert (envs / "demo").is_symlink()
+
+
 def fake_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, works: bool = True) -> Path:
     """Make a host where systemd runs; return the log of what systemctl was told."""
     log = tmp_path / "systemctl.log"

@@ -230,21 +230,21 @@ def install_mounted(console: Console, options: InstallCommandOptions, trust: Tru
     if options.dry_run:
         message = "--mount has no --dry-run"
         raise UsageError(message, hint="leave one of the two out")
-    wanted = options.as_install_options()
-    if is_image(Path(options.ref)):
-        trust.check_image(Path(options.ref))
-        image = read_image(Path(options.ref))
+    wanted, place = options.as_install_options(), Path(options.ref)
+    if is_image(place):
+        installation = mount_image(
+            read_image(place),
+            options=wanted,
+            progress=console.progress,
+            accept=lambda path: trust.check_image(path, of=place),
+        )
     else:
         with opened(options.ref, options.registry, trust) as (source, manifest):
             home = EnvHome.of(wanted.envs_dir, wanted.name or manifest.name)
             make_folders(home.directory)
             target = home.directory / f"{PARTIAL}{manifest.id}{IMAGE_SUFFIX}"
             image = make_image(console, (source, manifest), target, wanted)
-    try:
         installation = mount_image(image, options=wanted, progress=console.progress)
-    finally:
-        if image.path.name.startswith(PARTIAL):
-            image.path.unlink(missing_ok=True)
     console.result(installation, lambda: [describe_installation(installation, wanted)])
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry import process
+from envferry.archive.extraction import cannot_write
 from envferry.archive.index import decode_index
 from envferry.archive.prefixes import Relocation
 from envferry.archive.relocated_tar import RelocatedTar
@@ -23,7 +24,7 @@ from envferry.base.files import sync_directory, write_bytes
 from envferry.base.json import decode_json, to_json
 from envferry.errors import HostError, IntegrityError, NotFound, TargetOccupied
 from envferry.install.activation import make_current
-from envferry.install.env_home import EnvHome
+from envferry.install.env_home import IMAGE_SUFFIX, PARTIAL, TRASH, EnvHome
 from envferry.install.host_check import Needs, check_host, cuda_runtime
 from envferry.install.mounting import mount, unmount
 from envferry.install.moves import throw_away
@@ -32,6 +33,7 @@ from envferry.install.upkeep import changing
 from envferry.models import Installation, SystemRequirements
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from envferry.archive.index import Index
@@ -172,11 +174,19 @@ def read_image(path: Path) -> Image:
     return Image(path=path, size=total, record=record, index=index, index_frame=frame)
 
 
-def mount_image(image: Image, *, options: InstallOptions, progress: Progress) -> Installation:
+def mount_image(
+    image: Image,
+    *,
+    options: InstallOptions,
+    progress: Progress,
+    accept: Callable[[Path], None] = lambda path: None,
+) -> Installation:
     """Install an image by mounting it, and make it the current installation.
 
     The image is linked beside the tree where it lies on the same file system and is its owner's
-    alone, else copied. Raises HostError, IntegrityError or TargetOccupied with nothing changed.
+    alone, else copied. `accept` gets the file that will be mounted, which nobody else can change
+    any more, and raises IntegrityError unless that is what the host accepts. Raises HostError,
+    IntegrityError or TargetOccupied with nothing changed.
     """
     home = EnvHome.of(options.envs_dir, options.name or image.record.installation.name)
     prefix = options.prefix or str(home.link)
@@ -188,7 +198,14 @@ def mount_image(image: Image, *, options: InstallOptions, progress: Progress) ->
     check_host(_needs(image, home), options.force)
     with changing(home, installing=installation.id):
         if not is_installed(home, installation):
-            _put_in_place(image, home, installation, progress)
+            with progress.task(f"bring the image of {home.name}", image.size):
+                partial = _bring(image, home)
+            try:
+                accept(partial)
+                _require_same(image, partial)
+                _put_in_place(image, home, installation)
+            finally:
+                partial.unlink(missing_ok=True)
         make_current(home, home.installation(installation.id), progress, check=options.check)
     return installation
 
@@ -206,23 +223,40 @@ def _needs(image: Image, home: EnvHome) -> Needs:
     )
 
 
-def _put_in_place(
-    image: Image, home: EnvHome, installation: Installation, progress: Progress
-) -> None:
-    """Bring the image, mount it, and write its index and record last."""
+def _bring(image: Image, home: EnvHome) -> Path:
+    """Link or copy an image to where it will be mounted from, under a name for now."""
+    partial = home.directory / f"{PARTIAL}{image.index.id}{IMAGE_SUFFIX}"
+    if partial.exists() and partial.samefile(image.path):
+        return partial  # it was made here
+    partial.unlink(missing_ok=True)
+    if _can_link(image.path, home):
+        os.link(image.path, partial)
+        return partial
+    try:
+        shutil.copyfile(image.path, partial)
+        partial.chmod(0o644)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise cannot_write(error, home.directory) from error
+    return partial
+
+
+def _require_same(image: Image, brought: Path) -> None:
+    """Raise IntegrityError when a file is not the image that was looked at."""
+    found = read_image(brought)
+    if (found.record, found.index_frame) != (image.record, image.index_frame):
+        message = f"{image.path} was changed while it was copied"
+        raise IntegrityError(message, hint="copy it to this host, then install it")
+
+
+def _put_in_place(image: Image, home: EnvHome, installation: Installation) -> None:
+    """Mount an image that was brought, and write its index and record last."""
     id_, tree = installation.id, home.tree(installation.id)
     home.record(id_).unlink(missing_ok=True)
     unmount(tree)
-    throw_away(tree, tree.with_name(f".trash-{id_}"))
-    target = home.image(id_)
-    if not (target.exists() and target.samefile(image.path)):
-        target.unlink(missing_ok=True)
-        if _can_link(image.path, home):
-            os.link(image.path, target)
-        else:
-            with progress.task(f"copy {image.path.name}", image.size):
-                shutil.copyfile(image.path, target)
-    mount(target, tree)
+    throw_away(tree, home.directory / f"{TRASH}{id_}")
+    (home.directory / f"{PARTIAL}{id_}{IMAGE_SUFFIX}").replace(home.image(id_))
+    mount(home.image(id_), tree)
     write_bytes(home.index(id_), image.index_frame)
     write_bytes(home.record(id_), to_json(installation))
 

@@ -185,7 +185,8 @@ def _try_out(python: ToolPython, tree: Path) -> None:
     """Start the tool: what does not work here works nowhere."""
     program = tree / "bin" / f"python{python.minor}"
     environ = child_environ(PYTHONHOME=None, PYTHONPATH=None)
-    run([program, "-I", "-B", "-m", "envferry.tool.first_start"], env=environ)
+    words = "from envferry.tool.first_start import main; main()"
+    run([program, "-I", "-B", "-c", words], env=environ)
 
 
 def _pair(version: str) -> tuple[int, int]:

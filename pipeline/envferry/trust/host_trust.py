@@ -48,17 +48,18 @@ class Trust:
                 manifest.stem,
             )
 
-    def check_image(self, path: Path) -> None:
+    def check_image(self, path: Path, *, of: Path | None = None) -> None:
         """Raise IntegrityError unless a trusted key signed this image; warn without keys.
 
-        With keys all of it is read.
+        With keys all of it is read. `of` is the image that it is a copy of.
         """
         if self.keys:
-            verified = verify_image(path, self.keys)
+            verified = verify_image(path, self.keys, of=of)
             log.info("%s is signed by %s", verified.artifact, ", ".join(verified.signed_by))
         else:
             log.warning(
-                "%s: signature not verified (no trusted keys in /etc/envferry/trusted.d)", path
+                "%s: signature not verified (no trusted keys in /etc/envferry/trusted.d)",
+                of or path,
             )
 
     def check_tag(self, name: TagName, record: SignedTagRecord, what: str) -> None:

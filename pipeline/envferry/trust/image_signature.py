@@ -35,9 +35,14 @@ def attest_image(path: Path, signer: Signer) -> bytes:
     return attest_file(_subject(path), IMAGE, signer)
 
 
-def verify_image(path: Path, keys: tuple[PublicKey, ...]) -> VerifiedArtifact:
-    """Check that one of `keys` signed an image; reads all of it. Raises IntegrityError if not."""
-    signed = SignedFile(str(path), _subject(path), attestation_of(path))
+def verify_image(
+    path: Path, keys: tuple[PublicKey, ...], *, of: Path | None = None
+) -> VerifiedArtifact:
+    """Check that one of `keys` signed an image; reads all of it. Raises IntegrityError if not.
+
+    `of` is the image that it is a copy of, which has the statement beside it.
+    """
+    signed = SignedFile(str(of or path), _subject(path), attestation_of(of or path))
     return verify_file(signed, IMAGE, keys)
 
 
