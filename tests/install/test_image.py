@@ -21,8 +21,8 @@ from envferry.trust.host_trust import Trust
 from envferry.trust.image_signature import attest_image, verify_image
 from envferry.trust.signed_files import attestation_of
 from tests.conftest import require
+from tests.support.keys import OURS, THEIRS, signer
 from tests.support.packed import PREFIX, pack, random_bytes
-from tests.trust.test_trust import OURS, THEIRS, signer
 
 if TYPE_CHECKING:
     from envferry.models import Artifact

@@ -20,7 +20,7 @@ from envferry.process import find_program
 from envferry.tool.run_file import Program, render_run_file, write_run_file
 from envferry.trust.tool_signature import verify_run_file
 from tests.conftest import require
-from tests.trust.test_trust import OURS, THEIRS, signer
+from tests.support.keys import OURS, THEIRS, signer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
