@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import envferry
 from envferry.base.files import atomic_write, write_bytes
 from envferry.base.sha256 import sha256_hex
-from envferry.tool.interpreter import LOADERS
+from envferry.tool.tool_python import LOADERS
 from envferry.tool.tree import build_tool_tree
 from envferry.transfer.host_tool import MACHINES
 from envferry.trust.signed_files import attestation_of

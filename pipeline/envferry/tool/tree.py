@@ -20,7 +20,7 @@ from envferry.errors import SpecError
 from envferry.models import current_platform
 from envferry.process import find_program, run
 from envferry.tool.first_start import NOWHERE
-from envferry.tool.interpreter import add_interpreter, has_debug_information, machine_of, needed
+from envferry.tool.tool_python import add_interpreter, has_debug_information, machine_of, needed
 from envferry.transfer.host_tool import GLIBC, MACHINES, own_wheel, resolve_tool
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from envferry.build.downloads import DownloadCache
     from envferry.progress import Progress
-    from envferry.tool.interpreter import ToolPython
+    from envferry.tool.tool_python import ToolPython
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import pytest
 from envferry.channel.interpreter import find_interpreter, stage_interpreter
 from envferry.errors import SpecError
 from envferry.models import current_platform
-from envferry.tool import interpreter as under_test
-from envferry.tool.interpreter import (
+from envferry.tool import tool_python as under_test
+from envferry.tool.tool_python import (
     add_interpreter,
     has_debug_information,
     machine_of,
