@@ -33,6 +33,7 @@ LAYERS = (
     ("build", "registry"),
     ("index", "lock"),
     ("channel", "follow", "transfer"),
+    ("tool",),
     ("web",),
     ("cli",),
 )

@@ -452,12 +452,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     image: str | None = None
     keeps_prefix: tuple[str, ...] = ()
     """The files that hold the prefix, and hold it wherever the environment is installed."""
+    cuda_code: dict[str, tuple[str, ...]] | msgspec.UnsetType = msgspec.UNSET
+    """What the packages hold code for, by name: `sm_90`, `compute_90`; not written where none."""
     schema: int = 1
 
     @property
     def stem(self) -> str:
         """What the artifact's file names start with: `NAME-PLATFORM-ID`."""
         return f"{self.name}-{self.platform}-{self.id}"
+
+    @property
+    def gpu_code(self) -> dict[str, tuple[str, ...]]:
+        """`cuda_code`; empty where the manifest does not say, as older ones do not."""
+        return self.cuda_code if isinstance(self.cuda_code, dict) else {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -620,4 +627,6 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     """None in records that envferry 0.2 and older wrote."""
     sharing: Sharing | None = None
     """What it shared by hard links when it was installed."""
+    mounted: bool = False
+    """Whether its tree is the mounted image `ID.squashfs` beside it."""
     schema: int = 1

@@ -11,13 +11,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from envferry.errors import ToolFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -115,6 +116,31 @@ def run_on_lifeline(
     finally:
         os.close(reading)
         os.close(writing)
+
+
+def feed(argv: Sequence[str | Path], chunks: Iterable[bytes]) -> Finished:
+    """Run `argv` to its end with these bytes as its stdin, written as they come.
+
+    Raises ToolFailed when it fails, however much it has read, and what making the bytes raises.
+    """
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb", buffering=0) as stream:
+        try:
+            child = _start([str(word) for word in argv], stdin=reading, show=False)
+        finally:
+            os.close(reading)
+        try:
+            with suppress(BrokenPipeError):  # it says itself why it ended
+                for chunk in chunks:
+                    view = memoryview(chunk)
+                    while view:
+                        view = view[stream.write(view) :]
+        except BaseException:
+            with child:
+                stop(child)
+            raise
+        stream.close()
+        return _finish(child, check=True)
 
 
 def stop_all() -> None:

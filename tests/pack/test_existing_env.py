@@ -16,9 +16,17 @@ import msgspec
 import pytest
 
 from envferry.archive.reader import Archive, FileSource
+from envferry.artifacts import read_artifact
 from envferry.base.direct_io import DirectStream
 from envferry.base.files import exclusive_lock
-from envferry.errors import IntegrityError, NotFound, SpecError, TargetOccupied, UsageError
+from envferry.errors import (
+    HostError,
+    IntegrityError,
+    NotFound,
+    SpecError,
+    TargetOccupied,
+    UsageError,
+)
 from envferry.install.env_home import EnvHome
 from envferry.install.verify import verify_installation
 from envferry.models import SpecOptions
@@ -31,6 +39,7 @@ from envferry.progress import Silent
 from envferry.specs.locks import read_lock
 from envferry.specs.reading import read_spec
 from tests.support.environments import SITE, conda_record, pack, pack_and_install, pip_record
+from tests.support.fat_binaries import container, elf_file
 from tests.support.installing import install
 
 if TYPE_CHECKING:
@@ -516,3 +525,28 @@ def test_what_keeps_the_prefix_is_named(tree: Path, caplog: pytest.LogCaptureFix
     assert (
         "lib/settings.pkl contains the prefix, which is not replaced: it is a pickle" in caplog.text
     )
+
+
+def test_code_for_gpus_is_noted_and_compared(
+    tree: Path, envs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the library's headers to the host that has another GPU."""
+    assert b"cuda_code" not in pack(tree).manifest_path.read_bytes()
+    code = container("sm_80", "sm_90", "compute_90")
+    library = elf_file([(".text", bytes(5000)), (".nv_fatbin", code)])
+    pip_record(tree, "torch", {"torch/lib/libtorch_cuda.so": library})
+    artifact = pack(tree)
+    assert read_artifact(artifact.archive_path).manifest.gpu_code == {
+        "torch": ("compute_90", "sm_80", "sm_90")
+    }
+    smi = tmp_path / "driver/nvidia-smi"
+    smi.parent.mkdir()
+    smi.write_text('#!/bin/sh\necho "7.5, Tesla T4"\n')
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{smi.parent}:/usr/bin:/bin")
+    with pytest.raises(HostError, match=r"torch has code for .* none for this host's Tesla T4"):
+        install(artifact.archive_path, envs, artifact.manifest)
+    assert not (envs / "demo").exists()
+    smi.write_text('#!/bin/sh\necho "12.0, RTX PRO 6000"\n')  # which compiles the PTX
+    install(artifact.archive_path, envs, artifact.manifest)
+    assert (envs / "demo").exists()

@@ -161,6 +161,14 @@ SETTINGS = (
         in_files=False,
     ),
     Setting(
+        key="tool_dir",
+        variable="ENVFERRY_TOOL_DIR",
+        kind="path",
+        shown_default="see docs/one-file.md",
+        help="Where the one file `envferry.run` unpacks itself.",
+        in_files=False,
+    ),
+    Setting(
         key="config",
         variable="ENVFERRY_CONFIG",
         kind="path",

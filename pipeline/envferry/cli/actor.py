@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from envferry.base.files import absolute_path
 from envferry.cli.trust import is_file_ref
 from envferry.config import acting_user
 from envferry.install.events import Actor
 from envferry.models import Origin, Ref, fit_to_show
-
-if TYPE_CHECKING:
-    from envferry.models import Manifest
-    from envferry.trust.host_trust import Trust
 
 
 def utc_now() -> str:
@@ -28,10 +23,13 @@ def current_actor() -> Actor:
     return Actor(time=utc_now(), user=acting_user())
 
 
-def origin_of(ref: str, registry: str, manifest: Manifest, trust: Trust) -> Origin:
-    """Return what the record of an installation says of its origin."""
+def origin_of(ref: str, registry: str, signed_by: tuple[str, ...] = ()) -> Origin:
+    """Return what the record of an installation says of its origin.
+
+    `signed_by` has the ids of the trusted keys that signed it.
+    """
     actor = current_actor()
-    if is_file_ref(ref):
+    if is_file_ref(ref) or Path(ref).is_file():
         source, tag = str(absolute_path(Path(ref))), None
     else:
         parsed = Ref.parse(ref)
@@ -43,5 +41,5 @@ def origin_of(ref: str, registry: str, manifest: Manifest, trust: Trust) -> Orig
         source=fit_to_show(source),
         ref=ref,
         tag=tag,
-        signed_by=trust.signers_of(manifest),
+        signed_by=signed_by,
     )

@@ -114,7 +114,7 @@ def request_of(options: FollowOptions, ref: Ref) -> FollowRequest:
     )
 
     def install_options(manifest: Manifest) -> InstallOptions:
-        origin = origin_of(options.ref, options.registry, manifest, trust)
+        origin = origin_of(options.ref, options.registry, trust.signers_of(manifest))
         return options.as_install_options(origin)
 
     return FollowRequest(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from envferry.artifacts import read_artifact
-from envferry.base.files import absolute_path, human_bytes, plural
+from envferry.base.files import absolute_path, human_bytes, make_folders, plural
 from envferry.cli.actor import current_actor, origin_of, utc_now
 from envferry.cli.command import argument, command, option
 from envferry.cli.hooks import run_hooks
@@ -34,6 +34,7 @@ from envferry.cli.trust import (
 )
 from envferry.config import settings, user_kernels
 from envferry.errors import IntegrityError, UsageError
+from envferry.install.env_home import IMAGE_SUFFIX, PARTIAL
 from envferry.install.reuse import Link
 from envferry.models import ID_PATTERN, Artifact, Finding, Ref, current_platform
 from envferry.registry import PublishedArchive, Registry
@@ -118,6 +119,11 @@ class InstallCommandOptions(
     )
     allow_downgrade: bool = option(
         "--allow-downgrade", is_flag=True, help="Accept a tag that was moved back."
+    )
+    mount: bool = option(
+        "--mount",
+        is_flag=True,
+        help="Mount an image instead of unpacking: REF is one, or one is made of it here.",
     )
 
     def as_install_options(self, origin: Origin | None) -> InstallOptions:
@@ -219,8 +225,11 @@ def install(console: Console, options: InstallCommandOptions) -> None:
         allow_downgrade=options.allow_downgrade,
         require_signature=options.require_signature,
     )
+    if options.mount:
+        install_mounted(console, options, trust)
+        return
     with opened(options.ref, options.registry, trust) as (source, manifest):
-        origin = origin_of(options.ref, options.registry, manifest, trust)
+        origin = origin_of(options.ref, options.registry, trust.signers_of(manifest))
         wanted = options.as_install_options(origin)
         if options.dry_run:
             plan = preview_install(source, manifest, options=wanted)
@@ -233,7 +242,12 @@ def install(console: Console, options: InstallCommandOptions) -> None:
             progress=console.progress,
             announce=lambda plan: console.note(describe_plan(plan)) if plan.saves else None,
         )
-    console.result(installation, lambda: [describe_installation(installation, wanted)])
+    report_installed(console, installation, wanted)
+
+
+def report_installed(console: Console, installation: Installation, options: InstallOptions) -> None:
+    """Print what was installed, what the host lacks for it, and run the site's hooks."""
+    console.result(installation, lambda: [describe_installation(installation, options)])
     note_compilers(console, installation, options.envs_dir)
     run_hooks("install", installation, options.envs_dir)
 
@@ -272,6 +286,38 @@ def modulefile_directory(told: str | None) -> Path | None:
     return set_up
 
 
+def install_mounted(console: Console, options: InstallCommandOptions, trust: Trust) -> None:
+    """Install an image that is there, or one that is made of an artifact here."""
+    from envferry.cli.image import make_image
+    from envferry.install.env_home import EnvHome
+    from envferry.install.image import is_image, mount_image, read_image
+
+    if options.dry_run:
+        message = "--mount has no --dry-run"
+        raise UsageError(message, hint="leave one of the two out")
+    place = Path(options.ref)
+    if is_image(place):
+        wanted = options.as_install_options(origin_of(options.ref, options.registry))
+        installation = mount_image(
+            read_image(place),
+            options=wanted,
+            progress=console.progress,
+            accept=lambda path: trust.check_image(path, of=place),
+        )
+    else:
+        with opened(options.ref, options.registry, trust) as (source, manifest):
+            origin = origin_of(options.ref, options.registry, trust.signers_of(manifest))
+            wanted = options.as_install_options(origin)
+            home = EnvHome.of(wanted.envs_dir, wanted.name or manifest.name)
+            make_folders(home.directory)
+            target = home.directory / f"{PARTIAL}{manifest.id}{IMAGE_SUFFIX}"
+            image = make_image(console, (source, manifest), target, wanted)
+        installation = mount_image(
+            image, options=wanted, progress=console.progress, accept=lambda _: origin.signed_by
+        )
+    report_installed(console, installation, wanted)
+
+
 @contextmanager
 def opened(ref: str, registry: str, trust: Trust) -> Iterator[tuple[Source, Manifest]]:
     """Open an archive on a disk, or one in a registry, if its signatures are in order."""
@@ -300,7 +346,7 @@ def verify(console: Console, options: VerifyOptions) -> None:
 
     An archive FILE, NAME@TAG, or a NAME@ID that is not installed here is an artifact: its
     signatures are verified with the trusted keys, and every byte with what is signed. So is the
-    folder `tool` of an export, which holds envferry itself.
+    folder `tool` of an export, which holds envferry itself, and an envferry.run.
     """
     if options.published or not is_installed(options.name, options.envs_dir):
         wanted = SignedRef(ref=options.name, platform=options.platform, registry=options.registry)
@@ -311,12 +357,14 @@ def verify(console: Console, options: VerifyOptions) -> None:
 
 def is_installed(name: str, envs_dir: Path) -> bool:
     """Whether a word names an installation, or an environment: a host knows no tags."""
-    from envferry.trust.tool_signature import is_tool
+    from envferry.trust.tool_signature import is_run_file, is_tool
 
     if is_file_ref(name):
         return False
     home, at, id_ = name.partition("@")
-    if is_tool(Path(name)):  # unless there is an environment of that name
+    if is_tool(Path(name)) or is_run_file(
+        Path(name)
+    ):  # unless there is an environment of that name
         return home_of(name, envs_dir)[0].directory.exists()
     return not at or bool(
         ID_PATTERN.fullmatch(id_) and home_of(home, envs_dir)[0].record(id_).exists()

@@ -42,6 +42,7 @@ COMMANDS = {
     "fetch": ("envferry.cli.host", "Bring an artifact from a registry to a directory."),
     "install": ("envferry.cli.host", "Install an artifact, whole or not at all."),
     "follow": ("envferry.cli.follow", "Keep an environment at a tag: one poll."),
+    "image": ("envferry.cli.image", "Write an artifact as one image to mount."),
     "verify": (
         "envferry.cli.host",
         "Verify an installed environment, or an artifact's signatures.",
@@ -58,6 +59,7 @@ COMMANDS = {
     "export": ("envferry.cli.transfer", "Write artifacts to a folder on a portable disk."),
     "apply": ("envferry.cli.transfer", "Add the artifacts in an exported folder to a registry."),
     "mirror": ("envferry.cli.transfer", "Copy what one registry lacks from another."),
+    "tool": ("envferry.cli.tool", "Write envferry as one file for hosts without Python."),
     "keygen": ("envferry.cli.trust", "Generate a pair of keys: to sign, and to verify."),
     "cache": ("envferry.cli.cache", "Manage the download cache: list, verify, prune."),
     "config": ("envferry.cli.settings", "Show each setting, and what says so."),

@@ -57,6 +57,19 @@ class PlatformOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InterpreterOptions:
+    """For commands that make the one-file tool."""
+
+    interpreter: Path | None = option(
+        "--interpreter",
+        type=click.Path(path_type=Path),
+        metavar="PATH",
+        help="The Python in envferry.run: bin/python3.X, needed for another platform; default: the"
+        " one that runs envferry.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrustedKeyOptions:
     """For commands that check signatures."""
 

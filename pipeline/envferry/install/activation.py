@@ -16,6 +16,7 @@ from envferry.install.check_runner import CheckedTree, run_checks
 from envferry.install.env_home import HOME
 from envferry.install.events import NOBODY, Actor, note_event
 from envferry.install.integrations import refresh_integrations
+from envferry.install.mounting import mount
 from envferry.install.moves import move_directory
 from envferry.install.remove import require_installed
 from envferry.install.unchecked import note_unchecked, put_back
@@ -140,6 +141,8 @@ def roll_back(
             message = f"{home.link} exists but was not made by envferry: left untouched"
             raise TargetOccupied(message, hint="move it aside first")
         if not dry_run:
+            if installation.mounted:
+                mount(home.image(wanted), home.tree(wanted))
             home.make_current(wanted)
             note_event(home, actor, "current", wanted, "rollback")
             refresh_integrations(home)

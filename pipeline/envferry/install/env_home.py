@@ -27,6 +27,7 @@ SHORTEST_ID_PREFIX = 4
 """What is shorter counts installations: `rollback demo 1`."""
 LINK = ".link-"
 REPAIR = ".repair-"
+IMAGE_SUFFIX = ".squashfs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +90,10 @@ class EnvHome:
     def integrations(self) -> Path:
         """Where this environment has a Jupyter kernel and a modulefile."""
         return self.directory / INTEGRATIONS
+
+    def image(self, id_: str) -> Path:
+        """Return the image of an installation that is mounted."""
+        return self.directory / f"{id_}{IMAGE_SUFFIX}"
 
     def history(self) -> list[str]:
         """Return the ids that were made current, the last one last, each once."""

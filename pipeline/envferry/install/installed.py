@@ -84,6 +84,8 @@ def find_donors(home: EnvHome, wanted: Installation) -> ReusableTrees:
     """Return what the installations on this host offer to a new one."""
     donors = ReusableTrees()
     for other, record in all_installations(home):
+        if record.mounted:
+            continue  # nothing can be linked out of an image
         same = (record.built_prefix, record.prefix) == (wanted.built_prefix, wanted.prefix)
         try:
             index = read_index(other, record.id)

@@ -68,6 +68,11 @@ class InstallOptions:
     threads: int = 0
     """0: as many as there are cores, and a few at least."""
 
+    @property
+    def actor(self) -> Actor:
+        """Who installs it."""
+        return Actor(time=self.origin.time, user=self.origin.user) if self.origin else NOBODY
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstallPlan:
@@ -83,12 +88,6 @@ class InstallPlan:
     integrations: Integrations
     is_whole: bool
     """Whether it is already installed completely."""
-
-    @property
-    def actor(self) -> Actor:
-        """Who installs it."""
-        origin = self.options.origin
-        return Actor(time=origin.time, user=origin.user) if origin else NOBODY
 
     @property
     def journal_subject(self) -> str:
@@ -121,12 +120,11 @@ def prepare_install(
         integrations=wanted_integrations(home, options.kernel_dir, options.modulefile_dir),
         is_whole=is_whole,
     )
-    system = manifest.requirements if manifest else SystemRequirements()
-    check_host(find_needs(order, system), options.force)
+    check_host(find_needs(order, manifest), options.force)
     return order
 
 
-def find_needs(order: InstallPlan, system: SystemRequirements) -> Needs:
+def find_needs(order: InstallPlan, manifest: Manifest | None) -> Needs:
     """Return what the host must offer; shared files and those of an interrupted install are free.
 
     A complete installation needs only a host that can run it.
@@ -142,8 +140,9 @@ def find_needs(order: InstallPlan, system: SystemRequirements) -> Needs:
     needed = sum(index.files[number].size + BLOCK_BYTES for number in numbers)
     return Needs(
         platform=index.platform,
-        system=system,
+        system=manifest.requirements if manifest else SystemRequirements(),
         cuda_runtime=cuda_runtime(index.packages),
+        cuda_code=manifest.gpu_code if manifest else {},
         directory=order.home.directory,
         free_bytes=max(needed - written, 0),
         inodes=len(numbers) if not written else 0,

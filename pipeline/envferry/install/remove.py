@@ -12,6 +12,7 @@ from envferry.install.env_home import TRASH
 from envferry.install.events import NOBODY, Actor, note_event
 from envferry.install.in_use import Usage, describe, look_for_users
 from envferry.install.integrations import forget_integrations
+from envferry.install.mounting import unmount
 from envferry.install.moves import throw_away
 from envferry.install.upkeep import changing
 
@@ -150,6 +151,8 @@ def remove_one(home: EnvHome, id_: str) -> None:
     home.record(id_).unlink()
     home.index(id_).unlink(missing_ok=True)
     home.state(id_).unlink(missing_ok=True)
+    unmount(home.tree(id_))
+    home.image(id_).unlink(missing_ok=True)
     try:
         throw_away(home.tree(id_), home.directory / f"{TRASH}{id_}")
     except PermissionError as error:

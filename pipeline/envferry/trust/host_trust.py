@@ -11,6 +11,7 @@ from envferry.base.json import from_json, to_json
 from envferry.errors import IntegrityError
 from envferry.models import SEEN_DIRECTORY, TagRecord
 from envferry.trust.attestations import unsigned, verify_attestation
+from envferry.trust.image_signature import verify_image
 from envferry.trust.signed_tags import tag_message
 from envferry.trust.signing import signers
 
@@ -53,6 +54,21 @@ class Trust:
     def signers_of(self, manifest: Manifest) -> tuple[str, ...]:
         """Return the ids of the trusted keys that signed an artifact that was let in."""
         return self.accepted.get(manifest.stem, ())
+
+    def check_image(self, path: Path, *, of: Path | None = None) -> tuple[str, ...]:
+        """Raise IntegrityError unless a trusted key signed this image; warn without keys.
+
+        Returns the ids of the trusted keys that signed it. With keys all of it is read. `of` is the
+        image that it is a copy of.
+        """
+        if self.keys:
+            verified = verify_image(path, self.keys, of=of)
+            log.info("%s is signed by %s", verified.artifact, ", ".join(verified.signed_by))
+            return verified.signed_by
+        log.warning(
+            "%s: signature not verified (no trusted keys in /etc/envferry/trusted.d)", of or path
+        )
+        return ()
 
     def check_tag(self, name: TagName, record: SignedTagRecord, what: str) -> None:
         """Raise IntegrityError unless a trusted key signed the tag and it was not moved back.
