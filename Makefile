@@ -41,6 +41,7 @@ unit: $(VENV)/.ready
 integration: $(VENV)/.ready
 	./bootstrap.sh browser
 	./bootstrap.sh npm
+	./bootstrap.sh oci
 	$(bin)/pytest tests/integration -m "not podman and not docker"
 
 podman: $(VENV)/.ready

@@ -56,6 +56,25 @@ if [ "${1:-}" = docker ]; then
   exit
 fi
 
+if [ "${1:-}" = oci ]; then
+  # A registry, and what reads images from one. Packages that would start a service are only unpacked.
+  for name in skopeo podman crun; do
+    command -v "$name" >/dev/null || install_package "$name" "reads images from a registry"
+  done
+  unpacked=$PWD/$venv/oci
+  [ -x "$unpacked/usr/bin/docker-registry" ] && [ -x "$unpacked/usr/bin/ctr" ] && exit
+  command -v apt-get >/dev/null ||
+    fail "no apt-get: docker-registry and containerd cannot be unpacked" "put them on PATH"
+  scratch=$(mktemp -d)
+  trap 'rm -rf "$scratch"' EXIT
+  chmod 755 "$scratch"
+  download() { (cd "$scratch" && apt-get download -qq docker-registry containerd runc >/dev/null 2>&1); }
+  download || { apt-get update -qq >/dev/null && download; } ||
+    fail "apt-get could not download docker-registry and containerd" "see apt-get download docker-registry"
+  for package in "$scratch"/*.deb; do dpkg-deb -x "$package" "$unpacked"; done
+  exit
+fi
+
 if [ "${1:-}" = npm ]; then
   # Another S3 server that the store is tested with: without npm its tests are skipped.
   if ! command -v npm >/dev/null; then

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from envferry.stores.port import Store
 
 PLAIN_AUTHORITY = re.compile(r"([^@:?#\[\]]*|\[[0-9A-Fa-f:.]+\])(:\d+)?")
-KINDS = "a directory, s3://BUCKET/PREFIX, or https://HOST/PATH to read only"
+KINDS = "a directory, s3://BUCKET/PREFIX, oci://HOST/REPOSITORY, or https://HOST/PATH to read only"
 
 
 def open_store(url: str, limits: Limits = USUAL_LIMITS) -> Store:
@@ -35,13 +35,17 @@ def open_store(url: str, limits: Limits = USUAL_LIMITS) -> Store:
         return _open_s3(url, limits)
     if scheme in ("http", "https"):
         return _open_http(url, limits)
+    if scheme in ("oci", "oci+http"):
+        from envferry.stores.oci.store import OciStore
+
+        return OciStore.open(url, limits)
     message = f"{scheme}:// is no kind of registry"
     raise UsageError(message, hint=f"a registry is {KINDS}")
 
 
 def _refuse_almost_urls(text: str) -> None:
     """Raise UsageError for `s3:/bucket` and the like, which would become a folder of that name."""
-    if found := re.match(r"(s3|https?|file):", text, re.IGNORECASE):
+    if found := re.match(r"(s3|https?|file|oci(?:\+http)?):", text, re.IGNORECASE):
         message = f"`//` is missing after `{found[0]}` in the registry's URL"
         raise UsageError(message, hint=f"write {found[1].lower()}://…; a folder is ./{found[0]}…")
 
@@ -81,6 +85,8 @@ def _require_no_login(url: str) -> None:
     else:
         is_plain = bool(PLAIN_AUTHORITY.fullmatch(rest.partition("/")[0]))
         form, hint = f"{scheme}://HOST/PATH", "web servers are read without a login"
+        if scheme.startswith("oci"):
+            form, hint = f"{scheme}://HOST/REPOSITORY", "`podman login HOST` says who asks"
     if not is_plain:
         message = f"the URL of the registry is not of the form {form}: it holds a login, or more"
         raise UsageError(message, hint=f"write {form}; {hint}")

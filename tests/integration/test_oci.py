@@ -1,0 +1,158 @@
+"""OCI registries: the store suite on docker-registry, and the images that others find there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING
+
+import pytest
+
+from envferry.models import current_platform
+from envferry.process import run
+from envferry.progress import Silent
+from envferry.registry import Registry
+from envferry.registry.check import check_registry
+from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
+from envferry.registry.push import push_artifact
+from envferry.stores.opening import open_store
+from envferry.transfer.mirror import MirrorRequest, mirror_registry
+from tests.conftest import require
+from tests.stores.test_stores import StoreSuite
+from tests.support.cli_runner import CliRunner
+from tests.support.containers import containerd, podman_storage
+from tests.support.oci_registry import find_oci_program
+from tests.support.packed import pack, random_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from envferry.models import Artifact
+    from envferry.stores.port import Store
+    from tests.support.oci_registry import OciServer
+
+pytestmark = pytest.mark.oci
+LARGE, SMALL = 9 << 20, 1 << 20
+
+
+class TestDockerRegistry(StoreSuite):
+    """No registry has conditions on writes: each write is looked at afterwards."""
+
+    completes_atomically = False
+    decides_races = False
+
+    @pytest.fixture
+    def store(self, oci_url: str) -> Store:
+        return open_store(oci_url)
+
+
+@pytest.fixture
+def versions(tmp_path: Path) -> tuple[Artifact, Artifact]:
+    """Two versions of an environment that differ in one package of two."""
+    first, second = (
+        pack(
+            tmp_path / str(seed),
+            {"kept": random_bytes(1, LARGE), "changed": random_bytes(seed, SMALL)},
+        )
+        for seed in (2, 3)
+    )
+    return first, second
+
+
+@pytest.fixture
+def host(oci_url: str, tmp_path: Path) -> CliRunner:
+    """A machine with a pair of keys that trusts what they sign."""
+    trusted = tmp_path / "trusted.d"
+    environ = {
+        "ENVFERRY_REGISTRY": oci_url,
+        "ENVFERRY_ENVS_DIR": str(tmp_path / "envs"),
+        "ENVFERRY_TRUSTED_DIR": str(trusted),
+    }
+    host = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
+    host.run("keygen", "ours")
+    trusted.mkdir()
+    shutil.copy(tmp_path / "ours.pub", trusted)
+    return host
+
+
+def test_every_command_on_a_registry(
+    host: CliRunner, oci_url: str, versions: tuple[Artifact, Artifact]
+) -> None:
+    """Signed, installed, updated by difference, mirrored both ways, checked and pruned."""
+    first, second = versions
+    old, new = first.manifest.id, second.manifest.id
+    host.run("push", first.archive_path, "--tag", "stable", "--sign-key", "ours.key")
+    host.run("install", "demo@stable", "--no-check")
+    host.run("push", second.archive_path, "--tag", "stable", "--sign-key", "ours.key")
+    said = host.run("install", "demo@stable", "--no-check").stderr
+    assert "2 of 5 frames" in said, "only what has changed is read, by ranges"
+    installed = host.home / "envs/demo/lib/changed.bin"
+    assert installed.read_bytes() == random_bytes(3, SMALL)
+    host.run("fetch", "demo", "-o", "out")
+    fetched = host.home / "out" / second.archive_path.name
+    assert fetched.read_bytes() == second.archive_path.read_bytes()
+    host.run("push", first.archive_path, "--tag", "stable", expect=2)  # the tag is signed
+
+    registry = Registry.open(oci_url)
+    assert {(one.id, one.tags, one.attested) for one in registry.environments()} == {
+        (old, (), True),
+        (new, ("latest", "stable"), True),
+    }
+    copy, back = Registry.open(str(host.home / "copy")), Registry.open(f"{oci_url}/second")
+    for source, target in ((registry, copy), (copy, back)):
+        found = mirror_registry(
+            source, target, MirrorRequest(), journals=host.home / "journals", progress=Silent()
+        )
+        assert len(found.copied) == 2
+    for one in (registry, copy, back):
+        assert check_registry(one, read_bytes=True, progress=Silent()).findings == ()
+
+    policy = Policy(keep_tagged=True, under_way=timedelta(0))
+    now = datetime.now(timezone.utc) + timedelta(seconds=5)
+    carry_out(registry, plan_prune(registry, Scope(), policy, now), progress=Silent())
+    assert [one.id for one in registry.environments()] == [new]
+    registry = Registry.open(oci_url)  # as another command
+    assert registry.publish(first, progress=Silent()), "what was pruned comes back"
+    assert check_registry(registry, read_bytes=True, progress=Silent()).findings == ()
+
+
+def test_others_find_an_image(
+    oci_server: OciServer, oci_url: str, versions: tuple[Artifact, Artifact], tmp_path: Path
+) -> None:
+    """What was pushed is unpacked by containerd and podman, and copied by skopeo, as it is."""
+    artifact = versions[0]
+    push_artifact(artifact, registry=Registry.open(oci_url), tags=("stable",), progress=Silent())
+    path = oci_url.removeprefix("oci://")
+    image = f"{path}/demo:stable"
+    require("oci", find_oci_program("ctr"))
+    with containerd(tmp_path / "containerd") as server:
+        server.ctr("images", "pull", "--plain-http", "--snapshotter", "native", image)
+        with server.mounted(image) as place:
+            assert (place / "lib/kept.bin").read_bytes() == random_bytes(1, LARGE)
+    require("oci", shutil.which("podman"))
+    with podman_storage() as podman:
+        podman.run("pull", "--tls-verify=false", image)
+        with podman.mounted(image) as place:
+            assert (place / "lib/changed.bin").read_bytes() == random_bytes(2, SMALL)
+    require("oci", shutil.which("skopeo"))
+    copied = tmp_path / "copied"
+    run(("skopeo", "copy", "--src-tls-verify=false", f"docker://{image}", f"dir:{copied}"))
+    (layer,) = json.loads((copied / "manifest.json").read_bytes())["layers"]
+    assert layer["mediaType"] == "application/vnd.oci.image.layer.v1.tar+zstd"
+    blob = copied / layer["digest"].removeprefix("sha256:")
+    assert blob.read_bytes() == artifact.archive_path.read_bytes(), "the archive is the layer"
+
+
+def test_equal_archives_are_equal_images(
+    oci_server: OciServer, oci_url: str, versions: tuple[Artifact, Artifact]
+) -> None:
+    """Whenever they are pushed, and where: a digest that somebody has noted stays right."""
+    digests = set()
+    tag = f"{current_platform()}-{versions[0].manifest.id}"
+    for url in (oci_url, f"{oci_url}/other"):
+        push_artifact(versions[0], registry=Registry.open(url), tags=(), progress=Silent())
+        said = run(("skopeo", "inspect", "--raw", "--tls-verify=false",
+                    f"docker://{url.removeprefix('oci://')}/demo:{tag}")).stdout  # fmt: skip
+        digests.add(said)
+    assert len(digests) == 1
