@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import ssl
 import sys
 import urllib.error
 import urllib.request
@@ -39,11 +41,12 @@ class OciServer:
     host: str
     """Host and port."""
     data: Path
+    scheme: str = "http"
 
     @property
     def url(self) -> str:
         """Where its API is."""
-        return f"http://{self.host}"
+        return f"{self.scheme}://{self.host}"
 
     def repository_path(self, repository: str) -> Path:
         """Return where it keeps a repository."""
@@ -62,17 +65,19 @@ def find_oci_program(name: str) -> str | None:
 
 
 @contextmanager
-def docker_registry(directory: Path, more: str = "") -> Iterator[OciServer]:
+def docker_registry(directory: Path, more: str = "", scheme: str = "http") -> Iterator[OciServer]:
     """Run docker-registry with its data in a directory; `more` is added to its configuration."""
     program = find_oci_program("docker-registry")
     assert program, "run ./bootstrap.sh oci"
     directory.mkdir(parents=True, exist_ok=True)
-    server = OciServer(host=f"{HOST}:{free_port()}", data=directory / "data")
+    server = OciServer(host=f"{HOST}:{free_port()}", data=directory / "data", scheme=scheme)
     config = directory / "config.yml"
     port = server.host.rpartition(":")[2]
     config.write_text(CONFIG.format(data=server.data, host=HOST, port=port, more=more))
     log_path = directory / "registry.log"
-    with background((program, "serve", config), log_path=log_path) as poll:
+    # It takes podman's REGISTRY_AUTH_FILE for a setting of its own.
+    environ = {name: text for name, text in os.environ.items() if not name.startswith("REGISTRY_")}
+    with background((program, "serve", config), log_path=log_path, env=environ) as poll:
         wait_until(lambda: answers(server) or poll() is not None, "docker-registry is up")
         assert poll() is None, log_path.read_text()
         yield server
@@ -80,8 +85,9 @@ def docker_registry(directory: Path, more: str = "") -> Iterator[OciServer]:
 
 def answers(server: OciServer) -> bool:
     """Whether a registry says anything, if only that it wants a login."""
+    anybody = ssl._create_unverified_context()
     try:
-        urllib.request.urlopen(f"{server.url}/v2/", timeout=5).close()
+        urllib.request.urlopen(f"{server.url}/v2/", timeout=5, context=anybody).close()
     except urllib.error.HTTPError as error:
         error.close()
         return error.code == 401

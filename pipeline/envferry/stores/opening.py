@@ -35,7 +35,7 @@ def open_store(url: str, limits: Limits = USUAL_LIMITS) -> Store:
         return _open_s3(url, limits)
     if scheme in ("http", "https"):
         return _open_http(url, limits)
-    if scheme in ("oci", "oci+http"):
+    if scheme in ("oci", "oci+http", "oci+https"):
         from envferry.stores.oci.store import OciStore
 
         return OciStore.open(url, limits)
@@ -45,7 +45,7 @@ def open_store(url: str, limits: Limits = USUAL_LIMITS) -> Store:
 
 def _refuse_almost_urls(text: str) -> None:
     """Raise UsageError for `s3:/bucket` and the like, which would become a folder of that name."""
-    if found := re.match(r"(s3|https?|file|oci(?:\+http)?):", text, re.IGNORECASE):
+    if found := re.match(r"(s3|https?|file|oci(?:\+https?)?):", text, re.IGNORECASE):
         message = f"`//` is missing after `{found[0]}` in the registry's URL"
         raise UsageError(message, hint=f"write {found[1].lower()}://…; a folder is ./{found[0]}…")
 

@@ -81,8 +81,8 @@ log = logging.getLogger(__name__)
 
 READERS = 12
 EMPTY_BLOB = describe(EMPTY_CONFIG, EMPTY)
-PLAIN = "oci+http"
-"""The scheme for a registry without TLS, where somebody says so."""
+SCHEMES = {"oci+http": "http", "oci+https": "https"}
+"""For a registry without TLS, where somebody says so; and for one with TLS on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,10 @@ class OciStore:
 
     @classmethod
     def open(cls, url: str, limits: Limits = USUAL_LIMITS) -> OciStore:
-        """Open `oci://HOST[:PORT]/REPOSITORY`; without TLS on this machine, or for `oci+http`."""
+        """Open `oci://HOST[:PORT]/REPOSITORY`: by https, on this machine by http.
+
+        `oci+http` and `oci+https` say which of the two.
+        """
         parts = urlsplit(url)
         root = parts.path.strip("/")
         try:
@@ -152,10 +155,10 @@ class OciStore:
         if not REPOSITORY.fullmatch(root):
             message = f"{root!r} cannot be the name of a repository"
             raise UsageError(message, hint="lower-case letters, digits, `.`, `_`, `-` and `/` only")
-        is_plain = parts.scheme == PLAIN or is_loopback(parts.hostname)
+        usual = "http" if is_loopback(parts.hostname) else "https"
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         netloc = f"{host}:{port}" if port else host
-        client = RegistryClient(f"{'http' if is_plain else 'https'}://{netloc}", limits)
+        client = RegistryClient(f"{SCHEMES.get(parts.scheme, usual)}://{netloc}", limits)
         return cls(client, Names(root), f"{parts.scheme}://{netloc}/")
 
     @property

@@ -1,0 +1,308 @@
+"""OCI registries without one: names, documents, logins, and what is refused before anybody asks."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envferry.errors import IntegrityError, SpecError, StoreError, ToolFailed, UsageError
+from envferry.stores.oci.credentials import find_login
+from envferry.stores.oci.documents import (
+    EMPTY,
+    MANIFEST,
+    Platform,
+    describe,
+    image_manifest,
+    read_manifest,
+)
+from envferry.stores.oci.names import TAG, Names, archive_name, escape, unescape
+from envferry.stores.oci.tokens import Asked, Challenge, Tokens, is_loopback
+from envferry.stores.opening import open_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NAMES = Names("site/envs")
+NAME = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", fullmatch=True)
+PART = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,60}", fullmatch=True)
+ID = st.from_regex(r"[0-9a-f]{12}", fullmatch=True)
+KEYS = st.one_of(
+    st.lists(PART, min_size=1, max_size=5).map("/".join),
+    st.tuples(NAME, NAME, ID, PART).map(lambda found: "v1/envs/{}/{}/{}/{}".format(*found)),
+    st.tuples(NAME, NAME, ID).map(
+        lambda found: "v1/envs/{0}/{1}/{2}/{0}-{1}-{2}.tar.zst".format(*found)
+    ),
+    st.tuples(NAME, NAME, ID).map(lambda found: "v1/envs/{}/{}/{}/archive".format(*found)),
+)
+
+
+@given(KEYS)
+def test_every_key_is_one_tag_and_no_other_keys(key: str) -> None:
+    place = NAMES.place(key)
+    assert TAG.fullmatch(place.tag)
+    name = key.split("/")[2] if key.startswith(("v1/envs/", "v1/tags/")) else None
+    if name and key.count("/") < 3:
+        name = None
+    read = NAMES.key(place.tag, name)
+    assert read == key or (read is None and place.tag.startswith("_h."))
+
+
+@given(st.lists(PART, min_size=1, max_size=6).map("/".join))
+def test_escapes_are_read_back(key: str) -> None:
+    assert unescape(escape(key)) == key
+
+
+@pytest.mark.parametrize("text", ["a_b", "a_", "___", "_x"])
+def test_escapes_that_nobody_wrote(text: str) -> None:
+    assert unescape(text) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "repository", "tag"),
+    [
+        (
+            "v1/envs/demo/linux-64/0123456789ab/demo-linux-64-0123456789ab.tar.zst",
+            "site/envs/demo",
+            "_f.linux-64-0123456789ab.archive",
+        ),
+        (
+            "v1/envs/demo/linux-64/0123456789ab/demo-linux-64-0123456789ab.tar.zst.xxh128",
+            "site/envs/demo",
+            "_f.linux-64-0123456789ab.archive.xxh128",
+        ),
+        (
+            "v1/envs/demo/linux-64/0123456789ab/manifest.json",
+            "site/envs/demo",
+            "_f.linux-64-0123456789ab.manifest.json",
+        ),
+        ("v1/tags/demo/linux-64/stable", "site/envs/demo", "_t.linux-64.stable"),
+        ("v1/tags/Demo/linux-64/stable", "site/envs/x--44656d6f", "_t.linux-64.stable"),
+        ("v1/probe-1", "site/envs", "_k.v1_sprobe-1"),
+    ],
+)
+def test_where_keys_are(key: str, repository: str, tag: str) -> None:
+    """As docs/format.md has them."""
+    place = NAMES.place(key)
+    assert (place.repository, place.tag) == (repository, tag)
+
+
+@pytest.mark.parametrize(
+    "tag", ["linux-64-0123456789ab", "_t.x", f"sha256-{'0' * 64}", f"sha256-{'0' * 64}.att"]
+)
+def test_tags_that_look_like_ours_are_refused(tag: str) -> None:
+    with pytest.raises(UsageError, match="cannot be a tag in an OCI registry"):
+        NAMES.place(f"v1/tags/demo/linux-64/{tag}")
+
+
+def test_what_an_archive_is_called() -> None:
+    found = archive_name("v1/envs/a/linux-64/0123456789ab/a-linux-64-0123456789ab.tar.zst")
+    assert found is not None
+    assert found.tag == "linux-64-0123456789ab"
+    assert archive_name("v1/envs/a/linux-64/0123456789ab/b-linux-64-0123456789ab.tar.zst") is None
+
+
+@pytest.mark.parametrize(
+    ("platform", "expected"),
+    [
+        ("linux-64", ("amd64", "linux")),
+        ("linux-aarch64", ("arm64", "linux")),
+        ("osx-arm64", ("arm64", "darwin")),
+        ("win-64", ("amd64", "windows")),
+        ("linux-ppc64le", ("ppc64le", "linux")),
+    ],
+)
+def test_platforms_in_the_words_of_images(platform: str, expected: tuple[str, str]) -> None:
+    found = Platform.of(platform)
+    assert (found.architecture, found.os) == expected
+
+
+def test_what_is_written_has_one_form() -> None:
+    blob = describe(b"{}", EMPTY)
+    data = image_manifest(config=blob, layers=(blob,), annotations={"b": "1", "a": "2"})
+    assert data == image_manifest(annotations={"a": "2", "b": "1"}, layers=(blob,), config=blob)
+    assert json.loads(data)["mediaType"] == MANIFEST
+    assert json.loads(data)["schemaVersion"] == 2
+    assert read_manifest(data, "it").layers == (blob,)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[1]",
+        b"{",
+        b'{"mediaType": "application/vnd.docker.distribution.manifest.v2+json", "layers": []}',
+        b'{"schemaVersion": 2, "layers": [{"size": "x"}]}',
+        b"[" * 100_000,
+    ],
+)
+def test_manifests_that_are_none(data: bytes) -> None:
+    with pytest.raises(IntegrityError, match=r"it "):
+        read_manifest(data, "it")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("oci://", "names no host"),
+        ("oci:///envs", "names no host"),
+        ("oci://host", "names no repository"),
+        ("oci://host/", "names no repository"),
+        ("oci://host/Envs", "cannot be the name of a repository"),
+        ("oci://host:port/envs", "not of the form"),
+        ("oci://host:99999/envs", "not of the form"),
+        ("oci://user:word@host/envs", "holds a login"),
+        ("oci:host/envs", "`//` is missing"),
+    ],
+)
+def test_urls_that_name_no_registry(url: str, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        open_store(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "base"),
+    [
+        ("oci://registry.example/envs", "https://registry.example"),
+        ("oci://registry.example:5000/a/b/", "https://registry.example:5000"),
+        ("oci+http://registry.example/envs", "http://registry.example"),
+        ("oci://localhost:5000/envs", "http://localhost:5000"),
+        ("oci://127.0.0.9:5000/envs", "http://127.0.0.9:5000"),
+        ("oci://[::1]:5000/envs", "http://[::1]:5000"),
+        ("oci+https://localhost/envs", "https://localhost"),
+        ("oci://localhost.example/envs", "https://localhost.example"),
+    ],
+)
+def test_plain_http_is_for_this_machine_or_when_said(url: str, base: str) -> None:
+    store = open_store(url)
+    assert getattr(store, "space").base == base  # noqa: B009  (the port has no such attribute)
+    assert store.url == url.rstrip("/")
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("localhost", True), ("127.1.2.3", True), ("[::1]", True), ("10.0.0.1", False), ("", False)],
+)
+def test_what_this_machine_is(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+class TestLogins:
+    @pytest.fixture
+    def file(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        path = tmp_path / "auth.json"
+        monkeypatch.setenv("REGISTRY_AUTH_FILE", str(path))
+        return path
+
+    def test_the_narrowest_entry_counts(self, file: Path) -> None:
+        entries = {
+            "https://host.example/v1/": {"username": "docker", "password": "1"},
+            "host.example/site": {"username": "site", "password": "2"},
+            "host.example/site/envs/demo": {"username": "demo", "password": "3"},
+            "other.example": {"auth": ""},
+        }
+        file.write_text(json.dumps({"auths": entries}))
+        found = {
+            repository: login.user if (login := find_login("host.example", repository)) else None
+            for repository in ("a", "site/envs", "site/envs/demo", "sites")
+        }
+        assert found == {"a": "docker", "site/envs": "site", "site/envs/demo": "demo",
+                         "sites": "docker"}  # fmt: skip
+        assert find_login("other.example", "a") is None
+        assert find_login("another.example", "a") is None
+
+    def test_passwords_have_colons_and_no_text(self, file: Path) -> None:
+        file.write_text(json.dumps({"auths": {"host": {"auth": "bWU6YTpi"}}}))
+        login = find_login("host", "x")
+        assert login is not None
+        assert login.password.reveal() == "a:b"
+        assert login.basic == "Basic bWU6YTpi"
+        assert "a:b" not in repr(login)
+
+    @pytest.mark.parametrize("text", ["", "[]", "{", '{"auths": {"host": {"auth": 7}}}'])
+    def test_a_file_that_is_none(self, file: Path, text: str) -> None:
+        file.write_text(text)
+        with pytest.raises(SpecError, match="is not a file of registry logins"):
+            find_login("host", "x")
+
+    @pytest.mark.parametrize("auth", ["bm9jb2xvbg==", "not base64!", "/////w=="])
+    def test_an_entry_that_is_none(self, file: Path, auth: str) -> None:
+        file.write_text(json.dumps({"auths": {"host": {"auth": auth}}}))
+        with pytest.raises(SpecError, match=r"the entry for host in .* is not a login") as caught:
+            find_login("host", "x")
+        assert auth not in caught.value.message
+
+    def test_files_in_their_order(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("REGISTRY_AUTH_FILE", raising=False)
+        monkeypatch.delenv("DOCKER_CONFIG", raising=False)
+        monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+        places = ("home/.docker/config.json", "home/.config/containers/auth.json",
+                  "run/containers/auth.json")  # fmt: skip
+        assert find_login("host", "x") is None
+        for place in places:
+            path = tmp_path / place
+            path.parent.mkdir(parents=True)
+            path.write_text(json.dumps({"auths": {"host": {"username": place}}}))
+            login = find_login("host", "x")
+            assert login is not None
+            assert login.user == place
+
+    @pytest.mark.parametrize("answer", ["echo nonsense", "echo '{\"Username\": 1}'"])
+    def test_a_helper_that_says_nonsense(
+        self, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+    ) -> None:
+        helper = tmp_path / "docker-credential-odd"
+        helper.write_text(f"#!/bin/sh\n{answer}\n")
+        helper.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        file.write_text('{"credsStore": "odd"}')
+        with pytest.raises(ToolFailed, match="docker-credential-odd answered with something"):
+            find_login("host", "x")
+
+    def test_a_helper_that_knows_nothing(
+        self, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        helper = tmp_path / "docker-credential-empty"
+        helper.write_text("#!/bin/sh\necho 'credentials not found'; exit 1\n")
+        helper.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        file.write_text('{"credsStore": "empty"}')
+        assert find_login("host", "x") is None
+
+
+@pytest.mark.parametrize("realm", ["http://token.example/", "ftp://x/", "", "token"])
+def test_a_login_goes_to_token_servers_by_https_only(
+    realm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A registry, or who answers in its place, names where clients log in."""
+    path = tmp_path / "auth.json"
+    path.write_text(json.dumps({"auths": {"host": {"username": "me", "password": "pass-word"}}}))
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(path))
+    asked: list[Asked] = []
+
+    def fetch(one: Asked) -> bytes:
+        asked.append(one)
+        return b'{"token": "t"}'
+
+    tokens = Tokens("host", fetch, allows_plain=False)
+    scope = "repository:envs:pull"
+    with pytest.raises(StoreError, match="which is not safe"):
+        tokens.renew(f'Bearer realm="{realm}",service="s"', scope, None)
+    assert not asked
+    assert tokens.renew('Bearer realm="https://t.example/x?a=1"', scope, None) == "Bearer t"
+    assert asked[0].url == "https://t.example/x?a=1&scope=repository%3Aenvs%3Apull"
+    assert asked[0].authorization == "Basic bWU6cGFzcy13b3Jk"
+
+
+@pytest.mark.parametrize("header", ["", "Negotiate", "Digest realm=x"])
+def test_logins_of_another_kind(header: str) -> None:
+    assert Challenge.of(header) is None
+    with pytest.raises(StoreError, match="of a kind that is not known"):
+        Tokens("host", lambda one: b"", allows_plain=True).renew(header, "repository:a:pull", None)
