@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from envferry.models import current_platform
+from envferry.models import Ref, current_platform
 from envferry.process import run
 from envferry.progress import Silent
 from envferry.registry import Registry
@@ -17,6 +17,7 @@ from envferry.registry.check import check_registry
 from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
 from envferry.registry.push import push_artifact
 from envferry.stores.opening import open_store
+from envferry.transfer.export import ExportRequest, export_artifacts
 from envferry.transfer.mirror import MirrorRequest, mirror_registry
 from tests.conftest import require
 from tests.stores.test_stores import StoreSuite
@@ -156,3 +157,48 @@ def test_equal_archives_are_equal_images(
                     f"docker://{url.removeprefix('oci://')}/demo:{tag}")).stdout  # fmt: skip
         digests.add(said)
     assert len(digests) == 1
+
+
+def test_a_layout_for_other_tools(
+    oci_server: OciServer, oci_url: str, versions: tuple[Artifact, Artifact], tmp_path: Path
+) -> None:
+    """What `export --oci` writes is loaded by skopeo, podman and containerd, and by ourselves."""
+    artifact = versions[0]
+    registry = Registry.open(oci_url)
+    push_artifact(artifact, registry=registry, tags=("stable",), progress=Silent())
+    order = ExportRequest(
+        refs=(Ref.parse("demo@stable"),),
+        platform=current_platform(),
+        tags=("stable",),
+        as_images=True,
+    )
+    layout = tmp_path / "layout"
+    export_artifacts(registry, layout, order, journals=tmp_path / "journals", progress=Silent())
+    require("oci", shutil.which("skopeo"))
+    loaded = f"{oci_url.removeprefix('oci://')}/loaded:stable"
+    run(("skopeo", "copy", "--dest-tls-verify=false", f"oci:{layout}:demo:stable",
+         f"docker://{loaded}"))  # fmt: skip
+    require("oci", shutil.which("podman"))
+    with podman_storage() as podman:
+        said = podman.run("load", "-i", layout).stdout
+        with podman.mounted(said.split()[-1]) as place:
+            assert (place / "lib/changed.bin").read_bytes() == random_bytes(2, SMALL)
+    require("oci", find_oci_program("ctr"))
+    archive = tmp_path / "layout.tar"
+    run(("tar", "-cf", archive, "-C", layout, "."))
+    with containerd(tmp_path / "containerd") as server:
+        server.ctr("images", "import", "--snapshotter", "native", archive)
+        (image,) = server.ctr("images", "ls", "-q").stdout.split()
+        assert image == "demo:stable"
+        with server.mounted(image) as place:
+            assert (place / "lib/kept.bin").read_bytes() == random_bytes(1, LARGE)
+    site = Registry.open(str(tmp_path / "site"))
+    mirror_registry(
+        Registry.open(str(layout)),
+        site,
+        MirrorRequest(),
+        journals=tmp_path / "journals",
+        progress=Silent(),
+    )
+    assert check_registry(site, read_bytes=True, progress=Silent()).findings == ()
+    assert site.tags("demo", current_platform()) == {"stable": artifact.manifest.id}

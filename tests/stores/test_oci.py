@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,21 +13,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envferry.errors import IntegrityError, SpecError, StoreError, ToolFailed, UsageError
+from envferry.models import Ref
+from envferry.progress import Silent
+from envferry.registry import Registry
+from envferry.registry.check import check_registry
+from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
+from envferry.registry.push import push_artifact
 from envferry.stores.oci.credentials import find_login
 from envferry.stores.oci.documents import (
     EMPTY,
     MANIFEST,
+    REF_NAME,
     Platform,
     describe,
     image_manifest,
     read_manifest,
 )
+from envferry.stores.oci.layout import REFERENCES, LayoutSpace
 from envferry.stores.oci.names import TAG, Names, archive_name, escape, unescape
 from envferry.stores.oci.tokens import Asked, Challenge, Tokens, is_loopback
 from envferry.stores.opening import open_store
+from envferry.transfer.export import ExportRequest, export_artifacts
+from envferry.transfer.mirror import MirrorRequest, mirror_registry
+from tests.stores.test_stores import StoreSuite
+from tests.support.artifacts import PLATFORM, make_artifact
+from tests.support.cli_runner import CliRunner
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from envferry.stores.port import Store
 
 NAMES = Names("site/envs")
 NAME = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", fullmatch=True)
@@ -39,6 +56,130 @@ KEYS = st.one_of(
     ),
     st.tuples(NAME, NAME, ID).map(lambda found: "v1/envs/{}/{}/{}/archive".format(*found)),
 )
+
+
+class TestLayout(StoreSuite):
+    """On a disk, too, keys are compared before and after: a folder has no other conditions."""
+
+    completes_atomically = False
+    decides_races = False
+
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Store:
+        LayoutSpace.create(tmp_path / "layout")
+        return open_store(str(tmp_path / "layout"))
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    """A registry with one artifact."""
+    artifact = make_artifact(tmp_path / "packed", 1000)
+    registry = Registry.open(str(tmp_path / "registry"))
+    push_artifact(artifact, registry=registry, tags=("stable",), progress=Silent())
+    return registry
+
+
+@pytest.fixture
+def layout(registry: Registry, tmp_path: Path) -> Path:
+    """A layout of it."""
+    export(registry, tmp_path / "layout")
+    return tmp_path / "layout"
+
+
+def export(registry: Registry, directory: Path) -> None:
+    ref = Ref.parse("demo@stable")
+    order = ExportRequest(refs=(ref,), platform=PLATFORM, as_images=True)
+    export_artifacts(
+        registry, directory, order, journals=directory.parent / "journals", progress=Silent()
+    )
+
+
+def test_a_layout_has_images_and_all_else(registry: Registry, layout: Path) -> None:
+    """To write it again changes nothing; a second version leaves no blob that nobody names."""
+    index = json.loads((layout / "index.json").read_bytes())
+    assert [one["annotations"][REF_NAME] for one in index["manifests"]] == [
+        "demo:latest",
+        "demo:stable",
+    ]
+    before = {path: path.read_bytes() for path in layout.rglob("*") if path.is_file()}
+    export(registry, layout)
+    assert before == {path: path.read_bytes() for path in layout.rglob("*") if path.is_file()}
+    registry = Registry.open(str(layout))
+    assert check_registry(registry, read_bytes=True, progress=Silent()).findings == ()
+    second = make_artifact(layout.parent / "packed", 1000, seed=2)
+    push_artifact(second, registry=registry, tags=("stable",), progress=Silent())
+    policy = Policy(keep_tagged=True, under_way=timedelta(0))
+    now = datetime.now(timezone.utc) + timedelta(seconds=5)
+    carry_out(registry, plan_prune(registry, Scope(), policy, now), progress=Silent())
+    assert [one.id for one in registry.environments()] == [second.manifest.id]
+    assert names_in_blobs(layout) == {path.name for path in (layout / "blobs/sha256").iterdir()}
+
+
+def names_in_blobs(layout: Path) -> set[str]:
+    """Return the digests that a layout names, wherever that is."""
+    waiting, found = [(layout / "index.json").read_text()], set[str]()
+    while waiting:
+        for name in set(re.findall(r"sha256:([0-9a-f]{64})", waiting.pop())) - found:
+            found.add(name)
+            blob = layout / "blobs/sha256" / name
+            if blob.exists() and blob.read_bytes()[:1] == b"{":
+                waiting.append(blob.read_text())
+    return found & {path.name for path in (layout / "blobs/sha256").iterdir()}
+
+
+@pytest.mark.parametrize("which", ["manifest", "layer", "references"])
+@pytest.mark.parametrize("fault", ["missing", "cut off", "changed"])
+def test_a_layout_that_is_not_whole(layout: Path, tmp_path: Path, which: str, fault: str) -> None:
+    """The blob is named, and nothing of it reaches a registry."""
+    index = json.loads((layout / "index.json").read_bytes())
+    digest = index["annotations"][REFERENCES]
+    if which != "references":
+        references = json.loads((layout / "blobs/sha256" / digest[7:]).read_bytes())
+        (archive,) = (one for one in references["references"] if "archive" in one["tag"][-8:])
+        digest = archive["manifest"]["digest"]
+    if which == "layer":
+        digest = json.loads((layout / "blobs/sha256" / digest[7:]).read_bytes())["layers"][0][
+            "digest"
+        ]
+    blob = layout / "blobs/sha256" / digest[7:]
+    data = blob.read_bytes()
+    blob.unlink()
+    if fault != "missing":
+        half = len(data) // 2
+        blob.write_bytes(
+            data[:half] if fault == "cut off" else data[:half] + b"#" + data[half + 1 :]
+        )
+    site = Registry.open(str(tmp_path / "site"))
+    with pytest.raises(IntegrityError) as caught:
+        mirror_registry(Registry.open(str(layout)), site, MirrorRequest(),
+                        journals=tmp_path / "journals", progress=Silent())  # fmt: skip
+    assert digest in caught.value.message or fault == "changed"
+    assert caught.value.hint
+    assert not list((tmp_path / "site").rglob("*.tar.zst"))
+
+
+def test_a_layout_of_others_is_named_by_its_type(layout: Path) -> None:
+    index = json.loads((layout / "index.json").read_bytes())
+    del index["annotations"]
+    (layout / "index.json").write_text(json.dumps(index))
+    with pytest.raises(
+        IntegrityError, match=r"application/vnd\.oci\.image\.index\.v1\+json"
+    ) as caught:
+        Registry.open(str(layout))
+    assert "export --oci" in caught.value.hint
+
+
+def test_the_command_that_writes_layouts(registry: Registry, tmp_path: Path) -> None:
+    host = CliRunner(home=tmp_path, cache=tmp_path / "cache",
+                     environ={"ENVFERRY_REGISTRY": registry.url})  # fmt: skip
+    words = ("export", "demo@stable")
+    where = ("--platform", PLATFORM)
+    assert "--registry layout" in host.run(*words, "layout", "--oci", *where).stdout
+    host.run("export", "demo@stable", "folder", *where)
+    assert "add --oci" in host.run(*words, "layout", *where, expect=10).stderr
+    assert "leave out --oci" in host.run(*words, "folder", "--oci", *where, expect=10).stderr
+    said = host.run(*words, "new", "--oci", "--split", "4G", *where, expect=2).stderr
+    assert "--oci and --split do not go together" in said
 
 
 @given(KEYS)

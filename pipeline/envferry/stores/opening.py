@@ -62,6 +62,8 @@ def _local_path(url: str) -> Path:
 def _open_directory(root: Path) -> Store:
     from envferry.stores.directory import DirectoryStore
 
+    if (root / "oci-layout").is_file():
+        return _open_layout(root)
     if not (root / "v1/split.json").is_file():
         return DirectoryStore(root)
     from envferry.base.json import from_json
@@ -70,6 +72,15 @@ def _open_directory(root: Path) -> Store:
     store = DirectoryStore(root)
     marker = from_json(store.read(MARKER), SplitMarker, f"{MARKER} in {root}")
     return SplitStore(store, marker.part_bytes)
+
+
+def _open_layout(root: Path) -> Store:
+    from envferry.stores.oci.layout import LayoutSpace
+    from envferry.stores.oci.store import OciStore
+
+    space = LayoutSpace(root)
+    space.require_ours()
+    return OciStore.in_layout(space)
 
 
 def _require_no_login(url: str) -> None:

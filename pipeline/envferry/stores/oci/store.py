@@ -41,6 +41,7 @@ from envferry.stores.oci.documents import (
     image_manifest,
     read_manifest,
 )
+from envferry.stores.oci.layout import ROOT, LayoutSpace
 from envferry.stores.oci.names import (
     ENVIRONMENT_PREFIX,
     HASHED_PREFIX,
@@ -127,8 +128,10 @@ class OciStore:
 
     space: Space
     names: Names
-    shown: str
-    """Scheme and host, or a path: what the URL begins with."""
+    url: str
+    """What it was opened with."""
+    place: str
+    """What tells it from all other stores."""
     views: Views = field(init=False, repr=False, compare=False)
     known: _Known = field(default_factory=_Known, repr=False, compare=False)
 
@@ -159,17 +162,14 @@ class OciStore:
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         netloc = f"{host}:{port}" if port else host
         client = RegistryClient(f"{SCHEMES.get(parts.scheme, usual)}://{netloc}", limits)
-        return cls(client, Names(root), f"{parts.scheme}://{netloc}/")
+        place = f"{netloc}/{root}"
+        return cls(client, Names(root), f"{parts.scheme}://{place}", f"oci {place}")
 
-    @property
-    def url(self) -> str:
-        """The URL that it was opened with."""
-        return f"{self.shown}{self.names.root}"
-
-    @property
-    def place(self) -> str:
-        """Host and path, whatever the scheme is."""
-        return f"oci {self.space.name}/{self.names.root}"
+    @classmethod
+    def in_layout(cls, space: LayoutSpace) -> OciStore:
+        """Open an image layout on a disk."""
+        where = space.directory
+        return cls(space, Names(ROOT), str(where), f"oci layout {where.resolve()}")
 
     @property
     def writable(self) -> OciStore:
