@@ -27,7 +27,7 @@ version: 0.1
 log: {{level: warn}}
 storage:
   filesystem: {{rootdirectory: {data}}}
-  delete: {{enabled: true}}
+  delete: {{enabled: {deletes}}}
   maintenance: {{uploadpurging: {{enabled: false}}}}
 http:
   addr: {host}:{port}
@@ -65,7 +65,9 @@ def find_oci_program(name: str) -> str | None:
 
 
 @contextmanager
-def docker_registry(directory: Path, more: str = "", scheme: str = "http") -> Iterator[OciServer]:
+def docker_registry(
+    directory: Path, more: str = "", scheme: str = "http", *, deletes: bool = True
+) -> Iterator[OciServer]:
     """Run docker-registry with its data in a directory; `more` is added to its configuration."""
     program = find_oci_program("docker-registry")
     assert program, "run ./bootstrap.sh oci"
@@ -73,7 +75,8 @@ def docker_registry(directory: Path, more: str = "", scheme: str = "http") -> It
     server = OciServer(host=f"{HOST}:{free_port()}", data=directory / "data", scheme=scheme)
     config = directory / "config.yml"
     port = server.host.rpartition(":")[2]
-    config.write_text(CONFIG.format(data=server.data, host=HOST, port=port, more=more))
+    words = {"data": server.data, "host": HOST, "port": port, "more": more}
+    config.write_text(CONFIG.format(**words, deletes=str(deletes).lower()))
     log_path = directory / "registry.log"
     # It takes podman's REGISTRY_AUTH_FILE for a setting of its own.
     environ = {name: text for name, text in os.environ.items() if not name.startswith("REGISTRY_")}

@@ -10,7 +10,7 @@ import logging
 import re
 import threading
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import msgspec
@@ -31,7 +31,7 @@ from envferry.base.retry import (
 from envferry.config import network
 from envferry.errors import IntegrityError, NotFound, StoreError
 from envferry.stores.http import broken_answer, settle
-from envferry.stores.oci.documents import DOCKER_MANIFESTS, INDEX, MANIFEST, digest_of, read_index
+from envferry.stores.oci.documents import DOCKER_MANIFESTS, INDEX, MANIFEST, ImageIndex, digest_of
 from envferry.stores.oci.port import Found
 from envferry.stores.oci.tokens import Asked, Tokens
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 READ_SECONDS = 60
 SHOWN = 200
 MOST_MANIFEST = 4 << 20
@@ -142,41 +143,30 @@ class RegistryClient:
 
     def manifest(self, repository: str, reference: str) -> Found | None:
         """Return a manifest, compared with its digest."""
-        answer = self._ask_manifest("GET", repository, reference)
-        if answer is None:
+        return persistently(lambda: self._manifest_once(repository, reference), self.policy)
+
+    def _manifest_once(self, repository: str, reference: str) -> Found | None:
+        answer = self._once(_manifest_call("GET", repository, reference))
+        if answer.status == ABSENT:
             return None
         digest = digest_of(answer.body)
         said = answer.headers.get(DIGEST, digest)
         wanted = reference if ":" in reference else said
         if (said, wanted) != (digest, digest):
             message = f"{self.name} sends another manifest of {repository}:{reference} than it says"
-            msg = f"{message}: {digest}, not {wanted}"
-            raise IntegrityError(msg, hint="ask who runs it")
+            error = IntegrityError(f"{message}: {digest}, not {wanted}", hint="ask who runs it")
+            raise Transient(error)
         return Found(answer.body, digest)
 
     def manifest_digest(self, repository: str, tag: str) -> str | None:
         """Return the digest of a tag, by HEAD where that says it."""
-        answer = self._ask_manifest("HEAD", repository, tag)
-        if answer is None:
+        answer = self.call(_manifest_call("HEAD", repository, tag))
+        if answer.status == ABSENT:
             return None
         if said := answer.headers.get(DIGEST):
             return said
         found = self.manifest(repository, tag)
         return found.digest if found else None
-
-    def _ask_manifest(self, method: str, repository: str, reference: str) -> Answer | None:
-        answer = self.call(
-            Call(
-                method=method,
-                path=f"/v2/{repository}/manifests/{reference}",
-                repository=repository,
-                headers={"Accept": ACCEPTED},
-                most=MOST_MANIFEST,
-                expected=(OK, ABSENT),
-                what=f"{repository}:{reference}",
-            )
-        )
-        return None if answer.status == ABSENT else answer
 
     def put_manifest(self, repository: str, tag: str, data: bytes, media_type: str) -> bool:
         """Write a manifest; the registry must say the digest that it has."""
@@ -225,13 +215,10 @@ class RegistryClient:
             call = Call(
                 method="GET", path=path, repository=repository, expected=(OK, ABSENT), what=what
             )
-            answer = self.call(call)
-            if answer.status == ABSENT:
+            answer, found = self._decoded(call, _Tags)
+            if found is None:
                 return
-            try:
-                yield from decode_json(answer.body, _Tags).tags or ()
-            except msgspec.MsgspecError as error:
-                raise self._no_registry(what, answer.status) from error
+            yield from found.tags or ()
             following = LINK.search(answer.headers.get("Link", ""))
             path = urljoin(answer.url, following["url"]) if following else ""
 
@@ -249,13 +236,27 @@ class RegistryClient:
                 expected=(OK, ABSENT, NOT_ALLOWED),
                 what=what,
             )
-            answer = self.call(call)
-            if answer.status != OK:
+            answer, index = self._decoded(call, ImageIndex)
+            if index is None:
                 return None
-            found += read_index(answer.body, f"{what} at {self.name}").manifests
+            found += index.manifests
             following = LINK.search(answer.headers.get("Link", ""))
             path = urljoin(answer.url, following["url"]) if following else ""
         return found
+
+    def _decoded(self, call: Call, type_: type[T]) -> tuple[Answer, T | None]:
+        """Ask for a listing until it is one; None where the answer is not 200."""
+
+        def attempt() -> tuple[Answer, T | None]:
+            answer = self._once(call)
+            if answer.status != OK:
+                return answer, None
+            try:
+                return answer, decode_json(answer.body, type_)
+            except msgspec.MsgspecError as error:
+                raise self._no_registry(call.what, answer.status) from error
+
+        return persistently(attempt, self.policy)
 
     def has_blob(self, repository: str, digest: str) -> bool:
         """Ask by HEAD."""
@@ -352,7 +353,8 @@ class RegistryClient:
         """
         place = answer.headers.get(LOCATION)
         if not place:
-            raise self._no_registry(what, answer.status)
+            message = f"{self.base} is not an OCI registry: {what} has no {LOCATION}"
+            raise StoreError(message, hint="is a proxy or a login page in between?")
         return urljoin(answer.url, place)
 
     def call(self, call: Call) -> Answer:
@@ -420,21 +422,21 @@ class RegistryClient:
         """Find out once whether there is a registry; raise StoreError for anything else."""
         if self.known.is_set():
             return
-        call = Call(method="GET", path="/v2/", repository=repository, most=1 << 20)
+        what = "GET /v2/"
+        call = Call(method="GET", path="/v2/", repository=repository, most=1 << 20, what=what)
         answer = self._ask(urljoin(self.base, call.path), {}, call)
         is_registry = answer.status == OK and not _is_page(answer)
         is_registry |= answer.status == UNAUTHORIZED and CHALLENGE in answer.headers
         is_registry |= VERSION in answer.headers
-        if not is_registry:
-            msg = "GET /v2/"
-            raise self._no_registry(msg, answer.status)
         if answer.status in BUSY_STATUSES:
             raise self._explain(call, answer)
+        if not is_registry:
+            raise self._no_registry(what, answer.status)
         self.known.set()
 
     def _require_words(self, call: Call, answer: Answer) -> None:
         """Raise for a page of a proxy, which says 200 to everything."""
-        if call.method != "HEAD" and answer.status == OK and _is_page(answer):
+        if answer.status == OK and _is_page(answer):
             raise self._no_registry(call.what, answer.status)
 
     def _no_registry(self, what: str, status: int) -> Exception:
@@ -455,6 +457,9 @@ class RegistryClient:
         if status == NOT_ALLOWED or "UNSUPPORTED" in codes:
             message = f"{self.name} does not offer {what} ({words})"
             return NotOffered(message, hint="ask who runs it")
+        if any(code.endswith("BLOB_UNKNOWN") for code in codes):
+            message = f"{self.name} lacks a blob of {what} ({words})"
+            return StoreError(message, hint="run the command again: what is missing is sent")
         if "DIGEST_INVALID" in codes or "SIZE_INVALID" in codes:
             message = f"{what} does not arrive at {self.name} as it was sent ({words})"
             return IntegrityError(message, hint="something on the way changes bytes: use https")
@@ -568,6 +573,18 @@ class HttpUpload:
     def _gone(self, why: str) -> UploadGone:
         message = f"an upload to {self.repository} at {self.client.name} was lost: {why}"
         return UploadGone(message, hint="run the command again")
+
+
+def _manifest_call(method: str, repository: str, reference: str) -> Call:
+    return Call(
+        method=method,
+        path=f"/v2/{repository}/manifests/{reference}",
+        repository=repository,
+        headers={"Accept": ACCEPTED},
+        most=MOST_MANIFEST,
+        expected=(OK, ABSENT),
+        what=f"{repository}:{reference}",
+    )
 
 
 def _errors(body: bytes) -> tuple[tuple[str, ...], str]:
