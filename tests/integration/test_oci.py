@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from envferry.registry import Registry
 from envferry.registry.check import check_registry
 from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
 from envferry.registry.push import push_artifact
+from envferry.stores.oci.layout import LayoutSpace
 from envferry.stores.opening import open_store
 from envferry.transfer.export import ExportRequest, export_artifacts
 from envferry.transfer.mirror import MirrorRequest, mirror_registry
@@ -23,6 +25,7 @@ from tests.conftest import require
 from tests.stores.test_stores import StoreSuite
 from tests.support.cli_runner import CliRunner
 from tests.support.containers import containerd, podman_storage
+from tests.support.fault_proxy import Plan, fault_proxy
 from tests.support.oci_registry import find_oci_program
 from tests.support.packed import pack, random_bytes
 
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
 
     from envferry.models import Artifact
     from envferry.stores.port import Store
-    from tests.support.oci_registry import OciServer
+from tests.support.oci_registry import OciServer
 
 pytestmark = pytest.mark.oci
 LARGE, SMALL = 9 << 20, 1 << 20
@@ -202,3 +205,56 @@ def test_a_layout_for_other_tools(
     )
     assert check_registry(site, read_bytes=True, progress=Silent()).findings == ()
     assert site.tags("demo", current_platform()) == {"stable": artifact.manifest.id}
+
+
+@pytest.mark.parametrize("target", ["server", "layout"])
+def test_layers_are_shared_and_read_as_one(
+    oci_server: OciServer, oci_url: str, tmp_path: Path, target: str
+) -> None:
+    """Of another version, and of another environment, only the layers are sent that changed."""
+    plan = Plan(upstream=oci_server.url)
+    with fault_proxy(plan) as proxy:
+        path = oci_url.removeprefix("oci://").partition("/")[2]
+        url = f"oci://{proxy.removeprefix('http://')}/{path}"
+        if target == "layout":
+            url = str(tmp_path / "layout")
+            LayoutSpace.create(tmp_path / "layout")
+        registry = replace(Registry.open(url), layers=6)
+        packages = {f"p{number}": random_bytes(number, SMALL) for number in range(4)}
+        made = []
+        for name, changed in (("demo", 7), ("demo", 8), ("other", 8)):
+            contents = {**packages, "p2": random_bytes(changed, SMALL)}
+            artifact = pack(tmp_path / f"{name}-{changed}", contents, name=name)
+            plan.sent_bytes = 0
+            push_artifact(artifact, registry=registry, tags=("stable",), progress=Silent())
+            made.append(plan.sent_bytes)
+        if target == "server":
+            assert made[0] > 4 * SMALL
+            assert SMALL < made[1] < SMALL * 1.2
+            assert made[2] < SMALL * 0.2
+        assert check_registry(registry, read_bytes=True, progress=Silent()).findings == ()
+        copy = Registry.open(str(tmp_path / "copy"))
+        mirror_registry(registry, copy, MirrorRequest(), journals=tmp_path, progress=Silent())
+        back = replace(Registry.open(f"{oci_url}/back"), layers=6)
+        mirror_registry(copy, back, MirrorRequest(), journals=tmp_path, progress=Silent())
+        assert check_registry(back, read_bytes=True, progress=Silent()).findings == ()
+    if target == "server":
+        host = CliRunner(home=tmp_path, cache=tmp_path / "cache",
+                         environ={"ENVFERRY_REGISTRY": oci_url})  # fmt: skip
+        host.run("install", "demo@stable", "--envs-dir", "envs", "--no-check")
+        assert (tmp_path / "envs/demo/lib/p2.bin").read_bytes() == random_bytes(8, SMALL)
+        require_unpacked(f"{oci_url.removeprefix('oci://')}/other:stable", tmp_path)
+
+
+def require_unpacked(image: str, tmp_path: Path) -> None:
+    """Have containerd and podman put the layers of an image together."""
+    require("oci", find_oci_program("ctr"))
+    with containerd(tmp_path / "containerd") as server:
+        server.ctr("images", "pull", "--plain-http", "--snapshotter", "native", image)
+        with server.mounted(image) as place:
+            assert len(list((place / "lib").iterdir())) == 4
+    require("oci", shutil.which("podman"))
+    with podman_storage() as podman:
+        podman.run("pull", "--tls-verify=false", image)
+        with podman.mounted(image) as place:
+            assert (place / "lib/p2.bin").read_bytes() == random_bytes(8, SMALL)

@@ -235,7 +235,11 @@ class Liar(FaultHandler):
 def test_a_registry_that_lies_to_readers(
     oci_server: OciServer, oci_url: str, tmp_path: Path, lie: str, code: int, words: str
 ) -> None:
-    kind = type("Kind", (Liar,), {"lie": lie})
+    class Kind(Liar):
+        pass
+
+    kind = Kind
+    kind.lie = lie
     with proxied(oci_server, kind) as (_, url):
         kind.lie = ""
         registry = push(url, tmp_path / "packed")
@@ -273,7 +277,11 @@ def test_a_changed_archive_is_found_by_its_index(
 def test_a_registry_that_lies_to_writers(
     oci_server: OciServer, oci_url: str, tmp_path: Path, lie: str, code: int, words: str
 ) -> None:
-    kind = type("Kind", (Liar,), {"lie": lie})
+    class Kind(Liar):
+        pass
+
+    kind = Kind
+    kind.lie = lie
     with proxied(oci_server, kind) as (_, url):
         with pytest.raises(PipelineError, match=words) as caught:
             push(url, tmp_path / "packed")

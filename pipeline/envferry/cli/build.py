@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -68,13 +68,23 @@ class PackCommandOptions(DryRunOptions, ThreadOptions, PackedOptions):
 class SigningOptions(SignKeyOptions, TrustedKeyOptions, RegistryOptions):
     """For commands that publish, signed where there is a key."""
 
+    layers: int = option(
+        "--layers",
+        type=click.IntRange(1, 100),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="For oci://: cut the archive into so many layers, which versions share.",
+    )
+
     def open_registry(self) -> Registry:
         """Open the registry to push to, with the keys."""
         from envferry.registry import Registry
 
         trust = load_trust(self.trusted_keys, takes_in=False)
         signer = load_signer(self.sign_keys)
-        return Registry.open(self.registry, signer=signer, trust=trust if trust.keys else None)
+        found = Registry.open(self.registry, signer=signer, trust=trust if trust.keys else None)
+        return replace(found, layers=self.layers)
 
 
 @dataclass(frozen=True, kw_only=True)

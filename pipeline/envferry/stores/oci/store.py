@@ -41,6 +41,7 @@ from envferry.stores.oci.documents import (
     image_manifest,
     read_manifest,
 )
+from envferry.stores.oci.layers import LayerSender, ReusedLayers
 from envferry.stores.oci.layout import ROOT, LayoutSpace
 from envferry.stores.oci.names import (
     ENVIRONMENT_PREFIX,
@@ -55,7 +56,7 @@ from envferry.stores.oci.names import (
     environments_in,
     tag_name,
 )
-from envferry.stores.oci.sending import send_blob, send_bytes
+from envferry.stores.oci.sending import SentBlob, send_blob, send_bytes
 from envferry.stores.oci.tokens import is_loopback
 from envferry.stores.oci.views import Views
 from envferry.stores.port import (
@@ -132,6 +133,8 @@ class OciStore:
     """What it was opened with."""
     place: str
     """What tells it from all other stores."""
+    cuts: tuple[int, ...] = ()
+    """Where the layers after the first one begin in archives that are written."""
     views: Views = field(init=False, repr=False, compare=False)
     known: _Known = field(default_factory=_Known, repr=False, compare=False)
 
@@ -240,17 +243,27 @@ class OciStore:
         """Send what arrives as a blob, in order, while it is hashed."""
         self._require_free(key)
         place, archive = self._prepared(key), archive_name(key)
-        sent = send_blob(
-            self.space,
-            place.repository,
-            incoming,
-            advance,
-            media_type=LAYER if archive else BYTES,
-        )
+        sent: tuple[SentBlob, ...]
+        if archive is None:
+            sent = (self._send(place, incoming, advance, BYTES),)
+        elif self.cuts:
+            reused = ReusedLayers.of(self.space, self.names, place.repository)
+            sent = LayerSender(self.space, place.repository, reused, advance).send(
+                incoming, self.cuts
+            )
+        else:
+            sent = (self._send(place, incoming, advance, LAYER),)
+        layers = tuple(one.descriptor for one in sent)
         subject = None
         if archive:
-            subject = self.views.make_image(key, archive, (sent.descriptor,), (sent.diff_id,))
-        self._require_ours(key, self._put(key, place, (sent.descriptor,), subject))
+            diff_ids = tuple(one.diff_id for one in sent)
+            subject = self.views.make_image(key, archive, layers, diff_ids)
+        self._require_ours(key, self._put(key, place, layers, subject))
+
+    def _send(
+        self, place: Place, incoming: ContentSource, advance: Callable[[int], None], kind: str
+    ) -> SentBlob:
+        return send_blob(self.space, place.repository, incoming, advance, media_type=kind)
 
     def replace(self, key: str, data: bytes, expected: str | None) -> str:
         """Compare, write, and look whether it stayed: a registry has no conditions."""
