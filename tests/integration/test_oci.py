@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from envferry.models import Artifact
     from envferry.stores.port import Store
-from tests.support.oci_registry import OciServer
+    from tests.support.oci_registry import OciServer
 
 pytestmark = pytest.mark.oci
 LARGE, SMALL = 9 << 20, 1 << 20

@@ -50,7 +50,7 @@ from tests.support.oci_registry import docker_registry, find_oci_program
 from tests.support.web_server import web_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.support.oci_registry import OciServer
@@ -156,10 +156,14 @@ def test_a_fault_that_stays_is_said_clearly(
     store = quick_store(url)
     store.create("there", b"x")
     plan.always, plan.retry_after = fault, "3600" if fault == "limited" else None
+    calls: list[Callable[[OciStore], object]] = [
+        lambda one: one.read("there"),
+        lambda one: one.create("a", b"x"),
+    ]
     for one in (store, quick_store(url)):
-        for call in (lambda one=one: one.read("there"), lambda one=one: one.create("a", b"x")):
+        for call in calls:
             with pytest.raises(PipelineError, match=words) as caught:
-                call()
+                call(one)
             assert caught.value.exit_code == 9
             assert caught.value.hint
 
