@@ -9,7 +9,7 @@ export UV_SYSTEM_CERTS ?= 1
 endif
 
 demo: $(VENV)/.ready
-	$(bin)/python -m demo.voyage
+	$(bin)/python -m demo.walkthrough
 
 test: lint unit integration
 
@@ -19,6 +19,9 @@ test-newest test-lowest:
 	rm -f .venv-$(@:test-%=%)/.ready
 	PYTEST_ADDOPTS="$(if $(findstring lowest,$@),-W ignore::DeprecationWarning)" \
 	  $(MAKE) VENV=.venv-$(@:test-%=%) DEPENDENCIES=$(@:test-%=%) unit integration
+
+# Files of tests run side by side; JOBS=0 runs one after the other.
+parallel := -n $(or $(JOBS),auto) --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.ready
 	$(bin)/ruff format --check .
@@ -35,14 +38,14 @@ format: $(VENV)/.ready
 
 # COVERAGE=1 measures which lines and branches the unit tests run.
 unit: $(VENV)/.ready
-	$(if $(COVERAGE),$(bin)/coverage run -m,$(bin)/python -m) pytest --ignore tests/integration
-	$(if $(COVERAGE),$(bin)/coverage report --skip-covered --skip-empty)
+	$(if $(COVERAGE),$(bin)/coverage run -m,$(bin)/python -m) pytest $(parallel) --ignore tests/integration
+	$(if $(COVERAGE),$(bin)/coverage combine -q && $(bin)/coverage report --skip-covered --skip-empty)
 
 integration: $(VENV)/.ready
 	./bootstrap.sh browser
 	./bootstrap.sh npm
 	./bootstrap.sh oci
-	$(bin)/pytest tests/integration -m "not podman and not docker"
+	$(bin)/pytest $(parallel) tests/integration -m "not podman and not docker"
 
 podman: $(VENV)/.ready
 	./bootstrap.sh podman

@@ -19,7 +19,7 @@ from benchmarks.comparing import (
     run_once,
     seconds_result,
 )
-from demo.voyage import ENVFERRY
+from demo.walkthrough import ENVFERRY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

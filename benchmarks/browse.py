@@ -21,7 +21,7 @@ from blake3 import blake3
 
 from benchmarks.comparing import Command, Result, run_once
 from demo.seaweed import S3Server, seaweed
-from demo.voyage import ENVFERRY
+from demo.walkthrough import ENVFERRY
 from envferry.base.json import to_json
 from envferry.config import child_environ
 from envferry.models import ArchiveFacts, Manifest, PackageFacts, TagRecord

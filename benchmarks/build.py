@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.comparing import Command, Result, in_turn, put_aside, seconds_result
-from demo.voyage import ENVFERRY
+from demo.walkthrough import ENVFERRY
 from envferry import process
 from envferry.engines.port import Job
 from envferry.engines.selection import Engine, choose_sandbox
@@ -140,14 +140,14 @@ def download_result(rounds: int, work: Path) -> Result:
                     sha256=digest,
                 )
             )
-        order = work / "packages.json"
-        order.write_bytes(encode(packages))
+        request = work / "packages.json"
+        request.write_bytes(encode(packages))
 
         def fresh() -> None:
             put_aside(fetched)
             fetched.mkdir()
 
-        ours = Command.of(sys.executable, "-c", FETCH, order, fetched, prepare=fresh)
+        ours = Command.of(sys.executable, "-c", FETCH, request, fetched, prepare=fresh)
         words = ("curl", "-sf", "--parallel", "--parallel-max", "8", "--output-dir", fetched)
         curl = Command.of(
             *words, "--remote-name-all", *(item.url for item in packages), prepare=fresh

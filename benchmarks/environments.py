@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from demo.voyage import CHANNEL_ITEMS, ENVFERRY, PROJECT, copy_spec
+from demo.walkthrough import CHANNEL_ITEMS, ENVFERRY, PROJECT, copy_spec
 from envferry.models import BuiltEnv
 
 if TYPE_CHECKING:

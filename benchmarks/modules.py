@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from benchmarks.comparing import Result
     from benchmarks.environments import Environment
 
-MODULES = ("archive", "lock", "build", "registry", "carrying", "browse", "start_up")
+MODULES = ("archive", "lock", "build", "registry", "transfers", "browse", "start_up")
 
 
 def run_module(name: str, environment: Environment) -> list[Result]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.comparing import Command, Result, Run, in_turn, put_aside, run_once, seconds_result
 from demo.seaweed import S3Server, seaweed
-from demo.voyage import ENVFERRY
+from demo.walkthrough import ENVFERRY
 from tests.support.fault_proxy import Plan, fault_proxy
 from tests.support.packed import pack, random_bytes
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from benchmarks.comparing import Command, Result, run_once
-from demo.voyage import ENVFERRY
+from demo.walkthrough import ENVFERRY
 from envferry.artifacts import write_companions
 from envferry.models import Artifact, PackageFacts
 from envferry.progress import Silent

@@ -1,1 +1,1 @@
-"""Whole voyages, played on one machine."""
+"""Whole runs of the pipeline, from spec to installed environment, on one machine."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from demo.measuring import Measured, measure, tree_bytes
 from demo.seaweed import seaweed
-from demo.voyage import ENVFERRY, PROJECT
+from demo.walkthrough import ENVFERRY, PROJECT
 from envferry.base.files import human_bytes
 from envferry.engines.bubblewrap import Bubblewrap
 from envferry.engines.port import Job, Mount
@@ -66,8 +66,8 @@ class ReferenceRun:
         self.rows.append(Row(what=what, measured=measured, size=tree_bytes(result)))
         return measured
 
-    def voyage(self) -> None:
-        """Play the build machine and the registry."""
+    def build_machine(self) -> None:
+        """Run the commands of the build machine and the registry."""
         channel = HOME / "channel"
         python = find_python()
         create = ("channel", "create", channel, "--python", python, *CHANNEL_ITEMS)
@@ -155,12 +155,12 @@ def find_python() -> str:
 
 
 def main() -> None:
-    """Run the reference voyage; keep the lock, the table and the artifact, nothing else."""
+    """Run the reference run; keep the lock, the table and the artifact, nothing else."""
     shutil.rmtree(HOME, ignore_errors=True)
     HOME.mkdir()
     run = ReferenceRun()
     try:
-        run.voyage()
+        run.build_machine()
         run.training_host()
         if "--compare" in sys.argv[1:]:
             run.compare()

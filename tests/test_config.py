@@ -66,7 +66,7 @@ BECOME = (
     [
         (("doctor",), 0, "no place for the cache"),
         (("verify", "demo", "--envs-dir", "nowhere"), 7, "demo is not installed"),
-        (("install", "nowhere/demo.tar.zst"), 7, "is not there"),
+        (("install", "nowhere/demo.tar.zst"), 7, "does not exist"),
         (("cache", "ls"), 3, "no place for the cache: HOME is not set, and user 1000770000"),
         (("ls", "--registry", "~/registry"), 2, "that home directory is not known"),
     ],

@@ -17,7 +17,7 @@ from envferry.channel.conda_package import CondaPackage
 from envferry.channel.virtual_env import record_of
 from envferry.errors import SpecError
 from envferry.lock.conda_solver import virtual_packages
-from envferry.lock.options import LockOptions
+from envferry.lock.lock_options import LockOptions
 from envferry.lock.stage import lock_spec
 from envferry.models import LockedPackage, SpecOptions, SystemRequirements, current_platform
 from envferry.pack.frozen import frozen_members

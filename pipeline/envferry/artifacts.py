@@ -39,9 +39,9 @@ def read_artifact(path: Path) -> Artifact:
     artifact = Artifact(directory=manifest_path.parent, manifest=manifest)
     if path.name.endswith(ARCHIVE_SUFFIX) and path.name != artifact.archive_path.name:
         message = f"{manifest_path} describes {manifest.archive.file}, not {path.name}"
-        raise IntegrityError(message, hint="give the files their first names back")
+        raise IntegrityError(message, hint="restore the original file names")
     if not artifact.archive_path.is_file():
-        message = f"the archive {artifact.archive_path} is not there"
+        message = f"the archive {artifact.archive_path} is missing"
         raise NotFound(message, hint="copy all files of the artifact, or fetch it again")
     return artifact
 
@@ -51,7 +51,7 @@ def decode_manifest(data: bytes, what: str) -> Manifest:
     manifest = from_json(data, Manifest, what)
     names = NAME_PATTERN.fullmatch(manifest.name) and NAME_PATTERN.fullmatch(manifest.platform)
     if not names or not ID_PATTERN.fullmatch(manifest.id):
-        message = f"{what} is damaged: {manifest.stem!r} is no NAME-PLATFORM-ID"
+        message = f"{what} is damaged: {manifest.stem!r} does not have the form NAME-PLATFORM-ID"
         raise IntegrityError(message, hint="copy or fetch it again")
     expected = f"{manifest.stem}{ARCHIVE_SUFFIX}"
     if manifest.archive.file != expected:
@@ -64,7 +64,7 @@ def verify_artifact(artifact: Artifact, *, progress: Progress) -> None:
     """Read the archive and the lock; raise IntegrityError when they are not the manifest's."""
     facts, path = artifact.manifest.archive, artifact.archive_path
     if not path.is_file():
-        message = f"the archive {path} is not there"
+        message = f"the archive {path} is missing"
         raise NotFound(message, hint="copy all files of the artifact, or fetch it again")
     require_size(facts.size, path.stat().st_size, str(path))
     with progress.task(f"check {facts.file}", facts.size) as advance:
@@ -76,7 +76,7 @@ def read_lock(artifact: Artifact) -> bytes:
     """Return the lock beside an archive, checked against the manifest."""
     path = artifact.lock_path
     if not path.is_file():
-        message = f"the lock {path} is not there"
+        message = f"the lock {path} is missing"
         raise NotFound(message, hint="copy all files of the artifact, or fetch it again")
     data = _read_whole(path)
     check_lock(artifact.manifest, data, str(path))
@@ -93,14 +93,14 @@ def check_lock(manifest: Manifest, data: bytes, what: str) -> None:
 
 def check_sbom(data: bytes, what: str) -> None:
     """Raise IntegrityError unless `data` is a CycloneDX list, which no manifest binds."""
-    hint = "run `envferry check` where it comes from: it says how to mend it"
+    hint = "run `envferry check` on the registry it comes from: it says how to repair it"
     try:
         found = decode_json(data, object)
     except msgspec.MsgspecError as error:
         msg = f"{what} is damaged: {error}"
         raise IntegrityError(msg, hint=hint) from error
     if not isinstance(found, dict) or found.get("bomFormat") != "CycloneDX":
-        msg = f"{what} is no CycloneDX list"
+        msg = f"{what} is not a CycloneDX document"
         raise IntegrityError(msg, hint=hint)
 
 
@@ -131,7 +131,7 @@ class Proof:
 
     manifest_data: bytes
     attestation: bytes | None = None
-    """A DSSE envelope; None when nobody signed."""
+    """A DSSE envelope; None for an unsigned artifact."""
 
 
 def read_proof(path: Path) -> Proof:
@@ -167,11 +167,11 @@ def sbom_path(artifact: Artifact) -> Path:
 
 
 def _read_whole(path: Path) -> bytes:
-    """Read a file beside an archive: a disk of a stranger may claim that it is of any length."""
+    """Read a file beside an archive: a foreign disk may claim any length for it."""
     with path.open("rb") as stream:
         data = stream.read(MOST_BYTES + 1) if path.stat().st_size <= MOST_BYTES else None
     if data is None or len(data) > MOST_BYTES:
-        message = f"{path} has more than {MOST_BYTES:,} bytes, which no such file needs"
+        message = f"{path} has more than {MOST_BYTES:,} bytes, more than this kind of file can have"
         raise IntegrityError(message, hint="copy or fetch it again")
     return data
 
@@ -184,11 +184,11 @@ def _manifest_beside(path: Path) -> Path:
         stem = path.name[: -len(ARCHIVE_SUFFIX)]
         candidates = (path.with_name(stem + MANIFEST_SUFFIX), path.with_name(REGISTRY_MANIFEST))
     else:
-        message = f"{path} is no artifact: its name ends in neither .tar.zst nor .manifest.json"
+        message = f"{path} is not an artifact: its name ends in neither .tar.zst nor .manifest.json"
         raise UsageError(message, hint="name an archive file, or a ref such as demo@stable")
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     missing = f"the manifest {candidates[0]}" if path.exists() else path
-    message = f"{missing} is not there"
+    message = f"{missing} does not exist"
     raise NotFound(message, hint="copy all files of the artifact, or fetch it again")

@@ -87,7 +87,7 @@ def without_credentials(text: str) -> str:
 def fit_to_show(text: str) -> str:
     """Remove logins from every URL in a message, and show that there is what may be a token.
 
-    Nobody knows here what a URL is for, so what stands where conda's tokens do is masked.
+    The purpose of a URL is unknown here, so what stands where conda's tokens do is masked.
     """
     return POSSIBLE_TOKEN.sub(r"\g<place>/t/…", without_login(text))
 
@@ -263,7 +263,7 @@ class LockedPackage(msgspec.Struct, frozen=True, kw_only=True):
     dependencies: dict[str, str] = {}
     record: dict[str, Any] = {}
     """What the channel's index says of a conda package beyond that: indexes are patched, packages
-    are not. Empty where nobody knows it."""
+    are not. Empty where it is unknown."""
 
     @property
     def kind(self) -> Literal["conda", "wheel", "sdist", "git", "directory"]:
@@ -461,7 +461,7 @@ class Ref:
 
     @classmethod
     def parse(cls, text: str) -> Ref:
-        """Parse a ref; raise UsageError when it is none."""
+        """Parse a ref; raise UsageError when it is not valid."""
         name, at, version = text.partition("@")
         check_name(name, "environment name")
         if not at:

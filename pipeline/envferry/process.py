@@ -107,7 +107,7 @@ def run_on_lifeline(
 ) -> Finished:
     """Run `argv` like `run`, its stdin a pipe that ends when this process does.
 
-    However it ends: a container on the other side of a daemon can know that nobody waits for it.
+    So a container behind a daemon notices when this process ends, however it ends.
     """
     reading, writing = os.pipe()
     try:
@@ -119,7 +119,7 @@ def run_on_lifeline(
 
 
 def stop_all() -> None:
-    """Stop the programs that threads still wait for, when nobody waits for these threads."""
+    """Stop the programs that threads still wait for, when the threads are abandoned."""
     for child in tuple(_running):
         stop(child)
 

@@ -49,5 +49,5 @@ class Silent:
     def task(
         self, label: str, total_bytes: int | Expected | None = None
     ) -> Iterator[Callable[[int], None]]:
-        """Open a task that nobody watches."""
+        """Open a task whose progress is not shown."""
         yield lambda done_bytes: None

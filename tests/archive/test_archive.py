@@ -17,6 +17,7 @@ import zstandard
 
 from envferry.archive import index as index_module
 from envferry.archive.extraction import ExtractOptions, extract_tree
+from envferry.archive.frame_packer import frame_entry
 from envferry.archive.index import FileEntry, Index, encode_index
 from envferry.archive.members import FRAME_BYTES, Member, Owner, Recorded
 from envferry.archive.prefix_search import find_edits
@@ -24,7 +25,7 @@ from envferry.archive.prefixes import Relocation
 from envferry.archive.reader import Archive, FileSource
 from envferry.archive.seek_table import encode_seek_table
 from envferry.archive.tar import END_OF_ARCHIVE
-from envferry.archive.writer import ArchiveOptions, WrittenArchive, frame_entry, write_archive
+from envferry.archive.writer import ArchiveOptions, WrittenArchive, write_archive
 from envferry.errors import HostError, IntegrityError, PipelineError, SpecError
 from tests.conftest import require
 

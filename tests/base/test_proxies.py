@@ -148,7 +148,7 @@ def test_past_a_proxy(
         assert not proxy.seen
 
 
-@pytest.mark.parametrize("mood", ["gone", "wants a login", "refuses"])
+@pytest.mark.parametrize("mood", ["gone", "requires a login", "refuses"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_the_proxy_is_named(
     read: Callable[[str, Path], bytes],
@@ -157,7 +157,7 @@ def test_the_proxy_is_named(
     mood: str,
     scheme: str,
 ) -> None:
-    login = "me:s3cret" if mood == "wants a login" else ""
+    login = "me:s3cret" if mood == "requires a login" else ""
     with forward_proxy(login, refuses=mood == "refuses") as proxy:
         let(monkeypatch, proxy, f"{scheme}_proxy", login="you:wr0ng")
         if mood != "gone":

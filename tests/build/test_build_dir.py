@@ -41,7 +41,7 @@ def test_a_build_of_another_user_is_named_before_anything_is_built() -> None:
         require_replaceable(home)
         with somebody_else():
             require_replaceable(home.with_name("not-there"))
-            with pytest.raises(HostError, match="demo belongs to another user") as caught:
+            with pytest.raises(HostError, match="demo belongs to user") as caught:
                 require_replaceable(home)
         assert "ENVFERRY_CACHE" in caught.value.hint
         tree.chmod(0o777)

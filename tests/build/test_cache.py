@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives import hashes
 
 from envferry.base.proxies import choose_proxy
 from envferry.base.retry import RetryPolicy
-from envferry.build.downloads import DownloadCache, redact
+from envferry.build.download import redact
+from envferry.build.downloads import DownloadCache
 from envferry.config import NetworkSettings
 from envferry.errors import IntegrityError, NotFound, SpecError, StoreError
 from envferry.models import LockedPackage
@@ -353,7 +354,7 @@ def test_local_files_are_copied_and_checked(cache: DownloadCache, tmp_path: Path
     assert path.read_bytes() == CONTENT
     assert path.stat().st_ino != source.stat().st_ino
     source.write_bytes(b"changed")
-    with pytest.raises(IntegrityError, match="wrong bytes"):
+    with pytest.raises(IntegrityError, match="does not match its checksum"):
         fetch(cache, package(source.as_uri(), sha256="1" * 64))
     with pytest.raises(NotFound, match=r"gone\.whl"):
         fetch(cache, package((tmp_path / "gone.whl").as_uri(), sha256="1" * 64))

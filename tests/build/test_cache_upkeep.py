@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from envferry.base.files import exclusive_lock
-from envferry.build.cache import (
+from envferry.build.cache_locks import cache_lock
+from envferry.build.cache_upkeep import (
     list_entries,
     list_indexes,
     prune_entries,
@@ -19,9 +20,9 @@ from envferry.build.cache import (
     remove_leftovers,
     verify_entries,
 )
-from envferry.build.downloads import DownloadCache, cache_lock
+from envferry.build.downloads import DownloadCache
 from envferry.errors import TargetOccupied
-from envferry.lock.repodata import IndexShelf
+from envferry.lock.repodata import ChannelIndexes
 from envferry.lock.repodata_server import RepodataServer
 from envferry.progress import Silent
 from tests.support.builds import locked
@@ -148,7 +149,7 @@ def test_leftovers_of_killed_builds_go(tmp_path: Path) -> None:
 VERIFY_AS_ANOTHER = """
 import os, sys
 from pathlib import Path
-from envferry.build.cache import list_entries, verify_entries
+from envferry.build.cache_upkeep import list_entries, verify_entries
 os.setgroups([])
 os.setgid(6000)
 os.setuid(5002)
@@ -175,11 +176,11 @@ def test_indexes_of_channels_are_listed_and_pruned(tmp_path: Path) -> None:
     root = tmp_path / "repodata"
     channel = write_channel(tmp_path / "c", record("a", "1"), form="repodata.json.zst")
     server = RepodataServer(root, DownloadCache(tmp_path / "downloads"))
-    assert IndexShelf(server).index(f"{channel.as_uri()}/linux-64/") is not None
+    assert ChannelIndexes(server).index(f"{channel.as_uri()}/linux-64/") is not None
     (found,) = list_indexes(root)
     assert found.url == (channel / "linux-64/repodata.json.zst").as_uri()
     assert found.size == found.path.stat().st_size > 0
     assert prune_indexes(root, older_than=found.used - 1).files == 0
     assert prune_indexes(root, older_than=time.time() + 60).size >= found.size
     assert list_indexes(root) == []
-    assert IndexShelf(server).index(f"{channel.as_uri()}/linux-64/") is not None
+    assert ChannelIndexes(server).index(f"{channel.as_uri()}/linux-64/") is not None

@@ -85,11 +85,11 @@ def test_a_file_lands_where_the_links_of_the_prefix_lead(tmp_path: Path) -> None
     (prefix / "lib").mkdir(parents=True)
     (prefix / "lib64").symlink_to("lib")
     wheel = make_wheel(tmp_path, files={"{data}/data/lib64/deep/a": "", "{data}/data/top": ""})
-    order = WheelFile(path=str(wheel), name="demo", version="1.0", sha256="")
-    found = written_files(order, CondaRecords(prefix, {}))
+    request = WheelFile(path=str(wheel), name="demo", version="1.0", sha256="")
+    found = written_files(request, CondaRecords(prefix, {}))
     assert {"lib/deep/a", "top"} <= found.keys()
     record = {"name": "owner", "files": ["lib/deep/a"], "version": "1"}
-    [clobber] = find_clobbers({order: found}, CondaRecords(prefix, {prefix / "x": record}))
+    [clobber] = find_clobbers({request: found}, CondaRecords(prefix, {prefix / "x": record}))
     assert (clobber.file, clobber.owner) == ("lib/deep/a", "owner")
 
 

@@ -24,7 +24,7 @@ REQUIRES = '[build-system]\nrequires = ["flit_core >=3", "wheel"]\n'
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> SourceCache:
+def sources(tmp_path: Path) -> SourceCache:
     return SourceCache(cache=DownloadCache(tmp_path / "cache"), progress=Silent())
 
 
@@ -49,19 +49,19 @@ def folder(path: Path, pyproject: str) -> LockedPackage:
     ],
 )
 def test_a_folder_says_what_builds_it(
-    shelf: SourceCache, tmp_path: Path, pyproject: str, expected: tuple[str, ...]
+    sources: SourceCache, tmp_path: Path, pyproject: str, expected: tuple[str, ...]
 ) -> None:
-    assert shelf.build_requires(folder(tmp_path / "app", pyproject)) == expected
+    assert sources.build_requires(folder(tmp_path / "app", pyproject)) == expected
 
 
 @pytest.mark.parametrize("pyproject", ["build-system = 3", "[build-system]\nrequires = 1", "["])
-def test_a_damaged_pyproject(shelf: SourceCache, tmp_path: Path, pyproject: str) -> None:
+def test_a_damaged_pyproject(sources: SourceCache, tmp_path: Path, pyproject: str) -> None:
     with pytest.raises(SpecError, match=r"pyproject\.toml of app is damaged"):
-        shelf.build_requires(folder(tmp_path / "app", pyproject))
+        sources.build_requires(folder(tmp_path / "app", pyproject))
 
 
 @pytest.mark.parametrize("ending", ["tar.gz", "zip"])
-def test_an_archive_says_what_builds_it(shelf: SourceCache, tmp_path: Path, ending: str) -> None:
+def test_an_archive_says_what_builds_it(sources: SourceCache, tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"app-1.{ending}"
     members = {"app-1/pyproject.toml": REQUIRES, "app-1/inner/pyproject.toml": "["}
     if ending == "zip":
@@ -75,32 +75,32 @@ def test_an_archive_says_what_builds_it(shelf: SourceCache, tmp_path: Path, endi
                 member.size = len(text)
                 tar.addfile(member, io.BytesIO(text.encode()))
     package = source(path.as_uri(), file_hash(path))
-    assert shelf.build_requires(package) == ("flit_core >=3", "wheel")
+    assert sources.build_requires(package) == ("flit_core >=3", "wheel")
 
 
-def test_a_folder_is_placed_as_it_was_locked(shelf: SourceCache, tmp_path: Path) -> None:
+def test_a_folder_is_placed_as_it_was_locked(sources: SourceCache, tmp_path: Path) -> None:
     app = tmp_path / "app"
     package = folder(app, REQUIRES)
     for stray in ("build/lib", "dist", ".git"):
         (app / stray).mkdir(parents=True)
         (app / stray / "stray").touch()
     (tmp_path / "first").mkdir()
-    placed = shelf.place(package, tmp_path / "first")
+    placed = sources.place(package, tmp_path / "first")
     assert [path.name for path in placed.rglob("*")] == ["pyproject.toml"]
 
     (app / "module/build").mkdir(parents=True)
     (app / "module/build/__init__.py").touch()
     (tmp_path / "second").mkdir()
     with pytest.raises(IntegrityError, match="changed since it was locked"):
-        shelf.place(package, tmp_path / "second")
+        sources.place(package, tmp_path / "second")
 
 
-def test_a_repository_that_is_not_there(shelf: SourceCache, tmp_path: Path) -> None:
+def test_a_repository_that_is_not_there(sources: SourceCache, tmp_path: Path) -> None:
     commit = "1" * 40
     package = source(f"git+{tmp_path.as_uri()}/none@{commit}", commit)
-    offline = SourceCache(cache=shelf.cache, progress=Silent(), offline=True)
+    offline = SourceCache(cache=sources.cache, progress=Silent(), offline=True)
     with pytest.raises(NotFound, match="not in the download cache"):
         offline.build_requires(package)
     other = source(package.url, "2" * 40)
     with pytest.raises(SpecError, match="does not name the commit"):
-        shelf.build_requires(other)
+        sources.build_requires(other)

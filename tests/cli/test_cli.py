@@ -26,7 +26,7 @@ ENVFERRY = Path(sys.executable).with_name("envferry")
         (["install", "demo", "--bogus"], 2, "No such option"),
         (["install", "a b"], 2, "is not a valid environment name"),
         (["install", "demo@.x"], 2, "is not a valid tag or id"),
-        (["install", "nowhere/demo.tar.zst"], 7, "is not there"),
+        (["install", "nowhere/demo.tar.zst"], 7, "does not exist"),
         (["ls", "--registry", "ftp://x"], 2, "ftp"),
         (["show", "demo", "--registry", "file:///nowhere/at/all"], 7, "nowhere/at/all"),
         (["pack", "torch-2.8"], 7, "torch-2.8 is not built"),
@@ -131,7 +131,7 @@ def test_a_file_where_a_folder_should_be(
 ) -> None:
     (tmp_path / "file").touch()
     assert run(["fetch", "demo", "-o", str(tmp_path / "file")]) == 11
-    assert f"a file is in the place of a folder ({tmp_path}/file)" in capsys.readouterr().err
+    assert f"a file is where a folder is expected ({tmp_path}/file)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("closed", "said"), [("<&-", "[]\n"), (">&-", ""), ("2>&-", "[]\n")])

@@ -30,7 +30,7 @@ WRITES = {
 PLATFORM = current_platform()
 
 
-class Desk:
+class Project:
     """A folder with two artifacts, the older one pushed and both installed."""
 
     def __init__(self, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,15 +71,15 @@ class Desk:
 
 
 @pytest.fixture
-def desk(
+def project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Desk:
+) -> Project:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ENVFERRY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("ENVFERRY_ENVS_DIR", str(tmp_path / "envs"))
     monkeypatch.setenv("ENVFERRY_REGISTRY", str(tmp_path / "registry"))
     (tmp_path / "registry").mkdir()
-    return Desk(tmp_path, capsys)
+    return Project(tmp_path, capsys)
 
 
 def test_every_command_that_writes_knows_it() -> None:
@@ -91,131 +91,131 @@ def test_every_command_that_writes_knows_it() -> None:
     assert found == WRITES
 
 
-def test_push_and_tag(desk: Desk) -> None:
-    (answer,) = desk.ask("push", desk.old.archive_path, "--tag", "stable")
+def test_push_and_tag(project: Project) -> None:
+    (answer,) = project.ask("push", project.old.archive_path, "--tag", "stable")
     assert (answer["uploaded"], answer["tags"]) == (True, ["stable", "latest"])
-    desk.push(desk.old)
-    (answer,) = desk.ask("push", desk.old.archive_path)
+    project.push(project.old)
+    (answer,) = project.ask("push", project.old.archive_path)
     assert answer["uploaded"] is False
-    old = desk.old.manifest.id
-    assert desk.ask("tag", "demo", "stable")["id"] == old
-    assert f"demo@stable would point to {old}, now nothing" in desk.say(
+    old = project.old.manifest.id
+    assert project.ask("tag", "demo", "stable")["id"] == old
+    assert f"demo@stable would point to {old}, now nothing" in project.say(
         "tag", "demo", "stable", "--dry-run"
     )
     assert run(["tag", "demo", "a/b", "--dry-run"]) == 2
 
 
-def test_fetch(desk: Desk, tmp_path: Path) -> None:
-    desk.push(desk.old)
+def test_fetch(project: Project, tmp_path: Path) -> None:
+    project.push(project.old)
     disk = tmp_path / "disk"
-    answer = desk.ask("fetch", "demo", "-o", disk)
+    answer = project.ask("fetch", "demo", "-o", disk)
     assert not disk.exists()
     assert answer["present"] is False
-    assert desk.say("fetch", "demo", "-o", disk) == f"{answer['archive']}\n"
-    assert desk.ask("fetch", "demo", "-o", disk)["present"] is True
+    assert project.say("fetch", "demo", "-o", disk) == f"{answer['archive']}\n"
+    assert project.ask("fetch", "demo", "-o", disk)["present"] is True
     assert run(["fetch", "demo@none", "--dry-run"]) == 7
 
 
-def test_rollback_and_remove(desk: Desk) -> None:
-    old, new = desk.old.manifest.id, desk.new.manifest.id
-    assert desk.ask("install", desk.old.archive_path)["id"] == old
+def test_rollback_and_remove(project: Project) -> None:
+    old, new = project.old.manifest.id, project.new.manifest.id
+    assert project.ask("install", project.old.archive_path)["id"] == old
     assert run(["rollback", "demo", "--dry-run"]) == 7
-    desk.say("install", desk.old.archive_path)
-    desk.say("install", desk.new.archive_path)
-    assert desk.ask("rollback", "demo")["id"] == old
-    assert desk.ask("remove", "demo", "--keep", "1")["removed"] == [old]
-    assert desk.ask("remove", f"demo@{old}")["removed"] == [old]
+    project.say("install", project.old.archive_path)
+    project.say("install", project.new.archive_path)
+    assert project.ask("rollback", "demo")["id"] == old
+    assert project.ask("remove", "demo", "--keep", "1")["removed"] == [old]
+    assert project.ask("remove", f"demo@{old}")["removed"] == [old]
     assert run(["remove", f"demo@{new}", "--dry-run"]) == 10, "what a removal would refuse"
-    assert set(desk.ask("remove", "demo", "--all")["removed"]) == {old, new}
+    assert set(project.ask("remove", "demo", "--all")["removed"]) == {old, new}
     assert (
-        desk.say("remove", "demo", "--keep", "1")
+        project.say("remove", "demo", "--keep", "1")
         == f"removed demo@{old}\nkept    demo@{new}: current\n"
     )
 
 
-def test_export_apply_and_mirror(desk: Desk, tmp_path: Path) -> None:
-    desk.push(desk.old, "stable")
+def test_export_apply_and_mirror(project: Project, tmp_path: Path) -> None:
+    project.push(project.old, "stable")
     disk, site = tmp_path / "disk", tmp_path / "site"
-    answer = desk.ask("export", "demo@stable", disk)
+    answer = project.ask("export", "demo@stable", disk)
     assert not disk.exists()
-    made = json.loads(desk.say("export", "demo@stable", disk, "--json"))
+    made = json.loads(project.say("export", "demo@stable", disk, "--json"))
     for name in ("artifacts", "carried_bytes", "archive_bytes", "since", "directory"):
         assert answer[name] == made[name]
     site.mkdir()
-    answer = desk.ask("apply", disk, "--registry", site)
-    assert (answer["copied"], answer["present"]) == ([desk.old.manifest.stem], 0)
-    assert desk.ask("mirror", "registry", site)["copied"] == [desk.old.manifest.stem]
-    said = desk.say("apply", disk, "--registry", site)
+    answer = project.ask("apply", disk, "--registry", site)
+    assert (answer["copied"], answer["present"]) == ([project.old.manifest.stem], 0)
+    assert project.ask("mirror", "registry", site)["copied"] == [project.old.manifest.stem]
+    said = project.say("apply", disk, "--registry", site)
     assert f"{site}: 1 artifact added, 0 already present" in said
-    desk.push(desk.new)
-    delta = desk.ask("export", "demo", tmp_path / "more", "--since", "demo@stable")
+    project.push(project.new)
+    delta = project.ask("export", "demo", tmp_path / "more", "--since", "demo@stable")
     made = json.loads(
-        desk.say("export", "demo", tmp_path / "more", "--since", "demo@stable", "--json")
+        project.say("export", "demo", tmp_path / "more", "--since", "demo@stable", "--json")
     )
     assert delta["carried_bytes"] == made["carried_bytes"] != made["archive_bytes"]
-    answer = desk.ask("apply", tmp_path / "more", "--registry", site)
-    assert answer["rebuilt"] == [desk.new.manifest.stem]
+    answer = project.ask("apply", tmp_path / "more", "--registry", site)
+    assert answer["rebuilt"] == [project.new.manifest.stem]
 
 
-def test_import(desk: Desk, tmp_path: Path) -> None:
+def test_import(project: Project, tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text("numpy==1.26.4\n")
-    answer = desk.ask("import", "requirements.txt", "-n", "demo", "--python", "3.11")
-    desk.say("import", "requirements.txt", "-n", "demo", "--python", "3.11")
+    answer = project.ask("import", "requirements.txt", "-n", "demo", "--python", "3.11")
+    project.say("import", "requirements.txt", "-n", "demo", "--python", "3.11")
     spec = tmp_path / "specs/demo.yml"
     assert spec.read_text() == answer["text"]
     spec.write_text("another\n")
     assert run(["import", "requirements.txt", "-n", "demo", "--dry-run"]) == 10
-    assert desk.ask("import", "requirements.txt", "-n", "demo", "-y")["pip"] == 1
+    assert project.ask("import", "requirements.txt", "-n", "demo", "-y")["pip"] == 1
 
 
-def test_lock_build_and_release(desk: Desk, tmp_path: Path) -> None:
+def test_lock_build_and_release(project: Project, tmp_path: Path) -> None:
     channel = make_channel(tmp_path / "channel", python_packages(PLATFORM))
     spec = tmp_path / "specs/demo.yml"
     spec.parent.mkdir()
     spec.write_text(f"channels: ['{channel}']\ndependencies: [python=3.10]\n")
-    (answer,) = desk.ask("lock", "-f", "specs/demo.yml", "--platform", PLATFORM)
+    (answer,) = project.ask("lock", "-f", "specs/demo.yml", "--platform", PLATFORM)
     lock = spec.with_name("demo.conda-lock.yml")
     assert not lock.exists()
-    (made,) = json.loads(desk.say("lock", "demo", "--platform", PLATFORM, "--json"))
+    (made,) = json.loads(project.say("lock", "demo", "--platform", PLATFORM, "--json"))
     assert {**answer, "dry_run": None} == {**made, "dry_run": None}
-    answer = desk.ask("build", "demo")
+    answer = project.ask("build", "demo")
     assert answer["prefix"] == "/opt/conda/envs/demo"
     assert (answer["conda"], answer["pip"]) == (made["platforms"][PLATFORM], 0)
     assert len(answer["downloads"]) == answer["conda"]
-    (answer,) = desk.ask("release", "demo", "--tag", "stable")
+    (answer,) = project.ask("release", "demo", "--tag", "stable")
     assert (answer["build"], answer["id"], answer["tags"]) == (True, None, ["stable", "latest"])
     assert run(["release", "demo", "other", "--dry-run"]) == 7
     assert run(["lock"]) == 2
 
 
-def test_pack(desk: Desk, tmp_path: Path) -> None:
+def test_pack(project: Project, tmp_path: Path) -> None:
     assert run(["pack", "demo", "--dry-run"]) == 7
     (tmp_path / "found/conda-meta").mkdir(parents=True)
-    answer = desk.ask("pack", "./found", "-n", "demo", "-p", "/opt/conda/envs/demo")
+    answer = project.ask("pack", "./found", "-n", "demo", "-p", "/opt/conda/envs/demo")
     assert answer["archive"] == f"dist/demo-{PLATFORM}-ID.tar.zst"
 
 
-def test_prunes(desk: Desk, tmp_path: Path) -> None:
+def test_prunes(project: Project, tmp_path: Path) -> None:
     folder = tmp_path / "cache/downloads/sha256/ab" / ("ab" * 32)
     folder.mkdir(parents=True)
     (folder / "a-1.0-0.conda").write_bytes(b"a" * 1000)
     (tmp_path / "cache/builds/demo-x.partial").mkdir(parents=True)
     os.utime(folder / "a-1.0-0.conda", (0, 0))
     (tmp_path / "cache/downloads/.lock").touch()
-    answer = desk.ask("cache", "prune")
+    answer = project.ask("cache", "prune")
     assert answer["downloads"] == {"files": 1, "size": 1000}
-    made = json.loads(desk.say("cache", "prune", "--json"))
+    made = json.loads(project.say("cache", "prune", "--json"))
     assert {**made, "dry_run": True} == answer
     assert not folder.exists()
-    desk.push(desk.old)
+    project.push(project.old)
     assert run(["prune", "--delete", "--dry-run"]) == 2
 
 
 @pytest.mark.parametrize(("typed", "code", "is_there"), [(b"n\n", 130, True), (b"y\n", 0, False)])
 def test_who_removes_all_is_asked_at_a_terminal(
-    desk: Desk, typed: bytes, code: int, is_there: bool
+    project: Project, typed: bytes, code: int, is_there: bool
 ) -> None:
-    desk.say("install", desk.old.archive_path)
+    project.say("install", project.old.archive_path)
     ours, theirs = pty.openpty()
     command = [str(Path(sys.executable).with_name("envferry")), "remove", "demo", "--all"]
     with subprocess.Popen(
@@ -226,14 +226,14 @@ def test_who_removes_all_is_asked_at_a_terminal(
         child.communicate(timeout=60)
     os.close(ours)
     assert child.returncode == code
-    assert (desk.home / "envs/demo").exists() is is_there
+    assert (project.home / "envs/demo").exists() is is_there
 
 
-def test_nobody_is_asked_without_a_terminal_or_with_yes(desk: Desk) -> None:
+def test_nobody_is_asked_without_a_terminal_or_with_yes(project: Project) -> None:
     for words in ((), ("-y",)):
-        desk.say("install", desk.old.archive_path)
-        assert desk.say("remove", "demo", "--all", *words)
-        assert not (desk.home / "envs/demo").exists()
+        project.say("install", project.old.archive_path)
+        assert project.say("remove", "demo", "--all", *words)
+        assert not (project.home / "envs/demo").exists()
 
 
 def test_short_names_are_those_of_conda() -> None:

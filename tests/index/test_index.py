@@ -17,7 +17,7 @@ from envferry.errors import UsageError
 from envferry.index import MatchSpec, RegistryIndex, queries, registry_index
 from envferry.index.match_spec import compare_conda
 from envferry.index.queries import Filter
-from envferry.index.records import Known
+from envferry.index.rows import Known
 from envferry.registry import Registry
 from tests.support.artifacts import PLATFORM
 from tests.support.published import NUMPY, Made, publish
@@ -48,7 +48,7 @@ class Site:
     """A registry, its index and where both lie."""
 
     registry: Registry
-    catalog: RegistryIndex
+    index: RegistryIndex
     home: Path
 
     def publish(self, made: Made, *tags: str) -> str:
@@ -59,13 +59,13 @@ class Site:
         """Refresh; return which keys were read for it."""
         store: Any = self.registry.store
         store.reads.clear()
-        self.catalog.refresh(fully=fully)
+        self.index.refresh(fully=fully)
         return list(store.reads)
 
     def ids(self, **wanted: Any) -> list[str]:
         """Refresh and list."""
-        self.catalog.refresh()
-        return [entry.id for entry in self.catalog.ask(queries.entries(Filter(**wanted)))]
+        self.index.refresh()
+        return [entry.id for entry in self.index.ask(queries.entries(Filter(**wanted)))]
 
     def path(self, id_: str, file: str = "manifest.json", name: str = "demo") -> Path:
         """Where a file of an artifact is."""
@@ -80,7 +80,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     Path(registry.url).mkdir()
     site = Site(registry, RegistryIndex.open(registry, tmp_path / "cache"), tmp_path)
     yield site
-    site.catalog.close()
+    site.index.close()
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_lists_what_was_pushed(site: Site) -> None:
     second = site.publish(Made(seed=2, version="2.0"), "latest", "nightly")
     other = site.publish(Made(name="other", seed=3))
     assert set(site.ids()) == {first, second, other}
-    entries = {entry.id: entry for entry in site.catalog.ask(queries.entries())}
+    entries = {entry.id: entry for entry in site.index.ask(queries.entries())}
     entry = entries[second]
     assert (entry.name, entry.version, entry.tags) == ("demo", "2.0", ("latest", "nightly"))
     assert (entry.size, entry.packages, entry.attested, entry.problem) == (1000, 3, False, None)
@@ -105,9 +105,9 @@ def test_lists_what_was_pushed(site: Site) -> None:
     assert site.ids(tag="stable") == [first]
     assert set(site.ids(is_tagged=True)) == {first, second}
     assert site.ids(platform="linux-aarch64") == []
-    names = [(one.name, one.versions, one.tags) for one in site.catalog.ask(queries.environments())]
+    names = [(one.name, one.versions, one.tags) for one in site.index.ask(queries.environments())]
     assert names == [("demo", 2, ("latest", "nightly", "stable")), ("other", 1, ())]
-    assert site.catalog.ask(queries.totals).artifacts == 3
+    assert site.index.ask(queries.totals).artifacts == 3
 
 
 @pytest.mark.usefixtures("quick")
@@ -120,7 +120,7 @@ def test_only_what_is_new_is_read(site: Site) -> None:
         f"v1/envs/demo/{PLATFORM}/{second}/manifest.json",
         f"v1/tags/demo/{PLATFORM}/latest",
     ]
-    assert {entry.id: entry.tags for entry in site.catalog.ask(queries.entries())} == {
+    assert {entry.id: entry.tags for entry in site.index.ask(queries.entries())} == {
         first: (),
         second: ("latest",),
     }
@@ -135,9 +135,9 @@ def test_what_is_removed_disappears(site: Site) -> None:
     site.path(first).parent.rmdir()
     (Path(site.registry.url) / f"v1/tags/demo/{PLATFORM}/old").unlink()
     assert site.ids() == [second]
-    assert site.catalog.ask(queries.all_tags()) == ()
-    assert site.catalog.ask(queries.find(MatchSpec.parse("torch"))) == ()
-    assert site.catalog.ask(queries.totals).packages == 1
+    assert site.index.ask(queries.all_tags()) == ()
+    assert site.index.ask(queries.find(MatchSpec.parse("torch"))) == ()
+    assert site.index.ask(queries.totals).packages == 1
 
 
 @pytest.mark.usefixtures("quick")
@@ -158,7 +158,7 @@ def test_half_a_removal_is_seen_by_a_full_listing(site: Site) -> None:
     assert set(site.ids()) == {first, second}
     site.path(second).unlink()
     assert set(site.ids()) == {first, second}
-    site.catalog.refresh(fully=True)
+    site.index.refresh(fully=True)
     assert site.ids() == [first]
 
 
@@ -169,8 +169,8 @@ def test_a_signature_that_comes_later_is_seen(site: Site) -> None:
     site.ids()
     site.path(first, "attestation.json").write_bytes(b"{}")
     site.registry.move_tag("demo", PLATFORM, "latest", first)
-    site.catalog.refresh()
-    (entry,) = site.catalog.ask(queries.entries())
+    site.index.refresh()
+    (entry,) = site.index.ask(queries.entries())
     assert entry.attested
 
 
@@ -206,12 +206,12 @@ def test_a_damaged_manifest_is_shown_as_damaged(
     spoiled = spoil(msgspec.json.decode(before))
     site.path(bad).write_bytes(spoiled if isinstance(spoiled, bytes) else to_json(spoiled))
     assert set(site.ids()) == {good, bad}
-    problems = {entry.id: entry.problem for entry in site.catalog.ask(queries.entries())}
+    problems = {entry.id: entry.problem for entry in site.index.ask(queries.entries())}
     assert problems[good] is None
     assert problems[bad]
     site.path(bad).write_bytes(before)
-    site.catalog.refresh()
-    assert site.catalog.ask(queries.totals).damaged == 0
+    site.index.refresh()
+    assert site.index.ask(queries.totals).damaged == 0
 
 
 @pytest.mark.parametrize(
@@ -220,8 +220,8 @@ def test_a_damaged_manifest_is_shown_as_damaged(
 def test_damaged_tags(site: Site, data: bytes) -> None:
     id_ = site.publish(Made(), "good", "bad")
     (Path(site.registry.url) / f"v1/tags/demo/{PLATFORM}/bad").write_bytes(data)
-    site.catalog.refresh()
-    tags = {tag.tag: tag for tag in site.catalog.ask(queries.all_tags())}
+    site.index.refresh()
+    tags = {tag.tag: tag for tag in site.index.ask(queries.all_tags())}
     assert (tags["good"].id, tags["good"].problem) == (id_, None)
     assert tags["bad"].id is None
     assert tags["bad"].problem
@@ -234,7 +234,7 @@ def test_foreign_files_are_passed_over(site: Site) -> None:
         (top / key).parent.mkdir(parents=True, exist_ok=True)
         (top / key).write_bytes(b"")
     assert site.ids() == [id_]
-    site.catalog.refresh(fully=True)
+    site.index.refresh(fully=True)
     assert site.ids() == [id_]
 
 
@@ -244,9 +244,9 @@ def test_a_damaged_or_foreign_index_is_made_anew(
 ) -> None:
     id_ = site.publish(Made())
     site.ids()
-    path = site.catalog.database.path
+    path = site.index.database.path
     assert path is not None
-    site.catalog.close()
+    site.index.close()
     if content is None:
         path.unlink()
         foreign = sqlite3.connect(path)
@@ -255,29 +255,29 @@ def test_a_damaged_or_foreign_index_is_made_anew(
         foreign.close()
     else:
         path.write_bytes(content)
-    site.catalog = RegistryIndex.open(site.registry, tmp_path / "cache")
+    site.index = RegistryIndex.open(site.registry, tmp_path / "cache")
     assert site.ids() == [id_]
 
 
 def test_an_index_that_is_damaged_while_it_is_open(site: Site) -> None:
     ids = {site.publish(Made(seed=seed)) for seed in range(8)}
     site.ids()
-    path = site.catalog.database.path
+    path = site.index.database.path
     assert path is not None
     with path.open("r+b") as stream:
         stream.seek(4096)
         stream.write(b"\xaa" * 8192)
-    site.catalog.database.connection.execute("PRAGMA shrink_memory")
-    assert {entry.id for entry in site.catalog.ask(queries.entries())} == ids
+    site.index.database.connection.execute("PRAGMA shrink_memory")
+    assert {entry.id for entry in site.index.ask(queries.entries())} == ids
     assert set(site.ids()) == ids
 
 
 def test_without_a_place_to_write_the_index_is_in_memory(site: Site, tmp_path: Path) -> None:
     id_ = site.publish(Made())
     (tmp_path / "file").write_bytes(b"")
-    site.catalog.close()
-    site.catalog = RegistryIndex.open(site.registry, tmp_path / "file")
-    assert site.catalog.database.path is None
+    site.index.close()
+    site.index = RegistryIndex.open(site.registry, tmp_path / "file")
+    assert site.index.database.path is None
     assert site.ids() == [id_]
 
 
@@ -296,9 +296,9 @@ def test_processes_at_once(site: Site, tmp_path: Path) -> None:
     program = (
         "import sys\nfrom pathlib import Path\nfrom envferry.index import RegistryIndex, queries\n"
         "from envferry.registry import Registry\n"
-        "catalog = RegistryIndex.open(Registry.open(sys.argv[1]), Path(sys.argv[2]))\n"
-        "for _ in range(5):\n    catalog.refresh(fully=True)\n"
-        "sys.stdout.write(' '.join(one.id for one in catalog.ask(queries.entries())))\n"
+        "index = RegistryIndex.open(Registry.open(sys.argv[1]), Path(sys.argv[2]))\n"
+        "for _ in range(5):\n    index.refresh(fully=True)\n"
+        "sys.stdout.write(' '.join(one.id for one in index.ask(queries.entries())))\n"
     )
     argv = [sys.executable, "-c", program, site.registry.url, str(tmp_path / "cache")]
     children = [
@@ -342,7 +342,7 @@ def test_processes_at_once(site: Site, tmp_path: Path) -> None:
 def test_finds_packages(site: Site, wanted: str, count: int) -> None:
     full, small = site.publish(Made(), "stable"), site.publish(Made(seed=2, packages=(NUMPY,)))
     site.ids()
-    found = site.catalog.ask(queries.find(MatchSpec.parse(wanted)))
+    found = site.index.ask(queries.find(MatchSpec.parse(wanted)))
     assert len(found) == count
     assert {match.id for match in found} <= {full, small}
     if count == 1:

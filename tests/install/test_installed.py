@@ -108,7 +108,7 @@ def test_quick_sees_size_mode_and_time_only(archive: Path, envs: Path) -> None:
     path.write_bytes(b"answer = 43\n")
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert verify(envs, quick=True).differences == ()
-    assert [item.reason for item in verify(envs).differences] == ["another content"]
+    assert [item.reason for item in verify(envs).differences] == ["different content"]
     path.write_bytes(b"answer = 43\n")
     assert [item.path for item in verify(envs, quick=True).differences] == ["lib/module.py"]
 

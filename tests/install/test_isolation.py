@@ -235,6 +235,6 @@ def test_what_lies_in_a_prefix_is_read_and_never_run(tmp_path: Path) -> None:
         subprocess.run(
             [ENVFERRY, *words], env=environ, cwd=tmp_path, capture_output=True, check=False
         )
-    assert describe_env(tree, prefix=None, name=None, desk=tmp_path).prefix == str(tree)
+    assert describe_env(tree, prefix=None, name=None, lock_dir=tmp_path).prefix == str(tree)
     assert list((tmp_path / "out").glob("demo-*.tar.zst"))
     assert not (tmp_path / "ran").exists()

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from envferry.build.build_options import BuildOptions
 from envferry.build.downloads import DownloadCache
-from envferry.build.options import BuildOptions
 from envferry.build.stage import build_env
 from envferry.engines.bubblewrap import Bubblewrap
 from envferry.errors import UsageError
@@ -77,14 +77,14 @@ def test_install_writes_nothing_under_such_a_path(tmp_path: Path, name: str) -> 
 def test_pack_takes_no_prefix_that_scripts_interpret(tmp_path: Path) -> None:
     tree = tmp_path / "it's"
     (tree / "conda-meta").mkdir(parents=True)
-    (tmp_path / "desk").mkdir()
+    (tmp_path / "lock_dir").mkdir()
     with pytest.raises(UsageError, match="cannot be the prefix"):
-        describe_env(tree, prefix=None, name="demo", desk=tmp_path / "desk")
+        describe_env(tree, prefix=None, name="demo", lock_dir=tmp_path / "lock_dir")
     with pytest.raises(UsageError, match="cannot be the prefix"):
-        describe_env(tree, prefix="/opt/$(id)", name="demo", desk=tmp_path / "desk")
-    assert list((tmp_path / "desk").iterdir()) == []
+        describe_env(tree, prefix="/opt/$(id)", name="demo", lock_dir=tmp_path / "lock_dir")
+    assert list((tmp_path / "lock_dir").iterdir()) == []
     assert (
-        describe_env(tree, prefix="/opt/demo", name="demo", desk=tmp_path / "desk").prefix
+        describe_env(tree, prefix="/opt/demo", name="demo", lock_dir=tmp_path / "lock_dir").prefix
         == "/opt/demo"
     )
 

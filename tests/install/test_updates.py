@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from envferry.archive.extraction import FEWEST_THREADS
-from envferry.archive.journal import InstallJournal, read_noted
+from envferry.archive.install_journal import InstallJournal, read_noted
 from envferry.archive.reader import FileSource
 from envferry.errors import HostError, IntegrityError, StoreError
 from envferry.install.env_home import EnvHome

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from envferry.archive.journal import InstallJournal
+from envferry.archive.install_journal import InstallJournal
 from envferry.errors import IntegrityError, NotFound, TargetOccupied
 from envferry.install.activation import roll_back
 from envferry.install.env_home import EnvHome

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from demo.seaweed import S3Server, find_weed, seaweed
-from demo.voyage import CHANNEL_ITEMS, PROJECT, copy_spec
+from demo.walkthrough import CHANNEL_ITEMS, PROJECT, copy_spec
 from envferry.engines.selection import Engine, open_sandbox
 from tests.conftest import require
 from tests.support.cli_runner import CliRunner
@@ -134,19 +134,19 @@ def enter_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> CliRunner:
+def demo_runner(tmp_path_factory: pytest.TempPathFactory) -> CliRunner:
     """A folder with a channel of our own, the demo's spec and its lock."""
     require("bwrap", shutil.which("bwrap"))
-    home = tmp_path_factory.mktemp("workshop")
-    workshop = CliRunner(home=home, cache=home / "cache")
-    workshop.run("channel", "create", "channel", *CHANNEL_ITEMS)
+    home = tmp_path_factory.mktemp("demo_runner")
+    demo_runner = CliRunner(home=home, cache=home / "cache")
+    demo_runner.run("channel", "create", "channel", *CHANNEL_ITEMS)
     copy_spec(PROJECT / "specs/demo.yml", home / "specs/demo.yml")
-    workshop.run("lock", "demo", "--channel", "channel")
-    return workshop
+    demo_runner.run("lock", "demo", "--channel", "channel")
+    return demo_runner
 
 
 @pytest.fixture(scope="session")
-def archive(workshop: CliRunner) -> Path:
+def archive(demo_runner: CliRunner) -> Path:
     """The demo environment, built and packed by the command line."""
-    workshop.run("build", "demo")
-    return workshop.home / workshop.run("pack", "demo").stdout.strip()
+    demo_runner.run("build", "demo")
+    return demo_runner.home / demo_runner.run("pack", "demo").stdout.strip()

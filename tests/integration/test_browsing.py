@@ -28,27 +28,27 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> CliRunner:
+def runner(tmp_path: Path) -> CliRunner:
     """A folder with a registry of two environments."""
     environ = {"ENVFERRY_REGISTRY": str(tmp_path / "registry")}
-    shop = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
+    runner = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
     registry = Registry.open(str(tmp_path / "registry"))
     publish(registry, tmp_path / "packed", Made(version="1.0"), "stable")
     publish(registry, tmp_path / "packed", Made(seed=2, version="2.0", packages=(NUMPY,)))
     publish(registry, tmp_path / "packed", Made(name="other", seed=3))
-    return shop
+    return runner
 
 
-def test_ls(shop: CliRunner) -> None:
-    lines = shop.run("ls").stdout.splitlines()
+def test_ls(runner: CliRunner) -> None:
+    lines = runner.run("ls").stdout.splitlines()
     assert lines[0].split() == [
         *("NAME", "ID", "PLATFORM", "VERSION", "TAGS", "PACKAGES", "SIZE", "PUBLISHED", "SIGNED")
     ]
     assert [line.split()[0] for line in lines[1:]] == ["demo", "demo", "other"]
-    (entry,) = json.loads(shop.run("ls", "--tag", "stable", "--json").stdout)
+    (entry,) = json.loads(runner.run("ls", "--tag", "stable", "--json").stdout)
     assert (entry["version"], entry["tags"], entry["attested"]) == ("1.0", ["stable"], False)
-    assert len(shop.run("ls", "demo").stdout.splitlines()) == 3
-    nothing = shop.run("ls", "dmeo", expect=7)
+    assert len(runner.run("ls", "demo").stdout.splitlines()) == 3
+    nothing = runner.run("ls", "dmeo", expect=7)
     assert (
         nothing.stdout,
         "holds no environment dmeo\nhint: did you mean demo?" in nothing.stderr,
@@ -56,43 +56,45 @@ def test_ls(shop: CliRunner) -> None:
         "",
         True,
     )
-    assert json.loads(shop.run("ls", "none", "--json", expect=7).stdout)["error"]["exit_code"] == 7
-    assert shop.run("ls", "demo", "--tag", "none", "--json").stdout == "[]\n"
-    assert "no environment none" in shop.run("find", "torch", "none", expect=7).stderr
-    assert "list all with" in shop.run("ls", "--platform", "osx-64").stdout
-    (shop.home / "empty").mkdir()
-    assert "envferry push" in shop.run("ls", "--registry", "empty").stdout
-    assert "envferry push" in shop.run("ls", "demo", "--registry", "empty", expect=7).stderr
-    assert "cannot be listed" in shop.run("ls", "--registry", "https://x/y", expect=9).stderr
+    assert (
+        json.loads(runner.run("ls", "none", "--json", expect=7).stdout)["error"]["exit_code"] == 7
+    )
+    assert runner.run("ls", "demo", "--tag", "none", "--json").stdout == "[]\n"
+    assert "no environment none" in runner.run("find", "torch", "none", expect=7).stderr
+    assert "list all with" in runner.run("ls", "--platform", "osx-64").stdout
+    (runner.home / "empty").mkdir()
+    assert "envferry push" in runner.run("ls", "--registry", "empty").stdout
+    assert "envferry push" in runner.run("ls", "demo", "--registry", "empty", expect=7).stderr
+    assert "cannot be listed" in runner.run("ls", "--registry", "https://x/y", expect=9).stderr
 
 
-def test_ls_shows_what_is_damaged(shop: CliRunner) -> None:
-    path = next((shop.home / "registry").rglob("other/**/manifest.json"))
+def test_ls_shows_what_is_damaged(runner: CliRunner) -> None:
+    path = next((runner.home / "registry").rglob("other/**/manifest.json"))
     path.write_bytes(b"{")
-    finished = shop.run("ls")
+    finished = runner.run("ls")
     assert "damaged" in finished.stdout
     assert "1 artifact damaged: run `envferry check`" in finished.stderr
-    finished = shop.run("find", "no-such-package", expect=7)
+    finished = runner.run("find", "no-such-package", expect=7)
     assert "1 artifact damaged and not searched" in finished.stderr
-    assert len(json.loads(shop.run("ls", "--json").stdout)) == 3
+    assert len(json.loads(runner.run("ls", "--json").stdout)) == 3
 
 
-def test_find(shop: CliRunner) -> None:
-    found = json.loads(shop.run("find", "numpy<2", "--json").stdout)
+def test_find(runner: CliRunner) -> None:
+    found = json.loads(runner.run("find", "numpy<2", "--json").stdout)
     assert [one["name"] for one in found] == ["demo", "demo", "other"]
-    assert "demo@" in shop.run("find", "torch>=2.8", "demo", "--tagged").stdout
-    nothing = shop.run("find", "numpy>=2", expect=7)
+    assert "demo@" in runner.run("find", "torch>=2.8", "demo", "--tagged").stdout
+    nothing = runner.run("find", "numpy>=2", expect=7)
     assert "available versions: 1.26.4" in nothing.stderr
     assert "hint: " in nothing.stderr
-    assert "'*nump*'" in shop.run("find", "nump", expect=7).stderr
-    argv, environ = shop.command("find", "nump", "--json")
+    assert "'*nump*'" in runner.run("find", "nump", expect=7).stderr
+    argv, environ = runner.command("find", "nump", "--json")
     quiet = subprocess.run(argv, env=environ, capture_output=True, text=True, check=False)
     assert (quiet.returncode, json.loads(quiet.stdout)) == (7, [])
-    assert "is not a valid version condition" in shop.run("find", "numpy>>1", expect=2).stderr
+    assert "is not a valid version condition" in runner.run("find", "numpy>>1", expect=2).stderr
 
 
-def test_serve(shop: CliRunner) -> None:
-    argv, environ = shop.command("serve", "--port", "0", "--json")
+def test_serve(runner: CliRunner) -> None:
+    argv, environ = runner.command("serve", "--port", "0", "--json")
     with subprocess.Popen(argv, env=environ, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         document = child.stdout.readline()
@@ -108,10 +110,10 @@ def test_serve(shop: CliRunner) -> None:
 def test_the_pages_say_what_an_update_reads(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """The same bytes as `diff` says, of real archives."""
     environ = {"ENVFERRY_REGISTRY": str(tmp_path / "registry")}
-    shop = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
+    runner = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
     for version, tag in ((1, "old"), (2, "new")):
-        shop.run("push", pack(tmp_path / "packed", version).archive_path, "--tag", tag)
-    said = json.loads(shop.run("diff", "demo@old", "demo@new", "--json").stdout)
+        runner.run("push", pack(tmp_path / "packed", version).archive_path, "--tag", tag)
+    said = json.loads(runner.run("diff", "demo@old", "demo@new", "--json").stdout)
     index = RegistryIndex.open(Registry.open(str(tmp_path / "registry")), tmp_path / "cache")
     index.refresh()
     request.addfinalizer(index.close)
@@ -124,13 +126,13 @@ def test_the_pages_say_what_an_update_reads(tmp_path: Path, request: pytest.Fixt
     assert "A host that has the first one reads" in page
 
 
-def test_serve_at_a_taken_port(shop: CliRunner) -> None:
+def test_serve_at_a_taken_port(runner: CliRunner) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        assert "--port 0" in shop.run("serve", "--port", port, expect=10).stderr
+        assert "--port 0" in runner.run("serve", "--port", port, expect=10).stderr
     assert (
         "is not an address of this machine"
-        in shop.run("serve", "--host", "no.such.host.invalid", expect=2).stderr
+        in runner.run("serve", "--host", "no.such.host.invalid", expect=2).stderr
     )
 
 

@@ -19,7 +19,7 @@ import msgspec
 import pytest
 
 from envferry.base.site_packages import site_packages_folders
-from envferry.build.downloads import hash_file
+from envferry.build.download import hash_file
 from envferry.build.request import OTHER_VARIATION
 from envferry.errors import (
     HostError,
@@ -55,17 +55,17 @@ from pathlib import Path
 from envferry.engines.selection import Engine, open_sandbox
 from tests.support.builds import BuildRunner
 home = Path(sys.argv[1])
-shop = BuildRunner(home=home, sandbox=open_sandbox(Engine(sys.argv[2])))
-shop.build(sorted((home / "channel/linux-64").glob("*.conda")))
+runner = BuildRunner(home=home, sandbox=open_sandbox(Engine(sys.argv[2])))
+runner.build(sorted((home / "channel/linux-64").glob("*.conda")))
 """
 
 
 @pytest.fixture
-def shop(sandbox: Sandbox, tmp_path: Path) -> Iterator[BuildRunner]:
+def runner(sandbox: Sandbox, tmp_path: Path) -> Iterator[BuildRunner]:
     """A place to build with each engine; afterwards nothing is left of a build."""
-    shop = BuildRunner(home=tmp_path, sandbox=sandbox)
-    yield shop
-    assert shop.leftovers() == []
+    runner = BuildRunner(home=tmp_path, sandbox=sandbox)
+    yield runner
+    assert runner.leftovers() == []
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
 
 
@@ -86,27 +86,27 @@ def noise(seed: int) -> str:
     return Random(seed).randbytes(20_000).hex()
 
 
-def python_files(workshop: CliRunner) -> list[Path]:
+def python_files(demo_runner: CliRunner) -> list[Path]:
     """Return the packages that make a python with pygments."""
     wanted = r"(python|python_abi|pygments)-\d.*\.conda"
-    files = (workshop.home / "channel").glob("*/*.conda")
+    files = (demo_runner.home / "channel").glob("*/*.conda")
     return sorted(path for path in files if re.fullmatch(wanted, path.name))
 
 
-def test_a_post_link_script_runs_in_the_container(shop: BuildRunner, tmp_path: Path) -> None:
+def test_a_post_link_script_runs_in_the_container(runner: BuildRunner, tmp_path: Path) -> None:
     script = 'echo "$PKG_NAME $PKG_VERSION by $(hostname)" > $PREFIX/made\n'
-    built = shop.build(packages(tmp_path, with_script(script)))
+    built = runner.build(packages(tmp_path, with_script(script)))
     assert Path(built.tree, "made").read_text() == "scripted 1.0 by envferry\n"
     assert Path(built.tree, "share/scripted").exists()
 
 
 def test_variables_are_set_where_it_is_installed(
-    shop: BuildRunner, tmp_path: Path, envs: Path
+    runner: BuildRunner, tmp_path: Path, envs: Path
 ) -> None:
     variables = {"HELLO": "big world", "OTHER": "1"}
     checks = Checks(commands=('test "$HELLO $OTHER" = "big world 1"',))
-    shop = replace(shop, variables=variables, checks=checks)
-    built = shop.build(packages(tmp_path, TinyPackage(name="tiny", version="1.0")))
+    runner = replace(runner, variables=variables, checks=checks)
+    built = runner.build(packages(tmp_path, TinyPackage(name="tiny", version="1.0")))
     state = json.loads(Path(built.tree, "conda-meta/state").read_text())
     assert state == {"env_vars": variables}
     options = PackOptions(output_dir=tmp_path / "packed", mtime=315532800)
@@ -121,9 +121,9 @@ def test_variables_are_set_where_it_is_installed(
     assert finished.stdout == "big world\n1\n"
 
 
-def test_what_a_post_link_script_starts_is_waited_for(shop: BuildRunner, tmp_path: Path) -> None:
+def test_what_a_post_link_script_starts_is_waited_for(runner: BuildRunner, tmp_path: Path) -> None:
     script = "(sleep 0.3; echo late > $PREFIX/made) >/dev/null &\n"
-    built = shop.build(packages(tmp_path, with_script(script)))
+    built = runner.build(packages(tmp_path, with_script(script)))
     assert Path(built.tree, "made").read_text() == "late\n"
 
 
@@ -142,25 +142,27 @@ def test_what_a_post_link_script_starts_is_waited_for(shop: BuildRunner, tmp_pat
     ],
 )
 def test_a_post_link_script_that_must_not(
-    shop: BuildRunner, tmp_path: Path, script: str, error: type[PipelineError], words: str
+    runner: BuildRunner, tmp_path: Path, script: str, error: type[PipelineError], words: str
 ) -> None:
     files = packages(tmp_path, with_script(f"{script}\n"))
     with pytest.raises(error, match=words) as caught:
-        shop.build(files)
+        runner.build(files)
     assert "Traceback" not in caught.value.message
 
 
-def test_a_file_that_is_not_the_locked_one_is_never_used(shop: BuildRunner, tmp_path: Path) -> None:
+def test_a_file_that_is_not_the_locked_one_is_never_used(
+    runner: BuildRunner, tmp_path: Path
+) -> None:
     [file] = packages(tmp_path, TinyPackage(name="tiny", version="1"))
     right = locked(file)
     wrong = locked(file, digest="0" * 64)
     with pytest.raises(IntegrityError) as caught:
-        shop.build_packages([wrong])
+        runner.build_packages([wrong])
     assert f"expected sha256 {'0' * 64}, found {right.sha256}" in caught.value.message
     assert not list((tmp_path / "downloads").rglob("*.conda"))
 
 
-def test_conda_packages_must_go_together(shop: BuildRunner, tmp_path: Path) -> None:
+def test_conda_packages_must_go_together(runner: BuildRunner, tmp_path: Path) -> None:
     needs = {"helper": ">=2", "absent": "", "__glibc": ">=2.17"}
     needy, helper = map(
         locked,
@@ -172,17 +174,17 @@ def test_conda_packages_must_go_together(shop: BuildRunner, tmp_path: Path) -> N
     )
     entries = (msgspec.structs.replace(needy, dependencies=needs), helper)
     with pytest.raises(SpecError) as caught:
-        shop.build_packages(entries)
+        runner.build_packages(entries)
     assert "needy 1 needs helper >=2, but the lock has 1" in caught.value.message
     assert "needy 1 needs absent, but absent is not in the lock" in caught.value.message
-    shop.build_packages(entries, allow=("needy",))
+    runner.build_packages(entries, allow=("needy",))
 
 
-def test_a_file_that_is_no_package(shop: BuildRunner, tmp_path: Path) -> None:
+def test_a_file_that_is_no_package(runner: BuildRunner, tmp_path: Path) -> None:
     file = tmp_path / "broken-1-0.conda"
     file.write_bytes(b"no zip at all")
     with pytest.raises(SpecError, match=r"broken-1-0.conda is not a valid conda package") as caught:
-        shop.build([file])
+        runner.build([file])
     assert "Traceback" not in caught.value.message
 
 
@@ -201,29 +203,29 @@ def test_a_file_that_is_no_package(shop: BuildRunner, tmp_path: Path) -> None:
     ],
 )
 def test_a_package_that_cannot_be_linked(
-    shop: BuildRunner, tmp_path: Path, package: TinyPackage, words: str
+    runner: BuildRunner, tmp_path: Path, package: TinyPackage, words: str
 ) -> None:
     with pytest.raises(SpecError, match="the conda packages cannot be linked") as caught:
-        shop.build(packages(tmp_path, package))
+        runner.build(packages(tmp_path, package))
     assert re.search(words, f"{caught.value.message}\n{caught.value.hint}")
 
 
-def test_a_lock_that_nobody_can_build(shop: BuildRunner, tmp_path: Path) -> None:
+def test_a_lock_that_nobody_can_build(runner: BuildRunner, tmp_path: Path) -> None:
     [tiny] = packages(tmp_path, TinyPackage(name="tiny", version="1"))
     file = locked(tiny)
     with pytest.raises(SpecError, match="contains tiny, but is locked as other"):
-        shop.build_packages([msgspec.structs.replace(file, name="other")])
+        runner.build_packages([msgspec.structs.replace(file, name="other")])
     with pytest.raises(SpecError, match=r"the lock names tiny \(conda\) twice"):
-        shop.build_packages([file, file])
+        runner.build_packages([file, file])
     path = make_wheel(tmp_path)
     md5 = hash_file(path, "md5", lambda _: None)
     wheel = msgspec.structs.replace(locked(path), sha256=None, md5=md5)
     with pytest.raises(SpecError, match="no sha256 for demo"):
-        shop.build_packages([file, wheel])
+        runner.build_packages([file, wheel])
 
 
 def test_a_file_of_two_conda_packages_is_named(
-    shop: BuildRunner, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    runner: BuildRunner, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     both = [
         TinyPackage(name=name, version="1", files=(("share/x", f"from {name}\n"),))
@@ -231,7 +233,7 @@ def test_a_file_of_two_conda_packages_is_named(
     ]
     scripts = (("bin/.fourth-pre-link.sh", "touch $PREFIX/never\n"),)
     early = TinyPackage(name="fourth", version="1", files=scripts)
-    tree = Path(shop.build(packages(tmp_path, *both, early)).tree)
+    tree = Path(runner.build(packages(tmp_path, *both, early)).tree)
     assert "second and first both have share/x: using that of first" in caplog.text
     assert "the pre-link script of fourth 1 is not run" in caplog.text
     assert (tree / "share/x").read_text() == "from first\n"
@@ -239,34 +241,34 @@ def test_a_file_of_two_conda_packages_is_named(
         assert all((tree / file).exists() for file in json.loads(path.read_text())["files"])
     inside = TinyPackage(name="third", version="1", files=(("share/x/deep/y", "in a folder\n"),))
     with pytest.raises(SpecError, match="share/x is a file of second and a folder of third"):
-        shop.build(packages(tmp_path / "more", *both, inside))
+        runner.build(packages(tmp_path / "more", *both, inside))
 
 
-def test_names_in_all_scripts(shop: BuildRunner, tmp_path: Path) -> None:
+def test_names_in_all_scripts(runner: BuildRunner, tmp_path: Path) -> None:
     names = ("share/größe/日本語.txt", "share/a b'\"$x.txt")
     package = TinyPackage(name="names", version="1", files=tuple((n, n) for n in names))
-    tree = Path(shop.build(packages(tmp_path, package)).tree)
+    tree = Path(runner.build(packages(tmp_path, package)).tree)
     assert [(tree / name).read_text() for name in names] == list(names)
 
 
 @pytest.mark.network
 def test_clobbers_conflicts_and_overlaps(
-    shop: BuildRunner, workshop: CliRunner, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    runner: BuildRunner, demo_runner: CliRunner, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    base = python_files(workshop)
+    base = python_files(demo_runner)
     files = {"pygments/console.py": "taken = 1\n", "größe/日本語.py": "a = 1\n"}
     intruder = make_wheel(tmp_path, "intruder-1.0-py3-none-any", files=files)
     first = make_wheel(tmp_path, "first-1.0-py3-none-any", files={"both.py": "a = 'first'\n"})
     last = make_wheel(tmp_path, "last-1.0-py3-none-any", files={"both.py": "a = 'last'\n"})
     needy = make_wheel(tmp_path, "needy-1.0-py3-none-any", metadata="Requires-Dist: absent\n")
     with pytest.raises(SpecError) as caught:
-        shop.build([*base, intruder])
+        runner.build([*base, intruder])
     assert "intruder 1.0 (pip) overwrites lib/python" in caught.value.message
     assert "pygments/console.py of pygments (conda)" in caught.value.message
     assert "--allow-clobber" in caught.value.hint
     with pytest.raises(SpecError, match="`needy` requires `absent`"):
-        shop.build([*base, needy])
-    built = shop.build([*base, intruder, last, first, needy], allow=("intruder", "needy"))
+        runner.build([*base, needy])
+    built = runner.build([*base, intruder, last, first, needy], allow=("intruder", "needy"))
     assert "first, last all have" in caplog.text
     assert "using that of last" in caplog.text
     (site,) = site_packages_folders(Path(built.tree))
@@ -289,69 +291,73 @@ def test_clobbers_conflicts_and_overlaps(
 
 @pytest.mark.network
 def test_what_runs_at_each_start_of_python(
-    shop: BuildRunner, workshop: CliRunner, tmp_path: Path
+    runner: BuildRunner, demo_runner: CliRunner, tmp_path: Path
 ) -> None:
     line = "import os; os.system('getent hosts example.org')\n"
     wheel = make_wheel(tmp_path, "eager-1.0-py3-none-any", files={"eager.pth": line})
     with pytest.raises(ToolFailed, match=r"use the network when it started.*eager\.pth"):
-        shop.build([*python_files(workshop), wheel])
+        runner.build([*python_files(demo_runner), wheel])
 
 
 @pytest.mark.network
-def test_scripts_of_a_very_long_prefix_run(shop: BuildRunner, workshop: CliRunner) -> None:
+def test_scripts_of_a_very_long_prefix_run(runner: BuildRunner, demo_runner: CliRunner) -> None:
     name = "n" * 100
     prefix = f"/opt/conda/envs/{name}"
     assert len(f"#!{prefix}/bin/python3.11") > 127
     checks = Checks(commands=("pygmentize -V", f"{prefix}/bin/pygmentize -V"))
-    shop = replace(shop, checks=checks)
-    shop.build(python_files(workshop), name)
+    runner = replace(runner, checks=checks)
+    runner.build(python_files(demo_runner), name)
 
 
 def test_a_check_that_fails_is_shown_and_nothing_is_built(
-    shop: BuildRunner, tmp_path: Path
+    runner: BuildRunner, tmp_path: Path
 ) -> None:
-    shop = replace(shop, checks=Checks(commands=("test -e /opt/conda/envs/tiny/share", "exit 5")))
-    with pytest.raises(ToolFailed, match=r"(?s)`exit 5` failed.*printed nothing.* ended with 5"):
-        shop.build(packages(tmp_path, with_script("true\n")))
-    assert list(shop.builds.glob("*/built.json")) == []
+    runner = replace(
+        runner, checks=Checks(commands=("test -e /opt/conda/envs/tiny/share", "exit 5"))
+    )
+    with pytest.raises(ToolFailed, match=r"(?s)`exit 5` failed.*printed nothing.* exited with 5"):
+        runner.build(packages(tmp_path, with_script("true\n")))
+    assert list(runner.builds.glob("*/built.json")) == []
 
 
 def test_checks_are_in_the_log_and_their_tries_of_the_network_named(
-    shop: BuildRunner, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    runner: BuildRunner, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = packages(tmp_path, TinyPackage(name="tiny", version="1", files=(("share/a", "a"),)))
-    quiet = replace(shop, checks=Checks(commands=("echo all is well; echo but >&2",)))
+    quiet = replace(runner, checks=Checks(commands=("echo all is well; echo but >&2",)))
     with caplog.at_level("INFO", logger="envferry"):
         quiet.build(files)
     assert [line for line in caplog.messages if line.startswith("  ")] == ["  all is well", "  but"]
     assert [item.message for item in caplog.records if item.levelname == "WARNING"] == []
-    curious = replace(shop, checks=Checks(commands=("getent hosts example.org || true",)))
+    curious = replace(runner, checks=Checks(commands=("getent hosts example.org || true",)))
     curious.build(files)
     assert "`getent hosts example.org || true` tried to use the network" in caplog.text
-    failing = replace(shop, checks=Checks(commands=("getent hosts example.org",)))
+    failing = replace(runner, checks=Checks(commands=("getent hosts example.org",)))
     with pytest.raises(ToolFailed, match=r"(?s)`getent hosts example.org` failed.*the network"):
         failing.build(files)
 
 
 @pytest.mark.parametrize("size", ["1m", "4m"])
 @pytest.mark.skipif(os.getuid() != 0, reason="only root mounts a small disk")
-def test_a_full_disk_is_named(shop: BuildRunner, tmp_path: Path, size: str) -> None:
+def test_a_full_disk_is_named(runner: BuildRunner, tmp_path: Path, size: str) -> None:
     noise = "".join(chr(33 + i * i % 90) for i in range(1 << 20))
     files = tuple((f"share/large{i}", noise * 2) for i in range(4))
     large = packages(tmp_path, TinyPackage(name="large", version="1", files=files))
-    shop.builds.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "small", shop.builds], check=True)
+    runner.builds.mkdir()
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "small", runner.builds], check=True
+    )
     try:
         with pytest.raises(HostError, match="no space left"):
-            shop.build(large)
-        assert shop.leftovers() == []
+            runner.build(large)
+        assert runner.leftovers() == []
     finally:
-        subprocess.run(["umount", shop.builds], check=True)
-    shop.build(large)
+        subprocess.run(["umount", runner.builds], check=True)
+    runner.build(large)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root mounts a small disk")
-def test_a_full_disk_of_downloads_is_named_once(shop: BuildRunner, tmp_path: Path) -> None:
+def test_a_full_disk_of_downloads_is_named_once(runner: BuildRunner, tmp_path: Path) -> None:
     large = [
         TinyPackage(name=f"large{seed}", version="1", files=(("share/large", noise(seed)),))
         for seed in range(3)
@@ -363,31 +369,31 @@ def test_a_full_disk_of_downloads_is_named_once(shop: BuildRunner, tmp_path: Pat
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "small", small], check=True)
     try:
         with pytest.raises(HostError, match=r"^no space left for downloads in [^\n]*$"):
-            shop.build(files)
+            runner.build(files)
     finally:
         subprocess.run(["umount", small], check=True)
-    shop.build(files[:1])
+    runner.build(files[:1])
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root mounts a disk")
-def test_a_disk_where_nothing_may_be_executed_is_named(shop: BuildRunner, tmp_path: Path) -> None:
+def test_a_disk_where_nothing_may_be_executed_is_named(runner: BuildRunner, tmp_path: Path) -> None:
     files = packages(tmp_path, TinyPackage(name="tiny", version="1"))
-    shop.builds.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "noexec", "data", shop.builds], check=True)
+    runner.builds.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "noexec", "data", runner.builds], check=True)
     try:
         with pytest.raises(HostError, match="mounted noexec"):
-            shop.build(files)
-        assert shop.leftovers() == []
+            runner.build(files)
+        assert runner.leftovers() == []
     finally:
-        subprocess.run(["umount", shop.builds], check=True)
+        subprocess.run(["umount", runner.builds], check=True)
 
 
 def test_killed_at_any_moment_the_next_build_works(
-    shop: BuildRunner, tmp_path: Path, request: pytest.FixtureRequest
+    runner: BuildRunner, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     marker = f"7{os.getpid()}"
     files = packages(tmp_path, with_script(f"sleep 0.{marker}\n"))
-    argv: list[str | Path] = [sys.executable, "-c", KILLED_BUILD, tmp_path, shop.sandbox.name]
+    argv: list[str | Path] = [sys.executable, "-c", KILLED_BUILD, tmp_path, runner.sandbox.name]
     started = time.monotonic()
     subprocess.run(argv, check=True)
     whole = time.monotonic() - started
@@ -396,9 +402,9 @@ def test_killed_at_any_moment_the_next_build_works(
             time.sleep(whole * (kill + 1) / (KILLS + 1))
             tool.send_signal(signal.SIGKILL)
     wait_until(lambda: running(tmp_path) == [], "no process of a killed build runs")
-    if shop.sandbox.name != "bwrap":
-        request.getfixturevalue(shop.sandbox.name).wait_for_removal()
-    built = shop.build(files)
+    if runner.sandbox.name != "bwrap":
+        request.getfixturevalue(runner.sandbox.name).wait_for_removal()
+    built = runner.build(files)
     assert Path(built.tree, "share/scripted").exists()
 
 
@@ -413,35 +419,37 @@ def running(home: Path) -> list[str]:
     return [line for line in lines if str(home) in line and "pytest" not in line.split(" -")[0]]
 
 
-def test_two_builds_at_once(shop: BuildRunner, tmp_path: Path) -> None:
+def test_two_builds_at_once(runner: BuildRunner, tmp_path: Path) -> None:
     files = packages(tmp_path, with_script("sleep 1\n"))
     with ThreadPoolExecutor() as pool:
-        same = [pool.submit(shop.build, files, "same") for _ in range(2)]
-        other = pool.submit(shop.build, files, "other")
+        same = [pool.submit(runner.build, files, "same") for _ in range(2)]
+        other = pool.submit(runner.build, files, "other")
         errors = [future.exception() for future in same]
         assert other.exception() is None
     # The second waited for nobody: it was told so, unless the first had ended before.
     assert [type(error) for error in errors if error] in ([], [TargetOccupied])
     for name in ("same", "other"):
-        assert (shop.builds / f"{name}-linux-64/built.json").exists()
+        assert (runner.builds / f"{name}-linux-64/built.json").exists()
 
 
-def test_another_user_builds_from_a_cache_that_is_closed(shop: BuildRunner, tmp_path: Path) -> None:
+def test_another_user_builds_from_a_cache_that_is_closed(
+    runner: BuildRunner, tmp_path: Path
+) -> None:
     files = packages(tmp_path, with_script('id -u > "$PREFIX/user"\n'))
     usual = os.umask(0o077)
     try:
-        built = replace(shop, variation=OTHER_VARIATION).build(files)
+        built = replace(runner, variation=OTHER_VARIATION).build(files)
     finally:
         os.umask(usual)
     assert Path(built.tree, "user").read_text() == f"{OTHER_VARIATION.user}\n"
-    assert not (shop.builds / "tiny-linux-64/desk").exists()
+    assert not (runner.builds / "tiny-linux-64/exchange").exists()
 
 
 @pytest.mark.network
-def test_built_twice(workshop: CliRunner, tmp_path: Path) -> None:
-    report = workshop.run("build", "demo", "--twice")
+def test_built_twice(demo_runner: CliRunner, tmp_path: Path) -> None:
+    report = demo_runner.run("build", "demo", "--twice")
     assert "the same files, the same archive" in report.stdout
-    noisy = replace(workshop, home=tmp_path, cache=tmp_path / "cache")
+    noisy = replace(demo_runner, home=tmp_path, cache=tmp_path / "cache")
     channel = make_channel(tmp_path / "channel", [with_script("date +%s%N > $PREFIX/when\n")])
     text = f"name: noisy\nchannels: [{channel.as_uri()}]\ndependencies: [scripted]\n"
     noisy.write_spec("noisy", text)

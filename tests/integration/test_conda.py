@@ -16,7 +16,7 @@ import zstandard
 
 from envferry.engines.selection import Engine, open_sandbox
 from envferry.errors import SpecError
-from envferry.lock.options import LockOptions
+from envferry.lock.lock_options import LockOptions
 from envferry.lock.stage import lock_spec
 from envferry.process import run
 from envferry.progress import Silent
@@ -98,9 +98,9 @@ def test_conda_finds_nothing_altered(tmp_path: Path) -> None:
     require_version(26)
     require("bwrap", shutil.which("bwrap"))
     channel = make_channel(tmp_path / "channel", TINY)
-    shop = BuildRunner(home=tmp_path, sandbox=open_sandbox(Engine.BWRAP))
+    runner = BuildRunner(home=tmp_path, sandbox=open_sandbox(Engine.BWRAP))
     files = [channel / item.subdir / f"{item.stem}.conda" for item in TINY]
-    tree = Path(shop.build(files).tree)
+    tree = Path(runner.build(files).tree)
     health = [shutil.which("conda") or "", "doctor", "-p", str(tree), "altered-files"]
     assert "no packages with altered files" in run(health).stdout
     with (tree / "bin/tool").open("a") as stream:
@@ -113,8 +113,8 @@ def test_conda_lists_what_was_built(tmp_path: Path) -> None:
     require("bwrap", shutil.which("bwrap"))
     channel = make_channel(tmp_path / "channel", TINY)
     files = [as_tar_bz2(channel / item.subdir / f"{item.stem}.conda") for item in TINY]
-    shop = BuildRunner(home=tmp_path, sandbox=open_sandbox(Engine.BWRAP))
-    tree = Path(shop.build(files).tree)
+    runner = BuildRunner(home=tmp_path, sandbox=open_sandbox(Engine.BWRAP))
+    tree = Path(runner.build(files).tree)
 
     listed = conda("list", "-p", tree)
     rows = [line.split()[:3] for line in listed.splitlines() if not line.startswith("#")]

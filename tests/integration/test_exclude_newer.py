@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from envferry.errors import SpecError
-from envferry.lock.options import LockOptions
+from envferry.lock.lock_options import LockOptions
 from envferry.lock.stage import lock_spec
 from envferry.progress import Silent
 from envferry.specs.reading import read_spec

@@ -26,7 +26,7 @@ from tests.support.fault_proxy import FAULTS, Plan, fault_proxy
 from tests.support.packed import pack, random_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from demo.seaweed import S3Server
@@ -164,7 +164,7 @@ def test_artifacts_through_faults(
     [
         ("500", "InternalError|500"),
         ("slow down", "SlowDown|503"),
-        ("html", "no S3 server"),
+        ("html", "not an S3 server"),
         ("reset before", "cannot reach"),
         ("clock", "clock is wrong|denies access"),
         ("denied", "denies access"),
@@ -181,17 +181,22 @@ def test_a_fault_that_stays_is_said_clearly(
     said = host.run("push", artifact.archive_path, expect=9).stderr
     assert "hint: " in said
     store = open_store(s3_url)
-    for call in (
+    calls = (
         lambda: store.read("a"),
         lambda: store.create("a", b"x"),
         lambda: store.replace("a", b"x", None),
         lambda: list(store.list()),
         lambda: store.delete("a"),
-    ):
+    )
+
+    def fail(call: Callable[[], object]) -> None:
         with pytest.raises(PipelineError, match=words) as caught:
             call()
         assert caught.value.exit_code == 9
         assert caught.value.hint
+
+    with ThreadPoolExecutor() as pool:  # each waits for its tries
+        list(pool.map(fail, calls))
 
 
 @pytest.mark.parametrize("command", ["fetch", "install", "push"])

@@ -41,23 +41,23 @@ def command_lines() -> Iterator[str]:
             yield path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
 
 
-def test_passwords_of_git_are_on_no_command_line(workshop: CliRunner, tmp_path: Path) -> None:
+def test_passwords_of_git_are_on_no_command_line(demo_runner: CliRunner, tmp_path: Path) -> None:
     source = write(tmp_path / "source", {"setup.py": SETUP, "gitted.py": ""})
     commit(source)
     bare = tmp_path / "served/private/gitted.git"
     run(["git", "clone", "-q", "--bare", source, bare])
     run(["git", "-C", bare, "update-server-info"])
-    desk = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ={"HOME": str(tmp_path)})
+    runner = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ={"HOME": str(tmp_path)})
     Watching.seen = set()
     with guarding(tmp_path / "served", {"private": f"me:{PASSWORD}"}, Watching) as port:
         url = f"http://127.0.0.1:{port}/private/gitted.git"
         with_login = url.replace("127", f"me:{IN_URL}@127", 1)
-        desk.write_spec("secret", one_source(workshop, f"gitted @ git+{with_login}@main"))
-        told = desk.run("lock", "secret", "-v").stderr
+        runner.write_spec("secret", one_source(demo_runner, f"gitted @ git+{with_login}@main"))
+        told = runner.run("lock", "secret", "-v").stderr
         text = (tmp_path / "specs/secret.conda-lock.yml").read_text()
-        desk.run("build", "secret")
+        runner.run("build", "secret")
         # Who builds elsewhere needs the login, too: in netrc, for one.
-        other = replace(desk, cache=tmp_path / "other")
+        other = replace(runner, cache=tmp_path / "other")
         assert ".netrc" in other.run("build", "secret", expect=9).stderr
         netrc = tmp_path / ".netrc"
         netrc.write_text(f"machine 127.0.0.1 login me password {PASSWORD}\n")

@@ -50,12 +50,14 @@ def hanging() -> Iterator[type[Hanging]]:
 
 
 @pytest.mark.container
-def test_a_download_that_hangs(workshop: CliRunner, tmp_path: Path, hanging: type[Hanging]) -> None:
+def test_a_download_that_hangs(
+    demo_runner: CliRunner, tmp_path: Path, hanging: type[Hanging]
+) -> None:
     (tmp_path / "specs").mkdir()
-    with web_server(workshop.home / "channel", hanging) as url:
+    with web_server(demo_runner.home / "channel", hanging) as url:
         for name in ("demo.yml", "demo.conda-lock.yml"):
-            text = (workshop.home / "specs" / name).read_text()
-            channel = (workshop.home / "channel").as_uri()
+            text = (demo_runner.home / "specs" / name).read_text()
+            channel = (demo_runner.home / "channel").as_uri()
             (tmp_path / "specs" / name).write_text(text.replace(channel, url))
         host = CliRunner(home=tmp_path, cache=tmp_path / "cache")
         interrupted(host, signal.SIGINT, hanging.has_hung, "build", "demo")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from envferry.errors import NotFound, SpecError, StaleLock, StoreError, ToolFailed, UsageError
-from envferry.lock.conda_half import NAMES_PATH
 from envferry.lock.existing_lock import check_lock
-from envferry.lock.options import LockOptions
+from envferry.lock.lock_options import LockOptions
+from envferry.lock.pypi_names import NAMES_PATH
 from envferry.lock.stage import lock_spec
 from envferry.process import run
 from envferry.progress import Silent
@@ -53,7 +53,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-class Desk:
+class Project:
     """A folder with one spec, and what it takes to lock it."""
 
     def __init__(self, directory: Path, channel: Path) -> None:
@@ -78,19 +78,21 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, channel: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+def project(
+    tmp_path: Path, channel: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch
+) -> Project:
     monkeypatch.setenv("UV_NO_INDEX", "1")
     monkeypatch.setenv("UV_FIND_LINKS", str(wheels))
-    return Desk(tmp_path, channel)
+    return Project(tmp_path, channel)
 
 
 def versions(lock: Lock, platform: str = PLATFORM) -> dict[str, str]:
     return {item.name: f"{item.manager} {item.version}" for item in lock.for_platform(platform)}
 
 
-def test_both_halves_are_one_lock_that_conda_lock_accepts(desk: Desk) -> None:
-    desk.write("python=3.10, numpy", "new, native")
-    lock = desk.lock()
+def test_both_halves_are_one_lock_that_conda_lock_accepts(project: Project) -> None:
+    project.write("python=3.10, numpy", "new, native")
+    lock = project.lock()
     assert versions(lock) == {
         "python": "conda 3.10.13",
         "python_abi": "conda 3.10",
@@ -99,14 +101,14 @@ def test_both_halves_are_one_lock_that_conda_lock_accepts(desk: Desk) -> None:
         "new": "pip 1.0",
         "native": "pip 1.0",
     }
-    assert check_lock(read_spec(desk.path)) == lock
+    assert check_lock(read_spec(project.path)) == lock
     before = lock.path.read_bytes()
-    assert desk.lock().digest == lock.digest
-    desk.conda_lock("render", "-k", "explicit", "-p", PLATFORM, lock.path.name)
+    assert project.lock().digest == lock.digest
+    project.conda_lock("render", "-k", "explicit", "-p", PLATFORM, lock.path.name)
     explicit = (lock.path.parent / f"conda-{PLATFORM}.lock").read_text()
     assert "/linux-64/numpy-2.2.6-py310_0.conda#" in explicit
-    printed = desk.conda_lock(
-        *("lock", "--check-input-hash", "-f", desk.path.name, "-p", PLATFORM),
+    printed = project.conda_lock(
+        *("lock", "--check-input-hash", "-f", project.path.name, "-p", PLATFORM),
         *("--lockfile", lock.path.name, "--conda", "/bin/true"),
         *("--pypi_to_conda_lookup_file", str(NAMES_PATH)),
     )
@@ -114,21 +116,21 @@ def test_both_halves_are_one_lock_that_conda_lock_accepts(desk: Desk) -> None:
     assert lock.path.read_bytes() == before
 
 
-def test_what_conda_chose_constrains_the_pip_half(desk: Desk) -> None:
-    desk.write("python=3.10, numpy=2", "old")
+def test_what_conda_chose_constrains_the_pip_half(project: Project) -> None:
+    project.write("python=3.10, numpy=2", "old")
     with pytest.raises(SpecError) as caught:
-        desk.lock()
+        project.lock()
     assert "conda chose numpy 2.2.6" in caught.value.message
-    desk.write("python=3.10, numpy=1", "old")
-    assert versions(desk.lock())["numpy"] == "conda 1.26.4"
+    project.write("python=3.10, numpy=1", "old")
+    assert versions(project.lock())["numpy"] == "conda 1.26.4"
 
 
-def test_one_package_asked_for_in_both_halves(desk: Desk) -> None:
-    desk.write("python=3.10, numpy=2", "numpy==1.26.4")
+def test_one_package_asked_for_in_both_halves(project: Project) -> None:
+    project.write("python=3.10, numpy=2", "numpy==1.26.4")
     with pytest.raises(SpecError, match="but conda already chose numpy 2"):
-        desk.lock()
-    desk.write("python=3.10, numpy=2", "numpy>=2")
-    assert versions(desk.lock())["numpy"] == "conda 2.2.6"
+        project.lock()
+    project.write("python=3.10, numpy=2", "numpy>=2")
+    assert versions(project.lock())["numpy"] == "conda 2.2.6"
 
 
 @pytest.mark.parametrize(
@@ -140,122 +142,124 @@ def test_one_package_asked_for_in_both_halves(desk: Desk) -> None:
         ("newglibc", "__glibc"),
     ],
 )
-def test_a_conda_half_without_solution_is_explained(desk: Desk, conda: str, expected: str) -> None:
-    desk.write(conda)
+def test_a_conda_half_without_solution_is_explained(
+    project: Project, conda: str, expected: str
+) -> None:
+    project.write(conda)
     with pytest.raises(SpecError) as caught:
-        desk.lock()
+        project.lock()
     assert expected in caught.value.message
     assert f"no solution for {PLATFORM}" in caught.value.message
     assert "Traceback" not in caught.value.message
-    assert not read_spec(desk.path).lock_path.exists()
+    assert not read_spec(project.path).lock_path.exists()
 
 
-def test_a_name_that_wheels_have_otherwise(desk: Desk) -> None:
-    desk.write("ruamel.yaml")
+def test_a_name_that_wheels_have_otherwise(project: Project) -> None:
+    project.write("ruamel.yaml")
     with pytest.raises(SpecError) as caught:
-        desk.lock()
+        project.lock()
     assert caught.value.hint == "channels made of wheels call it `ruamel-yaml`"
 
 
-def test_what_the_hosts_offer_decides(desk: Desk) -> None:
-    desk.write("newglibc")
+def test_what_the_hosts_offer_decides(project: Project) -> None:
+    project.write("newglibc")
     with pytest.raises(SpecError) as caught:
-        desk.lock()
+        project.lock()
     assert "`envferry: {system: {glibc: '2.34'}}`" in caught.value.hint
-    desk.write("newglibc, newcuda", more="envferry: {system: {glibc: 2.34, cuda: 12.8}}")
-    assert versions(desk.lock())["newglibc"] == "conda 1.0"
+    project.write("newglibc, newcuda", more="envferry: {system: {glibc: 2.34, cuda: 12.8}}")
+    assert versions(project.lock())["newglibc"] == "conda 1.0"
 
 
 @pytest.mark.parametrize("channel", ["/nowhere/channel", "http://127.0.0.1:9/channel"])
-def test_an_unknown_channel(desk: Desk, channel: str) -> None:
-    desk.write("python", channel=channel)
+def test_an_unknown_channel(project: Project, channel: str) -> None:
+    project.write("python", channel=channel)
     with pytest.raises(StoreError) as caught:
-        desk.lock()
+        project.lock()
     assert channel in caught.value.message
 
 
 @pytest.mark.parametrize("line", ["py[thon", "numpy >=1,<<2", "numpy[colour=red]"])
-def test_a_line_that_is_no_package(desk: Desk, line: str) -> None:
-    desk.write(f"python, '{line}'")
+def test_a_line_that_is_no_package(project: Project, line: str) -> None:
+    project.write(f"python, '{line}'")
     with pytest.raises(SpecError, match=r"(is not a valid|expected a) conda package") as caught:
-        desk.lock()
-    assert caught.value.message.startswith(f"{desk.path}:2: ")
+        project.lock()
+    assert caught.value.message.startswith(f"{project.path}:2: ")
     assert f"`{line}`" in caught.value.message
 
 
-def test_a_channel_that_is_none(desk: Desk) -> None:
-    desk.write("python", channel="htps://conda.example/channel")
+def test_a_channel_that_is_none(project: Project) -> None:
+    project.write("python", channel="htps://conda.example/channel")
     with pytest.raises(SpecError, match="one of the channels is not valid"):
-        desk.lock()
+        project.lock()
 
 
-def test_a_platform_that_is_none(desk: Desk) -> None:
-    desk.write("python")
+def test_a_platform_that_is_none(project: Project) -> None:
+    project.write("python")
     with pytest.raises(UsageError, match="perhaps you meant `linux-64`"):
-        desk.lock(LockOptions(platforms=("linux-65",)))
+        project.lock(LockOptions(platforms=("linux-65",)))
 
 
-def test_a_solver_that_is_none(desk: Desk, tmp_path: Path) -> None:
+def test_a_solver_that_is_none(project: Project, tmp_path: Path) -> None:
     solver = tmp_path / "mamba"
     solver.write_text("#!/bin/sh\necho mamba 2.0\n")
     solver.chmod(0o755)
-    desk.write("python=3.10")
+    project.write("python=3.10")
     with pytest.raises(ToolFailed, match="does not answer as conda does"):
-        desk.lock(LockOptions(platforms=(PLATFORM,), solver=solver))
+        project.lock(LockOptions(platforms=(PLATFORM,), solver=solver))
 
 
-def test_no_channel_at_all(desk: Desk) -> None:
-    desk.path.write_text("dependencies: [python]\n")
+def test_no_channel_at_all(project: Project) -> None:
+    project.path.write_text("dependencies: [python]\n")
     with pytest.raises(SpecError, match="names no channels"):
-        desk.lock()
+        project.lock()
 
 
-def test_channels_as_paths_and_urls_are_the_same(desk: Desk) -> None:
-    relative = os.path.relpath(desk.channel, desk.path.parent)
+def test_channels_as_paths_and_urls_are_the_same(project: Project) -> None:
+    relative = os.path.relpath(project.channel, project.path.parent)
     found = set()
-    for channel in (f"./{relative}", desk.channel.as_uri()):
-        desk.write("python=3.10", channel=channel)
-        found.add(tuple(item.url for item in desk.lock().packages))
+    for channel in (f"./{relative}", project.channel.as_uri()):
+        project.write("python=3.10", channel=channel)
+        found.add(tuple(item.url for item in project.lock().packages))
     assert len(found) == 1
 
 
-def test_platforms_are_locked_each_and_kept(desk: Desk) -> None:
+def test_platforms_are_locked_each_and_kept(project: Project) -> None:
     both = (PLATFORM, "linux-aarch64")
-    desk.write("python=3.10", "native", more=f"platforms: [{', '.join(both)}]")
-    lock = desk.lock(LockOptions())
+    project.write("python=3.10", "native", more=f"platforms: [{', '.join(both)}]")
+    lock = project.lock(LockOptions())
     files = {item.platform: item.file_name for item in lock.packages if item.name == "native"}
     assert files == {
         PLATFORM: "native-1.0-cp310-cp310-manylinux_2_17_x86_64.whl",
         "linux-aarch64": "native-1.0-cp310-cp310-manylinux_2_17_aarch64.whl",
     }
     # One platform locked anew leaves the other in the lock.
-    assert desk.lock(LockOptions(platforms=both[1:])).digest == lock.digest
+    assert project.lock(LockOptions(platforms=both[1:])).digest == lock.digest
 
 
-def test_an_edited_spec_is_stale_until_locked_again(desk: Desk) -> None:
-    desk.write("python=3.11")
-    desk.lock()
-    desk.path.write_text(desk.path.read_text().replace("3.11", "3.10"))
+def test_an_edited_spec_is_stale_until_locked_again(project: Project) -> None:
+    project.write("python=3.11")
+    project.lock()
+    project.path.write_text(project.path.read_text().replace("3.11", "3.10"))
     with pytest.raises(StaleLock):
-        check_lock(read_spec(desk.path))
-    desk.path.write_text(desk.path.read_text().replace("3.10", "3.11"))
-    assert versions(check_lock(read_spec(desk.path)))["python"] == "conda 3.11.5"
+        check_lock(read_spec(project.path))
+    project.path.write_text(project.path.read_text().replace("3.10", "3.11"))
+    assert versions(check_lock(read_spec(project.path)))["python"] == "conda 3.11.5"
 
 
-def test_a_solver_of_ones_own(desk: Desk, tmp_path: Path) -> None:
+def test_a_solver_of_ones_own(project: Project, tmp_path: Path) -> None:
     solver = tmp_path / "mamba"
     solver.write_text(f'#!/bin/sh\nexec {sys.executable} -m envferry.lock.conda_solver "$@"\n')
     solver.chmod(0o755)
-    desk.write("python=3.10")
-    lock = desk.lock(LockOptions(platforms=(PLATFORM,), solver=solver))
+    project.write("python=3.10")
+    lock = project.lock(LockOptions(platforms=(PLATFORM,), solver=solver))
     assert versions(lock)["python"] == "conda 3.10.13"
     assert "mamba 24" in lock.path.read_text()
 
 
-def grow(desk: Desk, directory: Path) -> Path:
+def grow(project: Project, directory: Path) -> Path:
     """Copy the channel and give it a newer python and a newer numpy."""
     channel = directory / "grown"
-    shutil.copytree(desk.channel, channel)
+    shutil.copytree(project.channel, channel)
     needs = ("python >=3.10,<3.11.0a0", "python_abi 3.10.*")
     newer = (
         TinyPackage(name="python", version="3.10.19", build="h1_0", depends=needs[1:]),
@@ -265,57 +269,59 @@ def grow(desk: Desk, directory: Path) -> Path:
     return channel
 
 
-def test_what_is_locked_stays_or_moves_alone(desk: Desk, tmp_path: Path) -> None:
+def test_what_is_locked_stays_or_moves_alone(project: Project, tmp_path: Path) -> None:
     channel = tmp_path / "channel"
-    shutil.copytree(desk.channel, channel)
-    desk.write("python=3.10, numpy", "new", channel=str(channel))
-    before = desk.lock()
+    shutil.copytree(project.channel, channel)
+    project.write("python=3.10, numpy", "new", channel=str(channel))
+    before = project.lock()
     shutil.rmtree(channel)
-    grow(desk, tmp_path).rename(channel)
+    grow(project, tmp_path).rename(channel)
     linux = (PLATFORM,)
     # Nothing moves by itself.
-    assert desk.lock().digest == before.digest
-    updated = desk.lock(LockOptions(platforms=linux, updated=("numpy",)))
+    assert project.lock().digest == before.digest
+    updated = project.lock(LockOptions(platforms=linux, updated=("numpy",)))
     assert [str(change) for change in compare_locks(before, updated)] == [
         "~ conda numpy 2.2.6 → 2.3.0  (linux-64)"
     ]
-    upgraded = desk.lock(LockOptions(platforms=linux, upgrade=True))
+    upgraded = project.lock(LockOptions(platforms=linux, upgrade=True))
     assert [str(change) for change in compare_locks(updated, upgraded)] == [
         "~ conda python 3.10.13 → 3.10.19  (linux-64)"
     ]
     with pytest.raises(NotFound, match="has no nothere to update"):
-        desk.lock(LockOptions(platforms=linux, updated=("nothere",)))
-    desk.write("python=3.11", "new", channel=str(channel))
+        project.lock(LockOptions(platforms=linux, updated=("nothere",)))
+    project.write("python=3.11", "new", channel=str(channel))
     with pytest.raises(StaleLock):
-        desk.lock(LockOptions(platforms=linux, updated=("numpy",)))
+        project.lock(LockOptions(platforms=linux, updated=("numpy",)))
 
 
 def test_channels_by_names_of_ones_own(
-    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk.write(
+    project.write(
         "ours::python=3.10",
         channel="ours",
-        more=f"envferry: {{channels: {{ours: {desk.channel}}}}}",
+        more=f"envferry: {{channels: {{ours: {project.channel}}}}}",
     )
-    python = versions(desk.lock())["python"]
+    python = versions(project.lock())["python"]
     assert python == "conda 3.10.13"
     condarc = tmp_path / "condarc"
-    condarc.write_text(f"custom_channels: {{tiny: {desk.channel.parent.as_uri()}}}")
+    condarc.write_text(f"custom_channels: {{tiny: {project.channel.parent.as_uri()}}}")
     monkeypatch.setenv("CONDARC", str(condarc))
-    desk.write("tiny::python=3.10", channel="tiny")
-    assert versions(desk.lock(LockOptions(platforms=(PLATFORM,), upgrade=True)))["python"] == python
+    project.write("tiny::python=3.10", channel="tiny")
+    assert (
+        versions(project.lock(LockOptions(platforms=(PLATFORM,), upgrade=True)))["python"] == python
+    )
 
 
-def test_a_date_excludes_what_came_later(desk: Desk, wheels: Path) -> None:
-    desk.write("python=3.10", "new")
-    lock = desk.lock(LockOptions(platforms=(PLATFORM,), exclude_newer="2030-01-01"))
+def test_a_date_excludes_what_came_later(project: Project, wheels: Path) -> None:
+    project.write("python=3.10", "new")
+    lock = project.lock(LockOptions(platforms=(PLATFORM,), exclude_newer="2030-01-01"))
     assert versions(lock)["new"] == "pip 1.0"
     other = LockOptions(exclude_newer="2030-01-01", solver=Path("/bin/conda"))
     with pytest.raises(UsageError, match="cannot exclude"):
-        desk.lock(other)
+        project.lock(other)
     with pytest.raises(UsageError, match="`tomorrow` is not a valid date"):
-        desk.lock(LockOptions(exclude_newer="tomorrow"))
+        project.lock(LockOptions(exclude_newer="tomorrow"))
 
 
 PARSE = """
@@ -326,22 +332,22 @@ print(json.dumps({item.name: item.hash.sha256 for item in lock.package}))
 """
 
 
-def test_conda_lock_reads_sources_too(desk: Desk) -> None:
-    app = desk.path.parent / "app"
+def test_conda_lock_reads_sources_too(project: Project) -> None:
+    app = project.path.parent / "app"
     app.mkdir()
-    project = '[project]\nname="{}"\nversion="1.5"\ndependencies=["new"]\n'
-    (app / "pyproject.toml").write_text(project.format("app"))
+    package = '[project]\nname="{}"\nversion="1.5"\ndependencies=["new"]\n'
+    (app / "pyproject.toml").write_text(package.format("app"))
     make_wheel(app, "setuptools-80.0-py3-none-any")
-    bee = desk.path.parent / "bee"
+    bee = project.path.parent / "bee"
     bee.mkdir()
-    (bee / "pyproject.toml").write_text(project.format("bee"))
+    (bee / "pyproject.toml").write_text(package.format("bee"))
     git = ("git", "-C", bee, "-c", "user.name=a", "-c", "user.email=a@example.org")
     for words in (("init", "-q", "-b", "main"), ("add", "."), ("commit", "-q", "-m", "x")):
         run([*git, *words])
-    desk.write(
+    project.write(
         "python=3.10, numpy, pip", f"--find-links app, ./app, 'bee @ git+{bee.as_uri()}@main'"
     )
-    lock = desk.lock()
+    lock = project.lock()
     pinned = {item.name: [wheel.name for wheel in item.wheels] for item in lock.build_requirements}
     assert pinned == {"app": ["setuptools"], "bee": ["setuptools"]}
     kinds = {item.name: item.kind for item in lock.packages if item.manager == "pip"}
@@ -350,42 +356,42 @@ def test_conda_lock_reads_sources_too(desk: Desk) -> None:
     # CEP 37: only what is downloaded as one file has a hash there.
     files = {item.name: item.sha256 for item in lock.packages}
     assert json.loads(printed) == {**files, "app": None, "bee": None}
-    desk.conda_lock("render", "-k", "explicit", "-p", PLATFORM, lock.path.name)
+    project.conda_lock("render", "-k", "explicit", "-p", PLATFORM, lock.path.name)
     assert read_lock(lock.path) == lock
 
 
-def test_secrets_stay_out(desk: Desk, tmp_path: Path) -> None:
-    channel = desk.channel.as_uri().replace("file://", "file://user:secret@")
-    desk.write(
+def test_secrets_stay_out(project: Project, tmp_path: Path) -> None:
+    channel = project.channel.as_uri().replace("file://", "file://user:secret@")
+    project.write(
         "python=3.10, pip",
         "new",
         more=f"envferry: {{channels: {{spare: '{channel}'}}}}",
     )
-    lock = desk.lock()
+    lock = project.lock()
     assert "secret" not in lock.path.read_text()
     assert not lock.options.channels
 
 
-def test_the_commands(desk: Desk) -> None:
-    home = desk.path.parent
-    shop = CliRunner(home=home, cache=home / "cache")
-    desk.path = home / "specs/torch.yml"
-    desk.path.parent.mkdir()
-    desk.write("python=3.10, numpy=1", "old")
-    assert json.loads(shop.run("lint", "torch", "--json").stdout)[0]["code"] == "S106"
-    shop.run("lint", "torch", "--strict", expect=3)
-    desk.write("python=3.10, numpy=9, pip")
+def test_the_commands(project: Project) -> None:
+    home = project.path.parent
+    runner = CliRunner(home=home, cache=home / "cache")
+    project.path = home / "specs/torch.yml"
+    project.path.parent.mkdir()
+    project.write("python=3.10, numpy=1", "old")
+    assert json.loads(runner.run("lint", "torch", "--json").stdout)[0]["code"] == "S106"
+    runner.run("lint", "torch", "--strict", expect=3)
+    project.write("python=3.10, numpy=9, pip")
     assert "S110 `numpy=9` is in no channel (`numpy` is)" in (
-        shop.run("lint", "torch", "--online").stdout
+        runner.run("lint", "torch", "--online").stdout
     )
-    desk.write("python=3.10, numpy=1, pip", "old")
-    shop.run("lock", "torch", "--platform", PLATFORM, "--strict")
+    project.write("python=3.10, numpy=1, pip", "old")
+    runner.run("lock", "torch", "--platform", PLATFORM, "--strict")
     git = ("git", "-C", home, "-c", "user.name=a", "-c", "user.email=a@example.org")
     for words in (("init", "-q"), ("add", "specs"), ("commit", "-q", "-m", "x")):
         run([*git, *words])
-    desk.write("python=3.10, numpy=2, pip", "new")
-    shop.run("lock", "torch", "--check", expect=5)
-    finished = shop.run("lock", "torch", "--platform", PLATFORM, "--json")
+    project.write("python=3.10, numpy=2, pip", "new")
+    runner.run("lock", "torch", "--check", expect=5)
+    finished = runner.run("lock", "torch", "--platform", PLATFORM, "--json")
     assert "note: ~ conda numpy 1.26.4 → 2.2.6  (linux-64)" in finished.stderr
     changes = json.loads(finished.stdout)[0]["changes"]
     assert [(item["kind"], item["name"]) for item in changes] == [
@@ -393,28 +399,28 @@ def test_the_commands(desk: Desk) -> None:
         ("changed", "numpy"),
         ("removed", "old"),
     ]
-    assert json.loads(shop.run("diff", "torch@HEAD", "torch", "--json").stdout) == changes
-    shop.run("diff", "torch@nothere", "torch", expect=7)
-    shop.run("lock", "torch", "--solver", "no-such-conda", expect=7)
+    assert json.loads(runner.run("diff", "torch@HEAD", "torch", "--json").stdout) == changes
+    runner.run("diff", "torch@nothere", "torch", expect=7)
+    runner.run("lock", "torch", "--solver", "no-such-conda", expect=7)
     solver = home / "mamba"
     solver.write_text(f'#!/bin/sh\nexec {sys.executable} -m envferry.lock.conda_solver "$@"\n')
     solver.chmod(0o755)
-    shop.run("lock", "torch", "--platform", PLATFORM, "--solver", "./mamba")
-    shop.run("lock", "torch", "--check")
+    runner.run("lock", "torch", "--platform", PLATFORM, "--solver", "./mamba")
+    runner.run("lock", "torch", "--check")
 
 
 @pytest.mark.network
 def test_the_users_own_spec_against_a_small_channel(
-    desk: Desk,
+    project: Project,
     channel: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("UV_NO_INDEX")
-    desk.path.write_text(USERS_SPEC.read_text())
+    project.path.write_text(USERS_SPEC.read_text())
     options = LockOptions(platforms=(PLATFORM,), channels=(str(channel),), relax="all")
     with caplog.at_level(logging.WARNING):
-        lock = desk.lock(options)
+        lock = project.lock(options)
     found = versions(lock)
     assert found["python"] == "conda 3.10.13"
     assert found["torch"] == "pip 2.8.0"
@@ -425,7 +431,7 @@ def test_the_users_own_spec_against_a_small_channel(
     assert "xz=5.6.4=h5eee18b_1 is not in" in caplog.text
     nvidia = next(item for item in lock.packages if item.name == "nvidia-cublas-cu12")
     assert nvidia.file_name.endswith("manylinux_2_27_x86_64.whl")
-    assert check_lock(read_spec(desk.path)).digest == lock.digest
+    assert check_lock(read_spec(project.path)).digest == lock.digest
 
 
 @pytest.fixture(scope="module")
@@ -464,15 +470,15 @@ def locked_url(lock: Lock, name: str) -> str:
     ],
 )
 def test_a_line_gets_the_file_that_it_names(
-    desk: Desk, namesakes: tuple[Path, Path], line: str, file: str
+    project: Project, namesakes: tuple[Path, Path], line: str, file: str
 ) -> None:
     first, second = (path.as_uri() for path in namesakes)
     form = next(namesakes[0].glob("linux-64/tool-1.0-b_1.*")).name.removeprefix("tool-1.0-b_1.")
     text = line.replace("FORM", form)
     text = text.replace("A", first, 1) if text.startswith("A") else text
     text = text.replace("B", second, 1) if text.startswith("B") else text
-    desk.path.write_text(f"channels: ['{first}', '{second}']\ndependencies: ['{text}']\n")
-    lock = desk.lock()
+    project.path.write_text(f"channels: ['{first}', '{second}']\ndependencies: ['{text}']\n")
+    lock = project.lock()
     assert len(lock.packages) == 1
     assert file in lock.packages[0].url.replace("%21", "!")
 
@@ -488,43 +494,43 @@ def test_a_line_gets_the_file_that_it_names(
     ],
 )
 def test_a_line_that_nothing_obeys_is_refused(
-    desk: Desk, namesakes: tuple[Path, Path], line: str, words: str, hint: str
+    project: Project, namesakes: tuple[Path, Path], line: str, words: str, hint: str
 ) -> None:
     first, second = (path.as_uri() for path in namesakes)
-    desk.path.write_text(f"channels: ['{first}', '{second}']\ndependencies: ['{line}']\n")
+    project.path.write_text(f"channels: ['{first}', '{second}']\ndependencies: ['{line}']\n")
     with pytest.raises(SpecError, match=words) as caught:
-        desk.lock()
+        project.lock()
     assert hint in caught.value.hint
 
 
 def test_a_channel_that_only_a_line_names_is_searched_last(
-    desk: Desk, namesakes: tuple[Path, Path]
+    project: Project, namesakes: tuple[Path, Path]
 ) -> None:
     first, second = (path.as_uri() for path in namesakes)
-    desk.path.write_text(f"channels: ['{first}']\ndependencies: ['{second}::other', tool]\n")
-    lock = desk.lock()
+    project.path.write_text(f"channels: ['{first}']\ndependencies: ['{second}::other', tool]\n")
+    lock = project.lock()
     assert locked_url(lock, "other").startswith(second)
     assert locked_url(lock, "tool").startswith(first)
 
 
-def test_markers_that_conda_lock_cannot_read(desk: Desk) -> None:
+def test_markers_that_conda_lock_cannot_read(project: Project) -> None:
     markers = (
         "platform_machine != 'arm64' and platform_machine != 'aarch64'",
         "sys_platform == 'linux' or sys_platform == 'darwin' or os_name == 'posix'",
         "implementation_name == 'cpython' and 'x86' in platform_machine",
     )
-    desk.write("python=3.10", ", ".join(f'"native; {marker}"' for marker in markers))
-    lock = desk.lock()
+    project.write("python=3.10", ", ".join(f'"native; {marker}"' for marker in markers))
+    lock = project.lock()
     assert versions(lock)["native"] == "pip 1.0"
     assert lock.content_hashes[PLATFORM]
 
 
 def test_requirements_that_only_their_metadata_names(
-    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    project = tmp_path / "repository"
-    project.mkdir()
-    (project / "setup.py").write_text(
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    (repository / "setup.py").write_text(
         "from setuptools import setup\nsetup(name='hidden-name', version='1.5')\n"
     )
     for words in (
@@ -532,12 +538,14 @@ def test_requirements_that_only_their_metadata_names(
         ["add", "."],
         ["-c", "user.name=a", "-c", "user.email=a@example.org", "commit", "--quiet", "-m", "x"],
     ):
-        run(["git", "-C", project, *words])
-    (tmp_path / "more.txt").write_text(f"native\n-e git+{project.as_uri()}@main#egg=hidden-name\n")
+        run(["git", "-C", repository, *words])
+    (tmp_path / "more.txt").write_text(
+        f"native\n-e git+{repository.as_uri()}@main#egg=hidden-name\n"
+    )
     monkeypatch.delenv("UV_NO_INDEX")
-    kinds = {f"git+{project.as_uri()}": "git", "-r more.txt": "git", "repository/.": "directory"}
+    kinds = {f"git+{repository.as_uri()}": "git", "-r more.txt": "git", "repository/.": "directory"}
     for line, kind in kinds.items():
-        desk.write("python=3.10", f'"{line}"')
-        lock = desk.lock(LockOptions(platforms=(PLATFORM,), upgrade=True))
+        project.write("python=3.10", f'"{line}"')
+        lock = project.lock(LockOptions(platforms=(PLATFORM,), upgrade=True))
         (found,) = (item for item in lock.packages if item.name == "hidden-name")
         assert found.kind == kind

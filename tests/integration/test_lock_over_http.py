@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from envferry.base.retry import RetryPolicy
 from envferry.build.downloads import DownloadCache
 from envferry.errors import IntegrityError, NotFound, StoreError
-from envferry.lock.options import LockOptions
+from envferry.lock.lock_options import LockOptions
 from envferry.lock.stage import lock_spec
 from envferry.progress import Silent
 from envferry.specs.reading import read_spec
@@ -183,7 +183,7 @@ def test_wrong_and_truncated_packages(own_home: Path, channel: Path) -> None:
             with serving(channel, Manners()) as other:
                 moved = [_at(item, port, other) for item in made.packages]
                 with pytest.raises(
-                    IntegrityError, match=r"python-3.10.13-h1_0.conda has the wrong"
+                    IntegrityError, match=r"python-3.10.13-h1_0.conda does not match its"
                 ):
                     cache.fetch_all(moved, progress=Silent())
                 package.write_bytes(good)

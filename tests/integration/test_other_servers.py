@@ -16,8 +16,8 @@ from envferry.registry import Registry
 from envferry.registry.check import check_registry
 from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
 from envferry.registry.push import push_artifact
-from envferry.stores.conditions import IgnoresConditions
 from envferry.stores.opening import open_store
+from envferry.stores.s3.conditions import IgnoresConditions
 from tests.integration.conftest import empty_registry
 from tests.support.artifacts import PLATFORM, make_artifact
 from tests.support.fault_proxy import Plan, fault_proxy

@@ -23,12 +23,12 @@ def host(tmp_path: Path) -> CliRunner:
         "ENVFERRY_ENVS_DIR": str(tmp_path / "envs"),
         "ENVFERRY_TRUSTED_DIR": str(tmp_path / "trusted.d"),
     }
-    workshop = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
-    workshop.run("keygen", "ours")
+    demo_runner = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
+    demo_runner.run("keygen", "ours")
     first, second = (pack(tmp_path / "packed", version) for version in (1, 2))
-    workshop.run("push", first.archive_path, "--tag", "old")
-    workshop.run("push", second.archive_path, "--sign-key", "ours.key", "--tag", "new")
-    return workshop
+    demo_runner.run("push", first.archive_path, "--tag", "old")
+    demo_runner.run("push", second.archive_path, "--sign-key", "ours.key", "--tag", "new")
+    return demo_runner
 
 
 def answer(host: CliRunner, *words: str | Path) -> Any:
@@ -88,20 +88,20 @@ def test_names_and_licences_cannot_drive_a_terminal(host: CliRunner) -> None:
 
 
 @pytest.mark.container
-def test_a_real_environment(workshop: CliRunner, archive: Path) -> None:
+def test_a_real_environment(demo_runner: CliRunner, archive: Path) -> None:
     """By the SBOM, and without one by the lock: the same answer."""
-    said = workshop.run("why", archive, "mdurl").stdout
+    said = demo_runner.run("why", archive, "mdurl").stdout
     assert "markdown-it-py" in said
     assert "rich" in said
-    tree = answer(workshop, "why", archive, "mdurl")
+    tree = answer(demo_runner, "why", archive, "mdurl")
     sbom = next(archive.parent.glob("*.sbom.cdx.json"))
     away = sbom.rename(archive.parent / "away")
     try:
-        assert answer(workshop, "why", archive, "mdurl") == tree
+        assert answer(demo_runner, "why", archive, "mdurl") == tree
     finally:
         away.rename(sbom)
-    assert "mdurl" in workshop.run("why", archive, "mdurll", expect=7).stderr
-    shown = workshop.run("show", archive).stdout
+    assert "mdurl" in demo_runner.run("why", archive, "mdurll", expect=7).stderr
+    shown = demo_runner.run("show", archive).stdout
     assert "licences" in shown
     assert "BSD-3-Clause" in shown
 
@@ -117,7 +117,7 @@ def test_check_and_prune_on_the_command_line(host: CliRunner) -> None:
     assert plan["bytes"] > 50_000
     assert len(answer(host, "ls")) == 3
     assert "--delete" in host.run("prune", "--keep-tagged", "--hours", "0").stdout
-    assert "came just now" in host.run("prune", "--keep-tagged").stdout
+    assert "published just now" in host.run("prune", "--keep-tagged").stdout
     assert "nothing to remove" in host.run("prune", "--keep-within", "8w").stdout
     host.run("prune", "--keep-within", "soon", expect=2)
     assert answer(host, "prune", "--keep-tagged", "--hours", "0", "--delete")["deleted"]

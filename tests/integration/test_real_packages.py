@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from envferry.build.downloads import hash_file
+from envferry.build.download import hash_file
 from envferry.engines.selection import Engine, open_sandbox
 from envferry.errors import SpecError, ToolFailed
 from envferry.lock.index_channel import index_channel
-from envferry.lock.options import LockOptions
+from envferry.lock.lock_options import LockOptions
 from envferry.lock.stage import lock_spec
 from envferry.progress import Silent
 from envferry.specs.locks import read_lock
@@ -33,13 +33,13 @@ LONG = "/" + "placehold_" * 20
 
 
 @pytest.fixture
-def shop(tmp_path: Path) -> BuildRunner:
+def runner(tmp_path: Path) -> BuildRunner:
     require("bwrap", shutil.which("bwrap"))
     return BuildRunner(home=tmp_path, sandbox=open_sandbox(Engine.BWRAP))
 
 
-def build(shop: BuildRunner, *packages: LockedPackage) -> Path:
-    return Path(shop.build_packages(packages).tree)
+def build(runner: BuildRunner, *packages: LockedPackage) -> Path:
+    return Path(runner.build_packages(packages).tree)
 
 
 def make(home: Path, *shapes: Shape) -> list[Path]:
@@ -61,7 +61,7 @@ EDITOR = Shape(
 )
 
 
-def test_the_lock_says_what_packages_need_and_not_they(shop: BuildRunner, tmp_path: Path) -> None:
+def test_the_lock_says_what_packages_need_and_not_they(runner: BuildRunner, tmp_path: Path) -> None:
     terminal, editor = make(tmp_path, TERMINAL, EDITOR)
     patched = {
         "depends": ["ncurses >=6.2,<7.0a0 h2_*"],
@@ -71,7 +71,7 @@ def test_the_lock_says_what_packages_need_and_not_they(shop: BuildRunner, tmp_pa
     }
     needs = {"ncurses": ">=6.2,<7.0a0"}
     entry = lock_entry(editor, record=patched, dependencies=needs)
-    found = meta(build(shop, lock_entry(terminal), entry), "libedit")
+    found = meta(build(runner, lock_entry(terminal), entry), "libedit")
     assert found["depends"] == patched["depends"]
     assert not found.get("constrains")
     assert found["license"] == "BSD-2-Clause"
@@ -79,10 +79,10 @@ def test_the_lock_says_what_packages_need_and_not_they(shop: BuildRunner, tmp_pa
 
     wrong = lock_entry(editor, record={"depends": ["ncurses >=7"]}, dependencies={"ncurses": ">=7"})
     with pytest.raises(SpecError, match=r"libedit 3\.1 needs ncurses >=7, but the lock has 6\.5"):
-        build(shop, lock_entry(terminal), wrong)
+        build(runner, lock_entry(terminal), wrong)
 
 
-def test_a_channel_that_patched_its_index(shop: BuildRunner, tmp_path: Path) -> None:
+def test_a_channel_that_patched_its_index(runner: BuildRunner, tmp_path: Path) -> None:
     """From spec to environment: what conda-forge's libedit and ncurses are like."""
     make(tmp_path, TERMINAL, EDITOR)
     channel = tmp_path / "channel"
@@ -98,7 +98,7 @@ def test_a_channel_that_patched_its_index(shop: BuildRunner, tmp_path: Path) -> 
     options = LockOptions(platforms=("linux-64",))
     lock = lock_spec(read_spec(spec), options=options, progress=Silent())
     assert read_lock(lock.path) == lock
-    found = meta(build(shop, *lock.packages), "libedit")
+    found = meta(build(runner, *lock.packages), "libedit")
     assert found["depends"] == patched["depends"]
     assert found["license"] == "BSD-2-Clause"
     assert not found.get("constrains")
@@ -106,31 +106,33 @@ def test_a_channel_that_patched_its_index(shop: BuildRunner, tmp_path: Path) -> 
     assert found["url"] == (channel / "linux-64/libedit-3.1-0.conda").as_uri()
 
 
-def test_a_package_that_says_nowhere_what_it_is_for(shop: BuildRunner, tmp_path: Path) -> None:
+def test_a_package_that_says_nowhere_what_it_is_for(runner: BuildRunner, tmp_path: Path) -> None:
     file = Shape(name="lost", index={"subdir": None}).write(tmp_path / "pool")
-    assert meta(build(shop, lock_entry(file)), "lost")["subdir"] == "linux-64"
-    tree = build(shop, lock_entry(file, record={"subdir": "noarch"}))
+    assert meta(build(runner, lock_entry(file)), "lost")["subdir"] == "linux-64"
+    tree = build(runner, lock_entry(file, record={"subdir": "noarch"}))
     assert meta(tree, "lost")["subdir"] == "noarch"
 
 
-def test_a_lock_of_another_tool_has_needs_and_no_limits(shop: BuildRunner, tmp_path: Path) -> None:
+def test_a_lock_of_another_tool_has_needs_and_no_limits(
+    runner: BuildRunner, tmp_path: Path
+) -> None:
     terminal, editor = make(tmp_path, TERMINAL, EDITOR)
     entry = lock_entry(editor, dependencies={"ncurses": ">=6.2,<7.0a0"})
-    found = meta(build(shop, lock_entry(terminal), entry), "libedit")
+    found = meta(build(runner, lock_entry(terminal), entry), "libedit")
     assert found["depends"] == ["ncurses >=6.2,<7.0a0"]
 
 
 def test_a_lock_without_needs_is_built_with_a_warning(
-    shop: BuildRunner, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    runner: BuildRunner, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     terminal, editor = make(tmp_path, TERMINAL, EDITOR)
-    build(shop, lock_entry(terminal), lock_entry(editor))
+    build(runner, lock_entry(terminal), lock_entry(editor))
     assert "libedit 3.1 needs ncurses >=6.2,<6.3.0a0, but the lock has 6.5" in caplog.text
 
 
-def test_a_zip_with_a_needless_zip64_field(shop: BuildRunner, tmp_path: Path) -> None:
+def test_a_zip_with_a_needless_zip64_field(runner: BuildRunner, tmp_path: Path) -> None:
     shape = Shape(name="tool", files={"share/tool": "here\n"}, has_needless_zip64=True)
-    tree = build(shop, *map(lock_entry, make(tmp_path, shape)))
+    tree = build(runner, *map(lock_entry, make(tmp_path, shape)))
     assert (tree / "share/tool").read_text() == "here\n"
 
 
@@ -144,7 +146,7 @@ echo "read me, $PKG_NAME" > $PREFIX/.messages.txt
 
 
 def test_scripts_run_in_an_activated_environment(
-    shop: BuildRunner, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    runner: BuildRunner, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = {
         "etc/conda/activate.d/tool.sh": ACTIVATE,
@@ -158,7 +160,7 @@ def test_scripts_run_in_an_activated_environment(
         index={"depends": ["helper"]},
         files={"bin/.scripted-post-link.sh": SCRIPT},
     )
-    tree = build(shop, *map(lock_entry, make(tmp_path, scripted, helper)))
+    tree = build(runner, *map(lock_entry, make(tmp_path, scripted, helper)))
     prefix = "/opt/conda/envs/tiny"
     assert (tree / "said").read_text().splitlines() == [
         *("scripted", "2", "0", prefix, prefix, "tiny", "1", f"{prefix}/share/tool", "yes"),
@@ -171,7 +173,7 @@ def test_scripts_run_in_an_activated_environment(
 OLD = {"arch": "x86_64", "platform": "linux", "subdir": None}
 
 
-def test_a_package_of_2015(shop: BuildRunner, tmp_path: Path) -> None:
+def test_a_package_of_2015(runner: BuildRunner, tmp_path: Path) -> None:
     shape = Shape(
         name="old",
         version="1.0",
@@ -191,7 +193,7 @@ def test_a_package_of_2015(shop: BuildRunner, tmp_path: Path) -> None:
         },
     )
     (file,) = make(tmp_path, shape)
-    tree = build(shop, lock_entry(file))
+    tree = build(runner, lock_entry(file))
     prefix = "/opt/conda/envs/tiny"
     assert (tree / "bin/old").read_text().startswith(f"#!{prefix}/bin/sh")
     assert (tree / "lib/libold.so.1").read_bytes().startswith(f"\0{prefix}\0".encode())
@@ -211,19 +213,19 @@ def test_a_package_of_2015(shop: BuildRunner, tmp_path: Path) -> None:
     ],
 )
 def test_files_that_no_package_may_have(
-    shop: BuildRunner, tmp_path: Path, path: str, words: str, has_paths_json: bool
+    runner: BuildRunner, tmp_path: Path, path: str, words: str, has_paths_json: bool
 ) -> None:
     shape = Shape(name="bad", files={path: "{}"}, has_paths_json=has_paths_json, ending=".tar.bz2")
     with pytest.raises(SpecError) as caught:
-        build(shop, *map(lock_entry, make(tmp_path, shape)))
+        build(runner, *map(lock_entry, make(tmp_path, shape)))
     assert re.search(words, caught.value.message)
     assert "bad-1-0.tar.bz2" in caught.value.message
     assert "panicked" not in caught.value.message
 
 
-def test_what_is_put_aside_is_not_carried(shop: BuildRunner, tmp_path: Path) -> None:
+def test_what_is_put_aside_is_not_carried(runner: BuildRunner, tmp_path: Path) -> None:
     shapes = [Shape(name=name, files={"share/x": name, f"share/{name}": ""}) for name in "ab"]
-    tree = build(shop, *map(lock_entry, make(tmp_path, *shapes)))
+    tree = build(runner, *map(lock_entry, make(tmp_path, *shapes)))
     assert not (tree / "__clobbers__").exists()
     listed = {file for name in "ab" for file in meta(tree, name)["files"]}
     assert listed == {"share/x", "share/a", "share/b"}
@@ -235,13 +237,13 @@ def test_what_is_put_aside_is_not_carried(shop: BuildRunner, tmp_path: Path) -> 
     ]
 
 
-def test_a_script_that_fails_says_what_it_said(shop: BuildRunner, tmp_path: Path) -> None:
+def test_a_script_that_fails_says_what_it_said(runner: BuildRunner, tmp_path: Path) -> None:
     script = {"bin/.bad-post-link.sh": "echo so sorry; exit 3\n"}
     with pytest.raises(ToolFailed, match=r"(?s)post-link script of bad 1 exited with 3.*so sorry"):
-        build(shop, *map(lock_entry, make(tmp_path, Shape(name="bad", files=script))))
+        build(runner, *map(lock_entry, make(tmp_path, Shape(name="bad", files=script))))
 
 
-def test_shapes_that_packages_have(shop: BuildRunner, tmp_path: Path) -> None:
+def test_shapes_that_packages_have(runner: BuildRunner, tmp_path: Path) -> None:
     """What is beside the files that are linked is taken as conda takes it."""
     menu = Shape(
         name="menu",
@@ -260,14 +262,14 @@ def test_shapes_that_packages_have(shop: BuildRunner, tmp_path: Path) -> None:
     )
     old, new = make(tmp_path, menu, linked)
     md5 = hash_file(old, "md5", lambda _: None)
-    tree = build(shop, lock_entry(old, sha256=None, md5=md5), lock_entry(new))
+    tree = build(runner, lock_entry(old, sha256=None, md5=md5), lock_entry(new))
     assert (tree / "lib64/short").read_text() == "real\n"
     assert meta(tree, "linked")["track_features"] == "mkl"
     assert meta(tree, "menu")["md5"] == md5
     assert (tree / "Menu/menu.json").exists()
 
 
-def test_python_packages_for_every_python(shop: BuildRunner, tmp_path: Path) -> None:
+def test_python_packages_for_every_python(runner: BuildRunner, tmp_path: Path) -> None:
     """CEP 17: python says where its packages are; `noarch: python` is put there, with scripts."""
     site = "lib/python3.13t/site-packages"
     python = Shape(
@@ -283,7 +285,7 @@ def test_python_packages_for_every_python(shop: BuildRunner, tmp_path: Path) -> 
         index={"noarch": "python", "subdir": "noarch", "depends": ["python >=3.9"]},
         info={"link.json": json.dumps({"noarch": links, "package_metadata_version": 1})},
     )
-    tree = build(shop, *map(lock_entry, make(tmp_path, python, tool)))
+    tree = build(runner, *map(lock_entry, make(tmp_path, python, tool)))
     assert (tree / site / "tool/main.py").exists()
     assert (tree / "bin/extra").exists()
     script = (tree / "bin/tool").read_text()
@@ -292,7 +294,7 @@ def test_python_packages_for_every_python(shop: BuildRunner, tmp_path: Path) -> 
     assert f"{site}/tool/main.py" in meta(tree, "tool")["files"]
 
 
-def test_r_without_python(shop: BuildRunner, tmp_path: Path) -> None:
+def test_r_without_python(runner: BuildRunner, tmp_path: Path) -> None:
     base = Shape(name="r-base", version="4.4.2", files={"lib/R/bin/R": "#!/bin/sh\n"})
     digest = Shape(
         name="r-digest",
@@ -300,5 +302,5 @@ def test_r_without_python(shop: BuildRunner, tmp_path: Path) -> None:
         index={"depends": ["r-base >=4.4,<4.5.0a0"]},
         files={"lib/R/library/digest/DESCRIPTION": "Package: digest\n"},
     )
-    tree = build(shop, *map(lock_entry, make(tmp_path, base, digest)))
+    tree = build(runner, *map(lock_entry, make(tmp_path, base, digest)))
     assert (tree / "lib/R/library/digest/DESCRIPTION").exists()

@@ -18,93 +18,93 @@ pytestmark = pytest.mark.container
 
 
 @pytest.fixture
-def desk(workshop: CliRunner, tmp_path: Path) -> CliRunner:
+def runner(demo_runner: CliRunner, tmp_path: Path) -> CliRunner:
     """A folder with the demo's spec under two names; downloads and locks are there."""
-    home = tmp_path / "desk"
+    home = tmp_path / "runner"
     (home / "specs").mkdir(parents=True)
     for name in ("one", "two"):
         for ending in (".yml", ".conda-lock.yml"):
-            text = (workshop.home / f"specs/demo{ending}").read_text()
+            text = (demo_runner.home / f"specs/demo{ending}").read_text()
             text = text.replace("name: demo\n", f"name: {name}\n")
             (home / f"specs/{name}{ending}").write_text(text)
-    environ = {**workshop.environ, "ENVFERRY_REGISTRY": str(tmp_path / "registry")}
-    shutil.copytree(workshop.cache / "downloads", tmp_path / "cache/downloads")
-    return replace(workshop, home=home, cache=tmp_path / "cache", environ=environ)
+    environ = {**demo_runner.environ, "ENVFERRY_REGISTRY": str(tmp_path / "registry")}
+    shutil.copytree(demo_runner.cache / "downloads", tmp_path / "cache/downloads")
+    return replace(demo_runner, home=home, cache=tmp_path / "cache", environ=environ)
 
 
 def outcomes(stdout: str) -> dict[str, str]:
     return {one["spec"]: one["outcome"] for one in json.loads(stdout)}
 
 
-def ids(desk: CliRunner) -> set[str]:
-    return {one["name"] for one in json.loads(desk.run("ls", "--json").stdout)}
+def ids(runner: CliRunner) -> set[str]:
+    return {one["name"] for one in json.loads(runner.run("ls", "--json").stdout)}
 
 
-def test_a_missing_lock_is_found_before_anything_is_built(desk: CliRunner) -> None:
-    (desk.home / "specs/two.conda-lock.yml").unlink()
-    (desk.home / "specs/three.yml").write_text("name: [\n")
-    said = desk.run("release", "one", "two", "three", "--json", expect=7)
+def test_a_missing_lock_is_found_before_anything_is_built(runner: CliRunner) -> None:
+    (runner.home / "specs/two.conda-lock.yml").unlink()
+    (runner.home / "specs/three.yml").write_text("name: [\n")
+    said = runner.run("release", "one", "two", "three", "--json", expect=7)
     assert outcomes(said.stdout) == {"one": "not begun", "two": "failed", "three": "failed"}
     assert "two.conda-lock.yml does not exist" in json.loads(said.stdout)[1]["error"]["message"]
     assert "error: three: " in said.stderr, "the others' errors are said, too"
-    assert not list((desk.home.parent / "registry").rglob("*.json"))
-    assert not (desk.cache / "builds").exists()
+    assert not list((runner.home.parent / "registry").rglob("*.json"))
+    assert not (runner.cache / "builds").exists()
 
 
-def test_a_registry_that_takes_nothing_is_found_before_anything_is_built(desk: CliRunner) -> None:
-    (desk.home.parent / "registry").write_text("a file")
-    said = desk.run("release", "one", "two", "--json", expect=9)
+def test_a_registry_that_takes_nothing_is_found_before_anything_is_built(runner: CliRunner) -> None:
+    (runner.home.parent / "registry").write_text("a file")
+    said = runner.run("release", "one", "two", "--json", expect=9)
     assert outcomes(said.stdout) == {"one": "not begun", "two": "not begun"}
-    assert not (desk.cache / "builds").exists()
+    assert not (runner.cache / "builds").exists()
 
 
-def test_one_failure_hides_no_other_result(desk: CliRunner) -> None:
-    spec = desk.home / "specs/one.yml"
+def test_one_failure_hides_no_other_result(runner: CliRunner) -> None:
+    spec = runner.home / "specs/one.yml"
     text = spec.read_text()
     spec.write_text(text.replace("- pygmentize -V", "- exit 3"))
     assert spec.read_text() != text
-    said = desk.run("release", "one", "two", "--json", "--tag", "stable", expect=4)
+    said = runner.run("release", "one", "two", "--json", "--tag", "stable", expect=4)
     failed, released = json.loads(said.stdout)
     assert (failed["spec"], failed["outcome"]) == ("one", "failed")
     assert failed["error"]["exit_code"] == 4
     assert (released["spec"], released["outcome"]) == ("two", "released")
     assert released["built"]
     assert set(released["tags"]) == {"stable", "latest"}
-    assert ids(desk) == {"two"}
+    assert ids(runner) == {"two"}
 
 
-def test_what_was_not_checked_does_not_count_as_released(desk: CliRunner) -> None:
-    desk.run("build", "one", "--no-check")
-    archive = desk.run("pack", "one").stdout.strip()
-    desk.run("push", archive)
-    again = json.loads(desk.run("release", "one", "--no-check", "--json").stdout)[0]
+def test_what_was_not_checked_does_not_count_as_released(runner: CliRunner) -> None:
+    runner.run("build", "one", "--no-check")
+    archive = runner.run("pack", "one").stdout.strip()
+    runner.run("push", archive)
+    again = json.loads(runner.run("release", "one", "--no-check", "--json").stdout)[0]
     assert not again["built"], "nobody asked for checks"
-    checked = json.loads(desk.run("release", "one", "--json").stdout)[0]
+    checked = json.loads(runner.run("release", "one", "--json").stdout)[0]
     assert (checked["id"], checked["built"], checked["uploaded"]) == (again["id"], True, False)
 
 
-def test_what_is_published_is_not_built_again(desk: CliRunner) -> None:
-    first = json.loads(desk.run("release", "one", "--json").stdout)[0]
+def test_what_is_published_is_not_built_again(runner: CliRunner) -> None:
+    first = json.loads(runner.run("release", "one", "--json").stdout)[0]
     assert first["built"]
-    shutil.rmtree(desk.cache)
-    said = desk.run("release", "one", "--tag", "stable", "--json", "--offline")
+    shutil.rmtree(runner.cache)
+    said = runner.run("release", "one", "--tag", "stable", "--json", "--offline")
     again = json.loads(said.stdout)[0]
     assert (again["id"], again["built"], again["uploaded"]) == (first["id"], False, False)
     assert again["tags"] == ["stable", "latest"]
-    assert not (desk.cache / "builds").exists()
-    assert "not rebuilt" in desk.run("release", "one", "--offline").stdout
+    assert not (runner.cache / "builds").exists()
+    assert "not rebuilt" in runner.run("release", "one", "--offline").stdout
     # Asked for, damaged there, or with other options: it is built, which needs the downloads.
     assert (
         "not in the download cache"
-        in desk.run("release", "one", "--offline", "--rebuild", expect=7).stderr
+        in runner.run("release", "one", "--offline", "--rebuild", expect=7).stderr
     )
-    spec = desk.home / "specs/one.yml"
+    spec = runner.home / "specs/one.yml"
     plain = spec.read_text()
     spec.write_text(plain.replace("envferry:\n", "envferry:\n  exclude: [share/doc/**]\n", 1))
     assert spec.read_text() != plain
-    desk.run("release", "one", "--offline", expect=7)
+    runner.run("release", "one", "--offline", expect=7)
     spec.write_text(plain)
-    desk.run("release", "one", "--offline")
-    (archive,) = (desk.home.parent / "registry").rglob("*.tar.zst")
+    runner.run("release", "one", "--offline")
+    (archive,) = (runner.home.parent / "registry").rglob("*.tar.zst")
     archive.write_bytes(archive.read_bytes()[:-1])
-    desk.run("release", "one", "--offline", expect=7)
+    runner.run("release", "one", "--offline", expect=7)

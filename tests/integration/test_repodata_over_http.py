@@ -14,7 +14,7 @@ import zstandard
 from envferry.build.downloads import DownloadCache
 from envferry.errors import StoreError
 from envferry.lock import repodata_server
-from envferry.lock.repodata import IndexShelf, extract
+from envferry.lock.repodata import ChannelIndexes, extract
 from envferry.lock.repodata_server import RepodataServer
 from tests.support.repodata_channels import LINUX, record, write_channel
 
@@ -65,13 +65,13 @@ def serving(folder: Path) -> Iterator[Served]:
 
 
 def ask(home: Path, url: str, *names: str) -> list[str]:
-    """Return what an extract of a channel holds, with a shelf of its own."""
+    """Return what an extract of a channel holds, with a indexes of its own."""
     folder = home / "extract"
     folder.mkdir(exist_ok=True, parents=True)
     for old in folder.iterdir():
         old.unlink()
-    shelf = IndexShelf(RepodataServer(home / "repodata", DownloadCache(home / "downloads")))
-    tiers = extract(shelf, [url], LINUX, names, folder)
+    indexes = ChannelIndexes(RepodataServer(home / "repodata", DownloadCache(home / "downloads")))
+    tiers = extract(indexes, [url], LINUX, names, folder)
     texts = "".join(path.read_text() for path in folder.iterdir())
     assert len(tiers) == 1
     return [name for name in ("app", "lib", "other") if f'"{name}-1-0.conda"' in texts]
@@ -117,7 +117,7 @@ def test_how_far_it_is_is_said(tmp_path: Path) -> None:
         server = RepodataServer(tmp_path / "repodata", DownloadCache(tmp_path / "downloads"))
         server.advance = done.append
         (tmp_path / "extract").mkdir()
-        extract(IndexShelf(server), [served.url], LINUX, ["app"], tmp_path / "extract")
+        extract(ChannelIndexes(server), [served.url], LINUX, ["app"], tmp_path / "extract")
     # Two lists of shards and two shards; the list of noarch is not empty either.
     assert len(done) == server.expected.items == 4
     assert sum(done) == server.expected.known_bytes
@@ -128,7 +128,7 @@ def test_a_shard_that_is_not_the_one_that_is_listed(tmp_path: Path) -> None:
     for path in (channel / LINUX).glob("*.msgpack.zst"):
         if len(path.name) > 64:
             path.write_bytes(b"another")
-    with serving(channel) as served, pytest.raises(StoreError, match="has the wrong bytes"):
+    with serving(channel) as served, pytest.raises(StoreError, match="does not match its checksum"):
         ask(tmp_path, served.url, "app")
 
 

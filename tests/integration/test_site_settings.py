@@ -29,8 +29,8 @@ def base(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, workshop: CliRunner) -> CliRunner:
-    """A workshop of a user with a home of their own, without settings."""
+def runner(tmp_path: Path, demo_runner: CliRunner) -> CliRunner:
+    """A demo_runner of a user with a home of their own, without settings."""
     home = tmp_path / "home"
     environ = {
         "HOME": str(home),
@@ -46,25 +46,25 @@ def desk(tmp_path: Path, workshop: CliRunner) -> CliRunner:
     folder = home / "project"
     folder.mkdir(parents=True)
     made = CliRunner(home=folder, cache=home / "envferry", environ=environ)
-    channel = (workshop.home / "channel").resolve().as_uri()
+    channel = (demo_runner.home / "channel").resolve().as_uri()
     asked = "dependencies: [python, pip, {pip: [zig]}]"
     made.write_spec("tiny", f"name: tiny\nchannels: ['{channel}']\n{asked}\n{OFFER}")
     return made
 
 
-def locked(desk: CliRunner) -> tuple[dict[str, str], tuple[str, ...]]:
+def locked(runner: CliRunner) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return the versions that a lock has, and the indexes that it names."""
-    lock = read_lock(desk.home / "specs/tiny.conda-lock.yml")
+    lock = read_lock(runner.home / "specs/tiny.conda-lock.yml")
     assert PASSWORD not in lock.path.read_text()
     return {item.name: item.version for item in lock.packages}, lock.indexes
 
 
 @pytest.mark.parametrize("source", ["PIP_INDEX_URL", "pip.conf", "uv.toml"])
-def test_the_index_of_a_site_is_asked_and_named(desk: CliRunner, base: str, source: str) -> None:
+def test_the_index_of_a_site_is_asked_and_named(runner: CliRunner, base: str, source: str) -> None:
     url = f"http://{LOGIN}@{base}/one"
-    own, files = desk, desk.home.parent / ".config"
+    own, files = runner, runner.home.parent / ".config"
     if source == "PIP_INDEX_URL":
-        own = replace(desk, environ={**desk.environ, "PIP_INDEX_URL": url})
+        own = replace(runner, environ={**runner.environ, "PIP_INDEX_URL": url})
     elif source == "pip.conf":
         (files / "pip").mkdir(parents=True)
         (files / "pip/pip.conf").write_text(f"[global]\nindex-url = {url}\n")
@@ -75,49 +75,49 @@ def test_the_index_of_a_site_is_asked_and_named(desk: CliRunner, base: str, sour
     assert f"warning: using the package index http://{base}/one, named by " in said.stderr
     assert source in said.stderr
     assert PASSWORD not in said.stderr
-    versions, indexes = locked(desk)
+    versions, indexes = locked(runner)
     assert versions["zig"] == "1.0"
     assert indexes == (f"http://{base}/one",)
     own.run("build", "tiny")
 
 
-def test_an_extra_index_of_a_site_is_asked_as_pip_does(desk: CliRunner, base: str) -> None:
+def test_an_extra_index_of_a_site_is_asked_as_pip_does(runner: CliRunner, base: str) -> None:
     """The best version of all indexes; the spec's own main index is stronger than the site's."""
     urls = {
         "PIP_INDEX_URL": f"http://{LOGIN}@{base}/one",
         "PIP_EXTRA_INDEX_URL": f"http://{LOGIN}@{base}/two",
     }
-    own = replace(desk, environ={**desk.environ, **urls})
-    spec = desk.home / "specs/tiny.yml"
+    own = replace(runner, environ={**runner.environ, **urls})
+    spec = runner.home / "specs/tiny.yml"
     spec.write_text(spec.read_text().replace("[zig]", "['zig>1']"))
     own.run("lock", "tiny")
-    versions, indexes = locked(desk)
+    versions, indexes = locked(runner)
     assert versions["zig"] == "2.0"
     assert set(indexes) == {f"http://{base}/one", f"http://{base}/two"}
 
 
 @pytest.mark.parametrize("name", ["PIP_INDEX_URL", "UV_DEFAULT_INDEX"])
-def test_the_index_of_the_spec_is_stronger(desk: CliRunner, base: str, name: str) -> None:
-    spec = desk.home / "specs/tiny.yml"
+def test_the_index_of_the_spec_is_stronger(runner: CliRunner, base: str, name: str) -> None:
+    spec = runner.home / "specs/tiny.yml"
     spec.write_text(spec.read_text().replace("[zig]", f"[--index-url http://{base}/one, zig]"))
-    own = replace(desk, environ={**desk.environ, name: f"http://{LOGIN}@{base}/two"})
+    own = replace(runner, environ={**runner.environ, name: f"http://{LOGIN}@{base}/two"})
     own.run("lock", "tiny")
-    assert locked(desk) == ({**locked(desk)[0], "zig": "1.0"}, ())
+    assert locked(runner) == ({**locked(runner)[0], "zig": "1.0"}, ())
 
 
-def test_nothing_else_of_uvs_settings_changes_a_lock(desk: CliRunner, base: str) -> None:
+def test_nothing_else_of_uvs_settings_changes_a_lock(runner: CliRunner, base: str) -> None:
     """Not what a folder above, the home or a variable says: the same spec gives the same lock."""
     url = f"http://{LOGIN}@{base}/two"
-    own = replace(desk, environ={**desk.environ, "PIP_INDEX_URL": url})
+    own = replace(runner, environ={**runner.environ, "PIP_INDEX_URL": url})
     own.run("lock", "tiny")
-    path = desk.home / "specs/tiny.conda-lock.yml"
+    path = runner.home / "specs/tiny.conda-lock.yml"
     plain = path.read_bytes()
     path.unlink()
     above = '[project]\nname = "x"\nversion = "1"\n[tool.uv]\noverride-dependencies = ["zig<2"]\n'
-    (desk.home.parent / "pyproject.toml").write_text(above)
-    (desk.home.parent / ".config/uv").mkdir(parents=True)
-    (desk.home.parent / ".config/uv/uv.toml").write_text("[pip]\nno-deps = true\n")
-    overrides = desk.home.parent / "overrides.txt"
+    (runner.home.parent / "pyproject.toml").write_text(above)
+    (runner.home.parent / ".config/uv").mkdir(parents=True)
+    (runner.home.parent / ".config/uv/uv.toml").write_text("[pip]\nno-deps = true\n")
+    overrides = runner.home.parent / "overrides.txt"
     overrides.write_text("zig<2\n")
     own = replace(own, environ={**own.environ, "UV_OVERRIDE": str(overrides)})
     said = own.run("lock", "tiny").stderr
@@ -126,8 +126,8 @@ def test_nothing_else_of_uvs_settings_changes_a_lock(desk: CliRunner, base: str)
     assert "UV_OVERRIDE" in said
 
 
-def test_a_sites_index_that_is_not_there_is_an_error(desk: CliRunner) -> None:
-    own = replace(desk, environ={**desk.environ, "PIP_INDEX_URL": "http://127.0.0.1:9/simple"})
+def test_a_sites_index_that_is_not_there_is_an_error(runner: CliRunner) -> None:
+    own = replace(runner, environ={**runner.environ, "PIP_INDEX_URL": "http://127.0.0.1:9/simple"})
     said = own.run("lock", "tiny", expect=9).stderr
     assert (
         "warning: using the package index http://127.0.0.1:9/simple, named by PIP_INDEX_URL" in said

@@ -94,9 +94,9 @@ def commit(repository: Path) -> None:
         run([*GIT, "-C", repository, *words])
 
 
-def one_source(workshop: CliRunner, line: str) -> str:
+def one_source(demo_runner: CliRunner, line: str) -> str:
     """Return a spec with one line in its pip half."""
-    channel = workshop.home / "channel"
+    channel = demo_runner.home / "channel"
     return ONE_SOURCE.format(channel=channel, line=line, glibc=glibc_version())
 
 
@@ -127,17 +127,17 @@ def make_sources(home: Path) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def shop(workshop: CliRunner, tmp_path_factory: pytest.TempPathFactory) -> CliRunner:
+def runner(demo_runner: CliRunner, tmp_path_factory: pytest.TempPathFactory) -> CliRunner:
     """A folder with a spec of three sources, locked."""
     home = tmp_path_factory.mktemp("sources")
     sources = make_sources(home)
-    shop = CliRunner(home=home, cache=home / "cache")
+    runner = CliRunner(home=home, cache=home / "cache")
     words = {**sources, "repository": sources["repository"].as_uri()}
-    shop.write_spec(
-        "sourced", SPEC.format(channel=workshop.home / "channel", glibc=glibc_version(), **words)
+    runner.write_spec(
+        "sourced", SPEC.format(channel=demo_runner.home / "channel", glibc=glibc_version(), **words)
     )
-    shop.run("lock", "sourced")
-    return shop
+    runner.run("lock", "sourced")
+    return runner
 
 
 def made_wheels(cache: Path) -> dict[str, str]:
@@ -149,42 +149,42 @@ def made_wheels(cache: Path) -> dict[str, str]:
     }
 
 
-def test_sources_become_wheels(shop: CliRunner) -> None:
-    lock = read_lock(shop.home / "specs/sourced.conda-lock.yml")
+def test_sources_become_wheels(runner: CliRunner) -> None:
+    lock = read_lock(runner.home / "specs/sourced.conda-lock.yml")
     kinds = {item.name: item.kind for item in lock.packages if item.manager == "pip"}
     assert kinds == {"compiled": "sdist", "foldered": "directory", "gitted": "git"}
     pinned = {item.name: {wheel.name for wheel in item.wheels} for item in lock.build_requirements}
     assert pinned["compiled"] == pinned["gitted"] == {"setuptools"}
     assert "hatchling" in pinned["foldered"]
 
-    shop.run("build", "sourced")
-    first = made_wheels(shop.cache)
+    runner.run("build", "sourced")
+    first = made_wheels(runner.cache)
     assert {name.split("-")[0]: name.split("-")[1] for name in first} == {
         "compiled": "1.5", "foldered": "1.5", "gitted": "2.5",
     }  # fmt: skip
-    tree = shop.cache / "builds/sourced-linux-64/envs/sourced"
+    tree = runner.cache / "builds/sourced-linux-64/envs/sourced"
     assert list(tree.glob("lib/python*/site-packages/compiled.*.so"))
     assert list(tree.glob("lib/python*/site-packages/foldered/build/__init__.py"))
     assert not list(tree.glob("lib/python*/site-packages/*/direct_url.json"))
-    sbom = (shop.cache / "builds/sourced-linux-64/sbom.cdx.json").read_text()
+    sbom = (runner.cache / "builds/sourced-linux-64/sbom.cdx.json").read_text()
     assert "pkg:pypi/gitted@2.5" in sbom
 
     # What was made once is in the cache: nothing is made, nothing asked, the same environment.
-    moved = shop.home / "repository.away"
-    (shop.home / "repository").rename(moved)
-    assert "make a wheel" not in shop.run("build", "sourced", "--offline").stderr
-    moved.rename(shop.home / "repository")
+    moved = runner.home / "repository.away"
+    (runner.home / "repository").rename(moved)
+    assert "make a wheel" not in runner.run("build", "sourced", "--offline").stderr
+    moved.rename(runner.home / "repository")
 
     # And in another cache, on another day, the same bytes.
-    other = CliRunner(home=shop.home, cache=shop.home / "other", environ={"TZ": "Asia/Kolkata"})
+    other = CliRunner(home=runner.home, cache=runner.home / "other", environ={"TZ": "Asia/Kolkata"})
     assert "make a wheel" in other.run("build", "sourced").stderr
     assert made_wheels(other.cache) == first
 
 
-def test_a_folder_that_changed_is_not_built(shop: CliRunner, tmp_path: Path) -> None:
-    (shop.home / "foldered/foldered/__init__.py").write_text("VALUE = 2\n")
-    other = CliRunner(home=shop.home, cache=tmp_path / "cache")
-    shutil.copytree(shop.cache / "downloads", other.cache / "downloads")
+def test_a_folder_that_changed_is_not_built(runner: CliRunner, tmp_path: Path) -> None:
+    (runner.home / "foldered/foldered/__init__.py").write_text("VALUE = 2\n")
+    other = CliRunner(home=runner.home, cache=tmp_path / "cache")
+    shutil.copytree(runner.cache / "downloads", other.cache / "downloads")
     shutil.rmtree(other.cache / "downloads/made")
     failed = other.run("build", "sourced", "--no-check", expect=8)
     assert "changed since it was locked" in failed.stderr
@@ -192,7 +192,7 @@ def test_a_folder_that_changed_is_not_built(shop: CliRunner, tmp_path: Path) -> 
 
 
 def test_wheels_are_made_again_for_a_second_build(
-    shop: CliRunner, workshop: CliRunner, tmp_path: Path
+    runner: CliRunner, demo_runner: CliRunner, tmp_path: Path
 ) -> None:
     project = PROJECT.format(name="noisy", requires="setuptools", backend="setuptools.build_meta")
     setup = "import os\nopen('noisy.py', 'w').write('SEED = ' + SEED)\n"
@@ -200,30 +200,30 @@ def test_wheels_are_made_again_for_a_second_build(
     for seed, code in (("'1'", 0), ("os.environ['PYTHONHASHSEED']", 8)):
         files = {"pyproject.toml": project, "setup.py": setup.replace("+ SEED", f"+ {seed}")}
         folder = write(tmp_path / f"noisy{code}", files)
-        shop.write_spec("noisy", one_source(workshop, str(folder)))
-        shop.run("lock", "noisy")
-        finished = shop.run("build", "noisy", "--twice", expect=code)
+        runner.write_spec("noisy", one_source(demo_runner, str(folder)))
+        runner.run("lock", "noisy")
+        finished = runner.run("build", "noisy", "--twice", expect=code)
         assert finished.stderr.count("make a wheel of noisy") == 2
     assert "two builds of noisy differ" in finished.stderr
     assert "noisy.py" in finished.stderr
 
 
 def test_a_source_that_cannot_be_built(
-    shop: CliRunner, workshop: CliRunner, tmp_path: Path
+    runner: CliRunner, demo_runner: CliRunner, tmp_path: Path
 ) -> None:
     project = PROJECT.format(name="broken", requires="setuptools", backend="setuptools.build_meta")
     folder = write(tmp_path / "broken", {"pyproject.toml": project, "setup.py": WANTS_NETWORK})
-    shop.write_spec("broken", one_source(workshop, str(folder)))
-    shop.run("lock", "broken")
-    failed = shop.run("build", "broken", expect=4).stderr
+    runner.write_spec("broken", one_source(demo_runner, str(folder)))
+    runner.run("lock", "broken")
+    failed = runner.run("build", "broken", expect=4).stderr
     assert "no licence server" in failed
     assert "it tried to use the network" in failed
     assert "it was built with setuptools " in failed
-    assert not list((shop.cache / "builds").glob("broken*.partial"))
+    assert not list((runner.cache / "builds").glob("broken*.partial"))
 
 
 def test_a_backend_that_leaves_a_server_behind(
-    shop: CliRunner, workshop: CliRunner, tmp_path: Path
+    runner: CliRunner, demo_runner: CliRunner, tmp_path: Path
 ) -> None:
     """Compiler caches and build tools do. It holds the output; a build that waited would hang."""
     project = PROJECT.format(name="served", requires="setuptools", backend="setuptools.build_meta")
@@ -231,13 +231,13 @@ def test_a_backend_that_leaves_a_server_behind(
     setup += "from setuptools import setup\nsetup(py_modules=['served'])\n"
     files = {"pyproject.toml": project, "setup.py": setup, "served.py": ""}
     folder = write(tmp_path / "served", files)
-    shop.write_spec("served", one_source(workshop, str(folder)))
-    shop.run("lock", "served")
-    shop.run("build", "served")
+    runner.write_spec("served", one_source(demo_runner, str(folder)))
+    runner.run("lock", "served")
+    runner.run("build", "served")
 
 
 def test_what_a_backend_asks_for_only_while_it_runs(
-    shop: CliRunner, workshop: CliRunner, tmp_path: Path
+    runner: CliRunner, demo_runner: CliRunner, tmp_path: Path
 ) -> None:
     project = PROJECT.format(name="greedy", requires="setuptools", backend="greedy_build")
     files = {
@@ -245,58 +245,60 @@ def test_what_a_backend_asks_for_only_while_it_runs(
         "tools/greedy_build.py": GREEDY,
     }
     folder = write(tmp_path / "greedy", files)
-    shop.write_spec("greedy", one_source(workshop, str(folder)))
-    shop.run("lock", "greedy")
-    failed = shop.run("build", "greedy", expect=4).stderr
+    runner.write_spec("greedy", one_source(demo_runner, str(folder)))
+    runner.run("lock", "greedy")
+    failed = runner.run("build", "greedy", expect=4).stderr
     assert "not-pinned is not here" in failed
     assert "its build requires not-pinned>=2, not pinned in the lock" in failed
     assert 'add "not-pinned>=2" to `requires` of [build-system]' in failed
 
 
 def test_a_source_that_hides_that_it_tried_the_network(
-    shop: CliRunner, workshop: CliRunner, tmp_path: Path
+    runner: CliRunner, demo_runner: CliRunner, tmp_path: Path
 ) -> None:
     project = PROJECT.format(name="curious", requires="setuptools", backend="setuptools.build_meta")
     setup = WANTS_NETWORK.replace('raise SystemExit("no licence server") from error', "pass")
     setup += "from setuptools import setup\nsetup(py_modules=[])\n"
     folder = write(tmp_path / "curious", {"pyproject.toml": project, "setup.py": setup})
-    shop.write_spec("curious", one_source(workshop, str(folder)))
-    shop.run("lock", "curious")
-    failed = shop.run("build", "curious", expect=4).stderr
+    runner.write_spec("curious", one_source(demo_runner, str(folder)))
+    runner.run("lock", "curious")
+    failed = runner.run("build", "curious", expect=4).stderr
     assert "making a wheel of curious tried to use the network" in failed
 
 
 def test_sources_become_wheels_in_an_image(
-    workshop: CliRunner, image_engine: ImageEngine, tmp_path: Path
+    demo_runner: CliRunner, image_engine: ImageEngine, tmp_path: Path
 ) -> None:
     """A folder and a commit: the project's image has no compiler."""
     sources = make_sources(tmp_path / "sources")
-    shop = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=image_engine.environ)
+    runner = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=image_engine.environ)
     gitted = f"gitted @ git+{sources['repository'].as_uri()}@main#subdirectory=inner"
     lines = f'{sources["folder"]}", "{gitted}'
-    shop.write_spec("podded", one_source(workshop, lines))
-    shop.run("lock", "podded")
-    shop.run("build", "podded", "--sandbox", image_engine.name)
-    made = made_wheels(shop.cache)
+    runner.write_spec("podded", one_source(demo_runner, lines))
+    runner.run("lock", "podded")
+    runner.run("build", "podded", "--sandbox", image_engine.name)
+    made = made_wheels(runner.cache)
     assert {name.split("-")[0] for name in made} == {"foldered", "gitted"}
-    tree = shop.cache / "builds/podded-linux-64/envs/podded"
+    tree = runner.cache / "builds/podded-linux-64/envs/podded"
     assert list(tree.glob("lib/python*/site-packages/gitted-2.5.dist-info"))
 
 
-def test_submodules_are_not_left_out(shop: CliRunner, workshop: CliRunner, tmp_path: Path) -> None:
+def test_submodules_are_not_left_out(
+    runner: CliRunner, demo_runner: CliRunner, tmp_path: Path
+) -> None:
     part = write(tmp_path / "part", {"part.txt": ""})
     commit(part)
     whole = write(tmp_path / "whole", {"setup.py": SETUP, "gitted.py": ""})
     commit(whole)
     run([*GIT, "-C", whole, "submodule", "--quiet", "add", part.as_uri(), "vendor/part"])
     commit(whole)
-    shop.write_spec("whole", one_source(workshop, f"gitted @ git+{whole.as_uri()}@main"))
+    runner.write_spec("whole", one_source(demo_runner, f"gitted @ git+{whole.as_uri()}@main"))
     environ = {
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": "protocol.file.allow",
         "GIT_CONFIG_VALUE_0": "always",
     }
-    other = CliRunner(home=shop.home, cache=shop.cache, environ=environ)
+    other = CliRunner(home=runner.home, cache=runner.cache, environ=environ)
     assert (
         "submodules, which cannot be built: vendor/part"
         in other.run("lock", "whole", expect=3).stderr

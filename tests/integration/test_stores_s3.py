@@ -25,7 +25,9 @@ from envferry.registry import Registry
 from envferry.registry.check import check_registry
 from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
 from envferry.registry.push import push_artifact
-from envferry.stores.multipart import (
+from envferry.stores.opening import open_store
+from envferry.stores.port import KnownRange
+from envferry.stores.s3.multipart import (
     LARGEST_PART,
     LEAST_PART,
     MOST_PARTS,
@@ -33,9 +35,7 @@ from envferry.stores.multipart import (
     part_size,
     plan_parts,
 )
-from envferry.stores.opening import open_store
-from envferry.stores.port import KnownRange
-from envferry.stores.s3 import S3Store
+from envferry.stores.s3.store import S3Store
 from tests.integration.conftest import empty_registry
 from tests.stores.test_stores import StoreSuite
 from tests.support.archives import small_archive
@@ -146,8 +146,8 @@ def test_more_dead_uploads_than_a_page_holds(s3_url: str) -> None:
     keys = [f"v1/envs/demo/linux-64/0123456789ab/{number % 7}" for number in range(1003)]
 
     def begin(key: str) -> None:
-        target = {"Bucket": store.bucket, "Key": store.prefix + key}
-        store.client.create_multipart_upload(**target)
+        target = {"Bucket": store.call.bucket, "Key": store.call.prefix + key}
+        store.call.client.create_multipart_upload(**target)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(begin, keys))
@@ -235,7 +235,9 @@ def test_parts_cover_a_file_and_are_long_enough(data: st.DataObject) -> None:
 
 
 def uploads(store: S3Store) -> list[Any]:
-    answer = store.client.list_multipart_uploads(Bucket=store.bucket, Prefix=store.prefix)
+    answer = store.call.client.list_multipart_uploads(
+        Bucket=store.call.bucket, Prefix=store.call.prefix
+    )
     listed: list[Any] = answer.get("Uploads", [])
     return listed
 
@@ -245,8 +247,8 @@ def test_lists_more_than_a_page(s3_url: str) -> None:
     for number in range(12):
         store.create(f"a/{number}", b"")
     assert isinstance(store, S3Store)
-    pages = store.client.get_paginator("list_objects_v2").paginate(
-        Bucket=store.bucket, Prefix=f"{store.prefix}a/", PaginationConfig={"PageSize": 5}
+    pages = store.call.client.get_paginator("list_objects_v2").paginate(
+        Bucket=store.call.bucket, Prefix=f"{store.call.prefix}a/", PaginationConfig={"PageSize": 5}
     )
     assert sum(1 for _ in pages) == 3
     assert len(list(store.list("a/"))) == 12
@@ -258,7 +260,7 @@ def test_parts_are_few_enough(size: int) -> None:
 
 
 def test_more_than_an_object_can_hold() -> None:
-    with pytest.raises(StoreError, match="more than an object"):
+    with pytest.raises(StoreError, match="an object cannot hold"):
         part_size(1 << 50)
 
 
@@ -322,7 +324,7 @@ def test_a_profile_says_how_to_address(
     monkeypatch.setenv("AWS_PROFILE", "site")
     store = open_store(s3_url)
     assert isinstance(store, S3Store)
-    assert store.client.meta.config.s3["addressing_style"] == (style or "path")
+    assert store.call.client.meta.config.s3["addressing_style"] == (style or "path")
     if style != "virtual":
         store.create("a", b"x")
         assert store.read("a") == b"x"

@@ -26,9 +26,9 @@ from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.check import check_registry
 from envferry.registry.push import push_artifact
-from envferry.stores.multipart import PART_BYTES
 from envferry.stores.partial import PIECE_BYTES
 from envferry.stores.receive import REQUEST_BYTES
+from envferry.stores.s3.multipart import PART_BYTES
 from envferry.transfer.host_tool import PYTHONS, ToolRequest, write_tool
 from tests.conftest import require
 from tests.stores.test_stores import RangeHandler

@@ -59,9 +59,9 @@ def host(tmp_path: Path) -> CliRunner:
         "ENVFERRY_ENVS_DIR": str(tmp_path / "envs"),
         "ENVFERRY_TRUSTED_DIR": str(tmp_path / "trusted.d"),
     }
-    workshop = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
-    workshop.run("keygen", "ours")
-    return workshop
+    demo_runner = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
+    demo_runner.run("keygen", "ours")
+    return demo_runner
 
 
 def trust(host: CliRunner) -> None:

@@ -87,9 +87,11 @@ def add(venv: Path, *requirements: str | Path, link_mode: str = "copy") -> None:
 def pack(venv: Path, output: Path) -> Artifact:
     """Pack a virtual environment as `envferry pack` does."""
     options = PackOptions(output_dir=output, mtime=315532800)
-    with venv_with_interpreter(VirtualEnv(venv), desk=output / "desk", progress=Silent()) as built:
+    with venv_with_interpreter(
+        VirtualEnv(venv), work_dir=output / "work", progress=Silent()
+    ) as built:
         artifact = pack_env(built, options=options, progress=Silent())
-    assert list((output / "desk").iterdir()) == []
+    assert list((output / "work").iterdir()) == []
     return artifact
 
 

@@ -71,7 +71,7 @@ def page(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Page]:
     assert [text for text in complaints if "404 (Not Found)" not in text] == []
 
 
-@pytest.mark.parametrize("page", LOOKS, ids=("desk", "phone"), indirect=True)
+@pytest.mark.parametrize("page", LOOKS, ids=("desktop", "phone"), indirect=True)
 def test_axe_finds_nothing_serious(page: Page, address: str) -> None:
     axe = Axe()
     found = {}

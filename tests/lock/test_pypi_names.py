@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from packaging.utils import canonicalize_name
 
-from envferry.lock.conda_half import NAMES_PATH, pypi_name
 from envferry.lock.pip_inputs import python_distributions
+from envferry.lock.pypi_names import NAMES_PATH, pypi_name
 from envferry.models import LockedPackage
 
 

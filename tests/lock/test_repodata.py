@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from envferry.build.downloads import DownloadCache
 from envferry.errors import SpecError, StoreError
 from envferry.lock import repodata_server, repodata_shards, repodata_text
-from envferry.lock.repodata import IndexShelf, channel_urls, extract, needed_name, reachable
+from envferry.lock.repodata import ChannelIndexes, channel_urls, extract, needed_name, reachable
 from envferry.lock.repodata_server import RepodataServer
 from envferry.lock.repodata_shards import ShardedIndex
 from envferry.lock.repodata_text import RepodataFile, name_of
@@ -43,15 +43,15 @@ RECORDS = st.lists(
 )
 
 
-def shelf(home: Path) -> IndexShelf:
-    return IndexShelf(RepodataServer(home / "repodata", DownloadCache(home / "downloads")))
+def indexes(home: Path) -> ChannelIndexes:
+    return ChannelIndexes(RepodataServer(home / "repodata", DownloadCache(home / "downloads")))
 
 
 def names_in(home: Path, channels: list[Path], *names: str) -> list[str]:
     """Return the files that are extracted for some packages, in order of priority."""
     folder = home / "extracts"
     folder.mkdir(exist_ok=True)
-    tiers = extract(shelf(home), [str(item) for item in channels], LINUX, names, folder)
+    tiers = extract(indexes(home), [str(item) for item in channels], LINUX, names, folder)
     found: list[str] = []
     for item in (item for tier in tiers for item in tier):
         with open(item.path, "rb") as stream:  # noqa: PTH123
@@ -164,7 +164,7 @@ def test_packages_may_lie_elsewhere(tmp_path: Path) -> None:
         folder = write_channel(tmp_path / str(number), record("a", "1"), info={"base_url": base})
         target = tmp_path / f"extract{number}"
         target.mkdir()
-        ((linux, _),) = extract(shelf(tmp_path), [str(folder)], LINUX, ["a"], target)
+        ((linux, _),) = extract(indexes(tmp_path), [str(folder)], LINUX, ["a"], target)
         with open(linux.path, "rb") as stream:  # noqa: PTH123
             info = json.load(stream)["info"]
         assert info["base_url"] == (place or f"{folder.as_uri()}/files/")
@@ -205,7 +205,7 @@ def test_names_of_files() -> None:
 def test_a_record_that_is_damaged_is_named(tmp_path: Path) -> None:
     folder = write_channel(tmp_path / "c", {**record("a", "1"), "depends": None})
     url = folder.as_uri()
-    index = shelf(tmp_path).index(f"{url}/{LINUX}/")
+    index = indexes(tmp_path).index(f"{url}/{LINUX}/")
     assert index is not None
     with pytest.raises(StoreError, match=r"failed to parse repodata.json.*depends"):
         reachable({(f"{url}/", LINUX): index}, ["a"])

@@ -22,9 +22,9 @@ from envferry.errors import IntegrityError, NotFound, SpecError, TargetOccupied,
 from envferry.install.env_home import EnvHome
 from envferry.install.verify import verify_installation
 from envferry.models import SpecOptions
+from envferry.pack.env_members import Listing
 from envferry.pack.exclusion import Exclusion
 from envferry.pack.existing_env import describe_env
-from envferry.pack.listing import Listing
 from envferry.pack.packages import conda_packages, pip_packages
 from envferry.pack.stage import PackOptions, pack_env
 from envferry.progress import Silent
@@ -95,9 +95,9 @@ def tree(tmp_path: Path) -> Path:
 
 def pack(tree: Path, **fields: Any) -> Artifact:
     """Describe and pack a tree."""
-    desk = tree.parents[2] / "desk"
-    built = describe_env(tree, prefix=None, name=None, desk=desk, **fields)
-    options = PackOptions(output_dir=desk, mtime=315532800)
+    lock_dir = tree.parents[2] / "lock_dir"
+    built = describe_env(tree, prefix=None, name=None, lock_dir=lock_dir, **fields)
+    options = PackOptions(output_dir=lock_dir, mtime=315532800)
     return pack_env(built, options=options, progress=Silent())
 
 
@@ -319,16 +319,16 @@ def test_a_path_is_what_it_is_called(
     tree.rename(tree.with_name("0123456789ab"))
     tree.symlink_to("0123456789ab")
     monkeypatch.chdir(tree / "bin")
-    built = describe_env(Path("../../../envs/demo/."), prefix=None, name=None, desk=tmp_path)
+    built = describe_env(Path("../../../envs/demo/."), prefix=None, name=None, lock_dir=tmp_path)
     assert (built.name, built.prefix) == ("demo", str(tree.with_name("demo")))
     with pytest.raises(UsageError, match="not an absolute path"):
-        describe_env(tree, prefix="opt/demo", name=None, desk=tmp_path)
+        describe_env(tree, prefix="opt/demo", name=None, lock_dir=tmp_path)
 
 
 def test_a_frozen_environment_says_what_to_do_instead(tree: Path, envs: Path) -> None:
-    built = describe_env(tree, prefix=None, name=None, desk=tree.parents[2] / "desk")
+    built = describe_env(tree, prefix=None, name=None, lock_dir=tree.parents[2] / "lock_dir")
     frozen = msgspec.structs.replace(built, options=SpecOptions(frozen=True))
-    options = PackOptions(output_dir=tree.parents[2] / "desk", mtime=315532800)
+    options = PackOptions(output_dir=tree.parents[2] / "lock_dir", mtime=315532800)
     artifact = pack_env(frozen, options=options, progress=Silent())
     install(artifact.archive_path, envs, artifact.manifest)
     conda = json.loads((envs / "demo/conda-meta/frozen").read_text())
@@ -345,9 +345,9 @@ def test_a_frozen_environment_says_what_to_do_instead(tree: Path, envs: Path) ->
 
 def pack_without(tree: Path, *globs: str) -> Artifact:
     """Pack a tree without what these globs cover."""
-    built = describe_env(tree, prefix=None, name=None, desk=tree.parents[2] / "desk")
+    built = describe_env(tree, prefix=None, name=None, lock_dir=tree.parents[2] / "lock_dir")
     lean = msgspec.structs.replace(built, options=SpecOptions(exclude=globs))
-    options = PackOptions(output_dir=tree.parents[2] / "desk", mtime=315532800)
+    options = PackOptions(output_dir=tree.parents[2] / "lock_dir", mtime=315532800)
     return pack_env(lean, options=options, progress=Silent())
 
 
@@ -431,10 +431,10 @@ def test_what_is_no_glob() -> None:
 
 def test_what_is_no_environment(tmp_path: Path, tree: Path) -> None:
     with pytest.raises(NotFound, match="no conda-meta"):
-        describe_env(tmp_path, prefix=None, name=None, desk=tmp_path)
+        describe_env(tmp_path, prefix=None, name=None, lock_dir=tmp_path)
     (tree / "conda-meta/broken.json").write_text("{")
     with pytest.raises(SpecError, match=r"broken\.json is not a valid record"):
-        describe_env(tree, prefix=None, name=None, desk=tmp_path)
+        describe_env(tree, prefix=None, name=None, lock_dir=tmp_path)
 
 
 def test_a_spec_may_say_frozen(tmp_path: Path) -> None:
@@ -575,7 +575,7 @@ def test_what_was_written_is_read_back(tree: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(DirectStream, "flush", lose_a_byte)
     with pytest.raises(IntegrityError, match="seek table"):
         pack(tree)
-    assert [path.name for path in (tree.parents[2] / "desk").glob("*zst*")] == []
+    assert [path.name for path in (tree.parents[2] / "lock_dir").glob("*zst*")] == []
 
 
 def test_what_keeps_the_prefix_is_named(tree: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -226,7 +226,7 @@ def test_conda_unpack_refuses_before_it_changes_anything(tree: Path, tmp_path: P
     assert run_unpack(tmp_path / "moved").returncode == 0
     (tmp_path / "moved").rename(tmp_path / "elsewhere")
     finished = run_unpack(tmp_path / "elsewhere")
-    assert f"unpacked for {tmp_path}/moved already" in finished.stderr
+    assert f"already set up for {tmp_path}/moved" in finished.stderr
 
 
 def test_capacities_are_in_the_script(tree: Path) -> None:
@@ -247,6 +247,6 @@ def test_capacities_are_in_the_script(tree: Path) -> None:
 
 def test_equal_trees_give_equal_archives(tree: Path) -> None:
     one = existing_env(tree)
-    built = describe_env(tree, prefix=None, name=None, desk=tree.parents[2] / "desk2")
+    built = describe_env(tree, prefix=None, name=None, lock_dir=tree.parents[2] / "locks2")
     options = PackOptions(output_dir=tree.parents[2] / "desk2", mtime=315532800)
     assert pack_env(built, options=options, progress=Silent()).manifest == one.manifest

@@ -125,7 +125,7 @@ def test_the_order_of_writes_is_that_of_the_format(way: Way) -> None:
 
 def test_signatures_that_cannot_be_written_are_an_error(way: Way) -> None:
     store = RecordingStore(way.home / "target", loses=True)
-    with pytest.raises(StoreError, match=r"attestation\.json in .* again and again"):
+    with pytest.raises(StoreError, match=r"attestation\.json in .* keeps being changed"):
         way.bring(way.artifact(), store)
     assert "latest" not in store.written
 

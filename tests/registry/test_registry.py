@@ -172,7 +172,7 @@ def test_racing_tags_lose_no_move(registry: Registry, tmp_path: Path) -> None:
 
 
 def test_an_unknown_ref_says_what_there_is(registry: Registry, artifact: Artifact) -> None:
-    with pytest.raises(NotFound, match="is not there"):
+    with pytest.raises(NotFound, match="does not exist"):
         registry.resolve(Ref.parse("demo"), PLATFORM)
     publish(registry, artifact)
     tag(registry, artifact, "stable")
@@ -269,15 +269,15 @@ def test_reads_an_artifact_in_a_registry(registry: Registry, artifact: Artifact)
 
 
 def test_artifacts_that_are_not_whole(artifact: Artifact, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no artifact"):
+    with pytest.raises(UsageError, match="is not an artifact"):
         read_artifact(artifact.lock_path)
     renamed = tmp_path / "renamed.tar.zst"
     artifact.archive_path.rename(renamed)
-    with pytest.raises(NotFound, match=r"\.tar\.zst is not there"):
+    with pytest.raises(NotFound, match=r"\.tar\.zst is missing"):
         read_artifact(artifact.manifest_path)
     artifact.manifest_path.rename(tmp_path / "renamed.manifest.json")
     with pytest.raises(IntegrityError, match="not renamed"):
         read_artifact(renamed)
     (tmp_path / "renamed.manifest.json").unlink()
-    with pytest.raises(NotFound, match=r"renamed\.manifest\.json is not there"):
+    with pytest.raises(NotFound, match=r"renamed\.manifest\.json does not exist"):
         read_artifact(renamed)

@@ -334,13 +334,13 @@ def test_drafts_come_back_as_they_were(
 
 
 def test_the_command(tmp_path: Path) -> None:
-    workshop = CliRunner(home=tmp_path, cache=tmp_path / "cache")
+    runner = CliRunner(home=tmp_path, cache=tmp_path / "cache")
     (tmp_path / "requirements.txt").write_text("six\n")
-    facts = json.loads(workshop.run("import", "requirements.txt", "--name", "t", "--json").stdout)
+    facts = json.loads(runner.run("import", "requirements.txt", "--name", "t", "--json").stdout)
     assert (facts["path"], facts["kind"], facts["pip"]) == ("specs/t.yml", "requirements", 1)
     (tmp_path / "requirements.txt").write_text("six==1.17\n")
-    workshop.run("import", "requirements.txt", "--name", "t", expect=10)
-    finished = workshop.run("import", "requirements.txt", "--name", "t", "--force")
+    runner.run("import", "requirements.txt", "--name", "t", expect=10)
+    finished = runner.run("import", "requirements.txt", "--name", "t", "--force")
     assert "note: no python version is named" in finished.stderr
     assert read_spec(tmp_path / "specs/t.yml").pip == ("six==1.17",)
 

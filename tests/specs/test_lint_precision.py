@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from envferry.lock.conda_half import pypi_name
+from envferry.lock.pypi_names import pypi_name
 from envferry.models import LockedPackage
 from envferry.specs.lint_rules import RULES
 from envferry.specs.linting import lint_spec

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envferry.errors import PipelineError
-from envferry.lock.conda_half import pypi_name
+from envferry.lock.pypi_names import pypi_name
 from envferry.models import LockedPackage
 from envferry.specs.lint_rules import RULES
 from envferry.specs.linting import lint_spec

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from envferry.errors import PipelineError
-from envferry.lock.conda_half import pypi_name
 from envferry.lock.pip_inputs import written_out
+from envferry.lock.pypi_names import pypi_name
 from envferry.specs.importing import ImportOptions, import_spec
 from envferry.specs.linting import lint_spec
 from envferry.specs.reading import read_spec

@@ -224,7 +224,7 @@ def test_leaves_no_temporary_files(tmp_path: Path) -> None:
 def test_reading_a_registry_that_is_not_there(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path / "none")
     for read in (lambda: store.read("a"), lambda: list(store.list())):
-        with pytest.raises(NotFound, match=r"registry .*/none is not there"):
+        with pytest.raises(NotFound, match=r"registry .*/none does not exist"):
             read()
     assert not (tmp_path / "none").exists()
 
@@ -385,7 +385,9 @@ class TestHttp:
                 self.send_header("Last-Modified", "Fri, 31 Dec 9999 23:59:59 -2359")
                 self.end_headers()
 
-        with pytest.raises(StoreError, match=r"a/b has a Content-Length of .*, which is no size"):
+        with pytest.raises(
+            StoreError, match=r"a/b has a Content-Length of .*, which is not a valid size"
+        ):
             HttpStore(serve(Odd), policy=QUICK).stat("a/b")
 
     def test_a_time_that_is_none(self, serve: Serve) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from cryptography.hazmat.primitives import hashes
 
 from envferry.base.files import write_bytes
+from envferry.build.build_options import BuildOptions
 from envferry.build.downloads import DownloadCache
-from envferry.build.options import BuildOptions
 from envferry.build.request import BuildVariation
 from envferry.build.stage import build_env
 from envferry.models import Checks, Lock, LockedPackage, SpecOptions, build_string

@@ -196,7 +196,7 @@ def test_the_script_obeys_a_host_that_demands_signatures(tool: Path, how: str) -
     required = "1" if how == "variable" else "0"
     code, said = install(tool, ENVFERRY_REQUIRE_SIGNATURES=required)
     assert code == 1
-    assert "this host demands signatures" in said
+    assert "this host requires signatures" in said
 
 
 def test_the_script_says_what_a_host_without_keys_can_compare(tool: Path) -> None:

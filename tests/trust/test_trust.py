@@ -312,7 +312,7 @@ def test_several_signatures(bucket: Bucket) -> None:
 
 def test_nobody_signs_what_a_stranger_says_of_the_build(bucket: Bucket) -> None:
     bucket.push(1, THEIRS)
-    with pytest.raises(IntegrityError, match="keys that are not known here"):
+    with pytest.raises(IntegrityError, match="signed by unknown keys"):
         bucket.push(1, OURS)
 
 

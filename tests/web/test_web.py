@@ -84,14 +84,14 @@ def pages(tmp_path: Path) -> Iterator[Pages]:
     packages = (NEWER_NUMPY, TORCH, PackageFacts(name="rich", version="14.0", kind="pypi"))
     new = publish(signed, tmp_path / "packed", Made(seed=2, version="2.0", packages=packages)).id
     publish(registry, tmp_path / "packed", Made(name="other", seed=3, packages=(NUMPY,)))
-    catalog = RegistryIndex.open(registry, tmp_path / "cache")
-    catalog.refresh()
-    site = RegistryView(catalog)
+    index = RegistryIndex.open(registry, tmp_path / "cache")
+    index.refresh()
+    site = RegistryView(index)
     site.refresh()
     with TestClient(make_app(site), base_url="http://127.0.0.1") as client:
         yield Pages(registry, client, site, tmp_path, old, new)
     site.wait()
-    catalog.close()
+    index.close()
 
 
 class Reader(HTMLParser):
@@ -128,8 +128,8 @@ def test_the_list_of_environments(pages: Pages) -> None:
 def test_an_empty_registry_says_what_to_type(tmp_path: Path) -> None:
     (tmp_path / "registry").mkdir()
     index = RegistryIndex.open(Registry.open(str(tmp_path / "registry")), tmp_path / "cache")
-    with closing(index) as catalog, TestClient(make_app(RegistryView(catalog))) as client:
-        catalog.refresh()
+    with closing(index) as index, TestClient(make_app(RegistryView(index))) as client:
+        index.refresh()
         assert "envferry push" in client.get("/").text
         assert "envferry tag" in client.get("/tags/").text
         assert client.get("/index.json").json()["environments"] == []
@@ -162,7 +162,7 @@ def test_an_artifact(pages: Pages) -> None:
         "OpenSSL": 1,
     }
     assert found["provenance"]["status"] == "unsigned"
-    assert "Nobody signed it" in text
+    assert "Not signed" in text
 
 
 def test_packages_are_searched_and_sorted(pages: Pages) -> None:
@@ -239,7 +239,7 @@ def test_who_signed(pages: Pages) -> None:
     assert (found["status"], found["who"]) == ("unchecked", "ci@builder")
     stranger = parse_signing_key(generate_key()[0], "a stranger's key")
     for key, status in ((KEY, "valid"), (stranger, "invalid")):
-        app = make_app(RegistryView(pages.site.catalog, (key.public,)))
+        app = make_app(RegistryView(pages.site.index, (key.public,)))
         with TestClient(app) as client:
             assert client.get(f"{place}.json").json()["provenance"]["status"] == status
 
@@ -389,7 +389,7 @@ def test_errors_are_pages_and_json(pages: Pages) -> None:
 
 def test_a_bug_is_a_page_without_details(pages: Pages) -> None:
     app = make_app(pages.site)
-    pages.site.catalog.database.close()
+    pages.site.index.database.close()
     with TestClient(app, raise_server_exceptions=False) as client:
         answer = client.get("/")
     assert answer.status_code == 500

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.archive.index import FileEntry, Index
-    from envferry.archive.journal import InstallJournal
+    from envferry.archive.install_journal import InstallJournal
     from envferry.archive.members import Piece
     from envferry.archive.prefixes import Relocation
     from envferry.archive.reader import Archive
@@ -51,9 +51,9 @@ class ExtractOptions:
     threads: int = 0
     """0: as many as there are cores, and a few at least."""
     present: Collection[int] = ()
-    """The numbers of the files that are there already."""
+    """The numbers of the files that already exist."""
     done_frames: Collection[int] = ()
-    """The frames whose part of a large file is there already."""
+    """The frames whose part of a large file already exists."""
     journal: InstallJournal | None = None
 
 
@@ -106,8 +106,10 @@ def extract_tree(
                 future.result()
         extraction.finish()
     except FileExistsError as error:
-        message = f"two files of {archive.name} have one name on this file system: {error.filename}"
-        hint = "install on a file system that tells capital letters from small ones"
+        message = (
+            f"two files of {archive.name} have the same name on this file system: {error.filename}"
+        )
+        hint = "install on a case-sensitive file system"
         raise IntegrityError(message, hint=hint) from error
     except OSError as error:
         raise cannot_write(error, target) from error
@@ -157,14 +159,16 @@ class Extraction:
             end = content + piece.length
             padding = raw.count(0, end, end + piece.padding)
             if raw[position:content] != piece.header or padding != piece.padding:
-                raise self.archive.damaged(number, f"the tar stream contradicts {entry.path!r}")
+                raise self.archive.damaged(
+                    number, f"the tar stream does not match the index at {entry.path!r}"
+                )
             if piece.length and piece.member not in self.present:
                 self.write_piece(entry, piece, view[content:end])
                 if piece.length != entry.size and self.journal and len(plan.pieces) == 1:
                     self.journal.note_frame(number, xxh3_128_hexdigest(view[content:end]))
             position = end + piece.padding
         if not plan.pieces and raw != END_OF_ARCHIVE:
-            raise self.archive.damaged(number, "the tar stream does not end here")
+            raise self.archive.damaged(number, "the tar stream does not end at its last frame")
 
     def write_piece(self, entry: FileEntry, piece: Piece, content: memoryview) -> None:
         """Write a file, or the part of a large one that a frame holds."""
@@ -177,7 +181,7 @@ class Extraction:
                 self.direct.write(descriptor, content, piece.start)
                 return
             if xxh3_128_hexdigest(content) != entry.xxh128:
-                message = f"{self.archive.name} holds another {entry.path!r} than its index says"
+                message = f"{entry.path!r} in {self.archive.name} does not match the index"
                 raise IntegrityError(message, hint="copy or fetch the archive again")
             if self.relocation.changes(entry):
                 content = memoryview(self.relocation.edit(bytes(content), entry))

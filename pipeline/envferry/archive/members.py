@@ -21,7 +21,7 @@ class Owner:
     """The package that members belong to; sorts as its group stands in the archive."""
 
     rank: int = 0
-    """0: owned by nobody, 1: a package, 2: generated while packing."""
+    """0: without an owner, 1: a package, 2: generated while packing."""
     name: str = ""
     kind: Literal["conda", "pypi", "none", "generated"] = "none"
     version: str = ""

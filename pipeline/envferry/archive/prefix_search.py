@@ -99,7 +99,7 @@ def edits_by_format(content: Searchable, prefix: bytes, whole: Sequence[int]) ->
     is_elf = ranges is not None
     if all(is_c_string(content, offset, prefix, is_elf=is_elf) for offset in whole):
         return PrefixFinding(string_edits(content, prefix, whole, 0))
-    return PrefixFinding(left_alone="a binary file of a format that envferry does not know")
+    return PrefixFinding(left_alone="a binary file in an unknown format")
 
 
 def occurrences(content: Searchable, prefix: bytes) -> Iterator[int]:

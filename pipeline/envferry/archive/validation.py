@@ -58,20 +58,20 @@ def tree_faults(files: Sequence[FileEntry], prefix: str) -> list[str]:
 def header_faults(index: Index) -> Iterator[str]:
     """Yield what is wrong with what the index says of the whole archive."""
     if not NAME_PATTERN.fullmatch(index.name) or not NAME_PATTERN.fullmatch(index.platform):
-        yield f"{index.name!r} for {index.platform!r} is no name of an environment"
+        yield f"{index.name!r} for {index.platform!r} is not a valid name of an environment"
     if not ID_PATTERN.fullmatch(index.id):
-        yield f"{index.id!r} is no id"
+        yield f"{index.id!r} is not a valid id"
     if not is_sane_prefix(index.prefix):
-        yield f"{index.prefix!r} is no prefix"
+        yield f"{index.prefix!r} is not a valid prefix"
     if not 0 <= index.mtime <= MAX_OCTAL_SIZE:
-        yield f"{index.mtime} is no time"
+        yield f"{index.mtime} is not a valid time"
     end = 0
     for package in index.packages:
         if package.first_file != end or package.files < 0:
-            yield f"the files of the package {package.name!r} are not a run of their own"
+            yield f"the files of the package {package.name!r} are not contiguous"
         end = package.first_file + package.files
     if end != len(index.files):
-        yield "the packages do not have all files"
+        yield "some files belong to no package"
 
 
 def is_sane_prefix(prefix: str) -> bool:
@@ -91,17 +91,17 @@ def edit_faults(entry: FileEntry) -> Iterator[str]:
     for string in entry.edits.strings if entry.edits else ():
         fits = string.offset >= end and 0 < string.length <= string.capacity
         if not fits or not 0 < string.count <= string.length:
-            yield f"{entry.path!r} has a prefix where none can be"
+            yield f"{entry.path!r} has a prefix at an invalid position"
             return
         end = string.offset + string.capacity
     if end > entry.size or (entry.edits and (entry.type != "file" or not entry.size)):
-        yield f"{entry.path!r} has a prefix where none can be"
+        yield f"{entry.path!r} has a prefix at an invalid position"
         return
     at = entry.edits.at if entry.edits else ()
     counted = sum(string.count for string in entry.edits.strings) if entry.edits else 0
     is_ordered = all(one < other for one, other in pairwise(at))
     if at and not (is_ordered and at[0] >= 0 and at[-1] < entry.size and counted in (0, len(at))):
-        yield f"{entry.path!r} has a prefix where none can be"
+        yield f"{entry.path!r} has a prefix at an invalid position"
 
 
 def path_fault(path: str) -> str:
@@ -133,13 +133,13 @@ def entry_faults(entry: FileEntry, types: Mapping[str, str]) -> Iterator[str]:
     if fault:
         yield fault
     elif parent and types.get(parent) != "directory":
-        yield f"{name} lies in no directory of the archive"
+        yield f"the parent directory of {name} is not in the archive"
     if entry.mode not in MODES[entry.type]:
-        yield f"{name} has mode {entry.mode:o}"
+        yield f"{name} has the invalid mode {entry.mode:o}"
     if entry.size < 0 or (entry.type != "file" and entry.size):
-        yield f"{name} has size {entry.size}"
+        yield f"{name} has the invalid size {entry.size}"
     if (entry.type == "symlink") != bool(entry.link) or "\0" in entry.link:
-        yield f"{name} has link target {shortened(entry.link)}"
+        yield f"{name} has the invalid link target {shortened(entry.link)}"
     if len(entry.link) > MAX_LINK_BYTES:
         yield f"{name} is a link to a path of {len(entry.link)} characters, which is too long"
     if not is_utf8(entry.link):
@@ -190,7 +190,7 @@ class FrameCutter:
     def frame_size(self) -> int:
         """Return the bytes of the tar stream that the current frame holds."""
         if len(self.plans) >= len(self.index.frames):
-            msg = "its files need more frames than there are"
+            msg = "it has too few frames for its files"
             raise self.fault(msg)
         return self.index.frames[len(self.plans)].tar_size
 
@@ -201,7 +201,7 @@ class FrameCutter:
         if self.used == self.frame_size():
             self.next_frame()
         if self.tar_offset + self.used + len(header) != entry.offset:
-            msg = f"{entry.path!r} is not where it must be"
+            msg = f"{entry.path!r} is not at the expected offset"
             raise self.fault(msg)
         start = 0
         while True:
@@ -210,7 +210,7 @@ class FrameCutter:
             is_last = start + length == content
             fill = padding(content) if is_last else 0
             if room < 0 or fill > room - length:
-                msg = f"{entry.path!r} is cut where it must not be"
+                msg = f"{entry.path!r} is split at an invalid position"
                 raise self.fault(msg)
             piece = Piece(member=number, start=start, length=length, header=header, padding=fill)
             self.pieces.append(piece)

@@ -138,7 +138,7 @@ def _trusting(certificates: Path | None) -> ssl.SSLContext:
 
 def _socks_pool(proxy: str, **settings: Any) -> urllib3.PoolManager:  # noqa: ANN401  (urllib3's)
     if find_spec("socks") is None:  # urllib3 would warn of it, too
-        message = f"the proxy {show_proxy(proxy)} speaks SOCKS, for which PySocks is needed"
+        message = f"the proxy {show_proxy(proxy)} is a SOCKS proxy, which requires PySocks"
         hint = "run `pip install PySocks`, or name an http proxy in https_proxy"
         raise HostError(message, hint=hint)
     from urllib3.contrib.socks import SOCKSProxyManager

@@ -36,7 +36,9 @@ def read_variables(tree: Path) -> dict[str, str]:
     variables = {name: str(value) for name, value in found.items()}
     unfit = sorted(name for name, value in variables.items() if not is_fit(name, value))
     if unfit:
-        log.warning("activate does not set %s: not a variable", ", ".join(map(repr, unfit)))
+        log.warning(
+            "activate does not set %s: not a valid variable name", ", ".join(map(repr, unfit))
+        )
     return {name: value for name, value in variables.items() if name not in unfit}
 
 
@@ -55,7 +57,7 @@ def is_fit(name: str, value: str) -> bool:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file; an empty one, and a warning, where there is none."""
+    """Return the JSON object in a file; an empty one, and a warning, without one."""
     if not path.is_file():
         return {}
     try:

@@ -126,7 +126,7 @@ def open_folder(path: Path) -> None:
 
 
 def open_in_folder(path: Path, mode: str) -> IO[bytes]:
-    """Open a file, its directory made first; somebody may remove that just now, being empty."""
+    """Open a file, its directory made first; another process may just remove that, being empty."""
     for _ in range(FOLDER_ATTEMPTS):
         # `mkdir` says that it exists, too, when it is removed in the moment after.
         with suppress(FileNotFoundError, FileExistsError):
@@ -169,7 +169,7 @@ def exclusive_lock(path: Path, what: str) -> Iterator[None]:
             message = f"{what} is in use by another envferry (lock {path})"
             raise TargetOccupied(message, hint="wait for it to end, then try again") from error
         if not is_at(path, stream.fileno()):
-            message = f"{what} was removed by another envferry at this moment"
+            message = f"{what} was just removed by another envferry"
             raise TargetOccupied(message, hint="try again")
         yield
 

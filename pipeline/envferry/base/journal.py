@@ -66,7 +66,7 @@ class LineJournal:
 
 
 def read_journal(path: Path) -> JournalText | None:
-    """Read the whole lines of a journal; None when there is no file, or not one whole line."""
+    """Read the whole lines of a journal; None without a file or a single whole line."""
     try:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):

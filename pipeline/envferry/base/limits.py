@@ -89,7 +89,7 @@ def limited(keys: Iterator[Any], where: str, most: int = LISTED_KEYS) -> Iterato
     for number, key in enumerate(keys):
         if number >= most:
             message = f"{where} lists more than {most:,} values"
-            raise StoreError(message, hint="ask who runs that server")
+            raise StoreError(message, hint="ask the administrator of that server")
         yield key
 
 
@@ -198,7 +198,7 @@ class _CountedReader(io.RawIOBase):
         if self.window_bytes < self.waited * self.limits.least_speed:
             message = (
                 f"it sent {self.window_bytes} bytes in {self.waited:.0f} s, expected "
-                f"{self.limits.least_speed} a second at least (ENVFERRY_MIN_SPEED)"
+                f"{self.limits.least_speed} per second at least (ENVFERRY_MIN_SPEED)"
             )
             raise TooSlow(message)
         self.window_bytes, self.waited = 0, 0.0

@@ -103,7 +103,7 @@ def persistently(
 def asked_seconds(header: str | None, now: datetime | None = None) -> float | None:
     """Return how long a `Retry-After` header asks to wait: seconds or a date (RFC 9110, 10.2.3).
 
-    None when there is no header, or nothing in it that makes sense.
+    None without such a header, or when it is not valid.
     """
     from email.utils import parsedate_to_datetime
 

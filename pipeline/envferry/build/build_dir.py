@@ -34,9 +34,9 @@ class BuildDir:
         return self.envs / self.prefix.name
 
     @property
-    def desk(self) -> Path:
-        """Where the order lies."""
-        return self.home / "desk"
+    def exchange(self) -> Path:
+        """The request for the container, and what it downloads."""
+        return self.home / "exchange"
 
     @property
     def scratch(self) -> Path:
@@ -54,16 +54,13 @@ def require_replaceable(home: Path) -> None:
         if directory.exists() and not os.access(directory, os.W_OK, effective_ids=True):
             owner = directory.stat().st_uid
             if owner != os.geteuid():  # else closed, and ours to open
-                msg = f"{home} belongs to another user (uid {owner}), who alone can replace it"
-                raise HostError(
-                    msg,
-                    hint="set ENVFERRY_CACHE to a folder of your own",
-                )
+                message = f"{home} belongs to user {owner}, and only that user can replace it"
+                raise HostError(message, hint="set ENVFERRY_CACHE to a folder of your own")
 
 
 @contextmanager
-def fresh_workplace(home: Path, prefix: str) -> Iterator[BuildDir]:
-    """Yield an empty workplace; what is still there when the block ends is removed.
+def fresh_build_dir(home: Path, prefix: str) -> Iterator[BuildDir]:
+    """Yield an empty build directory; what is still there when the block ends is removed.
 
     Raises HostError where nothing may be executed.
     """

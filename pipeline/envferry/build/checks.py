@@ -49,11 +49,11 @@ def run_checks(checks: Checks, work: BuildDir, sandbox: Sandbox, progress: Progr
                 log.info("  %s", line)
             if finished.returncode != 0:
                 said = said.strip() or finished.stdout.strip()
-                said = said or f"it printed nothing and ended with {finished.returncode}"
+                said = said or f"it printed nothing and exited with {finished.returncode}"
                 raise failed_check(argv[-1], said, tries)
             if tries:
                 log.warning(
-                    "the check `%s` tried to use the network, which it did not have", argv[-1]
+                    "the check `%s` tried to use the network, which a build does not have", argv[-1]
                 )
 
 

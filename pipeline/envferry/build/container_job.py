@@ -1,4 +1,4 @@
-"""The order that a builder in a container carries out, and its answer."""
+"""The request that a builder in a container carries out, and its answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from packaging.utils import canonicalize_name
 
-from envferry.build.answers import read_answer
+from envferry.build.builder_answer import read_answer
 from envferry.build.request import BuildAnswer, BuildRequest, CondaFile, WheelFile
 from envferry.engines.port import Job, Mount, Sandbox
 from envferry.errors import SpecError
@@ -18,7 +18,7 @@ from envferry.process import our_module
 
 if TYPE_CHECKING:
     from envferry.build.build_dir import BuildDir
-    from envferry.build.options import BuildOptions
+    from envferry.build.build_options import BuildOptions
     from envferry.models import LockedPackage
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ LOCK = "lock again: `envferry lock`"
 UMASK = 'umask "$0"; exec "$@"'
 
 
-def order_for(
+def builder_request(
     packages: tuple[LockedPackage, ...],
     downloads: dict[str, Path],
     work: BuildDir,
@@ -35,7 +35,7 @@ def order_for(
 ) -> BuildRequest:
     """Write down what the builder is to do, with paths as the container sees them.
 
-    Raises SpecError for a lock that nobody can build.
+    Raises SpecError for a lock that cannot be built.
     """
     refuse_ambiguous(packages)
 
@@ -81,18 +81,18 @@ def open_to_others(work: BuildDir) -> None:
     """Let another user build here, whatever this one's umask is."""
     for directory in (work.envs, work.scratch):
         directory.chmod(0o777)
-    work.desk.chmod(0o755)
-    (work.desk / "order.json").chmod(0o644)
+    work.exchange.chmod(0o755)
+    (work.exchange / "request.json").chmod(0o644)
 
 
-def readable_downloads(order: BuildRequest, cache_root: Path, folder: Path) -> Path:
-    """Return a folder with an order's downloads for every user: the cache may be closed to others.
+def readable_downloads(request: BuildRequest, cache_root: Path, folder: Path) -> Path:
+    """Return a folder with a request's downloads for every user: the cache may be closed.
 
     They lie in it as they do in the cache, whose own modes stay what they are.
     """
     folder.mkdir()
     folder.chmod(0o755)
-    seen = [*(file.path for file in order.conda), *(wheel.path for wheel in order.wheels)]
+    seen = [*(file.path for file in request.conda), *(wheel.path for wheel in request.wheels)]
     for path in seen:
         place = Path(*PurePosixPath(path).parts[-4:])
         for parent in reversed(place.parents[:-1]):
@@ -121,22 +121,29 @@ def refuse_ambiguous(packages: tuple[LockedPackage, ...]) -> None:
 
 
 def run_builder(
-    order: BuildRequest, work: BuildDir, cache_root: Path, sandbox: Sandbox, options: BuildOptions
+    request: BuildRequest, work: BuildDir, cache_root: Path, sandbox: Sandbox, options: BuildOptions
 ) -> BuildAnswer:
-    """Have the container carry out an order; raise what it raised."""
+    """Have the container carry out a request; raise what it raised."""
     around = options.variation
-    work.desk.mkdir()
-    (work.desk / "order.json").write_bytes(msgspec.json.encode(order))
+    work.exchange.mkdir()
+    (work.exchange / "request.json").write_bytes(msgspec.json.encode(request))
     if around.user:
         open_to_others(work)
-        cache_root = readable_downloads(order, cache_root, work.desk / "downloads")
+        cache_root = readable_downloads(request, cache_root, work.exchange / "downloads")
     builder = our_module("envferry.build.inside.builder", python=sandbox.python)
     job = Job(
-        argv=("/bin/sh", "-c", UMASK, around.umask, *builder, f"{around.work_dir}/desk/order.json"),
+        argv=(
+            "/bin/sh",
+            "-c",
+            UMASK,
+            around.umask,
+            *builder,
+            f"{around.work_dir}/exchange/request.json",
+        ),
         mounts=(
             work.mount(writable=True),
             Mount(source=cache_root, target=f"{around.work_dir}/downloads"),
-            Mount(source=work.desk, target=f"{around.work_dir}/desk"),
+            Mount(source=work.exchange, target=f"{around.work_dir}/exchange"),
         ),
         environ=around.environ,
         needs_tool=True,

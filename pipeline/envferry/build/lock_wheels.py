@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from envferry.build.build_dir import BuildDir, fresh_workplace
-from envferry.build.container_job import order_for, run_builder
+from envferry.build.build_dir import BuildDir, fresh_build_dir
+from envferry.build.container_job import builder_request, run_builder
 from envferry.build.request import BuildVariation
 from envferry.build.source_wheels import SOURCES_PREFIX, WheelBuilder
 from envferry.models import current_platform
@@ -14,20 +14,20 @@ from envferry.models import current_platform
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envferry.build.options import BuildOptions
+    from envferry.build.build_options import BuildOptions
     from envferry.build.sources import SourceCache
     from envferry.engines.port import Sandbox
     from envferry.models import Lock, LockedPackage
 
 
-def open_shop(
-    lock: Lock, shelf: SourceCache, sandbox: Sandbox, options: BuildOptions
+def open_wheel_builder(
+    lock: Lock, sources: SourceCache, sandbox: Sandbox, options: BuildOptions
 ) -> WheelBuilder:
     """Return what makes the wheels of a lock's sources on this machine's platform."""
     platform = current_platform()
     packages = lock.for_platform(platform)
     return WheelBuilder(
-        shelf=shelf,
+        sources=sources,
         sandbox=sandbox,
         conda=tuple(item for item in packages if item.manager == "conda"),
         requirements=lock.build_requirements_for(platform),
@@ -36,7 +36,10 @@ def open_shop(
 
 
 def make_wheels(
-    shop: WheelBuilder, packages: tuple[LockedPackage, ...], home: Path, options: BuildOptions
+    wheel_builder: WheelBuilder,
+    packages: tuple[LockedPackage, ...],
+    home: Path,
+    options: BuildOptions,
 ) -> dict[str, LockedPackage]:
     """Return the wheel of each package that is locked as source, by the URL of the source.
 
@@ -45,26 +48,28 @@ def make_wheels(
     that wheel, too.
     """
     sources = [item for item in packages if item.kind not in ("conda", "wheel")]
-    wheels = {item.url: wheel for item in sources if (wheel := shop.find(item))}
+    wheels = {item.url: wheel for item in sources if (wheel := wheel_builder.find(item))}
     missing = [item for item in sources if item.url not in wheels]
     if not missing:
         return wheels
-    with fresh_workplace(home, SOURCES_PREFIX) as work:
-        benches = {item.name: work.home / "benches" / item.name for item in missing}
+    with fresh_build_dir(home, SOURCES_PREFIX) as work:
+        work_dirs = {item.name: work.home / "work_dirs" / item.name for item in missing}
         for item in missing:
-            shop.prepare(item, benches[item.name])
-        link_conda_half(shop, work, options)
+            wheel_builder.prepare(item, work_dirs[item.name])
+        link_conda_half(wheel_builder, work, options)
         for item in missing:
-            with shop.shelf.progress.task(f"make a wheel of {item.name} ({item.kind})"):
-                wheels[item.url] = shop.make(item, benches[item.name], work.mount(writable=False))
+            with wheel_builder.sources.progress.task(f"make a wheel of {item.name} ({item.kind})"):
+                wheels[item.url] = wheel_builder.make(
+                    item, work_dirs[item.name], work.mount(writable=False)
+                )
     return wheels
 
 
-def link_conda_half(shop: WheelBuilder, work: BuildDir, options: BuildOptions) -> None:
+def link_conda_half(wheel_builder: WheelBuilder, work: BuildDir, options: BuildOptions) -> None:
     """Make an environment of the conda half alone, as the interpreter for source builds."""
-    cache, progress = shop.shelf.cache, shop.shelf.progress
-    downloads = cache.fetch_all(shop.conda, progress=progress, offline=options.offline)
+    cache, progress = wheel_builder.sources.cache, wheel_builder.sources.progress
+    downloads = cache.fetch_all(wheel_builder.conda, progress=progress, offline=options.offline)
     usual = replace(options, variation=BuildVariation())
-    order = order_for(shop.conda, downloads, work, usual)
+    request = builder_request(wheel_builder.conda, downloads, work, usual)
     with progress.task("link the interpreter for source builds"):
-        run_builder(order, work, cache.root, shop.sandbox, usual)
+        run_builder(request, work, cache.root, wheel_builder.sandbox, usual)

@@ -10,7 +10,7 @@ import msgspec
 from envferry.artifacts import SBOM
 from envferry.base.files import write_bytes
 from envferry.base.json import to_json
-from envferry.build.records import RECORD
+from envferry.build.finished_builds import RECORD
 from envferry.models import CHECKS, BuiltEnv, current_platform
 from envferry.pack.sbom import SbomInput, bill_of_materials
 
@@ -59,10 +59,10 @@ def describe_build(built: BuiltEnv, packages: tuple[LockedPackage, ...], work: B
 
 def keep_build(built: BuiltEnv, lock: Lock, work: BuildDir, home: Path) -> None:
     """Put a finished build where the next stage looks for it, its record last."""
-    shutil.rmtree(work.desk)
+    shutil.rmtree(work.exchange)
     shutil.copyfile(lock.path, work.home / LOCK)
     if home.exists():
-        # Without its record the old build is nobody's; it may go at leisure.
+        # Without its record the old build is not in use; it can be removed later.
         (home / RECORD).unlink(missing_ok=True)
         shutil.rmtree(home)
     work.home.rename(home)

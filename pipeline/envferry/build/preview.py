@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from envferry.build.downloads import Download
+from envferry.build.download import Download
 from envferry.models import ENVS_DIR, check_env_prefix, check_name, current_platform
 
 if TYPE_CHECKING:
+    from envferry.build.build_options import BuildOptions
     from envferry.build.downloads import DownloadCache
-    from envferry.build.options import BuildOptions
     from envferry.models import Lock
 
 
@@ -30,7 +30,7 @@ class BuildPreview:
 
 
 def preview_build(lock: Lock, *, cache: DownloadCache, options: BuildOptions) -> BuildPreview:
-    """Say what a build of a lock would take; a cached file counts as there, unread."""
+    """Say what a build of a lock would take; a cached file is not read."""
     prefix = options.prefix or str(ENVS_DIR / check_name(lock.name, "environment name"))
     check_env_prefix(prefix, "build it for a path such as /opt/conda/envs/NAME")
     platform = current_platform()

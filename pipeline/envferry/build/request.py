@@ -16,7 +16,7 @@ class BuildVariation:
     """What may differ between two builds of one lock, and must not show in what they make."""
 
     work_dir: str = "/envferry"
-    """Where the container sees the order and the downloads."""
+    """Where the container sees the request and the downloads."""
     user: int = 0
     umask: str = "022"
     environ: Mapping[str, str] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class WheelRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """How linking the conda packages went."""
+    """The result of linking the conda packages."""
 
     faults: tuple[str, ...] = ()
     """What the packages require of each other in vain, for people."""
@@ -115,7 +115,7 @@ class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BuildAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """How it went."""
+    """The result of a build."""
 
     tools: dict[str, str] = {}
     warnings: tuple[str, ...] = ()

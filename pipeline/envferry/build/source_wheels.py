@@ -14,8 +14,8 @@ from packaging.version import Version
 from envferry import __version__
 from envferry.base.files import write_bytes
 from envferry.base.json import decode_json, to_json
-from envferry.build.answers import read_answer
-from envferry.build.downloads import hash_file
+from envferry.build.builder_answer import read_answer
+from envferry.build.download import hash_file
 from envferry.build.request import WheelFile, WheelRequest
 from envferry.build.sources import GitCommit
 from envferry.engines.port import Job, Mount
@@ -35,13 +35,13 @@ log = logging.getLogger(__name__)
 
 SOURCES_PREFIX = str(ENVS_DIR / "source-builds")
 """Where the container sees the conda half while wheels are made."""
-ORDER = "order.json"
+REQUEST = "request.json"
 NO_VERSION = "0"
 """What a lock says where only the project's own build knows."""
 RECORDS = "made"
 """The folder of the cache that says which wheel was made of what."""
-DOWNLOADS, BENCH = "/envferry/downloads", "/envferry/bench"
-"""Where the container sees the cache, and what it may write."""
+DOWNLOADS, WORK_DIR = "/envferry/downloads", "/envferry/bench"
+"""Where the container sees the cache, and what it may write; compilers note this path."""
 WITH_UMASK = ("/bin/sh", "-c", 'umask 022; exec "$@"', "sh")
 
 
@@ -56,7 +56,7 @@ class MadeWheel(msgspec.Struct, frozen=True, kw_only=True):
 class WheelBuilder:
     """What makes the wheels of one lock for one platform."""
 
-    shelf: SourceCache
+    sources: SourceCache
     sandbox: Sandbox
     conda: tuple[LockedPackage, ...]
     requirements: Mapping[str, tuple[LockedPackage, ...]]
@@ -86,7 +86,7 @@ class WheelBuilder:
         """Return the wheel that was made of a package before, if the cache still has it, whole."""
         if self.anew_in is not None:
             return None
-        root = self.shelf.cache.root
+        root = self.sources.cache.root
         try:
             record = root / RECORDS / f"{self.key(package)}.json"
             made = decode_json(record.read_bytes(), MadeWheel)
@@ -99,22 +99,22 @@ class WheelBuilder:
         record.touch()
         return as_wheel(package, path, made.sha256)
 
-    def prepare(self, package: LockedPackage, bench: Path) -> None:
-        """Lay out a source, what it is built with, and the order for the container.
+    def prepare(self, package: LockedPackage, work_dir: Path) -> None:
+        """Lay out a source, what it is built with, and the request for the container.
 
-        `bench` must not be there yet. Raises IntegrityError for a source that is not as locked.
+        `work_dir` must not be there yet. Raises IntegrityError for a source that is not as locked.
         """
-        incoming = bench / "in"
+        incoming = work_dir / "in"
         incoming.mkdir(parents=True)
-        source = self.shelf.place(package, incoming)
+        source = self.sources.place(package, incoming)
         requires = self.requires(package)
-        cache, progress = self.shelf.cache, self.shelf.progress
-        files = cache.fetch_all(requires, progress=progress, offline=self.shelf.offline)
-        order = WheelRequest(
+        cache, progress = self.sources.cache, self.sources.progress
+        files = cache.fetch_all(requires, progress=progress, offline=self.sources.offline)
+        request = WheelRequest(
             name=package.name,
-            source=f"{BENCH}/in/{source.name}",
+            source=f"{WORK_DIR}/in/{source.name}",
             folder=GitCommit.of(package).folder if package.kind == "git" else "",
-            home=BENCH,
+            home=WORK_DIR,
             python=f"{SOURCES_PREFIX}/bin/python",
             requires=tuple(
                 WheelFile(
@@ -126,9 +126,9 @@ class WheelBuilder:
                 for item in requires
             ),
         )
-        (bench / ORDER).write_bytes(msgspec.json.encode(order))
+        (work_dir / REQUEST).write_bytes(msgspec.json.encode(request))
 
-    def make(self, package: LockedPackage, bench: Path, interpreter: Mount) -> LockedPackage:
+    def make(self, package: LockedPackage, work_dir: Path, interpreter: Mount) -> LockedPackage:
         """Make the wheel of a package in a container without network, and keep it in the cache.
 
         `interpreter` puts the conda half at SOURCES_PREFIX. Raises ToolFailed when the project's
@@ -136,18 +136,18 @@ class WheelBuilder:
         """
         module = our_module("envferry.build.inside.wheel_builder", python=self.sandbox.python)
         job = Job(
-            argv=(*WITH_UMASK, *module, f"{BENCH}/{ORDER}"),
+            argv=(*WITH_UMASK, *module, f"{WORK_DIR}/{REQUEST}"),
             mounts=(
                 interpreter,
-                Mount(source=self.shelf.cache.root, target=DOWNLOADS),
-                Mount(source=bench, target=BENCH, writable=True),
+                Mount(source=self.sources.cache.root, target=DOWNLOADS),
+                Mount(source=work_dir, target=WORK_DIR, writable=True),
             ),
             environ=self.anew_in or {},
             needs_tool=True,
         )
         finished = self.sandbox.run(job, check=False, show=log.isEnabledFor(logging.INFO))
         read_answer(finished, self.sandbox.name)
-        return self._keep(package, list((bench / "dist").glob("*.whl")))
+        return self._keep(package, list((work_dir / "dist").glob("*.whl")))
 
     def _keep(self, package: LockedPackage, found: list[Path]) -> LockedPackage:
         """Put a new wheel into the cache, where it is a file like any other."""
@@ -156,8 +156,8 @@ class WheelBuilder:
             raise ToolFailed(msg)
         digest = hash_file(found[0], "sha256", lambda _: None)
         new = as_wheel(package, found[0], digest)
-        cache = self.shelf.cache
-        path = cache.fetch_all((new,), progress=self.shelf.progress)[new.url]
+        cache = self.sources.cache
+        path = cache.fetch_all((new,), progress=self.sources.progress)[new.url]
         if self.anew_in is None:
             record = MadeWheel(file=path.name, sha256=digest)
             write_bytes(cache.root / RECORDS / f"{self.key(package)}.json", to_json(record))

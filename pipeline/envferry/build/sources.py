@@ -15,7 +15,8 @@ import msgspec
 from blake3 import blake3
 
 from envferry.base.json import convert
-from envferry.build.downloads import entry_lock, redact
+from envferry.build.cache_locks import entry_lock
+from envferry.build.download import redact
 from envferry.build.git_credentials import git_environ
 from envferry.build.source_tree import copy_source_tree, digest_source_tree
 from envferry.config import child_environ
@@ -165,7 +166,7 @@ class GitCommit:
 
     @classmethod
     def of(cls, package: LockedPackage) -> GitCommit:
-        """Parse a package's URL; raise SpecError when it is no commit's."""
+        """Parse a package's URL; raise SpecError when it names no commit."""
         found = GIT_URL.fullmatch(package.url)
         if found is None or found["commit"] != package.sha256:
             message = (
@@ -203,7 +204,7 @@ class GitCommit:
         shown = f"{redact(self.url)} at {self.commit[:12]}"
         if offline:
             message = f"{shown} is not in the download cache {home.parent.parent}"
-            raise NotFound(message, hint="run the same command with the network on first")
+            raise NotFound(message, hint="run the same command once without `--offline`")
         fetch = ("--git-dir", home, "fetch", "--quiet", "--no-write-fetch-head", self.url)
         # Not every server hands out a commit by its name; then all branches and tags.
         asked = git(*fetch, "--depth=1", self.commit, check=False, logins=logins)

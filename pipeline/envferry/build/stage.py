@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry.base.files import exclusive_lock
-from envferry.build.build_dir import fresh_workplace, require_replaceable
+from envferry.build.build_dir import fresh_build_dir, require_replaceable
+from envferry.build.cache_locks import cache_lock
 from envferry.build.checks import run_checks
-from envferry.build.container_job import order_for, run_builder
-from envferry.build.downloads import DownloadCache, cache_lock
-from envferry.build.lock_wheels import make_wheels, open_shop
+from envferry.build.container_job import builder_request, run_builder
+from envferry.build.lock_wheels import make_wheels, open_wheel_builder
 from envferry.build.output import describe_build, keep_build, note_build, without_checks
 from envferry.build.source_wheels import described
 from envferry.build.sources import SourceCache
 from envferry.models import ENVS_DIR, check_env_prefix, check_name, current_platform
 
 if TYPE_CHECKING:
-    from envferry.build.options import BuildOptions
+    from envferry.build.build_options import BuildOptions
+    from envferry.build.downloads import DownloadCache
     from envferry.engines.port import Sandbox
     from envferry.models import BuiltEnv, Lock
     from envferry.progress import Progress
@@ -49,15 +50,17 @@ def build_env(
         partial = home.with_name(f"{home.name}.partial")
         for place in (home, partial):
             require_replaceable(place)
-        shelf = SourceCache(cache=cache, progress=progress, offline=options.offline)
-        made = make_wheels(open_shop(lock, shelf, sandbox, options), packages, partial, options)
+        sources = SourceCache(cache=cache, progress=progress, offline=options.offline)
+        made = make_wheels(
+            open_wheel_builder(lock, sources, sandbox, options), packages, partial, options
+        )
         files = tuple(made.get(item.url, item) for item in packages)
         downloads = cache.fetch_all(files, progress=progress, offline=options.offline)
-        with fresh_workplace(partial, prefix) as work:
-            order = order_for(files, downloads, work, options)
-            order = msgspec.structs.replace(order, variables=lock.options.variables)
+        with fresh_build_dir(partial, prefix) as work:
+            request = builder_request(files, downloads, work, options)
+            request = msgspec.structs.replace(request, variables=lock.options.variables)
             with progress.task(f"build {lock.name} ({sandbox.name})"):
-                answer = run_builder(order, work, cache.root, sandbox, options)
+                answer = run_builder(request, work, cache.root, sandbox, options)
             if options.check:
                 run_checks(lock.options.checks, work, sandbox, progress)
             built = note_build(lock, answer, sandbox.image, work, home)

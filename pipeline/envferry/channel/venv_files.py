@@ -1,4 +1,4 @@
-"""What of a virtual environment goes into a self-contained one, and what of it cannot travel."""
+"""What of a virtual environment goes into a self-contained one, and what cannot be carried."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def carry(item: Found, venv: Path, tree: Path) -> None:
         source = real
     try:
         os.link(source, target)
-    except OSError:  # another file system, or somebody else's file
+    except OSError:  # another file system, or a file of another user
         shutil.copy2(source, target)
 
 

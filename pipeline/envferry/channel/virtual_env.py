@@ -40,8 +40,8 @@ from envferry.channel.venv_files import (
 from envferry.config import child_environ
 from envferry.errors import SpecError
 from envferry.models import SpecOptions, SystemRequirements, check_env_prefix
+from envferry.pack.env_members import refuse_faults
 from envferry.pack.existing_env import describe_env
-from envferry.pack.listing import refuse_faults
 from envferry.process import run
 from envferry.specs.importing import default_name
 from envferry.specs.kinds import Kind
@@ -71,11 +71,11 @@ class VirtualEnv(NamedTuple):
 
 @contextmanager
 def venv_with_interpreter(
-    source: VirtualEnv, *, desk: Path, progress: Progress
+    source: VirtualEnv, *, work_dir: Path, progress: Progress
 ) -> Iterator[BuiltEnv]:
     """Yield a virtual environment, and all that its interpreter is, as one environment.
 
-    Its files lie below the folder `desk` until the context ends; the virtual environment itself
+    Its files lie below the folder `work_dir` until the context ends; the virtual environment itself
     is only read. What the host has to have is named in warnings. Raises SpecError when something
     in it cannot travel.
     """
@@ -84,8 +84,8 @@ def venv_with_interpreter(
     check_env_prefix(prefix, "say which path it was made for: `--prefix /PATH`")
     name = source.name or default_name(source.folder, Kind.VENV)
     interpreter = interpreter_of(source.folder)
-    desk.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="venv-", dir=desk) as folder:
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="venv-", dir=work_dir) as folder:
         staging = _Staging(
             venv=Path(place), prefix=prefix, interpreter=interpreter, tree=Path(folder, "env")
         )
@@ -96,7 +96,7 @@ def venv_with_interpreter(
         with progress.task(f"compile the modules of {name}"):
             staging.compile()
         staging.add_records(record)
-        built = describe_env(staging.tree, prefix=prefix, name=name, desk=Path(folder))
+        built = describe_env(staging.tree, prefix=prefix, name=name, lock_dir=Path(folder))
         system = SystemRequirements(glibc=staging.check_binaries())
         yield msgspec.structs.replace(built, options=SpecOptions(system=system))
 

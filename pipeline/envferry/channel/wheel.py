@@ -83,7 +83,7 @@ class ChannelWheel:
 
 
 def read_wheel(path: Path) -> ChannelWheel:
-    """Read a wheel's name, tags and metadata; raise SpecError when it is no good wheel."""
+    """Read a wheel's name, tags and metadata; raise SpecError when it is not a usable wheel."""
     try:
         name, version, _, wheel_tags = parse_wheel_filename(path.name)
         with zipfile.ZipFile(path) as archive:

@@ -10,7 +10,7 @@ import click
 
 from envferry.base.files import human_bytes, plural
 from envferry.cli.command import argument, command, option
-from envferry.cli.options import RegistryOptions
+from envferry.cli.shared_options import RegistryOptions
 from envferry.cli.terminal import table
 from envferry.config import settings
 from envferry.errors import NotFound
@@ -75,11 +75,11 @@ def ls(console: Console, options: SelectionOptions) -> None:
     """
     from envferry.index.queries import entries
 
-    catalog = open_catalog(console, options.registry, fully=options.fully)
-    found = catalog.ask(entries(options.filter()))
+    index = open_index(console, options.registry, fully=options.fully)
+    found = index.ask(entries(options.filter()))
     if not found and options.name:
-        require_environment(options.name, catalog)
-    console.result(found, lambda: entry_lines(found, catalog))
+        require_environment(options.name, index)
+    console.result(found, lambda: entry_lines(found, index))
     if damaged := sum(1 for entry in found if entry.problem):
         console.note(f"{plural(damaged, 'artifact')} damaged: run `envferry check` for details")
 
@@ -97,34 +97,34 @@ def find(console: Console, options: FindOptions) -> int:
     from envferry.index.queries import find as find_package
 
     wanted, selected = MatchSpec.parse(options.package), options.filter()
-    catalog = open_catalog(console, options.registry, fully=options.fully)
-    found = catalog.ask(find_package(wanted, selected))
-    searched = catalog.ask(entries(selected))
+    index = open_index(console, options.registry, fully=options.fully)
+    found = index.ask(find_package(wanted, selected))
+    searched = index.ask(entries(selected))
     if damaged := sum(1 for entry in searched if entry.problem):
         text = f"{plural(damaged, 'artifact')} damaged and not searched"
         console.note(f"{text}: run `envferry check` for details")
     if not found and not console.as_json:
         if options.name:
-            require_environment(options.name, catalog)
-        raise nothing_found(options.package, wanted, catalog)
+            require_environment(options.name, index)
+        raise nothing_found(options.package, wanted, index)
     console.result(found, lambda: match_lines(found))
     return 0 if found else NotFound.exit_code
 
 
-def open_catalog(console: Console, registry: str, *, fully: bool = False) -> RegistryIndex:
+def open_index(console: Console, registry: str, *, fully: bool = False) -> RegistryIndex:
     """Open the index of a registry until the command ends, and bring it up to date."""
     from envferry.index import RegistryIndex
 
-    catalog = RegistryIndex.open(Registry.open(registry), settings().cache_dir)
-    click.get_current_context().call_on_close(catalog.close)
-    catalog.refresh(fully=fully, progress=console.progress)
-    return catalog
+    index = RegistryIndex.open(Registry.open(registry), settings().cache_dir)
+    click.get_current_context().call_on_close(index.close)
+    index.refresh(fully=fully, progress=console.progress)
+    return index
 
 
-def entry_lines(found: Sequence[Entry], catalog: RegistryIndex) -> Iterable[str]:
+def entry_lines(found: Sequence[Entry], index: RegistryIndex) -> Iterable[str]:
     """Return the table of artifacts, or what to try when there are none."""
     if not found:
-        return [nothing_listed(catalog)]
+        return [nothing_listed(index)]
     rows = [
         (
             entry.name,
@@ -146,21 +146,21 @@ def entry_lines(found: Sequence[Entry], catalog: RegistryIndex) -> Iterable[str]
     return table(headers, rows, right=(5, 6))
 
 
-def nothing_listed(catalog: RegistryIndex) -> str:
+def nothing_listed(index: RegistryIndex) -> str:
     """Say why a list is empty."""
     from envferry.index.queries import environments
 
-    url = fit_to_show(catalog.registry.url)
-    if not catalog.ask(environments()):
+    url = fit_to_show(index.registry.url)
+    if not index.ask(environments()):
         return f"{url} holds no environments yet: add one with `envferry push ARCHIVE`"
     return f"no artifact in {url} matches: list all with `envferry ls`"
 
 
-def require_environment(name: str, catalog: RegistryIndex) -> None:
+def require_environment(name: str, index: RegistryIndex) -> None:
     """Raise NotFound, with names that are near, for an environment that the registry lacks."""
     from envferry.index.queries import environments
 
-    names = [one.name for one in catalog.ask(environments())]
+    names = [one.name for one in index.ask(environments())]
     if name in names:
         return
     near = difflib.get_close_matches(name, names, n=3)
@@ -169,16 +169,16 @@ def require_environment(name: str, catalog: RegistryIndex) -> None:
         hint = f"did you mean {' or '.join(near)}? {hint}"
     elif not names:
         hint = "it holds none yet: add one with `envferry push ARCHIVE`"
-    msg = f"{catalog.registry.url} holds no environment {name}"
+    msg = f"{index.registry.url} holds no environment {name}"
     raise NotFound(msg, hint=hint)
 
 
-def nothing_found(package: str, wanted: MatchSpec, catalog: RegistryIndex) -> NotFound:
+def nothing_found(package: str, wanted: MatchSpec, index: RegistryIndex) -> NotFound:
     """Say that no artifact holds a package, and which versions there are."""
     from envferry.index.queries import versions_of
 
-    message = f"no artifact in {catalog.registry.url} holds {package}"
-    versions = catalog.ask(versions_of(wanted))
+    message = f"no artifact in {index.registry.url} holds {package}"
+    versions = index.ask(versions_of(wanted))
     if not versions:
         return NotFound(
             message, hint=f"search for a part of the name: envferry find '*{wanted.name}*'"

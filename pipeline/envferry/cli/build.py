@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.base.files import human_bytes
-from envferry.cli.build_options import (
+from envferry.cli.building import (
     BuildingOptions,
     PackedOptions,
     build_spec,
@@ -19,7 +19,7 @@ from envferry.cli.build_options import (
     preview_spec,
 )
 from envferry.cli.command import argument, command, option
-from envferry.cli.options import (
+from envferry.cli.shared_options import (
     DryRunOptions,
     NewTagOptions,
     RegistryOptions,
@@ -57,10 +57,10 @@ class PackCommandOptions(DryRunOptions, ThreadOptions, PackedOptions):
         "-p",
         "--prefix",
         metavar="PATH",
-        help="Of a PREFIX: the path that it was made for, if that is another.",
+        help="With a PREFIX: the path it was made for, if different.",
     )
     name: str | None = option(
-        "-n", "--name", metavar="NAME", help="Of a PREFIX: the name of the environment."
+        "-n", "--name", metavar="NAME", help="With a PREFIX: the name of the environment."
     )
 
 
@@ -131,7 +131,7 @@ def pack(console: Console, options: PackCommandOptions) -> None:
 @contextmanager
 def environment_at(console: Console, options: PackCommandOptions) -> Iterator[BuiltEnv]:
     """Yield what `pack` is told to pack; a preview leaves nothing in the cache."""
-    from envferry.build.records import read_build
+    from envferry.build.finished_builds import read_build
     from envferry.pack.existing_env import describe_env, is_venv
     from envferry.specs.reading import SPEC_ENDINGS
 
@@ -139,17 +139,19 @@ def environment_at(console: Console, options: PackCommandOptions) -> Iterator[Bu
     is_spec = folder.suffix in SPEC_ENDINGS
     is_folder = not is_spec and ("/" in options.source or is_venv(folder))
     with TemporaryDirectory() as scratch:
-        desk = Path(scratch) if options.dry_run else settings().cache_dir / "found"
+        work_dir = Path(scratch) if options.dry_run else settings().cache_dir / "found"
         if is_folder and is_venv(folder):
             from envferry.channel.virtual_env import VirtualEnv, venv_with_interpreter
 
             source = VirtualEnv(folder, options.prefix, options.name)
-            with venv_with_interpreter(source, desk=desk, progress=console.progress) as built:
+            with venv_with_interpreter(
+                source, work_dir=work_dir, progress=console.progress
+            ) as built:
                 yield built
         elif is_folder:
-            yield describe_env(folder, prefix=options.prefix, name=options.name, desk=desk)
+            yield describe_env(folder, prefix=options.prefix, name=options.name, lock_dir=work_dir)
         else:
-            # An environment may be called `torch-2.8`: only a spec's ending is no part of its name.
+            # An environment may be called `torch-2.8`: only the suffix of a spec is cut off.
             name = folder.stem if is_spec else options.source
             yield read_build(name, settings().cache_dir / "builds")
 

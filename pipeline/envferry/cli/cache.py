@@ -10,7 +10,7 @@ import click
 
 from envferry.base.files import human_bytes, plural
 from envferry.cli.command import NoOptions, command, option
-from envferry.cli.options import DryRunOptions
+from envferry.cli.shared_options import DryRunOptions
 from envferry.cli.terminal import table
 from envferry.config import settings
 from envferry.errors import IntegrityError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from envferry.build.cache import CachedIndex, CacheEntry
+    from envferry.build.cache_upkeep import CachedIndex, CacheEntry
     from envferry.cli.console import Console
 
 KEEP_DAYS = 30
@@ -33,7 +33,7 @@ def cache() -> None:
 @command(NoOptions, group=cache)
 def ls(console: Console, _: NoOptions) -> None:
     """List the downloads and the channel indexes, the most recently used first."""
-    from envferry.build.cache import list_entries, list_indexes
+    from envferry.build.cache_upkeep import list_entries, list_indexes
 
     entries, indexes = list_entries(downloads_dir()), list_indexes(indexes_dir())
     console.result([*entries, *indexes], lambda: [*entry_lines(entries), *index_lines(indexes)])
@@ -42,7 +42,7 @@ def ls(console: Console, _: NoOptions) -> None:
 @command(NoOptions, group=cache)
 def verify(console: Console, _: NoOptions) -> None:
     """Verify every download and remove damaged ones; the next build downloads them again."""
-    from envferry.build.cache import list_entries, verify_entries
+    from envferry.build.cache_upkeep import list_entries, verify_entries
 
     root = downloads_dir()
     entries = list_entries(root)
@@ -79,7 +79,12 @@ class CachePruneOptions(DryRunOptions):
 @command(CachePruneOptions, group=cache)
 def prune(console: Console, options: CachePruneOptions) -> None:
     """Remove downloads and indexes not used recently, and what interrupted builds left behind."""
-    from envferry.build.cache import DAY_SECONDS, prune_entries, prune_indexes, remove_leftovers
+    from envferry.build.cache_upkeep import (
+        DAY_SECONDS,
+        prune_entries,
+        prune_indexes,
+        remove_leftovers,
+    )
 
     oldest = time.time() - options.keep_days * DAY_SECONDS
     builds, dry_run = settings().cache_dir / "builds", options.dry_run

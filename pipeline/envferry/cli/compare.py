@@ -1,4 +1,4 @@
-"""Commands that answer why: diff, why."""
+"""Commands that compare and explain: diff, why."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 from envferry.artifacts import ARCHIVE_SUFFIX, read_artifact, sbom_path
 from envferry.base.files import human_bytes
 from envferry.cli.command import argument, command, option
-from envferry.cli.options import PlatformOptions, RegistryOptions
+from envferry.cli.shared_options import PlatformOptions, RegistryOptions
 from envferry.cli.terminal import table
 from envferry.cli.trust import is_file_ref
 from envferry.errors import NotFound

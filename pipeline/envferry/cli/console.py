@@ -72,7 +72,7 @@ class Console:
             self.result({**facts, "dry_run": True}, lines)
 
     def confirm(self, question: str) -> bool:
-        """Ask whoever is at the terminal; yes where nobody is, or with `--json`."""
+        """Ask at the terminal; yes without a terminal, or with `--json`."""
         if self.as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
             return True
         return click.confirm(question, err=True)
@@ -164,7 +164,7 @@ class ByteCounter:
 
 
 def amount_done(done_bytes: int, expected: Expected | None) -> str:
-    """Return how far a task is: `1.2 GB of 3.1 GB and 57 more files`, whose sizes nobody knows."""
+    """Return how far a task is: `1.2 GB of 3.1 GB and 57 more files`, whose sizes are unknown."""
     if expected is None:
         return human_bytes(done_bytes)
     # What had to be downloaded again comes on top.

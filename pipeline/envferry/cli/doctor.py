@@ -12,7 +12,7 @@ import click
 from envferry import __version__, process
 from envferry.base.files import human_bytes, plural
 from envferry.cli.command import command
-from envferry.cli.options import RegistryOptions
+from envferry.cli.shared_options import RegistryOptions
 from envferry.config import child_environ, settings
 from envferry.engines.selection import REAL_ENGINES, Engine, open_sandbox
 from envferry.errors import PipelineError, SpecError
@@ -82,7 +82,7 @@ def library_version(name: str) -> str:
 
 
 def cache_state(here: Settings) -> str:
-    """Say where the cache is, and why there is none."""
+    """Say where the cache is, or why there is no place for it."""
     try:
         return space_at(here.cache_dir)
     except SpecError as error:

@@ -1,4 +1,4 @@
-"""From what went wrong to what people and programs are told of it."""
+"""Turn errors into messages, JSON and exit codes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXPECTED = (PipelineError, click.ClickException, click.Abort, KeyboardInterrupt,
 NO_SPACE = ("no space left on the disk", "free some space, then run it again")
 NOT_ALLOWED = ("permission denied", "check that this user can read and write there")
 NOT_ALLOWED_CODES = (errno.EACCES, errno.EPERM, errno.EROFS)
-IN_THE_WAY = ("a file is in the place of a folder", "choose another place, or move that file")
+IN_THE_WAY = ("a file is where a folder is expected", "choose another place, or move that file")
 OS_ERRORS = {
     errno.ENOSPC: NO_SPACE,
     errno.EDQUOT: NO_SPACE,
@@ -70,7 +70,7 @@ class Failure:
                 facts = {"message": message, "hint": hint, "exit_code": self.exit_code}
                 click.echo(to_json({"error": facts}), nl=False)
         except OSError as error:
-            log.debug("nobody can be told", exc_info=error)
+            log.debug("the error message cannot be written", exc_info=error)
         return self.exit_code
 
 
@@ -125,7 +125,7 @@ def _is_nowhere() -> bool:
 
 
 def require_utf8(arguments: Iterable[str]) -> None:
-    """Raise UsageError for an argument that is no text: what is written down is UTF-8."""
+    """Raise UsageError for an argument that is not valid text: files are written in UTF-8."""
     for argument in arguments:
         try:
             argument.encode()

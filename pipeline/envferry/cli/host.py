@@ -13,7 +13,7 @@ from envferry.artifacts import read_artifact
 from envferry.base.files import absolute_path, human_bytes, plural
 from envferry.cli.command import argument, command, option
 from envferry.cli.installed import home_of
-from envferry.cli.options import (
+from envferry.cli.shared_options import (
     DryRunOptions,
     EnvsDirOptions,
     PlatformOptions,
@@ -73,13 +73,13 @@ class InstallCommandOptions(
         "-p",
         "--prefix",
         metavar="PATH",
-        help="The path that the environment is used at, if that is not ENVS_DIR/NAME.",
+        help="The path at which the environment is used, if not ENVS_DIR/NAME.",
     )
     name: str | None = option(
         "-n", "--name", metavar="NAME", help="Install under another name than the environment's."
     )
     replace: bool = option(
-        "--replace", is_flag=True, help="Move aside what is in the way and not envferry's."
+        "--replace", is_flag=True, help="Move aside anything in the way that envferry did not make."
     )
     no_check: bool = option("--no-check", is_flag=True, help="Do not run the environment's checks.")
     link: Link = option(
@@ -88,13 +88,13 @@ class InstallCommandOptions(
         default=Link.AUTO.value,
         callback=becomes(Link),
         show_default=True,
-        help="How to share unchanged files with what is installed already.",
+        help="How to share unchanged files with existing installations.",
     )
     force: tuple[str, ...] = option(
         "--force",
         multiple=True,
         type=click.Choice(get_args(Finding)),
-        help="Install in spite of this finding of the host check; repeatable.",
+        help="Install despite this finding of the host check; repeatable.",
     )
     allow_downgrade: bool = option(
         "--allow-downgrade", is_flag=True, help="Accept a tag that was moved back."
@@ -122,7 +122,7 @@ class VerifyOptions(SignatureOptions, PlatformOptions, RegistryOptions, EnvsDirO
 
     name: str = argument(metavar="NAME|REF")
     quick: bool = option(
-        "--quick", is_flag=True, help="Compare sizes, modes and times; read no file."
+        "--quick", is_flag=True, help="Compare only sizes, modes and times; read no files."
     )
     repair: bool = option("--repair", is_flag=True, help="Restore what is changed or missing.")
     file: str | None = option(

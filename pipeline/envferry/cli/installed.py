@@ -9,7 +9,7 @@ import click
 
 from envferry.base.files import plural
 from envferry.cli.command import argument, command, option
-from envferry.cli.options import DryRunOptions, EnvsDirOptions
+from envferry.cli.shared_options import DryRunOptions, EnvsDirOptions
 from envferry.errors import EXIT_INTERRUPTED, UsageError
 from envferry.models import ID_PATTERN
 
@@ -111,7 +111,7 @@ def remove_from(home: EnvHome, id_: str | None, options: RemoveOptions) -> Remov
 
 
 def is_sure(console: Console, home: EnvHome) -> bool:
-    """Ask before a whole environment goes, if somebody is at the terminal."""
+    """Ask before a whole environment is removed, if there is a terminal."""
     count = len(list(home.installations()))
     return console.confirm(f"Remove {home.name} and its {plural(count, 'installation')}?")
 

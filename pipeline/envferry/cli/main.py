@@ -25,6 +25,7 @@ COMMANDS = {
     "import": ("envferry.cli.specs", "Create a spec from a file or an environment."),
     "lint": ("envferry.cli.specs", "List what is dangerous in a spec."),
     "lock": ("envferry.cli.specs", "Resolve specs into locks."),
+    "changed": ("envferry.cli.changed", "List the specs that changed since a git revision."),
     "diff": ("envferry.cli.compare", "Compare two artifacts or two locks."),
     "build": ("envferry.cli.build", "Build a locked environment in a throwaway container."),
     "pack": ("envferry.cli.build", "Pack a built environment into one archive."),
@@ -47,8 +48,8 @@ COMMANDS = {
     "rollback": ("envferry.cli.installed", "Switch to the previous installation, or to another."),
     "remove": ("envferry.cli.installed", "Remove old installations."),
     "export": ("envferry.cli.transfer", "Write artifacts to a folder on a portable disk."),
-    "apply": ("envferry.cli.transfer", "Add what such a folder holds to a registry."),
-    "mirror": ("envferry.cli.transfer", "Copy to a registry what it lacks of another."),
+    "apply": ("envferry.cli.transfer", "Add the artifacts in an exported folder to a registry."),
+    "mirror": ("envferry.cli.transfer", "Copy what one registry lacks from another."),
     "keygen": ("envferry.cli.trust", "Generate a pair of keys: to sign, and to verify."),
     "cache": ("envferry.cli.cache", "Manage the download cache: list, verify, prune."),
     "doctor": ("envferry.cli.doctor", "Show what this machine supports."),
@@ -68,13 +69,13 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(COMMANDS[cmd_name][0])
-        # `import` is no name that a function can have.
+        # a function cannot be called `import`.
         name = f"{cmd_name}_command" if cmd_name == "import" else cmd_name
         command: click.Command = getattr(module, name)
         return command
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command; nobody is told that the reader of the output went away."""
+        """Run the command; end silently when the reader of the output has gone."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:  # click itself would end with 1
@@ -107,7 +108,7 @@ def main() -> NoReturn:
     """Run the command line; exit with the code of docs/errors.md."""
     open_streams()
     signal.signal(signal.SIGTERM, interrupt)
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else somebody said `nohup`
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else run under `nohup`
         signal.signal(signal.SIGHUP, interrupt)
     code = run(sys.argv[1:])
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # all is said: it ends without a traceback
@@ -152,7 +153,7 @@ def open_streams() -> None:
 
 
 def mute_streams() -> None:
-    """Lead the output nowhere: its reader went away, and nobody is left to tell."""
+    """Discard the output: its reader has gone."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(nowhere, stream.fileno())

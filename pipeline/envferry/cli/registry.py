@@ -13,7 +13,12 @@ import msgspec
 from envferry.artifacts import ATTESTATION, SBOM, read_artifact, read_proof, sbom_path
 from envferry.base.files import human_bytes
 from envferry.cli.command import argument, command
-from envferry.cli.options import DryRunOptions, PlatformOptions, RegistryOptions, SignKeyOptions
+from envferry.cli.shared_options import (
+    DryRunOptions,
+    PlatformOptions,
+    RegistryOptions,
+    SignKeyOptions,
+)
 from envferry.cli.terminal import table
 from envferry.cli.trust import is_file_ref, load_signer
 from envferry.models import Manifest, Ref, check_name
@@ -82,7 +87,7 @@ class Facts:
     """What is known of an artifact besides its manifest."""
 
     provenance: Provenance | None
-    """None when nobody signed it."""
+    """None for an unsigned artifact."""
     has_sbom: bool
     published: datetime | None = None
     """When it came into its registry; None for a file."""

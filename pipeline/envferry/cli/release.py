@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import click
 import msgspec
 
 from envferry.cli.build import SigningOptions, describe_push, pack_built, push_one
-from envferry.cli.build_options import (
+from envferry.cli.building import (
     BuildingOptions,
     PackedOptions,
     build_spec,
@@ -17,10 +19,12 @@ from envferry.cli.build_options import (
     preview_line,
     preview_spec,
 )
+from envferry.cli.changed import MAX_JOBS, Service, job_matrix, releasable
 from envferry.cli.command import argument, command, option
 from envferry.cli.failures import explain
-from envferry.cli.options import DryRunOptions, NewTagOptions
-from envferry.errors import PipelineError
+from envferry.cli.shared_options import DryRunOptions, NewTagOptions
+from envferry.cli.specs import SPECS_DIR
+from envferry.errors import PipelineError, UsageError
 from envferry.models import PushedArtifact, current_platform
 
 if TYPE_CHECKING:
@@ -79,7 +83,17 @@ class Outcome:
 class ReleaseOptions(DryRunOptions, BuildingOptions, PackedOptions, SigningOptions, NewTagOptions):
     """What to release, and how."""
 
-    specs: tuple[str, ...] = argument(nargs=-1, required=True, metavar="SPEC...")
+    specs: tuple[str, ...] = argument(nargs=-1, metavar="[SPEC]...")
+    since: str | None = option(
+        "--since",
+        metavar="REV",
+        help="Also release the specs in specs/ that changed since this git revision.",
+    )
+    matrix: Service | None = option(
+        "--matrix",
+        type=click.Choice(list(MAX_JOBS)),
+        help="Only print the jobs, one a spec and platform, as this CI service takes them.",
+    )
     rebuild: bool = option(
         "--rebuild", is_flag=True, help="Also build what the registry already has."
     )
@@ -92,9 +106,20 @@ def release(console: Console, options: ReleaseOptions) -> None:
     All locks and the registry are checked first: if one is wrong, nothing is built. After that, the
     failure of one SPEC does not hold back the others. An artifact of the same lock that is in the
     registry is only tagged; what was built with --no-check counts only for a release with it.
+
+    With --since, a changed spec that never had a lock is left out; one whose lock was deleted is an
+    error.
     """
+    if not options.specs and options.since is None:
+        message = "release what? Neither a SPEC nor `--since` is given"
+        raise UsageError(message, hint="name specs, such as `demo`")
+    changed = releasable(SPECS_DIR, options.since) if options.since is not None else ()
+    specs = dict.fromkeys((*options.specs, *changed))
+    if options.matrix:
+        click.echo(json.dumps(job_matrix(specs, options.matrix)))
+        return
     target = options.open_registry()
-    outcomes = [Outcome(spec) for spec in dict.fromkeys(options.specs)]
+    outcomes = [Outcome(spec) for spec in specs]
     if options.dry_run:
         preview_release(console, outcomes, target, options)
         return

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.cli.browse import open_catalog
+from envferry.cli.browse import open_index
 from envferry.cli.command import command, option
-from envferry.cli.options import RegistryOptions, TrustedKeyOptions
+from envferry.cli.shared_options import RegistryOptions, TrustedKeyOptions
 from envferry.cli.trust import load_trust
 from envferry.errors import UsageError
 
@@ -51,7 +51,7 @@ def serve(console: Console, options: ServeOptions) -> None:
     host = options.host
     listener = listen(host, options.port)
     trust = load_trust(options.trusted_keys, takes_in=False)
-    site = RegistryView(open_catalog(console, options.registry), trust.keys)
+    site = RegistryView(open_index(console, options.registry), trust.keys)
     place = f"[{host}]" if ":" in host else host
     address = f"http://{place}:{listener.getsockname()[1]}/"
     if not is_local(host):

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.cli.command import argument, command, option
-from envferry.cli.options import DryRunOptions, OfflineOptions
+from envferry.cli.shared_options import DryRunOptions, OfflineOptions
 from envferry.errors import UsageError
 
 if TYPE_CHECKING:
     from envferry.cli.console import Console
-    from envferry.lock.options import LockOptions
+    from envferry.lock.lock_options import LockOptions
     from envferry.models import Lock
     from envferry.specs.drafts import RelaxLevel
     from envferry.specs.importing import Imported, ImportOptions
@@ -119,7 +119,7 @@ class LockCommandOptions(DryRunOptions, OfflineOptions):
 
     def as_lock_options(self) -> LockOptions:
         """Return what to lock with."""
-        from envferry.lock.options import LockOptions
+        from envferry.lock.lock_options import LockOptions
 
         return LockOptions(
             platforms=self.platforms,
@@ -313,8 +313,8 @@ def find_solver(text: str | None) -> Path | None:
 
 def lint_one(path: Path, *, online: bool = False) -> list[LintFinding]:
     """Lint one spec, with what its lock knows; refuse what `lock` cannot read, in its words."""
-    from envferry.lock.conda_half import pypi_name
     from envferry.lock.match_specs import check_match_specs
+    from envferry.lock.pypi_names import pypi_name
     from envferry.specs.linting import lint_spec
     from envferry.specs.reading import read_spec
 

@@ -12,7 +12,7 @@ import click
 from envferry.base.files import human_bytes, plural
 from envferry.base.sha256 import sha256_hex
 from envferry.cli.command import argument, command, option
-from envferry.cli.options import (
+from envferry.cli.shared_options import (
     ChosenTagOptions,
     DryRunOptions,
     PlatformOptions,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from envferry.transfer.apply import Applied
     from envferry.transfer.export import Exported, ExportRequest
     from envferry.transfer.mirror import Mirrored, MirrorRequest
-    from envferry.transfer.tags import TransferredTag
+    from envferry.transfer.tag_copy import TransferredTag
     from envferry.trust.signing import PublicKey, Signer
 
 PYTHON_VERSION = re.compile(r"3\.[1-9]\d")
@@ -103,7 +103,7 @@ class ExportOptions(
         help="With --tool: the host's python, such as 3.11; repeatable; default: 3.10 to 3.13.",
     )
 
-    def order(self) -> ExportRequest:
+    def request(self) -> ExportRequest:
         """Return what is to be exported; raise UsageError for what does not go together."""
         from envferry.transfer.export import ExportRequest
 
@@ -157,7 +157,7 @@ class MirrorOptions(DryRunOptions, SignatureOptions, ChosenTagOptions):
         "--platform", metavar="PLATFORM", help="Only this platform; default: all."
     )
 
-    def order(self) -> MirrorRequest:
+    def request(self) -> MirrorRequest:
         """Return what is to be mirrored."""
         from envferry.transfer.mirror import MirrorRequest
 
@@ -178,18 +178,18 @@ def export(console: Console, options: ExportOptions) -> None:
     """
     from envferry.transfer.export import export_artifacts, preview_export
 
-    order, directory = options.order(), options.directory
+    request, directory = options.request(), options.directory
     signer = load_signer(options.sign_keys) if options.tool else None
     source = open_trusting(options.registry, load_trust(options.trusted_keys))
     if options.dry_run:
-        found = preview_export(source, directory, order)
+        found = preview_export(source, directory, request)
         console.preview(found, lambda: export_preview_lines(found, with_tool=options.tool))
         return
     found = export_artifacts(
-        source, directory, order, journals=journals(), progress=console.progress
+        source, directory, request, journals=journals(), progress=console.progress
     )
     if options.tool:
-        export_tool(console, directory, (order.platform, options.pythons), signer)
+        export_tool(console, directory, (request.platform, options.pythons), signer)
     console.result(found, lambda: export_lines(found))
     require_no_conflict(found.tags, found.directory)
 
@@ -250,15 +250,17 @@ def mirror(console: Console, options: MirrorOptions) -> None:
     from envferry.transfer.mirror import mirror_registry, plan_mirror
 
     trust = load_trust(options.trusted_keys, require_signature=options.require_signature)
-    order = options.order()
+    request = options.request()
     there, here = open_trusting(options.source, trust), Registry.open(options.target)
     if options.dry_run:
-        plan = plan_mirror(there, here, order)
+        plan = plan_mirror(there, here, request)
         found = plan.report()
         console.preview(found, lambda: mirror_lines(found, dry_run=True))
         plan.require_sound()
     else:
-        found = mirror_registry(there, here, order, journals=journals(), progress=console.progress)
+        found = mirror_registry(
+            there, here, request, journals=journals(), progress=console.progress
+        )
         console.result(found, lambda: mirror_lines(found, dry_run=False))
     require_no_conflict(found.tags, found.target)
     if found.dangling:
@@ -279,10 +281,10 @@ def export_tool(
         message = f"--tool needs {error.name}, which is not installed"
         raise UsageError(message, hint='run `pip install "envferry[build]"`') from error
     platform, pythons = host
-    order = ToolRequest(pythons=pythons or PYTHONS, platform=platform)
+    request = ToolRequest(pythons=pythons or PYTHONS, platform=platform)
     cache = DownloadCache(settings().cache_dir / "downloads")
     tool = directory / "tool"
-    names = write_tool(tool, order, cache=cache, progress=console.progress, signer=signer)
+    names = write_tool(tool, request, cache=cache, progress=console.progress, signer=signer)
     console.note(f"{plural(len(names), 'wheel')} exported; on the host run: sh {tool}/install.sh")
     if signer is None:
         console.note(f"{tool} is not signed: sign it with --sign-key FILE")

@@ -11,7 +11,7 @@ import click
 
 from envferry.base.files import human_bytes, plural
 from envferry.cli.command import argument, command, option
-from envferry.cli.options import DryRunOptions, RegistryOptions, TrustedKeyOptions
+from envferry.cli.shared_options import DryRunOptions, RegistryOptions, TrustedKeyOptions
 from envferry.cli.terminal import table
 from envferry.cli.trust import load_trust, open_trusting
 from envferry.errors import IntegrityError, UsageError

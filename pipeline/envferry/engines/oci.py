@@ -44,7 +44,7 @@ SUPERVISOR = "; ".join(
         "(cat <&3 >/dev/null; kill -TERM 1) & wait $job",
     )
 )
-"""Process 1 of each container: ends it with its job, or when nobody holds its stdin any more.
+"""Process 1 of each container: ends it with its job, or when its stdin is closed.
 
 The engine's daemon, or conmon, would go on after envferry was killed. Without process 1 the kernel
 ends all others, and `--rm` removes the container.

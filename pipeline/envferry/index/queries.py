@@ -1,4 +1,4 @@
-"""What can be asked of an index. Each function takes the connection: `catalog.ask(query)`."""
+"""What can be asked of an index. Each function takes the connection: `index.ask(query)`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cmp_to_key
 from typing import TYPE_CHECKING, Any
 
 from envferry.index.match_spec import compare_conda
-from envferry.index.records import fact
+from envferry.index.rows import fact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -207,7 +207,12 @@ WHERE ? IS NULL OR tags.name = ? ORDER BY tags.name, tags.platform, tag
                 counter=row[4],
                 signed=bool(row[5]),
                 moved=_time(row[6]) or datetime.fromtimestamp(0, timezone.utc),
-                problem=row[7] or (None if row[8] == "published" else "it points to no artifact"),
+                problem=row[7]
+                or (
+                    None
+                    if row[8] == "published"
+                    else "it points to an artifact that does not exist"
+                ),
             )
             for row in connection.execute(statement, (name, name))
         )

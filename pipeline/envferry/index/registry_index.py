@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from envferry.base.files import plural
 from envferry.base.workers import Workers
+from envferry.index.artifact_state import TagLook, look_at, read_tags, stamp_of
 from envferry.index.database import Connection, Database
-from envferry.index.probe import TagLook, look_at, read_tags, stamp_of
-from envferry.index.records import (
+from envferry.index.registry_keys import Place, RegistryKeys, list_fully, list_quickly
+from envferry.index.rows import (
     Remembered,
     fact,
     put_fact,
@@ -19,7 +20,6 @@ from envferry.index.records import (
     write_looks,
     write_tags,
 )
-from envferry.index.registry_keys import Place, RegistryKeys, list_fully, list_quickly
 from envferry.progress import Silent
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from envferry.models import ID_PATTERN, NAME_PATTERN
-from envferry.registry.inventory import Folder, survey
+from envferry.registry.inventory import Folder, list_inventory
 from envferry.registry.layout import ENVS, TAGS
 from envferry.trust.signed_tags import TagName
 
@@ -33,7 +33,7 @@ class RegistryKeys:
 def list_fully(registry: Registry, pool: Executor) -> RegistryKeys:
     """List every key: what a repair, a late signature or half a removal has changed shows, too."""
     names = [*_below(registry, ENVS, NAME_PATTERN.fullmatch)]
-    surveys = [*pool.map(lambda name: survey(registry, name), names)]
+    surveys = [*pool.map(lambda name: list_inventory(registry, name), names)]
     return RegistryKeys(
         folders={
             (one.name, one.platform, one.id): one for found in surveys for one in found.folders

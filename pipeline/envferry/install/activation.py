@@ -33,7 +33,7 @@ def make_current(
 ) -> None:
     """Run the checks if asked to, where the installation will be, then flip the link.
 
-    Until they have passed nobody but they see it there. On a host without mount namespaces the
+    Until they have passed, only they see it there. On a host without mount namespaces the
     link is flipped first, and the record says `unchecked` until they have passed.
     """
     checks = installation.checks
@@ -52,7 +52,7 @@ def make_current(
 def view_of(home: EnvHome, id_: str) -> tuple[str, ...]:
     """Return what to run a program with, so that it sees an installation as the current one.
 
-    Empty where this host lets nobody have mounts of their own, as in most containers.
+    Empty where this host does not allow private mounts, as in most containers.
     """
     link = str(Path(HOME, home.name, id_))
     script = str(Path(final_view.__file__))

@@ -59,7 +59,7 @@ class EnvHome:
         return self.directory / f"{PARTIAL}{id_}"
 
     def record(self, id_: str) -> Path:
-        """Return the record of an installation: without it there is none."""
+        """Return the record of an installation, without which it does not count as installed."""
         return self.directory / f"{id_}.json"
 
     def journal(self, id_: str) -> Path:
@@ -108,7 +108,7 @@ class EnvHome:
         return self.link.readlink().name if self.has_link else None
 
     def current_id(self) -> str | None:
-        """Return the id of the current installation, None when there is none of ours."""
+        """Return the id of the current installation, None when envferry installed none."""
         id_ = self.linked_id()
         return id_ if id_ and self.record(id_).is_file() else None
 

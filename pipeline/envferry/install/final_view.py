@@ -1,4 +1,4 @@
-"""Run a program that sees an environment as the current one already; nobody else does.
+"""Run a program that alone sees an environment as the current one.
 
 A script of its own, run as `python -I -S final_view.py ENVS_DIR NAME LINK [PROGRAM …]`: it imports
 nothing of envferry and nothing that is not in the standard library. In a mount namespace of its

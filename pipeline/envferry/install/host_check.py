@@ -111,7 +111,7 @@ OF_THE_PLACE = {"readonly", "noexec", "symlinks", "space", "inodes"}
 def check_host(needs: Needs, forced: Collection[str]) -> None:
     """Raise HostError, with all findings at once, when an environment cannot live on this host.
 
-    `forced` names the findings that somebody has decided to live with.
+    `forced` names the findings that the user accepts.
     """
     found = [
         *host_findings(needs, read_host()),
@@ -195,7 +195,7 @@ def driver_hint(cuda: str) -> str:
 
 
 def lacking_flags(archspec: str | None, flags: frozenset[str] | None) -> list[str]:
-    """Return what a processor lacks of an x86-64 level; nothing for what is no such level."""
+    """Return what a processor lacks of an x86-64 level; nothing for another name."""
     if archspec not in X86_FLAGS or flags is None:
         return []
     levels = list(X86_FLAGS)[: list(X86_FLAGS).index(archspec) + 1]
@@ -232,7 +232,7 @@ def read_disk(directory: Path) -> Disk:
 def can_link(directory: Path) -> bool:
     """Whether symbolic links can be made in a directory; only trying tells."""
     for leftover in directory.glob(f"{PROBE}*"):
-        with contextlib.suppress(OSError):  # of a command that was killed, or somebody removes it
+        with contextlib.suppress(OSError):  # left by a killed command, or being removed by another
             remove_tree(leftover) if is_directory(str(leftover)) else leftover.unlink()
     probe = directory / f"{PROBE}{secrets.token_hex(4)}"
     try:

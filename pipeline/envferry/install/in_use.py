@@ -61,8 +61,8 @@ def look_for_users(tree: Path, proc: Path = Path("/proc")) -> Usage:
     if not reason:
         return Usage()
     if not hidden and may_look_into_all(proc):
-        # Closed to root as well: a security module's doing, and nobody will ever know more.
-        log.warning("%s, though it has the right to: ignored", unseen)
+        # Closed to root as well, by a security module: no user could find out more.
+        log.warning("%s, although this user has the right to: ignored", unseen)
         return Usage()
     return Usage(unseen=f"{unseen}, and {reason}")
 
@@ -137,7 +137,7 @@ class Own:
 
 
 def identity(path: str) -> Identity | None:
-    """Return what a directory is known by; None for what is none."""
+    """Return what identifies a directory; None for what is not one."""
     try:
         status = os.stat(path)  # noqa: PTH116  (thousands of them)
     except PermissionError:

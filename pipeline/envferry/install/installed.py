@@ -69,7 +69,7 @@ def all_installations(home: EnvHome) -> Iterator[tuple[EnvHome, Installation]]:
         other = EnvHome.of(home.envs_dir, name)
         paths = sorted(other.directory.glob("*.json"), key=lambda path: path.stem != current)
         for path in paths:
-            # Somebody may remove it at this moment.
+            # Another process may be removing it.
             with contextlib.suppress(PipelineError, FileNotFoundError):
                 yield other, other.installation(path.stem)
 

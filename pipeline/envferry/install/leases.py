@@ -1,6 +1,6 @@
-"""Does anybody have a file of a tree open? The kernel knows, whoever and wherever they are.
+"""Ask the kernel whether any process has a file of a tree open.
 
-It grants a write lease (fcntl(2), F_SETLEASE) to the owner of a file only while nobody else has it
+It grants a write lease (fcntl(2), F_SETLEASE) to a file's owner only while no other process has it
 open, runs it or has it mapped: in any container, and of any user.
 """
 
@@ -24,7 +24,7 @@ UNRELIABLE = ("overlay", "nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "lustre", 
 
 
 def why_not_free(tree: Path) -> str:
-    """Say why somebody may have a file of a tree open; nothing when nobody has."""
+    """Say why a process may have a file of a tree open; empty when none has."""
     kind = file_system_of(tree)
     if kind in UNRELIABLE or kind.startswith("fuse"):
         return f"its file system ({kind}) does not report which files are open"
@@ -38,7 +38,7 @@ def why_not_free(tree: Path) -> str:
 
 
 def file_reason(path: str) -> str:
-    """Say why somebody may have a file open; nothing when nobody has, or for what is no file."""
+    """Say why a process may have a file open; empty when none has, or for what is not a file."""
     try:
         descriptor = os.open(path, READ_FILE)
     except OSError as error:

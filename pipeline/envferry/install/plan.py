@@ -72,7 +72,7 @@ class InstallPlan:
     donors: ReusableTrees
     options: InstallOptions
     is_whole: bool
-    """Whether all of it is there already."""
+    """Whether it is already installed completely."""
 
     @property
     def journal_subject(self) -> str:
@@ -112,7 +112,7 @@ def prepare_install(
 def find_needs(order: InstallPlan, system: SystemRequirements) -> Needs:
     """Return what the host must offer; shared files and those of an interrupted install are free.
 
-    An installation that is there already needs nothing but a host that can run it.
+    A complete installation needs only a host that can run it.
     """
     index = order.archive.index
     numbers = set(range(len(index.files)))
@@ -135,7 +135,7 @@ def find_needs(order: InstallPlan, system: SystemRequirements) -> Needs:
 
 
 def disk_bytes(path: Path) -> int:
-    """Return the space that a file takes; none when somebody removed it just now."""
+    """Return the space that a file takes; 0 when it was just removed."""
     try:
         return path.lstat().st_blocks * 512
     except FileNotFoundError:

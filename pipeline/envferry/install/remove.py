@@ -43,7 +43,7 @@ def remove_old(
         current = home.current_id()
         past = home.history()
         ids = [item.id for item in home.installations()]
-        # Those that never became current come first: nobody asked for them.
+        # Those that never became current are removed first.
         ids.sort(key=lambda id_: (id_ == current, past.index(id_) if id_ in past else -1))
         kept = dict.fromkeys(ids[max(len(ids) - keep, 0) :], "kept")
         if current:
@@ -131,7 +131,7 @@ def why_kept(usage: Usage) -> str:
 
 
 def remove_one(home: EnvHome, id_: str) -> None:
-    """Remove an installation: its record first, for without it there is none."""
+    """Remove an installation: its record first, which is what makes it count as installed."""
     home.record(id_).unlink()
     home.index(id_).unlink(missing_ok=True)
     try:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from envferry.archive.index import FileEntry
-    from envferry.archive.journal import Noted
+    from envferry.archive.install_journal import Noted
     from envferry.archive.prefixes import Relocation
     from envferry.archive.reader import Archive
 

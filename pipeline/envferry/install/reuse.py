@@ -158,7 +158,7 @@ def hard_link(descriptor: int, source: str, path: str) -> bool:
     """Give an open file, known as `source`, a second name; return False where that cannot be.
 
     Why it cannot be is of no interest: file systems and sandboxes have many words for it, and
-    somebody may remove the first name meanwhile. A copy is made then, and says what else is wrong.
+    another process may remove the first name meanwhile. A copy then fails with what is wrong.
     """
     try:
         os.link(source, path, follow_symlinks=False)

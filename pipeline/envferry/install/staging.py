@@ -14,7 +14,7 @@ from envferry.archive.extraction import (
     make_directories,
     needed_frames,
 )
-from envferry.archive.journal import InstallJournal, read_noted
+from envferry.archive.install_journal import InstallJournal, read_noted
 from envferry.base.files import remove_tree, sync_directory, write_bytes
 from envferry.base.json import to_json
 from envferry.errors import HostError, IntegrityError
@@ -80,7 +80,7 @@ def put_in_place(order: InstallPlan, edited: Mapping[str, Content]) -> Installat
     if there is None or there.prefix != finished.prefix:
         home.record(id_).unlink(missing_ok=True)
     partial, tree = home.partial(id_), home.tree(id_)
-    # A damaged one of the same id: at no time there is none, if the file system is able to do that.
+    # Replaces a damaged one of the same id in one step, if the file system can.
     if is_directory(str(tree)) and exchange(partial, tree):
         remove_tree(partial)
     else:

@@ -60,7 +60,7 @@ def compare_tree(
 
     Every file is read and its checksum compared; with `quick`, size, mode and modification time
     have to do. `advance` is told the bytes that are done. Byte code that Python wrote for modules
-    of the environment is no difference.
+    of the environment is not a difference.
     """
     numbers = range(len(tree.index.files))
     differences = [
@@ -162,9 +162,9 @@ class Comparison:
         if stat.S_IMODE(status.st_mode) != entry.mode:
             return f"mode {stat.S_IMODE(status.st_mode):o}, expected {entry.mode:o}"
         if descriptor < 0:
-            return "" if status.st_mtime_ns == self.mtime_ns else "another modification time"
+            return "" if status.st_mtime_ns == self.mtime_ns else "different modification time"
         if entry.size and checksum(descriptor) != wanted:
-            return "another content"
+            return "different content"
         return ""
 
 
@@ -239,7 +239,7 @@ def unknown_paths(root: str, below: str, known: set[str]) -> Iterator[str]:
 
 
 def source_of(path: str) -> str:
-    """Return the module that byte code was made from; empty for what is no byte code."""
+    """Return the module that byte code was made from; empty for what is not byte code."""
     directory, _, name = path.rpartition("/")
     if not name.endswith(".pyc") or not directory.endswith(CACHE):
         return ""

@@ -1,4 +1,4 @@
-"""What whoever changes an environment does first: lock it, and clear up after those who died."""
+"""What whoever changes an environment does first: lock it, and clear up after killed commands."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 LOCK_MODE = 0o644
 JOURNAL = ".journal"
 TAG_SECONDS = 3600
-"""Nobody takes that long to write the record of a tag."""
+"""Writing the record of a tag never takes that long."""
 UNFINISHED_FILE = re.compile(
     rf"\.(({ID_PATTERN.pattern})\.(json|index)|{re.escape(HISTORY)})\.[a-z0-9_]{{8}}"
 )
@@ -51,7 +51,7 @@ def changing(home: EnvHome, *, installing: str = "") -> Iterator[None]:
 
 
 def open_to_all(home: EnvHome) -> None:
-    """Let everybody reach the environment: somebody's umask may have closed what we made."""
+    """Let every user reach the environment, whatever the umask was when it was made."""
     with suppress(PermissionError):  # made by another user, who has to open it
         open_folder(home.envs_dir / HOME)
         open_folder(home.directory)
@@ -86,7 +86,7 @@ def clear_tags(home: EnvHome) -> None:
     """Remove what killed commands left of the records of tags; these have no lock, so by age."""
     before = time.time() - TAG_SECONDS
     for path in (home.envs_dir / SEEN_DIRECTORY).glob(f".*-{home.name}@*.json.????????"):
-        with suppress(FileNotFoundError):  # somebody else was faster
+        with suppress(FileNotFoundError):  # another command was faster
             if path.lstat().st_mtime < before:
                 remove(path)
 
@@ -115,7 +115,7 @@ def remove(path: Path) -> None:
 
 
 def settle(home: EnvHome) -> None:
-    """Clear up for a command that only reads, where this user may and nobody else is at work."""
+    """Clear up for a command that only reads, where this user may and no other command runs."""
     if home.lock_path.exists():
         with suppress(PipelineError, OSError), changing(home):
             pass

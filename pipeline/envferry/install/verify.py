@@ -122,7 +122,7 @@ def put_back(tree: InstalledTree, staging: Path, faulty: set[str]) -> None:
 
 
 def put_directory_back(path: Path, mode: int) -> None:
-    """Make a directory with its mode where there is none, or something else."""
+    """Make a directory with its mode where it is missing or something else stands."""
     if not is_directory(str(path)):
         path.unlink(missing_ok=True)
         path.mkdir()

@@ -13,7 +13,7 @@ from packaging.version import Version
 
 from envferry.lock.conda_requests import conda_request, solve_platforms
 from envferry.lock.existing_lock import without_channels
-from envferry.lock.options import LockOptions
+from envferry.lock.lock_options import LockOptions
 from envferry.lock.pip_entries import locked_package
 from envferry.lock.pip_inputs import pin_build_requirements, pip_request
 from envferry.lock.stage import lock_spec

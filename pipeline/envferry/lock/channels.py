@@ -10,7 +10,7 @@ from envferry.base.files import expand_home
 from envferry.build.downloads import DownloadCache
 from envferry.config import condarc_paths, settings
 from envferry.errors import SpecError
-from envferry.lock.options import LockOptions
+from envferry.lock.lock_options import LockOptions
 from envferry.lock.relax_pins import RelaxRequest, relax_pins
 from envferry.specs.channel_names import read_channel_names
 from envferry.specs.conda_lines import parse_conda_line

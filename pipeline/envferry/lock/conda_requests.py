@@ -10,15 +10,16 @@ import msgspec
 from envferry.base.workers import Workers
 from envferry.errors import SpecError
 from envferry.lock.channels import channel_names, channels_of, placed_lines, relaxed_pins, warn_of
-from envferry.lock.conda_half import CondaAnswer, CondaRequest, solve_conda_half
+from envferry.lock.conda_half import solve_conda_half
+from envferry.lock.conda_messages import CondaAnswer, CondaRequest
 from envferry.lock.existing_lock import known_hashes
-from envferry.lock.repodata import IndexShelf
+from envferry.lock.repodata import ChannelIndexes
 from envferry.specs.conda_lines import parse_conda_line
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envferry.lock.options import LockOptions
+    from envferry.lock.lock_options import LockOptions
     from envferry.models import LockedPackage, Replacement, Spec
     from envferry.progress import Progress
 
@@ -76,15 +77,15 @@ def solve_platforms(request: CondaRequest, name: str, progress: Progress) -> Con
         platform: msgspec.structs.replace(request, platforms=(platform,))
         for platform in request.platforms
     }
-    answers, shelf = [], IndexShelf.usual(offline=request.offline)
+    answers, indexes = [], ChannelIndexes.usual(offline=request.offline)
     with Workers(SOLVERS, "solve") as threads:
         futures = {
-            platform: threads.submit(solve_conda_half, part, shelf)
+            platform: threads.submit(solve_conda_half, part, indexes)
             for platform, part in alone.items()
         }
         for platform, future in futures.items():
             label = f"locking {name}: conda packages for {platform}"
-            with progress.task(label, shelf.server.expected) as shelf.server.advance:
+            with progress.task(label, indexes.server.expected) as indexes.server.advance:
                 answers.append(future.result())
     return CondaAnswer(
         packages=tuple(package for answer in answers for package in answer.packages),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from envferry.config import child_environ
 from envferry.errors import PipelineError
-from envferry.lock.repodata import IndexShelf, extract
+from envferry.lock.repodata import ChannelIndexes, extract
 from envferry.lock.solving import SolveAnswer, SolveRequest, work
 from envferry.lock.spec_lines import wanted_line
 from envferry.models import current_platform
@@ -85,7 +85,7 @@ def _solve(
     with tempfile.TemporaryDirectory(prefix="envferry-index-") as directory:
         request = SolveRequest(
             wanted=tuple(wanted),
-            tiers=extract(IndexShelf.usual(), channels, platform, names, Path(directory)),
+            tiers=extract(ChannelIndexes.usual(), channels, platform, names, Path(directory)),
             virtual_packages=virtual_packages(platform, environ),
         )
         return work(request)

@@ -14,7 +14,7 @@ from envferry.models import without_credentials
 from envferry.specs.locks import read_lock
 
 if TYPE_CHECKING:
-    from envferry.lock.options import LockOptions
+    from envferry.lock.lock_options import LockOptions
     from envferry.lock.pip_request import PipRequest
     from envferry.models import Lock, LockedPackage, Spec, SpecOptions
     from envferry.specs.locks import LockContents
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def check_lock(spec: Spec) -> Lock:
     """Return the lock of a spec when it is still what the spec asks for.
 
-    Raises StaleLock when it is not, NotFound when there is none. Asks nobody else.
+    Raises StaleLock when it is not, NotFound when it does not exist. Uses no network.
     """
     lock = read_lock(spec.lock_path)
     hint = f"run `envferry lock {spec.path.stem}`"

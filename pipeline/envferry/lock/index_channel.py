@@ -21,7 +21,7 @@ DONE = "indexed"
 
 def index_channel(directory: Path) -> None:
     """Write the `repodata.json` of every subdir of a channel; raise ToolFailed if that fails."""
-    # A channel without noarch is none.
+    # A channel must have noarch.
     directory.joinpath("noarch").mkdir(parents=True, exist_ok=True)
     worker = our_module("envferry.lock.index_channel")
     finished = run([*worker, directory], env=child_environ(), check=False)

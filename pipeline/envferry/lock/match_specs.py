@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def check_match_specs(spec: Spec) -> None:
-    """Raise SpecError, with its place, for a conda line that is no match spec for rattler."""
+    """Raise SpecError, with its place, for a conda line that rattler cannot parse."""
     from rattler import MatchSpec, exceptions
 
     for line in spec.conda:

@@ -151,7 +151,7 @@ def _file_name(file: Mapping[str, Any]) -> str:
 
 
 def _url(file: Mapping[str, Any], request: PipRequest) -> str:
-    """Return where a file is, without credentials: a lock is no place for them."""
+    """Return where a file is, without credentials: locks must not hold any."""
     if "url" in file:
         return without_login(str(file["url"]))
     base = (request.working_dir or Path.cwd()).absolute()

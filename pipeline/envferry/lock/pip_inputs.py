@@ -9,21 +9,22 @@ from urllib.parse import unquote
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from envferry.build.downloads import DownloadCache, cache_lock
+from envferry.build.cache_locks import cache_lock
+from envferry.build.downloads import DownloadCache
 from envferry.build.git_credentials import git_logins
 from envferry.build.sources import SourceCache
 from envferry.config import settings, site_indexes
 from envferry.errors import SpecError
 from envferry.lock.build_requirements import resolve_build_requirements
-from envferry.lock.conda_half import pypi_name
 from envferry.lock.existing_lock import kept_build_requirements
 from envferry.lock.pip_request import PipRequest
+from envferry.lock.pypi_names import pypi_name
 from envferry.specs.pip_lines import heeded, plain_requirement
 from envferry.specs.requirement_lines import INCLUDE, read_requirements
 from envferry.specs.yaml_text import read_text
 
 if TYPE_CHECKING:
-    from envferry.lock.options import LockOptions
+    from envferry.lock.lock_options import LockOptions
     from envferry.models import BuildRequirements, LockedPackage, Spec
     from envferry.progress import Progress
 
@@ -123,10 +124,12 @@ def pin_build_requirements(
         return []
     cache = DownloadCache(settings().cache_dir / "downloads")
     logins = git_logins(request.requirements)
-    shelf = SourceCache(cache=cache, progress=progress, logins=logins, offline=request.offline)
+    source_cache = SourceCache(
+        cache=cache, progress=progress, logins=logins, offline=request.offline
+    )
     kept = kept_build_requirements(spec, request)
     with cache_lock(cache.root, shared=True):
-        lines = {package.name: shelf.build_requires(package) for package in sources}
+        lines = {package.name: source_cache.build_requires(package) for package in sources}
     return [
         resolve_build_requirements(name, lines[name], replace(request, kept=kept.get(name, ())))
         for name in lines

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from envferry.errors import SpecError
-from envferry.lock.repodata import Extract, IndexShelf, extract
+from envferry.lock.repodata import ChannelIndexes, Extract, extract
 from envferry.lock.solver_output import tidy
 from envferry.lock.spec_lines import wanted_line
 from envferry.models import Replacement, without_credentials
@@ -78,7 +78,11 @@ def _with_records(request: RelaxRequest, scratch: Path) -> RelaxRequest:
     folder.mkdir()
     names = {item.name for item in wanted if item.name}
     tiers = extract(
-        IndexShelf.usual(offline=request.offline), request.channels, request.platform, names, folder
+        ChannelIndexes.usual(offline=request.offline),
+        request.channels,
+        request.platform,
+        names,
+        folder,
     )
     return msgspec.structs.replace(request, tiers=tiers)
 

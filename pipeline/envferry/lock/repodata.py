@@ -16,7 +16,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import msgspec
 
-from envferry.build.downloads import DownloadCache, redact
+from envferry.build.download import redact
+from envferry.build.downloads import DownloadCache
 from envferry.config import settings
 from envferry.errors import SpecError, StoreError
 from envferry.lock.repodata_server import RepodataServer, unpack_file
@@ -65,7 +66,7 @@ Tier: TypeAlias = "tuple[Extract, ...]"
 
 
 @dataclass(slots=True)
-class IndexShelf:
+class ChannelIndexes:
     """The indexes that were opened, each once, by all threads."""
 
     server: RepodataServer
@@ -74,14 +75,14 @@ class IndexShelf:
     _guard: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def usual(cls, *, offline: bool = False) -> IndexShelf:
-        """Return a shelf on this user's cache; `offline`, on nothing but that."""
+    def usual(cls, *, offline: bool = False) -> ChannelIndexes:
+        """Return the indexes in this user's cache; `offline`, on nothing but that."""
         cache = settings().cache_dir
         downloads = DownloadCache(cache / "downloads")
         return cls(RepodataServer(cache / "repodata", downloads, offline=offline))
 
     def index(self, url: str) -> ChannelIndex | None:
-        """Return the index at `CHANNEL/SUBDIR/`, None when there is none; see `open_index`."""
+        """Return the index at `CHANNEL/SUBDIR/`, None when it does not exist; see `open_index`."""
         with self._guard:
             lock = self._locks.setdefault(url, threading.Lock())
         with lock:
@@ -91,7 +92,11 @@ class IndexShelf:
 
 
 def extract(
-    shelf: IndexShelf, channels: Sequence[str], platform: str, names: Iterable[str], folder: Path
+    opened: ChannelIndexes,
+    channels: Sequence[str],
+    platform: str,
+    names: Iterable[str],
+    folder: Path,
 ) -> tuple[Tier, ...]:
     """Write what the channels have of some packages and all that these may need.
 
@@ -103,9 +108,9 @@ def extract(
         found_here = {
             (url, subdir): index
             for subdir in (platform, "noarch")
-            if (index := shelf.index(f"{url}{subdir}/")) is not None
+            if (index := opened.index(f"{url}{subdir}/")) is not None
         }
-        if not found_here and shelf.server.offline:
+        if not found_here and opened.server.offline:
             msg = f"{redact(url)} has no index there"
             raise not_cached(msg)
         if not found_here:
@@ -179,7 +184,7 @@ def channel_urls(channel: str) -> tuple[str, ...]:
     if "://" in channel:
         if channel.partition("://")[0] not in ("http", "https", "file"):
             message = f"one of the channels is not valid: {redact(channel)}"
-            hint = "a channel is a name, an https:// or file:// URL, a folder"
+            hint = "a channel is a name, an https:// or file:// URL, or a folder"
             raise SpecError(message, hint=hint)
         return (f"{channel.rstrip('/')}/",)
     if channel.startswith((".", "/", "~")):

@@ -22,7 +22,8 @@ from envferry.base.connections import was_never_reached
 from envferry.base.files import human_bytes, write_bytes
 from envferry.base.json import decode_json
 from envferry.base.retry import BUSY_STATUSES, Transient, asked_seconds, persistently, waiting_words
-from envferry.build.downloads import DownloadCache, entry_lock, redact
+from envferry.build.cache_locks import entry_lock
+from envferry.build.download import redact
 from envferry.errors import StoreError
 from envferry.lock.solver_output import not_cached
 from envferry.models import without_credentials
@@ -30,6 +31,8 @@ from envferry.progress import Expected
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from envferry.build.downloads import DownloadCache
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +115,7 @@ class RepodataServer:
         self.expected.learn(url, len(data))
         self.advance(len(data))
         if _sha256(data) != digest:
-            message = f"{redact(url)} has the wrong bytes: expected sha256 {digest}"
+            message = f"{redact(url)} does not match its checksum: expected sha256 {digest}"
             raise StoreError(message, hint="try again, or use another mirror of the channel")
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, data)

@@ -39,7 +39,7 @@ class ShardedIndex:
 
     @classmethod
     def parse(cls, data: bytes, url: str, fetch: Callable[[str, str], bytes]) -> ShardedIndex:
-        """Read `repodata_shards.msgpack.zst` of a URL; raise ValueError when it is none."""
+        """Read `repodata_shards.msgpack.zst` of a URL; raise ValueError when it is not valid."""
         content = unpack(data, url)
         shards, info = content.get("shards"), content.get("info")
         if not isinstance(shards, dict) or not isinstance(info, dict):

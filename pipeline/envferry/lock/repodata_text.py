@@ -87,7 +87,7 @@ class RepodataFile:
     def open(cls, path: Path, notes: Path) -> RepodataFile:
         """Open an index; what was learnt of it before is in the folder `notes`.
 
-        Raises ValueError when it is none, or breaks off.
+        Raises ValueError when it is not an index or is truncated.
         """
         found = path.stat()
         identity = f"{path.absolute()}\0{found.st_size}\0{found.st_mtime_ns}\0{PIECE_BYTES}"
@@ -104,7 +104,7 @@ class RepodataFile:
 
     @classmethod
     def scan(cls, path: Path) -> RepodataFile:
-        """Read an index through; raise ValueError when it is none, or breaks off."""
+        """Read an index through; raise ValueError when it is not an index or is truncated."""
         file = cls(path, Places([], {}, []))
         with path.open("rb", buffering=0) as stream:
             start, held, is_first = 0, b"", True
@@ -126,7 +126,7 @@ class RepodataFile:
         return file
 
     def records(self, names: Collection[str]) -> Iterator[FoundRecord]:
-        """Yield the records of some packages; raise ValueError for what is no JSON."""
+        """Yield the records of some packages; raise ValueError for what is not JSON."""
         wanted = {*self.places.irregular}
         for name in names:
             wanted.update(self.places.of_names.get(name, ()))
@@ -186,7 +186,7 @@ class RepodataFile:
 
 
 def name_of(file_name: str) -> str:
-    """Return the package that a file is of: `NAME-VERSION-BUILD.conda`; empty when it is none."""
+    """Return the package that a file is of: `NAME-VERSION-BUILD.conda`; empty for another name."""
     found = FILE_NAME.fullmatch(file_name)
     return found[1] if found else ""
 
@@ -207,7 +207,7 @@ def _last_record_end(data: bytes) -> tuple[int, int] | None:
 
 
 def _irregular_pairs(text: str, within: bool) -> Iterator[tuple[str, str]]:
-    """Yield the records of a piece in which sections begin or end; raise for what is no JSON.
+    """Yield the records of a piece in which sections begin or end; raise for what is not JSON.
 
     `within`: it begins with a record.
     """

@@ -1,7 +1,7 @@
 """Solve match specs with rattler, in a worker that leaves at once.
 
 `python -m envferry.lock.solving REQUEST ANSWER`: it reads the extracts of indexes that it is
-given, and asks nobody.
+given, and uses no network.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class SolveAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """As the indexes have them, with `fn`, `url` and `channel`, sorted by name."""
     error: str = ""
     bad_line: str = ""
-    """The line that is no match spec, if `error` is about one."""
+    """The line that is not a valid match spec, if `error` is about one."""
     elsewhere: tuple[str, ...] = ()
     """`CHANNEL::NAME` of what must come from a channel that strict priority hides."""
 
@@ -76,12 +76,12 @@ def work(request: SolveRequest) -> SolveAnswer:
             return SolveAnswer(error=str(error), bad_line=wanted.line)
     restrict(request.tiers, specs)
     try:
-        desk = _Desk(request, specs)
-        if request.priority == "strict" and (hidden := desk.hidden_line()):
+        solver = _Solver(request, specs)
+        if request.priority == "strict" and (hidden := solver.hidden_line()):
             return hidden
-        return SolveAnswer(records=desk.records(request.priority))
+        return SolveAnswer(records=solver.records(request.priority))
     except SolverError as error:
-        elsewhere = desk.elsewhere() if request.priority == "strict" else ()
+        elsewhere = solver.elsewhere() if request.priority == "strict" else ()
         return SolveAnswer(error=str(error), elsewhere=elsewhere)
 
 
@@ -114,7 +114,7 @@ def restrict(tiers: Sequence[Sequence[Extract]], specs: Sequence[MatchSpec]) -> 
             path.write_bytes(msgspec.json.encode(content))
 
 
-class _Desk:
+class _Solver:
     """What one request is solved with."""
 
     def __init__(self, request: SolveRequest, specs: Sequence[MatchSpec]) -> None:
@@ -149,7 +149,7 @@ class _Desk:
         ]
 
     def records(self, priority: ChannelPriority) -> tuple[dict[str, Any], ...]:
-        """Return the solution; raise SolverError when there is none."""
+        """Return the solution; raise SolverError when none exists."""
         found = [_fields(record) for record in self.solve(priority)]
         real = [record for record in found if not record["name"].startswith("__")]
         return tuple(sorted(real, key=lambda record: str(record["name"])))

@@ -10,8 +10,8 @@ from envferry.lock.conda_requests import conda_request, solve_platforms
 from envferry.lock.existing_lock import kept_packages, with_other_platforms, without_channels
 from envferry.lock.foreign_solver import solver_version
 from envferry.lock.index_settings import named_indexes
+from envferry.lock.lock_options import LockOptions, check_options
 from envferry.lock.match_specs import check_match_specs
-from envferry.lock.options import LockOptions, check_options
 from envferry.lock.pip_half import resolve_pip
 from envferry.lock.pip_inputs import pin_build_requirements, pip_request
 from envferry.lock.unknown_hashes import with_hash

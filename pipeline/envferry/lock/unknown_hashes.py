@@ -1,4 +1,4 @@
-"""The hash of a file or folder that nobody recorded one of: taken from the thing itself."""
+"""The hash of a file or folder whose hash is not recorded: computed from its content."""
 
 from __future__ import annotations
 

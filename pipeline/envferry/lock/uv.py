@@ -84,7 +84,7 @@ class Compiled:
 def compile_lines(request: PipRequest, lines: tuple[str, ...], scratch: Path) -> Compiled:
     """Let uv resolve `lines`; wheels alone if that is possible, else sources too.
 
-    Raises SpecError when there is no solution, StoreError when an index cannot be reached.
+    Raises SpecError when no solution exists, StoreError when an index cannot be reached.
     """
     requirements, constraints = scratch / "requirements.txt", scratch / "constraints.txt"
     lines = tuple(_at_kept_commit(without_git_login(line), request) for line in lines)
@@ -242,7 +242,7 @@ def _needs(
     pins = [f"{item['name']}=={item['version']}" for item in entries if "version" in item]
     output.write_text("\n".join([*pins, ""]), encoding="utf-8")
     words = ("-o", str(output), "--annotation-style", "line", "--no-strip-extras", *how)
-    # What was just resolved is in uv's cache: nobody need be asked again, unless there is none.
+    # What was just resolved is in uv's cache: ask no server, unless uv has no cache.
     for more in (("--offline",), ()):
         if _call_uv(request, scratch, (*words, *more)).returncode == 0:
             break

@@ -28,6 +28,6 @@ def virtual_packages(system: SystemRequirements, platform: str) -> dict[str, tup
             versions[name] = version
     archspec = system.archspec or MACHINES.get(machine, machine)
     packages = {name: (version, "0") for name, version in versions.items()}
-    if system.cuda_arch and "__cuda" in packages:  # CEP 46: there is none without `__cuda`
+    if system.cuda_arch and "__cuda" in packages:  # CEP 46: it exists only with `__cuda`
         packages["__cuda_arch"] = (system.cuda_arch, "0")
     return {**packages, "__archspec": ("1", archspec)}

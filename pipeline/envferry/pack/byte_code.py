@@ -1,4 +1,4 @@
-"""Byte code that somebody else's Python wrote: made to fit sources of another modification time.
+"""Byte code from another Python: made to fit sources with a different modification time.
 
 A `.pyc` starts with 16 bytes (PEP 552): a magic number, flags, and the time and size of its source,
 or its hash. All files of an archive get one time, so byte code that goes by time would be stale

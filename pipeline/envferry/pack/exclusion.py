@@ -112,7 +112,7 @@ class Exclusion:
 
 
 def _expression(glob: str) -> str:
-    """Return the regular expression of a glob; raise SpecError when it is none."""
+    """Return the regular expression of a glob; raise SpecError when it is not valid."""
     parts = GLOB_PARTS.findall(glob.rstrip("/"))
     words = [
         GLOB_WORDS.get(part) or (_character(part) if part.startswith("[") else re.escape(part))

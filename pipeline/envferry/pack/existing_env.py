@@ -1,4 +1,4 @@
-"""An environment that somebody else made, as something to pack."""
+"""An existing environment, not built by envferry, as input for packing."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 HEADER = """\
-# Read from an environment that was there: what it holds, not how to make it again.
-# Its pip packages, whose sources nobody noted:
+# Read from an existing environment: what it contains, not how to create it.
+# Its pip packages, whose sources are not recorded:
 """
 
 
@@ -30,12 +30,12 @@ def is_venv(folder: Path) -> bool:
     return (folder / "pyvenv.cfg").is_file() and not (folder / "conda-meta").is_dir()
 
 
-def describe_env(tree: Path, *, prefix: str | None, name: str | None, desk: Path) -> BuiltEnv:
+def describe_env(tree: Path, *, prefix: str | None, name: str | None, lock_dir: Path) -> BuiltEnv:
     """Return a conda environment at `tree` as if it had been built there.
 
     `prefix` is the path that it believes it lives at, by default where it is. Its lock, in
     conda-lock's format, lists the conda packages that it holds and is written into the folder
-    `desk`. Raises NotFound when there is no conda environment, SpecError when its records are
+    `lock_dir`. Raises NotFound when it is not a conda environment, SpecError when its records are
     damaged.
     """
     if not (tree / "conda-meta").is_dir():
@@ -47,7 +47,7 @@ def describe_env(tree: Path, *, prefix: str | None, name: str | None, desk: Path
     check_env_prefix(prefix, "give the path that it was made for: `--prefix /PATH`")
     chosen = check_name(name or posixpath.basename(place), "environment name")
     lock = render_found(tree, current_platform())
-    path = desk / f"{chosen}.conda-lock.yml"
+    path = lock_dir / f"{chosen}.conda-lock.yml"
     write_bytes(path, lock)
     return BuiltEnv(
         name=chosen,

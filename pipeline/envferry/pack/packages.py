@@ -73,7 +73,7 @@ class InstalledPackage:
 
 
 def conda_packages(tree: Path) -> Iterator[InstalledPackage]:
-    """Yield the packages that conda-meta lists; raise SpecError when a record is none."""
+    """Yield the packages that conda-meta lists; raise SpecError when a record is not valid."""
     for path in sorted(tree.glob("conda-meta/*.json")):
         try:
             yield conda_package(path)
@@ -100,7 +100,7 @@ def conda_package(path: Path) -> InstalledPackage:
 
 
 def pip_packages(tree: Path) -> Iterator[InstalledPackage]:
-    """Yield the packages that pip or uv installed; raise SpecError when a RECORD is none."""
+    """Yield the packages that pip or uv installed; raise SpecError when a RECORD is not valid."""
     folders = site_packages_folders(tree)
     for record in sorted(path for item in folders for path in item.glob("*.dist-info/RECORD")):
         if is_of_conda(record, tree):
@@ -113,7 +113,7 @@ def pip_packages(tree: Path) -> Iterator[InstalledPackage]:
 
 
 def is_of_conda(record: Path, tree: Path) -> bool:
-    """Whether conda brought a distribution: INSTALLER says it, or where there is none, conda."""
+    """Whether conda installed a distribution: by its INSTALLER, or else by conda-meta."""
     try:
         return record.with_name("INSTALLER").read_bytes().strip() == b"conda"
     except FileNotFoundError:

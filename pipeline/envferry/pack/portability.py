@@ -1,4 +1,4 @@
-"""What in an environment cannot travel to another machine."""
+"""Find what in an environment cannot be carried to another machine."""
 
 from __future__ import annotations
 

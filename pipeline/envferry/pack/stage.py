@@ -16,8 +16,8 @@ from envferry.base.direct_io import DirectStream
 from envferry.base.files import exclusive_lock, write_anew, write_bytes
 from envferry.errors import IntegrityError
 from envferry.models import Artifact, Manifest, left_out
+from envferry.pack.env_members import Listing
 from envferry.pack.frozen import frozen_members
-from envferry.pack.listing import Listing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -104,7 +104,7 @@ def noted_prefix(root: Path) -> str:
         for line in stream:
             if line.startswith(PREFIX_LINE):
                 return line[len(PREFIX_LINE) :].strip().strip("'")
-    return sys.exit(f"conda-unpack: {root / ACTIVATE} is not the one of this archive")
+    return sys.exit(f"conda-unpack: {root / ACTIVATE} does not belong to this archive")
 
 
 def move_file(root: Path, file: MovedFile, move: Move) -> None:
@@ -119,7 +119,9 @@ def move_file(root: Path, file: MovedFile, move: Move) -> None:
     is_there = target.is_file() and not target.is_symlink()
     content = edited_file(target.read_bytes(), file, move) if is_there else None
     if content is None:
-        sys.stderr.write(f"conda-unpack: {file.path} is not as it was packed: left alone\n")
+        sys.stderr.write(
+            f"conda-unpack: {file.path} has changed since it was packed: left unchanged\n"
+        )
     else:
         replace_file(target, content)
 
@@ -145,7 +147,9 @@ def main(parts: Sequence[str], files: Sequence[MovedFile], version: str) -> None
     if found == str(root):
         return
     if found != prefix:
-        sys.exit(f"conda-unpack: this is unpacked for {found} already: unpack the archive again")
+        sys.exit(
+            f"conda-unpack: it is already set up for {found} already: unpack the archive again"
+        )
     new = os.fsencode(root)
     refuse_long(files, prefix.encode(), new)
     edited = {file.path for file in files if file.kind in ("text", "strings")}

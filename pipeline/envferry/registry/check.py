@@ -1,4 +1,4 @@
-"""Is a whole registry in order? Every finding with its key and what mends it."""
+"""Check a whole registry: every finding with its key and its fix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from envferry.artifacts import (
 )
 from envferry.base.workers import Workers
 from envferry.errors import IntegrityError, NotFound, SpecError, UsageError
-from envferry.registry.inventory import Folder, require_known, survey
+from envferry.registry.inventory import Folder, list_inventory, require_known
 from envferry.registry.layout import ATTACHMENTS, LOCK_FILE, PRUNING, tag_key
 from envferry.registry.tags import read_tag
 from envferry.stores.port import Incomplete
@@ -45,7 +45,7 @@ class CheckFinding:
     """One thing that is not as it must be."""
 
     severity: Literal["broken", "leftover"]
-    """`leftover`: it takes space, and harms nobody."""
+    """`broken`, or `leftover`: it only takes space."""
     key: str
     what: str
     mend: str
@@ -81,7 +81,7 @@ def check_registry(
     checked with the registry's trusted keys, if it has any. Raises StoreError when the store cannot
     be read, NotFound when it has nothing of `name`.
     """
-    found = survey(registry, name)
+    found = list_inventory(registry, name)
     require_known(found, registry, [name] if name else [])
     size = sum(_archive_size(folder) for folder in found.folders) if read_bytes else None
     label = f"check {registry.url}"
@@ -121,7 +121,7 @@ class _Checker:
             manifest = _manifest(folder, data)
         except BAD as error:
             mend = f"remove that file, then {_push(folder)}"
-            if isinstance(error, SpecError):  # a later schema is no fault
+            if isinstance(error, SpecError):  # a later schema is not a fault
                 mend = error.hint
             return [*findings, _broken(folder.key + REGISTRY_MANIFEST, error.message, mend)]
         return [*findings, *self._parts(folder, manifest, data)]
@@ -139,7 +139,7 @@ class _Checker:
         for name, check in checks.items():
             key = folder.key + name
             if name not in folder.files and name not in ATTACHMENTS:
-                what = f"{name} is missing, though its manifest is there"
+                what = f"{name} is missing, though its manifest exists"
                 yield _broken(key, what, _push(folder))
                 continue
             try:
@@ -166,7 +166,7 @@ class _Checker:
     def _checksum(self, folder: Folder, manifest: Manifest) -> None:
         name = f"{manifest.archive.file}.xxh128"
         if self.registry.store.read(folder.key + name) != checksum_line(manifest):
-            msg = f"{name} holds another checksum than the manifest"
+            msg = f"{name} holds a different checksum than the manifest"
             raise IntegrityError(msg)
 
     def _lock(self, folder: Folder, manifest: Manifest) -> None:
@@ -214,7 +214,7 @@ class _Checker:
 def _manifest(folder: Folder, data: bytes) -> Manifest:
     manifest = decode_manifest(data, REGISTRY_MANIFEST)
     if (manifest.name, manifest.platform, manifest.id) != (folder.name, folder.platform, folder.id):
-        msg = f"it describes {manifest.stem}, which belongs elsewhere"
+        msg = f"it describes {manifest.stem}, which belongs in another folder"
         raise IntegrityError(msg)
     return manifest
 
@@ -233,19 +233,19 @@ def _broken(key: str, what: str, mend: str) -> CheckFinding:
 
 
 def _foreign(key: str) -> CheckFinding:
-    what = "no file of a registry: nobody reads it"
+    what = "not part of a registry: no command reads it"
     return CheckFinding(
-        severity="leftover", key=key, what=what, mend="remove it, if it is nobody's"
+        severity="leftover", key=key, what=what, mend="remove it if you do not need it"
     )
 
 
 def _unpublished(folder: Folder) -> CheckFinding:
-    what = f"{folder} has no manifest: a push broke off, or is under way"
-    mend = "push it again, or `envferry prune --delete` when it is a day old"
+    what = f"{folder} has no manifest: a push was interrupted, or is still running"
+    mend = "push it again, or run `envferry prune --delete` when it is a day old"
     return CheckFinding(severity="leftover", key=folder.key, what=what, mend=mend)
 
 
 def _half_pruned(folder: Folder) -> CheckFinding:
-    what = f"somebody has begun to remove {folder}, and is not done"
-    mend = "`envferry prune --delete` ends it"
+    what = f"the removal of {folder} has begun, but is not complete"
+    mend = "`envferry prune --delete` completes it"
     return CheckFinding(severity="leftover", key=folder.key + PRUNING, what=what, mend=mend)

@@ -80,7 +80,7 @@ class Dependencies:
             bill = decode_json(data, _Bill)
         except msgspec.MsgspecError as error:
             message = f"{what} is damaged: {error}"
-            raise IntegrityError(message, hint="`envferry check` says how to mend it") from error
+            raise IntegrityError(message, hint="`envferry check` says how to repair it") from error
         packages = {one.ref: _package(one) for one in bill.components}
         links = {link.ref: link.depends_on for link in bill.dependencies}
         return cls._of(packages, links)
@@ -93,7 +93,7 @@ class Dependencies:
         for item in locked:
             own = [_ref(item.manager, need) for need in item.dependencies]
             conda = [_ref("conda", need) for need in item.dependencies]
-            # A pip package needs conda's where there is no pip package of that name.
+            # A pip package needs conda's where pip has no package of that name.
             needs = (a if a in packages else b for a, b in zip(own, conda, strict=True))
             links[_ref(item.manager, item.name)] = tuple(needs)
         return cls._of(packages, links)
@@ -105,7 +105,7 @@ class Dependencies:
         found: dict[PackageNode, set[PackageNode]] = {}
         for ref, needs in links.items():
             for need in needs:
-                # The environment itself is no package: what it lists it does not need.
+                # The environment itself is not a package: what it lists it does not need.
                 if ref in packages and need in packages and packages[ref] != packages[need]:
                     found.setdefault(packages[need], set()).add(packages[ref])
         ordered = {package: tuple(sorted(those)) for package, those in found.items()}

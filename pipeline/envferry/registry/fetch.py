@@ -31,29 +31,29 @@ def fetch_artifact(
 
     Pieces are read in parallel into a hidden partial file, hashed in order as they arrive, and
     renamed when XXH3-128 and BLAKE3 are the manifest's. A run that breaks off leaves what it has
-    for the next one. An archive that is there already and right is not read again.
+    for the next one. An archive that is already there and intact is not read again.
     """
     manifest = registry.manifest(ref.name, platform, registry.resolve(ref, platform))
     artifact = Artifact(directory=directory, manifest=manifest)
     lock, proof = registry.read_lock(manifest), registry.proof(manifest)
     incoming = registry.incoming_archive(manifest)
-    arriving = PartialFile.of(artifact.archive_path, incoming)
-    with _explained(directory), exclusive_lock(arriving.journal, str(artifact.archive_path)):
-        with arriving.opened():
+    partial = PartialFile.of(artifact.archive_path, incoming)
+    with _explained(directory), exclusive_lock(partial.journal, str(artifact.archive_path)):
+        with partial.opened():
             if _is_complete(artifact, progress):
                 with FileSource(artifact.archive_path) as source:
                     check_manifest(Archive(source), manifest)
-                arriving.pieces.clear()
+                partial.pieces.clear()
             else:
                 registry.require_archive(manifest)
                 registry.require_installable(manifest)
-                _receive_archive(incoming, arriving, progress)
+                _receive_archive(incoming, partial, progress)
         write_companions(artifact, lock, proof)
     return artifact
 
 
 def _is_complete(artifact: Artifact, progress: Progress) -> bool:
-    """Whether the archive is there already, with the right bytes."""
+    """Whether the archive is already there, with the right bytes."""
     path, facts = artifact.archive_path, artifact.manifest.archive
     if not path.is_file() or path.stat().st_size != facts.size:
         return False
@@ -61,14 +61,14 @@ def _is_complete(artifact: Artifact, progress: Progress) -> bool:
         return digest_file(path, advance) == (facts.xxh128, facts.blake3)
 
 
-def _receive_archive(incoming: ContentSource, arriving: PartialFile, progress: Progress) -> None:
+def _receive_archive(incoming: ContentSource, partial: PartialFile, progress: Progress) -> None:
     """Bring all pieces here and give the file its name if they are the archive."""
-    arriving.reserve(f"fetching {arriving.target.name}")
-    with progress.task(f"fetch {arriving.target.name}", incoming.size) as advance:
-        arriving.receive(incoming, advance)
-    arriving.path.replace(arriving.target)
-    sync_directory(arriving.target.parent)
-    arriving.pieces.clear()
+    partial.reserve(f"fetching {partial.target.name}")
+    with progress.task(f"fetch {partial.target.name}", incoming.size) as advance:
+        partial.receive(incoming, advance)
+    partial.path.replace(partial.target)
+    sync_directory(partial.target.parent)
+    partial.pieces.clear()
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class Folder:
 
     @property
     def published(self) -> datetime | None:
-        """When its manifest came; None when nothing is published here."""
+        """When its manifest was written; None when nothing is published here."""
         manifest = self.files.get(REGISTRY_MANIFEST)
         return manifest.modified if manifest else None
 
@@ -47,7 +47,7 @@ class Folder:
 
     @property
     def is_being_pruned(self) -> bool:
-        """Whether somebody has begun to remove it."""
+        """Whether its removal has begun."""
         return PRUNING in self.files
 
     @property
@@ -79,10 +79,10 @@ class Inventory:
     """By name, platform and id."""
     tags: dict[TagName, Listed] = field(default_factory=dict)
     foreign: list[Listed] = field(default_factory=list)
-    """What is no part of the format, by key."""
+    """What is not part of the format, by key."""
 
 
-def survey(registry: Registry, name: str | None = None) -> Inventory:
+def list_inventory(registry: Registry, name: str | None = None) -> Inventory:
     """List a registry, or one environment of it."""
     if name is None:
         return _sort(registry.store.list())

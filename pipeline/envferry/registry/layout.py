@@ -26,7 +26,7 @@ def artifact_folder(name: str, platform: str, id_: str) -> str:
     """Return the folder of an artifact; it ends in a slash."""
     check_name(name, "environment name")
     if not ID_PATTERN.fullmatch(id_):
-        message = f"{id_!r} is no id: 12 hex digits"
+        message = f"{id_!r} is not a valid id: ids have 12 hex digits"
         raise UsageError(message)
     return f"{ENVS}{name}/{check_name(platform, 'platform')}/{id_}/"
 

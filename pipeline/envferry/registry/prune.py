@@ -8,7 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from envferry.base.workers import Workers
-from envferry.registry.inventory import Folder, Inventory, require_known, survey
+from envferry.registry.inventory import Folder, Inventory, list_inventory, require_known
 from envferry.registry.layout import ENVS, TAGS, tag_key
 from envferry.registry.removal import remove_artifact
 from envferry.registry.tags import read_tag
@@ -74,7 +74,7 @@ class PruneDecision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unfinished:
-    """An upload that nobody has finished."""
+    """An unfinished upload."""
 
     key: str
     size: int
@@ -102,10 +102,10 @@ class PrunePlan:
 def plan_prune(registry: Registry, scope: Scope, policy: Policy, now: datetime) -> PrunePlan:
     """Decide what goes; nothing is removed, and no manifest is read.
 
-    Raises IntegrityError when a tag cannot be read: then nobody knows what it keeps; NotFound
+    Raises IntegrityError when a tag cannot be read: then it is unknown what it keeps; NotFound
     for an environment that is not there.
     """
-    found = survey(registry)
+    found = list_inventory(registry)
     unfinished = tuple(_unfinished(registry, scope, now - policy.under_way))
     if not unfinished:
         require_known(found, registry, scope.names)
@@ -180,7 +180,7 @@ def _decide(
             size=folder.size,
             published=folder.published,
             goes=goes,
-            reason=reason or (_why_gone(folder) if goes else "no rule says otherwise"),
+            reason=reason or (_why_gone(folder) if goes else "no rule removes it"),
         )
 
 
@@ -192,16 +192,16 @@ def _why_kept(folder: Folder, tags: list[str], policy: Policy, now: datetime) ->
         return f"tagged {', '.join(tags)}"
     age = now - (folder.published or folder.touched)
     if age < policy.under_way:
-        return "came just now"
+        return "published just now"
     if folder.published and policy.keep_within is not None and age < policy.keep_within:
-        return "not that old"
+        return "within the age to keep"
     return ""
 
 
 def _why_gone(folder: Folder) -> str:
     if folder.is_being_pruned:
-        return "a removal that broke off"
-    return "no rule keeps it" if folder.published else "a push that broke off"
+        return "an interrupted removal"
+    return "no rule keeps it" if folder.published else "an interrupted push"
 
 
 def _unfinished(registry: Registry, scope: Scope, before: datetime) -> Iterator[Unfinished]:

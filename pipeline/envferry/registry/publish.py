@@ -119,7 +119,7 @@ def publish_artifact(
     """Write what is missing of an artifact; return whether anything had to be written.
 
     The order is the one of docs/format.md: archive, checksum, lock and SBOM, then the manifest
-    (until then there is no artifact for anybody else), then the signatures, which are over the
+    (until then, the artifact does not exist for others), then the signatures, which are over the
     manifest as it is stored. `advance` gets the bytes of the archive that are done. Raises
     IntegrityError when the target has another artifact under this id, or when bytes are not
     what the manifest says: then nothing is published.
@@ -159,7 +159,7 @@ def place(registry: Registry, key: str, data: bytes, *, must_match: bool) -> boo
         registry.store.create(key, data)
     except KeyTaken:
         if must_match and registry.store.read(key) != data:
-            message = f"{key} in {registry.url} exists with another content"
+            message = f"{key} in {registry.url} exists with different content"
             hint = "remove it there if nothing was published with it, then push again"
             raise IntegrityError(message, hint=hint) from None
         return False
@@ -187,7 +187,7 @@ def _place_archive(
             else:
                 store.receive(key, source.archive, advance)
         except KeyTaken:
-            log.info("%s was written by somebody else meanwhile", key)
+            log.info("%s was written by another process meanwhile", key)
         else:
             return True
     target.require_archive(manifest)
@@ -195,7 +195,7 @@ def _place_archive(
     if not is_new:
         advance(facts.size)
     elif target.digest_archive(manifest, advance) != (facts.xxh128, facts.blake3):
-        message = f"{key} in {target.url} is another archive, or a damaged one"
+        message = f"{key} in {target.url} is a different archive, or damaged"
         raise IntegrityError(message, hint="nothing was published with it: remove it there")
     return False
 
@@ -233,7 +233,7 @@ def _place_attestation(target: Registry, source: ArtifactSource) -> bool:
     try:
         return persistently(attempt, RACES)
     except LostRace as error:
-        message = f"{key} in {target.url} is changed by somebody else again and again"
+        message = f"{key} in {target.url} keeps being changed by other processes"
         raise StoreError(message, hint="run the command again: nothing is sent twice") from error
 
 
@@ -266,7 +266,7 @@ def _is_signed_here(target: Registry, manifest: Manifest, ours: Envelope, data: 
         return True
     if target.signer:
         return False
-    message = f"{manifest.stem} in {target.url} has another manifest than the one that was signed"
+    message = f"{manifest.stem} in {target.url} has a different manifest than the signed one"
     raise IntegrityError(message, hint="it was built twice; push it there with --sign-key")
 
 
@@ -281,10 +281,10 @@ def _joined(theirs: Envelope, ours: Envelope) -> Envelope:
 def _signed(
     envelope: Envelope | None, target: Registry, source: ArtifactSource, data: bytes
 ) -> Envelope:
-    """Add the signatures of our keys, or sign what nobody signed.
+    """Add the signatures of our keys, or sign what is unsigned.
 
     Ours stand beside others only when we know one of these: else we would vouch for what
-    somebody else made up about the build.
+    another publisher claims about the build.
     """
     manifest, signer = source.manifest, target.signer
     assert signer is not None
@@ -297,8 +297,8 @@ def _signed(
     )
     if is_about(envelope, manifest, data) and signers_of(envelope, known):
         return countersign(envelope, signer.keys)
-    message = f"{manifest.stem} in {target.url} is signed by keys that are not known here"
-    hint = f"sign beside them with --trusted-key, or remove {folder_of(manifest)}{ATTESTATION}"
+    message = f"{manifest.stem} in {target.url} is signed by unknown keys"
+    hint = f"add your signature with --trusted-key, or remove {folder_of(manifest)}{ATTESTATION}"
     raise IntegrityError(message, hint=hint)
 
 

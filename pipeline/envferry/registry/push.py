@@ -91,7 +91,7 @@ def _pushed(
 def _publish_persistently(
     artifact: Artifact, registry: Registry, tags: tuple[str, ...], progress: Progress
 ) -> bool:
-    """Publish once more what somebody pruned meanwhile; raise WasRemoved if that repeats."""
+    """Publish again what was pruned meanwhile; raise WasRemoved if that repeats."""
 
     def attempt() -> bool:
         try:

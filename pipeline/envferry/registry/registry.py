@@ -198,7 +198,7 @@ class Registry:
             message = f"{key} is not in the registry {self.url}, though its manifest is"
             hint = "copy or push the artifact again"
             if self.store.stat(key + RECORD_SUFFIX):
-                hint = f"it is there in parts; {MARKER}, which says so, is missing: copy that, too"
+                hint = f"it is stored in parts, but {MARKER} is missing: copy that file too"
             raise NotFound(message, hint=hint)
         require_size(manifest.archive.size, stat.size, f"{key} in {self.url}")
 

@@ -1,4 +1,4 @@
-"""What `release` asks a registry before it builds: may it write, is the artifact there already."""
+"""What `release` asks a registry before it builds: may it write, is the artifact published."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def require_writable(registry: Registry, name: str, platform: str) -> None:
     try:
         registry.store.delete(key)
     except StoreError as error:  # some may write, and not remove
-        log.info("%s stays: %s", key, error)
+        log.info("%s is left behind: %s", key, error)
 
 
 def find_released(
@@ -55,7 +55,7 @@ def find_released(
                 registry.read_lock(manifest)
                 return manifest
         except (IntegrityError, NotFound) as error:
-            log.info("%s@%s does not count: %s", lock.name, id_, error)
+            log.info("%s@%s cannot be reused: %s", lock.name, id_, error)
     return None
 
 

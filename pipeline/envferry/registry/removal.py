@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from envferry.registry.registry import Registry
 
 WAIT_SECONDS = 20.0
-"""A removal is a dozen small calls: who still waits then waits for somebody who is dead."""
+"""A removal is a dozen small calls: one that takes longer was interrupted."""
 POLL_SECONDS = 0.1
 
 
@@ -33,14 +33,14 @@ class WasRemoved(StoreError):
 
 
 def require_settled(registry: Registry, folder: str) -> None:
-    """Wait while somebody removes what is in a folder; raise StoreError when that takes long."""
+    """Wait while a folder is being removed; raise StoreError when that takes too long."""
     deadline = time.monotonic() + WAIT_SECONDS
     while registry.store.stat(folder + PRUNING):
         if time.monotonic() > deadline:
-            message = f"somebody is removing {folder} from {registry.url}, or died doing so"
-            hint = (
-                "if nobody runs `envferry prune` now: `envferry prune --hours 0 --delete` ends it"
+            message = (
+                f"{folder} is being removed from {registry.url}, or its removal was interrupted"
             )
+            hint = "if no prune is running, complete it: `envferry prune --hours 0 --delete`"
             raise StoreError(message, hint=hint)
         time.sleep(POLL_SECONDS)
 
@@ -58,10 +58,10 @@ def require_kept(registry: Registry, folder: str, names: Iterable[str]) -> None:
 def remove_artifact(registry: Registry, folder: Folder, older_than_seconds: float) -> str | None:
     """Remove an artifact, or what is left of one; return why not, if it stays.
 
-    A removal that somebody began that long ago is taken over.
+    A removal that began that long ago is taken over.
     """
     if not _claim(registry, folder, older_than_seconds):
-        return "somebody else is removing it"
+        return "another process is removing it"
     tags = [tag for tag, id_ in registry.tags(folder.name, folder.platform).items()
             if id_ == folder.id]  # fmt: skip
     if not tags:

@@ -38,7 +38,7 @@ def read_tag(registry: Registry, key: str) -> tuple[Stat | None, SignedTagRecord
         error.hint = hint
         raise
     if not ID_PATTERN.fullmatch(record.id):
-        message = f"{key} in {registry.url} is damaged: {record.id!r} is no id"
+        message = f"{key} in {registry.url} is damaged: {record.id!r} is not a valid id"
         raise IntegrityError(message, hint=hint)
     return stat, record
 
@@ -46,7 +46,7 @@ def read_tag(registry: Registry, key: str) -> tuple[Stat | None, SignedTagRecord
 def move_tag(registry: Registry, name: TagName, id_: str) -> TagRecord:
     """Point a tag to a published artifact; a lost race is run again.
 
-    Raises WasRemoved when somebody pruned the artifact in the meantime.
+    Raises WasRemoved when the artifact was pruned in the meantime.
     """
     folder = artifact_folder(name.name, name.platform, id_)
     require_settled(registry, folder)
@@ -78,13 +78,13 @@ def _move(registry: Registry, name: TagName, id_: str) -> TagRecord:
     try:
         return persistently(attempt, RACES)
     except LostRace as error:
-        raise _somebody_elses(registry, name, id_) from error
+        raise _moved_by_others(registry, name, id_) from error
 
 
-def _somebody_elses(registry: Registry, name: TagName, id_: str) -> StoreError:
+def _moved_by_others(registry: Registry, name: TagName, id_: str) -> StoreError:
     _, winner = read_tag(registry, tag_key(name.name, name.platform, name.tag))
     holder = f"it is at {winner.id} now (move {winner.counter})" if winner else "it is gone now"
-    message = f"the tag {name.tag} of {name.name} is moved by somebody else again and again"
+    message = f"the tag {name.tag} of {name.name} keeps being moved by other processes"
     return StoreError(
         f"{message}: {holder}",
         hint=f"run `envferry tag {name.name}@{id_} {name.tag}` if you still want it",

@@ -76,7 +76,7 @@ def is_package_url(line: str) -> bool:
 
 
 def split_subdir(channel: str) -> tuple[str, str]:
-    """Take the subdir off `CHANNEL/SUBDIR`; it is empty when there is none."""
+    """Take the subdir off `CHANNEL/SUBDIR`; empty without one."""
     place, _, last = channel.rstrip("/").rpartition("/")
     return (place, last) if place and SUBDIR.fullmatch(last) else (channel, "")
 

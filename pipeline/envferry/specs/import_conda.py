@@ -189,7 +189,7 @@ def _add_platform(draft: Draft, platform: str) -> None:
 
 
 def _check_platforms(draft: Draft, path: Path) -> None:
-    """Refuse a list of packages for a platform that nobody locks for here."""
+    """Refuse a list of packages for a platform that envferry does not lock for."""
     others = [item for item in draft.platforms if item not in PLATFORMS.values()]
     if others:
         message = f"{path} lists packages for {', '.join(others)}, which envferry does not lock for"

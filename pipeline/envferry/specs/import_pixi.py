@@ -53,7 +53,7 @@ class PixiManifest:
             self.left_out.append(text)
 
     def leave_out_table(self, key: str, value: object) -> None:
-        """Note a table that the spec will not have; tasks are no request, so nobody need act."""
+        """Note a table that the spec will not have; tasks request no packages."""
         if key.rpartition(".")[2] == TASKS:
             self.notes.append(f"`{key}` is left out: {_all_of(value)}")
         else:
@@ -189,7 +189,7 @@ def _conda(
 
 
 def _conda_line(manifest: PixiManifest, key: str, name: str, value: object) -> str:
-    """Return the match spec of a dependency; empty for one that is no package of a channel."""
+    """Return the match spec of a dependency; empty for one that is not a package of a channel."""
     if not isinstance(value, (str, dict)):
         msg = f"{manifest.path}: `{name}` in [{key}] is not a version"
         raise SpecError(msg, hint="correct it")

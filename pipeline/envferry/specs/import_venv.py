@@ -64,7 +64,7 @@ def _name_added_paths(draft: Draft, packages: Path) -> None:
 
 
 def _settings(path: Path) -> dict[str, str]:
-    """Return the `key = value` lines of a pyvenv.cfg; nothing when there is none."""
+    """Return the `key = value` lines of a pyvenv.cfg; nothing without that file."""
     if not path.is_file():
         return {}
     found = re.findall(

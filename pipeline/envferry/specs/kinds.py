@@ -141,7 +141,7 @@ def _nothing_known(path: Path, fault: str, line: Line, problem: str) -> SpecErro
 
 
 def _toml(text: str) -> tuple[dict[str, Any], str]:
-    """Return a TOML document that has tables, empty when the text is no such thing, and why."""
+    """Return a TOML document that has tables, empty when the text is not TOML, and why."""
     try:
         document = parse_toml(text)
     except (TOMLDecodeError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""Lint of what a spec says and nobody obeys here: S113."""
+"""Lint of lines that envferry does not obey: S113."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from envferry.models import ENVS_DIR
 from envferry.specs.drafts import LEFT_OUT_MARK
 from envferry.specs.pip_lines import option_of, unheeded
-from envferry.specs.reading import HOLDER, KNOWN_KEYS, OTHER_PLATFORM
+from envferry.specs.reading import HOLDER, KNOWN_KEYS
 from envferry.specs.selectors import doubtful_comments
+from envferry.specs.spec_options import OTHER_PLATFORM
 from envferry.specs.yaml_text import Mapping, Sequence, Text
 
 if TYPE_CHECKING:

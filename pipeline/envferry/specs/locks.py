@@ -103,7 +103,7 @@ class _File(msgspec.Struct):
 def read_lock(path: Path) -> Lock:
     """Read a lock, of ours or one that conda-lock wrote.
 
-    Raises NotFound when there is none, SpecError when it is damaged.
+    Raises NotFound when it does not exist, SpecError when it is damaged.
     """
     name = path.name.removesuffix(".yml").removesuffix(".conda-lock")
     hint = f"run `envferry lock {name}`"
@@ -147,7 +147,7 @@ def write_lock(path: Path, contents: LockContents) -> Lock:
     """Write a lock, whole or not at all, and return it as read back.
 
     Equal contents give equal bytes; a file that holds them already is not touched. Raises
-    SpecError, and leaves the file that is there, for contents that nobody could read back.
+    SpecError, and leaves the file that is there, for contents that could not be read back.
     """
     data = render_lock(contents)
     lock = parse_lock(data.decode(), path)
@@ -173,7 +173,7 @@ def render_lock(contents: LockContents) -> bytes:
         },
         "package": [_entry(package) for package in packages],
     }
-    # Wide lines: a URL folded over two lines is no URL to grep for.
+    # Wide lines: a URL folded over two lines cannot be searched for.
     text = yaml.dump(document, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=1000)
     return (HEADER.format(name=contents.name) + text).encode()
 

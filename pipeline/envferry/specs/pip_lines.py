@@ -69,7 +69,7 @@ HASH_FRAGMENT = re.compile(r"#(?:.*&)?sha256=(?P<digest>[0-9a-fA-F]{64})\b")
 
 
 def pip_line_problem(line: str) -> str:
-    """Say why a line is none that pip takes; empty when it is one."""
+    """Say why pip would not accept a line; empty when it would."""
     option = OPTION.fullmatch(line)
     if option:
         return _option_problem(option["name"], _without_comment(option["value"]))

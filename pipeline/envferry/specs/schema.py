@@ -14,7 +14,8 @@ from envferry.models import (
     SpecOptions,
     SystemRequirements,
 )
-from envferry.specs.reading import HOLDER, OTHER_PLATFORM
+from envferry.specs.reading import HOLDER
+from envferry.specs.spec_options import OTHER_PLATFORM
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 STRINGS = {"type": "array", "items": {"type": "string"}}

@@ -15,7 +15,7 @@ __all__ = ["TOMLDecodeError", "parse_toml", "table_at"]
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Parse a document; raise TOMLDecodeError, with line and column, when it is none."""
+    """Parse a document; raise TOMLDecodeError, with line and column, when it is not valid."""
     document: dict[str, Any] = loads(text)
     return document
 

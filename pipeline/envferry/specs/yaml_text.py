@@ -99,7 +99,7 @@ def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
 def parse_yaml(text: str, path: Path) -> Any:  # noqa: ANN401  (what YAML holds is what it holds)
     """Parse YAML into mappings, lists and scalars that know their lines; None when empty.
 
-    Raises SpecError for what is no YAML, for duplicate keys and for absurd nesting. Reads events,
+    Raises SpecError for what is not YAML, for duplicate keys and for absurd nesting. Reads events,
     not nodes: composing nodes recurses on the C stack and dies of 100,000 open brackets.
     """
     tree = _Tree(path=path)

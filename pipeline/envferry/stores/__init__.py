@@ -1,1 +1,1 @@
-"""Dumb keys and bytes: directory and S3."""
+"""Keys and bytes in a directory, in S3 or on a web server."""

@@ -67,7 +67,7 @@ class DirectoryStore:
         return str(self.root.resolve())
 
     def stat(self, key: str) -> Stat | None:
-        """Return size and version of a file, or None when there is none."""
+        """Return size and version of a file, or None when it does not exist."""
         path = self._path(key)
         with self._explained(key):
             try:
@@ -147,7 +147,7 @@ class DirectoryStore:
         with self._explained(key), self._locked():
             found = self.stat(key)
             if (found.version if found else None) != expected:
-                message = f"{key} in {self.root} was changed by somebody else"
+                message = f"{key} in {self.root} was changed by another process"
                 raise LostRace(message, hint="run the command again")
             write_bytes(self._path(key), data)
         return xxhash.xxh3_128_hexdigest(data)
@@ -284,7 +284,7 @@ class DirectoryStore:
 
     def _require_root(self) -> None:
         if not self.root.is_dir():
-            message = f"the registry {self.root} is not there"
+            message = f"the registry {self.root} does not exist"
             hint = "name one with --registry or ENVFERRY_REGISTRY; `envferry push` makes it"
             raise NotFound(message, hint=hint)
 

@@ -118,7 +118,8 @@ class HttpStore:
     def _size(self, key: str, header: str) -> int:
         """Read a `Content-Length` header."""
         if not re.fullmatch(r"\d{1,18}", header.strip(), re.ASCII):
-            message = f"{self.base}/{key} has a Content-Length of {header[:40]!r}, which is no size"
+            length = f"a Content-Length of {header[:40]!r}, which is not a valid size"
+            message = f"{self.base}/{key} has {length}"
             raise StoreError(message, hint="is a proxy in between? look at the web server's log")
         return int(header)
 
@@ -166,7 +167,7 @@ class HttpStore:
 
 
 def _time(header: str) -> datetime | None:
-    """Read a `Last-Modified` header; None when there is none, or no date in it."""
+    """Read a `Last-Modified` header; None when it is missing or not a date."""
     from email.utils import parsedate_to_datetime
 
     try:
@@ -187,9 +188,9 @@ def settle(response: urllib3.BaseHTTPResponse, method: str) -> None:
 def _refused(url: str, way: str, response: urllib3.BaseHTTPResponse) -> Exception:
     status, message = response.status, f"{url} is refused{way} (HTTP {response.status})"
     if status in (404, 410):
-        return NotFound(f"{url} is not there", hint="check the registry's URL and the name")
+        return NotFound(f"{url} does not exist", hint="check the registry's URL and the name")
     if status == 407:
-        return StoreError(message, hint="the proxy wants a login: http_proxy=http://USER:…@HOST")
+        return StoreError(message, hint="the proxy requires a login: http_proxy=http://USER:…@HOST")
     if status in (401, 403):
         hint = (
             "ask for access to it, or for a way past that proxy" if way else "ask for access to it"
@@ -207,11 +208,11 @@ def broken_answer(url: str, way: str, error: Exception) -> Exception:
     """Return what to raise for a connection that failed, or for an answer that broke off."""
     if isinstance(error, urllib3.exceptions.LocationValueError):
         message = f"{url} redirects to an address that is neither http nor https"
-        return StoreError(message, hint="ask who runs that server")
+        return StoreError(message, hint="ask the administrator of that server")
     reason = broken_limit(error) or getattr(error, "reason", None) or error
     message = f"cannot read {url}{way}: {_words(reason)}"
     if has_cause(error, TooMuch):
-        return StoreError(message, hint="ask who runs that server")
+        return StoreError(message, hint="ask the administrator of that server")
     if isinstance(reason, urllib3.exceptions.SSLError) and "CERTIFICATE" in str(reason):
         hint = "a site's own authority: SSL_CERT_FILE names a file with its certificate"
         if words := wrong_time_words(str(reason)):

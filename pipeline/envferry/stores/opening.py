@@ -39,7 +39,7 @@ def open_store(url: str, limits: Limits = USUAL_LIMITS) -> Store:
         from envferry.stores.oci.store import OciStore
 
         return OciStore.open(url, limits)
-    message = f"{scheme}:// is no kind of registry"
+    message = f"{scheme}:// is not a supported kind of registry"
     raise UsageError(message, hint=f"a registry is {KINDS}")
 
 
@@ -92,14 +92,14 @@ def _require_no_login(url: str) -> None:
     if scheme == "s3":
         is_plain = not re.search(r"[@:?#]", rest)
         form = "s3://BUCKET/PREFIX"
-        hint = "AWS_PROFILE, ~/.aws, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY say who asks"
+        hint = "AWS_PROFILE, ~/.aws, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY hold the login"
     else:
         is_plain = bool(PLAIN_AUTHORITY.fullmatch(rest.partition("/")[0]))
         form, hint = f"{scheme}://HOST/PATH", "web servers are read without a login"
         if scheme.startswith("oci"):
             form, hint = f"{scheme}://HOST/REPOSITORY", "`podman login HOST` says who asks"
     if not is_plain:
-        message = f"the URL of the registry is not of the form {form}: it holds a login, or more"
+        message = f"the URL of the registry is not of the form {form}: it holds a login or more"
         raise UsageError(message, hint=f"write {form}; {hint}")
 
 
@@ -113,7 +113,7 @@ def _open_http(url: str, limits: Limits) -> Store:
 
 def _open_s3(url: str, limits: Limits) -> Store:
     try:
-        from envferry.stores.s3 import S3Store
+        from envferry.stores.s3.store import S3Store
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("boto3", "botocore"):
             raise

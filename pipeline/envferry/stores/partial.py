@@ -188,7 +188,7 @@ class PartialFile:
         return offset, min(PIECE_BYTES, self.size - offset)
 
     def _obtain(self, start: int, length: int, read_at: Callable[[int, int], bytes]) -> Piece:
-        """Return some pieces: those that are there already and right; the others are asked for."""
+        """Return some pieces: intact local ones as they are; the others are requested."""
         numbers = range(start // PIECE_BYTES, -(-(start + length) // PIECE_BYTES))
         if self.pieces.keys().isdisjoint(numbers):
             return self._request(numbers, read_at)
@@ -214,7 +214,7 @@ class PartialFile:
         return memory[offset - start : offset - start + length]
 
     def _load(self, number: int, memory: memoryview) -> bool:
-        """Fill memory with a piece that is there already; return whether it is, and is right."""
+        """Fill memory with a piece of an earlier run; return whether it exists and is intact."""
         if number not in self.pieces:
             return False
         offset, length = self.extent(number)

@@ -137,7 +137,7 @@ class ReadableStore(Protocol):
         ...
 
     def stat(self, key: str) -> Stat | None:
-        """Return size and version of a value, or None when there is none.
+        """Return size and version of a value, or None when it does not exist.
 
         Raises Incomplete for one that the store keeps in parts, and lacks some of.
         """
@@ -189,7 +189,7 @@ class Store(ReadableStore, Protocol):
     def replace(self, key: str, data: bytes, expected: str | None) -> str:
         """Write a small value if its version is still `expected` (None: it does not exist).
 
-        Returns the new version; raises LostRace when somebody else was faster.
+        Returns the new version; raises LostRace when another writer was faster.
         """
         ...
 
@@ -209,11 +209,11 @@ class Store(ReadableStore, Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Remove a value; nothing happens when there is none."""
+        """Remove a value; do nothing when it does not exist."""
         ...
 
     def delete_folder(self, prefix: str) -> None:
-        """See to it that a folder in which nothing is left is not listed any more."""
+        """Make sure that an empty folder is no longer listed."""
         ...
 
     def delete_unfinished(self, prefix: str, older_seconds: float) -> int:
@@ -241,7 +241,8 @@ def stat_whole(store: ReadableStore, key: str) -> Stat | None:
 def check_key(key: str) -> str:
     """Return `key` when every store can hold it and it stays inside; raise UsageError otherwise."""
     if not all(KEY_PART.fullmatch(part) for part in key.split("/")):
-        message = f"{key!r} cannot be a key in a registry: a part of it is empty or starts oddly"
+        fault = "a part of it is empty or begins with a character that is not allowed"
+        message = f"{key!r} cannot be a key in a registry: {fault}"
         raise UsageError(message)
     return key
 

@@ -76,4 +76,6 @@ class ContentSource:
                 message = (
                     f"{self.name} is damaged: {algorithm} is {digest}, the manifest says {wanted}"
                 )
-                raise IntegrityError(message, hint="run `envferry check` where it comes from")
+                raise IntegrityError(
+                    message, hint="run `envferry check` on the registry it comes from"
+                )

@@ -1,7 +1,7 @@
 """A registry on a disk whose file system takes no large files: its large values lie in parts.
 
 KEY.part001, KEY.part002, …    the bytes, cut
-KEY.parts.json                 what the parts are, written last: without it there is no value
+KEY.parts.json                 what the parts are, written last: makes the value exist
 v1/split.json                  says that this registry is one, and where it is cut
 """
 
@@ -68,7 +68,7 @@ def part_key(key: str, number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SplitStore:
-    """A `Store` that keeps large values in parts of another one; nobody else notices."""
+    """A `Store` that keeps large values in parts of another one; callers do not notice."""
 
     inner: ReadableStore
     part_bytes: int
@@ -183,7 +183,7 @@ class SplitStore:
             else:
                 there.append(name)
         if faults:
-            message = f"{key} in {self.url} is not whole: {', '.join(faults)}; "
+            message = f"{key} in {self.url} is incomplete: {', '.join(faults)}; "
             message += f"in order: {', '.join(there) or 'none'}"
             raise Incomplete(message, hint=MEND)
 
@@ -202,7 +202,7 @@ class SplitStore:
         advance: Callable[[int], None] = ignore,
         known: Sequence[KnownRange] = (),
     ) -> None:
-        """Write a file, in parts if it is large; those that are there already are read again."""
+        """Write a file, in parts if it is large; existing ones are read again."""
         self._require_free(key)
         if path.stat().st_size <= self.part_bytes:
             self._inner().create_from_file(key, path, advance, known)
@@ -289,7 +289,7 @@ class SplitStore:
         self._note(key, SplitRecord(size=incoming.size, parts=tuple(parts)))
 
     def _note(self, key: str, record: SplitRecord) -> None:
-        """Write what the parts are, over what is damaged; the same may be there already."""
+        """Write the record of the parts, over a damaged one; an equal one may already exist."""
         name, data = key + RECORD_SUFFIX, to_json(record)
         try:
             self._inner().create(name, data)
@@ -328,7 +328,7 @@ class SplitStore:
                 yield listed
 
     def _unlisted_parts(self, prefix: str) -> Iterator[Listed]:
-        """Yield the parts of values that nobody finished."""
+        """Yield the parts of unfinished values."""
         keys = {listed.key: listed for listed in self._listable().list(prefix)}
         for key, listed in keys.items():
             if PART_NAME.fullmatch(key) and key.rpartition(".part")[0] + RECORD_SUFFIX not in keys:

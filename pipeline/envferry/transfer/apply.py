@@ -16,7 +16,7 @@ from envferry.transfer.copy import WRONG, ArtifactCopier, require_room_for
 from envferry.transfer.delta_read import OpenDelta, find_deltas
 from envferry.transfer.deltas import RECORD, Base, delta_folder
 from envferry.transfer.mirror import MirrorRequest, follow_plan, plan_mirror, require_none
-from envferry.transfer.tags import TransferredTag, carry_tag
+from envferry.transfer.tag_copy import TransferredTag, carry_tag
 from envferry.trust.signed_tags import SignedTagRecord, TagName
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Applied:
     copied: tuple[str, ...]
     """… of what the folder held whole."""
     present: int
-    """How many of the folder's artifacts were there already."""
+    """How many of the folder's artifacts the site already had."""
     tags: tuple[TransferredTag, ...]
     unfinished: tuple[str, ...]
     """The last files of artifacts and deltas, where others came to the disk and these did not."""
@@ -113,7 +113,7 @@ def _plan(
     deltas = find_deltas(source, faults)
     tops = {listed.key for listed in source.store.list_level("v1/")}
     if not tops & {ENVS, DELTAS}:
-        message = f"{source.url} holds no export: there is neither {ENVS} nor {DELTAS} in it"
+        message = f"{source.url} does not hold an export: it has neither {ENVS} nor {DELTAS}"
         raise NotFound(message, hint="name the folder that `envferry export` wrote")
     whole = {listed.key for listed in source.store.list(ENVS)} if ENVS in tops else set()
     ordered = _in_order(deltas, site, whole, faults)
@@ -190,7 +190,7 @@ def _rebuild(delta: OpenDelta, site: Registry, journals: Path, progress: Progres
             carrier.publish(delta.manifest, delta.companions, incoming)
         except IntegrityError as error:
             if not error.message.startswith(incoming.name):
-                raise  # not these bytes: what somebody else left at the site, for example
+                raise  # not these bytes: what another writer left at the site, for example
             if not delta.is_sound():
                 error.hint = f"the delta in {delta.source.url} is damaged: copy or export it again"
             elif " is damaged: " in error.message:

@@ -40,7 +40,7 @@ def _check(source: Registry, folder: str, *, read_bytes: bool) -> CheckFinding |
     key = folder + RECORD
     fault = CheckFinding(severity="broken", key=key, what="", mend=MEND)
     if source.store.stat(key) is None:
-        return replace(fault, what="it is missing: the export broke off")
+        return replace(fault, what="it is missing: the export was interrupted")
     try:
         delta = read_delta(source, key)
         delta.require_file()

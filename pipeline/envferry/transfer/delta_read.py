@@ -113,7 +113,7 @@ def read_delta(source: Registry, key: str) -> OpenDelta:
     manifest = decode_manifest(data, f"{folder}{REGISTRY_MANIFEST} in {source.url}")
     total = sum(run.length for run in record.runs)
     if Base.of(manifest) != record.artifact or total != manifest.archive.size:
-        message = f"{what} is damaged: it is not about {manifest.stem}"
+        message = f"{what} is damaged: it does not describe {manifest.stem}"
         raise IntegrityError(message, hint="export or copy it again")
     proof = Proof(manifest_data=data, attestation=_optional(store, folder + ATTESTATION))
     if source.trust:

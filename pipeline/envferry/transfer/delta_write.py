@@ -121,7 +121,9 @@ class _FrameCheck:
                 return
             if self.digest is not None and self.frame.hexdigest() != self.digest:
                 message = f"{self.what} is damaged: the BLAKE3 of a frame is wrong"
-                raise IntegrityError(message, hint="run `envferry check` where it comes from")
+                raise IntegrityError(
+                    message, hint="run `envferry check` on the registry it comes from"
+                )
             self.left, self.digest = next(self.expected, (len(view), None))
             self.frame = blake3()
 

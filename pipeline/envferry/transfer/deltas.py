@@ -1,4 +1,4 @@
-"""Deltas: what a site that has other artifacts lacks of a new one, and how both make the archive.
+"""Deltas: the bytes of a new archive that a site's artifacts lack, and how to rebuild it.
 
     v1/deltas/NAME/PLATFORM/ID/NAME-PLATFORM-ID.delta    the bytes that no base has
     v1/deltas/NAME/PLATFORM/ID/{conda-lock.yml,manifest.json,attestation.json,sbom.cdx.json}

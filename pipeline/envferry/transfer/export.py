@@ -20,7 +20,7 @@ from envferry.transfer.copy import ArtifactCopier, require_room_for
 from envferry.transfer.delta_write import DeltaPlan, plan_delta, write_delta
 from envferry.transfer.deltas import Base, delta_folder, delta_key
 from envferry.transfer.mirror import copy_all
-from envferry.transfer.tags import TransferredTag, carry_tag, tags_to_carry
+from envferry.transfer.tag_copy import TransferredTag, carry_tag, tags_to_carry
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +61,7 @@ class ExportRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
-    """What is in the folder now."""
+    """What the folder contains now."""
 
     directory: str
     artifacts: tuple[str, ...]
@@ -77,16 +77,16 @@ class Exported:
 
 
 def export_artifacts(
-    source: Registry, directory: Path, order: ExportRequest, *, journals: Path, progress: Progress
+    source: Registry, directory: Path, request: ExportRequest, *, journals: Path, progress: Progress
 ) -> Exported:
     """Write a registry folder with artifacts, or deltas, their tags, and keys; all verified.
 
     To do it again completes what is missing. Raises NotFound for a ref that is unknown,
     TargetOccupied when something else is in the folder, HostError when the disk is too small.
     """
-    manifests, bases, found = _ordered(source, order)
-    _require_ours(directory, source, order)
-    target = Registry(_open_target(directory, order))
+    manifests, bases, found = _ordered(source, request)
+    _require_ours(directory, source, request)
+    target = Registry(_open_target(directory, request))
     if bases:
         plans = [plan_delta(source, manifest, bases) for manifest in manifests]
         carried = sum(plan.size for plan in plans)
@@ -98,7 +98,7 @@ def export_artifacts(
         carried = sum(manifest.archive.size for manifest in manifests)
         missing = [one for one in manifests if not target.published(folder_of(one))]
         what = f"exporting {plural(len(missing), 'artifact')}"
-        if order.as_images:
+        if request.as_images:
             require_space(directory, sum(one.archive.size for one in missing), what)
         require_room_for(target, missing, what)
         with progress.task(f"export {plural(len(manifests), 'artifact')}", carried) as advance:
@@ -106,19 +106,21 @@ def export_artifacts(
                 ArtifactCopier(target=target, journals=journals, advance=advance), source, manifests
             )
         tags = tuple(carry_tag(target, name, record) for name, record in found.items())
-    for key, data in order.keys:
+    for key, data in request.keys:
         write_bytes(directory / KEYS / f"{key.id}.pub", data)
-    return replace(_exported(directory, order, manifests, bases), carried_bytes=carried, tags=tags)
+    return replace(
+        _exported(directory, request, manifests, bases), carried_bytes=carried, tags=tags
+    )
 
 
-def preview_export(source: Registry, directory: Path, order: ExportRequest) -> Exported:
-    """Say what an export would write, whatever is there already; its tags are left out.
+def preview_export(source: Registry, directory: Path, request: ExportRequest) -> Exported:
+    """Say what an export would write, whatever already exists; its tags are left out.
 
     Nothing is written. Raises what an export would before it begins.
     """
-    manifests, bases, _ = _ordered(source, order)
-    _require_ours(directory, source, order)
-    found = _exported(directory, order, manifests, bases)
+    manifests, bases, _ = _ordered(source, request)
+    _require_ours(directory, source, request)
+    found = _exported(directory, request, manifests, bases)
     if not bases:
         return found
     sizes = (plan_delta(source, manifest, bases).size for manifest in manifests)
@@ -126,21 +128,21 @@ def preview_export(source: Registry, directory: Path, order: ExportRequest) -> E
 
 
 def _ordered(
-    source: Registry, order: ExportRequest
+    source: Registry, request: ExportRequest
 ) -> tuple[list[Manifest], list[Manifest], dict[TagName, SignedTagRecord]]:
     """Return the artifacts to carry, those that the site has, and the tags to carry."""
-    asked = [(ref, _find(source, ref, order.platform)) for ref in order.refs]
+    asked = [(ref, _find(source, ref, request.platform)) for ref in request.refs]
     manifests = list({manifest.stem: manifest for _, manifest in asked}.values())
-    bases = [_find(source, ref, order.platform) for ref in order.since]
+    bases = [_find(source, ref, request.platform) for ref in request.since]
     found: dict[TagName, SignedTagRecord] = {}
     for ref, manifest in asked:
-        found |= _tags(source, ref, manifest, order)
-    _require_tags(order, found)
+        found |= _tags(source, ref, manifest, request)
+    _require_tags(request, found)
     return manifests, bases, found
 
 
 def _exported(
-    directory: Path, order: ExportRequest, manifests: list[Manifest], bases: list[Manifest]
+    directory: Path, request: ExportRequest, manifests: list[Manifest], bases: list[Manifest]
 ) -> Exported:
     """Describe an export of whole archives without tags."""
     size = sum(manifest.archive.size for manifest in manifests)
@@ -151,7 +153,7 @@ def _exported(
         archive_bytes=size,
         carried_bytes=size,
         tags=(),
-        keys=tuple(key.id for key, _ in order.keys),
+        keys=tuple(key.id for key, _ in request.keys),
     )
 
 
@@ -160,25 +162,25 @@ def _find(source: Registry, ref: Ref, platform: str) -> Manifest:
 
 
 def _tags(
-    source: Registry, ref: Ref, manifest: Manifest, order: ExportRequest
+    source: Registry, ref: Ref, manifest: Manifest, request: ExportRequest
 ) -> dict[TagName, SignedTagRecord]:
     """Return the tags that point to an artifact; at least the one that it was named by."""
     name, platform = manifest.name, manifest.platform
-    found = tags_to_carry(source, name, platform, order.tags)
-    if not ref.is_id and not order.tags:
+    found = tags_to_carry(source, name, platform, request.tags)
+    if not ref.is_id and not request.tags:
         found |= tags_to_carry(source, name, platform, (ref.version,))
     return {name: record for name, record in found.items() if record.id == manifest.id}
 
 
-def _require_tags(order: ExportRequest, found: dict[TagName, SignedTagRecord]) -> None:
-    for tag in order.tags:
+def _require_tags(request: ExportRequest, found: dict[TagName, SignedTagRecord]) -> None:
+    for tag in request.tags:
         if not any(name.tag == tag for name in found):
             message = f"the tag {tag} points to nothing that is exported"
-            hint = f"run `envferry ls {order.refs[0].name}` to see what tags point to"
+            hint = f"run `envferry ls {request.refs[0].name}` to see what tags point to"
             raise NotFound(message, hint=hint)
 
 
-def _require_ours(directory: Path, source: Registry, order: ExportRequest) -> None:
+def _require_ours(directory: Path, source: Registry, request: ExportRequest) -> None:
     """Raise TargetOccupied unless a folder is new, empty, or an export already.
 
     Raises UsageError for the folder of the registry that is exported from.
@@ -191,21 +193,21 @@ def _require_ours(directory: Path, source: Registry, order: ExportRequest) -> No
         raise TargetOccupied(message, hint="name a folder to export to")
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
     is_layout, is_begun = LAYOUT[0] in names, "v1" in names
-    if is_layout != order.as_images and (is_layout or is_begun):
+    if is_layout != request.as_images and (is_layout or is_begun):
         message = f"{directory} is {'an OCI image layout' if is_layout else 'a registry folder'}"
         hint = "add --oci" if is_layout else "leave out --oci"
         raise TargetOccupied(message, hint=f"{hint}, or export to another folder")
-    allowed = (*OURS, *UNKNOWN_OWNER, *(LAYOUT if order.as_images else ()))
+    allowed = (*OURS, *UNKNOWN_OWNER, *(LAYOUT if request.as_images else ()))
     strange = sorted(name for name in names if name not in allowed and not name.startswith("."))
     if strange:
-        message = f"{directory} holds something else: {', '.join(strange[:5])}"
+        message = f"{directory} holds other files: {', '.join(strange[:5])}"
         raise TargetOccupied(message, hint=f"export to a folder in it: {directory}/envferry")
 
 
-def _open_target(directory: Path, order: ExportRequest) -> Store:
+def _open_target(directory: Path, request: ExportRequest) -> Store:
     """Open the folder's store, and mark it if files are to be split, or are images."""
-    part_bytes = order.part_bytes
-    if order.as_images:
+    part_bytes = request.part_bytes
+    if request.as_images:
         from envferry.stores.oci.layout import LayoutSpace
 
         LayoutSpace.create(directory)
@@ -226,7 +228,7 @@ def _open_target(directory: Path, order: ExportRequest) -> Store:
     with suppress(KeyTaken):  # by another export at the same moment
         store.create(MARKER, to_json(SplitMarker(part_bytes=part_bytes)))
         return SplitStore(store, part_bytes)
-    return _open_target(directory, order)
+    return _open_target(directory, request)
 
 
 def _write_deltas(

@@ -89,7 +89,7 @@ def own_wheel() -> tuple[str, bytes]:
     distribution = metadata.distribution(NAME)
     if distribution.version != envferry.__version__:
         message = f"envferry {envferry.__version__} was installed as {distribution.version}"
-        raise SpecError(message, hint="install it again, so that its metadata are its own")
+        raise SpecError(message, hint="install it again, so that its metadata match")
     info = f"{NAME}-{distribution.version}.dist-info"
     package = Path(envferry.__file__).parent
     content = {
@@ -142,7 +142,7 @@ def _version(python: str) -> tuple[int, ...]:
 
 
 def _replace_folder(directory: Path, files: dict[str, bytes]) -> None:
-    """Write files that are not there already; remove wheels of an earlier export."""
+    """Write files that do not exist yet; remove wheels of an earlier export."""
     for name, data in files.items():
         path = directory / name
         if not path.is_file() or path.read_bytes() != data:

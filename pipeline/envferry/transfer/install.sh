@@ -7,7 +7,7 @@
 #
 # Where /etc/envferry/trusted.d has keys, one of them must have signed the files beside this one;
 # openssl checks it. This script itself comes from the same disk: docs/security.md says how the
-# first install is checked by hand, and every later one by the envferry that is there already.
+# first install is checked by hand, and every later one by the installed envferry.
 set -euf
 
 fail() {
@@ -44,7 +44,7 @@ case $target in
     *) target=$PWD/$target ;;
 esac
 
-command -v "$python" >/dev/null 2>&1 || fail "there is no $python" "name one: PYTHON=/path/to/python3 sh $0"
+command -v "$python" >/dev/null 2>&1 || fail "$python was not found" "name one: PYTHON=/path/to/python3 sh $0"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
@@ -130,13 +130,13 @@ if [ -n "$allow_unsigned" ]; then
     printf 'warning: the signature of these files is not checked (--allow-unsigned)\n' >&2
 elif [ -n "$has_keys" ]; then
     openssl pkeyutl -help 2>&1 | grep -q -e -rawin ||
-        fail "this host trusts keys, and has no openssl 3 to check these files with" "run \`envferry verify $here\` with the envferry that is there, $accept"
+        fail "this host trusts keys, but has no openssl 3 to check these files" "run \`envferry verify $here\` with the installed envferry, $accept"
     is_signed || fail "these files are not signed by a key of $keys" "export them with --sign-key, $accept"
     printf 'signed by a key of %s\n' "$keys"
 elif [ -n "$is_required" ]; then
-    fail "this host demands signatures, and there is no key in $keys" "copy the public key there as NAME.pub, $accept"
+    fail "this host requires signatures, but has no keys in $keys" "copy the public key there as NAME.pub, $accept"
 else
-    printf 'warning: nobody checks who made these files: this host trusts no keys (%s)\n' "$keys" >&2
+    printf 'warning: signature not verified: this host trusts no keys (%s)\n' "$keys" >&2
     printf 'SHA-256 of SHA256SUMS, to compare with what you were told: %s\n' "$(cat "$work/digest")" >&2
 fi
 

@@ -10,10 +10,10 @@ from envferry.base.files import plural
 from envferry.base.workers import Workers
 from envferry.errors import NotFound, UsageError
 from envferry.models import current_platform
-from envferry.registry.inventory import Folder, survey
+from envferry.registry.inventory import Folder, list_inventory
 from envferry.stores.port import CannotList
 from envferry.transfer.copy import WRONG, ArtifactCopier, require_room_for
-from envferry.transfer.tags import TransferredTag, carry_tag, tags_to_carry
+from envferry.transfer.tag_copy import TransferredTag, carry_tag, tags_to_carry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ SMALL_BYTES = 16 << 20
 SMALL_AT_ONCE = 4
 READERS = 8
 FAULTS_SHOWN = 10
-DONE = "all that is in order was copied"
+DONE = "everything intact was copied"
 Environment: TypeAlias = tuple[str, str]
 """Name and platform."""
 
@@ -58,7 +58,7 @@ class Mirrored:
     copied: tuple[str, ...]
     """NAME-PLATFORM-ID of the artifacts that the target lacked, as a whole or in part."""
     copied_bytes: int
-    """The bytes of their archives, those that were there already not counted."""
+    """The bytes of their archives, existing ones not counted."""
     present: int
     """How many the target had already."""
     tags: tuple[TransferredTag, ...]
@@ -99,14 +99,19 @@ class MirrorPlan:
 
 
 def mirror_registry(
-    source: Registry, target: Registry, order: MirrorRequest, *, journals: Path, progress: Progress
+    source: Registry,
+    target: Registry,
+    request: MirrorRequest,
+    *,
+    journals: Path,
+    progress: Progress,
 ) -> Mirrored:
     """Copy what the target lacks, then move its tags forward; what broke off goes on.
 
     Signatures are checked where the source has trusted keys. Raises IntegrityError when bytes or
     signatures are wrong, after all that is right was copied.
     """
-    plan = plan_mirror(source, target, order)
+    plan = plan_mirror(source, target, request)
     require_room_for(target, plan.missing, f"mirroring {plural(len(plan.missing), 'artifact')}")
     found, faults = follow_plan(plan, journals=journals, progress=progress)
     require_none(faults)
@@ -170,25 +175,25 @@ def require_none(faults: Mapping[str, PipelineError], done: str = DONE) -> None:
     first, shown = faults[stem], others[:FAULTS_SHOWN]
     if others[FAULTS_SHOWN:]:
         shown.append(f"{len(others) - FAULTS_SHOWN:,} more")
-    message = first.message + (f" (wrong, too: {', '.join(shown)})" if shown else "")
+    message = first.message + (f" (also wrong: {', '.join(shown)})" if shown else "")
     raise type(first)(message, hint="; ".join(filter(None, (first.hint, done))))
 
 
-def plan_mirror(source: Registry, target: Registry, order: MirrorRequest) -> MirrorPlan:
+def plan_mirror(source: Registry, target: Registry, request: MirrorRequest) -> MirrorPlan:
     """Find out what the target lacks; nothing is copied."""
     if source.store.place == target.store.place:
-        message = f"{source.url} cannot be brought to itself"
+        message = f"{source.url} cannot be mirrored to itself"
         raise UsageError(message, hint="name another registry")
-    folders, environments = _folders(source, order)
+    folders, environments = _folders(source, request)
     published = {(folder.name, folder.platform, folder.id) for folder in folders}
     faults: dict[str, PipelineError] = {}
     with Workers(READERS, "plan") as pool:
         found = pool.map(
-            lambda env: tags_to_carry(source, env[0], env[1], order.tags, faults),
+            lambda env: tags_to_carry(source, env[0], env[1], request.tags, faults),
             sorted(environments),
         )
         tags = {name: record for some in found for name, record in some.items()}
-        wanted = _chosen(folders, tags, order)
+        wanted = _chosen(folders, tags, request)
         there = _there(target, {folder.name for folder in wanted})
         lacking = [folder for folder in wanted if not _has(there.get(folder), folder)]
 
@@ -202,7 +207,7 @@ def plan_mirror(source: Registry, target: Registry, order: MirrorRequest) -> Mir
         looks = tuple(pool.map(look, lacking))
     missing = tuple(manifest for manifest in looks if manifest)
     if not faults:
-        _require_tags(source, order, tags)
+        _require_tags(source, request, tags)
     chosen = {(folder.name, folder.platform, folder.id) for folder in wanted}
     return MirrorPlan(
         source=source,
@@ -229,40 +234,40 @@ def plan_mirror(source: Registry, target: Registry, order: MirrorRequest) -> Mir
     )
 
 
-def _folders(source: Registry, order: MirrorRequest) -> tuple[list[Folder], set[Environment]]:
+def _folders(source: Registry, request: MirrorRequest) -> tuple[list[Folder], set[Environment]]:
     """Return the published artifacts of a source, and the environments that may have tags.
 
     Of a source that cannot list, what tags point to.
     """
     try:
-        surveys = [survey(source, name) for name in order.names or (None,)]
+        surveys = [list_inventory(source, name) for name in request.names or (None,)]
     except CannotList:
-        folders = _folders_by_tag(source, order)
+        folders = _folders_by_tag(source, request)
         return folders, {(folder.name, folder.platform) for folder in folders}
     folders = [folder for found in surveys for folder in found.folders if folder.published]
     environments = {(folder.name, folder.platform) for folder in folders}
     environments |= {(tag.name, tag.platform) for found in surveys for tag in found.tags}
-    if order.platform:
-        folders = [folder for folder in folders if folder.platform == order.platform]
-        environments = {env for env in environments if env[1] == order.platform}
-    for name in order.names:
+    if request.platform:
+        folders = [folder for folder in folders if folder.platform == request.platform]
+        environments = {env for env in environments if env[1] == request.platform}
+    for name in request.names:
         if not any(env[0] == name for env in environments):
             message = f"{name} is not in the registry {source.url}"
             raise NotFound(message, hint=f"run `envferry ls --registry {source.url}`")
     return folders, environments
 
 
-def _folders_by_tag(source: Registry, order: MirrorRequest) -> list[Folder]:
-    if not order.names:
+def _folders_by_tag(source: Registry, request: MirrorRequest) -> list[Folder]:
+    if not request.names:
         message = f"{source.url} is a web server: what it holds cannot be listed"
         hint = "name the environments, and with --tag the tags: `envferry mirror SRC DST NAME…`"
         raise UsageError(message, hint=hint)
-    platform = order.platform or current_platform()
+    platform = request.platform or current_platform()
     found: dict[Folder, None] = {}
-    for name in order.names:
-        records = tags_to_carry(source, name, platform, order.tags)
+    for name in request.names:
+        records = tags_to_carry(source, name, platform, request.tags)
         if not records:
-            asked = ", ".join(order.tags or ("latest",))
+            asked = ", ".join(request.tags or ("latest",))
             message = f"{name} has no tag {asked} in the registry {source.url} for {platform}"
             raise NotFound(message, hint="name another with --tag")
         found |= dict.fromkeys(Folder(name, platform, record.id) for record in records.values())
@@ -270,26 +275,28 @@ def _folders_by_tag(source: Registry, order: MirrorRequest) -> list[Folder]:
 
 
 def _chosen(
-    folders: list[Folder], tags: dict[TagName, SignedTagRecord], order: MirrorRequest
+    folders: list[Folder], tags: dict[TagName, SignedTagRecord], request: MirrorRequest
 ) -> list[Folder]:
     """Return what is to be in the target: with `keep` the newest, and what tags point to."""
     tagged = {(name.name, name.platform, record.id) for name, record in tags.items()}
-    if order.tags:
+    if request.tags:
         folders = [one for one in folders if (one.name, one.platform, one.id) in tagged]
-    if order.keep is None:
+    if request.keep is None:
         return folders
     newest: set[Folder] = set()
     for env in {(folder.name, folder.platform) for folder in folders}:
         versions = [folder for folder in folders if (folder.name, folder.platform) == env]
         versions.sort(key=lambda one: one.published.timestamp() if one.published else 0.0)
-        newest.update(versions[-order.keep :])
+        newest.update(versions[-request.keep :])
     return [one for one in folders if one in newest or (one.name, one.platform, one.id) in tagged]
 
 
 def _there(target: Registry, names: set[str]) -> dict[Folder, Folder]:
     """Return what the target has of some environments; nothing, if it is not there yet."""
     try:
-        found = [folder for name in sorted(names) for folder in survey(target, name).folders]
+        found = [
+            folder for name in sorted(names) for folder in list_inventory(target, name).folders
+        ]
     except NotFound:
         return {}
     except CannotList as error:
@@ -313,9 +320,9 @@ def _has(there: Folder | None, wanted: Folder) -> bool:
 
 
 def _require_tags(
-    source: Registry, order: MirrorRequest, tags: dict[TagName, SignedTagRecord]
+    source: Registry, request: MirrorRequest, tags: dict[TagName, SignedTagRecord]
 ) -> None:
-    for tag in order.tags:
+    for tag in request.tags:
         if not any(name.tag == tag for name in tags):
             message = f"no environment in {source.url} has the tag {tag}"
             raise NotFound(message, hint=f"run `envferry ls --registry {source.url}`")

@@ -43,7 +43,7 @@ class VerifiedArtifact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """What an attestation says of a build, for people to read: nobody has checked it."""
+    """What an attestation says of a build, for people to read; not verified."""
 
     key_ids: tuple[str, ...]
     """The keys that signed it, as it says itself."""
@@ -90,7 +90,7 @@ def verify_attestation(
 ) -> VerifiedArtifact:
     """Check that one of `keys` signed a statement about this very artifact.
 
-    Raises IntegrityError when nobody did, or when the statement is about something else.
+    Raises IntegrityError when none did, or when the statement is about something else.
     """
     what = f"the artifact {manifest.stem}"
     if attestation is None:
@@ -147,7 +147,7 @@ def is_about(envelope: Envelope, manifest: Manifest, manifest_data: bytes) -> bo
 
 
 def decode_envelope(data: bytes, what: str) -> Envelope:
-    """Decode a DSSE envelope; raise IntegrityError when it is none."""
+    """Decode a DSSE envelope; raise IntegrityError when it is not valid."""
     try:
         return decode_json(data, Envelope)
     except msgspec.MsgspecError as error:

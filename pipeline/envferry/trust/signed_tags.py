@@ -24,7 +24,7 @@ class SignedTagRecord(TagRecord, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TagName:
-    """Which tag of which environment: a signature for one is none for another."""
+    """Which tag of which environment: a signature for one is not valid for another."""
 
     name: str
     platform: str

@@ -170,7 +170,7 @@ def _require_ends(path: Path) -> None:
 
 
 def _list_keys_dir(directory: Path) -> list[Path] | None:
-    """Return what is in the directory of trusted keys; None when nobody ever made it.
+    """Return what is in the directory of trusted keys; None when it does not exist.
 
     A link that leads nowhere, a file, or a directory that cannot be read was meant to hold keys.
     """

@@ -52,7 +52,7 @@ def attest_tool(sums: bytes, signer: Signer) -> bytes:
 def verify_tool(directory: Path, keys: tuple[PublicKey, ...]) -> VerifiedArtifact:
     """Check that one of `keys` signed the tool in `directory`, and read every file of it.
 
-    Raises IntegrityError when nobody did, and for each file that is changed, missing or added.
+    Raises IntegrityError when none did, and for each file that is changed, missing or added.
     """
     what = f"the tool in {directory}"
     sums = _read(directory / SUMS)

@@ -109,7 +109,7 @@ class WhyPage:
 
     entry: Entry
     package: str
-    """Empty: nobody has asked yet."""
+    """Empty: no package has been asked for."""
     needs: tuple[Need, ...]
     """One tree for each package of that name: conda's and pip's."""
 
@@ -325,6 +325,6 @@ def _siblings(site: RegistryView, entry: Entry) -> tuple[Entry, ...]:
 def _entry_of(site: RegistryView, text: str) -> Entry:
     parts = text.strip("/").split("/")
     if len(parts) != 3:
-        message = f"{text!r} names no artifact"
+        message = f"{text!r} does not name an artifact"
         raise UsageError(message, hint="write NAME/PLATFORM/TAG or NAME/PLATFORM/ID")
     return site.entry(*parts)

@@ -1,4 +1,4 @@
-"""A registry as the pages see it: its index, kept fresh behind their back, and manifests."""
+"""A registry as the pages see it: its index, refreshed in the background, and manifests."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Contents:
 class RegistryView:
     """What all pages draw from; safe for many threads."""
 
-    def __init__(self, catalog: RegistryIndex, keys: tuple[PublicKey, ...] = ()) -> None:
-        self.catalog, self.keys = catalog, keys
+    def __init__(self, index: RegistryIndex, keys: tuple[PublicKey, ...] = ()) -> None:
+        self.index, self.keys = index, keys
         self._refresher: threading.Thread | None = None
         self._lock = threading.Lock()
         self._refreshed_at = 0.0
@@ -66,8 +66,8 @@ class RegistryView:
 
     @property
     def url(self) -> str:
-        """Where the registry is, as somebody in another folder writes it; without logins."""
-        store = self.catalog.registry.store
+        """Where the registry is, as it is written from any folder; without logins."""
+        store = self.index.registry.store
         return fit_to_show(store.url if "://" in store.url else store.place)
 
     def ask(self, query: Callable[[Connection], T]) -> T:
@@ -77,12 +77,12 @@ class RegistryView:
             refresher = self._start_refresh()
             if age > STALE_SECONDS:
                 refresher.join(PATIENCE_SECONDS)
-        return self.catalog.ask(query)
+        return self.index.ask(query)
 
     def refresh(self) -> None:
         """Bring the index up to date; a registry that cannot be reached is noted, no error."""
         try:
-            self.catalog.refresh()
+            self.index.refresh()
             self.problem = ""
         except PipelineError as error:
             log.warning("the registry was not read again: %s", error.message)
@@ -123,7 +123,7 @@ class RegistryView:
                 if time.monotonic() - since < STALE_SECONDS:
                     self._contents.move_to_end(place)
                     return contents
-        registry = self.catalog.registry
+        registry = self.index.registry
         manifest = registry.described(*place)
         contents = Contents(
             manifest=manifest,
@@ -138,7 +138,7 @@ class RegistryView:
 
     def why(self, entry: Entry, package: str) -> tuple[Need, ...]:
         """Return who needs a package of an artifact; raise NotFound when it is not there."""
-        registry = self.catalog.registry
+        registry = self.index.registry
         manifest = registry.described(entry.name, entry.platform, entry.id)
         return dependencies_in(registry, manifest).why(package, f"{entry.name}@{entry.id}")
 
@@ -147,7 +147,7 @@ class RegistryView:
 
         None when one of them is damaged or cut off: the rest of the page holds without it.
         """
-        registry = self.catalog.registry
+        registry = self.index.registry
         try:
             old, new = ((one, PublishedArchive(registry, one)) for one in (before, after))
             return compare_artifacts(old, new).update
@@ -157,7 +157,7 @@ class RegistryView:
 
     def file(self, entry: Entry, name: str) -> bytes:
         """Read one of the small files beside an artifact; raise NotFound."""
-        registry = self.catalog.registry
+        registry = self.index.registry
         manifest = registry.described(entry.name, entry.platform, entry.id)
         if name == "conda-lock.yml":
             return registry.read_lock(manifest)

@@ -40,7 +40,7 @@ class Tile:
     width: float
     height: float
     font: float
-    """The size of its label; 0 when there is none."""
+    """The font size of its label; 0 without a label."""
     has_detail: bool
     """Whether there is room for a second line, the size."""
 

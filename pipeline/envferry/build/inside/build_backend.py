@@ -89,7 +89,7 @@ class Backend:
         return process.run_to_its_end(words, env=self.environ, cwd=self.project)
 
     def _system(self) -> _BuildSystem:
-        """Read what the project says; raise ToolFailed for what nobody can read."""
+        """Read what the project says; raise ToolFailed when it cannot be read."""
         try:
             text = (self.project / "pyproject.toml").read_text(encoding="utf-8")
             return convert(tomllib.loads(text), _Project).build_system

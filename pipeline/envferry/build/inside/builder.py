@@ -45,12 +45,12 @@ DISK_FULL = ("No space left on device", "Disk quota exceeded", "os error 28", "o
 """What programs say of ENOSPC and EDQUOT."""
 
 
-def main(order_path: str) -> None:
-    """Carry out the order in a file and leave the answer on stdout: also when the disk is full."""
-    order = decode_json(Path(order_path).read_bytes(), BuildRequest)
+def main(request_path: str) -> None:
+    """Carry out the request in a file; print the answer to stdout, also when the disk is full."""
+    request = decode_json(Path(request_path).read_bytes(), BuildRequest)
     tools = {tool: metadata.version(tool) for tool in TOOLS}
     try:
-        answer = BuildAnswer(tools=tools, warnings=tuple(build_prefix(order)))
+        answer = BuildAnswer(tools=tools, warnings=tuple(build_prefix(request)))
     except PipelineError as error:
         answer = BuildAnswer(error=error.message, hint=error.hint, exit_code=error.exit_code)
     except OSError as error:
@@ -61,18 +61,18 @@ def main(order_path: str) -> None:
         )
     if answer.error and any(words in answer.error for words in DISK_FULL):
         answer = BuildAnswer(
-            error=f"no space left on the disk of the build ({order.prefix})",
+            error=f"no space left on the disk of the build ({request.prefix})",
             hint="free some space, or put the cache elsewhere with ENVFERRY_CACHE",
             exit_code=HostError.exit_code,
         )
     sys.stdout.write(msgspec.json.encode(answer).decode())
 
 
-def build_prefix(order: BuildRequest) -> Iterator[str]:
+def build_prefix(request: BuildRequest) -> Iterator[str]:
     """Make the environment at its final prefix; yield warnings."""
-    prefix = Path(order.prefix)
-    say(f"linking {len(order.conda)} conda packages")
-    linked = link_conda_packages(order)
+    prefix = Path(request.prefix)
+    say(f"linking {len(request.conda)} conda packages")
+    linked = link_conda_packages(request)
     yield from linked.warnings
     records = CondaRecords.read(prefix)
     yield from run_link_scripts(records, linked.linked, say)
@@ -81,24 +81,24 @@ def build_prefix(order: BuildRequest) -> Iterator[str]:
     records.forget_aside()
     tries = network_tries()
     python = prefix / "bin" / "python"
-    if order.wheels:
+    if request.wheels:
         if not python.exists():
             msg = "the spec has a pip half but the environment has no python"
             raise SpecError(
                 msg,
                 hint="add `python` to the conda half, lock and build again",
             )
-        say(f"installing {len(order.wheels)} wheels")
-        yield from add_wheels(order, python, records)
+        say(f"installing {len(request.wheels)} wheels")
+        yield from add_wheels(request, python, records)
     if python.exists():
-        check_requirements(order, python)
+        check_requirements(request, python)
         say("compiling byte code")
         compile_bytecode(prefix, python)
         refuse_tries_at_start(prefix / records.site_packages, tries)
-    records.finish({file.name: file.url for file in order.conda})
-    if order.variables:
-        write_state(prefix, order.variables)
-    tidy(prefix, Path(order.scratch))
+    records.finish({file.name: file.url for file in request.conda})
+    if request.variables:
+        write_state(prefix, request.variables)
+    tidy(prefix, Path(request.scratch))
 
 
 def write_state(prefix: Path, variables: dict[str, str]) -> None:
@@ -114,7 +114,7 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
-def link_conda_packages(order: BuildRequest) -> LinkAnswer:
+def link_conda_packages(request: BuildRequest) -> LinkAnswer:
     """Install the conda half with rattler; the answer has the packages, each after what it needs.
 
     The worker makes an HTTP client, without ever using it, and that one wants certificates to
@@ -124,13 +124,13 @@ def link_conda_packages(order: BuildRequest) -> LinkAnswer:
 
     worker = Worker(
         module="envferry.build.inside.link_packages",
-        scratch=Path(order.scratch),
+        scratch=Path(request.scratch),
         environ=child_environ(SSL_CERT_FILE=certifi.where()),
         explain=worker_failure,
     )
-    answer = worker.ask(order, LinkAnswer)
+    answer = worker.ask(request, LinkAnswer)
     if answer.failure:
-        raise link_failure(answer.failure, order.prefix)
+        raise link_failure(answer.failure, request.prefix)
     if answer.faults:
         more = [f"and {len(answer.faults) - FAULTS_SHOWN} more"]
         shown = [*answer.faults[:FAULTS_SHOWN], *(more if answer.faults[FAULTS_SHOWN:] else [])]
@@ -157,16 +157,16 @@ def link_failure(reason: str, prefix: str) -> SpecError:
     return SpecError(f"the conda packages cannot be linked:\n  {lines}", hint=hint)
 
 
-def add_wheels(order: BuildRequest, python: Path, records: CondaRecords) -> Iterator[str]:
+def add_wheels(request: BuildRequest, python: Path, records: CondaRecords) -> Iterator[str]:
     """Install the pip half on top of the conda half; yield warnings."""
-    written = {wheel: written_files(wheel, records) for wheel in order.wheels}
+    written = {wheel: written_files(wheel, records) for wheel in request.wheels}
     clobbers = find_clobbers(written, records)
-    refuse_clobbers(clobbers, order.allow_clobber)
-    install_wheels(order, python)
+    refuse_clobbers(clobbers, request.allow_clobber)
+    install_wheels(request, python)
     overlaps = find_overlaps(written)
     again = {wheel.name: wheel for wheels in overlaps.values() for wheel in wheels[1:]}
     for _, wheel in sorted(again.items()):
-        reinstall_wheel(order, python, wheel)
+        reinstall_wheel(request, python, wheel)
     yield from describe_overlaps(overlaps)
     if clobbers:
         taken = {file for files in written.values() for file in files}

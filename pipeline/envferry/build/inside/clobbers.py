@@ -1,4 +1,4 @@
-"""Who writes which file: no wheel over conda's, and of two wheels always the same one wins."""
+"""Conflicts over files: no wheel replaces conda's files, and of two wheels always the same wins."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def installed_distributions(files: Iterable[str], site_packages: str) -> dict[st
 
 
 def refuse_clobbers(clobbers: Sequence[Clobber], allowed: Sequence[str]) -> None:
-    """Raise SpecError for those that nobody allowed, naming both packages and the file."""
+    """Raise SpecError for those that are not allowed, naming both packages and the file."""
     names = {canonicalize_name(name) for name in allowed}
     faults = [
         f"{item.wheel.name} {item.wheel.version} (pip) overwrites {item.file} "
@@ -124,7 +124,7 @@ def written_files(wheel: WheelFile, records: CondaRecords) -> dict[str, int]:
 def wheel_files(wheel: WheelFile, site_packages: str) -> dict[str, int]:
     """Return where the files of a wheel go, relative to the prefix, and their CRC-32.
 
-    Raises SpecError when it is no wheel, or has a file that would lie elsewhere.
+    Raises SpecError when it is not a wheel, or has a file that would lie elsewhere.
     """
     try:
         with zipfile.ZipFile(wheel.path) as archive:

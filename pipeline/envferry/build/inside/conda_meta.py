@@ -92,7 +92,7 @@ class CondaRecords:
 def list_bytecode(prefix: Path, record: dict[str, Any], python_minor: str) -> None:
     """Add a package's byte code to its record, as conda does for noarch packages.
 
-    conda-pack leaves out byte code that nobody lists when its source belongs to a conda package.
+    conda-pack leaves out byte code that no record lists when its source belongs to a conda package.
     """
     ending = f".cpython-{python_minor.replace('.', '')}.pyc"
     listed = {file for file in record["files"] if not is_cached_bytecode(file)}

@@ -43,31 +43,31 @@ PACKAGE_ERRORS = (
 )
 
 
-async def link_packages(order: BuildRequest) -> LinkAnswer:
-    """Install the conda packages of an order, from a cache on the file system of the prefix."""
-    scratch = Path(order.scratch)
+async def link_packages(request: BuildRequest) -> LinkAnswer:
+    """Install the conda packages of a request, from a cache on the file system of the prefix."""
+    scratch = Path(request.scratch)
     records, paths = [], {}
-    for file in order.conda:
+    for file in request.conda:
         try:
-            record, paths[file.name] = await read_package(file, scratch, order.platform)
+            record, paths[file.name] = await read_package(file, scratch, request.platform)
         except PACKAGE_ERRORS as error:
             return LinkAnswer(failure=f"{file.url} is not a valid conda package: {error}")
         records.append(record)
-    broken = tuple(broken_dependencies(records, order))
+    broken = tuple(broken_dependencies(records, request))
     # Packages are not patched, indexes are: what a package says of itself proves nothing.
-    knows = any(file.record or file.dependencies is not None for file in order.conda)
+    knows = any(file.record or file.dependencies is not None for file in request.conda)
     faults = (*(broken if knows else ()), *folders_for_files(paths))
     if faults:
         return LinkAnswer(faults=faults)
     try:
         await install(
             records=records,
-            target_prefix=order.prefix,
+            target_prefix=request.prefix,
             cache_dir=scratch / "pkgs",
             show_progress=False,
             # The builder does that: rattler goes on when a script fails.
             execute_link_scripts=False,
-            platform=Platform(order.platform),
+            platform=Platform(request.platform),
         )
     except PACKAGE_ERRORS as error:
         return LinkAnswer(failure=str(error))
@@ -110,7 +110,7 @@ async def read_package(
 def patched(index: bytes, file: CondaFile, platform: str) -> dict[str, Any]:
     """Return what a package says of itself, corrected by what the lock has of its channel's index.
 
-    Raises msgspec.MsgspecError for what is no record.
+    Raises msgspec.MsgspecError for what is not a record.
     """
     own = decode_json(index, dict[str, Any])
     folder = file.url.rsplit("/", 2)[-2]
@@ -150,11 +150,11 @@ def folders_of(paths: Iterable[str]) -> set[str]:
     return found
 
 
-def broken_dependencies(records: Sequence[RepoDataRecord], order: BuildRequest) -> Iterator[str]:
+def broken_dependencies(records: Sequence[RepoDataRecord], request: BuildRequest) -> Iterator[str]:
     """Yield each requirement between conda packages that the lock does not meet."""
     by_name = {record.name.normalized: record for record in records}
-    for record, file in zip(records, order.conda, strict=True):
-        if record.name.normalized in order.allow_conflict:
+    for record, file in zip(records, request.conda, strict=True):
+        if record.name.normalized in request.allow_conflict:
             continue
         # A lock of another tool has no limits, and those of the package may have been lifted.
         knows_limits = file.record or file.dependencies is None
@@ -185,4 +185,4 @@ def unmet(text: str, by_name: Mapping[str, RepoDataRecord], *, must_exist: bool)
 
 
 if __name__ == "__main__":
-    answer_request(BuildRequest, lambda order, _: asyncio.run(link_packages(order)))
+    answer_request(BuildRequest, lambda request, _: asyncio.run(link_packages(request)))

@@ -1,6 +1,6 @@
 """How often the programs in a container wanted to reach another machine: the kernel counts.
 
-Per network namespace it counts what it has no route for, and datagrams that nobody takes: without a
+Per network namespace it counts what it has no route for, and unreceived datagrams: without a
 resolv.conf, name lookups go to this machine. RFC 4293 and 4113.
 """
 

@@ -24,34 +24,34 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-def main(order_path: str) -> None:
-    """Carry out the order in a file and leave the answer on stdout."""
-    order = decode_json(Path(order_path).read_bytes(), WheelRequest)
+def main(request_path: str) -> None:
+    """Carry out the request in a file and leave the answer on stdout."""
+    request = decode_json(Path(request_path).read_bytes(), WheelRequest)
     try:
-        make_wheel(order)
+        make_wheel(request)
         answer = BuildAnswer()
     except PipelineError as error:
         answer = BuildAnswer(error=error.message, hint=error.hint, exit_code=error.exit_code)
     except (OSError, tarfile.TarError, zipfile.BadZipFile) as error:
-        message = f"making a wheel of {order.name} stopped: {error}"
+        message = f"making a wheel of {request.name} stopped: {error}"
         answer = BuildAnswer(error=message, exit_code=HostError.exit_code)
     sys.stdout.write(msgspec.json.encode(answer).decode())
 
 
-def make_wheel(order: WheelRequest) -> None:
-    """Make the wheel in the order's folder `dist`, with nothing but what the lock pins.
+def make_wheel(request: WheelRequest) -> None:
+    """Make the wheel in the request's folder `dist`, with nothing but what the lock pins.
 
     Always at the same paths, with the same modes and the same date: compilers and zip files keep
     them. Raises ToolFailed when the project's own build fails, or wants the network.
     """
     import uv
 
-    home = Path(order.home)
-    project = unpack(Path(order.source), home / "work") / order.folder
+    home = Path(request.home)
+    project = unpack(Path(request.source), home / "work") / request.folder
     set_modes(home / "work")
     venv = home / "venv"
     environ = child_environ(
-        PATH=f"{venv}/bin:{Path(order.python).parent}:/usr/bin:/bin",
+        PATH=f"{venv}/bin:{Path(request.python).parent}:/usr/bin:/bin",
         SOURCE_DATE_EPOCH=str(SOURCE_DATE_EPOCH),
         UV_CACHE_DIR=str(home / "uv"),
         UV_NO_PROGRESS="1",
@@ -59,12 +59,12 @@ def make_wheel(order: WheelRequest) -> None:
         VIRTUAL_ENV=str(venv),
     )
     uv_words = (uv.find_uv_bin(), "--offline", "--no-config")
-    process.run([*uv_words, "venv", "--quiet", "--python", order.python, venv], env=environ)
-    install_requirements(order, uv_words, environ)
+    process.run([*uv_words, "venv", "--quiet", "--python", request.python, venv], env=environ)
+    install_requirements(request, uv_words, environ)
     backend = Backend(project, venv / "bin/python", environ)
     tries = network_tries()
     finished = backend.make_wheel(home / "dist")
-    what = f"making a wheel of {order.name}"
+    what = f"making a wheel of {request.name}"
     has_tried = network_tries() > tries
     if finished.returncode == 0 and has_tried:
         msg = (
@@ -79,13 +79,13 @@ def make_wheel(order: WheelRequest) -> None:
     failure = process.failure([what], finished.returncode, finished.stdout, "")
     if has_tried:
         failure.message += "\nit tried to use the network, which a build does not have"
-    pinned = [item.name for item in order.requires]
-    raise failed_wheel(order, failure.message, backend.unpinned_requirements(pinned))
+    pinned = [item.name for item in request.requires]
+    raise failed_wheel(request, failure.message, backend.unpinned_requirements(pinned))
 
 
-def failed_wheel(order: WheelRequest, message: str, lacking: Sequence[str]) -> ToolFailed:
+def failed_wheel(request: WheelRequest, message: str, lacking: Sequence[str]) -> ToolFailed:
     """Describe a build that failed, by what its backend asked for in vain if there is such."""
-    known = ", ".join(f"{item.name} {item.version}" for item in order.requires) or "nothing"
+    known = ", ".join(f"{item.name} {item.version}" for item in request.requires) or "nothing"
     if not lacking:
         hint = (
             f"it was built with {known}, as its pyproject.toml asks; name what else it needs "
@@ -102,17 +102,17 @@ def failed_wheel(order: WheelRequest, message: str, lacking: Sequence[str]) -> T
 
 
 def install_requirements(
-    order: WheelRequest, uv_words: tuple[str, ...], environ: Mapping[str, str]
+    request: WheelRequest, uv_words: tuple[str, ...], environ: Mapping[str, str]
 ) -> None:
     """Put the pinned build requirements into the virtual environment, by hash."""
-    if not order.requires:
+    if not request.requires:
         return
-    links = Path(order.home) / "links"
+    links = Path(request.home) / "links"
     links.mkdir()
-    for wheel in order.requires:
+    for wheel in request.requires:
         (links / Path(wheel.path).name).symlink_to(wheel.path)
     lines = [
-        f"{item.name}=={item.version} --hash=sha256:{item.sha256}\n" for item in order.requires
+        f"{item.name}=={item.version} --hash=sha256:{item.sha256}\n" for item in request.requires
     ]
     requirements = links / "requirements.txt"
     requirements.write_text("".join(lines))

@@ -18,42 +18,42 @@ if TYPE_CHECKING:
     from envferry.build.request import BuildRequest, WheelFile
 
 
-def install_wheels(order: BuildRequest, python: Path) -> None:
-    """Install the wheels of an order.
+def install_wheels(request: BuildRequest, python: Path) -> None:
+    """Install the wheels of a request.
 
     By name and not by path, so that no direct_url.json with a path of this build is written.
     """
-    links = links_dir(order)
+    links = links_dir(request)
     links.mkdir()
-    for wheel in order.wheels:
+    for wheel in request.wheels:
         (links / Path(wheel.path).name).symlink_to(wheel.path)
-    run_install(order, python, order.wheels)
+    run_install(request, python, request.wheels)
 
 
-def reinstall_wheel(order: BuildRequest, python: Path, wheel: WheelFile) -> None:
+def reinstall_wheel(request: BuildRequest, python: Path, wheel: WheelFile) -> None:
     """Install one wheel again, over files that another one has as well."""
-    run_install(order, python, (wheel,), "--reinstall-package", wheel.name)
+    run_install(request, python, (wheel,), "--reinstall-package", wheel.name)
 
 
-def links_dir(order: BuildRequest) -> Path:
+def links_dir(request: BuildRequest) -> Path:
     """Return the folder in which uv finds all wheels."""
-    return Path(order.scratch) / "wheels"
+    return Path(request.scratch) / "wheels"
 
 
 def run_install(
-    order: BuildRequest, python: Path, wheels: Sequence[WheelFile], *options: str
+    request: BuildRequest, python: Path, wheels: Sequence[WheelFile], *options: str
 ) -> None:
     """Have uv install some wheels, its cache beside the prefix so that it can hard-link."""
     import uv
 
     lines = [f"{item.name}=={item.version} --hash=sha256:{item.sha256}\n" for item in wheels]
-    requirements = Path(order.scratch) / "requirements.txt"
+    requirements = Path(request.scratch) / "requirements.txt"
     requirements.write_text("".join(lines))
     words: list[str | Path] = [uv.find_uv_bin(), "pip", "install", "--python", python]
-    words += ["--offline", "--no-index", "--find-links", links_dir(order), "--no-config"]
+    words += ["--offline", "--no-index", "--find-links", links_dir(request), "--no-config"]
     words += ["--no-deps", "--require-hashes", "--no-compile-bytecode", "--link-mode", "hardlink"]
     words += ["--break-system-packages", "--quiet", *options, "-r", requirements]
-    finished = process.run(words, env=uv_environ(order), check=False)
+    finished = process.run(words, env=uv_environ(request), check=False)
     if finished.returncode != 0:
         what = "installing the wheels by uv"
         failure = process.failure([what], finished.returncode, finished.stdout, finished.stderr)
@@ -61,20 +61,20 @@ def run_install(
         raise failure
 
 
-def uv_environ(order: BuildRequest) -> dict[str, str]:
+def uv_environ(request: BuildRequest) -> dict[str, str]:
     """Return the environment of uv: what it learns of the interpreter is in its cache, too."""
-    return child_environ(UV_CACHE_DIR=f"{order.scratch}/uv", UV_NO_PROGRESS="1")
+    return child_environ(UV_CACHE_DIR=f"{request.scratch}/uv", UV_NO_PROGRESS="1")
 
 
-def check_requirements(order: BuildRequest, python: Path) -> None:
+def check_requirements(request: BuildRequest, python: Path) -> None:
     """Raise SpecError when what packages require of each other does not hold: `pip check`."""
     import uv
 
     check = (uv.find_uv_bin(), "pip", "check", "--offline", "--no-config", "--python", python)
-    finished = process.run(check, env=uv_environ(order), check=False)
+    finished = process.run(check, env=uv_environ(request), check=False)
     if finished.returncode == 0:
         return
-    names = {canonicalize_name(name) for name in order.allow_conflict}
+    names = {canonicalize_name(name) for name in request.allow_conflict}
     complaints = [line for line in finished.stderr.splitlines() if line.startswith("The package")]
     if not complaints:
         raise process.failure(["uv pip check"], finished.returncode, "", finished.stderr)

@@ -286,7 +286,7 @@ class RegistryClient:
         return answer.status == CREATED
 
     def _forget(self, repository: str, place: str) -> None:
-        """End an upload that nobody wants; one that stays is the registry's to remove."""
+        """End an upload that is not needed; one that stays is the registry's to remove."""
         call = Call(method="DELETE", path=place, repository=repository, rights="pull,push",
                     expected=(NO_CONTENT, OK, ACCEPTED_STATUS, ABSENT, NOT_ALLOWED))  # fmt: skip
         try:

@@ -18,10 +18,10 @@ from cryptography.hazmat.primitives import hashes
 
 from envferry.base.journal import LineJournal, read_journal
 from envferry.errors import IntegrityError, StoreError
-from envferry.stores.multipart import journal_at
 from envferry.stores.oci.client import UploadGone
 from envferry.stores.oci.documents import LAYER, Descriptor
 from envferry.stores.receive import REQUEST_BYTES, receive
+from envferry.stores.s3.multipart import journal_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,7 +48,7 @@ class SentBlob:
 
     descriptor: Descriptor
     diff_id: str
-    """The digest of what it decompresses to; empty where nobody asked."""
+    """The digest of what it decompresses to; empty if it was not asked for."""
 
 
 class BlobDigests:
@@ -80,7 +80,7 @@ class BlobDigests:
             raise IntegrityError(message, hint="pack it again") from error
 
     def result(self) -> tuple[str, str]:
-        """Return both digests; the second one is empty where nobody asked."""
+        """Return both digests; the second one is empty if it was not asked for."""
         while self.waiting:
             self.waiting.popleft().result()
         inner = f"sha256:{self.inner.finalize().hex()}" if self.decompresses else ""

@@ -84,7 +84,7 @@ log = logging.getLogger(__name__)
 READERS = 12
 EMPTY_BLOB = describe(EMPTY_CONFIG, EMPTY)
 SCHEMES = {"oci+http": "http", "oci+https": "https"}
-"""For a registry without TLS, where somebody says so; and for one with TLS on this machine."""
+"""For a registry without TLS, where the user says so; and for one with TLS on this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +188,7 @@ class OciStore:
         """Read the manifest of a key."""
         value = self._value(key)
         if value is None:
-            self._require_no_stranger(key)
+            self._require_no_other_image(key)
             return None
         return Stat(size=value.size, version=value.digest, modified=value.created)
 
@@ -271,7 +271,7 @@ class OciStore:
         if (before.digest if before else None) != expected:
             raise self._lost(key)
         if before is None:
-            self._require_no_stranger(key)
+            self._require_no_other_image(key)
         digest = self._write(key, data)
         if self.space.manifest_digest(*self._at(key)) != digest:
             raise self._lost(key)
@@ -410,7 +410,7 @@ class OciStore:
             return value
         value = self._value(key)
         if value is None:
-            self._require_no_stranger(key)
+            self._require_no_other_image(key)
             raise self._missing(key)
         if archive_name(key):
             self.known.archives[key] = value
@@ -420,17 +420,17 @@ class OciStore:
         message = f"{key} is not in the registry {self.url}"
         return NotFound(message, hint="run `envferry ls` to see what is")
 
-    def _require_no_stranger(self, key: str) -> None:
-        """Raise IntegrityError where a tag is an image that somebody else has made."""
+    def _require_no_other_image(self, key: str) -> None:
+        """Raise IntegrityError where a tag is an image that another tool has made."""
         if tag := tag_name(key):
-            self.views.require_no_stranger(tag)
+            self.views.require_no_other_image(tag)
 
     def _require_free(self, key: str) -> None:
         if self.space.manifest_digest(*self._at(key)):
             raise self._taken(key)
 
     def _require_ours(self, key: str, digest: str) -> None:
-        """Raise KeyTaken when somebody else's write came after ours."""
+        """Raise KeyTaken when another write came after ours."""
         if self.space.manifest_digest(*self._at(key)) != digest:
             raise self._taken(key)
 
@@ -438,7 +438,7 @@ class OciStore:
         return KeyTaken(f"{key} exists in {self.url} and is never overwritten")
 
     def _lost(self, key: str) -> LostRace:
-        message = f"{key} in {self.url} was changed by somebody else"
+        message = f"{key} in {self.url} was changed by another process"
         return LostRace(message, hint="run the command again")
 
     def _prepared(self, key: str) -> Place:

@@ -206,8 +206,8 @@ class Views:
             log.info("%s:%s is damaged: %s", repository, tag, error)
             return None
 
-    def require_no_stranger(self, tag: TagName) -> None:
-        """Raise IntegrityError where a tag names an image that somebody else has made."""
+    def require_no_other_image(self, tag: TagName) -> None:
+        """Raise IntegrityError where a tag names an image that another tool has made."""
         repository = self.names.repository(tag.name)
         found = self.space.manifest(repository, tag.tag)
         if found is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from envferry.base.retry import BUSY_STATUSES, Transient, asked_seconds, waiting_words
 from envferry.errors import NotFound, StoreError
-from envferry.stores.multipart import Unreachable
+from envferry.stores.s3.multipart import Unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -172,7 +172,7 @@ def _access(answer: ErrorAnswer, asked: Asked) -> StoreError | None:
 def _object(answer: ErrorAnswer, asked: Asked) -> StoreError | NotFound | None:
     code, where = answer.code, f"{asked.key} in {asked.url}"
     if code in CONFLICTS:
-        message = f"{where} is not what it was expected to be ({code})"
+        message = f"{where} is not as expected ({code})"
         return Conflict(message, hint="run the command again")
     if code in ABSENT:
         message = f"{asked.key} is not in the registry {asked.url}"
@@ -181,8 +181,8 @@ def _object(answer: ErrorAnswer, asked: Asked) -> StoreError | NotFound | None:
         message = f"{where} is shorter than expected"
         return Empty(message, hint="the object is cut off: push it again")
     if code in GARBLED:
-        message = f"{asked.key} does not arrive at {asked.endpoint} as it was sent ({code})"
-        return StoreError(message, hint="something on the way changes bytes: use https")
+        message = f"{asked.key} arrives at {asked.endpoint} damaged ({code})"
+        return StoreError(message, hint="something between here and there changes bytes: use https")
     return None
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from benchmarks.comparing import Command, Result, Run, in_turn, run_once, seconds_result
 from benchmarks.registry import LIMIT_MB
 from demo.seaweed import S3Server, seaweed
-from demo.voyage import ENVFERRY, PROJECT
+from demo.walkthrough import ENVFERRY, PROJECT
 from envferry.models import Artifact, Ref, current_platform
 from envferry.progress import Silent
 from envferry.registry import Registry
@@ -72,7 +72,7 @@ else:
 
 def results(environment: Environment) -> Iterator[Result]:
     """Yield the figures of carrying."""
-    work = environment.home / "bench-carrying"
+    work = environment.home / "bench-transfers"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     # As installed packages are: without, each start compiles what was edited.
@@ -96,7 +96,7 @@ class Bench:
 
     def make(self, seed: int, packages: int) -> Artifact:
         """Push a version, from a process of its own: its memory would be taken for a command's."""
-        words = (sys.executable, "-m", "benchmarks.carrying", self.work, str(seed), str(packages))
+        words = (sys.executable, "-m", "benchmarks.transfers", self.work, str(seed), str(packages))
         run_once(Command.of(*words))
         registry = Registry.open(self.home)
         id_ = registry.resolve(Ref.parse(f"demo@v{seed}"), current_platform())

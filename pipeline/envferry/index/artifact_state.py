@@ -12,7 +12,7 @@ from envferry.errors import IntegrityError, NotFound, PipelineError, SpecError, 
 from envferry.index.registry_keys import Place, list_folder
 from envferry.models import ID_PATTERN
 from envferry.registry.layout import tag_key
-from envferry.stores.multipart import Unreachable
+from envferry.stores.s3.multipart import Unreachable
 from envferry.trust.signed_tags import SignedTagRecord, TagName
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _read_tag(registry: Registry, name: TagName, listed: Listed) -> TagLook | No
 
 
 def _require_numbers(manifest: Manifest) -> None:
-    """Raise IntegrityError when a size is none."""
+    """Raise IntegrityError when a size is not valid."""
     sizes = (
         manifest.archive.size,
         manifest.archive.tar_size,

@@ -15,7 +15,7 @@ RECORD = "built.json"
 
 
 def read_build(name: str, builds_dir: Path) -> BuiltEnv:
-    """Return the last finished build of an environment; raise NotFound when there is none."""
+    """Return the last finished build of an environment; raise NotFound without one."""
     path = builds_dir / f"{name}-{current_platform()}" / RECORD
     try:
         return from_json(path.read_bytes(), BuiltEnv, str(path))

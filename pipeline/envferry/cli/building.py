@@ -14,7 +14,7 @@ import click
 from envferry.archive.compression import DEFAULT_LEVEL
 from envferry.base.files import exclusive_lock, plural, remove_tree
 from envferry.cli.command import option
-from envferry.cli.options import OfflineOptions, becomes
+from envferry.cli.shared_options import OfflineOptions, becomes
 from envferry.config import settings
 from envferry.engines.selection import Engine
 from envferry.errors import IntegrityError
@@ -22,7 +22,7 @@ from envferry.errors import IntegrityError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from envferry.build.options import BuildOptions
+    from envferry.build.build_options import BuildOptions
     from envferry.build.preview import BuildPreview
     from envferry.cli.console import Console
     from envferry.engines.port import Sandbox
@@ -63,7 +63,7 @@ class BuildingOptions(OfflineOptions):
 
     def as_build_options(self) -> BuildOptions:
         """Return what the stage is to do."""
-        from envferry.build.options import BuildOptions
+        from envferry.build.build_options import BuildOptions
 
         return BuildOptions(
             builds_dir=settings().cache_dir / "builds",
@@ -160,7 +160,7 @@ def build_again(
         around = replace(around, environ={**around.environ, **ANOTHER_DAY})
     else:
         log.warning(
-            "libfaketime is not installed: the second build has another time, but the same date"
+            "libfaketime is not installed: the second build runs at another time of the same date"
         )
     with folder_for_comparing(options.builds_dir / f"{built.name}-{built.platform}.again") as home:
         usual = replace(options, builds_dir=home, offline=True, check=False)
@@ -175,7 +175,7 @@ def build_again(
 
 @contextmanager
 def folder_for_comparing(home: Path) -> Iterator[Path]:
-    """Yield an empty folder that nobody else uses and that `cache prune` knows; then remove it."""
+    """Yield a private empty folder that `cache prune` knows; then remove it."""
     with exclusive_lock(home.with_name(f"{home.name}.lock"), "the second build"):
         if home.exists():
             remove_tree(home)

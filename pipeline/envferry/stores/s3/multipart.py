@@ -18,9 +18,9 @@ from envferry.base.journal import LineJournal, read_journal
 from envferry.base.json import decode_json
 from envferry.base.workers import Workers
 from envferry.errors import IntegrityError, NotFound, StoreError, TargetOccupied
-from envferry.stores.checksums import FIELD, crc32
 from envferry.stores.port import Incomplete
 from envferry.stores.receive import receive
+from envferry.stores.s3.checksums import FIELD, crc32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -255,7 +255,7 @@ def part_size(size: int) -> int:
     # A quarter of the parts is left for the seams between what is copied and what is sent.
     needed = -(-size * 4 // (MOST_PARTS * 3))
     if needed > LARGEST_PART:
-        message = f"{human_bytes(size)} is more than an object can hold"
+        message = f"an object cannot hold {human_bytes(size)}"
         raise StoreError(message)
     return max(PART_BYTES, needed)
 

@@ -25,7 +25,7 @@ def read_answer(finished: Finished, engine: str) -> BuildAnswer:
         answer = decode_json(finished.stdout, BuildAnswer)
     except msgspec.DecodeError as error:
         raise errors.ToolFailed(
-            f"the build in {engine} ended with {finished.returncode} and no answer\n"
+            f"the build in {engine} exited with {finished.returncode} without an answer\n"
             + "\n".join(f"  {line}" for line in finished.stderr.splitlines()[-LINES_SHOWN:]),
             hint="run it again with -v to see all of its output",
         ) from error

@@ -171,16 +171,16 @@ def remove_earlier() -> None:
 
 
 def main() -> None:
-    """Play the whole voyage and print a table."""
+    """Run the whole demo and print a table."""
     if HOME.exists():
         remove_earlier()
     HOME.mkdir()
     with seaweed(HOME / "seaweed") as server:
-        voyage = Demo(server)
-        voyage.build_machine()
-        voyage.carry()
-    voyage.training_host()
-    sys.stdout.write(f"\n{voyage.table()}\n")
+        demo = Demo(server)
+        demo.build_machine()
+        demo.carry()
+    demo.training_host()
+    sys.stdout.write(f"\n{demo.table()}\n")
 
 
 if __name__ == "__main__":

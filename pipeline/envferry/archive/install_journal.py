@@ -1,4 +1,4 @@
-"""What an install has done so far, for the next one, should this one be cut off.
+"""What an install has done so far, so that the next one can resume it.
 
 One line for each thing that the files alone do not tell (docs/format.md, the host). What the lines
 say is checked against the files before it is believed.
@@ -43,7 +43,7 @@ class InstallJournal(LineJournal):
 
 
 def read_noted(path: Path, subject: str) -> Noted | None:
-    """Read a journal; None when there is none about `subject`."""
+    """Read a journal; None without one about `subject`."""
     found = read_journal(path)
     if found is None or found.subject != subject:
         return None

@@ -30,9 +30,9 @@ BUILT = "/opt/conda/envs/demo"
 PROOF = "import sys, numpy, rich; print(sys.prefix, numpy.arange(6).sum())"
 
 
-def install(archive: Path, workshop: CliRunner, envs: Path, *options: str) -> str:
+def install(archive: Path, demo_runner: CliRunner, envs: Path, *options: str) -> str:
     """Install an archive file through the command line."""
-    return workshop.run("install", archive, "--envs-dir", envs, *options).stdout
+    return demo_runner.run("install", archive, "--envs-dir", envs, *options).stdout
 
 
 def files_holding(text: str, tree: Path) -> set[str]:
@@ -56,10 +56,10 @@ def contents(tree: Path) -> dict[str, object]:
 
 
 def test_from_s3_to_an_offline_host(
-    archive: Path, workshop: CliRunner, s3_server: S3Server, tmp_path: Path
+    archive: Path, demo_runner: CliRunner, s3_server: S3Server, tmp_path: Path
 ) -> None:
-    registry = f"s3://{s3_server.bucket}/voyage"
-    online = replace(workshop, environ={**s3_server.environ, "ENVFERRY_REGISTRY": registry})
+    registry = f"s3://{s3_server.bucket}/demo"
+    online = replace(demo_runner, environ={**s3_server.environ, "ENVFERRY_REGISTRY": registry})
     pushed = json.loads(online.run("push", archive, "--tag", "stable", "--json").stdout)
     (entry,) = json.loads(online.run("ls", "--json").stdout)
     assert entry["id"] == pushed[0]["id"]
@@ -68,7 +68,7 @@ def test_from_s3_to_an_offline_host(
     assert Path(fetched).read_bytes() == archive.read_bytes()
     online.run("install", "demo@stable", "--envs-dir", tmp_path / "s3" / "envs")
     envs = tmp_path / "envs"
-    install(Path(fetched), workshop, envs, "--prefix", BUILT)
+    install(Path(fetched), demo_runner, envs, "--prefix", BUILT)
     host = Bubblewrap()
     mounts = (Mount(source=envs, target="/opt/conda/envs"),)
     proof = host.run(Job(argv=(f"{BUILT}/bin/python", "-c", PROOF), mounts=mounts))
@@ -78,13 +78,13 @@ def test_from_s3_to_an_offline_host(
 
 
 def test_the_manual_procedure_still_works(
-    archive: Path, workshop: CliRunner, tmp_path: Path
+    archive: Path, demo_runner: CliRunner, tmp_path: Path
 ) -> None:
     require("zstd", shutil.which("zstd"))
     tree = tmp_path / "by-hand"
     tree.mkdir()
     subprocess.run(["tar", "--zstd", "-xf", archive, "-C", tree], check=True, umask=0o022)
-    install(archive, workshop, tmp_path / "envs", "--prefix", BUILT, "--no-check")
+    install(archive, demo_runner, tmp_path / "envs", "--prefix", BUILT, "--no-check")
     assert contents(tree) == contents((tmp_path / "envs/demo").resolve())
     # Longer than the built prefix, but conda's placeholders have room; and it runs itself.
     assert len(str(tree)) > len(BUILT)
@@ -92,17 +92,17 @@ def test_the_manual_procedure_still_works(
     script = subprocess.run([tree / "bin/pygmentize", "-V"], capture_output=True, check=True)
     assert b"Pygments" in script.stdout
     assert files_holding(BUILT, tree) == set()
-    install(archive, workshop, tmp_path / "moved", "--prefix", str(tree), "--no-check")
+    install(archive, demo_runner, tmp_path / "moved", "--prefix", str(tree), "--no-check")
     assert contents(tree) == contents((tmp_path / "moved/demo").resolve())
 
 
 @pytest.mark.parametrize("depth", [0, 8])
 def test_installed_elsewhere_nothing_remembers_the_old_place(
-    archive: Path, workshop: CliRunner, tmp_path: Path, depth: int
+    archive: Path, demo_runner: CliRunner, tmp_path: Path, depth: int
 ) -> None:
     envs = tmp_path.joinpath(*["a-rather-long-name"] * depth)
     envs.mkdir(parents=True, exist_ok=True)
-    install(archive, workshop, envs)
+    install(archive, demo_runner, envs)
     tree = envs / "demo"
     python = str(tree / "bin/python")
     proven = subprocess.run([python, "-c", PROOF], capture_output=True, text=True, check=True)
@@ -115,8 +115,10 @@ def test_installed_elsewhere_nothing_remembers_the_old_place(
     assert seen.stdout.decode().strip() == str(tree)
 
 
-def test_conda_metadata_tells_the_truth(archive: Path, workshop: CliRunner, tmp_path: Path) -> None:
-    install(archive, workshop, tmp_path)
+def test_conda_metadata_tells_the_truth(
+    archive: Path, demo_runner: CliRunner, tmp_path: Path
+) -> None:
+    install(archive, demo_runner, tmp_path)
     tree = tmp_path / "demo"
     noted: dict[str, str] = {}
     for path in tree.glob("conda-meta/*.json"):
@@ -141,57 +143,61 @@ def test_conda_metadata_tells_the_truth(archive: Path, workshop: CliRunner, tmp_
     assert {"numpy", "pygments", "rich", "msgspec", "pip"} <= names
 
 
-def test_show_and_json(archive: Path, workshop: CliRunner) -> None:
-    manifest = json.loads(workshop.run("show", archive, "--json").stdout)
+def test_show_and_json(archive: Path, demo_runner: CliRunner) -> None:
+    manifest = json.loads(demo_runner.run("show", archive, "--json").stdout)
     assert {item["name"]: item["kind"] for item in manifest["packages"]}["rich"] == "pypi"
     assert manifest["schema"] == 1
-    text = workshop.run("show", archive).stdout
+    text = demo_runner.run("show", archive).stdout
     assert "numpy" in text
     assert manifest["id"] in text
 
 
-def test_a_build_has_no_network(workshop: CliRunner) -> None:
-    spec = (workshop.home / "specs/demo.yml").read_text()
+def test_a_build_has_no_network(demo_runner: CliRunner) -> None:
+    spec = (demo_runner.home / "specs/demo.yml").read_text()
     script = "python -c \"import urllib.request as r; r.urlopen('http://127.0.0.1:1')\""
-    workshop.write_spec("talker", spec.replace("pygmentize -V", script))
+    demo_runner.write_spec("talker", spec.replace("pygmentize -V", script))
     shutil.copy(
-        workshop.home / "specs/demo.conda-lock.yml", workshop.home / "specs/talker.conda-lock.yml"
+        demo_runner.home / "specs/demo.conda-lock.yml",
+        demo_runner.home / "specs/talker.conda-lock.yml",
     )
-    error = workshop.run("build", "talker", "--offline", expect=4).stderr
+    error = demo_runner.run("build", "talker", "--offline", expect=4).stderr
     assert "failed in the new environment" in error
     assert "hint: " in error
 
 
-def test_a_wheel_that_overwrites_conda_files_is_named(workshop: CliRunner, tmp_path: Path) -> None:
+def test_a_wheel_that_overwrites_conda_files_is_named(
+    demo_runner: CliRunner, tmp_path: Path
+) -> None:
     files = {"pygments/__init__.py": "hello = 1"}
     make_wheel(tmp_path, "intruder-1.0-py3-none-any", files=files)
-    spec = (workshop.home / "specs/demo.yml").read_text()
+    spec = (demo_runner.home / "specs/demo.yml").read_text()
     spec = spec.replace("- rich\n", f"- --find-links {tmp_path}\n      - intruder\n")
-    workshop.write_spec("clobber", spec.replace("numpy, rich, msgspec", "numpy"))
-    workshop.run("lock", "clobber", "--channel", "channel")
-    error = workshop.run("build", "clobber", expect=3).stderr
+    demo_runner.write_spec("clobber", spec.replace("numpy, rich, msgspec", "numpy"))
+    demo_runner.run("lock", "clobber", "--channel", "channel")
+    error = demo_runner.run("build", "clobber", expect=3).stderr
     assert "intruder 1.0 (pip) overwrites" in error
     assert "of pygments (conda)" in error
 
 
-def test_an_edited_spec_makes_its_lock_stale(workshop: CliRunner) -> None:
-    spec = (workshop.home / "specs/demo.yml").read_text()
-    path = workshop.write_spec("stale", spec)
+def test_an_edited_spec_makes_its_lock_stale(demo_runner: CliRunner) -> None:
+    spec = (demo_runner.home / "specs/demo.yml").read_text()
+    path = demo_runner.write_spec("stale", spec)
     shutil.copy(
-        workshop.home / "specs/demo.conda-lock.yml", workshop.home / "specs/stale.conda-lock.yml"
+        demo_runner.home / "specs/demo.conda-lock.yml",
+        demo_runner.home / "specs/stale.conda-lock.yml",
     )
-    workshop.run("lock", "stale", "--check")
+    demo_runner.run("lock", "stale", "--check")
     path.write_text(spec.replace("- msgspec\n", "- msgspec\n      - attrs\n"))
     for command in (["lock", "stale", "--check"], ["build", "stale"], ["release", "stale"]):
-        assert "envferry lock stale" in workshop.run(*command, expect=5).stderr
+        assert "envferry lock stale" in demo_runner.run(*command, expect=5).stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_build_leaves_nothing_running(
-    workshop: CliRunner, tmp_path: Path, number: signal.Signals
+    demo_runner: CliRunner, tmp_path: Path, number: signal.Signals
 ) -> None:
-    other = replace(workshop, cache=tmp_path / "cache")
-    shutil.copytree(workshop.cache / "downloads", other.cache / "downloads")
+    other = replace(demo_runner, cache=tmp_path / "cache")
+    shutil.copytree(demo_runner.cache / "downloads", other.cache / "downloads")
     argv, environ = other.command("build", "demo", "--offline")
     with subprocess.Popen(argv, cwd=other.home, env=environ, stderr=subprocess.PIPE) as child:
         time.sleep(3)
@@ -205,7 +211,9 @@ def test_an_interrupted_build_leaves_nothing_running(
     other.run("build", "demo", "--offline")
 
 
-def test_errors_before_anything_is_done(archive: Path, workshop: CliRunner, tmp_path: Path) -> None:
+def test_errors_before_anything_is_done(
+    archive: Path, demo_runner: CliRunner, tmp_path: Path
+) -> None:
     """Each in its own words, with its own exit code and a hint."""
     damaged = tmp_path / archive.name
     for path in archive.parent.glob(f"{archive.name.removesuffix('.tar.zst')}*"):
@@ -213,42 +221,42 @@ def test_errors_before_anything_is_done(archive: Path, workshop: CliRunner, tmp_
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 8
     damaged.write_bytes(data)
-    workshop.write_spec("list", "- a\n- b\n")
+    demo_runner.write_spec("list", "- a\n- b\n")
     unknown = "name: unknown\nchannels: [x]\ndependencies: [no-such-package-anywhere]\n"
-    workshop.write_spec("unknown", unknown)
+    demo_runner.write_spec("unknown", unknown)
     (tmp_path / "envs/demo").mkdir(parents=True)
     nowhere = {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "AWS_ACCESS_KEY_ID": "a"}
     nowhere |= {"AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
-    offline = replace(workshop, environ=nowhere)
+    offline = replace(demo_runner, environ=nowhere)
     cases = (
-        (workshop, 2, ("install", "not/../a name.tar")),
-        (workshop, 3, ("lock", "list")),
-        (workshop, 3, ("lock", "unknown", "--channel", "channel")),
-        (workshop, 7, ("lock", "nope")),
-        (workshop, 7, ("build", "nope")),
-        (workshop, 7, ("pack", "nope")),
-        (workshop, 7, ("install", "/nowhere/demo.tar.zst")),
-        (workshop, 7, ("install", "demo", "--registry", str(tmp_path / "no-registry"))),
-        (workshop, 8, ("install", str(damaged), "--envs-dir", str(tmp_path / "envs2"))),
-        (workshop, 8, ("push", str(damaged))),
+        (demo_runner, 2, ("install", "not/../a name.tar")),
+        (demo_runner, 3, ("lock", "list")),
+        (demo_runner, 3, ("lock", "unknown", "--channel", "channel")),
+        (demo_runner, 7, ("lock", "nope")),
+        (demo_runner, 7, ("build", "nope")),
+        (demo_runner, 7, ("pack", "nope")),
+        (demo_runner, 7, ("install", "/nowhere/demo.tar.zst")),
+        (demo_runner, 7, ("install", "demo", "--registry", str(tmp_path / "no-registry"))),
+        (demo_runner, 8, ("install", str(damaged), "--envs-dir", str(tmp_path / "envs2"))),
+        (demo_runner, 8, ("push", str(damaged))),
         (offline, 9, ("ls", "--registry", "s3://bucket/x")),
-        (workshop, 10, ("install", str(archive), "--envs-dir", str(tmp_path / "envs"))),
+        (demo_runner, 10, ("install", str(archive), "--envs-dir", str(tmp_path / "envs"))),
     )
-    for shop, code, arguments in cases:
-        assert "hint: " in shop.run(*arguments, expect=code).stderr, arguments
+    for runner, code, arguments in cases:
+        assert "hint: " in runner.run(*arguments, expect=code).stderr, arguments
     assert list((tmp_path / "envs/demo").iterdir()) == []
     assert not (tmp_path / "envs2/demo").exists()
 
 
-def test_no_engine_no_build(workshop: CliRunner, tmp_path: Path) -> None:
+def test_no_engine_no_build(demo_runner: CliRunner, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
-    alone = replace(workshop, environ={"PATH": str(tmp_path / "bin")})
+    alone = replace(demo_runner, environ={"PATH": str(tmp_path / "bin")})
     error = alone.run("build", "demo", expect=6).stderr
     assert "bubblewrap is not installed" in error
     assert "docker is not installed" in error
 
 
-def test_doctor_runs_anywhere(workshop: CliRunner) -> None:
-    findings = json.loads(workshop.run("doctor", "--json").stdout)
+def test_doctor_runs_anywhere(demo_runner: CliRunner) -> None:
+    findings = json.loads(demo_runner.run("doctor", "--json").stdout)
     assert findings["sandbox bwrap"] == "works"
     assert sys.version.split()[0] in findings["envferry"]

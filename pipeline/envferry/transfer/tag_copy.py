@@ -90,7 +90,7 @@ def carry_tag(target: Registry, name: TagName, record: SignedTagRecord) -> Trans
     def attempt() -> TransferredTag:
         stat, there = read_tag(target, key)
         if there and there.signatures and not record.signatures:
-            # Hosts that trust keys would refuse what nobody signed.
+            # Hosts that trust keys would refuse an unsigned tag.
             return _carried(name, there.id, "same" if there.id == record.id else "conflict")
         if there and (there.counter, there.id) == (record.counter, record.id):
             if bool(there.signatures) == bool(record.signatures):
@@ -106,7 +106,7 @@ def carry_tag(target: Registry, name: TagName, record: SignedTagRecord) -> Trans
     try:
         return persistently(attempt, RACES)
     except LostRace as error:
-        message = f"the tag {name} in {target.url} is moved by somebody else all the time"
+        message = f"the tag {name} in {target.url} keeps being moved by other processes"
         raise StoreError(message, hint="run the command again") from error
 
 

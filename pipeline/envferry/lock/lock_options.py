@@ -30,7 +30,7 @@ class LockOptions:
     updated: tuple[str, ...] = ()
     """Packages that alone may move; nothing else of the lock does."""
     upgrade: bool = False
-    """Whether the lock that is there counts for nothing; else it is kept where it can be."""
+    """Whether the existing lock is ignored; else it is kept where possible."""
     exclude_newer: str | None = None
     """A date (ISO 8601): what channels and indexes got later does not exist."""
     offline: bool = False
@@ -40,7 +40,7 @@ class LockOptions:
 
 
 def check_options(options: LockOptions) -> None:
-    """Refuse platforms that are none, and a date that is none or that the solver cannot obey."""
+    """Refuse unknown platforms, and a date that is not valid or that the solver cannot obey."""
     for platform in options.platforms:
         check_platform(platform)
     if options.exclude_newer is None:

@@ -7,10 +7,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from envferry.errors import NotFound, StoreError
-from envferry.stores.s3_answers import Conflict, NotOffered, Refused
+from envferry.stores.s3.answers import Conflict, NotOffered, Refused
 
 if TYPE_CHECKING:
-    from envferry.stores.multipart import Calls
+    from envferry.stores.s3.multipart import Calls
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def require_conditions(calls: Calls, bucket: str, prefix: str) -> None:
     try:
         etag = _put(calls, target, "If-None-Match", {"IfNoneMatch": "*"})
     except Refused as error:
-        log.info("conditions on writes are not tried out: %s", error)
+        log.info("conditional writes are not tested: %s", error)
         return
     try:
         other = next(name for name in NO_ETAGS if name != etag)

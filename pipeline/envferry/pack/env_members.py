@@ -60,8 +60,8 @@ class Listing:
         """List the environment whose files are at `tree` and which was built at `prefix`.
 
         What a glob of `exclude` covers is left out, of the packages' own lists too.
-        Raises NotFound when it is no conda environment, and SpecError, naming everything at once,
-        when something in it cannot travel.
+        Raises NotFound when it is not a conda environment, and SpecError, naming all faults,
+        when something in it cannot be carried.
         """
         if not (tree / "conda-meta").is_dir():
             msg = f"{tree} is not a conda environment: it has no conda-meta"

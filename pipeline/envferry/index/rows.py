@@ -1,4 +1,4 @@
-"""What the index remembers: its rows, as they are written and compared."""
+"""The rows of the index, as they are written and compared."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING
 
 from packaging.utils import canonicalize_name
 
-from envferry.index.probe import stamp_of
+from envferry.index.artifact_state import stamp_of
 from envferry.trust.signed_tags import TagName
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from envferry.index.artifact_state import Look, TagLook
     from envferry.index.database import Connection
-    from envferry.index.probe import Look, TagLook
     from envferry.index.registry_keys import Place
     from envferry.models import Manifest, PackageFacts
 
 FRESH_SECONDS = 60
 """What was first seen less long ago is most likely a push under way, and looked at each time."""
 PATIENCE = 10
-"""What is unfinished or damaged is looked at again after a tenth of the time that it has been."""
+"""Unfinished and damaged artifacts are looked at again when a tenth of their age has passed."""
 
 PUT_ARTIFACT = """
 INSERT INTO artifacts (name, platform, id, state, problem, version, size, unpacked, packages,

@@ -1,4 +1,4 @@
-"""Look after the download cache: list it, verify it, remove what nobody used for long."""
+"""Look after the download cache: list it, verify it, remove what was not used recently."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from envferry.base.files import exclusive_lock, remove_tree
 from envferry.base.json import decode_json
-from envferry.build.downloads import ALGORITHMS, ENTRY_LOCK, cache_lock, entry_lock, hash_file
+from envferry.build.cache_locks import ENTRY_LOCK, cache_lock, entry_lock
+from envferry.build.download import ALGORITHMS, hash_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,7 +53,7 @@ class Pruned:
 
 
 def list_entries(root: Path) -> list[CacheEntry]:
-    """Return all downloads, those used last first; what else lies there is nobody's business."""
+    """Return all downloads, those used last first; other files there are ignored."""
     entries = [
         read_entry(path)
         for algorithm in ALGORITHMS

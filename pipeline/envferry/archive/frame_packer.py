@@ -1,0 +1,168 @@
+"""Read, check and compress the frames of an archive, in many threads."""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections import deque
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import local
+from typing import TYPE_CHECKING
+
+import xxhash
+from blake3 import blake3
+
+from envferry.archive.compression import new_compressor
+from envferry.archive.index import FrameEntry
+from envferry.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    from envferry.archive.members import FramePlan, Member, Piece
+
+FRAMES_AHEAD = 3
+"""Finished frames that may wait for their turn, besides the one that each thread works on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedFrame:
+    """One frame, read and compressed."""
+
+    plan: FramePlan
+    raw: memoryview
+    """What the frame holds of the tar stream."""
+    buffer: bytearray
+    """Where `raw` lies; the packer takes it back."""
+    compressed: bytes
+    entry: FrameEntry
+    checksums: dict[int, str]
+    """XXH3-128 of each file that lies whole in the frame, by member number."""
+    prefix_members: frozenset[int]
+    """The members in which the prefix was seen."""
+
+
+class FramePacker:
+    """Turns frame plans into compressed frames; called from many threads."""
+
+    def __init__(self, members: Sequence[Member], *, level: int, prefix: str) -> None:
+        self.members = members
+        self.level = level
+        self.prefix = prefix.encode()
+        self.threads = local()
+        self.buffers: SimpleQueue[bytearray] = SimpleQueue()
+
+    def pack(self, plan: FramePlan) -> PackedFrame:
+        """Read, check, hash and compress the pieces of one frame."""
+        size = plan.size
+        buffer = self.next_buffer(size)
+        raw = memoryview(buffer)[:size]
+        checksums: dict[int, str] = {}
+        starts: list[int] = []
+        position = 0
+        for piece in plan.pieces:
+            member = self.members[piece.member]
+            starts.append(position)
+            content = position + len(piece.header)
+            end = content + piece.length
+            raw[position:content] = piece.header
+            read_piece(member, piece, raw[content:end])
+            raw[end : end + piece.padding] = bytes(piece.padding)
+            if member.entry.type == "file" and piece.length == member.entry.size:
+                checksums[piece.member] = xxhash.xxh3_128_hexdigest(raw[content:end])
+            position += piece.size
+        if not hasattr(self.threads, "compressor"):
+            self.threads.compressor = new_compressor(self.level)
+        compressed = self.threads.compressor.compress(raw)
+        return PackedFrame(
+            plan=plan,
+            raw=raw,
+            buffer=buffer,
+            compressed=compressed,
+            entry=frame_entry(compressed, len(raw)),
+            checksums=checksums,
+            prefix_members=frozenset(self.members_with_prefix(buffer, size, plan, starts)),
+        )
+
+    def next_buffer(self, size: int) -> bytearray:
+        """Return memory for a frame: one that was used before, for the kernel clears new memory."""
+        try:
+            buffer = self.buffers.get_nowait()
+        except Empty:
+            buffer = bytearray()
+        return buffer if len(buffer) >= size else bytearray(size)
+
+    def take_back(self, buffer: bytearray) -> None:
+        """Have the memory of a frame that is done with used again."""
+        self.buffers.put(buffer)
+
+    def members_with_prefix(
+        self, buffer: bytearray, size: int, plan: FramePlan, starts: list[int]
+    ) -> Iterator[int]:
+        """Yield the members of a frame in whose bytes the prefix occurs."""
+        found = buffer.find(self.prefix, 0, size)
+        while found >= 0:
+            which = bisect_right(starts, found) - 1
+            yield plan.pieces[which].member
+            following = starts[which + 1] if which + 1 < len(starts) else size
+            found = buffer.find(self.prefix, following, size)
+
+
+def packed_in_order(
+    pool: ThreadPoolExecutor, packer: FramePacker, plans: Iterable[FramePlan], ahead: int
+) -> Iterator[PackedFrame]:
+    """Pack frames in many threads, yield them in order, hold at most `ahead` of them."""
+    waiting: deque[Future[PackedFrame]] = deque()
+    try:
+        for plan in plans:
+            waiting.append(pool.submit(packer.pack, plan))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def read_piece(member: Member, piece: Piece, target: memoryview) -> None:
+    """Fill `target` with a piece of a member's content."""
+    if isinstance(member.source, bytes):
+        target[:] = member.source[piece.start : piece.start + piece.length]
+        return
+    try:
+        descriptor = os.open(member.source, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError as error:
+        message = f"cannot read {member.source}: {error.strerror}"
+        raise HostError(
+            message, hint="stop the program that writes to it, then pack again"
+        ) from error
+    try:
+        done = 0
+        while done < piece.length:
+            count = os.preadv(descriptor, [target[done:]], piece.start + done)
+            if count == 0:
+                message = f"{member.source} shrank while it was being packed"
+                raise HostError(message, hint="stop the program that writes to it, then pack again")
+            done += count
+    except OSError as error:
+        message = f"cannot read {member.source}: {error.strerror}"
+        raise HostError(
+            message, hint="check the disk, and that this user may read the file"
+        ) from error
+    finally:
+        os.close(descriptor)
+    if piece.start == 0 and member.head:
+        target[: len(member.head)] = member.head
+
+
+def frame_entry(compressed: bytes, tar_size: int) -> FrameEntry:
+    """Return the index entry of a compressed frame."""
+    return FrameEntry(
+        size=len(compressed),
+        tar_size=tar_size,
+        xxh128=xxhash.xxh3_128_hexdigest(compressed),
+        blake3=blake3(compressed).hexdigest(),
+    )

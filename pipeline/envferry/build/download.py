@@ -1,0 +1,86 @@
+"""One file to download: its URL, and the hash that decides whether it is the right one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from cryptography.hazmat.primitives import hashes
+
+from envferry.base.files import COPY_BYTES
+from envferry.errors import IntegrityError, SpecError
+from envferry.models import fit_to_show
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from envferry.models import LockedPackage
+
+ALGORITHMS = {"sha256": hashes.SHA256, "md5": hashes.MD5}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Download:
+    """One file to have: where it comes from, and the hash that decides whether it is the one."""
+
+    url: str
+    """Without a fragment."""
+    file_name: str
+    algorithm: str
+    expected: str
+    """The hash in hex, in lower case."""
+
+    @classmethod
+    def of(cls, package: LockedPackage) -> Download:
+        """Return what to download for a locked package; raise for a lock that cannot be checked."""
+        url = package.url.partition("#")[0]
+        if not (package.sha256 or package.md5):
+            message = (
+                f"{redact(url)} has neither sha256 nor md5 in the lock, so it cannot be checked"
+            )
+            raise IntegrityError(
+                message, hint="lock again: `envferry lock` records a hash for each"
+            )
+        algorithm = "sha256" if package.sha256 else "md5"
+        name = unquote(urlsplit(url).path.rsplit("/", 1)[-1])
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            message = f"{redact(url)} does not end in a file name"
+            raise SpecError(message, hint="lock again, or correct the URL in the lock")
+        expected = (package.sha256 or package.md5 or "").lower()
+        digits = 2 * ALGORITHMS[algorithm]().digest_size
+        if not re.fullmatch(f"[0-9a-f]{{{digits}}}", expected):
+            message = f"{redact(url)} has {algorithm} {expected!r}, expected {digits} hex digits"
+            raise IntegrityError(
+                message, hint="lock again: `envferry lock` records a hash for each"
+            )
+        return cls(url=url, file_name=name, algorithm=algorithm, expected=expected)
+
+    @property
+    def shown(self) -> str:
+        """The URL for people, without credentials."""
+        return redact(self.url)
+
+
+def redact(url: str) -> str:
+    """Return a URL fit for messages: without user, password, token or query."""
+    parts = urlsplit(bare_url(url))
+    return fit_to_show(urlunsplit((parts.scheme, parts.netloc, parts.path, "", "")))
+
+
+def bare_url(url: str) -> str:
+    """Return a URL without user and password."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def hash_file(path: Path, algorithm: str, advance: Callable[[int], None]) -> str:
+    """Return the hash of a file in hex."""
+    digest = hashes.Hash(ALGORITHMS[algorithm]())
+    with path.open("rb") as stream:
+        while chunk := stream.read(COPY_BYTES):
+            digest.update(chunk)
+            advance(len(chunk))
+    return digest.finalize().hex()

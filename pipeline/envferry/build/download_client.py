@@ -1,0 +1,258 @@
+"""Download one file over HTTP: resumed, retried, with its login."""
+
+from __future__ import annotations
+
+import logging
+import netrc
+import re
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, BinaryIO
+from urllib.parse import unquote, urlsplit
+
+import urllib3
+from cryptography.hazmat.primitives import hashes
+
+from envferry.base.connections import Connections, was_never_reached, wrong_time_words
+from envferry.base.files import COPY_BYTES
+from envferry.base.limits import Limits, TooMuch, TooSlow, broken_limit, has_cause
+from envferry.base.retry import (
+    BUSY_STATUSES,
+    RetryPolicy,
+    Tally,
+    Transient,
+    asked_seconds,
+    waiting_words,
+)
+from envferry.build.download import ALGORITHMS, bare_url
+from envferry.config import NetworkSettings, settings
+from envferry.errors import NotFound, PipelineError, SpecError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from envferry.build.download import Download
+    from envferry.progress import Expected
+
+log = logging.getLogger(__name__)
+
+PIECE_BYTES = 256 << 10
+"""Read from the network, written and hashed at once: so much stays in a core's own cache (1 MiB
+cost 1.6 times the CPU)."""
+PACKAGE_BYTES = 16 << 30
+"""No package is longer; the longest that were seen have 3 GB."""
+
+
+def package_limits() -> Limits:
+    """Return what a package server may do: locks do not say how long packages are."""
+    return Limits(
+        least_speed=settings().min_speed, answer_bytes=PACKAGE_BYTES, text_bytes=PACKAGE_BYTES
+    )
+
+
+@dataclass(slots=True)
+class DownloadClient:
+    """Asks servers for files; threads may share it."""
+
+    network: NetworkSettings
+    policy: RetryPolicy
+    """How often a file is asked for without a byte more before it counts as unreachable."""
+    limits: Limits
+    connections: Connections = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Share connections among all requests."""
+        site = self.network
+        self.connections = Connections(site.certificates, site.proxies, limits=self.limits)
+
+    def ask(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+        """Ask for a URL once, with its login; the body is still to be read.
+
+        Raises urllib3's errors.
+        """
+        headers = {**headers, **self._credentials(url)}
+        return self.connections.open(bare_url(url), headers)
+
+    def download(self, item: Download, partial: Path, meter: Meter) -> str:
+        """Download into `partial`, from where it ends; return the hash of the whole."""
+        tally, reached, pause = Tally(self.policy), 0, 0.0
+        while True:
+            meter.wait_or_stop(pause)
+            try:
+                with partial.open("a+b") as stream:
+                    return self._download_once(item, stream, meter)
+            except NETWORK_ERRORS as error:
+                if has_cause(error, TooMuch):
+                    partial.unlink()
+                    message = f"cannot download {item.shown}: {broken_limit(error)}"
+                    raise StoreError(
+                        message, hint="ask the administrator of that server"
+                    ) from error
+                failure, is_slow = self._failure(item, error), has_cause(error, TooSlow)
+            if (size := partial.stat().st_size) > reached:
+                reached = size
+                if not is_slow:
+                    tally.forget()
+            again_after = tally.pause_after(failure)
+            if again_after is None:
+                raise failure.error
+            log.info("retrying in %.1f s: %s", again_after, failure.error)
+            pause = again_after
+
+    def _failure(self, item: Download, error: Exception) -> Transient:
+        """Return what to do about a failure; raise StoreError for one that stays."""
+        reason, way = broken_limit(error) or reason_of(error), self.connections.way_to(item.url)
+        message = f"cannot download {item.shown}{way}: {reason}"
+        if isinstance(getattr(error, "reason", error), urllib3.exceptions.SSLError):
+            hint = "name your CA certificates in SSL_CERT_FILE"
+            if words := wrong_time_words(reason):
+                message, hint = f"{message}: {words}", "set the clock, with chrony or ntpd"
+            raise StoreError(message, hint=hint) from error
+        hint = "check the network and its proxy, then try again: downloads resume"
+        if way:
+            hint = "check that proxy (https_proxy, no_proxy), then try again: downloads resume"
+        final = StoreError(message, hint=hint)
+        final.__cause__ = error
+        asked = error.asked if isinstance(error, _Busy) else None
+        return Transient(
+            final, asked=asked, is_unreachable=was_never_reached(error) or has_cause(error, TooSlow)
+        )
+
+    def _download_once(self, item: Download, stream: BinaryIO, meter: Meter) -> str:
+        digest = hashes.Hash(ALGORITHMS[item.algorithm]())
+        stream.seek(0)
+        while chunk := stream.read(COPY_BYTES):
+            digest.update(chunk)
+        start = stream.tell()
+        response = self._request(item, start)
+        try:
+            if start and response.status == 416:
+                # Nothing follows what is there: whole already, or of another file.
+                return digest.finalize().hex()
+            if start and not _continues(response, start):
+                stream.truncate(0)
+                digest = hashes.Hash(ALGORITHMS[item.algorithm]())
+            if (length := response.headers.get("Content-Length", "")).isdecimal():
+                if int(length) > self.limits.answer_bytes:
+                    msg = f"it announced more than {self.limits.answer_bytes:,} bytes"
+                    raise TooMuch(msg)
+                meter.learn(item, int(length))
+            for chunk in response.stream(PIECE_BYTES, decode_content=False):
+                stream.write(chunk)
+                digest.update(chunk)
+                meter.advance_or_stop(len(chunk))
+            response.release_conn()  # read to its end: the connection serves the next file
+        finally:
+            response.close()
+        return digest.finalize().hex()
+
+    def _request(self, item: Download, start: int) -> urllib3.BaseHTTPResponse:
+        parts = urlsplit(item.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            message = f"cannot download {item.shown}: expected an http, https or file URL"
+            raise SpecError(message, hint="lock again, or correct the URL in the lock")
+        headers = self._credentials(item.url)
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        response = self.connections.open(bare_url(item.url), headers)
+        if response.status in BUSY_STATUSES:
+            response.close()
+            asked = asked_seconds(response.headers.get("Retry-After"))
+            answer = f"the server answered {response.status} {response.reason or ''}".strip()
+            raise _Busy(answer + waiting_words(asked), asked)
+        if response.status not in (200, 206, 416) or (response.status == 416 and not start):
+            response.close()
+            way = self.connections.way_to(item.url)
+            raise _refusal(item, way, f"{response.status} {response.reason or ''}".strip())
+        return response
+
+    def _credentials(self, url: str) -> dict[str, str]:
+        parts = urlsplit(url)
+        known_login = self.network.logins.get(parts.netloc.lower())
+        if known_login:
+            parts = parts._replace(netloc=f"{known_login.reveal()}@{parts.netloc}")
+        user, password = unquote(parts.username or ""), unquote(parts.password or "")
+        if not user and self.network.netrc and parts.hostname:
+            try:
+                known = netrc.netrc(self.network.netrc).hosts.get(parts.hostname)
+            except (netrc.NetrcParseError, OSError) as error:
+                log.warning("%s cannot be read: %s", self.network.netrc, error)
+                known = None
+            user, password = (known[0], known[2] or "") if known else ("", "")
+        if not user:
+            return {}
+        return dict(urllib3.make_headers(basic_auth=f"{user}:{password}"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meter:
+    """Says how far all downloads are, and whether they are to go on."""
+
+    advance: Callable[[int], None]
+    expected: Expected
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+    def advance_or_stop(self, done_bytes: int) -> None:
+        """Say that more bytes are done; raise Stopped when they are no longer wanted."""
+        if self.stopping.is_set():
+            raise Stopped
+        self.advance(done_bytes)
+
+    def wait_or_stop(self, seconds: float) -> None:
+        """Wait before an attempt; raise Stopped when it is no longer wanted."""
+        if self.stopping.wait(seconds):
+            raise Stopped
+
+    def learn(self, item: Download, size: int) -> None:
+        """Say how many bytes a file has, or what is left of it."""
+        self.expected.learn(f"{item.expected}/{item.file_name}", size)
+
+
+class _Busy(Exception):
+    """The server refuses for the moment, and may say for how many seconds: try again."""
+
+    def __init__(self, message: str, asked: float | None) -> None:
+        super().__init__(message)
+        self.asked = asked
+
+
+NETWORK_ERRORS = (
+    urllib3.exceptions.HTTPError,
+    ConnectionError,
+    TimeoutError,
+    TooMuch,
+    _Busy,
+)
+
+
+class Stopped(Exception):
+    """Another download failed, or the process was interrupted: do not go on."""
+
+
+def _continues(response: urllib3.BaseHTTPResponse, start: int) -> bool:
+    """Whether a response goes on where we stopped; some servers send the whole file again."""
+    wanted = f"bytes {start}-"
+    return response.status == 206 and response.headers.get("Content-Range", "").startswith(wanted)
+
+
+def _refusal(item: Download, way: str, answer: str) -> PipelineError:
+    status = int(answer.partition(" ")[0])
+    if status in (404, 410):
+        message = f"{item.shown} does not exist: the server answered {answer}"
+        return NotFound(message, hint="lock again: the file was removed or its channel moved")
+    message = f"cannot download {item.shown}{way}: the server answered {answer}"
+    if status == 407:
+        return StoreError(message, hint="put the proxy's login into https_proxy: http://USER:…@…")
+    if status in (401, 403):
+        return StoreError(message, hint="put the login for its host into ~/.netrc")
+    return StoreError(message, hint="try again later: downloads resume")
+
+
+def reason_of(error: Exception) -> str:
+    """Say what went wrong without the URL that urllib3 repeats, which may hold a token."""
+    if isinstance(error, _Busy):
+        return str(error)
+    inner = getattr(error, "reason", None)
+    cause = inner if isinstance(inner, Exception) else error
+    return re.sub(r"\w*Connection(Pool)?\([^)]*\): | with url: \S+", "", str(cause))

@@ -1,0 +1,117 @@
+"""The command `envferry changed`, and the job matrices that CI services make of specs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+import msgspec
+
+from envferry.cli.building import locked
+from envferry.cli.command import command, option
+from envferry.cli.specs import SPECS_DIR
+from envferry.cli.terminal import table
+from envferry.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from envferry.cli.console import Console
+    from envferry.specs.changed import ChangedSpec
+
+Service = Literal["github", "gitlab"]
+
+MAX_JOBS: dict[Service, int] = {"github": 256, "gitlab": 200}
+"""How many jobs one matrix may have, by the services' own documentation."""
+
+GITHUB_RUNNERS = {
+    "linux-64": "ubuntu-24.04",
+    "linux-aarch64": "ubuntu-24.04-arm",
+}
+"""The hosted runner that builds for a platform; a workflow may map `platform` to its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinceOptions:
+    """Since when, and in which folder."""
+
+    since: str = option(
+        "--since", metavar="REV", required=True, help="The git revision to compare with."
+    )
+    specs_dir: Path = option(
+        "--specs",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        default=SPECS_DIR,
+        show_default=True,
+        help="The folder of the specs.",
+    )
+
+
+@command(SinceOptions)
+def changed(console: Console, options: SinceOptions) -> None:
+    """List the specs that changed since a git revision.
+
+    A spec is added, changed, renamed or deleted. It also counts as changed when only its lock or a
+    requirements file that it names changed. What is not committed yet counts, too.
+    """
+    from envferry.specs.changed import changed_specs
+
+    found = changed_specs(options.specs_dir, options.since)
+    console.result([changed_facts(item) for item in found], lambda: changed_lines(found, options))
+
+
+def changed_facts(item: ChangedSpec) -> dict[str, object]:
+    """Return what `--json` says of a changed spec."""
+    facts: dict[str, object] = msgspec.to_builtins(item)
+    return {**facts, "release": item.is_releasable}
+
+
+def changed_lines(found: tuple[ChangedSpec, ...], options: SinceOptions) -> list[str]:
+    """Return a table for people."""
+    if not found:
+        return [f"no spec in {options.specs_dir}/ changed since {options.since}"]
+    rows = []
+    for item in found:
+        platforms = ", ".join(item.platforms) or "no lock"
+        names = ", ".join(Path(file).name for file in item.files)
+        rows.append((item.spec, item.state, item.was or "", names, platforms))
+    return list(table(("SPEC", "STATE", "WAS", "CHANGED FILES", "PLATFORMS"), rows, right=()))
+
+
+def releasable(specs_dir: Path, since: str) -> tuple[str, ...]:
+    """Return the changed specs that a release is about: those that have, or had, a lock."""
+    from envferry.specs.changed import changed_specs
+
+    return tuple(item.spec for item in changed_specs(specs_dir, since) if item.is_releasable)
+
+
+def job_matrix(specs: Iterable[str], service: Service) -> dict[str, object] | list[dict[str, str]]:
+    """Return one job for each platform of each spec's lock, in the form that a CI service takes.
+
+    GitHub: `strategy: matrix: ${{ fromJSON(…) }}`, an object with `include`. GitLab: the list of
+    `parallel: matrix:`, whose keys are variables. Raises as `locked` does when a lock is missing or
+    stale, and UsageError for more jobs than the service takes.
+    """
+    jobs = []
+    for spec in specs:
+        lock = locked(spec)
+        jobs += [(spec, lock.name, platform) for platform in sorted(lock.content_hashes)]
+    if len(jobs) > MAX_JOBS[service]:
+        message = f"{len(jobs)} jobs, but a {service} matrix has at most {MAX_JOBS[service]}"
+        raise UsageError(message, hint="name fewer specs at a time")
+    if service == "gitlab":
+        return [{"SPEC": spec, "NAME": name, "PLATFORM": platform} for spec, name, platform in jobs]
+    return {
+        "include": [
+            {
+                "spec": spec,
+                "name": name,
+                "platform": platform,
+                "runner": GITHUB_RUNNERS.get(platform, "self-hosted"),
+            }
+            for spec, name, platform in jobs
+        ]
+    }

@@ -1,0 +1,194 @@
+"""Which specs of a git repository changed since a revision: what CI has to release."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from envferry.config import child_environ
+from envferry.errors import NotFound, PipelineError
+from envferry.process import run
+from envferry.specs.locks import read_lock
+from envferry.specs.reading import LOCK_ENDING, SPEC_ENDINGS, read_spec
+from envferry.specs.spec_digest import named_files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from envferry.models import Spec
+
+Read = TypeVar("Read")
+log = logging.getLogger(__name__)
+
+SAME_FILE = "--find-renames=90%"
+"""Specs are short and look alike: at git's 50 %, a new one would often be a renamed one."""
+
+State = Literal["added", "changed", "renamed", "deleted"]
+
+EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
+"""git's name of the tree without files."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangedSpec:
+    """A spec that is, or whose lock or requirement files are, otherwise than at the revision."""
+
+    spec: str
+    """Its path now; of a deleted one, the path that it had."""
+    state: State
+    was: str | None = None
+    """The path that a renamed one had."""
+    files: tuple[str, ...] = ()
+    """What changed: the spec, its lock, files that the spec names."""
+    name: str | None = None
+    """The environment's name; None of a spec that is deleted or cannot be read."""
+    platforms: tuple[str, ...] = ()
+    """What the lock is for; empty without one that can be read."""
+
+    @property
+    def is_releasable(self) -> bool:
+        """Whether a release of it makes sense: it exists, and it has, or had, a lock."""
+        if self.state == "deleted":
+            return False
+        return bool(self.platforms) or any(file.endswith(LOCK_ENDING) for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
+class _FileChange:
+    """One entry of `git diff --name-status`; paths are absolute."""
+
+    path: Path
+    status: Literal["A", "M", "R", "D"]
+    old: Path | None = None
+
+
+def changed_specs(specs_dir: Path, revision: str) -> tuple[ChangedSpec, ...]:
+    """Compare the specs in a folder with those of a git revision, by path.
+
+    Files that are not committed yet count, those that git ignores do not. A revision of zeros,
+    which CI services give for the first push of a branch, is the empty tree: every spec is new.
+    Raises NotFound when there is no such folder, repository or revision.
+    """
+    if not specs_dir.is_dir():
+        message = f"there is no folder {specs_dir}"
+        raise NotFound(message, hint="name the folder of the specs: `--specs DIR`")
+    root = Path(_git(specs_dir, "rev-parse", "--show-toplevel").rstrip("\n"))
+    changes = {change.path: change for change in _file_changes(root, revision)}
+    found = [*_present(specs_dir, changes), *_deleted(specs_dir, changes)]
+    return tuple(sorted(found, key=lambda item: item.spec))
+
+
+def _present(specs_dir: Path, changes: dict[Path, _FileChange]) -> Iterator[ChangedSpec]:
+    for path in sorted(specs_dir.iterdir()):
+        if not _is_spec(path) or not path.is_file():
+            continue
+        lock = path.with_name(path.stem + LOCK_ENDING)
+        spec = _read(read_spec, path)
+        files = [file for file in (path, lock, *_files_of(spec)) if _absolute(file) in changes]
+        if not files:
+            continue
+        change = changes.get(_absolute(path))
+        locked = _read(read_lock, lock)
+        was = change.old if change and change.old and _is_spec(change.old) else None
+        yield ChangedSpec(
+            spec=str(path),
+            state=_state(change, is_renamed=was is not None),
+            was=_shown(was, specs_dir) if was else None,
+            files=tuple(str(file) for file in files),
+            name=spec.name if spec else None,
+            platforms=tuple(sorted(locked.content_hashes)) if locked else (),
+        )
+
+
+def _deleted(specs_dir: Path, changes: dict[Path, _FileChange]) -> Iterator[ChangedSpec]:
+    folder = _absolute(specs_dir)
+    for path, change in changes.items():
+        if change.status == "D" and path.parent == folder and _is_spec(path):
+            shown = _shown(path, specs_dir)
+            yield ChangedSpec(spec=shown, state="deleted", files=(shown,))
+
+
+def _state(change: _FileChange | None, *, is_renamed: bool) -> State:
+    if is_renamed:
+        return "renamed"
+    return "added" if change and change.status in "AR" else "changed"
+
+
+def _is_spec(path: Path) -> bool:
+    return path.suffix in SPEC_ENDINGS and not path.name.endswith(LOCK_ENDING)
+
+
+def _absolute(path: Path) -> Path:
+    # As git has it: links in the folder's own path resolved, the last part as it is.
+    return Path(os.path.realpath(path.parent)) / path.name
+
+
+def _shown(path: Path, specs_dir: Path) -> str:
+    return os.path.relpath(path) if not specs_dir.is_absolute() else str(path)
+
+
+def _read(reader: Callable[[Path], Read], path: Path) -> Read | None:
+    """Read a spec or a lock; None when it does not exist, or is damaged, which is logged."""
+    try:
+        return reader(path)
+    except NotFound:
+        return None
+    except PipelineError as error:
+        log.warning("%s: %s", path, error)
+        return None
+
+
+def _files_of(spec: Spec | None) -> tuple[Path, ...]:
+    """Return the requirement files that a spec names, and those that they include."""
+    if spec is None:
+        return ()
+    try:
+        names = named_files(spec)
+    except PipelineError as error:
+        log.warning("%s: %s", spec.path, error)
+        return ()
+    return tuple(Path(os.path.normpath(spec.path.parent / name)) for name in names)
+
+
+def _file_changes(root: Path, revision: str) -> Iterator[_FileChange]:
+    tree = EMPTY_TREE if revision and not revision.strip("0") else _tree(root, revision)
+    # A repository's settings may name programs that show differences: none is run.
+    diff = ("diff", "--no-ext-diff", "--no-textconv", "--name-status", "-z", SAME_FILE)
+    words = iter(_git(root, *diff, tree, "--").split("\0"))
+    for status in words:
+        if not status:
+            continue
+        path = root / next(words)
+        if status[0] == "R":
+            new = root / next(words)
+            yield _FileChange(new, "R", old=path)
+        elif status[0] in "AD":
+            yield _FileChange(path, "A" if status[0] == "A" else "D")
+        else:  # M, and T: a link became a file
+            yield _FileChange(path, "M")
+    for name in _git(root, "ls-files", "-z", "--others", "--exclude-standard").split("\0"):
+        if name:
+            yield _FileChange(root / name, "A")
+
+
+def _tree(root: Path, revision: str) -> str:
+    words = ("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{tree}}")
+    finished = run(["git", "-C", root, *words], env=child_environ(), check=False)
+    if finished.returncode != 0:
+        message = f"{revision!r} is not a revision of the repository {root}"
+        hint = "name a commit, branch or tag; in CI, fetch the whole history (fetch-depth: 0)"
+        raise NotFound(message, hint=hint)
+    return finished.stdout.strip()
+
+
+def _git(folder: Path, *words: str) -> str:
+    command: list[str | Path] = ["git", "-c", "core.fsmonitor=false", "-C", folder, *words]
+    finished = run(command, env=child_environ(), check=False)
+    if finished.returncode != 0:
+        reason = (finished.stderr.strip().splitlines() or ["git gives no reason"])[-1]
+        message = f"git cannot compare {folder}: {reason.removeprefix('fatal: ')}"
+        raise NotFound(message, hint="run it in a git repository whose owner you are")
+    return finished.stdout
