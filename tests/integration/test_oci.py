@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
+import secrets
 import shutil
+import tarfile
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 import pytest
 
+from envferry.errors import NotFound, UsageError
 from envferry.models import Ref, current_platform
 from envferry.process import run
 from envferry.progress import Silent
@@ -17,7 +22,18 @@ from envferry.registry import Registry
 from envferry.registry.check import check_registry
 from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
 from envferry.registry.push import push_artifact
+from envferry.registry.runnable import publish_runnable
+from envferry.stores.oci.client import RegistryClient
+from envferry.stores.oci.documents import (
+    CONFIG,
+    MANIFEST,
+    describe,
+    digest_of,
+    encode,
+    image_manifest,
+)
 from envferry.stores.oci.layout import LayoutSpace
+from envferry.stores.oci.sending import send_bytes
 from envferry.stores.opening import open_store
 from envferry.transfer.export import ExportRequest, export_artifacts
 from envferry.transfer.mirror import MirrorRequest, mirror_registry
@@ -258,3 +274,89 @@ def require_unpacked(image: str, tmp_path: Path) -> None:
         podman.run("pull", "--tls-verify=false", image)
         with podman.mounted(image) as place:
             assert (place / "lib/p2.bin").read_bytes() == random_bytes(8, SMALL)
+
+
+@pytest.fixture
+def base_image(oci_server: OciServer, tmp_path: Path) -> str:
+    """An image of a system that has one file, as docker's tools write them, in another path."""
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        entry = tarfile.TarInfo("etc/os-release")
+        entry.size = 4
+        tar.addfile(entry, io.BytesIO(b"ID=x"))
+    packed = gzip.compress(layer.getvalue(), mtime=0)
+    config = encode(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Env": ["PATH=/bin", "LANG=C"], "Cmd": ["sh"]},
+            "rootfs": {"type": "layers", "diff_ids": [digest_of(layer.getvalue())]},
+            "history": [{"created_by": "somebody"}],
+        }
+    )
+    space = RegistryClient(oci_server.url)
+    place = f"base-{secrets.token_hex(4)}"
+    layers = (describe(packed, "application/vnd.oci.image.layer.v1.tar+gzip"),)
+    send_bytes(space, place, packed, layers[0])
+    send_bytes(space, place, config, describe(config, CONFIG))
+    manifest = image_manifest(config=describe(config, CONFIG), layers=layers)
+    space.put_manifest(place, "12", manifest, MANIFEST)
+    return f"{oci_server.host}/{place}:12"
+
+
+def test_an_environment_on_top_of_a_system(
+    oci_url: str, versions: tuple[Artifact, Artifact], base_image: str
+) -> None:
+    """Deterministic, base layers mounted, the environment at its prefix and on PATH."""
+    require("oci", shutil.which("podman"))
+    artifact, digests = versions[0], set()
+    for url in (oci_url, f"{oci_url}/again"):
+        registry = Registry.open(url)
+        push_artifact(artifact, registry=registry, tags=("stable",), progress=Silent())
+        names = publish_runnable(artifact, registry, base_image, ("stable",), Silent())
+        assert names[0] == f"{url.removeprefix('oci://')}/demo:run.stable"
+        said = run(("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{names[1]}"))
+        digests.add(said.stdout)
+    assert len(digests) == 1
+    with podman_storage() as podman:
+        podman.run("pull", "--tls-verify=false", names[0])
+        (facts,) = json.loads(podman.run("image", "inspect", names[0]).stdout)
+        assert facts["Config"]["Cmd"] == ["sh"]
+        assert "PATH=/opt/conda/envs/demo/bin:/bin" in facts["Config"]["Env"]
+        with podman.mounted(names[0]) as place:
+            assert (place / "etc/os-release").read_bytes() == b"ID=x"
+            inside = place / "opt/conda/envs/demo/lib"
+            assert (inside / "kept.bin").read_bytes() == random_bytes(1, LARGE)
+            assert (inside / "changed.bin").read_bytes() == random_bytes(2, SMALL)
+    # It goes with the artifact that it was made of.
+    registry.publish(versions[1], progress=Silent())
+    for tag in ("stable", "latest"):
+        registry.move_tag("demo", current_platform(), tag, versions[1].manifest.id)
+    policy = Policy(keep_tagged=True, under_way=timedelta(0))
+    now = datetime.now(timezone.utc) + timedelta(seconds=5)
+    carry_out(registry, plan_prune(registry, Scope(), policy, now), progress=Silent())
+    left = set(RegistryClient(registry.url.replace("oci", "http").rsplit("/", 2)[0]).tags(
+        f"{registry.url.split('/', 3)[3]}/demo"))  # fmt: skip
+    assert {"stable", "latest"} <= left
+    assert not [tag for tag in left if tag.startswith("run.")]
+
+
+@pytest.mark.parametrize(
+    ("base", "error", "words"),
+    [
+        ("debian", UsageError, "is not the name of an image in a registry"),
+        ("HOST/Debian:12", UsageError, "is not the name of an image"),
+        ("HOST/none:12", NotFound, "the image .*none:12 is not at"),
+    ],
+)
+def test_bases_that_are_none(
+    oci_server: OciServer,
+    oci_url: str,
+    versions: tuple[Artifact, Artifact],
+    base: str,
+    error: type[Exception],
+    words: str,
+) -> None:
+    base = base.replace("HOST", oci_server.host)
+    with pytest.raises(error, match=words):
+        publish_runnable(versions[0], Registry.open(oci_url), base, (), Silent())

@@ -233,7 +233,8 @@ def test_where_keys_are(key: str, repository: str, tag: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "tag", ["linux-64-0123456789ab", "_t.x", f"sha256-{'0' * 64}", f"sha256-{'0' * 64}.att"]
+    "tag",
+    ["linux-64-0123456789ab", "_t.x", "run.stable", f"sha256-{'0' * 64}", f"sha256-{'0' * 64}.att"],
 )
 def test_tags_that_look_like_ours_are_refused(tag: str) -> None:
     with pytest.raises(UsageError, match="cannot be a tag in an OCI registry"):

@@ -94,6 +94,11 @@ class PushOptions(DryRunOptions, NewTagOptions, SigningOptions):
     archives: tuple[Path, ...] = argument(
         nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ARCHIVE..."
     )
+    base: str | None = option(
+        "--base",
+        metavar="IMAGE",
+        help="For oci://: also make NAME:run.TAG, the environment on HOST/REPOSITORY:TAG.",
+    )
 
 
 @command(BuildCommandOptions)
@@ -172,7 +177,15 @@ def push(console: Console, options: PushOptions) -> None:
         found = [preview_push(one, registry=target, tags=options.tags) for one in artifacts]
         console.preview(found, lambda: [describe_push(one, is_done=False) for one in found])
         return
-    pushed = [push_one(console, artifact, target, options.tags) for artifact in artifacts]
+    pushed = []
+    for artifact in artifacts:
+        pushed.append(push_one(console, artifact, target, options.tags))
+        if options.base:
+            from envferry.registry.runnable import publish_runnable
+
+            tags = pushed[-1].tags
+            images = publish_runnable(artifact, target, options.base, tags, console.progress)
+            console.note(f"runs as it is: {', '.join(images)}")
     console.result(pushed, lambda: [describe_push(item) for item in pushed])
 
 

@@ -33,6 +33,8 @@ PLAIN_PREFIX, HASHED_PREFIX, ENVIRONMENT_PREFIX = "_k.", "_h.", "_e."
 INTERNAL = re.compile(r"_[a-z]\..*")
 IMAGE_TAG = re.compile(rf"(?P<platform>{PLATFORM})-(?P<id>{ID})")
 REFERRERS_TAG = re.compile(r"(?P<algorithm>sha256)-(?P<hex>[0-9a-f]{64})(\.(att|sig|sbom))?")
+RUNNABLE = "run."
+"""Begins the tags of images that have a system below an environment."""
 ARCHIVE = "archive"
 """What an archive is called in a tag: its own name would repeat the rest of it."""
 ENCODED_NAME = "x--"
@@ -180,8 +182,8 @@ def unescape(text: str) -> str | None:
 
 def _checked(tag: str, chosen: str) -> str:
     """Refuse what people call a tag where registry and tools call something else so."""
-    is_taken = INTERNAL.fullmatch(chosen) or IMAGE_TAG.fullmatch(chosen)
-    if is_taken or REFERRERS_TAG.fullmatch(chosen):
+    kinds = (INTERNAL, IMAGE_TAG, REFERRERS_TAG)
+    if chosen.startswith(RUNNABLE) or any(kind.fullmatch(chosen) for kind in kinds):
         message = f"{chosen!r} cannot be a tag in an OCI registry: envferry or other tools use it"
         raise UsageError(message, hint="choose one such as `stable`")
     if len(tag) > LONGEST_TAG:

@@ -31,10 +31,12 @@ from envferry.stores.oci.documents import (
     read_index,
     read_manifest,
 )
-from envferry.stores.oci.names import TAG_TAG, ArchiveName
+from envferry.stores.oci.names import RUNNABLE, TAG_TAG, ArchiveName
 from envferry.stores.oci.sending import send_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from envferry.stores.oci.names import Names, TagName
     from envferry.stores.oci.port import Space
 
@@ -96,12 +98,55 @@ class Views:
         repository = self.names.repository(archive.name)
         image = self.images.pop(archive, None) or self.image(archive)
         self.images.pop(archive, None)
+        self._remove_runnable(archive)
         if image is None:
             return
         listed = self.space.manifest_digest(repository, referrers_tag(image))
         self.space.delete_manifest(repository, image.digest)
         if listed:
             self.space.delete_manifest(repository, listed)
+
+    def make_runnable(
+        self,
+        archive: tuple[str, str, str],
+        config: bytes,
+        layers: tuple[Descriptor, ...],
+        tags: Sequence[str],
+    ) -> tuple[str, ...]:
+        """Write an image that has a system below an archive, and have tags name it.
+
+        `archive` is its name, platform and id. The index of a tag keeps the images that it has for
+        other platforms. Returns what the image is called.
+        """
+        named = ArchiveName(*archive)
+        repository = self.names.repository(named.name)
+        blob = describe(config, CONFIG)
+        send_bytes(self.space, repository, config, blob)
+        data = image_manifest(config=blob, layers=layers, annotations={ENVIRONMENT: named.name})
+        self.space.put_manifest(repository, f"{RUNNABLE}{named.tag}", data, MANIFEST)
+        platform = Platform.of(named.platform)
+        image = msgspec.structs.replace(describe(data, MANIFEST), platform=platform)
+        for tag in tags:
+            name = f"{RUNNABLE}{tag}"
+            found = self.space.manifest(repository, name)
+            there = read_index(found.data, f"{repository}:{name}").manifests if found else ()
+            others = tuple(one for one in there if one.platform != platform)
+            index = image_index((*others, image), {REF_NAME: name, ENVIRONMENT: named.name})
+            self.space.put_manifest(repository, name, index, INDEX)
+        names = (*tags, named.tag)
+        return tuple(f"{self.space.name}/{repository}:{RUNNABLE}{tag}" for tag in names)
+
+    def _remove_runnable(self, archive: ArchiveName) -> None:
+        """Remove what has a system below an archive, and the indexes that list it."""
+        repository = self.names.repository(archive.name)
+        digest = self.space.manifest_digest(repository, f"{RUNNABLE}{archive.tag}")
+        if digest is None:
+            return
+        for tag in [one for one in self.space.tags(repository) if one.startswith(RUNNABLE)]:
+            found = self.space.manifest(repository, tag)
+            if found and digest.encode() in found.data:
+                self.space.delete_manifest(repository, found.digest)
+        self.space.delete_manifest(repository, digest)
 
     def note_referrer(
         self, repository: str, subject: Descriptor, referrer: Descriptor, *, is_kept: bool
