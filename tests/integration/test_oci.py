@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import secrets
 import shutil
 import tarfile
@@ -22,7 +23,7 @@ from envferry.registry import Registry
 from envferry.registry.check import check_registry
 from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
 from envferry.registry.push import push_artifact
-from envferry.registry.runnable import publish_runnable
+from envferry.registry.runnable import find_base_image, publish_runnable
 from envferry.stores.oci.client import RegistryClient
 from envferry.stores.oci.documents import (
     CONFIG,
@@ -145,12 +146,12 @@ def test_others_find_an_image(
     push_artifact(artifact, registry=Registry.open(oci_url), tags=("stable",), progress=Silent())
     path = oci_url.removeprefix("oci://")
     image = f"{path}/demo:stable"
-    require("oci", find_oci_program("ctr"))
+    require("oci", os.geteuid() == 0 and find_oci_program("ctr"))
     with containerd(tmp_path / "containerd") as server:
         server.ctr("images", "pull", "--plain-http", "--snapshotter", "native", image)
         with server.mounted(image) as place:
             assert (place / "lib/kept.bin").read_bytes() == random_bytes(1, LARGE)
-    require("oci", shutil.which("podman"))
+    require("oci", os.geteuid() == 0 and shutil.which("podman"))
     with podman_storage() as podman:
         podman.run("pull", "--tls-verify=false", image)
         with podman.mounted(image) as place:
@@ -168,6 +169,7 @@ def test_equal_archives_are_equal_images(
     oci_server: OciServer, oci_url: str, versions: tuple[Artifact, Artifact]
 ) -> None:
     """Whenever they are pushed, and where: a digest that somebody has noted stays right."""
+    require("oci", shutil.which("skopeo"))
     digests = set()
     tag = f"{current_platform()}-{versions[0].manifest.id}"
     for url in (oci_url, f"{oci_url}/other"):
@@ -197,12 +199,12 @@ def test_a_layout_for_other_tools(
     loaded = f"{oci_url.removeprefix('oci://')}/loaded:stable"
     run(("skopeo", "copy", "--dest-tls-verify=false", f"oci:{layout}:demo:stable",
          f"docker://{loaded}"))  # fmt: skip
-    require("oci", shutil.which("podman"))
+    require("oci", os.geteuid() == 0 and shutil.which("podman"))
     with podman_storage() as podman:
         said = podman.run("load", "-i", layout).stdout
         with podman.mounted(said.split()[-1]) as place:
             assert (place / "lib/changed.bin").read_bytes() == random_bytes(2, SMALL)
-    require("oci", find_oci_program("ctr"))
+    require("oci", os.geteuid() == 0 and find_oci_program("ctr"))
     archive = tmp_path / "layout.tar"
     run(("tar", "-cf", archive, "-C", layout, "."))
     with containerd(tmp_path / "containerd") as server:
@@ -264,12 +266,12 @@ def test_layers_are_shared_and_read_as_one(
 
 def require_unpacked(image: str, tmp_path: Path) -> None:
     """Have containerd and podman put the layers of an image together."""
-    require("oci", find_oci_program("ctr"))
+    require("oci", os.geteuid() == 0 and find_oci_program("ctr"))
     with containerd(tmp_path / "containerd") as server:
         server.ctr("images", "pull", "--plain-http", "--snapshotter", "native", image)
         with server.mounted(image) as place:
             assert len(list((place / "lib").iterdir())) == 4
-    require("oci", shutil.which("podman"))
+    require("oci", os.geteuid() == 0 and shutil.which("podman"))
     with podman_storage() as podman:
         podman.run("pull", "--tls-verify=false", image)
         with podman.mounted(image) as place:
@@ -308,12 +310,13 @@ def test_an_environment_on_top_of_a_system(
     oci_url: str, versions: tuple[Artifact, Artifact], base_image: str
 ) -> None:
     """Deterministic, base layers mounted, the environment at its prefix and on PATH."""
-    require("oci", shutil.which("podman"))
+    require("oci", os.geteuid() == 0 and shutil.which("podman"))
     artifact, digests = versions[0], set()
     for url in (oci_url, f"{oci_url}/again"):
         registry = Registry.open(url)
         push_artifact(artifact, registry=registry, tags=("stable",), progress=Silent())
-        names = publish_runnable(artifact, registry, base_image, ("stable",), Silent())
+        base = find_base_image(registry, artifact.manifest, base_image)
+        names = publish_runnable(artifact, registry, base, ("stable",), Silent())
         assert names[0] == f"{url.removeprefix('oci://')}/demo:run.stable"
         said = run(("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{names[1]}"))
         digests.add(said.stdout)
@@ -359,4 +362,4 @@ def test_bases_that_are_none(
 ) -> None:
     base = base.replace("HOST", oci_server.host)
     with pytest.raises(error, match=words):
-        publish_runnable(versions[0], Registry.open(oci_url), base, (), Silent())
+        find_base_image(Registry.open(oci_url), versions[0].manifest, base)

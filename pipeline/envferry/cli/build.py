@@ -177,15 +177,8 @@ def push(console: Console, options: PushOptions) -> None:
         found = [preview_push(one, registry=target, tags=options.tags) for one in artifacts]
         console.preview(found, lambda: [describe_push(one, is_done=False) for one in found])
         return
-    pushed = []
-    for artifact in artifacts:
-        pushed.append(push_one(console, artifact, target, options.tags))
-        if options.base:
-            from envferry.registry.runnable import publish_runnable
-
-            tags = pushed[-1].tags
-            images = publish_runnable(artifact, target, options.base, tags, console.progress)
-            console.note(f"runs as it is: {', '.join(images)}")
+    push_each = push_on_base if options.base else push_one
+    pushed = [push_each(console, artifact, target, options) for artifact in artifacts]
     console.result(pushed, lambda: [describe_push(item) for item in pushed])
 
 
@@ -205,12 +198,25 @@ def pack_built(
 
 
 def push_one(
-    console: Console, artifact: Artifact, registry: Registry, tags: tuple[str, ...]
+    console: Console, artifact: Artifact, registry: Registry, options: NewTagOptions
 ) -> PushedArtifact:
     """Push an artifact."""
     from envferry.registry.push import push_artifact
 
-    return push_artifact(artifact, registry=registry, tags=tags, progress=console.progress)
+    return push_artifact(artifact, registry=registry, tags=options.tags, progress=console.progress)
+
+
+def push_on_base(
+    console: Console, artifact: Artifact, registry: Registry, options: PushOptions
+) -> PushedArtifact:
+    """Push an artifact, and an image of it on top of a base that was found before."""
+    from envferry.registry.runnable import find_base_image, publish_runnable
+
+    base = find_base_image(registry, artifact.manifest, options.base or "")
+    pushed = push_one(console, artifact, registry, options)
+    images = publish_runnable(artifact, registry, base, pushed.tags, console.progress)
+    console.note(f"runs as it is: {', '.join(images)}")
+    return pushed
 
 
 def artifact_facts(artifact: Artifact) -> dict[str, object]:

@@ -18,36 +18,48 @@ if TYPE_CHECKING:
     from envferry.models import Artifact, Manifest
     from envferry.progress import Progress
     from envferry.registry.registry import Registry
+    from envferry.stores.oci.base_image import BaseImage
     from envferry.stores.oci.store import OciStore
 
 USUAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
+def find_base_image(registry: Registry, manifest: Manifest, base: str) -> BaseImage:
+    """Find the image that an artifact is to be put on: before anything is sent.
+
+    Raises UsageError for a registry that has no images, and what `find_base` raises.
+    """
+    from envferry.stores.oci.base_image import find_base
+
+    return find_base(base, manifest.platform, _images_of(registry).space)
+
+
 def publish_runnable(
-    artifact: Artifact, registry: Registry, base: str, tags: Sequence[str], progress: Progress
+    artifact: Artifact,
+    registry: Registry,
+    base: BaseImage,
+    tags: Sequence[str],
+    progress: Progress,
 ) -> tuple[str, ...]:
     """Write an image of a base with an environment at its prefix; return what it is called.
 
-    Base and archive alone decide about its bytes. Raises UsageError for a registry that has no
-    images, and what `find_base` raises.
+    Base and archive alone decide about its bytes.
     """
-    from envferry.stores.oci.base_image import find_base
     from envferry.stores.oci.documents import LAYER, encode
     from envferry.stores.oci.sending import send_blob
 
     store, manifest = _images_of(registry), artifact.manifest
-    image = find_base(base, manifest.platform, store.space)
     repository = store.names.repository(manifest.name)
-    label = f"push {manifest.name} on {base}"
+    label = f"push {manifest.name} on {base.shown}"
     with (
         progress.task(label, None) as advance,
         TemporaryFile(dir=artifact.directory) as scratch,
         FileSource(artifact.archive_path) as source,
     ):
-        layers = image.bring_layers(store.space, repository, advance)
+        layers = base.bring_layers(store.space, repository, advance)
         rooted = _layer(Archive(source), scratch)
         sent = send_blob(store.space, repository, rooted, advance, media_type=LAYER)
-    config = encode(_config(image.config, manifest, sent.diff_id))
+    config = encode(_config(base.config, manifest, sent.diff_id))
     return store.views.make_runnable(
         (manifest.name, manifest.platform, manifest.id),
         config,
