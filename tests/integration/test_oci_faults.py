@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
@@ -28,6 +28,7 @@ from envferry.registry.push import push_artifact
 from envferry.stores.oci.client import RegistryClient
 from envferry.stores.oci.documents import (
     CONFIG,
+    INDEX,
     MANIFEST,
     REF_NAME,
     describe,
@@ -293,6 +294,54 @@ def test_a_registry_that_lies_to_writers(
         assert caught.value.hint
         kind.lie = ""
         assert Registry.open(url).environments() == ()
+
+
+class Referring(FaultHandler):
+    """Keeps the lists of OCI 1.1 that docker-registry 2.8 does not know."""
+
+    kept: ClassVar[dict[str, list[dict[str, Any]]]] = {}
+
+    def pass_on(self, body: bytes, fault: str | None) -> None:
+        """Answer what is asked of referrers; note what refers to what."""
+        if "/referrers/" in self.path:
+            listed = self.kept.get(self.path.rpartition("/")[2], [])
+            index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": listed}
+            self.send(200, {"Content-Type": INDEX}, json.dumps(index).encode())
+            return
+        if self.command == "PUT" and "/manifests/" in self.path and b'"subject"' in body:
+            found = json.loads(body)
+            described = json.loads(encode(describe(body, found["mediaType"])))
+            described["artifactType"] = found["artifactType"]
+            self.kept.setdefault(found["subject"]["digest"], []).append(described)
+        super().pass_on(body, fault)
+
+    def send(
+        self, status: int, headers: dict[str, str], data: bytes, fault: str | None = None
+    ) -> None:
+        """Say that what refers to something was understood."""
+        if self.command == "PUT" and "/manifests/" in self.path:
+            headers["OCI-Subject"] = "noted"
+        super().send(status, headers, data, fault)
+
+
+def test_a_registry_that_keeps_referrers(
+    oci_server: OciServer, oci_url: str, tmp_path: Path
+) -> None:
+    """Then we keep no list of our own; types are those that other tools know."""
+    with proxied(oci_server, Referring) as (_, url):
+        registry = push(url, tmp_path / "packed")
+        store = quick_store(url)
+        tags = set(store.space.tags(store.names.repository("demo")))
+        assert not [tag for tag in tags if tag.startswith("sha256-")]
+        (tag,) = [tag for tag in tags if tag.startswith(PLATFORM)]
+        image = store.space.manifest_digest(store.names.repository("demo"), tag)
+        listed = store.space.referrers(store.names.repository("demo"), image or "")
+        assert {one.artifact_type for one in listed or ()} >= {
+            "application/vnd.envferry.archive.v1",
+            "application/vnd.envferry.manifest.v1+json",
+            "application/vnd.conda.lock.v1+yaml",
+        }
+        assert check_registry(registry, read_bytes=True, progress=Silent()).findings == ()
 
 
 def test_an_image_that_is_not_ours(oci_url: str, tmp_path: Path) -> None:
