@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -47,7 +47,6 @@ class Bench:
 
     def __init__(self, work: Path, archive: Path, server: OciServer) -> None:
         self.work, self.archive, self.server = work, archive, server
-        self.number = 0
 
     def command(self, *words: str | Path) -> Command:
         """Return a command that reads no logins."""
@@ -61,6 +60,13 @@ class Bench:
         """Return the URL of a registry."""
         return f"oci://{self.server.host}/{name}"
 
+    @contextmanager
+    def fresh(self, name: str) -> Iterator[OciServer]:
+        """Run an empty registry while the block runs; its data are gone afterwards."""
+        with docker_registry(self.work / name) as server:
+            yield server
+        shutil.rmtree(self.work / name)
+
     def push_result(self, environment: Environment) -> Result:
         """Push to an empty repository each time; skopeo takes the same image from a layout."""
         layout, ref = self.work / "layout", f"{environment.name}@latest"
@@ -68,15 +74,19 @@ class Bench:
         run_once(self.command(ENVFERRY, "push", self.archive, "-q", "--registry", directory))
         run_once(self.command(ENVFERRY, "export", ref, layout, "--oci", "--tag", "latest", "-q",
                               "--registry", directory))  # fmt: skip
+        to = ("--registry", self.url("push-0"))
+        run_once(self.command(ENVFERRY, "push", self.archive, "-q", *to))
         pairs = []
         for number in range(environment.rounds + 1):
-            to = self.url(f"push-{number}")
-            ours = run_once(self.command(ENVFERRY, "push", self.archive, "-q", "--registry", to))
-            other = run_once(self.command(
-                "skopeo", "copy", "-q", "--dest-tls-verify=false",
-                f"oci:{layout}:{environment.name}:latest",
-                f"docker://{self.server.host}/skopeo-{number}:latest",
-            ))  # fmt: skip
+            # A registry of its own for each run: skopeo remembers which one has which blob.
+            with self.fresh(f"{number}-ours") as fresh:
+                to = ("--registry", f"oci://{fresh.host}/envs")
+                ours = run_once(self.command(ENVFERRY, "push", self.archive, "-q", *to))
+            with self.fresh(f"{number}-other") as fresh:
+                copy = ("skopeo", "copy", "-q", "--dest-tls-verify=false")
+                source = f"oci:{layout}:{environment.name}:latest"
+                target = f"docker://{fresh.host}/{environment.name}:latest"
+                other = run_once(self.command(*copy, source, target))
             pairs.append((ours, other))
         runs = [a for a, _ in pairs[1:]], [b for _, b in pairs[1:]]
         return seconds_result("oci_push_vs_skopeo", runs, 1.0, "ours compares the archive first")

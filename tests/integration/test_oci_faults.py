@@ -25,6 +25,7 @@ from envferry.registry.check import check_registry
 from envferry.registry.fetch import fetch_artifact
 from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
 from envferry.registry.push import push_artifact
+from envferry.stores.oci import sending
 from envferry.stores.oci.client import RegistryClient
 from envferry.stores.oci.documents import (
     CONFIG,
@@ -171,9 +172,14 @@ def test_a_fault_that_stays_is_said_clearly(
 
 @pytest.mark.parametrize("change", ["nothing", "file", "upload gone"])
 def test_an_interrupted_upload_is_taken_up(
-    oci_server: OciServer, through: tuple[Plan, str], tmp_path: Path, change: str
+    oci_server: OciServer,
+    through: tuple[Plan, str],
+    tmp_path: Path,
+    change: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By another process: what has arrived is hashed again, and not sent again."""
+    monkeypatch.setattr(sending, "CHUNK_BYTES", REQUEST_BYTES)
     plan, url = through
     source = tmp_path / "large"
     source.write_bytes(os.urandom(4 * REQUEST_BYTES))

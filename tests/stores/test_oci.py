@@ -19,6 +19,7 @@ from envferry.registry import Registry
 from envferry.registry.check import check_registry
 from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
 from envferry.registry.push import push_artifact
+from envferry.stores.oci.client import _without
 from envferry.stores.oci.credentials import find_login
 from envferry.stores.oci.documents import (
     EMPTY,
@@ -191,6 +192,12 @@ def test_every_key_is_one_tag_and_no_other_keys(key: str) -> None:
         name = None
     read = NAMES.key(place.tag, name)
     assert read == key or (read is None and place.tag.startswith("_h."))
+
+
+@given(st.lists(st.binary(max_size=5), max_size=6), st.integers(0, 40))
+def test_what_has_arrived_is_not_sent_again(pieces: list[bytes], count: int) -> None:
+    assert b"".join(_without(pieces, count)) == b"".join(pieces)[count:]
+    assert all(_without(pieces, count)), "an empty piece would end a chunked body"
 
 
 @given(st.lists(PART, min_size=1, max_size=6).map("/".join))

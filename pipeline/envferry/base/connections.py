@@ -49,7 +49,11 @@ class Connections:
     _guard: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def open(
-        self, url: str, headers: Mapping[str, str], method: str = "GET", body: bytes | None = None
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        method: str = "GET",
+        body: bytes | list[bytes] | None = None,
     ) -> urllib3.BaseHTTPResponse:
         """Ask for a URL, or send a body there, and return the answer, its body unread.
 

@@ -75,7 +75,8 @@ class Call:
     """Below the server; or a whole URL that it has named."""
     repository: str
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes | None = None
+    body: bytes | list[bytes] | None = None
+    """A list is sent piece by piece; its length must be among the headers."""
     rights: str = "pull"
     most: int = MOST_TEXT
     """The bytes of an answer, at most."""
@@ -486,21 +487,23 @@ class HttpUpload:
         """The URL of the next chunk."""
         return self.place
 
-    def write(self, data: bytes) -> None:
+    def write(self, pieces: Sequence[bytes]) -> None:
         """Send a chunk; what of it has arrived when that breaks is not sent again."""
         start = self.sent
 
         def attempt() -> None:
-            body = data[self.sent - start :]
+            body = _without(pieces, self.sent - start)
             if body:
                 self._patch(body)
 
         persistently(attempt, self.client.policy)
 
-    def _patch(self, body: bytes) -> None:
+    def _patch(self, body: list[bytes]) -> None:
+        size = sum(map(len, body))
         headers = {
             "Content-Type": "application/octet-stream",
-            "Content-Range": f"{self.sent}-{self.sent + len(body) - 1}",
+            "Content-Length": str(size),
+            "Content-Range": f"{self.sent}-{self.sent + size - 1}",
         }
         call = self._call("PATCH", self.place, headers=headers, body=body)
         try:
@@ -508,12 +511,12 @@ class HttpUpload:
         except Transient as failure:
             before = self.sent
             self.ask()  # raises UploadGone when nobody knows what has arrived
-            if not before <= self.sent <= before + len(body):
+            if not before <= self.sent <= before + size:
                 msg = f"{self.sent} bytes are there"
                 raise self._gone(msg) from failure
             raise
         self.place = self.client.location(answer, call.what)
-        self.sent += len(body)
+        self.sent += size
 
     def ask(self) -> None:
         """Find out what has arrived; raise UploadGone when the registry cannot say."""
@@ -559,7 +562,7 @@ class HttpUpload:
         *,
         expected: tuple[int, ...] = (ACCEPTED_STATUS, CREATED, NO_CONTENT),
         headers: Mapping[str, str] | None = None,
-        body: bytes | None = None,
+        body: bytes | list[bytes] | None = None,
     ) -> Call:
         return Call(
             method=method,
@@ -575,6 +578,16 @@ class HttpUpload:
     def _gone(self, why: str) -> UploadGone:
         message = f"an upload to {self.repository} at {self.client.name} was lost: {why}"
         return UploadGone(message, hint="run the command again")
+
+
+def _without(pieces: Sequence[bytes], count: int) -> list[bytes]:
+    """Return pieces without their first bytes."""
+    left = []
+    for piece in pieces:
+        if count < len(piece):
+            left.append(piece[count:] if count else piece)
+        count = max(count - len(piece), 0)
+    return left
 
 
 def _manifest_call(method: str, repository: str, reference: str) -> Call:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from envferry.stores.oci.port import Space
     from envferry.stores.source import ContentSource, Piece
 
-SENDERS = 3
-"""Layers on their way at once; each has some pieces in memory."""
+SENDERS = 2
+"""Layers on their way at once; each has a chunk in memory."""
 READERS = 12
 MOST_LOOKED_AT = 200
 """Archives whose layers are looked at; those of the same environment come first."""

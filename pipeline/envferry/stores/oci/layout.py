@@ -326,17 +326,17 @@ class LayoutUpload:
         """The file's name."""
         return self.path.name
 
-    def write(self, data: bytes) -> None:
+    def write(self, pieces: Sequence[bytes]) -> None:
         """Append bytes."""
         with self._explained(), open_in_folder(self.path, "ab") as stream:
             stream.truncate(self.sent)
-            stream.write(data)
-        self.sent += len(data)
+            stream.writelines(pieces)
+        self.sent += sum(map(len, pieces))
 
     def finish(self, digest: str, last: bytes = b"") -> None:
         """Give the file its name; who sent the bytes has hashed them."""
         if last:
-            self.write(last)
+            self.write([last])
         with self._explained(), open_in_folder(self.path, "ab") as stream:
             os.fsync(stream.fileno())
             self.path.replace(self.space._blob_path(digest))

@@ -32,8 +32,11 @@ class Upload(Protocol):
         """Names it for `Space.upload`, when this process is dead."""
         ...
 
-    def write(self, data: bytes) -> None:
-        """Send bytes; raises StoreError when they do not arrive, `sent` then says what has."""
+    def write(self, pieces: Sequence[bytes]) -> None:
+        """Send pieces that follow each other.
+
+        Raises StoreError when they do not arrive; `sent` then says what has.
+        """
         ...
 
     def finish(self, digest: str, last: bytes = b"") -> None:

@@ -36,6 +36,10 @@ log = logging.getLogger(__name__)
 HASHED_BEHIND = 3
 """Pieces that may wait to be hashed; each is in memory until then."""
 READ_AHEAD = 6
+CHUNK_BYTES = 32 << 20
+"""What one request sends; each costs the registry a look at all that it keeps of an upload.
+Measured on docker-registry: 200 MiB take 4.3 s in chunks of 8 MiB, 3.2 s in chunks of 32 MiB or
+64 MiB."""
 INFLATED_AT_ONCE = 1 << 20
 """Of compressed bytes: what they become is in memory, however large it is."""
 ATTEMPTS = 3
@@ -169,6 +173,8 @@ class _Sender:
     advance: Callable[[int], None]
     taken: int = 0
     """The bytes that were read."""
+    pieces: list[bytes] = field(default_factory=list)
+    """Those that are not sent yet."""
     failures: int = 0
     was_resumed: bool = False
     upload: Upload = field(init=False)
@@ -194,29 +200,36 @@ class _Sender:
         return self._read_at(offset, min(REQUEST_BYTES, self.incoming.size - offset)), None
 
     def take(self, data: Piece) -> None:
-        """Hash and send the next piece."""
+        """Hash the next piece, and send it when it makes a chunk with those before it."""
         piece = bytes(data)
         self.incoming.watch(data)
         self.digests.feed(piece)
         self.taken += len(piece)
-        self._persist(piece)
-        self.advance(len(piece))
+        self.pieces.append(piece)
+        held = sum(map(len, self.pieces))
+        if held >= CHUNK_BYTES or self.taken == self.incoming.size:
+            self._persist(held)
+            for sent in self.pieces:
+                self.advance(len(sent))
+            self.pieces.clear()
 
-    def _persist(self, piece: bytes) -> None:
-        """Send until all that was read has arrived."""
+    def _persist(self, held: int) -> None:
+        """Send until all that was read has arrived; the last `held` bytes are in memory."""
         while self.upload.sent < self.taken:
             try:
-                self._send(piece)
+                self._send(self.taken - held)
             except UploadGone as error:
                 self._begin_again(error)
 
-    def _send(self, piece: bytes) -> None:
-        start = self.taken - len(piece)
-        if self.upload.sent >= start:
-            self.upload.write(piece[self.upload.sent - start :])
+    def _send(self, start: int) -> None:
+        """Send what is in memory and begins at `start`, or what has to come before it again."""
+        missing = self.upload.sent - start
+        if missing == 0:
+            self.upload.write(self.pieces)
         else:
-            length = min(REQUEST_BYTES, start - self.upload.sent)
-            self.upload.write(self._read_at(self.upload.sent, length))
+            end = self.taken if missing > 0 else start
+            length = min(REQUEST_BYTES, end - self.upload.sent)
+            self.upload.write([self._read_at(self.upload.sent, length)])
         self.notes.note(self.upload.token)
 
     def _begin_again(self, error: StoreError) -> None:
@@ -240,7 +253,7 @@ class _Sender:
                 self._begin_again(StoreError(error.message, hint=error.hint))
             else:
                 return
-            self._persist(b"")
+            self._persist(0)
 
     def _read_at(self, offset: int, length: int) -> bytes:
         data = self.incoming.read_at(offset, length)
