@@ -29,8 +29,10 @@ lint: $(VENV)/.ready
 	$(bin)/mypy
 	$(bin)/codespell
 	$(bin)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
-	$(bin)/zizmor --offline --quiet .github/workflows
-	$(bin)/shellcheck .ci/run bootstrap.sh requirements/lock.sh pipeline/envferry/transfer/install.sh
+	$(bin)/check-jsonschema --builtin-schema vendor.github-actions .github/actions/*/action.yml
+	$(bin)/check-jsonschema --builtin-schema vendor.gitlab-ci docs/ci/envferry.gitlab-ci.yml
+	$(bin)/zizmor --offline --quiet .github
+	$(bin)/shellcheck .github/actions/*/*.sh .ci/run bootstrap.sh requirements/lock.sh pipeline/envferry/transfer/install.sh
 
 format: $(VENV)/.ready
 	$(bin)/ruff format .

@@ -70,3 +70,17 @@ def test_every_folder_is_on_the_plan() -> None:
     assert folders <= set(re.findall(r"`(\w+)/`", text))
     for file in re.findall(r"^\|[^|]*\(`([\w/]+\.py)`\) \|", text, re.M):
         assert (DOCS.parent / "pipeline/envferry" / file).is_file(), file
+
+
+def test_the_changelog_has_each_version_and_section_once() -> None:
+    text = (DOCS.parent / "CHANGELOG.md").read_text()
+    titles = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert titles[0] == "[Unreleased]"
+    dated = [re.fullmatch(r"\[\d+\.\d+\.\d+\] - (\d{4}-\d\d-\d\d)", title) for title in titles[1:]]
+    dates = [found[1] for found in dated if found]
+    assert len(set(titles)) == len(titles) == len(dates) + 1
+    assert dates == sorted(dates, reverse=True)
+    for version in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        sections = re.findall(r"^### (.*)$", version, re.MULTILINE)
+        assert len(set(sections)) == len(sections)
+        assert set(sections) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}

@@ -7,18 +7,16 @@ import logging
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from envferry.errors import ToolFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -173,41 +171,6 @@ def _finish(child: subprocess.Popen[str], *, check: bool) -> Finished:
         words = child.args if isinstance(child.args, list) else [str(child.args)]
         raise failure(words, child.returncode, stdout, stderr or "")
     return Finished(returncode=child.returncode, stdout=stdout, stderr=stderr or "")
-
-
-@contextmanager
-def background(
-    argv: Sequence[str | Path], *, log_path: Path, env: Mapping[str, str] | None = None
-) -> Iterator[Callable[[], int | None]]:
-    """Run `argv` while the block runs, then kill it and all that it started.
-
-    Its output goes to `log_path`. The yielded function returns its exit status, None while it runs.
-    The kernel kills it as well when the thread that started it dies, where `setpriv` is there.
-    Raises ToolFailed when it cannot be started.
-    """
-    words = [str(word) for word in argv]
-    log.info("+ %s &", shlex.join(words))
-    if setpriv := find_program("setpriv"):
-        words = [setpriv, "--pdeathsig", "KILL", *words]
-    with log_path.open("wb") as output:
-        try:
-            child = subprocess.Popen(
-                words,
-                env=dict(env) if env is not None else None,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as error:
-            message = f"cannot run {words[0]}: {error.strerror}"
-            raise ToolFailed(message, hint="check that it is installed") from error
-    try:
-        yield child.poll
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
 
 
 def failure(words: Sequence[str], returncode: int, stdout: str, stderr: str) -> ToolFailed:

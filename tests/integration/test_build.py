@@ -32,8 +32,8 @@ from envferry.errors import (
 from envferry.models import Checks
 from envferry.pack.stage import PackOptions, pack_env
 from envferry.progress import Silent
-from tests.install.test_install import envs, install
 from tests.support.builds import BuildRunner, locked
+from tests.support.installing import install
 from tests.support.tiny_channel import TinyPackage, make_channel
 from tests.support.waiting import wait_until
 from tests.support.wheels import make_wheel
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from envferry.engines.port import Sandbox
     from tests.support.cli_runner import CliRunner
 
-__all__ = ["envs"]
 
 pytestmark = pytest.mark.container
 

@@ -33,18 +33,18 @@ from envferry.stores.oci.documents import (
     encode,
     image_manifest,
 )
-from envferry.stores.oci.layout import LayoutSpace
+from envferry.stores.oci.image_layout import LayoutSpace
 from envferry.stores.oci.sending import send_bytes
 from envferry.stores.opening import open_store
 from envferry.transfer.export import ExportRequest, export_artifacts
 from envferry.transfer.mirror import MirrorRequest, mirror_registry
 from tests.conftest import require
-from tests.stores.test_stores import StoreSuite
 from tests.support.cli_runner import CliRunner
 from tests.support.containers import containerd, podman_storage
 from tests.support.fault_proxy import Plan, fault_proxy
 from tests.support.oci_registry import find_oci_program
 from tests.support.packed import pack, random_bytes
+from tests.support.store_suite import StoreSuite
 
 if TYPE_CHECKING:
     from pathlib import Path

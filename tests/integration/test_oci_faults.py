@@ -39,8 +39,8 @@ from envferry.stores.oci.documents import (
     image_manifest,
     read_index,
 )
+from envferry.stores.oci.image_store import OciStore
 from envferry.stores.oci.names import ArchiveName
-from envferry.stores.oci.store import OciStore
 from envferry.stores.opening import open_store
 from envferry.stores.receive import REQUEST_BYTES
 from tests.conftest import require

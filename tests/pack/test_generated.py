@@ -17,15 +17,14 @@ from envferry.pack.existing_env import describe_env
 from envferry.pack.generated import fish_script
 from envferry.pack.stage import PackOptions, pack_env
 from envferry.progress import Silent
-from tests.install.test_install import envs, install
-from tests.pack.test_existing_env import SITE, conda_record, pack, pip_record, tree
+from tests.support.environments import SITE, conda_record, pack, pip_record
+from tests.support.installing import install
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.models import Artifact
 
-__all__ = ["envs", "tree"]
 
 SHELLS = [
     shell for name in ("bash", "dash", "zsh", "ksh", "busybox") if (shell := shutil.which(name))

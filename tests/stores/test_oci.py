@@ -30,15 +30,15 @@ from envferry.stores.oci.documents import (
     image_manifest,
     read_manifest,
 )
-from envferry.stores.oci.layout import REFERENCES, LayoutSpace
+from envferry.stores.oci.image_layout import REFERENCES, LayoutSpace
 from envferry.stores.oci.names import TAG, Names, archive_name, escape, unescape
 from envferry.stores.oci.tokens import Asked, Challenge, Tokens, is_loopback
 from envferry.stores.opening import open_store
 from envferry.transfer.export import ExportRequest, export_artifacts
 from envferry.transfer.mirror import MirrorRequest, mirror_registry
-from tests.stores.test_stores import StoreSuite
 from tests.support.artifacts import PLATFORM, make_artifact
 from tests.support.cli_runner import CliRunner
+from tests.support.store_suite import StoreSuite
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from envferry.process import Finished, background, run
+from demo.background import background
+from envferry.process import Finished, run
 from tests.support.oci_registry import find_oci_program
 from tests.support.waiting import wait_until
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envferry.process import background, find_program
+from demo.background import background
+from envferry.process import find_program
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from envferry.transfer.host_tool import SCRIPT
 from envferry.trust.signing import seal
 from envferry.trust.tool_signature import SUMS, attest_tool, verify_tool
 from tests.conftest import require
-from tests.trust.test_trust import OURS, THEIRS, signer
+from tests.support.keys import OURS, THEIRS, signer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

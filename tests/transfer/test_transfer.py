@@ -35,8 +35,8 @@ from envferry.transfer.delta_check import check_deltas
 from envferry.transfer.deltas import Base, Delta
 from envferry.transfer.export import Exported, ExportRequest, export_artifacts
 from envferry.transfer.mirror import Mirrored, MirrorRequest, mirror_registry, plan_mirror
+from tests.support.keys import OURS, THEIRS, signer, trusting
 from tests.support.packed import pack, random_bytes
-from tests.trust.test_trust import OURS, THEIRS, signer, trusting
 
 if TYPE_CHECKING:
     from collections.abc import Callable

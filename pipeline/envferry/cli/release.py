@@ -22,8 +22,7 @@ from envferry.cli.building import (
 from envferry.cli.changed import MAX_JOBS, Service, job_matrix, releasable
 from envferry.cli.command import argument, command, option
 from envferry.cli.failures import explain
-from envferry.cli.shared_options import DryRunOptions, NewTagOptions
-from envferry.cli.specs import SPECS_DIR
+from envferry.cli.shared_options import SPECS_DIR, DryRunOptions, NewTagOptions
 from envferry.errors import PipelineError, UsageError
 from envferry.models import PushedArtifact, current_platform
 

@@ -1,4 +1,4 @@
-"""The checks of an environment on its host, each isolated from whoever installs."""
+"""Run an environment's checks on its host, each isolated from the user who installs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is to be installed where; all that speaks against it is found before a byte is written."""
+"""Plan an install: every error is found before a byte is written."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class InstallOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstallPlan:
-    """An install that nothing speaks against."""
+    """An install that passed all checks."""
 
     archive: Archive
     home: EnvHome

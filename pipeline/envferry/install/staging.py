@@ -1,4 +1,4 @@
-"""The tree of an installation, brought from whatever is there to the whole, beside its place."""
+"""Complete the tree of an installation in a staging directory beside its place."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def _ask(
 
 
 def _newer_glibc_hint(request: PipRequest, scratch: Path, words: tuple[str, ...]) -> str:
-    """Ask uv once more for hosts of tomorrow; say which glibc would do, if that is all it takes."""
+    """Ask uv again for newer hosts; name the glibc that suffices, if only that is missing."""
     newest = replace(request, glibc=f"2.{UV_GLIBC_MINORS[-1]}")
     if not request.platform.startswith("linux-"):
         return ""

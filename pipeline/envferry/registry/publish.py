@@ -31,7 +31,7 @@ from envferry.base.retry import RACES, persistently
 from envferry.errors import IntegrityError, StoreError
 from envferry.models import DEFAULT_TAG, Manifest
 from envferry.registry.known_frames import find_known
-from envferry.registry.layers import layered
+from envferry.registry.layer_cuts import layered
 from envferry.registry.layout import LOCK_FILE, archive_key, artifact_folder, folder_of, tag_key
 from envferry.registry.removal import require_kept, require_settled
 from envferry.registry.tags import read_tag

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from envferry.progress import Progress
     from envferry.registry.registry import Registry
     from envferry.stores.oci.base_image import BaseImage
-    from envferry.stores.oci.store import OciStore
+    from envferry.stores.oci.image_store import OciStore
 
 USUAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -69,7 +69,7 @@ def publish_runnable(
 
 
 def _images_of(registry: Registry) -> OciStore:
-    from envferry.stores.oci.store import OciStore
+    from envferry.stores.oci.image_store import OciStore
 
     if isinstance(registry.store, OciStore):
         return registry.store

@@ -1,4 +1,4 @@
-"""The rules of lint: their codes, why each bites, and what to do."""
+"""The rules of lint: their codes, why each matters, and what to do."""
 
 from __future__ import annotations
 

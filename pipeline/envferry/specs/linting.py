@@ -1,4 +1,4 @@
-"""Lint: what a spec asks for that will bite later, each finding with its line and its fix."""
+"""Lint: find what in a spec causes trouble later; each finding has its line and its fix."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ GIT_REVISION = re.compile(r"git\+(?:[a-z]+://)?(?:[^\s@/]+@)?[^\s#@]+@(?P<revisi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LintFinding:
-    """One thing in a spec that will bite."""
+    """One problem in a spec."""
 
     rule: Rule
     path: Path

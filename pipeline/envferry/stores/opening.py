@@ -36,7 +36,7 @@ def open_store(url: str, limits: Limits = USUAL_LIMITS) -> Store:
     if scheme in ("http", "https"):
         return _open_http(url, limits)
     if scheme in ("oci", "oci+http", "oci+https"):
-        from envferry.stores.oci.store import OciStore
+        from envferry.stores.oci.image_store import OciStore
 
         return OciStore.open(url, limits)
     message = f"{scheme}:// is not a supported kind of registry"
@@ -75,8 +75,8 @@ def _open_directory(root: Path) -> Store:
 
 
 def _open_layout(root: Path) -> Store:
-    from envferry.stores.oci.layout import LayoutSpace
-    from envferry.stores.oci.store import OciStore
+    from envferry.stores.oci.image_layout import LayoutSpace
+    from envferry.stores.oci.image_store import OciStore
 
     space = LayoutSpace(root)
     space.require_ours()

@@ -208,7 +208,7 @@ def _open_target(directory: Path, request: ExportRequest) -> Store:
     """Open the folder's store, and mark it if files are to be split, or are images."""
     part_bytes = request.part_bytes
     if request.as_images:
-        from envferry.stores.oci.layout import LayoutSpace
+        from envferry.stores.oci.image_layout import LayoutSpace
 
         LayoutSpace.create(directory)
         return open_store(str(directory))

@@ -13,7 +13,7 @@ from envferry.archive.reader import Archive, FileSource
 from envferry.errors import UsageError
 from envferry.progress import Silent
 from envferry.registry import Registry
-from envferry.registry.layers import _partition, cut_points
+from envferry.registry.layer_cuts import _partition, cut_points
 from envferry.registry.push import push_artifact
 from tests.support.packed import pack, random_bytes
 

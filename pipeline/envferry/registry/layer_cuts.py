@@ -42,7 +42,7 @@ def layered(store: Store, archive: Path | ContentSource, count: int) -> Store:
         return store
     from dataclasses import replace
 
-    from envferry.stores.oci.store import OciStore
+    from envferry.stores.oci.image_store import OciStore
 
     if not isinstance(store, OciStore):
         message = f"{store.url} keeps archives whole: --layers is for oci://HOST/REPOSITORY"

@@ -41,8 +41,8 @@ from envferry.stores.oci.documents import (
     image_manifest,
     read_manifest,
 )
-from envferry.stores.oci.layers import LayerSender, ReusedLayers
-from envferry.stores.oci.layout import ROOT, LayoutSpace
+from envferry.stores.oci.image_layout import ROOT, LayoutSpace
+from envferry.stores.oci.layer_sending import LayerSender, ReusedLayers
 from envferry.stores.oci.names import (
     ENVIRONMENT_PREFIX,
     HASHED_PREFIX,
