@@ -25,6 +25,7 @@ TRUSTED_DIR = Path("/etc/envferry/trusted.d")
 SIGN_KEY = "ENVFERRY_SIGN_KEY"
 REQUIRE_SIGNATURES = "ENVFERRY_REQUIRE_SIGNATURES"
 MIN_SPEED = "ENVFERRY_MIN_SPEED"
+SIGSTORE_ROOT = "ENVFERRY_SIGSTORE_ROOT"
 REQUIREMENT_FILE = "require-signatures"
 """Beside the directory of trusted keys; its content does not matter."""
 YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
@@ -96,6 +97,8 @@ class Settings:
     """A private key in PEM, for CI, which has no files of its own."""
     min_speed: int = 1024
     """Bytes per second: a server that sends less, for half a minute, is given up; 0 for any."""
+    sigstore_root: Path | None = None
+    """A Sigstore trusted root that replaces the one that sigstore's own package has."""
     require_signatures: bool = False
     """Whether the environment says that nothing unsigned is taken in."""
 
@@ -118,6 +121,7 @@ class Settings:
             trusted_dir=Path(environ.get("ENVFERRY_TRUSTED_DIR") or TRUSTED_DIR),
             sign_key=Secret(sign_key) if (sign_key := environ.get(SIGN_KEY)) else None,
             min_speed=_number(environ, MIN_SPEED, 1024),
+            sigstore_root=Path(root).absolute() if (root := environ.get(SIGSTORE_ROOT)) else None,
             require_signatures=_is_yes(environ, REQUIRE_SIGNATURES),
         )
 

@@ -288,6 +288,35 @@ class LockedPackage(msgspec.Struct, frozen=True, kw_only=True):
         return unquote(urlsplit(self.url).path.rsplit("/", 1)[-1])
 
 
+class Publisher(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Who published a file of a package index, as its verified attestation says (PEP 740)."""
+
+    kind: str
+    """`GitHub`, `GitLab`, `Google`, …"""
+    repository: str = ""
+    workflow: str = ""
+    environment: str = ""
+    identity: str = ""
+    """What kinds without a repository name: an account, or a project's id."""
+
+    def __str__(self) -> str:
+        details = [self.workflow, f"environment {self.environment}" if self.environment else ""]
+        more = ", ".join(filter(None, details))
+        who = self.repository or self.identity
+        return f"{self.kind} {who} ({more})" if more else f"{self.kind} {who}"
+
+
+class FileProvenance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What was found out about who published the locked file of a package."""
+
+    publishers: tuple[Publisher, ...] = ()
+    """None when its index has no provenance of it."""
+    before: tuple[Publisher, ...] = ()
+    """The last known publishers of earlier locks, where they are not those of this file."""
+    unasked: bool = False
+    """Whether its index could not be asked: then `publishers` says nothing."""
+
+
 class BuildRequirements(msgspec.Struct, frozen=True, kw_only=True):
     """What a source package of the pip half is made into a wheel with."""
 
@@ -317,6 +346,8 @@ class Lock:
     """One for each package that is locked as source, on each platform."""
     indexes: tuple[str, ...] = ()
     """The package indexes that came from the settings of the machine that locked."""
+    provenance: dict[str, dict[str, FileProvenance]] = field(default_factory=dict)
+    """By platform and name: the pip packages whose index was asked who published them."""
     channels: tuple[str, ...] = ()
     """What it was solved with, without logins."""
     tools: dict[str, str] = field(default_factory=dict)

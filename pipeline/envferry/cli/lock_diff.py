@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,15 @@ from envferry.errors import NotFound
 from envferry.process import run
 from envferry.specs.lock_changes import compare_locks
 from envferry.specs.locks import parse_lock, read_lock
+from envferry.specs.publishers import compare_publishers
 from envferry.specs.reading import find_spec
 
 if TYPE_CHECKING:
     from envferry.cli.console import Console
     from envferry.models import Lock
+
+
+log = logging.getLogger(__name__)
 
 
 def lock_at(argument: str) -> Lock:
@@ -42,5 +47,8 @@ def lock_at(argument: str) -> Lock:
 
 def compare(console: Console, before: str, after: str) -> None:
     """Print what the lock of `after` has otherwise than that of `before`."""
-    changes = compare_locks(lock_at(before), lock_at(after))
+    old, new = lock_at(before), lock_at(after)
+    changes = compare_locks(old, new)
+    for warning in compare_publishers(old, new):
+        log.warning("%s", warning)
     console.result(changes, lambda: [str(change) for change in changes])

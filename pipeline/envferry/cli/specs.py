@@ -280,11 +280,15 @@ def lock_one(
     from envferry.lock.existing_lock import check_lock
     from envferry.lock.stage import lock_spec
     from envferry.specs.lock_changes import compare_locks
+    from envferry.specs.publishers import lock_warnings
     from envferry.specs.reading import find_spec, read_spec
 
     spec = read_spec(find_spec(word, SPECS_DIR))
     if options.check:
-        return check_lock(spec), ()
+        lock = check_lock(spec)
+        for warning in lock_warnings(lock):
+            log.warning("%s", warning)
+        return lock, ()
     findings = lint_one(spec.path)
     for finding in findings:
         log.warning("%s", finding)
