@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from docs.generate import commands, render
+from docs.generate import commands, render, settings_page
+from envferry.base.settings_table import SETTINGS
 from envferry.cli.main import COMMANDS, envferry
 from envferry.errors import EXIT_BUG, EXIT_INTERRUPTED, PipelineError
 
@@ -15,6 +16,21 @@ README = DOCS.parent / "README.md"
 
 def test_the_command_page_is_up_to_date() -> None:
     assert (DOCS / "cli.md").read_text() == render(), "run `make docs`"
+
+
+def test_the_page_of_settings_is_up_to_date() -> None:
+    assert (DOCS / "settings.md").read_text() == settings_page(), "run `make docs`"
+
+
+def test_no_variable_is_missing_in_the_table() -> None:
+    sources = DOCS.parent / "pipeline/envferry"
+    texts = [
+        path.read_text()
+        for path in sources.rglob("*")
+        if path.suffix in (".py", ".sh", "") and path.is_file()
+    ]
+    names = {name for text in texts for name in re.findall(r"(?<![A-Z_])ENVFERRY_[A-Z_]+\b", text)}
+    assert names == {one.variable for one in SETTINGS}
 
 
 def test_every_command_and_option_has_help() -> None:

@@ -32,7 +32,7 @@ LAYERS = (
     ("engines", "install", "pack", "trust"),
     ("build", "registry"),
     ("index", "lock"),
-    ("channel", "transfer"),
+    ("channel", "follow", "transfer"),
     ("web",),
     ("cli",),
 )

@@ -177,6 +177,18 @@ class SystemRequirements(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """The lowest compute capability of the GPUs (CEP 46); not written where it is not given."""
 
 
+class DataFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file that comes with an environment and is not part of a package."""
+
+    url: str
+    """`https://…`, `file://…`, or a path: relative ones start at the folder of the spec."""
+    sha256: str
+    path: str
+    """Where it is put, relative to the prefix."""
+    variables: dict[str, str] = {}
+    """Variables that activation sets, to these paths relative to the prefix: `.` is the prefix."""
+
+
 class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The `envferry:` key of a spec."""
 
@@ -192,6 +204,8 @@ class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Where a channel is that goes by a name of ours: a URL or a path."""
     variables: dict[str, str] = {}
     """What activation sets: the spec's own `variables:` (CEP 24), not under `envferry:`."""
+    data: tuple[DataFile, ...] = ()
+    """Files that come along: encodings, corpora, configurations of models."""
     channel_priority: ChannelPriority | None = None
     """Whether a package may come from a channel behind the first that has its name."""
 
@@ -555,6 +569,33 @@ class Unchecked(msgspec.Struct, frozen=True, kw_only=True):
     """What the thing that was not ours is called now, in the envs directory."""
 
 
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """How an installation came to its host."""
+
+    time: str
+    """When it was installed, in UTC: `2026-11-28T23:10:00Z`."""
+    user: str
+    """Who installed it."""
+    source: str
+    """The registry, without logins, or the path of the archive."""
+    ref: str = ""
+    """What was asked for: `NAME@TAG`, `NAME@ID` or a file."""
+    tag: str | None = None
+    """The tag that was asked for, and led to this id."""
+    signed_by: tuple[str, ...] = ()
+    """The keys that signed it and that this host trusted then, by id."""
+
+
+class Sharing(msgspec.Struct, frozen=True, kw_only=True):
+    """The files that an installation took over from others as hard links, all in one number."""
+
+    files: int
+    size: int
+    """Bytes."""
+    with_: tuple[str, ...] = msgspec.field(name="with")
+    """The installations that have them, too: `NAME@ID`."""
+
+
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
     """`ID.json` beside an installed tree, written last: no record, no installation."""
 
@@ -573,4 +614,10 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     """Size and XXH3-128 of the files that are not as the archive has them: prefix edits."""
     unchecked: Unchecked | None = None
     """Set while it is current and its checks have not passed: the next command goes back."""
+    version: str | None = None
+    """The environment's own version, as its spec gives it."""
+    origin: Origin | None = None
+    """None in records that envferry 0.2 and older wrote."""
+    sharing: Sharing | None = None
+    """What it shared by hard links when it was installed."""
     schema: int = 1

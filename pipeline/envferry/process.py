@@ -7,11 +7,12 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from envferry.errors import ToolFailed
 
@@ -191,3 +192,21 @@ def stop(child: subprocess.Popen[str]) -> None:
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
+
+
+def become(argv: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
+    """Replace this process by a program: its signals and its exit status are the program's.
+
+    Raises ToolFailed when it cannot be started.
+    """
+    log.info("+ exec %s", shlex.join(argv))
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    # Python ignores these, and a program would inherit that.
+    for name in ("SIGPIPE", "SIGXFSZ"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    try:
+        os.execve(argv[0], list(argv), dict(environ))
+    except OSError as error:
+        message = f"cannot run {argv[0]}: {error.strerror}"
+        raise ToolFailed(message, hint="check that it is installed") from error

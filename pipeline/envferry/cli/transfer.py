@@ -21,6 +21,7 @@ from envferry.cli.shared_options import (
     SignKeyOptions,
     TrustedKeyOptions,
 )
+from envferry.cli.sizes import size_of
 from envferry.cli.trust import load_signer, load_trust, open_trusting
 from envferry.config import settings
 from envferry.errors import IntegrityError, NotFound, UsageError
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from envferry.trust.signing import PublicKey, Signer
 
 PYTHON_VERSION = re.compile(r"3\.[1-9]\d")
-SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<unit>|[KMGT](i?B)?)", re.IGNORECASE)
 
 
 def journals() -> Path:
@@ -47,17 +47,14 @@ def journals() -> Path:
     return settings().cache_dir / "uploads"
 
 
-def parse_size(context: click.Context, option: click.Parameter, text: str | None) -> int | None:
-    """Parse bytes as people write them: 650M, 4G (powers of 1000), 4GiB (of 1024)."""
+def parse_part_size(
+    context: click.Context, option: click.Parameter, text: str | None
+) -> int | None:
+    """Parse the size of parts; small ones would be too many."""
     if text is None:
         return None
-    found = SIZE.fullmatch(text.strip())
-    size = 0
-    if found:
-        unit = found["unit"].upper()
-        base = 1024 if unit.endswith("IB") else 1000
-        size = int(float(found["number"]) * base ** (" KMGT".index(unit[:1] or " ")))
-    if size < LEAST_PART:
+    size = size_of(text)
+    if size is None or size < LEAST_PART:
         message = f"{text!r} is not a valid size: write 650M or 4G, 1M at least"
         raise click.BadParameter(message, context, option)
     return size
@@ -84,7 +81,7 @@ class ExportOptions(
     )
     part_bytes: int | None = option(
         "--split",
-        callback=parse_size,
+        callback=parse_part_size,
         metavar="SIZE",
         help="Split larger files, at 4G for FAT or 650M for example.",
     )

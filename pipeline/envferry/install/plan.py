@@ -13,8 +13,10 @@ from envferry.archive.prefixes import Relocation
 from envferry.archive.reader import Archive
 from envferry.errors import PipelineError, TargetOccupied, UsageError
 from envferry.install.env_home import HOME, EnvHome
+from envferry.install.events import NOBODY, Actor
 from envferry.install.host_check import Needs, check_host, cuda_runtime
 from envferry.install.installed import find_donors, open_installed
+from envferry.install.integrations import Integrations, wanted_integrations
 from envferry.install.reuse import Link, ReusableTrees
 from envferry.install.tree_check import faults_among, top_faults
 from envferry.models import (
@@ -22,6 +24,7 @@ from envferry.models import (
     Checks,
     Installation,
     Manifest,
+    Origin,
     SystemRequirements,
     check_env_prefix,
 )
@@ -56,6 +59,12 @@ class InstallOptions:
     """How unchanged files come from what is installed already."""
     force: tuple[str, ...] = ()
     """Findings of the host check to live with."""
+    kernel_dir: Path | None = None
+    """Where to put a Jupyter kernel; None leaves what there is, `none` takes it away."""
+    modulefile_dir: Path | None = None
+    """Where to put a modulefile, in the same way."""
+    origin: Origin | None = None
+    """Who installs it, from where and when: for the record."""
     threads: int = 0
     """0: as many as there are cores, and a few at least."""
 
@@ -71,8 +80,15 @@ class InstallPlan:
     relocation: Relocation
     donors: ReusableTrees
     options: InstallOptions
+    integrations: Integrations
     is_whole: bool
     """Whether it is already installed completely."""
+
+    @property
+    def actor(self) -> Actor:
+        """Who installs it."""
+        origin = self.options.origin
+        return Actor(time=origin.time, user=origin.user) if origin else NOBODY
 
     @property
     def journal_subject(self) -> str:
@@ -102,6 +118,7 @@ def prepare_install(
         relocation=relocation,
         donors=donors,
         options=options,
+        integrations=wanted_integrations(home, options.kernel_dir, options.modulefile_dir),
         is_whole=is_whole,
     )
     system = manifest.requirements if manifest else SystemRequirements()
@@ -156,6 +173,8 @@ def plan_installation(
         files=len(index.files),
         size=sum(entry.size for entry in index.files),
         checks=manifest.checks if manifest else Checks(),
+        version=manifest.version if manifest else None,
+        origin=options.origin,
     )
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import msgspec
+
+from envferry.base.files import write_bytes
+from envferry.base.json import to_json
+from envferry.errors import ToolFailed
 from envferry.install.activation import make_current
+from envferry.install.events import note_event
+from envferry.install.integrations import change_integrations
+from envferry.install.last_results import LastChecked, note_checked
 from envferry.install.plan import InstallOptions, is_installed, prepare_install
 from envferry.install.preview import InstallPreview, describe_plan
 from envferry.install.staging import discard, plan_staging, write_tree
@@ -15,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from envferry.archive.reader import Source
+    from envferry.install.env_home import EnvHome
+    from envferry.install.plan import InstallPlan
     from envferry.models import Installation, Manifest
     from envferry.progress import Progress
 
@@ -40,17 +50,48 @@ def install_artifact(
     nothing changed.
     """
     order = prepare_install(source, manifest, options)
-    home, installation = order.home, order.installation
+    home, installation, actor = order.home, order.installation, order.actor
+    detail = options.origin.ref if options.origin else ""
     with changing(home, installing=installation.id):
         if is_installed(home, installation):
             discard(home, installation.id)
-            installation = home.installation(installation.id)
+            installation = asked_again(home, installation)
         else:
             if home.record(installation.id).exists():
                 log.warning("%s@%s is incomplete: repairing it", home.name, installation.id)
             installation = write_tree(order, progress, announce)
-        make_current(home, installation, progress, check=options.check)
+            note_event(home, actor, "installed", installation.id, detail)
+        switch_to(order, installation, progress)
     return installation
+
+
+def switch_to(order: InstallPlan, installation: Installation, progress: Progress) -> None:
+    """Make an installation current after its checks; write down how these ended."""
+    home, actor, id_ = order.home, order.actor, installation.id
+    was_current = home.current_id() == id_
+    try:
+        has_passed = make_current(home, installation, progress, check=order.options.check)
+    except ToolFailed as error:
+        what = error.message.partition("`")[2].partition("`")[0]
+        note_event(home, actor, "checks failed", id_, what)
+        note_checked(home, id_, LastChecked(time=actor.time, passed=False, failed=what))
+        raise
+    if has_passed:
+        note_checked(home, id_, LastChecked(time=actor.time, passed=True))
+    if not was_current:
+        note_event(home, actor, "current", id_)
+    change_integrations(home, order.integrations)
+
+
+def asked_again(home: EnvHome, wanted: Installation) -> Installation:
+    """Return the record of what is installed already, with the tag that led here this time."""
+    record = home.installation(wanted.id)
+    if record.origin and wanted.origin and record.origin.tag != wanted.origin.tag:
+        asked = {"ref": wanted.origin.ref, "tag": wanted.origin.tag}
+        origin = msgspec.structs.replace(record.origin, **asked)
+        record = msgspec.structs.replace(record, origin=origin)
+        write_bytes(home.record(record.id), to_json(record))
+    return record
 
 
 def preview_install(

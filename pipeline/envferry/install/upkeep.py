@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING
 
 from envferry.base.files import exclusive_lock, make_folders, open_folder, remove_tree
 from envferry.errors import PipelineError
-from envferry.install.env_home import HISTORY, HOME, LINK, PARTIAL, REPAIR, TRASH
+from envferry.install.env_home import (
+    EVENTS,
+    HISTORY,
+    HOME,
+    INTEGRATIONS,
+    LINK,
+    PARTIAL,
+    REPAIR,
+    STATE,
+    TRASH,
+)
 from envferry.install.in_use import look_for_users
 from envferry.install.unchecked import put_unchecked_back
 from envferry.models import ID_PATTERN, SEEN_DIRECTORY
@@ -28,8 +38,9 @@ LOCK_MODE = 0o644
 JOURNAL = ".journal"
 TAG_SECONDS = 3600
 """Writing the record of a tag never takes that long."""
+ATOMIC = "|".join([*map(re.escape, (HISTORY, EVENTS, INTEGRATIONS)), r"\.follow-.+"])
 UNFINISHED_FILE = re.compile(
-    rf"\.(({ID_PATTERN.pattern})\.(json|index)|{re.escape(HISTORY)})\.[a-z0-9_]{{8}}"
+    rf"\.(({ID_PATTERN.pattern})\.(json|index|state)|{ATOMIC})\.[a-z0-9_]{{8}}"
 )
 """What `atomic_write` had not given its name yet."""
 
@@ -76,7 +87,7 @@ def clear_up(home: EnvHome, installing: str = "") -> None:
         elif name.startswith(PARTIAL) and name.removeprefix(PARTIAL) != installing:
             if home.record(name.removeprefix(PARTIAL)).is_file():
                 remove(path)
-        elif path.suffix == ".index" and not home.record(path.stem).is_file():
+        elif path.suffix in (".index", STATE) and not home.record(path.stem).is_file():
             remove(path)
         elif ID_PATTERN.fullmatch(name) and name != installing:
             clear_tree(home, name)

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import msgspec
 
 from envferry.base.json import decode_json
-from envferry.config import SIGSTORE_ROOT, child_environ
+from envferry.config import child_environ
 from envferry.errors import SpecError
 from envferry.models import Publisher
 from envferry.worker_process import Worker, answer_request
@@ -101,10 +101,10 @@ def _place_root(root: Path, cache: Path) -> None:
         shutil.copyfile(root, folder / "trusted_root.json")
     except OSError as error:
         message = f"cannot read the Sigstore trusted root {root}: {error.strerror}"
-        raise SpecError(message, hint=f"correct {SIGSTORE_ROOT}, or unset it") from error
+        raise SpecError(message, hint="correct ENVFERRY_SIGSTORE_ROOT, or unset it") from error
     except msgspec.MsgspecError as error:
         message = f"{root} is not a Sigstore trusted root: {error}"
-        raise SpecError(message, hint=f"correct {SIGSTORE_ROOT}, or unset it") from error
+        raise SpecError(message, hint="correct ENVFERRY_SIGSTORE_ROOT, or unset it") from error
 
 
 def work(request: VerifyRequest) -> VerifyAnswer:

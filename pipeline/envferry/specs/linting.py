@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from envferry.base.run_time_compilers import INDUCTOR, NEEDS, compiler_findings
 from envferry.models import fit_to_show
 from envferry.specs.conda_lines import conda_name, parse_conda_line
 from envferry.specs.import_conda import channel_name
@@ -162,6 +163,7 @@ def lint_spec(
         if item.manager == "conda" and _is_distribution(item)
     }
     found = [*_halves(asked, pypi_name), *_cuda(asked), *_pip_lines(asked), *_file(asked)]
+    found += _compilers(asked)
     found += unheeded_lines(root, text, asked.lines)
     for line in _texts(root.get("dependencies")):
         if gone and line.strip() in gone:
@@ -263,6 +265,17 @@ def _cuda(asked: _Asked) -> Iterator[_Found]:
         brings = brings and not (cpu_only and (name == "torch" or name in NEEDS_TORCH))
         if brings or CUDA_EXTRA.search(line) or re.search(r"\+cu\d", line):
             yield "S104", line, f"{name} brings CUDA beside conda's {min(conda)}"
+
+
+def _compilers(asked: _Asked) -> Iterator[_Found]:
+    """Yield packages that compile while they run, with tools that nothing here brings.
+
+    torch compiles only for who calls torch.compile, and stands in most specs: it is passed over.
+    """
+    lines = {**asked.conda, **asked.pip}
+    for one in compiler_findings({*lines, *asked.brought()}, lambda tool: tool == "libcuda"):
+        if one.lacks and one.package in lines and NEEDS[one.package] is not INDUCTOR:
+            yield "S114", lines[one.package], str(one)
 
 
 def _pip_lines(asked: _Asked) -> Iterator[_Found]:

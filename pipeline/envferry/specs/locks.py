@@ -210,10 +210,11 @@ def _custom_metadata(contents: LockContents) -> dict[str, str]:
 
 
 def _options(options: SpecOptions) -> dict[str, Any]:
-    """Return what is written of a spec's options: variables only where there are any."""
+    """Return what is written of a spec's options: variables and data only where there are any."""
     written: dict[str, Any] = msgspec.to_builtins(options)
-    if not written["variables"]:
-        del written["variables"]
+    for key in ("variables", "data"):
+        if not written[key]:
+            del written[key]
     return written
 
 
