@@ -49,6 +49,7 @@ integration: $(VENV)/.ready
 	./bootstrap.sh hosts
 	./bootstrap.sh browser
 	./bootstrap.sh npm
+	./bootstrap.sh oci
 	$(bin)/pytest $(parallel) tests/integration -m "not podman and not docker"
 
 podman: $(VENV)/.ready

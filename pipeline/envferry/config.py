@@ -329,6 +329,24 @@ def network() -> NetworkSettings:
     return NetworkSettings.from_environ(os.environ)
 
 
+def registry_login_paths() -> tuple[Path, ...]:
+    """Return where podman and docker keep the logins of OCI registries, in their order.
+
+    https://github.com/containers/image/blob/main/docs/containers-auth.json.5.md
+    """
+    if named := os.environ.get("REGISTRY_AUTH_FILE"):
+        return (Path(named),)
+    home, runtime = home_of(os.environ), os.environ.get("XDG_RUNTIME_DIR")
+    settings_home = os.environ.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else "")
+    docker = os.environ.get("DOCKER_CONFIG") or (f"{home}/.docker" if home else "")
+    places = (
+        f"{runtime}/containers/auth.json" if runtime else "",
+        f"{settings_home}/containers/auth.json" if settings_home else "",
+        f"{docker}/config.json" if docker else "",
+    )
+    return tuple(Path(place) for place in places if place)
+
+
 def condarc_paths() -> tuple[Path, ...]:
     """Return the conda settings files that are there, in the order in which they are read."""
     home = home_of(os.environ)

@@ -56,9 +56,13 @@ class Connections:
     _guard: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def open(
-        self, url: str, headers: Mapping[str, str], method: str = "GET"
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        method: str = "GET",
+        body: bytes | list[bytes] | None = None,
     ) -> urllib3.BaseHTTPResponse:
-        """Ask for a URL and return the answer, its body unread.
+        """Ask for a URL, or send a body there, and return the answer, its body unread.
 
         Follows redirects to http and https. Read the body to its end and call `release_conn`, or
         `close` the answer. Raises urllib3's errors; nothing is tried again here.
@@ -67,6 +71,7 @@ class Connections:
             method,
             url,
             headers={"Accept-Encoding": "identity", "User-Agent": "envferry", **headers},
+            body=body,
             preload_content=False,
         )
 

@@ -212,7 +212,7 @@ def release_one(
             return
     built = build_spec(console, outcome.spec, options)
     artifact = pack_built(console, built, options)
-    outcome.pushed = push_one(console, artifact, target, options.tags)
+    outcome.pushed = push_one(console, artifact, target, options)
     outcome.built = True
 
 

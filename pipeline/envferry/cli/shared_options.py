@@ -40,7 +40,7 @@ class RegistryOptions:
         metavar="URL",
         default=lambda: settings().registry,
         show_default="ENVFERRY_REGISTRY, else ./artifacts",
-        help="Where artifacts live: a directory, s3://bucket/prefix or https://…",
+        help="Where artifacts live: a directory, s3://bucket/prefix, oci://host/repository, https://…",
     )
 
 

@@ -87,6 +87,11 @@ class ExportOptions(
         metavar="SIZE",
         help="Split larger files, at 4G for FAT or 650M for example.",
     )
+    oci: bool = option(
+        "--oci",
+        is_flag=True,
+        help="Write an OCI image layout, for skopeo, podman and ctr as well.",
+    )
     tool: bool = option(
         "--tool",
         is_flag=True,
@@ -115,6 +120,10 @@ class ExportOptions(
             name = next(name for name, value in given.items() if value)
             msg = f"{name} needs --tool"
             raise UsageError(msg, hint=f"add --tool, or leave out {name}")
+        if self.oci and (self.since or self.part_bytes or self.tool):
+            name = "--since" if self.since else "--split" if self.part_bytes else "--tool"
+            message = f"--oci and {name} do not go together"
+            raise UsageError(message, hint="export to two folders")
         for python in self.pythons:
             if not PYTHON_VERSION.fullmatch(python):
                 message = f"{python!r} is not a python version that envferry runs on"
@@ -125,6 +134,7 @@ class ExportOptions(
             platform=self.platform,
             tags=self.tags,
             part_bytes=self.part_bytes,
+            as_images=self.oci,
             keys=read_public_keys(self.trusted_keys),
         )
 
@@ -168,7 +178,9 @@ def export(console: Console, options: ExportOptions) -> None:
 
     The keys named with --trusted-key go into DIR/keys. On the other side, `envferry install
     --registry DIR` installs from it, and `envferry apply DIR` adds it to a site's registry. An
-    export with --since has to be applied. Run it again to complete what is missing.
+    export with --since has to be applied. With --oci, DIR is an OCI image layout as well:
+    `skopeo copy oci:DIR:NAME:TAG …` takes images from it, `envferry mirror DIR …` everything.
+    Run it again to complete what is missing.
     """
     from envferry.transfer.export import export_artifacts, preview_export
 
@@ -236,9 +248,10 @@ def require_applied(found: Applied, directory: Path) -> None:
 def mirror(console: Console, options: MirrorOptions) -> None:
     """Copy to the registry DST what it lacks of the registry SRC, or of its environments NAME.
 
-    Each is a directory, s3://bucket/prefix or, to read from, https://…. Every byte is compared
-    with its manifest on the way; an interrupted copy resumes where it stopped. Tags come last and
-    never move back. Nothing is removed from DST: `envferry prune` does that.
+    Each is a directory (an OCI image layout, too), s3://bucket/prefix, oci://host/repository or, to
+    read from, https://…. Every byte is compared with its manifest on the way; an interrupted copy
+    resumes where it stopped. Tags come last and never move back. Nothing is removed from DST:
+    `envferry prune` does that.
     """
     from envferry.transfer.mirror import mirror_registry, plan_mirror
 

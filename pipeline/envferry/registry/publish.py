@@ -31,6 +31,7 @@ from envferry.base.retry import RACES, persistently
 from envferry.errors import IntegrityError, StoreError
 from envferry.models import DEFAULT_TAG, Manifest
 from envferry.registry.known_frames import find_known
+from envferry.registry.layer_cuts import layered
 from envferry.registry.layout import LOCK_FILE, archive_key, artifact_folder, folder_of, tag_key
 from envferry.registry.removal import require_kept, require_settled
 from envferry.registry.tags import read_tag
@@ -178,12 +179,13 @@ def _place_archive(
     ):
         check_manifest(Archive(source.archive), manifest)
     if stat_whole(target.store, key) is None:
+        store = layered(target.store, source.archive, target.layers)
         try:
             if isinstance(source.archive, Path):
                 known = _known(target, source.archive, manifest)
-                target.store.create_from_file(key, source.archive, advance, known)
+                store.create_from_file(key, source.archive, advance, known)
             else:
-                target.store.receive(key, source.archive, advance)
+                store.receive(key, source.archive, advance)
         except KeyTaken:
             log.info("%s was written by another process meanwhile", key)
         else:

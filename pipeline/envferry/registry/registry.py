@@ -71,12 +71,14 @@ class Registry:
     """Signs what is published and where tags are moved to."""
     trust: Trust | None = None
     """Checks every tag and every manifest that is handed out; None checks no signatures."""
+    layers: int = 1
+    """How many layers an archive becomes in an OCI registry."""
 
     @classmethod
     def open(
         cls, url: str, *, signer: Signer | None = None, trust: Trust | None = None
     ) -> Registry:
-        """Open the registry at a directory, `s3://…` or `https://…`."""
+        """Open the registry at a directory, `s3://…`, `oci://…` or `https://…`."""
         return cls(open_store(url, Limits(least_speed=settings().min_speed)), signer, trust)
 
     @property
