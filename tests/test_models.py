@@ -6,6 +6,7 @@ import pytest
 
 from envferry.models import fit_to_show, without_credentials, without_login
 
+TOKEN = "tk-01234567-89ab-cdef-0123-456789abcdef"
 PIP_SOURCE = "https://files.example.org/packages/source/t/torch/torch-2.8.tar.gz"
 
 
@@ -17,6 +18,11 @@ PIP_SOURCE = "https://files.example.org/packages/source/t/torch/torch-2.8.tar.gz
         ("https://[::1]:80/t/tk-12/main/noarch/", "https://[::1]:80/main/noarch/"),
         ("see https://a.org/t/x1/c, https://b.org/t/x2/d", "see https://a.org/c, https://b.org/d"),
         ("https://host/t/tk-12/main::python=3", "https://host/main::python=3"),
+        ("HTTPS://HOST/t/tk-12/main", "HTTPS://HOST/main"),
+        (f"https://host:8080/conda/t/{TOKEN}/team/main", "https://host:8080/conda/team/main"),
+        (f"https://host/api/repo/t/{TOKEN}/main/noarch", "https://host/api/repo/main/noarch"),
+        (f"https://host/t/{TOKEN}/linux-64, see", "https://host/linux-64, see"),
+        (f"https://host/t/{TOKEN}", "https://host"),
     ],
 )
 def test_tokens_of_conda_channels_go(text: str, expected: str) -> None:
@@ -66,3 +72,5 @@ def test_logins(text: str, expected: str) -> None:
 def test_a_message_says_that_there_is_more() -> None:
     shown = fit_to_show("https://u:p@host/t/tk-12/main and /srv/t/team/x and " + PIP_SOURCE)
     assert shown == "https://host/t/…/main and /srv/t/team/x and " + PIP_SOURCE
+    shown = fit_to_show(f"https://host/conda/t/{TOKEN}/main, https://host/t/{TOKEN}")
+    assert shown == "https://host/conda/t/…/main, https://host/t/…"

@@ -43,6 +43,22 @@ def test_a_missing_program_is_an_error_of_ours() -> None:
         process.run(["no-such-program"])
 
 
+def test_too_many_variables_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux takes a quarter of the stack's limit, and 6 MiB at most (execve(2))."""
+    for number in range(70):
+        monkeypatch.setenv(f"LONG_{number}", "x" * 100_000)
+    monkeypatch.setenv("LONGEST", "secret" * 20_000)
+    with pytest.raises(ToolFailed, match=r"Argument list too long: .* 7,\d\d\d,\d\d\d") as caught:
+        process.run(["true"])
+    assert "the longest are LONGEST (120,000 bytes), LONG_" in caught.value.hint
+    assert "secret" not in f"{caught.value.message} {caught.value.hint}"
+    words = ["/usr/bin/env", "TOKEN=" + "secret" * 20_000]
+    with pytest.raises(ToolFailed) as caught:
+        process.run([*words, *["x" * 100_000] * 70], env={})
+    assert "TOKEN (120,006 bytes)" in caught.value.hint
+    assert "secret" not in f"{caught.value.message} {caught.value.hint}"
+
+
 def test_what_is_left_running_is_not_waited_for() -> None:
     finished = process.run_to_its_end(
         ["sh", "-c", "sleep infinity & echo $!; echo two >&2; exit 3"]

@@ -29,10 +29,15 @@ ID_PATTERN = re.compile(r"[0-9a-f]{12}")
 
 URL_LOGIN = re.compile(r"(?P<scheme>[\w+.-]*)://(?P<login>[^/\s'\"]+)@(?=[\w\[])")
 SUBDIR = r"(?:noarch|(?:linux|osx|win|freebsd|emscripten|wasi|zos)-\w+)"
-HOST_AND_TOKEN = r"(?P<place>\bhttps?://[^/\s'\"]+)/t/[^/\s'\"]+"
+HOST_AND_TOKEN = r"(?P<place>\b(?i:https?)://[^/\s'\"]+)/t/[^/\s'\"]+"
 CHANNEL_TOKEN = re.compile(rf"{HOST_AND_TOKEN}(?=/(?!{SUBDIR}(?:/|$))[^/\s'\"])")
 """Conda's form of a login, `https://HOST/t/TOKEN/CHANNEL…`: in no other place is `/t/` one, and
 before a subdir it is the channel's own path."""
+ANACONDA_TOKEN = re.compile(
+    r"(?P<place>\b(?i:https?)://[^\s'\"]+?)/t/[a-z]{2}-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"
+)
+"""What Anaconda's servers issue, `tk-UUID`: below `https://HOST/conda/t/` as well, as no folder is
+called like that."""
 POSSIBLE_TOKEN = re.compile(rf"{HOST_AND_TOKEN}(?=/)")
 
 PLATFORMS = {
@@ -81,7 +86,8 @@ def without_credentials(text: str) -> str:
 
     For channels and their packages. What pip names has no tokens: `without_login`.
     """
-    return CHANNEL_TOKEN.sub(r"\g<place>", without_login(text))
+    without = ANACONDA_TOKEN.sub(r"\g<place>", without_login(text))
+    return CHANNEL_TOKEN.sub(r"\g<place>", without)
 
 
 def fit_to_show(text: str) -> str:
@@ -89,7 +95,8 @@ def fit_to_show(text: str) -> str:
 
     The purpose of a URL is unknown here, so what stands where conda's tokens do is masked.
     """
-    return POSSIBLE_TOKEN.sub(r"\g<place>/t/…", without_login(text))
+    masked = ANACONDA_TOKEN.sub(r"\g<place>/t/…", without_login(text))
+    return POSSIBLE_TOKEN.sub(r"\g<place>/t/…", masked)
 
 
 def check_name(name: str, what: str) -> str:

@@ -37,6 +37,7 @@ runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
 against that; `-I` would lose the hash seed of a build."""
 OUTPUT_TO_FILE = 'exec "$@" >"$0" 2>&1'
 STOP_SECONDS = 10
+LONGEST_SHOWN = 3
 _running: set[subprocess.Popen[str]] = set()
 
 
@@ -171,8 +172,23 @@ def _start(
             errors="replace",
         )
     except OSError as error:
-        message = f"cannot run {words[0]}: {error.strerror}"
-        raise ToolFailed(message, hint="run `envferry doctor` to see what is missing") from error
+        raise _cannot_start(words, env, error) from error
+
+
+def _cannot_start(words: list[str], env: Mapping[str, str] | None, error: OSError) -> ToolFailed:
+    message = f"cannot run {words[0]}: {error.strerror}"
+    if error.errno != errno.E2BIG:
+        return ToolFailed(message, hint="run `envferry doctor` to see what is missing")
+    # Of words such as `NAME=VALUE` the name says enough, and a value may be a secret.
+    named = [(name, len(os.fsencode(text))) for name, text in (env or os.environ).items()]
+    named += [(word.partition("=")[0][:60], len(os.fsencode(word))) for word in words]
+    longest = sorted(named, key=lambda item: -item[1])[:LONGEST_SHOWN]
+    shown = ", ".join(f"{name} ({size:,} bytes)" for name, size in longest)
+    total = sum(size for _, size in named)
+    return ToolFailed(
+        f"{message}: its environment variables and arguments have {total:,} bytes in all",
+        hint=f"shorten or unset some variables; the longest are {shown}",
+    )
 
 
 def _program(word: str) -> str:

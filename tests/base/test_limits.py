@@ -101,11 +101,13 @@ LONG = OK + b"Content-Length: 16777217\r\n\r\n"
 PAGE = OK + b"Content-Type: text/html\r\n\r\n"
 CHUNKS = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 CHUNK = b"100000\r\n" + MEGABYTE + b"\r\n"
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 TOO_MUCH = {
     "a length that nobody has": (after(HUGE, silent), "at most"),
     "more than a manifest has": (after(LONG, silent), "at most 16,777,216"),
     "an endless body": (after(OK + b"\r\n", endlessly(MEGABYTE)), "more than 4,194,304 bytes"),
     "an endless page": (after(PAGE, endlessly(MEGABYTE)), "more than 1,048,576 bytes"),
+    "endless interim answers": (endlessly(INTERIM * 1000), "more than 1,048,576 bytes"),
     "endless chunks": (after(CHUNKS, endlessly(CHUNK)), "more than 4,194,304 bytes"),
 }
 MEGABYTES = OK + b"Content-Length: 2000000\r\n\r\n"

@@ -14,6 +14,7 @@ import pytest
 
 from envferry.base.json import to_json
 from envferry.errors import ToolFailed
+from envferry.install import final_view
 from envferry.install.activation import roll_back
 from envferry.install.env_home import EnvHome
 from envferry.install.verify import verify_installation
@@ -199,3 +200,38 @@ def test_an_explicit_wish_makes_an_unchecked_one_current(tmp_path: Path, envs: P
     assert roll_back(home, manifest.id).id == manifest.id
     verify_installation(home, None, quick=True, progress=Silent())
     assert home.current_id() == manifest.id
+
+
+def test_what_vanishes_meanwhile_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another install may run there: its files of a moment must not end the checks of this one."""
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("nowhere")
+    for name in ("directory", "shown"):
+        Path(name).mkdir()
+    Path("file").touch()
+    with os.scandir() as found:
+        items = {item.name: item for item in found}
+    shown = Path("shown")
+    for name in ("link", "directory", "file"):
+        shutil.move(name, f"moved-{name}")
+        with pytest.raises(FileNotFoundError):
+            final_view.show(items[name], str(shown / name))
+    assert list(shown.iterdir()) == []
+
+
+def test_a_python_that_needs_the_callers_variables(
+    tmp_path: Path, envs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checks get none of them, so such a Python cannot start them: they run after the flip."""
+    install(tmp_path / "1.tar.zst", envs, manifest_of(tmp_path / "1.tar.zst", b"1"))
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$NEEDED" ] && exec {sys.executable} "$@"\nexit 127\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv("NEEDED", "yes")
+    checks = Checks(commands=(f"{envs}/demo/bin/tool | grep 2",))
+    archive = tmp_path / "2.tar.zst"
+    install(archive, envs, manifest_of(archive, b"2", checks=checks))
+    assert output_of(envs) == "version 2"

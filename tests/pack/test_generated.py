@@ -13,6 +13,9 @@ import pytest
 
 from envferry.archive.index import BinaryString, FileEntry, PrefixEdits
 from envferry.base.env_variables import read_variables
+from envferry.errors import UsageError
+from envferry.models import check_env_prefix
+from envferry.pack import unpacking
 from envferry.pack.existing_env import describe_env
 from envferry.pack.generated import fish_script
 from envferry.pack.stage import PackOptions, pack_env
@@ -256,6 +259,29 @@ def test_conda_unpack_refuses_before_it_changes_anything(tree: Path, tmp_path: P
     (tmp_path / "moved").rename(tmp_path / "elsewhere")
     finished = run_unpack(tmp_path / "elsewhere")
     assert f"already set up for {tmp_path}/moved" in finished.stderr
+
+
+@pytest.mark.parametrize("name", ["it's", "$(touch ran)", "a:b", "new\nline", "a%b", "bad\udcff"])
+def test_conda_unpack_refuses_what_scripts_interpret(tree: Path, tmp_path: Path, name: str) -> None:
+    """As install does, by the same rule, and before anything is changed."""
+    target = tmp_path / name
+    unpack(existing_env(tree), target)
+    before = contents(target)
+    finished = run_unpack(target)
+    assert finished.returncode == 1
+    assert "conda-unpack: no environment can live in" in finished.stderr
+    assert ascii(min(unpacking.odd_characters(str(target)))) in finished.stderr
+    assert contents(target) == before
+
+
+def test_conda_unpack_and_install_refuse_the_same() -> None:
+    for character in map(chr, range(0x3000)):
+        try:
+            check_env_prefix(f"/envs/a{character}b", hint="")
+        except UsageError:
+            assert unpacking.odd_characters(character) == [character]
+        else:
+            assert unpacking.odd_characters(character) == []
 
 
 def test_capacities_are_in_the_script(tree: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,13 @@ if TYPE_CHECKING:
 ENVFERRY = Path(sys.executable).with_name("envferry")
 FOREIGN_MACHINE = "this machine is"
 """What the script says after it has checked all files: they are for another machine."""
+
+
+class Special(Enum):
+    """What a disk can hold instead of a file."""
+
+    PIPE = 1
+    ENDLESS = 2
 
 
 @pytest.fixture
@@ -60,14 +69,37 @@ def resign(tool: Path, *keys: object) -> None:
     (tool / "attestation.json").write_bytes(attest_tool(sums, signer(*keys or (OURS,))))  # type: ignore[arg-type]
 
 
+FILES: Mapping[str, tuple[str, bytes | Special]] = {
+    "changed wheel": ("wheels/envferry-1-py3-none-any.whl", b"evil"),
+    "changed script": ("install.sh", b"#!/bin/sh\nexit 0\n"),
+    "an added pip": ("wheels/pip-99-py3-none-any.whl", b"evil"),
+    "a terabyte of nothing": ("machine.txt", Special.ENDLESS),
+    "sums of a terabyte": (SUMS, Special.ENDLESS),
+    "an attestation of a terabyte": ("attestation.json", Special.ENDLESS),
+    "a pipe": ("machine.txt", Special.PIPE),
+    "sums from a pipe": (SUMS, Special.PIPE),
+    "an attestation from a pipe": ("attestation.json", Special.PIPE),
+    "a nested attestation": ("attestation.json", b"[" * 300_000),
+    "no envelope": ("attestation.json", b'{"payloadType": 1, "payload": [], "signatures": 3}'),
+    "sums that are not text": (SUMS, b"\xff\xfe\n"),
+}
+
+
+def put(path: Path, content: bytes | Special) -> None:
+    """Write a file, or what only looks like one."""
+    if content is Special.PIPE:
+        os.mkfifo(path)
+    elif content is Special.ENDLESS:
+        path.touch()
+        os.truncate(path, 1 << 40)
+    else:
+        path.write_bytes(content)
+
+
 def change(tool: Path, what: str) -> None:
     """Do to a disk what somebody could."""
     wheel = tool / "wheels/envferry-1-py3-none-any.whl"
-    if what == "changed wheel":
-        wheel.write_bytes(b"evil")
-    elif what == "changed script":
-        (tool / "install.sh").write_text("#!/bin/sh\nexit 0\n")
-    elif what == "missing":
+    if what == "missing":
         wheel.unlink()
     elif what == "sums, too":
         wheel.write_bytes(b"evil")
@@ -78,8 +110,12 @@ def change(tool: Path, what: str) -> None:
         (tool / "attestation.json").unlink()
     elif what == "a stranger's":
         resign(tool, THEIRS)
-    elif what == "an added pip":
-        (tool / "wheels/pip-99-py3-none-any.whl").write_bytes(b"evil")
+    elif what == "an added link to a folder":
+        (tool / "wheels/more").symlink_to("/tmp")
+    elif what in FILES:
+        name, content = FILES[what]
+        (tool / name).unlink(missing_ok=True)
+        put(tool / name, content)
     elif what == "a name outside":
         text = (tool / SUMS).read_text()
         (tool / SUMS).write_text(text + f"{sha256_hex(b'')}  ../../evil\n")
@@ -89,8 +125,8 @@ def change(tool: Path, what: str) -> None:
 
 
 CHANGES = (
-    "changed wheel", "changed script", "missing", "sums, too", "unsigned", "a stranger's",
-    "an added pip", "a name outside",
+    "missing", "sums, too", "unsigned", "a stranger's", "a name outside",
+    "an added link to a folder", *FILES,
 )  # fmt: skip
 
 
@@ -157,7 +193,8 @@ def test_the_script_checks_the_signature_with_openssl(tool: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "what", [c for c in CHANGES if c not in ("changed script", "an added pip")]
+    "what",
+    [c for c in CHANGES if c != "changed script" and not c.startswith("an added")],
 )
 def test_the_script_refuses_a_changed_tool(tool: Path, what: str) -> None:
     """Not what a changed script would say: that needs the envferry that a host has already."""
@@ -168,6 +205,8 @@ def test_the_script_refuses_a_changed_tool(tool: Path, what: str) -> None:
     assert code == 1
     assert FOREIGN_MACHINE not in said
     assert "error: " in said
+    assert "Traceback" not in said
+    assert "Error" not in said
     assert not (tool.parents[2] / "evil").exists()
 
 
@@ -185,6 +224,16 @@ def test_the_script_without_openssl(tool: Path, tmp_path: Path) -> None:
     code, said = install(tool, "--allow-unsigned", PATH=str(tmp_path / "bin"))
     assert "warning: the signature of these files is not checked" in said
     assert FOREIGN_MACHINE in said
+
+
+@pytest.mark.parametrize("how", ["dangling link", "file"])
+def test_the_script_finds_out_why_there_are_no_keys(tool: Path, how: str) -> None:
+    """Where this user cannot look, keys may be."""
+    above = tool.parents[1] / "etc"
+    above.symlink_to("nowhere") if how == "dangling link" else above.touch()
+    code, said = install(tool, ENVFERRY_TRUSTED_DIR=str(above / "trusted.d"))
+    assert code == 1
+    assert "this host requires signatures" in said
 
 
 @pytest.mark.parametrize("how", ["variable", "file", "no *.pub", "dangling"])
@@ -222,6 +271,35 @@ def test_the_script_runs_nothing_of_the_current_directory(tool: Path, tmp_path: 
     code, said = install(tool, cwd=place, **usual, PYTHON="python3")
     assert (code, "error: " in said) == (1, True), said
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_script_needs_a_home_or_a_name(tool: Path, tmp_path: Path) -> None:
+    """A folder `envferry` of the current directory may be anybody's."""
+    code, said = install(tool, cwd=tmp_path, HOME="")
+    assert code == 1
+    assert "HOME is not set, and no directory is named" in said
+
+
+def test_the_script_runs_no_python_that_it_finds_at_its_target(tool: Path, tmp_path: Path) -> None:
+    """venv leaves a `bin/python` that is there as it is: of another version, or anything else."""
+    (tool / "machine.txt").write_text(f"{platform.machine()}\n")
+    resign(tool)
+    target = tmp_path / "target"
+    (target / "bin").mkdir(parents=True)
+    (target / "pyvenv.cfg").touch()
+    trap = tmp_path / "trap"
+    trap.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    trap.chmod(0o755)
+    for name in ("python", "python3", "python{}.{}".format(*sys.version_info)):
+        (target / "bin" / name).symlink_to(trap)
+    code, said = install(tool, str(target))
+    assert (code, "pip could not install the wheels" in said) == (1, True), said
+    assert not (tmp_path / "ran").exists()
+    home = (target / "bin/python").resolve()
+    assert home == Path(sys.executable).resolve()
+    code, said = install(tool, str(target), PYTHON=str(target / "bin/python"))
+    assert "pip could not install the wheels" in said
+    assert (target / "bin/python").resolve() == home
 
 
 @pytest.mark.parametrize(

@@ -492,7 +492,7 @@ def test_every_row_of_the_threat_model_has_its_test() -> None:
     defined = {
         name
         for path in (root / "tests").rglob("test_*.py")
-        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+        for name in re.findall(r"^ *def (test_\w+)", path.read_text(), re.M)
     }
     assert len(named) > 20
     assert named <= defined

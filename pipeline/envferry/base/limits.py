@@ -32,6 +32,8 @@ an environment of a thousand packages needs."""
 SUFFIX_BYTES: Mapping[str, int] = {".xxh128": 4 * KIB, ".parts.json": 64 * MIB}
 OTHER_VALUE_BYTES = 256 * MIB
 TAG_BYTES = 64 * KIB
+HEADER_BYTES = MIB
+"""Of all that comes before a body."""
 TEXT_BYTES = 32 * MIB
 """Of an answer that is a listing, an error or a page: a listing has a thousand keys at a time."""
 ANSWER_BYTES = 512 * MIB
@@ -128,10 +130,13 @@ def limited_response(limits: Limits) -> type[http.client.HTTPResponse]:
             self.fp = io.BufferedReader(self.counted)
 
         def begin(self) -> None:
+            # http.client has a limit for the headers of one answer, but passes over `100 Continue`.
+            self.counted.most = min(HEADER_BYTES, limits.answer_bytes)
             super().begin()
             kind = str(self.headers.get("Content-Type", "")).lower()
-            if any(word in kind for word in ("xml", "html", "text/")):
-                self.counted.most = min(limits.text_bytes, limits.answer_bytes)
+            is_text = any(word in kind for word in ("xml", "html", "text/"))
+            most = limits.text_bytes if is_text else limits.answer_bytes
+            self.counted.most = min(most, limits.answer_bytes)
 
     return LimitedResponse
 

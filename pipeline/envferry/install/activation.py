@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envferry import process
-from envferry.errors import NotFound, TargetOccupied, ToolFailed
+from envferry.errors import NotFound, TargetOccupied
 from envferry.install import final_view
-from envferry.install.check_runner import CheckedTree, run_checks
+from envferry.install.check_runner import CheckedTree, run_check, run_checks
 from envferry.install.env_home import HOME
 from envferry.install.events import NOBODY, Actor, note_event
 from envferry.install.integrations import refresh_integrations
@@ -73,10 +72,11 @@ def view_of(home: EnvHome, id_: str) -> tuple[str, ...]:
     link = str(Path(HOME, home.name, id_))
     script = str(Path(final_view.__file__))
     words = (sys.executable, "-I", "-S", script, str(home.envs_dir), home.name, link)
-    try:
-        process.run(words)
-    except ToolFailed as error:
-        log.info("the checks run after the link was changed: %s", error.message)
+    # As the checks will be: the Python of this host may need variables that they do not get.
+    tried = run_check(words, str(home.link))
+    if tried.returncode != 0:
+        reason = tried.stderr.strip() or f"exited with {tried.returncode}"
+        log.info("the checks run after the link was changed: %s", reason)
         return ()
     return words
 

@@ -61,16 +61,30 @@ def cover(envs_dir: str, name: str, link: str) -> None:
     with os.scandir() as found:
         items = [item for item in found if item.name != name]
     for item in items:
-        place = os.path.join(envs_dir, item.name)  # noqa: PTH118
-        if item.is_symlink():
-            os.symlink(os.readlink(item.name), place)  # noqa: PTH115, PTH211
-            continue
-        if item.is_dir():
-            os.mkdir(place)  # noqa: PTH102
-        else:
-            os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        mount(item.name, place, None, MS_BIND | MS_REC)
+        try:
+            show(item, os.path.join(envs_dir, item.name))  # noqa: PTH118
+        except FileNotFoundError:
+            continue  # removed meanwhile, by another command at work in this directory
     os.symlink(link, os.path.join(envs_dir, name))  # noqa: PTH118, PTH211
+
+
+def show(item: os.DirEntry[str], place: str) -> None:
+    """Let a thing of the covered directory be seen at its place; raise FileNotFoundError if gone.
+
+    It is named relative to the current directory.
+    """
+    if item.is_symlink():
+        os.symlink(os.readlink(item.name), place)  # noqa: PTH115, PTH211
+        return
+    if item.is_dir():
+        os.mkdir(place)  # noqa: PTH102
+    else:
+        os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    try:
+        mount(item.name, place, None, MS_BIND | MS_REC)
+    except FileNotFoundError:
+        os.rmdir(place) if os.path.isdir(place) else os.unlink(place)  # noqa: PTH106, PTH108, PTH112
+        raise
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, options: str = "") -> None:

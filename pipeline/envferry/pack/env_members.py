@@ -1,6 +1,7 @@
 """Which files belong to an environment, and whose they are.
 
-The tree is taken as it was built: conda-pack rewrites the conda-meta records, nothing else.
+The tree is taken as it was built. What is rewritten: conda-meta records (by conda-pack), the heads
+of byte code, `python-config`, and lists of files that are not carried.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from envferry.pack.frozen import CONDA_MARK, PIP_MARK
 from envferry.pack.generated import activation_scripts, conda_unpack
 from envferry.pack.packages import conda_packages, pip_packages
 from envferry.pack.portability import find_faults, overwritten
+from envferry.pack.python_config import fixed_config
 from envferry.pack.tree_walk import TreeWalk
 
 if TYPE_CHECKING:
@@ -147,6 +149,8 @@ class MemberCollector:
                     self.exclusion.rewritten.add(item.path)
                 carried.append((item, head))
             else:
+                if item.kind == "file" and self.fixed_config(item.path) is not None:
+                    self.exclusion.rewritten.add(item.path)
                 carried.append((item, b""))
         for item, head in carried:
             self.add(item, head)
@@ -168,12 +172,18 @@ class MemberCollector:
 
     def changed_content(self, path: str, place: str) -> bytes | None:
         """Return what a file holds in the archive where that is not what it holds in the tree."""
+        if path in self.exclusion.rewritten:
+            return self.fixed_config(path)
         if not is_conda_record(path):
             return self.exclusion.edited(path, place)
         from conda_pack.core import rewrite_conda_meta
 
         content: bytes = rewrite_conda_meta(place)[0]
         return self.exclusion.edited_record(content, self.tree)
+
+    def fixed_config(self, path: str) -> bytes | None:
+        """Return what `python-config` holds in the archive; None for any other file."""
+        return fixed_config(path, f"{self.tree}/{path}", self.prefix)
 
     def add_member(self, entry: FileEntry, source: str | bytes, head: bytes = b"") -> None:
         """Note a member and its owner."""

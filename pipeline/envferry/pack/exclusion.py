@@ -40,7 +40,7 @@ class Exclusion:
         self.stale: set[str] = set()
         """Byte code that is not carried: Python makes it again."""
         self.rewritten: set[str] = set()
-        """Byte code that is carried with another header."""
+        """What is carried with another content: byte code and `python-config`."""
 
     def covers(self, path: str) -> bool:
         """Whether a path is not carried."""

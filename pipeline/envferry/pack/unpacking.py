@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 ACTIVATE = "bin/activate"
 PREFIX_LINE = "_envferry_prefix="
 """The line of bin/activate that says which prefix the environment has: it is changed last."""
+PUNCTUATION = " /._-+@=~"
+"""As `check_env_prefix` in models.py has it."""
 
 
 class MovedFile(NamedTuple):
@@ -81,6 +84,22 @@ def replace_file(path: Path, content: bytes) -> None:
     partial.chmod(status.st_mode & 0o7777)
     os.utime(partial, ns=(status.st_atime_ns, status.st_mtime_ns))
     partial.replace(path)
+
+
+def odd_characters(prefix: str) -> list[str]:
+    """Return what scripts that hold this prefix would break on, or interpret."""
+    kinds = {character: unicodedata.category(character)[0] for character in prefix}
+    return sorted(one for one in kinds if kinds[one] not in "LMN" and one not in PUNCTUATION)
+
+
+def refuse_odd(prefix: str) -> None:
+    """Stop, before anything is changed, when no environment can live at a prefix."""
+    odd = odd_characters(prefix)
+    if odd:
+        sys.exit(
+            f"conda-unpack: no environment can live in {prefix!a}, as scripts would interpret "
+            f"{' '.join(map(ascii, odd))}: unpack the archive in another folder"
+        )
 
 
 def refuse_long(files: Sequence[MovedFile], old: bytes, new: bytes) -> None:
@@ -147,9 +166,8 @@ def main(parts: Sequence[str], files: Sequence[MovedFile], version: str) -> None
     if found == str(root):
         return
     if found != prefix:
-        sys.exit(
-            f"conda-unpack: it is already set up for {found} already: unpack the archive again"
-        )
+        sys.exit(f"conda-unpack: already set up for {found}: unpack the archive again")
+    refuse_odd(str(root))
     new = os.fsencode(root)
     refuse_long(files, prefix.encode(), new)
     edited = {file.path for file in files if file.kind in ("text", "strings")}

@@ -38,7 +38,10 @@ case $python in
     /*) ;;
     */*) python=$PWD/$python ;;
 esac
-target=${1:-${HOME:-.}/envferry}
+if [ -z "${1-}" ] && [ -z "${HOME-}" ]; then
+    fail "HOME is not set, and no directory is named" "name one: sh $0 DIRECTORY"
+fi
+target=${1:-$HOME/envferry}
 case $target in
     -*) sed -n '2,7s/^# *//p' "$here/install.sh"; exit 2 ;;
     /*) ;;
@@ -136,13 +139,25 @@ mkdir "$work/tool"
 "$python" -I - "$here" "$work" <<'END' || fail "files on this disk are damaged or missing" "copy or export them again"
 import base64, hashlib, json, pathlib, re, sys
 here, work = map(pathlib.Path, sys.argv[1:])
-sums, wrong = (here / "SHA256SUMS").read_bytes(), []
-for line in sums.decode().splitlines():
-    digest, name = line.split("  ", 1)
+def read(name, most):
+    """Read a file; neither a pipe nor a terabyte of nothing may keep this host busy."""
+    if (here / name).exists() and not (here / name).is_file():
+        sys.exit("%s is not a regular file" % name)
+    with (here / name).open("rb") as stream:
+        data = stream.read(most + 1)
+    if len(data) > most:
+        sys.exit("%s is longer than %d bytes" % (name, most))
+    return data
+try:
+    sums, wrong = read("SHA256SUMS", 1 << 20), []
+except OSError as error:
+    sys.exit("SHA256SUMS: %s" % error.strerror)
+for line in sums.decode(errors="replace").splitlines():
+    digest, _, name = line.partition("  ")
     if not re.fullmatch(r"(wheels/)?[A-Za-z0-9_][A-Za-z0-9_.+!-]*", name):
         sys.exit("SHA256SUMS names %r, which is not a file of ours" % name)
     try:
-        data = (here / name).read_bytes()
+        data = read(name, 1 << 28)
         found = hashlib.sha256(data).hexdigest()
     except OSError as error:
         found = error.strerror
@@ -154,24 +169,31 @@ for line in sums.decode().splitlines():
     copy = work / "tool" / name
     copy.parent.mkdir(exist_ok=True)
     copy.write_bytes(data)
+    del data
 if wrong:
     sys.exit("\n".join(wrong))
 (work / "digest").write_text(hashlib.sha256(sums).hexdigest())
 try:
-    envelope = json.loads((here / "attestation.json").read_bytes())
+    envelope = json.loads(read("attestation.json", 1 << 20))
+    # DSSE: what is signed is the encoding of type and body together.
+    kind, body = envelope["payloadType"].encode(), base64.b64decode(envelope["payload"])
+    statement = json.loads(body)
+    subjects = {one["name"]: one["digest"].get("sha256") for one in statement["subject"]}
+    about = statement["predicateType"]
+    signatures = [base64.b64decode(one["sig"]) for one in envelope["signatures"][:64]]
 except FileNotFoundError:
     sys.exit(0)
-# DSSE: what is signed is the encoding of type and body together.
-kind, body = envelope["payloadType"].encode(), base64.b64decode(envelope["payload"])
-statement = json.loads(body)
-subjects = {subject["name"]: subject["digest"].get("sha256") for subject in statement["subject"]}
-if statement["predicateType"] != "urn:envferry:tool:1":
-    sys.exit("attestation.json is about something else: %s" % statement["predicateType"])
+except OSError as error:
+    sys.exit("attestation.json: %s" % error.strerror)
+except (AttributeError, LookupError, RecursionError, TypeError, ValueError):
+    sys.exit("attestation.json is damaged")
+if about != "urn:envferry:tool:1":
+    sys.exit("attestation.json is about something else: %r" % (about,))
 if subjects.get("SHA256SUMS") != hashlib.sha256(sums).hexdigest():
     sys.exit("attestation.json is about another SHA256SUMS")
 (work / "message").write_bytes(b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(body), body))
-for number, signature in enumerate(envelope["signatures"][:64]):
-    (work / ("signature-%d" % number)).write_bytes(base64.b64decode(signature["sig"]))
+for number, signature in enumerate(signatures):
+    (work / ("signature-%d" % number)).write_bytes(signature)
 END
 
 # is_signed: whether a trusted key signed the files.
@@ -185,6 +207,17 @@ is_signed() {
     return 1
 }
 set +f
+# A place that is there, or that this user may not look into, was meant to hold keys.
+if [ -z "$has_keys" ] && "$python" -I - "$keys" <<'END'; then is_required=yes; fi
+import os, pathlib, sys
+keys = pathlib.Path(sys.argv[1])
+try:
+    os.listdir(keys)
+except FileNotFoundError:
+    sys.exit(not any(os.path.islink(place) and not os.path.exists(place) for place in (keys, *keys.parents)))
+except OSError:
+    pass
+END
 if [ -n "$allow_unsigned" ]; then
     printf 'warning: the signature of these files is not checked (--allow-unsigned)\n' >&2
 elif [ -n "$has_keys" ]; then
@@ -210,9 +243,13 @@ wanted=$(cat "$work/tool/machine.txt")
 if [ -e "$target" ] && [ ! -f "$target/pyvenv.cfg" ] && [ -n "$(ls -A "$target")" ]; then
     fail "$target holds something else" "name another directory: sh $0 DIRECTORY"
 fi
+# venv keeps what it finds under the first names: another version of Python, or anything at all.
 # Without pip: Debian has no ensurepip unless python3-venv is there. pip runs out of its wheel.
-"$python" -I -m venv --without-pip "$target" || fail "$python cannot make a venv at $target" \
-    "is the place writable, and python complete?"
+python=$("$python" -I -c 'import sys; print(getattr(sys, "_base_executable", "") or sys.executable)')
+{
+    rm -f -- "$target/bin/python" "$target/bin/python3" "$target/bin/python$version" &&
+        "$python" -I -m venv --without-pip "$target"
+} || fail "$python cannot make a venv at $target" "is the place writable, and python complete?"
 for pip in "$work"/tool/wheels/pip-*.whl; do :; done
 # Neither settings of pip nor its variables: where packages come from is decided here.
 PIP_CONFIG_FILE=/dev/null "$target/bin/python" -I "$pip/pip" --isolated install --quiet --no-index \

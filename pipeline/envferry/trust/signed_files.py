@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from envferry.trust.signing import PublicKey, Signer
 
 ATTESTATION_SUFFIX = ".attestation.json"
+MOST_RECORD_BYTES = 1 << 20
+"""More than any attestation has: a disk can claim any length."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,13 +102,25 @@ def verify_file(signed: SignedFile, kind: Kind, keys: tuple[PublicKey, ...]) -> 
     )
 
 
-def read_signed(path: Path, kind: Kind) -> bytes:
-    """Read a file; raise NotFound where that cannot be."""
+def read_signed(path: Path, kind: Kind, most: int = MOST_RECORD_BYTES) -> bytes:
+    """Read a regular file of at most so many bytes.
+
+    Raises IntegrityError for anything else, which a disk may have there to be waited for or to fill
+    the memory; NotFound where it cannot be read.
+    """
     try:
-        return path.read_bytes()
+        if path.exists() and not path.is_file():
+            message = f"{path} is not a regular file"
+            raise IntegrityError(message, hint=kind.again)
+        with path.open("rb") as stream:
+            data = stream.read(most + 1)
     except OSError as error:
         message = f"cannot read {path}: {error.strerror}"
         raise NotFound(message, hint=kind.expected) from error
+    if len(data) > most:
+        message = f"{path} is longer than {most} bytes, which no file of the tool is"
+        raise IntegrityError(message, hint=kind.again)
+    return data
 
 
 def _decode(body: bytes, what: str, kind: Kind) -> Statement:

@@ -6,6 +6,7 @@ An in-toto statement about SHA256SUMS, which binds all other files, in a DSSE en
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from envferry.base.sha256 import sha256_hex
 from envferry.errors import IntegrityError
 from envferry.trust.signed_files import (
     ATTESTATION_SUFFIX,
+    MOST_RECORD_BYTES,
     Kind,
     SignedFile,
     attest_file,
@@ -39,6 +41,8 @@ TOOL = Kind(
     again="do not run it: export it again, with --tool and --sign-key",
     expected="name the folder `tool` that `envferry export` wrote",
 )
+MOST_FILE_BYTES = 1 << 28
+"""More than any file of ours: a disk can claim any length. `install.sh` has the same limit."""
 FILE_NAME = re.compile(r"(wheels/)?[A-Za-z0-9_][A-Za-z0-9_.+!-]*")
 
 
@@ -58,7 +62,7 @@ def verify_tool(directory: Path, keys: tuple[PublicKey, ...]) -> VerifiedArtifac
     Raises IntegrityError when none did, and for each file that is changed, missing or added.
     """
     what = f"the tool in {directory}"
-    sums = _read(directory / SUMS)
+    sums = _read(directory / SUMS, MOST_RECORD_BYTES)
     signed = SignedFile(what, subject_of(SUMS, sums), directory / TOOL_ATTESTATION)
     verified = verify_file(signed, TOOL, keys)
     if faults := list(_file_faults(directory, sums)):
@@ -70,13 +74,15 @@ def verify_tool(directory: Path, keys: tuple[PublicKey, ...]) -> VerifiedArtifac
 
 def verify_run_file(path: Path, keys: tuple[PublicKey, ...]) -> VerifiedArtifact:
     """Check that one of `keys` signed the one-file tool `path`; raise IntegrityError if not."""
-    signed = SignedFile(str(path), subject_of(RUN_FILE, _read(path)), attestation_of(path))
+    signed = SignedFile(
+        str(path), subject_of(RUN_FILE, _read(path, MOST_FILE_BYTES)), attestation_of(path)
+    )
     return verify_file(signed, TOOL, keys)
 
 
 def is_tool(directory: Path) -> bool:
     """Whether a folder looks like the `tool/` of an export."""
-    return (directory / SUMS).is_file() and (directory / "install.sh").is_file()
+    return os.path.lexists(directory / SUMS) and os.path.lexists(directory / "install.sh")
 
 
 def is_run_file(path: Path) -> bool:
@@ -96,7 +102,9 @@ def _file_faults(directory: Path, sums: bytes) -> Iterator[str]:
             continue
         listed[name] = digest
     there = {
-        path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob("*")
+        if path.is_symlink() or not path.is_dir()
     }
     apart = {SUMS, TOOL_ATTESTATION, RUN_FILE + ATTESTATION_SUFFIX}
     for name in sorted(there - listed.keys() - apart):
@@ -104,9 +112,9 @@ def _file_faults(directory: Path, sums: bytes) -> Iterator[str]:
     for name, digest in listed.items():
         if name not in there:
             yield f"{name} is missing"
-        elif sha256_hex(_read(directory / name)) != digest:
+        elif sha256_hex(_read(directory / name, MOST_FILE_BYTES)) != digest:
             yield f"{name} was changed"
 
 
-def _read(path: Path) -> bytes:
-    return read_signed(path, TOOL)
+def _read(path: Path, most: int) -> bytes:
+    return read_signed(path, TOOL, most)
