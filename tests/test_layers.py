@@ -32,7 +32,7 @@ LAYERS = (
     ("engines", "install", "pack", "trust"),
     ("build", "registry"),
     ("index", "lock"),
-    ("channel", "transfer"),
+    ("channel", "cluster", "transfer"),
     ("web",),
     ("cli",),
 )
@@ -45,6 +45,8 @@ OWNERS = {
     "botocore": "envferry.stores.s3",
     "conda_lock": "envferry.lock",
     "conda_pack": "envferry.pack",
+    "dask": "envferry.cluster",
+    "distributed": "envferry.cluster",
     "sqlite3": "envferry.index.database",
     "starlette": "envferry.web",
     "jinja2": "envferry.web",
