@@ -22,7 +22,6 @@ import dask
 import msgspec
 from distributed import Client, Future, KilledWorker, LocalCluster, Security, as_completed
 
-from envferry import __version__
 from envferry.base.json import decode_json
 from envferry.cluster.address import is_private
 from envferry.cluster.job import failure_of
@@ -116,12 +115,13 @@ def check_versions(client: Client) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = client.get_versions(check=True, packages=["envferry"])
+    ours = found["client"]["packages"]["envferry"]
     for worker, facts in found["workers"].items():
-        version = (facts.get("packages") or {}).get("envferry")
-        if version != __version__:
+        version = facts["packages"].get("envferry")
+        if version != ours:
             has = f"envferry {version}" if version else "no envferry"
-            message = f"the worker {worker} has {has}, expected {__version__}"
-            hint = f'run `pip install "envferry[build,dask]=={__version__}"` there'
+            message = f"the worker {worker} has {has}, expected {ours}"
+            hint = f'run `pip install "envferry[build,dask]=={ours}"` there'
             raise UsageError(message, hint=hint)
     for one in caught:
         say(Event(kind="warning", text=str(one.message)))

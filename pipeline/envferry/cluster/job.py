@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import zstandard
 
+from envferry import __version__
 from envferry.cluster.messages import Failure, Job, JobAnswer
 from envferry.config import settings
 from envferry.errors import HostError, PipelineError
@@ -73,6 +74,9 @@ def release(job: Job, lock: Lock) -> JobAnswer:
     from envferry.registry.push import push_untagged
     from envferry.registry.released import find_released
 
+    if job.version != __version__:
+        message = f"this worker has envferry {__version__}, expected {job.version}"
+        raise HostError(message, hint="install the same version on all machines")
     if job.platform != current_platform():
         message = f"this worker builds for {current_platform()}, not for {job.platform}"
         raise HostError(message, hint="correct the resources that it was started with")

@@ -30,6 +30,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One environment for one platform, for a worker to build and push."""
 
     key: str
+    version: str
+    """The envferry that asks: a worker may join with another one after all were compared."""
     name: str
     platform: str
     lock_file: str

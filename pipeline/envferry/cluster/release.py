@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import zstandard
 
-from envferry import process
+from envferry import __version__, process
 from envferry.base.json import decode_json
 from envferry.cluster.messages import Cluster, ClusterRequest, Event, Job
 from envferry.config import child_environ
@@ -50,6 +50,7 @@ def make_job(key: str, lock: Lock, platform: str, registry: str, choice: BuildCh
     """Return what a worker needs to build a lock for a platform."""
     return Job(
         key=key,
+        version=__version__,
         name=lock.name,
         platform=platform,
         lock_file=lock.path.name,
