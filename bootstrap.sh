@@ -70,6 +70,18 @@ if [ "${1:-}" = npm ]; then
   exit
 fi
 
+if [ "${1:-}" = hosts ]; then
+  # What training hosts have and build machines need not: without it some tests are skipped.
+  missing=''
+  command -v busybox >/dev/null || missing="$missing busybox-static"
+  command -v mksquashfs >/dev/null || missing="$missing squashfs-tools"
+  [ -z "$missing" ] || [ "$(id -u)" != 0 ] || (install_package "${missing# }" "hosts of the tests have them") || true
+  for name in busybox mksquashfs; do
+    command -v "$name" >/dev/null || echo "no $name: some tests are skipped" >&2
+  done
+  exit
+fi
+
 if [ "${1:-}" = browser ]; then
   # Not every system has this package: without it the tests of the pages in a browser are skipped.
   for name in chromium chromium-browser google-chrome; do command -v "$name" >/dev/null && exit; done

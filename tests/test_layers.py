@@ -32,7 +32,8 @@ LAYERS = (
     ("engines", "install", "pack", "trust"),
     ("build", "registry"),
     ("index", "lock"),
-    ("channel", "cluster", "transfer"),
+    ("channel", "cluster", "follow", "transfer"),
+    ("tool",),
     ("web",),
     ("cli",),
 )
@@ -53,6 +54,12 @@ OWNERS = {
     "uvicorn": "envferry.web",
     "hashlib": "nobody",
 }
+SHARED_NAMES = {
+    "stage": "the story of a stage",
+    "port": "what every engine, or every store, promises",
+    "preview": "what a stage would do",
+}
+"""Why modules of several folders have one name; besides, `cli/` has the commands of a module."""
 INSTALL_NEEDS = ("envferry.install.stage", "envferry.registry.fetch", "envferry.cli.host")
 BUILD_LIBRARIES = {
     *("conda_lock", "conda_pack", "rattler", "boto3", "yaml", "uv", "urllib3", "rich"),
@@ -100,6 +107,18 @@ def test_imports_go_down(module: str, path: Path) -> None:
     for imported in imports(path):
         if (other := part_of(imported)) in known - {part}:
             assert other in below, f"{module} imports {imported}, which is not below it"
+
+
+def test_modules_share_a_name_only_for_the_same_role() -> None:
+    folders: dict[str, list[str]] = {}
+    for module, path in modules():
+        if path.name != "__init__.py":
+            folders.setdefault(path.stem, []).append(module)
+    for name, found in folders.items():
+        if name not in SHARED_NAMES and len(found) > 1:
+            commands = [module for module in found if is_in(module, "envferry.cli")]
+            assert len(found) == 2, found
+            assert len(commands) == 1, f"{found}: rename one, or say why in SHARED_NAMES"
 
 
 @pytest.mark.parametrize("library", OWNERS)

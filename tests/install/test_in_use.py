@@ -18,13 +18,12 @@ from envferry.install.in_use import look_for_users
 from envferry.install.leases import why_not_free
 from envferry.install.remove import remove_named, remove_old, remove_whole
 from tests.conftest import require
-from tests.install.test_install import envs, install
 from tests.support.archives import small_archive
+from tests.support.installing import install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["envs"]
 
 NOBODY = 65534
 IS_ROOT = os.geteuid() == 0

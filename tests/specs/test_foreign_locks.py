@@ -155,6 +155,66 @@ def test_a_pixi_lock(tmp_path: Path) -> None:
         assert lost in notes
 
 
+def test_an_empty_environment_of_a_pixi_lock(tmp_path: Path) -> None:
+    text = PIXI_LOCK.replace("  test:", "  default:\n    packages: {}\n  test:")
+    text = text.replace("  default:", "  gpu:", 1)
+    with pytest.raises(SpecError, match=r"the environment default of .* is empty") as caught:
+        read(tmp_path / "pixi.lock", text)
+    assert caught.value.hint == "choose another with `--name`: gpu"
+
+
+PIXI_LOCK_7 = f"""\
+version: 7
+platforms:
+- name: big
+  subdir: linux-64
+  virtual-packages: [__cuda=13, __glibc=2.28, __unix=0=0]
+- name: linux-64
+  virtual-packages: [__unix=0=0, __linux=4.18, __glibc=2.34, __archspec=0=x86_64]
+- name: board
+  subdir: linux-aarch64
+  virtual-packages: [__cuda=12.8]
+- name: win-64
+environments:
+  default:
+    channels:
+    - url: https://conda.anaconda.org/conda-forge/
+    packages:
+      big:
+      - conda: https://conda.anaconda.org/conda-forge/linux-64/gpu-1-h1_0.conda
+      board:
+      - conda: https://conda.anaconda.org/conda-forge/noarch/tool-1-h1_0.conda
+      linux-64:
+      - conda: https://conda.anaconda.org/conda-forge/noarch/tool-1-h1_0.conda
+      - conda_source: own[38d076cf] @ .
+      win-64:
+      - conda: https://conda.anaconda.org/conda-forge/noarch/tool-1-h1_0.conda
+packages:
+- conda: https://conda.anaconda.org/conda-forge/linux-64/gpu-1-h1_0.conda
+  sha256: {SHA}
+- conda: https://conda.anaconda.org/conda-forge/noarch/tool-1-h1_0.conda
+  sha256: {SHA}
+- conda_source: own[38d076cf] @ .
+  depends:
+  - tool
+"""
+
+
+def test_a_pixi_lock_whose_platforms_have_names(tmp_path: Path) -> None:
+    found = read(tmp_path / "pixi.lock", PIXI_LOCK_7)
+    assert {*packages(found)} == {("linux-64", "tool"), ("linux-aarch64", "tool")}
+    assert found.spec.conda == ("tool=1=h1_0",)
+    system = found.spec.options.system
+    assert (system.glibc, system.cuda) == ("2.34", "12.8")
+    notes = "\n".join(found.notes)
+    for lost in (
+        "1 packages for big: for linux-64, those of linux-64 are read",
+        "1 packages for win-64: envferry does not lock for it",
+        "own[38d076cf] @ .: built by pixi",
+    ):
+        assert lost in notes
+
+
 def test_which_environment_of_a_pixi_lock(tmp_path: Path) -> None:
     text = PIXI_LOCK.replace("default:", "gpu:")
     with pytest.raises(SpecError) as caught:

@@ -453,6 +453,40 @@ def test_a_key_that_an_alias_needs_stays(tmp_path: Path) -> None:
     assert found.spec.conda == ("numpy", "scipy")
 
 
+def test_pixi_platforms_that_say_what_hosts_offer(tmp_path: Path) -> None:
+    text = (
+        "[workspace]\nchannels = ['c']\n"
+        "platforms = [{name = 'big', platform = 'linux-64', cuda = '12', glibc = '2.34'},\n"
+        "  'osx-arm64', {platform = 'linux-64', cuda = '13'},\n"
+        "  {platform = 'win-64', windows = '10'},\n"
+        "  {name = 'board', platform = 'linux-aarch64', cuda = '12.8'}]\n"
+        "[dependencies]\npython = '3.11.*'\ntool = {version = '*', when = '__cuda>=12'}\n"
+        "[feature.x]\nplatforms = ['big', 'linux-aarch64', 'osx-arm64']\n"
+        "[environments]\ndefault = ['x']\n"
+    )
+    found = imported(tmp_path / "pixi.toml", text, ImportOptions(name="p"))
+    assert found.spec.options.platforms == ("linux-64", "osx-arm64", "linux-aarch64")
+    system = found.spec.options.system
+    assert (system.cuda, system.glibc) == ("12", "2.34")
+    notes = "\n".join(found.notes)
+    for lost in ("cuda 12.8 of board: it is 12 elsewhere", "tool {when = '__cuda>=12'}"):
+        assert lost in notes
+    text = text.replace("'big', 'linux-aarch64', 'osx-arm64'", "'win-64'")
+    with pytest.raises(SpecError, match=r"pixi\.toml is for win-64 only"):
+        imported(tmp_path / "pixi.toml", text, ImportOptions(name="p"))
+
+
+def test_a_manifest_of_nothing_but_what_pixi_builds(tmp_path: Path) -> None:
+    text = (
+        "[workspace]\nchannels = ['c']\nplatforms = ['linux-64']\n"
+        "[dependencies]\nown = {path = '.'}\n"
+    )
+    with pytest.raises(SpecError) as caught:
+        imported(tmp_path / "pixi.toml", text, ImportOptions(name="p"))
+    assert "requires no package of a channel or an index" in caught.value.message
+    assert "own from .: built by pixi" in caught.value.message
+
+
 def test_pixi_environments_features_and_targets(tmp_path: Path) -> None:
     text = (
         "[workspace]\nchannels = ['c']\nplatforms = ['linux-64', 'osx-arm64', 'win-64']\n"

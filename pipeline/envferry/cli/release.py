@@ -14,8 +14,7 @@ from envferry.cli.changed import MAX_JOBS, Service, job_matrix, releasable
 from envferry.cli.clustered import BuiltReleaseOptions, outcomes_of, release_on_workers
 from envferry.cli.command import argument, command, option
 from envferry.cli.outcome import FAILURES, Outcome, raise_first
-from envferry.cli.shared_options import DryRunOptions
-from envferry.cli.specs import SPECS_DIR
+from envferry.cli.shared_options import SPECS_DIR, DryRunOptions
 from envferry.errors import UsageError
 
 if TYPE_CHECKING:

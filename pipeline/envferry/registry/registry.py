@@ -38,7 +38,6 @@ from envferry.registry.listing import list_entries, list_tags, unknown
 from envferry.registry.publish import (
     ArtifactSource,
     Companions,
-    place,
     publish_artifact,
     require_whole,
 )
@@ -260,10 +259,6 @@ class Registry:
             error.hint = hint
             raise
         return data
-
-    def attach(self, manifest: Manifest, file: str, data: bytes) -> None:
-        """Write one of `ATTACHMENTS` beside a published artifact, once."""
-        place(self, attachment_key(manifest, file), data, must_match=True)
 
     def attachment(self, manifest: Manifest, file: str) -> bytes | None:
         """Read one of `ATTACHMENTS`, or None when the artifact has none."""

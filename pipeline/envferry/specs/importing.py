@@ -161,7 +161,16 @@ def _draft(kind: Kind, text: str, source: Path, base: Path, options: ImportOptio
 
 
 def _finished(draft: Draft, options: ImportOptions) -> Draft:
-    """Add what every spec has: channels, a python for the pip half, pip; loosen the pins."""
+    """Add what every spec has: channels, a python for the pip half, pip; loosen the pins.
+
+    Raises SpecError when there is nothing to lock.
+    """
+    if not (draft.conda or draft.pip):
+        reasons = "; ".join(draft.left_out[:3])
+        message = "it requires no package of a channel or an index" + (
+            f" ({reasons})" if reasons else ""
+        )
+        raise SpecError(message, hint="add one, such as `python`, to its dependencies")
     draft.channels = draft.channels or list(options.channels)
     if draft.pip and not draft.conda:
         draft.conda.insert(0, f"python={options.python}" if options.python else "python")
