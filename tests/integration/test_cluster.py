@@ -85,6 +85,15 @@ def test_a_failing_spec_hides_no_other_and_holds_back_an_atomic_release(
     assert tags(runner) == ["one/linux-64/latest"]
 
 
+def test_fail_fast_begins_nothing_more(held: HeldChannel, tmp_path: Path) -> None:
+    runner = tiny_specs(tmp_path, ("one", "two"), held.url, bad="one")
+    held.open.set()
+    arguments = ("--workers", "1", "--fail-fast", "--json")
+    said = runner.run("release", "one", "two", *arguments, expect=4)
+    assert outcomes(said.stdout) == {"one": "failed", "two": "not begun"}
+    assert published(runner) == []
+
+
 def test_a_worker_that_dies_loses_nothing(held: HeldChannel, tmp_path: Path) -> None:
     runner = tiny_specs(tmp_path, ("one",), held.url)
     runner.run("keygen", "team")

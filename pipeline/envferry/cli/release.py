@@ -16,6 +16,7 @@ from envferry.cli.command import argument, command, option
 from envferry.cli.outcome import FAILURES, Outcome, raise_first
 from envferry.cli.shared_options import SPECS_DIR, DryRunOptions
 from envferry.errors import UsageError
+from envferry.models import current_platform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,11 +99,18 @@ def preview_release(
         found = None
         if not options.rebuild and outcome.lock:
             found = find_released(target, outcome.lock, outcome.platform)
-        fact = {"spec": outcome.spec, "build": found is None, "id": found.id if found else None}
+        fact = {
+            "spec": outcome.spec,
+            "platform": outcome.platform,
+            "build": found is None,
+            "id": found.id if found else None,
+        }
         facts.append({**fact, "tags": tags})
         if found:
             shown = f"{found.name}@{found.id} is in {target.url}: would be tagged"
             lines.append(f"{shown} {', '.join(tags)}")
+        elif outcome.platform != current_platform():
+            lines.append(f"{outcome.spec}: would be built for {outcome.platform}, by a worker")
         else:
             lines.append(preview_line(preview_spec(outcome.spec, options)))
     console.preview(facts, lambda: lines)

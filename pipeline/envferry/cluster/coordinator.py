@@ -22,12 +22,20 @@ import dask
 import msgspec
 from distributed import Client, Future, KilledWorker, LocalCluster, Security, as_completed
 
+from envferry import process
 from envferry.base.json import decode_json
 from envferry.cluster.address import is_private
 from envferry.cluster.job import failure_of
 from envferry.cluster.messages import Cluster, ClusterRequest, Event, JobAnswer
 from envferry.cluster.task import TOPIC, JobDiedError, run_job
-from envferry.errors import HostError, PipelineError, StoreError, ToolFailed, UsageError
+from envferry.errors import (
+    EXIT_INTERRUPTED,
+    HostError,
+    PipelineError,
+    StoreError,
+    ToolFailed,
+    UsageError,
+)
 from envferry.models import current_platform
 from envferry.worker_process import end_with_caller
 
@@ -239,11 +247,13 @@ def main() -> int:
             coordinator = Coordinator(client, request)
             try:
                 coordinator.run()
-            except (KeyboardInterrupt, SchedulerLost) as error:
-                coordinator.over.set()
-                if isinstance(error, SchedulerLost):
-                    raise
+            except KeyboardInterrupt:
                 coordinator.cancel()
+                return EXIT_INTERRUPTED
+            finally:
+                coordinator.over.set()
+                # Else closing would wait for the jobs of this machine that go on.
+                process.stop_all()
     except PipelineError as error:
         say(Event(kind="failure", failure=failure_of(error)))
         return error.exit_code
