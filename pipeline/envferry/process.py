@@ -11,14 +11,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from envferry.errors import ToolFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -214,6 +214,75 @@ def _finish(child: subprocess.Popen[str], *, check: bool) -> Finished:
         words = child.args if isinstance(child.args, list) else [str(child.args)]
         raise failure(words, child.returncode, stdout, stderr or "")
     return Finished(returncode=child.returncode, stdout=stdout, stderr=stderr or "")
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A program that talks in lines, for as long as its caller listens."""
+
+    child: subprocess.Popen[str]
+
+    def lines(self) -> Iterator[str]:
+        """Yield what it says, line by line, until it ends."""
+        assert self.child.stdout is not None
+        for line in self.child.stdout:
+            yield line.rstrip("\n")
+
+    def end(self) -> int:
+        """Close its stdin, which tells it to end; return its exit status."""
+        assert self.child.stdin is not None
+        with suppress(BrokenPipeError):
+            self.child.stdin.close()
+        try:
+            return self.child.wait(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            stop(self.child)
+            return self.child.returncode
+
+
+@contextmanager
+def conversation(
+    argv: Sequence[str | Path],
+    *,
+    log_path: Path,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Conversation]:
+    """Run `argv` while the block runs; its stderr goes to `log_path`.
+
+    Its stdin is a pipe that ends with the block, and with this process, however that ends: the
+    program is to end then, too (`worker_process.end_with_caller`). A session of its own keeps a
+    terminal's Ctrl-C from it. Raises ToolFailed when it cannot be started.
+    """
+    words = [str(word) for word in argv]
+    log.info("+ %s", shlex.join(words))
+    with log_path.open("wb") as errors:
+        try:
+            child = subprocess.Popen(
+                words,
+                executable=_program(words[0]),
+                env=dict(env) if env is not None else None,
+                cwd=cwd,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                errors="replace",
+                start_new_session=True,
+            )
+        except OSError as error:
+            message = f"cannot run {words[0]}: {error.strerror}"
+            hint = "run `envferry doctor` to see what is missing"
+            raise ToolFailed(message, hint=hint) from error
+    talk = Conversation(child)
+    _running.add(child)
+    try:
+        yield talk
+    finally:
+        _running.discard(child)
+        talk.end()
+        assert child.stdout is not None
+        child.stdout.close()
 
 
 def failure(words: Sequence[str], returncode: int, stdout: str, stderr: str) -> ToolFailed:
