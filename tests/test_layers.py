@@ -121,6 +121,15 @@ def test_modules_share_a_name_only_for_the_same_role() -> None:
             assert len(commands) == 1, f"{found}: rename one, or say why in SHARED_NAMES"
 
 
+def test_public_classes_have_names_of_their_own() -> None:
+    found: dict[str, list[str]] = {}
+    for module, path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(module)
+    assert {name: where for name, where in found.items() if len(where) > 1} == {}
+
+
 @pytest.mark.parametrize("library", OWNERS)
 def test_owners(library: str) -> None:
     users = {

@@ -26,7 +26,7 @@ from tests.support.artifacts import PLATFORM, make_artifact
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envferry.cluster.messages import Job
+    from envferry.cluster.messages import BuildJob
     from envferry.models import Lock, Manifest
 
 CHOICE = BuildChoice(sandbox="auto", level=3)
@@ -55,7 +55,7 @@ def pushed(registry: Registry, artifact: Artifact) -> Manifest:
     return artifact.manifest
 
 
-def asked(registry: Registry, artifact: Artifact) -> tuple[Lock, Job]:
+def asked(registry: Registry, artifact: Artifact) -> tuple[Lock, BuildJob]:
     """Return the lock and the job that an artifact is the right answer to."""
     lock = replace(read_lock(artifact.lock_path), name="demo")
     return lock, make_job("1", lock, PLATFORM, registry.url, CHOICE)

@@ -10,7 +10,7 @@ from envferry.errors import SpecError
 from envferry.models import LockedPackage, current_platform
 from envferry.specs.foreign_locks import git_url
 from envferry.specs.importing import Imported, ImportOptions, import_spec
-from envferry.specs.kinds import Kind
+from envferry.specs.kinds import FileKind
 from envferry.specs.reading import read_spec
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ package:
 
 def test_a_conda_lock(tmp_path: Path) -> None:
     found = read(tmp_path / "conda-lock.yml", CONDA_LOCK)
-    assert found.kind is Kind.CONDA_LOCK
+    assert found.kind is FileKind.CONDA_LOCK
     linux = read_spec(found.spec.path, platform="linux-64")
     mac = read_spec(found.spec.path, platform="osx-arm64")
     assert linux.channels == ("conda-forge",)
@@ -134,7 +134,7 @@ packages:
 
 def test_a_pixi_lock(tmp_path: Path) -> None:
     found = read(tmp_path / "pixi.lock", PIXI_LOCK)
-    assert found.kind is Kind.PIXI_LOCK
+    assert found.kind is FileKind.PIXI_LOCK
     assert found.spec.channels == ("conda-forge", "https://conda.corp.example/internal/")
     assert found.spec.conda == ("python=3.11.7=h1_0_cpython", "pip")
     bee = f"git+https://g.example.org/bee.git@{COMMIT}#subdirectory=py"
@@ -295,7 +295,7 @@ source = {{ git = "https://g.example.org/bee.git?rev=main#{COMMIT}" }}
 
 def test_a_uv_lock(tmp_path: Path) -> None:
     found = read(tmp_path / "uv.lock", UV_LOCK, python="3.11")
-    assert (found.kind, found.spec.conda) == (Kind.UV_LOCK, ("python=3.11", "pip"))
+    assert (found.kind, found.spec.conda) == (FileKind.UV_LOCK, ("python=3.11", "pip"))
     assert found.spec.pip == (
         "--extra-index-url https://p.example.org/simple",
         "--extra-index-url https://i.example.org/simple",
@@ -354,7 +354,7 @@ archive = {{ url = "https://f.example.org/cee-1.0.zip", hashes = {{ sha256 = "{S
 
 def test_a_pylock(tmp_path: Path) -> None:
     found = read(tmp_path / "pylock.toml", PYLOCK)
-    assert (found.kind, found.spec.conda) == (Kind.PYLOCK, ("python=3.11", "pip"))
+    assert (found.kind, found.spec.conda) == (FileKind.PYLOCK, ("python=3.11", "pip"))
     assert found.spec.pip == (
         "--extra-index-url https://i.example.org/simple",
         "rich==14.0",

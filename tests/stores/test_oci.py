@@ -32,7 +32,7 @@ from envferry.stores.oci.documents import (
 )
 from envferry.stores.oci.image_layout import REFERENCES, LayoutSpace
 from envferry.stores.oci.names import TAG, Names, archive_name, escape, unescape
-from envferry.stores.oci.tokens import Asked, Challenge, Tokens, is_loopback
+from envferry.stores.oci.tokens import Challenge, TokenChallenge, Tokens, is_loopback
 from envferry.stores.opening import open_store
 from envferry.transfer.export import ExportRequest, export_artifacts
 from envferry.transfer.mirror import MirrorRequest, mirror_registry
@@ -434,9 +434,9 @@ def test_a_login_goes_to_token_servers_by_https_only(
     path = tmp_path / "auth.json"
     path.write_text(json.dumps({"auths": {"host": {"username": "me", "password": "pass-word"}}}))
     monkeypatch.setenv("REGISTRY_AUTH_FILE", str(path))
-    asked: list[Asked] = []
+    asked: list[TokenChallenge] = []
 
-    def fetch(one: Asked) -> bytes:
+    def fetch(one: TokenChallenge) -> bytes:
         asked.append(one)
         return b'{"token": "t"}'
 

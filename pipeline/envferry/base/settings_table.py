@@ -28,7 +28,7 @@ DEFAULT = "default"
 IS_SET = "(set)"
 """What is shown of a secret."""
 
-Kind = Literal["text", "path", "paths", "flag", "number", "umask", "link", "secret"]
+ValueKind = Literal["text", "path", "paths", "flag", "number", "umask", "link", "secret"]
 Value = str | bool | int | tuple[str, ...] | None
 
 
@@ -39,7 +39,7 @@ class Setting:
     key: str
     """In a file; one that no file may have is known by its variable only."""
     variable: str
-    kind: Kind
+    kind: ValueKind
     help: str
     default: Value = None
     shown_default: str = ""
@@ -313,7 +313,7 @@ def _unknown(key: str, place: str, known: Mapping[str, Setting]) -> SpecError:
 
 def _check(setting: Setting, value: object, place: str) -> Value:
     """Return a value from a file; raise SpecError for one of another type."""
-    wanted: dict[Kind, tuple[type, str]] = {
+    wanted: dict[ValueKind, tuple[type, str]] = {
         "flag": (bool, "true or false"),
         "number": (int, "a number of bytes per second"),
         "paths": (list, "a list of paths"),

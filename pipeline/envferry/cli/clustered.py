@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from envferry.cli.console import Console
     from envferry.cli.stage_table import Stages
-    from envferry.cluster.messages import BuildChoice, Cluster, Event, Job
+    from envferry.cluster.messages import BuildChoice, BuildEvent, BuildJob, Cluster
     from envferry.cluster.release import Accepted
     from envferry.registry import Registry
 
@@ -175,7 +175,7 @@ class WorkerRelease:
     options: BuiltReleaseOptions
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     """By the key of the job."""
-    jobs: dict[str, Job] = field(default_factory=dict)
+    jobs: dict[str, BuildJob] = field(default_factory=dict)
     ready: list[tuple[Outcome, Accepted]] = field(default_factory=list)
     """What is checked, and signed and tagged when all are."""
 
@@ -232,7 +232,7 @@ class WorkerRelease:
                 message = f"{one.spec} ({one.platform}): the workers gave no answer"
                 one.error = ToolFailed(message, hint="run the command again")
 
-    def heard(self, event: Event, stages: Stages) -> None:
+    def heard(self, event: BuildEvent, stages: Stages) -> None:
         """Take in what a worker does, or what became of a job."""
         from envferry.cluster.release import accept, error_of
 

@@ -26,7 +26,7 @@ from envferry import process
 from envferry.base.json import decode_json
 from envferry.cluster.address import is_private
 from envferry.cluster.job import failure_of
-from envferry.cluster.messages import Cluster, ClusterRequest, Event, JobAnswer
+from envferry.cluster.messages import BuildEvent, Cluster, ClusterRequest, JobAnswer
 from envferry.cluster.task import TOPIC, JobDiedError, run_job
 from envferry.errors import (
     EXIT_INTERRUPTED,
@@ -58,7 +58,7 @@ class SchedulerLost(StoreError):
     """The connection to the scheduler ended while jobs were waiting or running."""
 
 
-def say(event: Event) -> None:
+def say(event: BuildEvent) -> None:
     """Write one line, whole, from any thread."""
     with _speaking:
         sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
@@ -132,7 +132,7 @@ def check_versions(client: Client) -> None:
             hint = f'run `pip install "envferry[build,dask]=={ours}"` there'
             raise UsageError(message, hint=hint)
     for one in caught:
-        say(Event(kind="warning", text=str(one.message)))
+        say(BuildEvent(kind="warning", text=str(one.message)))
 
 
 def require_private(client: Client) -> None:
@@ -172,7 +172,7 @@ class Coordinator:
                 continue  # it was cancelled here
             answer = self.answer_of(future)
             del self.futures[key]  # the cluster need not keep the result
-            say(Event(kind="answer", key=key, answer=answer))
+            say(BuildEvent(kind="answer", key=key, answer=answer))
             if answer.failure and self.request.cluster.fail_fast:
                 self.cancel()
         self.over.set()
@@ -180,8 +180,8 @@ class Coordinator:
     def heard(self, event: tuple[float, Any]) -> None:
         """Pass on what a worker says of its job."""
         _, text = event
-        found = decode_json(str(text).encode(), Event)
-        say(Event(kind="stage", key=found.key, stage=found.stage, worker=found.worker))
+        found = decode_json(str(text).encode(), BuildEvent)
+        say(BuildEvent(kind="stage", key=found.key, stage=found.stage, worker=found.worker))
 
     def answer_of(self, future: Future) -> JobAnswer:
         """Return a job's answer; raise SchedulerLost when nobody can know it."""
@@ -233,7 +233,7 @@ class Coordinator:
         failure = failure_of(HostError(message, hint=f"start one: --resources {resources}"))
         for job in self.request.jobs:
             if job.platform == platform and (future := self.futures.pop(job.key, None)):
-                say(Event(kind="answer", key=job.key, answer=JobAnswer(failure=failure)))
+                say(BuildEvent(kind="answer", key=job.key, answer=JobAnswer(failure=failure)))
                 self.client.cancel([future])
 
 
@@ -255,7 +255,7 @@ def main() -> int:
                 # Else closing would wait for the jobs of this machine that go on.
                 process.stop_all()
     except PipelineError as error:
-        say(Event(kind="failure", failure=failure_of(error)))
+        say(BuildEvent(kind="failure", failure=failure_of(error)))
         return error.exit_code
     return 0
 

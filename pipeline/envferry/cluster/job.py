@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import zstandard
 
 from envferry import __version__
-from envferry.cluster.messages import Failure, Job, JobAnswer
+from envferry.cluster.messages import BuildFailure, BuildJob, JobAnswer
 from envferry.config import settings
 from envferry.errors import HostError, PipelineError
 from envferry.models import current_platform
@@ -45,7 +45,7 @@ class SaidStages(Silent):
             yield advance
 
 
-def work(job: Job, scratch: Path) -> JobAnswer:
+def work(job: BuildJob, scratch: Path) -> JobAnswer:
     """Do a job; an error that is expected is an answer, too."""
     try:
         return release(job, received_lock(job, scratch))
@@ -57,19 +57,19 @@ def work(job: Job, scratch: Path) -> JobAnswer:
         return JobAnswer(failure=failure_of(HostError(message, hint="look at the worker's disk")))
 
 
-def failure_of(error: PipelineError) -> Failure:
+def failure_of(error: PipelineError) -> BuildFailure:
     """Return an error as it travels."""
-    return Failure(message=error.message, hint=error.hint, exit_code=error.exit_code)
+    return BuildFailure(message=error.message, hint=error.hint, exit_code=error.exit_code)
 
 
-def received_lock(job: Job, scratch: Path) -> Lock:
+def received_lock(job: BuildJob, scratch: Path) -> Lock:
     """Write down the lock that came with a job, and read it."""
     path = scratch / Path(job.lock_file).name
     path.write_bytes(zstandard.decompress(job.lock, max_output_size=MAX_LOCK_BYTES))
     return replace(read_lock(path), name=job.name, options=job.options)
 
 
-def release(job: Job, lock: Lock) -> JobAnswer:
+def release(job: BuildJob, lock: Lock) -> JobAnswer:
     """Build, pack and push, unless the registry has what the lock makes."""
     from envferry.registry.push import push_untagged
     from envferry.registry.released import find_released
@@ -91,7 +91,7 @@ def release(job: Job, lock: Lock) -> JobAnswer:
     return JobAnswer(id=artifact.manifest.id, built=True, uploaded=sent)
 
 
-def build(job: Job, lock: Lock) -> BuiltEnv:
+def build(job: BuildJob, lock: Lock) -> BuiltEnv:
     """Build a job's environment in this machine's cache."""
     from envferry.build.build_options import BuildOptions
     from envferry.build.downloads import DownloadCache
@@ -116,7 +116,7 @@ def build(job: Job, lock: Lock) -> BuiltEnv:
 
 
 @contextmanager
-def packed(job: Job, built: BuiltEnv) -> Iterator[Artifact]:
+def packed(job: BuildJob, built: BuiltEnv) -> Iterator[Artifact]:
     """Yield a job's artifact, which is kept only where the job says so."""
     from envferry.pack.stage import PackOptions, pack_env
 
@@ -132,4 +132,4 @@ def packed(job: Job, built: BuiltEnv) -> Iterator[Artifact]:
 
 if __name__ == "__main__":
     end_with_caller()
-    answer_request(Job, work)
+    answer_request(BuildJob, work)

@@ -26,7 +26,7 @@ class BuildChoice(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 0
 
 
-class Job(msgspec.Struct, frozen=True, kw_only=True):
+class BuildJob(msgspec.Struct, frozen=True, kw_only=True):
     """One environment for one platform, for a worker to build and push."""
 
     key: str
@@ -43,7 +43,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     choice: BuildChoice
 
 
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
+class BuildFailure(msgspec.Struct, frozen=True, kw_only=True):
     """An error, as it travels."""
 
     message: str
@@ -57,7 +57,7 @@ class JobAnswer(msgspec.Struct, frozen=True, kw_only=True):
     id: str = ""
     built: bool = False
     uploaded: bool = False
-    failure: Failure | None = None
+    failure: BuildFailure | None = None
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,10 +74,10 @@ class ClusterRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What the coordinator is to do."""
 
     cluster: Cluster
-    jobs: tuple[Job, ...]
+    jobs: tuple[BuildJob, ...]
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class BuildEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line that the coordinator says."""
 
     kind: Literal["stage", "answer", "warning", "failure"]
@@ -86,5 +86,5 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stage: str = ""
     worker: str = ""
     answer: JobAnswer | None = None
-    failure: Failure | None = None
+    failure: BuildFailure | None = None
     text: str = ""

@@ -16,7 +16,7 @@ import zstandard
 
 from envferry import __version__, process
 from envferry.base.json import decode_json
-from envferry.cluster.messages import Cluster, ClusterRequest, Event, Job
+from envferry.cluster.messages import BuildEvent, BuildJob, Cluster, ClusterRequest
 from envferry.config import child_environ
 from envferry.errors import IntegrityError, PipelineError, UsageError, by_exit_code
 from envferry.models import CHECKS, ENVS_DIR
@@ -29,7 +29,7 @@ from envferry.trust.signed_tags import TagName
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from envferry.cluster.messages import BuildChoice, Failure
+    from envferry.cluster.messages import BuildChoice, BuildFailure
     from envferry.models import Lock, Manifest
     from envferry.registry import Registry
 
@@ -46,9 +46,9 @@ def require_dask() -> None:
         raise UsageError(message, hint=hint)
 
 
-def make_job(key: str, lock: Lock, platform: str, registry: str, choice: BuildChoice) -> Job:
+def make_job(key: str, lock: Lock, platform: str, registry: str, choice: BuildChoice) -> BuildJob:
     """Return what a worker needs to build a lock for a platform."""
-    return Job(
+    return BuildJob(
         key=key,
         version=__version__,
         name=lock.name,
@@ -61,7 +61,7 @@ def make_job(key: str, lock: Lock, platform: str, registry: str, choice: BuildCh
     )
 
 
-def run_jobs(cluster: Cluster, jobs: Sequence[Job]) -> Iterator[Event]:
+def run_jobs(cluster: Cluster, jobs: Sequence[BuildJob]) -> Iterator[BuildEvent]:
     """Run jobs on a cluster and yield what becomes of them.
 
     Raises what ends the whole release: no such scheduler, other versions there, a scheduler that is
@@ -74,7 +74,7 @@ def run_jobs(cluster: Cluster, jobs: Sequence[Job]) -> Iterator[Event]:
         with process.conversation(words, log_path=log, env=child_environ()) as coordinator:
             for line in coordinator.lines():
                 with suppress(msgspec.MsgspecError):  # what a library prints
-                    event = decode_json(line.encode(), Event)
+                    event = decode_json(line.encode(), BuildEvent)
                     if event.failure and event.kind == "failure":
                         raise error_of(event.failure)
                     yield event
@@ -84,7 +84,7 @@ def run_jobs(cluster: Cluster, jobs: Sequence[Job]) -> Iterator[Event]:
             raise process.failure(["envferry.cluster.coordinator"], status, "", said)
 
 
-def error_of(failure: Failure) -> Exception:
+def error_of(failure: BuildFailure) -> Exception:
     """Return the error that was raised in another process."""
     return by_exit_code(failure.exit_code)(failure.message, hint=failure.hint)
 
@@ -99,7 +99,7 @@ class Accepted:
     uploaded: bool
 
 
-def accept(registry: Registry, lock: Lock, job: Job, id_: str, *, uploaded: bool) -> Accepted:
+def accept(registry: Registry, lock: Lock, job: BuildJob, id_: str, *, uploaded: bool) -> Accepted:
     """Return what a worker says that it pushed, checked against the client's own lock.
 
     Nothing that the worker says counts but the id. Raises IntegrityError for an artifact that a

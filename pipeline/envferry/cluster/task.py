@@ -13,7 +13,7 @@ from distributed import get_worker
 
 from envferry import process
 from envferry.base.json import decode_json
-from envferry.cluster.messages import Event, Job
+from envferry.cluster.messages import BuildEvent, BuildJob
 from envferry.config import child_environ
 
 TOPIC = "envferry-release"
@@ -30,7 +30,7 @@ def run_job(data: bytes) -> bytes:
     The thread waits for a program, so neither the worker's event loop nor its memory is in the way
     of a build. Raises JobDiedError when the program left no answer.
     """
-    job, worker = decode_json(data, Job), get_worker()
+    job, worker = decode_json(data, BuildJob), get_worker()
     with TemporaryDirectory(prefix="envferry-job-") as place:
         request, answer, log = (Path(place, name) for name in ("request", "answer", "log"))
         request.write_bytes(data)
@@ -39,7 +39,7 @@ def run_job(data: bytes) -> bytes:
             words, log_path=log, cwd=Path(place), env=child_environ()
         ) as job_:
             for stage in job_.lines():
-                event = Event(kind="stage", key=job.key, stage=stage, worker=str(worker.name))
+                event = BuildEvent(kind="stage", key=job.key, stage=stage, worker=str(worker.name))
                 worker.log_event(TOPIC, msgspec.json.encode(event).decode())
             status = job_.end()
         if answer.exists():

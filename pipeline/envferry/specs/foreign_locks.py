@@ -27,7 +27,7 @@ from envferry.models import (
 from envferry.specs.conda_lines import parse_conda_line
 from envferry.specs.drafts import Draft
 from envferry.specs.import_conda import PACKAGE_URL, channel_name, draft_explicit
-from envferry.specs.kinds import Kind
+from envferry.specs.kinds import FileKind
 from envferry.specs.yaml_text import parse_yaml, plain
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def read_explicit(text: str, path: Path, name: str) -> ForeignLock:
 
 
 def read_foreign_lock(
-    text: str, path: Path, kind: Kind, name: str, python: str | None
+    text: str, path: Path, kind: FileKind, name: str, python: str | None
 ) -> ForeignLock:
     """Read a lock that is a document; raise SpecError when it is damaged or of another version.
 
@@ -74,11 +74,11 @@ def read_foreign_lock(
     from envferry.specs.pylocks import read_pylock, read_uv_lock
 
     try:
-        if kind is Kind.CONDA_LOCK:
+        if kind is FileKind.CONDA_LOCK:
             return _read_conda_lock(text, path, name)
-        if kind is Kind.PIXI_LOCK:
+        if kind is FileKind.PIXI_LOCK:
             return _read_pixi_lock(text, path, name)
-        read = read_uv_lock if kind is Kind.UV_LOCK else read_pylock
+        read = read_uv_lock if kind is FileKind.UV_LOCK else read_pylock
         return read(text, path, name, python)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         what = f"it has no `{error.args[0]}`" if isinstance(error, KeyError) else str(error)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from envferry.base.sha256 import sha256_of_file
 from envferry.errors import NotFound
 from envferry.trust.signed_files import (
-    Kind,
     SignedFile,
+    StatementKind,
     attest_file,
     attestation_of,
     verify_file,
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from envferry.trust.attestations import VerifiedArtifact
     from envferry.trust.signing import PublicKey, Signer
 
-IMAGE = Kind(
+IMAGE = StatementKind(
     predicate="urn:envferry:image:1",
     again="do not mount it: make it again with `envferry image --sign-key`",
     expected="name an image that `envferry image` wrote",

@@ -35,7 +35,7 @@ MOST_RECORD_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class StatementKind:
     """What is signed: a statement about one kind says nothing of another."""
 
     predicate: str
@@ -65,7 +65,7 @@ def attestation_of(path: Path) -> Path:
     return path.with_name(path.name + ATTESTATION_SUFFIX)
 
 
-def attest_file(subject: Subject, kind: Kind, signer: Signer) -> bytes:
+def attest_file(subject: Subject, kind: StatementKind, signer: Signer) -> bytes:
     """Return the signed statement about a file, as it is stored."""
     statement = Statement(
         subject=(subject,),
@@ -76,7 +76,9 @@ def attest_file(subject: Subject, kind: Kind, signer: Signer) -> bytes:
     return encode_envelope(seal(PAYLOAD_TYPE, body, signer.keys))
 
 
-def verify_file(signed: SignedFile, kind: Kind, keys: tuple[PublicKey, ...]) -> VerifiedArtifact:
+def verify_file(
+    signed: SignedFile, kind: StatementKind, keys: tuple[PublicKey, ...]
+) -> VerifiedArtifact:
     """Check that one of `keys` signed a statement of this kind about a file.
 
     Raises IntegrityError when none did, or when it is about something else.
@@ -102,7 +104,7 @@ def verify_file(signed: SignedFile, kind: Kind, keys: tuple[PublicKey, ...]) -> 
     )
 
 
-def read_signed(path: Path, kind: Kind, most: int = MOST_RECORD_BYTES) -> bytes:
+def read_signed(path: Path, kind: StatementKind, most: int = MOST_RECORD_BYTES) -> bytes:
     """Read a regular file of at most so many bytes.
 
     Raises IntegrityError for anything else, which a disk may have there to be waited for or to fill
@@ -123,7 +125,7 @@ def read_signed(path: Path, kind: Kind, most: int = MOST_RECORD_BYTES) -> bytes:
     return data
 
 
-def _decode(body: bytes, what: str, kind: Kind) -> Statement:
+def _decode(body: bytes, what: str, kind: StatementKind) -> Statement:
     try:
         statement = decode_json(body, Statement)
     except msgspec.MsgspecError as error:
@@ -136,7 +138,7 @@ def _decode(body: bytes, what: str, kind: Kind) -> Statement:
 
 
 def _not_signed(
-    what: str, by: list[str], wanted: tuple[Kind, tuple[PublicKey, ...]]
+    what: str, by: list[str], wanted: tuple[StatementKind, tuple[PublicKey, ...]]
 ) -> IntegrityError:
     kind, keys = wanted
     error = unsigned(what, by, keys)

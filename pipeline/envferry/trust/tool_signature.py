@@ -15,8 +15,8 @@ from envferry.errors import IntegrityError
 from envferry.trust.signed_files import (
     ATTESTATION_SUFFIX,
     MOST_RECORD_BYTES,
-    Kind,
     SignedFile,
+    StatementKind,
     attest_file,
     attestation_of,
     read_signed,
@@ -36,7 +36,7 @@ TOOL_ATTESTATION = "attestation.json"
 RUN_FILE = "envferry.run"
 """What a statement about the one-file tool calls it, whatever the file is called."""
 RUN_FILE_START = b"#!/bin/sh\n# envferry "
-TOOL = Kind(
+TOOL = StatementKind(
     predicate="urn:envferry:tool:1",
     again="do not run it: export it again, with --tool and --sign-key",
     expected="name the folder `tool` that `envferry export` wrote",

@@ -32,8 +32,8 @@ from envferry.config import network
 from envferry.errors import IntegrityError, NotFound, StoreError
 from envferry.stores.http import broken_answer, settle
 from envferry.stores.oci.documents import DOCKER_MANIFESTS, INDEX, MANIFEST, ImageIndex, digest_of
-from envferry.stores.oci.port import Found
-from envferry.stores.oci.tokens import Asked, Tokens
+from envferry.stores.oci.port import FoundContent
+from envferry.stores.oci.tokens import TokenChallenge, Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -58,7 +58,7 @@ LINK = re.compile(r'<(?P<url>[^>]*)>\s*;\s*rel="?next"?')
 RANGE = re.compile(r"(?:bytes=)?0-(?P<last>\d{1,18})")
 
 
-class NotOffered(StoreError):
+class NotOfferedByRegistry(StoreError):
     """The registry does not have that operation, or does not allow it."""
 
 
@@ -91,7 +91,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RegistryAnswer:
     """What a registry said."""
 
     status: int
@@ -142,11 +142,11 @@ class RegistryClient:
         """The host, and its port."""
         return urlsplit(self.base).netloc
 
-    def manifest(self, repository: str, reference: str) -> Found | None:
+    def manifest(self, repository: str, reference: str) -> FoundContent | None:
         """Return a manifest, compared with its digest."""
         return persistently(lambda: self._manifest_once(repository, reference), self.policy)
 
-    def _manifest_once(self, repository: str, reference: str) -> Found | None:
+    def _manifest_once(self, repository: str, reference: str) -> FoundContent | None:
         answer = self._once(_manifest_call("GET", repository, reference))
         if answer.status == ABSENT:
             return None
@@ -157,7 +157,7 @@ class RegistryClient:
             message = f"{self.name} sends another manifest of {repository}:{reference} than it says"
             error = IntegrityError(f"{message}: {digest}, not {wanted}", hint="ask who runs it")
             raise Transient(error)
-        return Found(answer.body, digest)
+        return FoundContent(answer.body, digest)
 
     def manifest_digest(self, repository: str, tag: str) -> str | None:
         """Return the digest of a tag, by HEAD where that says it."""
@@ -201,9 +201,9 @@ class RegistryClient:
         )
         try:
             self.call(call)
-        except NotOffered as error:
+        except NotOfferedByRegistry as error:
             hint = "allow it there (docker-registry: `storage: delete: enabled: true`)"
-            raise NotOffered(error.message, hint=hint) from error
+            raise NotOfferedByRegistry(error.message, hint=hint) from error
 
     def tags(self, repository: str) -> Iterator[str]:
         """Yield tags, a page of a thousand at a time."""
@@ -245,10 +245,10 @@ class RegistryClient:
             path = urljoin(answer.url, following["url"]) if following else ""
         return found
 
-    def _decoded(self, call: Call, type_: type[T]) -> tuple[Answer, T | None]:
+    def _decoded(self, call: Call, type_: type[T]) -> tuple[RegistryAnswer, T | None]:
         """Ask for a listing until it is one; None where the answer is not 200."""
 
-        def attempt() -> tuple[Answer, T | None]:
+        def attempt() -> tuple[RegistryAnswer, T | None]:
             answer = self._once(call)
             if answer.status != OK:
                 return answer, None
@@ -349,7 +349,7 @@ class RegistryClient:
         answer = self.call(call)
         return HttpUpload(self, repository, self.location(answer, call.what))
 
-    def location(self, answer: Answer, what: str) -> str:
+    def location(self, answer: RegistryAnswer, what: str) -> str:
         """Return where an upload goes on; only the registry itself is believed.
 
         Other hosts are legal, and get no login: no token of ours is for them.
@@ -360,11 +360,11 @@ class RegistryClient:
             raise StoreError(message, hint="is a proxy or a login page in between?")
         return urljoin(answer.url, place)
 
-    def call(self, call: Call) -> Answer:
+    def call(self, call: Call) -> RegistryAnswer:
         """Ask persistently."""
         return persistently(lambda: self._once(call), self.policy)
 
-    def _once(self, call: Call) -> Answer:
+    def _once(self, call: Call) -> RegistryAnswer:
         """Ask once, with a login if one is wanted."""
         self._require_registry(call.repository)
         header = self.tokens.header(call.scope)
@@ -381,27 +381,27 @@ class RegistryClient:
             return answer
         raise self._explain(call, answer)
 
-    def _send(self, call: Call, authorization: str | None) -> Answer:
+    def _send(self, call: Call, authorization: str | None) -> RegistryAnswer:
         url = urljoin(self.base, call.path)
         headers = dict(call.headers)
         if authorization and urlsplit(url).netloc == self.name:
             headers["Authorization"] = authorization
         return self._ask(url, headers, call)
 
-    def _ask(self, url: str, headers: Mapping[str, str], call: Call) -> Answer:
+    def _ask(self, url: str, headers: Mapping[str, str], call: Call) -> RegistryAnswer:
         shown, way = url.partition("?")[0], self.connections.way_to(url)
         try:
             response = self.connections.open(url, headers, call.method, call.body)
             try:
                 body = b"" if call.method == "HEAD" else response.read(call.most + 1)
                 final = urljoin(url, response.url or url)
-                return Answer(response.status, response.headers, body or b"", final)
+                return RegistryAnswer(response.status, response.headers, body or b"", final)
             finally:
                 settle(response, call.method)
         except (urllib3.exceptions.HTTPError, TooMuch, TooSlow) as error:
             raise broken_answer(shown, way, error) from error
 
-    def _fetch_token(self, asked: Asked) -> bytes:
+    def _fetch_token(self, asked: TokenChallenge) -> bytes:
         """Ask a token server."""
         headers = {"Accept": "application/json"}
         if asked.authorization:
@@ -437,7 +437,7 @@ class RegistryClient:
             raise self._no_registry(what, answer.status)
         self.known.set()
 
-    def _require_words(self, call: Call, answer: Answer) -> None:
+    def _require_words(self, call: Call, answer: RegistryAnswer) -> None:
         """Raise for a page of a proxy, which says 200 to everything."""
         if answer.status == OK and _is_page(answer):
             raise self._no_registry(call.what, answer.status)
@@ -448,7 +448,7 @@ class RegistryClient:
         error = StoreError(message if status != OK else f"{message} and a page", hint=hint)
         return Transient(error) if status == OK or status in BUSY_STATUSES else error
 
-    def _explain(self, call: Call, answer: Answer) -> Exception:
+    def _explain(self, call: Call, answer: RegistryAnswer) -> Exception:
         """Return what to raise for an answer that was not expected."""
         codes, said = _errors(answer.body)
         status, words = answer.status, said or f"HTTP {answer.status}"
@@ -459,7 +459,7 @@ class RegistryClient:
             return StoreError(message, hint=hint)
         if status == NOT_ALLOWED or "UNSUPPORTED" in codes:
             message = f"{self.name} does not offer {what} ({words})"
-            return NotOffered(message, hint="ask who runs it")
+            return NotOfferedByRegistry(message, hint="ask who runs it")
         if any(code.endswith("BLOB_UNKNOWN") for code in codes):
             message = f"{self.name} lacks a blob of {what} ({words})"
             return StoreError(message, hint="run the command again: what is missing is sent")
@@ -612,5 +612,5 @@ def _errors(body: bytes) -> tuple[tuple[str, ...], str]:
     return tuple(one.code for one in found), words[:SHOWN]
 
 
-def _is_page(answer: Answer) -> bool:
+def _is_page(answer: RegistryAnswer) -> bool:
     return answer.headers.get("Content-Type", "").lower().startswith("text/html")

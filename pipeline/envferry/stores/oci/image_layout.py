@@ -38,7 +38,7 @@ from envferry.stores.oci.documents import (
     read_index,
 )
 from envferry.stores.oci.names import IMAGE_TAG, INTERNAL, REFERRERS_TAG
-from envferry.stores.oci.port import Found
+from envferry.stores.oci.port import FoundContent
 from envferry.stores.port import Incomplete
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class LayoutSpace:
             error.hint = "only `envferry export --oci` and `mirror` write what envferry reads"
             raise error
 
-    def manifest(self, repository: str, reference: str) -> Found | None:
+    def manifest(self, repository: str, reference: str) -> FoundContent | None:
         """Return a manifest, compared with its digest."""
         digest = reference if ":" in reference else self.manifest_digest(repository, reference)
         if digest is None:
@@ -115,7 +115,7 @@ class LayoutSpace:
         if data is None:
             raise self._missing(digest, f"{_name(repository)}:{reference}")
         self._require_digest(digest, data)
-        return Found(data, digest)
+        return FoundContent(data, digest)
 
     def manifest_digest(self, repository: str, tag: str) -> str | None:
         """Return the digest that a tag has in one of the two lists."""

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from envferry.base.limits import USUAL_LIMITS, Limits, require_sane
 from envferry.base.workers import Workers
 from envferry.errors import IntegrityError, NotFound, StoreError, UsageError
-from envferry.stores.oci.client import NotOffered, RegistryClient
+from envferry.stores.oci.client import NotOfferedByRegistry, RegistryClient
 from envferry.stores.oci.documents import (
     ARCHIVE_TYPE,
     ARTIFACT_TYPES,
@@ -285,7 +285,7 @@ class OciStore:
         """Remove what a tag held before; where that is not allowed, it stays without a name."""
         try:
             self.space.delete_manifest(before.place.repository, before.digest)
-        except (NotOffered, StoreError) as error:
+        except (NotOfferedByRegistry, StoreError) as error:
             log.info("%s stays: %s", before.digest, error)
 
     def list(self, prefix: str = "") -> Iterator[Listed]:

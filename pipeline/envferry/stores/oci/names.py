@@ -68,7 +68,7 @@ class ArchiveName:
 
 
 @dataclass(frozen=True, slots=True)
-class TagName:
+class OciTag:
     """What the key of a tag says."""
 
     name: str
@@ -140,10 +140,10 @@ def archive_beside(key: str) -> ArchiveName | None:
     return ArchiveName(found["name"], found["platform"], found["id"]) if found else None
 
 
-def tag_name(key: str) -> TagName | None:
+def tag_name(key: str) -> OciTag | None:
     """Return what the key of a tag says; None for other keys."""
     found = TAG_KEY.fullmatch(key)
-    return TagName(found["name"], found["platform"], found["tag"]) if found else None
+    return OciTag(found["name"], found["platform"], found["tag"]) if found else None
 
 
 def environment_of(key: str) -> str | None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundContent:
     """A manifest as it is stored; `data` has the digest."""
 
     data: bytes
@@ -59,7 +59,7 @@ class Space(Protocol):
         """What errors call it."""
         ...
 
-    def manifest(self, repository: str, reference: str) -> Found | None:
+    def manifest(self, repository: str, reference: str) -> FoundContent | None:
         """Return the manifest of a tag or digest; None when there is none."""
         ...
 

@@ -51,7 +51,7 @@ class Challenge:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TokenChallenge:
     """A request to a token server."""
 
     url: str
@@ -70,7 +70,7 @@ class Tokens:
     """What was got for each repository and right; threads may share it."""
 
     host: str
-    fetch: Callable[[Asked], bytes]
+    fetch: Callable[[TokenChallenge], bytes]
     """Asks a token server; raises StoreError for all but an answer of 200."""
     allows_plain: bool
     """Whether credentials may go over http: the user said so, or it stays on this machine."""
@@ -128,11 +128,11 @@ class Tokens:
         if login and login.token:
             form = {"grant_type": "refresh_token", "refresh_token": login.token.reveal()}
             body = urlencode({**form, "client_id": CLIENT, **asked}).encode()
-            data = self.fetch(Asked(challenge.realm, None, body))
+            data = self.fetch(TokenChallenge(challenge.realm, None, body))
         else:
             joint = "&" if parts.query else "?"
             url = f"{challenge.realm}{joint}{urlencode(asked)}"
-            data = self.fetch(Asked(url, login.basic if login else None, None))
+            data = self.fetch(TokenChallenge(url, login.basic if login else None, None))
         try:
             found = decode_json(data, _Token)
         except msgspec.MsgspecError:

@@ -37,7 +37,7 @@ from envferry.stores.oci.sending import send_bytes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from envferry.stores.oci.names import Names, TagName
+    from envferry.stores.oci.names import Names, OciTag
     from envferry.stores.oci.port import Space
 
 log = logging.getLogger(__name__)
@@ -203,7 +203,7 @@ class Views:
             tag = f"{referrers_tag(subject)}.att"
             self.space.put_manifest(repository, tag, data, MANIFEST)
 
-    def update_tag(self, tag: TagName) -> None:
+    def update_tag(self, tag: OciTag) -> None:
         """Write the index of a tag anew: one image for each platform that has this tag.
 
         Two writers, each for a platform of its own, may both have begun before the other had
@@ -225,7 +225,7 @@ class Views:
 
         persistently(attempt, RACES)
 
-    def _index_of(self, repository: str, tag: TagName) -> bytes | None:
+    def _index_of(self, repository: str, tag: OciTag) -> bytes | None:
         """Return the index that follows from the records of a tag; None where there is none."""
         found = (TAG_TAG.fullmatch(one) for one in self.space.tags(repository))
         platforms = sorted(one["platform"] for one in found if one and one["tag"] == tag.tag)
@@ -251,7 +251,7 @@ class Views:
             log.info("%s:%s is damaged: %s", repository, tag, error)
             return None
 
-    def require_no_other_image(self, tag: TagName) -> None:
+    def require_no_other_image(self, tag: OciTag) -> None:
         """Raise IntegrityError where a tag names an image that another tool has made."""
         repository = self.names.repository(tag.name)
         found = self.space.manifest(repository, tag.tag)
