@@ -29,8 +29,11 @@ lint: $(VENV)/.ready
 	$(bin)/mypy
 	$(bin)/codespell
 	$(bin)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
-	$(bin)/zizmor --offline --quiet .github/workflows
-	$(bin)/shellcheck .ci/run bootstrap.sh requirements/lock.sh pipeline/envferry/transfer/install.sh
+	$(bin)/check-jsonschema --builtin-schema vendor.github-actions .github/actions/*/action.yml
+	$(bin)/check-jsonschema --builtin-schema vendor.gitlab-ci docs/ci/envferry.gitlab-ci.yml
+	$(bin)/zizmor --offline --quiet .github
+	$(bin)/shellcheck .github/actions/*/*.sh .ci/run bootstrap.sh requirements/lock.sh pipeline/envferry/transfer/install.sh \
+	  pipeline/envferry/tool/header.sh
 
 format: $(VENV)/.ready
 	$(bin)/ruff format .
@@ -38,12 +41,15 @@ format: $(VENV)/.ready
 
 # COVERAGE=1 measures which lines and branches the unit tests run.
 unit: $(VENV)/.ready
+	./bootstrap.sh hosts
 	$(if $(COVERAGE),$(bin)/coverage run -m,$(bin)/python -m) pytest $(parallel) --ignore tests/integration
 	$(if $(COVERAGE),$(bin)/coverage combine -q && $(bin)/coverage report --skip-covered --skip-empty)
 
 integration: $(VENV)/.ready
+	./bootstrap.sh hosts
 	./bootstrap.sh browser
 	./bootstrap.sh npm
+	./bootstrap.sh oci
 	$(bin)/pytest $(parallel) tests/integration -m "not podman and not docker"
 
 podman: $(VENV)/.ready

@@ -56,6 +56,33 @@ if [ "${1:-}" = docker ]; then
   exit
 fi
 
+if [ "${1:-}" = oci ]; then
+  # A registry, and what takes images from one; without them their tests are skipped. Packages that
+  # would start a service are only unpacked.
+  unpacked=$PWD/$venv/oci
+  for name in skopeo podman crun; do
+    command -v "$name" >/dev/null && continue
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+      install_package "$name" "takes images from a registry"
+    else
+      echo "no $name: images in registries are not tested with it (sudo apt-get install $name)" >&2
+    fi
+  done
+  [ -x "$unpacked/usr/bin/docker-registry" ] && [ -x "$unpacked/usr/bin/ctr" ] && exit
+  if ! command -v apt-get >/dev/null; then
+    echo "no apt-get: registries are tested only if docker-registry is on PATH" >&2
+    exit
+  fi
+  scratch=$(mktemp -d)
+  trap 'rm -rf "$scratch"' EXIT
+  chmod 755 "$scratch"
+  download() { (cd "$scratch" && apt-get download -qq docker-registry containerd runc >/dev/null 2>&1); }
+  download || { apt-get update -qq >/dev/null && download; } ||
+    fail "apt-get could not download docker-registry and containerd" "apt-get download docker-registry"
+  for package in "$scratch"/*.deb; do dpkg-deb -x "$package" "$unpacked"; done
+  exit
+fi
+
 if [ "${1:-}" = npm ]; then
   # Another S3 server that the store is tested with: without npm its tests are skipped.
   if ! command -v npm >/dev/null; then
@@ -67,6 +94,18 @@ if [ "${1:-}" = npm ]; then
   cp tests/npm/package.json tests/npm/package-lock.json .venv/npm/
   npm ci --prefix .venv/npm --ignore-scripts --no-audit --no-fund --loglevel=error >&2 ||
     { rm .venv/npm/package-lock.json; fail "npm could not install s3rver" "see above"; }
+  exit
+fi
+
+if [ "${1:-}" = hosts ]; then
+  # What training hosts have and build machines need not: without it some tests are skipped.
+  missing=''
+  command -v busybox >/dev/null || missing="$missing busybox-static"
+  command -v mksquashfs >/dev/null || missing="$missing squashfs-tools"
+  [ -z "$missing" ] || [ "$(id -u)" != 0 ] || (install_package "${missing# }" "hosts of the tests have them") || true
+  for name in busybox mksquashfs; do
+    command -v "$name" >/dev/null || echo "no $name: some tests are skipped" >&2
+  done
   exit
 fi
 

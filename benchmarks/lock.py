@@ -18,9 +18,9 @@ from conda_lock._vendor.poetry.repositories.pypi_repository import PyPiRepositor
 
 from benchmarks.comparing import Command, Result, in_turn, run_once, seconds_result
 from benchmarks.full_channel import ASKED, RECORDS, make_full_channel
+from demo.background import background
 from demo.walkthrough import ENVFERRY, PROJECT
 from envferry.lock.pypi_names import NAMES_PATH
-from envferry.process import background
 from envferry.specs.reading import read_spec
 
 if TYPE_CHECKING:

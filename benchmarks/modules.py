@@ -10,7 +10,16 @@ if TYPE_CHECKING:
     from benchmarks.comparing import Result
     from benchmarks.environments import Environment
 
-MODULES = ("archive", "lock", "build", "registry", "transfers", "browse", "start_up")
+MODULES = (
+    "archive",
+    "lock",
+    "build",
+    "registry",
+    "registry_oci",
+    "transfers",
+    "browse",
+    "start_up",
+)
 
 
 def run_module(name: str, environment: Environment) -> list[Result]:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from demo.background import background
 from envferry.config import child_environ
 from envferry.errors import ToolFailed
-from envferry.process import background, find_program
+from envferry.process import find_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

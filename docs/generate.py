@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from envferry.base.settings_table import SETTINGS, Setting
 from envferry.cli.main import envferry
 from envferry.specs.schema import spec_schema
 
@@ -16,10 +17,65 @@ if TYPE_CHECKING:
 
 TARGET = Path(__file__).with_name("cli.md")
 SCHEMA = TARGET.with_name("spec.schema.json")
+SETTINGS_PAGE = TARGET.with_name("settings.md")
+SETTINGS_HEADER = """# Settings
+
+Written by `make docs` from `base/settings_table.py`. `envferry config` shows each value and what
+says so.
+
+From the least important to the most: the default, `/etc/envferry/config.toml`, the user's file
+(`~/.config/envferry/config.toml`), the variable, the option of a command.
+
+```toml
+# /etc/envferry/config.toml
+registry = "https://envs.example/prod"
+require_signatures = true
+post_install_hooks = ["/etc/envferry/hooks/announce"]
+modulefile_dir = "/opt/modulefiles"
+```
+
+An unknown key is an error, and so is a relative path. A file is refused if everybody may write to
+it or to its folder, or if it belongs neither to root nor to the user who runs envferry; root
+refuses, too, what a group may write.
+
+| key | variable | option | default | meaning |
+|---|---|---|---|---|
+"""
+SETTINGS_FOOTER = """
+`SOURCE_DATE_EPOCH`, seconds since 1970, becomes the time of every file in an archive; default:
+315532800 (1980).
+
+A hook runs after the change, outside of the environment's lock, with envferry's own variables and
+directory. It must be executable, not lie in the envs directory, and belong to root or to the user
+who runs envferry; nobody else may be able to change it. One that fails makes the command exit with
+4; what was changed stays.
+"""
 HEADER = """# Commands
 
 Written by `make docs` from the commands' own help.
 """
+
+
+def settings_page() -> str:
+    """Return the page of all settings."""
+    rows = [
+        f"| {key_of(one)} | `{one.variable}` | {one.option and f'`{one.option}`'} | "
+        f"{default_of(one)} | {one.help} |"
+        for one in SETTINGS
+    ]
+    return SETTINGS_HEADER + "\n".join(rows) + "\n" + SETTINGS_FOOTER
+
+
+def key_of(setting: Setting) -> str:
+    """Return the key of a setting in a file."""
+    return f"`{setting.key}`" if setting.in_files else ""
+
+
+def default_of(setting: Setting) -> str:
+    """Return what counts where nothing is set."""
+    if setting.shown_default:
+        return setting.shown_default
+    return f"`{str(setting.default).lower() if setting.kind == 'flag' else setting.default}`"
 
 
 def commands(
@@ -46,4 +102,5 @@ def render() -> str:
 
 if __name__ == "__main__":
     TARGET.write_text(render())
+    SETTINGS_PAGE.write_text(settings_page())
     SCHEMA.write_text(json.dumps(spec_schema(), indent=1) + "\n")

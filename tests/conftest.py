@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # A shell's background jobs ignore it, and so would all that tests start, and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -18,3 +22,11 @@ def require(name: str, available: object) -> None:
     if name in os.environ.get("ENVFERRY_REQUIRE", "").split(","):
         pytest.fail(f"{name} is required here and is missing")
     pytest.skip(f"{name} is missing")
+
+
+@pytest.fixture
+def envs(tmp_path: Path) -> Path:
+    """Return an empty envs directory."""
+    path = tmp_path / "envs"
+    path.mkdir()
+    return path

@@ -16,7 +16,7 @@ with atheris.instrument_imports(include=["envferry.archive"]):
     from envferry.archive.index import FileEntry
     from envferry.archive.tar import MAX_OCTAL_SIZE, tar_header
     from envferry.archive.validation import entry_faults
-    from tests.archive.test_hostile_archives import open_and_read, require_error_of_ours
+    from tests.support.hostile import open_and_read, require_error_of_ours
 
 TYPES = {
     "file": (0o644, tarfile.REGTYPE),

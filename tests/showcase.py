@@ -19,7 +19,7 @@ from envferry.registry import Registry
 from envferry.registry.layout import folder_of
 from envferry.trust.signing import Signer, generate_key, parse_signing_key
 from tests.support.artifacts import PLATFORM
-from tests.support.published import Made, make
+from tests.support.published import Made, attach, make
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -141,7 +141,7 @@ def publish_showcase(registry: Registry, scratch: Path) -> dict[str, list[Manife
             artifact = _described(make(scratch, made))
             target = registry if release % 2 else signed
             target.publish(artifact, progress=Silent())
-            target.attach(artifact.manifest, SBOM, bill(made.packages))
+            attach(target, artifact.manifest, SBOM, bill(made.packages))
             _publish_on(registry, artifact.manifest, day=number + release * 7)
             found.setdefault(name, []).append(artifact.manifest)
         for place, tag in enumerate(tags):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from docs.generate import commands, render
+from docs.generate import commands, render, settings_page
+from envferry.base.settings_table import SETTINGS
 from envferry.cli.main import COMMANDS, envferry
 from envferry.errors import EXIT_BUG, EXIT_INTERRUPTED, PipelineError
 
@@ -15,6 +16,21 @@ README = DOCS.parent / "README.md"
 
 def test_the_command_page_is_up_to_date() -> None:
     assert (DOCS / "cli.md").read_text() == render(), "run `make docs`"
+
+
+def test_the_page_of_settings_is_up_to_date() -> None:
+    assert (DOCS / "settings.md").read_text() == settings_page(), "run `make docs`"
+
+
+def test_no_variable_is_missing_in_the_table() -> None:
+    sources = DOCS.parent / "pipeline/envferry"
+    texts = [
+        path.read_text()
+        for path in sources.rglob("*")
+        if path.suffix in (".py", ".sh", "") and path.is_file()
+    ]
+    names = {name for text in texts for name in re.findall(r"(?<![A-Z_])ENVFERRY_[A-Z_]+\b", text)}
+    assert names == {one.variable for one in SETTINGS}
 
 
 def test_every_command_and_option_has_help() -> None:
@@ -70,3 +86,17 @@ def test_every_folder_is_on_the_plan() -> None:
     assert folders <= set(re.findall(r"`(\w+)/`", text))
     for file in re.findall(r"^\|[^|]*\(`([\w/]+\.py)`\) \|", text, re.M):
         assert (DOCS.parent / "pipeline/envferry" / file).is_file(), file
+
+
+def test_the_changelog_has_each_version_and_section_once() -> None:
+    text = (DOCS.parent / "CHANGELOG.md").read_text()
+    titles = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert titles[0] == "[Unreleased]"
+    dated = [re.fullmatch(r"\[\d+\.\d+\.\d+\] - (\d{4}-\d\d-\d\d)", title) for title in titles[1:]]
+    dates = [found[1] for found in dated if found]
+    assert len(set(titles)) == len(titles) == len(dates) + 1
+    assert dates == sorted(dates, reverse=True)
+    for version in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        sections = re.findall(r"^### (.*)$", version, re.MULTILINE)
+        assert len(set(sections)) == len(sections)
+        assert set(sections) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}

@@ -32,7 +32,8 @@ LAYERS = (
     ("engines", "install", "pack", "trust"),
     ("build", "registry"),
     ("index", "lock"),
-    ("channel", "transfer"),
+    ("channel", "cluster", "follow", "transfer"),
+    ("tool",),
     ("web",),
     ("cli",),
 )
@@ -45,12 +46,20 @@ OWNERS = {
     "botocore": "envferry.stores.s3",
     "conda_lock": "envferry.lock",
     "conda_pack": "envferry.pack",
+    "dask": "envferry.cluster",
+    "distributed": "envferry.cluster",
     "sqlite3": "envferry.index.database",
     "starlette": "envferry.web",
     "jinja2": "envferry.web",
     "uvicorn": "envferry.web",
     "hashlib": "nobody",
 }
+SHARED_NAMES = {
+    "stage": "the story of a stage",
+    "port": "what every engine, or every store, promises",
+    "preview": "what a stage would do",
+}
+"""Why modules of several folders have one name; besides, `cli/` has the commands of a module."""
 INSTALL_NEEDS = ("envferry.install.stage", "envferry.registry.fetch", "envferry.cli.host")
 BUILD_LIBRARIES = {
     *("conda_lock", "conda_pack", "rattler", "boto3", "yaml", "uv", "urllib3", "rich"),
@@ -100,6 +109,27 @@ def test_imports_go_down(module: str, path: Path) -> None:
             assert other in below, f"{module} imports {imported}, which is not below it"
 
 
+def test_modules_share_a_name_only_for_the_same_role() -> None:
+    folders: dict[str, list[str]] = {}
+    for module, path in modules():
+        if path.name != "__init__.py":
+            folders.setdefault(path.stem, []).append(module)
+    for name, found in folders.items():
+        if name not in SHARED_NAMES and len(found) > 1:
+            commands = [module for module in found if is_in(module, "envferry.cli")]
+            assert len(found) == 2, found
+            assert len(commands) == 1, f"{found}: rename one, or say why in SHARED_NAMES"
+
+
+def test_public_classes_have_names_of_their_own() -> None:
+    found: dict[str, list[str]] = {}
+    for module, path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(module)
+    assert {name: where for name, where in found.items() if len(where) > 1} == {}
+
+
 @pytest.mark.parametrize("library", OWNERS)
 def test_owners(library: str) -> None:
     users = {
@@ -117,8 +147,8 @@ def test_only_config_reads_the_environment() -> None:
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
         if isinstance(node.value, ast.Name) and node.value.id == "os"
     }
-    # The command's script reads PYTHONPATH before anything can be imported, and `process` names
-    # the variables that are too long for a program to start with.
+    # The command's script reads PYTHONPATH before anything can be imported; `process` measures what
+    # a child inherits, when that is too long for the kernel.
     assert users == {"envferry.config", "envferry.console_script", "envferry.process"}
 
 

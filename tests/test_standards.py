@@ -16,6 +16,8 @@ from envferry.build.inside.builder import write_state
 from envferry.channel.conda_package import CondaPackage
 from envferry.channel.virtual_env import record_of
 from envferry.errors import SpecError
+from envferry.lock.conda_half import solve_platform
+from envferry.lock.conda_messages import CondaRequest
 from envferry.lock.conda_solver import virtual_packages
 from envferry.lock.lock_options import LockOptions
 from envferry.lock.stage import lock_spec
@@ -26,6 +28,8 @@ from envferry.progress import Silent
 from envferry.specs.importing import Imported, ImportOptions, import_spec
 from envferry.specs.locks import LockContents, parse_lock, read_lock, render_lock, write_lock
 from envferry.specs.reading import parse_spec, read_spec
+from tests.support.channel_indexes import FORMS, indexes
+from tests.support.repodata_channels import LINUX, record, write_channel
 from tests.support.tiny_channel import TinyPackage, make_channel
 
 if TYPE_CHECKING:
@@ -154,6 +158,41 @@ def test_cep_32_a_record_without_a_channel_has_its_keys() -> None:
     assert set(record["link"]) == {"source", "type"}
     assert set(record["paths_data"]) == {"paths", "paths_version"}
     assert record["files"] == ["bin/python"]
+
+
+# CEP 47: when a package came into its channel
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_cep_47_the_time_in_the_index_is_preferred(tmp_path: Path, form: str) -> None:
+    """`SHOULD prefer indexed_timestamp when present`; else `clients MAY fall back to timestamp`."""
+    old, new = 1_600_000_000_000, 1_780_000_000_000
+    channel = write_channel(
+        tmp_path / "channel",
+        record("tool", "1", timestamp=new, indexed_timestamp=old),
+        record("tool", "2", timestamp=old, indexed_timestamp=new),
+        record("built", "1", timestamp=old),
+        record("built", "2", timestamp=new),
+        form=form,
+    )
+    request = CondaRequest(
+        spec_path="spec.yml",
+        platforms=(LINUX,),
+        channels=(str(channel),),
+        channels_as_written=(),
+        conda={LINUX: ("tool", "built")},
+        has_pip=False,
+        system=SystemRequirements(),
+        exclude_newer="2025-01-01",
+    )
+    answer = solve_platform(request, LINUX, indexes(tmp_path))
+    assert {item.name: item.version for item in answer.packages} == {"tool": "1", "built": "1"}
+
+
+def test_cep_47_the_time_is_the_servers_and_not_the_build_tools(tmp_path: Path) -> None:
+    """`It MUST be set by the channel server or indexing tool, not by the build tool`."""
+    package = CondaPackage(name="tool", version="1", build="h_0", subdir="linux-64")
+    assert "indexed_timestamp" not in record_of(package, [])
 
 
 # CEP 37: conda-lock.yml

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from envferry.base.proxies import read_proxies
+from envferry.base.settings_table import SYSTEM_FILE, read_settings
 from envferry.base.site_indexes import SiteIndexes, plain_url, read_site_indexes
 from envferry.errors import SpecError
-from envferry.models import ENVS_DIR
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+
+    from envferry.base.settings_table import Told
 
 SOURCE_DATE_EPOCH = 315532800
 """1980-01-01, the earliest time that zip files can hold; the mtime of everything in an archive."""
@@ -23,11 +26,8 @@ SOURCE_DATE_EPOCH = 315532800
 
 TRUSTED_DIR = Path("/etc/envferry/trusted.d")
 SIGN_KEY = "ENVFERRY_SIGN_KEY"
-REQUIRE_SIGNATURES = "ENVFERRY_REQUIRE_SIGNATURES"
-MIN_SPEED = "ENVFERRY_MIN_SPEED"
 REQUIREMENT_FILE = "require-signatures"
 """Beside the directory of trusted keys; its content does not matter."""
-YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 INDEX_VARIABLES = (
     "UV_INDEX",
     "UV_DEFAULT_INDEX",
@@ -96,29 +96,55 @@ class Settings:
     """A private key in PEM, for CI, which has no files of its own."""
     min_speed: int = 1024
     """Bytes per second: a server that sends less, for half a minute, is given up; 0 for any."""
-    require_signatures: bool = False
-    """Whether the environment says that nothing unsigned is taken in."""
+    sigstore_root: Path | None = None
+    """A Sigstore trusted root that replaces the one that sigstore's own package has."""
+    requirement: str = ""
+    """What says that nothing unsigned is taken in: a variable, or a line of a file."""
+    link: str = "auto"
+    """How installations share files."""
+    umask: int | None = None
+    hooks: tuple[str, ...] = ()
+    """Programs to run after an installation became current, or went."""
+    kernel_dir: Path | None = None
+    modulefile_dir: Path | None = None
+    allow_races: bool = False
 
     @classmethod
-    def from_environ(cls, environ: Mapping[str, str]) -> Settings:
-        """Read `ENVFERRY_*` (REGISTRY, CACHE, ENVS_DIR, TRUSTED_DIR, …) and the epoch."""
+    def from_environ(cls, environ: Mapping[str, str], files: Iterable[Path] = ()) -> Settings:
+        """Read settings files, then `ENVFERRY_*`, which win over them, and the epoch."""
+        told = read_settings(environ, files)
+
+        def text(key: str) -> str:
+            value = told[key].value
+            return value if isinstance(value, str) else ""
+
         home = home_of(environ)
         home_cache = environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home else "")
-        cache = environ.get("ENVFERRY_CACHE") or (f"{home_cache}/envferry" if home_cache else "")
+        cache = text("cache") or (f"{home_cache}/envferry" if home_cache else "")
+        hooks = told["post_install_hooks"].value
         epoch = environ.get("SOURCE_DATE_EPOCH") or str(SOURCE_DATE_EPOCH)
         if not epoch.isdecimal():
             message = f"SOURCE_DATE_EPOCH is {epoch!r}, expected seconds since 1970"
             raise SpecError(message)
         return cls(
-            registry=environ.get("ENVFERRY_REGISTRY") or "./artifacts",
+            registry=text("registry"),
             # What is noted of a build or an installation holds in other directories too.
             cache=Path(cache).absolute() if cache else None,
-            envs_dir=Path(environ.get("ENVFERRY_ENVS_DIR") or ENVS_DIR).absolute(),
+            envs_dir=Path(text("envs_dir")).absolute(),
             source_date_epoch=int(epoch),
-            trusted_dir=Path(environ.get("ENVFERRY_TRUSTED_DIR") or TRUSTED_DIR),
+            trusted_dir=Path(text("trusted_dir")),
             sign_key=Secret(sign_key) if (sign_key := environ.get(SIGN_KEY)) else None,
-            min_speed=_number(environ, MIN_SPEED, 1024),
-            require_signatures=_is_yes(environ, REQUIRE_SIGNATURES),
+            sigstore_root=Path(text("sigstore_root")).absolute() if text("sigstore_root") else None,
+            min_speed=int(str(told["min_speed"].value)),
+            requirement=(
+                told["require_signatures"].source if told["require_signatures"].value else ""
+            ),
+            link=text("link"),
+            umask=int(text("umask"), 8) if text("umask") else None,
+            hooks=hooks if isinstance(hooks, tuple) else (),
+            kernel_dir=Path(text("kernel_dir")) if text("kernel_dir") else None,
+            modulefile_dir=Path(text("modulefile_dir")) if text("modulefile_dir") else None,
+            allow_races=bool(told["allow_races"].value),
         )
 
     @property
@@ -137,27 +163,11 @@ class Settings:
 
         /etc has its say wherever ENVFERRY_TRUSTED_DIR leads.
         """
-        if self.require_signatures:
-            return REQUIRE_SIGNATURES
+        if self.requirement:
+            return self.requirement
         places = (TRUSTED_DIR.parent, self.trusted_dir.parent)
         files = (place / REQUIREMENT_FILE for place in places)
         return next((str(file) for file in files if os.path.lexists(file)), None)
-
-
-def _number(environ: Mapping[str, str], name: str, default: int) -> int:
-    text = environ.get(name, "").strip() or str(default)
-    if not re.fullmatch(r"[0-9]{1,12}", text):
-        message = f"{name} is {text!r}, expected a number of bytes per second"
-        raise SpecError(message, hint=f"correct {name}, or unset it")
-    return int(text)
-
-
-def _is_yes(environ: Mapping[str, str], name: str) -> bool:
-    text = environ.get(name, "").strip().lower()
-    if text not in (*YES, *NO):
-        message = f"{name} is {text!r}, expected 1 or 0"
-        raise SpecError(message, hint=f"correct {name}, or unset it")
-    return text in YES
 
 
 def home_of(environ: Mapping[str, str]) -> str | None:
@@ -171,14 +181,53 @@ def home_of(environ: Mapping[str, str]) -> str | None:
         return None
 
 
+def acting_user() -> str:
+    """Return who runs this process; of one that sudo started, also who asked for it."""
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container without a passwd entry
+        user = str(os.geteuid())
+    asked = os.environ.get("SUDO_USER", "")
+    is_name = re.fullmatch(r"[A-Za-z0-9_.@\\-]{1,64}", asked)
+    return f"{asked} as {user}" if is_name and asked != user else user
+
+
+def settings_files() -> tuple[Path, ...]:
+    """Return the settings files of this process, the least important first."""
+    home = home_of(os.environ)
+    folder = os.environ.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else "")
+    own = os.environ.get("ENVFERRY_CONFIG") or (f"{folder}/envferry/config.toml" if folder else "")
+    return (SYSTEM_FILE, *([Path(own)] if own else []))
+
+
 def settings() -> Settings:
     """Return the settings of this process."""
-    return Settings.from_environ(os.environ)
+    return Settings.from_environ(os.environ, settings_files())
+
+
+def told_settings() -> dict[str, Told]:
+    """Return each setting of this process, and what says so."""
+    return read_settings(os.environ, settings_files())
+
+
+def user_kernels() -> Path:
+    """Return the directory where Jupyter looks for kernels of this user; of root, for all users.
+
+    https://docs.jupyter.org/en/latest/use/jupyter-directories.html
+    """
+    if os.geteuid() == 0:
+        return Path("/usr/local/share/jupyter/kernels")
+    home = home_of(os.environ)
+    data = os.environ.get("JUPYTER_DATA_DIR") or (f"{home}/.local/share/jupyter" if home else "")
+    if not data:
+        message = "no place for a Jupyter kernel: HOME is not set"
+        raise SpecError(message, hint="give --kernel DIR")
+    return Path(data) / "kernels"
 
 
 def allows_races() -> bool:
-    """Whether ENVFERRY_ALLOW_RACES accepts object storage that obeys no conditions on writes."""
-    return os.environ.get("ENVFERRY_ALLOW_RACES", "") not in ("", "0")
+    """Whether a setting accepts object storage that obeys no conditions on writes."""
+    return settings().allow_races
 
 
 def child_environ(**changes: str | None) -> dict[str, str]:
@@ -278,6 +327,24 @@ def site_indexes() -> SiteIndexes:
 def network() -> NetworkSettings:
     """Return the network settings of this process."""
     return NetworkSettings.from_environ(os.environ)
+
+
+def registry_login_paths() -> tuple[Path, ...]:
+    """Return where podman and docker keep the logins of OCI registries, in their order.
+
+    https://github.com/containers/image/blob/main/docs/containers-auth.json.5.md
+    """
+    if named := os.environ.get("REGISTRY_AUTH_FILE"):
+        return (Path(named),)
+    home, runtime = home_of(os.environ), os.environ.get("XDG_RUNTIME_DIR")
+    settings_home = os.environ.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else "")
+    docker = os.environ.get("DOCKER_CONFIG") or (f"{home}/.docker" if home else "")
+    places = (
+        f"{runtime}/containers/auth.json" if runtime else "",
+        f"{settings_home}/containers/auth.json" if settings_home else "",
+        f"{docker}/config.json" if docker else "",
+    )
+    return tuple(Path(place) for place in places if place)
 
 
 def condarc_paths() -> tuple[Path, ...]:

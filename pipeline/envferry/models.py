@@ -184,6 +184,18 @@ class SystemRequirements(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """The lowest compute capability of the GPUs (CEP 46); not written where it is not given."""
 
 
+class DataFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A file that comes with an environment and is not part of a package."""
+
+    url: str
+    """`https://…`, `file://…`, or a path: relative ones start at the folder of the spec."""
+    sha256: str
+    path: str
+    """Where it is put, relative to the prefix."""
+    variables: dict[str, str] = {}
+    """Variables that activation sets, to these paths relative to the prefix: `.` is the prefix."""
+
+
 class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The `envferry:` key of a spec."""
 
@@ -199,6 +211,8 @@ class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Where a channel is that goes by a name of ours: a URL or a path."""
     variables: dict[str, str] = {}
     """What activation sets: the spec's own `variables:` (CEP 24), not under `envferry:`."""
+    data: tuple[DataFile, ...] = ()
+    """Files that come along: encodings, corpora, configurations of models."""
     channel_priority: ChannelPriority | None = None
     """Whether a package may come from a channel behind the first that has its name."""
 
@@ -295,6 +309,35 @@ class LockedPackage(msgspec.Struct, frozen=True, kw_only=True):
         return unquote(urlsplit(self.url).path.rsplit("/", 1)[-1])
 
 
+class Publisher(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Who published a file of a package index, as its verified attestation says (PEP 740)."""
+
+    kind: str
+    """`GitHub`, `GitLab`, `Google`, …"""
+    repository: str = ""
+    workflow: str = ""
+    environment: str = ""
+    identity: str = ""
+    """What kinds without a repository name: an account, or a project's id."""
+
+    def __str__(self) -> str:
+        details = [self.workflow, f"environment {self.environment}" if self.environment else ""]
+        more = ", ".join(filter(None, details))
+        who = self.repository or self.identity
+        return f"{self.kind} {who} ({more})" if more else f"{self.kind} {who}"
+
+
+class FileProvenance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What was found out about who published the locked file of a package."""
+
+    publishers: tuple[Publisher, ...] = ()
+    """None when its index has no provenance of it."""
+    before: tuple[Publisher, ...] = ()
+    """The last known publishers of earlier locks, where they are not those of this file."""
+    unasked: bool = False
+    """Whether its index could not be asked: then `publishers` says nothing."""
+
+
 class BuildRequirements(msgspec.Struct, frozen=True, kw_only=True):
     """What a source package of the pip half is made into a wheel with."""
 
@@ -324,6 +367,8 @@ class Lock:
     """One for each package that is locked as source, on each platform."""
     indexes: tuple[str, ...] = ()
     """The package indexes that came from the settings of the machine that locked."""
+    provenance: dict[str, dict[str, FileProvenance]] = field(default_factory=dict)
+    """By platform and name: the pip packages whose index was asked who published them."""
     channels: tuple[str, ...] = ()
     """What it was solved with, without logins."""
     tools: dict[str, str] = field(default_factory=dict)
@@ -414,12 +459,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     image: str | None = None
     keeps_prefix: tuple[str, ...] = ()
     """The files that hold the prefix, and hold it wherever the environment is installed."""
+    cuda_code: dict[str, tuple[str, ...]] | msgspec.UnsetType = msgspec.UNSET
+    """What the packages hold code for, by name: `sm_90`, `compute_90`; not written where none."""
     schema: int = 1
 
     @property
     def stem(self) -> str:
         """What the artifact's file names start with: `NAME-PLATFORM-ID`."""
         return f"{self.name}-{self.platform}-{self.id}"
+
+    @property
+    def gpu_code(self) -> dict[str, tuple[str, ...]]:
+        """`cuda_code`; empty where the manifest does not say, as older ones do not."""
+        return self.cuda_code if isinstance(self.cuda_code, dict) else {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -531,6 +583,33 @@ class Unchecked(msgspec.Struct, frozen=True, kw_only=True):
     """What the thing that was not ours is called now, in the envs directory."""
 
 
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """How an installation came to its host."""
+
+    time: str
+    """When it was installed, in UTC: `2026-11-28T23:10:00Z`."""
+    user: str
+    """Who installed it."""
+    source: str
+    """The registry, without logins, or the path of the archive."""
+    ref: str = ""
+    """What was asked for: `NAME@TAG`, `NAME@ID` or a file."""
+    tag: str | None = None
+    """The tag that was asked for, and led to this id."""
+    signed_by: tuple[str, ...] = ()
+    """The keys that signed it and that this host trusted then, by id."""
+
+
+class Sharing(msgspec.Struct, frozen=True, kw_only=True):
+    """The files that an installation took over from others as hard links, all in one number."""
+
+    files: int
+    size: int
+    """Bytes."""
+    with_: tuple[str, ...] = msgspec.field(name="with")
+    """The installations that have them, too: `NAME@ID`."""
+
+
 class Installation(msgspec.Struct, frozen=True, kw_only=True):
     """`ID.json` beside an installed tree, written last: no record, no installation."""
 
@@ -549,4 +628,12 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     """Size and XXH3-128 of the files that are not as the archive has them: prefix edits."""
     unchecked: Unchecked | None = None
     """Set while it is current and its checks have not passed: the next command goes back."""
+    version: str | None = None
+    """The environment's own version, as its spec gives it."""
+    origin: Origin | None = None
+    """None in records that envferry 0.2 and older wrote."""
+    sharing: Sharing | None = None
+    """What it shared by hard links when it was installed."""
+    mounted: bool = False
+    """Whether its tree is the mounted image `ID.squashfs` beside it."""
     schema: int = 1

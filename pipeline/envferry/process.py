@@ -13,12 +13,12 @@ import sys
 import tempfile
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from envferry.errors import ToolFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -119,6 +119,31 @@ def run_on_lifeline(
         os.close(writing)
 
 
+def feed(argv: Sequence[str | Path], chunks: Iterable[bytes]) -> Finished:
+    """Run `argv` to its end with these bytes as its stdin, written as they come.
+
+    Raises ToolFailed when it fails, however much it has read, and what making the bytes raises.
+    """
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb", buffering=0) as stream:
+        try:
+            child = _start([str(word) for word in argv], stdin=reading, show=False)
+        finally:
+            os.close(reading)
+        try:
+            with suppress(BrokenPipeError):  # it says itself why it ended
+                for chunk in chunks:
+                    view = memoryview(chunk)
+                    while view:
+                        view = view[stream.write(view) :]
+        except BaseException:
+            with child:
+                stop(child)
+            raise
+        stream.close()
+        return _finish(child, check=True)
+
+
 def stop_all() -> None:
     """Stop the programs that threads still wait for, when the threads are abandoned."""
     for child in tuple(_running):
@@ -191,38 +216,73 @@ def _finish(child: subprocess.Popen[str], *, check: bool) -> Finished:
     return Finished(returncode=child.returncode, stdout=stdout, stderr=stderr or "")
 
 
-@contextmanager
-def background(
-    argv: Sequence[str | Path], *, log_path: Path, env: Mapping[str, str] | None = None
-) -> Iterator[Callable[[], int | None]]:
-    """Run `argv` while the block runs, then kill it and all that it started.
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A program that talks in lines, for as long as its caller listens."""
 
-    Its output goes to `log_path`. The yielded function returns its exit status, None while it runs.
-    The kernel kills it as well when the thread that started it dies, where `setpriv` is there.
-    Raises ToolFailed when it cannot be started.
+    child: subprocess.Popen[str]
+
+    def lines(self) -> Iterator[str]:
+        """Yield what it says, line by line, until it ends."""
+        assert self.child.stdout is not None
+        for line in self.child.stdout:
+            yield line.rstrip("\n")
+
+    def end(self) -> int:
+        """Close its stdin, which tells it to end; return its exit status."""
+        assert self.child.stdin is not None
+        with suppress(BrokenPipeError):
+            self.child.stdin.close()
+        try:
+            return self.child.wait(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            stop(self.child)
+            return self.child.returncode
+
+
+@contextmanager
+def conversation(
+    argv: Sequence[str | Path],
+    *,
+    log_path: Path,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Conversation]:
+    """Run `argv` while the block runs; its stderr goes to `log_path`.
+
+    Its stdin is a pipe that ends with the block, and with this process, however that ends: the
+    program is to end then, too (`worker_process.end_with_caller`). A session of its own keeps a
+    terminal's Ctrl-C from it. Raises ToolFailed when it cannot be started.
     """
     words = [str(word) for word in argv]
-    log.info("+ %s &", shlex.join(words))
-    if setpriv := find_program("setpriv"):
-        words = [setpriv, "--pdeathsig", "KILL", *words]
-    with log_path.open("wb") as output:
+    log.info("+ %s", shlex.join(words))
+    with log_path.open("wb") as errors:
         try:
             child = subprocess.Popen(
                 words,
+                executable=_program(words[0]),
                 env=dict(env) if env is not None else None,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
+                cwd=cwd,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                errors="replace",
                 start_new_session=True,
             )
         except OSError as error:
-            raise _cannot_start(words, env, error) from error
+            message = f"cannot run {words[0]}: {error.strerror}"
+            hint = "run `envferry doctor` to see what is missing"
+            raise ToolFailed(message, hint=hint) from error
+    talk = Conversation(child)
+    _running.add(child)
     try:
-        yield child.poll
+        yield talk
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+        _running.discard(child)
+        talk.end()
+        assert child.stdout is not None
+        child.stdout.close()
 
 
 def failure(words: Sequence[str], returncode: int, stdout: str, stderr: str) -> ToolFailed:
@@ -243,3 +303,21 @@ def stop(child: subprocess.Popen[str]) -> None:
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
+
+
+def become(argv: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
+    """Replace this process by a program: its signals and its exit status are the program's.
+
+    Raises ToolFailed when it cannot be started.
+    """
+    log.info("+ exec %s", shlex.join(argv))
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    # Python ignores these, and a program would inherit that.
+    for name in ("SIGPIPE", "SIGXFSZ"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    try:
+        os.execve(argv[0], list(argv), dict(environ))
+    except OSError as error:
+        message = f"cannot run {argv[0]}: {error.strerror}"
+        raise ToolFailed(message, hint="check that it is installed") from error

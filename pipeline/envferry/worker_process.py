@@ -7,7 +7,9 @@ exits. So a worker leaves with `os._exit`, and is judged by the answer that it w
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -17,6 +19,7 @@ import msgspec
 from envferry import process
 from envferry.base.json import decode_json
 from envferry.config import child_environ
+from envferry.errors import EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -53,6 +56,28 @@ class Worker:
         if self.explain:
             raise self.explain(finished)
         raise process.failure([self.module], finished.returncode, finished.stdout, finished.stderr)
+
+
+GRACE_SECONDS = 30
+"""How long a worker has to tidy up when its caller is gone."""
+
+
+def end_with_caller() -> None:
+    """Interrupt this process when its stdin ends, as the one of `process.conversation` does.
+
+    SIGTERM interrupts, too. The stages tidy up as after Ctrl-C.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=_wait_for_end, daemon=True).start()
+
+
+def _wait_for_end() -> None:
+    while os.read(0, 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
+    threading.Event().wait(GRACE_SECONDS)
+    os._exit(EXIT_INTERRUPTED)
 
 
 def answer_request(request: type[Q], work: Callable[[Q, Path], msgspec.Struct]) -> NoReturn:

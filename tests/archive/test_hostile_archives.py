@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,41 +37,24 @@ from envferry.archive.relocating import without_stale_checksums
 from envferry.archive.seek_table import FOOTER, decode_seek_table, encode_seek_table
 from envferry.archive.shebangs import with_short_shebang
 from envferry.archive.tar import END_OF_ARCHIVE
-from envferry.archive.validation import MAX_FRAME_BYTES, check_index, plan_frames
+from envferry.archive.validation import MAX_FRAME_BYTES
 from envferry.artifacts import check_sbom
 from envferry.base.json import from_json
 from envferry.errors import IntegrityError, PipelineError
 from envferry.models import Manifest
-from tests.install.test_install import envs, install
 from tests.support.archives import PREFIX, small_archive
+from tests.support.hostile import Memory, open_and_read, read_all, require_error_of_ours
+from tests.support.installing import install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from envferry.archive.reader import Source
-
-__all__ = ["envs"]
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 CONTENTS = {"bin/tool": b"#!/opt/conda/envs/demo/bin/python\n", "lib/data": b"data" * 100}
 FUZZ = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-
-
-class Memory:
-    """An archive in memory."""
-
-    name = "forged.tar.zst"
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.size = len(data)
-
-    def read_at(self, offset: int, length: int) -> bytes:
-        """Return a part of it."""
-        assert offset >= 0
-        return self.data[offset : offset + length]
 
 
 @pytest.fixture(scope="module")
@@ -395,32 +377,3 @@ def test_first_lines_of_any_kind(content: bytes, prefix: str) -> None:
     line = b"#!/" + prefix.encode() + b"/bin/python" + content
     for text in (content, b"#!" + content, line):
         assert with_short_shebang(text, b"/" + prefix.encode()).endswith(text[-1:])
-
-
-def open_and_read(data: bytes) -> None:
-    """Open and read an archive as far as it goes; every error must be ours."""
-    with suppress(PipelineError):
-        read_all(Memory(data))
-
-
-def read_all(source: Source) -> None:
-    """Read every frame of an archive."""
-    archive = Archive(source)
-    for number in range(len(archive.plans)):
-        [*archive.read_run([number])]
-
-
-def require_error_of_ours(text: bytes) -> None:
-    """Decode and check an index; what it passes must lie inside its tree."""
-    compressed = zstandard.ZstdCompressor().compress(text)
-    payload = INDEX_MAGIC + xxhash.xxh3_128_digest(compressed) + compressed
-    try:
-        index = decode_index(skippable_frame(SKIPPABLE_INDEX, payload), "index")
-        check_index(index, "index")
-        plan_frames(index, "index")
-        Relocation(index.prefix, "/srv/e", index).check(index)
-    except PipelineError:
-        return
-    for entry in index.files:
-        assert not entry.path.startswith("/")
-        assert ".." not in entry.path.split("/")

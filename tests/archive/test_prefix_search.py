@@ -24,14 +24,13 @@ from envferry.archive.prefix_search import find_edits
 from envferry.archive.prefixes import Relocation
 from envferry.archive.reader import Archive, FileSource
 from envferry.archive.writer import ArchiveOptions, write_archive
-from tests.install.test_install import envs, install
 from tests.support.archives import PREFIX, small_archive
+from tests.support.installing import install
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["envs"]
 
 NEW_PREFIXES = ("/e/d", "/srv/environments/of/everybody/who/trains/models/demo")
 DATA = f"{PREFIX}/share/x"

@@ -14,13 +14,12 @@ from envferry.archive.shebangs import KERNEL_LIMIT, with_short_shebang
 from envferry.install.env_home import EnvHome
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent
-from tests.install.test_install import envs, install
 from tests.support.archives import PREFIX, small_archive
+from tests.support.installing import install
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["envs"]
 
 LONG = "/" + "/".join(["a-long-name-for-a-folder"] * 8)
 

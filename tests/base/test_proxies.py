@@ -20,8 +20,8 @@ from envferry.models import LockedPackage
 from envferry.progress import Silent
 from envferry.stores.http import HttpStore
 from envferry.stores.opening import open_store
-from tests.build.test_cache import digest
 from tests.integration.test_s3_ways_in import Authority
+from tests.support.digests import digest
 from tests.support.forward_proxy import ForwardProxy, forward_proxy
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from envferry.config import NetworkSettings
 from envferry.errors import IntegrityError, NotFound, SpecError, StoreError
 from envferry.models import LockedPackage
 from envferry.progress import Expected, Silent
+from tests.support.digests import digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,12 +30,6 @@ if TYPE_CHECKING:
 
 CONTENT = bytes(range(256)) * 4096
 HALF = len(CONTENT) // 2
-
-
-def digest(content: bytes, algorithm: hashes.HashAlgorithm | None = None) -> str:
-    state = hashes.Hash(algorithm or hashes.SHA256())
-    state.update(content)
-    return state.finalize().hex()
 
 
 class Server(ThreadingHTTPServer):

@@ -23,7 +23,18 @@ if TYPE_CHECKING:
     from envferry.models import Artifact
 
 WRITES = {
-    *("apply", "build", "cache prune", "export", "fetch", "import", "install", "lock", "mirror"),
+    *(
+        "apply",
+        "build",
+        "cache prune",
+        "export",
+        "fetch",
+        "follow",
+        "import",
+        "install",
+        "lock",
+        "mirror",
+    ),
     *("pack", "prune", "push", "release", "remove", "rollback", "tag"),
 }
 """All that write but `keygen`, `channel create`, and `verify`, which repairs only if asked to."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-import subprocess
 import threading
-import time
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -18,6 +16,7 @@ from envferry.registry import Registry
 from envferry.registry.push import push_artifact
 from envferry.stores.receive import REQUEST_BYTES
 from tests.support.cli_runner import CliRunner
+from tests.support.interrupting import interrupted
 from tests.support.packed import pack, random_bytes
 from tests.support.web_server import web_server
 
@@ -70,21 +69,6 @@ def handler() -> Iterator[type[Hanging]]:
 
     yield Handler
     Handler.go_on.set()
-
-
-def interrupted(host: CliRunner, number: int, hangs: threading.Event, *words: str) -> str:
-    """Run a command until a server hangs, interrupt it, and return what it said on stderr."""
-    argv, environ = host.command(*words)
-    with subprocess.Popen(
-        argv, cwd=host.home, env=environ, stderr=subprocess.PIPE, text=True
-    ) as child:
-        hangs.wait()
-        time.sleep(0.3)
-        child.send_signal(number)
-        # The server hangs until the test is over: ending at all shows that nobody waits for it.
-        _, said = child.communicate()
-    assert (child.returncode, "Traceback" in said) == (130, False), said
-    return said
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -21,18 +21,17 @@ from envferry.install.verify import verify_installation
 from envferry.models import Checks
 from envferry.progress import Silent
 from tests.conftest import require
-from tests.install.test_install import envs, install, manifest_of, output_of
+from tests.support.installing import install, manifest_of, output_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["envs"]
 
 INSTALL = """
 import sys
 from pathlib import Path
 from envferry.artifacts import decode_manifest
-from tests.install.test_install import install
+from tests.support.installing import install
 archive, manifest, envs, replace = sys.argv[1:]
 described = decode_manifest(Path(manifest).read_bytes(), manifest)
 install(Path(archive), Path(envs), described, replace=bool(replace))

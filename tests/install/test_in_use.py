@@ -18,13 +18,12 @@ from envferry.install.in_use import look_for_users
 from envferry.install.leases import why_not_free
 from envferry.install.remove import remove_named, remove_old, remove_whole
 from tests.conftest import require
-from tests.install.test_install import envs, install
 from tests.support.archives import small_archive
+from tests.support.installing import install
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["envs"]
 
 NOBODY = 65534
 IS_ROOT = os.geteuid() == 0
@@ -144,11 +143,11 @@ def test_what_is_mounted_in_a_tree_stays(home: EnvHome, tmp_path: Path) -> None:
     tree, outside = home.tree(old_id(home)), tmp_path / "with blank"
     outside.mkdir()
     (outside / "precious").touch()
+    script = f"mount --bind '{outside}' {tree}/lib/a && echo ready && exec sleep 1000"
+    with running("unshare", "-m", "sh", "-c", script):
+        assert "sleep" in look_for_users(tree).users.values()
+    assert look_for_users(tree).users == {}
     for place in (tree / "lib/a", tree):
-        script = f"mount --bind '{outside}' {place} && echo ready && exec sleep 1000"
-        with running("unshare", "-m", "sh", "-c", script):
-            assert "sleep" in look_for_users(tree).users.values()
-        assert look_for_users(tree).users == {}
         mount = f'mount --bind "$0" {place} && exec "$@"'
         said = remove_elsewhere(home, "unshare", "-m", "sh", "-c", mount, str(outside))
         assert f"{tree} is in use: something is mounted on {place}" in said

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import xxhash
 
-from envferry.archive.reader import FileSource
 from envferry.base.files import exclusive_lock
 from envferry.errors import (
     HostError,
@@ -23,64 +22,12 @@ from envferry.errors import (
     UsageError,
 )
 from envferry.install.env_home import EnvHome
-from envferry.install.stage import InstallOptions, install_artifact
-from envferry.models import Checks, Installation, Manifest, SystemRequirements
-from envferry.progress import Silent
+from envferry.models import Checks, Installation, SystemRequirements
 from tests.support.archives import PREFIX, small_archive
+from tests.support.installing import SCRIPT, install, leftovers, manifest_of, output_of
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-SCRIPT = b"#!/bin/sh\n# at /opt/conda/envs/demo\necho version %b\n"
-
-
-def manifest_of(path: Path, version: bytes, **fields: Any) -> Manifest:
-    """Write an archive of one script and return its manifest."""
-    written = small_archive(path, {"bin/tool": SCRIPT % version, "lib/data": os.urandom(100_000)})
-    facts = written.facts
-    common: dict[str, Any] = {
-        "name": "demo",
-        "platform": written.index.platform,
-        "id": written.index.id,
-        "prefix": PREFIX,
-        "archive": facts,
-        "lock_digest": "0",
-        "content_hash": "0",
-        "packages": (),
-    }
-    return Manifest(**{**common, **fields})
-
-
-@pytest.fixture
-def envs(tmp_path: Path) -> Path:
-    """Return an empty envs directory."""
-    path = tmp_path / "envs"
-    path.mkdir()
-    return path
-
-
-def install(
-    archive: Path, envs: Path, manifest: Manifest | None = None, **options: Any
-) -> Installation:
-    """Install an archive file."""
-    with FileSource(archive) as source:
-        return install_artifact(
-            source,
-            manifest,
-            options=InstallOptions(envs_dir=envs, **options),
-            progress=Silent(),
-        )
-
-
-def output_of(envs: Path) -> str:
-    """Run the installed script."""
-    finished = subprocess.run([envs / "demo/bin/tool"], capture_output=True, text=True, check=True)
-    return finished.stdout.strip()
-
-
-def leftovers(envs: Path) -> list[str]:
-    """List what an unfinished install left behind."""
-    return [str(path) for path in envs.rglob("*partial*")]
 
 
 def test_install_upgrade_and_install_again(tmp_path: Path, envs: Path) -> None:
@@ -207,7 +154,7 @@ def test_two_installs_at_once(tmp_path: Path, envs: Path) -> None:
 INSTALL_IN_A_CHILD = """
 import sys
 from pathlib import Path
-from tests.install.test_install import install
+from tests.support.installing import install
 print("ready", flush=True)
 install(Path(sys.argv[1]), Path(sys.argv[2]))
 """

@@ -8,52 +8,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from envferry.archive.reader import Archive, FileSource
 from envferry.errors import IntegrityError, NotFound, TargetOccupied
 from envferry.install.activation import roll_back
 from envferry.install.env_home import EnvHome
 from envferry.install.remove import remove_named, remove_old, remove_whole
-from envferry.install.verify import Verified, repair_installation, verify_installation
-from envferry.progress import Silent
-from tests.install.test_install import envs, install, manifest_of, output_of
 from tests.support.archives import small_archive
+from tests.support.installed import CONTENTS, LARGE, repair, verify
+from tests.support.installing import install, manifest_of, output_of
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-__all__ = ["envs"]
-
-LARGE = 20 << 20
-CONTENTS = {
-    "bin/tool": b"#!/bin/sh\n# at /opt/conda/envs/demo\necho version 1\n",
-    "lib/native": b"\x7fELF\0/opt/conda/envs/demo/lib\0" + bytes(2000),
-    "lib/large": os.urandom(LARGE),
-    "lib/module.py": b"answer = 42\n",
-    "lib/empty": b"",
-}
-
-
-@pytest.fixture
-def archive(tmp_path: Path, envs: Path) -> Path:
-    """Install an archive and return it."""
-    path = tmp_path / "demo.tar.zst"
-    small_archive(path, CONTENTS)
-    # No longer than the built prefix: the binary has no room.
-    install(path, envs, prefix="/srv/e")
-    return path
-
-
-def verify(envs: Path, *, quick: bool = False) -> Verified:
-    """Verify the current installation of demo."""
-    home = EnvHome.of(envs, "demo")
-    return verify_installation(home, None, quick=quick, progress=Silent())
-
-
-def repair(envs: Path, archive: Path) -> Verified:
-    """Verify and repair the current installation of demo."""
-    with FileSource(archive) as source:
-        home = EnvHome.of(envs, "demo")
-        return repair_installation(home, verify(envs), Archive(source), progress=Silent())
 
 
 @pytest.mark.parametrize("quick", [False, True])

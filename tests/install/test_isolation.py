@@ -22,8 +22,8 @@ from envferry.models import Checks
 from envferry.pack.existing_env import describe_env
 from envferry.process import find_program, our_module, run
 from envferry.progress import Silent
-from tests.install.test_install import manifest_of
 from tests.support.archives import small_archive
+from tests.support.installing import manifest_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.install.test_install import envs, install, manifest_of
+from tests.support.installing import install, manifest_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["envs"]
 
 SCRIPT = '''
 """Do something again and again, killed at its first, second, … operation on files."""
@@ -27,7 +26,7 @@ from envferry.install.remove import remove_named, remove_whole
 from envferry.install.verify import repair_installation, verify_installation
 from envferry.archive.reader import Archive, FileSource
 from envferry.progress import Silent
-from tests.install.test_install import install
+from tests.support.installing import install
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.symlink", "os.link", "os.chmod",
            "os.utime", "os.truncate"}

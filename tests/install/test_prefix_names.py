@@ -14,7 +14,7 @@ from envferry.errors import UsageError
 from envferry.models import Lock, SpecOptions, check_env_prefix
 from envferry.pack.existing_env import describe_env
 from envferry.progress import Silent
-from tests.install.test_install import install, manifest_of, output_of
+from tests.support.installing import install, manifest_of, output_of
 
 if TYPE_CHECKING:
     from pathlib import Path

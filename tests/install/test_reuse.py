@@ -20,8 +20,8 @@ from envferry.install.stage import InstallOptions, install_artifact
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent
 from tests.conftest import require
-from tests.install.test_install import envs, install, output_of
 from tests.support.archives import small_archive
+from tests.support.installing import install, output_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from envferry.progress import Expected
 
-__all__ = ["envs"]
 
 NOISE = os.urandom(300_000)
 TOOL = b"#!/bin/sh\necho version %b\n"
@@ -165,7 +164,7 @@ ssize_t copy_file_range(int a, off_t *b, int c, off_t *d, size_t e, unsigned f) 
 UPDATE = """
 import sys
 from pathlib import Path
-from tests.install.test_install import install
+from tests.support.installing import install
 install(Path(sys.argv[1]), Path(sys.argv[2]), prefix="/srv/e")
 """
 EPERM, EIO, EACCES, EXDEV, EINVAL, EMLINK, ENOSYS, EOPNOTSUPP = 1, 5, 13, 18, 22, 31, 38, 95

@@ -21,13 +21,12 @@ from envferry.install.reuse import Link
 from envferry.install.stage import InstallOptions, InstallPreview, install_artifact, preview_install
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent
-from tests.install.test_install import envs, install, leftovers
 from tests.support.archives import PREFIX, small_archive
+from tests.support.installing import install, leftovers
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["envs"]
 
 THREADS = max(os.cpu_count() or 1, FEWEST_THREADS)
 NOISE = random.Random(1).randbytes(30 << 20)
@@ -242,7 +241,7 @@ ON_A_SMALL_DISK = """
 import sys
 from pathlib import Path
 from envferry.errors import HostError
-from tests.install.test_install import install, leftovers, output_of
+from tests.support.installing import install, leftovers, output_of
 disk, small, large = map(Path, sys.argv[1:])
 install(small, disk, prefix="/opt/conda/envs/demo")
 before = output_of(disk)
@@ -290,7 +289,7 @@ def test_all_findings_about_a_disk_come_at_once(
     disk = tmp_path / "disk"
     disk.mkdir()
     script = (
-        "import sys; from pathlib import Path; from tests.install.test_install import install\n"
+        "import sys; from pathlib import Path; from tests.support.installing import install\n"
         "install(Path(sys.argv[2]), Path(sys.argv[1]) / 'envs')"
     )
     mount = 'mount -t tmpfs -o size=1m,noexec,ro tmpfs "$1" && shift && exec "$@"'
@@ -306,7 +305,7 @@ ON_A_COPYING_DISK = """
 import os, sys
 from pathlib import Path
 from envferry.install.reuse import Link
-from tests.install.test_install import install
+from tests.support.installing import install
 from tests.install.test_updates import require_right
 disk, first, second = map(Path, sys.argv[1:])
 

@@ -21,14 +21,13 @@ from envferry.install.remove import remove_named, remove_old, remove_whole
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent
 from tests.conftest import require
-from tests.install.test_install import envs, install, manifest_of, output_of
-from tests.install.test_installed import CONTENTS, archive, repair, verify
 from tests.support.archives import small_archive
+from tests.support.installed import CONTENTS, repair, verify
+from tests.support.installing import install, manifest_of, output_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["archive", "envs"]
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounts, and changes its user")
 
@@ -256,7 +255,7 @@ from envferry.install.env_home import EnvHome
 from envferry.install.remove import remove_named, remove_whole
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent
-from tests.install.test_install import install
+from tests.support.installing import install
 envs, first, second, archive = Path(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4])
 home = EnvHome.of(envs, "demo")
 remove_named(home, first)
@@ -311,7 +310,7 @@ FULL_WHILE_SHARING = """
 import sys
 from pathlib import Path
 from envferry.errors import HostError
-from tests.install.test_install import install, leftovers, output_of
+from tests.support.installing import install, leftovers, output_of
 disk, first, second = map(Path, sys.argv[1:])
 install(first, disk, prefix="/srv/e")
 before = output_of(disk)

@@ -14,6 +14,7 @@ from envferry.engines.selection import Engine, open_sandbox
 from tests.conftest import require
 from tests.support.cli_runner import CliRunner
 from tests.support.docker import can_start_docker, docker_answers, prepare_docker
+from tests.support.oci_registry import OciServer, docker_registry, find_oci_program
 from tests.support.podman import prepare_podman
 from tests.support.s3_servers import find_s3rver, make_bucket, moto, s3rver
 
@@ -68,6 +69,23 @@ def empty_registry(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
     return f"s3://{server.bucket}/{secrets.token_hex(4)}"
+
+
+@pytest.fixture(scope="session")
+def oci_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OciServer]:
+    """One docker-registry for all tests."""
+    require("oci", find_oci_program("docker-registry"))
+    with docker_registry(tmp_path_factory.mktemp("registry")) as server:
+        yield server
+
+
+@pytest.fixture
+def oci_url(oci_server: OciServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """The URL of an empty registry on it; nobody's logins are read."""
+    logins = tmp_path / "no-logins.json"
+    logins.write_text("{}")
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(logins))
+    return f"oci://{oci_server.host}/envs-{secrets.token_hex(4)}"
 
 
 @pytest.fixture(scope="session")

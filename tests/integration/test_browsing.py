@@ -18,9 +18,9 @@ from envferry.registry.inventory import Folder
 from envferry.registry.removal import remove_artifact
 from envferry.web.app import make_app
 from envferry.web.site import RegistryView
-from tests.integration.test_trust import pack
 from tests.support.artifacts import PLATFORM
 from tests.support.cli_runner import CliRunner
+from tests.support.packing import pack
 from tests.support.published import NUMPY, Made, publish
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,11 +30,11 @@ from envferry.errors import (
     TargetOccupied,
     ToolFailed,
 )
-from envferry.models import Checks
+from envferry.models import Checks, DataFile
 from envferry.pack.stage import PackOptions, pack_env
 from envferry.progress import Silent
-from tests.install.test_install import envs, install
-from tests.support.builds import BuildRunner, locked
+from tests.support.builds import BuildRunner, file_hash, locked
+from tests.support.installing import install
 from tests.support.tiny_channel import TinyPackage, make_channel
 from tests.support.waiting import wait_until
 from tests.support.wheels import make_wheel
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from envferry.engines.port import Sandbox
     from tests.support.cli_runner import CliRunner
 
-__all__ = ["envs"]
 
 pytestmark = pytest.mark.container
 
@@ -119,6 +119,36 @@ def test_variables_are_set_where_it_is_installed(
         check=True,
     )
     assert finished.stdout == "big world\n1\n"
+
+
+def test_data_comes_along(runner: BuildRunner, tmp_path: Path, envs: Path) -> None:
+    words = runner.home / "words.txt"
+    words.write_text("one\ntwo\n")
+    item = DataFile(
+        url="words.txt",
+        sha256=file_hash(words),
+        path="share/corpora/words.txt",
+        variables={"CORPORA": "share/corpora"},
+    )
+    checks = Checks(commands=('test "$(cat "$CORPORA/words.txt")" = "$(printf "one\\ntwo")"',))
+    runner = replace(runner, data=(item,), checks=checks)
+    files = packages(tmp_path, TinyPackage(name="tiny", version="1.0"))
+    built = runner.build(files)
+    options = PackOptions(output_dir=tmp_path / "packed", mtime=315532800)
+    artifact = pack_env(built, options=options, progress=Silent())
+    install(artifact.archive_path, envs, artifact.manifest)
+    script = f". {envs}/tiny/bin/activate; echo $CORPORA; cat $CORPORA/words.txt"
+    finished = subprocess.run(
+        ["/bin/sh", "-euc", script], capture_output=True, text=True, check=True
+    )
+    assert finished.stdout == f"{envs}/tiny/share/corpora\none\ntwo\n"
+    taken = replace(runner, data=(msgspec.structs.replace(item, path="conda-meta/history"),))
+    with pytest.raises(SpecError, match=r"conda-meta/history of .* is there already"):
+        taken.build(files)
+    words.write_text("changed\n")
+    shutil.rmtree(runner.home / "downloads")
+    with pytest.raises(IntegrityError, match=r"words\.txt"):
+        runner.build(files)
 
 
 def test_what_a_post_link_script_starts_is_waited_for(runner: BuildRunner, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from envferry.lock.index_channel import index_channel
 from envferry.process import find_program, run
 from envferry.progress import Silent
 from tests.conftest import require
-from tests.pack.test_existing_env import pack_and_install
+from tests.support.environments import pack_and_install
 from tests.support.wheels import make_wheel
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from envferry.registry.push import push_artifact
 from envferry.stores.opening import open_store
 from envferry.stores.port import KeyTaken, LostRace
 from envferry.stores.receive import REQUEST_BYTES
-from tests.cli.test_interrupts import interrupted
 from tests.support.artifacts import PLATFORM, make_artifact
 from tests.support.cli_runner import CliRunner
 from tests.support.fault_proxy import FAULTS, Plan, fault_proxy
+from tests.support.interrupting import interrupted
 from tests.support.packed import pack, random_bytes
 
 if TYPE_CHECKING:

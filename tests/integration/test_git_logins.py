@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from envferry.process import run
-from tests.integration.test_private_index import Guarded, guarding
-from tests.integration.test_sources import SETUP, commit, one_source, write
 from tests.support.cli_runner import CliRunner
+from tests.support.git_sources import SETUP, commit, one_source, write
+from tests.support.guarded_server import Guarded, guarding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from envferry.specs.locks import read_lock
-from tests.integration.test_private_index import OFFER, Guarded, guarding, make_index
 from tests.support.cli_runner import CliRunner
+from tests.support.guarded_server import OFFER, Guarded, guarding, make_index
 
 if TYPE_CHECKING:
     from pathlib import Path

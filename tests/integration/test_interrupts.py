@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.test_interrupts import interrupted
 from tests.support.cli_runner import CliRunner
+from tests.support.interrupting import interrupted
 from tests.support.web_server import web_server
 
 if TYPE_CHECKING:

@@ -38,8 +38,8 @@ from envferry.stores.partial import PIECE_BYTES
 from envferry.stores.port import ignore
 from envferry.stores.receive import REQUEST_BYTES
 from tests.conftest import require
-from tests.stores.test_stores import RangeHandler
 from tests.support.artifacts import PLATFORM, make_artifact
+from tests.support.range_server import RangeHandler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.integration.test_trust import pack
 from tests.support.cli_runner import CliRunner
+from tests.support.packing import pack
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from envferry.models import current_platform
+from tests.support.ci_actions import run_script
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -108,3 +111,26 @@ def test_what_is_published_is_not_built_again(runner: CliRunner) -> None:
     (archive,) = (runner.home.parent / "registry").rglob("*.tar.zst")
     archive.write_bytes(archive.read_bytes()[:-1])
     runner.run("release", "one", "--offline", expect=7)
+
+
+def test_the_actions_release_and_promote(runner: CliRunner) -> None:
+    """As a runner calls them; what is promoted is the artifact that was built, by its id."""
+    runner.run("keygen", "ours")
+    key = (runner.home / "ours.key").read_text()
+    environ = {**runner.environ, "ENVFERRY_CACHE": str(runner.cache), "ENVFERRY_SIGN_KEY": key}
+    inputs = {"SPEC": "specs/one.yml", "TAGS": "candidate\n", "AWS_ENDPOINT_URL_S3": ""}
+    released = run_script("release", runner.home, {**environ, **inputs})
+    id_ = released["GITHUB_OUTPUT"].strip().removeprefix("id=")
+    assert f"- `one@{id_}`: " in released["GITHUB_STEP_SUMMARY"]
+    asked = {"NAME": "one", "PLATFORM": current_platform(), "FROM": id_, "TO": "stable"}
+    assert (
+        f"`stable` is now `{id_}`"
+        in run_script("promote", runner.home, {**environ, **asked})["GITHUB_STEP_SUMMARY"]
+    )
+    (listed,) = json.loads(runner.run("ls", "--json").stdout)
+    assert {"candidate", "stable"} <= set(listed["tags"])
+    assert listed["attested"]
+    again = run_script("release", runner.home, {**environ, **inputs})
+    assert "was in the registry already" in again["GITHUB_STEP_SUMMARY"]
+    failing = {**environ, **inputs, "SPEC": "specs/nowhere.yml"}
+    assert "nowhere" in run_script("release", runner.home, failing, expect=7)["log"]

@@ -12,6 +12,7 @@ from envferry.install.host_check import glibc_version
 from envferry.process import run
 from envferry.specs.locks import read_lock
 from tests.support.cli_runner import CliRunner
+from tests.support.git_sources import GIT, SETUP, commit, one_source, write
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,12 +42,6 @@ def get_requires_for_build_wheel(settings=None):
 def build_wheel(directory, settings=None, metadata=None):
     raise SystemExit("not-pinned is not here")
 """
-ONE_SOURCE = """\
-channels: [{channel}]
-dependencies: [python, pip, {{pip: ["{line}"]}}]
-envferry: {{system: {{glibc: '{glibc}'}}}}
-"""
-SETUP = "from setuptools import setup\nsetup(name='gitted', version='2.5', py_modules=['gitted'])\n"
 EXTENSION = """\
 #include <Python.h>
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "compiled", NULL, -1, NULL};
@@ -68,36 +63,6 @@ dependencies:
     - gitted @ git+{repository}@main#subdirectory=inner
 envferry: {{system: {{glibc: '{glibc}'}}, checks: {{imports: [compiled, foldered, gitted]}}}}
 """
-GIT = (
-    "git",
-    "-c",
-    "user.name=a",
-    "-c",
-    "user.email=a@example.org",
-    "-c",
-    "protocol.file.allow=always",
-)
-
-
-def write(directory: Path, files: dict[str, str]) -> Path:
-    """Write text files below a directory."""
-    for name, text in files.items():
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return directory
-
-
-def commit(repository: Path) -> None:
-    """Commit all that is in a repository, new or not."""
-    for words in (("init", "-q", "-b", "main"), ("add", "."), ("commit", "-q", "-m", "x")):
-        run([*GIT, "-C", repository, *words])
-
-
-def one_source(demo_runner: CliRunner, line: str) -> str:
-    """Return a spec with one line in its pip half."""
-    channel = demo_runner.home / "channel"
-    return ONE_SOURCE.format(channel=channel, line=line, glibc=glibc_version())
 
 
 def make_sources(home: Path) -> dict[str, Path]:

@@ -37,10 +37,10 @@ from envferry.stores.s3.multipart import (
 )
 from envferry.stores.s3.store import S3Store
 from tests.integration.conftest import empty_registry
-from tests.stores.test_stores import StoreSuite
 from tests.support.archives import small_archive
 from tests.support.artifacts import make_artifact
 from tests.support.fault_proxy import Plan, fault_proxy
+from tests.support.store_suite import StoreSuite
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:

@@ -31,9 +31,9 @@ from envferry.stores.receive import REQUEST_BYTES
 from envferry.stores.s3.multipart import PART_BYTES
 from envferry.transfer.host_tool import PYTHONS, ToolRequest, write_tool
 from tests.conftest import require
-from tests.stores.test_stores import RangeHandler
 from tests.support.cli_runner import CliRunner
 from tests.support.packed import pack, random_bytes
+from tests.support.range_server import RangeHandler
 from tests.support.waiting import wait_until
 from tests.support.web_server import web_server, write_certificates
 

@@ -21,7 +21,7 @@ from envferry.pack.stage import PackOptions, pack_env
 from envferry.process import find_program, run
 from envferry.progress import Silent
 from tests.conftest import require
-from tests.install.test_install import install
+from tests.support.installing import install
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from envferry.config import child_environ
 from envferry.errors import NotFound, SpecError, StaleLock, StoreError
+from envferry.lock.channels import channel_names, channels_of, placed_lines
 from envferry.lock.existing_lock import check_lock
+from envferry.lock.lock_options import LockOptions
 from envferry.lock.relax_pins import RelaxLevel, RelaxRequest, relax_pins
+from envferry.lock.stage import lock_spec
 from envferry.models import LockedPackage
 from envferry.process import run
+from envferry.progress import Silent
 from envferry.specs.locks import LockContents, write_lock
 from envferry.specs.reading import read_spec
 from tests.support.tiny_channel import make_channel, python_packages
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from envferry.models import Spec
 
 SPEC = "channels: [c]\ndependencies: [python, {pip: [six]}]\n"
@@ -157,6 +160,49 @@ def test_a_channel_that_is_not_there(tmp_path: Path) -> None:
 def test_a_pin_that_is_none(channel: Path) -> None:
     with pytest.raises(SpecError, match="cannot be relaxed"):
         relax(channel, "build", "py[thon")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("ours::numpy", "ours/linux-64::numpy", "numpy[channel=ours]", "numpy[channel='ours']"),
+        *("numpy[channel=ours/linux-64]", "numpy[version='2.2.*', channel=ours, build=py310_0]"),
+        *("numpy[channel=./tiny]", "elsewhere::numpy[channel=ours]", "numpy =2.2 [channel=ours]"),
+    ],
+)
+def test_a_channel_of_the_specs_table_wherever_a_line_names_it(
+    channel: Path, tmp_path: Path, line: str
+) -> None:
+    empty = make_channel(tmp_path / "empty", python_packages()[:1])
+    (tmp_path / "tiny").symlink_to(channel)
+    path = tmp_path / "spec.yml"
+    path.write_text(
+        f"channels: ['{empty}']\ndependencies: [python=3.10, \"{line}\"]\n"
+        f"envferry: {{channels: {{ours: '{channel}'}}, platforms: [linux-64]}}\n"
+    )
+    spec = read_spec(path)
+    names = channel_names(spec, LockOptions())
+    (placed,) = placed_lines({"linux-64": spec}, names)["linux-64"][1:]
+    place, _, rest = placed.partition("::")
+    assert (Path(place).resolve(), rest.startswith("numpy")) == (channel.resolve(), True)
+    assert "channel" not in rest
+    assert ("subdir='linux-64'" in rest) == ("linux-64" in line)
+    assert [*map(Path, channels_of(spec, LockOptions(), names))][-1].resolve() == channel.resolve()
+
+
+def test_a_channel_in_brackets_is_locked_from(channel: Path, tmp_path: Path) -> None:
+    bare = make_channel(
+        tmp_path / "bare", [one for one in python_packages() if one.name != "numpy"]
+    )
+    path = tmp_path / "spec.yml"
+    path.write_text(
+        f"channels: ['{bare}']\ndependencies: [python=3.10, 'numpy[channel=ours]']\n"
+        f"envferry: {{channels: {{ours: '{channel}'}}, platforms: [linux-64]}}\n"
+    )
+    made = lock_spec(read_spec(path), options=LockOptions(), progress=Silent())
+    urls = {item.name: item.url for item in made.packages}
+    assert urls["numpy"].startswith(channel.as_uri())
+    assert urls["python"].startswith(bare.as_uri())
 
 
 def conda(*words: str, **environ: str) -> tuple[int, dict[str, object]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import tarfile
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -282,6 +283,16 @@ def test_a_folder_is_locked_by_its_content(tmp_path: Path) -> None:
     assert resolve(tmp_path, "./app")[0].sha256 == before.sha256
     (app / "app.py").write_text("x = 2\n")
     assert resolve(tmp_path, "./app")[0].sha256 != before.sha256
+
+
+def test_a_git_server_that_cannot_be_reached_is_no_fault_of_the_spec(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(StoreError) as caught:
+        resolve(tmp_path, f"x @ git+http://me:pa55@127.0.0.1:{port}/x.git@v1")
+    assert f"the git repository http://127.0.0.1:{port}/x.git" in caught.value.message
+    assert "pa55" not in caught.value.message
+    assert "check the network" in caught.value.hint
 
 
 def test_a_git_dependency_is_locked_by_its_commit(tmp_path: Path) -> None:

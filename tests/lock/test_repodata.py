@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from envferry.build.downloads import DownloadCache
 from envferry.errors import SpecError, StoreError
 from envferry.lock import repodata_server, repodata_shards, repodata_text
-from envferry.lock.repodata import ChannelIndexes, channel_urls, extract, needed_name, reachable
+from envferry.lock.repodata import channel_urls, extract, needed_name, reachable
 from envferry.lock.repodata_server import RepodataServer
 from envferry.lock.repodata_shards import ShardedIndex
 from envferry.lock.repodata_text import RepodataFile, name_of
+from tests.support.channel_indexes import FORMS, indexes
 from tests.support.repodata_channels import LINUX, record, repodata, write_channel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-FORMS = ("repodata.json", "repodata.json.zst", "shards")
 TEXTS = st.sampled_from(['"},"', '"packages": {', '}, "x-1-0.conda": {', "plain", "größe", "\\"])
 EXTRAS = st.fixed_dictionaries(
     {},
@@ -41,10 +41,6 @@ RECORDS = st.lists(
     ),
     max_size=40,
 )
-
-
-def indexes(home: Path) -> ChannelIndexes:
-    return ChannelIndexes(RepodataServer(home / "repodata", DownloadCache(home / "downloads")))
 
 
 def names_in(home: Path, channels: list[Path], *names: str) -> list[str]:

@@ -16,7 +16,7 @@ from envferry.lock.conda_half import solve_platform
 from envferry.lock.conda_messages import CondaAnswer, CondaRequest
 from envferry.lock.virtual_packages import virtual_packages
 from envferry.models import SystemRequirements
-from tests.lock.test_repodata import FORMS, indexes
+from tests.support.channel_indexes import FORMS, indexes
 from tests.support.repodata_channels import LINUX, record, write_channel
 
 if TYPE_CHECKING:

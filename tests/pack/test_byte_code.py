@@ -14,13 +14,12 @@ from envferry.archive.reader import Archive, FileSource
 from envferry.install.env_home import EnvHome
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent
-from tests.install.test_install import envs, install
-from tests.pack.test_existing_env import SITE, conda_record, pack, pip_record, tree
+from tests.support.environments import SITE, conda_record, pack, pip_record
+from tests.support.installing import install
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["envs", "tree"]
 
 LONG_AGO = 1_500_000_000
 TAG = sys.implementation.cache_tag

@@ -6,19 +6,26 @@ import configparser
 import json
 import os
 import pickle
-import socket
 import stat
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
 from envferry.archive.reader import Archive, FileSource
+from envferry.artifacts import read_artifact
 from envferry.base.direct_io import DirectStream
 from envferry.base.files import exclusive_lock
-from envferry.errors import IntegrityError, NotFound, SpecError, TargetOccupied, UsageError
+from envferry.errors import (
+    HostError,
+    IntegrityError,
+    NotFound,
+    SpecError,
+    TargetOccupied,
+    UsageError,
+)
 from envferry.install.env_home import EnvHome
 from envferry.install.verify import verify_installation
 from envferry.models import SpecOptions
@@ -30,84 +37,16 @@ from envferry.pack.stage import PackOptions, pack_env
 from envferry.progress import Silent
 from envferry.specs.locks import read_lock
 from envferry.specs.reading import read_spec
-from tests.install.test_install import envs, install
+from tests.support.environments import SITE, conda_record, pack, pack_and_install, pip_record
+from tests.support.fat_binaries import container, elf_file
+from tests.support.installing import install
 
 if TYPE_CHECKING:
     from envferry.models import Artifact
 
-__all__ = ["envs"]
 
-SITE = "lib/python3.11/site-packages"
 NOBODY_ID = 65534
 ODD_NAMES = ("with blanks", "with\na newline", "größe", "ファイル", "-dash", "a" * 200)
-
-
-def conda_record(tree: Path, name: str, files: dict[str, bytes], **fields: Any) -> None:
-    """Put a conda package of these files into a tree."""
-    for path, content in files.items():
-        target = tree / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
-    record = {
-        "name": name,
-        "version": "1.0",
-        "build": "h1_0",
-        "files": sorted(files),
-        "url": f"https://example.test/linux-64/{name}-1.0-h1_0.conda",
-        "md5": "0" * 32,
-        "link": {},
-        "paths_data": {"paths": [{"_path": path} for path in sorted(files)]},
-        **fields,
-    }
-    (tree / "conda-meta").mkdir(exist_ok=True)
-    (tree / f"conda-meta/{name}-1.0-h1_0.json").write_text(json.dumps(record))
-
-
-def pip_record(tree: Path, name: str, files: dict[str, bytes]) -> Path:
-    """Put a pip package of these files into a tree and return its dist-info."""
-    info = tree / SITE / f"{name}-2.0.dist-info"
-    info.mkdir(parents=True)
-    for path, content in files.items():
-        target = tree / SITE / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.0\n")
-    (info / "INSTALLER").write_text("pip\n")
-    names = [*files, f"{info.name}/METADATA", f"{info.name}/INSTALLER", f"{info.name}/RECORD"]
-    (info / "RECORD").write_text("".join(f"{path},,\n" for path in names))
-    return info
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """Return a small conda environment with a python and a pip package."""
-    tree = tmp_path / "miniconda/envs/demo"
-    python = b"\x7fELF\0" + str(tree).encode() + b"/lib\0" + bytes(300)
-    paths = [{"_path": "bin/python", "prefix_placeholder": "x" * 255, "file_mode": "binary"}]
-    files = {"bin/python": python, "bin/tool": b"#!/bin/sh\necho it runs\n"}
-    conda_record(tree, "python", files, version="3.11.7", paths_data={"paths": paths})
-    (tree / "conda-meta/python-1.0-h1_0.json").rename(tree / "conda-meta/python-3.11.7-h1_0.json")
-    (tree / "bin/tool").chmod(0o555)
-    pip_record(tree, "wheel", {"wheel/__init__.py": b"x = 1\n"})
-    (tree / "conda-meta/history").write_text("")
-    return tree
-
-
-def pack(tree: Path, **fields: Any) -> Artifact:
-    """Describe and pack a tree."""
-    lock_dir = tree.parents[2] / "lock_dir"
-    built = describe_env(tree, prefix=None, name=None, lock_dir=lock_dir, **fields)
-    options = PackOptions(output_dir=lock_dir, mtime=315532800)
-    return pack_env(built, options=options, progress=Silent())
-
-
-def pack_and_install(tree: Path, envs: Path) -> Path:
-    """Pack a tree, install it, verify it and return where it is."""
-    artifact = pack(tree)
-    install(artifact.archive_path, envs, artifact.manifest)
-    found = verify_installation(EnvHome.of(envs, "demo"), None, quick=False, progress=Silent())
-    assert found.differences == ()
-    return envs / "demo"
 
 
 def test_everything_that_can_travel_does(tree: Path, envs: Path) -> None:
@@ -227,8 +166,7 @@ def test_what_cannot_travel_is_named_all_at_once(tree: Path) -> None:
     (tree / "share").mkdir()
     (tree / "share/out").symlink_to("/etc/passwd")
     (tree / "share/up").symlink_to("../../other")
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(os.path.relpath(tree / "share/socket"))
+    os.mknod(tree / "share/socket", 0o600 | stat.S_IFSOCK)
     os.mkfifo(tree / "share/pipe")
     (tree / SITE / "mine.pth").write_text("/home/me/project/src\n")
     info = pip_record(tree, "mywork", {})
@@ -585,3 +523,28 @@ def test_what_keeps_the_prefix_is_named(tree: Path, caplog: pytest.LogCaptureFix
     assert (
         "lib/settings.pkl contains the prefix, which is not replaced: it is a pickle" in caplog.text
     )
+
+
+def test_code_for_gpus_is_noted_and_compared(
+    tree: Path, envs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the library's headers to the host that has another GPU."""
+    assert b"cuda_code" not in pack(tree).manifest_path.read_bytes()
+    code = container("sm_80", "sm_90", "compute_90")
+    library = elf_file([(".text", bytes(5000)), (".nv_fatbin", code)])
+    pip_record(tree, "torch", {"torch/lib/libtorch_cuda.so": library})
+    artifact = pack(tree)
+    assert read_artifact(artifact.archive_path).manifest.gpu_code == {
+        "torch": ("compute_90", "sm_80", "sm_90")
+    }
+    smi = tmp_path / "driver/nvidia-smi"
+    smi.parent.mkdir()
+    smi.write_text('#!/bin/sh\necho "7.5, Tesla T4"\n')
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{smi.parent}:/usr/bin:/bin")
+    with pytest.raises(HostError, match=r"torch has code for .* none for this host's Tesla T4"):
+        install(artifact.archive_path, envs, artifact.manifest)
+    assert not (envs / "demo").exists()
+    smi.write_text('#!/bin/sh\necho "12.0, RTX PRO 6000"\n')  # which compiles the PTX
+    install(artifact.archive_path, envs, artifact.manifest)
+    assert (envs / "demo").exists()

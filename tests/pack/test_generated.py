@@ -20,15 +20,14 @@ from envferry.pack.existing_env import describe_env
 from envferry.pack.generated import fish_script
 from envferry.pack.stage import PackOptions, pack_env
 from envferry.progress import Silent
-from tests.install.test_install import envs, install
-from tests.pack.test_existing_env import SITE, conda_record, pack, pip_record, tree
+from tests.support.environments import SITE, conda_record, pack, pip_record
+from tests.support.installing import install
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.models import Artifact
 
-__all__ = ["envs", "tree"]
 
 SHELLS = [
     shell for name in ("bash", "dash", "zsh", "ksh", "busybox") if (shell := shutil.which(name))
@@ -86,6 +85,36 @@ def test_activation_sets_and_deactivation_restores(installed: Path, shell: str) 
         "it runs",
         "none|/usr/bin:/bin|before|here|none|unset",
         "0",
+    ]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("named", [True, False], ids=["LC_ALL", "LANG"])
+def test_cep_32_scripts_run_by_code_points_and_backwards(
+    tree: Path, envs: Path, tmp_path: Path, shell: str, named: bool
+) -> None:
+    """`alphabetical order`, which is that of code points, and `reverse alphabetical order`."""
+    for folder in ("activate.d", "deactivate.d"):
+        (tree / "etc/conda" / folder).mkdir(parents=True)
+        for name in ("a", "B", "_c", "zz", "Z", *"0123456789"):
+            path = tree / f"etc/conda/{folder}/{name}.sh"
+            path.write_text(f"WORDS=${{WORDS-}}{name},\n")
+    artifact = pack(tree)
+    install(artifact.archive_path, envs, artifact.manifest)
+    locale = {"LC_ALL" if named else "LANG": "en_US.UTF-8"}
+    if localedef := shutil.which("localedef"):
+        made = [localedef, "-i", "en_US", "-f", "UTF-8", str(tmp_path / "en_US.UTF-8")]
+        subprocess.run(made, check=False, capture_output=True)
+    script = f"""
+        . {envs}/demo/bin/activate
+        echo "$WORDS${{LC_ALL-none}}"; WORDS=
+        . {envs}/demo/bin/deactivate
+        echo "$WORDS${{LC_ALL-none}}"
+    """
+    kept = locale.get("LC_ALL", "none")
+    assert run_shell(shell, script, LOCPATH=str(tmp_path), **locale).splitlines() == [
+        f"0,1,2,3,4,5,6,7,8,9,B,Z,_c,a,zz,{kept}",
+        f"zz,a,_c,Z,B,9,8,7,6,5,4,3,2,1,0,{kept}",
     ]
 
 

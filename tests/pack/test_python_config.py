@@ -12,13 +12,11 @@ import pytest
 from envferry.install.env_home import EnvHome
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent
-from tests.install.test_install import envs, install
-from tests.pack.test_existing_env import conda_record, pack, tree
+from tests.support.environments import conda_record, pack
+from tests.support.installing import install
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-__all__ = ["envs", "tree"]
 
 CONFIG = """\
 #!/bin/sh

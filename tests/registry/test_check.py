@@ -28,6 +28,7 @@ from envferry.transfer.mirror import MirrorRequest, mirror_registry
 from envferry.trust.host_trust import Trust
 from envferry.trust.signing import Signer, generate_key, parse_signing_key
 from tests.support.artifacts import PLATFORM, make_artifact
+from tests.support.published import attach
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,7 +52,7 @@ def registry(tmp_path: Path, signer: Signer) -> Registry:
     for seed in (1, 2):
         artifact = make_artifact(tmp_path / "packed", seed=seed)
         opened.publish(artifact, progress=Silent())
-        opened.attach(artifact.manifest, "sbom.cdx.json", b'{"bomFormat": "CycloneDX"}')
+        attach(opened, artifact.manifest, "sbom.cdx.json", b'{"bomFormat": "CycloneDX"}')
         opened.move_tag("demo", PLATFORM, "stable", artifact.manifest.id)
     return opened
 
@@ -126,7 +127,7 @@ def test_each_fault_is_named_and_can_be_mended(
     path.unlink(missing_ok=True)
     registry.publish(first, progress=Silent())
     if name == "sbom.cdx.json":
-        registry.attach(first.manifest, name, before)
+        attach(registry, first.manifest, name, before)
     assert check(registry, read_bytes=True).findings == ()
 
 

@@ -18,7 +18,7 @@ from envferry.stores.directory import DirectoryStore
 from envferry.stores.port import LostRace, ignore
 from envferry.transfer.mirror import MirrorRequest, mirror_registry
 from tests.support.artifacts import make_artifact
-from tests.trust.test_trust import OURS, THEIRS, signer
+from tests.support.keys import OURS, THEIRS, signer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

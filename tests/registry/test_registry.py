@@ -15,6 +15,7 @@ from envferry.progress import Silent
 from envferry.registry import Registry
 from tests.conftest import require
 from tests.support.artifacts import PLATFORM, make_artifact
+from tests.support.published import attach
 
 OTHER_ID = "0123456789ab"
 
@@ -249,13 +250,13 @@ def test_attachments_are_written_once(registry: Registry, artifact: Artifact) ->
     publish(registry, artifact)
     manifest = artifact.manifest
     assert registry.attachment(manifest, "attestation.json") is None
-    registry.attach(manifest, "attestation.json", b"{}")
-    registry.attach(manifest, "attestation.json", b"{}")
+    attach(registry, manifest, "attestation.json", b"{}")
+    attach(registry, manifest, "attestation.json", b"{}")
     assert registry.attachment(manifest, "attestation.json") == b"{}"
     with pytest.raises(IntegrityError, match="attestation"):
-        registry.attach(manifest, "attestation.json", b"{ }")
+        attach(registry, manifest, "attestation.json", b"{ }")
     with pytest.raises(UsageError):
-        registry.attach(manifest, "manifest.json", b"")
+        attach(registry, manifest, "manifest.json", b"")
 
 
 def test_reads_an_artifact_by_either_file(artifact: Artifact) -> None:

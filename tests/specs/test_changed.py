@@ -3,82 +3,39 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
 from envferry.errors import NotFound
 from envferry.specs.changed import ChangedSpec, changed_specs
-from envferry.specs.reading import read_spec
 from tests.support.cli_runner import CliRunner
+from tests.support.git_repository import SpecRepository
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-SPEC = "name: {name}\nchannels: [conda-forge]\ndependencies:\n  - python=3.11\n"
-LOCK = """\
-version: 1
-metadata:
-  content_hash: {{linux-64: '0', linux-aarch64: '0'}}
-  channels: [{{url: conda-forge, used_env_vars: []}}]
-  platforms: [linux-64, linux-aarch64]
-  sources: [{name}.yml]
-  custom_metadata: {{envferry_schema: '1', envferry_spec_digest: {digest}}}
-package: []
-"""
-
-
-@dataclass(frozen=True)
-class Repository:
-    root: Path
-
-    def git(self, *words: str) -> str:
-        identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
-        command = ["git", *identity, "-C", str(self.root), *words]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    def spec(self, name: str, *pip: str, lock: bool = True) -> None:
-        (self.root / "specs").mkdir(exist_ok=True)
-        text = SPEC.format(name=name)
-        if pip:
-            text += "  - pip\n  - pip:\n" + "".join(f"    - {line}\n" for line in pip)
-        path = self.root / f"specs/{name}.yml"
-        path.write_text(text)
-        if lock:
-            filled = LOCK.format(name=name, digest="0" if pip else read_spec(path).digest)
-            path.with_name(f"{name}.conda-lock.yml").write_text(filled)
-
-    def commit(self) -> str:
-        self.git("add", "-A")
-        self.git("commit", "-q", "-m", "x", "--no-gpg-sign")
-        return self.git("rev-parse", "HEAD")
-
 
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
-    root = tmp_path / "repository"
-    root.mkdir()
-    made = Repository(root)
-    made.git("init", "-q", "-b", "main")
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SpecRepository:
+    made = SpecRepository.create(tmp_path / "repository")
     for name in ("one", "two", "three"):
         made.spec(name)
     made.spec("never-locked", lock=False)
-    monkeypatch.chdir(root)
+    monkeypatch.chdir(made.root)
     return made
 
 
-def since(repository: Repository, revision: str) -> dict[str, ChangedSpec]:
+def since(repository: SpecRepository, revision: str) -> dict[str, ChangedSpec]:
     found = changed_specs(repository.root / "specs", revision)
     return {item.spec.rpartition("/")[2]: item for item in found}
 
 
-def test_nothing_changed(repository: Repository) -> None:
+def test_nothing_changed(repository: SpecRepository) -> None:
     assert since(repository, repository.commit()) == {}
 
 
-def test_each_kind_of_change(repository: Repository) -> None:
+def test_each_kind_of_change(repository: SpecRepository) -> None:
     first = repository.commit()
     repository.spec("four")
     path = repository.root / "specs/one.conda-lock.yml"
@@ -103,7 +60,7 @@ def test_each_kind_of_change(repository: Repository) -> None:
         assert releasable == {"four.yml", "one.yml", "zwei.yml"}
 
 
-def test_a_file_that_a_spec_names_is_part_of_it(repository: Repository) -> None:
+def test_a_file_that_a_spec_names_is_part_of_it(repository: SpecRepository) -> None:
     repository.spec("files", "-r ../requirements.txt")
     (repository.root / "requirements.txt").write_text("-r more.txt\nrich==13.9.4\n")
     (repository.root / "more.txt").write_text("idna==3.10\n")
@@ -112,35 +69,35 @@ def test_a_file_that_a_spec_names_is_part_of_it(repository: Repository) -> None:
     assert list(since(repository, first)) == ["files.yml"]
 
 
-def test_a_lock_that_was_deleted_is_not_forgotten(repository: Repository) -> None:
+def test_a_lock_that_was_deleted_is_not_forgotten(repository: SpecRepository) -> None:
     """A release of it must fail, not be left out."""
     first = repository.commit()
     repository.git("rm", "-q", "specs/one.conda-lock.yml")
     assert since(repository, first)["one.yml"].is_releasable
 
 
-def test_a_spec_that_never_had_a_lock_is_not_released(repository: Repository) -> None:
+def test_a_spec_that_never_had_a_lock_is_not_released(repository: SpecRepository) -> None:
     first = repository.commit()
     path = repository.root / "specs/never-locked.yml"
     path.write_text(path.read_text() + "  - pip\n")
     assert not since(repository, first)["never-locked.yml"].is_releasable
 
 
-def test_the_first_push_of_a_branch(repository: Repository) -> None:
+def test_the_first_push_of_a_branch(repository: SpecRepository) -> None:
     repository.commit()
     found = since(repository, "0" * 40)
     assert {item.state for item in found.values()} == {"added"}
     assert len(found) == 4
 
 
-def test_ignored_files_do_not_count(repository: Repository) -> None:
+def test_ignored_files_do_not_count(repository: SpecRepository) -> None:
     (repository.root / ".gitignore").write_text("specs/private*\n")
     first = repository.commit()
     repository.spec("private")
     assert since(repository, first) == {}
 
 
-def test_programs_that_the_repository_names_are_not_run(repository: Repository) -> None:
+def test_programs_that_the_repository_names_are_not_run(repository: SpecRepository) -> None:
     ran = repository.root / "ran"
     for key in ("diff.external", "diff.x.textconv", "core.fsmonitor"):
         repository.git("config", key, f"touch {ran};:")
@@ -153,7 +110,7 @@ def test_programs_that_the_repository_names_are_not_run(repository: Repository) 
 
 
 @pytest.mark.parametrize("revision", ["nowhere", "--output=x", "HEAD~99", ""])
-def test_an_unknown_revision(repository: Repository, revision: str) -> None:
+def test_an_unknown_revision(repository: SpecRepository, revision: str) -> None:
     repository.commit()
     with pytest.raises(NotFound, match="not a revision") as caught:
         since(repository, revision)
@@ -166,7 +123,7 @@ def test_a_folder_outside_of_git(tmp_path: Path) -> None:
         changed_specs(tmp_path / "specs", "HEAD")
 
 
-def test_the_commands(repository: Repository, tmp_path: Path) -> None:
+def test_the_commands(repository: SpecRepository, tmp_path: Path) -> None:
     first = repository.commit()
     runner = CliRunner(home=repository.root, cache=tmp_path / "cache")
     assert "no spec in specs/ changed" in runner.run("changed", "--since", first).stdout
@@ -196,7 +153,7 @@ def test_the_commands(repository: Repository, tmp_path: Path) -> None:
     assert [job["SPEC"] for job in jobs] == ["two", "two"]
 
 
-def test_what_cannot_be_released_is_no_job(repository: Repository, tmp_path: Path) -> None:
+def test_what_cannot_be_released_is_no_job(repository: SpecRepository, tmp_path: Path) -> None:
     first = repository.commit()
     runner = CliRunner(home=repository.root, cache=tmp_path / "cache")
     matrix = ("release", "--matrix", "github")

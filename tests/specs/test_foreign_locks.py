@@ -10,7 +10,7 @@ from envferry.errors import SpecError
 from envferry.models import LockedPackage, current_platform
 from envferry.specs.foreign_locks import git_url
 from envferry.specs.importing import Imported, ImportOptions, import_spec
-from envferry.specs.kinds import Kind
+from envferry.specs.kinds import FileKind
 from envferry.specs.reading import read_spec
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ package:
 
 def test_a_conda_lock(tmp_path: Path) -> None:
     found = read(tmp_path / "conda-lock.yml", CONDA_LOCK)
-    assert found.kind is Kind.CONDA_LOCK
+    assert found.kind is FileKind.CONDA_LOCK
     linux = read_spec(found.spec.path, platform="linux-64")
     mac = read_spec(found.spec.path, platform="osx-arm64")
     assert linux.channels == ("conda-forge",)
@@ -134,7 +134,7 @@ packages:
 
 def test_a_pixi_lock(tmp_path: Path) -> None:
     found = read(tmp_path / "pixi.lock", PIXI_LOCK)
-    assert found.kind is Kind.PIXI_LOCK
+    assert found.kind is FileKind.PIXI_LOCK
     assert found.spec.channels == ("conda-forge", "https://conda.corp.example/internal/")
     assert found.spec.conda == ("python=3.11.7=h1_0_cpython", "pip")
     bee = f"git+https://g.example.org/bee.git@{COMMIT}#subdirectory=py"
@@ -152,6 +152,66 @@ def test_a_pixi_lock(tmp_path: Path) -> None:
     assert locked["linux-64", "app-x"].kind == "directory"
     notes = "\n".join(found.notes)
     for lost in ("1 packages for win-64", "../source-built", "the environment test"):
+        assert lost in notes
+
+
+def test_an_empty_environment_of_a_pixi_lock(tmp_path: Path) -> None:
+    text = PIXI_LOCK.replace("  test:", "  default:\n    packages: {}\n  test:")
+    text = text.replace("  default:", "  gpu:", 1)
+    with pytest.raises(SpecError, match=r"the environment default of .* is empty") as caught:
+        read(tmp_path / "pixi.lock", text)
+    assert caught.value.hint == "choose another with `--name`: gpu"
+
+
+PIXI_LOCK_7 = f"""\
+version: 7
+platforms:
+- name: big
+  subdir: linux-64
+  virtual-packages: [__cuda=13, __glibc=2.28, __unix=0=0]
+- name: linux-64
+  virtual-packages: [__unix=0=0, __linux=4.18, __glibc=2.34, __archspec=0=x86_64]
+- name: board
+  subdir: linux-aarch64
+  virtual-packages: [__cuda=12.8]
+- name: win-64
+environments:
+  default:
+    channels:
+    - url: https://conda.anaconda.org/conda-forge/
+    packages:
+      big:
+      - conda: https://conda.anaconda.org/conda-forge/linux-64/gpu-1-h1_0.conda
+      board:
+      - conda: https://conda.anaconda.org/conda-forge/noarch/tool-1-h1_0.conda
+      linux-64:
+      - conda: https://conda.anaconda.org/conda-forge/noarch/tool-1-h1_0.conda
+      - conda_source: own[38d076cf] @ .
+      win-64:
+      - conda: https://conda.anaconda.org/conda-forge/noarch/tool-1-h1_0.conda
+packages:
+- conda: https://conda.anaconda.org/conda-forge/linux-64/gpu-1-h1_0.conda
+  sha256: {SHA}
+- conda: https://conda.anaconda.org/conda-forge/noarch/tool-1-h1_0.conda
+  sha256: {SHA}
+- conda_source: own[38d076cf] @ .
+  depends:
+  - tool
+"""
+
+
+def test_a_pixi_lock_whose_platforms_have_names(tmp_path: Path) -> None:
+    found = read(tmp_path / "pixi.lock", PIXI_LOCK_7)
+    assert {*packages(found)} == {("linux-64", "tool"), ("linux-aarch64", "tool")}
+    assert found.spec.conda == ("tool=1=h1_0",)
+    system = found.spec.options.system
+    assert (system.glibc, system.cuda) == ("2.34", "12.8")
+    notes = "\n".join(found.notes)
+    for lost in (
+        "1 packages for big: for linux-64, those of linux-64 are read",
+        "1 packages for win-64: envferry does not lock for it",
+        "own[38d076cf] @ .: built by pixi",
+    ):
         assert lost in notes
 
 
@@ -235,7 +295,7 @@ source = {{ git = "https://g.example.org/bee.git?rev=main#{COMMIT}" }}
 
 def test_a_uv_lock(tmp_path: Path) -> None:
     found = read(tmp_path / "uv.lock", UV_LOCK, python="3.11")
-    assert (found.kind, found.spec.conda) == (Kind.UV_LOCK, ("python=3.11", "pip"))
+    assert (found.kind, found.spec.conda) == (FileKind.UV_LOCK, ("python=3.11", "pip"))
     assert found.spec.pip == (
         "--extra-index-url https://p.example.org/simple",
         "--extra-index-url https://i.example.org/simple",
@@ -294,7 +354,7 @@ archive = {{ url = "https://f.example.org/cee-1.0.zip", hashes = {{ sha256 = "{S
 
 def test_a_pylock(tmp_path: Path) -> None:
     found = read(tmp_path / "pylock.toml", PYLOCK)
-    assert (found.kind, found.spec.conda) == (Kind.PYLOCK, ("python=3.11", "pip"))
+    assert (found.kind, found.spec.conda) == (FileKind.PYLOCK, ("python=3.11", "pip"))
     assert found.spec.pip == (
         "--extra-index-url https://i.example.org/simple",
         "rich==14.0",

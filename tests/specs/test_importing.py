@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from envferry.errors import NotFound, PipelineError, SpecError, UsageError
 from envferry.specs.drafts import Draft, quoted, relaxed, render_draft
 from envferry.specs.importing import Imported, ImportOptions, import_spec
-from envferry.specs.kinds import Kind
+from envferry.specs.kinds import FileKind
 from envferry.specs.reading import read_spec
 from envferry.specs.yaml_text import parse_yaml
 from tests.support.cli_runner import CliRunner
@@ -33,13 +33,13 @@ def imported(path: Path, text: str, options: ImportOptions | None = None) -> Imp
     read_spec(found.spec.path)
     again = import_spec(found.spec.path, specs, ImportOptions())
     assert again.text == found.text
-    assert again.kind is Kind.ENVIRONMENT
+    assert again.kind is FileKind.ENVIRONMENT
     return found
 
 
 def test_the_users_file_under_a_name_that_misleads(tmp_path: Path) -> None:
     found = imported(tmp_path / "requirements_qwen25.txt", USERS_FILE.read_text())
-    assert found.kind is Kind.ENVIRONMENT
+    assert found.kind is FileKind.ENVIRONMENT
     assert found.spec.name == "transformer_env"
     assert (len(found.spec.conda), len(found.spec.pip)) == (32, 172)
     assert "prefix:" not in found.text
@@ -96,7 +96,7 @@ def test_a_requirements_file_with_everything(tmp_path: Path) -> None:
     (tmp_path / "inner/more.txt").write_text("./y.whl\n")
     (tmp_path / "limits.txt").write_text("six<2\n")
     found = imported(tmp_path / "train.txt", REQUIREMENTS, ImportOptions(python="3.11"))
-    assert found.kind is Kind.REQUIREMENTS
+    assert found.kind is FileKind.REQUIREMENTS
     assert found.spec.name == "train"
     assert found.spec.conda == ("python=3.11", "pip")
     assert found.spec.pip == (
@@ -139,7 +139,7 @@ def test_an_explicit_list(tmp_path: Path) -> None:
 
 def test_an_exported_list(tmp_path: Path) -> None:
     found = imported(tmp_path / "l.txt", "# platform: linux-64\nxz=5.6.4=h1_0\nrich=14.0=pypi_0\n")
-    assert found.kind is Kind.CONDA_LIST
+    assert found.kind is FileKind.CONDA_LIST
     assert (found.spec.conda, found.spec.pip) == (("xz=5.6.4=h1_0", "pip"), ("rich==14.0",))
 
 
@@ -170,7 +170,7 @@ go = "true"
 @pytest.mark.parametrize("name", ["pixi.toml", "anything.txt"])
 def test_a_pixi_manifest(tmp_path: Path, name: str) -> None:
     found = imported(tmp_path / name, PIXI, ImportOptions(name="p"))
-    assert found.kind is Kind.PIXI
+    assert found.kind is FileKind.PIXI
     spec = read_spec(found.spec.path, platform="linux-64")
     assert spec.channels == ("nvidia", "conda-forge")
     assert spec.conda == (
@@ -196,7 +196,7 @@ def test_a_pixi_manifest(tmp_path: Path, name: str) -> None:
 def test_a_pyproject(tmp_path: Path) -> None:
     text = '[project]\nname="z"\nrequires-python=">=3.10,<3.13"\ndependencies=["rich>=13"]\n'
     found = imported(tmp_path / "app/pyproject.toml", text)
-    assert (found.kind, found.spec.name) == (Kind.PYPROJECT, "app")
+    assert (found.kind, found.spec.name) == (FileKind.PYPROJECT, "app")
     assert found.spec.conda == ("python <3.13,>=3.10", "pip")
     assert found.spec.pip == ("rich>=13",)
 
@@ -241,7 +241,7 @@ def test_the_link_that_condas_python_ships_is_not_followed(tmp_path: Path) -> No
 
 def test_a_prefix_without_conda(tmp_path: Path) -> None:
     found = import_spec(write_prefix(tmp_path / "torch"), tmp_path, ImportOptions())
-    assert (found.kind, found.spec.name) == (Kind.PREFIX, "torch")
+    assert (found.kind, found.spec.name) == (FileKind.PREFIX, "torch")
     assert found.spec.channels == ("conda-forge",)
     assert found.spec.conda == ("numpy=2.0=0", "python=3.10.13=h1_0", "pip")
     assert found.spec.pip == (
@@ -385,7 +385,7 @@ def test_a_private_channel_never_becomes_the_public_one(
 def test_lists_that_conda_and_pip_print(tmp_path: Path) -> None:
     text = "python=3.8\nnumpy>=1.19\npytorch::pytorch=1.7\n"
     found = imported(tmp_path / "specs.txt", text)
-    assert (found.kind, found.spec.conda) == (Kind.CONDA_SPECS, tuple(text.split()))
+    assert (found.kind, found.spec.conda) == (FileKind.CONDA_SPECS, tuple(text.split()))
     table = (
         "# packages in environment at /x:\n#\n# Name  Version  Build  Channel\n"
         "numpy  1.19.2  py38_0\nxz 5.2 h1_0 conda-forge\nrich  10.0  pypi_0  pypi\n"
@@ -451,6 +451,40 @@ def test_a_key_that_an_alias_needs_stays(tmp_path: Path) -> None:
     found = imported(tmp_path / "environment.yml", text)
     assert found.text == text.replace("common:", "x-common:")
     assert found.spec.conda == ("numpy", "scipy")
+
+
+def test_pixi_platforms_that_say_what_hosts_offer(tmp_path: Path) -> None:
+    text = (
+        "[workspace]\nchannels = ['c']\n"
+        "platforms = [{name = 'big', platform = 'linux-64', cuda = '12', glibc = '2.34'},\n"
+        "  'osx-arm64', {platform = 'linux-64', cuda = '13'},\n"
+        "  {platform = 'win-64', windows = '10'},\n"
+        "  {name = 'board', platform = 'linux-aarch64', cuda = '12.8'}]\n"
+        "[dependencies]\npython = '3.11.*'\ntool = {version = '*', when = '__cuda>=12'}\n"
+        "[feature.x]\nplatforms = ['big', 'linux-aarch64', 'osx-arm64']\n"
+        "[environments]\ndefault = ['x']\n"
+    )
+    found = imported(tmp_path / "pixi.toml", text, ImportOptions(name="p"))
+    assert found.spec.options.platforms == ("linux-64", "osx-arm64", "linux-aarch64")
+    system = found.spec.options.system
+    assert (system.cuda, system.glibc) == ("12", "2.34")
+    notes = "\n".join(found.notes)
+    for lost in ("cuda 12.8 of board: it is 12 elsewhere", "tool {when = '__cuda>=12'}"):
+        assert lost in notes
+    text = text.replace("'big', 'linux-aarch64', 'osx-arm64'", "'win-64'")
+    with pytest.raises(SpecError, match=r"pixi\.toml is for win-64 only"):
+        imported(tmp_path / "pixi.toml", text, ImportOptions(name="p"))
+
+
+def test_a_manifest_of_nothing_but_what_pixi_builds(tmp_path: Path) -> None:
+    text = (
+        "[workspace]\nchannels = ['c']\nplatforms = ['linux-64']\n"
+        "[dependencies]\nown = {path = '.'}\n"
+    )
+    with pytest.raises(SpecError) as caught:
+        imported(tmp_path / "pixi.toml", text, ImportOptions(name="p"))
+    assert "requires no package of a channel or an index" in caught.value.message
+    assert "own from .: built by pixi" in caught.value.message
 
 
 def test_pixi_environments_features_and_targets(tmp_path: Path) -> None:
@@ -522,7 +556,7 @@ def write_venv(folder: Path, **settings: str) -> Path:
 def test_a_virtual_environment(tmp_path: Path) -> None:
     folder = write_venv(tmp_path / "work/.venv", **{"include-system-site-packages": "true"})
     found = import_spec(folder, tmp_path, ImportOptions())
-    assert (found.kind, found.spec.name, found.locks) == (Kind.VENV, "work", True)
+    assert (found.kind, found.spec.name, found.locks) == (FileKind.VENV, "work", True)
     assert found.spec.conda == ("python=3.11", "pip")
     assert found.spec.pip == (
         "app @ file:///home/me/app",

@@ -57,7 +57,12 @@ def codes(directory: Path, case: dict[str, Any]) -> set[str]:
     path.write_text(spec_of(case))
     locked = tuple(
         LockedPackage(
-            manager="conda", name=name, version="1", platform="linux-64", url="file:///a.conda"
+            manager="conda",
+            name=name,
+            version="1",
+            platform="linux-64",
+            url="file:///a.conda",
+            dependencies={"python": "*"},
         )
         for name in case.get("locked", [])
     )

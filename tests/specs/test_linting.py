@@ -51,11 +51,23 @@ def test_a_good_spec_has_no_findings(tmp_path: Path) -> None:
         ("- numpy=2", "- pytorch=2", None),
         ("- rich", "- torch==2.8", ("S103", 8)),
         ("- rich", "- opencv-python", ("S103", 8)),
+        ("- rich", "- opencv-python==4.5.5.64", ("S103", 8)),
+        ("- rich", "- opencv-python==4.1.2.30", None),
         ("- numpy=2", "- numpy=2\n  - cudatoolkit=11.8", None),
         ("@0123456789012345678901234567890123456789", "@main", ("S105", 9)),
         ("@0123456789012345678901234567890123456789", "", ("S105", 9)),
         ("@v1.2.0", "", ("S105", 10)),
         ("- rich", "- git+https://git.example.org/x.git@dev#egg=x", ("S105", 8)),
+        ("- rich", "- https://github.example.org/a/b/archive/master.zip", ("S105", 8)),
+        ("- rich", "- x @ https://g.example.org/a/b/archive/refs/heads/dev.tar.gz", ("S105", 8)),
+        ("- rich", "- x @ https://g.example.org/a/b/-/archive/main/b-main.zip", ("S105", 8)),
+        ("- rich", "- https://api.example.org/repos/a/b/zipball/main", ("S105", 8)),
+        ("- rich", "- https://g.example.org/a/b/archive/refs/tags/v1.2.zip", None),
+        ("- rich", f"- https://g.example.org/a/b/archive/{'0123456789' * 4}.zip", None),
+        ("- rich", f"- https://g.example.org/b/-/archive/{'01' * 20}/b-{'01' * 20}.zip", None),
+        ("- rich", f"- https://g.example.org/a/archive/main.zip#sha256={'0' * 64}", None),
+        ("- rich", "- https://files.example.org/archive/x/rich-1.0-py3-none-any.whl", None),
+        ("- numpy=2\n", "- tzdata\n  - graphviz\n", None),
         ("  - pip\n", "", ("S106", 7)),
         ("- rich", "- -e ./app", ("S107", 8)),
         ("- rich", "- --editable=./app", ("S107", 8)),
@@ -92,9 +104,46 @@ def test_one_package_under_two_names(tmp_path: Path) -> None:
 
 def test_what_the_lock_brought(tmp_path: Path) -> None:
     package = LockedPackage(
-        manager="conda", name="rich", version="14", platform="linux-64", url="file:///r.conda"
+        manager="conda",
+        name="rich",
+        version="14",
+        platform="linux-64",
+        url="file:///r.conda",
+        dependencies={"python": ">=3.9"},
     )
     assert lint(tmp_path, GOOD, package) == [("S102", 8)]
+
+
+@pytest.mark.parametrize(
+    ("name", "needs", "codes"),
+    [
+        # The files of a time zone database, and a distribution that has its own.
+        ("tzdata", {}, []),
+        ("libclang", {"libllvm16": "*"}, []),
+        ("tzdata", {"python": ">=3.9"}, ["S102"]),
+        # Both write bin/ninja.
+        ("ninja", {"libstdcxx": ">=13"}, ["S102"]),
+    ],
+)
+def test_what_the_lock_brought_under_a_name_that_is_another_thing_for_pip(
+    tmp_path: Path, name: str, needs: dict[str, str], codes: list[str]
+) -> None:
+    package = LockedPackage(
+        manager="conda",
+        name=name,
+        version="1",
+        platform="linux-64",
+        url=f"file:///c/{name}-1-0.conda",
+        dependencies=needs,
+    )
+    found = lint(tmp_path, GOOD.replace("- rich", f"- {name}"), package)
+    assert [code for code, _ in found] == codes
+
+
+def test_both_halves_may_name_different_things(tmp_path: Path) -> None:
+    for name in ("tzdata", "libclang", "graphviz", "zstd", "lmdb"):
+        text = GOOD.replace("- numpy=2\n", f"- {name}\n").replace("- rich", f"- {name}")
+        assert lint(tmp_path, text) == []
 
 
 def test_pins_that_are_gone(tmp_path: Path) -> None:

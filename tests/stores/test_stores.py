@@ -7,7 +7,6 @@ import re
 import sys
 import tempfile
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,192 +18,18 @@ from envferry.process import run
 from envferry.stores.directory import DirectoryStore
 from envferry.stores.http import HttpStore
 from envferry.stores.opening import open_store
-from envferry.stores.port import KeyTaken, LostRace, Store
 from envferry.stores.split import SplitStore
+from tests.support.range_server import RangeHandler
+from tests.support.store_suite import NOBODY, StoreSuite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from envferry.stores.port import Store
+
     Serve = Callable[[type[http.server.SimpleHTTPRequestHandler]], str]
 
-LARGE = 40_000_000
 QUICK = RetryPolicy(attempts=3, first_pause=0)
-NOBODY = 65534
-
-
-def succeeds(write: Callable[..., object], *arguments: object) -> bool:
-    """Whether a write wins; the two ways to lose are the only other outcomes."""
-    try:
-        write(*arguments)
-    except (KeyTaken, LostRace):
-        return False
-    return True
-
-
-class StoreSuite:
-    """What every store that can write must do."""
-
-    completes_atomically = True
-    """Whether large values, too, have one winner of many at the same moment."""
-    decides_races = True
-    """Whether values have one winner at all; else the store is for one writer at a time."""
-
-    def test_a_missing_key(self, store: Store) -> None:
-        assert store.stat("a/b") is None
-        store.create("a/c", b"there")
-        with pytest.raises(NotFound, match="a/b"):
-            store.read("a/b")
-        store.delete("a/b")
-
-    def test_reads_what_was_created(self, store: Store) -> None:
-        store.create("a/b.json", b"0123456789")
-        assert store.read("a/b.json") == b"0123456789"
-        assert store.read("a/b.json", 4) == b"456789"
-        assert store.read("a/b.json", 4, 3) == b"456"
-        assert store.read("a/b.json", 4, 0) == b""
-        stat = store.stat("a/b.json")
-        assert stat is not None
-        assert stat.size == 10
-
-    def test_an_empty_value(self, store: Store) -> None:
-        store.create("empty", b"")
-        assert store.read("empty") == b""
-
-    @pytest.mark.parametrize(("offset", "length"), [(8, 3), (10, 1), (50, 1)])
-    def test_a_short_value_is_an_error(self, store: Store, offset: int, length: int) -> None:
-        store.create("short", b"0123456789")
-        with pytest.raises(StoreError, match="short"):
-            store.read("short", offset, length)
-
-    def test_create_never_overwrites(self, store: Store) -> None:
-        store.create("once", b"first")
-        with pytest.raises(KeyTaken, match="once"):
-            store.create("once", b"second")
-        assert store.read("once") == b"first"
-
-    def test_a_large_file_and_its_progress(self, store: Store, tmp_path: Path) -> None:
-        source = tmp_path / "large"
-        source.write_bytes(os.urandom(LARGE))
-        done: list[int] = []
-        store.create_from_file("large", source, done.append)
-        assert sum(done) == LARGE
-        assert len(done) > 1
-        assert store.read("large") == source.read_bytes()
-        assert store.read("large", LARGE - 5, 5) == source.read_bytes()[-5:]
-
-    def test_a_failed_create_leaves_nothing(self, store: Store, tmp_path: Path) -> None:
-        source = tmp_path / "large"
-        source.write_bytes(bytes(LARGE))
-
-        def interrupt(done_bytes: int) -> None:
-            raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            store.create_from_file("large", source, interrupt)
-        assert store.stat("large") is None
-        assert list(store.list()) == []
-        store.create_from_file("large", source)
-
-    @pytest.mark.parametrize("size", [10, 17 << 20])
-    def test_one_of_many_creators_wins(self, store: Store, tmp_path: Path, size: int) -> None:
-        sources = [tmp_path / str(number) for number in range(4)]
-        for number, source in enumerate(sources):
-            source.write_bytes(bytes([number]) * size)
-        # A server that ignores conditions may even mix what two clients write at once.
-        with ThreadPoolExecutor(4 if self.decides_races else 1) as pool:
-            won = list(
-                pool.map(lambda source: succeeds(store.create_from_file, "race", source), sources)
-            )
-        if not self.decides_races:
-            assert store.read("race") in [source.read_bytes() for source in sources]
-            return
-        if size == 10 or self.completes_atomically:
-            assert won.count(True) == 1
-        winners = [source for source, has_won in zip(sources, won, strict=True) if has_won]
-        assert store.read("race") in [source.read_bytes() for source in winners]
-
-    def test_replace_compares_versions(self, store: Store) -> None:
-        first = store.replace("tag", b"1", None)
-        second = store.replace("tag", b"2", first)
-        stat = store.stat("tag")
-        assert stat is not None
-        assert stat.version == second != first
-        for stale in (first, None):
-            with pytest.raises(LostRace, match="tag"):
-                store.replace("tag", b"3", stale)
-        with pytest.raises(LostRace):
-            store.replace("none", b"3", first)
-        assert store.read("tag") == b"2"
-        assert store.stat("none") is None
-
-    def test_one_of_many_replacers_wins(self, store: Store) -> None:
-        version = store.replace("tag", b"start", None)
-        values = [f"value {number}".encode() for number in range(8)]
-        with ThreadPoolExecutor(8) as pool:
-            won = list(
-                pool.map(lambda value: succeeds(store.replace, "tag", value, version), values)
-            )
-        if self.decides_races:
-            assert won.count(True) == 1
-        assert store.read("tag") in [
-            value for value, has_won in zip(values, won, strict=True) if has_won
-        ]
-
-    def test_lists_below_a_prefix(self, store: Store) -> None:
-        for key in ("v1/a/x", "v1/a/y", "v1/ab", "v2/a"):
-            store.create(key, b"")
-        assert sorted(listed.key for listed in store.list("v1/a/")) == ["v1/a/x", "v1/a/y"]
-        assert sorted(listed.key for listed in store.list()) == [
-            "v1/a/x",
-            "v1/a/y",
-            "v1/ab",
-            "v2/a",
-        ]
-        assert list(store.list("v3/")) == []
-        with pytest.raises(UsageError):
-            list(store.list("v1/a"))
-
-    def test_lists_one_level(self, store: Store) -> None:
-        for key in ("v1/a/x", "v1/a/y", "v1/ab", "v2/a"):
-            store.create(key, b"12")
-        found = {one.key: one.size for one in store.list_level("v1/")}
-        assert found == {"v1/a/": 0, "v1/ab": 2}
-        assert sorted(one.key for one in store.list_level()) == ["v1/", "v2/"]
-        assert list(store.list_level("v3/")) == []
-
-    def test_deletes(self, store: Store) -> None:
-        store.create("a/b/c", b"")
-        store.create("a/d", b"")
-        store.delete("a/b/c")
-        assert [listed.key for listed in store.list()] == ["a/d"]
-        store.create("a/b/c", b"again")
-
-    def test_deletes_empty_folders(self, store: Store) -> None:
-        for key in ("v1/a/x/1", "v1/a/x/2", "v1/b/y"):
-            store.create(key, b"")
-        store.delete_folder("v1/a/x/")
-        assert sorted(one.key for one in store.list("v1/a/")) == ["v1/a/x/1", "v1/a/x/2"]
-        for key in ("v1/a/x/1", "v1/a/x/2"):
-            store.delete(key)
-        for folder in ("v1/a/x/", "v1/a/", "v1/"):
-            store.delete_folder(folder)
-        assert [one.key for one in store.list_level("v1/")] == ["v1/b/"]
-        assert [one.key for one in store.list()] == ["v1/b/y"]
-
-    @pytest.mark.parametrize(
-        "key", ["", "/etc/passwd", "../x", "a/../../x", "a//b", "a/", ".a", "a\nb"]
-    )
-    def test_keys_stay_inside(self, store: Store, key: str) -> None:
-        calls: list[Callable[[str], object]] = [store.stat, store.read]
-        if key != "a/":  # a folder
-            calls.append(store.delete)
-        for call in calls:
-            with pytest.raises(UsageError, match="key"):
-                call(key)
-        with pytest.raises(UsageError):
-            store.create(key, b"")
-        with pytest.raises(UsageError):
-            store.replace(key, b"", None)
 
 
 class TestDirectory(StoreSuite):
@@ -307,37 +132,6 @@ def test_lists_nothing_in_silence(read_only_directory: Path) -> None:
         list(store.list())
 
 
-class RangeHandler(http.server.SimpleHTTPRequestHandler):
-    """Python's own file server, with the ranges that it lacks."""
-
-    failures = 0
-    """How many of the next requests fail with 503."""
-
-    def do_GET(self) -> None:
-        """Answer a range from the file system."""
-        if type(self).failures:
-            type(self).failures -= 1
-            self.send_error(503)
-            return
-        path = Path(self.translate_path(self.path))
-        match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if not match or not path.is_file():
-            super().do_GET()
-            return
-        data, start = path.read_bytes(), int(match[1])
-        if start >= len(data):
-            self.send_error(416)
-            return
-        body = data[start : int(match[2] or len(data)) + 1]
-        self.send_response(206)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Be quiet."""
-
-
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
     """Start a web server on `tmp_path`."""
@@ -400,7 +194,7 @@ class TestHttp:
     @pytest.mark.parametrize("length", ["many", "-5", "9" * 5000, ""])
     def test_a_length_that_is_none(self, serve: Serve, length: str) -> None:
         class Odd(RangeHandler):
-            def do_HEAD(self) -> None:
+            def do_HEAD(self) -> None:  # noqa: N802  (http.server calls it)
                 self.send_response(200)
                 self.send_header("Content-Length", length)
                 self.send_header("Last-Modified", "Fri, 31 Dec 9999 23:59:59 -2359")
@@ -413,7 +207,7 @@ class TestHttp:
 
     def test_a_time_that_is_none(self, serve: Serve) -> None:
         class Late(RangeHandler):
-            def do_HEAD(self) -> None:
+            def do_HEAD(self) -> None:  # noqa: N802  (http.server calls it)
                 self.send_response(200)
                 self.send_header("Last-Modified", "Fri, 31 Dec 9999 23:59:59 -2359")
                 self.end_headers()
@@ -469,7 +263,7 @@ def test_a_busy_web_server_says_when_to_come_back(serve: Serve, status: int) -> 
     class Busy(RangeHandler):
         asked = 0
 
-        def do_GET(self) -> None:
+        def do_GET(self) -> None:  # noqa: N802  (http.server calls it)
             type(self).asked += 1
             self.send_response(status)
             self.send_header("Retry-After", "3600")

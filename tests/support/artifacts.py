@@ -6,7 +6,7 @@ import random
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from blake3 import blake3
@@ -16,6 +16,8 @@ from envferry.models import Artifact, Manifest, PackageFacts
 from tests.support.archives import PREFIX, small_archive
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from envferry.archive.writer import WrittenArchive
 
 PLATFORM = "linux-64"
@@ -30,6 +32,30 @@ package:
 - {{name: numpy, version: 1.26.4, manager: pip, platform: linux-64,
    url: "https://files.example/numpy-1.26.4-cp310-cp310-linux_x86_64.whl", hash: {{md5: '{seed}'}}}}
 """
+
+
+def installable_artifact(directory: Path, contents: Mapping[str, bytes], **fields: Any) -> Artifact:
+    """Write the artifact `demo` for this machine, of files with these contents."""
+    directory.mkdir(parents=True, exist_ok=True)
+    scratch = directory / "scratch"
+    written = small_archive(scratch, contents)
+    archive = directory / f"demo-{written.index.platform}-{written.index.id}.tar.zst"
+    scratch.rename(archive)
+    lock = LOCK.format(seed=1).encode()
+    manifest = Manifest(
+        name="demo",
+        platform=written.index.platform,
+        id=written.index.id,
+        prefix=PREFIX,
+        archive=msgspec.structs.replace(written.facts, file=archive.name),
+        lock_digest=blake3(lock).hexdigest(),
+        content_hash="",
+        packages=(PackageFacts(name="tool", version="1.0", kind="conda"),),
+        **fields,
+    )
+    artifact = Artifact(directory=directory, manifest=manifest)
+    write_companions(artifact, lock)
+    return artifact
 
 
 def make_artifact(directory: Path, size: int = 1000, *, seed: int = 1) -> Artifact:

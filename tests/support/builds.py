@@ -13,7 +13,7 @@ from envferry.build.build_options import BuildOptions
 from envferry.build.downloads import DownloadCache
 from envferry.build.request import BuildVariation
 from envferry.build.stage import build_env
-from envferry.models import Checks, Lock, LockedPackage, SpecOptions, build_string
+from envferry.models import Checks, DataFile, Lock, LockedPackage, SpecOptions, build_string
 from envferry.progress import Silent
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class BuildRunner:
     checks: Checks = field(default_factory=Checks)
     variation: BuildVariation = field(default_factory=BuildVariation)
     variables: dict[str, str] = field(default_factory=dict)
+    data: tuple[DataFile, ...] = ()
 
     @property
     def builds(self) -> Path:
@@ -56,7 +57,7 @@ class BuildRunner:
             packages=tuple(packages),
             content_hashes={"linux-64": "0"},
             spec_digest="",
-            options=SpecOptions(checks=self.checks, variables=self.variables),
+            options=SpecOptions(checks=self.checks, variables=self.variables, data=self.data),
             digest="0",
         )
         options = BuildOptions(

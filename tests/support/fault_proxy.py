@@ -58,7 +58,7 @@ class Plan:
     """Who writes to a path with this in it is refused."""
     always: str | None = None
     """A fault that every request meets."""
-    methods: tuple[str, ...] = ("GET", "HEAD", "PUT", "POST", "DELETE")
+    methods: tuple[str, ...] = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE")
     seed: int = 0
     seen: Counter[str] = field(default_factory=Counter)
     """How often each fault was met; `none` and the methods, too."""
@@ -144,7 +144,7 @@ class FaultHandler(BaseHTTPRequestHandler):
         else:
             self.pass_on(body, fault)
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer  # noqa: N815
+    do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = answer  # noqa: N815
 
     def pass_on(self, body: bytes, fault: str | None) -> None:
         """Ask the server, and spoil its answer if the plan wants that."""
@@ -217,9 +217,9 @@ class FaultHandler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def fault_proxy(plan: Plan) -> Iterator[str]:
-    """Run a proxy while the block runs; yields its URL."""
-    handler = type("Handler", (FaultHandler,), {"plan": plan})
+def fault_proxy(plan: Plan, kind: type[FaultHandler] = FaultHandler) -> Iterator[str]:
+    """Run a proxy while the block runs; yields its URL. A `kind` may lie, too."""
+    handler = type("Handler", (kind,), {"plan": plan})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))

@@ -11,6 +11,8 @@ from blake3 import blake3
 from envferry.artifacts import write_companions
 from envferry.models import Artifact, PackageFacts
 from envferry.progress import Silent
+from envferry.registry.layout import attachment_key
+from envferry.registry.publish import place
 from tests.support.artifacts import PLATFORM, make_artifact
 
 if TYPE_CHECKING:
@@ -63,3 +65,8 @@ def publish(registry: Registry, directory: Path, made: Made, *tags: str) -> Mani
     for tag in tags:
         registry.move_tag(made.name, PLATFORM, tag, artifact.manifest.id)
     return artifact.manifest
+
+
+def attach(registry: Registry, manifest: Manifest, file: str, data: bytes) -> None:
+    """Write a file beside a published artifact, once."""
+    place(registry, attachment_key(manifest, file), data, must_match=True)

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from demo.background import background
 from demo.seaweed import BUCKET, HOST, S3Server
 from envferry.config import child_environ
-from envferry.process import background, find_program
+from envferry.process import find_program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -17,13 +17,15 @@ from cryptography.hazmat.primitives import serialization
 
 from envferry.base.sha256 import sha256_hex
 from envferry.errors import IntegrityError, NotFound
+from envferry.models import current_platform
 from envferry.process import find_program
+from envferry.tool.run_file import Program, render_run_file, write_run_file
 from envferry.transfer import host_tool
 from envferry.transfer.host_tool import SCRIPT
 from envferry.trust.signing import seal
 from envferry.trust.tool_signature import SUMS, attest_tool, verify_tool
 from tests.conftest import require
-from tests.trust.test_trust import OURS, THEIRS, signer
+from tests.support.keys import OURS, THEIRS, signer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,7 +62,7 @@ def resign(tool: Path, *keys: object) -> None:
     lines = [
         f"{sha256_hex(path.read_bytes())}  {path.relative_to(tool)}\n"
         for path in files
-        if path.name not in (SUMS, "attestation.json")
+        if path.name not in (SUMS, "attestation.json", "envferry.run.attestation.json")
     ]
     sums = "".join(lines).encode()
     (tool / SUMS).write_bytes(sums)
@@ -309,6 +311,89 @@ def test_the_script_refuses_odd_directories(tool: Path, tmp_path: Path, name: st
     assert "error: envferry cannot be installed there" in said
     assert not (tmp_path / name).exists()
     assert not (tmp_path / "ran").exists()
+
+
+def old_python(tmp_path: Path, version: str) -> str:
+    """Return a python3 of a version that no wheel is for."""
+    path = tmp_path / "old-python"
+    path.write_text(f"#!/bin/sh\ncase $3 in *version*) echo {version} ;; *) uname -m ;; esac\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def one_file(tool: Path, tmp_path: Path) -> Path:
+    """Return a disk that also has the one-file tool: here a program of the shell."""
+    tree = tmp_path / "made"
+    (tree / "bin").mkdir(parents=True)
+    (tree / "bin/program").write_text("#!/bin/sh\necho started the one file\n")
+    (tree / "bin/program").chmod(0o755)
+    program = Program(
+        start='"$tree"/bin/program "$@"',
+        check="bin/program",
+        python="3.12.1",
+        platform=current_platform(),
+        glibc=(2, 17),
+    )
+    write_run_file(tool / "envferry.run", render_run_file(tree, program), signer(OURS))
+    resign(tool)
+    return tool
+
+
+@pytest.mark.parametrize("python", ["none", "3.6"])
+def test_the_script_installs_the_one_file_without_a_python(
+    one_file: Path, tmp_path: Path, python: str
+) -> None:
+    require("openssl", find_program("openssl"))
+    trust(one_file)
+    named = old_python(tmp_path, python) if python != "none" else "python-that-nobody-has"
+    places: dict[str, Any] = {"ENVFERRY_TOOL_DIR": str(tmp_path / "unpacked"), "PYTHON": named}
+    target = tmp_path / "envferry"
+    code, said = install(one_file, str(target), **places)
+    assert code == 0, said
+    assert "signed by a key of" in said
+    assert "started the one file" in said
+    assert f"{target}/bin/envferry install NAME@TAG --registry {one_file.parent}" in said
+    environ = {"PATH": "/usr/bin:/bin", **places}
+    started = subprocess.run([target / "bin/envferry", "ls"], env=environ,
+                             capture_output=True, text=True, check=True)  # fmt: skip
+    assert started.stdout == "started the one file\n"
+    assert install(one_file, str(target), **places)[0] == 0  # over itself
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    code, said = install(one_file, str(tmp_path / "full"), **places)
+    assert (code, "holds something else" in said) == (1, True)
+
+
+@pytest.mark.parametrize("what", ["changed", "a stranger's", "unsigned", "no key on a strict host"])
+def test_the_script_refuses_a_changed_run_file(one_file: Path, tmp_path: Path, what: str) -> None:
+    require("openssl", find_program("openssl"))
+    path = one_file / "envferry.run"
+    environ: dict[str, Any] = {
+        "PYTHON": "python-that-nobody-has",
+        "ENVFERRY_TOOL_DIR": str(tmp_path / "unpacked"),
+    }
+    if what == "no key on a strict host":
+        environ["ENVFERRY_REQUIRE_SIGNATURES"] = "1"
+    else:
+        trust(one_file)
+    if what == "changed":
+        path.write_bytes(path.read_bytes().replace(b"umask 022", b"umask 002"))
+    elif what == "a stranger's":
+        write_run_file(path, path.read_bytes() + b"evil", signer(THEIRS))
+    elif what == "unsigned":
+        (one_file / "envferry.run.attestation.json").unlink()
+    code, said = install(one_file, str(tmp_path / "envferry"), **environ)
+    assert code == 1
+    assert "error: " in said
+    assert not (tmp_path / "envferry").exists()
+
+
+def test_a_tool_with_the_one_file_is_verified_whole(one_file: Path) -> None:
+    assert verify_tool(one_file, (OURS.public,)).who == "ci@builder"
+    (one_file / "envferry.run").write_bytes(b"evil")
+    with pytest.raises(IntegrityError, match=r"envferry\.run was changed"):
+        verify_tool(one_file, (OURS.public,))
 
 
 def test_verify_checks_a_tool(tool: Path) -> None:

@@ -17,7 +17,7 @@ from envferry.archive.reader import TAIL_BYTES
 from envferry.artifacts import checksum_line, sbom_path
 from envferry.base.json import to_json
 from envferry.cli.main import envferry, run
-from envferry.cli.transfer import export, parse_size
+from envferry.cli.transfer import export, parse_part_size
 from envferry.errors import IntegrityError, NotFound, StoreError, TargetOccupied, UsageError
 from envferry.models import Ref, current_platform
 from envferry.progress import Silent
@@ -35,8 +35,8 @@ from envferry.transfer.delta_check import check_deltas
 from envferry.transfer.deltas import Base, Delta
 from envferry.transfer.export import Exported, ExportRequest, export_artifacts
 from envferry.transfer.mirror import Mirrored, MirrorRequest, mirror_registry, plan_mirror
+from tests.support.keys import OURS, THEIRS, signer, trusting
 from tests.support.packed import pack, random_bytes
-from tests.trust.test_trust import OURS, THEIRS, signer, trusting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -853,10 +853,10 @@ def test_a_marker_that_says_nothing(tmp_path: Path, marker: str) -> None:
 def test_sizes_as_people_write_them() -> None:
     option = next(one for one in export.params if one.name == "part_bytes")
     context = click.Context(export)
-    assert parse_size(context, option, "4G") == 4_000_000_000 < 2**32
-    assert parse_size(context, option, "650M") == 650_000_000
-    assert parse_size(context, option, "1.5GiB") == 3 << 29
-    assert parse_size(context, option, "2000000") == 2_000_000
+    assert parse_part_size(context, option, "4G") == 4_000_000_000 < 2**32
+    assert parse_part_size(context, option, "650M") == 650_000_000
+    assert parse_part_size(context, option, "1.5GiB") == 3 << 29
+    assert parse_part_size(context, option, "2000000") == 2_000_000
     for text in ("", "4", "G", "4X", "-4G", "1K"):
         with pytest.raises(click.BadParameter, match="650M or 4G"):
-            parse_size(context, option, text)
+            parse_part_size(context, option, text)

@@ -29,7 +29,6 @@ from envferry.trust.signed_tags import SignedTagRecord
 from envferry.trust.signing import (
     Envelope,
     Signature,
-    Signer,
     SigningKey,
     generate_key,
     parse_public_key,
@@ -39,24 +38,9 @@ from envferry.trust.signing import (
 )
 from tests.conftest import require
 from tests.support.artifacts import PLATFORM, make_artifact
+from tests.support.keys import OURS, THEIRS, new_key, signer, trusting
 
 STABLE = Ref.parse("demo@stable")
-
-
-def new_key() -> SigningKey:
-    return parse_signing_key(generate_key()[0], "test key")
-
-
-OURS, THEIRS = new_key(), new_key()
-
-
-def signer(*keys: SigningKey) -> Signer:
-    return Signer(keys=keys, who="ci@builder", time="2026-01-02T03:04:05Z")
-
-
-def trusting(*keys: SigningKey, envs_dir: Path | None = None, back: bool = False) -> Trust:
-    public = tuple(key.public for key in keys)
-    return Trust(keys=public, envs_dir=envs_dir, allow_downgrade=back)
 
 
 class Bucket:
@@ -508,7 +492,7 @@ def test_every_row_of_the_threat_model_has_its_test() -> None:
     defined = {
         name
         for path in (root / "tests").rglob("test_*.py")
-        for name in re.findall(r"^def (test_\w+)", path.read_text(), re.M)
+        for name in re.findall(r"^ *def (test_\w+)", path.read_text(), re.M)
     }
     assert len(named) > 20
     assert named <= defined

@@ -27,7 +27,7 @@ from envferry.web.server import LOCAL_NAMES, is_local, listen
 from envferry.web.site import RegistryView
 from envferry.web.treemap import Block, gather, lay_out
 from tests.support.artifacts import LOCK, PLATFORM
-from tests.support.published import NUMPY, TORCH, Made, publish
+from tests.support.published import NUMPY, TORCH, Made, attach, publish
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -496,7 +496,7 @@ def test_why_a_package_is_there(pages: Pages) -> None:
         "components": [{"bom-ref": ref, "name": ref[9:], "version": EVIL} for ref in refs],
         "dependencies": [{"ref": refs[0], "dependsOn": [refs[1]]}],
     }
-    pages.registry.attach(artifact, SBOM, msgspec.json.encode(bill))
+    attach(pages.registry, artifact, SBOM, msgspec.json.encode(bill))
     page = pages.get(f"{place}/whys/why/?package=sympy").text
     assert "<script" not in page
     above = f"{place}/{artifact.id}/"

@@ -16,7 +16,7 @@ ROOT = 0
 
 
 class LinkFault(Exception):
-    """A link that must not be: the words for why."""
+    """A link that is not allowed; the message says why."""
 
 
 class LinkCheck:

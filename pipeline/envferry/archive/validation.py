@@ -1,4 +1,4 @@
-"""Refuse an index that lies, or that would write or point outside its tree."""
+"""Refuse an index that contradicts itself, or would write or point outside its tree."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What all parts stand on: whole files, direct I/O, worker threads."""
+"""Shared foundations: atomic files, direct I/O, worker threads, retries, limits."""

@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
@@ -19,7 +20,6 @@ from envferry.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 CONNECT_SECONDS = 15
 READ_SECONDS = 60
@@ -27,6 +27,13 @@ KEPT = 16
 """Connections to one server; more than any stage has threads."""
 REDIRECTS = 10
 SOCKS_SCHEMES = ("socks4", "socks4a", "socks5", "socks5h")
+SYSTEM_CERTIFICATES = (
+    Path("/etc/ssl/certs/ca-certificates.crt"),  # Debian, Ubuntu
+    Path("/etc/pki/tls/certs/ca-bundle.crt"),  # RHEL, Fedora
+    Path("/etc/ssl/ca-bundle.pem"),  # SUSE
+    Path("/etc/ssl/cert.pem"),  # Alpine, Arch
+)
+"""For a Python that was built on another system than the one that it runs on."""
 NEVER_REACHED = (
     urllib3.exceptions.NewConnectionError,
     urllib3.exceptions.ConnectTimeoutError,
@@ -49,9 +56,13 @@ class Connections:
     _guard: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def open(
-        self, url: str, headers: Mapping[str, str], method: str = "GET"
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        method: str = "GET",
+        body: bytes | list[bytes] | None = None,
     ) -> urllib3.BaseHTTPResponse:
-        """Ask for a URL and return the answer, its body unread.
+        """Ask for a URL, or send a body there, and return the answer, its body unread.
 
         Follows redirects to http and https. Read the body to its end and call `release_conn`, or
         `close` the answer. Raises urllib3's errors; nothing is tried again here.
@@ -60,6 +71,7 @@ class Connections:
             method,
             url,
             headers={"Accept-Encoding": "identity", "User-Agent": "envferry", **headers},
+            body=body,
             preload_content=False,
         )
 
@@ -127,12 +139,20 @@ def wrong_time_words(reason: str, now: datetime | None = None) -> str:
 
 
 def _trusting(certificates: Path | None) -> ssl.SSLContext:
+    if certificates is None and not _has_default_certificates():
+        certificates = next((path for path in SYSTEM_CERTIFICATES if path.is_file()), None)
     try:
         return ssl.create_default_context(cafile=str(certificates) if certificates else None)
     except OSError as error:
         message = f"cannot read the CA certificates {certificates}: {error.strerror}"
         hint = "correct PIP_CERT, SSL_CERT_FILE or REQUESTS_CA_BUNDLE"
         raise HostError(message, hint=hint) from error
+
+
+def _has_default_certificates() -> bool:
+    """Whether certificates lie where the OpenSSL of this Python was built to look for them."""
+    found = ssl.get_default_verify_paths()
+    return bool(found.cafile or found.capath)
 
 
 def _socks_pool(proxy: str, **settings: Any) -> urllib3.PoolManager:  # noqa: ANN401  (urllib3's)

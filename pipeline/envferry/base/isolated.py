@@ -1,4 +1,4 @@
-"""Where programs run whose code came with an environment: nothing of the caller's reaches them."""
+"""Isolated runs of an environment's own programs: nothing of the caller's reaches them."""
 
 from __future__ import annotations
 

@@ -6,11 +6,28 @@ OpenSSL's, by way of cryptography. What is ours has XXH3-128 and BLAKE3.
 from __future__ import annotations
 
 from base64 import urlsafe_b64encode
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+READ_BYTES = 1 << 22
 
 
 def sha256_hex(data: bytes | memoryview) -> str:
     """Return the SHA-256 of some bytes in hex."""
     return _sha256(data).hex()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file in hex."""
+    from cryptography.hazmat.primitives import hashes
+
+    digest = hashes.Hash(hashes.SHA256())
+    with path.open("rb") as stream:
+        while chunk := stream.read(READ_BYTES):
+            digest.update(chunk)
+    return digest.finalize().hex()
 
 
 def sha256_record(data: bytes) -> str:

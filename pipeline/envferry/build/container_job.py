@@ -40,9 +40,7 @@ def builder_request(
     refuse_ambiguous(packages)
 
     def seen_path(package: LockedPackage) -> str:
-        path = downloads[package.url]
-        # As the cache lays them out: algorithm, first digits, hash, file name.
-        return "/".join((options.variation.work_dir, "downloads", *path.parts[-4:]))
+        return path_inside(downloads[package.url], options)
 
     conda = [package for package in packages if package.manager == "conda"]
     knows = any(package.dependencies or package.record for package in conda)
@@ -77,6 +75,12 @@ def builder_request(
     )
 
 
+def path_inside(download: Path, options: BuildOptions) -> str:
+    """Return where the container sees a download."""
+    # As the cache lays them out: algorithm, first digits, hash, file name.
+    return "/".join((options.variation.work_dir, "downloads", *download.parts[-4:]))
+
+
 def open_to_others(work: BuildDir) -> None:
     """Let another user build here, whatever this one's umask is."""
     for directory in (work.envs, work.scratch):
@@ -93,6 +97,7 @@ def readable_downloads(request: BuildRequest, cache_root: Path, folder: Path) ->
     folder.mkdir()
     folder.chmod(0o755)
     seen = [*(file.path for file in request.conda), *(wheel.path for wheel in request.wheels)]
+    seen += [file.path for file in request.data]
     for path in seen:
         place = Path(*PurePosixPath(path).parts[-4:])
         for parent in reversed(place.parents[:-1]):

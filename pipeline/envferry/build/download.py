@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
     from envferry.models import LockedPackage
 
-ALGORITHMS = {"sha256": hashes.SHA256, "md5": hashes.MD5}
+ALGORITHMS: dict[str, Callable[[], hashes.HashAlgorithm]] = {
+    "sha256": hashes.SHA256,
+    "md5": hashes.MD5,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

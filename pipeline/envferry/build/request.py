@@ -68,6 +68,15 @@ class WheelFile(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
 
 
+class PlacedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A downloaded and verified file that belongs to no package."""
+
+    path: str
+    """Where the container sees it."""
+    target: str
+    """Where it goes, relative to the prefix."""
+
+
 class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Make this environment."""
 
@@ -83,6 +92,7 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Packages whose own requirements need not hold."""
     variables: dict[str, str] = {}
     """What activating the environment sets."""
+    data: tuple[PlacedFile, ...] = ()
 
 
 class WheelRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,9 +10,11 @@ from envferry.base.files import exclusive_lock
 from envferry.build.build_dir import fresh_build_dir, require_replaceable
 from envferry.build.cache_locks import cache_lock
 from envferry.build.checks import run_checks
-from envferry.build.container_job import builder_request, run_builder
+from envferry.build.container_job import builder_request, path_inside, run_builder
+from envferry.build.data_downloads import data_downloads, data_variables
 from envferry.build.lock_wheels import make_wheels, open_wheel_builder
 from envferry.build.output import describe_build, keep_build, note_build, without_checks
+from envferry.build.request import PlacedFile
 from envferry.build.source_wheels import described
 from envferry.build.sources import SourceCache
 from envferry.models import ENVS_DIR, check_env_prefix, check_name, current_platform
@@ -55,10 +57,18 @@ def build_env(
             open_wheel_builder(lock, sources, sandbox, options), packages, partial, options
         )
         files = tuple(made.get(item.url, item) for item in packages)
-        downloads = cache.fetch_all(files, progress=progress, offline=options.offline)
+        data = data_downloads(lock, platform)
+        downloads = cache.fetch_all((*files, *data), progress=progress, offline=options.offline)
         with fresh_build_dir(partial, prefix) as work:
             request = builder_request(files, downloads, work, options)
-            request = msgspec.structs.replace(request, variables=lock.options.variables)
+            request = msgspec.structs.replace(
+                request,
+                variables={**lock.options.variables, **data_variables(lock.options, prefix)},
+                data=tuple(
+                    PlacedFile(path=path_inside(downloads[item.url], options), target=item.name)
+                    for item in data
+                ),
+            )
             with progress.task(f"build {lock.name} ({sandbox.name})"):
                 answer = run_builder(request, work, cache.root, sandbox, options)
             if options.check:

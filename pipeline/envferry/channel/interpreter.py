@@ -193,7 +193,7 @@ def stage_interpreter(interpreter: Interpreter, tree: Path) -> CondaPackage:
     if debian.is_debian_layout(tree, interpreter.minor):
         debian.undo_debian_layout(tree, interpreter.minor, interpreter.facts.multiarch)
     _put_placeholder(interpreter, tree)
-    _set_rpaths(tree, binaries)
+    _set_rpaths(binaries)
     _check_staged(interpreter, tree)
     floor = glibc_floor(binaries)
     depends = (f"__glibc >={floor[0]}.{floor[1]},<3.0.a0",) if floor else ()
@@ -332,7 +332,7 @@ def _put_placeholder(interpreter: Interpreter, tree: Path) -> None:
                 path.write_text(changed, "utf-8", "surrogateescape")
 
 
-def _set_rpaths(tree: Path, binaries: list[Path]) -> None:
+def _set_rpaths(binaries: list[Path]) -> None:
     """Make every binary look for its libraries in the environment that it lies in.
 
     `$ORIGIN` works wherever the environment is; the placeholder after it is what conda's own

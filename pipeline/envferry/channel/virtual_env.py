@@ -44,7 +44,7 @@ from envferry.pack.env_members import refuse_faults
 from envferry.pack.existing_env import describe_env
 from envferry.process import run
 from envferry.specs.importing import default_name
-from envferry.specs.kinds import Kind
+from envferry.specs.kinds import FileKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,7 +82,7 @@ def venv_with_interpreter(
     place = posixpath.normpath(source.folder.absolute())
     prefix = source.prefix or place
     check_env_prefix(prefix, "say which path it was made for: `--prefix /PATH`")
-    name = source.name or default_name(source.folder, Kind.VENV)
+    name = source.name or default_name(source.folder, FileKind.VENV)
     interpreter = interpreter_of(source.folder)
     work_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="venv-", dir=work_dir) as folder:

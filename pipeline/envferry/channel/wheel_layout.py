@@ -9,7 +9,7 @@ import stat
 import zipfile
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from cryptography.hazmat.primitives import hashes
 
@@ -23,8 +23,6 @@ from envferry.errors import IntegrityError, SpecError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envferry.channel.interpreter import Interpreter
-
 DIST_INFO_DROPPED = {"RECORD", "RECORD.jws", "RECORD.p7s", "INSTALLER", "REQUESTED"}
 
 SCRIPT = """\
@@ -36,8 +34,20 @@ if __name__ == "__main__":
 """
 
 
+class PythonLayout(Protocol):
+    """What an interpreter's own version decides of where things go."""
+
+    @property
+    def minor(self) -> str:
+        """The first two numbers of its version, such as `3.11`."""
+
+    @property
+    def site_packages(self) -> str:
+        """Where packages lie, relative to the prefix."""
+
+
 def stage_wheel(
-    wheel: ChannelWheel, package: CondaPackage, interpreter: Interpreter, tree: Path
+    wheel: ChannelWheel, package: CondaPackage, interpreter: PythonLayout, tree: Path
 ) -> CondaPackage:
     """Lay a wheel out under `tree` as conda does and return the package, its glibc now known.
 

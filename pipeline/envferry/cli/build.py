@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -68,13 +68,23 @@ class PackCommandOptions(DryRunOptions, ThreadOptions, PackedOptions):
 class SigningOptions(SignKeyOptions, TrustedKeyOptions, RegistryOptions):
     """For commands that publish, signed where there is a key."""
 
+    layers: int = option(
+        "--layers",
+        type=click.IntRange(1, 100),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="For oci://: cut the archive into so many layers, which versions share.",
+    )
+
     def open_registry(self) -> Registry:
         """Open the registry to push to, with the keys."""
         from envferry.registry import Registry
 
         trust = load_trust(self.trusted_keys, takes_in=False)
         signer = load_signer(self.sign_keys)
-        return Registry.open(self.registry, signer=signer, trust=trust if trust.keys else None)
+        found = Registry.open(self.registry, signer=signer, trust=trust if trust.keys else None)
+        return replace(found, layers=self.layers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +93,11 @@ class PushOptions(DryRunOptions, NewTagOptions, SigningOptions):
 
     archives: tuple[Path, ...] = argument(
         nargs=-1, required=True, type=click.Path(path_type=Path), metavar="ARCHIVE..."
+    )
+    base: str | None = option(
+        "--base",
+        metavar="IMAGE",
+        help="For oci://: also make NAME:run.TAG, the environment on HOST/REPOSITORY:TAG.",
     )
 
 
@@ -162,7 +177,8 @@ def push(console: Console, options: PushOptions) -> None:
         found = [preview_push(one, registry=target, tags=options.tags) for one in artifacts]
         console.preview(found, lambda: [describe_push(one, is_done=False) for one in found])
         return
-    pushed = [push_one(console, artifact, target, options.tags) for artifact in artifacts]
+    push_each = push_on_base if options.base else push_one
+    pushed = [push_each(console, artifact, target, options) for artifact in artifacts]
     console.result(pushed, lambda: [describe_push(item) for item in pushed])
 
 
@@ -182,12 +198,25 @@ def pack_built(
 
 
 def push_one(
-    console: Console, artifact: Artifact, registry: Registry, tags: tuple[str, ...]
+    console: Console, artifact: Artifact, registry: Registry, options: NewTagOptions
 ) -> PushedArtifact:
     """Push an artifact."""
     from envferry.registry.push import push_artifact
 
-    return push_artifact(artifact, registry=registry, tags=tags, progress=console.progress)
+    return push_artifact(artifact, registry=registry, tags=options.tags, progress=console.progress)
+
+
+def push_on_base(
+    console: Console, artifact: Artifact, registry: Registry, options: PushOptions
+) -> PushedArtifact:
+    """Push an artifact, and an image of it on top of a base that was found before."""
+    from envferry.registry.runnable import find_base_image, publish_runnable
+
+    base = find_base_image(registry, artifact.manifest, options.base or "")
+    pushed = push_one(console, artifact, registry, options)
+    images = publish_runnable(artifact, registry, base, pushed.tags, console.progress)
+    console.note(f"runs as it is: {', '.join(images)}")
+    return pushed
 
 
 def artifact_facts(artifact: Artifact) -> dict[str, object]:

@@ -14,7 +14,7 @@ import click
 from envferry.archive.compression import DEFAULT_LEVEL
 from envferry.base.files import exclusive_lock, plural, remove_tree
 from envferry.cli.command import option
-from envferry.cli.shared_options import OfflineOptions, becomes
+from envferry.cli.shared_options import SPECS_DIR, OfflineOptions, becomes
 from envferry.config import settings
 from envferry.engines.selection import Engine
 from envferry.errors import IntegrityError
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SPECS_DIR = Path("specs")
 DIFFERENCES_SHOWN = 20
 
 

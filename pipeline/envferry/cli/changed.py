@@ -11,7 +11,8 @@ import msgspec
 
 from envferry.cli.building import locked
 from envferry.cli.command import command, option
-from envferry.cli.specs import SPECS_DIR
+from envferry.cli.lock_diff import lock_at
+from envferry.cli.shared_options import SPECS_DIR
 from envferry.cli.terminal import table
 from envferry.errors import UsageError
 
@@ -50,8 +51,19 @@ class SinceOptions:
     )
 
 
-@command(SinceOptions)
-def changed(console: Console, options: SinceOptions) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ChangedOptions(SinceOptions):
+    """Since when, and for whom."""
+
+    markdown: bool = option(
+        "--markdown",
+        is_flag=True,
+        help="Print Markdown with the changes of each lock: for the summary of a CI job.",
+    )
+
+
+@command(ChangedOptions)
+def changed(console: Console, options: ChangedOptions) -> None:
     """List the specs that changed since a git revision.
 
     A spec is added, changed, renamed or deleted. It also counts as changed when only its lock or a
@@ -60,6 +72,9 @@ def changed(console: Console, options: SinceOptions) -> None:
     from envferry.specs.changed import changed_specs
 
     found = changed_specs(options.specs_dir, options.since)
+    if options.markdown:
+        click.echo("\n".join(markdown_lines(found, options)))
+        return
     console.result([changed_facts(item) for item in found], lambda: changed_lines(found, options))
 
 
@@ -79,6 +94,38 @@ def changed_lines(found: tuple[ChangedSpec, ...], options: SinceOptions) -> list
         names = ", ".join(Path(file).name for file in item.files)
         rows.append((item.spec, item.state, item.was or "", names, platforms))
     return list(table(("SPEC", "STATE", "WAS", "CHANGED FILES", "PLATFORMS"), rows, right=()))
+
+
+def markdown_lines(found: tuple[ChangedSpec, ...], options: SinceOptions) -> list[str]:
+    """Return a section for each changed spec: what its lock has otherwise than before."""
+    from envferry.errors import NotFound
+    from envferry.specs.lock_changes import compare_locks, markdown_table
+
+    if not found:
+        return [f"No spec in `{options.specs_dir}/` changed since `{options.since}`."]
+    lines = []
+    for item in found:
+        renamed = f", was `{item.was}`" if item.was else ""
+        lines += [f"### `{item.spec}` ({item.state}{renamed})", ""]
+        if item.state == "deleted":
+            continue
+        if not item.platforms:
+            lines += ["It has no lock that can be read.", ""]
+            continue
+        try:
+            before = lock_at(f"{item.was or item.spec}@{options.since}")
+        except NotFound:
+            before = None
+        changes = compare_locks(before, lock_at(lock_path(item.spec)))
+        table = markdown_table(changes) if changes else ["No package changes."]
+        lines += [*table, ""]
+    return lines
+
+
+def lock_path(spec: str) -> str:
+    """Return the path of a spec's lock."""
+    path = Path(spec)
+    return str(path.with_name(f"{path.stem}.conda-lock.yml"))
 
 
 def releasable(specs_dir: Path, since: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ that theirs derive from; a command's own come first in its help.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +23,7 @@ import click
 
 from envferry.cli.console import Console
 from envferry.cli.failures import Answer
-from envferry.config import forget_relative_path_entries
+from envferry.config import forget_relative_path_entries, settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,6 +64,8 @@ def command(
     def decorate(function: Callable[[Console, Options], int | None]) -> click.Command:
         def run(*, as_json: bool, is_quiet: bool, verbosity: int, **values: object) -> int | None:
             forget_relative_path_entries()
+            if (umask := settings().umask) is not None:
+                os.umask(umask)
             console = Console(as_json=as_json, is_quiet=is_quiet, verbosity=verbosity)
             console.answer = click.get_current_context().ensure_object(Answer)
             return function(console, options(**values))

@@ -61,7 +61,7 @@ def diff(console: Console, options: DiffOptions) -> None:
     """
     before, after = options.before, options.after
     if options.locks or not is_about_artifacts(before, after):
-        from envferry.cli.specs import compare
+        from envferry.cli.lock_diff import compare
 
         compare(console, before, after)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,11 @@ import click
 
 from envferry import __version__, process
 from envferry.base.files import human_bytes, plural
-from envferry.cli.command import command
-from envferry.cli.shared_options import RegistryOptions
+from envferry.cli.command import command, option
+from envferry.cli.shared_options import EnvsDirOptions, RegistryOptions
 from envferry.config import child_environ, settings
 from envferry.engines.selection import REAL_ENGINES, Engine, open_sandbox
-from envferry.errors import PipelineError, SpecError
+from envferry.errors import HostError, PipelineError, SpecError
 from envferry.install.host_check import glibc_version
 from envferry.models import current_platform
 from envferry.registry import Registry
@@ -39,9 +40,24 @@ LIBRARIES = (
 )
 
 
-@command(RegistryOptions)
-def doctor(console: Console, options: RegistryOptions) -> None:
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions(RegistryOptions, EnvsDirOptions):
+    """What to look at."""
+
+    name: str | None = option(
+        "--for",
+        metavar="NAME",
+        help="Instead show what the installed environment NAME compiles with here, and what is "
+        "lacking; the exit code is 11 if anything is.",
+    )
+
+
+@command(DoctorOptions)
+def doctor(console: Console, options: DoctorOptions) -> int:
     """Show what this machine supports: sandbox engines, versions, disk space, the registry."""
+    if options.name:
+        show_compilers(console, options.name, options.envs_dir)
+        return 0
     here = settings()
     findings = {
         "envferry": f"{__version__}, Python {sys.version.split()[0]}",
@@ -54,6 +70,30 @@ def doctor(console: Console, options: RegistryOptions) -> None:
         "GPU driver": driver_version(),
     }
     console.result(findings, lambda: lines_of(findings))
+    return 0
+
+
+def show_compilers(console: Console, name: str, envs_dir: Path) -> None:
+    """Show which packages of an environment compile while they run, and what they find here."""
+    from envferry.base.run_time_compilers import TOOLS
+    from envferry.install.env_home import EnvHome
+    from envferry.install.host_compilers import find_compilers
+    from envferry.install.installed import chosen_id
+
+    home = EnvHome.of(envs_dir, name)
+    id_ = chosen_id(home, None)
+    found = find_compilers(home, id_)
+    lines = [
+        f"{one.package}  {one.when}: {TOOLS[tool]}: {'lacking' if tool in one.lacks else 'here'}"
+        for one in found
+        for tool in one.needs
+    ]
+    nothing = f"{name}@{id_} has all that its packages compile with, or none that do"
+    console.result(found, lambda: lines or [nothing])
+    lacking = sorted({TOOLS[tool] for one in found for tool in one.lacks})
+    if lacking:
+        message = f"this host lacks what {name}@{id_} compiles with: {', '.join(lacking)}"
+        raise HostError(message, hint="install it here, or add it to the environment's spec")
 
 
 def lines_of(findings: dict[str, str]) -> Iterator[str]:

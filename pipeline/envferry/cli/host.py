@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from envferry.artifacts import read_artifact
-from envferry.base.files import absolute_path, human_bytes, plural
+from envferry.base.files import absolute_path, human_bytes, make_folders, plural
+from envferry.cli.actor import current_actor, origin_of, utc_now
 from envferry.cli.command import argument, command, option
+from envferry.cli.hooks import run_hooks
 from envferry.cli.installed import home_of
 from envferry.cli.shared_options import (
     DryRunOptions,
@@ -30,7 +32,9 @@ from envferry.cli.trust import (
     open_trusting,
     verify_ref,
 )
-from envferry.errors import IntegrityError
+from envferry.config import settings, user_kernels
+from envferry.errors import IntegrityError, UsageError
+from envferry.install.env_home import IMAGE_SUFFIX, PARTIAL
 from envferry.install.reuse import Link
 from envferry.models import ID_PATTERN, Artifact, Finding, Ref, current_platform
 from envferry.registry import PublishedArchive, Registry
@@ -43,7 +47,7 @@ if TYPE_CHECKING:
     from envferry.install.env_home import EnvHome
     from envferry.install.stage import InstallOptions, InstallPreview
     from envferry.install.verify import Verified
-    from envferry.models import Installation, Manifest
+    from envferry.models import Installation, Manifest, Origin
     from envferry.trust.host_trust import Trust
 
 
@@ -85,10 +89,11 @@ class InstallCommandOptions(
     link: Link = option(
         "--link",
         type=click.Choice([link.value for link in Link]),
-        default=Link.AUTO.value,
+        default=lambda: settings().link,
+        show_default="auto",
         callback=becomes(Link),
-        show_default=True,
-        help="How to share unchanged files with existing installations.",
+        help="How to share unchanged files with existing installations; auto: reflinks, else hard "
+        "links, which are read-only. Copies share nothing.",
     )
     force: tuple[str, ...] = option(
         "--force",
@@ -96,11 +101,32 @@ class InstallCommandOptions(
         type=click.Choice(get_args(Finding)),
         help="Install despite this finding of the host check; repeatable.",
     )
+    kernel: str | None = option(
+        "--kernel",
+        is_flag=False,
+        flag_value="",
+        metavar="[DIR]",
+        help="Also make a Jupyter kernel, in DIR or the usual directory; it follows updates and "
+        "rollbacks and goes with the environment. `none` removes it.",
+    )
+    modulefile: str | None = option(
+        "--modulefile",
+        is_flag=False,
+        flag_value="",
+        metavar="[DIR]",
+        help="Also make a modulefile (Lmod, Environment Modules) in DIR or the directory of the "
+        "settings, in the same way.",
+    )
     allow_downgrade: bool = option(
         "--allow-downgrade", is_flag=True, help="Accept a tag that was moved back."
     )
+    mount: bool = option(
+        "--mount",
+        is_flag=True,
+        help="Mount an image instead of unpacking: REF is one, or one is made of it here.",
+    )
 
-    def as_install_options(self) -> InstallOptions:
+    def as_install_options(self, origin: Origin | None) -> InstallOptions:
         """Return what the stage is to do."""
         from envferry.install.stage import InstallOptions
 
@@ -113,6 +139,9 @@ class InstallCommandOptions(
             link=self.link,
             force=self.force,
             threads=self.threads,
+            origin=origin,
+            kernel_dir=kernel_directory(self.kernel),
+            modulefile_dir=modulefile_directory(self.modulefile),
         )
 
 
@@ -196,8 +225,12 @@ def install(console: Console, options: InstallCommandOptions) -> None:
         allow_downgrade=options.allow_downgrade,
         require_signature=options.require_signature,
     )
-    wanted = options.as_install_options()
+    if options.mount:
+        install_mounted(console, options, trust)
+        return
     with opened(options.ref, options.registry, trust) as (source, manifest):
+        origin = origin_of(options.ref, options.registry, trust.signers_of(manifest))
+        wanted = options.as_install_options(origin)
         if options.dry_run:
             plan = preview_install(source, manifest, options=wanted)
             console.preview(plan, lambda: [describe_plan(plan)])
@@ -209,7 +242,80 @@ def install(console: Console, options: InstallCommandOptions) -> None:
             progress=console.progress,
             announce=lambda plan: console.note(describe_plan(plan)) if plan.saves else None,
         )
-    console.result(installation, lambda: [describe_installation(installation, wanted)])
+    report_installed(console, installation, wanted)
+
+
+def report_installed(console: Console, installation: Installation, options: InstallOptions) -> None:
+    """Print what was installed, what the host lacks for it, and run the site's hooks."""
+    console.result(installation, lambda: [describe_installation(installation, options)])
+    note_compilers(console, installation, options.envs_dir)
+    run_hooks("install", installation, options.envs_dir)
+
+
+def note_compilers(console: Console, installation: Installation, envs_dir: Path) -> None:
+    """Say what this host lacks for packages that compile while they run, if they run here."""
+    from envferry.install.env_home import EnvHome
+    from envferry.install.host_compilers import find_compilers
+
+    home = EnvHome.of(envs_dir, installation.name)
+    if installation.prefix != str(home.link):
+        return
+    for one in find_compilers(home, installation.id):
+        if one.lacks:
+            console.note(f"{one}, which this host does not have")
+
+
+def kernel_directory(told: str | None) -> Path | None:
+    """Return where a kernel goes, as the command line or the settings say; None for nowhere new."""
+    if told:
+        return Path(told)
+    set_up = settings().kernel_dir
+    return set_up or (user_kernels() if told is not None else None)
+
+
+def modulefile_directory(told: str | None) -> Path | None:
+    """Return where a modulefile goes; raise UsageError where nothing says so."""
+    if told:
+        return Path(told)
+    set_up = settings().modulefile_dir
+    if told is not None and set_up is None:
+        message = "--modulefile names no directory, and no setting does"
+        raise UsageError(
+            message, hint="give --modulefile DIR, or set modulefile_dir (`envferry config`)"
+        )
+    return set_up
+
+
+def install_mounted(console: Console, options: InstallCommandOptions, trust: Trust) -> None:
+    """Install an image that is there, or one that is made of an artifact here."""
+    from envferry.cli.image import make_image
+    from envferry.install.env_home import EnvHome
+    from envferry.install.image import is_image, mount_image, read_image
+
+    if options.dry_run:
+        message = "--mount has no --dry-run"
+        raise UsageError(message, hint="leave one of the two out")
+    place = Path(options.ref)
+    if is_image(place):
+        wanted = options.as_install_options(origin_of(options.ref, options.registry))
+        installation = mount_image(
+            read_image(place),
+            options=wanted,
+            progress=console.progress,
+            accept=lambda path: trust.check_image(path, of=place),
+        )
+    else:
+        with opened(options.ref, options.registry, trust) as (source, manifest):
+            origin = origin_of(options.ref, options.registry, trust.signers_of(manifest))
+            wanted = options.as_install_options(origin)
+            home = EnvHome.of(wanted.envs_dir, wanted.name or manifest.name)
+            make_folders(home.directory)
+            target = home.directory / f"{PARTIAL}{manifest.id}{IMAGE_SUFFIX}"
+            image = make_image(console, (source, manifest), target, wanted)
+        installation = mount_image(
+            image, options=wanted, progress=console.progress, accept=lambda _: origin.signed_by
+        )
+    report_installed(console, installation, wanted)
 
 
 @contextmanager
@@ -240,7 +346,7 @@ def verify(console: Console, options: VerifyOptions) -> None:
 
     An archive FILE, NAME@TAG, or a NAME@ID that is not installed here is an artifact: its
     signatures are verified with the trusted keys, and every byte with what is signed. So is the
-    folder `tool` of an export, which holds envferry itself.
+    folder `tool` of an export, which holds envferry itself, and an envferry.run.
     """
     if options.published or not is_installed(options.name, options.envs_dir):
         wanted = SignedRef(ref=options.name, platform=options.platform, registry=options.registry)
@@ -251,12 +357,14 @@ def verify(console: Console, options: VerifyOptions) -> None:
 
 def is_installed(name: str, envs_dir: Path) -> bool:
     """Whether a word names an installation, or an environment: a host knows no tags."""
-    from envferry.trust.tool_signature import is_tool
+    from envferry.trust.tool_signature import is_run_file, is_tool
 
     if is_file_ref(name):
         return False
     home, at, id_ = name.partition("@")
-    if is_tool(Path(name)):  # unless there is an environment of that name
+    if is_tool(Path(name)) or is_run_file(
+        Path(name)
+    ):  # unless there is an environment of that name
         return home_of(name, envs_dir)[0].directory.exists()
     return not at or bool(
         ID_PATTERN.fullmatch(id_) and home_of(home, envs_dir)[0].record(id_).exists()
@@ -268,7 +376,9 @@ def verify_installed(console: Console, options: VerifyOptions) -> None:
     from envferry.install.verify import verify_installation
 
     home, id_ = home_of(options.name, options.envs_dir)
-    found = verify_installation(home, id_, quick=options.quick, progress=console.progress)
+    found = verify_installation(
+        home, id_, quick=options.quick, progress=console.progress, time=utc_now()
+    )
     if options.repair and found.faults:
         found = repair(console, home, found, options)
     console.result(found, lambda: describe_verified(found))
@@ -276,6 +386,9 @@ def verify_installed(console: Console, options: VerifyOptions) -> None:
         hint = f"run `envferry verify {options.name} --repair` to restore changed or missing files"
         if not found.faults:
             hint = "these files were added later; remove those that do not belong there"
+        others = sorted({name for item in found.faults for name in item.shared_with})
+        if others:
+            hint += f"; the same files are part of {', '.join(others)}: repair these as well"
         count = len(found.differences)
         message = f"{home.name}@{found.id} differs from what was installed (differences: {count})"
         raise IntegrityError(message, hint=hint)
@@ -287,7 +400,9 @@ def repair(console: Console, home: EnvHome, found: Verified, options: VerifyOpti
     from envferry.install.verify import repair_installation
 
     with opened(options.file or found.ref, options.registry, options.trust()) as (source, _):
-        return repair_installation(home, found, Archive(source), progress=console.progress)
+        return repair_installation(
+            home, found, Archive(source), progress=console.progress, actor=current_actor()
+        )
 
 
 def describe_plan(plan: InstallPreview) -> str:
@@ -308,7 +423,8 @@ def describe_verified(found: Verified) -> Iterator[str]:
     for item in found.differences:
         package = f"  [{item.package}]" if item.package else ""
         reason = f": {item.reason}" if item.kind == "changed" else ""
-        yield f"{item.kind:<9} {item.path}{package}{reason}"
+        shared = f"; shared with {', '.join(item.shared_with)}" if item.shared_with else ""
+        yield f"{item.kind:<9} {item.path}{package}{reason}{shared}"
     if not found.differences:
         yield f"{found.name}@{found.id}: {plural(found.files, 'file')} unchanged since the install"
 
@@ -319,4 +435,10 @@ def describe_installation(installation: Installation, options: InstallOptions) -
     text = f"{installation.name}@{installation.id} installed in {place}"
     if installation.prefix != str(place):
         text += f"\nfor use at {installation.prefix}"
-    return f"{text}\n{plural(installation.files, 'file')}, {human_bytes(installation.size)}"
+    text += f"\n{plural(installation.files, 'file')}, {human_bytes(installation.size)}"
+    if sharing := installation.sharing:
+        text += (
+            f"\n{plural(sharing.files, 'file')}, {human_bytes(sharing.size)}, shared with "
+            f"{', '.join(sharing.with_)}: hard links, read-only"
+        )
+    return f"{text}\nconda_env: {installation.name}"

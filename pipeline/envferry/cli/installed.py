@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.base.files import plural
+from envferry.cli.actor import current_actor
 from envferry.cli.command import argument, command, option
+from envferry.cli.hooks import run_hooks
 from envferry.cli.shared_options import DryRunOptions, EnvsDirOptions
 from envferry.errors import EXIT_INTERRUPTED, UsageError
 from envferry.models import ID_PATTERN
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from envferry.cli.console import Console
     from envferry.install.env_home import EnvHome
     from envferry.install.remove import Removal
+    from envferry.models import Installation
 
 KEPT = 2
 """Installations that `remove` keeps: the current one, and one to go back to."""
@@ -30,7 +33,7 @@ class RollbackOptions(DryRunOptions, EnvsDirOptions):
     """Which environment to switch, and to what."""
 
     name: str = argument()
-    id_: str | None = argument(metavar="[ID]", required=False)
+    wish: str | None = argument(metavar="[ID|BACK]", required=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +62,17 @@ class RemoveOptions(DryRunOptions, EnvsDirOptions):
 
 @command(RollbackOptions)
 def rollback(console: Console, options: RollbackOptions) -> None:
-    """Switch NAME to the previous installation, or to ID; run again to undo."""
+    """Switch NAME to the previous installation, or to another; run again to undo.
+
+    ID may be the beginning of an id, four digits at least. BACK is a number that `envferry history
+    NAME` shows: 1 is the previous installation.
+    """
     from envferry.install.activation import roll_back
     from envferry.install.env_home import EnvHome
 
     home = EnvHome.of(options.envs_dir, options.name)
-    installation = roll_back(home, options.id_, dry_run=options.dry_run)
+    actor = current_actor()
+    installation = roll_back(home, options.wish, dry_run=options.dry_run, actor=actor)
     shown = f"{options.name}@{installation.id}"
     if options.dry_run:
         now = home.current_id() or "nothing"
@@ -72,6 +80,7 @@ def rollback(console: Console, options: RollbackOptions) -> None:
         console.preview(installation, lambda: [line])
         return
     console.result(installation, lambda: [f"{shown} is current: {options.envs_dir / options.name}"])
+    run_hooks("rollback", installation, options.envs_dir)
 
 
 @command(RemoveOptions)
@@ -89,12 +98,23 @@ def remove(console: Console, options: RemoveOptions) -> int:
     if options.whole and not (options.yes or options.dry_run) and not is_sure(console, home):
         console.note("nothing was removed")
         return EXIT_INTERRUPTED
+    before = records_of(home)
     removal = remove_from(home, id_, options)
     if options.dry_run:
         console.preview(removal, lambda: describe_removal(removal, verb="would remove"))
     else:
         console.result(removal, lambda: describe_removal(removal))
+        for one in removal.removed:
+            if one in before:
+                run_hooks("remove", before[one], options.envs_dir)
     return 0
+
+
+def records_of(home: EnvHome) -> dict[str, Installation]:
+    """Return the records that can be read, by id."""
+    from envferry.install.installed import all_installations
+
+    return {record.id: record for one, record in all_installations(home) if one.name == home.name}
 
 
 def remove_from(home: EnvHome, id_: str | None, options: RemoveOptions) -> Removal:
@@ -105,9 +125,13 @@ def remove_from(home: EnvHome, id_: str | None, options: RemoveOptions) -> Remov
     if options.whole:
         return remove_whole(home, assume_unused=assume_unused, dry_run=dry_run)
     if id_:
-        return remove_named(home, id_, assume_unused=assume_unused, dry_run=dry_run)
+        return remove_named(
+            home, id_, assume_unused=assume_unused, dry_run=dry_run, actor=current_actor()
+        )
     keep = options.keep or KEPT
-    return remove_old(home, keep, assume_unused=assume_unused, dry_run=dry_run)
+    return remove_old(
+        home, keep, assume_unused=assume_unused, dry_run=dry_run, actor=current_actor()
+    )
 
 
 def is_sure(console: Console, home: EnvHome) -> bool:

@@ -41,17 +41,28 @@ COMMANDS = {
     "why": ("envferry.cli.compare", "Show why an artifact contains a package."),
     "fetch": ("envferry.cli.host", "Bring an artifact from a registry to a directory."),
     "install": ("envferry.cli.host", "Install an artifact, whole or not at all."),
+    "follow": ("envferry.cli.follow", "Keep an environment at a tag: one poll."),
+    "image": ("envferry.cli.image", "Write an artifact as one image to mount."),
     "verify": (
         "envferry.cli.host",
         "Verify an installed environment, or an artifact's signatures.",
     ),
+    "run": ("envferry.cli.run", "Run a program in an installed environment."),
+    "shell": ("envferry.cli.run", "Open a shell in an installed environment."),
+    "checks": ("envferry.cli.overview", "Run the checks of an installed environment again."),
+    "list": ("envferry.cli.overview", "List what is installed on this host."),
+    "status": ("envferry.cli.overview", "Say whether all is as it should be: for monitoring."),
+    "history": ("envferry.cli.overview", "Show what was installed and current when."),
+    "du": ("envferry.cli.overview", "Show the disk space that installations take."),
     "rollback": ("envferry.cli.installed", "Switch to the previous installation, or to another."),
     "remove": ("envferry.cli.installed", "Remove old installations."),
     "export": ("envferry.cli.transfer", "Write artifacts to a folder on a portable disk."),
     "apply": ("envferry.cli.transfer", "Add the artifacts in an exported folder to a registry."),
     "mirror": ("envferry.cli.transfer", "Copy what one registry lacks from another."),
+    "tool": ("envferry.cli.tool", "Write envferry as one file for hosts without Python."),
     "keygen": ("envferry.cli.trust", "Generate a pair of keys: to sign, and to verify."),
     "cache": ("envferry.cli.cache", "Manage the download cache: list, verify, prune."),
+    "config": ("envferry.cli.settings", "Show each setting, and what says so."),
     "doctor": ("envferry.cli.doctor", "Show what this machine supports."),
 }
 """Where each command is, and its help: so that `--help` loads none of them."""
@@ -69,8 +80,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(COMMANDS[cmd_name][0])
-        # a function cannot be called `import`.
-        name = f"{cmd_name}_command" if cmd_name == "import" else cmd_name
+        # Python has other uses for these names.
+        name = f"{cmd_name}_command" if cmd_name in ("import", "list") else cmd_name
         command: click.Command = getattr(module, name)
         return command
 

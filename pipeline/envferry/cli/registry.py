@@ -159,6 +159,9 @@ def manifest_lines(manifest: Manifest, known: Facts) -> Iterator[str]:
             )
             if version
         ),
+        "GPU code": "; ".join(
+            f"{name}: {', '.join(code)}" for name, code in manifest.gpu_code.items()
+        ),
         "checks": ", ".join(
             [*(f"import {name}" for name in manifest.checks.imports), *manifest.checks.commands]
         ),

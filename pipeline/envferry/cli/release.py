@@ -3,84 +3,30 @@
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
-from envferry.cli.build import SigningOptions, describe_push, pack_built, push_one
-from envferry.cli.building import (
-    BuildingOptions,
-    PackedOptions,
-    build_spec,
-    locked,
-    preview_line,
-    preview_spec,
-)
+from envferry.cli.build import pack_built, push_one
+from envferry.cli.building import build_spec, locked, preview_line, preview_spec
 from envferry.cli.changed import MAX_JOBS, Service, job_matrix, releasable
+from envferry.cli.clustered import BuiltReleaseOptions, outcomes_of, release_on_workers
 from envferry.cli.command import argument, command, option
-from envferry.cli.failures import explain
-from envferry.cli.shared_options import DryRunOptions, NewTagOptions
-from envferry.cli.specs import SPECS_DIR
-from envferry.errors import PipelineError, UsageError
-from envferry.models import PushedArtifact, current_platform
+from envferry.cli.outcome import FAILURES, Outcome, raise_first
+from envferry.cli.shared_options import SPECS_DIR, DryRunOptions
+from envferry.errors import UsageError
+from envferry.models import current_platform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from envferry.cli.console import Console
-    from envferry.models import Lock
     from envferry.registry import Registry
-
-log = logging.getLogger(__name__)
-
-FAILURES = (PipelineError, OSError)
-"""What ends the release of one spec, and not of the others."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of one spec."""
-
-    spec: str
-    lock: Lock | None = None
-    pushed: PushedArtifact | None = None
-    built: bool = False
-    """False when the registry had it already."""
-    error: Exception | None = None
-
-    @property
-    def state(self) -> Literal["released", "failed", "not begun"]:
-        """Return how it ended."""
-        if self.error:
-            return "failed"
-        return "released" if self.pushed else "not begun"
-
-    def facts(self) -> dict[str, Any]:
-        """Return what `--json` says of it: of what was released, what `push` says, too."""
-        facts: dict[str, Any] = {"spec": self.spec, "outcome": self.state}
-        if self.pushed:
-            facts |= {**msgspec.to_builtins(self.pushed), "built": self.built}
-        if self.error:
-            failure = explain(self.error)
-            facts["error"] = {
-                "message": failure.message,
-                "hint": failure.hint,
-                "exit_code": failure.exit_code,
-            }
-        return facts
-
-    def line(self) -> str:
-        """Return one line for people."""
-        if self.pushed:
-            return describe_push(self.pushed) + ("" if self.built else ", not rebuilt")
-        return f"{self.spec}: {self.state}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReleaseOptions(DryRunOptions, BuildingOptions, PackedOptions, SigningOptions, NewTagOptions):
+class ReleaseOptions(DryRunOptions, BuiltReleaseOptions):
     """What to release, and how."""
 
     specs: tuple[str, ...] = argument(nargs=-1, metavar="[SPEC]...")
@@ -94,9 +40,6 @@ class ReleaseOptions(DryRunOptions, BuildingOptions, PackedOptions, SigningOptio
         type=click.Choice(list(MAX_JOBS)),
         help="Only print the jobs, one a spec and platform, as this CI service takes them.",
     )
-    rebuild: bool = option(
-        "--rebuild", is_flag=True, help="Also build what the registry already has."
-    )
 
 
 @command(ReleaseOptions)
@@ -109,7 +52,11 @@ def release(console: Console, options: ReleaseOptions) -> None:
 
     With --since, a changed spec that never had a lock is left out; one whose lock was deleted is an
     error.
+
+    With --workers or --scheduler, workers build and push (extra `envferry[dask]`); this process
+    checks what they pushed, signs it and moves the tags.
     """
+    options.require_combinable()
     if not options.specs and options.since is None:
         message = "release what? Neither a SPEC nor `--since` is given"
         raise UsageError(message, hint="name specs, such as `demo`")
@@ -119,7 +66,7 @@ def release(console: Console, options: ReleaseOptions) -> None:
         click.echo(json.dumps(job_matrix(specs, options.matrix)))
         return
     target = options.open_registry()
-    outcomes = [Outcome(spec) for spec in specs]
+    outcomes = outcomes_of(specs, options)
     if options.dry_run:
         preview_release(console, outcomes, target, options)
         return
@@ -127,7 +74,8 @@ def release(console: Console, options: ReleaseOptions) -> None:
         check_all(outcomes, options.tags)
         require_all_writable(outcomes, target)
         if not any(outcome.error for outcome in outcomes):
-            release_all(console, outcomes, target, options)
+            releaser = release_on_workers if options.on_workers else release_all
+            releaser(console, outcomes, target, options)
     finally:
         # Also after an interrupt: what was published is.
         console.result(
@@ -150,12 +98,19 @@ def preview_release(
     for outcome in (one for one in outcomes if one.lock):
         found = None
         if not options.rebuild and outcome.lock:
-            found = find_released(target, outcome.lock, current_platform())
-        fact = {"spec": outcome.spec, "build": found is None, "id": found.id if found else None}
+            found = find_released(target, outcome.lock, outcome.platform)
+        fact = {
+            "spec": outcome.spec,
+            "platform": outcome.platform,
+            "build": found is None,
+            "id": found.id if found else None,
+        }
         facts.append({**fact, "tags": tags})
         if found:
             shown = f"{found.name}@{found.id} is in {target.url}: would be tagged"
             lines.append(f"{shown} {', '.join(tags)}")
+        elif outcome.platform != current_platform():
+            lines.append(f"{outcome.spec}: would be built for {outcome.platform}, by a worker")
         else:
             lines.append(preview_line(preview_spec(outcome.spec, options)))
     console.preview(facts, lambda: lines)
@@ -171,7 +126,7 @@ def check_all(outcomes: Sequence[Outcome], tags: tuple[str, ...]) -> None:
     for outcome in outcomes:
         try:
             lock = locked(outcome.spec)
-            lock.for_platform(current_platform())
+            lock.for_platform(outcome.platform)
             outcome.lock = lock
         except FAILURES as error:
             outcome.error = error
@@ -183,7 +138,7 @@ def require_all_writable(outcomes: Sequence[Outcome], target: Registry) -> None:
 
     for outcome in outcomes:
         if outcome.lock:
-            require_writable(target, outcome.lock.name, current_platform())
+            require_writable(target, outcome.lock.name, outcome.platform)
 
 
 def release_all(
@@ -195,6 +150,8 @@ def release_all(
             release_one(console, outcome, target, options)
         except FAILURES as error:
             outcome.error = error
+            if options.fail_fast:
+                return
 
 
 def release_one(
@@ -204,24 +161,13 @@ def release_one(
     from envferry.registry.push import tag_published
     from envferry.registry.released import find_released
 
-    platform = current_platform()
     if not options.rebuild and outcome.lock:
         checked = not options.no_check
-        found = find_released(target, outcome.lock, platform, checked=checked)
+        found = find_released(target, outcome.lock, outcome.platform, checked=checked)
         if found:
             outcome.pushed = tag_published(found, registry=target, tags=options.tags)
             return
     built = build_spec(console, outcome.spec, options)
     artifact = pack_built(console, built, options)
-    outcome.pushed = push_one(console, artifact, target, options.tags)
+    outcome.pushed = push_one(console, artifact, target, options)
     outcome.built = True
-
-
-def raise_first(outcomes: Sequence[Outcome]) -> None:
-    """Say all errors but the first, then raise that one: its exit code is the command's."""
-    errors = [(outcome.spec, outcome.error) for outcome in outcomes if outcome.error]
-    for spec, error in errors[1:]:
-        failure = explain(error)
-        log.error("%s: %s%s", spec, failure.message, f" ({failure.hint})" if failure.hint else "")
-    if errors:
-        raise errors[0][1]

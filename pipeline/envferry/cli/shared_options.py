@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value", bound="Enum")
 
+SPECS_DIR = Path("specs")
+"""Where specs and locks are found by name."""
+
 
 def becomes(kind: type[Value]) -> Callable[[click.Context, click.Parameter, str], Value]:
     """Return the callback of an option whose value is a member of an enum."""
@@ -37,7 +40,7 @@ class RegistryOptions:
         metavar="URL",
         default=lambda: settings().registry,
         show_default="ENVFERRY_REGISTRY, else ./artifacts",
-        help="Where artifacts live: a directory, s3://bucket/prefix or https://…",
+        help="Where artifacts live: a directory, s3://bucket/prefix, oci://host/repository, https://…",
     )
 
 
@@ -50,6 +53,19 @@ class PlatformOptions:
         metavar="PLATFORM",
         default=current_platform,
         help="A platform other than this machine's.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpreterOptions:
+    """For commands that make the one-file tool."""
+
+    interpreter: Path | None = option(
+        "--interpreter",
+        type=click.Path(path_type=Path),
+        metavar="PATH",
+        help="The Python in envferry.run: bin/python3.X, needed for another platform; default: the"
+        " one that runs envferry.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Commands of specs and locks: import, lint, lock; and the comparison of two locks."""
+"""Commands of specs and locks: import, lint, lock."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.cli.command import argument, command, option
-from envferry.cli.shared_options import DryRunOptions, OfflineOptions
+from envferry.cli.shared_options import SPECS_DIR, DryRunOptions, OfflineOptions
 from envferry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from envferry.specs.lock_changes import Change
 
 log = logging.getLogger(__name__)
-
-SPECS_DIR = Path("specs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,11 +280,15 @@ def lock_one(
     from envferry.lock.existing_lock import check_lock
     from envferry.lock.stage import lock_spec
     from envferry.specs.lock_changes import compare_locks
+    from envferry.specs.publishers import lock_warnings
     from envferry.specs.reading import find_spec, read_spec
 
     spec = read_spec(find_spec(word, SPECS_DIR))
     if options.check:
-        return check_lock(spec), ()
+        lock = check_lock(spec)
+        for warning in lock_warnings(lock):
+            log.warning("%s", warning)
+        return lock, ()
     findings = lint_one(spec.path)
     for finding in findings:
         log.warning("%s", finding)
@@ -382,39 +384,3 @@ def describe_lock(lock: Lock) -> str:
         conda = sum(package.manager == "conda" for package in packages)
         counts.append(f"{platform}: {conda} conda + {len(packages) - conda} pip packages")
     return f"{lock.path}  {'; '.join(counts)}"
-
-
-def lock_at(argument: str) -> Lock:
-    """Return the lock that `SPEC`, `SPEC@REVISION`, or a lock's own path means."""
-    from envferry.config import child_environ
-    from envferry.errors import NotFound
-    from envferry.process import run
-    from envferry.specs.locks import parse_lock, read_lock
-    from envferry.specs.reading import find_spec
-
-    name, at, revision = argument.rpartition("@")
-    target = name if at else argument
-    is_lock = target.endswith(".conda-lock.yml")
-    spec = Path(target) if is_lock or at else find_spec(target, SPECS_DIR)
-    if at and spec.suffix not in (".yml", ".yaml"):
-        spec = SPECS_DIR / f"{target}.yml"
-    path = spec if is_lock else spec.with_name(f"{spec.stem}.conda-lock.yml")
-    if not at:
-        return read_lock(path)
-    place = f"./{path}" if not path.is_absolute() else path.name
-    folder = path.parent if path.is_absolute() else Path()
-    words: list[str | Path] = ["git", "-C", folder, "show", f"{revision}:{place}"]
-    finished = run(words, env=child_environ(), check=False)
-    if finished.returncode != 0:
-        reason = (finished.stderr.strip().splitlines() or ["git gives no reason"])[-1]
-        message = f"{path} does not exist at {revision}: {reason.removeprefix('fatal: ')}"
-        raise NotFound(message, hint="name a commit, branch or tag that has it")
-    return parse_lock(finished.stdout, path)
-
-
-def compare(console: Console, before: str, after: str) -> None:
-    """Print what the lock of `after` has otherwise than that of `before`."""
-    from envferry.specs.lock_changes import compare_locks
-
-    changes = compare_locks(lock_at(before), lock_at(after))
-    console.result(changes, lambda: [str(change) for change in changes])

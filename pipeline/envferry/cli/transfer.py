@@ -15,16 +15,18 @@ from envferry.cli.command import argument, command, option
 from envferry.cli.shared_options import (
     ChosenTagOptions,
     DryRunOptions,
+    InterpreterOptions,
     PlatformOptions,
     RegistryOptions,
     SignatureOptions,
     SignKeyOptions,
     TrustedKeyOptions,
 )
+from envferry.cli.sizes import size_of
 from envferry.cli.trust import load_signer, load_trust, open_trusting
 from envferry.config import settings
 from envferry.errors import IntegrityError, NotFound, UsageError
-from envferry.models import Ref
+from envferry.models import Ref, current_platform
 from envferry.registry import Registry
 from envferry.stores.split import LEAST_PART
 
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
     from envferry.trust.signing import PublicKey, Signer
 
 PYTHON_VERSION = re.compile(r"3\.[1-9]\d")
-SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) ?(?P<unit>|[KMGT](i?B)?)", re.IGNORECASE)
 
 
 def journals() -> Path:
@@ -47,17 +48,14 @@ def journals() -> Path:
     return settings().cache_dir / "uploads"
 
 
-def parse_size(context: click.Context, option: click.Parameter, text: str | None) -> int | None:
-    """Parse bytes as people write them: 650M, 4G (powers of 1000), 4GiB (of 1024)."""
+def parse_part_size(
+    context: click.Context, option: click.Parameter, text: str | None
+) -> int | None:
+    """Parse the size of parts; small ones would be too many."""
     if text is None:
         return None
-    found = SIZE.fullmatch(text.strip())
-    size = 0
-    if found:
-        unit = found["unit"].upper()
-        base = 1024 if unit.endswith("IB") else 1000
-        size = int(float(found["number"]) * base ** (" KMGT".index(unit[:1] or " ")))
-    if size < LEAST_PART:
+    size = size_of(text)
+    if size is None or size < LEAST_PART:
         message = f"{text!r} is not a valid size: write 650M or 4G, 1M at least"
         raise click.BadParameter(message, context, option)
     return size
@@ -70,6 +68,7 @@ class ExportOptions(
     PlatformOptions,
     ChosenTagOptions,
     SignKeyOptions,
+    InterpreterOptions,
     RegistryOptions,
 ):
     """What to export, where to and how."""
@@ -84,12 +83,19 @@ class ExportOptions(
     )
     part_bytes: int | None = option(
         "--split",
-        callback=parse_size,
+        callback=parse_part_size,
         metavar="SIZE",
         help="Split larger files, at 4G for FAT or 650M for example.",
     )
+    oci: bool = option(
+        "--oci",
+        is_flag=True,
+        help="Write an OCI image layout, for skopeo, podman and ctr as well.",
+    )
     tool: bool = option(
-        "--tool", is_flag=True, help="Also export envferry itself: wheels and an install.sh."
+        "--tool",
+        is_flag=True,
+        help="Also export envferry itself: envferry.run, wheels, install.sh.",
     )
     pythons: tuple[str, ...] = option(
         "--python",
@@ -105,10 +111,19 @@ class ExportOptions(
         if not self.refs:
             message = f"export needs REF and DIR: only {self.directory} is given"
             raise UsageError(message, hint=f"envferry export {self.directory} /media/usb")
-        if (self.pythons or self.sign_keys) and not self.tool:
-            name = "--python" if self.pythons else "--sign-key"
+        given = {
+            "--python": self.pythons,
+            "--sign-key": self.sign_keys,
+            "--interpreter": self.interpreter,
+        }
+        if not self.tool and any(given.values()):
+            name = next(name for name, value in given.items() if value)
             msg = f"{name} needs --tool"
             raise UsageError(msg, hint=f"add --tool, or leave out {name}")
+        if self.oci and (self.since or self.part_bytes or self.tool):
+            name = "--since" if self.since else "--split" if self.part_bytes else "--tool"
+            message = f"--oci and {name} do not go together"
+            raise UsageError(message, hint="export to two folders")
         for python in self.pythons:
             if not PYTHON_VERSION.fullmatch(python):
                 message = f"{python!r} is not a python version that envferry runs on"
@@ -119,6 +134,7 @@ class ExportOptions(
             platform=self.platform,
             tags=self.tags,
             part_bytes=self.part_bytes,
+            as_images=self.oci,
             keys=read_public_keys(self.trusted_keys),
         )
 
@@ -162,7 +178,9 @@ def export(console: Console, options: ExportOptions) -> None:
 
     The keys named with --trusted-key go into DIR/keys. On the other side, `envferry install
     --registry DIR` installs from it, and `envferry apply DIR` adds it to a site's registry. An
-    export with --since has to be applied. Run it again to complete what is missing.
+    export with --since has to be applied. With --oci, DIR is an OCI image layout as well:
+    `skopeo copy oci:DIR:NAME:TAG …` takes images from it, `envferry mirror DIR …` everything.
+    Run it again to complete what is missing.
     """
     from envferry.transfer.export import export_artifacts, preview_export
 
@@ -177,7 +195,7 @@ def export(console: Console, options: ExportOptions) -> None:
         source, directory, request, journals=journals(), progress=console.progress
     )
     if options.tool:
-        export_tool(console, directory, (request.platform, options.pythons), signer)
+        export_tool(console, options, signer)
     console.result(found, lambda: export_lines(found))
     require_no_conflict(found.tags, found.directory)
 
@@ -230,9 +248,10 @@ def require_applied(found: Applied, directory: Path) -> None:
 def mirror(console: Console, options: MirrorOptions) -> None:
     """Copy to the registry DST what it lacks of the registry SRC, or of its environments NAME.
 
-    Each is a directory, s3://bucket/prefix or, to read from, https://…. Every byte is compared
-    with its manifest on the way; an interrupted copy resumes where it stopped. Tags come last and
-    never move back. Nothing is removed from DST: `envferry prune` does that.
+    Each is a directory (an OCI image layout, too), s3://bucket/prefix, oci://host/repository or, to
+    read from, https://…. Every byte is compared with its manifest on the way; an interrupted copy
+    resumes where it stopped. Tags come last and never move back. Nothing is removed from DST:
+    `envferry prune` does that.
     """
     from envferry.transfer.mirror import mirror_registry, plan_mirror
 
@@ -256,21 +275,27 @@ def mirror(console: Console, options: MirrorOptions) -> None:
         raise IntegrityError(message, hint=hint)
 
 
-def export_tool(
-    console: Console, directory: Path, host: tuple[str, tuple[str, ...]], signer: Signer | None
-) -> None:
-    """Write what a host (platform, pythons) needs to install envferry without network."""
+def export_tool(console: Console, options: ExportOptions, signer: Signer | None) -> None:
+    """Write what a host needs to install envferry without network."""
     try:
         from envferry.build.downloads import DownloadCache
+        from envferry.cli.tool import make_run_file, needs_words
         from envferry.transfer.host_tool import PYTHONS, ToolRequest, write_tool
-        from envferry.trust.tool_signature import SUMS
+        from envferry.trust.tool_signature import RUN_FILE, SUMS
     except ModuleNotFoundError as error:
         message = f"--tool needs {error.name}, which is not installed"
         raise UsageError(message, hint='run `pip install "envferry[build]"`') from error
-    platform, pythons = host
-    request = ToolRequest(pythons=pythons or PYTHONS, platform=platform)
+    platform, run_file = options.platform, None
+    tool = options.directory / "tool"
+    if options.interpreter or platform == current_platform():
+        run_file, program = make_run_file(console, platform, options.interpreter)
+        words = f"{human_bytes(len(run_file))}, {needs_words(program)}"
+        console.note(f"{RUN_FILE} exported: {words}; on the host run: sh {tool}/{RUN_FILE}")
+    else:
+        console.note(f"no {RUN_FILE} exported: name a Python for {platform} with --interpreter")
+    pythons = options.pythons or PYTHONS
+    request = ToolRequest(pythons=pythons, platform=platform, run_file=run_file)
     cache = DownloadCache(settings().cache_dir / "downloads")
-    tool = directory / "tool"
     names = write_tool(tool, request, cache=cache, progress=console.progress, signer=signer)
     console.note(f"{plural(len(names), 'wheel')} exported; on the host run: sh {tool}/install.sh")
     if signer is None:

@@ -15,6 +15,7 @@ from envferry.artifacts import ARCHIVE_SUFFIX, MANIFEST_SUFFIX, read_artifact, r
 from envferry.cli.command import argument, command
 from envferry.config import settings
 from envferry.errors import HostError, NotFound, TargetOccupied, UsageError
+from envferry.install.env_home import IMAGE_SUFFIX
 from envferry.models import Ref
 
 if TYPE_CHECKING:
@@ -64,9 +65,11 @@ class SignedRef:
 def verify_ref(console: Console, wanted: SignedRef, trust: Trust) -> None:
     """Verify the signatures of an artifact in a registry or on a disk, and read all of its bytes.
 
-    So too the `tool/` of an export: it is code that hosts run.
+    So too the `tool/` of an export, and the one-file tool: they are code that hosts run.
     """
-    from envferry.trust.tool_signature import is_tool, verify_tool
+    from envferry.install.image import is_image
+    from envferry.trust.image_signature import verify_image
+    from envferry.trust.tool_signature import is_run_file, is_tool, verify_run_file, verify_tool
 
     if not trust.keys:
         message = f"{wanted.ref}: signature not verified (no trusted keys)"
@@ -74,6 +77,10 @@ def verify_ref(console: Console, wanted: SignedRef, trust: Trust) -> None:
         raise UsageError(message, hint=hint)
     if is_tool(Path(wanted.ref)):
         verified = verify_tool(Path(wanted.ref), trust.keys)
+    elif is_run_file(Path(wanted.ref)):
+        verified = verify_run_file(Path(wanted.ref), trust.keys)
+    elif is_image(Path(wanted.ref)):
+        verified = verify_image(Path(wanted.ref), trust.keys)
     elif is_file_ref(wanted.ref):
         verified = _verify_file(console, Path(wanted.ref), trust)
     else:
@@ -87,8 +94,8 @@ def verify_ref(console: Console, wanted: SignedRef, trust: Trust) -> None:
 
 
 def is_file_ref(ref: str) -> bool:
-    """Whether a ref is the path of an archive or a manifest."""
-    return ref.endswith((ARCHIVE_SUFFIX, MANIFEST_SUFFIX)) or "/" in ref
+    """Whether a ref is the path of an archive, a manifest or an image."""
+    return ref.endswith((ARCHIVE_SUFFIX, MANIFEST_SUFFIX, IMAGE_SUFFIX)) or "/" in ref
 
 
 def load_signer(files: Iterable[Path]) -> Signer | None:

@@ -13,6 +13,9 @@ from envferry.errors import NotFound, TargetOccupied
 from envferry.install import final_view
 from envferry.install.check_runner import CheckedTree, run_check, run_checks
 from envferry.install.env_home import HOME
+from envferry.install.events import NOBODY, Actor, note_event
+from envferry.install.integrations import refresh_integrations
+from envferry.install.mounting import mount
 from envferry.install.moves import move_directory
 from envferry.install.remove import require_installed
 from envferry.install.unchecked import note_unchecked, put_back
@@ -29,15 +32,27 @@ log = logging.getLogger(__name__)
 
 def make_current(
     home: EnvHome, installation: Installation, progress: Progress, *, check: bool
-) -> None:
+) -> bool:
     """Run the checks if asked to, where the installation will be, then flip the link.
 
     Until they have passed, only they see it there. On a host without mount namespaces the
-    link is flipped first, and the record says `unchecked` until they have passed.
+    link is flipped first, and the record says `unchecked` until they have passed. Returns whether
+    they ran: they cannot where the path that it is installed for is another one.
     """
     checks = installation.checks
     checked = CheckedTree(prefix=installation.prefix, tree=home.tree(installation.id))
-    if not check or not checks.argvs(installation.prefix) or installation.prefix != str(home.link):
+    has_checks = check and bool(checks.argvs(installation.prefix))
+    if has_checks and installation.prefix != str(home.link):
+        log.warning(
+            "the checks of %s@%s were not run: it is installed for %s; "
+            "run `envferry checks %s` where it has that path, such as in the container",
+            home.name,
+            installation.id,
+            installation.prefix,
+            Path(installation.prefix).name,
+        )
+        has_checks = False
+    if not has_checks:
         flip(home, installation.id)
     elif home.current_id() == installation.id:
         run_checks(checks, checked, progress)
@@ -46,6 +61,7 @@ def make_current(
         flip(home, installation.id)
     else:
         check_while_current(home, installation, checked, progress)
+    return has_checks
 
 
 def view_of(home: EnvHome, id_: str) -> tuple[str, ...]:
@@ -104,14 +120,17 @@ def name_aside(home: EnvHome) -> Path | None:
     return aside
 
 
-def roll_back(home: EnvHome, id_: str | None, *, dry_run: bool = False) -> Installation:
+def roll_back(
+    home: EnvHome, wish: str | None, *, dry_run: bool = False, actor: Actor = NOBODY
+) -> Installation:
     """Make the installation current that was so before, or the one that is named.
 
-    With `dry_run`, only say which one that is; raise what a rollback would.
+    `wish` is an id, the beginning of one, or a number of steps back. With `dry_run`, only say which
+    one that is; raise what a rollback would.
     """
     require_installed(home)
     with nullcontext() if dry_run else changing(home):
-        wanted = id_ or home.previous_id()
+        wanted = home.find_id(wish) if wish else home.previous_id()
         if wanted is None:
             installed = ", ".join(item.id for item in home.installations()) or "nothing"
             message = f"{home.name} has no earlier installation in {home.envs_dir}"
@@ -122,5 +141,9 @@ def roll_back(home: EnvHome, id_: str | None, *, dry_run: bool = False) -> Insta
             message = f"{home.link} exists but was not made by envferry: left untouched"
             raise TargetOccupied(message, hint="move it aside first")
         if not dry_run:
+            if installation.mounted:
+                mount(home.image(wanted), home.tree(wanted))
             home.make_current(wanted)
+            note_event(home, actor, "current", wanted, "rollback")
+            refresh_integrations(home)
     return installation

@@ -1,4 +1,4 @@
-"""The checks of an environment on its host, each isolated from whoever installs."""
+"""Run an environment's checks on its host, each isolated from the user who installs."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ class CheckedTree:
     """Where it is."""
     view: tuple[str, ...] = ()
     """What each check is run with, see `activation.view_of`."""
+    outcome: str = ", so it was not made current"
+    """What follows from a failure."""
+    hint: str = "`envferry install --no-check` installs it anyway"
 
 
 def run_checks(checks: Checks, checked: CheckedTree, progress: Progress) -> None:
@@ -49,11 +52,8 @@ def run_checks(checks: Checks, checked: CheckedTree, progress: Progress) -> None
             finished = run_check((*checked.view, *setting, *argv), checked.prefix)
             if finished.returncode != 0:
                 lines = (finished.stderr.strip() or finished.stdout.strip()).splitlines()[-12:]
-                what = f"the check `{argv[-1]}` failed on this host, so it was not made current:"
-                raise ToolFailed(
-                    "\n  ".join([what, *lines]),
-                    hint="`envferry install --no-check` installs it anyway",
-                )
+                what = f"the check `{argv[-1]}` failed on this host{checked.outcome}:"
+                raise ToolFailed("\n  ".join([what, *lines]), hint=checked.hint)
 
 
 def run_check(argv: Sequence[str], prefix: str) -> process.Finished:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envferry.base.files import absolute_path, sync_directory, write_bytes
 from envferry.base.json import from_json
-from envferry.errors import NotFound
+from envferry.errors import NotFound, UsageError
 from envferry.models import ID_PATTERN, Installation, check_name
 
 if TYPE_CHECKING:
@@ -19,8 +20,14 @@ HOME = ".envferry"
 PARTIAL = ".partial-"
 TRASH = ".trash-"
 HISTORY = ".history"
+EVENTS = ".events"
+INTEGRATIONS = ".integrations"
+STATE = ".state"
+SHORTEST_ID_PREFIX = 4
+"""What is shorter counts installations: `rollback demo 1`."""
 LINK = ".link-"
 REPAIR = ".repair-"
+IMAGE_SUFFIX = ".squashfs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +77,24 @@ class EnvHome:
         """Return the archive index of an installation, as the archive had it."""
         return self.directory / f"{id_}.index"
 
+    def state(self, id_: str) -> Path:
+        """Return what the last verification and the last checks of an installation found."""
+        return self.directory / f"{id_}{STATE}"
+
+    @property
+    def events(self) -> Path:
+        """What happened to this environment, a line each."""
+        return self.directory / EVENTS
+
+    @property
+    def integrations(self) -> Path:
+        """Where this environment has a Jupyter kernel and a modulefile."""
+        return self.directory / INTEGRATIONS
+
+    def image(self, id_: str) -> Path:
+        """Return the image of an installation that is mounted."""
+        return self.directory / f"{id_}{IMAGE_SUFFIX}"
+
     def history(self) -> list[str]:
         """Return the ids that were made current, the last one last, each once."""
         path = self.directory / HISTORY
@@ -97,6 +122,44 @@ class EnvHome:
         current = self.current_id()
         past = [id_ for id_ in self.history() if id_ != current and self.record(id_).is_file()]
         return past[-1] if past else None
+
+    def positions(self) -> list[str]:
+        """Return what is installed and was current, the current one first, if there is one."""
+        current = self.current_id()
+        past = [id_ for id_ in reversed(self.history()) if self.record(id_).is_file()]
+        return [*([current] if current else []), *(id_ for id_ in past if id_ != current)]
+
+    def find_id(self, text: str) -> str:
+        """Return the id of the installation that `text` means.
+
+        An id, the beginning of one, or how many installations back: `1` is what was current before.
+        Raises UsageError or NotFound with what there is.
+        """
+        ids = sorted(path.stem for path in self.directory.glob("*.json"))
+        if text in ids:
+            return text
+        installed = f"(installed: {', '.join(ids) or 'nothing'})"
+        if len(text) < SHORTEST_ID_PREFIX and text.isdecimal():
+            back = self.positions()
+            number = int(text) if self.current_id() else int(text) - 1
+            if 0 <= number < len(back):
+                return back[number]
+            message = f"{self.name} has no installation that many steps back: {text} {installed}"
+            raise NotFound(message, hint=f"`envferry history {self.name}` counts them")
+        if not re.fullmatch(rf"[0-9a-f]{{{SHORTEST_ID_PREFIX},12}}", text):
+            message = (
+                f"{text!r} is not an id, the beginning of one ({SHORTEST_ID_PREFIX} digits at "
+            )
+            message += "least), or a number of steps back"
+            raise UsageError(message, hint=f"`envferry history {self.name}` shows what there is")
+        found = [id_ for id_ in ids if id_.startswith(text)]
+        if len(found) > 1:
+            message = f"{text} is the beginning of several ids: {', '.join(found)}"
+            raise UsageError(message, hint="give more digits")
+        if not found:
+            message = f"{self.name} has no installation {text} in {self.envs_dir} {installed}"
+            raise NotFound(message, hint="run `envferry install` with that id")
+        return found[0]
 
     @property
     def has_link(self) -> bool:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envferry.archive.contents import is_directory
 from envferry.base.files import human_bytes, remove_tree
 from envferry.errors import HostError
+from envferry.install.gpu_check import gpu_faults, read_gpus
 from envferry.models import Finding, SystemRequirements, current_platform
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from envferry.archive.index import PackageEntry
+    from envferry.install.gpu_check import Gpu
+
+log = logging.getLogger(__name__)
 
 PROBE = ".envferry-probe-"
 
@@ -76,6 +81,8 @@ class Needs:
     free_bytes: int
     inodes: int
     has_links: bool
+    cuda_code: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """What its packages hold code for GPUs for, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +94,8 @@ class Host:
     cuda: str | None
     """The newest CUDA that its driver runs; None without a driver."""
     cpu_flags: frozenset[str] | None
+    gpus: tuple[Gpu, ...] = ()
+    """Those that the driver names; none where it does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +123,7 @@ def check_host(needs: Needs, forced: Collection[str]) -> None:
     `forced` names the findings that the user accepts.
     """
     found = [
-        *host_findings(needs, read_host()),
+        *host_findings(needs, read_host(needs)),
         *disk_findings(needs, read_disk(needs.directory)),
     ]
     remaining = [(name, text) for name, text in found if name not in forced]
@@ -142,6 +151,7 @@ def host_findings(needs: Needs, host: Host) -> Iterator[tuple[Finding, str]]:
     if needs.system.glibc and host.glibc and is_older(host.glibc, needs.system.glibc):
         wanted = needs.system.glibc
         yield "glibc", f"it needs glibc {wanted} or newer, this host has {host.glibc}"
+    yield from gpu_findings(needs, host)
     wanted_cuda = newest(needs.system.cuda, oldest_of_major(needs.cuda_runtime))
     if wanted_cuda is None:
         return
@@ -150,6 +160,22 @@ def host_findings(needs: Needs, host: Host) -> Iterator[tuple[Finding, str]]:
         yield "cuda", f"{wanted}, this host has none"
     elif is_older(host.cuda, wanted_cuda):
         yield "cuda", f"{wanted}, this host's is for CUDA {host.cuda} at most"
+
+
+def gpu_findings(needs: Needs, host: Host) -> Iterator[tuple[Finding, str]]:
+    """Yield what cannot run on any GPU of the host; what only may not be needed is a warning."""
+    for text, is_needed in gpu_faults(needs.cuda_code, host.gpus):
+        if is_needed:
+            yield "arch", text
+        else:
+            log.warning("%s", text)
+    wanted = needs.system.cuda_arch
+    if wanted and host.gpus and all(is_older(gpu.capability, wanted) for gpu in host.gpus):
+        there = ", ".join(sorted({f"{gpu.name} ({gpu.capability})" for gpu in host.gpus}))
+        yield (
+            "arch",
+            f"it needs a GPU of compute capability {wanted} or newer, this host has {there}",
+        )
 
 
 def disk_findings(needs: Needs, disk: Disk) -> Iterator[tuple[Finding, str]]:
@@ -202,13 +228,14 @@ def lacking_flags(archspec: str | None, flags: frozenset[str] | None) -> list[st
     return sorted(set[str]().union(*(X86_FLAGS[level] for level in levels)) - flags)
 
 
-def read_host(proc: Path = Path("/proc")) -> Host:
-    """Look at this machine."""
+def read_host(needs: Needs, proc: Path = Path("/proc")) -> Host:
+    """Look at this machine; at its GPUs only for an environment that needs some."""
     return Host(
         platform=current_platform(),
         glibc=glibc_version(),
         cuda=driver_cuda(proc / "driver/nvidia/version") or library_cuda(),
         cpu_flags=cpu_flags(proc / "cpuinfo"),
+        gpus=read_gpus() if needs.cuda_code or needs.system.cuda_arch else (),
     )
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envferry.archive.contents import is_directory
-from envferry.base.files import mounts_in, unescaped
-from envferry.errors import TargetOccupied
+from envferry.base.files import unescaped
 from envferry.install.leases import why_not_free
 
 if TYPE_CHECKING:
@@ -66,13 +65,6 @@ def look_for_users(tree: Path, proc: Path = Path("/proc")) -> Usage:
         log.warning("%s, although this user has the right to: ignored", unseen)
         return Usage()
     return Usage(unseen=f"{unseen}, and {reason}")
-
-
-def refuse_mounts(tree: Path) -> None:
-    """Raise TargetOccupied when something is mounted in a tree that is to be removed."""
-    if mounted := mounts_in(tree):
-        message = f"{tree} is in use: something is mounted on {mounted[0]}"
-        raise TargetOccupied(message, hint=f"unmount it (`umount {mounted[0]}`), then run it again")
 
 
 def sort_processes(own: Own, processes: Iterable[Process]) -> tuple[dict[int, str], dict[int, str]]:
@@ -138,10 +130,6 @@ class Own:
     def is_named_in(self, text: str) -> bool:
         """Whether a path may lead to the tree: its last part is the same under every mount."""
         return self.path.name in text
-
-    def is_at(self, above: str, name: str) -> bool:
-        """Whether the tree has this name in a directory, though something may cover it there."""
-        return name == self.path.name and identity(above) == identity(str(self.path.parent))
 
     def has(self, directory: str) -> bool:
         """Whether a directory, looked at now, is one of the tree."""
@@ -223,13 +211,15 @@ class Process:
         Or that something is mounted in the tree.
         """
         fields = line.split(" ")
-        if len(fields) < 5 or not own.is_named_in(f"{fields[3]} {fields[4]}"):
+        if len(fields) < 5:
             return False
         source, place = (unescaped(text) for text in fields[3:5])
         mounted = f"{self.directory}/root{place}"
-        above, _, last = mounted.rpartition("/")
-        if own.is_named_in(place) and (own.has(above) or own.is_at(above, last)):
+        # In it, not on it: an image is mounted in the place of its tree.
+        if own.is_named_in(place) and own.has(mounted.rpartition("/")[0]):
             return True
+        if not own.is_named_in(source):
+            return False
         below = source.rpartition(own.path.name)[2].lstrip("/")
         # A single file has no directory that tells; it may have other names in other trees.
         return own.has(mounted) or identity(mounted) == identity(str(own.path / below))

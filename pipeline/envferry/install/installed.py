@@ -16,6 +16,7 @@ from envferry.models import NAME_PATTERN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from envferry.archive.index import Index
     from envferry.models import Installation
@@ -58,14 +59,19 @@ def edited_contents(record: Installation) -> dict[str, Content]:
     return {path: Content(size, xxh128) for path, (size, xxh128) in record.edited.items()}
 
 
+def environment_names(envs_dir: Path) -> list[str]:
+    """Return the names of all environments of an envs directory, in order."""
+    names = {path.name for path in (envs_dir / HOME).glob("*") if path.is_dir()}
+    return sorted(filter(NAME_PATTERN.fullmatch, names))
+
+
 def all_installations(home: EnvHome) -> Iterator[tuple[EnvHome, Installation]]:
     """Yield what is installed in an envs directory: the current one, its siblings, the others.
 
     A damaged record is passed over; `envferry verify` says so.
     """
-    names = {path.name for path in (home.envs_dir / HOME).glob("*") if path.is_dir()}
     current = home.current_id()
-    for name in sorted(filter(NAME_PATTERN.fullmatch, names), key=lambda name: name != home.name):
+    for name in sorted(environment_names(home.envs_dir), key=lambda name: name != home.name):
         other = EnvHome.of(home.envs_dir, name)
         paths = sorted(other.directory.glob("*.json"), key=lambda path: path.stem != current)
         for path in paths:
@@ -78,6 +84,8 @@ def find_donors(home: EnvHome, wanted: Installation) -> ReusableTrees:
     """Return what the installations on this host offer to a new one."""
     donors = ReusableTrees()
     for other, record in all_installations(home):
+        if record.mounted:
+            continue  # nothing can be linked out of an image
         same = (record.built_prefix, record.prefix) == (wanted.built_prefix, wanted.prefix)
         try:
             index = read_index(other, record.id)

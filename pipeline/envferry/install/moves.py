@@ -1,4 +1,4 @@
-"""Directories that change places, also on file systems that rename files only."""
+"""Exchange and move directories, also on file systems that rename files only."""
 
 from __future__ import annotations
 

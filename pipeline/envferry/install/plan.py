@@ -1,4 +1,4 @@
-"""What is to be installed where; all that speaks against it is found before a byte is written."""
+"""Plan an install: every error is found before a byte is written."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from envferry.archive.prefixes import Relocation
 from envferry.archive.reader import Archive
 from envferry.errors import PipelineError, TargetOccupied, UsageError
 from envferry.install.env_home import HOME, EnvHome
+from envferry.install.events import NOBODY, Actor
 from envferry.install.host_check import Needs, check_host, cuda_runtime
 from envferry.install.installed import find_donors, open_installed
+from envferry.install.integrations import Integrations, wanted_integrations
 from envferry.install.reuse import Link, ReusableTrees
 from envferry.install.tree_check import faults_among, top_faults
 from envferry.models import (
@@ -22,6 +24,7 @@ from envferry.models import (
     Checks,
     Installation,
     Manifest,
+    Origin,
     SystemRequirements,
     check_env_prefix,
 )
@@ -56,13 +59,24 @@ class InstallOptions:
     """How unchanged files come from what is installed already."""
     force: tuple[str, ...] = ()
     """Findings of the host check to live with."""
+    kernel_dir: Path | None = None
+    """Where to put a Jupyter kernel; None leaves what there is, `none` takes it away."""
+    modulefile_dir: Path | None = None
+    """Where to put a modulefile, in the same way."""
+    origin: Origin | None = None
+    """Who installs it, from where and when: for the record."""
     threads: int = 0
     """0: as many as there are cores, and a few at least."""
+
+    @property
+    def actor(self) -> Actor:
+        """Who installs it."""
+        return Actor(time=self.origin.time, user=self.origin.user) if self.origin else NOBODY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstallPlan:
-    """An install that nothing speaks against."""
+    """An install that passed all checks."""
 
     archive: Archive
     home: EnvHome
@@ -71,6 +85,7 @@ class InstallPlan:
     relocation: Relocation
     donors: ReusableTrees
     options: InstallOptions
+    integrations: Integrations
     is_whole: bool
     """Whether it is already installed completely."""
 
@@ -102,14 +117,14 @@ def prepare_install(
         relocation=relocation,
         donors=donors,
         options=options,
+        integrations=wanted_integrations(home, options.kernel_dir, options.modulefile_dir),
         is_whole=is_whole,
     )
-    system = manifest.requirements if manifest else SystemRequirements()
-    check_host(find_needs(order, system), options.force)
+    check_host(find_needs(order, manifest), options.force)
     return order
 
 
-def find_needs(order: InstallPlan, system: SystemRequirements) -> Needs:
+def find_needs(order: InstallPlan, manifest: Manifest | None) -> Needs:
     """Return what the host must offer; shared files and those of an interrupted install are free.
 
     A complete installation needs only a host that can run it.
@@ -125,8 +140,9 @@ def find_needs(order: InstallPlan, system: SystemRequirements) -> Needs:
     needed = sum(index.files[number].size + BLOCK_BYTES for number in numbers)
     return Needs(
         platform=index.platform,
-        system=system,
+        system=manifest.requirements if manifest else SystemRequirements(),
         cuda_runtime=cuda_runtime(index.packages),
+        cuda_code=manifest.gpu_code if manifest else {},
         directory=order.home.directory,
         free_bytes=max(needed - written, 0),
         inodes=len(numbers) if not written else 0,
@@ -156,6 +172,8 @@ def plan_installation(
         files=len(index.files),
         size=sum(entry.size for entry in index.files),
         checks=manifest.checks if manifest else Checks(),
+        version=manifest.version if manifest else None,
+        origin=options.origin,
     )
 
 

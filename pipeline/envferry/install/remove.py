@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 from envferry.base.files import remove_tree, sync_directory
 from envferry.errors import HostError, NotFound, TargetOccupied
 from envferry.install.env_home import TRASH
-from envferry.install.in_use import Usage, describe, look_for_users, refuse_mounts
+from envferry.install.events import NOBODY, Actor, note_event
+from envferry.install.in_use import Usage, describe, look_for_users
+from envferry.install.integrations import forget_integrations
+from envferry.install.mounting import refuse_mounts, unmount
 from envferry.install.moves import throw_away
 from envferry.install.upkeep import changing
 
@@ -30,7 +33,12 @@ class Removal:
 
 
 def remove_old(
-    home: EnvHome, keep: int, *, assume_unused: bool = False, dry_run: bool = False
+    home: EnvHome,
+    keep: int,
+    *,
+    assume_unused: bool = False,
+    dry_run: bool = False,
+    actor: Actor = NOBODY,
 ) -> Removal:
     """Remove all but the `keep` installations that were current last.
 
@@ -58,12 +66,18 @@ def remove_old(
                 continue
             if not dry_run:
                 remove_one(home, id_)
+                note_event(home, actor, "removed", id_)
             removed.append(id_)
     return Removal(name=home.name, removed=tuple(removed), kept=kept)
 
 
 def remove_named(
-    home: EnvHome, id_: str, *, assume_unused: bool = False, dry_run: bool = False
+    home: EnvHome,
+    id_: str,
+    *,
+    assume_unused: bool = False,
+    dry_run: bool = False,
+    actor: Actor = NOBODY,
 ) -> Removal:
     """Remove one installation; raise TargetOccupied for the current one and one in use."""
     require_installed(home)
@@ -75,6 +89,7 @@ def remove_named(
         refuse_used(home, id_, assume_unused=assume_unused)
         if not dry_run:
             remove_one(home, id_)
+            note_event(home, actor, "removed", id_)
     return Removal(name=home.name, removed=(id_,), kept={})
 
 
@@ -90,6 +105,7 @@ def remove_whole(home: EnvHome, *, assume_unused: bool = False, dry_run: bool = 
             refuse_used(home, id_, assume_unused=assume_unused)
         if dry_run:
             return Removal(name=home.name, removed=tuple(ids), kept={})
+        forget_integrations(home)
         if home.has_link:
             home.point_at(None)
         for id_ in ids:
@@ -113,7 +129,7 @@ def require_installed(home: EnvHome) -> None:
 
 def refuse_used(home: EnvHome, id_: str, *, assume_unused: bool) -> None:
     """Raise TargetOccupied for an installation that a process uses, or may use."""
-    refuse_mounts(home.tree(id_))
+    refuse_mounts(home.tree(id_), home.image(id_))
     usage = look_for_users(home.tree(id_))
     if usage.users:
         message = f"{home.name}@{id_} is {why_kept(usage)}"
@@ -135,6 +151,9 @@ def remove_one(home: EnvHome, id_: str) -> None:
     """Remove an installation: its record first, which is what makes it count as installed."""
     home.record(id_).unlink()
     home.index(id_).unlink(missing_ok=True)
+    home.state(id_).unlink(missing_ok=True)
+    unmount(home.tree(id_))
+    home.image(id_).unlink(missing_ok=True)
     try:
         throw_away(home.tree(id_), home.directory / f"{TRASH}{id_}")
     except PermissionError as error:

@@ -18,6 +18,7 @@ from envferry.archive.contents import (
     open_holding,
 )
 from envferry.base.files import remove_tree
+from envferry.install.tree_check import read_only
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -143,7 +144,8 @@ def remove_others(root: str, below: str, directories: set[str], stays: set[str])
 def set_status(path: str, entry: FileEntry, times: tuple[int, int]) -> None:
     """Give a file the mode and time that the archive has for it, unless it has them."""
     status = os.lstat(path)
-    if stat.S_IMODE(status.st_mode) != entry.mode:
-        os.chmod(path, entry.mode)  # noqa: PTH101
+    mode = read_only(entry.mode) if status.st_nlink > 1 else entry.mode
+    if stat.S_IMODE(status.st_mode) != mode:
+        os.chmod(path, mode)  # noqa: PTH101
     if status.st_mtime_ns != times[0]:
         os.utime(path, ns=times)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import stat
 import tempfile
@@ -18,6 +19,7 @@ from envferry.archive.contents import (
     open_holding,
 )
 from envferry.base.direct_io import write_all
+from envferry.install.tree_check import WRITE_BITS, is_mode, read_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
     from envferry.archive.index import Index
     from envferry.archive.prefixes import Relocation
+
+log = logging.getLogger(__name__)
 
 NEW_COPY = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 FICLONE = 0x40049409
@@ -94,6 +98,8 @@ class FileSharer:
         self.candidates = candidates
         self.link = link
         self.times = (index.mtime * 10**9,) * 2
+        self.linked: list[int] = []
+        """The files that are now hard links to those of other trees."""
 
     def verify(self, threads: int = 0) -> set[int]:
         """Return the numbers of the files that the donors really have."""
@@ -136,9 +142,11 @@ class FileSharer:
         (source, wanted), entry = self.candidates[number], self.index.files[number]
         status = os.fstat(descriptor)
         same_status = (
-            stat.S_IMODE(status.st_mode) == entry.mode and status.st_mtime_ns == self.times[0]
+            is_mode(stat.S_IMODE(status.st_mode), entry.mode)
+            and status.st_mtime_ns == self.times[0]
         )
         if self.link is Link.HARDLINK and same_status and hard_link(descriptor, source, path):
+            self.linked.append(number)
             return True
         copy = os.open(path, NEW_COPY, entry.mode)
         try:
@@ -157,18 +165,35 @@ class FileSharer:
 def hard_link(descriptor: int, source: str, path: str) -> bool:
     """Give an open file, known as `source`, a second name; return False where that cannot be.
 
+    It becomes read-only first: who writes into it would change every tree that has it.
     Why it cannot be is of no interest: file systems and sandboxes have many words for it, and
     another process may remove the first name meanwhile. A copy then fails with what is wrong.
     """
+    before = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    if not protect(descriptor, before):
+        return False
     try:
         os.link(source, path, follow_symlinks=False)
     except OSError:
+        if before & WRITE_BITS and os.fstat(descriptor).st_nlink == 1:
+            os.fchmod(descriptor, before)
         return False
     # Another file may have come to that name since it was opened.
     if os.path.samestat(os.lstat(path), os.fstat(descriptor)):
         return True
     os.unlink(path)  # noqa: PTH108
     return False
+
+
+def protect(descriptor: int, mode: int) -> bool:
+    """Make an open file read-only; return False where this user may not."""
+    if mode & WRITE_BITS:
+        try:
+            os.fchmod(descriptor, read_only(mode))
+        except OSError as error:
+            log.debug("a file stays writable, so it is not shared: %s", error)
+            return False
+    return True
 
 
 def reflink(descriptor: int, copy: int) -> bool:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from envferry.install.activation import make_current
+import msgspec
+
+from envferry.base.files import write_bytes
+from envferry.base.json import to_json
+from envferry.install.events import note_event
 from envferry.install.plan import InstallOptions, is_installed, prepare_install
 from envferry.install.preview import InstallPreview, describe_plan
 from envferry.install.staging import discard, plan_staging, write_tree
+from envferry.install.switching import switch_to
 from envferry.install.upkeep import changing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from envferry.archive.reader import Source
+    from envferry.install.env_home import EnvHome
     from envferry.models import Installation, Manifest
     from envferry.progress import Progress
 
@@ -41,16 +47,29 @@ def install_artifact(
     """
     order = prepare_install(source, manifest, options)
     home, installation = order.home, order.installation
+    detail = options.origin.ref if options.origin else ""
     with changing(home, installing=installation.id):
         if is_installed(home, installation):
             discard(home, installation.id)
-            installation = home.installation(installation.id)
+            installation = asked_again(home, installation)
         else:
             if home.record(installation.id).exists():
                 log.warning("%s@%s is incomplete: repairing it", home.name, installation.id)
             installation = write_tree(order, progress, announce)
-        make_current(home, installation, progress, check=options.check)
+            note_event(home, options.actor, "installed", installation.id, detail)
+        switch_to(home, installation, options, order.integrations, progress)
     return installation
+
+
+def asked_again(home: EnvHome, wanted: Installation) -> Installation:
+    """Return the record of what is installed already, with the tag that led here this time."""
+    record = home.installation(wanted.id)
+    if record.origin and wanted.origin and record.origin.tag != wanted.origin.tag:
+        asked = {"ref": wanted.origin.ref, "tag": wanted.origin.tag}
+        origin = msgspec.structs.replace(record.origin, **asked)
+        record = msgspec.structs.replace(record, origin=origin)
+        write_bytes(home.record(record.id), to_json(record))
+    return record
 
 
 def preview_install(

@@ -1,7 +1,9 @@
-"""The tree of an installation, brought from whatever is there to the whole, beside its place."""
+"""Complete the tree of an installation in a staging directory beside its place."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -18,17 +20,17 @@ from envferry.archive.install_journal import InstallJournal, read_noted
 from envferry.base.files import remove_tree, sync_directory, write_bytes
 from envferry.base.json import to_json
 from envferry.errors import HostError, IntegrityError
-from envferry.install.env_home import PARTIAL, TRASH
-from envferry.install.in_use import refuse_mounts
+from envferry.install.env_home import HOME, PARTIAL, TRASH
+from envferry.install.mounting import refuse_mounts
 from envferry.install.moves import exchange, move_directory, throw_away
 from envferry.install.plan import recorded
 from envferry.install.preview import InstallPreview, describe_plan
 from envferry.install.resume import Kept, clear_others, find_kept
 from envferry.install.reuse import FileSharer, Link, choose_link
+from envferry.models import Sharing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from pathlib import Path
 
     from envferry.archive.contents import Content
     from envferry.install.env_home import EnvHome
@@ -56,13 +58,13 @@ def write_tree(
     damage or on a full disk it goes.
     """
     home, id_ = order.home, order.installation.id
-    refuse_mounts(home.tree(id_))  # a damaged one is replaced
+    refuse_mounts(home.tree(id_), home.image(id_))  # a damaged one is replaced
     clear_leftovers(home, id_)
     take_over(home, id_)
     partial = home.partial(id_)
     try:
-        edited = fill_tree(order, partial, progress, announce)
-        return put_in_place(order, edited)
+        filled = fill_tree(order, partial, progress, announce)
+        return put_in_place(order, filled)
     except (IntegrityError, HostError):
         discard(home, id_)
         raise
@@ -71,13 +73,25 @@ def write_tree(
         raise cannot_write(error, partial) from error
 
 
-def put_in_place(order: InstallPlan, edited: Mapping[str, Content]) -> Installation:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilledTree:
+    """A tree that has everything, but not its name."""
+
+    edited: dict[str, Content]
+    """What files hold whose prefix was edited."""
+    sharing: Sharing | None
+    """What it shares with others by hard links."""
+
+
+def put_in_place(order: InstallPlan, filled: FilledTree) -> Installation:
     """Give a finished tree its name and write its index and record."""
     home, id_ = order.home, order.installation.id
     finished = msgspec.structs.replace(
         order.installation,
-        edited={path: (content.size, content.xxh128) for path, content in edited.items()},
+        edited={path: (content.size, content.xxh128) for path, content in filled.edited.items()},
+        sharing=filled.sharing,
     )
+    home.state(id_).unlink(missing_ok=True)
     there = recorded(home, id_)
     if there is None or there.prefix != finished.prefix:
         home.record(id_).unlink(missing_ok=True)
@@ -108,8 +122,8 @@ def fill_tree(
     partial: Path,
     progress: Progress,
     announce: Callable[[InstallPreview], None],
-) -> dict[str, Content]:
-    """Bring a staging directory from whatever it holds to the whole tree; return what was edited.
+) -> FilledTree:
+    """Bring a staging directory from whatever it holds to the whole tree.
 
     First what is right of an interrupted install, then what other installations have, then the
     frames that hold the rest.
@@ -119,7 +133,7 @@ def fill_tree(
     with InstallJournal(home.journal(archive.index.id), order.journal_subject) as journal:
         partial.mkdir(exist_ok=True)
         clear_others(archive, partial, kept)
-        present, edited = set(kept.files), dict(kept.edited)
+        present, edited, sharing = set(kept.files), dict(kept.edited), None
         rest = order.donors.candidates(archive.index, order.relocation, present)
         if rest:
             make_directories(archive.index, str(partial))
@@ -129,6 +143,7 @@ def fill_tree(
                 supply = FileSharer(archive.index, rest, link, advance)
                 shared = supply.put_into(partial, order.options.threads)
             present |= shared
+            sharing = describe_sharing(order, supply)
             edited.update(edited_among(order, shared, rest))
         frames = needed_frames(archive, present, kept.frames)
         announce(describe_plan(order, present, frames))
@@ -142,7 +157,21 @@ def fill_tree(
                 journal=journal,
             )
             edited.update(extract_tree(archive, partial, options=options, advance=advance))
-    return edited
+    return FilledTree(edited=edited, sharing=sharing)
+
+
+def describe_sharing(order: InstallPlan, supply: FileSharer) -> Sharing | None:
+    """Return what is shared by hard links now, and with which installations."""
+    if not supply.linked:
+        return None
+    sources = (Path(supply.candidates[number][0]) for number in supply.linked)
+    homes = Path(order.home.envs_dir, HOME)
+    parts = {source.relative_to(homes).parts[:2] for source in sources}
+    return Sharing(
+        files=len(supply.linked),
+        size=sum(order.archive.index.files[number].size for number in supply.linked),
+        with_=tuple(sorted(f"{name}@{id_}" for name, id_ in parts)),
+    )
 
 
 def edited_among(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from envferry.archive.index import FileEntry, Index
     from envferry.archive.prefixes import Relocation
 
+WRITE_BITS = 0o222
 CACHE = "__pycache__"
 TOP = "."
 """How the directory that holds a whole tree is called: no index names it."""
@@ -40,6 +41,8 @@ class FileDifference:
     package: str
     """The package it belongs to, for what is extra the one whose directory it is in; or empty."""
     reason: str = ""
+    shared_with: tuple[str, ...] = ()
+    """The other installations (`NAME@ID`) of which this very file is a part."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,13 +162,23 @@ class Comparison:
             return "not a regular file"
         if status.st_size != wanted.size:
             return f"{status.st_size} bytes, expected {wanted.size}"
-        if stat.S_IMODE(status.st_mode) != entry.mode:
+        if not is_mode(stat.S_IMODE(status.st_mode), entry.mode):
             return f"mode {stat.S_IMODE(status.st_mode):o}, expected {entry.mode:o}"
         if descriptor < 0:
             return "" if status.st_mtime_ns == self.mtime_ns else "different modification time"
         if entry.size and checksum(descriptor) != wanted:
             return "different content"
         return ""
+
+
+def read_only(mode: int) -> int:
+    """Return the mode that a file has while installations share it."""
+    return mode & ~WRITE_BITS
+
+
+def is_mode(found: int, wanted: int) -> bool:
+    """Whether a file has the archive's mode, or that of a file that is or was shared."""
+    return found in (wanted, read_only(wanted))
 
 
 def directory_fault(path: str, mode: int) -> str:

@@ -11,8 +11,20 @@ from typing import TYPE_CHECKING
 
 from envferry.base.files import exclusive_lock, make_folders, open_folder, remove_tree
 from envferry.errors import PipelineError
-from envferry.install.env_home import HISTORY, HOME, LINK, PARTIAL, REPAIR, TRASH
+from envferry.install.env_home import (
+    EVENTS,
+    HISTORY,
+    HOME,
+    IMAGE_SUFFIX,
+    INTEGRATIONS,
+    LINK,
+    PARTIAL,
+    REPAIR,
+    STATE,
+    TRASH,
+)
 from envferry.install.in_use import look_for_users
+from envferry.install.mounting import unmount
 from envferry.install.unchecked import put_unchecked_back
 from envferry.models import ID_PATTERN, SEEN_DIRECTORY
 
@@ -28,8 +40,9 @@ LOCK_MODE = 0o644
 JOURNAL = ".journal"
 TAG_SECONDS = 3600
 """Writing the record of a tag never takes that long."""
+ATOMIC = "|".join([*map(re.escape, (HISTORY, EVENTS, INTEGRATIONS)), r"\.follow-.+"])
 UNFINISHED_FILE = re.compile(
-    rf"\.(({ID_PATTERN.pattern})\.(json|index)|{re.escape(HISTORY)})\.[a-z0-9_]{{8}}"
+    rf"\.(({ID_PATTERN.pattern})\.(json|index|state)|{ATOMIC})\.[a-z0-9_]{{8}}"
 )
 """What `atomic_write` had not given its name yet."""
 
@@ -76,10 +89,15 @@ def clear_up(home: EnvHome, installing: str = "") -> None:
         elif name.startswith(PARTIAL) and name.removeprefix(PARTIAL) != installing:
             if home.record(name.removeprefix(PARTIAL)).is_file():
                 remove(path)
-        elif path.suffix == ".index" and not home.record(path.stem).is_file():
+        elif is_beside_a_record(path) and not home.record(path.stem).is_file():
             remove(path)
         elif ID_PATTERN.fullmatch(name) and name != installing:
             clear_tree(home, name)
+
+
+def is_beside_a_record(path: Path) -> bool:
+    """Whether a file belongs to the installation whose id it has as its stem."""
+    return path.suffix in (".index", STATE, IMAGE_SUFFIX)
 
 
 def clear_tags(home: EnvHome) -> None:
@@ -106,6 +124,7 @@ def remove(path: Path) -> None:
     """Remove a leftover; what another user left is theirs to remove."""
     log.info("removing %s, left behind by an interrupted command", path)
     try:
+        unmount(path)
         if path.is_dir() and not path.is_symlink():
             remove_tree(path)
         else:

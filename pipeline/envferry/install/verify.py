@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from envferry.archive.contents import is_directory
 from envferry.archive.extraction import TOP_MODE, ExtractOptions, extract_tree
-from envferry.base.files import remove_tree
+from envferry.base.files import plural, remove_tree
 from envferry.errors import IntegrityError
 from envferry.install.env_home import REPAIR
+from envferry.install.events import NOBODY, Actor, note_event
 from envferry.install.installed import chosen_id, open_installed
+from envferry.install.last_results import LastVerified, note_verified
+from envferry.install.shared_files import find_sharers
 from envferry.install.tree_check import (
     FileDifference,
     InstalledTree,
@@ -22,6 +26,7 @@ from envferry.install.tree_check import (
 from envferry.install.upkeep import changing, settle
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from envferry.archive.reader import Archive
@@ -49,9 +54,12 @@ class Verified:
 
 
 def verify_installation(
-    home: EnvHome, id_: str | None, *, quick: bool, progress: Progress
+    home: EnvHome, id_: str | None, *, quick: bool, progress: Progress, time: str = ""
 ) -> Verified:
-    """Compare an installed tree with the index of its archive; read every file unless `quick`."""
+    """Compare an installed tree with the index of its archive; read every file unless `quick`.
+
+    With the `time`, what was found is noted beside the record.
+    """
     settle(home)
     found = chosen_id(home, id_)
     tree = open_installed(home, found)
@@ -60,17 +68,35 @@ def verify_installation(
         differences = compare_tree(
             tree, quick=quick, advance=(lambda count: None) if quick else advance
         )
+    if time:
+        note_verified(home, found, summary(differences, time=time, quick=quick))
+    changed = [item.path for item in differences if item.kind == "changed"]
+    sharers = find_sharers(home, found, changed)
     return Verified(
         name=home.name,
         id=found,
         ref=f"{tree.index.name}@{found}",
         files=len(tree.index.files),
-        differences=tuple(differences),
+        differences=tuple(
+            replace(item, shared_with=sharers.get(item.path, ())) for item in differences
+        ),
+    )
+
+
+def summary(differences: Iterable[FileDifference], *, time: str, quick: bool) -> LastVerified:
+    """Return what is remembered of a verification."""
+    kinds = Counter(item.kind for item in differences)
+    return LastVerified(
+        time=time,
+        quick=quick,
+        changed=kinds["changed"],
+        missing=kinds["missing"],
+        extra=kinds["extra"],
     )
 
 
 def repair_installation(
-    home: EnvHome, found: Verified, archive: Archive, *, progress: Progress
+    home: EnvHome, found: Verified, archive: Archive, *, progress: Progress, actor: Actor = NOBODY
 ) -> Verified:
     """Bring back what is changed or missing, reading only the frames that hold it.
 
@@ -100,6 +126,7 @@ def repair_installation(
             put_back(tree, staging, faulty)
         finally:
             remove_tree(staging)
+        note_event(home, actor, "repaired", found.id, plural(len(faulty), "file"))
     return verify_again(tree, found)
 
 

@@ -73,17 +73,19 @@ def absolute(channel: str, base: Path) -> str:
 
 
 def placed_lines(halves: dict[str, Spec], names: ChannelNames) -> dict[str, tuple[str, ...]]:
-    """Return the match specs of each platform, the channel before `::` said in full."""
+    """Return the match specs of each platform, with their channels said in full, before `::`."""
 
     def place(line: str, half: Spec) -> str:
         parsed = parse_conda_line(line)
         if not parsed or not parsed.channel:
             return str(line)
         channel = names.resolve_spec(f"{parsed.channel}::").removesuffix("::")
-        rest = line.partition("::")[2]
-        if parsed.subdir:
-            rest = f"{rest.removesuffix(']')}{',' if parsed.keys else '['}subdir='{parsed.subdir}']"
-        return f"{absolute(channel, half.path.parent)}::{rest}"
+        before = line.partition("[")[0]
+        rest = before.rpartition("::")[2].strip()
+        subdir = f"subdir='{parsed.subdir}'" if parsed.subdir else ""
+        keys = ",".join(filter(None, (parsed.keys, subdir)))
+        place = absolute(channel, half.path.parent)
+        return f"{place}::{rest}[{keys}]" if keys else f"{place}::{rest}"
 
     return {
         platform: tuple(place(line, half) for line in half.conda)

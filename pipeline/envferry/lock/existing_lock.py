@@ -69,6 +69,14 @@ def kept_packages(spec: Spec, options: LockOptions) -> tuple[LockedPackage, ...]
     return tuple(package for package in lock.packages if package.kind != "git")
 
 
+def previous_lock(spec: Spec) -> Lock | None:
+    """Return the lock that is there, of this spec or an earlier one, if it can be read."""
+    try:
+        return read_lock(spec.lock_path)
+    except (NotFound, SpecError):
+        return None
+
+
 def known_hashes(spec: Spec, channels: tuple[str, ...]) -> dict[str, str]:
     """Return conda-lock's content hashes where the lock that is there has them, by platform.
 
@@ -125,6 +133,10 @@ def with_other_platforms(contents: LockContents, spec: Spec) -> LockContents:
             *(item for item in old.replacements if item.platform in others),
         ),
         indexes=tuple(dict.fromkeys((*contents.indexes, *old.indexes))),
+        provenance={
+            **{name: found for name, found in old.provenance.items() if name in others},
+            **contents.provenance,
+        },
         build_requirements=(
             *contents.build_requirements,
             *(item for item in old.build_requirements if item.platform in others),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ from envferry.specs.markers import target_environment
 from envferry.specs.pip_lines import HASH_FRAGMENT, is_path, plain_requirement, requirement_name
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from envferry.lock.pip_request import PipRequest
     from envferry.models import LockedPackage
 
@@ -31,15 +34,30 @@ PATH_OPTIONS = re.compile(
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedPip:
+    """What requirements were resolved to."""
+
+    packages: tuple[LockedPackage, ...] = ()
+    """Sorted by name."""
+    indexes: Mapping[str, str] = field(default_factory=dict)
+    """The index that each comes from, by name, if one is known; without logins."""
+
+
 def resolve_pip(request: PipRequest) -> tuple[LockedPackage, ...]:
-    """Resolve requirements to one file or commit for each package, sorted by name.
+    """Resolve requirements to one file or commit for each package, as `resolve_with_indexes`."""
+    return resolve_with_indexes(request).packages
+
+
+def resolve_with_indexes(request: PipRequest) -> ResolvedPip:
+    """Resolve requirements to one file or commit for each package.
 
     A wheel wherever there is one; else a source distribution, with a warning.
     Raises SpecError when they cannot be satisfied, StoreError when an index cannot be reached.
     """
     lines = tuple(_anchor(line, request) for line in request.requirements)
     if not any(_asks_for_packages(line) for line in lines):
-        return ()
+        return ResolvedPip()
     _check_provided(request)
     ranks = wheel_ranks(request.target)
     with tempfile.TemporaryDirectory(prefix="envferry-pip-") as scratch:
@@ -52,7 +70,8 @@ def resolve_pip(request: PipRequest) -> tuple[LockedPackage, ...]:
         packages.append(msgspec.structs.replace(package, dependencies=needs))
         if package.kind != "wheel":
             log.warning("%s has no wheel: the build will make one from its source", package.name)
-    return tuple(sorted(packages, key=lambda package: package.name))
+    ordered = tuple(sorted(packages, key=lambda package: package.name))
+    return ResolvedPip(packages=ordered, indexes=answer.indexes)
 
 
 def _demanded_hashes(lines: tuple[str, ...]) -> dict[str, frozenset[str]]:

@@ -7,12 +7,18 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from envferry.lock.conda_requests import conda_request, solve_platforms
-from envferry.lock.existing_lock import kept_packages, with_other_platforms, without_channels
+from envferry.lock.existing_lock import (
+    kept_packages,
+    previous_lock,
+    with_other_platforms,
+    without_channels,
+)
 from envferry.lock.foreign_solver import solver_version
 from envferry.lock.index_settings import named_indexes
 from envferry.lock.lock_options import LockOptions, check_options
 from envferry.lock.match_specs import check_match_specs
-from envferry.lock.pip_half import resolve_pip
+from envferry.lock.package_provenance import record_provenance
+from envferry.lock.pip_half import resolve_with_indexes
 from envferry.lock.pip_inputs import pin_build_requirements, pip_request
 from envferry.lock.unknown_hashes import with_hash
 from envferry.specs.locks import LockContents, parse_lock, render_lock, write_lock
@@ -21,7 +27,7 @@ from envferry.specs.reading import read_spec
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envferry.models import BuildRequirements, Lock, Spec
+    from envferry.models import BuildRequirements, FileProvenance, Lock, Spec
     from envferry.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -48,12 +54,15 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
     for note in notes:
         log.info("%s", note)
     build_requirements: list[BuildRequirements] = []
+    provenance: dict[str, dict[str, FileProvenance]] = {}
+    before = previous_lock(spec)
     for platform, half in halves.items():
         with progress.task(f"locking {spec.name}: pip packages for {platform}"):
             asked = pip_request(half, platform, conda.packages, kept, options)
-            resolved = resolve_pip(asked)
-            packages += resolved
-            build_requirements += pin_build_requirements(spec, asked, resolved, progress)
+            resolved = resolve_with_indexes(asked)
+            packages += resolved.packages
+            build_requirements += pin_build_requirements(spec, asked, resolved.packages, progress)
+        provenance[platform] = record_provenance(asked, resolved, before, progress)
     contents = LockContents(
         name=spec.name,
         source=spec.path.name,
@@ -66,6 +75,7 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
         replacements=replacements,
         build_requirements=tuple(build_requirements),
         indexes=indexes,
+        provenance=provenance,
     )
     contents = with_other_platforms(contents, spec)
     if options.dry_run:

@@ -63,6 +63,8 @@ REFUSED = re.compile(
     r".*?(?P<status>401|403)",
     re.DOTALL,
 )
+FROM_INDEX = re.compile(r"\s+# from (?P<url>https?://\S+)")
+GIT_FAILED = re.compile(r"fatal: unable to access '(?P<url>[^']+)': (?P<reason>[^\n]+)")
 REQUIREMENT_NAME = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)")
 
 GIT_LINE = re.compile(
@@ -79,6 +81,8 @@ class Compiled:
     """The `[[packages]]` of a pylock document."""
     needs: dict[str, list[str]]
     """What each package depends on, by name."""
+    indexes: dict[str, str]
+    """The index that each package comes from, by name; without logins."""
 
 
 def compile_lines(request: PipRequest, lines: tuple[str, ...], scratch: Path) -> Compiled:
@@ -106,7 +110,8 @@ def compile_lines(request: PipRequest, lines: tuple[str, ...], scratch: Path) ->
         raise error
     document = tomllib.loads(output.read_text(encoding="utf-8"))
     entries: list[dict[str, Any]] = document.get("packages", [])
-    return Compiled(entries=entries, needs=_needs(request, entries, scratch, how))
+    said = _annotated(request, entries, scratch, how)
+    return Compiled(entries=entries, needs=_needs(said), indexes=_indexes(said))
 
 
 def _ask(
@@ -138,7 +143,7 @@ def _ask(
 
 
 def _newer_glibc_hint(request: PipRequest, scratch: Path, words: tuple[str, ...]) -> str:
-    """Ask uv once more for hosts of tomorrow; say which glibc would do, if that is all it takes."""
+    """Ask uv again for newer hosts; name the glibc that suffices, if only that is missing."""
     newest = replace(request, glibc=f"2.{UV_GLIBC_MINORS[-1]}")
     if not request.platform.startswith("linux-"):
         return ""
@@ -231,25 +236,41 @@ def _write_preferences(request: PipRequest, output: Path) -> None:
         output.write_text("\n".join(lines), encoding="utf-8")
 
 
-def _needs(
+def _annotated(
     request: PipRequest,
     entries: list[dict[str, Any]],
     scratch: Path,
     how: tuple[str, ...],
-) -> dict[str, list[str]]:
-    """Return what each package depends on, from the comments of uv's requirements form."""
+) -> list[str]:
+    """Return the lines of uv's requirements form, whose comments say what a pylock does not."""
     output = scratch / "pins.txt"
     pins = [f"{item['name']}=={item['version']}" for item in entries if "version" in item]
     output.write_text("\n".join([*pins, ""]), encoding="utf-8")
-    words = ("-o", str(output), "--annotation-style", "line", "--no-strip-extras", *how)
+    said = ("--annotation-style", "line", "--emit-index-annotation", "--no-strip-extras")
+    words = ("-o", str(output), *said, *how)
     # What was just resolved is in uv's cache: ask no server, unless uv has no cache.
     for more in (("--offline",), ()):
         if _call_uv(request, scratch, (*words, *more)).returncode == 0:
-            break
-    else:
-        return {}
+            return output.read_text(encoding="utf-8").splitlines()
+    return []
+
+
+def _indexes(lines: list[str]) -> dict[str, str]:
+    """Return the index of each package: a comment in the line below its own."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in lines:
+        if pin := REQUIREMENT_NAME.match(line):
+            name = str(canonicalize_name(pin["name"]))
+        elif index := FROM_INDEX.match(line):
+            found[name] = without_login(index["url"])
+    return found
+
+
+def _needs(lines: list[str]) -> dict[str, list[str]]:
+    """Return what each package depends on."""
     needs: dict[str, list[str]] = {}
-    for line in output.read_text(encoding="utf-8").splitlines():
+    for line in lines:
         pin, _, parents = line.partition("# via ")
         found = REQUIREMENT_NAME.match(pin)
         for parent in parents.split(",") if found else ():
@@ -300,6 +321,13 @@ def _explain(stderr: str, request: PipRequest, scratch: Path) -> PipelineError:
         return HostError(f"uv has no place for its cache: {text}", hint=hint)
     if request.offline and NOT_CACHED.search(words):
         return not_cached(text)
+    if found := GIT_FAILED.search(text):
+        url, reason = without_login(found["url"]), found["reason"]
+        hint = "check the network, and the URL in the spec, then try again"
+        if "returned error: 40" in reason:
+            hint = "check the URL in the spec; a login for its host belongs into ~/.netrc"
+        message = f"the git repository {url} cannot be read: {reason}"
+        return StoreError(message, hint=hint + proxies_hint())
     if UNREACHABLE.search(text):
         message = f"a package index cannot be reached: {text}"
         hint = "check the network and the --index-url lines of the spec, then try again"

@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from envferry.archive.compression import DEFAULT_LEVEL
 from envferry.archive.reader import Archive, FileSource
 from envferry.archive.writer import ArchiveOptions, WrittenArchive, write_archive
@@ -16,6 +18,7 @@ from envferry.base.direct_io import DirectStream
 from envferry.base.files import exclusive_lock, write_anew, write_bytes
 from envferry.errors import IntegrityError
 from envferry.models import Artifact, Manifest, left_out
+from envferry.pack.cuda_code import cuda_code
 from envferry.pack.env_members import Listing
 from envferry.pack.frozen import frozen_members
 
@@ -148,4 +151,5 @@ def describe(
         version=built.options.version,
         image=built.image,
         keeps_prefix=tuple(path for path, _ in written.left_alone),
+        cuda_code=cuda_code(listing.members) or msgspec.UNSET,
     )

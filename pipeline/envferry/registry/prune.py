@@ -163,7 +163,7 @@ def _decide(
     policy: Policy,
     now: datetime,
 ) -> Iterator[PruneDecision]:
-    """Yield the fate of all artifacts of one environment on one platform, the newest first."""
+    """Yield what becomes of all artifacts of one environment on one platform, the newest first."""
     rank = 0
     for folder in sorted(group, key=lambda one: one.published or one.touched, reverse=True):
         tags = tagged.get((folder.name, folder.platform, folder.id), [])

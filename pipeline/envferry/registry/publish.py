@@ -7,7 +7,7 @@ read and compared while it is written. Order, conditions and attempts are the sa
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ from envferry.base.retry import RACES, persistently
 from envferry.errors import IntegrityError, StoreError
 from envferry.models import DEFAULT_TAG, Manifest
 from envferry.registry.known_frames import find_known
+from envferry.registry.layer_cuts import layered
 from envferry.registry.layout import LOCK_FILE, archive_key, artifact_folder, folder_of, tag_key
 from envferry.registry.removal import require_kept, require_settled
 from envferry.registry.tags import read_tag
@@ -42,6 +43,7 @@ from envferry.trust.attestations import (
     decode_envelope,
     encode_envelope,
     is_about,
+    require_described,
     signers_of,
     verify_subjects,
 )
@@ -140,7 +142,24 @@ def publish_artifact(
         sent |= place(target, folder + SBOM, companions.sbom, must_match=False)
     data = companions.proof.manifest_data
     sent |= place(target, folder + REGISTRY_MANIFEST, data, must_match=is_new)
-    return sent | _place_attestation(target, source)
+    return sent | _place_attestation(target, source, None)
+
+
+def sign_published(target: Registry, manifest: Manifest, data: bytes) -> bool:
+    """Sign what others published, whose manifest was checked; return whether that was needed.
+
+    `data` are the manifest's bytes that were checked: what lies there by now is not read again.
+    Raises IntegrityError when strangers signed it, or when its lock or its SBOM are not its own.
+    """
+    require_described(manifest, data, f"the manifest of {manifest.stem}")
+    companions = Companions.of(target, manifest)
+    proof = Proof(manifest_data=data, attestation=companions.proof.attestation)
+    source = ArtifactSource(
+        manifest=manifest,
+        companions=replace(companions, proof=proof),
+        archive=target.incoming_archive(manifest),
+    )
+    return _place_attestation(target, source, data)
 
 
 def require_whole(registry: Registry, manifest: Manifest) -> None:
@@ -178,12 +197,13 @@ def _place_archive(
     ):
         check_manifest(Archive(source.archive), manifest)
     if stat_whole(target.store, key) is None:
+        store = layered(target.store, source.archive, target.layers)
         try:
             if isinstance(source.archive, Path):
                 known = _known(target, source.archive, manifest)
-                target.store.create_from_file(key, source.archive, advance, known)
+                store.create_from_file(key, source.archive, advance, known)
             else:
-                target.store.receive(key, source.archive, advance)
+                store.receive(key, source.archive, advance)
         except KeyTaken:
             log.info("%s was written by another process meanwhile", key)
         else:
@@ -212,8 +232,11 @@ def _known(target: Registry, path: Path, manifest: Manifest) -> tuple[KnownRange
     return find_known(path, PublishedArchive(target, before), archive_key(before))
 
 
-def _place_attestation(target: Registry, source: ArtifactSource) -> bool:
-    """Write who signed, or add signatures to those of the same statement; return whether it did."""
+def _place_attestation(target: Registry, source: ArtifactSource, data: bytes | None) -> bool:
+    """Write who signed, or add signatures to those of the same statement; return whether it did.
+
+    `data` is the manifest to sign; None: as it is stored.
+    """
     if source.companions.proof.attestation is None and target.signer is None:
         return False
     key = folder_of(source.manifest) + ATTESTATION
@@ -221,7 +244,8 @@ def _place_attestation(target: Registry, source: ArtifactSource) -> bool:
     def attempt() -> bool:
         stat = target.store.stat(key)
         there = target.store.read(key) if stat else None
-        wanted = _attestation(target, source, there)
+        signed = data or target.store.read(folder_of(source.manifest) + REGISTRY_MANIFEST)
+        wanted = _attestation(target, source, there, signed)
         if wanted is None or wanted == there:
             return False
         with lost_races_again():
@@ -235,11 +259,12 @@ def _place_attestation(target: Registry, source: ArtifactSource) -> bool:
         raise StoreError(message, hint="run the command again: nothing is sent twice") from error
 
 
-def _attestation(target: Registry, source: ArtifactSource, there: bytes | None) -> bytes | None:
+def _attestation(
+    target: Registry, source: ArtifactSource, there: bytes | None, data: bytes
+) -> bytes | None:
     """Return the envelope that an artifact shall have: theirs, with what came with it and ours."""
     manifest, carried = source.manifest, source.companions.proof.attestation
     key = folder_of(manifest) + ATTESTATION
-    data = target.store.read(folder_of(manifest) + REGISTRY_MANIFEST)
     envelope = decode_envelope(there, f"{key} in {target.url}") if there else None
     if carried and carried != there:
         ours = decode_envelope(carried, f"the attestation of {manifest.stem}")

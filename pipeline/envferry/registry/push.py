@@ -33,25 +33,38 @@ def push_artifact(
     Nothing is sent before the archive's bytes were compared with the manifest; the tags move last.
     Raises IntegrityError for a damaged artifact, or when the id is taken by a different one.
     """
-    manifest = artifact.manifest
     wanted = check_tags(tags)
+    _require_sound(artifact, progress)
+    uploaded = _publish_persistently(artifact, registry, wanted, progress)
+    return _pushed(artifact.manifest, registry, wanted, uploaded=uploaded)
+
+
+def push_untagged(artifact: Artifact, *, registry: Registry, progress: Progress) -> bool:
+    """Publish an artifact and move no tag; return whether anything was sent."""
+    _require_sound(artifact, progress)
+    return _publish_persistently(artifact, registry, (), progress)
+
+
+def _require_sound(artifact: Artifact, progress: Progress) -> None:
+    """Raise IntegrityError unless the archive's bytes and its index are what the manifest says."""
     verify_artifact(artifact, progress=progress)
     with FileSource(artifact.archive_path) as source:
-        check_manifest(Archive(source), manifest)
-    uploaded = _publish_persistently(artifact, registry, wanted, progress)
-    return _pushed(manifest, registry, wanted, uploaded=uploaded)
+        check_manifest(Archive(source), artifact.manifest)
 
 
 def tag_published(
-    manifest: Manifest, *, registry: Registry, tags: tuple[str, ...]
+    manifest: Manifest, *, registry: Registry, tags: tuple[str, ...], uploaded: bool = False
 ) -> PushedArtifact:
-    """Point `tags` and `latest` to an artifact that the registry has already, as a push does."""
+    """Point `tags` and `latest` to an artifact that the registry has already, as a push does.
+
+    `uploaded` is what the result says: whether it was sent just now, by whomever.
+    """
     wanted = check_tags(tags)
     registry.require_installable(manifest)
     for tag in wanted:
         registry.move_tag(manifest.name, manifest.platform, tag, manifest.id)
     registry.require_whole(manifest)
-    return _pushed(manifest, registry, wanted, uploaded=False)
+    return _pushed(manifest, registry, wanted, uploaded=uploaded)
 
 
 def preview_push(

@@ -38,7 +38,6 @@ from envferry.registry.listing import list_entries, list_tags, unknown
 from envferry.registry.publish import (
     ArtifactSource,
     Companions,
-    place,
     publish_artifact,
     require_whole,
 )
@@ -72,12 +71,14 @@ class Registry:
     """Signs what is published and where tags are moved to."""
     trust: Trust | None = None
     """Checks every tag and every manifest that is handed out; None checks no signatures."""
+    layers: int = 1
+    """How many layers an archive becomes in an OCI registry."""
 
     @classmethod
     def open(
         cls, url: str, *, signer: Signer | None = None, trust: Trust | None = None
     ) -> Registry:
-        """Open the registry at a directory, `s3://…` or `https://…`."""
+        """Open the registry at a directory, `s3://…`, `oci://…` or `https://…`."""
         return cls(open_store(url, Limits(least_speed=settings().min_speed)), signer, trust)
 
     @property
@@ -260,10 +261,6 @@ class Registry:
             error.hint = hint
             raise
         return data
-
-    def attach(self, manifest: Manifest, file: str, data: bytes) -> None:
-        """Write one of `ATTACHMENTS` beside a published artifact, once."""
-        place(self, attachment_key(manifest, file), data, must_match=True)
 
     def attachment(self, manifest: Manifest, file: str) -> bytes | None:
         """Read one of `ATTACHMENTS`, or None when the artifact has none."""

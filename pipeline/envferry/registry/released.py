@@ -50,7 +50,7 @@ def find_released(
             manifest = registry.manifest(lock.name, platform, id_)
             if checked and CHECKS in manifest.tools:
                 continue
-            if _is_of(manifest, lock) and _is_signed(registry, manifest):
+            if not differences(manifest, lock) and _is_signed(registry, manifest):
                 registry.require_archive(manifest)
                 registry.read_lock(manifest)
                 return manifest
@@ -59,16 +59,22 @@ def find_released(
     return None
 
 
-def _is_of(manifest: Manifest, lock: Lock) -> bool:
-    """Whether an artifact is what a build of this lock would be called and checked by."""
+def differences(manifest: Manifest, lock: Lock) -> dict[str, tuple[object, object]]:
+    """Return what an artifact says of itself that a build of this lock would not: found, expected.
+
+    Empty when it is what a build of this lock would be called and checked by.
+    """
     options, tools = lock.options, manifest.tools
-    found = (manifest.lock_digest, manifest.version, manifest.checks, manifest.requirements)
     said = {name: text for name, text in tools.items() if name in ("exclude", "frozen")}
-    return (
-        found == (lock.digest, options.version, options.checks, options.system)
-        and said == left_out(options)
-        and tools.get("envferry") == __version__
-    )
+    compared: dict[str, tuple[object, object]] = {
+        "lock": (manifest.lock_digest, lock.digest),
+        "version": (manifest.version, options.version),
+        "checks": (manifest.checks, options.checks),
+        "system requirements": (manifest.requirements, options.system),
+        "excluded files": (said, left_out(options)),
+        "envferry": (tools.get("envferry"), __version__),
+    }
+    return {what: pair for what, pair in compared.items() if pair[0] != pair[1]}
 
 
 def _is_signed(registry: Registry, manifest: Manifest) -> bool:

@@ -70,10 +70,10 @@ def changed_specs(specs_dir: Path, revision: str) -> tuple[ChangedSpec, ...]:
 
     Files that are not committed yet count, those that git ignores do not. A revision of zeros,
     which CI services give for the first push of a branch, is the empty tree: every spec is new.
-    Raises NotFound when there is no such folder, repository or revision.
+    Raises NotFound when the folder, repository or revision does not exist.
     """
     if not specs_dir.is_dir():
-        message = f"there is no folder {specs_dir}"
+        message = f"the folder {specs_dir} does not exist"
         raise NotFound(message, hint="name the folder of the specs: `--specs DIR`")
     root = Path(_git(specs_dir, "rev-parse", "--show-toplevel").rstrip("\n"))
     changes = {change.path: change for change in _file_changes(root, revision)}

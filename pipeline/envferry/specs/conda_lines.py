@@ -18,6 +18,9 @@ TEMPLATE = re.compile(r"\{\{.*?\}\}|\{%.*?%\}|\$\{\{.*?\}\}|\$\([^)]*\)|<[A-Za-z
 BRACKETS = re.compile(r"(?P<start>[^\[]*)(\[(?P<keys>.*)\])?\s*$", re.DOTALL)
 SPACED = re.compile(r"\s*(?P<text>[<>=!~,|]+)\s*")
 EXACT = re.compile(r"=(?P<version>[^=<>~,|\s]+)=(?P<build>[^=\s]+)")
+CHANNEL_KEY = re.compile(
+    r"""(?:^|,)\s*channel\s*=\s*(?P<quote>['"]?)(?P<value>[^'",\s]+)(?P=quote)\s*"""
+)
 KEY = re.compile(r"\s*(?P<key>\w+)\s*=")
 
 
@@ -33,7 +36,7 @@ class CondaLine:
     version: str = ""
     build: str = ""
     keys: str = ""
-    """What stands in brackets, without them."""
+    """What stands in brackets, without them and without `channel`."""
     url: str = ""
     """The package itself, for a line that is its URL."""
 
@@ -53,13 +56,17 @@ def parse_conda_line(text: str) -> CondaLine | None:
     if body is None:
         return None
     version, build = _version(body["start"].strip())
+    keys = (body["keys"] or "").strip()
+    if named := CHANNEL_KEY.search(keys):  # to conda, it is stronger than a prefix
+        channel, subdir = split_subdir(named["value"])
+        keys = f"{keys[: named.start()]}{keys[named.end() :]}".strip(" ,")
     return CondaLine(
         name=found["name"].lower(),
         channel=channel,
         subdir=subdir,
         version=version,
         build=build,
-        keys=(body["keys"] or "").strip(),
+        keys=keys,
     )
 
 

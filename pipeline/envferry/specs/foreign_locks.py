@@ -1,6 +1,6 @@
 """Locks of other tools, read and not solved again: which files they name, with which hashes.
 
-`conda-lock.yml` (CEP 37), `pixi.lock` (versions 4 to 6), and `@EXPLICIT` lists name the files of an
+`conda-lock.yml` (CEP 37), `pixi.lock` (versions 4 to 7), and `@EXPLICIT` lists name the files of an
 environment; `uv.lock` (version 1) and `pylock.toml` (PEP 751) name all files of each package of the
 pip half, of which the python and the platform choose: that is for the lock stage.
 """
@@ -27,15 +27,15 @@ from envferry.models import (
 from envferry.specs.conda_lines import parse_conda_line
 from envferry.specs.drafts import Draft
 from envferry.specs.import_conda import PACKAGE_URL, channel_name, draft_explicit
-from envferry.specs.kinds import Kind
+from envferry.specs.kinds import FileKind
 from envferry.specs.yaml_text import parse_yaml, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from envferry.specs.import_conda import ExplicitLine
 
-PIXI_VERSIONS = ("4", "5", "6")
+PIXI_VERSIONS = ("4", "5", "6", "7")
 CONDA_LOCK_VERSION = "1"
 DEFAULT_CATEGORIES = ("main", "dev")
 """What `conda-lock install` installs unless it is told otherwise."""
@@ -65,7 +65,7 @@ def read_explicit(text: str, path: Path, name: str) -> ForeignLock:
 
 
 def read_foreign_lock(
-    text: str, path: Path, kind: Kind, name: str, python: str | None
+    text: str, path: Path, kind: FileKind, name: str, python: str | None
 ) -> ForeignLock:
     """Read a lock that is a document; raise SpecError when it is damaged or of another version.
 
@@ -74,11 +74,11 @@ def read_foreign_lock(
     from envferry.specs.pylocks import read_pylock, read_uv_lock
 
     try:
-        if kind is Kind.CONDA_LOCK:
+        if kind is FileKind.CONDA_LOCK:
             return _read_conda_lock(text, path, name)
-        if kind is Kind.PIXI_LOCK:
+        if kind is FileKind.PIXI_LOCK:
             return _read_pixi_lock(text, path, name)
-        read = read_uv_lock if kind is Kind.UV_LOCK else read_pylock
+        read = read_uv_lock if kind is FileKind.UV_LOCK else read_pylock
         return read(text, path, name, python)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         what = f"it has no `{error.args[0]}`" if isinstance(error, KeyError) else str(error)
@@ -163,23 +163,49 @@ def _read_pixi_lock(text: str, path: Path, name: str) -> ForeignLock:
     indexes = [str(item) for item in environment.get("indexes") or []]
     known = {_pixi_place(item): item for item in document["packages"] or []}
     packages = []
-    for platform, places in environment["packages"].items():
-        if platform not in PLATFORMS.values():
-            draft.left_out.append(
-                f"{len(places)} packages for {platform}: envferry does not lock for it"
-            )
-            continue
+    for platform, places in _pixi_platforms(document, environment, draft):
         for place in places:
             found = _pixi_package(known[_pixi_place(place)], platform, path.parent)
             if found:
                 packages.append(found)
             else:
                 shown = _pixi_place(place)[1]
-                draft.left_out.append(f"{shown}: built by pixi, not available from a channel")
+                words = f"{shown}: built by pixi, not available from a channel"
+                draft.left_out += [words] if words not in draft.left_out else []
     lock = _foreign(draft, packages, path, set())
     if any(package.manager == "pip" for package in packages):
         draft.pip[:0] = [f"--extra-index-url {item}" for item in indexes]
     return lock
+
+
+def _pixi_platforms(
+    document: Mapping[str, Any], environment: Mapping[str, Any], draft: Draft
+) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+    """Yield platforms with their packages; note what hosts of them are expected to offer.
+
+    From version 7 on, a platform has a name of its own, and there may be several of one subdir:
+    the one that is called like it, else the first, is taken.
+    """
+    tables = {str(one["name"]): one for one in document.get("platforms") or []}
+    subdirs = {name: str(one.get("subdir") or name) for name, one in tables.items()}
+    taken: dict[str, str] = {}
+    named = environment["packages"].items()
+    for name, places in sorted(named, key=lambda item: item[0] != subdirs.get(item[0], item[0])):
+        subdir = subdirs.get(name, name)
+        if subdir not in PLATFORMS.values():
+            draft.left_out.append(
+                f"{len(places)} packages for {name}: envferry does not lock for it"
+            )
+        elif subdir in taken:
+            reason = f"for {subdir}, those of {taken[subdir]} are read"
+            draft.left_out.append(f"{len(places)} packages for {name}: {reason}")
+        else:
+            taken[subdir] = name
+            for text in tables.get(name, {}).get("virtual-packages") or []:
+                what, _, value = str(text).removeprefix("__").partition("=")
+                if what in ("cuda", "glibc") and subdir.startswith("linux"):
+                    draft.system.setdefault(what, value.partition("=")[0])
+            yield subdir, places
 
 
 def _pixi_environment(
@@ -197,12 +223,16 @@ def _pixi_environment(
         if other != named:
             draft.left_out.append(f"the environment {other}: only {named} is read (see `--name`)")
     environment: Mapping[str, Any] = environments[named]
+    full = [name for name, item in environments.items() if any(item["packages"].values())]
+    if named not in full and full:
+        message = f"the environment {named} of {path} is empty"
+        raise SpecError(message, hint=f"choose another with `--name`: {', '.join(full)}")
     return environment
 
 
 def _pixi_place(item: Mapping[str, Any]) -> tuple[str, str]:
     """Return what tells one package of a pixi.lock from the others."""
-    for kind in ("conda", "pypi"):
+    for kind in ("conda", "pypi", "conda_source"):
         if kind in item:
             return kind, str(item[kind])
     return str(item["kind"]), str(item.get("url", item.get("path")))

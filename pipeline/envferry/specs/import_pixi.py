@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from envferry.errors import SpecError
@@ -22,6 +23,8 @@ CONDA_TABLES = ("dependencies", "host-dependencies", "build-dependencies")
 BRACKETS = ("build-number", "file-name", "subdir", "md5", "sha256", "license", "url")
 """Keys of a conda dependency that a match spec has in brackets."""
 MATCH_SPEC_KEYS = {"file-name": "fn"}
+SYSTEM = ("cuda", "glibc", "archspec")
+"""What hosts of a platform offer, called alike in `envferry: system:`."""
 TASKS = "tasks"
 """What to do in an environment, not what is in it."""
 WORKSPACE_FACTS = (
@@ -69,8 +72,8 @@ def draft_pixi(text: str, path: Path, base: Path, name: str) -> Draft:
     workspace = manifest.table(root.get("workspace", root.get("project", {})), "workspace")
     features = _features(manifest)
     draft = Draft(name=name, channels=_channels(manifest, workspace, features))
-    draft.platforms = _platforms(manifest, workspace, features)
     draft.system = _system(manifest, features)
+    draft.platforms = _platforms(manifest, workspace, features, draft.system)
     # For all that there are: a spec may be locked for more platforms than it names.
     platforms = [*PLATFORMS.values()]
     draft.add_pip({item: _options(manifest, features, item) for item in platforms})
@@ -127,13 +130,53 @@ def _channels(
     return list(dict.fromkeys(channel for _, channel in found))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _PlatformEntry:
+    """One of a workspace's platforms."""
+
+    name: str
+    subdir: str
+    offers: dict[str, str]
+    """What its hosts offer, as `envferry: system:` has it."""
+
+
+def _platform_entries(
+    manifest: PixiManifest, workspace: dict[str, Any]
+) -> Iterator[_PlatformEntry]:
+    """Yield platforms: names of conda's, or tables that also say what their hosts offer."""
+    for item in workspace.get("platforms", []):
+        table = item if isinstance(item, dict) else {"platform": item}
+        subdir = table.get("platform", table.get("name"))
+        if not isinstance(subdir, str):
+            msg = f"{manifest.path}: {item!r} is not a platform"
+            raise SpecError(msg, hint="correct `platforms`")
+        offers = {key: str(table[key]) for key in SYSTEM if key in table}
+        for key in table.keys() - {"name", "platform", *SYSTEM}:
+            manifest.leave_out(f"[platforms] {key} = {table[key]!r} of {subdir}")
+        yield _PlatformEntry(name=str(table.get("name", subdir)), subdir=subdir, offers=offers)
+
+
 def _platforms(
-    manifest: PixiManifest, workspace: dict[str, Any], features: list[tuple[str, dict[str, Any]]]
+    manifest: PixiManifest,
+    workspace: dict[str, Any],
+    features: list[tuple[str, dict[str, Any]]],
+    system: dict[str, str],
 ) -> list[str]:
-    asked = [str(item) for item in workspace.get("platforms", [])]
+    """Return the platforms to lock for; add to `system` what their hosts offer."""
+    entries = [*_platform_entries(manifest, workspace)]
     for name, table in features:
         if name and "platforms" in table:
-            asked = [item for item in asked if item in table["platforms"]]
+            chosen = [str(item) for item in table["platforms"]]
+            entries = [item for item in entries if {item.name, item.subdir} & {*chosen}]
+    asked = list(dict.fromkeys(item.subdir for item in entries))
+    for item in entries:
+        first = next(other for other in entries if other.subdir == item.subdir)
+        if item is not first:
+            manifest.leave_out(f"the platform {item.name}: for {item.subdir}, {first.name} is read")
+            continue
+        for what, value in item.offers.items() if item.subdir.startswith("linux") else ():
+            if system.setdefault(what, value) != value:
+                manifest.leave_out(f"{what} {value} of {item.name}: it is {system[what]} elsewhere")
     kept = [item for item in asked if item in PLATFORMS.values()]
     dropped = [item for item in asked if item not in kept]
     if dropped:

@@ -20,7 +20,7 @@ from envferry.specs.import_conda import (
 from envferry.specs.import_pixi import draft_pixi
 from envferry.specs.import_toml import draft_pyproject
 from envferry.specs.import_venv import draft_venv
-from envferry.specs.kinds import FOREIGN_LOCKS, Kind, recognise, surprise
+from envferry.specs.kinds import FOREIGN_LOCKS, FileKind, recognise, surprise
 from envferry.specs.reading import (
     HOLDER,
     KNOWN_KEYS,
@@ -69,7 +69,7 @@ class ImportOptions:
 class Imported:
     """A spec that is not yet written."""
 
-    kind: Kind
+    kind: FileKind
     spec: Spec
     text: str
     notes: tuple[str, ...]
@@ -80,7 +80,7 @@ class Imported:
     @property
     def locks(self) -> bool:
         """Whether a lock is to be made, too: the source says exactly what is in the environment."""
-        return self.lock is not None or self.kind is Kind.VENV
+        return self.lock is not None or self.kind is FileKind.VENV
 
 
 def import_spec(source: Path, specs_dir: Path, options: ImportOptions) -> Imported:
@@ -90,16 +90,16 @@ def import_spec(source: Path, specs_dir: Path, options: ImportOptions) -> Import
     """
     kind, text = recognise(source)
     lock: ForeignLock | None = None
-    if kind is Kind.ENVIRONMENT:
+    if kind is FileKind.ENVIRONMENT:
         found, notes = _adopt_environment(text, source, specs_dir, options)
     else:
         name = options.name or default_name(source, kind)
         options = replace(options, name=_valid_name(name))
-        if kind is Kind.EXPLICIT or kind in FOREIGN_LOCKS:
+        if kind is FileKind.EXPLICIT or kind in FOREIGN_LOCKS:
             name = options.name or "env"
             lock = (
                 read_explicit(text, source, name)
-                if kind is Kind.EXPLICIT
+                if kind is FileKind.EXPLICIT
                 else read_foreign_lock(text, source, kind, name, options.python)
             )
             draft = _finished(lock.draft, options)
@@ -123,9 +123,9 @@ def _checked(text: str, specs_dir: Path, source: Path) -> Spec:
     return replace(spec, path=specs_dir / f"{spec.name}.yml")
 
 
-def default_name(source: Path, kind: Kind) -> str:
+def default_name(source: Path, kind: FileKind) -> str:
     """Return a name for what has none: the file's or its folder's."""
-    is_folder = kind in (Kind.PREFIX, Kind.VENV)
+    is_folder = kind in (FileKind.PREFIX, FileKind.VENV)
     stem = source.resolve().name.lstrip(".") if is_folder else source.stem
     stem = stem.removesuffix(".conda-lock")
     if any(stem.lower() == generic for generic in GENERIC_STEMS):
@@ -135,25 +135,25 @@ def default_name(source: Path, kind: Kind) -> str:
     return f"{stem}-env" if stem in RESERVED_NAMES else stem[:100]
 
 
-def _draft(kind: Kind, text: str, source: Path, base: Path, options: ImportOptions) -> Draft:
+def _draft(kind: FileKind, text: str, source: Path, base: Path, options: ImportOptions) -> Draft:
     """Read every kind but environment files and locks."""
     name, channels = options.name or "env", options.channels
-    if kind is Kind.REQUIREMENTS:
+    if kind is FileKind.REQUIREMENTS:
         draft = Draft(name=name, pip=read_requirements(source, text, base))
-    elif kind is Kind.CONDA_SPECS:
+    elif kind is FileKind.CONDA_SPECS:
         lines = [line.text for line in logical_lines(text)]
         draft = Draft(name=name, channels=list(channels), conda=lines)
-    elif kind is Kind.CONDA_LIST:
+    elif kind is FileKind.CONDA_LIST:
         draft = draft_conda_list(text, source, name, channels)
-    elif kind is Kind.CONDA_TABLE:
+    elif kind is FileKind.CONDA_TABLE:
         draft = draft_conda_table(text, name, channels)
-    elif kind is Kind.PIP_TABLE:
+    elif kind is FileKind.PIP_TABLE:
         draft = draft_pip_table(text, name, channels)
-    elif kind is Kind.PREFIX:
+    elif kind is FileKind.PREFIX:
         draft = draft_prefix(source, name, channels)
-    elif kind is Kind.VENV:
+    elif kind is FileKind.VENV:
         draft = draft_venv(source, name, channels)
-    elif kind is Kind.PIXI:
+    elif kind is FileKind.PIXI:
         draft = draft_pixi(text, source, base, name)
     else:
         draft = draft_pyproject(text, source, base, name, channels)
@@ -161,7 +161,16 @@ def _draft(kind: Kind, text: str, source: Path, base: Path, options: ImportOptio
 
 
 def _finished(draft: Draft, options: ImportOptions) -> Draft:
-    """Add what every spec has: channels, a python for the pip half, pip; loosen the pins."""
+    """Add what every spec has: channels, a python for the pip half, pip; loosen the pins.
+
+    Raises SpecError when there is nothing to lock.
+    """
+    if not (draft.conda or draft.pip):
+        reasons = "; ".join(draft.left_out[:3])
+        message = "it requires no package of a channel or an index" + (
+            f" ({reasons})" if reasons else ""
+        )
+        raise SpecError(message, hint="add one, such as `python`, to its dependencies")
     draft.channels = draft.channels or list(options.channels)
     if draft.pip and not draft.conda:
         draft.conda.insert(0, f"python={options.python}" if options.python else "python")
@@ -271,7 +280,7 @@ def _missing_keys(
     written = root.get("name", "")
     usable = isinstance(written, str) and bool(NAME_PATTERN.fullmatch(written))
     if options.name or not usable or written in RESERVED_NAMES:
-        name = _valid_name(options.name or default_name(source, Kind.ENVIRONMENT))
+        name = _valid_name(options.name or default_name(source, FileKind.ENVIRONMENT))
         added.append(f"name: {quoted(name)}")
         if written and not options.name:
             notes.append(f"the name `{written}` cannot be used: it is now `{name}`")

@@ -26,7 +26,7 @@ PIP_TABLE = re.compile(r"Package\s+Version(\s+Editable project location)?")
 MAX_BYTES = 64 << 20
 
 
-class Kind(Enum):
+class FileKind(Enum):
     """What a file or folder is, in the words of a message."""
 
     ENVIRONMENT = "a conda environment file"
@@ -46,30 +46,33 @@ class Kind(Enum):
     VENV = "a virtual environment"
 
 
-FOREIGN_LOCKS = (Kind.CONDA_LOCK, Kind.PIXI_LOCK, Kind.UV_LOCK, Kind.PYLOCK)
+FOREIGN_LOCKS = (FileKind.CONDA_LOCK, FileKind.PIXI_LOCK, FileKind.UV_LOCK, FileKind.PYLOCK)
 
 NAMES = (
-    (re.compile(r"(requirements|constraints).*\.(txt|in)|.*requirements\.txt"), Kind.REQUIREMENTS),
-    (re.compile(r"env(ironment)?[^/]*\.ya?ml"), Kind.ENVIRONMENT),
-    (re.compile(r"pixi\.toml"), Kind.PIXI),
-    (re.compile(r"pyproject\.toml"), Kind.PYPROJECT),
-    (re.compile(r".*conda-lock\.ya?ml"), Kind.CONDA_LOCK),
-    (re.compile(r"pixi\.lock"), Kind.PIXI_LOCK),
-    (re.compile(r"uv\.lock"), Kind.UV_LOCK),
-    (re.compile(r"pylock(\..+)?\.toml"), Kind.PYLOCK),
+    (
+        re.compile(r"(requirements|constraints).*\.(txt|in)|.*requirements\.txt"),
+        FileKind.REQUIREMENTS,
+    ),
+    (re.compile(r"env(ironment)?[^/]*\.ya?ml"), FileKind.ENVIRONMENT),
+    (re.compile(r"pixi\.toml"), FileKind.PIXI),
+    (re.compile(r"pyproject\.toml"), FileKind.PYPROJECT),
+    (re.compile(r".*conda-lock\.ya?ml"), FileKind.CONDA_LOCK),
+    (re.compile(r"pixi\.lock"), FileKind.PIXI_LOCK),
+    (re.compile(r"uv\.lock"), FileKind.UV_LOCK),
+    (re.compile(r"pylock(\..+)?\.toml"), FileKind.PYLOCK),
 )
 
 
-def recognise(path: Path) -> tuple[Kind, str]:
+def recognise(path: Path) -> tuple[FileKind, str]:
     """Return what a file or folder is and its text, which is empty for folders.
 
     Raises NotFound when it is not there, SpecError when it is nothing known.
     """
     if path.is_dir():
         if (path / "conda-meta").is_dir():
-            return Kind.PREFIX, ""
+            return FileKind.PREFIX, ""
         if site_packages_folders(path):
-            return Kind.VENV, ""
+            return FileKind.VENV, ""
         message = f"{path} is a folder without `conda-meta` or `lib/python3*/site-packages`"
         raise SpecError(message, hint="name an environment's prefix, or one file")
     try:
@@ -83,36 +86,36 @@ def recognise(path: Path) -> tuple[Kind, str]:
     return _kind_of(text, path), text
 
 
-def surprise(path: Path, kind: Kind) -> str:
+def surprise(path: Path, kind: FileKind) -> str:
     """Say that a file is not what its name promises; empty when it is."""
     named = next((known for name, known in NAMES if name.fullmatch(path.name)), kind)
-    if named is kind or {named, kind} == {Kind.PIXI, Kind.PYPROJECT}:
+    if named is kind or {named, kind} == {FileKind.PIXI, FileKind.PYPROJECT}:
         return ""
     return f"{path.name}: this is {kind.value}, not {named.value}"
 
 
-def _kind_of(text: str, path: Path) -> Kind:
+def _kind_of(text: str, path: Path) -> FileKind:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     content = [line for line in lines if not line.startswith("#")]
     if "@EXPLICIT" in content:
-        return Kind.EXPLICIT
+        return FileKind.EXPLICIT
     if not content:
         message = f"{path} is empty, expected an environment file or a list of packages"
         raise SpecError(message, hint="check that this is the file you meant")
     if all(EXPORT_LINE.fullmatch(line) for line in content):
-        return Kind.CONDA_LIST
+        return FileKind.CONDA_LIST
     if any(map(CONDA_TABLE.match, lines)) and all(map(TABLE_LINE.fullmatch, content)):
-        return Kind.CONDA_TABLE
+        return FileKind.CONDA_TABLE
     if PIP_TABLE.fullmatch(content[0]) and len(content) > 1 and set(content[1]) <= {"-", " "}:
-        return Kind.PIP_TABLE
+        return FileKind.PIP_TABLE
     document, fault = _toml(text)
     if document:
         return _toml_kind(document, path)
     wrong = [(line, problem) for line in logical_lines(text) if (problem := _problem(line.text))]
     if not wrong:
-        return Kind.REQUIREMENTS
+        return FileKind.REQUIREMENTS
     if all(_is_conda_spec(line.text) for line in logical_lines(text)):
-        return Kind.CONDA_SPECS
+        return FileKind.CONDA_SPECS
     yaml_kind = _yaml_kind(text, path)
     if yaml_kind:
         return yaml_kind
@@ -151,24 +154,24 @@ def _toml(text: str) -> tuple[dict[str, Any], str]:
     return (document, "") if is_one else ({}, "it has no tables")
 
 
-def _toml_kind(document: dict[str, Any], path: Path) -> Kind:
+def _toml_kind(document: dict[str, Any], path: Path) -> FileKind:
     tool = document.get("tool")
     if "lock-version" in document and "created-by" in document:
-        return Kind.PYLOCK
+        return FileKind.PYLOCK
     if isinstance(document.get("package"), list) and "version" in document:
         packages = document["package"]
         if all(isinstance(item, dict) and "source" in item for item in packages):
-            return Kind.UV_LOCK
+            return FileKind.UV_LOCK
         message = f"{path} is a lock of poetry or cargo, which envferry cannot read"
         hint = "export one that it can read: `poetry export -o requirements.txt`, or pylock.toml"
         raise SpecError(message, hint=hint)
     if isinstance(tool, dict) and "pixi" in tool:
-        return Kind.PIXI
+        return FileKind.PIXI
     project = document.get("workspace", document.get("project"))
     if isinstance(project, dict) and "channels" in project:
-        return Kind.PIXI
+        return FileKind.PIXI
     if "project" in document or "dependency-groups" in document:
-        return Kind.PYPROJECT
+        return FileKind.PYPROJECT
     if isinstance(tool, dict) and "poetry" in tool:
         message = f"{path} lists its packages in `[tool.poetry]`, poetry's own format"
         hint = "run `poetry export -o requirements.txt --without-hashes` and import that"
@@ -177,7 +180,7 @@ def _toml_kind(document: dict[str, Any], path: Path) -> Kind:
     raise SpecError(message, hint="name a pixi.toml or a pyproject.toml with `[project]`")
 
 
-def _yaml_kind(text: str, path: Path) -> Kind | None:
+def _yaml_kind(text: str, path: Path) -> FileKind | None:
     """Return what a YAML text is; None for no YAML or another kind."""
     if not re.search(r"^(dependencies|channels|name|package|packages|metadata)\s*:", text, re.M):
         return None
@@ -185,10 +188,10 @@ def _yaml_kind(text: str, path: Path) -> Kind | None:
     if not isinstance(root, Mapping):
         return None
     if {"package", "metadata"} <= root.keys():
-        return Kind.CONDA_LOCK
+        return FileKind.CONDA_LOCK
     if {"environments", "packages", "version"} <= root.keys():
-        return Kind.PIXI_LOCK
-    return Kind.ENVIRONMENT if "dependencies" in root else None
+        return FileKind.PIXI_LOCK
+    return FileKind.ENVIRONMENT if "dependencies" in root else None
 
 
 def _problem(line: str) -> str:

@@ -1,4 +1,4 @@
-"""The rules of lint: their codes, why each bites, and what to do."""
+"""The rules of lint: their codes, why each matters, and what to do."""
 
 from __future__ import annotations
 
@@ -95,6 +95,13 @@ RULES = {
             title="A line that is not obeyed",
             why="its author expects an effect that it does not have",
             fix="remove it, or write it in a form that is obeyed",
+        ),
+        Rule(
+            code="S114",
+            title="A package that compiles on the host",
+            why="a host without these tools fails in the middle of the work",
+            fix="add gxx_linux-64, ninja or cuda-nvcc to the conda half, as it needs; "
+            "`envferry doctor --for NAME` shows what a host has",
         ),
     )
 }

@@ -1,4 +1,4 @@
-"""Lint: what a spec asks for that will bite later, each finding with its line and its fix."""
+"""Lint: find what in a spec causes trouble later; each finding has its line and its fix."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
+from envferry.base.run_time_compilers import INDUCTOR, NEEDS, compiler_findings
 from envferry.models import fit_to_show
 from envferry.specs.conda_lines import conda_name, parse_conda_line
 from envferry.specs.import_conda import channel_name
@@ -36,6 +38,8 @@ RUNTIME_WHEELS = frozenset(
         *("implicit", "mkl", "intel-openmp"),
     )
 )
+FIRST_OPENCV_WITH_BLAS = Version("4.5.4")
+"""The wheels of 4.5.3 and older, 4.5.2, 4.5.1, 4.4 and 4.1 have neither BLAS nor OpenMP."""
 # Conda packages that load the channel's one BLAS or OpenMP runtime, or are it.
 RUNTIME_CONDA = frozenset(
     (
@@ -59,6 +63,16 @@ SAME_FILES = {
     "faiss-cpu": ("faiss", "faiss-cpu"),
     "faiss-gpu": ("faiss", "faiss-gpu"),
 }
+# Conda packages that have another thing than the distribution of their name: a C library or a
+# program, of which that is a binding, or data that lie elsewhere. Both may be in one environment.
+OTHER_THINGS = frozenset(
+    (
+        *("brotli", "curl", "ffmpeg", "glfw", "graphviz", "hdf5", "jq", "leveldb", "libclang"),
+        *("lmdb", "mecab", "snappy", "sox", "tzdata", "wget", "zstd"),
+    )
+)
+# Distributions that are a program or C library in the files of the conda package of their name.
+SAME_PROGRAMS = frozenset(("cmake", "intel-openmp", "mkl", "ninja", "tbb"))
 # Conda packages that are a CUDA runtime library, or bring some along. `cuda-version` only says
 # which, and compilers (`cuda-nvcc`) are not loaded by what runs.
 CUDA_CONDA = re.compile(
@@ -80,11 +94,18 @@ COMMIT = re.compile(r"[0-9a-f]{7,40}")
 TAG = re.compile(r"(refs/tags/.+|([A-Za-z][A-Za-z_]*[-_])?[vVrR]?\d+([._-]\d+)+.*|[vV]\d+)")
 FILE_URL = re.compile(r"(.*@\s*)?file:.*")
 GIT_REVISION = re.compile(r"git\+(?:[a-z]+://)?(?:[^\s@/]+@)?[^\s#@]+@(?P<revision>[^\s#;]+)")
+# What GitHub, GitLab and their like pack of a revision when they are asked for it.
+GIT_ARCHIVE = re.compile(
+    r"https?://[^\s#]+?/-/archive/(?P<gitlab>[^/\s#]+)/"
+    r"|https?://[^/\s#]+/(?:repos/)?[^/\s#]+/[^/\s#]+/(?:"
+    r"archive/(?:refs/heads/)?(?P<github>[^\s#;?]+?)(?:\.zip|\.tar\.gz)(?=$|[\s#;?])"
+    r"|(?:zip|tar)ball/(?P<ball>[^\s#;?]+))"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LintFinding:
-    """One thing in a spec that will bite."""
+    """One problem in a spec."""
 
     rule: Rule
     path: Path
@@ -139,9 +160,10 @@ def lint_spec(
     asked.locked = {
         str(canonicalize_name(pypi_name(item.name))): item
         for item in locked
-        if item.manager == "conda"
+        if item.manager == "conda" and _is_distribution(item)
     }
     found = [*_halves(asked, pypi_name), *_cuda(asked), *_pip_lines(asked), *_file(asked)]
+    found += _compilers(asked)
     found += unheeded_lines(root, text, asked.lines)
     for line in _texts(root.get("dependencies")):
         if gone and line.strip() in gone:
@@ -152,6 +174,12 @@ def lint_spec(
         for code, place, what in found
     ]
     return sorted(findings, key=lambda item: (item.line, item.rule.code, item.what))
+
+
+def _is_distribution(item: LockedPackage) -> bool:
+    """Whether a conda package has the files of the distribution of its name: it needs python."""
+    needs = item.dependencies.keys() & {"python", "python_abi"}
+    return bool(needs) or item.name in SAME_PROGRAMS
 
 
 _Found = tuple[str, object, str]
@@ -194,7 +222,11 @@ def _with_included(line: Text, path: Path) -> Iterator[Text]:
 
 def _halves(asked: _Asked, pypi_name: Callable[[str], str]) -> Iterator[_Found]:
     """Yield what both halves touch."""
-    by_pip_name = {str(canonicalize_name(pypi_name(name))): name for name in asked.conda}
+    by_pip_name = {
+        str(canonicalize_name(pypi_name(name))): name
+        for name in asked.conda
+        if name not in OTHER_THINGS
+    }
     brought = asked.brought()
     runtimes = sorted(brought & RUNTIME_CONDA)
     for name, line in asked.pip.items():
@@ -207,9 +239,16 @@ def _halves(asked: _Asked, pypi_name: Callable[[str], str]) -> Iterator[_Found]:
         elif name in asked.locked or twin:
             owner = twin or asked.locked[name].name
             yield "S102", line, f"pip's {name} would overwrite conda's {owner}"
-        elif name in RUNTIME_WHEELS and runtimes:
+        elif name in RUNTIME_WHEELS and runtimes and _has_runtime(name, line):
             beside = ", ".join(runtimes[:3])
             yield "S103", line, f"{name} comes from pip beside conda's {beside}"
+
+
+def _has_runtime(name: str, line: str) -> bool:
+    """Whether the wheel that a line pins, if it pins one, has a runtime inside as newer ones do."""
+    pinned = re.search(r"==\s*(?P<release>\d+(?:\.\d+)*)", line)
+    is_old = pinned and Version(pinned["release"]) < FIRST_OPENCV_WITH_BLAS
+    return not (name.startswith("opencv-") and is_old)
 
 
 def _cuda(asked: _Asked) -> Iterator[_Found]:
@@ -228,6 +267,17 @@ def _cuda(asked: _Asked) -> Iterator[_Found]:
             yield "S104", line, f"{name} brings CUDA beside conda's {min(conda)}"
 
 
+def _compilers(asked: _Asked) -> Iterator[_Found]:
+    """Yield packages that compile while they run, with tools that nothing here brings.
+
+    torch compiles only for who calls torch.compile, and stands in most specs: it is passed over.
+    """
+    lines = {**asked.conda, **asked.pip}
+    for one in compiler_findings({*lines, *asked.brought()}, lambda tool: tool == "libcuda"):
+        if one.lacks and one.package in lines and NEEDS[one.package] is not INDUCTOR:
+            yield "S114", lines[one.package], str(one)
+
+
 def _pip_lines(asked: _Asked) -> Iterator[_Found]:
     """Yield lines of the pip section that are not what they seem, or will not travel."""
     for line in asked.lines:
@@ -235,15 +285,29 @@ def _pip_lines(asked: _Asked) -> Iterator[_Found]:
         if "git+" in text:
             revision = GIT_REVISION.search(text)
             name = revision["revision"] if revision else ""
-            if not (COMMIT.fullmatch(name) or TAG.fullmatch(name)):
+            if not _is_fixed(name):
                 how = f"follows the branch {name}" if name else "names no commit"
                 yield "S105", line, f"`{text}` {how}"
+        elif branch := _archived_branch(text):
+            yield "S105", line, f"`{text}` is the archive of the branch {branch}"
         elif is_editable(line.strip()):
             yield "S107", line, f"`{line.strip()}` is editable"
         elif FILE_URL.fullmatch(text) or (is_path(text) and "://" not in text):
             yield "S108", line, f"`{text}` is a path on this machine"
     if asked.lines and "pip" not in asked.conda:
         yield "S106", asked.lines[0], "there is a pip section, but `pip` is not required"
+
+
+def _archived_branch(text: str) -> str:
+    """Return the branch that a URL is the archive of, if it is one and has no hash."""
+    found = GIT_ARCHIVE.search(text)
+    revision = next(filter(None, found.groups()), "") if found else ""
+    return "" if "sha256=" in text or _is_fixed(revision) else revision
+
+
+def _is_fixed(revision: str) -> bool:
+    """Whether a revision is a commit or looks like a version tag."""
+    return bool(COMMIT.fullmatch(revision) or TAG.fullmatch(revision))
 
 
 def _file(asked: _Asked) -> Iterator[_Found]:

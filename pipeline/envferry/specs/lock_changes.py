@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from envferry.base.files import human_bytes
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from envferry.models import Lock, LockedPackage
 
@@ -24,6 +27,11 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     before: str | None = None
     """Version, and the build or commit where the version alone does not tell."""
     after: str | None = None
+    size_before: int | None = None
+    """Bytes to download; None where a channel's index does not say it, and for pip packages."""
+    size_after: int | None = None
+    license: str | None = None
+    """The newest one that is known, as the channel's index says it."""
 
     def __str__(self) -> str:
         sign = {"added": "+", "removed": "-", "changed": "~"}[self.kind]
@@ -39,6 +47,44 @@ def compare_locks(before: Lock | None, after: Lock) -> tuple[Change, ...]:
     old = _by_name(before.packages if before else ())
     new = _by_name(after.packages)
     return tuple(_changes(old, new))
+
+
+def markdown_table(changes: Sequence[Change]) -> list[str]:
+    """Return the lines of a Markdown table, for the summaries of CI jobs."""
+    lines = [
+        "| | package | before | after | size | licence | platform |",
+        "|---|---|---|---|---:|---|---|",
+    ]
+    for change in changes:
+        cells = (
+            {"added": "new", "removed": "gone", "changed": ""}[change.kind],
+            f"{change.name} ({change.manager})",
+            change.before or "",
+            change.after or "",
+            _size_change(change),
+            change.license or "",
+            change.platform,
+        )
+        lines.append("| " + " | ".join(_cell(text) for text in cells) + " |")
+    return lines
+
+
+def _size_change(change: Change) -> str:
+    if change.before and change.after:
+        if change.size_before is None or change.size_after is None:
+            return ""
+        difference = change.size_after - change.size_before
+        sign = "+" if difference >= 0 else "-"
+        return f"{sign}{human_bytes(abs(difference))}"
+    size = change.size_after if change.after else change.size_before
+    if size is None:
+        return ""
+    return f"{'+' if change.after else '-'}{human_bytes(size)}"
+
+
+def _cell(text: str) -> str:
+    """Return text that cannot leave its cell: versions and licences come from channels."""
+    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(text.split()))
 
 
 _Key = tuple[str, str]
@@ -64,6 +110,9 @@ def _changes(old: dict[_Key, LockedPackage], new: dict[_Key, LockedPackage]) -> 
             platform=found.platform,
             before=_version(first, second, exact) if first else None,
             after=_version(second, first, exact) if second else None,
+            size_before=first.record.get("size") if first else None,
+            size_after=second.record.get("size") if second else None,
+            license=found.record.get("license"),
         )
 
 

@@ -7,7 +7,7 @@ for is in `metadata: custom_metadata:`, a mapping of strings; our keys start wit
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ from envferry.base.json import convert, decode_json
 from envferry.errors import NotFound, SpecError
 from envferry.models import (
     BuildRequirements,
+    FileProvenance,
     Lock,
     LockedPackage,
     Replacement,
@@ -67,6 +68,8 @@ class LockContents:
     build_requirements: tuple[BuildRequirements, ...] = ()
     indexes: tuple[str, ...] = ()
     """The package indexes that the machine's settings named."""
+    provenance: Mapping[str, Mapping[str, FileProvenance]] = field(default_factory=dict)
+    """By platform and name."""
 
 
 class _Hash(msgspec.Struct):
@@ -194,6 +197,8 @@ def _custom_metadata(contents: LockContents) -> dict[str, str]:
         metadata["envferry_replacements"] = _json(contents.replacements)
     if contents.indexes:
         metadata["envferry_indexes"] = _json([without_login(url) for url in contents.indexes])
+    if provenance := {name: found for name, found in contents.provenance.items() if found}:
+        metadata["envferry_publishers"] = _json(provenance)
     if folders := {
         package.url: package.sha256 for package in contents.packages if package.kind == "directory"
     }:
@@ -205,10 +210,11 @@ def _custom_metadata(contents: LockContents) -> dict[str, str]:
 
 
 def _options(options: SpecOptions) -> dict[str, Any]:
-    """Return what is written of a spec's options: variables only where there are any."""
+    """Return what is written of a spec's options: variables and data only where there are any."""
     written: dict[str, Any] = msgspec.to_builtins(options)
-    if not written["variables"]:
-        del written["variables"]
+    for key in ("variables", "data"):
+        if not written[key]:
+            del written[key]
     return written
 
 
@@ -256,6 +262,9 @@ def _to_lock(path: Path, name: str, file: _File, digest: str) -> Lock:
             custom.get("envferry_build_requirements", "[]"), tuple[BuildRequirements, ...]
         ),
         indexes=decode_json(custom.get("envferry_indexes", "[]"), tuple[str, ...]),
+        provenance=decode_json(
+            custom.get("envferry_publishers", "{}"), dict[str, dict[str, FileProvenance]]
+        ),
         channels=tuple(channel.url for channel in file.metadata.channels),
         tools=decode_json(custom.get("envferry_tools", "{}"), dict[str, str]),
     )

@@ -82,7 +82,8 @@ def read_uv_lock(text: str, path: Path, name: str, python: str | None) -> Foreig
     for root in roots:
         for table in ("optional-dependencies", "dev-dependencies"):
             for group, items in (root.get(table) or {}).items():
-                names = ", ".join(str(item["name"]) for item in items)
+                # Several entries of one name differ by their markers.
+                names = ", ".join(dict.fromkeys(str(item["name"]) for item in items))
                 draft.left_out.append(f"{root['name']} [{table}] {group}: {names}")
         if "editable" in root["source"]:
             draft.left_out.append(f"{root['name']} itself, from {root['source']['editable']}")

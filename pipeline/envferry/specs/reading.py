@@ -110,7 +110,7 @@ def _not_found(what: str, name: str, directory: Path) -> NotFound:
     close = difflib.get_close_matches(name, names)
     there = ", ".join(names) if names else "no specs"
     hint = f"perhaps you meant `{close[0]}`" if close else "create it, or name another"
-    return NotFound(f"there is no spec {what} ({directory}/ has {there})", hint=hint)
+    return NotFound(f"the spec {what} does not exist ({directory}/ has {there})", hint=hint)
 
 
 def _read(path: Path) -> str:

@@ -41,6 +41,25 @@ FIELD_HELP = {
     "frozen": "Keep conda and pip from changing the installed environment in place.",
     "channels": "Where a channel is that goes by a name of ours: a URL or a path.",
     "channel_priority": "Whether channels behind the first that has a package's name count.",
+    "data": "Files that come along and belong to no package, each by its SHA-256.",
+}
+DATA: dict[str, Any] = {
+    "type": ["array", "null"],
+    "items": {
+        "type": "object",
+        "properties": {
+            "url": {"type": "string", "description": "A URL, or a path from the spec's folder."},
+            "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
+            "path": {"type": "string", "description": "Where it is put, relative to the prefix."},
+            "variables": {
+                "type": ["object", "null"],
+                "description": "Variables to set, to paths relative to the prefix.",
+                "additionalProperties": {"type": "string"},
+            },
+        },
+        "required": ["url", "sha256", "path"],
+        "additionalProperties": False,
+    },
 }
 
 
@@ -88,7 +107,7 @@ def _dependency() -> dict[str, Any]:
 
 def _options(platforms: dict[str, Any]) -> dict[str, Any]:
     """Return the schema of the `envferry:` key: its fields are those of the types."""
-    special = {"platforms": platforms, "version": VERSION}
+    special = {"platforms": platforms, "version": VERSION, "data": DATA}
     tables: dict[str, type[msgspec.Struct]] = {"system": SystemRequirements, "checks": Checks}
     properties: dict[str, Any] = {}
     for field in msgspec.structs.fields(SpecOptions):

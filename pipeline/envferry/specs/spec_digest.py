@@ -31,7 +31,7 @@ def spec_digest(spec: Spec, text: str) -> str:
     and `pip` (the lines as written, stripped, in their order; lines for one conda package joined),
     `channels`, `platforms` (both as written, but for platforms that are kept aside; empty when the
     spec names none), `system` (the given ones of archspec, cuda, cuda_arch, glibc), and only where
-    there are any: `channel_names` (the table `envferry: channels:`), `channel_priority`,
+    there are any: `channel_names` (the table `envferry: channels:`), `channel_priority`, `data`,
     `selectors` (the stripped lines that carry one), `files` (the BLAKE3 of each local file that a
     `-r` or `-c` line names).
     """
@@ -49,6 +49,8 @@ def spec_digest(spec: Spec, text: str) -> str:
     }
     if spec.options.channels:
         form["channel_names"] = dict(spec.options.channels)
+    if spec.options.data:
+        form["data"] = spec.options.data
     if spec.options.channel_priority:
         form["channel_priority"] = spec.options.channel_priority
     selectors = [line for _, line, _ in selector_lines(text)]

@@ -12,10 +12,12 @@ from envferry.errors import SpecError, UsageError
 from envferry.models import (
     PLATFORMS,
     Checks,
+    DataFile,
     SpecOptions,
     SystemRequirements,
     check_platform,
 )
+from envferry.specs.data_files import check_data
 from envferry.specs.spec_faults import list_of_strings, perhaps, unexpected
 from envferry.specs.yaml_text import Mapping, Text, line_of, plain
 
@@ -52,6 +54,7 @@ def read_options(content: Mapping, path: Path) -> SpecOptions:
             msg = f"{path}: {error}"
             raise SpecError(msg, hint=error.hint) from error
     _check_system(options.system, path)
+    check_data(options, path)
     for pattern in options.exclude:
         if pattern.startswith("/") or ".." in pattern.split("/"):
             message = f"{path}: `{pattern}` under `envferry: exclude:` leaves the environment"
@@ -133,7 +136,9 @@ def _bad_options(error: msgspec.ValidationError, raw: Mapping, path: Path) -> Sp
         message = f"{path}:{line_of(raw)}: the `envferry:` key is wrong: {text}"
         return SpecError(message, hint="correct that value")
     place, key = unknown["place"] or "", unknown["field"]
-    owner = {"checks": Checks, "system": SystemRequirements}.get(place, SpecOptions)
+    place = place.partition("[")[0]
+    owners = {"checks": Checks, "system": SystemRequirements, "data": DataFile}
+    owner = owners.get(place, SpecOptions)
     known = owner.__struct_fields__
     where = f"`envferry: {place}:`" if place else "`envferry:`"
     message = f"{path}:{line_of(raw)}: `{key}` is not a key of {where}{perhaps(key, known)}"

@@ -161,9 +161,9 @@ class HttpStore:
                     raise _refused(url, way, response)
                 yield response
             finally:
-                _settle(response, method)
+                settle(response, method)
         except (urllib3.exceptions.HTTPError, TooMuch, TooSlow) as error:
-            raise _broken(url, way, error) from error
+            raise broken_answer(url, way, error) from error
 
 
 def _time(header: str) -> datetime | None:
@@ -176,7 +176,7 @@ def _time(header: str) -> datetime | None:
         return None
 
 
-def _settle(response: urllib3.BaseHTTPResponse, method: str) -> None:
+def settle(response: urllib3.BaseHTTPResponse, method: str) -> None:
     """End an answer; one without a body, or with a short one, leaves its connection to the next."""
     length = response.headers.get("Content-Length", "")
     if method == "HEAD" or (length.isdecimal() and int(length) <= SHORT_BYTES):
@@ -204,7 +204,7 @@ def _refused(url: str, way: str, response: urllib3.BaseHTTPResponse) -> Exceptio
     return Transient(final, asked=asked) if status in BUSY_STATUSES else final
 
 
-def _broken(url: str, way: str, error: Exception) -> Exception:
+def broken_answer(url: str, way: str, error: Exception) -> Exception:
     """Return what to raise for a connection that failed, or for an answer that broke off."""
     if isinstance(error, urllib3.exceptions.LocationValueError):
         message = f"{url} redirects to an address that is neither http nor https"

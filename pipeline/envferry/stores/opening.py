@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from envferry.stores.port import Store
 
 PLAIN_AUTHORITY = re.compile(r"([^@:?#\[\]]*|\[[0-9A-Fa-f:.]+\])(:\d+)?")
-KINDS = "a directory, s3://BUCKET/PREFIX, or https://HOST/PATH to read only"
+KINDS = "a directory, s3://BUCKET/PREFIX, oci://HOST/REPOSITORY, or https://HOST/PATH to read only"
 
 
 def open_store(url: str, limits: Limits = USUAL_LIMITS) -> Store:
@@ -35,13 +35,17 @@ def open_store(url: str, limits: Limits = USUAL_LIMITS) -> Store:
         return _open_s3(url, limits)
     if scheme in ("http", "https"):
         return _open_http(url, limits)
+    if scheme in ("oci", "oci+http", "oci+https"):
+        from envferry.stores.oci.image_store import OciStore
+
+        return OciStore.open(url, limits)
     message = f"{scheme}:// is not a supported kind of registry"
     raise UsageError(message, hint=f"a registry is {KINDS}")
 
 
 def _refuse_almost_urls(text: str) -> None:
     """Raise UsageError for `s3:/bucket` and the like, which would become a folder of that name."""
-    if found := re.match(r"(s3|https?|file):", text, re.IGNORECASE):
+    if found := re.match(r"(s3|https?|file|oci(?:\+https?)?):", text, re.IGNORECASE):
         message = f"`//` is missing after `{found[0]}` in the registry's URL"
         raise UsageError(message, hint=f"write {found[1].lower()}://…; a folder is ./{found[0]}…")
 
@@ -58,6 +62,8 @@ def _local_path(url: str) -> Path:
 def _open_directory(root: Path) -> Store:
     from envferry.stores.directory import DirectoryStore
 
+    if (root / "oci-layout").is_file():
+        return _open_layout(root)
     if not (root / "v1/split.json").is_file():
         return DirectoryStore(root)
     from envferry.base.json import from_json
@@ -66,6 +72,15 @@ def _open_directory(root: Path) -> Store:
     store = DirectoryStore(root)
     marker = from_json(store.read(MARKER), SplitMarker, f"{MARKER} in {root}")
     return SplitStore(store, marker.part_bytes)
+
+
+def _open_layout(root: Path) -> Store:
+    from envferry.stores.oci.image_layout import LayoutSpace
+    from envferry.stores.oci.image_store import OciStore
+
+    space = LayoutSpace(root)
+    space.require_ours()
+    return OciStore.in_layout(space)
 
 
 def _require_no_login(url: str) -> None:
@@ -81,6 +96,8 @@ def _require_no_login(url: str) -> None:
     else:
         is_plain = bool(PLAIN_AUTHORITY.fullmatch(rest.partition("/")[0]))
         form, hint = f"{scheme}://HOST/PATH", "web servers are read without a login"
+        if scheme.startswith("oci"):
+            form, hint = f"{scheme}://HOST/REPOSITORY", "`podman login HOST` says who asks"
     if not is_plain:
         message = f"the URL of the registry is not of the form {form}: it holds a login or more"
         raise UsageError(message, hint=f"write {form}; {hint}")

@@ -1,4 +1,4 @@
-"""The port to whatever keeps a registry's bytes: dumb keys, dumb bytes, two kinds of write."""
+"""The port to the store of a registry: keys, bytes, and two kinds of write."""
 
 from __future__ import annotations
 

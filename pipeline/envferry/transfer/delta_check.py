@@ -1,4 +1,4 @@
-"""Is what a disk carries as deltas what was written? Findings, as of a registry."""
+"""Check the deltas on a disk; findings are like those of a registry."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from envferry.base.files import plural, write_bytes
+from envferry.base.files import plural, require_space, write_bytes
 from envferry.base.json import to_json
 from envferry.errors import NotFound, TargetOccupied, UsageError
 from envferry.registry import Registry
@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 
     from envferry.models import Manifest, Ref
     from envferry.progress import Progress
+    from envferry.stores.port import Store
     from envferry.trust.signed_tags import SignedTagRecord, TagName
     from envferry.trust.signing import PublicKey
 
 KEYS = "keys"
 TOOL = "tool"
 OURS = ("v1", KEYS, TOOL)
+LAYOUT = ("oci-layout", "index.json", "blobs")
+"""What an image layout has."""
 UNKNOWN_OWNER = ("lost+found", "System Volume Information")
 """What disks have by themselves; as what is hidden."""
 
@@ -50,6 +53,8 @@ class ExportRequest:
     """Only these tags; all that point to the artifacts if empty."""
     part_bytes: int | None = None
     """Where large files are cut."""
+    as_images: bool = False
+    """Whether the folder becomes an OCI image layout."""
     keys: tuple[tuple[PublicKey, bytes], ...] = ()
     """Public keys, and their PEM."""
 
@@ -80,8 +85,8 @@ def export_artifacts(
     TargetOccupied when something else is in the folder, HostError when the disk is too small.
     """
     manifests, bases, found = _ordered(source, request)
-    _require_ours(directory, source)
-    target = Registry(_open_target(directory, request.part_bytes))
+    _require_ours(directory, source, request)
+    target = Registry(_open_target(directory, request))
     if bases:
         plans = [plan_delta(source, manifest, bases) for manifest in manifests]
         carried = sum(plan.size for plan in plans)
@@ -92,7 +97,10 @@ def export_artifacts(
     else:
         carried = sum(manifest.archive.size for manifest in manifests)
         missing = [one for one in manifests if not target.published(folder_of(one))]
-        require_room_for(target, missing, f"exporting {plural(len(missing), 'artifact')}")
+        what = f"exporting {plural(len(missing), 'artifact')}"
+        if request.as_images:
+            require_space(directory, sum(one.archive.size for one in missing), what)
+        require_room_for(target, missing, what)
         with progress.task(f"export {plural(len(manifests), 'artifact')}", carried) as advance:
             copy_all(
                 ArtifactCopier(target=target, journals=journals, advance=advance), source, manifests
@@ -111,7 +119,7 @@ def preview_export(source: Registry, directory: Path, request: ExportRequest) ->
     Nothing is written. Raises what an export would before it begins.
     """
     manifests, bases, _ = _ordered(source, request)
-    _require_ours(directory, source)
+    _require_ours(directory, source, request)
     found = _exported(directory, request, manifests, bases)
     if not bases:
         return found
@@ -172,7 +180,7 @@ def _require_tags(request: ExportRequest, found: dict[TagName, SignedTagRecord])
             raise NotFound(message, hint=hint)
 
 
-def _require_ours(directory: Path, source: Registry) -> None:
+def _require_ours(directory: Path, source: Registry, request: ExportRequest) -> None:
     """Raise TargetOccupied unless a folder is new, empty, or an export already.
 
     Raises UsageError for the folder of the registry that is exported from.
@@ -184,15 +192,26 @@ def _require_ours(directory: Path, source: Registry) -> None:
         message = f"{directory} is a file"
         raise TargetOccupied(message, hint="name a folder to export to")
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
-    allowed = (*OURS, *UNKNOWN_OWNER)
+    is_layout, is_begun = LAYOUT[0] in names, "v1" in names
+    if is_layout != request.as_images and (is_layout or is_begun):
+        message = f"{directory} is {'an OCI image layout' if is_layout else 'a registry folder'}"
+        hint = "add --oci" if is_layout else "leave out --oci"
+        raise TargetOccupied(message, hint=f"{hint}, or export to another folder")
+    allowed = (*OURS, *UNKNOWN_OWNER, *(LAYOUT if request.as_images else ()))
     strange = sorted(name for name in names if name not in allowed and not name.startswith("."))
     if strange:
         message = f"{directory} holds other files: {', '.join(strange[:5])}"
         raise TargetOccupied(message, hint=f"export to a folder in it: {directory}/envferry")
 
 
-def _open_target(directory: Path, part_bytes: int | None) -> DirectoryStore | SplitStore:
-    """Open the folder's store, and mark it if files are to be split."""
+def _open_target(directory: Path, request: ExportRequest) -> Store:
+    """Open the folder's store, and mark it if files are to be split, or are images."""
+    part_bytes = request.part_bytes
+    if request.as_images:
+        from envferry.stores.oci.image_layout import LayoutSpace
+
+        LayoutSpace.create(directory)
+        return open_store(str(directory))
     there = open_store(str(directory))
     if isinstance(there, SplitStore):
         if part_bytes not in (None, there.part_bytes):
@@ -209,7 +228,7 @@ def _open_target(directory: Path, part_bytes: int | None) -> DirectoryStore | Sp
     with suppress(KeyTaken):  # by another export at the same moment
         store.create(MARKER, to_json(SplitMarker(part_bytes=part_bytes)))
         return SplitStore(store, part_bytes)
-    return _open_target(directory, part_bytes)
+    return _open_target(directory, request)
 
 
 def _write_deltas(

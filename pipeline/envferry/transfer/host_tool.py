@@ -15,7 +15,14 @@ from envferry.base.sha256 import sha256_hex, sha256_record
 from envferry.errors import SpecError
 from envferry.lock.pip_half import resolve_pip
 from envferry.lock.pip_request import PipRequest
-from envferry.trust.tool_signature import SUMS, TOOL_ATTESTATION, attest_tool
+from envferry.trust.signed_files import ATTESTATION_SUFFIX
+from envferry.trust.tool_signature import (
+    RUN_FILE,
+    SUMS,
+    TOOL_ATTESTATION,
+    attest_run_file,
+    attest_tool,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,6 +50,8 @@ class ToolRequest:
 
     pythons: tuple[str, ...] = PYTHONS
     platform: str
+    run_file: bytes | None = None
+    """The one-file tool, for hosts without any of these pythons."""
 
 
 def write_tool(
@@ -62,7 +71,7 @@ def write_tool(
         message = f"envferry's wheels cannot be gathered for {order.platform}"
         raise SpecError(message, hint=f"one of {', '.join(MACHINES)}")
     ours = own_wheel()
-    resolved = {python: _resolve(python, order.platform) for python in order.pythons}
+    resolved = {python: resolve_tool(python, order.platform) for python in order.pythons}
     (pip,) = resolve_pip(_request(("pip",), min(order.pythons, key=_version), order.platform))
     packages = {one.url: one for some in resolved.values() for one in some} | {pip.url: pip}
     found = cache.fetch_all(list(packages.values()), progress=progress)
@@ -74,8 +83,12 @@ def write_tool(
         files[f"requirements-{python}.txt"] = "".join(f"{line}\n" for line in lines).encode()
     files["machine.txt"] = f"{MACHINES[order.platform]}\n".encode()
     files["install.sh"] = SCRIPT.read_bytes()
+    if order.run_file:
+        files[RUN_FILE] = order.run_file
     sums = "".join(f"{sha256_hex(data)}  {name}\n" for name, data in sorted(files.items())).encode()
     signed = {TOOL_ATTESTATION: attest_tool(sums, signer)} if signer else {}
+    if signer and order.run_file:
+        signed[RUN_FILE + ATTESTATION_SUFFIX] = attest_run_file(order.run_file, signer)
     _replace_folder(directory, files | {SUMS: sums} | signed)
     return tuple(sorted(name.removeprefix("wheels/") for name in files if name.endswith(".whl")))
 
@@ -110,8 +123,8 @@ def own_wheel() -> tuple[str, bytes]:
     return f"{NAME}-{distribution.version}-py3-none-any.whl", _zip(content)
 
 
-def _resolve(python: str, platform: str) -> tuple[LockedPackage, ...]:
-    """Return the wheels of all that a training host needs."""
+def resolve_tool(python: str, platform: str) -> tuple[LockedPackage, ...]:
+    """Return the wheels of all that a training host needs, at the versions of the lock."""
     found = resolve_pip(_request(wanted_requirements(LOCKED), python, platform))
     for package in found:
         if package.kind != "wheel" or not package.sha256:
@@ -147,12 +160,14 @@ def _replace_folder(directory: Path, files: dict[str, bytes]) -> None:
         path = directory / name
         if not path.is_file() or path.read_bytes() != data:
             write_bytes(path, data)
+            if name == RUN_FILE:
+                path.chmod(0o755)
     for path in _leftovers(directory, files):
         path.unlink()
 
 
 def _leftovers(directory: Path, files: dict[str, bytes]) -> Iterator[Path]:
-    for pattern in ("wheels/*", "requirements-*.txt", TOOL_ATTESTATION):
+    for pattern in ("wheels/*", "requirements-*.txt", TOOL_ATTESTATION, f"{RUN_FILE}*"):
         for path in list(directory.glob(pattern)):
             if path.relative_to(directory).as_posix() not in files:
                 yield path

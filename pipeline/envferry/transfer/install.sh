@@ -1,7 +1,8 @@
 #!/bin/sh
-# Install envferry from the wheels beside this file: with POSIX sh and python3, without network.
+# Install envferry from the wheels beside this file: with POSIX sh and python3, without network. Where there is no
+# python3, or one that the wheels are not for, `envferry.run` is installed, which brings its own.
 #
-#   sh install.sh [DIRECTORY]                 a venv there; ~/envferry unless given
+#   sh install.sh [DIRECTORY]                 bin/envferry there; ~/envferry unless given
 #   sh install.sh --allow-unsigned [DIRECTORY]   in spite of the keys that this host trusts
 #   PYTHON=python3.12 sh install.sh           another interpreter than python3
 #
@@ -42,19 +43,86 @@ if [ -z "${1-}" ] && [ -z "${HOME-}" ]; then
 fi
 target=${1:-$HOME/envferry}
 case $target in
-    -*) sed -n '2,6s/^# *//p' "$here/install.sh"; exit 2 ;;
+    -*) sed -n '2,7s/^# *//p' "$here/install.sh"; exit 2 ;;
     /*) ;;
     *) target=$PWD/$target ;;
 esac
 
-command -v "$python" >/dev/null 2>&1 || fail "$python was not found" "name one: PYTHON=/path/to/python3 sh $0"
+keys=${ENVFERRY_TRUSTED_DIR:-/etc/envferry/trusted.d}
+case $keys in /*) ;; *) fail "ENVFERRY_TRUSTED_DIR is $keys, expected an absolute path" "correct it, or unset it" ;; esac
+set +f
+has_keys=
+for key in "$keys"/*.pub; do [ ! -f "$key" ] || has_keys=yes; done
+is_required=
+case ${ENVFERRY_REQUIRE_SIGNATURES-} in '' | 0 | false | no | off) ;; *) is_required=yes ;; esac
+for file in /etc/envferry/require-signatures "$(dirname -- "$keys")/require-signatures"; do
+    if [ -e "$file" ] || [ -h "$file" ]; then is_required=yes; fi
+done
+if [ -z "$has_keys" ] && { [ -e "$keys" ] || [ -h "$keys" ]; }; then is_required=yes; fi
+accept="or accept it as it is: sh $0 --allow-unsigned"
+
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 cd "$work"
+
+# show_next: what to type next.
+show_next() {
+    registry=$(dirname -- "$here")
+    printf '\nNext:\n'
+    printf '  %s ls --registry %s\n' "$target/bin/envferry" "$registry"
+    printf '  %s install NAME@TAG --registry %s\n' "$target/bin/envferry" "$registry"
+    if [ -d "$registry/keys" ]; then
+        printf 'Public keys are in %s: compare them with what you were told, then\n' "$registry/keys"
+        printf 'put them into /etc/envferry/trusted.d, and nothing unsigned is installed.\n'
+    fi
+}
+
+# run_file_is_signed: whether a trusted key signed the copy of envferry.run in $work.
+run_file_is_signed() {
+    for key in "$keys"/*.pub; do
+        sh "$work/envferry.run" --verify "$key" >/dev/null 2>"$work/said" && return 0
+    done
+    return 1
+}
+
+# install_run_file: install envferry.run, which needs no Python, and leave; return where there is none.
+install_run_file() {
+    [ -f "$here/envferry.run" ] || return 0
+    for name in envferry.run envferry.run.attestation.json; do
+        [ ! -f "$here/$name" ] || cat -- "$here/$name" >"$work/$name"
+    done
+    if [ -n "$allow_unsigned" ]; then
+        printf 'warning: the signature of envferry.run is not checked (--allow-unsigned)\n' >&2
+    elif [ -n "$has_keys" ]; then
+        run_file_is_signed || { cat -- "$work/said" >&2 && fail "envferry.run is not signed by a key of $keys" "see above, $accept"; }
+        printf 'signed by a key of %s\n' "$keys"
+    elif [ -n "$is_required" ]; then
+        fail "this host demands signatures, and there is no key in $keys" "copy the public key there as NAME.pub, $accept"
+    else
+        printf 'warning: nobody checks who made envferry.run: this host trusts no keys (%s)\n' "$keys" >&2
+    fi
+    if [ -e "$target" ] && [ ! -f "$target/bin/envferry" ] && [ -n "$(ls -A "$target")" ]; then
+        fail "$target holds something else" "name another directory: sh $0 DIRECTORY"
+    fi
+    mkdir -p -- "$target/bin"
+    cat -- "$work/envferry.run" >"$target/bin/.envferry-$$"
+    chmod 755 "$target/bin/.envferry-$$"
+    mv -f -- "$target/bin/.envferry-$$" "$target/bin/envferry"
+    sh "$target/bin/envferry" --version
+    show_next
+    exit 0
+}
+
+if ! command -v "$python" >/dev/null 2>&1; then
+    install_run_file
+    fail "$python was not found" "name one: PYTHON=/path/to/python3 sh $0"
+fi
 # -I: neither variables such as PYTHONPATH nor user site-packages add modules.
 version=$("$python" -I -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 machine=$("$python" -I -c 'import platform; print(platform.machine())')
+[ -f "$here/requirements-$version.txt" ] || install_run_file
+set -f
 
 "$python" -I - "$target" <<'END' || fail "envferry cannot be installed there" "name another directory: sh $0 DIRECTORY"
 import os, sys, unicodedata
@@ -96,6 +164,8 @@ for line in sums.decode(errors="replace").splitlines():
     if found != digest:
         wrong.append("%s: expected %s, found %s" % (name, digest, found))
         continue
+    if name == "envferry.run":
+        continue
     copy = work / "tool" / name
     copy.parent.mkdir(exist_ok=True)
     copy.write_bytes(data)
@@ -136,16 +206,7 @@ is_signed() {
     done
     return 1
 }
-keys=${ENVFERRY_TRUSTED_DIR:-/etc/envferry/trusted.d}
-case $keys in /*) ;; *) fail "ENVFERRY_TRUSTED_DIR is $keys, expected an absolute path" "correct it, or unset it" ;; esac
 set +f
-has_keys=
-for key in "$keys"/*.pub; do [ ! -f "$key" ] || has_keys=yes; done
-is_required=
-case ${ENVFERRY_REQUIRE_SIGNATURES-} in '' | 0 | false | no | off) ;; *) is_required=yes ;; esac
-for file in /etc/envferry/require-signatures "$(dirname -- "$keys")/require-signatures"; do
-    if [ -e "$file" ] || [ -h "$file" ]; then is_required=yes; fi
-done
 # A place that is there, or that this user may not look into, was meant to hold keys.
 if [ -z "$has_keys" ] && "$python" -I - "$keys" <<'END'; then is_required=yes; fi
 import os, pathlib, sys
@@ -157,7 +218,6 @@ except FileNotFoundError:
 except OSError:
     pass
 END
-accept="or accept it as it is: sh $0 --allow-unsigned"
 if [ -n "$allow_unsigned" ]; then
     printf 'warning: the signature of these files is not checked (--allow-unsigned)\n' >&2
 elif [ -n "$has_keys" ]; then
@@ -197,12 +257,5 @@ PIP_CONFIG_FILE=/dev/null "$target/bin/python" -I "$pip/pip" --isolated install 
     --no-input --root-user-action ignore -r "$requirements" ||
     fail "pip could not install the wheels" "see what it says above"
 
-registry=$(dirname -- "$here")
 "$target/bin/python" -I -m envferry --version
-printf '\nNext:\n'
-printf '  %s ls --registry %s\n' "$target/bin/envferry" "$registry"
-printf '  %s install NAME@TAG --registry %s\n' "$target/bin/envferry" "$registry"
-if [ -d "$registry/keys" ]; then
-    printf 'Public keys are in %s: compare them with what you were told, then\n' "$registry/keys"
-    printf 'put them into /etc/envferry/trusted.d, and nothing unsigned is installed.\n'
-fi
+show_next

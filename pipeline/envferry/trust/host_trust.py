@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from envferry.base.files import make_folders, write_bytes
@@ -11,6 +11,7 @@ from envferry.base.json import from_json, to_json
 from envferry.errors import IntegrityError
 from envferry.models import SEEN_DIRECTORY, TagRecord
 from envferry.trust.attestations import unsigned, verify_attestation
+from envferry.trust.image_signature import verify_image
 from envferry.trust.signed_tags import tag_message
 from envferry.trust.signing import signers
 
@@ -33,6 +34,8 @@ class Trust:
     """Where the host remembers tags; None for who installs nothing."""
     allow_downgrade: bool = False
     """Accept a tag that was moved back, and remember that."""
+    accepted: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
+    """Who signed the artifacts that were let in, by their stems."""
 
     def check_artifact(
         self, manifest: Manifest, manifest_data: bytes, attestation: bytes | None
@@ -40,12 +43,32 @@ class Trust:
         """Raise IntegrityError unless a trusted key signed this artifact; warn without keys."""
         if self.keys:
             verified = verify_attestation(manifest, manifest_data, attestation, self.keys)
+            self.accepted[manifest.stem] = tuple(one.split()[0] for one in verified.signed_by)
             log.info("%s is signed by %s", verified.artifact, ", ".join(verified.signed_by))
         else:
             log.warning(
                 "%s: signature not verified (no trusted keys in /etc/envferry/trusted.d)",
                 manifest.stem,
             )
+
+    def signers_of(self, manifest: Manifest) -> tuple[str, ...]:
+        """Return the ids of the trusted keys that signed an artifact that was let in."""
+        return self.accepted.get(manifest.stem, ())
+
+    def check_image(self, path: Path, *, of: Path | None = None) -> tuple[str, ...]:
+        """Raise IntegrityError unless a trusted key signed this image; warn without keys.
+
+        Returns the ids of the trusted keys that signed it. With keys all of it is read. `of` is the
+        image that it is a copy of.
+        """
+        if self.keys:
+            verified = verify_image(path, self.keys, of=of)
+            log.info("%s is signed by %s", verified.artifact, ", ".join(verified.signed_by))
+            return verified.signed_by
+        log.warning(
+            "%s: signature not verified (no trusted keys in /etc/envferry/trusted.d)", of or path
+        )
+        return ()
 
     def check_tag(self, name: TagName, record: SignedTagRecord, what: str) -> None:
         """Raise IntegrityError unless a trusted key signed the tag and it was not moved back.

@@ -9,6 +9,7 @@ import msgspec
 
 from envferry.artifacts import check_lock
 from envferry.errors import UsageError
+from envferry.models import without_login
 
 if TYPE_CHECKING:
     from envferry.models import Lock, LockedPackage, Manifest
@@ -52,8 +53,12 @@ def list_materials(manifest: Manifest, lock: Lock) -> tuple[Material, ...]:
         *(wheel for name in sorted(requirements) for wheel in requirements[name]),
     ]
     files = {item.url: _material(item) for item in packages}
+    data = [
+        Material(name=item.path, uri=without_login(item.url), digest={"sha256": item.sha256})
+        for item in lock.options.data
+    ]
     first = Material(name="conda-lock.yml", digest={"blake3": manifest.lock_digest})
-    return (first, *_image(manifest.image), *files.values())
+    return (first, *_image(manifest.image), *files.values(), *data)
 
 
 def _image(image: str | None) -> tuple[Material, ...]:

@@ -10,47 +10,50 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from envferry.base.json import decode_json
 from envferry.base.sha256 import sha256_hex
-from envferry.errors import IntegrityError, NotFound
-from envferry.trust.attestations import (
-    PAYLOAD_TYPE,
-    VerifiedArtifact,
-    decode_envelope,
-    encode_envelope,
-    signers_of,
-    unsigned,
+from envferry.errors import IntegrityError
+from envferry.trust.signed_files import (
+    ATTESTATION_SUFFIX,
+    MOST_RECORD_BYTES,
+    SignedFile,
+    StatementKind,
+    attest_file,
+    attestation_of,
+    read_signed,
+    subject_of,
+    verify_file,
 )
-from envferry.trust.signing import seal
-from envferry.trust.statements import STATEMENT_TYPE, Statement, Subject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from envferry.trust.attestations import VerifiedArtifact
     from envferry.trust.signing import PublicKey, Signer
 
 SUMS = "SHA256SUMS"
 TOOL_ATTESTATION = "attestation.json"
-TOOL_PREDICATE = "urn:envferry:tool:1"
-FILE_NAME = re.compile(r"(wheels/)?[A-Za-z0-9_][A-Za-z0-9_.+!-]*")
-MOST_RECORD_BYTES = 1 << 20
+RUN_FILE = "envferry.run"
+"""What a statement about the one-file tool calls it, whatever the file is called."""
+RUN_FILE_START = b"#!/bin/sh\n# envferry "
+TOOL = StatementKind(
+    predicate="urn:envferry:tool:1",
+    again="do not run it: export it again, with --tool and --sign-key",
+    expected="name the folder `tool` that `envferry export` wrote",
+)
 MOST_FILE_BYTES = 1 << 28
-"""More than any wheel of ours: a disk can claim any length. `install.sh` has the same limits."""
-AGAIN = "do not run it: export it again, with --tool and --sign-key"
+"""More than any file of ours: a disk can claim any length. `install.sh` has the same limit."""
+FILE_NAME = re.compile(r"(wheels/)?[A-Za-z0-9_][A-Za-z0-9_.+!-]*")
 
 
 def attest_tool(sums: bytes, signer: Signer) -> bytes:
     """Return the signed statement about the tool whose SHA256SUMS are given, as it is stored."""
-    statement = Statement(
-        subject=(Subject(SUMS, {"sha256": sha256_hex(sums)}),),
-        predicate_type=TOOL_PREDICATE,
-        predicate={"who": signer.who, "time": signer.time},
-    )
-    body = msgspec.json.encode(statement, order="sorted")
-    return encode_envelope(seal(PAYLOAD_TYPE, body, signer.keys))
+    return attest_file(subject_of(SUMS, sums), TOOL, signer)
+
+
+def attest_run_file(content: bytes, signer: Signer) -> bytes:
+    """Return the signed statement about the one-file tool, as it is stored beside it."""
+    return attest_file(subject_of(RUN_FILE, content), TOOL, signer)
 
 
 def verify_tool(directory: Path, keys: tuple[PublicKey, ...]) -> VerifiedArtifact:
@@ -60,28 +63,21 @@ def verify_tool(directory: Path, keys: tuple[PublicKey, ...]) -> VerifiedArtifac
     """
     what = f"the tool in {directory}"
     sums = _read(directory / SUMS, MOST_RECORD_BYTES)
-    try:
-        signed = _read(directory / TOOL_ATTESTATION, MOST_RECORD_BYTES)
-        envelope = decode_envelope(signed, f"{what}: its attestation")
-    except NotFound:
-        raise _not_signed(what, [], keys) from None
-    found = signers_of(envelope, keys)
-    if envelope.payload_type != PAYLOAD_TYPE or not found:
-        raise _not_signed(what, [one.keyid for one in envelope.signatures], keys)
-    statement = _decode(envelope.body, what)
-    if statement.subject != (Subject(SUMS, {"sha256": sha256_hex(sums)}),):
-        message = f"{what}: its {SUMS} is not the one that was signed"
-        raise IntegrityError(message, hint=AGAIN)
+    signed = SignedFile(what, subject_of(SUMS, sums), directory / TOOL_ATTESTATION)
+    verified = verify_file(signed, TOOL, keys)
     if faults := list(_file_faults(directory, sums)):
         shown = "; ".join(faults[:5])
         msg = f"{what} is not what was signed: {shown}"
-        raise IntegrityError(msg, hint=AGAIN)
-    return VerifiedArtifact(
-        artifact=what,
-        signed_by=tuple(f"{key.id} ({key.name})" for key in found),
-        who=str(statement.predicate.get("who", "")),
-        time=str(statement.predicate.get("time", "")),
+        raise IntegrityError(msg, hint=TOOL.again)
+    return verified
+
+
+def verify_run_file(path: Path, keys: tuple[PublicKey, ...]) -> VerifiedArtifact:
+    """Check that one of `keys` signed the one-file tool `path`; raise IntegrityError if not."""
+    signed = SignedFile(
+        str(path), subject_of(RUN_FILE, _read(path, MOST_FILE_BYTES)), attestation_of(path)
     )
+    return verify_file(signed, TOOL, keys)
 
 
 def is_tool(directory: Path) -> bool:
@@ -89,16 +85,12 @@ def is_tool(directory: Path) -> bool:
     return os.path.lexists(directory / SUMS) and os.path.lexists(directory / "install.sh")
 
 
-def _decode(body: bytes, what: str) -> Statement:
-    try:
-        statement = decode_json(body, Statement)
-    except msgspec.MsgspecError as error:
-        message = f"the statement about {what} is damaged: {error}"
-        raise IntegrityError(message, hint=AGAIN) from error
-    if (statement.type, statement.predicate_type) != (STATEMENT_TYPE, TOOL_PREDICATE):
-        message = f"the statement about {what} is about something else: {statement.predicate_type}"
-        raise IntegrityError(message, hint=AGAIN)
-    return statement
+def is_run_file(path: Path) -> bool:
+    """Whether a path is a file that starts as the one-file tool does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(RUN_FILE_START)) == RUN_FILE_START
 
 
 def _file_faults(directory: Path, sums: bytes) -> Iterator[str]:
@@ -114,7 +106,8 @@ def _file_faults(directory: Path, sums: bytes) -> Iterator[str]:
         for path in directory.rglob("*")
         if path.is_symlink() or not path.is_dir()
     }
-    for name in sorted(there - listed.keys() - {SUMS, TOOL_ATTESTATION}):
+    apart = {SUMS, TOOL_ATTESTATION, RUN_FILE + ATTESTATION_SUFFIX}
+    for name in sorted(there - listed.keys() - apart):
         yield f"{name!r} was added"
     for name, digest in listed.items():
         if name not in there:
@@ -124,25 +117,4 @@ def _file_faults(directory: Path, sums: bytes) -> Iterator[str]:
 
 
 def _read(path: Path, most: int) -> bytes:
-    """Read a regular file; raise IntegrityError for anything else, and for one that is too long."""
-    try:
-        if path.exists() and not path.is_file():
-            message = f"{path} is not a regular file"
-            raise IntegrityError(message, hint=AGAIN)
-        with path.open("rb") as stream:
-            data = stream.read(most + 1)
-    except OSError as error:
-        message = f"cannot read {path}: {error.strerror}"
-        raise NotFound(
-            message, hint="name the folder `tool` that `envferry export` wrote"
-        ) from error
-    if len(data) > most:
-        message = f"{path} is longer than {most} bytes, which no file of the tool is"
-        raise IntegrityError(message, hint=AGAIN)
-    return data
-
-
-def _not_signed(what: str, by: list[str], keys: tuple[PublicKey, ...]) -> IntegrityError:
-    error = unsigned(what, by, keys)
-    error.hint = AGAIN
-    return error
+    return read_signed(path, TOOL, most)

@@ -1,4 +1,4 @@
-"""What stands around every answer: methods and names that are let in, and harmless headers."""
+"""Check each request's method and host name, and add security headers to every answer."""
 
 from __future__ import annotations
 

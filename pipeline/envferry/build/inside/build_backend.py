@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
+from pyproject_hooks import (
+    BackendUnavailable,
+    BuildBackendHookCaller,
+    HookMissing,
+    UnsupportedOperation,
+)
 
 from envferry import process
-from envferry.base.json import convert, decode_json
+from envferry.base.json import convert
 from envferry.errors import ToolFailed
+from envferry.process import Finished
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,27 +28,15 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from envferry.process import Finished
 
-ANSWER = "envferry asked: "
-BACKEND = """
-import functools, importlib, json, sys
-name, paths, target = sys.argv[1:]
-module, _, attribute = name.partition(":")
-# Of the project's own folder only what it says itself.
-sys.path[:] = json.loads(paths) + [path for path in sys.path if path]
-backend = importlib.import_module(module)
-backend = functools.reduce(getattr, filter(None, attribute.split(".")), backend)
-"""
-MAKE = BACKEND + "backend.build_wheel(target)"
-ASK = f"""{BACKEND}
-ask = getattr(backend, "get_requires_for_build_wheel", lambda settings=None: [])
-print()
-print({ANSWER!r} + json.dumps(list(ask(None))))
-"""
+NO_ANSWER = (BackendUnavailable, HookMissing, UnsupportedOperation, OSError, ValueError)
+"""What pyproject-hooks raises for a backend that cannot be imported or leaves no answer."""
+
+
+class _HookFailed(Exception):
+    """The program that calls a hook ended with an error."""
 
 
 class _BuildSystem(msgspec.Struct, rename="kebab"):
@@ -66,27 +61,49 @@ class Backend:
     def make_wheel(self, target: Path) -> Finished:
         """Have it make a wheel in a folder; what it said is in `stdout`."""
         target.mkdir()
-        return self._run(MAKE, str(target))
+        return self._call(lambda hooks: hooks.build_wheel(str(target)))
 
     def unpinned_requirements(self, pinned: Collection[str]) -> tuple[str, ...]:
         """Return the requirement lines that it asks for and that `pinned` names do not cover.
 
         Returns none when it cannot say.
         """
-        said = self._run(ASK, "").stdout
-        answers = [line for line in said.splitlines() if line.startswith(ANSWER)]
-        if not answers:
-            return ()
-        asked = decode_json(answers[-1].removeprefix(ANSWER), tuple[str, ...])
+        asked: list[str] = []
+        self._call(lambda hooks: asked.extend(hooks.get_requires_for_build_wheel()))
         known = {canonicalize_name(name) for name in pinned}
         return tuple(line for line in asked if _name(line) not in known)
 
-    def _run(self, script: str, target: str) -> Finished:
-        """Run a script; a server that the backend leaves behind ends with the container."""
+    def _call(self, hook: Callable[[BuildBackendHookCaller], object]) -> Finished:
+        """Call a hook; a server that the backend leaves behind ends with the container."""
         system = self._system()
-        paths = json.dumps([str(self.project / path) for path in system.backend_path])
-        words = (self.python, "-c", script, system.build_backend, paths, target)
-        return process.run_to_its_end(words, env=self.environ, cwd=self.project)
+        said: list[Finished] = []
+
+        def run(
+            cmd: Sequence[str],
+            cwd: str | None = None,
+            extra_environ: Mapping[str, str] | None = None,
+        ) -> None:
+            environ = {**self.environ, **(extra_environ or {})}
+            said.append(process.run_to_its_end(cmd, env=environ, cwd=Path(cwd or self.project)))
+            if said[-1].returncode:
+                raise _HookFailed
+
+        try:
+            hook(
+                BuildBackendHookCaller(
+                    str(self.project),
+                    system.build_backend,
+                    system.backend_path,
+                    runner=run,
+                    python_executable=str(self.python),
+                )
+            )
+        except _HookFailed:
+            pass
+        except NO_ANSWER as error:
+            lines = [finished.stdout for finished in said] + [str(error)]
+            return Finished(returncode=1, stdout="\n".join(lines), stderr="")
+        return said[-1]
 
     def _system(self) -> _BuildSystem:
         """Read what the project says; raise ToolFailed when it cannot be read."""

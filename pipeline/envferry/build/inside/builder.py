@@ -96,9 +96,32 @@ def build_prefix(request: BuildRequest) -> Iterator[str]:
         compile_bytecode(prefix, python)
         refuse_tries_at_start(prefix / records.site_packages, tries)
     records.finish({file.name: file.url for file in request.conda})
+    place_data(prefix, request)
     if request.variables:
         write_state(prefix, request.variables)
     tidy(prefix, Path(request.scratch))
+
+
+def place_data(prefix: Path, request: BuildRequest) -> None:
+    """Put the files that belong to no package in their places.
+
+    Raises SpecError where a package has put something, or a link leads out of the environment.
+    """
+    for item in request.data:
+        target = prefix / item.target
+        if target.exists() or target.is_symlink():
+            message = f"{item.target} of `envferry: data:` is there already: a package brings it"
+            raise SpecError(message, hint="give it another `path:`")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            message = f"{item.target} of `envferry: data:` lies below a file of a package"
+            raise SpecError(message, hint="give it another `path:`") from error
+        if not target.parent.resolve().is_relative_to(prefix.resolve()):
+            message = f"{item.target} of `envferry: data:` leads out of the environment"
+            raise SpecError(message, hint="give it another `path:`")
+        shutil.copyfile(item.path, target)
+        target.chmod(0o644)
 
 
 def write_state(prefix: Path, variables: dict[str, str]) -> None:

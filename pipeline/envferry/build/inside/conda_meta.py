@@ -1,4 +1,4 @@
-"""conda's records of an environment, in conda-meta: read, and made to tell the truth."""
+"""conda's records of an environment, in conda-meta: read, and corrected."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class CondaRecords:
             paths[:] = [entry for entry in paths if not is_aside(entry["_path"])]
 
     def finish(self, urls: Mapping[str, str]) -> None:
-        """Write each record as it is true for everyone, not only for this build."""
+        """Write each record as it is true on every machine, not only for this build."""
         for path, record in self.records.items():
             list_bytecode(self.prefix, record, self.python_minor)
             note_checksums(record)

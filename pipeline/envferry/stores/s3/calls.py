@@ -72,7 +72,7 @@ PROOFS = {
 
 
 @dataclass(slots=True)
-class Known:
+class ServerAbilities:
     """What was found out about a server."""
 
     no_checksums: Event = field(default_factory=Event)
@@ -96,7 +96,7 @@ class S3Calls:
     """Empty, or ends in a slash."""
     allows_races: bool
     """Whether a server is accepted that overwrites; nothing is sent on condition, then."""
-    known: Known = field(default_factory=Known, repr=False, compare=False)
+    known: ServerAbilities = field(default_factory=ServerAbilities, repr=False, compare=False)
 
     @property
     def url(self) -> str:

@@ -1,0 +1,370 @@
+"""Every setting of envferry: its key in a file, its variable, its default; and who sets it.
+
+Files of TOML, the least important first: /etc/envferry/config.toml, then the user's. Variables win
+over files, and the command line over all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import stat
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from envferry.errors import SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+SYSTEM_FILE = Path("/etc/envferry/config.toml")
+YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
+LINKS = ("auto", "reflink", "hardlink", "copy")
+OTHERS_WRITE, GROUP_WRITES = stat.S_IWOTH, stat.S_IWGRP
+DEFAULT = "default"
+IS_SET = "(set)"
+"""What is shown of a secret."""
+
+ValueKind = Literal["text", "path", "paths", "flag", "number", "umask", "link", "secret"]
+Value = str | bool | int | tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """One setting."""
+
+    key: str
+    """In a file; one that no file may have is known by its variable only."""
+    variable: str
+    kind: ValueKind
+    help: str
+    default: Value = None
+    shown_default: str = ""
+    option: str = ""
+    in_files: bool = True
+
+
+SETTINGS = (
+    Setting(
+        key="registry",
+        variable="ENVFERRY_REGISTRY",
+        kind="text",
+        default="./artifacts",
+        option="--registry",
+        help="Where artifacts live: a directory, `s3://bucket/prefix` or `https://…`.",
+    ),
+    Setting(
+        key="envs_dir",
+        variable="ENVFERRY_ENVS_DIR",
+        kind="path",
+        default="/opt/conda/envs",
+        option="--envs-dir",
+        help="The directory that holds this host's environments.",
+    ),
+    Setting(
+        key="trusted_dir",
+        variable="ENVFERRY_TRUSTED_DIR",
+        kind="path",
+        default="/etc/envferry/trusted.d",
+        option="--trusted-key adds to it",
+        help="The directory of the public keys (`*.pub`) that this host trusts.",
+    ),
+    Setting(
+        key="require_signatures",
+        variable="ENVFERRY_REQUIRE_SIGNATURES",
+        kind="flag",
+        default=False,
+        option="--require-signature",
+        help="Take nothing unsigned in. True in one place is true: no other place takes it back.",
+    ),
+    Setting(
+        key="link",
+        variable="ENVFERRY_LINK",
+        kind="link",
+        default="auto",
+        option="--link",
+        help="How installations share files: `auto`, `reflink`, `hardlink` or `copy`.",
+    ),
+    Setting(
+        key="umask",
+        variable="ENVFERRY_UMASK",
+        kind="umask",
+        shown_default="that of the process",
+        help='The umask to work with, in octal as text: `"022"`. Files of an environment have the '
+        "archive's modes whatever it is.",
+    ),
+    Setting(
+        key="post_install_hooks",
+        variable="ENVFERRY_POST_INSTALL_HOOKS",
+        kind="paths",
+        default=(),
+        shown_default="none",
+        help="Programs to run when an environment was installed, rolled back or removed, with the "
+        "arguments EVENT (`install`, `rollback`, `remove`), NAME, ID, PREFIX. Only programs that "
+        "nobody but root and the user who runs envferry can change. The variable separates by `:`.",
+    ),
+    Setting(
+        key="kernel_dir",
+        variable="ENVFERRY_KERNEL_DIR",
+        kind="path",
+        option="--kernel",
+        shown_default="none",
+        help="Every environment with ipykernel gets a Jupyter kernel in this directory.",
+    ),
+    Setting(
+        key="modulefile_dir",
+        variable="ENVFERRY_MODULEFILE_DIR",
+        kind="path",
+        option="--modulefile",
+        shown_default="none",
+        help="Every environment gets a modulefile (Lmod, Environment Modules) in this directory.",
+    ),
+    Setting(
+        key="cache",
+        variable="ENVFERRY_CACHE",
+        kind="path",
+        shown_default="`$XDG_CACHE_HOME/envferry`, else `~/.cache/envferry`",
+        help="Downloads, builds and indexes; safe to delete.",
+    ),
+    Setting(
+        key="min_speed",
+        variable="ENVFERRY_MIN_SPEED",
+        kind="number",
+        default=1024,
+        help="Bytes per second: a server that sends less for half a minute is given up; 0 for any.",
+    ),
+    Setting(
+        key="sigstore_root",
+        variable="ENVFERRY_SIGSTORE_ROOT",
+        kind="path",
+        shown_default="the one that sigstore's own package has",
+        help="A Sigstore `trusted_root.json`, for the attestations of pip packages.",
+    ),
+    Setting(
+        key="allow_races",
+        variable="ENVFERRY_ALLOW_RACES",
+        kind="flag",
+        default=False,
+        help="Write to object storage that ignores conditions on writes. The site sees to it that "
+        "only one command writes at a time.",
+    ),
+    Setting(
+        key="sign_key",
+        variable="ENVFERRY_SIGN_KEY",
+        kind="secret",
+        shown_default="none",
+        option="--sign-key",
+        help="A private key in PEM, for CI. Never in a file.",
+        in_files=False,
+    ),
+    Setting(
+        key="tool_dir",
+        variable="ENVFERRY_TOOL_DIR",
+        kind="path",
+        shown_default="see docs/one-file.md",
+        help="Where the one file `envferry.run` unpacks itself.",
+        in_files=False,
+    ),
+    Setting(
+        key="config",
+        variable="ENVFERRY_CONFIG",
+        kind="path",
+        shown_default="`$XDG_CONFIG_HOME/envferry/config.toml`, else in `~/.config/envferry`",
+        help="The user's settings file. /etc/envferry/config.toml is read before it.",
+        in_files=False,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """The value of a setting, and what says so."""
+
+    value: Value
+    source: str
+    """`default`, the name of a variable, or `FILE:LINE`."""
+
+
+def read_settings(environ: Mapping[str, str], files: Iterable[Path]) -> dict[str, Told]:
+    """Return the value of every setting, by key.
+
+    Raises SpecError, with the place, for a value that is none, for a key that is unknown, and for a
+    file that others may write.
+    """
+    told = {one.key: Told(value=one.default, source=DEFAULT) for one in SETTINGS}
+    for path in files:
+        told.update(_merged(told, read_file(path)))
+    from_variables = {}
+    for one in SETTINGS:
+        text = environ.get(one.variable, "")
+        if text:
+            value = IS_SET if one.kind == "secret" else _parse(one, text)
+            from_variables[one.key] = Told(value=value, source=one.variable)
+    return {**told, **_merged(told, from_variables)}
+
+
+def _merged(told: Mapping[str, Told], newer: Mapping[str, Told]) -> dict[str, Told]:
+    """Return what counts of what a more important place says."""
+    return {
+        key: one
+        for key, one in newer.items()
+        # Whoever requires signatures has the last word.
+        if not (key == "require_signatures" and told[key].value is True)
+    }
+
+
+def read_file(path: Path) -> dict[str, Told]:
+    """Return what one settings file says, by key; nothing where there is none."""
+    try:
+        # Nobody waits for a pipe.
+        with open(path, "rb", opener=_without_waiting) as stream:
+            _refuse_writable(path, os.fstat(stream.fileno()))
+            text = stream.read().decode()
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        message = f"cannot read the settings in {path}: {error.strerror}"
+        raise SpecError(message, hint="check its permissions, or remove it") from error
+    except UnicodeDecodeError as error:
+        message = f"{path} is not UTF-8"
+        raise SpecError(message, hint="save it as UTF-8") from error
+    known = {one.key: one for one in SETTINGS if one.in_files}
+    found = {}
+    for key, value in _loads(text, path).items():
+        place = f"{path}:{_line_of(text, key)}"
+        if key not in known:
+            raise _unknown(key, place, known)
+        found[key] = Told(value=_check(known[key], value, place), source=place)
+    return found
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _refuse_writable(path: Path, status: os.stat_result) -> None:
+    """Raise SpecError for a file that others could change: it decides what programs run here."""
+    reason = who_else_may_change(path, status)
+    if reason:
+        message = f"the settings in {path} are refused: it {reason}"
+        raise SpecError(message, hint=f"run `chmod go-w {path}`, and let root or you own it")
+
+
+def who_else_may_change(path: Path, status: os.stat_result) -> str:
+    """Say who may change a file but root and this user; nothing if nobody may.
+
+    Root obeys only what nobody else may change.
+    """
+    user = os.geteuid()
+    reason = ""
+    if not stat.S_ISREG(status.st_mode):
+        reason = "is not a file"
+    elif status.st_mode & OTHERS_WRITE:
+        reason = "can be written by everybody"
+    elif status.st_uid not in (0, user):
+        reason = f"belongs to the user {status.st_uid}, not to root or to who runs envferry"
+    elif user == 0 and status.st_mode & GROUP_WRITES and status.st_gid != 0:
+        reason = f"can be written by the group {status.st_gid}, and root obeys nobody else"
+    return reason or who_may_replace(path)
+
+
+def who_may_replace(path: Path) -> str:
+    """Say who may put something else in the place of a file, by one of the folders above it."""
+    for folder in Path(os.path.realpath(path)).parents:
+        status = folder.stat()
+        if status.st_mode & OTHERS_WRITE and not status.st_mode & stat.S_ISVTX:
+            return f"lies in {folder}, where everybody can replace it"
+        if os.geteuid() == 0 and status.st_uid != 0:
+            return f"lies in {folder}, which belongs to the user {status.st_uid}, not to root"
+    return ""
+
+
+def _loads(text: str, path: Path) -> dict[str, Any]:
+    """Parse TOML."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        content: dict[str, Any] = tomllib.loads(text)
+    except ValueError as error:
+        message = f"{path} is not TOML: {error}"
+        raise SpecError(message, hint="docs/settings.md has an example") from error
+    return content
+
+
+def _line_of(text: str, key: str) -> int:
+    """Return the line on which a key of the top level first stands."""
+    pattern = re.compile(rf"""\s*\[?\s*["']?{re.escape(key)}["']?\s*[=.\]]""")
+    numbered = enumerate(text.splitlines(), 1)
+    return next((number for number, line in numbered if pattern.match(line)), 1)
+
+
+def _unknown(key: str, place: str, known: Mapping[str, Setting]) -> SpecError:
+    close = difflib.get_close_matches(key, known, n=1)
+    perhaps = f", perhaps you meant `{close[0]}`" if close else ""
+    return SpecError(
+        f"{place}: unknown setting `{key}`{perhaps}", hint=f"the settings are {', '.join(known)}"
+    )
+
+
+def _check(setting: Setting, value: object, place: str) -> Value:
+    """Return a value from a file; raise SpecError for one of another type."""
+    wanted: dict[ValueKind, tuple[type, str]] = {
+        "flag": (bool, "true or false"),
+        "number": (int, "a number of bytes per second"),
+        "paths": (list, "a list of paths"),
+    }
+    kind, expected = wanted.get(setting.kind, (str, "a text in quotes"))
+    is_right = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+    if not is_right:
+        message = f"{place}: {setting.key} is {value!r}, expected {expected}"
+        raise SpecError(message, hint=f"correct {setting.key} there")
+    if isinstance(value, list):
+        return tuple(_path(str(one), setting.key, place) for one in value)
+    if isinstance(value, str):
+        text = _parse(setting, value, place)
+        is_path = setting.kind == "path" or (setting.key == "registry" and "://" not in value)
+        return _path(value, setting.key, place) if is_path else text
+    assert isinstance(value, bool | int)
+    return value
+
+
+def _path(text: str, key: str, place: str) -> str:
+    """Return a path of a file; a relative one would be another in each directory."""
+    full = os.path.expanduser(text)  # noqa: PTH111  (a text comes out as it went in)
+    if not full.startswith("/"):
+        message = f"{place}: {key} is {text!r}, expected an absolute path"
+        raise SpecError(message, hint="start it with / or ~/")
+    return full
+
+
+def _parse(setting: Setting, text: str, place: str = "") -> Value:
+    """Return what the text of a variable or of a key means; raise SpecError for nonsense."""
+    where, name = (f"{place}: ", setting.key) if place else ("", setting.variable)
+    stripped = text.strip()
+    expected = ""
+    value: Value = text
+    if setting.kind == "flag":
+        value, expected = stripped.lower() in YES, "1 or 0"
+        is_right = stripped.lower() in (*YES, *NO)
+    elif setting.kind == "number":
+        is_right = bool(re.fullmatch(r"[0-9]{1,12}", stripped))
+        value, expected = int(stripped) if is_right else 0, "a number of bytes per second"
+    elif setting.kind == "umask":
+        is_right, expected = bool(re.fullmatch(r"0?[0-7]{1,3}", stripped)), "an umask such as 022"
+        value = stripped
+    elif setting.kind == "link":
+        is_right, expected = stripped in LINKS, f"one of {', '.join(LINKS)}"
+        value = stripped
+    elif setting.kind == "paths":
+        value, is_right = tuple(filter(None, stripped.split(":"))), True
+    else:
+        is_right = True
+    if not is_right:
+        message = f"{where}{name} is {text!r}, expected {expected}"
+        raise SpecError(message, hint=f"correct {name}" + (" there" if place else ", or unset it"))
+    return value

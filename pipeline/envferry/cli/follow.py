@@ -1,0 +1,174 @@
+"""The command `envferry follow`: keep an environment at a tag, one poll at a time."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from envferry.cli.actor import origin_of
+from envferry.cli.command import command, option
+from envferry.cli.hooks import run_hooks
+from envferry.cli.host import InstallCommandOptions
+from envferry.cli.trust import load_trust
+from envferry.errors import UsageError
+from envferry.models import Ref, current_platform
+from envferry.registry import Registry
+
+if TYPE_CHECKING:
+    from envferry.cli.console import Console
+    from envferry.follow.poll import Followed, FollowRequest
+    from envferry.install.plan import InstallOptions
+    from envferry.models import Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class FollowOptions(InstallCommandOptions):
+    """What to follow, and when it may change."""
+
+    windows: tuple[str, ...] = option(
+        "--window",
+        multiple=True,
+        metavar="TIMES",
+        help="Install only in this time: 02:00-05:00, 'Sat,Sun 22:00-04:00'; repeatable.",
+    )
+    when_unused: bool = option(
+        "--when-unused", is_flag=True, help="Install only while no process uses the environment."
+    )
+    jitter: float = option(
+        "--jitter",
+        type=click.FloatRange(min=0),
+        metavar="SECONDS",
+        default=0.0,
+        help="Wait up to that long first, by chance: many hosts then do not ask at once.",
+    )
+    keep: int | None = option(
+        "--keep",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="After an update keep the N installations that were current last; default: all.",
+    )
+    textfile: Path | None = option(
+        "--textfile",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Also write metrics for Prometheus's textfile collector; the name ends in .prom.",
+    )
+    units: Path | None = option(
+        "--write-units",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Only write the systemd service and timer that poll, such as to /etc/systemd/system.",
+    )
+
+
+@command(FollowOptions)
+def follow(console: Console, options: FollowOptions) -> None:
+    """Look once whether the tag REF (NAME@TAG) moved, and install what it means now.
+
+    A tag that has not moved costs one request. An update waits for the maintenance window and, with
+    --when-unused, for programs to end. If its checks fail, what was current stays so, and this
+    artifact is not tried again. Who rolls back by hand is obeyed until the tag moves.
+
+    For every five minutes: `envferry follow REF --write-units /etc/systemd/system`.
+    """
+    ref = Ref.parse(options.ref)
+    if ref.is_id:
+        message = f"{ref} is an id, which never moves"
+        raise UsageError(message, hint=f"follow a tag, such as {ref.name}@stable")
+    if options.units is not None:
+        write_unit_files(console, options.units, ref)
+        return
+    if options.jitter:
+        time.sleep(random.uniform(0, options.jitter))
+    request = request_of(options, ref)
+    try:
+        from envferry.follow.poll import follow_once
+
+        followed = follow_once(request, progress=console.progress)
+    finally:
+        if options.textfile and not options.dry_run:
+            write_metrics(request, options.textfile)
+    console.result(followed, lambda: [describe_followed(followed)])
+    if followed.installation:
+        run_hooks("install", followed.installation, options.envs_dir)
+
+
+def request_of(options: FollowOptions, ref: Ref) -> FollowRequest:
+    """Return what the poll is to do."""
+    from envferry.follow.poll import FollowRequest
+    from envferry.follow.window import Window
+    from envferry.install.env_home import EnvHome
+
+    trust = load_trust(
+        options.trusted_keys,
+        None if options.dry_run else options.envs_dir,
+        allow_downgrade=options.allow_downgrade,
+        require_signature=options.require_signature,
+    )
+
+    def install_options(manifest: Manifest) -> InstallOptions:
+        origin = origin_of(options.ref, options.registry, trust.signers_of(manifest))
+        return options.as_install_options(origin)
+
+    return FollowRequest(
+        ref=ref,
+        platform=current_platform(),
+        registry=Registry.open(options.registry, trust=trust),
+        home=EnvHome.of(options.envs_dir, options.name or ref.name),
+        options=install_options,
+        now=datetime.now().astimezone(),
+        windows=tuple(map(Window.parse, options.windows)),
+        when_unused=options.when_unused,
+        keep=options.keep,
+        dry_run=options.dry_run,
+    )
+
+
+def write_metrics(request: FollowRequest, path: Path) -> None:
+    """Write what is known after a poll, be it a failed one."""
+    from envferry.base.prometheus import write_textfile
+    from envferry.follow.follow_state import read_follow_state
+    from envferry.follow.metrics import follow_metrics
+
+    state = read_follow_state(request.home, request.ref.version)
+    write_textfile(path, follow_metrics(str(request.ref), request.home.current_id(), state))
+
+
+def write_unit_files(console: Console, directory: Path, ref: Ref) -> None:
+    """Write the units, and say how to start them."""
+    from envferry.follow.units import write_units
+
+    written = write_units(directory, this_command())
+    start = f"systemctl daemon-reload && systemctl enable --now envferry-follow@{ref}.timer"
+    console.result({"files": written, "start": start}, lambda: [*map(str, written), start])
+
+
+def this_command() -> str:
+    """Return what starts this envferry, for systemd."""
+    script = Path(sys.argv[0]).absolute()
+    if script.name != "envferry":
+        script = Path(sys.executable).with_name("envferry")
+    if set(str(script)) & set(" \"'\\%$"):
+        message = f"systemd cannot start {script}: there are blanks or quotes in its path"
+        raise UsageError(message, hint="install envferry in another directory")
+    return str(script)
+
+
+def describe_followed(followed: Followed) -> str:
+    """Return the line for people and for the journal."""
+    was = f" (was {followed.before})" if followed.before else ""
+    if followed.outcome == "installed":
+        return f"{followed.ref}: installed {followed.id}{was}"
+    if followed.outcome == "unchanged":
+        return f"{followed.ref}: {followed.id} is current"
+    stays = followed.before or "nothing"
+    if followed.outcome == "would install":
+        return f"{followed.ref}: {followed.id} would be installed{was}"
+    return f"{followed.ref}: {stays} stays, {followed.id} {followed.outcome}: {followed.reason}"

@@ -1,0 +1,88 @@
+"""The command `image`: an environment as one file to mount."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from envferry.base.files import human_bytes, write_bytes
+from envferry.cli.command import argument, command, option
+from envferry.cli.shared_options import RegistryOptions, SignatureOptions, SignKeyOptions
+from envferry.cli.trust import load_signer, load_trust
+from envferry.errors import NotFound
+from envferry.install.plan import InstallOptions
+from envferry.models import ENVS_DIR
+
+if TYPE_CHECKING:
+    from envferry.archive.reader import Source
+    from envferry.cli.console import Console
+    from envferry.install.image import Image
+    from envferry.models import Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions(SignatureOptions, SignKeyOptions, RegistryOptions):
+    """What to make an image of."""
+
+    ref: str = argument()
+    file: Path = argument(metavar="FILE", type=click.Path(path_type=Path))
+    prefix: str | None = option(
+        "-p",
+        "--prefix",
+        metavar="PATH",
+        help="The path that it will be mounted at; default: /opt/conda/envs/NAME.",
+    )
+    name: str | None = option(
+        "-n", "--name", metavar="NAME", help="Another name than the environment's."
+    )
+
+
+@command(ImageOptions)
+def image(console: Console, options: ImageOptions) -> None:
+    """Write the artifact REF (or an archive) as one squashfs image FILE, to mount, not unpack.
+
+    `envferry install FILE --mount` puts it in place; apptainer and `mount -o loop` take it, too.
+    The same artifact and prefix give the same bytes.
+    """
+    from envferry.cli.host import opened
+    from envferry.trust.image_signature import attest_image
+    from envferry.trust.signed_files import attestation_of
+
+    if not options.file.absolute().parent.is_dir():
+        message = f"the directory {options.file.parent} does not exist"
+        raise NotFound(message, hint="make it, or name another FILE")
+    signer = load_signer(options.sign_keys)
+    trust = load_trust(options.trusted_keys, require_signature=options.require_signature)
+    wanted = InstallOptions(envs_dir=ENVS_DIR, name=options.name, prefix=options.prefix)
+    attestation = attestation_of(options.file)
+    with opened(options.ref, options.registry, trust) as source:
+        attestation.unlink(missing_ok=True)
+        made = make_image(console, source, options.file, wanted)
+    if signer:
+        write_bytes(attestation, attest_image(options.file, signer))
+    installation = made.record.installation
+    facts = {
+        "file": options.file,
+        "size": made.size,
+        "id": installation.id,
+        "prefix": installation.prefix,
+        "signed": signer is not None,
+    }
+    line = f"{options.file}: {human_bytes(made.size)}, for {installation.prefix}"
+    console.result(facts, lambda: [line])
+
+
+def make_image(
+    console: Console, source: tuple[Source, Manifest], target: Path, options: InstallOptions
+) -> Image:
+    """Write the image of an artifact that is open."""
+    from envferry.archive.identity import check_manifest
+    from envferry.archive.reader import Archive
+    from envferry.install.image import write_image
+
+    archive = Archive(source[0])
+    check_manifest(archive, source[1])
+    return write_image(archive, source[1], target, options=options, progress=console.progress)

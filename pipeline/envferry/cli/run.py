@@ -1,0 +1,62 @@
+"""Commands that start programs in an installed environment, without conda: run, shell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from envferry.cli.command import argument, command
+from envferry.cli.shared_options import EnvsDirOptions
+from envferry.config import child_environ
+
+if TYPE_CHECKING:
+    from envferry.cli.console import Console
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(EnvsDirOptions):
+    """What to run, and where."""
+
+    name: str = argument()
+    words: tuple[str, ...] = argument(
+        nargs=-1, required=True, metavar="-- CMD [ARG]...", type=click.UNPROCESSED
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShellOptions(EnvsDirOptions):
+    """Where to open a shell."""
+
+    name: str = argument()
+
+
+@command(RunOptions)
+def run(console: Console, options: RunOptions) -> None:
+    """Run CMD in the environment NAME, activated; no conda is needed.
+
+    The spec's `variables:` are set and the packages' activation scripts have run. CMD replaces
+    envferry: its signals and its exit code are its own.
+    """
+    from envferry import process
+    from envferry.install.env_home import EnvHome
+    from envferry.install.running import start_in
+
+    start = start_in(EnvHome.of(options.envs_dir, options.name), options.words)
+    process.become(start.argv, start.environ)
+
+
+@command(ShellOptions)
+def shell(console: Console, options: ShellOptions) -> None:
+    """Open a shell in the environment NAME, activated; `exit` leaves it.
+
+    The shell is the one in SHELL, else bash or sh.
+    """
+    from envferry import process
+    from envferry.install.env_home import EnvHome
+    from envferry.install.running import interactive_shell
+
+    home = EnvHome.of(options.envs_dir, options.name)
+    start = interactive_shell(home, child_environ().get("SHELL", ""))
+    process.become(start.argv, start.environ)

@@ -1,0 +1,38 @@
+"""Which schedulers are talked to: Dask's messages are pickles, so whoever sends them runs code."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from envferry.errors import UsageError
+
+
+def check_scheduler(address: str) -> str:
+    """Return the address of a scheduler; raise UsageError unless it uses TLS, or is on loopback."""
+    hint = "name it as tls://HOST:PORT, or tcp://127.0.0.1:PORT on this machine"
+    try:
+        parts = urlsplit(address)
+        is_whole = bool(parts.hostname and parts.port)
+    except ValueError:
+        is_whole = False
+    if not is_whole or parts.scheme not in ("tcp", "tls") or parts.path or parts.username:
+        message = f"{address!r} is not the address of a scheduler"
+        raise UsageError(message, hint=hint)
+    if not is_private(address):
+        message = f"{address} is another machine, and not reached by TLS"
+        raise UsageError(message, hint="start scheduler and workers with TLS, then use tls://")
+    return address
+
+
+def is_private(address: str) -> bool:
+    """Whether nobody else on the network can read or send what is said to an address."""
+    parts = urlsplit(address)
+    if parts.scheme in ("tls", "inproc"):
+        return True
+    if parts.hostname == "localhost":
+        return True
+    try:
+        return ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,269 @@
+"""A program that places jobs on a Dask cluster and says what becomes of them, line by line.
+
+`python -m envferry.cluster.coordinator REQUEST`. A process of its own, because Dask's messages are
+pickles: who controls a worker or the scheduler can run code here. So no key is in this process, and
+what it says is JSON, which the client checks against the registry.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import warnings
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask
+import msgspec
+from distributed import Client, Future, KilledWorker, LocalCluster, Security, as_completed
+
+from envferry import process
+from envferry.base.json import decode_json
+from envferry.cluster.address import is_private
+from envferry.cluster.job import failure_of
+from envferry.cluster.messages import BuildEvent, Cluster, ClusterRequest, JobAnswer
+from envferry.cluster.task import TOPIC, JobDiedError, run_job
+from envferry.errors import (
+    EXIT_INTERRUPTED,
+    HostError,
+    PipelineError,
+    StoreError,
+    ToolFailed,
+    UsageError,
+)
+from envferry.models import current_platform
+from envferry.worker_process import end_with_caller
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RETRIES = 2
+"""How often a job is run again whose program was killed."""
+LOOK_SECONDS = 1.0
+NO_PAGES: dict[str, object] = {
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+    "distributed.scheduler.dashboard.status.task-stream-length": 0,
+}
+ANYWHERE_ON_LOOPBACK = "127.0.0.1:0"
+AGAIN = "run the command again: what is in the registry already is not sent twice"
+
+
+class SchedulerLost(StoreError):
+    """The connection to the scheduler ended while jobs were waiting or running."""
+
+
+def say(event: BuildEvent) -> None:
+    """Write one line, whole, from any thread."""
+    with _speaking:
+        sys.stdout.write(msgspec.json.encode(event).decode() + "\n")
+        sys.stdout.flush()
+
+
+_speaking = threading.Lock()
+
+
+@contextmanager
+def connected(cluster: Cluster) -> Iterator[Client]:
+    """Yield a client of the scheduler, or of workers in this process."""
+    if not cluster.scheduler:
+        resources = {"build": 1, current_platform(): 1}
+        with (
+            dask.config.set(NO_PAGES),
+            LocalCluster(
+                n_workers=cluster.workers,
+                threads_per_worker=1,
+                # Builds are programs of their own: workers are threads, without ports to attack.
+                processes=False,
+                memory_limit=0,
+                resources=resources,
+                dashboard_address=ANYWHERE_ON_LOOPBACK,
+                worker_dashboard_address=ANYWHERE_ON_LOOPBACK,
+            ) as local,
+            Client(local) as client,
+        ):
+            yield client
+        return
+    try:
+        client = Client(cluster.scheduler, security=security_for(cluster.scheduler))
+    except (OSError, TimeoutError, ValueError) as error:
+        message = f"the scheduler {cluster.scheduler} does not answer: {error}"
+        raise StoreError(message, hint="check that it runs, and that its TLS files fit") from error
+    with client:
+        yield client
+
+
+def security_for(address: str) -> Security | None:
+    """Return the TLS files that Dask's own settings name; raise UsageError when one is missing."""
+    if not address.startswith("tls:"):
+        return None
+    security = Security(require_encryption=True)
+    fields = {
+        "ca-file": security.tls_ca_file,
+        "client.cert": security.tls_client_cert,
+        "client.key": security.tls_client_key,
+    }
+    missing = [f"distributed.comm.tls.{name}" for name, value in fields.items() if not value]
+    if missing:
+        message = f"no TLS files for {address}: Dask's settings lack {', '.join(missing)}"
+        hint = (
+            "set them in ~/.config/dask/distributed.yaml, or DASK_DISTRIBUTED__COMM__TLS__CA_FILE"
+        )
+        raise UsageError(message, hint=hint)
+    return security
+
+
+def check_versions(client: Client) -> None:
+    """Raise UsageError unless every worker has this envferry; warn of other differences."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = client.get_versions(check=True, packages=["envferry"])
+    ours = found["client"]["packages"]["envferry"]
+    for worker, facts in found["workers"].items():
+        version = facts["packages"].get("envferry")
+        if version != ours:
+            has = f"envferry {version}" if version else "no envferry"
+            message = f"the worker {worker} has {has}, expected {ours}"
+            hint = f'run `pip install "envferry[build,dask]=={ours}"` there'
+            raise UsageError(message, hint=hint)
+    for one in caught:
+        say(BuildEvent(kind="warning", text=str(one.message)))
+
+
+def require_private(client: Client) -> None:
+    """Raise UsageError for a worker that the scheduler talks to without TLS over a network."""
+    for address in client.scheduler_info()["workers"]:
+        if not is_private(address):
+            message = f"the worker {address} is another machine, and not reached by TLS"
+            raise UsageError(message, hint="start scheduler and workers with TLS")
+
+
+@dataclass
+class Coordinator:
+    """The jobs of a release, on a cluster."""
+
+    client: Client
+    request: ClusterRequest
+    futures: dict[str, Future] = field(default_factory=dict)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        """Submit every job, and say what becomes of each."""
+        self.client.subscribe_topic(TOPIC, self.heard)
+        for job in self.request.jobs:
+            self.futures[job.key] = self.client.submit(
+                run_job,
+                msgspec.json.encode(job),
+                key=f"envferry-{job.key}-{os.urandom(4).hex()}",
+                pure=False,
+                retries=RETRIES,
+                resources={"build": 1, job.platform: 1},
+            )
+        threading.Thread(target=self.give_up_waiting, daemon=True).start()
+        keys = {future.key: key for key, future in self.futures.items()}
+        for future in as_completed(list(self.futures.values())):
+            key = keys[future.key]
+            if key not in self.futures:
+                continue  # it was cancelled here
+            answer = self.answer_of(future)
+            del self.futures[key]  # the cluster need not keep the result
+            say(BuildEvent(kind="answer", key=key, answer=answer))
+            if answer.failure and self.request.cluster.fail_fast:
+                self.cancel()
+        self.over.set()
+
+    def heard(self, event: tuple[float, Any]) -> None:
+        """Pass on what a worker says of its job."""
+        _, text = event
+        found = decode_json(str(text).encode(), BuildEvent)
+        say(BuildEvent(kind="stage", key=found.key, stage=found.stage, worker=found.worker))
+
+    def answer_of(self, future: Future) -> JobAnswer:
+        """Return a job's answer; raise SchedulerLost when nobody can know it."""
+        try:
+            return decode_json(future.result(), JobAnswer)
+        except (CancelledError, TimeoutError, OSError) as error:
+            raise self.lost() from error
+        except KilledWorker as error:
+            died = f"{error.allowed_failures + 1} workers died during this job"
+            message = f"{died}, the last one {error.last_worker.address}; it may not be the cause"
+            return JobAnswer(failure=failure_of(ToolFailed(message, hint=AGAIN)))
+        except JobDiedError as error:
+            return JobAnswer(failure=failure_of(ToolFailed(str(error), hint=AGAIN)))
+        except Exception as error:  # noqa: BLE001  (whatever a worker raised: a fault there)
+            message = f"a worker failed: {type(error).__name__}: {error}"
+            return JobAnswer(failure=failure_of(ToolFailed(message, hint="look at its log")))
+
+    def lost(self) -> SchedulerLost:
+        """Describe the end of the connection."""
+        where = self.request.cluster.scheduler or "of this machine"
+        return SchedulerLost(f"the scheduler {where} is gone", hint=AGAIN)
+
+    def cancel(self) -> None:
+        """Cancel what has not begun; what runs on a worker elsewhere goes on there to its end."""
+        waiting, self.futures = list(self.futures.values()), {}
+        self.client.cancel(waiting)
+
+    def give_up_waiting(self) -> None:
+        """Fail the jobs that no worker could do for as long as the request allows."""
+        needed = {job.platform for job in self.request.jobs}
+        timeout = self.request.cluster.worker_timeout
+        seen = dict.fromkeys(needed, time.monotonic())
+        while not self.over.wait(LOOK_SECONDS):
+            try:
+                workers = self.client.scheduler_info()["workers"].values()
+            except (OSError, TimeoutError, CancelledError, RuntimeError):
+                return  # `answer_of` says so
+            for platform in needed:
+                if any({"build", platform} <= {*one["resources"]} for one in workers):
+                    seen[platform] = time.monotonic()
+                elif time.monotonic() - seen[platform] > timeout:
+                    self.fail_platform(platform)
+                    seen[platform] = time.monotonic()
+
+    def fail_platform(self, platform: str) -> None:
+        """Fail what waits for a platform that no worker has."""
+        resources = f"`build=1 {platform}=1`"
+        message = f"no worker has the resources {resources}: waited as long as allowed"
+        failure = failure_of(HostError(message, hint=f"start one: --resources {resources}"))
+        for job in self.request.jobs:
+            if job.platform == platform and (future := self.futures.pop(job.key, None)):
+                say(BuildEvent(kind="answer", key=job.key, answer=JobAnswer(failure=failure)))
+                self.client.cancel([future])
+
+
+def main() -> int:
+    """Do what the request says; return the exit status."""
+    request = decode_json(Path(sys.argv[1]).read_bytes(), ClusterRequest)
+    try:
+        with connected(request.cluster) as client:
+            check_versions(client)
+            require_private(client)
+            coordinator = Coordinator(client, request)
+            try:
+                coordinator.run()
+            except KeyboardInterrupt:
+                coordinator.cancel()
+                return EXIT_INTERRUPTED
+            finally:
+                coordinator.over.set()
+                # Else closing would wait for the jobs of this machine that go on.
+                process.stop_all()
+    except PipelineError as error:
+        say(BuildEvent(kind="failure", failure=failure_of(error)))
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    end_with_caller()
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads that wait for jobs, which end when this process does, are not waited for.
+    os._exit(status)

@@ -1,0 +1,1 @@
+"""A host that follows a tag: polls, waits for the right moment, installs."""

@@ -1,0 +1,280 @@
+"""Images: an environment as one squashfs file, to mount in the place of a tree.
+
+Behind the file system lie the archive's index frame, a record, and where both begin: what `install`
+needs to know without reading the rest. Whoever mounts the file does not see them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from envferry import process
+from envferry.archive.extraction import cannot_write
+from envferry.archive.index import decode_index
+from envferry.archive.prefixes import Relocation
+from envferry.archive.relocated_tar import RelocatedTar
+from envferry.archive.validation import check_index
+from envferry.base.files import sync_directory, write_bytes
+from envferry.base.json import decode_json, to_json
+from envferry.errors import HostError, IntegrityError, NotFound, TargetOccupied
+from envferry.install.env_home import IMAGE_SUFFIX, PARTIAL, TRASH, EnvHome
+from envferry.install.events import note_event
+from envferry.install.host_check import Needs, check_host, cuda_runtime
+from envferry.install.integrations import wanted_integrations
+from envferry.install.mounting import mount, unmount
+from envferry.install.moves import throw_away
+from envferry.install.plan import check_target, is_installed, plan_installation
+from envferry.install.switching import switch_to
+from envferry.install.upkeep import changing
+from envferry.models import Installation, SystemRequirements
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from envferry.archive.index import Index
+    from envferry.archive.reader import Archive
+    from envferry.install.plan import InstallOptions
+    from envferry.models import Manifest
+    from envferry.progress import Progress
+
+MAGIC = b"EFIMAGE1"
+FOOTER = struct.Struct("<QQQ8s")
+"""The bytes of the file system, of the index frame and of the record; then the magic."""
+SQUASHFS_MAGIC = b"hsqs"
+MOST_RECORD_BYTES = 1 << 30
+COMPRESSION_LEVEL = 3
+BLOCK_BYTES = 128 << 10
+
+
+class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What an image says of itself."""
+
+    installation: Installation
+    """As `install` writes it, for the prefix that the image was made for."""
+    requirements: SystemRequirements = SystemRequirements()
+    cuda_code: dict[str, tuple[str, ...]] = {}
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """An image, of which the end was read."""
+
+    path: Path
+    size: int
+    record: ImageRecord
+    index: Index
+    index_frame: bytes
+
+
+def write_image(
+    archive: Archive,
+    manifest: Manifest | None,
+    target: Path,
+    *,
+    options: InstallOptions,
+    progress: Progress,
+) -> Image:
+    """Write the image of an archive in one pass: equal inputs give equal bytes.
+
+    It is for the prefix at which `options` would install it, and for no other. Raises HostError
+    where mksquashfs is missing or the disk is full, IntegrityError for a damaged archive.
+    """
+    if process.find_program("mksquashfs") is None:
+        message = "mksquashfs is missing: it writes images"
+        raise HostError(message, hint="install the system's squashfs-tools, 4.5 or newer")
+    home = EnvHome.of(options.envs_dir, options.name or archive.index.name)
+    installation = plan_installation(archive.index, manifest, home, options)
+    relocation = Relocation(archive.index.prefix, installation.prefix, archive.index)
+    partial = target.with_name(f".{target.name}.partial")
+    partial.unlink(missing_ok=True)
+    size = sum(frame.tar_size for frame in archive.index.frames)
+    try:
+        with progress.task(f"image {archive.index.name}", size) as advance:
+            stream = RelocatedTar(archive, relocation, advance)
+            process.feed(squashfs_command(partial, archive.index.mtime), stream)
+        edited = {path: (held.size, held.xxh128) for path, held in stream.edited.items()}
+        record = ImageRecord(
+            installation=msgspec.structs.replace(
+                installation, edited=edited, mounted=True, origin=None
+            ),
+            requirements=manifest.requirements if manifest else SystemRequirements(),
+            cuda_code=manifest.gpu_code if manifest else {},
+        )
+        _append(partial, archive.index_frame, to_json(record))
+        partial.replace(target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_directory(target.parent)
+    return read_image(target)
+
+
+def squashfs_command(target: Path, mtime: int) -> list[str | Path]:
+    """Return what makes a squashfs of a tar on stdin that says nothing of when and where."""
+    return [
+        *("mksquashfs", "-", target, "-tar", "-noappend", "-quiet", "-no-progress", "-no-xattrs"),
+        *("-comp", "zstd", "-Xcompression-level", str(COMPRESSION_LEVEL), "-b", str(BLOCK_BYTES)),
+        *("-mkfs-time", str(mtime), "-root-time", str(mtime), "-root-mode", "0755"),
+        *("-root-uid", "0", "-root-gid", "0"),
+    ]
+
+
+def _append(path: Path, index_frame: bytes, record: bytes) -> None:
+    size = path.stat().st_size
+    with path.open("ab") as stream:
+        stream.write(index_frame + record)
+        stream.write(FOOTER.pack(size, len(index_frame), len(record), MAGIC))
+        stream.flush()
+        os.fchmod(stream.fileno(), 0o644)
+        os.fsync(stream.fileno())
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file begins as a squashfs does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(SQUASHFS_MAGIC)) == SQUASHFS_MAGIC
+
+
+def read_image(path: Path) -> Image:
+    """Read what an image says of itself, at its end; raise IntegrityError when it is damaged."""
+    hint = "make the image again with `envferry image`, or copy it again"
+    try:
+        with path.open("rb") as stream:
+            total = os.fstat(stream.fileno()).st_size
+            stream.seek(max(total - FOOTER.size, 0))
+            footer = stream.read()
+            if len(footer) != FOOTER.size or not footer.endswith(MAGIC):
+                message = f"{path} is not an image that envferry wrote, or it is not complete"
+                raise IntegrityError(message, hint=hint)
+            system, frame_size, record_size, _ = FOOTER.unpack(footer)
+            if system + frame_size + record_size + FOOTER.size != total:
+                message = f"{path} has {total} bytes, which contradicts its end"
+                raise IntegrityError(message, hint=hint)
+            stream.seek(system)
+            frame, text = stream.read(frame_size), stream.read(record_size)
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror}"
+        raise NotFound(message, hint="name an image that `envferry image` wrote") from error
+    try:
+        record = decode_json(text, ImageRecord)
+    except msgspec.MsgspecError as error:
+        message = f"the record in {path} is damaged: {error}"
+        raise IntegrityError(message, hint=hint) from error
+    index = decode_index(frame, str(path))
+    check_index(index, str(path))
+    if (index.id, index.prefix) != (record.installation.id, record.installation.built_prefix):
+        message = f"{path} contradicts itself: {record.installation.id} is not {index.id}"
+        raise IntegrityError(message, hint=hint)
+    return Image(path=path, size=total, record=record, index=index, index_frame=frame)
+
+
+def mount_image(
+    image: Image,
+    *,
+    options: InstallOptions,
+    progress: Progress,
+    accept: Callable[[Path], tuple[str, ...]] = lambda path: (),
+) -> Installation:
+    """Install an image by mounting it, and make it the current installation.
+
+    The image is linked beside the tree where it lies on the same file system and is its owner's
+    alone, else copied. `accept` gets the file that will be mounted, which nobody else can change
+    any more, and raises IntegrityError unless that is what the host accepts; it returns the ids of
+    the keys that signed the image. Raises HostError, IntegrityError or TargetOccupied with nothing
+    changed.
+    """
+    home = EnvHome.of(options.envs_dir, options.name or image.record.installation.name)
+    prefix = options.prefix or str(home.link)
+    installation = msgspec.structs.replace(image.record.installation, name=home.name)
+    if installation.prefix != prefix:
+        message = f"{image.path} is for the prefix {installation.prefix}, not for {prefix}"
+        raise TargetOccupied(message, hint=f"make one with `envferry image --prefix {prefix}`")
+    integrations = wanted_integrations(home, options.kernel_dir, options.modulefile_dir)
+    check_target(home, installation, replace=options.replace)
+    check_host(_needs(image, home), options.force)
+    with changing(home, installing=installation.id):
+        if not is_installed(home, installation):
+            with progress.task(f"bring the image of {home.name}", image.size):
+                partial = _bring(image, home)
+            try:
+                signed_by = accept(partial)
+                _require_same(image, partial)
+                if options.origin:
+                    origin = msgspec.structs.replace(options.origin, signed_by=signed_by)
+                    installation = msgspec.structs.replace(installation, origin=origin)
+                _put_in_place(image, home, installation)
+            finally:
+                partial.unlink(missing_ok=True)
+            note_event(home, options.actor, "installed", installation.id, str(image.path))
+        installed = home.installation(installation.id)
+        switch_to(home, installed, options, integrations, progress)
+    return installation
+
+
+def _needs(image: Image, home: EnvHome) -> Needs:
+    return Needs(
+        platform=image.index.platform,
+        system=image.record.requirements,
+        cuda_runtime=cuda_runtime(image.index.packages),
+        cuda_code=image.record.cuda_code,
+        directory=home.directory,
+        free_bytes=0 if _can_link(image.path, home) else image.size,
+        inodes=4,
+        has_links=False,
+    )
+
+
+def _bring(image: Image, home: EnvHome) -> Path:
+    """Link or copy an image to where it will be mounted from, under a name for now."""
+    partial = home.directory / f"{PARTIAL}{image.index.id}{IMAGE_SUFFIX}"
+    if partial.exists() and partial.samefile(image.path):
+        return partial  # it was made here
+    partial.unlink(missing_ok=True)
+    if _can_link(image.path, home):
+        os.link(image.path, partial)
+        return partial
+    try:
+        shutil.copyfile(image.path, partial)
+        partial.chmod(0o644)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise cannot_write(error, home.directory) from error
+    return partial
+
+
+def _require_same(image: Image, brought: Path) -> None:
+    """Raise IntegrityError when a file is not the image that was looked at."""
+    found = read_image(brought)
+    if (found.record, found.index_frame) != (image.record, image.index_frame):
+        message = f"{image.path} was changed while it was copied"
+        raise IntegrityError(message, hint="copy it to this host, then install it")
+
+
+def _put_in_place(image: Image, home: EnvHome, installation: Installation) -> None:
+    """Mount an image that was brought, and write its index and record last."""
+    id_, tree = installation.id, home.tree(installation.id)
+    home.record(id_).unlink(missing_ok=True)
+    unmount(tree)
+    throw_away(tree, home.directory / f"{TRASH}{id_}")
+    (home.directory / f"{PARTIAL}{id_}{IMAGE_SUFFIX}").replace(home.image(id_))
+    mount(home.image(id_), tree)
+    write_bytes(home.index(id_), image.index_frame)
+    write_bytes(home.record(id_), to_json(installation))
+
+
+def _can_link(path: Path, home: EnvHome) -> bool:
+    """Whether an image can be shared: on one file system, and nobody else's to change."""
+    existing = next(one for one in (home.directory, *home.directory.parents) if one.is_dir())
+    status = path.stat()
+    is_ours = status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
+    return is_ours and status.st_dev == existing.stat().st_dev

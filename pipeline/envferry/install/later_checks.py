@@ -1,0 +1,62 @@
+"""The checks of what is installed already: later, or where its path is right."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from envferry.errors import HostError, ToolFailed
+from envferry.install.activation import view_of
+from envferry.install.check_runner import CheckedTree, run_checks
+from envferry.install.installed import chosen_id
+from envferry.install.last_results import LastChecked, note_checked
+from envferry.install.places import is_at_its_prefix
+
+if TYPE_CHECKING:
+    from envferry.install.env_home import EnvHome
+    from envferry.models import Installation
+    from envferry.progress import Progress
+
+
+def check_installed(
+    home: EnvHome, id_: str | None, *, time: str, progress: Progress
+) -> Installation:
+    """Run the checks of an installation where it is; note how they ended.
+
+    Raises ToolFailed at the first that fails, HostError where its path leads to something else.
+    """
+    installation = home.installation(chosen_id(home, id_))
+    checked = CheckedTree(
+        prefix=installation.prefix,
+        tree=home.tree(installation.id),
+        outcome="",
+        hint=f"`envferry verify {home.name}` compares its files with what was installed",
+    )
+    if not is_at_its_prefix(home, installation):
+        checked = replace(checked, view=required_view(home, installation))
+    try:
+        run_checks(installation.checks, checked, progress)
+    except ToolFailed as error:
+        what = error.message.partition("`")[2].partition("`")[0]
+        note_checked(home, installation.id, LastChecked(time=time, passed=False, failed=what))
+        raise
+    note_checked(home, installation.id, LastChecked(time=time, passed=True))
+    return installation
+
+
+def required_view(home: EnvHome, installation: Installation) -> tuple[str, ...]:
+    """Return what shows an earlier installation at its place; raise HostError if nothing does."""
+    shown = f"{home.name}@{installation.id}"
+    if installation.prefix != str(home.link):
+        message = (
+            f"{shown} is installed for {installation.prefix}, which is not this installation here"
+        )
+        hint = f"run `envferry checks {home.name}` where it has that path, such as in the container"
+        raise HostError(message, hint=hint)
+    view = view_of(home, installation.id)
+    if not view:
+        message = f"{shown} is not current, and this host shows it to nobody at {home.link}"
+        raise HostError(
+            message, hint=f"run `envferry rollback {home.name} {installation.id}` first"
+        )
+    return view

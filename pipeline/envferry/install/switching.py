@@ -1,0 +1,42 @@
+"""Make an installation the current one, and write down how its checks ended."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from envferry.errors import ToolFailed
+from envferry.install.activation import make_current
+from envferry.install.events import note_event
+from envferry.install.integrations import change_integrations
+from envferry.install.last_results import LastChecked, note_checked
+
+if TYPE_CHECKING:
+    from envferry.install.env_home import EnvHome
+    from envferry.install.integrations import Integrations
+    from envferry.install.plan import InstallOptions
+    from envferry.models import Installation
+    from envferry.progress import Progress
+
+
+def switch_to(
+    home: EnvHome,
+    installation: Installation,
+    options: InstallOptions,
+    integrations: Integrations,
+    progress: Progress,
+) -> None:
+    """Make an installation current after its checks; write down how these ended."""
+    actor, id_ = options.actor, installation.id
+    was_current = home.current_id() == id_
+    try:
+        has_passed = make_current(home, installation, progress, check=options.check)
+    except ToolFailed as error:
+        what = error.message.partition("`")[2].partition("`")[0]
+        note_event(home, actor, "checks failed", id_, what)
+        note_checked(home, id_, LastChecked(time=actor.time, passed=False, failed=what))
+        raise
+    if has_passed:
+        note_checked(home, id_, LastChecked(time=actor.time, passed=True))
+    if not was_current:
+        note_event(home, actor, "current", id_)
+    change_integrations(home, integrations)

@@ -1,0 +1,95 @@
+"""For which GPUs the libraries of an environment hold code: read from their fat binaries.
+
+An ELF file that nvcc made has sections of containers, each with compiled code (cubins) and PTX for
+some architectures. NVIDIA documents what they are for (CUDA Compiler Driver, "Fatbinaries"), not
+their bytes: these are as nvcc's own intermediate files, cuobjdump and several public readers
+have them. Only headers are read, never code.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from typing import TYPE_CHECKING
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from envferry.archive.members import Member
+
+SECTIONS = (".nv_fatbin", "__nv_relfatbin")
+"""What is linked, and what is linked once more on the device."""
+MAGIC = 0xBA55ED50
+CONTAINER = struct.Struct("<IHHQ")
+"""Magic, version, bytes of this header, bytes of the entries after it."""
+ENTRY = struct.Struct("<HHIQIIHHI")
+"""Kind, version, bytes of this header, bytes of content, …, code version (2), architecture."""
+ALIGNMENT = 8
+KINDS = {1: "compute", 2: "sm", 0x10: "sm"}
+"""PTX, which newer GPUs compile for themselves, and code for one architecture."""
+ARCHITECTURES = range(20, 1000)
+SMALLEST = 1 << 12
+
+
+def cuda_code(members: Iterable[Member]) -> dict[str, tuple[str, ...]]:
+    """Return for each package with code for GPUs what for: `sm_90` compiled, `compute_90` PTX."""
+    found: dict[str, set[str]] = {}
+    for member in members:
+        entry, name = member.entry, member.entry.path.rpartition("/")[2]
+        is_library = entry.type == "file" and ".so" in name and entry.size >= SMALLEST
+        if is_library and isinstance(member.source, str):
+            code = set(architectures(member.source))
+            if code:
+                found.setdefault(member.owner.name or name, set()).update(code)
+    return {name: tuple(sorted(code, key=sort_key)) for name, code in sorted(found.items())}
+
+
+def sort_key(code: str) -> tuple[str, int]:
+    """Sort PTX before code, and both by number."""
+    kind, _, number = code.partition("_")
+    return kind, int(number)
+
+
+def architectures(path: str) -> Iterator[str]:
+    """Yield what an ELF file holds code for, each as often as it comes; nothing of another file."""
+    with open(path, "rb") as stream:  # noqa: PTH123  (as the members have them)
+        try:
+            elf = ELFFile(stream)
+            sections = [elf.get_section_by_name(name) for name in SECTIONS]
+            places = [(one["sh_offset"], one["sh_size"]) for one in sections if one is not None]
+        except ELFError:
+            return
+        size = os.fstat(stream.fileno()).st_size
+        if not places or not size:
+            return
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for offset, length in places:
+                yield from _containers(data, offset, min(offset + length, size))
+
+
+def _containers(data: mmap.mmap, position: int, end: int) -> Iterator[str]:
+    magic = struct.pack("<I", MAGIC)
+    while position + CONTAINER.size <= end:
+        found, _, header, length = CONTAINER.unpack_from(data, position)
+        if found != MAGIC or header < CONTAINER.size:
+            position = data.find(magic, position + 1, end)
+            if position < 0:
+                return
+            continue
+        last = min(position + header + length, end)
+        yield from _entries(data, position + header, last)
+        position = last + -last % ALIGNMENT
+
+
+def _entries(data: mmap.mmap, position: int, end: int) -> Iterator[str]:
+    while position + ENTRY.size <= end:
+        kind, _, header, length, _, _, _, _, number = ENTRY.unpack_from(data, position)
+        if header < ENTRY.size:
+            return
+        if kind in KINDS and number in ARCHITECTURES:
+            yield f"{KINDS[kind]}_{number}"
+        position += header + length

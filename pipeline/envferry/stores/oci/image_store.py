@@ -1,0 +1,544 @@
+"""A registry of OCI images as a `Store`, and the images in it for everybody else.
+
+Each key is a tag of a small manifest of its own, whose layers are the value: that is all that this
+store reads. What other tools look at is made beside it and never read back: the image of an
+archive, the index of a tag, and who refers to what (docs/format.md).
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from threading import Lock
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from envferry.base.limits import USUAL_LIMITS, Limits, require_sane
+from envferry.base.workers import Workers
+from envferry.errors import IntegrityError, NotFound, StoreError, UsageError
+from envferry.stores.oci.client import NotOfferedByRegistry, RegistryClient
+from envferry.stores.oci.documents import (
+    ARCHIVE_TYPE,
+    ARTIFACT_TYPES,
+    BYTES,
+    CHECKSUM_TYPE,
+    CREATED,
+    EMPTY,
+    EMPTY_CONFIG,
+    ENVIRONMENT_TYPE,
+    KEY,
+    LAYER,
+    MANIFEST,
+    TAG_TYPE,
+    TITLE,
+    VALUE_TYPE,
+    Descriptor,
+    ImageManifest,
+    describe,
+    digest_of,
+    image_manifest,
+    read_manifest,
+)
+from envferry.stores.oci.image_layout import ROOT, LayoutSpace
+from envferry.stores.oci.layer_sending import LayerSender, ReusedLayers
+from envferry.stores.oci.names import (
+    ENVIRONMENT_PREFIX,
+    HASHED_PREFIX,
+    INTERNAL,
+    REPOSITORY,
+    Names,
+    Place,
+    archive_beside,
+    archive_name,
+    environment_of,
+    environments_in,
+    tag_name,
+)
+from envferry.stores.oci.sending import SentBlob, send_blob, send_bytes
+from envferry.stores.oci.tokens import is_loopback
+from envferry.stores.oci.views import Views
+from envferry.stores.port import (
+    FOLDER_TIME,
+    KeyTaken,
+    Listed,
+    LostRace,
+    Stat,
+    check_key,
+    check_prefix,
+    ignore,
+)
+from envferry.stores.receive import incoming_of_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from envferry.stores.oci.port import Space
+    from envferry.stores.port import KnownRange
+    from envferry.stores.source import ContentSource
+
+log = logging.getLogger(__name__)
+
+READERS = 12
+EMPTY_BLOB = describe(EMPTY_CONFIG, EMPTY)
+SCHEMES = {"oci+http": "http", "oci+https": "https"}
+"""For a registry without TLS, where the user says so; and for one with TLS on this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """A key as it is stored."""
+
+    place: Place
+    digest: str
+    manifest: ImageManifest
+
+    @property
+    def size(self) -> int:
+        return sum(layer.size for layer in self.layers)
+
+    @property
+    def layers(self) -> tuple[Descriptor, ...]:
+        return tuple(one for one in self.manifest.layers if one.media_type != EMPTY)
+
+    @property
+    def created(self) -> datetime:
+        return _time((self.manifest.annotations or {}).get(CREATED, ""))
+
+
+@dataclass(slots=True)
+class _Known:
+    """What need not be asked again."""
+
+    prepared: set[str] = field(default_factory=set)
+    """Repositories that have the blob of an empty configuration, and are listed."""
+    archives: dict[str, _Value] = field(default_factory=dict)
+    """Those that are read piece by piece; values are written once."""
+    guard: Lock = field(default_factory=Lock)
+
+
+@dataclass(frozen=True, slots=True)
+class OciStore:
+    """A `Store` in the repositories below a path.
+
+    Registries have no conditions on writes: of several writers of a key one wins, but that both
+    believe they did is possible. Each write is looked at again afterwards (docs/security.md).
+    """
+
+    space: Space
+    names: Names
+    url: str
+    """What it was opened with."""
+    place: str
+    """What tells it from all other stores."""
+    cuts: tuple[int, ...] = ()
+    """Where the layers after the first one begin in archives that are written."""
+    views: Views = field(init=False, repr=False, compare=False)
+    known: _Known = field(default_factory=_Known, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Keep the images up to date with the keys."""
+        object.__setattr__(self, "views", Views(self.space, self.names))
+
+    @classmethod
+    def open(cls, url: str, limits: Limits = USUAL_LIMITS) -> OciStore:
+        """Open `oci://HOST[:PORT]/REPOSITORY`: by https, on this machine by http.
+
+        `oci+http` and `oci+https` say which of the two.
+        """
+        parts = urlsplit(url)
+        root = parts.path.strip("/")
+        try:
+            port = parts.port
+        except ValueError as error:
+            message = f"{parts.netloc} is not of the form HOST:PORT"
+            raise UsageError(message, hint="write oci://HOST:PORT/REPOSITORY") from error
+        if not parts.hostname or not root:
+            message = f"{url} names no {'repository' if parts.hostname else 'host'}"
+            raise UsageError(message, hint="write oci://HOST[:PORT]/REPOSITORY")
+        if not REPOSITORY.fullmatch(root):
+            message = f"{root!r} cannot be the name of a repository"
+            raise UsageError(message, hint="lower-case letters, digits, `.`, `_`, `-` and `/` only")
+        usual = "http" if is_loopback(parts.hostname) else "https"
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        netloc = f"{host}:{port}" if port else host
+        client = RegistryClient(f"{SCHEMES.get(parts.scheme, usual)}://{netloc}", limits)
+        place = f"{netloc}/{root}"
+        return cls(client, Names(root), f"{parts.scheme}://{place}", f"oci {place}")
+
+    @classmethod
+    def in_layout(cls, space: LayoutSpace) -> OciStore:
+        """Open an image layout on a disk."""
+        where = space.directory
+        return cls(space, Names(ROOT), str(where), f"oci layout {where.resolve()}")
+
+    @property
+    def writable(self) -> OciStore:
+        """Itself."""
+        return self
+
+    @property
+    def disk(self) -> None:
+        """None: values cannot be read in place."""
+        return
+
+    def stat(self, key: str) -> Stat | None:
+        """Read the manifest of a key."""
+        value = self._value(key)
+        if value is None:
+            self._require_no_other_image(key)
+            return None
+        return Stat(size=value.size, version=value.digest, modified=value.created)
+
+    def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
+        """Return a part of a value, from as many layers as it lies in."""
+        value = self._readable(key)
+        wanted = max(value.size - offset, 0) if length is None else length
+        if length is None:
+            require_sane(wanted, key, self.url)
+        if offset + wanted > max(value.size, offset):
+            message = f"{key} in {self.url} has {value.size} bytes, {offset + wanted} are expected"
+            raise StoreError(message, hint="push it again")
+        try:
+            return b"".join(self._pieces(value, offset, wanted))
+        except NotFound:
+            self.known.archives.pop(key, None)
+            if self._value(key) is None:
+                raise self._missing(key) from None
+            raise
+
+    def _pieces(self, value: _Value, offset: int, length: int) -> Iterator[bytes]:
+        start, end = 0, offset + length
+        for layer in value.layers:
+            first, last = max(offset, start), min(end, start + layer.size)
+            if first < last:
+                place = value.place.repository
+                yield self.space.read_blob(place, layer, first - start, last - first)
+            start += layer.size
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write a manifest and its blob under a tag that is free."""
+        self._require_free(key)
+        self._require_ours(key, self._write(key, data))
+
+    def create_from_file(
+        self,
+        key: str,
+        path: Path,
+        advance: Callable[[int], None] = ignore,
+        known: Sequence[KnownRange] = (),
+    ) -> None:
+        """Send a file as a blob; of an archive an image is made, too."""
+        from dataclasses import replace
+
+        with incoming_of_file(path, key) as incoming:
+            journal = path.with_name(f".{path.name}.upload")
+            self.receive(key, replace(incoming, journal=journal), advance)
+
+    def receive(
+        self, key: str, incoming: ContentSource, advance: Callable[[int], None] = ignore
+    ) -> None:
+        """Send what arrives as a blob, in order, while it is hashed."""
+        self._require_free(key)
+        place, archive = self._prepared(key), archive_name(key)
+        sent: tuple[SentBlob, ...]
+        if archive is None:
+            sent = (self._send(place, incoming, advance, BYTES),)
+        elif self.cuts:
+            reused = ReusedLayers.of(self.space, self.names, place.repository)
+            sent = LayerSender(self.space, place.repository, reused, advance).send(
+                incoming, self.cuts
+            )
+        else:
+            sent = (self._send(place, incoming, advance, LAYER),)
+        layers = tuple(one.descriptor for one in sent)
+        subject = None
+        if archive:
+            diff_ids = tuple(one.diff_id for one in sent)
+            subject = self.views.make_image(key, archive, layers, diff_ids)
+        self._require_ours(key, self._put(key, place, layers, subject))
+
+    def _send(
+        self, place: Place, incoming: ContentSource, advance: Callable[[int], None], kind: str
+    ) -> SentBlob:
+        return send_blob(self.space, place.repository, incoming, advance, media_type=kind)
+
+    def replace(self, key: str, data: bytes, expected: str | None) -> str:
+        """Compare, write, and look whether it stayed: a registry has no conditions."""
+        before = self._value(key)
+        if (before.digest if before else None) != expected:
+            raise self._lost(key)
+        if before is None:
+            self._require_no_other_image(key)
+        digest = self._write(key, data)
+        if self.space.manifest_digest(*self._at(key)) != digest:
+            raise self._lost(key)
+        if before and before.digest != digest:
+            self._forget(before)
+        if tag := tag_name(key):
+            self.views.update_tag(tag)
+        return digest
+
+    def _forget(self, before: _Value) -> None:
+        """Remove what a tag held before; where that is not allowed, it stays without a name."""
+        try:
+            self.space.delete_manifest(before.place.repository, before.digest)
+        except (NotOfferedByRegistry, StoreError) as error:
+            log.info("%s stays: %s", before.digest, error)
+
+    def list(self, prefix: str = "") -> Iterator[Listed]:
+        """Yield values by the tags of their repositories, then their manifests."""
+        return self._listed(self._tags(check_prefix(prefix)), prefix)
+
+    def list_level(self, prefix: str = "") -> Iterator[Listed]:
+        """Yield values right below a prefix; for what lies deeper the tags say enough."""
+        folders, here = set[str](), list[tuple[Place, str | None]]()
+        for place, key in self._tags(check_prefix(prefix)):
+            rest = (key or "").removeprefix(prefix)
+            if "/" in rest:
+                folders.add(f"{prefix}{rest.partition('/')[0]}/")
+            else:
+                here.append((place, key))
+        for listed in self._listed(iter(here), prefix):
+            rest = listed.key.removeprefix(prefix)
+            if "/" in rest:
+                folders.add(f"{prefix}{rest.partition('/')[0]}/")
+            else:
+                yield listed
+        yield from map(Listed.folder, sorted(folders))
+
+    def list_unfinished(self, prefix: str = "") -> Iterator[Listed]:
+        """Yield nothing: registries remove unfinished uploads by themselves, and list none."""
+        check_prefix(prefix)
+        return iter(())
+
+    def _tags(self, prefix: str) -> Iterator[tuple[Place, str | None]]:
+        """Yield where values below a prefix may be, with the key where the tag says it."""
+        name = environment_of(prefix)
+        if name is not None:
+            yield from self._tags_of(name, prefix)
+            return
+        tags = list(self.space.tags(self.names.root))
+        for tag in tags:
+            key = self.names.key(tag, None)
+            if tag.startswith(HASHED_PREFIX) or (key and key.startswith(prefix)):
+                yield Place(self.names.root, tag), key
+        if "v1/envs/".startswith(prefix) or "v1/tags/".startswith(prefix):
+            for one in sorted(environments_in(iter(tags))):
+                yield from self._tags_of(one, prefix)
+
+    def _tags_of(self, name: str, prefix: str) -> Iterator[tuple[Place, str | None]]:
+        repository = self.names.repository(name)
+        for tag in self.space.tags(repository):
+            if INTERNAL.fullmatch(tag):
+                key = self.names.key(tag, name)
+                if key is None or key.startswith(prefix):
+                    yield Place(repository, tag), key
+
+    def _listed(self, found: Iterator[tuple[Place, str | None]], prefix: str) -> Iterator[Listed]:
+        def look(one: tuple[Place, str | None]) -> Listed | None:
+            place, key = one
+            try:
+                value = self._value_at(place)
+            except IntegrityError:
+                if key is None:
+                    raise
+                return Listed(key=key, size=0, modified=FOLDER_TIME, stamp="damaged")
+            if value is None:
+                return None  # removed meanwhile
+            named = (value.manifest.annotations or {}).get(KEY, key or "")
+            return Listed(key=named, size=value.size, modified=value.created, stamp=value.digest)
+
+        with Workers(READERS, "list") as pool:
+            for listed in pool.map(look, found):
+                if listed and listed.key.startswith(prefix):
+                    yield listed
+
+    def delete(self, key: str) -> None:
+        """Remove the manifest of a key, and what was made of it."""
+        value = self._value(key)
+        if value is None:
+            return
+        self.known.archives.pop(key, None)
+        self.space.delete_manifest(value.place.repository, value.digest)
+        if archive := archive_name(key):
+            self.views.remove_image(archive)
+        elif tag := tag_name(key):
+            self.views.update_tag(tag)
+        elif archive := archive_beside(key):
+            self.views.remove_referrer(value.place.repository, value.manifest.subject, key)
+
+    def delete_folder(self, prefix: str) -> None:
+        """Take an environment out of the list when its repository holds no key any more."""
+        name = environment_of(check_prefix(prefix))
+        if name is None or prefix.count("/") != 3 or any(self._tags_of(name, "")):
+            return
+        digest = self.space.manifest_digest(self.names.root, ENVIRONMENT_PREFIX + name)
+        if digest:
+            self.space.delete_manifest(self.names.root, digest)
+        self.known.prepared.discard(self.names.repository(name))
+
+    def delete_unfinished(self, prefix: str, older_seconds: float) -> int:
+        """Do nothing: registries do that themselves."""
+        check_prefix(prefix)
+        return 0
+
+    def _at(self, key: str) -> tuple[str, str]:
+        place = self.names.place(check_key(key))
+        return place.repository, place.tag
+
+    def _value(self, key: str) -> _Value | None:
+        value = self._value_at(self.names.place(check_key(key)))
+        found = (value.manifest.annotations or {}).get(KEY) if value else key
+        if found != key:
+            message = f"{'/'.join(self._at(key))} holds {found}, expected {key}"
+            raise IntegrityError(message, hint="remove that tag there, then push again")
+        return value
+
+    def _value_at(self, place: Place) -> _Value | None:
+        found = self.space.manifest(place.repository, place.tag)
+        if found is None:
+            return None
+        what = f"{self.space.name}/{place.repository}:{place.tag}"
+        return _Value(place, found.digest, read_manifest(found.data, what))
+
+    def _readable(self, key: str) -> _Value:
+        """Return the value of a key; that of an archive is asked for once."""
+        if value := self.known.archives.get(key):
+            return value
+        value = self._value(key)
+        if value is None:
+            self._require_no_other_image(key)
+            raise self._missing(key)
+        if archive_name(key):
+            self.known.archives[key] = value
+        return value
+
+    def _missing(self, key: str) -> NotFound:
+        message = f"{key} is not in the registry {self.url}"
+        return NotFound(message, hint="run `envferry ls` to see what is")
+
+    def _require_no_other_image(self, key: str) -> None:
+        """Raise IntegrityError where a tag is an image that another tool has made."""
+        if tag := tag_name(key):
+            self.views.require_no_other_image(tag)
+
+    def _require_free(self, key: str) -> None:
+        if self.space.manifest_digest(*self._at(key)):
+            raise self._taken(key)
+
+    def _require_ours(self, key: str, digest: str) -> None:
+        """Raise KeyTaken when another write came after ours."""
+        if self.space.manifest_digest(*self._at(key)) != digest:
+            raise self._taken(key)
+
+    def _taken(self, key: str) -> KeyTaken:
+        return KeyTaken(f"{key} exists in {self.url} and is never overwritten")
+
+    def _lost(self, key: str) -> LostRace:
+        message = f"{key} in {self.url} was changed by another process"
+        return LostRace(message, hint="run the command again")
+
+    def _prepared(self, key: str) -> Place:
+        """Return where a key goes, in a repository that is ready for it."""
+        place = self.names.place(check_key(key))
+        with self.known.guard:
+            if place.repository not in self.known.prepared:
+                send_bytes(self.space, place.repository, EMPTY_CONFIG, EMPTY_BLOB)
+                if name := environment_of(key):
+                    self._note_environment(name)
+                self.known.prepared.add(place.repository)
+        return place
+
+    def _note_environment(self, name: str) -> None:
+        """Have an environment listed: to list repositories is for administrators in most places."""
+        tag = ENVIRONMENT_PREFIX + name
+        if self.space.manifest_digest(self.names.root, tag):
+            return
+        send_bytes(self.space, self.names.root, EMPTY_CONFIG, EMPTY_BLOB)
+        data = image_manifest(
+            artifact_type=ENVIRONMENT_TYPE,
+            config=EMPTY_BLOB,
+            layers=(EMPTY_BLOB,),
+            annotations={TITLE: name},
+        )
+        self.space.put_manifest(self.names.root, tag, data, MANIFEST)
+
+    def _write(self, key: str, data: bytes) -> str:
+        """Write a small value over whatever is there; return the digest of its manifest."""
+        place = self._prepared(key)
+        layers: tuple[Descriptor, ...] = ()
+        if data:
+            blob = describe(data, _types(key)[1])
+            send_bytes(self.space, place.repository, data, blob)
+            layers = (blob,)
+        archive = archive_name(key) or archive_beside(key)
+        subject = self.views.image(archive) if archive else None
+        return self._put(key, place, layers, subject)
+
+    def _put(
+        self,
+        key: str,
+        place: Place,
+        layers: tuple[Descriptor, ...],
+        subject: Descriptor | None,
+    ) -> str:
+        """Write the manifest of a key; what it belongs to gets to know it."""
+        artifact_type, _ = _types(key)
+        file, annotations = key.rpartition("/")[2], {KEY: key, CREATED: _now()}
+        titled = tuple(
+            Descriptor(
+                media_type=one.media_type,
+                digest=one.digest,
+                size=one.size,
+                annotations={TITLE: file if len(layers) == 1 else f"{file}.{number:03d}"},
+            )
+            for number, one in enumerate(layers, 1)
+        )
+        data = image_manifest(
+            artifact_type=artifact_type,
+            config=EMPTY_BLOB,
+            layers=titled or (EMPTY_BLOB,),
+            subject=subject,
+            annotations=annotations,
+        )
+        is_kept = self.space.put_manifest(place.repository, place.tag, data, MANIFEST)
+        digest = digest_of(data)
+        if subject:
+            referrer = Descriptor(
+                media_type=MANIFEST,
+                digest=digest,
+                size=len(data),
+                artifact_type=artifact_type,
+                annotations=annotations,
+            )
+            self.views.note_referrer(place.repository, subject, referrer, is_kept=is_kept)
+            self.views.name_attestation(place.repository, subject, key, data)
+        return digest
+
+
+def _types(key: str) -> tuple[str, str]:
+    """Return what kind of artifact a key is, and the type of its bytes."""
+    file = key.rpartition("/")[2]
+    if archive_name(key):
+        return ARCHIVE_TYPE, LAYER
+    if tag_name(key):
+        return TAG_TYPE, "application/json"
+    if archive_beside(key) and file in ARTIFACT_TYPES:
+        return ARTIFACT_TYPES[file], ARTIFACT_TYPES[file]
+    if archive_beside(key) and file.endswith(".xxh128"):
+        return CHECKSUM_TYPE, "text/plain"
+    return VALUE_TYPE, BYTES
+
+
+def _now() -> str:
+    """Return the time as annotations have it; parts of a second tell writes apart."""
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _time(text: str) -> datetime:
+    with suppress(ValueError, OverflowError):
+        return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(timezone.utc)
+    return FOLDER_TIME

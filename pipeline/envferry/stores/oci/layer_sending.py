@@ -1,0 +1,146 @@
+"""An archive in several layers: those that the registry has of another version are not sent."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import xxhash
+from blake3 import blake3
+
+from envferry.base.workers import Workers
+from envferry.errors import IntegrityError
+from envferry.stores.oci.documents import LAYER, Descriptor, read_manifest
+from envferry.stores.oci.names import ARCHIVE, FILE_TAG, environments_in
+from envferry.stores.oci.sending import BlobDigests, SentBlob, send_blob
+from envferry.stores.receive import REQUEST_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from envferry.stores.oci.names import Names
+    from envferry.stores.oci.port import Space
+    from envferry.stores.source import ContentSource, Piece
+
+SENDERS = 2
+"""Layers on their way at once; each has a chunk in memory."""
+READERS = 12
+MOST_LOOKED_AT = 200
+"""Archives whose layers are looked at; those of the same environment come first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReusedLayers:
+    """Layers that the registry has: by size, with a repository that has them."""
+
+    by_size: Mapping[int, dict[str, str]]
+
+    @classmethod
+    def of(cls, space: Space, names: Names, repository: str) -> ReusedLayers:
+        """Look at the archives of an environment, then at those of the others."""
+        others = sorted(map(names.repository, environments_in(space.tags(names.root))))
+        places = [
+            (one, tag)
+            for one in dict.fromkeys((repository, *others))
+            for tag in space.tags(one)
+            if (found := FILE_TAG.fullmatch(tag)) and found["file"] == ARCHIVE
+        ]
+
+        def look(place: tuple[str, str]) -> tuple[str, Sequence[Descriptor]]:
+            found = space.manifest(*place)
+            with suppress(IntegrityError):
+                if found:
+                    return place[0], read_manifest(found.data, ":".join(place)).layers
+            return place[0], ()
+
+        by_size: dict[int, dict[str, str]] = defaultdict(dict)
+        with Workers(READERS, "layers") as pool:
+            for one, layers in pool.map(look, places[:MOST_LOOKED_AT]):
+                for layer in layers:
+                    by_size[layer.size].setdefault(layer.digest, one)
+        return cls(by_size)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSender:
+    """Brings the layers of one archive to a repository."""
+
+    space: Space
+    repository: str
+    reused: ReusedLayers
+    advance: Callable[[int], None]
+
+    def send(self, incoming: ContentSource, cuts: tuple[int, ...]) -> tuple[SentBlob, ...]:
+        """Send all layers; the bytes of the whole are compared with its digests, if it has any.
+
+        Side by side where nobody needs the bytes in order.
+        """
+        inside = [one for one in cuts if 0 < one < incoming.size]
+        runs = list(enumerate(pairwise((0, *inside, incoming.size))))
+        if incoming.digests is None:
+            with Workers(SENDERS, "layer") as pool:
+                return tuple(
+                    pool.map(
+                        lambda one: self._send(incoming.part(one[0], *_length(one[1]), _unseen)),
+                        runs,
+                    )
+                )
+        fast, strong = xxhash.xxh3_128(), blake3()
+
+        def watch(data: Piece) -> None:
+            fast.update(data)
+            strong.update(data)
+            incoming.watch(data)
+
+        sent = tuple(
+            self._send(incoming.part(number, *_length(run), watch)) for number, run in runs
+        )
+        incoming.require(fast.hexdigest(), strong.hexdigest())
+        return sent
+
+    def _send(self, part: ContentSource) -> SentBlob:
+        """Send a layer, unless one of its size proves to be the same."""
+        there = self.reused.by_size.get(part.size, {})
+        if not there:
+            return send_blob(self.space, self.repository, part, self.advance, media_type=LAYER)
+        digest, diff_id = self._digests(part)
+        if (source := there.get(digest)) and self._is_there(digest, source):
+            _show(part)
+            self.advance(part.size)
+            return SentBlob(Descriptor(LAYER, digest, part.size), diff_id)
+        return send_blob(self.space, self.repository, part, self.advance, media_type=LAYER)
+
+    def _is_there(self, digest: str, source: str) -> bool:
+        """Whether the repository has a layer, if need be taken over from another one."""
+        return self.space.has_blob(self.repository, digest) or (
+            source != self.repository and self.space.mount(self.repository, digest, source)
+        )
+
+    def _digests(self, part: ContentSource) -> tuple[str, str]:
+        with BlobDigests(part.name, decompresses=True) as digests:
+            for data in _pieces(part):
+                digests.feed(data)
+            return digests.result()
+
+
+def _length(run: tuple[int, int]) -> tuple[int, int]:
+    return run[0], run[1] - run[0]
+
+
+def _pieces(part: ContentSource) -> Iterator[bytes]:
+    """Yield the bytes of a layer."""
+    for offset in range(0, part.size, REQUEST_BYTES):
+        yield part.read_at(offset, min(REQUEST_BYTES, part.size - offset))
+
+
+def _unseen(data: Piece) -> None:
+    """Watch nothing."""
+
+
+def _show(part: ContentSource) -> None:
+    """Have the bytes of a layer seen that is not sent."""
+    for data in _pieces(part):
+        part.watch(data)

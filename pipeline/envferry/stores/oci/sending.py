@@ -1,0 +1,278 @@
+"""A blob on its way to a registry: hashed while it is sent, taken up again after a crash.
+
+Everything is read once: SHA-256 of the bytes, and of what they decompress to, are worked out in
+threads of their own while the bytes travel.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import zstandard
+from cryptography.hazmat.primitives import hashes
+
+from envferry.base.journal import LineJournal, read_journal
+from envferry.errors import IntegrityError, StoreError
+from envferry.stores.oci.client import UploadGone
+from envferry.stores.oci.documents import LAYER, Descriptor
+from envferry.stores.receive import REQUEST_BYTES, receive
+from envferry.stores.s3.multipart import journal_at
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import TracebackType
+
+    from envferry.stores.oci.port import Space, Upload
+    from envferry.stores.source import ContentSource, Piece
+
+log = logging.getLogger(__name__)
+
+HASHED_BEHIND = 3
+"""Pieces that may wait to be hashed; each is in memory until then."""
+READ_AHEAD = 6
+CHUNK_BYTES = 32 << 20
+"""What one request sends; each costs the registry a look at all that it keeps of an upload.
+Measured on docker-registry: 200 MiB take 4.3 s in chunks of 8 MiB, 3.2 s in chunks of 32 MiB or
+64 MiB."""
+INFLATED_AT_ONCE = 1 << 20
+"""Of compressed bytes: what they become is in memory, however large it is."""
+ATTEMPTS = 3
+"""How often an upload that a registry has forgotten is begun again."""
+
+
+@dataclass(frozen=True, slots=True)
+class SentBlob:
+    """A blob that is in a repository."""
+
+    descriptor: Descriptor
+    diff_id: str
+    """The digest of what it decompresses to; empty if it was not asked for."""
+
+
+class BlobDigests:
+    """SHA-256 of what is fed, and of what that decompresses to, beside the thread that feeds."""
+
+    def __init__(self, what: str, *, decompresses: bool) -> None:
+        self.what = what
+        self.plain = hashes.Hash(hashes.SHA256())
+        self.inner = hashes.Hash(hashes.SHA256())
+        self.decompresses = decompresses
+        self.stream = zstandard.ZstdDecompressor().decompressobj(read_across_frames=True)
+        self.pools = [ThreadPoolExecutor(1, "sha256"), ThreadPoolExecutor(1, "diff-id")]
+        self.waiting: deque[Future[None]] = deque()
+
+    def feed(self, data: bytes) -> None:
+        """Hash bytes, soon; waits when too many are waiting."""
+        self.waiting.append(self.pools[0].submit(self.plain.update, data))
+        if self.decompresses:
+            self.waiting.append(self.pools[1].submit(self._inflate, data))
+        while len(self.waiting) > HASHED_BEHIND * 2:
+            self.waiting.popleft().result()
+
+    def _inflate(self, data: bytes) -> None:
+        try:
+            for start in range(0, len(data), INFLATED_AT_ONCE):
+                self.inner.update(self.stream.decompress(data[start : start + INFLATED_AT_ONCE]))
+        except zstandard.ZstdError as error:
+            message = f"{self.what} cannot be decompressed: {error}"
+            raise IntegrityError(message, hint="pack it again") from error
+
+    def result(self) -> tuple[str, str]:
+        """Return both digests; the second one is empty if it was not asked for."""
+        while self.waiting:
+            self.waiting.popleft().result()
+        inner = f"sha256:{self.inner.finalize().hex()}" if self.decompresses else ""
+        return f"sha256:{self.plain.finalize().hex()}", inner
+
+    def __enter__(self) -> BlobDigests:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for pool in self.pools:
+            pool.shutdown(wait=error is None, cancel_futures=True)
+
+
+@dataclass(slots=True)
+class UploadNotes:
+    """Where an upload goes on, for a later process: the last line is what counts."""
+
+    path: Path | None
+    subject: str
+    journal: LineJournal | None = None
+
+    def resumed(self) -> str | None:
+        """Return the token of an upload of the same bytes to the same place."""
+        found = read_journal(self.path) if self.path else None
+        return found.lines[-1] if found and found.subject == self.subject and found.lines else None
+
+    def note(self, token: str) -> None:
+        """Note where the next chunk goes."""
+        if self.path and self.journal is None:
+            self.journal = LineJournal(self.path, self.subject)
+        if self.journal:
+            self.journal.note(token)
+
+    def close(self) -> None:
+        """Write no more."""
+        if self.journal:
+            self.journal.close()
+
+
+def send_blob(
+    space: Space,
+    repository: str,
+    incoming: ContentSource,
+    advance: Callable[[int], None],
+    *,
+    media_type: str,
+) -> SentBlob:
+    """Send what is read from elsewhere as a blob; its digests are checked before it becomes one.
+
+    What has arrived when this fails stays: the next call reads it, but does not send it again.
+    """
+    subject = json.dumps({"to": f"{space.name}/{repository}", "token": incoming.token})
+    with (
+        journal_at(incoming.journal) as held,
+        BlobDigests(incoming.name, decompresses=media_type == LAYER) as digests,
+    ):
+        notes = UploadNotes(held.path, subject)
+        sender = _Sender(space, repository, incoming, notes, digests, advance)
+        try:
+            count = -(-incoming.size // REQUEST_BYTES)
+            watched = replace(incoming, watch=sender.take)
+            receive(watched, count, sender.read, READ_AHEAD)
+            digest, diff_id = digests.result()
+            sender.finish(digest)
+        finally:
+            notes.close()
+        held.end()
+    descriptor = Descriptor(media_type=media_type, digest=digest, size=incoming.size)
+    return SentBlob(descriptor, diff_id)
+
+
+@dataclass(slots=True)
+class _Sender:
+    """Sends pieces in order; begins again what the registry has lost."""
+
+    space: Space
+    repository: str
+    incoming: ContentSource
+    notes: UploadNotes
+    digests: BlobDigests
+    advance: Callable[[int], None]
+    taken: int = 0
+    """The bytes that were read."""
+    pieces: list[bytes] = field(default_factory=list)
+    """Those that are not sent yet."""
+    failures: int = 0
+    was_resumed: bool = False
+    upload: Upload = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.upload = self._resume() or self.space.upload(self.repository)
+
+    def _resume(self) -> Upload | None:
+        token = self.notes.resumed()
+        if token is None:
+            return None
+        try:
+            upload = self.space.upload(self.repository, token)
+        except UploadGone as error:
+            log.info("an unfinished upload is gone: %s", error)
+            return None
+        self.was_resumed = upload.sent <= self.incoming.size
+        return upload if self.was_resumed else None
+
+    def read(self, number: int) -> tuple[bytes, None]:
+        """Read a piece; from any thread."""
+        offset = number * REQUEST_BYTES
+        return self._read_at(offset, min(REQUEST_BYTES, self.incoming.size - offset)), None
+
+    def take(self, data: Piece) -> None:
+        """Hash the next piece, and send it when it makes a chunk with those before it."""
+        piece = bytes(data)
+        self.incoming.watch(data)
+        self.digests.feed(piece)
+        self.taken += len(piece)
+        self.pieces.append(piece)
+        held = sum(map(len, self.pieces))
+        if held >= CHUNK_BYTES or self.taken == self.incoming.size:
+            self._persist(held)
+            for sent in self.pieces:
+                self.advance(len(sent))
+            self.pieces.clear()
+
+    def _persist(self, held: int) -> None:
+        """Send until all that was read has arrived; the last `held` bytes are in memory."""
+        while self.upload.sent < self.taken:
+            try:
+                self._send(self.taken - held)
+            except UploadGone as error:
+                self._begin_again(error)
+
+    def _send(self, start: int) -> None:
+        """Send what is in memory and begins at `start`, or what has to come before it again."""
+        missing = self.upload.sent - start
+        if missing == 0:
+            self.upload.write(self.pieces)
+        else:
+            end = self.taken if missing > 0 else start
+            length = min(REQUEST_BYTES, end - self.upload.sent)
+            self.upload.write([self._read_at(self.upload.sent, length)])
+        self.notes.note(self.upload.token)
+
+    def _begin_again(self, error: StoreError) -> None:
+        self.failures += 1
+        if self.failures >= ATTEMPTS:
+            raise error
+        log.info("begun again: %s", error)
+        self.was_resumed = False
+        self.upload = self.space.upload(self.repository)
+
+    def finish(self, digest: str) -> None:
+        """Make it a blob; one that an earlier run began, and that is wrong, is sent again."""
+        while True:
+            try:
+                self.upload.finish(digest)
+            except UploadGone as error:
+                self._begin_again(error)
+            except IntegrityError as error:
+                if not self.was_resumed:
+                    raise
+                self._begin_again(StoreError(error.message, hint=error.hint))
+            else:
+                return
+            self._persist(0)
+
+    def _read_at(self, offset: int, length: int) -> bytes:
+        data = self.incoming.read_at(offset, length)
+        if len(data) != length:
+            message = f"{self.incoming.name} is shorter than it was: {len(data)} of {length} bytes"
+            msg = f"{message} from {offset} on"
+            raise IntegrityError(msg, hint="pack it again")
+        return data
+
+
+def send_bytes(space: Space, repository: str, data: bytes, blob: Descriptor) -> None:
+    """Send a small blob, unless it is there."""
+    if space.has_blob(repository, blob.digest):
+        return
+    for attempt in range(ATTEMPTS):
+        try:
+            space.upload(repository).finish(blob.digest, data)
+        except UploadGone:
+            if attempt == ATTEMPTS - 1:
+                raise
+        else:
+            return

@@ -1,0 +1,44 @@
+"""Try out the one-file tool where it was just unpacked: a program of its own.
+
+Run once, in the folder of the tree, before the tree gets its final name: what fails here is named,
+and nothing of it stays. Afterwards the tree is on the disk, also when the power fails.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+from envferry.archive.extraction import sync_file_system
+from envferry.build.inside import compile_bytecode
+
+NEEDED = (
+    "ssl",
+    "sqlite3",
+    "ctypes",
+    "cryptography.hazmat.bindings._rust",
+    "blake3",
+    "msgspec._core",
+    "xxhash",
+    "zstandard",
+    "urllib3",
+    "click",
+    "rich",
+)
+"""What commands import when they need it: each has a library of its own that may not load."""
+NOWHERE = "/nonexistent"
+
+
+def main() -> None:
+    """Import all that commands need; compile what was not compiled where the file was made."""
+    for name in ("envferry.install.stage", "envferry.cli.host", *NEEDED):
+        importlib.import_module(name)
+    tree = Path(sys.prefix)
+    if not (Path(compile_bytecode.__file__).parent / "__pycache__").is_dir():
+        compile_bytecode.main(str(tree), NOWHERE)
+    sync_file_system(str(tree))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Images that are really mounted, in a mount namespace of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from envferry.models import current_platform
+from envferry.process import find_program
+from tests.conftest import require
+from tests.support.cli_runner import ENVFERRY
+from tests.support.packed import pack, random_bytes
+
+SCRIPT = """
+set -eu
+mount --make-rprivate /
+$envferry image first/*.tar.zst first.squashfs --prefix $PWD/envs/demo
+$envferry install first.squashfs --mount --envs-dir envs
+cmp envs/demo/lib/big.bin first.bin
+$envferry verify demo --envs-dir envs
+if touch envs/demo/new 2>/dev/null; then echo WRITABLE; fi
+$envferry install second/*.tar.zst --mount --envs-dir envs
+cmp envs/demo/lib/big.bin second.bin
+$envferry rollback demo --envs-dir envs
+cmp envs/demo/lib/big.bin first.bin
+echo MOUNTS $(grep -c $PWD/envs /proc/mounts)
+umount $PWD/envs/.envferry/demo/*/
+test ! -e envs/demo/lib
+$envferry rollback demo --envs-dir envs
+cmp envs/demo/lib/big.bin second.bin
+$envferry install first.squashfs --mount --envs-dir envs
+cmp envs/demo/lib/big.bin first.bin
+$envferry remove demo --all --yes --envs-dir envs
+echo LEFT $(ls -A envs) $(grep -c $PWD/envs /proc/mounts || :)
+"""
+
+
+def can_mount() -> bool:
+    """Whether this machine lets us mount images."""
+    command = ["unshare", "--mount", "losetup", "--find"]
+    is_root = os.getuid() == 0 and Path("/dev/loop-control").exists()
+    return is_root and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def test_images_are_switched_like_trees(tmp_path: Path) -> None:
+    require("mksquashfs", find_program("mksquashfs"))
+    require("loop", can_mount())
+    for seed, name in enumerate(("first", "second")):
+        content = random_bytes(seed, 300_000)
+        pack(tmp_path / name, {"big": content})
+        (tmp_path / f"{name}.bin").write_bytes(content)
+    environ = {
+        **os.environ,
+        "envferry": str(ENVFERRY),
+        "ENVFERRY_TRUSTED_DIR": str(tmp_path / "no"),
+    }
+    said = subprocess.run(["unshare", "--mount", "sh", "-c", SCRIPT], cwd=tmp_path, env=environ,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert said.returncode == 0, said.stderr
+    assert "MOUNTS 2" in said.stdout
+    assert "WRITABLE" not in said.stdout
+    assert "LEFT .envferry 0" in said.stdout
+    assert f"for {tmp_path}/envs/demo" in said.stdout
+    assert current_platform() in str(next((tmp_path / "first").glob("*.tar.zst")))
