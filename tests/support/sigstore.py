@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from pypi_attestations import AttestationType
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc)
-PUBLISH = "https://docs.pypi.org/attestations/publish/v1"
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 GITHUB = "https://github.com"
 SCTS = x509.ObjectIdentifier("1.3.6.1.4.1.11129.2.4.2")
@@ -138,7 +138,7 @@ class Sigstore:
         statement = {
             "_type": "https://in-toto.io/Statement/v1",
             "subject": [{"name": file_name, "digest": {"sha256": sha256}}],
-            "predicateType": PUBLISH,
+            "predicateType": AttestationType.PYPI_PUBLISH_V1.value,
             "predicate": None,
         }
         payload = json.dumps(statement).encode()
