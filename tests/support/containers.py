@@ -29,7 +29,7 @@ disabled_plugins = [
   "io.containerd.snapshotter.v1.zfs",
 ]
 [grpc]
-address = "{home}/containerd.sock"
+address = "{socket}"
 """
 
 
@@ -39,10 +39,11 @@ class Containerd:
 
     home: Path
     program: str
+    socket: Path
 
     def ctr(self, *words: str | Path) -> Finished:
         """Run its client."""
-        return run((self.program, "-a", self.home / "containerd.sock", *words))
+        return run((self.program, "-a", self.socket, *words))
 
     @contextmanager
     def mounted(self, image: str) -> Iterator[Path]:
@@ -64,14 +65,15 @@ def containerd(home: Path) -> Iterator[Containerd]:
     assert server, "run ./bootstrap.sh oci"
     assert client
     config = home / "config.toml"
-    config.write_text(CONFIG.format(home=home))
+    short = TemporaryDirectory()  # the path of a socket has 107 bytes at most
+    there = Path(short.name) / "socket"
+    config.write_text(CONFIG.format(home=home, socket=there))
     environ = {**os.environ, "PATH": f"{Path(server).parent}:{os.environ['PATH']}"}
     log_path = home / "containerd.log"
-    with background((server, "-c", config), log_path=log_path, env=environ) as poll:
-        there = home / "containerd.sock"
+    with short, background((server, "-c", config), log_path=log_path, env=environ) as poll:
         wait_until(lambda: there.exists() or poll() is not None, "containerd is up")
         assert poll() is None, log_path.read_text()
-        yield Containerd(home, client)
+        yield Containerd(home, client, there)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,10 @@ class Guarded(SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer, or demand a login."""
-        login = self.logins[self.path.split("/")[1]]
+        login = self.logins.get(self.path.split("/")[1])
+        if login is None:
+            self.send_error(404)
+            return
         expected = "Basic " + base64.b64encode(login.encode()).decode()
         if self.headers.get("Authorization") == expected:
             super().do_GET()

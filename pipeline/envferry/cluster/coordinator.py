@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import deque
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from envferry import process
 from envferry.base.json import decode_json
 from envferry.cluster.address import is_private
 from envferry.cluster.job import failure_of
-from envferry.cluster.messages import BuildEvent, Cluster, ClusterRequest, JobAnswer
+from envferry.cluster.messages import BuildEvent, BuildJob, Cluster, ClusterRequest, JobAnswer
 from envferry.cluster.task import TOPIC, JobDiedError, run_job
 from envferry.errors import (
     EXIT_INTERRUPTED,
@@ -155,27 +156,56 @@ class Coordinator:
     def run(self) -> None:
         """Submit every job, and say what becomes of each."""
         self.client.subscribe_topic(TOPIC, self.heard)
-        for job in self.request.jobs:
-            self.futures[job.key] = self.client.submit(
-                run_job,
-                msgspec.json.encode(job),
-                key=f"envferry-{job.key}-{os.urandom(4).hex()}",
-                pure=False,
-                retries=RETRIES,
-                resources={"build": 1, job.platform: 1},
-            )
+        waiting = deque(self.request.jobs)
+        keys = {}
+        completed = as_completed()
+
+        def submit_next() -> None:
+            if waiting:
+                job = waiting.popleft()
+                future = self.submit(job)
+                keys[future.key] = job.key
+                completed.add(future)
+
+        for _ in range(self.at_once()):
+            submit_next()
         threading.Thread(target=self.give_up_waiting, daemon=True).start()
-        keys = {future.key: key for key, future in self.futures.items()}
-        for future in as_completed(list(self.futures.values())):
+        for future in completed:
             key = keys[future.key]
             if key not in self.futures:
+                submit_next()
                 continue  # it was cancelled here
             answer = self.answer_of(future)
             del self.futures[key]  # the cluster need not keep the result
             say(BuildEvent(kind="answer", key=key, answer=answer))
             if answer.failure and self.request.cluster.fail_fast:
+                waiting.clear()
                 self.cancel()
+            submit_next()
         self.over.set()
+
+    def at_once(self) -> int:
+        """Return how many jobs the scheduler may have.
+
+        All, unless the first failure shall end the release: a worker begins what the scheduler has
+        before anybody here hears of that failure.
+        """
+        if not self.request.cluster.fail_fast:
+            return len(self.request.jobs)
+        workers = self.client.scheduler_info()["workers"].values()
+        return max(1, sum(int(one["resources"].get("build", 0)) for one in workers))
+
+    def submit(self, job: BuildJob) -> Future:
+        """Give a job to the scheduler."""
+        future = self.futures[job.key] = self.client.submit(
+            run_job,
+            msgspec.json.encode(job),
+            key=f"envferry-{job.key}-{os.urandom(4).hex()}",
+            pure=False,
+            retries=RETRIES,
+            resources={"build": 1, job.platform: 1},
+        )
+        return future
 
     def heard(self, event: tuple[float, Any]) -> None:
         """Pass on what a worker says of its job."""
