@@ -11,7 +11,10 @@ RUN python3 -m venv /opt/envferry \
  && /opt/envferry/bin/pip install --no-cache-dir --require-hashes -r /src/requirements/build.txt
 COPY pyproject.toml README.md LICENSE /src/
 COPY pipeline /src/pipeline
-RUN /opt/envferry/bin/uv pip install --no-cache --python /opt/envferry/bin/python \
+# uv trusts its own list of authorities and does not read pip's settings: a site's own are passed on.
+RUN index=$(/opt/envferry/bin/pip config get global.index-url 2>/dev/null || true) \
+ && UV_SYSTEM_CERTS=1 /opt/envferry/bin/uv pip install --no-cache --python /opt/envferry/bin/python \
+    ${index:+--default-index "$index"} \
     --no-deps --build-constraints /src/requirements/dev.txt /src \
  && rm -r /src \
  && ln -s /opt/envferry/bin/envferry /usr/local/bin/envferry
