@@ -10,6 +10,10 @@ python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
 }
 python3 -m venv --clear "$venv"
 "$venv/bin/pip" install -q --disable-pip-version-check --require-hashes -r "$source/requirements/build.txt"
+# uv trusts its own list of authorities and does not read pip's settings: a site's own are passed on.
+index=$("$venv/bin/pip" config get global.index-url 2>/dev/null || true)
+export UV_SYSTEM_CERTS=${UV_SYSTEM_CERTS:-1} UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}
+if [ -z "$UV_DEFAULT_INDEX" ]; then unset UV_DEFAULT_INDEX; fi
 "$venv/bin/uv" pip install -q --python "$venv/bin/python" --no-deps \
   --build-constraints "$source/requirements/dev.txt" "$source"
 echo "$venv/bin" >> "$GITHUB_PATH"
