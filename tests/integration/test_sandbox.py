@@ -170,7 +170,7 @@ def test_an_image_that_is_missing_or_foreign_is_named(image_engine: ImageEngine)
     with pytest.raises(NoSandbox, match=f"{engine.value} has no image nobody/has:this") as caught:
         open_sandbox(engine, "nobody/has:this")
     assert f"{engine.value} build -t" in caught.value.hint
-    with pytest.raises(NoSandbox, match="holds no /opt/envferry/bin/python"):
+    with pytest.raises(NoSandbox, match="has no /opt/envferry/bin/python"):
         open_sandbox(engine, BASE_IMAGE)
 
 
