@@ -88,7 +88,7 @@ def show_compilers(console: Console, name: str, envs_dir: Path) -> None:
         for one in found
         for tool in one.needs
     ]
-    nothing = f"{name}@{id_} has all that its packages compile with, or none that do"
+    nothing = f"{name}@{id_}: nothing is missing here for packages that compile while they run"
     console.result(found, lambda: lines or [nothing])
     lacking = sorted({TOOLS[tool] for one in found for tool in one.lacks})
     if lacking:

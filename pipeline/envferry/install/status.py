@@ -15,7 +15,7 @@ from envferry.install.last_results import read_state
 from envferry.install.tree_check import compare_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from envferry.install.disk_usage import DirectoryUsage
@@ -197,15 +197,9 @@ def describe_status(status: HostStatus) -> Iterator[str]:
     yield from (f"{finding.fault}: {finding.text}" for finding in status.findings)
 
 
-def metrics_of(status: HostStatus) -> Iterable[Metric]:
-    """Yield what monitoring stores of it."""
-    with_id = [one for one in status.environments if one.id]
-
-    def gauge(name: str, text: str, values: Iterable[tuple[str, float | None]]) -> Metric:
-        samples = (({"name": label}, value) for label, value in values if value is not None)
-        return Metric(name=f"envferry_{name}", help=text, samples=tuple(samples))
-
-    yield Metric(
+def info_of(with_id: Sequence[EnvironmentStatus]) -> Metric:
+    """Return what names the current installations, as labels of a constant."""
+    return Metric(
         name="envferry_environment_info",
         help="The current installation.",
         samples=tuple(
@@ -221,6 +215,17 @@ def metrics_of(status: HostStatus) -> Iterable[Metric]:
             for one in with_id
         ),
     )
+
+
+def metrics_of(status: HostStatus) -> Iterable[Metric]:
+    """Yield what monitoring stores of it."""
+    with_id = [one for one in status.environments if one.id]
+
+    def gauge(name: str, text: str, values: Iterable[tuple[str, float | None]]) -> Metric:
+        samples = (({"name": label}, value) for label, value in values if value is not None)
+        return Metric(name=f"envferry_{name}", help=text, samples=tuple(samples))
+
+    yield info_of(with_id)
     yield gauge(
         "environment_current",
         "1 if an installation is current.",
