@@ -636,4 +636,8 @@ class Installation(msgspec.Struct, frozen=True, kw_only=True):
     """What it shared by hard links when it was installed."""
     mounted: bool = False
     """Whether its tree is the mounted image `ID.squashfs` beside it."""
+    requirements: SystemRequirements = SystemRequirements()
+    """What it needs of its host."""
+    cuda_code: dict[str, tuple[str, ...]] = {}
+    """For which GPUs its packages have compiled code; empty where that is not known."""
     schema: int = 1

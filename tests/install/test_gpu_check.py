@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -84,6 +87,44 @@ echo "[N/A], broken"
 def test_the_driver_names_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     host_with(tmp_path, monkeypatch, SMI)
     assert read_gpus() == (Gpu("7.0", "Tesla V100-SXM2, 32GB"), Gpu("9.0", "NVIDIA H100"))
+
+
+NVML = """
+#include <string.h>
+static int started;
+int nvmlInit_v2(void) { started = 1; return 0; }
+int nvmlShutdown(void) { started = 0; return 0; }
+int nvmlDeviceGetCount_v2(unsigned *count) { *count = 3; return started ? 0 : 1; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned number, void **device) {
+  *device = (char *)0 + 16 * (number + 1);
+  return number == 1 ? 15 : 0;  /* NVML_ERROR_GPU_IS_LOST */
+}
+int nvmlDeviceGetCudaComputeCapability(void *device, int *major, int *minor) {
+  *major = device == (char *)0 + 16 ? 8 : 10; *minor = device == (char *)0 + 16 ? 6 : 3;
+  return 0;
+}
+int nvmlDeviceGetName(void *device, char *name, unsigned size) {
+  strncpy(name, "NVIDIA of address 16 and 48", size);
+  return 0;
+}
+"""
+
+
+def test_the_drivers_library_names_the_gpus_where_no_program_does(tmp_path: Path) -> None:
+    """A library with NVML's functions stands in for the driver's; it is loaded as that one is."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    library = tmp_path / "libnvidia-ml.so.1"
+    source = tmp_path / "nvml.c"
+    source.write_text(NVML)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    code = "from envferry.install.gpu_check import read_gpus; print(*map(str, read_gpus()))"
+    environ = {"LD_LIBRARY_PATH": str(tmp_path), "PATH": "/nonexistent"}
+    command = [sys.executable, "-c", code]
+    said = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    name = "NVIDIA of address 16 and 48"
+    assert said.stdout.strip() == f"{Gpu('8.6', name)} {Gpu('10.3', name)}"
 
 
 def test_a_driver_that_does_not_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

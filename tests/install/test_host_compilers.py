@@ -10,10 +10,10 @@ import pytest
 from envferry.archive.writer import ArchiveOptions, write_archive
 from envferry.base.run_time_compilers import BROUGHT, NEEDS, TOOLS, compiler_findings
 from envferry.install.host_compilers import PROGRAMS, host_has
-from envferry.models import current_platform
+from envferry.models import SystemRequirements, current_platform
 from tests.support.archives import OWNER, PREFIX, small_members
 from tests.support.cli_runner import CliRunner
-from tests.support.installing import install
+from tests.support.installing import install, manifest_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,3 +82,18 @@ def test_install_and_doctor_say_what_is_lacking(tmp_path: Path, envs: Path) -> N
     shutil.copy("/bin/true", tools / "g++")
     assert cli.run("doctor", "--for", "demo").stdout.endswith(": here\n")
     cli.run("doctor", "--for", "gone", expect=7)
+
+
+def test_doctor_says_when_a_host_no_longer_fits(tmp_path: Path, envs: Path) -> None:
+    """A host may get another driver, or another system, after the install."""
+    archive = tmp_path / "demo.tar.zst"
+    manifest = manifest_of(archive, b"1", requirements=SystemRequirements(glibc="9.9", cuda="12.8"))
+    install(archive, envs, manifest, force=("glibc", "cuda"))
+    environ = {"ENVFERRY_ENVS_DIR": str(envs)}
+    cli = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
+    finished = cli.run("doctor", "--for", "demo", expect=11)
+    assert "glibc: it needs glibc 9.9 or newer, this host has" in finished.stdout
+    assert (
+        "cuda: it needs an NVIDIA driver for CUDA 12.8 (driver 570.26 or newer)" in finished.stdout
+    )
+    assert f"this host cannot run demo@{manifest.id}" in finished.stderr

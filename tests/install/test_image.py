@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,15 +13,24 @@ from envferry.archive.reader import Archive, FileSource
 from envferry.errors import HostError, IntegrityError, TargetOccupied, ToolFailed
 from envferry.install import mounting
 from envferry.install.env_home import EnvHome
-from envferry.install.image import Image, is_image, mount_image, read_image, write_image
+from envferry.install.image import (
+    Image,
+    is_image,
+    mount_image,
+    read_image,
+    write_image,
+    write_installed_image,
+)
 from envferry.install.mounting import mount, unit_name, unmount
 from envferry.install.plan import InstallOptions
+from envferry.models import SystemRequirements
 from envferry.process import feed, find_program
 from envferry.progress import Silent
 from envferry.trust.host_trust import Trust
 from envferry.trust.image_signature import attest_image, verify_image
 from envferry.trust.signed_files import attestation_of
 from tests.conftest import require
+from tests.support.installing import install, manifest_of
 from tests.support.keys import OURS, THEIRS, signer
 from tests.support.packed import PREFIX, pack, random_bytes
 
@@ -223,3 +233,46 @@ def test_programs_that_are_fed() -> None:
 
     with pytest.raises(IntegrityError, match="no more"):
         feed(["cat"], broken())  # type: ignore[arg-type]
+
+
+def test_an_image_of_an_installation_is_that_of_its_archive(tmp_path: Path) -> None:
+    require("mksquashfs", find_program("mksquashfs"))
+    archive, envs = tmp_path / "demo.tar.zst", tmp_path / "envs"
+    needs = SystemRequirements(glibc="2.17")
+    manifest = manifest_of(archive, b"1", requirements=needs, cuda_code={"torch": ("sm_90",)})
+    assert install(archive, envs, manifest).edited  # a prefix that was not built
+    options = InstallOptions(envs_dir=envs)
+    with FileSource(archive) as source:
+        expected = write_image(Archive(source), manifest, tmp_path / "a.squashfs", options=options,
+                               progress=Silent())  # fmt: skip
+    home = EnvHome.of(envs, "demo")
+    made = write_installed_image(home, None, tmp_path / "b.squashfs", progress=Silent())
+    assert made.path.read_bytes() == expected.path.read_bytes()
+    assert made.record.installation.requirements == needs
+
+
+@pytest.mark.parametrize("damage", ["flipped", "longer", "shorter", "missing", "link", "pipe"])
+def test_a_damaged_installation_gives_no_image(
+    artifact: Artifact, tmp_path: Path, damage: str
+) -> None:
+    envs = tmp_path / "envs"
+    require("mksquashfs", find_program("mksquashfs"))
+    install(artifact.archive_path, envs, artifact.manifest)
+    path = envs / "demo/lib/big.bin"
+    path.chmod(0o644)
+    if damage == "flipped":
+        path.write_bytes(bytes([BIG[0] ^ 1]) + BIG[1:])
+    elif damage == "longer":
+        path.write_bytes(BIG + b"x")
+    elif damage == "shorter":
+        path.write_bytes(BIG[:-1])
+    else:
+        path.unlink()
+    if damage == "link":
+        path.symlink_to(tmp_path / "elsewhere")
+    elif damage == "pipe":
+        os.mkfifo(path)
+    home = EnvHome.of(envs, "demo")
+    with pytest.raises(IntegrityError, match=r"lib/big\.bin is not as it was installed"):
+        write_installed_image(home, None, tmp_path / "b.squashfs", progress=Silent())
+    assert not list(tmp_path.glob("*squashfs*")) + list(tmp_path.glob(".*squashfs*"))

@@ -50,7 +50,10 @@ def test_from_keygen_to_install(host: CliRunner) -> None:
     host.run("keygen", "ours", expect=10)
     pushed = host.run("push", artifact.archive_path, "--tag", "stable")
     without_keys = host.run("install", "demo@stable", "--name", "unchecked")
-    assert without_keys.stderr.count("no trusted keys") == 1
+    assert (
+        without_keys.stderr.count(f"no trusted keys in {host.environ.get('ENVFERRY_TRUSTED_DIR')}")
+        == 1
+    )
     trust(host)
     refused = host.run("install", "demo@stable", expect=8)
     assert "not signed by a trusted key" in refused.stderr

@@ -47,8 +47,8 @@ class DoctorOptions(RegistryOptions, EnvsDirOptions):
     name: str | None = option(
         "--for",
         metavar="NAME",
-        help="Instead show what the installed environment NAME compiles with here, and what is "
-        "lacking; the exit code is 11 if anything is.",
+        help="Instead show whether the installed environment NAME can run here (driver, GPUs,"
+        " glibc) and what it compiles with; the exit code is 11 if anything is lacking.",
     )
 
 
@@ -56,7 +56,7 @@ class DoctorOptions(RegistryOptions, EnvsDirOptions):
 def doctor(console: Console, options: DoctorOptions) -> int:
     """Show what this machine supports: sandbox engines, versions, disk space, the registry."""
     if options.name:
-        show_compilers(console, options.name, options.envs_dir)
+        show_fit(console, options.name, options.envs_dir)
         return 0
     here = settings()
     findings = {
@@ -73,24 +73,36 @@ def doctor(console: Console, options: DoctorOptions) -> int:
     return 0
 
 
-def show_compilers(console: Console, name: str, envs_dir: Path) -> None:
-    """Show which packages of an environment compile while they run, and what they find here."""
+def show_fit(console: Console, name: str, envs_dir: Path) -> None:
+    """Show whether an environment can run here now, and what it finds of what it compiles with.
+
+    Raises HostError when the host lacks something: a driver may have changed since the install.
+    """
     from envferry.base.run_time_compilers import TOOLS
     from envferry.install.env_home import EnvHome
+    from envferry.install.host_check import installed_findings
     from envferry.install.host_compilers import find_compilers
     from envferry.install.installed import chosen_id
 
     home = EnvHome.of(envs_dir, name)
     id_ = chosen_id(home, None)
-    found = find_compilers(home, id_)
+    faults = [f"{finding}: {text}" for finding, text in installed_findings(home, id_)]
+    compilers = find_compilers(home, id_)
     lines = [
-        f"{one.package}  {one.when}: {TOOLS[tool]}: {'lacking' if tool in one.lacks else 'here'}"
-        for one in found
-        for tool in one.needs
+        *faults,
+        *(
+            f"{one.package}  {one.when}: {TOOLS[tool]}: {state}"
+            for one in compilers
+            for tool in one.needs
+            for state in ("lacking" if tool in one.lacks else "here",)
+        ),
     ]
-    nothing = f"{name}@{id_}: nothing is missing here for packages that compile while they run"
-    console.result(found, lambda: lines or [nothing])
-    lacking = sorted({TOOLS[tool] for one in found for tool in one.lacks})
+    nothing = f"{name}@{id_}: this host has all that it needs"
+    console.result({"host": faults, "compilers": compilers}, lambda: lines or [nothing])
+    if faults:
+        message = f"this host cannot run {name}@{id_}"
+        raise HostError(message, hint="mend what is named above, or install an older version")
+    lacking = sorted({TOOLS[tool] for one in compilers for tool in one.lacks})
     if lacking:
         message = f"this host lacks what {name}@{id_} compiles with: {', '.join(lacking)}"
         raise HostError(message, hint="install it here, or add it to the environment's spec")

@@ -10,9 +10,14 @@ import click
 
 from envferry.base.files import human_bytes, write_bytes
 from envferry.cli.command import argument, command, option
-from envferry.cli.shared_options import RegistryOptions, SignatureOptions, SignKeyOptions
+from envferry.cli.shared_options import (
+    EnvsDirOptions,
+    RegistryOptions,
+    SignatureOptions,
+    SignKeyOptions,
+)
 from envferry.cli.trust import load_signer, load_trust
-from envferry.errors import NotFound
+from envferry.errors import NotFound, UsageError
 from envferry.install.plan import InstallOptions
 from envferry.models import ENVS_DIR
 
@@ -24,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageOptions(SignatureOptions, SignKeyOptions, RegistryOptions):
+class ImageOptions(SignatureOptions, SignKeyOptions, RegistryOptions, EnvsDirOptions):
     """What to make an image of."""
 
     ref: str = argument()
@@ -38,16 +43,21 @@ class ImageOptions(SignatureOptions, SignKeyOptions, RegistryOptions):
     name: str | None = option(
         "-n", "--name", metavar="NAME", help="Another name than the environment's."
     )
+    installed: bool = option(
+        "--installed",
+        is_flag=True,
+        help="Of what is installed on this host: REF is NAME or NAME@ID, the prefix is its own.",
+    )
 
 
 @command(ImageOptions)
 def image(console: Console, options: ImageOptions) -> None:
     """Write the artifact REF (or an archive) as one squashfs image FILE, to mount, not unpack.
 
+    With --installed it is made of an installation of this host, and without the archive.
     `envferry install FILE --mount` puts it in place; apptainer and `mount -o loop` take it, too.
     The same artifact and prefix give the same bytes.
     """
-    from envferry.cli.host import opened
     from envferry.trust.image_signature import attest_image
     from envferry.trust.signed_files import attestation_of
 
@@ -55,24 +65,44 @@ def image(console: Console, options: ImageOptions) -> None:
         message = f"the directory {options.file.parent} does not exist"
         raise NotFound(message, hint="make it, or name another FILE")
     signer = load_signer(options.sign_keys)
-    trust = load_trust(options.trusted_keys, require_signature=options.require_signature)
-    wanted = InstallOptions(envs_dir=ENVS_DIR, name=options.name, prefix=options.prefix)
     attestation = attestation_of(options.file)
-    with opened(options.ref, options.registry, trust) as source:
-        attestation.unlink(missing_ok=True)
-        made = make_image(console, source, options.file, wanted)
+    write = image_of_installed if options.installed else image_of_artifact
+    written = write(console, options)
+    attestation.unlink(missing_ok=True)
     if signer:
         write_bytes(attestation, attest_image(options.file, signer))
-    installation = made.record.installation
+    installation = written.record.installation
     facts = {
         "file": options.file,
-        "size": made.size,
+        "size": written.size,
         "id": installation.id,
         "prefix": installation.prefix,
         "signed": signer is not None,
     }
-    line = f"{options.file}: {human_bytes(made.size)}, for {installation.prefix}"
+    line = f"{options.file}: {human_bytes(written.size)}, for {installation.prefix}"
     console.result(facts, lambda: [line])
+
+
+def image_of_artifact(console: Console, options: ImageOptions) -> Image:
+    """Write the image of an artifact, once the host accepts who made it."""
+    from envferry.cli.host import opened
+
+    trust = load_trust(options.trusted_keys, require_signature=options.require_signature)
+    wanted = InstallOptions(envs_dir=ENVS_DIR, name=options.name, prefix=options.prefix)
+    with opened(options.ref, options.registry, trust) as source:
+        return make_image(console, source, options.file, wanted)
+
+
+def image_of_installed(console: Console, options: ImageOptions) -> Image:
+    """Write the image of an installation, for the prefix that it has."""
+    from envferry.cli.installed import home_of
+    from envferry.install.image import write_installed_image
+
+    if options.name or options.prefix:
+        message = "an image of an installation is for the name and prefix that it has"
+        raise UsageError(message, hint="leave out --name and --prefix, or name its archive")
+    home, id_ = home_of(options.ref, options.envs_dir)
+    return write_installed_image(home, id_, options.file, progress=console.progress)
 
 
 def make_image(

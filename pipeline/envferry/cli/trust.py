@@ -137,7 +137,12 @@ def load_trust(
         message = f"{required_by} requires signatures, but this host trusts no keys"
         hint = f"copy the public key to {here.trusted_dir}/NAME.pub, or give --trusted-key FILE"
         raise UsageError(message, hint=hint)
-    return Trust(keys=keys, envs_dir=envs_dir, allow_downgrade=allow_downgrade)
+    return Trust(
+        keys=keys,
+        keys_dir=here.trusted_dir,
+        envs_dir=envs_dir,
+        allow_downgrade=allow_downgrade,
+    )
 
 
 def open_trusting(url: str, trust: Trust) -> Registry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 QUERY = ("nvidia-smi", "--query-gpu=compute_cap,name", "--format=csv,noheader")
 """Drivers before 510 do not know compute_cap, and say nothing."""
 CAPABILITY = re.compile(r"\d+\.\d")
+NVML_NAME_BYTES = 96
+"""NVML_DEVICE_NAME_V2_BUFFER_SIZE."""
 FRAMEWORKS = re.compile(
     r"torch|pytorch|libtorch|tensorflow(-gpu|-base)?|jaxlib|jax-cuda\d+-(plugin|pjrt)|cupy(-.*)?"
     r"|onnxruntime-gpu|paddlepaddle-gpu|mxnet(-.*)?|vllm"
@@ -33,6 +36,10 @@ class Gpu:
 
 def read_gpus() -> tuple[Gpu, ...]:
     """Ask the driver which GPUs there are; none where it does not say."""
+    return _from_nvidia_smi() or _from_nvml()
+
+
+def _from_nvidia_smi() -> tuple[Gpu, ...]:
     if process.find_program(QUERY[0]) is None:
         return ()
     try:
@@ -42,6 +49,41 @@ def read_gpus() -> tuple[Gpu, ...]:
     rows = (line.partition(",") for line in said.splitlines())
     found = (Gpu(capability.strip(), name.strip()) for capability, _, name in rows)
     return tuple(gpu for gpu in found if CAPABILITY.fullmatch(gpu.capability))
+
+
+def _from_nvml() -> tuple[Gpu, ...]:
+    """Ask the driver's management library, which slim containers have without nvidia-smi.
+
+    NVML API reference: nvmlInit_v2, nvmlDeviceGetCudaComputeCapability; 0 is NVML_SUCCESS.
+    """
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        if nvml.nvmlInit_v2() != 0:
+            return ()
+        try:
+            return tuple(_nvml_gpus(nvml))
+        finally:
+            nvml.nvmlShutdown()
+    except (OSError, AttributeError):  # no driver, or one that is too old to have a function
+        return ()
+
+
+def _nvml_gpus(nvml: ctypes.CDLL) -> Iterator[Gpu]:
+    count = ctypes.c_uint()
+    if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+        return
+    for number in range(count.value):
+        device, major, minor = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
+        name = ctypes.create_string_buffer(NVML_NAME_BYTES)
+        if (
+            nvml.nvmlDeviceGetHandleByIndex_v2(number, ctypes.byref(device)) == 0
+            and nvml.nvmlDeviceGetCudaComputeCapability(
+                device, ctypes.byref(major), ctypes.byref(minor)
+            )
+            == 0
+            and nvml.nvmlDeviceGetName(device, name, NVML_NAME_BYTES) == 0
+        ):
+            yield Gpu(f"{major.value}.{minor.value}", name.value.decode(errors="replace"))
 
 
 def runs_on(code: Collection[str], capability: str) -> bool:

@@ -16,12 +16,14 @@ from envferry.archive.contents import is_directory
 from envferry.base.files import human_bytes, remove_tree
 from envferry.errors import HostError
 from envferry.install.gpu_check import gpu_faults, read_gpus
+from envferry.install.installed import read_index
 from envferry.models import Finding, SystemRequirements, current_platform
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from envferry.archive.index import PackageEntry
+    from envferry.install.env_home import EnvHome
     from envferry.install.gpu_check import Gpu
 
 log = logging.getLogger(__name__)
@@ -160,6 +162,22 @@ def host_findings(needs: Needs, host: Host) -> Iterator[tuple[Finding, str]]:
         yield "cuda", f"{wanted}, this host has none"
     elif is_older(host.cuda, wanted_cuda):
         yield "cuda", f"{wanted}, this host's is for CUDA {host.cuda} at most"
+
+
+def installed_findings(home: EnvHome, id_: str) -> list[tuple[Finding, str]]:
+    """Return what is wrong with the machine for an environment that is installed."""
+    installation = home.installation(id_)
+    needs = Needs(
+        platform=installation.platform,
+        system=installation.requirements,
+        cuda_runtime=cuda_runtime(read_index(home, id_).packages),
+        cuda_code=installation.cuda_code,
+        directory=home.directory,
+        free_bytes=0,
+        inodes=0,
+        has_links=False,
+    )
+    return [*host_findings(needs, read_host(needs))]
 
 
 def gpu_findings(needs: Needs, host: Host) -> Iterator[tuple[Finding, str]]:

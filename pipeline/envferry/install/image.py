@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import struct
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,16 +27,18 @@ from envferry.errors import HostError, IntegrityError, NotFound, TargetOccupied
 from envferry.install.env_home import IMAGE_SUFFIX, PARTIAL, TRASH, EnvHome
 from envferry.install.events import note_event
 from envferry.install.host_check import Needs, check_host, cuda_runtime
+from envferry.install.installed import chosen_id, open_installed
+from envferry.install.installed_tar import InstalledTar
 from envferry.install.integrations import wanted_integrations
 from envferry.install.mounting import mount, unmount
 from envferry.install.moves import throw_away
 from envferry.install.plan import check_target, is_installed, plan_installation
 from envferry.install.switching import switch_to
 from envferry.install.upkeep import changing
-from envferry.models import Installation, SystemRequirements
+from envferry.models import Installation  # noqa: TC001  (msgspec looks it up)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from envferry.archive.index import Index
@@ -58,8 +61,6 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     installation: Installation
     """As `install` writes it, for the prefix that the image was made for."""
-    requirements: SystemRequirements = SystemRequirements()
-    cuda_code: dict[str, tuple[str, ...]] = {}
     schema: int = 1
 
 
@@ -87,34 +88,51 @@ def write_image(
     It is for the prefix at which `options` would install it, and for no other. Raises HostError
     where mksquashfs is missing or the disk is full, IntegrityError for a damaged archive.
     """
-    if process.find_program("mksquashfs") is None:
-        message = "mksquashfs is missing: it writes images"
-        raise HostError(message, hint="install the system's squashfs-tools, 4.5 or newer")
     home = EnvHome.of(options.envs_dir, options.name or archive.index.name)
     installation = plan_installation(archive.index, manifest, home, options)
     relocation = Relocation(archive.index.prefix, installation.prefix, archive.index)
-    partial = target.with_name(f".{target.name}.partial")
-    partial.unlink(missing_ok=True)
-    size = sum(frame.tar_size for frame in archive.index.frames)
-    try:
-        with progress.task(f"image {archive.index.name}", size) as advance:
+    with _unfinished(target) as partial:
+        with progress.task(f"image {archive.index.name}", archive.index.tar_size) as advance:
             stream = RelocatedTar(archive, relocation, advance)
             process.feed(squashfs_command(partial, archive.index.mtime), stream)
         edited = {path: (held.size, held.xxh128) for path, held in stream.edited.items()}
-        record = ImageRecord(
-            installation=msgspec.structs.replace(
-                installation, edited=edited, mounted=True, origin=None
-            ),
-            requirements=manifest.requirements if manifest else SystemRequirements(),
-            cuda_code=manifest.gpu_code if manifest else {},
-        )
-        _append(partial, archive.index_frame, to_json(record))
+        _append(partial, archive.index_frame, msgspec.structs.replace(installation, edited=edited))
+    return read_image(target)
+
+
+def write_installed_image(
+    home: EnvHome, id_: str | None, target: Path, *, progress: Progress
+) -> Image:
+    """Write the image of an installation, for the prefix that it is installed at.
+
+    It has the bytes of the archive's image for that prefix. Raises IntegrityError, and leaves no
+    image, where the tree is not as it was installed.
+    """
+    installation = home.installation(chosen_id(home, id_))
+    tree = open_installed(home, installation.id)
+    with _unfinished(target) as partial:
+        with progress.task(f"image {home.name}", installation.size) as advance:
+            stream = InstalledTar(tree, advance)
+            process.feed(squashfs_command(partial, tree.index.mtime), stream)
+        _append(partial, home.index(installation.id).read_bytes(), installation)
+    return read_image(target)
+
+
+@contextmanager
+def _unfinished(target: Path) -> Iterator[Path]:
+    """Give an image a name for now, and its own when it is whole; remove it when it fails."""
+    if process.find_program("mksquashfs") is None:
+        message = "mksquashfs is missing: it writes images"
+        raise HostError(message, hint="install the system's squashfs-tools, 4.5 or newer")
+    partial = target.with_name(f".{target.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        yield partial
         partial.replace(target)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     sync_directory(target.parent)
-    return read_image(target)
 
 
 def squashfs_command(target: Path, mtime: int) -> list[str | Path]:
@@ -127,7 +145,12 @@ def squashfs_command(target: Path, mtime: int) -> list[str | Path]:
     ]
 
 
-def _append(path: Path, index_frame: bytes, record: bytes) -> None:
+def _append(path: Path, index_frame: bytes, installation: Installation) -> None:
+    """Write behind the file system what an image says of itself."""
+    mounted = msgspec.structs.replace(
+        installation, mounted=True, origin=None, sharing=None, unchecked=None
+    )
+    record = to_json(ImageRecord(installation=mounted))
     size = path.stat().st_size
     with path.open("ab") as stream:
         stream.write(index_frame + record)
@@ -224,9 +247,9 @@ def mount_image(
 def _needs(image: Image, home: EnvHome) -> Needs:
     return Needs(
         platform=image.index.platform,
-        system=image.record.requirements,
+        system=image.record.installation.requirements,
         cuda_runtime=cuda_runtime(image.index.packages),
-        cuda_code=image.record.cuda_code,
+        cuda_code=image.record.installation.cuda_code,
         directory=home.directory,
         free_bytes=0 if _can_link(image.path, home) else image.size,
         inodes=4,

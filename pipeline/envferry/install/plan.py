@@ -174,6 +174,8 @@ def plan_installation(
         checks=manifest.checks if manifest else Checks(),
         version=manifest.version if manifest else None,
         origin=options.origin,
+        requirements=manifest.requirements if manifest else SystemRequirements(),
+        cuda_code=manifest.gpu_code if manifest else {},
     )
 
 

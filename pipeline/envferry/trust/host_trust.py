@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from envferry.base.files import make_folders, write_bytes
 from envferry.base.json import from_json, to_json
+from envferry.config import TRUSTED_DIR
 from envferry.errors import IntegrityError
 from envferry.models import SEEN_DIRECTORY, TagRecord
 from envferry.trust.attestations import unsigned, verify_attestation
@@ -30,6 +31,8 @@ class Trust:
     """The keys that a host trusts, and what it has seen; without keys it accepts everything."""
 
     keys: tuple[PublicKey, ...] = ()
+    keys_dir: Path = TRUSTED_DIR
+    """Where keys are looked for; warnings name it."""
     envs_dir: Path | None = None
     """Where the host remembers tags; None for who installs nothing."""
     allow_downgrade: bool = False
@@ -46,10 +49,7 @@ class Trust:
             self.accepted[manifest.stem] = tuple(one.split()[0] for one in verified.signed_by)
             log.info("%s is signed by %s", verified.artifact, ", ".join(verified.signed_by))
         else:
-            log.warning(
-                "%s: signature not verified (no trusted keys in /etc/envferry/trusted.d)",
-                manifest.stem,
-            )
+            self._warn(manifest.stem)
 
     def signers_of(self, manifest: Manifest) -> tuple[str, ...]:
         """Return the ids of the trusted keys that signed an artifact that was let in."""
@@ -65,10 +65,11 @@ class Trust:
             verified = verify_image(path, self.keys, of=of)
             log.info("%s is signed by %s", verified.artifact, ", ".join(verified.signed_by))
             return verified.signed_by
-        log.warning(
-            "%s: signature not verified (no trusted keys in /etc/envferry/trusted.d)", of or path
-        )
+        self._warn(of or path)
         return ()
+
+    def _warn(self, what: object) -> None:
+        log.warning("%s: signature not verified (no trusted keys in %s)", what, self.keys_dir)
 
     def check_tag(self, name: TagName, record: SignedTagRecord, what: str) -> None:
         """Raise IntegrityError unless a trusted key signed the tag and it was not moved back.
