@@ -11,7 +11,7 @@ import pytest
 from cyclonedx.model.license import DisjunctiveLicense, LicenseExpression
 
 from envferry.artifacts import SBOM, sbom_path
-from envferry.models import BuiltEnv, LockedPackage, SpecOptions
+from envferry.models import BuiltEnv, DataFile, LockedPackage, SpecOptions
 from envferry.pack.sbom import SbomInput, bill_of_materials, describe_license, package_url
 from envferry.progress import Silent
 from envferry.registry import Registry
@@ -79,6 +79,21 @@ def test_every_package_is_there_with_its_hash_and_licence(tmp_path: Path) -> Non
     assert links[bom["metadata"]["component"]["bom-ref"]] == sorted([conda["purl"], pip["purl"]])
     assert bill_of_materials(made) == bill_of_materials(replace(made, packages=(CONDA, PIP)))
     assert "timestamp" not in bom["metadata"]
+
+
+def test_data_files_are_there_beside_the_packages(tmp_path: Path) -> None:
+    data = DataFile(url="https://data.example/words.txt", sha256="9" * 64, path="share/words.txt")
+    made = ingredients(tmp_path)
+    options = SpecOptions(data=(data,))
+    bom = json.loads(
+        bill_of_materials(replace(made, built=msgspec.structs.replace(made.built, options=options)))
+    )
+    (found,) = (one for one in bom["components"] if one["type"] == "data")
+    assert found["name"] == "share/words.txt"
+    assert found["hashes"] == [{"alg": "SHA-256", "content": "9" * 64}]
+    assert found["externalReferences"] == [{"type": "distribution", "url": data.url}]
+    links = {item["ref"]: item.get("dependsOn", []) for item in bom["dependencies"]}
+    assert found["bom-ref"] in links[bom["metadata"]["component"]["bom-ref"]]
 
 
 def test_two_packages_of_one_name(tmp_path: Path) -> None:

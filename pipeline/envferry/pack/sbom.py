@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from envferry.models import BuiltEnv, LockedPackage
+    from envferry.models import BuiltEnv, DataFile, LockedPackage
 
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:envferry:sbom")
 PackageKey = tuple[str, str]
@@ -68,6 +68,7 @@ def bill_of_materials(ingredients: SbomInput) -> bytes:
         name=built.name,
         version=built.options.version or None,
     )
+    data = [describe_data(item) for item in built.options.data]
     tools = [
         Component(type=ComponentType.APPLICATION, name=name, version=version)
         for name, version in sorted(built.tools.items())
@@ -76,11 +77,11 @@ def bill_of_materials(ingredients: SbomInput) -> bytes:
     bom = Bom(
         serial_number=uuid.uuid5(NAMESPACE, built.lock_digest + built.platform),
         metadata=metadata,
-        components=components.values(),
+        components=[*components.values(), *data],
     )
     # Equal locks give equal documents; the field is optional, only the library's type is not.
     metadata.timestamp = None  # type: ignore[assignment]
-    bom.register_dependency(environment, components.values())
+    bom.register_dependency(environment, [*components.values(), *data])
     for item in ingredients.packages:
         component = components[key_of(item)]
         needed = [found for name in item.dependencies if (found := _find(components, item, name))]
@@ -106,6 +107,18 @@ def describe_package(package: LockedPackage, ingredients: SbomInput) -> Componen
         hashes=[HashType(alg=kind, content=digest) for kind, digest in hashes.items() if digest],
         licenses=[describe_license(text)] if text else None,
         external_references=[source] if package.url.startswith("http") else None,
+    )
+
+
+def describe_data(item: DataFile) -> Component:
+    """Return a file that comes with an environment as a CycloneDX component of its own kind."""
+    source = ExternalReference(type=ExternalReferenceType.DISTRIBUTION, url=XsUri(item.url))
+    return Component(
+        type=ComponentType.DATA,
+        bom_ref=f"data:{item.path}",
+        name=item.path,
+        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=item.sha256)],
+        external_references=[source] if item.url.startswith("http") else None,
     )
 
 

@@ -81,7 +81,8 @@ class Dependencies:
         except msgspec.MsgspecError as error:
             message = f"{what} is damaged: {error}"
             raise IntegrityError(message, hint="`envferry check` says how to repair it") from error
-        packages = {one.ref: _package(one) for one in bill.components}
+        # Data files are components, too, and nothing needs them.
+        packages = {one.ref: _package(one) for one in bill.components if is_package(one.ref)}
         links = {link.ref: link.depends_on for link in bill.dependencies}
         return cls._of(packages, links)
 
@@ -181,6 +182,11 @@ def _locked(item: LockedPackage) -> PackageNode:
 def _ref(manager: str, name: str) -> str:
     """Return what tells a package from one of the same name of the other manager."""
     return f"{manager} {canonicalize_name(name)}"
+
+
+def is_package(ref: str) -> bool:
+    """Whether a component is a package: those are referred to by their package URL."""
+    return ref.startswith("pkg:")
 
 
 def _package(component: _Component) -> PackageNode:
