@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+HEADERS = Path(__file__).with_name("fat_binary_headers.json")
+"""Headers of the first containers in libraries of public wheels, by `NAME-VERSION/LIBRARY`: each
+entry is its header and the number of bytes after it. The code itself was left out."""
 KINDS = {"compute": 1, "sm": 2}
 
 
@@ -24,6 +29,15 @@ def container(*codes: str) -> bytes:
     """Return a container with an entry for each, such as `sm_90` or `compute_90`."""
     entries = b"".join(map(entry, codes))
     return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(entries)) + entries
+
+
+def real_containers(library: str) -> bytes:
+    """Return the containers of a real library, with zeros where the code was."""
+    content = b""
+    for one in json.loads(HEADERS.read_text())[library]:
+        entries = b"".join(bytes.fromhex(head) + bytes(size) for head, size in one["entries"])
+        content += bytes.fromhex(one["header"]) + entries
+    return content
 
 
 def elf_file(sections: Sequence[tuple[str, bytes]]) -> bytes:

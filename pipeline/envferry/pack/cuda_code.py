@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import struct
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
@@ -33,19 +34,45 @@ KINDS = {1: "compute", 2: "sm", 0x10: "sm"}
 """PTX, which newer GPUs compile for themselves, and code for one architecture."""
 ARCHITECTURES = range(20, 1000)
 SMALLEST = 1 << 12
+TORCH_BINDINGS = "libtorch_python.so"
+ARCHITECTURE = rb"(?:sm|compute)_\d+[af]?"
+TORCH_LIST = re.compile(rb"((?:%b )+%b|(?<=\0)%b)\0" % ((ARCHITECTURE,) * 3))
+"""One C string. What stands before it may be a constant without a NUL at its end."""
 
 
 def cuda_code(members: Iterable[Member]) -> dict[str, tuple[str, ...]]:
-    """Return for each package with code for GPUs what for: `sm_90` compiled, `compute_90` PTX."""
+    """Return for each package with code for GPUs what for: `sm_90` compiled, `compute_90` PTX.
+
+    torch's own list counts before its libraries: some of these hold code of others for GPUs that
+    torch does not run on.
+    """
     found: dict[str, set[str]] = {}
+    said: dict[str, set[str]] = {}
     for member in members:
         entry, name = member.entry, member.entry.path.rpartition("/")[2]
         is_library = entry.type == "file" and ".so" in name and entry.size >= SMALLEST
         if is_library and isinstance(member.source, str):
-            code = set(architectures(member.source))
-            if code:
-                found.setdefault(member.owner.name or name, set()).update(code)
-    return {name: tuple(sorted(code, key=sort_key)) for name, code in sorted(found.items())}
+            owner = member.owner.name or name
+            if name == TORCH_BINDINGS and (own := torch_list(member.source)):
+                said[owner] = own
+            elif code := set(architectures(member.source)):
+                found.setdefault(owner, set()).update(code)
+    ordered = sorted({**found, **said}.items())
+    return {name: tuple(sorted(code, key=sort_key)) for name, code in ordered}
+
+
+def torch_list(path: str) -> set[str]:
+    """Return what `torch.cuda.get_arch_list()` says, from the string that it reads; or nothing.
+
+    It is CUDA_ARCH_FLAGS in torch/csrc/cuda/Module.cpp, one C string among the constants.
+    """
+    with open_file(path) as stream:
+        for offset, length in sections(stream, [".rodata"]):
+            stream.seek(offset)
+            if match := TORCH_LIST.search(stream.read(length)):
+                # What is for one architecture only, sm_90a, is for a GPU that runs sm_90.
+                return {code.rstrip("af") for code in match[1].decode().split()}
+    return set()
 
 
 def sort_key(code: str) -> tuple[str, int]:
@@ -56,19 +83,29 @@ def sort_key(code: str) -> tuple[str, int]:
 
 def architectures(path: str) -> Iterator[str]:
     """Yield what an ELF file holds code for, each as often as it comes; nothing of another file."""
-    with open(path, "rb") as stream:  # noqa: PTH123  (as the members have them)
-        try:
-            elf = ELFFile(stream)
-            sections = [elf.get_section_by_name(name) for name in SECTIONS]
-            places = [(one["sh_offset"], one["sh_size"]) for one in sections if one is not None]
-        except ELFError:
+    with open_file(path) as stream:
+        places = sections(stream, SECTIONS)
+        if not places:
             return
         size = os.fstat(stream.fileno()).st_size
-        if not places or not size:
-            return
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             for offset, length in places:
                 yield from _containers(data, offset, min(offset + length, size))
+
+
+def open_file(path: str) -> BinaryIO:
+    """Open a file under a name as the members have it."""
+    return open(path, "rb")  # noqa: PTH123
+
+
+def sections(stream: BinaryIO, names: Iterable[str]) -> list[tuple[int, int]]:
+    """Return offset and size of the sections that an ELF file has; none of another file."""
+    try:
+        elf = ELFFile(stream)
+        found = [elf.get_section_by_name(name) for name in names]
+        return [(one["sh_offset"], one["sh_size"]) for one in found if one is not None]
+    except ELFError:
+        return []
 
 
 def _containers(data: mmap.mmap, position: int, end: int) -> Iterator[str]:
