@@ -24,7 +24,7 @@ STAGES = {
     "install": "install/stage.py",
 }
 LAYERS = (
-    ("errors", "progress"),
+    ("errors", "progress", "suggestions"),
     ("models", "base", "process"),
     ("config",),
     ("worker_process",),

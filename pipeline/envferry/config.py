@@ -24,6 +24,7 @@ SOURCE_DATE_EPOCH = 315532800
 """1980-01-01, the earliest time that zip files can hold; the mtime of everything in an archive."""
 
 
+COMPLETION_VARIABLE = "_ENVFERRY_COMPLETE"
 TRUSTED_DIR = Path("/etc/envferry/trusted.d")
 SIGN_KEY = "ENVFERRY_SIGN_KEY"
 REQUIREMENT_FILE = "require-signatures"
@@ -228,6 +229,11 @@ def user_kernels() -> Path:
 def allows_races() -> bool:
     """Whether a setting accepts object storage that obeys no conditions on writes."""
     return settings().allow_races
+
+
+def is_completing() -> bool:
+    """Whether a shell has asked how a line goes on, by click's protocol."""
+    return COMPLETION_VARIABLE in os.environ
 
 
 def child_environ(**changes: str | None) -> dict[str, str]:

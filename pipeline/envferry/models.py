@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import platform as host_platform
 import posixpath
 import re
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from envferry.errors import SpecError, UsageError
+from envferry.suggestions import perhaps
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -143,9 +143,7 @@ def check_platform(platform: str) -> str:
     """Return `platform` when environments can be locked for it; raise UsageError otherwise."""
     known = tuple(PLATFORMS.values())
     if platform not in known:
-        close = difflib.get_close_matches(platform, known, n=1)
-        perhaps = f", perhaps you meant `{close[0]}`" if close else ""
-        message = f"`{platform}` is not a valid platform{perhaps}"
+        message = f"`{platform}` is not a valid platform{perhaps(platform, known)}"
         raise UsageError(message, hint=f"the platforms are {', '.join(known)}")
     return platform
 

@@ -21,7 +21,7 @@ ENVFERRY = Path(sys.executable).with_name("envferry")
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["bogus"], 2, "No such command 'bogus'"),
+        (["bogus"], 2, "`bogus` is not a command of envferry"),
         (["install"], 2, "Missing argument"),
         (["install", "demo", "--bogus"], 2, "No such option"),
         (["install", "a b"], 2, "is not a valid environment name"),

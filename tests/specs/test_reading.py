@@ -250,7 +250,7 @@ def test_a_missing_spec_names_the_ones_there_are(
         find_spec(argument, specs_dir)
     assert "specs/troch.yml" in caught.value.message
     assert "(specs/ has torch)" in caught.value.message
-    assert "perhaps you meant `torch`" in caught.value.hint
+    assert "did you mean `torch`?" in caught.value.hint
 
 
 def bomb(levels: int) -> str:

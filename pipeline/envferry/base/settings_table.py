@@ -6,7 +6,6 @@ over files, and the command line over all.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import stat
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from envferry.errors import SpecError
+from envferry.suggestions import perhaps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -304,11 +304,8 @@ def _line_of(text: str, key: str) -> int:
 
 
 def _unknown(key: str, place: str, known: Mapping[str, Setting]) -> SpecError:
-    close = difflib.get_close_matches(key, known, n=1)
-    perhaps = f", perhaps you meant `{close[0]}`" if close else ""
-    return SpecError(
-        f"{place}: unknown setting `{key}`{perhaps}", hint=f"the settings are {', '.join(known)}"
-    )
+    message = f"{place}: unknown setting `{key}`{perhaps(key, known)}"
+    return SpecError(message, hint=f"the settings are {', '.join(known)}")
 
 
 def _check(setting: Setting, value: object, place: str) -> Value:

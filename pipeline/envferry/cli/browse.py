@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from envferry.config import settings
 from envferry.errors import NotFound
 from envferry.models import check_name, fit_to_show
 from envferry.registry import Registry
+from envferry.suggestions import closest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -163,7 +163,7 @@ def require_environment(name: str, index: RegistryIndex) -> None:
     names = [one.name for one in index.ask(environments())]
     if name in names:
         return
-    near = difflib.get_close_matches(name, names, n=3)
+    near = closest(name, names, 3)
     hint = "list all environments with `envferry ls`"
     if near:
         hint = f"did you mean {' or '.join(near)}? {hint}"

@@ -19,6 +19,7 @@ from envferry.cli.building import (
     preview_spec,
 )
 from envferry.cli.command import argument, command, option
+from envferry.cli.completing import complete_specs
 from envferry.cli.shared_options import (
     DryRunOptions,
     NewTagOptions,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 class BuildCommandOptions(DryRunOptions, BuildingOptions):
     """What to build, and how."""
 
-    spec: str = argument()
+    spec: str = argument(shell_complete=complete_specs)
     twice: bool = option(
         "--twice", is_flag=True, help="Build again under other conditions, and compare."
     )

@@ -12,6 +12,7 @@ import click
 from envferry.artifacts import ARCHIVE_SUFFIX, read_artifact, sbom_path
 from envferry.base.files import human_bytes
 from envferry.cli.command import argument, command, option
+from envferry.cli.completing import complete_refs
 from envferry.cli.shared_options import PlatformOptions, RegistryOptions
 from envferry.cli.terminal import table
 from envferry.cli.trust import is_file_ref
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 class DiffOptions(PlatformOptions, RegistryOptions):
     """What to compare."""
 
-    before: str = argument()
-    after: str = argument()
+    before: str = argument(shell_complete=complete_refs)
+    after: str = argument(shell_complete=complete_refs)
     locks: bool = option(
         "--locks", is_flag=True, help="Compare locks, even if both arguments have an @."
     )
@@ -44,7 +45,7 @@ class DiffOptions(PlatformOptions, RegistryOptions):
 class WhyOptions(PlatformOptions, RegistryOptions):
     """Which package of which artifact."""
 
-    ref: str = argument()
+    ref: str = argument(shell_complete=complete_refs)
     package: str = argument()
 
 

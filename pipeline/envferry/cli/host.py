@@ -13,6 +13,7 @@ from envferry.artifacts import read_artifact
 from envferry.base.files import absolute_path, human_bytes, make_folders, plural
 from envferry.cli.actor import current_actor, origin_of, utc_now
 from envferry.cli.command import argument, command, option
+from envferry.cli.completing import complete_installed, complete_refs
 from envferry.cli.hooks import run_hooks
 from envferry.cli.installed import home_of
 from envferry.cli.shared_options import (
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 class FetchOptions(DryRunOptions, SignatureOptions, PlatformOptions, RegistryOptions):
     """Which artifact to bring where."""
 
-    ref: str = argument()
+    ref: str = argument(shell_complete=complete_refs)
     output: Path = option(
         "-o",
         "--output",
@@ -72,7 +73,7 @@ class InstallCommandOptions(
 ):
     """What to install, where and how."""
 
-    ref: str = argument()
+    ref: str = argument(shell_complete=complete_refs)
     prefix: str | None = option(
         "-p",
         "--prefix",
@@ -149,7 +150,7 @@ class InstallCommandOptions(
 class VerifyOptions(SignatureOptions, PlatformOptions, RegistryOptions, EnvsDirOptions):
     """What to verify, and whether to repair it."""
 
-    name: str = argument(metavar="NAME|REF")
+    name: str = argument(metavar="NAME|REF", shell_complete=complete_installed)
     quick: bool = option(
         "--quick", is_flag=True, help="Compare only sizes, modes and times; read no files."
     )

@@ -10,6 +10,7 @@ import click
 
 from envferry.base.files import human_bytes, write_bytes
 from envferry.cli.command import argument, command, option
+from envferry.cli.completing import complete_refs
 from envferry.cli.shared_options import (
     EnvsDirOptions,
     RegistryOptions,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 class ImageOptions(SignatureOptions, SignKeyOptions, RegistryOptions, EnvsDirOptions):
     """What to make an image of."""
 
-    ref: str = argument()
+    ref: str = argument(shell_complete=complete_refs)
     file: Path = argument(metavar="FILE", type=click.Path(path_type=Path))
     prefix: str | None = option(
         "-p",

@@ -10,6 +10,7 @@ import click
 from envferry.base.files import plural
 from envferry.cli.actor import current_actor
 from envferry.cli.command import argument, command, option
+from envferry.cli.completing import complete_installed
 from envferry.cli.hooks import run_hooks
 from envferry.cli.shared_options import DryRunOptions, EnvsDirOptions
 from envferry.errors import EXIT_INTERRUPTED, UsageError
@@ -32,7 +33,7 @@ KEPT = 2
 class RollbackOptions(DryRunOptions, EnvsDirOptions):
     """Which environment to switch, and to what."""
 
-    name: str = argument()
+    name: str = argument(shell_complete=complete_installed)
     wish: str | None = argument(metavar="[ID|BACK]", required=False)
 
 
@@ -40,7 +41,7 @@ class RollbackOptions(DryRunOptions, EnvsDirOptions):
 class RemoveOptions(DryRunOptions, EnvsDirOptions):
     """What to remove."""
 
-    name: str = argument(metavar="NAME[@ID]")
+    name: str = argument(metavar="NAME[@ID]", shell_complete=complete_installed)
     keep: int | None = option(
         "--keep",
         type=click.IntRange(min=1),

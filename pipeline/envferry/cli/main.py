@@ -15,57 +15,105 @@ import click
 
 from envferry import __version__
 from envferry.cli.failures import EXPECTED, Answer, explain, require_utf8
+from envferry.config import is_completing
 from envferry.errors import EXIT_INTERRUPTED, UsageError
+from envferry.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from types import FrameType
 
-COMMANDS = {
-    "channel": ("envferry.cli.channel", "Create a conda channel from interpreters and wheels."),
-    "import": ("envferry.cli.specs", "Create a spec from a file or an environment."),
-    "lint": ("envferry.cli.specs", "List what is dangerous in a spec."),
-    "lock": ("envferry.cli.specs", "Resolve specs into locks."),
-    "changed": ("envferry.cli.changed", "List the specs that changed since a git revision."),
-    "diff": ("envferry.cli.compare", "Compare two artifacts or two locks."),
-    "build": ("envferry.cli.build", "Build a locked environment in a throwaway container."),
-    "pack": ("envferry.cli.build", "Pack a built environment into one archive."),
-    "push": ("envferry.cli.build", "Send archives to a registry and tag them."),
-    "release": ("envferry.cli.release", "Check the lock, build, pack and push: what CI calls."),
-    "tag": ("envferry.cli.registry", "Point a tag at an artifact."),
-    "check": ("envferry.cli.upkeep", "Report what is broken in a registry, and how to repair it."),
-    "prune": ("envferry.cli.upkeep", "Remove old artifacts and what interrupted pushes left."),
-    "ls": ("envferry.cli.browse", "List what a registry holds."),
-    "find": ("envferry.cli.browse", "Find the artifacts that hold a package."),
-    "serve": ("envferry.cli.serve", "Show a registry in a browser."),
-    "show": ("envferry.cli.registry", "Show what is inside an artifact."),
-    "why": ("envferry.cli.compare", "Show why an artifact contains a package."),
-    "fetch": ("envferry.cli.host", "Bring an artifact from a registry to a directory."),
-    "install": ("envferry.cli.host", "Install an artifact, whole or not at all."),
-    "follow": ("envferry.cli.follow", "Keep an environment at a tag: one poll."),
-    "image": ("envferry.cli.image", "Write an artifact as one image to mount."),
-    "verify": (
-        "envferry.cli.host",
-        "Verify an installed environment, or an artifact's signatures.",
-    ),
-    "run": ("envferry.cli.run", "Run a program in an installed environment."),
-    "shell": ("envferry.cli.run", "Open a shell in an installed environment."),
-    "checks": ("envferry.cli.overview", "Run the checks of an installed environment again."),
-    "list": ("envferry.cli.overview", "List what is installed on this host."),
-    "status": ("envferry.cli.overview", "Say whether all is as it should be: for monitoring."),
-    "history": ("envferry.cli.overview", "Show what was installed and current when."),
-    "du": ("envferry.cli.overview", "Show the disk space that installations take."),
-    "rollback": ("envferry.cli.installed", "Switch to the previous installation, or to another."),
-    "remove": ("envferry.cli.installed", "Remove old installations."),
-    "export": ("envferry.cli.transfer", "Write artifacts to a folder on a portable disk."),
-    "apply": ("envferry.cli.transfer", "Add the artifacts in an exported folder to a registry."),
-    "mirror": ("envferry.cli.transfer", "Copy what one registry lacks from another."),
-    "tool": ("envferry.cli.tool", "Write envferry as one file for hosts without Python."),
-    "keygen": ("envferry.cli.trust", "Generate a pair of keys: to sign, and to verify."),
-    "cache": ("envferry.cli.cache", "Manage the download cache: list, verify, prune."),
-    "config": ("envferry.cli.settings", "Show each setting, and what says so."),
-    "doctor": ("envferry.cli.doctor", "Show what this machine supports."),
+SECTIONS = {
+    "Specs and locks": {
+        "import": ("envferry.cli.specs", "Create a spec from a file or an environment."),
+        "lint": ("envferry.cli.specs", "List what is dangerous in a spec."),
+        "lock": ("envferry.cli.specs", "Resolve specs into locks."),
+        "changed": ("envferry.cli.changed", "List the specs that changed since a git revision."),
+        "diff": ("envferry.cli.compare", "Compare two artifacts or two locks."),
+        "channel": ("envferry.cli.channel", "Create a conda channel from interpreters and wheels."),
+    },
+    "Build machine": {
+        "build": ("envferry.cli.build", "Build a locked environment in a throwaway container."),
+        "pack": ("envferry.cli.build", "Pack a built environment into one archive."),
+        "push": ("envferry.cli.build", "Send archives to a registry and tag them."),
+        "release": ("envferry.cli.release", "Check the lock, build, pack and push: what CI calls."),
+    },
+    "Registry": {
+        "ls": ("envferry.cli.browse", "List what a registry holds."),
+        "find": ("envferry.cli.browse", "Find the artifacts that hold a package."),
+        "show": ("envferry.cli.registry", "Show what is inside an artifact."),
+        "why": ("envferry.cli.compare", "Show why an artifact contains a package."),
+        "tag": ("envferry.cli.registry", "Point a tag at an artifact."),
+        "serve": ("envferry.cli.serve", "Show a registry in a browser."),
+        "check": (
+            "envferry.cli.upkeep",
+            "Report what is broken in a registry, and how to repair it.",
+        ),
+        "prune": ("envferry.cli.upkeep", "Remove old artifacts and what interrupted pushes left."),
+    },
+    "Training host": {
+        "fetch": ("envferry.cli.host", "Bring an artifact from a registry to a directory."),
+        "install": ("envferry.cli.host", "Install an artifact, whole or not at all."),
+        "verify": (
+            "envferry.cli.host",
+            "Verify an installed environment, or an artifact's signatures.",
+        ),
+        "rollback": (
+            "envferry.cli.installed",
+            "Switch to the previous installation, or to another.",
+        ),
+        "remove": ("envferry.cli.installed", "Remove old installations."),
+        "follow": ("envferry.cli.follow", "Keep an environment at a tag: one poll."),
+        "image": ("envferry.cli.image", "Write an artifact as one image to mount."),
+    },
+    "What is installed": {
+        "list": ("envferry.cli.overview", "List what is installed on this host."),
+        "status": ("envferry.cli.overview", "Say whether all is as it should be: for monitoring."),
+        "history": ("envferry.cli.overview", "Show what was installed and current when."),
+        "du": ("envferry.cli.overview", "Show the disk space that installations take."),
+        "checks": ("envferry.cli.overview", "Run the checks of an installed environment again."),
+        "run": ("envferry.cli.run", "Run a program in an installed environment."),
+        "shell": ("envferry.cli.run", "Open a shell in an installed environment."),
+    },
+    "Across an air gap": {
+        "export": ("envferry.cli.transfer", "Write artifacts to a folder on a portable disk."),
+        "apply": (
+            "envferry.cli.transfer",
+            "Add the artifacts in an exported folder to a registry.",
+        ),
+        "mirror": ("envferry.cli.transfer", "Copy what one registry lacks from another."),
+        "tool": ("envferry.cli.tool", "Write envferry as one file for hosts without Python."),
+    },
+    "Set-up": {
+        "keygen": ("envferry.cli.trust", "Generate a pair of keys: to sign, and to verify."),
+        "cache": ("envferry.cli.cache", "Manage the download cache: list, verify, prune."),
+        "config": ("envferry.cli.settings", "Show each setting, and what says so."),
+        "doctor": ("envferry.cli.doctor", "Show what this machine supports."),
+        "completion": (
+            "envferry.cli.completion",
+            "Print what makes a shell complete the words of envferry.",
+        ),
+    },
 }
 """Where each command is, and its help: so that `--help` loads none of them."""
+COMMANDS = {name: place for section in SECTIONS.values() for name, place in section.items()}
+OTHER_WORDS = {
+    "add": "install",
+    "create": "import",
+    "download": "fetch",
+    "info": "show",
+    "init": "import",
+    "log": "history",
+    "publish": "push",
+    "rm": "remove",
+    "search": "find",
+    "solve": "lock",
+    "sync": "mirror",
+    "uninstall": "remove",
+    "update": "install",
+    "upgrade": "install",
+    "upload": "push",
+}
+"""What neighbours call a command."""
 
 
 class LazyGroup(click.Group):
@@ -101,8 +149,25 @@ class LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without loading them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+        width = max(map(len, COMMANDS))
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                rows = [(name.ljust(width), text) for name, (_, text) in commands.items()]
+                formatter.write_dl(rows)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the first word names; say which may be meant if there is none."""
+        word = args[0]
+        if word in COMMANDS or word.startswith("-"):
+            return super().resolve_command(ctx, args)
+        message = f"`{word}` is not a command of envferry"
+        meant = OTHER_WORDS.get(word)
+        hint = f"did you mean `{meant}`?" if meant else ""
+        raise UsageError(
+            message, hint=hint or did_you_mean(word, COMMANDS, "see `envferry --help`")
+        )
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -147,6 +212,11 @@ def run(arguments: list[str]) -> int:
     answer = Answer()
     try:
         require_utf8(arguments)
+        if not arguments and not is_completing():
+            from envferry.cli.next_step import welcome
+
+            click.echo(welcome(Path()))
+            return 0
         result = envferry.main(arguments, prog_name="envferry", standalone_mode=False, obj=answer)
     except EXPECTED as error:
         return explain(error).report(answer, as_json="--json" in arguments)

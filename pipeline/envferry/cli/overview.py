@@ -11,6 +11,7 @@ import click
 from envferry.base.files import human_bytes, plural
 from envferry.cli.actor import utc_now
 from envferry.cli.command import argument, command, option
+from envferry.cli.completing import complete_installed
 from envferry.cli.installed import home_of
 from envferry.cli.shared_options import EnvsDirOptions, TrustedKeyOptions
 from envferry.cli.sizes import parse_size
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
 class ListOptions(EnvsDirOptions):
     """What to list."""
 
-    name: str | None = argument(required=False)
+    name: str | None = argument(required=False, shell_complete=complete_installed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryOptions(EnvsDirOptions):
     """Whose history to show."""
 
-    name: str = argument()
+    name: str = argument(shell_complete=complete_installed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class StatusCommandOptions(TrustedKeyOptions, EnvsDirOptions):
 class ChecksOptions(EnvsDirOptions):
     """Which installation to check."""
 
-    name: str = argument(metavar="NAME[@ID]")
+    name: str = argument(metavar="NAME[@ID]", shell_complete=complete_installed)
 
 
 @command(ListOptions)

@@ -13,6 +13,7 @@ import msgspec
 from envferry.artifacts import ATTESTATION, SBOM, read_artifact, read_proof, sbom_path
 from envferry.base.files import human_bytes
 from envferry.cli.command import argument, command
+from envferry.cli.completing import complete_refs
 from envferry.cli.shared_options import (
     DryRunOptions,
     PlatformOptions,
@@ -41,14 +42,14 @@ LICENSE_COLUMN = 32
 class ShowOptions(PlatformOptions, RegistryOptions):
     """Which artifact to show."""
 
-    ref: str = argument()
+    ref: str = argument(shell_complete=complete_refs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TagOptions(DryRunOptions, SignKeyOptions, PlatformOptions, RegistryOptions):
     """Which tag shall point to which artifact."""
 
-    ref: str = argument()
+    ref: str = argument(shell_complete=complete_refs)
     tag: str = argument()
 
 

@@ -13,6 +13,7 @@ from envferry.cli.building import build_spec, locked, preview_line, preview_spec
 from envferry.cli.changed import MAX_JOBS, Service, job_matrix, releasable
 from envferry.cli.clustered import BuiltReleaseOptions, outcomes_of, release_on_workers
 from envferry.cli.command import argument, command, option
+from envferry.cli.completing import complete_specs
 from envferry.cli.outcome import FAILURES, Outcome, raise_first
 from envferry.cli.shared_options import SPECS_DIR, DryRunOptions
 from envferry.errors import UsageError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 class ReleaseOptions(DryRunOptions, BuiltReleaseOptions):
     """What to release, and how."""
 
-    specs: tuple[str, ...] = argument(nargs=-1, metavar="[SPEC]...")
+    specs: tuple[str, ...] = argument(nargs=-1, metavar="[SPEC]...", shell_complete=complete_specs)
     since: str | None = option(
         "--since",
         metavar="REV",

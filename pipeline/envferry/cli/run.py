@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.cli.command import argument, command
+from envferry.cli.completing import complete_installed
 from envferry.cli.shared_options import EnvsDirOptions
 from envferry.config import child_environ
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 class RunOptions(EnvsDirOptions):
     """What to run, and where."""
 
-    name: str = argument()
+    name: str = argument(shell_complete=complete_installed)
     words: tuple[str, ...] = argument(
         nargs=-1, required=True, metavar="-- CMD [ARG]...", type=click.UNPROCESSED
     )
@@ -29,7 +30,7 @@ class RunOptions(EnvsDirOptions):
 class ShellOptions(EnvsDirOptions):
     """Where to open a shell."""
 
-    name: str = argument()
+    name: str = argument(shell_complete=complete_installed)
 
 
 @command(RunOptions)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.cli.command import argument, command, option
+from envferry.cli.completing import complete_specs
 from envferry.cli.shared_options import SPECS_DIR, DryRunOptions, OfflineOptions
 from envferry.errors import UsageError
 
@@ -66,7 +67,9 @@ class ImportCommandOptions(DryRunOptions):
 class LintOptions:
     """What to lint, and how strictly."""
 
-    specs: tuple[str, ...] = argument(nargs=-1, required=True, metavar="SPEC...")
+    specs: tuple[str, ...] = argument(
+        nargs=-1, required=True, metavar="SPEC...", shell_complete=complete_specs
+    )
     online: bool = option(
         "--online", is_flag=True, help="Also ask the channels whether they have every pin."
     )
@@ -77,7 +80,7 @@ class LintOptions:
 class LockCommandOptions(DryRunOptions, OfflineOptions):
     """What to lock, and how."""
 
-    specs: tuple[str, ...] = argument(nargs=-1, metavar="[SPEC]...")
+    specs: tuple[str, ...] = argument(nargs=-1, metavar="[SPEC]...", shell_complete=complete_specs)
     files: tuple[str, ...] = option(
         "-f", "--file", multiple=True, metavar="FILE", help="Also lock this spec file; repeatable."
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from envferry.errors import NotFound, PipelineError
+from envferry.errors import PipelineError
 from envferry.install.disk_usage import measure_tree
 from envferry.install.env_home import EnvHome
 from envferry.install.events import Event, read_events
 from envferry.install.in_use import look_for_users
-from envferry.install.installed import environment_names
+from envferry.install.installed import environment_names, not_installed
 from envferry.install.last_results import InstallationState, read_state
 
 if TYPE_CHECKING:
@@ -87,13 +87,6 @@ def read_history(home: EnvHome) -> History:
     return History(
         name=home.name, current=home.current_id(), installations=tuple(rows), events=events
     )
-
-
-def not_installed(home: EnvHome) -> NotFound:
-    """Return the error for an environment of which there is nothing."""
-    names = ", ".join(environment_names(home.envs_dir)) or "nothing"
-    message = f"{home.name} is not installed in {home.envs_dir} (installed: {names})"
-    return NotFound(message, hint=f"run `envferry install {home.name}`, or name another --envs-dir")
 
 
 def facts_of(home: EnvHome) -> list[InstalledFacts]:

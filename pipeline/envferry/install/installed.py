@@ -13,6 +13,7 @@ from envferry.install.env_home import HOME, EnvHome
 from envferry.install.reuse import ReusableTrees
 from envferry.install.tree_check import InstalledTree
 from envferry.models import NAME_PATTERN
+from envferry.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,9 +27,18 @@ def chosen_id(home: EnvHome, id_: str | None) -> str:
     """Return the id that is meant: the current one unless one is named; raise NotFound."""
     found = id_ or home.current_id()
     if found is None:
-        message = f"{home.name} is not installed in {home.envs_dir}"
-        raise NotFound(message, hint=f"run `envferry install {home.name}`")
+        raise not_installed(home)
     return home.installation(found).id
+
+
+def not_installed(home: EnvHome) -> NotFound:
+    """Return the error for an environment of which there is nothing, with what there is."""
+    names = environment_names(home.envs_dir)
+    message = f"{home.name} is not installed in {home.envs_dir}"
+    if names:
+        message += f", only {', '.join(names)}"
+    otherwise = f"run `envferry install {home.name}`, or name another --envs-dir"
+    return NotFound(message, hint=did_you_mean(home.name, names, otherwise))
 
 
 def open_installed(home: EnvHome, id_: str) -> InstalledTree:

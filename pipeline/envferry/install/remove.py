@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from envferry.base.files import remove_tree, sync_directory
-from envferry.errors import HostError, NotFound, TargetOccupied
+from envferry.errors import HostError, TargetOccupied
 from envferry.install.env_home import TRASH
 from envferry.install.events import NOBODY, Actor, note_event
 from envferry.install.in_use import Usage, describe, look_for_users
+from envferry.install.installed import not_installed
 from envferry.install.integrations import forget_integrations
 from envferry.install.mounting import refuse_mounts, unmount
 from envferry.install.moves import throw_away
@@ -123,8 +124,7 @@ def _changing(home: EnvHome, *, dry_run: bool) -> AbstractContextManager[None]:
 def require_installed(home: EnvHome) -> None:
     """Raise NotFound for an environment of which there is nothing."""
     if not home.directory.is_dir():
-        message = f"{home.name} is not installed in {home.envs_dir}"
-        raise NotFound(message, hint="envferry removes only the environments that it installed")
+        raise not_installed(home)
 
 
 def refuse_used(home: EnvHome, id_: str, *, assume_unused: bool) -> None:

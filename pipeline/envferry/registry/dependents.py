@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from packaging.utils import canonicalize_name
 from envferry.artifacts import SBOM
 from envferry.base.json import decode_json
 from envferry.errors import IntegrityError, NotFound
+from envferry.suggestions import closest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -122,7 +122,7 @@ class Dependencies:
         )
         if not there:
             names = sorted({one.name for one in self.packages})
-            near = difflib.get_close_matches(name, names, n=3)
+            near = closest(name, names, 3)
             hint = (
                 f"perhaps {', '.join(near)}?"
                 if near

@@ -10,6 +10,7 @@ from envferry.errors import NotFound, StoreError
 from envferry.models import Manifest, RegistryEntry, check_name
 from envferry.registry.layout import DELTAS, ENVS, TAGS, artifact_folder, folder_of, is_manifest
 from envferry.registry.tags import read_tag
+from envferry.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,12 +68,14 @@ def unknown(registry: Registry, ref: Ref, platform: str) -> NotFound:
         return NotFound(message, hint=error.hint)
     if ids:
         listed = ", ".join([*(f"{tag} ({id_})" for tag, id_ in tags.items()), *ids])
-        return NotFound(f"{message}: there are {listed}", hint=f"run `envferry ls {ref.name}`")
+        hint = did_you_mean(ref.version, [*tags, *ids], f"run `envferry ls {ref.name}`")
+        return NotFound(f"{message}: there are {listed}", hint=hint)
     if has_deltas:
         hint = f"apply them to a registry first: `envferry apply {registry.url} --registry SITE`"
         return NotFound(f"{message}: it holds deltas only", hint=hint)
     listed = ", ".join(known) or "no environments at all"
-    return NotFound(f"{message}: it holds {listed}", hint="run `envferry ls`")
+    hint = did_you_mean(ref.name, known, "run `envferry ls`")
+    return NotFound(f"{message}: it holds {listed}", hint=hint)
 
 
 def _beside_manifest(registry: Registry, ref: Ref, platform: str) -> list[str]:

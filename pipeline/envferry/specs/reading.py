@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from dataclasses import replace
@@ -17,9 +16,10 @@ from envferry.specs.conda_lines import TEMPLATE, conda_name, merged
 from envferry.specs.pip_lines import pip_line_problem
 from envferry.specs.selectors import is_selected, select_platform, selector_lines
 from envferry.specs.spec_digest import spec_digest
-from envferry.specs.spec_faults import list_of_strings, perhaps, shorten, unexpected
+from envferry.specs.spec_faults import list_of_strings, shorten, unexpected
 from envferry.specs.spec_options import read_options
 from envferry.specs.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, read_text
+from envferry.suggestions import closest, did_you_mean, perhaps
 
 SPEC_ENDINGS = (".yml", ".yaml")
 LOCK_ENDING = ".conda-lock.yml"
@@ -93,23 +93,30 @@ def find_spec(argument: str, specs_dir: Path) -> Path:
     if given.is_dir():
         message = f"{given} is a folder, expected a spec: a file or the name of one in {specs_dir}/"
         raise NotFound(message, hint="name one spec, such as `demo`")
-    if is_name:
-        msg = f"{specs_dir}/{argument}.yml"
-        raise _not_found(msg, argument, specs_dir)
-    raise _not_found(argument, given.stem, given.parent if given.parent.is_dir() else specs_dir)
+    what = f"{specs_dir}/{argument}.yml" if is_name else argument
+    directory = given.parent if given.parent.is_dir() and not is_name else specs_dir
+    raise _not_found(what, argument if is_name else given.stem, directory, specs_dir)
 
 
-def _not_found(what: str, name: str, directory: Path) -> NotFound:
-    """Return the error for an unknown spec, with the known ones."""
+def spec_names(directory: Path) -> list[str]:
+    """Return the names of the specs in a directory, in order."""
     paths = directory.iterdir() if directory.is_dir() else []
-    names = sorted(
+    return sorted(
         path.stem
         for path in paths
         if path.suffix in SPEC_ENDINGS and not path.name.endswith(LOCK_ENDING) and path.is_file()
     )
-    close = difflib.get_close_matches(name, names)
-    there = ", ".join(names) if names else "no specs"
-    hint = f"perhaps you meant `{close[0]}`" if close else "create it, or name another"
+
+
+def _not_found(what: str, name: str, directory: Path, *others: Path) -> NotFound:
+    """Return the error for an unknown spec, with what is in its directory.
+
+    What `others` have may be meant, too: `demo.yaml` for specs/demo.yml.
+    """
+    names = spec_names(directory)
+    known = {*names, *(one for other in others for one in spec_names(other))}
+    there = ", ".join(names) or "no specs"
+    hint = did_you_mean(name, sorted(known), "create it, or name another")
     return NotFound(f"the spec {what} does not exist ({directory}/ has {there})", hint=hint)
 
 
@@ -149,7 +156,7 @@ def _check_root(root: object, path: Path) -> Mapping:
             where = f"{path}:{line_of(key)}"
             log.warning("%s: %s is not obeyed: not a key of a spec%s", where, shorten(key), close)
     if "dependencies" not in root:
-        alike = difflib.get_close_matches("dependencies", root, n=1)
+        alike = closest("dependencies", root)
         close = f": write it for `{alike[0]}`" if alike else ""
         msg = f"{path} has no `dependencies:`{close}"
         raise SpecError(msg, hint=hint)

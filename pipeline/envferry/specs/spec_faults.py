@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 from envferry.errors import SpecError
@@ -28,12 +27,6 @@ def shorten(value: object) -> str:
     """Return a value as errors show it: quoted, 60 characters at most."""
     text = " ".join(str(value).split())
     return f"`{text[:60]}…`" if len(text) > 60 else f"`{text}`"
-
-
-def perhaps(word: str, known: tuple[str, ...]) -> str:
-    """Suggest the known word that is closest, if one is close."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f", perhaps you meant `{close[0]}`" if close else ""
 
 
 def list_of_strings(content: Mapping, key: str, path: Path) -> tuple[str, ...]:

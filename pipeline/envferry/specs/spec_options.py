@@ -18,8 +18,9 @@ from envferry.models import (
     check_platform,
 )
 from envferry.specs.data_files import check_data
-from envferry.specs.spec_faults import list_of_strings, perhaps, unexpected
+from envferry.specs.spec_faults import list_of_strings, unexpected
 from envferry.specs.yaml_text import Mapping, Text, line_of, plain
+from envferry.suggestions import perhaps
 
 if TYPE_CHECKING:
     from pathlib import Path

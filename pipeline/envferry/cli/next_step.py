@@ -1,0 +1,57 @@
+"""What `envferry` alone says: the stages, and which one comes next here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from envferry.config import settings
+from envferry.errors import PipelineError
+from envferry.specs.reading import LOCK_ENDING, spec_names
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STAGES = """\
+envferry carries conda+pip training environments across an air gap.
+
+  connected machine   lock, build, pack, push     (release does all four)
+  training host       fetch, install              (no network needed)
+"""
+
+
+def welcome(folder: Path) -> str:
+    """Return the stages, and the command that goes on from what is in a folder and on this host."""
+    lines = [*STAGES.splitlines(), "", *next_steps(folder), "", "All commands: envferry --help"]
+    return "\n".join(lines)
+
+
+def next_steps(folder: Path) -> list[str]:
+    """Return the commands that make sense here."""
+    directory = folder / "specs"
+    specs = spec_names(directory)
+    unlocked = [name for name in specs if not (directory / f"{name}{LOCK_ENDING}").is_file()]
+    steps = []
+    if unlocked:
+        steps.append(f"Next: envferry lock {unlocked[0]}")
+    elif specs:
+        steps.append(
+            f"Next: envferry build {specs[0]}, or envferry release {specs[0]} --tag stable"
+        )
+    installed = installed_names()
+    if installed:
+        steps.append(f"Installed on this host: {', '.join(installed)}; see envferry list")
+    return steps or [
+        "Next, on a connected machine: envferry import FILE",
+        "  FILE is an environment.yml, requirements, a lock, a pyproject.toml, a prefix or a venv",
+        "Next, on a training host: envferry install NAME@TAG --registry PLACE",
+    ]
+
+
+def installed_names() -> list[str]:
+    """Return the names of the environments of this host; none where that cannot be read."""
+    from envferry.install.installed import environment_names
+
+    try:
+        return environment_names(settings().envs_dir)
+    except (OSError, PipelineError):
+        return []

@@ -1,0 +1,26 @@
+"""What somebody may have meant by a word that is not known."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def closest(word: str, known: Iterable[str], count: int = 1) -> list[str]:
+    """Return up to `count` known words that are close to a word, the closest first."""
+    return difflib.get_close_matches(word, list(known), n=count)
+
+
+def perhaps(word: str, known: Iterable[str]) -> str:
+    """Return an end of a message that suggests the closest known word; empty if none is close."""
+    close = closest(word, known)
+    return f", perhaps you meant `{close[0]}`" if close else ""
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
+    """Return a hint: the closest known word as a question, before what to do `otherwise`."""
+    close = closest(word, known)
+    return f"did you mean `{close[0]}`? Else {otherwise}" if close else otherwise

@@ -1,0 +1,112 @@
+"""What the command line says to somebody who does not know it yet."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from envferry.cli.main import COMMANDS, OTHER_WORDS, SECTIONS
+from envferry.process import find_program
+from tests.support.cli_runner import ENVFERRY, CliRunner
+from tests.support.installing import install, manifest_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SPEC = "dependencies: [python]\n"
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> CliRunner:
+    environ = {"ENVFERRY_ENVS_DIR": str(tmp_path / "envs"), "ENVFERRY_REGISTRY": "artifacts"}
+    return CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
+
+
+def test_every_command_is_in_one_section() -> None:
+    names = [name for section in SECTIONS.values() for name in section]
+    assert len(names) == len(set(names)) == len(COMMANDS)
+    assert set(OTHER_WORDS.values()) <= set(COMMANDS)
+    assert not set(OTHER_WORDS) & set(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "hint"),
+    [
+        (["isntall", "demo"], 2, "did you mean `install`?"),
+        (["uninstall", "demo"], 2, "did you mean `remove`?"),
+        (["qqq"], 2, "see `envferry --help`"),
+        (["lock", "demo.yaml"], 7, "did you mean `demo`?"),
+        (["lock", "dmeo"], 7, "did you mean `demo`?"),
+        (["lock", "other"], 7, "create it, or name another"),
+        (["run", "dmo", "--", "true"], 7, "did you mean `demo`?"),
+        (["remove", "dmo", "--all", "--yes"], 7, "did you mean `demo`?"),
+        (["rollback", "other"], 7, "run `envferry install other`, or name another --envs-dir"),
+    ],
+)
+def test_hints(cli: CliRunner, words: list[str], code: int, hint: str) -> None:
+    cli.write_spec("demo", SPEC)
+    manifest = manifest_of(cli.home / "demo.tar.zst", b"1")
+    install(cli.home / "demo.tar.zst", cli.home / "envs", manifest)
+    assert f"hint: {hint}" in cli.run(*words, expect=code).stderr
+
+
+def test_the_bare_command_names_the_stages_and_the_next_step(cli: CliRunner) -> None:
+    said = cli.run().stdout
+    assert "lock, build, pack, push" in said
+    assert "Next, on a connected machine: envferry import FILE" in said
+    cli.write_spec("demo", SPEC)
+    assert "\nNext: envferry lock demo\n" in cli.run().stdout
+    (cli.home / "specs/demo.conda-lock.yml").write_text("version: 1\n")
+    assert "\nNext: envferry build demo, or envferry release demo" in cli.run().stdout
+    manifest = manifest_of(cli.home / "demo.tar.zst", b"1")
+    install(cli.home / "demo.tar.zst", cli.home / "envs", manifest)
+    assert "Installed on this host: demo; see envferry list" in cli.run().stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("ro", ["rollback"]),
+        ("lock d", ["demo"]),
+        ("install --dr", ["--dry-run"]),
+        ("install d", ["demo@latest", "demo@stable"]),
+        ("rollback d", ["demo"]),
+        ("lock x", []),
+    ],
+)
+def test_completion(cli: CliRunner, words: str, expected: list[str]) -> None:
+    """As bash asks: the words so far, and which one is being typed."""
+    cli.write_spec("demo", SPEC)
+    manifest = manifest_of(cli.home / "demo.tar.zst", b"1")
+    install(cli.home / "demo.tar.zst", cli.home / "envs", manifest)
+    for tag in ("stable", "latest"):
+        record = cli.home / f"artifacts/v1/tags/demo/{manifest.platform}/{tag}"
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.write_text("{}")
+    line = f"envferry {words}".split()
+    asked = {
+        "_ENVFERRY_COMPLETE": "bash_complete",
+        "COMP_WORDS": " ".join(line),
+        "COMP_CWORD": str(len(line) - 1),
+    }
+    found = CliRunner(home=cli.home, cache=cli.cache, environ={**cli.environ, **asked}).run()
+    rows = filter(None, found.stdout.splitlines())
+    assert [row.partition(",")[2] for row in rows] == expected
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_of_each_shell(cli: CliRunner, shell: str) -> None:
+    script = cli.run("completion", shell).stdout
+    assert "_ENVFERRY_COMPLETE" in script
+    program = find_program(shell)
+    if program:
+        subprocess.run([program, "-n"], input=script, text=True, check=True)
+    cli.run("completion", "tcsh", expect=2)
+
+
+def test_bash_loads_the_script(cli: CliRunner) -> None:
+    line = f'PATH={ENVFERRY.parent}:$PATH; eval "$(envferry completion bash)"; complete -p envferry'
+    said = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert said.stdout.endswith("envferry\n")
