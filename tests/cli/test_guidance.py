@@ -34,7 +34,7 @@ def test_every_command_is_in_one_section() -> None:
 @pytest.mark.parametrize(
     ("words", "code", "hint"),
     [
-        (["isntall", "demo"], 2, "did you mean `install`?"),
+        (["isntall", "demo"], 2, "did you mean `install`?"),  # codespell:ignore isntall
         (["uninstall", "demo"], 2, "did you mean `remove`?"),
         (["qqq"], 2, "see `envferry --help`"),
         (["lock", "demo.yaml"], 7, "did you mean `demo`?"),
