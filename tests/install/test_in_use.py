@@ -20,6 +20,7 @@ from envferry.install.remove import remove_named, remove_old, remove_whole
 from tests.conftest import require
 from tests.support.archives import small_archive
 from tests.support.installing import install
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +57,11 @@ def running(*argv: str | Path, cwd: Path | None = None) -> Iterator[int]:
             yield child.pid
         finally:
             child.kill()
+
+
+def used_by_sleep(tree: Path) -> bool:
+    """Say whether a process of that name is found to use a tree."""
+    return "sleep" in look_for_users(tree).users.values()
 
 
 def ready_then(program: str | Path, *words: str) -> tuple[str, ...]:
@@ -129,11 +135,11 @@ def test_a_container_that_has_it_mounted_uses_it(home: EnvHome, tmp_path: Path) 
     for part in (tree, tree / "lib/a"):
         script = f"mount --bind {part} {place} && echo ready && exec sleep 1000"
         with running("unshare", "-m", "sh", "-c", script):
-            assert "sleep" in look_for_users(tree).users.values()
+            wait_until(lambda: used_by_sleep(tree), "the shell has become sleep")
     (tmp_path / "file").touch()
     script = f"mount --bind {tree}/lib/data {tmp_path}/file && echo ready && exec sleep 1000"
     with running("unshare", "-m", "sh", "-c", script):
-        assert "sleep" in look_for_users(tree).users.values()
+        wait_until(lambda: used_by_sleep(tree), "the shell has become sleep")
     assert look_for_users(tree).users == {}
 
 
@@ -145,7 +151,7 @@ def test_what_is_mounted_in_a_tree_stays(home: EnvHome, tmp_path: Path) -> None:
     (outside / "precious").touch()
     script = f"mount --bind '{outside}' {tree}/lib/a && echo ready && exec sleep 1000"
     with running("unshare", "-m", "sh", "-c", script):
-        assert "sleep" in look_for_users(tree).users.values()
+        wait_until(lambda: used_by_sleep(tree), "the shell has become sleep")
     assert look_for_users(tree).users == {}
     for place in (tree / "lib/a", tree):
         mount = f'mount --bind "$0" {place} && exec "$@"'
@@ -171,9 +177,7 @@ def test_a_program_that_runs_in_a_container_uses_it(home: EnvHome, tmp_path: Pat
     script = f"mount --bind {home.envs_dir} {place} && echo ready && exec {place}/.envferry/demo/"
     script += f"{tree.name}/bin/sleep 1000"
     with running("unshare", "-m", "--pid", "--fork", "--kill-child", "sh", "-c", script):
-        users: dict[int, str] = {}
-        while "sleep" not in users.values():
-            users = look_for_users(tree).users
+        wait_until(lambda: used_by_sleep(tree), "the shell has become sleep")
 
 
 ELSEWHERE = """

@@ -74,6 +74,7 @@ class TestS3rver(StoreSuite):
 
     completes_atomically = False
     decides_races = False
+    replaces_atomically = False
 
     @pytest.fixture
     def store(self, s3rver_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Store:

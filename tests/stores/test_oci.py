@@ -6,7 +6,7 @@ import json
 import os
 import re
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 from hypothesis import given
@@ -31,6 +31,7 @@ from envferry.stores.oci.documents import (
     read_manifest,
 )
 from envferry.stores.oci.image_layout import REFERENCES, LayoutSpace
+from envferry.stores.oci.image_store import OciStore
 from envferry.stores.oci.names import TAG, Names, archive_name, escape, unescape
 from envferry.stores.oci.tokens import Challenge, TokenChallenge, Tokens, is_loopback
 from envferry.stores.opening import open_store
@@ -41,8 +42,10 @@ from tests.support.cli_runner import CliRunner
 from tests.support.store_suite import StoreSuite
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from envferry.stores.oci.documents import ImageIndex
     from envferry.stores.port import Store
 
 NAMES = Names("site/envs")
@@ -59,6 +62,26 @@ KEYS = st.one_of(
 )
 
 
+class InterruptedSpace(LayoutSpace):
+    """A layout in which something happens after each look at its list or at a small blob."""
+
+    interruptions: ClassVar[list[Callable[[], object]]] = []
+
+    def _index(self) -> ImageIndex:
+        index = super()._index()
+        self._interrupt()
+        return index
+
+    def _blob(self, digest: str) -> bytes | None:
+        data = super()._blob(digest)
+        self._interrupt()
+        return data
+
+    def _interrupt(self) -> None:
+        if self.interruptions:
+            self.interruptions.pop(0)()
+
+
 class TestLayout(StoreSuite):
     """On a disk, too, keys are compared before and after: a folder has no other conditions."""
 
@@ -69,6 +92,21 @@ class TestLayout(StoreSuite):
     def store(self, tmp_path: Path) -> Store:
         LayoutSpace.create(tmp_path / "layout")
         return open_store(str(tmp_path / "layout"))
+
+    @pytest.mark.parametrize("reads", range(4))
+    def test_what_is_replaced_while_it_is_read_is_not_missing(
+        self, tmp_path: Path, reads: int
+    ) -> None:
+        """Between its list and its manifest, and between its manifest and its bytes."""
+        space = InterruptedSpace.create(tmp_path / "layout")
+        reader, writer = OciStore.in_layout(space), open_store(str(tmp_path / "layout"))
+        version = writer.replace("tag", b"1", None)
+        space.interruptions[:] = [
+            *[lambda: None] * reads,
+            lambda: writer.replace("tag", b"2", version),
+        ]
+        assert reader.read("tag") in (b"1", b"2")
+        assert reader.read("tag") == b"2"
 
 
 @pytest.fixture

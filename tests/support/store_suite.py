@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING
 
 import pytest
@@ -38,6 +39,8 @@ class StoreSuite:
     """Whether large values, too, have one winner of many at the same moment."""
     decides_races = True
     """Whether values have one winner at all; else the store is for one writer at a time."""
+    replaces_atomically = True
+    """Whether who reads a value while it is replaced gets the old one or the new one."""
 
     def test_a_missing_key(self, store: Store) -> None:
         assert store.stat("a/b") is None
@@ -139,6 +142,30 @@ class StoreSuite:
         assert store.read("tag") in [
             value for value, has_won in zip(values, won, strict=True) if has_won
         ]
+
+    def test_readers_see_a_whole_value_while_it_is_replaced(self, store: Store) -> None:
+        if not self.replaces_atomically:
+            pytest.skip("this server shows a value that is being written")
+        version = store.replace("tag", b"0", None)
+        done = Event()
+
+        def read_all_the_time() -> list[bytes]:
+            found = [store.read("tag")]
+            while not done.is_set():
+                found.append(store.read("tag"))
+                assert [listed.key for listed in store.list()] == ["tag"]
+            return found
+
+        with ThreadPoolExecutor(3) as pool:
+            readers = [pool.submit(read_all_the_time) for _ in range(3)]
+            try:
+                for number in range(1, 20):
+                    version = store.replace("tag", str(number).encode(), version)
+            finally:
+                done.set()
+        for reader in readers:
+            values = [int(value) for value in reader.result()]
+            assert values == sorted(values)
 
     def test_lists_below_a_prefix(self, store: Store) -> None:
         for key in ("v1/a/x", "v1/a/y", "v1/ab", "v2/a"):

@@ -106,14 +106,20 @@ class LayoutSpace:
 
     def manifest(self, repository: str, reference: str) -> FoundContent | None:
         """Return a manifest, compared with its digest."""
-        digest = reference if ":" in reference else self.manifest_digest(repository, reference)
-        if digest is None:
-            return None
-        data = self._blob(digest)
-        if data is None and reference == digest:
-            return None
-        if data is None:
-            raise self._missing(digest, f"{_name(repository)}:{reference}")
+        if ":" in reference:
+            data = self._blob(reference)
+            return self._compared(reference, data) if data is not None else None
+        missing = None
+        while (digest := self.manifest_digest(repository, reference)) is not None:
+            data = self._blob(digest)
+            if data is not None:
+                return self._compared(digest, data)
+            if digest == missing:
+                raise self._missing(digest, f"{_name(repository)}:{reference}")
+            missing = digest  # perhaps another process has just replaced it
+        return None
+
+    def _compared(self, digest: str, data: bytes) -> FoundContent:
         self._require_digest(digest, data)
         return FoundContent(data, digest)
 
@@ -229,20 +235,27 @@ class LayoutSpace:
 
     def _listed(self) -> dict[str, Reference]:
         """Return all tags, those that people name first."""
-        index = self._index()
+        index, references = self._read_lists()
         named = ((one, (one.annotations or {}).get(REF_NAME)) for one in index.manifests)
         found = {name: Reference(tag=name, manifest=one) for one, name in named if name}
-        if digest := (index.annotations or {}).get(REFERENCES):
+        return found | {one.tag: one for one in references}
+
+    def _read_lists(self) -> tuple[ImageIndex, tuple[Reference, ...]]:
+        """Return both lists, as they were at one moment: another process may write new ones."""
+        missing = None
+        while digest := ((index := self._index()).annotations or {}).get(REFERENCES):
             data = self._blob(digest)
-            if data is None:
+            if data is not None:
+                self._require_digest(digest, data)
+                try:
+                    return index, decode_json(data, References).references
+                except msgspec.MsgspecError as error:
+                    message = f"{digest} in {self.directory} is damaged: {error}"
+                    raise IntegrityError(message, hint=MEND) from error
+            if digest == missing:
                 raise self._missing(digest, INDEX_FILE)
-            self._require_digest(digest, data)
-            try:
-                found |= {one.tag: one for one in decode_json(data, References).references}
-            except msgspec.MsgspecError as error:
-                message = f"{digest} in {self.directory} is damaged: {error}"
-                raise IntegrityError(message, hint=MEND) from error
-        return found
+            missing = digest
+        return index, ()
 
     def _list(self, listed: dict[str, Reference]) -> None:
         """Write both lists; the old blob of the second one goes."""

@@ -61,6 +61,7 @@ from envferry.stores.oci.tokens import is_loopback
 from envferry.stores.oci.views import Views
 from envferry.stores.port import (
     FOLDER_TIME,
+    Incomplete,
     KeyTaken,
     Listed,
     LostRace,
@@ -203,11 +204,14 @@ class OciStore:
             raise StoreError(message, hint="push it again")
         try:
             return b"".join(self._pieces(value, offset, wanted))
-        except NotFound:
+        except (NotFound, Incomplete):
             self.known.archives.pop(key, None)
-            if self._value(key) is None:
+            now = self._value(key)
+            if now is None:
                 raise self._missing(key) from None
-            raise
+            if now.digest == value.digest:
+                raise
+        return self.read(key, offset, length)  # replaced by another process meanwhile
 
     def _pieces(self, value: _Value, offset: int, length: int) -> Iterator[bytes]:
         start, end = 0, offset + length
