@@ -296,7 +296,7 @@ def base_image(oci_server: OciServer, tmp_path: Path) -> str:
             "history": [{"created_by": "somebody"}],
         }
     )
-    space = RegistryClient(oci_server.url)
+    space = RegistryClient.of(oci_server.url)
     place = f"base-{secrets.token_hex(4)}"
     layers = (describe(packed, "application/vnd.oci.image.layer.v1.tar+gzip"),)
     send_bytes(space, place, packed, layers[0])
@@ -338,7 +338,7 @@ def test_an_environment_on_top_of_a_system(
     policy = Policy(keep_tagged=True, under_way=timedelta(0))
     now = datetime.now(timezone.utc) + timedelta(seconds=5)
     carry_out(registry, plan_prune(registry, Scope(), policy, now), progress=Silent())
-    left = set(RegistryClient(registry.url.replace("oci", "http").rsplit("/", 2)[0]).tags(
+    left = set(RegistryClient.of(registry.url.replace("oci", "http").rsplit("/", 2)[0]).tags(
         f"{registry.url.split('/', 3)[3]}/demo"))  # fmt: skip
     assert {"stable", "latest"} <= left
     assert not [tag for tag in left if tag.startswith("run.")]

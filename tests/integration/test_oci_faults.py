@@ -41,6 +41,7 @@ from envferry.stores.oci.documents import (
 )
 from envferry.stores.oci.image_store import OciStore
 from envferry.stores.oci.names import ArchiveName
+from envferry.stores.oci.registry_session import RegistrySession
 from envferry.stores.opening import open_store
 from envferry.stores.receive import REQUEST_BYTES
 from tests.conftest import require
@@ -85,7 +86,8 @@ def quick_store(url: str) -> OciStore:
     store = open_store(url)
     assert isinstance(store, OciStore)
     assert isinstance(store.space, RegistryClient)
-    return replace(store, space=RegistryClient(store.space.base, policy=QUICK))
+    session = RegistrySession(store.space.session.base, policy=QUICK)
+    return replace(store, space=RegistryClient(session))
 
 
 def push(url: str, directory: Path, size: int = 1000) -> Registry:

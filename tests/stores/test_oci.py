@@ -19,7 +19,7 @@ from envferry.registry import Registry
 from envferry.registry.check import check_registry
 from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
 from envferry.registry.push import push_artifact
-from envferry.stores.oci.client import _without
+from envferry.stores.oci.blob_upload import _without
 from envferry.stores.oci.credentials import find_login
 from envferry.stores.oci.documents import (
     EMPTY,
@@ -98,7 +98,7 @@ class TestLayout(StoreSuite):
         self, tmp_path: Path, reads: int
     ) -> None:
         """Between its list and its manifest, and between its manifest and its bytes."""
-        space = InterruptedSpace.create(tmp_path / "layout")
+        space = InterruptedSpace(LayoutSpace.create(tmp_path / "layout").directory)
         reader, writer = OciStore.in_layout(space), open_store(str(tmp_path / "layout"))
         version = writer.replace("tag", b"1", None)
         space.interruptions[:] = [
@@ -367,7 +367,7 @@ def test_urls_that_name_no_registry(url: str, words: str) -> None:
 )
 def test_plain_http_is_for_this_machine_or_when_said(url: str, base: str) -> None:
     store = open_store(url)
-    assert getattr(store, "space").base == base  # noqa: B009  (the port has no such attribute)
+    assert getattr(store, "space").session.base == base  # noqa: B009  (the port has no such attribute)
     assert store.url == url.rstrip("/")
 
 

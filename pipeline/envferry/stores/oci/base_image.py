@@ -128,7 +128,7 @@ def find_base(image: str, platform: str, near: Space) -> BaseImage:
 
 def _registry(host: str) -> RegistryClient:
     name = host.rpartition(":")[0] if re.search(r":\d+$", host) else host
-    return RegistryClient(f"{'http' if is_loopback(name) else 'https'}://{host}")
+    return RegistryClient.of(f"{'http' if is_loopback(name) else 'https'}://{host}")
 
 
 def _manifest(space: Space, place: tuple[str, str], image: str, wanted: Platform) -> ImageManifest:

@@ -23,7 +23,7 @@ from envferry.base.files import (
 )
 from envferry.base.json import decode_json
 from envferry.errors import HostError, IntegrityError, StoreError
-from envferry.stores.oci.client import UploadGone
+from envferry.stores.oci.blob_upload import UploadGone
 from envferry.stores.oci.documents import (
     INDEX,
     MANIFEST,

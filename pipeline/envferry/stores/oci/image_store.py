@@ -8,7 +8,6 @@ archive, the index of a tag, and who refers to what (docs/format.md).
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from threading import Lock
@@ -16,9 +15,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from envferry.base.limits import USUAL_LIMITS, Limits, require_sane
-from envferry.base.workers import Workers
-from envferry.errors import IntegrityError, NotFound, StoreError, UsageError
-from envferry.stores.oci.client import NotOfferedByRegistry, RegistryClient
+from envferry.errors import NotFound, StoreError, UsageError
+from envferry.stores.oci.client import RegistryClient
 from envferry.stores.oci.documents import (
     ARCHIVE_TYPE,
     ARTIFACT_TYPES,
@@ -35,32 +33,28 @@ from envferry.stores.oci.documents import (
     TITLE,
     VALUE_TYPE,
     Descriptor,
-    ImageManifest,
     describe,
     digest_of,
     image_manifest,
-    read_manifest,
 )
 from envferry.stores.oci.image_layout import ROOT, LayoutSpace
 from envferry.stores.oci.layer_sending import LayerSender, ReusedLayers
 from envferry.stores.oci.names import (
     ENVIRONMENT_PREFIX,
-    HASHED_PREFIX,
-    INTERNAL,
     REPOSITORY,
     Names,
     Place,
     archive_beside,
     archive_name,
     environment_of,
-    environments_in,
     tag_name,
 )
+from envferry.stores.oci.registry_session import NotOfferedByRegistry
 from envferry.stores.oci.sending import SentBlob, send_blob, send_bytes
+from envferry.stores.oci.stored_values import StoredValue, StoredValues
 from envferry.stores.oci.tokens import is_loopback
 from envferry.stores.oci.views import Views
 from envferry.stores.port import (
-    FOLDER_TIME,
     Incomplete,
     KeyTaken,
     Listed,
@@ -82,31 +76,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-READERS = 12
 EMPTY_BLOB = describe(EMPTY_CONFIG, EMPTY)
 SCHEMES = {"oci+http": "http", "oci+https": "https"}
 """For a registry without TLS, where the user says so; and for one with TLS on this machine."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Value:
-    """A key as it is stored."""
-
-    place: Place
-    digest: str
-    manifest: ImageManifest
-
-    @property
-    def size(self) -> int:
-        return sum(layer.size for layer in self.layers)
-
-    @property
-    def layers(self) -> tuple[Descriptor, ...]:
-        return tuple(one for one in self.manifest.layers if one.media_type != EMPTY)
-
-    @property
-    def created(self) -> datetime:
-        return _time((self.manifest.annotations or {}).get(CREATED, ""))
 
 
 @dataclass(slots=True)
@@ -115,7 +87,7 @@ class _Known:
 
     prepared: set[str] = field(default_factory=set)
     """Repositories that have the blob of an empty configuration, and are listed."""
-    archives: dict[str, _Value] = field(default_factory=dict)
+    archives: dict[str, StoredValue] = field(default_factory=dict)
     """Those that are read piece by piece; values are written once."""
     guard: Lock = field(default_factory=Lock)
 
@@ -136,11 +108,13 @@ class OciStore:
     """What tells it from all other stores."""
     cuts: tuple[int, ...] = ()
     """Where the layers after the first one begin in archives that are written."""
+    values: StoredValues = field(init=False, repr=False, compare=False)
     views: Views = field(init=False, repr=False, compare=False)
     known: _Known = field(default_factory=_Known, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Keep the images up to date with the keys."""
+        object.__setattr__(self, "values", StoredValues(self.space, self.names))
         object.__setattr__(self, "views", Views(self.space, self.names))
 
     @classmethod
@@ -165,7 +139,7 @@ class OciStore:
         usual = "http" if is_loopback(parts.hostname) else "https"
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         netloc = f"{host}:{port}" if port else host
-        client = RegistryClient(f"{SCHEMES.get(parts.scheme, usual)}://{netloc}", limits)
+        client = RegistryClient.of(f"{SCHEMES.get(parts.scheme, usual)}://{netloc}", limits)
         place = f"{netloc}/{root}"
         return cls(client, Names(root), f"{parts.scheme}://{place}", f"oci {place}")
 
@@ -187,7 +161,7 @@ class OciStore:
 
     def stat(self, key: str) -> Stat | None:
         """Read the manifest of a key."""
-        value = self._value(key)
+        value = self.values.find(key)
         if value is None:
             self._require_no_other_image(key)
             return None
@@ -203,24 +177,15 @@ class OciStore:
             message = f"{key} in {self.url} has {value.size} bytes, {offset + wanted} are expected"
             raise StoreError(message, hint="push it again")
         try:
-            return b"".join(self._pieces(value, offset, wanted))
+            return b"".join(self.values.pieces(value, offset, wanted))
         except (NotFound, Incomplete):
             self.known.archives.pop(key, None)
-            now = self._value(key)
+            now = self.values.find(key)
             if now is None:
                 raise self._missing(key) from None
             if now.digest == value.digest:
                 raise
         return self.read(key, offset, length)  # replaced by another process meanwhile
-
-    def _pieces(self, value: _Value, offset: int, length: int) -> Iterator[bytes]:
-        start, end = 0, offset + length
-        for layer in value.layers:
-            first, last = max(offset, start), min(end, start + layer.size)
-            if first < last:
-                place = value.place.repository
-                yield self.space.read_blob(place, layer, first - start, last - first)
-            start += layer.size
 
     def create(self, key: str, data: bytes) -> None:
         """Write a manifest and its blob under a tag that is free."""
@@ -271,7 +236,7 @@ class OciStore:
 
     def replace(self, key: str, data: bytes, expected: str | None) -> str:
         """Compare, write, and look whether it stayed: a registry has no conditions."""
-        before = self._value(key)
+        before = self.values.find(key)
         if (before.digest if before else None) != expected:
             raise self._lost(key)
         if before is None:
@@ -285,7 +250,7 @@ class OciStore:
             self.views.update_tag(tag)
         return digest
 
-    def _forget(self, before: _Value) -> None:
+    def _forget(self, before: StoredValue) -> None:
         """Remove what a tag held before; where that is not allowed, it stays without a name."""
         try:
             self.space.delete_manifest(before.place.repository, before.digest)
@@ -294,75 +259,20 @@ class OciStore:
 
     def list(self, prefix: str = "") -> Iterator[Listed]:
         """Yield values by the tags of their repositories, then their manifests."""
-        return self._listed(self._tags(check_prefix(prefix)), prefix)
+        return self.values.list(check_prefix(prefix))
 
     def list_level(self, prefix: str = "") -> Iterator[Listed]:
         """Yield values right below a prefix; for what lies deeper the tags say enough."""
-        folders, here = set[str](), list[tuple[Place, str | None]]()
-        for place, key in self._tags(check_prefix(prefix)):
-            rest = (key or "").removeprefix(prefix)
-            if "/" in rest:
-                folders.add(f"{prefix}{rest.partition('/')[0]}/")
-            else:
-                here.append((place, key))
-        for listed in self._listed(iter(here), prefix):
-            rest = listed.key.removeprefix(prefix)
-            if "/" in rest:
-                folders.add(f"{prefix}{rest.partition('/')[0]}/")
-            else:
-                yield listed
-        yield from map(Listed.folder, sorted(folders))
+        return self.values.list_level(check_prefix(prefix))
 
     def list_unfinished(self, prefix: str = "") -> Iterator[Listed]:
         """Yield nothing: registries remove unfinished uploads by themselves, and list none."""
         check_prefix(prefix)
         return iter(())
 
-    def _tags(self, prefix: str) -> Iterator[tuple[Place, str | None]]:
-        """Yield where values below a prefix may be, with the key where the tag says it."""
-        name = environment_of(prefix)
-        if name is not None:
-            yield from self._tags_of(name, prefix)
-            return
-        tags = list(self.space.tags(self.names.root))
-        for tag in tags:
-            key = self.names.key(tag, None)
-            if tag.startswith(HASHED_PREFIX) or (key and key.startswith(prefix)):
-                yield Place(self.names.root, tag), key
-        if "v1/envs/".startswith(prefix) or "v1/tags/".startswith(prefix):
-            for one in sorted(environments_in(iter(tags))):
-                yield from self._tags_of(one, prefix)
-
-    def _tags_of(self, name: str, prefix: str) -> Iterator[tuple[Place, str | None]]:
-        repository = self.names.repository(name)
-        for tag in self.space.tags(repository):
-            if INTERNAL.fullmatch(tag):
-                key = self.names.key(tag, name)
-                if key is None or key.startswith(prefix):
-                    yield Place(repository, tag), key
-
-    def _listed(self, found: Iterator[tuple[Place, str | None]], prefix: str) -> Iterator[Listed]:
-        def look(one: tuple[Place, str | None]) -> Listed | None:
-            place, key = one
-            try:
-                value = self._value_at(place)
-            except IntegrityError:
-                if key is None:
-                    raise
-                return Listed(key=key, size=0, modified=FOLDER_TIME, stamp="damaged")
-            if value is None:
-                return None  # removed meanwhile
-            named = (value.manifest.annotations or {}).get(KEY, key or "")
-            return Listed(key=named, size=value.size, modified=value.created, stamp=value.digest)
-
-        with Workers(READERS, "list") as pool:
-            for listed in pool.map(look, found):
-                if listed and listed.key.startswith(prefix):
-                    yield listed
-
     def delete(self, key: str) -> None:
         """Remove the manifest of a key, and what was made of it."""
-        value = self._value(key)
+        value = self.values.find(key)
         if value is None:
             return
         self.known.archives.pop(key, None)
@@ -377,7 +287,7 @@ class OciStore:
     def delete_folder(self, prefix: str) -> None:
         """Take an environment out of the list when its repository holds no key any more."""
         name = environment_of(check_prefix(prefix))
-        if name is None or prefix.count("/") != 3 or any(self._tags_of(name, "")):
+        if name is None or prefix.count("/") != 3 or any(self.values.tags_of(name)):
             return
         digest = self.space.manifest_digest(self.names.root, ENVIRONMENT_PREFIX + name)
         if digest:
@@ -393,26 +303,11 @@ class OciStore:
         place = self.names.place(check_key(key))
         return place.repository, place.tag
 
-    def _value(self, key: str) -> _Value | None:
-        value = self._value_at(self.names.place(check_key(key)))
-        found = (value.manifest.annotations or {}).get(KEY) if value else key
-        if found != key:
-            message = f"{'/'.join(self._at(key))} holds {found}, expected {key}"
-            raise IntegrityError(message, hint="remove that tag there, then push again")
-        return value
-
-    def _value_at(self, place: Place) -> _Value | None:
-        found = self.space.manifest(place.repository, place.tag)
-        if found is None:
-            return None
-        what = f"{self.space.name}/{place.repository}:{place.tag}"
-        return _Value(place, found.digest, read_manifest(found.data, what))
-
-    def _readable(self, key: str) -> _Value:
+    def _readable(self, key: str) -> StoredValue:
         """Return the value of a key; that of an archive is asked for once."""
         if value := self.known.archives.get(key):
             return value
-        value = self._value(key)
+        value = self.values.find(key)
         if value is None:
             self._require_no_other_image(key)
             raise self._missing(key)
@@ -540,9 +435,3 @@ def _types(key: str) -> tuple[str, str]:
 def _now() -> str:
     """Return the time as annotations have it; parts of a second tell writes apart."""
     return datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def _time(text: str) -> datetime:
-    with suppress(ValueError, OverflowError):
-        return datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(timezone.utc)
-    return FOLDER_TIME

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import hashes
 
 from envferry.base.journal import LineJournal, read_journal
 from envferry.errors import IntegrityError, StoreError
-from envferry.stores.oci.client import UploadGone
+from envferry.stores.oci.blob_upload import UploadGone
 from envferry.stores.oci.documents import LAYER, Descriptor
 from envferry.stores.receive import REQUEST_BYTES, receive
 from envferry.stores.s3.multipart import journal_at
