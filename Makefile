@@ -20,8 +20,8 @@ test-newest test-lowest:
 	PYTEST_ADDOPTS="$(if $(findstring lowest,$@),-W ignore::DeprecationWarning)" \
 	  $(MAKE) VENV=.venv-$(@:test-%=%) DEPENDENCIES=$(@:test-%=%) unit integration
 
-# Files of tests run side by side; JOBS=0 runs one after the other.
-parallel := -n $(or $(JOBS),auto) --maxprocesses 4 --dist loadfile
+# Tests run side by side; JOBS=0 runs one after the other.
+parallel := -n $(or $(JOBS),auto) --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.ready
 	$(bin)/ruff format --check .
