@@ -62,13 +62,19 @@ def decode_manifest(data: bytes, what: str) -> Manifest:
 
 def verify_artifact(artifact: Artifact, *, progress: Progress) -> None:
     """Read the archive and the lock; raise IntegrityError when they are not the manifest's."""
+    require_present(artifact)
     facts, path = artifact.manifest.archive, artifact.archive_path
+    with progress.task(f"check {facts.file}", facts.size) as advance:
+        require_digests(artifact.manifest, digest_file(path, advance), str(path))
+
+
+def require_present(artifact: Artifact) -> None:
+    """Raise IntegrityError unless the archive has its length and the lock is the manifest's."""
+    path = artifact.archive_path
     if not path.is_file():
         message = f"the archive {path} is missing"
         raise NotFound(message, hint="copy all files of the artifact, or fetch it again")
-    require_size(facts.size, path.stat().st_size, str(path))
-    with progress.task(f"check {facts.file}", facts.size) as advance:
-        require_digests(artifact.manifest, digest_file(path, advance), str(path))
+    require_size(artifact.manifest.archive.size, path.stat().st_size, str(path))
     read_lock(artifact)
 
 

@@ -100,6 +100,11 @@ class WatchedStore:
         """None: everything is read through this."""
         return None
 
+    @property
+    def sends_in_order(self) -> bool:
+        """Pass on."""
+        return self.store.sends_in_order
+
     def create(self, key: str, data: bytes) -> None:
         """Pass on."""
         self.store.create(key, data)

@@ -371,6 +371,32 @@ def test_plain_http_is_for_this_machine_or_when_said(url: str, base: str) -> Non
     assert store.url == url.rstrip("/")
 
 
+@pytest.mark.parametrize("tail", [False, True])
+def test_a_damaged_archive_is_found_while_it_is_sent(tmp_path: Path, tail: bool) -> None:
+    """It is read once, and nothing of it gets a name; the sound one goes there afterwards."""
+    artifact = make_artifact(tmp_path / "packed", 300_000)
+    path, sound = artifact.archive_path, artifact.archive_path.read_bytes()
+    damaged = bytearray(sound)
+    damaged[len(sound) - 40 if tail else 1000] ^= 1
+    path.write_bytes(damaged)
+    LayoutSpace.create(tmp_path / "layout")
+    registry = Registry.open(str(tmp_path / "layout"))
+    with pytest.raises(IntegrityError, match=r"damaged|index"):
+        push_artifact(artifact, registry=registry, tags=(), progress=Silent())
+    assert list(registry.store.list()) == []
+    assert not [
+        blob
+        for blob in (tmp_path / "layout/blobs/sha256").iterdir()
+        if not blob.name.startswith(".") and blob.stat().st_size > 100_000
+    ]
+    path.write_bytes(sound)
+    assert push_artifact(artifact, registry=registry, tags=(), progress=Silent()).uploaded
+    assert not list(tmp_path.glob("packed/.*.upload"))
+    path.write_bytes(damaged)
+    with pytest.raises(IntegrityError):
+        push_artifact(artifact, registry=registry, tags=(), progress=Silent())
+
+
 @pytest.mark.parametrize(
     ("host", "expected"),
     [("localhost", True), ("127.1.2.3", True), ("[::1]", True), ("10.0.0.1", False), ("", False)],

@@ -7,8 +7,8 @@ read and compared while it is written. Order, conditions and attempts are the sa
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -36,6 +36,7 @@ from envferry.registry.layout import LOCK_FILE, archive_key, artifact_folder, fo
 from envferry.registry.removal import require_kept, require_settled
 from envferry.registry.tags import read_tag
 from envferry.stores.port import KeyTaken, LostRace, lost_races_again, stat_whole
+from envferry.stores.receive import incoming_of_file
 from envferry.stores.source import ContentSource
 from envferry.trust.attestations import (
     attest,
@@ -50,7 +51,8 @@ from envferry.trust.attestations import (
 from envferry.trust.materials import read_materials
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from envferry.models import Artifact
     from envferry.registry.registry import Registry
@@ -111,7 +113,7 @@ class ArtifactSource:
     manifest: Manifest
     companions: Companions
     archive: Path | ContentSource
-    """A file that was verified, or what is compared with the manifest while it is read."""
+    """A file that was verified unless the target `compares_while_sending`, or what is compared."""
 
 
 def publish_artifact(
@@ -199,11 +201,14 @@ def _place_archive(
     if stat_whole(target.store, key) is None:
         store = layered(target.store, source.archive, target.layers)
         try:
-            if isinstance(source.archive, Path):
+            if isinstance(source.archive, ContentSource):
+                store.receive(key, source.archive, advance)
+            elif compares_while_sending(target):
+                with _file_source(source.archive, key, manifest) as incoming:
+                    store.receive(key, incoming, advance)
+            else:
                 known = _known(target, source.archive, manifest)
                 store.create_from_file(key, source.archive, advance, known)
-            else:
-                store.receive(key, source.archive, advance)
         except KeyTaken:
             log.info("%s was written by another process meanwhile", key)
         else:
@@ -216,6 +221,22 @@ def _place_archive(
         message = f"{key} in {target.url} is a different archive, or damaged"
         raise IntegrityError(message, hint="nothing was published with it: remove it there")
     return False
+
+
+def compares_while_sending(target: Registry) -> bool:
+    """Whether a new archive is compared with its manifest on its way: it need not be read before.
+
+    Layers are sent side by side, and some of them not at all.
+    """
+    return target.store.sends_in_order and target.layers == 1
+
+
+@contextmanager
+def _file_source(path: Path, key: str, manifest: Manifest) -> Iterator[ContentSource]:
+    """Yield a file that becomes a value only if its digests are the manifest's."""
+    facts = manifest.archive
+    with incoming_of_file(path, key, (facts.xxh128, facts.blake3)) as incoming:
+        yield replace(incoming, journal=path.with_name(f".{path.name}.upload"))
 
 
 def _known(target: Registry, path: Path, manifest: Manifest) -> tuple[KnownRange, ...]:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from envferry.archive.identity import check_manifest
 from envferry.archive.reader import Archive, FileSource
-from envferry.artifacts import verify_artifact
+from envferry.artifacts import require_present, verify_artifact
 from envferry.base.retry import RetryPolicy, Transient, persistently
 from envferry.errors import NotFound
 from envferry.models import DEFAULT_TAG, PushedArtifact
 from envferry.registry import WasRemoved, check_tag
+from envferry.registry.publish import compares_while_sending
 from envferry.registry.tags import preview_move
 from envferry.trust.signed_tags import TagName
 
@@ -30,24 +31,32 @@ def push_artifact(
 ) -> PushedArtifact:
     """Publish an artifact and point `tags` and `latest` to it.
 
-    Nothing is sent before the archive's bytes were compared with the manifest; the tags move last.
+    The archive's bytes are compared with the manifest before they are sent, or on their way to a
+    store that takes nothing which turns out wrong; the tags move last.
     Raises IntegrityError for a damaged artifact, or when the id is taken by a different one.
     """
     wanted = check_tags(tags)
-    _require_sound(artifact, progress)
+    _require_sound(artifact, registry, progress)
     uploaded = _publish_persistently(artifact, registry, wanted, progress)
     return _pushed(artifact.manifest, registry, wanted, uploaded=uploaded)
 
 
 def push_untagged(artifact: Artifact, *, registry: Registry, progress: Progress) -> bool:
     """Publish an artifact and move no tag; return whether anything was sent."""
-    _require_sound(artifact, progress)
+    _require_sound(artifact, registry, progress)
     return _publish_persistently(artifact, registry, (), progress)
 
 
-def _require_sound(artifact: Artifact, progress: Progress) -> None:
-    """Raise IntegrityError unless the archive's bytes and its index are what the manifest says."""
-    verify_artifact(artifact, progress=progress)
+def _require_sound(artifact: Artifact, registry: Registry, progress: Progress) -> None:
+    """Raise IntegrityError unless the archive's bytes and its index are what the manifest says.
+
+    Where the bytes are compared while they are sent, nothing is read twice.
+    """
+    is_new = registry.published_at(artifact.manifest) is None
+    if is_new and compares_while_sending(registry):
+        require_present(artifact)
+    else:
+        verify_artifact(artifact, progress=progress)
     with FileSource(artifact.archive_path) as source:
         check_manifest(Archive(source), artifact.manifest)
 

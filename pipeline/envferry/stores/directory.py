@@ -67,6 +67,11 @@ class DirectoryStore:
         """The path from the root of the file system."""
         return str(self.root.resolve())
 
+    @property
+    def sends_in_order(self) -> bool:
+        """No: parts of a file are copied by the kernel."""
+        return False
+
     def stat(self, key: str) -> Stat | None:
         """Return size and version of a file, or None when it does not exist."""
         path = self._path(key)

@@ -158,6 +158,11 @@ class Store(ReadableStore, Protocol):
     wins, and the store sees to it, not the caller. All `create…` raise KeyTaken for the others.
     """
 
+    @property
+    def sends_in_order(self) -> bool:
+        """Whether all bytes pass in order anyway: then `receive` compares a file for nothing."""
+        ...
+
     def create(self, key: str, data: bytes) -> None:
         """Write a small value that does not exist yet."""
         ...

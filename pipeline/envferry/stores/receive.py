@@ -88,8 +88,10 @@ def incoming_of_bytes(data: bytes, key: str) -> ContentSource:
 
 
 @contextmanager
-def incoming_of_file(path: Path, key: str) -> Iterator[ContentSource]:
-    """Yield a file as a source without known digests."""
+def incoming_of_file(
+    path: Path, key: str, digests: tuple[str, str] | None = None
+) -> Iterator[ContentSource]:
+    """Yield a file as a source; without `digests` (XXH3-128, BLAKE3) it is what it is."""
     with path.open("rb") as stream:
         descriptor = stream.fileno()
         status = os.fstat(descriptor)
@@ -98,7 +100,7 @@ def incoming_of_file(path: Path, key: str) -> Iterator[ContentSource]:
             size=status.st_size,
             token=f"{path.name}.{status.st_mtime_ns}.{status.st_size}",
             read_at=lambda offset, length: os.pread(descriptor, length, offset),
-            digests=None,
+            digests=digests,
         )
 
 

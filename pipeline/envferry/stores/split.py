@@ -96,6 +96,11 @@ class SplitStore:
         return self if self.inner.disk else None
 
     @property
+    def sends_in_order(self) -> bool:
+        """No: each part has its own digests."""
+        return False
+
+    @property
     def root(self) -> Path:
         """The directory of the other store."""
         return self._disk().root

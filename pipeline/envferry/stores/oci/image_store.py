@@ -159,6 +159,11 @@ class OciStore:
         """None: values cannot be read in place."""
         return
 
+    @property
+    def sends_in_order(self) -> bool:
+        """Yes: registries hash what arrives."""
+        return True
+
     def stat(self, key: str) -> Stat | None:
         """Read the manifest of a key."""
         value = self.values.find(key)

@@ -65,6 +65,11 @@ class S3Store:
         """The URL on its server: many servers may have a bucket of that name."""
         return f"{self.call.endpoint} {self.url}"
 
+    @property
+    def sends_in_order(self) -> bool:
+        """No: parts of a file are sent side by side."""
+        return False
+
     def stat(self, key: str) -> Stat | None:
         """Ask for the object's size and ETag."""
         try:
