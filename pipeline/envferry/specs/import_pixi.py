@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from envferry.errors import SpecError
@@ -11,10 +10,12 @@ from envferry.models import PLATFORMS
 from envferry.specs.conda_lines import conda_name
 from envferry.specs.drafts import Draft
 from envferry.specs.import_conda import channel_name
+from envferry.specs.pixi_manifest import PixiManifest
+from envferry.specs.pixi_platforms import platforms_of, system_of
 from envferry.specs.pyproject_tables import conda_python, elsewhere
 from envferry.specs.requirement_lines import relative
 from envferry.specs.selectors import SELECTORS
-from envferry.specs.toml_text import all_of, parse_toml, table_at
+from envferry.specs.toml_text import all_of, parse_toml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -25,54 +26,13 @@ CONDA_TABLES = ("dependencies", "host-dependencies", "build-dependencies")
 BRACKETS = ("build-number", "file-name", "subdir", "md5", "sha256", "license", "url")
 """Keys of a conda dependency that a match spec has in brackets."""
 MATCH_SPEC_KEYS = {"file-name": "fn"}
-SYSTEM = ("cuda", "glibc", "archspec")
-"""What hosts of a platform offer, called alike in `envferry: system:`."""
 ENVIRONMENT_KEYS = ("features", "no-default-feature")
 """What an environment has beside the tables of a feature."""
-TASKS = "tasks"
-"""What to do in an environment, not what is in it."""
 WORKSPACE_FACTS = (
     *("name", "version", "description", "authors", "license", "license-file", "readme"),
     *("homepage", "repository", "documentation", "channels", "platforms", "preview"),
     *("requires-pixi", "build-variants", "conda-pypi-map"),
 )
-
-
-class PixiManifest:
-    """A pixi manifest, and what of it was not taken over."""
-
-    def __init__(self, document: dict[str, Any], path: Path, base: Path) -> None:
-        self.path = path
-        self.base = base
-        self.document = document
-        self.in_pyproject = "pixi" in document.get("tool", {})
-        self.root = table_at(document.get("tool", {}).get("pixi", document), path, "pixi")
-        own = self.root.get("workspace", self.root.get("project", {}))
-        self.workspace = table_at(own, path, "workspace")
-        self.others: list[str] = []
-        """The environments that are not read."""
-        self.inherited: set[str] = set()
-        """What is asked for as `[workspace.dependencies]` has it."""
-        self.left_out: list[str] = []
-        self.notes: list[str] = []
-
-    def table(self, value: object, name: str) -> dict[str, Any]:
-        """Return a value that must be a table."""
-        return table_at(value, self.path, name)
-
-    def leave_out(self, text: str) -> None:
-        """Note what the spec will not have."""
-        if text not in self.left_out:
-            self.left_out.append(text)
-
-    def leave_out_table(self, key: str, value: object) -> None:
-        """Note a table that the spec will not have; tasks request no packages."""
-        if key.rpartition(".")[2] == TASKS:
-            self.notes.append(f"`{key}` is left out: {all_of(value)}")
-        else:
-            self.leave_out(
-                f"[{key}] {all_of(value)}: it does not name a package of the environment"
-            )
 
 
 def draft_pixi(text: str, path: Path, base: Path, name: str, wanted: str | None) -> Draft:
@@ -84,8 +44,8 @@ def draft_pixi(text: str, path: Path, base: Path, name: str, wanted: str | None)
     workspace = manifest.workspace
     features = _features(manifest, wanted)
     draft = Draft(name=name, channels=_channels(manifest, workspace, features))
-    draft.system = _system(manifest, features)
-    draft.platforms = _platforms(manifest, workspace, features, draft.system)
+    draft.system = system_of(manifest, features)
+    draft.platforms = platforms_of(manifest, workspace, features, draft.system)
     # For all that there are: a spec may be locked for more platforms than it names.
     platforms = [*PLATFORMS.values()]
     draft.add_pip({item: _options(manifest, features, item) for item in platforms})
@@ -162,78 +122,6 @@ def _channels(
     return list(dict.fromkeys(channel for _, channel in found))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _PlatformEntry:
-    """One of a workspace's platforms."""
-
-    name: str
-    subdir: str
-    offers: dict[str, str]
-    """What its hosts offer, as `envferry: system:` has it."""
-
-
-def _platform_entries(
-    manifest: PixiManifest, workspace: dict[str, Any]
-) -> Iterator[_PlatformEntry]:
-    """Yield platforms: names of conda's, or tables that also say what their hosts offer."""
-    for item in workspace.get("platforms", []):
-        table = item if isinstance(item, dict) else {"platform": item}
-        subdir = table.get("platform", table.get("name"))
-        if not isinstance(subdir, str):
-            msg = f"{manifest.path}: {item!r} is not a platform"
-            raise SpecError(msg, hint="correct `platforms`")
-        offers = {key: str(table[key]) for key in SYSTEM if key in table}
-        for key in table.keys() - {"name", "platform", *SYSTEM}:
-            manifest.leave_out(f"[platforms] {key} = {table[key]!r} of {subdir}")
-        yield _PlatformEntry(name=str(table.get("name", subdir)), subdir=subdir, offers=offers)
-
-
-def _platforms(
-    manifest: PixiManifest,
-    workspace: dict[str, Any],
-    features: list[tuple[str, dict[str, Any]]],
-    system: dict[str, str],
-) -> list[str]:
-    """Return the platforms to lock for; add to `system` what their hosts offer."""
-    entries = [*_platform_entries(manifest, workspace)]
-    for name, table in features:
-        if name and "platforms" in table:
-            chosen = [str(item) for item in table["platforms"]]
-            entries = [item for item in entries if {item.name, item.subdir} & {*chosen}]
-    asked = list(dict.fromkeys(item.subdir for item in entries))
-    for item in entries:
-        first = next(other for other in entries if other.subdir == item.subdir)
-        if item is not first:
-            manifest.leave_out(f"the platform {item.name}: for {item.subdir}, {first.name} is read")
-            continue
-        for what, value in item.offers.items() if item.subdir.startswith("linux") else ():
-            if system.setdefault(what, value) != value:
-                manifest.leave_out(f"{what} {value} of {item.name}: it is {system[what]} elsewhere")
-    kept = [item for item in asked if item in PLATFORMS.values()]
-    dropped = [item for item in asked if item not in kept]
-    if dropped:
-        manifest.leave_out(f"platforms {', '.join(dropped)}: envferry does not lock for them")
-    if asked and not kept:
-        message = f"{manifest.path} is for {', '.join(asked)} only"
-        raise SpecError(message, hint=f"add one of {', '.join(PLATFORMS.values())}")
-    return kept
-
-
-def _system(manifest: PixiManifest, features: list[tuple[str, dict[str, Any]]]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, table in features:
-        key = f"{name}system-requirements"
-        for what, value in manifest.table(table.get("system-requirements", {}), key).items():
-            ours = {"libc": "glibc", "cuda": "cuda", "archspec": "archspec"}.get(what)
-            family = value.get("family", "glibc") if isinstance(value, dict) else "glibc"
-            version = value.get("version", "") if isinstance(value, dict) else value
-            if ours and version and family == "glibc":
-                found.setdefault(ours, str(version))
-            else:
-                manifest.leave_out(f"[{key}] {what} = {value!r}: not checked on hosts")
-    return found
-
-
 def _tables(
     manifest: PixiManifest, feature: tuple[str, dict[str, Any]], platform: str
 ) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -287,8 +175,10 @@ def _conda_line(manifest: PixiManifest, key: str, name: str, value: object) -> s
     table: dict[str, Any] = value if isinstance(value, dict) else {"version": value}
     if {"git", "path"} & table.keys():
         place = table.get("git") or table.get("path")
+        rest = {item: table[item] for item in table if item not in ("git", "path")}
+        more = f" ({all_of(rest)})" if rest else ""
         manifest.leave_out(
-            f"[{key}] {name} from {place}: built by pixi, not available from a channel"
+            f"[{key}] {name} from {place}{more}: built by pixi, not available from a channel"
         )
         return ""
     if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*", name):
@@ -402,6 +292,8 @@ def _option_lines(manifest: PixiManifest, key: str, options: dict[str, Any]) -> 
 
 def _find_links(manifest: PixiManifest, places: list[Any]) -> Iterable[str]:
     for place in places:
+        for key in place.keys() - {"path", "url"} if isinstance(place, dict) else ():
+            manifest.leave_out(f"find-links {key} = {place[key]!r}: not understood")
         if isinstance(place, dict) and "path" in place:
             path = relative(manifest.path.parent / str(place["path"]), manifest.base)
             yield f"--find-links {path}"

@@ -80,16 +80,33 @@ def read_uv_lock(text: str, path: Path, name: str, python: str | None) -> Foreig
     draft, target = _draft(name, str(document.get("requires-python", "")), path, python)
     packages = document.get("package") or []
     roots = [item for item in packages if {*OWN_SOURCES} & item["source"].keys()]
+    roots += _manifest_root(document.get("manifest") or {}, name, draft)
     for root in roots:
         for table in ("optional-dependencies", "dev-dependencies"):
             for group, items in (root.get(table) or {}).items():
                 # Several entries of one name differ by their markers.
                 names = ", ".join(dict.fromkeys(str(item["name"]) for item in items))
                 draft.left_out.append(f"{root['name']} [{table}] {group}: {names}")
-        if "editable" in root["source"]:
+        if "editable" in root.get("source", {}):
             draft.left_out.append(f"{root['name']} itself, from {root['source']['editable']}")
     entries = [_uv_entry(item) for item in _reached(packages, roots, target)]
     return _foreign(draft, entries, path)
+
+
+def _manifest_root(manifest: Mapping[str, Any], name: str, draft: Draft) -> list[dict[str, Any]]:
+    """Return what a script (PEP 723) or a workspace without a project needs, as a package does."""
+    for group, items in (manifest.get("dependency-groups") or {}).items():
+        names = ", ".join(dict.fromkeys(str(item["name"]) for item in items))
+        draft.left_out.append(f"[manifest.dependency-groups] {group}: {names}")
+    if manifest.get("build-constraints"):
+        names = ", ".join(str(item["name"]) for item in manifest["build-constraints"])
+        draft.left_out.append(
+            f"[manifest] build-constraints: {names}: sources are built with others"
+        )
+    needs = [
+        {**item, "extra": item.get("extras") or []} for item in manifest.get("requirements") or []
+    ]
+    return [{"name": name, "dependencies": needs}] if needs else []
 
 
 def _draft(

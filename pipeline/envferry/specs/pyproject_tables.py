@@ -65,4 +65,6 @@ def conda_python(requires_python: str, path: Path) -> str:
 
 
 def _shown(line: object) -> str:
-    return f"the group {line.get('include-group')}" if isinstance(line, dict) else str(line)
+    if isinstance(line, dict) and [*line] == ["include-group"]:
+        return f"the group {line['include-group']}"
+    return all_of(line) if isinstance(line, dict) else str(line)
