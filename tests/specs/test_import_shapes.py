@@ -137,3 +137,38 @@ def test_an_empty_value_of_a_lock_is_none(tmp_path: Path) -> None:
     }
     assert by_platform == {"linux-64": ("xz=1.0=a_0",), "osx-64": ("xz=1.0=b_0",)}
     assert "[not" not in found.text
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (
+            "pip install torch --index-url https://i.example.org/whl/cu118\n",
+            ("torch", "--index-url https://i.example.org/whl/cu118"),
+        ),
+        (
+            "$ python3 -m pip install -U 'rich>=13' \\\n  -r more.txt\n# then\n"
+            "uv pip install click -e .\n",
+            ("rich>=13", "six", "click", "-e .."),
+        ),
+        ("!pip3 install git+https://g.example.org/bee\n", ("git+https://g.example.org/bee",)),
+    ],
+)
+def test_commands_of_pip(tmp_path: Path, text: str, lines: tuple[str, ...]) -> None:
+    (tmp_path / "more.txt").write_text("six\n")
+    assert imported(tmp_path / "requirements.txt", text, "n").spec.pip == lines
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("pip install torch --no-deps\n", "`--no-deps` is not a valid option"),
+        ("pip install 'torch\n", "is not a valid requirement"),
+        ("torch --index-url https://i.example.org\n", "but stands on a line of its own"),
+        ("pip install torch\nconda install x\n", "`pip install torch` is not a valid requirement"),
+    ],
+)
+def test_commands_that_are_more_than_a_list(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        imported(tmp_path / "requirements.txt", text, "n")
+    assert words in caught.value.message

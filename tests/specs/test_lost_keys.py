@@ -140,7 +140,7 @@ def places(value: object, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 
 def with_key(document: Document, at: tuple[Any, ...], value: object) -> Document:
     """Return a copy of a document with one more key in one of its tables."""
-    changed = json.loads(json.dumps(document))
+    changed: Document = json.loads(json.dumps(document))
     table = changed
     for key in at:
         table = table[key]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from envferry.base.site_packages import site_packages_folders
 from envferry.errors import NotFound, SpecError
 from envferry.specs.conda_lines import TEMPLATE, conda_name, parse_conda_line
+from envferry.specs.pip_commands import requirements_of
 from envferry.specs.pip_lines import pip_line_problem
 from envferry.specs.requirement_lines import logical_lines
 from envferry.specs.toml_text import TOMLDecodeError, parse_toml
@@ -83,6 +84,9 @@ def recognise(path: Path) -> tuple[FileKind, str]:
     except OSError as error:
         message = f"cannot read {path}: {error.strerror}"
         raise SpecError(message, hint="name a file or an environment's prefix") from error
+    # Commands are the requirements that they install.
+    if " install " in text:
+        text = requirements_of(logical_lines(text)) or text
     return _kind_of(text, path), text
 
 
