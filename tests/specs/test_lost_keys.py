@@ -34,7 +34,13 @@ MANIFEST: Document = {
         "cee": {"version": ">=1", "extras": ["x"], "index": "https://j.example/simple"},
         "dee": {"path": "dee", "editable": True},
     },
-    "pypi-options": {"find-links": [{"path": "wheels"}], "no-build": True},
+    "pypi-options": {
+        "extra-index-urls": ["https://k.example/simple"],
+        "find-links": [{"path": "wheels"}, {"url": "https://l.example/wheels"}],
+        "no-build": ["eff"],
+        "no-binary": ["gee"],
+        "prerelease-mode": "allow",
+    },
     "system-requirements": {"cuda": "12", "libc": {"family": "glibc", "version": "2.34"}},
     "target": {"linux": {"dependencies": {"mkl": "*"}}, "win-64": {"dependencies": {"w": "*"}}},
     "feature": {
@@ -70,6 +76,21 @@ PROJECT: Document = {
         },
         "poetry": {"group": {"dev": {"dependencies": {"linter": "^1"}}}},
         "hatch": {"envs": {"test": {"dependencies": ["tester"]}}},
+    },
+}
+PIXI_PROJECT: Document = {
+    "project": {
+        "name": "x",
+        "requires-python": ">=3.10",
+        "dependencies": ["rich"],
+        "optional-dependencies": {"docs": ["mkdocs"]},
+    },
+    "dependency-groups": {"dev": ["pytest"]},
+    "tool": {
+        "pixi": {
+            "workspace": {"channels": ["c"], "platforms": ["linux-64"]},
+            "dependencies": {"numpy": "*"},
+        }
     },
 }
 ENVIRONMENT: Document = {
@@ -122,6 +143,7 @@ def yaml_document(document: Document) -> str:
 DOCUMENTS: dict[str, tuple[Document, Callable[[Document], str]]] = {
     "pixi.toml": (MANIFEST, toml_document),
     "pyproject.toml": (PROJECT, toml_document),
+    "project.toml": (PIXI_PROJECT, toml_document),
     "environment.yml": (ENVIRONMENT, yaml_document),
 }
 TABLES_OF_TOOLS = (("tool",), ("tool", "hatch"), ("tool", "poetry"))
@@ -185,6 +207,14 @@ SAID = [
 def test_each_value_comes_out(tmp_path: Path, file: str, at: tuple[Any, ...]) -> None:
     document, write = DOCUMENTS[file]
     check(tmp_path / file, write(replaced(document, at, WORD.format("value"))), ["zqvaluew"])
+
+
+def test_what_has_no_text_comes_out_too(tmp_path: Path) -> None:
+    (tmp_path / "pixi.toml").write_text(toml_document(MANIFEST))
+    found = [*outcomes(tmp_path / "pixi.toml")]
+    assert not any("inherits" in line for line in found)
+    assert any("editable = true" in line for line in found)
+    assert "--pre" in found
 
 
 @pytest.mark.parametrize("file", DOCUMENTS)
