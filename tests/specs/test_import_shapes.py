@@ -100,6 +100,7 @@ def test_pixi_in_a_pyproject_has_the_python_of_the_project(tmp_path: Path) -> No
 def test_what_other_tools_have_in_a_pyproject_is_named(tmp_path: Path) -> None:
     text = (
         "[project]\nname='x'\ndependencies=['rich', 'bee', 'cee']\ndependecies=['oops']\n"
+        "dynamic=['version', 'dependencies']\n"
         "[[tool.uv.index]]\nname='flat'\nurl='https://i.example.org/wheels'\nformat='flat'\n"
         "[tool.uv.sources]\nbee={url='https://h.example.org/bee.zip', subdirectory='py'}\n"
         "cee={path='cee', editable=true}\n[tool.uv]\nbuild-constraint-dependencies=['older<1']\n"
@@ -114,7 +115,7 @@ def test_what_other_tools_have_in_a_pyproject_is_named(tmp_path: Path) -> None:
         "../cee",
     )
     said = "\n".join(found.notes)
-    for words in ("oops", "editable = True", "older<1", "linter", "tester"):
+    for words in ("oops", "editable = True", "older<1", "linter", "tester", "dynamic"):
         assert words in said
     assert "ruff" not in said
     assert "link-mode" not in said

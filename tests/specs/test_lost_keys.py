@@ -54,23 +54,28 @@ MANIFEST: Document = {
     },
     "environments": {"default": {"features": ["f"]}, "lint": {"features": ["g"]}},
     "activation": {"env": {"A": "1"}},
+    "tasks": {"go": "make"},
 }
 PROJECT: Document = {
     "project": {
         "name": "x",
         "requires-python": ">=3.10",
-        "dependencies": ["rich", "bee", "cee", "dee"],
+        "dependencies": ["rich", "bee", "cee", "dee", "eff"],
         "optional-dependencies": {"docs": ["mkdocs"]},
     },
     "dependency-groups": {"dev": ["pytest", {"include-group": "docs"}]},
     "tool": {
         "uv": {
-            "index": [{"name": "i", "url": "https://i.example/simple"}],
+            "index": [
+                {"name": "i", "url": "https://i.example/simple"},
+                {"name": "j", "url": "https://j.example/simple", "explicit": True},
+            ],
             "sources": {
                 "bee": {"git": "https://g.example/bee", "tag": "v1"},
                 "cee": {"url": "https://h.example/cee.zip"},
                 "dee": {"path": "dee"},
                 "eee": {"index": "i"},
+                "eff": {"index": "j"},
             },
             "constraint-dependencies": ["old<1"],
         },
@@ -193,6 +198,7 @@ DECIDES_NOTHING = (
     ("name",),
     ("project", "name"),
     ("tool", "uv", "index", 0, "name"),
+    ("tool", "uv", "index", 1, "name"),
 )
 """Names: of features, of what is named otherwise here, of an index that nothing chooses."""
 SAID = [
@@ -215,6 +221,8 @@ def test_what_has_no_text_comes_out_too(tmp_path: Path) -> None:
     assert not any("inherits" in line for line in found)
     assert any("editable = true" in line for line in found)
     assert "--pre" in found
+    (tmp_path / "pyproject.toml").write_text(toml_document(PROJECT))
+    assert any("explicit = true" in line for line in outcomes(tmp_path / "pyproject.toml"))
 
 
 @pytest.mark.parametrize("file", DOCUMENTS)

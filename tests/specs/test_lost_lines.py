@@ -79,6 +79,15 @@ KEYS = (
 )
 
 
+PIXI_HEAD = """\
+[workspace]
+channels = ['c']
+platforms = ['linux-64', 'osx-arm64', 'win-64']
+[target.linux.dependencies]
+anchor = '*'
+"""
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("lost")
@@ -120,8 +129,7 @@ def test_environments(place: Path, conda: list[str], pip: list[str], keys: list[
 @given(some(PIXI))
 def test_pixi(place: Path, templates: list[str]) -> None:
     lines, words = filled(templates)
-    head = "[workspace]\nchannels = ['c']\nplatforms = ['linux-64', 'osx-arm64', 'win-64']\n"
-    check(place / "pixi.toml", head + "\n".join(lines) + "\n", words)
+    check(place / "pixi.toml", PIXI_HEAD + "\n".join(lines) + "\n", words)
 
 
 @GIVEN_OFTEN
@@ -177,3 +185,23 @@ def test_lists_for_conda_create(place: Path, templates: list[str]) -> None:
     lines, words = filled(templates)
     # A pin with one `=` is no requirement of pip, so all are read as conda's.
     check(place / "specs.txt", "\n".join([*lines, "zlib=1", ""]), words)
+
+
+ALONE = [
+    pytest.param(file, head, template, id=f"{file}-{number}")
+    for file, head, templates in (
+        ("requirements.txt", "anchor==1\n", REQUIREMENTS),
+        ("list.txt", "# platform: linux-64\nanchor=1=0\n", CONDA),
+        ("pixi.toml", PIXI_HEAD, PIXI),
+        ("explicit.txt", "@EXPLICIT\nhttps://h.example/c/linux-64/b-1-0.conda\n", URLS),
+        ("table.txt", "# packages in environment at /x:\nanchor 1 0 c\n", TABLES),
+    )
+    for number, template in enumerate(templates)
+]
+
+
+@pytest.mark.parametrize(("file", "head", "template"), ALONE)
+def test_each_line_beside_a_plain_one(tmp_path: Path, file: str, head: str, template: str) -> None:
+    """What refuses a whole file hides what becomes of the lines beside it."""
+    lines, words = filled([template])
+    check(tmp_path / file, f"{head}{lines[0]}\n", words)

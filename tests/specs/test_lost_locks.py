@@ -111,6 +111,23 @@ def pixi_lock(kinds: list[tuple[str, str]], words: Words) -> str:
     return in_yaml({"version": 6, "environments": environments, "packages": packages})
 
 
+def explicit(kinds: list[tuple[str, str]], words: Words) -> str:
+    lines = ["# platform: linux-64", "@EXPLICIT"]
+    for number, (kind, _) in enumerate(kinds):
+        name, build = words.new("spec", "lock"), words.new("spec", "lock")
+        file = f"{name}-1.{number}-{build}.conda"
+        if kind == "conda":
+            channel = words.new("spec", "lock")
+            lines.append(f"https://{channel}.example/c/linux-64/{file}#sha256:{digest(words)}")
+        elif kind == "folder":
+            lines.append(f"file:///srv/{words.new('lock')}/{file}")
+        else:
+            words.spec, words.lock = words.spec[:-1], words.lock[:-1]  # wheels have no build
+            url = f"https://{words.new('spec', 'lock')}.example/{name}-1.{number}-py3-none-any.whl"
+            lines.append(f"# pip {name} @ {url} --hash=sha256:{digest(words)}")
+    return "\n".join([*lines, ""])
+
+
 def pip_entry(kind: str, number: int, words: Words) -> dict[str, Any]:
     """Return a package of a pylock.toml."""
     name, version = words.new("spec", "lock"), f"1.{number}"
@@ -211,6 +228,7 @@ def locked(found: Imported) -> str:
 @pytest.mark.parametrize(
     ("file", "write"),
     [
+        ("explicit.txt", explicit),
         ("conda-lock.yml", conda_lock),
         ("pixi.lock", pixi_lock),
         ("pylock.toml", pylock),

@@ -47,9 +47,14 @@ def outcomes(source: Path) -> Iterator[str]:
 def check(source: Path, text: str, words: list[str]) -> None:
     """Import a text; each word comes out again, or the whole is refused with a place or a name."""
     source.write_text(text)
+    places: tuple[str, ...] = ()
     try:
         found = "\n".join(outcomes(source))
-    except PipelineError:
+    except PipelineError as error:
+        # A name or a place will do: the file that is read, or the spec that would come of it.
+        found, places = error.message, (*words, str(source), "n.yml")
+    if places:
+        assert any(place in found for place in places), found
         return
     lost = [word for word in words if word not in found]
     assert not lost, f"{lost} of:\n{text}\ncame out as:\n{found}"
