@@ -5,12 +5,16 @@ from __future__ import annotations
 import io
 import socket
 import tarfile
+import threading
 from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 import pytest
 
 from envferry.errors import HostError, SpecError, StoreError
+from envferry.lock.git_failures import git_failure
 from envferry.lock.pip_half import marker_environment, resolve_pip
 from envferry.lock.pip_request import PipRequest
 from envferry.lock.wheel_choice import WheelTarget, choose_wheel, wheel_ranks
@@ -18,6 +22,7 @@ from envferry.process import run
 from tests.support.wheels import make_wheel
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from envferry.models import LockedPackage
@@ -293,6 +298,70 @@ def test_a_git_server_that_cannot_be_reached_is_no_fault_of_the_spec(tmp_path: P
     assert f"the git repository http://127.0.0.1:{port}/x.git" in caught.value.message
     assert "pa55" not in caught.value.message
     assert "check the network" in caught.value.hint
+
+
+@pytest.fixture
+def empty_server(tmp_path: Path) -> Iterator[str]:
+    """Serve a folder that has nothing; yield the URL."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "nothing"))
+    (tmp_path / "nothing").mkdir()
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("line", ["git+{}/a/x.git", "x @ git+{}/a/x.git@main", "x @ {}/x-1.0.zip"])
+def test_what_its_server_does_not_have_is_no_fault_of_the_requirements(
+    tmp_path: Path, empty_server: str, line: str
+) -> None:
+    with pytest.raises(StoreError) as caught:
+        resolve(tmp_path, line.format(empty_server))
+    assert empty_server in caught.value.message
+    assert "not found" in caught.value.message
+    assert caught.value.exit_code == 9
+    assert "check the" in caught.value.hint
+
+
+def test_a_branch_that_is_not_there_is_named(tmp_path: Path) -> None:
+    app = write_project(tmp_path / "app")
+    commit_all(app)
+    with pytest.raises(SpecError) as caught:
+        resolve(tmp_path, f"app @ git+{app.as_uri()}@nobranch")
+    expected = f"the git repository {app.as_uri()} has no branch, tag or commit `nobranch`"
+    assert caught.value.message == expected
+
+
+FETCH = "cause: Git operation failed\ncause: process didn't exit: `git fetch --force '{}' '+HEAD'`"
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (
+            "fatal: could not read Username for 'https://g.example': terminal prompts disabled",
+            "could not read Username for https://g.example",
+        ),
+        ("remote: Repository not found.\nfatal: x", "Repository not found.; x"),
+        (
+            "git@g.example: Permission denied (publickey).\n"
+            "fatal: Could not read from remote repository.",
+            "git@g.example: Permission denied (publickey).",
+        ),
+        ("ssh: connect to host g.example port 22: Connection refused", "Connection refused"),
+        ("fatal: Authentication failed for 'https://u:pa55@g.example/x'", "https://g.example/x"),
+    ],
+)
+def test_what_hosts_of_git_say(said: str, words: str) -> None:
+    text = FETCH.format("https://u:pa55@g.example/x.git")
+    error = git_failure(f"{text}\n--- stderr\n{said}")
+    assert isinstance(error, StoreError)
+    assert error.message.startswith("the git repository https://g.example/x.git cannot be read: ")
+    assert words in error.message
+    assert "pa55" not in error.message
+    assert git_failure(said.replace("fatal: ", "")) is None
 
 
 def test_a_git_dependency_is_locked_by_its_commit(tmp_path: Path) -> None:

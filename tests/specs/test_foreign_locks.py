@@ -318,6 +318,48 @@ def test_a_uv_lock(tmp_path: Path) -> None:
     assert read(tmp_path / "uv.lock", UV_LOCK, name="o").spec.conda[0] == "python=3.12"
 
 
+@pytest.mark.parametrize(
+    ("requires", "python", "line"),
+    [
+        (">=3.9", None, "python=3.10"),
+        (">=3.9", "3.12.4", "python=3.12.4"),
+        (">=3.11,<3.13", None, "python=3.11"),
+        ("<=3.11", None, "python=3.10"),
+        (">=3.11.4,<3.11.9", None, "python 3.11.*,<3.11.9,>=3.11.4"),
+        ("==3.12.*", None, "python=3.12"),
+        ("==3.12.3", None, "python 3.12.*,==3.12.3"),
+        (">=3.6,<3.8", None, "python=3.7"),
+        (">=3.12,!=3.12.1", "3.12", "python 3.12.*,!=3.12.1,>=3.12"),
+    ],
+)
+def test_the_python_of_a_lock_keeps_its_bounds(
+    tmp_path: Path, requires: str, python: str | None, line: str
+) -> None:
+    text = UV_LOCK.replace(">=3.9", requires, 1)
+    options = {"python": python} if python else {}
+    found = read(tmp_path / "uv.lock", text, **options)
+    assert found.spec.conda[0] == line
+    assert f"using {line} on" in "\n".join(found.notes)
+
+
+@pytest.mark.parametrize(
+    ("requires", "python", "words"),
+    [
+        (">=3.12", "3.10", "requires python >=3.12, and 3.10 does not fit"),
+        ("<3.12.4,>=3.11", "3.12.4", "3.12.4 does not fit"),
+        (">=4", None, "no known version fits"),
+    ],
+)
+def test_a_python_that_a_lock_is_not_for(
+    tmp_path: Path, requires: str, python: str | None, words: str
+) -> None:
+    options = {"python": python} if python else {}
+    with pytest.raises(SpecError) as caught:
+        read(tmp_path / "uv.lock", UV_LOCK.replace(">=3.9", requires, 1), **options)
+    assert words in caught.value.message
+    assert "--python" in (caught.value.hint or "")
+
+
 PYLOCK = f"""\
 lock-version = "1.0"
 requires-python = "==3.11.*"

@@ -421,7 +421,9 @@ def test_lists_that_conda_and_pip_print(tmp_path: Path) -> None:
             "x.txt:3: `--rich` is not a valid pip",
             "name==version",
         ),
-        ("dependencies:\n  - npm: [foo]\n", "x.txt:2: expected a conda package", "correct"),
+        ("dependencies:\n  - npm: [foo]\n", "x.txt:2: expected a conda package", "take `npm:` out"),
+        ("dependencies:\n  - sel(linux): foo\n", "x.txt:2: expected", "`- PACKAGE  # [linux]`"),
+        ("$schema: https://x.example/s\nname: a\n", "x.txt:1: this is YAML without", "name"),
     ],
 )
 def test_what_is_refused_says_where_and_what_to_do(

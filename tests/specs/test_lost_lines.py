@@ -8,23 +8,15 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from envferry.errors import PipelineError
-from envferry.lock.pip_inputs import written_out
-from envferry.lock.pypi_names import pypi_name
-from envferry.specs.importing import ImportOptions, import_spec
-from envferry.specs.linting import lint_spec
-from envferry.specs.reading import read_spec
+from tests.support.lost_words import GIVEN_OFTEN, check, filled, some
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-WORD = "zq{}w"
 REQUIREMENTS = (
     *("{}", "{}==1.0", "{}>=1 ; python_version > '3'", "{}[a,b]", "{} @ https://h.example/{}.zip"),
     *("git+https://h.example/{}", "-e git+https://h.example/x#egg={}", "-e ./{}", "./{}", "a/{}"),
@@ -87,50 +79,13 @@ KEYS = (
 )
 
 
-def outcomes(source: Path) -> Iterator[str]:
-    """Yield all that is obeyed or said of a source: what of it is neither was lost."""
-    specs = source.parent / "specs"
-    specs.mkdir(exist_ok=True)
-    found = import_spec(source, specs, ImportOptions(name="n"))
-    found.spec.path.write_text(found.text)
-    yield from found.notes
-    for platform in (*found.spec.platforms, "linux-64"):
-        half = read_spec(found.spec.path, platform=platform)
-        yield from half.conda
-        yield from written_out(half)
-        yield from half.channels
-        yield msgspec.json.encode(half.options).decode()
-    yield from (str(item) for item in lint_spec(found.spec.path, pypi_name))
-    # A selector and a comment are obeyed by leaving a line out, a holder by an alias.
-    for line in found.text.splitlines():
-        yield from [line] if "# [" in line or line.startswith("x-") else []
-
-
-def check(source: Path, text: str, words: list[str]) -> None:
-    """Import a text; each word comes out again, or the whole is refused with a place or a name."""
-    source.write_text(text)
-    try:
-        found = "\n".join(outcomes(source))
-    except PipelineError:
-        return
-    lost = [word for word in words if word not in found]
-    assert not lost, f"{lost} of:\n{text}\ncame out as:\n{found}"
-
-
-def filled(templates: list[str]) -> tuple[list[str], list[str]]:
-    """Put a word of its own into each template; return the lines and the words."""
-    words = [WORD.format(number) for number in range(len(templates))]
-    lines = [item.format(*[word] * 3) for item, word in zip(templates, words, strict=True)]
-    return lines, words
-
-
-def some(templates: tuple[str, ...], most: int = 4) -> st.SearchStrategy[list[str]]:
-    return st.lists(st.sampled_from(templates), min_size=1, max_size=most)
-
-
-given_often = settings(
-    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+PIXI_HEAD = """\
+[workspace]
+channels = ['c']
+platforms = ['linux-64', 'osx-arm64', 'win-64']
+[target.linux.dependencies]
+anchor = '*'
+"""
 
 
 @pytest.fixture(scope="module")
@@ -138,21 +93,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("lost")
 
 
-@given_often
+@GIVEN_OFTEN
 @given(some(REQUIREMENTS))
 def test_requirements(place: Path, templates: list[str]) -> None:
     lines, words = filled(templates)
     check(place / "requirements.txt", "\n".join(lines) + "\n", words)
 
 
-@given_often
+@GIVEN_OFTEN
 @given(some(CONDA), st.sampled_from(["", "# platform: linux-64\n"]))
 def test_conda_lists(place: Path, templates: list[str], head: str) -> None:
     lines, words = filled(templates)
     check(place / "list.txt", head + "\n".join(lines) + "\n", words)
 
 
-@given_often
+@GIVEN_OFTEN
 @given(some(CONDA), st.lists(st.sampled_from(REQUIREMENTS), max_size=3), some(KEYS, 2))
 def test_environments(place: Path, conda: list[str], pip: list[str], keys: list[str]) -> None:
     lines, words = filled([*conda, *pip, *dict.fromkeys(keys)])
@@ -170,15 +125,14 @@ def test_environments(place: Path, conda: list[str], pip: list[str], keys: list[
     check(place / "environment.yml", text, words)
 
 
-@given_often
+@GIVEN_OFTEN
 @given(some(PIXI))
 def test_pixi(place: Path, templates: list[str]) -> None:
     lines, words = filled(templates)
-    head = "[workspace]\nchannels = ['c']\nplatforms = ['linux-64', 'osx-arm64', 'win-64']\n"
-    check(place / "pixi.toml", head + "\n".join(lines) + "\n", words)
+    check(place / "pixi.toml", PIXI_HEAD + "\n".join(lines) + "\n", words)
 
 
-@given_often
+@GIVEN_OFTEN
 @given(some(PYPROJECT))
 def test_pyproject(place: Path, templates: list[str]) -> None:
     lines, words = filled(templates)
@@ -196,8 +150,58 @@ URLS = (
 )
 
 
-@given_often
+@GIVEN_OFTEN
 @given(some(URLS))
 def test_explicit_lists(place: Path, templates: list[str]) -> None:
     lines, words = filled(templates)
     check(place / "explicit.txt", "\n".join(["@EXPLICIT", *lines, ""]), words)
+
+
+TABLES = ("{} 1.0 0 c", "a {} 0 c", "b 1 {} c", "d 1 0 {}", "{} 1 pypi_0 pypi", "e {} pypi_0 pypi")
+
+
+@GIVEN_OFTEN
+@given(some(TABLES))
+def test_tables_of_conda(place: Path, templates: list[str]) -> None:
+    lines, words = filled(templates)
+    head = "# packages in environment at /x:\n#\n# Name  Version  Build  Channel\n"
+    check(place / "table.txt", head + "\n".join(lines) + "\n", words)
+
+
+@GIVEN_OFTEN
+@given(some(("{} 1.0", "a {}", "b 1.0 /srv/{}")))
+def test_tables_of_pip(place: Path, templates: list[str]) -> None:
+    lines, words = filled(templates)
+    head = "Package Version Editable project location\n------- ------- ----\n"
+    check(place / "pip.txt", head + "\n".join(lines) + "\n", words)
+
+
+SPECS = ("{}", "{}=1", "a={}", "a>={},<9", "{}::a", "a[build={}*]", "a[channel={}]", "a=1=*{}*")
+
+
+@GIVEN_OFTEN
+@given(some(SPECS))
+def test_lists_for_conda_create(place: Path, templates: list[str]) -> None:
+    lines, words = filled(templates)
+    # A pin with one `=` is no requirement of pip, so all are read as conda's.
+    check(place / "specs.txt", "\n".join([*lines, "zlib=1", ""]), words)
+
+
+ALONE = [
+    pytest.param(file, head, template, id=f"{file}-{number}")
+    for file, head, templates in (
+        ("requirements.txt", "anchor==1\n", REQUIREMENTS),
+        ("list.txt", "# platform: linux-64\nanchor=1=0\n", CONDA),
+        ("pixi.toml", PIXI_HEAD, PIXI),
+        ("explicit.txt", "@EXPLICIT\nhttps://h.example/c/linux-64/b-1-0.conda\n", URLS),
+        ("table.txt", "# packages in environment at /x:\nanchor 1 0 c\n", TABLES),
+    )
+    for number, template in enumerate(templates)
+]
+
+
+@pytest.mark.parametrize(("file", "head", "template"), ALONE)
+def test_each_line_beside_a_plain_one(tmp_path: Path, file: str, head: str, template: str) -> None:
+    """What refuses a whole file hides what becomes of the lines beside it."""
+    lines, words = filled([template])
+    check(tmp_path / file, f"{head}{lines[0]}\n", words)

@@ -16,6 +16,7 @@ from envferry.base.site_indexes import UV_EXTRA, UV_MAIN
 from envferry.build.git_credentials import git_environ, git_logins, without_git_login
 from envferry.config import network, uv_environ
 from envferry.errors import HostError, SpecError, StoreError
+from envferry.lock.git_failures import git_failure
 from envferry.lock.pip_entries import newer_glibc_hint
 from envferry.lock.solver_output import NOT_CACHED, UNREACHABLE, not_cached, proxies_hint, tidy
 from envferry.models import without_login
@@ -64,7 +65,6 @@ REFUSED = re.compile(
     re.DOTALL,
 )
 FROM_INDEX = re.compile(r"\s+# from (?P<url>https?://\S+)")
-GIT_FAILED = re.compile(r"fatal: unable to access '(?P<url>[^']+)': (?P<reason>[^\n]+)")
 REQUIREMENT_NAME = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)")
 
 GIT_LINE = re.compile(
@@ -321,13 +321,8 @@ def _explain(stderr: str, request: PipRequest, scratch: Path) -> PipelineError:
         return HostError(f"uv has no place for its cache: {text}", hint=hint)
     if request.offline and NOT_CACHED.search(words):
         return not_cached(text)
-    if found := GIT_FAILED.search(text):
-        url, reason = without_login(found["url"]), found["reason"]
-        hint = "check the network, and the URL in the spec, then try again"
-        if "returned error: 40" in reason:
-            hint = "check the URL in the spec; a login for its host belongs into ~/.netrc"
-        message = f"the git repository {url} cannot be read: {reason}"
-        return StoreError(message, hint=hint + proxies_hint())
+    if by_git := git_failure(text):
+        return by_git
     if UNREACHABLE.search(text):
         message = f"a package index cannot be reached: {text}"
         hint = "check the network and the --index-url lines of the spec, then try again"

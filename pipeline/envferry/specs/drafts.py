@@ -123,6 +123,9 @@ def _add(target: list[str], selectors: dict[str, str], lines: Mapping[str, Itera
 def _selector_of(chosen: set[str], all_platforms: set[str]) -> str:
     """Return the shortest selector that tells some platforms from the others."""
     rest = all_platforms - chosen
+    if len(chosen) == 1:
+        # Never `not linux64` for osx-64 alone: the spec may be locked for osx-arm64 later.
+        return PLATFORM_SELECTORS[next(iter(chosen))]
     if len(rest) == 1:
         return f"not {PLATFORM_SELECTORS[rest.pop()]}"
     for name in ("linux", "osx"):

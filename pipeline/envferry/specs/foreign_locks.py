@@ -39,6 +39,7 @@ PIXI_VERSIONS = ("4", "5", "6", "7")
 CONDA_LOCK_VERSION = "1"
 DEFAULT_CATEGORIES = ("main", "dev")
 """What `conda-lock install` installs unless it is told otherwise."""
+NULLS = ("null", "Null", "NULL", "~", "")
 GIT_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -100,17 +101,17 @@ def _explicit_package(line: ExplicitLine, platform: str) -> LockedPackage:
 
 
 def _read_conda_lock(text: str, path: Path, name: str) -> ForeignLock:
-    document = plain(parse_yaml(text, path))
+    document = _without_nulls(plain(parse_yaml(text, path)))
     if str(document.get("version", CONDA_LOCK_VERSION)) != CONDA_LOCK_VERSION:
         message = f"{path} has the lock format {document['version']}, expected {CONDA_LOCK_VERSION}"
-        raise SpecError(message, hint="regenerate it with conda-lock 2 or newer")
+        raise SpecError(message, hint="regenerate it with conda-lock, or import a pixi.lock")
     metadata = document["metadata"]
     draft = Draft(name=name)
     for channel in metadata.get("channels") or []:
         draft.channels.append(channel_name(str(channel["url"])))
     packages = []
     other: dict[str, int] = {}
-    for item in document["package"] or []:
+    for item in document.get("package") or []:
         category = item.get("category") or "main"
         if item["platform"] not in PLATFORMS.values():
             other[item["platform"]] = other.get(item["platform"], 0) + 1
@@ -123,9 +124,18 @@ def _read_conda_lock(text: str, path: Path, name: str) -> ForeignLock:
         for platform, count in sorted(other.items())
     ]
     direct = {
-        item["name"] for item in document["package"] or [] if (item.get("source") or {}).get("url")
+        item["name"]
+        for item in document.get("package") or []
+        if (item.get("source") or {}).get("url")
     }
     return _foreign(draft, packages, path, direct)
+
+
+def _without_nulls(value: Any) -> Any:  # noqa: ANN401  (what YAML holds is what it holds)
+    """Drop the keys without a value: our parser has scalars as they are written, `null` too."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item not in NULLS}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _conda_lock_package(item: Mapping[str, Any]) -> LockedPackage:
@@ -150,7 +160,7 @@ def _conda_lock_package(item: Mapping[str, Any]) -> LockedPackage:
 
 
 def _read_pixi_lock(text: str, path: Path, name: str) -> ForeignLock:
-    document = plain(parse_yaml(text, path))
+    document = _without_nulls(plain(parse_yaml(text, path)))
     version = str(document["version"])
     if version not in PIXI_VERSIONS:
         message = (
@@ -161,7 +171,7 @@ def _read_pixi_lock(text: str, path: Path, name: str) -> ForeignLock:
     environment = _pixi_environment(document["environments"], path, draft)
     draft.channels = [channel_name(str(item["url"])) for item in environment.get("channels") or []]
     indexes = [str(item) for item in environment.get("indexes") or []]
-    known = {_pixi_place(item): item for item in document["packages"] or []}
+    known = {_pixi_place(item): item for item in document.get("packages") or []}
     packages = []
     for platform, places in _pixi_platforms(document, environment, draft):
         for place in places:

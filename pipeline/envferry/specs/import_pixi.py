@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from envferry.errors import SpecError
 from envferry.models import PLATFORMS
+from envferry.specs.conda_lines import conda_name
 from envferry.specs.drafts import Draft
 from envferry.specs.import_conda import channel_name
+from envferry.specs.pixi_manifest import PixiManifest
+from envferry.specs.pixi_platforms import platforms_of, system_of
+from envferry.specs.pyproject_tables import conda_python, elsewhere
 from envferry.specs.requirement_lines import relative
 from envferry.specs.selectors import SELECTORS
-from envferry.specs.toml_text import parse_toml, table_at
+from envferry.specs.toml_text import all_of, parse_toml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -23,10 +26,8 @@ CONDA_TABLES = ("dependencies", "host-dependencies", "build-dependencies")
 BRACKETS = ("build-number", "file-name", "subdir", "md5", "sha256", "license", "url")
 """Keys of a conda dependency that a match spec has in brackets."""
 MATCH_SPEC_KEYS = {"file-name": "fn"}
-SYSTEM = ("cuda", "glibc", "archspec")
-"""What hosts of a platform offer, called alike in `envferry: system:`."""
-TASKS = "tasks"
-"""What to do in an environment, not what is in it."""
+ENVIRONMENT_KEYS = ("features", "no-default-feature")
+"""What an environment has beside the tables of a feature."""
 WORKSPACE_FACTS = (
     *("name", "version", "description", "authors", "license", "license-file", "readme"),
     *("homepage", "repository", "documentation", "channels", "platforms", "preview"),
@@ -34,81 +35,70 @@ WORKSPACE_FACTS = (
 )
 
 
-class PixiManifest:
-    """A pixi manifest, and what of it was not taken over."""
+def draft_pixi(text: str, path: Path, base: Path, name: str, wanted: str | None) -> Draft:
+    """Read a `pixi.toml`, or the `[tool.pixi]` of a pyproject.toml.
 
-    def __init__(self, document: dict[str, Any], path: Path, base: Path) -> None:
-        self.path = path
-        self.base = base
-        self.document = document
-        self.in_pyproject = "pixi" in document.get("tool", {})
-        self.root = table_at(document.get("tool", {}).get("pixi", document), path, "pixi")
-        self.left_out: list[str] = []
-        self.notes: list[str] = []
-
-    def table(self, value: object, name: str) -> dict[str, Any]:
-        """Return a value that must be a table."""
-        return table_at(value, self.path, name)
-
-    def leave_out(self, text: str) -> None:
-        """Note what the spec will not have."""
-        if text not in self.left_out:
-            self.left_out.append(text)
-
-    def leave_out_table(self, key: str, value: object) -> None:
-        """Note a table that the spec will not have; tasks request no packages."""
-        if key.rpartition(".")[2] == TASKS:
-            self.notes.append(f"`{key}` is left out: {_all_of(value)}")
-        else:
-            self.leave_out(
-                f"[{key}] {_all_of(value)}: it does not name a package of the environment"
-            )
-
-
-def draft_pixi(text: str, path: Path, base: Path, name: str) -> Draft:
-    """Read a `pixi.toml`, or the `[tool.pixi]` of a pyproject.toml: its default environment."""
+    It is the environment `wanted` that is read, where there is one of this name, else the default.
+    """
     manifest = PixiManifest(parse_toml(text), path, base)
-    root = manifest.root
-    workspace = manifest.table(root.get("workspace", root.get("project", {})), "workspace")
-    features = _features(manifest)
+    workspace = manifest.workspace
+    features = _features(manifest, wanted)
     draft = Draft(name=name, channels=_channels(manifest, workspace, features))
-    draft.system = _system(manifest, features)
-    draft.platforms = _platforms(manifest, workspace, features, draft.system)
+    draft.system = system_of(manifest, features)
+    draft.platforms = platforms_of(manifest, workspace, features, draft.system)
     # For all that there are: a spec may be locked for more platforms than it names.
     platforms = [*PLATFORMS.values()]
     draft.add_pip({item: _options(manifest, features, item) for item in platforms})
     draft.add_conda({item: _conda(manifest, features, item) for item in platforms})
     if manifest.in_pyproject:
-        project = manifest.table(manifest.document.get("project", {}), "project")
-        draft.pip += [str(line) for line in project.get("dependencies", [])]
+        _add_project(manifest, draft)
     draft.add_pip({item: _pypi(manifest, features, item) for item in platforms})
     _name_the_rest(manifest, workspace, features)
     draft.left_out, draft.notes = manifest.left_out, manifest.notes
+    if manifest.others and not (draft.conda or draft.pip):
+        message = f"the environment that was read of {path} is empty"
+        raise SpecError(message, hint=f"choose one with `--name`: {', '.join(manifest.others)}")
     return draft
 
 
-def _features(manifest: PixiManifest) -> list[tuple[str, dict[str, Any]]]:
-    """Return the tables of the default environment, each with its name; first wins."""
+def _add_project(manifest: PixiManifest, draft: Draft) -> None:
+    """Add what pixi takes of `[project]`: its dependencies, and python where nothing else asks."""
+    project = manifest.table(manifest.document.get("project", {}), "project")
+    draft.pip += [str(line) for line in project.get("dependencies", [])]
+    if "requires-python" in project and not any(
+        conda_name(line) == "python" for line in draft.conda
+    ):
+        draft.conda.insert(0, conda_python(str(project["requires-python"]), manifest.path))
+    for text in elsewhere(manifest.document):
+        manifest.leave_out(text)
+
+
+def _features(manifest: PixiManifest, wanted: str | None) -> list[tuple[str, dict[str, Any]]]:
+    """Return the tables of one environment, each with its name; first wins."""
     known = manifest.table(manifest.root.get("feature", {}), "feature")
     environments = manifest.table(manifest.root.get("environments", {}), "environments")
-    default = environments.get("default", [])
-    own = default.get("features", []) if isinstance(default, dict) else default
-    alone = isinstance(default, dict) and default.get("no-default-feature") is True
+    chosen = wanted if wanted in environments else "default"
+    content = environments.get(chosen, [])
+    own = content.get("features", []) if isinstance(content, dict) else content
+    alone = isinstance(content, dict) and content.get("no-default-feature") is True
     tables = []
+    if isinstance(content, dict):
+        table = {key: item for key, item in content.items() if key not in ENVIRONMENT_KEYS}
+        tables.append((f"environments.{chosen}.", table))
     for feature in own:
         if feature not in known:
-            message = f"{manifest.path}: the default environment has the feature `{feature}`"
+            message = f"{manifest.path}: the {chosen} environment has the feature `{feature}`"
             msg = f"{message}, which is not defined"
             raise SpecError(msg, hint="correct `[environments]`")
         tables.append((f"feature.{feature}.", manifest.table(known[feature], f"feature.{feature}")))
+    reason = f"only the {chosen} environment is read"
+    manifest.others = [name for name in environments if name != chosen]
     for feature in known:
         if feature not in own:
-            shown = _all_of(known[feature])
-            manifest.leave_out(f"[feature.{feature}] {shown}: only the default environment is read")
-    for name in environments:
-        if name != "default":
-            shown = f"{name} = {environments[name]!r}"
-            manifest.leave_out(f"[environments] {shown}: only the default environment is read")
+            manifest.leave_out(f"[feature.{feature}] {all_of(known[feature])}: {reason}")
+    for name in manifest.others:
+        shown = f"{name} = {environments[name]!r}"
+        manifest.leave_out(f"[environments] {shown}: {reason} (see `--name`)")
     return tables if alone else [*tables, ("", manifest.root)]
 
 
@@ -126,80 +116,10 @@ def _channels(
             msg = f"{manifest.path}: {item!r} is not a channel"
             raise SpecError(msg, hint="correct `channels`")
         found.append((-priority, channel_name(channel)))
+        for key in item.keys() - {"channel", "priority"} if isinstance(item, dict) else ():
+            manifest.leave_out(f"[channels] {key} = {item[key]!r} of {channel}: not obeyed")
     found.sort(key=lambda item: item[0])
     return list(dict.fromkeys(channel for _, channel in found))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _PlatformEntry:
-    """One of a workspace's platforms."""
-
-    name: str
-    subdir: str
-    offers: dict[str, str]
-    """What its hosts offer, as `envferry: system:` has it."""
-
-
-def _platform_entries(
-    manifest: PixiManifest, workspace: dict[str, Any]
-) -> Iterator[_PlatformEntry]:
-    """Yield platforms: names of conda's, or tables that also say what their hosts offer."""
-    for item in workspace.get("platforms", []):
-        table = item if isinstance(item, dict) else {"platform": item}
-        subdir = table.get("platform", table.get("name"))
-        if not isinstance(subdir, str):
-            msg = f"{manifest.path}: {item!r} is not a platform"
-            raise SpecError(msg, hint="correct `platforms`")
-        offers = {key: str(table[key]) for key in SYSTEM if key in table}
-        for key in table.keys() - {"name", "platform", *SYSTEM}:
-            manifest.leave_out(f"[platforms] {key} = {table[key]!r} of {subdir}")
-        yield _PlatformEntry(name=str(table.get("name", subdir)), subdir=subdir, offers=offers)
-
-
-def _platforms(
-    manifest: PixiManifest,
-    workspace: dict[str, Any],
-    features: list[tuple[str, dict[str, Any]]],
-    system: dict[str, str],
-) -> list[str]:
-    """Return the platforms to lock for; add to `system` what their hosts offer."""
-    entries = [*_platform_entries(manifest, workspace)]
-    for name, table in features:
-        if name and "platforms" in table:
-            chosen = [str(item) for item in table["platforms"]]
-            entries = [item for item in entries if {item.name, item.subdir} & {*chosen}]
-    asked = list(dict.fromkeys(item.subdir for item in entries))
-    for item in entries:
-        first = next(other for other in entries if other.subdir == item.subdir)
-        if item is not first:
-            manifest.leave_out(f"the platform {item.name}: for {item.subdir}, {first.name} is read")
-            continue
-        for what, value in item.offers.items() if item.subdir.startswith("linux") else ():
-            if system.setdefault(what, value) != value:
-                manifest.leave_out(f"{what} {value} of {item.name}: it is {system[what]} elsewhere")
-    kept = [item for item in asked if item in PLATFORMS.values()]
-    dropped = [item for item in asked if item not in kept]
-    if dropped:
-        manifest.leave_out(f"platforms {', '.join(dropped)}: envferry does not lock for them")
-    if asked and not kept:
-        message = f"{manifest.path} is for {', '.join(asked)} only"
-        raise SpecError(message, hint=f"add one of {', '.join(PLATFORMS.values())}")
-    return kept
-
-
-def _system(manifest: PixiManifest, features: list[tuple[str, dict[str, Any]]]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, table in features:
-        key = f"{name}system-requirements"
-        for what, value in manifest.table(table.get("system-requirements", {}), key).items():
-            ours = {"libc": "glibc", "cuda": "cuda", "archspec": "archspec"}.get(what)
-            family = value.get("family", "glibc") if isinstance(value, dict) else "glibc"
-            version = value.get("version", "") if isinstance(value, dict) else value
-            if ours and version and family == "glibc":
-                found.setdefault(ours, str(version))
-            else:
-                manifest.leave_out(f"[{key}] {what} = {value!r}: not checked on hosts")
-    return found
 
 
 def _tables(
@@ -226,9 +146,25 @@ def _conda(
             for name, table in _tables(manifest, feature, platform):
                 key = f"{name}{kind}"
                 for package, value in manifest.table(table.get(kind, {}), key).items():
-                    found[package] = _conda_line(manifest, key, package, value)
+                    found[package] = _conda_line(
+                        manifest, key, package, _inherited(manifest, key, package, value)
+                    )
         lines += filter(None, found.values())
     return list(dict.fromkeys(lines))
+
+
+def _inherited(manifest: PixiManifest, key: str, name: str, value: object) -> object:
+    """Return a dependency; of the workspace's, where it says `{workspace = true}`."""
+    if not (isinstance(value, dict) and value.get("workspace") is True):
+        return value
+    known = manifest.table(manifest.workspace.get("dependencies", {}), "workspace.dependencies")
+    if name not in known:
+        msg = f"{manifest.path}: `{name}` in [{key}] is not in [workspace.dependencies]"
+        raise SpecError(msg, hint="add it there, or name a version")
+    manifest.inherited.add(name)
+    rest = {item: value[item] for item in value if item != "workspace"}
+    own = known[name]
+    return {**(own if isinstance(own, dict) else {"version": own}), **rest}
 
 
 def _conda_line(manifest: PixiManifest, key: str, name: str, value: object) -> str:
@@ -239,8 +175,10 @@ def _conda_line(manifest: PixiManifest, key: str, name: str, value: object) -> s
     table: dict[str, Any] = value if isinstance(value, dict) else {"version": value}
     if {"git", "path"} & table.keys():
         place = table.get("git") or table.get("path")
+        rest = {item: table[item] for item in table if item not in ("git", "path")}
+        more = f" ({all_of(rest)})" if rest else ""
         manifest.leave_out(
-            f"[{key}] {name} from {place}: built by pixi, not available from a channel"
+            f"[{key}] {name} from {place}{more}: built by pixi, not available from a channel"
         )
         return ""
     if not re.fullmatch(r"[A-Za-z0-9_][\w.-]*", name):
@@ -321,10 +259,7 @@ def _options(
 ) -> list[str]:
     """Return the option lines that `[pypi-options]` and the `index` of dependencies stand for."""
     lines: list[str] = []
-    workspace = manifest.table(
-        manifest.root.get("workspace", manifest.root.get("project", {})), "workspace"
-    )
-    for name, table in [*features, ("workspace.", workspace)]:
+    for name, table in [*features, ("workspace.", manifest.workspace)]:
         key = f"{name}pypi-options"
         lines += _option_lines(manifest, key, manifest.table(table.get("pypi-options", {}), key))
     for feature in features:
@@ -357,6 +292,8 @@ def _option_lines(manifest: PixiManifest, key: str, options: dict[str, Any]) -> 
 
 def _find_links(manifest: PixiManifest, places: list[Any]) -> Iterable[str]:
     for place in places:
+        for key in place.keys() - {"path", "url"} if isinstance(place, dict) else ():
+            manifest.leave_out(f"find-links {key} = {place[key]!r}: not understood")
         if isinstance(place, dict) and "path" in place:
             path = relative(manifest.path.parent / str(place["path"]), manifest.base)
             yield f"--find-links {path}"
@@ -380,7 +317,10 @@ def _name_the_rest(
             manifest.leave_out_table(f"{name}{key}", value)
         for target, content in manifest.table(table.get("target", {}), f"{name}target").items():
             _name_target(manifest, f"{name}target.{target}", target, content)
-    facts = {*WORKSPACE_FACTS, "pypi-options"}
+    for name in workspace.get("dependencies", {}).keys() - manifest.inherited:
+        shown = all_of(workspace["dependencies"][name])
+        manifest.leave_out(f"[workspace.dependencies] {name} = {shown}: no dependency inherits it")
+    facts = {*WORKSPACE_FACTS, "pypi-options", "dependencies"}
     if workspace.get("channel-priority", "strict") == "strict":
         facts.add("channel-priority")
     for key in workspace.keys() - facts:
@@ -390,14 +330,7 @@ def _name_the_rest(
 def _name_target(manifest: PixiManifest, place: str, target: str, content: dict[str, Any]) -> None:
     known = any(target == item or target in SELECTORS[item] for item in SELECTORS)
     if not known:
-        manifest.leave_out(f"[{place}] {_all_of(content)}: envferry does not lock for it")
+        manifest.leave_out(f"[{place}] {all_of(content)}: envferry does not lock for it")
         return
     for key in content.keys() - {*CONDA_TABLES, "pypi-dependencies"}:
         manifest.leave_out_table(f"{place}.{key}", content[key])
-
-
-def _all_of(value: object) -> str:
-    """Say all that a table holds, in one line."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} = {_all_of(item)}" for key, item in value.items())
-    return repr(value)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from packaging.requirements import InvalidRequirement, Requirement
-from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import canonicalize_name
 
 from envferry.errors import SpecError
 from envferry.specs.drafts import Draft
 from envferry.specs.import_pixi import git_requirement
 from envferry.specs.pip_lines import requirement_name
+from envferry.specs.pyproject_tables import conda_python, elsewhere
 from envferry.specs.requirement_lines import relative
 from envferry.specs.toml_text import parse_toml, table_at
 
@@ -19,13 +19,29 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-UV_PACKAGES = (
-    *("constraint-dependencies", "override-dependencies", "dev-dependencies", "environments"),
-    *("exclude-dependencies", "no-binary-package", "no-build-package", "find-links", "prerelease"),
-    *("extra-index-url", "index-url", "index-strategy", "resolution", "exclude-newer", "conflicts"),
-    *("dependency-metadata", "required-environments", "no-sources", "extra-build-dependencies"),
+UV_FACTS = (
+    *("add-bounds", "allow-insecure-host", "audit", "build-backend", "cache-dir", "cache-keys"),
+    *("check-url", "compile-bytecode", "concurrent-builds", "concurrent-downloads"),
+    *("concurrent-installs", "default-groups", "http-proxy", "https-proxy", "keyring-provider"),
+    *("link-mode", "managed", "native-tls", "no-cache", "no-proxy", "offline", "package"),
+    *("preview", "preview-features", "publish-url", "pypy-install-mirror", "python-downloads"),
+    *("python-downloads-json-url", "python-install-mirror", "python-preference", "reinstall"),
+    *("reinstall-package", "required-version", "system-certs", "trusted-publishing", "upgrade"),
+    *("upgrade-package", "index", "sources"),
 )
-"""Keys of `[tool.uv]` that decide packages, beside `index` and `sources`."""
+"""Keys of `[tool.uv]` that decide no packages, and the two that are read."""
+INDEX_FACTS = (
+    *("name", "url", "default", "explicit", "format", "authenticate", "cache-control"),
+    *("ignore-error-codes", "publish-url"),
+)
+SOURCE_KEYS = {
+    "git": ("git", "rev", "tag", "branch", "subdirectory"),
+    "url": ("url", "subdirectory"),
+    "path": ("path",),
+}
+"""What is taken over of a source, by the key that says its kind."""
+CONDITIONS = ("marker", "extra", "group")
+"""Keys of a source that is not for everybody."""
 
 
 def draft_pyproject(text: str, path: Path, base: Path, name: str, channels: Iterable[str]) -> Draft:
@@ -37,8 +53,7 @@ def draft_pyproject(text: str, path: Path, base: Path, name: str, channels: Iter
         msg = f"{path}: `dependencies` is not a list"
         raise SpecError(msg, hint="correct it")
     draft = Draft(name=name, channels=list(channels))
-    python = _conda_version(str(project.get("requires-python", "")), path)
-    draft.conda = [f"python {python}".strip(), "pip"]
+    draft.conda = [conda_python(str(project.get("requires-python", "")), path), "pip"]
     uv = table_at(table_at(document.get("tool", {}), path, "tool").get("uv", {}), path, "tool.uv")
     sources = table_at(uv.get("sources", {}), path, "tool.uv.sources")
     draft.pip += _indexes(uv, path, draft)
@@ -51,7 +66,8 @@ def draft_pyproject(text: str, path: Path, base: Path, name: str, channels: Iter
             draft.left_out.append(
                 f"[tool.uv.sources] {package} = {source!r}: no dependency requires it"
             )
-    _name_the_rest(document, project, uv, draft)
+    draft.left_out += [f"[tool.uv] {key} = {uv[key]!r}" for key in sorted(uv.keys() - {*UV_FACTS})]
+    draft.left_out += elsewhere(document)
     draft.notes.append(
         f"the project itself is not in the spec: add `- {relative(path.parent, base)}` "
         "under `pip:` to carry it too"
@@ -72,12 +88,16 @@ def _indexes(uv: dict[str, Any], path: Path, draft: Draft) -> list[str]:
         if not url:
             msg = f"{path}: an index of `[[tool.uv.index]]` has no URL"
             raise SpecError(msg, hint="add it")
-        lines.append(f"{'--index-url' if table.get('default') else '--extra-index-url'} {url}")
+        is_flat = table.get("format") == "flat"
+        option = "--index-url" if table.get("default") else "--extra-index-url"
+        lines.append(f"{'--find-links' if is_flat else option} {url}")
+        label = f"[[tool.uv.index]] {table.get('name', url)}"
         if table.get("explicit"):
-            draft.left_out.append(
-                f"[[tool.uv.index]] {table.get('name', url)} {{explicit = true}}: "
-                "it is searched for every package"
-            )
+            draft.left_out.append(f"{label} {{explicit = true}}: it is searched for every package")
+        draft.left_out += [
+            f"{label} {{{key} = {table[key]!r}}}: not understood"
+            for key in sorted(table.keys() - {*INDEX_FACTS})
+        ]
     return lines
 
 
@@ -94,53 +114,19 @@ def _requirement(line: str, sources: dict[str, Any], path: Path, base: Path, dra
     source = known.get(name)
     if source is None:
         return line
+    kind = next((key for key in SOURCE_KEYS if key in source), "")
+    if not isinstance(source, dict) or not kind or {*CONDITIONS} & source.keys():
+        draft.left_out.append(f"[tool.uv.sources] {name} = {source!r}: any index may provide it")
+        return line
+    draft.left_out += [
+        f"[tool.uv.sources] {name} {{{key} = {source[key]!r}}}: not obeyed"
+        for key in sorted(source.keys() - {*SOURCE_KEYS[kind]})
+    ]
     extras = f"[{','.join(sorted(wanted.extras))}]" if wanted.extras else ""
     marker = f" ; {wanted.marker}" if wanted.marker else ""
-    if isinstance(source, dict) and "marker" not in source:
-        if "git" in source:
-            return git_requirement(f"{wanted.name}{extras}", source) + marker
-        if "url" in source:
-            return f"{wanted.name}{extras} @ {source['url']}{marker}"
-        if "path" in source:
-            return relative(path.parent / str(source["path"]), base) + extras + marker
-    draft.left_out.append(f"[tool.uv.sources] {name} = {source!r}: any index may provide it")
-    return line
-
-
-def _name_the_rest(
-    document: dict[str, Any], project: dict[str, Any], uv: dict[str, Any], draft: Draft
-) -> None:
-    """Name the packages that the file asks for elsewhere."""
-    for table, what in (
-        (project.get("optional-dependencies"), "[project.optional-dependencies]"),
-        (document.get("dependency-groups"), "[dependency-groups]"),
-    ):
-        for name, lines in table.items() if isinstance(table, dict) else ():
-            listed = ", ".join(map(_shown, lines)) if isinstance(lines, list) else str(lines)
-            draft.left_out.append(f"{what} {name}: {listed}")
-    for key in UV_PACKAGES:
-        if key in uv:
-            draft.left_out.append(f"[tool.uv] {key} = {uv[key]!r}")
-    if "dependencies" in project.get("dynamic", []):
-        draft.left_out.append(
-            "[project] dynamic dependencies: only a build of the project knows them"
-        )
-    poetry = document.get("tool", {}).get("poetry", {})
-    for key in ("dependencies", "group", "source") if isinstance(poetry, dict) else ():
-        if key in poetry:
-            draft.left_out.append(f"[tool.poetry] {key}: poetry's own format")
-
-
-def _shown(line: object) -> str:
-    return f"the group {line.get('include-group')}" if isinstance(line, dict) else str(line)
-
-
-def _conda_version(requires_python: str, path: Path) -> str:
-    """Turn a python version specifier into conda's form."""
-    try:
-        specifiers = SpecifierSet(requires_python)
-    except InvalidSpecifier as error:
-        message = f"{path}: `requires-python = {requires_python!r}` is not a valid version"
-        raise SpecError(message, hint="write it as in `>=3.10`") from error
-    parts = sorted(str(item) for item in specifiers)
-    return ",".join(part.replace("===", "==") for part in parts)
+    if kind == "git":
+        return git_requirement(f"{wanted.name}{extras}", source) + marker
+    if kind == "url":
+        folder = f"#subdirectory={source['subdirectory']}" if source.get("subdirectory") else ""
+        return f"{wanted.name}{extras} @ {source['url']}{folder}{marker}"
+    return relative(path.parent / str(source["path"]), base) + extras + marker

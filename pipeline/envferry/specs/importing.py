@@ -55,6 +55,8 @@ class ImportOptions:
 
     name: str | None = None
     """The environment's name; else the file's own, else that of the file or its folder."""
+    environment: str | None = None
+    """Which one of a pixi manifest, where it has one of this name; else its default one."""
     channels: tuple[str, ...] = ("conda-forge",)
     """For sources that name no channels."""
     python: str | None = None
@@ -94,7 +96,7 @@ def import_spec(source: Path, specs_dir: Path, options: ImportOptions) -> Import
         found, notes = _adopt_environment(text, source, specs_dir, options)
     else:
         name = options.name or default_name(source, kind)
-        options = replace(options, name=_valid_name(name))
+        options = replace(options, name=_valid_name(name), environment=options.name)
         if kind is FileKind.EXPLICIT or kind in FOREIGN_LOCKS:
             name = options.name or "env"
             lock = (
@@ -102,7 +104,7 @@ def import_spec(source: Path, specs_dir: Path, options: ImportOptions) -> Import
                 if kind is FileKind.EXPLICIT
                 else read_foreign_lock(text, source, kind, name, options.python)
             )
-            draft = _finished(lock.draft, options)
+            draft = _finished(lock.draft, source, options)
         else:
             draft = _draft(kind, text, source, specs_dir, options)
         left_out = (f"not carried over: {item}" for item in draft.left_out)
@@ -154,20 +156,20 @@ def _draft(kind: FileKind, text: str, source: Path, base: Path, options: ImportO
     elif kind is FileKind.VENV:
         draft = draft_venv(source, name, channels)
     elif kind is FileKind.PIXI:
-        draft = draft_pixi(text, source, base, name)
+        draft = draft_pixi(text, source, base, name, options.environment)
     else:
         draft = draft_pyproject(text, source, base, name, channels)
-    return _finished(draft, options)
+    return _finished(draft, source, options)
 
 
-def _finished(draft: Draft, options: ImportOptions) -> Draft:
+def _finished(draft: Draft, source: Path, options: ImportOptions) -> Draft:
     """Add what every spec has: channels, a python for the pip half, pip; loosen the pins.
 
     Raises SpecError when there is nothing to lock.
     """
     if not (draft.conda or draft.pip):
         reasons = "; ".join(draft.left_out[:3])
-        message = "it requires no package of a channel or an index" + (
+        message = f"{source} requires no package of a channel or an index" + (
             f" ({reasons})" if reasons else ""
         )
         raise SpecError(message, hint="add one, such as `python`, to its dependencies")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from envferry.base.site_packages import site_packages_folders
 from envferry.errors import NotFound, SpecError
 from envferry.specs.conda_lines import TEMPLATE, conda_name, parse_conda_line
+from envferry.specs.pip_commands import requirements_of
 from envferry.specs.pip_lines import pip_line_problem
 from envferry.specs.requirement_lines import logical_lines
 from envferry.specs.toml_text import TOMLDecodeError, parse_toml
@@ -83,6 +84,9 @@ def recognise(path: Path) -> tuple[FileKind, str]:
     except OSError as error:
         message = f"cannot read {path}: {error.strerror}"
         raise SpecError(message, hint="name a file or an environment's prefix") from error
+    # Commands are the requirements that they install.
+    if " install " in text:
+        text = requirements_of(logical_lines(text)) or text
     return _kind_of(text, path), text
 
 
@@ -111,15 +115,17 @@ def _kind_of(text: str, path: Path) -> FileKind:
     document, fault = _toml(text)
     if document:
         return _toml_kind(document, path)
-    wrong = [(line, problem) for line in logical_lines(text) if (problem := _problem(line.text))]
-    if not wrong:
+    listed = logical_lines(text)
+    # The first that is wrong is enough: locks have a hundred thousand lines.
+    wrong = next(((line, problem) for line in listed if (problem := _problem(line.text))), None)
+    if wrong is None:
         return FileKind.REQUIREMENTS
-    if all(_is_conda_spec(line.text) for line in logical_lines(text)):
+    if all(_is_conda_spec(line.text) for line in listed):
         return FileKind.CONDA_SPECS
     yaml_kind = _yaml_kind(text, path)
     if yaml_kind:
         return yaml_kind
-    raise _nothing_known(path, fault, *wrong[0])
+    raise _nothing_known(path, fault, *wrong)
 
 
 def _nothing_known(path: Path, fault: str, line: Line, problem: str) -> SpecError:
@@ -129,7 +135,7 @@ def _nothing_known(path: Path, fault: str, line: Line, problem: str) -> SpecErro
     if fault and re.match(r"\[[\w.\[\]\" -]+\]$", line.text):
         message = f"{path}: expected TOML, as its first lines are: {fault}"
         return SpecError(message, hint="correct that line")
-    if re.match(r"\w[\w-]*:(\s|$)", line.text):
+    if re.match(r"[$\w][\w-]*:(\s|$)", line.text):
         message = f"{place}: this is YAML without `dependencies:`, so it lists no packages"
         return SpecError(message, hint="name an environment.yml, or a list of packages")
     if re.match(r"- \S", line.text):

@@ -79,7 +79,8 @@ def pip_line_problem(line: str) -> str:
     for item in options:
         name = item.partition("=")[0].partition(" ")[0]
         if name != "--hash" and name not in UNHEEDED:
-            return f"`{name}` is not a valid option of a requirement"
+            where = ", but stands on a line of its own" if SHORT.get(name, name) in OBEYED else ""
+            return f"`{name}` is not a valid option of a requirement{where}"
     vcs = VCS.match(body)
     if vcs:
         return "" if vcs["vcs"] == "git" else f"{vcs['vcs']} repositories cannot be fetched"

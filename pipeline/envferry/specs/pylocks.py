@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 UV_VERSION = 1
 PYLOCK_VERSIONS = re.compile(r"1\.\d+")
-LOWEST = re.compile(r"(?:>=|~=|==|>)\s*(\d+\.\d+)")
 MINOR = re.compile(r"3\.\d+")
 NEWEST_PYTHON = 14
+PATCHES = range(100)
+"""More than any python has had."""
 OLDEST_USUAL = "3.10"
 """Older ones are taken only where nothing newer fits."""
 OWN_SOURCES = ("editable", "virtual")
@@ -79,16 +80,33 @@ def read_uv_lock(text: str, path: Path, name: str, python: str | None) -> Foreig
     draft, target = _draft(name, str(document.get("requires-python", "")), path, python)
     packages = document.get("package") or []
     roots = [item for item in packages if {*OWN_SOURCES} & item["source"].keys()]
+    roots += _manifest_root(document.get("manifest") or {}, name, draft)
     for root in roots:
         for table in ("optional-dependencies", "dev-dependencies"):
             for group, items in (root.get(table) or {}).items():
                 # Several entries of one name differ by their markers.
                 names = ", ".join(dict.fromkeys(str(item["name"]) for item in items))
                 draft.left_out.append(f"{root['name']} [{table}] {group}: {names}")
-        if "editable" in root["source"]:
+        if "editable" in root.get("source", {}):
             draft.left_out.append(f"{root['name']} itself, from {root['source']['editable']}")
     entries = [_uv_entry(item) for item in _reached(packages, roots, target)]
     return _foreign(draft, entries, path)
+
+
+def _manifest_root(manifest: Mapping[str, Any], name: str, draft: Draft) -> list[dict[str, Any]]:
+    """Return what a script (PEP 723) or a workspace without a project needs, as a package does."""
+    for group, items in (manifest.get("dependency-groups") or {}).items():
+        names = ", ".join(dict.fromkeys(str(item["name"]) for item in items))
+        draft.left_out.append(f"[manifest.dependency-groups] {group}: {names}")
+    if manifest.get("build-constraints"):
+        names = ", ".join(str(item["name"]) for item in manifest["build-constraints"])
+        draft.left_out.append(
+            f"[manifest] build-constraints: {names}: sources are built with others"
+        )
+    needs = [
+        {**item, "extra": item.get("extras") or []} for item in manifest.get("requirements") or []
+    ]
+    return [{"name": name, "dependencies": needs}] if needs else []
 
 
 def _draft(
@@ -96,19 +114,37 @@ def _draft(
 ) -> tuple[Draft, _Target]:
     """Choose the python: the one asked for, that of `.python-version`, else one that fits."""
     minors = [f"3.{minor}" for minor in range(6, NEWEST_PYTHON + 1)]
-    specifiers, bounds = SpecifierSet(requires_python), LOWEST.findall(requires_python)
-    fitting = [item for item in minors if specifiers.contains(f"{item}.99") or item in bounds]
+    specifiers = SpecifierSet(requires_python)
+    fitting = [item for item in minors if _patches(item, specifiers)]
     usual = [item for item in fitting if item in minors[minors.index(OLDEST_USUAL) :]]
     pinned = path.with_name(".python-version")
     own = MINOR.match(pinned.read_text(encoding="utf-8").strip()) if pinned.is_file() else None
-    chosen = python or (own[0] if own else "") or next(iter([*usual, *reversed(fitting)]), "")
-    if not MINOR.match(chosen):
-        message = f"{path} requires python {requires_python}, and no known version fits"
-        raise SpecError(message, hint="choose one with `--python`")
-    draft = Draft(name=name, conda=[f"python={chosen}", "pip"], platforms=[current_platform()])
+    preferred = [own[0]] if own and own[0] in fitting else []
+    chosen = python or next(iter([*preferred, *usual, *reversed(fitting)]), "")
+    if not MINOR.match(chosen) or not _patches(chosen, specifiers):
+        what = f"{python} does not fit" if python else "no known version fits"
+        message = f"{path} requires python {requires_python}, and {what}"
+        hint = f"choose one with `--python`: {', '.join(fitting) or 'as in --python 3.12'}"
+        raise SpecError(message, hint=hint)
+    line = _python_line(chosen, specifiers)
+    draft = Draft(name=name, conda=[line, "pip"], platforms=[current_platform()])
     says = f"requires python {requires_python}" if requires_python else "names no python"
-    draft.notes.append(f"{path.name} {says}: using python={chosen} on {draft.platforms[0]}")
+    draft.notes.append(f"{path.name} {says}: using {line} on {draft.platforms[0]}")
     return draft, _Target(python=chosen, platform=draft.platforms[0])
+
+
+def _patches(python: str, specifiers: SpecifierSet) -> list[str]:
+    """Return the versions of a python such as `3.11` that fit; of `3.11.4`, that one or none."""
+    tried = [python] if python.count(".") > 1 else [f"{python}.{patch}" for patch in PATCHES]
+    return [item for item in tried if specifiers.contains(item, prereleases=True)]
+
+
+def _python_line(python: str, specifiers: SpecifierSet) -> str:
+    """Return the conda line for a python, with the bounds that lie within it."""
+    if python.count(".") > 1 or len(_patches(python, specifiers)) == len(PATCHES):
+        return f"python={python}"
+    bounds = sorted(str(item).replace("===", "==") for item in specifiers)
+    return f"python {','.join([f'{python}.*', *bounds])}"
 
 
 def _reached(

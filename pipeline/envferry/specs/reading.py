@@ -41,6 +41,8 @@ KNOWN_KEYS = (
     "category",
     "prefix",
 )
+SEL = re.compile(r"sel\((?P<name>\w+)\)")
+"""What only micromamba knows: a package for some platforms."""
 HOLDER = re.compile(r"[xX][-_].*|\..*")
 """Keys for what is used elsewhere by a YAML alias."""
 
@@ -178,11 +180,24 @@ def _dependencies(content: Mapping, path: Path) -> tuple[tuple[str, ...], tuple[
                 raise unexpected(path, item["pip"], "a list of requirements under `pip:`")
             pip += [_pip_line(line, path) for line in item["pip"]]
         else:
-            raise unexpected(path, item, "a conda package or `pip:` with a list under it")
+            raise _no_dependency(path, item)
     if not conda and not pip:
         message = f"{path} requires no packages"
         raise SpecError(message, hint="name packages under `dependencies:`")
     return tuple(conda), tuple(pip)
+
+
+def _no_dependency(path: Path, item: object) -> SpecError:
+    """Return the error for what is neither a package nor a pip section."""
+    error = unexpected(path, item, "a conda package or `pip:` with a list under it")
+    keys = [str(key) for key in item] if isinstance(item, Mapping) else []
+    if len(keys) == 1 and (found := SEL.fullmatch(keys[0])):
+        hint = f"write micromamba's `{keys[0]}:` as a comment: `- PACKAGE  # [{found['name']}]`"
+        return SpecError(error.message, hint=hint)
+    if len(keys) == 1 and keys != ["pip"]:
+        hint = f"take `{keys[0]}:` out: conda and pip packages are all that an environment gets"
+        return SpecError(error.message, hint=hint)
+    return error
 
 
 def check_dependencies(content: Mapping, path: Path) -> None:

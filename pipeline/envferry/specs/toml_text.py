@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 from envferry.errors import SpecError
 
-__all__ = ["TOMLDecodeError", "parse_toml", "table_at"]
+__all__ = ["TOMLDecodeError", "all_of", "parse_toml", "table_at"]
 
 
 def parse_toml(text: str) -> dict[str, Any]:
@@ -26,3 +26,10 @@ def table_at(value: object, path: Path, name: str) -> dict[str, Any]:
         msg = f"{path}: `{name}` is not a table"
         raise SpecError(msg, hint="correct it")
     return value
+
+
+def all_of(value: object) -> str:
+    """Say all that a value holds, in one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} = {all_of(item)}" for key, item in value.items())
+    return repr(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,14 @@ MAX_DEPTH = 12
 TOO_DEEP = "nests far deeper than any spec"
 MAX_REPEATED = 10_000
 """Values that aliases may stand for: nine lines can mean billions."""
+UTF_8 = "utf-8-sig"
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+"""How a file says its encoding, as pip and YAML know it; PowerShell's `>` writes UTF-16."""
 KNOWN_TAGS = tuple(f"tag:yaml.org,2002:{name}" for name in ("str", "seq", "map", "int", "float"))
 
 Loader: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
@@ -81,9 +90,13 @@ def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
     if len(data) > max_bytes:
         message = f"{path} is larger than {max_bytes >> 20} MB, expected a YAML file of a few kB"
         raise SpecError(message, hint="check that this is the file you meant")
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), UTF_8)
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
+        if encoding != UTF_8:
+            message = f"{path} begins as {encoding.upper()} text but is not"
+            raise SpecError(message, hint="save the file as UTF-8") from error
         line = data.count(b"\n", 0, error.start) + 1
         message = (
             f"{path}:{line}: expected UTF-8 text, found the byte 0x{data[error.start]:02x} "

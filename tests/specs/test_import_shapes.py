@@ -1,0 +1,175 @@
+"""Shapes of files that people have and tools write: each is read as its own tool reads it."""
+
+from __future__ import annotations
+
+import codecs
+from typing import TYPE_CHECKING
+
+import pytest
+
+from envferry.errors import SpecError
+from envferry.specs.importing import Imported, ImportOptions, import_spec
+from envferry.specs.reading import read_spec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PUBLIC = "https://conda.anaconda.org/conda-forge"
+
+
+def imported(path: Path, text: str | bytes, name: str | None = None) -> Imported:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    specs = path.parent / "specs"
+    specs.mkdir(exist_ok=True)
+    found = import_spec(path, specs, ImportOptions(name=name))
+    found.spec.path.write_text(found.text)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("mark", "encoding"),
+    [
+        (codecs.BOM_UTF8, "utf-8"),
+        (codecs.BOM_UTF16_LE, "utf-16-le"),
+        (codecs.BOM_UTF16_BE, "utf-16-be"),
+        (codecs.BOM_UTF32_LE, "utf-32-le"),
+    ],
+)
+def test_texts_with_a_byte_order_mark(tmp_path: Path, mark: bytes, encoding: str) -> None:
+    data = mark + "rich==14.0  # warum nicht: öäü\r\nclick\r\n".encode(encoding)
+    assert imported(tmp_path / "requirements.txt", data, "n").spec.pip == ("rich==14.0", "click")
+
+
+@pytest.mark.parametrize("data", [codecs.BOM_UTF16_LE + b"a", codecs.BOM_UTF8 + b"a\xff"])
+def test_texts_that_break_off(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(SpecError) as caught:
+        imported(tmp_path / "requirements.txt", data)
+    assert "requirements.txt" in caught.value.message
+    assert caught.value.hint == "save the file as UTF-8"
+
+
+MANIFEST = """\
+[workspace]
+channels = ['c', {channel = 'd', exclude-newer = '7d'}]
+platforms = ['linux-64']
+[workspace.dependencies]
+numpy = '2.*'
+scipy = '1.*'
+[feature.test.dependencies]
+pytest = '*'
+numpy = {workspace = true}
+[environments]
+test = {features = ['test'], solve-group = 'g', dependencies = {own = '1.*'}}
+"""
+
+
+def test_an_environment_of_a_manifest_is_chosen_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        imported(tmp_path / "pixi.toml", MANIFEST)
+    assert caught.value.hint == "choose one with `--name`: test"
+    found = imported(tmp_path / "pixi.toml", MANIFEST, "test")
+    assert found.spec.name == "test"
+    assert {*found.spec.conda} == {"own 1.*", "pytest", "numpy 2.*"}
+    said = "\n".join(found.notes)
+    for words in ("scipy", "solve-group] 'g'", "exclude-newer = '7d' of d"):
+        assert words in said
+
+
+def test_a_name_that_no_environment_has_is_the_name_of_the_default_one(tmp_path: Path) -> None:
+    text = MANIFEST + "[dependencies]\nzlib = '*'\n"
+    found = imported(tmp_path / "pixi.toml", text, "mine")
+    assert (found.spec.name, found.spec.conda) == ("mine", ("zlib",))
+    assert any(note.endswith("only the default environment is read") for note in found.notes)
+
+
+def test_pixi_in_a_pyproject_has_the_python_of_the_project(tmp_path: Path) -> None:
+    text = (
+        "[project]\nname='x'\nrequires-python='>=3.11'\ndependencies=['rich']\n"
+        "[project.optional-dependencies]\ndocs=['mkdocs']\n"
+        "[tool.pixi.workspace]\nchannels=['c']\nplatforms=['linux-64']\n"
+    )
+    found = imported(tmp_path / "pyproject.toml", text, "x")
+    assert found.spec.conda == ("python >=3.11", "pip")
+    assert "not carried over: [project.optional-dependencies] docs: mkdocs" in found.notes
+    pinned = imported(
+        tmp_path / "pyproject.toml", f"{text}[tool.pixi.dependencies]\npython='3.12.*'\n", "x"
+    )
+    assert pinned.spec.conda == ("python 3.12.*", "pip")
+
+
+def test_what_other_tools_have_in_a_pyproject_is_named(tmp_path: Path) -> None:
+    text = (
+        "[project]\nname='x'\ndependencies=['rich', 'bee', 'cee']\ndependecies=['oops']\n"
+        "dynamic=['version', 'dependencies']\n"
+        "[[tool.uv.index]]\nname='flat'\nurl='https://i.example.org/wheels'\nformat='flat'\n"
+        "[tool.uv.sources]\nbee={url='https://h.example.org/bee.zip', subdirectory='py'}\n"
+        "cee={path='cee', editable=true}\n[tool.uv]\nbuild-constraint-dependencies=['older<1']\n"
+        "link-mode='copy'\n[tool.poetry.group.dev.dependencies]\nlinter='^1'\n"
+        "[tool.hatch.envs.test]\ndependencies=['tester']\n[tool.ruff]\nline-length=9\n"
+    )
+    found = imported(tmp_path / "pyproject.toml", text, "x")
+    assert found.spec.pip == (
+        "--find-links https://i.example.org/wheels",
+        "rich",
+        "bee @ https://h.example.org/bee.zip#subdirectory=py",
+        "../cee",
+    )
+    said = "\n".join(found.notes)
+    for words in ("oops", "editable = True", "older<1", "linter", "tester", "dynamic"):
+        assert words in said
+    assert "ruff" not in said
+    assert "link-mode" not in said
+
+
+def test_an_empty_value_of_a_lock_is_none(tmp_path: Path) -> None:
+    text = (
+        "version: 1\nmetadata: {channels: [{url: conda-forge, used_env_vars: []}]}\npackage:\n"
+        f"- {{name: xz, version: '1.0', manager: conda, platform: osx-64, source: null, url: "
+        f"'{PUBLIC}/osx-64/xz-1.0-b_0.conda', hash: {{md5: null, sha256: {'ab' * 32}}}}}\n"
+        f"- {{name: xz, version: '1.0', manager: conda, platform: linux-64, source: ~, url: "
+        f"'{PUBLIC}/linux-64/xz-1.0-a_0.conda', hash: {{md5: {'cd' * 16}}}, category: null}}\n"
+    )
+    found = imported(tmp_path / "conda-lock.yml", text, "n")
+    assert found.lock is not None
+    assert [item.md5 for item in found.lock.packages] == [None, "cd" * 16]
+    # osx-arm64, which the lock knows nothing of, gets neither of the two.
+    by_platform = {
+        name: read_spec(found.spec.path, platform=name).conda for name in ("linux-64", "osx-64")
+    }
+    assert by_platform == {"linux-64": ("xz=1.0=a_0",), "osx-64": ("xz=1.0=b_0",)}
+    assert "[not" not in found.text
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (
+            "pip install torch --index-url https://i.example.org/whl/cu118\n",
+            ("torch", "--index-url https://i.example.org/whl/cu118"),
+        ),
+        (
+            "$ python3 -m pip install -U 'rich>=13' \\\n  -r more.txt\n# then\n"
+            "uv pip install click -e .\n",
+            ("rich>=13", "six", "click", "-e .."),
+        ),
+        ("!pip3 install git+https://g.example.org/bee\n", ("git+https://g.example.org/bee",)),
+    ],
+)
+def test_commands_of_pip(tmp_path: Path, text: str, lines: tuple[str, ...]) -> None:
+    (tmp_path / "more.txt").write_text("six\n")
+    assert imported(tmp_path / "requirements.txt", text, "n").spec.pip == lines
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("pip install torch --no-deps\n", "`--no-deps` is not a valid option"),
+        ("pip install 'torch\n", "is not a valid requirement"),
+        ("torch --index-url https://i.example.org\n", "but stands on a line of its own"),
+        ("pip install torch\nconda install x\n", "`pip install torch` is not a valid requirement"),
+    ],
+)
+def test_commands_that_are_more_than_a_list(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        imported(tmp_path / "requirements.txt", text, "n")
+    assert words in caught.value.message
