@@ -169,6 +169,6 @@ def release_one(
             outcome.pushed = tag_published(found, registry=target, tags=options.tags)
             return
     built = build_spec(console, outcome.spec, options)
-    artifact = pack_built(console, built, options)
+    artifact, outcome.reused = pack_built(console, built, options)
     outcome.pushed = push_one(console, artifact, target, options)
     outcome.built = True
