@@ -20,6 +20,7 @@ from envferry.cli.building import (
 )
 from envferry.cli.command import argument, command, option
 from envferry.cli.completing import complete_specs
+from envferry.cli.measured import measured
 from envferry.cli.shared_options import (
     DryRunOptions,
     NewTagOptions,
@@ -214,7 +215,8 @@ def pack_built(
         notes_dir=settings().cache_dir / "packs",
         reuse=reuse,
     )
-    artifact = pack_env(built, options=options, progress=console.progress, announce=said.append)
+    with measured(console.progress, built.name) as progress:
+        artifact = pack_env(built, options=options, progress=progress, announce=said.append)
     (taken,) = said
     if taken.frames:
         size, whole = human_bytes(taken.size), human_bytes(artifact.manifest.archive.size)
@@ -228,7 +230,8 @@ def push_one(
     """Push an artifact."""
     from envferry.registry.push import push_artifact
 
-    return push_artifact(artifact, registry=registry, tags=options.tags, progress=console.progress)
+    with measured(console.progress, artifact.manifest.name) as progress:
+        return push_artifact(artifact, registry=registry, tags=options.tags, progress=progress)
 
 
 def push_on_base(
