@@ -114,10 +114,11 @@ def find_donors(home: EnvHome, wanted: Installation, *, read_all: bool) -> Reusa
 
 
 def seen_trees(home: EnvHome, but: str) -> dict[tuple[EnvHome, str], SeenTree]:
-    """Return all installed trees of a host but one of this environment."""
+    """Return all installed trees of a host that there is a note of, but one of this environment."""
     found = {}
     for other, record in all_installations(home):
-        if record.mounted or (other.name, record.id) == (home.name, but):
+        is_meant = (other.name, record.id) == (home.name, but)
+        if record.mounted or is_meant or not other.seen(record.id).is_file():
             continue
         with contextlib.suppress(PipelineError):
             index = read_index(other, record.id)

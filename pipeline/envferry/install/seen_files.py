@@ -31,7 +31,7 @@ from envferry.errors import PipelineError
 from envferry.install.env_home import TRASH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from envferry.archive.index import Index
     from envferry.install.env_home import EnvHome
@@ -118,29 +118,37 @@ def next_tick(directory: Path) -> int:
     return 0
 
 
-def look_at(
-    tree: SeenTree, place: Path, numbers: Callable[[int], bool] = lambda number: True
-) -> SeenFiles | None:
+def look_at(tree: SeenTree, place: Path) -> SeenFiles | None:
     """Note the files of a tree whose content is known to be right; None where that is no use.
 
-    `place` is a directory of the same file system in which a file may be made. Files of other users
-    are left out: these can put them back in ways of their own.
+    `place` is a directory of the same file system in which a file may be made. Left out are files
+    of other users, who can put them back in ways of their own, and those of another size or time.
     """
     boot = boot_id()
     if not boot or not has_own_times(place):
         return None
     tick = next_tick(place)
     device = os.lstat(tree.root).st_dev
-    lost = lost_directories(tree.root, tree.index)
-    owners = (0, os.geteuid())
-    found = []
-    for number, entry in enumerate(tree.index.files):
-        state = None
-        if entry.size and numbers(number) and entry.path.rpartition("/")[0] not in lost:
-            state = state_of(f"{tree.root}/{entry.path}", owners)
-        is_old = state is not None and state.ctime_ns < tick and state.device == device
-        found.append(state.note if state and is_old else UNKNOWN)
+    states = states_of(tree)
+    found = [UNKNOWN] * len(tree.index.files)
+    for number, state in states.items():
+        if state.ctime_ns < tick and state.device == device:
+            found[number] = state.note
     return SeenFiles(boot=boot, id=tree.index.id, device=device, files=tuple(found))
+
+
+def states_of(tree: SeenTree) -> dict[int, FileState]:
+    """Return, by number, how files look now that have the size and time that they must have."""
+    mtime_ns, owners = tree.index.mtime * 10**9, (0, os.geteuid())
+    lost = lost_directories(tree.root, tree.index)
+    found = {}
+    for number, entry in enumerate(tree.index.files):
+        if entry.size and entry.path.rpartition("/")[0] not in lost:
+            state = state_of(f"{tree.root}/{entry.path}", owners)
+            size = expected_content(entry, tree.edited).size
+            if state and (state.size, state.mtime_ns) == (size, mtime_ns):
+                found[number] = state
+    return found
 
 
 def state_of(path: str, owners: Collection[int]) -> FileState | None:
@@ -163,18 +171,10 @@ def known_contents(seen: SeenFiles, tree: SeenTree) -> Iterator[tuple[FileState,
             yield state, content.xxh128
 
 
-def note_seen(
-    home: EnvHome,
-    id_: str,
-    tree: SeenTree,
-    numbers: Callable[[int], bool] = lambda number: True,
-) -> None:
-    """Note how the files with these numbers look, of which the content is known, if that helps.
-
-    What cannot be noted is read the next time.
-    """
+def note_seen(home: EnvHome, id_: str, tree: SeenTree) -> None:
+    """Note how files look whose content is known; what cannot be noted is read the next time."""
     with suppressed(home, id_):
-        write_seen(home, id_, look_at(tree, home.directory, numbers))
+        write_seen(home, id_, look_at(tree, home.directory))
 
 
 def write_seen(home: EnvHome, id_: str, seen: SeenFiles | None) -> None:
@@ -207,7 +207,7 @@ def being_read(home: EnvHome, id_: str, tree: SeenTree) -> Iterator[set[str]]:
     yield wrong
     if before is None or not home.record(id_).is_file():
         return
-    now = unchanged_numbers(tree, None)
+    now = states_of(tree)
     files = [
         seen if number in now and seen == now[number].note and entry.path not in wrong else UNKNOWN
         for number, (entry, seen) in enumerate(zip(tree.index.files, before.files, strict=True))
@@ -247,34 +247,26 @@ def opened_without_links(path: str, flags: int) -> int:
 def links_removed(trees: Mapping[tuple[EnvHome, str], SeenTree]) -> Iterator[None]:
     """Keep notes right while names of shared files are removed, which changes their ctimes.
 
-    What a note knew of a file before, and is unchanged but for its ctime after, stays known.
+    What a note knew of a file before stays known if it is the same file, of the same size and time,
+    after it.
     """
     before = {}
     for (home, id_), tree in trees.items():
         seen = read_seen(home, id_, len(tree.index.files))
         if seen:
-            known = dict.fromkeys(state for state, _ in known_contents(seen, tree))
-            before[home, id_] = unchanged_numbers(tree, known)
+            before[home, id_] = {
+                number: state
+                for number, state in states_of(tree).items()
+                if (state.device, *state.note) == (seen.device, *seen.files[number])
+            }
     yield
     for (home, id_), states in before.items():
-        tree = trees[home, id_]
-        after = unchanged_numbers(tree, None)
-        same = {n for n, state in states.items() if is_same_but_ctime(state, after.get(n))}
-        if any(after[number] != states[number] for number in same):
-            note_seen(home, id_, tree, same.__contains__)
-
-
-def unchanged_numbers(tree: SeenTree, known: Collection[FileState] | None) -> dict[int, FileState]:
-    """Return, by number, how files look now; with `known`, only those that look like that."""
-    owners = (0, os.geteuid())
-    found = {}
-    for number, entry in enumerate(tree.index.files):
-        state = state_of(f"{tree.root}/{entry.path}", owners) if entry.size else None
-        if state and (known is None or state in known):
-            found[number] = state
-    return found
-
-
-def is_same_but_ctime(one: FileState, other: FileState | None) -> bool:
-    """Whether a file is the same, and was not written to as far as its modification time says."""
-    return other is not None and one[:-1] == other[:-1]
+        with suppressed(home, id_):
+            seen = look_at(trees[home, id_], home.directory)
+            if seen:
+                files = [
+                    note if number in states and note[0] == states[number].inode else UNKNOWN
+                    for number, note in enumerate(seen.files)
+                ]
+                if any(files[number] != state.note for number, state in states.items()):
+                    write_seen(home, id_, msgspec.structs.replace(seen, files=tuple(files)))
