@@ -14,6 +14,7 @@ MODULES = (
     "archive",
     "lock",
     "build",
+    "lead_time",
     "registry",
     "registry_oci",
     "transfers",

@@ -260,7 +260,7 @@ envs, first, second, archive = Path(sys.argv[1]), sys.argv[2], sys.argv[3], Path
 home = EnvHome.of(envs, "demo")
 remove_named(home, first)
 assert {path.name for path in home.directory.iterdir()} == {
-    ".lock", ".history", second, f"{second}.json", f"{second}.index"
+    ".lock", ".history", second, f"{second}.json", f"{second}.index", f"{second}.seen"
 }, list(home.directory.iterdir())
 (home.tree(second) / "bin/tool").unlink()
 install(archive, envs, prefix="/srv/e")

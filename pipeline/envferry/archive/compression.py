@@ -8,6 +8,11 @@ DEFAULT_LEVEL = 3
 WINDOW_LOG = 23
 """8 MiB, a whole frame: who reads it holds it in memory anyway."""
 
+PARAMETERS = (
+    *("strategy", "window_log", "chain_log", "hash_log", "search_log", "min_match"),
+    *("target_length", "write_checksum", "write_content_size", "enable_ldm", "job_size"),
+)
+
 
 def new_compressor(level: int = DEFAULT_LEVEL) -> zstandard.ZstdCompressor:
     """Return a compressor whose frames carry their size and a checksum, for `zstd -t`.
@@ -17,6 +22,18 @@ def new_compressor(level: int = DEFAULT_LEVEL) -> zstandard.ZstdCompressor:
     smaller tables find in 2 MiB (docs/performance.md). Other levels are zstd's.
     """
     return zstandard.ZstdCompressor(compression_params=parameters(level))
+
+
+def describe_compression(level: int) -> str:
+    """Return what a frame's compressed bytes depend on, besides what it holds.
+
+    Two processes that return the same text compress to the same bytes: the library, and every
+    parameter that it is given.
+    """
+    library = ".".join(map(str, zstandard.ZSTD_VERSION))
+    given = parameters(level)
+    shown = (f"{name}={getattr(given, name)}" for name in PARAMETERS)
+    return " ".join((f"zstd={library} zstandard={zstandard.__version__}", f"level={level}", *shown))
 
 
 def parameters(level: int) -> zstandard.ZstdCompressionParameters:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import xxhash
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
     from envferry.archive.index import FileEntry, Index
 
@@ -31,6 +31,29 @@ class Content(NamedTuple):
     size: int
     """Bytes."""
     xxh128: str
+
+
+class FileState(NamedTuple):
+    """What tells, without reading it, that a file was not written to since."""
+
+    device: int
+    inode: int
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    ctime_ns: int
+
+    @property
+    def note(self) -> tuple[int, int]:
+        """What is not known from elsewhere: inode and ctime."""
+        return self.inode, self.ctime_ns
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileState:
+        """Take it from what the system says of a file."""
+        return cls(
+            status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        )
 
 
 def expected_content(entry: FileEntry, edited: Mapping[str, Content]) -> Content:
@@ -55,8 +78,13 @@ def checksum(descriptor: int) -> Content:
     return Content(size, digest.hexdigest())
 
 
-def open_holding(path: str, wanted: Content) -> int | None:
-    """Return a descriptor of the regular file that holds what is wanted, None where none does."""
+def open_holding(
+    path: str, wanted: Content, known: Container[tuple[FileState, str]] = ()
+) -> int | None:
+    """Return a descriptor of the regular file that holds what is wanted, None where none does.
+
+    It is read, unless what it looks like, with the XXH3-128 that is wanted, is `known`.
+    """
     try:
         descriptor = os.open(path, READ_FILE)
     except OSError:
@@ -64,7 +92,9 @@ def open_holding(path: str, wanted: Content) -> int | None:
     try:
         status = os.fstat(descriptor)
         has_size = stat.S_ISREG(status.st_mode) and status.st_size == wanted.size
-        is_right = has_size and checksum(descriptor) == wanted
+        is_right = has_size and (
+            (FileState.of(status), wanted.xxh128) in known or checksum(descriptor) == wanted
+        )
     except BaseException:
         os.close(descriptor)
         raise

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from concurrent.futures import Future, ThreadPoolExecutor
 
+    from envferry.archive.frame_reuse import EarlierFrames
     from envferry.archive.members import FramePlan, Member, Piece
+
+FramePlace = tuple[str, int, int]
+"""Where a frame begins: a path, an offset in that file, and how many bytes the frame holds."""
 
 FRAMES_AHEAD = 3
 """Finished frames that may wait for their turn, besides the one that each thread works on."""
@@ -38,6 +42,8 @@ class PackedFrame:
     """Where `raw` lies; the packer takes it back."""
     compressed: bytes
     entry: FrameEntry
+    plain: str
+    """BLAKE3 of `raw`."""
     checksums: dict[int, str]
     """XXH3-128 of each file that lies whole in the frame, by member number."""
     prefix_members: frozenset[int]
@@ -47,8 +53,16 @@ class PackedFrame:
 class FramePacker:
     """Turns frame plans into compressed frames; called from many threads."""
 
-    def __init__(self, members: Sequence[Member], *, level: int, prefix: str) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        level: int,
+        prefix: str,
+        earlier: EarlierFrames | None = None,
+    ) -> None:
         self.members = members
+        self.earlier = earlier
         self.level = level
         self.prefix = prefix.encode()
         self.threads = local()
@@ -73,18 +87,35 @@ class FramePacker:
             if member.entry.type == "file" and piece.length == member.entry.size:
                 checksums[piece.member] = xxhash.xxh3_128_hexdigest(raw[content:end])
             position += piece.size
-        if not hasattr(self.threads, "compressor"):
-            self.threads.compressor = new_compressor(self.level)
-        compressed = self.threads.compressor.compress(raw)
+        plain = blake3(raw).hexdigest()
+        compressed, entry = self.taken(plan, plain, buffer) or self.compressed(raw)
         return PackedFrame(
             plan=plan,
             raw=raw,
             buffer=buffer,
             compressed=compressed,
-            entry=frame_entry(compressed, len(raw)),
+            entry=entry,
+            plain=plain,
             checksums=checksums,
             prefix_members=frozenset(self.members_with_prefix(buffer, size, plan, starts)),
         )
+
+    def taken(
+        self, plan: FramePlan, plain: str, buffer: bytearray
+    ) -> tuple[bytes, FrameEntry] | None:
+        """Return what an earlier archive has of a frame, None where it has nothing proven."""
+        if self.earlier is None:
+            return None
+        first = plan.pieces[0]
+        place = (self.members[first.member].entry.path, first.start, plan.size)
+        return self.earlier.take(place, plain, buffer)
+
+    def compressed(self, raw: memoryview) -> tuple[bytes, FrameEntry]:
+        """Compress what a frame holds."""
+        if not hasattr(self.threads, "compressor"):
+            self.threads.compressor = new_compressor(self.level)
+        compressed: bytes = self.threads.compressor.compress(raw)
+        return compressed, frame_entry(compressed, len(raw))
 
     def next_buffer(self, size: int) -> bytearray:
         """Return memory for a frame: one that was used before, for the kernel clears new memory."""

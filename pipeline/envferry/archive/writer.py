@@ -38,6 +38,8 @@ from envferry.models import ArchiveFacts
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from envferry.archive.frame_reuse import EarlierFrames
+
 
 class ArchiveStream(Protocol):
     """Where an archive is written to."""
@@ -59,6 +61,8 @@ class ArchiveOptions:
     level: int = DEFAULT_LEVEL
     threads: int = 0
     """0: as many as there are cores."""
+    earlier: EarlierFrames | None = None
+    """Where frames are taken from that need not be compressed again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +76,8 @@ class WrittenArchive:
     index_offset: int
     index_size: int
     index_blake3: str
+    plain: tuple[str, ...] = ()
+    """BLAKE3 of what each frame holds, by number."""
     left_alone: tuple[tuple[str, str], ...] = ()
     """Path and format of the files that hold the prefix and keep it."""
 
@@ -124,6 +130,7 @@ class ArchiveWriter:
         self.threads = options.threads or os.cpu_count() or 1
         self.files: list[FileEntry] = []
         self.frames: list[FrameEntry] = []
+        self.plain: list[str] = []
         self.packages: list[PackageEntry] = []
         self.left_alone: list[tuple[str, str]] = []
         self.tar_offset = 0
@@ -140,11 +147,17 @@ class ArchiveWriter:
         starts = group_starts(members)
         plans = cut_frames(entries, frozenset(starts), self.options.mtime, self.tar_offset)
         first_file, first_frame = len(self.files), len(self.frames)
-        packer = FramePacker(members, level=self.options.level, prefix=self.options.prefix)
+        packer = FramePacker(
+            members,
+            level=self.options.level,
+            prefix=self.options.prefix,
+            earlier=self.options.earlier,
+        )
         records = MemberRecords(members, self.options.prefix.encode())
         frame_owners = []
         for frame in packed_in_order(pool, packer, plans, self.threads + FRAMES_AHEAD):
             self.write_frame(frame.compressed, frame.raw, frame.entry)
+            self.plain.append(frame.plain)
             records.take(frame)
             packer.take_back(frame.buffer)
             frame_owners.append(members[frame.plan.pieces[0].member].owner)
@@ -173,6 +186,7 @@ class ArchiveWriter:
         """Write the end of the tar stream, the index and the seek table."""
         compressed = new_compressor(self.options.level).compress(END_OF_ARCHIVE)
         self.write_frame(compressed, END_OF_ARCHIVE, frame_entry(compressed, len(END_OF_ARCHIVE)))
+        self.plain.append(blake3(END_OF_ARCHIVE).hexdigest())
         index = Index(
             name=self.options.name,
             platform=self.options.platform,
@@ -198,6 +212,7 @@ class ArchiveWriter:
             index_offset=index_offset,
             index_size=len(index_frame),
             index_blake3=blake3(index_frame).hexdigest(),
+            plain=tuple(self.plain),
             left_alone=tuple(self.left_alone),
         )
 

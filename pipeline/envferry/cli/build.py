@@ -20,6 +20,7 @@ from envferry.cli.building import (
 )
 from envferry.cli.command import argument, command, option
 from envferry.cli.completing import complete_specs
+from envferry.cli.measured import measured
 from envferry.cli.shared_options import (
     DryRunOptions,
     NewTagOptions,
@@ -34,6 +35,7 @@ from envferry.config import settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from envferry.archive.frame_reuse import Reuse
     from envferry.cli.console import Console
     from envferry.models import Artifact, BuiltEnv, PushedArtifact
     from envferry.registry import Registry
@@ -62,6 +64,13 @@ class PackCommandOptions(DryRunOptions, ThreadOptions, PackedOptions):
     )
     name: str | None = option(
         "-n", "--name", metavar="NAME", help="With a PREFIX: the name of the environment."
+    )
+    reuse: Path | None = option(
+        "--reuse",
+        type=click.Path(path_type=Path),
+        metavar="ARCHIVE",
+        help="Take the frames of unchanged packages from this archive; default: the newest one of"
+        " the environment that is found.",
     )
 
 
@@ -130,8 +139,11 @@ def pack(console: Console, options: PackCommandOptions) -> None:
             line = f"{built.tree} would be packed into {target}"
             console.preview({**facts, "archive": target}, lambda: [line])
             return
-        artifact = pack_built(console, built, options, options.threads)
-    console.result(artifact_facts(artifact), lambda: [str(artifact.archive_path)])
+        artifact, taken = pack_built(
+            console, built, options, threads=options.threads, reuse=options.reuse
+        )
+    packed: dict[str, object] = {**artifact_facts(artifact), "reused": taken}
+    console.result(packed, lambda: [str(artifact.archive_path)])
 
 
 @contextmanager
@@ -184,18 +196,32 @@ def push(console: Console, options: PushOptions) -> None:
 
 
 def pack_built(
-    console: Console, built: BuiltEnv, packed: PackedOptions, threads: int = 0
-) -> Artifact:
-    """Pack a built environment."""
+    console: Console,
+    built: BuiltEnv,
+    packed: PackedOptions,
+    *,
+    threads: int = 0,
+    reuse: Path | None = None,
+) -> tuple[Artifact, Reuse]:
+    """Pack a built environment, and say what did not have to be compressed again."""
     from envferry.pack.stage import PackOptions, pack_env
 
+    said: list[Reuse] = []
     options = PackOptions(
         output_dir=packed.output,
         mtime=settings().source_date_epoch,
         level=packed.level,
         threads=threads,
+        notes_dir=settings().cache_dir / "packs",
+        reuse=reuse,
     )
-    return pack_env(built, options=options, progress=console.progress)
+    with measured(console.progress, built.name) as progress:
+        artifact = pack_env(built, options=options, progress=progress, announce=said.append)
+    (taken,) = said
+    if taken.frames:
+        size, whole = human_bytes(taken.size), human_bytes(artifact.manifest.archive.size)
+        console.note(f"{size} of {whole} are taken from {taken.archive}, unchanged")
+    return artifact, taken
 
 
 def push_one(
@@ -204,7 +230,8 @@ def push_one(
     """Push an artifact."""
     from envferry.registry.push import push_artifact
 
-    return push_artifact(artifact, registry=registry, tags=options.tags, progress=console.progress)
+    with measured(console.progress, artifact.manifest.name) as progress:
+        return push_artifact(artifact, registry=registry, tags=options.tags, progress=progress)
 
 
 def push_on_base(

@@ -14,6 +14,7 @@ import click
 from envferry.archive.compression import DEFAULT_LEVEL
 from envferry.base.files import exclusive_lock, plural, remove_tree
 from envferry.cli.command import option
+from envferry.cli.measured import measured
 from envferry.cli.shared_options import SPECS_DIR, OfflineOptions, becomes
 from envferry.config import settings
 from envferry.engines.selection import Engine
@@ -140,7 +141,8 @@ def build_lock(console: Console, lock: Lock, sandbox: Sandbox, options: BuildOpt
     from envferry.build.stage import build_env
 
     cache = DownloadCache(settings().cache_dir / "downloads")
-    return build_env(lock, sandbox=sandbox, cache=cache, options=options, progress=console.progress)
+    with measured(console.progress, lock.name) as progress:
+        return build_env(lock, sandbox=sandbox, cache=cache, options=options, progress=progress)
 
 
 def build_again(

@@ -121,6 +121,12 @@ class InstallCommandOptions(
     allow_downgrade: bool = option(
         "--allow-downgrade", is_flag=True, help="Accept a tag that was moved back."
     )
+    verify_shared: bool = option(
+        "--verify-shared",
+        is_flag=True,
+        help="Read every file before it is shared, even if nothing was written to it since the last"
+        " install or verification.",
+    )
     mount: bool = option(
         "--mount",
         is_flag=True,
@@ -140,6 +146,7 @@ class InstallCommandOptions(
             link=self.link,
             force=self.force,
             threads=self.threads,
+            verify_shared=self.verify_shared,
             origin=origin,
             kernel_dir=kernel_directory(self.kernel),
             modulefile_dir=modulefile_directory(self.modulefile),

@@ -16,6 +16,7 @@ from envferry.models import PushedArtifact, current_platform
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from envferry.archive.frame_reuse import Reuse
     from envferry.models import Lock
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ class Outcome:
     pushed: PushedArtifact | None = None
     built: bool = False
     """False when the registry had it already."""
+    reused: Reuse | None = None
+    """What did not have to be compressed again; None where it was not packed here."""
     error: Exception | None = None
     worker: str | None = None
     """Which worker built it; None where there are none."""
@@ -59,6 +62,8 @@ class Outcome:
         }
         if self.pushed:
             facts |= {**msgspec.to_builtins(self.pushed), "built": self.built}
+        if self.reused:
+            facts["reused"] = self.reused
         if self.worker is not None:
             facts |= {"worker": self.worker, "seconds": round(self.seconds, 1)}
         if self.error:

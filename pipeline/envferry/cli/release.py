@@ -15,6 +15,7 @@ from envferry.cli.clustered import BuiltReleaseOptions, outcomes_of, release_on_
 from envferry.cli.command import argument, command, option
 from envferry.cli.completing import complete_specs
 from envferry.cli.outcome import FAILURES, Outcome, raise_first
+from envferry.cli.release_plan import plan_releases
 from envferry.cli.shared_options import SPECS_DIR, DryRunOptions
 from envferry.errors import UsageError
 from envferry.models import current_platform
@@ -41,6 +42,16 @@ class ReleaseOptions(DryRunOptions, BuiltReleaseOptions):
         type=click.Choice(list(MAX_JOBS)),
         help="Only print the jobs, one a spec and platform, as this CI service takes them.",
     )
+    plan: bool = option(
+        "--plan",
+        is_flag=True,
+        help="Only print what would be fetched, built, packed and sent, in bytes and seconds.",
+    )
+    have: str | None = option(
+        "--have",
+        metavar="REF",
+        help="With --plan: also what a host that has REF would read of the release.",
+    )
 
 
 @command(ReleaseOptions)
@@ -58,6 +69,9 @@ def release(console: Console, options: ReleaseOptions) -> None:
     checks what they pushed, signs it and moves the tags.
     """
     options.require_combinable()
+    if options.have and not options.plan:
+        message = "`--have` says which version a plan is for"
+        raise UsageError(message, hint="add `--plan`")
     if not options.specs and options.since is None:
         message = "release what? Neither a SPEC nor `--since` is given"
         raise UsageError(message, hint="name specs, such as `demo`")
@@ -68,6 +82,9 @@ def release(console: Console, options: ReleaseOptions) -> None:
         return
     target = options.open_registry()
     outcomes = outcomes_of(specs, options)
+    if options.plan:
+        plan_only(console, outcomes, target, options)
+        return
     if options.dry_run:
         preview_release(console, outcomes, target, options)
         return
@@ -82,6 +99,18 @@ def release(console: Console, options: ReleaseOptions) -> None:
         console.result(
             [outcome.facts() for outcome in outcomes], lambda: [one.line() for one in outcomes]
         )
+    raise_first(outcomes)
+
+
+def plan_only(
+    console: Console, outcomes: Sequence[Outcome], target: Registry, options: ReleaseOptions
+) -> None:
+    """Print what a release will take; raise what is wrong with a lock."""
+    check_all(outcomes, options.tags)
+    facts, lines = plan_releases(
+        outcomes, target, options, have=options.have, rebuild=options.rebuild
+    )
+    console.preview(facts, lambda: lines)
     raise_first(outcomes)
 
 
@@ -169,6 +198,6 @@ def release_one(
             outcome.pushed = tag_published(found, registry=target, tags=options.tags)
             return
     built = build_spec(console, outcome.spec, options)
-    artifact = pack_built(console, built, options)
+    artifact, outcome.reused = pack_built(console, built, options)
     outcome.pushed = push_one(console, artifact, target, options)
     outcome.built = True

@@ -126,6 +126,7 @@ def packed(job: BuildJob, built: BuiltEnv) -> Iterator[Artifact]:
             mtime=settings().source_date_epoch,
             level=job.choice.level,
             threads=job.choice.threads,
+            notes_dir=settings().cache_dir / "packs" if job.choice.output else None,
         )
         yield pack_env(built, options=options, progress=SaidStages())
 

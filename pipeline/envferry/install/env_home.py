@@ -23,6 +23,7 @@ HISTORY = ".history"
 EVENTS = ".events"
 INTEGRATIONS = ".integrations"
 STATE = ".state"
+SEEN = ".seen"
 SHORTEST_ID_PREFIX = 4
 """What is shorter counts installations: `rollback demo 1`."""
 LINK = ".link-"
@@ -80,6 +81,10 @@ class EnvHome:
     def state(self, id_: str) -> Path:
         """Return what the last verification and the last checks of an installation found."""
         return self.directory / f"{id_}{STATE}"
+
+    def seen(self, id_: str) -> Path:
+        """Return how the files of an installation looked when their contents were known."""
+        return self.directory / f"{id_}{SEEN}"
 
     @property
     def events(self) -> Path:

@@ -11,6 +11,7 @@ from envferry.archive.prefixes import Relocation
 from envferry.errors import IntegrityError, NotFound, PipelineError
 from envferry.install.env_home import HOME, EnvHome
 from envferry.install.reuse import ReusableTrees
+from envferry.install.seen_files import SeenTree, known_contents, read_seen
 from envferry.install.tree_check import InstalledTree
 from envferry.models import NAME_PATTERN
 from envferry.suggestions import did_you_mean
@@ -90,8 +91,11 @@ def all_installations(home: EnvHome) -> Iterator[tuple[EnvHome, Installation]]:
                 yield other, other.installation(path.stem)
 
 
-def find_donors(home: EnvHome, wanted: Installation) -> ReusableTrees:
-    """Return what the installations on this host offer to a new one."""
+def find_donors(home: EnvHome, wanted: Installation, *, read_all: bool) -> ReusableTrees:
+    """Return what the installations on this host offer to a new one.
+
+    Unless all is to be read before it is shared, what files looked like last is offered, too.
+    """
     donors = ReusableTrees()
     for other, record in all_installations(home):
         if record.mounted:
@@ -101,5 +105,23 @@ def find_donors(home: EnvHome, wanted: Installation) -> ReusableTrees:
             index = read_index(other, record.id)
         except PipelineError:
             continue
-        donors.offer(str(other.tree(record.id)), index, edited_contents(record), same_prefixes=same)
+        tree = SeenTree(str(other.tree(record.id)), index, edited_contents(record))
+        donors.offer(tree.root, index, tree.edited, same_prefixes=same)
+        seen = None if read_all else read_seen(other, record.id, len(index.files))
+        if seen:
+            donors.known.update(known_contents(seen, tree))
     return donors
+
+
+def seen_trees(home: EnvHome, but: str) -> dict[tuple[EnvHome, str], SeenTree]:
+    """Return all installed trees of a host that there is a note of, but one of this environment."""
+    found = {}
+    for other, record in all_installations(home):
+        is_meant = (other.name, record.id) == (home.name, but)
+        if record.mounted or is_meant or not other.seen(record.id).is_file():
+            continue
+        with contextlib.suppress(PipelineError):
+            index = read_index(other, record.id)
+            tree = SeenTree(str(other.tree(record.id)), index, edited_contents(record))
+            found[other, record.id] = tree
+    return found

@@ -67,6 +67,8 @@ class InstallOptions:
     """Who installs it, from where and when: for the record."""
     threads: int = 0
     """0: as many as there are cores, and a few at least."""
+    verify_shared: bool = False
+    """Read every file before it is shared, also one that was not written to since it was known."""
 
     @property
     def actor(self) -> Actor:
@@ -109,7 +111,9 @@ def prepare_install(
     relocation = Relocation(archive.index.prefix, installation.prefix, archive.index)
     relocation.check(archive.index)
     is_whole = is_installed(home, installation)
-    donors = ReusableTrees() if is_whole else find_donors(home, installation)
+    donors = ReusableTrees()
+    if not is_whole:
+        donors = find_donors(home, installation, read_all=options.verify_shared)
     order = InstallPlan(
         archive=archive,
         home=home,

@@ -11,10 +11,11 @@ from envferry.errors import HostError, TargetOccupied
 from envferry.install.env_home import TRASH
 from envferry.install.events import NOBODY, Actor, note_event
 from envferry.install.in_use import Usage, describe, look_for_users
-from envferry.install.installed import not_installed
+from envferry.install.installed import not_installed, seen_trees
 from envferry.install.integrations import forget_integrations
 from envferry.install.mounting import refuse_mounts, unmount
 from envferry.install.moves import throw_away
+from envferry.install.seen_files import links_removed
 from envferry.install.upkeep import changing
 
 if TYPE_CHECKING:
@@ -152,10 +153,12 @@ def remove_one(home: EnvHome, id_: str) -> None:
     home.record(id_).unlink()
     home.index(id_).unlink(missing_ok=True)
     home.state(id_).unlink(missing_ok=True)
+    home.seen(id_).unlink(missing_ok=True)
     unmount(home.tree(id_))
     home.image(id_).unlink(missing_ok=True)
     try:
-        throw_away(home.tree(id_), home.directory / f"{TRASH}{id_}")
+        with links_removed(seen_trees(home, but=id_)):
+            throw_away(home.tree(id_), home.directory / f"{TRASH}{id_}")
     except PermissionError as error:
         message = f"cannot remove {error.filename or home.tree(id_)}: {error.strerror}"
         raise HostError(message, hint="run it as the user who owns it") from error

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from envferry.archive.contents import (
     Content,
+    FileState,
     expected_content,
     in_parallel,
     lost_directories,
@@ -22,7 +23,7 @@ from envferry.base.direct_io import write_all
 from envferry.install.tree_check import WRITE_BITS, is_mode, read_only
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Container, Mapping
     from pathlib import Path
 
     from envferry.archive.index import Index
@@ -52,6 +53,8 @@ class ReusableTrees:
 
     def __init__(self) -> None:
         self.places: dict[tuple[str, bool], tuple[str, Content]] = {}
+        self.known: set[tuple[FileState, str]] = set()
+        """What files looked like when they held what their installation says."""
 
     def offer(
         self, root: str, index: Index, edited: Mapping[str, Content], *, same_prefixes: bool
@@ -84,7 +87,10 @@ class ReusableTrees:
 
 
 class FileSharer:
-    """Verifies candidates and, given a tree to put them in, links or copies them there."""
+    """Verifies candidates and, given a tree to put them in, links or copies them there.
+
+    A candidate is read, unless what it looks like is `known`.
+    """
 
     def __init__(
         self,
@@ -92,11 +98,13 @@ class FileSharer:
         candidates: Mapping[int, tuple[str, Content]],
         link: Link,
         advance: Callable[[int], None] = lambda count: None,
+        known: Container[tuple[FileState, str]] = (),
     ) -> None:
         self.index = index
         self.advance = advance
         self.candidates = candidates
         self.link = link
+        self.known = known
         self.times = (index.mtime * 10**9,) * 2
         self.linked: list[int] = []
         """The files that are now hard links to those of other trees."""
@@ -124,7 +132,7 @@ class FileSharer:
     def take(self, number: int, target: str | None) -> bool:
         """Verify one file and put it in its place; return whether it is what it must be."""
         source, wanted = self.candidates[number]
-        descriptor = open_holding(source, wanted)
+        descriptor = open_holding(source, wanted, self.known)
         if descriptor is None:
             return False
         try:

@@ -27,6 +27,7 @@ from envferry.install.plan import recorded
 from envferry.install.preview import InstallPreview, describe_plan
 from envferry.install.resume import Kept, clear_others, find_kept
 from envferry.install.reuse import FileSharer, Link, choose_link
+from envferry.install.seen_files import SeenTree, note_seen
 from envferry.models import Sharing
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def plan_staging(order: InstallPlan) -> InstallPreview:
     """Return what `write_tree` would read; what is here already is looked at, nothing changed."""
     kept = find_leftover(order)
     rest = order.donors.candidates(order.archive.index, order.relocation, kept.files)
-    supply = FileSharer(order.archive.index, rest, Link.COPY)
+    supply = FileSharer(order.archive.index, rest, Link.COPY, known=order.donors.known)
     present = kept.files | supply.verify(order.options.threads)
     return describe_plan(order, present, needed_frames(order.archive, present, kept.frames))
 
@@ -92,6 +93,7 @@ def put_in_place(order: InstallPlan, filled: FilledTree) -> Installation:
         sharing=filled.sharing,
     )
     home.state(id_).unlink(missing_ok=True)
+    home.seen(id_).unlink(missing_ok=True)
     there = recorded(home, id_)
     if there is None or there.prefix != finished.prefix:
         home.record(id_).unlink(missing_ok=True)
@@ -104,6 +106,7 @@ def put_in_place(order: InstallPlan, filled: FilledTree) -> Installation:
         move_directory(partial, tree)
     sync_directory(home.directory)
     write_bytes(home.index(id_), order.archive.index_frame)
+    note_seen(home, id_, SeenTree(str(tree), order.archive.index, filled.edited))
     write_bytes(home.record(id_), to_json(finished))
     home.journal(id_).unlink(missing_ok=True)
     return finished
@@ -140,7 +143,7 @@ def fill_tree(
             size = sum(archive.index.files[number].size for number in rest)
             link = choose_link(partial, order.options.link)
             with progress.task(f"share files of {home.name}", size) as advance:
-                supply = FileSharer(archive.index, rest, link, advance)
+                supply = FileSharer(archive.index, rest, link, advance, order.donors.known)
                 shared = supply.put_into(partial, order.options.threads)
             present |= shared
             sharing = describe_sharing(order, supply)

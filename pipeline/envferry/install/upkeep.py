@@ -20,6 +20,7 @@ from envferry.install.env_home import (
     LINK,
     PARTIAL,
     REPAIR,
+    SEEN,
     STATE,
     TRASH,
 )
@@ -42,7 +43,7 @@ TAG_SECONDS = 3600
 """Writing the record of a tag never takes that long."""
 ATOMIC = "|".join([*map(re.escape, (HISTORY, EVENTS, INTEGRATIONS)), r"\.follow-.+"])
 UNFINISHED_FILE = re.compile(
-    rf"\.(({ID_PATTERN.pattern})\.(json|index|state)|{ATOMIC})\.[a-z0-9_]{{8}}"
+    rf"\.(({ID_PATTERN.pattern})\.(json|index|state|seen)|{ATOMIC})\.[a-z0-9_]{{8}}"
 )
 """What `atomic_write` had not given its name yet."""
 
@@ -97,7 +98,7 @@ def clear_up(home: EnvHome, installing: str = "") -> None:
 
 def is_beside_a_record(path: Path) -> bool:
     """Whether a file belongs to the installation whose id it has as its stem."""
-    return path.suffix in (".index", STATE, IMAGE_SUFFIX)
+    return path.suffix in (".index", STATE, SEEN, IMAGE_SUFFIX)
 
 
 def clear_tags(home: EnvHome) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from envferry.install.env_home import REPAIR
 from envferry.install.events import NOBODY, Actor, note_event
 from envferry.install.installed import chosen_id, open_installed
 from envferry.install.last_results import LastVerified, note_verified
+from envferry.install.seen_files import SeenTree, being_read
 from envferry.install.shared_files import find_sharers
 from envferry.install.tree_check import (
     FileDifference,
@@ -58,16 +60,20 @@ def verify_installation(
 ) -> Verified:
     """Compare an installed tree with the index of its archive; read every file unless `quick`.
 
-    With the `time`, what was found is noted beside the record.
+    With the `time`, what was found is noted beside the record; and how files look that were read,
+    so that updates need not read them again.
     """
     settle(home)
     found = chosen_id(home, id_)
     tree = open_installed(home, found)
     total = 0 if quick else sum(entry.size for entry in tree.index.files)
-    with progress.task(f"verify {home.name}", total) as advance:
+    seen = SeenTree(str(tree.root), tree.index, tree.edited)
+    noting = being_read(home, found, seen) if time and not quick else nullcontext(set[str]())
+    with progress.task(f"verify {home.name}", total) as advance, noting as wrong:
         differences = compare_tree(
             tree, quick=quick, advance=(lambda count: None) if quick else advance
         )
+        wrong.update(item.path for item in differences)
     if time:
         note_verified(home, found, summary(differences, time=time, quick=quick))
     changed = [item.path for item in differences if item.kind == "changed"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry.archive.compression import DEFAULT_LEVEL
+from envferry.archive.frame_reuse import Reuse
 from envferry.archive.reader import Archive, FileSource
 from envferry.archive.writer import ArchiveOptions, WrittenArchive, write_archive
 from envferry.artifacts import SBOM, sbom_path, write_companions
@@ -19,12 +20,15 @@ from envferry.base.files import exclusive_lock, write_anew, write_bytes
 from envferry.errors import IntegrityError
 from envferry.models import Artifact, Manifest, left_out
 from envferry.pack.cuda_code import cuda_code
+from envferry.pack.earlier_pack import PackNotes, earlier_frames
 from envferry.pack.env_members import Listing
 from envferry.pack.frozen import frozen_members
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
+    from envferry.archive.frame_reuse import EarlierFrames
     from envferry.archive.index import FileEntry
     from envferry.archive.members import Member
     from envferry.models import BuiltEnv
@@ -47,25 +51,41 @@ class PackOptions:
     level: int = DEFAULT_LEVEL
     threads: int = 0
     """0: as many as there are cores."""
+    notes_dir: Path | None = None
+    """Where it is noted what was packed, for the next time; None: nothing is noted."""
+    reuse: Path | None = None
+    """An earlier archive to take compressed frames from; None: the newest one that is found."""
 
 
-def pack_env(built: BuiltEnv, *, options: PackOptions, progress: Progress) -> Artifact:
+def pack_env(
+    built: BuiltEnv,
+    *,
+    options: PackOptions,
+    progress: Progress,
+    announce: Callable[[Reuse], None] = lambda reuse: None,
+) -> Artifact:
     """Pack a built environment into one archive, with its checksum, lock and manifest beside it.
 
-    The manifest is written last: without it the other files are no artifact. Raises SpecError when
-    something in the environment cannot travel, HostError when it changes while it is packed,
-    TargetOccupied while another process packs it into the same directory.
+    Frames that an earlier archive has are taken from there, proven; the bytes are those of a pack
+    from nothing, and `announce` is told how many were taken. The manifest is written last: without
+    it the other files are no artifact. Raises SpecError when something in the environment cannot
+    travel, HostError when it changes while it is packed, TargetOccupied while another process packs
+    it into the same directory, NotFound when the archive to reuse is not there.
     """
     listing = Listing(Path(built.tree), built.prefix, built.options.exclude)
     staged = options.output_dir / f".{built.name}-{built.platform}.tar.zst"
     total = sum(member.entry.size for member in listing.members)
-    with exclusive_lock(staged, f"the new archive of {built.name} in {options.output_dir}"):
+    notes = PackNotes(options.notes_dir) if options.notes_dir else None
+    with (
+        exclusive_lock(staged, f"the new archive of {built.name} in {options.output_dir}"),
+        find_earlier(built, notes, options) as earlier,
+    ):
         with progress.task(f"pack {built.name}", total) as advance, write_anew(staged) as stream:
             direct = DirectStream(stream.fileno(), WRITE_BYTES)
             written = write_archive(
                 direct,
                 listing.members,
-                options=archive_options(built, options),
+                options=archive_options(built, options, earlier),
                 generate=lambda files: last_members(built, listing, files),
                 advance=advance,
             )
@@ -77,7 +97,23 @@ def pack_env(built: BuiltEnv, *, options: PackOptions, progress: Progress) -> Ar
         )
         staged.replace(artifact.archive_path)
         add_companions(artifact, built)
+        if notes:
+            notes.keep(built, written, artifact.archive_path, options.level)
+    announce(earlier.reuse if earlier else Reuse())
     return artifact
+
+
+def find_earlier(
+    built: BuiltEnv, notes: PackNotes | None, options: PackOptions
+) -> AbstractContextManager[EarlierFrames | None]:
+    """Open what frames may be taken from."""
+    return earlier_frames(
+        built,
+        notes,
+        level=options.level,
+        output_dir=options.output_dir,
+        named=options.reuse,
+    )
 
 
 def read_back(path: Path, written: WrittenArchive) -> None:
@@ -114,7 +150,9 @@ def last_members(built: BuiltEnv, listing: Listing, files: Sequence[FileEntry]) 
         yield from frozen_members(files, built.name)
 
 
-def archive_options(built: BuiltEnv, options: PackOptions) -> ArchiveOptions:
+def archive_options(
+    built: BuiltEnv, options: PackOptions, earlier: EarlierFrames | None
+) -> ArchiveOptions:
     """Return what the archive says of itself."""
     return ArchiveOptions(
         name=built.name,
@@ -123,6 +161,7 @@ def archive_options(built: BuiltEnv, options: PackOptions) -> ArchiveOptions:
         mtime=options.mtime,
         level=options.level,
         threads=options.threads,
+        earlier=earlier,
     )
 
 

@@ -1,0 +1,206 @@
+"""The second time: one package of 5 MB changed, from its pin to a host that runs it.
+
+Every stage is timed where the version before is in place: its build, its archive, its artifact in
+an S3 server on this machine, its installation on a host; and again, for the same version, where
+none of that is there. Downloads are in the cache both times.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.comparing import Command, Result, Run, run_once
+from demo.seaweed import S3Server, seaweed
+from demo.walkthrough import ENVFERRY
+from tests.support.fault_proxy import Plan, fault_proxy
+from tests.support.packed import random_bytes
+from tests.support.tiny_channel import TinyPackage, add_packages
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from benchmarks.environments import Environment
+
+NAME = "lead"
+PAYLOAD_BYTES = 5_000_000
+LEAD_SECONDS, LEAD_RATIO = 20, 0.15
+REBUILD_SECONDS, REPACK_RATIO, REPUSH_BYTES = 6, 0.15, 10_000_000
+UPDATE_SECONDS, COLD_SECONDS = 1.0, 1.5
+DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+
+
+def results(environment: Environment) -> Iterator[Result]:
+    """Yield the figures of the second time; none where the environment's channel is not here."""
+    if not (environment.home / "channel").is_dir():
+        return
+    work = environment.home / "bench-lead-time"
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "specs").mkdir(parents=True)
+    os.chdir(work)  # where specs are found by name; this process is for these figures alone
+    with seaweed(work / "seaweed") as server:
+        voyage = Voyage(environment, work, server)
+        voyage.make_channel(versions=environment.rounds + 3)
+        yield from voyage.results(environment.rounds)
+    os.chdir(environment.home)
+    shutil.rmtree(work)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where artifacts go: a folder, a registry and a host."""
+
+    dist: Path
+    registry: str
+    envs: Path
+
+
+class Voyage:
+    """The demo environment and one package more, of which the version is what changes."""
+
+    def __init__(self, environment: Environment, work: Path, server: S3Server) -> None:
+        self.environment, self.work, self.server = environment, work, server
+        self.spec_text = (environment.home / f"specs/{environment.name}.yml").read_text()
+        self.prefix = environment.built.prefix
+        self.lasting = self.place("lasting")
+
+    def place(self, name: str) -> Place:
+        """Return a place of this name, where nothing is at first."""
+        registry = f"s3://{self.server.bucket}/{name}"
+        return Place(
+            dist=self.work / f"dist-{name}", registry=registry, envs=self.work / f"envs-{name}"
+        )
+
+    def make_channel(self, versions: int) -> None:
+        """Put the versions of the package into a copy of the environment's channel."""
+        channel = self.work / "channel"
+        shutil.copytree(self.environment.home / "channel", channel)
+        packages = []
+        for version in range(versions):
+            data = base64.b64encode(random_bytes(version, PAYLOAD_BYTES * 3 // 4)).decode()
+            files = (("share/payload/data.txt", data),)
+            packages.append(TinyPackage(name="payload", version=f"{version}.0", files=files))
+        add_packages(channel, packages)
+
+    def command(self, *words: str | Path, endpoint: str = "") -> Command:
+        """Return a command with the cache and the server of these figures."""
+        environ = {
+            **self.server.environ,
+            "ENVFERRY_CACHE": str(self.work / "cache"),
+            "ENVFERRY_TRUSTED_DIR": str(self.work / "none"),
+            **({"AWS_ENDPOINT_URL_S3": endpoint} if endpoint else {}),
+        }
+        return Command(argv=(str(ENVFERRY), *map(str, words)), environ=tuple(environ.items()))
+
+    def pin(self, version: int) -> None:
+        """Write the version into the spec: the line that is changed."""
+        text = self.spec_text.replace(f"name: {self.environment.name}", f"name: {NAME}", 1)
+        pinned = text.replace("dependencies:\n", f"dependencies:\n  - payload={version}.0\n", 1)
+        (self.work / f"specs/{NAME}.yml").write_text(pinned)
+
+    def lock_and_build(self, version: int) -> dict[str, Run]:
+        """Lock and build a version."""
+        self.pin(version)
+        lock = self.command("lock", NAME, "-q", "--channel", self.work / "channel")
+        return {"lock": run_once(lock), "build": run_once(self.command("build", NAME, "-q"))}
+
+    def carry(self, place: Place, endpoint: str = "") -> dict[str, Run]:
+        """Pack, push and install what was built."""
+        runs = {"pack": run_once(self.command("pack", NAME, "-q", "-o", place.dist))}
+        newest = max(place.dist.glob("*.tar.zst"), key=lambda path: path.stat().st_mtime_ns)
+        push = self.command("push", newest, "-q", "--registry", place.registry, endpoint=endpoint)
+        runs["push"] = run_once(push)
+        runs["update"] = run_once(self.install(place.registry, place.envs))
+        return runs
+
+    def install(self, registry: str, envs: Path) -> Command:
+        """Return the install of the newest version."""
+        return self.command(
+            "install", NAME, "-q", "--no-check", "--force", "cuda", "--registry", registry,
+            "--envs-dir", envs, "--prefix", self.prefix,
+        )  # fmt: skip
+
+    def first_time(self, version: int) -> dict[str, Run]:
+        """Carry a version where nothing of this environment is; its build is the same."""
+        lock, notes = self.work / f"specs/{NAME}.conda-lock.yml", self.work / "cache/packs"
+        lock.unlink()
+        notes.rename(notes.with_name("packs-aside"))
+        runs = {**self.lock_and_build(version), **self.carry(self.place(f"first-{version}"))}
+        shutil.rmtree(notes)
+        notes.with_name("packs-aside").rename(notes)
+        return runs
+
+    def results(self, rounds: int) -> Iterator[Result]:
+        """Yield all figures; the version before is there from the first one on."""
+        cold_envs = self.work / "envs-cold"
+        self.lock_and_build(0)
+        self.carry(self.lasting)
+        run_once(self.install(self.lasting.registry, cold_envs))
+        second, first, cold = [], [], []
+        for version in range(1, rounds + 2):
+            second.append({**self.lock_and_build(version), **self.carry(self.lasting)})
+            if DROP_CACHES.exists() and os.access(DROP_CACHES, os.W_OK):
+                install = self.install(self.lasting.registry, cold_envs)
+                cold.append(run_once(replace(install, prepare=drop_caches)))
+            first.append(self.first_time(version))
+        yield from lead_results(second[1:], first[1:])
+        if cold:
+            yield absolute("update_cold_seconds", median_of(cold[1:]), COLD_SECONDS, "s")
+        yield absolute("repush_bytes", self.sent_bytes(rounds + 2), REPUSH_BYTES, "bytes")
+
+    def sent_bytes(self, version: int) -> int:
+        """Return what the push of one more version sends, all requests together."""
+        self.lock_and_build(version)
+        plan = Plan(upstream=self.server.endpoint_url)
+        with fault_proxy(plan) as proxy:
+            self.carry(self.lasting, endpoint=proxy)
+        return plan.sent_bytes
+
+
+def drop_caches() -> None:
+    """Have the kernel forget what it has of files, as after a boot."""
+    os.sync()
+    DROP_CACHES.write_text("3\n")
+
+
+def lead_results(
+    second: Sequence[dict[str, Run]], first: Sequence[dict[str, Run]]
+) -> Iterator[Result]:
+    """Yield what the second time takes, and as a part of the first."""
+    again = {stage: median_of([runs[stage] for runs in second]) for stage in second[0]}
+    once = {stage: median_of([runs[stage] for runs in first]) for stage in first[0]}
+    whole = sum(again.values())
+    shown = ", ".join(f"{stage} {again[stage]:.2f} of {once[stage]:.2f} s" for stage in again)
+    yield replace(absolute("lead_time", whole, LEAD_SECONDS, "s"), note=shown)
+    yield Result(
+        name="lead_time_vs_first", ours=whole, other=sum(once.values()), goal=LEAD_RATIO, unit="s"
+    )
+    yield absolute("rebuild_seconds", again["build"], REBUILD_SECONDS, "s")
+    yield Result(
+        name="repack_vs_pack", ours=again["pack"], other=once["pack"], goal=REPACK_RATIO, unit="s",
+        note=f"CPU: {cpu_of(second, 'pack'):.2f} of {cpu_of(first, 'pack'):.2f} s",
+    )  # fmt: skip
+    yield replace(
+        absolute("update_seconds", again["update"], UPDATE_SECONDS, "s"),
+        note=f"CPU: {cpu_of(second, 'update'):.2f} of {cpu_of(first, 'update'):.2f} s",
+    )
+
+
+def absolute(name: str, figure: float, goal: float, unit: str) -> Result:
+    """Return a figure that stands for itself."""
+    return Result(name=name, ours=figure, other=1, goal=goal, unit=unit)
+
+
+def median_of(runs: Sequence[Run]) -> float:
+    """Return the median of the seconds."""
+    return statistics.median(run.seconds for run in runs)
+
+
+def cpu_of(rounds: Sequence[dict[str, Run]], stage: str) -> float:
+    """Return the median of a stage's CPU seconds."""
+    return statistics.median(runs[stage].cpu_seconds for runs in rounds)

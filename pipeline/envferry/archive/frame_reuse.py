@@ -1,0 +1,106 @@
+"""Compressed frames of an earlier archive, for a new one that holds the same in the same place."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from envferry.archive.compression import new_compressor
+from envferry.archive.frame_packer import frame_entry
+from envferry.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from envferry.archive.frame_packer import FramePlace
+    from envferry.archive.index import FrameEntry
+    from envferry.archive.reader import Archive
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reuse:
+    """How much of an archive was taken from an earlier one."""
+
+    archive: str = ""
+    """The earlier archive; empty when there was none."""
+    frames: int = 0
+    size: int = 0
+    """Compressed bytes."""
+
+
+class EarlierFrames:
+    """The frames of an earlier archive, handed out only when they are proven; for many threads.
+
+    The path of a frame's first file says where to look, and nothing else: what counts is that the
+    frame holds the new bytes, and that its own bytes are those which its archive was made with.
+    """
+
+    def __init__(self, archive: Archive, plain: Sequence[str] | None) -> None:
+        """Offer an archive's frames; `plain` are BLAKE3s of what they hold, by number.
+
+        Those must come from who compressed the frames. Without them each frame is decompressed
+        and compared: an index may say what it likes.
+        """
+        self.archive = archive
+        self.plain = plain
+        self.counting = Lock()
+        self.taken_frames = 0
+        self.taken_bytes = 0
+        self.numbers: dict[FramePlace, int] = {}
+        for number, plan in enumerate(archive.plans):
+            for first in plan.pieces[:1]:  # the last frame holds the end, and no file
+                path = archive.index.files[first.member].path
+                self.numbers[path, first.start, archive.index.frames[number].tar_size] = number
+
+    @property
+    def reuse(self) -> Reuse:
+        """What was taken so far."""
+        return Reuse(archive=self.archive.name, frames=self.taken_frames, size=self.taken_bytes)
+
+    def take(
+        self, place: FramePlace, plain: str, raw: bytearray
+    ) -> tuple[bytes, FrameEntry] | None:
+        """Return the compressed frame that holds the first bytes of `raw`, None without proof.
+
+        `plain` is the BLAKE3 of these bytes; `place` says how many they are.
+        """
+        number = self.numbers.get(place)
+        if number is None or (self.plain and self.plain[number] != plain):
+            return None
+        archive, expected = self.archive, self.archive.index.frames[number]
+        compressed = archive.bytes.read_at(archive.offsets[number], expected.size)
+        entry = frame_entry(compressed, expected.tar_size)
+        if entry.blake3 != expected.blake3:
+            log.info("frame %d of %s is damaged: it is compressed again", number, archive.name)
+            return None
+        if not self.plain and not self.holds(number, compressed, raw):
+            return None
+        with self.counting:
+            self.taken_frames += 1
+            self.taken_bytes += entry.size
+        return compressed, entry
+
+    def holds(self, number: int, compressed: bytes, raw: bytearray) -> bool:
+        """Whether a frame decompresses to the first bytes of `raw`."""
+        try:
+            return raw.startswith(self.archive.decode_frame(number, compressed))
+        except IntegrityError as error:
+            log.info("a frame is compressed again: %s", error)
+            return False
+
+    def is_compressed_as(self, level: int) -> bool:
+        """Whether the largest frame is what compressing it here, at this level, gives.
+
+        Another level or another version of zstd gives other bytes. Raises IntegrityError when the
+        frame is damaged.
+        """
+        frames = self.archive.index.frames
+        number = max(range(len(frames) - 1), key=lambda each: frames[each].size, default=0)
+        (raw,) = self.archive.read_run([number])
+        start = self.archive.offsets[number]
+        compressed = self.archive.bytes.read_at(start, frames[number].size)
+        return new_compressor(level).compress(raw) == compressed

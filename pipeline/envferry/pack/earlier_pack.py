@@ -1,0 +1,150 @@
+"""Which archive of a run before a pack may take compressed frames from.
+
+After each pack a note is kept, in this user's cache, of what every frame holds: who compressed the
+frames knows. An archive without such a note may come from anybody. Then its frames are
+decompressed and compared, and one of them is compressed again first, to see whether that archive
+was made in the same way.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from blake3 import blake3
+
+from envferry.archive.compression import describe_compression
+from envferry.archive.frame_reuse import EarlierFrames
+from envferry.archive.reader import Archive, FileSource
+from envferry.base.files import write_bytes
+from envferry.base.json import from_json, to_json
+from envferry.errors import IntegrityError, NotFound, SpecError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from envferry.archive.writer import WrittenArchive
+    from envferry.models import BuiltEnv
+
+log = logging.getLogger(__name__)
+
+NOTES_KEPT = 4
+"""Of one environment: a note of 10 GB is 100 kB."""
+ANY_ID = "?" * 12
+UNREADABLE = (IntegrityError, NotFound, SpecError, OSError)
+
+
+class PackNote(msgspec.Struct, frozen=True, kw_only=True):
+    """What this user's envferry knows of an archive that it made: `packs/NAME-PLATFORM-ID.json`."""
+
+    archive: str
+    """Where it was written to."""
+    index_blake3: str
+    """Of the whole skippable frame: another archive of the same name is another one."""
+    compression: str
+    """What the compressed bytes depend on, besides what they hold."""
+    plain: tuple[str, ...]
+    """BLAKE3 of what each frame holds, by number."""
+    schema: int = 1
+
+
+class PackNotes:
+    """The notes in a cache directory; they spare work, and a pack without them is the same."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def about(self, built: BuiltEnv) -> list[PackNote]:
+        """Return the notes of an environment, the newest first."""
+        return self.read(f"{built.name}-{built.platform}-{ANY_ID}.json")
+
+    def of(self, archive: Archive) -> PackNote | None:
+        """Return the note of an archive, whatever it is called; None for one of others."""
+        digest = blake3(archive.index_frame).hexdigest()
+        notes = self.read(f"*-{archive.index.id}.json")
+        return next((note for note in notes if note.index_blake3 == digest), None)
+
+    def read(self, pattern: str) -> list[PackNote]:
+        """Return the notes whose files match, the newest first; damaged ones are passed over."""
+        notes = []
+        for path in newest_first(self.directory, pattern):
+            try:
+                notes.append(from_json(path.read_bytes(), PackNote, str(path)))
+            except UNREADABLE as error:
+                log.info("%s is not read: %s", path, error)
+        return notes
+
+    def keep(self, built: BuiltEnv, written: WrittenArchive, archive: Path, level: int) -> None:
+        """Note what was packed, and forget the oldest notes of the same environment."""
+        note = PackNote(
+            archive=str(archive.resolve()),
+            index_blake3=written.index_blake3,
+            compression=describe_compression(level),
+            plain=written.plain,
+        )
+        stem = f"{built.name}-{built.platform}"
+        try:
+            write_bytes(self.directory / f"{stem}-{written.index.id}.json", to_json(note))
+            for path in newest_first(self.directory, f"{stem}-{ANY_ID}.json")[NOTES_KEPT:]:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            log.info("the next pack will compress everything: %s", error)
+
+
+@contextmanager
+def earlier_frames(
+    built: BuiltEnv, notes: PackNotes | None, *, level: int, output_dir: Path, named: Path | None
+) -> Iterator[EarlierFrames | None]:
+    """Yield the frames of an earlier archive: the `named` one, or the newest that is found.
+
+    It stays open: what takes its place on the disk meanwhile is not looked at. None where there is
+    none that can be read, or none that was compressed in the same way. Raises NotFound when the
+    named one is not there.
+    """
+    if named is not None and not named.is_file():
+        message = f"{named} is not there, to take frames from"
+        raise NotFound(message, hint="name an archive, or leave `--reuse` out")
+    for path in [named] if named else candidates(built, notes, output_dir):
+        try:
+            source = FileSource(path)
+        except NotFound:
+            continue
+        with source:
+            found = open_earlier(source, notes, level)
+            if found is None and named:
+                log.warning("%s is damaged, or compressed otherwise: nothing is reused", named)
+            if found is not None:
+                yield found
+                return
+    yield None
+
+
+def candidates(built: BuiltEnv, notes: PackNotes | None, output_dir: Path) -> list[Path]:
+    """Return where earlier archives of an environment may be: those that are noted come first."""
+    noted = [Path(note.archive) for note in (notes.about(built) if notes else [])]
+    beside = newest_first(output_dir, f"{built.name}-{built.platform}-{ANY_ID}.tar.zst")
+    return list(dict.fromkeys([*noted, *(path.resolve() for path in beside)]))
+
+
+def newest_first(directory: Path, pattern: str) -> list[Path]:
+    """Return the files of a directory that match, those written last first."""
+    found = [(path.stat().st_mtime_ns, path) for path in directory.glob(pattern) if path.is_file()]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def open_earlier(source: FileSource, notes: PackNotes | None, level: int) -> EarlierFrames | None:
+    """Open an archive to take frames from; None where it is damaged or compressed otherwise."""
+    try:
+        archive = Archive(source)
+        note = notes.of(archive) if notes else None
+        if note and len(note.plain) == len(archive.plans):
+            same = note.compression == describe_compression(level)
+            return EarlierFrames(archive, note.plain) if same else None
+        frames = EarlierFrames(archive, None)
+        return frames if frames.is_compressed_as(level) else None
+    except UNREADABLE as error:
+        log.info("no frame of %s is reused: %s", source.name, error)
+        return None

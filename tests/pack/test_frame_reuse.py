@@ -1,0 +1,318 @@
+"""A pack that takes frames from an earlier archive gives the bytes of a pack from nothing."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from blake3 import blake3
+
+from envferry.archive.compression import describe_compression, new_compressor
+from envferry.archive.frame_packer import frame_entry
+from envferry.archive.frame_reuse import Reuse
+from envferry.archive.index import encode_index
+from envferry.archive.reader import Archive, FileSource
+from envferry.archive.seek_table import encode_seek_table
+from envferry.errors import NotFound
+from envferry.pack.earlier_pack import NOTES_KEPT, PackNote
+from envferry.pack.existing_env import describe_env
+from envferry.pack.stage import PackOptions, pack_env
+from envferry.progress import Silent
+from tests.support.environments import conda_record, pip_record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from envferry.models import Artifact
+    from envferry.progress import Expected, Progress
+
+SITE = "lib/python3.11/site-packages"
+SILENT = Silent()
+LARGE = 9 << 20
+
+
+def noise(seed: int, size: int) -> bytes:
+    """Return bytes that compress to a half; of more than 1 MiB, it repeats."""
+    return random.Random(seed).randbytes((1 << 20) // 2).hex().encode()[:size] * (size >> 20 or 1)
+
+
+@dataclass(frozen=True)
+class PackedTwice:
+    """A tree, and where its archives go."""
+
+    tree: Path
+    root: Path
+
+    def pack(
+        self,
+        output: str,
+        *,
+        notes: bool = True,
+        reuse: Path | None = None,
+        level: int = 3,
+        progress: Progress = SILENT,
+    ) -> tuple[Artifact, Reuse]:
+        """Pack the tree into a folder."""
+        built = describe_env(self.tree, prefix=None, name=None, lock_dir=self.root / "lock")
+        said: list[Reuse] = []
+        options = PackOptions(
+            output_dir=self.root / output,
+            mtime=315532800,
+            level=level,
+            notes_dir=self.root / "notes" if notes else None,
+            reuse=reuse,
+        )
+        artifact = pack_env(built, options=options, progress=progress, announce=said.append)
+        return artifact, said[0]
+
+    def from_nothing(self, level: int = 3) -> bytes:
+        """Return the archive as it is without any earlier one."""
+        folder = self.root / "from-nothing"
+        artifact, reuse = self.pack(folder.name, notes=False, level=level)
+        assert reuse == Reuse()
+        content = artifact.archive_path.read_bytes()
+        shutil.rmtree(folder)
+        return content
+
+    def change(self) -> None:
+        """Change one package of three."""
+        (self.tree / SITE / "wheel/__init__.py").write_bytes(b"x = 2\n")
+
+
+@pytest.fixture
+def two(tree: Path, tmp_path: Path) -> PackedTwice:
+    """Return an environment whose largest package has a file of two frames."""
+    conda_record(
+        tree,
+        "torch",
+        {"lib/libtorch.so": noise(1, LARGE), "lib/torch.txt": noise(2, 5000)},
+    )
+    pip_record(tree, "other", {"other/__init__.py": noise(3, 9000)})
+    return PackedTwice(tree, tmp_path)
+
+
+def archive_offsets(path: Path) -> list[int]:
+    """Return where the frames of an archive start, and the end of the last one."""
+    with FileSource(path) as source:
+        return Archive(source).offsets
+
+
+@pytest.mark.parametrize("notes", [True, False])
+def test_only_what_changed_is_compressed_again(two: PackedTwice, notes: bool) -> None:
+    first, reuse = two.pack("dist", notes=notes)
+    assert reuse == Reuse()
+    two.change()
+    second, reuse = two.pack("dist", notes=notes)
+    assert second.archive_path != first.archive_path
+    assert second.archive_path.read_bytes() == two.from_nothing()
+    assert reuse.archive == str(first.archive_path)
+    index_size = second.manifest.archive.index_size
+    assert second.manifest.archive.size * 0.99 < reuse.size + index_size
+    assert reuse.frames == len(archive_offsets(second.archive_path)) - 1 - 2  # wheel, the end
+
+
+def test_the_archive_of_the_run_before_is_found_where_it_was_written(two: PackedTwice) -> None:
+    first, _ = two.pack("yesterday")
+    two.change()
+    second, reuse = two.pack("today")
+    assert reuse.archive == str(first.archive_path)
+    assert second.archive_path.read_bytes() == two.from_nothing()
+
+
+def test_the_same_archive_is_written_again_over_itself(two: PackedTwice) -> None:
+    first, _ = two.pack("dist")
+    content = first.archive_path.read_bytes()
+    again, reuse = two.pack("dist")
+    assert again.archive_path == first.archive_path
+    assert reuse.size > len(content) * 0.99
+    assert again.archive_path.read_bytes() == content == two.from_nothing()
+
+
+@pytest.mark.parametrize("notes", [True, False])
+def test_a_frame_with_a_flipped_bit_is_not_taken(two: PackedTwice, notes: bool) -> None:
+    first, _ = two.pack("dist", notes=notes)
+    whole = two.pack("other", notes=notes, reuse=first.archive_path)[1]
+    shutil.rmtree(two.root / "other")
+    offsets = archive_offsets(first.archive_path)
+    sizes = [end - start for start, end in pairwise(offsets)]
+    damaged = min(range(len(sizes)), key=lambda number: sizes[number])
+    content = bytearray(first.archive_path.read_bytes())
+    content[offsets[damaged] + sizes[damaged] // 2] ^= 4
+    first.archive_path.write_bytes(content)
+    second, reuse = two.pack("dist", notes=notes, reuse=first.archive_path)
+    assert second.archive_path.read_bytes() == two.from_nothing()
+    is_end = damaged == len(sizes) - 1  # never taken from anywhere
+    assert reuse.frames == whole.frames - (0 if is_end else 1)
+
+
+@pytest.mark.parametrize("notes", [True, False])
+def test_every_frame_damaged_means_no_frame_reused(two: PackedTwice, notes: bool) -> None:
+    first, _ = two.pack("dist", notes=notes)
+    offsets = archive_offsets(first.archive_path)
+    content = bytearray(first.archive_path.read_bytes())
+    for start in offsets[:-1]:
+        content[start + 7] ^= 255
+    first.archive_path.write_bytes(content)
+    second, reuse = two.pack("today", notes=notes, reuse=first.archive_path)
+    assert reuse.frames == 0
+    assert second.archive_path.read_bytes() == two.from_nothing()
+
+
+@pytest.mark.parametrize("notes", [True, False])
+def test_another_level_reuses_nothing(two: PackedTwice, notes: bool) -> None:
+    two.pack("dist", notes=notes, level=1)
+    second, reuse = two.pack("dist", notes=notes, level=6)
+    assert reuse == Reuse()
+    assert second.archive_path.read_bytes() == two.from_nothing(level=6)
+
+
+def test_another_version_of_zstd_reuses_nothing(
+    two: PackedTwice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two.pack("dist")
+    note_path = next((two.root / "notes").iterdir())
+    note = msgspec.json.decode(note_path.read_bytes(), type=PackNote)
+    assert note.compression == describe_compression(3)
+    older = note.compression.replace("zstd=1.", "zstd=0.", 1)
+    note_path.write_bytes(msgspec.json.encode(msgspec.structs.replace(note, compression=older)))
+    assert two.pack("dist", reuse=None)[1] == Reuse()
+
+
+@pytest.mark.parametrize("kept", [0, 1, 0.5, 0.999])
+def test_of_a_truncated_archive_nothing_is_reused(two: PackedTwice, kept: float) -> None:
+    first, _ = two.pack("dist")
+    content = first.archive_path.read_bytes()
+    first.archive_path.write_bytes(content[: int(len(content) * kept) if kept != 1 else 1])
+    second, reuse = two.pack("today")
+    assert reuse == Reuse()
+    assert second.archive_path.read_bytes() == two.from_nothing() == content
+
+
+def test_a_name_proves_nothing(two: PackedTwice) -> None:
+    first, _ = two.pack("dist")
+    two.change()
+    (two.tree / "lib/libtorch.so").write_bytes(noise(9, LARGE))
+    second, reuse = two.pack("dist", reuse=first.archive_path)
+    assert second.archive_path.read_bytes() == two.from_nothing()
+    assert reuse.frames > 0
+
+
+def test_an_index_that_lies_is_found_out(two: PackedTwice) -> None:
+    """A stranger's archive: its index says the tree's checksums, its frames hold something else."""
+    first, _ = two.pack("dist", notes=False)
+    with FileSource(first.archive_path) as source:
+        honest = Archive(source)
+        index = honest.index
+        frames = [honest.decode_frame(n, source.read_at(honest.offsets[n], index.frames[n].size))
+                  for n in range(len(index.frames))]  # fmt: skip
+    number = next(n for n, raw in enumerate(frames) if noise(2, 64) in raw)
+    frames[number] = frames[number].replace(noise(2, 64), b"import evil".ljust(64))
+    packed = [new_compressor().compress(raw) for raw in frames]
+    entries = tuple(frame_entry(each, len(raw)) for each, raw in zip(packed, frames, strict=True))
+    index_frame = encode_index(msgspec.structs.replace(index, frames=entries))
+    sizes = [(entry.size, entry.tar_size) for entry in entries]
+    hostile = two.root / "hostile.tar.zst"
+    hostile.write_bytes(
+        b"".join(packed) + index_frame + encode_seek_table([*sizes, (len(index_frame), 0)])
+    )
+    second, reuse = two.pack("today", reuse=hostile)
+    assert second.archive_path.read_bytes() == first.archive_path.read_bytes()
+    assert 0 < reuse.frames == len(frames) - 1 - 1
+
+
+def test_a_note_is_for_its_archive_alone(two: PackedTwice) -> None:
+    """Another archive under the noted name is a stranger's, and treated as one."""
+    first, _ = two.pack("dist")
+    note_path = next((two.root / "notes").iterdir())
+    note = msgspec.json.decode(note_path.read_bytes(), type=PackNote)
+    strange = msgspec.structs.replace(note, index_blake3="0" * 64, plain=("0" * 64,))
+    note_path.write_bytes(msgspec.json.encode(strange))
+    second, reuse = two.pack("today")
+    assert reuse.size > 0
+    assert second.archive_path.read_bytes() == first.archive_path.read_bytes()
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"schema": 1}', b'{"schema": 99}', b"\xff"])
+def test_a_damaged_note_is_passed_over(two: PackedTwice, text: bytes) -> None:
+    first, _ = two.pack("dist")
+    next((two.root / "notes").iterdir()).write_bytes(text)
+    second, _ = two.pack("today")
+    assert second.archive_path.read_bytes() == first.archive_path.read_bytes()
+
+
+class Disturbed(Silent):
+    """A `Progress` during which something happens when packing begins."""
+
+    def __init__(self, happens: Callable[[], object]) -> None:
+        self.happens = happens
+
+    @contextmanager
+    def task(
+        self, label: str, total_bytes: int | Expected | None = None
+    ) -> Iterator[Callable[[int], None]]:
+        """Open a task."""
+        self.happens()
+        with super().task(label, total_bytes) as advance:
+            yield advance
+
+
+def test_an_archive_that_is_replaced_meanwhile_is_not_read(two: PackedTwice) -> None:
+    first, _ = two.pack("dist")
+    content = first.archive_path.read_bytes()
+
+    def replace() -> None:
+        fresh = first.archive_path.with_name("fresh")
+        fresh.write_bytes(bytes(len(content)))
+        fresh.replace(first.archive_path)
+
+    second, reuse = two.pack("today", progress=Disturbed(replace))
+    assert second.archive_path.read_bytes() == content
+    assert reuse.size > len(content) * 0.9
+
+
+def test_an_archive_that_is_written_over_meanwhile_is_found_out(two: PackedTwice) -> None:
+    first, _ = two.pack("dist")
+    content = first.archive_path.read_bytes()
+    over = Disturbed(lambda: first.archive_path.write_bytes(bytes(len(content) // 2)))
+    second, reuse = two.pack("today", progress=over)
+    assert second.archive_path.read_bytes() == content
+    # What lies in the end that was read at once is known already, and is right.
+    assert reuse.size < 1 << 18
+
+
+def test_a_named_archive_must_be_there(two: PackedTwice) -> None:
+    with pytest.raises(NotFound, match="to take frames from"):
+        two.pack("dist", reuse=two.root / "nothing.tar.zst")
+
+
+def test_what_cannot_be_reused_is_said(two: PackedTwice, caplog: pytest.LogCaptureFixture) -> None:
+    (two.root / "text").write_bytes(b"no archive")
+    assert two.pack("dist", reuse=two.root / "text")[1] == Reuse()
+    assert "nothing is reused" in caplog.text
+
+
+def test_notes_are_few(two: PackedTwice) -> None:
+    for number in range(NOTES_KEPT + 2):
+        (two.tree / SITE / "wheel/__init__.py").write_text(f"x = {number}\n")
+        artifact, _ = two.pack("dist")
+    notes = sorted(path.name for path in (two.root / "notes").iterdir())
+    assert len(notes) == NOTES_KEPT
+    assert f"{artifact.manifest.stem}.json" in notes
+
+
+def test_the_note_says_what_frames_hold(two: PackedTwice) -> None:
+    artifact, _ = two.pack("dist")
+    note = msgspec.json.decode(next((two.root / "notes").iterdir()).read_bytes(), type=PackNote)
+    with FileSource(artifact.archive_path) as source:
+        archive = Archive(source)
+        held = [blake3(raw).hexdigest() for n in range(len(archive.plans))
+                for raw in archive.read_run([n])]  # fmt: skip
+    assert list(note.plain) == held
+    assert note.index_blake3 == artifact.manifest.archive.index_blake3
