@@ -109,6 +109,16 @@ if [ "${1:-}" = hosts ]; then
   exit
 fi
 
+if [ "${1:-}" = ansible ]; then
+  # The collection for hosts is tested with it, in a virtual environment of its own.
+  [ -x "$venv/bin/uv" ] || fail "$venv has no uv" "run ./bootstrap.sh first"
+  cmp -s requirements/ansible.txt "$venv/ansible/installed.txt" && exit
+  "$venv/bin/uv" venv -q --clear --python "$venv/bin/python" "$venv/ansible"
+  "$venv/bin/uv" pip install -q --python "$venv/ansible/bin/python" --require-hashes -r requirements/ansible.txt
+  cp requirements/ansible.txt "$venv/ansible/installed.txt"
+  exit
+fi
+
 if [ "${1:-}" = browser ]; then
   # Not every system has this package: without it the tests of the pages in a browser are skipped.
   for name in chromium chromium-browser google-chrome; do command -v "$name" >/dev/null && exit; done
