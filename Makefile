@@ -51,6 +51,7 @@ integration: $(VENV)/.ready
 	./bootstrap.sh npm
 	./bootstrap.sh oci
 	./bootstrap.sh ansible
+	./bootstrap.sh nginx
 	$(bin)/pytest $(parallel) tests/integration -m "not podman and not docker and not slow"
 
 # What takes minutes: twenty hosts at once, ansible-test.

@@ -109,6 +109,24 @@ if [ "${1:-}" = hosts ]; then
   exit
 fi
 
+if [ "${1:-}" = nginx ]; then
+  # The cache of docs/mirrors.md is tested with it. Only unpacked: the package would start a service.
+  unpacked=$PWD/$venv/nginx
+  command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || [ -x "$unpacked/usr/sbin/nginx" ] && exit
+  if ! command -v apt-get >/dev/null; then
+    echo "no apt-get: the cache of docs/mirrors.md is tested only if nginx is on PATH" >&2
+    exit
+  fi
+  scratch=$(mktemp -d)
+  trap 'rm -rf "$scratch"' EXIT
+  chmod 755 "$scratch"
+  download() { (cd "$scratch" && apt-get download -qq nginx >/dev/null 2>&1); }
+  download || { apt-get update -qq >/dev/null && download; } ||
+    fail "apt-get could not download nginx" "apt-get download nginx"
+  for package in "$scratch"/*.deb; do dpkg-deb -x "$package" "$unpacked"; done
+  exit
+fi
+
 if [ "${1:-}" = ansible ]; then
   # The collection for hosts is tested with it, in a virtual environment of its own.
   [ -x "$venv/bin/uv" ] || fail "$venv has no uv" "run ./bootstrap.sh first"
