@@ -95,6 +95,8 @@ def test_one_environment(make_site: MakeSite) -> None:
     site = make_site(1)
     first, second = publish(site, b"one"), publish(site, b"two")
     steps = Steps(site)
+    old: dict[str, Any]
+    new: dict[str, Any]
     old, new = ({"ref": f"demo@{tag}", "registry": str(site.folder / "registry")}
                 for tag in ("one", "stable"))  # fmt: skip
     steps.add("looked", check=True, **old)
@@ -103,7 +105,7 @@ def test_one_environment(make_site: MakeSite) -> None:
     steps.shell("rm /opt/conda/envs/demo/bin/tool")
     steps.add("repaired", **old)
     steps.add("updated", **new)
-    back = {"state": "rolled_back", "id": first}
+    back: dict[str, Any] = {"state": "rolled_back", "id": first}
     steps.add("would_go_back", check=True, **back)
     steps.add("went_back", **back)
     steps.add("is_back", **back, keep=1)
@@ -145,7 +147,7 @@ def test_one_environment(make_site: MakeSite) -> None:
 def test_a_host_is_prepared(make_site: MakeSite) -> None:
     site = make_site(2)
     id_ = publish(site, b"one")
-    wishes = {
+    wishes: dict[str, Any] = {
         "envferry_tool_path": TOOL,
         "envferry_tool_src": str(site.folder / "envferry.run"),
         "envferry_settings": {"registry": str(site.folder / "registry"), "umask": "022"},
@@ -227,7 +229,10 @@ def test_only_the_keys_that_are_named_stay(make_site: MakeSite) -> None:
     trusted.mkdir(parents=True)
     (trusted / "old.pub").write_text("old\n")
     (site.folder / "new.pub").write_text("new\n")
-    wishes = {"envferry_trusted_keys": [str(site.folder / "new.pub")], "envferry_tool_path": TOOL}
+    wishes: dict[str, Any] = {
+        "envferry_trusted_keys": [str(site.folder / "new.pub")],
+        "envferry_tool_path": TOOL,
+    }
     site.run("envferry.hosts.prepare", **wishes)
     assert sorted(path.name for path in trusted.iterdir()) == ["new.pub", "old.pub"]
     site.run("envferry.hosts.prepare", **wishes, envferry_trusted_keys_exclusive=True)
@@ -238,7 +243,7 @@ def test_only_the_keys_that_are_named_stay(make_site: MakeSite) -> None:
 def test_a_download_needs_its_checksum(make_site: MakeSite) -> None:
     site = make_site(1)
     url = (site.folder / "envferry.run").as_uri()
-    wishes = {"envferry_tool_path": TOOL, "envferry_tool_url": url}
+    wishes: dict[str, Any] = {"envferry_tool_path": TOOL, "envferry_tool_url": url}
     said = site.run("envferry.hosts.prepare", expect=2, **wishes)
     assert "needs envferry_tool_sha256" in said.text
     wishes["envferry_tool_sha256"] = "0" * 64

@@ -16,13 +16,13 @@ import pytest
 import urllib3
 
 from envferry.errors import PipelineError
+from envferry.install.stage import InstallOptions, install_artifact
 from envferry.models import Manifest, Ref, current_platform
 from envferry.progress import Silent
 from envferry.registry import PublishedArchive, Registry
 from envferry.registry.layout import archive_key
 from tests.conftest import require
 from tests.support.artifacts import installable_artifact
-from tests.support.installing import InstallOptions, install_artifact
 from tests.support.nginx import archive_bytes, find_nginx, free_port, nginx, origin_block
 from tests.support.web_server import write_certificates
 

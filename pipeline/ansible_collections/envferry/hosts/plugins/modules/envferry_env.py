@@ -38,7 +38,7 @@ options:
     choices: [present, rolled_back, absent]
     default: present
   id:
-    description: The installation to go back to. It is RV(before.id) of the task that left it.
+    description: The installation to go back to. RV(before) of the task that left it has its id.
     type: str
   envs_dir:
     description: The directory of the host's environments. Default is what its settings say.
@@ -111,7 +111,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 before:
-  description: What was current. The RV(before.id) is none where nothing was.
+  description: What was current. The id is none where nothing was.
   returned: always
   type: dict
   sample: {id: 0a1b2c3d4e5f, version: "2.8", ref: torch@stable}
