@@ -33,6 +33,7 @@ lint: $(VENV)/.ready
 	$(bin)/check-jsonschema --builtin-schema vendor.gitlab-ci docs/ci/envferry.gitlab-ci.yml
 	$(bin)/zizmor --offline --quiet .github
 	$(bin)/shellcheck .github/actions/*/*.sh .ci/run bootstrap.sh requirements/lock.sh pipeline/envferry/transfer/install.sh \
+	  docs/slurm/prolog.sh \
 	  pipeline/envferry/tool/header.sh
 
 format: $(VENV)/.ready
@@ -52,6 +53,7 @@ integration: $(VENV)/.ready
 	./bootstrap.sh oci
 	./bootstrap.sh ansible
 	./bootstrap.sh nginx
+	./bootstrap.sh slurm
 	$(bin)/pytest $(parallel) tests/integration -m "not podman and not docker and not slow"
 
 # What takes minutes: twenty hosts at once, ansible-test.

@@ -127,6 +127,24 @@ if [ "${1:-}" = nginx ]; then
   exit
 fi
 
+if [ "${1:-}" = slurm ]; then
+  # The prolog of docs/slurm is tested with it: as root only, for nodes are namespaces.
+  command -v slurmctld >/dev/null && command -v slurmd >/dev/null && exit
+  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "no Slurm: its prolog is tested as a script only (as root: apt-get install slurmctld slurmd)" >&2
+    exit
+  fi
+  # Nothing starts a daemon while a policy says no; one that is there is not ours to change.
+  policy=/usr/sbin/policy-rc.d
+  if [ ! -e "$policy" ]; then
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+    trap 'rm -f "$policy"' EXIT
+  fi
+  install_package "slurmctld slurmd" "runs the prolog of docs/slurm"
+  exit
+fi
+
 if [ "${1:-}" = ansible ]; then
   # The collection for hosts is tested with it, in a virtual environment of its own.
   [ -x "$venv/bin/uv" ] || fail "$venv has no uv" "run ./bootstrap.sh first"

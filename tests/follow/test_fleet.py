@@ -218,7 +218,7 @@ def test_hostile_reports_keep_nobody_from_reading_the_others(site: Site) -> None
 
 def test_what_a_host_cannot_rightly_say_is_left_out(site: Site) -> None:
     id_ = site.publish(b"one")
-    nonsense = [
+    nonsense: list[dict[str, Any]] = [
         {"name": "../etc", "id": id_},
         {"name": "demo", "id": "x" * 12},
         {"name": "demo", "id": id_, "ref": "r" * 401},
