@@ -2,7 +2,7 @@
 
 `python -m benchmarks.fan_out [FILE]` prints the figures, and writes them to FILE. Hosts, racks and
 the origin are network namespaces; `tc` limits each link. The ratios are those of a site at a
-thousandth of its rates: a host has 10 Mbit/s, its rack's cache ten times that, the origin twice,
+five thousandth of its rates: a host has 5 Mbit/s, its rack's cache ten times that, the origin four times,
 for all racks together. Alone, a host is limited by its own link.
 """
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 HOSTS, RACKS = 20, 2
-HOST_MBIT, RACK_MBIT, ORIGIN_MBIT = 10, 100, 20
+HOST_MBIT, RACK_MBIT, ORIGIN_MBIT = 5, 50, 20
 ARCHIVE_BYTES = 30_000_000
 PORT = 8080
 PAGE = Path(__file__).parents[1] / "docs/mirrors.md"
@@ -199,6 +199,7 @@ def link(near: str, far: str, near_end: str, far_end: str, mbit: int) -> None:
 
 def cache_block(folder: Path, address: str) -> str:
     """Return the configuration of the page, for a rack, without TLS towards the origin."""
+    text: str
     (text,) = re.findall(r"```nginx\n(.*?)```", PAGE.read_text(), re.DOTALL)
     for old, new in (
         ("/var/cache/nginx/envferry", str(folder / "cache")),

@@ -95,10 +95,9 @@ def test_one_environment(make_site: MakeSite) -> None:
     site = make_site(1)
     first, second = publish(site, b"one"), publish(site, b"two")
     steps = Steps(site)
-    old: dict[str, Any]
-    new: dict[str, Any]
-    old, new = ({"ref": f"demo@{tag}", "registry": str(site.folder / "registry")}
-                for tag in ("one", "stable"))  # fmt: skip
+    registry = str(site.folder / "registry")
+    old: dict[str, Any] = {"ref": "demo@one", "registry": registry}
+    new: dict[str, Any] = {"ref": "demo@stable", "registry": registry}
     steps.add("looked", check=True, **old)
     steps.add("installed", **old)
     steps.add("again", **old)

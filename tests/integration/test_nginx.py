@@ -71,6 +71,7 @@ class Rack:
 
 def documented(folder: Path, origin: int, authority: Path, port: int) -> str:
     """Return the configuration of the page, with the names, ports and paths of this test."""
+    text: str
     (text,) = re.findall(r"```nginx\n(.*?)```", PAGE.read_text(), re.DOTALL)
     for old, new in (
         ("/var/cache/nginx/envferry", str(folder / "cache")),

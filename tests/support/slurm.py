@@ -72,7 +72,7 @@ class SlurmCluster:
     def states(self) -> dict[str, str]:
         """Return the state of each node, as sinfo prints it."""
         lines = self.run("sinfo", "-h", "-N", "-o", "%N %t").stdout.splitlines()
-        return dict(line.split() for line in lines)  # type: ignore[misc]
+        return dict(line.split() for line in lines)
 
     @contextmanager
     def running(self, prolog: Path) -> Iterator[None]:
