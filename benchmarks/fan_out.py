@@ -1,9 +1,9 @@
 """Twenty hosts install at once, through two rack caches, over links of limited rate; needs root.
 
 `python -m benchmarks.fan_out [FILE]` prints the figures, and writes them to FILE. Hosts, racks and
-the origin are network namespaces; `tc` limits each link. The ratios are those of a site at a
-five thousandth of its rates: a host has 5 Mbit/s, its rack's cache ten times that, the origin four times,
-for all racks together. Alone, a host is limited by its own link.
+the origin are network namespaces; `tc` limits each link. The ratios are those of a site at a five
+thousandth of its rates: a host has 5 Mbit/s, its rack's cache ten times that, the origin four
+times, for all racks together. Alone, a host is limited by its own link.
 """
 
 from __future__ import annotations
