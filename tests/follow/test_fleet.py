@@ -144,6 +144,17 @@ def test_a_report_that_fails_is_a_warning(site: Site) -> None:
     assert f"demo@{id_} installed" in finished.stdout
 
 
+@pytest.mark.parametrize("place", ["s3://bucket/prefix", "https://127.0.0.1:9/x", "ftp://x/y"])
+def test_wherever_a_report_cannot_go_the_installation_stands(site: Site, place: str) -> None:
+    id_ = site.publish(b"one")
+    environ = {**site.cli.environ, "ENVFERRY_REPORT_TO": place}
+    environ |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    cli = CliRunner(home=site.folder, cache=site.cli.cache, environ=environ)
+    finished = cli.run("install", "demo@stable")
+    assert "warning: not reported to" in finished.stderr
+    assert f"demo@{id_} installed" in finished.stdout
+
+
 def test_nothing_new_is_not_reported_again(site: Site) -> None:
     site.publish(b"one")
     site.cli.run("install", "demo@stable")

@@ -26,7 +26,7 @@ MANIFESTS = sorted(FOLDER.glob("*.yaml"))
 def validate(path: Path) -> subprocess.CompletedProcess[str]:
     """Compare a manifest with the schemas, unknown keys refused."""
     require("ansible", VALIDATE.exists())
-    words = [VALIDATE, "--strict", path]
+    words: list[str | Path] = [VALIDATE, "--strict", path]
     return subprocess.run(words, capture_output=True, text=True, check=False)
 
 

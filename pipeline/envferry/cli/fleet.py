@@ -139,5 +139,5 @@ def report_host(envs_dir: Path) -> None:
     try:
         report = own_report(envs_dir, host=host_name(), time=utc_now(), release=__version__)
         report_if_new(Registry.open(place), report, envs_dir)
-    except (PipelineError, OSError) as error:
+    except (PipelineError, OSError, ModuleNotFoundError) as error:  # boto3 is an extra
         log.warning("not reported to %s: %s", fit_to_show(place), error)
