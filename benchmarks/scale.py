@@ -9,6 +9,7 @@ import argparse
 import heapq
 import json
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -19,13 +20,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from envferry.models import current_platform
+from tests.support.cli_runner import CliRunner
 from tests.support.dask_cluster import DaskCluster
 from tests.support.tiny_specs import make_tiny_channel, tiny_specs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from tests.support.cli_runner import CliRunner
 
 SPECS = 40
 KILLS, KILL_SPECS = 20, 4
@@ -49,13 +49,11 @@ class ReleaseRun:
 def efficiency(folder: Path, count: int) -> dict[str, Any]:
     """Release the same specs on one worker, then on two, each into an empty registry and cache."""
     names = [f"spec{number:02}" for number in range(count)]
-    channel = make_tiny_channel(folder / "channel", names)
-    runs = {}
-    for workers in (1, 2):
-        home = folder / f"home{workers}"
-        home.mkdir()
-        runner = tiny_specs(home, names, str(channel))
-        runs[workers] = release(runner, names, workers)
+    locked = lock_once(folder / "locked", names)
+    runs = {
+        workers: release(another(locked, folder / f"home{workers}"), names, workers)
+        for workers in (1, 2)
+    }
     one, two = runs[1], runs[2]
     return {
         "specs": count,
@@ -67,6 +65,21 @@ def efficiency(folder: Path, count: int) -> dict[str, Any]:
         "task_1": statistics.median(one.tasks),
         "task_2": statistics.median(two.tasks),
     }
+
+
+def lock_once(home: Path, names: Sequence[str]) -> CliRunner:
+    """Make a channel and specs, and lock these."""
+    home.mkdir()
+    channel = make_tiny_channel(home / "channel", names)
+    return tiny_specs(home, names, str(channel))
+
+
+def another(locked: CliRunner, home: Path) -> CliRunner:
+    """Return the same specs and locks with an empty registry and an empty cache."""
+    home.mkdir()
+    shutil.copytree(locked.home / "specs", home / "specs")
+    environ = {"ENVFERRY_REGISTRY": str(home / "registry")}
+    return CliRunner(home=home, cache=home / "cache", environ=environ)
 
 
 def release(runner: CliRunner, names: Sequence[str], workers: int) -> ReleaseRun:
@@ -82,12 +95,10 @@ def release(runner: CliRunner, names: Sequence[str], workers: int) -> ReleaseRun
 def kills(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """Kill a worker at a random moment of a release; say what was lost, doubled or half tagged."""
     names = [f"spec{number}" for number in range(KILL_SPECS)]
-    channel = make_tiny_channel(folder / "kill-channel", names)
+    locked = lock_once(folder / "to-kill", names)
     moments, found = [], {"lost": 0, "twice": 0, "half_tagged": 0, "failed": 0}
     for seed in seeds:
-        home = folder / f"kill{seed}"
-        home.mkdir()
-        runner = tiny_specs(home, names, str(channel))
+        runner = another(locked, folder / f"kill{seed}")
         moments.append(kill_once(runner, names, seed))
         code, ids, tags = moments[-1][1:]
         found["failed"] += code != 0
