@@ -96,16 +96,17 @@ def kills(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """Kill a worker at a random moment of a release; say what was lost, doubled or half tagged."""
     names = [f"spec{number}" for number in range(KILL_SPECS)]
     locked = lock_once(folder / "to-kill", names)
-    moments, found = [], {"lost": 0, "twice": 0, "half_tagged": 0, "failed": 0}
+    found = {"lost": 0, "twice": 0, "half_tagged": 0, "failed": 0}
     for seed in seeds:
-        runner = another(locked, folder / f"kill{seed}")
-        moments.append(kill_once(runner, names, seed))
-        code, ids, tags = moments[-1][1:]
-        found["failed"] += code != 0
-        found["lost"] += sum(not ids[name] for name in names)
-        found["twice"] += sum(len(ids[name]) > 1 for name in names)
-        found["half_tagged"] += len(tags) not in (0, 2 * len(names))
-        sys.stderr.write(f"seed {seed}: killed after {moments[-1][0]:.1f} s, exit code {code}\n")
+        moment, code, ids, tags = kill_once(another(locked, folder / f"kill{seed}"), names, seed)
+        one = {
+            "failed": int(code != 0),
+            "lost": sum(not ids[name] for name in names),
+            "twice": sum(len(ids[name]) > 1 for name in names),
+            "half_tagged": int(len(tags) not in (0, 2 * len(names))),
+        }
+        found = {name: count + one[name] for name, count in found.items()}
+        sys.stderr.write(f"seed {seed}: killed after {moment:.1f} s, {one}\n")
     return {"runs": len(seeds), **found}
 
 
@@ -176,6 +177,8 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="PART")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--specs", type=int, default=SPECS)
+    parser.add_argument("--kills", type=int, default=KILLS)
+    parser.add_argument("--seed", type=int, default=0, help="of the first kill")
     arguments = parser.parse_args()
     parts = arguments.parts or ["efficiency", "kills", "simulation"]
     found: dict[str, Any] = {}
@@ -183,7 +186,8 @@ def main() -> None:
         if "efficiency" in parts:
             found["efficiency"] = efficiency(Path(scratch), arguments.specs)
         if "kills" in parts:
-            found["kills"] = kills(Path(scratch), range(KILLS))
+            first = arguments.seed
+            found["kills"] = kills(Path(scratch), range(first, first + arguments.kills))
         if "simulation" in parts:
             measured = found.get("efficiency", {})
             serial = measured.get("serial_1", 0.0) / arguments.specs

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -76,6 +77,12 @@ class Steps:
         self.tasks.append({**call, **keywords})
         self.names.append(name)
 
+    def add_info(self, name: str) -> None:
+        """Gather facts, and keep these instead of the answer."""
+        call = {"envferry.hosts.envferry_info": {"executable": str(ENVFERRY)}}
+        self.tasks += [call, {"ansible.builtin.set_fact": {name: "{{ envferry_environments }}"}}]
+        self.names.append(name)
+
     def shell(self, line: str) -> None:
         """Add a command of the host's shell."""
         self.tasks.append({"ansible.builtin.shell": line})
@@ -101,6 +108,7 @@ def test_one_environment(make_site: MakeSite) -> None:
     steps.add("looked", check=True, **old)
     steps.add("installed", **old)
     steps.add("again", **old)
+    steps.add_info("facts")
     steps.shell("rm /opt/conda/envs/demo/bin/tool")
     steps.add("repaired", **old)
     steps.add("updated", **new)
@@ -115,6 +123,9 @@ def test_one_environment(make_site: MakeSite) -> None:
     steps.add("none_kept", keep=0)
     steps.add("no_registry", ref="demo@stable", registry=str(site.folder / "none"))
     found = steps.run()
+    facts = found.pop("facts")
+    assert facts["demo"]["id"] == first
+    assert facts["demo"]["prefix"] == "/opt/conda/envs/demo"
     changed = {name: one["changed"] for name, one in found.items() if not one.get("failed")}
     assert changed == {
         "looked": True,
@@ -200,6 +211,16 @@ def test_one_of_two_may_fail(make_site: MakeSite) -> None:
     (site.hosts[1].folder / "etc/faulty").write_text("two")
     rollout(site, expect=2, envferry_batches=[1, 2], envferry_max_fail_percentage=50)
     assert [host.current() for host in site.hosts] == [second, first, second]
+
+
+@pytest.mark.slow
+def test_a_host_that_is_lost_counts_as_failed(make_site: MakeSite) -> None:
+    site = make_site(3)
+    publish(site, b"one")
+    hosts = (site.hosts[0], replace(site.hosts[1], is_lost=True), site.hosts[2])
+    failed = rollout(replace(site, hosts=hosts), expect=2, envferry_batches=["100%"])
+    assert "too many hosts of its batch failed, gpu02" in failed.text
+    assert {host.current() for host in site.hosts} == {None}
 
 
 @pytest.mark.slow

@@ -29,6 +29,8 @@ class AnsibleHost:
 
     name: str
     folder: Path
+    is_lost: bool = False
+    """Whether nobody can log in any more."""
 
     @classmethod
     def make(cls, folder: Path, name: str) -> AnsibleHost:
@@ -71,6 +73,20 @@ class AnsibleHost:
         return self.folder / "python"
 
     @property
+    def variables(self) -> dict[str, str]:
+        """What the inventory says of it."""
+        if self.is_lost:
+            ssh = self.folder / "ssh"
+            ssh.write_text("#!/bin/sh\nexit 255\n")
+            ssh.chmod(0o755)
+            return {"ansible_connection": "ssh", "ansible_ssh_executable": str(ssh)}
+        return {
+            "ansible_connection": "local",
+            "ansible_python_interpreter": str(self.python),
+            "ansible_remote_tmp": str(self.folder / "tmp"),
+        }
+
+    @property
     def envs(self) -> Path:
         """The host's /opt/conda/envs."""
         return self.folder / "conda/envs"
@@ -97,14 +113,7 @@ class AnsibleSite:
     def inventory(self) -> Path:
         """Write the inventory."""
         path = self.folder / "hosts.json"
-        hosts = {
-            host.name: {
-                "ansible_connection": "local",
-                "ansible_python_interpreter": str(host.python),
-                "ansible_remote_tmp": str(host.folder / "tmp"),
-            }
-            for host in self.hosts
-        }
+        hosts = {host.name: host.variables for host in self.hosts}
         path.write_text(json.dumps({"all": {"hosts": hosts}}))
         return path
 
