@@ -1,5 +1,5 @@
 # Each target sets up what it needs; `make demo` and `make test` are all that a new machine wants.
-.PHONY: demo test test-newest test-lowest lint format unit integration podman docker fuzz bench \
+.PHONY: demo test test-newest test-lowest lint format unit integration slow podman docker fuzz bench \
   reference docs lock package clean
 export VENV ?= .venv
 bin := $(VENV)/bin
@@ -33,6 +33,7 @@ lint: $(VENV)/.ready
 	$(bin)/check-jsonschema --builtin-schema vendor.gitlab-ci docs/ci/envferry.gitlab-ci.yml
 	$(bin)/zizmor --offline --quiet .github
 	$(bin)/shellcheck .github/actions/*/*.sh .ci/run bootstrap.sh requirements/lock.sh pipeline/envferry/transfer/install.sh \
+	  docs/slurm/prolog.sh \
 	  pipeline/envferry/tool/header.sh
 
 format: $(VENV)/.ready
@@ -42,7 +43,7 @@ format: $(VENV)/.ready
 # COVERAGE=1 measures which lines and branches the unit tests run.
 unit: $(VENV)/.ready
 	./bootstrap.sh hosts
-	$(if $(COVERAGE),$(bin)/coverage run -m,$(bin)/python -m) pytest $(parallel) --ignore tests/integration
+	$(if $(COVERAGE),$(bin)/coverage run -m,$(bin)/python -m) pytest $(parallel) -m "not slow" --ignore tests/integration
 	$(if $(COVERAGE),$(bin)/coverage combine -q && $(bin)/coverage report --skip-covered --skip-empty)
 
 integration: $(VENV)/.ready
@@ -50,7 +51,15 @@ integration: $(VENV)/.ready
 	./bootstrap.sh browser
 	./bootstrap.sh npm
 	./bootstrap.sh oci
-	$(bin)/pytest $(parallel) tests/integration -m "not podman and not docker"
+	./bootstrap.sh ansible
+	./bootstrap.sh nginx
+	./bootstrap.sh slurm
+	$(bin)/pytest $(parallel) tests/integration -m "not podman and not docker and not slow"
+
+# What takes minutes: twenty hosts at once, ansible-test.
+slow: $(VENV)/.ready
+	./bootstrap.sh ansible
+	$(bin)/pytest tests -m slow
 
 podman: $(VENV)/.ready
 	./bootstrap.sh podman

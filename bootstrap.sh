@@ -109,6 +109,52 @@ if [ "${1:-}" = hosts ]; then
   exit
 fi
 
+if [ "${1:-}" = nginx ]; then
+  # The cache of docs/mirrors.md is tested with it. Only unpacked: the package would start a service.
+  unpacked=$PWD/$venv/nginx
+  command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || [ -x "$unpacked/usr/sbin/nginx" ] && exit
+  if ! command -v apt-get >/dev/null; then
+    echo "no apt-get: the cache of docs/mirrors.md is tested only if nginx is on PATH" >&2
+    exit
+  fi
+  scratch=$(mktemp -d)
+  trap 'rm -rf "$scratch"' EXIT
+  chmod 755 "$scratch"
+  download() { (cd "$scratch" && apt-get download -qq nginx >/dev/null 2>&1); }
+  download || { apt-get update -qq >/dev/null && download; } ||
+    fail "apt-get could not download nginx" "apt-get download nginx"
+  for package in "$scratch"/*.deb; do dpkg-deb -x "$package" "$unpacked"; done
+  exit
+fi
+
+if [ "${1:-}" = slurm ]; then
+  # The prolog of docs/slurm is tested with it: as root only, for nodes are namespaces.
+  command -v slurmctld >/dev/null && command -v slurmd >/dev/null && exit
+  if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "no Slurm: its prolog is tested as a script only (as root: apt-get install slurmctld slurmd)" >&2
+    exit
+  fi
+  # Nothing starts a daemon while a policy says no; one that is there is not ours to change.
+  policy=/usr/sbin/policy-rc.d
+  if [ ! -e "$policy" ]; then
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+    trap 'rm -f "$policy"' EXIT
+  fi
+  install_package "slurmctld slurmd" "runs the prolog of docs/slurm"
+  exit
+fi
+
+if [ "${1:-}" = ansible ]; then
+  # The collection for hosts is tested with it, in a virtual environment of its own.
+  [ -x "$venv/bin/uv" ] || fail "$venv has no uv" "run ./bootstrap.sh first"
+  cmp -s requirements/ansible.txt "$venv/ansible/installed.txt" && exit
+  "$venv/bin/uv" venv -q --clear --python "$venv/bin/python" "$venv/ansible"
+  "$venv/bin/uv" pip install -q --python "$venv/ansible/bin/python" --require-hashes -r requirements/ansible.txt
+  cp requirements/ansible.txt "$venv/ansible/installed.txt"
+  exit
+fi
+
 if [ "${1:-}" = browser ]; then
   # Not every system has this package: without it the tests of the pages in a browser are skipped.
   for name in chromium chromium-browser google-chrome; do command -v "$name" >/dev/null && exit; done

@@ -16,3 +16,5 @@ compile requirements/dev.txt pyproject.toml --extra dev "$@"
 compile requirements/build.txt pyproject.toml --extra build --extra s3 -c requirements/dev.txt
 compile pipeline/envferry/transfer/tool-requirements.txt pyproject.toml -c requirements/dev.txt
 echo uv | compile requirements/uv.txt - -c requirements/dev.txt
+# What tests the Ansible collection has other requirements, and no version in common.
+compile requirements/ansible.txt requirements/ansible.in "$@"

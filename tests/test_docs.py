@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from benchmarks import fleet_model
 from docs.generate import commands, render, settings_page
 from envferry.base.settings_table import SETTINGS
 from envferry.cli.main import COMMANDS, envferry
@@ -20,6 +21,10 @@ def test_the_command_page_is_up_to_date() -> None:
 
 def test_the_page_of_settings_is_up_to_date() -> None:
     assert (DOCS / "settings.md").read_text() == settings_page(), "run `make docs`"
+
+
+def test_the_model_of_scale_is_up_to_date() -> None:
+    assert fleet_model.render() in (DOCS / "scale.md").read_text(), "run benchmarks.fleet_model"
 
 
 def test_no_variable_is_missing_in_the_table() -> None:

@@ -59,6 +59,23 @@ def test_hidden_files_are_uploaded(step: dict[str, Any]) -> None:
     assert options["if-no-files-found"] == "error"
 
 
+NOT_ON_GITHUB = {
+    "busybox": "only root gets it by bootstrap.sh",
+    "mksquashfs": "only root gets it by bootstrap.sh",
+    "oci": "skopeo and podman are not installed there",
+    "slurm": "its nodes are namespaces that only root makes",
+}
+
+
+def test_nothing_skips_on_github_that_runs_in_ci() -> None:
+    """But for what is named here, with its reason."""
+    found = re.search(r"ENVFERRY_REQUIRE=(\S+)", (ROOT / ".ci/run").read_text())
+    assert found
+    steps = jobs_of(ROOT / ".github/workflows/test.yml")["test"]["steps"]
+    (there,) = (step["env"]["ENVFERRY_REQUIRE"] for step in steps if step.get("run") == "make test")
+    assert set(found[1].split(",")) - set(there.split(",")) == set(NOT_ON_GITHUB)
+
+
 def test_nothing_is_published_before_it_was_approved() -> None:
     """Each job that publishes waits for the environment `release`, and for the one before it."""
     jobs = jobs_of(ROOT / ".github/workflows/release.yml")

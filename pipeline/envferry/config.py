@@ -109,6 +109,8 @@ class Settings:
     kernel_dir: Path | None = None
     modulefile_dir: Path | None = None
     allow_races: bool = False
+    report_to: str = ""
+    """The registry that learns what this host has; empty for none."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str], files: Iterable[Path] = ()) -> Settings:
@@ -146,6 +148,7 @@ class Settings:
             kernel_dir=Path(text("kernel_dir")) if text("kernel_dir") else None,
             modulefile_dir=Path(text("modulefile_dir")) if text("modulefile_dir") else None,
             allow_races=bool(told["allow_races"].value),
+            report_to=text("report_to"),
         )
 
     @property
@@ -180,6 +183,11 @@ def home_of(environ: Mapping[str, str]) -> str | None:
         return environ.get("HOME") or str(Path("~").expanduser())
     except RuntimeError:
         return None
+
+
+def host_name() -> str:
+    """Return what this machine calls itself."""
+    return os.uname().nodename
 
 
 def acting_user() -> str:

@@ -62,7 +62,9 @@ def write_certificates(directory: Path) -> tuple[Path, Path]:
     address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
     certificate = (
         _builder(_name("127.0.0.1"), issuer, key)
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([address, x509.DNSName("localhost")]), critical=False
+        )
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(public), critical=False)
         .sign(authority_key, hashes.SHA256())
     )

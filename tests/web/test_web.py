@@ -20,6 +20,12 @@ from envferry.errors import TargetOccupied
 from envferry.index import RegistryIndex
 from envferry.models import Checks, PackageFacts
 from envferry.registry import Registry
+from envferry.registry.host_reports import (
+    HostReport,
+    ReportedEnvironment,
+    ReportedTag,
+    write_report,
+)
 from envferry.trust.signing import Signer, generate_key, parse_signing_key
 from envferry.web.app import make_app
 from envferry.web.guard import HEADERS
@@ -132,6 +138,7 @@ def test_an_empty_registry_says_what_to_type(tmp_path: Path) -> None:
         index.refresh()
         assert "envferry push" in client.get("/").text
         assert "envferry tag" in client.get("/tags/").text
+        assert "report_to" in client.get("/hosts/").text
         assert client.get("/index.json").json()["environments"] == []
 
 
@@ -313,8 +320,36 @@ def test_nothing_but_reading_exists(pages: Pages, method: str, path: str) -> Non
     assert answer.headers["allow"] == "GET, HEAD"
 
 
+def test_hosts_are_shown_as_they_report(pages: Pages) -> None:
+    def reported(id_: str) -> ReportedEnvironment:
+        return ReportedEnvironment(
+            name="demo", id=id_, platform=PLATFORM, is_current=True, ref="<b>demo</b>"
+        )
+
+    tag = ReportedTag(ref="demo@stable", id=pages.old, error="<script>alert(1)</script>")
+    for host, id_ in (("gpu01", pages.old), ("gpu02", "0" * 12)):
+        report = HostReport(
+            host=host,
+            time="2026-11-29T08:00:00Z",
+            envferry="1",
+            environments=(reported(id_),),
+            follows=(tag,),
+        )
+        write_report(pages.registry, report)
+    (Path(pages.registry.url) / "v1/hosts/gpu03.json").write_text("no JSON")
+    text = pages.get("/hosts/").text
+    assert f"/envs/demo/{PLATFORM}/{pages.old}/" in Reader(text, "/hosts/").links
+    assert f"/envs/demo/{PLATFORM}/{'0' * 12}/" not in Reader(text, "/hosts/").links
+    assert "<script>" not in text
+    assert "<b>" not in text
+    assert "1 report cannot be read" in text
+    found = pages.json("/hosts.json")
+    assert [one["host"] for one in found["rows"]] == ["gpu01", "gpu02"]
+    assert (found["hosts"], found["damaged"]) == (2, 1)
+
+
 def test_every_page_answers_head(pages: Pages) -> None:
-    for path in ("/", "/index.json", "/envs/demo/", "/find/", "/tags/", "/diff/"):
+    for path in ("/", "/index.json", "/envs/demo/", "/find/", "/tags/", "/hosts/", "/diff/"):
         assert pages.client.head(path).status_code == 200
 
 

@@ -32,6 +32,8 @@ an environment of a thousand packages needs."""
 SUFFIX_BYTES: Mapping[str, int] = {".xxh128": 4 * KIB, ".parts.json": 64 * MIB}
 OTHER_VALUE_BYTES = 256 * MIB
 TAG_BYTES = 64 * KIB
+REPORT_BYTES = 256 * KIB
+"""Of what a host reports: a thousand installations."""
 HEADER_BYTES = MIB
 """Of all that comes before a body."""
 TEXT_BYTES = 32 * MIB
@@ -71,6 +73,8 @@ def most_bytes(key: str) -> int:
     """Return how long a value may be that is read without knowing its length."""
     if key.startswith("v1/tags/"):
         return TAG_BYTES
+    if key.startswith("v1/hosts/"):
+        return REPORT_BYTES
     name = key.rpartition("/")[2]
     by_suffix = (most for suffix, most in SUFFIX_BYTES.items() if name.endswith(suffix))
     return VALUE_BYTES.get(name) or next(by_suffix, OTHER_VALUE_BYTES)

@@ -123,6 +123,15 @@ SETTINGS = (
         help="Every environment gets a modulefile (Lmod, Environment Modules) in this directory.",
     ),
     Setting(
+        key="report_to",
+        variable="ENVFERRY_REPORT_TO",
+        kind="text",
+        shown_default="none",
+        help="The registry that learns what this host has installed (`envferry fleet`): a "
+        "directory or `s3://bucket/prefix`; this host must be allowed to write to `v1/hosts` "
+        "there.",
+    ),
+    Setting(
         key="cache",
         variable="ENVFERRY_CACHE",
         kind="path",

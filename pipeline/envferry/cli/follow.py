@@ -14,6 +14,7 @@ import click
 
 from envferry.cli.actor import origin_of
 from envferry.cli.command import command, option
+from envferry.cli.fleet import report_host
 from envferry.cli.hooks import run_hooks
 from envferry.cli.host import InstallCommandOptions
 from envferry.cli.trust import load_trust
@@ -95,6 +96,8 @@ def follow(console: Console, options: FollowOptions) -> None:
     finally:
         if options.textfile and not options.dry_run:
             write_metrics(request, options.textfile)
+        if not options.dry_run:
+            report_host(options.envs_dir)
     console.result(followed, lambda: [describe_followed(followed)])
     if followed.installation:
         run_hooks("install", followed.installation, options.envs_dir)

@@ -14,6 +14,7 @@ from envferry.base.files import absolute_path, human_bytes, make_folders, plural
 from envferry.cli.actor import current_actor, origin_of, utc_now
 from envferry.cli.command import argument, command, option
 from envferry.cli.completing import complete_installed, complete_refs
+from envferry.cli.fleet import report_host
 from envferry.cli.hooks import run_hooks
 from envferry.cli.installed import home_of
 from envferry.cli.shared_options import (
@@ -257,6 +258,7 @@ def report_installed(console: Console, installation: Installation, options: Inst
     """Print what was installed, what the host lacks for it, and run the site's hooks."""
     console.result(installation, lambda: [describe_installation(installation, options)])
     note_compilers(console, installation, options.envs_dir)
+    report_host(options.envs_dir)
     run_hooks("install", installation, options.envs_dir)
 
 

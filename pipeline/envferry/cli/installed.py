@@ -11,6 +11,7 @@ from envferry.base.files import plural
 from envferry.cli.actor import current_actor
 from envferry.cli.command import argument, command, option
 from envferry.cli.completing import complete_installed
+from envferry.cli.fleet import report_host
 from envferry.cli.hooks import run_hooks
 from envferry.cli.shared_options import DryRunOptions, EnvsDirOptions
 from envferry.errors import EXIT_INTERRUPTED, UsageError
@@ -81,6 +82,7 @@ def rollback(console: Console, options: RollbackOptions) -> None:
         console.preview(installation, lambda: [line])
         return
     console.result(installation, lambda: [f"{shown} is current: {options.envs_dir / options.name}"])
+    report_host(options.envs_dir)
     run_hooks("rollback", installation, options.envs_dir)
 
 
@@ -105,6 +107,7 @@ def remove(console: Console, options: RemoveOptions) -> int:
         console.preview(removal, lambda: describe_removal(removal, verb="would remove"))
     else:
         console.result(removal, lambda: describe_removal(removal))
+        report_host(options.envs_dir)
         for one in removal.removed:
             if one in before:
                 run_hooks("remove", before[one], options.envs_dir)

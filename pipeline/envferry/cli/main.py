@@ -44,6 +44,7 @@ SECTIONS = {
         "why": ("envferry.cli.compare", "Show why an artifact contains a package."),
         "tag": ("envferry.cli.registry", "Point a tag at an artifact."),
         "serve": ("envferry.cli.serve", "Show a registry in a browser."),
+        "fleet": ("envferry.cli.fleet", "Show which host has what, as hosts report it."),
         "check": (
             "envferry.cli.upkeep",
             "Report what is broken in a registry, and how to repair it.",

@@ -80,6 +80,14 @@ class PruneOptions(DryRunOptions, RegistryOptions):
         show_default=True,
         help="Leave uploads younger than this: a push may still be running.",
     )
+    reported_within: timedelta = option(
+        "--reported-within",
+        callback=parse_age,
+        metavar="AGE",
+        default="30d",
+        show_default=True,
+        help="Keep what a host has, if it reported so within AGE (`envferry fleet`).",
+    )
     delete: bool = option(
         "--delete",
         "-y",
@@ -116,7 +124,8 @@ def prune(console: Console, options: PruneOptions) -> None:
     """List what can go from the registry, or from each environment NAME; --delete removes it.
 
     Removes what interrupted pushes left and the artifacts that no rule keeps. Without a rule no
-    artifact is removed; tagged ones never are. Pushes may run at the same time.
+    artifact is removed; tagged ones never are, nor what a host has that reports to the registry.
+    Pushes may run at the same time.
     """
     from envferry.registry import Registry
     from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
@@ -130,6 +139,7 @@ def prune(console: Console, options: PruneOptions) -> None:
         keep_within=options.keep_within,
         keep_tagged=options.keep_tagged,
         under_way=timedelta(hours=options.hours),
+        reported_within=options.reported_within,
     )
     scope = Scope(names=options.names, platform=options.platform)
     plan = plan_prune(place, scope, policy, datetime.now(timezone.utc))

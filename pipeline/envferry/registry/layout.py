@@ -16,8 +16,10 @@ TAGS = "v1/tags/"
 LOCK_FILE = "conda-lock.yml"
 ATTACHMENTS = (ATTESTATION, SBOM)
 DELTAS = "v1/deltas/"
-BESIDE = (DELTAS, "keys/", "tool/")
-"""What `export` puts beside artifacts and tags, and no registry needs."""
+HOSTS = "v1/hosts/"
+"""What hosts report of themselves: one file each, which nothing depends on."""
+BESIDE = (DELTAS, HOSTS, "keys/", "tool/")
+"""What lies beside artifacts and tags, and no registry needs."""
 PRUNING = "pruning.json"
 """Lies in an artifact's folder while it is removed: no push completes what is on its way out."""
 
@@ -53,6 +55,11 @@ def tag_key(name: str, platform: str, tag: str) -> str:
     """Return the key of a tag."""
     check_name(name, "environment name")
     return f"{TAGS}{name}/{check_name(platform, 'platform')}/{check_tag(tag)}"
+
+
+def host_key(host: str) -> str:
+    """Return the key of a host's report."""
+    return f"{HOSTS}{check_name(host, 'name of a host')}.json"
 
 
 def check_tag(tag: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import chain
 from typing import TYPE_CHECKING
 
 from envferry.base.workers import Workers
+from envferry.registry.host_reports import hosts_of_artifacts, read_fleet
 from envferry.registry.inventory import Folder, Inventory, list_inventory, require_known
 from envferry.registry.layout import ENVS, TAGS, tag_key
 from envferry.registry.removal import remove_artifact
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from envferry.progress import Progress
     from envferry.registry.registry import Registry
 
+log = logging.getLogger(__name__)
+
 REMOVERS = 4
 
 
@@ -26,7 +30,8 @@ REMOVERS = 4
 class Policy:
     """What stays; an artifact goes when there is a rule and none keeps it.
 
-    Tagged artifacts stay always, and so do those that came less than `under_way` ago.
+    Tagged artifacts stay always, and so do those that came less than `under_way` ago, or that a
+    host has.
     """
 
     keep_last: int | None = None
@@ -37,6 +42,8 @@ class Policy:
     """Only the tagged ones, where no other rule is given."""
     under_way: timedelta = timedelta(hours=24)
     """What is younger may belong to a push that runs."""
+    reported_within: timedelta = timedelta(days=30)
+    """What hosts have stays, if they said so that lately."""
 
     @property
     def has_rule(self) -> bool:
@@ -99,6 +106,15 @@ class PrunePlan:
         return gone + sum(one.size for one in self.unfinished)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Users:
+    """What points to artifacts, each by name, platform and id."""
+
+    tagged: dict[tuple[str, str, str], list[str]]
+    installed: dict[tuple[str, str, str], list[str]]
+    """The hosts that have it."""
+
+
 def plan_prune(registry: Registry, scope: Scope, policy: Policy, now: datetime) -> PrunePlan:
     """Decide what goes; nothing is removed, and no manifest is read.
 
@@ -110,11 +126,16 @@ def plan_prune(registry: Registry, scope: Scope, policy: Policy, now: datetime) 
     if not unfinished:
         require_known(found, registry, scope.names)
     tagged = _tagged(registry, found, scope)
+    fleet = read_fleet(registry)
+    for key, why in fleet.damaged.items():
+        log.warning("%s is not used, what that host has is unknown: %s", key, why)
+    installed = hosts_of_artifacts(fleet.reports, now, policy.reported_within)
     groups: dict[tuple[str, str], list[Folder]] = {}
     for folder in found.folders:
         if scope.has(folder.name, folder.platform):
             groups.setdefault((folder.name, folder.platform), []).append(folder)
-    fates = [fate for group in groups.values() for fate in _decide(group, tagged, policy, now)]
+    users = Users(tagged=tagged, installed=installed)
+    fates = [fate for group in groups.values() for fate in _decide(group, users, policy, now)]
     return PrunePlan(
         fates=tuple(fates),
         unfinished=unfinished,
@@ -159,15 +180,14 @@ def _tagged(
 
 def _decide(
     group: list[Folder],
-    tagged: dict[tuple[str, str, str], list[str]],
+    users: Users,
     policy: Policy,
     now: datetime,
 ) -> Iterator[PruneDecision]:
     """Yield what becomes of all artifacts of one environment on one platform, the newest first."""
     rank = 0
     for folder in sorted(group, key=lambda one: one.published or one.touched, reverse=True):
-        tags = tagged.get((folder.name, folder.platform, folder.id), [])
-        reason = _why_kept(folder, tags, policy, now)
+        reason = _why_kept(folder, users, policy, now)
         counts = folder.published is not None and not folder.is_being_pruned
         if not reason and counts and rank < (policy.keep_last or 0):
             reason = f"among the last {policy.keep_last}"
@@ -184,12 +204,16 @@ def _decide(
         )
 
 
-def _why_kept(folder: Folder, tags: list[str], policy: Policy, now: datetime) -> str:
+def _why_kept(folder: Folder, users: Users, policy: Policy, now: datetime) -> str:
     """Return the rule that keeps an artifact whatever its rank is, or nothing."""
     if folder.is_being_pruned:
         return ""
-    if tags:
+    artifact = (folder.name, folder.platform, folder.id)
+    if tags := users.tagged.get(artifact):
         return f"tagged {', '.join(tags)}"
+    if hosts := users.installed.get(artifact):
+        more = f" and {len(hosts) - 1} more" if len(hosts) > 1 else ""
+        return f"installed on {hosts[0]}{more}"
     age = now - (folder.published or folder.touched)
     if age < policy.under_way:
         return "published just now"

@@ -60,6 +60,7 @@ PAGES: dict[str, tuple[str, str, Callable[[RegistryView, Question], Any]]] = {
     "/diff/": ("/diff.json", "diff.html", pages.diff),
     "/find/": ("/find.json", "find.html", pages.find),
     "/tags/": ("/tags.json", "tags.html", pages.tags),
+    "/hosts/": ("/hosts.json", "hosts.html", pages.hosts),
 }
 """Path of a page, that of its JSON twin, its template, and what it says."""
 

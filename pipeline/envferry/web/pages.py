@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from envferry.registry.dependents import Need
+    from envferry.registry.host_reports import HostReport, ReportedTag
     from envferry.web.provenance import ProvenanceSummary
     from envferry.web.site import RegistryView
 
@@ -146,6 +147,34 @@ class TagsPage:
     """All tags."""
 
     tags: tuple[Tag, ...]
+    paging: Paging
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRow:
+    """One environment that is current on a host."""
+
+    host: str
+    time: str
+    """When the host said so."""
+    name: str
+    platform: str
+    id: str
+    ref: str
+    is_known: bool
+    """Whether the registry has the artifact."""
+    waiting: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostsPage:
+    """What hosts report."""
+
+    hosts: int
+    rows: tuple[HostRow, ...]
+    damaged: int
+    """Reports that cannot be used."""
     paging: Paging
 
 
@@ -294,6 +323,36 @@ def tags(site: RegistryView, question: Question) -> TagsPage:
     """List all tags."""
     found, paging = question.share(site.ask(queries.all_tags()))
     return TagsPage(tags=found, paging=paging)
+
+
+def hosts(site: RegistryView, question: Question) -> HostsPage:
+    """List what is current on hosts, as they say it."""
+    fleet = site.fleet()
+    known = {(one.name, one.platform, one.id) for one in site.ask(queries.entries(Filter()))}
+    rows = [
+        HostRow(
+            host=report.host,
+            time=report.time,
+            name=one.name,
+            platform=one.platform,
+            id=one.id,
+            ref=one.ref,
+            is_known=(one.name, one.platform, one.id) in known,
+            waiting="; ".join(tag.waiting for tag in _tags_of(report, one.name) if tag.waiting),
+            error="; ".join(tag.error for tag in _tags_of(report, one.name) if tag.error),
+        )
+        for report in fleet.reports
+        for one in report.environments
+        if one.is_current
+    ]
+    shown, paging = question.share(rows)
+    count = len(fleet.reports)
+    return HostsPage(hosts=count, rows=shown, damaged=len(fleet.damaged), paging=paging)
+
+
+def _tags_of(report: HostReport, name: str) -> list[ReportedTag]:
+    """Return the tags of an environment that a host follows."""
+    return [one for one in report.follows if one.ref.partition("@")[0] == name]
 
 
 def _sort_key(package: PackageFacts, sort: str) -> tuple[int, str]:

@@ -17,6 +17,7 @@ from envferry.models import ID_PATTERN, Ref, check_name, fit_to_show
 from envferry.registry import PublishedArchive
 from envferry.registry.dependents import dependencies_in
 from envferry.registry.diff import compare_artifacts
+from envferry.registry.host_reports import read_fleet
 from envferry.registry.layout import attachment_key
 from envferry.web.provenance import ProvenanceSummary, provenance_of
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from envferry.models import Manifest
     from envferry.registry.dependents import Need
     from envferry.registry.diff import Update
+    from envferry.registry.host_reports import Fleet
     from envferry.trust.signing import PublicKey
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,8 @@ FRESH_SECONDS = 15
 STALE_SECONDS = 300
 """How old it may be before a page waits for that."""
 PATIENCE_SECONDS = 5
+FLEET_SECONDS = 60
+"""How old the reports of hosts may be: thousands of files."""
 REMEMBERED = 64
 """Manifests that are kept: they never change."""
 
@@ -58,9 +62,10 @@ class RegistryView:
     def __init__(self, index: RegistryIndex, keys: tuple[PublicKey, ...] = ()) -> None:
         self.index, self.keys = index, keys
         self._refresher: threading.Thread | None = None
-        self._lock = threading.Lock()
+        self._lock, self._fleet_lock = threading.Lock(), threading.Lock()
         self._refreshed_at = 0.0
         self._contents: OrderedDict[tuple[str, str, str], tuple[float, Contents]] = OrderedDict()
+        self._fleet: tuple[float, Fleet] | None = None
         self.problem = ""
         """Why the last refresh failed; the pages show what was known before."""
 
@@ -95,6 +100,13 @@ class RegistryView:
                 self._refresher = threading.Thread(target=self.refresh, daemon=True)
                 self._refresher.start()
             return self._refresher
+
+    def fleet(self) -> Fleet:
+        """Return what hosts report; read again after a minute."""
+        with self._fleet_lock:
+            if self._fleet is None or time.monotonic() - self._fleet[0] > FLEET_SECONDS:
+                self._fleet = (time.monotonic(), read_fleet(self.index.registry))
+            return self._fleet[1]
 
     def wait(self) -> None:
         """Wait until no refresh is under way."""

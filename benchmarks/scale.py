@@ -1,0 +1,202 @@
+"""Releases on workers: how well two share the work of one, what dies, and five hundred on paper.
+
+`python -m benchmarks.scale [--json FILE] [PART]…`; parts: `efficiency`, `kills`, `simulation`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from envferry.models import current_platform
+from tests.support.cli_runner import CliRunner
+from tests.support.dask_cluster import DaskCluster
+from tests.support.tiny_specs import make_tiny_channel, tiny_specs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SPECS = 40
+KILLS, KILL_SPECS = 20, 4
+SIMULATED_SPECS, SIMULATED_WORKERS = 500, 50
+LARGE_TASK = 68.8 + 23.2 + 26.1
+"""Seconds of the 10 GB environment: build with downloads, pack, push (docs/reference-run.md)."""
+SMALL_TASK = 2.0
+"""Seconds of the smallest, where `efficiency` did not measure it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseRun:
+    """One release of all specs."""
+
+    seconds: float
+    """From start to end."""
+    tasks: tuple[float, ...]
+    """The seconds of each task, as the release says."""
+
+
+def efficiency(folder: Path, count: int) -> dict[str, Any]:
+    """Release the same specs on one worker, then on two, each into an empty registry and cache."""
+    names = [f"spec{number:02}" for number in range(count)]
+    locked = lock_once(folder / "locked", names)
+    runs = {
+        workers: release(another(locked, folder / f"home{workers}"), names, workers)
+        for workers in (1, 2)
+    }
+    one, two = runs[1], runs[2]
+    return {
+        "specs": count,
+        "seconds_1": one.seconds,
+        "seconds_2": two.seconds,
+        "efficiency": one.seconds / (2 * two.seconds),
+        "serial_1": one.seconds - sum(one.tasks),
+        "serial_2": two.seconds - sum(two.tasks) / 2,
+        "task_1": statistics.median(one.tasks),
+        "task_2": statistics.median(two.tasks),
+    }
+
+
+def lock_once(home: Path, names: Sequence[str]) -> CliRunner:
+    """Make a channel and specs, and lock these."""
+    home.mkdir()
+    channel = make_tiny_channel(home / "channel", names)
+    return tiny_specs(home, names, str(channel))
+
+
+def another(locked: CliRunner, home: Path) -> CliRunner:
+    """Return the same specs and locks with an empty registry and an empty cache."""
+    home.mkdir()
+    shutil.copytree(locked.home / "specs", home / "specs")
+    environ = {"ENVFERRY_REGISTRY": str(home / "registry")}
+    return CliRunner(home=home, cache=home / "cache", environ=environ)
+
+
+def release(runner: CliRunner, names: Sequence[str], workers: int) -> ReleaseRun:
+    """Release on workers of this machine."""
+    started = time.monotonic()
+    said = runner.run("release", *names, "--workers", str(workers), "--json")
+    seconds = time.monotonic() - started
+    found = json.loads(said.stdout)
+    assert {one["outcome"] for one in found} == {"released"}
+    return ReleaseRun(seconds=seconds, tasks=tuple(one["seconds"] for one in found))
+
+
+def kills(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """Kill a worker at a random moment of a release; say what was lost, doubled or half tagged."""
+    names = [f"spec{number}" for number in range(KILL_SPECS)]
+    locked = lock_once(folder / "to-kill", names)
+    found = {"lost": 0, "twice": 0, "half_tagged": 0, "failed": 0}
+    for seed in seeds:
+        moment, code, ids, tags = kill_once(another(locked, folder / f"kill{seed}"), names, seed)
+        one = {
+            "failed": int(code != 0),
+            "lost": sum(not ids[name] for name in names),
+            "twice": sum(len(ids[name]) > 1 for name in names),
+            "half_tagged": int(len(tags) not in (0, 2 * len(names))),
+        }
+        found = {name: count + one[name] for name, count in found.items()}
+        sys.stderr.write(f"seed {seed}: killed after {moment:.1f} s, {one}\n")
+    return {"runs": len(seeds), **found}
+
+
+def kill_once(
+    runner: CliRunner, names: Sequence[str], seed: int
+) -> tuple[float, int, dict[str, set[str]], list[str]]:
+    """Return the moment of the kill, the exit code, the ids of each spec, and all tags."""
+    moment = random.Random(seed).uniform(0.5, 12)
+    environ = {**runner.environ, "ENVFERRY_CACHE": str(runner.cache)}
+    with DaskCluster(home=runner.home, environ=environ) as cluster:
+        victim = cluster.worker("victim")
+        cluster.worker("other")
+        argv, environ = runner.command(
+            "release", *names, "--scheduler", cluster.address, "--atomic", "--tag", "stable"
+        )
+        process = subprocess.Popen(
+            argv, cwd=runner.home, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(moment)
+        except subprocess.TimeoutExpired:
+            victim.kill()
+        code = process.wait()
+    registry = runner.home / "registry/v1"
+    folders = {name: registry / "envs" / name / current_platform() for name in names}
+    ids = {name: {path.parent.name for path in at.glob("*/manifest.json")}
+           for name, at in folders.items()}  # fmt: skip
+    tags = [str(path) for path in (registry / "tags").rglob("*") if path.is_file()]
+    return moment, code, ids, tags
+
+
+def simulation(small: float, serial_seconds: float) -> dict[str, Any]:
+    """Return how long a release of many specs takes on many workers, each of one build at a time.
+
+    As Dask does: the next task goes to the first worker that is free. Between the two tasks that
+    were measured lie those of 500 specs, most of them nearer to the smaller: a task is larger than
+    the smallest by the square of a random part of the difference. The client then checks, signs and
+    tags each artifact, one after the other.
+    """
+    chance = random.Random(1)
+    tasks = [small + (LARGE_TASK - small) * chance.random() ** 2 for _ in range(SIMULATED_SPECS)]
+    as_given, longest_first = (makespan(order) for order in (tasks, sorted(tasks, reverse=True)))
+    ideal = sum(tasks) / SIMULATED_WORKERS
+    serial = serial_seconds * SIMULATED_SPECS
+    return {
+        "one_worker_hours": sum(tasks) / 3600,
+        "ideal_minutes": ideal / 60,
+        "minutes": as_given / 60,
+        "minutes_longest_first": longest_first / 60,
+        "efficiency": ideal / as_given,
+        "small_task_seconds": small,
+        "large_task_seconds": LARGE_TASK,
+        "client_minutes": serial / 60,
+    }
+
+
+def makespan(tasks: Sequence[float]) -> float:
+    """Return when the last worker is done."""
+    free = [0.0] * SIMULATED_WORKERS
+    for task in tasks:
+        heapq.heapreplace(free, free[0] + task)
+    return max(free)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(prog="benchmarks.scale", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--specs", type=int, default=SPECS)
+    parser.add_argument("--kills", type=int, default=KILLS)
+    parser.add_argument("--seed", type=int, default=0, help="of the first kill")
+    arguments = parser.parse_args()
+    parts = arguments.parts or ["efficiency", "kills", "simulation"]
+    found: dict[str, Any] = {}
+    with TemporaryDirectory() as scratch:
+        if "efficiency" in parts:
+            found["efficiency"] = efficiency(Path(scratch), arguments.specs)
+        if "kills" in parts:
+            first = arguments.seed
+            found["kills"] = kills(Path(scratch), range(first, first + arguments.kills))
+        if "simulation" in parts:
+            measured = found.get("efficiency", {})
+            serial = measured.get("serial_1", 0.0) / arguments.specs
+            found["simulation"] = simulation(measured.get("task_1", SMALL_TASK), serial)
+    text = json.dumps(found, indent=1, sort_keys=True) + "\n"
+    if arguments.json:
+        arguments.json.write_text(text)
+    sys.stdout.write(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The command `envferry fleet`, and the report that a host makes after a change."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING
+
+from envferry import __version__
+from envferry.base.files import plural
+from envferry.cli.actor import utc_now
+from envferry.cli.command import argument, command, option
+from envferry.cli.shared_options import RegistryOptions
+from envferry.cli.terminal import table
+from envferry.cli.upkeep import parse_age
+from envferry.config import host_name, settings
+from envferry.errors import NotFound, PipelineError
+from envferry.models import fit_to_show
+from envferry.registry import Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from envferry.cli.console import Console
+    from envferry.registry.host_reports import Fleet, HostReport
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FleetOptions(RegistryOptions):
+    """Which environment, in the reports of which registry."""
+
+    name: str | None = argument(required=False)
+    everything: bool = option(
+        "-a", "--all", is_flag=True, help="Also show installations that are not current."
+    )
+    silent: timedelta = option(
+        "--silent-for",
+        callback=parse_age,
+        metavar="AGE",
+        default="2d",
+        show_default=True,
+        help="Mark hosts that have not reported for AGE: 12h, 2d, 1w.",
+    )
+
+
+@command(FleetOptions)
+def fleet(console: Console, options: FleetOptions) -> None:
+    """Show which host has what, of all environments or of NAME, as the hosts report it.
+
+    Hosts report into `v1/hosts` of the registry that their setting `report_to` names: after each
+    change, and with `envferry follow` every six hours. Reports are not signed.
+    """
+    from envferry.registry.host_reports import read_fleet
+
+    found = read_fleet(Registry.open(options.registry))
+    for key, why in found.damaged.items():
+        log.warning("%s is not used: %s", key, why)
+    if not found.reports:
+        message = f"no host reports to {options.registry}"
+        raise NotFound(message, hint="on hosts, set report_to (docs/rollout.md)")
+    now = datetime.now(timezone.utc)
+    shown = [facts_of_host(one, options, now) for one in found.reports]
+    result = {"hosts": shown, "damaged": found.damaged}
+    console.result(result, lambda: fleet_lines(found, options, now))
+
+
+def facts_of_host(report: HostReport, options: FleetOptions, now: datetime) -> dict[str, object]:
+    """Return what `--json` says of a host."""
+    from envferry.registry.host_reports import is_lately
+
+    return {
+        "host": report.host,
+        "time": report.time,
+        "silent": not is_lately(report, now, options.silent),
+        "envferry": report.envferry,
+        "environments": [
+            one
+            for one in report.environments
+            if options.name in (None, one.name) and (one.is_current or options.everything)
+        ],
+        "follows": [
+            one for one in report.follows if options.name in (None, one.ref.partition("@")[0])
+        ],
+    }
+
+
+def fleet_lines(found: Fleet, options: FleetOptions, now: datetime) -> Iterator[str]:
+    """Yield the table of hosts, and how many have which artifact."""
+    rows, counts = [], dict[str, int]()
+    for report in found.reports:
+        for one in report.environments:
+            if options.name not in (None, one.name) or not (one.is_current or options.everything):
+                continue
+            artifact = f"{one.name}@{one.id}"
+            counts[artifact] = counts.get(artifact, 0) + one.is_current
+            rows.append(
+                (
+                    report.host,
+                    artifact,
+                    one.ref,
+                    "current" if one.is_current else "",
+                    report.time[:16].replace("T", " "),
+                    note_about(report, one.name, options, now),
+                )
+            )
+    yield from table(("HOST", "ARTIFACT", "AS", "", "REPORTED", "NOTE"), rows, right=())
+    for artifact, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        yield f"{artifact}: current on {plural(count, 'host')}"
+    if found.damaged:
+        yield f"{plural(len(found.damaged), 'report')} damaged"
+
+
+def note_about(report: HostReport, name: str, options: FleetOptions, now: datetime) -> str:
+    """Return what is remarkable of an environment on a host."""
+    from envferry.registry.host_reports import is_lately
+
+    if not is_lately(report, now, options.silent):
+        return "silent"
+    tags = [one for one in report.follows if one.ref.partition("@")[0] == name]
+    errors = [one.error for one in tags if one.error]
+    waiting = [f"waits: {one.waiting}" for one in tags if one.waiting]
+    return "; ".join([*errors, *waiting])
+
+
+def report_host(envs_dir: Path) -> None:
+    """Report what this host has, if its settings say where to; a report that fails is a warning.
+
+    What was installed is installed: nobody shall run a command again for its report.
+    """
+    place = settings().report_to
+    if not place:
+        return
+    from envferry.follow.reporting import own_report, report_if_new
+
+    try:
+        report = own_report(envs_dir, host=host_name(), time=utc_now(), release=__version__)
+        report_if_new(Registry.open(place), report, envs_dir)
+    except (PipelineError, OSError, ModuleNotFoundError) as error:  # boto3 is an extra
+        log.warning("not reported to %s: %s", fit_to_show(place), error)
