@@ -109,6 +109,8 @@ class Settings:
     kernel_dir: Path | None = None
     modulefile_dir: Path | None = None
     allow_races: bool = False
+    audit_database: Path | None = None
+    """The database of advisories, where it is not in the cache."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str], files: Iterable[Path] = ()) -> Settings:
@@ -146,6 +148,9 @@ class Settings:
             kernel_dir=Path(text("kernel_dir")) if text("kernel_dir") else None,
             modulefile_dir=Path(text("modulefile_dir")) if text("modulefile_dir") else None,
             allow_races=bool(told["allow_races"].value),
+            audit_database=(
+                Path(text("audit_database")).absolute() if text("audit_database") else None
+            ),
         )
 
     @property

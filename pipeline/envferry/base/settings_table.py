@@ -144,6 +144,14 @@ SETTINGS = (
         help="A Sigstore `trusted_root.json`, for the attestations of pip packages.",
     ),
     Setting(
+        key="audit_database",
+        variable="ENVFERRY_AUDIT_DATABASE",
+        kind="path",
+        option="--database",
+        shown_default="`audit/advisories.json.zst` in the cache",
+        help="The database of advisories that `envferry audit update` makes.",
+    ),
+    Setting(
         key="allow_races",
         variable="ENVFERRY_ALLOW_RACES",
         kind="flag",

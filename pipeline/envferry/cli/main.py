@@ -43,6 +43,10 @@ SECTIONS = {
         "show": ("envferry.cli.registry", "Show what is inside an artifact."),
         "why": ("envferry.cli.compare", "Show why an artifact contains a package."),
         "tag": ("envferry.cli.registry", "Point a tag at an artifact."),
+        "audit": (
+            "envferry.cli.audit",
+            "List known vulnerabilities of artifacts and of what is installed.",
+        ),
         "serve": ("envferry.cli.serve", "Show a registry in a browser."),
         "check": (
             "envferry.cli.upkeep",

@@ -16,7 +16,7 @@ TAGS = "v1/tags/"
 LOCK_FILE = "conda-lock.yml"
 ATTACHMENTS = (ATTESTATION, SBOM)
 DELTAS = "v1/deltas/"
-BESIDE = (DELTAS, "keys/", "tool/")
+BESIDE = (DELTAS, "keys/", "tool/", "audit/")
 """What `export` puts beside artifacts and tags, and no registry needs."""
 PRUNING = "pruning.json"
 """Lies in an artifact's folder while it is removed: no push completes what is on its way out."""
