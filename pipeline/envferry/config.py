@@ -109,6 +109,8 @@ class Settings:
     kernel_dir: Path | None = None
     modulefile_dir: Path | None = None
     allow_races: bool = False
+    tag_grace_days: int = 14
+    """How long a signed tag is taken after it has expired."""
     audit_database: Path | None = None
     """The database of advisories, where it is not in the cache."""
 
@@ -148,6 +150,7 @@ class Settings:
             kernel_dir=Path(text("kernel_dir")) if text("kernel_dir") else None,
             modulefile_dir=Path(text("modulefile_dir")) if text("modulefile_dir") else None,
             allow_races=bool(told["allow_races"].value),
+            tag_grace_days=int(str(told["tag_grace_days"].value)),
             audit_database=(
                 Path(text("audit_database")).absolute() if text("audit_database") else None
             ),

@@ -12,13 +12,13 @@ import pytest
 from envferry.audit.advisory import read_osv
 from envferry.audit.advisory_database import (
     age_of,
-    parse_time,
     read_database,
     read_database_bytes,
     require_fresh,
     verify_database,
 )
 from envferry.audit.database_update import UpdateRequest, update_database
+from envferry.base.times import parse_time
 from envferry.errors import IntegrityError, NotFound, PolicyViolation, UsageError
 from envferry.progress import Silent
 from tests.support.advisories import CVSS_HIGH, NOW, NUMPY, TORCH, encoded, record, write_records

@@ -77,7 +77,8 @@ def test_a_database_without_an_ecosystem_calls_nothing_of_it_clean() -> None:
 
 
 def test_tags_that_nobody_understands_leave_a_library_undecided() -> None:
-    odd = {**OPENSSL, "affected": [{**OPENSSL["affected"][0], "versions": ["snapshot-20230101"]}]}  # type: ignore[index]
+    affected: Any = OPENSSL["affected"]
+    odd = {**OPENSSL, "affected": [{**affected[0], "versions": ["snapshot-20230101"]}]}
     (component,) = components_of([package("openssl", "3.5.4", "conda", "h_0")])
     found = audit_component(component, database(odd))
     assert (found.state, found.vulnerabilities) == ("unknown", ())

@@ -7,7 +7,7 @@ is open in a moment. The date is what the data says of itself, not when they wer
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,7 +15,8 @@ import zstandard
 
 from envferry.audit.advisory import Advisory
 from envferry.base.files import write_bytes
-from envferry.base.json import convert, decode_json
+from envferry.base.json import decode_json
+from envferry.base.times import LONG_AGO, parse_time, rfc3339
 from envferry.errors import IntegrityError, NotFound, PolicyViolation, SpecError
 from envferry.trust.signed_files import (
     SignedFile,
@@ -29,6 +30,7 @@ from envferry.trust.signed_files import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from datetime import datetime
     from pathlib import Path
 
     from envferry.trust.attestations import VerifiedArtifact
@@ -141,7 +143,7 @@ def encode_database(
             ecosystems[ecosystem] = ecosystems.get(ecosystem, 0) + 1
     facts = DatabaseFacts(
         as_of=_as_of(ordered, origin.now),
-        created=_rfc3339(origin.now),
+        created=rfc3339(origin.now),
         source=origin.source,
         source_sha256=origin.sha256,
         ecosystems=ecosystems,
@@ -203,11 +205,13 @@ def decode_database(data: bytes, what: str) -> AdvisoryDatabase:
     return AdvisoryDatabase(file)
 
 
-def verify_database(path: Path, data: bytes, keys: tuple[PublicKey, ...]) -> VerifiedArtifact:
-    """Check that one of `keys` signed a database; raise IntegrityError if not."""
+def verify_database(
+    path: Path, data: bytes, keys: tuple[PublicKey, ...], *, least: int = 1
+) -> VerifiedArtifact:
+    """Check that `least` of `keys` signed a database; raise IntegrityError if not."""
     what = f"the database of advisories {path}"
     signed = SignedFile(what, subject_of(DATABASE_NAME, data), attestation_of(path))
-    return verify_file(signed, DATABASE, keys)
+    return verify_file(signed, DATABASE, keys, least=least)
 
 
 def age_of(facts: DatabaseFacts, now: datetime) -> timedelta:
@@ -231,26 +235,11 @@ def age_words(age: timedelta) -> str:
     return f"{age.days} days" if age.days != 1 else "1 day"
 
 
-def parse_time(text: str) -> datetime:
-    """Parse a time of RFC 3339; one that is not valid is before all others."""
-    try:
-        found = convert(text, datetime)
-    except msgspec.MsgspecError:
-        return datetime.fromtimestamp(0, timezone.utc)
-    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
-
-
 def _as_of(advisories: Iterable[Advisory], now: datetime) -> str:
     """Return how new data are: a record's date in the future would make them new for ever."""
     times = (parse_time(one.modified) for one in advisories)
-    newest = max(
-        (time for time in times if time <= now), default=datetime.fromtimestamp(0, timezone.utc)
-    )
-    return _rfc3339(newest)
-
-
-def _rfc3339(time: datetime) -> str:
-    return time.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    newest = max((time for time in times if time <= now), default=LONG_AGO)
+    return rfc3339(newest)
 
 
 class _Header(msgspec.Struct):

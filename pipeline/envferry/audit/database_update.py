@@ -14,7 +14,6 @@ from envferry.audit.advisory_database import (
     DatabaseOrigin,
     decode_database,
     encode_database,
-    parse_time,
     read_database,
     read_database_bytes,
     verify_database,
@@ -22,6 +21,7 @@ from envferry.audit.advisory_database import (
 )
 from envferry.audit.osv_archive import HINT, read_archive
 from envferry.base.files import write_bytes
+from envferry.base.times import parse_time
 from envferry.errors import IntegrityError, NotFound, UsageError
 from envferry.models import fit_to_show
 from envferry.stores.http import HttpStore
@@ -48,8 +48,10 @@ class UpdateRequest:
     database: Path
     now: datetime
     signer: Signer | None = None
-    keys: tuple[PublicKey, ...] = ()
-    """Who must have signed a database that is taken over."""
+    keys: tuple[PublicKey, ...] | None = None
+    """Who must have signed a database that is taken over; None for anybody, or nobody."""
+    least: int = 1
+    """How many of them."""
     allow_downgrade: bool = False
 
 
@@ -78,8 +80,8 @@ def _take_over(request: UpdateRequest) -> DatabaseFacts:
     """Copy a database and its signatures."""
     path = Path(request.source)
     data = read_database_bytes(path)
-    if request.keys:
-        verify_database(path, data, request.keys)
+    if request.keys is not None:
+        verify_database(path, data, request.keys, least=request.least)
     facts = decode_database(data, str(path)).facts
     _forbid_older(facts, request)
     statement = attestation_of(path)

@@ -13,8 +13,8 @@ from urllib.parse import unquote
 import msgspec
 from packaging.utils import canonicalize_name
 
-from envferry.audit.advisory_database import parse_time
 from envferry.base.json import decode_json
+from envferry.base.times import parse_time
 from envferry.errors import NotFound, SpecError
 
 if TYPE_CHECKING:

@@ -172,7 +172,8 @@ def update(console: Console, options: UpdateOptions) -> None:
         database=options.database,
         now=now(),
         signer=load_signer(options.sign_keys),
-        keys=trust.keys,
+        keys=trust.keys_for("database") if trust.keys else None,
+        least=trust.least_for("database"),
         allow_downgrade=options.allow_downgrade,
     )
     facts = update_database(request, progress=console.progress)
@@ -237,7 +238,8 @@ def open_database(console: Console, path: Path, trust: Trust) -> AdvisoryDatabas
 
     data = read_database_bytes(path)
     if trust.keys:
-        verify_database(path, data, trust.keys)
+        keys, least = trust.keys_for("database"), trust.least_for("database")
+        verify_database(path, data, keys, least=least)
     else:
         console.note(f"{path}: signature not verified (no trusted keys in {trust.keys_dir})")
     return decode_database(data, str(path))

@@ -89,6 +89,11 @@ SECTIONS = {
     },
     "Set-up": {
         "keygen": ("envferry.cli.trust", "Generate a pair of keys: to sign, and to verify."),
+        "trust": (
+            "envferry.cli.trust_bundle",
+            "Manage the trust bundle: keys, roles, ends, revocations.",
+        ),
+        "revoke": ("envferry.cli.trust_bundle", "Revoke an artifact: no host installs it."),
         "cache": ("envferry.cli.cache", "Manage the download cache: list, verify, prune."),
         "config": ("envferry.cli.settings", "Show each setting, and what says so."),
         "doctor": ("envferry.cli.doctor", "Show what this machine supports."),

@@ -51,7 +51,7 @@ def serve(console: Console, options: ServeOptions) -> None:
     host = options.host
     listener = listen(host, options.port)
     trust = load_trust(options.trusted_keys, takes_in=False)
-    site = RegistryView(open_index(console, options.registry), trust.keys)
+    site = RegistryView(open_index(console, options.registry), trust.keys_for("release"))
     place = f"[{host}]" if ":" in host else host
     address = f"http://{place}:{listener.getsockname()[1]}/"
     if not is_local(host):

@@ -23,7 +23,13 @@ from envferry.cli.shared_options import (
     TrustedKeyOptions,
 )
 from envferry.cli.sizes import size_of
-from envferry.cli.trust import load_signer, load_trust, open_trusting
+from envferry.cli.trust import (
+    bundle_path,
+    load_signer,
+    load_trust,
+    open_trusting,
+    read_kept_bundle,
+)
 from envferry.config import settings
 from envferry.errors import IntegrityError, NotFound, UsageError
 from envferry.models import Ref, current_platform
@@ -206,6 +212,7 @@ def export(console: Console, options: ExportOptions) -> None:
         export_tool(console, options, signer)
     if options.advisories:
         export_advisories(console, directory)
+    export_bundle(console, directory)
     console.result(found, lambda: export_lines(found))
     require_no_conflict(found.tags, found.directory)
 
@@ -311,6 +318,17 @@ def export_tool(console: Console, options: ExportOptions, signer: Signer | None)
     if signer is None:
         console.note(f"{tool} is not signed: sign it with --sign-key FILE")
     console.note(f"SHA-256 of {tool}/{SUMS}: {sha256_hex((tool / SUMS).read_bytes())}")
+
+
+def export_bundle(console: Console, directory: Path) -> None:
+    """Copy the trust bundle that this machine obeys into the folder, if it has one."""
+    from envferry.base.files import write_bytes
+    from envferry.transfer.export import KEYS
+
+    path = bundle_path()
+    if read_kept_bundle(path):
+        write_bytes(directory / KEYS / path.name, path.read_bytes())
+        console.note(f"trust bundle exported; on a host run: envferry trust update {directory}")
 
 
 def export_advisories(console: Console, directory: Path) -> None:
