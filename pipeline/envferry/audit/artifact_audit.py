@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
 from packaging.utils import canonicalize_name
 
 from envferry.audit.audit_policy import LoadedPolicy, silence
 from envferry.audit.components import NO_PARTS, SbomParts, components_of
+from envferry.audit.license_policy import license_faults
 from envferry.audit.matching import AuditedPackage, audit_component
 from envferry.errors import PolicyViolation
 from envferry.models import PackageFacts
@@ -36,6 +38,8 @@ class ArtifactAudit:
     """`NAME@ID`, or what else was audited."""
     tags: tuple[str, ...]
     packages: tuple[AuditedPackage, ...]
+    licenses: tuple[str, ...]
+    """The packages whose licence the policy does not let through, with the reason."""
     refused: tuple[str, ...]
     """The packages that the policy does not let through: NAME VERSION."""
 
@@ -52,6 +56,15 @@ class Audit:
     loaded: LoadedPolicy
     now: datetime
 
+    def with_unknown_licenses(self) -> Audit:
+        """Return an audit that lets licences through that are not known: for locks."""
+        policy = self.loaded.policy
+        if policy.licenses is None:
+            return self
+        licenses = msgspec.structs.replace(policy.licenses, unknown="allow")
+        policy = msgspec.structs.replace(policy, licenses=licenses)
+        return replace(self, loaded=replace(self.loaded, policy=policy))
+
     def of_packages(
         self,
         what: str,
@@ -60,7 +73,7 @@ class Audit:
         tags: tuple[str, ...] = (),
     ) -> ArtifactAudit:
         """Audit an environment; `what` is NAME@ID, or starts with the environment's name."""
-        environment = what.partition("@")[0]
+        environment, facts = what.partition("@")[0], tuple(packages)
         found = [
             silence(
                 audit_component(component, self.database),
@@ -68,14 +81,17 @@ class Audit:
                 environment,
                 self.now.astimezone(timezone.utc).date(),
             )
-            for component in components_of(packages, parts)
+            for component in components_of(facts, parts)
         ]
-        refused = [one for one in found if self.loaded.policy.fails(one)]
+        policy = self.loaded.policy
+        refused = [one for one in found if policy.fails(one)]
+        licenses = tuple(license_faults(facts, policy.licenses))
         return ArtifactAudit(
             what=what,
             tags=tags,
             packages=tuple(found),
-            refused=tuple(f"{one.name} {one.version}".strip() for one in refused),
+            refused=(*(f"{one.name} {one.version}".strip() for one in refused), *licenses),
+            licenses=licenses,
         )
 
 
@@ -88,7 +104,11 @@ def tree_packages(tree: Path) -> tuple[tuple[PackageFacts, ...], SbomParts]:
             owner: Any = one.owner
             packages.append(
                 PackageFacts(
-                    name=owner.name, version=owner.version, kind=owner.kind, build=owner.build
+                    name=owner.name,
+                    version=owner.version,
+                    kind=owner.kind,
+                    build=owner.build,
+                    license=one.license,
                 )
             )
             parts[owner.kind, str(canonicalize_name(owner.name))] = parts_in(one, tree)
@@ -106,7 +126,15 @@ def locked_packages(
     parts: dict[tuple[str, str], tuple[VendoredLibrary, ...]] = {}
     for one in packages:
         kind: Literal["conda", "pypi"] = "conda" if one.manager == "conda" else "pypi"
-        facts.append(PackageFacts(name=one.name, version=one.version, kind=kind, build=one.build))
+        facts.append(
+            PackageFacts(
+                name=one.name,
+                version=one.version,
+                kind=kind,
+                build=one.build,
+                license=one.record.get("license") or None,
+            )
+        )
         purls = filter(PYPI.match, map(str, one.record.get("purls") or ()))
         parts[kind, str(canonicalize_name(one.name))] = tuple(
             VendoredLibrary(name=one.name, version=one.version, purl=purl, evidence="purls")

@@ -331,6 +331,8 @@ def audit_lines(audits: list[ArtifactAudit], *, is_full: bool) -> Iterator[str]:
             f"{one.what}{tags}: {found} with known vulnerabilities, {clean} clean,"
             f" {unknown} unknown"
         )
+        for license_fault in one.licenses:
+            yield f"  licence  {license_fault}"
         for package in one.packages:
             yield from _package_lines(package, is_full=is_full)
 

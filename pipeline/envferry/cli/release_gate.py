@@ -30,12 +30,13 @@ class ReleaseGate:
         return cls(console, prepare(console, database_path(), trust, load_with_vex(policy, ())))
 
     def require_lock(self, lock: Lock, platform: str) -> None:
-        """Audit what a lock names."""
+        """Audit what a lock names; licences that it does not say are for `require_artifact`."""
         from envferry.audit.artifact_audit import locked_packages
 
         if self.audit:
             packages, parts = locked_packages(lock.for_platform(platform))
-            self._require(self.audit.of_packages(lock.name, packages, parts))
+            audit = self.audit.with_unknown_licenses()
+            self._require(audit.of_packages(lock.name, packages, parts))
 
     def require_artifact(self, artifact: Artifact) -> None:
         """Audit what was built: its packages, and what they bring along."""

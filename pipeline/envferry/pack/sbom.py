@@ -18,11 +18,11 @@ from cyclonedx.model.tool import ToolRepository
 from cyclonedx.output import make_outputter
 from cyclonedx.schema import OutputFormat, SchemaVersion
 from packageurl import PackageURL
-from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 from packaging.utils import canonicalize_name
 
 from envferry.pack.c_libraries import c_library
 from envferry.pack.packages import conda_packages, pip_packages
+from envferry.pack.spdx import spdx_expression
 from envferry.pack.vendored import parts_in
 
 if TYPE_CHECKING:
@@ -153,10 +153,8 @@ def describe_data(item: DataFile) -> Component:
 
 def describe_license(text: str) -> LicenseExpression | DisjunctiveLicense:
     """Return a licence as an SPDX expression where it is one, else by its name."""
-    try:
-        return LicenseExpression(str(canonicalize_license_expression(text)))
-    except InvalidLicenseExpression:
-        return DisjunctiveLicense(name=text)
+    expression = spdx_expression(text)
+    return LicenseExpression(expression) if expression else DisjunctiveLicense(name=text)
 
 
 def package_url(package: LockedPackage) -> PackageURL:
