@@ -6,7 +6,7 @@ import dataclasses
 import gzip
 import re
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import msgspec
 import xxhash
@@ -21,7 +21,7 @@ from envferry.artifacts import SBOM
 from envferry.base.files import human_bytes, plural
 from envferry.base.json import to_json
 from envferry.errors import NotFound, PipelineError, StoreError, UsageError
-from envferry.models import ID_PATTERN, fit_to_show
+from envferry.models import ID_PATTERN, check_name, fit_to_show
 from envferry.web import pages
 from envferry.web.guard import Guard
 from envferry.web.news import badge_of, list_news
@@ -166,8 +166,9 @@ class Pages:
     def platform_page(self, request: Request) -> Response:
         """Lead to an environment's artifacts of one platform."""
         parts = request.path_params
-        query = urlencode({"platform": parts["platform"]})
-        where = f"{_root(request)}envs/{quote(parts['name'])}/?{query}"
+        name = check_name(parts["name"], "environment name")
+        query = urlencode({"platform": check_name(parts["platform"], "platform")})
+        where = f"{_root(request)}envs/{name}/?{query}"
         return RedirectResponse(where, headers={"Cache-Control": REVALIDATE})
 
     def feed(self, request: Request) -> Response:
