@@ -48,6 +48,7 @@ SECTIONS = {
             "List known vulnerabilities of artifacts and of what is installed.",
         ),
         "serve": ("envferry.cli.serve", "Show a registry in a browser."),
+        "stats": ("envferry.cli.stats", "Count downloads by access logs."),
         "check": (
             "envferry.cli.upkeep",
             "Report what is broken in a registry, and how to repair it.",
