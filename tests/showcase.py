@@ -125,6 +125,20 @@ def packages(chance: random.Random, release: int) -> tuple[PackageFacts, ...]:
     return (*found, *conda)
 
 
+def many_packages(count: int = 500) -> tuple[PackageFacts, ...]:
+    """Return the packages of an environment that is larger than any."""
+    return tuple(
+        PackageFacts(
+            name=f"package-with-a-rather-long-name-{number}",
+            version=f"{number}.2.3",
+            kind="pypi" if number % 3 else "conda",
+            license=f"LicenseRef-{number % 40}",
+            size=10 * MB // (number + 1),
+        )
+        for number in range(count)
+    )
+
+
 def publish_showcase(registry: Registry, scratch: Path) -> dict[str, list[Manifest]]:
     """Push all environments, every second version signed; return manifests, the newest last."""
     key = parse_signing_key(generate_key()[0], "a key for show")

@@ -32,7 +32,7 @@ LAYERS = (
     ("engines", "install", "pack", "trust"),
     ("build", "registry"),
     ("index", "lock"),
-    ("channel", "cluster", "follow", "transfer"),
+    ("audit", "channel", "cluster", "follow", "stats", "transfer"),
     ("tool",),
     ("web",),
     ("cli",),

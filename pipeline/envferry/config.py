@@ -111,6 +111,10 @@ class Settings:
     allow_races: bool = False
     report_to: str = ""
     """The registry that learns what this host has; empty for none."""
+    tag_grace_days: int = 14
+    """How long a signed tag is taken after it has expired."""
+    audit_database: Path | None = None
+    """The database of advisories, where it is not in the cache."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str], files: Iterable[Path] = ()) -> Settings:
@@ -149,6 +153,10 @@ class Settings:
             modulefile_dir=Path(text("modulefile_dir")) if text("modulefile_dir") else None,
             allow_races=bool(told["allow_races"].value),
             report_to=text("report_to"),
+            tag_grace_days=int(str(told["tag_grace_days"].value)),
+            audit_database=(
+                Path(text("audit_database")).absolute() if text("audit_database") else None
+            ),
         )
 
     @property

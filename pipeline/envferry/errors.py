@@ -10,7 +10,8 @@ PipelineError
 ├── IntegrityError    8   bytes are not what their checksum or signature says
 ├── StoreError        9   a registry's store cannot be reached or refuses
 ├── TargetOccupied   10   the install target is in use or not ours
-└── HostError        11   this machine lacks what is needed: glibc, disk space, permission
+├── HostError        11   this machine lacks what is needed: glibc, disk space, permission
+└── PolicyViolation  12   an audit found what its policy does not allow
 
 A bug exits with 1 and a traceback, an interrupt with 130.
 """
@@ -92,6 +93,12 @@ class HostError(PipelineError):
     """This machine lacks what is needed: glibc, disk space, permission."""
 
     exit_code = 11
+
+
+class PolicyViolation(PipelineError):
+    """An audit found what its policy does not allow."""
+
+    exit_code = 12
 
 
 def by_exit_code(exit_code: int) -> type[PipelineError]:

@@ -505,6 +505,10 @@ class TagRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     counter: int
+    time: str | msgspec.UnsetType = msgspec.UNSET
+    """When it was signed, in RFC 3339; records that do not expire have none."""
+    expires: str | msgspec.UnsetType = msgspec.UNSET
+    """When hosts shall no longer take it as what is new."""
     schema: int = 1
 
 

@@ -9,9 +9,12 @@ from axe_playwright_python.sync_playwright import Axe
 
 from envferry.registry import Registry
 from tests.conftest import require
-from tests.showcase import publish_showcase
+from tests.showcase import many_packages, publish_showcase
+from tests.support.advisories import write_records
 from tests.support.artifacts import PLATFORM
 from tests.support.browser import chromium, find_chromium, serving
+from tests.support.cli_runner import CliRunner
+from tests.support.published import Made, publish
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.browser
 
+LONG = "n" * 100
 STABLE = f"transformer/{PLATFORM}/stable"
 PATHS = (
     "",
@@ -34,6 +38,10 @@ PATHS = (
     "find/?q=none%3E1",
     "tags/",
     "nope",
+    f"envs/{STABLE}/audit/",
+    f"envs/{LONG}/",
+    f"envs/{LONG}/{PLATFORM}/{'t' * 100}/",
+    f"envs/{LONG}/{PLATFORM}/{'t' * 100}/audit/",
 )
 LOOKS: tuple[dict[str, Any], ...] = (
     {"viewport": {"width": 1200, "height": 800}, "color_scheme": "light"},
@@ -53,7 +61,12 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[str]:
     home = tmp_path_factory.mktemp("pages")
-    publish_showcase(Registry.open(str(home / "registry")), home / "packed")
+    registry = Registry.open(str(home / "registry"))
+    publish_showcase(registry, home / "packed")
+    large = Made(name=LONG, seed=9, version="v" * 60, packages=many_packages())
+    publish(registry, home / "packed", large, "t" * 100)
+    records = write_records(home / "osv")
+    CliRunner(home=home, cache=home / "cache").run("audit", "update", records)
     with serving(home / "registry", home / "cache") as url:
         yield url
 
@@ -93,6 +106,12 @@ def test_nothing_is_wider_than_a_phone(page: Page, address: str) -> None:
     page.goto(f"{address}envs/{STABLE}/")
     assert page.locator("svg.portrait").is_visible()
     assert not page.locator("svg.landscape").is_visible()
+
+
+def test_a_page_of_500_packages_is_not_endless(page: Page, address: str) -> None:
+    page.goto(f"{address}envs/{LONG}/{PLATFORM}/{'t' * 100}/")
+    assert page.locator("#packages ~ .scroll tbody tr").count() == 100
+    assert page.evaluate("document.documentElement.scrollHeight") < 8000
 
 
 @pytest.mark.parametrize("page", [PHONE], ids=("phone",), indirect=True)

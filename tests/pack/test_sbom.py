@@ -138,3 +138,115 @@ def test_it_travels_with_the_artifact(tmp_path: Path) -> None:
         push_artifact(artifact, registry=registry, tags=(), progress=Silent())
     attached = registry.attachment(artifact.manifest, SBOM)
     assert attached == sbom_path(artifact).read_bytes()
+
+
+WHEEL_SBOM = {
+    "bomFormat": "CycloneDX",
+    "specVersion": "1.4",
+    "components": [
+        {
+            "type": "library",
+            "name": "rich-text",
+            "version": "1.0",
+            "purl": "pkg:pypi/rich-text@1.0",
+        },
+        {
+            "type": "library",
+            "name": "libwebp",
+            "version": "1.6.0-2.el8",
+            "purl": "pkg:rpm/almalinux/libwebp@1.6.0-2.el8",
+            "author": None,
+        },
+    ],
+}
+
+
+def with_parts(tmp_path: Path) -> SbomInput:
+    """An environment with a Python package of conda's, OpenSSL, and a wheel with libraries."""
+    made = ingredients(tmp_path)
+    site = tmp_path / "lib/python3.11/site-packages"
+    info = site / "rich_text-1.0.dist-info"
+    (info / "sboms").mkdir()
+    (info / "sboms/auditwheel.cdx.json").write_text(json.dumps(WHEEL_SBOM))
+    (info / "sboms/broken.json").write_text("{")
+    files = ("sboms/auditwheel.cdx.json", "sboms/broken.json")
+    (info / "RECORD").write_text(
+        "".join(f"{info.name}/{file},,\n" for file in files)
+        + "rich_text.libs/libwebp-0123abcd.so.7,,\nrich_text.libs/libtiff-89abcdef.so.6.1.0,,\n"
+    )
+    metadata = "lib/python3.11/site-packages/numpy-2.1.dist-info/METADATA"
+    (tmp_path / metadata).parent.mkdir()
+    (tmp_path / metadata).write_text("Metadata-Version: 2.1\nName: NumPy\nVersion: 2.1\n\nName: x")
+    (tmp_path / "conda-meta").mkdir()
+    for one, listed in ((CONDA, [metadata]), (OPENSSL, [])):
+        record = {"name": one.name, "version": one.version, "build": one.build, "files": listed}
+        (tmp_path / f"conda-meta/{one.name}.json").write_text(json.dumps(record))
+    return SbomInput.read(made.built, (PIP, CONDA, OPENSSL), tmp_path)
+
+
+OPENSSL = msgspec.structs.replace(
+    CONDA,
+    name="openssl",
+    version="3.0.17",
+    build="h_0",
+    url="https://conda.example/forge/linux-64/openssl-3.0.17-h_0.conda",
+    dependencies={},
+)
+
+
+def test_scanners_find_upstream_names_and_libraries_inside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bom = json.loads(bill_of_materials(with_parts(tmp_path)))
+    inside = {
+        one["name"]: {
+            (part["name"], part.get("version"), part.get("purl")) for part in one["components"]
+        }
+        for one in bom["components"]
+        if "components" in one
+    }
+    assert inside == {
+        "_x-numpy": {("numpy", "2.1", "pkg:pypi/numpy@2.1")},
+        "Rich_Text": {
+            ("libwebp", "1.6.0-2.el8", "pkg:rpm/almalinux/libwebp@1.6.0-2.el8"),
+            ("libtiff", None, None),
+        },
+    }
+    cpes = {one["name"]: one["cpe"] for one in bom["components"] if "cpe" in one}
+    assert cpes == {"openssl": "cpe:2.3:a:openssl:openssl:3.0.17:*:*:*:*:*:*:*"}
+    assert "broken.json is passed over" in caplog.text
+
+
+def test_the_validator_of_cyclonedx_has_nothing_against_it(tmp_path: Path) -> None:
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    text = bill_of_materials(with_parts(tmp_path)).decode()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text.replace('"library"', '"x"'))
+
+
+def test_an_audit_and_a_scanner_by_purl_find_the_same(tmp_path: Path) -> None:
+    """Who knows only the purls in the SBOM, nested ones too, finds what `audit` finds."""
+    from envferry.audit.components import SbomParts, components_of
+    from envferry.audit.matching import audit_component
+    from envferry.models import PackageFacts
+    from tests.support.advisories import database, record
+
+    fault = record("X-1", "numpy", {"introduced": "0"}, {"fixed": "2.2"})
+    data = bill_of_materials(with_parts(tmp_path))
+    waiting, purls = list(json.loads(data)["components"]), set()
+    while waiting:
+        one = waiting.pop()
+        waiting += one.get("components", [])
+        purls.add(one.get("purl", "").partition("?")[0])
+    assert "pkg:pypi/numpy@2.1" in purls
+    facts = [
+        PackageFacts(name=CONDA.name, version=CONDA.version, kind="conda", build=CONDA.build),
+        PackageFacts(name=PIP.name, version=PIP.version, kind="pypi"),
+    ]
+    audited = [
+        audit_component(one, database(fault))
+        for one in components_of(facts, SbomParts.read(data, "demo"))
+    ]
+    assert [one.name for one in audited if one.state == "found"] == ["_x-numpy"]

@@ -860,3 +860,30 @@ def test_sizes_as_people_write_them() -> None:
     for text in ("", "4", "G", "4X", "-4G", "1K"):
         with pytest.raises(click.BadParameter, match="650M or 4G"):
             parse_part_size(context, option, text)
+
+
+@pytest.mark.parametrize("what", ["bytes", "manifest", "attestation", "runs"])
+def test_a_delta_that_somebody_forged(sites: Sites, what: str) -> None:
+    """What comes out of it must be what our key signed; the site stays as it was."""
+    first = sites.push(SMALL, "stable", keys=(OURS,))
+    sites.mirror()
+    sites.push(SMALL[1:], "stable", keys=(OURS,))
+    sites.export("demo@stable", since=(f"demo@{first.manifest.id}",), trust=OURS)
+    before = files(sites.site)
+    if what == "bytes":
+        flip(the(sites.disk, "*.delta"))
+    elif what == "manifest":
+        path = the(sites.disk, "manifest.json")
+        record = json.loads(path.read_text())
+        record["archive"]["blake3"] = "0" * 64
+        path.write_text(json.dumps(record))
+    elif what == "attestation":
+        the(sites.disk, "attestation.json").unlink()
+    else:
+        path = the(sites.disk, "delta.json")
+        record = json.loads(path.read_text())
+        record["runs"] = [[length, base, 0] for length, base, _ in record["runs"]]
+        path.write_text(json.dumps(record))
+    with pytest.raises(IntegrityError):
+        sites.apply(OURS)
+    assert files(sites.site) == before

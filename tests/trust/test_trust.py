@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -23,7 +24,7 @@ from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.fetch import fetch_artifact
 from envferry.registry.push import push_artifact
-from envferry.trust.attestations import verify_attestation
+from envferry.trust.attestations import require_enough, verify_attestation
 from envferry.trust.host_trust import Trust
 from envferry.trust.signed_tags import SignedTagRecord
 from envferry.trust.signing import (
@@ -35,6 +36,7 @@ from envferry.trust.signing import (
     parse_signing_key,
     pre_authentication_encoding,
     read_trusted_keys,
+    signers,
 )
 from tests.conftest import require
 from tests.support.artifacts import PLATFORM, make_artifact
@@ -506,3 +508,91 @@ def test_a_trusted_key_that_never_ends_is_refused(tmp_path: Path, kind: str) -> 
         (tmp_path / "site.pub").symlink_to("/dev/zero")
     with pytest.raises(UsageError, match=r"site\.pub: it is a pipe or a device"):
         read_trusted_keys(tmp_path)
+
+
+def signatures_of(bucket: Bucket) -> tuple[Path, Envelope]:
+    path = bucket.file("attestation.json")
+    return path, envelope_of(path)
+
+
+def test_signatures_of_others_beside_ours_change_nothing(bucket: Bucket) -> None:
+    artifact = bucket.push(1, THEIRS, OURS)
+    assert bucket.ask() == artifact.manifest
+    path, envelope = signatures_of(bucket)
+    garbage = tuple(Signature(OURS.public.id, "AAAA") for _ in range(20))
+    path.write_bytes(
+        to_json(msgspec.structs.replace(envelope, signatures=(*garbage, *envelope.signatures)))
+    )
+    assert bucket.ask() == artifact.manifest
+
+
+def test_an_envelope_with_signatures_without_end(bucket: Bucket) -> None:
+    """Only so many are looked at: what comes behind them does not count."""
+    bucket.push(1, OURS)
+    path, envelope = signatures_of(bucket)
+    garbage = tuple(Signature(OURS.public.id, "AAAA") for _ in range(100_000))
+    path.write_bytes(
+        to_json(msgspec.structs.replace(envelope, signatures=(*garbage, *envelope.signatures)))
+    )
+    with pytest.raises(IntegrityError, match="not signed by a trusted key"):
+        bucket.ask()
+
+
+def test_keys_that_share_an_id_do_not_stand_in_for_each_other(bucket: Bucket) -> None:
+    """An id is a hint, 16 hex digits: who makes a key with ours gets nothing by that."""
+    bucket.push(1, THEIRS)
+    twin = replace(THEIRS.public, id=OURS.public.id, name="twin")
+    for path in (bucket.file("attestation.json"), bucket.file("stable")):
+        path.write_text(path.read_text().replace(THEIRS.public.id, OURS.public.id))
+    with pytest.raises(IntegrityError, match="not signed by a trusted key"):
+        bucket.ask(trust=Trust(keys=(OURS.public,), envs_dir=bucket.envs_dir))
+    both = (OURS.public, twin)
+    found = signers(
+        envelope_of(bucket.file("attestation.json")).message,
+        envelope_of(bucket.file("attestation.json")).signatures,
+        both,
+    )
+    assert found == (twin,)
+    with pytest.raises(IntegrityError, match="signed by 1 trusted keys, and 2 must sign"):
+        require_enough("it", (*both, *both), 2)
+
+
+@pytest.mark.parametrize(
+    "name", ["d\u0435mo", "demo\u200b", "de\u0301mo", "\uff44emo", "demo\u202e", "d\u0131mo"]
+)
+def test_names_that_only_look_like_ours_are_none(bucket: Bucket, name: str) -> None:
+    """A folder of such a name is not listed, and no reference can mean it."""
+    bucket.push(1, OURS)
+    envs = Path(bucket.url, "v1/envs")
+    shutil.copytree(envs / "demo", envs / name)
+    shutil.copytree(Path(bucket.url, "v1/tags/demo"), Path(bucket.url, "v1/tags", name))
+    tags = Path(bucket.url, "v1/tags/demo", PLATFORM)
+    shutil.copy(tags / "stable", tags / name)
+    with pytest.raises(UsageError, match="is not a valid environment name"):
+        Ref.parse(f"{name}@stable")
+    assert set(Registry.open(bucket.url).tags("demo", PLATFORM)) == {"stable", "latest"}
+    assert {one.name for one in Registry.open(bucket.url).environments()} == {"demo"}
+
+
+def test_one_key_for_two_registries_makes_their_tags_interchangeable(bucket: Bucket) -> None:
+    """As docs/security.md says: so each registry has a key of its own."""
+    bucket.push(1, OURS)
+    tested = bucket.push(2, OURS)
+    staging = Bucket(bucket.tmp_path / "other")
+    (bucket.tmp_path / "other").mkdir()
+    newest = staging.push(3, OURS)
+    folder = f"v1/envs/demo/{PLATFORM}/{newest.manifest.id}"
+    shutil.copytree(Path(staging.url, folder), Path(bucket.url, folder))
+    shutil.copy(staging.file("stable"), bucket.file("stable"))
+    assert bucket.ask() == newest.manifest
+    assert newest.manifest.id != tested.manifest.id
+    own = Bucket(bucket.tmp_path / "apart")
+    (bucket.tmp_path / "apart").mkdir()
+    own.push(4, THEIRS, tag="nightly")
+    shutil.copytree(
+        Path(own.url, f"v1/tags/demo/{PLATFORM}"),
+        Path(bucket.url, f"v1/tags/demo/{PLATFORM}"),
+        dirs_exist_ok=True,
+    )
+    with pytest.raises(IntegrityError, match="not signed by a trusted key"):
+        bucket.ask(Ref.parse("demo@nightly"))

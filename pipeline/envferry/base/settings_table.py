@@ -28,7 +28,7 @@ DEFAULT = "default"
 IS_SET = "(set)"
 """What is shown of a secret."""
 
-ValueKind = Literal["text", "path", "paths", "flag", "number", "umask", "link", "secret"]
+ValueKind = Literal["text", "path", "paths", "flag", "number", "days", "umask", "link", "secret"]
 Value = str | bool | int | tuple[str, ...] | None
 
 
@@ -79,6 +79,13 @@ SETTINGS = (
         default=False,
         option="--require-signature",
         help="Take nothing unsigned in. True in one place is true: no other place takes it back.",
+    ),
+    Setting(
+        key="tag_grace_days",
+        variable="ENVFERRY_TAG_GRACE_DAYS",
+        kind="days",
+        default=14,
+        help="How many days a signed tag is taken, with a warning, after it has expired.",
     ),
     Setting(
         key="link",
@@ -151,6 +158,14 @@ SETTINGS = (
         kind="path",
         shown_default="the one that sigstore's own package has",
         help="A Sigstore `trusted_root.json`, for the attestations of pip packages.",
+    ),
+    Setting(
+        key="audit_database",
+        variable="ENVFERRY_AUDIT_DATABASE",
+        kind="path",
+        option="--database",
+        shown_default="`audit/advisories.json.zst` in the cache",
+        help="The database of advisories that `envferry audit update` makes.",
     ),
     Setting(
         key="allow_races",
@@ -322,6 +337,7 @@ def _check(setting: Setting, value: object, place: str) -> Value:
     wanted: dict[ValueKind, tuple[type, str]] = {
         "flag": (bool, "true or false"),
         "number": (int, "a number of bytes per second"),
+        "days": (int, "a number of days"),
         "paths": (list, "a list of paths"),
     }
     kind, expected = wanted.get(setting.kind, (str, "a text in quotes"))
@@ -357,9 +373,10 @@ def _parse(setting: Setting, text: str, place: str = "") -> Value:
     if setting.kind == "flag":
         value, expected = stripped.lower() in YES, "1 or 0"
         is_right = stripped.lower() in (*YES, *NO)
-    elif setting.kind == "number":
+    elif setting.kind in ("number", "days"):
         is_right = bool(re.fullmatch(r"[0-9]{1,12}", stripped))
-        value, expected = int(stripped) if is_right else 0, "a number of bytes per second"
+        what = "days" if setting.kind == "days" else "bytes per second"
+        value, expected = int(stripped) if is_right else 0, f"a number of {what}"
     elif setting.kind == "umask":
         is_right, expected = bool(re.fullmatch(r"0?[0-7]{1,3}", stripped)), "an umask such as 022"
         value = stripped

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import click
@@ -12,7 +12,7 @@ from envferry.cli.command import argument, command, option
 from envferry.cli.shared_options import RegistryOptions
 from envferry.cli.terminal import table
 from envferry.config import settings
-from envferry.errors import NotFound
+from envferry.errors import NotFound, UsageError
 from envferry.models import check_name, fit_to_show
 from envferry.registry import Registry
 from envferry.suggestions import closest
@@ -61,8 +61,20 @@ class SelectionOptions(RegistryOptions):
 class FindOptions(SelectionOptions):
     """What to find, and where."""
 
-    package: str = argument()
+    package: str | None = argument(required=False)
     name: str | None = argument(required=False)
+    cve: str | None = option(
+        "--cve",
+        metavar="ID",
+        help="Find what this vulnerability affects: CVE-…, GHSA-…, PYSEC-…; without PACKAGE.",
+    )
+
+    def of_vulnerability(self) -> FindOptions:
+        """Return these options with the one argument as NAME, as `--cve` means it."""
+        if self.name:
+            message = f"--cve and the package {self.package} do not go together"
+            raise UsageError(message, hint=f"envferry find --cve {self.cve} {self.name}")
+        return replace(self, name=self.package, package=None)
 
 
 @command(SelectionOptions)
@@ -90,12 +102,20 @@ def find(console: Console, options: FindOptions) -> int:
 
     PACKAGE is a name, optionally with versions: 'torch>=2.8', 'numpy>=1.26,<2', 'openssl=3.0',
     'torch==2.8.*', 'nvidia-*'. conda and pip packages are searched. The exit code is 7 if
-    nothing is found.
+    nothing is found. With --cve, it finds the artifacts that hold an affected package, by the
+    database of `envferry audit`.
     """
     from envferry.index import MatchSpec
     from envferry.index.queries import entries
     from envferry.index.queries import find as find_package
 
+    if options.cve:
+        from envferry.cli.find_cve import find_affected
+
+        return find_affected(console, options.cve, options.of_vulnerability())
+    if not options.package:
+        message = "find what? Neither PACKAGE nor --cve is given"
+        raise UsageError(message, hint="name a package, such as 'openssl<3.0.18'")
     wanted, selected = MatchSpec.parse(options.package), options.filter()
     index = open_index(console, options.registry, fully=options.fully)
     found = index.ask(find_package(wanted, selected))

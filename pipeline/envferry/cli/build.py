@@ -26,6 +26,7 @@ from envferry.cli.shared_options import (
     NewTagOptions,
     RegistryOptions,
     SignKeyOptions,
+    TagExpiryOptions,
     ThreadOptions,
     TrustedKeyOptions,
 )
@@ -75,7 +76,7 @@ class PackCommandOptions(DryRunOptions, ThreadOptions, PackedOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SigningOptions(SignKeyOptions, TrustedKeyOptions, RegistryOptions):
+class SigningOptions(SignKeyOptions, TagExpiryOptions, TrustedKeyOptions, RegistryOptions):
     """For commands that publish, signed where there is a key."""
 
     layers: int = option(
@@ -92,7 +93,7 @@ class SigningOptions(SignKeyOptions, TrustedKeyOptions, RegistryOptions):
         from envferry.registry import Registry
 
         trust = load_trust(self.trusted_keys, takes_in=False)
-        signer = load_signer(self.sign_keys)
+        signer = load_signer(self.sign_keys, self.tag_days)
         found = Registry.open(self.registry, signer=signer, trust=trust if trust.keys else None)
         return replace(found, layers=self.layers)
 

@@ -308,8 +308,11 @@ def install_mounted(console: Console, options: InstallCommandOptions, trust: Tru
     place = Path(options.ref)
     if is_image(place):
         wanted = options.as_install_options(origin_of(options.ref, options.registry))
+        image = read_image(place)
+        said = image.record.installation
+        trust.forbid_revoked(said.name, said.platform, said.id)
         installation = mount_image(
-            read_image(place),
+            image,
             options=wanted,
             progress=console.progress,
             accept=lambda path: trust.check_image(path, of=place),

@@ -43,8 +43,13 @@ SECTIONS = {
         "show": ("envferry.cli.registry", "Show what is inside an artifact."),
         "why": ("envferry.cli.compare", "Show why an artifact contains a package."),
         "tag": ("envferry.cli.registry", "Point a tag at an artifact."),
+        "audit": (
+            "envferry.cli.audit",
+            "List known vulnerabilities of artifacts and of what is installed.",
+        ),
         "serve": ("envferry.cli.serve", "Show a registry in a browser."),
         "fleet": ("envferry.cli.fleet", "Show which host has what, as hosts report it."),
+        "stats": ("envferry.cli.stats", "Count downloads by access logs."),
         "check": (
             "envferry.cli.upkeep",
             "Report what is broken in a registry, and how to repair it.",
@@ -86,6 +91,11 @@ SECTIONS = {
     },
     "Set-up": {
         "keygen": ("envferry.cli.trust", "Generate a pair of keys: to sign, and to verify."),
+        "trust": (
+            "envferry.cli.trust_bundle",
+            "Manage the trust bundle: keys, roles, ends, revocations.",
+        ),
+        "revoke": ("envferry.cli.trust_bundle", "Revoke an artifact: no host installs it."),
         "cache": ("envferry.cli.cache", "Manage the download cache: list, verify, prune."),
         "config": ("envferry.cli.settings", "Show each setting, and what says so."),
         "doctor": ("envferry.cli.doctor", "Show what this machine supports."),

@@ -123,10 +123,14 @@ def status(console: Console, options: StatusCommandOptions) -> None:
     from envferry.install.status import StatusOptions, describe_status, metrics_of, read_status
 
     trust = load_trust(options.trusted_keys, takes_in=False)
+    keys = [key.id for key in trust.keys_for("release")]
+    revoked = trust.bundle.revoked_artifacts if trust.bundle else ()
     wanted = StatusOptions(
         envs_dir=options.envs_dir.absolute(),
         names=options.names,
-        trusted_keys=[key.id for key in trust.keys],
+        # A bundle without a key that may sign now is not a host without keys.
+        trusted_keys=keys or (["none"] if trust.bundle else []),
+        revoked={(one.name, one.platform, one.id): one.why for one in revoked},
         min_free=options.min_free,
         time=utc_now(),
     )

@@ -19,6 +19,7 @@ from envferry.cli.shared_options import (
     PlatformOptions,
     RegistryOptions,
     SignKeyOptions,
+    TagExpiryOptions,
 )
 from envferry.cli.terminal import table
 from envferry.cli.trust import is_file_ref, load_signer
@@ -46,7 +47,7 @@ class ShowOptions(PlatformOptions, RegistryOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TagOptions(DryRunOptions, SignKeyOptions, PlatformOptions, RegistryOptions):
+class TagOptions(DryRunOptions, SignKeyOptions, TagExpiryOptions, PlatformOptions, RegistryOptions):
     """Which tag shall point to which artifact."""
 
     ref: str = argument(shell_complete=complete_refs)
@@ -69,7 +70,9 @@ def show(console: Console, options: ShowOptions) -> None:
 def tag(console: Console, options: TagOptions) -> None:
     """Point TAG at the artifact REF."""
     wanted, platform = Ref.parse(options.ref), options.platform
-    registry = Registry.open(options.registry, signer=load_signer(options.sign_keys))
+    registry = Registry.open(
+        options.registry, signer=load_signer(options.sign_keys, options.tag_days)
+    )
     check_name(options.tag, "tag")
     id_ = registry.resolve(wanted, platform)
     registry.require_installable(registry.described(wanted.name, platform, id_))

@@ -16,7 +16,9 @@ from envferry.cli.command import argument, command, option
 from envferry.cli.completing import complete_specs
 from envferry.cli.outcome import FAILURES, Outcome, raise_first
 from envferry.cli.release_plan import plan_releases
+from envferry.cli.release_gate import ReleaseGate
 from envferry.cli.shared_options import SPECS_DIR, DryRunOptions
+from envferry.cli.trust import load_trust
 from envferry.errors import UsageError
 from envferry.models import current_platform
 
@@ -52,6 +54,16 @@ class ReleaseOptions(DryRunOptions, BuiltReleaseOptions):
         metavar="REF",
         help="With --plan: also what a host that has REF would read of the release.",
     )
+    audit: str | None = option(
+        "--audit",
+        metavar="POLICY",
+        help="Release nothing that has vulnerabilities which this policy does not let through: any,"
+        " low, medium, high, critical, or a file.",
+    )
+
+    def gate(self, console: Console) -> ReleaseGate:
+        """Return what audits, with the keys that must have signed its database."""
+        return ReleaseGate.open(console, self.audit, load_trust(self.trusted_keys, takes_in=False))
 
 
 @command(ReleaseOptions)
@@ -80,7 +92,7 @@ def release(console: Console, options: ReleaseOptions) -> None:
     if options.matrix:
         click.echo(json.dumps(job_matrix(specs, options.matrix)))
         return
-    target = options.open_registry()
+    target, gate = options.open_registry(), options.gate(console)
     outcomes = outcomes_of(specs, options)
     if options.plan:
         plan_only(console, outcomes, target, options)
@@ -89,11 +101,13 @@ def release(console: Console, options: ReleaseOptions) -> None:
         preview_release(console, outcomes, target, options)
         return
     try:
-        check_all(outcomes, options.tags)
+        check_all(outcomes, options.tags, gate)
         require_all_writable(outcomes, target)
         if not any(outcome.error for outcome in outcomes):
-            releaser = release_on_workers if options.on_workers else release_all
-            releaser(console, outcomes, target, options)
+            if options.on_workers:
+                release_on_workers(console, outcomes, target, options)
+            else:
+                release_all(Release(console, target, options, gate), outcomes)
     finally:
         # Also after an interrupt: what was published is.
         console.result(
@@ -121,7 +135,7 @@ def preview_release(
     from envferry.registry.push import check_tags
     from envferry.registry.released import find_released
 
-    check_all(outcomes, options.tags)
+    check_all(outcomes, options.tags, options.gate(console))
     tags = check_tags(options.tags)
     facts: list[dict[str, object]] = []
     lines: list[str] = []
@@ -147,8 +161,8 @@ def preview_release(
     raise_first(outcomes)
 
 
-def check_all(outcomes: Sequence[Outcome], tags: tuple[str, ...]) -> None:
-    """Read every lock; note what is wrong with each."""
+def check_all(outcomes: Sequence[Outcome], tags: tuple[str, ...], gate: ReleaseGate) -> None:
+    """Read every lock, and audit it where a policy says so; note what is wrong with each."""
     from envferry.registry.layout import check_tag
 
     for tag in tags:
@@ -157,6 +171,7 @@ def check_all(outcomes: Sequence[Outcome], tags: tuple[str, ...]) -> None:
         try:
             lock = locked(outcome.spec)
             lock.for_platform(outcome.platform)
+            gate.require_lock(lock, outcome.platform)
             outcome.lock = lock
         except FAILURES as error:
             outcome.error = error
@@ -171,33 +186,42 @@ def require_all_writable(outcomes: Sequence[Outcome], target: Registry) -> None:
             require_writable(target, outcome.lock.name, outcome.platform)
 
 
-def release_all(
-    console: Console, outcomes: Sequence[Outcome], target: Registry, options: ReleaseOptions
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Where a release goes to, and what it has to pass."""
+
+    console: Console
+    target: Registry
+    options: ReleaseOptions
+    gate: ReleaseGate
+
+
+def release_all(release: Release, outcomes: Sequence[Outcome]) -> None:
     """Release one spec after the other; an error of one is noted and said."""
     for outcome in outcomes:
         try:
-            release_one(console, outcome, target, options)
+            release_one(release, outcome)
         except FAILURES as error:
             outcome.error = error
-            if options.fail_fast:
+            if release.options.fail_fast:
                 return
 
 
-def release_one(
-    console: Console, outcome: Outcome, target: Registry, options: ReleaseOptions
-) -> None:
+def release_one(release: Release, outcome: Outcome) -> None:
     """Build, pack and push a spec, unless the registry has what its lock makes."""
     from envferry.registry.push import tag_published
     from envferry.registry.released import find_released
 
+    console, target, options = release.console, release.target, release.options
     if not options.rebuild and outcome.lock:
         checked = not options.no_check
         found = find_released(target, outcome.lock, outcome.platform, checked=checked)
         if found:
+            release.gate.require_published(target, found)
             outcome.pushed = tag_published(found, registry=target, tags=options.tags)
             return
     built = build_spec(console, outcome.spec, options)
     artifact, outcome.reused = pack_built(console, built, options)
+    release.gate.require_artifact(artifact)
     outcome.pushed = push_one(console, artifact, target, options)
     outcome.built = True

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from envferry.cli.audit import DatabaseOptions, load_with_vex, prepare
 from envferry.cli.browse import open_index
 from envferry.cli.command import command, option
 from envferry.cli.shared_options import RegistryOptions, TrustedKeyOptions
@@ -18,8 +19,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions(TrustedKeyOptions, RegistryOptions):
+class ServeOptions(DatabaseOptions, TrustedKeyOptions, RegistryOptions):
     """Where to listen, and what to show."""
+
+    policy: str = option(
+        "--policy",
+        metavar="POLICY",
+        default="any",
+        show_default=True,
+        help="What silences vulnerabilities on the audit pages: a file, see `envferry audit`.",
+    )
 
     host: str = option(
         "--host", default="127.0.0.1", show_default=True, help="The address to listen on."
@@ -37,8 +46,9 @@ class ServeOptions(TrustedKeyOptions, RegistryOptions):
 def serve(console: Console, options: ServeOptions) -> None:
     """Show a registry in a browser: read-only pages, each with a JSON twin.
 
-    They change nothing. Signatures are checked with the keys in
-    /etc/envferry/trusted.d and with --trusted-key.
+    They change nothing. The server is a registry as well: `--registry http://HOST:PORT`. With a
+    database of `envferry audit`, each artifact has a page of known vulnerabilities. Signatures are
+    checked with the keys in /etc/envferry/trusted.d and with --trusted-key.
     """
     try:
         from envferry.web.server import is_local, listen, serve_site
@@ -51,7 +61,11 @@ def serve(console: Console, options: ServeOptions) -> None:
     host = options.host
     listener = listen(host, options.port)
     trust = load_trust(options.trusted_keys, takes_in=False)
-    site = RegistryView(open_index(console, options.registry), trust.keys)
+    audit = None
+    if options.database.exists():
+        audit = prepare(console, options.database, trust, load_with_vex(options.policy, ()))
+    index = open_index(console, options.registry)
+    site = RegistryView(index, trust.keys_for("release"), audit)
     place = f"[{host}]" if ":" in host else host
     address = f"http://{place}:{listener.getsockname()[1]}/"
     if not is_local(host):

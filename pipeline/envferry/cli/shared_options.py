@@ -96,6 +96,18 @@ class SignKeyOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TagExpiryOptions:
+    """For commands that move tags."""
+
+    tag_days: int | None = option(
+        "--tag-expires",
+        type=click.IntRange(1, 36500),
+        metavar="DAYS",
+        help="The tags expire after so many days, unless they are moved or renewed.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SignatureOptions(TrustedKeyOptions):
     """For commands that take artifacts in."""
 

@@ -23,7 +23,13 @@ from envferry.cli.shared_options import (
     TrustedKeyOptions,
 )
 from envferry.cli.sizes import size_of
-from envferry.cli.trust import load_signer, load_trust, open_trusting
+from envferry.cli.trust import (
+    bundle_path,
+    load_signer,
+    load_trust,
+    open_trusting,
+    read_kept_bundle,
+)
 from envferry.config import settings
 from envferry.errors import IntegrityError, NotFound, UsageError
 from envferry.models import Ref, current_platform
@@ -97,6 +103,11 @@ class ExportOptions(
         is_flag=True,
         help="Also export envferry itself: envferry.run, wheels, install.sh.",
     )
+    advisories: bool = option(
+        "--advisories",
+        is_flag=True,
+        help="Also export the database that `envferry audit` reads, to DIR/audit.",
+    )
     pythons: tuple[str, ...] = option(
         "--python",
         multiple=True,
@@ -120,6 +131,9 @@ class ExportOptions(
             name = next(name for name, value in given.items() if value)
             msg = f"{name} needs --tool"
             raise UsageError(msg, hint=f"add --tool, or leave out {name}")
+        if self.oci and self.advisories:
+            message = "--oci and --advisories do not go together"
+            raise UsageError(message, hint="export to two folders")
         if self.oci and (self.since or self.part_bytes or self.tool):
             name = "--since" if self.since else "--split" if self.part_bytes else "--tool"
             message = f"--oci and {name} do not go together"
@@ -196,6 +210,9 @@ def export(console: Console, options: ExportOptions) -> None:
     )
     if options.tool:
         export_tool(console, options, signer)
+    if options.advisories:
+        export_advisories(console, directory)
+    export_bundle(console, directory)
     console.result(found, lambda: export_lines(found))
     require_no_conflict(found.tags, found.directory)
 
@@ -301,6 +318,30 @@ def export_tool(console: Console, options: ExportOptions, signer: Signer | None)
     if signer is None:
         console.note(f"{tool} is not signed: sign it with --sign-key FILE")
     console.note(f"SHA-256 of {tool}/{SUMS}: {sha256_hex((tool / SUMS).read_bytes())}")
+
+
+def export_bundle(console: Console, directory: Path) -> None:
+    """Copy the trust bundle that this machine obeys into the folder, if it has one."""
+    from envferry.base.files import write_bytes
+    from envferry.transfer.export import KEYS
+
+    path = bundle_path()
+    if read_kept_bundle(path):
+        write_bytes(directory / KEYS / path.name, path.read_bytes())
+        console.note(f"trust bundle exported; on a host run: envferry trust update {directory}")
+
+
+def export_advisories(console: Console, directory: Path) -> None:
+    """Copy the database of advisories, with its signatures, into the folder."""
+    from envferry.audit.advisory_database import DATABASE_NAME
+    from envferry.audit.database_update import UpdateRequest, update_database
+    from envferry.cli.audit import database_lines, database_path, now
+
+    target = directory / "audit" / DATABASE_NAME
+    request = UpdateRequest(source=str(database_path()), database=target, now=now())
+    facts = update_database(request, progress=console.progress)
+    _, age, *_ = database_lines(facts)
+    console.note(f"advisories exported, {age}; there run: envferry audit update {target}")
 
 
 def read_public_keys(files: Iterable[Path]) -> tuple[tuple[PublicKey, bytes], ...]:

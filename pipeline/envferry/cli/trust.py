@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,12 +21,17 @@ from envferry.models import Ref
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from envferry.artifacts import Proof
     from envferry.cli.console import Console
     from envferry.models import Manifest
     from envferry.registry import Registry
     from envferry.trust.attestations import VerifiedArtifact
+    from envferry.trust.bundle import TrustBundle
     from envferry.trust.host_trust import Trust
-    from envferry.trust.signing import Signer
+    from envferry.trust.signed_clock import SignedClock
+    from envferry.trust.signing import PublicKey, Signer
+
+NOWHERE = Path("/nonexistent")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +80,14 @@ def verify_ref(console: Console, wanted: SignedRef, trust: Trust) -> None:
         message = f"{wanted.ref}: signature not verified (no trusted keys)"
         hint = "name one with --trusted-key FILE.pub; `envferry check --bytes` needs none"
         raise UsageError(message, hint=hint)
+    tool_keys = trust.keys_for("tool")
     if is_tool(Path(wanted.ref)):
-        verified = verify_tool(Path(wanted.ref), trust.keys)
+        verified = verify_tool(Path(wanted.ref), tool_keys, least=trust.least_for("tool"))
     elif is_run_file(Path(wanted.ref)):
-        verified = verify_run_file(Path(wanted.ref), trust.keys)
+        verified = verify_run_file(Path(wanted.ref), tool_keys, least=trust.least_for("tool"))
     elif is_image(Path(wanted.ref)):
-        verified = verify_image(Path(wanted.ref), trust.keys)
+        least = trust.least_for("release")
+        verified = verify_image(Path(wanted.ref), trust.keys_for("release"), least=least)
     elif is_file_ref(wanted.ref):
         verified = _verify_file(console, Path(wanted.ref), trust)
     else:
@@ -98,20 +105,26 @@ def is_file_ref(ref: str) -> bool:
     return ref.endswith((ARCHIVE_SUFFIX, MANIFEST_SUFFIX, IMAGE_SUFFIX)) or "/" in ref
 
 
-def load_signer(files: Iterable[Path]) -> Signer | None:
-    """Read the keys to sign with: the files, else ENVFERRY_SIGN_KEY; None when there are none."""
-    from envferry.trust.signing import parse_signing_key, read_signing_key
+def load_signer(files: Iterable[Path], tag_days: int | None = None) -> Signer | None:
+    """Read the keys to sign with: the files, else ENVFERRY_SIGN_KEY; None when there are none.
+
+    Tags that it moves expire after `tag_days`; None for never.
+    """
+    from envferry.base.times import rfc3339
+    from envferry.trust.signing import Signer, parse_signing_key, read_signing_key
 
     keys = tuple(read_signing_key(path) for path in files)
     secret = settings().sign_key
     if not keys and secret:
         keys = (parse_signing_key(secret.reveal().encode(), "ENVFERRY_SIGN_KEY"),)
     if not keys:
+        if tag_days is not None:
+            message = "--tag-expires needs a key: only signed tags expire"
+            raise UsageError(message, hint="add --sign-key FILE")
         return None
-    from envferry.trust.signing import Signer
-
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Signer(keys=keys, who=_who(), time=now.replace("+00:00", "Z"))
+    now = datetime.now(timezone.utc)
+    expires = "" if tag_days is None else rfc3339(now + timedelta(days=tag_days))
+    return Signer(keys=keys, who=_who(), time=rfc3339(now), tags_expire=expires)
 
 
 def load_trust(
@@ -124,14 +137,21 @@ def load_trust(
 ) -> Trust:
     """Read the keys that this host trusts; `envs_dir` is where it remembers tags.
 
-    Raises UsageError where signatures are required, by `require_signature` or a setting, and no key
-    is trusted, if the command takes artifacts in.
+    With a trust bundle beside `trusted.d`, its keys count, and those that `files` name; the keys in
+    `trusted.d` only accepted the first bundle. Raises UsageError where signatures are required, by
+    `require_signature` or a setting, and no key is trusted, if the command takes artifacts in.
     """
     from envferry.trust.host_trust import Trust
+    from envferry.trust.signed_clock import SignedClock
     from envferry.trust.signing import read_trusted_keys
 
-    here = settings()
-    keys = read_trusted_keys(here.trusted_dir, files)
+    here, named = settings(), tuple(files)
+    clock = SignedClock.here(envs_dir)
+    bundle = read_kept_bundle(bundle_path())
+    named_keys = read_trusted_keys(NOWHERE, named)
+    keys = read_trusted_keys(here.trusted_dir, named)
+    if bundle:
+        keys = _bundle_keys(bundle, clock, named_keys)
     required_by = "--require-signature" if require_signature else here.signatures_required_by()
     if takes_in and required_by and not keys:
         message = f"{required_by} requires signatures, but this host trusts no keys"
@@ -142,7 +162,58 @@ def load_trust(
         keys_dir=here.trusted_dir,
         envs_dir=envs_dir,
         allow_downgrade=allow_downgrade,
+        bundle=bundle,
+        named_keys=named_keys,
+        clock=clock,
+        grace=timedelta(days=here.tag_grace_days),
     )
+
+
+def bundle_path() -> Path:
+    """Return where this host keeps its trust bundle: beside the directory of trusted keys."""
+    from envferry.trust.bundle import BUNDLE_NAME
+
+    return settings().trusted_dir.parent / BUNDLE_NAME
+
+
+def read_kept_bundle(path: Path) -> TrustBundle | None:
+    """Read the bundle that this host accepted; None where it never had one.
+
+    Raises IntegrityError for one that is damaged: a host must not come to trust more because of
+    that.
+    """
+    from envferry.trust.bundle import decode_bundle
+
+    if not os.path.lexists(path):
+        return None
+    if not path.is_file():
+        message = f"the trust bundle {path} is not a file"
+        raise UsageError(message, hint="replace it by the file that `envferry trust update` wrote")
+    try:
+        return decode_bundle(path.read_bytes(), f"the trust bundle {path}").bundle
+    except OSError as error:
+        message = f"cannot read the trust bundle {path}: {error.strerror}"
+        raise UsageError(message, hint="check who may read it") from error
+
+
+def _bundle_keys(
+    bundle: TrustBundle, clock: SignedClock, named: tuple[PublicKey, ...]
+) -> tuple[PublicKey, ...]:
+    """Return all keys that count for anything; raise UsageError where none is left.
+
+    Without a key a host accepts everything: that must not come from keys that ended.
+    """
+    from envferry.trust.bundle import ROLES
+
+    found = [key for role in ROLES for key in bundle.keys_for(role, clock.now)]
+    found += [key for key in named if key.id not in bundle.revoked_ids]
+    if not found:
+        message = (
+            f"no key of trust bundle {bundle.version} is valid now: all are revoked or expired"
+        )
+        hint = "get a newer one, and run `envferry trust update`; look at this machine's clock, too"
+        raise UsageError(message, hint=hint)
+    return tuple({key.id: key for key in found}.values())
 
 
 def open_trusting(url: str, trust: Trust) -> Registry:
@@ -162,25 +233,28 @@ def _verify_file(console: Console, path: Path, trust: Trust) -> VerifiedArtifact
     from envferry.archive.identity import check_manifest
     from envferry.archive.reader import Archive, FileSource
     from envferry.artifacts import verify_artifact
-    from envferry.trust.attestations import verify_attestation
 
     artifact, proof = read_artifact(path), read_proof(path)
-    verified = verify_attestation(
-        artifact.manifest, proof.manifest_data, proof.attestation, trust.keys
-    )
+    verified = _verify_proof(artifact.manifest, proof, trust)
     verify_artifact(artifact, progress=console.progress)
     with FileSource(artifact.archive_path) as source:
         check_manifest(Archive(source), artifact.manifest)
     return verified
 
 
+def _verify_proof(manifest: Manifest, proof: Proof, trust: Trust) -> VerifiedArtifact:
+    from envferry.trust.attestations import verify_attestation
+
+    trust.forbid_revoked(manifest.name, manifest.platform, manifest.id)
+    keys, least = trust.keys_for("release"), trust.least_for("release")
+    return verify_attestation(manifest, proof.manifest_data, proof.attestation, keys, least=least)
+
+
 def _verify_published(
     console: Console, manifest: Manifest, registry: Registry, trust: Trust
 ) -> VerifiedArtifact:
-    from envferry.trust.attestations import verify_attestation
-
     proof = registry.proof(manifest)
-    verified = verify_attestation(manifest, proof.manifest_data, proof.attestation, trust.keys)
+    verified = _verify_proof(manifest, proof, trust)
     registry.verify_archive(manifest, progress=console.progress)
     registry.require_installable(manifest)
     return verified

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from envferry.index.match_spec import compare_conda
 from envferry.index.rows import fact
+from envferry.models import PackageFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -224,6 +225,34 @@ def find(
     wanted: MatchSpec, where: Filter = EVERYTHING, limit: int = -1, offset: int = 0
 ) -> Callable[[Connection], tuple[Match, ...]]:
     """Find the artifacts that hold a package: by environment, the newest first."""
+    return _matches(lambda connection: _accepted(connection, wanted), where, limit, offset)
+
+
+def find_packages(
+    accepts: Callable[[PackageFacts], bool], where: Filter = EVERYTHING
+) -> Callable[[Connection], tuple[Match, ...]]:
+    """Find the artifacts that hold any package that is accepted, as `find` does.
+
+    Each package is asked about once, however many artifacts hold it.
+    """
+
+    def accepted(connection: Connection) -> dict[int, tuple[Any, ...]]:
+        rows = connection.execute("SELECT number, name, version, kind, build FROM packages")
+        return {
+            row[0]: row[1:]
+            for row in rows
+            if accepts(PackageFacts(name=row[1], version=row[2], kind=row[3], build=row[4] or None))
+        }
+
+    return _matches(accepted, where, -1, 0)
+
+
+def _matches(
+    accepted: Callable[[Connection], dict[int, tuple[Any, ...]]],
+    where: Filter,
+    limit: int,
+    offset: int,
+) -> Callable[[Connection], tuple[Match, ...]]:
     condition, values = where.sql()
     statement = (
         f"SELECT contents.package, {ENTRY} FROM contents "
@@ -233,7 +262,7 @@ def find(
     )
 
     def query(connection: Connection) -> tuple[Match, ...]:
-        found = _accepted(connection, wanted)
+        found = accepted(connection)
         tags = _tags_by_place(connection, where.name)
         rows = connection.execute(statement, [*values, _json(found), limit, offset])
         return tuple(_match(found[row[0]], _entry(row[1:], tags)) for row in rows)

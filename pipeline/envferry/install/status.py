@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from envferry.base.files import human_bytes, plural
@@ -15,7 +15,7 @@ from envferry.install.last_results import read_state
 from envferry.install.tree_check import compare_tree
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from envferry.install.disk_usage import DirectoryUsage
@@ -96,6 +96,8 @@ class StatusOptions:
     min_free: int
     """Bytes."""
     time: str
+    revoked: Mapping[tuple[str, str, str], str] = field(default_factory=dict)
+    """Why artifacts are revoked, by name, platform and id."""
 
 
 def read_status(options: StatusOptions) -> HostStatus:
@@ -148,6 +150,8 @@ def environment_status(home: EnvHome, options: StatusOptions) -> EnvironmentStat
     checks, failed = checks_state(home, record)
     if failed:
         findings.append(Finding(fault="checks", text=f"the check `{failed}` failed"))
+    if why := options.revoked.get((record.name, record.platform, record.id)):
+        findings.append(Finding(fault="signature", text=f"it was revoked: {why}"))
     signature = signature_state(record, options.trusted_keys)
     if signature == "not trusted":
         text = "no key that this host trusts now signed it"

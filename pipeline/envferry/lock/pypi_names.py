@@ -14,6 +14,11 @@ def pypi_name(conda_name: str) -> str:
     return _pypi_names().get(conda_name.lower(), conda_name)
 
 
+def is_known_to_differ(conda_name: str) -> bool:
+    """Whether the table has a conda package, so that its name on Python indexes is certain."""
+    return conda_name.lower() in _pypi_names()
+
+
 @cache
 def _pypi_names() -> dict[str, str]:
     """Return the conda packages whose python distribution has another name, with that name."""

@@ -6,7 +6,7 @@ A function of lock and tree: the serial number is derived from the lock, and no 
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -18,16 +18,19 @@ from cyclonedx.model.tool import ToolRepository
 from cyclonedx.output import make_outputter
 from cyclonedx.schema import OutputFormat, SchemaVersion
 from packageurl import PackageURL
-from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
 from packaging.utils import canonicalize_name
 
+from envferry.pack.c_libraries import c_library
 from envferry.pack.packages import conda_packages, pip_packages
+from envferry.pack.spdx import spdx_expression
+from envferry.pack.vendored import parts_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from envferry.models import BuiltEnv, DataFile, LockedPackage
+    from envferry.pack.vendored import VendoredLibrary
 
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:envferry:sbom")
 PackageKey = tuple[str, str]
@@ -42,18 +45,21 @@ class SbomInput:
     packages: Sequence[LockedPackage]
     licenses: Mapping[PackageKey, str]
     """As conda-meta and dist-info have them."""
+    parts: Mapping[PackageKey, tuple[VendoredLibrary, ...]] = field(default_factory=dict)
+    """What packages hold that has names of its own: distributions, copies of libraries."""
 
     @classmethod
     def read(cls, built: BuiltEnv, packages: Sequence[LockedPackage], tree: Path) -> SbomInput:
         """Read the licences out of a tree."""
-        licenses = {
-            (kind, str(canonicalize_name(package.owner.name))): package.license
-            for kind, found in (("conda", conda_packages(tree)), ("pip", pip_packages(tree)))
-            for package in found
-            if package.license
-        }
+        licenses, parts = {}, {}
+        for kind, found in (("conda", conda_packages(tree)), ("pip", pip_packages(tree))):
+            for package in found:
+                key = (kind, str(canonicalize_name(package.owner.name)))
+                if package.license:
+                    licenses[key] = package.license
+                parts[key] = parts_in(package, tree)
         ordered = sorted(packages, key=lambda item: (item.manager, item.name))
-        return cls(built=built, packages=ordered, licenses=licenses)
+        return cls(built=built, packages=ordered, licenses=licenses, parts=parts)
 
 
 def bill_of_materials(ingredients: SbomInput) -> bytes:
@@ -90,6 +96,25 @@ def bill_of_materials(ingredients: SbomInput) -> bytes:
     return outputter.output_as_string(indent=1).encode() + b"\n"
 
 
+def describe_part(part: VendoredLibrary, within: str) -> Component:
+    """Return a part of a package as a CycloneDX component inside the package's own."""
+    return Component(
+        type=ComponentType.LIBRARY,
+        bom_ref=f"{within}#{part.name}@{part.version}",
+        name=part.name,
+        version=part.version or None,
+        purl=_purl(part.purl),
+    )
+
+
+def _purl(text: str) -> PackageURL | None:
+    """Return a purl that a file of a package gives; None for one that is not valid."""
+    try:
+        return PackageURL.from_string(text) if text else None
+    except ValueError:
+        return None
+
+
 def describe_package(package: LockedPackage, ingredients: SbomInput) -> Component:
     """Return one package as a CycloneDX component."""
     purl = package_url(package)
@@ -98,9 +123,13 @@ def describe_package(package: LockedPackage, ingredients: SbomInput) -> Componen
     hashes = {HashAlgorithm.MD5: package.md5, HashAlgorithm.SHA_256: sha256}
     text = ingredients.licenses.get(key_of(package))
     source = ExternalReference(type=ExternalReferenceType.DISTRIBUTION, url=XsUri(package.url))
+    library = c_library(package.name) if package.manager == "conda" else None
+    parts = ingredients.parts.get(key_of(package), ())
     return Component(
         type=ComponentType.LIBRARY,
         bom_ref=purl.to_string(),
+        cpe=library.cpe_of(package.version) if library else None,
+        components=[describe_part(part, purl.to_string()) for part in parts] or None,
         name=package.name,
         version=package.version,
         purl=purl,
@@ -124,10 +153,8 @@ def describe_data(item: DataFile) -> Component:
 
 def describe_license(text: str) -> LicenseExpression | DisjunctiveLicense:
     """Return a licence as an SPDX expression where it is one, else by its name."""
-    try:
-        return LicenseExpression(str(canonicalize_license_expression(text)))
-    except InvalidLicenseExpression:
-        return DisjunctiveLicense(name=text)
+    expression = spdx_expression(text)
+    return LicenseExpression(expression) if expression else DisjunctiveLicense(name=text)
 
 
 def package_url(package: LockedPackage) -> PackageURL:

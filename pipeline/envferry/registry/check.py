@@ -177,12 +177,13 @@ class _Checker:
             check_sbom(self.registry.store.read(folder.key + SBOM), SBOM)
 
     def _attestation(self, folder: Folder, manifest: Manifest, data: bytes) -> None:
-        keys = self.registry.trust.keys if self.registry.trust else ()
+        trust = self.registry.trust
         there = None
         if folder.attested:
             there = self.registry.store.read(folder.key + ATTESTATION)
-        if keys:
-            verify_attestation(manifest, data, there, keys)
+        if trust and trust.keys:
+            keys, least = trust.keys_for("release"), trust.least_for("release")
+            verify_attestation(manifest, data, there, keys, least=least)
         elif there is not None:
             envelope = decode_envelope(there, f"the attestation of {manifest.stem}")
             verify_subjects(envelope, manifest, data)

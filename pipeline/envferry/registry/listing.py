@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from envferry.artifacts import ATTESTATION
 from envferry.base.workers import Workers
 from envferry.errors import NotFound, StoreError
-from envferry.models import Manifest, RegistryEntry, check_name
+from envferry.models import NAME_PATTERN, Manifest, RegistryEntry, check_name
 from envferry.registry.layout import DELTAS, ENVS, TAGS, artifact_folder, folder_of, is_manifest
 from envferry.registry.tags import read_tag
 from envferry.suggestions import did_you_mean
@@ -27,8 +27,10 @@ def list_entries(registry: Registry, name: str | None) -> tuple[RegistryEntry, .
     """Return all published artifacts (of one environment) with tags and time of arrival."""
     below = f"{check_name(name, 'environment name')}/" if name else ""
     there = {listed.key: listed.modified for listed in registry.store.list(f"{ENVS}{below}")}
-    folders = sorted(key.split("/")[2:5] for key in there if is_manifest(key))
-    tag_keys = sorted(listed.key for listed in registry.store.list(f"{TAGS}{below}"))
+    folders = sorted(key.split("/")[2:5] for key in there if is_manifest(key) and _is_named(key))
+    tag_keys = sorted(
+        listed.key for listed in registry.store.list(f"{TAGS}{below}") if _is_named(listed.key)
+    )
     with Workers(READERS, "list") as pool:
         manifests = pool.map(lambda folder: registry.described(*folder), folders)
         records = pool.map(lambda key: read_tag(registry, key)[1], tag_keys)
@@ -39,7 +41,7 @@ def list_entries(registry: Registry, name: str | None) -> tuple[RegistryEntry, .
 def list_tags(registry: Registry, name: str, platform: str) -> dict[str, str]:
     """Return all tags of an environment with the ids that they point to."""
     prefix = f"{TAGS}{check_name(name, 'environment name')}/{platform}/"
-    keys = sorted(listed.key for listed in registry.store.list(prefix))
+    keys = sorted(listed.key for listed in registry.store.list(prefix) if _is_named(listed.key))
     with Workers(READERS, "list") as pool:
         records = pool.map(lambda key: read_tag(registry, key)[1], keys)
         return {
@@ -47,6 +49,11 @@ def list_tags(registry: Registry, name: str, platform: str) -> dict[str, str]:
             for key, record in zip(keys, records, strict=True)
             if record
         }
+
+
+def _is_named(key: str) -> bool:
+    """Whether every part of a key is one that we give: others may have put more there."""
+    return all(map(NAME_PATTERN.fullmatch, key.split("/")))
 
 
 def unknown(registry: Registry, ref: Ref, platform: str) -> NotFound:

@@ -337,7 +337,7 @@ def _signed(
         return attest(manifest, data, materials, signer)
     known = (
         *(key.public for key in signer.keys),
-        *(target.trust.keys if target.trust else ()),
+        *(target.trust.keys_for("release") if target.trust else ()),
     )
     if is_about(envelope, manifest, data) and signers_of(envelope, known):
         return countersign(envelope, signer.keys)

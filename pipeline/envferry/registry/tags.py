@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from envferry.artifacts import REGISTRY_MANIFEST
 from envferry.base.json import from_json, to_json
 from envferry.base.retry import RACES, persistently
@@ -99,10 +101,21 @@ def _moved(
         message = f"{name} is a signed tag: moved without a key, hosts would refuse it"
         raise UsageError(message, hint="move it with --sign-key")
     keys = signer.keys if signer else ()
-    if record and record.id == id_:
+    if record and record.id == id_ and not _is_renewed(signer, record):
         public = tuple(key.public for key in keys)
         if len(signers(tag_message(name, record), record.signatures, public)) == len(keys):
             return record
         return sign_tag(name, record, keys)
     counter = record.counter + 1 if record else 1
-    return sign_tag(name, TagRecord(id=id_, counter=counter), keys)
+    return sign_tag(name, _dated(TagRecord(id=id_, counter=counter), signer), keys)
+
+
+def _is_renewed(signer: Signer | None, record: SignedTagRecord) -> bool:
+    """Whether a tag gets another end: a move of its own, so that hosts and mirrors take it."""
+    return bool(signer and signer.tags_expire and signer.tags_expire != record.expires)
+
+
+def _dated(record: TagRecord, signer: Signer | None) -> TagRecord:
+    if not signer or not signer.tags_expire:
+        return record
+    return msgspec.structs.replace(record, time=signer.time, expires=signer.tags_expire)

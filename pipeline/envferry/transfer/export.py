@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 KEYS = "keys"
 TOOL = "tool"
-OURS = ("v1", KEYS, TOOL)
+OURS = ("v1", KEYS, TOOL, "audit")
 LAYOUT = ("oci-layout", "index.json", "blobs")
 """What an image layout has."""
 UNKNOWN_OWNER = ("lost+found", "System Volume Information")

@@ -87,10 +87,12 @@ def verify_attestation(
     manifest_data: bytes,
     attestation: bytes | None,
     keys: tuple[PublicKey, ...],
+    *,
+    least: int = 1,
 ) -> VerifiedArtifact:
-    """Check that one of `keys` signed a statement about this very artifact.
+    """Check that `least` of `keys` signed a statement about this very artifact.
 
-    Raises IntegrityError when none did, or when the statement is about something else.
+    Raises IntegrityError when fewer did, or when the statement is about something else.
     """
     what = f"the artifact {manifest.stem}"
     if attestation is None:
@@ -99,6 +101,7 @@ def verify_attestation(
     found = signers_of(envelope, keys)
     if envelope.payload_type != PAYLOAD_TYPE or not found:
         raise unsigned(what, [one.keyid for one in envelope.signatures], keys)
+    require_enough(what, found, least)
     statement = decode_statement(envelope, what)
     require_described(manifest, manifest_data, f"the manifest of {manifest.stem}")
     require_subjects(statement, manifest, manifest_data, what)
@@ -109,6 +112,15 @@ def verify_attestation(
         who=details.builder.id.removeprefix(BUILDER),
         time=details.metadata.finished_on,
     )
+
+
+def require_enough(what: str, found: tuple[PublicKey, ...], least: int) -> None:
+    """Raise IntegrityError unless so many different keys signed something."""
+    number = len({key.id for key in found})
+    if number < least:
+        message = f"{what} is signed by {number} trusted keys, and {least} must sign"
+        hint = "ask the others who sign to add theirs: `envferry push --sign-key`"
+        raise IntegrityError(message, hint=hint)
 
 
 def read_provenance(attestation: bytes, what: str) -> Provenance:

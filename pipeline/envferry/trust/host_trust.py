@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 from envferry.base.files import make_folders, write_bytes
 from envferry.base.json import from_json, to_json
+from envferry.base.times import parse_time, rfc3339
 from envferry.config import TRUSTED_DIR
 from envferry.errors import IntegrityError
 from envferry.models import SEEN_DIRECTORY, TagRecord
-from envferry.trust.attestations import unsigned, verify_attestation
+from envferry.trust.attestations import require_enough, unsigned, verify_attestation
 from envferry.trust.image_signature import verify_image
 from envferry.trust.signed_tags import tag_message
 from envferry.trust.signing import signers
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.models import Manifest
+    from envferry.trust.bundle import Role, TrustBundle
+    from envferry.trust.signed_clock import SignedClock
     from envferry.trust.signed_tags import SignedTagRecord, TagName
     from envferry.trust.signing import PublicKey
 
@@ -37,19 +41,53 @@ class Trust:
     """Where the host remembers tags; None for who installs nothing."""
     allow_downgrade: bool = False
     """Accept a tag that was moved back, and remember that."""
+    bundle: TrustBundle | None = None
+    """Says which of the keys may sign what; without one, each of them may sign everything."""
+    named_keys: tuple[PublicKey, ...] = ()
+    """Those that the command line names: they may sign everything, unless they are revoked."""
+    clock: SignedClock | None = None
+    grace: timedelta = timedelta()
+    """How long a tag is taken after it has expired, with a warning."""
     accepted: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
     """Who signed the artifacts that were let in, by their stems."""
+
+    def keys_for(self, role: Role) -> tuple[PublicKey, ...]:
+        """Return the keys that may sign as this, now."""
+        if self.bundle is None:
+            return self.keys
+        named = (key for key in self.named_keys if key.id not in self.bundle.revoked_ids)
+        found = (*self.bundle.keys_for(role, self.now), *named)
+        return tuple({key.id: key for key in found}.values())
+
+    def least_for(self, role: Role) -> int:
+        """Return how many of them must sign."""
+        return self.bundle.threshold(role) if self.bundle else 1
+
+    @property
+    def now(self) -> datetime:
+        """The time by this machine's clock, or by a newer record that it has seen."""
+        return self.clock.now if self.clock else datetime.now(timezone.utc)
 
     def check_artifact(
         self, manifest: Manifest, manifest_data: bytes, attestation: bytes | None
     ) -> None:
         """Raise IntegrityError unless a trusted key signed this artifact; warn without keys."""
         if self.keys:
-            verified = verify_attestation(manifest, manifest_data, attestation, self.keys)
+            self.forbid_revoked(manifest.name, manifest.platform, manifest.id)
+            keys, least = self.keys_for("release"), self.least_for("release")
+            verified = verify_attestation(manifest, manifest_data, attestation, keys, least=least)
+            if self.clock:
+                self.clock.see(verified.time, f"the attestation of {manifest.stem}")
             self.accepted[manifest.stem] = tuple(one.split()[0] for one in verified.signed_by)
             log.info("%s is signed by %s", verified.artifact, ", ".join(verified.signed_by))
         else:
             self._warn(manifest.stem)
+
+    def forbid_revoked(self, name: str, platform: str, id_: str) -> None:
+        """Raise IntegrityError for an artifact that the trust bundle revokes."""
+        if self.bundle and (found := self.bundle.revocation(name, platform, id_)):
+            message = f"{name}@{id_} ({platform}) was revoked on {found.time[:10]}: {found.why}"
+            raise IntegrityError(message, hint="install another version: `envferry ls` lists them")
 
     def signers_of(self, manifest: Manifest) -> tuple[str, ...]:
         """Return the ids of the trusted keys that signed an artifact that was let in."""
@@ -62,7 +100,8 @@ class Trust:
         image that it is a copy of.
         """
         if self.keys:
-            verified = verify_image(path, self.keys, of=of)
+            keys, least = self.keys_for("release"), self.least_for("release")
+            verified = verify_image(path, keys, of=of, least=least)
             log.info("%s is signed by %s", verified.artifact, ", ".join(verified.signed_by))
             return verified.signed_by
         self._warn(of or path)
@@ -78,11 +117,37 @@ class Trust:
         """
         if not self.keys:
             return
-        if not signers(tag_message(name, record), record.signatures, self.keys):
-            raise unsigned(what, [one.keyid for one in record.signatures], self.keys)
+        keys = self.keys_for("tag")
+        found = signers(tag_message(name, record), record.signatures, keys)
+        if not found:
+            raise unsigned(what, [one.keyid for one in record.signatures], keys)
+        require_enough(what, found, self.least_for("tag"))
+        self._check_age(record, what)
         if self.envs_dir is not None:
             path = self.envs_dir / SEEN_DIRECTORY / f"{name.platform}-{name}.json"
             self._forbid_downgrade(name, record, path)
+
+    def _check_age(self, record: SignedTagRecord, what: str) -> None:
+        """Warn of a tag that has expired; refuse it after the grace period."""
+        if isinstance(record.time, str) and self.clock:
+            self.clock.see(record.time, what)
+        if not isinstance(record.expires, str):
+            return
+        over = self.now - parse_time(record.expires)
+        if over <= timedelta():
+            return
+        message = f"{what} has expired on {record.expires}"
+        if over > self.grace:
+            hint = (
+                "a newer record may be withheld: copy or mirror again, or ask who moves this tag to"
+                " renew it; NAME@ID names an artifact without a tag"
+            )
+            raise IntegrityError(message, hint=hint)
+        log.warning(
+            "%s; it is refused from %s on",
+            message,
+            rfc3339(parse_time(record.expires) + self.grace),
+        )
 
     def _forbid_downgrade(self, name: TagName, record: SignedTagRecord, path: Path) -> None:
         seen = from_json(path.read_bytes(), TagRecord, str(path)) if path.is_file() else None

@@ -36,14 +36,14 @@ def attest_image(path: Path, signer: Signer) -> bytes:
 
 
 def verify_image(
-    path: Path, keys: tuple[PublicKey, ...], *, of: Path | None = None
+    path: Path, keys: tuple[PublicKey, ...], *, of: Path | None = None, least: int = 1
 ) -> VerifiedArtifact:
-    """Check that one of `keys` signed an image; reads all of it. Raises IntegrityError if not.
+    """Check that `least` of `keys` signed an image; reads all of it. Raises IntegrityError if not.
 
     `of` is the image that it is a copy of, which has the statement beside it.
     """
     signed = SignedFile(str(of or path), _subject(path), attestation_of(of or path))
-    return verify_file(signed, IMAGE, keys)
+    return verify_file(signed, IMAGE, keys, least=least)
 
 
 def _subject(path: Path) -> Subject:

@@ -18,6 +18,7 @@ from envferry.trust.attestations import (
     VerifiedArtifact,
     decode_envelope,
     encode_envelope,
+    require_enough,
     signers_of,
     unsigned,
 )
@@ -77,11 +78,11 @@ def attest_file(subject: Subject, kind: StatementKind, signer: Signer) -> bytes:
 
 
 def verify_file(
-    signed: SignedFile, kind: StatementKind, keys: tuple[PublicKey, ...]
+    signed: SignedFile, kind: StatementKind, keys: tuple[PublicKey, ...], *, least: int = 1
 ) -> VerifiedArtifact:
-    """Check that one of `keys` signed a statement of this kind about a file.
+    """Check that `least` of `keys` signed a statement of this kind about a file.
 
-    Raises IntegrityError when none did, or when it is about something else.
+    Raises IntegrityError when fewer did, or when it is about something else.
     """
     what = signed.what
     try:
@@ -92,6 +93,7 @@ def verify_file(
     found = signers_of(envelope, keys)
     if envelope.payload_type != PAYLOAD_TYPE or not found:
         raise _not_signed(what, [one.keyid for one in envelope.signatures], (kind, keys))
+    require_enough(what, found, least)
     statement = _decode(envelope.body, what, kind)
     if statement.subject != (signed.subject,):
         message = f"{what}: its {signed.subject.name} is not the one that was signed"

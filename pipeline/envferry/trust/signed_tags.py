@@ -38,13 +38,20 @@ def sign_tag(name: TagName, record: TagRecord, keys: tuple[SigningKey, ...]) -> 
     """Sign where a tag points to and how often it has moved."""
     message = tag_message(name, record)
     return SignedTagRecord(
-        id=record.id, counter=record.counter, signatures=sign(message, keys) if keys else ()
+        id=record.id,
+        counter=record.counter,
+        time=record.time,
+        expires=record.expires,
+        signatures=sign(message, keys) if keys else (),
     )
 
 
 def tag_message(name: TagName, record: TagRecord) -> bytes:
     """Return what a tag's signatures are over: the record and the name that it stands under."""
+    more = {"expires": record.expires, "time": record.time}
     body = {
+        # Records that do not expire have neither: those of older versions stay as they were signed.
+        **{name: text for name, text in more.items() if text is not msgspec.UNSET},
         "counter": record.counter,
         "id": record.id,
         "name": name.name,

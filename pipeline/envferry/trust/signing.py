@@ -58,6 +58,8 @@ class Signer:
     """USER@HOST, or what CI calls itself."""
     time: str
     """Now, in RFC 3339."""
+    tags_expire: str = ""
+    """When the tags that it moves expire, in RFC 3339; empty for never."""
 
 
 class Signature(msgspec.Struct, frozen=True):

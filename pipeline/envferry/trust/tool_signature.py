@@ -56,15 +56,17 @@ def attest_run_file(content: bytes, signer: Signer) -> bytes:
     return attest_file(subject_of(RUN_FILE, content), TOOL, signer)
 
 
-def verify_tool(directory: Path, keys: tuple[PublicKey, ...]) -> VerifiedArtifact:
-    """Check that one of `keys` signed the tool in `directory`, and read every file of it.
+def verify_tool(
+    directory: Path, keys: tuple[PublicKey, ...], *, least: int = 1
+) -> VerifiedArtifact:
+    """Check that `least` of `keys` signed the tool in `directory`, and read every file of it.
 
     Raises IntegrityError when none did, and for each file that is changed, missing or added.
     """
     what = f"the tool in {directory}"
     sums = _read(directory / SUMS, MOST_RECORD_BYTES)
     signed = SignedFile(what, subject_of(SUMS, sums), directory / TOOL_ATTESTATION)
-    verified = verify_file(signed, TOOL, keys)
+    verified = verify_file(signed, TOOL, keys, least=least)
     if faults := list(_file_faults(directory, sums)):
         shown = "; ".join(faults[:5])
         msg = f"{what} is not what was signed: {shown}"
@@ -72,12 +74,12 @@ def verify_tool(directory: Path, keys: tuple[PublicKey, ...]) -> VerifiedArtifac
     return verified
 
 
-def verify_run_file(path: Path, keys: tuple[PublicKey, ...]) -> VerifiedArtifact:
-    """Check that one of `keys` signed the one-file tool `path`; raise IntegrityError if not."""
+def verify_run_file(path: Path, keys: tuple[PublicKey, ...], *, least: int = 1) -> VerifiedArtifact:
+    """Check that `least` of `keys` signed the one-file tool `path`; raise IntegrityError if not."""
     signed = SignedFile(
         str(path), subject_of(RUN_FILE, _read(path, MOST_FILE_BYTES)), attestation_of(path)
     )
-    return verify_file(signed, TOOL, keys)
+    return verify_file(signed, TOOL, keys, least=least)
 
 
 def is_tool(directory: Path) -> bool:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import msgspec
 import xxhash
@@ -18,10 +21,12 @@ from envferry.artifacts import SBOM
 from envferry.base.files import human_bytes, plural
 from envferry.base.json import to_json
 from envferry.errors import NotFound, PipelineError, StoreError, UsageError
-from envferry.models import ID_PATTERN, fit_to_show
+from envferry.models import ID_PATTERN, check_name, fit_to_show
 from envferry.web import pages
 from envferry.web.guard import Guard
+from envferry.web.news import badge_of, list_news
 from envferry.web.pages import Question
+from envferry.web.registry_files import answer_file
 from envferry.web.treemap import Block, gather, lay_out
 
 if TYPE_CHECKING:
@@ -41,6 +46,7 @@ FILES = {
     "manifest.json": "application/json",
 }
 TILES = 48
+LEAST_COMPRESSED, GZIP_LEVEL = 1000, 6
 PICTURES = {"landscape": (1000, 440), "portrait": (420, 560)}
 """Width and height of the treemap's two forms; a style sheet shows the one that fits."""
 
@@ -51,6 +57,11 @@ PAGES: dict[str, tuple[str, str, Callable[[RegistryView, Question], Any]]] = {
         "/envs/{name}/{platform}/{id}.json",
         "artifact.html",
         pages.artifact,
+    ),
+    "/envs/{name}/{platform}/{id}/audit/": (
+        "/envs/{name}/{platform}/{id}/audit.json",
+        "audit.html",
+        pages.audited,
     ),
     "/envs/{name}/{platform}/{id}/why/": (
         "/envs/{name}/{platform}/{id}/why.json",
@@ -74,6 +85,7 @@ class Pages:
             loader=TEMPLATES,
             autoescape=True,
             undefined=StrictUndefined,
+            finalize=visible,
             trim_blocks=True,
             lstrip_blocks=True,
         )
@@ -90,6 +102,12 @@ class Pages:
             Route("/robots.txt", self.robots),
             Route("/favicon.svg", self.favicon),
             Route("/style.css", self.stylesheet),
+            Route("/feed.atom", self.feed),
+            Route("/envs/", self.home_page),
+            Route("/envs/{name}/{platform}/", self.platform_page),
+            Route("/envs/{name}/feed.atom", self.feed),
+            Route("/envs/{name}/badge.svg", self.badge),
+            Route("/v1/{key:path}", self.registry_file),
         ]
         for path, (twin, template, build) in PAGES.items():
             found.append(Route(twin, self.json_page(build)))
@@ -137,6 +155,35 @@ class Pages:
         answer.headers["Content-Disposition"] = f'attachment; filename="{stem}.{file}"'
         return answer
 
+    def registry_file(self, request: Request) -> Response:
+        """Answer with a file of the registry itself: hosts take this server as `--registry`."""
+        key = f"v1/{request.path_params['key']}"
+        return answer_file(self.site.index.registry.store, key, request)
+
+    def home_page(self, request: Request) -> Response:
+        """Lead to the list of environments, where the addresses of environments begin."""
+        return RedirectResponse(_root(request), headers={"Cache-Control": REVALIDATE})
+
+    def platform_page(self, request: Request) -> Response:
+        """Lead to an environment's artifacts of one platform."""
+        parts = request.path_params
+        name = check_name(parts["name"], "environment name")
+        query = urlencode({"platform": check_name(parts["platform"], "platform")})
+        where = f"{_root(request)}envs/{name}/?{query}"
+        return RedirectResponse(where, headers={"Cache-Control": REVALIDATE})
+
+    def feed(self, request: Request) -> Response:
+        """Answer with what was published last, as Atom (RFC 4287)."""
+        news = list_news(self.site, request.path_params.get("name"))
+        text = self.templates.get_template("feed.atom").render(news=news, root=_root(request))
+        return _revalidated(request, text.encode(), "application/atom+xml")
+
+    def badge(self, request: Request) -> Response:
+        """Answer with a badge: where a tag of an environment points to."""
+        found = badge_of(self.site, _question(request))
+        text = self.templates.get_template("badge.svg").render(badge=found)
+        return _revalidated(request, text.encode(), "image/svg+xml")
+
     def robots(self, request: Request) -> Response:
         """Ask search engines to stay away: the pages are one site's own."""
         return PlainTextResponse("User-agent: *\nDisallow: /\n")
@@ -147,7 +194,8 @@ class Pages:
 
     def stylesheet(self, request: Request) -> Response:
         """Answer with the style sheet; its address holds its hash."""
-        return Response(self.style, media_type="text/css", headers={"Cache-Control": FOR_EVER})
+        answer = Response(self.style, media_type="text/css", headers={"Cache-Control": FOR_EVER})
+        return _compressed(request, answer)
 
     def refuse(self, request: Request, error: Exception) -> Response:
         """Answer with an error, as the page or the JSON that was asked for."""
@@ -178,6 +226,20 @@ def make_app(site: RegistryView, hosts: frozenset[str] | None = None) -> Guard:
     answers = Pages(site)
     handlers = dict.fromkeys((PipelineError, HTTPException, Exception), answers.refuse)
     return Guard(Starlette(routes=answers.routes(), exception_handlers=handlers), hosts)
+
+
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
+)
+"""Control characters, and those that turn the direction of a text or hide in it: what manifests say
+must not look like something else. XML has no form for the first ones."""
+
+
+def visible(value: object) -> object:
+    """Show the characters of a text that nobody would see; leave what is not a plain text."""
+    if type(value) is not str:
+        return value
+    return UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", value)
 
 
 def day(time: datetime | None) -> str:
@@ -234,7 +296,31 @@ def _revalidated(request: Request, body: bytes, media_type: str) -> Response:
     asked = request.headers.get("if-none-match", "")
     if tag in (one.strip().removeprefix("W/") for one in asked.split(",")):
         return Response(status_code=304, headers=headers)
-    return Response(body, headers=headers, media_type=media_type)
+    return _compressed(request, Response(body, headers=headers, media_type=media_type))
+
+
+def _compressed(request: Request, answer: Response) -> Response:
+    """Compress an answer where the reader takes that; its ETag names the text, not the bytes."""
+    answer.headers["Vary"] = "Accept-Encoding"
+    body = bytes(answer.body)
+    if len(body) < LEAST_COMPRESSED or not takes_gzip(request.headers.get("accept-encoding", "")):
+        return answer
+    answer.body = gzip.compress(body, GZIP_LEVEL, mtime=0)
+    answer.headers["Content-Encoding"] = "gzip"
+    answer.headers["Content-Length"] = str(len(answer.body))
+    if "ETag" in answer.headers:
+        answer.headers["ETag"] = f"W/{answer.headers['ETag']}"
+    return answer
+
+
+def takes_gzip(header: str) -> bool:
+    """Whether an `Accept-Encoding` allows gzip (RFC 9110, 12.5.3)."""
+    wanted = {
+        name.strip().lower(): weight.replace(" ", "")
+        for name, _, weight in (part.partition(";") for part in header.split(","))
+    }
+    weight = wanted.get("gzip", wanted.get("*"))
+    return weight is not None and not re.fullmatch(r"q=0(\.0*)?", weight)
 
 
 def _explained(error: Exception) -> tuple[int, str, str, str]:

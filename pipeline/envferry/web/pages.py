@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import TypeVar
 
+    from envferry.audit.advisory_database import DatabaseFacts
+    from envferry.audit.matching import AuditedPackage
     from envferry.registry.dependents import Need
     from envferry.registry.host_reports import HostReport, ReportedTag
     from envferry.web.provenance import ProvenanceSummary
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 ROWS = 100
 """On a page."""
 LONGEST_QUESTION = 200
+STATES = ("found", "unknown", "clean")
 SORTS = ("name", "version", "kind", "license", "size")
 
 
@@ -99,9 +102,25 @@ class ArtifactPage:
     descending: bool
     packages: tuple[PackageFacts, ...]
     """Those that `q` asks for, in the order that was asked for."""
+    shown: tuple[PackageFacts, ...] = field(metadata={"json": False})
+    """The part of them that the page shows."""
+    paging: Paging
     all_packages: tuple[PackageFacts, ...] = field(metadata={"json": False})
+    has_audit: bool = field(metadata={"json": False})
     siblings: tuple[Entry, ...] = field(metadata={"json": False})
     """The artifacts before and after it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditPage:
+    """What is known of an artifact's packages."""
+
+    entry: Entry
+    database: DatabaseFacts
+    counts: Mapping[str, int]
+    packages: tuple[AuditedPackage, ...]
+    shown: tuple[AuditedPackage, ...] = field(metadata={"json": False})
+    paging: Paging
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,6 +270,7 @@ def artifact(site: RegistryView, question: Question) -> ArtifactPage:
     wanted.sort(key=lambda one: one.name.lower())
     wanted.sort(key=lambda one: _sort_key(one, sort), reverse=descending)
     facts = manifest.archive
+    shown, paging = question.share(wanted)
     return ArtifactPage(
         entry=entry,
         prefix=manifest.prefix,
@@ -269,8 +289,33 @@ def artifact(site: RegistryView, question: Question) -> ArtifactPage:
         sort=sort,
         descending=descending,
         packages=tuple(wanted),
+        shown=shown,
+        paging=paging,
+        has_audit=site.audit is not None,
         all_packages=manifest.packages,
         siblings=_siblings(site, entry),
+    )
+
+
+def audited(site: RegistryView, question: Question) -> AuditPage:
+    """Say which packages of an artifact have known vulnerabilities."""
+    entry = site.entry(*(question.path[part] for part in ("name", "platform", "id")))
+    if site.audit is None:
+        message = "this server has no database of advisories"
+        hint = "make one with `envferry audit update`, then start `serve` again"
+        raise NotFound(message, hint=hint)
+    found = site.audited(entry)
+    packages = tuple(
+        sorted(found.packages, key=lambda one: STATES.index(one.state))  # the worst first
+    )
+    shown, paging = question.share(packages)
+    return AuditPage(
+        entry=entry,
+        database=site.audit.database.facts,
+        packages=packages,
+        shown=shown,
+        paging=paging,
+        counts={state: found.count(state) for state in STATES},
     )
 
 

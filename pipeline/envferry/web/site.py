@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from envferry.artifacts import ATTESTATION, SBOM
+from envferry.audit.components import NO_PARTS, SbomParts
 from envferry.errors import NotFound, PipelineError
 from envferry.index import queries
 from envferry.models import ID_PATTERN, Ref, check_name, fit_to_show
@@ -24,6 +25,7 @@ from envferry.web.provenance import ProvenanceSummary, provenance_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from envferry.audit.artifact_audit import ArtifactAudit, Audit
     from envferry.index import RegistryIndex
     from envferry.index.database import Connection
     from envferry.index.queries import Entry
@@ -59,8 +61,10 @@ class Contents:
 class RegistryView:
     """What all pages draw from; safe for many threads."""
 
-    def __init__(self, index: RegistryIndex, keys: tuple[PublicKey, ...] = ()) -> None:
-        self.index, self.keys = index, keys
+    def __init__(
+        self, index: RegistryIndex, keys: tuple[PublicKey, ...] = (), audit: Audit | None = None
+    ) -> None:
+        self.index, self.keys, self.audit = index, keys, audit
         self._refresher: threading.Thread | None = None
         self._lock, self._fleet_lock = threading.Lock(), threading.Lock()
         self._refreshed_at = 0.0
@@ -147,6 +151,15 @@ class RegistryView:
             while len(self._contents) > REMEMBERED:
                 self._contents.popitem(last=False)
         return contents
+
+    def audited(self, entry: Entry) -> ArtifactAudit:
+        """Hold an artifact against the database of advisories; there must be one."""
+        assert self.audit is not None
+        registry = self.index.registry
+        manifest = registry.described(entry.name, entry.platform, entry.id)
+        sbom = registry.attachment(manifest, SBOM)
+        parts = SbomParts.read(sbom, manifest.stem) if sbom else NO_PARTS
+        return self.audit.of_packages(f"{entry.name}@{entry.id}", manifest.packages, parts)
 
     def why(self, entry: Entry, package: str) -> tuple[Need, ...]:
         """Return who needs a package of an artifact; raise NotFound when it is not there."""

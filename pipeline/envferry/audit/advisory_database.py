@@ -1,0 +1,255 @@
+"""The database of advisories: one file, dated, signed by a statement beside it.
+
+JSON in one zstd frame. Advisories stay encoded until somebody asks for one, so a file of 25,000
+is open in a moment. The date is what the data says of itself, not when they were copied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import msgspec
+import zstandard
+
+from envferry.audit.advisory import Advisory
+from envferry.base.files import write_bytes
+from envferry.base.json import decode_json
+from envferry.base.times import LONG_AGO, parse_time, rfc3339
+from envferry.errors import IntegrityError, NotFound, PolicyViolation, SpecError
+from envferry.trust.signed_files import (
+    SignedFile,
+    StatementKind,
+    attest_file,
+    attestation_of,
+    read_signed,
+    subject_of,
+    verify_file,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+    from pathlib import Path
+
+    from envferry.trust.attestations import VerifiedArtifact
+    from envferry.trust.signing import PublicKey, Signer
+
+DATABASE_NAME = "advisories.json.zst"
+SCHEMA = 1
+MOST_BYTES = 1 << 28
+MOST_UNPACKED = 1 << 31
+"""Twenty times what all advisories of PyPI take."""
+DATABASE = StatementKind(
+    predicate="urn:envferry:advisories:1",
+    again="do not use it: make it again with `envferry audit update --sign-key`",
+    expected="run `envferry audit update SOURCE` on a connected machine, and bring the file here",
+)
+LEVEL = 12
+
+
+class SkippedRecord(msgspec.Struct, frozen=True):
+    """A record of an archive that could not be read."""
+
+    file: str
+    reason: str
+
+
+class DatabaseFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a database says of itself."""
+
+    as_of: str
+    """How new its data are, in RFC 3339: the newest record, or when it was made."""
+    created: str
+    source: str
+    """What it was made of, without logins."""
+    source_sha256: str
+    ecosystems: dict[str, int]
+    """How many advisories it has of each."""
+    advisories: int
+    withdrawn: int = 0
+    skipped: tuple[SkippedRecord, ...] = ()
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True):
+    facts: DatabaseFacts
+    advisories: tuple[msgspec.Raw, ...]
+    packages: dict[str, tuple[int, ...]]
+    ids: dict[str, tuple[int, ...]]
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True, slots=True)
+class AdvisoryDatabase:
+    """An open database."""
+
+    file: _File
+
+    @property
+    def facts(self) -> DatabaseFacts:
+        """What it says of itself."""
+        return self.file.facts
+
+    def about(self, key: str) -> tuple[Advisory, ...]:
+        """Return the advisories about a package or repository, see `package_key`."""
+        return self._read(self.file.packages.get(key, ()))
+
+    def named(self, id_: str) -> tuple[Advisory, ...]:
+        """Return the advisories that have an id or an alias, in whatever case it is written."""
+        return self._read(self.file.ids.get(id_.upper(), ()))
+
+    def knows(self, key: str) -> bool:
+        """Whether there is any advisory about a package or repository."""
+        return key in self.file.packages
+
+    def _read(self, numbers: Iterable[int]) -> tuple[Advisory, ...]:
+        try:
+            return tuple(
+                decode_json(bytes(self.file.advisories[number]), Advisory) for number in numbers
+            )
+        except (msgspec.MsgspecError, IndexError) as error:
+            message = f"the database of advisories is damaged: {error}"
+            raise IntegrityError(message, hint=DATABASE.again) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseOrigin:
+    """Where the records of a new database come from."""
+
+    source: str
+    sha256: str
+    now: datetime
+
+
+def encode_database(
+    advisories: Iterable[Advisory],
+    origin: DatabaseOrigin,
+    *,
+    withdrawn: int = 0,
+    skipped: tuple[SkippedRecord, ...] = (),
+) -> tuple[bytes, DatabaseFacts]:
+    """Return a database as it is stored, and what it says of itself."""
+    ordered = sorted(advisories, key=lambda one: one.id)
+    packages: dict[str, list[int]] = {}
+    ids: dict[str, list[int]] = {}
+    ecosystems: dict[str, int] = {}
+    for number, one in enumerate(ordered):
+        for key in sorted({key for item in one.affected for key in item.keys()}):  # noqa: SIM118
+            packages.setdefault(key, []).append(number)
+        for name in sorted(name.upper() for name in one.names):
+            ids.setdefault(name, []).append(number)
+        for ecosystem in {key.partition("/")[0] for item in one.affected for key in item.keys()}:  # noqa: SIM118
+            ecosystems[ecosystem] = ecosystems.get(ecosystem, 0) + 1
+    facts = DatabaseFacts(
+        as_of=_as_of(ordered, origin.now),
+        created=rfc3339(origin.now),
+        source=origin.source,
+        source_sha256=origin.sha256,
+        ecosystems=ecosystems,
+        advisories=len(ordered),
+        withdrawn=withdrawn,
+        skipped=skipped,
+    )
+    content = _File(
+        facts=facts,
+        advisories=tuple(msgspec.Raw(msgspec.json.encode(one)) for one in ordered),
+        packages={key: tuple(numbers) for key, numbers in packages.items()},
+        ids={key: tuple(numbers) for key, numbers in ids.items()},
+    )
+    data = msgspec.json.encode(content, order="deterministic")
+    return zstandard.ZstdCompressor(level=LEVEL).compress(data), facts
+
+
+def write_database(path: Path, data: bytes, signer: Signer | None) -> None:
+    """Write a database, and the statement about it where somebody signs; else there is none."""
+    statement = attestation_of(path)
+    statement.unlink(missing_ok=True)
+    write_bytes(path, data)
+    if signer:
+        write_bytes(statement, attest_file(subject_of(DATABASE_NAME, data), DATABASE, signer))
+
+
+def read_database(path: Path) -> AdvisoryDatabase:
+    """Open a database; who signed it is another question.
+
+    Raises NotFound where there is none, IntegrityError for a damaged one, SpecError for one of a
+    newer envferry.
+    """
+    return decode_database(read_database_bytes(path), str(path))
+
+
+def read_database_bytes(path: Path) -> bytes:
+    """Read the file of a database, whole."""
+    if not path.exists():
+        message = f"there is no database of advisories at {path}"
+        raise NotFound(message, hint=DATABASE.expected)
+    return read_signed(path, DATABASE, MOST_BYTES)
+
+
+def decode_database(data: bytes, what: str) -> AdvisoryDatabase:
+    """Decode a database; `what` names it in errors."""
+    try:
+        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data) as stream:
+            text = stream.read(MOST_UNPACKED)
+        file = decode_json(text, _File)
+    except (zstandard.ZstdError, msgspec.MsgspecError) as error:
+        if found := _newer_schema(data):
+            message = f"{what} has schema {found}, this envferry reads schema {SCHEMA}"
+            raise SpecError(message, hint="install a newer envferry") from error
+        message = f"{what} is not a database of advisories, or is damaged: {error}"
+        raise IntegrityError(message, hint=DATABASE.again) from error
+    if file.schema != SCHEMA:
+        message = f"{what} has schema {file.schema}, this envferry reads schema {SCHEMA}"
+        raise SpecError(message, hint="install a newer envferry")
+    return AdvisoryDatabase(file)
+
+
+def verify_database(
+    path: Path, data: bytes, keys: tuple[PublicKey, ...], *, least: int = 1
+) -> VerifiedArtifact:
+    """Check that `least` of `keys` signed a database; raise IntegrityError if not."""
+    what = f"the database of advisories {path}"
+    signed = SignedFile(what, subject_of(DATABASE_NAME, data), attestation_of(path))
+    return verify_file(signed, DATABASE, keys, least=least)
+
+
+def age_of(facts: DatabaseFacts, now: datetime) -> timedelta:
+    """Return how old the data are; nothing where this machine's clock is behind them."""
+    return max(now - parse_time(facts.as_of), timedelta())
+
+
+def require_fresh(facts: DatabaseFacts, most: timedelta | None, now: datetime) -> None:
+    """Raise PolicyViolation for data that are older than `most`."""
+    age = age_of(facts, now)
+    if most is not None and age > most:
+        message = (
+            f"the database of advisories is {age_words(age)} old (as of {facts.as_of}), and at most"
+            f" {age_words(most)} are allowed"
+        )
+        raise PolicyViolation(message, hint=DATABASE.expected)
+
+
+def age_words(age: timedelta) -> str:
+    """Return an age for people."""
+    return f"{age.days} days" if age.days != 1 else "1 day"
+
+
+def _as_of(advisories: Iterable[Advisory], now: datetime) -> str:
+    """Return how new data are: a record's date in the future would make them new for ever."""
+    times = (parse_time(one.modified) for one in advisories)
+    newest = max((time for time in times if time <= now), default=LONG_AGO)
+    return rfc3339(newest)
+
+
+class _Header(msgspec.Struct):
+    schema: int = SCHEMA
+
+
+def _newer_schema(data: bytes) -> int | None:
+    try:
+        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data) as stream:
+            found = decode_json(stream.read(MOST_UNPACKED), _Header).schema
+    except (zstandard.ZstdError, msgspec.MsgspecError):
+        return None
+    return found if found != SCHEMA else None

@@ -1,0 +1,140 @@
+"""Make a database of advisories from an archive of records, or take over one that was carried."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from envferry.audit.advisory_database import (
+    DatabaseFacts,
+    DatabaseOrigin,
+    decode_database,
+    encode_database,
+    read_database,
+    read_database_bytes,
+    verify_database,
+    write_database,
+)
+from envferry.audit.osv_archive import HINT, read_archive
+from envferry.base.files import write_bytes
+from envferry.base.times import parse_time
+from envferry.errors import IntegrityError, NotFound, UsageError
+from envferry.models import fit_to_show
+from envferry.stores.http import HttpStore
+from envferry.trust.signed_files import attestation_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from datetime import datetime
+
+    from envferry.progress import Progress
+    from envferry.trust.signing import PublicKey, Signer
+
+PIECE = 8 << 20
+MOST_DOWNLOAD = 8 << 30
+DATABASE_SUFFIX = ".json.zst"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateRequest:
+    """What a database is made from, and where it is put."""
+
+    source: str
+    """A folder, a zip file or a URL of OSV records, or a database that was made elsewhere."""
+    database: Path
+    now: datetime
+    signer: Signer | None = None
+    keys: tuple[PublicKey, ...] | None = None
+    """Who must have signed a database that is taken over; None for anybody, or nobody."""
+    least: int = 1
+    """How many of them."""
+    allow_downgrade: bool = False
+
+
+def update_database(request: UpdateRequest, *, progress: Progress) -> DatabaseFacts:
+    """Write the database; the one that was there stays until the new one is whole.
+
+    Raises IntegrityError for a database that is older than the one that is there, or that none of
+    the keys signed.
+    """
+    if request.source.endswith(DATABASE_SUFFIX) and "://" not in request.source:
+        return _take_over(request)
+    with _local(request.source, progress) as path:
+        found = read_archive(path)
+    data, facts = encode_database(
+        found.advisories,
+        DatabaseOrigin(source=fit_to_show(request.source), sha256=found.sha256, now=request.now),
+        withdrawn=found.withdrawn,
+        skipped=tuple(found.skipped),
+    )
+    _forbid_older(facts, request)
+    write_database(request.database, data, request.signer)
+    return facts
+
+
+def _take_over(request: UpdateRequest) -> DatabaseFacts:
+    """Copy a database and its signatures."""
+    path = Path(request.source)
+    data = read_database_bytes(path)
+    if request.keys is not None:
+        verify_database(path, data, request.keys, least=request.least)
+    facts = decode_database(data, str(path)).facts
+    _forbid_older(facts, request)
+    statement = attestation_of(path)
+    signed = statement.read_bytes() if statement.is_file() else None
+    write_database(request.database, data, None)
+    if signed is not None:
+        write_bytes(attestation_of(request.database), signed)
+    return facts
+
+
+def _forbid_older(facts: DatabaseFacts, request: UpdateRequest) -> None:
+    if request.allow_downgrade or not request.database.exists():
+        return
+    try:
+        here = read_database(request.database).facts
+    except IntegrityError:
+        return  # whatever comes is better
+    if parse_time(facts.as_of) < parse_time(here.as_of):
+        message = (
+            f"{fit_to_show(request.source)} is as of {facts.as_of}, and the database"
+            f" {request.database} is as of {here.as_of}: an older one would hide what is known"
+        )
+        raise IntegrityError(message, hint="if that is meant, add --allow-downgrade")
+
+
+@contextmanager
+def _local(source: str, progress: Progress) -> Iterator[Path]:
+    """Yield the path of an archive, which is downloaded first where it has a URL."""
+    scheme, _, rest = source.partition("://")
+    if not rest:
+        yield Path(source)
+        return
+    base, _, name = source.rpartition("/")
+    if scheme not in ("http", "https") or not name or urlsplit(source).query:
+        message = f"{fit_to_show(source)} is not the URL of an archive"
+        raise UsageError(message, hint=HINT)
+    store = HttpStore.open(base)
+    with TemporaryDirectory(prefix="envferry-audit-") as folder:
+        path = Path(folder, "archive.zip")
+        _download(store, name, path, progress)
+        yield path
+
+
+def _download(store: HttpStore, name: str, path: Path, progress: Progress) -> None:
+    found = store.stat(name)
+    if found is None:
+        message = f"{store.url}/{name} does not exist"
+        raise NotFound(message, hint=HINT)
+    if found.size > MOST_DOWNLOAD:
+        message = f"{store.url}/{name} has {found.size} bytes, which no archive of advisories has"
+        raise IntegrityError(message, hint=HINT)
+    with path.open("wb") as stream, progress.task(f"download {name}", found.size) as advance:
+        for start in range(0, found.size, PIECE):
+            data = store.read(name, start, min(PIECE, found.size - start))
+            stream.write(data)
+            advance(len(data))

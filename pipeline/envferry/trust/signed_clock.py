@@ -1,0 +1,73 @@
+"""What time it is at least: hosts without network have clocks that nobody sets.
+
+The newest time in a signed record that this host accepted is a floor. A clock that runs ahead is
+not found out; it can only make things end too early.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from envferry.base.files import make_folders, write_bytes
+from envferry.base.json import from_json, to_json
+from envferry.base.times import parse_time, rfc3339
+from envferry.models import SEEN_DIRECTORY
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+NEWEST = "newest-time.json"
+
+
+class NewestTime(msgspec.Struct, frozen=True, kw_only=True):
+    """The newest time that this host has seen in a signed record, and in which."""
+
+    time: str
+    record: str
+    schema: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SignedClock:
+    """The time by this machine's clock, and by what it has seen."""
+
+    envs_dir: Path | None
+    """Where it remembers; None for who remembers nothing."""
+    clock: datetime
+
+    @classmethod
+    def here(cls, envs_dir: Path | None) -> SignedClock:
+        """Return this machine's clock."""
+        return cls(envs_dir, datetime.now(timezone.utc))
+
+    @property
+    def now(self) -> datetime:
+        """The time: the clock's, or the newest that was seen."""
+        path = self._path
+        if path is None or not path.is_file():
+            return self.clock
+        seen = parse_time(from_json(path.read_bytes(), NewestTime, str(path)).time)
+        return max(seen, self.clock)
+
+    def see(self, time: str, record: str) -> None:
+        """Note the time of a signed record that was accepted, if it is newer than all before."""
+        path = self._path
+        if path is None or parse_time(time) <= self.now:
+            return
+        log.warning(
+            "the clock of this machine is behind: %s is of %s, and it says %s",
+            *(record, time, rfc3339(self.clock)),
+        )
+        make_folders(path.parent)
+        write_bytes(path, to_json(NewestTime(time=time, record=record)))
+
+    @property
+    def _path(self) -> Path | None:
+        return self.envs_dir / SEEN_DIRECTORY / NEWEST if self.envs_dir else None
