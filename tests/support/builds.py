@@ -34,10 +34,12 @@ class BuildRunner:
     variation: BuildVariation = field(default_factory=BuildVariation)
     variables: dict[str, str] = field(default_factory=dict)
     data: tuple[DataFile, ...] = ()
+    builds_dir: Path | None = None
+    from_scratch: bool = False
 
     @property
     def builds(self) -> Path:
-        return self.home / "builds"
+        return self.builds_dir or self.home / "builds"
 
     def build(
         self, files: Iterable[Path], name: str = "tiny", *, allow: tuple[str, ...] = ()
@@ -65,6 +67,7 @@ class BuildRunner:
             allow_clobber=allow,
             allow_conflict=allow,
             variation=self.variation,
+            from_scratch=self.from_scratch,
         )
         cache = DownloadCache(self.home / "downloads")
         return build_env(

@@ -29,5 +29,7 @@ class BuildOptions:
     """Packages whose own requirements need not hold."""
     variation: BuildVariation = field(default_factory=BuildVariation)
     """What must make no difference."""
+    from_scratch: bool = False
+    """Do not start from the build before."""
     anew: bool = False
     """Make the wheels of sources again, too, though the cache has them."""

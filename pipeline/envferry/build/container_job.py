@@ -14,6 +14,7 @@ from envferry.build.builder_answer import read_answer
 from envferry.build.request import BuildAnswer, BuildRequest, CondaFile, WheelFile
 from envferry.engines.port import Job, Mount, Sandbox
 from envferry.errors import SpecError
+from envferry.models import current_platform
 from envferry.process import our_module
 
 if TYPE_CHECKING:
@@ -33,11 +34,7 @@ def builder_request(
     work: BuildDir,
     options: BuildOptions,
 ) -> BuildRequest:
-    """Write down what the builder is to do, with paths as the container sees them.
-
-    Raises SpecError for a lock that cannot be built.
-    """
-    refuse_ambiguous(packages)
+    """Write down what the builder is to do, with paths as the container sees them."""
 
     def seen_path(package: LockedPackage) -> str:
         return path_inside(downloads[package.url], options)
@@ -47,7 +44,7 @@ def builder_request(
     return BuildRequest(
         prefix=str(work.prefix),
         scratch=str(work.prefix.parent / work.scratch.name),
-        platform=packages[0].platform,
+        platform=current_platform(),
         conda=tuple(
             CondaFile(
                 path=seen_path(package),

@@ -86,6 +86,10 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     platform: str
     conda: tuple[CondaFile, ...]
     wheels: tuple[WheelFile, ...]
+    is_started: bool = False
+    """The prefix holds all conda packages and all other wheels, linked from an earlier build."""
+    wheel_files: tuple[str, ...] = ()
+    """The files of those other wheels, relative to the prefix."""
     allow_clobber: tuple[str, ...] = ()
     """Packages, of either half, whose wheel may overwrite files of conda's."""
     allow_conflict: tuple[str, ...] = ()
@@ -129,6 +133,14 @@ class BuildAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
     tools: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
+    conda_warnings: tuple[str, ...] = ()
+    """Those of the warnings that are about the conda half."""
+    is_plain: bool = False
+    """No wheel has replaced a file of anything else: what a wheel has brought can go by itself."""
+    wheel_files: dict[str, tuple[str, ...]] = {}
+    """What each wheel of the request has brought, by its name, relative to the prefix."""
+    from_nothing: str = ""
+    """Why the tree must not be made on what an earlier build has left; empty when it was made."""
     error: str | None = None
     hint: str = ""
     exit_code: int = 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -10,8 +13,14 @@ from envferry.base.files import exclusive_lock
 from envferry.build.build_dir import fresh_build_dir, require_replaceable
 from envferry.build.cache_locks import cache_lock
 from envferry.build.checks import run_checks
-from envferry.build.container_job import builder_request, path_inside, run_builder
+from envferry.build.container_job import (
+    builder_request,
+    path_inside,
+    refuse_ambiguous,
+    run_builder,
+)
 from envferry.build.data_downloads import data_downloads, data_variables
+from envferry.build.earlier_build import describe_materials, find_earlier, note_tree
 from envferry.build.lock_wheels import make_wheels, open_wheel_builder
 from envferry.build.output import describe_build, keep_build, note_build, without_checks
 from envferry.build.request import PlacedFile
@@ -20,11 +29,17 @@ from envferry.build.sources import SourceCache
 from envferry.models import ENVS_DIR, check_env_prefix, check_name, current_platform
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from envferry.build.build_options import BuildOptions
     from envferry.build.downloads import DownloadCache
+    from envferry.build.earlier_build import EarlierBuild, Materials
+    from envferry.build.request import BuildAnswer
     from envferry.engines.port import Sandbox
-    from envferry.models import BuiltEnv, Lock
+    from envferry.models import BuiltEnv, Lock, LockedPackage
     from envferry.progress import Progress
+
+log = logging.getLogger(__name__)
 
 
 def build_env(
@@ -38,9 +53,9 @@ def build_env(
     """Build the environment of a lock in a throwaway container without network, and check it.
 
     The result is left in `builds_dir/NAME-PLATFORM`; a build before it is replaced only when this
-    one succeeded. Raises SpecError when the packages do not go together, ToolFailed when a check
-    fails, TargetOccupied when the same environment is being built, HostError when the build
-    before it is another user's.
+    one succeeded. Where only wheels differ, what the two have in common is not made again. Raises
+    SpecError when the packages do not go together, ToolFailed when a check fails, TargetOccupied
+    when the same environment is being built, HostError when the build before it is another user's.
     """
     prefix = options.prefix or str(ENVS_DIR / check_name(lock.name, "environment name"))
     check_env_prefix(prefix, "build it for a path such as /opt/conda/envs/NAME")
@@ -56,26 +71,111 @@ def build_env(
         made = make_wheels(
             open_wheel_builder(lock, sources, sandbox, options), packages, partial, options
         )
-        files = tuple(made.get(item.url, item) for item in packages)
-        data = data_downloads(lock, platform)
-        downloads = cache.fetch_all((*files, *data), progress=progress, offline=options.offline)
-        with fresh_build_dir(partial, prefix) as work:
-            request = builder_request(files, downloads, work, options)
+        task = BuildTask(
+            lock=lock,
+            packages=tuple(made.get(item.url, item) for item in packages),
+            described=described(packages, made),
+            prefix=prefix,
+            home=home,
+            partial=partial,
+            sandbox=sandbox,
+            cache=cache,
+            options=options,
+            progress=progress,
+        )
+        return task.run()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildTask:
+    """One environment to be built, all of whose packages are files."""
+
+    lock: Lock
+    packages: tuple[LockedPackage, ...]
+    described: tuple[LockedPackage, ...]
+    """The packages as the SBOM lists them: with the sources that wheels were made of."""
+    prefix: str
+    home: Path
+    """Where the finished build is kept."""
+    partial: Path
+    """Where it is made."""
+    sandbox: Sandbox
+    cache: DownloadCache
+    options: BuildOptions
+    progress: Progress
+
+    def run(self) -> BuiltEnv:
+        """Build on what the build before has left, if that leads to the same tree."""
+        refuse_ambiguous(self.packages)
+        materials = describe_materials(self.packages, self.prefix, self.sandbox, self.options)
+        starts_anew = self.options.anew or self.options.from_scratch
+        earlier = None if starts_anew else find_earlier(self.home, materials, self.packages)
+        built = self._build(materials, earlier) if earlier else None
+        return built or self._build_from_nothing(materials)
+
+    def _build_from_nothing(self, materials: Materials) -> BuiltEnv:
+        built = self._build(materials, None)
+        assert built is not None
+        return built
+
+    def _build(self, materials: Materials, earlier: EarlierBuild | None) -> BuiltEnv | None:
+        """Build and keep an environment; None where it has to be built from nothing."""
+        options, progress = self.options, self.progress
+        files, data = self.packages, data_downloads(self.lock, current_platform())
+        if earlier:
+            files = tuple(package for package in files if package.url in earlier.added)
+        downloads = self.cache.fetch_all(
+            (*files, *data), progress=progress, offline=options.offline
+        )
+        with fresh_build_dir(self.partial, self.prefix) as work:
+            if earlier and not earlier.link_into(work):
+                return None
             request = msgspec.structs.replace(
-                request,
-                variables={**lock.options.variables, **data_variables(lock.options, prefix)},
+                builder_request(files, downloads, work, options),
+                is_started=earlier is not None,
+                wheel_files=tuple(chain.from_iterable(earlier.wheel_files.values()))
+                if earlier
+                else (),
+                variables={
+                    **self.lock.options.variables,
+                    **data_variables(self.lock.options, self.prefix),
+                },
                 data=tuple(
                     PlacedFile(path=path_inside(downloads[item.url], options), target=item.name)
                     for item in data
                 ),
             )
-            with progress.task(f"build {lock.name} ({sandbox.name})"):
-                answer = run_builder(request, work, cache.root, sandbox, options)
+            with progress.task(self._title(earlier)):
+                answer = run_builder(request, work, self.cache.root, self.sandbox, options)
+            if earlier and (answer.from_nothing or answer.tools != earlier.note.tools):
+                log.info("built from nothing: %s", answer.from_nothing or "the tools changed")
+                return None
+            answer = as_from_nothing(answer, earlier)
             if options.check:
-                run_checks(lock.options.checks, work, sandbox, progress)
-            built = note_build(lock, answer, sandbox.image, work, home)
-            describe_build(built, described(packages, made), work)
+                run_checks(self.lock.options.checks, work, self.sandbox, progress)
+            built = note_build(self.lock, answer, self.sandbox.image, work, self.home)
+            describe_build(built, self.described, work)
             if not options.check and not options.anew:  # a second build is only compared
                 built = without_checks(built)
-            keep_build(built, lock, work, home)
-    return built
+            keep_build(built, self.lock, work, self.home)
+        note_tree(self.home, materials, answer, [item.name for item in data])
+        return built
+
+    def _title(self, earlier: EarlierBuild | None) -> str:
+        title = f"build {self.lock.name} ({self.sandbox.name})"
+        if earlier is None:
+            return title
+        return f"{title}, {len(earlier.added)} of {len(self.packages)} packages are new"
+
+
+def as_from_nothing(answer: BuildAnswer, earlier: EarlierBuild | None) -> BuildAnswer:
+    """Return an answer that also says what the earlier build's has said of what it made."""
+    if earlier is None:
+        return answer
+    for warning in earlier.note.warnings:
+        log.warning("%s", warning)
+    return msgspec.structs.replace(
+        answer,
+        conda_warnings=earlier.note.warnings,
+        wheel_files={**earlier.wheel_files, **answer.wheel_files},
+    )

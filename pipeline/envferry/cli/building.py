@@ -59,6 +59,9 @@ class BuildingOptions(OfflineOptions):
         metavar="NAME",
         help="Ignore the unmet requirements of this package; repeatable.",
     )
+    from_scratch: bool = option(
+        "--from-scratch", is_flag=True, help="Do not start from the build before."
+    )
     no_check: bool = option("--no-check", is_flag=True, help="Do not run the spec's checks.")
 
     def as_build_options(self) -> BuildOptions:
@@ -69,6 +72,7 @@ class BuildingOptions(OfflineOptions):
             builds_dir=settings().cache_dir / "builds",
             offline=self.offline,
             check=not self.no_check,
+            from_scratch=self.from_scratch,
             allow_clobber=self.allow_clobber,
             allow_conflict=self.allow_conflict,
         )

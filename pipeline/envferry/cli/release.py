@@ -15,8 +15,8 @@ from envferry.cli.clustered import BuiltReleaseOptions, outcomes_of, release_on_
 from envferry.cli.command import argument, command, option
 from envferry.cli.completing import complete_specs
 from envferry.cli.outcome import FAILURES, Outcome, raise_first
-from envferry.cli.release_plan import plan_releases
 from envferry.cli.release_gate import ReleaseGate
+from envferry.cli.release_plan import plan_releases
 from envferry.cli.shared_options import SPECS_DIR, DryRunOptions
 from envferry.cli.trust import load_trust
 from envferry.errors import UsageError

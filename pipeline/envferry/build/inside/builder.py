@@ -7,6 +7,8 @@ import re
 import shutil
 import stat
 import sys
+import zlib
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +38,8 @@ from envferry.worker_process import Worker
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from envferry.build.inside.clobbers import Written
+
 TOOLS = ("envferry", "py-rattler", "uv")
 BUILD_LEFTOVERS = ("conda-meta/CACHEDIR.TAG", "CACHEDIR.TAG", ".lock")
 FAULTS_SHOWN = 12
@@ -50,7 +54,16 @@ def main(request_path: str) -> None:
     request = decode_json(Path(request_path).read_bytes(), BuildRequest)
     tools = {tool: metadata.version(tool) for tool in TOOLS}
     try:
-        answer = BuildAnswer(tools=tools, warnings=tuple(build_prefix(request)))
+        tree = build_prefix(request)
+        answer = BuildAnswer(
+            tools=tools,
+            warnings=(*tree.conda_warnings, *tree.wheel_warnings),
+            conda_warnings=tuple(tree.conda_warnings),
+            is_plain=tree.is_plain,
+            wheel_files=tree.wheel_files,
+        )
+    except NotOnEarlierTree as reason:
+        answer = BuildAnswer(tools=tools, from_nothing=str(reason))
     except PipelineError as error:
         answer = BuildAnswer(error=error.message, hint=error.hint, exit_code=error.exit_code)
     except OSError as error:
@@ -68,19 +81,59 @@ def main(request_path: str) -> None:
     sys.stdout.write(msgspec.json.encode(answer).decode())
 
 
-def build_prefix(request: BuildRequest) -> Iterator[str]:
-    """Make the environment at its final prefix; yield warnings."""
-    prefix = Path(request.prefix)
+@dataclass(slots=True)
+class MadeTree:
+    """What is to be said of a tree that was made."""
+
+    conda_warnings: list[str] = field(default_factory=list)
+    wheel_warnings: list[str] = field(default_factory=list)
+    is_plain: bool = True
+    """No wheel has replaced a file of anything else."""
+    wheel_files: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+class NotOnEarlierTree(Exception):
+    """A new wheel has files in common with what is there: their order counts, so all start anew."""
+
+
+def build_prefix(request: BuildRequest) -> MadeTree:
+    """Make the environment at its final prefix.
+
+    Raises NotOnEarlierTree where that prefix was started, and has to be made from nothing.
+    """
+    prefix, made = Path(request.prefix), MadeTree()
+    if request.is_started:
+        records = CondaRecords.read(prefix)
+    else:
+        records = make_conda_half(request, made)
+    add_wheel_half(request, records, made)
+    if not request.is_started:
+        records.finish({file.name: file.url for file in request.conda})
+    place_data(prefix, request)
+    if request.variables:
+        write_state(prefix, request.variables)
+    tidy(prefix, Path(request.scratch))
+    return made
+
+
+def make_conda_half(request: BuildRequest, made: MadeTree) -> CondaRecords:
+    """Link the conda packages and run their scripts; return their records."""
     say(f"linking {len(request.conda)} conda packages")
     linked = link_conda_packages(request)
-    yield from linked.warnings
-    records = CondaRecords.read(prefix)
-    yield from run_link_scripts(records, linked.linked, say)
-    yield from describe_pre_link_scripts(records)
-    yield from describe_conda_overlaps(records)
+    made.conda_warnings += linked.warnings
+    records = CondaRecords.read(Path(request.prefix))
+    made.conda_warnings += run_link_scripts(records, linked.linked, say)
+    made.conda_warnings += describe_pre_link_scripts(records)
+    made.conda_warnings += describe_conda_overlaps(records)
     records.forget_aside()
-    tries = network_tries()
+    return records
+
+
+def add_wheel_half(request: BuildRequest, records: CondaRecords, made: MadeTree) -> None:
+    """Install the wheels, and compile all modules; in a started tree those of the wheels."""
+    prefix, tries = Path(request.prefix), network_tries()
     python = prefix / "bin" / "python"
+    written: Written = {}
     if request.wheels:
         if not python.exists():
             msg = "the spec has a pip half but the environment has no python"
@@ -89,17 +142,53 @@ def build_prefix(request: BuildRequest) -> Iterator[str]:
                 hint="add `python` to the conda half, lock and build again",
             )
         say(f"installing {len(request.wheels)} wheels")
-        yield from add_wheels(request, python, records)
+        written = {wheel: written_files(wheel, records) for wheel in request.wheels}
+        if request.is_started:
+            require_apart(written, request, records)
+        else:  # a script may have made what a wheel replaces
+            made.is_plain = not any(map(os.path.lexists, landing_places(prefix, written)))
+        made.wheel_files = {wheel.name: tuple(files) for wheel, files in written.items()}
+        add_wheels(request, python, records, written, made)
     if python.exists():
         check_requirements(request, python)
         say("compiling byte code")
-        compile_bytecode(prefix, python)
+        new = {file for files in written.values() for file in files}
+        compile_bytecode(prefix, python, Path(request.scratch), new if request.is_started else None)
         refuse_tries_at_start(prefix / records.site_packages, tries)
-    records.finish({file.name: file.url for file in request.conda})
-    place_data(prefix, request)
-    if request.variables:
-        write_state(prefix, request.variables)
-    tidy(prefix, Path(request.scratch))
+
+
+def landing_places(prefix: Path, written: Written) -> Iterator[str]:
+    """Yield where all files of some wheels go."""
+    for files in written.values():
+        yield from (f"{prefix}/{file}" for file in files)
+
+
+def require_apart(written: Written, request: BuildRequest, records: CondaRecords) -> None:
+    """Raise NotOnEarlierTree when new wheels have a file that something else has as well.
+
+    Whose file stays is decided among all wheels; files that are the same in two of them are none
+    of these.
+    """
+    overlaps = find_overlaps(written)
+    overlaps |= {clobber.file: [clobber.wheel] for clobber in find_clobbers(written, records)}
+    others = set(request.wheel_files)
+    for wheel, files in written.items():
+        for file, checksum in files.items():
+            path = Path(request.prefix, file)
+            if os.path.lexists(path) and (
+                file not in others or file.startswith("bin/") or crc32_of(path) != checksum
+            ):
+                overlaps[file] = [wheel]
+    if overlaps:
+        file, wheels = min(overlaps.items())
+        msg = f"{wheels[0].name} and another package have {file}"
+        raise NotOnEarlierTree(msg)
+
+
+def crc32_of(path: Path) -> int:
+    """Return the checksum that zip files have; -1 for what is not a file."""
+    is_file = path.is_file() and not path.is_symlink()
+    return zlib.crc32(path.read_bytes()) if is_file else -1
 
 
 def place_data(prefix: Path, request: BuildRequest) -> None:
@@ -180,9 +269,10 @@ def link_failure(reason: str, prefix: str) -> SpecError:
     return SpecError(f"the conda packages cannot be linked:\n  {lines}", hint=hint)
 
 
-def add_wheels(request: BuildRequest, python: Path, records: CondaRecords) -> Iterator[str]:
-    """Install the pip half on top of the conda half; yield warnings."""
-    written = {wheel: written_files(wheel, records) for wheel in request.wheels}
+def add_wheels(
+    request: BuildRequest, python: Path, records: CondaRecords, written: Written, made: MadeTree
+) -> None:
+    """Install wheels on top of the conda half; what several packages have goes by rules."""
     clobbers = find_clobbers(written, records)
     refuse_clobbers(clobbers, request.allow_clobber)
     install_wheels(request, python)
@@ -190,19 +280,28 @@ def add_wheels(request: BuildRequest, python: Path, records: CondaRecords) -> It
     again = {wheel.name: wheel for wheels in overlaps.values() for wheel in wheels[1:]}
     for _, wheel in sorted(again.items()):
         reinstall_wheel(request, python, wheel)
-    yield from describe_overlaps(overlaps)
+    made.wheel_warnings += describe_overlaps(overlaps)
+    made.is_plain &= not (clobbers or overlaps)
     if clobbers:
         taken = {file for files in written.values() for file in files}
         records.forget({clobber.owner for clobber in clobbers}, taken)
         for owner in sorted({clobber.owner for clobber in clobbers}):
             wheels = sorted({item.wheel.name for item in clobbers if item.owner == owner})
-            yield f"{', '.join(wheels)} (pip) overwrote files of {owner} (conda), as allowed"
+            words = f"{', '.join(wheels)} (pip) overwrote files of {owner} (conda), as allowed"
+            made.wheel_warnings.append(words)
 
 
-def compile_bytecode(prefix: Path, python: Path) -> None:
-    """Compile all modules with the environment's own python; say which cannot be compiled."""
+def compile_bytecode(prefix: Path, python: Path, scratch: Path, files: set[str] | None) -> None:
+    """Compile all modules, or those among files, with the environment's own python.
+
+    What cannot be compiled is said.
+    """
     script = Path(__file__).with_name("compile_bytecode.py")
-    words = (python, "-I", "-B", "-W", "ignore", script, prefix)
+    words: list[str | Path] = [python, "-I", "-B", "-W", "ignore", script, prefix]
+    if files is not None:
+        chosen = scratch / "modules"
+        chosen.write_bytes(b"\0".join(sorted(file.encode() for file in files)))
+        words += [prefix, chosen]
     finished = process.run(words, env=child_environ())
     if finished.stderr:
         say(finished.stderr.rstrip())

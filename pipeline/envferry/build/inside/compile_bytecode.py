@@ -1,7 +1,8 @@
 """Compile every module of an environment, the same bytes every time.
 
-Run by the environment's own python (3.7 or newer, standard library only): `SCRIPT PREFIX [HOME]`,
-where HOME is the path that an environment at PREFIX believes it lives at, if that is another.
+Run by the environment's own python (3.7 or newer, standard library only): `SCRIPT PREFIX [HOME
+[FILES]]`, where HOME is the path that an environment at PREFIX believes it lives at, if that is
+another, and FILES lists the only files to compile, relative to PREFIX and separated by NUL.
 
 The byte code is marked `unchecked-hash` (PEP 552): no time in it, and no check of the source when
 it is loaded. Code objects name their source relative to the prefix, so byte code does not depend on
@@ -86,12 +87,16 @@ def compile_chunk(prefix: str, home: str, paths: list[Path]) -> list[str]:
     return [fault for fault in faults if fault]
 
 
-def main(prefix: str, home: str) -> None:
-    """Compile all modules below PREFIX/lib/pythonX.Y on all cores."""
+def main(prefix: str, home: str, chosen: str = "") -> None:
+    """Compile all modules below PREFIX/lib/pythonX.Y, or those of a list, on all cores."""
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     # Python without the GIL has `python3.13t`.
     homes = [home for home in Path(prefix, "lib").glob(f"{version}*") if not home.is_symlink()]
     found = sorted(path for home in homes for path in home.rglob("*.py"))
+    if chosen:
+        names = Path(chosen).read_bytes().split(b"\0")
+        wanted = {Path(prefix, os.fsdecode(name)) for name in names}
+        found = [path for path in found if path in wanted]
     paths = [path for path in found if path.is_file()]  # not folders, nor links to nothing
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
     with ProcessPoolExecutor() as pool:
@@ -102,4 +107,4 @@ def main(prefix: str, home: str) -> None:
 
 if __name__ == "__main__":
     sys.setrecursionlimit(5000)
-    main(sys.argv[1], sys.argv[-1])
+    main(sys.argv[1], *(sys.argv[2:] or sys.argv[1:2]))
