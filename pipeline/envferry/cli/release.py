@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.cli.build import pack_built, push_one
+from envferry.cli.build import PackingWays, pack_built, push_one
 from envferry.cli.building import build_spec, locked, preview_line, preview_spec
 from envferry.cli.changed import MAX_JOBS, Service, job_matrix, releasable
 from envferry.cli.clustered import BuiltReleaseOptions, outcomes_of, release_on_workers
@@ -198,6 +198,8 @@ def release_one(
             outcome.pushed = tag_published(found, registry=target, tags=options.tags)
             return
     built = build_spec(console, outcome.spec, options)
-    artifact, outcome.reused = pack_built(console, built, options)
+    artifact, outcome.reused = pack_built(
+        console, built, options, PackingWays(registry=options.registry)
+    )
     outcome.pushed = push_one(console, artifact, target, options)
     outcome.built = True
