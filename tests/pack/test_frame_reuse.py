@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from envferry.archive.frame_reuse import Reuse
 from envferry.archive.index import encode_index
 from envferry.archive.reader import Archive, FileSource
 from envferry.archive.seek_table import encode_seek_table
+from envferry.cli.main import run
 from envferry.errors import NotFound
 from envferry.pack.earlier_pack import NOTES_KEPT, PackNote
 from envferry.pack.existing_env import describe_env
@@ -316,3 +318,31 @@ def test_the_note_says_what_frames_hold(two: PackedTwice) -> None:
                 for raw in archive.read_run([n])]  # fmt: skip
     assert list(note.plain) == held
     assert note.index_blake3 == artifact.manifest.archive.index_blake3
+
+
+def test_the_command_says_how_much_it_took(
+    two: PackedTwice, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(two.root)
+    monkeypatch.setenv("ENVFERRY_CACHE", str(two.root / "cache"))
+    monkeypatch.setenv("ENVFERRY_REGISTRY", "artifacts")
+    argv = ["pack", str(two.tree), "-n", "demo", "--json"]
+    assert run(argv) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert first["reused"] == {"archive": "", "frames": 0, "size": 0}
+    two.change()
+    assert run([*argv, "--reuse", first["archive"]]) == 0
+    told = capsys.readouterr()
+    second = json.loads(told.out)
+    assert second["size"] * 0.9 < second["reused"]["size"] < second["size"]
+    assert second["reused"]["archive"].endswith(first["archive"])
+    assert f"are taken from {second['reused']['archive']}, unchanged" in told.err
+    assert run([*argv, "--reuse", "nowhere.tar.zst"]) == 7
+    # What was pushed into a directory is found there, when all else is gone.
+    assert run(["push", second["archive"], "-q"]) == 0
+    shutil.rmtree(two.root / "dist")
+    capsys.readouterr()
+    assert run(argv) == 0
+    third = json.loads(capsys.readouterr().out)
+    assert third["id"] == second["id"]
+    assert third["reused"]["archive"].startswith(str(two.root / "artifacts/v1/envs/demo"))

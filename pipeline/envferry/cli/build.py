@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -141,7 +141,7 @@ def pack(console: Console, options: PackCommandOptions) -> None:
             console.preview({**facts, "archive": target}, lambda: [line])
             return
         artifact, taken = pack_built(
-            console, built, options, threads=options.threads, reuse=options.reuse
+            console, built, options, PackingWays(threads=options.threads, reuse=options.reuse)
         )
     packed: dict[str, object] = {**artifact_facts(artifact), "reused": taken}
     console.result(packed, lambda: [str(artifact.archive_path)])
@@ -196,13 +196,20 @@ def push(console: Console, options: PushOptions) -> None:
     console.result(pushed, lambda: [describe_push(item) for item in pushed])
 
 
+@dataclass(frozen=True, kw_only=True)
+class PackingWays:
+    """How an archive is packed, and not what is in it."""
+
+    threads: int = 0
+    """0: as many as there are cores."""
+    reuse: Path | None = None
+    """The archive to take frames from; None: the newest one that is found."""
+    registry: str = field(default_factory=lambda: settings().registry)
+    """Where one may be found, if this is a directory."""
+
+
 def pack_built(
-    console: Console,
-    built: BuiltEnv,
-    packed: PackedOptions,
-    *,
-    threads: int = 0,
-    reuse: Path | None = None,
+    console: Console, built: BuiltEnv, packed: PackedOptions, ways: PackingWays
 ) -> tuple[Artifact, Reuse]:
     """Pack a built environment, and say what did not have to be compressed again."""
     from envferry.pack.stage import PackOptions, pack_env
@@ -212,9 +219,10 @@ def pack_built(
         output_dir=packed.output,
         mtime=settings().source_date_epoch,
         level=packed.level,
-        threads=threads,
+        threads=ways.threads,
         notes_dir=settings().cache_dir / "packs",
-        reuse=reuse,
+        reuse=ways.reuse,
+        reuse_from=published_folders(ways.registry, built),
     )
     with measured(console.progress, built.name) as progress:
         artifact = pack_env(built, options=options, progress=progress, announce=said.append)
@@ -223,6 +231,16 @@ def pack_built(
         size, whole = human_bytes(taken.size), human_bytes(artifact.manifest.archive.size)
         console.note(f"{size} of {whole} are taken from {taken.archive}, unchanged")
     return artifact, taken
+
+
+def published_folders(url: str, built: BuiltEnv) -> tuple[Path, ...]:
+    """Return the folders of an environment in a registry that is a directory, the newest first."""
+    from envferry.registry.layout import ENVS
+
+    if "://" in url:
+        return ()
+    found = Path(url, ENVS, built.name, built.platform).glob("*")
+    return tuple(sorted(found, key=lambda folder: folder.stat().st_mtime_ns, reverse=True))
 
 
 def push_one(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.cli.build import pack_built, push_one
+from envferry.cli.build import PackingWays, pack_built, push_one
 from envferry.cli.building import build_spec, locked, preview_line, preview_spec
 from envferry.cli.changed import MAX_JOBS, Service, job_matrix, releasable
 from envferry.cli.clustered import BuiltReleaseOptions, outcomes_of, release_on_workers
@@ -221,7 +221,13 @@ def release_one(release: Release, outcome: Outcome) -> None:
             outcome.pushed = tag_published(found, registry=target, tags=options.tags)
             return
     built = build_spec(console, outcome.spec, options)
+<<<<<<< HEAD
     artifact, outcome.reused = pack_built(console, built, options)
     release.gate.require_artifact(artifact)
+=======
+    artifact, outcome.reused = pack_built(
+        console, built, options, PackingWays(registry=options.registry)
+    )
+>>>>>>> s1
     outcome.pushed = push_one(console, artifact, target, options)
     outcome.built = True

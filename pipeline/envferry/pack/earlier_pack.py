@@ -24,7 +24,7 @@ from envferry.base.json import from_json, to_json
 from envferry.errors import IntegrityError, NotFound, SpecError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from envferry.archive.writer import WrittenArchive
     from envferry.models import BuiltEnv
@@ -96,18 +96,24 @@ class PackNotes:
 
 @contextmanager
 def earlier_frames(
-    built: BuiltEnv, notes: PackNotes | None, *, level: int, output_dir: Path, named: Path | None
+    built: BuiltEnv,
+    notes: PackNotes | None,
+    *,
+    level: int,
+    folders: Sequence[Path],
+    named: Path | None,
 ) -> Iterator[EarlierFrames | None]:
     """Yield the frames of an earlier archive: the `named` one, or the newest that is found.
 
-    It stays open: what takes its place on the disk meanwhile is not looked at. None where there is
+    `folders` are looked into, in this order, after the places that are noted. The archive stays
+    open: what takes its place on the disk meanwhile is not looked at. None where there is
     none that can be read, or none that was compressed in the same way. Raises NotFound when the
     named one is not there.
     """
     if named is not None and not named.is_file():
         message = f"{named} is not there, to take frames from"
         raise NotFound(message, hint="name an archive, or leave `--reuse` out")
-    for path in [named] if named else candidates(built, notes, output_dir):
+    for path in [named] if named else candidates(built, notes, folders):
         try:
             source = FileSource(path)
         except NotFound:
@@ -122,11 +128,12 @@ def earlier_frames(
     yield None
 
 
-def candidates(built: BuiltEnv, notes: PackNotes | None, output_dir: Path) -> list[Path]:
+def candidates(built: BuiltEnv, notes: PackNotes | None, folders: Sequence[Path]) -> list[Path]:
     """Return where earlier archives of an environment may be: those that are noted come first."""
     noted = [Path(note.archive) for note in (notes.about(built) if notes else [])]
-    beside = newest_first(output_dir, f"{built.name}-{built.platform}-{ANY_ID}.tar.zst")
-    return list(dict.fromkeys([*noted, *(path.resolve() for path in beside)]))
+    pattern = f"{built.name}-{built.platform}-{ANY_ID}.tar.zst"
+    found = [path for folder in folders for path in newest_first(folder, pattern)]
+    return list(dict.fromkeys([*noted, *(path.resolve() for path in found)]))
 
 
 def newest_first(directory: Path, pattern: str) -> list[Path]:

@@ -55,6 +55,8 @@ class PackOptions:
     """Where it is noted what was packed, for the next time; None: nothing is noted."""
     reuse: Path | None = None
     """An earlier archive to take compressed frames from; None: the newest one that is found."""
+    reuse_from: tuple[Path, ...] = ()
+    """Folders to look for one in, besides `output_dir`."""
 
 
 def pack_env(
@@ -111,7 +113,7 @@ def find_earlier(
         built,
         notes,
         level=options.level,
-        output_dir=options.output_dir,
+        folders=(options.output_dir, *options.reuse_from),
         named=options.reuse,
     )
 
