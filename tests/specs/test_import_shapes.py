@@ -66,6 +66,7 @@ test = {features = ['test'], solve-group = 'g', dependencies = {own = '1.*'}}
 def test_an_environment_of_a_manifest_is_chosen_by_its_name(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
         imported(tmp_path / "pixi.toml", MANIFEST)
+    assert "the default environment of " in caught.value.message
     assert caught.value.hint == "choose one with `--name`: test"
     found = imported(tmp_path / "pixi.toml", MANIFEST, "test")
     assert found.spec.name == "test"
@@ -173,3 +174,20 @@ def test_commands_that_are_more_than_a_list(tmp_path: Path, text: str, words: st
     with pytest.raises(SpecError) as caught:
         imported(tmp_path / "requirements.txt", text, "n")
     assert words in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "conda", "pip"),
+    [
+        ("python\nnumpy>=2\n", ("python", "numpy>=2"), ()),
+        ("python>=3.10\npytest !=8.1\n", ("python>=3.10", "pytest !=8.1"), ()),
+        ("python-dateutil\n", ("python", "pip"), ("python-dateutil",)),
+        ("python\nrich[x]\nbee @ https://h.example.org/b.zip\n", ("python", "pip"), None),
+    ],
+)
+def test_a_list_that_asks_for_python_is_condas(
+    tmp_path: Path, text: str, conda: tuple[str, ...], pip: tuple[str, ...] | None
+) -> None:
+    found = imported(tmp_path / "requirements.txt", text, "n").spec
+    assert found.conda == conda
+    assert found.pip == (tuple(text.split("\n")[:-1]) if pip is None else pip)

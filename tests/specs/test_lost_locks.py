@@ -178,7 +178,7 @@ def uv_lock(kinds: list[tuple[str, str]], words: Words) -> str:
     root = {
         "name": "app",
         "version": "0",
-        "source": {"editable": "."},
+        "source": {"editable": words.new("spec")},
         "dependencies": [{"name": packages[0]["name"]}],
         "optional-dependencies": {docs: [{"name": inner}]},
         "dev-dependencies": {dev: [{"name": inner}]},
@@ -191,7 +191,14 @@ def uv_script_lock(kinds: list[tuple[str, str]], words: Words) -> str:
     """Return the lock of a script (PEP 723), which has no package of its own."""
     packages = [uv_package(pip_entry(kind, n, words)) for n, (kind, _) in enumerate(kinds)]
     needs = [{"name": package["name"]} for package in packages]
-    document = {"manifest": {"requirements": needs}, "package": packages}
+    groups = {words.new("spec"): [{"name": words.new("spec")}]}
+    constraints = [{"name": words.new("spec"), "specifier": "<1"}]
+    manifest = {
+        "requirements": needs,
+        "dependency-groups": groups,
+        "build-constraints": constraints,
+    }
+    document = {"manifest": manifest, "package": packages}
     head = 'version = 1\nrequires-python = ">=3.10"\n'
     return head + "".join(f"{key} = {in_toml(value)}\n" for key, value in document.items())
 

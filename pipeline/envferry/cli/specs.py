@@ -32,7 +32,10 @@ class ImportCommandOptions(DryRunOptions):
 
     source: Path = argument(type=click.Path(path_type=Path))
     name: str | None = option(
-        "-n", "--name", metavar="NAME", help="The environment's name; default: the file's own."
+        "-n",
+        "--name",
+        metavar="NAME",
+        help="The environment's name, and which one of a pixi.toml or pixi.lock; default: its own.",
     )
     channels: tuple[str, ...] = option(
         "-c",

@@ -56,7 +56,7 @@ def draft_pixi(text: str, path: Path, base: Path, name: str, wanted: str | None)
     _name_the_rest(manifest, workspace, features)
     draft.left_out, draft.notes = manifest.left_out, manifest.notes
     if manifest.others and not (draft.conda or draft.pip):
-        message = f"the environment that was read of {path} is empty"
+        message = f"the {manifest.environment} environment of {path} is empty"
         raise SpecError(message, hint=f"choose one with `--name`: {', '.join(manifest.others)}")
     return draft
 
@@ -77,7 +77,8 @@ def _features(manifest: PixiManifest, wanted: str | None) -> list[tuple[str, dic
     """Return the tables of one environment, each with its name; first wins."""
     known = manifest.table(manifest.root.get("feature", {}), "feature")
     environments = manifest.table(manifest.root.get("environments", {}), "environments")
-    chosen = wanted if wanted in environments else "default"
+    chosen = wanted if wanted and wanted in environments else "default"
+    manifest.environment = chosen
     content = environments.get(chosen, [])
     own = content.get("features", []) if isinstance(content, dict) else content
     alone = isinstance(content, dict) and content.get("no-default-feature") is True

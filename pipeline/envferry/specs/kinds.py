@@ -24,6 +24,7 @@ EXPORT_LINE = re.compile(r"[A-Za-z0-9_][\w.-]*=[^=<>~\s]+=([\w.]+|<pip>)")
 TABLE_LINE = re.compile(r"[A-Za-z0-9_][\w.-]*\s+[\w.!+-]+(\s+[\w.<>-]+(\s+\S+)?)?")
 CONDA_TABLE = re.compile(r"# packages in environment at |#\s+Name\s+Version\s+Build")
 PIP_TABLE = re.compile(r"Package\s+Version(\s+Editable project location)?")
+ASKS_FOR_PYTHON = re.compile(r"python\s*([=<>!~].*)?$")
 MAX_BYTES = 64 << 20
 
 
@@ -118,14 +119,27 @@ def _kind_of(text: str, path: Path) -> FileKind:
     listed = logical_lines(text)
     # The first that is wrong is enough: locks have a hundred thousand lines.
     wrong = next(((line, problem) for line in listed if (problem := _problem(line.text))), None)
-    if wrong is None:
-        return FileKind.REQUIREMENTS
-    if all(_is_conda_spec(line.text) for line in listed):
-        return FileKind.CONDA_SPECS
+    list_kind = _list_kind(listed, is_pips=wrong is None)
+    if list_kind:
+        return list_kind
     yaml_kind = _yaml_kind(text, path)
     if yaml_kind:
         return yaml_kind
+    assert wrong is not None  # else it would be a list
     raise _nothing_known(path, fault, *wrong)
+
+
+def _list_kind(lines: list[Line], *, is_pips: bool) -> FileKind | None:
+    """Return whose list of packages the lines are, if they are one; `is_pips`: pip would take all.
+
+    No index has a package `python`: what asks for it is a list for `conda create --file`.
+    """
+    asks_for_python = any(ASKS_FOR_PYTHON.match(line.text) for line in lines)
+    if is_pips and not asks_for_python:
+        return FileKind.REQUIREMENTS
+    if all(_is_conda_spec(line.text) for line in lines):
+        return FileKind.CONDA_SPECS
+    return FileKind.REQUIREMENTS if is_pips else None
 
 
 def _nothing_known(path: Path, fault: str, line: Line, problem: str) -> SpecError:

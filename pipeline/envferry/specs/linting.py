@@ -322,7 +322,8 @@ def _file(asked: _Asked) -> Iterator[_Found]:
         yield "S111", prefix, f"`prefix: {prefix}` is conda's own installation"
     builds = [line for line in asked.conda.values() if _names_build(line)]
     if builds and not asked.selected and len(asked.platforms) > 1:
-        yield "S112", builds[0], f"`{builds[0]}` and {len(builds) - 1} more pin a build"
+        others = f" and {len(builds) - 1} more pin" if builds[1:] else " pins"
+        yield "S112", builds[0], f"`{builds[0]}`{others} a build"
 
 
 def _names_build(line: str) -> bool:

@@ -24,6 +24,7 @@ class PixiManifest:
         self.root = table_at(document.get("tool", {}).get("pixi", document), path, "pixi")
         own = self.root.get("workspace", self.root.get("project", {}))
         self.workspace = table_at(own, path, "workspace")
+        self.environment = "default"
         self.others: list[str] = []
         """The environments that are not read."""
         self.inherited: set[str] = set()
