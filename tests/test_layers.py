@@ -60,7 +60,10 @@ SHARED_NAMES = {
     "preview": "what a stage would do",
 }
 """Why modules of several folders have one name; besides, `cli/` has the commands of a module."""
-INSTALL_NEEDS = ("envferry.install.stage", "envferry.registry.fetch", "envferry.cli.host")
+INSTALL_NEEDS = (
+    *("envferry.install.stage", "envferry.registry.fetch", "envferry.cli.host"),
+    *("envferry.audit.artifact_audit", "envferry.cli.audit", "envferry.cli.trust_bundle"),
+)
 BUILD_LIBRARIES = {
     *("conda_lock", "conda_pack", "rattler", "boto3", "yaml", "uv", "urllib3", "rich"),
     "cryptography",  # a host has it, and loads it only where keys are in use

@@ -397,3 +397,14 @@ def test_unsigned_times_do_not_move_the_floor(site: Site) -> None:
     with pytest.raises(IntegrityError):
         site.ask(site.trust(first(OTHER.may(*BOTH)).bundle))
     assert SignedClock(site.envs_dir, NOW).now == NOW
+
+
+@pytest.mark.parametrize(("minutes", "is_said"), [(1, False), (6, True)])
+def test_a_clock_that_is_behind_is_said(
+    site: Site, caplog: pytest.LogCaptureFixture, minutes: int, is_said: bool
+) -> None:
+    later = rfc3339(NOW + timedelta(minutes=minutes))
+    site.push(CI, time=later, tags_expire=until(10))
+    site.ask(site.trust(first(CI.may(*BOTH)).bundle))
+    assert ("the clock of this machine is behind" in caplog.text) is is_said
+    assert SignedClock(site.envs_dir, NOW).now == NOW + timedelta(minutes=minutes)

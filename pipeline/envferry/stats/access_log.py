@@ -84,5 +84,5 @@ def parse_line(line: str) -> LoggedRequest | None:
     )
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> IO[bytes] | gzip.GzipFile:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")

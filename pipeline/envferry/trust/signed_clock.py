@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NEWEST = "newest-time.json"
+TOLERATED = timedelta(minutes=5)
+"""So much two clocks that are set may differ; nobody is told."""
 
 
 class NewestTime(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,10 +63,11 @@ class SignedClock:
         path = self._path
         if path is None or parse_time(time) <= self.now:
             return
-        log.warning(
-            "the clock of this machine is behind: %s is of %s, and it says %s",
-            *(record, time, rfc3339(self.clock)),
-        )
+        if parse_time(time) - self.clock > TOLERATED:
+            log.warning(
+                "the clock of this machine is behind: %s is of %s, and it says %s",
+                *(record, time, rfc3339(self.clock)),
+            )
         make_folders(path.parent)
         write_bytes(path, to_json(NewestTime(time=time, record=record)))
 
