@@ -221,13 +221,9 @@ def release_one(release: Release, outcome: Outcome) -> None:
             outcome.pushed = tag_published(found, registry=target, tags=options.tags)
             return
     built = build_spec(console, outcome.spec, options)
-<<<<<<< HEAD
-    artifact, outcome.reused = pack_built(console, built, options)
-    release.gate.require_artifact(artifact)
-=======
     artifact, outcome.reused = pack_built(
         console, built, options, PackingWays(registry=options.registry)
     )
->>>>>>> s1
+    release.gate.require_artifact(artifact)
     outcome.pushed = push_one(console, artifact, target, options)
     outcome.built = True
