@@ -120,7 +120,7 @@ def plan_only(
     console: Console, outcomes: Sequence[Outcome], target: Registry, options: ReleaseOptions
 ) -> None:
     """Print what a release will take; raise what is wrong with a lock."""
-    check_all(outcomes, options.tags)
+    check_all(outcomes, options.tags, options.gate(console))
     facts, lines = plan_releases(
         outcomes, target, options, have=options.have, rebuild=options.rebuild
     )
