@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from envferry.cli.console import Console
-    from envferry.stats.downloads import Downloads
+    from envferry.stats.download_counts import Downloads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +39,9 @@ def stats(console: Console, options: StatsOptions) -> None:
     nothing is sent anywhere.
     """
     from envferry.stats.access_log import read_log
-    from envferry.stats.downloads import Tally
+    from envferry.stats.download_counts import DownloadCounter
 
-    tally = Tally()
+    tally = DownloadCounter()
     for path in options.logs:
         tally.count(read_log(path))
     if tally.lines and tally.not_understood == tally.lines:

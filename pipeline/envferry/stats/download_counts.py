@@ -45,7 +45,7 @@ class Downloads:
 
 
 @dataclass(slots=True)
-class Tally:
+class DownloadCounter:
     """What was counted so far."""
 
     places: dict[tuple[str, str, str], _Count] = field(default_factory=dict)
