@@ -47,8 +47,24 @@ def test_the_short_help_is_the_commands_own_summary() -> None:
 
 def test_every_stage_is_in_the_readme() -> None:
     text = README.read_text()
-    for command in ("lock", "build", "pack", "push", "fetch", "install", "channel create"):
+    stages = (DOCS / "stages.md").read_text()
+    for command in ("lock", "build", "pack", "push", "fetch", "install"):
         assert f"envferry {command}" in text
+        assert f"envferry {command}" in stages
+    assert "envferry channel create" in stages
+
+
+def test_the_readme_fits_two_screens() -> None:
+    """Two of 50 lines each; what does not fit has a page in docs/."""
+    assert len(README.read_text().splitlines()) <= 100
+
+
+def test_pictures_are_readable_in_the_dark_and_load_nothing() -> None:
+    for path in (DOCS / "images").glob("*.svg"):
+        text = path.read_text()
+        assert "prefers-color-scheme: dark" in text
+        assert "<title" in text, "what a screen reader says"
+        assert not re.search(r"<script|<image|href=|url\((?!#)", text)
 
 
 def test_exit_codes_are_unique_and_documented() -> None:
@@ -60,7 +76,7 @@ def test_exit_codes_are_unique_and_documented() -> None:
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    for page in (README, *DOCS.rglob("*.md")):
+    for page in (*README.parent.glob("*.md"), *DOCS.rglob("*.md")):
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
