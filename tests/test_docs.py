@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from docs.api_page import api_page
 from docs.generate import commands, render, settings_page
 from envferry.base.settings_table import SETTINGS
 from envferry.cli.main import COMMANDS, envferry
@@ -20,6 +21,10 @@ def test_the_command_page_is_up_to_date() -> None:
 
 def test_the_page_of_settings_is_up_to_date() -> None:
     assert (DOCS / "settings.md").read_text() == settings_page(), "run `make docs`"
+
+
+def test_the_page_of_the_python_interface_is_up_to_date() -> None:
+    assert (DOCS / "api.md").read_text() == api_page(), "run `make docs`"
 
 
 def test_no_variable_is_missing_in_the_table() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from envferry import api
 from envferry.base.files import human_bytes
 from envferry.cli.building import (
     BuildingOptions,
@@ -28,8 +29,8 @@ from envferry.cli.shared_options import (
     ThreadOptions,
     TrustedKeyOptions,
 )
-from envferry.cli.trust import load_signer, load_trust
 from envferry.config import settings
+from envferry.trust.host_keys import load_signer, load_trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -187,24 +188,15 @@ def pack_built(
     console: Console, built: BuiltEnv, packed: PackedOptions, threads: int = 0
 ) -> Artifact:
     """Pack a built environment."""
-    from envferry.pack.stage import PackOptions, pack_env
-
-    options = PackOptions(
-        output_dir=packed.output,
-        mtime=settings().source_date_epoch,
-        level=packed.level,
-        threads=threads,
-    )
-    return pack_env(built, options=options, progress=console.progress)
+    options = api.PackOptions(output_dir=packed.output, level=packed.level, threads=threads)
+    return api.pack(built, options, progress=console.progress)
 
 
 def push_one(
     console: Console, artifact: Artifact, registry: Registry, options: NewTagOptions
 ) -> PushedArtifact:
     """Push an artifact."""
-    from envferry.registry.push import push_artifact
-
-    return push_artifact(artifact, registry=registry, tags=options.tags, progress=console.progress)
+    return api.push(artifact, registry=registry, tags=options.tags, progress=console.progress)
 
 
 def push_on_base(

@@ -15,10 +15,10 @@ from envferry.cli.command import argument, command, option
 from envferry.cli.completing import complete_refs
 from envferry.cli.shared_options import PlatformOptions, RegistryOptions
 from envferry.cli.terminal import table
-from envferry.cli.trust import is_file_ref
 from envferry.errors import NotFound
 from envferry.models import Ref
 from envferry.registry import PublishedArchive, Registry
+from envferry.registry.accepted_sources import is_file_ref
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,10 +21,11 @@ from envferry.cli.shared_options import (
     SignKeyOptions,
 )
 from envferry.cli.terminal import table
-from envferry.cli.trust import is_file_ref, load_signer
 from envferry.models import Manifest, Ref, check_name
 from envferry.registry import Registry
+from envferry.registry.accepted_sources import is_file_ref
 from envferry.registry.tags import preview_move
+from envferry.trust.host_keys import load_signer
 from envferry.trust.signed_tags import TagName
 
 if TYPE_CHECKING:

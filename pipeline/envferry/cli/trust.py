@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from envferry.artifacts import ARCHIVE_SUFFIX, MANIFEST_SUFFIX, read_artifact, read_proof
 from envferry.cli.command import argument, command
-from envferry.config import settings
 from envferry.errors import HostError, NotFound, TargetOccupied, UsageError
-from envferry.install.env_home import IMAGE_SUFFIX
 from envferry.models import Ref
+from envferry.registry.accepted_sources import (
+    is_file_ref,
+    open_trusting,
+    verify_signed,
+    verify_signed_file,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from envferry.cli.console import Console
-    from envferry.models import Manifest
-    from envferry.registry import Registry
-    from envferry.trust.attestations import VerifiedArtifact
     from envferry.trust.host_trust import Trust
-    from envferry.trust.signing import Signer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,108 +77,15 @@ def verify_ref(console: Console, wanted: SignedRef, trust: Trust) -> None:
     elif is_image(Path(wanted.ref)):
         verified = verify_image(Path(wanted.ref), trust.keys)
     elif is_file_ref(wanted.ref):
-        verified = _verify_file(console, Path(wanted.ref), trust)
+        verified = verify_signed_file(Path(wanted.ref), trust, progress=console.progress)
     else:
         ref, platform = Ref.parse(wanted.ref), wanted.platform
         place = open_trusting(wanted.registry, trust)
         manifest = place.manifest(ref.name, platform, place.resolve(ref, platform))
-        verified = _verify_published(console, manifest, place, trust)
+        verified = verify_signed(manifest, place, trust, progress=console.progress)
     line = f"{verified.artifact} is signed by {', '.join(verified.signed_by)}"
     by = f"built by {verified.who}, {verified.time}"
     console.result(verified, lambda: [line, by])
-
-
-def is_file_ref(ref: str) -> bool:
-    """Whether a ref is the path of an archive, a manifest or an image."""
-    return ref.endswith((ARCHIVE_SUFFIX, MANIFEST_SUFFIX, IMAGE_SUFFIX)) or "/" in ref
-
-
-def load_signer(files: Iterable[Path]) -> Signer | None:
-    """Read the keys to sign with: the files, else ENVFERRY_SIGN_KEY; None when there are none."""
-    from envferry.trust.signing import parse_signing_key, read_signing_key
-
-    keys = tuple(read_signing_key(path) for path in files)
-    secret = settings().sign_key
-    if not keys and secret:
-        keys = (parse_signing_key(secret.reveal().encode(), "ENVFERRY_SIGN_KEY"),)
-    if not keys:
-        return None
-    from envferry.trust.signing import Signer
-
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Signer(keys=keys, who=_who(), time=now.replace("+00:00", "Z"))
-
-
-def load_trust(
-    files: Iterable[Path],
-    envs_dir: Path | None = None,
-    *,
-    allow_downgrade: bool = False,
-    require_signature: bool = False,
-    takes_in: bool = True,
-) -> Trust:
-    """Read the keys that this host trusts; `envs_dir` is where it remembers tags.
-
-    Raises UsageError where signatures are required, by `require_signature` or a setting, and no key
-    is trusted, if the command takes artifacts in.
-    """
-    from envferry.trust.host_trust import Trust
-    from envferry.trust.signing import read_trusted_keys
-
-    here = settings()
-    keys = read_trusted_keys(here.trusted_dir, files)
-    required_by = "--require-signature" if require_signature else here.signatures_required_by()
-    if takes_in and required_by and not keys:
-        message = f"{required_by} requires signatures, but this host trusts no keys"
-        hint = f"copy the public key to {here.trusted_dir}/NAME.pub, or give --trusted-key FILE"
-        raise UsageError(message, hint=hint)
-    return Trust(
-        keys=keys,
-        keys_dir=here.trusted_dir,
-        envs_dir=envs_dir,
-        allow_downgrade=allow_downgrade,
-    )
-
-
-def open_trusting(url: str, trust: Trust) -> Registry:
-    """Open a registry that hands out nothing unsigned, if any keys are trusted."""
-    from envferry.registry import Registry
-
-    return Registry.open(url, trust=trust if trust.keys else None)
-
-
-def check_file(path: Path, manifest: Manifest, trust: Trust) -> None:
-    """Check who signed an artifact on a disk."""
-    proof = read_proof(path)
-    trust.check_artifact(manifest, proof.manifest_data, proof.attestation)
-
-
-def _verify_file(console: Console, path: Path, trust: Trust) -> VerifiedArtifact:
-    from envferry.archive.identity import check_manifest
-    from envferry.archive.reader import Archive, FileSource
-    from envferry.artifacts import verify_artifact
-    from envferry.trust.attestations import verify_attestation
-
-    artifact, proof = read_artifact(path), read_proof(path)
-    verified = verify_attestation(
-        artifact.manifest, proof.manifest_data, proof.attestation, trust.keys
-    )
-    verify_artifact(artifact, progress=console.progress)
-    with FileSource(artifact.archive_path) as source:
-        check_manifest(Archive(source), artifact.manifest)
-    return verified
-
-
-def _verify_published(
-    console: Console, manifest: Manifest, registry: Registry, trust: Trust
-) -> VerifiedArtifact:
-    from envferry.trust.attestations import verify_attestation
-
-    proof = registry.proof(manifest)
-    verified = verify_attestation(manifest, proof.manifest_data, proof.attestation, trust.keys)
-    registry.verify_archive(manifest, progress=console.progress)
-    registry.require_installable(manifest)
-    return verified
 
 
 def _write_new(path: Path, data: bytes, mode: int) -> None:
@@ -201,14 +103,3 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
         raise HostError(message, hint="choose another directory") from error
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(data)
-
-
-def _who() -> str:
-    """Return USER@HOST as the provenance says it."""
-    import getpass
-
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a container without a passwd entry
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"

@@ -13,8 +13,9 @@ from envferry.base.files import human_bytes, plural
 from envferry.cli.command import argument, command, option
 from envferry.cli.shared_options import DryRunOptions, RegistryOptions, TrustedKeyOptions
 from envferry.cli.terminal import table
-from envferry.cli.trust import load_trust, open_trusting
 from envferry.errors import IntegrityError, UsageError
+from envferry.registry.accepted_sources import open_trusting
+from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
