@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SECTIONS = {
     "Specs and locks": {
+        "init": ("envferry.cli.init", "Start a repository: a spec, a CI file, a .gitignore."),
         "import": ("envferry.cli.specs", "Create a spec from a file or an environment."),
         "lint": ("envferry.cli.specs", "List what is dangerous in a spec."),
         "lock": ("envferry.cli.specs", "Resolve specs into locks."),
@@ -92,6 +93,7 @@ SECTIONS = {
             "envferry.cli.completion",
             "Print what makes a shell complete the words of envferry.",
         ),
+        "man": ("envferry.cli.man", "Write the man pages of all commands."),
     },
 }
 """Where each command is, and its help: so that `--help` loads none of them."""
@@ -101,7 +103,6 @@ OTHER_WORDS = {
     "create": "import",
     "download": "fetch",
     "info": "show",
-    "init": "import",
     "log": "history",
     "publish": "push",
     "rm": "remove",

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
 import msgspec
 
 from envferry.artifacts import ATTESTATION, SBOM, read_artifact, read_proof, sbom_path
@@ -20,7 +19,7 @@ from envferry.cli.shared_options import (
     RegistryOptions,
     SignKeyOptions,
 )
-from envferry.cli.terminal import table
+from envferry.cli.terminal import styled, table
 from envferry.models import Manifest, Ref, check_name
 from envferry.registry import Registry
 from envferry.registry.accepted_sources import is_file_ref
@@ -179,7 +178,7 @@ def manifest_lines(manifest: Manifest, known: Facts) -> Iterator[str]:
     }
     for label, text in lines.items():
         if text:
-            yield f"{click.style(label.ljust(12), bold=True)} {text}"
+            yield f"{styled(label.ljust(12), bold=True)} {text}"
     yield ""
     rows = [
         (
