@@ -30,7 +30,7 @@ def cli(tmp_path: Path) -> CliRunner:
 def test_what_it_writes_passes_lint_and_the_services_schemas(cli: CliRunner) -> None:
     cli.run("init", "--name", "train", "--package", "numpy", "--package", "pip:rich>=13", "--yes")
     cli.run("lint", "train", "--strict")
-    schema = [BIN / "check-jsonschema", "--builtin-schema"]
+    schema: list[str | Path] = [BIN / "check-jsonschema", "--builtin-schema"]
     subprocess.run([*schema, "vendor.github-workflows", WORKFLOW], cwd=cli.home, check=True)
     subprocess.run([BIN / "zizmor", "--offline", "--quiet", "."], cwd=cli.home, check=True)
     cli.run("init", "--name", "other", "--ci", "gitlab")

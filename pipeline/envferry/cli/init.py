@@ -13,6 +13,7 @@ from envferry.cli.shared_options import DryRunOptions
 from envferry.specs.starting import (
     SERVICES,
     USUAL_PACKAGES,
+    USUAL_SERVICE,
     Service,
     Start,
     missing_files,
@@ -84,9 +85,7 @@ def wanted_start(console: Console, options: InitOptions, folder: Path) -> Start:
         if asks:
             question = "Which packages? Separate them by spaces; pip:NAME is one of pip's"
             packages = tuple(console.ask(question, " ".join(packages)).split())
-    if service is None:
-        service = "github"
-        if asks:
-            answer = console.ask("Which CI service releases it?", service, SERVICES)
-            service = next(one for one in SERVICES if one == answer)
-    return Start(name=name, packages=packages, service=service)
+    if service is None and asks:
+        answer = console.ask("Which CI service releases it?", USUAL_SERVICE, SERVICES)
+        service = next(one for one in SERVICES if one == answer)
+    return Start(name=name, packages=packages, service=service or USUAL_SERVICE)

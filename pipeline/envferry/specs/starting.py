@@ -26,6 +26,7 @@ CI_FILES: dict[Service, Path] = {
 PIP = "pip:"
 GITIGNORE = Path(".gitignore")
 USUAL_NAME = "train"
+USUAL_SERVICE: Service = "github"
 USUAL_PACKAGES = ("python=3.12",)
 
 
@@ -36,7 +37,7 @@ class Start:
     name: str
     packages: tuple[str, ...] = USUAL_PACKAGES
     """conda's match specs; those that start with `pip:` are pip's requirements."""
-    service: Service = "github"
+    service: Service = USUAL_SERVICE
 
 
 def usual_name(folder: Path) -> str:
