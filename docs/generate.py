@@ -85,7 +85,7 @@ def commands(
 ) -> Iterator[click.Context]:
     """Yield the context of every command line of envferry, groups first."""
     settings = command.context_settings
-    context = click.Context(command, parent, info_name=name, terminal_width=88, **settings)
+    context = click.Context(command, parent, info_name=name, terminal_width=80, **settings)
     yield context
     if isinstance(command, click.Group):
         for child_name in command.list_commands(context):
