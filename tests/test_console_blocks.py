@@ -46,4 +46,4 @@ def test_one_shell_runs_all(tmp_path: Path) -> None:
         "false",
     ]
     said = run_commands(commands, tmp_path, {"PATH": "/usr/bin:/bin"})
-    assert [[line for line in one if line] for one in said] == [[], ["out", "e"], ["x1"], []]
+    assert [[line for line in one if line] for one in said] == [[], ["out", "err"], ["x1"], []]
