@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from docs.api_page import api_page
@@ -70,6 +71,41 @@ def test_pictures_are_readable_in_the_dark_and_load_nothing() -> None:
         assert "prefers-color-scheme: dark" in text
         assert "<title" in text, "what a screen reader says"
         assert not re.search(r"<script|<image|href=|url\((?!#)", text)
+
+
+LINES_OF_SHELL = re.compile(r"^```(?:sh|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RUN_FILES = re.compile(r"^(?:\$ )?(?:sudo )?(?:envferry|sh \S*envferry\.run) (\S.*)$", re.MULTILINE)
+
+
+def typed_commands() -> list[tuple[str, list[str]]]:
+    """Return each command line of envferry in a page: where it is, and its words."""
+    found = []
+    for page in (*README.parent.glob("*.md"), *DOCS.rglob("*.md")):
+        if page.name == "CHANGELOG.md" or page.parent.name == "adr":
+            continue
+        for block in LINES_OF_SHELL.findall(page.read_text()):
+            for line in RUN_FILES.findall(block.replace("\\\n", " ")):
+                words = shlex.split(line, comments=True)
+                ends = [words.index(one) for one in ("--", "|", "&&", ">") if one in words]
+                found.append((f"{page.name}: {line}", words[: min(ends, default=len(words))]))
+    return found
+
+
+def test_every_command_line_in_the_docs_makes_sense() -> None:
+    """Its command exists, and so do its options; what each does is said by other tests."""
+    known = {context.command_path: context.command for context in commands(envferry, "envferry")}
+    lines = typed_commands()
+    assert len(lines) > 100
+    for where, words in lines:
+        if words[0].startswith("--"):
+            continue
+        path = f"envferry {words[0]}"
+        if len(words) > 1 and f"{path} {words[1]}" in known:
+            path = f"{path} {words[1]}"
+        assert path in known, where
+        options = {name for one in known[path].params for name in (*one.opts, *one.secondary_opts)}
+        used = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        assert used <= options | {"-h", "--help"}, where
 
 
 def test_exit_codes_are_unique_and_documented() -> None:

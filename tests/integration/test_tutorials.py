@@ -55,7 +55,9 @@ def test_every_command_prints_what_the_page_shows(
     environ = reader(tmp_path / "home", demo_runner)
     folder = tmp_path / "a" if "a/requirements.txt" in PAGES[page] else tmp_path
     folder.mkdir(exist_ok=True)
-    commands, shown, yaml_blocks = [], [], 0
+    commands: list[str] = []
+    shown: list[list[str]] = []
+    yaml_blocks = 0
     for block in blocks:
         if block.kind == "yaml":
             if path := files.get(yaml_blocks):

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -220,7 +221,12 @@ def run(arguments: list[str]) -> int:
             return 0
         result = envferry.main(arguments, prog_name="envferry", standalone_mode=False, obj=answer)
     except EXPECTED as error:
-        return explain(error).report(answer, as_json="--json" in arguments)
+        failure = explain(error)
+        if "`envferry " in failure.hint:
+            from envferry.cli.true_hints import with_places
+
+            failure = replace(failure, hint=with_places(failure.hint, arguments, envferry))
+        return failure.report(answer, as_json="--json" in arguments)
     return result if isinstance(result, int) else 0
 
 
