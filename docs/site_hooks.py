@@ -23,6 +23,7 @@ LINK = re.compile(
 )
 SHIM = "https://unpkg.com/iframe-worker/shim"
 """What the theme's plugin `offline` loads; it is kept in docs/site."""
+DIALOG = 'data-md-component="search" role="dialog"'
 PICTURE = re.compile(r"!\[(?P<text>[^\]\n]*)\]\((?P<path>(?![a-z]+:)[^)\s]+)\)")
 
 
@@ -49,17 +50,19 @@ def on_page_markdown(
 
 def on_post_page(output: str, /, *, page: Page, config: MkDocsConfig) -> str:
     """Return a page that asks nobody else for the script with which search works from a disk."""
-    return with_own_script(output, page.file.dest_uri, Path(config.docs_dir))
+    return mended(output, page.file.dest_uri, Path(config.docs_dir))
 
 
 def on_post_template(output: str, /, *, template_name: str, config: MkDocsConfig) -> str:
     """Return the page of errors in the same way."""
-    return with_own_script(output, template_name, Path(config.docs_dir))
+    return mended(output, template_name, Path(config.docs_dir))
 
 
-def with_own_script(output: str, destination: str, top: Path) -> str:
-    """Let a page load our copy of a script instead of that of a server."""
-    return output.replace(SHIM, beside(DOCS / "site/iframe-worker.js", destination, top))
+def mended(output: str, destination: str, top: Path) -> str:
+    """Let a page load our copy of a script, and name its dialog for screen readers."""
+    output = output.replace(SHIM, beside(DOCS / "site/iframe-worker.js", destination, top))
+    label = "Search" if top == DOCS else "搜索"  # a name that the theme's dialog lacks
+    return output.replace(DIALOG, f'{DIALOG} aria-label="{label}"')
 
 
 def is_other_language(target: Path, top: Path) -> bool:

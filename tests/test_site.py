@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import pytest
 import yaml
 
+from tests.support.site import ROOT, build_site
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 LOADING = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src"}
 
@@ -47,14 +45,7 @@ class PageParser(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built as `make site` builds it: a warning would be an error."""
-    target = tmp_path_factory.mktemp("site")
-    environ = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONWARNINGS": "ignore"}
-    build = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict"]
-    for config, folder in (("mkdocs.yml", "."), ("mkdocs.zh.yml", "zh")):
-        words = [*build, "--config-file", config, "--site-dir", str(target / folder)]
-        subprocess.run(words, cwd=ROOT, env=environ, check=True, capture_output=True)
-    return target
+    return build_site(tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture(scope="module")
