@@ -107,6 +107,14 @@ def test_what_pages_load_and_link_to_is_there(site: Path, pages: dict[Path, Page
                 assert unquote(anchor) in pages[target].anchors, f"{path}: {link}"
 
 
+def test_the_menu_shows_every_page(site: Path, pages: dict[Path, PageParser]) -> None:
+    """A theme may hide the index of a folder behind the name of its section."""
+    text = (site / "index.html").read_text()
+    for title in ("Actions and templates", "Decisions"):
+        assert re.search(rf"<span class=\"md-ellipsis\">\s*{title}\b", text)
+    assert len(pages) > len(nav_pages("mkdocs.yml"))
+
+
 def test_each_language_says_so_and_leads_to_the_other(
     site: Path, pages: dict[Path, PageParser]
 ) -> None:
