@@ -13,7 +13,7 @@ import pytest
 
 from envferry.errors import UsageError
 from envferry.specs.reading import parse_spec
-from envferry.specs.starting import Start, starting_files, usual_name
+from envferry.specs.starting import NewRepository, starting_files, usual_name
 from tests.support.cli_runner import CliRunner
 
 BIN = Path(sys.executable).parent
@@ -85,18 +85,21 @@ def test_a_dry_run_shows_the_files(cli: CliRunner) -> None:
 @pytest.mark.parametrize(
     ("start", "words"),
     [
-        (Start(name="base"), "base is conda's own environment"),
-        (Start(name="a b"), "is not a valid environment name"),
-        (Start(name="a", packages=("pip:hg+https://example/x",)), "is not a valid pip requirement"),
+        (NewRepository(name="base"), "base is conda's own environment"),
+        (NewRepository(name="a b"), "is not a valid environment name"),
+        (
+            NewRepository(name="a", packages=("pip:hg+https://example/x",)),
+            "is not a valid pip requirement",
+        ),
     ],
 )
-def test_what_cannot_be_a_spec_is_refused(start: Start, words: str) -> None:
+def test_what_cannot_be_a_spec_is_refused(start: NewRepository, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         starting_files(start)
 
 
 def test_a_spec_says_what_was_asked_for() -> None:
-    text = starting_files(Start(name="a", packages=("python=3.10", "pip:torch==2.8.0")))
+    text = starting_files(NewRepository(name="a", packages=("python=3.10", "pip:torch==2.8.0")))
     spec = parse_spec(text[Path("specs/a.yml")], Path("specs/a.yml"))
     assert (spec.conda, spec.pip) == (("python=3.10", "pip"), ("torch==2.8.0",))
     assert spec.options.checks.commands == ("python --version",)

@@ -14,8 +14,8 @@ from envferry.specs.starting import (
     SERVICES,
     USUAL_PACKAGES,
     USUAL_SERVICE,
+    NewRepository,
     Service,
-    Start,
     missing_files,
     not_ignored,
     starting_files,
@@ -72,7 +72,7 @@ def init(console: Console, options: InitOptions) -> None:
     console.result(facts, lambda: lines)
 
 
-def wanted_start(console: Console, options: InitOptions, folder: Path) -> Start:
+def wanted_start(console: Console, options: InitOptions, folder: Path) -> NewRepository:
     """Return what options say; ask for the rest where that is possible."""
     asks = console.can_ask() and not options.yes
     name, packages, service = options.name, options.packages, options.service
@@ -88,4 +88,4 @@ def wanted_start(console: Console, options: InitOptions, folder: Path) -> Start:
     if service is None and asks:
         answer = console.ask("Which CI service releases it?", USUAL_SERVICE, SERVICES)
         service = next(one for one in SERVICES if one == answer)
-    return Start(name=name, packages=packages, service=service or USUAL_SERVICE)
+    return NewRepository(name=name, packages=packages, service=service or USUAL_SERVICE)

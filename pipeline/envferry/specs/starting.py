@@ -31,7 +31,7 @@ USUAL_PACKAGES = ("python=3.12",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
+class NewRepository:
     """What a new repository is to be for."""
 
     name: str
@@ -46,7 +46,7 @@ def usual_name(folder: Path) -> str:
     return USUAL_NAME if not name or name in RESERVED_NAMES else name[:100]
 
 
-def starting_files(start: Start) -> dict[Path, str]:
+def starting_files(start: NewRepository) -> dict[Path, str]:
     """Return the text of each file, by its path from the folder of the repository.
 
     Raises UsageError for a name or a package that cannot stand in a spec.
