@@ -1,6 +1,8 @@
 # Each target sets up what it needs; `make demo` and `make test` are all that a new machine wants.
 .PHONY: demo test test-newest test-lowest lint format unit integration slow podman docker fuzz bench \
   reference docs lock package clean
+.PHONY: demo test test-newest test-lowest lint format unit integration podman docker fuzz bench \
+  reference docs site lock package clean
 export VENV ?= .venv
 bin := $(VENV)/bin
 # uv trusts its own list of authorities; a site's own is in the system's.
@@ -100,8 +102,16 @@ lock: $(VENV)/.ready
 docs: $(VENV)/.ready
 	$(bin)/python -m docs.generate
 
+# site/: these pages to read in a browser, also from a disk. A link that leads nowhere is an error;
+# what Python says of jieba's source when that is compiled is none.
+site: $(VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(bin)/mkdocs build --quiet --clean
+	NO_MKDOCS_2_WARNING=1 PYTHONWARNINGS=ignore $(bin)/mkdocs build --quiet --clean \
+	  --config-file mkdocs.zh.yml
+	@echo site/index.html, site/zh/index.html
+
 clean:
-	rm -rf .venv .venv-newest .venv-lowest .package .demo .bench .fuzz .reference dist
+	rm -rf .venv .venv-newest .venv-lowest .package .demo .bench .fuzz .reference dist site
 
 $(VENV)/.ready: pyproject.toml bootstrap.sh requirements/dev.txt
 	./bootstrap.sh

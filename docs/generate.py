@@ -1,4 +1,4 @@
-"""Write docs/cli.md from the commands' own help, and the schema of specs: `make docs`."""
+"""Write the pages that the code describes, and the schema of specs: `make docs`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from docs.api_page import api_page
 from envferry.base.settings_table import SETTINGS, Setting
 from envferry.cli.main import envferry
 from envferry.specs.schema import spec_schema
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 TARGET = Path(__file__).with_name("cli.md")
 SCHEMA = TARGET.with_name("spec.schema.json")
 SETTINGS_PAGE = TARGET.with_name("settings.md")
+API_PAGE = TARGET.with_name("api.md")
 SETTINGS_HEADER = """# Settings
 
 Written by `make docs` from `base/settings_table.py`. `envferry config` shows each value and what
@@ -83,7 +85,7 @@ def commands(
 ) -> Iterator[click.Context]:
     """Yield the context of every command line of envferry, groups first."""
     settings = command.context_settings
-    context = click.Context(command, parent, info_name=name, terminal_width=88, **settings)
+    context = click.Context(command, parent, info_name=name, terminal_width=80, **settings)
     yield context
     if isinstance(command, click.Group):
         for child_name in command.list_commands(context):
@@ -103,4 +105,5 @@ def render() -> str:
 if __name__ == "__main__":
     TARGET.write_text(render())
     SETTINGS_PAGE.write_text(settings_page())
+    API_PAGE.write_text(api_page())
     SCHEMA.write_text(json.dumps(spec_schema(), indent=1) + "\n")

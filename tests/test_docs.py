@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from benchmarks import fleet_model
+from docs.api_page import api_page
 from docs.generate import commands, render, settings_page
 from envferry.base.settings_table import SETTINGS
 from envferry.cli.main import COMMANDS, envferry
@@ -25,6 +27,10 @@ def test_the_page_of_settings_is_up_to_date() -> None:
 
 def test_the_model_of_scale_is_up_to_date() -> None:
     assert fleet_model.render() in (DOCS / "scale.md").read_text(), "run benchmarks.fleet_model"
+
+
+def test_the_page_of_the_python_interface_is_up_to_date() -> None:
+    assert (DOCS / "api.md").read_text() == api_page(), "run `make docs`"
 
 
 def test_no_variable_is_missing_in_the_table() -> None:
@@ -52,8 +58,59 @@ def test_the_short_help_is_the_commands_own_summary() -> None:
 
 def test_every_stage_is_in_the_readme() -> None:
     text = README.read_text()
-    for command in ("lock", "build", "pack", "push", "fetch", "install", "channel create"):
+    stages = (DOCS / "stages.md").read_text()
+    for command in ("lock", "build", "pack", "push", "fetch", "install"):
         assert f"envferry {command}" in text
+        assert f"envferry {command}" in stages
+    assert "envferry channel create" in stages
+
+
+def test_the_readme_fits_two_screens() -> None:
+    """Two of 50 lines each; what does not fit has a page in docs/."""
+    assert len(README.read_text().splitlines()) <= 100
+
+
+def test_pictures_are_readable_in_the_dark_and_load_nothing() -> None:
+    for path in (DOCS / "images").glob("*.svg"):
+        text = path.read_text()
+        assert "prefers-color-scheme: dark" in text
+        assert "<title" in text, "what a screen reader says"
+        assert not re.search(r"<script|<image|href=|url\((?!#)", text)
+
+
+LINES_OF_SHELL = re.compile(r"^```(?:sh|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+RUN_FILES = re.compile(r"^(?:\$ )?(?:sudo )?(?:envferry|sh \S*envferry\.run) (\S.*)$", re.MULTILINE)
+
+
+def typed_commands() -> list[tuple[str, list[str]]]:
+    """Return each command line of envferry in a page: where it is, and its words."""
+    found = []
+    for page in (*README.parent.glob("*.md"), *DOCS.rglob("*.md")):
+        if page.name == "CHANGELOG.md" or page.parent.name == "adr":
+            continue
+        for block in LINES_OF_SHELL.findall(page.read_text()):
+            for line in RUN_FILES.findall(block.replace("\\\n", " ")):
+                words = shlex.split(line, comments=True)
+                ends = [words.index(one) for one in ("--", "|", "&&", ">") if one in words]
+                found.append((f"{page.name}: {line}", words[: min(ends, default=len(words))]))
+    return found
+
+
+def test_every_command_line_in_the_docs_makes_sense() -> None:
+    """Its command exists, and so do its options; what each does is said by other tests."""
+    known = {context.command_path: context.command for context in commands(envferry, "envferry")}
+    lines = typed_commands()
+    assert len(lines) > 100
+    for where, words in lines:
+        if words[0].startswith("--"):
+            continue
+        path = f"envferry {words[0]}"
+        if len(words) > 1 and f"{path} {words[1]}" in known:
+            path = f"{path} {words[1]}"
+        assert path in known, where
+        options = {name for one in known[path].params for name in (*one.opts, *one.secondary_opts)}
+        used = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
+        assert used <= options | {"-h", "--help"}, where
 
 
 def test_exit_codes_are_unique_and_documented() -> None:
@@ -65,7 +122,7 @@ def test_exit_codes_are_unique_and_documented() -> None:
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    for page in (README, *DOCS.rglob("*.md")):
+    for page in (*README.parent.glob("*.md"), *DOCS.rglob("*.md")):
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 

@@ -34,7 +34,7 @@ LAYERS = (
     ("index", "lock"),
     ("audit", "channel", "cluster", "follow", "stats", "transfer"),
     ("tool",),
-    ("web",),
+    ("api", "web"),
     ("cli",),
 )
 """From the bottom up: a part imports itself and layers below, never its neighbours."""

@@ -209,6 +209,16 @@ def acting_user() -> str:
     return f"{asked} as {user}" if is_name and asked != user else user
 
 
+def wants_colours() -> bool:
+    """Whether text may have colours: not with NO_COLOR (no-color.org), not on a plain terminal."""
+    return not os.environ.get("NO_COLOR") and not is_plain_terminal()
+
+
+def is_plain_terminal() -> bool:
+    """Whether the terminal only prints lines, as those of editors and logs do."""
+    return os.environ.get("TERM") == "dumb"
+
+
 def settings_files() -> tuple[Path, ...]:
     """Return the settings files of this process, the least important first."""
     home = home_of(os.environ)

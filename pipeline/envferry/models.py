@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 SEEN_DIRECTORY = Path(".envferry", ".tags")
 """Below a directory of environments: the newest record of each tag that this host accepted."""
 ENVS_DIR = Path("/opt/conda/envs")
+SPECS_DIR = Path("specs")
+"""Where specs and locks are found by name."""
+DIST_DIR = Path("dist")
+"""Where archives are packed to."""
 DEFAULT_TAG = "latest"
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")

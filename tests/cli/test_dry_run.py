@@ -35,9 +35,9 @@ WRITES = {
         "lock",
         "mirror",
     ),
-    *("pack", "prune", "push", "release", "remove", "rollback", "tag"),
+    *("init", "pack", "prune", "push", "release", "remove", "rollback", "tag"),
 }
-"""All that write but `keygen`, `channel create`, and `verify`, which repairs only if asked to."""
+"""All that write but `keygen`, `man`, `channel create`, and `verify`, which repairs if asked to."""
 PLATFORM = current_platform()
 
 

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from envferry.cli.main import COMMANDS, OTHER_WORDS, SECTIONS
+from envferry.cli.main import COMMANDS, OTHER_WORDS, SECTIONS, envferry
+from envferry.cli.true_hints import places_in, with_places
 from envferry.process import find_program
+from envferry.registry import Registry
 from tests.support.cli_runner import ENVFERRY, CliRunner
 from tests.support.installing import install, manifest_of
+from tests.support.published import Made, publish
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +53,27 @@ def test_hints(cli: CliRunner, words: list[str], code: int, hint: str) -> None:
     manifest = manifest_of(cli.home / "demo.tar.zst", b"1")
     install(cli.home / "demo.tar.zst", cli.home / "envs", manifest)
     assert f"hint: {hint}" in cli.run(*words, expect=code).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["rollback", "other", "--envs-dir", "my envs"], "install other --envs-dir 'my envs'`"),
+        (["rollback", "other", "--envs-dir=envs"], "install other --envs-dir envs`"),
+        (["show", "demo@x", "--registry", "place"], "ls demo --registry place`"),
+        (["show", "demo@x", "--registry=place"], "ls demo --registry place`"),
+    ],
+)
+def test_hints_are_true_when_typed(cli: CliRunner, words: list[str], hint: str) -> None:
+    publish(Registry.open(str(cli.home / "place")), cli.home / "made", Made())
+    assert f"envferry {hint}" in cli.run(*words, expect=7).stderr
+
+
+def test_only_our_own_options_are_repeated() -> None:
+    hint = "`envferry lock x`, `envferry install x --registry y`, `envferry nothing`"
+    places = ["--registry", "z", "--", "--envs-dir", "e"]
+    assert with_places(hint, places, envferry) == hint
+    assert places_in(["install", "x", "--registry"]) == {}
 
 
 def test_the_bare_command_names_the_stages_and_the_next_step(cli: CliRunner) -> None:

@@ -391,7 +391,7 @@ def test_status_on_the_command_line(
     (envs / "demo/lib/data").unlink()
     finished = cli.run("status", *place, "--textfile", textfile, "--json", expect=8)
     assert json.loads(finished.stdout)["environments"][0]["drift"] == 1
-    assert "hint: `envferry verify demo` says which files" in finished.stderr
+    assert f"hint: `envferry verify demo --envs-dir {envs}` says which files" in finished.stderr
     assert 'envferry_environment_drift_paths{name="demo"} 1\n' in textfile.read_text()
     assert [path.name for path in textfile.parent.iterdir()] == ["envferry.prom"]
     cli.run("status", *place, "--min-free", "9999T", expect=8)

@@ -31,7 +31,8 @@ from envferry.errors import (
     ToolFailed,
 )
 from envferry.models import Checks, DataFile
-from envferry.pack.stage import PackOptions, pack_env
+from envferry.pack.pack_options import PackOptions
+from envferry.pack.stage import pack_env
 from envferry.progress import Silent
 from tests.support.builds import BuildRunner, file_hash, locked
 from tests.support.installing import install

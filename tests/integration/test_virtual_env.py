@@ -17,7 +17,8 @@ from envferry.channel.virtual_env import VirtualEnv, venv_with_interpreter
 from envferry.errors import SpecError
 from envferry.install.env_home import EnvHome
 from envferry.install.verify import verify_installation
-from envferry.pack.stage import PackOptions, pack_env
+from envferry.pack.pack_options import PackOptions
+from envferry.pack.stage import pack_env
 from envferry.process import find_program, run
 from envferry.progress import Silent
 from tests.conftest import require

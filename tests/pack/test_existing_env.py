@@ -32,8 +32,9 @@ from envferry.models import SpecOptions
 from envferry.pack.env_members import Listing
 from envferry.pack.exclusion import Exclusion
 from envferry.pack.existing_env import describe_env
+from envferry.pack.pack_options import PackOptions
 from envferry.pack.packages import conda_packages, pip_packages
-from envferry.pack.stage import PackOptions, pack_env
+from envferry.pack.stage import pack_env
 from envferry.progress import Silent
 from envferry.specs.locks import read_lock
 from envferry.specs.reading import read_spec

@@ -24,7 +24,8 @@ from envferry.cli.main import run
 from envferry.errors import NotFound
 from envferry.pack.earlier_pack import NOTES_KEPT, PackNote
 from envferry.pack.existing_env import describe_env
-from envferry.pack.stage import PackOptions, pack_env
+from envferry.pack.pack_options import PackOptions
+from envferry.pack.stage import pack_env
 from envferry.progress import Silent
 from tests.support.environments import conda_record, pip_record
 

@@ -18,7 +18,8 @@ from envferry.models import check_env_prefix
 from envferry.pack import unpacking
 from envferry.pack.existing_env import describe_env
 from envferry.pack.generated import fish_script
-from envferry.pack.stage import PackOptions, pack_env
+from envferry.pack.pack_options import PackOptions
+from envferry.pack.stage import pack_env
 from envferry.progress import Silent
 from tests.support.environments import SITE, conda_record, pack, pip_record
 from tests.support.installing import install

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from envferry.install.env_home import EnvHome
 from envferry.install.verify import verify_installation
 from envferry.pack.existing_env import describe_env
-from envferry.pack.stage import PackOptions, pack_env
+from envferry.pack.pack_options import PackOptions
+from envferry.pack.stage import pack_env
 from envferry.progress import Silent
 from tests.support.installing import install
 

@@ -20,6 +20,15 @@ def new_key() -> SigningKey:
     return parse_signing_key(generate_key()[0], "test key")
 
 
+def key_files(stem: Path) -> tuple[Path, Path]:
+    """Write a pair of keys and return the paths of the private and the public one."""
+    paths = (stem.with_suffix(".key"), stem.with_suffix(".pub"))
+    for path, data in zip(paths, generate_key(), strict=True):
+        path.write_bytes(data)
+    paths[0].chmod(0o600)
+    return paths
+
+
 OURS, THEIRS = new_key(), new_key()
 
 

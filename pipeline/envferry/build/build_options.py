@@ -6,17 +6,23 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from envferry.build.request import BuildVariation
+from envferry.config import settings
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+def usual_builds_dir() -> Path:
+    """Return where builds are left: in the cache. Raises SpecError where there is no place."""
+    return settings().cache_dir / "builds"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
     """Where and how to build."""
 
-    builds_dir: Path
-    """Holds one directory for each environment and platform."""
+    builds_dir: Path = field(default_factory=usual_builds_dir)
+    """Holds one directory for each environment and platform; in the cache by default."""
     prefix: str | None = None
     """The path that the environment believes it lives at; `/opt/conda/envs/NAME` by default."""
     offline: bool = False

@@ -21,10 +21,11 @@ from envferry.cli.shared_options import (
     SignatureOptions,
     SignKeyOptions,
 )
-from envferry.cli.trust import check_file, is_file_ref, load_signer, load_trust, open_trusting
 from envferry.config import settings
 from envferry.errors import NotFound, UsageError
 from envferry.models import Ref
+from envferry.registry.accepted_sources import check_file, is_file_ref, open_trusting
+from envferry.trust.host_keys import load_signer, load_trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

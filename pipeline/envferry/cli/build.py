@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from envferry import api
 from envferry.base.files import human_bytes
 from envferry.cli.building import (
     BuildingOptions,
@@ -30,8 +31,8 @@ from envferry.cli.shared_options import (
     ThreadOptions,
     TrustedKeyOptions,
 )
-from envferry.cli.trust import load_signer, load_trust
 from envferry.config import settings
+from envferry.trust.host_keys import load_signer, load_trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -212,12 +213,11 @@ def pack_built(
     console: Console, built: BuiltEnv, packed: PackedOptions, ways: PackingWays
 ) -> tuple[Artifact, Reuse]:
     """Pack a built environment, and say what did not have to be compressed again."""
-    from envferry.pack.stage import PackOptions, pack_env
+    from envferry.pack.stage import pack_env
 
     said: list[Reuse] = []
-    options = PackOptions(
+    options = api.PackOptions(
         output_dir=packed.output,
-        mtime=settings().source_date_epoch,
         level=packed.level,
         threads=ways.threads,
         notes_dir=settings().cache_dir / "packs",
@@ -247,10 +247,8 @@ def push_one(
     console: Console, artifact: Artifact, registry: Registry, options: NewTagOptions
 ) -> PushedArtifact:
     """Push an artifact."""
-    from envferry.registry.push import push_artifact
-
     with measured(console.progress, artifact.manifest.name) as progress:
-        return push_artifact(artifact, registry=registry, tags=options.tags, progress=progress)
+        return api.push(artifact, registry=registry, tags=options.tags, progress=progress)
 
 
 def push_on_base(

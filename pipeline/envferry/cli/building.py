@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from envferry import api
 from envferry.archive.compression import DEFAULT_LEVEL
 from envferry.base.files import exclusive_lock, plural, remove_tree
 from envferry.cli.command import option
 from envferry.cli.measured import measured
-from envferry.cli.shared_options import SPECS_DIR, OfflineOptions, becomes
+from envferry.cli.shared_options import OfflineOptions, becomes
 from envferry.config import settings
 from envferry.engines.selection import Engine
 from envferry.errors import IntegrityError
+from envferry.models import DIST_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -69,7 +71,6 @@ class BuildingOptions(OfflineOptions):
         from envferry.build.build_options import BuildOptions
 
         return BuildOptions(
-            builds_dir=settings().cache_dir / "builds",
             offline=self.offline,
             check=not self.no_check,
             from_scratch=self.from_scratch,
@@ -86,7 +87,7 @@ class PackedOptions:
         "-o",
         "--output",
         type=click.Path(path_type=Path),
-        default=Path("dist"),
+        default=DIST_DIR,
         show_default=True,
         help="The directory to write the artifact to.",
     )
@@ -99,21 +100,13 @@ class PackedOptions:
     )
 
 
-def locked(argument: str) -> Lock:
-    """Return the lock of a spec, which must be up to date."""
-    from envferry.lock.existing_lock import check_lock
-    from envferry.specs.reading import find_spec, read_spec
-
-    return check_lock(read_spec(find_spec(argument, SPECS_DIR)))
-
-
 def preview_spec(argument: str, choice: BuildingOptions) -> BuildPreview:
     """Check the lock of a spec and say what a build would take."""
     from envferry.build.downloads import DownloadCache
     from envferry.build.preview import preview_build
 
     cache = DownloadCache(settings().cache_dir / "downloads")
-    return preview_build(locked(argument), cache=cache, options=choice.as_build_options())
+    return preview_build(api.read_lock(argument), cache=cache, options=choice.as_build_options())
 
 
 def preview_line(found: BuildPreview) -> str:
@@ -131,7 +124,7 @@ def build_spec(
     """Check the lock of a spec and build it; with `twice`, once more, and compare."""
     from envferry.engines.selection import choose_sandbox
 
-    lock, options = locked(argument), choice.as_build_options()
+    lock, options = api.read_lock(argument), choice.as_build_options()
     sandbox = choose_sandbox(choice.sandbox, choice.image)
     built = build_lock(console, lock, sandbox, options)
     if twice:
@@ -194,13 +187,14 @@ def folder_for_comparing(home: Path) -> Iterator[Path]:
 def compare_archives(one: BuiltEnv, other: BuiltEnv, home: Path) -> list[str]:
     """Pack two builds and return the files of the artifacts that differ."""
     from envferry.build.tree_comparison import compare_trees
-    from envferry.pack.stage import PackOptions, pack_env
+    from envferry.pack.pack_options import PackOptions
+    from envferry.pack.stage import pack_env
     from envferry.progress import Silent
 
     folders = []
     for number, built in enumerate((one, other)):
         folder = home / f"packed-{number}"
-        options = PackOptions(output_dir=folder, mtime=settings().source_date_epoch)
+        options = PackOptions(output_dir=folder)
         pack_env(built, options=options, progress=Silent())
         folders.append(folder)
     differences = [str(item) for item in compare_trees(*folders)]

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal
 import click
 import msgspec
 
-from envferry.cli.building import locked
+from envferry import api
 from envferry.cli.command import command, option
 from envferry.cli.lock_diff import lock_at
-from envferry.cli.shared_options import SPECS_DIR
 from envferry.cli.terminal import table
 from envferry.errors import UsageError
+from envferry.models import SPECS_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -144,7 +144,7 @@ def job_matrix(specs: Iterable[str], service: Service) -> dict[str, object] | li
     """
     jobs = []
     for spec in specs:
-        lock = locked(spec)
+        lock = api.read_lock(spec)
         jobs += [(spec, lock.name, platform) for platform in sorted(lock.content_hashes)]
     if len(jobs) > MAX_JOBS[service]:
         message = f"{len(jobs)} jobs, but a {service} matrix has at most {MAX_JOBS[service]}"

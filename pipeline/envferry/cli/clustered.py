@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from envferry import api
 from envferry.cli.build import SigningOptions
-from envferry.cli.building import BuildingOptions, PackedOptions, locked
+from envferry.cli.building import BuildingOptions, PackedOptions
 from envferry.cli.command import option
 from envferry.cli.outcome import FAILURES, Outcome
 from envferry.cli.shared_options import NewTagOptions
@@ -145,7 +146,7 @@ def outcomes_of(specs: Iterable[str], options: BuiltReleaseOptions) -> list[Outc
     outcomes = []
     for spec in specs:
         try:
-            platforms = options.platforms or sorted(locked(spec).content_hashes)
+            platforms = options.platforms or sorted(api.read_lock(spec).content_hashes)
         except FAILURES as error:
             outcomes.append(Outcome(spec, error=error))
             continue

@@ -7,18 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
 from envferry.artifacts import ARCHIVE_SUFFIX, read_artifact, sbom_path
 from envferry.base.files import human_bytes
 from envferry.cli.command import argument, command, option
 from envferry.cli.completing import complete_refs
 from envferry.cli.shared_options import PlatformOptions, RegistryOptions
-from envferry.cli.terminal import table
-from envferry.cli.trust import is_file_ref
+from envferry.cli.terminal import styled, table
 from envferry.errors import NotFound
 from envferry.models import Ref
 from envferry.registry import PublishedArchive, Registry
+from envferry.registry.accepted_sources import is_file_ref
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -172,7 +170,7 @@ def why_lines(needs: tuple[Need, ...]) -> Iterator[str]:
     from envferry.registry.dependents import need_lines
 
     for need in needs:
-        yield f"{click.style(f'{need.name} {need.version}', bold=True)} ({need.kind})"
+        yield f"{styled(f'{need.name} {need.version}', bold=True)} ({need.kind})"
         if need.needed_by:
             yield from need_lines(need)
         else:

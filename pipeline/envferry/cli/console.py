@@ -16,12 +16,15 @@ import msgspec
 from envferry.base.files import human_bytes, plural
 from envferry.base.json import to_json
 from envferry.cli.failures import Answer
-from envferry.cli.terminal import harmless
+from envferry.cli.terminal import harmless, styled
+from envferry.config import is_plain_terminal
 from envferry.models import fit_to_show
 from envferry.progress import Expected, Silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from rich.progress import ProgressColumn
 
     from envferry.progress import Progress
 
@@ -48,12 +51,12 @@ class Console:
         """Return how progress is shown: bars on a terminal, lines elsewhere, nothing if quiet."""
         if self.is_quiet:
             return Silent()
-        return Bars() if sys.stderr.isatty() else Lines()
+        return Bars() if sys.stderr.isatty() and not is_plain_terminal() else Lines()
 
     def note(self, text: str) -> None:
         """Say on stderr what people should know about a result."""
         if not self.is_quiet:
-            click.echo(f"{click.style('note:', bold=True)} {harmless(text)}", err=True)
+            click.echo(f"{styled('note:', bold=True)} {harmless(text)}", err=True)
 
     def result(self, value: object, lines: Callable[[], Iterable[str]]) -> None:
         """Print a result: the value with `--json`, else the lines for people."""
@@ -71,9 +74,19 @@ class Console:
         else:
             self.result({**facts, "dry_run": True}, lines)
 
+    def can_ask(self) -> bool:
+        """Whether there is somebody to ask: a terminal, and no `--json`."""
+        return not self.as_json and sys.stdin.isatty() and sys.stderr.isatty()
+
+    def ask(self, question: str, default: str, choices: Sequence[str] = ()) -> str:
+        """Ask at the terminal for a word or a line."""
+        kind = click.Choice(choices) if choices else None
+        answer: str = click.prompt(question, default=default, type=kind, err=True)
+        return answer
+
     def confirm(self, question: str) -> bool:
         """Ask at the terminal; yes without a terminal, or with `--json`."""
-        if self.as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        if not self.can_ask():
             return True
         return click.confirm(question, err=True)
 
@@ -118,24 +131,11 @@ class Bars:
     ) -> Iterator[Callable[[int], None]]:
         """Run a task under a bar, then leave one line that says how long it took."""
         from rich.console import Console as RichConsole
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            SpinnerColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TransferSpeedColumn,
-        )
         from rich.progress import Progress as RichProgress
 
-        columns = [SpinnerColumn(), TextColumn("{task.description}")]
         total = total_bytes if isinstance(total_bytes, int) else None
         expected = total_bytes if isinstance(total_bytes, Expected) else None
-        if total:
-            columns += [BarColumn(), DownloadColumn(), TransferSpeedColumn()]
-        else:
-            columns.append(TextColumn("{task.fields[done]}"))
-        columns.append(TimeElapsedColumn())
+        columns = bar_columns(has_total=bool(total))
         counter = ByteCounter()
         started = time.monotonic()
         with RichProgress(*columns, console=RichConsole(stderr=True), transient=True) as bars:
@@ -148,6 +148,25 @@ class Bars:
 
             yield advance
         click.echo(finished_line(label, time.monotonic() - started, counter.total), err=True)
+
+
+def bar_columns(*, has_total: bool) -> list[ProgressColumn]:
+    """Return what a bar shows: with a total, how much is done, how fast, and the time left."""
+    from rich import progress
+
+    start: list[ProgressColumn] = [
+        progress.SpinnerColumn(),
+        progress.TextColumn("{task.description}"),
+    ]
+    if not has_total:
+        return [*start, progress.TextColumn("{task.fields[done]}"), progress.TimeElapsedColumn()]
+    return [
+        *start,
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    ]
 
 
 class ByteCounter:

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-import click
-
 from envferry import __version__, process
 from envferry.base.files import human_bytes, plural
 from envferry.cli.command import command, option
 from envferry.cli.shared_options import EnvsDirOptions, RegistryOptions
+from envferry.cli.terminal import styled
 from envferry.config import child_environ, settings
 from envferry.engines.selection import REAL_ENGINES, Engine, open_sandbox
 from envferry.errors import HostError, PipelineError, SpecError
@@ -54,7 +53,12 @@ class DoctorOptions(RegistryOptions, EnvsDirOptions):
 
 @command(DoctorOptions)
 def doctor(console: Console, options: DoctorOptions) -> int:
-    """Show what this machine supports: sandbox engines, versions, disk space, the registry."""
+    """Show what this machine supports: sandbox engines, versions, disk space, the registry.
+
+    The exit code is 11 if something is broken: a GPU driver or a registry that does not answer,
+    no place for the cache, a build machine without a sandbox engine that works. With --json,
+    `problems` names these.
+    """
     if options.name:
         show_fit(console, options.name, options.envs_dir)
         return 0
@@ -69,8 +73,33 @@ def doctor(console: Console, options: DoctorOptions) -> int:
         "registry": registry_state(options.registry),
         "GPU driver": driver_version(),
     }
-    console.result(findings, lambda: lines_of(findings))
+    broken = problems(findings, options.registry)
+    console.result({**findings, "problems": broken}, lambda: lines_of(findings))
+    if broken:
+        message = f"this machine has {plural(len(broken), 'problem')}: {'; '.join(broken)}"
+        raise HostError(message, hint="mend them, then run `envferry doctor` again")
     return 0
+
+
+def problems(findings: dict[str, str], registry: str) -> list[str]:
+    """Return what is broken here, in the words of the findings.
+
+    What a machine merely lacks is no problem: a training host has no sandbox engine, and a registry
+    in a directory is made by the first push.
+    """
+    engines = [text for label, text in findings.items() if label.startswith("sandbox ")]
+    found = []
+    if "not installed" not in findings["conda-lock"] and not any(
+        text.startswith("works") for text in engines
+    ):
+        found.append("it can lock, but no sandbox engine works here (apt-get install bubblewrap)")
+    if findings["cache"].startswith("no: "):
+        found.append(findings["cache"].removeprefix("no: "))
+    if findings["GPU driver"] == "does not answer":
+        found.append("the GPU driver does not answer")
+    if "://" in registry and not findings["registry"].endswith(("artifact", "artifacts")):
+        found.append(findings["registry"])
+    return found
 
 
 def show_fit(console: Console, name: str, envs_dir: Path) -> None:
@@ -112,7 +141,7 @@ def lines_of(findings: dict[str, str]) -> Iterator[str]:
     """Yield one line for each finding."""
     width = max(len(label) for label in findings)
     for label, text in findings.items():
-        yield f"{click.style(label.ljust(width), bold=True)}  {text}"
+        yield f"{styled(label.ljust(width), bold=True)}  {text}"
 
 
 def engine_state(engine: Engine) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.cli.terminal import harmless
+from envferry.cli.terminal import harmless, styled
 from envferry.errors import EXIT_INTERRUPTED, HostError, PipelineError, SpecError, UsageError
 
 if TYPE_CHECKING:
@@ -61,9 +61,9 @@ class Failure:
 
         message, hint = (harmless(fit_to_show(text)) for text in (self.message, self.hint))
         try:
-            click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+            click.echo(f"{styled('error:', fg='red', bold=True)} {message}", err=True)
             if hint:
-                click.echo(f"{click.style('hint:', bold=True)} {hint}", err=True)
+                click.echo(f"{styled('hint:', bold=True)} {hint}", err=True)
             if as_json and not answer.is_given:
                 from envferry.base.json import to_json
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from envferry import __version__
 from envferry.base.files import plural
-from envferry.cli.actor import utc_now
 from envferry.cli.command import argument, command, option
 from envferry.cli.shared_options import RegistryOptions
 from envferry.cli.terminal import table
 from envferry.cli.upkeep import parse_age
 from envferry.config import host_name, settings
 from envferry.errors import NotFound, PipelineError
+from envferry.install.actor import utc_now
 from envferry.models import fit_to_show
 from envferry.registry import Registry
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.cli.actor import origin_of
 from envferry.cli.command import command, option
 from envferry.cli.fleet import report_host
 from envferry.cli.hooks import run_hooks
 from envferry.cli.host import InstallCommandOptions
-from envferry.cli.trust import load_trust
 from envferry.errors import UsageError
 from envferry.models import Ref, current_platform
 from envferry.registry import Registry
+from envferry.registry.accepted_sources import origin_of
+from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:
     from envferry.cli.console import Console

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import click
 
-from envferry.artifacts import read_artifact
+from envferry import api
 from envferry.base.files import absolute_path, human_bytes, make_folders, plural
-from envferry.cli.actor import current_actor, origin_of, utc_now
 from envferry.cli.command import argument, command, option
 from envferry.cli.completing import complete_installed, complete_refs
 from envferry.cli.fleet import report_host
@@ -26,30 +24,25 @@ from envferry.cli.shared_options import (
     ThreadOptions,
     becomes,
 )
-from envferry.cli.trust import (
-    SignedRef,
-    check_file,
-    is_file_ref,
-    load_trust,
-    open_trusting,
-    verify_ref,
-)
+from envferry.cli.trust import SignedRef, verify_ref
 from envferry.config import settings, user_kernels
 from envferry.errors import IntegrityError, UsageError
+from envferry.install.actor import current_actor, utc_now
 from envferry.install.env_home import IMAGE_SUFFIX, PARTIAL
 from envferry.install.reuse import Link
-from envferry.models import ID_PATTERN, Artifact, Finding, Ref, current_platform
-from envferry.registry import PublishedArchive, Registry
+from envferry.models import ID_PATTERN, Artifact, Finding, Ref
+from envferry.registry.accepted_sources import is_file_ref, open_trusting, opened_archive, origin_of
+from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from envferry.archive.reader import Source
     from envferry.cli.console import Console
     from envferry.install.env_home import EnvHome
     from envferry.install.stage import InstallOptions, InstallPreview
     from envferry.install.verify import Verified
-    from envferry.models import Installation, Manifest, Origin
+    from envferry.models import Installation, Origin
+    from envferry.registry import Registry
     from envferry.trust.host_trust import Trust
 
 
@@ -181,17 +174,14 @@ def fetch(console: Console, options: FetchOptions) -> None:
 
     Carry the directory to a host without network and run `envferry install` on the archive there.
     """
-    from envferry.registry.fetch import fetch_artifact
-
     trust = load_trust(options.trusted_keys, require_signature=options.require_signature)
     if options.dry_run:
         preview_fetch(console, options, open_trusting(options.registry, trust))
         return
-    options.output.mkdir(parents=True, exist_ok=True)
-    artifact = fetch_artifact(
-        Ref.parse(options.ref),
+    artifact = api.fetch(
+        options.ref,
+        options.output,
         registry=open_trusting(options.registry, trust),
-        directory=options.output,
         platform=options.platform,
         progress=console.progress,
     )
@@ -237,7 +227,7 @@ def install(console: Console, options: InstallCommandOptions) -> None:
     if options.mount:
         install_mounted(console, options, trust)
         return
-    with opened(options.ref, options.registry, trust) as (source, manifest):
+    with opened_archive(options.ref, options.registry, trust) as (source, manifest):
         origin = origin_of(options.ref, options.registry, trust.signers_of(manifest))
         wanted = options.as_install_options(origin)
         if options.dry_run:
@@ -318,7 +308,7 @@ def install_mounted(console: Console, options: InstallCommandOptions, trust: Tru
             accept=lambda path: trust.check_image(path, of=place),
         )
     else:
-        with opened(options.ref, options.registry, trust) as (source, manifest):
+        with opened_archive(options.ref, options.registry, trust) as (source, manifest):
             origin = origin_of(options.ref, options.registry, trust.signers_of(manifest))
             wanted = options.as_install_options(origin)
             home = EnvHome.of(wanted.envs_dir, wanted.name or manifest.name)
@@ -329,24 +319,6 @@ def install_mounted(console: Console, options: InstallCommandOptions, trust: Tru
             image, options=wanted, progress=console.progress, accept=lambda _: origin.signed_by
         )
     report_installed(console, installation, wanted)
-
-
-@contextmanager
-def opened(ref: str, registry: str, trust: Trust) -> Iterator[tuple[Source, Manifest]]:
-    """Open an archive on a disk, or one in a registry, if its signatures are in order."""
-    from envferry.archive.reader import FileSource
-
-    if is_file_ref(ref):
-        artifact = read_artifact(Path(ref))
-        check_file(Path(ref), artifact.manifest, trust)
-        with FileSource(artifact.archive_path) as source:
-            yield source, artifact.manifest
-        return
-    place, wanted = Registry.open(registry, trust=trust), Ref.parse(ref)
-    platform = current_platform()
-    manifest = place.manifest(wanted.name, platform, place.resolve(wanted, platform))
-    place.require_archive(manifest)
-    yield PublishedArchive(place, manifest), manifest
 
 
 @command(VerifyOptions)
@@ -412,7 +384,10 @@ def repair(console: Console, home: EnvHome, found: Verified, options: VerifyOpti
     from envferry.archive.reader import Archive
     from envferry.install.verify import repair_installation
 
-    with opened(options.file or found.ref, options.registry, options.trust()) as (source, _):
+    with opened_archive(options.file or found.ref, options.registry, options.trust()) as (
+        source,
+        _,
+    ):
         return repair_installation(
             home, found, Archive(source), progress=console.progress, actor=current_actor()
         )

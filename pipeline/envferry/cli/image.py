@@ -17,10 +17,11 @@ from envferry.cli.shared_options import (
     SignatureOptions,
     SignKeyOptions,
 )
-from envferry.cli.trust import load_signer, load_trust
 from envferry.errors import NotFound, UsageError
 from envferry.install.plan import InstallOptions
 from envferry.models import ENVS_DIR
+from envferry.registry.accepted_sources import opened_archive
+from envferry.trust.host_keys import load_signer, load_trust
 
 if TYPE_CHECKING:
     from envferry.archive.reader import Source
@@ -86,11 +87,9 @@ def image(console: Console, options: ImageOptions) -> None:
 
 def image_of_artifact(console: Console, options: ImageOptions) -> Image:
     """Write the image of an artifact, once the host accepts who made it."""
-    from envferry.cli.host import opened
-
     trust = load_trust(options.trusted_keys, require_signature=options.require_signature)
     wanted = InstallOptions(envs_dir=ENVS_DIR, name=options.name, prefix=options.prefix)
-    with opened(options.ref, options.registry, trust) as source:
+    with opened_archive(options.ref, options.registry, trust) as source:
         return make_image(console, source, options.file, wanted)
 
 

@@ -6,9 +6,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envferry.cli.shared_options import SPECS_DIR
 from envferry.config import child_environ
 from envferry.errors import NotFound
+from envferry.models import SPECS_DIR
 from envferry.process import run
 from envferry.specs.lock_changes import compare_locks
 from envferry.specs.locks import parse_lock, read_lock

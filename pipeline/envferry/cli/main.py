@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 SECTIONS = {
     "Specs and locks": {
+        "init": ("envferry.cli.init", "Start a repository: a spec, a CI file, a .gitignore."),
         "import": ("envferry.cli.specs", "Create a spec from a file or an environment."),
         "lint": ("envferry.cli.specs", "List what is dangerous in a spec."),
         "lock": ("envferry.cli.specs", "Resolve specs into locks."),
@@ -103,6 +105,7 @@ SECTIONS = {
             "envferry.cli.completion",
             "Print what makes a shell complete the words of envferry.",
         ),
+        "man": ("envferry.cli.man", "Write the man pages of all commands."),
     },
 }
 """Where each command is, and its help: so that `--help` loads none of them."""
@@ -112,7 +115,6 @@ OTHER_WORDS = {
     "create": "import",
     "download": "fetch",
     "info": "show",
-    "init": "import",
     "log": "history",
     "publish": "push",
     "rm": "remove",
@@ -230,7 +232,12 @@ def run(arguments: list[str]) -> int:
             return 0
         result = envferry.main(arguments, prog_name="envferry", standalone_mode=False, obj=answer)
     except EXPECTED as error:
-        return explain(error).report(answer, as_json="--json" in arguments)
+        failure = explain(error)
+        if "`envferry " in failure.hint:
+            from envferry.cli.true_hints import with_places
+
+            failure = replace(failure, hint=with_places(failure.hint, arguments, envferry))
+        return failure.report(answer, as_json="--json" in arguments)
     return result if isinstance(result, int) else 0
 
 

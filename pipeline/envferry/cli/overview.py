@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.base.files import human_bytes, plural
-from envferry.cli.actor import utc_now
 from envferry.cli.command import argument, command, option
 from envferry.cli.completing import complete_installed
 from envferry.cli.installed import home_of
 from envferry.cli.shared_options import EnvsDirOptions, TrustedKeyOptions
 from envferry.cli.sizes import parse_size
 from envferry.cli.terminal import table
-from envferry.cli.trust import load_trust
 from envferry.errors import by_exit_code
+from envferry.install.actor import utc_now
+from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

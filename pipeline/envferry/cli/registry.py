@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
 import msgspec
 
 from envferry.artifacts import ATTESTATION, SBOM, read_artifact, read_proof, sbom_path
@@ -21,11 +20,12 @@ from envferry.cli.shared_options import (
     SignKeyOptions,
     TagExpiryOptions,
 )
-from envferry.cli.terminal import table
-from envferry.cli.trust import is_file_ref, load_signer
+from envferry.cli.terminal import styled, table
 from envferry.models import Manifest, Ref, check_name
 from envferry.registry import Registry
+from envferry.registry.accepted_sources import is_file_ref
 from envferry.registry.tags import preview_move
+from envferry.trust.host_keys import load_signer
 from envferry.trust.signed_tags import TagName
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def manifest_lines(manifest: Manifest, known: Facts) -> Iterator[str]:
     }
     for label, text in lines.items():
         if text:
-            yield f"{click.style(label.ljust(12), bold=True)} {text}"
+            yield f"{styled(label.ljust(12), bold=True)} {text}"
     yield ""
     rows = [
         (

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from envferry import api
 from envferry.cli.build import PackingWays, pack_built, push_one
-from envferry.cli.building import build_spec, locked, preview_line, preview_spec
+from envferry.cli.building import build_spec, preview_line, preview_spec
 from envferry.cli.changed import MAX_JOBS, Service, job_matrix, releasable
 from envferry.cli.clustered import BuiltReleaseOptions, outcomes_of, release_on_workers
 from envferry.cli.command import argument, command, option
@@ -17,10 +18,10 @@ from envferry.cli.completing import complete_specs
 from envferry.cli.outcome import FAILURES, Outcome, raise_first
 from envferry.cli.release_gate import ReleaseGate
 from envferry.cli.release_plan import plan_releases
-from envferry.cli.shared_options import SPECS_DIR, DryRunOptions
-from envferry.cli.trust import load_trust
+from envferry.cli.shared_options import DryRunOptions
 from envferry.errors import UsageError
-from envferry.models import current_platform
+from envferry.models import SPECS_DIR, current_platform
+from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -169,7 +170,7 @@ def check_all(outcomes: Sequence[Outcome], tags: tuple[str, ...], gate: ReleaseG
         check_tag(tag)
     for outcome in outcomes:
         try:
-            lock = locked(outcome.spec)
+            lock = api.read_lock(outcome.spec)
             lock.for_platform(outcome.platform)
             gate.require_lock(lock, outcome.platform)
             outcome.lock = lock

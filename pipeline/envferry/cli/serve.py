@@ -11,8 +11,8 @@ from envferry.cli.audit import DatabaseOptions, load_with_vex, prepare
 from envferry.cli.browse import open_index
 from envferry.cli.command import command, option
 from envferry.cli.shared_options import RegistryOptions, TrustedKeyOptions
-from envferry.cli.trust import load_trust
 from envferry.errors import UsageError
+from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:
     from envferry.cli.console import Console

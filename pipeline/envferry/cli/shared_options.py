@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value", bound="Enum")
 
-SPECS_DIR = Path("specs")
-"""Where specs and locks are found by name."""
-
 
 def becomes(kind: type[Value]) -> Callable[[click.Context, click.Parameter, str], Value]:
     """Return the callback of an option whose value is a member of an enum."""

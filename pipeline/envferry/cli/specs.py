@@ -11,8 +11,9 @@ import click
 
 from envferry.cli.command import argument, command, option
 from envferry.cli.completing import complete_specs
-from envferry.cli.shared_options import SPECS_DIR, DryRunOptions, OfflineOptions
+from envferry.cli.shared_options import DryRunOptions, OfflineOptions
 from envferry.errors import UsageError
+from envferry.models import SPECS_DIR
 
 if TYPE_CHECKING:
     from envferry.cli.console import Console

@@ -13,10 +13,10 @@ from envferry.base.files import human_bytes
 from envferry.base.sha256 import sha256_hex
 from envferry.cli.command import argument, command
 from envferry.cli.shared_options import InterpreterOptions, PlatformOptions, SignKeyOptions
-from envferry.cli.trust import load_signer
 from envferry.config import settings
 from envferry.errors import TargetOccupied, UsageError
 from envferry.models import current_platform
+from envferry.trust.host_keys import load_signer
 
 if TYPE_CHECKING:
     from envferry.cli.console import Console

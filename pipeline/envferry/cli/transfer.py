@@ -23,18 +23,13 @@ from envferry.cli.shared_options import (
     TrustedKeyOptions,
 )
 from envferry.cli.sizes import size_of
-from envferry.cli.trust import (
-    bundle_path,
-    load_signer,
-    load_trust,
-    open_trusting,
-    read_kept_bundle,
-)
 from envferry.config import settings
 from envferry.errors import IntegrityError, NotFound, UsageError
 from envferry.models import Ref, current_platform
 from envferry.registry import Registry
+from envferry.registry.accepted_sources import open_trusting
 from envferry.stores.split import LEAST_PART
+from envferry.trust.host_keys import bundle_path, load_signer, load_trust, read_kept_bundle
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

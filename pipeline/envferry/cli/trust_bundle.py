@@ -19,7 +19,6 @@ from envferry.cli.shared_options import (
     SignKeyOptions,
     TrustedKeyOptions,
 )
-from envferry.cli.trust import NOWHERE, bundle_path, load_signer, read_kept_bundle
 from envferry.config import settings
 from envferry.errors import NotFound, UsageError
 from envferry.models import Ref
@@ -33,6 +32,7 @@ from envferry.trust.bundle import (
     decode_bundle,
     follow_to,
 )
+from envferry.trust.host_keys import NOWHERE, bundle_path, load_signer, read_kept_bundle
 from envferry.trust.signing import read_trusted_keys
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class AddKeyOptions(BundleOptions):
         required=True,
         help="What it may sign: root for bundles, release for artifacts; repeatable.",
     )
-    name: str = option("--name", default="", metavar="TEXT", help="Whose it is, for people.")
+    name: str = option("-n", "--name", default="", metavar="TEXT", help="Whose it is, for people.")
     not_before: str = option(
         "--not-before", default="", metavar="TIME", help="When it begins: 2027-01-01T00:00:00Z."
     )

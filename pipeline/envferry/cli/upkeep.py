@@ -12,9 +12,10 @@ import click
 from envferry.base.files import human_bytes, plural
 from envferry.cli.command import argument, command, option
 from envferry.cli.shared_options import DryRunOptions, RegistryOptions, TrustedKeyOptions
-from envferry.cli.terminal import table
-from envferry.cli.trust import load_trust, open_trusting
+from envferry.cli.terminal import styled, table
 from envferry.errors import IntegrityError, UsageError
+from envferry.registry.accepted_sources import open_trusting
+from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -188,9 +189,9 @@ def plan_lines(plan: PrunePlan, *, has_deleted: bool) -> Iterator[str]:
 def report_lines(report: Report) -> Iterator[str]:
     """Yield each finding with what mends it, and a summary."""
     for finding in report.findings:
-        yield f"{click.style(finding.severity, bold=True)}  {finding.key}"
+        yield f"{styled(finding.severity, bold=True)}  {finding.key}"
         yield f"    {finding.what}"
-        yield f"    {click.style('fix:', bold=True)} {finding.mend}"
+        yield f"    {styled('fix:', bold=True)} {finding.mend}"
     what = f"{plural(report.artifacts, 'artifact')}, {plural(report.tags, 'tag')}"
     if report.deltas:
         what += f", {plural(report.deltas, 'delta')}"

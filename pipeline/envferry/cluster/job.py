@@ -118,7 +118,8 @@ def build(job: BuildJob, lock: Lock) -> BuiltEnv:
 @contextmanager
 def packed(job: BuildJob, built: BuiltEnv) -> Iterator[Artifact]:
     """Yield a job's artifact, which is kept only where the job says so."""
-    from envferry.pack.stage import PackOptions, pack_env
+    from envferry.pack.pack_options import PackOptions
+    from envferry.pack.stage import pack_env
 
     with TemporaryDirectory(dir=settings().cache_dir, prefix="packed-") as scratch:
         options = PackOptions(

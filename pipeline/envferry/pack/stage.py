@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from envferry.archive.compression import DEFAULT_LEVEL
 from envferry.archive.frame_reuse import Reuse
 from envferry.archive.reader import Archive, FileSource
 from envferry.archive.writer import ArchiveOptions, WrittenArchive, write_archive
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from envferry.archive.index import FileEntry
     from envferry.archive.members import Member
     from envferry.models import BuiltEnv
+    from envferry.pack.pack_options import PackOptions
     from envferry.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -39,24 +38,6 @@ log = logging.getLogger(__name__)
 FILES_SHOWN = 20
 WRITE_BYTES = 8 << 20
 TOOLS = ("conda-pack", "zstandard")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackOptions:
-    """Where the artifact goes and how it is compressed."""
-
-    output_dir: Path
-    mtime: int
-    """Modification time of every member, in seconds since 1970."""
-    level: int = DEFAULT_LEVEL
-    threads: int = 0
-    """0: as many as there are cores."""
-    notes_dir: Path | None = None
-    """Where it is noted what was packed, for the next time; None: nothing is noted."""
-    reuse: Path | None = None
-    """An earlier archive to take compressed frames from; None: the newest one that is found."""
-    reuse_from: tuple[Path, ...] = ()
-    """Folders to look for one in, besides `output_dir`."""
 
 
 def pack_env(

@@ -1,0 +1,117 @@
+"""Open what people name: registries and archives whose signatures are in order."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from envferry.artifacts import ARCHIVE_SUFFIX, MANIFEST_SUFFIX, read_artifact, read_proof
+from envferry.base.files import absolute_path
+from envferry.install.actor import current_actor
+from envferry.install.env_home import IMAGE_SUFFIX
+from envferry.models import Origin, Ref, current_platform, fit_to_show
+from envferry.registry.registry import PublishedArchive, Registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from envferry.archive.reader import Source
+    from envferry.artifacts import Proof
+    from envferry.models import Manifest
+    from envferry.progress import Progress
+    from envferry.trust.attestations import VerifiedArtifact
+    from envferry.trust.host_trust import Trust
+
+
+def is_file_ref(ref: str) -> bool:
+    """Whether a ref is the path of an archive, a manifest or an image."""
+    return ref.endswith((ARCHIVE_SUFFIX, MANIFEST_SUFFIX, IMAGE_SUFFIX)) or "/" in ref
+
+
+def open_trusting(url: str, trust: Trust) -> Registry:
+    """Open a registry that hands out nothing unsigned, if any keys are trusted."""
+    return Registry.open(url, trust=trust if trust.keys else None)
+
+
+@contextmanager
+def opened_archive(
+    ref: str, registry: str | Registry, trust: Trust
+) -> Iterator[tuple[Source, Manifest]]:
+    """Open an archive on a disk, or one in a registry, if its signatures are in order."""
+    from envferry.archive.reader import FileSource
+
+    if is_file_ref(ref):
+        artifact = read_artifact(Path(ref))
+        check_file(Path(ref), artifact.manifest, trust)
+        with FileSource(artifact.archive_path) as source:
+            yield source, artifact.manifest
+        return
+    wanted = Ref.parse(ref)
+    place = registry if isinstance(registry, Registry) else Registry.open(registry)
+    place = replace(place, trust=trust)
+    platform = current_platform()
+    manifest = place.manifest(wanted.name, platform, place.resolve(wanted, platform))
+    place.require_archive(manifest)
+    yield PublishedArchive(place, manifest), manifest
+
+
+def check_file(path: Path, manifest: Manifest, trust: Trust) -> None:
+    """Check who signed an artifact on a disk."""
+    proof = read_proof(path)
+    trust.check_artifact(manifest, proof.manifest_data, proof.attestation)
+
+
+def origin_of(ref: str, registry: str, signed_by: tuple[str, ...] = ()) -> Origin:
+    """Return what the record of an installation says of its origin.
+
+    `signed_by` has the ids of the trusted keys that signed it.
+    """
+    actor = current_actor()
+    if is_file_ref(ref) or Path(ref).is_file():
+        source, tag = str(absolute_path(Path(ref))), None
+    else:
+        parsed = Ref.parse(ref)
+        source = registry if "://" in registry else str(absolute_path(Path(registry)))
+        tag = None if parsed.is_id else parsed.version
+    return Origin(
+        time=actor.time,
+        user=actor.user,
+        source=fit_to_show(source),
+        ref=ref,
+        tag=tag,
+        signed_by=signed_by,
+    )
+
+
+def verify_signed_file(path: Path, trust: Trust, *, progress: Progress) -> VerifiedArtifact:
+    """Check who signed an artifact on a disk, and every byte of its archive."""
+    from envferry.archive.identity import check_manifest
+    from envferry.archive.reader import Archive, FileSource
+    from envferry.artifacts import verify_artifact
+
+    artifact, proof = read_artifact(path), read_proof(path)
+    verified = _verify_proof(artifact.manifest, proof, trust)
+    verify_artifact(artifact, progress=progress)
+    with FileSource(artifact.archive_path) as source:
+        check_manifest(Archive(source), artifact.manifest)
+    return verified
+
+
+def verify_signed(
+    manifest: Manifest, registry: Registry, trust: Trust, *, progress: Progress
+) -> VerifiedArtifact:
+    """Check who signed an artifact in a registry, and every byte of its archive."""
+    verified = _verify_proof(manifest, registry.proof(manifest), trust)
+    registry.verify_archive(manifest, progress=progress)
+    registry.require_installable(manifest)
+    return verified
+
+
+def _verify_proof(manifest: Manifest, proof: Proof, trust: Trust) -> VerifiedArtifact:
+    from envferry.trust.attestations import verify_attestation
+
+    trust.forbid_revoked(manifest.name, manifest.platform, manifest.id)
+    keys, least = trust.keys_for("release"), trust.least_for("release")
+    return verify_attestation(manifest, proof.manifest_data, proof.attestation, keys, least=least)

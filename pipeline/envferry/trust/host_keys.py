@@ -1,0 +1,144 @@
+"""The keys that a machine signs with, and those that it trusts, as its settings name them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from envferry.config import settings
+from envferry.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from envferry.trust.bundle import TrustBundle
+    from envferry.trust.host_trust import Trust
+    from envferry.trust.signed_clock import SignedClock
+    from envferry.trust.signing import PublicKey, Signer
+
+NOWHERE = Path("/nonexistent")
+
+
+def load_signer(files: Iterable[Path], tag_days: int | None = None) -> Signer | None:
+    """Read the keys to sign with: the files, else ENVFERRY_SIGN_KEY; None when there are none.
+
+    Tags that it moves expire after `tag_days`; None for never.
+    """
+    from envferry.base.times import rfc3339
+    from envferry.trust.signing import Signer, parse_signing_key, read_signing_key
+
+    keys = tuple(read_signing_key(path) for path in files)
+    secret = settings().sign_key
+    if not keys and secret:
+        keys = (parse_signing_key(secret.reveal().encode(), "ENVFERRY_SIGN_KEY"),)
+    if not keys:
+        if tag_days is not None:
+            message = "--tag-expires needs a key: only signed tags expire"
+            raise UsageError(message, hint="add --sign-key FILE")
+        return None
+    now = datetime.now(timezone.utc)
+    expires = "" if tag_days is None else rfc3339(now + timedelta(days=tag_days))
+    return Signer(keys=keys, who=_who(), time=rfc3339(now), tags_expire=expires)
+
+
+def load_trust(
+    files: Iterable[Path],
+    envs_dir: Path | None = None,
+    *,
+    allow_downgrade: bool = False,
+    require_signature: bool = False,
+    takes_in: bool = True,
+) -> Trust:
+    """Read the keys that this host trusts; `envs_dir` is where it remembers tags.
+
+    With a trust bundle beside `trusted.d`, its keys count, and those that `files` name; the keys in
+    `trusted.d` only accepted the first bundle. Raises UsageError where signatures are required, by
+    `require_signature` or a setting, and no key is trusted, if the command takes artifacts in.
+    """
+    from envferry.trust.host_trust import Trust
+    from envferry.trust.signed_clock import SignedClock
+    from envferry.trust.signing import read_trusted_keys
+
+    here, named = settings(), tuple(files)
+    clock = SignedClock.here(envs_dir)
+    bundle = read_kept_bundle(bundle_path())
+    named_keys = read_trusted_keys(NOWHERE, named)
+    keys = read_trusted_keys(here.trusted_dir, named)
+    if bundle:
+        keys = _bundle_keys(bundle, clock, named_keys)
+    required_by = "--require-signature" if require_signature else here.signatures_required_by()
+    if takes_in and required_by and not keys:
+        message = f"{required_by} requires signatures, but this host trusts no keys"
+        hint = f"copy the public key to {here.trusted_dir}/NAME.pub, or give --trusted-key FILE"
+        raise UsageError(message, hint=hint)
+    return Trust(
+        keys=keys,
+        keys_dir=here.trusted_dir,
+        envs_dir=envs_dir,
+        allow_downgrade=allow_downgrade,
+        bundle=bundle,
+        named_keys=named_keys,
+        clock=clock,
+        grace=timedelta(days=here.tag_grace_days),
+    )
+
+
+def bundle_path() -> Path:
+    """Return where this host keeps its trust bundle: beside the directory of trusted keys."""
+    from envferry.trust.bundle import BUNDLE_NAME
+
+    return settings().trusted_dir.parent / BUNDLE_NAME
+
+
+def read_kept_bundle(path: Path) -> TrustBundle | None:
+    """Read the bundle that this host accepted; None where it never had one.
+
+    Raises IntegrityError for one that is damaged: a host must not come to trust more because of
+    that.
+    """
+    from envferry.trust.bundle import decode_bundle
+
+    if not os.path.lexists(path):
+        return None
+    if not path.is_file():
+        message = f"the trust bundle {path} is not a file"
+        raise UsageError(message, hint="replace it by the file that `envferry trust update` wrote")
+    try:
+        return decode_bundle(path.read_bytes(), f"the trust bundle {path}").bundle
+    except OSError as error:
+        message = f"cannot read the trust bundle {path}: {error.strerror}"
+        raise UsageError(message, hint="check who may read it") from error
+
+
+def _bundle_keys(
+    bundle: TrustBundle, clock: SignedClock, named: tuple[PublicKey, ...]
+) -> tuple[PublicKey, ...]:
+    """Return all keys that count for anything; raise UsageError where none is left.
+
+    Without a key a host accepts everything: that must not come from keys that ended.
+    """
+    from envferry.trust.bundle import ROLES
+
+    found = [key for role in ROLES for key in bundle.keys_for(role, clock.now)]
+    found += [key for key in named if key.id not in bundle.revoked_ids]
+    if not found:
+        message = (
+            f"no key of trust bundle {bundle.version} is valid now: all are revoked or expired"
+        )
+        hint = "get a newer one, and run `envferry trust update`; look at this machine's clock, too"
+        raise UsageError(message, hint=hint)
+    return tuple({key.id: key for key in found}.values())
+
+
+def _who() -> str:
+    """Return USER@HOST as the provenance says it."""
+    import getpass
+
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container without a passwd entry
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
