@@ -64,7 +64,7 @@ BECOME = (
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
-        (("doctor",), 0, "no place for the cache"),
+        (("doctor",), 11, "no place for the cache"),
         (("verify", "demo", "--envs-dir", "nowhere"), 7, "demo is not installed"),
         (("install", "nowhere/demo.tar.zst"), 7, "does not exist"),
         (("cache", "ls"), 3, "no place for the cache: HOME is not set, and user 1000770000"),

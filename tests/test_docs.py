@@ -108,7 +108,10 @@ def test_every_command_line_in_the_docs_makes_sense() -> None:
         if len(words) > 1 and f"{path} {words[1]}" in known:
             path = f"{path} {words[1]}"
         assert path in known, where
-        options = {name for one in known[path].params for name in (*one.opts, *one.secondary_opts)}
+        command = known[path]
+        if default := getattr(command, "default_command", ""):
+            command = known[f"{path} {default}"]
+        options = {name for one in command.params for name in (*one.opts, *one.secondary_opts)}
         used = {word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)}
         assert used <= options | {"-h", "--help"}, where
 

@@ -38,17 +38,18 @@ if TYPE_CHECKING:
     from envferry.registry import Registry
     from envferry.trust.host_trust import Trust
 
-DEFAULT_COMMAND = "refs"
 SHOWN_SKIPPED = 10
 
 
 class AuditGroup(click.Group):
     """A group whose first word may also be what is to be audited."""
 
+    default_command = "refs"
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Insert the default command where the first word is none."""
         if args and args[0] not in (*self.commands, *self.get_help_option_names(ctx)):
-            args = [DEFAULT_COMMAND, *args]
+            args = [self.default_command, *args]
         return super().parse_args(ctx, args)
 
 
