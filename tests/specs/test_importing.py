@@ -410,8 +410,8 @@ def test_lists_that_conda_and_pip_print(tmp_path: Path) -> None:
         ("@EXPLICIT\nhttps://h.example/c/win-64/a-1-0.conda\n", "for win-64", "linux-64"),
         ("version: '3'\nservices:\n  a: {image: b}\n", "x.txt:1: this is YAML without", "name"),
         (
-            "[tool.poetry]\nname='x'\n[tool.poetry.dependencies]\nn='^1'\n",
-            "poetry",
+            "[tool.poetry]\nname='x'\n[tool.poetry.dependencies]\nn='^1 || ^3'\n",
+            "x.txt: `n = '^1 || ^3'` cannot be taken over: alternatives",
             "poetry export",
         ),
         ("[workspace\nchannels=[]\n", "x.txt", "correct"),

@@ -98,6 +98,26 @@ PIXI_PROJECT: Document = {
         }
     },
 }
+POETRY: Document = {
+    "tool": {
+        "poetry": {
+            "name": "x",
+            "dependencies": {
+                "python": "^3.10",
+                "numpy": "^1.26",
+                "bee": {"git": "https://g.example/bee", "branch": "main", "extras": ["fast"]},
+                "cee": {"path": "cee", "develop": True},
+                "dee": {"url": "https://h.example/dee-1.0-py3-none-any.whl"},
+                "eff": {"version": "*", "source": "own", "markers": "os_name == 'posix'"},
+                "gee": [{"version": "~1.0", "python": "<3.12"}, {"version": "2.*"}],
+                "aitch": {"version": "1.0", "optional": True},
+            },
+            "group": {"dev": {"dependencies": {"linter": "^1"}}},
+            "extras": {"more": ["aitch"]},
+            "source": [{"name": "own", "url": "https://i.example/simple", "priority": "explicit"}],
+        }
+    },
+}
 ENVIRONMENT: Document = {
     "name": "n",
     "channels": ["c"],
@@ -149,6 +169,7 @@ DOCUMENTS: dict[str, tuple[Document, Callable[[Document], str]]] = {
     "pixi.toml": (MANIFEST, toml_document),
     "pyproject.toml": (PROJECT, toml_document),
     "project.toml": (PIXI_PROJECT, toml_document),
+    "poetry.toml": (POETRY, toml_document),
     "environment.yml": (ENVIRONMENT, yaml_document),
 }
 TABLES_OF_TOOLS = (("tool",), ("tool", "hatch"), ("tool", "poetry"))
@@ -197,6 +218,7 @@ DECIDES_NOTHING = (
     ("environments",),
     ("name",),
     ("project", "name"),
+    ("tool", "poetry", "name"),
     ("tool", "uv", "index", 0, "name"),
     ("tool", "uv", "index", 1, "name"),
 )

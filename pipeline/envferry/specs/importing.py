@@ -18,6 +18,7 @@ from envferry.specs.import_conda import (
     draft_prefix,
 )
 from envferry.specs.import_pixi import draft_pixi
+from envferry.specs.import_poetry import draft_poetry
 from envferry.specs.import_toml import draft_pyproject
 from envferry.specs.import_venv import draft_venv
 from envferry.specs.kinds import FOREIGN_LOCKS, FileKind, recognise, surprise
@@ -158,7 +159,8 @@ def _draft(kind: FileKind, text: str, source: Path, base: Path, options: ImportO
     elif kind is FileKind.PIXI:
         draft = draft_pixi(text, source, base, name, options.environment)
     else:
-        draft = draft_pyproject(text, source, base, name, channels)
+        read = draft_poetry if kind is FileKind.POETRY else draft_pyproject
+        draft = read(text, source, base, name, channels)
     return _finished(draft, source, options)
 
 

@@ -44,6 +44,7 @@ class FileKind(Enum):
     PYLOCK = "a pylock.toml"
     PIXI = "a pixi manifest"
     PYPROJECT = "a pyproject.toml"
+    POETRY = "a pyproject.toml of poetry"
     PREFIX = "an environment's folder"
     VENV = "a virtual environment"
 
@@ -94,7 +95,7 @@ def recognise(path: Path) -> tuple[FileKind, str]:
 def surprise(path: Path, kind: FileKind) -> str:
     """Say that a file is not what its name promises; empty when it is."""
     named = next((known for name, known in NAMES if name.fullmatch(path.name)), kind)
-    if named is kind or {named, kind} == {FileKind.PIXI, FileKind.PYPROJECT}:
+    if named is kind or {named, kind} <= {FileKind.PIXI, FileKind.PYPROJECT, FileKind.POETRY}:
         return ""
     return f"{path.name}: this is {kind.value}, not {named.value}"
 
@@ -193,9 +194,7 @@ def _toml_kind(document: dict[str, Any], path: Path) -> FileKind:
     if "project" in document or "dependency-groups" in document:
         return FileKind.PYPROJECT
     if isinstance(tool, dict) and "poetry" in tool:
-        message = f"{path} lists its packages in `[tool.poetry]`, poetry's own format"
-        hint = "run `poetry export -o requirements.txt --without-hashes` and import that"
-        raise SpecError(message, hint=hint)
+        return FileKind.POETRY
     message = f"{path} is TOML with neither `[workspace]` nor `[project]`, so it lists nothing"
     raise SpecError(message, hint="name a pixi.toml or a pyproject.toml with `[project]`")
 
