@@ -14,10 +14,10 @@ from envferry.specs.poetry_versions import pep440, python_marker
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envferry.specs.importing import ImportedSpec
+    from envferry.specs.importing import Imported
 
 
-def imported(tmp_path: Path, text: str) -> ImportedSpec:
+def imported(tmp_path: Path, text: str) -> Imported:
     source = tmp_path / "pyproject.toml"
     source.write_text(text)
     return import_spec(source, tmp_path / "specs", ImportOptions(name="n"))
