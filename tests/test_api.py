@@ -119,3 +119,24 @@ def test_a_host_with_keys_takes_what_they_signed(url: str, tmp_path: Path, envs:
         api.verify_signature("demo", registry=signed, trusted_keys=[theirs])
     with pytest.raises(api.UsageError, match="no trusted keys"):
         api.verify_signature("demo", registry=signed)
+
+
+def test_the_keys_of_an_opened_registry_hold_for_installs(
+    url: str, tmp_path: Path, envs: Path
+) -> None:
+    ours, public = key_files(tmp_path / "ours")
+    _, theirs = key_files(tmp_path / "theirs")
+    artifact = pack(tmp_path / "packed", {"one": b"1" * 100})
+    signed = str(tmp_path / "signed")
+    api.push(artifact, registry=api.open_registry(signed, sign_keys=[ours]))
+    options = api.InstallOptions(envs_dir=envs)
+    strict = api.open_registry(signed, trusted_keys=[theirs])
+    with pytest.raises(api.IntegrityError, match="not signed by a trusted key"):
+        api.install("demo", options, registry=strict)
+    with pytest.raises(api.IntegrityError, match="not signed by a trusted key"):
+        api.verify_signature("demo", registry=strict)
+    known = api.open_registry(signed, trusted_keys=[public])
+    origin = api.install("demo", options, registry=known).origin
+    assert origin
+    assert origin.signed_by
+    assert api.verify_signature("demo", registry=known).signed_by

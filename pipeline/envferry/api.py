@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from envferry.index import RegistryIndex
+    from envferry.trust.signing import PublicKey
 
 __all__ = [
     "Artifact",
@@ -278,7 +279,7 @@ def install(
     from envferry.trust.host_keys import load_trust
 
     wanted = options or InstallOptions(envs_dir=settings().envs_dir)
-    trust = load_trust(trusted_keys, wanted.envs_dir)
+    trust = load_trust((*trusted_keys, *_named_keys(registry)), wanted.envs_dir)
     place = registry.url if isinstance(registry, Registry) else registry or settings().registry
     name = _archive_name(source)
     with opened_archive(name, registry or place, trust) as (archive, manifest):
@@ -329,7 +330,7 @@ def verify_signature(
     from envferry.registry.accepted_sources import is_file_ref, verify_signed, verify_signed_file
     from envferry.trust.host_keys import load_trust
 
-    trust, shown = load_trust(trusted_keys), progress or Silent()
+    trust, shown = load_trust((*trusted_keys, *_named_keys(registry))), progress or Silent()
     name = _archive_name(source)
     if not trust.keys:
         message = f"{name}: signature not verified (no trusted keys)"
@@ -398,6 +399,13 @@ def show(
 def _opened(registry: Registry | str | None) -> Registry:
     """Return a registry that is opened already, or open it with the keys of this machine."""
     return registry if isinstance(registry, Registry) else open_registry(registry)
+
+
+def _named_keys(registry: Registry | str | None) -> tuple[PublicKey, ...]:
+    """Return the keys that were named when a registry was opened: they hold for all of its use."""
+    if isinstance(registry, Registry) and registry.trust:
+        return registry.trust.named_keys
+    return ()
 
 
 def _manifest(ref: str, registry: Registry, platform: str | None) -> Manifest:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 import pytest
 
+from envferry.base.times import rfc3339
 from envferry.cli.main import run
+from envferry.process import find_program
+from envferry.trust.signed_clock import SignedClock
+from tests.conftest import require
 from tests.support.artifacts import PLATFORM, installable_artifact
 
 if TYPE_CHECKING:
@@ -94,6 +99,60 @@ def test_an_installed_artifact_that_is_revoked_is_not_as_it_should_be(site: Site
     site.say("revoke", "demo@stable", *arguments)
     site.say("trust", "update", "trust.json")
     assert "it was revoked: stolen" in site.say("status", expect=8)
+
+
+def test_another_name_does_not_hide_that_an_artifact_is_revoked(site: Site) -> None:
+    require("mksquashfs", find_program("mksquashfs"))
+    site.make_bundle()
+    site.trust_root()
+    site.say("trust", "update", "trust.json")
+    site.say("push", site.artifact.archive_path, "--sign-key", "ci.key", "--tag", "stable")
+    site.say("install", "demo@stable", "--no-check", "--name", "other")
+    signed = ("--sign-key", "ci.key")
+    site.say("image", "demo@stable", "other.squashfs", "--name", "other", *signed)
+    site.say("verify", "other.squashfs")
+    arguments = ("--why", "stolen", "--sign-key", "root.key", "--platform", PLATFORM)
+    site.say("revoke", "demo@stable", *arguments)
+    site.say("trust", "update", "trust.json")
+    assert "it was revoked: stolen" in site.say("status", expect=8)
+    assert "stolen" in site.say("verify", "other.squashfs", expect=8)
+    assert "stolen" in site.say("install", "other.squashfs", "--mount", expect=8)
+
+
+def test_a_clock_that_was_put_back_does_not_bring_a_key_back_for_any_command(site: Site) -> None:
+    site.say("trust", "add", "root.pub", "--role", "root", "--sign-key", "root.key")
+    end = ("--expires", rfc3339(datetime.now(timezone.utc) + timedelta(days=1)))
+    roles = ("--role", "release", "--role", "tag", "--role", "database")
+    site.say("trust", "add", "ci.pub", *roles, *end, "--sign-key", "root.key")
+    site.trust_root()
+    site.say("trust", "update", "trust.json")
+    site.say("push", site.artifact.archive_path, "--sign-key", "ci.key", "--tag", "stable")
+    commands = (
+        ("fetch", "demo@stable", "-o", "out", "--platform", PLATFORM),
+        ("verify", "demo@stable", "--platform", PLATFORM),
+        ("mirror", site.home / "registry", site.home / "mirror"),
+        ("export", "demo@stable", "usb", "--platform", PLATFORM),
+        ("install", "demo@stable", "--dry-run"),
+    )
+    for words in commands:
+        site.say(*words)
+    later = datetime.now(timezone.utc) + timedelta(days=2)
+    SignedClock(site.home / "envs", datetime.now(timezone.utc)).see(rfc3339(later), "a tag")
+    for words in commands:
+        assert "not signed by a trusted key" in site.say(*words, expect=8), words
+
+
+def test_a_root_key_that_ended_signs_no_bundle_when_the_clock_goes_back(site: Site) -> None:
+    end = ("--expires", rfc3339(datetime.now(timezone.utc) + timedelta(days=1)))
+    site.say("trust", "add", "root2.pub", "--role", "root", "--sign-key", "root2.key")
+    site.say("trust", "add", "root.pub", "--role", "root", *end, "--sign-key", "root2.key")
+    site.trust_root()
+    site.say("trust", "update", "trust.json", "--trusted-key", "root2.pub")
+    site.say("trust", "add", "ci.pub", "--role", "release", "--sign-key", "root.key")
+    later = datetime.now(timezone.utc) + timedelta(days=2)
+    SignedClock(site.home / "envs", datetime.now(timezone.utc)).see(rfc3339(later), "a tag")
+    said = site.say("trust", "update", "trust.json", expect=8)
+    assert "signed by 0 root keys that are valid now" in said
 
 
 def test_a_bundle_is_carried(site: Site) -> None:

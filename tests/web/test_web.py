@@ -26,6 +26,8 @@ from envferry.registry.host_reports import (
     ReportedTag,
     write_report,
 )
+from envferry.trust.bundle import RevokedArtifact, TrustBundle
+from envferry.trust.host_trust import Trust
 from envferry.trust.signing import Signer, generate_key, parse_signing_key
 from envferry.web.app import make_app
 from envferry.web.guard import HEADERS
@@ -246,9 +248,37 @@ def test_who_signed(pages: Pages) -> None:
     assert (found["status"], found["who"]) == ("unchecked", "ci@builder")
     stranger = parse_signing_key(generate_key()[0], "a stranger's key")
     for key, status in ((KEY, "valid"), (stranger, "invalid")):
-        app = make_app(RegistryView(pages.site.index, (key.public,)))
+        app = make_app(RegistryView(pages.site.index, Trust(keys=(key.public,))))
         with TestClient(app) as client:
             assert client.get(f"{place}.json").json()["provenance"]["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ({"thresholds": {"release": 2}}, "signed by 1 trusted keys, and 2 must sign"),
+        ({"revoked": True}, "was revoked on 2026-11-29: stolen"),
+    ],
+)
+def test_what_hosts_refuse_is_not_shown_as_valid(
+    pages: Pages, more: dict[str, Any], problem: str
+) -> None:
+    gone = RevokedArtifact(
+        name="demo", platform=PLATFORM, id=pages.new, why="stolen", time="2026-11-29T00:00:00Z"
+    )
+    bundle = TrustBundle(
+        version=1,
+        created="2026-11-29T00:00:00Z",
+        keys=(),
+        thresholds=more.get("thresholds", {}),
+        revoked_artifacts=(gone,) if "revoked" in more else (),
+    )
+    trust = Trust(keys=(KEY.public,), named_keys=(KEY.public,), bundle=bundle)
+    app = make_app(RegistryView(pages.site.index, trust))
+    with TestClient(app) as client:
+        found = client.get(f"/envs/demo/{PLATFORM}/{pages.new}.json").json()["provenance"]
+    assert found["status"] == "invalid"
+    assert problem in found["problem"]
 
 
 def test_files_beside_an_artifact(pages: Pages) -> None:

@@ -299,8 +299,7 @@ def install_mounted(console: Console, options: InstallCommandOptions, trust: Tru
     if is_image(place):
         wanted = options.as_install_options(origin_of(options.ref, options.registry))
         image = read_image(place)
-        said = image.record.installation
-        trust.forbid_revoked(said.name, said.platform, said.id)
+        trust.forbid_revoked_index(image.index)
         installation = mount_image(
             image,
             options=wanted,

@@ -65,7 +65,7 @@ def serve(console: Console, options: ServeOptions) -> None:
     if options.database.exists():
         audit = prepare(console, options.database, trust, load_with_vex(options.policy, ()))
     index = open_index(console, options.registry)
-    site = RegistryView(index, trust.keys_for("release"), audit)
+    site = RegistryView(index, trust, audit)
     place = f"[{host}]" if ":" in host else host
     address = f"http://{place}:{listener.getsockname()[1]}/"
     if not is_local(host):

@@ -62,7 +62,7 @@ def verify_ref(console: Console, wanted: SignedRef, trust: Trust) -> None:
 
     So too the `tool/` of an export, and the one-file tool: they are code that hosts run.
     """
-    from envferry.install.image import is_image
+    from envferry.install.image import is_image, read_image
     from envferry.trust.image_signature import verify_image
     from envferry.trust.tool_signature import is_run_file, is_tool, verify_run_file, verify_tool
 
@@ -76,6 +76,7 @@ def verify_ref(console: Console, wanted: SignedRef, trust: Trust) -> None:
     elif is_run_file(Path(wanted.ref)):
         verified = verify_run_file(Path(wanted.ref), tool_keys, least=trust.least_for("tool"))
     elif is_image(Path(wanted.ref)):
+        trust.forbid_revoked_index(read_image(Path(wanted.ref)).index)
         least = trust.least_for("release")
         verified = verify_image(Path(wanted.ref), trust.keys_for("release"), least=least)
     elif is_file_ref(wanted.ref):

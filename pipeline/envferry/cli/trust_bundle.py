@@ -32,7 +32,13 @@ from envferry.trust.bundle import (
     decode_bundle,
     follow_to,
 )
-from envferry.trust.host_keys import NOWHERE, bundle_path, load_signer, read_kept_bundle
+from envferry.trust.host_keys import (
+    NOWHERE,
+    bundle_path,
+    host_clock,
+    load_signer,
+    read_kept_bundle,
+)
 from envferry.trust.signing import read_trusted_keys
 
 if TYPE_CHECKING:
@@ -204,7 +210,7 @@ def update(console: Console, options: UpdateTrustOptions) -> None:
     target = bundle_path()
     known = read_kept_bundle(target)
     anchors = read_trusted_keys(settings().trusted_dir, options.trusted_keys)
-    follow_to(signed, known, anchors, now())
+    follow_to(signed, known, anchors, host_clock().now)
     write_bytes(target, signed.to_bytes())
     before = f", before {known.version}" if known else ""
     say(console, target, signed, f"version {signed.bundle.version}{before}")

@@ -97,7 +97,7 @@ class StatusOptions:
     """Bytes."""
     time: str
     revoked: Mapping[tuple[str, str, str], str] = field(default_factory=dict)
-    """Why artifacts are revoked, by name, platform and id."""
+    """Why artifacts are revoked, by the name that they were published under, platform and id."""
 
 
 def read_status(options: StatusOptions) -> HostStatus:
@@ -150,7 +150,7 @@ def environment_status(home: EnvHome, options: StatusOptions) -> EnvironmentStat
     checks, failed = checks_state(home, record)
     if failed:
         findings.append(Finding(fault="checks", text=f"the check `{failed}` failed"))
-    if why := options.revoked.get((record.name, record.platform, record.id)):
+    if why := options.revoked.get((tree.index.name, record.platform, record.id)):
         findings.append(Finding(fault="signature", text=f"it was revoked: {why}"))
     signature = signature_state(record, options.trusted_keys)
     if signature == "not trusted":

@@ -45,7 +45,7 @@ def load_signer(files: Iterable[Path], tag_days: int | None = None) -> Signer | 
 
 
 def load_trust(
-    files: Iterable[Path],
+    files: Iterable[Path | PublicKey],
     envs_dir: Path | None = None,
     *,
     allow_downgrade: bool = False,
@@ -55,18 +55,20 @@ def load_trust(
     """Read the keys that this host trusts; `envs_dir` is where it remembers tags.
 
     With a trust bundle beside `trusted.d`, its keys count, and those that `files` name; the keys in
-    `trusted.d` only accepted the first bundle. Raises UsageError where signatures are required, by
-    `require_signature` or a setting, and no key is trusted, if the command takes artifacts in.
+    `trusted.d` only accepted the first bundle. A key that was read already may stand for its file.
+    Raises UsageError where signatures are required, by `require_signature` or a setting, and no key
+    is trusted, if the command takes artifacts in.
     """
     from envferry.trust.host_trust import Trust
-    from envferry.trust.signed_clock import SignedClock
     from envferry.trust.signing import read_trusted_keys
 
     here, named = settings(), tuple(files)
-    clock = SignedClock.here(envs_dir)
+    paths = [one for one in named if isinstance(one, Path)]
+    read = [one for one in named if not isinstance(one, Path)]
+    clock = host_clock(envs_dir)
     bundle = read_kept_bundle(bundle_path())
-    named_keys = read_trusted_keys(NOWHERE, named)
-    keys = read_trusted_keys(here.trusted_dir, named)
+    named_keys = (*read_trusted_keys(NOWHERE, paths), *read)
+    keys = (*read_trusted_keys(here.trusted_dir, paths), *read)
     if bundle:
         keys = _bundle_keys(bundle, clock, named_keys)
     required_by = "--require-signature" if require_signature else here.signatures_required_by()
@@ -84,6 +86,18 @@ def load_trust(
         clock=clock,
         grace=timedelta(days=here.tag_grace_days),
     )
+
+
+def host_clock(envs_dir: Path | None = None) -> SignedClock:
+    """Return the clock that keys and tags are held against; `envs_dir` is where it is moved on.
+
+    Who installs nothing goes by what the host has seen, too, and notes nothing.
+    """
+    from envferry.trust.signed_clock import SignedClock
+
+    if envs_dir is None:
+        return SignedClock.here(settings().envs_dir, notes=False)
+    return SignedClock.here(envs_dir)
 
 
 def bundle_path() -> Path:

@@ -21,6 +21,7 @@ from envferry.trust.signing import signers
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from envferry.archive.index import Index
     from envferry.models import Manifest
     from envferry.trust.bundle import Role, TrustBundle
     from envferry.trust.signed_clock import SignedClock
@@ -88,6 +89,13 @@ class Trust:
         if self.bundle and (found := self.bundle.revocation(name, platform, id_)):
             message = f"{name}@{id_} ({platform}) was revoked on {found.time[:10]}: {found.why}"
             raise IntegrityError(message, hint="install another version: `envferry ls` lists them")
+
+    def forbid_revoked_index(self, index: Index) -> None:
+        """Raise IntegrityError for an archive or image that the trust bundle revokes.
+
+        An installation may have another name than the artifact; the index keeps the artifact's.
+        """
+        self.forbid_revoked(index.name, index.platform, index.id)
 
     def signers_of(self, manifest: Manifest) -> tuple[str, ...]:
         """Return the ids of the trusted keys that signed an artifact that was let in."""

@@ -43,25 +43,35 @@ class SignedClock:
     envs_dir: Path | None
     """Where it remembers; None for who remembers nothing."""
     clock: datetime
+    notes: bool = True
+    """Whether it also remembers what it sees; else it only goes by what was seen before."""
 
     @classmethod
-    def here(cls, envs_dir: Path | None) -> SignedClock:
+    def here(cls, envs_dir: Path | None, *, notes: bool = True) -> SignedClock:
         """Return this machine's clock."""
-        return cls(envs_dir, datetime.now(timezone.utc))
+        return cls(envs_dir, datetime.now(timezone.utc), notes)
 
     @property
     def now(self) -> datetime:
         """The time: the clock's, or the newest that was seen."""
         path = self._path
-        if path is None or not path.is_file():
+        if path is None:
             return self.clock
-        seen = parse_time(from_json(path.read_bytes(), NewestTime, str(path)).time)
+        try:
+            data = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return self.clock
+        except PermissionError:
+            if self.notes:
+                raise
+            return self.clock  # another user's host: what it has seen is not for us to read
+        seen = parse_time(from_json(data, NewestTime, str(path)).time)
         return max(seen, self.clock)
 
     def see(self, time: str, record: str) -> None:
         """Note the time of a signed record that was accepted, if it is newer than all before."""
         path = self._path
-        if path is None or parse_time(time) <= self.now:
+        if path is None or not self.notes or parse_time(time) <= self.now:
             return
         if parse_time(time) - self.clock > TOLERATED:
             log.warning(

@@ -15,7 +15,8 @@ from envferry.trust.statements import BUILDER, RunDetails, Statement
 if TYPE_CHECKING:
     from envferry.artifacts import Proof
     from envferry.models import Manifest
-    from envferry.trust.signing import Envelope, PublicKey
+    from envferry.trust.host_trust import Trust
+    from envferry.trust.signing import Envelope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,16 +33,18 @@ class ProvenanceSummary:
     problem: str = ""
 
 
-def provenance_of(
-    manifest: Manifest, proof: Proof, keys: tuple[PublicKey, ...]
-) -> ProvenanceSummary:
-    """Read an attestation and check it as far as the keys allow."""
+def provenance_of(manifest: Manifest, proof: Proof, trust: Trust | None) -> ProvenanceSummary:
+    """Read an attestation and check it as a host with this trust does, if that has keys."""
     if proof.attestation is None:
         return ProvenanceSummary(status="unsigned")
     try:
         envelope = decode_envelope(proof.attestation, "the attestation")
-        if keys:
-            found = verify_attestation(manifest, proof.manifest_data, proof.attestation, keys)
+        if trust and trust.keys:
+            trust.forbid_revoked(manifest.name, manifest.platform, manifest.id)
+            keys, least = trust.keys_for("release"), trust.least_for("release")
+            found = verify_attestation(
+                manifest, proof.manifest_data, proof.attestation, keys, least=least
+            )
             return ProvenanceSummary(
                 status="valid", signed_by=found.signed_by, who=found.who, finished=found.time
             )

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from envferry.registry.dependents import Need
     from envferry.registry.diff import Update
     from envferry.registry.host_reports import Fleet
-    from envferry.trust.signing import PublicKey
+    from envferry.trust.host_trust import Trust
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -62,9 +62,9 @@ class RegistryView:
     """What all pages draw from; safe for many threads."""
 
     def __init__(
-        self, index: RegistryIndex, keys: tuple[PublicKey, ...] = (), audit: Audit | None = None
+        self, index: RegistryIndex, trust: Trust | None = None, audit: Audit | None = None
     ) -> None:
-        self.index, self.keys, self.audit = index, keys, audit
+        self.index, self.trust, self.audit = index, trust, audit
         self._refresher: threading.Thread | None = None
         self._lock, self._fleet_lock = threading.Lock(), threading.Lock()
         self._refreshed_at = 0.0
@@ -143,7 +143,7 @@ class RegistryView:
         manifest = registry.described(*place)
         contents = Contents(
             manifest=manifest,
-            provenance=provenance_of(manifest, registry.proof(manifest), self.keys),
+            provenance=provenance_of(manifest, registry.proof(manifest), self.trust),
             has_sbom=registry.store.stat(attachment_key(manifest, SBOM)) is not None,
         )
         with self._lock:
