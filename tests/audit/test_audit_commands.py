@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +13,8 @@ from envferry.models import PackageFacts
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.push import push_artifact
-from tests.support.advisories import encoded, write_records
+from envferry.trust.signed_clock import SignedClock
+from tests.support.advisories import NOW, encoded, write_records
 from tests.support.artifacts import installable_artifact
 from tests.support.cli_runner import CliRunner
 from tests.support.keys import OURS
@@ -76,6 +78,11 @@ def test_what_an_sbom_lists_inside_packages(cli: CliRunner, tmp_path: Path) -> N
 
 def test_a_database_that_is_too_old(cli: CliRunner) -> None:
     done = cli.run("audit", "pure", "--max-age", "0", expect=12)
+    assert cli.run("audit", "pure", "--max-age", "3000")
+    SignedClock(cli.home / "envs", NOW).see("2040-01-01T00:00:00Z", "a tag")
+    environ = {"ENVFERRY_ENVS_DIR": str(cli.home / "envs")}
+    late = replace(cli, environ={**cli.environ, **environ})
+    late.run("audit", "pure", "--max-age", "3000", expect=12)
     assert "and at most 0 days are allowed" in done.stderr
     assert "as of 2026-11-20T10:29:41Z" in cli.run("audit", "database").stdout
 

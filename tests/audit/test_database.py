@@ -79,6 +79,26 @@ def test_broken_records_are_named_and_skipped(tmp_path: Path) -> None:
     assert found.advisories == 1
 
 
+def test_a_record_that_nests_too_deeply_is_left_out_and_the_others_count(tmp_path: Path) -> None:
+    folder = write_records(tmp_path / "osv")
+    deep = record("BAD-1", "demo", {"introduced": "0"}) | {
+        "database_specific": {"deep": json.loads("[" * 700 + "]" * 700)}
+    }
+    (folder / "BAD-1.json").write_text(json.dumps(deep))
+    facts = update(tmp_path, folder)
+    assert [one.file for one in facts.skipped] == ["BAD-1.json"]
+    assert facts.advisories == 4
+
+
+@pytest.mark.parametrize("repo", ["https://[", "https://\u2100/x"])
+def test_the_address_of_a_repository_may_be_anything(tmp_path: Path, repo: str) -> None:
+    folder = write_records(tmp_path / "osv")
+    commits = {"type": "GIT", "repo": repo, "events": [{"introduced": "0"}]}
+    odd = record("ODD-1", "demo") | {"affected": [{"ranges": [commits]}]}
+    (folder / "ODD-1.json").write_text(json.dumps(odd))
+    assert update(tmp_path, folder).advisories == 5
+
+
 def test_withdrawn_records_say_nothing(tmp_path: Path) -> None:
     gone = {**TORCH, "withdrawn": "2026-11-21T00:00:00Z"}
     found = update(tmp_path, write_records(tmp_path / "osv", NUMPY, gone))

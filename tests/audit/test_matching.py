@@ -129,6 +129,11 @@ def test_a_forged_sbom_hides_nothing_that_the_manifest_lists() -> None:
     lie = component("numpy", "2.0", "pkg:pypi/numpy@2.0")
     other = component("pytorch", "9", "pkg:conda/pytorch@9", component("x", "1", "pkg:pypi/x@1"))
     wanted = [package("numpy", "1.26.4"), package("pytorch", "2.9.0", "conda", "py311_0")]
+    forged = component("numpy", "2.0", "pkg:conda/numpy@2.0", lie)
+    (inner,) = audited(
+        package("numpy", "1.26.4", "conda", "py311_0"), sbom={"components": [forged]}
+    )
+    assert inner.state == "found"
     for components in ([], [lie, other]):
         found = audited(*wanted, sbom={"components": components})
         assert [one.state for one in found] == ["found", "found"]

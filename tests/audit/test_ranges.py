@@ -103,6 +103,17 @@ def test_a_list_counts_beside_a_range() -> None:
     assert judge(affected, "7") == "unaffected"
 
 
+@pytest.mark.parametrize("ecosystem", ["PyPI", "npm"])
+@pytest.mark.parametrize("version", ["9" * 5000, f"1.0.{'9' * 5000}", f"1.0.0-{'9' * 5000}"])
+def test_numbers_that_nobody_can_read_are_undecided(ecosystem: str, version: str) -> None:
+    for events in ((RangeEvent(introduced=version),), (RangeEvent(introduced="0"),)):
+        one = VersionRange(type="ECOSYSTEM", events=events)
+        affected = AffectedPackage(
+            ecosystem=ecosystem, name="demo", ranges=(one,), versions=(f"{version}9",)
+        )
+        assert judge(affected, version) == "undecided"
+
+
 def test_semantic_versions() -> None:
     events = (introduced("1.0.0-alpha.2"), RangeEvent(fixed="1.0.0"))
     crate = AffectedPackage("crates.io", "demo", (VersionRange("SEMVER", events),))

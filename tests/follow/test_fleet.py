@@ -23,6 +23,7 @@ from envferry.registry.check import check_registry
 from envferry.registry.host_reports import (
     HostReport,
     ReportedEnvironment,
+    ReportedTag,
     read_fleet,
     write_report,
 )
@@ -203,6 +204,7 @@ HOSTILE = {
     "deep.json": b"[" * 100_000,
     "large.json": b" " * (REPORT_BYTES + 1),
     "wrong.json": b'{"host": 1}',
+    "year-zero.json": to_json(report_of("year-zero", time="0001-01-01T00:00:00+23:59")),
     "no-time.json": to_json(report_of("no-time", time="tomorrow")),
     "of-another.json": to_json(report_of("gpu01")),
     "newer.json": b'{"schema": 2}',
@@ -248,6 +250,28 @@ def test_a_terminal_is_not_written_to_by_hosts(site: Site) -> None:
     one = msgspec.structs.replace(report.environments[0], ref="demo\x1b[2J")
     write_report(site.registry, msgspec.structs.replace(report, environments=(one,)))
     assert "\x1b[2J" not in site.cli.run("fleet").stdout
+
+
+def test_a_host_writes_no_row_but_its_own(site: Site) -> None:
+    id_ = site.publish(b"one")
+    report = report_of("gpu01", id_)
+    texts = {"ref": "demo\ngpu02  demo@other", "installed": "\n"}
+    one = msgspec.structs.replace(report.environments[0], **texts)
+    tag = ReportedTag(ref="demo\n", id=id_, polled="\n", waiting="\x85", error="\u2028gpu03")
+    write_report(
+        site.registry,
+        msgspec.structs.replace(report, environments=(one,), follows=(tag,), envferry="\n"),
+    )
+    (found,) = read_fleet(site.registry).reports
+    assert not {"\n", "\x85", "\u2028"} & set(repr_of(found))
+    assert not [row for row in site.cli.run("fleet").stdout.splitlines() if row[:5] == "gpu02"]
+
+
+def repr_of(report: HostReport) -> str:
+    """Return all texts of a report."""
+    texts = [*report.environments, *report.follows, report]
+    return "".join(str(value) for one in texts for value in msgspec.structs.asdict(one).values()
+                   if isinstance(value, str))  # fmt: skip
 
 
 def test_a_report_from_the_future_keeps_nothing(site: Site) -> None:

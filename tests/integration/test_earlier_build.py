@@ -207,3 +207,55 @@ def test_a_build_that_fails_leaves_the_one_before(rebuilds: Rebuilds) -> None:
     assert (rebuilds.tree / "bin/tool").read_text() == "#!/bin/sh\n"
     rebuilds.build()
     assert "bin/tool" in rebuilds.build()
+
+
+def test_byte_code_of_a_module_that_another_wheel_has_too(
+    python_rebuilds: Rebuilds, tmp_path: Path
+) -> None:
+    common = {"common.py": "X = 1\n"}
+    compiled = {f"__pycache__/common.{sys.implementation.cache_tag}.pyc": "not what is compiled"}
+    first, second = wheel(tmp_path, "first", common | compiled), wheel(tmp_path, "second", common)
+    python_rebuilds.build([first, second])
+    python_rebuilds.build([second])
+    assert (python_rebuilds.tree / SITE_PACKAGES / next(iter(compiled))).exists()
+
+
+def linked(tmp_path: Path, script: str) -> list[Path]:
+    """Return a package whose script makes more than it brings."""
+    made = ("bin/.linked-post-link.sh", f"#!/bin/sh\ncd $PREFIX && {script}\n")
+    return packages(tmp_path / "more", TinyPackage(name="linked", version="1.0", files=(made,)))
+
+
+def test_data_below_links_and_in_empty_folders_goes_without_a_trace(
+    rebuilds: Rebuilds, tmp_path: Path
+) -> None:
+    rebuilds.conda = linked(tmp_path, "mkdir real empty && touch real/one && ln -s $PWD/real lib64")
+    words = tmp_path / "words.txt"
+    words.write_text("one\n")
+    below, inside = (
+        (DataFile(url="words.txt", sha256=file_hash(words), path=f"{folder}/words.txt"),)
+        for folder in ("lib64", "empty")
+    )
+    rebuilds.build(data=below)
+    assert "real/one" in rebuilds.build(data=below, variables={"HELLO": "1"})
+    assert "real/one" in rebuilds.build()
+    assert not (rebuilds.tree / "real/words.txt").exists()
+    rebuilds.build(data=inside)
+    rebuilds.build()
+    assert (rebuilds.tree / "empty").is_dir()
+    rebuilds.require_as_from_nothing()
+
+
+def test_names_that_are_not_utf_8_are_built_from_nothing(
+    rebuilds: Rebuilds, tmp_path: Path
+) -> None:
+    rebuilds.conda = linked(tmp_path, "touch $(printf 'a\\377')")
+    rebuilds.build()
+    assert rebuilds.build() == set()
+    assert b"a\xff" in os.listdir(os.fsencode(rebuilds.tree))  # noqa: PTH208
+
+
+def test_a_build_that_another_user_noted_is_not_used(rebuilds: Rebuilds) -> None:
+    rebuilds.build()
+    (rebuilds.home / NOTE).chmod(0o666)
+    assert rebuilds.build() == set()

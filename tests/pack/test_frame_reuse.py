@@ -22,7 +22,7 @@ from envferry.archive.reader import Archive, FileSource
 from envferry.archive.seek_table import encode_seek_table
 from envferry.cli.main import run
 from envferry.errors import NotFound
-from envferry.pack.earlier_pack import NOTES_KEPT, PackNote
+from envferry.pack.earlier_pack import NOTES_KEPT, PackNote, PackNotes
 from envferry.pack.existing_env import describe_env
 from envferry.pack.pack_options import PackOptions
 from envferry.pack.stage import pack_env
@@ -240,6 +240,22 @@ def test_a_note_is_for_its_archive_alone(two: PackedTwice) -> None:
     second, reuse = two.pack("today")
     assert reuse.size > 0
     assert second.archive_path.read_bytes() == first.archive_path.read_bytes()
+
+
+@pytest.mark.parametrize("how", ["open", "link"])
+def test_a_note_that_another_user_can_have_written_is_passed_over(
+    two: PackedTwice, how: str
+) -> None:
+    two.pack("dist")
+    notes = PackNotes(two.root / "notes")
+    (path,) = notes.directory.iterdir()
+    assert len(notes.read(path.name)) == 1
+    if how == "open":
+        path.chmod(0o666)
+    else:
+        path.replace(two.root / "elsewhere.json")
+        path.symlink_to(two.root / "elsewhere.json")
+    assert notes.read(path.name) == []
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"schema": 1}', b'{"schema": 99}', b"\xff"])

@@ -124,6 +124,8 @@ def test_what_is_no_log(tmp_path: Path, data: bytes | None, name: str, code: int
         "",
         'a - - [99/Nov/2026:13:55:36 +0000] "GET / HTTP/1.1" 200 1',
         'a - - [01/Nov/2026:13:55:36 +0000] "GET / HTTP/1.1" abc 1',
+        'a - - [01/Jan/0001:00:00:00 +2359] "GET / HTTP/1.1" 200 1',
+        f'a - - [01/Nov/2026:13:55:36 +0000] "GET / HTTP/1.1" 200 {"9" * 5000}',
         '"' * 5000,
         "a " * 5000,
     ],

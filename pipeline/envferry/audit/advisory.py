@@ -111,7 +111,7 @@ def read_osv(data: bytes) -> Advisory | None:
         # A field that is null is a field that is not there.
         found = decode_json(data, dict[str, Any])
         record = convert(_without_nulls(found), _Record)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         message = f"not an OSV record: {error}"
         raise IntegrityError(message) from error
     if not ADVISORY_ID.fullmatch(record.id):
@@ -141,7 +141,10 @@ def package_key(ecosystem: str, name: str) -> str:
 
 def repository_key(url: str) -> str:
     """Return under which name a git repository is looked for, however its URL is written."""
-    parts = urlsplit(url if "://" in url else f"https://{url}")
+    try:
+        parts = urlsplit(url if "://" in url else f"https://{url}")
+    except ValueError:  # `https://[`: no repository has it, and nothing else is lost
+        return f"git/{url}"
     path = parts.path.strip("/").removesuffix(".git").lower()
     return f"git/{(parts.hostname or '').lower()}/{path}"
 

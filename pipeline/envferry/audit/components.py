@@ -142,9 +142,11 @@ def _conda_component(package: PackageFacts, said: tuple[UpstreamName, ...]) -> A
     names = list(said)
     mapped = pypi_name(package.name)
     if is_known_to_differ(package.name) or (not library and _is_python(package)):
-        certain = is_known_to_differ(package.name)
-        known = {canonicalize_name(one.name) for one in said}
-        if canonicalize_name(mapped) not in known:
+        # An SBOM that says another version adds that one; the manifest's, which is signed, stays.
+        known = {(canonicalize_name(one.name), one.version) for one in said}
+        wanted = canonicalize_name(mapped)
+        certain = is_known_to_differ(package.name) or wanted in {name for name, _ in known}
+        if (wanted, package.version) not in known:
             names.append(
                 UpstreamName(
                     ecosystem="PyPI", name=mapped, version=package.version, certain=certain

@@ -17,6 +17,8 @@ SEMVER = re.compile(
     r"v?(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)"
     r"(?:-([0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*))?(?:\+[0-9A-Za-z.-]+)?"
 )
+MOST_CHARACTERS = 500
+"""Of a version; python refuses to read numbers of thousands of digits."""
 SEMVER_ECOSYSTEMS = ("crates.io", "Go", "Hex", "npm")
 
 
@@ -39,6 +41,8 @@ def version_key(range_type: str, ecosystem: str) -> Callable[[str], Any] | None:
 
 def pep440_key(text: str) -> Version | None:
     """Return a version by PEP 440; None for one that is not valid."""
+    if len(text) > MOST_CHARACTERS:
+        return None
     try:
         return Version(text)
     except InvalidVersion:
@@ -50,7 +54,7 @@ def semver_key(text: str) -> tuple[Any, ...] | None:
 
     Of pre-releases numbers come before words, and all of them before the release (rule 11).
     """
-    found = SEMVER.fullmatch(text.strip())
+    found = SEMVER.fullmatch(text.strip()) if len(text) <= MOST_CHARACTERS else None
     if not found:
         return None
     numbers = tuple(int(found[group]) for group in (1, 2, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -71,6 +72,23 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a small file whole or not at all."""
     with atomic_write(path) as stream:
         stream.write(data)
+
+
+def read_own(path: Path) -> bytes:
+    """Read a file that nobody but root and this user can have written, and no link.
+
+    Raises PermissionError for any other: what it says may come from anybody.
+    """
+
+    def opened_without_links(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+    with open(path, "rb", opener=opened_without_links) as stream:
+        status = os.fstat(stream.fileno())
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+            message = "other users can write to it"
+            raise PermissionError(errno.EPERM, message, str(path))
+        return stream.read()
 
 
 def remove_tree(path: Path) -> None:

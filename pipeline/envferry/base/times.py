@@ -20,9 +20,11 @@ def read_time(text: str) -> datetime | None:
     """Parse a time of RFC 3339, UTC where it does not say; None for one that is not valid."""
     try:
         found = convert(text, datetime)
-    except msgspec.MsgspecError:
+        return (
+            found.astimezone(timezone.utc) if found.tzinfo else found.replace(tzinfo=timezone.utc)
+        )
+    except (msgspec.MsgspecError, OverflowError):  # 0001-01-01 in the east is in year 0
         return None
-    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
 
 
 def rfc3339(time: datetime) -> str:

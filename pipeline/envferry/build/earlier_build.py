@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry import __version__
+from envferry.base.files import read_own, write_bytes
 from envferry.base.json import decode_json
 from envferry.base.sha256 import sha256_hex
 
@@ -135,7 +136,7 @@ def _builder_sources() -> Iterator[str]:
         yield sha256_hex(path.read_bytes())
 
 
-def note_tree(home: Path, materials: Materials, answer: BuildAnswer, data: Sequence[str]) -> None:
+def note_tree(home: Path, materials: Materials, answer: BuildAnswer) -> None:
     """Note how a finished tree was left, if another build may start from it."""
     (tree,) = (path for path in (home / "envs").iterdir())
     if not answer.is_plain:
@@ -145,11 +146,16 @@ def note_tree(home: Path, materials: Materials, answer: BuildAnswer, data: Seque
         tools=answer.tools,
         warnings=answer.conda_warnings,
         wheel_files=answer.wheel_files,
-        data=tuple(data),
+        data=answer.data,
         device=tree.stat().st_dev,
         files=dict(_seen_files(tree)),
     )
-    (home / NOTE).write_bytes(msgspec.json.encode(note))
+    try:
+        encoded = msgspec.json.encode(note)
+    except UnicodeEncodeError as error:
+        log.info("the next build will be from nothing: a file's name is not UTF-8 (%s)", error)
+        return
+    write_bytes(home / NOTE, encoded)
 
 
 def find_earlier(
@@ -188,7 +194,7 @@ def find_earlier(
 
 def _read_note(path: Path) -> TreeNote | None:
     try:
-        return decode_json(path.read_bytes(), TreeNote)
+        return decode_json(read_own(path), TreeNote)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError) as error:
@@ -220,7 +226,7 @@ def _folders(tree: Path, dropped: frozenset[str]) -> Iterator[str]:
     for directory, folders, names in os.walk(tree, topdown=False):
         folder = os.path.relpath(directory, tree)
         inside = [f"{folder}/{name}".removeprefix("./") for name in (*folders, *names)]
-        if folder in lost and inside and all(one in dropped or one in lost for one in inside):
+        if folder in lost and all(one in dropped or one in lost for one in inside):
             if folder != ".":
                 continue
         elif folder in lost:

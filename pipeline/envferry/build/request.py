@@ -136,9 +136,11 @@ class BuildAnswer(msgspec.Struct, frozen=True, kw_only=True):
     conda_warnings: tuple[str, ...] = ()
     """Those of the warnings that are about the conda half."""
     is_plain: bool = False
-    """No wheel has replaced a file of anything else: what a wheel has brought can go by itself."""
+    """What a wheel or a data file has brought can go by itself: it replaced nothing of others."""
     wheel_files: dict[str, tuple[str, ...]] = {}
     """What each wheel of the request has brought, by its name, relative to the prefix."""
+    data: tuple[str, ...] = ()
+    """Where the files landed that belong to no package, relative to the prefix."""
     from_nothing: str = ""
     """Why the tree must not be made on what an earlier build has left; empty when it was made."""
     error: str | None = None

@@ -158,7 +158,7 @@ class BuildTask:
             if not options.check and not options.anew:  # a second build is only compared
                 built = without_checks(built)
             keep_build(built, self.lock, work, self.home)
-        note_tree(self.home, materials, answer, [item.name for item in data])
+        note_tree(self.home, materials, answer)
         return built
 
     def _title(self, earlier: EarlierBuild | None) -> str:

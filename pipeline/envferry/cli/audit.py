@@ -223,7 +223,7 @@ def prepare(console: Console, path: Path, trust: Trust, loaded: LoadedPolicy) ->
     from envferry.audit.artifact_audit import Audit
 
     found = open_database(console, path, trust)
-    moment = now()
+    moment = trust.now  # a clock that was put back makes no database new
     age: timedelta = age_of(found.facts, moment)
     console.note(f"advisories as of {found.facts.as_of[:10]}, {age_words(age)} old")
     require_fresh(found.facts, loaded.max_age, moment)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry.archive.contents import Content, FileState, expected_content, lost_directories
-from envferry.base.files import write_bytes
+from envferry.base.files import read_own, write_bytes
 from envferry.base.json import from_json
 from envferry.errors import PipelineError
 from envferry.install.env_home import TRASH
@@ -224,23 +224,15 @@ def read_seen(home: EnvHome, id_: str, files: int) -> SeenFiles | None:
     """
     path = home.seen(id_)
     try:
-        with open(path, "rb", opener=opened_without_links) as stream:
-            status = os.fstat(stream.fileno())
-            is_ours = status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022
-            seen = from_json(stream.read(), SeenFiles, str(path)) if is_ours else None
+        seen = from_json(read_own(path), SeenFiles, str(path))
     except FileNotFoundError:
         return None
     except (OSError, PipelineError) as error:
         log.info("%s is not read: %s", path, error)
         return None
-    if seen is None or seen.boot != boot_id() or len(seen.files) != files:
+    if seen.boot != boot_id() or len(seen.files) != files:
         return None
     return seen if seen.id == id_ and has_own_times(home.directory) else None
-
-
-def opened_without_links(path: str, flags: int) -> int:
-    """Open a file, not what a link in its place leads to, and wait for nobody."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 @contextmanager

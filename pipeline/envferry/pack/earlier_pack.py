@@ -19,7 +19,7 @@ from blake3 import blake3
 from envferry.archive.compression import describe_compression
 from envferry.archive.frame_reuse import EarlierFrames
 from envferry.archive.reader import Archive, FileSource
-from envferry.base.files import write_bytes
+from envferry.base.files import read_own, write_bytes
 from envferry.base.json import from_json, to_json
 from envferry.errors import IntegrityError, NotFound, SpecError
 
@@ -68,11 +68,14 @@ class PackNotes:
         return next((note for note in notes if note.index_blake3 == digest), None)
 
     def read(self, pattern: str) -> list[PackNote]:
-        """Return the notes whose files match, the newest first; damaged ones are passed over."""
+        """Return the notes whose files match, the newest first.
+
+        Passed over are damaged ones, and those that another user can have written.
+        """
         notes = []
         for path in newest_first(self.directory, pattern):
             try:
-                notes.append(from_json(path.read_bytes(), PackNote, str(path)))
+                notes.append(from_json(read_own(path), PackNote, str(path)))
             except UNREADABLE as error:
                 log.info("%s is not read: %s", path, error)
         return notes

@@ -7,7 +7,7 @@ artifact from being pruned, and is shown; it decides nothing else.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ import msgspec
 
 from envferry.base.json import from_json, to_json
 from envferry.base.limits import REPORT_BYTES, require_sane
+from envferry.base.times import read_time
 from envferry.base.workers import Workers
 from envferry.errors import NotFound, PipelineError, StoreError, UsageError
 from envferry.models import ID_PATTERN, NAME_PATTERN
@@ -145,18 +146,33 @@ def checked(key: str, report: HostReport) -> HostReport:
         message = f"{key} says that it is of {report.host[:MOST_TEXT]!r}"
         raise StoreError(message)
     reported_at(report)
-    environments = tuple(one for one in report.environments if is_plausible(one))
+    environments = tuple(
+        msgspec.structs.replace(one, ref=one_line(one.ref), installed=one_line(one.installed))
+        for one in report.environments
+        if is_plausible(one)
+    )
     follows = tuple(
         msgspec.structs.replace(
             one,
-            ref=one.ref[:MOST_TEXT],
+            ref=one_line(one.ref),
             id=one.id if ID_PATTERN.fullmatch(one.id) else "",
-            waiting=one.waiting[:MOST_TEXT],
-            error=one.error[:MOST_TEXT],
+            polled=one_line(one.polled),
+            waiting=one_line(one.waiting),
+            error=one_line(one.error),
         )
         for one in report.follows
     )
-    return msgspec.structs.replace(report, environments=environments, follows=follows)
+    return msgspec.structs.replace(
+        report,
+        envferry=one_line(report.envferry),
+        environments=environments,
+        follows=follows,
+    )
+
+
+def one_line(text: str) -> str:
+    """Return a text as it fits a row of a table: nothing in it begins another row or is obeyed."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text[:MOST_TEXT])
 
 
 def is_plausible(one: ReportedEnvironment) -> bool:
@@ -167,12 +183,11 @@ def is_plausible(one: ReportedEnvironment) -> bool:
 
 def reported_at(report: HostReport) -> datetime:
     """Return when a host reported; raise StoreError for what is not a time."""
-    try:
-        found = datetime.fromisoformat(report.time.replace("Z", "+00:00"))
-    except ValueError as error:
+    found = read_time(report.time)
+    if found is None:
         message = f"{report.time[:40]!r} is not a valid time"
-        raise StoreError(message) from error
-    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
+        raise StoreError(message)
+    return found
 
 
 def is_lately(report: HostReport, now: datetime, within: timedelta) -> bool:

@@ -105,9 +105,16 @@ def _moved(
         public = tuple(key.public for key in keys)
         if len(signers(tag_message(name, record), record.signatures, public)) == len(keys):
             return record
-        return sign_tag(name, record, keys)
+        return _countersigned(record, sign_tag(name, record, keys))
     counter = record.counter + 1 if record else 1
     return sign_tag(name, _dated(TagRecord(id=id_, counter=counter), signer), keys)
+
+
+def _countersigned(record: SignedTagRecord, again: SignedTagRecord) -> SignedTagRecord:
+    """Return a tag with the signatures of others, too: where several must sign, each has a key."""
+    ours = {one.keyid for one in again.signatures}
+    others = tuple(one for one in record.signatures if one.keyid not in ours)
+    return msgspec.structs.replace(again, signatures=(*others, *again.signatures))
 
 
 def _is_renewed(signer: Signer | None, record: SignedTagRecord) -> bool:

@@ -10,7 +10,7 @@ import gzip
 import re
 import zlib
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote
 
@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 LONGEST_LINE = 64 << 10
 TIME = r"\[(?P<time>\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4})\]"
 REQUEST = r'"(?P<method>[A-Z]+) (?P<target>[^" ]+)(?: HTTP/[\d.]+)?"'
-COMMON = re.compile(rf"(?P<client>\S+) \S+ .*?{TIME} {REQUEST} (?P<status>\d{{3}}) (?P<sent>\d+|-)")
+ANSWER_SIZE = r"(?P<sent>\d{1,18}(?!\d)|-)"
+COMMON = re.compile(rf"(?P<client>\S+) \S+ .*?{TIME} {REQUEST} (?P<status>\d{{3}}) {ANSWER_SIZE}")
 S3 = re.compile(
     rf"\S+ \S+ {TIME} (?P<client>\S+) \S+ \S+ \S+ \S+ {REQUEST} (?P<status>\d{{3}}) \S+ "
-    r"(?P<sent>\d+|-)"
+    rf"{ANSWER_SIZE}"
 )
 TIME_FORMAT = "%d/%b/%Y:%H:%M:%S %z"
 
@@ -37,6 +38,7 @@ class LoggedRequest:
 
     client: str
     time: datetime
+    """In UTC."""
     method: str
     path: str
     """Without the query, decoded."""
@@ -71,8 +73,8 @@ def parse_line(line: str) -> LoggedRequest | None:
     if not found:
         return None
     try:
-        time = datetime.strptime(found["time"], TIME_FORMAT)
-    except ValueError:
+        time = datetime.strptime(found["time"], TIME_FORMAT).astimezone(timezone.utc)
+    except (ValueError, OverflowError):
         return None
     return LoggedRequest(
         client=found["client"],

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from datetime import timezone
 from typing import TYPE_CHECKING
 
 from envferry.artifacts import ARCHIVE_SUFFIX
@@ -65,7 +64,7 @@ class DownloadCounter:
         found = ARCHIVE.fullmatch(request.path)
         if found:
             place = (found["name"], found["platform"], found["id"])
-            day = request.time.astimezone(timezone.utc).date().isoformat()
+            day = request.time.date().isoformat()
             count = self.places.setdefault(place, _Count())
             count.visits.add((request.client, day))
             count.sent += request.sent

@@ -18,6 +18,12 @@ import msgspec
 from envferry import process
 from envferry.base.json import decode_json
 from envferry.base.site_packages import site_packages_folders
+from envferry.build.inside.apart import (
+    fills_empty_folder,
+    has_own_bytecode,
+    is_only_theirs,
+    mark_files,
+)
 from envferry.build.inside.clobbers import (
     describe_conda_overlaps,
     describe_overlaps,
@@ -61,6 +67,7 @@ def main(request_path: str) -> None:
             conda_warnings=tuple(tree.conda_warnings),
             is_plain=tree.is_plain,
             wheel_files=tree.wheel_files,
+            data=tuple(tree.data),
         )
     except NotOnEarlierTree as reason:
         answer = BuildAnswer(tools=tools, from_nothing=str(reason))
@@ -88,8 +95,10 @@ class MadeTree:
     conda_warnings: list[str] = field(default_factory=list)
     wheel_warnings: list[str] = field(default_factory=list)
     is_plain: bool = True
-    """No wheel has replaced a file of anything else."""
+    """What each wheel and each data file has brought can go without a trace."""
     wheel_files: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    data: list[str] = field(default_factory=list)
+    """Where the files landed that belong to no package, relative to the prefix."""
 
 
 class NotOnEarlierTree(Exception):
@@ -109,7 +118,7 @@ def build_prefix(request: BuildRequest) -> MadeTree:
     add_wheel_half(request, records, made)
     if not request.is_started:
         records.finish({file.name: file.url for file in request.conda})
-    place_data(prefix, request)
+    made.data = list(place_data(prefix, request, made))
     if request.variables:
         write_state(prefix, request.variables)
     tidy(prefix, Path(request.scratch))
@@ -133,7 +142,7 @@ def add_wheel_half(request: BuildRequest, records: CondaRecords, made: MadeTree)
     """Install the wheels, and compile all modules; in a started tree those of the wheels."""
     prefix, tries = Path(request.prefix), network_tries()
     python = prefix / "bin" / "python"
-    written: Written = {}
+    before, files = mark_files(prefix), set[str]()
     if request.wheels:
         if not python.exists():
             msg = "the spec has a pip half but the environment has no python"
@@ -143,18 +152,34 @@ def add_wheel_half(request: BuildRequest, records: CondaRecords, made: MadeTree)
             )
         say(f"installing {len(request.wheels)} wheels")
         written = {wheel: written_files(wheel, records) for wheel in request.wheels}
-        if request.is_started:
-            require_apart(written, request, records)
-        else:  # a script may have made what a wheel replaces
-            made.is_plain = not any(map(os.path.lexists, landing_places(prefix, written)))
-        made.wheel_files = {wheel.name: tuple(files) for wheel, files in written.items()}
+        files = {file for theirs in written.values() for file in theirs}
+        judge_wheels(request, records, written, made)
         add_wheels(request, python, records, written, made)
     if python.exists():
         check_requirements(request, python)
         say("compiling byte code")
-        new = {file for files in written.values() for file in files}
-        compile_bytecode(prefix, python, Path(request.scratch), new if request.is_started else None)
+        chosen = files if request.is_started else None
+        compile_bytecode(prefix, python, Path(request.scratch), chosen)
         refuse_tries_at_start(prefix / records.site_packages, tries)
+    # A `.pth` file may run anything, and did so each time that python was started.
+    made.is_plain &= is_only_theirs(before, mark_files(prefix), files)
+
+
+def judge_wheels(
+    request: BuildRequest, records: CondaRecords, written: Written, made: MadeTree
+) -> None:
+    """Find out, before wheels are installed, whether their files can go without a trace.
+
+    Raises NotOnEarlierTree where they cannot come into a started tree.
+    """
+    prefix = Path(request.prefix)
+    if request.is_started:
+        require_apart(written, request, records)
+    else:  # a script may have made what a wheel replaces
+        made.is_plain = not any(map(os.path.lexists, landing_places(prefix, written)))
+    made.is_plain &= has_own_bytecode(written.values(), request.wheel_files)
+    made.is_plain &= not any(fills_empty_folder(prefix, files) for files in written.values())
+    made.wheel_files = {wheel.name: tuple(files) for wheel, files in written.items()}
 
 
 def landing_places(prefix: Path, written: Written) -> Iterator[str]:
@@ -179,6 +204,9 @@ def require_apart(written: Written, request: BuildRequest, records: CondaRecords
                 file not in others or file.startswith("bin/") or crc32_of(path) != checksum
             ):
                 overlaps[file] = [wheel]
+    if not has_own_bytecode(written.values(), request.wheel_files):
+        msg = "byte code of a module comes from another wheel than the module"
+        raise NotOnEarlierTree(msg)
     if overlaps:
         file, wheels = min(overlaps.items())
         msg = f"{wheels[0].name} and another package have {file}"
@@ -191,8 +219,10 @@ def crc32_of(path: Path) -> int:
     return zlib.crc32(path.read_bytes()) if is_file else -1
 
 
-def place_data(prefix: Path, request: BuildRequest) -> None:
-    """Put the files that belong to no package in their places.
+def place_data(prefix: Path, request: BuildRequest, made: MadeTree) -> Iterator[str]:
+    """Put the files that belong to no package in their places; yield where they landed.
+
+    A folder on the way may be a link of a package.
 
     Raises SpecError where a package has put something, or a link leads out of the environment.
     """
@@ -201,6 +231,7 @@ def place_data(prefix: Path, request: BuildRequest) -> None:
         if target.exists() or target.is_symlink():
             message = f"{item.target} of `envferry: data:` is there already: a package brings it"
             raise SpecError(message, hint="give it another `path:`")
+        made.is_plain &= not fills_empty_folder(prefix, (item.target,))
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
@@ -211,6 +242,7 @@ def place_data(prefix: Path, request: BuildRequest) -> None:
             raise SpecError(message, hint="give it another `path:`")
         shutil.copyfile(item.path, target)
         target.chmod(0o644)
+        yield str((target.parent.resolve() / target.name).relative_to(prefix.resolve()))
 
 
 def write_state(prefix: Path, variables: dict[str, str]) -> None:

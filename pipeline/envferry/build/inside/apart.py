@@ -1,0 +1,79 @@
+"""Whether each wheel's files can go without a trace: what a later build asks that starts here.
+
+Where that is in doubt, the answer is no, and the next build starts from nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
+BYTECODE = "__pycache__"
+OF_INSTALLER = ("uv_cache.json", ".lock", "CACHEDIR.TAG")
+"""What uv leaves, and the build removes."""
+
+
+def mark_files(prefix: Path) -> dict[str, tuple[int, int, int]]:
+    """Return inode, size and time of each file of a tree but byte code, by its path in it."""
+    found = {}
+    for directory, folders, names in os.walk(prefix):
+        folder = os.path.relpath(directory, prefix)
+        if BYTECODE in folders:
+            folders.remove(BYTECODE)
+        links = [name for name in folders if Path(directory, name).is_symlink()]
+        for name in (*names, *links):
+            status = os.lstat(f"{directory}/{name}")
+            path = f"{folder}/{name}".removeprefix("./")
+            found[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
+    return found
+
+
+def is_only_theirs(
+    before: dict[str, tuple[int, int, int]],
+    after: dict[str, tuple[int, int, int]],
+    files: Collection[str],
+) -> bool:
+    """Whether nothing but these files came, went or changed: a `.pth` may run anything."""
+    touched = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    return all(path in files or PurePosixPath(path).name in OF_INSTALLER for path in touched)
+
+
+def has_own_bytecode(wheels: Iterable[Collection[str]], others: Iterable[str]) -> bool:
+    """Whether all byte code that wheels bring is of modules that no other wheel has.
+
+    Compiling replaces it, and it goes with the module: then it must not be another wheel's.
+    `others` are the files of wheels that are there already.
+    """
+    brought = [set(files) for files in wheels]
+    holders = Counter([*(file for files in brought for file in files), *others])
+    mine = all(module in files for files in brought for module in modules_of(bytecode_among(files)))
+    return mine and all(holders[module] == 1 for module in modules_of(bytecode_among(holders)))
+
+
+def bytecode_among(files: Iterable[str]) -> Iterator[PurePosixPath]:
+    """Yield the compiled modules among files."""
+    for path in map(PurePosixPath, files):
+        if path.suffix == ".pyc" and path.parent.name == BYTECODE:
+            yield path
+
+
+def modules_of(compiled: Iterable[PurePosixPath]) -> Iterator[str]:
+    """Yield the sources of compiled modules: `p/__pycache__/m.cpython-313.pyc` is of `p/m.py`."""
+    for path in compiled:
+        yield str(path.parent.parent / f"{path.name.partition('.')[0]}.py")
+
+
+def fills_empty_folder(prefix: Path, files: Iterable[str]) -> bool:
+    """Whether a file comes into a folder that is there and empty: it has to stay when that goes."""
+    for folder in {PurePosixPath(file).parent for file in files}:
+        for place in (folder, *folder.parents):
+            if (prefix / place).is_dir():
+                if not any((prefix / place).iterdir()):
+                    return True
+                break
+    return False
