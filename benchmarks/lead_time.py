@@ -20,7 +20,7 @@ from demo.seaweed import S3Server, seaweed
 from demo.walkthrough import ENVFERRY
 from tests.support.fault_proxy import Plan, fault_proxy
 from tests.support.packed import random_bytes
-from tests.support.tiny_channel import TinyPackage, add_packages
+from tests.support.wheels import make_wheel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,7 +45,7 @@ def results(environment: Environment) -> Iterator[Result]:
     os.chdir(work)  # where specs are found by name; this process is for these figures alone
     with seaweed(work / "seaweed") as server:
         voyage = Voyage(environment, work, server)
-        voyage.make_channel(versions=environment.rounds + 3)
+        voyage.make_wheels(versions=environment.rounds + 3)
         yield from voyage.results(environment.rounds)
     os.chdir(environment.home)
     shutil.rmtree(work)
@@ -76,16 +76,13 @@ class Voyage:
             dist=self.work / f"dist-{name}", registry=registry, envs=self.work / f"envs-{name}"
         )
 
-    def make_channel(self, versions: int) -> None:
-        """Put the versions of the package into a copy of the environment's channel."""
-        channel = self.work / "channel"
-        shutil.copytree(self.environment.home / "channel", channel)
-        packages = []
+    def make_wheels(self, versions: int) -> None:
+        """Make a wheel of each version of the package."""
+        (self.work / "wheels").mkdir()
         for version in range(versions):
             data = base64.b64encode(random_bytes(version, PAYLOAD_BYTES * 3 // 4)).decode()
-            files = (("share/payload/data.txt", data),)
-            packages.append(TinyPackage(name="payload", version=f"{version}.0", files=files))
-        add_packages(channel, packages)
+            stem = f"payload-{version}.0-py3-none-any"
+            make_wheel(self.work / "wheels", stem, files={"payload_data/data.txt": data})
 
     def command(self, *words: str | Path, endpoint: str = "") -> Command:
         """Return a command with the cache and the server of these figures."""
@@ -100,14 +97,17 @@ class Voyage:
     def pin(self, version: int) -> None:
         """Write the version into the spec: the line that is changed."""
         text = self.spec_text.replace(f"name: {self.environment.name}", f"name: {NAME}", 1)
-        pinned = text.replace("dependencies:\n", f"dependencies:\n  - payload={version}.0\n", 1)
+        lines = f"      - --find-links {self.work / 'wheels'}\n      - payload=={version}.0\n"
+        pinned = text.replace("  - pip:\n", f"  - pip:\n{lines}", 1)
         (self.work / f"specs/{NAME}.yml").write_text(pinned)
 
-    def lock_and_build(self, version: int) -> dict[str, Run]:
+    def lock_and_build(self, version: int, *options: str) -> dict[str, Run]:
         """Lock and build a version."""
         self.pin(version)
-        lock = self.command("lock", NAME, "-q", "--channel", self.work / "channel")
-        return {"lock": run_once(lock), "build": run_once(self.command("build", NAME, "-q"))}
+        channel = self.environment.home / "channel"
+        lock = self.command("lock", NAME, "-q", "--channel", channel)
+        build = self.command("build", NAME, "-q", *options)
+        return {"lock": run_once(lock), "build": run_once(build)}
 
     def carry(self, place: Place, endpoint: str = "") -> dict[str, Run]:
         """Pack, push and install what was built."""
@@ -126,11 +126,14 @@ class Voyage:
         )  # fmt: skip
 
     def first_time(self, version: int) -> dict[str, Run]:
-        """Carry a version where nothing of this environment is; its build is the same."""
+        """Carry a version where nothing of this environment is."""
         lock, notes = self.work / f"specs/{NAME}.conda-lock.yml", self.work / "cache/packs"
         lock.unlink()
         notes.rename(notes.with_name("packs-aside"))
-        runs = {**self.lock_and_build(version), **self.carry(self.place(f"first-{version}"))}
+        runs = {
+            **self.lock_and_build(version, "--from-scratch"),
+            **self.carry(self.place(f"first-{version}")),
+        }
         shutil.rmtree(notes)
         notes.with_name("packs-aside").rename(notes)
         return runs
