@@ -136,11 +136,14 @@ def _unfinished(target: Path) -> Iterator[Path]:
 
 
 def squashfs_command(target: Path, mtime: int) -> list[str | Path]:
-    """Return what makes a squashfs of a tar on stdin that says nothing of when and where."""
+    """Return what makes a squashfs of a tar on stdin that says nothing of when and where.
+
+    All files of an archive have one time; `-root-time` does not count where a tar is read (4.5.1).
+    """
     return [
         *("mksquashfs", "-", target, "-tar", "-noappend", "-quiet", "-no-progress", "-no-xattrs"),
         *("-comp", "zstd", "-Xcompression-level", str(COMPRESSION_LEVEL), "-b", str(BLOCK_BYTES)),
-        *("-mkfs-time", str(mtime), "-root-time", str(mtime), "-root-mode", "0755"),
+        *("-mkfs-time", str(mtime), "-all-time", str(mtime), "-root-mode", "0755"),
         *("-root-uid", "0", "-root-gid", "0"),
     ]
 
