@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry import api
 from envferry.base.files import human_bytes
 from envferry.cli.building import (
     BuildingOptions,
@@ -213,6 +212,7 @@ def pack_built(
     console: Console, built: BuiltEnv, packed: PackedOptions, ways: PackingWays
 ) -> tuple[Artifact, Reuse]:
     """Pack a built environment, and say what did not have to be compressed again."""
+    from envferry import api
     from envferry.pack.stage import pack_env
 
     said: list[Reuse] = []
@@ -247,6 +247,8 @@ def push_one(
     console: Console, artifact: Artifact, registry: Registry, options: NewTagOptions
 ) -> PushedArtifact:
     """Push an artifact."""
+    from envferry import api
+
     with measured(console.progress, artifact.manifest.name) as progress:
         return api.push(artifact, registry=registry, tags=options.tags, progress=progress)
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry import api
 from envferry.archive.compression import DEFAULT_LEVEL
 from envferry.base.files import exclusive_lock, plural, remove_tree
 from envferry.cli.command import option
@@ -102,6 +101,7 @@ class PackedOptions:
 
 def preview_spec(argument: str, choice: BuildingOptions) -> BuildPreview:
     """Check the lock of a spec and say what a build would take."""
+    from envferry import api
     from envferry.build.downloads import DownloadCache
     from envferry.build.preview import preview_build
 
@@ -122,6 +122,7 @@ def build_spec(
     console: Console, argument: str, choice: BuildingOptions, *, twice: bool = False
 ) -> BuiltEnv:
     """Check the lock of a spec and build it; with `twice`, once more, and compare."""
+    from envferry import api
     from envferry.engines.selection import choose_sandbox
 
     lock, options = api.read_lock(argument), choice.as_build_options()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 import click
 import msgspec
 
-from envferry import api
 from envferry.cli.command import command, option
 from envferry.cli.lock_diff import lock_at
 from envferry.cli.terminal import table
@@ -142,6 +141,8 @@ def job_matrix(specs: Iterable[str], service: Service) -> dict[str, object] | li
     `parallel: matrix:`, whose keys are variables. Raises as `locked` does when a lock is missing or
     stale, and UsageError for more jobs than the service takes.
     """
+    from envferry import api
+
     jobs = []
     for spec in specs:
         lock = api.read_lock(spec)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry import api
 from envferry.cli.build import SigningOptions
 from envferry.cli.building import BuildingOptions, PackedOptions
 from envferry.cli.command import option
@@ -141,6 +140,8 @@ class BuiltReleaseOptions(
 
 def outcomes_of(specs: Iterable[str], options: BuiltReleaseOptions) -> list[Outcome]:
     """Return an outcome for each spec: on a cluster, for each platform that its lock has."""
+    from envferry import api
+
     if not options.scheduler:
         return [Outcome(spec) for spec in specs]
     outcomes = []

@@ -1,4 +1,4 @@
-"""The command `envferry fleet`, and the report that a host makes after a change."""
+"""The command `envferry fleet`."""
 
 from __future__ import annotations
 
@@ -7,21 +7,16 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
-from envferry import __version__
 from envferry.base.files import plural
 from envferry.cli.command import argument, command, option
 from envferry.cli.shared_options import RegistryOptions
 from envferry.cli.terminal import table
 from envferry.cli.upkeep import parse_age
-from envferry.config import host_name, settings
-from envferry.errors import NotFound, PipelineError
-from envferry.install.actor import utc_now
-from envferry.models import fit_to_show
+from envferry.errors import NotFound
 from envferry.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from envferry.cli.console import Console
     from envferry.registry.host_reports import Fleet, HostReport
@@ -124,20 +119,3 @@ def note_about(report: HostReport, name: str, options: FleetOptions, now: dateti
     errors = [one.error for one in tags if one.error]
     waiting = [f"waits: {one.waiting}" for one in tags if one.waiting]
     return "; ".join([*errors, *waiting])
-
-
-def report_host(envs_dir: Path) -> None:
-    """Report what this host has, if its settings say where to; a report that fails is a warning.
-
-    What was installed is installed: nobody shall run a command again for its report.
-    """
-    place = settings().report_to
-    if not place:
-        return
-    from envferry.follow.reporting import own_report, report_if_new
-
-    try:
-        report = own_report(envs_dir, host=host_name(), time=utc_now(), release=__version__)
-        report_if_new(Registry.open(place), report, envs_dir)
-    except (PipelineError, OSError, ModuleNotFoundError) as error:  # boto3 is an extra
-        log.warning("not reported to %s: %s", fit_to_show(place), error)

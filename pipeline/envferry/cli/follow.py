@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.cli.command import command, option
-from envferry.cli.fleet import report_host
 from envferry.cli.hooks import run_hooks
 from envferry.cli.host import InstallCommandOptions
+from envferry.cli.host_report import report_host
 from envferry.errors import UsageError
 from envferry.models import Ref, current_platform
 from envferry.registry import Registry

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from envferry import api
 from envferry.base.files import absolute_path, human_bytes, make_folders, plural
 from envferry.cli.command import argument, command, option
 from envferry.cli.completing import complete_installed, complete_refs
-from envferry.cli.fleet import report_host
 from envferry.cli.hooks import run_hooks
+from envferry.cli.host_report import report_host
 from envferry.cli.installed import home_of
 from envferry.cli.shared_options import (
     DryRunOptions,
@@ -174,6 +173,8 @@ def fetch(console: Console, options: FetchOptions) -> None:
 
     Carry the directory to a host without network and run `envferry install` on the archive there.
     """
+    from envferry import api
+
     trust = load_trust(options.trusted_keys, require_signature=options.require_signature)
     if options.dry_run:
         preview_fetch(console, options, open_trusting(options.registry, trust))

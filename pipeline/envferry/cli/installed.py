@@ -10,8 +10,8 @@ import click
 from envferry.base.files import plural
 from envferry.cli.command import argument, command, option
 from envferry.cli.completing import complete_installed
-from envferry.cli.fleet import report_host
 from envferry.cli.hooks import run_hooks
+from envferry.cli.host_report import report_host
 from envferry.cli.shared_options import DryRunOptions, EnvsDirOptions
 from envferry.errors import EXIT_INTERRUPTED, UsageError
 from envferry.install.actor import current_actor

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry import api
 from envferry.cli.build import PackingWays, pack_built, push_one
 from envferry.cli.building import build_spec, preview_line, preview_spec
 from envferry.cli.changed import MAX_JOBS, Service, job_matrix, releasable
@@ -164,6 +163,7 @@ def preview_release(
 
 def check_all(outcomes: Sequence[Outcome], tags: tuple[str, ...], gate: ReleaseGate) -> None:
     """Read every lock, and audit it where a policy says so; note what is wrong with each."""
+    from envferry import api
     from envferry.registry.layout import check_tag
 
     for tag in tags:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from envferry import api
 from envferry.base.files import human_bytes, plural
 from envferry.cli.building import preview_spec
 from envferry.cli.measured import known_durations
@@ -65,6 +64,8 @@ class ReleasePlanner:
 
     def published(self, version: str) -> Archive | None:
         """Open a version of the environment in the registry; None where there is none."""
+        from envferry import api
+
         name = api.read_lock(self.spec).name
         try:
             id_ = self.target.resolve(Ref(name=name, version=version), self.platform)

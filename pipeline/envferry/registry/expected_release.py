@@ -7,9 +7,10 @@ is the estimate, where the lock knows its size.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from packaging.utils import canonicalize_name
 
 if TYPE_CHECKING:
     from envferry.archive.index import PackageEntry
@@ -38,7 +39,9 @@ class ExpectedArchive:
 
 def expect_archive(lock: Lock, platform: str, before: Archive) -> ExpectedArchive:
     """Estimate the archive of a lock by one that is like it."""
-    there = {(entry.kind, plain_name(entry.name)): entry for entry in before.index.packages}
+    there: dict[Key, PackageEntry] = {
+        (entry.kind, canonicalize_name(entry.name)): entry for entry in before.index.packages
+    }
     locked = lock.for_platform(platform)
     tree = archive = fresh = changed = unknown = 0
     for package in locked:
@@ -72,15 +75,10 @@ def sizes_of(archive: Archive, entry: PackageEntry) -> tuple[int, int]:
 
 def key_of(package: LockedPackage) -> Key:
     """Return what a package of a lock is called in an index."""
-    return ("conda" if package.manager == "conda" else "pypi", plain_name(package.name))
+    return ("conda" if package.manager == "conda" else "pypi", canonicalize_name(package.name))
 
 
 def is_alike(entry: PackageEntry, package: LockedPackage) -> bool:
     """Whether an archive has a package in the version that a lock names."""
     same_build = package.manager != "conda" or entry.build == (package.build or "")
     return entry.version == package.version and same_build
-
-
-def plain_name(name: str) -> str:
-    """Return a name as PEP 503 compares it."""
-    return re.sub(r"[-_.]+", "-", name).lower()

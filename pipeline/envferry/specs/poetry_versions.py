@@ -10,7 +10,7 @@ import re
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-PART = re.compile(r"(?P<operator>\^|~=|~|===|==|!=|>=|<=|>|<|=|)\s*(?P<version>[\w.*+!-]+)")
+PART = re.compile(r"(?P<operator>\^|~=|~|===|==|!=|>=|<=|>|<|=|)\s*(?P<version>[\w.*+!-]+)[\s,]*")
 ALTERNATIVES = re.compile(r"\s*\|\|?\s*")
 
 
@@ -31,7 +31,7 @@ def pep440(constraint: str) -> str:
             message = f"{text[end:]!r} is not a version"
             raise ValueError(message)
         parts += _clauses(found["operator"], found["version"])
-        end = re.compile(r"[\s,]*").match(text, found.end()).end()  # type: ignore[union-attr]
+        end = found.end()
     try:
         return ",".join(str(item) for item in map(SpecifierSet, parts) if str(item))
     except InvalidSpecifier as error:
