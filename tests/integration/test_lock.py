@@ -15,7 +15,6 @@ import pytest
 from envferry.errors import NotFound, SpecError, StaleLock, StoreError, ToolFailed, UsageError
 from envferry.lock.existing_lock import check_lock
 from envferry.lock.lock_options import LockOptions
-from envferry.lock.pypi_names import NAMES_PATH
 from envferry.lock.stage import lock_spec
 from envferry.process import run
 from envferry.progress import Silent
@@ -107,10 +106,12 @@ def test_both_halves_are_one_lock_that_conda_lock_accepts(project: Project) -> N
     project.conda_lock("render", "-k", "explicit", "-p", PLATFORM, lock.path.name)
     explicit = (lock.path.parent / f"conda-{PLATFORM}.lock").read_text()
     assert "/linux-64/numpy-2.2.6-py310_0.conda#" in explicit
+    no_names = project.path.with_name("no-names.json")
+    no_names.write_text("{}")
     printed = project.conda_lock(
         *("lock", "--check-input-hash", "-f", project.path.name, "-p", PLATFORM),
         *("--lockfile", lock.path.name, "--conda", "/bin/true"),
-        *("--pypi_to_conda_lookup_file", str(NAMES_PATH)),
+        *("--pypi_to_conda_lookup_file", str(no_names)),
     )
     assert f"Spec hash already locked for ['{PLATFORM}']" in printed
     assert lock.path.read_bytes() == before
@@ -131,6 +132,33 @@ def test_one_package_asked_for_in_both_halves(project: Project) -> None:
         project.lock()
     project.write("python=3.10, numpy=2", "numpy>=2")
     assert versions(project.lock())["numpy"] == "conda 2.2.6"
+
+
+@pytest.mark.parametrize(
+    ("conda", "pip"),
+    [
+        ("pytorch", "torch"),
+        ("psycopg2", "psycopg2-binary"),
+        ("psycopg2", "psycopg2"),
+        ("py-opencv", "opencv-python-headless"),
+        ("cccl-python", "cuda-cccl"),
+    ],
+)
+def test_no_package_is_locked_under_two_names(
+    project: Project, tmp_path: Path, conda: str, pip: str
+) -> None:
+    twin = TinyPackage(name=conda, version="2.0", build="py_0", depends=("python",))
+    project.channel = make_channel(tmp_path / "twins", [*python_packages(), twin])
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    for version in ("2.0", "3.0"):
+        make_wheel(wheels, f"{pip.replace('-', '_')}-{version}-py3-none-any")
+    make_wheel(wheels, "needy-1.0-py3-none-any", metadata=f"Requires-Dist: {pip}\n")
+    lines = f"'--no-index', '--find-links {wheels}', needy, {pip}"
+    project.write(f"python=3.10, {conda}", lines)
+    found = versions(project.lock())
+    assert (found["needy"], found[conda]) == ("pip 1.0", "conda 2.0")
+    assert conda == pip or pip not in found
 
 
 @pytest.mark.parametrize(
