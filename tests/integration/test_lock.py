@@ -577,3 +577,46 @@ def test_requirements_that_only_their_metadata_names(
         lock = project.lock(LockOptions(platforms=(PLATFORM,), upgrade=True))
         (found,) = (item for item in lock.packages if item.name == "hidden-name")
         assert found.kind == kind
+
+
+@pytest.fixture
+def public_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Make a repository that git finds at a public address; return its line for pip."""
+    folder = tmp_path / "git" / "hub" / "demo.git"
+    folder.mkdir(parents=True)
+    (folder / "pyproject.toml").write_text(
+        '[project]\nname = "demo"\nversion = "9.0"\n'
+        '[build-system]\nrequires = []\nbuild-backend = "demo"\nbackend-path = ["."]\n'
+    )
+    git = ("git", "-c", "user.name=a", "-c", "user.email=a@b.example")
+    for words in (("init", "-q"), ("add", "."), ("commit", "-qm", "1"), ("tag", "abc123def")):
+        run([*git, *words], cwd=folder)
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.{folder.parent.parent.as_uri()}/.insteadOf")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "https://git.example/")
+    return "git+https://git.example/hub/demo.git@abc123def"
+
+
+@pytest.mark.parametrize("start", ["", "demo @ "])
+def test_a_url_in_the_pip_half_is_more_exact_than_a_name_in_condas(
+    project: Project,
+    public_git: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    start: str,
+) -> None:
+    demo = TinyPackage(name="demo", version="1.0", depends=("python",))
+    needy = TinyPackage(name="needy", version="1.0", depends=("demo", "python"))
+    project.channel = make_channel(tmp_path / "demos", [*python_packages(), demo, needy])
+    project.write("python=3.10, demo, numpy", f"{start}{public_git}")
+    lock = project.lock()
+    assert versions(lock)["demo"] == "pip 9.0"
+    assert versions(lock)["numpy"] == "conda 2.2.6"
+    assert "demo comes from the URL in the pip half" in caplog.text
+    assert check_lock(read_spec(project.path)) == lock
+    for conda in ("demo=1.0", "needy"):
+        project.write(f"python=3.10, {conda}", f"{start}{public_git}")
+        with pytest.raises(SpecError) as caught:
+            project.lock()
+        assert caught.value.message == "pip requires demo by its URL, but conda chose demo 1.0"
+        assert "from one half" in caught.value.hint
