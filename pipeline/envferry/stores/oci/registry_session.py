@@ -58,6 +58,8 @@ class Call:
     body: bytes | list[bytes] | None = None
     """A list is sent piece by piece; its length must be among the headers."""
     rights: str = "pull"
+    source: str = ""
+    """Another repository that is read from."""
     most: int = MOST_TEXT
     """The bytes of an answer, at most."""
     expected: tuple[int, ...] = (OK,)
@@ -67,7 +69,8 @@ class Call:
     @property
     def scope(self) -> str:
         """The words of the Bearer flow for what is to be done."""
-        return f"repository:{self.repository}:{self.rights}"
+        wanted = f"repository:{self.repository}:{self.rights}"
+        return f"{wanted} repository:{self.source}:pull" if self.source else wanted
 
 
 @dataclass(frozen=True, slots=True)
