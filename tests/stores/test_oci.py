@@ -517,11 +517,11 @@ def test_a_login_goes_to_token_servers_by_https_only(
 @pytest.mark.parametrize(
     ("header", "scheme", "realm", "scope"),
     [
-        ('Bearer realm="https://t/x",service="s",scope="a:pull,push b:pull"',
-         "bearer", "https://t/x", "a:pull,push b:pull"),
+        ('Bearer realm="t",service="s",scope="a:pull,push b:pull"',
+         "bearer", "t", "a:pull,push b:pull"),
         ("bearer realm=https://t/x, service=s", "bearer", "https://t/x", ""),
-        ('BASIC realm="a, Bearer realm=\'https://evil\'"', "basic", "a, Bearer realm='https://evil'", ""),
-        ('Basic realm="r", Bearer realm="https://t/x",scope="a:pull"', "bearer", "https://t/x", "a:pull"),
+        ('BASIC realm="a, Bearer realm=\'t\'"', "basic", "a, Bearer realm='t'", ""),
+        ('Basic realm="r", Bearer realm="t",scope="a:pull"', "bearer", "t", "a:pull"),
         ('Negotiate, Basic realm="r"', "basic", "r", ""),
         ("Negotiate abc=, Basic", "basic", "", ""),
     ],
