@@ -104,6 +104,14 @@ def test_a_variable_that_means_nothing(name: str, text: str) -> None:
         read_settings({f"ENVFERRY_{name}": text}, [])
 
 
+def test_a_misspelled_variable_is_refused() -> None:
+    for name in ("ENVFERRY_REQUIRE_SIGNATURE", "ENVFERRY_REQUIRE_SIGNED"):
+        with pytest.raises(SpecError, match=f"the variable {name} is not a setting") as caught:
+            read_settings({name: "1"}, [])
+        assert "did you mean `ENVFERRY_REQUIRE_SIGNATURES`?" in str(caught.value.hint)
+    assert read_settings({"ENVFERRY_IMAGE": "a site's own", "ENVFERRY_REQUIRE": "s3"}, [])
+
+
 def test_a_file_that_everybody_may_write_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "config.toml", "", 0o666)
     with pytest.raises(SpecError, match="refused: it can be written by everybody"):

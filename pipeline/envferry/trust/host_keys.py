@@ -114,12 +114,14 @@ def read_kept_bundle(path: Path) -> TrustBundle | None:
     that.
     """
     from envferry.trust.bundle import decode_bundle
+    from envferry.trust.signing import refuse_open
 
     if not os.path.lexists(path):
         return None
     if not path.is_file():
         message = f"the trust bundle {path} is not a file"
         raise UsageError(message, hint="replace it by the file that `envferry trust update` wrote")
+    refuse_open(path, "trust bundle")
     try:
         return decode_bundle(path.read_bytes(), f"the trust bundle {path}").bundle
     except OSError as error:
