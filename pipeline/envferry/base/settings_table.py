@@ -235,8 +235,8 @@ def read_settings(environ: Mapping[str, str], files: Iterable[Path]) -> dict[str
 def _refuse_misspelled(environ: Mapping[str, str]) -> None:
     """Raise SpecError for a variable whose name is close to that of a setting.
 
-    Whoever sets `ENVFERRY_REQUIRE_SIGNATURE` believes that signatures are required. Other names
-    that begin so may be a site's own.
+    Whoever misspells the name of `require_signatures` believes that signatures are verified. Names
+    that are close to none may be of a site's own.
     """
     known = {one.variable.removeprefix(VARIABLES): one.variable for one in SETTINGS}
     for variable in sorted(environ):
@@ -269,6 +269,8 @@ def read_file(path: Path) -> dict[str, Told]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
+        if path != SYSTEM_FILE and is_out_of_reach(path):
+            return {}
         message = f"cannot read the settings in {path}: {error.strerror}"
         raise SpecError(message, hint="check its permissions, or remove it") from error
     except UnicodeDecodeError as error:
@@ -282,6 +284,20 @@ def read_file(path: Path) -> dict[str, Told]:
             raise _unknown(key, place, known)
         found[key] = Told(value=_check(known[key], value, place), source=place)
     return found
+
+
+def is_out_of_reach(path: Path) -> bool:
+    """Whether a folder above a file is closed to this user, who cannot say whether it exists.
+
+    `su USER` leaves HOME at another user's directory: the settings in it are not theirs.
+    """
+    try:
+        path.lstat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _without_waiting(path: str, flags: int) -> int:
