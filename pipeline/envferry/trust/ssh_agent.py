@@ -8,12 +8,12 @@ with the length of a session's id: neither can stand for the other.
 from __future__ import annotations
 
 import base64
-import hashlib
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from envferry.base.sha256 import sha256_hex
 from envferry.errors import HostError, NotFound, UsageError
 from envferry.trust.signing import SigningKey, public_key_of
 
@@ -45,7 +45,7 @@ class AgentKey:
     @property
     def fingerprint(self) -> str:
         """What `ssh-add -l` shows."""
-        digest = base64.b64encode(hashlib.sha256(self.blob).digest()).decode()
+        digest = base64.b64encode(bytes.fromhex(sha256_hex(self.blob))).decode()
         return f"SHA256:{digest.rstrip('=')}"
 
     @property
