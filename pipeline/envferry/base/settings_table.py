@@ -182,8 +182,25 @@ SETTINGS = (
         kind="secret",
         shown_default="none",
         option="--sign-key",
-        help="A private key in PEM, for CI. Never in a file.",
+        help="A private key in PEM, for CI, or the name of one: `ssh:…`, `pkcs11:…`. Never in a"
+        " file.",
         in_files=False,
+    ),
+    Setting(
+        key="key_passphrase",
+        variable="ENVFERRY_KEY_PASSPHRASE",
+        kind="secret",
+        shown_default="asked at the terminal",
+        help="The passphrase of a key to sign with, or the PIN of a token. Never in a file of"
+        " settings.",
+        in_files=False,
+    ),
+    Setting(
+        key="key_passphrase_file",
+        variable="ENVFERRY_KEY_PASSPHRASE_FILE",
+        kind="path",
+        shown_default="none",
+        help="A file whose first line is that passphrase or PIN.",
     ),
     Setting(
         key="tool_dir",
