@@ -49,8 +49,7 @@ class SigningKey:
     key: Ed25519PrivateKey = field(repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Signer:
+class Signer(msgspec.Struct, frozen=True, kw_only=True):
     """Whoever pushes, with the keys and with what the provenance says of it."""
 
     keys: tuple[SigningKey, ...]
