@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import click
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 LISTED_VERSIONS = 12
 
 
-@dataclass(frozen=True, kw_only=True)
 class SelectionOptions(RegistryOptions):
     """Which artifacts of a registry are meant, and how thoroughly to look for them."""
 
@@ -57,7 +55,6 @@ class SelectionOptions(RegistryOptions):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class FindOptions(SelectionOptions):
     """What to find, and where."""
 
@@ -74,7 +71,7 @@ class FindOptions(SelectionOptions):
         if self.name:
             message = f"--cve and the package {self.package} do not go together"
             raise UsageError(message, hint=f"envferry find --cve {self.cve} {self.name}")
-        return replace(self, name=self.package, package=None)
+        return FindOptions(**{**vars(self), "name": self.package, "package": None})
 
 
 @command(SelectionOptions)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -31,8 +30,7 @@ if TYPE_CHECKING:
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifiedArtifact:
+class VerifiedArtifact(msgspec.Struct, frozen=True, kw_only=True):
     """What a checked attestation says."""
 
     artifact: str
@@ -42,8 +40,7 @@ class VerifiedArtifact:
     time: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Provenance:
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     """What an attestation says of a build, for people to read; not verified."""
 
     key_ids: tuple[str, ...]

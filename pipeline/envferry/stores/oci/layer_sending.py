@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import msgspec
 import xxhash
 from blake3 import blake3
 
@@ -30,8 +30,7 @@ MOST_LOOKED_AT = 200
 """Archives whose layers are looked at; those of the same environment come first."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReusedLayers:
+class ReusedLayers(msgspec.Struct, frozen=True):
     """Layers that the registry has: by size, with a repository that has them."""
 
     by_size: Mapping[int, dict[str, str]]
@@ -62,8 +61,7 @@ class ReusedLayers:
         return cls(by_size)
 
 
-@dataclass(frozen=True, slots=True)
-class LayerSender:
+class LayerSender(msgspec.Struct, frozen=True):
     """Brings the layers of one archive to a repository."""
 
     space: Space
@@ -101,7 +99,7 @@ class LayerSender:
         if (source := there.get(digest)) and self._is_there(digest, source):
             self.advance(part.size)
             return SentBlob(Descriptor(LAYER, digest, part.size), diff_id)
-        seen = replace(part, watch=_unseen)
+        seen = msgspec.structs.replace(part, watch=_unseen)
         return send_blob(self.space, self.repository, seen, self.advance, media_type=LAYER)
 
     def _is_there(self, digest: str, source: str) -> bool:

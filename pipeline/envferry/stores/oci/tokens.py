@@ -30,8 +30,7 @@ SCHEMES = ("bearer", "basic")
 CLIENT = "envferry"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Challenge:
+class Challenge(msgspec.Struct, frozen=True, kw_only=True):
     """What a registry wants to see (`WWW-Authenticate`)."""
 
     scheme: str
@@ -69,8 +68,7 @@ class Challenge:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class TokenChallenge:
+class TokenChallenge(msgspec.Struct, frozen=True):
     """A request to a token server."""
 
     url: str
