@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.cli.terminal import harmless, styled
+from envferry.cli.terminal import printable, styled
 from envferry.errors import EXIT_INTERRUPTED, HostError, PipelineError, SpecError, UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Failure:
         """
         from envferry.models import fit_to_show
 
-        message, hint = (harmless(fit_to_show(text)) for text in (self.message, self.hint))
+        message, hint = (printable(fit_to_show(text)) for text in (self.message, self.hint))
         try:
             click.echo(f"{styled('error:', fg='red', bold=True)} {message}", err=True)
             if hint:
