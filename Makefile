@@ -43,6 +43,7 @@ format: $(VENV)/.ready
 # COVERAGE=1 measures which lines and branches the unit tests run.
 unit: $(VENV)/.ready
 	./bootstrap.sh hosts
+	./bootstrap.sh softhsm
 	$(if $(COVERAGE),$(bin)/coverage run -m,$(bin)/python -m) pytest $(parallel) -m "not slow" --ignore tests/integration
 	$(if $(COVERAGE),$(bin)/coverage combine -q && $(bin)/coverage report --skip-covered --skip-empty)
 
