@@ -1,4 +1,4 @@
-"""What the site does with links out of it, and between its languages: called by MkDocs (`hooks` in mkdocs.yml).
+"""What the site does with links out of it and between its languages: called by MkDocs as a hook.
 
 On a forge, pages link to sources and to each other's languages by relative paths. The site has
 neither the sources nor, in one language, the other one's pages: the former become text, the latter
