@@ -192,7 +192,7 @@ def _manifest_beside(path: Path) -> Path:
     elif path.is_dir():
         message = f"{path} is a folder, expected an artifact"
         raise UsageError(
-            message, hint=f"of a registry name an environment: `NAME --registry {path}`"
+            message, hint=f"if it is a registry, name an environment and `--registry {path}`"
         )
     else:
         message = f"{path} is not an artifact: its name ends in neither .tar.zst nor .manifest.json"

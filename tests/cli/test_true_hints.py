@@ -73,7 +73,7 @@ def named_commands() -> Iterator[Named]:
 
 def complaint(words: list[str], *, is_instruction: bool = True) -> str:
     """Return what the command line says of words before it runs anything; nothing if they fit."""
-    context = click.Context(envferry, info_name="envferry")
+    context = click.Context(envferry, info_name="envferry", **envferry.context_settings)
     try:
         _, found, words = envferry.resolve_command(context, words)
         assert found is not None

@@ -89,7 +89,7 @@ def problems(findings: dict[str, str], registry: str) -> list[str]:
     """
     engines = [text for label, text in findings.items() if label.startswith("sandbox ")]
     found = []
-    if "not installed" not in findings["conda-lock"] and not any(
+    if not findings["conda-lock"].startswith("not ") and not any(
         text.startswith("works") for text in engines
     ):
         reason = findings["sandbox bwrap"].removeprefix("no: ")
