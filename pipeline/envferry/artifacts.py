@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -131,8 +130,7 @@ def checksum_line(manifest: Manifest) -> bytes:
     return f"{manifest.archive.xxh128}  {manifest.archive.file}\n".encode()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
+class Proof(msgspec.Struct, frozen=True, kw_only=True):
     """What a signature check needs: a manifest's own bytes, and who signed them."""
 
     manifest_data: bytes

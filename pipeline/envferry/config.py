@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import msgspec
+
 from envferry.base.proxies import read_proxies
 from envferry.base.settings_table import SYSTEM_FILE, read_settings
 from envferry.base.site_indexes import SiteIndexes, plain_url, read_site_indexes
@@ -81,8 +83,7 @@ class Secret:
         return "**redacted**"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the environment says; command line options win over it."""
 
     registry: str
@@ -332,8 +333,7 @@ def uv_settings_passed_over() -> tuple[str, ...]:
     return tuple(sorted(name for name in os.environ if _decides(name) and os.environ[name]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkSettings:
+class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How to reach the servers that downloads come from."""
 
     certificates: Path | None
@@ -342,7 +342,7 @@ class NetworkSettings:
     """Where credentials for hosts may be found."""
     proxies: dict[str, str]
     """Proxy URLs by scheme (`http`, `https`, `all`), and `no`: the hosts to reach without."""
-    logins: dict[str, Secret] = field(default_factory=dict)
+    logins: dict[str, Secret] = msgspec.field(default_factory=dict)
     """`user:password` as URLs have it, by `host:port`: from uv's variables that name indexes."""
 
     @classmethod

@@ -17,7 +17,7 @@ from envferry.archive.install_journal import InstallJournal, read_noted
 from envferry.archive.reader import FileSource
 from envferry.errors import HostError, IntegrityError, StoreError
 from envferry.install.env_home import EnvHome
-from envferry.install.reuse import Link
+from envferry.install.link_mode import Link
 from envferry.install.stage import InstallOptions, InstallPreview, install_artifact, preview_install
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent
@@ -304,7 +304,7 @@ def test_all_findings_about_a_disk_come_at_once(
 ON_A_COPYING_DISK = """
 import os, sys
 from pathlib import Path
-from envferry.install.reuse import Link
+from envferry.install.link_mode import Link
 from tests.support.installing import install
 from tests.install.test_updates import require_right
 disk, first, second = map(Path, sys.argv[1:])

@@ -10,9 +10,10 @@ import os
 import re
 import stat
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 from envferry.errors import SpecError
 from envferry.suggestions import closest, perhaps
@@ -33,8 +34,7 @@ ValueKind = Literal["text", "path", "paths", "flag", "number", "days", "umask", 
 Value = str | bool | int | tuple[str, ...] | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
     """One setting."""
 
     key: str
@@ -229,8 +229,7 @@ SETTINGS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class Told(msgspec.Struct, frozen=True, kw_only=True):
     """The value of a setting, and what says so."""
 
     value: Value

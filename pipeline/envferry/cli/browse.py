@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 LISTED_VERSIONS = 12
 
 
-@dataclass(frozen=True, kw_only=True)
 class SelectionOptions(RegistryOptions):
     """Which artifacts of a registry are meant, and how thoroughly to look for them."""
 
@@ -58,7 +56,6 @@ class SelectionOptions(RegistryOptions):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class FindOptions(SelectionOptions):
     """What to find, and where."""
 
@@ -75,7 +72,7 @@ class FindOptions(SelectionOptions):
         if self.name:
             message = f"--cve and the package {self.package} do not go together"
             raise UsageError(message, hint=f"envferry find --cve {self.cve} {self.name}")
-        return replace(self, name=self.package, package=None)
+        return FindOptions(**{**vars(self), "name": self.package, "package": None})
 
 
 @command(SelectionOptions)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 import msgspec
 
-from envferry.cli.command import command, option
-from envferry.cli.lock_diff import lock_at
+from envferry.cli.command import CommandOptions, command, option
 from envferry.cli.terminal import table
 from envferry.errors import UsageError
 from envferry.models import SPECS_DIR
@@ -33,8 +31,7 @@ GITHUB_RUNNERS = {
 """The hosted runner that builds for a platform; a workflow may map `platform` to its own."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SinceOptions:
+class SinceOptions(CommandOptions):
     """Since when, and in which folder."""
 
     since: str = option(
@@ -50,7 +47,6 @@ class SinceOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class ChangedOptions(SinceOptions):
     """Since when, and for whom."""
 
@@ -97,6 +93,7 @@ def changed_lines(found: tuple[ChangedSpec, ...], options: SinceOptions) -> list
 
 def markdown_lines(found: tuple[ChangedSpec, ...], options: SinceOptions) -> list[str]:
     """Return a section for each changed spec: what its lock has otherwise than before."""
+    from envferry.cli.lock_diff import lock_at
     from envferry.errors import NotFound
     from envferry.specs.lock_changes import compare_locks, markdown_table
 

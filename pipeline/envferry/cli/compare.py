@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from envferry.registry.diff import ArtifactDifference
 
 
-@dataclass(frozen=True, kw_only=True)
 class DiffOptions(PlatformOptions, RegistryOptions):
     """What to compare."""
 
@@ -39,7 +37,6 @@ class DiffOptions(PlatformOptions, RegistryOptions):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class WhyOptions(PlatformOptions, RegistryOptions):
     """Which package of which artifact."""
 

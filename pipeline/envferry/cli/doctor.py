@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 from envferry import __version__, process
@@ -39,7 +37,6 @@ LIBRARIES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
 class DoctorOptions(RegistryOptions, EnvsDirOptions):
     """What to look at."""
 
@@ -156,6 +153,8 @@ def engine_state(engine: Engine) -> str:
 
 def library_version(name: str) -> str:
     """Return the version of a library, or which extra brings it."""
+    from importlib import metadata
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

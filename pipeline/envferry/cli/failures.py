@@ -6,11 +6,11 @@ import errno
 import logging
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from envferry.cli.terminal import printable, styled
 from envferry.errors import EXIT_INTERRUPTED, HostError, PipelineError, SpecError, UsageError
@@ -37,15 +37,13 @@ OS_ERRORS = {
 }
 
 
-@dataclass(slots=True)
-class Answer:
+class Answer(msgspec.Struct):
     """Whether a command has printed its result: with `--json` there is one document only."""
 
     is_given: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True):
     """What is said of an error."""
 
     message: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import sys
 import time
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,8 +18,6 @@ from envferry.cli.host_report import report_host
 from envferry.config import started_file
 from envferry.errors import UsageError
 from envferry.models import Ref, current_platform
-from envferry.registry import Registry
-from envferry.registry.accepted_sources import origin_of
 from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:
@@ -30,7 +27,6 @@ if TYPE_CHECKING:
     from envferry.models import Manifest
 
 
-@dataclass(frozen=True, kw_only=True)
 class FollowOptions(InstallCommandOptions):
     """What to follow, and when it may change."""
 
@@ -109,6 +105,8 @@ def request_of(options: FollowOptions, ref: Ref) -> FollowRequest:
     from envferry.follow.poll import FollowRequest
     from envferry.follow.window import Window
     from envferry.install.env_home import EnvHome
+    from envferry.registry import Registry
+    from envferry.registry.accepted_sources import origin_of
 
     trust = load_trust(
         options.trusted_keys,
@@ -118,6 +116,7 @@ def request_of(options: FollowOptions, ref: Ref) -> FollowRequest:
     )
 
     def install_options(manifest: Manifest) -> InstallOptions:
+
         origin = origin_of(options.ref, options.registry, trust.signers_of(manifest))
         return options.as_install_options(origin)
 

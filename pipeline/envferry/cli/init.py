@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from envferry.cli.console import Console
 
 
-@dataclass(frozen=True, kw_only=True)
 class InitOptions(DryRunOptions):
     """What the repository is to be for."""
 

@@ -8,11 +8,11 @@ import signal
 import sys
 import threading
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
+from msgspec.structs import replace
 
 from envferry import __version__
 from envferry.cli.failures import EXPECTED, Answer, explain, require_utf8

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from envferry.cli.build import PackingWays, pack_built, push_one
 from envferry.cli.building import build_spec, preview_line, preview_spec
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from envferry.registry import Registry
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReleaseOptions(DryRunOptions, BuiltReleaseOptions):
     """What to release, and how."""
 
@@ -189,8 +188,7 @@ def require_all_writable(outcomes: Sequence[Outcome], target: Registry) -> None:
             require_writable(target, outcome.lock.name, outcome.platform)
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(msgspec.Struct, frozen=True):
     """Where a release goes to, and what it has to pass."""
 
     console: Console

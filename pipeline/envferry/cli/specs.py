@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from msgspec.structs import replace
 
-from envferry.cli.command import argument, command, option
+from envferry.cli.command import CommandOptions, argument, command, option
 from envferry.cli.completing import complete_specs
 from envferry.cli.shared_options import DryRunOptions, OfflineOptions
 from envferry.errors import UsageError
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ImportCommandOptions(DryRunOptions):
     """What to make a spec of, and how."""
 
@@ -67,8 +66,7 @@ class ImportCommandOptions(DryRunOptions):
         return replace(options, channels=self.channels) if self.channels else options
 
 
-@dataclass(frozen=True, kw_only=True)
-class LintOptions:
+class LintOptions(CommandOptions):
     """What to lint, and how strictly."""
 
     specs: tuple[str, ...] = argument(
@@ -80,7 +78,6 @@ class LintOptions:
     strict: bool = option("--strict", is_flag=True, help="Fail if anything is found.")
 
 
-@dataclass(frozen=True, kw_only=True)
 class LockCommandOptions(DryRunOptions, OfflineOptions):
     """What to lock, and how."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,7 +61,6 @@ def parse_part_size(
     return size
 
 
-@dataclass(frozen=True, kw_only=True)
 class ExportOptions(
     DryRunOptions,
     TrustedKeyOptions,
@@ -148,14 +146,12 @@ class ExportOptions(
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class ApplyOptions(DryRunOptions, SignatureOptions, RegistryOptions):
     """What to apply, where to."""
 
     directory: Path = argument(metavar="DIR", type=click.Path(path_type=Path))
 
 
-@dataclass(frozen=True, kw_only=True)
 class MirrorOptions(DryRunOptions, SignatureOptions, ChosenTagOptions):
     """What to mirror, where to."""
 

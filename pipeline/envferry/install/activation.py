@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from envferry.errors import NotFound, TargetOccupied
 from envferry.install import final_view

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry import process
 from envferry.base.env_variables import read_variables
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 ENV = "/usr/bin/env"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckedTree:
+class CheckedTree(msgspec.Struct, frozen=True, kw_only=True):
     """An installation that is to be checked."""
 
     prefix: str

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.base.files import absolute_path, sync_directory, write_bytes
 from envferry.base.json import from_json
@@ -31,8 +32,7 @@ REPAIR = ".repair-"
 IMAGE_SUFFIX = ".squashfs"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnvHome:
+class EnvHome(msgspec.Struct, frozen=True, kw_only=True):
     """Everything of one environment below an envs directory (docs/format.md, the host)."""
 
     envs_dir: Path

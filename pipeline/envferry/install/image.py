@@ -11,7 +11,6 @@ import shlex
 import shutil
 import struct
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -65,8 +64,7 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Image:
+class Image(msgspec.Struct, frozen=True, kw_only=True):
     """An image, of which the end was read."""
 
     path: Path

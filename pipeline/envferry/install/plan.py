@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 from blake3 import blake3
 
 from envferry.archive.identity import check_manifest
@@ -17,7 +17,8 @@ from envferry.install.events import NOBODY, Actor
 from envferry.install.host_check import Needs, check_host, cuda_runtime
 from envferry.install.installed import find_donors, open_installed
 from envferry.install.integrations import Integrations, wanted_integrations
-from envferry.install.reuse import Link, ReusableTrees
+from envferry.install.link_mode import Link
+from envferry.install.reuse import ReusableTrees
 from envferry.install.tree_check import faults_among, top_faults
 from envferry.models import (
     ENVS_DIR,
@@ -42,8 +43,7 @@ BLOCK_BYTES = 4096
 """What a file's last block wastes, at most, on the usual file systems."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstallOptions:
+class InstallOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Where and how to install."""
 
     envs_dir: Path = ENVS_DIR
@@ -77,8 +77,7 @@ class InstallOptions:
         return Actor(time=self.origin.time, user=self.origin.user) if self.origin else NOBODY
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstallPlan:
+class InstallPlan(msgspec.Struct, frozen=True, kw_only=True):
     """An install that passed all checks."""
 
     archive: Archive

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
+
+import msgspec
 
 from envferry.config import child_environ
 from envferry.errors import NotFound, PipelineError
@@ -33,8 +34,7 @@ EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 """git's name of the tree without files."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChangedSpec:
+class ChangedSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A spec that is, or whose lock or requirement files are, otherwise than at the revision."""
 
     spec: str
@@ -57,8 +57,7 @@ class ChangedSpec:
         return bool(self.platforms) or any(file.endswith(LOCK_ENDING) for file in self.files)
 
 
-@dataclass(frozen=True, slots=True)
-class _FileChange:
+class _FileChange(msgspec.Struct, frozen=True):
     """One entry of `git diff --name-status`; paths are absolute."""
 
     path: Path

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
+
+import msgspec
 
 from envferry import __version__
 from envferry.base.files import make_folders, write_bytes
@@ -30,8 +31,7 @@ USUAL_SERVICE: Service = "github"
 USUAL_PACKAGES = ("python=3.12",)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewRepository:
+class NewRepository(msgspec.Struct, frozen=True, kw_only=True):
     """What a new repository is to be for."""
 
     name: str

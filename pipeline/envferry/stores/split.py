@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import xxhash
 from blake3 import blake3
+from msgspec.structs import replace
 
 from envferry.base.files import human_bytes
 from envferry.base.json import from_json, to_json
