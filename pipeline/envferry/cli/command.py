@@ -104,11 +104,12 @@ COMMON: tuple[Decorator, ...] = (
 
 def _declared(options: type[CommandOptions]) -> Iterator[Decorator]:
     """Yield click's decorators of a class's fields: arguments, its own options, inherited ones."""
+    inherited = {name for base in options.__mro__[1:] for name in vars(base)}
     found = {
-        name: (value.is_option, name not in vars(options), value)
+        name: value
         for base in reversed(options.__mro__)
         for name, value in vars(base).items()
         if isinstance(value, Declared)
     }
-    for name, (*_, value) in sorted(found.items(), key=lambda item: item[1][:2]):
-        yield value.declare(name)
+    for name in sorted(found, key=lambda name: (found[name].is_option, name in inherited)):
+        yield found[name].declare(name)
