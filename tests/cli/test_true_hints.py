@@ -103,7 +103,7 @@ def complaint(words: list[str], *, is_instruction: bool = True) -> str:
     [
         ("install demo@stable", ""),
         ("audit --tagged", ""),
-        ("instal demo", "not a command"),
+        ("qqq demo", "not a command"),
         ("install", "Missing argument"),
         ("push demo --sign-key", "requires an argument"),
         ("list --nothing", "No such option"),
