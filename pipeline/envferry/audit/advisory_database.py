@@ -42,7 +42,7 @@ MOST_UNPACKED = 1 << 31
 """Twenty times what all advisories of PyPI take."""
 DATABASE = StatementKind(
     predicate="urn:envferry:advisories:1",
-    again="do not use it: make it again with `envferry audit update --sign-key`",
+    again="do not use it: make it again with `envferry audit update SOURCE --sign-key KEY`",
     expected="run `envferry audit update SOURCE` on a connected machine, and bring the file here",
 )
 LEVEL = 12

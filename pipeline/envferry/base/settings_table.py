@@ -211,6 +211,14 @@ SETTINGS = (
         in_files=False,
     ),
     Setting(
+        key="run_file",
+        variable="ENVFERRY_RUN_FILE",
+        kind="path",
+        shown_default="set by `envferry.run`",
+        help="The one file that was started, which hints and systemd units then name.",
+        in_files=False,
+    ),
+    Setting(
         key="config",
         variable="ENVFERRY_CONFIG",
         kind="path",

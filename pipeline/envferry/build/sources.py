@@ -216,7 +216,9 @@ class GitCommit(msgspec.Struct, frozen=True, kw_only=True):
             raise StoreError(message, hint=hint)
         if not self._is_in(home):
             message = f"{shown} no longer exists"
-            raise NotFound(message, hint="lock again: `envferry lock --update` its package")
+            raise NotFound(
+                message, hint="lock its package again: `envferry lock SPEC --update PACKAGE`"
+            )
 
     def archive(self, repository: Path, target: Path) -> None:
         """Write the files of the commit into a tar archive."""

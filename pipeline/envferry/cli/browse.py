@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -84,6 +85,9 @@ def ls(console: Console, options: SelectionOptions) -> None:
     """
     from envferry.index.queries import entries
 
+    if options.name and Path(options.name).is_dir() and "/" in options.name:
+        message = f"{options.name} is a folder, expected the name of an environment"
+        raise UsageError(message, hint=f"run `envferry ls --registry {options.name}`")
     index = open_index(console, options.registry, fully=options.fully)
     found = index.ask(entries(options.filter()))
     if not found and options.name:

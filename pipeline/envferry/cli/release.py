@@ -86,7 +86,9 @@ def release(console: Console, options: ReleaseOptions) -> None:
     if not options.specs and options.since is None:
         message = "release what? Neither a SPEC nor `--since` is given"
         raise UsageError(message, hint="name specs, such as `demo`")
-    changed = releasable(SPECS_DIR, options.since) if options.since is not None else ()
+    changed: tuple[str, ...] = ()
+    if options.since is not None:
+        changed = releasable(console, SPECS_DIR, options.since)
     specs = dict.fromkeys((*options.specs, *changed))
     if options.matrix:
         click.echo(json.dumps(job_matrix(specs, options.matrix)))

@@ -136,7 +136,8 @@ def roll_back(
             installed = ", ".join(item.id for item in home.installations()) or "nothing"
             message = f"{home.name} has no earlier installation in {home.envs_dir}"
             msg = f"{message} (installed: {installed})"
-            raise NotFound(msg, hint="install one, or name an id")
+            hint = f"it gets one with an update: `envferry install {home.name}@TAG`"
+            raise NotFound(msg, hint=hint)
         installation = home.installation(wanted)
         if home.current_id() is None and home.link.exists():
             message = f"{home.link} exists but was not made by envferry: left untouched"

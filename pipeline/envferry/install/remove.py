@@ -55,7 +55,9 @@ def remove_old(
         ids = [item.id for item in home.installations()]
         # Those that never became current are removed first.
         ids.sort(key=lambda id_: (id_ == current, past.index(id_) if id_ in past else -1))
-        kept = dict.fromkeys(ids[max(len(ids) - keep, 0) :], "kept")
+        kept = dict.fromkeys(
+            ids[max(len(ids) - keep, 0) :], f"one of the {keep} that were current last"
+        )
         if current:
             kept[current] = "current"
         removed = []

@@ -134,7 +134,10 @@ def repair_installation(
         finally:
             remove_tree(staging)
         note_event(home, actor, "repaired", found.id, plural(len(faulty), "file"))
-    return verify_again(tree, found)
+    repaired = verify_again(tree, found)
+    if actor.time:
+        note_verified(home, found.id, summary(repaired.differences, time=actor.time, quick=False))
+    return repaired
 
 
 def put_back(tree: InstalledTree, staging: Path, faulty: set[str]) -> None:

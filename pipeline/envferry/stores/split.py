@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MARKER = "v1/split.json"
 RECORD_SUFFIX = ".parts.json"
 PART_NAME = re.compile(r".*\.part\d{3,}")
-MEND = "copy that again, or run `envferry export` to that folder again"
+MEND = "copy that again, or export to that folder again"
 LEAST_PART = 1_000_000
 MOST_PARTS = 10_000
 

@@ -122,7 +122,7 @@ def require_enough(what: str, found: tuple[PublicKey, ...], least: int) -> None:
     number = len({key.id for key in found})
     if number < least:
         message = f"{what} is signed by {number} trusted keys, and {least} must sign"
-        hint = "ask the others who sign to add theirs: `envferry push --sign-key`"
+        hint = "ask the others who sign to push it with their `--sign-key`, too"
         raise IntegrityError(message, hint=hint)
 
 
@@ -177,7 +177,7 @@ def encode_envelope(envelope: Envelope) -> bytes:
 
 def unsigned(what: str, by: list[str], keys: tuple[PublicKey, ...]) -> IntegrityError:
     """Describe what none of the trusted keys signed; `by` are the ids of those that did."""
-    trusted = ", ".join(f"{key.id} ({key.name})" for key in keys)
+    trusted = ", ".join(f"{key.id} ({key.name})" for key in keys) or "none"
     found = f"signed only by {', '.join(by)[:200]}" if by else "not signed at all"
     message = f"{what} is not signed by a trusted key: {found}; trusted: {trusted}"
-    return IntegrityError(message, hint="ask who pushed it to sign it: `envferry push --sign-key`")
+    return IntegrityError(message, hint="ask who pushed it to push it again with `--sign-key`")

@@ -99,7 +99,7 @@ class LayoutSpace(msgspec.Struct, frozen=True):
             one = index.manifests[0]
             what = f"{(one.annotations or {}).get(REF_NAME, one.digest)} in {self.directory}"
             error = not_ours(one.artifact_type or one.media_type, what)
-            error.hint = "only `envferry export --oci` and `mirror` write what envferry reads"
+            error.hint = "only `envferry export REF DIR --oci` and `mirror` write what it reads"
             raise error
 
     def manifest(self, repository: str, reference: str) -> FoundContent | None:
