@@ -1,11 +1,6 @@
 # Each target sets up what it needs; `make demo` and `make test` are all that a new machine wants.
-<<<<<<< HEAD
 .PHONY: demo test test-newest test-lowest lint format unit integration slow podman docker images fuzz \
   bench reference docs site lock package clean
-=======
-.PHONY: demo test test-newest test-lowest lint format unit integration slow podman docker fuzz bench \
-  reference docs site lock package clean
->>>>>>> main
 export VENV ?= .venv
 bin := $(VENV)/bin
 # uv trusts its own list of authorities; a site's own is in the system's.
