@@ -60,7 +60,7 @@ if [ "${1:-}" = oci ]; then
   # A registry, and what takes images from one; without them their tests are skipped. Packages that
   # would start a service are only unpacked.
   unpacked=$PWD/$venv/oci
-  for name in skopeo podman crun; do
+  for name in skopeo podman crun umoci; do
     command -v "$name" >/dev/null && continue
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
       install_package "$name" "takes images from a registry"
@@ -127,6 +127,24 @@ if [ "${1:-}" = nginx ]; then
   download() { (cd "$scratch" && apt-get download -qq nginx >/dev/null 2>&1); }
   download || { apt-get update -qq >/dev/null && download; } ||
     fail "apt-get could not download nginx" "apt-get download nginx"
+  for package in "$scratch"/*.deb; do dpkg-deb -x "$package" "$unpacked"; done
+  exit
+fi
+
+if [ "${1:-}" = softhsm ]; then
+  # A token in software, which keys of PKCS #11 are tested with. Only unpacked: its folder of tokens is ours.
+  unpacked=$PWD/$venv/softhsm
+  command -v softhsm2-util >/dev/null || [ -x "$unpacked/usr/bin/softhsm2-util" ] && exit
+  if ! command -v apt-get >/dev/null; then
+    echo "no apt-get: keys of PKCS #11 are tested only if softhsm2-util is on PATH" >&2
+    exit
+  fi
+  scratch=$(mktemp -d)
+  trap 'rm -rf "$scratch"' EXIT
+  chmod 755 "$scratch"
+  download() { (cd "$scratch" && apt-get download -qq softhsm2 libsofthsm2 >/dev/null 2>&1); }
+  download || { apt-get update -qq >/dev/null && download; } ||
+    fail "apt-get could not download softhsm2" "apt-get download softhsm2 libsofthsm2"
   for package in "$scratch"/*.deb; do dpkg-deb -x "$package" "$unpacked"; done
   exit
 fi

@@ -25,9 +25,10 @@ extra `build`) are loaded when `lock`, `build` or `pack` is called.
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from envferry.artifacts import read_artifact
 from envferry.build.build_options import BuildOptions
@@ -48,8 +49,8 @@ from envferry.errors import (
     UsageError,
 )
 from envferry.index.queries import Entry, Filter, Match
+from envferry.install.link_mode import Link
 from envferry.install.plan import InstallOptions
-from envferry.install.reuse import Link
 from envferry.install.verify import Verified
 from envferry.lock.lock_options import LockOptions
 from envferry.models import (
@@ -194,12 +195,13 @@ def pack(
 def open_registry(
     url: str | None = None,
     *,
-    sign_keys: Iterable[Path] = (),
+    sign_keys: Iterable[Path | str] = (),
     trusted_keys: Iterable[Path] = (),
 ) -> Registry:
     """Open a registry: a directory, `s3://…`, `oci://…` or `https://…`.
 
-    What is pushed through it is signed with the keys, else with ENVFERRY_SIGN_KEY, if there is one.
+    What is pushed through it is signed with the keys (files, `ssh:…`, `pkcs11:…`), else with
+    ENVFERRY_SIGN_KEY, if there is one.
     What is read must be signed by a key that this host trusts or that is named, if there are any.
     Raises UsageError for a URL that is not valid, or where signatures are required and no key is
     trusted; SpecError for a key that cannot be read.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import msgspec
+from msgspec.structs import replace
 from packaging.utils import canonicalize_name
 
 from envferry.errors import RequiredByUrl
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SolvedHalves:
+class SolvedHalves(msgspec.Struct, frozen=True, kw_only=True):
     """What both halves were solved to."""
 
     conda: CondaAnswer

@@ -14,6 +14,8 @@ from threading import Lock
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import msgspec
+
 from envferry.base.limits import USUAL_LIMITS, Limits, require_sane
 from envferry.errors import NotFound, StoreError, UsageError
 from envferry.stores.oci.client import RegistryClient
@@ -36,6 +38,7 @@ from envferry.stores.oci.documents import (
     describe,
     digest_of,
     image_manifest,
+    titled,
 )
 from envferry.stores.oci.image_layout import ROOT, LayoutSpace
 from envferry.stores.oci.layer_sending import LayerSender, ReusedLayers
@@ -76,20 +79,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ATTESTATION = "attestation.json"
 EMPTY_BLOB = describe(EMPTY_CONFIG, EMPTY)
 SCHEMES = {"oci+http": "http", "oci+https": "https"}
 """For a registry without TLS, where the user says so; and for one with TLS on this machine."""
 
 
-@dataclass(slots=True)
-class _Known:
+class _Known(msgspec.Struct):
     """What need not be asked again."""
 
-    prepared: set[str] = field(default_factory=set)
+    prepared: set[str] = msgspec.field(default_factory=set)
     """Repositories that have the blob of an empty configuration, and are listed."""
-    archives: dict[str, StoredValue] = field(default_factory=dict)
+    archives: dict[str, StoredValue] = msgspec.field(default_factory=dict)
     """Those that are read piece by piece; values are written once."""
-    guard: Lock = field(default_factory=Lock)
+    guard: Lock = msgspec.field(default_factory=Lock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +208,7 @@ class OciStore:
         known: Sequence[KnownRange] = (),
     ) -> None:
         """Send a file as a blob; of an archive an image is made, too."""
-        from dataclasses import replace
+        from msgspec.structs import replace
 
         with incoming_of_file(path, key) as incoming:
             journal = path.with_name(f".{path.name}.upload")
@@ -262,6 +265,12 @@ class OciStore:
         except (NotOfferedByRegistry, StoreError) as error:
             log.info("%s stays: %s", before.digest, error)
 
+    def image_digest(self, key: str) -> str | None:
+        """Return the digest of the image of an archive; None where it is not there."""
+        archive = archive_name(key)
+        image = self.views.image(archive) if archive else None
+        return image.digest if image else None
+
     def list(self, prefix: str = "") -> Iterator[Listed]:
         """Yield values by the tags of their repositories, then their manifests."""
         return self.values.list(check_prefix(prefix))
@@ -286,8 +295,10 @@ class OciStore:
             self.views.remove_image(archive)
         elif tag := tag_name(key):
             self.views.update_tag(tag)
-        elif archive := archive_beside(key):
-            self.views.remove_referrer(value.place.repository, value.manifest.subject, key)
+        elif archive_beside(key) and (subject := value.manifest.subject):
+            self.views.remove_referrer(value.place.repository, subject, key)
+            if key.endswith(f"/{ATTESTATION}"):
+                self.views.forget_attestation(value.place.repository, subject)
 
     def delete_folder(self, prefix: str) -> None:
         """Take an environment out of the list when its repository holds no key any more."""
@@ -392,19 +403,10 @@ class OciStore:
         """Write the manifest of a key; what it belongs to gets to know it."""
         artifact_type, _ = _types(key)
         file, annotations = key.rpartition("/")[2], {KEY: key, CREATED: _now()}
-        titled = tuple(
-            Descriptor(
-                media_type=one.media_type,
-                digest=one.digest,
-                size=one.size,
-                annotations={TITLE: file if len(layers) == 1 else f"{file}.{number:03d}"},
-            )
-            for number, one in enumerate(layers, 1)
-        )
         data = image_manifest(
             artifact_type=artifact_type,
             config=EMPTY_BLOB,
-            layers=titled or (EMPTY_BLOB,),
+            layers=titled(layers, file) or (EMPTY_BLOB,),
             subject=subject,
             annotations=annotations,
         )
@@ -419,7 +421,8 @@ class OciStore:
                 annotations=annotations,
             )
             self.views.note_referrer(place.repository, subject, referrer, is_kept=is_kept)
-            self.views.name_attestation(place.repository, subject, key, data)
+            if file == ATTESTATION:
+                self.views.name_attestation(place.repository, subject, layers)
         return digest
 
 

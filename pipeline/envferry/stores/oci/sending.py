@@ -1,7 +1,7 @@
 """A blob on its way to a registry: hashed while it is sent, taken up again after a crash.
 
-Everything is read once: SHA-256 of the bytes, and of what they decompress to, are worked out in
-threads of their own while the bytes travel.
+Everything is read once: SHA-256 of the bytes, and of what they decompress to where no manifest says
+that, are worked out in threads of their own while the bytes travel.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import json
 import logging
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
 import zstandard
 from cryptography.hazmat.primitives import hashes
+from msgspec.structs import replace
 
 from envferry.base.journal import LineJournal, read_journal
 from envferry.errors import IntegrityError, StoreError
@@ -46,8 +48,7 @@ ATTEMPTS = 3
 """How often an upload that a registry has forgotten is begun again."""
 
 
-@dataclass(frozen=True, slots=True)
-class SentBlob:
+class SentBlob(msgspec.Struct, frozen=True):
     """A blob that is in a repository."""
 
     descriptor: Descriptor
@@ -103,8 +104,7 @@ class BlobDigests:
             pool.shutdown(wait=error is None, cancel_futures=True)
 
 
-@dataclass(slots=True)
-class UploadNotes:
+class UploadNotes(msgspec.Struct):
     """Where an upload goes on, for a later process: the last line is what counts."""
 
     path: Path | None
@@ -141,10 +141,11 @@ def send_blob(
 
     What has arrived when this fails stays: the next call reads it, but does not send it again.
     """
+    is_layer, known = media_type == LAYER, incoming.tar_sha256
     subject = json.dumps({"to": f"{space.name}/{repository}", "token": incoming.token})
     with (
         journal_at(incoming.journal) as held,
-        BlobDigests(incoming.name, decompresses=media_type == LAYER) as digests,
+        BlobDigests(incoming.name, decompresses=is_layer and not known) as digests,
     ):
         notes = UploadNotes(held.path, subject)
         sender = _Sender(space, repository, incoming, notes, digests, advance)
@@ -158,7 +159,7 @@ def send_blob(
             notes.close()
         held.end()
     descriptor = Descriptor(media_type=media_type, digest=digest, size=incoming.size)
-    return SentBlob(descriptor, diff_id)
+    return SentBlob(descriptor, f"sha256:{known}" if known else diff_id)
 
 
 @dataclass(slots=True)
