@@ -317,7 +317,7 @@ def test_vex_silences_with_a_reason_and_until_a_day(
         ("colour = 1", SpecError, "colour"),
         ("fail =", SpecError, "not TOML"),
         ('[[ignore]]\nid = "X"\nreason = "r"', SpecError, "until"),
-        ('vex = ["none/*.json"]', NotFound, "no such file"),
+        ('vex = ["none/*.json"]', NotFound, "does not exist"),
         ('vex = ["/etc/*.json"]', SpecError, "beside or below"),
         ('vex = ["../*.json"]', SpecError, "beside or below"),
         ('vex = ["policy.toml"]', SpecError, "not a VEX document"),

@@ -110,7 +110,7 @@ def load_policy(text: str) -> LoadedPolicy:
         found = _loads(path.read_bytes().decode(), path)
         policy = convert(found, AuditPolicy)
     except FileNotFoundError as error:
-        message = f"there is no policy {path}"
+        message = f"the policy {path} does not exist"
         hint = "name a file, or one of any, low, medium, high, critical"
         raise NotFound(message, hint=hint) from error
     except (OSError, UnicodeDecodeError) as error:
@@ -175,7 +175,7 @@ def _vex_files(path: Path, globs: Iterable[str]) -> list[Path]:
             raise SpecError(message, hint="put them into a folder beside the policy")
         files = sorted(path.parent.glob(glob))
         if not files:
-            message = f"the policy {path} names {glob}, and there is no such file"
+            message = f"the policy {path} names {glob}, which does not exist"
             raise NotFound(message, hint="correct `vex` in the policy")
         found += files
     return found

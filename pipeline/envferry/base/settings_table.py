@@ -78,7 +78,7 @@ SETTINGS = (
         kind="flag",
         default=False,
         option="--require-signature",
-        help="Take nothing unsigned in. True in one place is true: no other place takes it back.",
+        help="Accept nothing unsigned. True in one place is true: no other place revokes it.",
     ),
     Setting(
         key="tag_grace_days",
@@ -110,8 +110,8 @@ SETTINGS = (
         default=(),
         shown_default="none",
         help="Programs to run when an environment was installed, rolled back or removed, with the "
-        "arguments EVENT (`install`, `rollback`, `remove`), NAME, ID, PREFIX. Only programs that "
-        "nobody but root and the user who runs envferry can change. The variable separates by `:`.",
+        "arguments EVENT (`install`, `rollback`, `remove`), NAME, ID, PREFIX; only root or the "
+        "user who runs envferry may be able to change them. The variable separates by `:`.",
     ),
     Setting(
         key="kernel_dir",
@@ -287,11 +287,11 @@ def who_else_may_change(path: Path, status: os.stat_result) -> str:
     if not stat.S_ISREG(status.st_mode):
         reason = "is not a file"
     elif status.st_mode & OTHERS_WRITE:
-        reason = "can be written by everybody"
+        reason = "is writable by every user"
     elif status.st_uid not in (0, user):
-        reason = f"belongs to the user {status.st_uid}, not to root or to who runs envferry"
+        reason = f"belongs to the user {status.st_uid}, not to root or the user who runs envferry"
     elif user == 0 and status.st_mode & GROUP_WRITES and status.st_gid != 0:
-        reason = f"can be written by the group {status.st_gid}, and root obeys nobody else"
+        reason = f"can be written by the group {status.st_gid}, which root does not accept"
     return reason or who_may_replace(path)
 
 
@@ -300,7 +300,7 @@ def who_may_replace(path: Path) -> str:
     for folder in Path(os.path.realpath(path)).parents:
         status = folder.stat()
         if status.st_mode & OTHERS_WRITE and not status.st_mode & stat.S_ISVTX:
-            return f"lies in {folder}, where everybody can replace it"
+            return f"lies in {folder}, where every user can replace it"
         if os.geteuid() == 0 and status.st_uid != 0:
             return f"lies in {folder}, which belongs to the user {status.st_uid}, not to root"
     return ""

@@ -114,7 +114,7 @@ def find(console: Console, options: FindOptions) -> int:
 
         return find_affected(console, options.cve, options.of_vulnerability())
     if not options.package:
-        message = "find what? Neither PACKAGE nor --cve is given"
+        message = "nothing to find: neither PACKAGE nor --cve is given"
         raise UsageError(message, hint="name a package, such as 'openssl<3.0.18'")
     wanted, selected = MatchSpec.parse(options.package), options.filter()
     index = open_index(console, options.registry, fully=options.fully)

@@ -43,7 +43,7 @@ def next_steps(folder: Path) -> list[str]:
     return steps or [
         "Next, on a connected machine: envferry import FILE",
         "  FILE is an environment.yml, requirements, a lock, a pyproject.toml, a prefix or a venv",
-        "  or start anew: envferry init",
+        "  or start from nothing: envferry init",
         "Next, on a training host: envferry install NAME@TAG --registry PLACE",
     ]
 

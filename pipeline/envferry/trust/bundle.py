@@ -27,7 +27,7 @@ BUNDLE_NAME = "trust.json"
 SCHEMA = 1
 MOST_BYTES = 16 << 20
 MOST_VERSIONS = 1000
-HINT = "get it again from who signs for the site; do not use this one"
+HINT = "get it again from the person who signs for the site; do not use this one"
 
 
 class BundleKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,9 +196,12 @@ def _start(
 def _forbid_older(new: TrustBundle, known: TrustBundle) -> None:
     if new.version < known.version or (new.version == known.version and new != known):
         message = (
-            f"this host has trust bundle {known.version}, and {new.version} would go back or aside"
+            f"trust bundle {new.version} is older, or from another history, than version "
+            f"{known.version} of this host"
         )
-        raise IntegrityError(message, hint="get the newest one from who signs for the site")
+        raise IntegrityError(
+            message, hint="get the newest one from the person who signs for the site"
+        )
 
 
 def _require_signed(envelope: Envelope, by: TrustBundle, what: str, now: datetime) -> None:

@@ -229,7 +229,7 @@ def place_data(prefix: Path, request: BuildRequest, made: MadeTree) -> Iterator[
     for item in request.data:
         target = prefix / item.target
         if target.exists() or target.is_symlink():
-            message = f"{item.target} of `envferry: data:` is there already: a package brings it"
+            message = f"{item.target} of `envferry: data:` already exists: a package brings it"
             raise SpecError(message, hint="give it another `path:`")
         made.is_plain &= not fills_empty_folder(prefix, (item.target,))
         try:

@@ -323,7 +323,9 @@ class LayoutSpace:
             yield
         except OSError as error:
             message = f"cannot use {self.directory}: {error.strerror}"
-            raise StoreError(message, hint="may this user read and write there?") from error
+            raise StoreError(
+                message, hint="check that this user can read and write there"
+            ) from error
 
 
 @dataclass(slots=True)
