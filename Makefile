@@ -22,8 +22,8 @@ test-newest test-lowest:
 	PYTEST_ADDOPTS="$(if $(findstring lowest,$@),-W ignore::DeprecationWarning)" \
 	  $(MAKE) VENV=.venv-$(@:test-%=%) DEPENDENCIES=$(@:test-%=%) unit integration
 
-# Tests run side by side; JOBS=0 runs one after the other.
-parallel := -n $(or $(JOBS),auto) --maxprocesses 4 --dist worksteal
+# Tests run side by side, more than there are cores, for many wait; JOBS=0 runs one after the other.
+parallel := -n $(or $(JOBS),$(shell expr 2 \* "$$(nproc)")) --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.ready
 	$(bin)/ruff format --check .

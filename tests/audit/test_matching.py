@@ -331,7 +331,7 @@ def test_policies_that_are_not(
 
 
 def test_a_policy_that_is_missing() -> None:
-    with pytest.raises(NotFound, match="no policy"):
+    with pytest.raises(NotFound, match="the policy medum does not exist"):
         load_policy("medum")
 
 

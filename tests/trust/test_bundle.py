@@ -127,7 +127,7 @@ def test_a_bundle_does_not_go_back() -> None:
     with pytest.raises(IntegrityError, match="is older, or from another history"):
         accepted(one, two)
     aside = edited(one, OTHER.may("tag"))
-    with pytest.raises(IntegrityError, match="back or aside"):
+    with pytest.raises(IntegrityError, match="is older, or from another history"):
         accepted(aside, two)
     assert accepted(two, two) == two.bundle
 
@@ -254,7 +254,7 @@ def test_as_many_keys_must_sign_as_the_threshold_says(site: Site) -> None:
 def test_a_threshold_of_tags(site: Site) -> None:
     bundle = first(CI.may(*BOTH), OTHER.may("tag"), set_threshold("tag", 2)).bundle
     site.push(CI)
-    with pytest.raises(IntegrityError, match=r"the tag .* signed by 1 trusted keys, and 2"):
+    with pytest.raises(IntegrityError, match=r"the tag .* signed by 1 trusted keys, 2"):
         site.ask(site.trust(bundle))
     site.push(OTHER)
     site.ask(site.trust(bundle))

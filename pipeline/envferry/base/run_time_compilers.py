@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from packaging.utils import canonicalize_name
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -77,7 +79,7 @@ def compiler_findings(
     packages: Iterable[str], has_tool: Callable[[Tool], bool]
 ) -> list[CompilerFinding]:
     """Return which packages compile, in order; `has_tool` says what the machine has."""
-    names = sorted({re.sub(r"[-_.]+", "-", name).lower() for name in packages})
+    names = sorted({str(canonicalize_name(name)) for name in packages})
     brought = {
         tool for tool, form in BROUGHT.items() if any(form.fullmatch(name) for name in names)
     }
