@@ -20,7 +20,6 @@ unknown = "allow"
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -182,13 +181,10 @@ def _vex_files(path: Path, globs: Iterable[str]) -> list[Path]:
 
 
 def _loads(text: str, path: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    from envferry.base.toml import TomlFault, decode_toml
+
     try:
-        content: dict[str, Any] = tomllib.loads(text)
-    except ValueError as error:
+        return decode_toml(text)
+    except TomlFault as error:
         message = f"the policy {path} is not TOML: {error}"
         raise SpecError(message, hint=HINT) from error
-    return content

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -308,16 +307,13 @@ def who_may_replace(path: Path) -> str:
 
 def _loads(text: str, path: Path) -> dict[str, Any]:
     """Parse TOML."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    from envferry.base.toml import TomlFault, decode_toml
+
     try:
-        content: dict[str, Any] = tomllib.loads(text)
-    except ValueError as error:
+        return decode_toml(text)
+    except TomlFault as error:
         message = f"{path} is not TOML: {error}"
         raise SpecError(message, hint="docs/settings.md has an example") from error
-    return content
 
 
 def _line_of(text: str, key: str) -> int:

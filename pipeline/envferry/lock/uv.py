@@ -13,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 from packaging.utils import canonicalize_name
 
 from envferry.base.site_indexes import UV_EXTRA, UV_MAIN
+from envferry.base.toml import decode_toml
 from envferry.build.git_credentials import git_environ, git_logins, without_git_login
 from envferry.config import network, uv_environ
 from envferry.errors import HostError, SpecError, StoreError
@@ -30,11 +31,6 @@ if TYPE_CHECKING:
     from envferry.lock.pip_request import PipRequest
     from envferry.lock.wheel_choice import WheelTarget
     from envferry.process import Finished
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +104,7 @@ def compile_lines(request: PipRequest, lines: tuple[str, ...], scratch: Path) ->
         if isinstance(error, SpecError):
             error.hint = _newer_glibc_hint(request, scratch, words) or error.hint
         raise error
-    document = tomllib.loads(output.read_text(encoding="utf-8"))
+    document = decode_toml(output.read_text(encoding="utf-8"))
     entries: list[dict[str, Any]] = document.get("packages", [])
     said = _annotated(request, entries, scratch, how)
     return Compiled(entries=entries, needs=_needs(said), indexes=_indexes(said))

@@ -143,11 +143,6 @@ def decode_bundle(data: bytes, what: str) -> SignedBundle:
     return SignedBundle(open_bundle(file.bundle, what), file)
 
 
-def verify_own(signed: SignedBundle, what: str, now: datetime) -> None:
-    """Raise IntegrityError unless a bundle is signed by root keys of its own."""
-    _require_signed(signed.file.bundle, signed.bundle, what, now)
-
-
 def follow_to(
     signed: SignedBundle, known: TrustBundle | None, anchors: tuple[PublicKey, ...], now: datetime
 ) -> TrustBundle:
