@@ -42,7 +42,7 @@ format: $(VENV)/.ready
 	$(bin)/ruff format .
 	$(bin)/ruff check --fix .
 
-# COVERAGE=1 measures which lines and branches the unit tests run.
+# COVERAGE=1 measures which lines and branches the unit tests run, and fails below the floor in pyproject.toml.
 unit: $(VENV)/.ready
 	./bootstrap.sh hosts
 	$(if $(COVERAGE),$(bin)/coverage run -m,$(bin)/python -m) pytest $(parallel) -m "not slow" --ignore tests/integration
