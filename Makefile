@@ -45,6 +45,7 @@ format: $(VENV)/.ready
 # COVERAGE=1 measures which lines and branches the unit tests run, and fails below the floor in pyproject.toml.
 unit: $(VENV)/.ready
 	./bootstrap.sh hosts
+	./bootstrap.sh softhsm
 	$(if $(COVERAGE),$(bin)/coverage run -m,$(bin)/python -m) pytest $(parallel) -m "not slow" --ignore tests/integration
 	$(if $(COVERAGE),$(bin)/coverage combine -q && $(bin)/coverage report --skip-covered --skip-empty)
 

@@ -131,6 +131,24 @@ if [ "${1:-}" = nginx ]; then
   exit
 fi
 
+if [ "${1:-}" = softhsm ]; then
+  # A token in software, which keys of PKCS #11 are tested with. Only unpacked: its folder of tokens is ours.
+  unpacked=$PWD/$venv/softhsm
+  command -v softhsm2-util >/dev/null || [ -x "$unpacked/usr/bin/softhsm2-util" ] && exit
+  if ! command -v apt-get >/dev/null; then
+    echo "no apt-get: keys of PKCS #11 are tested only if softhsm2-util is on PATH" >&2
+    exit
+  fi
+  scratch=$(mktemp -d)
+  trap 'rm -rf "$scratch"' EXIT
+  chmod 755 "$scratch"
+  download() { (cd "$scratch" && apt-get download -qq softhsm2 libsofthsm2 >/dev/null 2>&1); }
+  download || { apt-get update -qq >/dev/null && download; } ||
+    fail "apt-get could not download softhsm2" "apt-get download softhsm2 libsofthsm2"
+  for package in "$scratch"/*.deb; do dpkg-deb -x "$package" "$unpacked"; done
+  exit
+fi
+
 if [ "${1:-}" = slurm ]; then
   # The prolog of docs/slurm is tested with it: as root only, for nodes are namespaces.
   command -v slurmctld >/dev/null && command -v slurmd >/dev/null && exit

@@ -49,6 +49,7 @@ OWNERS = {
     "conda_pack": "envferry.pack",
     "dask": "envferry.cluster",
     "distributed": "envferry.cluster",
+    "pkcs11": "envferry.trust.pkcs11_token",
     "sqlite3": "envferry.index.database",
     "starlette": "envferry.web",
     "jinja2": "envferry.web",

@@ -194,12 +194,13 @@ def pack(
 def open_registry(
     url: str | None = None,
     *,
-    sign_keys: Iterable[Path] = (),
+    sign_keys: Iterable[Path | str] = (),
     trusted_keys: Iterable[Path] = (),
 ) -> Registry:
     """Open a registry: a directory, `s3://…`, `oci://…` or `https://…`.
 
-    What is pushed through it is signed with the keys, else with ENVFERRY_SIGN_KEY, if there is one.
+    What is pushed through it is signed with the keys (files, `ssh:…`, `pkcs11:…`), else with
+    ENVFERRY_SIGN_KEY, if there is one.
     What is read must be signed by a key that this host trusts or that is named, if there are any.
     Raises UsageError for a URL that is not valid, or where signatures are required and no key is
     trusted; SpecError for a key that cannot be read.

@@ -27,6 +27,7 @@ SOURCE_DATE_EPOCH = 315532800
 COMPLETION_VARIABLE = "_ENVFERRY_COMPLETE"
 TRUSTED_DIR = Path("/etc/envferry/trusted.d")
 SIGN_KEY = "ENVFERRY_SIGN_KEY"
+KEY_PASSPHRASE = "ENVFERRY_KEY_PASSPHRASE"
 REQUIREMENT_FILE = "require-signatures"
 """Beside the directory of trusted keys; its content does not matter."""
 INDEX_VARIABLES = (
@@ -94,7 +95,13 @@ class Settings:
     trusted_dir: Path
     """Where the public keys (`*.pub`) are that this host trusts."""
     sign_key: Secret | None
-    """A private key in PEM, for CI, which has no files of its own."""
+    """A private key in PEM, for CI, which has no files of its own; or the name of one."""
+    key_passphrase: Secret | None = None
+    """What unlocks the keys to sign with."""
+    key_passphrase_file: Path | None = None
+    """A file whose first line does."""
+    ssh_agent: str = ""
+    """The socket of an ssh-agent."""
     min_speed: int = 1024
     """Bytes per second: a server that sends less, for half a minute, is given up; 0 for any."""
     sigstore_root: Path | None = None
@@ -140,7 +147,12 @@ class Settings:
             envs_dir=Path(text("envs_dir")).absolute(),
             source_date_epoch=int(epoch),
             trusted_dir=Path(text("trusted_dir")),
-            sign_key=Secret(sign_key) if (sign_key := environ.get(SIGN_KEY)) else None,
+            sign_key=_secret(environ, SIGN_KEY),
+            key_passphrase=_secret(environ, KEY_PASSPHRASE),
+            key_passphrase_file=(
+                Path(text("key_passphrase_file")) if text("key_passphrase_file") else None
+            ),
+            ssh_agent=environ.get("SSH_AUTH_SOCK", ""),
             sigstore_root=Path(text("sigstore_root")).absolute() if text("sigstore_root") else None,
             min_speed=int(str(told["min_speed"].value)),
             requirement=(
@@ -252,6 +264,12 @@ def user_kernels() -> Path:
     return Path(data) / "kernels"
 
 
+def _secret(environ: Mapping[str, str], name: str) -> Secret | None:
+    """Return a variable that is a secret; None where it is empty or not set."""
+    text = environ.get(name)
+    return Secret(text) if text else None
+
+
 def allows_races() -> bool:
     """Whether a setting accepts object storage that obeys no conditions on writes."""
     return settings().allow_races
@@ -265,9 +283,9 @@ def is_completing() -> bool:
 def child_environ(**changes: str | None) -> dict[str, str]:
     """Return this process's environment with `changes`, None removing a name: for children.
 
-    No child gets the key to sign with.
+    No child gets the key to sign with, nor what unlocks it.
     """
-    changes = {SIGN_KEY: None, **changes}
+    changes = {SIGN_KEY: None, KEY_PASSPHRASE: None, **changes}
     environ = {**os.environ, **{name: text or "" for name, text in changes.items()}}
     return {name: text for name, text in environ.items() if changes.get(name, "") is not None}
 

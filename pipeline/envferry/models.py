@@ -379,7 +379,7 @@ class Lock:
     def for_platform(self, platform: str) -> tuple[LockedPackage, ...]:
         """Return the packages for `platform`; raise SpecError when it is not locked."""
         packages = tuple(item for item in self.packages if item.platform == platform)
-        if not packages:
+        if not packages and platform not in self.content_hashes:
             locked = ", ".join(sorted(self.content_hashes)) or "none"
             message = f"{self.path} is not locked for {platform} (locked: {locked})"
             hint = f"run `envferry lock {self.name} --platform {platform}`"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from envferry.errors import SpecError
-from envferry.suggestions import perhaps
+from envferry.suggestions import closest, perhaps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -23,6 +23,7 @@ SYSTEM_FILE = Path("/etc/envferry/config.toml")
 YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 LINKS = ("auto", "reflink", "hardlink", "copy")
 OTHERS_WRITE, GROUP_WRITES = stat.S_IWOTH, stat.S_IWGRP
+VARIABLES = "ENVFERRY_"
 DEFAULT = "default"
 IS_SET = "(set)"
 """What is shown of a secret."""
@@ -180,8 +181,25 @@ SETTINGS = (
         kind="secret",
         shown_default="none",
         option="--sign-key",
-        help="A private key in PEM, for CI. Never in a file.",
+        help="A private key in PEM, for CI, or the name of one: `ssh:…`, `pkcs11:…`. Never in a"
+        " file.",
         in_files=False,
+    ),
+    Setting(
+        key="key_passphrase",
+        variable="ENVFERRY_KEY_PASSPHRASE",
+        kind="secret",
+        shown_default="asked at the terminal",
+        help="The passphrase of a key to sign with, or the PIN of a token. Never in a file of"
+        " settings.",
+        in_files=False,
+    ),
+    Setting(
+        key="key_passphrase_file",
+        variable="ENVFERRY_KEY_PASSPHRASE_FILE",
+        kind="path",
+        shown_default="none",
+        help="A file whose first line is that passphrase or PIN.",
     ),
     Setting(
         key="tool_dir",
@@ -214,9 +232,10 @@ class Told:
 def read_settings(environ: Mapping[str, str], files: Iterable[Path]) -> dict[str, Told]:
     """Return the value of every setting, by key.
 
-    Raises SpecError, with the place, for a value that is none, for a key that is unknown, and for a
-    file that others may write.
+    Raises SpecError, with the place, for a value that is not valid, for a key that is unknown, for
+    a variable that looks like a misspelled one, and for a file that others may write.
     """
+    _refuse_misspelled(environ)
     told = {one.key: Told(value=one.default, source=DEFAULT) for one in SETTINGS}
     for path in files:
         told.update(_merged(told, read_file(path)))
@@ -227,6 +246,23 @@ def read_settings(environ: Mapping[str, str], files: Iterable[Path]) -> dict[str
             value = IS_SET if one.kind == "secret" else _parse(one, text)
             from_variables[one.key] = Told(value=value, source=one.variable)
     return {**told, **_merged(told, from_variables)}
+
+
+def _refuse_misspelled(environ: Mapping[str, str]) -> None:
+    """Raise SpecError for a variable whose name is close to that of a setting.
+
+    Whoever misspells the name of `require_signatures` believes that signatures are verified. Names
+    that are close to none may be of a site's own.
+    """
+    known = {one.variable.removeprefix(VARIABLES): one.variable for one in SETTINGS}
+    for variable in sorted(environ):
+        name = variable.removeprefix(VARIABLES)
+        if variable.startswith(VARIABLES) and name not in known and (close := closest(name, known)):
+            message = f"the variable {variable} is not a setting"
+            hint = (
+                f"did you mean `{known[close[0]]}`? Else unset {variable}, or give it another name"
+            )
+            raise SpecError(message, hint=hint)
 
 
 def _merged(told: Mapping[str, Told], newer: Mapping[str, Told]) -> dict[str, Told]:
@@ -249,6 +285,8 @@ def read_file(path: Path) -> dict[str, Told]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
+        if path != SYSTEM_FILE and is_out_of_reach(path):
+            return {}
         message = f"cannot read the settings in {path}: {error.strerror}"
         raise SpecError(message, hint="check its permissions, or remove it") from error
     except UnicodeDecodeError as error:
@@ -262,6 +300,20 @@ def read_file(path: Path) -> dict[str, Told]:
             raise _unknown(key, place, known)
         found[key] = Told(value=_check(known[key], value, place), source=place)
     return found
+
+
+def is_out_of_reach(path: Path) -> bool:
+    """Whether a folder above a file is closed to this user, who cannot say whether it exists.
+
+    `su USER` leaves HOME at another user's directory: the settings in it are not theirs.
+    """
+    try:
+        path.lstat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -294,11 +346,30 @@ def who_else_may_change(path: Path, status: os.stat_result) -> str:
     return reason or who_may_replace(path)
 
 
+def may_everybody_change(path: Path) -> str:
+    """Say how everybody may change a file; nothing if not.
+
+    Less strict than `who_else_may_change`: in a container, root reads files that belong to the user
+    who mounted them.
+    """
+    if path.stat().st_mode & OTHERS_WRITE:
+        return "is writable by every user"
+    for folder in Path(os.path.realpath(path)).parents:
+        if is_open_to_everybody(folder.stat()):
+            return f"lies in {folder}, where everybody can replace it"
+    return ""
+
+
+def is_open_to_everybody(status: os.stat_result) -> bool:
+    """Whether everybody may put other files in the place of those in a folder."""
+    return bool(status.st_mode & OTHERS_WRITE) and not status.st_mode & stat.S_ISVTX
+
+
 def who_may_replace(path: Path) -> str:
     """Say who may put something else in the place of a file, by one of the folders above it."""
     for folder in Path(os.path.realpath(path)).parents:
         status = folder.stat()
-        if status.st_mode & OTHERS_WRITE and not status.st_mode & stat.S_ISVTX:
+        if is_open_to_everybody(status):
             return f"lies in {folder}, where every user can replace it"
         if os.geteuid() == 0 and status.st_uid != 0:
             return f"lies in {folder}, which belongs to the user {status.st_uid}, not to root"

@@ -83,12 +83,14 @@ class TrustedKeyOptions:
 class SignKeyOptions:
     """For commands that sign."""
 
-    sign_keys: tuple[Path, ...] = option(
+    sign_keys: tuple[str, ...] = option(
         "--sign-key",
         multiple=True,
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Sign with this key; repeatable. Default: the key in ENVFERRY_SIGN_KEY, if any.",
+        # Names of keys in agents and tokens are no paths: one would lose slashes.
+        type=click.Path(path_type=str),
+        metavar="KEY",
+        help="Sign with this key: a file, `ssh:NAME` in an ssh-agent, or a URI `pkcs11:…`;"
+        " repeatable. Default: the key in ENVFERRY_SIGN_KEY, if any.",
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.cli.command import argument, command
+from envferry.cli.command import argument, command, option
 from envferry.errors import HostError, NotFound, TargetOccupied, UsageError
 from envferry.models import Ref
 from envferry.registry.accepted_sources import (
@@ -29,6 +29,17 @@ class KeygenOptions:
     """What to call the pair of keys."""
 
     name: Path = argument(type=click.Path(path_type=Path))
+    passphrase: bool = option(
+        "--passphrase",
+        is_flag=True,
+        help="Encrypt NAME.key with a passphrase: ENVFERRY_KEY_PASSPHRASE, its file, or asked for.",
+    )
+    of: str = option(
+        "--of",
+        default="",
+        metavar="KEY",
+        help="Make no pair: write NAME.pub of a key that is elsewhere (`ssh:…`, `pkcs11:…`, FILE).",
+    )
 
 
 @command(KeygenOptions)
@@ -37,14 +48,33 @@ def keygen(console: Console, options: KeygenOptions) -> None:
 
     Hosts trust the keys in /etc/envferry/trusted.d: copy NAME.pub there.
     """
+    from envferry.trust.passphrases import new_passphrase
     from envferry.trust.signing import generate_key, parse_public_key
 
     private, public = Path(f"{options.name}.key"), Path(f"{options.name}.pub")
-    secret, known = generate_key()
+    if options.of:
+        _write_public(console, options, public)
+        return
+    secret, known = generate_key(new_passphrase(str(private)) if options.passphrase else "")
     _write_new(private, secret, 0o600)
     _write_new(public, known, 0o644)
     facts = {"private": private, "public": public, "id": parse_public_key(known, str(public)).id}
     lines = [f"{private}  signs: keep it secret", f"{public}  verifies: copy it to the hosts"]
+    console.result(facts, lambda: lines)
+
+
+def _write_public(console: Console, options: KeygenOptions, public: Path) -> None:
+    """Write the public half of a key that an agent, a token or a file holds."""
+    from envferry.trust.key_places import open_signing_key
+    from envferry.trust.signing import pem_of
+
+    if options.passphrase:
+        message = "--passphrase and --of do not go together: the key is there already"
+        raise UsageError(message, hint="leave one of them out")
+    found = open_signing_key(options.of).public
+    _write_new(public, pem_of(found.key), 0o644)
+    facts = {"private": options.of, "public": public, "id": found.id}
+    lines = [f"{options.of}  signs", f"{public}  verifies: copy it to the hosts"]
     console.result(facts, lambda: lines)
 
 

@@ -305,6 +305,9 @@ class DirectoryStore:
             os.close(descriptor)
 
     def _require_root(self) -> None:
+        if self.root.exists() and not self.root.is_dir():
+            message = f"the registry {self.root} is a file, not a directory"
+            raise NotFound(message, hint="name a directory with --registry or ENVFERRY_REGISTRY")
         if not self.root.is_dir():
             message = f"the registry {self.root} does not exist"
             hint = "name one with --registry or ENVFERRY_REGISTRY; `envferry push` makes it"

@@ -22,18 +22,19 @@ if TYPE_CHECKING:
 NOWHERE = Path("/nonexistent")
 
 
-def load_signer(files: Iterable[Path], tag_days: int | None = None) -> Signer | None:
-    """Read the keys to sign with: the files, else ENVFERRY_SIGN_KEY; None when there are none.
+def load_signer(names: Iterable[str | Path], tag_days: int | None = None) -> Signer | None:
+    """Open the keys to sign with: FILE, `ssh:…`, `pkcs11:…`, else ENVFERRY_SIGN_KEY; or None.
 
     Tags that it moves expire after `tag_days`; None for never.
     """
     from envferry.base.times import rfc3339
-    from envferry.trust.signing import Signer, parse_signing_key, read_signing_key
+    from envferry.trust.key_places import open_signing_key, open_told_key
+    from envferry.trust.signing import Signer
 
-    keys = tuple(read_signing_key(path) for path in files)
+    keys = tuple(open_signing_key(str(name)) for name in names)
     secret = settings().sign_key
     if not keys and secret:
-        keys = (parse_signing_key(secret.reveal().encode(), "ENVFERRY_SIGN_KEY"),)
+        keys = (open_told_key(secret.reveal(), "ENVFERRY_SIGN_KEY"),)
     if not keys:
         if tag_days is not None:
             message = "--tag-expires needs a key: only signed tags expire"
@@ -114,12 +115,14 @@ def read_kept_bundle(path: Path) -> TrustBundle | None:
     that.
     """
     from envferry.trust.bundle import decode_bundle
+    from envferry.trust.signing import refuse_open
 
     if not os.path.lexists(path):
         return None
     if not path.is_file():
         message = f"the trust bundle {path} is not a file"
         raise UsageError(message, hint="replace it by the file that `envferry trust update` wrote")
+    refuse_open(path, "trust bundle")
     try:
         return decode_bundle(path.read_bytes(), f"the trust bundle {path}").bundle
     except OSError as error:

@@ -9,21 +9,22 @@ from __future__ import annotations
 import base64
 import binascii
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 from blake3 import blake3
 
-from envferry.errors import IntegrityError, NotFound, UsageError
+from envferry.base.settings_table import may_everybody_change
+from envferry.errors import HostError, IntegrityError, NotFound, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-        Ed25519PrivateKey,
-        Ed25519PublicKey,
-    )
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+
+    from envferry.trust.passphrases import Ask
 
 PUBLIC_SUFFIX = ".pub"
 KEY_ID_DIGITS = 16
@@ -41,12 +42,19 @@ class PublicKey:
     key: Ed25519PublicKey = field(repr=False, compare=False)
 
 
+class KeyHolder(Protocol):
+    """Whoever has a private key: this process, an ssh-agent (`ssh_agent.py`), a PKCS #11 token."""
+
+    def sign(self, message: bytes, /) -> bytes:
+        """Return the 64 bytes of an Ed25519 signature (RFC 8032, pure); raise HostError."""
+
+
 @dataclass(frozen=True, slots=True)
 class SigningKey:
     """A key that signs; its repr holds no secret."""
 
     public: PublicKey
-    key: Ed25519PrivateKey = field(repr=False, compare=False)
+    key: KeyHolder = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,8 +98,11 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         return pre_authentication_encoding(self.payload_type, self.body)
 
 
-def generate_key() -> tuple[bytes, bytes]:
-    """Return a new private key (PKCS #8) and its public key (SubjectPublicKeyInfo), both in PEM."""
+def generate_key(passphrase: str = "") -> tuple[bytes, bytes]:
+    """Return a new private key (PKCS #8) and its public key (SubjectPublicKeyInfo), both in PEM.
+
+    With a passphrase the private key is encrypted (PBES2, AES-256-CBC).
+    """
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -99,28 +110,67 @@ def generate_key() -> tuple[bytes, bytes]:
     private = key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
+        serialization.BestAvailableEncryption(passphrase.encode())
+        if passphrase
+        else serialization.NoEncryption(),
     )
-    public = key.public_key().public_bytes(
+    return private, pem_of(key.public_key())
+
+
+def pem_of(key: Ed25519PublicKey) -> bytes:
+    """Return a public key as `NAME.pub` has it."""
+    from cryptography.hazmat.primitives import serialization
+
+    return key.public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    return private, public
 
 
-def parse_signing_key(pem: bytes, what: str) -> SigningKey:
-    """Read a private key; `what` names it in errors, which never hold a part of it."""
-    from cryptography.exceptions import UnsupportedAlgorithm
+def parse_signing_key(pem: bytes, what: str, ask: Ask | None = None) -> SigningKey:
+    """Read a private key; `what` names it in errors, which never hold a part of it.
+
+    `ask` is asked for the passphrase of an encrypted one. Raises UsageError.
+    """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
-        key = load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm):
-        # Without the cause: its text could repeat what it could not read.
-        raise _no_key(what, "an unencrypted private key in PEM") from None
+        key = _load_private(pem, None)
+    except TypeError:  # it is encrypted
+        if ask is None:
+            raise _no_key(what, "an unencrypted private key in PEM") from None
+        key = _unlock(pem, what, ask)
+    if key is None:
+        raise _no_key(what, "a private key in PEM")
     if not isinstance(key, Ed25519PrivateKey):
         raise _no_key(what, "an Ed25519 key")
     return SigningKey(public=_public_key(key.public_key(), what), key=key)
+
+
+def _load_private(pem: bytes, passphrase: bytes | None) -> PrivateKeyTypes | None:
+    """Load a key; None for what is none, TypeError for one that needs a passphrase.
+
+    Without the causes: their texts could repeat what could not be read.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    try:
+        return load_pem_private_key(pem, password=passphrase)
+    except (ValueError, UnsupportedAlgorithm):
+        return None
+
+
+def _unlock(pem: bytes, what: str, ask: Ask) -> PrivateKeyTypes:
+    """Decrypt a key; raise UsageError when the passphrase does not."""
+    try:
+        key = _load_private(pem, ask(what).encode())
+    except TypeError:  # an empty one
+        key = None
+    if key is None:
+        message = f"the passphrase does not unlock {what}"
+        hint = "type it again, or correct ENVFERRY_KEY_PASSPHRASE or its file"
+        raise UsageError(message, hint=hint)
+    return key
 
 
 def parse_public_key(pem: bytes, what: str) -> PublicKey:
@@ -138,9 +188,20 @@ def parse_public_key(pem: bytes, what: str) -> PublicKey:
     return _public_key(key, what)
 
 
-def read_signing_key(path: Path) -> SigningKey:
-    """Read a private key from a file."""
-    return parse_signing_key(_read(path, "signing key"), str(path))
+def public_key_of(raw: bytes, what: str) -> PublicKey:
+    """Return the key of 32 bytes, as agents and tokens have it; raise HostError for others."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    try:
+        return _public_key(Ed25519PublicKey.from_public_bytes(raw), what)
+    except ValueError as error:
+        message = f"{what} has a public key that is not Ed25519"
+        raise HostError(message, hint="make one of that kind; no other signs") from error
+
+
+def read_signing_key(path: Path, ask: Ask | None = None) -> SigningKey:
+    """Read a private key from a file; `ask` is asked for its passphrase."""
+    return parse_signing_key(_read(path, "signing key"), str(path), ask)
 
 
 def read_trusted_keys(directory: Path, files: Iterable[Path] = ()) -> tuple[PublicKey, ...]:
@@ -160,6 +221,7 @@ def read_trusted_keys(directory: Path, files: Iterable[Path] = ()) -> tuple[Publ
         raise UsageError(message, hint=hint)
     for path in paths:
         _require_ends(path)
+        refuse_open(path, "trusted key")
     keys = [parse_public_key(_read(path, "trusted key"), str(path)) for path in (*paths, *named)]
     return tuple({key.id: key for key in keys}.values())
 
@@ -191,6 +253,15 @@ def _list_keys_dir(directory: Path) -> list[Path] | None:
         raise UsageError(message, hint=hint) from error
 
 
+def refuse_open(path: Path, what: str) -> None:
+    """Raise UsageError for a file of trust that everybody may change or replace."""
+    reason = may_everybody_change(path) if path.exists() else ""
+    if reason:
+        message = f"the {what} {path} is refused: it {reason}"
+        hint = f"run `chmod go-w` on it and on {path.parent}, and see that it is the right one"
+        raise UsageError(message, hint=hint)
+
+
 def seal(payload_type: str, body: bytes, keys: Iterable[SigningKey]) -> Envelope:
     """Sign bytes with each key."""
     message = pre_authentication_encoding(payload_type, body)
@@ -202,11 +273,19 @@ def seal(payload_type: str, body: bytes, keys: Iterable[SigningKey]) -> Envelope
 
 
 def sign(message: bytes, keys: Iterable[SigningKey]) -> tuple[Signature, ...]:
-    """Return each key's signature of a message."""
-    return tuple(
-        Signature(keyid=key.public.id, sig=base64.b64encode(key.key.sign(message)).decode())
-        for key in keys
-    )
+    """Return each key's signature of a message.
+
+    Raises HostError when who holds a key makes a signature that the key does not verify.
+    """
+    found = []
+    for key in keys:
+        raw = key.key.sign(message)
+        one = Signature(keyid=key.public.id, sig=base64.b64encode(raw).decode())
+        if not _is_by(key.public, message, one):
+            text = f"what {key.public.name} signed does not verify with its own public key"
+            raise HostError(text, hint="nothing was written; the token or agent is at fault")
+        found.append(one)
+    return tuple(found)
 
 
 def signers(

@@ -1,0 +1,87 @@
+"""What unlocks a key: a variable, a file, or somebody at the terminal."""
+
+from __future__ import annotations
+
+import getpass
+from pathlib import Path
+from typing import Protocol
+
+from envferry.config import KEY_PASSPHRASE, settings
+from envferry.errors import NotFound, UsageError
+
+TERMINAL = Path("/dev/tty")
+MOST_BYTES = 4096
+"""More than that in a file is no passphrase."""
+
+
+class Ask(Protocol):
+    """Whoever knows passphrases."""
+
+    def __call__(self, what: str) -> str:
+        """Return what unlocks `what`; raise UsageError where nobody can say."""
+
+
+def find_passphrase(what: str) -> str:
+    """Return the passphrase of a key, or the PIN of a token, that `what` names in the question.
+
+    ENVFERRY_KEY_PASSPHRASE says it, else the file of the setting `key_passphrase_file`, else who
+    sits at the terminal. Raises UsageError where there is none, NotFound for a missing file.
+    """
+    here = settings()
+    if here.key_passphrase:
+        return here.key_passphrase.reveal()
+    if here.key_passphrase_file:
+        return read_passphrase(here.key_passphrase_file)
+    return ask_passphrase(what)
+
+
+def new_passphrase(what: str) -> str:
+    """Return a passphrase for a new key: as `find_passphrase`, but asked for twice.
+
+    Raises UsageError for an empty one, and for two that differ.
+    """
+    here = settings()
+    asks = not (here.key_passphrase or here.key_passphrase_file)
+    found = find_passphrase(what)
+    if not found:
+        message = f"the passphrase for {what} is empty"
+        raise UsageError(message, hint="leave --passphrase out for a key without one")
+    if asks and ask_passphrase(f"{what}, again") != found:
+        message = f"the two passphrases for {what} differ: no key was made"
+        raise UsageError(message, hint="run the command again")
+    return found
+
+
+def read_passphrase(path: Path) -> str:
+    """Return the first line of a file, without its end."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(MOST_BYTES + 1)
+        line = data.decode().partition("\n")[0].removesuffix("\r")
+    except FileNotFoundError as error:
+        message = f"the file of the passphrase, {path}, does not exist"
+        raise NotFound(message, hint="correct the setting key_passphrase_file") from error
+    except (OSError, UnicodeDecodeError):
+        # Without the cause: its text could repeat a part of the secret.
+        message = f"cannot read the file of the passphrase, {path}, as text"
+        raise UsageError(message, hint="check who may read it, and that it is UTF-8") from None
+    if len(data) > MOST_BYTES:
+        message = f"{path} is longer than any passphrase"
+        raise UsageError(message, hint="its first line is the passphrase")
+    return line
+
+
+def ask_passphrase(what: str) -> str:
+    """Ask at the terminal, where what is typed is not shown; raise UsageError without one."""
+    hint = f"set {KEY_PASSPHRASE}, or key_passphrase_file in a settings file"
+    try:
+        with TERMINAL.open("r+b", buffering=0):
+            pass
+    except OSError as error:
+        message = f"{what} asks for a passphrase, and there is no terminal to type it at"
+        raise UsageError(message, hint=hint) from error
+    try:
+        return getpass.getpass(f"Passphrase for {what}: ")
+    except EOFError as error:
+        message = f"no passphrase for {what} was typed"
+        raise UsageError(message, hint=hint) from error
