@@ -25,7 +25,7 @@ STAGES = {
     "install": "install/stage.py",
 }
 LAYERS = (
-    ("errors", "progress", "suggestions"),
+    ("errors", "progress", "redaction", "suggestions"),
     ("models", "base", "process"),
     ("config",),
     ("worker_process",),

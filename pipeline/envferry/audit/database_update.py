@@ -23,7 +23,7 @@ from envferry.audit.osv_archive import HINT, read_archive
 from envferry.base.files import write_bytes
 from envferry.base.times import parse_time
 from envferry.errors import IntegrityError, NotFound, UsageError
-from envferry.models import fit_to_show
+from envferry.redaction import fit_to_show
 from envferry.stores.http import HttpStore
 from envferry.trust.signed_files import attestation_of
 

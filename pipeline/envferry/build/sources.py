@@ -16,12 +16,12 @@ from blake3 import blake3
 from envferry.base.json import convert
 from envferry.base.toml import TomlFault, decode_toml
 from envferry.build.cache_locks import entry_lock
-from envferry.build.download import redact
 from envferry.build.git_credentials import git_environ
 from envferry.build.source_tree import copy_source_tree, digest_source_tree
 from envferry.config import child_environ
 from envferry.errors import IntegrityError, NotFound, SpecError, StoreError
 from envferry.process import run
+from envferry.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -57,7 +57,7 @@ class Failure:
 
         Logins of URLs are left out. A terminal that is gone is told nothing.
         """
-        from envferry.models import fit_to_show
+        from envferry.redaction import fit_to_show
 
         message, hint = (harmless(fit_to_show(text)) for text in (self.message, self.hint))
         try:

@@ -11,7 +11,8 @@ from envferry.base.toml import TomlFault, decode_toml
 from envferry.build.source_tree import digest_source_tree
 from envferry.errors import SpecError
 from envferry.lock.wheel_choice import choose_wheel
-from envferry.models import LockedPackage, without_login
+from envferry.models import LockedPackage
+from envferry.redaction import without_login
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -20,8 +20,8 @@ from envferry.errors import HostError, SpecError, StoreError
 from envferry.lock.git_failures import git_failure
 from envferry.lock.pip_entries import newer_glibc_hint
 from envferry.lock.solver_output import NOT_CACHED, UNREACHABLE, not_cached, proxies_hint, tidy
-from envferry.models import without_login
 from envferry.process import run
+from envferry.redaction import without_login
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
