@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from packaging.utils import canonicalize_name
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,8 +21,7 @@ TOOLS: dict[Tool, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompilerNeed:
+class CompilerNeed(msgspec.Struct, frozen=True, kw_only=True):
     """What a package needs, and when."""
 
     tools: tuple[Tool, ...]
@@ -58,8 +56,7 @@ BROUGHT: dict[Tool, re.Pattern[str]] = {
 """Packages that have a tool: an environment with one needs none of its host."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompilerFinding:
+class CompilerFinding(msgspec.Struct, frozen=True, kw_only=True):
     """A package of an environment that compiles while it runs."""
 
     package: str
@@ -79,6 +76,8 @@ def compiler_findings(
     packages: Iterable[str], has_tool: Callable[[Tool], bool]
 ) -> list[CompilerFinding]:
     """Return which packages compile, in order; `has_tool` says what the machine has."""
+    from packaging.utils import canonicalize_name
+
     names = sorted({str(canonicalize_name(name)) for name in packages})
     brought = {
         tool for tool, form in BROUGHT.items() if any(form.fullmatch(name) for name in names)

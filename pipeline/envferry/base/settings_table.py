@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import re
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 from envferry.errors import SpecError
 from envferry.suggestions import closest, perhaps
@@ -32,8 +33,7 @@ ValueKind = Literal["text", "path", "paths", "flag", "number", "days", "umask", 
 Value = str | bool | int | tuple[str, ...] | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
     """One setting."""
 
     key: str
@@ -210,6 +210,14 @@ SETTINGS = (
         in_files=False,
     ),
     Setting(
+        key="run_file",
+        variable="ENVFERRY_RUN_FILE",
+        kind="path",
+        shown_default="set by `envferry.run`",
+        help="The one file that was started, which hints and systemd units then name.",
+        in_files=False,
+    ),
+    Setting(
         key="config",
         variable="ENVFERRY_CONFIG",
         kind="path",
@@ -220,8 +228,7 @@ SETTINGS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class Told(msgspec.Struct, frozen=True, kw_only=True):
     """The value of a setting, and what says so."""
 
     value: Value
@@ -356,7 +363,7 @@ def may_everybody_change(path: Path) -> str:
         return "is writable by every user"
     for folder in Path(os.path.realpath(path)).parents:
         if is_open_to_everybody(folder.stat()):
-            return f"lies in {folder}, where everybody can replace it"
+            return f"lies in {folder}, where every user can replace it"
     return ""
 
 

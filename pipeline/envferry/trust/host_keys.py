@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envferry.config import settings
+from envferry.config import host_name, settings
 from envferry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -145,7 +144,7 @@ def _bundle_keys(
         message = (
             f"no key of trust bundle {bundle.version} is valid now: all are revoked or expired"
         )
-        hint = "get a newer one, and run `envferry trust update`; look at this machine's clock, too"
+        hint = "get a newer one: `envferry trust update FILE`; look at this machine's clock, too"
         raise UsageError(message, hint=hint)
     return tuple({key.id: key for key in found}.values())
 
@@ -158,4 +157,4 @@ def _who() -> str:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container without a passwd entry
         user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
+    return f"{user}@{host_name()}"

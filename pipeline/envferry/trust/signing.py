@@ -57,8 +57,7 @@ class SigningKey:
     key: KeyHolder = field(repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Signer:
+class Signer(msgspec.Struct, frozen=True, kw_only=True):
     """Whoever pushes, with the keys and with what the provenance says of it."""
 
     keys: tuple[SigningKey, ...]
