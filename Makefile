@@ -1,8 +1,8 @@
 # Each target sets up what it needs; `make demo` and `make test` are all that a new machine wants.
 # Only the rules below: make knows one of its own that would copy bootstrap.sh to `bootstrap`.
 MAKEFLAGS += --no-builtin-rules
-.PHONY: demo test test-newest test-lowest lint format unit integration slow podman docker fuzz bench \
-  reference docs site lock package clean
+.PHONY: demo test test-newest test-lowest lint format unit integration slow podman docker images fuzz \
+  bench reference docs site lock package clean
 export VENV ?= .venv
 bin := $(VENV)/bin
 # uv trusts its own list of authorities; a site's own is in the system's.
@@ -34,7 +34,7 @@ lint: $(VENV)/.ready
 	$(bin)/check-jsonschema --builtin-schema vendor.github-actions .github/actions/*/action.yml
 	$(bin)/check-jsonschema --builtin-schema vendor.gitlab-ci docs/ci/envferry.gitlab-ci.yml
 	$(bin)/zizmor --offline --quiet .github
-	$(bin)/shellcheck .github/actions/*/*.sh .ci/run bootstrap.sh requirements/lock.sh pipeline/envferry/transfer/install.sh \
+	$(bin)/shellcheck .github/actions/*/*.sh .ci/run .ci/images bootstrap.sh requirements/lock.sh pipeline/envferry/transfer/install.sh \
 	  docs/slurm/prolog.sh \
 	  pipeline/envferry/tool/header.sh
 
@@ -59,18 +59,23 @@ integration: $(VENV)/.ready
 	./bootstrap.sh slurm
 	$(bin)/pytest $(parallel) tests/integration -m "not podman and not docker and not slow"
 
-# What takes minutes: twenty hosts at once, ansible-test.
+# What takes minutes: twenty hosts at once, ansible-test, both images built twice.
 slow: $(VENV)/.ready
 	./bootstrap.sh ansible
+	./bootstrap.sh podman
 	$(bin)/pytest tests -m slow
 
 podman: $(VENV)/.ready
 	./bootstrap.sh podman
-	ENVFERRY_REQUIRE=podman $(bin)/pytest tests/integration -m podman
+	ENVFERRY_REQUIRE=podman $(bin)/pytest tests/integration -m "podman and not slow"
 
 docker: $(VENV)/.ready
 	./bootstrap.sh docker
 	ENVFERRY_REQUIRE=docker $(bin)/pytest tests/integration -m docker
+
+# Both images of the Dockerfile, each built twice; ENGINE=podman, BASE=IMAGE@DIGEST, APT_MIRROR=URL.
+images:
+	./.ci/images
 
 # SECONDS for each target; findings are left here as crash-… (tests/fuzz.py).
 fuzz: $(VENV)/.ready

@@ -377,6 +377,8 @@ class ArchiveFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The length of that whole frame."""
     index_blake3: str
     """BLAKE3 of that whole frame."""
+    tar_sha256: str = ""
+    """SHA-256 of the tar stream, the diff id of an image's layer; older manifests have none."""
 
 
 class PackageFacts(msgspec.Struct, frozen=True, kw_only=True):

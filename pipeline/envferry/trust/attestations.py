@@ -17,6 +17,7 @@ from envferry.trust.statements import (
     Statement,
     build_definition,
     decode_statement,
+    image_subject,
     provenance_of,
     require_subjects,
     run_details,
@@ -51,15 +52,20 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def attest(
-    manifest: Manifest, manifest_data: bytes, materials: tuple[Material, ...], signer: Signer
+    manifest: Manifest,
+    manifest_data: bytes,
+    materials: tuple[Material, ...],
+    signer: Signer,
+    image: str | None = None,
 ) -> Envelope:
     """Sign a new statement about an artifact; `manifest_data` are the manifest's bytes as stored.
 
-    `materials` is what it was made from. Time and user are here and not in the manifest: equal
-    inputs give an equal manifest.
+    `materials` is what it was made from, `image` the digest of its image in an OCI registry. Time
+    and user are here and not in the manifest: equal inputs give an equal manifest.
     """
+    images = (image_subject(manifest, image),) if image else ()
     statement = Statement(
-        subject=subjects_of(manifest, manifest_data),
+        subject=(*subjects_of(manifest, manifest_data), *images),
         predicate_type=PREDICATE_TYPE,
         predicate=provenance_of(manifest, materials, signer),
     )

@@ -195,17 +195,25 @@ class RegistryClient(msgspec.Struct, frozen=True):
         return has_blob(self.session, repository, digest)
 
     def mount(self, repository: str, digest: str, source: str) -> bool:
-        """Ask for a blob of another repository; a registry may begin an upload instead."""
+        """Ask for a blob of another repository; a registry may begin an upload instead.
+
+        Who may not read there sends the blob, as everybody does whose registry mounts nothing.
+        """
         call = Call(
             method="POST",
             path=f"/v2/{repository}/blobs/uploads/?mount={digest}&from={source}",
             repository=repository,
             headers={"Content-Length": "0"},
             rights="pull,push",
+            source=source,
             expected=(CREATED, ACCEPTED_STATUS, ABSENT, NOT_ALLOWED),
             what=f"{digest} in {repository}",
         )
-        answer = self.session.call(call)
+        try:
+            answer = self.session.call(call)
+        except StoreError as error:
+            log.info("%s is not mounted from %s: %s", digest, source, error)
+            return False
         if answer.status == ACCEPTED_STATUS and (place := answer.headers.get(LOCATION)):
             self._forget(repository, urljoin(answer.url, place))
         return answer.status == CREATED
