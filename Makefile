@@ -1,4 +1,6 @@
 # Each target sets up what it needs; `make demo` and `make test` are all that a new machine wants.
+# Only the rules below: make knows one of its own that would copy bootstrap.sh to `bootstrap`.
+MAKEFLAGS += --no-builtin-rules
 .PHONY: demo test test-newest test-lowest lint format unit integration slow podman docker images fuzz \
   bench reference docs site lock package clean
 export VENV ?= .venv
@@ -20,8 +22,8 @@ test-newest test-lowest:
 	PYTEST_ADDOPTS="$(if $(findstring lowest,$@),-W ignore::DeprecationWarning)" \
 	  $(MAKE) VENV=.venv-$(@:test-%=%) DEPENDENCIES=$(@:test-%=%) unit integration
 
-# Tests run side by side; JOBS=0 runs one after the other.
-parallel := -n $(or $(JOBS),auto) --maxprocesses 4 --dist worksteal
+# Tests run side by side, more than there are cores, for many wait; JOBS=0 runs one after the other.
+parallel := -n $(or $(JOBS),$(shell expr 2 \* "$$(nproc)")) --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.ready
 	$(bin)/ruff format --check .
@@ -40,7 +42,7 @@ format: $(VENV)/.ready
 	$(bin)/ruff format .
 	$(bin)/ruff check --fix .
 
-# COVERAGE=1 measures which lines and branches the unit tests run.
+# COVERAGE=1 measures which lines and branches the unit tests run, and fails below the floor in pyproject.toml.
 unit: $(VENV)/.ready
 	./bootstrap.sh hosts
 	./bootstrap.sh softhsm

@@ -295,7 +295,7 @@ class Liar(FaultHandler):
     ("lie", "code", "words"),
     [
         ("blob", 8, "sends something else for sha256:"),
-        ("length", 8, r"\d+ of \d+ bytes came"),
+        ("length", 8, r"received \d+ of \d+ bytes"),
         ("manifest", 8, "sends another manifest of"),
     ],
 )

@@ -13,7 +13,8 @@ from envferry.cli.shared_options import RegistryOptions
 from envferry.cli.terminal import table
 from envferry.config import settings
 from envferry.errors import NotFound, UsageError
-from envferry.models import check_name, fit_to_show
+from envferry.models import check_name
+from envferry.redaction import fit_to_show
 from envferry.registry import Registry
 from envferry.suggestions import closest
 
@@ -115,7 +116,7 @@ def find(console: Console, options: FindOptions) -> int:
 
         return find_affected(console, options.cve, options.of_vulnerability())
     if not options.package:
-        message = "find what? Neither PACKAGE nor --cve is given"
+        message = "nothing to find: neither PACKAGE nor --cve is given"
         raise UsageError(message, hint="name a package, such as 'openssl<3.0.18'")
     wanted, selected = MatchSpec.parse(options.package), options.filter()
     index = open_index(console, options.registry, fully=options.fully)

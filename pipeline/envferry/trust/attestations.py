@@ -121,8 +121,8 @@ def require_enough(what: str, found: tuple[PublicKey, ...], least: int) -> None:
     """Raise IntegrityError unless so many different keys signed something."""
     number = len({key.id for key in found})
     if number < least:
-        message = f"{what} is signed by {number} trusted keys, and {least} must sign"
-        hint = "ask the others who sign to push it with their `--sign-key`, too"
+        message = f"{what} is signed by {number} trusted keys, {least} are required"
+        hint = "ask the other signers to push it with their `--sign-key`, too"
         raise IntegrityError(message, hint=hint)
 
 
@@ -180,4 +180,5 @@ def unsigned(what: str, by: list[str], keys: tuple[PublicKey, ...]) -> Integrity
     trusted = ", ".join(f"{key.id} ({key.name})" for key in keys) or "none"
     found = f"signed only by {', '.join(by)[:200]}" if by else "not signed at all"
     message = f"{what} is not signed by a trusted key: {found}; trusted: {trusted}"
-    return IntegrityError(message, hint="ask who pushed it to push it again with `--sign-key`")
+    hint = "ask the person who pushed it to push it again with `--sign-key`"
+    return IntegrityError(message, hint=hint)

@@ -84,7 +84,9 @@ class RegistryClient(msgspec.Struct, frozen=True):
         wanted = reference if ":" in reference else said
         if (said, wanted) != (digest, digest):
             message = f"{self.name} sends another manifest of {repository}:{reference} than it says"
-            error = IntegrityError(f"{message}: {digest}, not {wanted}", hint="ask who runs it")
+            error = IntegrityError(
+                f"{message}: {digest}, not {wanted}", hint="ask the administrator of that registry"
+            )
             raise Transient(error)
         return FoundContent(answer.body, digest)
 
@@ -256,11 +258,13 @@ class RegistryClient(msgspec.Struct, frozen=True):
         # Who ignores ranges sends all of it: its beginning is what was asked for.
         body = answer.body if is_all or answer.status == PARTIAL else answer.body[:length]
         if len(body) != length:
-            message = f"{what} at {self.name}: {len(body)} of {length} bytes came"
+            message = f"{what} at {self.name}: received {len(body)} of {length} bytes"
             raise Transient(IntegrityError(f"{message} from {offset} on", hint="push it again"))
         if is_all and digest_of(body) != blob.digest:
             message = f"{self.name} sends something else for {what}: {digest_of(body)}"
-            raise IntegrityError(message, hint="push the artifact again, or ask who runs it")
+            raise IntegrityError(
+                message, hint="push the artifact again, or ask the administrator of that registry"
+            )
         return body
 
     def upload(self, repository: str, resumed: str | None = None) -> HttpUpload:

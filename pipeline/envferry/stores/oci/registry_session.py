@@ -238,11 +238,11 @@ class RegistrySession:
             return StoreError(message, hint=hint)
         if status in (UNAUTHORIZED, FORBIDDEN) or "DENIED" in codes:
             message = f"{self.name} denies access to {what} ({words})"
-            hint = f"who may do that? log in with `podman login {self.name}`, or ask for the right"
+            hint = f"log in as a user who may (`podman login {self.name}`), or ask for access"
             return StoreError(message, hint=hint)
         if status == NOT_ALLOWED or "UNSUPPORTED" in codes:
             message = f"{self.name} does not offer {what} ({words})"
-            return NotOfferedByRegistry(message, hint="ask who runs it")
+            return NotOfferedByRegistry(message, hint="ask the administrator of that registry")
         if any(code.endswith("BLOB_UNKNOWN") for code in codes):
             # Registries of several servers, and busy ones, see a blob a moment after they took it.
             message = f"{self.name} lacks a blob of {what} ({words})"

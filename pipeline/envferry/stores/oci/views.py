@@ -165,7 +165,9 @@ class Views:
             if listed is not None and any(one.digest == referrer.digest for one in listed):
                 return
             message = f"{self.space.name} took {referrer.digest}, which refers to {subject.digest}"
-            hint = "ask who runs it: it says that it keeps such lists (OCI-Subject)"
+            hint = (
+                "ask the administrator of that registry: it claims to keep such lists (OCI-Subject)"
+            )
             msg = f"{message}, and does not list it"
             raise StoreError(msg, hint=hint)
 
