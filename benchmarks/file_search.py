@@ -39,7 +39,7 @@ QUESTIONS = {
     "exact": (FilePattern.parse("libpkg7.so.1"),),
     "pattern": (FilePattern.parse("libpkg7.so*"),),
     "inside": (FilePattern.parse("*kg77.so*"),),
-    "folder": (FilePattern.parse("pkg7/part3/*9.py"),),
+    "folder": (FilePattern.parse("pkg7/part3/__init__.py"),),
     "import": module_patterns("pkg7.part3"),
     "nothing": (FilePattern.parse("libcudnn.so.9"),),
 }

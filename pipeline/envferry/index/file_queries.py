@@ -54,12 +54,16 @@ class FilePattern:
             return names, [self.name]
         same = _fits("folder", self.folder)
         if self.is_whole:
-            folders = f"placed.folder IN (SELECT number FROM file_folders WHERE {same})"
-            return f"{names} AND {folders}", [self.name, self.folder]
-        # The end of a folder cannot be looked up: those of the names that fit are compared.
-        one = "SELECT 1 FROM file_folders WHERE number = placed.folder"
-        condition = f"{names} AND EXISTS ({one} AND ({same} OR folder GLOB ?))"
-        return condition, [self.name, self.folder, f"*/{self.folder}"]
+            folders = f"SELECT number FROM file_folders WHERE {same}"
+            return f"{names} AND placed.folder IN ({folders})", [self.name, self.folder]
+        ends = f"({same} OR folder GLOB ?)"
+        values = [self.name, self.folder, f"*/{self.folder}"]
+        if _is_pattern(self.name):
+            folders = f"SELECT number FROM file_folders WHERE {ends}"
+            return f"{names} AND placed.folder IN ({folders})", values
+        # Few files have one name: theirs are compared, not all folders that there are.
+        one = f"SELECT 1 FROM file_folders WHERE number = placed.folder AND {ends}"
+        return f"{names} AND EXISTS ({one})", values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,7 +160,11 @@ def _placed(connection: Connection, condition: str, values: list[str]) -> list[t
 
 def _fits(column: str, pattern: str) -> str:
     """Compare as fast as the pattern allows: an equal text is looked up."""
-    return f"{column} {'GLOB' if any(char in pattern for char in '*?[') else '='} ?"
+    return f"{column} {'GLOB' if _is_pattern(pattern) else '='} ?"
+
+
+def _is_pattern(text: str) -> bool:
+    return any(char in text for char in "*?[")
 
 
 def _order(row: tuple[Any, ...]) -> tuple[Any, ...]:
