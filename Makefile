@@ -1,7 +1,5 @@
 # Each target sets up what it needs; `make demo` and `make test` are all that a new machine wants.
 .PHONY: demo test test-newest test-lowest lint format unit integration slow podman docker fuzz bench \
-  reference docs lock package clean
-.PHONY: demo test test-newest test-lowest lint format unit integration podman docker fuzz bench \
   reference docs site lock package clean
 export VENV ?= .venv
 bin := $(VENV)/bin

@@ -25,9 +25,10 @@ extra `build`) are loaded when `lock`, `build` or `pack` is called.
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from envferry.artifacts import read_artifact
 from envferry.build.build_options import BuildOptions
@@ -48,8 +49,8 @@ from envferry.errors import (
     UsageError,
 )
 from envferry.index.queries import Entry, Filter, Match
+from envferry.install.link_mode import Link
 from envferry.install.plan import InstallOptions
-from envferry.install.reuse import Link
 from envferry.install.verify import Verified
 from envferry.lock.lock_options import LockOptions
 from envferry.models import (

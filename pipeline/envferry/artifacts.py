@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -131,8 +130,7 @@ def checksum_line(manifest: Manifest) -> bytes:
     return f"{manifest.archive.xxh128}  {manifest.archive.file}\n".encode()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proof:
+class Proof(msgspec.Struct, frozen=True, kw_only=True):
     """What a signature check needs: a manifest's own bytes, and who signed them."""
 
     manifest_data: bytes
@@ -189,6 +187,11 @@ def _manifest_beside(path: Path) -> Path:
     elif path.name.endswith(ARCHIVE_SUFFIX):
         stem = path.name[: -len(ARCHIVE_SUFFIX)]
         candidates = (path.with_name(stem + MANIFEST_SUFFIX), path.with_name(REGISTRY_MANIFEST))
+    elif path.is_dir():
+        message = f"{path} is a folder, expected an artifact"
+        raise UsageError(
+            message, hint=f"if it is a registry, name an environment and `--registry {path}`"
+        )
     else:
         message = f"{path} is not an artifact: its name ends in neither .tar.zst nor .manifest.json"
         raise UsageError(message, hint="name an archive file, or a ref such as demo@stable")

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import msgspec
+
 from envferry.base.proxies import read_proxies
 from envferry.base.settings_table import SYSTEM_FILE, read_settings
 from envferry.base.site_indexes import SiteIndexes, plain_url, read_site_indexes
@@ -27,6 +29,7 @@ SOURCE_DATE_EPOCH = 315532800
 COMPLETION_VARIABLE = "_ENVFERRY_COMPLETE"
 TRUSTED_DIR = Path("/etc/envferry/trusted.d")
 SIGN_KEY = "ENVFERRY_SIGN_KEY"
+RUN_FILE = "ENVFERRY_RUN_FILE"
 KEY_PASSPHRASE = "ENVFERRY_KEY_PASSPHRASE"
 REQUIREMENT_FILE = "require-signatures"
 """Beside the directory of trusted keys; its content does not matter."""
@@ -80,8 +83,7 @@ class Secret:
         return "**redacted**"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What the environment says; command line options win over it."""
 
     registry: str
@@ -275,6 +277,12 @@ def allows_races() -> bool:
     return settings().allow_races
 
 
+def started_file() -> Path | None:
+    """Return the one-file tool that was started; None where an installed envferry was."""
+    path = os.environ.get(RUN_FILE, "")
+    return Path(path) if path else None
+
+
 def is_completing() -> bool:
     """Whether a shell has asked how a line goes on, by click's protocol."""
     return COMPLETION_VARIABLE in os.environ
@@ -283,9 +291,9 @@ def is_completing() -> bool:
 def child_environ(**changes: str | None) -> dict[str, str]:
     """Return this process's environment with `changes`, None removing a name: for children.
 
-    No child gets the key to sign with, nor what unlocks it.
+    No child gets the key to sign with, nor what unlocks it, nor is it the one-file tool.
     """
-    changes = {SIGN_KEY: None, KEY_PASSPHRASE: None, **changes}
+    changes = {SIGN_KEY: None, KEY_PASSPHRASE: None, RUN_FILE: None, **changes}
     environ = {**os.environ, **{name: text or "" for name, text in changes.items()}}
     return {name: text for name, text in environ.items() if changes.get(name, "") is not None}
 
@@ -325,8 +333,7 @@ def uv_settings_passed_over() -> tuple[str, ...]:
     return tuple(sorted(name for name in os.environ if _decides(name) and os.environ[name]))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkSettings:
+class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How to reach the servers that downloads come from."""
 
     certificates: Path | None
@@ -335,7 +342,7 @@ class NetworkSettings:
     """Where credentials for hosts may be found."""
     proxies: dict[str, str]
     """Proxy URLs by scheme (`http`, `https`, `all`), and `no`: the hosts to reach without."""
-    logins: dict[str, Secret] = field(default_factory=dict)
+    logins: dict[str, Secret] = msgspec.field(default_factory=dict)
     """`user:password` as URLs have it, by `host:port`: from uv's variables that name indexes."""
 
     @classmethod

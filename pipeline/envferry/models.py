@@ -6,7 +6,6 @@ import platform as host_platform
 import posixpath
 import re
 import unicodedata
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -231,8 +230,7 @@ def left_out(options: SpecOptions) -> dict[str, str]:
     return {name: text for name, text in said.items() if text}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spec:
+class Spec(msgspec.Struct, frozen=True, kw_only=True):
     """`specs/NAME.yml`: a conda environment file plus the `envferry:` key."""
 
     path: Path
@@ -351,8 +349,7 @@ class BuildRequirements(msgspec.Struct, frozen=True, kw_only=True):
     wheels: tuple[LockedPackage, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lock:
+class Lock(msgspec.Struct, frozen=True, kw_only=True):
     """`specs/NAME.conda-lock.yml`, read."""
 
     path: Path
@@ -371,17 +368,17 @@ class Lock:
     """One for each package that is locked as source, on each platform."""
     indexes: tuple[str, ...] = ()
     """The package indexes that came from the settings of the machine that locked."""
-    provenance: dict[str, dict[str, FileProvenance]] = field(default_factory=dict)
+    provenance: dict[str, dict[str, FileProvenance]] = msgspec.field(default_factory=dict)
     """By platform and name: the pip packages whose index was asked who published them."""
     channels: tuple[str, ...] = ()
     """What it was solved with, without logins."""
-    tools: dict[str, str] = field(default_factory=dict)
+    tools: dict[str, str] = msgspec.field(default_factory=dict)
     """Names and versions of the programs that decided what it says."""
 
     def for_platform(self, platform: str) -> tuple[LockedPackage, ...]:
         """Return the packages for `platform`; raise SpecError when it is not locked."""
         packages = tuple(item for item in self.packages if item.platform == platform)
-        if not packages:
+        if not packages and platform not in self.content_hashes:
             locked = ", ".join(sorted(self.content_hashes)) or "none"
             message = f"{self.path} is not locked for {platform} (locked: {locked})"
             hint = f"run `envferry lock {self.name} --platform {platform}`"
@@ -480,8 +477,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return self.cuda_code if isinstance(self.cuda_code, dict) else {}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Artifact:
+class Artifact(msgspec.Struct, frozen=True, kw_only=True):
     """An archive, its manifest, checksum and lock, side by side in one directory."""
 
     directory: Path
@@ -520,8 +516,7 @@ class TagRecord(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ref:
+class Ref(msgspec.Struct, frozen=True, kw_only=True):
     """`NAME`, `NAME@TAG` or `NAME@ID`: how people name an artifact in a registry."""
 
     name: str
@@ -546,8 +541,7 @@ class Ref:
         return f"{self.name}@{self.version}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PushedArtifact:
+class PushedArtifact(msgspec.Struct, frozen=True, kw_only=True):
     """What a push left in a registry."""
 
     registry: str
@@ -562,8 +556,7 @@ class PushedArtifact:
     """Whether anything was sent; False when the registry had it all."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegistryEntry:
+class RegistryEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One artifact in a registry, as a listing shows it."""
 
     name: str

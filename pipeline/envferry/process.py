@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
+
+import msgspec
 
 from envferry.errors import ToolFailed
 
@@ -41,8 +42,7 @@ LONGEST_SHOWN = 3
 _running: set[subprocess.Popen[str]] = set()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
+class Finished(msgspec.Struct, frozen=True, kw_only=True):
     """What a program left behind."""
 
     returncode: int
@@ -216,8 +216,7 @@ def _finish(child: subprocess.Popen[str], *, check: bool) -> Finished:
     return Finished(returncode=child.returncode, stdout=stdout, stderr=stderr or "")
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation:
+class Conversation(msgspec.Struct, frozen=True):
     """A program that talks in lines, for as long as its caller listens."""
 
     child: subprocess.Popen[str]

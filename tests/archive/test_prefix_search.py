@@ -260,6 +260,15 @@ def test_a_length_may_look_like_a_letter(content: bytes) -> None:
     assert found.left_alone
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_a_text_of_windows_is_named(encoding: str) -> None:
+    mark = "\ufeff"
+    there = f"{mark}[Paths]\r\nPrefix={PREFIX}\r\n".encode(encoding)
+    elsewhere = f"{mark}[Paths]\r\nPrefix=/usr\r\n".encode(encoding)
+    assert find_edits(there, PREFIX.encode(), None) == (None, "a UTF-16 text")
+    assert find_edits(elsewhere, PREFIX.encode(), None) == (None, "")
+
+
 @pytest.mark.parametrize("prefix", NEW_PREFIXES)
 def test_formats_that_note_lengths_are_left_alone(tmp_path: Path, envs: Path, prefix: str) -> None:
     contents = {}

@@ -104,6 +104,14 @@ def test_a_variable_that_means_nothing(name: str, text: str) -> None:
         read_settings({f"ENVFERRY_{name}": text}, [])
 
 
+def test_a_misspelled_variable_is_refused() -> None:
+    for name in ("ENVFERRY_REQUIRE_SIGNATURE", "ENVFERRY_REQUIRE_SIGNED"):
+        with pytest.raises(SpecError, match=f"the variable {name} is not a setting") as caught:
+            read_settings({name: "1"}, [])
+        assert "did you mean `ENVFERRY_REQUIRE_SIGNATURES`?" in str(caught.value.hint)
+    assert read_settings({"ENVFERRY_IMAGE": "a site's own", "ENVFERRY_REQUIRE": "s3"}, [])
+
+
 def test_a_file_that_everybody_may_write_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "config.toml", "", 0o666)
     with pytest.raises(SpecError, match="refused: it can be written by everybody"):
@@ -124,6 +132,25 @@ def test_a_folder_that_everybody_may_replace_is_refused(tmp_path: Path) -> None:
         read_settings({}, [path])
     path.parent.parent.chmod(0o1777)
     assert read_settings({}, [path])
+
+
+WITHOUT_POWERS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all")
+"""Root for whom modes and owners count, as for any user."""
+READ = "import sys, pathlib; from envferry.base.settings_table import read_settings as read; "
+READ += "print(read({}, [pathlib.Path(sys.argv[1])])['link'].value)"
+
+
+@as_root
+def test_settings_of_another_users_home_are_passed_over(tmp_path: Path) -> None:
+    """As after `su USER`, which keeps HOME; a file that is there and closed is an error."""
+    path = written(tmp_path / "home/config.toml", 'link = "copy"', 0o600)
+    argv = (*WITHOUT_POWERS, sys.executable, "-c", READ, str(path))
+    os.chown(path, 1000, 0)
+    closed = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert "SpecError: cannot read the settings in" in closed.stderr
+    os.chown(path.parent, 1000, 0)
+    path.parent.chmod(0o700)
+    assert subprocess.check_output(argv, text=True) == "auto\n"
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:

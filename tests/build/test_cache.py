@@ -7,12 +7,12 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 import pytest
 from cryptography.hazmat.primitives import hashes
+from msgspec.structs import replace
 
 from envferry.base.proxies import choose_proxy
 from envferry.base.retry import RetryPolicy

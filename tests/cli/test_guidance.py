@@ -71,6 +71,7 @@ def test_hints_are_true_when_typed(cli: CliRunner, words: list[str], hint: str) 
 
 def test_only_our_own_options_are_repeated() -> None:
     hint = "`envferry lock x`, `envferry install x --registry y`, `envferry nothing`"
+    hint += ", `envferry install --help`"
     places = ["--registry", "z", "--", "--envs-dir", "e"]
     assert with_places(hint, places, envferry) == hint
     assert places_in(["install", "x", "--registry"]) == {}

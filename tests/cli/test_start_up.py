@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LOADED = """
 import importlib, sys
@@ -19,6 +23,41 @@ LATE = (
     "envferry.pack.stage",
     "sqlite3",
 )
+LOADED_BY_COMMAND = """
+import contextlib, io, sys
+from envferry.cli.main import run
+with contextlib.redirect_stdout(io.StringIO()):
+    run(sys.argv[1:])
+print(*sorted(sys.modules))
+for name, module in sorted(sys.modules.items()):
+    if name.startswith("envferry."):
+        for item in vars(module).values():
+            if isinstance(item, type) and item.__module__ == name:
+                if "__dataclass_fields__" in vars(item):
+                    print(item.__name__)
+"""
+ON_HOSTS = (
+    "checks",
+    "du",
+    "fetch",
+    "follow",
+    "history",
+    "image",
+    "install",
+    "list",
+    "remove",
+    "rollback",
+    "run",
+    "shell",
+    "status",
+    "verify",
+)
+LIBRARIES = {"blake3", "click", "msgspec", "typing_extensions", "xxhash", "zstandard"}
+"""Of others than Python's: what a command on a host may load before it knows what to do."""
+SLOW = {"email", "envferry.registry.registry", "http", "importlib.metadata", "json", "ssl"}
+"""What takes milliseconds that most commands on a host need not spend."""
+DATACLASSES = {"Secret", "SiteIndex"}
+"""Each costs half a millisecond at every start: Python compiles their methods then."""
 
 
 @pytest.mark.parametrize("module", ["build", "follow", "host", "installed", "release", "upkeep"])
@@ -26,3 +65,47 @@ def test_a_command_is_described_without_what_it_runs(module: str) -> None:
     argv = [sys.executable, "-c", LOADED, f"envferry.cli.{module}", *LATE]
     finished = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert finished.stdout == "\n"
+
+
+def loaded_by(*arguments: str | Path) -> tuple[set[str], set[str]]:
+    """Return the modules that a command has loaded, and the dataclasses of ours in them."""
+    argv = [sys.executable, "-c", LOADED_BY_COMMAND, *map(str, arguments)]
+    finished = subprocess.run(argv, capture_output=True, text=True, check=True)
+    modules, *dataclasses = finished.stdout.splitlines()
+    return set(modules.split()), set(dataclasses)
+
+
+def libraries_among(modules: set[str]) -> set[str]:
+    """Return the libraries of others, but for those that Python itself loads at its start."""
+    tops = {name.partition(".")[0] for name in modules} - set(sys.stdlib_module_names)
+    at_start = subprocess.run(
+        [sys.executable, "-c", "import sys; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    started = {name.partition(".")[0] for name in at_start.stdout.split()}
+    return {name for name in tops if not name.startswith("_")} - started - {"envferry"}
+
+
+@pytest.mark.parametrize("command", ON_HOSTS)
+def test_a_command_of_hosts_starts_with_little(command: str) -> None:
+    modules, dataclasses = loaded_by(command, "--help")
+    assert "envferry.cli.command" in modules
+    assert libraries_among(modules) <= LIBRARIES
+    assert modules & SLOW == set()
+    assert dataclasses <= DATACLASSES
+
+
+@pytest.mark.parametrize(
+    ("command", "reader"),
+    [("list", "envferry.install.host_overview"), ("status", "envferry.install.status")],
+)
+def test_what_is_installed_is_read_without_a_registry(
+    command: str, reader: str, tmp_path: Path
+) -> None:
+    modules, dataclasses = loaded_by(command, "--envs-dir", tmp_path)
+    assert reader in modules
+    assert libraries_among(modules) <= LIBRARIES
+    assert modules & (SLOW - {"json"}) == set()
+    assert dataclasses - DATACLASSES <= {"PublicKey", "SigningKey", "Trust"}

@@ -7,12 +7,13 @@ import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from msgspec.structs import replace
 
 from envferry.base.prometheus import render_metrics
 from envferry.errors import NotFound, StoreError, ToolFailed, UsageError

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from envferry.errors import HostError
 from envferry.install.gpu_check import Gpu, gpu_faults, read_gpus, runs_on

@@ -56,13 +56,11 @@ def test_programs_are_found_on_the_path(
 
 
 def test_install_and_doctor_say_what_is_lacking(tmp_path: Path, envs: Path) -> None:
-    import dataclasses
+    from msgspec.structs import replace
 
     members = small_members({"lib/pytensor.py": b"x = 1\n"})
-    owner = dataclasses.replace(OWNER, name="pytensor")
-    members = [
-        dataclasses.replace(one, owner=owner) if one.owner == OWNER else one for one in members
-    ]
+    owner = replace(OWNER, name="pytensor")
+    members = [replace(one, owner=owner) if one.owner == OWNER else one for one in members]
     options = ArchiveOptions(
         name="demo", platform=current_platform(), prefix=PREFIX, mtime=315532800
     )

@@ -20,8 +20,8 @@ from envferry.install.events import MOST_EVENTS, Actor, note_event, read_events
 from envferry.install.host_overview import list_installed, read_history
 from envferry.install.last_results import read_state
 from envferry.install.later_checks import check_installed
+from envferry.install.link_mode import Link
 from envferry.install.remove import remove_named, remove_whole
-from envferry.install.reuse import Link
 from envferry.install.status import HostStatus, StatusOptions, metrics_of, read_status
 from envferry.install.verify import verify_installation
 from envferry.models import Checks, Installation, Origin

@@ -14,8 +14,9 @@ import pytest
 from envferry.archive.contents import checksum
 from envferry.archive.reader import Archive, FileSource
 from envferry.install.env_home import EnvHome
+from envferry.install.link_mode import Link
 from envferry.install.remove import remove_whole
-from envferry.install.reuse import FileSharer, Link, copy_content, hard_link
+from envferry.install.reuse import FileSharer, copy_content, hard_link
 from envferry.install.stage import InstallOptions, install_artifact
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent

@@ -14,8 +14,8 @@ import msgspec
 import pytest
 
 from envferry.install.env_home import EnvHome
+from envferry.install.link_mode import Link
 from envferry.install.remove import remove_old
-from envferry.install.reuse import Link
 from envferry.install.seen_files import SeenFiles, boot_id, has_own_times, next_tick
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent

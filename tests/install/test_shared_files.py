@@ -11,7 +11,7 @@ import pytest
 
 from envferry.archive.reader import Archive, FileSource
 from envferry.install.env_home import EnvHome
-from envferry.install.reuse import Link
+from envferry.install.link_mode import Link
 from envferry.install.shared_files import find_sharers
 from envferry.install.stage import InstallOptions, preview_install
 from envferry.install.verify import repair_installation, verify_installation

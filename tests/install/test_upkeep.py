@@ -314,7 +314,7 @@ from tests.support.installing import install, leftovers, output_of
 disk, first, second = map(Path, sys.argv[1:])
 install(first, disk, prefix="/srv/e")
 before = output_of(disk)
-from envferry.install.reuse import Link
+from envferry.install.link_mode import Link
 try:
     install(second, disk, prefix="/srv/e", link=Link.COPY, force=("space", "inodes"))
 except HostError as error:

@@ -9,11 +9,11 @@ import os
 import secrets
 import shutil
 import tarfile
-from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from envferry.errors import NotFound, UsageError
 from envferry.models import Ref, current_platform

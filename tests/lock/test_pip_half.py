@@ -6,12 +6,12 @@ import io
 import socket
 import tarfile
 import threading
-from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
 
 from envferry.errors import HostError, SpecError, StoreError
 from envferry.lock.git_failures import git_failure

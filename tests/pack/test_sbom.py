@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 from cyclonedx.model.license import DisjunctiveLicense, LicenseExpression
+from msgspec.structs import replace
 
 from envferry.artifacts import SBOM, sbom_path
 from envferry.models import BuiltEnv, DataFile, LockedPackage, SpecOptions

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import msgspec
 import pytest
 import zstandard
 from blake3 import blake3
+from msgspec.structs import replace
 from xxhash import xxh3_128_hexdigest
 
 from envferry.archive.index import FileEntry, FrameEntry, encode_index

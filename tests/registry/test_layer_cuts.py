@@ -81,7 +81,7 @@ def test_as_many_layers_as_there_can_be(tmp_path: Path, count: int) -> None:
 
 
 def test_a_store_that_keeps_archives_whole_has_no_layers(tmp_path: Path) -> None:
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     registry = replace(Registry.open(str(tmp_path / "registry")), layers=4)
     artifact = pack(tmp_path / "packed", {"a": b"x"})

@@ -6,11 +6,11 @@ import os
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from envferry.errors import IntegrityError, NotFound, StoreError
@@ -190,11 +190,10 @@ def test_missing_files_and_a_second_prune_do_no_harm(
     assert check_registry(registry, read_bytes=True, progress=Silent()).findings == ()
 
 
-@dataclass(frozen=True, slots=True)
-class DyingStore(DirectoryStore):
+class DyingStore(DirectoryStore, frozen=True):
     """A directory whose process dies at the so-many-th removal."""
 
-    removals: list[str] = field(default_factory=list)
+    removals: list[str] = msgspec.field(default_factory=list)
     dies_at: int = 1
 
     def delete(self, key: str) -> None:

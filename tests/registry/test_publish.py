@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 
 from envferry.artifacts import ATTESTATION, sbom_path
@@ -28,11 +29,10 @@ if TYPE_CHECKING:
     from envferry.stores.source import ContentSource
 
 
-@dataclass(frozen=True, slots=True)
-class RecordingStore(DirectoryStore):
+class RecordingStore(DirectoryStore, frozen=True):
     """A directory that notes what is written, in order; of an attestation every race is lost."""
 
-    written: list[str] = field(default_factory=list)
+    written: list[str] = msgspec.field(default_factory=list)
     loses: bool = False
 
     def create(self, key: str, data: bytes) -> None:

@@ -172,6 +172,13 @@ def test_racing_tags_lose_no_move(registry: Registry, tmp_path: Path) -> None:
     assert registry.resolve(Ref.parse("demo@stable"), PLATFORM) == moves[-1][1]
 
 
+def test_a_file_is_not_a_registry(tmp_path: Path) -> None:
+    (tmp_path / "demo.tar.zst").touch()
+    registry = Registry.open(str(tmp_path / "demo.tar.zst"))
+    with pytest.raises(NotFound, match=r"demo\.tar\.zst is a file, not a directory"):
+        registry.environments()
+
+
 def test_an_unknown_ref_says_what_there_is(registry: Registry, artifact: Artifact) -> None:
     with pytest.raises(NotFound, match="does not exist"):
         registry.resolve(Ref.parse("demo"), PLATFORM)

@@ -195,3 +195,12 @@ def test_only_tokens_of_channels_leave_a_url() -> None:
     )
     data = render_lock(contents(packages)).decode()
     assert all(f"url: {place}\n" in data for place in places.values())
+
+
+def test_a_platform_may_be_locked_without_packages(tmp_path: Path) -> None:
+    """As the lock of a prefix is that conda made and filled with nothing."""
+    write_lock(tmp_path / "empty.conda-lock.yml", contents(packages=()))
+    lock = read_lock(tmp_path / "empty.conda-lock.yml")
+    assert lock.for_platform("linux-64") == ()
+    with pytest.raises(SpecError, match=r"is not locked for linux-aarch64 \(locked: linux-64\)"):
+        lock.for_platform("linux-aarch64")

@@ -62,7 +62,7 @@ KEYS = st.one_of(
 )
 
 
-class InterruptedSpace(LayoutSpace):
+class InterruptedSpace(LayoutSpace, frozen=True):
     """A layout in which something happens after each look at its list or at a small blob."""
 
     interruptions: ClassVar[list[Callable[[], object]]] = []

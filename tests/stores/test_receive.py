@@ -7,12 +7,12 @@ import shutil
 import sys
 import threading
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 import xxhash
 from blake3 import blake3
+from msgspec.structs import replace
 
 from envferry.errors import IntegrityError, StoreError
 from envferry.process import run

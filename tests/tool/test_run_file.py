@@ -6,12 +6,12 @@ import os
 import re
 import subprocess
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from cryptography.hazmat.primitives import serialization
+from msgspec.structs import replace
 
 from envferry.base.sha256 import sha256_hex
 from envferry.errors import IntegrityError
@@ -241,7 +241,7 @@ def test_hosts_that_it_is_not_for(
     others = {"linux-64": "linux-aarch64", "linux-aarch64": "linux-64"}
     if "platform" in change:
         change = {"platform": others[current_platform()]}
-    program = replace(PROGRAM, **change)  # type: ignore[arg-type]
+    program = replace(PROGRAM, **change)
     write_run_file(path, render_run_file(make_tree(tmp_path), program), None)
     said = host.run(path, "x")
     assert said.returncode == 11

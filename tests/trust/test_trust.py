@@ -596,3 +596,20 @@ def test_one_key_for_two_registries_makes_their_tags_interchangeable(bucket: Buc
     )
     with pytest.raises(IntegrityError, match="not signed by a trusted key"):
         bucket.ask(Ref.parse("demo@nightly"))
+
+
+@pytest.mark.parametrize("opened", ["a.pub", ".", ".."])
+def test_keys_that_everybody_may_change_are_refused(tmp_path: Path, opened: str) -> None:
+    keys_dir = tmp_path / "etc/trusted.d"
+    keys_dir.mkdir(parents=True)
+    key = keys_dir / "a.pub"
+    key.write_bytes(generate_key()[1])
+    assert len(read_trusted_keys(keys_dir)) == 1
+    (keys_dir / opened).chmod(0o777)
+    with pytest.raises(
+        UsageError, match=r"a.pub is refused: it (can be written by|lies in .*where)"
+    ):
+        read_trusted_keys(keys_dir)
+    if opened != "a.pub":  # as in /tmp, only its owner can replace a file
+        (keys_dir / opened).chmod(0o1777)
+        assert len(read_trusted_keys(keys_dir)) == 1

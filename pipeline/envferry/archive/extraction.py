@@ -8,9 +8,9 @@ import mmap
 import os
 import stat
 from concurrent.futures import FIRST_EXCEPTION, wait
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 from xxhash import xxh3_128_hexdigest
 
 from envferry.archive.contents import Content, checksum
@@ -43,8 +43,7 @@ RUNS_PER_THREAD = 8
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExtractOptions:
+class ExtractOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How a tree is written, and what of it is not."""
 
     relocation: Relocation

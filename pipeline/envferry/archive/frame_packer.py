@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections import deque
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import local
 from typing import TYPE_CHECKING
 
+import msgspec
 import xxhash
 from blake3 import blake3
 
@@ -31,8 +31,7 @@ FRAMES_AHEAD = 3
 """Finished frames that may wait for their turn, besides the one that each thread works on."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackedFrame:
+class PackedFrame(msgspec.Struct, frozen=True, kw_only=True):
     """One frame, read and compressed."""
 
     plan: FramePlan

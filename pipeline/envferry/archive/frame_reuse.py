@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.archive.compression import new_compressor
 from envferry.archive.frame_packer import frame_entry
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reuse:
+class Reuse(msgspec.Struct, frozen=True, kw_only=True):
     """How much of an archive was taken from an earlier one."""
 
     archive: str = ""

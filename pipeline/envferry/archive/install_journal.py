@@ -7,8 +7,9 @@ say is checked against the files before it is believed.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.archive.contents import Content
 from envferry.base.journal import LineJournal, read_journal
@@ -20,13 +21,12 @@ FRAME_LINE = re.compile(r"frame ([0-9]{1,9}) ([0-9a-f]{32})")
 EDITED_LINE = re.compile(r"edited ([0-9]{1,9}) ([0-9]{1,18}) ([0-9a-f]{32})")
 
 
-@dataclass(frozen=True, slots=True)
-class Noted:
+class Noted(msgspec.Struct, frozen=True):
     """What a journal says."""
 
-    frames: dict[int, str] = field(default_factory=dict)
+    frames: dict[int, str] = msgspec.field(default_factory=dict)
     """The XXH3-128 of the content in each frame that is a part of a large file."""
-    edited: dict[int, Content] = field(default_factory=dict)
+    edited: dict[int, Content] = msgspec.field(default_factory=dict)
     """What files hold whose prefix was edited, by number."""
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import msgspec
 
 from envferry.archive.tar import BLOCK, padding, tar_header
 
@@ -16,8 +17,7 @@ FRAME_BYTES = 8 << 20
 """A frame ends at the first file boundary past this; larger files are cut at multiples of it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Owner:
+class Owner(msgspec.Struct, frozen=True, kw_only=True):
     """The package that members belong to; sorts as its group stands in the archive."""
 
     rank: int = 0
@@ -48,8 +48,7 @@ class Recorded(NamedTuple):
     """Of the file in its package."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Member:
+class Member(msgspec.Struct, frozen=True, kw_only=True):
     """One file, directory or symbolic link to be packed."""
 
     entry: FileEntry
@@ -63,8 +62,7 @@ class Member:
     """What conda noted of the file; None where it noted nothing."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True, kw_only=True):
     """A part of a member that one frame holds."""
 
     member: int
@@ -84,8 +82,7 @@ class Piece:
         return len(self.header) + self.length + self.padding
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FramePlan:
+class FramePlan(msgspec.Struct, frozen=True, kw_only=True):
     """The pieces that one zstd frame holds."""
 
     pieces: tuple[Piece, ...]

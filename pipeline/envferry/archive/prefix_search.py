@@ -7,6 +7,7 @@ is rewritten and padded with NUL (conda/core/portability.py), which hardly any f
 
 from __future__ import annotations
 
+import codecs
 import re
 from bisect import bisect_left
 from string import ascii_letters, digits
@@ -33,6 +34,8 @@ LOOK_BACK, LOOK_AHEAD = 4096, 16
 CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 """What no text holds."""
 LENGTH_BYTES = (2, 4, 8)
+WIDE_TEXTS = ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+"""How a text of two bytes a character starts, and its encoding: files of tools for Windows."""
 
 
 class Searchable(Protocol):
@@ -66,12 +69,18 @@ def find_edits(content: Searchable, prefix: bytes, recorded: Recorded | None) ->
     `recorded` is what conda noted of the file; None where it noted nothing.
     """
     found = list(occurrences(content, prefix))
+    if not found:
+        return (
+            PrefixFinding(left_alone="a UTF-16 text")
+            if is_in_wide_text(content, prefix)
+            else NOTHING
+        )
     ends = [offset for offset in found if is_end(content, offset, prefix)]
     is_recorded = recorded is not None and recorded.mode != "none"
     whole = [offset for offset in ends if is_start(content, offset, is_recorded=is_recorded)]
     if not whole:
         # What stands around it tells nothing where it may be a length.
-        return PrefixFinding(left_alone=known_format(content)) if found else NOTHING
+        return PrefixFinding(left_alone=known_format(content))
     if recorded and recorded.mode == "none" and is_unchanged(content, recorded):
         return NOTHING  # so conda did not put the prefix there, and would not change it
     is_text = content.find(b"\0") < 0
@@ -81,6 +90,12 @@ def find_edits(content: Searchable, prefix: bytes, recorded: Recorded | None) ->
         growth = max(recorded.placeholder_length - len(prefix), 0)
         return PrefixFinding(string_edits(content, prefix, whole, growth))
     return edits_by_format(content, prefix, whole)
+
+
+def is_in_wide_text(content: Searchable, prefix: bytes) -> bool:
+    """Whether a text that says that it is UTF-16 holds the prefix."""
+    encodings = (name for mark, name in WIDE_TEXTS if content[: len(mark)] == mark)
+    return any(content.find(prefix.decode().encode(name)) >= 0 for name in encodings)
 
 
 def edits_by_format(content: Searchable, prefix: bytes, whole: Sequence[int]) -> PrefixFinding:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,17 +21,16 @@ if TYPE_CHECKING:
     from envferry.archive.reader import Archive
 
 
-@dataclass(slots=True)
-class RelocatedTar:
+class RelocatedTar(msgspec.Struct):
     """The tar stream of an archive, with the edits that its prefix calls for."""
 
     archive: Archive
     relocation: Relocation
     advance: Callable[[int], None]
-    edited: dict[str, Content] = field(default_factory=dict)
+    edited: dict[str, Content] = msgspec.field(default_factory=dict)
     """What the edited files hold, by path; complete when the stream has ended."""
-    _digest: xxh3_128 = field(default_factory=xxh3_128)
-    _held: list[bytes] = field(default_factory=list)
+    _digest: xxh3_128 = msgspec.field(default_factory=xxh3_128)
+    _held: list[bytes] = msgspec.field(default_factory=list)
     """The content so far of a file that is edited when it is whole."""
 
     def __iter__(self) -> Iterator[bytes]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -48,8 +47,7 @@ class ArchiveStream(Protocol):
         """Append all of `data`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArchiveOptions:
+class ArchiveOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What an archive says of itself, and how it is compressed."""
 
     name: str
@@ -65,8 +63,7 @@ class ArchiveOptions:
     """Where frames are taken from that need not be compressed again."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WrittenArchive:
+class WrittenArchive(msgspec.Struct, frozen=True, kw_only=True):
     """What was written; sizes in bytes, digests in hex."""
 
     index: Index

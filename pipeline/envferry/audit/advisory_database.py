@@ -6,7 +6,6 @@ is open in a moment. The date is what the data says of itself, not when they wer
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -43,7 +42,7 @@ MOST_UNPACKED = 1 << 31
 """Twenty times what all advisories of PyPI take."""
 DATABASE = StatementKind(
     predicate="urn:envferry:advisories:1",
-    again="do not use it: make it again with `envferry audit update --sign-key`",
+    again="do not use it: make it again with `envferry audit update SOURCE --sign-key KEY`",
     expected="run `envferry audit update SOURCE` on a connected machine, and bring the file here",
 )
 LEVEL = 12
@@ -80,8 +79,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA
 
 
-@dataclass(frozen=True, slots=True)
-class AdvisoryDatabase:
+class AdvisoryDatabase(msgspec.Struct, frozen=True):
     """An open database."""
 
     file: _File
@@ -113,8 +111,7 @@ class AdvisoryDatabase:
             raise IntegrityError(message, hint=DATABASE.again) from error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DatabaseOrigin:
+class DatabaseOrigin(msgspec.Struct, frozen=True, kw_only=True):
     """Where the records of a new database come from."""
 
     source: str

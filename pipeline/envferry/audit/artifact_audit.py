@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 from packaging.utils import canonicalize_name
 
 from envferry.audit.audit_policy import LoadedPolicy, silence
@@ -30,8 +30,7 @@ SHOWN = 5
 PYPI = re.compile(r"pkg:pypi/")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArtifactAudit:
+class ArtifactAudit(msgspec.Struct, frozen=True, kw_only=True):
     """What an audit found in one environment."""
 
     what: str
@@ -48,8 +47,7 @@ class ArtifactAudit:
         return sum(package.state == state for package in self.packages)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Audit:
+class Audit(msgspec.Struct, frozen=True, kw_only=True):
     """A database, a policy, and the day."""
 
     database: AdvisoryDatabase

@@ -21,7 +21,6 @@ unknown = "allow"
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -82,8 +81,7 @@ class AuditPolicy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         return any(LEVELS.index(one.level) >= LEVELS.index(self.fail) for one in counting)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedPolicy:
+class LoadedPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """A policy with what it refers to."""
 
     policy: AuditPolicy
@@ -135,7 +133,7 @@ def silence(
     package: AuditedPackage, loaded: LoadedPolicy, environment: str, today: date
 ) -> AuditedPackage:
     """Mark the vulnerabilities of a package that the policy, or a VEX statement, silences."""
-    from dataclasses import replace
+    from msgspec.structs import replace
 
     vulnerabilities = []
     for one in package.vulnerabilities:

@@ -7,7 +7,6 @@ and parts; it takes nothing away.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote
 
@@ -36,8 +35,7 @@ ECOSYSTEMS = {"pypi": "PyPI", "cargo": "crates.io", "npm": "npm", "golang": "Go"
 PartKind = Literal["conda", "pypi", "vendored"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpstreamName:
+class UpstreamName(msgspec.Struct, frozen=True, kw_only=True):
     """One name under which advisories may know a component."""
 
     ecosystem: str
@@ -52,8 +50,7 @@ class UpstreamName:
         return package_key(self.ecosystem, self.name)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditComponent:
+class AuditComponent(msgspec.Struct, frozen=True, kw_only=True):
     """A package, or a part of one."""
 
     kind: PartKind
@@ -78,11 +75,10 @@ class _Sbom(msgspec.Struct):
     components: tuple[_Component, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SbomParts:
+class SbomParts(msgspec.Struct, frozen=True):
     """The parts that an SBOM gives packages: by kind and canonical name."""
 
-    parts: Mapping[tuple[str, str], tuple[_Component, ...]] = field(default_factory=dict)
+    parts: Mapping[tuple[str, str], tuple[_Component, ...]] = msgspec.field(default_factory=dict)
 
     @classmethod
     def read(cls, data: bytes, what: str) -> SbomParts:

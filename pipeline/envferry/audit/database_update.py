@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+import msgspec
 
 from envferry.audit.advisory_database import (
     DatabaseFacts,
@@ -39,8 +40,7 @@ MOST_DOWNLOAD = 8 << 30
 DATABASE_SUFFIX = ".json.zst"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateRequest:
+class UpdateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a database is made from, and where it is put."""
 
     source: str

@@ -6,8 +6,9 @@ a name that is certain. All else is unknown, with the reason.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from envferry.audit.advisory import LEVELS, Level, repository_key
 from envferry.audit.ranges import fixed_versions, judge
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
 State = Literal["found", "clean", "unknown"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Silence:
+class Silence(msgspec.Struct, frozen=True, kw_only=True):
     """Why a vulnerability does not count, and until when."""
 
     reason: str
@@ -35,8 +35,7 @@ class Silence:
     """The file that says so."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vulnerability:
+class Vulnerability(msgspec.Struct, frozen=True, kw_only=True):
     """One vulnerability of one package: all records that are aliases of each other."""
 
     id: str
@@ -48,8 +47,7 @@ class Vulnerability:
     silenced: Silence | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditedPackage:
+class AuditedPackage(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of one package, or of a library in one."""
 
     name: str

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.audit.advisory import Advisory, read_osv
 from envferry.audit.advisory_database import SkippedRecord
@@ -25,14 +26,13 @@ MOST_RECORDS = 5_000_000
 HINT = "name an archive of OSV records: a zip file or a folder of JSON files, one a record"
 
 
-@dataclass(slots=True, kw_only=True)
-class ReadArchive:
+class ReadArchive(msgspec.Struct, kw_only=True):
     """What an archive of records holds."""
 
     sha256: str
-    advisories: list[Advisory] = field(default_factory=list)
+    advisories: list[Advisory] = msgspec.field(default_factory=list)
     withdrawn: int = 0
-    skipped: list[SkippedRecord] = field(default_factory=list)
+    skipped: list[SkippedRecord] = msgspec.field(default_factory=list)
 
 
 def read_archive(path: Path) -> ReadArchive:

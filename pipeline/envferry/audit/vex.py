@@ -6,7 +6,6 @@ https://github.com/openvex/spec (0.2), https://cyclonedx.org/capabilities/vex/
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -31,8 +30,7 @@ PURL = re.compile(r"pkg:(?P<type>[a-z.+-]+)/(?P<name>[^@?#]+)(?:@(?P<version>[^?
 HINT = "it must be OpenVEX (0.2) or CycloneDX with `vulnerabilities`"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VexStatement:
+class VexStatement(msgspec.Struct, frozen=True, kw_only=True):
     """A statement that silences."""
 
     vulnerabilities: frozenset[str]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.base.env_variables import set_variables
 
@@ -30,8 +31,7 @@ def activated(variables: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in set_variables(variables).items() if name not in OWN}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Isolation:
+class Isolation(msgspec.Struct, frozen=True, kw_only=True):
     """The environment variables and the working directory of an isolated program."""
 
     environ: Mapping[str, str]

@@ -7,8 +7,9 @@ does not count, and goes before another line is written. Nothing else is ever ch
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 J = TypeVar("J", bound="LineJournal")
 
 
-@dataclass(frozen=True, slots=True)
-class JournalText:
+class JournalText(msgspec.Struct, frozen=True):
     """What a journal says: hints, to be checked before they are believed."""
 
     subject: str

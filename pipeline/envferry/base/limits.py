@@ -6,15 +6,16 @@ http.client, so the limits are set there: for status line, headers, chunk sizes 
 
 from __future__ import annotations
 
-import http.client
 import io
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
 
 from envferry.errors import IntegrityError, StoreError
 
 if TYPE_CHECKING:
+    import http.client
     import socket
     from collections.abc import Iterator, Mapping
 
@@ -55,8 +56,7 @@ class TooSlow(TimeoutError):
     """A server sends next to nothing, and never stops: a timeout between bytes does not notice."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What a server may do."""
 
     least_speed: int = LEAST_BYTES_PER_SECOND
@@ -121,6 +121,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def limited_response(limits: Limits) -> type[http.client.HTTPResponse]:
     """Return a class of responses that obey limits."""
+    # TLS and the parser of e-mail come with it, which most commands on a host never need.
+    import http.client
 
     class LimitedResponse(http.client.HTTPResponse):
         """Counts what it reads from its socket."""

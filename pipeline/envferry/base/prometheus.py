@@ -5,9 +5,10 @@ https://prometheus.io/docs/instrumenting/exposition_formats/#text-based-format
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.base.files import write_bytes
 
@@ -16,13 +17,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
+class Metric(msgspec.Struct, frozen=True, kw_only=True):
     """A gauge with its values."""
 
     name: str
     help: str
-    samples: tuple[tuple[Mapping[str, str], float], ...] = field(default_factory=tuple)
+    samples: tuple[tuple[Mapping[str, str], float], ...] = msgspec.field(default_factory=tuple)
     """Labels and value."""
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 import re
 import time
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,8 +19,7 @@ BUSY_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers that another attempt may not meet: RFC 9110, 15.6; RFC 6585, 4; RFC 8470, 5.2."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetryPolicy:
+class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Pauses double from one failure to the next, each shortened by chance: clients spread out."""
 
     attempts: int = 6

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -20,8 +21,7 @@ TOOLS: dict[Tool, str] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompilerNeed:
+class CompilerNeed(msgspec.Struct, frozen=True, kw_only=True):
     """What a package needs, and when."""
 
     tools: tuple[Tool, ...]
@@ -56,8 +56,7 @@ BROUGHT: dict[Tool, re.Pattern[str]] = {
 """Packages that have a tool: an environment with one needs none of its host."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompilerFinding:
+class CompilerFinding(msgspec.Struct, frozen=True, kw_only=True):
     """A package of an environment that compiles while it runs."""
 
     package: str

@@ -10,12 +10,13 @@ import os
 import re
 import stat
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
+
 from envferry.errors import SpecError
-from envferry.suggestions import perhaps
+from envferry.suggestions import closest, perhaps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -24,6 +25,7 @@ SYSTEM_FILE = Path("/etc/envferry/config.toml")
 YES, NO = ("1", "true", "yes", "on"), ("", "0", "false", "no", "off")
 LINKS = ("auto", "reflink", "hardlink", "copy")
 OTHERS_WRITE, GROUP_WRITES = stat.S_IWOTH, stat.S_IWGRP
+VARIABLES = "ENVFERRY_"
 DEFAULT = "default"
 IS_SET = "(set)"
 """What is shown of a secret."""
@@ -32,8 +34,7 @@ ValueKind = Literal["text", "path", "paths", "flag", "number", "days", "umask", 
 Value = str | bool | int | tuple[str, ...] | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
     """One setting."""
 
     key: str
@@ -210,6 +211,14 @@ SETTINGS = (
         in_files=False,
     ),
     Setting(
+        key="run_file",
+        variable="ENVFERRY_RUN_FILE",
+        kind="path",
+        shown_default="set by `envferry.run`",
+        help="The one file that was started, which hints and systemd units then name.",
+        in_files=False,
+    ),
+    Setting(
         key="config",
         variable="ENVFERRY_CONFIG",
         kind="path",
@@ -220,8 +229,7 @@ SETTINGS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class Told(msgspec.Struct, frozen=True, kw_only=True):
     """The value of a setting, and what says so."""
 
     value: Value
@@ -232,9 +240,10 @@ class Told:
 def read_settings(environ: Mapping[str, str], files: Iterable[Path]) -> dict[str, Told]:
     """Return the value of every setting, by key.
 
-    Raises SpecError, with the place, for a value that is none, for a key that is unknown, and for a
-    file that others may write.
+    Raises SpecError, with the place, for a value that is not valid, for a key that is unknown, for
+    a variable that looks like a misspelled one, and for a file that others may write.
     """
+    _refuse_misspelled(environ)
     told = {one.key: Told(value=one.default, source=DEFAULT) for one in SETTINGS}
     for path in files:
         told.update(_merged(told, read_file(path)))
@@ -245,6 +254,23 @@ def read_settings(environ: Mapping[str, str], files: Iterable[Path]) -> dict[str
             value = IS_SET if one.kind == "secret" else _parse(one, text)
             from_variables[one.key] = Told(value=value, source=one.variable)
     return {**told, **_merged(told, from_variables)}
+
+
+def _refuse_misspelled(environ: Mapping[str, str]) -> None:
+    """Raise SpecError for a variable whose name is close to that of a setting.
+
+    Whoever misspells the name of `require_signatures` believes that signatures are verified. Names
+    that are close to none may be of a site's own.
+    """
+    known = {one.variable.removeprefix(VARIABLES): one.variable for one in SETTINGS}
+    for variable in sorted(environ):
+        name = variable.removeprefix(VARIABLES)
+        if variable.startswith(VARIABLES) and name not in known and (close := closest(name, known)):
+            message = f"the variable {variable} is not a setting"
+            hint = (
+                f"did you mean `{known[close[0]]}`? Else unset {variable}, or give it another name"
+            )
+            raise SpecError(message, hint=hint)
 
 
 def _merged(told: Mapping[str, Told], newer: Mapping[str, Told]) -> dict[str, Told]:
@@ -267,6 +293,8 @@ def read_file(path: Path) -> dict[str, Told]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
+        if path != SYSTEM_FILE and is_out_of_reach(path):
+            return {}
         message = f"cannot read the settings in {path}: {error.strerror}"
         raise SpecError(message, hint="check its permissions, or remove it") from error
     except UnicodeDecodeError as error:
@@ -280,6 +308,20 @@ def read_file(path: Path) -> dict[str, Told]:
             raise _unknown(key, place, known)
         found[key] = Told(value=_check(known[key], value, place), source=place)
     return found
+
+
+def is_out_of_reach(path: Path) -> bool:
+    """Whether a folder above a file is closed to this user, who cannot say whether it exists.
+
+    `su USER` leaves HOME at another user's directory: the settings in it are not theirs.
+    """
+    try:
+        path.lstat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _without_waiting(path: str, flags: int) -> int:
@@ -312,11 +354,30 @@ def who_else_may_change(path: Path, status: os.stat_result) -> str:
     return reason or who_may_replace(path)
 
 
+def may_everybody_change(path: Path) -> str:
+    """Say how everybody may change a file; nothing if not.
+
+    Less strict than `who_else_may_change`: in a container, root reads files that belong to the user
+    who mounted them.
+    """
+    if path.stat().st_mode & OTHERS_WRITE:
+        return "can be written by everybody"
+    for folder in Path(os.path.realpath(path)).parents:
+        if is_open_to_everybody(folder.stat()):
+            return f"lies in {folder}, where everybody can replace it"
+    return ""
+
+
+def is_open_to_everybody(status: os.stat_result) -> bool:
+    """Whether everybody may put other files in the place of those in a folder."""
+    return bool(status.st_mode & OTHERS_WRITE) and not status.st_mode & stat.S_ISVTX
+
+
 def who_may_replace(path: Path) -> str:
     """Say who may put something else in the place of a file, by one of the folders above it."""
     for folder in Path(os.path.realpath(path)).parents:
         status = folder.stat()
-        if status.st_mode & OTHERS_WRITE and not status.st_mode & stat.S_ISVTX:
+        if is_open_to_everybody(status):
             return f"lies in {folder}, where everybody can replace it"
         if os.geteuid() == 0 and status.st_uid != 0:
             return f"lies in {folder}, which belongs to the user {status.st_uid}, not to root"

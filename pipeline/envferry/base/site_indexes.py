@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import msgspec
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
@@ -43,8 +45,7 @@ class SiteIndex:
     """A variable or a file."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SiteIndexes:
+class SiteIndexes(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked where a spec names no index of its own."""
 
     main: SiteIndex | None = None
@@ -55,8 +56,7 @@ class SiteIndexes:
     """Settings that are not obeyed, each with its source."""
 
 
-@dataclass(slots=True)
-class _Found:
+class _Found(msgspec.Struct):
     """What one source says."""
 
     source: str

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.base.files import remove_tree
 from envferry.engines.port import Mount
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildDir:
+class BuildDir(msgspec.Struct, frozen=True, kw_only=True):
     """The directories of one build on this machine, and where its container sees them."""
 
     home: Path

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.build.request import BuildVariation
 from envferry.config import settings
@@ -17,11 +18,10 @@ def usual_builds_dir() -> Path:
     return settings().cache_dir / "builds"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildOptions:
+class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Where and how to build."""
 
-    builds_dir: Path = field(default_factory=usual_builds_dir)
+    builds_dir: Path = msgspec.field(default_factory=usual_builds_dir)
     """Holds one directory for each environment and platform; in the cache by default."""
     prefix: str | None = None
     """The path that the environment believes it lives at; `/opt/conda/envs/NAME` by default."""
@@ -33,7 +33,7 @@ class BuildOptions:
     """Packages, of either half, whose wheel may overwrite files of conda's."""
     allow_conflict: tuple[str, ...] = ()
     """Packages whose own requirements need not hold."""
-    variation: BuildVariation = field(default_factory=BuildVariation)
+    variation: BuildVariation = msgspec.field(default_factory=BuildVariation)
     """What must make no difference."""
     from_scratch: bool = False
     """Do not start from the build before."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.base.files import exclusive_lock, remove_tree
 from envferry.base.json import decode_json
@@ -21,8 +22,7 @@ DAY_SECONDS = 86400
 DIGEST = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheEntry:
+class CacheEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One verified download."""
 
     path: Path
@@ -33,8 +33,7 @@ class CacheEntry:
     """When a build last asked for it, in seconds since 1970."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CachedIndex:
+class CachedIndex(msgspec.Struct, frozen=True, kw_only=True):
     """An index of a channel, unpacked."""
 
     path: Path
@@ -44,8 +43,7 @@ class CachedIndex:
     """When a lock last asked for it, in seconds since 1970."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pruned:
+class Pruned(msgspec.Struct, frozen=True, kw_only=True):
     """What was removed."""
 
     files: int

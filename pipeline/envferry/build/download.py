@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+import msgspec
 from cryptography.hazmat.primitives import hashes
 
 from envferry.base.files import COPY_BYTES
@@ -25,8 +25,7 @@ ALGORITHMS: dict[str, Callable[[], hashes.HashAlgorithm]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Download:
+class Download(msgspec.Struct, frozen=True, kw_only=True):
     """One file to have: where it comes from, and the hash that decides whether it is the one."""
 
     url: str

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import unquote, urlsplit
 
+import msgspec
 import urllib3
 from cryptography.hazmat.primitives import hashes
 
@@ -185,13 +186,12 @@ class DownloadClient:
         return dict(urllib3.make_headers(basic_auth=f"{user}:{password}"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Meter:
+class Meter(msgspec.Struct, frozen=True, kw_only=True):
     """Says how far all downloads are, and whether they are to go on."""
 
     advance: Callable[[int], None]
     expected: Expected
-    stopping: threading.Event = field(default_factory=threading.Event)
+    stopping: threading.Event = msgspec.field(default_factory=threading.Event)
 
     def advance_or_stop(self, done_bytes: int) -> None:
         """Say that more bytes are done; raise Stopped when they are no longer wanted."""

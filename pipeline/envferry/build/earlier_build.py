@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
 from glob import escape as glob_escape
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -78,8 +77,7 @@ class TreeNote(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, SeenFile]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EarlierBuild:
+class EarlierBuild(msgspec.Struct, frozen=True, kw_only=True):
     """A finished tree from which another one can start."""
 
     tree: Path

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from envferry.build.build_dir import BuildDir, fresh_build_dir
 from envferry.build.container_job import builder_request, run_builder

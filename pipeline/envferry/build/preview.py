@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
+
+import msgspec
 
 from envferry.build.download import Download
 from envferry.models import ENVS_DIR, check_env_prefix, check_name, current_platform
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     from envferry.models import Lock, LockedPackage
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildPreview:
+class BuildPreview(msgspec.Struct, frozen=True, kw_only=True):
     """What a build would make, and what it would download first."""
 
     name: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -11,15 +10,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildVariation:
+class BuildVariation(msgspec.Struct, frozen=True, kw_only=True):
     """What may differ between two builds of one lock, and must not show in what they make."""
 
     work_dir: str = "/envferry"
     """Where the container sees the request and the downloads."""
     user: int = 0
     umask: str = "022"
-    environ: Mapping[str, str] = field(default_factory=dict)
+    environ: Mapping[str, str] = msgspec.field(default_factory=dict)
 
 
 OTHER_VARIATION = BuildVariation(

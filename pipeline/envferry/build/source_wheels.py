@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -52,8 +51,7 @@ class MadeWheel(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WheelBuilder:
+class WheelBuilder(msgspec.Struct, frozen=True, kw_only=True):
     """What makes the wheels of one lock for one platform."""
 
     sources: SourceCache

@@ -6,7 +6,6 @@ import re
 import sys
 import tarfile
 import zipfile
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -57,14 +56,13 @@ class Project(msgspec.Struct, frozen=True, rename="kebab"):
     build_system: BuildSystem = BuildSystem()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceCache:
+class SourceCache(msgspec.Struct, frozen=True, kw_only=True):
     """Where sources are kept between runs."""
 
     cache: DownloadCache
     progress: Progress
     offline: bool = False
-    logins: Mapping[str, Secret] = field(default_factory=dict)
+    logins: Mapping[str, Secret] = msgspec.field(default_factory=dict)
     """`user:password` of git servers by URL, beside those that git finds itself."""
 
     def build_requires(self, package: LockedPackage) -> tuple[str, ...]:
@@ -156,8 +154,7 @@ def read_from_archive(path: Path, name: str) -> str | None:
         raise SpecError(msg) from error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GitCommit:
+class GitCommit(msgspec.Struct, frozen=True, kw_only=True):
     """A commit that a lock names: `git+URL@COMMIT#subdirectory=FOLDER`."""
 
     url: str
@@ -219,7 +216,9 @@ class GitCommit:
             raise StoreError(message, hint=hint)
         if not self._is_in(home):
             message = f"{shown} no longer exists"
-            raise NotFound(message, hint="lock again: `envferry lock --update` its package")
+            raise NotFound(
+                message, hint="lock its package again: `envferry lock SPEC --update PACKAGE`"
+            )
 
     def archive(self, repository: Path, target: Path) -> None:
         """Write the files of the commit into a tar archive."""

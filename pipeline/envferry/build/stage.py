@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -86,8 +85,7 @@ def build_env(
         return task.run()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildTask:
+class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
     """One environment to be built, all of whose packages are files."""
 
     lock: Lock

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.base.files import COPY_BYTES
 
@@ -17,8 +18,7 @@ SHOWN_BYTES = 24
 KINDS = {stat.S_IFDIR: "a directory", stat.S_IFLNK: "a link", stat.S_IFREG: "a file"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TreeDifference:
+class TreeDifference(msgspec.Struct, frozen=True, kw_only=True):
     """One path that is not the same in both trees."""
 
     path: str

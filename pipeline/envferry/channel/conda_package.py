@@ -12,7 +12,6 @@ import stat
 import tarfile
 import zipfile
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import msgspec
@@ -43,8 +42,7 @@ ARCHITECTURES = {"64": "x86_64"}
 """conda's words for machines where they differ from those in the subdir's name."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CondaPackage:
+class CondaPackage(msgspec.Struct, frozen=True, kw_only=True):
     """What `info/` says of a package."""
 
     name: str
@@ -173,8 +171,7 @@ def _mode(mode: int) -> int:
     return 0o755 if mode & stat.S_IXUSR else 0o644
 
 
-@dataclass(slots=True, kw_only=True)
-class _PackageWriter:
+class _PackageWriter(msgspec.Struct, kw_only=True):
     """Adds files of `tree` to tar streams and says what `paths.json` must know of them."""
 
     tree: Path

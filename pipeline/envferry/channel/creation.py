@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 from packaging.requirements import InvalidRequirement, Requirement
 
 from envferry.base.files import exclusive_lock
@@ -44,8 +44,7 @@ if TYPE_CHECKING:
 SOURCE_ENDINGS = (".tar.gz", ".zip", ".tar.bz2", ".tar.xz", ".tgz")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChannelRequest:
+class ChannelRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What to put into which channel."""
 
     directory: Path
@@ -58,8 +57,7 @@ class ChannelRequest:
     """Seconds since 1970 that every package gives as its time."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChannelSummary:
+class ChannelSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What a request added and kept."""
 
     directory: Path
@@ -82,7 +80,7 @@ def create_channel(
     """
     if not current_platform().startswith("linux-"):
         message = f"a channel can be made on Linux only, this is {current_platform()}"
-        raise HostError(message, hint="run `envferry channel create` on a Linux machine")
+        raise HostError(message, hint="run it on a Linux machine")
     interpreters = [find_interpreter(name) for name in request.pythons] or [running_interpreter()]
     wheels, requirements = _sort_arguments(request.arguments)
     _require_fitting(wheels, interpreters)
@@ -210,14 +208,13 @@ def _lock_requirements(
     return locked
 
 
-@dataclass(slots=True, kw_only=True)
-class _Channel:
+class _Channel(msgspec.Struct, kw_only=True):
     """A channel directory that packages are added to."""
 
     directory: Path
     timestamp: int
-    added: list[str] = field(default_factory=list)
-    unchanged: list[str] = field(default_factory=list)
+    added: list[str] = msgspec.field(default_factory=list)
+    unchanged: list[str] = msgspec.field(default_factory=list)
 
     def add_interpreter(self, interpreter: Interpreter, advance: Callable[[int], None]) -> None:
         """Add `python` and the `python_abi` that goes with it."""

@@ -6,7 +6,6 @@ import logging
 import re
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -81,8 +80,7 @@ class ProbeFacts(msgspec.Struct, frozen=True):
     modules: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Interpreter:
+class Interpreter(msgspec.Struct, frozen=True, kw_only=True):
     """A CPython that is installed here, and where it keeps its parts."""
 
     executable: Path

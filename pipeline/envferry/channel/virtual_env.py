@@ -12,7 +12,6 @@ import posixpath
 import shutil
 import tempfile
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -128,8 +127,7 @@ def interpreter_of(venv: Path) -> Interpreter:
     return interpreter
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Staging:
+class _Staging(msgspec.Struct, frozen=True, kw_only=True):
     """Puts an environment together in `tree` that believes it lives at `prefix`."""
 
     venv: Path

@@ -11,11 +11,11 @@ import configparser
 import re
 import zipfile
 import zlib
-from dataclasses import dataclass
 from email.errors import MessageError
 from functools import cache
 from typing import TYPE_CHECKING
 
+import msgspec
 from blake3 import blake3
 from packaging import tags
 from packaging.metadata import RawMetadata, parse_email
@@ -57,8 +57,7 @@ KNOWN_MINORS = range(8, 17)
 """The minor versions of Python 3 among which a pure wheel's requirements are compared."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChannelWheel:
+class ChannelWheel(msgspec.Struct, frozen=True, kw_only=True):
     """A wheel file, read and understood."""
 
     path: Path
@@ -142,8 +141,7 @@ def fits(wheel: ChannelWheel, interpreter: Interpreter) -> bool:
     return tags_fit and wheel.requires_python.contains(interpreter.version, prereleases=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Closure:
+class Closure(msgspec.Struct, frozen=True, kw_only=True):
     """Wheels that go into one environment together, and what is asked of them."""
 
     interpreter: Interpreter

@@ -7,11 +7,12 @@ import io
 import re
 import stat
 import zipfile
-from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
 from cryptography.hazmat.primitives import hashes
+from msgspec.structs import replace
 
 from envferry.base.files import COPY_BYTES
 from envferry.base.sha256 import record_form, sha256_record
@@ -82,8 +83,7 @@ def stage_wheel(
     return replace(package, depends=(*glibc, *package.depends))
 
 
-@dataclass(slots=True, kw_only=True)
-class _Staging:
+class _Staging(msgspec.Struct, kw_only=True):
     """Lays out one wheel and keeps its RECORD."""
 
     tree: Path
@@ -92,7 +92,7 @@ class _Staging:
     headers: str
     """Three directories of the package, relative to `tree`."""
     wheel: ChannelWheel
-    rows: list[tuple[str, str, str]] = field(default_factory=list)
+    rows: list[tuple[str, str, str]] = msgspec.field(default_factory=list)
     """What RECORD says: path in the tree, hash, size."""
 
     def is_wanted(self, name: str) -> bool:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from msgspec.structs import replace
 
 from envferry.artifacts import SBOM, read_artifact, sbom_path
 from envferry.base.files import plural
 from envferry.cli.browse import open_index
-from envferry.cli.command import argument, command, option
+from envferry.cli.command import CommandOptions, argument, command, option
 from envferry.cli.completing import complete_refs
 from envferry.cli.shared_options import (
     EnvsDirOptions,
@@ -69,8 +69,7 @@ def database_path() -> Path:
     return here.audit_database or here.cache_dir / "audit" / DATABASE_NAME
 
 
-@dataclass(frozen=True, kw_only=True)
-class DatabaseOptions:
+class DatabaseOptions(CommandOptions):
     """For commands that read the database of advisories."""
 
     database: Path = option(
@@ -83,7 +82,6 @@ class DatabaseOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class AuditOptions(
     DatabaseOptions, SignatureOptions, PlatformOptions, RegistryOptions, EnvsDirOptions
 ):
@@ -148,7 +146,6 @@ def refs(console: Console, options: AuditOptions) -> None:
     require_allowed(audits)
 
 
-@dataclass(frozen=True, kw_only=True)
 class UpdateOptions(DatabaseOptions, SignatureOptions, SignKeyOptions):
     """What to make a database of."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 LISTED_VERSIONS = 12
 
 
-@dataclass(frozen=True, kw_only=True)
 class SelectionOptions(RegistryOptions):
     """Which artifacts of a registry are meant, and how thoroughly to look for them."""
 
@@ -57,7 +56,6 @@ class SelectionOptions(RegistryOptions):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class FindOptions(SelectionOptions):
     """What to find, and where."""
 
@@ -108,7 +106,7 @@ class FindOptions(SelectionOptions):
 
     def without_package(self) -> FindOptions:
         """Return these options with the one argument as NAME."""
-        return replace(self, name=self.package, package=None)
+        return FindOptions(**{**vars(self), "name": self.package, "package": None})
 
 
 @command(SelectionOptions)
@@ -121,6 +119,9 @@ def ls(console: Console, options: SelectionOptions) -> None:
     """
     from envferry.index.queries import entries
 
+    if options.name and Path(options.name).is_dir() and "/" in options.name:
+        message = f"{options.name} is a folder, expected the name of an environment"
+        raise UsageError(message, hint=f"run `envferry ls --registry {options.name}`")
     index = open_index(console, options.registry, fully=options.fully)
     found = index.ask(entries(options.filter()))
     if not found and options.name:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
+from msgspec.structs import replace
 
 from envferry.base.files import human_bytes
 from envferry.cli.building import (
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from envferry.registry import Registry
 
 
-@dataclass(frozen=True, kw_only=True)
 class BuildCommandOptions(DryRunOptions, BuildingOptions):
     """What to build, and how."""
 
@@ -52,7 +52,6 @@ class BuildCommandOptions(DryRunOptions, BuildingOptions):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class PackCommandOptions(DryRunOptions, ThreadOptions, PackedOptions):
     """What to pack, and how."""
 
@@ -75,7 +74,6 @@ class PackCommandOptions(DryRunOptions, ThreadOptions, PackedOptions):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class SigningOptions(SignKeyOptions, TagExpiryOptions, TrustedKeyOptions, RegistryOptions):
     """For commands that publish, signed where there is a key."""
 
@@ -98,7 +96,6 @@ class SigningOptions(SignKeyOptions, TagExpiryOptions, TrustedKeyOptions, Regist
         return replace(found, layers=self.layers)
 
 
-@dataclass(frozen=True, kw_only=True)
 class PushOptions(DryRunOptions, NewTagOptions, SigningOptions):
     """What to push, where to."""
 
@@ -152,7 +149,7 @@ def environment_at(console: Console, options: PackCommandOptions) -> Iterator[Bu
     """Yield what `pack` is told to pack; a preview leaves nothing in the cache."""
     from envferry.build.finished_builds import read_build
     from envferry.pack.existing_env import describe_env, is_venv
-    from envferry.specs.reading import SPEC_ENDINGS
+    from envferry.specs.spec_names import SPEC_ENDINGS
 
     folder = Path(options.source)
     is_spec = folder.suffix in SPEC_ENDINGS
@@ -196,15 +193,14 @@ def push(console: Console, options: PushOptions) -> None:
     console.result(pushed, lambda: [describe_push(item) for item in pushed])
 
 
-@dataclass(frozen=True, kw_only=True)
-class PackingWays:
+class PackingWays(msgspec.Struct, frozen=True, kw_only=True):
     """How an archive is packed, and not what is in it."""
 
     threads: int = 0
     """0: as many as there are cores."""
     reuse: Path | None = None
     """The archive to take frames from; None: the newest one that is found."""
-    registry: str = field(default_factory=lambda: settings().registry)
+    registry: str = msgspec.field(default_factory=lambda: settings().registry)
     """Where one may be found, if this is a directory."""
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import shutil
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from msgspec.structs import replace
 
 from envferry.archive.compression import DEFAULT_LEVEL
 from envferry.base.files import exclusive_lock, plural, remove_tree
-from envferry.cli.command import option
+from envferry.cli.command import CommandOptions, option
 from envferry.cli.measured import measured
 from envferry.cli.shared_options import OfflineOptions, becomes
 from envferry.config import settings
@@ -35,7 +35,6 @@ log = logging.getLogger(__name__)
 DIFFERENCES_SHOWN = 20
 
 
-@dataclass(frozen=True, kw_only=True)
 class BuildingOptions(OfflineOptions):
     """For commands that build."""
 
@@ -78,8 +77,7 @@ class BuildingOptions(OfflineOptions):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class PackedOptions:
+class PackedOptions(CommandOptions):
     """For commands that write an archive."""
 
     output: Path = option(

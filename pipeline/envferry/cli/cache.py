@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -62,7 +61,6 @@ def verify(console: Console, _: NoOptions) -> None:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class CachePruneOptions(DryRunOptions):
     """What to keep."""
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 import msgspec
 
-from envferry.cli.command import command, option
-from envferry.cli.lock_diff import lock_at
+from envferry.cli.command import CommandOptions, command, option
 from envferry.cli.terminal import table
 from envferry.errors import UsageError
 from envferry.models import SPECS_DIR
@@ -33,8 +31,7 @@ GITHUB_RUNNERS = {
 """The hosted runner that builds for a platform; a workflow may map `platform` to its own."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SinceOptions:
+class SinceOptions(CommandOptions):
     """Since when, and in which folder."""
 
     since: str = option(
@@ -50,7 +47,6 @@ class SinceOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class ChangedOptions(SinceOptions):
     """Since when, and for whom."""
 
@@ -97,6 +93,7 @@ def changed_lines(found: tuple[ChangedSpec, ...], options: SinceOptions) -> list
 
 def markdown_lines(found: tuple[ChangedSpec, ...], options: SinceOptions) -> list[str]:
     """Return a section for each changed spec: what its lock has otherwise than before."""
+    from envferry.cli.lock_diff import lock_at
     from envferry.errors import NotFound
     from envferry.specs.lock_changes import compare_locks, markdown_table
 
@@ -127,11 +124,24 @@ def lock_path(spec: str) -> str:
     return str(path.with_name(f"{path.stem}.conda-lock.yml"))
 
 
-def releasable(specs_dir: Path, since: str) -> tuple[str, ...]:
-    """Return the changed specs that a release is about: those that have, or had, a lock."""
+def releasable(console: Console, specs_dir: Path, since: str) -> tuple[str, ...]:
+    """Return the changed specs that a release is about: those that have, or had, a lock.
+
+    Say which are left out, and whether there are none: who forgot a lock has to see it.
+    """
     from envferry.specs.changed import changed_specs
 
-    return tuple(item.spec for item in changed_specs(specs_dir, since) if item.is_releasable)
+    found = changed_specs(specs_dir, since)
+    for item in found:
+        if not item.is_releasable and item.state != "deleted":
+            name = Path(item.spec).stem
+            console.note(
+                f"{item.spec} never had a lock: left out; `envferry lock {name}` makes one"
+            )
+    names = tuple(item.spec for item in found if item.is_releasable)
+    if not names:
+        console.note(f"no locked spec in {specs_dir}/ changed since {since}: nothing to release")
+    return names
 
 
 def job_matrix(specs: Iterable[str], service: Service) -> dict[str, object] | list[dict[str, str]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from envferry.base.files import plural
-from envferry.cli.command import argument, command, option
+from envferry.cli.command import CommandOptions, argument, command, option
 from envferry.config import settings
 
 if TYPE_CHECKING:
@@ -24,8 +23,7 @@ def channel() -> None:
     """Create a conda channel from interpreters and wheels."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CreateOptions:
+class CreateOptions(CommandOptions):
     """What goes into a channel."""
 
     directory: Path = argument(type=click.Path(path_type=Path))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from envferry.cli.build import SigningOptions
 from envferry.cli.building import BuildingOptions, PackedOptions
-from envferry.cli.command import option
+from envferry.cli.command import CommandOptions, option
 from envferry.cli.outcome import FAILURES, Outcome
 from envferry.cli.shared_options import NewTagOptions
 from envferry.cli.stage_table import stages_shown
@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClusterOptions:
+class ClusterOptions(CommandOptions):
     """Where a release builds, and what a failure means for the rest."""
 
     workers: int | None = option(
@@ -75,7 +74,6 @@ class ClusterOptions:
         return bool(self.workers or self.scheduler)
 
 
-@dataclass(frozen=True, kw_only=True)
 class BuiltReleaseOptions(
     BuildingOptions, PackedOptions, SigningOptions, NewTagOptions, ClusterOptions
 ):
@@ -169,16 +167,15 @@ def release_on_workers(
         release.publish_all(outcomes)
 
 
-@dataclass
-class WorkerRelease:
+class WorkerRelease(msgspec.Struct):
     """A release whose builds run elsewhere; whoever built, only this process signs and tags."""
 
     target: Registry
     options: BuiltReleaseOptions
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    outcomes: dict[str, Outcome] = msgspec.field(default_factory=dict)
     """By the key of the job."""
-    jobs: dict[str, BuildJob] = field(default_factory=dict)
-    ready: list[tuple[Outcome, Accepted]] = field(default_factory=list)
+    jobs: dict[str, BuildJob] = msgspec.field(default_factory=dict)
+    ready: list[tuple[Outcome, Accepted]] = msgspec.field(default_factory=list)
     """What is checked, and signed and tagged when all are."""
 
     def plan(self, key: str, outcome: Outcome) -> None:

@@ -1,6 +1,5 @@
-"""Commands whose options are a frozen dataclass: one declaration, known to the type checker.
+"""Commands whose options are the fields of a class: one declaration, known to the type checker.
 
-    @dataclass(frozen=True, kw_only=True)
     class TagOptions(RegistryOptions):
         ref: str = argument()
         dry_run: bool = option("--dry-run", is_flag=True, help="Change nothing.")
@@ -15,11 +14,10 @@ that theirs derive from; a command's own come first in its help.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, fields, is_dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+import msgspec
 
 from envferry.cli.console import Console
 from envferry.cli.failures import Answer
@@ -28,27 +26,41 @@ from envferry.config import forget_relative_path_entries, settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-Options = TypeVar("Options")
+Options = TypeVar("Options", bound="CommandOptions")
 Decorator = Any
 """What click.option returns: click's own type of it is not public."""
 
 
-def option(*names: str, **settings: Any) -> Any:  # noqa: ANN401  (dataclasses.field's way)
+class Declared(msgspec.Struct, frozen=True):
+    """What a field of a class of options is on the command line."""
+
+    declare: Callable[[str], Decorator]
+    """Gives click's decorator for the field's name."""
+    is_option: bool
+
+
+def option(*names: str, **settings: Any) -> Any:  # noqa: ANN401  (as dataclasses.field)
     """Declare a field that is an option, with the settings of click.option."""
-    return field(metadata={"declare": partial(_option, names, settings), "is_option": True})
-
-
-def _option(names: tuple[str, ...], settings: dict[str, Any], name: str) -> Decorator:
-    return click.option(*names, name, **settings)
+    return Declared(lambda name: click.option(*names, name, **settings), is_option=True)
 
 
 def argument(**settings: Any) -> Any:  # noqa: ANN401
     """Declare a field that is an argument, with the settings of click.argument."""
-    return field(metadata={"declare": partial(click.argument, **settings), "is_option": False})
+    return Declared(lambda name: click.argument(name, **settings), is_option=False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class NoOptions:
+class CommandOptions:
+    """The values of a command's options: click gives each of them.
+
+    No dataclass: those compile their methods whenever a program starts, and structs cannot have
+    two bases.
+    """
+
+    def __init__(self, **values: object) -> None:
+        self.__dict__.update(values)
+
+
+class NoOptions(CommandOptions):
     """For commands that have only the options of every command."""
 
 
@@ -90,12 +102,14 @@ COMMON: tuple[Decorator, ...] = (
 )
 
 
-def _declared(options: Any) -> Iterator[Decorator]:  # noqa: ANN401  (a class that is a dataclass)
+def _declared(options: type[CommandOptions]) -> Iterator[Decorator]:
     """Yield click's decorators of a class's fields: arguments, its own options, inherited ones."""
-    bases = (base for base in options.__mro__[1:] if is_dataclass(base))
-    inherited = {item.name for base in bases for item in fields(base)}
-    declared = sorted(
-        fields(options), key=lambda item: (item.metadata["is_option"], item.name in inherited)
-    )
-    for item in declared:
-        yield item.metadata["declare"](item.name)
+    inherited = {name for base in options.__mro__[1:] for name in vars(base)}
+    found = {
+        name: value
+        for base in reversed(options.__mro__)
+        for name, value in vars(base).items()
+        if isinstance(value, Declared)
+    }
+    for name in sorted(found, key=lambda name: (found[name].is_option, name in inherited)):
+        yield found[name].declare(name)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import get_completion_class
 
-from envferry.cli.command import argument, command
+from envferry.cli.command import CommandOptions, argument, command
 from envferry.config import COMPLETION_VARIABLE
 
 if TYPE_CHECKING:
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
 SHELLS = ("bash", "zsh", "fish")
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompletionOptions:
+class CompletionOptions(CommandOptions):
     """Which shell is meant."""
 
     shell: str = argument(type=click.Choice(SHELLS))

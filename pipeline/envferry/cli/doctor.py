@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import dataclass
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 from envferry import __version__, process
@@ -13,7 +11,7 @@ from envferry.base.files import human_bytes, plural
 from envferry.cli.command import command, option
 from envferry.cli.shared_options import EnvsDirOptions, RegistryOptions
 from envferry.cli.terminal import styled
-from envferry.config import child_environ, settings
+from envferry.config import child_environ, settings, started_file
 from envferry.engines.selection import REAL_ENGINES, Engine, open_sandbox
 from envferry.errors import HostError, PipelineError, SpecError
 from envferry.install.host_check import glibc_version
@@ -39,7 +37,6 @@ LIBRARIES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
 class DoctorOptions(RegistryOptions, EnvsDirOptions):
     """What to look at."""
 
@@ -89,10 +86,11 @@ def problems(findings: dict[str, str], registry: str) -> list[str]:
     """
     engines = [text for label, text in findings.items() if label.startswith("sandbox ")]
     found = []
-    if "not installed" not in findings["conda-lock"] and not any(
+    if not findings["conda-lock"].startswith("not ") and not any(
         text.startswith("works") for text in engines
     ):
-        found.append("it can lock, but no sandbox engine works here (apt-get install bubblewrap)")
+        reason = findings["sandbox bwrap"].removeprefix("no: ")
+        found.append(f"it can lock, but no sandbox engine works here: {reason}")
     if findings["cache"].startswith("no: "):
         found.append(findings["cache"].removeprefix("no: "))
     if findings["GPU driver"] == "does not answer":
@@ -155,9 +153,13 @@ def engine_state(engine: Engine) -> str:
 
 def library_version(name: str) -> str:
     """Return the version of a library, or which extra brings it."""
+    from importlib import metadata
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
+        if started_file():
+            return "not in this file, which is for training hosts"
         extra = "s3" if name == "boto3" else "build"
         return f'not installed (run: pip install "envferry[{extra}]")'
 

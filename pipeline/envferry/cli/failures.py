@@ -6,13 +6,13 @@ import errno
 import logging
 import re
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
-from envferry.cli.terminal import harmless, styled
+from envferry.cli.terminal import printable, styled
 from envferry.errors import EXIT_INTERRUPTED, HostError, PipelineError, SpecError, UsageError
 
 if TYPE_CHECKING:
@@ -37,15 +37,13 @@ OS_ERRORS = {
 }
 
 
-@dataclass(slots=True)
-class Answer:
+class Answer(msgspec.Struct):
     """Whether a command has printed its result: with `--json` there is one document only."""
 
     is_given: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(msgspec.Struct, frozen=True):
     """What is said of an error."""
 
     message: str
@@ -59,7 +57,7 @@ class Failure:
         """
         from envferry.models import fit_to_show
 
-        message, hint = (harmless(fit_to_show(text)) for text in (self.message, self.hint))
+        message, hint = (printable(fit_to_show(text)) for text in (self.message, self.hint))
         try:
             click.echo(f"{styled('error:', fg='red', bold=True)} {message}", err=True)
             if hint:

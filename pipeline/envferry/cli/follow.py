@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import sys
 import time
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +15,9 @@ from envferry.cli.command import command, option
 from envferry.cli.hooks import run_hooks
 from envferry.cli.host import InstallCommandOptions
 from envferry.cli.host_report import report_host
+from envferry.config import started_file
 from envferry.errors import UsageError
 from envferry.models import Ref, current_platform
-from envferry.registry import Registry
-from envferry.registry.accepted_sources import origin_of
 from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from envferry.models import Manifest
 
 
-@dataclass(frozen=True, kw_only=True)
 class FollowOptions(InstallCommandOptions):
     """What to follow, and when it may change."""
 
@@ -108,6 +105,8 @@ def request_of(options: FollowOptions, ref: Ref) -> FollowRequest:
     from envferry.follow.poll import FollowRequest
     from envferry.follow.window import Window
     from envferry.install.env_home import EnvHome
+    from envferry.registry import Registry
+    from envferry.registry.accepted_sources import origin_of
 
     trust = load_trust(
         options.trusted_keys,
@@ -117,6 +116,7 @@ def request_of(options: FollowOptions, ref: Ref) -> FollowRequest:
     )
 
     def install_options(manifest: Manifest) -> InstallOptions:
+
         origin = origin_of(options.ref, options.registry, trust.signers_of(manifest))
         return options.as_install_options(origin)
 
@@ -155,13 +155,15 @@ def write_unit_files(console: Console, directory: Path, ref: Ref) -> None:
 
 def this_command() -> str:
     """Return what starts this envferry, for systemd."""
-    script = Path(sys.argv[0]).absolute()
-    if script.name != "envferry":
+    script, shell = Path(sys.argv[0]).absolute(), ""
+    if run_file := started_file():
+        script, shell = run_file.absolute(), "/bin/sh "  # a disk may be mounted `noexec`
+    elif script.name != "envferry":
         script = Path(sys.executable).with_name("envferry")
     if set(str(script)) & set(" \"'\\%$"):
         message = f"systemd cannot start {script}: there are blanks or quotes in its path"
         raise UsageError(message, hint="install envferry in another directory")
-    return str(script)
+    return f"{shell}{script}"
 
 
 def describe_followed(followed: Followed) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -28,9 +27,8 @@ from envferry.config import settings, user_kernels
 from envferry.errors import IntegrityError, UsageError
 from envferry.install.actor import current_actor, utc_now
 from envferry.install.env_home import IMAGE_SUFFIX, PARTIAL
-from envferry.install.reuse import Link
+from envferry.install.link_mode import Link
 from envferry.models import ID_PATTERN, Artifact, Finding, Ref
-from envferry.registry.accepted_sources import is_file_ref, open_trusting, opened_archive, origin_of
 from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:
@@ -45,7 +43,6 @@ if TYPE_CHECKING:
     from envferry.trust.host_trust import Trust
 
 
-@dataclass(frozen=True, kw_only=True)
 class FetchOptions(DryRunOptions, SignatureOptions, PlatformOptions, RegistryOptions):
     """Which artifact to bring where."""
 
@@ -60,7 +57,6 @@ class FetchOptions(DryRunOptions, SignatureOptions, PlatformOptions, RegistryOpt
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class InstallCommandOptions(
     DryRunOptions, SignatureOptions, RegistryOptions, ThreadOptions, EnvsDirOptions
 ):
@@ -71,7 +67,8 @@ class InstallCommandOptions(
         "-p",
         "--prefix",
         metavar="PATH",
-        help="The path at which the environment is used, if not ENVS_DIR/NAME.",
+        help="The path at which the environment is used; default: that of the current installation,"
+        " else ENVS_DIR/NAME.",
     )
     name: str | None = option(
         "-n", "--name", metavar="NAME", help="Install under another name than the environment's."
@@ -146,7 +143,6 @@ class InstallCommandOptions(
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class VerifyOptions(SignatureOptions, PlatformOptions, RegistryOptions, EnvsDirOptions):
     """What to verify, and whether to repair it."""
 
@@ -174,6 +170,7 @@ def fetch(console: Console, options: FetchOptions) -> None:
     Carry the directory to a host without network and run `envferry install` on the archive there.
     """
     from envferry import api
+    from envferry.registry.accepted_sources import open_trusting
 
     trust = load_trust(options.trusted_keys, require_signature=options.require_signature)
     if options.dry_run:
@@ -218,6 +215,7 @@ def install(console: Console, options: InstallCommandOptions) -> None:
     `envferry install demo --envs-dir ./conda/envs --prefix /opt/conda/envs/demo`
     """
     from envferry.install.stage import install_artifact, preview_install
+    from envferry.registry.accepted_sources import opened_archive, origin_of
 
     trust = load_trust(
         options.trusted_keys,
@@ -292,6 +290,7 @@ def install_mounted(console: Console, options: InstallCommandOptions, trust: Tru
     from envferry.cli.image import make_image
     from envferry.install.env_home import EnvHome
     from envferry.install.image import is_image, mount_image, read_image
+    from envferry.registry.accepted_sources import opened_archive, origin_of
 
     if options.dry_run:
         message = "--mount has no --dry-run"
@@ -342,6 +341,7 @@ def verify(console: Console, options: VerifyOptions) -> None:
 
 def is_installed(name: str, envs_dir: Path) -> bool:
     """Whether a word names an installation, or an environment: a host knows no tags."""
+    from envferry.registry.accepted_sources import is_file_ref
     from envferry.trust.tool_signature import is_run_file, is_tool
 
     if is_file_ref(name):
@@ -383,6 +383,7 @@ def repair(console: Console, home: EnvHome, found: Verified, options: VerifyOpti
     """Repair an installation from an archive, or from what the registry has of it."""
     from envferry.archive.reader import Archive
     from envferry.install.verify import repair_installation
+    from envferry.registry.accepted_sources import opened_archive
 
     with opened_archive(options.file or found.ref, options.registry, options.trust()) as (
         source,

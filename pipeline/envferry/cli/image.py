@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,19 +17,17 @@ from envferry.cli.shared_options import (
     SignKeyOptions,
 )
 from envferry.errors import NotFound, UsageError
-from envferry.install.plan import InstallOptions
 from envferry.models import ENVS_DIR
-from envferry.registry.accepted_sources import opened_archive
 from envferry.trust.host_keys import load_signer, load_trust
 
 if TYPE_CHECKING:
     from envferry.archive.reader import Source
     from envferry.cli.console import Console
     from envferry.install.image import Image
+    from envferry.install.plan import InstallOptions
     from envferry.models import Manifest
 
 
-@dataclass(frozen=True, kw_only=True)
 class ImageOptions(SignatureOptions, SignKeyOptions, RegistryOptions, EnvsDirOptions):
     """What to make an image of."""
 
@@ -87,9 +84,14 @@ def image(console: Console, options: ImageOptions) -> None:
 
 def image_of_artifact(console: Console, options: ImageOptions) -> Image:
     """Write the image of an artifact, once the host accepts who made it."""
+    from envferry.install.plan import InstallOptions
+    from envferry.registry.accepted_sources import opened_archive
+
     trust = load_trust(options.trusted_keys, require_signature=options.require_signature)
-    wanted = InstallOptions(envs_dir=ENVS_DIR, name=options.name, prefix=options.prefix)
     with opened_archive(options.ref, options.registry, trust) as source:
+        # Whatever this machine has installed: the same artifact gives the same image everywhere.
+        prefix = options.prefix or str(ENVS_DIR / (options.name or source[1].name))
+        wanted = InstallOptions(envs_dir=ENVS_DIR, name=options.name, prefix=prefix)
         return make_image(console, source, options.file, wanted)
 
 

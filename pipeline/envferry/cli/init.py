@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from envferry.cli.console import Console
 
 
-@dataclass(frozen=True, kw_only=True)
 class InitOptions(DryRunOptions):
     """What the repository is to be for."""
 
@@ -67,6 +65,9 @@ def init(console: Console, options: InitOptions) -> None:
         console.preview(facts, lambda: [f"would write {path}" for path in missing])
         return
     written = write_start(folder, files)
+    for path in files:
+        if path not in written:
+            console.note(f"{path} is there already: left as it is")
     facts = {"name": start.name, "files": [str(path) for path in written]}
     lines = [*map(str, written), f"Next: envferry lock {start.name}"]
     console.result(facts, lambda: lines)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -30,7 +29,6 @@ KEPT = 2
 """Installations that `remove` keeps: the current one, and one to go back to."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class RollbackOptions(DryRunOptions, EnvsDirOptions):
     """Which environment to switch, and to what."""
 
@@ -38,7 +36,6 @@ class RollbackOptions(DryRunOptions, EnvsDirOptions):
     wish: str | None = argument(metavar="[ID|BACK]", required=False)
 
 
-@dataclass(frozen=True, kw_only=True)
 class RemoveOptions(DryRunOptions, EnvsDirOptions):
     """What to remove."""
 

@@ -8,15 +8,15 @@ import signal
 import sys
 import threading
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
+from msgspec.structs import replace
 
 from envferry import __version__
 from envferry.cli.failures import EXPECTED, Answer, explain, require_utf8
-from envferry.config import is_completing
+from envferry.config import is_completing, started_file
 from envferry.errors import EXIT_INTERRUPTED, UsageError
 from envferry.suggestions import did_you_mean
 
@@ -158,6 +158,9 @@ class LazyGroup(click.Group):
                 raise
             message = f"this command needs {error.name}, which is not installed"
             hint = f'run `pip install "envferry[build]"` with {sys.executable}'
+            if started_file():
+                message = "this command is for build machines, and not in this file"
+                hint = "run it where envferry is installed, with its extra `build`"
             raise UsageError(message, hint=hint) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

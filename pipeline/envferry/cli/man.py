@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from envferry.base.files import make_folders, plural, write_bytes
-from envferry.cli.command import argument, command
+from envferry.cli.command import CommandOptions, argument, command
 
 if TYPE_CHECKING:
     from envferry.cli.console import Console
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
 USUAL_DIR = "~/.local/share/man"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ManOptions:
+class ManOptions(CommandOptions):
     """Where the pages go."""
 
     directory: Path = argument(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -25,12 +24,11 @@ FAILURES = (PipelineError, OSError)
 """What ends the release of one spec, and not of the others."""
 
 
-@dataclass(slots=True)
-class Outcome:
+class Outcome(msgspec.Struct):
     """What became of one spec, on one platform."""
 
     spec: str
-    platform: str = field(default_factory=current_platform)
+    platform: str = msgspec.field(default_factory=current_platform)
     lock: Lock | None = None
     pushed: PushedArtifact | None = None
     built: bool = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,21 +27,18 @@ if TYPE_CHECKING:
     from envferry.install.last_results import InstallationState
 
 
-@dataclass(frozen=True, kw_only=True)
 class ListOptions(EnvsDirOptions):
     """What to list."""
 
     name: str | None = argument(required=False, shell_complete=complete_installed)
 
 
-@dataclass(frozen=True, kw_only=True)
 class HistoryOptions(EnvsDirOptions):
     """Whose history to show."""
 
     name: str = argument(shell_complete=complete_installed)
 
 
-@dataclass(frozen=True, kw_only=True)
 class StatusCommandOptions(TrustedKeyOptions, EnvsDirOptions):
     """What to look at."""
 
@@ -63,7 +59,6 @@ class StatusCommandOptions(TrustedKeyOptions, EnvsDirOptions):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class ChecksOptions(EnvsDirOptions):
     """Which installation to check."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,14 +38,12 @@ FILES_SHOWN = 5
 LICENSE_COLUMN = 32
 
 
-@dataclass(frozen=True, kw_only=True)
 class ShowOptions(PlatformOptions, RegistryOptions):
     """Which artifact to show."""
 
     ref: str = argument(shell_complete=complete_refs)
 
 
-@dataclass(frozen=True, kw_only=True)
 class TagOptions(DryRunOptions, SignKeyOptions, TagExpiryOptions, PlatformOptions, RegistryOptions):
     """Which tag shall point to which artifact."""
 
@@ -86,8 +83,7 @@ def tag(console: Console, options: TagOptions) -> None:
     console.result(record, lambda: [f"{wanted.name}@{options.tag} is now {record.id}"])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of an artifact besides its manifest."""
 
     provenance: Provenance | None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from envferry.cli.build import PackingWays, pack_built, push_one
 from envferry.cli.building import build_spec, preview_line, preview_spec
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from envferry.registry import Registry
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReleaseOptions(DryRunOptions, BuiltReleaseOptions):
     """What to release, and how."""
 
@@ -87,7 +86,9 @@ def release(console: Console, options: ReleaseOptions) -> None:
     if not options.specs and options.since is None:
         message = "release what? Neither a SPEC nor `--since` is given"
         raise UsageError(message, hint="name specs, such as `demo`")
-    changed = releasable(SPECS_DIR, options.since) if options.since is not None else ()
+    changed: tuple[str, ...] = ()
+    if options.since is not None:
+        changed = releasable(console, SPECS_DIR, options.since)
     specs = dict.fromkeys((*options.specs, *changed))
     if options.matrix:
         click.echo(json.dumps(job_matrix(specs, options.matrix)))
@@ -187,8 +188,7 @@ def require_all_writable(outcomes: Sequence[Outcome], target: Registry) -> None:
             require_writable(target, outcome.lock.name, outcome.platform)
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(msgspec.Struct, frozen=True):
     """Where a release goes to, and what it has to pass."""
 
     console: Console

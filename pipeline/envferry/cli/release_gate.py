@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.cli.audit import database_path, load_with_vex, of_artifact_file, of_published, prepare
 
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
     from envferry.trust.host_trust import Trust
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseGate:
+class ReleaseGate(msgspec.Struct, frozen=True):
     """Raises PolicyViolation for what a policy does not let through; lets all pass without one."""
 
     console: Console

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from envferry.base.files import human_bytes, plural
 from envferry.cli.building import preview_spec
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
 UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedStage:
+class PlannedStage(msgspec.Struct, frozen=True, kw_only=True):
     """One stage of a release that has not begun."""
 
     stage: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from envferry.cli.console import Console
 
 
-@dataclass(frozen=True, kw_only=True)
 class RunOptions(EnvsDirOptions):
     """What to run, and where."""
 
@@ -26,7 +24,6 @@ class RunOptions(EnvsDirOptions):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class ShellOptions(EnvsDirOptions):
     """Where to open a shell."""
 

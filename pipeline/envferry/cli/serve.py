@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from envferry.cli.console import Console
 
 
-@dataclass(frozen=True, kw_only=True)
 class ServeOptions(DatabaseOptions, TrustedKeyOptions, RegistryOptions):
     """Where to listen, and what to show."""
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from envferry.cli.command import option
+from envferry.cli.command import CommandOptions, option
 from envferry.config import settings
 from envferry.models import current_platform
 
@@ -28,8 +27,7 @@ def becomes(kind: type[Value]) -> Callable[[click.Context, click.Parameter, str]
     return convert
 
 
-@dataclass(frozen=True, kw_only=True)
-class RegistryOptions:
+class RegistryOptions(CommandOptions):
     """For commands that open a registry."""
 
     registry: str = option(
@@ -41,8 +39,7 @@ class RegistryOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlatformOptions:
+class PlatformOptions(CommandOptions):
     """For commands about an artifact, which is of one platform."""
 
     platform: str = option(
@@ -53,8 +50,7 @@ class PlatformOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class InterpreterOptions:
+class InterpreterOptions(CommandOptions):
     """For commands that make the one-file tool."""
 
     interpreter: Path | None = option(
@@ -66,8 +62,7 @@ class InterpreterOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrustedKeyOptions:
+class TrustedKeyOptions(CommandOptions):
     """For commands that check signatures."""
 
     trusted_keys: tuple[Path, ...] = option(
@@ -79,8 +74,7 @@ class TrustedKeyOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class SignKeyOptions:
+class SignKeyOptions(CommandOptions):
     """For commands that sign."""
 
     sign_keys: tuple[str, ...] = option(
@@ -94,8 +88,7 @@ class SignKeyOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class TagExpiryOptions:
+class TagExpiryOptions(CommandOptions):
     """For commands that move tags."""
 
     tag_days: int | None = option(
@@ -106,7 +99,6 @@ class TagExpiryOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class SignatureOptions(TrustedKeyOptions):
     """For commands that take artifacts in."""
 
@@ -117,8 +109,7 @@ class SignatureOptions(TrustedKeyOptions):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class EnvsDirOptions:
+class EnvsDirOptions(CommandOptions):
     """For commands about what is installed on this host."""
 
     envs_dir: Path = option(
@@ -130,8 +121,7 @@ class EnvsDirOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ThreadOptions:
+class ThreadOptions(CommandOptions):
     """For commands that compress or write in parallel."""
 
     threads: int = option(
@@ -143,8 +133,7 @@ class ThreadOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class NewTagOptions:
+class NewTagOptions(CommandOptions):
     """For commands that publish."""
 
     tags: tuple[str, ...] = option(
@@ -155,8 +144,7 @@ class NewTagOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ChosenTagOptions:
+class ChosenTagOptions(CommandOptions):
     """For commands that copy artifacts by their tags."""
 
     tags: tuple[str, ...] = option(
@@ -167,8 +155,7 @@ class ChosenTagOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class OfflineOptions:
+class OfflineOptions(CommandOptions):
     """For commands that download."""
 
     offline: bool = option(
@@ -176,8 +163,7 @@ class OfflineOptions:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class DryRunOptions:
+class DryRunOptions(CommandOptions):
     """For commands that write."""
 
     dry_run: bool = option(

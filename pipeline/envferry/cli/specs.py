@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from msgspec.structs import replace
 
-from envferry.cli.command import argument, command, option
+from envferry.cli.command import CommandOptions, argument, command, option
 from envferry.cli.completing import complete_specs
 from envferry.cli.shared_options import DryRunOptions, OfflineOptions
 from envferry.errors import UsageError
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ImportCommandOptions(DryRunOptions):
     """What to make a spec of, and how."""
 
@@ -67,8 +66,7 @@ class ImportCommandOptions(DryRunOptions):
         return replace(options, channels=self.channels) if self.channels else options
 
 
-@dataclass(frozen=True, kw_only=True)
-class LintOptions:
+class LintOptions(CommandOptions):
     """What to lint, and how strictly."""
 
     specs: tuple[str, ...] = argument(
@@ -80,7 +78,6 @@ class LintOptions:
     strict: bool = option("--strict", is_flag=True, help="Fail if anything is found.")
 
 
-@dataclass(frozen=True, kw_only=True)
 class LockCommandOptions(DryRunOptions, OfflineOptions):
     """What to lock, and how."""
 
@@ -98,7 +95,11 @@ class LockCommandOptions(DryRunOptions, OfflineOptions):
         metavar="CHANNEL",
         help="Use this channel instead of the spec's; repeatable.",
     )
-    check: bool = option("--check", is_flag=True, help="Only check whether the lock is up to date.")
+    check: bool = option(
+        "--check",
+        is_flag=True,
+        help="Only check whether the locks are up to date; without a SPEC all those in specs/.",
+    )
     updated: tuple[str, ...] = option(
         "--update",
         multiple=True,
@@ -269,6 +270,8 @@ def lock(console: Console, options: LockCommandOptions) -> None:
     `--update` or `--upgrade` is given.
     """
     specs = (*options.specs, *options.files)
+    if options.check and not specs:
+        specs = locked_specs(console)
     if not specs:
         message = "lock needs a SPEC: a name in specs/, or a file"
         raise UsageError(message, hint="run `envferry lock NAME` or `envferry lock -f FILE`")
@@ -278,6 +281,18 @@ def lock(console: Console, options: LockCommandOptions) -> None:
         console.preview(facts, lambda: [f"would lock {describe_lock(made)}" for made, _ in results])
     else:
         console.result(facts, lambda: [describe_lock(made) for made, _ in results])
+
+
+def locked_specs(console: Console) -> tuple[str, ...]:
+    """Return the specs in specs/ that have a lock; say which have none."""
+    from envferry.specs.spec_names import LOCK_ENDING, spec_names
+
+    found = spec_names(SPECS_DIR)
+    locked = [name for name in found if (SPECS_DIR / f"{name}{LOCK_ENDING}").is_file()]
+    for name in found:
+        if name not in locked:
+            console.note(f"{name} has no lock: run `envferry lock {name}`")
+    return tuple(locked)
 
 
 def lock_one(

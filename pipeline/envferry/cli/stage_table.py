@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import click
+import msgspec
 
 from envferry.cli.terminal import harmless
 
@@ -38,8 +38,7 @@ class Stages(Protocol):
         ...
 
 
-@dataclass
-class Row:
+class Row(msgspec.Struct):
     """One job."""
 
     spec: str
@@ -57,11 +56,10 @@ class Row:
         return (self.ended or time.monotonic()) - self.began
 
 
-@dataclass
-class Rows:
+class Rows(msgspec.Struct):
     """The jobs of a release; says nothing, as `--quiet` wants it."""
 
-    rows: dict[str, Row] = field(default_factory=dict)
+    rows: dict[str, Row] = msgspec.field(default_factory=dict)
 
     def show(self, key: str, stage: str, worker: str) -> None:
         """Note the next stage of a job."""

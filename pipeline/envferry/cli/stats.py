@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from envferry.base.files import human_bytes, plural
-from envferry.cli.command import argument, command, option
+from envferry.cli.command import CommandOptions, argument, command, option
 from envferry.cli.terminal import table
 from envferry.errors import UsageError
 
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
     from envferry.stats.download_counts import Downloads
 
 
-@dataclass(frozen=True, kw_only=True)
-class StatsOptions:
+class StatsOptions(CommandOptions):
     """Which logs to count."""
 
     logs: tuple[Path, ...] = argument(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from envferry.tool.run_file import Program
 
 
-@dataclass(frozen=True, kw_only=True)
 class ToolOptions(InterpreterOptions, PlatformOptions, SignKeyOptions):
     """Which file to write, and for whom."""
 
@@ -58,7 +56,7 @@ def tool(console: Console, options: ToolOptions) -> None:
     lines = [
         f"{options.file}: {human_bytes(len(content))}, {needs_words(program)}",
         f"SHA-256 {facts['sha256']}",
-        f"on the host run: sh {options.file.name} install REF",
+        f"on the host run: sh {options.file.name} install NAME@TAG --registry PLACE",
     ]
     console.result(facts, lambda: lines)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,7 +61,6 @@ def parse_part_size(
     return size
 
 
-@dataclass(frozen=True, kw_only=True)
 class ExportOptions(
     DryRunOptions,
     TrustedKeyOptions,
@@ -148,14 +146,12 @@ class ExportOptions(
         )
 
 
-@dataclass(frozen=True, kw_only=True)
 class ApplyOptions(DryRunOptions, SignatureOptions, RegistryOptions):
     """What to apply, where to."""
 
     directory: Path = argument(metavar="DIR", type=click.Path(path_type=Path))
 
 
-@dataclass(frozen=True, kw_only=True)
 class MirrorOptions(DryRunOptions, SignatureOptions, ChosenTagOptions):
     """What to mirror, where to."""
 
@@ -208,7 +204,7 @@ def export(console: Console, options: ExportOptions) -> None:
     if options.advisories:
         export_advisories(console, directory)
     export_bundle(console, directory)
-    console.result(found, lambda: export_lines(found))
+    console.result(found, lambda: export_lines(found, options))
     require_no_conflict(found.tags, found.directory)
 
 
@@ -350,7 +346,7 @@ def read_public_keys(files: Iterable[Path]) -> tuple[tuple[PublicKey, bytes], ..
     )
 
 
-def export_lines(found: Exported) -> Iterator[str]:
+def export_lines(found: Exported, options: ExportOptions) -> Iterator[str]:
     """Yield what is in the folder, and what to type at the other side."""
     yield from found.artifacts
     yield from tag_lines(found.tags)
@@ -363,7 +359,8 @@ def export_lines(found: Exported) -> Iterator[str]:
         yield f"at the site run: envferry apply {found.directory} --registry SITE"
         return
     yield f"{found.directory}: {human_bytes(found.carried_bytes)}"
-    yield f"on the host run: envferry install REF --registry {found.directory}"
+    start = f"sh {found.directory}/tool/envferry.run" if options.tool else "envferry"
+    yield f"on the host run: {start} install {options.refs[0]} --registry {found.directory}"
 
 
 def export_preview_lines(found: Exported, *, with_tool: bool) -> Iterator[str]:

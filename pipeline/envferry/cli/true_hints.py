@@ -23,6 +23,8 @@ def with_places(hint: str, arguments: Sequence[str], group: click.Group) -> str:
     given = places_in(arguments)
 
     def complete(found: re.Match[str]) -> str:
+        if "--help" in found["rest"]:
+            return found[0]
         command = group.get_command(click.Context(group), found["name"])
         known = {name for one in command.params for name in one.opts} if command else set()
         more = "".join(

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from envferry.cli.command import argument, command, option
+from envferry.cli.command import CommandOptions, argument, command, option
 from envferry.errors import HostError, NotFound, TargetOccupied, UsageError
 from envferry.models import Ref
-from envferry.registry.accepted_sources import (
-    is_file_ref,
-    open_trusting,
-    verify_signed,
-    verify_signed_file,
-)
 
 if TYPE_CHECKING:
     from envferry.cli.console import Console
     from envferry.trust.host_trust import Trust
 
 
-@dataclass(frozen=True, kw_only=True)
-class KeygenOptions:
+class KeygenOptions(CommandOptions):
     """What to call the pair of keys."""
 
     name: Path = argument(type=click.Path(path_type=Path))
@@ -78,8 +70,7 @@ def _write_public(console: Console, options: KeygenOptions, public: Path) -> Non
     console.result(facts, lambda: lines)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SignedRef:
+class SignedRef(CommandOptions):
     """An artifact whose signatures are to be verified."""
 
     ref: str
@@ -93,6 +84,12 @@ def verify_ref(console: Console, wanted: SignedRef, trust: Trust) -> None:
     So too the `tool/` of an export, and the one-file tool: they are code that hosts run.
     """
     from envferry.install.image import is_image, read_image
+    from envferry.registry.accepted_sources import (
+        is_file_ref,
+        open_trusting,
+        verify_signed,
+        verify_signed_file,
+    )
     from envferry.trust.image_signature import verify_image
     from envferry.trust.tool_signature import is_run_file, is_tool, verify_run_file, verify_tool
 

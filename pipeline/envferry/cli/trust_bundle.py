@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -11,7 +10,7 @@ import click
 
 from envferry.base.files import write_bytes
 from envferry.base.times import read_time, rfc3339
-from envferry.cli.command import argument, command, option
+from envferry.cli.command import CommandOptions, argument, command, option
 from envferry.cli.completing import complete_refs
 from envferry.cli.shared_options import (
     PlatformOptions,
@@ -57,7 +56,6 @@ def trust() -> None:
     """
 
 
-@dataclass(frozen=True, kw_only=True)
 class BundleOptions(SignKeyOptions):
     """For commands that write a new version of a bundle."""
 
@@ -101,7 +99,6 @@ class BundleOptions(SignKeyOptions):
         return made
 
 
-@dataclass(frozen=True, kw_only=True)
 class AddKeyOptions(BundleOptions):
     """Which key may do what."""
 
@@ -143,7 +140,6 @@ def add(console: Console, options: AddKeyOptions) -> None:
     say(console, options.bundle, made, f"{public.id} ({key.name}) may sign {', '.join(key.roles)}")
 
 
-@dataclass(frozen=True, kw_only=True)
 class RevokeKeyOptions(BundleOptions):
     """Which key counts no more."""
 
@@ -161,7 +157,6 @@ def revoke_key(console: Console, options: RevokeKeyOptions) -> None:
     say(console, options.bundle, made, f"{options.key_id} is revoked")
 
 
-@dataclass(frozen=True, kw_only=True)
 class ThresholdOptions(BundleOptions):
     """How many must sign."""
 
@@ -188,7 +183,6 @@ def sign(console: Console, options: BundleOptions) -> None:
     say(console, options.bundle, made, f"signed by {number} keys")
 
 
-@dataclass(frozen=True, kw_only=True)
 class UpdateTrustOptions(TrustedKeyOptions):
     """Which bundle this host shall obey."""
 
@@ -216,8 +210,7 @@ def update(console: Console, options: UpdateTrustOptions) -> None:
     say(console, target, signed, f"version {signed.bundle.version}{before}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShowTrustOptions:
+class ShowTrustOptions(CommandOptions):
     """Which bundle to show."""
 
     file: Path | None = argument(metavar="[FILE]", required=False, type=click.Path(path_type=Path))
@@ -234,7 +227,6 @@ def show(console: Console, options: ShowTrustOptions) -> None:
     console.result(bundle, lambda: [str(path), *bundle_lines(bundle)])
 
 
-@dataclass(frozen=True, kw_only=True)
 class RevokeOptions(BundleOptions, PlatformOptions, RegistryOptions):
     """Which artifact nobody shall install."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
@@ -39,7 +38,6 @@ def parse_age(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     return timedelta(**{unit: int(found[1])})
 
 
-@dataclass(frozen=True, kw_only=True)
 class CheckOptions(TrustedKeyOptions, RegistryOptions):
     """What to check, and how thoroughly."""
 
@@ -49,7 +47,6 @@ class CheckOptions(TrustedKeyOptions, RegistryOptions):
     )
 
 
-@dataclass(frozen=True, kw_only=True)
 class PruneOptions(DryRunOptions, RegistryOptions):
     """What to keep, and where."""
 

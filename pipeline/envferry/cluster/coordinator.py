@@ -15,7 +15,6 @@ import warnings
 from collections import deque
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,14 +143,13 @@ def require_private(client: Client) -> None:
             raise UsageError(message, hint="start scheduler and workers with TLS")
 
 
-@dataclass
-class Coordinator:
+class Coordinator(msgspec.Struct):
     """The jobs of a release, on a cluster."""
 
     client: Client
     request: ClusterRequest
-    futures: dict[str, Future] = field(default_factory=dict)
-    over: threading.Event = field(default_factory=threading.Event)
+    futures: dict[str, Future] = msgspec.field(default_factory=dict)
+    over: threading.Event = msgspec.field(default_factory=threading.Event)
 
     def run(self) -> None:
         """Submit every job, and say what becomes of each."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import zstandard
+from msgspec.structs import replace
 
 from envferry import __version__
 from envferry.cluster.messages import BuildFailure, BuildJob, JobAnswer

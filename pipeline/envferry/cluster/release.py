@@ -6,13 +6,13 @@ import importlib.util
 import logging
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import msgspec
 import zstandard
+from msgspec.structs import replace
 
 from envferry import __version__, process
 from envferry.base.json import decode_json
@@ -89,8 +89,7 @@ def error_of(failure: BuildFailure) -> Exception:
     return by_exit_code(failure.exit_code)(failure.message, hint=failure.hint)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accepted:
+class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     """An artifact that a worker pushed, and that is what was asked for."""
 
     manifest: Manifest

@@ -6,8 +6,9 @@ import logging
 import os
 import time
 import uuid
-from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from envferry import __version__, process
 from envferry.config import child_environ

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,8 +23,7 @@ CONTAINER_ENVIRONMENT: Mapping[str, str] = {
 """All that a program in a container sees of an environment; nothing of the host's gets in."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mount:
+class Mount(msgspec.Struct, frozen=True, kw_only=True):
     """A directory of this machine that a container sees."""
 
     source: Path
@@ -31,13 +31,12 @@ class Mount:
     writable: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One command to run in a container of its own."""
 
     argv: tuple[str, ...]
     mounts: tuple[Mount, ...] = ()
-    environ: Mapping[str, str] = field(default_factory=dict)
+    environ: Mapping[str, str] = msgspec.field(default_factory=dict)
     """Added to CONTAINER_ENVIRONMENT."""
     needs_tool: bool = False
     """Whether the container must hold envferry itself: to build, but not to try what was built."""

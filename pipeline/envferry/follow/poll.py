@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Literal
 
@@ -31,8 +30,7 @@ REREAD = timedelta(days=1)
 """A web server without ETags tells moves within one second apart by nothing: read again then."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FollowRequest:
+class FollowRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What to follow, where to, and when it may change."""
 
     ref: Ref
@@ -56,8 +54,7 @@ class FollowRequest:
         return f"{self.now.astimezone(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Followed:
+class Followed(msgspec.Struct, frozen=True, kw_only=True):
     """What came of a poll."""
 
     ref: str

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import datetime, time, timedelta
+
+import msgspec
 
 from envferry.errors import UsageError
 
@@ -15,8 +16,7 @@ FORM = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
+class Window(msgspec.Struct, frozen=True, kw_only=True):
     """A time of the day, on some days; one that ends earlier than it begins goes past midnight."""
 
     days: frozenset[int]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.artifacts import REGISTRY_MANIFEST
 from envferry.base.files import human_bytes
@@ -31,8 +32,7 @@ LARGEST_NUMBER = (1 << 63) - 1
 """What SQLite holds; no archive is larger."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class Look(msgspec.Struct, frozen=True, kw_only=True):
     """What was found in an artifact's folder; neither manifest nor problem: a push under way."""
 
     folder: Folder
@@ -40,8 +40,7 @@ class Look:
     problem: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TagLook:
+class TagLook(msgspec.Struct, frozen=True, kw_only=True):
     """What was found in a tag."""
 
     name: TagName
@@ -80,8 +79,7 @@ def look_at(registry: Registry, place: Place, folder: Folder | None) -> Look:
     return Look(folder=folder, manifest=described)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FilesLook:
+class FilesLook(msgspec.Struct, frozen=True, kw_only=True):
     """The files of an artifact, or why they are not known."""
 
     place: Place

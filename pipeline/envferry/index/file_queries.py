@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from envferry.errors import UsageError
 from envferry.index.queries import EVERYTHING, tags_by_place, time_of
@@ -25,8 +26,7 @@ SUFFIXES = (".py", ".so", ".*.so")
 """After a module's own name; a package has an `__init__` with one of them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FilePattern:
+class FilePattern(msgspec.Struct, frozen=True, kw_only=True):
     """The last part of a path, and the folder that it is in; both may have `*`, `?` and `[…]`."""
 
     name: str
@@ -66,8 +66,7 @@ class FilePattern:
         return f"{names} AND EXISTS ({one})", values
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileMatch:
+class FileMatch(msgspec.Struct, frozen=True, kw_only=True):
     """A file in an artifact."""
 
     path: str

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 from blake3 import blake3
 
 if TYPE_CHECKING:
@@ -20,8 +20,7 @@ TOO_MANY = "the index of files is full"
 DIGEST_BYTES = 16
 
 
-@dataclass(frozen=True, slots=True)
-class FileList:
+class FileList(msgspec.Struct, frozen=True):
     """What one package, or nobody, brings to an artifact."""
 
     package: str

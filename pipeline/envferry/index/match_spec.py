@@ -8,11 +8,11 @@ https://docs.conda.io/projects/conda/en/stable/dev-guide/api/conda/models/versio
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+import msgspec
 from packaging.utils import canonicalize_name
 
 from envferry.errors import UsageError
@@ -40,8 +40,7 @@ OPERATORS: dict[str, Callable[[int], bool]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Clause:
+class Clause(msgspec.Struct, frozen=True):
     """One condition on a version."""
 
     operator: str
@@ -71,8 +70,7 @@ class Clause:
         return f"{self.operator}{self.version}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MatchSpec:
+class MatchSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A name, which may hold `*`, and conditions on version and build."""
 
     name: str

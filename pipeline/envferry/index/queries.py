@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cmp_to_key
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from envferry.index.match_spec import compare_conda
 from envferry.index.rows import fact
@@ -24,8 +25,7 @@ PACKAGE = "number, name, version, kind, build, license"
 NEWEST_FIRST = "published DESC, id"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """One artifact, as the index has it."""
 
     name: str
@@ -46,8 +46,7 @@ class Entry:
     tags: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Environment:
+class Environment(msgspec.Struct, frozen=True, kw_only=True):
     """All artifacts of one name."""
 
     name: str
@@ -61,8 +60,7 @@ class Environment:
     tags: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tag:
+class Tag(msgspec.Struct, frozen=True, kw_only=True):
     """A tag, as the index has it."""
 
     name: str
@@ -78,8 +76,7 @@ class Tag:
     """What is wrong with it: damaged, or it points to nothing."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Match:
+class Match(msgspec.Struct, frozen=True, kw_only=True):
     """A package in an artifact."""
 
     package: str
@@ -96,8 +93,7 @@ class Match:
     tags: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filter:
+class Filter(msgspec.Struct, frozen=True, kw_only=True):
     """Which artifacts to list; None and False for all."""
 
     name: str | None = None
@@ -122,8 +118,7 @@ class Filter:
         return " AND ".join(conditions), values
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Totals:
+class Totals(msgspec.Struct, frozen=True, kw_only=True):
     """How much a registry holds, and how fresh the index is."""
 
     environments: int

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.models import ID_PATTERN, NAME_PATTERN
 from envferry.registry.inventory import Folder, list_inventory
@@ -21,8 +22,7 @@ Place = tuple[str, str, str]
 """Name, platform and id of an artifact."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegistryKeys:
+class RegistryKeys(msgspec.Struct, frozen=True, kw_only=True):
     """Which artifacts and tags are there."""
 
     folders: dict[Place, Folder | None]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 from packaging.utils import canonicalize_name
 
 from envferry.index.artifact_state import stamp_of
@@ -37,8 +37,7 @@ ON CONFLICT (name, platform, id) DO UPDATE SET state = excluded.state, problem =
 NUMBER = "SELECT number FROM artifacts WHERE name = ? AND platform = ? AND id = ?"
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(msgspec.Struct, frozen=True):
     """What the index has of an artifact."""
 
     state: str
@@ -54,8 +53,7 @@ class Known:
         return self.state != "published" and is_time
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Remembered:
+class Remembered(msgspec.Struct, frozen=True, kw_only=True):
     """All that a refresh compares with the registry."""
 
     artifacts: dict[Place, Known]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from envferry.errors import NotFound, TargetOccupied
 from envferry.install import final_view
@@ -135,7 +136,8 @@ def roll_back(
             installed = ", ".join(item.id for item in home.installations()) or "nothing"
             message = f"{home.name} has no earlier installation in {home.envs_dir}"
             msg = f"{message} (installed: {installed})"
-            raise NotFound(msg, hint="install one, or name an id")
+            hint = f"it gets one with an update: `envferry install {home.name}@TAG`"
+            raise NotFound(msg, hint=hint)
         installation = home.installation(wanted)
         if home.current_id() is None and home.link.exists():
             message = f"{home.link} exists but was not made by envferry: left untouched"

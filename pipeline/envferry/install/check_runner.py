@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry import process
 from envferry.base.env_variables import read_variables
@@ -21,8 +22,7 @@ if TYPE_CHECKING:
 ENV = "/usr/bin/env"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckedTree:
+class CheckedTree(msgspec.Struct, frozen=True, kw_only=True):
     """An installation that is to be checked."""
 
     prefix: str
@@ -33,7 +33,7 @@ class CheckedTree:
     """What each check is run with, see `activation.view_of`."""
     outcome: str = ", so it was not made current"
     """What follows from a failure."""
-    hint: str = "`envferry install --no-check` installs it anyway"
+    hint: str = "`envferry install REF --no-check` installs it anyway"
 
 
 def run_checks(checks: Checks, checked: CheckedTree, progress: Progress) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.install.env_home import HOME
 from envferry.install.installed import environment_names
@@ -19,8 +20,7 @@ BLOCK_BYTES = 512
 """What `st_blocks` counts (stat(2))."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TreeUsage:
+class TreeUsage(msgspec.Struct, frozen=True, kw_only=True):
     """What one tree takes, in bytes on the disk."""
 
     own: int
@@ -29,8 +29,7 @@ class TreeUsage:
     """Files that have other names, in other installations or elsewhere."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstallationUsage:
+class InstallationUsage(msgspec.Struct, frozen=True, kw_only=True):
     """One installation among all, in bytes on the disk."""
 
     name: str
@@ -39,8 +38,7 @@ class InstallationUsage:
     shared: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DirectoryUsage:
+class DirectoryUsage(msgspec.Struct, frozen=True, kw_only=True):
     """All of an envs directory, in bytes on the disk."""
 
     envs_dir: Path

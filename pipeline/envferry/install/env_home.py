@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.base.files import absolute_path, sync_directory, write_bytes
 from envferry.base.json import from_json
@@ -31,8 +32,7 @@ REPAIR = ".repair-"
 IMAGE_SUFFIX = ".squashfs"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnvHome:
+class EnvHome(msgspec.Struct, frozen=True, kw_only=True):
     """Everything of one environment below an envs directory (docs/format.md, the host)."""
 
     envs_dir: Path
@@ -163,7 +163,7 @@ class EnvHome:
             raise UsageError(message, hint="give more digits")
         if not found:
             message = f"{self.name} has no installation {text} in {self.envs_dir} {installed}"
-            raise NotFound(message, hint="run `envferry install` with that id")
+            raise NotFound(message, hint=f"run `envferry install {self.name}@ID`")
         return found[0]
 
     @property
@@ -190,7 +190,7 @@ class EnvHome:
         path = self.record(id_)
         if not path.is_file():
             message = f"{self.name} has no installation {id_} in {self.envs_dir}"
-            raise NotFound(message, hint="run `envferry install` with that id")
+            raise NotFound(message, hint=f"run `envferry install {self.name}@ID`")
         return from_json(path.read_bytes(), Installation, str(path))
 
     def point_at(self, id_: str | None) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry import process
 from envferry.errors import PipelineError
@@ -25,8 +26,7 @@ FRAMEWORKS = re.compile(
 """Without code of these nothing of an environment runs on a GPU; others may be left unused."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gpu:
+class Gpu(msgspec.Struct, frozen=True):
     """A GPU of this host."""
 
     capability: str

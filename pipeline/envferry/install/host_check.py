@@ -8,9 +8,10 @@ import logging
 import os
 import re
 import secrets
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.archive.contents import is_directory
 from envferry.base.files import human_bytes, remove_tree
@@ -70,8 +71,7 @@ X86_FLAGS = {
 """What each micro-architecture level of the x86-64 psABI adds, as /proc/cpuinfo names it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
+class Needs(msgspec.Struct, frozen=True, kw_only=True):
     """What an environment needs of its host."""
 
     platform: str
@@ -83,12 +83,11 @@ class Needs:
     free_bytes: int
     inodes: int
     has_links: bool
-    cuda_code: Mapping[str, Collection[str]] = field(default_factory=dict)
+    cuda_code: Mapping[str, Collection[str]] = msgspec.field(default_factory=dict)
     """What its packages hold code for GPUs for, by name."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
+class Host(msgspec.Struct, frozen=True, kw_only=True):
     """What a host offers; None where that is unknown."""
 
     platform: str
@@ -100,8 +99,7 @@ class Host:
     """Those that the driver names; none where it does not say."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Disk:
+class Disk(msgspec.Struct, frozen=True, kw_only=True):
     """What a file system offers."""
 
     directory: Path
@@ -133,14 +131,16 @@ def check_host(needs: Needs, forced: Collection[str]) -> None:
         return
     lines = [f"{name}: {text}" for name, text in remaining]
     options = " ".join(f"--force {name}" for name, _ in remaining)
-    is_place = {name for name, _ in remaining} <= OF_THE_PLACE
+    names = {name for name, _ in remaining}
+    is_place = names <= OF_THE_PLACE
     better = (
         "name another place with --envs-dir" if is_place else "choose an artifact for this host"
     )
-    raise HostError(
-        "\n  ".join(["this host cannot run the environment:", *lines]),
-        hint=f"{better}, or install it anyway with {options}",
-    )
+    way_out = f"or install it anyway with {options}"
+    if "readonly" in names:  # what cannot be written to cannot be forced
+        way_out = "or install as a user who may write there, such as root"
+    message = "\n  ".join(["this host cannot run the environment:", *lines])
+    raise HostError(message, hint=f"{better}, {way_out}")
 
 
 def host_findings(needs: Needs, host: Host) -> Iterator[tuple[Finding, str]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
 
 from envferry.errors import PipelineError
 from envferry.install.disk_usage import measure_tree
@@ -19,8 +21,7 @@ if TYPE_CHECKING:
     from envferry.models import Installation, Origin
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstalledFacts:
+class InstalledFacts(msgspec.Struct, frozen=True, kw_only=True):
     """One installation, as `list` shows it."""
 
     name: str
@@ -40,8 +41,8 @@ class InstalledFacts:
     """On the disk, of files that have names elsewhere, too."""
     origin: Origin | None = None
     """None for what envferry 0.2 and older installed."""
-    state: InstallationState = field(default_factory=InstallationState)
-    users: dict[int, str] = field(default_factory=dict)
+    state: InstallationState = msgspec.field(default_factory=InstallationState)
+    users: dict[int, str] = msgspec.field(default_factory=dict)
     """The programs of the processes that use it, by process id."""
     perhaps_used: str = ""
     """Why there may be others."""
@@ -49,8 +50,7 @@ class InstalledFacts:
     """What is wrong with its record."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class History:
+class History(msgspec.Struct, frozen=True, kw_only=True):
     """What was current when, and what else happened."""
 
     name: str

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.archive.contents import is_directory
 from envferry.base.files import unescaped
@@ -30,11 +31,10 @@ Identity = tuple[int, int]
 """Device and inode of a directory: no other directory has both, wherever it is mounted."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Who uses a tree."""
 
-    users: dict[int, str] = field(default_factory=dict)
+    users: dict[int, str] = msgspec.field(default_factory=dict)
     """The programs of processes that certainly do, by process id."""
     unseen: str = ""
     """Why there may be others; empty when every process was looked into."""
@@ -111,8 +111,7 @@ def describe(processes: dict[int, str]) -> str:
     return shown + (f" and {len(processes) - 5} more" if len(processes) > 5 else "")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Own:
+class Own(msgspec.Struct, frozen=True, kw_only=True):
     """How the tree is known."""
 
     path: Path

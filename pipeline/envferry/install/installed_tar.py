@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from io import FileIO
 from typing import TYPE_CHECKING
 
@@ -24,8 +23,7 @@ if TYPE_CHECKING:
     from envferry.install.tree_check import InstalledTree
 
 
-@dataclass(frozen=True, slots=True)
-class InstalledTar:
+class InstalledTar(msgspec.Struct, frozen=True):
     """The tar stream of an installed tree: the index says all but what the files hold."""
 
     tree: InstalledTree
@@ -66,7 +64,7 @@ class InstalledTar:
 
     def _not_as_installed(self, entry: FileEntry, reason: str) -> IntegrityError:
         message = f"{self.tree.root}/{entry.path} is not as it was installed: {reason}"
-        return IntegrityError(message, hint="run `envferry verify --repair`, then try again")
+        return IntegrityError(message, hint="run `envferry verify NAME --repair`, then try again")
 
 
 def open_regular(path: str) -> FileIO:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 from blake3 import blake3
 
 from envferry.archive.identity import check_manifest
@@ -17,7 +17,8 @@ from envferry.install.events import NOBODY, Actor
 from envferry.install.host_check import Needs, check_host, cuda_runtime
 from envferry.install.installed import find_donors, open_installed
 from envferry.install.integrations import Integrations, wanted_integrations
-from envferry.install.reuse import Link, ReusableTrees
+from envferry.install.link_mode import Link
+from envferry.install.reuse import ReusableTrees
 from envferry.install.tree_check import faults_among, top_faults
 from envferry.models import (
     ENVS_DIR,
@@ -42,15 +43,15 @@ BLOCK_BYTES = 4096
 """What a file's last block wastes, at most, on the usual file systems."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstallOptions:
+class InstallOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Where and how to install."""
 
     envs_dir: Path = ENVS_DIR
     name: str | None = None
     """Another name than the environment was built with."""
     prefix: str | None = None
-    """The path it shall believe it lives at; where it really is when None."""
+    """The path it shall believe it lives at; None: as the current installation does, else where
+    it really is."""
     replace: bool = False
     """Move aside what is already there and is not ours."""
     check: bool = True
@@ -76,8 +77,7 @@ class InstallOptions:
         return Actor(time=self.origin.time, user=self.origin.user) if self.origin else NOBODY
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstallPlan:
+class InstallPlan(msgspec.Struct, frozen=True, kw_only=True):
     """An install that passed all checks."""
 
     archive: Archive
@@ -170,7 +170,7 @@ def plan_installation(
         name=home.name,
         id=index.id,
         platform=index.platform,
-        prefix=options.prefix or str(home.link),
+        prefix=wanted_prefix(home, options.prefix),
         built_prefix=index.prefix,
         archive_xxh128=manifest.archive.xxh128 if manifest else "",
         files=len(index.files),
@@ -181,6 +181,17 @@ def plan_installation(
         requirements=manifest.requirements if manifest else SystemRequirements(),
         cuda_code=manifest.gpu_code if manifest else {},
     )
+
+
+def wanted_prefix(home: EnvHome, told: str | None) -> str:
+    """Return the path that an installation is for.
+
+    An update is for the path of the installation before: what is in a container's volume stays
+    for the path inside of it, also when only the first install said so.
+    """
+    current = home.current_id()
+    before = recorded(home, current) if current and not told else None
+    return told or (before.prefix if before else str(home.link))
 
 
 def check_target(home: EnvHome, installation: Installation, *, replace: bool) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -11,8 +12,7 @@ if TYPE_CHECKING:
     from envferry.install.plan import InstallPlan
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstallPreview:
+class InstallPreview(msgspec.Struct, frozen=True, kw_only=True):
     """What an install will do, known before it reads a frame."""
 
     name: str

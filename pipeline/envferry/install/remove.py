@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.base.files import remove_tree, sync_directory
 from envferry.errors import HostError, TargetOccupied
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
     from envferry.install.env_home import EnvHome
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Removal:
+class Removal(msgspec.Struct, frozen=True, kw_only=True):
     """What was removed and what had to stay."""
 
     name: str
@@ -55,7 +55,9 @@ def remove_old(
         ids = [item.id for item in home.installations()]
         # Those that never became current are removed first.
         ids.sort(key=lambda id_: (id_ == current, past.index(id_) if id_ in past else -1))
-        kept = dict.fromkeys(ids[max(len(ids) - keep, 0) :], "kept")
+        kept = dict.fromkeys(
+            ids[max(len(ids) - keep, 0) :], f"one of the {keep} that were current last"
+        )
         if current:
             kept[current] = "current"
         removed = []

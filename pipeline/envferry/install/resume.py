@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
 import xxhash
 
 from envferry.archive.contents import (
@@ -29,15 +29,14 @@ if TYPE_CHECKING:
     from envferry.archive.reader import Archive
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
+class Kept(msgspec.Struct, frozen=True):
     """What need not be written again."""
 
-    files: set[int] = field(default_factory=set)
+    files: set[int] = msgspec.field(default_factory=set)
     """The numbers of files that are there, whole and right."""
-    frames: set[int] = field(default_factory=set)
+    frames: set[int] = msgspec.field(default_factory=set)
     """The frames whose part of a large file is there."""
-    edited: dict[str, Content] = field(default_factory=dict)
+    edited: dict[str, Content] = msgspec.field(default_factory=dict)
     """What files among them hold whose prefix was edited."""
 
 

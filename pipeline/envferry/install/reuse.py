@@ -8,7 +8,6 @@ import logging
 import os
 import stat
 import tempfile
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from envferry.archive.contents import (
@@ -20,6 +19,7 @@ from envferry.archive.contents import (
     open_holding,
 )
 from envferry.base.direct_io import write_all
+from envferry.install.link_mode import Link
 from envferry.install.tree_check import WRITE_BITS, is_mode, read_only
 
 if TYPE_CHECKING:
@@ -37,15 +37,6 @@ FICLONE = 0x40049409
 COPY_BYTES = 1 << 30
 FULL = (errno.ENOSPC, errno.EDQUOT)
 READ_BYTES = 1 << 20
-
-
-class Link(Enum):
-    """How a file gets into a second tree."""
-
-    AUTO = "auto"
-    REFLINK = "reflink"
-    HARDLINK = "hardlink"
-    COPY = "copy"
 
 
 class ReusableTrees:

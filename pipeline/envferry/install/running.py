@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.base.env_variables import UNSET, read_variables
 from envferry.config import child_environ
@@ -33,8 +34,7 @@ exec "$@"
 BASH_START = Path(__file__).with_name("shell.bash")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
+class Start(msgspec.Struct, frozen=True, kw_only=True):
     """What to become: the arguments and variables of a program in an environment."""
 
     argv: tuple[str, ...]

@@ -18,7 +18,6 @@ import stat
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,8 +70,7 @@ class SeenFiles(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class SeenTree:
+class SeenTree(msgspec.Struct, frozen=True):
     """An installed tree, to be looked at."""
 
     root: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,12 +20,13 @@ from envferry.base.files import remove_tree, sync_directory, write_bytes
 from envferry.base.json import to_json
 from envferry.errors import HostError, IntegrityError
 from envferry.install.env_home import HOME, PARTIAL, TRASH
+from envferry.install.link_mode import Link
 from envferry.install.mounting import refuse_mounts
 from envferry.install.moves import exchange, move_directory, throw_away
 from envferry.install.plan import recorded
 from envferry.install.preview import InstallPreview, describe_plan
 from envferry.install.resume import Kept, clear_others, find_kept
-from envferry.install.reuse import FileSharer, Link, choose_link
+from envferry.install.reuse import FileSharer, choose_link
 from envferry.install.seen_files import SeenTree, note_seen
 from envferry.models import Sharing
 
@@ -74,8 +74,7 @@ def write_tree(
         raise cannot_write(error, partial) from error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FilledTree:
+class FilledTree(msgspec.Struct, frozen=True, kw_only=True):
     """A tree that has everything, but not its name."""
 
     edited: dict[str, Content]

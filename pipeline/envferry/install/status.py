@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from envferry.base.files import human_bytes, plural
 from envferry.base.prometheus import Metric, timestamp
@@ -29,8 +30,7 @@ ChecksState = Literal["passed", "failed", "not run", "none"]
 SignatureState = Literal["trusted", "not trusted", "unknown", "no keys"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """Something that is not as it should be."""
 
     fault: Fault
@@ -42,8 +42,7 @@ class Finding:
         return EXIT_CODES[self.fault]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnvironmentStatus:
+class EnvironmentStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One environment."""
 
     name: str
@@ -60,8 +59,7 @@ class EnvironmentStatus:
     findings: tuple[Finding, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostStatus:
+class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     """All that was asked for."""
 
     envs_dir: Path
@@ -84,8 +82,7 @@ class HostStatus:
         return next((code for fault, code in EXIT_CODES.items() if fault in faults), 0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StatusOptions:
+class StatusOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What to look at."""
 
     envs_dir: Path
@@ -96,7 +93,7 @@ class StatusOptions:
     min_free: int
     """Bytes."""
     time: str
-    revoked: Mapping[tuple[str, str, str], str] = field(default_factory=dict)
+    revoked: Mapping[tuple[str, str, str], str] = msgspec.field(default_factory=dict)
     """Why artifacts are revoked, by the name that they were published under, platform and id."""
 
 

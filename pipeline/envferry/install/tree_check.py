@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from envferry.archive.contents import (
     READ_FILE,
@@ -32,8 +33,7 @@ TOP = "."
 """How the directory that holds a whole tree is called: no index names it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileDifference:
+class FileDifference(msgspec.Struct, frozen=True, kw_only=True):
     """One path that is not as it was installed."""
 
     path: str
@@ -45,8 +45,7 @@ class FileDifference:
     """The other installations (`NAME@ID`) of which this very file is a part."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstalledTree:
+class InstalledTree(msgspec.Struct, frozen=True, kw_only=True):
     """A tree and all that says what it must be."""
 
     root: Path

@@ -5,8 +5,10 @@ from __future__ import annotations
 import stat
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
 
 from envferry.archive.contents import is_directory
 from envferry.archive.extraction import TOP_MODE, ExtractOptions, extract_tree
@@ -36,8 +38,7 @@ if TYPE_CHECKING:
     from envferry.progress import Progress
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verified:
+class Verified(msgspec.Struct, frozen=True, kw_only=True):
     """What a verification found."""
 
     name: str
@@ -133,7 +134,10 @@ def repair_installation(
         finally:
             remove_tree(staging)
         note_event(home, actor, "repaired", found.id, plural(len(faulty), "file"))
-    return verify_again(tree, found)
+    repaired = verify_again(tree, found)
+    if actor.time:
+        note_verified(home, found.id, summary(repaired.differences, time=actor.time, quick=False))
+    return repaired
 
 
 def put_back(tree: InstalledTree, staging: Path, faulty: set[str]) -> None:

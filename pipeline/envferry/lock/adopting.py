@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import platform
 import re
-from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 from packaging.version import Version
 
 from envferry.lock.conda_requests import conda_request, solve_platforms

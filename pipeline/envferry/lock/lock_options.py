@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.errors import UsageError
 from envferry.models import check_platform
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
     from envferry.lock.relax_pins import RelaxLevel
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LockOptions:
+class LockOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to lock, beyond what the spec says."""
 
     platforms: tuple[str, ...] = ()

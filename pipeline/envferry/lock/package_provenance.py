@@ -7,7 +7,6 @@ its attestations. An index without it says nothing, and nothing is said about it
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
@@ -55,8 +54,7 @@ class _Page(msgspec.Struct):
     files: list[_File]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Answer:
+class _Answer(msgspec.Struct, frozen=True, kw_only=True):
     """What an index says of one file."""
 
     package: LockedPackage

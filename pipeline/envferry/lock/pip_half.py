@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,13 +33,12 @@ PATH_OPTIONS = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResolvedPip:
+class ResolvedPip(msgspec.Struct, frozen=True, kw_only=True):
     """What requirements were resolved to."""
 
     packages: tuple[LockedPackage, ...] = ()
     """Sorted by name."""
-    indexes: Mapping[str, str] = field(default_factory=dict)
+    indexes: Mapping[str, str] = msgspec.field(default_factory=dict)
     """The index that each comes from, by name, if one is known; without logins."""
 
 

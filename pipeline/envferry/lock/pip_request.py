@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.base.site_indexes import SiteIndexes
 from envferry.lock.wheel_choice import DEFAULT_GLIBC, WheelTarget
@@ -14,8 +15,7 @@ if TYPE_CHECKING:
     from envferry.models import LockedPackage
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PipRequest:
+class PipRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What to resolve, and for which python and platform."""
 
     requirements: tuple[str, ...]
@@ -39,7 +39,7 @@ class PipRequest:
     offline: bool = False
     """Whether only uv's cache is read."""
 
-    indexes: SiteIndexes = field(default_factory=SiteIndexes)
+    indexes: SiteIndexes = msgspec.field(default_factory=SiteIndexes)
     """What the machine's settings name, beside what `requirements` do."""
 
     @property

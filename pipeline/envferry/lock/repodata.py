@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import threading
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from urllib.parse import unquote, urljoin, urlsplit
@@ -65,14 +64,13 @@ Tier: TypeAlias = "tuple[Extract, ...]"
 """What has the same priority."""
 
 
-@dataclass(slots=True)
-class ChannelIndexes:
+class ChannelIndexes(msgspec.Struct):
     """The indexes that were opened, each once, by all threads."""
 
     server: RepodataServer
-    _indexes: dict[str, ChannelIndex | None] = field(default_factory=dict)
-    _locks: dict[str, threading.Lock] = field(default_factory=dict)
-    _guard: threading.Lock = field(default_factory=threading.Lock)
+    _indexes: dict[str, ChannelIndex | None] = msgspec.field(default_factory=dict)
+    _locks: dict[str, threading.Lock] = msgspec.field(default_factory=dict)
+    _guard: threading.Lock = msgspec.field(default_factory=threading.Lock)
 
     @classmethod
     def usual(cls, *, offline: bool = False) -> ChannelIndexes:

@@ -7,7 +7,6 @@ import os
 import re
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
@@ -52,8 +51,7 @@ class _Note(msgspec.Struct, frozen=True, kw_only=True):
     last_modified: str = ""
 
 
-@dataclass(slots=True)
-class RepodataServer:
+class RepodataServer(msgspec.Struct):
     """Fetches indexes into a cache and says how far it is."""
 
     root: Path
@@ -61,9 +59,9 @@ class RepodataServer:
     downloads: DownloadCache
     offline: bool = False
     """Whether only what the cache has counts, however old it is."""
-    expected: Expected = field(default_factory=lambda: Expected(0))
+    expected: Expected = msgspec.field(default_factory=lambda: Expected(0))
     advance: Callable[[int], None] = lambda done_bytes: None
-    _guard: threading.Lock = field(default_factory=threading.Lock)
+    _guard: threading.Lock = msgspec.field(default_factory=threading.Lock)
 
     def index(self, url: str, absent: tuple[int, ...] = ABSENT) -> Path | None:
         """Return an index, unpacked, asking whether it changed; None when it is not there.

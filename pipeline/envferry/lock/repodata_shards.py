@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
@@ -25,8 +24,7 @@ MAX_BYTES = 256 << 20
 """What a shard or a list of shards may be, unpacked: a hundred times conda-forge's largest."""
 
 
-@dataclass(frozen=True, slots=True)
-class ShardedIndex:
+class ShardedIndex(msgspec.Struct, frozen=True):
     """A list of shards, and who brings them."""
 
     shards: dict[str, bytes]

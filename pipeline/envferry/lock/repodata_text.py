@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import msgspec
@@ -39,8 +38,7 @@ FILE_NAME = re.compile(r"(.+)-[^-]+-[^-]+\.(?:conda|tar\.bz2)")
 DECODER = json.JSONDecoder()
 
 
-@dataclass(frozen=True, slots=True)
-class FoundRecord:
+class FoundRecord(msgspec.Struct, frozen=True):
     """A record of a channel's index."""
 
     file_name: str
@@ -74,13 +72,12 @@ class Places(msgspec.Struct):
     irregular: list[int] = []
 
 
-@dataclass(slots=True)
-class RepodataFile:
+class RepodataFile(msgspec.Struct):
     """An index on disk, not compressed."""
 
     path: Path
     places: Places
-    _decoded: dict[int, dict[str, list[tuple[str, bytes]]]] = field(default_factory=dict)
+    _decoded: dict[int, dict[str, list[tuple[str, bytes]]]] = msgspec.field(default_factory=dict)
     """What is asked for next is often in the piece that was read last."""
 
     @classmethod

@@ -6,10 +6,11 @@ import logging
 import re
 import sys
 import zipfile
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
+import msgspec
+from msgspec.structs import replace
 from packaging.utils import canonicalize_name
 
 from envferry.base.site_indexes import UV_EXTRA, UV_MAIN
@@ -73,8 +74,7 @@ GIT_LINE = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Compiled:
+class Compiled(msgspec.Struct, frozen=True, kw_only=True):
     """What uv found."""
 
     entries: list[dict[str, Any]]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 from packaging import tags
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
@@ -31,8 +31,7 @@ OLDEST_GLIBC_MINOR = {"x86_64": 5}
 OLDEST_GLIBC_MINOR_ELSEWHERE = 17
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WheelTarget:
+class WheelTarget(msgspec.Struct, frozen=True, kw_only=True):
     """The interpreter and platform that wheels are chosen for."""
 
     python_version: str

@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import posixpath
-from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from envferry.archive.index import FileEntry
 from envferry.archive.members import NOBODY, Member, Owner

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.archive.compression import DEFAULT_LEVEL
 from envferry.config import settings
@@ -13,12 +14,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackOptions:
+class PackOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Where the artifact goes and how it is compressed."""
 
     output_dir: Path = DIST_DIR
-    mtime: int = field(default_factory=lambda: settings().source_date_epoch)
+    mtime: int = msgspec.field(default_factory=lambda: settings().source_date_epoch)
     """Modification time of every member, in seconds since 1970: SOURCE_DATE_EPOCH, else 1980."""
     level: int = DEFAULT_LEVEL
     threads: int = 0

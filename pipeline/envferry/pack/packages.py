@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import email.parser
 import posixpath
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -61,8 +60,7 @@ class CondaRecord(msgspec.Struct):
     paths_data: PathsData = msgspec.field(default_factory=PathsData)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstalledPackage:
+class InstalledPackage(msgspec.Struct, frozen=True, kw_only=True):
     """A package of an environment and the files that it says are its own."""
 
     owner: Owner

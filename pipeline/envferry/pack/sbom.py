@@ -6,10 +6,10 @@ A function of lock and tree: the serial number is derived from the lock, and no 
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import msgspec
 from cyclonedx.model import ExternalReference, ExternalReferenceType, HashAlgorithm, HashType, XsUri
 from cyclonedx.model.bom import Bom, BomMetaData
 from cyclonedx.model.component import Component, ComponentType
@@ -37,15 +37,14 @@ PackageKey = tuple[str, str]
 """The manager of a package (`conda` or `pip`) and its canonical name."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SbomInput:
+class SbomInput(msgspec.Struct, frozen=True, kw_only=True):
     """A built environment and the packages that its lock names."""
 
     built: BuiltEnv
     packages: Sequence[LockedPackage]
     licenses: Mapping[PackageKey, str]
     """As conda-meta and dist-info have them."""
-    parts: Mapping[PackageKey, tuple[VendoredLibrary, ...]] = field(default_factory=dict)
+    parts: Mapping[PackageKey, tuple[VendoredLibrary, ...]] = msgspec.field(default_factory=dict)
     """What packages hold that has names of its own: distributions, copies of libraries."""
 
     @classmethod

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import posixpath
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -34,8 +33,7 @@ MOST_SBOM = 32 << 20
 PURL = re.compile(r"pkg:[a-z][a-z0-9.+-]*/\S+")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VendoredLibrary:
+class VendoredLibrary(msgspec.Struct, frozen=True, kw_only=True):
     """A library inside a package."""
 
     name: str

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from envferry.artifacts import (
     ARCHIVE_SUFFIX,
@@ -40,8 +41,7 @@ BAD = (IntegrityError, NotFound, SpecError, UsageError)
 """What is wrong with what was read; that a store cannot be reached ends the check instead."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckFinding:
+class CheckFinding(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that is not as it must be."""
 
     severity: Literal["broken", "leftover"]
@@ -52,8 +52,7 @@ class CheckFinding:
     """What to do about it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
+class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What a check of a registry found."""
 
     registry: str
@@ -101,8 +100,7 @@ def check_registry(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Checker:
+class _Checker(msgspec.Struct, frozen=True):
     """Checks one folder or tag at a time; from any thread."""
 
     registry: Registry

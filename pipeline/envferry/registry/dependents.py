@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +42,7 @@ class _Bill(msgspec.Struct, frozen=True):
     dependencies: tuple[_Link, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class PackageNode:
+class PackageNode(msgspec.Struct, frozen=True, order=True):
     """A package of an environment."""
 
     name: str
@@ -53,8 +51,7 @@ class PackageNode:
     """`conda` or `pypi`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Need:
+class Need(msgspec.Struct, frozen=True, kw_only=True):
     """A package, and those that need it."""
 
     name: str
@@ -66,12 +63,11 @@ class Need:
     """It stands in the tree already, with those that need it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dependencies:
+class Dependencies(msgspec.Struct, frozen=True):
     """Who needs whom in an environment."""
 
     packages: frozenset[PackageNode]
-    needed_by: Mapping[PackageNode, tuple[PackageNode, ...]] = field(default_factory=dict)
+    needed_by: Mapping[PackageNode, tuple[PackageNode, ...]] = msgspec.field(default_factory=dict)
 
     @classmethod
     def of_sbom(cls, data: bytes, what: str) -> Dependencies:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from envferry.archive.extraction import needed_frames
 from envferry.archive.identity import check_manifest
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     from envferry.models import Manifest, PackageFacts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackageChange:
+class PackageChange(msgspec.Struct, frozen=True, kw_only=True):
     """One package that two artifacts do not have alike."""
 
     change: Literal["added", "removed", "changed"]
@@ -36,8 +36,7 @@ class PackageChange:
         return self.size_after - self.size_before
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Update:
+class Update(msgspec.Struct, frozen=True, kw_only=True):
     """What a host that has one artifact, installed at its own prefix, reads for the other."""
 
     bytes: int
@@ -50,8 +49,7 @@ class Update:
     of_files: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArtifactDifference:
+class ArtifactDifference(msgspec.Struct, frozen=True, kw_only=True):
     """What is different between two artifacts."""
 
     before: str

@@ -7,9 +7,9 @@ is the estimate, where the lock knows its size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
 from packaging.utils import canonicalize_name
 
 if TYPE_CHECKING:
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 Key = tuple[Literal["conda", "pypi", "none", "generated"], str]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpectedArchive:
+class ExpectedArchive(msgspec.Struct, frozen=True, kw_only=True):
     """Sizes of an archive that is not made yet, in bytes; estimates."""
 
     packages: int

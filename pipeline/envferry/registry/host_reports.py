@@ -6,7 +6,6 @@ artifact from being pruned, and is shown; it decides nothing else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -72,8 +71,7 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fleet:
+class Fleet(msgspec.Struct, frozen=True, kw_only=True):
     """What all hosts say."""
 
     reports: tuple[HostReport, ...]

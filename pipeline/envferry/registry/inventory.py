@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from envferry.artifacts import ARCHIVE_SUFFIX, ATTESTATION, REGISTRY_MANIFEST
 from envferry.errors import NotFound
 from envferry.models import ID_PATTERN, NAME_PATTERN, check_name
@@ -71,14 +73,13 @@ class Folder:
         return f"{self.name}@{self.id} ({self.platform})"
 
 
-@dataclass(slots=True)
-class Inventory:
+class Inventory(msgspec.Struct):
     """All that a registry (or one environment of it) holds, by key only: nothing is read."""
 
-    folders: list[Folder] = field(default_factory=list)
+    folders: list[Folder] = msgspec.field(default_factory=list)
     """By name, platform and id."""
-    tags: dict[TagName, Listed] = field(default_factory=dict)
-    foreign: list[Listed] = field(default_factory=list)
+    tags: dict[TagName, Listed] = msgspec.field(default_factory=dict)
+    foreign: list[Listed] = msgspec.field(default_factory=list)
     """What is not part of the format, by key."""
 
 

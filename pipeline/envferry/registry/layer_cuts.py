@@ -6,8 +6,9 @@ stream of its own, and all of them together are the archive.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.archive.reader import Archive, FileSource, frame_offsets
 from envferry.errors import UsageError
@@ -27,8 +28,7 @@ ENDS = 2
 (what packing generated, the index), which is another in each version."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
+class _Group(msgspec.Struct, frozen=True):
     """What starts at a byte of the archive."""
 
     start: int

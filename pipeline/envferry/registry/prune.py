@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import chain
 from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
 
 from envferry.base.workers import Workers
 from envferry.registry.host_reports import hosts_of_artifacts, read_fleet
@@ -26,8 +28,7 @@ log = logging.getLogger(__name__)
 REMOVERS = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """What stays; an artifact goes when there is a rule and none keeps it.
 
     Tagged artifacts stay always, and so do those that came less than `under_way` ago, or that a
@@ -51,8 +52,7 @@ class Policy:
         return self.keep_tagged or self.keep_last is not None or self.keep_within is not None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scope:
+class Scope(msgspec.Struct, frozen=True, kw_only=True):
     """Which part of a registry is looked at."""
 
     names: tuple[str, ...] = ()
@@ -64,8 +64,7 @@ class Scope:
         return (not self.names or name in self.names) and self.platform in (None, platform)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PruneDecision:
+class PruneDecision(msgspec.Struct, frozen=True, kw_only=True):
     """What becomes of one artifact, and why."""
 
     name: str
@@ -79,8 +78,7 @@ class PruneDecision:
     reason: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unfinished:
+class Unfinished(msgspec.Struct, frozen=True, kw_only=True):
     """An unfinished upload."""
 
     key: str
@@ -89,8 +87,7 @@ class Unfinished:
     began: datetime
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PrunePlan:
+class PrunePlan(msgspec.Struct, frozen=True, kw_only=True):
     """What a prune removes and what it keeps."""
 
     fates: tuple[PruneDecision, ...]
@@ -106,8 +103,7 @@ class PrunePlan:
         return gone + sum(one.size for one in self.unfinished)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Users:
+class Users(msgspec.Struct, frozen=True, kw_only=True):
     """What points to artifacts, each by name, platform and id."""
 
     tagged: dict[tuple[str, str, str], list[str]]

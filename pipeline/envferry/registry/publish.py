@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 
 from envferry.archive.identity import check_manifest
 from envferry.archive.reader import Archive
@@ -65,8 +65,7 @@ SAME_ARTIFACT = ("archive", "prefix", "version", "packages", "requirements", "ch
 """What must be equal in two manifests of one id. The rest says how it was made, not what it is."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Companions:
+class Companions(msgspec.Struct, frozen=True, kw_only=True):
     """What belongs to an archive, as it is to be written."""
 
     lock: bytes
@@ -106,8 +105,7 @@ class Companions:
             verify_subjects(envelope, manifest, self.proof.manifest_data)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArtifactSource:
+class ArtifactSource(msgspec.Struct, frozen=True, kw_only=True):
     """An artifact that is to be published, wherever it comes from."""
 
     manifest: Manifest

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
 import xxhash
 from blake3 import blake3
 
@@ -62,8 +62,7 @@ if TYPE_CHECKING:
 PIECE_BYTES = 8 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Registry:
+class Registry(msgspec.Struct, frozen=True):
     """Artifacts and tags in a store."""
 
     store: Store
@@ -270,8 +269,7 @@ class Registry:
             return None
 
 
-@dataclass(frozen=True, slots=True)
-class PublishedArchive:
+class PublishedArchive(msgspec.Struct, frozen=True):
     """An archive in a registry, as the archive reader takes it."""
 
     registry: Registry

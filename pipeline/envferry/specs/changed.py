@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
+
+import msgspec
 
 from envferry.config import child_environ
 from envferry.errors import NotFound, PipelineError
 from envferry.process import run
 from envferry.specs.locks import read_lock
-from envferry.specs.reading import LOCK_ENDING, SPEC_ENDINGS, read_spec
+from envferry.specs.reading import read_spec
 from envferry.specs.spec_digest import named_files
+from envferry.specs.spec_names import LOCK_ENDING, SPEC_ENDINGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,8 +34,7 @@ EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
 """git's name of the tree without files."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChangedSpec:
+class ChangedSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A spec that is, or whose lock or requirement files are, otherwise than at the revision."""
 
     spec: str
@@ -56,8 +57,7 @@ class ChangedSpec:
         return bool(self.platforms) or any(file.endswith(LOCK_ENDING) for file in self.files)
 
 
-@dataclass(frozen=True, slots=True)
-class _FileChange:
+class _FileChange(msgspec.Struct, frozen=True):
     """One entry of `git diff --name-status`; paths are absolute."""
 
     path: Path

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
 
 from envferry.errors import SpecError
 from envferry.specs.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, read_text
@@ -22,15 +24,14 @@ PRIORITY_WORDS: dict[ChannelPriority, tuple[str, ...]] = {
 """What conda reads them from."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChannelNames:
+class ChannelNames(msgspec.Struct, frozen=True, kw_only=True):
     """What names of channels stand for; names that are not here are left to the solver."""
 
-    own: dict[str, str] = field(default_factory=dict)
+    own: dict[str, str] = msgspec.field(default_factory=dict)
     """The spec's `envferry: channels:`, which wins."""
-    mirrored: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    mirrored: dict[str, tuple[str, ...]] = msgspec.field(default_factory=dict)
     """`mirrored_channels`: the mirrors of each, of which the first is taken."""
-    custom: dict[str, str] = field(default_factory=dict)
+    custom: dict[str, str] = msgspec.field(default_factory=dict)
     """`custom_channels`: the URL that the name comes after."""
     defaults: tuple[str, ...] = ()
     """`default_channels`: what `defaults` stands for."""

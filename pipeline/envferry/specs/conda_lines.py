@@ -7,7 +7,8 @@ The forms are conda's (its `models/match_spec.py`): `name`, `name=1.2=build`, `n
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 from envferry.models import file_name_of
 
@@ -24,8 +25,7 @@ CHANNEL_KEY = re.compile(
 KEY = re.compile(r"\s*(?P<key>\w+)\s*=")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CondaLine:
+class CondaLine(msgspec.Struct, frozen=True, kw_only=True):
     """What one line asks for, in parts that are still text."""
 
     name: str

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from envferry.specs.selectors import SELECTORS, is_selected
 
@@ -33,22 +34,21 @@ EXACT = re.compile(
 MINOR = re.compile(r"(\d+\.\d+)(\.[\w.+!]*)?")
 
 
-@dataclass(slots=True, kw_only=True)
-class Draft:
+class Draft(msgspec.Struct, kw_only=True):
     """What is known of a spec that is to be written."""
 
     name: str
-    channels: list[str] = field(default_factory=list)
-    platforms: list[str] = field(default_factory=list)
-    conda: list[str] = field(default_factory=list)
-    pip: list[str] = field(default_factory=list)
-    system: dict[str, str] = field(default_factory=dict)
-    conda_selectors: dict[str, str] = field(default_factory=dict)
+    channels: list[str] = msgspec.field(default_factory=list)
+    platforms: list[str] = msgspec.field(default_factory=list)
+    conda: list[str] = msgspec.field(default_factory=list)
+    pip: list[str] = msgspec.field(default_factory=list)
+    system: dict[str, str] = msgspec.field(default_factory=dict)
+    conda_selectors: dict[str, str] = msgspec.field(default_factory=dict)
     """Lines of the conda half that are for some platforms, with their selector."""
-    pip_selectors: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    pip_selectors: dict[str, str] = msgspec.field(default_factory=dict)
+    notes: list[str] = msgspec.field(default_factory=list)
     """What people should know of the source."""
-    left_out: list[str] = field(default_factory=list)
+    left_out: list[str] = msgspec.field(default_factory=list)
     """What the source says and the spec does not, each with the reason."""
 
     def add_conda(self, lines: Mapping[str, Iterable[str]]) -> None:

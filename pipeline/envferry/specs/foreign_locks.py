@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import msgspec
 from packaging.utils import canonicalize_name
 
 from envferry.errors import SpecError
@@ -43,8 +43,7 @@ NULLS = ("null", "Null", "NULL", "~", "")
 GIT_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ForeignLock:
+class ForeignLock(msgspec.Struct, frozen=True, kw_only=True):
     """What another tool's lock holds."""
 
     draft: Draft

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from email.parser import HeaderParser
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -51,8 +50,7 @@ class _Record(msgspec.Struct):
     files: list[str] = []
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExplicitLine:
+class ExplicitLine(msgspec.Struct, frozen=True, kw_only=True):
     """One package of an `@EXPLICIT` list."""
 
     name: str

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
 
 from envferry.errors import SpecError, UsageError
 from envferry.models import NAME_PATTERN, check_name
@@ -25,7 +27,6 @@ from envferry.specs.kinds import FOREIGN_LOCKS, FileKind, recognise, surprise
 from envferry.specs.reading import (
     HOLDER,
     KNOWN_KEYS,
-    RESERVED_NAMES,
     check_dependencies,
     parse_spec,
 )
@@ -36,6 +37,7 @@ from envferry.specs.requirement_lines import (
     rebased,
     relative,
 )
+from envferry.specs.spec_names import RESERVED_NAMES
 from envferry.specs.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml
 
 if TYPE_CHECKING:
@@ -50,8 +52,7 @@ GENERIC_STEMS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImportOptions:
+class ImportOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How to import."""
 
     name: str | None = None
@@ -68,8 +69,7 @@ class ImportOptions:
     """What hosts must offer, where the source does not say."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Imported:
+class Imported(msgspec.Struct, frozen=True, kw_only=True):
     """A spec that is not yet written."""
 
     kind: FileKind

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True, kw_only=True):
     """One kind of finding; `docs/lint.md` lists them all."""
 
     code: str
@@ -88,7 +87,7 @@ RULES = {
             code="S112",
             title="Build strings in a spec for several platforms",
             why="a build string names the build of one platform",
-            fix="drop them: `envferry import --relax build`",
+            fix="drop them: `envferry import SOURCE --relax build`",
         ),
         Rule(
             code="S113",

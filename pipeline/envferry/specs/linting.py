@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
@@ -103,8 +103,7 @@ GIT_ARCHIVE = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LintFinding:
+class LintFinding(msgspec.Struct, frozen=True, kw_only=True):
     """One problem in a spec."""
 
     rule: Rule
@@ -119,16 +118,15 @@ class LintFinding:
         return f"{place}: {self.rule.code} {self.what}: {self.rule.why}. Fix: {self.rule.fix}"
 
 
-@dataclass(slots=True, kw_only=True)
-class _Asked:
+class _Asked(msgspec.Struct, kw_only=True):
     """What a spec asks for, with the lines it stands on."""
 
     root: Mapping
-    conda: dict[str, Text] = field(default_factory=dict)
-    pip: dict[str, Text] = field(default_factory=dict)
-    lines: list[Text] = field(default_factory=list)
+    conda: dict[str, Text] = msgspec.field(default_factory=dict)
+    pip: dict[str, Text] = msgspec.field(default_factory=dict)
+    lines: list[Text] = msgspec.field(default_factory=list)
     """All lines of the pip section; those of included files have the place of their `-r`."""
-    locked: AnyMapping[str, LockedPackage] = field(default_factory=dict)
+    locked: AnyMapping[str, LockedPackage] = msgspec.field(default_factory=dict)
     """What the lock has from conda, by the name that pip knows."""
     platforms: tuple[str, ...] = ()
     selected: bool = False

@@ -7,7 +7,6 @@ for is in `metadata: custom_metadata:`, a mapping of strings; our keys start wit
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -51,8 +50,7 @@ HEADER = """\
 Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LockContents:
+class LockContents(msgspec.Struct, frozen=True, kw_only=True):
     """What a lock is made of, before it is a file."""
 
     name: str
@@ -68,7 +66,7 @@ class LockContents:
     build_requirements: tuple[BuildRequirements, ...] = ()
     indexes: tuple[str, ...] = ()
     """The package indexes that the machine's settings named."""
-    provenance: Mapping[str, Mapping[str, FileProvenance]] = field(default_factory=dict)
+    provenance: Mapping[str, Mapping[str, FileProvenance]] = msgspec.field(default_factory=dict)
     """By platform and name."""
 
 

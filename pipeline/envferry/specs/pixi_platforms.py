@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from envferry.errors import SpecError
 from envferry.models import PLATFORMS
@@ -18,8 +19,7 @@ SYSTEM = ("cuda", "glibc", "archspec")
 """What hosts of a platform offer, called alike in `envferry: system:`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _PlatformEntry:
+class _PlatformEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One of a workspace's platforms."""
 
     name: str

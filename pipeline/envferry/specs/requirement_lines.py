@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from envferry.errors import SpecError
 from envferry.models import without_login
@@ -19,16 +20,14 @@ PATH = re.compile(r"(?P<path>[^;\[]*?)(?P<rest>(\[[^\]]*\])?(\s*;.*|\s+--.*)?)")
 MAX_INCLUDES = 50
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class Line(msgspec.Struct, frozen=True, kw_only=True):
     """One requirement or option, with the number of the line that it starts on."""
 
     text: str
     number: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IncludedLine:
+class IncludedLine(msgspec.Struct, frozen=True, kw_only=True):
     """A line of a requirements file, and the file and line where it stands."""
 
     text: str

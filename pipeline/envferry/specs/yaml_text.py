@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import codecs
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import yaml
 
 from envferry.errors import SpecError
@@ -124,17 +124,16 @@ def parse_yaml(text: str, path: Path) -> Any:  # noqa: ANN401  (what YAML holds 
     return tree.root
 
 
-@dataclass(kw_only=True)
-class _Tree:
+class _Tree(msgspec.Struct, kw_only=True):
     """Values grown from YAML events."""
 
     path: Path
     root: Any = None
     documents: int = 0
     repeated: int = 0
-    anchors: dict[str, Any] = field(default_factory=dict)
-    open: list[Mapping | Sequence] = field(default_factory=list)
-    keys: list[Text | None] = field(default_factory=list)
+    anchors: dict[str, Any] = msgspec.field(default_factory=dict)
+    open: list[Mapping | Sequence] = msgspec.field(default_factory=list)
+    keys: list[Text | None] = msgspec.field(default_factory=list)
     """For each open value the key that waits for its value."""
 
     def take(self, event: yaml.Event) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote
+
+import msgspec
 
 from envferry.errors import IntegrityError, NotFound
 
@@ -32,8 +33,7 @@ S3 = re.compile(
 TIME_FORMAT = "%d/%b/%Y:%H:%M:%S %z"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoggedRequest:
+class LoggedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request."""
 
     client: str

@@ -7,8 +7,9 @@ one archive on one day is one download. Clients are counted, never named.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.artifacts import ARCHIVE_SUFFIX
 
@@ -25,8 +26,7 @@ ARCHIVE = re.compile(
 SENT = (200, 206)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Downloads:
+class Downloads(msgspec.Struct, frozen=True, kw_only=True):
     """How often an artifact, or all of an environment, was fetched."""
 
     name: str
@@ -43,11 +43,10 @@ class Downloads:
     """Days, in UTC."""
 
 
-@dataclass(slots=True)
-class DownloadCounter:
+class DownloadCounter(msgspec.Struct):
     """What was counted so far."""
 
-    places: dict[tuple[str, str, str], _Count] = field(default_factory=dict)
+    places: dict[tuple[str, str, str], _Count] = msgspec.field(default_factory=dict)
     lines: int = 0
     not_understood: int = 0
 
@@ -83,9 +82,8 @@ class DownloadCounter:
         )
 
 
-@dataclass(slots=True)
-class _Count:
-    visits: set[tuple[str, str]] = field(default_factory=set)
+class _Count(msgspec.Struct):
+    visits: set[tuple[str, str]] = msgspec.field(default_factory=set)
     sent: int = 0
 
 

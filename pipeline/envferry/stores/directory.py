@@ -8,12 +8,12 @@ import os
 import stat
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO
 
+import msgspec
 import xxhash
 
 from envferry.base.files import (
@@ -51,8 +51,7 @@ NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
-@dataclass(frozen=True, slots=True)
-class DirectoryStore:
+class DirectoryStore(msgspec.Struct, frozen=True):
     """A `Store` in a directory; the first write makes it."""
 
     root: Path
@@ -305,6 +304,9 @@ class DirectoryStore:
             os.close(descriptor)
 
     def _require_root(self) -> None:
+        if self.root.exists() and not self.root.is_dir():
+            message = f"the registry {self.root} is a file, not a directory"
+            raise NotFound(message, hint="name a directory with --registry or ENVFERRY_REGISTRY")
         if not self.root.is_dir():
             message = f"the registry {self.root} does not exist"
             hint = "name one with --registry or ENVFERRY_REGISTRY; `envferry push` makes it"

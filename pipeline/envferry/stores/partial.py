@@ -7,9 +7,9 @@ import re
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
 import xxhash
 from blake3 import blake3
 
@@ -41,8 +41,7 @@ BUFFERS = 6
 """Pieces in memory where one thread reads and hashes and others write."""
 
 
-@dataclass(slots=True)
-class PartialFile:
+class PartialFile(msgspec.Struct):
     """The part of a file that has arrived, and the journal of its pieces.
 
     The journal's first line names the file by its token, every further one a piece and its
@@ -53,13 +52,13 @@ class PartialFile:
     target: Path
     size: int
     token: str
-    pieces: dict[int, str] = field(default_factory=dict)
+    pieces: dict[int, str] = msgspec.field(default_factory=dict)
     descriptor: int = -1
     notes: LineJournal | None = None
     """The journal while the file is open."""
-    writers: dict[int, int] = field(default_factory=dict)
+    writers: dict[int, int] = msgspec.field(default_factory=dict)
     """A descriptor for each thread: how it writes is not to change under another."""
-    direct: DirectWriter = field(default_factory=lambda: DirectWriter(PIECE_BYTES))
+    direct: DirectWriter = msgspec.field(default_factory=lambda: DirectWriter(PIECE_BYTES))
 
     @classmethod
     def of(cls, target: Path, incoming: ContentSource) -> PartialFile:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from envferry.base.retry import Transient
 from envferry.errors import IntegrityError, StoreError, UsageError
@@ -44,8 +45,7 @@ class LostRace(StoreError):
     """The value is no longer the one that was to be replaced; it is untouched."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stat:
+class Stat(msgspec.Struct, frozen=True, kw_only=True):
     """What a store knows of a key without reading it."""
 
     size: int
@@ -56,8 +56,7 @@ class Stat:
     """When the store got the value, by its own clock and in UTC; None when it does not say."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listed:
+class Listed(msgspec.Struct, frozen=True, kw_only=True):
     """A value as a listing has it."""
 
     key: str
@@ -74,8 +73,7 @@ class Listed:
         return cls(key=key, size=0, modified=FOLDER_TIME, stamp="")
 
 
-@dataclass(frozen=True, slots=True)
-class KnownRange:
+class KnownRange(msgspec.Struct, frozen=True):
     """Bytes of a file that the store has already, in another value."""
 
     offset: int

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections import deque
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
+import msgspec
 import xxhash
 from blake3 import blake3
+from msgspec.structs import replace
 
 from envferry.base.workers import Workers
 from envferry.errors import IntegrityError
@@ -132,8 +133,7 @@ def create_or_read(
         advance(len(data))
 
 
-@dataclass(slots=True)
-class _Seen:
+class _Seen(msgspec.Struct):
     """Counts what was watched: a value that was taken at its end has been seen."""
 
     incoming: ContentSource

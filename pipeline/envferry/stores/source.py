@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+import msgspec
 import xxhash
 from blake3 import blake3
 
@@ -21,8 +21,7 @@ def _unwatched(data: Piece) -> None:
     """Watch nothing."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContentSource:
+class ContentSource(msgspec.Struct, frozen=True, kw_only=True):
     """A value that a store is to read while it writes it; it counts only if its digests are right.
 
     What has arrived when a transfer breaks off stays for the next one of the same `token`.

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import xxhash
 from blake3 import blake3
+from msgspec.structs import replace
 
 from envferry.base.files import human_bytes
 from envferry.base.json import from_json, to_json
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 MARKER = "v1/split.json"
 RECORD_SUFFIX = ".parts.json"
 PART_NAME = re.compile(r".*\.part\d{3,}")
-MEND = "copy that again, or run `envferry export` to that folder again"
+MEND = "copy that again, or export to that folder again"
 LEAST_PART = 1_000_000
 MOST_PARTS = 10_000
 

@@ -9,9 +9,10 @@ import re
 import stat
 import tarfile
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 import envferry
 from envferry.base.files import atomic_write, write_bytes
@@ -35,8 +36,7 @@ END_BLOCKS = 2 * tarfile.BLOCKSIZE
 """POSIX wants no more: padding to a record would be left unread in the pipe."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Program:
+class Program(msgspec.Struct, frozen=True, kw_only=True):
     """What a run file starts, as words of the shell in the tree and for every start."""
 
     start: str

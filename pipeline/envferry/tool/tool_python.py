@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
 from elftools.common.exceptions import ELFError
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
@@ -44,8 +44,7 @@ UNUSED_EXTENSIONS = re.compile(r"(readline|_curses\w*|_gdbm|_dbm|_tkinter)\..*")
 """Nothing of envferry draws on a screen or edits lines; readline would bring the GPL."""
 
 
-@dataclass(frozen=True, slots=True)
-class ToolPython:
+class ToolPython(msgspec.Struct, frozen=True):
     """An interpreter in its place in the tool's tree."""
 
     version: str

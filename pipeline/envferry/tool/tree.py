@@ -6,9 +6,11 @@ import logging
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
 
 from envferry.build.inside import compile_bytecode
 from envferry.channel.conda_package import CondaPackage
@@ -45,8 +47,7 @@ UNUSED_BACKEND = "zstandard/_cffi.*.so"
 PART_OF_GLIBC = re.compile(r"(ld-linux.*|libc|libm|libpthread|libdl|librt|libutil)\.so(\..*)?")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolTree:
+class ToolTree(msgspec.Struct, frozen=True, kw_only=True):
     """What was put together, and what it needs of a host."""
 
     directory: Path

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
 
 from envferry.artifacts import REGISTRY_MANIFEST
 from envferry.base.files import plural
@@ -29,8 +31,7 @@ if TYPE_CHECKING:
     from envferry.transfer.mirror import MirrorPlan
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Applied:
+class Applied(msgspec.Struct, frozen=True, kw_only=True):
     """What a site has now that it had not."""
 
     source: str

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import msgspec
 from blake3 import blake3
+from msgspec.structs import replace
 
 from envferry.errors import IntegrityError, NotFound, SpecError
 from envferry.registry.layout import archive_key
@@ -30,8 +31,7 @@ def require_room_for(target: Registry, manifests: Iterable[Manifest], what: str)
     require_room(target.store, sizes, what)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArtifactCopier:
+class ArtifactCopier(msgspec.Struct, frozen=True, kw_only=True):
     """Brings artifacts to a registry."""
 
     target: Registry

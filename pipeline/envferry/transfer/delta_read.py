@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
 from blake3 import blake3
 
 from envferry.artifacts import ATTESTATION, REGISTRY_MANIFEST, SBOM, Proof, decode_manifest
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 MOST_RUNS = 10_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class OpenDelta:
+class OpenDelta(msgspec.Struct, frozen=True):
     """A delta in a registry folder, its manifest read and its record checked."""
 
     source: Registry

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
 from blake3 import blake3
 
 from envferry.archive.identity import check_manifest
@@ -29,14 +29,13 @@ if TYPE_CHECKING:
     from envferry.stores.source import Piece
 
 
-@dataclass(slots=True)
-class DeltaPlan:
+class DeltaPlan(msgspec.Struct):
     """What is to be written of an archive, and what is not."""
 
     manifest: Manifest
     bases: tuple[Base, ...]
     runs: tuple[Run, ...]
-    checks: list[tuple[int, str | None]] = field(default_factory=list)
+    checks: list[tuple[int, str | None]] = msgspec.field(default_factory=list)
     """Length and BLAKE3 of what follows each other in the delta file; None: not known alone."""
 
     @property

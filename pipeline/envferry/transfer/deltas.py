@@ -11,7 +11,6 @@ Nothing of it is trusted: what comes out must have the BLAKE3 that the manifest 
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Annotated
 
@@ -84,8 +83,7 @@ def delta_key(artifact: Base) -> str:
     return f"{delta_folder(artifact)}{stem}.delta"
 
 
-@dataclass(frozen=True, slots=True)
-class Pieces:
+class Pieces(msgspec.Struct, frozen=True):
     """Runs as one sequence of bytes that can be read anywhere."""
 
     starts: list[int]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
 
 from envferry.base.files import plural, require_space, write_bytes
 from envferry.base.json import to_json
@@ -41,8 +43,7 @@ UNKNOWN_OWNER = ("lost+found", "System Volume Information")
 """What disks have by themselves; as what is hidden."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportRequest:
+class ExportRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be carried."""
 
     refs: tuple[Ref, ...]
@@ -59,8 +60,7 @@ class ExportRequest:
     """Public keys, and their PEM."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exported:
+class Exported(msgspec.Struct, frozen=True, kw_only=True):
     """What the folder contains now."""
 
     directory: str

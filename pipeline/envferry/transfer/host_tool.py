@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import zipfile
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 import envferry
 from envferry.base.files import write_bytes
@@ -44,8 +45,7 @@ LOCKED = Path(__file__).with_name("tool-requirements.txt")
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ToolRequest:
+class ToolRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Which hosts the tool is for."""
 
     pythons: tuple[str, ...] = PYTHONS

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
+
+import msgspec
+from msgspec.structs import replace
 
 from envferry.artifacts import ARCHIVE_SUFFIX, ATTESTATION, REGISTRY_MANIFEST
 from envferry.base.files import plural
@@ -35,8 +37,7 @@ Environment: TypeAlias = tuple[str, str]
 """Name and platform."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MirrorRequest:
+class MirrorRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be mirrored."""
 
     names: tuple[str, ...] = ()
@@ -49,8 +50,7 @@ class MirrorRequest:
     """Only this one; for a source that cannot list, this machine's if None."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mirrored:
+class Mirrored(msgspec.Struct, frozen=True, kw_only=True):
     """What a mirror did, or would do."""
 
     source: str
@@ -67,8 +67,7 @@ class Mirrored:
     """Tags of the source that point to what is not published there, and where to."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MirrorPlan:
+class MirrorPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What one registry lacks of another."""
 
     source: Registry

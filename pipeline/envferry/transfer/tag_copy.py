@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+import msgspec
 
 from envferry.base.json import to_json
 from envferry.base.retry import RACES, persistently
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransferredTag:
+class TransferredTag(msgspec.Struct, frozen=True, kw_only=True):
     """What became of a tag."""
 
     name: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -30,8 +29,7 @@ if TYPE_CHECKING:
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifiedArtifact:
+class VerifiedArtifact(msgspec.Struct, frozen=True, kw_only=True):
     """What a checked attestation says."""
 
     artifact: str
@@ -41,8 +39,7 @@ class VerifiedArtifact:
     time: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Provenance:
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     """What an attestation says of a build, for people to read; not verified."""
 
     key_ids: tuple[str, ...]
@@ -119,7 +116,7 @@ def require_enough(what: str, found: tuple[PublicKey, ...], least: int) -> None:
     number = len({key.id for key in found})
     if number < least:
         message = f"{what} is signed by {number} trusted keys, and {least} must sign"
-        hint = "ask the others who sign to add theirs: `envferry push --sign-key`"
+        hint = "ask the others who sign to push it with their `--sign-key`, too"
         raise IntegrityError(message, hint=hint)
 
 
@@ -174,7 +171,7 @@ def encode_envelope(envelope: Envelope) -> bytes:
 
 def unsigned(what: str, by: list[str], keys: tuple[PublicKey, ...]) -> IntegrityError:
     """Describe what none of the trusted keys signed; `by` are the ids of those that did."""
-    trusted = ", ".join(f"{key.id} ({key.name})" for key in keys)
+    trusted = ", ".join(f"{key.id} ({key.name})" for key in keys) or "none"
     found = f"signed only by {', '.join(by)[:200]}" if by else "not signed at all"
     message = f"{what} is not signed by a trusted key: {found}; trusted: {trusted}"
-    return IntegrityError(message, hint="ask who pushed it to sign it: `envferry push --sign-key`")
+    return IntegrityError(message, hint="ask who pushed it to push it again with `--sign-key`")

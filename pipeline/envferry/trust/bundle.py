@@ -7,7 +7,6 @@ by its own, as TUF has it (https://theupdateframework.github.io/specification/la
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -112,8 +111,7 @@ class BundleFile(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA
 
 
-@dataclass(frozen=True, slots=True)
-class SignedBundle:
+class SignedBundle(msgspec.Struct, frozen=True):
     """A bundle with the file that it came in."""
 
     bundle: TrustBundle

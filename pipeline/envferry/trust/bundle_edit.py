@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -75,8 +74,7 @@ def set_threshold(role: Role, least: int) -> Callable[[TrustBundle], TrustBundle
     )
 
 
-@dataclass(frozen=True, slots=True)
-class BundleEditor:
+class BundleEditor(msgspec.Struct, frozen=True):
     """Who signs new versions, and when."""
 
     keys: tuple[SigningKey, ...]

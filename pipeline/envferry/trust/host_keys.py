@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envferry.config import settings
+from envferry.config import host_name, settings
 from envferry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -115,12 +114,14 @@ def read_kept_bundle(path: Path) -> TrustBundle | None:
     that.
     """
     from envferry.trust.bundle import decode_bundle
+    from envferry.trust.signing import refuse_open
 
     if not os.path.lexists(path):
         return None
     if not path.is_file():
         message = f"the trust bundle {path} is not a file"
         raise UsageError(message, hint="replace it by the file that `envferry trust update` wrote")
+    refuse_open(path, "trust bundle")
     try:
         return decode_bundle(path.read_bytes(), f"the trust bundle {path}").bundle
     except OSError as error:
@@ -143,7 +144,7 @@ def _bundle_keys(
         message = (
             f"no key of trust bundle {bundle.version} is valid now: all are revoked or expired"
         )
-        hint = "get a newer one, and run `envferry trust update`; look at this machine's clock, too"
+        hint = "get a newer one: `envferry trust update FILE`; look at this machine's clock, too"
         raise UsageError(message, hint=hint)
     return tuple({key.id: key for key in found}.values())
 
@@ -156,4 +157,4 @@ def _who() -> str:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container without a passwd entry
         user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
+    return f"{user}@{host_name()}"

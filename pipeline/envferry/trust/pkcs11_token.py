@@ -5,10 +5,11 @@ Named by a URI of RFC 7512: `pkcs11:token=release;object=envferry?module-path=/u
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
+
+import msgspec
 
 from envferry.errors import HostError, NotFound, UsageError
 from envferry.trust.passphrases import read_passphrase
@@ -24,8 +25,7 @@ QUERY_ATTRIBUTES = ("module-path", "pin-source")
 POINT_BYTES = 32
 
 
-@dataclass(frozen=True, slots=True)
-class TokenUri:
+class TokenUri(msgspec.Struct, frozen=True):
     """Which key of which token, by which module."""
 
     module: str
@@ -57,8 +57,7 @@ class TokenUri:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class TokenKey:
+class TokenKey(msgspec.Struct, frozen=True):
     """A private key that never leaves its token."""
 
     key: Any

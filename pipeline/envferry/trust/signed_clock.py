@@ -7,7 +7,6 @@ not found out; it can only make things end too early.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
@@ -36,8 +35,7 @@ class NewestTime(msgspec.Struct, frozen=True, kw_only=True):
     schema: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class SignedClock:
+class SignedClock(msgspec.Struct, frozen=True):
     """The time by this machine's clock, and by what it has seen."""
 
     envs_dir: Path | None

@@ -5,7 +5,6 @@ An in-toto statement about one file's SHA-256, in a DSSE envelope.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -35,8 +34,7 @@ MOST_RECORD_BYTES = 1 << 20
 """More than any attestation has: a disk can claim any length."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StatementKind:
+class StatementKind(msgspec.Struct, frozen=True, kw_only=True):
     """What is signed: a statement about one kind says nothing of another."""
 
     predicate: str
@@ -46,8 +44,7 @@ class StatementKind:
     """What to name instead of a file that is not there."""
 
 
-@dataclass(frozen=True, slots=True)
-class SignedFile:
+class SignedFile(msgspec.Struct, frozen=True):
     """A file, and where the statement about it is."""
 
     what: str

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,8 +21,7 @@ class SignedTagRecord(TagRecord, frozen=True, kw_only=True):
     signatures: tuple[Signature, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TagName:
+class TagName(msgspec.Struct, frozen=True, kw_only=True):
     """Which tag of which environment: a signature for one is not valid for another."""
 
     name: str

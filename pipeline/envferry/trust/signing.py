@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 from blake3 import blake3
 
+from envferry.base.settings_table import may_everybody_change
 from envferry.errors import HostError, IntegrityError, NotFound, UsageError
 
 if TYPE_CHECKING:
@@ -56,8 +57,7 @@ class SigningKey:
     key: KeyHolder = field(repr=False, compare=False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Signer:
+class Signer(msgspec.Struct, frozen=True, kw_only=True):
     """Whoever pushes, with the keys and with what the provenance says of it."""
 
     keys: tuple[SigningKey, ...]
@@ -220,6 +220,7 @@ def read_trusted_keys(directory: Path, files: Iterable[Path] = ()) -> tuple[Publ
         raise UsageError(message, hint=hint)
     for path in paths:
         _require_ends(path)
+        refuse_open(path, "trusted key")
     keys = [parse_public_key(_read(path, "trusted key"), str(path)) for path in (*paths, *named)]
     return tuple({key.id: key for key in keys}.values())
 
@@ -249,6 +250,15 @@ def _list_keys_dir(directory: Path) -> list[Path] | None:
         message = f"cannot read the trusted keys in {directory}: {error.strerror}"
         hint = f"check that {directory} is a directory, and who may read it"
         raise UsageError(message, hint=hint) from error
+
+
+def refuse_open(path: Path, what: str) -> None:
+    """Raise UsageError for a file of trust that everybody may change or replace."""
+    reason = may_everybody_change(path) if path.exists() else ""
+    if reason:
+        message = f"the {what} {path} is refused: it {reason}"
+        hint = f"run `chmod go-w` on it and on {path.parent}, and see that it is the right one"
+        raise UsageError(message, hint=hint)
 
 
 def seal(payload_type: str, body: bytes, keys: Iterable[SigningKey]) -> Envelope:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import base64
 import socket
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
 
 from envferry.base.sha256 import sha256_hex
 from envferry.errors import HostError, NotFound, UsageError
@@ -32,8 +33,7 @@ PATIENCE_SECONDS = 120
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True, slots=True)
-class AgentKey:
+class AgentKey(msgspec.Struct, frozen=True):
     """A key that an agent holds; signs by asking the agent."""
 
     agent: str

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.base.times import rfc3339
 from envferry.errors import NotFound
@@ -24,8 +25,7 @@ LETTER = 6.6
 NEVER = datetime.fromtimestamp(0, timezone.utc)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class News:
+class News(msgspec.Struct, frozen=True, kw_only=True):
     """The newest artifacts of a registry, or of one environment."""
 
     name: str | None
@@ -34,8 +34,7 @@ class News:
     """Each with the time when it was published, in RFC 3339."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Badge:
+class Badge(msgspec.Struct, frozen=True, kw_only=True):
     """Two words side by side, with their widths in pixels."""
 
     left: str

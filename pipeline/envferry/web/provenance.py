@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
     from envferry.trust.signing import Envelope
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProvenanceSummary:
+class ProvenanceSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Who says that they made an artifact, and how far that is checked."""
 
     status: Literal["unsigned", "valid", "unchecked", "invalid"]

@@ -6,8 +6,9 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
 
 from envferry.artifacts import ATTESTATION, SBOM
 from envferry.audit.components import NO_PARTS, SbomParts
@@ -49,8 +50,7 @@ REMEMBERED = 64
 """Manifests that are kept: they never change."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contents:
+class Contents(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of one artifact beyond the index."""
 
     manifest: Manifest

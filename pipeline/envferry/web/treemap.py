@@ -5,8 +5,9 @@ Squarified treemaps: Bruls, Huizing, van Wijk, 2000, https://doi.org/10.1007/978
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,8 +20,7 @@ FEWEST_LETTERS = 4
 """Of a label that is cut off; fewer say nothing."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
+class Block(msgspec.Struct, frozen=True, kw_only=True):
     """Something that takes space."""
 
     label: str
@@ -28,8 +28,7 @@ class Block:
     kind: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tile:
+class Tile(msgspec.Struct, frozen=True, kw_only=True):
     """A rectangle of the picture, in its units."""
 
     block: Block
@@ -45,8 +44,7 @@ class Tile:
     """Whether there is room for a second line, the size."""
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
+class Box(msgspec.Struct, frozen=True):
     """The part of the picture that is still free."""
 
     x: float

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -53,8 +52,7 @@ class _Manifest(msgspec.Struct, frozen=True, rename="camel"):
     layers: Any = None
 
 
-@dataclass(frozen=True, slots=True)
-class BaseImage:
+class BaseImage(msgspec.Struct, frozen=True):
     """An image of one platform in a registry."""
 
     space: Space

@@ -6,9 +6,10 @@ https://github.com/opencontainers/distribution-spec, version 1.1, "Pushing a blo
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+
+import msgspec
 
 from envferry.base.retry import Transient, persistently
 from envferry.errors import IntegrityError, StoreError
@@ -33,8 +34,7 @@ class UploadGone(StoreError):
     """The registry does not know an upload any more, or not at this place."""
 
 
-@dataclass(slots=True)
-class HttpUpload:
+class HttpUpload(msgspec.Struct):
     """An upload in chunks; each goes on where the last one has ended."""
 
     session: RegistrySession

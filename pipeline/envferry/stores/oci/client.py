@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urljoin
 
@@ -57,8 +56,7 @@ class _Tags(msgspec.Struct, frozen=True):
     tags: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RegistryClient:
+class RegistryClient(msgspec.Struct, frozen=True):
     """A `Space` on a server."""
 
     session: RegistrySession

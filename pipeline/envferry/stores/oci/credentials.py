@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import logging
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -31,12 +30,11 @@ MOST_BYTES = 1 << 20
 ASK_HELPER = 'printf "%s\\n" "$2" | "$1" get'
 
 
-@dataclass(frozen=True, slots=True)
-class Login:
+class Login(msgspec.Struct, frozen=True):
     """Who asks: a name and a password, or an identity token."""
 
     user: str = ""
-    password: Secret = field(default_factory=lambda: Secret(""))
+    password: Secret = msgspec.field(default_factory=lambda: Secret(""))
     token: Secret | None = None
     """To be exchanged for tokens of the Bearer flow."""
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import os
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -72,8 +71,7 @@ class References(msgspec.Struct, frozen=True):
     schema: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class LayoutSpace:
+class LayoutSpace(msgspec.Struct, frozen=True):
     """A `Space` in a directory."""
 
     directory: Path
@@ -101,7 +99,7 @@ class LayoutSpace:
             one = index.manifests[0]
             what = f"{(one.annotations or {}).get(REF_NAME, one.digest)} in {self.directory}"
             error = not_ours(one.artifact_type or one.media_type, what)
-            error.hint = "only `envferry export --oci` and `mirror` write what envferry reads"
+            error.hint = "only `envferry export REF DIR --oci` and `mirror` write what it reads"
             raise error
 
     def manifest(self, repository: str, reference: str) -> FoundContent | None:
@@ -326,8 +324,7 @@ class LayoutSpace:
             raise StoreError(message, hint="may this user read and write there?") from error
 
 
-@dataclass(slots=True)
-class LayoutUpload:
+class LayoutUpload(msgspec.Struct):
     """A blob that is being written, beside its place."""
 
     space: LayoutSpace

@@ -14,6 +14,8 @@ from threading import Lock
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import msgspec
+
 from envferry.base.limits import USUAL_LIMITS, Limits, require_sane
 from envferry.errors import NotFound, StoreError, UsageError
 from envferry.stores.oci.client import RegistryClient
@@ -81,15 +83,14 @@ SCHEMES = {"oci+http": "http", "oci+https": "https"}
 """For a registry without TLS, where the user says so; and for one with TLS on this machine."""
 
 
-@dataclass(slots=True)
-class _Known:
+class _Known(msgspec.Struct):
     """What need not be asked again."""
 
-    prepared: set[str] = field(default_factory=set)
+    prepared: set[str] = msgspec.field(default_factory=set)
     """Repositories that have the blob of an empty configuration, and are listed."""
-    archives: dict[str, StoredValue] = field(default_factory=dict)
+    archives: dict[str, StoredValue] = msgspec.field(default_factory=dict)
     """Those that are read piece by piece; values are written once."""
-    guard: Lock = field(default_factory=Lock)
+    guard: Lock = msgspec.field(default_factory=Lock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +206,7 @@ class OciStore:
         known: Sequence[KnownRange] = (),
     ) -> None:
         """Send a file as a blob; of an archive an image is made, too."""
-        from dataclasses import replace
+        from msgspec.structs import replace
 
         with incoming_of_file(path, key) as incoming:
             journal = path.with_name(f".{path.name}.upload")

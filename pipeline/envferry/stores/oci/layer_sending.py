@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import msgspec
 import xxhash
 from blake3 import blake3
 
@@ -32,8 +32,7 @@ MOST_LOOKED_AT = 200
 """Archives whose layers are looked at; those of the same environment come first."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReusedLayers:
+class ReusedLayers(msgspec.Struct, frozen=True):
     """Layers that the registry has: by size, with a repository that has them."""
 
     by_size: Mapping[int, dict[str, str]]
@@ -64,8 +63,7 @@ class ReusedLayers:
         return cls(by_size)
 
 
-@dataclass(frozen=True, slots=True)
-class LayerSender:
+class LayerSender(msgspec.Struct, frozen=True):
     """Brings the layers of one archive to a repository."""
 
     space: Space

@@ -8,8 +8,9 @@ call `NAME:TAG` is made of these, never the other way round.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.base.sha256 import sha256_hex
 from envferry.errors import UsageError
@@ -44,8 +45,7 @@ ESCAPES = {"_": "__", "/": "_s", "+": "_p"}
 BACK = {escaped[1]: plain for plain, escaped in ESCAPES.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """Where a value is."""
 
     repository: str
@@ -53,8 +53,7 @@ class Place:
     tag: str
 
 
-@dataclass(frozen=True, slots=True)
-class ArchiveName:
+class ArchiveName(msgspec.Struct, frozen=True):
     """What the key of an archive says."""
 
     name: str
@@ -67,8 +66,7 @@ class ArchiveName:
         return f"{self.platform}-{self.id}"
 
 
-@dataclass(frozen=True, slots=True)
-class OciTag:
+class OciTag(msgspec.Struct, frozen=True):
     """What the key of a tag says."""
 
     name: str
@@ -76,8 +74,7 @@ class OciTag:
     tag: str
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
+class Names(msgspec.Struct, frozen=True):
     """Keys and places below one REPOSITORY."""
 
     root: str

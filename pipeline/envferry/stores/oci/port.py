@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -11,8 +12,7 @@ if TYPE_CHECKING:
     from envferry.stores.oci.documents import Descriptor
 
 
-@dataclass(frozen=True, slots=True)
-class FoundContent:
+class FoundContent(msgspec.Struct, frozen=True):
     """A manifest as it is stored; `data` has the digest."""
 
     data: bytes

@@ -46,15 +46,14 @@ class NotOfferedByRegistry(StoreError):
     """The registry does not have that operation, or does not allow it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, kw_only=True):
     """One request of the API."""
 
     method: str
     path: str
     """Below the server; or a whole URL that it has named."""
     repository: str
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
     body: bytes | list[bytes] | None = None
     """A list is sent piece by piece; its length must be among the headers."""
     rights: str = "pull"
@@ -70,8 +69,7 @@ class Call:
         return f"repository:{self.repository}:{self.rights}"
 
 
-@dataclass(frozen=True, slots=True)
-class RegistryAnswer:
+class RegistryAnswer(msgspec.Struct, frozen=True):
     """What a registry said."""
 
     status: int

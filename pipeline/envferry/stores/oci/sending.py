@@ -10,11 +10,13 @@ import json
 import logging
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
 import zstandard
 from cryptography.hazmat.primitives import hashes
+from msgspec.structs import replace
 
 from envferry.base.journal import LineJournal, read_journal
 from envferry.errors import IntegrityError, StoreError
@@ -46,8 +48,7 @@ ATTEMPTS = 3
 """How often an upload that a registry has forgotten is begun again."""
 
 
-@dataclass(frozen=True, slots=True)
-class SentBlob:
+class SentBlob(msgspec.Struct, frozen=True):
     """A blob that is in a repository."""
 
     descriptor: Descriptor
@@ -103,8 +104,7 @@ class BlobDigests:
             pool.shutdown(wait=error is None, cancel_futures=True)
 
 
-@dataclass(slots=True)
-class UploadNotes:
+class UploadNotes(msgspec.Struct):
     """Where an upload goes on, for a later process: the last line is what counts."""
 
     path: Path | None

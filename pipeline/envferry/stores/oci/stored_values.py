@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from envferry.base.workers import Workers
 from envferry.errors import IntegrityError
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
 READERS = 12
 
 
-@dataclass(frozen=True, slots=True)
-class StoredValue:
+class StoredValue(msgspec.Struct, frozen=True):
     """A key as it is stored: a small manifest, whose layers are the value."""
 
     place: Place
@@ -59,8 +59,7 @@ class StoredValue:
         return _time((self.manifest.annotations or {}).get(CREATED, ""))
 
 
-@dataclass(frozen=True, slots=True)
-class StoredValues:
+class StoredValues(msgspec.Struct, frozen=True):
     """What is stored below a path of a registry."""
 
     space: Space

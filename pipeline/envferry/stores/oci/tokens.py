@@ -25,8 +25,7 @@ PARAMETER = re.compile(r'(?P<name>[A-Za-z_]+)="(?P<text>[^"]*)"')
 CLIENT = "envferry"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Challenge:
+class Challenge(msgspec.Struct, frozen=True, kw_only=True):
     """What a registry wants to see (`WWW-Authenticate`)."""
 
     scheme: str
@@ -50,8 +49,7 @@ class Challenge:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class TokenChallenge:
+class TokenChallenge(msgspec.Struct, frozen=True):
     """A request to a token server."""
 
     url: str

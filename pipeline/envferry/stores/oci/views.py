@@ -221,7 +221,7 @@ class Views:
             elif there:
                 self.space.delete_manifest(repository, there)
             message = f"{tag.tag} in {repository} at {self.space.name} is changed again and again"
-            raise Transient(StoreError(message, hint="run `envferry tag` again"))
+            raise Transient(StoreError(message, hint="run it again"))
 
         persistently(attempt, RACES)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from envferry.base.retry import BUSY_STATUSES, Transient, asked_seconds, waiting_words
 from envferry.errors import NotFound, StoreError
@@ -81,8 +82,7 @@ class NotOffered(Unsupported):
     """The server does not have that operation."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ErrorAnswer:
+class ErrorAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """An answer that is an error."""
 
     code: str
@@ -124,8 +124,7 @@ class ErrorAnswer:
             return 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked for, to name it."""
 
     endpoint: str

@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import botocore.session
+import msgspec
 from botocore import exceptions as boto_errors
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
@@ -71,17 +72,16 @@ PROOFS = {
 """What the answer of a server always holds, and a page of a proxy never."""
 
 
-@dataclass(slots=True)
-class ServerAbilities:
+class ServerAbilities(msgspec.Struct):
     """What was found out about a server."""
 
-    no_checksums: Event = field(default_factory=Event)
+    no_checksums: Event = msgspec.field(default_factory=Event)
     """It refuses them."""
-    has_bucket: Event = field(default_factory=Event)
+    has_bucket: Event = msgspec.field(default_factory=Event)
     """It has answered a question about something in the bucket."""
-    conditions: Event = field(default_factory=Event)
+    conditions: Event = msgspec.field(default_factory=Event)
     """It obeys conditions on writes, or does not have to."""
-    guard: Lock = field(default_factory=Lock)
+    guard: Lock = msgspec.field(default_factory=Lock)
     """Held while conditions are tried out."""
 
 

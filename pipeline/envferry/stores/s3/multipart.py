@@ -7,7 +7,6 @@ import logging
 import os
 import re
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -50,8 +49,7 @@ class Unreachable(StoreError):
     """The store does not answer, or is out of order: the same call may work later."""
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(msgspec.Struct, frozen=True):
     """A run of bytes of the file, sent or copied from what the store has."""
 
     number: int
@@ -75,8 +73,7 @@ class _Upload(msgspec.Struct, frozen=True):
     upload: str
 
 
-@dataclass(slots=True)
-class UploadJournal:
+class UploadJournal(msgspec.Struct):
     """What of an upload has arrived: beside the file, so that a killed push is taken up again.
 
     The first line names the upload, every further one a part, the XXH3-128 of its bytes and its
@@ -85,7 +82,7 @@ class UploadJournal:
 
     path: Path | None
     """None when another process uploads the same file: then nothing is noted."""
-    parts: dict[int, tuple[str, str]] = field(default_factory=dict)
+    parts: dict[int, tuple[str, str]] = msgspec.field(default_factory=dict)
     journal: LineJournal | None = None
 
     def resume(self, target: str) -> str | None:

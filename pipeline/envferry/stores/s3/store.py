@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from botocore import exceptions as boto_errors
+from msgspec.structs import replace
 
 from envferry.base.limits import USUAL_LIMITS, Limits, limited, most_bytes, require_sane
 from envferry.base.retry import Transient, persistently
@@ -34,8 +35,7 @@ BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 """What requests can be made for: some servers have names that Amazon does not allow."""
 
 
-@dataclass(frozen=True, slots=True)
-class S3Store:
+class S3Store(msgspec.Struct, frozen=True):
     """A `Store` in a bucket, below a prefix."""
 
     call: S3Calls
