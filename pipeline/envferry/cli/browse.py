@@ -13,7 +13,8 @@ from envferry.cli.shared_options import RegistryOptions
 from envferry.cli.terminal import table
 from envferry.config import settings
 from envferry.errors import NotFound, UsageError
-from envferry.models import check_name, fit_to_show
+from envferry.models import check_name
+from envferry.redaction import fit_to_show
 from envferry.registry import Registry
 from envferry.suggestions import closest
 
@@ -100,7 +101,9 @@ class FindOptions(SelectionOptions):
             message = f"{named[0]} and the package {self.package} do not go together"
             raise UsageError(message, hint=f"envferry find {named[0]} … {self.name}")
         if not named and not self.package:
-            message = "find what? None of PACKAGE, --file, --import, --license, --cve is given"
+            message = (
+                "nothing to find: none of PACKAGE, --file, --import, --license, --cve is given"
+            )
             raise UsageError(message, hint="name a package, such as 'openssl<3.0.18'")
         return named[0] if named else ""
 

@@ -25,7 +25,7 @@ class ServeOptions(DatabaseOptions, TrustedKeyOptions, RegistryOptions):
         metavar="POLICY",
         default="any",
         show_default=True,
-        help="What silences vulnerabilities on the audit pages: a file, see `envferry audit`.",
+        help="A policy file that silences findings on the audit pages (see `envferry audit`).",
     )
 
     public_url: str = option(

@@ -26,9 +26,8 @@ from envferry.models import (
     Replacement,
     SpecOptions,
     build_string,
-    without_credentials,
-    without_login,
 )
+from envferry.redaction import without_credentials, without_login
 from envferry.specs.yaml_text import parse_yaml, plain, read_text
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import msgspec
 
 from envferry.artifacts import check_lock
 from envferry.errors import UsageError
-from envferry.models import without_login
+from envferry.redaction import without_login
 
 if TYPE_CHECKING:
     from envferry.models import Lock, LockedPackage, Manifest

@@ -321,7 +321,9 @@ class LayoutSpace(msgspec.Struct, frozen=True):
             yield
         except OSError as error:
             message = f"cannot use {self.directory}: {error.strerror}"
-            raise StoreError(message, hint="may this user read and write there?") from error
+            raise StoreError(
+                message, hint="check that this user can read and write there"
+            ) from error
 
 
 class LayoutUpload(msgspec.Struct):
