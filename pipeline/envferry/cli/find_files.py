@@ -9,7 +9,7 @@ from envferry.base.files import plural
 from envferry.cli.browse import day, match_lines, open_index, require_environment
 from envferry.cli.terminal import table
 from envferry.errors import NotFound
-from envferry.models import fit_to_show
+from envferry.redaction import fit_to_show
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
