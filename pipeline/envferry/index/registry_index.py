@@ -119,7 +119,7 @@ class RegistryIndex:
         before, now = self.database.run(remembered), time.time()
         is_recent = 0 <= now - before.listed_at < FULL_SECONDS
         is_full = fully or not is_recent or len(before.artifacts) <= SMALL
-        with Workers(THREADS, "catalog") as pool:
+        with Workers(THREADS, "index") as pool:
             holdings = (list_fully if is_full else list_quickly)(self.registry, pool)
             moved = {
                 name: listed
