@@ -179,7 +179,7 @@ def read_database(path: Path) -> AdvisoryDatabase:
 def read_database_bytes(path: Path) -> bytes:
     """Read the file of a database, whole."""
     if not path.exists():
-        message = f"there is no database of advisories at {path}"
+        message = f"the database of advisories {path} does not exist"
         raise NotFound(message, hint=DATABASE.expected)
     return read_signed(path, DATABASE, MOST_BYTES)
 

@@ -20,6 +20,7 @@ from envferry import __version__
 from envferry.base.files import read_own, write_bytes
 from envferry.base.json import decode_json
 from envferry.base.sha256 import sha256_hex
+from envferry.build.file_stamps import FileStamp, stamp_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -53,15 +54,6 @@ class Materials(msgspec.Struct, frozen=True, kw_only=True):
     wheels: tuple[LockedWheel, ...]
 
 
-class SeenFile(msgspec.Struct, frozen=True, array_like=True):
-    """A file or link as the build left it: who changes it changes one of these."""
-
-    inode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-
-
 class TreeNote(msgspec.Struct, frozen=True, kw_only=True):
     """What is noted beside a finished tree."""
 
@@ -74,7 +66,7 @@ class TreeNote(msgspec.Struct, frozen=True, kw_only=True):
     data: tuple[str, ...]
     """The files that belong to no package, relative to the tree."""
     device: int
-    files: dict[str, SeenFile]
+    files: dict[str, FileStamp]
 
 
 class EarlierBuild(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,7 +138,7 @@ def note_tree(home: Path, materials: Materials, answer: BuildAnswer) -> None:
         wheel_files=answer.wheel_files,
         data=answer.data,
         device=tree.stat().st_dev,
-        files=dict(_seen_files(tree)),
+        files=dict(stamp_files(tree)),
     )
     try:
         encoded = msgspec.json.encode(note)
@@ -166,7 +158,7 @@ def find_earlier(
     trees = list((home / "envs").iterdir()) if (home / "envs").is_dir() else []
     if len(trees) != 1 or trees[0].stat().st_dev != note.device:
         return None
-    if dict(_seen_files(trees[0])) != note.files:
+    if dict(stamp_files(trees[0])) != note.files:
         log.info("built from nothing, as %s was changed", trees[0])
         return None
     kept = set(materials.wheels) & set(note.materials.wheels)
@@ -198,24 +190,6 @@ def _read_note(path: Path) -> TreeNote | None:
     except (OSError, msgspec.MsgspecError) as error:
         log.info("built from nothing, as %s cannot be read: %s", path, error)
         return None
-
-
-def _seen_files(tree: Path) -> Iterator[tuple[str, SeenFile]]:
-    """Yield all files and links of a tree, by their path in it."""
-    waiting = [""]
-    while waiting:
-        folder = waiting.pop()
-        with os.scandir(tree / folder) as found:
-            for entry in found:
-                path = f"{folder}{entry.name}"
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(f"{path}/")
-                    continue
-                status = entry.stat(follow_symlinks=False)
-                yield (
-                    path,
-                    SeenFile(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns),
-                )
 
 
 def _folders(tree: Path, dropped: frozenset[str]) -> Iterator[str]:

@@ -83,7 +83,7 @@ class SigningOptions(SignKeyOptions, TagExpiryOptions, TrustedKeyOptions, Regist
         default=1,
         show_default=True,
         metavar="N",
-        help="For oci://: cut the archive into so many layers, which versions share.",
+        help="For oci://: split the archive into N layers, which versions share.",
     )
 
     def open_registry(self) -> Registry:

@@ -18,8 +18,8 @@ from envferry.base.json import to_json
 from envferry.cli.failures import Answer
 from envferry.cli.terminal import printable, styled
 from envferry.config import is_plain_terminal
-from envferry.models import fit_to_show
 from envferry.progress import Expected, Silent
+from envferry.redaction import fit_to_show
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

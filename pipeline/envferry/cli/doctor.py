@@ -74,7 +74,7 @@ def doctor(console: Console, options: DoctorOptions) -> int:
     console.result({**findings, "problems": broken}, lambda: lines_of(findings))
     if broken:
         message = f"this machine has {plural(len(broken), 'problem')}: {'; '.join(broken)}"
-        raise HostError(message, hint="mend them, then run `envferry doctor` again")
+        raise HostError(message, hint="fix them, then run `envferry doctor` again")
     return 0
 
 
@@ -128,7 +128,7 @@ def show_fit(console: Console, name: str, envs_dir: Path) -> None:
     console.result({"host": faults, "compilers": compilers}, lambda: lines or [nothing])
     if faults:
         message = f"this host cannot run {name}@{id_}"
-        raise HostError(message, hint="mend what is named above, or install an older version")
+        raise HostError(message, hint="fix what is named above, or install an older version")
     lacking = sorted({TOOLS[tool] for one in compilers for tool in one.lacks})
     if lacking:
         message = f"this host lacks what {name}@{id_} compiles with: {', '.join(lacking)}"

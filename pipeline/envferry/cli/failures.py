@@ -55,7 +55,7 @@ class Failure(msgspec.Struct, frozen=True):
 
         Logins of URLs are left out. A terminal that is gone is told nothing.
         """
-        from envferry.models import fit_to_show
+        from envferry.redaction import fit_to_show
 
         message, hint = (printable(fit_to_show(text)) for text in (self.message, self.hint))
         try:

@@ -44,7 +44,7 @@ class FollowOptions(InstallCommandOptions):
         type=click.FloatRange(min=0),
         metavar="SECONDS",
         default=0.0,
-        help="Wait up to that long first, by chance: many hosts then do not ask at once.",
+        help="First wait a random time of at most this, so that many hosts do not poll at once.",
     )
     keep: int | None = option(
         "--keep",

@@ -67,7 +67,7 @@ def init(console: Console, options: InitOptions) -> None:
     written = write_start(folder, files)
     for path in files:
         if path not in written:
-            console.note(f"{path} is there already: left as it is")
+            console.note(f"{path} already exists: left as it is")
     facts = {"name": start.name, "files": [str(path) for path in written]}
     lines = [*map(str, written), f"Next: envferry lock {start.name}"]
     console.result(facts, lambda: lines)

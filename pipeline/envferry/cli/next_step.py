@@ -48,7 +48,7 @@ def next_steps(folder: Path) -> list[str]:
     return steps or [
         f"Next, on a connected machine: {name} import FILE",
         "  FILE is an environment.yml, requirements, a lock, a pyproject.toml, a prefix or a venv",
-        f"  or start anew: {name} init",
+        f"  or start from nothing: {name} init",
         f"Next, on a training host: {name} install NAME@TAG --registry PLACE",
     ]
 

@@ -84,7 +84,7 @@ def release(console: Console, options: ReleaseOptions) -> None:
         message = "`--have` says which version a plan is for"
         raise UsageError(message, hint="add `--plan`")
     if not options.specs and options.since is None:
-        message = "release what? Neither a SPEC nor `--since` is given"
+        message = "nothing to release: neither a SPEC nor `--since` is given"
         raise UsageError(message, hint="name specs, such as `demo`")
     changed: tuple[str, ...] = ()
     if options.since is not None:

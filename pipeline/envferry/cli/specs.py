@@ -73,7 +73,7 @@ class LintOptions(CommandOptions):
         nargs=-1, required=True, metavar="SPEC...", shell_complete=complete_specs
     )
     online: bool = option(
-        "--online", is_flag=True, help="Also ask the channels whether they have every pin."
+        "--online", is_flag=True, help="Also check that the channels have every pin."
     )
     strict: bool = option("--strict", is_flag=True, help="Fail if anything is found.")
 

@@ -324,7 +324,7 @@ verify() {
     [ -f "$key" ] || fail "${key:-no key} is not the file of a public key" "sh envferry.run --verify KEY.pub" 2
     [ -f "$file" ] || fail "$file does not exist" "name the file to check" 7
     envelope=$file.attestation.json
-    [ -f "$envelope" ] || fail "$file is not signed: there is no $envelope" "copy it from where the file comes from" 8
+    [ -f "$envelope" ] || fail "$file is not signed: $envelope is missing" "copy it from the folder that the file comes from" 8
     openssl pkeyutl -help 2>&1 | grep -q -e -rawin || fail "checking signatures needs openssl 3, which is not here" \
         "check on another machine: \`envferry verify $file --trusted-key $key\`"
     work=$(mktemp -d)

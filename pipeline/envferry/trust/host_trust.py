@@ -170,8 +170,8 @@ class Trust:
         message = f"{what} has expired on {record.expires}"
         if over > self.grace:
             hint = (
-                "a newer record may be withheld: copy or mirror again, or ask who moves this tag to"
-                " renew it; NAME@ID names an artifact without a tag"
+                "a newer record may be withheld: copy or mirror again, or ask the person who"
+                " moves this tag to renew it; NAME@ID names an artifact without a tag"
             )
             raise IntegrityError(message, hint=hint)
         log.warning(
