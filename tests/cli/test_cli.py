@@ -179,7 +179,7 @@ def test_signals(tmp_path: Path, number: signal.Signals, how: str, code: int) ->
         os.write(writer, b"numpy\n" * 50_000)  # more than a pipe holds: it is reading now
         child.send_signal(number)
         os.close(writer)
-        _, said = child.communicate(timeout=60)
+        _, said = child.communicate(timeout=600)
     assert child.returncode == code, said
     assert (said == "\nerror: interrupted\n") == bool(code)
 

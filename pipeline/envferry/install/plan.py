@@ -13,7 +13,7 @@ from envferry.archive.prefixes import Relocation
 from envferry.archive.reader import Archive
 from envferry.errors import PipelineError, TargetOccupied, UsageError
 from envferry.install.env_home import HOME, EnvHome
-from envferry.install.events import NOBODY, Actor
+from envferry.install.events import UNKNOWN_ACTOR, Actor
 from envferry.install.host_check import Needs, check_host, cuda_runtime
 from envferry.install.installed import find_donors, open_installed
 from envferry.install.integrations import Integrations, wanted_integrations
@@ -74,7 +74,7 @@ class InstallOptions(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def actor(self) -> Actor:
         """Who installs it."""
-        return Actor(time=self.origin.time, user=self.origin.user) if self.origin else NOBODY
+        return Actor(time=self.origin.time, user=self.origin.user) if self.origin else UNKNOWN_ACTOR
 
 
 class InstallPlan(msgspec.Struct, frozen=True, kw_only=True):

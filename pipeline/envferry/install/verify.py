@@ -15,7 +15,7 @@ from envferry.archive.extraction import TOP_MODE, ExtractOptions, extract_tree
 from envferry.base.files import plural, remove_tree
 from envferry.errors import IntegrityError
 from envferry.install.env_home import REPAIR
-from envferry.install.events import NOBODY, Actor, note_event
+from envferry.install.events import UNKNOWN_ACTOR, Actor, note_event
 from envferry.install.installed import chosen_id, open_installed
 from envferry.install.last_results import LastVerified, note_verified
 from envferry.install.seen_files import SeenTree, being_read
@@ -103,7 +103,12 @@ def summary(differences: Iterable[FileDifference], *, time: str, quick: bool) ->
 
 
 def repair_installation(
-    home: EnvHome, found: Verified, archive: Archive, *, progress: Progress, actor: Actor = NOBODY
+    home: EnvHome,
+    found: Verified,
+    archive: Archive,
+    *,
+    progress: Progress,
+    actor: Actor = UNKNOWN_ACTOR,
 ) -> Verified:
     """Bring back what is changed or missing, reading only the frames that hold it.
 
