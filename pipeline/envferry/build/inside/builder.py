@@ -19,6 +19,7 @@ from envferry import process
 from envferry.base.json import decode_json
 from envferry.base.site_packages import site_packages_folders
 from envferry.build.inside.apart import (
+    NotOnEarlierTree,
     fills_empty_folder,
     has_own_bytecode,
     is_only_theirs,
@@ -32,6 +33,7 @@ from envferry.build.inside.clobbers import (
     refuse_clobbers,
     written_files,
 )
+from envferry.build.inside.conda_apart import add_packages, files_of, why_tied
 from envferry.build.inside.conda_meta import CondaRecords
 from envferry.build.inside.link_scripts import describe_pre_link_scripts, run_link_scripts
 from envferry.build.inside.network_attempts import network_tries
@@ -67,6 +69,8 @@ def main(request_path: str) -> None:
             conda_warnings=tuple(tree.conda_warnings),
             is_plain=tree.is_plain,
             wheel_files=tree.wheel_files,
+            conda_files=tree.conda_files,
+            conda_tied=tree.conda_tied,
             data=tuple(tree.data),
         )
     except NotOnEarlierTree as reason:
@@ -97,12 +101,11 @@ class MadeTree:
     is_plain: bool = True
     """What each wheel and each data file has brought can go without a trace."""
     wheel_files: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    conda_files: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """What each conda package has brought that was linked."""
+    conda_tied: str = ""
     data: list[str] = field(default_factory=list)
     """Where the files landed that belong to no package, relative to the prefix."""
-
-
-class NotOnEarlierTree(Exception):
-    """A new wheel has files in common with what is there: their order counts, so all start anew."""
 
 
 def build_prefix(request: BuildRequest) -> MadeTree:
@@ -112,12 +115,12 @@ def build_prefix(request: BuildRequest) -> MadeTree:
     """
     prefix, made = Path(request.prefix), MadeTree()
     if request.is_started:
-        records = CondaRecords.read(prefix)
+        records = add_to_conda_half(request, made)
     else:
         records = make_conda_half(request, made)
     add_wheel_half(request, records, made)
-    if not request.is_started:
-        records.finish({file.name: file.url for file in request.conda})
+    urls = {file.name: file.url for file in request.conda}
+    records.finish({name: urls[name] for name in made.conda_files})
     made.data = list(place_data(prefix, request, made))
     if request.variables:
         write_state(prefix, request.variables)
@@ -134,8 +137,28 @@ def make_conda_half(request: BuildRequest, made: MadeTree) -> CondaRecords:
     made.conda_warnings += run_link_scripts(records, linked.linked, say)
     made.conda_warnings += describe_pre_link_scripts(records)
     made.conda_warnings += describe_conda_overlaps(records)
+    made.conda_tied = why_tied(records)
     records.forget_aside()
+    made.conda_files = files_of(records)
     return records
+
+
+def add_to_conda_half(request: BuildRequest, made: MadeTree) -> CondaRecords:
+    """Put the conda packages into a started prefix that it lacks; return all records.
+
+    Raises NotOnEarlierTree for whatever a build from nothing may say or do in another way.
+    """
+    prefix = Path(request.prefix)
+    if not request.changes_conda:
+        return CondaRecords.read(prefix)
+    say(f"linking {sum(bool(file.path) for file in request.conda)} conda packages")
+    try:
+        linked = link_conda_packages(request)
+    except PipelineError as error:
+        raise NotOnEarlierTree(error.message) from error
+    made.conda_warnings += linked.warnings
+    made.conda_files = add_packages(prefix, Path(request.added_prefix), request.wheel_files)
+    return CondaRecords.read(prefix)
 
 
 def add_wheel_half(request: BuildRequest, records: CondaRecords, made: MadeTree) -> None:
@@ -143,6 +166,7 @@ def add_wheel_half(request: BuildRequest, records: CondaRecords, made: MadeTree)
     prefix, tries = Path(request.prefix), network_tries()
     python = prefix / "bin" / "python"
     before, files = mark_files(prefix), set[str]()
+    new = {file for theirs in made.conda_files.values() for file in theirs}
     if request.wheels:
         if not python.exists():
             msg = "the spec has a pip half but the environment has no python"
@@ -158,7 +182,7 @@ def add_wheel_half(request: BuildRequest, records: CondaRecords, made: MadeTree)
     if python.exists():
         check_requirements(request, python)
         say("compiling byte code")
-        chosen = files if request.is_started else None
+        chosen = files | new if request.is_started else None
         compile_bytecode(prefix, python, Path(request.scratch), chosen)
         refuse_tries_at_start(prefix / records.site_packages, tries)
     # A `.pth` file may run anything, and did so each time that python was started.
