@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,11 +72,12 @@ async def link_packages(request: BuildRequest) -> LinkAnswer:
         return LinkAnswer(faults=faults)
     # A noarch package is linked for the python that is there, which is not linked again.
     python = [held["python"]] if "python" in held and added else []
+    target = Path(request.added_prefix if request.is_started else request.prefix)
+    noted = [note_as_linked(record, Path(request.prefix), target) for record in python]
     try:
         await install(
             records=[*python, *added],
-            installed_packages=python or None,
-            target_prefix=request.added_prefix if request.is_started else request.prefix,
+            target_prefix=target,
             alternative_target_prefix=request.prefix if request.is_started else None,
             cache_dir=scratch / "pkgs",
             show_progress=False,
@@ -85,6 +87,8 @@ async def link_packages(request: BuildRequest) -> LinkAnswer:
         )
     except PACKAGE_ERRORS as error:
         return LinkAnswer(failure=str(error))
+    for path in noted:
+        path.unlink()
     ordered = PackageRecord.sort_topologically(added)
     return LinkAnswer(
         linked=tuple(record.name.normalized for record in ordered),
@@ -98,6 +102,13 @@ def held_records(prefix: Path) -> dict[str, PrefixRecord]:
     """Return what a started prefix holds, by name."""
     found = map(PrefixRecord.from_path, prefix.glob("conda-meta/*.json"))
     return {record.name.normalized: record for record in found}
+
+
+def note_as_linked(record: PrefixRecord, prefix: Path, target: Path) -> Path:
+    """Copy a package's record from one prefix to another, for rattler; return its path there."""
+    name = f"conda-meta/{record.name.normalized}-{record.version}-{record.build}.json"
+    (target / "conda-meta").mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(prefix / name, target / name))
 
 
 async def read_package(
