@@ -60,7 +60,7 @@ if [ "${1:-}" = oci ]; then
   # A registry, and what takes images from one; without them their tests are skipped. Packages that
   # would start a service are only unpacked.
   unpacked=$PWD/$venv/oci
-  for name in skopeo podman crun; do
+  for name in skopeo podman crun umoci; do
     command -v "$name" >/dev/null && continue
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
       install_package "$name" "takes images from a registry"

@@ -13,15 +13,21 @@ from benchmarks import environments
 from benchmarks.comparing import Result, table
 from benchmarks.modules import MODULES, run_module
 
+ENVIRONMENTS = {
+    "small": environments.small,
+    "medium": environments.medium,
+    "reference": environments.reference,
+}
+
 
 def main() -> None:
     """Run the benchmarks that are named, all of them by default, and print a table."""
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=", ".join(MODULES))
-    parser.add_argument("--env", choices=("small", "reference"), default="small")
+    parser.add_argument("--env", choices=tuple(ENVIRONMENTS), default="small")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
     arguments = parser.parse_args()
-    environment = environments.reference() if arguments.env == "reference" else environments.small()
+    environment = ENVIRONMENTS[arguments.env]()
     found: list[Result] = []
     for name in arguments.modules or MODULES:
         # In a process of its own: a command's peak memory counts from what its parent holds.

@@ -115,7 +115,7 @@ class Bench:
         envs, mounted = self.work / "envs", self.work / "mounted"
         mounted.mkdir()
         image = f"{self.server.host}/push-0/{environment.name}:latest"
-        ctr = f"{engine.program} -a {engine.home}/containerd.sock"
+        ctr = f"{engine.program} -a {engine.socket}"
         python = "bin/python -c pass"
         install = (
             f"{ENVFERRY} install {environment.name} -q --no-check --force cuda --envs-dir {envs} "

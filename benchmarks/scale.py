@@ -1,6 +1,7 @@
 """Releases on workers: how well two share the work of one, what dies, and five hundred on paper.
 
-`python -m benchmarks.scale [--json FILE] [PART]…`; parts: `efficiency`, `kills`, `simulation`.
+`python -m benchmarks.scale [--json FILE] [PART]…`; parts: `efficiency`, `kills`, `scheduler`,
+`simulation`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 SPECS = 40
-KILLS, KILL_SPECS = 20, 4
+KILLS, SCHEDULER_KILLS, KILL_SPECS = 20, 5, 4
+STORE_ERROR = 9
 SIMULATED_SPECS, SIMULATED_WORKERS = 500, 50
 LARGE_TASK = 68.8 + 23.2 + 26.1
 """Seconds of the 10 GB environment: build with downloads, pack, push (docs/reference-run.md)."""
@@ -132,12 +135,66 @@ def kill_once(
         except subprocess.TimeoutExpired:
             victim.kill()
         code = process.wait()
+    return moment, code, *published(runner, names)
+
+
+def published(runner: CliRunner, names: Sequence[str]) -> tuple[dict[str, set[str]], list[str]]:
+    """Return the ids of each spec in the registry, and all tags."""
     registry = runner.home / "registry/v1"
     folders = {name: registry / "envs" / name / current_platform() for name in names}
     ids = {name: {path.parent.name for path in at.glob("*/manifest.json")}
            for name, at in folders.items()}  # fmt: skip
-    tags = [str(path) for path in (registry / "tags").rglob("*") if path.is_file()]
-    return moment, code, ids, tags
+    return ids, [str(path) for path in (registry / "tags").rglob("*") if path.is_file()]
+
+
+def scheduler_kills(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """Kill the scheduler at a random moment; count what the client said and a second run did."""
+    names = [f"spec{number}" for number in range(KILL_SPECS)]
+    locked = lock_once(folder / "to-kill-scheduler", names)
+    found = {"said": 0, "done_before": 0, "half_tagged": 0, "completed": 0, "twice": 0}
+    for seed in seeds:
+        runner = another(locked, folder / f"scheduler{seed}")
+        moment = random.Random(seed).uniform(0.5, 12)
+        code, said = release_without_scheduler(runner, names, moment)
+        ids, tags = published(runner, names)
+        again = runner.run("release", *names, "--workers", "2", "--atomic", "--tag", "stable")
+        ids, _ = published(runner, names)
+        one = {
+            "said": int(code == STORE_ERROR and "is gone" in said),
+            "done_before": int(code == 0),
+            "half_tagged": int(len(tags) not in (0, 2 * len(names))),
+            "completed": int(again.returncode == 0 and all(ids.values())),
+            "twice": sum(len(ids[name]) > 1 for name in names),
+        }
+        found = {name: count + one[name] for name, count in found.items()}
+        sys.stderr.write(f"seed {seed}: scheduler killed after {moment:.1f} s, {one}\n")
+    return {"runs": len(seeds), **found}
+
+
+def release_without_scheduler(
+    runner: CliRunner, names: Sequence[str], moment: float
+) -> tuple[int, str]:
+    """Kill the scheduler of a release; return the exit code and what the client said."""
+    environ = {**runner.environ, "ENVFERRY_CACHE": str(runner.cache)}
+    with DaskCluster(home=runner.home, environ=environ) as cluster:
+        cluster.worker("one")
+        cluster.worker("other")
+        argv, environ = runner.command(
+            "release", *names, "--scheduler", cluster.address, "--atomic", "--tag", "stable"
+        )
+        with subprocess.Popen(
+            argv,
+            cwd=runner.home,
+            env=environ,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            killer = threading.Timer(moment, cluster.scheduler.kill)
+            killer.start()
+            _, said = process.communicate()
+            killer.cancel()
+    return process.returncode, said
 
 
 def simulation(small: float, serial_seconds: float) -> dict[str, Any]:
@@ -182,7 +239,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=KILLS)
     parser.add_argument("--seed", type=int, default=0, help="of the first kill")
     arguments = parser.parse_args()
-    parts = arguments.parts or ["efficiency", "kills", "simulation"]
+    parts = arguments.parts or ["efficiency", "kills", "scheduler", "simulation"]
     found: dict[str, Any] = {}
     with TemporaryDirectory() as scratch:
         if "efficiency" in parts:
@@ -190,6 +247,9 @@ def main() -> None:
         if "kills" in parts:
             first = arguments.seed
             found["kills"] = kills(Path(scratch), range(first, first + arguments.kills))
+        if "scheduler" in parts:
+            seeds = range(arguments.seed, arguments.seed + SCHEDULER_KILLS)
+            found["scheduler"] = scheduler_kills(Path(scratch), seeds)
         if "simulation" in parts:
             measured = found.get("efficiency", {})
             serial = measured.get("serial_seconds", 0.0) / arguments.specs

@@ -156,7 +156,7 @@ class Demo:
 
 def copy_spec(source: Path, target: Path) -> None:
     """Copy a spec, adding the glibc that this machine's interpreter may need of a host."""
-    target.parent.mkdir()
+    target.parent.mkdir(exist_ok=True)
     glibc = f'envferry:\n  system: {{glibc: "{glibc_version()}"}}\n'
     target.write_text(source.read_text().replace("envferry:\n", glibc))
 

@@ -36,7 +36,7 @@ post_install_hooks = ["/etc/envferry/hooks/announce"]
 modulefile_dir = "/opt/modulefiles"
 ```
 
-An unknown key is an error, and so is a relative path. A file is refused if everybody may write to
+An unknown key is an error, and so is a relative path. A file is refused if every user may write to
 it or to its folder, or if it belongs neither to root nor to the user who runs envferry; root
 refuses, too, what a group may write.
 
@@ -49,8 +49,8 @@ SETTINGS_FOOTER = """
 
 A hook runs after the change, outside of the environment's lock, with envferry's own variables and
 directory. It must be executable, not lie in the envs directory, and belong to root or to the user
-who runs envferry; nobody else may be able to change it. One that fails makes the command exit with
-4; what was changed stays.
+who runs envferry; no other user may be able to change it. One that fails makes the command exit
+with 4; what was changed stays.
 """
 HEADER = """# Commands
 

@@ -1,4 +1,4 @@
-"""What the site does with links out of it: called by MkDocs (`hooks` in mkdocs.yml).
+"""What the site does with links out of it and between its languages: called by MkDocs as a hook.
 
 On a forge, pages link to sources and to each other's languages by relative paths. The site has
 neither the sources nor, in one language, the other one's pages: the former become text, the latter
@@ -24,6 +24,8 @@ LINK = re.compile(
 SHIM = "https://unpkg.com/iframe-worker/shim"
 """What the theme's plugin `offline` loads; it is kept in docs/site."""
 DIALOG = 'data-md-component="search" role="dialog"'
+LANGUAGE = re.compile(r'href="[^"]*"(?P<rest>\s+hreflang="(?P<language>[a-z]+)")')
+"""What the theme's menu leads to: for each page the start, and from a folder not even that."""
 PICTURE = re.compile(r"!\[(?P<text>[^\]\n]*)\]\((?P<path>(?![a-z]+:)[^)\s]+)\)")
 
 
@@ -49,8 +51,19 @@ def on_page_markdown(
 
 
 def on_post_page(output: str, /, *, page: Page, config: MkDocsConfig) -> str:
-    """Return a page that asks nobody else for the script with which search works from a disk."""
-    return mended(output, page.file.dest_uri, Path(config.docs_dir))
+    """Return a page that asks nobody else for the script with which search works from a disk.
+
+    Its menu of languages leads to the same page in each of them, else to the start.
+    """
+    top = Path(config.docs_dir)
+
+    def same_page(found: re.Match[str]) -> str:
+        other = DOCS if found["language"] == "en" else DOCS / found["language"]
+        target = other / page.file.src_uri
+        target = target if target.is_file() else other / "index.md"
+        return f'href="{beside(target, page.file.dest_uri, top)}"{found["rest"]}'
+
+    return LANGUAGE.sub(same_page, mended(output, page.file.dest_uri, top))
 
 
 def on_post_template(output: str, /, *, template_name: str, config: MkDocsConfig) -> str:

@@ -12,8 +12,9 @@ compile() {
 }
 
 compile requirements/dev.txt pyproject.toml --extra dev "$@"
-# Parts of it, at the same versions: the image, the training host's tool, and what installs the rest.
+# Parts of it, at the same versions: both images, the training host's tool, and what installs the rest.
 compile requirements/build.txt pyproject.toml --extra build --extra s3 -c requirements/dev.txt
+compile requirements/host.txt pyproject.toml --extra s3 -c requirements/dev.txt
 compile pipeline/envferry/transfer/tool-requirements.txt pyproject.toml -c requirements/dev.txt
 echo uv | compile requirements/uv.txt - -c requirements/dev.txt
 # What tests the Ansible collection has other requirements, and no version in common.

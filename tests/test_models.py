@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from envferry.models import fit_to_show, without_credentials, without_login
+from envferry.redaction import fit_to_show, without_credentials, without_login
 
 TOKEN = "tk-01234567-89ab-cdef-0123-456789abcdef"
 PIP_SOURCE = "https://files.example.org/packages/source/t/torch/torch-2.8.tar.gz"

@@ -124,6 +124,17 @@ def test_each_language_says_so_and_leads_to_the_other(
     assert any(link.endswith("../index.html") for link in chinese.links)
 
 
+def test_the_menu_of_languages_leads_to_the_same_page(
+    site: Path, pages: dict[Path, PageParser]
+) -> None:
+    for name, other in (
+        ("how-to/operator.html", "../zh/how-to/operator.html"),
+        ("zh/how-to/operator.html", "../../how-to/operator.html"),
+        ("settings.html", "zh/index.html"),
+    ):
+        assert other in pages[site / name].links
+
+
 def test_search_knows_where_chinese_words_end(site: Path) -> None:
     documents = json.loads((site / "zh/search/search_index.json").read_text())["docs"]
     titles = [one["title"] for one in documents]

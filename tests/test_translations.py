@@ -66,7 +66,8 @@ def test_the_words_are_those_of_the_platform() -> None:
         assert word in text
 
 
-def test_the_tutorials_and_the_operators_guide_exist_in_chinese() -> None:
+def test_the_tutorials_and_the_guides_of_the_four_roles_exist_in_chinese() -> None:
     names = {str(path.relative_to(ZH)) for path in ZH.rglob("*.md")}
     tutorials = {f"tutorials/{path.name}" for path in (ROOT / "docs/tutorials").glob("*.md")}
-    assert tutorials | {"how-to/operator.md"} <= names
+    roles = ("ci", "operator", "registry-reader", "security-officer")
+    assert tutorials | {f"how-to/{role}.md" for role in roles} <= names

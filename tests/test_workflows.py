@@ -41,6 +41,17 @@ def test_a_step_can_run(step: dict[str, Any]) -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
+def test_every_target_of_the_makefile_is_phony_and_nothing_else_is_made() -> None:
+    """A file called `test` hides no target, and `make bootstrap` is not a rule that make has."""
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", "")
+    (phony,) = re.findall(r"^\.PHONY:(.*)$", makefile, re.MULTILINE)
+    targets = re.findall(r"^([a-z][a-z -]*[a-z]):(?!=)", makefile, re.MULTILINE)
+    assert sorted(phony.split()) == sorted(" ".join(targets).split())
+    words = ["make", "--dry-run", "bootstrap"]
+    asked = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "No rule to make target" in asked.stderr
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_actions_are_pinned(step: dict[str, Any]) -> None:
     used = step.get("uses", "")

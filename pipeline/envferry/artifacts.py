@@ -187,6 +187,11 @@ def _manifest_beside(path: Path) -> Path:
     elif path.name.endswith(ARCHIVE_SUFFIX):
         stem = path.name[: -len(ARCHIVE_SUFFIX)]
         candidates = (path.with_name(stem + MANIFEST_SUFFIX), path.with_name(REGISTRY_MANIFEST))
+    elif path.is_dir():
+        message = f"{path} is a folder, expected an artifact"
+        raise UsageError(
+            message, hint=f"if it is a registry, name an environment and `--registry {path}`"
+        )
     else:
         message = f"{path} is not an artifact: its name ends in neither .tar.zst nor .manifest.json"
         raise UsageError(message, hint="name an archive file, or a ref such as demo@stable")

@@ -29,6 +29,7 @@ SOURCE_DATE_EPOCH = 315532800
 COMPLETION_VARIABLE = "_ENVFERRY_COMPLETE"
 TRUSTED_DIR = Path("/etc/envferry/trusted.d")
 SIGN_KEY = "ENVFERRY_SIGN_KEY"
+RUN_FILE = "ENVFERRY_RUN_FILE"
 KEY_PASSPHRASE = "ENVFERRY_KEY_PASSPHRASE"
 REQUIREMENT_FILE = "require-signatures"
 """Beside the directory of trusted keys; its content does not matter."""
@@ -276,6 +277,12 @@ def allows_races() -> bool:
     return settings().allow_races
 
 
+def started_file() -> Path | None:
+    """Return the one-file tool that was started; None where an installed envferry was."""
+    path = os.environ.get(RUN_FILE, "")
+    return Path(path) if path else None
+
+
 def is_completing() -> bool:
     """Whether a shell has asked how a line goes on, by click's protocol."""
     return COMPLETION_VARIABLE in os.environ
@@ -284,9 +291,9 @@ def is_completing() -> bool:
 def child_environ(**changes: str | None) -> dict[str, str]:
     """Return this process's environment with `changes`, None removing a name: for children.
 
-    No child gets the key to sign with, nor what unlocks it.
+    No child gets the key to sign with, nor what unlocks it, nor is it the one-file tool.
     """
-    changes = {SIGN_KEY: None, KEY_PASSPHRASE: None, **changes}
+    changes = {SIGN_KEY: None, KEY_PASSPHRASE: None, RUN_FILE: None, **changes}
     environ = {**os.environ, **{name: text or "" for name, text in changes.items()}}
     return {name: text for name, text in environ.items() if changes.get(name, "") is not None}
 

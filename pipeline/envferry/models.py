@@ -30,19 +30,6 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 PREFIX_PUNCTUATION = "/._-+@=~"
 ID_PATTERN = re.compile(r"[0-9a-f]{12}")
 
-URL_LOGIN = re.compile(r"(?P<scheme>[\w+.-]*)://(?P<login>[^/\s'\"]+)@(?=[\w\[])")
-SUBDIR = r"(?:noarch|(?:linux|osx|win|freebsd|emscripten|wasi|zos)-\w+)"
-HOST_AND_TOKEN = r"(?P<place>\b(?i:https?)://[^/\s'\"]+)/t/[^/\s'\"]+"
-CHANNEL_TOKEN = re.compile(rf"{HOST_AND_TOKEN}(?=/(?!{SUBDIR}(?:/|$))[^/\s'\"])")
-"""Conda's form of a login, `https://HOST/t/TOKEN/CHANNEL…`: in no other place is `/t/` one, and
-before a subdir it is the channel's own path."""
-ANACONDA_TOKEN = re.compile(
-    r"(?P<place>\b(?i:https?)://[^\s'\"]+?)/t/[a-z]{2}-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"
-)
-"""What Anaconda's servers issue, `tk-UUID`: below `https://HOST/conda/t/` as well, as no folder is
-called like that."""
-POSSIBLE_TOKEN = re.compile(rf"{HOST_AND_TOKEN}(?=/)")
-
 PLATFORMS = {
     ("Linux", "x86_64"): "linux-64",
     ("Linux", "aarch64"): "linux-aarch64",
@@ -67,39 +54,6 @@ def file_name_of(url: str) -> str:
 
     path = re.split(r"[?#]", url, maxsplit=1)[0].partition("://")
     return unquote((path[2].partition("/")[2] if path[1] else path[0]).rpartition("/")[2])
-
-
-def without_login(text: str) -> str:
-    """Remove `user:password@` from every URL in a text.
-
-    The user `git` stays, and every other that ssh is told without a password: it is how ssh
-    reaches a repository, and no secret.
-    """
-
-    def strip(found: re.Match[str]) -> str:
-        login = found["login"]
-        is_ssh_user = found["scheme"].rpartition("+")[2] == "ssh" and ":" not in login
-        return found[0] if login == "git" or is_ssh_user else f"{found['scheme']}://"
-
-    return URL_LOGIN.sub(strip, text)
-
-
-def without_credentials(text: str) -> str:
-    """Remove logins, and the `/t/TOKEN/` of conda channels, from every URL in a text.
-
-    For channels and their packages. What pip names has no tokens: `without_login`.
-    """
-    without = ANACONDA_TOKEN.sub(r"\g<place>", without_login(text))
-    return CHANNEL_TOKEN.sub(r"\g<place>", without)
-
-
-def fit_to_show(text: str) -> str:
-    """Remove logins from every URL in a message, and show that there is what may be a token.
-
-    The purpose of a URL is unknown here, so what stands where conda's tokens do is masked.
-    """
-    masked = ANACONDA_TOKEN.sub(r"\g<place>/t/…", without_login(text))
-    return POSSIBLE_TOKEN.sub(r"\g<place>/t/…", masked)
 
 
 def check_name(name: str, what: str) -> str:
@@ -216,6 +170,8 @@ class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Files that come along: encodings, corpora, configurations of models."""
     channel_priority: ChannelPriority | None = None
     """Whether a package may come from a channel behind the first that has its name."""
+    readme: str = ""
+    """What the environment is for, in Markdown; pages show it."""
 
 
 CHECKS = "checks"
@@ -423,6 +379,8 @@ class ArchiveFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The length of that whole frame."""
     index_blake3: str
     """BLAKE3 of that whole frame."""
+    tar_sha256: str = ""
+    """SHA-256 of the tar stream, the diff id of an image's layer; older manifests have none."""
 
 
 class PackageFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -460,6 +418,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The files that hold the prefix, and hold it wherever the environment is installed."""
     cuda_code: dict[str, tuple[str, ...]] | msgspec.UnsetType = msgspec.UNSET
     """What the packages hold code for, by name: `sm_90`, `compute_90`; not written where none."""
+    readme: str | msgspec.UnsetType = msgspec.UNSET
+    """What the environment is for, in Markdown, as its spec says; not written where nothing."""
     schema: int = 1
 
     @property

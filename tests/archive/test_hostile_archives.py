@@ -53,7 +53,9 @@ if TYPE_CHECKING:
 CORPUS = Path(__file__).parents[1] / "corpus"
 CONTENTS = {"bin/tool": b"#!/opt/conda/envs/demo/bin/python\n", "lib/data": b"data" * 100}
 FUZZ = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[*settings().suppress_health_check, HealthCheck.function_scoped_fixture],
 )
 
 

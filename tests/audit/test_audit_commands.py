@@ -129,13 +129,13 @@ def test_find_what_a_vulnerability_affects(cli: CliRunner) -> None:
     )
     assert "has no CVE-1999-1" in cli.run("find", "--cve", "CVE-1999-1", expect=7).stderr
     assert "do not go together" in cli.run("find", "--cve", "CVE-1", "a", "b", expect=2).stderr
-    assert "find what?" in cli.run("find", expect=2).stderr
+    assert "nothing to find" in cli.run("find", expect=2).stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "audit what?"),
+        ((), "nothing to audit"),
         (("--tagged", "demo"), "--tagged goes with neither"),
     ],
 )

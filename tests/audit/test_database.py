@@ -171,7 +171,7 @@ def test_damaged_databases(tmp_path: Path, data: bytes) -> None:
     path.write_bytes(data)
     with pytest.raises(IntegrityError, match="damaged"):
         read_database(path)
-    with pytest.raises(NotFound, match="no database"):
+    with pytest.raises(NotFound, match="does not exist"):
         read_database(tmp_path / "none")
 
 

@@ -317,7 +317,7 @@ def test_vex_silences_with_a_reason_and_until_a_day(
         ("colour = 1", SpecError, "colour"),
         ("fail =", SpecError, "not TOML"),
         ('[[ignore]]\nid = "X"\nreason = "r"', SpecError, "until"),
-        ('vex = ["none/*.json"]', NotFound, "no such file"),
+        ('vex = ["none/*.json"]', NotFound, "does not exist"),
         ('vex = ["/etc/*.json"]', SpecError, "beside or below"),
         ('vex = ["../*.json"]', SpecError, "beside or below"),
         ('vex = ["policy.toml"]', SpecError, "not a VEX document"),
@@ -331,7 +331,7 @@ def test_policies_that_are_not(
 
 
 def test_a_policy_that_is_missing() -> None:
-    with pytest.raises(NotFound, match="no policy"):
+    with pytest.raises(NotFound, match="the policy medum does not exist"):
         load_policy("medum")
 
 

@@ -114,21 +114,23 @@ def test_a_misspelled_variable_is_refused() -> None:
 
 def test_a_file_that_everybody_may_write_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "config.toml", "", 0o666)
-    with pytest.raises(SpecError, match="refused: it can be written by everybody"):
+    with pytest.raises(SpecError, match="refused: it is writable by every user"):
         read_settings({}, [path])
 
 
 def test_a_file_that_everybody_may_replace_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "open/config.toml", "")
     path.parent.chmod(0o777)
-    with pytest.raises(SpecError, match="where everybody can replace it"):
+    with pytest.raises(SpecError, match="where every user can replace it"):
         read_settings({}, [path])
 
 
 def test_a_folder_that_everybody_may_replace_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "open/envferry/config.toml", "")
     path.parent.parent.chmod(0o777)
-    with pytest.raises(SpecError, match=f"lies in {tmp_path}/open, where everybody can replace it"):
+    with pytest.raises(
+        SpecError, match=f"lies in {tmp_path}/open, where every user can replace it"
+    ):
         read_settings({}, [path])
     path.parent.parent.chmod(0o1777)
     assert read_settings({}, [path])

@@ -16,12 +16,12 @@ from msgspec.structs import replace
 
 from envferry.base.proxies import choose_proxy
 from envferry.base.retry import RetryPolicy
-from envferry.build.download import redact
 from envferry.build.downloads import DownloadCache
 from envferry.config import NetworkSettings
 from envferry.errors import IntegrityError, NotFound, SpecError, StoreError
 from envferry.models import LockedPackage
 from envferry.progress import Expected, Silent
+from envferry.redaction import redact
 from tests.support.digests import digest
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from envferry.build.inside.apart import NotOnEarlierTree, why_not_alone
+from envferry.build.inside.apart import why_not_alone
 from envferry.build.inside.conda_apart import add_packages, files_of, why_tied
 from envferry.build.inside.conda_meta import CondaRecords
+from envferry.build.inside.made_tree import NotOnEarlierTree
 
 if TYPE_CHECKING:
     from pathlib import Path

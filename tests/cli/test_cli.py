@@ -179,12 +179,12 @@ def test_signals(tmp_path: Path, number: signal.Signals, how: str, code: int) ->
         os.write(writer, b"numpy\n" * 50_000)  # more than a pipe holds: it is reading now
         child.send_signal(number)
         os.close(writer)
-        _, said = child.communicate(timeout=60)
+        _, said = child.communicate(timeout=600)
     assert child.returncode == code, said
     assert (said == "\nerror: interrupted\n") == bool(code)
 
 
-@pytest.mark.parametrize("command", ["lock", "lint", "pack", "import"])
+@pytest.mark.parametrize("command", ["lock", "lint", "build", "import"])
 def test_a_host_without_the_extra_is_told_its_name(tmp_path: Path, command: str) -> None:
     """A host has what `install` needs; commands of a build machine say what is missing there."""
     (tmp_path / "demo.yml").write_text("name: demo\nchannels: [c]\ndependencies: [python]\n")
@@ -196,3 +196,46 @@ def test_a_host_without_the_extra_is_told_its_name(tmp_path: Path, command: str)
     assert "which is not installed" in done.stderr
     assert "envferry[build]" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+ONLY_BASE = """
+import sys
+from importlib import metadata
+from pathlib import Path
+from packaging.requirements import Requirement
+left = [one for one in metadata.requires("envferry") if "extra ==" not in one]
+base = {"envferry"}
+while left:
+    name = Requirement(left.pop()).name.lower()
+    if name not in base:
+        base.add(name)
+        try:
+            needs = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        left += [one for one in needs if "extra ==" not in one]
+owners = metadata.packages_distributions().items()
+others = {top for top, names in owners if not {name.lower() for name in names} & base}
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in others:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
+from envferry.cli.main import COMMANDS, run
+codes = [run(words.split()) for words in sys.argv[1:]]
+codes += [run([name, "--help"]) for name in COMMANDS]
+sys.exit(max(codes))
+"""
+"""Runs commands where only the libraries are that a training host has."""
+
+
+def test_hosts_without_any_extra_have_all_help(tmp_path: Path) -> None:
+    """The bare command, completion, man pages and `--help` load no library of a build machine."""
+    words = ["", f"man {tmp_path}", "completion bash", "config", f"list --envs-dir {tmp_path}"]
+    argv = [sys.executable, "-c", ONLY_BASE, *words]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "training host " in done.stdout
+    assert (tmp_path / "man1/envferry-lock.1").is_file()

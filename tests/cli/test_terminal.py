@@ -90,7 +90,8 @@ FINE = {
     ("finding", "registry", "words"),
     [
         ({}, "./artifacts", []),
-        ({"sandbox bwrap": "no: x"}, "./artifacts", ["no sandbox engine works"]),
+        ({"sandbox bwrap": "no: x"}, "./artifacts", ["no sandbox engine works here: x"]),
+        ({"sandbox bwrap": "no: x", "conda-lock": "not in this file"}, "./artifacts", []),
         ({"sandbox bwrap": "no: x", "conda-lock": "not installed (…)"}, "./artifacts", []),
         ({"cache": "no: no place for the cache"}, "./artifacts", ["no place for the cache"]),
         ({"GPU driver": "does not answer"}, "./artifacts", ["driver does not answer"]),

@@ -58,7 +58,7 @@ def test_hooks_that_others_could_have_put_there(
     for hook, reason in (
         (own, "among what was installed"),
         (tmp_path / "link", "among what was installed"),
-        (writable, "can be written by everybody"),
+        (writable, "is writable by every user"),
         (plain, "is not executable"),
         ("hook", "expected an absolute path"),
         (tmp_path / "missing", "No such file"),

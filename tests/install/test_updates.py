@@ -22,7 +22,7 @@ from envferry.install.stage import InstallOptions, InstallPreview, install_artif
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent
 from tests.support.archives import PREFIX, small_archive
-from tests.support.installing import install, leftovers
+from tests.support.installing import install, leftovers, manifest_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -341,3 +341,17 @@ def test_reflinks_share_the_bytes(archives: tuple[Path, Path], tmp_path: Path, k
     if finished.returncode == 99:
         pytest.skip(f"{kind} cannot be mounted here: {finished.stderr}")
     assert finished.returncode == 0, finished.stderr
+
+
+def test_an_update_is_for_the_path_of_the_one_before(tmp_path: Path, envs: Path) -> None:
+    """What lies in a container's volume stays for the path inside, also if nobody says so again."""
+    inside = "/opt/conda/envs/demo"
+    first, second, third = (
+        manifest_of(tmp_path / f"{number}.tar.zst", b"%d" % number) for number in range(3)
+    )
+    assert install(tmp_path / "0.tar.zst", envs, first, prefix=inside).prefix == inside
+    assert install(tmp_path / "1.tar.zst", envs, second).prefix == inside
+    assert install(tmp_path / "1.tar.zst", envs, second).prefix == inside
+    here = str(envs / "demo")
+    assert install(tmp_path / "2.tar.zst", envs, third, prefix=here).prefix == here
+    assert install(tmp_path / "2.tar.zst", envs, name="other").prefix == str(envs / "other")

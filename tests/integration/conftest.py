@@ -17,6 +17,7 @@ from tests.support.docker import can_start_docker, docker_answers, prepare_docke
 from tests.support.oci_registry import OciServer, docker_registry, find_oci_program
 from tests.support.podman import prepare_podman
 from tests.support.s3_servers import find_s3rver, make_bucket, moto, s3rver
+from tests.support.shared_folder import shared_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,20 +134,29 @@ def enter_engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     return engine
 
 
+def make_demo(home: Path) -> None:
+    """Make a channel of our own, lock the demo's spec with it, build and pack it."""
+    runner = CliRunner(home=home, cache=home / "cache")
+    runner.run("channel", "create", "channel", *CHANNEL_ITEMS)
+    copy_spec(PROJECT / "specs/demo.yml", home / "specs/demo.yml")
+    runner.run("lock", "demo", "--channel", "channel")
+    runner.run("build", "demo")
+    runner.run("pack", "demo")
+    shutil.rmtree(runner.cache / "builds")
+
+
 @pytest.fixture(scope="session")
 def demo_runner(tmp_path_factory: pytest.TempPathFactory) -> CliRunner:
-    """A folder with a channel of our own, the demo's spec and its lock."""
+    """A folder with a channel of our own, the demo's spec and its lock, and all downloads."""
     require("bwrap", shutil.which("bwrap"))
-    home = tmp_path_factory.mktemp("demo_runner")
-    demo_runner = CliRunner(home=home, cache=home / "cache")
-    demo_runner.run("channel", "create", "channel", *CHANNEL_ITEMS)
-    copy_spec(PROJECT / "specs/demo.yml", home / "specs/demo.yml")
-    demo_runner.run("lock", "demo", "--channel", "channel")
-    return demo_runner
+    made = shared_folder(tmp_path_factory, "demo", make_demo)
+    home = tmp_path_factory.mktemp("demo_runner") / "home"
+    shutil.copytree(made, home, symlinks=True)
+    return CliRunner(home=home, cache=home / "cache")
 
 
 @pytest.fixture(scope="session")
 def archive(demo_runner: CliRunner) -> Path:
     """The demo environment, built and packed by the command line."""
-    demo_runner.run("build", "demo")
-    return demo_runner.home / demo_runner.run("pack", "demo").stdout.strip()
+    (archive,) = demo_runner.home.glob("artifacts/demo-*.tar.zst")
+    return archive

@@ -144,7 +144,7 @@ def test_data_comes_along(runner: BuildRunner, tmp_path: Path, envs: Path) -> No
     )
     assert finished.stdout == f"{envs}/tiny/share/corpora\none\ntwo\n"
     taken = replace(runner, data=(msgspec.structs.replace(item, path="conda-meta/history"),))
-    with pytest.raises(SpecError, match=r"conda-meta/history of .* is there already"):
+    with pytest.raises(SpecError, match=r"conda-meta/history of .* already exists"):
         taken.build(files)
     words.write_text("changed\n")
     shutil.rmtree(runner.home / "downloads")

@@ -213,6 +213,60 @@ def test_a_server_that_is_no_registry(tmp_path: Path) -> None:
     assert "is not an OCI registry: GET /v2/ was answered with HTTP 404" in said
 
 
+class Refusing(http.server.SimpleHTTPRequestHandler):
+    """A registry that has nothing, and answers every write with one error."""
+
+    protocol_version = "HTTP/1.1"
+    status, code, words = 403, "DENIED", ""
+
+    def do_GET(self) -> None:
+        """Have nothing."""
+        self.answer(200 if self.path == "/v2/" else 404, b"{}")
+
+    def do_HEAD(self) -> None:
+        """The same."""
+        self.do_GET()
+
+    def do_POST(self) -> None:
+        """Refuse."""
+        error = {"code": self.code, "message": self.words}
+        self.answer(self.status, json.dumps({"errors": [error]}).encode())
+
+    def answer(self, status: int, data: bytes) -> None:
+        """Send an answer."""
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        """Be quiet."""
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words", "message", "hint"),
+    [
+        (403, "DENIED", "requested access is denied", "denies access to an upload", "podman login"),
+        (404, "NAME_UNKNOWN", "no such repository", "has no repository envs/demo", "create it"),
+        (403, "DENIED", "5 GiB of storage resource will exceed the limit", "has no room", "prune"),
+        (413, "", "Repository storage quota exceeded", "has no room", "prune"),
+        (418, "", "", "failed for an upload to envs/demo: HTTP 418", "registry's log"),
+    ],
+)
+def test_what_a_registry_refuses_is_said_in_its_words(
+    tmp_path: Path, status: int, code: str, words: str, message: str, hint: str
+) -> None:
+    answers = {"status": status, "code": code, "words": words}
+    kind = type("Kind", (Refusing,), answers)
+    with web_server(tmp_path, kind) as url, pytest.raises(StoreError) as caught:
+        push(url.replace("http", "oci") + "/envs", tmp_path / "packed")
+    assert message in caught.value.message
+    assert words in caught.value.message
+    assert hint in caught.value.hint
+
+
 class Liar(FaultHandler):
     """Changes what passes through: what, a test says."""
 
@@ -241,7 +295,7 @@ class Liar(FaultHandler):
     ("lie", "code", "words"),
     [
         ("blob", 8, "sends something else for sha256:"),
-        ("length", 8, r"\d+ of \d+ bytes came"),
+        ("length", 8, r"received \d+ of \d+ bytes"),
         ("manifest", 8, "sends another manifest of"),
     ],
 )

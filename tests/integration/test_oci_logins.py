@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from envferry.errors import PipelineError, StoreError
+from envferry.stores.oci.client import RegistryClient
+from envferry.stores.oci.documents import BYTES, describe
+from envferry.stores.oci.sending import send_bytes
 from envferry.stores.opening import open_store
 from tests.conftest import require
 from tests.support.forward_proxy import forward_proxy
@@ -109,6 +112,34 @@ def test_tokens_for_each_repository(
     assert len(tokens.asked) == len(set(tokens.asked)), "a token is used until it ends"
     logins.write_text("{}")
     assert "refuses the login" in refusal(url)
+
+
+@pytest.mark.parametrize("may_read", [True, False])
+@pytest.mark.parametrize("entry", [{"auth": LOGIN}, {"identitytoken": REFRESH}])
+def test_a_blob_of_a_repository_that_one_may_read_is_mounted(
+    bearer_server: OciServer,
+    tokens: TokenServer,
+    logins: Path,
+    entry: dict[str, str],
+    may_read: bool,
+) -> None:
+    """Rights to both repositories are asked for at once; where that is refused, bytes are sent."""
+    logins.write_text(json.dumps({"auths": {bearer_server.host: entry}}))
+    space = RegistryClient.of(bearer_server.url)
+    place = f"mount-{'auth' in entry}-{may_read}".lower()
+    source, target, data = f"{place}/source", f"{place}/target", b"of the base"
+    blob = describe(data, BYTES)
+    send_bytes(space, source, data, blob)
+    tokens.hidden = set() if may_read else {source}
+    try:
+        assert space.mount(target, blob.digest, source) == may_read
+        assert f"repository:{target}:pull,push repository:{source}:pull" in {
+            " ".join(sorted(scopes.split(), reverse=True)) for scopes in tokens.asked
+        }
+        send_bytes(space, target, data, blob)
+        assert space.read_blob(target, blob, 0, blob.size) == data
+    finally:
+        tokens.hidden = set()
 
 
 def test_a_token_that_has_run_out_is_renewed(

@@ -14,15 +14,11 @@ from envferry.progress import Silent
 from envferry.registry import Registry
 from tests.conftest import require
 from tests.support.artifacts import installable_artifact
-from tests.support.cli_runner import ENVFERRY
-from tests.support.slurm import SlurmCluster, has_slurm
+from tests.support.slurm import SlurmCluster, has_slurm, site_prolog
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-PROLOG = Path(__file__).parents[2] / "docs/slurm/prolog.sh"
-LOGGER = '#!/bin/sh\nshift 3\necho "$*"\n'
 
 
 def publish(folder: Path) -> str:
@@ -33,23 +29,6 @@ def publish(folder: Path) -> str:
     registry.publish(artifact, progress=Silent())
     registry.move_tag("demo", current_platform(), "stable", artifact.manifest.id)
     return artifact.manifest.id
-
-
-def site_prolog(folder: Path, envs_dir: Path, envferry: str = f'exec {ENVFERRY} "$@"') -> Path:
-    """Return the prolog as a site has it: with its settings, and programs in its own folder."""
-    programs = folder / "programs"
-    programs.mkdir()
-    for name, text in (("envferry", f"#!/bin/sh\n{envferry}\n"), ("logger", LOGGER)):
-        (programs / name).write_text(text)
-        (programs / name).chmod(0o755)
-    text = PROLOG.read_text()
-    assert "\nPATH=/usr/local/bin:" in text
-    settings = f"ENVFERRY_REGISTRY={folder}/registry ENVFERRY_ENVS_DIR={envs_dir}"
-    text = text.replace("\nPATH=/usr/local/bin:", f"\nexport {settings}\nPATH={programs}:")
-    path = folder / "prolog.sh"
-    path.write_text(text.replace("sleep 5", "sleep 0.1"))
-    path.chmod(0o755)
-    return path
 
 
 def prolog(path: Path, comment: str | None) -> subprocess.CompletedProcess[str]:

@@ -163,4 +163,4 @@ def test_what_cannot_be_released_is_no_job(repository: SpecRepository, tmp_path:
     path.write_text(path.read_text() + "  - pip\n")
     assert "envferry lock" in runner.run(*matrix, "--since", first, expect=5).stderr
     assert "does not exist" in runner.run(*matrix, "never-locked", expect=7).stderr
-    assert "release what?" in runner.run("release", expect=2).stderr
+    assert "nothing to release" in runner.run("release", expect=2).stderr

@@ -67,7 +67,7 @@ def test_what_cannot_be_carried(tmp_path: Path, changes: dict[str, Any], message
 
 
 def test_nothing_is_there_twice(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="is there twice"):
+    with pytest.raises(SpecError, match="is listed twice"):
         spec_of(tmp_path, GOOD, GOOD)
     setting = {**GOOD, "variables": {"A": "."}}
     with pytest.raises(SpecError, match="sets A, which is set already"):

@@ -514,6 +514,25 @@ def test_a_login_goes_to_token_servers_by_https_only(
     assert asked[0].authorization == "Basic bWU6cGFzcy13b3Jk"
 
 
+@pytest.mark.parametrize(
+    ("header", "scheme", "realm", "scope"),
+    [
+        ('Bearer realm="t",service="s",scope="a:pull,push b:pull"',
+         "bearer", "t", "a:pull,push b:pull"),
+        ("bearer realm=https://t/x, service=s", "bearer", "https://t/x", ""),
+        ('BASIC realm="a, Bearer realm=\'t\'"', "basic", "a, Bearer realm='t'", ""),
+        ('Basic realm="r", Bearer realm="t",scope="a:pull"', "bearer", "t", "a:pull"),
+        ('Negotiate, Basic realm="r"', "basic", "r", ""),
+        ("Negotiate abc=, Basic", "basic", "", ""),
+    ],
+)  # fmt: skip
+def test_logins_that_servers_offer(header: str, scheme: str, realm: str, scope: str) -> None:
+    """Several in one header, by RFC 7235; the one with tokens is preferred."""
+    found = Challenge.of(header)
+    assert found
+    assert (found.scheme, found.realm, found.scope) == (scheme, realm, scope)
+
+
 @pytest.mark.parametrize("header", ["", "Negotiate", "Digest realm=x"])
 def test_logins_of_another_kind(header: str) -> None:
     assert Challenge.of(header) is None

@@ -10,14 +10,15 @@ import subprocess
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.support.cli_runner import ENVFERRY
 from tests.support.nginx import free_port
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 CONFIG = """\
 ClusterName=test
@@ -46,6 +47,8 @@ Prolog={prolog}
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 PROGRAMS = ("slurmctld", "slurmd", "srun", "sinfo", "unshare")
+PROLOG = Path(__file__).parents[2] / "docs/slurm/prolog.sh"
+LOGGER = '#!/bin/sh\nshift 3\necho "$*"\n'
 
 
 def has_slurm() -> bool:
@@ -121,3 +124,22 @@ class SlurmCluster:
                     time.sleep(0.05)
                 process.kill()
                 process.wait()
+
+
+def site_prolog(
+    folder: Path, envs_dir: Path | str, envferry: str = f'exec {ENVFERRY} "$@"'
+) -> Path:
+    """Return the prolog as a site has it: with its settings, and programs in its own folder."""
+    programs = folder / "programs"
+    programs.mkdir()
+    for name, text in (("envferry", f"#!/bin/sh\n{envferry}\n"), ("logger", LOGGER)):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    text = PROLOG.read_text()
+    assert "\nPATH=/usr/local/bin:" in text
+    settings = f"ENVFERRY_REGISTRY={folder}/registry ENVFERRY_ENVS_DIR={envs_dir}"
+    text = text.replace("\nPATH=/usr/local/bin:", f"\nexport {settings}\nPATH={programs}:")
+    path = folder / "prolog.sh"
+    path.write_text(text.replace("sleep 5", "sleep 0.1"))
+    path.chmod(0o755)
+    return path

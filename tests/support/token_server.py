@@ -38,6 +38,8 @@ class TokenServer:
     """The scopes that tokens were given for, in order."""
     knows_nobody: bool = False
     """Give tokens to whoever asks without a login, too."""
+    hidden: set[str] = field(default_factory=set)
+    """Repositories that the user has no right to, which no token mentions then."""
 
     def __post_init__(self) -> None:
         self.key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -62,10 +64,14 @@ class TokenServer:
             f"    issuer: {ISSUER}\n    rootcertbundle: {place}\n"
         )
 
-    def token(self, scope: str) -> str:
-        """Return a signed token for a scope."""
-        kind, name, actions = scope.rsplit(":", 2) if scope else ("", "", "")
-        granted = [{"type": kind, "name": name, "actions": actions.split(",")}] if scope else []
+    def token(self, scopes: list[str]) -> str:
+        """Return a signed token for some scopes, each `repository:NAME:ACTIONS`."""
+        parts = [one.rsplit(":", 2) for one in scopes]
+        granted = [
+            {"type": kind, "name": name, "actions": actions.split(",")}
+            for kind, name, actions in parts
+            if name not in self.hidden
+        ]
         now = int(time.time())
         claims = {
             "iss": ISSUER,
@@ -108,9 +114,15 @@ class Handler(BaseHTTPRequestHandler):
         if not is_known or query.get("service") != [SERVICE]:
             self.send_error(401)
             return
-        (scope,) = query.get("scope", [""])
-        self.server_state.asked.append(scope)
-        body = json.dumps({"access_token": self.server_state.token(scope)}).encode()
+        # In a URL each scope is a parameter, in a form all are words of one.
+        scopes = query.get("scope", [])
+        if self.command == "POST":
+            scopes = [one for text in scopes for one in text.split()]
+        if any(" " in one for one in scopes):
+            self.send_error(400)
+            return
+        self.server_state.asked.append(" ".join(scopes))
+        body = json.dumps({"access_token": self.server_state.token(scopes)}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

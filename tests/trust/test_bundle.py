@@ -124,10 +124,10 @@ def _by_old_root(before: SignedBundle) -> SignedBundle:
 def test_a_bundle_does_not_go_back() -> None:
     one = first()
     two = edited(one, CI.may("tag"))
-    with pytest.raises(IntegrityError, match="would go back"):
+    with pytest.raises(IntegrityError, match="is older, or from another history"):
         accepted(one, two)
     aside = edited(one, OTHER.may("tag"))
-    with pytest.raises(IntegrityError, match="back or aside"):
+    with pytest.raises(IntegrityError, match="is older, or from another history"):
         accepted(aside, two)
     assert accepted(two, two) == two.bundle
 
@@ -245,7 +245,7 @@ def test_a_key_signs_only_what_its_roles_allow(site: Site) -> None:
 def test_as_many_keys_must_sign_as_the_threshold_says(site: Site) -> None:
     bundle = first(CI.may(*BOTH), OTHER.may("release"), set_threshold("release", 2)).bundle
     site.push(CI)
-    with pytest.raises(IntegrityError, match="signed by 1 trusted keys, and 2 must sign"):
+    with pytest.raises(IntegrityError, match="signed by 1 trusted keys, 2 are required"):
         site.ask(site.trust(bundle))
     artifact = site.push(CI, OTHER)
     assert site.ask(site.trust(bundle)) == artifact.manifest
@@ -254,7 +254,7 @@ def test_as_many_keys_must_sign_as_the_threshold_says(site: Site) -> None:
 def test_a_threshold_of_tags(site: Site) -> None:
     bundle = first(CI.may(*BOTH), OTHER.may("tag"), set_threshold("tag", 2)).bundle
     site.push(CI)
-    with pytest.raises(IntegrityError, match=r"the tag .* signed by 1 trusted keys, and 2"):
+    with pytest.raises(IntegrityError, match=r"the tag .* signed by 1 trusted keys, 2"):
         site.ask(site.trust(bundle))
     site.push(OTHER)
     site.ask(site.trust(bundle))
@@ -285,7 +285,8 @@ def test_a_revoked_key_counts_no_more_even_if_the_command_line_names_it(site: Si
     site.push(CI)
     bundle = first(CI.may(*BOTH), revoke_key(CI.public.id, "stolen", NOW)).bundle
     trust = site.trust(bundle, named_keys=(CI.public,))
-    with pytest.raises(IntegrityError, match="not signed by a trusted key"):
+    reason = f"not signed by a trusted key.*; {CI.public.id} was revoked on [0-9-]+: stolen"
+    with pytest.raises(IntegrityError, match=reason):
         site.ask(trust)
     known = first(OTHER.may(*BOTH)).bundle
     assert site.ask(site.trust(known, named_keys=(CI.public,)))

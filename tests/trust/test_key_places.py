@@ -278,7 +278,7 @@ def test_without_a_terminal_nobody_waits_for_a_passphrase(site: CliRunner) -> No
         start_new_session=True,
     )
     assert finished.returncode == 2
-    assert "no terminal to type it at" in finished.stderr
+    assert "this process has no terminal" in finished.stderr
 
 
 def type_at_a_terminal(site: CliRunner, words: list[str], lines: list[str]) -> tuple[int, str]:

@@ -553,7 +553,7 @@ def test_keys_that_share_an_id_do_not_stand_in_for_each_other(bucket: Bucket) ->
         both,
     )
     assert found == (twin,)
-    with pytest.raises(IntegrityError, match="signed by 1 trusted keys, and 2 must sign"):
+    with pytest.raises(IntegrityError, match="signed by 1 trusted keys, 2 are required"):
         require_enough("it", (*both, *both), 2)
 
 

@@ -250,9 +250,9 @@ def test_tags_get_an_end(site: Site) -> None:
             2,
             "soon",
         ),
-        (("revoke-key", "0123", "--why", "x", "--sign-key", "root.key"), 7, "no trust bundle"),
-        (("sign", "--sign-key", "root.key"), 7, "no trust bundle"),
-        (("update", "nothing.json"), 7, "no trust bundle"),
+        (("revoke-key", "0123", "--why", "x", "--sign-key", "root.key"), 7, "does not exist"),
+        (("sign", "--sign-key", "root.key"), 7, "does not exist"),
+        (("update", "nothing.json"), 7, "does not exist"),
         (("show",), 7, "every key in trusted.d may sign everything"),
     ],
 )

@@ -256,7 +256,7 @@ def test_who_signed(pages: Pages) -> None:
 @pytest.mark.parametrize(
     ("more", "problem"),
     [
-        ({"thresholds": {"release": 2}}, "signed by 1 trusted keys, and 2 must sign"),
+        ({"thresholds": {"release": 2}}, "signed by 1 trusted keys, 2 are required"),
         ({"revoked": True}, "was revoked on 2026-11-29: stolen"),
     ],
 )

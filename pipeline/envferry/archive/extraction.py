@@ -279,4 +279,4 @@ def cannot_write(error: OSError, target: Path) -> HostError:
         message = f"no space left (or quota reached) while writing {place}"
         return HostError(message, hint=f"free some space under {target}, then install again")
     message = f"cannot write {place}: {error.strerror}"
-    return HostError(message, hint="is the disk writable for this user?")
+    return HostError(message, hint="check that this user can write there")

@@ -33,7 +33,7 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
         return (self.rank, self.name, self.kind)
 
 
-NOBODY = Owner()
+NO_OWNER = Owner()
 GENERATED = Owner(rank=2, kind="generated")
 
 

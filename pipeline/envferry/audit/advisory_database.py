@@ -42,7 +42,7 @@ MOST_UNPACKED = 1 << 31
 """Twenty times what all advisories of PyPI take."""
 DATABASE = StatementKind(
     predicate="urn:envferry:advisories:1",
-    again="do not use it: make it again with `envferry audit update --sign-key`",
+    again="do not use it: make it again with `envferry audit update SOURCE --sign-key KEY`",
     expected="run `envferry audit update SOURCE` on a connected machine, and bring the file here",
 )
 LEVEL = 12
@@ -179,7 +179,7 @@ def read_database(path: Path) -> AdvisoryDatabase:
 def read_database_bytes(path: Path) -> bytes:
     """Read the file of a database, whole."""
     if not path.exists():
-        message = f"there is no database of advisories at {path}"
+        message = f"the database of advisories {path} does not exist"
         raise NotFound(message, hint=DATABASE.expected)
     return read_signed(path, DATABASE, MOST_BYTES)
 

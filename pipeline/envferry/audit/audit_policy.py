@@ -20,7 +20,6 @@ unknown = "allow"
 
 from __future__ import annotations
 
-import sys
 from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -108,7 +107,7 @@ def load_policy(text: str) -> LoadedPolicy:
         found = _loads(path.read_bytes().decode(), path)
         policy = convert(found, AuditPolicy)
     except FileNotFoundError as error:
-        message = f"there is no policy {path}"
+        message = f"the policy {path} does not exist"
         hint = "name a file, or one of any, low, medium, high, critical"
         raise NotFound(message, hint=hint) from error
     except (OSError, UnicodeDecodeError) as error:
@@ -173,20 +172,17 @@ def _vex_files(path: Path, globs: Iterable[str]) -> list[Path]:
             raise SpecError(message, hint="put them into a folder beside the policy")
         files = sorted(path.parent.glob(glob))
         if not files:
-            message = f"the policy {path} names {glob}, and there is no such file"
+            message = f"the policy {path} names {glob}, which does not exist"
             raise NotFound(message, hint="correct `vex` in the policy")
         found += files
     return found
 
 
 def _loads(text: str, path: Path) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    from envferry.base.toml import TomlFault, decode_toml
+
     try:
-        content: dict[str, Any] = tomllib.loads(text)
-    except ValueError as error:
+        return decode_toml(text)
+    except TomlFault as error:
         message = f"the policy {path} is not TOML: {error}"
         raise SpecError(message, hint=HINT) from error
-    return content

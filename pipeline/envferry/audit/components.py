@@ -148,7 +148,7 @@ def _conda_component(package: PackageFacts, said: tuple[UpstreamName, ...]) -> A
                     ecosystem="PyPI", name=mapped, version=package.version, certain=certain
                 )
             )
-    unknown = "" if names or library else "no name of it outside of conda is known"
+    unknown = "" if names or library else "its name outside conda is not known"
     return AuditComponent(
         kind="conda",
         name=package.name,
@@ -172,7 +172,7 @@ def _vendored(part: _Component, within: str) -> AuditComponent:
         unknown = "its version is not recorded"
     elif not (name or library):
         kind = part.purl.removeprefix("pkg:").partition("/")[0]
-        unknown = f"nothing is known of versions of {kind}" if kind else "it has no known name"
+        unknown = f"versions of {kind} cannot be compared" if kind else "it has no known name"
     return AuditComponent(
         kind="vendored",
         name=part.name,

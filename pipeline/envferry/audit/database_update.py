@@ -24,7 +24,7 @@ from envferry.audit.osv_archive import HINT, read_archive
 from envferry.base.files import write_bytes
 from envferry.base.times import parse_time
 from envferry.errors import IntegrityError, NotFound, UsageError
-from envferry.models import fit_to_show
+from envferry.redaction import fit_to_show
 from envferry.stores.http import HttpStore
 from envferry.trust.signed_files import attestation_of
 
@@ -104,7 +104,7 @@ def _forbid_older(facts: DatabaseFacts, request: UpdateRequest) -> None:
             f"{fit_to_show(request.source)} is as of {facts.as_of}, and the database"
             f" {request.database} is as of {here.as_of}: an older one would hide what is known"
         )
-        raise IntegrityError(message, hint="if that is meant, add --allow-downgrade")
+        raise IntegrityError(message, hint="if this is intended, add --allow-downgrade")
 
 
 @contextmanager
@@ -131,7 +131,9 @@ def _download(store: HttpStore, name: str, path: Path, progress: Progress) -> No
         message = f"{store.url}/{name} does not exist"
         raise NotFound(message, hint=HINT)
     if found.size > MOST_DOWNLOAD:
-        message = f"{store.url}/{name} has {found.size} bytes, which no archive of advisories has"
+        message = (
+            f"{store.url}/{name} has {found.size} bytes, too many for an archive of advisories"
+        )
         raise IntegrityError(message, hint=HINT)
     with path.open("wb") as stream, progress.task(f"download {name}", found.size) as advance:
         for start in range(0, found.size, PIECE):

@@ -30,6 +30,6 @@ def license_faults(packages: Iterable[PackageFacts], policy: LicensePolicy | Non
         if expression is None:
             if policy.unknown == "deny":
                 said = f"licence {package.license!r}" if package.license else "no licence"
-                yield f"{package.name} {package.version} ({said}, which is no SPDX expression)"
+                yield f"{package.name} {package.version} ({said}, which is not an SPDX expression)"
         elif not can_be_met(expression, is_fine):
             yield f"{package.name} {package.version} (licence {expression})"

@@ -49,7 +49,7 @@ def read_archive(path: Path) -> ReadArchive:
         found = ReadArchive(sha256=sha256_of_file(path))
         _read_into(found, _entries_of(path))
     else:
-        message = f"there is no archive of advisories at {path}"
+        message = f"the archive of advisories {path} does not exist"
         raise NotFound(message, hint=HINT)
     if not found.advisories:
         reason = f"; {found.skipped[0].file}: {found.skipped[0].reason}" if found.skipped else ""

@@ -129,7 +129,7 @@ def read_vex(path: Path) -> tuple[VexStatement, ...]:
             return tuple(_of_cyclonedx(decode_json(data, _CycloneDx), str(path)))
     except OSError as error:
         message = f"cannot read the VEX document {path}: {error.strerror}"
-        raise NotFound(message, hint="name a file that is there") from error
+        raise NotFound(message, hint="name an existing file") from error
     except msgspec.MsgspecError as error:
         message = f"{path} is not a VEX document: {error}"
         raise SpecError(message, hint=HINT) from error

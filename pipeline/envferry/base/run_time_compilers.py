@@ -76,7 +76,9 @@ def compiler_findings(
     packages: Iterable[str], has_tool: Callable[[Tool], bool]
 ) -> list[CompilerFinding]:
     """Return which packages compile, in order; `has_tool` says what the machine has."""
-    names = sorted({re.sub(r"[-_.]+", "-", name).lower() for name in packages})
+    from packaging.utils import canonicalize_name
+
+    names = sorted({str(canonicalize_name(name)) for name in packages})
     brought = {
         tool for tool, form in BROUGHT.items() if any(form.fullmatch(name) for name in names)
     }

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -79,7 +78,7 @@ SETTINGS = (
         kind="flag",
         default=False,
         option="--require-signature",
-        help="Take nothing unsigned in. True in one place is true: no other place takes it back.",
+        help="Accept nothing unsigned. True in one place is true: no other place revokes it.",
     ),
     Setting(
         key="tag_grace_days",
@@ -111,8 +110,8 @@ SETTINGS = (
         default=(),
         shown_default="none",
         help="Programs to run when an environment was installed, rolled back or removed, with the "
-        "arguments EVENT (`install`, `rollback`, `remove`), NAME, ID, PREFIX. Only programs that "
-        "nobody but root and the user who runs envferry can change. The variable separates by `:`.",
+        "arguments EVENT (`install`, `rollback`, `remove`), NAME, ID, PREFIX; only root or the "
+        "user who runs envferry may be able to change them. The variable separates by `:`.",
     ),
     Setting(
         key="kernel_dir",
@@ -208,6 +207,14 @@ SETTINGS = (
         kind="path",
         shown_default="see docs/one-file.md",
         help="Where the one file `envferry.run` unpacks itself.",
+        in_files=False,
+    ),
+    Setting(
+        key="run_file",
+        variable="ENVFERRY_RUN_FILE",
+        kind="path",
+        shown_default="set by `envferry.run`",
+        help="The one file that was started, which hints and systemd units then name.",
         in_files=False,
     ),
     Setting(
@@ -338,11 +345,11 @@ def who_else_may_change(path: Path, status: os.stat_result) -> str:
     if not stat.S_ISREG(status.st_mode):
         reason = "is not a file"
     elif status.st_mode & OTHERS_WRITE:
-        reason = "can be written by everybody"
+        reason = "is writable by every user"
     elif status.st_uid not in (0, user):
-        reason = f"belongs to the user {status.st_uid}, not to root or to who runs envferry"
+        reason = f"belongs to the user {status.st_uid}, not to root or the user who runs envferry"
     elif user == 0 and status.st_mode & GROUP_WRITES and status.st_gid != 0:
-        reason = f"can be written by the group {status.st_gid}, and root obeys nobody else"
+        reason = f"can be written by the group {status.st_gid}, which root does not accept"
     return reason or who_may_replace(path)
 
 
@@ -353,10 +360,10 @@ def may_everybody_change(path: Path) -> str:
     who mounted them.
     """
     if path.stat().st_mode & OTHERS_WRITE:
-        return "can be written by everybody"
+        return "is writable by every user"
     for folder in Path(os.path.realpath(path)).parents:
         if is_open_to_everybody(folder.stat()):
-            return f"lies in {folder}, where everybody can replace it"
+            return f"lies in {folder}, where every user can replace it"
     return ""
 
 
@@ -370,7 +377,7 @@ def who_may_replace(path: Path) -> str:
     for folder in Path(os.path.realpath(path)).parents:
         status = folder.stat()
         if is_open_to_everybody(status):
-            return f"lies in {folder}, where everybody can replace it"
+            return f"lies in {folder}, where every user can replace it"
         if os.geteuid() == 0 and status.st_uid != 0:
             return f"lies in {folder}, which belongs to the user {status.st_uid}, not to root"
     return ""
@@ -378,16 +385,13 @@ def who_may_replace(path: Path) -> str:
 
 def _loads(text: str, path: Path) -> dict[str, Any]:
     """Parse TOML."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    from envferry.base.toml import TomlFault, decode_toml
+
     try:
-        content: dict[str, Any] = tomllib.loads(text)
-    except ValueError as error:
+        return decode_toml(text)
+    except TomlFault as error:
         message = f"{path} is not TOML: {error}"
         raise SpecError(message, hint="docs/settings.md has an example") from error
-    return content
 
 
 def _line_of(text: str, key: str) -> int:

@@ -21,13 +21,11 @@ def sha256_hex(data: bytes | memoryview) -> str:
 
 def sha256_of_file(path: Path) -> str:
     """Return the SHA-256 of a file in hex."""
-    from cryptography.hazmat.primitives import hashes
-
-    digest = hashes.Hash(hashes.SHA256())
+    digest = RunningSha256()
     with path.open("rb") as stream:
         while chunk := stream.read(READ_BYTES):
             digest.update(chunk)
-    return digest.finalize().hex()
+    return digest.hex()
 
 
 def sha256_record(data: bytes) -> str:
@@ -40,10 +38,29 @@ def record_form(digest: bytes) -> str:
     return f"sha256={urlsafe_b64encode(digest).rstrip(b'=').decode()}"
 
 
-def _sha256(data: bytes | memoryview) -> bytes:
-    # Loaded here: a host has cryptography, and needs it only where keys are in use.
-    from cryptography.hazmat.primitives import hashes
+class RunningSha256:
+    """The SHA-256 of what comes piece by piece."""
 
-    digest = hashes.Hash(hashes.SHA256())
+    def __init__(self) -> None:
+        # Loaded here: a host has cryptography, and needs it only where keys are in use.
+        from cryptography.hazmat.primitives import hashes
+
+        self._digest = hashes.Hash(hashes.SHA256())
+
+    def update(self, data: bytes | memoryview) -> None:
+        """Add bytes; other threads run meanwhile."""
+        self._digest.update(data)
+
+    def finish(self) -> bytes:
+        """Return the digest; nothing can be added afterwards."""
+        return self._digest.finalize()
+
+    def hex(self) -> str:
+        """Return the digest in hex; nothing can be added afterwards."""
+        return self.finish().hex()
+
+
+def _sha256(data: bytes | memoryview) -> bytes:
+    digest = RunningSha256()
     digest.update(data)
-    return digest.finalize()
+    return digest.finish()

@@ -146,13 +146,9 @@ def _uv_file(path: Path) -> _Found:
 
 def _parse_toml(text: str) -> dict[str, Any]:
     """Parse TOML; raises ValueError, or ModuleNotFoundError in a Python 3.10 without tomli."""
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    from envferry.base.toml import decode_toml
 
-    content: dict[str, Any] = tomllib.loads(text)
-    return content
+    return decode_toml(text)
 
 
 def _pip_variables(environ: Mapping[str, str]) -> _Found:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 from cryptography.hazmat.primitives import hashes
 
 from envferry.base.files import COPY_BYTES
 from envferry.errors import IntegrityError, SpecError
-from envferry.models import fit_to_show
+from envferry.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,18 +64,6 @@ class Download(msgspec.Struct, frozen=True, kw_only=True):
     def shown(self) -> str:
         """The URL for people, without credentials."""
         return redact(self.url)
-
-
-def redact(url: str) -> str:
-    """Return a URL fit for messages: without user, password, token or query."""
-    parts = urlsplit(bare_url(url))
-    return fit_to_show(urlunsplit((parts.scheme, parts.netloc, parts.path, "", "")))
-
-
-def bare_url(url: str) -> str:
-    """Return a URL without user and password."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def hash_file(path: Path, algorithm: str, advance: Callable[[int], None]) -> str:

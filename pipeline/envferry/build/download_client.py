@@ -25,9 +25,10 @@ from envferry.base.retry import (
     asked_seconds,
     waiting_words,
 )
-from envferry.build.download import ALGORITHMS, bare_url
+from envferry.build.download import ALGORITHMS
 from envferry.config import NetworkSettings, settings
 from envferry.errors import NotFound, PipelineError, SpecError, StoreError
+from envferry.redaction import bare_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,11 +18,12 @@ from envferry.base.files import COPY_BYTES
 from envferry.base.retry import POLICY, RetryPolicy
 from envferry.base.workers import Workers
 from envferry.build.cache_locks import entry_lock
-from envferry.build.download import ALGORITHMS, Download, hash_file, redact
+from envferry.build.download import ALGORITHMS, Download, hash_file
 from envferry.build.download_client import DownloadClient, Meter, Stopped, package_limits, reason_of
 from envferry.config import NetworkSettings, network
 from envferry.errors import HostError, IntegrityError, NotFound, PipelineError
 from envferry.progress import Expected
+from envferry.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -20,7 +20,9 @@ from envferry import __version__
 from envferry.base.files import read_own, write_bytes
 from envferry.base.json import decode_json
 from envferry.base.sha256 import sha256_hex
-from envferry.build.inside.apart import NotOnEarlierTree, why_not_alone
+from envferry.build.file_stamps import FileStamp, stamp_files
+from envferry.build.inside.apart import why_not_alone
+from envferry.build.inside.made_tree import NotOnEarlierTree
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -63,15 +65,6 @@ class Materials(msgspec.Struct, frozen=True, kw_only=True):
     wheels: tuple[LockedWheel, ...]
 
 
-class SeenFile(msgspec.Struct, frozen=True, array_like=True):
-    """A file or link as the build left it: who changes it changes one of these."""
-
-    inode: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-
-
 class TreeNote(msgspec.Struct, frozen=True, kw_only=True):
     """What is noted beside a finished tree."""
 
@@ -87,7 +80,7 @@ class TreeNote(msgspec.Struct, frozen=True, kw_only=True):
     data: tuple[str, ...]
     """The files that belong to no package, relative to the tree."""
     device: int
-    files: dict[str, SeenFile]
+    files: dict[str, FileStamp]
 
 
 class EarlierBuild(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,7 +157,7 @@ def note_tree(home: Path, materials: Materials, answer: BuildAnswer) -> None:
         conda_tied=answer.conda_tied,
         data=answer.data,
         device=tree.stat().st_dev,
-        files=dict(_seen_files(tree)),
+        files=dict(stamp_files(tree)),
     )
     try:
         encoded = msgspec.json.encode(note)
@@ -240,7 +233,7 @@ def _why_not(tree: Path, note: TreeNote, materials: Materials, gone: set[str]) -
     leaving = chain.from_iterable(note.conda_files[name] for name in gone)
     if reason := why_not_alone(tree, leaving):
         return reason
-    if dict(_seen_files(tree)) != note.files:
+    if dict(stamp_files(tree)) != note.files:
         return f"{tree} was changed"
     return ""
 
@@ -254,24 +247,6 @@ def _read_note(path: Path) -> TreeNote | str:
     except (OSError, msgspec.MsgspecError) as error:
         log.info("%s cannot be read: %s", path, error)
         return "what was noted of the build before cannot be read"
-
-
-def _seen_files(tree: Path) -> Iterator[tuple[str, SeenFile]]:
-    """Yield all files and links of a tree, by their path in it."""
-    waiting = [""]
-    while waiting:
-        folder = waiting.pop()
-        with os.scandir(tree / folder) as found:
-            for entry in found:
-                path = f"{folder}{entry.name}"
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(f"{path}/")
-                    continue
-                status = entry.stat(follow_symlinks=False)
-                yield (
-                    path,
-                    SeenFile(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns),
-                )
 
 
 def _folders(tree: Path, dropped: frozenset[str]) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -14,13 +13,14 @@ import msgspec
 from blake3 import blake3
 
 from envferry.base.json import convert
+from envferry.base.toml import TomlFault, decode_toml
 from envferry.build.cache_locks import entry_lock
-from envferry.build.download import redact
 from envferry.build.git_credentials import git_environ
 from envferry.build.source_tree import copy_source_tree, digest_source_tree
 from envferry.config import child_environ
 from envferry.errors import IntegrityError, NotFound, SpecError, StoreError
 from envferry.process import run
+from envferry.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,11 +30,6 @@ if TYPE_CHECKING:
     from envferry.models import LockedPackage
     from envferry.process import Finished
     from envferry.progress import Progress
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 PYPROJECT = "pyproject.toml"
 DEFAULT_REQUIRES = ("setuptools>=40.8.0",)
@@ -71,9 +66,9 @@ class SourceCache(msgspec.Struct, frozen=True, kw_only=True):
         Raises SpecError when its pyproject.toml cannot be read.
         """
         try:
-            document = tomllib.loads(self._pyproject(package) or "")
+            document = decode_toml(self._pyproject(package) or "")
             return convert(document, Project).build_system.requires
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        except (TomlFault, UnicodeDecodeError, msgspec.ValidationError) as error:
             msg = f"{PYPROJECT} of {package.name} is damaged: {error}"
             raise SpecError(msg) from error
 
@@ -216,7 +211,9 @@ class GitCommit(msgspec.Struct, frozen=True, kw_only=True):
             raise StoreError(message, hint=hint)
         if not self._is_in(home):
             message = f"{shown} no longer exists"
-            raise NotFound(message, hint="lock again: `envferry lock --update` its package")
+            raise NotFound(
+                message, hint="lock its package again: `envferry lock SPEC --update PACKAGE`"
+            )
 
     def archive(self, repository: Path, target: Path) -> None:
         """Write the files of the commit into a tar archive."""

@@ -20,7 +20,7 @@ from envferry.build.container_job import (
 )
 from envferry.build.data_downloads import data_downloads, data_variables
 from envferry.build.earlier_build import describe_materials, find_earlier, note_tree
-from envferry.build.inside.apart import NotOnEarlierTree
+from envferry.build.inside.made_tree import NotOnEarlierTree
 from envferry.build.lock_wheels import make_wheels, open_wheel_builder
 from envferry.build.output import describe_build, keep_build, note_build, without_checks
 from envferry.build.request import PlacedFile

@@ -80,7 +80,7 @@ def create_channel(
     """
     if not current_platform().startswith("linux-"):
         message = f"a channel can be made on Linux only, this is {current_platform()}"
-        raise HostError(message, hint="run `envferry channel create` on a Linux machine")
+        raise HostError(message, hint="run it on a Linux machine")
     interpreters = [find_interpreter(name) for name in request.pythons] or [running_interpreter()]
     wheels, requirements = _sort_arguments(request.arguments)
     _require_fitting(wheels, interpreters)

@@ -120,7 +120,7 @@ class AuditOptions(
             message = "--tagged goes with neither REF nor --installed"
             raise UsageError(message, hint="run two commands")
         if not (self.refs or self.is_tagged or self.is_installed):
-            message = "audit what? Neither REF nor --tagged nor --installed is given"
+            message = "nothing to audit: neither REF nor --tagged nor --installed is given"
             raise UsageError(message, hint="name artifacts, such as `demo@stable`")
 
 

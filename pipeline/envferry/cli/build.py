@@ -83,7 +83,7 @@ class SigningOptions(SignKeyOptions, TagExpiryOptions, TrustedKeyOptions, Regist
         default=1,
         show_default=True,
         metavar="N",
-        help="For oci://: cut the archive into so many layers, which versions share.",
+        help="For oci://: split the archive into N layers, which versions share.",
     )
 
     def open_registry(self) -> Registry:
@@ -149,7 +149,7 @@ def environment_at(console: Console, options: PackCommandOptions) -> Iterator[Bu
     """Yield what `pack` is told to pack; a preview leaves nothing in the cache."""
     from envferry.build.finished_builds import read_build
     from envferry.pack.existing_env import describe_env, is_venv
-    from envferry.specs.reading import SPEC_ENDINGS
+    from envferry.specs.spec_names import SPEC_ENDINGS
 
     folder = Path(options.source)
     is_spec = folder.suffix in SPEC_ENDINGS

@@ -124,11 +124,24 @@ def lock_path(spec: str) -> str:
     return str(path.with_name(f"{path.stem}.conda-lock.yml"))
 
 
-def releasable(specs_dir: Path, since: str) -> tuple[str, ...]:
-    """Return the changed specs that a release is about: those that have, or had, a lock."""
+def releasable(console: Console, specs_dir: Path, since: str) -> tuple[str, ...]:
+    """Return the changed specs that a release is about: those that have, or had, a lock.
+
+    Say which are left out, and whether there are none: who forgot a lock has to see it.
+    """
     from envferry.specs.changed import changed_specs
 
-    return tuple(item.spec for item in changed_specs(specs_dir, since) if item.is_releasable)
+    found = changed_specs(specs_dir, since)
+    for item in found:
+        if not item.is_releasable and item.state != "deleted":
+            name = Path(item.spec).stem
+            console.note(
+                f"{item.spec} never had a lock: left out; `envferry lock {name}` makes one"
+            )
+    names = tuple(item.spec for item in found if item.is_releasable)
+    if not names:
+        console.note(f"no locked spec in {specs_dir}/ changed since {since}: nothing to release")
+    return names
 
 
 def job_matrix(specs: Iterable[str], service: Service) -> dict[str, object] | list[dict[str, str]]:

@@ -62,7 +62,7 @@ class ClusterOptions(CommandOptions):
     )
     fail_fast: bool = option(
         "--fail-fast/--keep-going",
-        help="Begin nothing more after a failure; or (default) release all others.",
+        help="Stop at the first failure, or (default) release all others.",
     )
     atomic: bool = option(
         "--atomic", is_flag=True, help="With workers: sign and tag all, or nothing if one failed."

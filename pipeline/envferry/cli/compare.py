@@ -74,8 +74,8 @@ def why(console: Console, options: WhyOptions) -> None:
 
     Read from the artifact's SBOM, or from its lock if it has none.
     """
-    dependencies, stem = read_dependencies(options)
-    needs = dependencies.why(options.package, stem)
+    dependencies, shown = read_dependencies(options)
+    needs = dependencies.why(options.package, shown)
     console.result(needs, lambda: why_lines(needs))
 
 
@@ -111,16 +111,16 @@ def read_dependencies(options: WhyOptions) -> tuple[Dependencies, str]:
         wanted, place = Ref.parse(ref), Registry.open(options.registry)
         id_ = place.resolve(wanted, options.platform)
         manifest = place.manifest(wanted.name, options.platform, id_)
-        return dependencies_in(place, manifest), manifest.stem
+        return dependencies_in(place, manifest), f"{manifest.name}@{manifest.id}"
     artifact = read_artifact(Path(ref))
     manifest, path = artifact.manifest, sbom_path(artifact)
     if path.is_file():
         found = Dependencies.of_sbom(path.read_bytes(), f"the SBOM of {manifest.stem}")
-        return found, manifest.stem
+        return found, options.ref
     if not artifact.lock_path.is_file():
         message = f"{manifest.stem} has neither SBOM nor lock: nothing says who needs what"
         raise NotFound(message, hint="copy all files of the artifact")
-    return dependencies_by_lock(manifest, artifact.lock_path.read_bytes()), manifest.stem
+    return dependencies_by_lock(manifest, artifact.lock_path.read_bytes()), options.ref
 
 
 def difference_lines(found: ArtifactDifference) -> Iterator[str]:

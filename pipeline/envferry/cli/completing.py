@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def complete_specs(_context: click.Context, _one: click.Parameter, begun: str) -> list[str]:
     """Return the specs whose name begins so."""
-    from envferry.specs.reading import spec_names
+    from envferry.specs.spec_names import spec_names
 
     return [name for name in spec_names(Path("specs")) if name.startswith(begun)]
 

@@ -16,10 +16,10 @@ import msgspec
 from envferry.base.files import human_bytes, plural
 from envferry.base.json import to_json
 from envferry.cli.failures import Answer
-from envferry.cli.terminal import harmless, styled
+from envferry.cli.terminal import printable, styled
 from envferry.config import is_plain_terminal
-from envferry.models import fit_to_show
 from envferry.progress import Expected, Silent
+from envferry.redaction import fit_to_show
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -56,7 +56,7 @@ class Console:
     def note(self, text: str) -> None:
         """Say on stderr what people should know about a result."""
         if not self.is_quiet:
-            click.echo(f"{styled('note:', bold=True)} {harmless(text)}", err=True)
+            click.echo(f"{styled('note:', bold=True)} {printable(text)}", err=True)
 
     def result(self, value: object, lines: Callable[[], Iterable[str]]) -> None:
         """Print a result: the value with `--json`, else the lines for people."""
@@ -64,7 +64,7 @@ class Console:
         if self.as_json:
             click.echo(to_json(msgspec.to_builtins(value, enc_hook=to_builtin)), nl=False)
         else:
-            click.echo(harmless("".join(f"{line}\n" for line in lines())), nl=False)
+            click.echo(printable("".join(f"{line}\n" for line in lines())), nl=False)
 
     def preview(self, value: object, lines: Callable[[], Iterable[str]]) -> None:
         """Print what a command would do: as its result, with `"dry_run": true` in the JSON."""
@@ -104,7 +104,7 @@ class MessageFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line, without the logins of URLs in it."""
-        text = harmless(fit_to_show(super().format(record)))
+        text = printable(fit_to_show(super().format(record)))
         return f"{record.levelname.lower()}: {text}" if record.levelno > logging.INFO else text
 
 

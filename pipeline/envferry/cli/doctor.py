@@ -11,7 +11,7 @@ from envferry.base.files import human_bytes, plural
 from envferry.cli.command import command, option
 from envferry.cli.shared_options import EnvsDirOptions, RegistryOptions
 from envferry.cli.terminal import styled
-from envferry.config import child_environ, settings
+from envferry.config import child_environ, settings, started_file
 from envferry.engines.selection import REAL_ENGINES, Engine, open_sandbox
 from envferry.errors import HostError, PipelineError, SpecError
 from envferry.install.host_check import glibc_version
@@ -74,7 +74,7 @@ def doctor(console: Console, options: DoctorOptions) -> int:
     console.result({**findings, "problems": broken}, lambda: lines_of(findings))
     if broken:
         message = f"this machine has {plural(len(broken), 'problem')}: {'; '.join(broken)}"
-        raise HostError(message, hint="mend them, then run `envferry doctor` again")
+        raise HostError(message, hint="fix them, then run `envferry doctor` again")
     return 0
 
 
@@ -86,10 +86,11 @@ def problems(findings: dict[str, str], registry: str) -> list[str]:
     """
     engines = [text for label, text in findings.items() if label.startswith("sandbox ")]
     found = []
-    if "not installed" not in findings["conda-lock"] and not any(
+    if not findings["conda-lock"].startswith("not ") and not any(
         text.startswith("works") for text in engines
     ):
-        found.append("it can lock, but no sandbox engine works here (apt-get install bubblewrap)")
+        reason = findings["sandbox bwrap"].removeprefix("no: ")
+        found.append(f"it can lock, but no sandbox engine works here: {reason}")
     if findings["cache"].startswith("no: "):
         found.append(findings["cache"].removeprefix("no: "))
     if findings["GPU driver"] == "does not answer":
@@ -127,7 +128,7 @@ def show_fit(console: Console, name: str, envs_dir: Path) -> None:
     console.result({"host": faults, "compilers": compilers}, lambda: lines or [nothing])
     if faults:
         message = f"this host cannot run {name}@{id_}"
-        raise HostError(message, hint="mend what is named above, or install an older version")
+        raise HostError(message, hint="fix what is named above, or install an older version")
     lacking = sorted({TOOLS[tool] for one in compilers for tool in one.lacks})
     if lacking:
         message = f"this host lacks what {name}@{id_} compiles with: {', '.join(lacking)}"
@@ -157,6 +158,8 @@ def library_version(name: str) -> str:
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
+        if started_file():
+            return "not in this file, which is for training hosts"
         extra = "s3" if name == "boto3" else "build"
         return f'not installed (run: pip install "envferry[{extra}]")'
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from envferry.cli.terminal import harmless, styled
+from envferry.cli.terminal import printable, styled
 from envferry.errors import EXIT_INTERRUPTED, HostError, PipelineError, SpecError, UsageError
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ class Failure(msgspec.Struct, frozen=True):
 
         Logins of URLs are left out. A terminal that is gone is told nothing.
         """
-        from envferry.models import fit_to_show
+        from envferry.redaction import fit_to_show
 
-        message, hint = (harmless(fit_to_show(text)) for text in (self.message, self.hint))
+        message, hint = (printable(fit_to_show(text)) for text in (self.message, self.hint))
         try:
             click.echo(f"{styled('error:', fg='red', bold=True)} {message}", err=True)
             if hint:

@@ -8,7 +8,7 @@ from envferry.base.files import plural
 from envferry.cli.audit import database_path, open_database
 from envferry.cli.browse import match_lines, open_index
 from envferry.errors import NotFound
-from envferry.models import fit_to_show
+from envferry.redaction import fit_to_show
 from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:

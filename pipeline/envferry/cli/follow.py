@@ -15,6 +15,7 @@ from envferry.cli.command import command, option
 from envferry.cli.hooks import run_hooks
 from envferry.cli.host import InstallCommandOptions
 from envferry.cli.host_report import report_host
+from envferry.config import started_file
 from envferry.errors import UsageError
 from envferry.models import Ref, current_platform
 from envferry.trust.host_keys import load_trust
@@ -43,7 +44,7 @@ class FollowOptions(InstallCommandOptions):
         type=click.FloatRange(min=0),
         metavar="SECONDS",
         default=0.0,
-        help="Wait up to that long first, by chance: many hosts then do not ask at once.",
+        help="First wait a random time of at most this, so that many hosts do not poll at once.",
     )
     keep: int | None = option(
         "--keep",
@@ -154,13 +155,15 @@ def write_unit_files(console: Console, directory: Path, ref: Ref) -> None:
 
 def this_command() -> str:
     """Return what starts this envferry, for systemd."""
-    script = Path(sys.argv[0]).absolute()
-    if script.name != "envferry":
+    script, shell = Path(sys.argv[0]).absolute(), ""
+    if run_file := started_file():
+        script, shell = run_file.absolute(), "/bin/sh "  # a disk may be mounted `noexec`
+    elif script.name != "envferry":
         script = Path(sys.executable).with_name("envferry")
     if set(str(script)) & set(" \"'\\%$"):
         message = f"systemd cannot start {script}: there are blanks or quotes in its path"
         raise UsageError(message, hint="install envferry in another directory")
-    return str(script)
+    return f"{shell}{script}"
 
 
 def describe_followed(followed: Followed) -> str:

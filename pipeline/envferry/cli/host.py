@@ -67,7 +67,8 @@ class InstallCommandOptions(
         "-p",
         "--prefix",
         metavar="PATH",
-        help="The path at which the environment is used, if not ENVS_DIR/NAME.",
+        help="The path at which the environment is used; default: that of the current installation,"
+        " else ENVS_DIR/NAME.",
     )
     name: str | None = option(
         "-n", "--name", metavar="NAME", help="Install under another name than the environment's."

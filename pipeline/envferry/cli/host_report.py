@@ -9,7 +9,7 @@ from envferry import __version__
 from envferry.config import host_name, settings
 from envferry.errors import PipelineError
 from envferry.install.actor import utc_now
-from envferry.models import fit_to_show
+from envferry.redaction import fit_to_show
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -88,8 +88,10 @@ def image_of_artifact(console: Console, options: ImageOptions) -> Image:
     from envferry.registry.accepted_sources import opened_archive
 
     trust = load_trust(options.trusted_keys, require_signature=options.require_signature)
-    wanted = InstallOptions(envs_dir=ENVS_DIR, name=options.name, prefix=options.prefix)
     with opened_archive(options.ref, options.registry, trust) as source:
+        # Whatever this machine has installed: the same artifact gives the same image everywhere.
+        prefix = options.prefix or str(ENVS_DIR / (options.name or source[1].name))
+        wanted = InstallOptions(envs_dir=ENVS_DIR, name=options.name, prefix=prefix)
         return make_image(console, source, options.file, wanted)
 
 

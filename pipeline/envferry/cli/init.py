@@ -65,6 +65,9 @@ def init(console: Console, options: InitOptions) -> None:
         console.preview(facts, lambda: [f"would write {path}" for path in missing])
         return
     written = write_start(folder, files)
+    for path in files:
+        if path not in written:
+            console.note(f"{path} already exists: left as it is")
     facts = {"name": start.name, "files": [str(path) for path in written]}
     lines = [*map(str, written), f"Next: envferry lock {start.name}"]
     console.result(facts, lambda: lines)

@@ -10,10 +10,6 @@ from envferry.config import child_environ
 from envferry.errors import NotFound
 from envferry.models import SPECS_DIR
 from envferry.process import run
-from envferry.specs.lock_changes import compare_locks
-from envferry.specs.locks import parse_lock, read_lock
-from envferry.specs.publishers import compare_publishers
-from envferry.specs.reading import find_spec
 
 if TYPE_CHECKING:
     from envferry.cli.console import Console
@@ -25,6 +21,9 @@ log = logging.getLogger(__name__)
 
 def lock_at(argument: str) -> Lock:
     """Return the lock that `SPEC`, `SPEC@REVISION`, or a lock's own path means."""
+    from envferry.specs.locks import parse_lock, read_lock
+    from envferry.specs.reading import find_spec
+
     name, at, revision = argument.rpartition("@")
     target = name if at else argument
     is_lock = target.endswith(".conda-lock.yml")
@@ -47,6 +46,9 @@ def lock_at(argument: str) -> Lock:
 
 def compare(console: Console, before: str, after: str) -> None:
     """Print what the lock of `after` has otherwise than that of `before`."""
+    from envferry.specs.lock_changes import compare_locks
+    from envferry.specs.publishers import compare_publishers
+
     old, new = lock_at(before), lock_at(after)
     changes = compare_locks(old, new)
     for warning in compare_publishers(old, new):

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from envferry import __version__
 from envferry.cli.failures import EXPECTED, Answer, explain, require_utf8
-from envferry.config import is_completing
+from envferry.config import is_completing, started_file
 from envferry.errors import EXIT_INTERRUPTED, UsageError
 from envferry.suggestions import did_you_mean
 
@@ -51,7 +51,7 @@ SECTIONS = {
         ),
         "serve": ("envferry.cli.serve", "Show a registry in a browser."),
         "fleet": ("envferry.cli.fleet", "Show which host has what, as hosts report it."),
-        "stats": ("envferry.cli.stats", "Count downloads by access logs."),
+        "stats": ("envferry.cli.stats", "Count downloads from access logs."),
         "check": (
             "envferry.cli.upkeep",
             "Report what is broken in a registry, and how to repair it.",
@@ -70,12 +70,15 @@ SECTIONS = {
             "Switch to the previous installation, or to another.",
         ),
         "remove": ("envferry.cli.installed", "Remove old installations."),
-        "follow": ("envferry.cli.follow", "Keep an environment at a tag: one poll."),
+        "follow": ("envferry.cli.follow", "Follow a tag: poll once, install what is new."),
         "image": ("envferry.cli.image", "Write an artifact as one image to mount."),
     },
     "What is installed": {
         "list": ("envferry.cli.overview", "List what is installed on this host."),
-        "status": ("envferry.cli.overview", "Say whether all is as it should be: for monitoring."),
+        "status": (
+            "envferry.cli.overview",
+            "Report whether installed environments are healthy: for monitoring.",
+        ),
         "history": ("envferry.cli.overview", "Show what was installed and current when."),
         "du": ("envferry.cli.overview", "Show the disk space that installations take."),
         "checks": ("envferry.cli.overview", "Run the checks of an installed environment again."),
@@ -95,15 +98,15 @@ SECTIONS = {
         "keygen": ("envferry.cli.trust", "Generate a pair of keys: to sign, and to verify."),
         "trust": (
             "envferry.cli.trust_bundle",
-            "Manage the trust bundle: keys, roles, ends, revocations.",
+            "Manage the trust bundle: keys, roles, expiry, revocations.",
         ),
         "revoke": ("envferry.cli.trust_bundle", "Revoke an artifact: no host installs it."),
         "cache": ("envferry.cli.cache", "Manage the download cache: list, verify, prune."),
-        "config": ("envferry.cli.settings", "Show each setting, and what says so."),
+        "config": ("envferry.cli.settings", "Show each setting and where it comes from."),
         "doctor": ("envferry.cli.doctor", "Show what this machine supports."),
         "completion": (
             "envferry.cli.completion",
-            "Print what makes a shell complete the words of envferry.",
+            "Print the completion script for a shell.",
         ),
         "man": ("envferry.cli.man", "Write the man pages of all commands."),
     },
@@ -158,6 +161,9 @@ class LazyGroup(click.Group):
                 raise
             message = f"this command needs {error.name}, which is not installed"
             hint = f'run `pip install "envferry[build]"` with {sys.executable}'
+            if started_file():
+                message = "this command is for build machines, and not in this file"
+                hint = "run it where envferry is installed, with its extra `build`"
             raise UsageError(message, hint=hint) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

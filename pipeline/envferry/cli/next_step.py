@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from envferry.cli.terminal import own_name
 from envferry.config import settings
 from envferry.errors import PipelineError
-from envferry.specs.reading import LOCK_ENDING, spec_names
+from envferry.specs.spec_names import LOCK_ENDING, spec_names
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,7 +22,13 @@ envferry carries conda+pip training environments across an air gap.
 
 def welcome(folder: Path) -> str:
     """Return the stages, and the command that goes on from what is in a folder and on this host."""
-    lines = [*STAGES.splitlines(), "", *next_steps(folder), "", "All commands: envferry --help"]
+    lines = [
+        *STAGES.splitlines(),
+        "",
+        *next_steps(folder),
+        "",
+        f"All commands: {own_name()} --help",
+    ]
     return "\n".join(lines)
 
 
@@ -30,21 +37,19 @@ def next_steps(folder: Path) -> list[str]:
     directory = folder / "specs"
     specs = spec_names(directory)
     unlocked = [name for name in specs if not (directory / f"{name}{LOCK_ENDING}").is_file()]
-    steps = []
+    steps, name = [], own_name()
     if unlocked:
-        steps.append(f"Next: envferry lock {unlocked[0]}")
+        steps.append(f"Next: {name} lock {unlocked[0]}")
     elif specs:
-        steps.append(
-            f"Next: envferry build {specs[0]}, or envferry release {specs[0]} --tag stable"
-        )
+        steps.append(f"Next: {name} build {specs[0]}, or {name} release {specs[0]} --tag stable")
     installed = installed_names()
     if installed:
-        steps.append(f"Installed on this host: {', '.join(installed)}; see envferry list")
+        steps.append(f"Installed on this host: {', '.join(installed)}; see {name} list")
     return steps or [
-        "Next, on a connected machine: envferry import FILE",
+        f"Next, on a connected machine: {name} import FILE",
         "  FILE is an environment.yml, requirements, a lock, a pyproject.toml, a prefix or a venv",
-        "  or start anew: envferry init",
-        "Next, on a training host: envferry install NAME@TAG --registry PLACE",
+        f"  or start from nothing: {name} init",
+        f"Next, on a training host: {name} install NAME@TAG --registry PLACE",
     ]
 
 

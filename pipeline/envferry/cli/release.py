@@ -84,9 +84,11 @@ def release(console: Console, options: ReleaseOptions) -> None:
         message = "`--have` says which version a plan is for"
         raise UsageError(message, hint="add `--plan`")
     if not options.specs and options.since is None:
-        message = "release what? Neither a SPEC nor `--since` is given"
+        message = "nothing to release: neither a SPEC nor `--since` is given"
         raise UsageError(message, hint="name specs, such as `demo`")
-    changed = releasable(SPECS_DIR, options.since) if options.since is not None else ()
+    changed: tuple[str, ...] = ()
+    if options.since is not None:
+        changed = releasable(console, SPECS_DIR, options.since)
     specs = dict.fromkeys((*options.specs, *changed))
     if options.matrix:
         click.echo(json.dumps(job_matrix(specs, options.matrix)))

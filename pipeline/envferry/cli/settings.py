@@ -8,7 +8,7 @@ from envferry.base.settings_table import SETTINGS
 from envferry.cli.command import NoOptions, command
 from envferry.cli.terminal import table
 from envferry.config import settings_files, told_settings
-from envferry.models import fit_to_show
+from envferry.redaction import fit_to_show
 
 if TYPE_CHECKING:
     from envferry.base.settings_table import Value

@@ -73,7 +73,7 @@ class LintOptions(CommandOptions):
         nargs=-1, required=True, metavar="SPEC...", shell_complete=complete_specs
     )
     online: bool = option(
-        "--online", is_flag=True, help="Also ask the channels whether they have every pin."
+        "--online", is_flag=True, help="Also check that the channels have every pin."
     )
     strict: bool = option("--strict", is_flag=True, help="Fail if anything is found.")
 
@@ -95,7 +95,11 @@ class LockCommandOptions(DryRunOptions, OfflineOptions):
         metavar="CHANNEL",
         help="Use this channel instead of the spec's; repeatable.",
     )
-    check: bool = option("--check", is_flag=True, help="Only check whether the lock is up to date.")
+    check: bool = option(
+        "--check",
+        is_flag=True,
+        help="Only check whether the locks are up to date; without a SPEC all those in specs/.",
+    )
     updated: tuple[str, ...] = option(
         "--update",
         multiple=True,
@@ -266,6 +270,8 @@ def lock(console: Console, options: LockCommandOptions) -> None:
     `--update` or `--upgrade` is given.
     """
     specs = (*options.specs, *options.files)
+    if options.check and not specs:
+        specs = locked_specs(console)
     if not specs:
         message = "lock needs a SPEC: a name in specs/, or a file"
         raise UsageError(message, hint="run `envferry lock NAME` or `envferry lock -f FILE`")
@@ -275,6 +281,18 @@ def lock(console: Console, options: LockCommandOptions) -> None:
         console.preview(facts, lambda: [f"would lock {describe_lock(made)}" for made, _ in results])
     else:
         console.result(facts, lambda: [describe_lock(made) for made, _ in results])
+
+
+def locked_specs(console: Console) -> tuple[str, ...]:
+    """Return the specs in specs/ that have a lock; say which have none."""
+    from envferry.specs.spec_names import LOCK_ENDING, spec_names
+
+    found = spec_names(SPECS_DIR)
+    locked = [name for name in found if (SPECS_DIR / f"{name}{LOCK_ENDING}").is_file()]
+    for name in found:
+        if name not in locked:
+            console.note(f"{name} has no lock: run `envferry lock {name}`")
+    return tuple(locked)
 
 
 def lock_one(

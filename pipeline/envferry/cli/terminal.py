@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from envferry.config import wants_colours
+from envferry.config import started_file, wants_colours
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,6 +25,17 @@ COPIED = ("ID", "ARTIFACT", "NAME")
 def harmless(text: str) -> str:
     """Return a text that can only colour a terminal: names and licences come from anybody."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def printable(text: str) -> str:
+    """Return what is told to people: harmless, and with commands in backticks as they are typed."""
+    return harmless(text.replace("`envferry ", f"`{own_name()} "))
+
+
+def own_name() -> str:
+    """Return what a user types for `envferry`: of the one-file tool its path, unless on PATH."""
+    path = started_file()
+    return f"sh {shlex.quote(str(path))}" if path and path.name != "envferry" else "envferry"
 
 
 def styled(text: str, *, bold: bool = False, fg: str | None = None) -> str:

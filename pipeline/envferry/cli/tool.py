@@ -56,7 +56,7 @@ def tool(console: Console, options: ToolOptions) -> None:
     lines = [
         f"{options.file}: {human_bytes(len(content))}, {needs_words(program)}",
         f"SHA-256 {facts['sha256']}",
-        f"on the host run: sh {options.file.name} install REF",
+        f"on the host run: sh {options.file.name} install NAME@TAG --registry PLACE",
     ]
     console.result(facts, lambda: lines)
 

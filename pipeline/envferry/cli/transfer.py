@@ -204,7 +204,7 @@ def export(console: Console, options: ExportOptions) -> None:
     if options.advisories:
         export_advisories(console, directory)
     export_bundle(console, directory)
-    console.result(found, lambda: export_lines(found))
+    console.result(found, lambda: export_lines(found, options))
     require_no_conflict(found.tags, found.directory)
 
 
@@ -346,7 +346,7 @@ def read_public_keys(files: Iterable[Path]) -> tuple[tuple[PublicKey, bytes], ..
     )
 
 
-def export_lines(found: Exported) -> Iterator[str]:
+def export_lines(found: Exported, options: ExportOptions) -> Iterator[str]:
     """Yield what is in the folder, and what to type at the other side."""
     yield from found.artifacts
     yield from tag_lines(found.tags)
@@ -359,7 +359,8 @@ def export_lines(found: Exported) -> Iterator[str]:
         yield f"at the site run: envferry apply {found.directory} --registry SITE"
         return
     yield f"{found.directory}: {human_bytes(found.carried_bytes)}"
-    yield f"on the host run: envferry install REF --registry {found.directory}"
+    start = f"sh {found.directory}/tool/envferry.run" if options.tool else "envferry"
+    yield f"on the host run: {start} install {options.refs[0]} --registry {found.directory}"
 
 
 def export_preview_lines(found: Exported, *, with_tool: bool) -> Iterator[str]:

@@ -78,7 +78,7 @@ class BundleOptions(SignKeyOptions):
         """Read the bundle; raise NotFound where there is none."""
         found = self.read()
         if found is None:
-            message = f"there is no trust bundle {self.bundle}"
+            message = f"the trust bundle {self.bundle} does not exist"
             raise NotFound(message, hint="`envferry trust add KEY.pub --role root` makes one")
         return found
 
@@ -110,7 +110,9 @@ class AddKeyOptions(BundleOptions):
         required=True,
         help="What it may sign: root for bundles, release for artifacts; repeatable.",
     )
-    name: str = option("-n", "--name", default="", metavar="TEXT", help="Whose it is, for people.")
+    name: str = option(
+        "-n", "--name", default="", metavar="TEXT", help="Whose key it is, as shown to people."
+    )
     not_before: str = option(
         "--not-before", default="", metavar="TIME", help="When it begins: 2027-01-01T00:00:00Z."
     )
@@ -144,7 +146,7 @@ class RevokeKeyOptions(BundleOptions):
     """Which key counts no more."""
 
     key_id: str = argument(metavar="KEYID")
-    why: str = option("--why", required=True, metavar="TEXT", help="What hosts are told.")
+    why: str = option("--why", required=True, metavar="TEXT", help="The reason, as hosts show it.")
 
 
 @command(RevokeKeyOptions, group=trust)
@@ -198,7 +200,7 @@ def update(console: Console, options: UpdateTrustOptions) -> None:
     """
     path = options.source / "keys" / BUNDLE_NAME if options.source.is_dir() else options.source
     if not path.is_file():
-        message = f"there is no trust bundle {path}"
+        message = f"the trust bundle {path} does not exist"
         raise NotFound(message, hint="name the file, or the folder that `envferry export` wrote")
     signed = decode_bundle(path.read_bytes(), f"the trust bundle {path}")
     target = bundle_path()
@@ -221,7 +223,7 @@ def show(console: Console, options: ShowTrustOptions) -> None:
     """Show the trust bundle FILE, or the one that this host obeys."""
     path = options.file or bundle_path()
     if not path.is_file():
-        message = f"there is no trust bundle {path}"
+        message = f"the trust bundle {path} does not exist"
         raise NotFound(message, hint="without one, every key in trusted.d may sign everything")
     bundle = decode_bundle(path.read_bytes(), f"the trust bundle {path}").bundle
     console.result(bundle, lambda: [str(path), *bundle_lines(bundle)])
@@ -231,7 +233,7 @@ class RevokeOptions(BundleOptions, PlatformOptions, RegistryOptions):
     """Which artifact nobody shall install."""
 
     ref: str = argument(shell_complete=complete_refs)
-    why: str = option("--why", required=True, metavar="TEXT", help="What hosts are told.")
+    why: str = option("--why", required=True, metavar="TEXT", help="The reason, as hosts show it.")
 
 
 @command(RevokeOptions)

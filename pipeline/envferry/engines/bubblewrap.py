@@ -48,7 +48,10 @@ class Bubblewrap:
             raise NoSandbox(
                 msg,
                 hint="allow user namespaces (sysctl kernel.unprivileged_userns_clone=1, or an "
-                "AppArmor profile for bwrap), or run as root",
+                "AppArmor profile for bwrap)"
+                + (
+                    ", or run as root" if os.getuid() else "; a container needs --privileged for it"
+                ),
             )
 
     def run(self, job: Job, *, check: bool = True, show: bool = False) -> Finished:

@@ -6,7 +6,7 @@ import logging
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from envferry.engines.bubblewrap import INSTALL_HINT, Bubblewrap
+from envferry.engines.bubblewrap import Bubblewrap
 from envferry.engines.oci import ContainerEngine
 from envferry.errors import NoSandbox
 
@@ -35,16 +35,17 @@ def choose_sandbox(engine: Engine, image: str | None = None) -> Sandbox:
     """
     if engine is not Engine.AUTO:
         return open_sandbox(engine, image)
-    reasons = []
+    reasons, hint = [], ""
     for candidate in REAL_ENGINES:
         try:
             sandbox = open_sandbox(candidate, image)
         except NoSandbox as error:
             reasons.append(f"{candidate.value}: {error.message}")
+            hint = error.hint  # of the last one, which needs no daemon
             continue
         log.info("sandbox: %s", "; ".join([*reasons, f"{candidate.value} works"]))
         return sandbox
-    raise NoSandbox("no sandbox engine works here\n  " + "\n  ".join(reasons), hint=INSTALL_HINT)
+    raise NoSandbox("no sandbox engine works here\n  " + "\n  ".join(reasons), hint=hint)
 
 
 def open_sandbox(engine: Engine, image: str | None = None) -> Sandbox:

@@ -115,7 +115,9 @@ def _poll(
     if state.id == state.rejected:
         return followed("rejected", f"its checks failed on this host: {state.error}")
     if state.id == state.installed and request.home.record(state.id).is_file():
-        return followed("held", "somebody switched to another installation; the next move counts")
+        return followed(
+            "held", "another installation was selected on this host; waiting for the tag to move"
+        )
     if reason := _why_not_now(request, before):
         return followed("waiting", reason)
     if request.dry_run:

@@ -14,7 +14,7 @@ from envferry.errors import NotFound, TargetOccupied
 from envferry.install import final_view
 from envferry.install.check_runner import CheckedTree, run_check, run_checks
 from envferry.install.env_home import HOME
-from envferry.install.events import NOBODY, Actor, note_event
+from envferry.install.events import UNKNOWN_ACTOR, Actor, note_event
 from envferry.install.integrations import refresh_integrations
 from envferry.install.mounting import mount
 from envferry.install.moves import move_directory
@@ -122,7 +122,7 @@ def name_aside(home: EnvHome) -> Path | None:
 
 
 def roll_back(
-    home: EnvHome, wish: str | None, *, dry_run: bool = False, actor: Actor = NOBODY
+    home: EnvHome, wish: str | None, *, dry_run: bool = False, actor: Actor = UNKNOWN_ACTOR
 ) -> Installation:
     """Make the installation current that was so before, or the one that is named.
 
@@ -136,7 +136,8 @@ def roll_back(
             installed = ", ".join(item.id for item in home.installations()) or "nothing"
             message = f"{home.name} has no earlier installation in {home.envs_dir}"
             msg = f"{message} (installed: {installed})"
-            raise NotFound(msg, hint="install one, or name an id")
+            hint = f"it gets one with an update: `envferry install {home.name}@TAG`"
+            raise NotFound(msg, hint=hint)
         installation = home.installation(wanted)
         if home.current_id() is None and home.link.exists():
             message = f"{home.link} exists but was not made by envferry: left untouched"

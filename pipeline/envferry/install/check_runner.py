@@ -33,7 +33,7 @@ class CheckedTree(msgspec.Struct, frozen=True, kw_only=True):
     """What each check is run with, see `activation.view_of`."""
     outcome: str = ", so it was not made current"
     """What follows from a failure."""
-    hint: str = "`envferry install --no-check` installs it anyway"
+    hint: str = "`envferry install REF --no-check` installs it anyway"
 
 
 def run_checks(checks: Checks, checked: CheckedTree, progress: Progress) -> None:

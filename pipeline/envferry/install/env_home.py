@@ -163,7 +163,7 @@ class EnvHome(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(message, hint="give more digits")
         if not found:
             message = f"{self.name} has no installation {text} in {self.envs_dir} {installed}"
-            raise NotFound(message, hint="run `envferry install` with that id")
+            raise NotFound(message, hint=f"run `envferry install {self.name}@ID`")
         return found[0]
 
     @property
@@ -190,7 +190,7 @@ class EnvHome(msgspec.Struct, frozen=True, kw_only=True):
         path = self.record(id_)
         if not path.is_file():
             message = f"{self.name} has no installation {id_} in {self.envs_dir}"
-            raise NotFound(message, hint="run `envferry install` with that id")
+            raise NotFound(message, hint=f"run `envferry install {self.name}@ID`")
         return from_json(path.read_bytes(), Installation, str(path))
 
     def point_at(self, id_: str | None) -> None:

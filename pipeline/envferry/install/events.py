@@ -29,7 +29,7 @@ class Actor(msgspec.Struct, frozen=True, kw_only=True):
     user: str
 
 
-NOBODY = Actor(time="", user="")
+UNKNOWN_ACTOR = Actor(time="", user="")
 """For callers that keep no record of who they are."""
 
 
@@ -48,7 +48,7 @@ def note_event(home: EnvHome, actor: Actor, kind: EventKind, id_: str, detail: s
 
     It is a note: that it cannot be written stops nothing.
     """
-    if actor is NOBODY:
+    if actor is UNKNOWN_ACTOR:
         return
     event = Event(time=actor.time, user=actor.user, kind=kind, id=id_, detail=detail)
     lines = [msgspec.json.encode(one) for one in [*read_events(home), event][-MOST_EVENTS:]]

@@ -131,14 +131,16 @@ def check_host(needs: Needs, forced: Collection[str]) -> None:
         return
     lines = [f"{name}: {text}" for name, text in remaining]
     options = " ".join(f"--force {name}" for name, _ in remaining)
-    is_place = {name for name, _ in remaining} <= OF_THE_PLACE
+    names = {name for name, _ in remaining}
+    is_place = names <= OF_THE_PLACE
     better = (
         "name another place with --envs-dir" if is_place else "choose an artifact for this host"
     )
-    raise HostError(
-        "\n  ".join(["this host cannot run the environment:", *lines]),
-        hint=f"{better}, or install it anyway with {options}",
-    )
+    way_out = f"or install it anyway with {options}"
+    if "readonly" in names:  # what cannot be written to cannot be forced
+        way_out = "or install as a user who may write there, such as root"
+    message = "\n  ".join(["this host cannot run the environment:", *lines])
+    raise HostError(message, hint=f"{better}, {way_out}")
 
 
 def host_findings(needs: Needs, host: Host) -> Iterator[tuple[Finding, str]]:

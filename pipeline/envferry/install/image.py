@@ -7,6 +7,7 @@ needs to know without reading the rest. Whoever mounts the file does not see the
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import struct
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ from envferry.install.installed_tar import InstalledTar
 from envferry.install.integrations import wanted_integrations
 from envferry.install.mounting import mount, unmount
 from envferry.install.moves import throw_away
-from envferry.install.plan import check_target, is_installed, plan_installation
+from envferry.install.plan import check_target, is_installed, plan_installation, wanted_prefix
 from envferry.install.switching import switch_to
 from envferry.install.upkeep import changing
 from envferry.models import Installation  # noqa: TC001  (msgspec looks it up)
@@ -218,11 +219,12 @@ def mount_image(
     changed.
     """
     home = EnvHome.of(options.envs_dir, options.name or image.record.installation.name)
-    prefix = options.prefix or str(home.link)
+    prefix = wanted_prefix(home, options.prefix)
     installation = msgspec.structs.replace(image.record.installation, name=home.name)
     if installation.prefix != prefix:
         message = f"{image.path} is for the prefix {installation.prefix}, not for {prefix}"
-        raise TargetOccupied(message, hint=f"make one with `envferry image --prefix {prefix}`")
+        hint = f"make one for it: `envferry image REF FILE --prefix {shlex.quote(prefix)}`"
+        raise TargetOccupied(message, hint=hint)
     integrations = wanted_integrations(home, options.kernel_dir, options.modulefile_dir)
     check_target(home, installation, replace=options.replace)
     check_host(_needs(image, home), options.force)

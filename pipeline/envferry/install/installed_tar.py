@@ -64,7 +64,7 @@ class InstalledTar(msgspec.Struct, frozen=True):
 
     def _not_as_installed(self, entry: FileEntry, reason: str) -> IntegrityError:
         message = f"{self.tree.root}/{entry.path} is not as it was installed: {reason}"
-        return IntegrityError(message, hint="run `envferry verify --repair`, then try again")
+        return IntegrityError(message, hint="run `envferry verify NAME --repair`, then try again")
 
 
 def open_regular(path: str) -> FileIO:

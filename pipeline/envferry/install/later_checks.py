@@ -56,7 +56,7 @@ def required_view(home: EnvHome, installation: Installation) -> tuple[str, ...]:
         raise HostError(message, hint=hint)
     view = view_of(home, installation.id)
     if not view:
-        message = f"{shown} is not current, and this host shows it to nobody at {home.link}"
+        message = f"{shown} is not current, so it is not visible at {home.link}"
         raise HostError(
             message, hint=f"run `envferry rollback {home.name} {installation.id}` first"
         )

@@ -13,7 +13,7 @@ from envferry.archive.prefixes import Relocation
 from envferry.archive.reader import Archive
 from envferry.errors import PipelineError, TargetOccupied, UsageError
 from envferry.install.env_home import HOME, EnvHome
-from envferry.install.events import NOBODY, Actor
+from envferry.install.events import UNKNOWN_ACTOR, Actor
 from envferry.install.host_check import Needs, check_host, cuda_runtime
 from envferry.install.installed import find_donors, open_installed
 from envferry.install.integrations import Integrations, wanted_integrations
@@ -50,7 +50,8 @@ class InstallOptions(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None
     """Another name than the environment was built with."""
     prefix: str | None = None
-    """The path it shall believe it lives at; where it really is when None."""
+    """The path it shall believe it lives at; None: as the current installation does, else where
+    it really is."""
     replace: bool = False
     """Move aside what is already there and is not ours."""
     check: bool = True
@@ -73,7 +74,7 @@ class InstallOptions(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def actor(self) -> Actor:
         """Who installs it."""
-        return Actor(time=self.origin.time, user=self.origin.user) if self.origin else NOBODY
+        return Actor(time=self.origin.time, user=self.origin.user) if self.origin else UNKNOWN_ACTOR
 
 
 class InstallPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,7 +170,7 @@ def plan_installation(
         name=home.name,
         id=index.id,
         platform=index.platform,
-        prefix=options.prefix or str(home.link),
+        prefix=wanted_prefix(home, options.prefix),
         built_prefix=index.prefix,
         archive_xxh128=manifest.archive.xxh128 if manifest else "",
         files=len(index.files),
@@ -180,6 +181,17 @@ def plan_installation(
         requirements=manifest.requirements if manifest else SystemRequirements(),
         cuda_code=manifest.gpu_code if manifest else {},
     )
+
+
+def wanted_prefix(home: EnvHome, told: str | None) -> str:
+    """Return the path that an installation is for.
+
+    An update is for the path of the installation before: what is in a container's volume stays
+    for the path inside of it, also when only the first install said so.
+    """
+    current = home.current_id()
+    before = recorded(home, current) if current and not told else None
+    return told or (before.prefix if before else str(home.link))
 
 
 def check_target(home: EnvHome, installation: Installation, *, replace: bool) -> None:

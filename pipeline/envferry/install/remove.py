@@ -10,7 +10,7 @@ import msgspec
 from envferry.base.files import remove_tree, sync_directory
 from envferry.errors import HostError, TargetOccupied
 from envferry.install.env_home import TRASH
-from envferry.install.events import NOBODY, Actor, note_event
+from envferry.install.events import UNKNOWN_ACTOR, Actor, note_event
 from envferry.install.in_use import Usage, describe, look_for_users
 from envferry.install.installed import not_installed, seen_trees
 from envferry.install.integrations import forget_integrations
@@ -40,7 +40,7 @@ def remove_old(
     *,
     assume_unused: bool = False,
     dry_run: bool = False,
-    actor: Actor = NOBODY,
+    actor: Actor = UNKNOWN_ACTOR,
 ) -> Removal:
     """Remove all but the `keep` installations that were current last.
 
@@ -55,7 +55,9 @@ def remove_old(
         ids = [item.id for item in home.installations()]
         # Those that never became current are removed first.
         ids.sort(key=lambda id_: (id_ == current, past.index(id_) if id_ in past else -1))
-        kept = dict.fromkeys(ids[max(len(ids) - keep, 0) :], "kept")
+        kept = dict.fromkeys(
+            ids[max(len(ids) - keep, 0) :], f"one of the {keep} that were current last"
+        )
         if current:
             kept[current] = "current"
         removed = []
@@ -79,7 +81,7 @@ def remove_named(
     *,
     assume_unused: bool = False,
     dry_run: bool = False,
-    actor: Actor = NOBODY,
+    actor: Actor = UNKNOWN_ACTOR,
 ) -> Removal:
     """Remove one installation; raise TargetOccupied for the current one and one in use."""
     require_installed(home)

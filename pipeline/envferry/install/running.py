@@ -67,7 +67,7 @@ def interactive_shell(home: EnvHome, shell: str) -> Start:
     """
     program = shell if shell and os.access(shell, os.X_OK) else find_shell()
     if not os.access(program, os.X_OK):
-        message = f"the shell {program} is not there"
+        message = f"the shell {program} does not exist"
         raise NotFound(message, hint="set SHELL to the path of a shell")
     own = ("--rcfile", str(BASH_START)) if Path(program).name == "bash" else ()
     return start_in(home, (program, *own, "-i"))

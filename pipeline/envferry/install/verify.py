@@ -15,7 +15,7 @@ from envferry.archive.extraction import TOP_MODE, ExtractOptions, extract_tree
 from envferry.base.files import plural, remove_tree
 from envferry.errors import IntegrityError
 from envferry.install.env_home import REPAIR
-from envferry.install.events import NOBODY, Actor, note_event
+from envferry.install.events import UNKNOWN_ACTOR, Actor, note_event
 from envferry.install.installed import chosen_id, open_installed
 from envferry.install.last_results import LastVerified, note_verified
 from envferry.install.seen_files import SeenTree, being_read
@@ -103,7 +103,12 @@ def summary(differences: Iterable[FileDifference], *, time: str, quick: bool) ->
 
 
 def repair_installation(
-    home: EnvHome, found: Verified, archive: Archive, *, progress: Progress, actor: Actor = NOBODY
+    home: EnvHome,
+    found: Verified,
+    archive: Archive,
+    *,
+    progress: Progress,
+    actor: Actor = UNKNOWN_ACTOR,
 ) -> Verified:
     """Bring back what is changed or missing, reading only the frames that hold it.
 
@@ -134,7 +139,10 @@ def repair_installation(
         finally:
             remove_tree(staging)
         note_event(home, actor, "repaired", found.id, plural(len(faulty), "file"))
-    return verify_again(tree, found)
+    repaired = verify_again(tree, found)
+    if actor.time:
+        note_verified(home, found.id, summary(repaired.differences, time=actor.time, quick=False))
+    return repaired
 
 
 def put_back(tree: InstalledTree, staging: Path, faulty: set[str]) -> None:

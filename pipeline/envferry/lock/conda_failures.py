@@ -15,7 +15,7 @@ from envferry.lock.solver_output import (
     tidy,
     unreachable_channel,
 )
-from envferry.models import without_credentials
+from envferry.redaction import without_credentials
 
 if TYPE_CHECKING:
     from envferry.errors import PipelineError

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from envferry.lock.conda_messages import CondaAnswer, CondaRequest
 from envferry.lock.pypi_names import NAMES_PATH
-from envferry.models import LockedPackage, SystemRequirements, build_string, without_credentials
+from envferry.models import LockedPackage, SystemRequirements, build_string
 from envferry.process import CalledProcessError
+from envferry.redaction import without_credentials
 from envferry.specs.conda_lines import conda_name
 from envferry.worker_process import answer_request
 

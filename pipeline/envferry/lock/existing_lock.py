@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from packaging.utils import canonicalize_name
 
 from envferry.errors import NotFound, SpecError, StaleLock
-from envferry.models import without_credentials
+from envferry.redaction import without_credentials
 from envferry.specs.locks import read_lock
 
 if TYPE_CHECKING:

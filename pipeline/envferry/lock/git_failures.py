@@ -6,7 +6,7 @@ import re
 
 from envferry.errors import PipelineError, SpecError, StoreError
 from envferry.lock.solver_output import proxies_hint
-from envferry.models import without_login
+from envferry.redaction import without_login
 
 FAILED = re.compile(r"Git operation failed|git operation failed")
 COMMAND = re.compile(r"git (?:fetch|clone|ls-remote)[^\n]*? '(?P<url>[^'\s]+://[^']+|/[^']+)'")

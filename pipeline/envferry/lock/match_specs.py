@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from envferry.errors import SpecError
-from envferry.models import without_credentials
+from envferry.redaction import without_credentials
 from envferry.specs.yaml_text import line_of
 
 if TYPE_CHECKING:

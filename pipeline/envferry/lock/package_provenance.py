@@ -18,12 +18,12 @@ from envferry.base.json import decode_json
 from envferry.base.limits import MIB, Limits, broken_limit
 from envferry.base.retry import BUSY_STATUSES, Transient, asked_seconds, persistently
 from envferry.base.workers import Workers
-from envferry.build.download import redact
 from envferry.build.downloads import THREADS, DownloadCache
 from envferry.config import settings
 from envferry.errors import IntegrityError, StoreError
 from envferry.lock.wheel_attestations import AttestedFile, VerifyRequest, verify
 from envferry.models import FileProvenance
+from envferry.redaction import redact
 from envferry.specs.publishers import publisher_warnings, with_past
 
 if TYPE_CHECKING:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from envferry.base.toml import TomlFault, decode_toml
 from envferry.build.source_tree import digest_source_tree
 from envferry.errors import SpecError
 from envferry.lock.wheel_choice import choose_wheel
-from envferry.models import LockedPackage, without_login
+from envferry.models import LockedPackage
+from envferry.redaction import without_login
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
     from packaging.tags import Tag
 
     from envferry.lock.pip_request import PipRequest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 SOURCE_ENDINGS = (".tar.gz", ".zip", ".tar.bz2", ".tar.xz", ".tgz")
 NO_VERSION = "0"
@@ -128,8 +124,8 @@ def _static_version(folder: Path) -> str:
     """Return the version that a project's pyproject.toml states, if it does."""
     path = folder / "pyproject.toml"
     try:
-        project = tomllib.loads(path.read_text(encoding="utf-8")).get("project", {})
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        project = decode_toml(path.read_text(encoding="utf-8")).get("project", {})
+    except (OSError, UnicodeDecodeError, TomlFault):
         return NO_VERSION
     return str(project.get("version", NO_VERSION))
 

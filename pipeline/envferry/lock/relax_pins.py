@@ -17,7 +17,8 @@ from envferry.errors import SpecError
 from envferry.lock.repodata import ChannelIndexes, Extract, extract
 from envferry.lock.solver_output import tidy
 from envferry.lock.spec_lines import wanted_line
-from envferry.models import Replacement, without_credentials
+from envferry.models import Replacement
+from envferry.redaction import without_credentials
 from envferry.worker_process import Worker, answer_request
 
 if TYPE_CHECKING:

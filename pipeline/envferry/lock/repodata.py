@@ -15,7 +15,6 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import msgspec
 
-from envferry.build.download import redact
 from envferry.build.downloads import DownloadCache
 from envferry.config import settings
 from envferry.errors import SpecError, StoreError
@@ -23,6 +22,7 @@ from envferry.lock.repodata_server import RepodataServer, unpack_file
 from envferry.lock.repodata_shards import ShardedIndex
 from envferry.lock.repodata_text import RepodataFile
 from envferry.lock.solver_output import not_cached
+from envferry.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence

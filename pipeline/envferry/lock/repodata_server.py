@@ -22,11 +22,10 @@ from envferry.base.files import human_bytes, write_bytes
 from envferry.base.json import decode_json
 from envferry.base.retry import BUSY_STATUSES, Transient, asked_seconds, persistently, waiting_words
 from envferry.build.cache_locks import entry_lock
-from envferry.build.download import redact
 from envferry.errors import StoreError
 from envferry.lock.solver_output import not_cached
-from envferry.models import without_credentials
 from envferry.progress import Expected
+from envferry.redaction import redact, without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

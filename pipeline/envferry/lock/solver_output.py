@@ -7,7 +7,7 @@ import re
 from envferry.base.proxies import proxies_words
 from envferry.config import network
 from envferry.errors import NotFound, StoreError
-from envferry.models import fit_to_show
+from envferry.redaction import fit_to_show
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 MAX_LINES = 40

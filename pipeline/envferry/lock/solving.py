@@ -19,7 +19,8 @@ import msgspec
 from envferry.base.json import decode_json
 from envferry.lock.repodata import PUBLIC, Extract
 from envferry.lock.spec_lines import Wanted, is_exact
-from envferry.models import ChannelPriority, without_credentials
+from envferry.models import ChannelPriority  # noqa: TC001  (msgspec reads it)
+from envferry.redaction import without_credentials
 from envferry.worker_process import Worker, answer_request
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry.lock.repodata_text import name_of
-from envferry.models import without_credentials
+from envferry.redaction import without_credentials
 from envferry.specs.conda_lines import parse_conda_line
 
 if TYPE_CHECKING:

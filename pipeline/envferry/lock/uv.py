@@ -14,14 +14,15 @@ from msgspec.structs import replace
 from packaging.utils import canonicalize_name
 
 from envferry.base.site_indexes import UV_EXTRA, UV_MAIN
+from envferry.base.toml import decode_toml
 from envferry.build.git_credentials import git_environ, git_logins, without_git_login
 from envferry.config import network, uv_environ
 from envferry.errors import HostError, SpecError, StoreError
 from envferry.lock.git_failures import git_failure
 from envferry.lock.pip_entries import newer_glibc_hint
 from envferry.lock.solver_output import NOT_CACHED, UNREACHABLE, not_cached, proxies_hint, tidy
-from envferry.models import without_login
 from envferry.process import run
+from envferry.redaction import without_login
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -31,11 +32,6 @@ if TYPE_CHECKING:
     from envferry.lock.pip_request import PipRequest
     from envferry.lock.wheel_choice import WheelTarget
     from envferry.process import Finished
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +104,7 @@ def compile_lines(request: PipRequest, lines: tuple[str, ...], scratch: Path) ->
         if isinstance(error, SpecError):
             error.hint = _newer_glibc_hint(request, scratch, words) or error.hint
         raise error
-    document = tomllib.loads(output.read_text(encoding="utf-8"))
+    document = decode_toml(output.read_text(encoding="utf-8"))
     entries: list[dict[str, Any]] = document.get("packages", [])
     said = _annotated(request, entries, scratch, how)
     return Compiled(entries=entries, needs=_needs(said), indexes=_indexes(said))

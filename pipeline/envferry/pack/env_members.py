@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from envferry.archive.index import FileEntry
-from envferry.archive.members import NOBODY, Member, Owner
+from envferry.archive.members import NO_OWNER, Member, Owner
 from envferry.archive.validation import tree_faults
 from envferry.base.env_variables import read_variables
 from envferry.errors import NotFound, SpecError
@@ -206,7 +206,7 @@ class MemberCollector:
             directory, _, name = path.rpartition("/")
             source = f"{directory.removesuffix('__pycache__')}{name.split('.')[0]}.py"
             owner = self.owners.get(source)
-        return owner or NOBODY
+        return owner or NO_OWNER
 
     def directories(self) -> Iterator[Member]:
         """Yield all directories that members lie in, and the empty ones."""
@@ -218,7 +218,7 @@ class MemberCollector:
                 parent = posixpath.dirname(parent)
         # conda-unpack and the activation scripts are put there at the end.
         for path in sorted(paths | {"bin"}):
-            yield Member(entry=FileEntry(path=path, type="directory", mode=0o755), owner=NOBODY)
+            yield Member(entry=FileEntry(path=path, type="directory", mode=0o755), owner=NO_OWNER)
 
 
 def refuse_faults(faults: Iterable[str]) -> None:

@@ -88,7 +88,7 @@ def write_report(registry: Registry, report: HostReport) -> None:
     """
     store = registry.store.writable
     if store is None:
-        message = f"{registry.url} is only read: it takes no reports of hosts"
+        message = f"{registry.url} is read-only: hosts cannot report to it"
         raise UsageError(message, hint="report_to names a directory or s3://bucket/prefix")
     data = to_json(report)
     if len(data) > REPORT_BYTES:

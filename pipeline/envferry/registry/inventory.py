@@ -10,7 +10,7 @@ import msgspec
 from envferry.artifacts import ARCHIVE_SUFFIX, ATTESTATION, REGISTRY_MANIFEST
 from envferry.errors import NotFound
 from envferry.models import ID_PATTERN, NAME_PATTERN, check_name
-from envferry.registry.layout import ATTACHMENTS, BESIDE, ENVS, LOCK_FILE, PRUNING, TAGS
+from envferry.registry.layout import ATTACHMENTS, ENVS, LOCK_FILE, PRUNING, SIDE_PREFIXES, TAGS
 from envferry.trust.signed_tags import TagName
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _sort(found: Iterable[Listed]) -> Inventory:
         elif top == TAGS and len(names) == 3 and _is_tag(names):
             name = TagName(name=names[0], platform=names[1], tag=names[2])
             result.tags[name] = listed
-        elif not listed.key.startswith(BESIDE):
+        elif not listed.key.startswith(SIDE_PREFIXES):
             result.foreign.append(listed)
     result.folders = list(folders.values())
     return result

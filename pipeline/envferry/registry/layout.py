@@ -18,7 +18,7 @@ ATTACHMENTS = (ATTESTATION, SBOM)
 DELTAS = "v1/deltas/"
 HOSTS = "v1/hosts/"
 """What hosts report of themselves: one file each, which nothing depends on."""
-BESIDE = (DELTAS, HOSTS, "keys/", "tool/", "audit/")
+SIDE_PREFIXES = (DELTAS, HOSTS, "keys/", "tool/", "audit/")
 """What lies beside artifacts and tags, and no registry needs."""
 PRUNING = "pruning.json"
 """Lies in an artifact's folder while it is removed: no push completes what is on its way out."""

@@ -222,11 +222,8 @@ def _place_archive(
 
 
 def compares_while_sending(target: Registry) -> bool:
-    """Whether a new archive is compared with its manifest on its way: it need not be read before.
-
-    Layers are sent side by side, and some of them not at all.
-    """
-    return target.store.sends_in_order and target.layers == 1
+    """Whether a new archive is compared with its manifest on its way, and not read before."""
+    return target.store.sends_in_order
 
 
 @contextmanager
@@ -234,7 +231,8 @@ def _file_source(path: Path, key: str, manifest: Manifest) -> Iterator[ContentSo
     """Yield a file that becomes a value only if its digests are the manifest's."""
     facts = manifest.archive
     with incoming_of_file(path, key, (facts.xxh128, facts.blake3)) as incoming:
-        yield replace(incoming, journal=path.with_name(f".{path.name}.upload"))
+        journal = path.with_name(f".{path.name}.upload")
+        yield replace(incoming, journal=journal, tar_sha256=facts.tar_sha256)
 
 
 def _known(target: Registry, path: Path, manifest: Manifest) -> tuple[KnownRange, ...]:
@@ -332,7 +330,7 @@ def _signed(
     assert signer is not None
     if envelope is None or not envelope.signatures:
         materials = read_materials(manifest, source.companions.lock)
-        return attest(manifest, data, materials, signer)
+        return attest(manifest, data, materials, signer, _image_of(target, manifest))
     known = (
         *(key.public for key in signer.keys),
         *(target.trust.keys_for("release") if target.trust else ()),
@@ -344,10 +342,25 @@ def _signed(
     raise IntegrityError(message, hint=hint)
 
 
+def _image_of(target: Registry, manifest: Manifest) -> str | None:
+    """Return the digest of an archive's image where the registry has one; it is there by now."""
+    from envferry.stores.oci.image_store import OciStore
+
+    store = target.store
+    return store.image_digest(archive_key(manifest)) if isinstance(store, OciStore) else None
+
+
 def _require_same(published: Manifest, ours: Manifest, url: str) -> None:
     for field in SAME_ARTIFACT:
-        if getattr(published, field) != getattr(ours, field):
+        if _said(published, field) != _said(ours, field):
             raise _different(ours, field, url)
+
+
+def _said(manifest: Manifest, field: str) -> object:
+    """Return a field, without what older manifests do not have."""
+    if field == "archive":
+        return msgspec.structs.replace(manifest.archive, tar_sha256="")
+    return getattr(manifest, field)
 
 
 def _different(manifest: Manifest, what: str, url: str) -> IntegrityError:

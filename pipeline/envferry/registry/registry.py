@@ -225,6 +225,7 @@ class Registry(msgspec.Struct, frozen=True):
             read_at=partial(self.store.read, key),
             read_into=reader_into(self.store, key),
             digests=(facts.xxh128, facts.blake3),
+            tar_sha256=facts.tar_sha256,
         )
 
     def verify_archive(self, manifest: Manifest, *, progress: Progress) -> None:

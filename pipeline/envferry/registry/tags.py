@@ -33,7 +33,7 @@ def read_tag(registry: Registry, key: str) -> tuple[Stat | None, SignedTagRecord
         data = registry.store.read(key)
     except NotFound:
         return stat, None
-    hint = "remove that file, then run `envferry tag`"
+    hint = "remove that file, then run `envferry tag REF TAG`"
     try:
         record = from_json(data, SignedTagRecord, f"{key} in {registry.url}")
     except IntegrityError as error:

@@ -13,8 +13,9 @@ from envferry.config import child_environ
 from envferry.errors import NotFound, PipelineError
 from envferry.process import run
 from envferry.specs.locks import read_lock
-from envferry.specs.reading import LOCK_ENDING, SPEC_ENDINGS, read_spec
+from envferry.specs.reading import read_spec
 from envferry.specs.spec_digest import named_files
+from envferry.specs.spec_names import LOCK_ENDING, SPEC_ENDINGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -28,7 +28,7 @@ def check_data(options: SpecOptions, path: Path) -> None:
         where = f"{path}: `{item.path or item.url}` under `envferry: data:`"
         fault, hint = _fault(item)
         if not fault and item.path in targets:
-            fault, hint = "is there twice", "give each file a `path:` of its own"
+            fault, hint = "is listed twice", "give each file a `path:` of its own"
         for name in item.variables:
             if not fault and name in set_before:
                 fault, hint = f"sets {name}, which is set already", "set it in one place"
@@ -50,7 +50,7 @@ def _fault(item: DataFile) -> tuple[str, str]:
     if "://" in item.url and parts.scheme not in SCHEMES:
         return f"comes from {parts.scheme}://", f"use one of {', '.join(SCHEMES)}, or a path"
     if parts.username is not None and "://" in item.url:
-        return "has a login in its url", "leave it out: netrc has logins"
+        return "has a login in its url", "leave it out: a login belongs in ~/.netrc"
     if not item.url or item.url.endswith("/"):
         return "has a url that names no file", "write the URL or the path of a file"
     for name, value in item.variables.items():

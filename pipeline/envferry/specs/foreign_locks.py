@@ -17,13 +17,8 @@ import msgspec
 from packaging.utils import canonicalize_name
 
 from envferry.errors import SpecError
-from envferry.models import (
-    PLATFORMS,
-    LockedPackage,
-    current_platform,
-    without_credentials,
-    without_login,
-)
+from envferry.models import PLATFORMS, LockedPackage, current_platform
+from envferry.redaction import without_credentials, without_login
 from envferry.specs.conda_lines import parse_conda_line
 from envferry.specs.drafts import Draft
 from envferry.specs.import_conda import PACKAGE_URL, channel_name, draft_explicit

@@ -27,7 +27,6 @@ from envferry.specs.kinds import FOREIGN_LOCKS, FileKind, recognise, surprise
 from envferry.specs.reading import (
     HOLDER,
     KNOWN_KEYS,
-    RESERVED_NAMES,
     check_dependencies,
     parse_spec,
 )
@@ -38,6 +37,7 @@ from envferry.specs.requirement_lines import (
     rebased,
     relative,
 )
+from envferry.specs.spec_names import RESERVED_NAMES
 from envferry.specs.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml
 
 if TYPE_CHECKING:

@@ -87,7 +87,7 @@ RULES = {
             code="S112",
             title="Build strings in a spec for several platforms",
             why="a build string names the build of one platform",
-            fix="drop them: `envferry import --relax build`",
+            fix="drop them: `envferry import SOURCE --relax build`",
         ),
         Rule(
             code="S113",

@@ -10,7 +10,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from envferry.base.run_time_compilers import INDUCTOR, NEEDS, compiler_findings
-from envferry.models import fit_to_show
+from envferry.redaction import fit_to_show
 from envferry.specs.conda_lines import conda_name, parse_conda_line
 from envferry.specs.import_conda import channel_name
 from envferry.specs.lint_rules import RULES

@@ -18,14 +18,11 @@ from envferry.specs.pip_lines import pip_line_problem
 from envferry.specs.selectors import is_selected, select_platform, selector_lines
 from envferry.specs.spec_digest import spec_digest
 from envferry.specs.spec_faults import list_of_strings, shorten, unexpected
+from envferry.specs.spec_names import RESERVED_NAMES, SPEC_ENDINGS, spec_names
 from envferry.specs.spec_options import read_options
 from envferry.specs.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, read_text
 from envferry.suggestions import closest, did_you_mean, perhaps
 
-SPEC_ENDINGS = (".yml", ".yaml")
-LOCK_ENDING = ".conda-lock.yml"
-
-RESERVED_NAMES = ("base", "root")
 log = logging.getLogger(__name__)
 
 KNOWN_KEYS = (
@@ -99,16 +96,6 @@ def find_spec(argument: str, specs_dir: Path) -> Path:
     what = f"{specs_dir}/{argument}.yml" if is_name else argument
     directory = given.parent if given.parent.is_dir() and not is_name else specs_dir
     raise _not_found(what, argument if is_name else given.stem, directory, specs_dir)
-
-
-def spec_names(directory: Path) -> list[str]:
-    """Return the names of the specs in a directory, in order."""
-    paths = directory.iterdir() if directory.is_dir() else []
-    return sorted(
-        path.stem
-        for path in paths
-        if path.suffix in SPEC_ENDINGS and not path.name.endswith(LOCK_ENDING) and path.is_file()
-    )
 
 
 def _not_found(what: str, name: str, directory: Path, *others: Path) -> NotFound:

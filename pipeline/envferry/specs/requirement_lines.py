@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from envferry.errors import SpecError
-from envferry.models import without_login
+from envferry.redaction import without_login
 from envferry.specs.pip_lines import is_editable, is_path, option_of, plain_requirement
 from envferry.specs.yaml_text import read_text
 

@@ -15,7 +15,7 @@ from envferry.models import SPECS_DIR, check_name
 from envferry.specs.conda_lines import conda_name
 from envferry.specs.drafts import quoted
 from envferry.specs.pip_lines import pip_line_problem
-from envferry.specs.reading import RESERVED_NAMES, parse_spec
+from envferry.specs.spec_names import RESERVED_NAMES
 
 STARTER = Path(__file__).with_name("starter")
 Service = Literal["github", "gitlab", "none"]
@@ -51,6 +51,8 @@ def starting_files(start: NewRepository) -> dict[Path, str]:
 
     Raises UsageError for a name or a package that cannot stand in a spec.
     """
+    from envferry.specs.reading import parse_spec
+
     name = check_name(start.name, "environment name")
     if name in RESERVED_NAMES:
         message = f"{name} is conda's own environment, which cannot be carried"

@@ -262,17 +262,17 @@ class DirectoryStore(msgspec.Struct, frozen=True):
     def _receive(self, incoming: ContentSource, key: str, advance: Callable[[int], None]) -> None:
         """Write what arrives to a hidden file, and name it when it is what it must be."""
         path = self._path(key)
-        arriving = PartialFile.of(path, incoming)
-        with exclusive_lock(arriving.journal, key), arriving.opened():
-            arriving.reserve(incoming.name)
-            arriving.receive(incoming, advance)
+        partial = PartialFile.of(path, incoming)
+        with exclusive_lock(partial.journal, key), partial.opened():
+            partial.reserve(incoming.name)
+            partial.receive(incoming, advance)
             # Where the disk has no room for the name, the pieces stay.
             try:
-                self._link(arriving.path, path, key)
+                self._link(partial.path, path, key)
             except KeyTaken:
-                arriving.pieces.clear()
+                partial.pieces.clear()
                 raise
-            arriving.pieces.clear()
+            partial.pieces.clear()
         sync_directory(path.parent)
 
     def _link(self, temporary: Path, path: Path, key: str) -> None:

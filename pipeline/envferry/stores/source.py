@@ -36,6 +36,8 @@ class ContentSource(msgspec.Struct, frozen=True, kw_only=True):
     """Returns `length` bytes from `offset`; from any thread."""
     digests: tuple[str, str] | None
     """The XXH3-128 and the BLAKE3 that its manifest says; None where `watch` decides."""
+    tar_sha256: str = ""
+    """The SHA-256 of what it decompresses to, if its manifest says it: an image names it."""
     journal: Path | None = None
     """Where a store may note what it has sent; None: an interrupted upload starts again."""
     watch: Callable[[Piece], None] = _unwatched

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MARKER = "v1/split.json"
 RECORD_SUFFIX = ".parts.json"
 PART_NAME = re.compile(r".*\.part\d{3,}")
-MEND = "copy that again, or run `envferry export` to that folder again"
+HINT = "copy that again, or export to that folder again"
 LEAST_PART = 1_000_000
 MOST_PARTS = 10_000
 
@@ -115,7 +115,7 @@ class SplitStore:
         if not (there := self.inner.stat(key + RECORD_SUFFIX)):
             if self.inner.stat(part_key(key, 0)):
                 message = f"{key}{RECORD_SUFFIX} in {self.url} is missing, though parts are there"
-                raise Incomplete(message, hint=MEND)
+                raise Incomplete(message, hint=HINT)
             return None
         record = self._record(key)
         self._require_parts(key, record)
@@ -191,7 +191,7 @@ class SplitStore:
         if faults:
             message = f"{key} in {self.url} is incomplete: {', '.join(faults)}; "
             message += f"in order: {', '.join(there) or 'none'}"
-            raise Incomplete(message, hint=MEND)
+            raise Incomplete(message, hint=HINT)
 
     def create(self, key: str, data: bytes) -> None:
         """Write a value, in parts if it is large."""
@@ -379,9 +379,9 @@ class SplitStore:
         try:
             record = from_json(self.inner.read(key + RECORD_SUFFIX), SplitRecord, what)
         except IntegrityError as error:
-            raise Incomplete(error.message, hint=MEND) from error
+            raise Incomplete(error.message, hint=HINT) from error
         sizes = [part.size for part in record.parts]
         if len(sizes) > MOST_PARTS or min(sizes, default=0) < 0 or sum(sizes) != record.size:
             message = f"{what} is damaged: its parts do not add up"
-            raise Incomplete(message, hint=MEND)
+            raise Incomplete(message, hint=HINT)
         return record

@@ -230,6 +230,14 @@ remove_leftovers() {
     set -f
 }
 
+# show_first COUNT TEXT: print the first lines of a text on stderr.
+show_first() {
+    printf '%s\n' "$2" | while IFS= read -r line && [ "${shown:=0}" -lt "$1" ]; do
+        printf '%s\n' "$line"
+        shown=$((shown + 1))
+    done >&2
+}
+
 unpack() {
     require_host
     for command in tar gzip; do
@@ -262,10 +270,12 @@ unpack() {
     mkdir -- "$new" "$new/tree"
     printf 'unpacking envferry %s into %s (once, %s MB)\n' "$version" "$chosen/$id" "$unpacked_mb" >&2
     open_payload
-    { gzip -dc <&3 || : >"$new/broken"; } | tar -xof - -C "$new/tree" || : >"$new/broken"
+    # tar names every file that does not fit on the disk: the first three will do.
+    said=$({ { gzip -dc <&3 || : >"$new/broken"; } | tar -xof - -C "$new/tree" || : >"$new/broken"; } 2>&1)
     exec 3<&-
     if [ -e "$new/broken" ]; then
         rm -rf -- "$new"
+        show_first 3 "$said"
         fail "envferry.run cannot be unpacked into $chosen" \
             "is there room for $unpacked_mb MB? ENVFERRY_TOOL_DIR=/path names another place; is the file complete? copy it again"
     fi
@@ -314,7 +324,7 @@ verify() {
     [ -f "$key" ] || fail "${key:-no key} is not the file of a public key" "sh envferry.run --verify KEY.pub" 2
     [ -f "$file" ] || fail "$file does not exist" "name the file to check" 7
     envelope=$file.attestation.json
-    [ -f "$envelope" ] || fail "$file is not signed: there is no $envelope" "copy it from where the file comes from" 8
+    [ -f "$envelope" ] || fail "$file is not signed: $envelope is missing" "copy it from the folder that the file comes from" 8
     openssl pkeyutl -help 2>&1 | grep -q -e -rawin || fail "checking signatures needs openssl 3, which is not here" \
         "check on another machine: \`envferry verify $file --trusted-key $key\`"
     work=$(mktemp -d)
@@ -354,6 +364,9 @@ case ${1-} in
 esac
 find_tree
 [ -n "$tree" ] || unpack
+# Hints and systemd units name this file.
+ENVFERRY_RUN_FILE=$self
+export ENVFERRY_RUN_FILE
 exec @START@
 exit 1
 #payload

@@ -78,8 +78,8 @@ def build_run_file(
 
     Equal inputs give equal bytes. Raises what `build_tool_tree` does.
     """
-    with tempfile.TemporaryDirectory(prefix="envferry-tool-") as desk:
-        tree = Path(desk, "tree")
+    with tempfile.TemporaryDirectory(prefix="envferry-tool-") as scratch:
+        tree = Path(scratch, "tree")
         tool = build_tool_tree(interpreter, platform, tree, cache=cache, progress=progress)
         program = program_of(tool)
         with progress.task("compress envferry.run"):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from envferry.registry import Registry
     from envferry.registry.check import Report
 
-MEND = "export it again"
+HINT = "export it again"
 
 
 def check_deltas(source: Registry, report: Report, *, read_bytes: bool) -> Report:
@@ -39,7 +39,7 @@ def check_deltas(source: Registry, report: Report, *, read_bytes: bool) -> Repor
 def _check(source: Registry, folder: str, *, read_bytes: bool) -> CheckFinding | None:
     """Return what is wrong with the delta in a folder, if anything is."""
     key = folder + RECORD
-    fault = CheckFinding(severity="broken", key=key, what="", mend=MEND)
+    fault = CheckFinding(severity="broken", key=key, what="", mend=HINT)
     if source.store.stat(key) is None:
         return replace(fault, what="it is missing: the export was interrupted")
     try:

@@ -98,9 +98,9 @@ install_run_file() {
         run_file_is_signed || { cat -- "$work/said" >&2 && fail "envferry.run is not signed by a key of $keys" "see above, $accept"; }
         printf 'signed by a key of %s\n' "$keys"
     elif [ -n "$is_required" ]; then
-        fail "this host demands signatures, and there is no key in $keys" "copy the public key there as NAME.pub, $accept"
+        fail "this host requires signatures, but $keys holds no key" "copy the public key there as NAME.pub, $accept"
     else
-        printf 'warning: nobody checks who made envferry.run: this host trusts no keys (%s)\n' "$keys" >&2
+        printf 'warning: envferry.run: signature not verified (no trusted keys in %s)\n' "$keys" >&2
     fi
     if [ -e "$target" ] && [ ! -f "$target/bin/envferry" ] && [ -n "$(ls -A "$target")" ]; then
         fail "$target holds something else" "name another directory: sh $0 DIRECTORY"

@@ -17,6 +17,7 @@ from envferry.trust.statements import (
     Statement,
     build_definition,
     decode_statement,
+    image_subject,
     provenance_of,
     require_subjects,
     run_details,
@@ -51,15 +52,20 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def attest(
-    manifest: Manifest, manifest_data: bytes, materials: tuple[Material, ...], signer: Signer
+    manifest: Manifest,
+    manifest_data: bytes,
+    materials: tuple[Material, ...],
+    signer: Signer,
+    image: str | None = None,
 ) -> Envelope:
     """Sign a new statement about an artifact; `manifest_data` are the manifest's bytes as stored.
 
-    `materials` is what it was made from. Time and user are here and not in the manifest: equal
-    inputs give an equal manifest.
+    `materials` is what it was made from, `image` the digest of its image in an OCI registry. Time
+    and user are here and not in the manifest: equal inputs give an equal manifest.
     """
+    images = (image_subject(manifest, image),) if image else ()
     statement = Statement(
-        subject=subjects_of(manifest, manifest_data),
+        subject=(*subjects_of(manifest, manifest_data), *images),
         predicate_type=PREDICATE_TYPE,
         predicate=provenance_of(manifest, materials, signer),
     )
@@ -115,8 +121,8 @@ def require_enough(what: str, found: tuple[PublicKey, ...], least: int) -> None:
     """Raise IntegrityError unless so many different keys signed something."""
     number = len({key.id for key in found})
     if number < least:
-        message = f"{what} is signed by {number} trusted keys, and {least} must sign"
-        hint = "ask the others who sign to add theirs: `envferry push --sign-key`"
+        message = f"{what} is signed by {number} trusted keys, {least} are required"
+        hint = "ask the other signers to push it with their `--sign-key`, too"
         raise IntegrityError(message, hint=hint)
 
 
@@ -171,7 +177,8 @@ def encode_envelope(envelope: Envelope) -> bytes:
 
 def unsigned(what: str, by: list[str], keys: tuple[PublicKey, ...]) -> IntegrityError:
     """Describe what none of the trusted keys signed; `by` are the ids of those that did."""
-    trusted = ", ".join(f"{key.id} ({key.name})" for key in keys)
+    trusted = ", ".join(f"{key.id} ({key.name})" for key in keys) or "none"
     found = f"signed only by {', '.join(by)[:200]}" if by else "not signed at all"
     message = f"{what} is not signed by a trusted key: {found}; trusted: {trusted}"
-    return IntegrityError(message, hint="ask who pushed it to sign it: `envferry push --sign-key`")
+    hint = "ask the person who pushed it to push it again with `--sign-key`"
+    return IntegrityError(message, hint=hint)

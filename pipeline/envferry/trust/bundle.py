@@ -26,7 +26,7 @@ BUNDLE_NAME = "trust.json"
 SCHEMA = 1
 MOST_BYTES = 16 << 20
 MOST_VERSIONS = 1000
-HINT = "get it again from who signs for the site; do not use this one"
+HINT = "get it again from the person who signs for the site; do not use this one"
 
 
 class BundleKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,11 +141,6 @@ def decode_bundle(data: bytes, what: str) -> SignedBundle:
     return SignedBundle(open_bundle(file.bundle, what), file)
 
 
-def verify_own(signed: SignedBundle, what: str, now: datetime) -> None:
-    """Raise IntegrityError unless a bundle is signed by root keys of its own."""
-    _require_signed(signed.file.bundle, signed.bundle, what, now)
-
-
 def follow_to(
     signed: SignedBundle, known: TrustBundle | None, anchors: tuple[PublicKey, ...], now: datetime
 ) -> TrustBundle:
@@ -194,9 +189,12 @@ def _start(
 def _forbid_older(new: TrustBundle, known: TrustBundle) -> None:
     if new.version < known.version or (new.version == known.version and new != known):
         message = (
-            f"this host has trust bundle {known.version}, and {new.version} would go back or aside"
+            f"trust bundle {new.version} is older, or from another history, than version "
+            f"{known.version} of this host"
         )
-        raise IntegrityError(message, hint="get the newest one from who signs for the site")
+        raise IntegrityError(
+            message, hint="get the newest one from the person who signs for the site"
+        )
 
 
 def _require_signed(envelope: Envelope, by: TrustBundle, what: str, now: datetime) -> None:

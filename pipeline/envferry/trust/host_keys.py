@@ -144,7 +144,7 @@ def _bundle_keys(
         message = (
             f"no key of trust bundle {bundle.version} is valid now: all are revoked or expired"
         )
-        hint = "get a newer one, and run `envferry trust update`; look at this machine's clock, too"
+        hint = "get a newer one: `envferry trust update FILE`; look at this machine's clock, too"
         raise UsageError(message, hint=hint)
     return tuple({key.id: key for key in found}.values())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from envferry.trust.signed_tags import tag_message
 from envferry.trust.signing import signers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from envferry.archive.index import Index
@@ -76,7 +78,10 @@ class Trust:
         if self.keys:
             self.forbid_revoked(manifest.name, manifest.platform, manifest.id)
             keys, least = self.keys_for("release"), self.least_for("release")
-            verified = verify_attestation(manifest, manifest_data, attestation, keys, least=least)
+            with self._naming_revoked():
+                verified = verify_attestation(
+                    manifest, manifest_data, attestation, keys, least=least
+                )
             if self.clock:
                 self.clock.see(verified.time, f"the attestation of {manifest.stem}")
             self.accepted[manifest.stem] = tuple(one.split()[0] for one in verified.signed_by)
@@ -109,11 +114,28 @@ class Trust:
         """
         if self.keys:
             keys, least = self.keys_for("release"), self.least_for("release")
-            verified = verify_image(path, keys, of=of, least=least)
+            with self._naming_revoked():
+                verified = verify_image(path, keys, of=of, least=least)
             log.info("%s is signed by %s", verified.artifact, ", ".join(verified.signed_by))
             return verified.signed_by
         self._warn(of or path)
         return ()
+
+    @contextmanager
+    def _naming_revoked(self) -> Iterator[None]:
+        """Say in an error which of the keys that it names are revoked, and why."""
+        try:
+            yield
+        except IntegrityError as error:
+            gone = self.bundle.revoked_keys if self.bundle else ()
+            reasons = [
+                f"; {one.id} was revoked on {one.time[:10]}: {one.why}"
+                for one in gone
+                if one.id in error.message
+            ]
+            if not reasons:
+                raise
+            raise IntegrityError("".join([error.message, *reasons]), hint=error.hint) from error
 
     def _warn(self, what: object) -> None:
         log.warning("%s: signature not verified (no trusted keys in %s)", what, self.keys_dir)
@@ -127,8 +149,9 @@ class Trust:
             return
         keys = self.keys_for("tag")
         found = signers(tag_message(name, record), record.signatures, keys)
-        if not found:
-            raise unsigned(what, [one.keyid for one in record.signatures], keys)
+        with self._naming_revoked():
+            if not found:
+                raise unsigned(what, [one.keyid for one in record.signatures], keys)
         require_enough(what, found, self.least_for("tag"))
         self._check_age(record, what)
         if self.envs_dir is not None:
@@ -147,8 +170,8 @@ class Trust:
         message = f"{what} has expired on {record.expires}"
         if over > self.grace:
             hint = (
-                "a newer record may be withheld: copy or mirror again, or ask who moves this tag to"
-                " renew it; NAME@ID names an artifact without a tag"
+                "a newer record may be withheld: copy or mirror again, or ask the person who"
+                " moves this tag to renew it; NAME@ID names an artifact without a tag"
             )
             raise IntegrityError(message, hint=hint)
         log.warning(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 IMAGE = StatementKind(
     predicate="urn:envferry:image:1",
-    again="do not mount it: make it again with `envferry image --sign-key`",
+    again="do not mount it: make it again with `envferry image REF FILE --sign-key KEY`",
     expected="name an image that `envferry image` wrote",
 )
 NAME = "image.squashfs"

@@ -78,7 +78,7 @@ def ask_passphrase(what: str) -> str:
         with TERMINAL.open("r+b", buffering=0):
             pass
     except OSError as error:
-        message = f"{what} asks for a passphrase, and there is no terminal to type it at"
+        message = f"{what} asks for a passphrase, but this process has no terminal"
         raise UsageError(message, hint=hint) from error
     try:
         return getpass.getpass(f"Passphrase for {what}: ")

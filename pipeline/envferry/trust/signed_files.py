@@ -119,7 +119,7 @@ def read_signed(path: Path, kind: StatementKind, most: int = MOST_RECORD_BYTES) 
         message = f"cannot read {path}: {error.strerror}"
         raise NotFound(message, hint=kind.expected) from error
     if len(data) > most:
-        message = f"{path} is longer than {most} bytes, which no file of the tool is"
+        message = f"{path} is longer than {most} bytes, more than any file of the tool"
         raise IntegrityError(message, hint=kind.again)
     return data
 

@@ -60,7 +60,8 @@ class AgentKey(msgspec.Struct, frozen=True):
         answer = _ask(self.agent, request)
         if answer[:1] != bytes([SIGNED]):
             message_ = f"the ssh-agent did not sign with {self.comment or self.fingerprint}"
-            raise HostError(message_, hint="is the agent locked, or did somebody say no?")
+            hint = "check that the agent is not locked, and confirm the use of the key if it asks"
+            raise HostError(message_, hint=hint)
         signature = list(_strings(next(_strings(answer[1:]), b"")))
         if len(signature) != 2 or signature[0] != KEY_TYPE:
             message_ = "the ssh-agent answered with another kind of signature"

@@ -1,7 +1,7 @@
 """What is signed of an artifact: an in-toto statement whose predicate is SLSA provenance.
 
 In-toto statements are https://github.com/in-toto/attestation, v1. The subjects are archive, index
-and manifest; the predicate is https://slsa.dev/spec/v1.0/provenance.
+and manifest, and in an OCI registry the image; the predicate is https://slsa.dev/spec/v1.0/provenance.
 """
 
 from __future__ import annotations
@@ -67,6 +67,14 @@ class RunDetails(msgspec.Struct, frozen=True):
 
     builder: Builder = Builder()
     metadata: BuildMetadata = BuildMetadata()
+
+
+def image_subject(manifest: Manifest, digest: str) -> Subject:
+    """Return the image that an archive is the layers of, by which cosign looks for what is signed.
+
+    `digest` is that of the image's manifest, `sha256:HEX`.
+    """
+    return Subject(f"{manifest.archive.file}#image", {"sha256": digest.removeprefix("sha256:")})
 
 
 def subjects_of(manifest: Manifest, manifest_data: bytes) -> tuple[Subject, ...]:

@@ -5,18 +5,16 @@ Where that is in doubt, the answer is no, and the next build starts from nothing
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
+
+from envferry.build.file_stamps import stamp_files
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
-
-
-class NotOnEarlierTree(Exception):
-    """What is new meets what is there: then all is made anew, in the order that decides."""
+    from pathlib import Path
 
 
 BYTECODE = "__pycache__"
@@ -27,18 +25,15 @@ OF_INSTALLER = ("uv_cache.json", ".lock", "CACHEDIR.TAG")
 
 
 def mark_files(prefix: Path) -> dict[str, tuple[int, int, int]]:
-    """Return inode, size and time of each file of a tree but byte code, by its path in it."""
-    found = {}
-    for directory, folders, names in os.walk(prefix):
-        folder = os.path.relpath(directory, prefix)
-        if BYTECODE in folders:
-            folders.remove(BYTECODE)
-        links = [name for name in folders if Path(directory, name).is_symlink()]
-        for name in (*names, *links):
-            status = os.lstat(f"{directory}/{name}")
-            path = f"{folder}/{name}".removeprefix("./")
-            found[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
-    return found
+    """Return inode, size and time of each file of a tree but byte code, by its path in it.
+
+    Not when its number of links changed: a cache that shares it may get or lose one meanwhile.
+    """
+    return {
+        path: (stamp.inode, stamp.size, stamp.mtime_ns)
+        for path, stamp in stamp_files(prefix)
+        if BYTECODE not in PurePosixPath(path).parent.parts
+    }
 
 
 def is_only_theirs(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,13 +18,9 @@ from pyproject_hooks import (
 
 from envferry import process
 from envferry.base.json import convert
+from envferry.base.toml import TomlFault, decode_toml
 from envferry.errors import ToolFailed
 from envferry.process import Finished
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -109,10 +104,10 @@ class Backend:
         """Read what the project says; raise ToolFailed when it cannot be read."""
         try:
             text = (self.project / "pyproject.toml").read_text(encoding="utf-8")
-            return convert(tomllib.loads(text), _Project).build_system
+            return convert(decode_toml(text), _Project).build_system
         except FileNotFoundError:
             return _BuildSystem()
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        except (TomlFault, UnicodeDecodeError, msgspec.ValidationError) as error:
             message = f"the pyproject.toml of {self.project.name} cannot be read: {error}"
             raise ToolFailed(message, hint="offer a wheel of it instead (--find-links)") from error
 

@@ -7,8 +7,6 @@ import re
 import shutil
 import stat
 import sys
-import zlib
-from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,26 +16,13 @@ import msgspec
 from envferry import process
 from envferry.base.json import decode_json
 from envferry.base.site_packages import site_packages_folders
-from envferry.build.inside.apart import (
-    NotOnEarlierTree,
-    fills_empty_folder,
-    has_own_bytecode,
-    is_only_theirs,
-    mark_files,
-)
-from envferry.build.inside.clobbers import (
-    describe_conda_overlaps,
-    describe_overlaps,
-    find_clobbers,
-    find_overlaps,
-    refuse_clobbers,
-    written_files,
-)
+from envferry.build.inside.apart import fills_empty_folder
+from envferry.build.inside.clobbers import describe_conda_overlaps
 from envferry.build.inside.conda_apart import add_packages, files_of, why_tied
 from envferry.build.inside.conda_meta import CondaRecords
 from envferry.build.inside.link_scripts import describe_pre_link_scripts, run_link_scripts
-from envferry.build.inside.network_attempts import network_tries
-from envferry.build.inside.wheels import check_requirements, install_wheels, reinstall_wheel
+from envferry.build.inside.made_tree import MadeTree, NotOnEarlierTree, say
+from envferry.build.inside.wheel_half import add_wheel_half
 from envferry.build.request import BuildAnswer, BuildRequest, LinkAnswer
 from envferry.config import child_environ
 from envferry.errors import HostError, PipelineError, SpecError, ToolFailed
@@ -45,8 +30,6 @@ from envferry.worker_process import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from envferry.build.inside.clobbers import Written
 
 TOOLS = ("envferry", "py-rattler", "uv")
 BUILD_LEFTOVERS = ("conda-meta/CACHEDIR.TAG", "CACHEDIR.TAG", ".lock")
@@ -90,22 +73,6 @@ def main(request_path: str) -> None:
             exit_code=HostError.exit_code,
         )
     sys.stdout.write(msgspec.json.encode(answer).decode())
-
-
-@dataclass(slots=True)
-class MadeTree:
-    """What is to be said of a tree that was made."""
-
-    conda_warnings: list[str] = field(default_factory=list)
-    wheel_warnings: list[str] = field(default_factory=list)
-    is_plain: bool = True
-    """What each wheel and each data file has brought can go without a trace."""
-    wheel_files: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    conda_files: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """What each conda package has brought that was linked."""
-    conda_tied: str = ""
-    data: list[str] = field(default_factory=list)
-    """Where the files landed that belong to no package, relative to the prefix."""
 
 
 def build_prefix(request: BuildRequest) -> MadeTree:
@@ -161,88 +128,6 @@ def add_to_conda_half(request: BuildRequest, made: MadeTree) -> CondaRecords:
     return CondaRecords.read(prefix)
 
 
-def add_wheel_half(request: BuildRequest, records: CondaRecords, made: MadeTree) -> None:
-    """Install the wheels, and compile all modules; in a started tree those of the wheels."""
-    prefix, tries = Path(request.prefix), network_tries()
-    python = prefix / "bin" / "python"
-    before, files = mark_files(prefix), set[str]()
-    new = {file for theirs in made.conda_files.values() for file in theirs}
-    if request.wheels:
-        if not python.exists():
-            msg = "the spec has a pip half but the environment has no python"
-            raise SpecError(
-                msg,
-                hint="add `python` to the conda half, lock and build again",
-            )
-        say(f"installing {len(request.wheels)} wheels")
-        written = {wheel: written_files(wheel, records) for wheel in request.wheels}
-        files = {file for theirs in written.values() for file in theirs}
-        judge_wheels(request, records, written, made)
-        add_wheels(request, python, records, written, made)
-    if python.exists():
-        check_requirements(request, python)
-        say("compiling byte code")
-        chosen = files | new if request.is_started else None
-        compile_bytecode(prefix, python, Path(request.scratch), chosen)
-        refuse_tries_at_start(prefix / records.site_packages, tries)
-    # A `.pth` file may run anything, and did so each time that python was started.
-    made.is_plain &= is_only_theirs(before, mark_files(prefix), files)
-
-
-def judge_wheels(
-    request: BuildRequest, records: CondaRecords, written: Written, made: MadeTree
-) -> None:
-    """Find out, before wheels are installed, whether their files can go without a trace.
-
-    Raises NotOnEarlierTree where they cannot come into a started tree.
-    """
-    prefix = Path(request.prefix)
-    if request.is_started:
-        require_apart(written, request, records)
-    else:  # a script may have made what a wheel replaces
-        made.is_plain = not any(map(os.path.lexists, landing_places(prefix, written)))
-    made.is_plain &= has_own_bytecode(written.values(), request.wheel_files)
-    made.is_plain &= not any(fills_empty_folder(prefix, files) for files in written.values())
-    made.wheel_files = {wheel.name: tuple(files) for wheel, files in written.items()}
-
-
-def landing_places(prefix: Path, written: Written) -> Iterator[str]:
-    """Yield where all files of some wheels go."""
-    for files in written.values():
-        yield from (f"{prefix}/{file}" for file in files)
-
-
-def require_apart(written: Written, request: BuildRequest, records: CondaRecords) -> None:
-    """Raise NotOnEarlierTree when new wheels have a file that something else has as well.
-
-    Whose file stays is decided among all wheels; files that are the same in two of them are none
-    of these.
-    """
-    overlaps = find_overlaps(written)
-    overlaps |= {clobber.file: [clobber.wheel] for clobber in find_clobbers(written, records)}
-    others = set(request.wheel_files)
-    for wheel, files in written.items():
-        for file, checksum in files.items():
-            path = Path(request.prefix, file)
-            if os.path.lexists(path) and (
-                file not in others or file.startswith("bin/") or crc32_of(path) != checksum
-            ):
-                overlaps[file] = [wheel]
-    if not has_own_bytecode(written.values(), request.wheel_files):
-        msg = "byte code of a module comes from another wheel than the module"
-        raise NotOnEarlierTree(msg)
-    if overlaps:
-        file, wheels = min(overlaps.items())
-        msg = f"{wheels[0].name} and another package have {file}"
-        raise NotOnEarlierTree(msg)
-
-
-def crc32_of(path: Path) -> int:
-    """Return the checksum that zip files have; -1 for what is not a file."""
-    is_file = path.is_file() and not path.is_symlink()
-    return zlib.crc32(path.read_bytes()) if is_file else -1
-
-
 def place_data(prefix: Path, request: BuildRequest, made: MadeTree) -> Iterator[str]:
     """Put the files that belong to no package in their places; yield where they landed.
 
@@ -253,7 +138,7 @@ def place_data(prefix: Path, request: BuildRequest, made: MadeTree) -> Iterator[
     for item in request.data:
         target = prefix / item.target
         if target.exists() or target.is_symlink():
-            message = f"{item.target} of `envferry: data:` is there already: a package brings it"
+            message = f"{item.target} of `envferry: data:` already exists: a package brings it"
             raise SpecError(message, hint="give it another `path:`")
         made.is_plain &= not fills_empty_folder(prefix, (item.target,))
         try:
@@ -274,12 +159,6 @@ def write_state(prefix: Path, variables: dict[str, str]) -> None:
     state = {"env_vars": variables}
     encoded = msgspec.json.encode(state, order="sorted")
     (prefix / "conda-meta/state").write_bytes(encoded + b"\n")
-
-
-def say(text: str) -> None:
-    """Report progress: the host shows our stderr."""
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
 
 
 def link_conda_packages(request: BuildRequest) -> LinkAnswer:
@@ -323,57 +202,6 @@ def link_failure(reason: str, prefix: str) -> SpecError:
         hint = f"that package has no room for {prefix}: give the environment a shorter name"
     lines = "\n  ".join(reason.splitlines())
     return SpecError(f"the conda packages cannot be linked:\n  {lines}", hint=hint)
-
-
-def add_wheels(
-    request: BuildRequest, python: Path, records: CondaRecords, written: Written, made: MadeTree
-) -> None:
-    """Install wheels on top of the conda half; what several packages have goes by rules."""
-    clobbers = find_clobbers(written, records)
-    refuse_clobbers(clobbers, request.allow_clobber)
-    install_wheels(request, python)
-    overlaps = find_overlaps(written)
-    again = {wheel.name: wheel for wheels in overlaps.values() for wheel in wheels[1:]}
-    for _, wheel in sorted(again.items()):
-        reinstall_wheel(request, python, wheel)
-    made.wheel_warnings += describe_overlaps(overlaps)
-    made.is_plain &= not (clobbers or overlaps)
-    if clobbers:
-        taken = {file for files in written.values() for file in files}
-        records.forget({clobber.owner for clobber in clobbers}, taken)
-        for owner in sorted({clobber.owner for clobber in clobbers}):
-            wheels = sorted({item.wheel.name for item in clobbers if item.owner == owner})
-            words = f"{', '.join(wheels)} (pip) overwrote files of {owner} (conda), as allowed"
-            made.wheel_warnings.append(words)
-
-
-def compile_bytecode(prefix: Path, python: Path, scratch: Path, files: set[str] | None) -> None:
-    """Compile all modules, or those among files, with the environment's own python.
-
-    What cannot be compiled is said.
-    """
-    script = Path(__file__).with_name("compile_bytecode.py")
-    words: list[str | Path] = [python, "-I", "-B", "-W", "ignore", script, prefix]
-    if files is not None:
-        chosen = scratch / "modules"
-        chosen.write_bytes(b"\0".join(sorted(file.encode() for file in files)))
-        words += [prefix, chosen]
-    finished = process.run(words, env=child_environ())
-    if finished.stderr:
-        say(finished.stderr.rstrip())
-
-
-def refuse_tries_at_start(site_packages: Path, tries_before: int) -> None:
-    """Raise ToolFailed when python, just by being started, wanted another machine."""
-    if network_tries() == tries_before:
-        return
-    names = (*site_packages.glob("*.pth"), *site_packages.glob("*customize.py"))
-    ran = ", ".join(sorted(path.name for path in names))
-    msg = f"python tried to use the network when it started, which a build does not have: {ran}"
-    raise ToolFailed(
-        msg,
-        hint="leave out the package that has that file: python runs it at each start",
-    )
 
 
 def forget_file(path: Path) -> None:

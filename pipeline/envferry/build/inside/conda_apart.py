@@ -14,13 +14,13 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from envferry.build.inside.apart import (
-    NotOnEarlierTree,
     fills_empty_folder,
     has_own_bytecode,
     why_not_alone,
 )
 from envferry.build.inside.clobbers import installed_distributions
 from envferry.build.inside.conda_meta import CondaRecords, is_aside
+from envferry.build.inside.made_tree import NotOnEarlierTree
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

@@ -84,7 +84,9 @@ class RegistryClient(msgspec.Struct, frozen=True):
         wanted = reference if ":" in reference else said
         if (said, wanted) != (digest, digest):
             message = f"{self.name} sends another manifest of {repository}:{reference} than it says"
-            error = IntegrityError(f"{message}: {digest}, not {wanted}", hint="ask who runs it")
+            error = IntegrityError(
+                f"{message}: {digest}, not {wanted}", hint="ask the administrator of that registry"
+            )
             raise Transient(error)
         return FoundContent(answer.body, digest)
 
@@ -193,17 +195,25 @@ class RegistryClient(msgspec.Struct, frozen=True):
         return has_blob(self.session, repository, digest)
 
     def mount(self, repository: str, digest: str, source: str) -> bool:
-        """Ask for a blob of another repository; a registry may begin an upload instead."""
+        """Ask for a blob of another repository; a registry may begin an upload instead.
+
+        Who may not read there sends the blob, as everybody does whose registry mounts nothing.
+        """
         call = Call(
             method="POST",
             path=f"/v2/{repository}/blobs/uploads/?mount={digest}&from={source}",
             repository=repository,
             headers={"Content-Length": "0"},
             rights="pull,push",
+            source=source,
             expected=(CREATED, ACCEPTED_STATUS, ABSENT, NOT_ALLOWED),
             what=f"{digest} in {repository}",
         )
-        answer = self.session.call(call)
+        try:
+            answer = self.session.call(call)
+        except StoreError as error:
+            log.info("%s is not mounted from %s: %s", digest, source, error)
+            return False
         if answer.status == ACCEPTED_STATUS and (place := answer.headers.get(LOCATION)):
             self._forget(repository, urljoin(answer.url, place))
         return answer.status == CREATED
@@ -248,11 +258,13 @@ class RegistryClient(msgspec.Struct, frozen=True):
         # Who ignores ranges sends all of it: its beginning is what was asked for.
         body = answer.body if is_all or answer.status == PARTIAL else answer.body[:length]
         if len(body) != length:
-            message = f"{what} at {self.name}: {len(body)} of {length} bytes came"
+            message = f"{what} at {self.name}: received {len(body)} of {length} bytes"
             raise Transient(IntegrityError(f"{message} from {offset} on", hint="push it again"))
         if is_all and digest_of(body) != blob.digest:
             message = f"{self.name} sends something else for {what}: {digest_of(body)}"
-            raise IntegrityError(message, hint="push the artifact again, or ask who runs it")
+            raise IntegrityError(
+                message, hint="push the artifact again, or ask the administrator of that registry"
+            )
         return body
 
     def upload(self, repository: str, resumed: str | None = None) -> HttpUpload:

@@ -48,8 +48,12 @@ KEY = "vnd.envferry.key"
 CREATED = "org.opencontainers.image.created"
 TITLE = "org.opencontainers.image.title"
 REF_NAME = "org.opencontainers.image.ref.name"
-PREDICATE = "predicateType"
-"""Annotation by which cosign tells attestations."""
+COSIGN_ANNOTATIONS = {
+    "dev.cosignproject.cosign/signature": "",
+    "predicateType": "https://slsa.dev/provenance/v1",
+}
+"""What cosign has at the layer of an attestation: the signatures are in its envelope.
+https://github.com/sigstore/cosign/blob/main/specs/ATTESTATION_SPEC.md."""
 
 MACHINES: Mapping[str, str] = {
     "64": "amd64",
@@ -145,6 +149,16 @@ def encode(document: object) -> bytes:
 def image_manifest(**fields: Any) -> bytes:  # noqa: ANN401  (the fields of ImageManifest)
     """Return the bytes of a manifest with these fields."""
     return encode(ImageManifest(schema_version=2, media_type=MANIFEST, **fields))
+
+
+def titled(layers: tuple[Descriptor, ...], file: str) -> tuple[Descriptor, ...]:
+    """Return layers with the names that tools give them in a folder: FILE, or FILE.001 …."""
+    return tuple(
+        msgspec.structs.replace(
+            one, annotations={TITLE: file if len(layers) == 1 else f"{file}.{number:03d}"}
+        )
+        for number, one in enumerate(layers, 1)
+    )
 
 
 def image_index(manifests: tuple[Descriptor, ...], annotations: dict[str, str]) -> bytes:

@@ -50,7 +50,7 @@ REFERENCES = "vnd.envferry.references"
 """Annotation of `index.json`: the digest of the blob that lists all else."""
 ROOT = "envs"
 """The repository that all others are below; not written anywhere."""
-MEND = "export or copy it again"
+HINT = "export or copy it again"
 LOCK_FILE = ".lock"
 
 
@@ -99,7 +99,7 @@ class LayoutSpace(msgspec.Struct, frozen=True):
             one = index.manifests[0]
             what = f"{(one.annotations or {}).get(REF_NAME, one.digest)} in {self.directory}"
             error = not_ours(one.artifact_type or one.media_type, what)
-            error.hint = "only `envferry export --oci` and `mirror` write what envferry reads"
+            error.hint = "only `envferry export REF DIR --oci` and `mirror` write what it reads"
             raise error
 
     def manifest(self, repository: str, reference: str) -> FoundContent | None:
@@ -202,7 +202,7 @@ class LayoutSpace(msgspec.Struct, frozen=True):
             message = (
                 f"{blob.digest} in {self.directory} has {size} bytes, {blob.size} are expected"
             )
-            raise Incomplete(message, hint=MEND)
+            raise Incomplete(message, hint=HINT)
         if length == blob.size:
             self._require_digest(blob.digest, data)
         return data
@@ -210,7 +210,7 @@ class LayoutSpace(msgspec.Struct, frozen=True):
     def _require_digest(self, digest: str, data: bytes) -> None:
         if digest_of(data) != digest:
             message = f"{digest} in {self.directory} is damaged: it is {digest_of(data)}"
-            raise IntegrityError(message, hint=MEND)
+            raise IntegrityError(message, hint=HINT)
 
     def upload(self, repository: str, resumed: str | None = None) -> LayoutUpload:
         """Begin a blob, or go on with one."""
@@ -228,7 +228,7 @@ class LayoutSpace(msgspec.Struct, frozen=True):
             data = (self.directory / INDEX_FILE).read_bytes()
         except OSError as error:
             message = f"cannot read {self.directory / INDEX_FILE}: {error.strerror}"
-            raise IntegrityError(message, hint=MEND) from error
+            raise IntegrityError(message, hint=HINT) from error
         return read_index(data, str(self.directory / INDEX_FILE))
 
     def _listed(self) -> dict[str, Reference]:
@@ -249,7 +249,7 @@ class LayoutSpace(msgspec.Struct, frozen=True):
                     return index, decode_json(data, References).references
                 except msgspec.MsgspecError as error:
                     message = f"{digest} in {self.directory} is damaged: {error}"
-                    raise IntegrityError(message, hint=MEND) from error
+                    raise IntegrityError(message, hint=HINT) from error
             if digest == missing:
                 raise self._missing(digest, INDEX_FILE)
             missing = digest
@@ -287,7 +287,7 @@ class LayoutSpace(msgspec.Struct, frozen=True):
         algorithm, _, name = digest.partition(":")
         if algorithm != "sha256" or len(name) != 64 or set(name) - set("0123456789abcdef"):
             message = f"{self.directory} names {digest[:80]!r}, which is not a digest"
-            raise IntegrityError(message, hint=MEND)
+            raise IntegrityError(message, hint=HINT)
         return self.directory / BLOBS / algorithm / name
 
     def _blob(self, digest: str) -> bytes | None:
@@ -305,7 +305,7 @@ class LayoutSpace(msgspec.Struct, frozen=True):
 
     def _missing(self, digest: str, what: str) -> IntegrityError:
         message = f"{digest} is not in {self.directory}, though {what} names it"
-        return Incomplete(message, hint=MEND)
+        return Incomplete(message, hint=HINT)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -321,7 +321,9 @@ class LayoutSpace(msgspec.Struct, frozen=True):
             yield
         except OSError as error:
             message = f"cannot use {self.directory}: {error.strerror}"
-            raise StoreError(message, hint="may this user read and write there?") from error
+            raise StoreError(
+                message, hint="check that this user can read and write there"
+            ) from error
 
 
 class LayoutUpload(msgspec.Struct):

@@ -38,6 +38,7 @@ from envferry.stores.oci.documents import (
     describe,
     digest_of,
     image_manifest,
+    titled,
 )
 from envferry.stores.oci.image_layout import ROOT, LayoutSpace
 from envferry.stores.oci.layer_sending import LayerSender, ReusedLayers
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ATTESTATION = "attestation.json"
 EMPTY_BLOB = describe(EMPTY_CONFIG, EMPTY)
 SCHEMES = {"oci+http": "http", "oci+https": "https"}
 """For a registry without TLS, where the user says so; and for one with TLS on this machine."""
@@ -263,6 +265,12 @@ class OciStore:
         except (NotOfferedByRegistry, StoreError) as error:
             log.info("%s stays: %s", before.digest, error)
 
+    def image_digest(self, key: str) -> str | None:
+        """Return the digest of the image of an archive; None where it is not there."""
+        archive = archive_name(key)
+        image = self.views.image(archive) if archive else None
+        return image.digest if image else None
+
     def list(self, prefix: str = "") -> Iterator[Listed]:
         """Yield values by the tags of their repositories, then their manifests."""
         return self.values.list(check_prefix(prefix))
@@ -287,8 +295,10 @@ class OciStore:
             self.views.remove_image(archive)
         elif tag := tag_name(key):
             self.views.update_tag(tag)
-        elif archive := archive_beside(key):
-            self.views.remove_referrer(value.place.repository, value.manifest.subject, key)
+        elif archive_beside(key) and (subject := value.manifest.subject):
+            self.views.remove_referrer(value.place.repository, subject, key)
+            if key.endswith(f"/{ATTESTATION}"):
+                self.views.forget_attestation(value.place.repository, subject)
 
     def delete_folder(self, prefix: str) -> None:
         """Take an environment out of the list when its repository holds no key any more."""
@@ -393,19 +403,10 @@ class OciStore:
         """Write the manifest of a key; what it belongs to gets to know it."""
         artifact_type, _ = _types(key)
         file, annotations = key.rpartition("/")[2], {KEY: key, CREATED: _now()}
-        titled = tuple(
-            Descriptor(
-                media_type=one.media_type,
-                digest=one.digest,
-                size=one.size,
-                annotations={TITLE: file if len(layers) == 1 else f"{file}.{number:03d}"},
-            )
-            for number, one in enumerate(layers, 1)
-        )
         data = image_manifest(
             artifact_type=artifact_type,
             config=EMPTY_BLOB,
-            layers=titled or (EMPTY_BLOB,),
+            layers=titled(layers, file) or (EMPTY_BLOB,),
             subject=subject,
             annotations=annotations,
         )
@@ -420,7 +421,8 @@ class OciStore:
                 annotations=annotations,
             )
             self.views.note_referrer(place.repository, subject, referrer, is_kept=is_kept)
-            self.views.name_attestation(place.repository, subject, key, data)
+            if file == ATTESTATION:
+                self.views.name_attestation(place.repository, subject, layers)
         return digest
 
 

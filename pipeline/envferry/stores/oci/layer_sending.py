@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from envferry.stores.oci.port import Space
     from envferry.stores.source import ContentSource, Piece
 
-SENDERS = 2
-"""Layers on their way at once; each has a chunk in memory."""
 READERS = 12
 MOST_LOOKED_AT = 200
 """Archives whose layers are looked at; those of the same environment come first."""
@@ -74,18 +72,11 @@ class LayerSender(msgspec.Struct, frozen=True):
     def send(self, incoming: ContentSource, cuts: tuple[int, ...]) -> tuple[SentBlob, ...]:
         """Send all layers; the bytes of the whole are compared with its digests, if it has any.
 
-        Side by side where nobody needs the bytes in order.
+        One after the other: each byte is read once, but for layers that have the size of one that
+        the registry has, and prove to be others.
         """
         inside = [one for one in cuts if 0 < one < incoming.size]
-        runs = list(enumerate(pairwise((0, *inside, incoming.size))))
-        if incoming.digests is None:
-            with Workers(SENDERS, "layer") as pool:
-                return tuple(
-                    pool.map(
-                        lambda one: self._send(incoming.part(one[0], *_length(one[1]), _unseen)),
-                        runs,
-                    )
-                )
+        runs = enumerate(pairwise((0, *inside, incoming.size)))
         fast, strong = xxhash.xxh3_128(), blake3()
 
         def watch(data: Piece) -> None:
@@ -106,10 +97,10 @@ class LayerSender(msgspec.Struct, frozen=True):
             return send_blob(self.space, self.repository, part, self.advance, media_type=LAYER)
         digest, diff_id = self._digests(part)
         if (source := there.get(digest)) and self._is_there(digest, source):
-            _show(part)
             self.advance(part.size)
             return SentBlob(Descriptor(LAYER, digest, part.size), diff_id)
-        return send_blob(self.space, self.repository, part, self.advance, media_type=LAYER)
+        seen = msgspec.structs.replace(part, watch=_unseen)
+        return send_blob(self.space, self.repository, seen, self.advance, media_type=LAYER)
 
     def _is_there(self, digest: str, source: str) -> bool:
         """Whether the repository has a layer, if need be taken over from another one."""
@@ -120,6 +111,7 @@ class LayerSender(msgspec.Struct, frozen=True):
     def _digests(self, part: ContentSource) -> tuple[str, str]:
         with BlobDigests(part.name, decompresses=True) as digests:
             for data in _pieces(part):
+                part.watch(data)
                 digests.feed(data)
             return digests.result()
 
@@ -136,9 +128,3 @@ def _pieces(part: ContentSource) -> Iterator[bytes]:
 
 def _unseen(data: Piece) -> None:
     """Watch nothing."""
-
-
-def _show(part: ContentSource) -> None:
-    """Have the bytes of a layer seen that is not sent."""
-    for data in _pieces(part):
-        part.watch(data)

@@ -5,6 +5,7 @@ https://github.com/opencontainers/distribution-spec, version 1.1, "API" and "Err
 
 from __future__ import annotations
 
+import re
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -40,6 +41,9 @@ CHALLENGE, LOCATION = "WWW-Authenticate", "Location"
 VERSION = "Docker-Distribution-Api-Version"
 OK, CREATED, ACCEPTED_STATUS, NO_CONTENT, PARTIAL = 200, 201, 202, 204, 206
 UNAUTHORIZED, FORBIDDEN, ABSENT, NOT_ALLOWED, GONE = 401, 403, 404, 405, 410
+NO_PRECONDITION, TOO_LARGE = 412, 413
+QUOTA = re.compile(r"quota|storage resource|storage limit", re.IGNORECASE)
+"""How Harbor, GitLab and others say that a project is full; the standard has no code for it."""
 
 
 class NotOfferedByRegistry(StoreError):
@@ -57,6 +61,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes | list[bytes] | None = None
     """A list is sent piece by piece; its length must be among the headers."""
     rights: str = "pull"
+    source: str = ""
+    """Another repository that is read from."""
     most: int = MOST_TEXT
     """The bytes of an answer, at most."""
     expected: tuple[int, ...] = (OK,)
@@ -66,7 +72,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def scope(self) -> str:
         """The words of the Bearer flow for what is to be done."""
-        return f"repository:{self.repository}:{self.rights}"
+        wanted = f"repository:{self.repository}:{self.rights}"
+        return f"{wanted} repository:{self.source}:pull" if self.source else wanted
 
 
 class RegistryAnswer(msgspec.Struct, frozen=True):
@@ -221,13 +228,21 @@ class RegistrySession:
         codes, said = _errors(answer.body)
         status, words = answer.status, said or f"HTTP {answer.status}"
         what = call.what or f"{call.method} {call.path.partition('?')[0]}"
+        if "NAME_UNKNOWN" in codes:
+            message = f"{self.name} has no repository {call.repository} ({words})"
+            hint = "create it there first: this registry makes none by itself"
+            return StoreError(message, hint=hint)
+        if QUOTA.search(words) and status in (FORBIDDEN, TOO_LARGE, NO_PRECONDITION):
+            message = f"{self.name} has no room for {what} ({words})"
+            hint = "ask who runs it for more, or free some: `envferry prune`, then its own cleanup"
+            return StoreError(message, hint=hint)
         if status in (UNAUTHORIZED, FORBIDDEN) or "DENIED" in codes:
             message = f"{self.name} denies access to {what} ({words})"
-            hint = f"who may do that? log in with `podman login {self.name}`, or ask for the right"
+            hint = f"log in as a user who may (`podman login {self.name}`), or ask for access"
             return StoreError(message, hint=hint)
         if status == NOT_ALLOWED or "UNSUPPORTED" in codes:
             message = f"{self.name} does not offer {what} ({words})"
-            return NotOfferedByRegistry(message, hint="ask who runs it")
+            return NotOfferedByRegistry(message, hint="ask the administrator of that registry")
         if any(code.endswith("BLOB_UNKNOWN") for code in codes):
             # Registries of several servers, and busy ones, see a blob a moment after they took it.
             message = f"{self.name} lacks a blob of {what} ({words})"

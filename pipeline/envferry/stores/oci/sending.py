@@ -1,7 +1,7 @@
 """A blob on its way to a registry: hashed while it is sent, taken up again after a crash.
 
-Everything is read once: SHA-256 of the bytes, and of what they decompress to, are worked out in
-threads of their own while the bytes travel.
+Everything is read once: SHA-256 of the bytes, and of what they decompress to where no manifest says
+that, are worked out in threads of their own while the bytes travel.
 """
 
 from __future__ import annotations
@@ -141,10 +141,11 @@ def send_blob(
 
     What has arrived when this fails stays: the next call reads it, but does not send it again.
     """
+    is_layer, known = media_type == LAYER, incoming.tar_sha256
     subject = json.dumps({"to": f"{space.name}/{repository}", "token": incoming.token})
     with (
         journal_at(incoming.journal) as held,
-        BlobDigests(incoming.name, decompresses=media_type == LAYER) as digests,
+        BlobDigests(incoming.name, decompresses=is_layer and not known) as digests,
     ):
         notes = UploadNotes(held.path, subject)
         sender = _Sender(space, repository, incoming, notes, digests, advance)
@@ -158,7 +159,7 @@ def send_blob(
             notes.close()
         held.end()
     descriptor = Descriptor(media_type=media_type, digest=digest, size=incoming.size)
-    return SentBlob(descriptor, diff_id)
+    return SentBlob(descriptor, f"sha256:{known}" if known else diff_id)
 
 
 @dataclass(slots=True)

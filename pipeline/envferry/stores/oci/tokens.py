@@ -21,7 +21,12 @@ from envferry.stores.oci.credentials import Login, find_login
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PARAMETER = re.compile(r'(?P<name>[A-Za-z_]+)="(?P<text>[^"]*)"')
+CHALLENGE_START = re.compile(r"(?:^|,)\s*(?P<scheme>[A-Za-z]+)(?=\s+[A-Za-z_]+\s*=|\s*,|\s*$)")
+QUOTED = re.compile(r'"[^"]*"')
+PARAMETER = re.compile(r'(?P<name>[A-Za-z_]+)\s*=\s*(?:"(?P<quoted>[^"]*)"|(?P<plain>[^\s",]+))')
+"""RFC 7235, 2.1: a value is quoted, or a word."""
+SCHEMES = ("bearer", "basic")
+"""What is known; the first that a registry offers is taken."""
 CLIENT = "envferry"
 
 
@@ -36,13 +41,27 @@ class Challenge(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, header: str) -> Challenge | None:
-        """Read a header; None for one of another kind."""
-        scheme, _, rest = header.strip().partition(" ")
-        if scheme.lower() not in ("basic", "bearer"):
-            return None
-        found = {match["name"].lower(): match["text"] for match in PARAMETER.finditer(rest)}
+        """Read a header, which may offer several; None where none of them is known."""
+        masked = QUOTED.sub(lambda found: '"' * len(found[0]), header)
+        starts = list(CHALLENGE_START.finditer(masked))
+        ends = [*(one.start() for one in starts), len(header)][1:]
+        offered = {
+            start["scheme"].lower(): header[start.end() : end]
+            for start, end in zip(starts, ends, strict=False)
+        }
+        for scheme in SCHEMES:
+            if scheme in offered:
+                return cls._of(scheme, offered[scheme])
+        return None
+
+    @classmethod
+    def _of(cls, scheme: str, parameters: str) -> Challenge:
+        found = {
+            match["name"].lower(): match["plain"] or match["quoted"] or ""
+            for match in PARAMETER.finditer(parameters)
+        }
         return cls(
-            scheme=scheme.lower(),
+            scheme=scheme,
             realm=found.get("realm", ""),
             service=found.get("service", ""),
             scope=found.get("scope", ""),
@@ -121,13 +140,17 @@ class Tokens:
         if parts.scheme not in ("http", "https") or not (is_safe or login is None):
             message = f"{self.host} names {challenge.realm!r} to log in at, which is not safe"
             raise StoreError(message, hint="a login goes over https only")
-        asked = {"service": challenge.service, "scope": challenge.scope or scope}
-        asked = {name: text for name, text in asked.items() if text}
+        asked = [("service", challenge.service)] if challenge.service else []
+        wanted = challenge.scope or scope
         if login and login.token:
             form = {"grant_type": "refresh_token", "refresh_token": login.token.reveal()}
-            body = urlencode({**form, "client_id": CLIENT, **asked}).encode()
+            words = [*form.items(), ("client_id", CLIENT), *asked, ("scope", wanted)]
+            body = urlencode(words).encode()
             data = self.fetch(TokenChallenge(challenge.realm, None, body))
         else:
+            # Two repositories, as when a blob is mounted, are two parameters here, and two words
+            # of one in the form above: .../auth/token/, "Requesting a Token", and .../auth/oauth/.
+            asked += [("scope", one) for one in wanted.split()]
             joint = "&" if parts.query else "?"
             url = f"{challenge.realm}{joint}{urlencode(asked)}"
             data = self.fetch(TokenChallenge(url, login.basic if login else None, None))

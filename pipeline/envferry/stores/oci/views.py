@@ -16,6 +16,7 @@ from envferry.base.retry import RACES, Transient, persistently
 from envferry.errors import IntegrityError, StoreError
 from envferry.stores.oci.documents import (
     CONFIG,
+    COSIGN_ANNOTATIONS,
     INDEX,
     KEY,
     MANIFEST,
@@ -30,6 +31,7 @@ from envferry.stores.oci.documents import (
     not_ours,
     read_index,
     read_manifest,
+    titled,
 )
 from envferry.stores.oci.names import RUNNABLE, TAG_TAG, ArchiveName
 from envferry.stores.oci.sending import send_bytes
@@ -44,7 +46,6 @@ log = logging.getLogger(__name__)
 
 ENVIRONMENT = "vnd.envferry.environment"
 """Annotation of the index of a tag: whose it is."""
-ATTESTATION = "attestation.json"
 
 
 class _TagRecord(msgspec.Struct, frozen=True):
@@ -79,7 +80,8 @@ class Views:
         config = image_config(archive.platform, diff_ids)
         blob = describe(config, CONFIG)
         send_bytes(self.space, repository, config, blob)
-        data = image_manifest(config=blob, layers=layers, annotations={KEY: key})
+        named = titled(layers, key.rpartition("/")[2])
+        data = image_manifest(config=blob, layers=named, annotations={KEY: key})
         self.space.put_manifest(repository, archive.tag, data, MANIFEST)
         self.images[archive] = describe(data, MANIFEST)
         return self.images[archive]
@@ -102,6 +104,7 @@ class Views:
         if image is None:
             return
         listed = self.space.manifest_digest(repository, referrers_tag(image))
+        self.forget_attestation(repository, image)
         self.space.delete_manifest(repository, image.digest)
         if listed:
             self.space.delete_manifest(repository, listed)
@@ -162,7 +165,9 @@ class Views:
             if listed is not None and any(one.digest == referrer.digest for one in listed):
                 return
             message = f"{self.space.name} took {referrer.digest}, which refers to {subject.digest}"
-            hint = "ask who runs it: it says that it keeps such lists (OCI-Subject)"
+            hint = (
+                "ask the administrator of that registry: it claims to keep such lists (OCI-Subject)"
+            )
             msg = f"{message}, and does not list it"
             raise StoreError(msg, hint=hint)
 
@@ -177,10 +182,8 @@ class Views:
 
         persistently(attempt, RACES)
 
-    def remove_referrer(self, repository: str, subject: Descriptor | None, key: str) -> None:
+    def remove_referrer(self, repository: str, subject: Descriptor, key: str) -> None:
         """Take a file out of the list of its image, where we keep that."""
-        if subject is None:
-            return
         there = self._listed(repository, subject)
         kept = tuple(one for one in there if (one.annotations or {}).get(KEY) != key)
         if kept != there:
@@ -197,11 +200,33 @@ class Views:
         data = image_index(listed, {"org.opencontainers.referrers.subject": subject.digest})
         self.space.put_manifest(repository, referrers_tag(subject), data, INDEX)
 
-    def name_attestation(self, repository: str, subject: Descriptor, key: str, data: bytes) -> None:
-        """Give an attestation the tag under which cosign looks for it, too."""
-        if key.rpartition("/")[2] == ATTESTATION:
-            tag = f"{referrers_tag(subject)}.att"
-            self.space.put_manifest(repository, tag, data, MANIFEST)
+    def name_attestation(
+        self, repository: str, subject: Descriptor, layers: tuple[Descriptor, ...]
+    ) -> None:
+        """Give an attestation the tag and the form in which cosign looks for it, too."""
+        before = self.space.manifest_digest(repository, attestation_tag(subject))
+        signed = tuple(
+            msgspec.structs.replace(one, annotations=dict(COSIGN_ANNOTATIONS)) for one in layers
+        )
+        config = image_config("", tuple(one.digest for one in layers))
+        blob = describe(config, CONFIG)
+        send_bytes(self.space, repository, config, blob)
+        data = image_manifest(config=blob, layers=signed)
+        self.space.put_manifest(repository, attestation_tag(subject), data, MANIFEST)
+        if before and before != digest_of(data):
+            self._forget(repository, before)
+
+    def forget_attestation(self, repository: str, subject: Descriptor) -> None:
+        """Remove what was made for cosign."""
+        if there := self.space.manifest_digest(repository, attestation_tag(subject)):
+            self.space.delete_manifest(repository, there)
+
+    def _forget(self, repository: str, digest: str) -> None:
+        """Remove what a tag held before; where that is not allowed, it stays without a name."""
+        try:
+            self.space.delete_manifest(repository, digest)
+        except StoreError as error:
+            log.info("%s stays: %s", digest, error)
 
     def update_tag(self, tag: OciTag) -> None:
         """Write the index of a tag anew: one image for each platform that has this tag.
@@ -221,7 +246,7 @@ class Views:
             elif there:
                 self.space.delete_manifest(repository, there)
             message = f"{tag.tag} in {repository} at {self.space.name} is changed again and again"
-            raise Transient(StoreError(message, hint="run `envferry tag` again"))
+            raise Transient(StoreError(message, hint="run it again"))
 
         persistently(attempt, RACES)
 
@@ -269,6 +294,11 @@ class Views:
 def referrers_tag(subject: Descriptor) -> str:
     """Return the tag under which older registries keep what refers to a manifest."""
     return subject.digest.replace(":", "-")
+
+
+def attestation_tag(subject: Descriptor) -> str:
+    """Return the tag under which cosign looks for the attestations of an image."""
+    return f"{referrers_tag(subject)}.att"
 
 
 def _is_same_key(one: Descriptor, other: Descriptor) -> bool:

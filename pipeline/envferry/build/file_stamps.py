@@ -1,0 +1,40 @@
+"""Which files of a tree were touched since somebody looked: by inode, size and times."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class FileStamp(msgspec.Struct, frozen=True, array_like=True):
+    """A file or link as it was: whoever changes it changes one of these."""
+
+    inode: int
+    size: int
+    """In bytes."""
+    mtime_ns: int
+    """When its content changed last, in nanoseconds since 1970."""
+    ctime_ns: int
+    """When anything of it changed last, its mode and number of links included."""
+
+
+def stamp_files(tree: Path) -> Iterator[tuple[str, FileStamp]]:
+    """Yield all files and links of a tree, links to folders included, by their path in it."""
+    waiting = [""]
+    while waiting:
+        folder = waiting.pop()
+        with os.scandir(tree / folder) as found:
+            for entry in found:
+                path = f"{folder}{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(f"{path}/")
+                    continue
+                status = entry.stat(follow_symlinks=False)
+                times = status.st_mtime_ns, status.st_ctime_ns
+                yield path, FileStamp(status.st_ino, status.st_size, *times)

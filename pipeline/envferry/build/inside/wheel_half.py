@@ -1,0 +1,169 @@
+"""The wheels of a build, on top of its conda half: installed, judged and compiled."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from envferry import process
+from envferry.build.inside.apart import (
+    fills_empty_folder,
+    has_own_bytecode,
+    is_only_theirs,
+    mark_files,
+)
+from envferry.build.inside.clobbers import (
+    describe_overlaps,
+    find_clobbers,
+    find_overlaps,
+    refuse_clobbers,
+    written_files,
+)
+from envferry.build.inside.made_tree import NotOnEarlierTree, say
+from envferry.build.inside.network_attempts import network_tries
+from envferry.build.inside.wheels import check_requirements, install_wheels, reinstall_wheel
+from envferry.config import child_environ
+from envferry.errors import SpecError, ToolFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from envferry.build.inside.clobbers import Written
+    from envferry.build.inside.conda_meta import CondaRecords
+    from envferry.build.inside.made_tree import MadeTree
+    from envferry.build.request import BuildRequest
+
+
+def add_wheel_half(request: BuildRequest, records: CondaRecords, made: MadeTree) -> None:
+    """Install the wheels, and compile all modules; in a started tree those of the wheels."""
+    prefix, tries = Path(request.prefix), network_tries()
+    python = prefix / "bin" / "python"
+    before, files = mark_files(prefix), set[str]()
+    new = {file for theirs in made.conda_files.values() for file in theirs}
+    if request.wheels:
+        if not python.exists():
+            msg = "the spec has a pip half but the environment has no python"
+            raise SpecError(
+                msg,
+                hint="add `python` to the conda half, lock and build again",
+            )
+        say(f"installing {len(request.wheels)} wheels")
+        written = {wheel: written_files(wheel, records) for wheel in request.wheels}
+        files = {file for theirs in written.values() for file in theirs}
+        judge_wheels(request, records, written, made)
+        add_wheels(request, python, records, written, made)
+    if python.exists():
+        check_requirements(request, python)
+        say("compiling byte code")
+        chosen = files | new if request.is_started else None
+        compile_bytecode(prefix, python, Path(request.scratch), chosen)
+        refuse_tries_at_start(prefix / records.site_packages, tries)
+    # A `.pth` file may run anything, and did so each time that python was started.
+    made.is_plain &= is_only_theirs(before, mark_files(prefix), files)
+
+
+def judge_wheels(
+    request: BuildRequest, records: CondaRecords, written: Written, made: MadeTree
+) -> None:
+    """Find out, before wheels are installed, whether their files can go without a trace.
+
+    Raises NotOnEarlierTree where they cannot come into a started tree.
+    """
+    prefix = Path(request.prefix)
+    if request.is_started:
+        require_apart(written, request, records)
+    else:  # a script may have made what a wheel replaces
+        made.is_plain = not any(map(os.path.lexists, landing_places(prefix, written)))
+    made.is_plain &= has_own_bytecode(written.values(), request.wheel_files)
+    made.is_plain &= not any(fills_empty_folder(prefix, files) for files in written.values())
+    made.wheel_files = {wheel.name: tuple(files) for wheel, files in written.items()}
+
+
+def landing_places(prefix: Path, written: Written) -> Iterator[str]:
+    """Yield where all files of some wheels go."""
+    for files in written.values():
+        yield from (f"{prefix}/{file}" for file in files)
+
+
+def require_apart(written: Written, request: BuildRequest, records: CondaRecords) -> None:
+    """Raise NotOnEarlierTree when new wheels have a file that something else has as well.
+
+    Whose file stays is decided among all wheels; files that are the same in two of them are none
+    of these.
+    """
+    overlaps = find_overlaps(written)
+    overlaps |= {clobber.file: [clobber.wheel] for clobber in find_clobbers(written, records)}
+    others = set(request.wheel_files)
+    for wheel, files in written.items():
+        for file, checksum in files.items():
+            path = Path(request.prefix, file)
+            if os.path.lexists(path) and (
+                file not in others or file.startswith("bin/") or crc32_of(path) != checksum
+            ):
+                overlaps[file] = [wheel]
+    if not has_own_bytecode(written.values(), request.wheel_files):
+        msg = "byte code of a module comes from another wheel than the module"
+        raise NotOnEarlierTree(msg)
+    if overlaps:
+        file, wheels = min(overlaps.items())
+        msg = f"{wheels[0].name} and another package have {file}"
+        raise NotOnEarlierTree(msg)
+
+
+def crc32_of(path: Path) -> int:
+    """Return the checksum that zip files have; -1 for what is not a file."""
+    is_file = path.is_file() and not path.is_symlink()
+    return zlib.crc32(path.read_bytes()) if is_file else -1
+
+
+def add_wheels(
+    request: BuildRequest, python: Path, records: CondaRecords, written: Written, made: MadeTree
+) -> None:
+    """Install wheels on top of the conda half; what several packages have goes by rules."""
+    clobbers = find_clobbers(written, records)
+    refuse_clobbers(clobbers, request.allow_clobber)
+    install_wheels(request, python)
+    overlaps = find_overlaps(written)
+    again = {wheel.name: wheel for wheels in overlaps.values() for wheel in wheels[1:]}
+    for _, wheel in sorted(again.items()):
+        reinstall_wheel(request, python, wheel)
+    made.wheel_warnings += describe_overlaps(overlaps)
+    made.is_plain &= not (clobbers or overlaps)
+    if clobbers:
+        taken = {file for files in written.values() for file in files}
+        records.forget({clobber.owner for clobber in clobbers}, taken)
+        for owner in sorted({clobber.owner for clobber in clobbers}):
+            wheels = sorted({item.wheel.name for item in clobbers if item.owner == owner})
+            words = f"{', '.join(wheels)} (pip) overwrote files of {owner} (conda), as allowed"
+            made.wheel_warnings.append(words)
+
+
+def compile_bytecode(prefix: Path, python: Path, scratch: Path, files: set[str] | None) -> None:
+    """Compile all modules, or those among files, with the environment's own python.
+
+    What cannot be compiled is said.
+    """
+    script = Path(__file__).with_name("compile_bytecode.py")
+    words: list[str | Path] = [python, "-I", "-B", "-W", "ignore", script, prefix]
+    if files is not None:
+        chosen = scratch / "modules"
+        chosen.write_bytes(b"\0".join(sorted(file.encode() for file in files)))
+        words += [prefix, chosen]
+    finished = process.run(words, env=child_environ())
+    if finished.stderr:
+        say(finished.stderr.rstrip())
+
+
+def refuse_tries_at_start(site_packages: Path, tries_before: int) -> None:
+    """Raise ToolFailed when python, just by being started, wanted another machine."""
+    if network_tries() == tries_before:
+        return
+    names = (*site_packages.glob("*.pth"), *site_packages.glob("*customize.py"))
+    ran = ", ".join(sorted(path.name for path in names))
+    msg = f"python tried to use the network when it started, which a build does not have: {ran}"
+    raise ToolFailed(
+        msg,
+        hint="leave out the package that has that file: python runs it at each start",
+    )

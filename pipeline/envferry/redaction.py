@@ -1,0 +1,64 @@
+"""What people may see of URLs: logins and tokens are taken out of messages, records and locks."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit, urlunsplit
+
+URL_LOGIN = re.compile(r"(?P<scheme>[\w+.-]*)://(?P<login>[^/\s'\"]+)@(?=[\w\[])")
+SUBDIR = r"(?:noarch|(?:linux|osx|win|freebsd|emscripten|wasi|zos)-\w+)"
+HOST_AND_TOKEN = r"(?P<place>\b(?i:https?)://[^/\s'\"]+)/t/[^/\s'\"]+"
+CHANNEL_TOKEN = re.compile(rf"{HOST_AND_TOKEN}(?=/(?!{SUBDIR}(?:/|$))[^/\s'\"])")
+"""Conda's form of a login, `https://HOST/t/TOKEN/CHANNEL…`: in no other place is `/t/` one, and
+before a subdir it is the channel's own path."""
+ANACONDA_TOKEN = re.compile(
+    r"(?P<place>\b(?i:https?)://[^\s'\"]+?)/t/[a-z]{2}-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"
+)
+"""What Anaconda's servers issue, `tk-UUID`: below `https://HOST/conda/t/` as well, as no folder is
+called like that."""
+POSSIBLE_TOKEN = re.compile(rf"{HOST_AND_TOKEN}(?=/)")
+
+
+def without_login(text: str) -> str:
+    """Remove `user:password@` from every URL in a text.
+
+    The user `git` stays, and every other that ssh is told without a password: it is how ssh
+    reaches a repository, and no secret.
+    """
+
+    def strip(found: re.Match[str]) -> str:
+        login = found["login"]
+        is_ssh_user = found["scheme"].rpartition("+")[2] == "ssh" and ":" not in login
+        return found[0] if login == "git" or is_ssh_user else f"{found['scheme']}://"
+
+    return URL_LOGIN.sub(strip, text)
+
+
+def without_credentials(text: str) -> str:
+    """Remove logins, and the `/t/TOKEN/` of conda channels, from every URL in a text.
+
+    For channels and their packages. What pip names has no tokens: `without_login`.
+    """
+    without = ANACONDA_TOKEN.sub(r"\g<place>", without_login(text))
+    return CHANNEL_TOKEN.sub(r"\g<place>", without)
+
+
+def fit_to_show(text: str) -> str:
+    """Remove logins from every URL in a message, and show that there is what may be a token.
+
+    The purpose of a URL is unknown here, so what stands where conda's tokens do is masked.
+    """
+    masked = ANACONDA_TOKEN.sub(r"\g<place>/t/…", without_login(text))
+    return POSSIBLE_TOKEN.sub(r"\g<place>/t/…", masked)
+
+
+def redact(url: str) -> str:
+    """Return a URL fit for messages: without user, password, token or query."""
+    parts = urlsplit(bare_url(url))
+    return fit_to_show(urlunsplit((parts.scheme, parts.netloc, parts.path, "", "")))
+
+
+def bare_url(url: str) -> str:
+    """Return a URL without user and password."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
