@@ -19,6 +19,7 @@ MODULES = (
     "registry_oci",
     "transfers",
     "browse",
+    "file_search",
     "start_up",
 )
 

@@ -47,6 +47,14 @@ class SpecError(PipelineError):
     exit_code = 3
 
 
+class RequiredByUrl(SpecError):
+    """The pip half requires a package by its URL, and the conda half brings it."""
+
+    def __init__(self, message: str, *, name: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.name = name
+
+
 class ToolFailed(PipelineError):
     """A program that we ran failed."""
 

@@ -170,6 +170,8 @@ class SpecOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Files that come along: encodings, corpora, configurations of models."""
     channel_priority: ChannelPriority | None = None
     """Whether a package may come from a channel behind the first that has its name."""
+    readme: str = ""
+    """What the environment is for, in Markdown; pages show it."""
 
 
 CHECKS = "checks"
@@ -416,6 +418,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The files that hold the prefix, and hold it wherever the environment is installed."""
     cuda_code: dict[str, tuple[str, ...]] | msgspec.UnsetType = msgspec.UNSET
     """What the packages hold code for, by name: `sm_90`, `compute_90`; not written where none."""
+    readme: str | msgspec.UnsetType = msgspec.UNSET
+    """What the environment is for, in Markdown, as its spec says; not written where nothing."""
     schema: int = 1
 
     @property

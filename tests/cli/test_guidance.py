@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -10,9 +12,12 @@ import pytest
 from envferry.cli.main import COMMANDS, OTHER_WORDS, SECTIONS, envferry
 from envferry.cli.true_hints import places_in, with_places
 from envferry.process import find_program
+from envferry.progress import Silent
 from envferry.registry import Registry
+from envferry.registry.push import push_artifact
 from tests.support.cli_runner import ENVFERRY, CliRunner
 from tests.support.installing import install, manifest_of
+from tests.support.packed import pack
 from tests.support.published import Made, publish
 
 if TYPE_CHECKING:
@@ -67,6 +72,21 @@ def test_hints(cli: CliRunner, words: list[str], code: int, hint: str) -> None:
 def test_hints_are_true_when_typed(cli: CliRunner, words: list[str], hint: str) -> None:
     publish(Registry.open(str(cli.home / "place")), cli.home / "made", Made())
     assert f"envferry {hint}" in cli.run(*words, expect=7).stderr
+
+
+def test_a_repair_is_told_where_the_installation_came_from(cli: CliRunner) -> None:
+    artifact = pack(cli.home / "packed", {"big": b"x" * 1000})
+    disk = Registry.open(str(cli.home / "my disk"))
+    push_artifact(artifact, registry=disk, tags=(), progress=Silent())
+    words = ("--registry", "my disk", "--no-check", "--force", "glibc")
+    cli.run("install", "demo", *words)
+    next(path for path in (cli.home / "envs/demo").rglob("*") if path.is_file()).unlink()
+    said = cli.run("verify", "demo", expect=8).stderr
+    hint = re.search(r"run `envferry (verify demo --repair [^`]*)`", said)
+    assert hint
+    assert f"--registry '{cli.home}/my disk'" in hint[1]
+    cli.run(*shlex.split(hint[1]))
+    assert "1 difference" not in cli.run("list").stdout
 
 
 def test_only_our_own_options_are_repeated() -> None:

@@ -15,7 +15,6 @@ import pytest
 from envferry.errors import NotFound, SpecError, StaleLock, StoreError, ToolFailed, UsageError
 from envferry.lock.existing_lock import check_lock
 from envferry.lock.lock_options import LockOptions
-from envferry.lock.pypi_names import NAMES_PATH
 from envferry.lock.stage import lock_spec
 from envferry.process import run
 from envferry.progress import Silent
@@ -107,10 +106,12 @@ def test_both_halves_are_one_lock_that_conda_lock_accepts(project: Project) -> N
     project.conda_lock("render", "-k", "explicit", "-p", PLATFORM, lock.path.name)
     explicit = (lock.path.parent / f"conda-{PLATFORM}.lock").read_text()
     assert "/linux-64/numpy-2.2.6-py310_0.conda#" in explicit
+    no_names = project.path.with_name("no-names.json")
+    no_names.write_text("{}")
     printed = project.conda_lock(
         *("lock", "--check-input-hash", "-f", project.path.name, "-p", PLATFORM),
         *("--lockfile", lock.path.name, "--conda", "/bin/true"),
-        *("--pypi_to_conda_lookup_file", str(NAMES_PATH)),
+        *("--pypi_to_conda_lookup_file", str(no_names)),
     )
     assert f"Spec hash already locked for ['{PLATFORM}']" in printed
     assert lock.path.read_bytes() == before
@@ -131,6 +132,33 @@ def test_one_package_asked_for_in_both_halves(project: Project) -> None:
         project.lock()
     project.write("python=3.10, numpy=2", "numpy>=2")
     assert versions(project.lock())["numpy"] == "conda 2.2.6"
+
+
+@pytest.mark.parametrize(
+    ("conda", "pip"),
+    [
+        ("pytorch", "torch"),
+        ("psycopg2", "psycopg2-binary"),
+        ("psycopg2", "psycopg2"),
+        ("py-opencv", "opencv-python-headless"),
+        ("cccl-python", "cuda-cccl"),
+    ],
+)
+def test_no_package_is_locked_under_two_names(
+    project: Project, tmp_path: Path, conda: str, pip: str
+) -> None:
+    twin = TinyPackage(name=conda, version="2.0", build="py_0", depends=("python",))
+    project.channel = make_channel(tmp_path / "twins", [*python_packages(), twin])
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    for version in ("2.0", "3.0"):
+        make_wheel(wheels, f"{pip.replace('-', '_')}-{version}-py3-none-any")
+    make_wheel(wheels, "needy-1.0-py3-none-any", metadata=f"Requires-Dist: {pip}\n")
+    lines = f"'--no-index', '--find-links {wheels}', needy, {pip}"
+    project.write(f"python=3.10, {conda}", lines)
+    found = versions(project.lock())
+    assert (found["needy"], found[conda]) == ("pip 1.0", "conda 2.0")
+    assert conda == pip or pip not in found
 
 
 @pytest.mark.parametrize(
@@ -549,3 +577,46 @@ def test_requirements_that_only_their_metadata_names(
         lock = project.lock(LockOptions(platforms=(PLATFORM,), upgrade=True))
         (found,) = (item for item in lock.packages if item.name == "hidden-name")
         assert found.kind == kind
+
+
+@pytest.fixture
+def public_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Make a repository that git finds at a public address; return its line for pip."""
+    folder = tmp_path / "git" / "hub" / "demo.git"
+    folder.mkdir(parents=True)
+    (folder / "pyproject.toml").write_text(
+        '[project]\nname = "demo"\nversion = "9.0"\n'
+        '[build-system]\nrequires = []\nbuild-backend = "demo"\nbackend-path = ["."]\n'
+    )
+    git = ("git", "-c", "user.name=a", "-c", "user.email=a@b.example")
+    for words in (("init", "-q"), ("add", "."), ("commit", "-qm", "1"), ("tag", "abc123def")):
+        run([*git, *words], cwd=folder)
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.{folder.parent.parent.as_uri()}/.insteadOf")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "https://git.example/")
+    return "git+https://git.example/hub/demo.git@abc123def"
+
+
+@pytest.mark.parametrize("start", ["", "demo @ "])
+def test_a_url_in_the_pip_half_is_more_exact_than_a_name_in_condas(
+    project: Project,
+    public_git: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    start: str,
+) -> None:
+    demo = TinyPackage(name="demo", version="1.0", depends=("python",))
+    needy = TinyPackage(name="needy", version="1.0", depends=("demo", "python"))
+    project.channel = make_channel(tmp_path / "demos", [*python_packages(), demo, needy])
+    project.write("python=3.10, demo, numpy", f"{start}{public_git}")
+    lock = project.lock()
+    assert versions(lock)["demo"] == "pip 9.0"
+    assert versions(lock)["numpy"] == "conda 2.2.6"
+    assert "demo comes from the URL in the pip half" in caplog.text
+    assert check_lock(read_spec(project.path)) == lock
+    for conda in ("demo=1.0", "needy"):
+        project.write(f"python=3.10, {conda}", f"{start}{public_git}")
+        with pytest.raises(SpecError) as caught:
+            project.lock()
+        assert caught.value.message == "pip requires demo by its URL, but conda chose demo 1.0"
+        assert "from one half" in caught.value.hint

@@ -39,7 +39,9 @@ PATHS = (
     "tags/",
     "nope",
     f"envs/{STABLE}/audit/",
+    "envs/transformer/changes/",
     f"envs/{LONG}/",
+    f"envs/{LONG}/changes/",
     f"envs/{LONG}/{PLATFORM}/{'t' * 100}/",
     f"envs/{LONG}/{PLATFORM}/{'t' * 100}/audit/",
 )

@@ -406,6 +406,23 @@ def test_a_pylock(tmp_path: Path) -> None:
     assert any("extras docs" in note for note in found.notes)
 
 
+def test_the_default_groups_of_a_pylock_are_installed(tmp_path: Path) -> None:
+    entry = '[[packages]]\nname = "{}"\nversion = "1"\nmarker = "\'{}\' in {}"\n'
+    text = "".join(
+        (
+            'lock-version = "1.0"\ncreated-by = "pdm"\nextras = ["more"]\n',
+            'dependency-groups = ["default", "dev"]\ndefault-groups = ["default"]\n',
+            entry.format("own", "default", "dependency_groups"),
+            entry.format("tests", "dev", "dependency_groups"),
+            entry.format("extra", "more", "extras"),
+        )
+    )
+    found = read(tmp_path / "pylock.toml", text)
+    assert found.spec.pip == ("own==1",)
+    assert "not carried over: extras more: none is selected" in found.notes
+    assert "not carried over: dependency-groups dev: none is selected" in found.notes
+
+
 def test_an_explicit_list_is_a_lock(tmp_path: Path) -> None:
     text = (
         f"# platform: linux-64\n@EXPLICIT\n{PUBLIC}/linux-64/xz-5.6-h1_0.conda#sha256:{SHA}\n"
@@ -433,7 +450,7 @@ def test_an_explicit_list_is_a_lock(tmp_path: Path) -> None:
             "httptools",
         ),
         ("pylock.toml", PYLOCK.replace('"1.0"', '"2.0"', 1), "format 2.0"),
-        ("poetry.lock", '[[package]]\nname="a"\nversion="1"\n', "TOML with neither"),
+        ("poetry.lock", '[[package]]\nname="a"\nversion="1"\n', "a lock of cargo"),
     ],
 )
 def test_locks_that_cannot_be_read(tmp_path: Path, name: str, text: str, words: str) -> None:

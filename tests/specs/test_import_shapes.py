@@ -191,3 +191,116 @@ def test_a_list_that_asks_for_python_is_condas(
     found = imported(tmp_path / "requirements.txt", text, "n").spec
     assert found.conda == conda
     assert found.pip == (tuple(text.split("\n")[:-1]) if pip is None else pip)
+
+
+OTHERS = [
+    ("Pipfile", "[packages]\nrich = '*'\n[requires]\npython_version = '3.11'\n", "pipenv"),
+    ("Pipfile.lock", '{"_meta": {}, "default": {"rich": {"version": "==1"}}}', "pipenv"),
+    (
+        "poetry.lock",
+        "[[package]]\nname = 'a'\nversion = '1'\n[metadata]\nlock-version = '2.1'\n",
+        "poetry export",
+    ),
+    (
+        "pdm.lock",
+        "[metadata]\nlock_version = '4.5.0'\n[[package]]\nname = 'a'\nversion = '1'\n",
+        "pdm export -f pylock",
+    ),
+    ("Cargo.lock", "version = 3\n[[package]]\nname = 'a'\nversion = '1'\n", "pixi.toml"),
+    ("package.json", '{"lockfileVersion": 3, "packages": {}}', "environment.yml"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "way_out"), OTHERS)
+def test_the_files_of_other_tools_get_a_way_out(
+    tmp_path: Path, name: str, text: str, way_out: str
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        imported(tmp_path / name, text)
+    assert name in caught.value.message
+    assert way_out in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{name: n, channels: [c], dependencies: [python=3.11, {pip: [rich]}]}\n",
+        '{"name": "n", "channels": ["c"], "dependencies": ["python=3.11", {"pip": ["rich"]}]}',
+        '"name": n\n"channels": [c]\n"dependencies": ["python=3.11", {"pip": [rich]}]\n',
+    ],
+)
+def test_environments_in_every_style_of_yaml(tmp_path: Path, text: str) -> None:
+    spec = imported(tmp_path / "environment.yml", text).spec
+    assert (spec.conda, spec.pip) == (("python=3.11",), ("rich",))
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("- python: 3.10", "keys `python`", "write it as `- python=3.10`"),
+        ("- {pip: rich}", "found `rich`", "write each below `pip:` as `- REQUIREMENT`"),
+        ("- {npm: [a]}", "keys `npm`", "take `npm:` out"),
+    ],
+)
+def test_mappings_that_are_no_dependency(
+    tmp_path: Path, text: str, message: str, hint: str
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        imported(tmp_path / "environment.yml", f"channels: [c]\ndependencies:\n  {text}\n")
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        r"C:\wheels\a-1-py3-none-any.whl",
+        r".\a-1-py3-none-any.whl",
+        r"..\wheels\a-1-py3-none-any.whl",
+        "a @ file:///C:/wheels/a-1-py3-none-any.whl",
+        "C:/wheels/a-1-py3-none-any.whl",
+    ],
+)
+def test_paths_of_windows_are_named(tmp_path: Path, line: str) -> None:
+    with pytest.raises(SpecError, match="begins a path of Windows"):
+        imported(tmp_path / "requirements.txt", f"rich\n{line}\n")
+
+
+def test_brackets_that_hold_no_keys_are_no_conda_specs(tmp_path: Path) -> None:
+    text = "build-essential [platform:dpkg]\nlibopenssl-devel [platform:suse !platform:rpm]\n"
+    with pytest.raises(SpecError, match="neither an environment file nor a list"):
+        imported(tmp_path / "bindep.txt", text)
+    spec = imported(tmp_path / "list.txt", "python\na[version='>=1,<2', build=0]\n", "n").spec
+    assert spec.conda[1] == "a[version='>=1,<2', build=0]"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("requirements.txt", "-i https://me:pw@h.example/simple\nrich\n"),
+        ("requirements.txt", "rich @ git+https://token@h.example/rich.git@v1\n"),
+        ("environment.yml", "channels: [c]\ndependencies: [{pip: ['-i https://a:b@h.example']}]\n"),
+        ("list.txt", "@EXPLICIT\nhttps://h.example/t/tk-1/c/noarch/a-1-0.conda#" + "a" * 32),
+    ],
+)
+def test_logins_are_left_out_and_named(tmp_path: Path, name: str, text: str) -> None:
+    found = imported(tmp_path / name, text, "n")
+    assert "the login for h.example is left out: put it into ~/.netrc" in found.notes
+    assert not any(secret in found.text for secret in ("pw", "token", "a:b", "tk-1"))
+
+
+def test_logins_that_are_none_are_kept(tmp_path: Path) -> None:
+    found = imported(tmp_path / "requirements.txt", "a @ git+ssh://git@h.example/a.git@v1\n", "n")
+    assert not any("login" in note for note in found.notes)
+
+
+def test_pins_with_many_hashes_are_no_small_file(tmp_path: Path) -> None:
+    hashes = "".join(f" --hash=sha256:{number:064x}" for number in range(40))
+    lines = [f"package{number}==1.0{hashes}" for number in range(600)]
+    found = imported(tmp_path / "requirements.txt", "\n".join(lines), "n")
+    assert len(read_spec(found.spec.path).pip) == 600
+    with pytest.raises(SpecError, match="larger than 8 MB"):
+        imported(
+            tmp_path / "requirements.txt",
+            "\n".join(f"x{copy}{line}" for copy in range(6) for line in lines),
+        )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from envferry.lock.pypi_names import pypi_name
+from envferry.lock.pypi_names import pypi_names
 from envferry.models import LockedPackage
 from envferry.specs.lint_rules import RULES
 from envferry.specs.linting import lint_spec
@@ -66,7 +66,7 @@ def codes(directory: Path, case: dict[str, Any]) -> set[str]:
         )
         for name in case.get("locked", [])
     )
-    found = lint_spec(path, pypi_name, locked, case.get("gone"))
+    found = lint_spec(path, pypi_names, locked, case.get("gone"))
     return {finding.rule.code for finding in found}
 
 

@@ -63,12 +63,15 @@ def agrees(said: Sequence[str], shown: Sequence[str]) -> bool:
 
 
 def run_commands(
-    commands: Sequence[str], folder: Path, environ: Mapping[str, str]
+    commands: Sequence[str], folder: Path, environ: Mapping[str, str], *, within: Sequence[str] = ()
 ) -> list[list[str]]:
-    """Run commands in one bash, so that `cd` and `export` last; return the lines of each."""
+    """Run commands in one bash, so that `cd` and `export` last; return the lines of each.
+
+    `within` starts the bash, such as in a container.
+    """
     mark = secrets.token_hex(8)
     script = "".join(f"{{ {command}\n}} 2>&1\necho\necho {mark}\n" for command in commands)
-    argv = ["bash", "--norc", "-c", script]
+    argv = [*within, "bash", "--norc", "-c", script]
     finished = subprocess.run(
         argv, cwd=folder, env=dict(environ), capture_output=True, text=True, check=False
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from envferry.errors import PipelineError
 from envferry.lock.pip_inputs import written_out
-from envferry.lock.pypi_names import pypi_name
+from envferry.lock.pypi_names import pypi_names
 from envferry.specs.importing import ImportOptions, import_spec
 from envferry.specs.linting import lint_spec
 from envferry.specs.reading import read_spec
@@ -38,7 +38,7 @@ def outcomes(source: Path) -> Iterator[str]:
         yield from written_out(half)
         yield from half.channels
         yield msgspec.json.encode(half.options).decode()
-    yield from (str(item) for item in lint_spec(found.spec.path, pypi_name))
+    yield from (str(item) for item in lint_spec(found.spec.path, pypi_names))
     # A selector and a comment are obeyed by leaving a line out, a holder by an alias.
     for line in found.text.splitlines():
         yield from [line] if "# [" in line or line.startswith("x-") else []

@@ -35,6 +35,7 @@ class Made:
     name: str = "demo"
     seed: int = 1
     version: str | None = None
+    readme: str = ""
     packages: tuple[PackageFacts, ...] = (NUMPY, TORCH, OPENSSL)
 
 
@@ -49,6 +50,7 @@ def make(directory: Path, made: Made) -> Artifact:
         name=made.name,
         id=id_,
         version=made.version,
+        readme=made.readme or msgspec.UNSET,
         prefix=f"/opt/conda/envs/{made.name}",
         packages=made.packages,
         archive=msgspec.structs.replace(first.manifest.archive, file=file),

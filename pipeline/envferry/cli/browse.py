@@ -68,11 +68,47 @@ class FindOptions(SelectionOptions):
         help="Find what this vulnerability affects: CVE-…, GHSA-…, PYSEC-…; without PACKAGE.",
     )
 
-    def of_vulnerability(self) -> FindOptions:
-        """Return these options with the one argument as NAME, as `--cve` means it."""
-        if self.name:
-            message = f"--cve and the package {self.package} do not go together"
-            raise UsageError(message, hint=f"envferry find --cve {self.cve} {self.name}")
+    file: str | None = option(
+        "--file",
+        metavar="PATTERN",
+        help="Find a file: 'libcudnn.so.9', 'libcudnn*', 'lib/libz.so*' (the end of its path),"
+        " '/bin/gcc' (from the top); without PACKAGE.",
+    )
+    module: str | None = option(
+        "--import",
+        metavar="MODULE",
+        help="Find where `import MODULE` works: yaml, google.protobuf; without PACKAGE.",
+    )
+    license: str | None = option(
+        "--license",
+        metavar="PATTERN",
+        help="Find packages under a licence, as an SPDX expression names it: 'GPL-3.0*', unknown;"
+        " without PACKAGE.",
+    )
+
+    def asked(self) -> str:
+        """Return the option that says what to find; nothing where PACKAGE does.
+
+        Raises UsageError for none and for several.
+        """
+        values = (self.cve, self.file, self.module, self.license)
+        given = dict(zip(("--cve", "--file", "--import", "--license"), values, strict=True))
+        named = [name for name, value in given.items() if value]
+        if len(named) > 1:
+            message = f"{named[0]} and {named[1]} do not go together"
+            raise UsageError(message, hint="ask one after the other")
+        if named and self.name:
+            message = f"{named[0]} and the package {self.package} do not go together"
+            raise UsageError(message, hint=f"envferry find {named[0]} … {self.name}")
+        if not named and not self.package:
+            message = (
+                "nothing to find: none of PACKAGE, --file, --import, --license, --cve is given"
+            )
+            raise UsageError(message, hint="name a package, such as 'openssl<3.0.18'")
+        return named[0] if named else ""
+
+    def without_package(self) -> FindOptions:
+        """Return these options with the one argument as NAME."""
         return FindOptions(**{**vars(self), "name": self.package, "package": None})
 
 
@@ -105,19 +141,15 @@ def find(console: Console, options: FindOptions) -> int:
     PACKAGE is a name, optionally with versions: 'torch>=2.8', 'numpy>=1.26,<2', 'openssl=3.0',
     'torch==2.8.*', 'nvidia-*'. conda and pip packages are searched. The exit code is 7 if
     nothing is found. With --cve, it finds the artifacts that hold an affected package, by the
-    database of `envferry audit`.
+    database of `envferry audit`. --file and --import read the index of each archive, once.
     """
     from envferry.index import MatchSpec
     from envferry.index.queries import entries
     from envferry.index.queries import find as find_package
 
-    if options.cve:
-        from envferry.cli.find_cve import find_affected
-
-        return find_affected(console, options.cve, options.of_vulnerability())
-    if not options.package:
-        message = "nothing to find: neither PACKAGE nor --cve is given"
-        raise UsageError(message, hint="name a package, such as 'openssl<3.0.18'")
+    if asked := options.asked():
+        return _find_otherwise(console, asked, options.without_package())
+    assert options.package
     wanted, selected = MatchSpec.parse(options.package), options.filter()
     index = open_index(console, options.registry, fully=options.fully)
     found = index.ask(find_package(wanted, selected))
@@ -131,6 +163,18 @@ def find(console: Console, options: FindOptions) -> int:
         raise nothing_found(options.package, wanted, index)
     console.result(found, lambda: match_lines(found))
     return 0 if found else NotFound.exit_code
+
+
+def _find_otherwise(console: Console, asked: str, options: FindOptions) -> int:
+    """Find by something else than a package's name."""
+    from envferry.cli.find_cve import find_affected
+    from envferry.cli.find_files import find_held_files, find_licensed
+
+    if asked == "--cve":
+        return find_affected(console, options.cve or "", options)
+    if asked == "--license":
+        return find_licensed(console, options.license or "", options)
+    return find_held_files(console, options)
 
 
 def open_index(console: Console, registry: str, *, fully: bool = False) -> RegistryIndex:

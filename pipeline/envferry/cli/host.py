@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -368,7 +369,8 @@ def verify_installed(console: Console, options: VerifyOptions) -> None:
         found = repair(console, home, found, options)
     console.result(found, lambda: describe_verified(found))
     if found.differences:
-        hint = f"run `envferry verify {options.name} --repair` to restore changed or missing files"
+        words = f"{options.name} --repair{archive_words(home, found.id, options)}"
+        hint = f"run `envferry verify {words}` to restore changed or missing files"
         if not found.faults:
             hint = "these files were added later; remove those that do not belong there"
         others = sorted({name for item in found.faults for name in item.shared_with})
@@ -377,6 +379,19 @@ def verify_installed(console: Console, options: VerifyOptions) -> None:
         count = len(found.differences)
         message = f"{home.name}@{found.id} differs from what was installed (differences: {count})"
         raise IntegrityError(message, hint=hint)
+
+
+def archive_words(home: EnvHome, id_: str, options: VerifyOptions) -> str:
+    """Return the options with which a repair finds what was installed where it came from."""
+    from envferry.registry.accepted_sources import is_file_ref
+
+    origin = home.installation(id_).origin
+    usual = settings().registry
+    places = {usual, str(absolute_path(Path(usual)))}
+    if origin is None or origin.source in places or options.registry != usual or options.file:
+        return ""
+    name = "--file" if is_file_ref(origin.ref) else "--registry"
+    return f" {name} {shlex.quote(origin.source)}"
 
 
 def repair(console: Console, home: EnvHome, found: Verified, options: VerifyOptions) -> Verified:

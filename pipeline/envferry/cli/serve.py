@@ -28,6 +28,13 @@ class ServeOptions(DatabaseOptions, TrustedKeyOptions, RegistryOptions):
         help="A policy file that silences findings on the audit pages (see `envferry audit`).",
     )
 
+    public_url: str = option(
+        "--public-url",
+        metavar="URL",
+        default="",
+        help="Where hosts reach the registry: the pages write it into what there is to copy."
+        " Default: --registry.",
+    )
     host: str = option(
         "--host", default="127.0.0.1", show_default=True, help="The address to listen on."
     )
@@ -52,7 +59,12 @@ def serve(console: Console, options: ServeOptions) -> None:
         from envferry.web.server import is_local, listen, serve_site
         from envferry.web.site import RegistryView
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("uvicorn", "starlette", "jinja2"):
+        if (error.name or "").partition(".")[0] not in (
+            "uvicorn",
+            "starlette",
+            "jinja2",
+            "markdown_it",
+        ):
             raise
         message = f"serve needs {error.name}, which is not installed"
         raise UsageError(message, hint='run `pip install "envferry[web]"`') from error
@@ -63,7 +75,7 @@ def serve(console: Console, options: ServeOptions) -> None:
     if options.database.exists():
         audit = prepare(console, options.database, trust, load_with_vex(options.policy, ()))
     index = open_index(console, options.registry)
-    site = RegistryView(index, trust, audit)
+    site = RegistryView(index, trust, audit, options.public_url)
     place = f"[{host}]" if ":" in host else host
     address = f"http://{place}:{listener.getsockname()[1]}/"
     if not is_local(host):

@@ -338,7 +338,7 @@ def find_solver(text: str | None) -> Path | None:
 def lint_one(path: Path, *, online: bool = False) -> list[LintFinding]:
     """Lint one spec, with what its lock knows; refuse what `lock` cannot read, in its words."""
     from envferry.lock.match_specs import check_match_specs
-    from envferry.lock.pypi_names import pypi_name
+    from envferry.lock.pypi_names import pypi_names
     from envferry.specs.linting import lint_spec
     from envferry.specs.reading import read_spec
 
@@ -350,7 +350,7 @@ def lint_one(path: Path, *, online: bool = False) -> list[LintFinding]:
         from envferry.lock.channels import missing_pins
 
         gone = missing_pins(spec)
-    return lint_spec(path, pypi_name, lock.packages if lock else (), gone)
+    return lint_spec(path, pypi_names, lock.packages if lock else (), gone)
 
 
 def refuse_findings(found: list[LintFinding], *, strict: bool) -> None:

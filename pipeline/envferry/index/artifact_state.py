@@ -10,6 +10,7 @@ from envferry.artifacts import REGISTRY_MANIFEST
 from envferry.base.files import human_bytes
 from envferry.base.json import from_json
 from envferry.errors import IntegrityError, NotFound, PipelineError, SpecError, StoreError
+from envferry.index.file_rows import FileList, file_lists
 from envferry.index.registry_keys import Place, list_folder
 from envferry.models import ID_PATTERN
 from envferry.registry.layout import tag_key
@@ -76,6 +77,28 @@ def look_at(registry: Registry, place: Place, folder: Folder | None) -> Look:
     except RecursionError:
         return Look(folder=folder, problem="its manifest is nested too deeply")
     return Look(folder=folder, manifest=described)
+
+
+class FilesLook(msgspec.Struct, frozen=True, kw_only=True):
+    """The files of an artifact, or why they are not known."""
+
+    place: Place
+    lists: tuple[FileList, ...] = ()
+    problem: str = ""
+
+
+def read_file_lists(registry: Registry, place: Place) -> FilesLook:
+    """Read the index of an archive; what is wrong with it is a finding, no error.
+
+    A server that cannot be reached is an error, as in `look_at`.
+    """
+    try:
+        index = registry.open_archive(registry.described(*place)).index
+    except Unreachable:
+        raise
+    except PipelineError as error:
+        return FilesLook(place=place, problem=error.message)
+    return FilesLook(place=place, lists=file_lists(index))
 
 
 def read_tags(

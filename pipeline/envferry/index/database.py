@@ -23,7 +23,7 @@ Connection = sqlite3.Connection
 
 APPLICATION = 0x656E7666
 """`envf`, in the header of the file: what has another number is not ours."""
-VERSION = 1
+VERSION = 2
 BUSY_SECONDS = 30
 """How long to wait for another process that is writing."""
 
@@ -48,11 +48,25 @@ CREATE TABLE tags (
 CREATE TABLE packages (
   number INTEGER PRIMARY KEY,
   normal TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL, kind TEXT NOT NULL,
-  build TEXT NOT NULL,
+  build TEXT NOT NULL, license TEXT NOT NULL,
   UNIQUE (normal, version, kind, build, name)
 );
 CREATE TABLE contents (
   package INTEGER NOT NULL, artifact INTEGER NOT NULL, PRIMARY KEY (package, artifact)
+) WITHOUT ROWID;
+CREATE TABLE filed (artifact INTEGER PRIMARY KEY, problem TEXT);
+CREATE TABLE file_lists (
+  number INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE,
+  package TEXT NOT NULL, version TEXT NOT NULL, files INTEGER NOT NULL
+);
+CREATE TABLE listed (
+  list INTEGER NOT NULL, artifact INTEGER NOT NULL, PRIMARY KEY (list, artifact)
+) WITHOUT ROWID;
+CREATE TABLE file_names (number INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE file_folders (number INTEGER PRIMARY KEY, folder TEXT NOT NULL UNIQUE);
+CREATE TABLE placed (
+  name INTEGER NOT NULL, folder INTEGER NOT NULL, list INTEGER NOT NULL,
+  PRIMARY KEY (name, folder, list)
 ) WITHOUT ROWID;
 """
 

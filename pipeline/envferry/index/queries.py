@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 ENTRY = (
     "number, name, platform, id, version, size, unpacked, packages, published, attested, problem"
 )
+PACKAGE = "number, name, version, kind, build, license"
 NEWEST_FIRST = "published DESC, id"
 
 
@@ -82,6 +83,7 @@ class Match(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     kind: str
     build: str | None
+    license: str | None
     name: str
     """The environment."""
     platform: str
@@ -143,7 +145,7 @@ def entries(
 
     def query(connection: Connection) -> tuple[Entry, ...]:
         rows = connection.execute(statement, [*values, limit, offset]).fetchall()
-        tags = _tags_by_place(connection, wanted.name)
+        tags = tags_by_place(connection, wanted.name)
         return tuple(_entry(row, tags) for row in rows)
 
     return query
@@ -175,7 +177,7 @@ GROUP BY name ORDER BY name
                 versions=row[2],
                 damaged=row[3],
                 size=row[4],
-                published=_time(row[5]),
+                published=time_of(row[5]),
                 tags=tuple(sorted(tags.get(row[0], ()))),
             )
             for row in connection.execute(statement, (part,))
@@ -202,7 +204,7 @@ WHERE ? IS NULL OR tags.name = ? ORDER BY tags.name, tags.platform, tag
                 id=row[3],
                 counter=row[4],
                 signed=bool(row[5]),
-                moved=_time(row[6]) or datetime.fromtimestamp(0, timezone.utc),
+                moved=time_of(row[6]) or datetime.fromtimestamp(0, timezone.utc),
                 problem=row[7]
                 or (
                     None
@@ -232,14 +234,17 @@ def find_packages(
     """
 
     def accepted(connection: Connection) -> dict[int, tuple[Any, ...]]:
-        rows = connection.execute("SELECT number, name, version, kind, build FROM packages")
-        return {
-            row[0]: row[1:]
-            for row in rows
-            if accepts(PackageFacts(name=row[1], version=row[2], kind=row[3], build=row[4] or None))
-        }
+        rows = connection.execute(f"SELECT {PACKAGE} FROM packages")
+        return {row[0]: row[1:] for row in rows if accepts(_facts(row[1:]))}
 
     return _matches(accepted, where, -1, 0)
+
+
+def _facts(row: tuple[Any, ...]) -> PackageFacts:
+    name, version, kind, build, license_ = row
+    return PackageFacts(
+        name=name, version=version, kind=kind, build=build or None, license=license_ or None
+    )
 
 
 def _matches(
@@ -258,7 +263,7 @@ def _matches(
 
     def query(connection: Connection) -> tuple[Match, ...]:
         found = accepted(connection)
-        tags = _tags_by_place(connection, where.name)
+        tags = tags_by_place(connection, where.name)
         rows = connection.execute(statement, [*values, _json(found), limit, offset])
         return tuple(_match(found[row[0]], _entry(row[1:], tags)) for row in rows)
 
@@ -307,7 +312,7 @@ def totals(connection: Connection) -> Totals:
         damaged=row[2],
         size=row[3],
         packages=packages,
-        refreshed_at=_time(fact(connection, "refreshed_at") or None),
+        refreshed_at=time_of(fact(connection, "refreshed_at") or None),
     )
 
 
@@ -325,14 +330,15 @@ def _named(connection: Connection, name: str) -> Iterable[tuple[Any, ...]]:
     """Return the packages of a name, which may hold `*`."""
     comparison = "GLOB" if "*" in name else "="
     return connection.execute(
-        f"SELECT number, name, version, kind, build FROM packages WHERE normal {comparison} ?",
+        f"SELECT {PACKAGE} FROM packages WHERE normal {comparison} ?",
         (name,),
     )
 
 
-def _tags_by_place(
+def tags_by_place(
     connection: Connection, name: str | None
 ) -> dict[tuple[str, str, str], tuple[str, ...]]:
+    """Return the tags of each artifact of an environment, or of all."""
     rows = connection.execute(
         "SELECT name, platform, id, tag FROM tags WHERE id IS NOT NULL AND (? IS NULL OR name = ?) "
         "ORDER BY tag",
@@ -355,7 +361,7 @@ def _entry(row: tuple[Any, ...], tags: dict[tuple[str, str, str], tuple[str, ...
         size=size,
         unpacked=unpacked,
         packages=packages,
-        published=_time(published),
+        published=time_of(published),
         attested=bool(attested),
         problem=problem,
         tags=tags.get((name, platform, id_), ()),
@@ -363,12 +369,13 @@ def _entry(row: tuple[Any, ...], tags: dict[tuple[str, str, str], tuple[str, ...
 
 
 def _match(package: tuple[Any, ...], entry: Entry) -> Match:
-    name, version, kind, build = package
+    name, version, kind, build, license_ = package
     return Match(
         package=name,
         version=version,
         kind=kind,
         build=build or None,
+        license=license_ or None,
         name=entry.name,
         platform=entry.platform,
         id=entry.id,
@@ -378,5 +385,6 @@ def _match(package: tuple[Any, ...], entry: Entry) -> Match:
     )
 
 
-def _time(seconds: float | None) -> datetime | None:
+def time_of(seconds: float | None) -> datetime | None:
+    """Return a time of the index in UTC."""
     return None if seconds is None else datetime.fromtimestamp(int(seconds), timezone.utc)

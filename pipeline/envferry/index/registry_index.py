@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 from envferry.base.files import plural
 from envferry.base.workers import Workers
-from envferry.index.artifact_state import TagLook, look_at, read_tags, stamp_of
+from envferry.index.artifact_state import (
+    FilesLook,
+    TagLook,
+    look_at,
+    read_file_lists,
+    read_tags,
+    stamp_of,
+)
 from envferry.index.database import Connection, Database
+from envferry.index.file_rows import unread_files, write_files
 from envferry.index.registry_keys import Place, RegistryKeys, list_fully, list_quickly
 from envferry.index.rows import (
     Remembered,
@@ -44,6 +52,9 @@ SMALL = 300
 """Up to so many artifacts (two pages of keys), everything is listed each time."""
 BATCH = 200
 """Manifests that are read before they are written: bounds the memory of a first index."""
+FILE_THREADS = 4
+"""Archives whose indexes are read at once: one of 50,000 files takes some 40 MB of memory."""
+FEW_ARCHIVES = 10
 WORTH_SAYING = 100
 """Artifacts to read from which on people are told why it takes a moment."""
 
@@ -82,6 +93,27 @@ class RegistryIndex:
         self._refresh(fully, progress or Silent())
         if self.database.discarded != discarded:  # found damaged half way
             self._refresh(fully, progress or Silent())
+
+    def read_files(self, progress: Progress | None = None) -> None:
+        """Read the indexes of the archives whose files are not known yet: a few MB of each.
+
+        An archive that cannot be read is noted with the reason; a server that does not answer is an
+        error, and what was read before it is kept.
+        """
+        places = self.database.run(unread_files)
+        shown = progress if progress and len(places) >= FEW_ARCHIVES else Silent()
+        what = f"read the files of {plural(len(places), 'artifact')}"
+        with Workers(FILE_THREADS, "files") as pool, shown.task(what, len(places)) as advance:
+            for start in range(0, len(places), FILE_THREADS):
+                batch = places[start : start + FILE_THREADS]
+                found = tuple(pool.map(read_file_lists, [self.registry] * len(batch), batch))
+
+                def write(connection: Connection, found: tuple[FilesLook, ...] = found) -> None:
+                    for one in found:
+                        write_files(connection, one.place, one.lists, one.problem)
+
+                self.database.write(write)
+                advance(len(batch))
 
     def _refresh(self, fully: bool, progress: Progress) -> None:
         before, now = self.database.run(remembered), time.time()

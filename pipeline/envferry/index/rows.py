@@ -8,6 +8,7 @@ import msgspec
 from packaging.utils import canonicalize_name
 
 from envferry.index.artifact_state import stamp_of
+from envferry.index.file_rows import forget_files
 from envferry.trust.signed_tags import TagName
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def remove(connection: Connection, places: Iterable[Place], tags: Iterable[TagNa
     connection.executemany("DELETE FROM artifacts WHERE name = ? AND platform = ? AND id = ?", gone)
     connection.execute("DELETE FROM contents WHERE artifact NOT IN (SELECT number FROM artifacts)")
     connection.execute("DELETE FROM packages WHERE number NOT IN (SELECT package FROM contents)")
+    forget_files(connection)
 
 
 def _sizes(manifest: Manifest | None) -> tuple[str | None, int, int, int]:
@@ -159,8 +161,11 @@ def _package_number(
         *(package.kind, package.build or ""),
     )
     if key not in numbers:
-        columns = "(normal, name, version, kind, build)"
-        connection.execute(f"INSERT OR IGNORE INTO packages {columns} VALUES (?, ?, ?, ?, ?)", key)
+        columns = "(normal, name, version, kind, build, license)"
+        connection.execute(
+            f"INSERT OR IGNORE INTO packages {columns} VALUES (?, ?, ?, ?, ?, ?)",
+            (*key, package.license or ""),
+        )
         row = connection.execute(
             "SELECT number FROM packages WHERE normal = ? AND name = ? AND version = ? "
             "AND kind = ? AND build = ?",

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from envferry.lock.conda_messages import CondaAnswer, CondaRequest
-from envferry.lock.pypi_names import NAMES_PATH
 from envferry.models import LockedPackage, SystemRequirements, build_string
 from envferry.process import CalledProcessError
 from envferry.redaction import without_credentials
@@ -74,7 +73,7 @@ def _solve_by_conda(
             update=[],
             platform=platform,
             channels=[*spec.channels, offered.channel],
-            mapping_url=str(NAMES_PATH),
+            mapping_url=_no_names(scratch),
         )
     return [
         LockedPackage(
@@ -117,7 +116,7 @@ def _content_hash(request: CondaRequest, platform: str, scratch: Path) -> str:
     text = Path(request.spec_path).read_text(encoding="utf-8")
     content = yaml.safe_load("\n".join(filter_platform_selectors(text, platform=platform)))
     content["dependencies"] = [
-        {**item, "pip": _requirements_only(item.get("pip"), platform)}
+        {**item, "pip": _requirements_only(item.get("pip"), platform, scratch)}
         if isinstance(item, dict)
         else _readable(str(item))
         for item in content["dependencies"] or []
@@ -127,7 +126,7 @@ def _content_hash(request: CondaRequest, platform: str, scratch: Path) -> str:
     return str(hashes[platform])
 
 
-def _requirements_only(lines: list[str] | None, platform: str) -> list[str] | None:
+def _requirements_only(lines: list[str] | None, platform: str, scratch: Path) -> list[str] | None:
     """Return the lines of a pip section that conda-lock knows, in a form that it can read.
 
     It knows no option lines and no bare paths and URLs, and not every marker: without its marker
@@ -136,23 +135,35 @@ def _requirements_only(lines: list[str] | None, platform: str) -> list[str] | No
     known = []
     for line in map(str, lines or ()):
         bare = line.partition(";")[0].strip()
-        form = next((form for form in (line, bare) if _reads_requirement(form, platform)), None)
+        form = next(
+            (form for form in (line, bare) if _reads_requirement(form, platform, scratch)), None
+        )
         known += [form] if form else []
     return None if lines is None else known
 
 
-def _reads_requirement(line: str, platform: str) -> bool:
+def _reads_requirement(line: str, platform: str, scratch: Path) -> bool:
     from conda_lock.src_parser.markers import evaluate_marker
     from conda_lock.src_parser.pyproject_toml import parse_python_requirement
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:
         Requirement(line)
-        parsed = parse_python_requirement(line, manager="pip", mapping_url=str(NAMES_PATH))
+        parsed = parse_python_requirement(line, manager="pip", mapping_url=_no_names(scratch))
         evaluate_marker(parsed.markers, platform)
     except (InvalidRequirement, *CONDA_LOCK_FAULTS):
         return False
     return True
+
+
+def _no_names(scratch: Path) -> str:
+    """Return a file without names for conda-lock, which would else download some.
+
+    It needs them where it solves pip packages as conda ones, and here it has no such lines.
+    """
+    path = scratch / "no-names.json"
+    path.write_text("{}", encoding="utf-8")
+    return str(path)
 
 
 def _readable(line: str) -> str:
@@ -179,7 +190,7 @@ def _parse(
         src_files=[path],
         channel_overrides=list(channels),
         platform_overrides=[platform],
-        mapping_url=str(NAMES_PATH),
+        mapping_url=_no_names(scratch),
     )
 
 

@@ -18,7 +18,7 @@ from envferry.errors import SpecError
 from envferry.lock.build_requirements import resolve_build_requirements
 from envferry.lock.existing_lock import kept_build_requirements
 from envferry.lock.pip_request import PipRequest
-from envferry.lock.pypi_names import pypi_name
+from envferry.lock.pypi_names import pypi_names
 from envferry.specs.pip_lines import heeded, plain_requirement
 from envferry.specs.requirement_lines import INCLUDE, read_requirements
 from envferry.specs.yaml_text import read_text
@@ -86,33 +86,44 @@ def python_distributions(chosen: list[LockedPackage]) -> tuple[dict[str, str], s
     distribution of that name on an index is something else. Versions that python's rules (PEP 440)
     cannot read leave just the name.
     """
-    provided: dict[str, str] = {}
-    unversioned: set[str] = set()
+    by_table: dict[str, str] = {}
+    certain: dict[str, str] = {}
     for package in chosen:
         needs = package.dependencies.keys() & {"python", "python_abi"}
         if package.name in INTERPRETERS or not needs:
             continue
-        for name, version in distributions_of(package):
-            try:
-                provided[name] = str(Version(version))
-            except InvalidVersion:
-                unversioned.add(name)
-    return provided, unversioned
+        said = distributions_by_index(package)
+        certain |= said
+        for name in () if said else pypi_names(package.name):
+            is_own = canonicalize_name(name) == canonicalize_name(package.name)
+            found = certain if is_own else by_table
+            found[canonicalize_name(name)] = package.version
+    # dask-core and dask are both dask to the table: the package of that very name knows better.
+    versions = by_table | certain
+    provided = {name: str(Version(text)) for name, text in versions.items() if _is_version(text)}
+    return provided, versions.keys() - provided.keys()
 
 
-def distributions_of(package: LockedPackage) -> list[tuple[str, str]]:
-    """Return names and versions of the distributions in a conda package: as its index has them.
+def distributions_by_index(package: LockedPackage) -> dict[str, str]:
+    """Return the distributions in a conda package, with versions, as far as its index has them.
 
-    Package URLs (https://github.com/package-url/purl-spec) in its record say it; else a table of
-    names does, and the version is the package's own.
+    Package URLs (https://github.com/package-url/purl-spec) in its record say it.
     """
-    found = []
+    found = {}
     for url in package.record.get("purls") or ():
         kind, _, rest = str(url).partition("/")
         name, _, version = rest.partition("?")[0].partition("@")
         if kind == "pkg:pypi" and name:
-            found.append((str(canonicalize_name(unquote(name))), version or package.version))
-    return found or [(str(canonicalize_name(pypi_name(package.name))), package.version)]
+            found[str(canonicalize_name(unquote(name)))] = version or package.version
+    return found
+
+
+def _is_version(text: str) -> bool:
+    try:
+        Version(text)
+    except InvalidVersion:
+        return False
+    return True
 
 
 def pin_build_requirements(

@@ -11,7 +11,15 @@ NAMES_PATH = Path(__file__).with_name("pypi_names.json")
 
 def pypi_name(conda_name: str) -> str:
     """Return the name that a conda package's python distribution has."""
-    return _pypi_names().get(conda_name.lower(), conda_name)
+    return pypi_names(conda_name)[0]
+
+
+def pypi_names(conda_name: str) -> tuple[str, ...]:
+    """Return every name that a conda package's python distribution has, its own first.
+
+    A project may have several (psycopg2 and psycopg2-binary), which write the same files.
+    """
+    return _pypi_names().get(conda_name.lower(), (conda_name,))
 
 
 def is_known_to_differ(conda_name: str) -> bool:
@@ -20,7 +28,6 @@ def is_known_to_differ(conda_name: str) -> bool:
 
 
 @cache
-def _pypi_names() -> dict[str, str]:
-    """Return the conda packages whose python distribution has another name, with that name."""
-    entries = json.loads(NAMES_PATH.read_bytes())
-    return {entry["conda_name"]: entry["pypi_name"] for entry in entries.values()}
+def _pypi_names() -> dict[str, tuple[str, ...]]:
+    """Return the conda packages whose python distribution has another name, with its names."""
+    return {conda: tuple(names) for conda, names in json.loads(NAMES_PATH.read_bytes()).items()}

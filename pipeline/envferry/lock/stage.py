@@ -6,7 +6,7 @@ import logging
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from envferry.lock.conda_requests import conda_request, solve_platforms
+from envferry.lock.both_halves import solve_halves
 from envferry.lock.existing_lock import (
     kept_packages,
     previous_lock,
@@ -18,8 +18,7 @@ from envferry.lock.index_settings import named_indexes
 from envferry.lock.lock_options import LockOptions, check_options
 from envferry.lock.match_specs import check_match_specs
 from envferry.lock.package_provenance import record_provenance
-from envferry.lock.pip_half import resolve_with_indexes
-from envferry.lock.pip_inputs import pin_build_requirements, pip_request
+from envferry.lock.pip_inputs import pin_build_requirements
 from envferry.lock.unknown_hashes import with_hash
 from envferry.specs.locks import LockContents, parse_lock, render_lock, write_lock
 from envferry.specs.reading import read_spec
@@ -46,33 +45,30 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
     platforms = options.platforms or spec.platforms
     halves = {platform: read_spec(spec.path, platform=platform) for platform in platforms}
     indexes = named_indexes(spec) if any(half.pip for half in halves.values()) else ()
-    request, replacements = conda_request(spec, halves, kept, options, progress)
-    conda = solve_platforms(request, spec.name, progress)
+    both = solve_halves(spec, halves, kept, options, progress)
     # A line that is a package's URL is in no repodata, which has the hashes.
     notes: list[str] = []
-    packages = [with_hash(package, notes, offline=options.offline) for package in conda.packages]
+    solved = both.conda.packages
+    packages = [with_hash(package, notes, offline=options.offline) for package in solved]
     for note in notes:
         log.info("%s", note)
     build_requirements: list[BuildRequirements] = []
     provenance: dict[str, dict[str, FileProvenance]] = {}
     before = previous_lock(spec)
-    for platform, half in halves.items():
-        with progress.task(f"locking {spec.name}: pip packages for {platform}"):
-            asked = pip_request(half, platform, conda.packages, kept, options)
-            resolved = resolve_with_indexes(asked)
-            packages += resolved.packages
-            build_requirements += pin_build_requirements(spec, asked, resolved.packages, progress)
+    for platform, (asked, resolved) in both.pip.items():
+        packages += resolved.packages
+        build_requirements += pin_build_requirements(spec, asked, resolved.packages, progress)
         provenance[platform] = record_provenance(asked, resolved, before, progress)
     contents = LockContents(
         name=spec.name,
         source=spec.path.name,
         channels=options.channels or spec.channels,
         packages=tuple(packages),
-        content_hashes=conda.content_hashes,
+        content_hashes=both.conda.content_hashes,
         spec_digest=spec.digest,
         options=without_channels(spec.options),
         tools=tools,
-        replacements=replacements,
+        replacements=both.replacements,
         build_requirements=tuple(build_requirements),
         indexes=indexes,
         provenance=provenance,

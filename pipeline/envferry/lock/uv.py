@@ -17,7 +17,7 @@ from envferry.base.site_indexes import UV_EXTRA, UV_MAIN
 from envferry.base.toml import decode_toml
 from envferry.build.git_credentials import git_environ, git_logins, without_git_login
 from envferry.config import network, uv_environ
-from envferry.errors import HostError, SpecError, StoreError
+from envferry.errors import HostError, RequiredByUrl, SpecError, StoreError
 from envferry.lock.git_failures import git_failure
 from envferry.lock.pip_entries import newer_glibc_hint
 from envferry.lock.solver_output import NOT_CACHED, UNREACHABLE, not_cached, proxies_hint, tidy
@@ -61,6 +61,7 @@ REFUSED = re.compile(
     r".*?(?P<status>401|403)",
     re.DOTALL,
 )
+TWO_URLS = re.compile(r"[Cc]onflicting URLs for package `(?P<name>[^`]+)`")
 FROM_INDEX = re.compile(r"\s+# from (?P<url>https?://\S+)")
 REQUIREMENT_NAME = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)")
 
@@ -331,6 +332,22 @@ def _explain(stderr: str, request: PipRequest, scratch: Path) -> PipelineError:
         )
         hint = "put the login for its host into ~/.netrc, or its URL with the login into UV_INDEX"
         return StoreError(message, hint=hint)
+    return _required_by_url(text, request) or _no_solution(text, request)
+
+
+def _required_by_url(text: str, request: PipRequest) -> RequiredByUrl | None:
+    """Return the error for a URL of what conda brings: to uv, the stub for that is a URL, too."""
+    twice = TWO_URLS.search(text)
+    name = twice["name"] if twice else ""
+    version = dict(request.provided).get(name)
+    if version is None:
+        return None
+    message = f"pip requires {name} by its URL, but conda chose {name} {version}"
+    hint = "remove it from one half, with what needs it there"
+    return RequiredByUrl(message, name=name, hint=hint)
+
+
+def _no_solution(text: str, request: PipRequest) -> SpecError:
     target = f"python {request.python_version} on {request.platform}"
     chosen = [
         f"conda chose {name} {version}"

@@ -64,6 +64,15 @@ def spdx_expression(text: str) -> str | None:
     return None
 
 
+def license_names(text: str) -> tuple[str, ...]:
+    """Return the licences that a package names, by SPDX's names where they can be told."""
+    expression = spdx_expression(text)
+    if expression is None:
+        return (text,) if text.strip() else ()
+    operators = ("AND", "OR", "WITH", "(", ")")
+    return tuple(word for word in WORDS.findall(expression) if word not in operators)
+
+
 def can_be_met(expression: str, accepts: Callable[[str], bool]) -> bool:
     """Whether a choice among an expression's licences meets it, with only those that are accepted.
 

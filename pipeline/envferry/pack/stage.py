@@ -174,4 +174,5 @@ def describe(
         image=built.image,
         keeps_prefix=tuple(path for path, _ in written.left_alone),
         cuda_code=cuda_code(listing.members) or msgspec.UNSET,
+        readme=built.options.readme or msgspec.UNSET,
     )

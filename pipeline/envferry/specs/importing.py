@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from envferry.errors import SpecError, UsageError
 from envferry.models import NAME_PATTERN, check_name
+from envferry.redaction import without_credentials
 from envferry.specs.conda_lines import conda_name
 from envferry.specs.drafts import Draft, left_out_comment, quoted, relaxed, render_draft
 from envferry.specs.foreign_locks import ForeignLock, read_explicit, read_foreign_lock
@@ -38,7 +39,15 @@ from envferry.specs.requirement_lines import (
     relative,
 )
 from envferry.specs.spec_names import RESERVED_NAMES
-from envferry.specs.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml
+from envferry.specs.yaml_text import (
+    MAX_BYTES,
+    Mapping,
+    Sequence,
+    Text,
+    line_of,
+    parse_yaml,
+    too_large,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +59,9 @@ GENERIC_STEMS = (
     *("environment", "env", "requirements", "pixi", "pyproject", "explicit", "conda"),
     *("uv", "pylock", "conda-lock", "venv", "virtualenv"),
 )
+
+
+URL = re.compile(r"[\w+.-]+://(?:[^/\s'\"]*@)?(?P<host>[^/\s'\"@]+)[^\s'\"]*")
 
 
 class ImportOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,12 +124,26 @@ def import_spec(source: Path, specs_dir: Path, options: ImportOptions) -> Import
         found, notes = render_draft(draft), [*draft.notes, *left_out]
     spec = _checked(found, specs_dir, source)
     what = surprise(source, kind)
-    notes = list(filter(None, [what, *notes]))
+    notes = list(filter(None, [what, *notes, *_logins_left_out(text, found)]))
     return Imported(kind=kind, spec=spec, text=found, notes=tuple(notes), lock=lock)
+
+
+def _logins_left_out(text: str, spec: str) -> list[str]:
+    """Say of which hosts the logins and tokens stay behind: a spec is no place for secrets."""
+    hosts = [
+        found["host"]
+        for found in URL.finditer(text)
+        if without_credentials(found[0]) != found[0] and found[0] not in spec
+    ]
+    return [
+        f"the login for {host} is left out: put it into ~/.netrc" for host in dict.fromkeys(hosts)
+    ]
 
 
 def _checked(text: str, specs_dir: Path, source: Path) -> Spec:
     """Read the new spec as if it were there: what we write must be one."""
+    if len(text.encode()) > MAX_BYTES:
+        raise too_large(source)
     try:
         spec = parse_spec(text, specs_dir / f"{source.name}.yml")
     except SpecError as error:

@@ -6,6 +6,9 @@ import re
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from envferry.base.json import decode_json
 from envferry.base.site_packages import site_packages_folders
 from envferry.errors import NotFound, SpecError
 from envferry.specs.conda_lines import TEMPLATE, conda_name, parse_conda_line
@@ -25,6 +28,12 @@ TABLE_LINE = re.compile(r"[A-Za-z0-9_][\w.-]*\s+[\w.!+-]+(\s+[\w.<>-]+(\s+\S+)?)
 CONDA_TABLE = re.compile(r"# packages in environment at |#\s+Name\s+Version\s+Build")
 PIP_TABLE = re.compile(r"Package\s+Version(\s+Editable project location)?")
 ASKS_FOR_PYTHON = re.compile(r"python\s*([=<>!~].*)?$")
+BRACKET_KEYS = re.compile(r"""(\s*\w+\s*=\s*('[^']*'|"[^"]*"|[^,'"]*)\s*(,|$))*""")
+YAML_KEY = re.compile(
+    r"""(?:^|\A\s*\{[^#]*?)["']?(?:dependencies|channels|name|package|packages|metadata)["']?\s*:""",
+    re.MULTILINE,
+)
+"""A key of a file in YAML: in the flow style, too, and JSON is of that style."""
 MAX_BYTES = 64 << 20
 
 
@@ -50,6 +59,11 @@ class FileKind(Enum):
 
 
 FOREIGN_LOCKS = (FileKind.CONDA_LOCK, FileKind.PIXI_LOCK, FileKind.UV_LOCK, FileKind.PYLOCK)
+
+PIPENV = ("pipenv requirements --hash > requirements.txt", "requirements.txt")
+POETRY = ("poetry export -o requirements.txt", "requirements.txt")
+PDM = ("pdm export -f pylock -o pylock.toml", "pylock.toml")
+"""What other tools write of their own locks, and where: with hashes."""
 
 NAMES = (
     (
@@ -127,6 +141,8 @@ def _kind_of(text: str, path: Path) -> FileKind:
     if yaml_kind:
         return yaml_kind
     assert wrong is not None  # else it would be a list
+    if content[0].startswith("{") and (document := _json(text)):
+        raise _other_json(document, path)
     raise _nothing_known(path, fault, *wrong)
 
 
@@ -164,6 +180,22 @@ def _nothing_known(path: Path, fault: str, line: Line, problem: str) -> SpecErro
     return SpecError(message, hint=hint)
 
 
+def _json(text: str) -> dict[str, Any]:
+    """Return a JSON document, empty when the text is not one."""
+    try:
+        return decode_json(text, dict[str, Any])
+    except msgspec.MsgspecError:
+        return {}
+
+
+def _other_json(document: dict[str, Any], path: Path) -> SpecError:
+    """Say what a JSON document is: none lists packages for envferry."""
+    if "_meta" in document and "default" in document:
+        return _unread(path, "a Pipfile.lock", *PIPENV)
+    message = f"{path} is JSON without `dependencies`, so it lists no packages"
+    return SpecError(message, hint="name an environment.yml, or a list of packages")
+
+
 def _toml(text: str) -> tuple[dict[str, Any], str]:
     """Return a TOML document that has tables, empty when the text is not TOML, and why."""
     try:
@@ -183,9 +215,6 @@ def _toml_kind(document: dict[str, Any], path: Path) -> FileKind:
         packages = document["package"]
         if all(isinstance(item, dict) and "source" in item for item in packages):
             return FileKind.UV_LOCK
-        message = f"{path} is a lock of poetry or cargo, which envferry cannot read"
-        hint = "export one that it can read: `poetry export -o requirements.txt`, or pylock.toml"
-        raise SpecError(message, hint=hint)
     if isinstance(tool, dict) and "pixi" in tool:
         return FileKind.PIXI
     project = document.get("workspace", document.get("project"))
@@ -195,13 +224,34 @@ def _toml_kind(document: dict[str, Any], path: Path) -> FileKind:
         return FileKind.PYPROJECT
     if isinstance(tool, dict) and "poetry" in tool:
         return FileKind.POETRY
-    message = f"{path} is TOML with neither `[workspace]` nor `[project]`, so it lists nothing"
-    raise SpecError(message, hint="name a pixi.toml or a pyproject.toml with `[project]`")
+    raise _other_tool(document, path)
+
+
+def _other_tool(document: dict[str, Any], path: Path) -> SpecError:
+    """Name the tool whose TOML this is, and what that tool exports for others."""
+    metadata = document.get("metadata")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    if "packages" in document or "dev-packages" in document or "requires" in document:
+        return _unread(path, "a Pipfile", *PIPENV)
+    if "lock-version" in metadata or "python-versions" in metadata:
+        return _unread(path, "a lock of poetry", *POETRY)
+    if "lock_version" in metadata:
+        return _unread(path, "a lock of PDM", *PDM)
+    if isinstance(document.get("package"), list):
+        message = f"{path} is a lock of cargo or its like, so it lists no packages of Python"
+    else:
+        message = f"{path} is TOML with neither `[workspace]` nor `[project]`, so it lists nothing"
+    return SpecError(message, hint="name a pixi.toml or a pyproject.toml with `[project]`")
+
+
+def _unread(path: Path, what: str, command: str, file: str) -> SpecError:
+    message = f"{path} is {what}, which envferry cannot read"
+    return SpecError(message, hint=f"run `{command}` beside it, then import {file}")
 
 
 def _yaml_kind(text: str, path: Path) -> FileKind | None:
     """Return what a YAML text is; None for no YAML or another kind."""
-    if not re.search(r"^(dependencies|channels|name|package|packages|metadata)\s*:", text, re.M):
+    if not YAML_KEY.search(text):
         return None
     root = parse_yaml(text, path)
     if not isinstance(root, Mapping):
@@ -221,4 +271,5 @@ def _is_conda_spec(line: str) -> bool:
     """Whether a line is one that `conda create --file` takes."""
     words = re.match(r"[A-Za-z0-9_.:/+-]+(::)?[\w.-]*(\s*[=<>!~*\[,|]|\s+[\d*]|$)", line)
     found = parse_conda_line(line)
-    return bool(words and found and conda_name(line) and not TEMPLATE.search(line))
+    is_known = bool(words and found and conda_name(line) and not TEMPLATE.search(line))
+    return is_known and BRACKET_KEYS.fullmatch(found.keys if found else "") is not None

@@ -50,19 +50,6 @@ RUNTIME_CONDA = frozenset(
         *("libopencv", "py-opencv", "ctranslate2", "implicit"),
     )
 )
-# Distributions that install the same files as a conda package of another name.
-SAME_FILES = {
-    "opencv-python": ("opencv", "py-opencv"),
-    "opencv-python-headless": ("opencv", "py-opencv"),
-    "opencv-contrib-python": ("opencv", "py-opencv"),
-    "torch": ("pytorch", "pytorch-gpu", "pytorch-cpu"),
-    "matplotlib": ("matplotlib-base",),
-    "tensorflow-gpu": ("tensorflow", "tensorflow-base"),
-    "psycopg2-binary": ("psycopg2",),
-    "pillow-simd": ("pillow",),
-    "faiss-cpu": ("faiss", "faiss-cpu"),
-    "faiss-gpu": ("faiss", "faiss-gpu"),
-}
 # Conda packages that have another thing than the distribution of their name: a C library or a
 # program, of which that is a binding, or data that lie elsewhere. Both may be in one environment.
 OTHER_THINGS = frozenset(
@@ -127,26 +114,27 @@ class _Asked(msgspec.Struct, kw_only=True):
     lines: list[Text] = msgspec.field(default_factory=list)
     """All lines of the pip section; those of included files have the place of their `-r`."""
     locked: AnyMapping[str, LockedPackage] = msgspec.field(default_factory=dict)
-    """What the lock has from conda, by the name that pip knows."""
+    """What the lock has from conda, by name."""
     platforms: tuple[str, ...] = ()
     selected: bool = False
     """Whether lines are for some platforms only."""
 
     def brought(self) -> set[str]:
         """Return the conda packages that are asked for or locked."""
-        return {*self.conda, *(package.name for package in self.locked.values())}
+        return {*self.conda, *self.locked}
 
 
 def lint_spec(
     path: Path,
-    pypi_name: Callable[[str], str],
+    pypi_names: Callable[[str], tuple[str, ...]],
     locked: tuple[LockedPackage, ...] = (),
     gone: AnyMapping[str, str] | None = None,
 ) -> list[LintFinding]:
     """Return what is dangerous in a spec, in the order of its lines; raise as its reader does.
 
-    `pypi_name` maps conda names; `locked` are the packages of the spec's lock, as far as there is
-    one; `gone` are conda lines that no channel satisfies, each with what would do.
+    `pypi_names` has all names of a conda package on indexes; `locked` are the packages of the
+    spec's lock, as far as there is one; `gone` are conda lines that no channel satisfies, each with
+    what would do.
     """
     text = read_text(path)
     spec = parse_spec(text, path)
@@ -155,12 +143,8 @@ def lint_spec(
     asked = _read(root, path)
     asked.platforms = spec.options.platforms
     asked.selected = bool(selector_lines(text))
-    asked.locked = {
-        str(canonicalize_name(pypi_name(item.name))): item
-        for item in locked
-        if item.manager == "conda" and _is_distribution(item)
-    }
-    found = [*_halves(asked, pypi_name), *_cuda(asked), *_pip_lines(asked), *_file(asked)]
+    asked.locked = {item.name: item for item in locked if item.manager == "conda"}
+    found = [*_halves(asked, pypi_names), *_cuda(asked), *_pip_lines(asked), *_file(asked)]
     found += _compilers(asked)
     found += unheeded_lines(root, text, asked.lines)
     for line in _texts(root.get("dependencies")):
@@ -218,28 +202,36 @@ def _with_included(line: Text, path: Path) -> Iterator[Text]:
             yield Text.at(inner.text, line_of(line))
 
 
-def _halves(asked: _Asked, pypi_name: Callable[[str], str]) -> Iterator[_Found]:
+def _halves(asked: _Asked, pypi_names: Callable[[str], tuple[str, ...]]) -> Iterator[_Found]:
     """Yield what both halves touch."""
-    by_pip_name = {
-        str(canonicalize_name(pypi_name(name))): name
+    required = {
+        str(canonicalize_name(pypi_names(name)[0])): name
         for name in asked.conda
         if name not in OTHER_THINGS
     }
-    brought = asked.brought()
-    runtimes = sorted(brought & RUNTIME_CONDA)
+    owners = _owners(asked, pypi_names)
+    runtimes = sorted(asked.brought() & RUNTIME_CONDA)
     for name, line in asked.pip.items():
         if name == "pip":  # conda's is asked for because there is a pip section
             continue
-        twin = next((item for item in SAME_FILES.get(name, ()) if item in brought), None)
-        if name in by_pip_name:
-            other = asked.conda[by_pip_name[name]]
+        if name in required:
+            other = asked.conda[required[name]]
             yield "S101", line, f"{name} is required in both halves, by conda as `{other}`"
-        elif name in asked.locked or twin:
-            owner = twin or asked.locked[name].name
-            yield "S102", line, f"pip's {name} would overwrite conda's {owner}"
+        elif name in owners:
+            yield "S102", line, f"pip's {name} would overwrite conda's {owners[name]}"
         elif name in RUNTIME_WHEELS and runtimes and _has_runtime(name, line):
             beside = ", ".join(runtimes[:3])
             yield "S103", line, f"{name} comes from pip beside conda's {beside}"
+
+
+def _owners(asked: _Asked, pypi_names: Callable[[str], tuple[str, ...]]) -> dict[str, str]:
+    """Return the conda packages whose files distributions would overwrite, by their names."""
+    holders = [name for name, item in asked.locked.items() if _is_distribution(item)]
+    return {
+        str(canonicalize_name(pip)): name
+        for name in sorted({*asked.conda} - OTHER_THINGS | {*holders})
+        for pip in pypi_names(name)
+    }
 
 
 def _has_runtime(name: str, line: str) -> bool:

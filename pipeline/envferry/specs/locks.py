@@ -207,9 +207,9 @@ def _custom_metadata(contents: LockContents) -> dict[str, str]:
 
 
 def _options(options: SpecOptions) -> dict[str, Any]:
-    """Return what is written of a spec's options: variables and data only where there are any."""
+    """Return what is written of a spec's options: some only where there is something."""
     written: dict[str, Any] = msgspec.to_builtins(options)
-    for key in ("variables", "data"):
+    for key in ("variables", "data", "readme"):
         if not written[key]:
             del written[key]
     return written

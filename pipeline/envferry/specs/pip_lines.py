@@ -64,6 +64,7 @@ ARCHIVE = re.compile(r"[^@]*\.(whl|zip|tar\.gz|tgz|tar\.bz2|tar\.xz|tar)(\[[^\]]
 FOLDER = re.compile(r"(\.{0,2}/|~/|\.\.?($|\[)|[\w.-]+/)[^\s;@]*(\s*;.*)?")
 EGG = re.compile(r"[#&]egg=(?P<name>[A-Za-z0-9._-]+)(?P<extras>\[[^\]]*\])?")
 BARE_URL = re.compile(r"(?P<url>(?:git\+|https?://|file:)\S+)(?P<rest>.*)")
+WINDOWS_PATH = re.compile(r"([^@;#]+@\s*)?(file:/*)?([A-Za-z]:[\\/]|\.{0,2}\\)")
 TRAILER = re.compile(r"\s+(?=--?[A-Za-z])")
 HASH_FRAGMENT = re.compile(r"#(?:.*&)?sha256=(?P<digest>[0-9a-fA-F]{64})\b")
 
@@ -81,6 +82,10 @@ def pip_line_problem(line: str) -> str:
         if name != "--hash" and name not in UNHEEDED:
             where = ", but stands on a line of its own" if SHORT.get(name, name) in OBEYED else ""
             return f"`{name}` is not a valid option of a requirement{where}"
+    if windows := WINDOWS_PATH.match(body):
+        return (
+            f"`{windows[0]}` begins a path of Windows, which has no meaning on the platforms here"
+        )
     vcs = VCS.match(body)
     if vcs:
         return "" if vcs["vcs"] == "git" else f"{vcs['vcs']} repositories cannot be fetched"

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 from packaging.markers import Marker
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -36,12 +37,13 @@ OWN_SOURCES = ("editable", "virtual")
 class _Target(msgspec.Struct, frozen=True, kw_only=True):
     python: str
     platform: str
+    groups: tuple[str, ...] = ()
 
     @property
     def environment(self) -> dict[str, Any]:
-        """The marker variables, those of PEP 751 too: no extra and no group is asked for."""
+        """The marker variables, those of PEP 751 too: no extra is asked for."""
         variables: dict[str, Any] = {**target_environment(self.python, self.platform)}
-        return {**variables, "extras": set(), "dependency_groups": set()}
+        return {**variables, "extras": set(), "dependency_groups": {*self.groups}}
 
     def accepts(self, marker: str | None) -> bool:
         return not marker or Marker(marker).evaluate(self.environment, context="lock_file")
@@ -59,9 +61,12 @@ def read_pylock(text: str, path: Path, name: str, python: str | None) -> Foreign
     if environments and not any(target.accepts(str(item)) for item in environments):
         message = f"{path} is for {' or '.join(map(str, environments))}, not for {target.platform}"
         raise SpecError(message, hint="regenerate it for this platform")
+    # What nobody asked for is installed all the same: pdm's own packages are such a group.
+    target = replace(target, groups=tuple(document.get("default-groups") or ()))
     for kind in ("extras", "dependency-groups"):
-        if document.get(kind):
-            draft.left_out.append(f"{kind} {', '.join(document[kind])}: none is selected")
+        others = [item for item in document.get(kind) or [] if item not in target.groups]
+        if others:
+            draft.left_out.append(f"{kind} {', '.join(others)}: none is selected")
     entries = []
     for entry in document.get("packages") or []:
         requires = SpecifierSet(str(entry.get("requires-python", "")))

@@ -165,7 +165,8 @@ def _dependencies(content: Mapping, path: Path) -> tuple[tuple[str, ...], tuple[
             conda.append(_conda_line(item, path))
         elif isinstance(item, Mapping) and [*item] == ["pip"]:
             if item["pip"] != "" and not isinstance(item["pip"], Sequence):
-                raise unexpected(path, item["pip"], "a list of requirements under `pip:`")
+                error = unexpected(path, item["pip"], "a list of requirements under `pip:`")
+                raise SpecError(error.message, hint="write each below `pip:` as `- REQUIREMENT`")
             pip += [_pip_line(line, path) for line in item["pip"]]
         else:
             raise _no_dependency(path, item)
@@ -182,6 +183,8 @@ def _no_dependency(path: Path, item: object) -> SpecError:
     if len(keys) == 1 and (found := SEL.fullmatch(keys[0])):
         hint = f"write micromamba's `{keys[0]}:` as a comment: `- PACKAGE  # [{found['name']}]`"
         return SpecError(error.message, hint=hint)
+    if len(keys) == 1 and isinstance(item, Mapping) and isinstance(item[keys[0]], Text):
+        return SpecError(error.message, hint=f"write it as `- {keys[0]}={item[keys[0]]}`")
     if len(keys) == 1 and keys != ["pip"]:
         hint = f"take `{keys[0]}:` out: conda and pip packages are all that an environment gets"
         return SpecError(error.message, hint=hint)

@@ -41,6 +41,7 @@ FIELD_HELP = {
     "frozen": "Keep conda and pip from changing the installed environment in place.",
     "channels": "Where a channel is that goes by a name of ours: a URL or a path.",
     "channel_priority": "Whether channels behind the first that has a package's name count.",
+    "readme": "What the environment is for, in Markdown; pages of `serve` show it.",
     "data": "Files that come along and belong to no package, each by its SHA-256.",
 }
 DATA: dict[str, Any] = {

@@ -32,6 +32,7 @@ OTHER_PLATFORM = re.compile(
     r"(win|freebsd|emscripten|wasi|zos)-\w+|linux-(32|armv6l|armv7l|ppc64|riscv64|s390x|loongarch64)"
 )
 """conda's platforms that envferry does not lock for: kept aside."""
+MOST_README_BYTES = 64 << 10
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 UNKNOWN_FIELD = re.compile(r"unknown field `(?P<field>[^`]+)`(?: - at `\$\.?(?P<place>[^`]*)`)?")
 
@@ -56,6 +57,9 @@ def read_options(content: Mapping, path: Path) -> SpecOptions:
             raise SpecError(msg, hint=error.hint) from error
     _check_system(options.system, path)
     check_data(options, path)
+    if len(options.readme.encode()) > MOST_README_BYTES:
+        message = f"{path}: `envferry: readme:` is longer than {MOST_README_BYTES >> 10} KiB"
+        raise SpecError(message, hint="say what it is for, and link to the rest")
     for pattern in options.exclude:
         if pattern.startswith("/") or ".." in pattern.split("/"):
             message = f"{path}: `{pattern}` under `envferry: exclude:` leaves the environment"

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # The largest real spec holds a few hundred lines; a file of this size is something else.
-MAX_BYTES = 1 << 20
+MAX_BYTES = 8 << 20
+"""Of a spec: pins with the hashes of all their files take some kB for each package."""
 MAX_DEPTH = 12
 TOO_DEEP = "nests far deeper than any spec"
 MAX_REPEATED = 10_000
@@ -83,13 +84,18 @@ def plain(value: Any) -> Any:  # noqa: ANN401  (what YAML holds is what it holds
     return str(value)
 
 
+def too_large(path: Path, max_bytes: int = MAX_BYTES) -> SpecError:
+    """Return the error for a file that is larger than any that is meant."""
+    message = f"{path} is larger than {max_bytes >> 20} MB, expected a YAML file of a few kB"
+    return SpecError(message, hint="check that this is the file you meant")
+
+
 def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
     """Read a file that must be small text; raise SpecError when it is not."""
     with path.open("rb") as stream:
         data = stream.read(max_bytes + 1)
     if len(data) > max_bytes:
-        message = f"{path} is larger than {max_bytes >> 20} MB, expected a YAML file of a few kB"
-        raise SpecError(message, hint="check that this is the file you meant")
+        raise too_large(path, max_bytes)
     encoding = next((name for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), UTF_8)
     try:
         text = data.decode(encoding)

@@ -24,6 +24,9 @@ class Material(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str
     uri: str = ""
     digest: dict[str, str] = {}
+    annotations: dict[str, tuple[str, ...]] = {}
+    """`publishers`: who published it, by an attestation that was verified when it was locked; empty
+    where its index has none. Without it, nobody was asked."""
 
 
 def read_materials(manifest: Manifest, lock_data: bytes) -> tuple[Material, ...]:
@@ -52,7 +55,14 @@ def list_materials(manifest: Manifest, lock: Lock) -> tuple[Material, ...]:
         *(item for item in lock.packages if item.platform == platform),
         *(wheel for name in sorted(requirements) for wheel in requirements[name]),
     ]
-    files = {item.url: _material(item) for item in packages}
+    asked = lock.provenance.get(platform, {})
+    publishers = {
+        item.url: tuple(map(str, found.publishers))
+        for item in lock.packages
+        if item.platform == platform and item.manager == "pip"
+        if (found := asked.get(item.name)) and not found.unasked
+    }
+    files = {item.url: _material(item, publishers.get(item.url)) for item in packages}
     data = [
         Material(name=item.path, uri=without_login(item.url), digest={"sha256": item.sha256})
         for item in lock.options.data
@@ -69,11 +79,12 @@ def _image(image: str | None) -> tuple[Material, ...]:
     return (Material(name="image", uri=image, digest=known),)
 
 
-def _material(package: LockedPackage) -> Material:
+def _material(package: LockedPackage, publishers: tuple[str, ...] | None) -> Material:
     strong = {"git": "gitCommit", "directory": TREE_DIGEST}.get(package.kind, "sha256")
     digests = {strong: package.sha256, "md5": package.md5}
     return Material(
         name=package.name,
         uri=package.url,
         digest={name: text for name, text in digests.items() if text},
+        annotations={} if publishers is None else {"publishers": publishers},
     )

@@ -25,6 +25,7 @@ from envferry.models import ID_PATTERN, check_name
 from envferry.redaction import fit_to_show
 from envferry.web import pages
 from envferry.web.guard import Guard
+from envferry.web.markdown import render_markdown
 from envferry.web.news import badge_of, list_news
 from envferry.web.pages import Question
 from envferry.web.registry_files import answer_file
@@ -54,6 +55,7 @@ PICTURES = {"landscape": (1000, 440), "portrait": (420, 560)}
 PAGES: dict[str, tuple[str, str, Callable[[RegistryView, Question], Any]]] = {
     "/": ("/index.json", "home.html", pages.home),
     "/envs/{name}/": ("/envs/{name}.json", "environment.html", pages.environment),
+    "/envs/{name}/changes/": ("/envs/{name}/changes.json", "changes.html", pages.changes),
     "/envs/{name}/{platform}/{id}/": (
         "/envs/{name}/{platform}/{id}.json",
         "artifact.html",
@@ -91,6 +93,7 @@ class Pages:
             lstrip_blocks=True,
         )
         self.templates.filters.update(bytes=human_bytes, day=day, moment=moment, plural=plural)
+        self.templates.filters.update(markdown=markdown)
         self.style = _static("style.css")
         self.icon = _static("favicon.svg")
         self.templates.globals.update(
@@ -105,7 +108,6 @@ class Pages:
             Route("/style.css", self.stylesheet),
             Route("/feed.atom", self.feed),
             Route("/envs/", self.home_page),
-            Route("/envs/{name}/{platform}/", self.platform_page),
             Route("/envs/{name}/feed.atom", self.feed),
             Route("/envs/{name}/badge.svg", self.badge),
             Route("/v1/{key:path}", self.registry_file),
@@ -113,7 +115,11 @@ class Pages:
         for path, (twin, template, build) in PAGES.items():
             found.append(Route(twin, self.json_page(build)))
             found.append(Route(path, self.html_page(template, build)))
-        return [*found, Route("/envs/{name}/{platform}/{id}/{file}", self.download)]
+        last = (
+            Route("/envs/{name}/{platform}/", self.platform_page),
+            Route("/envs/{name}/{platform}/{id}/{file}", self.download),
+        )
+        return [*found, *last]
 
     def html_page(
         self, template: str, build: Callable[[RegistryView, Question], Any]
@@ -241,6 +247,11 @@ def visible(value: object) -> object:
     if type(value) is not str:
         return value
     return UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", value)
+
+
+def markdown(text: str) -> object:
+    """Return Markdown as HTML, with what nobody would see in it shown."""
+    return render_markdown(str(visible(text)))
 
 
 def day(time: datetime | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from envferry.errors import NotFound, UsageError
+from envferry.errors import NotFound, PipelineError, UsageError
 from envferry.index import MatchSpec, queries
 from envferry.index.queries import Entry, Environment, Filter, Match, Tag, Totals
 from envferry.models import Checks, PackageFacts, SystemRequirements, check_name
@@ -21,11 +21,14 @@ if TYPE_CHECKING:
     from envferry.registry.host_reports import HostReport, ReportedTag
     from envferry.web.provenance import ProvenanceSummary
     from envferry.web.site import RegistryView
+    from envferry.web.snippets import Snippet
 
     T = TypeVar("T")
 
 ROWS = 100
 """On a page."""
+STEPS = 10
+"""Versions on a page of changes: each is read, and held against the advisories."""
 LONGEST_QUESTION = 200
 STATES = ("found", "unknown", "clean")
 SORTS = ("name", "version", "kind", "license", "size")
@@ -61,6 +64,52 @@ class EnvironmentPage:
     entries: tuple[Entry, ...]
     tags: tuple[Tag, ...]
     paging: Paging
+    readme: str
+    """What the newest of them says of itself, in Markdown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VulnerabilityChange:
+    """A vulnerability that one of two artifacts has."""
+
+    id: str
+    package: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VulnerabilityChanges:
+    """What a newer artifact has that the one before had not, and the other way round."""
+
+    gained: tuple[VulnerabilityChange, ...]
+    lost: tuple[VulnerabilityChange, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What a version changed in the one before it."""
+
+    entry: Entry
+    before: Entry | None
+    """None for the first one, and after one that is damaged."""
+    changes: tuple[PackageChange, ...]
+    vulnerabilities: VulnerabilityChanges | None
+    """None where the server has no advisories."""
+
+    @property
+    def grows(self) -> int:
+        """The bytes that its archive has more."""
+        return self.entry.size - self.before.size if self.before else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangesPage:
+    """The versions of an environment for one platform, and what each changed."""
+
+    name: str
+    platform: str
+    platforms: tuple[str, ...]
+    steps: tuple[Step, ...]
+    paging: Paging
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +137,10 @@ class ArtifactPage:
 
     entry: Entry
     prefix: str
+    readme: str
     install: str
+    snippets: tuple[Snippet, ...]
+    """How to get it; the first of them is `install`."""
     requirements: SystemRequirements
     checks: Checks
     tools: Mapping[str, str]
@@ -146,6 +198,8 @@ class DiffPage:
     unchanged: int = 0
     update: Update | None = None
     """What a host that has `old` reads for `new`; None when an archive is damaged."""
+    vulnerabilities: VulnerabilityChanges | None = None
+    """None where the server has no advisories."""
     suggestions: tuple[str, ...] = field(default=(), metadata={"json": False})
 
 
@@ -212,10 +266,10 @@ class Question:
             raise UsageError(message, hint="shorten the query")
         return text
 
-    def paging(self, total: int) -> Paging:
+    def paging(self, total: int, rows: int = ROWS) -> Paging:
         """Return which part of a list is asked for; the nearest one that there is."""
         text = self.text("page")
-        pages = max(1, -(-total // ROWS))
+        pages = max(1, -(-total // rows))
         page = min(max(int(text), 1), pages) if text.isascii() and text.isdecimal() else 1
         return Paging(page=page, pages=pages, total=total)
 
@@ -256,6 +310,27 @@ def environment(site: RegistryView, question: Question) -> EnvironmentPage:
         entries=shown,
         tags=site.ask(queries.all_tags(name)),
         paging=paging,
+        readme=_readme(site, wanted),
+    )
+
+
+def changes(site: RegistryView, question: Question) -> ChangesPage:
+    """Say what each version of an environment changed, the newest first."""
+    name, wanted = question.path["name"], question.text("platform")
+    check_name(name, "environment name")
+    everything = site.ask(queries.entries(Filter(name=name)))
+    if not everything:
+        msg = f"this registry has no environment {name}"
+        raise NotFound(msg, hint="see all environments")
+    platforms = tuple(sorted({one.platform for one in everything}))
+    platform = wanted if wanted in platforms else platforms[0]
+    versions = [one for one in everything if one.platform == platform and not one.problem]
+    paging = question.paging(len(versions), STEPS)
+    first = (paging.page - 1) * STEPS
+    pairs = zip(versions, [*versions[1:], None], strict=True)
+    steps = tuple(_step(site, *pair) for pair in [*pairs][first : first + STEPS])
+    return ChangesPage(
+        name=name, platform=platform, platforms=platforms, steps=steps, paging=paging
     )
 
 
@@ -269,12 +344,14 @@ def artifact(site: RegistryView, question: Question) -> ArtifactPage:
     wanted = [one for one in manifest.packages if q.lower() in f"{one.name} {one.license}".lower()]
     wanted.sort(key=lambda one: one.name.lower())
     wanted.sort(key=lambda one: _sort_key(one, sort), reverse=descending)
-    facts = manifest.archive
+    facts, ways = manifest.archive, site.snippets(entry, manifest.prefix)
     shown, paging = question.share(wanted)
     return ArtifactPage(
         entry=entry,
         prefix=manifest.prefix,
-        install=site.install_command(entry),
+        readme=manifest.readme or "",
+        install=ways[0].text,
+        snippets=ways,
         requirements=manifest.requirements,
         checks=manifest.checks,
         tools=manifest.tools,
@@ -345,6 +422,7 @@ def diff(site: RegistryView, question: Question) -> DiffPage:
         changes=changes,
         unchanged=len(after.packages) - present,
         update=site.update(before, after),
+        vulnerabilities=_vulnerabilities(site, old, new),
     )
 
 
@@ -393,6 +471,43 @@ def hosts(site: RegistryView, question: Question) -> HostsPage:
     shown, paging = question.share(rows)
     count = len(fleet.reports)
     return HostsPage(hosts=count, rows=shown, damaged=len(fleet.damaged), paging=paging)
+
+
+def _readme(site: RegistryView, entries: Sequence[Entry]) -> str:
+    """Return what the newest artifact that can be read says of itself."""
+    newest = next((one for one in entries if not one.problem), None)
+    try:
+        return (site.contents(newest).manifest.readme or "") if newest else ""
+    except PipelineError:
+        return ""  # removed or damaged since: its own page says so
+
+
+def _step(site: RegistryView, entry: Entry, before: Entry | None) -> Step:
+    """Return what an artifact changed; of the first one, nothing is said."""
+    if before is None:
+        return Step(entry=entry, before=None, changes=(), vulnerabilities=None)
+    old, new = (site.contents(one).manifest.packages for one in (before, entry))
+    return Step(
+        entry=entry,
+        before=before,
+        changes=tuple(compare_packages(old, new)),
+        vulnerabilities=_vulnerabilities(site, before, entry),
+    )
+
+
+def _vulnerabilities(site: RegistryView, old: Entry, new: Entry) -> VulnerabilityChanges | None:
+    """Compare what is known of two artifacts."""
+    had, has = site.vulnerabilities(old), site.vulnerabilities(new)
+    if had is None or has is None:
+        return None
+
+    def only(these: Mapping[str, str], those: Mapping[str, str]) -> tuple[VulnerabilityChange, ...]:
+        return tuple(
+            VulnerabilityChange(id=id_, package=these[id_])
+            for id_ in sorted(these.keys() - those.keys())
+        )
+
+    return VulnerabilityChanges(gained=only(has, had), lost=only(had, has))
 
 
 def _tags_of(report: HostReport, name: str) -> list[ReportedTag]:

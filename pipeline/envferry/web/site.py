@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import threading
 import time
 from collections import OrderedDict
@@ -23,9 +22,10 @@ from envferry.registry.diff import compare_artifacts
 from envferry.registry.host_reports import read_fleet
 from envferry.registry.layout import attachment_key
 from envferry.web.provenance import ProvenanceSummary, provenance_of
+from envferry.web.snippets import Snippet, snippets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from envferry.audit.artifact_audit import ArtifactAudit, Audit
     from envferry.index import RegistryIndex
@@ -63,13 +63,22 @@ class RegistryView:
     """What all pages draw from; safe for many threads."""
 
     def __init__(
-        self, index: RegistryIndex, trust: Trust | None = None, audit: Audit | None = None
+        self,
+        index: RegistryIndex,
+        trust: Trust | None = None,
+        audit: Audit | None = None,
+        public_url: str = "",
     ) -> None:
         self.index, self.trust, self.audit = index, trust, audit
+        self.public_url = public_url
+        """Where hosts reach the registry; empty: where this process does."""
         self._refresher: threading.Thread | None = None
         self._lock, self._fleet_lock = threading.Lock(), threading.Lock()
         self._refreshed_at = 0.0
         self._contents: OrderedDict[tuple[str, str, str], tuple[float, Contents]] = OrderedDict()
+        self._vulnerabilities: OrderedDict[tuple[str, str, str], tuple[float, dict[str, str]]] = (
+            OrderedDict()
+        )
         self._fleet: tuple[float, Fleet] | None = None
         self.problem = ""
         """Why the last refresh failed; the pages show what was known before."""
@@ -195,7 +204,29 @@ class RegistryView:
             raise NotFound(message, hint="envferry release makes one with each build")
         return data
 
-    def install_command(self, entry: Entry) -> str:
-        """Return what to type on a training host to get this very artifact."""
-        ref = f"{entry.name}@{entry.id}"
-        return f"envferry install {ref} --registry {shlex.quote(self.url)}"
+    def snippets(self, entry: Entry, prefix: str) -> tuple[Snippet, ...]:
+        """Return what to type, or write, to get this very artifact."""
+        return snippets(entry, self.public_url or self.url, prefix)
+
+    def vulnerabilities(self, entry: Entry) -> Mapping[str, str] | None:
+        """Return the packages of an artifact by the ids of what they have; None without advisories.
+
+        Of one that several packages have, the first is named; what a policy or VEX silences is
+        left out.
+        """
+        if self.audit is None:
+            return None
+        place, now = (entry.name, entry.platform, entry.id), time.monotonic()
+        since, found = self._vulnerabilities.get(place, (0.0, None))
+        if found is not None and now - since < STALE_SECONDS:
+            return found
+        found = {}
+        for package in self.audited(entry).packages:
+            for one in package.vulnerabilities:
+                if one.silenced is None:
+                    found.setdefault(one.id, f"{package.name} {package.version}")
+        with self._lock:
+            while len(self._vulnerabilities) >= REMEMBERED:
+                self._vulnerabilities.popitem(last=False)
+            self._vulnerabilities[place] = (now, found)
+        return found

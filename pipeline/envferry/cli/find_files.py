@@ -1,0 +1,93 @@
+"""`envferry find --file`, `--import`, `--license`: by what is in packages."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from envferry.base.files import plural
+from envferry.cli.browse import day, match_lines, open_index, require_environment
+from envferry.cli.terminal import table
+from envferry.errors import NotFound
+from envferry.redaction import fit_to_show
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from envferry.cli.browse import FindOptions
+    from envferry.cli.console import Console
+    from envferry.index.file_queries import FileMatch, FilePattern
+    from envferry.models import PackageFacts
+
+UNKNOWN = "unknown"
+
+
+def find_held_files(console: Console, options: FindOptions) -> int:
+    """Print the files that fit, or where a module can be imported; return the exit code."""
+    from envferry.index.file_queries import count_unsearched, find_files
+
+    patterns = _patterns(options)
+    index = open_index(console, options.registry, fully=options.fully)
+    index.read_files(console.progress)
+    found = index.ask(find_files(patterns, options.filter()))
+    for reason, number in index.ask(count_unsearched(options.filter())).items():
+        console.note(f"{plural(number, 'artifact')} not searched: {reason}")
+    if not found and not console.as_json:
+        if options.name:
+            require_environment(options.name, index)
+        what = f"the file {options.file}" if options.file else f"the module {options.module}"
+        message = f"no artifact in {index.registry.url} holds {fit_to_show(what)}"
+        raise NotFound(message, hint="`*` stands for anything: envferry find --file 'libcudnn*'")
+    console.result(found, lambda: _file_lines(found))
+    return 0 if found else NotFound.exit_code
+
+
+def find_licensed(console: Console, pattern: str, options: FindOptions) -> int:
+    """Print the artifacts with a package under a licence; return the exit code."""
+    from envferry.index.queries import find_packages
+
+    index = open_index(console, options.registry, fully=options.fully)
+
+    def accepts(package: PackageFacts) -> bool:
+        return is_under(package, pattern)
+
+    found = index.ask(find_packages(accepts, options.filter()))
+    if not found and not console.as_json:
+        message = f"no artifact in {index.registry.url} holds a package under {pattern}"
+        raise NotFound(message, hint="`envferry show REF` lists the licences of one")
+    console.result(found, lambda: match_lines(found))
+    return 0 if found else NotFound.exit_code
+
+
+def is_under(package: PackageFacts, pattern: str) -> bool:
+    """Whether a package's licence, or one that its SPDX expression names, fits a pattern."""
+    from envferry.pack.spdx import license_names
+
+    names = license_names(package.license or "") or (UNKNOWN,)
+    return any(fnmatchcase(name.lower(), pattern.lower()) for name in names)
+
+
+def _patterns(options: FindOptions) -> tuple[FilePattern, ...]:
+    from envferry.index.file_queries import FilePattern, module_patterns
+
+    if options.module:
+        return module_patterns(options.module)
+    return (FilePattern.parse(options.file or ""),)
+
+
+def _file_lines(found: Sequence[FileMatch]) -> Iterable[str]:
+    """Return the table of files."""
+    rows = [
+        (
+            one.path,
+            f"{one.package} {one.package_version}".strip() or "(no package)",
+            f"{one.name}@{one.id}",
+            one.platform,
+            one.env_version or "",
+            ", ".join(one.tags),
+            day(one.published),
+        )
+        for one in found
+    ]
+    headers = ("FILE", "PACKAGE", "ARTIFACT", "PLATFORM", "VERSION", "TAGS", "PUBLISHED")
+    return table(headers, rows, right=())

@@ -1,0 +1,187 @@
+"""Which artifacts hold a file, or a module to import: questions to the index of files."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from envferry.errors import UsageError
+from envferry.index.queries import EVERYTHING, tags_by_place, time_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from datetime import datetime
+
+    from envferry.index.database import Connection
+    from envferry.index.queries import Filter
+
+MOST_FILES = 20_000
+"""A pattern that fits more different files means nothing in particular."""
+MOST_MATCHES = 50_000
+MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
+SITE_PACKAGES = "lib/python*/site-packages"
+SUFFIXES = (".py", ".so", ".*.so")
+"""After a module's own name; a package has an `__init__` with one of them."""
+
+
+class FilePattern(msgspec.Struct, frozen=True, kw_only=True):
+    """The last part of a path, and the folder that it is in; both may have `*`, `?` and `[…]`."""
+
+    name: str
+    folder: str = ""
+    """The folder, or its last parts; empty for any."""
+    is_whole: bool = False
+    """Whether the folder is counted from the top."""
+
+    @classmethod
+    def parse(cls, text: str) -> FilePattern:
+        """Parse what a user writes: `libcudnn.so.9`, `libcudnn*`, `lib/libz.so*`, `/bin/python3`.
+
+        A leading slash is the top of the environment. Raises UsageError for a folder.
+        """
+        folder, _, name = text.rpartition("/")
+        if not name:
+            message = f"{text!r} names no file"
+            raise UsageError(message, hint="write the file's name, or the end of its path")
+        return cls(name=name, folder=folder.strip("/"), is_whole=text.startswith("/"))
+
+    def sql(self) -> tuple[str, list[str]]:
+        """Return a condition on names and folders, and its values."""
+        names = f"placed.name IN (SELECT number FROM file_names WHERE {_fits('name', self.name)})"
+        if not (self.is_whole or self.folder):
+            return names, [self.name]
+        same = _fits("folder", self.folder)
+        if self.is_whole:
+            folders = f"SELECT number FROM file_folders WHERE {same}"
+            return f"{names} AND placed.folder IN ({folders})", [self.name, self.folder]
+        ends = f"({same} OR folder GLOB ?)"
+        values = [self.name, self.folder, f"*/{self.folder}"]
+        if _is_pattern(self.name):
+            folders = f"SELECT number FROM file_folders WHERE {ends}"
+            return f"{names} AND placed.folder IN ({folders})", values
+        # Few files have one name: theirs are compared, not all folders that there are.
+        one = f"SELECT 1 FROM file_folders WHERE number = placed.folder AND {ends}"
+        return f"{names} AND EXISTS ({one})", values
+
+
+class FileMatch(msgspec.Struct, frozen=True, kw_only=True):
+    """A file in an artifact."""
+
+    path: str
+    package: str
+    """Empty for a file that no package owns."""
+    package_version: str
+    name: str
+    """The environment."""
+    platform: str
+    id: str
+    env_version: str | None
+    published: datetime | None
+    tags: tuple[str, ...]
+
+
+def module_patterns(module: str) -> tuple[FilePattern, ...]:
+    """Return the files of which one is there when `import MODULE` works; raise UsageError.
+
+    What has neither `__init__` nor a file of its own, a namespace, is not found.
+    """
+    if not MODULE.fullmatch(module):
+        message = f"{module!r} is not the name of a module"
+        raise UsageError(message, hint="as in `import google.protobuf`, without `import`")
+    *above, last = module.split(".")
+    folder = "/".join([SITE_PACKAGES, *above])
+    inside = f"{folder}/{last}"
+    return tuple(
+        FilePattern(name=f"{name}{suffix}", folder=where, is_whole=True)
+        for name, where in (("__init__", inside), (last, folder))
+        for suffix in SUFFIXES
+    )
+
+
+def find_files(
+    patterns: Iterable[FilePattern], where: Filter = EVERYTHING
+) -> Callable[[Connection], tuple[FileMatch, ...]]:
+    """Find artifacts that hold a file: by environment, the newest first.
+
+    Raises UsageError where so much is found that nobody would read it.
+    """
+    wanted = [pattern.sql() for pattern in patterns]
+    condition, values = where.sql()
+    statement = (
+        "SELECT place.value ->> 0, file_names.name, file_folders.folder, file_lists.package, "
+        "file_lists.version, artifacts.name, artifacts.platform, artifacts.id, "
+        "artifacts.version, artifacts.published FROM json_each(?) AS place "
+        "JOIN file_lists ON file_lists.number = place.value ->> 2 "
+        "JOIN file_names ON file_names.number = place.value ->> 0 "
+        "JOIN file_folders ON file_folders.number = place.value ->> 1 "
+        "JOIN listed ON listed.list = file_lists.number "
+        f"JOIN artifacts ON artifacts.number = listed.artifact WHERE {condition} "
+        f"LIMIT {MOST_MATCHES + 1}"
+    )
+
+    def query(connection: Connection) -> tuple[FileMatch, ...]:
+        placed = {row for one in wanted for row in _placed(connection, *one)}
+        _require_few(len(placed), MOST_FILES)
+        text = "[" + ",".join(f"[{name},{folder},{list_}]" for name, folder, list_ in placed) + "]"
+        rows = connection.execute(statement, [text, *values]).fetchall()
+        _require_few(len(rows), MOST_MATCHES)
+        tags = tags_by_place(connection, where.name)
+        return tuple(_match(row, tags) for row in sorted(rows, key=_order))
+
+    return query
+
+
+def count_unsearched(where: Filter = EVERYTHING) -> Callable[[Connection], dict[str, int]]:
+    """Count the artifacts whose files are not known, by reason."""
+    condition, values = where.sql()
+    statement = (
+        "SELECT coalesce(filed.problem, artifacts.problem, 'not read'), count(*) FROM artifacts "
+        f"LEFT JOIN filed ON filed.artifact = artifacts.number WHERE {condition} "
+        "AND (filed.artifact IS NULL OR filed.problem IS NOT NULL) GROUP BY 1"
+    )
+    return lambda connection: dict(connection.execute(statement, values).fetchall())
+
+
+def _require_few(number: int, most: int) -> None:
+    if number > most:
+        message = f"more than {most} files fit"
+        hint = "name more of the file or its folder, an environment, or add --tagged"
+        raise UsageError(message, hint=hint)
+
+
+def _placed(connection: Connection, condition: str, values: list[str]) -> list[tuple[int, ...]]:
+    """Return the files that fit: numbers of name, folder and list."""
+    statement = f"SELECT name, folder, list FROM placed WHERE {condition} LIMIT {MOST_FILES + 1}"
+    return connection.execute(statement, values).fetchall()
+
+
+def _fits(column: str, pattern: str) -> str:
+    """Compare as fast as the pattern allows: an equal text is looked up."""
+    return f"{column} {'GLOB' if _is_pattern(pattern) else '='} ?"
+
+
+def _is_pattern(text: str) -> bool:
+    return any(char in text for char in "*?[")
+
+
+def _order(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Sort as the other lists are: by environment, the newest first."""
+    _, name, folder, package, _, env, platform, id_, _, published = row
+    return (env, platform, -(published or 0), id_, package, folder, name)
+
+
+def _match(row: tuple[Any, ...], tags: dict[tuple[str, str, str], tuple[str, ...]]) -> FileMatch:
+    _, name, folder, package, package_version, env, platform, id_, version, published = row
+    return FileMatch(
+        path=f"{folder}/{name}" if folder else name,
+        package=package,
+        package_version=package_version,
+        name=env,
+        platform=platform,
+        id=id_,
+        env_version=version,
+        published=time_of(published),
+        tags=tags.get((env, platform, id_), ()),
+    )

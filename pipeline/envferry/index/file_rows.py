@@ -1,0 +1,120 @@
+"""The files of artifacts in the index: each package's list of files once, whoever holds it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+from blake3 import blake3
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from envferry.archive.index import Index
+    from envferry.index.database import Connection
+    from envferry.index.registry_keys import Place
+
+MOST_PLACED = 100_000_000
+"""Files of different lists that the index keeps: 3 to 12 GB, by how much their
+names differ. Artifacts that bring more are named."""
+TOO_MANY = "the index of files is full"
+DIGEST_BYTES = 16
+
+
+class FileList(msgspec.Struct, frozen=True):
+    """What one package, or nobody, brings to an artifact."""
+
+    package: str
+    """Empty for files that no package owns."""
+    version: str
+    paths: tuple[str, ...]
+
+    @property
+    def digest(self) -> bytes:
+        """Equal for equal lists of equal packages."""
+        text = "\0".join((self.package, self.version, *self.paths))
+        return blake3(text.encode()).digest(DIGEST_BYTES)
+
+
+def file_lists(index: Index) -> tuple[FileList, ...]:
+    """Return the lists of an archive: files and links, no directories."""
+    found = []
+    for one in index.packages:
+        entries = index.files[one.first_file : one.first_file + one.files]
+        paths = tuple(entry.path for entry in entries if entry.type != "directory")
+        if paths:
+            found.append(FileList(one.name, one.version, paths))
+    return tuple(found)
+
+
+def unread_files(connection: Connection) -> list[Place]:
+    """Return the artifacts whose files are not in the index yet, the newest first."""
+    rows = connection.execute(
+        "SELECT name, platform, id FROM artifacts WHERE state = 'published' "
+        "AND number NOT IN (SELECT artifact FROM filed) ORDER BY published DESC"
+    )
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+def write_files(
+    connection: Connection, place: Place, lists: Iterable[FileList], problem: str = ""
+) -> None:
+    """Write the files of an artifact, or why there are none."""
+    row = connection.execute(
+        "SELECT number FROM artifacts WHERE name = ? AND platform = ? AND id = ?", place
+    ).fetchone()
+    if row is None:  # removed since
+        return
+    (placed,) = connection.execute("SELECT coalesce(sum(files), 0) FROM file_lists").fetchone()
+    for one in lists:
+        number, added = _list_number(connection, one, room=MOST_PLACED - placed)
+        placed += added
+        if number is None:
+            problem = TOO_MANY
+            break
+        connection.execute("INSERT OR IGNORE INTO listed VALUES (?, ?)", (number, row[0]))
+    connection.execute("INSERT OR REPLACE INTO filed VALUES (?, ?)", (row[0], problem or None))
+
+
+def forget_files(connection: Connection) -> None:
+    """Remove what belongs to no artifact any more."""
+    connection.execute("DELETE FROM filed WHERE artifact NOT IN (SELECT number FROM artifacts)")
+    connection.execute("DELETE FROM listed WHERE artifact NOT IN (SELECT number FROM artifacts)")
+    gone = connection.execute(
+        "DELETE FROM file_lists WHERE number NOT IN (SELECT list FROM listed)"
+    ).rowcount
+    if gone:
+        connection.execute("DELETE FROM placed WHERE list NOT IN (SELECT number FROM file_lists)")
+        for table, column in (("file_names", "name"), ("file_folders", "folder")):
+            connection.execute(
+                f"DELETE FROM {table} WHERE number NOT IN (SELECT {column} FROM placed)"
+            )
+
+
+def _list_number(connection: Connection, one: FileList, room: int) -> tuple[int | None, int]:
+    """Return the row of a list and how many files it is new with; None where it has no room."""
+    row = connection.execute(
+        "SELECT number FROM file_lists WHERE digest = ?", (one.digest,)
+    ).fetchone()
+    if row:
+        return row[0], 0
+    if len(one.paths) > room:
+        return None, 0
+    number = connection.execute(
+        "INSERT INTO file_lists (digest, package, version, files) VALUES (?, ?, ?, ?)",
+        (one.digest, one.package, one.version, len(one.paths)),
+    ).lastrowid
+    split = [path.rpartition("/") for path in one.paths]
+    for table, column, texts in (
+        ("file_names", "name", {name for _, _, name in split}),
+        ("file_folders", "folder", {folder for folder, _, _ in split}),
+    ):
+        connection.executemany(
+            f"INSERT OR IGNORE INTO {table} ({column}) VALUES (?)", ((text,) for text in texts)
+        )
+    connection.executemany(
+        "INSERT OR IGNORE INTO placed SELECT file_names.number, file_folders.number, ? "
+        "FROM file_names, file_folders WHERE name = ? AND folder = ?",
+        ((number, name, folder) for folder, _, name in split),
+    )
+    return number, len(one.paths)

@@ -1,0 +1,84 @@
+"""Solve both halves of a spec: conda's first, whose choices the pip half has to keep."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
+from packaging.utils import canonicalize_name
+
+from envferry.errors import RequiredByUrl
+from envferry.lock.conda_requests import conda_request, solve_platforms
+from envferry.lock.pip_half import resolve_with_indexes
+from envferry.lock.pip_inputs import pip_request
+from envferry.lock.pypi_names import pypi_names
+from envferry.specs.conda_lines import parse_conda_line
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from envferry.lock.conda_messages import CondaAnswer
+    from envferry.lock.lock_options import LockOptions
+    from envferry.lock.pip_half import ResolvedPip
+    from envferry.lock.pip_request import PipRequest
+    from envferry.models import LockedPackage, Replacement, Spec
+    from envferry.progress import Progress
+
+log = logging.getLogger(__name__)
+
+
+class SolvedHalves(msgspec.Struct, frozen=True, kw_only=True):
+    """What both halves were solved to."""
+
+    conda: CondaAnswer
+    replacements: tuple[Replacement, ...]
+    pip: Mapping[str, tuple[PipRequest, ResolvedPip]]
+    """By platform: what was asked for, and the answer."""
+
+
+def solve_halves(
+    spec: Spec,
+    halves: dict[str, Spec],
+    kept: tuple[LockedPackage, ...],
+    options: LockOptions,
+    progress: Progress,
+) -> SolvedHalves:
+    """Solve a spec for each platform of `halves`.
+
+    What the pip half requires by its URL is more exact than a conda line that is nothing but the
+    name: then conda is not asked for it. Which name a URL has, only its metadata may know, so this
+    comes out when the pip half is solved. Raises SpecError when a half has no solution.
+    """
+    while True:
+        request, replacements = conda_request(spec, halves, kept, options, progress)
+        conda = solve_platforms(request, spec.name, progress)
+        pip: dict[str, tuple[PipRequest, ResolvedPip]] = {}
+        try:
+            for platform, half in halves.items():
+                with progress.task(f"locking {spec.name}: pip packages for {platform}"):
+                    asked = pip_request(half, platform, conda.packages, kept, options)
+                    pip[platform] = (asked, resolve_with_indexes(asked))
+        except RequiredByUrl as error:
+            fewer = {key: _without(half, error.name) for key, half in halves.items()}
+            if fewer == halves:
+                raise
+            log.warning(
+                "%s comes from the URL in the pip half: conda is not asked for it", error.name
+            )
+            halves = fewer
+        else:
+            return SolvedHalves(conda=conda, replacements=replacements, pip=pip)
+
+
+def _without(half: Spec, name: str) -> Spec:
+    """Return a half without the conda lines that name a distribution and say no more of it."""
+
+    def says_no_more(line: str) -> bool:
+        parsed = parse_conda_line(line)
+        if parsed is None or any((parsed.version, parsed.build, parsed.keys, parsed.url)):
+            return False
+        return name in {str(canonicalize_name(item)) for item in pypi_names(parsed.name)}
+
+    return replace(half, conda=tuple(line for line in half.conda if not says_no_more(line)))
