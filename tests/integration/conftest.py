@@ -158,5 +158,5 @@ def demo_runner(tmp_path_factory: pytest.TempPathFactory) -> CliRunner:
 @pytest.fixture(scope="session")
 def archive(demo_runner: CliRunner) -> Path:
     """The demo environment, built and packed by the command line."""
-    (archive,) = demo_runner.home.glob("artifacts/demo-*.tar.zst")
+    (archive,) = demo_runner.home.glob("dist/demo-*.tar.zst")
     return archive

@@ -156,8 +156,6 @@ def test_other_settings_take_the_packages_over(rebuilds: Rebuilds, tmp_path: Pat
     assert (rebuilds.tree / "share/words/words.txt").read_text() == "one\n"
     assert not (rebuilds.tree / "conda-meta/state").exists()
     rebuilds.require_as_from_nothing(data=(item,))
-    rebuilds.conda += packages(tmp_path / "more", TinyPackage(name="more", version="1.0"))
-    assert rebuilds.build() == set(), "another conda half"
 
 
 @pytest.mark.parametrize(
@@ -259,3 +257,153 @@ def test_a_build_that_another_user_noted_is_not_used(rebuilds: Rebuilds) -> None
     rebuilds.build()
     (rebuilds.home / NOTE).chmod(0o666)
     assert rebuilds.build() == set()
+
+
+PLACEHOLDER = "/" + "placehold_" * 20
+
+
+def native(version: str, **changes: Any) -> TinyPackage:
+    """Return a package with a program, a module and a text that holds the prefix."""
+    files = (
+        (f"bin/native-{version}", f"#!{PLACEHOLDER}/bin/sh\n"),
+        ("share/native/place", f"{PLACEHOLDER}/share\n"),
+        (f"{SITE_PACKAGES}/native/_{version[0]}.py", f"VERSION = {version!r}\n"),
+        (f"{SITE_PACKAGES}/native/__init__.py", "X = 1\n"),
+    )
+    return TinyPackage(
+        **{"name": "native", "version": version, "files": files, "placeholder": PLACEHOLDER}
+        | changes
+    )
+
+
+def pure(version: str, **changes: Any) -> TinyPackage:
+    """Return a package for every python."""
+    files = (
+        (f"site-packages/pure/_{version[0]}.py", f"VERSION = {version!r}\n"),
+        ("site-packages/pure/__init__.py", "X = 1\n"),
+        ("python-scripts/pure", "#!/usr/bin/env python\n"),
+    )
+    return TinyPackage(
+        **{"name": "pure", "version": version, "subdir": "noarch", "files": files}
+        | {"depends": ("python",)}
+        | changes
+    )
+
+
+def test_conda_packages_come_go_and_change(python_rebuilds: Rebuilds, tmp_path: Path) -> None:
+    rebuilds, python = python_rebuilds, python_rebuilds.conda
+    first = wheel(tmp_path, "first", {"first/__init__.py": "WHO = 1\n"})
+    second = wheel(tmp_path, "second", {"second/__init__.py": "WHO = 2\n"})
+    rebuilds.conda = python + packages(tmp_path / "one", native("1.0"), pure("1.0"))
+    rebuilds.build([first])
+
+    rebuilds.conda = python + packages(tmp_path / "two", native("2.0"), pure("2.0"))
+    kept = rebuilds.build([first])
+    assert {PYTHON, f"{SITE_PACKAGES}/first/__init__.py"} <= kept
+    assert any("first/__pycache__" in path for path in kept)
+    own = ("native", "pure")
+    assert {path for path in kept if path.split("/")[-2] in own} == set()
+    for name in own:
+        package = rebuilds.tree / SITE_PACKAGES / name
+        modules = {path.name.partition(".")[0] for path in package.rglob("*.py*")}
+        assert modules == {"__init__", "_2"}
+        assert len(list(package.glob("__pycache__/*.pyc"))) == 2
+    assert (rebuilds.tree / "share/native/place").read_bytes().startswith(b"/opt/conda/envs/tiny/")
+    rebuilds.require_as_from_nothing([first])
+
+    rebuilds.conda = python
+    assert PYTHON in rebuilds.build([first])
+    assert not (rebuilds.tree / "share/native").exists()
+    assert not list(rebuilds.tree.glob("conda-meta/pure-*"))
+    rebuilds.require_as_from_nothing([first])
+
+    rebuilds.conda = python + packages(tmp_path / "three", pure("1.0"), native("1.0"))
+    assert PYTHON in rebuilds.build([second])
+    rebuilds.require_as_from_nothing([second])
+    rebuilds.conda = python + packages(tmp_path / "four", pure("3.0"))
+    assert f"{SITE_PACKAGES}/second/__init__.py" in rebuilds.build([second, first])
+    rebuilds.require_as_from_nothing([second, first])
+
+
+SCRIPT = ("bin/.native-post-link.sh", "#!/bin/sh\necho made > $PREFIX/share/made\n")
+COLD = {
+    "a script": ((native("1.0", files=(*native("1.0").files, SCRIPT)),), "script"),
+    "a module at start": ((pure("2.0", files=(("site-packages/pure.pth", "#\n"),)),), "start"),
+    "a link to a folder": ((native("2.0", links=(("lib64", "lib"),)),), "link to a folder"),
+    "a file of two": (
+        (native("2.0"), TinyPackage(name="other", version="1.0", files=native("2.0").files[:1])),
+        "several packages",
+    ),
+    "byte code of another": (
+        (
+            native("2.0"),
+            TinyPackage(
+                name="other",
+                version="1.0",
+                files=((f"{SITE_PACKAGES}/native/__pycache__/__init__.cpython-399.pyc", "x"),),
+            ),
+        ),
+        "byte code",
+    ),
+    "a file of a wheel": (
+        (pure("2.0", files=(("site-packages/first/__init__.py", "WHO = 2\n"),)),),
+        "is there already",
+    ),
+    "below a file": (
+        (pure("2.0", files=(("site-packages/first/__init__.py/x", "X\n"),)),),
+        "not a folder of its own",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", COLD)
+def test_conda_packages_that_concern_others_are_linked_anew(
+    python_rebuilds: Rebuilds, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And so are those after which such a package has to go."""
+    caplog.set_level("INFO")
+    rebuilds, python = python_rebuilds, python_rebuilds.conda
+    first = wheel(tmp_path, "first", {"first/__init__.py": "WHO = 1\n"})
+    changed, reason = COLD[kind]
+    rebuilds.conda = python + packages(tmp_path / "one", pure("1.0"))
+    rebuilds.build([first])
+    rebuilds.conda = python + packages(tmp_path / "two", *changed)
+    if kind in ("a file of a wheel", "below a file"):
+        with pytest.raises((SpecError, ToolFailed)):
+            rebuilds.build([first])
+        assert reason in caplog.text
+        return
+    assert rebuilds.build([first]) == set()
+    assert reason in caplog.text
+    rebuilds.require_as_from_nothing([first])
+    rebuilds.conda = python
+    assert rebuilds.build([first]) == set()
+    rebuilds.require_as_from_nothing([first])
+
+
+def test_another_python_makes_all_anew(
+    rebuilds: Rebuilds, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    rebuilds.conda += packages(tmp_path / "one", TinyPackage(name="python", version="3.10.1"))
+    rebuilds.build()
+    rebuilds.conda[1:] = packages(tmp_path / "two", TinyPackage(name="python", version="3.11.1"))
+    assert rebuilds.build() == set()
+    assert "python changed" in caplog.text
+
+
+def test_what_conda_packages_need_of_each_other_is_checked_again(
+    rebuilds: Rebuilds, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    needed = TinyPackage(name="needed", version="1.0", files=(("share/needed", "1\n"),))
+    needs = TinyPackage(name="needs", version="1.0", depends=("needed <2",))
+    rebuilds.conda += packages(tmp_path / "one", needed, needs)
+    rebuilds.build()
+    rebuilds.conda[1:] = packages(
+        tmp_path / "two", TinyPackage(name="needed", version="2.0"), needs
+    )
+    assert "bin/tool" in rebuilds.build()
+    assert "needs needed <2, but the lock has 2.0" in caplog.text
+    rebuilds.conda.pop(1)
+    assert "bin/tool" in rebuilds.build()
+    assert "needs needed <2, but needed is not in the lock" in caplog.text

@@ -8,6 +8,7 @@ import sys
 import tarfile
 import zipfile
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import zstandard
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from envferry.process import run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 INDEX = """
@@ -38,6 +39,8 @@ class TinyPackage:
     subdir: str = "linux-64"
     files: tuple[tuple[str, str], ...] = ()
     """Paths and contents; those in bin/ are executable."""
+    links: tuple[tuple[str, str], ...] = ()
+    """Symbolic links, and where they lead."""
     placeholder: str = ""
     """What stands in the files for the prefix, as in binaries."""
 
@@ -110,10 +113,14 @@ def _write_package(directory: Path, package: TinyPackage) -> None:
     directory.mkdir(exist_ok=True)
     with zipfile.ZipFile(directory / f"{package.stem}.conda", "w") as archive:
         archive.writestr("metadata.json", '{"conda_pkg_format_version": 2}')
-        archive.writestr(f"pkg-{package.stem}.tar.zst", _tar(dict(package.files)))
+        archive.writestr(
+            f"pkg-{package.stem}.tar.zst", _tar(dict(package.files), dict(package.links))
+        )
         info = {"info/index.json": json.dumps(index)}
-        info["info/files"] = "".join(f"{name}\n" for name, _ in package.files)
+        names = [name for name, _ in (*package.files, *package.links)]
+        info["info/files"] = "".join(f"{name}\n" for name in names)
         paths = [_path_entry(package, name, text) for name, text in package.files]
+        paths += [{"_path": name, "path_type": "softlink"} for name, _ in package.links]
         info["info/paths.json"] = json.dumps({"paths": paths, "paths_version": 1})
         archive.writestr(f"info-{package.stem}.tar.zst", _tar(info))
 
@@ -131,7 +138,7 @@ def _path_entry(package: TinyPackage, name: str, text: str) -> dict[str, object]
     }
 
 
-def _tar(files: dict[str, str]) -> bytes:
+def _tar(files: dict[str, str], links: Mapping[str, str] = MappingProxyType({})) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
         for name, text in files.items():
@@ -139,4 +146,8 @@ def _tar(files: dict[str, str]) -> bytes:
             member.size = len(text.encode())
             member.mode = 0o755 if name.startswith("bin/") else 0o644
             archive.addfile(member, io.BytesIO(text.encode()))
+        for name, target in links.items():
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, target
+            archive.addfile(member)
     return zstandard.compress(stream.getvalue())

@@ -37,7 +37,8 @@ def builder_request(
     """Write down what the builder is to do, with paths as the container sees them."""
 
     def seen_path(package: LockedPackage) -> str:
-        return path_inside(downloads[package.url], options)
+        # What an earlier build holds is not downloaded.
+        return path_inside(downloads[package.url], options) if package.url in downloads else ""
 
     conda = [package for package in packages if package.manager == "conda"]
     knows = any(package.dependencies or package.record for package in conda)
@@ -95,7 +96,7 @@ def readable_downloads(request: BuildRequest, cache_root: Path, folder: Path) ->
     folder.chmod(0o755)
     seen = [*(file.path for file in request.conda), *(wheel.path for wheel in request.wheels)]
     seen += [file.path for file in request.data]
-    for path in seen:
+    for path in filter(None, seen):
         place = Path(*PurePosixPath(path).parts[-4:])
         for parent in reversed(place.parents[:-1]):
             (folder / parent).mkdir(exist_ok=True)

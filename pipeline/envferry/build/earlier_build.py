@@ -1,6 +1,6 @@
-"""The finished build before, as what the next one starts from when only its wheels differ.
+"""The finished build before, as what the next one starts from.
 
-The conda half and the wheels that stay are hard-linked into the new tree; what has changed is
+The packages that stay, of both halves, are hard-linked into the new tree; what has changed is
 installed and compiled on top of them. The result is the tree that a build from nothing makes,
 byte for byte: whatever does not lead there for certain leads to a build from nothing.
 """
@@ -21,6 +21,8 @@ from envferry.base.files import read_own, write_bytes
 from envferry.base.json import decode_json
 from envferry.base.sha256 import sha256_hex
 from envferry.build.file_stamps import FileStamp, stamp_files
+from envferry.build.inside.apart import why_not_alone
+from envferry.build.inside.made_tree import NotOnEarlierTree
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -46,11 +48,20 @@ class LockedWheel(msgspec.Struct, frozen=True, order=True):
     sha256: str
 
 
+class LockedConda(msgspec.Struct, frozen=True, order=True):
+    """What tells one conda package from all others, and from itself with another record."""
+
+    name: str
+    digest: str
+    """Of all that the lock says of it."""
+
+
 class Materials(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a tree follows from, but for its data and what activation sets."""
 
     base: str
-    """A digest of all but the wheels: the conda half, the prefix, the options, the builder."""
+    """A digest of all but the packages: the prefix, the options, the builder."""
+    conda: tuple[LockedConda, ...]
     wheels: tuple[LockedWheel, ...]
 
 
@@ -63,6 +74,9 @@ class TreeNote(msgspec.Struct, frozen=True, kw_only=True):
     """What was said of the conda half."""
     wheel_files: dict[str, tuple[str, ...]]
     """Which files each wheel has brought, by its name."""
+    conda_files: dict[str, tuple[str, ...]]
+    conda_tied: str
+    """Why no conda package can come or go by itself; empty where each of them can."""
     data: tuple[str, ...]
     """The files that belong to no package, relative to the tree."""
     device: int
@@ -75,16 +89,21 @@ class EarlierBuild(msgspec.Struct, frozen=True, kw_only=True):
     tree: Path
     note: TreeNote
     added: frozenset[str]
-    """The URLs of the wheels that it lacks."""
+    """The URLs of the packages that it lacks."""
+    changes_conda: bool
+    """Whether some of the packages that came, or went, are conda's."""
     wheel_files: dict[str, tuple[str, ...]]
     """Which files each wheel has brought that stays, by its name."""
+    conda_files: dict[str, tuple[str, ...]]
+    """The same of conda packages."""
     dropped: frozenset[str]
     """The files that the new tree has not, or gets anew."""
 
-    def link_into(self, work: BuildDir) -> bool:
-        """Hard-link what stays into an empty tree; return whether that was possible.
+    def link_into(self, work: BuildDir) -> None:
+        """Hard-link what stays into an empty tree.
 
-        A folder that held only what goes is not made: a build from nothing has none.
+        A folder that held only what goes is not made: a build from nothing has none. Raises
+        NotOnEarlierTree where files cannot be linked.
         """
         kept = [path for path in self.note.files if path not in self.dropped]
         try:
@@ -93,31 +112,29 @@ class EarlierBuild(msgspec.Struct, frozen=True, kw_only=True):
             for path in kept:
                 os.link(self.tree / path, work.tree / path, follow_symlinks=False)
         except OSError as error:
-            log.info("built from nothing, as files cannot be linked: %s", error)
-            return False
-        return True
+            message = f"files cannot be linked: {error}"
+            raise NotOnEarlierTree(message) from error
 
 
 def describe_materials(
     packages: Sequence[LockedPackage], prefix: str, sandbox: Sandbox, options: BuildOptions
 ) -> Materials:
     """Return what a tree of these packages follows from; sources must be replaced by wheels."""
-    conda = [package for package in packages if package.manager == "conda"]
+    conda = (
+        LockedConda(package.name, sha256_hex(msgspec.json.encode(package, order="deterministic")))
+        for package in packages
+        if package.manager == "conda"
+    )
     base = {
-        "conda": conda,
         "prefix": prefix,
         "platform": packages[0].platform,
         "allowed": [sorted(options.allow_clobber), sorted(options.allow_conflict)],
         "sandbox": [sandbox.name, sandbox.image],
         "builder": [__version__, *_builder_sources()],
     }
-    wheels = (
-        LockedWheel(package.name, package.version, package.sha256 or "")
-        for package in packages
-        if package.manager == "pip"
-    )
+    wheels = (_wheel(package) for package in packages if package.manager == "pip")
     digest = sha256_hex(msgspec.json.encode(base, order="deterministic"))
-    return Materials(base=digest, wheels=tuple(sorted(wheels)))
+    return Materials(base=digest, conda=tuple(sorted(conda)), wheels=tuple(sorted(wheels)))
 
 
 def _builder_sources() -> Iterator[str]:
@@ -136,6 +153,8 @@ def note_tree(home: Path, materials: Materials, answer: BuildAnswer) -> None:
         tools=answer.tools,
         warnings=answer.conda_warnings,
         wheel_files=answer.wheel_files,
+        conda_files=answer.conda_files,
+        conda_tied=answer.conda_tied,
         data=answer.data,
         device=tree.stat().st_dev,
         files=dict(stamp_files(tree)),
@@ -150,46 +169,84 @@ def note_tree(home: Path, materials: Materials, answer: BuildAnswer) -> None:
 
 def find_earlier(
     home: Path, materials: Materials, packages: Sequence[LockedPackage]
-) -> EarlierBuild | None:
-    """Return the build in `home` if it is unchanged, and one of these materials can start there."""
+) -> EarlierBuild | str:
+    """Return the build in `home` if it is unchanged, and one of these materials can start there.
+
+    Else why not, for people; empty where there is none.
+    """
     note = _read_note(home / NOTE)
-    if note is None or note.materials.base != materials.base:
-        return None
+    if isinstance(note, str):
+        return note
     trees = list((home / "envs").iterdir()) if (home / "envs").is_dir() else []
     if len(trees) != 1 or trees[0].stat().st_dev != note.device:
-        return None
-    if dict(stamp_files(trees[0])) != note.files:
-        log.info("built from nothing, as %s was changed", trees[0])
-        return None
+        return "the build before was moved"
+    tree, gone = trees[0], _names(note.materials.conda, materials.conda)
+    if reason := _why_not(tree, note, materials, gone):
+        return reason
+    new = _names(materials.conda, note.materials.conda)
     kept = set(materials.wheels) & set(note.materials.wheels)
-    added = set(materials.wheels) - kept
-    names = {wheel.name for wheel in kept}
-    files = {name: files for name, files in note.wheel_files.items() if name in names}
-    gone = (theirs for name, theirs in note.wheel_files.items() if name not in names)
-    staying = set(chain.from_iterable(files.values()))
-    dropped = set(_with_bytecode(set(chain.from_iterable(gone)) - staying, trees[0])) - staying
+    wheels = {wheel.name for wheel in kept}
+    wheel_files = {name: files for name, files in note.wheel_files.items() if name in wheels}
+    conda_files = {name: files for name, files in note.conda_files.items() if name not in gone}
+    lost = (theirs for name, theirs in note.wheel_files.items() if name not in wheels)
+    lost_conda = (theirs for name, theirs in note.conda_files.items() if name in gone)
+    staying = set(chain.from_iterable((*wheel_files.values(), *conda_files.values())))
+    leaving = set(chain.from_iterable((*lost, *lost_conda))) - staying
     return EarlierBuild(
-        tree=trees[0],
+        tree=tree,
         note=note,
         added=frozenset(
             package.url
             for package in packages
-            if package.manager == "pip"
-            and LockedWheel(package.name, package.version, package.sha256 or "") in added
+            if (package.name in new if package.manager == "conda" else _wheel(package) not in kept)
         ),
-        wheel_files=files,
-        dropped=frozenset({*dropped, *note.data, STATE}),
+        changes_conda=bool(gone or new),
+        wheel_files=wheel_files,
+        conda_files=conda_files,
+        dropped=frozenset({*(set(_with_bytecode(leaving, tree)) - staying), *note.data, STATE}),
     )
 
 
-def _read_note(path: Path) -> TreeNote | None:
+def _names(some: Sequence[LockedConda], others: Sequence[LockedConda]) -> set[str]:
+    """Return the names of the packages that are not among the others as they are here."""
+    return {package.name for package in set(some) - set(others)}
+
+
+def _wheel(package: LockedPackage) -> LockedWheel:
+    return LockedWheel(package.name, package.version, package.sha256 or "")
+
+
+def _why_not(tree: Path, note: TreeNote, materials: Materials, gone: set[str]) -> str:
+    """Return why a build of these materials cannot start from a tree; empty if it can.
+
+    `gone` are the conda packages that go, or become others.
+    """
+    if note.materials.base != materials.base:
+        return "the prefix, the container, the options or envferry changed"
+    if note.materials.conda != materials.conda:
+        if "python" in _names(note.materials.conda, materials.conda) | _names(
+            materials.conda, note.materials.conda
+        ):
+            return "python changed"
+        if note.conda_tied:
+            return note.conda_tied
+    leaving = chain.from_iterable(note.conda_files[name] for name in gone)
+    if reason := why_not_alone(tree, leaving):
+        return reason
+    if dict(stamp_files(tree)) != note.files:
+        return f"{tree} was changed"
+    return ""
+
+
+def _read_note(path: Path) -> TreeNote | str:
+    """Return a note; else why there is none that counts, empty where there is none at all."""
     try:
         return decode_json(read_own(path), TreeNote)
     except FileNotFoundError:
-        return None
+        return ""
     except (OSError, msgspec.MsgspecError) as error:
-        log.info("built from nothing, as %s cannot be read: %s", path, error)
-        return None
+        log.info("%s cannot be read: %s", path, error)
+        return "what was noted of the build before cannot be read"
 
 
 def _folders(tree: Path, dropped: frozenset[str]) -> Iterator[str]:

@@ -45,7 +45,7 @@ class CondaFile(msgspec.Struct, frozen=True, kw_only=True):
     """A downloaded and verified conda package."""
 
     path: str
-    """Where the container sees it."""
+    """Where the container sees it; empty for one that a started prefix holds."""
     name: str
     url: str
     sha256: str | None = None
@@ -85,7 +85,9 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     conda: tuple[CondaFile, ...]
     wheels: tuple[WheelFile, ...]
     is_started: bool = False
-    """The prefix holds all conda packages and all other wheels, linked from an earlier build."""
+    """The prefix holds the other conda packages and wheels, linked from an earlier build."""
+    changes_conda: bool = False
+    """The conda half is not the one of that build: packages have come, or gone."""
     wheel_files: tuple[str, ...] = ()
     """The files of those other wheels, relative to the prefix."""
     allow_clobber: tuple[str, ...] = ()
@@ -95,6 +97,11 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     variables: dict[str, str] = {}
     """What activating the environment sets."""
     data: tuple[PlacedFile, ...] = ()
+
+    @property
+    def added_prefix(self) -> str:
+        """Where conda packages are linked that a started prefix lacks, before they come into it."""
+        return f"{self.scratch}/added"
 
 
 class WheelRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,6 +144,10 @@ class BuildAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """What a wheel or a data file has brought can go by itself: it replaced nothing of others."""
     wheel_files: dict[str, tuple[str, ...]] = {}
     """What each wheel of the request has brought, by its name, relative to the prefix."""
+    conda_files: dict[str, tuple[str, ...]] = {}
+    """What each conda package has brought that was linked, by its name, relative to the prefix."""
+    conda_tied: str = ""
+    """Why no conda package can come or go by itself; empty where each of them can."""
     data: tuple[str, ...] = ()
     """Where the files landed that belong to no package, relative to the prefix."""
     from_nothing: str = ""

@@ -20,6 +20,7 @@ from envferry.build.container_job import (
 )
 from envferry.build.data_downloads import data_downloads, data_variables
 from envferry.build.earlier_build import describe_materials, find_earlier, note_tree
+from envferry.build.inside.made_tree import NotOnEarlierTree
 from envferry.build.lock_wheels import make_wheels, open_wheel_builder
 from envferry.build.output import describe_build, keep_build, note_build, without_checks
 from envferry.build.request import PlacedFile
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from envferry.build.build_options import BuildOptions
     from envferry.build.downloads import DownloadCache
     from envferry.build.earlier_build import EarlierBuild, Materials
-    from envferry.build.request import BuildAnswer
+    from envferry.build.request import BuildAnswer, BuildRequest
     from envferry.engines.port import Sandbox
     from envferry.models import BuiltEnv, Lock, LockedPackage
     from envferry.progress import Progress
@@ -52,7 +53,7 @@ def build_env(
     """Build the environment of a lock in a throwaway container without network, and check it.
 
     The result is left in `builds_dir/NAME-PLATFORM`; a build before it is replaced only when this
-    one succeeded. Where only wheels differ, what the two have in common is not made again. Raises
+    one succeeded. What the two have in common is not made again. Raises
     SpecError when the packages do not go together, ToolFailed when a check fails, TargetOccupied
     when the same environment is being built, HostError when the build before it is another user's.
     """
@@ -107,18 +108,21 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
         refuse_ambiguous(self.packages)
         materials = describe_materials(self.packages, self.prefix, self.sandbox, self.options)
         starts_anew = self.options.anew or self.options.from_scratch
-        earlier = None if starts_anew else find_earlier(self.home, materials, self.packages)
-        built = self._build(materials, earlier) if earlier else None
-        return built or self._build_from_nothing(materials)
+        found = "" if starts_anew else find_earlier(self.home, materials, self.packages)
+        try:
+            return self._build(materials, found)
+        except NotOnEarlierTree as reason:
+            return self._build(materials, str(reason))
 
-    def _build_from_nothing(self, materials: Materials) -> BuiltEnv:
-        built = self._build(materials, None)
-        assert built is not None
-        return built
+    def _build(self, materials: Materials, found: EarlierBuild | str) -> BuiltEnv:
+        """Build and keep an environment, on an earlier build or, for a reason, from nothing.
 
-    def _build(self, materials: Materials, earlier: EarlierBuild | None) -> BuiltEnv | None:
-        """Build and keep an environment; None where it has to be built from nothing."""
+        Raises NotOnEarlierTree where it has to be built from nothing.
+        """
         options, progress = self.options, self.progress
+        earlier = None if isinstance(found, str) else found
+        if isinstance(found, str) and found:
+            log.info("built from nothing: %s", found)
         files, data = self.packages, data_downloads(self.lock, current_platform())
         if earlier:
             files = tuple(package for package in files if package.url in earlier.added)
@@ -126,14 +130,10 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
             (*files, *data), progress=progress, offline=options.offline
         )
         with fresh_build_dir(self.partial, self.prefix) as work:
-            if earlier and not earlier.link_into(work):
-                return None
+            if earlier:
+                earlier.link_into(work)
             request = msgspec.structs.replace(
-                builder_request(files, downloads, work, options),
-                is_started=earlier is not None,
-                wheel_files=tuple(chain.from_iterable(earlier.wheel_files.values()))
-                if earlier
-                else (),
+                started_on(earlier, builder_request(self.packages, downloads, work, options)),
                 variables={
                     **self.lock.options.variables,
                     **data_variables(self.lock.options, self.prefix),
@@ -143,11 +143,10 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
                     for item in data
                 ),
             )
-            with progress.task(self._title(earlier)):
+            with progress.task(self._title(found)):
                 answer = run_builder(request, work, self.cache.root, self.sandbox, options)
             if earlier and (answer.from_nothing or answer.tools != earlier.note.tools):
-                log.info("built from nothing: %s", answer.from_nothing or "the tools changed")
-                return None
+                raise NotOnEarlierTree(answer.from_nothing or "the tools changed")
             answer = as_from_nothing(answer, earlier)
             if options.check:
                 run_checks(self.lock.options.checks, work, self.sandbox, progress)
@@ -159,21 +158,39 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
         note_tree(self.home, materials, answer)
         return built
 
-    def _title(self, earlier: EarlierBuild | None) -> str:
+    def _title(self, found: EarlierBuild | str) -> str:
         title = f"build {self.lock.name} ({self.sandbox.name})"
-        if earlier is None:
-            return title
-        return f"{title}, {len(earlier.added)} of {len(self.packages)} packages are new"
+        if isinstance(found, str):
+            return f"{title} from nothing: {found}" if found else title
+        return f"{title}, {len(found.added)} of {len(self.packages)} packages are new"
+
+
+def started_on(earlier: EarlierBuild | None, request: BuildRequest) -> BuildRequest:
+    """Return a request for what an earlier build lacks."""
+    if earlier is None:
+        return request
+    return msgspec.structs.replace(
+        request,
+        is_started=True,
+        changes_conda=earlier.changes_conda,
+        wheels=tuple(wheel for wheel in request.wheels if wheel.path),
+        wheel_files=tuple(chain.from_iterable(earlier.wheel_files.values())),
+    )
 
 
 def as_from_nothing(answer: BuildAnswer, earlier: EarlierBuild | None) -> BuildAnswer:
     """Return an answer that also says what the earlier build's has said of what it made."""
     if earlier is None:
         return answer
-    for warning in earlier.note.warnings:
-        log.warning("%s", warning)
+    warnings = answer.conda_warnings
+    if not earlier.changes_conda:
+        warnings = earlier.note.warnings
+        for warning in warnings:
+            log.warning("%s", warning)
     return msgspec.structs.replace(
         answer,
-        conda_warnings=earlier.note.warnings,
+        conda_warnings=warnings,
         wheel_files={**earlier.wheel_files, **answer.wheel_files},
+        conda_files={**earlier.conda_files, **answer.conda_files},
+        conda_tied=earlier.note.conda_tied,
     )

@@ -5,6 +5,7 @@ Where that is in doubt, the answer is no, and the next build starts from nothing
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
     from pathlib import Path
 
+
 BYTECODE = "__pycache__"
+AT_START = re.compile(r"lib/python[^/]+/site-packages/(?:[^/]+\.pth|(?:site|user)customize\.py)")
+"""What python runs whenever it is started."""
 OF_INSTALLER = ("uv_cache.json", ".lock", "CACHEDIR.TAG")
 """What uv leaves, and the build removes."""
 
@@ -65,6 +69,20 @@ def modules_of(compiled: Iterable[PurePosixPath]) -> Iterator[str]:
     """Yield the sources of compiled modules: `p/__pycache__/m.cpython-313.pyc` is of `p/m.py`."""
     for path in compiled:
         yield str(path.parent.parent / f"{path.name.partition('.')[0]}.py")
+
+
+def why_not_alone(prefix: Path, files: Iterable[str]) -> str:
+    """Return why a package with these files concerns others; empty where it does not.
+
+    A link that leads nowhere may lead to a folder of another package.
+    """
+    for file in files:
+        place = prefix / file
+        if AT_START.fullmatch(file):
+            return f"python runs {file} at its start"
+        if place.is_symlink() and not place.is_file():
+            return f"{file} is a link to a folder"
+    return ""
 
 
 def fills_empty_folder(prefix: Path, files: Iterable[str]) -> bool:

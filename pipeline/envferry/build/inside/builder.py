@@ -18,6 +18,7 @@ from envferry.base.json import decode_json
 from envferry.base.site_packages import site_packages_folders
 from envferry.build.inside.apart import fills_empty_folder
 from envferry.build.inside.clobbers import describe_conda_overlaps
+from envferry.build.inside.conda_apart import add_packages, files_of, why_tied
 from envferry.build.inside.conda_meta import CondaRecords
 from envferry.build.inside.link_scripts import describe_pre_link_scripts, run_link_scripts
 from envferry.build.inside.made_tree import MadeTree, NotOnEarlierTree, say
@@ -51,6 +52,8 @@ def main(request_path: str) -> None:
             conda_warnings=tuple(tree.conda_warnings),
             is_plain=tree.is_plain,
             wheel_files=tree.wheel_files,
+            conda_files=tree.conda_files,
+            conda_tied=tree.conda_tied,
             data=tuple(tree.data),
         )
     except NotOnEarlierTree as reason:
@@ -79,12 +82,12 @@ def build_prefix(request: BuildRequest) -> MadeTree:
     """
     prefix, made = Path(request.prefix), MadeTree()
     if request.is_started:
-        records = CondaRecords.read(prefix)
+        records = add_to_conda_half(request, made)
     else:
         records = make_conda_half(request, made)
     add_wheel_half(request, records, made)
-    if not request.is_started:
-        records.finish({file.name: file.url for file in request.conda})
+    urls = {file.name: file.url for file in request.conda}
+    records.finish({name: urls[name] for name in made.conda_files})
     made.data = list(place_data(prefix, request, made))
     if request.variables:
         write_state(prefix, request.variables)
@@ -101,8 +104,28 @@ def make_conda_half(request: BuildRequest, made: MadeTree) -> CondaRecords:
     made.conda_warnings += run_link_scripts(records, linked.linked, say)
     made.conda_warnings += describe_pre_link_scripts(records)
     made.conda_warnings += describe_conda_overlaps(records)
+    made.conda_tied = why_tied(records)
     records.forget_aside()
+    made.conda_files = files_of(records)
     return records
+
+
+def add_to_conda_half(request: BuildRequest, made: MadeTree) -> CondaRecords:
+    """Put the conda packages into a started prefix that it lacks; return all records.
+
+    Raises NotOnEarlierTree for whatever a build from nothing may say or do in another way.
+    """
+    prefix = Path(request.prefix)
+    if not request.changes_conda:
+        return CondaRecords.read(prefix)
+    say(f"linking {sum(bool(file.path) for file in request.conda)} conda packages")
+    try:
+        linked = link_conda_packages(request)
+    except PipelineError as error:
+        raise NotOnEarlierTree(error.message) from error
+    made.conda_warnings += linked.warnings
+    made.conda_files = add_packages(prefix, Path(request.added_prefix), request.wheel_files)
+    return CondaRecords.read(prefix)
 
 
 def place_data(prefix: Path, request: BuildRequest, made: MadeTree) -> Iterator[str]:

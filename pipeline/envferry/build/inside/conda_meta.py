@@ -78,8 +78,10 @@ class CondaRecords:
             paths[:] = [entry for entry in paths if not is_aside(entry["_path"])]
 
     def finish(self, urls: Mapping[str, str]) -> None:
-        """Write each record as it is true on every machine, not only for this build."""
+        """Write the records of these packages as they are true on every machine."""
         for path, record in self.records.items():
+            if record["name"] not in urls:
+                continue
             list_bytecode(self.prefix, record, self.python_minor)
             note_checksums(record)
             record["url"] = urls[record["name"]]

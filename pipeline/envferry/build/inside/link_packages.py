@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from rattler import MatchSpec, PackageRecord, Platform, RepoDataRecord, install
+from rattler import MatchSpec, PackageRecord, Platform, PrefixRecord, RepoDataRecord, install
 from rattler.exceptions import (
     ExtractError,
     InstallerError,
@@ -44,25 +45,40 @@ PACKAGE_ERRORS = (
 
 
 async def link_packages(request: BuildRequest) -> LinkAnswer:
-    """Install the conda packages of a request, from a cache on the file system of the prefix."""
+    """Install the conda packages of a request, from a cache on the file system of the prefix.
+
+    What a started prefix lacks is installed beside it, as if it were there.
+    """
     scratch = Path(request.scratch)
-    records, paths = [], {}
+    held = held_records(Path(request.prefix)) if request.is_started else {}
+    records: list[RepoDataRecord] = []
+    added: list[RepoDataRecord] = []
+    paths = {}
     for file in request.conda:
+        if not file.path:
+            records.append(held[file.name.lower()])
+            continue
         try:
             record, paths[file.name] = await read_package(file, scratch, request.platform)
         except PACKAGE_ERRORS as error:
             return LinkAnswer(failure=f"{file.url} is not a valid conda package: {error}")
         records.append(record)
+        added.append(record)
     broken = tuple(broken_dependencies(records, request))
     # Packages are not patched, indexes are: what a package says of itself proves nothing.
     knows = any(file.record or file.dependencies is not None for file in request.conda)
     faults = (*(broken if knows else ()), *folders_for_files(paths))
     if faults:
         return LinkAnswer(faults=faults)
+    # A noarch package is linked for the python that is there, which is not linked again.
+    python = [held["python"]] if "python" in held and added else []
+    target = Path(request.added_prefix if request.is_started else request.prefix)
+    noted = [note_as_linked(record, Path(request.prefix), target) for record in python]
     try:
         await install(
-            records=records,
-            target_prefix=request.prefix,
+            records=[*python, *added],
+            target_prefix=target,
+            alternative_target_prefix=request.prefix if request.is_started else None,
             cache_dir=scratch / "pkgs",
             show_progress=False,
             # The builder does that: rattler goes on when a script fails.
@@ -71,13 +87,28 @@ async def link_packages(request: BuildRequest) -> LinkAnswer:
         )
     except PACKAGE_ERRORS as error:
         return LinkAnswer(failure=str(error))
-    ordered = PackageRecord.sort_topologically(list(records))
+    for path in noted:
+        path.unlink()
+    ordered = PackageRecord.sort_topologically(added)
     return LinkAnswer(
         linked=tuple(record.name.normalized for record in ordered),
         warnings=()
         if knows
         else tuple(f"{words}: the lock does not record this" for words in broken),
     )
+
+
+def held_records(prefix: Path) -> dict[str, PrefixRecord]:
+    """Return what a started prefix holds, by name."""
+    found = map(PrefixRecord.from_path, prefix.glob("conda-meta/*.json"))
+    return {record.name.normalized: record for record in found}
+
+
+def note_as_linked(record: PrefixRecord, prefix: Path, target: Path) -> Path:
+    """Copy a package's record from one prefix to another, for rattler; return its path there."""
+    name = f"conda-meta/{record.name.normalized}-{record.version}-{record.build}.json"
+    (target / "conda-meta").mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(prefix / name, target / name))
 
 
 async def read_package(

@@ -15,12 +15,16 @@ class MadeTree:
     is_plain: bool = True
     """What each wheel and each data file has brought can go without a trace."""
     wheel_files: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    conda_files: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """What each conda package has brought that was linked."""
+    conda_tied: str = ""
+    """Why no conda package can come or go by itself; empty where each of them can."""
     data: list[str] = field(default_factory=list)
     """Where the files landed that belong to no package, relative to the prefix."""
 
 
 class NotOnEarlierTree(Exception):
-    """A new wheel has files in common with what is there: their order counts, so all start anew."""
+    """What is new meets what is there: then all is made anew, in the order that decides."""
 
 
 def say(text: str) -> None:

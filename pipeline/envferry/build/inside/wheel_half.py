@@ -41,6 +41,7 @@ def add_wheel_half(request: BuildRequest, records: CondaRecords, made: MadeTree)
     prefix, tries = Path(request.prefix), network_tries()
     python = prefix / "bin" / "python"
     before, files = mark_files(prefix), set[str]()
+    new = {file for theirs in made.conda_files.values() for file in theirs}
     if request.wheels:
         if not python.exists():
             msg = "the spec has a pip half but the environment has no python"
@@ -56,7 +57,7 @@ def add_wheel_half(request: BuildRequest, records: CondaRecords, made: MadeTree)
     if python.exists():
         check_requirements(request, python)
         say("compiling byte code")
-        chosen = files if request.is_started else None
+        chosen = files | new if request.is_started else None
         compile_bytecode(prefix, python, Path(request.scratch), chosen)
         refuse_tries_at_start(prefix / records.site_packages, tries)
     # A `.pth` file may run anything, and did so each time that python was started.

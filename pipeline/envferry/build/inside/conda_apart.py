@@ -1,0 +1,104 @@
+"""Whether conda packages can come into a tree, or go, by themselves; and their coming.
+
+A package is linked beside the tree first, as rattler links it at the prefix. It comes in only where
+it meets nothing of others; where that is in doubt, all is built from nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from itertools import chain
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from envferry.build.inside.apart import (
+    fills_empty_folder,
+    has_own_bytecode,
+    why_not_alone,
+)
+from envferry.build.inside.clobbers import installed_distributions
+from envferry.build.inside.conda_meta import CondaRecords, is_aside
+from envferry.build.inside.made_tree import NotOnEarlierTree
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+    from pathlib import Path
+
+SCRIPT = re.compile(r"bin/\.[^/]+-(?:post-link|pre-link|pre-unlink)\.sh")
+
+
+def files_of(records: CondaRecords) -> dict[str, tuple[str, ...]]:
+    """Return what each package has brought, its record among it, by its name."""
+    return {
+        str(record["name"]): (*record["files"], str(path.relative_to(records.prefix)))
+        for path, record in records.records.items()
+    }
+
+
+def why_tied(records: CondaRecords) -> str:
+    """Return why no package of these can come or go by itself; empty where each of them can.
+
+    Asked before anything but conda packages, and their scripts, has changed the prefix.
+    """
+    found = files_of(records)
+    holders = Counter(chain.from_iterable(found.values()))
+    several = (f"several packages have {path}" for path in holders if holders[path] > 1)
+    reasons = chain(
+        (f"there is a script, {path}" for path in holders if SCRIPT.fullmatch(path)),
+        (f"several packages have {path}" for path in holders if is_aside(path)),
+        several,
+        (f"{folder} is empty" for folder in _empty_folders(records.prefix)),
+    )
+    if not has_own_bytecode(found.values(), ()):
+        return "byte code of a module comes from another package than the module"
+    return next(reasons, "")
+
+
+def _empty_folders(prefix: Path) -> Iterator[str]:
+    """Yield the folders in which nothing is: no file says whose they are."""
+    for directory, folders, names in os.walk(prefix):
+        if not folders and not names:
+            yield os.path.relpath(directory, prefix)
+
+
+def add_packages(
+    prefix: Path, added: Path, wheel_files: Collection[str]
+) -> dict[str, tuple[str, ...]]:
+    """Move packages that were linked at `added` into the tree; return what each has brought.
+
+    Raises NotOnEarlierTree, before anything is moved, where one of them meets what is there.
+    """
+    records = CondaRecords.read(added)
+    found = files_of(records)
+    files = [*chain.from_iterable(found.values())]
+    if reason := why_tied(records) or why_not_alone(added, files):
+        raise NotOnEarlierTree(reason)
+    for file in files:
+        if os.path.lexists(prefix / file):
+            message = f"{file} of a conda package is there already"
+            raise NotOnEarlierTree(message)
+    _require_plain_folders(prefix, files)
+    site_packages = CondaRecords.read(prefix).site_packages
+    ours = installed_distributions(files, site_packages)
+    theirs = installed_distributions(wheel_files, site_packages)
+    if twins := ours.keys() & theirs.keys():
+        message = f"{min(twins)} comes from conda, and as a wheel"
+        raise NotOnEarlierTree(message)
+    for file in files:
+        (prefix / file).parent.mkdir(parents=True, exist_ok=True)
+        (added / file).rename(prefix / file)
+    return found
+
+
+def _require_plain_folders(prefix: Path, files: Collection[str]) -> None:
+    """Raise NotOnEarlierTree where files would lie below a link or a file, or in what is empty."""
+    for folder in {parent for file in files for parent in PurePosixPath(file).parents}:
+        place = prefix / folder
+        if place.is_symlink() or (os.path.lexists(place) and not place.is_dir()):
+            message = f"{folder} is not a folder of its own"
+            raise NotOnEarlierTree(message)
+    if fills_empty_folder(prefix, files):
+        message = "a file of a conda package comes into an empty folder"
+        raise NotOnEarlierTree(message)
