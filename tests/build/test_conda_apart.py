@@ -82,7 +82,7 @@ def test_packages_move_into_a_tree_that_has_none_of_their_files(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("file", "reason"),
     [
-        ("bin/python", "is there already"),
+        ("bin/python", "already exists"),
         ("bin/python/below", "not a folder of its own"),
         ("lib64/new", "not a folder of its own"),
         ("empty/new", "empty folder"),

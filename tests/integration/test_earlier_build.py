@@ -347,7 +347,7 @@ COLD = {
     ),
     "a file of a wheel": (
         (pure("2.0", files=(("site-packages/first/__init__.py", "WHO = 2\n"),)),),
-        "is there already",
+        "already exists",
     ),
     "below a file": (
         (pure("2.0", files=(("site-packages/first/__init__.py/x", "X\n"),)),),

@@ -77,7 +77,7 @@ def add_packages(
         raise NotOnEarlierTree(reason)
     for file in files:
         if os.path.lexists(prefix / file):
-            message = f"{file} of a conda package is there already"
+            message = f"{file} of a conda package already exists"
             raise NotOnEarlierTree(message)
     _require_plain_folders(prefix, files)
     site_packages = CondaRecords.read(prefix).site_packages
