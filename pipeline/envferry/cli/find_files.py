@@ -1,4 +1,4 @@
-"""`envferry find --file`, `--import`, `--license`: by what is in packages."""
+"""`envferry find --file PATTERN`, `--import`, `--license`: by what is in packages."""
 
 from __future__ import annotations
 

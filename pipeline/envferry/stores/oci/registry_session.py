@@ -234,7 +234,7 @@ class RegistrySession:
             return StoreError(message, hint=hint)
         if QUOTA.search(words) and status in (FORBIDDEN, TOO_LARGE, NO_PRECONDITION):
             message = f"{self.name} has no room for {what} ({words})"
-            hint = "run `envferry prune` and the registry's own cleanup, or ask its administrator for more"
+            hint = "free some: `envferry prune`, then the registry's own cleanup; or get more"
             return StoreError(message, hint=hint)
         if status in (UNAUTHORIZED, FORBIDDEN) or "DENIED" in codes:
             message = f"{self.name} denies access to {what} ({words})"
