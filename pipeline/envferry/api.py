@@ -388,7 +388,7 @@ def show(
     """Return the manifest of NAME, NAME@TAG, NAME@ID or an archive file: packages, requirements.
 
     Raises NotFound for what the registry lacks, IntegrityError for a manifest that is damaged or
-    signed by nobody whom this host trusts.
+    not signed by a key that this host trusts.
     """
     from envferry.registry.accepted_sources import is_file_ref
 
