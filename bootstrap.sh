@@ -7,6 +7,8 @@ cd "$(dirname "$0")"
 python=${PYTHON:-python3}
 venv=${VENV:-.venv}
 dependencies=${DEPENDENCIES:-locked}
+# uv trusts its own list of authorities; a site's own is in the system's.
+if [ -e /etc/ssl/certs/ca-certificates.crt ]; then export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-1}"; fi
 
 fail() {
   printf 'error: %s\nhint: %s\n' "$1" "$2" >&2

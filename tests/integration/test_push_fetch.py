@@ -101,6 +101,11 @@ class WatchedStore:
         return None
 
     @property
+    def images(self) -> None:
+        """None: everything is sent through this."""
+        return
+
+    @property
     def sends_in_order(self) -> bool:
         """Pass on."""
         return self.store.sends_in_order

@@ -205,7 +205,7 @@ def test_a_layout_of_others_is_named_by_its_type(layout: Path) -> None:
         IntegrityError, match=r"application/vnd\.oci\.image\.index\.v1\+json"
     ) as caught:
         Registry.open(str(layout))
-    assert "export --oci" in caught.value.hint
+    assert "export REF DIR --oci" in caught.value.hint
 
 
 def test_the_command_that_writes_layouts(registry: Registry, tmp_path: Path) -> None:

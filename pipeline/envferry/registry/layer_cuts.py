@@ -42,12 +42,10 @@ def layered(store: Store, archive: Path | ContentSource, count: int) -> Store:
         return store
     from dataclasses import replace
 
-    from envferry.stores.oci.image_store import OciStore
-
-    if not isinstance(store, OciStore):
+    if not store.images:
         message = f"{store.url} keeps archives whole: --layers is for oci://HOST/REPOSITORY"
         raise UsageError(message, hint="leave out --layers")
-    return replace(store, cuts=_cuts_of(archive, count))
+    return replace(store.images, cuts=_cuts_of(archive, count))
 
 
 def _cuts_of(archive: Path | ContentSource, count: int) -> tuple[int, ...]:

@@ -344,10 +344,8 @@ def _signed(
 
 def _image_of(target: Registry, manifest: Manifest) -> str | None:
     """Return the digest of an archive's image where the registry has one; it is there by now."""
-    from envferry.stores.oci.image_store import OciStore
-
-    store = target.store
-    return store.image_digest(archive_key(manifest)) if isinstance(store, OciStore) else None
+    images = target.store.images
+    return images.image_digest(archive_key(manifest)) if images else None
 
 
 def _require_same(published: Manifest, ours: Manifest, url: str) -> None:

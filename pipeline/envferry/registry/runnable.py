@@ -69,10 +69,8 @@ def publish_runnable(
 
 
 def _images_of(registry: Registry) -> OciStore:
-    from envferry.stores.oci.image_store import OciStore
-
-    if isinstance(registry.store, OciStore):
-        return registry.store
+    if registry.store.images:
+        return registry.store.images
     message = f"{registry.url} keeps no images: --base is for oci://HOST/REPOSITORY"
     raise UsageError(message, hint="leave out --base")
 

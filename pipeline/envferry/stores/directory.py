@@ -119,6 +119,11 @@ class DirectoryStore(msgspec.Struct, frozen=True):
         """Itself."""
         return self
 
+    @property
+    def images(self) -> None:
+        """None: it keeps values, not images."""
+        return
+
     def create(self, key: str, data: bytes) -> None:
         """Write to a temporary name beside the file, then give it its name if that is free."""
         with self._explained(key):

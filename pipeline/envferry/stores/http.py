@@ -94,6 +94,11 @@ class HttpStore:
         """None: it is elsewhere."""
         return
 
+    @property
+    def images(self) -> None:
+        """None: it keeps values, not images."""
+        return
+
     def stat(self, key: str) -> Stat | None:
         """Return what the headers say."""
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from envferry.stores.oci.image_store import OciStore
     from envferry.stores.source import ContentSource
 
 KEY_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
@@ -132,6 +133,11 @@ class ReadableStore(Protocol):
     @property
     def disk(self) -> DiskStore | None:
         """This store with what a disk of this machine offers; None for servers."""
+        ...
+
+    @property
+    def images(self) -> OciStore | None:
+        """This store with what an OCI registry offers; None where archives are not images."""
         ...
 
     def stat(self, key: str) -> Stat | None:

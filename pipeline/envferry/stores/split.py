@@ -97,6 +97,11 @@ class SplitStore:
         return self if self.inner.disk else None
 
     @property
+    def images(self) -> None:
+        """None: it keeps values, not images."""
+        return
+
+    @property
     def sends_in_order(self) -> bool:
         """No: each part has its own digests."""
         return False

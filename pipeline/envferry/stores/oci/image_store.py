@@ -163,6 +163,11 @@ class OciStore:
         return
 
     @property
+    def images(self) -> OciStore:
+        """Itself."""
+        return self
+
+    @property
     def sends_in_order(self) -> bool:
         """Yes: registries hash what arrives."""
         return True

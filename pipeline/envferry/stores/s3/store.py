@@ -96,6 +96,11 @@ class S3Store(msgspec.Struct, frozen=True):
         """None: it is elsewhere."""
         return
 
+    @property
+    def images(self) -> None:
+        """None: it keeps values, not images."""
+        return
+
     def create(self, key: str, data: bytes) -> None:
         """Put an object with `If-None-Match: *`."""
         with self._creating(key):
