@@ -38,11 +38,12 @@ def test_byte_code_goes_with_its_module(
     assert has_own_bytecode(wheels, others) is is_own
 
 
-@pytest.mark.parametrize("harm", ["", "add", "change", "remove", "replace", "link"])
+@pytest.mark.parametrize("harm", ["", "add", "change", "remove", "replace", "link", "folder"])
 def test_what_something_else_does_to_a_tree_is_seen(tmp_path: Path, harm: str) -> None:
     (tmp_path / "lib/__pycache__").mkdir(parents=True)
     one, two = tmp_path / "lib/one", tmp_path / "two"
     one.write_text("1")
+    (tmp_path / "lib/m.py").touch()
     before = mark_files(tmp_path)
     two.write_text("2")
     (tmp_path / "lib/__pycache__/m.pyc").write_text("compiled")
@@ -58,7 +59,20 @@ def test_what_something_else_does_to_a_tree_is_seen(tmp_path: Path, harm: str) -
         (tmp_path / "new").replace(one)
     elif harm == "link":
         (tmp_path / "link").symlink_to("lib")
+    elif harm == "folder":
+        (tmp_path / "lib/empty").mkdir()
     assert is_only_theirs(before, mark_files(tmp_path), {"two"}) is not bool(harm)
+
+
+def test_modules_that_hold_the_prefix_leave_no_byte_code(tmp_path: Path) -> None:
+    compiled = tmp_path / "lib/__pycache__/m.pyc"
+    compiled.parent.mkdir(parents=True)
+    compiled.touch()
+    before = mark_files(tmp_path)
+    compiled.unlink()
+    assert not is_only_theirs(before, mark_files(tmp_path), ()), "nobody's"
+    (tmp_path / "lib/m.py").touch()
+    assert is_only_theirs(before, mark_files(tmp_path), {"lib/m.py"})
 
 
 def test_folders_that_were_empty_are_not_filled(tmp_path: Path) -> None:

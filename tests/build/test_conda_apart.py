@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from typing import TYPE_CHECKING
 
 import pytest
@@ -56,6 +57,13 @@ def test_nobody_knows_whose_an_empty_folder_is(tmp_path: Path) -> None:
     assert why_tied(records) == "var/empty is empty"
 
 
+def test_files_below_a_link_lie_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib64").symlink_to("lib")
+    found = why_tied(linked(tmp_path, a=["lib/a"], b=["lib64/deep/b"]))
+    assert found == "files lie below the link lib64"
+
+
 def test_links_to_folders_and_what_python_starts_with_concern_others(tmp_path: Path) -> None:
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib/real.so").touch()
@@ -64,8 +72,13 @@ def test_links_to_folders_and_what_python_starts_with_concern_others(tmp_path: P
     assert why_not_alone(tmp_path, ["so", "lib/real.so"]) == ""
     assert why_not_alone(tmp_path, ["so", "lib64"]) == "lib64 is a link to a folder"
     assert why_not_alone(tmp_path, ["nowhere"]) == "nowhere is a link to a folder"
-    for name in ("a.pth", "sitecustomize.py", "usercustomize.py"):
-        assert "start" in why_not_alone(tmp_path, [f"{SITE_PACKAGES}/{name}"])
+    for name in (
+        *("a.pth", "sitecustomize.py", "usercustomize.py", "sitecustomize/__init__.py"),
+        *("usercustomize.cpython-311-x86_64-linux-gnu.so", "../sitecustomize.py"),
+    ):
+        path = posixpath.normpath(f"{SITE_PACKAGES}/{name}")
+        assert "start" in why_not_alone(tmp_path, [path])
+    assert why_not_alone(tmp_path, [f"{SITE_PACKAGES}/sitecustomizer.py"]) == ""
     assert why_not_alone(tmp_path, [f"{SITE_PACKAGES}/package/a.pth"]) == ""
 
 

@@ -244,6 +244,26 @@ def test_data_below_links_and_in_empty_folders_goes_without_a_trace(
     rebuilds.require_as_from_nothing()
 
 
+def test_a_state_that_a_package_brings_stays(rebuilds: Rebuilds, tmp_path: Path) -> None:
+    state = ("conda-meta/state", '{"env_vars":{"HELLO":"1"}}\n')
+    rebuilds.conda += packages(
+        tmp_path / "more", TinyPackage(name="stated", version="1.0", files=(state,))
+    )
+    rebuilds.build()
+    rebuilds.build()
+    assert (rebuilds.tree / state[0]).read_text() == state[1]
+    rebuilds.require_as_from_nothing()
+
+
+def test_a_wheel_with_an_empty_folder_goes_without_a_trace(
+    python_rebuilds: Rebuilds, tmp_path: Path
+) -> None:
+    first = wheel(tmp_path, "first", {"deep/empty/": "", "deep/full/x.txt": "1\n"})
+    python_rebuilds.build([first])
+    python_rebuilds.build()
+    assert not (python_rebuilds.tree / SITE_PACKAGES / "deep").exists()
+
+
 def test_names_that_are_not_utf_8_are_built_from_nothing(
     rebuilds: Rebuilds, tmp_path: Path
 ) -> None:

@@ -277,6 +277,34 @@ def write_project(directory: Path) -> Path:
     return directory
 
 
+def test_folders_that_a_folder_or_a_variable_names_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHEELS", str(tmp_path / "wheels"))
+    texts = {
+        "app": 'dependencies = ["lib"]\n[tool.uv.sources]\nlib = {path = "../lib"}\n',
+        "lib": "",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).mkdir()
+        project = f'[project]\nname = "{name}"\nversion = "1.0"\n{text}'
+        (tmp_path / name / "pyproject.toml").write_text(project)
+    (tmp_path / "wheels").mkdir()
+    wheel = make_wheel(tmp_path / "wheels")
+    (tmp_path / "specs").mkdir()
+    request = PipRequest(
+        requirements=("../app", f"demo @ file://${{WHEELS}}/{wheel.name}"),
+        python_version="3.11.5",
+        platform="linux-64",
+        working_dir=tmp_path / "specs",
+    )
+    assert [package.url for package in resolve_pip(request)] == [
+        f"{(tmp_path / 'app').as_uri()}/",
+        wheel.as_uri(),
+        f"{(tmp_path / 'lib').as_uri()}/",
+    ]
+
+
 def test_a_folder_is_locked_by_its_content(tmp_path: Path) -> None:
     make_wheel(tmp_path, "helper-2.0-py3-none-any")
     app = write_project(tmp_path / "app")

@@ -304,3 +304,25 @@ def test_pins_with_many_hashes_are_no_small_file(tmp_path: Path) -> None:
             tmp_path / "requirements.txt",
             "\n".join(f"x{copy}{line}" for copy in range(6) for line in lines),
         )
+
+
+@pytest.mark.parametrize("tool", ["", "[tool.pixi.workspace]\nchannels = ['c']\n"])
+def test_paths_from_the_folder_of_a_project(tmp_path: Path, tool: str) -> None:
+    """PDM's form, and hatch's."""
+    digest = "a" * 64
+    lines = {
+        "one @ file:///${PROJECT_ROOT}/libs/one": "../libs/one",
+        "two[x] @ {root:uri}/two ; python_version > '3'": '../two[x] ; python_version > "3"',
+        "up @ {root:parent:uri}/up": "../../up",
+        "all @ file://{root}": "..",
+        "file @ ${PROJECT_ROOT}/f-1-py3-none-any.whl": "../f-1-py3-none-any.whl",
+        f"sum @ {{root:uri}}/s-1.zip#sha256={digest}": f"../s-1.zip --hash=sha256:{digest}",
+        "inner @ {root:uri}/mono#subdirectory=py/inner": "../mono/py/inner",
+        "gap @ {root:uri}/a%20b": f"gap @ {(tmp_path / 'a b').as_uri()}",
+        "far @ https://h.example.org/{root}/far-1.zip": "far @ https://h.example.org/{root}/far-1.zip",
+        "rooted @ {rooted:uri}/x": "rooted @ {rooted:uri}/x",
+    }
+    text = f"[project]\nname = 'n'\nrequires-python = '>=3.11'\ndependencies = {[*lines]}\n{tool}"
+    found = imported(tmp_path / "pyproject.toml", text)
+    assert found.spec.pip == tuple(lines.values())
+    assert found.spec.pip == read_spec(found.spec.path).pip

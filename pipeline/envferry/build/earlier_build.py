@@ -22,6 +22,7 @@ from envferry.base.json import decode_json
 from envferry.base.sha256 import sha256_hex
 from envferry.build.file_stamps import FileStamp, stamp_files
 from envferry.build.inside.apart import why_not_alone
+from envferry.build.inside.conda_meta import STATE
 from envferry.build.inside.made_tree import NotOnEarlierTree
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NOTE = "tree.json"
-STATE = "conda-meta/state"
 INSIDE = Path(__file__).with_name("inside")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import zipfile
@@ -107,8 +108,22 @@ def compile_lines(request: PipRequest, lines: tuple[str, ...], scratch: Path) ->
         raise error
     document = decode_toml(output.read_text(encoding="utf-8"))
     entries: list[dict[str, Any]] = document.get("packages", [])
+    for entry in entries:
+        _make_absolute(entry, scratch)
     said = _annotated(request, entries, scratch, how)
     return Compiled(entries=entries, needs=_needs(said), indexes=_indexes(said))
+
+
+def _make_absolute(entry: Mapping[str, Any], folder: Path) -> None:
+    """Make the paths of an entry absolute: a pylock.toml may have them relative to its folder.
+
+    uv writes them like that where they were not absolute, as those in `[tool.uv.sources]` of a
+    folder are, or had a `${VARIABLE}` in them.
+    """
+    single = (entry[key] for key in ("directory", "archive", "sdist", "vcs") if key in entry)
+    for place in (*single, *entry.get("wheels", ())):
+        if "path" in place:
+            place["path"] = os.path.normpath(folder / place["path"])
 
 
 def _ask(

@@ -12,6 +12,7 @@ from envferry.specs.drafts import Draft
 from envferry.specs.import_conda import channel_name
 from envferry.specs.pixi_manifest import PixiManifest
 from envferry.specs.pixi_platforms import platforms_of, system_of
+from envferry.specs.project_folders import project_line
 from envferry.specs.pyproject_tables import conda_python, elsewhere
 from envferry.specs.requirement_lines import relative
 from envferry.specs.selectors import SELECTORS
@@ -64,7 +65,10 @@ def draft_pixi(text: str, path: Path, base: Path, name: str, wanted: str | None)
 def _add_project(manifest: PixiManifest, draft: Draft) -> None:
     """Add what pixi takes of `[project]`: its dependencies, and python where nothing else asks."""
     project = manifest.table(manifest.document.get("project", {}), "project")
-    draft.pip += [str(line) for line in project.get("dependencies", [])]
+    draft.pip += [
+        project_line(str(line), manifest.path.parent, manifest.base)
+        for line in project.get("dependencies", [])
+    ]
     if "requires-python" in project and not any(
         conda_name(line) == "python" for line in draft.conda
     ):

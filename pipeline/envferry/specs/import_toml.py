@@ -11,6 +11,7 @@ from envferry.errors import SpecError
 from envferry.specs.drafts import Draft
 from envferry.specs.import_pixi import git_requirement
 from envferry.specs.pip_lines import requirement_name
+from envferry.specs.project_folders import project_line
 from envferry.specs.pyproject_tables import conda_python, elsewhere
 from envferry.specs.requirement_lines import relative
 from envferry.specs.toml_text import parse_toml, table_at
@@ -113,7 +114,7 @@ def _requirement(line: str, sources: dict[str, Any], path: Path, base: Path, dra
     name = str(canonicalize_name(wanted.name))
     source = known.get(name)
     if source is None:
-        return line
+        return project_line(line, path.parent, base)
     kind = next((key for key in SOURCE_KEYS if key in source), "")
     if not isinstance(source, dict) or not kind or {*CONDITIONS} & source.keys():
         draft.left_out.append(f"[tool.uv.sources] {name} = {source!r}: any index may provide it")

@@ -5,6 +5,7 @@ Where that is in doubt, the answer is no, and the next build starts from nothing
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from pathlib import PurePosixPath
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
 
 BYTECODE = "__pycache__"
-AT_START = re.compile(r"lib/python[^/]+/site-packages/(?:[^/]+\.pth|(?:site|user)customize\.py)")
+AT_START = re.compile(
+    r"lib/python[^/]+/(?:site-packages/[^/]+\.pth|(?:site-packages/)?(?:site|user)customize[./].+)"
+)
 """What python runs whenever it is started."""
 OF_INSTALLER = ("uv_cache.json", ".lock", "CACHEDIR.TAG")
 """What uv leaves, and the build removes."""
@@ -28,12 +31,29 @@ def mark_files(prefix: Path) -> dict[str, tuple[int, int, int]]:
     """Return inode, size and time of each file of a tree but byte code, by its path in it.
 
     Not when its number of links changed: a cache that shares it may get or lose one meanwhile.
+    Folders in which nothing is are there, too, without any of that.
     """
-    return {
+    empty = (
+        folder for folder in empty_folders(prefix) if not is_emptied_of_bytecode(prefix, folder)
+    )
+    return dict.fromkeys(empty, (0, 0, 0)) | {
         path: (stamp.inode, stamp.size, stamp.mtime_ns)
         for path, stamp in stamp_files(prefix)
         if BYTECODE not in PurePosixPath(path).parent.parts
     }
+
+
+def empty_folders(prefix: Path) -> Iterator[str]:
+    """Yield the folders of a tree in which nothing is: no file says whose they are."""
+    for directory, folders, names in os.walk(prefix):
+        if not folders and not names:
+            yield os.path.relpath(directory, prefix)
+
+
+def is_emptied_of_bytecode(prefix: Path, folder: str) -> bool:
+    """Whether a folder held the byte code of modules that hold the prefix, which get none."""
+    place = prefix / folder
+    return place.name == BYTECODE and any(place.parent.glob("*.py"))
 
 
 def is_only_theirs(
@@ -41,7 +61,10 @@ def is_only_theirs(
     after: dict[str, tuple[int, int, int]],
     files: Collection[str],
 ) -> bool:
-    """Whether nothing but these files came, went or changed: a `.pth` may run anything."""
+    """Whether nothing but these files came, went or changed.
+
+    A `.pth` may run anything, and a wheel may have folders without files.
+    """
     touched = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
     return all(path in files or PurePosixPath(path).name in OF_INSTALLER for path in touched)
 

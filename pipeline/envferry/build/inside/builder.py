@@ -19,7 +19,7 @@ from envferry.base.site_packages import site_packages_folders
 from envferry.build.inside.apart import fills_empty_folder
 from envferry.build.inside.clobbers import describe_conda_overlaps
 from envferry.build.inside.conda_apart import add_packages, files_of, why_tied
-from envferry.build.inside.conda_meta import CondaRecords
+from envferry.build.inside.conda_meta import STATE, CondaRecords
 from envferry.build.inside.link_scripts import describe_pre_link_scripts, run_link_scripts
 from envferry.build.inside.made_tree import MadeTree, NotOnEarlierTree, say
 from envferry.build.inside.wheel_half import add_wheel_half
@@ -89,6 +89,8 @@ def build_prefix(request: BuildRequest) -> MadeTree:
     urls = {file.name: file.url for file in request.conda}
     records.finish({name: urls[name] for name in made.conda_files})
     made.data = list(place_data(prefix, request, made))
+    # A package may have brought one: the next build leaves it out, as if it were ours.
+    made.is_plain &= not os.path.lexists(prefix / STATE)
     if request.variables:
         write_state(prefix, request.variables)
     tidy(prefix, Path(request.scratch))
@@ -155,10 +157,10 @@ def place_data(prefix: Path, request: BuildRequest, made: MadeTree) -> Iterator[
 
 
 def write_state(prefix: Path, variables: dict[str, str]) -> None:
-    """Note what activation sets where conda does: `conda-meta/state` (CEP 32)."""
+    """Note what activation sets where conda does (CEP 32)."""
     state = {"env_vars": variables}
     encoded = msgspec.json.encode(state, order="sorted")
-    (prefix / "conda-meta/state").write_bytes(encoded + b"\n")
+    (prefix / STATE).write_bytes(encoded + b"\n")
 
 
 def link_conda_packages(request: BuildRequest) -> LinkAnswer:

@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from envferry.build.inside.apart import (
+    empty_folders,
     fills_empty_folder,
     has_own_bytecode,
     why_not_alone,
@@ -23,7 +24,7 @@ from envferry.build.inside.conda_meta import CondaRecords, is_aside
 from envferry.build.inside.made_tree import NotOnEarlierTree
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable
     from pathlib import Path
 
 SCRIPT = re.compile(r"bin/\.[^/]+-(?:post-link|pre-link|pre-unlink)\.sh")
@@ -49,18 +50,18 @@ def why_tied(records: CondaRecords) -> str:
         (f"there is a script, {path}" for path in holders if SCRIPT.fullmatch(path)),
         (f"several packages have {path}" for path in holders if is_aside(path)),
         several,
-        (f"{folder} is empty" for folder in _empty_folders(records.prefix)),
+        (f"files lie below the link {link}" for link in _links_above(records.prefix, holders)),
+        (f"{folder} is empty" for folder in empty_folders(records.prefix)),
     )
     if not has_own_bytecode(found.values(), ()):
         return "byte code of a module comes from another package than the module"
     return next(reasons, "")
 
 
-def _empty_folders(prefix: Path) -> Iterator[str]:
-    """Yield the folders in which nothing is: no file says whose they are."""
-    for directory, folders, names in os.walk(prefix):
-        if not folders and not names:
-            yield os.path.relpath(directory, prefix)
+def _links_above(prefix: Path, files: Iterable[str]) -> list[str]:
+    """Return the links below which some files lie: these are elsewhere than they are called."""
+    folders = {parent for file in files for parent in PurePosixPath(file).parents}
+    return sorted(str(folder) for folder in folders if (prefix / folder).is_symlink())
 
 
 def add_packages(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
 
+STATE = "conda-meta/state"
+"""What activation sets."""
 RATTLER_ASIDE = "__clobbers__/"
 """Where rattler puts the file of a package that another one has as well: `…/PACKAGE/FILE`."""
 
