@@ -608,7 +608,7 @@ def test_a_url_in_the_pip_half_is_more_exact_than_a_name_in_condas(
     demo = TinyPackage(name="demo", version="1.0", depends=("python",))
     needy = TinyPackage(name="needy", version="1.0", depends=("demo", "python"))
     project.channel = make_channel(tmp_path / "demos", [*python_packages(), demo, needy])
-    project.write("python=3.10, demo, numpy", f"{start}{public_git}")
+    project.write("python=3.10, demo=*, numpy", f"{start}{public_git}")
     lock = project.lock()
     assert versions(lock)["demo"] == "pip 9.0"
     assert versions(lock)["numpy"] == "conda 2.2.6"
@@ -620,3 +620,19 @@ def test_a_url_in_the_pip_half_is_more_exact_than_a_name_in_condas(
             project.lock()
         assert caught.value.message == "pip requires demo by its URL, but conda chose demo 1.0"
         assert "from one half" in caught.value.hint
+
+
+def test_a_url_for_one_platform_leaves_the_others_what_conda_has(
+    project: Project, public_git: str, tmp_path: Path
+) -> None:
+    platforms = ("linux-64", "linux-aarch64")
+    demos = [
+        TinyPackage(name="demo", version="1.0", depends=("python",), subdir=platform)
+        for platform in platforms
+    ]
+    pythons = {item for platform in platforms for item in python_packages(platform)}
+    project.channel = make_channel(tmp_path / "demos", [*demos, *pythons])
+    project.write("python=3.10, demo", f"demo @ {public_git} ; platform_machine == 'aarch64'")
+    lock = project.lock(LockOptions(platforms=platforms))
+    found = {item.platform: item.manager for item in lock.packages if item.name == "demo"}
+    assert found == {"linux-64": "conda", "linux-aarch64": "pip"}

@@ -55,21 +55,25 @@ def solve_halves(
         request, replacements = conda_request(spec, halves, kept, options, progress)
         conda = solve_platforms(request, spec.name, progress)
         pip: dict[str, tuple[PipRequest, ResolvedPip]] = {}
-        try:
-            for platform, half in halves.items():
+        fewer: dict[str, Spec] = {}
+        for platform, half in halves.items():
+            try:
                 with progress.task(f"locking {spec.name}: pip packages for {platform}"):
                     asked = pip_request(half, platform, conda.packages, kept, options)
                     pip[platform] = (asked, resolve_with_indexes(asked))
-        except RequiredByUrl as error:
-            fewer = {key: _without(half, error.name) for key, half in halves.items()}
-            if fewer == halves:
-                raise
-            log.warning(
-                "%s comes from the URL in the pip half: conda is not asked for it", error.name
-            )
-            halves = fewer
-        else:
+            except RequiredByUrl as error:
+                # A marker may limit the URL to this platform: then conda has the others' package.
+                fewer[platform] = _without(half, error.name)
+                if fewer[platform] == half:
+                    raise
+                log.warning(
+                    "%s comes from the URL in the pip half: conda is not asked for it on %s",
+                    error.name,
+                    platform,
+                )
+        if not fewer:
             return SolvedHalves(conda=conda, replacements=replacements, pip=pip)
+        halves = halves | fewer
 
 
 def _without(half: Spec, name: str) -> Spec:
@@ -77,7 +81,9 @@ def _without(half: Spec, name: str) -> Spec:
 
     def says_no_more(line: str) -> bool:
         parsed = parse_conda_line(line)
-        if parsed is None or any((parsed.version, parsed.build, parsed.keys, parsed.url)):
+        if parsed is None or any(
+            (parsed.version.strip("=*"), parsed.build, parsed.keys, parsed.url)
+        ):
             return False
         return name in {str(canonicalize_name(item)) for item in pypi_names(parsed.name)}
 
