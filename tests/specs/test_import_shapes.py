@@ -326,3 +326,31 @@ def test_paths_from_the_folder_of_a_project(tmp_path: Path, tool: str) -> None:
     found = imported(tmp_path / "pyproject.toml", text)
     assert found.spec.pip == tuple(lines.values())
     assert found.spec.pip == read_spec(found.spec.path).pip
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("packages = 3", "is damaged"),
+        ("default-groups = 'dev'", "`default-groups` is not an array of names"),
+        ("extras = [1]", "`extras` is not an array of names"),
+        ("dependency-groups = {a = 1}", "`dependency-groups` is not an array of names"),
+    ],
+)
+def test_a_pylock_without_tables_is_no_list_of_conda_packages(
+    tmp_path: Path, line: str, said: str
+) -> None:
+    text = "lock-version = '1.0'\ncreated-by = 'x'\n"
+    empty = imported(tmp_path / "pylock.toml", f"{text}packages = []\n", "n")
+    assert empty.spec.conda == ("python=3.10", "pip")
+    with pytest.raises(SpecError, match=said):
+        imported(tmp_path / "pylock.toml", f"{text}{line}\n", "n")
+
+
+def test_lists_of_conda_packages_that_toml_could_be(tmp_path: Path) -> None:
+    assert imported(tmp_path / "a.txt", "numpy = 2.1\npython = 3.11\n").spec.conda == (
+        "numpy = 2.1",
+        "python = 3.11",
+    )
+    with pytest.raises(SpecError, match="is TOML with neither"):
+        imported(tmp_path / "b.txt", "numpy = '2.1'\npython = '>=3.11'\n")

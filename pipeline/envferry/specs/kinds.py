@@ -197,13 +197,15 @@ def _other_json(document: dict[str, Any], path: Path) -> SpecError:
 
 
 def _toml(text: str) -> tuple[dict[str, Any], str]:
-    """Return a TOML document that has tables, empty when the text is not TOML, and why."""
+    """Return a TOML document that has tables, empty when the text is not TOML, and why.
+
+    Texts and arrays are as good a sign of TOML, but a list of conda packages may have `numpy = 2.1`.
+    """
     try:
         document = parse_toml(text)
     except (TOMLDecodeError, RecursionError) as error:
         return {}, str(error).splitlines()[0]
-    tables = [item[0] if isinstance(item, list) and item else item for item in document.values()]
-    is_one = any(isinstance(item, dict) for item in tables)
+    is_one = any(isinstance(item, (dict, list, str)) for item in document.values())
     return (document, "") if is_one else ({}, "it has no tables")
 
 

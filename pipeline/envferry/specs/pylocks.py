@@ -62,9 +62,9 @@ def read_pylock(text: str, path: Path, name: str, python: str | None) -> Foreign
         message = f"{path} is for {' or '.join(map(str, environments))}, not for {target.platform}"
         raise SpecError(message, hint="regenerate it for this platform")
     # What nobody asked for is installed all the same: pdm's own packages are such a group.
-    target = replace(target, groups=tuple(document.get("default-groups") or ()))
+    target = replace(target, groups=_names(document, "default-groups"))
     for kind in ("extras", "dependency-groups"):
-        others = [item for item in document.get(kind) or [] if item not in target.groups]
+        others = [item for item in _names(document, kind) if item not in target.groups]
         if others:
             draft.left_out.append(f"{kind} {', '.join(others)}: none is selected")
     entries = []
@@ -73,6 +73,15 @@ def read_pylock(text: str, path: Path, name: str, python: str | None) -> Foreign
         if target.accepts(entry.get("marker")) and requires.contains(_full(target.python)):
             entries.append({**entry, "name": str(canonicalize_name(str(entry["name"])))})
     return _foreign(draft, entries, path)
+
+
+def _names(document: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """Return an array of names; raise ValueError for anything else."""
+    found = document.get(key, [])
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        message = f"`{key}` is not an array of names"
+        raise ValueError(message)
+    return tuple(found)
 
 
 def read_uv_lock(text: str, path: Path, name: str, python: str | None) -> ForeignLock:
