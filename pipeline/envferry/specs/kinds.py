@@ -199,7 +199,7 @@ def _other_json(document: dict[str, Any], path: Path) -> SpecError:
 def _toml(text: str) -> tuple[dict[str, Any], str]:
     """Return a TOML document that has tables, empty when the text is not TOML, and why.
 
-    Texts and arrays are as good a sign of TOML, but a list of conda packages may have `numpy = 2.1`.
+    Texts and arrays are as good a sign; but a list of conda packages may have `numpy = 2.1`.
     """
     try:
         document = parse_toml(text)
