@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PUBLIC_SUFFIX = ".pub"
 KEY_ID_DIGITS = 16
+OPENSSH = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 MOST_SIGNATURES = 64
 """More in one envelope is an attempt to keep a host busy."""
 
@@ -138,6 +139,10 @@ def parse_signing_key(pem: bytes, what: str, ask: Ask | None = None) -> SigningK
         if ask is None:
             raise _no_key(what, "an unencrypted private key in PEM") from None
         key = _unlock(pem, what, ask)
+    if key is None and pem.lstrip().startswith(OPENSSH):
+        message = f"{what} is a key in OpenSSH's own format"
+        hint = "load it into an ssh-agent with `ssh-add`, and name it: --sign-key ssh:KEY.pub"
+        raise UsageError(message, hint=hint)
     if key is None:
         raise _no_key(what, "a private key in PEM")
     if not isinstance(key, Ed25519PrivateKey):
