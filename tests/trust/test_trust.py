@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +42,7 @@ from envferry.trust.signing import (
 from tests.conftest import require
 from tests.support.artifacts import PLATFORM, make_artifact
 from tests.support.keys import OURS, THEIRS, new_key, signer, trusting
+from tests.support.store_suite import NOBODY
 
 STABLE = Ref.parse("demo@stable")
 
@@ -510,6 +512,28 @@ def test_a_trusted_key_that_never_ends_is_refused(tmp_path: Path, kind: str) -> 
         read_trusted_keys(tmp_path)
 
 
+def test_a_folder_of_keys_that_may_only_be_listed_is_refused() -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        keys = Path(name, "keys")
+        Path(name).chmod(0o755)
+        keys.mkdir()
+        (keys / "site.pub").write_bytes(b"")
+        was_root = os.geteuid() == 0
+        keys.chmod(0o744 if was_root else 0o400)
+        try:
+            if was_root:
+                os.seteuid(NOBODY)
+            with pytest.raises(
+                UsageError, match=r"cannot read the trusted key .*site\.pub"
+            ) as told:
+                read_trusted_keys(keys)
+            assert told.value.hint == f"check who may enter {keys}"
+        finally:
+            if was_root:
+                os.seteuid(0)
+            keys.chmod(0o700)
+
+
 def signatures_of(bucket: Bucket) -> tuple[Path, Envelope]:
     path = bucket.file("attestation.json")
     return path, envelope_of(path)
@@ -607,7 +631,7 @@ def test_keys_that_everybody_may_change_are_refused(tmp_path: Path, opened: str)
     assert len(read_trusted_keys(keys_dir)) == 1
     (keys_dir / opened).chmod(0o777)
     with pytest.raises(
-        UsageError, match=r"a.pub is refused: it (can be written by|lies in .*where)"
+        UsageError, match=r"a.pub is refused: it (is writable by every user|lies in .*where)"
     ):
         read_trusted_keys(keys_dir)
     if opened != "a.pub":  # as in /tmp, only its owner can replace a file

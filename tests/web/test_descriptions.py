@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -160,6 +161,14 @@ def test_changes_of_all_versions(shop: Shop, request: pytest.FixtureRequest) -> 
     old, new = (f"demo/{PLATFORM}/{id_}" for id_ in shop.ids[:2])
     assert ("1 known vulnerability gone" in shop.get(f"/diff/?old={old}&new={new}")) is audited
     assert shop.client.get("/envs/none/changes/").status_code == 404
+
+
+def test_versions_that_were_removed_since_are_no_versions(shop: Shop) -> None:
+    shutil.rmtree(shop.home / f"registry/v1/envs/demo/{PLATFORM}/{shop.ids[1]}")
+    text = shop.get("/envs/demo/changes/")
+    assert shop.ids[1] not in text
+    assert text.index(">3</a>") < text.index("The first version here")
+    assert "changed since" in text
 
 
 def test_what_is_copied_means_what_it_shows() -> None:
