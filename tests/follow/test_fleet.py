@@ -295,7 +295,7 @@ def test_a_web_server_takes_no_report(site: Site) -> None:
     with web_server(site.folder / "registry", http.server.SimpleHTTPRequestHandler) as url:
         registry = Registry.open(url)
         assert registry.resolve(Ref.parse("demo@stable"), PLATFORM)
-        with pytest.raises(UsageError, match="takes no reports"):
+        with pytest.raises(UsageError, match="is read-only: hosts cannot report to it"):
             write_report(registry, report_of("gpu01"))
         with pytest.raises(UsageError, match="cannot be listed"):
             read_fleet(registry)

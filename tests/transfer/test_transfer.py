@@ -269,7 +269,7 @@ def test_a_damaged_tag_does_not_stop_the_others(
         said = capsys.readouterr()
         assert (f"to copy  {artifact.manifest.stem}" in said.out) == (not wanted)
         assert "/stable in" in said.err
-        assert "`envferry tag`" in said.err
+        assert "`envferry tag REF TAG`" in said.err
         assert "was copied" not in said.err
     with pytest.raises(IntegrityError, match="/stable in") as caught:
         sites.mirror()
@@ -819,7 +819,7 @@ def test_a_damaged_list_of_parts_is_a_finding(sites: Sites) -> None:
     (finding,) = report.findings
     assert "parts.json in" in finding.what
     assert "is damaged" in finding.what
-    assert "`envferry export`" in finding.mend
+    assert "export to that folder again" in finding.mend
     sites.export("demo", part_bytes=SPLIT)
     require_in_order(sites.disk)
 

@@ -70,6 +70,7 @@ class FindOptions(SelectionOptions):
     )
 
     file: str | None = option(
+        "-f",
         "--file",
         metavar="PATTERN",
         help="Find a file: 'libcudnn.so.9', 'libcudnn*', 'lib/libz.so*' (the end of its path),"
