@@ -9,9 +9,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+NEARLY = 0.85
+"""difflib's ratio."""
+
+
 def closest(word: str, known: Iterable[str], count: int = 1) -> list[str]:
     """Return up to `count` known words that are close to a word, the closest first."""
     return difflib.get_close_matches(word, list(known), n=count)
+
+
+def is_nearly(word: str, known: str) -> bool:
+    """Whether a word is another one but for a slip: one letter in eight."""
+    return bool(difflib.get_close_matches(word, [known], cutoff=NEARLY))
 
 
 def perhaps(word: str, known: Iterable[str]) -> str:

@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from envferry.base.settings_table import DEFAULT, SETTINGS, read_settings
+from envferry.base.settings_table import (
+    DEFAULT,
+    SETTINGS,
+    deciding_folders,
+    read_settings,
+)
 from envferry.config import Settings
 from envferry.errors import SpecError
 from tests.support.cli_runner import CliRunner
@@ -109,6 +114,12 @@ def test_a_misspelled_variable_is_refused() -> None:
         with pytest.raises(SpecError, match=f"the variable {name} is not a setting") as caught:
             read_settings({name: "1"}, [])
         assert "did you mean `ENVFERRY_REQUIRE_SIGNATURES`?" in str(caught.value.hint)
+    for prefix in ("ENVFERY", "ENV_FERRY", "envferry", "EnvFerry", "ENVFFERRY"):
+        with pytest.raises(SpecError, match="is not a setting") as caught:
+            read_settings({f"{prefix}_REQUIRE_SIGNATURES": "1"}, [])
+        assert "did you mean `ENVFERRY_REQUIRE_SIGNATURES`?" in str(caught.value.hint)
+    others = ("ENVOY_REGISTRY", "ENV_CACHE", "REGISTRY", "_REGISTRY", "SERVER_CONFIG", "ENVFERY")
+    assert read_settings(dict.fromkeys(others, "1"), [])
     assert read_settings({"ENVFERRY_IMAGE": "a site's own", "ENVFERRY_REQUIRE": "s3"}, [])
 
 
@@ -123,6 +134,22 @@ def test_a_file_that_everybody_may_replace_is_refused(tmp_path: Path) -> None:
     path.parent.chmod(0o777)
     with pytest.raises(SpecError, match="where every user can replace it"):
         read_settings({}, [path])
+
+
+def test_a_link_that_everybody_may_replace_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "own/config.toml", "")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "open/link").symlink_to(path)
+    (tmp_path / "open/folder").symlink_to("../own")
+    (tmp_path / "alias").symlink_to("open/folder")
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("open/link", "open/folder/config.toml", "alias/config.toml"):
+        with pytest.raises(SpecError, match=f"lies in {tmp_path}/open, where every user"):
+            read_settings({}, [tmp_path / name])
+    (tmp_path / "open").chmod(0o755)
+    assert read_settings({}, [tmp_path / "alias/../own/config.toml"])
+    assert tmp_path in deciding_folders(tmp_path / "loop")
 
 
 def test_a_folder_that_everybody_may_replace_is_refused(tmp_path: Path) -> None:

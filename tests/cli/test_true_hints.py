@@ -123,3 +123,34 @@ def test_commands_in_messages_can_be_typed() -> None:
         if (said := complaint(shlex.split(one.words), is_instruction=one.is_instruction))
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def hints_of(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield the hints of a module: what is given as `hint`, or assigned to it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.keyword) and node.arg == "hint":
+            value: ast.expr = node.value
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "hint":
+            value = node.value
+        else:
+            continue
+        for line, text, _ in texts_of(value):
+            yield line, text
+
+
+def test_commands_in_hints_are_in_backticks() -> None:
+    """Only those are completed by --registry and --envs-dir, and by the name of the one file."""
+    bare = re.compile(r"(?<!`)\benvferry (\w+)")
+    names = envferry.list_commands(click.Context(envferry))
+    found = [
+        (f"{path.relative_to(SOURCES)}:{line}", text)
+        for path in sorted(SOURCES.rglob("*.py"))
+        for line, text in hints_of(ast.parse(path.read_text()))
+    ]
+    assert len(found) > 500
+    wrong = [
+        f"{place}: {text}"
+        for place, text in found
+        if any(name in names for name in bare.findall(text))
+    ]
+    assert not wrong, "\n".join(wrong)

@@ -21,6 +21,7 @@ from envferry.index.file_queries import (
 from envferry.index.file_rows import FileList, file_lists, write_files
 from envferry.index.queries import Filter
 from envferry.models import PackageFacts
+from envferry.pack.spdx import license_names
 from envferry.progress import Silent
 from envferry.registry import Registry
 from tests.support.artifacts import PLATFORM, installable_artifact
@@ -200,6 +201,39 @@ def test_files_are_read_from_archives_once(
     assert "no artifact" in capsys.readouterr().err
 
 
+def test_what_was_damaged_is_read_when_it_is_repaired(
+    site: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact = installable_artifact(tmp_path / "packed", {"lib/libz.so.1": b"z"})
+    facts = artifact.manifest
+    site.publish(artifact, progress=Silent())
+    archive = tmp_path / f"registry/v1/envs/demo/{PLATFORM}/{facts.id}/{facts.archive.file}"
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:100])
+    assert run(["find", "--file", "libz.so.1"]) == 7
+    assert "1 artifact not searched" in capsys.readouterr().err
+    archive.write_bytes(whole)
+    assert run(["find", "--file", "./lib/libz.so.1"]) == 0
+    assert "not searched" not in capsys.readouterr().err
+
+
+def test_how_else_to_ask(site: Registry, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, hint in (
+        (["--file", "/opt/envs/demo/bin/tool"], "a leading `/` is the top of the environment"),
+        (["--import", "google"], "`envferry find '*google*'`"),
+    ):
+        assert run(["find", *words]) == 7
+        assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--file", "--import", "--license", "--cve"])
+def test_an_empty_question_is_no_question_for_a_package(
+    option: str, site: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["find", option, "", "numpy"]) == 2
+    assert f"{option} is empty" in capsys.readouterr().err
+
+
 def test_one_question_at_a_time(site: Registry, capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--file", "a", "--cve", "CVE-1"], ["--file", "a", "numpy", "demo"], []):
         assert run(["find", *words]) == 2
@@ -225,3 +259,12 @@ def test_packages_by_their_licence(
     assert found("BSD*") == ["c"]
     assert found("unknown") == ["d"]
     assert found("AND") == []
+    assert found("GPLv3") == ["b"]
+    assert found("MIT and GPL-3.0-or-later") == ["a"]
+
+
+def test_a_licence_with_its_exception() -> None:
+    names = license_names("Zlib AND (GPL-3.0-or-later WITH GCC-exception-3.1 OR MIT)")
+    assert "GPL-3.0-or-later WITH GCC-exception-3.1" in names
+    assert license_names("3-clause  BSD") == ("3-clause  BSD",)
+    assert license_names("BSD 3-Clause") == ("BSD-3-Clause", "BSD 3-Clause")

@@ -121,6 +121,8 @@ def test_an_agent_with_two_keys_wants_a_name(agent: str, tmp_path: Path) -> None
         open_agent_key("ssh:three", agent)
     with pytest.raises(NotFound, match=r"none\.pub"):
         open_agent_key(f"ssh:{tmp_path / 'none.pub'}", agent)
+    with pytest.raises(UsageError, match="home directory is not known"):
+        open_agent_key("ssh:~no-such-user/key.pub", agent)
 
 
 def test_no_agent_and_a_locked_one(site: CliRunner, agent: str) -> None:
@@ -235,6 +237,33 @@ def test_uris_of_tokens() -> None:
         assert "1234" not in caught.value.message
 
 
+def test_no_message_repeats_a_pin() -> None:
+    for text in (
+        "pkcs11:token=a&pin-value=1234",
+        "pkcs11:object=a;Pin-Value=1234?module-path=/m",
+        "pkcs11:object=a?module-path=/m&pin=1234",
+    ):
+        with pytest.raises(UsageError, match="does not belong on a command line") as caught:
+            TokenUri.parse(text)
+        assert "1234" not in caught.value.message
+
+
+def test_two_keys_of_one_token_sign_together(site: CliRunner, token: Token) -> None:
+    (site.home / "pin").write_text(f"{PIN}\n")
+    here = with_environ(site, **token.environ, ENVFERRY_KEY_PASSPHRASE=PIN)
+    artifact = installable_artifact(site.home / "packed", {"lib/one": b"1"})
+    by_id = token.uri().replace("object=envferry", "id=%07")
+    here.run("push", artifact.archive_path, "--sign-key", token.uri(), "--sign-key", by_id)
+    for name, text, message, code in (
+        ("empty", "\n", "is empty", 2),
+        ("none", "", "hint: correct pin-source=", 7),
+    ):
+        if text:
+            (site.home / name).write_text(text)
+        uri = token.uri(more=f"&pin-source=file:{site.home}/{name}")
+        assert message in here.run("keygen", "x", "--of", uri, expect=code).stderr
+
+
 # passphrases
 
 
@@ -263,6 +292,33 @@ def test_a_passphrase_that_is_wrong_missing_or_empty(site: CliRunner) -> None:
     empty.run("keygen", "x", "--of", "locked.key", expect=2)
     assert "is empty" in empty.run("keygen", "y", "--passphrase", expect=2).stderr
     assert not list(site.home.glob("[xy].*"))
+
+
+def test_a_passphrase_that_no_key_has(site: CliRunner) -> None:
+    told = with_environ(site, ENVFERRY_KEY_PASSPHRASE="ä" * 500)
+    told.run("keygen", "locked", "--passphrase")
+    told.run("keygen", "again", "--of", "locked.key")
+    (site.home / "long").write_text("x" * 1024 + "\nmore")
+    for environ, message in (
+        ({"ENVFERRY_KEY_PASSPHRASE": "x" * 1024}, "has more than 1023 bytes"),
+        ({"ENVFERRY_KEY_PASSPHRASE": os.fsdecode(b"s3cr\xff\xfet")}, "is not UTF-8"),
+        ({"ENVFERRY_KEY_PASSPHRASE_FILE": str(site.home / "long")}, "has more than 1023 bytes"),
+    ):
+        here = with_environ(site, **environ)
+        for words in (["keygen", "x", "--passphrase"], ["keygen", "x", "--of", "locked.key"]):
+            said = here.run(*words, expect=2).stderr
+            assert message in said
+            assert "s3cr" not in said
+    assert not list(site.home.glob("x.*"))
+
+
+def test_a_key_of_openssh_is_for_an_agent(tmp_path: Path) -> None:
+    require("ssh-keygen", find_program("ssh-keygen"))
+    path = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(path)], check=True)
+    with pytest.raises(UsageError, match="OpenSSH's own format") as caught:
+        parse_signing_key(path.read_bytes(), "key")
+    assert "--sign-key ssh:" in str(caught.value.hint)
 
 
 def test_without_a_terminal_nobody_waits_for_a_passphrase(site: CliRunner) -> None:
@@ -339,7 +395,7 @@ def test_a_variable_may_name_a_key(
 ) -> None:
     add_ssh_key(agent, tmp_path, "one")
     monkeypatch.setenv("SSH_AUTH_SOCK", agent)
-    assert open_told_key("ssh:one@desk\n", "ENVFERRY_SIGN_KEY").public.name == "ssh:one@desk"
+    assert open_told_key(" ssh:one@desk\n", "ENVFERRY_SIGN_KEY").public.name == "ssh:one@desk"
 
 
 def test_what_unlocks_keys_reaches_no_child(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +42,7 @@ from envferry.trust.signing import (
 from tests.conftest import require
 from tests.support.artifacts import PLATFORM, make_artifact
 from tests.support.keys import OURS, THEIRS, new_key, signer, trusting
+from tests.support.store_suite import NOBODY
 
 STABLE = Ref.parse("demo@stable")
 
@@ -508,6 +510,28 @@ def test_a_trusted_key_that_never_ends_is_refused(tmp_path: Path, kind: str) -> 
         (tmp_path / "site.pub").symlink_to("/dev/zero")
     with pytest.raises(UsageError, match=r"site\.pub: it is a pipe or a device"):
         read_trusted_keys(tmp_path)
+
+
+def test_a_folder_of_keys_that_may_only_be_listed_is_refused() -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        keys = Path(name, "keys")
+        Path(name).chmod(0o755)
+        keys.mkdir()
+        (keys / "site.pub").write_bytes(b"")
+        was_root = os.geteuid() == 0
+        keys.chmod(0o744 if was_root else 0o400)
+        try:
+            if was_root:
+                os.seteuid(NOBODY)
+            with pytest.raises(
+                UsageError, match=r"cannot read the trusted key .*site\.pub"
+            ) as told:
+                read_trusted_keys(keys)
+            assert told.value.hint == f"check who may enter {keys}"
+        finally:
+            if was_root:
+                os.seteuid(0)
+            keys.chmod(0o700)
 
 
 def signatures_of(bucket: Bucket) -> tuple[Path, Envelope]:

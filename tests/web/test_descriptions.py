@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 from starlette.testclient import TestClient
 
 from envferry.audit.artifact_audit import Audit
 from envferry.audit.audit_policy import load_policy
 from envferry.index import RegistryIndex
+from envferry.index.queries import Entry
 from envferry.models import PackageFacts
 from envferry.registry import Registry
 from envferry.web.app import make_app
 from envferry.web.markdown import LONGEST, render_markdown
 from envferry.web.site import RegistryView
+from envferry.web.snippets import snippets
 from tests.support.advisories import NOW, database
 from tests.support.artifacts import PLATFORM
 from tests.support.published import NUMPY, TORCH, Made, publish
@@ -56,6 +61,11 @@ FAULTY_TORCH = PackageFacts(name="torch", version="2.9.0", kind="pypi", size=800
         ),
         ('[a](https://x.example/ ""onclick=x")', None),
         ("<https://x.example/>", None),
+        (
+            "| a | b |\n|:-:|--|\n| c | d |",
+            '<table>\n<thead>\n<tr>\n<th class="center">a</th>\n<th>b</th>\n</tr>\n</thead>\n'
+            '<tbody>\n<tr>\n<td class="center">c</td>\n<td>d</td>\n</tr>\n</tbody>\n</table>\n',
+        ),
         ("[a](http://[)", None),
     ],
 )
@@ -151,6 +161,44 @@ def test_changes_of_all_versions(shop: Shop, request: pytest.FixtureRequest) -> 
     old, new = (f"demo/{PLATFORM}/{id_}" for id_ in shop.ids[:2])
     assert ("1 known vulnerability gone" in shop.get(f"/diff/?old={old}&new={new}")) is audited
     assert shop.client.get("/envs/none/changes/").status_code == 404
+
+
+def test_versions_that_were_removed_since_are_no_versions(shop: Shop) -> None:
+    shutil.rmtree(shop.home / f"registry/v1/envs/demo/{PLATFORM}/{shop.ids[1]}")
+    text = shop.get("/envs/demo/changes/")
+    assert shop.ids[1] not in text
+    assert text.index(">3</a>") < text.index("The first version here")
+    assert "changed since" in text
+
+
+def test_what_is_copied_means_what_it_shows() -> None:
+    entry = Entry(
+        name="on",
+        platform=PLATFORM,
+        id="0" * 12,
+        version=None,
+        published=None,
+        size=1,
+        unpacked=1,
+        packages=1,
+        attested=False,
+        tags=(),
+        problem=None,
+    )
+    texts = {one.title: one.text for one in snippets(entry, "/data/a: b #c", "/opt/my envs/on")}
+    words = shlex.split(texts["Container"])
+    assert "/opt/my envs:/opt/my envs:ro" in words
+    assert words[-1] == "/opt/my envs/on/bin/python"
+    assert 'ENV PATH="/opt/my envs/on/bin:$PATH"' in texts["Dockerfile"]
+    (task,) = yaml.safe_load(texts["Ansible"])
+    assert task["envferry.hosts.envferry_env"] == {
+        "name": "on",
+        "ref": "on@000000000000",
+        "registry": "/data/a: b #c",
+    }
+    for prefix in ("/opt/$(reboot)", "/opt/a\nRUN reboot", "", "x"):
+        named = [one.title for one in snippets(entry, "/data", prefix)]
+        assert named == ["Host", "Ansible", "Slurm"]
 
 
 def test_every_way_to_install_names_the_public_address(shop: Shop) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from envferry.errors import SpecError
-from envferry.suggestions import closest, perhaps
+from envferry.suggestions import closest, is_nearly, perhaps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -26,6 +26,8 @@ LINKS = ("auto", "reflink", "hardlink", "copy")
 OTHERS_WRITE, GROUP_WRITES = stat.S_IWOTH, stat.S_IWGRP
 VARIABLES = "ENVFERRY_"
 DEFAULT = "default"
+MOST_LINKS = 40
+"""Linux follows no more in one path."""
 IS_SET = "(set)"
 """What is shown of a secret."""
 
@@ -263,13 +265,27 @@ def _refuse_misspelled(environ: Mapping[str, str]) -> None:
     """
     known = {one.variable.removeprefix(VARIABLES): one.variable for one in SETTINGS}
     for variable in sorted(environ):
-        name = variable.removeprefix(VARIABLES)
-        if variable.startswith(VARIABLES) and name not in known and (close := closest(name, known)):
+        if meant := _meant(variable, known):
             message = f"the variable {variable} is not a setting"
-            hint = (
-                f"did you mean `{known[close[0]]}`? Else unset {variable}, or give it another name"
-            )
+            hint = f"did you mean `{meant}`? Else unset {variable}, or give it another name"
             raise SpecError(message, hint=hint)
+
+
+def _meant(variable: str, known: Mapping[str, str]) -> str:
+    """Return the setting's variable that a name is a misspelling of; empty for other names.
+
+    `ENVFERY_REGISTRY`, `ENV_FERRY_REGISTRY` and `envferry_registry` are some, too: there the rest
+    is the very name of a setting.
+    """
+    if variable.startswith(VARIABLES):
+        name = variable.removeprefix(VARIABLES)
+        close = [] if name in known else closest(name, known)
+        return known[close[0]] if close else ""
+    upper = variable.upper()
+    names = (name for name in known if upper.endswith(f"_{name}"))
+    heads = {name: upper.removesuffix(f"_{name}").replace("_", "") for name in names}
+    own = VARIABLES.rstrip("_")
+    return next((known[name] for name, head in heads.items() if is_nearly(head, own)), "")
 
 
 def _merged(told: Mapping[str, Told], newer: Mapping[str, Told]) -> dict[str, Told]:
@@ -361,10 +377,35 @@ def may_everybody_change(path: Path) -> str:
     """
     if path.stat().st_mode & OTHERS_WRITE:
         return "is writable by every user"
-    for folder in Path(os.path.realpath(path)).parents:
+    for folder in deciding_folders(path):
         if is_open_to_everybody(folder.stat()):
             return f"lies in {folder}, where every user can replace it"
     return ""
+
+
+def deciding_folders(path: Path) -> tuple[Path, ...]:
+    """Return the folders that a path leads through, the nearest first: also those of its links.
+
+    Whoever may change one of them decides which file the path means.
+    """
+    found: dict[Path, None] = {}
+    here, links = Path("/"), 0
+    left = [*reversed(path.absolute().parts[1:])]
+    while left:
+        part = left.pop()
+        if part == "..":
+            here = here.parent
+            continue
+        found[here] = None
+        place = here / part
+        if place.is_symlink() and links < MOST_LINKS:
+            links += 1
+            target = place.readlink()
+            here = Path("/") if target.is_absolute() else here
+            left += [one for one in reversed(target.parts) if one != "/"]
+        else:
+            here = place
+    return tuple(reversed(found))
 
 
 def is_open_to_everybody(status: os.stat_result) -> bool:
@@ -374,7 +415,7 @@ def is_open_to_everybody(status: os.stat_result) -> bool:
 
 def who_may_replace(path: Path) -> str:
     """Say who may put something else in the place of a file, by one of the folders above it."""
-    for folder in Path(os.path.realpath(path)).parents:
+    for folder in deciding_folders(path):
         status = folder.stat()
         if is_open_to_everybody(status):
             return f"lies in {folder}, where every user can replace it"

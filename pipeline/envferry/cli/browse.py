@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,13 +95,17 @@ class FindOptions(SelectionOptions):
         """
         values = (self.cve, self.file, self.module, self.license)
         given = dict(zip(("--cve", "--file", "--import", "--license"), values, strict=True))
-        named = [name for name, value in given.items() if value]
+        named = [name for name, value in given.items() if value is not None]
+        if empty := [name for name in named if not given[name]]:
+            message = f"{empty[0]} is empty"
+            raise UsageError(message, hint="is a variable of a script not set?")
         if len(named) > 1:
             message = f"{named[0]} and {named[1]} do not go together"
             raise UsageError(message, hint="ask one after the other")
         if named and self.name:
             message = f"{named[0]} and the package {self.package} do not go together"
-            raise UsageError(message, hint=f"envferry find {named[0]} … {self.name}")
+            found = shlex.join([named[0], str(given[named[0]]), self.name])
+            raise UsageError(message, hint=f"run `envferry find {found}`")
         if not named and not self.package:
             message = (
                 "nothing to find: none of PACKAGE, --file, --import, --license, --cve is given"
@@ -248,7 +253,7 @@ def nothing_found(package: str, wanted: MatchSpec, index: RegistryIndex) -> NotF
     versions = index.ask(versions_of(wanted))
     if not versions:
         return NotFound(
-            message, hint=f"search for a part of the name: envferry find '*{wanted.name}*'"
+            message, hint=f"search for a part of the name: `envferry find '*{wanted.name}*'`"
         )
     shown = ", ".join(versions[-LISTED_VERSIONS:])
     more = "… " if len(versions) > LISTED_VERSIONS else ""

@@ -37,7 +37,7 @@ def find_held_files(console: Console, options: FindOptions) -> int:
             require_environment(options.name, index)
         what = f"the file {options.file}" if options.file else f"the module {options.module}"
         message = f"no artifact in {index.registry.url} holds {fit_to_show(what)}"
-        raise NotFound(message, hint="`*` stands for anything: envferry find --file 'libcudnn*'")
+        raise NotFound(message, hint=_other_words(options))
     console.result(found, lambda: _file_lines(found))
     return 0 if found else NotFound.exit_code
 
@@ -65,6 +65,19 @@ def is_under(package: PackageFacts, pattern: str) -> bool:
 
     names = license_names(package.license or "") or (UNKNOWN,)
     return any(fnmatchcase(name.lower(), pattern.lower()) for name in names)
+
+
+def _other_words(options: FindOptions) -> str:
+    """Say how else what was not found may be asked for."""
+    if options.module:
+        top = options.module.partition(".")[0]
+        return (
+            "modules that are part of python, and folders without files of their own (namespaces),"
+            f" are not found: name a module in it, or run `envferry find '*{top}*'`"
+        )
+    if (options.file or "").startswith("/"):
+        return "a leading `/` is the top of the environment: leave it out to mean any folder"
+    return "`*` stands for anything: `envferry find --file 'libcudnn*'`"
 
 
 def _patterns(options: FindOptions) -> tuple[FilePattern, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.base.files import make_folders, plural, write_bytes
+from envferry.base.files import expand_home, make_folders, plural, write_bytes
 from envferry.cli.command import CommandOptions, argument, command
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def man(console: Console, options: ManOptions) -> None:
     from envferry.cli.man_pages import man_pages
     from envferry.errors import HostError
 
-    folder = options.directory.expanduser() / "man1"
+    folder = expand_home(options.directory) / "man1"
     pages = dict(man_pages(envferry, SECTIONS))
     try:
         make_folders(folder)
@@ -44,6 +44,6 @@ def man(console: Console, options: ManOptions) -> None:
             write_bytes(folder / name, text.encode())
     except OSError as error:
         message = f"cannot write to {folder}: {error.strerror}"
-        raise HostError(message, hint="name another directory: envferry man DIR") from error
+        raise HostError(message, hint="name another directory: `envferry man DIR`") from error
     facts = {"directory": folder, "pages": list(pages)}
     console.result(facts, lambda: [f"{folder}: {plural(len(pages), 'man page')}"])

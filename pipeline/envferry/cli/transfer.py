@@ -114,7 +114,7 @@ class ExportOptions(
 
         if not self.refs:
             message = f"export needs REF and DIR: only {self.directory} is given"
-            raise UsageError(message, hint=f"envferry export {self.directory} /media/usb")
+            raise UsageError(message, hint=f"run `envferry export {self.directory} /media/usb`")
         given = {
             "--python": self.pythons,
             "--sign-key": self.sign_keys,

@@ -41,7 +41,7 @@ class FilePattern(msgspec.Struct, frozen=True, kw_only=True):
 
         A leading slash is the top of the environment. Raises UsageError for a folder.
         """
-        folder, _, name = text.rpartition("/")
+        folder, _, name = text.removeprefix("./").rpartition("/")
         if not name:
             message = f"{text!r} names no file"
             raise UsageError(message, hint="write the file's name, or the end of its path")

@@ -48,10 +48,15 @@ def file_lists(index: Index) -> tuple[FileList, ...]:
 
 
 def unread_files(connection: Connection) -> list[Place]:
-    """Return the artifacts whose files are not in the index yet, the newest first."""
+    """Return the artifacts whose files are not in the index yet, the newest first.
+
+    Those that could not be read are among them: they may have been repaired since.
+    """
     rows = connection.execute(
-        "SELECT name, platform, id FROM artifacts WHERE state = 'published' "
-        "AND number NOT IN (SELECT artifact FROM filed) ORDER BY published DESC"
+        "SELECT name, platform, id FROM artifacts WHERE state = 'published' AND number NOT IN "
+        "(SELECT artifact FROM filed WHERE problem IS NULL OR problem = ?) "
+        "ORDER BY published DESC",
+        (TOO_MANY,),
     )
     return [(row[0], row[1], row[2]) for row in rows]
 

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import msgspec
 
+from envferry.base.files import expand_home
 from envferry.build.downloads import DownloadCache
 from envferry.config import settings
 from envferry.errors import SpecError, StoreError
@@ -186,7 +187,7 @@ def channel_urls(channel: str) -> tuple[str, ...]:
             raise SpecError(message, hint=hint)
         return (f"{channel.rstrip('/')}/",)
     if channel.startswith((".", "/", "~")):
-        return (f"{Path(channel).expanduser().resolve().as_uri()}/",)
+        return (f"{expand_home(Path(channel)).resolve().as_uri()}/",)
     return (f"{PUBLIC}/{channel.strip('/')}/",)
 
 

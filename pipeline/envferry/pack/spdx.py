@@ -51,6 +51,7 @@ SYNONYMS = {
 """What packages write for licences that SPDX has, in lower case; nothing that could be two of them:
 `BSD` and `GPL` stay what they are."""
 WORDS = re.compile(r"[()]|[^\s()]+")
+EXCEPTED = re.compile(r"[^\s()]+ WITH [^\s()]+")
 
 
 def spdx_expression(text: str) -> str | None:
@@ -65,12 +66,16 @@ def spdx_expression(text: str) -> str | None:
 
 
 def license_names(text: str) -> tuple[str, ...]:
-    """Return the licences that a package names, by SPDX's names where they can be told."""
+    """Return the licences that a package names, by SPDX's names where they can be told.
+
+    Of `A WITH B`, both and the whole; and what the package says, as it says it.
+    """
     expression = spdx_expression(text)
     if expression is None:
         return (text,) if text.strip() else ()
     operators = ("AND", "OR", "WITH", "(", ")")
-    return tuple(word for word in WORDS.findall(expression) if word not in operators)
+    words = [word for word in WORDS.findall(expression) if word not in operators]
+    return tuple(dict.fromkeys((*words, *EXCEPTED.findall(expression), expression, text)))
 
 
 def can_be_met(expression: str, accepts: Callable[[str], bool]) -> bool:

@@ -33,6 +33,7 @@ def open_signing_key(name: str, ask: Ask = find_passphrase) -> SigningKey:
 
 def open_told_key(text: str, source: str, ask: Ask = find_passphrase) -> SigningKey:
     """Open the key that a variable holds, or names; `source` is its name in errors."""
-    if text.startswith((SSH, PKCS11)):
-        return open_signing_key(text.strip(), ask)
+    name = text.strip()
+    if name.startswith((SSH, PKCS11)):
+        return open_signing_key(name, ask)
     return parse_signing_key(text.encode(), source, ask)

@@ -10,8 +10,8 @@ from envferry.config import KEY_PASSPHRASE, settings
 from envferry.errors import NotFound, UsageError
 
 TERMINAL = Path("/dev/tty")
-MOST_BYTES = 4096
-"""More than that in a file is no passphrase."""
+MOST_BYTES = 1023
+"""OpenSSL encrypts with no longer passphrase."""
 
 
 class Ask(Protocol):
@@ -25,14 +25,15 @@ def find_passphrase(what: str) -> str:
     """Return the passphrase of a key, or the PIN of a token, that `what` names in the question.
 
     ENVFERRY_KEY_PASSPHRASE says it, else the file of the setting `key_passphrase_file`, else who
-    sits at the terminal. Raises UsageError where there is none, NotFound for a missing file.
+    sits at the terminal. Raises UsageError where there is none and for one that no key can have,
+    NotFound for a missing file.
     """
     here = settings()
     if here.key_passphrase:
-        return here.key_passphrase.reveal()
+        return _checked(here.key_passphrase.reveal(), KEY_PASSPHRASE)
     if here.key_passphrase_file:
-        return read_passphrase(here.key_passphrase_file)
-    return ask_passphrase(what)
+        return read_passphrase(here.key_passphrase_file, "correct the setting key_passphrase_file")
+    return _checked(ask_passphrase(what), "what was typed")
 
 
 def new_passphrase(what: str) -> str:
@@ -52,23 +53,33 @@ def new_passphrase(what: str) -> str:
     return found
 
 
-def read_passphrase(path: Path) -> str:
-    """Return the first line of a file, without its end."""
+def read_passphrase(path: Path, hint: str) -> str:
+    """Return the first line of a file, without its end; `hint` says where the file was named."""
     try:
         with path.open("rb") as stream:
-            data = stream.read(MOST_BYTES + 1)
-        line = data.decode().partition("\n")[0].removesuffix("\r")
+            line = stream.readline(MOST_BYTES + 3).removesuffix(b"\n").removesuffix(b"\r").decode()
     except FileNotFoundError as error:
         message = f"the file of the passphrase, {path}, does not exist"
-        raise NotFound(message, hint="correct the setting key_passphrase_file") from error
+        raise NotFound(message, hint=hint) from error
     except (OSError, UnicodeDecodeError):
         # Without the cause: its text could repeat a part of the secret.
         message = f"cannot read the file of the passphrase, {path}, as text"
         raise UsageError(message, hint="check who may read it, and that it is UTF-8") from None
+    return _checked(line, f"the first line of {path}")
+
+
+def _checked(text: str, source: str) -> str:
+    """Return a passphrase that keys can have; raise UsageError for another one."""
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:
+        # Without the cause, which holds the secret.
+        message = f"{source} is not UTF-8: no passphrase"
+        raise UsageError(message, hint="set a UTF-8 locale and type it again") from None
     if len(data) > MOST_BYTES:
-        message = f"{path} is longer than any passphrase"
-        raise UsageError(message, hint="its first line is the passphrase")
-    return line
+        message = f"{source} has more than {MOST_BYTES} bytes: no key has such a passphrase"
+        raise UsageError(message, hint="is it a key, or a whole file? Give its passphrase")
+    return text
 
 
 def ask_passphrase(what: str) -> str:
@@ -85,3 +96,7 @@ def ask_passphrase(what: str) -> str:
     except EOFError as error:
         message = f"no passphrase for {what} was typed"
         raise UsageError(message, hint=hint) from error
+    except UnicodeDecodeError:
+        # Without the cause, which holds the secret.
+        message = f"the passphrase for {what} was not typed in this terminal's encoding"
+        raise UsageError(message, hint="set a UTF-8 locale and type it again") from None

@@ -5,6 +5,7 @@ Named by a URI of RFC 7512: `pkcs11:token=release;object=envferry?module-path=/u
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
@@ -23,6 +24,8 @@ HINT = "pkcs11:token=LABEL;object=LABEL?module-path=/path/to/module.so (RFC 7512
 PATH_ATTRIBUTES = ("token", "serial", "object", "id", "type")
 QUERY_ATTRIBUTES = ("module-path", "pin-source")
 POINT_BYTES = 32
+PIN = re.compile(r"\bpin([-_]?value)?=", re.IGNORECASE)
+"""How users write a PIN into a URI, in its right place or not."""
 
 
 class TokenUri(msgspec.Struct, frozen=True):
@@ -40,6 +43,11 @@ class TokenUri(msgspec.Struct, frozen=True):
     @classmethod
     def parse(cls, text: str) -> TokenUri:
         """Parse a URI; raise UsageError for one that does not say enough, or says a PIN."""
+        if PIN.search(text):
+            # What is on a command line is in everybody's list of processes: no message repeats it.
+            message = "a PIN does not belong on a command line (pin-value)"
+            hint = "leave it out to be asked, or name a file: pin-source="
+            raise UsageError(message, hint=hint)
         path, _, query = text.removeprefix(SCHEME).partition("?")
         said = _attributes(path, ";", PATH_ATTRIBUTES, text)
         said |= _attributes(query, "&", QUERY_ATTRIBUTES, text)
@@ -90,10 +98,9 @@ def open_token_key(name: str, ask: Ask) -> SigningKey:
         message = "keys in PKCS #11 tokens need python-pkcs11, which is not installed"
         raise UsageError(message, hint='run `pip install "envferry[pkcs11]"`') from error
     what = wanted.label or wanted.id.hex()
-    pin = read_passphrase(Path(wanted.pin_source)) if wanted.pin_source else ""
+    pin = _read_pin(wanted.pin_source) if wanted.pin_source else ""
     try:
-        token = _find_token(wanted)
-        session = token.open(user_pin=pin or ask(f"the token {token.label}"))
+        session = _log_in(_find_token(wanted), pin, ask)
         which = {"label": wanted.label or None, "id": wanted.id or None}
         private = session.get_key(
             object_class=ObjectClass.PRIVATE_KEY, key_type=KeyType.EC_EDWARDS, **which
@@ -117,14 +124,29 @@ def _find_token(wanted: TokenUri) -> Any:  # noqa: ANN401  (the library has no t
     return module.get_token(token_label=wanted.token or None, token_serial=serial)
 
 
+def _log_in(token: Any, pin: str, ask: Ask) -> Any:  # noqa: ANN401
+    """Open a session; of a token whose other key this process has opened, in the same login."""
+    from pkcs11.exceptions import UserAlreadyLoggedIn
+
+    try:
+        return token.open(user_pin=pin or ask(f"the token {token.label}"))
+    except UserAlreadyLoggedIn:
+        return token.open()
+
+
+def _read_pin(path: str) -> str:
+    """Return the PIN in a file; raise UsageError for an empty one: no other PIN is tried."""
+    pin = read_passphrase(Path(path), "correct pin-source=")
+    if not pin:
+        message = f"the file of the PIN, {path}, is empty"
+        raise UsageError(message, hint="its first line is the PIN")
+    return pin
+
+
 def _attributes(part: str, separator: str, known: tuple[str, ...], text: str) -> dict[str, str]:
     """Split one part of a URI into its attributes; raise UsageError for one that is unknown."""
     pairs = [one.partition("=") for one in part.split(separator) if one]
     names = [name for name, _, _ in pairs]
-    if "pin-value" in names:
-        # What is on a command line is in everybody's list of processes: it is not repeated, either.
-        message = "a PIN does not belong on a command line (pin-value)"
-        raise UsageError(message, hint="leave it out to be asked, or name a file: pin-source=")
     if unknown := [name for name in names if name not in known]:
         message = f"{text}: {unknown[0]} is not one of {', '.join(known)}"
         raise UsageError(message, hint=HINT)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 PUBLIC_SUFFIX = ".pub"
 KEY_ID_DIGITS = 16
+OPENSSH = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 MOST_SIGNATURES = 64
 """More in one envelope is an attempt to keep a host busy."""
 
@@ -138,6 +140,10 @@ def parse_signing_key(pem: bytes, what: str, ask: Ask | None = None) -> SigningK
         if ask is None:
             raise _no_key(what, "an unencrypted private key in PEM") from None
         key = _unlock(pem, what, ask)
+    if key is None and pem.lstrip().startswith(OPENSSH):
+        message = f"{what} is a key in OpenSSH's own format"
+        hint = "load it into an ssh-agent with `ssh-add`, and name it: --sign-key ssh:KEY.pub"
+        raise UsageError(message, hint=hint)
     if key is None:
         raise _no_key(what, "a private key in PEM")
     if not isinstance(key, Ed25519PrivateKey):
@@ -226,8 +232,18 @@ def read_trusted_keys(directory: Path, files: Iterable[Path] = ()) -> tuple[Publ
 
 
 def _require_ends(path: Path) -> None:
-    """Raise UsageError for a pipe or device among the trusted keys: to read it may never end."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    """Raise UsageError for a pipe or device among the trusted keys: to read it may never end.
+
+    And for one in a directory whose names this user may read, and nothing else.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return  # a dangling link: reading it says so
+    except OSError as error:
+        message = f"cannot read the trusted key {path}: {error.strerror}"
+        raise UsageError(message, hint=f"check who may enter {path.parent}") from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         message = f"cannot read the trusted key {path}: it is a pipe or a device, not a file"
         raise UsageError(message, hint="replace it by the file of the public key")
 

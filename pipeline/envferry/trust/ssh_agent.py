@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from envferry.base.files import expand_home
 from envferry.base.sha256 import sha256_hex
 from envferry.errors import HostError, NotFound, UsageError
 from envferry.trust.signing import SigningKey, public_key_of
@@ -108,7 +109,7 @@ def _is_meant(key: AgentKey, wanted: str) -> bool:
     """Whether a key is what its user wrote: nothing, its fingerprint, comment or public key."""
     if not wanted or wanted in (key.fingerprint, key.comment):
         return True
-    return wanted.endswith(".pub") and key.blob == _read_blob(Path(wanted).expanduser())
+    return wanted.endswith(".pub") and key.blob == _read_blob(expand_home(Path(wanted)))
 
 
 def _read_blob(path: Path) -> bytes:

@@ -5,7 +5,7 @@ CommonMark by markdown-it-py; links lead to http, https and mailto, and to place
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 SCHEMES = ("http", "https", "mailto")
 LOWERED, DEEPEST = 2, 6
 """A page has its own `h1`, and the section an `h2`: headings of texts are below them."""
+REMEMBERED = 64
+"""Texts whose HTML is kept: the tables of a malicious one take seconds, each time."""
 LONGEST = 64 << 10
 """What manifests of others say beyond that is cut off."""
 
@@ -36,6 +38,7 @@ class HarmlessMarkdown(MarkdownIt):
         return scheme in SCHEMES or (url.startswith("#") and not scheme)
 
 
+@lru_cache(REMEMBERED)
 def render_markdown(text: str) -> Markup:
     """Return a text as HTML. What it writes in HTML is shown as text."""
     # The renderer escapes all that is not Markdown.
@@ -49,6 +52,8 @@ def _renderer() -> HarmlessMarkdown:
     renderer.add_render_rule("link_open", _open_link)
     renderer.add_render_rule("heading_open", _heading)
     renderer.add_render_rule("heading_close", _heading)
+    for cell in ("th_open", "td_open"):
+        renderer.add_render_rule(cell, _open_cell)
     return renderer
 
 
@@ -60,6 +65,21 @@ def _open_link(
     env: Any,  # noqa: ANN401
 ) -> str:
     tokens[index].attrSet("rel", "noreferrer nofollow")
+    text: str = self.renderToken(tokens, index, options, env)
+    return text
+
+
+def _open_cell(
+    self: Any,  # noqa: ANN401
+    tokens: Sequence[Token],
+    index: int,
+    options: Any,  # noqa: ANN401
+    env: Any,  # noqa: ANN401
+) -> str:
+    """Align a column by a class: the pages' policy forbids styles of elements."""
+    found = str(tokens[index].attrs.pop("style", ""))
+    if found:
+        tokens[index].attrSet("class", found.removeprefix("text-align:"))
     text: str = self.renderToken(tokens, index, options, env)
     return text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from envferry.errors import NotFound, PipelineError, UsageError
@@ -327,8 +328,9 @@ def changes(site: RegistryView, question: Question) -> ChangesPage:
     versions = [one for one in everything if one.platform == platform and not one.problem]
     paging = question.paging(len(versions), STEPS)
     first = (paging.page - 1) * STEPS
-    pairs = zip(versions, [*versions[1:], None], strict=True)
-    steps = tuple(_step(site, *pair) for pair in [*pairs][first : first + STEPS])
+    readable = [*islice((one for one in versions[first:] if _is_readable(site, one)), STEPS + 1)]
+    pairs = zip(readable, [*readable[1:], None], strict=True)
+    steps = tuple(_step(site, *pair) for pair in islice(pairs, STEPS))
     return ChangesPage(
         name=name, platform=platform, platforms=platforms, steps=steps, paging=paging
     )
@@ -480,6 +482,15 @@ def _readme(site: RegistryView, entries: Sequence[Entry]) -> str:
         return (site.contents(newest).manifest.readme or "") if newest else ""
     except PipelineError:
         return ""  # removed or damaged since: its own page says so
+
+
+def _is_readable(site: RegistryView, entry: Entry) -> bool:
+    """Whether an artifact is still there and whole: one that was removed since is no version."""
+    try:
+        site.contents(entry)
+    except PipelineError:
+        return False
+    return True
 
 
 def _step(site: RegistryView, entry: Entry, before: Entry | None) -> Step:

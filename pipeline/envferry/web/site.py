@@ -201,7 +201,7 @@ class RegistryView:
         data = registry.attachment(manifest, name) if name in (SBOM, ATTESTATION) else None
         if data is None:
             message = f"{entry.name}@{entry.id} has no {name}"
-            raise NotFound(message, hint="envferry release makes one with each build")
+            raise NotFound(message, hint="`envferry release` makes one with each build")
         return data
 
     def snippets(self, entry: Entry, prefix: str) -> tuple[Snippet, ...]:

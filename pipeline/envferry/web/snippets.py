@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from envferry.errors import UsageError
+from envferry.models import check_env_prefix
 
 if TYPE_CHECKING:
     from envferry.index.queries import Entry
@@ -20,26 +24,20 @@ class Snippet:
 
 
 def snippets(entry: Entry, url: str, prefix: str) -> tuple[Snippet, ...]:
-    """Return how to get this very artifact from the registry at `url`."""
+    """Return how to get this very artifact from the registry at `url`.
+
+    A prefix that no environment can have, as a damaged manifest may say, is in none of them.
+    """
     ref, place = f"{entry.name}@{entry.id}", shlex.quote(url)
     install = f"envferry install {ref} --registry {place}"
-    envs = prefix.rpartition("/")[0]
     return (
         Snippet(title="Host", text=install),
-        Snippet(
-            title="Container",
-            text=f"docker run --rm -it -v {envs}:{envs}:ro debian:stable-slim {prefix}/bin/python",
-            note="Once it is installed on the host: one copy for all containers, read-only.",
-        ),
-        Snippet(
-            title="Dockerfile",
-            text=f"FROM python:3.12-slim\nRUN pip install --no-cache-dir envferry \\\n"
-            f" && {install}\nENV PATH={prefix}/bin:$PATH",
-        ),
+        *_in_containers(install, prefix),
         Snippet(
             title="Ansible",
-            text=f"- envferry.hosts.envferry_env:\n    name: {entry.name}\n    ref: {ref}\n"
-            f"    registry: {url}",
+            # JSON's strings are YAML's: without quotes, an environment `on` would be true.
+            text=f"- envferry.hosts.envferry_env:\n    name: {_quoted(entry.name)}\n"
+            f"    ref: {_quoted(ref)}\n    registry: {_quoted(url)}",
         ),
         Snippet(
             title="Slurm",
@@ -48,3 +46,29 @@ def snippets(entry: Entry, url: str, prefix: str) -> tuple[Snippet, ...]:
             " settings.",
         ),
     )
+
+
+def _in_containers(install: str, prefix: str) -> tuple[Snippet, ...]:
+    try:
+        check_env_prefix(prefix, "")
+    except UsageError:
+        return ()
+    envs = prefix.rpartition("/")[0]
+    volume, python = shlex.quote(f"{envs}:{envs}:ro"), shlex.quote(f"{prefix}/bin/python")
+    path = f"{prefix}/bin:$PATH"
+    return (
+        Snippet(
+            title="Container",
+            text=f"docker run --rm -it -v {volume} debian:stable-slim {python}",
+            note="Once it is installed on the host: one copy for all containers, read-only.",
+        ),
+        Snippet(
+            title="Dockerfile",
+            text=f"FROM python:3.12-slim\nRUN pip install --no-cache-dir envferry \\\n"
+            f" && {install}\nENV PATH=" + (f'"{path}"' if " " in path else path),
+        ),
+    )
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
