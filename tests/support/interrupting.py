@@ -18,7 +18,8 @@ def interrupted(host: CliRunner, number: int, hangs: threading.Event, *words: st
     with subprocess.Popen(
         argv, cwd=host.home, env=environ, stderr=subprocess.PIPE, text=True
     ) as child:
-        hangs.wait()
+        while not hangs.wait(0.1):
+            assert child.poll() is None, f"it ended before a server hung: {child.communicate()[1]}"
         time.sleep(0.3)
         child.send_signal(number)
         # The server hangs until the test is over: ending at all shows that nobody waits for it.
