@@ -29,6 +29,19 @@ install_package() {
   fi
 }
 
+# unpack_packages 'PACKAGE…' FOLDER: for tests only, so nothing is installed.
+# shellcheck disable=SC2086  # several packages are several words
+unpack_packages() {
+  scratch=$(mktemp -d)
+  trap 'rm -rf "$scratch"' EXIT
+  chmod 755 "$scratch"  # apt downloads as a user of its own
+  download() { (cd "$scratch" && apt-get download -qq $1 >/dev/null 2>&1); }
+  download "$1" || { apt-get update -qq >/dev/null && download "$1"; } ||
+    fail "apt-get could not download $1" "apt-get download $1"
+  mkdir -p "$2"
+  for package in "$scratch"/*.deb; do dpkg-deb -x "$package" "$2"; done
+}
+
 command -v "$python" >/dev/null || fail "$python is not installed" "sudo apt-get install -y python3"
 version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') ||
   fail "$python does not run" "name another: make PYTHON=/path/to/python3.11"
@@ -75,13 +88,7 @@ if [ "${1:-}" = oci ]; then
     echo "no apt-get: registries are tested only if docker-registry is on PATH" >&2
     exit
   fi
-  scratch=$(mktemp -d)
-  trap 'rm -rf "$scratch"' EXIT
-  chmod 755 "$scratch"
-  download() { (cd "$scratch" && apt-get download -qq docker-registry containerd runc >/dev/null 2>&1); }
-  download || { apt-get update -qq >/dev/null && download; } ||
-    fail "apt-get could not download docker-registry and containerd" "apt-get download docker-registry"
-  for package in "$scratch"/*.deb; do dpkg-deb -x "$package" "$unpacked"; done
+  unpack_packages "docker-registry containerd runc" "$unpacked"
   exit
 fi
 
@@ -123,13 +130,7 @@ if [ "${1:-}" = nginx ]; then
     echo "no apt-get: the cache of docs/mirrors.md is tested only if nginx is on PATH" >&2
     exit
   fi
-  scratch=$(mktemp -d)
-  trap 'rm -rf "$scratch"' EXIT
-  chmod 755 "$scratch"
-  download() { (cd "$scratch" && apt-get download -qq nginx >/dev/null 2>&1); }
-  download || { apt-get update -qq >/dev/null && download; } ||
-    fail "apt-get could not download nginx" "apt-get download nginx"
-  for package in "$scratch"/*.deb; do dpkg-deb -x "$package" "$unpacked"; done
+  unpack_packages "nginx" "$unpacked"
   exit
 fi
 
@@ -141,13 +142,7 @@ if [ "${1:-}" = softhsm ]; then
     echo "no apt-get: keys of PKCS #11 are tested only if softhsm2-util is on PATH" >&2
     exit
   fi
-  scratch=$(mktemp -d)
-  trap 'rm -rf "$scratch"' EXIT
-  chmod 755 "$scratch"
-  download() { (cd "$scratch" && apt-get download -qq softhsm2 libsofthsm2 >/dev/null 2>&1); }
-  download || { apt-get update -qq >/dev/null && download; } ||
-    fail "apt-get could not download softhsm2" "apt-get download softhsm2 libsofthsm2"
-  for package in "$scratch"/*.deb; do dpkg-deb -x "$package" "$unpacked"; done
+  unpack_packages "softhsm2 libsofthsm2" "$unpacked"
   exit
 fi
 

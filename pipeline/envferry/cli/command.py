@@ -57,6 +57,11 @@ class CommandOptions:
     """
 
     def __init__(self, **values: object) -> None:
+        """Take a value for each field; raises TypeError for one that is missing or unknown."""
+        if values.keys() != declared_fields(type(self)).keys():
+            odd = sorted(values.keys() ^ declared_fields(type(self)).keys())
+            message = f"{type(self).__name__}: missing or unknown: {', '.join(odd)}"
+            raise TypeError(message)
         self.__dict__.update(values)
 
 
@@ -102,14 +107,19 @@ COMMON: tuple[Decorator, ...] = (
 )
 
 
-def _declared(options: type[CommandOptions]) -> Iterator[Decorator]:
-    """Yield click's decorators of a class's fields: arguments, its own options, inherited ones."""
-    inherited = {name for base in options.__mro__[1:] for name in vars(base)}
-    found = {
+def declared_fields(options: type[CommandOptions]) -> dict[str, Declared]:
+    """Return the fields of a class of options, inherited ones too, by name."""
+    return {
         name: value
         for base in reversed(options.__mro__)
         for name, value in vars(base).items()
         if isinstance(value, Declared)
     }
+
+
+def _declared(options: type[CommandOptions]) -> Iterator[Decorator]:
+    """Yield click's decorators of a class's fields: arguments, its own options, inherited ones."""
+    inherited = {name for base in options.__mro__[1:] for name in vars(base)}
+    found = declared_fields(options)
     for name in sorted(found, key=lambda name: (found[name].is_option, name in inherited)):
         yield found[name].declare(name)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from envferry.cli.command import CommandOptions, argument, command, option
 from envferry.errors import HostError, NotFound, TargetOccupied, UsageError
@@ -70,7 +71,7 @@ def _write_public(console: Console, options: KeygenOptions, public: Path) -> Non
     console.result(facts, lambda: lines)
 
 
-class SignedRef(CommandOptions):
+class SignedRef(msgspec.Struct, frozen=True, kw_only=True):
     """An artifact whose signatures are to be verified."""
 
     ref: str

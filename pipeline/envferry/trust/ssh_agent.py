@@ -82,7 +82,8 @@ def open_agent_key(name: str, agent: str) -> SigningKey:
     wanted = name.removeprefix(SCHEME)
     held = list_agent_keys(agent)
     usable = [key for key in held if key.raw]
-    found = [key for key in usable if _is_meant(key, wanted)]
+    blob = _read_blob(expand_home(Path(wanted))) if wanted.endswith(".pub") else b""
+    found = [key for key in usable if not wanted or _is_called(key, wanted) or key.blob == blob]
     if len(found) == 1:
         return SigningKey(public=public_key_of(found[0].raw, name), key=found[0])
     listed = ", ".join(f"{key.comment or 'no comment'} ({key.fingerprint})" for key in usable)
@@ -105,15 +106,15 @@ def list_agent_keys(agent: str) -> list[AgentKey]:
     return [AgentKey(agent, blob, comment.decode(errors="replace")) for blob, comment in pairs]
 
 
-def _is_meant(key: AgentKey, wanted: str) -> bool:
-    """Whether a key is what its user wrote: nothing, its fingerprint, comment or public key."""
-    if not wanted or wanted in (key.fingerprint, key.comment):
-        return True
-    return wanted.endswith(".pub") and key.blob == _read_blob(expand_home(Path(wanted)))
+def _is_called(key: AgentKey, wanted: str) -> bool:
+    return wanted in (key.fingerprint, key.comment)
 
 
 def _read_blob(path: Path) -> bytes:
-    """Return the key in a file as ssh-keygen writes it; empty for another file."""
+    """Return the key in a file as ssh-keygen writes it; empty where there is none.
+
+    A comment may end in `.pub`, too. Raises UsageError for a file that holds something else.
+    """
     try:
         return base64.b64decode(path.read_text().split()[1])
     except FileNotFoundError:

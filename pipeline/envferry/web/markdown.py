@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from markdown_it.token import Token
 
@@ -49,49 +49,44 @@ def render_markdown(text: str) -> Markup:
 def _renderer() -> HarmlessMarkdown:
     renderer = HarmlessMarkdown("commonmark", {"html": False})
     renderer.enable("table").disable("image")
-    renderer.add_render_rule("link_open", _open_link)
-    renderer.add_render_rule("heading_open", _heading)
-    renderer.add_render_rule("heading_close", _heading)
-    for cell in ("th_open", "td_open"):
-        renderer.add_render_rule(cell, _open_cell)
+    changes = {
+        "link_open": _mark_link,
+        "heading_open": _lower_heading,
+        "heading_close": _lower_heading,
+        "th_open": _align_cell,
+        "td_open": _align_cell,
+    }
+    for kind, change in changes.items():
+        renderer.add_render_rule(kind, _rendered_after(change))
     return renderer
 
 
-def _open_link(
-    self: Any,  # noqa: ANN401  (markdown-it-py passes its renderer)
-    tokens: Sequence[Token],
-    index: int,
-    options: Any,  # noqa: ANN401
-    env: Any,  # noqa: ANN401
-) -> str:
-    tokens[index].attrSet("rel", "noreferrer nofollow")
-    text: str = self.renderToken(tokens, index, options, env)
-    return text
+def _rendered_after(change: Callable[[Token], None]) -> Any:  # noqa: ANN401  (the library's type)
+    """Return a render rule that changes a token, and leaves the rest to the renderer."""
+
+    def render(
+        self: Any,  # noqa: ANN401
+        tokens: Sequence[Token],
+        index: int,
+        options: Any,  # noqa: ANN401
+        env: object,
+    ) -> str:
+        change(tokens[index])
+        text: str = self.renderToken(tokens, index, options, env)
+        return text
+
+    return render
 
 
-def _open_cell(
-    self: Any,  # noqa: ANN401
-    tokens: Sequence[Token],
-    index: int,
-    options: Any,  # noqa: ANN401
-    env: Any,  # noqa: ANN401
-) -> str:
+def _mark_link(token: Token) -> None:
+    token.attrSet("rel", "noreferrer nofollow")
+
+
+def _align_cell(token: Token) -> None:
     """Align a column by a class: the pages' policy forbids styles of elements."""
-    found = str(tokens[index].attrs.pop("style", ""))
-    if found:
-        tokens[index].attrSet("class", found.removeprefix("text-align:"))
-    text: str = self.renderToken(tokens, index, options, env)
-    return text
+    if found := str(token.attrs.pop("style", "")):
+        token.attrSet("class", found.removeprefix("text-align:"))
 
 
-def _heading(
-    self: Any,  # noqa: ANN401
-    tokens: Sequence[Token],
-    index: int,
-    options: Any,  # noqa: ANN401
-    env: Any,  # noqa: ANN401
-) -> str:
-    token = tokens[index]
+def _lower_heading(token: Token) -> None:
     token.tag = f"h{min(int(token.tag[1:]) + LOWERED, DEEPEST)}"
-    text: str = self.renderToken(tokens, index, options, env)
-    return text
