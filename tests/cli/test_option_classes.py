@@ -27,8 +27,8 @@ def test_a_value_for_each_field() -> None:
     assert (made.name, made.dry_run) == ("demo", False)
     with pytest.raises(TypeError, match="Options: missing or unknown: dry_run"):
         Options(name="demo")
-    with pytest.raises(TypeError, match="Options: missing or unknown: nam"):
-        Options(name="demo", dry_run=False, nam="demo")
+    with pytest.raises(TypeError, match="Options: missing or unknown: title"):
+        Options(name="demo", dry_run=False, title="demo")
 
 
 def classes(base: type[CommandOptions]) -> Iterator[type[CommandOptions]]:
