@@ -13,8 +13,8 @@ import click
 
 from envferry.cli.command import command, option
 from envferry.cli.hooks import run_hooks
-from envferry.cli.host import InstallCommandOptions
 from envferry.cli.host_report import report_host
+from envferry.cli.install import InstallCommandOptions
 from envferry.config import started_file
 from envferry.errors import UsageError
 from envferry.names import Ref, current_platform
