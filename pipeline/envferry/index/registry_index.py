@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from envferry.registry import Registry
 
 T = TypeVar("T")
-Read = TypeVar("Read", FilesLook, LockLook)
+Read = TypeVar("Read", bound=FilesLook | LockLook)
 
 DIRECTORY = "catalog"
 """Below the cache."""
@@ -144,7 +144,7 @@ class RegistryIndex:
         with Workers(FILE_THREADS, "reading") as pool, shown.task(title, size) as advance:
             for start in range(0, len(missing), FILE_THREADS):
                 batch = missing[start : start + FILE_THREADS]
-                found = tuple(pool.map(read, batch))
+                found: tuple[Read, ...] = tuple(pool.map(read, batch))
 
                 def note(connection: Connection, found: tuple[Read, ...] = found) -> None:
                     write(connection, found)
