@@ -26,6 +26,7 @@ STAGES = {
 }
 LAYERS = (
     ("errors", "progress", "redaction", "suggestions"),
+    ("names",),
     ("models", "base", "process"),
     ("config",),
     ("worker_process",),

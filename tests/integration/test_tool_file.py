@@ -17,7 +17,7 @@ from envferry.build.downloads import DownloadCache
 from envferry.channel.elf import is_elf
 from envferry.channel.interpreter import find_interpreter, stage_interpreter
 from envferry.config import settings
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.process import find_program
 from envferry.progress import Silent
 from envferry.registry import Registry

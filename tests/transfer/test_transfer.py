@@ -19,7 +19,7 @@ from envferry.base.json import to_json
 from envferry.cli.main import envferry, run
 from envferry.cli.transfer import export, parse_part_size
 from envferry.errors import IntegrityError, NotFound, StoreError, TargetOccupied, UsageError
-from envferry.models import Ref, current_platform
+from envferry.names import Ref, current_platform
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.check import check_registry

@@ -19,7 +19,8 @@ from envferry.artifacts import read_artifact, read_proof
 from envferry.base.json import from_json, to_json
 from envferry.config import Settings
 from envferry.errors import IntegrityError, NotFound, SpecError, UsageError
-from envferry.models import Artifact, Manifest, Ref
+from envferry.models import Artifact, Manifest
+from envferry.names import Ref
 from envferry.process import find_program, run
 from envferry.progress import Silent
 from envferry.registry import Registry

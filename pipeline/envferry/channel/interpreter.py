@@ -16,7 +16,7 @@ from envferry.channel.conda_package import PLACEHOLDER, CondaPackage, digest_tre
 from envferry.channel.elf import glibc_floor, is_elf, shared_libraries
 from envferry.config import child_environ
 from envferry.errors import SpecError, ToolFailed
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.process import find_program, run
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from envferry.cli.shared_options import RegistryOptions
 from envferry.cli.terminal import table
 from envferry.config import settings
 from envferry.errors import NotFound, UsageError
-from envferry.models import check_name
+from envferry.names import check_name
 from envferry.redaction import fit_to_show
 from envferry.registry import Registry
 from envferry.suggestions import closest

@@ -17,7 +17,7 @@ from envferry.cli.host import InstallCommandOptions
 from envferry.cli.host_report import report_host
 from envferry.config import started_file
 from envferry.errors import UsageError
-from envferry.models import Ref, current_platform
+from envferry.names import Ref, current_platform
 from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:

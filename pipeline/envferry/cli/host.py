@@ -28,8 +28,10 @@ from envferry.config import settings, user_kernels
 from envferry.errors import IntegrityError, UsageError
 from envferry.install.actor import current_actor, utc_now
 from envferry.install.env_home import IMAGE_SUFFIX, PARTIAL
+from envferry.install.installation import Finding
 from envferry.install.link_mode import Link
-from envferry.models import ID_PATTERN, Artifact, Finding, Ref
+from envferry.models import Artifact
+from envferry.names import ID_PATTERN, Ref
 from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:
@@ -37,9 +39,9 @@ if TYPE_CHECKING:
 
     from envferry.cli.console import Console
     from envferry.install.env_home import EnvHome
+    from envferry.install.installation import Installation, Origin
     from envferry.install.stage import InstallOptions, InstallPreview
     from envferry.install.verify import Verified
-    from envferry.models import Installation, Origin
     from envferry.registry import Registry
     from envferry.trust.host_trust import Trust
 

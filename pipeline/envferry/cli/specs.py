@@ -13,7 +13,7 @@ from envferry.cli.command import CommandOptions, argument, command, option
 from envferry.cli.completing import complete_specs
 from envferry.cli.shared_options import DryRunOptions, OfflineOptions
 from envferry.errors import UsageError
-from envferry.models import SPECS_DIR
+from envferry.names import SPECS_DIR
 
 if TYPE_CHECKING:
     from envferry.cli.console import Console

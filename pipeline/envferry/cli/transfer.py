@@ -24,7 +24,7 @@ from envferry.cli.shared_options import (
 from envferry.cli.sizes import size_of
 from envferry.config import settings
 from envferry.errors import IntegrityError, NotFound, UsageError
-from envferry.models import Ref, current_platform
+from envferry.names import Ref, current_platform
 from envferry.registry import Registry
 from envferry.registry.accepted_sources import open_trusting
 from envferry.stores.split import LEAST_PART

@@ -20,7 +20,7 @@ from envferry.cli.shared_options import (
 )
 from envferry.config import settings
 from envferry.errors import NotFound, UsageError
-from envferry.models import Ref
+from envferry.names import Ref
 from envferry.registry import Registry
 from envferry.trust.bundle import (
     BUNDLE_NAME,

@@ -12,7 +12,7 @@ from envferry.base.json import from_json
 from envferry.errors import IntegrityError, NotFound, PipelineError, SpecError, StoreError
 from envferry.index.file_rows import FileList, file_lists
 from envferry.index.registry_keys import Place, list_folder
-from envferry.models import ID_PATTERN
+from envferry.names import ID_PATTERN
 from envferry.registry.layout import tag_key
 from envferry.stores.s3.multipart import Unreachable
 from envferry.trust.signed_tags import SignedTagRecord, TagName

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from envferry.index.registry_keys import Place
 
 MOST_PLACED = 100_000_000
-"""Files of different lists that the index keeps: 3 to 12 GB, by how much their
+"""Files of different lists that the index keeps: 6 to 15 GB, by how much their
 names differ. Artifacts that bring more are named."""
 TOO_MANY = "the index of files is full"
 DIGEST_BYTES = 16
