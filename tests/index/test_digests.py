@@ -176,9 +176,9 @@ def test_what_is_removed_is_forgotten(site: Site) -> None:
     assert site.find("--hash", SHA256, "--refresh", code=7) == []
     assert site.find("--hash", artifact.manifest.archive.blake3, code=7) == []
     index = RegistryIndex.open(site.registry, site.home / "cache")
-    for table in ("marks", "locks", "named", "named_digests", "held"):
-        count = f"SELECT count(*) FROM {table}"
-        assert index.ask(lambda connection, sql=count: connection.execute(sql).fetchone()) == (0,)
+    tables = ("marks", "locks", "named", "named_digests", "held")
+    count = " UNION ALL ".join(f"SELECT count(*) FROM {table}" for table in tables)
+    assert index.ask(lambda connection: connection.execute(count).fetchall()) == [(0,)] * 5
     index.close()
 
 
