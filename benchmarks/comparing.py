@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ROUNDS = 5
+NO_BYTE_CODE = "PYTHONDONTWRITEBYTECODE"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,16 @@ def put_aside(tree: Path) -> None:
                 os.truncate(path, 0)
 
 
+def environment_of(command: Command) -> dict[str, str]:
+    """Return the variables of a command.
+
+    An installed command has its byte code. Where a shell forbids Python to keep any, every start
+    would compile all modules, which is most of what a short command does.
+    """
+    inherited = {name: os.environ[name] for name in os.environ.keys() - {NO_BYTE_CODE}}
+    return {**inherited, **dict(command.environ)}
+
+
 def run_once(command: Command) -> Run:
     """Run a command between two syncs; the second one counts: write-back varies threefold."""
     command.prepare()
@@ -97,7 +108,7 @@ def run_once(command: Command) -> Run:
         command.argv,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env={**os.environ, **dict(command.environ)},
+        env=environment_of(command),
     ) as child:
         assert child.stderr is not None
         errors = child.stderr.read()

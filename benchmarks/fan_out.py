@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from benchmarks.comparing import Result, table
-from envferry.models import Ref, current_platform
+from envferry.names import Ref, current_platform
 from envferry.progress import Silent
 from envferry.registry import Registry
 from tests.support.nginx import MAIN, archive_bytes, find_nginx, origin_block

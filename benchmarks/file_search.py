@@ -15,10 +15,12 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+import xxhash
+
 from benchmarks.comparing import Result
 from envferry.base.files import human_bytes
 from envferry.index.database import Database
-from envferry.index.file_queries import FilePattern, find_files, module_patterns
+from envferry.index.file_queries import FileContent, FilePattern, find_files, module_patterns
 from envferry.index.file_rows import FileList, write_files
 from envferry.index.rows import PUT_ARTIFACT
 
@@ -35,13 +37,21 @@ HELD, FILES = 250, 200
 ROUNDS = 5
 BATCH = 100
 PLATFORM = "linux-64"
-QUESTIONS = {
+
+
+def digest(path: str) -> str:
+    """Return the content that a file has here: another one for each path."""
+    return xxhash.xxh3_128_hexdigest(path.encode())
+
+
+QUESTIONS: dict[str, tuple[FilePattern | FileContent, ...]] = {
     "exact": (FilePattern.parse("libpkg7.so.1"),),
     "pattern": (FilePattern.parse("libpkg7.so*"),),
     "inside": (FilePattern.parse("*kg77.so*"),),
     "folder": (FilePattern.parse("pkg7/part3/__init__.py"),),
     "import": module_patterns("pkg7.part3"),
     "nothing": (FilePattern.parse("libcudnn.so.9"),),
+    "content": (FileContent(digest("lib/libpkg7.so.1")),),
 }
 
 
@@ -81,7 +91,8 @@ def fill(database: Database, count: int) -> None:
             for number in range(start, start + BATCH):
                 place = (f"env-{number % 100:03}", PLATFORM, f"{number:012x}")
                 sizes = ("published", None, "1", 1, 1, HELD)
-                connection.execute(PUT_ARTIFACT, (*place, *sizes, float(number), 0, "", 0.0, 0.0))
+                seen = (float(number), 0, "", 0.0, 0.0, "")
+                connection.execute(PUT_ARTIFACT, (*place, *sizes, *seen))
                 write_files(connection, place, choice.sample(packages, HELD))
 
         database.write(write)
@@ -95,12 +106,13 @@ def package(name: int, version: int) -> FileList:
         for number in range(FILES - 1)
     )
     library = f"lib/libpkg{name}.so.{version}"
-    return FileList(f"pkg{name}", str(version), (*modules, library))
+    paths = (*modules, library)
+    return FileList(f"pkg{name}", str(version), paths, tuple(map(digest, paths)))
 
 
-def ask_seconds(path: Path, patterns: tuple[FilePattern, ...]) -> tuple[float, int]:
+def ask_seconds(path: Path, wanted: tuple[FilePattern | FileContent, ...]) -> tuple[float, int]:
     """Return how long a question takes with the index just opened, and how much it finds."""
     started = time.monotonic()
     with closing(Database(path)) as database:
-        found = len(database.run(find_files(patterns)))
+        found = len(database.run(find_files(wanted)))
     return time.monotonic() - started, found

@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from envferry.models import current_platform
+from envferry.names import current_platform
 from tests.support.cli_runner import CliRunner
 from tests.support.dask_cluster import DaskCluster
 from tests.support.tiny_specs import make_tiny_channel, tiny_specs

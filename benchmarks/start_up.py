@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import statistics
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -30,11 +31,23 @@ PACKAGES = tuple(
     for number in range(300)
 )
 """As many as the reference environment has: `ls` reads the manifests."""
+HOST_COMMANDS = ("install", "verify", "rollback", "remove", "list", "status", "history", "run")
+HOST_SECONDS = 0.1
 
 
 def results(environment: Environment) -> Iterator[Result]:
-    """Yield the seconds of `envferry --help`, and of `envferry ls` on a local registry."""
+    """Yield the seconds of `--help`, of starting a host's command, and of `ls` on a local registry.
+
+    Of the host's commands it is the slowest one's; `--help` ends them when all is imported that
+    the command needs to begin.
+    """
     yield seconds("help_seconds", Command.of(ENVFERRY, "--help"), 0.15)
+    starts = [
+        (seconds("host_start_seconds", Command.of(ENVFERRY, name, "--help"), HOST_SECONDS), name)
+        for name in HOST_COMMANDS
+    ]
+    slowest, name = max(starts, key=lambda start: start[0].ours)
+    yield replace(slowest, note=f"of {name}; the others: {', '.join(HOST_COMMANDS)}")
     work = environment.home / "bench-start-up"
     shutil.rmtree(work, ignore_errors=True)
     fill_registry(work)

@@ -18,7 +18,8 @@ from benchmarks.comparing import Command, Result, Run, in_turn, run_once, second
 from benchmarks.registry import LIMIT_MB
 from demo.seaweed import S3Server, seaweed
 from demo.walkthrough import ENVFERRY, PROJECT
-from envferry.models import Artifact, Ref, current_platform
+from envferry.models import Artifact
+from envferry.names import Ref, current_platform
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.push import push_artifact

@@ -124,10 +124,45 @@ def test_exit_codes_are_unique_and_documented() -> None:
     assert {"0", str(EXIT_BUG), str(EXIT_INTERRUPTED)} <= set(table)
 
 
+def headings(page: Path) -> set[str]:
+    """Return what links call the headings of a page (Python-Markdown's slugs)."""
+    return {
+        re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
+        for heading in re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    }
+
+
 def test_links_between_pages_lead_somewhere() -> None:
     for page in (*README.parent.glob("*.md"), *DOCS.rglob("*.md")):
-        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
+        links = re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([\w-]+))?\)", page.read_text())
+        for link, heading in links:
+            target = page.parent / link if link else page
+            assert target.exists(), f"{page.name}: {link}"
+            if heading and target.suffix == ".md":
+                assert heading in headings(target), f"{page.name}: {link}#{heading}"
+
+
+def test_references_to_decisions_lead_to_a_record() -> None:
+    """In every text of the repository, by number or by file."""
+    records = {int(path.name[:4]) for path in DOCS.glob("adr/0*.md")}
+    assert records == set(range(1, len(records) + 1)), "numbers without a gap"
+    root = DOCS.parent
+    folders = (*(root / name for name in ("pipeline", "tests", "docs", "benchmarks")), root)
+    paths = [
+        path
+        for folder in folders
+        for path in (folder.glob("*") if folder == root else folder.rglob("*"))
+        if path.is_file() and path.suffix in (".md", ".py", ".sh", ".toml", ".yml", "")
+    ]
+    found = [
+        (path, int(number))
+        for path in paths
+        for number in re.findall(
+            r"(?:\bADRs? (?=\d)|adr/(?=\d\d))(\d+)", path.read_text(errors="replace")
+        )
+    ]
+    assert len(found) > 20
+    assert not [f"{path}: {number}" for path, number in found if number not in records]
 
 
 def test_the_questions_of_a_newcomer_lead_to_files() -> None:

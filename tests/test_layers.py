@@ -26,6 +26,7 @@ STAGES = {
 }
 LAYERS = (
     ("errors", "progress", "redaction", "suggestions"),
+    ("names",),
     ("models", "base", "process"),
     ("config",),
     ("worker_process",),
@@ -63,7 +64,8 @@ SHARED_NAMES = {
 }
 """Why modules of several folders have one name; besides, `cli/` has the commands of a module."""
 INSTALL_NEEDS = (
-    *("envferry.install.stage", "envferry.registry.fetch", "envferry.cli.host"),
+    *("envferry.install.stage", "envferry.registry.fetch", "envferry.cli.install"),
+    *("envferry.cli.fetch", "envferry.cli.verify"),
     *("envferry.audit.artifact_audit", "envferry.cli.audit", "envferry.cli.trust_bundle"),
 )
 BUILD_LIBRARIES = {

@@ -21,7 +21,8 @@ from envferry.lock.conda_messages import CondaRequest
 from envferry.lock.conda_solver import virtual_packages
 from envferry.lock.lock_options import LockOptions
 from envferry.lock.stage import lock_spec
-from envferry.models import LockedPackage, SpecOptions, SystemRequirements, current_platform
+from envferry.models import LockedPackage, SpecOptions, SystemRequirements
+from envferry.names import current_platform
 from envferry.pack.frozen import frozen_members
 from envferry.pack.generated import content_of
 from envferry.progress import Silent

@@ -49,24 +49,17 @@ from envferry.errors import (
     UsageError,
 )
 from envferry.index.queries import Entry, Filter, Match
+from envferry.install.installation import Installation
 from envferry.install.link_mode import Link
 from envferry.install.plan import InstallOptions
 from envferry.install.verify import Verified
 from envferry.lock.lock_options import LockOptions
-from envferry.models import (
-    SPECS_DIR,
-    Artifact,
-    BuiltEnv,
-    Installation,
-    Lock,
-    Manifest,
-    PushedArtifact,
-    Ref,
-    current_platform,
-)
+from envferry.models import Artifact, BuiltEnv, Lock, Manifest
+from envferry.names import SPECS_DIR, Ref, current_platform
 from envferry.pack.pack_options import PackOptions
 from envferry.progress import Progress, Silent
 from envferry.registry import Registry
+from envferry.registry.push import PushedArtifact, push_artifact
 from envferry.trust.attestations import VerifiedArtifact
 
 if TYPE_CHECKING:
@@ -228,8 +221,6 @@ def push(
     What is there already is not sent again. Raises IntegrityError for a damaged archive, or when
     its id is taken by another one; StoreError when the registry cannot be reached or refuses.
     """
-    from envferry.registry.push import push_artifact
-
     ready = artifact if isinstance(artifact, Artifact) else read_artifact(Path(artifact))
     return push_artifact(
         ready, registry=_opened(registry), tags=tags, progress=progress or Silent()

@@ -10,7 +10,8 @@ from blake3 import blake3
 from envferry.base.files import digest_file, write_bytes
 from envferry.base.json import decode_json, from_json, to_json
 from envferry.errors import IntegrityError, NotFound, UsageError
-from envferry.models import ID_PATTERN, NAME_PATTERN, Artifact, Manifest
+from envferry.models import Artifact, Manifest
+from envferry.names import ID_PATTERN, NAME_PATTERN
 
 if TYPE_CHECKING:
     from pathlib import Path

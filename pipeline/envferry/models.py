@@ -2,108 +2,15 @@
 
 from __future__ import annotations
 
-import platform as host_platform
-import posixpath
-import re
-import unicodedata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from envferry.errors import SpecError, UsageError
-from envferry.suggestions import perhaps
+from envferry.errors import SpecError
+from envferry.names import current_platform
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
-SEEN_DIRECTORY = Path(".envferry", ".tags")
-"""Below a directory of environments: the newest record of each tag that this host accepted."""
-ENVS_DIR = Path("/opt/conda/envs")
-SPECS_DIR = Path("specs")
-"""Where specs and locks are found by name."""
-DIST_DIR = Path("dist")
-"""Where archives are packed to."""
-DEFAULT_TAG = "latest"
-
-NAME_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
-PREFIX_PUNCTUATION = "/._-+@=~"
-ID_PATTERN = re.compile(r"[0-9a-f]{12}")
-
-PLATFORMS = {
-    ("Linux", "x86_64"): "linux-64",
-    ("Linux", "aarch64"): "linux-aarch64",
-    ("Linux", "ppc64le"): "linux-ppc64le",
-    ("Darwin", "x86_64"): "osx-64",
-    ("Darwin", "arm64"): "osx-arm64",
-}
-
-
-def current_platform() -> str:
-    """Return this machine's conda platform (subdir), such as `linux-64`."""
-    machine = (host_platform.system(), host_platform.machine())
-    if machine not in PLATFORMS:
-        message = f"envferry does not know the platform {machine[0]} {machine[1]}"
-        raise UsageError(message)
-    return PLATFORMS[machine]
-
-
-def file_name_of(url: str) -> str:
-    """Return the last part of a URL's path; of whatever text, for specs hold any."""
-    from urllib.parse import unquote
-
-    path = re.split(r"[?#]", url, maxsplit=1)[0].partition("://")
-    return unquote((path[2].partition("/")[2] if path[1] else path[0]).rpartition("/")[2])
-
-
-def check_name(name: str, what: str) -> str:
-    """Return `name` when it can be one path component everywhere; raise UsageError otherwise."""
-    if not NAME_PATTERN.fullmatch(name):
-        message = (
-            f"{name!r} is not a valid {what}: letters, digits, `.`, `_` and `-` only, 100 at most"
-        )
-        raise UsageError(message, hint="choose one such as `demo` or `torch-2.8`")
-    return name
-
-
-def check_env_prefix(prefix: str, hint: str) -> str:
-    """Return `prefix` when an environment can live at that path; raise UsageError otherwise.
-
-    An environment's scripts hold its prefix in shell, Python, Perl, make and `#!` lines, and in
-    variables whose parts `:` separates. What one of them treats as more than a letter would break
-    scripts, or run what is in the path. Letters and digits of any language are fine, and so are
-    blanks: installers write `#!` lines that allow for them.
-    """
-    faults = sorted({character for character in prefix if not _is_plain(character)})
-    if faults:
-        shown = " ".join(map(ascii, faults[:5]))
-        message = (
-            f"{prefix!r} cannot be the prefix of an environment: it contains {shown}; letters, "
-            f"digits, blanks and {' '.join(PREFIX_PUNCTUATION)} are allowed"
-        )
-        raise UsageError(message, hint=hint)
-    is_absolute = prefix.startswith("/") and not prefix.startswith("//")
-    if not is_absolute or prefix == "/" or posixpath.normpath(prefix) != prefix:
-        message = f"{prefix!r} cannot be the prefix of an environment: it is not an absolute path"
-        msg = f"{message} without `.`, `..` and `//`"
-        raise UsageError(msg, hint=hint)
-    return prefix
-
-
-def _is_plain(character: str) -> bool:
-    """Whether a character is a letter, a digit, or of the few that no script interprets."""
-    is_letter = unicodedata.category(character)[0] in "LMN"
-    return is_letter or character == " " or character in PREFIX_PUNCTUATION
-
-
-def check_platform(platform: str) -> str:
-    """Return `platform` when environments can be locked for it; raise UsageError otherwise."""
-    known = tuple(PLATFORMS.values())
-    if platform not in known:
-        message = f"`{platform}` is not a valid platform{perhaps(platform, known)}"
-        raise UsageError(message, hint=f"the platforms are {', '.join(known)}")
-    return platform
-
+    from pathlib import Path
 
 ChannelPriority = Literal["strict", "flexible", "disabled"]
 """As conda has it: `strict` looks no further than the first channel that has a name, `flexible`
@@ -207,12 +114,6 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     def lock_path(self) -> Path:
         """Where this spec's lock lies: `NAME.conda-lock.yml` beside it."""
         return self.path.with_name(f"{self.path.stem}.conda-lock.yml")
-
-
-def build_string(file_name: str) -> str | None:
-    """Return the build string in a conda package's file name, `NAME-VERSION-BUILD.conda`."""
-    stem = file_name.removesuffix(".conda").removesuffix(".tar.bz2")
-    return stem.rsplit("-", 1)[1] if stem != file_name and stem.count("-") > 1 else None
 
 
 class Replacement(msgspec.Struct, frozen=True, kw_only=True):
@@ -469,134 +370,4 @@ class TagRecord(msgspec.Struct, frozen=True, kw_only=True):
     """When it was signed, in RFC 3339; records that do not expire have none."""
     expires: str | msgspec.UnsetType = msgspec.UNSET
     """When hosts shall no longer take it as what is new."""
-    schema: int = 1
-
-
-class Ref(msgspec.Struct, frozen=True, kw_only=True):
-    """`NAME`, `NAME@TAG` or `NAME@ID`: how people name an artifact in a registry."""
-
-    name: str
-    version: str = DEFAULT_TAG
-    """A tag or an id."""
-
-    @classmethod
-    def parse(cls, text: str) -> Ref:
-        """Parse a ref; raise UsageError when it is not valid."""
-        name, at, version = text.partition("@")
-        check_name(name, "environment name")
-        if not at:
-            return cls(name=name)
-        return cls(name=name, version=check_name(version, "tag or id"))
-
-    @property
-    def is_id(self) -> bool:
-        """Whether this ref names an id and not a tag."""
-        return ID_PATTERN.fullmatch(self.version) is not None
-
-    def __str__(self) -> str:
-        return f"{self.name}@{self.version}"
-
-
-class PushedArtifact(msgspec.Struct, frozen=True, kw_only=True):
-    """What a push left in a registry."""
-
-    registry: str
-    name: str
-    platform: str
-    id: str
-    size: int
-    """The bytes of its archive."""
-    tags: tuple[str, ...]
-    """The tags that point to it now because of this push."""
-    uploaded: bool
-    """Whether anything was sent; False when the registry had it all."""
-
-
-class RegistryEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One artifact in a registry, as a listing shows it."""
-
-    name: str
-    platform: str
-    id: str
-    size: int
-    """The bytes of its archive."""
-    packages: int
-    tags: tuple[str, ...]
-    version: str | None = None
-    published: datetime | None = None
-    """When its manifest came into this registry, by the store's own clock, in UTC."""
-    attested: bool = False
-    """Whether an attestation lies beside it; who signed that is another question."""
-
-
-Finding = Literal["arch", "glibc", "cuda", "space", "inodes", "readonly", "noexec", "symlinks"]
-"""What can be wrong with a host."""
-
-
-class Unchecked(msgspec.Struct, frozen=True, kw_only=True):
-    """What was at `envs/NAME` before an installation whose checks have not passed yet."""
-
-    before: str | None = None
-    """The id of the installation that was current."""
-    aside: str | None = None
-    """What the thing that was not ours is called now, in the envs directory."""
-
-
-class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """How an installation came to its host."""
-
-    time: str
-    """When it was installed, in UTC: `2026-11-28T23:10:00Z`."""
-    user: str
-    """Who installed it."""
-    source: str
-    """The registry, without logins, or the path of the archive."""
-    ref: str = ""
-    """What was asked for: `NAME@TAG`, `NAME@ID` or a file."""
-    tag: str | None = None
-    """The tag that was asked for, and led to this id."""
-    signed_by: tuple[str, ...] = ()
-    """The keys that signed it and that this host trusted then, by id."""
-
-
-class Sharing(msgspec.Struct, frozen=True, kw_only=True):
-    """The files that an installation took over from others as hard links, all in one number."""
-
-    files: int
-    size: int
-    """Bytes."""
-    with_: tuple[str, ...] = msgspec.field(name="with")
-    """The installations that have them, too: `NAME@ID`."""
-
-
-class Installation(msgspec.Struct, frozen=True, kw_only=True):
-    """`ID.json` beside an installed tree, written last: no record, no installation."""
-
-    name: str
-    id: str
-    platform: str
-    prefix: str
-    """The path that the tree believes it lives at."""
-    built_prefix: str
-    archive_xxh128: str
-    files: int
-    size: int
-    """The bytes of its files."""
-    checks: Checks = Checks()
-    edited: dict[str, tuple[int, str]] = {}
-    """Size and XXH3-128 of the files that are not as the archive has them: prefix edits."""
-    unchecked: Unchecked | None = None
-    """Set while it is current and its checks have not passed: the next command goes back."""
-    version: str | None = None
-    """The environment's own version, as its spec gives it."""
-    origin: Origin | None = None
-    """None in records that envferry 0.2 and older wrote."""
-    sharing: Sharing | None = None
-    """What it shared by hard links when it was installed."""
-    mounted: bool = False
-    """Whether its tree is the mounted image `ID.squashfs` beside it."""
-    requirements: SystemRequirements = SystemRequirements()
-    """What it needs of its host."""
-    cuda_code: dict[str, tuple[str, ...]] = {}
-    """For which GPUs its packages have compiled code; empty where that is not known."""
     schema: int = 1

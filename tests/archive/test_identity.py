@@ -11,7 +11,8 @@ from envferry.archive.reader import FileSource
 from envferry.artifacts import read_lock, write_companions
 from envferry.errors import IntegrityError
 from envferry.install.stage import InstallOptions, install_artifact
-from envferry.models import Artifact, Ref
+from envferry.models import Artifact
+from envferry.names import Ref
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.check import check_registry

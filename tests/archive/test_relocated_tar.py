@@ -18,7 +18,7 @@ from envferry.archive.reader import Archive, FileSource
 from envferry.archive.relocated_tar import RelocatedTar
 from envferry.archive.writer import ArchiveOptions, write_archive
 from envferry.errors import HostError, IntegrityError
-from envferry.models import current_platform
+from envferry.names import current_platform
 from tests.support.archives import OWNER, PREFIX, small_members
 
 if TYPE_CHECKING:

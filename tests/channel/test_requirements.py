@@ -15,7 +15,7 @@ from envferry.channel.requirements import (
     match_specs,
     version_spec,
 )
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.specs.markers import target_environment
 
 VERSIONS = (

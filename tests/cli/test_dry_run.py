@@ -15,7 +15,7 @@ import pytest
 
 from docs.generate import commands
 from envferry.cli.main import envferry, run
-from envferry.models import current_platform
+from envferry.names import current_platform
 from tests.support.packed import pack, random_bytes
 from tests.support.tiny_channel import make_channel, python_packages
 

@@ -60,7 +60,9 @@ DATACLASSES = {"Secret", "SiteIndex"}
 """Each costs half a millisecond at every start: Python compiles their methods then."""
 
 
-@pytest.mark.parametrize("module", ["build", "follow", "host", "installed", "release", "upkeep"])
+@pytest.mark.parametrize(
+    "module", ["build", "fetch", "follow", "install", "installed", "release", "upkeep", "verify"]
+)
 def test_a_command_is_described_without_what_it_runs(module: str) -> None:
     argv = [sys.executable, "-c", LOADED, f"envferry.cli.{module}", *LATE]
     finished = subprocess.run(argv, capture_output=True, text=True, check=True)

@@ -16,7 +16,7 @@ from envferry.base.json import to_json
 from envferry.base.limits import REPORT_BYTES
 from envferry.errors import UsageError
 from envferry.follow.reporting import own_report, report_if_new
-from envferry.models import Ref, current_platform
+from envferry.names import Ref, current_platform
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.check import check_registry

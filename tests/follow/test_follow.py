@@ -25,7 +25,8 @@ from envferry.follow.window import Window
 from envferry.install.activation import roll_back
 from envferry.install.env_home import EnvHome
 from envferry.install.plan import InstallOptions
-from envferry.models import Checks, Ref, current_platform
+from envferry.models import Checks
+from envferry.names import Ref, current_platform
 from envferry.progress import Silent
 from envferry.registry import Registry
 from tests.support.artifacts import installable_artifact

@@ -141,7 +141,7 @@ def test_the_lists_of_an_archive_are_its_packages() -> None:
         FileEntry("etc"),
         FileEntry("etc/own"),
         FileEntry("lib", type="directory"),
-        FileEntry("lib/a"),
+        FileEntry("lib/a", size=1, xxh128="ab" * 16),
         FileEntry("lib/b", type="symlink", link="a"),
     ]
     packages = (
@@ -161,8 +161,8 @@ def test_the_lists_of_an_archive_are_its_packages() -> None:
         packages=packages,
     )
     assert file_lists(index) == (
-        FileList("", "", ("etc", "etc/own")),
-        FileList("one", "1.0", ("lib/a", "lib/b")),
+        FileList("", "", ("etc", "etc/own"), ("", "")),
+        FileList("one", "1.0", ("lib/a", "lib/b"), ("ab" * 16, "")),
     )
 
 
@@ -226,7 +226,9 @@ def test_how_else_to_ask(site: Registry, capsys: pytest.CaptureFixture[str]) -> 
         assert hint in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["--file", "--import", "--license", "--cve"])
+@pytest.mark.parametrize(
+    "option", ["--file", "--import", "--license", "--cve", "--hash", "--hash-of"]
+)
 def test_an_empty_question_is_no_question_for_a_package(
     option: str, site: Registry, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,8 @@ from msgspec.structs import replace
 from envferry.errors import HostError
 from envferry.install.gpu_check import Gpu, gpu_faults, read_gpus, runs_on
 from envferry.install.host_check import check_host
-from envferry.models import SystemRequirements, current_platform
+from envferry.models import SystemRequirements
+from envferry.names import current_platform
 from tests.install.test_host_check import NEEDS
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from tests.support.installing import install, manifest_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envferry.models import Installation
+    from envferry.install.installation import Installation
 
 
 @pytest.fixture

@@ -25,7 +25,8 @@ from envferry.install.host_check import (
     read_disk,
     version_key,
 )
-from envferry.models import SystemRequirements, current_platform
+from envferry.models import SystemRequirements
+from envferry.names import current_platform
 
 NEEDS = Needs(
     platform="linux-64",

@@ -10,7 +10,8 @@ import pytest
 from envferry.archive.writer import ArchiveOptions, write_archive
 from envferry.base.run_time_compilers import BROUGHT, NEEDS, TOOLS, compiler_findings
 from envferry.install.host_compilers import PROGRAMS, host_has
-from envferry.models import SystemRequirements, current_platform
+from envferry.models import SystemRequirements
+from envferry.names import current_platform
 from tests.support.archives import OWNER, PREFIX, small_members
 from tests.support.cli_runner import CliRunner
 from tests.support.installing import install, manifest_of

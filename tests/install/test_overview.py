@@ -18,13 +18,14 @@ from envferry.install.disk_usage import measure_directory
 from envferry.install.env_home import EnvHome
 from envferry.install.events import MOST_EVENTS, Actor, note_event, read_events
 from envferry.install.host_overview import list_installed, read_history
+from envferry.install.installation import Installation, Origin
 from envferry.install.last_results import read_state
 from envferry.install.later_checks import check_installed
 from envferry.install.link_mode import Link
 from envferry.install.remove import remove_named, remove_whole
 from envferry.install.status import HostStatus, StatusOptions, metrics_of, read_status
 from envferry.install.verify import verify_installation
-from envferry.models import Checks, Installation, Origin
+from envferry.models import Checks
 from envferry.progress import Silent
 from tests.support.artifacts import installable_artifact
 from tests.support.cli_runner import CliRunner

@@ -11,7 +11,8 @@ from envferry.build.downloads import DownloadCache
 from envferry.build.stage import build_env
 from envferry.engines.bubblewrap import Bubblewrap
 from envferry.errors import UsageError
-from envferry.models import Lock, SpecOptions, check_env_prefix
+from envferry.models import Lock, SpecOptions
+from envferry.names import check_env_prefix
 from envferry.pack.existing_env import describe_env
 from envferry.progress import Silent
 from tests.support.installing import install, manifest_of, output_of

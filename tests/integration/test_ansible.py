@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from envferry.models import Checks, current_platform
+from envferry.models import Checks
+from envferry.names import current_platform
 from envferry.process import find_program
 from envferry.progress import Silent
 from envferry.registry import Registry

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from envferry.errors import PipelineError, StoreError
-from envferry.models import Ref
+from envferry.names import Ref
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.fetch import fetch_artifact

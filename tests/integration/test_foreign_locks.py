@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import hashes
 from envferry.errors import SpecError
 from envferry.lock.adopting import lock_source, needed_glibc
 from envferry.lock.existing_lock import check_lock
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.progress import Silent
 from envferry.specs.importing import ImportOptions, import_spec
 from envferry.specs.reading import read_spec

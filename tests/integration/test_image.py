@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.process import find_program
 from tests.conftest import require
 from tests.support.cli_runner import ENVFERRY

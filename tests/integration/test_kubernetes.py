@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.progress import Silent
 from envferry.registry import Registry
 from tests.conftest import require

@@ -17,7 +17,7 @@ import urllib3
 
 from envferry.errors import PipelineError
 from envferry.install.stage import InstallOptions, install_artifact
-from envferry.models import Manifest, Ref, current_platform
+from envferry.names import Ref, current_platform
 from envferry.progress import Silent
 from envferry.registry import PublishedArchive, Registry
 from envferry.registry.layout import archive_key
@@ -28,6 +28,8 @@ from tests.support.web_server import write_certificates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from envferry.models import Manifest
 
 PAGE = Path(__file__).parents[2] / "docs/mirrors.md"
 SLICE = 4 << 20

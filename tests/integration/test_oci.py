@@ -16,7 +16,7 @@ import pytest
 from msgspec.structs import replace
 
 from envferry.errors import NotFound, UsageError
-from envferry.models import Ref, current_platform
+from envferry.names import Ref, current_platform
 from envferry.process import run
 from envferry.progress import Silent
 from envferry.registry import Registry

@@ -16,7 +16,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import SSlibKey
 
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.process import run
 from envferry.progress import Silent
 from envferry.registry import Registry

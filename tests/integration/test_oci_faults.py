@@ -17,7 +17,7 @@ import pytest
 
 from envferry.base.retry import RetryPolicy
 from envferry.errors import IntegrityError, PipelineError, StoreError
-from envferry.models import Ref
+from envferry.names import Ref
 from envferry.process import run
 from envferry.progress import Silent
 from envferry.registry import Registry
@@ -40,7 +40,7 @@ from envferry.stores.oci.documents import (
     read_index,
 )
 from envferry.stores.oci.image_store import OciStore
-from envferry.stores.oci.names import ArchiveName
+from envferry.stores.oci.key_tags import ArchiveName
 from envferry.stores.oci.registry_session import RegistrySession
 from envferry.stores.opening import open_store
 from envferry.stores.receive import REQUEST_BYTES

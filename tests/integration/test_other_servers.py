@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from envferry.errors import PipelineError, StoreError
-from envferry.models import Ref
+from envferry.names import Ref
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.check import check_registry

@@ -27,7 +27,7 @@ from envferry.errors import (
     TargetOccupied,
     UsageError,
 )
-from envferry.models import Artifact, Ref
+from envferry.names import Ref
 from envferry.process import find_program, run
 from envferry.progress import Silent
 from envferry.registry import Registry
@@ -44,7 +44,8 @@ from tests.support.range_server import RangeHandler
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from envferry.models import PushedArtifact
+    from envferry.models import Artifact
+    from envferry.registry.push import PushedArtifact
     from envferry.stores.port import DiskStore, KnownRange, Listed, Stat, Store
     from envferry.stores.source import ContentSource
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from envferry.models import current_platform
+from envferry.names import current_platform
 from tests.support.ci_actions import run_script
 
 if TYPE_CHECKING:

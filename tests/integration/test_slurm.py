@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.progress import Silent
 from envferry.registry import Registry
 from tests.conftest import require

@@ -235,6 +235,16 @@ def test_parts_cover_a_file_and_are_long_enough(data: st.DataObject) -> None:
             assert part.known.key_offset - run.key_offset == part.offset - run.offset
 
 
+def test_a_run_of_one_part_is_copied() -> None:
+    run = KnownRange(1, 2 * LEAST_PART, "k", 0)
+    parts = plan_parts(4 * LEAST_PART, [run])
+    assert [(part.length, part.known is not None) for part in parts] == [
+        (LEAST_PART, False),
+        (LEAST_PART + 1, True),
+        (2 * LEAST_PART - 1, False),
+    ]
+
+
 def uploads(store: S3Store) -> list[Any]:
     answer = store.call.client.list_multipart_uploads(
         Bucket=store.call.bucket, Prefix=store.call.prefix

@@ -18,7 +18,7 @@ from envferry.channel.elf import is_elf
 from envferry.channel.interpreter import find_interpreter
 from envferry.channel.interpreter_staging import stage_interpreter
 from envferry.config import settings
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.process import find_program
 from envferry.progress import Silent
 from envferry.registry import Registry

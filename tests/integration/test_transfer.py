@@ -21,7 +21,7 @@ from packaging.utils import parse_wheel_filename
 from envferry.build.downloads import DownloadCache
 from envferry.engines.bubblewrap import Bubblewrap
 from envferry.engines.port import Job, Mount
-from envferry.models import Ref, current_platform
+from envferry.names import Ref, current_platform
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.check import check_registry

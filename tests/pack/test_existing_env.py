@@ -549,3 +549,26 @@ def test_code_for_gpus_is_noted_and_compared(
     smi.write_text('#!/bin/sh\necho "12.0, RTX PRO 6000"\n')  # which compiles the PTX
     install(artifact.archive_path, envs, artifact.manifest)
     assert (envs / "demo").exists()
+
+
+def test_a_directory_is_its_packages_where_all_in_it_is(tree: Path) -> None:
+    conda_record(tree, "headers", {"include/a/x.h": b"x", "include/b.h": b"b", "share/h/x": b""})
+    conda_record(tree, "more", {"include/a/y.h": b"y", "share/m/deep/er/x": b""})
+    (tree / "share/m/empty").mkdir()
+    listing = Listing(tree, str(tree))
+    owners = {
+        member.entry.path: member.owner.name
+        for member in listing.members
+        if member.entry.type == "directory"
+    }
+    assert {path: name for path, name in owners.items() if path.startswith(("in", "sh"))} == {
+        "include": "",
+        "include/a": "",
+        "share": "",
+        "share/h": "headers",
+        "share/m": "",
+        "share/m/deep": "more",
+        "share/m/deep/er": "more",
+        "share/m/empty": "",
+    }
+    assert owners[f"{SITE}/wheel-2.0.dist-info"] == "wheel"

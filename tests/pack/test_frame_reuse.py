@@ -121,6 +121,17 @@ def test_only_what_changed_is_compressed_again(two: PackedTwice, notes: bool) ->
     assert reuse.frames == len(archive_offsets(second.archive_path)) - 1 - 2  # wheel, the end
 
 
+def test_another_version_changes_the_frames_of_its_package_alone(two: PackedTwice) -> None:
+    two.pack("dist")
+    info = two.tree / SITE / "wheel-2.0.dist-info"
+    lines = (info / "RECORD").read_text().replace("wheel-2.0", "wheel-3.0")
+    (info / "RECORD").write_text(lines)
+    info.rename(info.with_name("wheel-3.0.dist-info"))
+    second, reuse = two.pack("dist")
+    assert second.archive_path.read_bytes() == two.from_nothing()
+    assert reuse.frames == len(archive_offsets(second.archive_path)) - 1 - 2  # wheel, the end
+
+
 def test_the_archive_of_the_run_before_is_found_where_it_was_written(two: PackedTwice) -> None:
     first, _ = two.pack("yesterday")
     two.change()

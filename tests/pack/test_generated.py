@@ -14,7 +14,7 @@ import pytest
 from envferry.archive.index import BinaryString, FileEntry, PrefixEdits
 from envferry.base.env_variables import read_variables
 from envferry.errors import UsageError
-from envferry.models import check_env_prefix
+from envferry.names import check_env_prefix
 from envferry.pack import unpacking
 from envferry.pack.existing_env import describe_env
 from envferry.pack.generated import fish_script

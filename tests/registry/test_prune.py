@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from envferry.errors import IntegrityError, NotFound, StoreError
-from envferry.models import Ref
+from envferry.names import Ref
 from envferry.progress import Silent
 from envferry.registry import Registry, WasRemoved
 from envferry.registry.check import check_registry

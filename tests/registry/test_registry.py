@@ -9,7 +9,8 @@ import pytest
 from envferry.artifacts import read_artifact, write_companions
 from envferry.base.json import from_json, to_json
 from envferry.errors import IntegrityError, NotFound, SpecError, UsageError
-from envferry.models import Artifact, Manifest, Ref, TagRecord
+from envferry.models import Artifact, Manifest, TagRecord
+from envferry.names import Ref
 from envferry.process import find_program, run
 from envferry.progress import Silent
 from envferry.registry import Registry

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from envferry.errors import SpecError
-from envferry.models import LockedPackage, current_platform
+from envferry.names import current_platform
 from envferry.specs.foreign_locks import git_url
 from envferry.specs.importing import Imported, ImportOptions, import_spec
 from envferry.specs.kinds import FileKind
@@ -15,6 +15,8 @@ from envferry.specs.reading import read_spec
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from envferry.models import LockedPackage
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SHA = "ab" * 32

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.specs.importing import ImportOptions, import_spec
 from tests.support.lost_words import GIVEN_OFTEN, WORD
 

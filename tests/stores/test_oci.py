@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envferry.errors import IntegrityError, SpecError, StoreError, ToolFailed, UsageError
-from envferry.models import Ref
+from envferry.names import Ref
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.check import check_registry
@@ -32,7 +32,7 @@ from envferry.stores.oci.documents import (
 )
 from envferry.stores.oci.image_layout import REFERENCES, LayoutSpace
 from envferry.stores.oci.image_store import OciStore
-from envferry.stores.oci.names import TAG, Names, archive_name, escape, unescape
+from envferry.stores.oci.key_tags import TAG, Names, archive_name, escape, unescape
 from envferry.stores.oci.tokens import Challenge, TokenChallenge, Tokens, is_loopback
 from envferry.stores.opening import open_store
 from envferry.transfer.export import ExportRequest, export_artifacts

@@ -17,7 +17,7 @@ from envferry.errors import IntegrityError, NotFound, StoreError, UsageError
 from envferry.process import run
 from envferry.stores.directory import DirectoryStore
 from envferry.stores.http import HttpStore
-from envferry.stores.opening import open_store
+from envferry.stores.opening import open_store, require_public
 from envferry.stores.split import SplitStore
 from tests.support.range_server import RangeHandler
 from tests.support.store_suite import NOBODY, StoreSuite
@@ -305,6 +305,33 @@ def test_credentials_in_a_url_are_refused_and_not_repeated(url: str) -> None:
 def test_urls_that_are_no_registry(url: str) -> None:
     with pytest.raises(UsageError):
         open_store(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("ftp://host/x", "s3://", "s3:///x", "https:///x", "https:host/x", "file://b/x"),
+        *("https://user:secret@host/x", "https://host/x?token=secret", "s3://bucket/x?secret"),
+        *("artifacts", "./artifacts", "~/artifacts", "host/x", "envs.example"),
+        *("https://host/a b", "https://host/x\nRUN reboot", "/srv/a\x1b[31m", "oci://host"),
+    ],
+)
+def test_what_no_other_machine_can_take_as_a_url(url: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        require_public(url)
+    assert caught.value.hint
+    assert "secret" not in caught.value.message + caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("https://host/envs", "http://10.0.0.1:8000", "http://[::1]:8000/x", "s3://bucket/x"),
+        *("oci://host/envs", "oci+http://host:5000/envs", "/srv/my envs", "file:///srv/a%20b"),
+    ],
+)
+def test_urls_that_other_machines_can_take(url: str) -> None:
+    require_public(url)
 
 
 @pytest.mark.parametrize("bucket", ["a b", "Bücket", "x" * 300])

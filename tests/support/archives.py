@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from envferry.archive.index import FileEntry
 from envferry.archive.members import Member, Owner
 from envferry.archive.writer import ArchiveOptions, WrittenArchive, write_archive
-from envferry.models import current_platform
+from envferry.names import current_platform
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

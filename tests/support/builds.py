@@ -13,7 +13,8 @@ from envferry.build.build_options import BuildOptions
 from envferry.build.downloads import DownloadCache
 from envferry.build.request import BuildVariation
 from envferry.build.stage import build_env
-from envferry.models import Checks, DataFile, Lock, LockedPackage, SpecOptions, build_string
+from envferry.models import Checks, DataFile, Lock, LockedPackage, SpecOptions
+from envferry.names import build_string
 from envferry.progress import Silent
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from envferry.models import current_platform
+from envferry.names import current_platform
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from envferry.archive.reader import FileSource
 from envferry.install.stage import InstallOptions, install_artifact
-from envferry.models import Installation, Manifest
+from envferry.models import Manifest
 from envferry.progress import Silent
 from tests.support.archives import PREFIX, small_archive
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from envferry.install.installation import Installation
 
 SCRIPT = b"#!/bin/sh\n# at /opt/conda/envs/demo\necho version %b\n"
 

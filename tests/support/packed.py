@@ -11,7 +11,8 @@ from envferry.archive.index import FileEntry
 from envferry.archive.members import Member, Owner
 from envferry.archive.writer import ArchiveOptions, write_archive
 from envferry.artifacts import write_companions
-from envferry.models import Artifact, Manifest, current_platform
+from envferry.models import Artifact, Manifest
+from envferry.names import current_platform
 from tests.support.artifacts import LOCK
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from envferry.base.sha256 import sha256_hex
 from envferry.errors import IntegrityError
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.process import find_program
 from envferry.tool.run_file import Program, render_run_file, write_run_file
 from envferry.trust.tool_signature import verify_run_file

@@ -13,7 +13,7 @@ import pytest
 from envferry.channel.interpreter import find_interpreter
 from envferry.channel.interpreter_staging import stage_interpreter
 from envferry.errors import SpecError
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.tool import tool_python as under_test
 from envferry.tool.tool_python import (
     add_interpreter,

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import serialization
 
 from envferry.base.sha256 import sha256_hex
 from envferry.errors import IntegrityError, NotFound
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.process import find_program
 from envferry.tool.run_file import Program, render_run_file, write_run_file
 from envferry.transfer import host_tool

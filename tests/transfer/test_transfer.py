@@ -16,10 +16,10 @@ import pytest
 from envferry.archive.reader import TAIL_BYTES
 from envferry.artifacts import checksum_line, sbom_path
 from envferry.base.json import to_json
+from envferry.cli.export import export, parse_part_size
 from envferry.cli.main import envferry, run
-from envferry.cli.transfer import export, parse_part_size
 from envferry.errors import IntegrityError, NotFound, StoreError, TargetOccupied, UsageError
-from envferry.models import Ref, current_platform
+from envferry.names import Ref, current_platform
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.check import check_registry

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from envferry.base.times import rfc3339
 from envferry.errors import IntegrityError, SpecError, UsageError
-from envferry.models import Ref
+from envferry.names import Ref
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.push import push_artifact

@@ -19,7 +19,8 @@ from envferry.artifacts import read_artifact, read_proof
 from envferry.base.json import from_json, to_json
 from envferry.config import Settings
 from envferry.errors import IntegrityError, NotFound, SpecError, UsageError
-from envferry.models import Artifact, Manifest, Ref
+from envferry.models import Artifact, Manifest
+from envferry.names import Ref
 from envferry.process import find_program, run
 from envferry.progress import Silent
 from envferry.registry import Registry
@@ -502,14 +503,27 @@ def test_every_row_of_the_threat_model_has_its_test() -> None:
     assert named <= defined
 
 
-@pytest.mark.parametrize("kind", ["pipe", "link to a device"])
-def test_a_trusted_key_that_never_ends_is_refused(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("pipe", "cannot read the trusted key .*: it is a pipe that no process writes to"),
+        ("link to a device", "is refused: it is writable by every user"),
+        ("endless", "cannot read the trusted key .*: it has more than 1,048,576 bytes"),
+    ],
+)
+def test_a_trusted_key_that_never_ends_is_refused(tmp_path: Path, kind: str, words: str) -> None:
+    key = tmp_path / "site.pub"
     if kind == "pipe":
-        os.mkfifo(tmp_path / "site.pub")
+        os.mkfifo(key)
+    elif kind == "endless":
+        key.touch()
+        os.truncate(key, 1 << 40)
     else:
-        (tmp_path / "site.pub").symlink_to("/dev/zero")
-    with pytest.raises(UsageError, match=r"site\.pub: it is a pipe or a device"):
+        key.symlink_to("/dev/zero")
+    with pytest.raises(UsageError, match=words):
         read_trusted_keys(tmp_path)
+    with pytest.raises(UsageError, match=words):
+        read_trusted_keys(tmp_path / "none", [key])
 
 
 def test_a_folder_of_keys_that_may_only_be_listed_is_refused() -> None:
@@ -630,10 +644,11 @@ def test_keys_that_everybody_may_change_are_refused(tmp_path: Path, opened: str)
     key.write_bytes(generate_key()[1])
     assert len(read_trusted_keys(keys_dir)) == 1
     (keys_dir / opened).chmod(0o777)
-    with pytest.raises(
-        UsageError, match=r"a.pub is refused: it (is writable by every user|lies in .*where)"
-    ):
-        read_trusted_keys(keys_dir)
+    for names in ((keys_dir,), (tmp_path / "none", [key])):  # --trusted-key FILE, too
+        with pytest.raises(
+            UsageError, match=r"a.pub is refused: it (is writable by every user|lies in .*where)"
+        ):
+            read_trusted_keys(*names)
     if opened != "a.pub":  # as in /tmp, only its owner can replace a file
         (keys_dir / opened).chmod(0o1777)
         assert len(read_trusted_keys(keys_dir)) == 1

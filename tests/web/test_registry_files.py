@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from envferry.audit.artifact_audit import Audit
 from envferry.audit.audit_policy import load_policy
 from envferry.index import RegistryIndex
-from envferry.models import Ref
+from envferry.names import Ref
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.push import push_artifact

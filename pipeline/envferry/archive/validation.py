@@ -11,7 +11,7 @@ from envferry.archive.links import LinkCheck
 from envferry.archive.members import FramePlan, Piece
 from envferry.archive.tar import END_OF_ARCHIVE, MAX_OCTAL_SIZE, padding, tar_header
 from envferry.errors import IntegrityError
-from envferry.models import ID_PATTERN, NAME_PATTERN
+from envferry.names import ID_PATTERN, NAME_PATTERN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

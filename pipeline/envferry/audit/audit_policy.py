@@ -29,6 +29,7 @@ import msgspec
 from envferry.audit.advisory import LEVELS
 from envferry.audit.matching import AuditedPackage, Silence
 from envferry.audit.vex import VexStatement, read_vex
+from envferry.base.inputs import read_input
 from envferry.base.json import convert
 from envferry.errors import NotFound, SpecError
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 FailLevel = Literal["none", "low", "medium", "high", "critical", "never"]
 Answer = Literal["allow", "deny"]
 HINT = "docs/security.md has a policy to start from"
+MOST_BYTES = 1 << 20
 ANY = "any"
 """The policy that lets no vulnerability through, without a file."""
 
@@ -104,14 +106,15 @@ def load_policy(text: str) -> LoadedPolicy:
         return LoadedPolicy(policy=convert({"fail": level}, AuditPolicy), source=text)
     path = Path(text)
     try:
-        found = _loads(path.read_bytes().decode(), path)
+        found = _loads(read_input(path, MOST_BYTES).decode(), path)
         policy = convert(found, AuditPolicy)
     except FileNotFoundError as error:
         message = f"the policy {path} does not exist"
         hint = "name a file, or one of any, low, medium, high, critical"
         raise NotFound(message, hint=hint) from error
     except (OSError, UnicodeDecodeError) as error:
-        message = f"cannot read the policy {path}: {error}"
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        message = f"cannot read the policy {path}: {reason}"
         raise SpecError(message, hint=HINT) from error
     except msgspec.ValidationError as error:
         message = f"the policy {path} is not valid: {error}"

@@ -49,7 +49,8 @@ def read_archive(path: Path) -> ReadArchive:
         found = ReadArchive(sha256=sha256_of_file(path))
         _read_into(found, _entries_of(path))
     else:
-        message = f"the archive of advisories {path} does not exist"
+        fault = "is neither a file nor a folder" if path.exists() else "does not exist"
+        message = f"the archive of advisories {path} {fault}"
         raise NotFound(message, hint=HINT)
     if not found.advisories:
         reason = f"; {found.skipped[0].file}: {found.skipped[0].reason}" if found.skipped else ""

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import msgspec
 from packaging.utils import canonicalize_name
 
+from envferry.base.inputs import read_input
 from envferry.base.json import decode_json
 from envferry.base.times import parse_time
 from envferry.errors import NotFound, SpecError
@@ -120,8 +121,7 @@ class _CycloneDx(msgspec.Struct):
 def read_vex(path: Path) -> tuple[VexStatement, ...]:
     """Return the statements of a document that silence; raise SpecError for what is none."""
     try:
-        with path.open("rb") as stream:
-            data = stream.read(MOST_BYTES)
+        data = read_input(path, MOST_BYTES)
         header = decode_json(data, dict[str, Any])
         if "openvex" in str(header.get("@context", "")):
             return tuple(_of_openvex(decode_json(data, _OpenVex), str(path)))

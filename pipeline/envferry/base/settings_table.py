@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from envferry.base.inputs import without_waiting
 from envferry.errors import SpecError
 from envferry.suggestions import closest, is_nearly, perhaps
 
@@ -302,7 +303,7 @@ def read_file(path: Path) -> dict[str, Told]:
     """Return what one settings file says, by key; nothing where there is none."""
     try:
         # Nobody waits for a pipe.
-        with open(path, "rb", opener=_without_waiting) as stream:
+        with open(path, "rb", opener=without_waiting) as stream:
             _refuse_writable(path, os.fstat(stream.fileno()))
             text = stream.read().decode()
     except (FileNotFoundError, NotADirectoryError):
@@ -337,10 +338,6 @@ def is_out_of_reach(path: Path) -> bool:
     except OSError:
         return False
     return False
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def _refuse_writable(path: Path, status: os.stat_result) -> None:

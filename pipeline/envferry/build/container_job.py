@@ -14,7 +14,7 @@ from envferry.build.builder_answer import read_answer
 from envferry.build.request import BuildAnswer, BuildRequest, CondaFile, WheelFile
 from envferry.engines.port import Job, Mount, Sandbox
 from envferry.errors import SpecError
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.process import our_module
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from envferry.base.json import from_json
 from envferry.errors import NotFound
-from envferry.models import BuiltEnv, current_platform
+from envferry.models import BuiltEnv
+from envferry.names import current_platform
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,7 @@ from envferry.build.build_dir import BuildDir, fresh_build_dir
 from envferry.build.container_job import builder_request, run_builder
 from envferry.build.request import BuildVariation
 from envferry.build.source_wheels import SOURCES_PREFIX, WheelBuilder
-from envferry.models import current_platform
+from envferry.names import current_platform
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,8 @@ from envferry.artifacts import SBOM
 from envferry.base.files import write_bytes
 from envferry.base.json import to_json
 from envferry.build.finished_builds import RECORD
-from envferry.models import CHECKS, BuiltEnv, current_platform
+from envferry.models import CHECKS, BuiltEnv
+from envferry.names import current_platform
 from envferry.pack.sbom import SbomInput, bill_of_materials
 
 if TYPE_CHECKING:

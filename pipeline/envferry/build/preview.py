@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from envferry.build.download import Download
-from envferry.models import ENVS_DIR, check_env_prefix, check_name, current_platform
+from envferry.names import ENVS_DIR, check_env_prefix, check_name, current_platform
 
 if TYPE_CHECKING:
     from envferry.build.build_options import BuildOptions

@@ -19,7 +19,7 @@ from envferry.build.request import WheelFile, WheelRequest
 from envferry.build.sources import GitCommit
 from envferry.engines.port import Job, Mount
 from envferry.errors import SpecError, ToolFailed
-from envferry.models import ENVS_DIR
+from envferry.names import ENVS_DIR
 from envferry.process import our_module
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from envferry.build.output import describe_build, keep_build, note_build, withou
 from envferry.build.request import PlacedFile
 from envferry.build.source_wheels import described
 from envferry.build.sources import SourceCache
-from envferry.models import ENVS_DIR, check_env_prefix, check_name, current_platform
+from envferry.names import ENVS_DIR, check_env_prefix, check_name, current_platform
 
 if TYPE_CHECKING:
     from pathlib import Path

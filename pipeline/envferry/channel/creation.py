@@ -28,12 +28,13 @@ from envferry.channel.wheel_layout import stage_wheel
 from envferry.config import SOURCE_DATE_EPOCH
 from envferry.errors import HostError, NotFound, SpecError
 from envferry.lock.index_channel import index_channel, read_index
-from envferry.models import LockedPackage, current_platform
+from envferry.names import current_platform
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from envferry.build.downloads import DownloadCache
+    from envferry.models import LockedPackage
     from envferry.progress import Progress
 
 SOURCE_ENDINGS = (".tar.gz", ".zip", ".tar.bz2", ".tar.xz", ".tgz")

@@ -15,7 +15,7 @@ from envferry.channel.elf import glibc_floor, is_elf, shared_libraries
 from envferry.channel.interpreter import ask
 from envferry.config import child_environ
 from envferry.errors import SpecError, ToolFailed
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.process import find_program, run
 
 if TYPE_CHECKING:

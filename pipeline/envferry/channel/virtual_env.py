@@ -39,7 +39,8 @@ from envferry.channel.venv_files import (
 )
 from envferry.config import child_environ
 from envferry.errors import SpecError
-from envferry.models import SpecOptions, SystemRequirements, check_env_prefix
+from envferry.models import SpecOptions, SystemRequirements
+from envferry.names import check_env_prefix
 from envferry.pack.env_members import refuse_faults
 from envferry.pack.existing_env import describe_env
 from envferry.process import run

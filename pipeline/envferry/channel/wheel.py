@@ -32,7 +32,7 @@ from envferry.channel.requirements import (
     version_spec,
 )
 from envferry.errors import SpecError
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.specs.markers import target_environment
 
 if TYPE_CHECKING:

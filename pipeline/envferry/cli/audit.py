@@ -23,7 +23,7 @@ from envferry.cli.shared_options import (
 )
 from envferry.config import settings
 from envferry.errors import NotFound, UsageError
-from envferry.models import Ref
+from envferry.names import Ref
 from envferry.registry.accepted_sources import check_file, is_file_ref, open_trusting
 from envferry.trust.host_keys import load_signer, load_trust
 

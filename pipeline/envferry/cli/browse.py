@@ -14,7 +14,7 @@ from envferry.cli.shared_options import RegistryOptions
 from envferry.cli.terminal import table
 from envferry.config import settings
 from envferry.errors import NotFound, UsageError
-from envferry.models import check_name
+from envferry.names import check_name
 from envferry.redaction import fit_to_show
 from envferry.registry import Registry
 from envferry.suggestions import closest
@@ -88,13 +88,32 @@ class FindOptions(SelectionOptions):
         " without PACKAGE.",
     )
 
+    hash: str | None = option(
+        "--hash",
+        metavar="DIGEST",
+        help="Find what has this digest: an archive, a lock, a download that a lock names (SHA-256,"
+        " MD5, commit), a file inside (XXH3-128); without PACKAGE.",
+    )
+    hash_of: str | None = option(
+        "--hash-of",
+        type=click.Path(path_type=str),
+        metavar="FILE",
+        help="Find where the content of this file is; without PACKAGE.",
+    )
+
     def asked(self) -> str:
         """Return the option that says what to find; nothing where PACKAGE does.
 
         Raises UsageError for none and for several.
         """
-        values = (self.cve, self.file, self.module, self.license)
-        given = dict(zip(("--cve", "--file", "--import", "--license"), values, strict=True))
+        given = {
+            "--cve": self.cve,
+            "--file": self.file,
+            "--import": self.module,
+            "--license": self.license,
+            "--hash": self.hash,
+            "--hash-of": self.hash_of,
+        }
         named = [name for name, value in given.items() if value is not None]
         if empty := [name for name in named if not given[name]]:
             message = f"{empty[0]} is empty"
@@ -107,9 +126,7 @@ class FindOptions(SelectionOptions):
             found = shlex.join([named[0], str(given[named[0]]), self.name])
             raise UsageError(message, hint=f"run `envferry find {found}`")
         if not named and not self.package:
-            message = (
-                "nothing to find: none of PACKAGE, --file, --import, --license, --cve is given"
-            )
+            message = f"nothing to find: none of PACKAGE, {', '.join(given)} is given"
             raise UsageError(message, hint="name a package, such as 'openssl<3.0.18'")
         return named[0] if named else ""
 
@@ -147,7 +164,8 @@ def find(console: Console, options: FindOptions) -> int:
     PACKAGE is a name, optionally with versions: 'torch>=2.8', 'numpy>=1.26,<2', 'openssl=3.0',
     'torch==2.8.*', 'nvidia-*'. conda and pip packages are searched. The exit code is 7 if
     nothing is found. With --cve, it finds the artifacts that hold an affected package, by the
-    database of `envferry audit`. --file and --import read the index of each archive, once.
+    database of `envferry audit`. --file and --import read the index of each archive, once; --hash
+    reads the locks as well.
     """
     from envferry.index import MatchSpec
     from envferry.index.queries import entries
@@ -175,11 +193,14 @@ def _find_otherwise(console: Console, asked: str, options: FindOptions) -> int:
     """Find by something else than a package's name."""
     from envferry.cli.find_cve import find_affected
     from envferry.cli.find_files import find_held_files, find_licensed
+    from envferry.cli.find_hash import find_hash
 
     if asked == "--cve":
         return find_affected(console, options.cve or "", options)
     if asked == "--license":
         return find_licensed(console, options.license or "", options)
+    if asked in ("--hash", "--hash-of"):
+        return find_hash(console, options)
     return find_held_files(console, options)
 
 

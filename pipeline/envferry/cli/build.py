@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 
     from envferry.archive.frame_reuse import Reuse
     from envferry.cli.console import Console
-    from envferry.models import Artifact, BuiltEnv, PushedArtifact
+    from envferry.models import Artifact, BuiltEnv
     from envferry.registry import Registry
+    from envferry.registry.push import PushedArtifact
 
 
 class BuildCommandOptions(DryRunOptions, BuildingOptions):

@@ -19,7 +19,7 @@ from envferry.cli.shared_options import OfflineOptions, becomes
 from envferry.config import settings
 from envferry.engines.selection import Engine
 from envferry.errors import IntegrityError
-from envferry.models import DIST_DIR
+from envferry.names import DIST_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

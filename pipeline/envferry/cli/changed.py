@@ -11,7 +11,7 @@ import msgspec
 from envferry.cli.command import CommandOptions, command, option
 from envferry.cli.terminal import table
 from envferry.errors import UsageError
-from envferry.models import SPECS_DIR
+from envferry.names import SPECS_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

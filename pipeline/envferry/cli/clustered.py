@@ -17,7 +17,7 @@ from envferry.cli.outcome import FAILURES, Outcome
 from envferry.cli.shared_options import NewTagOptions
 from envferry.cli.stage_table import stages_shown
 from envferry.errors import ToolFailed, UsageError
-from envferry.models import current_platform
+from envferry.names import current_platform
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -85,7 +85,7 @@ class BuiltReleaseOptions(
 
     def require_combinable(self) -> None:
         """Raise UsageError for options that do not go together."""
-        from envferry.models import check_platform
+        from envferry.names import check_platform
 
         if self.workers and self.scheduler:
             message = "`--workers` starts workers here, `--scheduler` uses those that are there"

@@ -13,7 +13,7 @@ from envferry.cli.completing import complete_refs
 from envferry.cli.shared_options import PlatformOptions, RegistryOptions
 from envferry.cli.terminal import styled, table
 from envferry.errors import NotFound
-from envferry.models import Ref
+from envferry.names import Ref
 from envferry.registry import PublishedArchive, Registry
 from envferry.registry.accepted_sources import is_file_ref
 

@@ -31,7 +31,7 @@ def complete_installed(_context: click.Context, _one: click.Parameter, begun: st
 
 def complete_refs(context: click.Context, _one: click.Parameter, begun: str) -> list[str]:
     """Return the refs (`NAME@TAG`) that begin so, where the registry is a directory."""
-    from envferry.models import current_platform
+    from envferry.names import current_platform
     from envferry.registry.layout import TAGS
 
     try:

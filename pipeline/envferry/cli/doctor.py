@@ -15,7 +15,7 @@ from envferry.config import child_environ, settings, started_file
 from envferry.engines.selection import REAL_ENGINES, Engine, open_sandbox
 from envferry.errors import HostError, PipelineError, SpecError
 from envferry.install.host_check import glibc_version
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.registry import Registry
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from envferry.errors import NotFound
 from envferry.redaction import fit_to_show
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from envferry.cli.browse import FindOptions
     from envferry.cli.console import Console
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from envferry.models import PackageFacts
 
 UNKNOWN = "unknown"
+SHOWN_REASONS = 3
 
 
 def find_held_files(console: Console, options: FindOptions) -> int:
@@ -30,8 +31,7 @@ def find_held_files(console: Console, options: FindOptions) -> int:
     index = open_index(console, options.registry, fully=options.fully)
     index.read_files(console.progress)
     found = index.ask(find_files(patterns, options.filter()))
-    for reason, number in index.ask(count_unsearched(options.filter())).items():
-        console.note(f"{plural(number, 'artifact')} not searched: {reason}")
+    say_unsearched(console, "files", index.ask(count_unsearched(options.filter())))
     if not found and not console.as_json:
         if options.name:
             require_environment(options.name, index)
@@ -40,6 +40,15 @@ def find_held_files(console: Console, options: FindOptions) -> int:
         raise NotFound(message, hint=_other_words(options))
     console.result(found, lambda: _file_lines(found))
     return 0 if found else NotFound.exit_code
+
+
+def say_unsearched(console: Console, what: str, reasons: Mapping[str, int]) -> None:
+    """Note how many artifacts were not searched, and why, the most frequent reasons first."""
+    ordered = sorted(reasons.items(), key=lambda one: -one[1])
+    for reason, number in ordered[:SHOWN_REASONS]:
+        console.note(f"{plural(number, 'artifact')} not searched ({what}): {reason}")
+    if left := sum(number for _, number in ordered[SHOWN_REASONS:]):
+        console.note(f"{left} more not searched ({what}): run `envferry check` for details")
 
 
 def find_licensed(console: Console, pattern: str, options: FindOptions) -> int:

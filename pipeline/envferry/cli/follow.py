@@ -13,11 +13,11 @@ import click
 
 from envferry.cli.command import command, option
 from envferry.cli.hooks import run_hooks
-from envferry.cli.host import InstallCommandOptions
 from envferry.cli.host_report import report_host
+from envferry.cli.install import InstallCommandOptions
 from envferry.config import started_file
 from envferry.errors import UsageError
-from envferry.models import Ref, current_platform
+from envferry.names import Ref, current_platform
 from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from envferry.config import settings
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envferry.models import Installation
+    from envferry.install.installation import Installation
 
 
 def run_hooks(

@@ -17,7 +17,7 @@ from envferry.cli.shared_options import (
     SignKeyOptions,
 )
 from envferry.errors import NotFound, UsageError
-from envferry.models import ENVS_DIR
+from envferry.names import ENVS_DIR
 from envferry.trust.host_keys import load_signer, load_trust
 
 if TYPE_CHECKING:

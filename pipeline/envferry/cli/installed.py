@@ -14,7 +14,7 @@ from envferry.cli.host_report import report_host
 from envferry.cli.shared_options import DryRunOptions, EnvsDirOptions
 from envferry.errors import EXIT_INTERRUPTED, UsageError
 from envferry.install.actor import current_actor
-from envferry.models import ID_PATTERN
+from envferry.names import ID_PATTERN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from envferry.cli.console import Console
     from envferry.install.env_home import EnvHome
+    from envferry.install.installation import Installation
     from envferry.install.remove import Removal
-    from envferry.models import Installation
 
 KEPT = 2
 """Installations that `remove` keeps: the current one, and one to go back to."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from envferry.config import child_environ
 from envferry.errors import NotFound
-from envferry.models import SPECS_DIR
+from envferry.names import SPECS_DIR
 from envferry.process import run
 
 if TYPE_CHECKING:

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 SECTIONS = {
     "Specs and locks": {
         "init": ("envferry.cli.init", "Start a repository: a spec, a CI file, a .gitignore."),
-        "import": ("envferry.cli.specs", "Create a spec from a file or an environment."),
-        "lint": ("envferry.cli.specs", "List what is dangerous in a spec."),
-        "lock": ("envferry.cli.specs", "Resolve specs into locks."),
+        "import": ("envferry.cli.importing", "Create a spec from a file or an environment."),
+        "lint": ("envferry.cli.lint", "List what is dangerous in a spec."),
+        "lock": ("envferry.cli.lock", "Resolve specs into locks."),
         "changed": ("envferry.cli.changed", "List the specs that changed since a git revision."),
         "diff": ("envferry.cli.compare", "Compare two artifacts or two locks."),
         "channel": ("envferry.cli.channel", "Create a conda channel from interpreters and wheels."),
@@ -59,10 +59,10 @@ SECTIONS = {
         "prune": ("envferry.cli.upkeep", "Remove old artifacts and what interrupted pushes left."),
     },
     "Training host": {
-        "fetch": ("envferry.cli.host", "Bring an artifact from a registry to a directory."),
-        "install": ("envferry.cli.host", "Install an artifact, whole or not at all."),
+        "fetch": ("envferry.cli.fetch", "Bring an artifact from a registry to a directory."),
+        "install": ("envferry.cli.install", "Install an artifact, whole or not at all."),
         "verify": (
-            "envferry.cli.host",
+            "envferry.cli.verify",
             "Verify an installed environment, or an artifact's signatures.",
         ),
         "rollback": (
@@ -86,7 +86,7 @@ SECTIONS = {
         "shell": ("envferry.cli.run", "Open a shell in an installed environment."),
     },
     "Across an air gap": {
-        "export": ("envferry.cli.transfer", "Write artifacts to a folder on a portable disk."),
+        "export": ("envferry.cli.export", "Write artifacts to a folder on a portable disk."),
         "apply": (
             "envferry.cli.transfer",
             "Add the artifacts in an exported folder to a registry.",

@@ -10,13 +10,14 @@ import msgspec
 from envferry.cli.build import describe_push
 from envferry.cli.failures import explain
 from envferry.errors import PipelineError
-from envferry.models import PushedArtifact, current_platform
+from envferry.names import current_platform
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from envferry.archive.frame_reuse import Reuse
     from envferry.models import Lock
+    from envferry.registry.push import PushedArtifact
 
 log = logging.getLogger(__name__)
 

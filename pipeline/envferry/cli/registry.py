@@ -20,7 +20,7 @@ from envferry.cli.shared_options import (
     TagExpiryOptions,
 )
 from envferry.cli.terminal import styled, table
-from envferry.models import Manifest, Ref, check_name
+from envferry.names import Ref, check_name
 from envferry.registry import Registry
 from envferry.registry.accepted_sources import is_file_ref
 from envferry.registry.tags import preview_move
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from envferry.cli.console import Console
+    from envferry.models import Manifest
     from envferry.trust.attestations import Provenance
 
 FILES_SHOWN = 5

@@ -19,7 +19,7 @@ from envferry.cli.release_gate import ReleaseGate
 from envferry.cli.release_plan import plan_releases
 from envferry.cli.shared_options import DryRunOptions
 from envferry.errors import UsageError
-from envferry.models import SPECS_DIR, current_platform
+from envferry.names import SPECS_DIR, current_platform
 from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from envferry.cli.building import preview_spec
 from envferry.cli.measured import known_durations
 from envferry.cli.terminal import table
 from envferry.errors import NotFound
-from envferry.models import DEFAULT_TAG, Ref, current_platform
+from envferry.names import DEFAULT_TAG, Ref, current_platform
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

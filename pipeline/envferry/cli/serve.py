@@ -11,6 +11,7 @@ from envferry.cli.browse import open_index
 from envferry.cli.command import command, option
 from envferry.cli.shared_options import RegistryOptions, TrustedKeyOptions
 from envferry.errors import UsageError
+from envferry.stores.opening import require_public
 from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def serve(console: Console, options: ServeOptions) -> None:
             raise
         message = f"serve needs {error.name}, which is not installed"
         raise UsageError(message, hint='run `pip install "envferry[web]"`') from error
+    if options.public_url:
+        require_public(options.public_url)
     host = options.host
     listener = listen(host, options.port)
     trust = load_trust(options.trusted_keys, takes_in=False)

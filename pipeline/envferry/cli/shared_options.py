@@ -9,7 +9,7 @@ import click
 
 from envferry.cli.command import CommandOptions, option
 from envferry.config import settings
-from envferry.models import current_platform
+from envferry.names import current_platform
 
 if TYPE_CHECKING:
     from collections.abc import Callable

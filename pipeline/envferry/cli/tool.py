@@ -14,7 +14,7 @@ from envferry.cli.command import argument, command
 from envferry.cli.shared_options import InterpreterOptions, PlatformOptions, SignKeyOptions
 from envferry.config import settings
 from envferry.errors import TargetOccupied, UsageError
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.trust.host_keys import load_signer
 
 if TYPE_CHECKING:

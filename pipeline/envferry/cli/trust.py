@@ -11,7 +11,7 @@ import msgspec
 
 from envferry.cli.command import CommandOptions, argument, command, option
 from envferry.errors import HostError, NotFound, TargetOccupied, UsageError
-from envferry.models import Ref
+from envferry.names import Ref
 
 if TYPE_CHECKING:
     from envferry.cli.console import Console

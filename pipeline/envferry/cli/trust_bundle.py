@@ -20,7 +20,7 @@ from envferry.cli.shared_options import (
 )
 from envferry.config import settings
 from envferry.errors import NotFound, UsageError
-from envferry.models import Ref
+from envferry.names import Ref
 from envferry.registry import Registry
 from envferry.trust.bundle import (
     BUNDLE_NAME,
@@ -28,8 +28,8 @@ from envferry.trust.bundle import (
     RevokedArtifact,
     Role,
     SignedBundle,
-    decode_bundle,
     follow_to,
+    read_bundle,
 )
 from envferry.trust.host_keys import (
     NOWHERE,
@@ -38,7 +38,7 @@ from envferry.trust.host_keys import (
     load_signer,
     read_kept_bundle,
 )
-from envferry.trust.signing import read_trusted_keys
+from envferry.trust.signing import pem_of, read_trusted_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -72,7 +72,7 @@ class BundleOptions(SignKeyOptions):
         """Read the bundle; None where there is none yet."""
         if not self.bundle.exists():
             return None
-        return decode_bundle(self.bundle.read_bytes(), f"the trust bundle {self.bundle}")
+        return read_bundle(self.bundle)
 
     def existing(self) -> SignedBundle:
         """Read the bundle; raise NotFound where there is none."""
@@ -133,7 +133,7 @@ def add(console: Console, options: AddKeyOptions) -> None:
     (public,) = read_trusted_keys(NOWHERE, [options.key])
     key = BundleKey(
         name=options.name or options.key.stem,
-        pem=options.key.read_text(),
+        pem=pem_of(public.key).decode(),
         roles=options.roles,
         not_before=_time(options.not_before, "--not-before"),
         expires=_time(options.expires, "--expires"),
@@ -199,10 +199,10 @@ def update(console: Console, options: UpdateTrustOptions) -> None:
     further one by the root keys of the one before. It is kept beside trusted.d.
     """
     path = options.source / "keys" / BUNDLE_NAME if options.source.is_dir() else options.source
-    if not path.is_file():
+    if not path.exists():
         message = f"the trust bundle {path} does not exist"
         raise NotFound(message, hint="name the file, or the folder that `envferry export` wrote")
-    signed = decode_bundle(path.read_bytes(), f"the trust bundle {path}")
+    signed = read_bundle(path)
     target = bundle_path()
     known = read_kept_bundle(target)
     anchors = read_trusted_keys(settings().trusted_dir, options.trusted_keys)
@@ -222,10 +222,10 @@ class ShowTrustOptions(CommandOptions):
 def show(console: Console, options: ShowTrustOptions) -> None:
     """Show the trust bundle FILE, or the one that this host obeys."""
     path = options.file or bundle_path()
-    if not path.is_file():
+    if not path.exists():
         message = f"the trust bundle {path} does not exist"
         raise NotFound(message, hint="without one, every key in trusted.d may sign everything")
-    bundle = decode_bundle(path.read_bytes(), f"the trust bundle {path}").bundle
+    bundle = read_bundle(path).bundle
     console.result(bundle, lambda: [str(path), *bundle_lines(bundle)])
 
 

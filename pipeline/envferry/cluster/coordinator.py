@@ -36,7 +36,7 @@ from envferry.errors import (
     ToolFailed,
     UsageError,
 )
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.worker_process import end_with_caller
 
 if TYPE_CHECKING:

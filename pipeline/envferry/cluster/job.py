@@ -19,7 +19,7 @@ from envferry import __version__
 from envferry.cluster.messages import BuildFailure, BuildJob, JobAnswer
 from envferry.config import settings
 from envferry.errors import HostError, PipelineError
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.progress import Expected, Silent
 from envferry.registry import Registry
 from envferry.specs.locks import MAX_LOCK_BYTES, read_lock

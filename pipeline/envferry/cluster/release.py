@@ -19,7 +19,8 @@ from envferry.base.json import decode_json
 from envferry.cluster.messages import BuildEvent, BuildJob, Cluster, ClusterRequest
 from envferry.config import child_environ
 from envferry.errors import IntegrityError, PipelineError, UsageError, by_exit_code
-from envferry.models import CHECKS, ENVS_DIR
+from envferry.models import CHECKS
+from envferry.names import ENVS_DIR
 from envferry.registry.layout import tag_key
 from envferry.registry.publish import sign_published
 from envferry.registry.released import differences

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
     from envferry.follow.window import Window
     from envferry.install.env_home import EnvHome
+    from envferry.install.installation import Installation
     from envferry.install.plan import InstallOptions
-    from envferry.models import Installation, Manifest, Ref
+    from envferry.models import Manifest
+    from envferry.names import Ref
     from envferry.progress import Progress
     from envferry.registry import Registry
 

@@ -12,7 +12,7 @@ from envferry.base.json import from_json
 from envferry.errors import IntegrityError, NotFound, PipelineError, SpecError, StoreError
 from envferry.index.file_rows import FileList, file_lists
 from envferry.index.registry_keys import Place, list_folder
-from envferry.models import ID_PATTERN
+from envferry.names import ID_PATTERN
 from envferry.registry.layout import tag_key
 from envferry.stores.s3.multipart import Unreachable
 from envferry.trust.signed_tags import SignedTagRecord, TagName
@@ -84,6 +84,8 @@ class FilesLook(msgspec.Struct, frozen=True, kw_only=True):
 
     place: Place
     lists: tuple[FileList, ...] = ()
+    size: int = 0
+    """The bytes that were read for it."""
     problem: str = ""
 
 
@@ -93,12 +95,13 @@ def read_file_lists(registry: Registry, place: Place) -> FilesLook:
     A server that cannot be reached is an error, as in `look_at`.
     """
     try:
-        index = registry.open_archive(registry.described(*place)).index
+        manifest = registry.described(*place)
+        index = registry.open_archive(manifest).index
     except Unreachable:
         raise
     except PipelineError as error:
         return FilesLook(place=place, problem=error.message)
-    return FilesLook(place=place, lists=file_lists(index))
+    return FilesLook(place=place, lists=file_lists(index), size=manifest.archive.index_size)
 
 
 def read_tags(

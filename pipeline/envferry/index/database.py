@@ -23,7 +23,7 @@ Connection = sqlite3.Connection
 
 APPLICATION = 0x656E7666
 """`envf`, in the header of the file: what has another number is not ours."""
-VERSION = 2
+VERSION = 3
 BUSY_SECONDS = 30
 """How long to wait for another process that is writing."""
 
@@ -36,7 +36,7 @@ CREATE TABLE artifacts (
   problem TEXT, version TEXT,
   size INTEGER NOT NULL, unpacked INTEGER NOT NULL, packages INTEGER NOT NULL,
   published REAL, attested INTEGER NOT NULL, stamp TEXT NOT NULL,
-  first_seen REAL NOT NULL, looked_at REAL NOT NULL,
+  first_seen REAL NOT NULL, looked_at REAL NOT NULL, lock TEXT NOT NULL,
   UNIQUE (name, platform, id)
 );
 CREATE TABLE tags (
@@ -67,6 +67,20 @@ CREATE TABLE file_folders (number INTEGER PRIMARY KEY, folder TEXT NOT NULL UNIQ
 CREATE TABLE placed (
   name INTEGER NOT NULL, folder INTEGER NOT NULL, list INTEGER NOT NULL,
   PRIMARY KEY (name, folder, list)
+) WITHOUT ROWID;
+CREATE TABLE held (
+  content INTEGER NOT NULL,
+  name INTEGER NOT NULL, folder INTEGER NOT NULL, list INTEGER NOT NULL,
+  PRIMARY KEY (content, name, folder, list)
+) WITHOUT ROWID;
+CREATE TABLE marks (
+  digest BLOB NOT NULL, artifact INTEGER NOT NULL, what TEXT NOT NULL,
+  PRIMARY KEY (digest, artifact, what)
+) WITHOUT ROWID;
+CREATE TABLE locks (number INTEGER PRIMARY KEY, digest TEXT NOT NULL UNIQUE, problem TEXT);
+CREATE TABLE named_digests (number INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE);
+CREATE TABLE named (
+  digest INTEGER NOT NULL, lock INTEGER NOT NULL, PRIMARY KEY (digest, lock)
 ) WITHOUT ROWID;
 """
 

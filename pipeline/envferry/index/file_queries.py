@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from envferry.errors import UsageError
+from envferry.index.file_rows import content_number
 from envferry.index.queries import EVERYTHING, tags_by_place, time_of
 
 if TYPE_CHECKING:
@@ -47,8 +48,12 @@ class FilePattern(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(message, hint="write the file's name, or the end of its path")
         return cls(name=name, folder=folder.strip("/"), is_whole=text.startswith("/"))
 
-    def sql(self) -> tuple[str, list[str]]:
-        """Return a condition on names and folders, and its values."""
+    def places(self) -> tuple[str, list[str]]:
+        """Return how to select the numbers of name, folder and list, and the values for it."""
+        condition, values = self._condition()
+        return f"SELECT name, folder, list FROM placed WHERE {condition}", values
+
+    def _condition(self) -> tuple[str, list[str]]:
         names = f"placed.name IN (SELECT number FROM file_names WHERE {_fits('name', self.name)})"
         if not (self.is_whole or self.folder):
             return names, [self.name]
@@ -64,6 +69,17 @@ class FilePattern(msgspec.Struct, frozen=True, kw_only=True):
         # Few files have one name: theirs are compared, not all folders that there are.
         one = f"SELECT 1 FROM file_folders WHERE number = placed.folder AND {ends}"
         return f"{names} AND EXISTS ({one})", values
+
+
+class FileContent(msgspec.Struct, frozen=True):
+    """Files of one content, wherever they are."""
+
+    xxh128: str
+
+    def places(self) -> tuple[str, list[int]]:
+        """Return how to select the numbers of name, folder and list, and the values for it."""
+        number = content_number(self.xxh128)
+        return "SELECT name, folder, list FROM held WHERE content = ?", [number]
 
 
 class FileMatch(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,13 +117,13 @@ def module_patterns(module: str) -> tuple[FilePattern, ...]:
 
 
 def find_files(
-    patterns: Iterable[FilePattern], where: Filter = EVERYTHING
+    wanted: Iterable[FilePattern | FileContent], where: Filter = EVERYTHING
 ) -> Callable[[Connection], tuple[FileMatch, ...]]:
     """Find artifacts that hold a file: by environment, the newest first.
 
     Raises UsageError where so much is found that nobody would read it.
     """
-    wanted = [pattern.sql() for pattern in patterns]
+    selections = [one.places() for one in wanted]
     condition, values = where.sql()
     statement = (
         "SELECT place.value ->> 0, file_names.name, file_folders.folder, file_lists.package, "
@@ -122,7 +138,7 @@ def find_files(
     )
 
     def query(connection: Connection) -> tuple[FileMatch, ...]:
-        placed = {row for one in wanted for row in _placed(connection, *one)}
+        placed = {row for one in selections for row in _placed(connection, *one)}
         _require_few(len(placed), MOST_FILES)
         text = "[" + ",".join(f"[{name},{folder},{list_}]" for name, folder, list_ in placed) + "]"
         rows = connection.execute(statement, [text, *values]).fetchall()
@@ -151,10 +167,11 @@ def _require_few(number: int, most: int) -> None:
         raise UsageError(message, hint=hint)
 
 
-def _placed(connection: Connection, condition: str, values: list[str]) -> list[tuple[int, ...]]:
+def _placed(
+    connection: Connection, selection: str, values: list[str] | list[int]
+) -> list[tuple[int, ...]]:
     """Return the files that fit: numbers of name, folder and list."""
-    statement = f"SELECT name, folder, list FROM placed WHERE {condition} LIMIT {MOST_FILES + 1}"
-    return connection.execute(statement, values).fetchall()
+    return connection.execute(f"{selection} LIMIT {MOST_FILES + 1}", values).fetchall()
 
 
 def _fits(column: str, pattern: str) -> str:

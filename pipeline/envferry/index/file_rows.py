@@ -10,12 +10,12 @@ from blake3 import blake3
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from envferry.archive.index import Index
+    from envferry.archive.index import FileEntry, Index
     from envferry.index.database import Connection
     from envferry.index.registry_keys import Place
 
 MOST_PLACED = 100_000_000
-"""Files of different lists that the index keeps: 3 to 12 GB, by how much their
+"""Files of different lists that the index keeps: 6 to 15 GB, by how much their
 names differ. Artifacts that bring more are named."""
 TOO_MANY = "the index of files is full"
 DIGEST_BYTES = 16
@@ -28,11 +28,14 @@ class FileList(msgspec.Struct, frozen=True):
     """Empty for files that no package owns."""
     version: str
     paths: tuple[str, ...]
+    contents: tuple[str, ...] = ()
+    """The XXH3-128 of each file in hex; empty where it differs from environment to environment, so
+    that artifacts share lists."""
 
     @property
     def digest(self) -> bytes:
         """Equal for equal lists of equal packages."""
-        text = "\0".join((self.package, self.version, *self.paths))
+        text = "\0".join((self.package, self.version, *self.paths, "", *self.contents))
         return blake3(text.encode()).digest(DIGEST_BYTES)
 
 
@@ -41,10 +44,26 @@ def file_lists(index: Index) -> tuple[FileList, ...]:
     found = []
     for one in index.packages:
         entries = index.files[one.first_file : one.first_file + one.files]
-        paths = tuple(entry.path for entry in entries if entry.type != "directory")
-        if paths:
-            found.append(FileList(one.name, one.version, paths))
+        here = [entry for entry in entries if entry.type != "directory"]
+        if here:
+            paths = tuple(entry.path for entry in here)
+            contents = tuple(entry.xxh128 if _is_alike(entry) else "" for entry in here)
+            found.append(FileList(one.name, one.version, paths, contents))
     return tuple(found)
+
+
+def content_number(xxh128: str) -> int:
+    """Return the number by which the index knows a content: the first eight bytes of its digest."""
+    return int.from_bytes(bytes.fromhex(xxh128)[:8], "big", signed=True)
+
+
+def _is_alike(entry: FileEntry) -> bool:
+    """Whether a file is the same in every environment that has its package.
+
+    Byte code and records name the prefix, or what names it; and nothing is in all empty files.
+    """
+    depends = entry.edits or entry.path.endswith((".pyc", "/RECORD", "/direct_url.json"))
+    return bool(entry.size) and not depends
 
 
 def unread_files(connection: Connection) -> list[Place]:
@@ -89,7 +108,10 @@ def forget_files(connection: Connection) -> None:
         "DELETE FROM file_lists WHERE number NOT IN (SELECT list FROM listed)"
     ).rowcount
     if gone:
-        connection.execute("DELETE FROM placed WHERE list NOT IN (SELECT number FROM file_lists)")
+        for table in ("placed", "held"):
+            connection.execute(
+                f"DELETE FROM {table} WHERE list NOT IN (SELECT number FROM file_lists)"
+            )
         for table, column in (("file_names", "name"), ("file_folders", "folder")):
             connection.execute(
                 f"DELETE FROM {table} WHERE number NOT IN (SELECT {column} FROM placed)"
@@ -121,5 +143,14 @@ def _list_number(connection: Connection, one: FileList, room: int) -> tuple[int 
         "INSERT OR IGNORE INTO placed SELECT file_names.number, file_folders.number, ? "
         "FROM file_names, file_folders WHERE name = ? AND folder = ?",
         ((number, name, folder) for folder, _, name in split),
+    )
+    connection.executemany(
+        "INSERT OR IGNORE INTO held SELECT ?, file_names.number, file_folders.number, ? "
+        "FROM file_names, file_folders WHERE name = ? AND folder = ?",
+        (
+            (content_number(content), number, name, folder)
+            for content, (folder, _, name) in zip(one.contents, split, strict=False)
+            if content
+        ),
     )
     return number, len(one.paths)

@@ -17,6 +17,12 @@ from envferry.index.artifact_state import (
     stamp_of,
 )
 from envferry.index.database import Connection, Database
+from envferry.index.digest_rows import (
+    LockLook,
+    read_named_digests,
+    unread_locks,
+    write_named_digests,
+)
 from envferry.index.file_rows import unread_files, write_files
 from envferry.index.registry_keys import Place, RegistryKeys, list_fully, list_quickly
 from envferry.index.rows import (
@@ -28,7 +34,7 @@ from envferry.index.rows import (
     write_looks,
     write_tags,
 )
-from envferry.progress import Silent
+from envferry.progress import Expected, Silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -39,6 +45,7 @@ if TYPE_CHECKING:
     from envferry.registry import Registry
 
 T = TypeVar("T")
+Read = TypeVar("Read", bound=FilesLook | LockLook)
 
 DIRECTORY = "catalog"
 """Below the cache."""
@@ -100,20 +107,52 @@ class RegistryIndex:
         An archive that cannot be read is noted with the reason; a server that does not answer is an
         error, and what was read before it is kept.
         """
-        places = self.database.run(unread_files)
-        shown = progress if progress and len(places) >= FEW_ARCHIVES else Silent()
-        what = f"read the files of {plural(len(places), 'artifact')}"
-        with Workers(FILE_THREADS, "files") as pool, shown.task(what, len(places)) as advance:
-            for start in range(0, len(places), FILE_THREADS):
-                batch = places[start : start + FILE_THREADS]
-                found = tuple(pool.map(read_file_lists, [self.registry] * len(batch), batch))
 
-                def write(connection: Connection, found: tuple[FilesLook, ...] = found) -> None:
-                    for one in found:
-                        write_files(connection, one.place, one.lists, one.problem)
+        def write(connection: Connection, found: Iterable[FilesLook]) -> None:
+            for one in found:
+                write_files(connection, one.place, one.lists, one.problem)
 
-                self.database.write(write)
-                advance(len(batch))
+        def read(place: Place) -> FilesLook:
+            return read_file_lists(self.registry, place)
+
+        self._read_unread("the files of {}", unread_files, read, write, progress)
+
+    def read_locks(self, progress: Progress | None = None) -> None:
+        """Read the digests that locks name, of the locks where they are not known yet.
+
+        A lock that cannot be read is noted, as archives are in `read_files`.
+        """
+
+        def read(unread: tuple[Place, str]) -> LockLook:
+            return read_named_digests(self.registry, *unread)
+
+        self._read_unread("the locks of {}", unread_locks, read, write_named_digests, progress)
+
+    def _read_unread(
+        self,
+        what: str,
+        unread: Callable[[Connection], list[T]],
+        read: Callable[[T], Read],
+        write: Callable[[Connection, Iterable[Read]], None],
+        progress: Progress | None,
+    ) -> None:
+        """Read what the index has not read yet, some at once; write it as it comes."""
+        missing = self.database.run(unread)
+        shown = progress if progress and len(missing) >= FEW_ARCHIVES else Silent()
+        title = f"read {what.format(plural(len(missing), 'artifact'))}"
+        size = Expected(len(missing))
+        with Workers(FILE_THREADS, "reading") as pool, shown.task(title, size) as advance:
+            for start in range(0, len(missing), FILE_THREADS):
+                batch = missing[start : start + FILE_THREADS]
+                found: tuple[Read, ...] = tuple(pool.map(read, batch))
+
+                def note(connection: Connection, found: tuple[Read, ...] = found) -> None:
+                    write(connection, found)
+
+                self.database.write(note)
+                for number, one in enumerate(found, start):
+                    size.learn(str(number), one.size)
+                    advance(one.size)
 
     def _refresh(self, fully: bool, progress: Progress) -> None:
         before, now = self.database.run(remembered), time.time()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from envferry.models import ID_PATTERN, NAME_PATTERN
+from envferry.names import ID_PATTERN, NAME_PATTERN
 from envferry.registry.inventory import Folder, list_inventory
 from envferry.registry.layout import ENVS, TAGS
 from envferry.trust.signed_tags import TagName

@@ -8,6 +8,7 @@ import msgspec
 from packaging.utils import canonicalize_name
 
 from envferry.index.artifact_state import stamp_of
+from envferry.index.digest_rows import forget_digests, write_marks
 from envferry.index.file_rows import forget_files
 from envferry.trust.signed_tags import TagName
 
@@ -26,12 +27,12 @@ PATIENCE = 10
 
 PUT_ARTIFACT = """
 INSERT INTO artifacts (name, platform, id, state, problem, version, size, unpacked, packages,
-  published, attested, stamp, first_seen, looked_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+  published, attested, stamp, first_seen, looked_at, lock)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (name, platform, id) DO UPDATE SET state = excluded.state, problem = excluded.problem,
   version = excluded.version, size = excluded.size, unpacked = excluded.unpacked,
   packages = excluded.packages, published = excluded.published, attested = excluded.attested,
-  stamp = excluded.stamp, looked_at = excluded.looked_at
+  stamp = excluded.stamp, looked_at = excluded.looked_at, lock = excluded.lock
 """
 
 NUMBER = "SELECT number FROM artifacts WHERE name = ? AND platform = ? AND id = ?"
@@ -102,10 +103,12 @@ def write_looks(connection: Connection, looks: Iterable[Look], now: float) -> No
                 *(folder.name, folder.platform, folder.id, state, look.problem),
                 *_sizes(manifest),
                 *(published, folder.attested, stamp_of(folder), now, now),
+                manifest.lock_digest if manifest else "",
             ),
         )
         if manifest:
             row = connection.execute(NUMBER, (folder.name, folder.platform, folder.id)).fetchone()
+            write_marks(connection, row[0], manifest)
             packages = {_package_number(connection, one, numbers) for one in manifest.packages}
             connection.executemany(
                 "INSERT OR IGNORE INTO contents VALUES (?, ?)",
@@ -141,6 +144,7 @@ def remove(connection: Connection, places: Iterable[Place], tags: Iterable[TagNa
     connection.executemany("DELETE FROM artifacts WHERE name = ? AND platform = ? AND id = ?", gone)
     connection.execute("DELETE FROM contents WHERE artifact NOT IN (SELECT number FROM artifacts)")
     connection.execute("DELETE FROM packages WHERE number NOT IN (SELECT package FROM contents)")
+    forget_digests(connection)
     forget_files(connection)
 
 

@@ -10,7 +10,7 @@ import msgspec
 
 from envferry.install.env_home import HOME
 from envferry.install.installed import environment_names
-from envferry.models import ID_PATTERN
+from envferry.names import ID_PATTERN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

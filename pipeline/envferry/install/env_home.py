@@ -12,7 +12,8 @@ import msgspec
 from envferry.base.files import absolute_path, sync_directory, write_bytes
 from envferry.base.json import from_json
 from envferry.errors import NotFound, UsageError
-from envferry.models import ID_PATTERN, Installation, check_name
+from envferry.install.installation import Installation
+from envferry.names import ID_PATTERN, check_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,7 @@ from envferry.config import child_environ
 from envferry.errors import SpecError, ToolFailed
 
 if TYPE_CHECKING:
-    from envferry.models import Installation
+    from envferry.install.installation import Installation
 
 HINT = "correct post_install_hooks in the settings (`envferry config`), or the file"
 

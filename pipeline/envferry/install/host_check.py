@@ -18,7 +18,7 @@ from envferry.base.files import human_bytes, remove_tree
 from envferry.errors import HostError
 from envferry.install.gpu_check import gpu_faults, read_gpus
 from envferry.install.installed import read_index
-from envferry.models import Finding, SystemRequirements, current_platform
+from envferry.names import current_platform
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from envferry.archive.index import PackageEntry
     from envferry.install.env_home import EnvHome
     from envferry.install.gpu_check import Gpu
+    from envferry.install.installation import Finding
+    from envferry.models import SystemRequirements
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from envferry.install.last_results import InstallationState, read_state
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envferry.models import Installation, Origin
+    from envferry.install.installation import Installation, Origin
 
 
 class InstalledFacts(msgspec.Struct, frozen=True, kw_only=True):

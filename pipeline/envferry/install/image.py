@@ -27,6 +27,7 @@ from envferry.errors import HostError, IntegrityError, NotFound, TargetOccupied
 from envferry.install.env_home import IMAGE_SUFFIX, PARTIAL, TRASH, EnvHome
 from envferry.install.events import note_event
 from envferry.install.host_check import Needs, check_host, cuda_runtime
+from envferry.install.installation import Installation  # noqa: TC001  (msgspec looks it up)
 from envferry.install.installed import chosen_id, open_installed
 from envferry.install.installed_tar import InstalledTar
 from envferry.install.integrations import wanted_integrations
@@ -35,7 +36,6 @@ from envferry.install.moves import throw_away
 from envferry.install.plan import check_target, is_installed, plan_installation, wanted_prefix
 from envferry.install.switching import switch_to
 from envferry.install.upkeep import changing
-from envferry.models import Installation  # noqa: TC001  (msgspec looks it up)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

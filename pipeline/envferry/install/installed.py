@@ -13,7 +13,7 @@ from envferry.install.env_home import HOME, EnvHome
 from envferry.install.reuse import ReusableTrees
 from envferry.install.seen_files import SeenTree, known_contents, read_seen
 from envferry.install.tree_check import InstalledTree
-from envferry.models import NAME_PATTERN
+from envferry.names import NAME_PATTERN
 from envferry.suggestions import did_you_mean
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.archive.index import Index
-    from envferry.models import Installation
+    from envferry.install.installation import Installation
 
 
 def chosen_id(home: EnvHome, id_: str | None) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from envferry.install.env_home import EnvHome
-    from envferry.models import Installation
+    from envferry.install.installation import Installation
 
 log = logging.getLogger(__name__)
 

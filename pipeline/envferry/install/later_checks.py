@@ -15,7 +15,7 @@ from envferry.install.places import is_at_its_prefix
 
 if TYPE_CHECKING:
     from envferry.install.env_home import EnvHome
-    from envferry.models import Installation
+    from envferry.install.installation import Installation
     from envferry.progress import Progress
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from envferry.install.env_home import EnvHome
-    from envferry.models import Installation
+    from envferry.install.installation import Installation
 
 
 def is_at_its_prefix(home: EnvHome, installation: Installation) -> bool:

@@ -15,20 +15,14 @@ from envferry.errors import PipelineError, TargetOccupied, UsageError
 from envferry.install.env_home import HOME, EnvHome
 from envferry.install.events import UNKNOWN_ACTOR, Actor
 from envferry.install.host_check import Needs, check_host, cuda_runtime
+from envferry.install.installation import Installation, Origin
 from envferry.install.installed import find_donors, open_installed
 from envferry.install.integrations import Integrations, wanted_integrations
 from envferry.install.link_mode import Link
 from envferry.install.reuse import ReusableTrees
 from envferry.install.tree_check import faults_among, top_faults
-from envferry.models import (
-    ENVS_DIR,
-    Checks,
-    Installation,
-    Manifest,
-    Origin,
-    SystemRequirements,
-    check_env_prefix,
-)
+from envferry.models import Checks, Manifest, SystemRequirements
+from envferry.names import ENVS_DIR, check_env_prefix
 
 if TYPE_CHECKING:
     from pathlib import Path

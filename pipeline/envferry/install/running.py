@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from envferry.install.env_home import EnvHome
-    from envferry.models import Installation
+    from envferry.install.installation import Installation
 
 SHELLS = ("/bin/bash", "/usr/bin/bash")
 """Scripts of packages are tried out with bash; elsewhere sh has to do."""

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from envferry.archive.reader import Source
     from envferry.install.env_home import EnvHome
-    from envferry.models import Installation, Manifest
+    from envferry.install.installation import Installation
+    from envferry.models import Manifest
     from envferry.progress import Progress
 
 log = logging.getLogger(__name__)

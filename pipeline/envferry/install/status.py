@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.install.disk_usage import DirectoryUsage
-    from envferry.models import Installation
+    from envferry.install.installation import Installation
 
 Fault = Literal["current", "checks", "drift", "signature", "disk"]
 EXIT_CODES: dict[Fault, int] = {"current": 7, "checks": 4, "drift": 8, "signature": 8, "disk": 11}

@@ -12,9 +12,9 @@ from envferry.install.last_results import LastChecked, note_checked
 
 if TYPE_CHECKING:
     from envferry.install.env_home import EnvHome
+    from envferry.install.installation import Installation
     from envferry.install.integrations import Integrations
     from envferry.install.plan import InstallOptions
-    from envferry.models import Installation
     from envferry.progress import Progress
 
 

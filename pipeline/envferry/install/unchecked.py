@@ -13,7 +13,7 @@ from envferry.errors import PipelineError
 
 if TYPE_CHECKING:
     from envferry.install.env_home import EnvHome
-    from envferry.models import Installation, Unchecked
+    from envferry.install.installation import Installation, Unchecked
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from envferry.install.env_home import (
 from envferry.install.in_use import look_for_users
 from envferry.install.mounting import unmount
 from envferry.install.unchecked import put_unchecked_back
-from envferry.models import ID_PATTERN, SEEN_DIRECTORY
+from envferry.names import ID_PATTERN, SEEN_DIRECTORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

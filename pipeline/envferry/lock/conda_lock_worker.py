@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from envferry.lock.conda_messages import CondaAnswer, CondaRequest
-from envferry.models import LockedPackage, SystemRequirements, build_string
+from envferry.models import LockedPackage, SystemRequirements
+from envferry.names import build_string
 from envferry.process import CalledProcessError
 from envferry.redaction import without_credentials
 from envferry.specs.conda_lines import conda_name

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from envferry.models import (
-    ChannelPriority,
-    LockedPackage,
-    SystemRequirements,
-)
+from envferry.models import ChannelPriority, LockedPackage, SystemRequirements
 
 
 class CondaRequest(msgspec.Struct, frozen=True, kw_only=True):

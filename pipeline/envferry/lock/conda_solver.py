@@ -19,7 +19,7 @@ from envferry.errors import PipelineError
 from envferry.lock.repodata import ChannelIndexes, extract
 from envferry.lock.solving import SolveAnswer, SolveRequest, work
 from envferry.lock.spec_lines import wanted_line
-from envferry.models import current_platform
+from envferry.names import current_platform
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

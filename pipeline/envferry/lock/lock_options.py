@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry.errors import UsageError
-from envferry.models import check_platform
+from envferry.names import check_platform
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from envferry.models import LockedPackage, build_string
+from envferry.models import LockedPackage
+from envferry.names import build_string
 from envferry.specs.conda_needs import locked_needs
 
 KEPT_FIELDS = (

@@ -10,6 +10,7 @@ import logging
 import os
 import posixpath
 from itertools import chain
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -209,16 +210,28 @@ class MemberCollector:
         return owner or NO_OWNER
 
     def directories(self) -> Iterator[Member]:
-        """Yield all directories that members lie in, and the empty ones."""
-        paths = set(self.empty_directories)
-        for path in [*self.empty_directories, *(member.entry.path for member in self.members)]:
-            parent = posixpath.dirname(path)
-            while parent and parent not in paths:
-                paths.add(parent)
-                parent = posixpath.dirname(parent)
-        # conda-unpack and the activation scripts are put there at the end.
-        for path in sorted(paths | {"bin"}):
-            yield Member(entry=FileEntry(path=path, type="directory", mode=0o755), owner=NO_OWNER)
+        """Yield all directories that members lie in, and the empty ones.
+
+        A directory in which all is of one package is that package's: a version more of it then
+        changes the frames of the package alone.
+        """
+        owners = dict.fromkeys(self.empty_directories, NO_OWNER)
+        for path in self.empty_directories:
+            note_parents(owners, path, NO_OWNER)
+        for member in self.members:
+            note_parents(owners, member.entry.path, member.owner)
+        owners.setdefault("bin", NO_OWNER)  # for conda-unpack and the activation scripts
+        for path, owner in sorted(owners.items(), key=itemgetter(0)):
+            yield Member(entry=FileEntry(path=path, type="directory", mode=0o755), owner=owner)
+
+
+def note_parents(owners: dict[str, Owner], path: str, owner: Owner) -> None:
+    """Note the owner of the directories above a path; what several have in it has no owner."""
+    while path := posixpath.dirname(path):
+        known = owners.get(path)
+        if known in {owner, NO_OWNER}:
+            return  # noted before, with all that is above
+        owners[path] = owner = owner if known is None else NO_OWNER
 
 
 def refuse_faults(faults: Iterable[str]) -> None:

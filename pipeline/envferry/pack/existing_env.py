@@ -12,7 +12,8 @@ from blake3 import blake3
 from envferry.base.files import write_bytes
 from envferry.base.json import decode_json
 from envferry.errors import NotFound, SpecError
-from envferry.models import BuiltEnv, SpecOptions, check_env_prefix, check_name, current_platform
+from envferry.models import BuiltEnv, SpecOptions
+from envferry.names import check_env_prefix, check_name, current_platform
 from envferry.pack.packages import conda_packages, pip_packages
 
 if TYPE_CHECKING:

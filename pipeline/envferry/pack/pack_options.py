@@ -8,7 +8,7 @@ import msgspec
 
 from envferry.archive.compression import DEFAULT_LEVEL
 from envferry.config import settings
-from envferry.models import DIST_DIR
+from envferry.names import DIST_DIR
 
 if TYPE_CHECKING:
     from pathlib import Path

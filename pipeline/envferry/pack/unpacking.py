@@ -29,7 +29,7 @@ ACTIVATE = "bin/activate"
 PREFIX_LINE = "_envferry_prefix="
 """The line of bin/activate that says which prefix the environment has: it is changed last."""
 PUNCTUATION = " /._-+@=~"
-"""As `check_env_prefix` in models.py has it."""
+"""As `check_env_prefix` in names.py has it."""
 
 
 class MovedFile(NamedTuple):

@@ -12,7 +12,8 @@ from envferry.artifacts import ARCHIVE_SUFFIX, MANIFEST_SUFFIX, read_artifact, r
 from envferry.base.files import absolute_path
 from envferry.install.actor import current_actor
 from envferry.install.env_home import IMAGE_SUFFIX
-from envferry.models import Origin, Ref, current_platform
+from envferry.install.installation import Origin
+from envferry.names import Ref, current_platform
 from envferry.redaction import fit_to_show
 from envferry.registry.registry import PublishedArchive, Registry
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from envferry.models import Ref
+    from envferry.names import Ref
     from envferry.progress import Progress
     from envferry.registry import Registry
     from envferry.stores.source import ContentSource

@@ -17,7 +17,7 @@ from envferry.base.limits import REPORT_BYTES, require_sane
 from envferry.base.times import read_time
 from envferry.base.workers import Workers
 from envferry.errors import NotFound, PipelineError, StoreError, UsageError
-from envferry.models import ID_PATTERN, NAME_PATTERN
+from envferry.names import ID_PATTERN, NAME_PATTERN
 from envferry.registry.layout import HOSTS, host_key
 from envferry.stores.port import LostRace
 

@@ -9,7 +9,7 @@ import msgspec
 
 from envferry.artifacts import ARCHIVE_SUFFIX, ATTESTATION, REGISTRY_MANIFEST
 from envferry.errors import NotFound
-from envferry.models import ID_PATTERN, NAME_PATTERN, check_name
+from envferry.names import ID_PATTERN, NAME_PATTERN, check_name
 from envferry.registry.layout import ATTACHMENTS, ENVS, LOCK_FILE, PRUNING, SIDE_PREFIXES, TAGS
 from envferry.trust.signed_tags import TagName
 

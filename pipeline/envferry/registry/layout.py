@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from envferry.artifacts import ATTESTATION, REGISTRY_MANIFEST, SBOM
 from envferry.errors import UsageError
-from envferry.models import ID_PATTERN, check_name
+from envferry.names import ID_PATTERN, check_name
 
 if TYPE_CHECKING:
     from envferry.models import Manifest

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from envferry.artifacts import ATTESTATION
 from envferry.base.workers import Workers
 from envferry.errors import NotFound, StoreError
-from envferry.models import NAME_PATTERN, Manifest, RegistryEntry, check_name
+from envferry.names import NAME_PATTERN, check_name
 from envferry.registry.layout import DELTAS, ENVS, TAGS, artifact_folder, folder_of, is_manifest
 from envferry.registry.tags import read_tag
 from envferry.suggestions import did_you_mean
@@ -16,11 +18,29 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from envferry.models import Ref, TagRecord
+    from envferry.models import Manifest, TagRecord
+    from envferry.names import Ref
     from envferry.registry.registry import Registry
 
 READERS = 8
 """Manifests and tags are small: the time goes into waiting for the store."""
+
+
+class RegistryEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One artifact in a registry, as a listing shows it."""
+
+    name: str
+    platform: str
+    id: str
+    size: int
+    """The bytes of its archive."""
+    packages: int
+    tags: tuple[str, ...]
+    version: str | None = None
+    published: datetime | None = None
+    """When its manifest came into this registry, by the store's own clock, in UTC."""
+    attested: bool = False
+    """Whether an attestation lies beside it; who signed that is another question."""
 
 
 def list_entries(registry: Registry, name: str | None) -> tuple[RegistryEntry, ...]:

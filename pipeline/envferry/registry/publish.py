@@ -29,7 +29,7 @@ from envferry.artifacts import (
 )
 from envferry.base.retry import RACES, persistently
 from envferry.errors import IntegrityError, StoreError
-from envferry.models import DEFAULT_TAG, Manifest
+from envferry.names import DEFAULT_TAG
 from envferry.registry.known_frames import find_known
 from envferry.registry.layer_cuts import layered
 from envferry.registry.layout import LOCK_FILE, archive_key, artifact_folder, folder_of, tag_key
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from envferry.models import Artifact
+    from envferry.models import Artifact, Manifest
     from envferry.registry.registry import Registry
     from envferry.stores.port import KnownRange
     from envferry.trust.signing import Envelope

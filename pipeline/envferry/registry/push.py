@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from envferry.archive.identity import check_manifest
 from envferry.archive.reader import Archive, FileSource
 from envferry.artifacts import require_present, verify_artifact
 from envferry.base.retry import RetryPolicy, Transient, persistently
 from envferry.errors import NotFound
-from envferry.models import DEFAULT_TAG, PushedArtifact
+from envferry.names import DEFAULT_TAG
 from envferry.registry import WasRemoved, check_tag
 from envferry.registry.publish import compares_while_sending
 from envferry.registry.tags import preview_move
@@ -24,6 +26,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REPEATS = RetryPolicy(attempts=3, first_pause=0)
+
+
+class PushedArtifact(msgspec.Struct, frozen=True, kw_only=True):
+    """What a push left in a registry."""
+
+    registry: str
+    name: str
+    platform: str
+    id: str
+    size: int
+    """The bytes of its archive."""
+    tags: tuple[str, ...]
+    """The tags that point to it now because of this push."""
+    uploaded: bool
+    """Whether anything was sent; False when the registry had it all."""
 
 
 def push_artifact(

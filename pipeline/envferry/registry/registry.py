@@ -23,7 +23,7 @@ from envferry.artifacts import (
 from envferry.base.limits import Limits
 from envferry.config import settings
 from envferry.errors import IntegrityError, NotFound, StoreError
-from envferry.models import Manifest, Ref, check_name
+from envferry.names import Ref, check_name
 from envferry.registry.layout import (
     ENVS,
     LOCK_FILE,
@@ -53,8 +53,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from envferry.models import Artifact, RegistryEntry, TagRecord
+    from envferry.models import Artifact, Manifest, TagRecord
     from envferry.progress import Progress
+    from envferry.registry.listing import RegistryEntry
     from envferry.stores.port import Store
     from envferry.trust.host_trust import Trust
     from envferry.trust.signing import Signer

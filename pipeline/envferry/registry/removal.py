@@ -2,7 +2,7 @@
 
 Who removes puts a mark (`pruning.json`) into the folder, then looks at the tags, then deletes: the
 manifest first, the mark last. Who pushes or tags writes the tag, then looks for the mark, then
-whether all files are there. So one of the two always sees the other (docs/adr/0014).
+whether all files are there. So one of the two always sees the other (ADR 11).
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from envferry.artifacts import REGISTRY_MANIFEST
 from envferry.base.json import from_json, to_json
 from envferry.base.retry import RACES, persistently
 from envferry.errors import IntegrityError, NotFound, StoreError, UsageError
-from envferry.models import ID_PATTERN, TagRecord
+from envferry.models import TagRecord
+from envferry.names import ID_PATTERN
 from envferry.registry.layout import artifact_folder, tag_key
 from envferry.registry.removal import require_kept, require_settled
 from envferry.stores.port import LostRace, lost_races_again

@@ -10,7 +10,7 @@ import re
 
 import msgspec
 
-from envferry.models import file_name_of
+from envferry.names import file_name_of
 
 PACKAGE_ENDINGS = (".conda", ".tar.bz2")
 SUBDIR = re.compile(r"noarch|(?:linux|osx|win|freebsd|emscripten|wasi|zos)-[a-z0-9_]+")

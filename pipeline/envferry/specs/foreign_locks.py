@@ -17,7 +17,8 @@ import msgspec
 from packaging.utils import canonicalize_name
 
 from envferry.errors import SpecError
-from envferry.models import PLATFORMS, LockedPackage, current_platform
+from envferry.models import LockedPackage
+from envferry.names import PLATFORMS, current_platform
 from envferry.redaction import without_credentials, without_login
 from envferry.specs.conda_lines import parse_conda_line
 from envferry.specs.drafts import Draft

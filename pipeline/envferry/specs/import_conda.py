@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 from envferry.base.json import decode_json
 from envferry.base.site_packages import site_packages_folders
 from envferry.errors import SpecError
-from envferry.models import PLATFORMS, file_name_of
+from envferry.names import PLATFORMS, file_name_of
 from envferry.redaction import without_credentials, without_login
 from envferry.specs.drafts import Draft
 

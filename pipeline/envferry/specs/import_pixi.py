@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from envferry.errors import SpecError
-from envferry.models import PLATFORMS
+from envferry.names import PLATFORMS
 from envferry.specs.conda_lines import conda_name
 from envferry.specs.drafts import Draft
 from envferry.specs.import_conda import channel_name

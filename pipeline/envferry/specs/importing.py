@@ -9,7 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from envferry.errors import SpecError, UsageError
-from envferry.models import NAME_PATTERN, check_name
+from envferry.names import NAME_PATTERN, check_name
 from envferry.redaction import without_credentials
 from envferry.specs.conda_lines import conda_name
 from envferry.specs.drafts import Draft, left_out_comment, quoted, relaxed, render_draft

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from envferry.models import ENVS_DIR
+from envferry.names import ENVS_DIR
 from envferry.specs.drafts import LEFT_OUT_MARK
 from envferry.specs.pip_lines import option_of, unheeded
 from envferry.specs.reading import HOLDER, KNOWN_KEYS

@@ -25,8 +25,8 @@ from envferry.models import (
     LockedPackage,
     Replacement,
     SpecOptions,
-    build_string,
 )
+from envferry.names import build_string
 from envferry.redaction import without_credentials, without_login
 from envferry.specs.yaml_text import parse_yaml, plain, read_text
 

@@ -17,7 +17,7 @@ from packaging.utils import (
     parse_wheel_filename,
 )
 
-from envferry.models import file_name_of
+from envferry.names import file_name_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from envferry.errors import SpecError
-from envferry.models import PLATFORMS
+from envferry.names import PLATFORMS
 from envferry.specs.toml_text import all_of
 
 if TYPE_CHECKING:

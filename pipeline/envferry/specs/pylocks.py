@@ -12,7 +12,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from envferry.errors import SpecError
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.specs.drafts import Draft
 from envferry.specs.foreign_locks import ForeignLock, git_url
 from envferry.specs.markers import target_environment

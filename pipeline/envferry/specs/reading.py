@@ -9,10 +9,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from envferry.errors import NotFound, SpecError, UsageError
-from envferry.models import (
-    Spec,
-    check_name,
-)
+from envferry.models import Spec
+from envferry.names import check_name
 from envferry.specs.conda_lines import TEMPLATE, conda_name, merged
 from envferry.specs.pip_lines import pip_line_problem
 from envferry.specs.selectors import is_selected, select_platform, selector_lines

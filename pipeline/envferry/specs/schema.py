@@ -6,14 +6,8 @@ from typing import Any, get_args
 
 import msgspec
 
-from envferry.models import (
-    NAME_PATTERN,
-    PLATFORMS,
-    ChannelPriority,
-    Checks,
-    SpecOptions,
-    SystemRequirements,
-)
+from envferry.models import ChannelPriority, Checks, SpecOptions, SystemRequirements
+from envferry.names import NAME_PATTERN, PLATFORMS
 from envferry.specs.reading import HOLDER
 from envferry.specs.spec_options import OTHER_PLATFORM
 

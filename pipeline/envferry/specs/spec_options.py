@@ -9,14 +9,8 @@ import msgspec
 
 from envferry.base.json import convert
 from envferry.errors import SpecError, UsageError
-from envferry.models import (
-    PLATFORMS,
-    Checks,
-    DataFile,
-    SpecOptions,
-    SystemRequirements,
-    check_platform,
-)
+from envferry.models import Checks, DataFile, SpecOptions, SystemRequirements
+from envferry.names import PLATFORMS, check_platform
 from envferry.specs.data_files import check_data
 from envferry.specs.spec_faults import list_of_strings, unexpected
 from envferry.specs.yaml_text import Mapping, Text, line_of, plain

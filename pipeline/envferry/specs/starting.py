@@ -11,7 +11,7 @@ import msgspec
 from envferry import __version__
 from envferry.base.files import make_folders, write_bytes
 from envferry.errors import TargetOccupied, UsageError
-from envferry.models import SPECS_DIR, check_name
+from envferry.names import SPECS_DIR, check_name
 from envferry.specs.conda_lines import conda_name
 from envferry.specs.drafts import quoted
 from envferry.specs.pip_lines import pip_line_problem

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import yaml
 
+from envferry.base.inputs import open_input
 from envferry.errors import SpecError
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def too_large(path: Path, max_bytes: int = MAX_BYTES) -> SpecError:
 
 def read_text(path: Path, max_bytes: int = MAX_BYTES) -> str:
     """Read a file that must be small text; raise SpecError when it is not."""
-    with path.open("rb") as stream:
+    with open_input(path) as stream:
         data = stream.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise too_large(path, max_bytes)

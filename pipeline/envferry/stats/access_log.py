@@ -9,12 +9,14 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote
 
 import msgspec
 
+from envferry.base.inputs import open_input
 from envferry.errors import IntegrityError, NotFound
 
 if TYPE_CHECKING:
@@ -86,5 +88,7 @@ def parse_line(line: str) -> LoggedRequest | None:
     )
 
 
-def _opened(path: Path) -> IO[bytes] | gzip.GzipFile:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    with open_input(path) as stream:
+        yield gzip.GzipFile(fileobj=stream) if path.suffix == ".gz" else stream

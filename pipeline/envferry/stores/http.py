@@ -68,7 +68,7 @@ class HttpStore:
         parts = urlsplit(url)
         if not parts.hostname:
             message = f"{url} names no host"
-            raise UsageError(message)
+            raise UsageError(message, hint="write https://HOST/PATH")
         if parts.username is not None or parts.query or parts.fragment:
             message = f"the URL of the registry at {parts.hostname} holds more than host and path"
             raise UsageError(message, hint="leave out user, password, ?query and #fragment")

@@ -16,31 +16,61 @@ if TYPE_CHECKING:
     from envferry.stores.port import Store
 
 PLAIN_AUTHORITY = re.compile(r"([^@:?#\[\]]*|\[[0-9A-Fa-f:.]+\])(:\d+)?")
+HTTP, OCI = ("http", "https"), ("oci", "oci+http", "oci+https")
 KINDS = "a directory, s3://BUCKET/PREFIX, oci://HOST/REPOSITORY, or https://HOST/PATH to read only"
 
 
 def open_store(url: str, limits: Limits = USUAL_LIMITS) -> Store:
     """Open the store at `url`, without asking yet whether it is there."""
+    scheme = _scheme_of(url)
+    if not scheme:
+        return _open_directory(expand_home(Path(url)))
+    if scheme == "file":
+        return _open_directory(_local_path(url))
+    if scheme == "s3":
+        return _open_s3(url, limits)
+    if scheme in HTTP:
+        return _open_http(url, limits)
+    from envferry.stores.oci.image_store import OciStore
+
+    return OciStore.open(url, limits)
+
+
+def require_public(url: str) -> None:
+    """Raise UsageError for what no other machine can take as the URL of a registry.
+
+    Nothing is asked whether it is there: this machine may not reach it.
+    """
+    scheme = _scheme_of(url)
+    if not url.isprintable() or (scheme and " " in url):
+        message = f"{url!r} has a blank or a control character in it"
+        raise UsageError(message, hint="write a blank in a URL as %20")
+    path = _local_path(url) if scheme == "file" else Path(url)
+    if scheme in ("", "file") and not path.is_absolute():
+        message = f"{url} means another folder on each host"
+        raise UsageError(message, hint=f"write the whole path, or a URL: a registry is {KINDS}")
+    if scheme == "s3" and not urlsplit(url).netloc:
+        message = f"{url} names no bucket"
+        raise UsageError(message, hint="write s3://BUCKET/PREFIX")
+    if scheme in (*HTTP, *OCI):
+        open_store(url)
+
+
+def _scheme_of(url: str) -> str:
+    """Return the scheme of a URL, nothing for a folder; raise UsageError where none is known."""
     scheme, separator, _ = url.partition("://")
     if not url:
         message = "the registry's URL is empty"
         raise UsageError(message, hint=f"a registry is {KINDS}")
     if not separator:
         _refuse_almost_urls(url)
-        return _open_directory(expand_home(Path(url)))
-    if scheme == "file":
-        return _open_directory(_local_path(url))
-    _require_no_login(url)
-    if scheme == "s3":
-        return _open_s3(url, limits)
-    if scheme in ("http", "https"):
-        return _open_http(url, limits)
-    if scheme in ("oci", "oci+http", "oci+https"):
-        from envferry.stores.oci.image_store import OciStore
-
-        return OciStore.open(url, limits)
-    message = f"{scheme}:// is not a supported kind of registry"
-    raise UsageError(message, hint=f"a registry is {KINDS}")
+        return ""
+    if scheme not in ("file", "s3", *HTTP, *OCI):
+        message = f"{scheme}:// is not a supported kind of registry"
+        raise UsageError(message, hint=f"a registry is {KINDS}")
+    if scheme != "file":
+        _require_no_login(url)
+    return scheme
 
 
 def _refuse_almost_urls(text: str) -> None:

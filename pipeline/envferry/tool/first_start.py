@@ -27,12 +27,13 @@ NEEDED = (
     "rich",
 )
 """What commands import when they need it: each has a library of its own that may not load."""
+COMMANDS_OF_HOSTS = ("envferry.cli.fetch", "envferry.cli.install", "envferry.cli.verify")
 NOWHERE = "/nonexistent"
 
 
 def main() -> None:
     """Import all that commands need; compile what was not compiled where the file was made."""
-    for name in ("envferry.install.stage", "envferry.cli.host", *NEEDED):
+    for name in ("envferry.install.stage", *COMMANDS_OF_HOSTS, *NEEDED):
         importlib.import_module(name)
     tree = Path(sys.prefix)
     if not (Path(compile_bytecode.__file__).parent / "__pycache__").is_dir():

@@ -20,7 +20,7 @@ from envferry.channel.interpreter_staging import (
     stage_interpreter,
 )
 from envferry.errors import SpecError
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.transfer.host_tool import PYTHONS
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from envferry.channel.wheel import read_wheel
 from envferry.channel.wheel_layout import stage_wheel
 from envferry.config import child_environ
 from envferry.errors import SpecError
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.process import find_program, run
 from envferry.tool.first_start import NOWHERE
 from envferry.tool.tool_python import add_interpreter, has_debug_information, machine_of, needed

@@ -11,7 +11,7 @@ from envferry.artifacts import REGISTRY_MANIFEST
 from envferry.base.files import plural
 from envferry.base.json import from_json
 from envferry.errors import IntegrityError, NotFound
-from envferry.models import ID_PATTERN
+from envferry.names import ID_PATTERN
 from envferry.registry import ENVS
 from envferry.registry.layout import DELTAS
 from envferry.transfer.copy import WRONG, ArtifactCopier, require_room_for

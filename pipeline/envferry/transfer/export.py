@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from envferry.models import Manifest, Ref
+    from envferry.models import Manifest
+    from envferry.names import Ref
     from envferry.progress import Progress
     from envferry.stores.port import Store
     from envferry.trust.signed_tags import SignedTagRecord, TagName

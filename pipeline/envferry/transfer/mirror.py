@@ -11,7 +11,7 @@ from envferry.artifacts import ARCHIVE_SUFFIX, ATTESTATION, REGISTRY_MANIFEST
 from envferry.base.files import plural
 from envferry.base.workers import Workers
 from envferry.errors import NotFound, UsageError
-from envferry.models import current_platform
+from envferry.names import current_platform
 from envferry.registry.inventory import Folder, list_inventory
 from envferry.stores.port import CannotList
 from envferry.transfer.copy import WRONG, ArtifactCopier, require_room_for

@@ -10,7 +10,7 @@ import msgspec
 from envferry.base.json import to_json
 from envferry.base.retry import RACES, persistently
 from envferry.errors import StoreError
-from envferry.models import DEFAULT_TAG
+from envferry.names import DEFAULT_TAG
 from envferry.registry.layout import TAGS, artifact_folder, tag_key
 from envferry.registry.removal import require_kept, require_settled
 from envferry.registry.tags import read_tag

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from envferry.base.inputs import read_input
 from envferry.base.json import decode_json, to_json
 from envferry.base.times import read_time
-from envferry.errors import IntegrityError, PipelineError, SpecError
+from envferry.errors import IntegrityError, NotFound, PipelineError, SpecError, UsageError
 from envferry.trust.signing import Envelope, PublicKey, parse_public_key, signers
 
 if TYPE_CHECKING:
     from datetime import datetime
+    from pathlib import Path
 
 Role = Literal["root", "release", "tag", "tool", "database"]
 ROLES: tuple[Role, ...] = ("root", "release", "tag", "tool", "database")
@@ -127,9 +129,6 @@ def decode_bundle(data: bytes, what: str) -> SignedBundle:
 
     Raises IntegrityError for one that is damaged, SpecError for one of a newer envferry.
     """
-    if len(data) > MOST_BYTES:
-        message = f"{what} is longer than any trust bundle"
-        raise IntegrityError(message, hint=HINT)
     try:
         file = decode_json(data, BundleFile)
     except msgspec.MsgspecError as error:
@@ -139,6 +138,21 @@ def decode_bundle(data: bytes, what: str) -> SignedBundle:
         message = f"{what} has a history of {len(file.history)} versions"
         raise IntegrityError(message, hint=HINT)
     return SignedBundle(open_bundle(file.bundle, what), file)
+
+
+def read_bundle(path: Path) -> SignedBundle:
+    """Read a bundle file as `decode_bundle` does; raise NotFound or UsageError as well."""
+    try:
+        data = read_input(path, MOST_BYTES)
+    except FileNotFoundError as error:
+        message = f"the trust bundle {path} does not exist"
+        raise NotFound(
+            message, hint="`envferry trust add KEY.pub --role root` makes one"
+        ) from error
+    except OSError as error:
+        message = f"cannot read the trust bundle {path}: {error.strerror}"
+        raise UsageError(message, hint="check who may read it, and that it is a file") from error
+    return decode_bundle(data, f"the trust bundle {path}")
 
 
 def follow_to(

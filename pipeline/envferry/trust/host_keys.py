@@ -113,7 +113,7 @@ def read_kept_bundle(path: Path) -> TrustBundle | None:
     Raises IntegrityError for one that is damaged: a host must not come to trust more because of
     that.
     """
-    from envferry.trust.bundle import decode_bundle
+    from envferry.trust.bundle import read_bundle
     from envferry.trust.signing import refuse_open
 
     if not os.path.lexists(path):
@@ -122,11 +122,7 @@ def read_kept_bundle(path: Path) -> TrustBundle | None:
         message = f"the trust bundle {path} is not a file"
         raise UsageError(message, hint="replace it by the file that `envferry trust update` wrote")
     refuse_open(path, "trust bundle")
-    try:
-        return decode_bundle(path.read_bytes(), f"the trust bundle {path}").bundle
-    except OSError as error:
-        message = f"cannot read the trust bundle {path}: {error.strerror}"
-        raise UsageError(message, hint="check who may read it") from error
+    return read_bundle(path).bundle
 
 
 def _bundle_keys(

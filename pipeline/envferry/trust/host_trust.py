@@ -13,7 +13,8 @@ from envferry.base.json import from_json, to_json
 from envferry.base.times import parse_time, rfc3339
 from envferry.config import TRUSTED_DIR
 from envferry.errors import IntegrityError
-from envferry.models import SEEN_DIRECTORY, TagRecord
+from envferry.models import TagRecord
+from envferry.names import SEEN_DIRECTORY
 from envferry.trust.attestations import require_enough, unsigned, verify_attestation
 from envferry.trust.image_signature import verify_image
 from envferry.trust.signed_tags import tag_message

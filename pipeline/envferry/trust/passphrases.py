@@ -6,6 +6,7 @@ import getpass
 from pathlib import Path
 from typing import Protocol
 
+from envferry.base.inputs import open_input
 from envferry.config import KEY_PASSPHRASE, settings
 from envferry.errors import NotFound, UsageError
 
@@ -56,7 +57,7 @@ def new_passphrase(what: str) -> str:
 def read_passphrase(path: Path, hint: str) -> str:
     """Return the first line of a file, without its end; `hint` says where the file was named."""
     try:
-        with path.open("rb") as stream:
+        with open_input(path) as stream:
             line = stream.readline(MOST_BYTES + 3).removesuffix(b"\n").removesuffix(b"\r").decode()
     except FileNotFoundError as error:
         message = f"the file of the passphrase, {path}, does not exist"

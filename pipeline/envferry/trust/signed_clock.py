@@ -15,7 +15,7 @@ import msgspec
 from envferry.base.files import make_folders, write_bytes
 from envferry.base.json import from_json, to_json
 from envferry.base.times import parse_time, rfc3339
-from envferry.models import SEEN_DIRECTORY
+from envferry.names import SEEN_DIRECTORY
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 from blake3 import blake3
 
+from envferry.base.inputs import MOST_KEY_BYTES, read_input
 from envferry.base.settings_table import may_everybody_change
 from envferry.errors import HostError, IntegrityError, NotFound, UsageError
 
@@ -224,28 +224,10 @@ def read_trusted_keys(directory: Path, files: Iterable[Path] = ()) -> tuple[Publ
         message = f"{directory} holds no public key: expected files named *.pub, found {found}"
         hint = "copy the keys there as NAME.pub, or remove the directory to accept what is unsigned"
         raise UsageError(message, hint=hint)
-    for path in paths:
-        _require_ends(path)
+    for path in (*paths, *named):
         refuse_open(path, "trusted key")
     keys = [parse_public_key(_read(path, "trusted key"), str(path)) for path in (*paths, *named)]
     return tuple({key.id: key for key in keys}.values())
-
-
-def _require_ends(path: Path) -> None:
-    """Raise UsageError for a pipe or device among the trusted keys: to read it may never end.
-
-    And for one in a directory whose names this user may read, and nothing else.
-    """
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return  # a dangling link: reading it says so
-    except OSError as error:
-        message = f"cannot read the trusted key {path}: {error.strerror}"
-        raise UsageError(message, hint=f"check who may enter {path.parent}") from error
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        message = f"cannot read the trusted key {path}: it is a pipe or a device, not a file"
-        raise UsageError(message, hint="replace it by the file of the public key")
 
 
 def _list_keys_dir(directory: Path) -> list[Path] | None:
@@ -270,7 +252,11 @@ def _list_keys_dir(directory: Path) -> list[Path] | None:
 
 def refuse_open(path: Path, what: str) -> None:
     """Raise UsageError for a file of trust that everybody may change or replace."""
-    reason = may_everybody_change(path) if path.exists() else ""
+    try:
+        reason = may_everybody_change(path) if path.exists() else ""
+    except OSError as error:
+        message = f"cannot read the {what} {path}: {error.strerror}"
+        raise UsageError(message, hint=f"check who may enter {path.parent}") from error
     if reason:
         message = f"the {what} {path} is refused: it {reason}"
         hint = f"run `chmod go-w` on it and on {path.parent}, and see that it is the right one"
@@ -337,7 +323,7 @@ def _public_key(key: Ed25519PublicKey, name: str) -> PublicKey:
 
 def _read(path: Path, what: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_input(path, MOST_KEY_BYTES)
     except FileNotFoundError as error:
         hint = "run `envferry keygen NAME` to make a pair"
         msg = f"the {what} {path} does not exist"

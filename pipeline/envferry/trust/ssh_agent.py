@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from envferry.base.files import expand_home
+from envferry.base.inputs import MOST_KEY_BYTES, read_input
 from envferry.base.sha256 import sha256_hex
 from envferry.errors import HostError, NotFound, UsageError
 from envferry.trust.signing import SigningKey, public_key_of
@@ -116,7 +117,7 @@ def _read_blob(path: Path) -> bytes:
     A comment may end in `.pub`, too. Raises UsageError for a file that holds something else.
     """
     try:
-        return base64.b64decode(path.read_text().split()[1])
+        return base64.b64decode(read_input(path, MOST_KEY_BYTES).split()[1])
     except FileNotFoundError:
         return b""
     except (OSError, ValueError, IndexError) as error:

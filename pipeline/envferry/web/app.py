@@ -21,7 +21,7 @@ from envferry.artifacts import SBOM
 from envferry.base.files import human_bytes, plural
 from envferry.base.json import to_json
 from envferry.errors import NotFound, PipelineError, StoreError, UsageError
-from envferry.models import ID_PATTERN, check_name
+from envferry.names import ID_PATTERN, check_name
 from envferry.redaction import fit_to_show
 from envferry.web import pages
 from envferry.web.guard import Guard

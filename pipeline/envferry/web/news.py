@@ -11,7 +11,7 @@ from envferry.base.times import rfc3339
 from envferry.errors import NotFound
 from envferry.index import queries
 from envferry.index.queries import Filter
-from envferry.models import DEFAULT_TAG, check_name
+from envferry.names import DEFAULT_TAG, check_name
 from envferry.registry.layout import check_tag
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from envferry.errors import NotFound, PipelineError, UsageError
 from envferry.index import MatchSpec, queries
 from envferry.index.queries import Entry, Environment, Filter, Match, Tag, Totals
-from envferry.models import Checks, PackageFacts, SystemRequirements, check_name
+from envferry.names import check_name
 from envferry.registry.diff import PackageChange, Update, compare_packages
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from envferry.audit.advisory_database import DatabaseFacts
     from envferry.audit.matching import AuditedPackage
+    from envferry.models import Checks, PackageFacts, SystemRequirements
     from envferry.registry.dependents import Need
     from envferry.registry.host_reports import HostReport, ReportedTag
     from envferry.web.provenance import ProvenanceSummary

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
 from envferry.artifacts import ARCHIVE_SUFFIX, REGISTRY_MANIFEST
-from envferry.models import ID_PATTERN, NAME_PATTERN
+from envferry.names import ID_PATTERN, NAME_PATTERN
 from envferry.registry.layout import ATTACHMENTS, ENVS, LOCK_FILE, TAGS
 
 if TYPE_CHECKING:

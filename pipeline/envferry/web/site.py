@@ -14,7 +14,7 @@ from envferry.artifacts import ATTESTATION, SBOM
 from envferry.audit.components import NO_PARTS, SbomParts
 from envferry.errors import NotFound, PipelineError
 from envferry.index import queries
-from envferry.models import ID_PATTERN, Ref, check_name
+from envferry.names import ID_PATTERN, Ref, check_name
 from envferry.redaction import fit_to_show
 from envferry.registry import PublishedArchive
 from envferry.registry.dependents import dependencies_in

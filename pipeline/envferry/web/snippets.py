@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from envferry.errors import UsageError
-from envferry.models import check_env_prefix
+from envferry.names import check_env_prefix
 
 if TYPE_CHECKING:
     from envferry.index.queries import Entry

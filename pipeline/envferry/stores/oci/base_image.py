@@ -18,7 +18,7 @@ from envferry.stores.oci.documents import (
     Platform,
     not_ours,
 )
-from envferry.stores.oci.names import REPOSITORY
+from envferry.stores.oci.key_tags import REPOSITORY
 from envferry.stores.oci.sending import send_blob
 from envferry.stores.oci.tokens import is_loopback
 from envferry.stores.source import ContentSource

@@ -36,7 +36,7 @@ from envferry.stores.oci.documents import (
     not_ours,
     read_index,
 )
-from envferry.stores.oci.names import IMAGE_TAG, INTERNAL, REFERRERS_TAG
+from envferry.stores.oci.key_tags import IMAGE_TAG, INTERNAL, REFERRERS_TAG
 from envferry.stores.oci.port import FoundContent
 from envferry.stores.port import Incomplete
 

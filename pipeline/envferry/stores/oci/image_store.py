@@ -41,8 +41,7 @@ from envferry.stores.oci.documents import (
     titled,
 )
 from envferry.stores.oci.image_layout import ROOT, LayoutSpace
-from envferry.stores.oci.layer_sending import LayerSender, ReusedLayers
-from envferry.stores.oci.names import (
+from envferry.stores.oci.key_tags import (
     ENVIRONMENT_PREFIX,
     REPOSITORY,
     Names,
@@ -52,6 +51,7 @@ from envferry.stores.oci.names import (
     environment_of,
     tag_name,
 )
+from envferry.stores.oci.layer_sending import LayerSender, ReusedLayers
 from envferry.stores.oci.registry_session import NotOfferedByRegistry
 from envferry.stores.oci.sending import SentBlob, send_blob, send_bytes
 from envferry.stores.oci.stored_values import StoredValue, StoredValues

@@ -14,14 +14,14 @@ from blake3 import blake3
 from envferry.base.workers import Workers
 from envferry.errors import IntegrityError
 from envferry.stores.oci.documents import LAYER, Descriptor, read_manifest
-from envferry.stores.oci.names import ARCHIVE, FILE_TAG, environments_in
+from envferry.stores.oci.key_tags import ARCHIVE, FILE_TAG, environments_in
 from envferry.stores.oci.sending import BlobDigests, SentBlob, send_blob
 from envferry.stores.receive import REQUEST_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from envferry.stores.oci.names import Names
+    from envferry.stores.oci.key_tags import Names
     from envferry.stores.oci.port import Space
     from envferry.stores.source import ContentSource, Piece
 

@@ -18,7 +18,7 @@ from envferry.stores.oci.documents import (
     ImageManifest,
     read_manifest,
 )
-from envferry.stores.oci.names import (
+from envferry.stores.oci.key_tags import (
     HASHED_PREFIX,
     INTERNAL,
     Names,

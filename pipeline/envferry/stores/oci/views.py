@@ -33,13 +33,13 @@ from envferry.stores.oci.documents import (
     read_manifest,
     titled,
 )
-from envferry.stores.oci.names import RUNNABLE, TAG_TAG, ArchiveName
+from envferry.stores.oci.key_tags import RUNNABLE, TAG_TAG, ArchiveName
 from envferry.stores.oci.sending import send_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from envferry.stores.oci.names import Names, OciTag
+    from envferry.stores.oci.key_tags import Names, OciTag
     from envferry.stores.oci.port import Space
 
 log = logging.getLogger(__name__)

@@ -235,7 +235,7 @@ def plan_parts(size: int, known: Sequence[KnownRange] = ()) -> tuple[Part, ...]:
     for run in known:
         # What is sent before a run must be long enough for a part: it takes from the run.
         start = max(run.offset, position + LEAST_PART) if run.offset > position else position
-        if run.end - start < 2 * LEAST_PART:
+        if run.end - start < LEAST_PART:
             continue
         pieces += _cut(position, start, usual)
         pieces += [(a, b, run) for a, b, _ in _cut(start, run.end, max(usual, COPY_BYTES))]

@@ -141,6 +141,7 @@ exit_code:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible_collections.envferry.hosts.plugins.module_utils.envferry_command import (
     COMMON_ARGUMENTS,
     EnvferryCommand,

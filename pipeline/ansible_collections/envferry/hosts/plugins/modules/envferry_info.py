@@ -57,6 +57,7 @@ ansible_facts:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible_collections.envferry.hosts.plugins.module_utils.envferry_command import (
     COMMON_ARGUMENTS,
     EnvferryCommand,

@@ -1,0 +1,92 @@
+"""The command lint: what is dangerous in specs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from envferry.cli.command import CommandOptions, argument, command, option
+from envferry.cli.completing import complete_specs
+from envferry.names import SPECS_DIR
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from envferry.cli.console import Console
+    from envferry.models import Lock
+    from envferry.specs.linting import LintFinding
+
+
+class LintOptions(CommandOptions):
+    """What to lint, and how strictly."""
+
+    specs: tuple[str, ...] = argument(
+        nargs=-1, required=True, metavar="SPEC...", shell_complete=complete_specs
+    )
+    online: bool = option(
+        "--online", is_flag=True, help="Also check that the channels have every pin."
+    )
+    strict: bool = option("--strict", is_flag=True, help="Fail if anything is found.")
+
+
+@command(LintOptions)
+def lint(console: Console, options: LintOptions) -> None:
+    """List what is dangerous in each SPEC, and how to fix it."""
+    from envferry.specs.reading import find_spec
+
+    found: list[LintFinding] = []
+    for word in options.specs:
+        path = find_spec(word, SPECS_DIR)
+        found += lint_one(path, online=options.online)
+    console.result([finding_facts(item) for item in found], lambda: [str(item) for item in found])
+    refuse_findings(found, strict=options.strict)
+
+
+def lint_one(path: Path, *, online: bool = False) -> list[LintFinding]:
+    """Lint one spec, with what its lock knows; refuse what `lock` cannot read, in its words."""
+    from envferry.lock.match_specs import check_match_specs
+    from envferry.lock.pypi_names import pypi_names
+    from envferry.specs.linting import lint_spec
+    from envferry.specs.reading import read_spec
+
+    spec = read_spec(path)
+    check_match_specs(spec)
+    lock = old_lock(path.with_name(f"{path.stem}.conda-lock.yml"))
+    gone: dict[str, str] = {}
+    if online:
+        from envferry.lock.channels import missing_pins
+
+        gone = missing_pins(spec)
+    return lint_spec(path, pypi_names, lock.packages if lock else (), gone)
+
+
+def refuse_findings(found: list[LintFinding], *, strict: bool) -> None:
+    """Fail for findings where that was asked for."""
+    from envferry.errors import SpecError
+
+    if strict and found:
+        message = f"lint found {len(found)} problem{'s' if len(found) > 1 else ''}"
+        raise SpecError(message, hint="fix them, or leave out `--strict`")
+
+
+def old_lock(path: Path) -> Lock | None:
+    """Return the lock that is there, if one is and can be read."""
+    from envferry.errors import NotFound, SpecError
+    from envferry.specs.locks import read_lock
+
+    try:
+        return read_lock(path)
+    except (NotFound, SpecError):
+        return None
+
+
+def finding_facts(finding: LintFinding) -> dict[str, object]:
+    """Return what `lint --json` says of a finding."""
+    rule = finding.rule
+    return {
+        "code": rule.code,
+        "path": finding.path,
+        "line": finding.line,
+        "what": finding.what,
+        "why": rule.why,
+        "fix": rule.fix,
+    }

@@ -1,0 +1,134 @@
+"""Which artifacts have a digest: their own, that of a download in their lock, that of a file."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from envferry.errors import UsageError
+from envferry.index.file_queries import FileContent, find_files
+from envferry.index.queries import EVERYTHING, tags_by_place, time_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from datetime import datetime
+
+    from envferry.index.database import Connection
+    from envferry.index.queries import Filter
+
+LABEL = re.compile(r"(?:sha-?256|blake3|md5|xxh3(?:-?128)?|xxh128)[:=]", re.IGNORECASE)
+LENGTHS = (12, 32, 40, 64)
+"""Hex digits of an id; of MD5 and XXH3-128; of a commit; of SHA-256 and BLAKE3."""
+CONTENT_DIGITS = 32
+DOWNLOAD = "download"
+"""What a digest in a lock is of: a package's file, or a commit."""
+
+
+class DigestMatch(msgspec.Struct, frozen=True, kw_only=True):
+    """An artifact that has a digest."""
+
+    digest: str
+    what: str
+    """`archive`, `lock`, `download`, `file` and so on."""
+    path: str = ""
+    """Of a file."""
+    package: str = ""
+    """Of a file, and of a download whose lock was read; empty for a file that no package owns."""
+    package_version: str = ""
+    name: str
+    """The environment."""
+    platform: str
+    id: str
+    env_version: str | None
+    published: datetime | None
+    tags: tuple[str, ...]
+
+
+def parse_digest(text: str) -> str:
+    """Return the hex digits of a digest, `sha256:…` or bare; raise UsageError for another text."""
+    digits = LABEL.sub("", text.strip(), count=1).lower()
+    if len(digits) not in LENGTHS or not re.fullmatch(r"[0-9a-f]+", digits):
+        message = f"{text!r} is not a digest"
+        hint = (
+            "write it in hex: SHA-256 or BLAKE3 (64 digits), a commit (40), MD5 or XXH3-128 (32),"
+            " or an artifact's id (12); --hash-of FILE takes a file instead"
+        )
+        raise UsageError(message, hint=hint)
+    return digits
+
+
+def find_digests(
+    digests: Iterable[str], where: Filter = EVERYTHING
+) -> Callable[[Connection], tuple[DigestMatch, ...]]:
+    """Find the artifacts that have one of the digests (hex): by environment, the newest first.
+
+    Raises UsageError where so much is found that nobody would read it.
+    """
+    wanted = tuple(digests)
+    condition, values = where.sql()
+    artifact = (
+        "artifacts.name, artifacts.platform, artifacts.id, artifacts.version, artifacts.published"
+    )
+    own = (
+        f"SELECT what, {artifact} FROM marks JOIN artifacts ON artifacts.number = marks.artifact "
+        f"WHERE marks.digest = ? AND {condition} UNION ALL "
+        f"SELECT 'artifact', {artifact} FROM artifacts WHERE artifacts.id = ? AND {condition}"
+    )
+    named = (
+        f"SELECT '{DOWNLOAD}', {artifact} FROM named_digests "
+        "JOIN named ON named.digest = named_digests.number "
+        "JOIN locks ON locks.number = named.lock JOIN artifacts ON artifacts.lock = locks.digest "
+        f"WHERE named_digests.digest = ? AND {condition}"
+    )
+
+    def query(connection: Connection) -> tuple[DigestMatch, ...]:
+        tags = tags_by_place(connection, where.name)
+        found = []
+        for digest in wanted:
+            raw = bytes.fromhex(digest)
+            rows = connection.execute(own, [raw, *values, digest, *values]).fetchall()
+            rows += connection.execute(named, [raw, *values]).fetchall()
+            found += [_match(digest, row, tags) for row in rows]
+            if len(digest) == CONTENT_DIGITS:
+                files = find_files((FileContent(digest),), where)(connection)
+                found += [
+                    DigestMatch(digest=digest, what="file", **msgspec.structs.asdict(one))
+                    for one in files
+                ]
+        return tuple(sorted(found, key=_order))
+
+    return query
+
+
+def count_unread_locks(where: Filter = EVERYTHING) -> Callable[[Connection], dict[str, int]]:
+    """Count the artifacts whose locks are not known, by reason."""
+    condition, values = where.sql()
+    statement = (
+        "SELECT coalesce(locks.problem, artifacts.problem, 'not read'), count(*) FROM artifacts "
+        f"LEFT JOIN locks ON locks.digest = artifacts.lock WHERE {condition} "
+        "AND (locks.number IS NULL OR locks.problem IS NOT NULL) GROUP BY 1"
+    )
+    return lambda connection: dict(connection.execute(statement, values).fetchall())
+
+
+def _match(
+    digest: str, row: tuple[Any, ...], tags: dict[tuple[str, str, str], tuple[str, ...]]
+) -> DigestMatch:
+    what, name, platform, id_, version, published = row
+    return DigestMatch(
+        digest=digest,
+        what=what,
+        name=name,
+        platform=platform,
+        id=id_,
+        env_version=version,
+        published=time_of(published),
+        tags=tags.get((name, platform, id_), ()),
+    )
+
+
+def _order(one: DigestMatch) -> tuple[Any, ...]:
+    newest = -(one.published.timestamp() if one.published else 0)
+    return (one.name, one.platform, newest, one.id, one.what, one.path)

@@ -1,0 +1,125 @@
+"""The digests of artifacts in the index, and those that their locks name."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from envferry.errors import PipelineError
+from envferry.stores.s3.multipart import Unreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from envferry.index.database import Connection
+    from envferry.index.registry_keys import Place
+    from envferry.models import Manifest
+    from envferry.registry import Registry
+
+DIGEST = re.compile(rb"(?<![0-9a-f])(?:[0-9a-f]{64}|[0-9a-f]{40}|[0-9a-f]{32})(?![0-9a-f])")
+"""SHA-256, a commit, and MD5, as locks name downloads."""
+MOST_NAMED = 20_000_000
+"""Digests of different locks that the index keeps: 10 bytes each, and 50 for each different one."""
+TOO_MANY = "the index of digests is full"
+
+
+class LockLook(msgspec.Struct, frozen=True, kw_only=True):
+    """The digests that a lock names, or why they are not known."""
+
+    lock: str
+    """The lock's own digest, which its manifest has."""
+    digests: frozenset[bytes] = frozenset()
+    size: int = 0
+    """The bytes of the lock."""
+    problem: str = ""
+
+
+def write_marks(connection: Connection, artifact: int, manifest: Manifest) -> None:
+    """Write what binds an artifact's bytes: whoever has a digest finds the artifact."""
+    facts = manifest.archive
+    marks = (
+        (facts.blake3, "archive"),
+        (facts.xxh128, "archive"),
+        (facts.index_blake3, "index of the archive"),
+        (facts.tar_sha256, "layer of the image"),
+        (manifest.lock_digest, "lock"),
+    )
+    connection.executemany(
+        "INSERT OR IGNORE INTO marks VALUES (?, ?, ?)",
+        ((raw, artifact, what) for text, what in marks if (raw := _raw(text))),
+    )
+
+
+def unread_locks(connection: Connection) -> list[tuple[Place, str]]:
+    """Return an artifact for each lock whose digests are not in the index, and the lock's own.
+
+    Those that could not be read are among them: they may have been repaired since.
+    """
+    rows = connection.execute(
+        "SELECT name, platform, id, lock FROM artifacts WHERE state = 'published' AND lock NOT IN "
+        "(SELECT digest FROM locks WHERE problem IS NULL OR problem = ?) "
+        "GROUP BY lock ORDER BY max(published) DESC",
+        (TOO_MANY,),
+    )
+    return [((row[0], row[1], row[2]), row[3]) for row in rows]
+
+
+def read_named_digests(registry: Registry, place: Place, lock: str) -> LockLook:
+    """Read the lock of an artifact; what is wrong with it is a finding, no error.
+
+    A server that cannot be reached is an error. Not parsed, which takes half a second for a large
+    one: every word of it that is as long as a digest is one.
+    """
+    try:
+        data = registry.read_lock(registry.described(*place))
+    except Unreachable:
+        raise
+    except PipelineError as error:
+        return LockLook(lock=lock, problem=error.message)
+    digests = frozenset(bytes.fromhex(found.decode()) for found in DIGEST.findall(data))
+    return LockLook(lock=lock, digests=digests, size=len(data))
+
+
+def write_named_digests(connection: Connection, found: Iterable[LockLook]) -> None:
+    """Write the digests of locks, or why there are none."""
+    (room,) = connection.execute("SELECT ? - count(*) FROM named", (MOST_NAMED,)).fetchone()
+    for one in found:
+        room -= len(one.digests)
+        problem = one.problem or (TOO_MANY if room < 0 else "")
+        connection.execute(
+            "INSERT INTO locks (digest, problem) VALUES (?, ?) "
+            "ON CONFLICT (digest) DO UPDATE SET problem = excluded.problem",
+            (one.lock, problem or None),
+        )
+        if problem:
+            continue
+        digests = [(digest,) for digest in one.digests]
+        connection.executemany("INSERT OR IGNORE INTO named_digests (digest) VALUES (?)", digests)
+        connection.executemany(
+            "INSERT OR IGNORE INTO named SELECT named_digests.number, locks.number "
+            "FROM named_digests, locks WHERE named_digests.digest = ? AND locks.digest = ?",
+            ((digest, one.lock) for (digest,) in digests),
+        )
+
+
+def forget_digests(connection: Connection) -> None:
+    """Remove what belongs to no artifact any more."""
+    connection.execute("DELETE FROM marks WHERE artifact NOT IN (SELECT number FROM artifacts)")
+    gone = connection.execute(
+        "DELETE FROM locks WHERE digest NOT IN (SELECT lock FROM artifacts)"
+    ).rowcount
+    if gone:
+        connection.execute("DELETE FROM named WHERE lock NOT IN (SELECT number FROM locks)")
+        connection.execute(
+            "DELETE FROM named_digests WHERE number NOT IN (SELECT digest FROM named)"
+        )
+
+
+def _raw(text: str) -> bytes:
+    """Return a digest in hex as bytes; nothing for what a damaged manifest has in its place."""
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        return b""
