@@ -16,7 +16,6 @@ from envferry.build.inside.builder import write_state
 from envferry.channel.conda_package import CondaPackage
 from envferry.channel.virtual_env import record_of
 from envferry.errors import SpecError
-from envferry.lock.conda_half import solve_platform
 from envferry.lock.conda_messages import CondaRequest
 from envferry.lock.conda_solver import virtual_packages
 from envferry.lock.lock_options import LockOptions
@@ -31,6 +30,7 @@ from envferry.specs.locks import LockContents, parse_lock, read_lock, render_loc
 from envferry.specs.reading import parse_spec, read_spec
 from tests.support.channel_indexes import FORMS, indexes
 from tests.support.repodata_channels import LINUX, record, write_channel
+from tests.support.solving import solution
 from tests.support.tiny_channel import TinyPackage, make_channel
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def test_cep_47_the_time_in_the_index_is_preferred(tmp_path: Path, form: str) ->
         system=SystemRequirements(),
         exclude_newer="2025-01-01",
     )
-    answer = solve_platform(request, LINUX, indexes(tmp_path))
+    answer = solution(request, LINUX, indexes(tmp_path))
     assert {item.name: item.version for item in answer.packages} == {"tool": "1", "built": "1"}
 
 

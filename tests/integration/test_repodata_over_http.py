@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -14,12 +15,16 @@ import zstandard
 from envferry.build.downloads import DownloadCache
 from envferry.errors import StoreError
 from envferry.lock import repodata_server
+from envferry.lock.lock_options import LockOptions
 from envferry.lock.repodata import ChannelIndexes, extract
 from envferry.lock.repodata_server import RepodataServer
+from envferry.lock.stage import lock_spec
+from envferry.progress import Expected
+from envferry.specs.reading import read_spec
 from tests.support.repodata_channels import LINUX, record, write_channel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -151,3 +156,54 @@ def test_an_index_of_several_frames_and_one_that_is_too_large(
         path.write_bytes(zstandard.compress(plain + b" " * (2 << 20)))
         with pytest.raises(StoreError, match="unpacks to more than"):
             ask(tmp_path / "other", served.url, "app")
+
+
+class Told:
+    """Progress that is kept: of each task what was told, and whether all that was expected came."""
+
+    def __init__(self, asked: Callable[[], int]) -> None:
+        self.asked = asked
+        self.tasks: list[tuple[str, int, bool]] = []
+
+    @contextmanager
+    def task(
+        self, label: str, total_bytes: int | Expected | None = None
+    ) -> Iterator[Callable[[int], None]]:
+        """Open a task as slowly as a terminal's bar does when it is shown for the first time."""
+        before, done = self.asked(), [0]
+        for _ in range(20):
+            time.sleep(0.02)
+            if self.asked() > before:
+                break
+
+        def advance(count: int) -> None:
+            done[0] += count
+
+        yield advance
+        known = total_bytes.known_bytes if isinstance(total_bytes, Expected) else 0
+        self.tasks.append((label, done[0], done[0] == known))
+
+
+def test_what_is_fetched_is_told_before_it_is_solved(tmp_path: Path) -> None:
+    """Of all platforms together, as they are fetched side by side; the solver's time is no rate."""
+    mac = "osx-arm64"
+    records = (
+        *RECORDS,
+        record("app", "1", subdir=mac, depends=["lib"]),
+        record("lib", "1", subdir=mac),
+    )
+    channel = write_channel(tmp_path / "channel", *records, form="shards")
+    with serving(channel) as served:
+        path = tmp_path / "a.yml"
+        path.write_text(f"name: a\nchannels: ['{served.url}']\ndependencies: [app]\n")
+        options = LockOptions(platforms=(LINUX, mac))
+        told = Told(lambda: len(served.answers))
+        lock = lock_spec(read_spec(path), options=options, progress=told)
+    assert len(lock.packages) == 4
+    fetched, *solved = [task for task in told.tasks if "pip" not in task[0]]
+    assert fetched[0] == "locking a: what the channels have"
+    assert fetched[1] > 0
+    assert fetched[2]
+    assert solved == [
+        (f"locking a: conda packages for {platform}", 0, True) for platform in (LINUX, mac)
+    ]

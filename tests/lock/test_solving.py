@@ -12,12 +12,12 @@ from msgspec.structs import replace
 
 from envferry.errors import SpecError
 from envferry.lock.conda_failures import explain
-from envferry.lock.conda_half import solve_platform
 from envferry.lock.conda_messages import CondaAnswer, CondaRequest
 from envferry.lock.virtual_packages import virtual_packages
 from envferry.models import SystemRequirements
 from tests.support.channel_indexes import FORMS, indexes
 from tests.support.repodata_channels import LINUX, record, write_channel
+from tests.support.solving import solution
 
 if TYPE_CHECKING:
     from envferry.models import ChannelPriority
@@ -54,7 +54,7 @@ def asked(
         system=system or SystemRequirements(),
         priority=priority,
     )
-    return solve_platform(request, LINUX, indexes(home)), request
+    return solution(request, LINUX, indexes(home)), request
 
 
 @pytest.fixture
@@ -263,6 +263,6 @@ def test_what_is_kept_stays_and_what_is_updated_moves_alone(tmp_path: Path) -> N
     before, request = asked(tmp_path, [write_channel(folder, *first)], "a", "b")
     write_channel(folder, *first, record("a", "2"), record("b", "2"))
     kept = replace(request, kept=before.packages)
-    assert solve_platform(kept, LINUX, indexes(tmp_path)).packages == before.packages
-    moved = solve_platform(replace(kept, updated=("a",)), LINUX, indexes(tmp_path))
+    assert solution(kept, LINUX, indexes(tmp_path)).packages == before.packages
+    moved = solution(replace(kept, updated=("a",)), LINUX, indexes(tmp_path))
     assert {item.name: item.version for item in moved.packages} == {"a": "2", "b": "1"}

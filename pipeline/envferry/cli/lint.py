@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from envferry.cli.console import Console
     from envferry.models import Lock
+    from envferry.progress import Progress
     from envferry.specs.linting import LintFinding
 
 
@@ -36,13 +37,16 @@ def lint(console: Console, options: LintOptions) -> None:
     found: list[LintFinding] = []
     for word in options.specs:
         path = find_spec(word, SPECS_DIR)
-        found += lint_one(path, online=options.online)
+        found += lint_one(path, console.progress if options.online else None)
     console.result([finding_facts(item) for item in found], lambda: [str(item) for item in found])
     refuse_findings(found, strict=options.strict)
 
 
-def lint_one(path: Path, *, online: bool = False) -> list[LintFinding]:
-    """Lint one spec, with what its lock knows; refuse what `lock` cannot read, in its words."""
+def lint_one(path: Path, asking: Progress | None = None) -> list[LintFinding]:
+    """Lint one spec, with what its lock knows; refuse what `lock` cannot read, in its words.
+
+    With `asking`, which shows how far it is, its channels are asked for its pins, too.
+    """
     from envferry.lock.match_specs import check_match_specs
     from envferry.lock.pypi_names import pypi_names
     from envferry.specs.linting import lint_spec
@@ -52,10 +56,10 @@ def lint_one(path: Path, *, online: bool = False) -> list[LintFinding]:
     check_match_specs(spec)
     lock = old_lock(path.with_name(f"{path.stem}.conda-lock.yml"))
     gone: dict[str, str] = {}
-    if online:
+    if asking:
         from envferry.lock.channels import missing_pins
 
-        gone = missing_pins(spec)
+        gone = missing_pins(spec, asking)
     return lint_spec(path, pypi_names, lock.packages if lock else (), gone)
 
 

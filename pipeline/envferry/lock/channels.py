@@ -12,18 +12,20 @@ from envferry.config import condarc_paths, settings
 from envferry.errors import SpecError
 from envferry.lock.lock_options import LockOptions
 from envferry.lock.relax_pins import RelaxRequest, relax_pins
+from envferry.lock.repodata import ChannelIndexes
 from envferry.specs.channel_names import read_channel_names
 from envferry.specs.conda_lines import parse_conda_line
 from envferry.specs.reading import read_spec
 
 if TYPE_CHECKING:
     from envferry.models import Replacement, Spec
+    from envferry.progress import Progress
     from envferry.specs.channel_names import ChannelNames
 
 log = logging.getLogger(__name__)
 
 
-def missing_pins(spec: Spec) -> dict[str, str]:
+def missing_pins(spec: Spec, progress: Progress) -> dict[str, str]:
     """Return the conda lines that no channel satisfies, each with what it would be relaxed to.
 
     Raises StoreError when a channel cannot be reached.
@@ -32,7 +34,11 @@ def missing_pins(spec: Spec) -> dict[str, str]:
     options = LockOptions(relax="all")
     names = channel_names(spec, options)
     channels = channels_of(spec, options, names)
-    _, replacements = relaxed_pins(placed_lines(halves, names), channels, options)
+    indexes = ChannelIndexes.usual()
+    label = f"looking for the pins of {spec.name} in its channels"
+    with progress.task(label, indexes.server.expected) as indexes.server.advance:
+        lines = placed_lines(halves, names)
+        _, replacements = relaxed_pins(lines, channels, options, indexes)
     return {item.asked: item.used for item in replacements}
 
 
@@ -94,7 +100,10 @@ def placed_lines(halves: dict[str, Spec], names: ChannelNames) -> dict[str, tupl
 
 
 def relaxed_pins(
-    conda: dict[str, tuple[str, ...]], channels: tuple[str, ...], options: LockOptions
+    conda: dict[str, tuple[str, ...]],
+    channels: tuple[str, ...],
+    options: LockOptions,
+    indexes: ChannelIndexes,
 ) -> tuple[dict[str, tuple[str, ...]], tuple[Replacement, ...]]:
     """Return the match specs to solve by platform, and which of them are not as asked."""
     replacements: list[Replacement] = []
@@ -105,9 +114,8 @@ def relaxed_pins(
             channels=channels,
             platform=platform,
             level=options.relax or "build",
-            offline=options.offline,
         )
-        answer = relax_pins(request)
+        answer = relax_pins(request, indexes)
         relaxed[platform] = answer.specs
         replacements += answer.replacements
     return relaxed, tuple(replacements)

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from envferry.base.workers import Workers
 from envferry.config import child_environ
 from envferry.errors import ToolFailed
 from envferry.lock.command_line_credentials import write_netrc
-from envferry.lock.conda_failures import explain
 from envferry.lock.conda_messages import CondaAnswer, CondaRequest
 from envferry.lock.locked_records import locked_record
 from envferry.lock.repodata import extract
@@ -24,57 +22,41 @@ from envferry.worker_process import Worker
 
 if TYPE_CHECKING:
     from envferry.lock.repodata import ChannelIndexes
-    from envferry.models import LockedPackage
 
 log = logging.getLogger(__name__)
 
 
-def solve_conda_half(request: CondaRequest, indexes: ChannelIndexes) -> CondaAnswer:
-    """Solve the conda half of a spec.
+def gather(
+    request: CondaRequest, platform: str, indexes: ChannelIndexes, folder: Path
+) -> SolveRequest:
+    """Take out of the channels' indexes what a solution for a platform can be made of.
 
-    Raises SpecError when it has no solution, StoreError when a channel cannot be reached.
+    It is written below `folder`. Raises StoreError when a channel cannot be reached.
     """
-    if request.solver:
-        answer = _ask_conda_lock(request)
-        if answer.error:
-            raise explain(answer, request)
-        return answer
-    with Workers(1, "hash") as thread:
-        hashes = thread.submit(_content_hashes, request)
-        packages: list[LockedPackage] = []
-        for platform in request.platforms:
-            answer = solve_platform(request, platform, indexes)
-            if answer.error:
-                raise explain(answer, request)
-            packages += answer.packages
-        return CondaAnswer(packages=tuple(packages), content_hashes=hashes.result())
-
-
-def solve_platform(request: CondaRequest, platform: str, indexes: ChannelIndexes) -> CondaAnswer:
-    """Have rattler solve what the channels have for one platform."""
-    lines = [*request.conda[platform]]
-    wanted = [wanted_line(line, request.channels) for line in lines]
+    wanted = [wanted_line(line, request.channels) for line in request.conda[platform]]
     if request.has_pip and not any(item.name == "pip" for item in wanted):
         wanted.append(Wanted(line="pip", spec="pip", name="pip"))
     # As conda does: a line may name a channel that the list does not have.
     own = {item.channel for item in wanted if item.channel} - {*request.channels}
-    with tempfile.TemporaryDirectory(prefix="envferry-index-") as directory:
-        names = [item.name for item in wanted if item.name]
-        channels = (*request.channels, *sorted(own))
-        answer = solve(
-            SolveRequest(
-                wanted=tuple(wanted),
-                tiers=extract(indexes, channels, platform, names, Path(directory)),
-                virtual_packages=virtual_packages(request.system, platform),
-                kept=tuple(item.url for item in request.kept if item.platform == platform),
-                updated=request.updated,
-                exclude_newer=request.exclude_newer,
-                priority=request.priority,
-            )
-        )
-    packages = tuple(locked_record(record, platform) for record in answer.records)
+    names = [item.name for item in wanted if item.name]
+    channels = (*request.channels, *sorted(own))
+    folder.mkdir()
+    return SolveRequest(
+        wanted=tuple(wanted),
+        tiers=extract(indexes, channels, platform, names, folder),
+        virtual_packages=virtual_packages(request.system, platform),
+        kept=tuple(item.url for item in request.kept if item.platform == platform),
+        updated=request.updated,
+        exclude_newer=request.exclude_newer,
+        priority=request.priority,
+    )
+
+
+def solve_platform(gathered: SolveRequest, platform: str) -> CondaAnswer:
+    """Have rattler solve what was gathered for a platform."""
+    answer = solve(gathered)
     return CondaAnswer(
-        packages=packages,
+        packages=tuple(locked_record(record, platform) for record in answer.records),
         error=answer.error,
         platform=platform,
         bad_line=answer.bad_line,
@@ -82,7 +64,7 @@ def solve_platform(request: CondaRequest, platform: str, indexes: ChannelIndexes
     )
 
 
-def _content_hashes(request: CondaRequest) -> dict[str, str]:
+def content_hashes(request: CondaRequest) -> dict[str, str]:
     """Return conda-lock's hash of the spec by platform; one of ours where it cannot read it.
 
     Nothing is decided by it: it is what `conda-lock lock --check-input-hash` compares.
@@ -90,7 +72,7 @@ def _content_hashes(request: CondaRequest) -> dict[str, str]:
     if not {*request.platforms} - request.known_hashes.keys():
         return {platform: request.known_hashes[platform] for platform in request.platforms}
     try:
-        return _ask_conda_lock(request).content_hashes
+        return ask_conda_lock(request).content_hashes
     except ToolFailed as error:
         log.info("conda-lock cannot read %s: %s", request.spec_path, error)
         text = Path(request.spec_path).read_bytes()
@@ -99,8 +81,8 @@ def _content_hashes(request: CondaRequest) -> dict[str, str]:
         }
 
 
-def _ask_conda_lock(request: CondaRequest) -> CondaAnswer:
-    """Run the worker."""
+def ask_conda_lock(request: CondaRequest) -> CondaAnswer:
+    """Let conda-lock solve with the conda of the request; without one, only hash the spec."""
     with tempfile.TemporaryDirectory(prefix="envferry-conda-") as directory:
         scratch = Path(directory)
         environ = child_environ(TMPDIR=directory)

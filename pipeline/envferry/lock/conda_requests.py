@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
+from msgspec.structs import replace
 
 from envferry.base.workers import Workers
 from envferry.errors import SpecError
 from envferry.lock.channels import channel_names, channels_of, placed_lines, relaxed_pins, warn_of
-from envferry.lock.conda_half import solve_conda_half
+from envferry.lock.conda_failures import explain
+from envferry.lock.conda_half import ask_conda_lock, content_hashes, gather, solve_platform
 from envferry.lock.conda_messages import CondaAnswer, CondaRequest
 from envferry.lock.existing_lock import known_hashes
 from envferry.lock.repodata import ChannelIndexes
 from envferry.specs.conda_lines import parse_conda_line
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
+    from concurrent.futures import Future
 
     from envferry.lock.lock_options import LockOptions
     from envferry.models import LockedPackage, Replacement, Spec
@@ -39,9 +42,13 @@ def conda_request(
         _check_foreign(spec, options.solver)
     names = channel_names(spec, options)
     channels = channels_of(spec, options, names)
-    looking = progress.task(f"locking {spec.name}: which pins the channels have")
-    with looking if options.relax else nullcontext():
-        conda, replacements = relaxed_pins(placed_lines(halves, names), channels, options)
+    conda = placed_lines(halves, names)
+    replacements: tuple[Replacement, ...] = ()
+    if options.relax:
+        indexes = ChannelIndexes.usual(offline=options.offline)
+        label = f"locking {spec.name}: which pins the channels have"
+        with progress.task(label, indexes.server.expected) as indexes.server.advance:
+            conda, replacements = relaxed_pins(conda, channels, options, indexes)
     warn_of(replacements, channels)
     request = CondaRequest(
         spec_path=str(spec.path.absolute()),
@@ -72,22 +79,59 @@ def _check_foreign(spec: Spec, solver: Path) -> None:
 
 
 def solve_platforms(request: CondaRequest, name: str, progress: Progress) -> CondaAnswer:
-    """Solve the conda half for each platform, several at once; the first that fails raises."""
-    alone = {
-        platform: msgspec.structs.replace(request, platforms=(platform,))
-        for platform in request.platforms
-    }
-    answers, indexes = [], ChannelIndexes.usual(offline=request.offline)
+    """Solve the conda half for each platform, several at once; the first that fails raises.
+
+    Raises SpecError when it has no solution, StoreError when a channel cannot be reached.
+    """
+    if request.solver:
+        return _solve_by_conda(request, name, progress)
+    with (
+        tempfile.TemporaryDirectory(prefix="envferry-index-") as directory,
+        Workers(1, "hash") as hasher,
+        Workers(SOLVERS, "solve") as threads,
+    ):
+        hashes = hasher.submit(content_hashes, request)
+        indexes = ChannelIndexes.usual(offline=request.offline)
+        server = indexes.server
+        reading = f"locking {name}: what the channels have"
+        # Before the first thread begins: what it fetches is counted.
+        with progress.task(reading, server.expected) as server.advance:
+            gathered = [
+                threads.submit(gather, request, platform, indexes, Path(directory, platform))
+                for platform in request.platforms
+            ]
+            wanted = [future.result() for future in gathered]
+        futures = {
+            platform: threads.submit(solve_platform, part, platform)
+            for platform, part in zip(request.platforms, wanted, strict=True)
+        }
+        answers = list(_answers(request, futures, name, progress))
+        return _together(answers, hashes.result())
+
+
+def _solve_by_conda(request: CondaRequest, name: str, progress: Progress) -> CondaAnswer:
     with Workers(SOLVERS, "solve") as threads:
         futures = {
-            platform: threads.submit(solve_conda_half, part, indexes)
-            for platform, part in alone.items()
+            platform: threads.submit(ask_conda_lock, replace(request, platforms=(platform,)))
+            for platform in request.platforms
         }
-        for platform, future in futures.items():
-            label = f"locking {name}: conda packages for {platform}"
-            with progress.task(label, indexes.server.expected) as indexes.server.advance:
-                answers.append(future.result())
-    return CondaAnswer(
-        packages=tuple(package for answer in answers for package in answer.packages),
-        content_hashes={k: v for answer in answers for k, v in answer.content_hashes.items()},
-    )
+        answers = list(_answers(request, futures, name, progress))
+    hashes = {k: v for answer in answers for k, v in answer.content_hashes.items()}
+    return _together(answers, hashes)
+
+
+def _answers(
+    request: CondaRequest, futures: dict[str, Future[CondaAnswer]], name: str, progress: Progress
+) -> Iterator[CondaAnswer]:
+    """Yield the solution for each platform; raise when one has none."""
+    for platform, future in futures.items():
+        with progress.task(f"locking {name}: conda packages for {platform}"):
+            answer = future.result()
+        if answer.error:
+            raise explain(answer, request)
+        yield answer
+
+
+def _together(answers: list[CondaAnswer], content_hashes: dict[str, str]) -> CondaAnswer:
+    packages = tuple(package for answer in answers for package in answer.packages)
+    return CondaAnswer(packages=packages, content_hashes=content_hashes)

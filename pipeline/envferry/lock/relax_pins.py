@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from envferry.errors import SpecError
-from envferry.lock.repodata import ChannelIndexes, Extract, extract
+from envferry.lock.repodata import Extract, extract
 from envferry.lock.solver_output import tidy
 from envferry.lock.spec_lines import wanted_line
 from envferry.models import Replacement
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from rattler import MatchSpec, PackageRecord
+
+    from envferry.lock.repodata import ChannelIndexes
 
 RelaxLevel = Literal["build", "patch", "all"]
 LEVELS: tuple[RelaxLevel, ...] = ("build", "patch", "all")
@@ -40,8 +42,6 @@ class RelaxRequest(msgspec.Struct, frozen=True, kw_only=True):
     level: RelaxLevel
     tiers: tuple[tuple[Extract, ...], ...] = ()
     """What the channels have of these packages."""
-    offline: bool = False
-    """Whether only the cache of repodata is read."""
 
 
 class RelaxAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,7 +52,7 @@ class RelaxAnswer(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
 
 
-def relax_pins(request: RelaxRequest) -> RelaxAnswer:
+def relax_pins(request: RelaxRequest, indexes: ChannelIndexes) -> RelaxAnswer:
     """Relax the pins that no record of the channels satisfies.
 
     `build` drops build strings; `patch` also keeps no more than major.minor of a version; `all`
@@ -63,7 +63,7 @@ def relax_pins(request: RelaxRequest) -> RelaxAnswer:
     with tempfile.TemporaryDirectory(prefix="envferry-relax-") as directory:
         scratch = Path(directory)
         worker = Worker(module="envferry.lock.relax_pins", scratch=scratch)
-        answer = worker.ask(_with_records(request, scratch), RelaxAnswer)
+        answer = worker.ask(_with_records(request, indexes, scratch), RelaxAnswer)
     if not answer.error:
         return answer
     words = tidy(answer.error)
@@ -72,19 +72,13 @@ def relax_pins(request: RelaxRequest) -> RelaxAnswer:
     raise SpecError(message, hint="correct the pin that it names")
 
 
-def _with_records(request: RelaxRequest, scratch: Path) -> RelaxRequest:
+def _with_records(request: RelaxRequest, indexes: ChannelIndexes, scratch: Path) -> RelaxRequest:
     """Add what the channels have of the packages."""
     wanted = [wanted_line(spec, request.channels) for spec in request.specs]
     folder = scratch / "index"
     folder.mkdir()
     names = {item.name for item in wanted if item.name}
-    tiers = extract(
-        ChannelIndexes.usual(offline=request.offline),
-        request.channels,
-        request.platform,
-        names,
-        folder,
-    )
+    tiers = extract(indexes, request.channels, request.platform, names, folder)
     return msgspec.structs.replace(request, tiers=tiers)
 
 
