@@ -105,7 +105,7 @@ def solve_platforms(request: CondaRequest, name: str, progress: Progress) -> Con
             platform: threads.submit(solve_platform, part, platform)
             for platform, part in zip(request.platforms, wanted, strict=True)
         }
-        answers = list(_answers(request, futures, name, progress))
+        answers = list(_answers(request, futures, name, progress, hashes))
         return _together(answers, hashes.result())
 
 
@@ -121,14 +121,20 @@ def _solve_by_conda(request: CondaRequest, name: str, progress: Progress) -> Con
 
 
 def _answers(
-    request: CondaRequest, futures: dict[str, Future[CondaAnswer]], name: str, progress: Progress
+    request: CondaRequest,
+    futures: dict[str, Future[CondaAnswer]],
+    name: str,
+    progress: Progress,
+    hashes: Future[dict[str, str]] | None = None,
 ) -> Iterator[CondaAnswer]:
-    """Yield the solution for each platform; raise when one has none."""
+    """Yield the solution for each platform, with `hashes` done, too; raise when one has none."""
     for platform, future in futures.items():
         with progress.task(f"locking {name}: conda packages for {platform}"):
             answer = future.result()
-        if answer.error:
-            raise explain(answer, request)
+            if answer.error:
+                raise explain(answer, request)
+            if hashes:
+                hashes.result()
         yield answer
 
 
