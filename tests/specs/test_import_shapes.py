@@ -354,3 +354,17 @@ def test_lists_of_conda_packages_that_toml_could_be(tmp_path: Path) -> None:
     )
     with pytest.raises(SpecError, match="is TOML with neither"):
         imported(tmp_path / "b.txt", "numpy = '2.1'\npython = '>=3.11'\n")
+
+
+def test_what_a_project_repeats_of_conda_is_not_asked_of_an_index(tmp_path: Path) -> None:
+    """By pixi's rule; what the project says beyond conda's line stays."""
+    text = (
+        "[project]\nname='p'\nversion='1'\n"
+        "dependencies=['numpy!=1.24', 'scipy', 'dask[array]>=2025', 'pandas>=2', 'rich; "
+        'sys_platform == "linux"\']\n'
+        "[tool.pixi.workspace]\nchannels=['c']\nplatforms=['linux-64']\n[tool.pixi.dependencies]\n"
+        "python='3.12.*'\nnumpy='!=1.24'\nscipy='>=1.6'\ndask='>=2025'\npandas='*'\nrich='*'\n"
+    )
+    found = imported(tmp_path / "pyproject.toml", text)
+    assert found.spec.pip == (*("dask[array]>=2025", "pandas>=2", 'rich; sys_platform == "linux"'),)
+    assert "[project] dependencies that conda has already: numpy!=1.24, scipy" in found.notes

@@ -133,6 +133,9 @@ def test_an_explicit_list(tmp_path: Path) -> None:
     assert spec.conda == ("xz=5.6.4=h1_0", "a_b-c=1!2.0=py_0", "tzdata=2025a=0", "pip")
     assert spec.pip == ("rich @ https://h.example.org/rich-14.0.0-py3-none-any.whl",)
     assert spec.options.platforms == ("linux-64",)
+    own = imported(tmp_path / "own.txt", "@EXPLICIT\nfile:///srv/pkgs/own-1-0.conda\n").spec
+    # Not `own=1=0`, which conda-forge may have from anybody.
+    assert own.conda == ("file:///srv/pkgs/own-1-0.conda",)
     with pytest.raises(SpecError, match=r"x.txt:2: `nonsense` is not a conda package URL"):
         imported(tmp_path / "x.txt", "@EXPLICIT\nnonsense\n")
 

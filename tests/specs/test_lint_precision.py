@@ -10,6 +10,7 @@ import yaml
 
 from envferry.lock.pypi_names import pypi_names
 from envferry.models import LockedPackage
+from envferry.names import current_platform
 from envferry.specs.lint_rules import RULES
 from envferry.specs.linting import lint_spec
 
@@ -60,7 +61,7 @@ def codes(directory: Path, case: dict[str, Any]) -> set[str]:
             manager="conda",
             name=name,
             version="1",
-            platform="linux-64",
+            platform=current_platform(),
             url="file:///a.conda",
             dependencies={"python": "*"},
         )

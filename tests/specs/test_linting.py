@@ -38,6 +38,23 @@ def lint(directory: Path, text: str, *locked: LockedPackage) -> list[tuple[str, 
     return [(item.rule.code, item.line) for item in findings]
 
 
+def test_what_is_for_other_platforms_does_not_meet(tmp_path: Path) -> None:
+    """Each finding once, on its line; two lines for one package are both seen."""
+    head = "name: n\nchannels: [c]\nplatforms: [linux-64, osx-arm64]\ndependencies:\n"
+    apart = (
+        "  - casadi=3.7  # [linux]\n  - mkl  # [linux]\n  - pip\n  - pip:\n"
+        "      - casadi==3.7.2  # [osx]\n      - numpy ; sys_platform == 'darwin'\n"
+    )
+    assert lint(tmp_path, head + apart) == []
+    met = apart.replace("# [osx]", "").replace("'darwin'", "'linux'")
+    assert lint(tmp_path, head + met) == [("S101", 9), ("S103", 10)]
+    twice = (
+        "  - mkl  # [linux]\n  - openblas  # [osx]\n  - pip\n  - pip:\n"
+        "      - numpy<2  # [linux]\n      - numpy  # [osx]\n      - scipy\n"
+    )
+    assert lint(tmp_path, head + twice) == [("S103", 9), ("S103", 10), ("S103", 11)]
+
+
 def test_a_good_spec_has_no_findings(tmp_path: Path) -> None:
     assert lint(tmp_path, GOOD) == []
     assert lint(tmp_path, (ROOT / "specs/demo.yml").read_text()) == []

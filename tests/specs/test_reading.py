@@ -113,6 +113,7 @@ def test_the_file_names_a_spec_without_a_name(tmp_path: Path) -> None:
         ("[" * 100_000, "nests far deeper"),
         ("dependencies: *a\n", "*a is not defined"),
         ("? [a]\n: b\n", "expected a key, found a list or mapping"),
+        ("name: {{ x }}\n", "expected a key, found a list or mapping"),
         (b"\xff\x00a", "torch.yml:1: expected UTF-8 text, found the byte 0xff"),
         (b"\0" * 64, "is a binary file"),
         (b"a" * (9 << 20), "larger than 8 MB"),

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 import urllib3
 from cryptography.hazmat.primitives import hashes
 
-from envferry.base.files import COPY_BYTES
+from envferry.base.files import COPY_BYTES, plural
 from envferry.base.retry import POLICY, RetryPolicy
 from envferry.base.workers import Workers
 from envferry.build.cache_locks import entry_lock
@@ -69,7 +69,7 @@ class DownloadCache:
         downloads = {package.url: Download.of(package) for package in packages}
         distinct = {(item.expected, item.file_name): item for item in downloads.values()}
         expected = Expected(len(distinct))
-        with progress.task(f"Fetching {len(distinct)} packages", expected) as advance:
+        with progress.task(f"Fetching {plural(len(distinct), 'package')}", expected) as advance:
             meter = Meter(advance=advance, expected=expected)
             found = self._fetch_in_threads(list(distinct.values()), meter, offline)
         return {url: found[item.expected, item.file_name] for url, item in downloads.items()}

@@ -15,6 +15,7 @@ from envferry.lock.solver_output import (
     tidy,
     unreachable_channel,
 )
+from envferry.lock.spec_lines import PACKAGE_URL
 from envferry.redaction import without_credentials
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ NO_CHANNEL = re.compile(r"is not a supported scheme|could not parse url|[Ii]nval
 
 
 NO_PACKAGE = re.compile(r"No candidates were found for ([\w.-]+)")
+
+
+LOOSE_FILE = re.compile(r'url="(file:[^"]+)"')
 
 
 NO_JSON = re.compile(r"Failed to parse json")
@@ -83,6 +87,11 @@ def _unsolvable(answer: CondaAnswer, request: CondaRequest, words: str) -> SpecE
         return SpecError(message, hint=hint)
     if (unknown := NO_PACKAGE.search(words)) and unknown[1] != canonicalize_name(unknown[1]):
         hint = f"channels made of wheels call it `{canonicalize_name(unknown[1])}`"
+    if (loose := LOOSE_FILE.search(words)) and not PACKAGE_URL.fullmatch(loose[1]):
+        hint = (
+            "the file is in no channel: put it into the folder of its platform in one of your own, "
+            "run `conda index` on that, and name it in `channels:`"
+        )
     lacking = re.search(r"__(glibc|cuda_arch|cuda|archspec) \D*([\w.]+)", words)
     if lacking:
         # The solver never looks at this machine, the lock is for others.

@@ -86,7 +86,8 @@ def draft_explicit(text: str, path: Path, name: str) -> tuple[Draft, list[Explic
             raise SpecError(message, hint="an explicit list has one package URL per line")
         _add_url(draft, package.url)
         if not package.subdir:
-            draft.conda.append(f"{package.name}={package.version}={package.build}")
+            # By its name alone it would come from the channels, from whoever has that name there.
+            draft.conda.append(package.url)
         found.append(package)
     _check_platforms(draft, path)
     return draft, found

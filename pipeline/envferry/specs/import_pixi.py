@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.utils import canonicalize_name
+
 from envferry.errors import SpecError
 from envferry.names import PLATFORMS
-from envferry.specs.conda_lines import conda_name
+from envferry.specs.conda_lines import conda_name, parse_conda_line
 from envferry.specs.drafts import Draft
 from envferry.specs.import_conda import channel_name
 from envferry.specs.pixi_manifest import PixiManifest
@@ -19,7 +23,7 @@ from envferry.specs.selectors import SELECTORS
 from envferry.specs.toml_text import all_of, parse_toml
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 CONDA_TABLES = ("dependencies", "host-dependencies", "build-dependencies")
@@ -65,9 +69,19 @@ def draft_pixi(text: str, path: Path, base: Path, name: str, wanted: str | None)
 def _add_project(manifest: PixiManifest, draft: Draft) -> None:
     """Add what pixi takes of `[project]`: its dependencies, and python where nothing else asks."""
     project = manifest.table(manifest.document.get("project", {}), "project")
+    lines = [str(line) for line in project.get("dependencies", [])]
+    conda = [parse_conda_line(line) for line in draft.conda if line not in draft.conda_selectors]
+    bounds = {line.name: line.version for line in conda if line}
+    # pixi, too, asks no index for what conda has.
+    repeated = [line for line in lines if _says_no_more(line, bounds)]
+    if repeated:
+        manifest.notes.append(
+            f"[project] dependencies that conda has already: {', '.join(repeated)}"
+        )
     draft.pip += [
-        project_line(str(line), manifest.path.parent, manifest.base)
-        for line in project.get("dependencies", [])
+        project_line(line, manifest.path.parent, manifest.base)
+        for line in lines
+        if line not in repeated
     ]
     if "requires-python" in project and not any(
         conda_name(line) == "python" for line in draft.conda
@@ -75,6 +89,18 @@ def _add_project(manifest: PixiManifest, draft: Draft) -> None:
         draft.conda.insert(0, conda_python(str(project["requires-python"]), manifest.path))
     for text in elsewhere(manifest.document):
         manifest.leave_out(text)
+
+
+def _says_no_more(line: str, bounds: Mapping[str, str]) -> bool:
+    """Whether a requirement is of a conda package, by name, and adds no bound to its own."""
+    try:
+        wanted = Requirement(line)
+        held = bounds.get(str(canonicalize_name(wanted.name)))
+        if held is None or wanted.url or wanted.marker or wanted.extras:
+            return False
+        return not wanted.specifier or wanted.specifier == SpecifierSet(held)
+    except (InvalidRequirement, InvalidSpecifier):
+        return False
 
 
 def _features(manifest: PixiManifest, wanted: str | None) -> list[tuple[str, dict[str, Any]]]:

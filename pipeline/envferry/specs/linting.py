@@ -15,10 +15,11 @@ from envferry.specs.conda_lines import conda_name, parse_conda_line
 from envferry.specs.import_conda import channel_name
 from envferry.specs.lint_rules import RULES
 from envferry.specs.lint_unheeded import BASE_PREFIX, unheeded_lines
+from envferry.specs.markers import applies
 from envferry.specs.pip_lines import is_editable, is_path, plain_requirement, requirement_name
 from envferry.specs.reading import parse_spec
 from envferry.specs.requirement_lines import INCLUDE, included_lines
-from envferry.specs.selectors import selector_lines
+from envferry.specs.selectors import select_platform, selector_lines
 from envferry.specs.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, read_text
 
 if TYPE_CHECKING:
@@ -30,16 +31,19 @@ if TYPE_CHECKING:
     from envferry.specs.lint_rules import Rule
 
 # Wheels with a BLAS or OpenMP runtime of their own inside (their `.libs` folders), by pip name.
+# Opened to see: tensorflow's have none, lightgbm's and implicit's take the libgomp that is there.
 RUNTIME_WHEELS = frozenset(
     (
         *("numpy", "scipy", "scikit-learn", "scikit-image", "pyscf", "cvxopt", "faiss-cpu"),
-        *("faiss-gpu", "torch", "tensorflow", "tensorflow-cpu", "xgboost", "lightgbm"),
-        *("opencv-python", "opencv-python-headless", "opencv-contrib-python", "ctranslate2"),
-        *("implicit", "mkl", "intel-openmp"),
+        *("faiss-gpu", "torch", "xgboost", "xgboost-cpu", "opencv-python"),
+        *("opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless"),
+        *("ctranslate2", "mkl", "intel-openmp"),
     )
 )
 FIRST_OPENCV_WITH_BLAS = Version("4.5.4")
 """The wheels of 4.5.3 and older, 4.5.2, 4.5.1, 4.4 and 4.1 have neither BLAS nor OpenMP."""
+FIRST_SKIMAGE_WITHOUT = Version("0.20")
+"""The wheels of 0.19.3, 0.17 and 0.16 have OpenMP; those of 0.20, 0.21, 0.22, 0.24 and 0.25 not."""
 # Conda packages that load the channel's one BLAS or OpenMP runtime, or are it.
 RUNTIME_CONDA = frozenset(
     (
@@ -69,13 +73,14 @@ CUDA_CONDA = re.compile(
 )
 CUDA_BUILD = re.compile(r"cuda\w*|.*[_.]cuda\w*|gpu_.*|.*_cu\d+.*")
 # Wheels that are a CUDA runtime library, or need such wheels: on Linux, PyPI's own torch does.
+# Those of cupy and mxnet load the CUDA that is there, conda's for one.
 CUDA_PIP = re.compile(
-    r"nvidia-(cu|cublas|cuda|cudnn|nccl|nv).+|cupy-cuda\d+x?|.+-cu1\d|tensorrt(-.+)?|vllm|sglang"
+    r"nvidia-(cu|cublas|cuda|cudnn|nccl|nv).+|(?!mxnet).+-cu1\d|tensorrt(-.+)?|vllm|sglang"
     r"|xformers|flashinfer.*|torch|torchvision|torchaudio|bitsandbytes|deepspeed|unsloth"
-    r"|paddlepaddle-gpu|mxnet-cu\d+"
+    r"|paddlepaddle-gpu"
 )
 NEEDS_TORCH = ("torchvision", "torchaudio", "bitsandbytes", "deepspeed", "unsloth", "xformers")
-CUDA_EXTRA = re.compile(r"\[[^\]]*\b(and-cuda|cuda\d*\w*|gpu|cu\d+)\b[^\]]*\]")
+CUDA_EXTRA = re.compile(r"\[[^\]]*\b(and-cuda|cuda\d*\w*|ctk|gpu|cu\d+)\b[^\]]*\]")
 CPU_ONLY = re.compile(r"\+cpu\b|/whl/cpu\b|/whl/rocm|/whl/xpu")
 COMMIT = re.compile(r"[0-9a-f]{7,40}")
 TAG = re.compile(r"(refs/tags/.+|([A-Za-z][A-Za-z_]*[-_])?[vVrR]?\d+([._-]\d+)+.*|[vV]\d+)")
@@ -143,19 +148,28 @@ def lint_spec(
     asked = _read(root, path)
     asked.platforms = spec.options.platforms
     asked.selected = bool(selector_lines(text))
-    asked.locked = {item.name: item for item in locked if item.manager == "conda"}
-    found = [*_halves(asked, pypi_names), *_cuda(asked), *_pip_lines(asked), *_file(asked)]
-    found += _compilers(asked)
-    found += unheeded_lines(root, text, asked.lines)
+    found = [*_pip_lines(asked), *_file(asked), *unheeded_lines(root, text, asked.lines)]
+    for platform in spec.platforms:
+        # What meets in one environment is of one platform.
+        part = _read(parse_yaml(select_platform(text, platform), path), path)
+        part.pip = {name: line for name, line in part.pip.items() if applies(line, platform)}
+        part.locked = {
+            item.name: item
+            for item in locked
+            if item.manager == "conda" and item.platform == platform
+        }
+        found += [*_halves(part, pypi_names), *_cuda(part), *_compilers(part)]
     for line in _texts(root.get("dependencies")):
         if gone and line.strip() in gone:
             used = gone[line.strip()]
             found.append(("S110", line, f"`{line}` is in no channel" + _instead(used)))
-    findings = [
-        LintFinding(rule=RULES[code], path=path, line=line_of(place), what=fit_to_show(what))
-        for code, place, what in found
-    ]
-    return sorted(findings, key=lambda item: (item.line, item.rule.code, item.what))
+    findings = {
+        (code, line_of(place), str(place)): LintFinding(
+            rule=RULES[code], path=path, line=line_of(place), what=fit_to_show(what)
+        )
+        for code, place, what in reversed(found)
+    }
+    return sorted(findings.values(), key=lambda item: (item.line, item.rule.code, item.what))
 
 
 def _is_distribution(item: LockedPackage) -> bool:
@@ -235,10 +249,14 @@ def _owners(asked: _Asked, pypi_names: Callable[[str], tuple[str, ...]]) -> dict
 
 
 def _has_runtime(name: str, line: str) -> bool:
-    """Whether the wheel that a line pins, if it pins one, has a runtime inside as newer ones do."""
-    pinned = re.search(r"==\s*(?P<release>\d+(?:\.\d+)*)", line)
-    is_old = pinned and Version(pinned["release"]) < FIRST_OPENCV_WITH_BLAS
-    return not (name.startswith("opencv-") and is_old)
+    """Whether the wheel that a line pins, or the newest one, has a runtime inside."""
+    found = re.search(r"==\s*(?P<release>\d+(?:\.\d+)*)", line)
+    pinned = Version(found["release"]) if found else None
+    if name.startswith("opencv-"):
+        return pinned is None or pinned >= FIRST_OPENCV_WITH_BLAS
+    if name == "scikit-image":
+        return pinned is not None and pinned < FIRST_SKIMAGE_WITHOUT
+    return True
 
 
 def _cuda(asked: _Asked) -> Iterator[_Found]:
@@ -310,6 +328,10 @@ def _file(asked: _Asked) -> Iterator[_Found]:
     prefix = root.get("prefix")
     if isinstance(prefix, Text) and BASE_PREFIX.fullmatch(prefix):
         yield "S111", prefix, f"`prefix: {prefix}` is conda's own installation"
+    for line in asked.conda.values():
+        parsed = parse_conda_line(line)
+        if parsed and FILE_URL.fullmatch(parsed.url):
+            yield "S108", line, f"`{line}` is a path on this machine"
     builds = [line for line in asked.conda.values() if _names_build(line)]
     if builds and not asked.selected and len(asked.platforms) > 1:
         others = f" and {len(builds) - 1} more pin" if builds[1:] else " pins"

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import re
 
+from packaging.requirements import InvalidRequirement, Requirement
+
+from envferry.specs.pip_lines import requirement_of
+
+PYTHONS = ("3.8", "3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
+"""Those that a marker is asked about where no python is chosen yet."""
+
 
 def target_environment(python_version: str, platform: str) -> dict[str, str]:
     """Return the marker variables for a python, such as `3.11` or `3.11.7`, on a conda platform."""
@@ -26,3 +33,14 @@ def target_environment(python_version: str, platform: str) -> dict[str, str]:
         "platform_version": "",
         "extra": "",
     }
+
+
+def applies(line: str, platform: str) -> bool:
+    """Whether a line of the pip half is for a platform, with whatever python."""
+    try:
+        marker = Requirement(requirement_of(line)).marker
+    except InvalidRequirement:
+        return True
+    return marker is None or any(
+        marker.evaluate({**target_environment(python, platform)}) for python in PYTHONS
+    )

@@ -62,7 +62,9 @@ SHORT = {
 VCS = re.compile(r"(?P<vcs>[a-z]+)\+[a-z]+:")
 ARCHIVE = re.compile(r"[^@]*\.(whl|zip|tar\.gz|tgz|tar\.bz2|tar\.xz|tar)(\[[^\]]*\])?")
 FOLDER = re.compile(r"(\.{0,2}/|~/|\.\.?($|\[)|[\w.-]+/)[^\s;@]*(\s*;.*)?")
-EGG = re.compile(r"[#&]egg=(?P<name>[A-Za-z0-9._-]+)(?P<extras>\[[^\]]*\])?")
+EGG = re.compile(r"[#&]egg=(?P<name>[A-Za-z0-9._-]+)?(?P<extras>\[[^\]]*\])?[^&\s]*")
+NAMED_WITH_VERSION = re.compile(r".+-\d.*")
+"""What old guides put after `egg=`: where the name ends, only the metadata can tell."""
 BARE_URL = re.compile(r"(?P<url>(?:git\+|https?://|file:)\S+)(?P<rest>.*)")
 WINDOWS_PATH = re.compile(r"([^@;#]+@\s*)?(file:/*)?([A-Za-z]:[\\/]|\.{0,2}\\)")
 TRAILER = re.compile(r"\s+(?=--?[A-Za-z])")
@@ -146,7 +148,7 @@ def plain_requirement(line: str) -> str:
     """Return what a line asks for in the form that every tool reads.
 
     `-e X` is X; `git+URL#egg=NAME` is `NAME @ git+URL`, and so is an archive's URL whose file name
-    tells the name. What only its metadata can name stays as it is, for uv to find out.
+    tells the name. What only its metadata can name is the bare URL, for uv to find out.
     """
     text = option_of(line)[1] if is_editable(line) else line
     bare = BARE_URL.fullmatch(text)
@@ -156,13 +158,21 @@ def plain_requirement(line: str) -> str:
     url = EGG.sub("", bare["url"])
     if "&" in url and "#" not in url:
         url = url.replace("&", "#", 1)
-    name = f"{egg['name']}{egg['extras'] or ''}" if egg else _file_name_says(url)
-    return f"{name} @ {url}{bare['rest']}" if name else text
+    if egg and egg["name"] and not NAMED_WITH_VERSION.fullmatch(egg["name"]):
+        name = f"{egg['name']}{egg['extras'] or ''}"
+    else:
+        name = _file_name_says(url)
+    return f"{name} @ {url}{bare['rest']}" if name else f"{url}{bare['rest']}"
+
+
+def requirement_of(line: str) -> str:
+    """Return the requirement (PEP 508) of a line, without its options and comment."""
+    return TRAILER.split(_without_comment(plain_requirement(line)))[0].strip()
 
 
 def requirement_name(line: str) -> str:
     """Return the canonical name of the package that a line asks for, as far as its text tells."""
-    body = TRAILER.split(_without_comment(plain_requirement(line)))[0].strip()
+    body = requirement_of(line)
     if is_path(body):
         found = _file_name_says(body)
         return str(canonicalize_name(found)) if found else ""

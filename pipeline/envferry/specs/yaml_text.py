@@ -197,7 +197,8 @@ class _Tree(msgspec.Struct, kw_only=True):
             parent[self.keys[-1]] = value
             self.keys[-1] = None
         elif not isinstance(value, Text):
-            raise self._fault(line, "expected a key, found a list or mapping", "quote the key")
+            hint = "quote the key; in the place of a template (`{{ name }}`) write the value itself"
+            raise self._fault(line, "expected a key, found a list or mapping", hint)
         elif value in parent:
             raise self._fault(line, f"the key `{value}` is repeated", "keep one of them")
         else:
