@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from msgspec.structs import replace
 
 from envferry.engines.selection import Engine, open_sandbox
 from envferry.errors import SpecError
@@ -85,7 +86,9 @@ def test_conda_solves_as_our_solver_does(tmp_path: Path) -> None:
         )
         for by in (None, solver)
     ]
-    assert locks[0].packages == locks[1].packages
+    # Of a channel's index, conda-lock hands on less than a build would write into conda-meta.
+    ours, theirs = ([replace(item, record={}) for item in lock.packages] for lock in locks)
+    assert ours == theirs
     assert {item.name for item in locks[0].packages} == {"base-files", "tool"}
 
     spec.write_text(f"channels: ['{channel}']\ndependencies: [tool=9]\n")

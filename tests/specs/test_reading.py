@@ -55,6 +55,13 @@ def test_lines_are_kept_as_written_and_numbers_are_text(tmp_path: Path) -> None:
     assert spec.options.checks == Checks(imports=("torch",))
 
 
+def test_extras_are_for_pip(tmp_path: Path) -> None:
+    """conda reads `a[all]` as `a`; lint says so (S113)."""
+    path = tmp_path / "n.yml"
+    path.write_text("dependencies: ['python-lsp-server[all]', 'b[build=x*]', 'c >=1 [x,y]']\n")
+    assert read_spec(path).conda == ("python-lsp-server", "b[build=x*]", "c >=1")
+
+
 def test_the_file_names_a_spec_without_a_name(tmp_path: Path) -> None:
     assert read_spec(write(tmp_path, "dependencies: [python]")).name == "torch"
 

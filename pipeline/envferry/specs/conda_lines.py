@@ -23,6 +23,7 @@ CHANNEL_KEY = re.compile(
     r"""(?:^|,)\s*channel\s*=\s*(?P<quote>['"]?)(?P<value>[^'",\s]+)(?P=quote)\s*"""
 )
 KEY = re.compile(r"\s*(?P<key>\w+)\s*=")
+EXTRAS = re.compile(r"(?P<before>[^\[\]]+?)\s*(?P<extras>\[[^\[\]=]*\])\s*$")
 
 
 class CondaLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +69,12 @@ def parse_conda_line(text: str) -> CondaLine | None:
         build=build,
         keys=keys,
     )
+
+
+def without_extras(text: str) -> tuple[str, str]:
+    """Return a line without pip's extras, and these: conda, too, reads `a[all]` as `a`."""
+    found = EXTRAS.fullmatch(text)
+    return (found["before"], found["extras"]) if found else (text, "")
 
 
 def conda_name(text: str) -> str:

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from envferry.names import ENVS_DIR
+from envferry.specs.conda_lines import without_extras
 from envferry.specs.drafts import LEFT_OUT_MARK
 from envferry.specs.pip_lines import option_of, unheeded
 from envferry.specs.reading import HOLDER, KNOWN_KEYS
@@ -32,6 +33,7 @@ def unheeded_lines(root: Mapping, text: str, pip_lines: list[Text]) -> Iterator[
     if isinstance(prefix, Text) and prefix and not _is_elsewhere_named(prefix):
         yield CODE, prefix, f"`prefix: {prefix}` is not obeyed (it installs into {ENVS_DIR})"
     yield from _platforms(root)
+    yield from _extras(root)
     for line in pip_lines:
         for option, reason in unheeded(line.strip()):
             yield CODE, line, f"`{option}` is not obeyed ({reason})"
@@ -55,6 +57,14 @@ def _keys(root: Mapping) -> Iterator[_Found]:
             yield CODE, key, f"`{key}: {shown}` is not obeyed ({OTHERS_KEYS[key]})"
         elif key not in KNOWN_KEYS and not HOLDER.fullmatch(key):
             yield CODE, key, f"`{key}` is not obeyed (not a key of a spec)"
+
+
+def _extras(root: Mapping) -> Iterator[_Found]:
+    items = root.get("dependencies")
+    for item in items if isinstance(items, Sequence) else ():
+        extras = without_extras(item)[1] if isinstance(item, Text) else ""
+        if extras:
+            yield CODE, item, f"`{extras}` of `{item}` is not obeyed (conda has no extras)"
 
 
 def _platforms(root: Mapping) -> Iterator[_Found]:

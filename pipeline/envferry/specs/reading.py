@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from envferry.errors import NotFound, SpecError, UsageError
 from envferry.models import Spec
 from envferry.names import check_name
-from envferry.specs.conda_lines import TEMPLATE, conda_name, merged
+from envferry.specs.conda_lines import TEMPLATE, conda_name, merged, without_extras
 from envferry.specs.pip_lines import pip_line_problem
 from envferry.specs.selectors import is_selected, select_platform, selector_lines
 from envferry.specs.spec_digest import spec_digest
@@ -202,7 +202,7 @@ def _conda_line(item: Text, path: Path) -> str:
         raise _template(path, item, template[0])
     if not conda_name(line):
         raise unexpected(path, item, "a conda package such as `numpy >=2`")
-    return Text.at(line, line_of(item))
+    return Text.at(without_extras(line)[0], line_of(item))
 
 
 def _template(path: Path, item: Text, found: str) -> SpecError:
