@@ -27,16 +27,18 @@ from envferry.web import pages
 from envferry.web.guard import Guard
 from envferry.web.markdown import render_markdown
 from envferry.web.news import badge_of, list_news
-from envferry.web.pages import Question
+from envferry.web.page_values import ArtifactPage
+from envferry.web.questions import Question
 from envferry.web.registry_files import answer_file
 from envferry.web.treemap import Block, gather, lay_out
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from starlette.requests import Request
 
+    from envferry.web.questions import Order
     from envferry.web.site import RegistryView
 
 TEMPLATES = PackageLoader("envferry.web")
@@ -93,11 +95,15 @@ class Pages:
             lstrip_blocks=True,
         )
         self.templates.filters.update(bytes=human_bytes, day=day, moment=moment, plural=plural)
-        self.templates.filters.update(markdown=markdown)
+        self.templates.filters.update(markdown=markdown, query=query)
+        self.templates.globals.update(sorting=sorting)
         self.style = _static("style.css")
         self.icon = _static("favicon.svg")
         self.templates.globals.update(
-            site=site, release=__version__, style=xxhash.xxh3_64_hexdigest(self.style)
+            sorting=sorting,
+            site=site,
+            release=__version__,
+            style=xxhash.xxh3_64_hexdigest(self.style),
         )
 
     def routes(self) -> list[Route]:
@@ -254,6 +260,16 @@ def markdown(text: str) -> object:
     return render_markdown(str(visible(text)))
 
 
+def query(asked: Mapping[str, object]) -> str:
+    """Return a query with what is not empty; `?` alone for nothing."""
+    return "?" + urlencode({name: value for name, value in asked.items() if value != ""})
+
+
+def sorting(order: Order, prefix: str = "") -> dict[str, str]:
+    """Return what a query says of the order of a list."""
+    return {f"{prefix}sort": order.sort, f"{prefix}order": "desc" if order.descending else "asc"}
+
+
 def day(time: datetime | None) -> str:
     """Return a time as a day."""
     return f"{time:%Y-%m-%d}" if time else "unknown"
@@ -288,7 +304,7 @@ def _public(page: Any) -> Any:  # noqa: ANN401  (any of the dataclasses of `page
 
 def _pictures(page: object) -> dict[str, Any]:
     """Return the treemap of an artifact's packages in both forms."""
-    if not isinstance(page, pages.ArtifactPage):
+    if not isinstance(page, ArtifactPage):
         return {}
     blocks = [Block(label=one.name, size=one.size, kind=one.kind) for one in page.all_packages]
     return {

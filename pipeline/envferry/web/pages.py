@@ -1,295 +1,78 @@
-"""What each page says, as values: the templates show them, and the JSON twins are them."""
+"""What each page says; the templates show it, and the JSON twins are it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from envferry.errors import NotFound, PipelineError, UsageError
 from envferry.index import MatchSpec, queries
-from envferry.index.queries import Entry, Environment, Filter, Match, Tag, Totals
-from envferry.names import check_name
-from envferry.registry.diff import PackageChange, Update, compare_packages
+from envferry.index.queries import Entry, Filter
+from envferry.names import DEFAULT_TAG, check_name
+from envferry.registry.diff import compare_packages
+from envferry.web.columns import (
+    AUDITED,
+    CHANGES,
+    ENTRIES,
+    ENVIRONMENTS,
+    FINDS,
+    HOSTS,
+    LICENSES,
+    PACKAGE_COLUMNS,
+    STATES,
+    TAGS,
+)
+from envferry.web.page_values import (
+    ArtifactPage,
+    AuditPage,
+    ChangesPage,
+    DiffPage,
+    Digests,
+    EnvironmentPage,
+    FindPage,
+    HomePage,
+    HostRow,
+    HostsPage,
+    LicenseShare,
+    Step,
+    TagsPage,
+    VulnerabilityChange,
+    VulnerabilityChanges,
+    WhyPage,
+)
+from envferry.web.questions import (
+    ROWS,
+    Order,
+    Paging,
+    Question,
+    ordered,
+)
+from envferry.web.snippets import install_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import TypeVar
 
-    from envferry.audit.advisory_database import DatabaseFacts
-    from envferry.audit.matching import AuditedPackage
-    from envferry.models import Checks, PackageFacts, SystemRequirements
-    from envferry.registry.dependents import Need
+    from envferry.models import PackageFacts
     from envferry.registry.host_reports import HostReport, ReportedTag
-    from envferry.web.provenance import ProvenanceSummary
     from envferry.web.site import RegistryView
-    from envferry.web.snippets import Snippet
 
-    T = TypeVar("T")
-
-ROWS = 100
-"""On a page."""
+PACKAGES = 50
+"""On a page of an artifact, which says more than its packages."""
 STEPS = 10
 """Versions on a page of changes: each is read, and held against the advisories."""
-LONGEST_QUESTION = 200
-STATES = ("found", "unknown", "clean")
-SORTS = ("name", "version", "kind", "license", "size")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Paging:
-    """Which part of a long list a page shows."""
-
-    page: int
-    pages: int
-    total: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HomePage:
-    """All environments."""
-
-    registry: str
-    totals: Totals
-    q: str
-    environments: tuple[Environment, ...]
-    paging: Paging
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnvironmentPage:
-    """All artifacts of one environment."""
-
-    name: str
-    platform: str | None
-    platforms: tuple[str, ...]
-    entries: tuple[Entry, ...]
-    tags: tuple[Tag, ...]
-    paging: Paging
-    readme: str
-    """What the newest of them says of itself, in Markdown."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VulnerabilityChange:
-    """A vulnerability that one of two artifacts has."""
-
-    id: str
-    package: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VulnerabilityChanges:
-    """What a newer artifact has that the one before had not, and the other way round."""
-
-    gained: tuple[VulnerabilityChange, ...]
-    lost: tuple[VulnerabilityChange, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """What a version changed in the one before it."""
-
-    entry: Entry
-    before: Entry | None
-    """None for the first one, and after one that is damaged."""
-    changes: tuple[PackageChange, ...]
-    vulnerabilities: VulnerabilityChanges | None
-    """None where the server has no advisories."""
-
-    @property
-    def grows(self) -> int:
-        """The bytes that its archive has more."""
-        return self.entry.size - self.before.size if self.before else 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChangesPage:
-    """The versions of an environment for one platform, and what each changed."""
-
-    name: str
-    platform: str
-    platforms: tuple[str, ...]
-    steps: tuple[Step, ...]
-    paging: Paging
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LicenseShare:
-    """How much of an environment is under one licence."""
-
-    license: str | None
-    packages: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Digests:
-    """What binds an artifact's bytes."""
-
-    file: str
-    xxh128: str
-    blake3: str
-    lock: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArtifactPage:
-    """One artifact."""
-
-    entry: Entry
-    prefix: str
-    readme: str
-    install: str
-    snippets: tuple[Snippet, ...]
-    """How to get it; the first of them is `install`."""
-    requirements: SystemRequirements
-    checks: Checks
-    tools: Mapping[str, str]
-    image: str | None
-    digests: Digests
-    provenance: ProvenanceSummary
-    has_sbom: bool
-    licenses: tuple[LicenseShare, ...]
-    q: str
-    sort: str
-    descending: bool
-    packages: tuple[PackageFacts, ...]
-    """Those that `q` asks for, in the order that was asked for."""
-    shown: tuple[PackageFacts, ...] = field(metadata={"json": False})
-    """The part of them that the page shows."""
-    paging: Paging
-    all_packages: tuple[PackageFacts, ...] = field(metadata={"json": False})
-    has_audit: bool = field(metadata={"json": False})
-    siblings: tuple[Entry, ...] = field(metadata={"json": False})
-    """The artifacts before and after it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AuditPage:
-    """What is known of an artifact's packages."""
-
-    entry: Entry
-    database: DatabaseFacts
-    counts: Mapping[str, int]
-    packages: tuple[AuditedPackage, ...]
-    shown: tuple[AuditedPackage, ...] = field(metadata={"json": False})
-    paging: Paging
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WhyPage:
-    """Who needs a package of an artifact, and who needs those."""
-
-    entry: Entry
-    package: str
-    """Empty: no package has been asked for."""
-    needs: tuple[Need, ...]
-    """One tree for each package of that name: conda's and pip's."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiffPage:
-    """Two artifacts held against each other; without `old` or `new`, a question for them."""
-
-    q_old: str
-    q_new: str
-    old: Entry | None = None
-    new: Entry | None = None
-    changes: tuple[PackageChange, ...] = ()
-    unchanged: int = 0
-    update: Update | None = None
-    """What a host that has `old` reads for `new`; None when an archive is damaged."""
-    vulnerabilities: VulnerabilityChanges | None = None
-    """None where the server has no advisories."""
-    suggestions: tuple[str, ...] = field(default=(), metadata={"json": False})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FindPage:
-    """Artifacts that hold a package."""
-
-    q: str
-    tagged: bool
-    matches: tuple[Match, ...]
-    versions: tuple[str, ...]
-    """All versions of the package that are there, wanted or not."""
-    paging: Paging
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TagsPage:
-    """All tags."""
-
-    tags: tuple[Tag, ...]
-    paging: Paging
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostRow:
-    """One environment that is current on a host."""
-
-    host: str
-    time: str
-    """When the host said so."""
-    name: str
-    platform: str
-    id: str
-    ref: str
-    is_known: bool
-    """Whether the registry has the artifact."""
-    waiting: str
-    error: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostsPage:
-    """What hosts report."""
-
-    hosts: int
-    rows: tuple[HostRow, ...]
-    damaged: int
-    """Reports that cannot be used."""
-    paging: Paging
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What a request asks for, its path and its query."""
-
-    path: Mapping[str, str]
-    query: Mapping[str, str]
-
-    def text(self, name: str) -> str:
-        """Return a text of the query; raise UsageError when it is too long."""
-        text = self.query.get(name, "").strip()
-        if len(text) > LONGEST_QUESTION:
-            message = f"{name} has {len(text)} characters, {LONGEST_QUESTION} are allowed"
-            raise UsageError(message, hint="shorten the query")
-        return text
-
-    def paging(self, total: int, rows: int = ROWS) -> Paging:
-        """Return which part of a list is asked for; the nearest one that there is."""
-        text = self.text("page")
-        pages = max(1, -(-total // rows))
-        page = min(max(int(text), 1), pages) if text.isascii() and text.isdecimal() else 1
-        return Paging(page=page, pages=pages, total=total)
-
-    def share(self, rows: Sequence[T]) -> tuple[tuple[T, ...], Paging]:
-        """Return the part of a list that the page shows."""
-        paging = self.paging(len(rows))
-        return tuple(rows[(paging.page - 1) * ROWS : paging.page * ROWS]), paging
 
 
 def home(site: RegistryView, question: Question) -> HomePage:
     """List environments."""
-    q = question.text("q")
-    found, paging = question.share(site.ask(queries.environments(q)))
+    q, order = question.text("q"), question.order(ENVIRONMENTS)
+    everything = ordered(site.ask(queries.environments(q)), order, ENVIRONMENTS)
+    found, paging = question.share(everything)
     return HomePage(
         registry=site.url,
         totals=site.ask(queries.totals),
         q=q,
         environments=found,
+        order=order,
         paging=paging,
     )
 
@@ -303,15 +86,19 @@ def environment(site: RegistryView, question: Question) -> EnvironmentPage:
         msg = f"this registry has no environment {name}"
         raise NotFound(msg, hint="see all environments")
     wanted = [one for one in everything if platform in (None, one.platform)]
-    wanted.sort(key=lambda one: one.published.timestamp() if one.published else 0, reverse=True)
-    shown, paging = question.share(wanted)
+    order, newest = question.order(ENTRIES), Order("published", descending=True)
+    wanted = [*ordered(wanted, newest, ENTRIES)]
+    shown, paging = question.share(ordered(wanted, order, ENTRIES))
+    moved = Order("moved", descending=True)
     return EnvironmentPage(
         name=name,
         platform=platform,
         platforms=tuple(sorted({one.platform for one in everything})),
         entries=shown,
-        tags=site.ask(queries.all_tags(name)),
+        tags=ordered(site.ask(queries.all_tags(name)), moved, TAGS),
+        order=order,
         paging=paging,
+        install=_install_line(site, everything, platform),
         readme=_readme(site, wanted),
     )
 
@@ -342,13 +129,13 @@ def artifact(site: RegistryView, question: Question) -> ArtifactPage:
     entry = site.entry(*(question.path[part] for part in ("name", "platform", "id")))
     contents = site.contents(entry)
     manifest, q = contents.manifest, question.text("q")
-    sort = question.text("sort") if question.text("sort") in SORTS else "size"
-    descending = (question.text("order") or ("desc" if sort == "size" else "asc")) == "desc"
+    order = question.order(PACKAGE_COLUMNS)
+    license_order = question.order(LICENSES, "licenses_")
     wanted = [one for one in manifest.packages if q.lower() in f"{one.name} {one.license}".lower()]
     wanted.sort(key=lambda one: one.name.lower())
-    wanted.sort(key=lambda one: _sort_key(one, sort), reverse=descending)
+    packages = ordered(wanted, order, PACKAGE_COLUMNS)
     facts, ways = manifest.archive, site.snippets(entry, manifest.prefix)
-    shown, paging = question.share(wanted)
+    shown, paging = question.share(packages, PACKAGES)
     return ArtifactPage(
         entry=entry,
         prefix=manifest.prefix,
@@ -364,11 +151,11 @@ def artifact(site: RegistryView, question: Question) -> ArtifactPage:
         ),
         provenance=contents.provenance,
         has_sbom=contents.has_sbom,
-        licenses=_licenses(manifest.packages),
+        licenses=ordered(_licenses(manifest.packages), license_order, LICENSES),
+        license_order=license_order,
         q=q,
-        sort=sort,
-        descending=descending,
-        packages=tuple(wanted),
+        order=order,
+        packages=packages,
         shown=shown,
         paging=paging,
         has_audit=site.audit is not None,
@@ -384,14 +171,16 @@ def audited(site: RegistryView, question: Question) -> AuditPage:
         message = "this server has no database of advisories"
         hint = "make one with `envferry audit update`, then start `serve` again"
         raise NotFound(message, hint=hint)
-    found = site.audited(entry)
-    packages = tuple(
-        sorted(found.packages, key=lambda one: STATES.index(one.state))  # the worst first
-    )
+    found, order = site.audited(entry), question.order(AUDITED)
+    state = question.text("state") if question.text("state") in STATES else ""
+    wanted = (one for one in found.packages if state in ("", one.state))
+    packages = ordered(wanted, order, AUDITED)
     shown, paging = question.share(packages)
     return AuditPage(
         entry=entry,
         database=site.audit.database.facts,
+        state=state,
+        order=order,
         packages=packages,
         shown=shown,
         paging=paging,
@@ -415,7 +204,9 @@ def diff(site: RegistryView, question: Question) -> DiffPage:
         return DiffPage(q_old=q_old, q_new=q_new, suggestions=places[:ROWS])
     old, new = (_entry_of(site, text) for text in (q_old, q_new))
     before, after = (site.contents(one).manifest for one in (old, new))
-    changes = tuple(compare_packages(before.packages, after.packages))
+    order = question.order(CHANGES)
+    changes = ordered(compare_packages(before.packages, after.packages), order, CHANGES)
+    shown, paging = question.share(changes)
     present = sum(1 for change in changes if change.change != "removed")
     return DiffPage(
         q_old=q_old,
@@ -423,6 +214,9 @@ def diff(site: RegistryView, question: Question) -> DiffPage:
         old=old,
         new=new,
         changes=changes,
+        shown=shown,
+        order=order,
+        paging=paging,
         unchanged=len(after.packages) - present,
         update=site.update(before, after),
         vulnerabilities=_vulnerabilities(site, old, new),
@@ -431,24 +225,32 @@ def diff(site: RegistryView, question: Question) -> DiffPage:
 
 def find(site: RegistryView, question: Question) -> FindPage:
     """Find a package in all environments."""
-    q, tagged = question.text("q"), question.text("tagged") == "1"
+    q, tagged, order = question.text("q"), question.text("tagged") == "1", question.order(FINDS)
     if not q:
-        return FindPage(
-            q="", tagged=tagged, matches=(), versions=(), paging=Paging(page=1, pages=1, total=0)
-        )
+        nothing = Paging(page=1, pages=1, total=0)
+        return FindPage(q="", tagged=tagged, matches=(), versions=(), order=order, paging=nothing)
     wanted = MatchSpec.parse(q)
     where = Filter(is_tagged=tagged)
     paging = question.paging(site.ask(queries.count_finds(wanted, where)))
     offset = (paging.page - 1) * ROWS
-    matches = site.ask(queries.find(wanted, where, limit=ROWS, offset=offset))
+    part = queries.Part(
+        order=order.sort,  # type: ignore[arg-type]  # one of FINDS
+        is_descending=order.descending,
+        limit=ROWS,
+        offset=offset,
+    )
+    matches = site.ask(queries.find(wanted, where, part))
     versions = site.ask(queries.versions_of(wanted)) if "*" not in wanted.name else ()
-    return FindPage(q=q, tagged=tagged, matches=matches, versions=versions, paging=paging)
+    return FindPage(
+        q=q, tagged=tagged, matches=matches, versions=versions, order=order, paging=paging
+    )
 
 
 def tags(site: RegistryView, question: Question) -> TagsPage:
     """List all tags."""
-    found, paging = question.share(site.ask(queries.all_tags()))
-    return TagsPage(tags=found, paging=paging)
+    order = question.order(TAGS)
+    found, paging = question.share(ordered(site.ask(queries.all_tags()), order, TAGS))
+    return TagsPage(tags=found, order=order, paging=paging)
 
 
 def hosts(site: RegistryView, question: Question) -> HostsPage:
@@ -471,9 +273,24 @@ def hosts(site: RegistryView, question: Question) -> HostsPage:
         for one in report.environments
         if one.is_current
     ]
-    shown, paging = question.share(rows)
-    count = len(fleet.reports)
-    return HostsPage(hosts=count, rows=shown, damaged=len(fleet.damaged), paging=paging)
+    order = question.order(HOSTS)
+    shown, paging = question.share(ordered(rows, order, HOSTS))
+    return HostsPage(
+        hosts=len(fleet.reports),
+        rows=shown,
+        damaged=len(fleet.damaged),
+        order=order,
+        paging=paging,
+    )
+
+
+def _install_line(site: RegistryView, entries: Sequence[Entry], platform: str | None) -> str:
+    """Return how to get what people want most likely: what is stable, else what is latest."""
+    tags = [tag for one in entries if platform in (None, one.platform) for tag in one.tags]
+    if not tags:
+        return ""
+    tag = next((tag for tag in ("stable", DEFAULT_TAG) if tag in tags), tags[0])
+    return install_line(f"{entries[0].name}@{tag}", site.public_url or site.url)
 
 
 def _readme(site: RegistryView, entries: Sequence[Entry]) -> str:
@@ -527,14 +344,8 @@ def _tags_of(report: HostReport, name: str) -> list[ReportedTag]:
     return [one for one in report.follows if one.ref.partition("@")[0] == name]
 
 
-def _sort_key(package: PackageFacts, sort: str) -> tuple[int, str]:
-    if sort == "size":
-        return package.size, ""
-    return 0, str(getattr(package, sort) or "").lower()
-
-
-def _licenses(packages: Sequence[PackageFacts]) -> tuple[LicenseShare, ...]:
-    """Sum packages by licence, the most frequent first."""
+def _licenses(packages: Sequence[PackageFacts]) -> list[LicenseShare]:
+    """Sum packages by licence, by its name."""
     found: dict[str | None, list[PackageFacts]] = {}
     for package in packages:
         found.setdefault(package.license or None, []).append(package)
@@ -542,7 +353,7 @@ def _licenses(packages: Sequence[PackageFacts]) -> tuple[LicenseShare, ...]:
         LicenseShare(license=text, packages=len(group), size=sum(one.size for one in group))
         for text, group in found.items()
     ]
-    return tuple(sorted(shares, key=lambda one: (-one.packages, one.license or "~")))
+    return sorted(shares, key=lambda one: (one.license or "~").lower())
 
 
 def _siblings(site: RegistryView, entry: Entry) -> tuple[Entry, ...]:
