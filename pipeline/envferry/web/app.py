@@ -27,6 +27,7 @@ from envferry.web import pages
 from envferry.web.guard import Guard
 from envferry.web.markdown import render_markdown
 from envferry.web.news import badge_of, list_news
+from envferry.web.page_values import ArtifactPage
 from envferry.web.pages import Question
 from envferry.web.registry_files import answer_file
 from envferry.web.treemap import Block, gather, lay_out
@@ -280,7 +281,7 @@ def _twin(request: Request) -> str:
     return f"{twin}?{request.url.query}" if request.url.query else twin
 
 
-def _public(page: Any) -> Any:  # noqa: ANN401  (any of the dataclasses of `pages`)
+def _public(page: Any) -> Any:  # noqa: ANN401  (any of the dataclasses of `page_values`)
     hidden = {one.name for one in dataclasses.fields(page) if one.metadata.get("json") is False}
     built: dict[str, Any] = msgspec.to_builtins(page)
     return {name: value for name, value in built.items() if name not in hidden}
@@ -288,7 +289,7 @@ def _public(page: Any) -> Any:  # noqa: ANN401  (any of the dataclasses of `page
 
 def _pictures(page: object) -> dict[str, Any]:
     """Return the treemap of an artifact's packages in both forms."""
-    if not isinstance(page, pages.ArtifactPage):
+    if not isinstance(page, ArtifactPage):
         return {}
     blocks = [Block(label=one.name, size=one.size, kind=one.kind) for one in page.all_packages]
     return {
