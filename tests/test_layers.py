@@ -63,6 +63,9 @@ SHARED_NAMES = {
     "preview": "what a stage would do",
 }
 """Why modules of several folders have one name; besides, `cli/` has the commands of a module."""
+LONGEST_MODULE = 400
+LONG_MODULES = {"envferry.api": "the public interface: a function for each verb, in one place"}
+"""Why they may have more lines."""
 INSTALL_NEEDS = (
     *("envferry.install.stage", "envferry.registry.fetch", "envferry.cli.install"),
     *("envferry.cli.fetch", "envferry.cli.verify"),
@@ -147,6 +150,12 @@ def test_modules_share_a_name_only_for_the_same_role() -> None:
             commands = [module for module in found if is_in(module, "envferry.cli")]
             assert len(found) == 2, found
             assert len(commands) == 1, f"{found}: rename one, or say why in SHARED_NAMES"
+
+
+def test_no_module_is_long() -> None:
+    lengths = {module: len(path.read_text().splitlines()) for module, path in modules()}
+    long = {module for module, lines in lengths.items() if lines > LONGEST_MODULE}
+    assert long <= LONG_MODULES.keys(), "split it by topic"
 
 
 def test_public_classes_have_names_of_their_own() -> None:

@@ -13,14 +13,16 @@ from urllib.parse import urlsplit
 import msgspec
 
 from envferry.base.proxies import read_proxies
-from envferry.base.settings_table import SYSTEM_FILE, read_settings
+from envferry.base.settings_files import read_settings
+from envferry.base.settings_table import SYSTEM_FILE
 from envferry.base.site_indexes import SiteIndexes, plain_url, read_site_indexes
+from envferry.base.uv_variables import INDEX_VARIABLES, deciding_variables, environ_for_uv
 from envferry.errors import SpecError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from envferry.base.settings_table import Told
+    from envferry.base.settings_files import Told
 
 SOURCE_DATE_EPOCH = 315532800
 """1980-01-01, the earliest time that zip files can hold; the mtime of everything in an archive."""
@@ -33,40 +35,6 @@ RUN_FILE = "ENVFERRY_RUN_FILE"
 KEY_PASSPHRASE = "ENVFERRY_KEY_PASSPHRASE"
 REQUIREMENT_FILE = "require-signatures"
 """Beside the directory of trusted keys; its content does not matter."""
-INDEX_VARIABLES = (
-    "UV_INDEX",
-    "UV_DEFAULT_INDEX",
-    "UV_INDEX_URL",
-    "UV_EXTRA_INDEX_URL",
-    "UV_FIND_LINKS",
-)
-HOW_UV_WORKS = (
-    "UV_CACHE_DIR",
-    "UV_CONCURRENT_",
-    "UV_HTTP_",
-    "UV_INSECURE_HOST",
-    "UV_KEYRING_PROVIDER",
-    "UV_LINK_MODE",
-    "UV_LOCK_TIMEOUT",
-    "UV_LOG_",
-    "UV_NATIVE_TLS",
-    "UV_NO_CACHE",
-    "UV_NO_PROGRESS",
-    "UV_OFFLINE",
-    "UV_PYTHON",
-    "UV_REQUEST_TIMEOUT",
-    "UV_SSL_",
-    "UV_SYSTEM_CERTS",
-    "UV_TOOL_",
-)
-"""The beginnings of uv's variables that do not change what it answers."""
-SYSTEM_AUTHORITIES = (
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-)
-"""Where Debian, Fedora, openSUSE and Alpine keep the certificates that they trust."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,28 +277,13 @@ def forget_relative_path_entries() -> None:
 
 
 def uv_environ(**changes: str | None) -> dict[str, str]:
-    """Return `child_environ` for uv, which by itself does not trust a site's own authorities.
-
-    Where the system has a list of authorities, uv is told to go by that, as our own downloads do.
-    What decides which packages uv takes is left out: that is for the spec to say.
-    """
-    environ = child_environ(**changes)
-    environ = {name: text for name, text in environ.items() if not _decides(name)}
-    is_told = any(name in environ for name in ("UV_SYSTEM_CERTS", "UV_NATIVE_TLS"))
-    if not is_told and any(Path(place).is_file() for place in SYSTEM_AUTHORITIES):
-        environ["UV_SYSTEM_CERTS"] = "1"
-    return environ
-
-
-def _decides(name: str) -> bool:
-    """Whether a variable is uv's, and may change its answer."""
-    is_index = name in INDEX_VARIABLES or re.fullmatch(r"UV_INDEX_\w+_(USERNAME|PASSWORD)", name)
-    return name.startswith("UV_") and not is_index and not name.startswith(HOW_UV_WORKS)
+    """Return `child_environ` for uv, without what would decide its answer."""
+    return environ_for_uv(child_environ(**changes))
 
 
 def uv_settings_passed_over() -> tuple[str, ...]:
     """Return the variables that uv would obey, and is not told."""
-    return tuple(sorted(name for name in os.environ if _decides(name) and os.environ[name]))
+    return deciding_variables(os.environ)
 
 
 class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,8 +12,9 @@ import pytest
 from envferry.channel.conda_package import PLACEHOLDER
 from envferry.channel.debian import is_debian_layout, undo_debian_layout
 from envferry.channel.elf import glibc_floor, shared_libraries
-from envferry.channel.interpreter import find_interpreter, python_abi_package, running_interpreter
+from envferry.channel.interpreter import find_interpreter, running_interpreter
 from envferry.channel.interpreter_probe import facts
+from envferry.channel.interpreter_staging import python_abi_package
 from envferry.errors import SpecError
 from envferry.process import run
 

@@ -316,7 +316,7 @@ def test_an_environment_on_top_of_a_system(
         registry = Registry.open(url)
         push_artifact(artifact, registry=registry, tags=("stable",), progress=Silent())
         base = find_base_image(registry, artifact.manifest, base_image)
-        names = publish_runnable(artifact, registry, base, ("stable",), Silent())
+        names = publish_runnable(artifact, base, ("stable",), Silent())
         assert names[0] == f"{url.removeprefix('oci://')}/demo:run.stable"
         said = run(("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{names[1]}"))
         digests.add(said.stdout)

@@ -15,7 +15,8 @@ import pytest
 
 from envferry.build.downloads import DownloadCache
 from envferry.channel.elf import is_elf
-from envferry.channel.interpreter import find_interpreter, stage_interpreter
+from envferry.channel.interpreter import find_interpreter
+from envferry.channel.interpreter_staging import stage_interpreter
 from envferry.config import settings
 from envferry.names import current_platform
 from envferry.process import find_program

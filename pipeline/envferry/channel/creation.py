@@ -13,13 +13,8 @@ from packaging.requirements import InvalidRequirement, Requirement
 from envferry.base.files import exclusive_lock
 from envferry.base.json import convert
 from envferry.channel.conda_package import CondaPackage, write_conda_package
-from envferry.channel.interpreter import (
-    Interpreter,
-    find_interpreter,
-    python_abi_package,
-    running_interpreter,
-    stage_interpreter,
-)
+from envferry.channel.interpreter import Interpreter, find_interpreter, running_interpreter
+from envferry.channel.interpreter_staging import python_abi_package, stage_interpreter
 from envferry.channel.wheel import (
     ChannelWheel,
     Closure,

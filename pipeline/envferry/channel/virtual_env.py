@@ -27,7 +27,8 @@ from envferry.build.inside import compile_bytecode
 from envferry.build.inside.conda_meta import list_bytecode, note_checksums
 from envferry.channel.conda_package import PLACEHOLDER, CondaPackage
 from envferry.channel.elf import glibc_floor
-from envferry.channel.interpreter import Interpreter, find_interpreter, stage_interpreter
+from envferry.channel.interpreter import Interpreter, find_interpreter
+from envferry.channel.interpreter_staging import left_modules, stage_interpreter
 from envferry.channel.venv_files import (
     binaries_in,
     carried_files,
@@ -139,6 +140,9 @@ class _Staging(msgspec.Struct, frozen=True, kw_only=True):
     def add_interpreter(self) -> dict[str, Any]:
         """Lay out the interpreter, and return what conda-meta has to say of it."""
         package = stage_interpreter(self.interpreter, self.tree)
+        if left := left_modules(self.interpreter, self.tree):
+            what = f"{', '.join(left)} of python's standard library"
+            log.warning("%s is not carried: it takes libraries from this system", what)
         shutil.rmtree(self.tree / "info", ignore_errors=True)  # the licence is in lib, too
         paths = [
             self.place(path)

@@ -11,9 +11,9 @@ from msgspec.structs import replace
 
 from envferry.artifacts import SBOM, read_artifact, sbom_path
 from envferry.base.files import plural
-from envferry.cli.browse import open_index
 from envferry.cli.command import CommandOptions, argument, command, option
 from envferry.cli.completing import complete_refs
+from envferry.cli.selection import open_index
 from envferry.cli.shared_options import (
     EnvsDirOptions,
     PlatformOptions,

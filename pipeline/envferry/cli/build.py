@@ -258,7 +258,7 @@ def push_on_base(
 
     base = find_base_image(registry, artifact.manifest, options.base or "")
     pushed = push_one(console, artifact, registry, options)
-    images = publish_runnable(artifact, registry, base, pushed.tags, console.progress)
+    images = publish_runnable(artifact, base, pushed.tags, console.progress)
     console.note(f"runs as it is: {', '.join(images)}")
     return pushed
 

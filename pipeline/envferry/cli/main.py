@@ -40,8 +40,8 @@ SECTIONS = {
         "release": ("envferry.cli.release", "Check the lock, build, pack and push: what CI calls."),
     },
     "Registry": {
-        "ls": ("envferry.cli.browse", "List what a registry holds."),
-        "find": ("envferry.cli.browse", "Find the artifacts that hold a package."),
+        "ls": ("envferry.cli.ls", "List what a registry holds."),
+        "find": ("envferry.cli.find", "Find the artifacts that hold a package."),
         "show": ("envferry.cli.registry", "Show what is inside an artifact."),
         "why": ("envferry.cli.compare", "Show why an artifact contains a package."),
         "tag": ("envferry.cli.registry", "Point a tag at an artifact."),

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.cli.audit import DatabaseOptions, load_with_vex, prepare
-from envferry.cli.browse import open_index
 from envferry.cli.command import command, option
+from envferry.cli.selection import open_index
 from envferry.cli.shared_options import RegistryOptions, TrustedKeyOptions
 from envferry.errors import UsageError
 from envferry.stores.opening import require_public

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from envferry.index.holder import Holder, tags_by_place, time_of
 from envferry.index.match_spec import compare_conda
 from envferry.index.rows import fact
 from envferry.models import PackageFacts
@@ -77,7 +78,7 @@ class Tag(msgspec.Struct, frozen=True, kw_only=True):
     """What is wrong with it: damaged, or it points to nothing."""
 
 
-class Match(msgspec.Struct, frozen=True, kw_only=True):
+class Match(Holder, frozen=True, kw_only=True):
     """A package in an artifact."""
 
     package: str
@@ -85,13 +86,6 @@ class Match(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     build: str | None
     license: str | None
-    name: str
-    """The environment."""
-    platform: str
-    id: str
-    env_version: str | None
-    published: datetime | None
-    tags: tuple[str, ...]
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
@@ -363,22 +357,6 @@ def _named(connection: Connection, name: str) -> Iterable[tuple[Any, ...]]:
     )
 
 
-def tags_by_place(
-    connection: Connection, name: str | None
-) -> dict[tuple[str, str, str], tuple[str, ...]]:
-    """Return the tags of each artifact of an environment, or of all."""
-    rows = connection.execute(
-        "SELECT name, platform, id, tag FROM tags WHERE id IS NOT NULL AND (? IS NULL OR name = ?) "
-        "ORDER BY tag",
-        (name, name),
-    )
-    found: dict[tuple[str, str, str], tuple[str, ...]] = {}
-    for *place, tag in rows:
-        key = (place[0], place[1], place[2])
-        found[key] = (*found.get(key, ()), tag)
-    return found
-
-
 def _entry(row: tuple[Any, ...], tags: dict[tuple[str, str, str], tuple[str, ...]]) -> Entry:
     _, name, platform, id_, version, size, unpacked, packages, published, attested, problem = row
     return Entry(
@@ -411,8 +389,3 @@ def _match(package: tuple[Any, ...], entry: Entry) -> Match:
         published=entry.published,
         tags=entry.tags,
     )
-
-
-def time_of(seconds: float | None) -> datetime | None:
-    """Return a time of the index in UTC."""
-    return None if seconds is None else datetime.fromtimestamp(int(seconds), timezone.utc)

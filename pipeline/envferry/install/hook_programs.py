@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envferry import process
-from envferry.base.settings_table import who_else_may_change
+from envferry.base.file_owners import who_else_may_change
 from envferry.config import child_environ
 from envferry.errors import SpecError, ToolFailed
 

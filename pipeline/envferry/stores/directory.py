@@ -8,16 +8,14 @@ import os
 import stat
 import time
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from io import BytesIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 import xxhash
 
 from envferry.base.files import (
-    COPY_BYTES,
     exclusive_lock,
     open_in_folder,
     sync_directory,
@@ -25,6 +23,17 @@ from envferry.base.files import (
 )
 from envferry.base.limits import require_sane
 from envferry.errors import HostError, IntegrityError, NotFound, PipelineError, StoreError
+from envferry.stores.directory_files import (
+    copy_stream,
+    list_folder,
+    listed,
+    modified_time,
+    raise_unless_missing,
+    read_fully,
+    remove_if_empty,
+    stamp_of,
+    status_of,
+)
 from envferry.stores.partial import PartialFile
 from envferry.stores.port import (
     KeyTaken,
@@ -41,6 +50,7 @@ if TYPE_CHECKING:
 
     from envferry.stores.port import KnownRange
     from envferry.stores.source import ContentSource
+
 
 LOCK_NAME = ".lock"
 REPLACEABLE_BYTES = 1 << 16
@@ -77,14 +87,14 @@ class DirectoryStore(msgspec.Struct, frozen=True):
         with self._explained(key):
             try:
                 status = path.stat()
-                size, version = status.st_size, _stamp(status)
+                size, version = status.st_size, stamp_of(status)
                 if size <= REPLACEABLE_BYTES:
                     with self._opened(key) as descriptor:
-                        data = _read_fully(descriptor, 0, REPLACEABLE_BYTES + 1)
+                        data = read_fully(descriptor, 0, REPLACEABLE_BYTES + 1)
                     size, version = len(data), xxhash.xxh3_128_hexdigest(data)
             except (FileNotFoundError, NotADirectoryError):
                 return None
-        return Stat(size=size, version=version, modified=_time(status))
+        return Stat(size=size, version=version, modified=modified_time(status))
 
     def read(self, key: str, offset: int = 0, length: int | None = None) -> bytes:
         """Return a part of a file."""
@@ -93,7 +103,7 @@ class DirectoryStore(msgspec.Struct, frozen=True):
             wanted = max(size - offset, 0) if length is None else length
             if length is None:
                 require_sane(wanted, key, self.url)
-            data = _read_fully(descriptor, offset, wanted)
+            data = read_fully(descriptor, offset, wanted)
         if len(data) != wanted:
             raise self._cut_off(key, size, offset + wanted)
         return data
@@ -164,18 +174,18 @@ class DirectoryStore(msgspec.Struct, frozen=True):
         """Yield the files below `prefix`; hidden ones (temporary files, the lock) are not keys."""
         top = self._top(prefix)
         with self._explained(prefix):
-            for folder, inner, names in os.walk(top, onerror=_unless_missing):
+            for folder, inner, names in os.walk(top, onerror=raise_unless_missing):
                 inner[:] = [name for name in inner if not name.startswith(".")]
                 inside = Path(folder).relative_to(self.root)
                 for name in sorted(names):
-                    if not name.startswith(".") and (found := _look(Path(folder, name))):
-                        yield _listed((inside / name).as_posix(), found)
+                    if not name.startswith(".") and (found := status_of(Path(folder, name))):
+                        yield listed((inside / name).as_posix(), found)
 
     def list_level(self, prefix: str = "") -> Iterator[Listed]:
         """Yield the files and directories right below `prefix`."""
         top = self._top(prefix)
         with self._explained(prefix):
-            yield from _directly_below(top, prefix)
+            yield from list_folder(top, prefix)
 
     def list_unfinished(self, prefix: str = "") -> Iterator[Listed]:
         """Yield the temporary files of writers that run, or died."""
@@ -213,7 +223,7 @@ class DirectoryStore(msgspec.Struct, frozen=True):
             raise self._taken(key)
         try:
             with open_in_folder(temporary, "xb") as target:
-                _pour(source, target, advance)
+                copy_stream(source, target, advance)
                 target.flush()
                 os.fsync(target.fileno())
             self._link(temporary, path, key)
@@ -223,17 +233,17 @@ class DirectoryStore(msgspec.Struct, frozen=True):
 
     def _unfinished(self, top: Path) -> Iterator[Listed]:
         """Yield the temporary files of writers that run, or died."""
-        for folder, _, names in os.walk(top, onerror=_unless_missing):
+        for folder, _, names in os.walk(top, onerror=raise_unless_missing):
             for name in names:
                 path = Path(folder, name)
-                if name.startswith(".") and name != LOCK_NAME and (found := _look(path)):
-                    yield _listed(path.relative_to(self.root).as_posix(), found)
+                if name.startswith(".") and name != LOCK_NAME and (found := status_of(path)):
+                    yield listed(path.relative_to(self.root).as_posix(), found)
 
     def _remove(self, path: Path, key: str) -> None:
         with self._explained(key):
             path.unlink(missing_ok=True)
             for parent in path.parents:
-                if parent == self.root or not _remove_if_empty(parent):
+                if parent == self.root or not remove_if_empty(parent):
                     break
 
     @contextmanager
@@ -337,74 +347,3 @@ class DirectoryStore(msgspec.Struct, frozen=True):
         if error.errno in NO_PERMISSION:
             return StoreError(message, hint=f"check who may read and write under {self.root}")
         return StoreError(message, hint=f"check that {self.root} is a directory and its disk works")
-
-
-def _read_fully(descriptor: int, offset: int, length: int) -> bytes:
-    """Read until `length` bytes are there or the file ends; one system call reads 2 GiB at most."""
-    pieces: list[bytes] = []
-    while length > 0 and (piece := os.pread(descriptor, length, offset)):
-        pieces.append(piece)
-        offset += len(piece)
-        length -= len(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def _pour(source: BinaryIO, target: IO[bytes], advance: Callable[[int], None]) -> None:
-    while chunk := source.read(COPY_BYTES):
-        target.write(chunk)
-        advance(len(chunk))
-
-
-def _directly_below(top: Path, prefix: str) -> Iterator[Listed]:
-    """Yield files and folders of one directory; a directory that is not there is empty."""
-    try:
-        entries = os.scandir(top)
-    except FileNotFoundError:
-        return
-    with entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield Listed.folder(f"{prefix}{entry.name}/")
-            elif found := _look(Path(entry.path)):
-                yield _listed(prefix + entry.name, found)
-
-
-def _listed(key: str, found: os.stat_result) -> Listed:
-    return Listed(key=key, size=found.st_size, modified=_time(found), stamp=_stamp(found))
-
-
-def _look(path: Path) -> os.stat_result | None:
-    """Return a file's status, or None when it was removed since it was listed."""
-    try:
-        return path.stat()
-    except FileNotFoundError:
-        return None
-
-
-def _time(status: os.stat_result) -> datetime:
-    return datetime.fromtimestamp(status.st_mtime, timezone.utc)
-
-
-def _stamp(status: os.stat_result) -> str:
-    """Return what differs when a file was replaced: each replacement is a file of its own."""
-    return f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}"
-
-
-def _unless_missing(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error
-
-
-def _remove_if_empty(path: Path) -> bool:
-    """Remove an empty directory; say whether it is gone."""
-    try:
-        path.rmdir()
-    except FileNotFoundError:
-        return True
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            return False
-        raise
-    return True

@@ -12,11 +12,11 @@ from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 
 from envferry.channel.elf import is_elf
-from envferry.channel.interpreter import (
+from envferry.channel.interpreter import find_interpreter
+from envferry.channel.interpreter_staging import (
     SKIPPED_DIRECTORIES,
     SKIPPED_EXTENSIONS,
     SKIPPED_FILES,
-    find_interpreter,
     stage_interpreter,
 )
 from envferry.errors import SpecError

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 from blake3 import blake3
 
+from envferry.base.file_owners import may_everybody_change
 from envferry.base.inputs import MOST_KEY_BYTES, read_input
-from envferry.base.settings_table import may_everybody_change
 from envferry.errors import HostError, IntegrityError, NotFound, UsageError
 
 if TYPE_CHECKING:

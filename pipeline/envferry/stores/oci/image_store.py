@@ -8,9 +8,7 @@ archive, the index of a tag, and who refers to what (docs/format.md).
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from threading import Lock
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -20,25 +18,8 @@ from envferry.base.limits import USUAL_LIMITS, Limits, require_sane
 from envferry.errors import NotFound, StoreError, UsageError
 from envferry.stores.oci.client import RegistryClient
 from envferry.stores.oci.documents import (
-    ARCHIVE_TYPE,
-    ARTIFACT_TYPES,
     BYTES,
-    CHECKSUM_TYPE,
-    CREATED,
-    EMPTY,
-    EMPTY_CONFIG,
-    ENVIRONMENT_TYPE,
-    KEY,
     LAYER,
-    MANIFEST,
-    TAG_TYPE,
-    TITLE,
-    VALUE_TYPE,
-    Descriptor,
-    describe,
-    digest_of,
-    image_manifest,
-    titled,
 )
 from envferry.stores.oci.image_layout import ROOT, LayoutSpace
 from envferry.stores.oci.key_tags import (
@@ -53,9 +34,10 @@ from envferry.stores.oci.key_tags import (
 )
 from envferry.stores.oci.layer_sending import LayerSender, ReusedLayers
 from envferry.stores.oci.registry_session import NotOfferedByRegistry
-from envferry.stores.oci.sending import SentBlob, send_blob, send_bytes
+from envferry.stores.oci.sending import SentBlob, send_blob
 from envferry.stores.oci.stored_values import StoredValue, StoredValues
 from envferry.stores.oci.tokens import is_loopback
+from envferry.stores.oci.value_writing import ATTESTATION, ValueWriter
 from envferry.stores.oci.views import Views
 from envferry.stores.port import (
     Incomplete,
@@ -74,13 +56,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.stores.oci.port import Space
-    from envferry.stores.port import KnownRange
+    from envferry.stores.port import KnownRange, SystemImage
     from envferry.stores.source import ContentSource
 
 log = logging.getLogger(__name__)
 
-ATTESTATION = "attestation.json"
-EMPTY_BLOB = describe(EMPTY_CONFIG, EMPTY)
 SCHEMES = {"oci+http": "http", "oci+https": "https"}
 """For a registry without TLS, where the user says so; and for one with TLS on this machine."""
 
@@ -88,11 +68,8 @@ SCHEMES = {"oci+http": "http", "oci+https": "https"}
 class _Known(msgspec.Struct):
     """What need not be asked again."""
 
-    prepared: set[str] = msgspec.field(default_factory=set)
-    """Repositories that have the blob of an empty configuration, and are listed."""
     archives: dict[str, StoredValue] = msgspec.field(default_factory=dict)
     """Those that are read piece by piece; values are written once."""
-    guard: Lock = msgspec.field(default_factory=Lock)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +90,14 @@ class OciStore:
     """Where the layers after the first one begin in archives that are written."""
     values: StoredValues = field(init=False, repr=False, compare=False)
     views: Views = field(init=False, repr=False, compare=False)
+    writer: ValueWriter = field(init=False, repr=False, compare=False)
     known: _Known = field(default_factory=_Known, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Keep the images up to date with the keys."""
         object.__setattr__(self, "values", StoredValues(self.space, self.names))
         object.__setattr__(self, "views", Views(self.space, self.names))
+        object.__setattr__(self, "writer", ValueWriter(self.space, self.names, self.views))
 
     @classmethod
     def open(cls, url: str, limits: Limits = USUAL_LIMITS) -> OciStore:
@@ -203,7 +182,7 @@ class OciStore:
     def create(self, key: str, data: bytes) -> None:
         """Write a manifest and its blob under a tag that is free."""
         self._require_free(key)
-        self._require_ours(key, self._write(key, data))
+        self._require_ours(key, self.writer.write(key, data))
 
     def create_from_file(
         self,
@@ -213,18 +192,16 @@ class OciStore:
         known: Sequence[KnownRange] = (),
     ) -> None:
         """Send a file as a blob; of an archive an image is made, too."""
-        from msgspec.structs import replace
-
         with incoming_of_file(path, key) as incoming:
             journal = path.with_name(f".{path.name}.upload")
-            self.receive(key, replace(incoming, journal=journal), advance)
+            self.receive(key, msgspec.structs.replace(incoming, journal=journal), advance)
 
     def receive(
         self, key: str, incoming: ContentSource, advance: Callable[[int], None] = ignore
     ) -> None:
         """Send what arrives as a blob, in order, while it is hashed."""
         self._require_free(key)
-        place, archive = self._prepared(key), archive_name(key)
+        place, archive = self.writer.prepare(key), archive_name(key)
         sent: tuple[SentBlob, ...]
         if archive is None:
             sent = (self._send(place, incoming, advance, BYTES),)
@@ -240,7 +217,7 @@ class OciStore:
         if archive:
             diff_ids = tuple(one.diff_id for one in sent)
             subject = self.views.make_image(key, archive, layers, diff_ids)
-        self._require_ours(key, self._put(key, place, layers, subject))
+        self._require_ours(key, self.writer.put(key, place, layers, subject))
 
     def _send(
         self, place: Place, incoming: ContentSource, advance: Callable[[int], None], kind: str
@@ -254,7 +231,7 @@ class OciStore:
             raise self._lost(key)
         if before is None:
             self._require_no_other_image(key)
-        digest = self._write(key, data)
+        digest = self.writer.write(key, data)
         if self.space.manifest_digest(*self._at(key)) != digest:
             raise self._lost(key)
         if before and before.digest != digest:
@@ -275,6 +252,17 @@ class OciStore:
         archive = archive_name(key)
         image = self.views.image(archive) if archive else None
         return image.digest if image else None
+
+    def in_layers(self, cuts: tuple[int, ...]) -> OciStore:
+        """Return this store, which cuts the archives that it writes."""
+        return replace(self, cuts=cuts)
+
+    def find_base(self, image: str, platform: str) -> SystemImage:
+        """Find an image in any registry, to put environments of this store on."""
+        from envferry.stores.oci.base_image import find_base
+        from envferry.stores.oci.images_on_base import FoundBase
+
+        return FoundBase(find_base(image, platform, self.space), self.names, self.views)
 
     def list(self, prefix: str = "") -> Iterator[Listed]:
         """Yield values by the tags of their repositories, then their manifests."""
@@ -313,7 +301,7 @@ class OciStore:
         digest = self.space.manifest_digest(self.names.root, ENVIRONMENT_PREFIX + name)
         if digest:
             self.space.delete_manifest(self.names.root, digest)
-        self.known.prepared.discard(self.names.repository(name))
+        self.writer.forget(self.names.repository(name))
 
     def delete_unfinished(self, prefix: str, older_seconds: float) -> int:
         """Do nothing: registries do that themselves."""
@@ -360,91 +348,3 @@ class OciStore:
     def _lost(self, key: str) -> LostRace:
         message = f"{key} in {self.url} was changed by another process"
         return LostRace(message, hint="run the command again")
-
-    def _prepared(self, key: str) -> Place:
-        """Return where a key goes, in a repository that is ready for it."""
-        place = self.names.place(check_key(key))
-        with self.known.guard:
-            if place.repository not in self.known.prepared:
-                send_bytes(self.space, place.repository, EMPTY_CONFIG, EMPTY_BLOB)
-                if name := environment_of(key):
-                    self._note_environment(name)
-                self.known.prepared.add(place.repository)
-        return place
-
-    def _note_environment(self, name: str) -> None:
-        """Have an environment listed: to list repositories is for administrators in most places."""
-        tag = ENVIRONMENT_PREFIX + name
-        if self.space.manifest_digest(self.names.root, tag):
-            return
-        send_bytes(self.space, self.names.root, EMPTY_CONFIG, EMPTY_BLOB)
-        data = image_manifest(
-            artifact_type=ENVIRONMENT_TYPE,
-            config=EMPTY_BLOB,
-            layers=(EMPTY_BLOB,),
-            annotations={TITLE: name},
-        )
-        self.space.put_manifest(self.names.root, tag, data, MANIFEST)
-
-    def _write(self, key: str, data: bytes) -> str:
-        """Write a small value over whatever is there; return the digest of its manifest."""
-        place = self._prepared(key)
-        layers: tuple[Descriptor, ...] = ()
-        if data:
-            blob = describe(data, _types(key)[1])
-            send_bytes(self.space, place.repository, data, blob)
-            layers = (blob,)
-        archive = archive_name(key) or archive_beside(key)
-        subject = self.views.image(archive) if archive else None
-        return self._put(key, place, layers, subject)
-
-    def _put(
-        self,
-        key: str,
-        place: Place,
-        layers: tuple[Descriptor, ...],
-        subject: Descriptor | None,
-    ) -> str:
-        """Write the manifest of a key; what it belongs to gets to know it."""
-        artifact_type, _ = _types(key)
-        file, annotations = key.rpartition("/")[2], {KEY: key, CREATED: _now()}
-        data = image_manifest(
-            artifact_type=artifact_type,
-            config=EMPTY_BLOB,
-            layers=titled(layers, file) or (EMPTY_BLOB,),
-            subject=subject,
-            annotations=annotations,
-        )
-        is_kept = self.space.put_manifest(place.repository, place.tag, data, MANIFEST)
-        digest = digest_of(data)
-        if subject:
-            referrer = Descriptor(
-                media_type=MANIFEST,
-                digest=digest,
-                size=len(data),
-                artifact_type=artifact_type,
-                annotations=annotations,
-            )
-            self.views.note_referrer(place.repository, subject, referrer, is_kept=is_kept)
-            if file == ATTESTATION:
-                self.views.name_attestation(place.repository, subject, layers)
-        return digest
-
-
-def _types(key: str) -> tuple[str, str]:
-    """Return what kind of artifact a key is, and the type of its bytes."""
-    file = key.rpartition("/")[2]
-    if archive_name(key):
-        return ARCHIVE_TYPE, LAYER
-    if tag_name(key):
-        return TAG_TYPE, "application/json"
-    if archive_beside(key) and file in ARTIFACT_TYPES:
-        return ARTIFACT_TYPES[file], ARTIFACT_TYPES[file]
-    if archive_beside(key) and file.endswith(".xxh128"):
-        return CHECKSUM_TYPE, "text/plain"
-    return VALUE_TYPE, BYTES
-
-
-def _now() -> str:
-    """Return the time as annotations have it; parts of a second tell writes apart."""
-    return datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")

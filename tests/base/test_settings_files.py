@@ -10,12 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from envferry.base.settings_table import (
-    DEFAULT,
-    SETTINGS,
-    deciding_folders,
-    read_settings,
-)
+from envferry.base.file_owners import deciding_folders
+from envferry.base.settings_files import DEFAULT, read_settings
+from envferry.base.settings_table import SETTINGS
 from envferry.config import Settings
 from envferry.errors import SpecError
 from tests.support.cli_runner import CliRunner
@@ -165,7 +162,7 @@ def test_a_folder_that_everybody_may_replace_is_refused(tmp_path: Path) -> None:
 
 WITHOUT_POWERS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all")
 """Root for whom modes and owners count, as for any user."""
-READ = "import sys, pathlib; from envferry.base.settings_table import read_settings as read; "
+READ = "import sys, pathlib; from envferry.base.settings_files import read_settings as read; "
 READ += "print(read({}, [pathlib.Path(sys.argv[1])])['link'].value)"
 
 
