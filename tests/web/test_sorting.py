@@ -136,14 +136,16 @@ def test_versions_are_sorted_as_versions(client: TestClient) -> None:
 def test_a_page_is_a_part_of_the_sorted_whole(index: RegistryIndex) -> None:
     wanted = MatchSpec.parse("*")
 
-    def names(part: queries.Part) -> list[str]:
+    def names(part: queries.MatchPart) -> list[str]:
         return [one.package.lower() for one in index.ask(queries.find(wanted, part=part))]
 
-    whole = names(queries.Part(order="package"))
+    whole = names(queries.MatchPart(order="package"))
     assert whole == sorted(whole)
-    parts = [names(queries.Part(order="package", limit=5, offset=start)) for start in (0, 5, 10)]
+    parts = [
+        names(queries.MatchPart(order="package", limit=5, offset=start)) for start in (0, 5, 10)
+    ]
     assert [name for part in parts for name in part] == whole[:15]
-    assert names(queries.Part(order="package", is_descending=True)) == whole[::-1]
+    assert names(queries.MatchPart(order="package", is_descending=True)) == whole[::-1]
 
 
 def test_a_second_list_and_a_filter_stay_as_they_are(client: TestClient) -> None:

@@ -128,7 +128,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 EVERYTHING = Filter()
 
 
-class Part(msgspec.Struct, frozen=True, kw_only=True):
+class MatchPart(msgspec.Struct, frozen=True, kw_only=True):
     """Which part of a list of matches, and in which order."""
 
     order: Literal["environment", "package", "version", "published"] = "environment"
@@ -137,7 +137,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     offset: int = 0
 
 
-WHOLE = Part()
+WHOLE = MatchPart()
 MATCH_ORDERS = {
     "environment": "name",
     "package": "rank",
@@ -234,7 +234,7 @@ WHERE ? IS NULL OR tags.name = ? ORDER BY tags.name, tags.platform, tag
 
 
 def find(
-    wanted: MatchSpec, where: Filter = EVERYTHING, part: Part = WHOLE
+    wanted: MatchSpec, where: Filter = EVERYTHING, part: MatchPart = WHOLE
 ) -> Callable[[Connection], tuple[Match, ...]]:
     """Find the artifacts that hold a package: by environment, the newest first."""
     return _matches(lambda connection: _accepted(connection, wanted), where, part)
@@ -265,7 +265,7 @@ def _facts(row: tuple[Any, ...]) -> PackageFacts:
 def _matches(
     accepted: Callable[[Connection], dict[int, tuple[Any, ...]]],
     where: Filter,
-    part: Part,
+    part: MatchPart,
 ) -> Callable[[Connection], tuple[Match, ...]]:
     condition, values = where.sql()
     first = MATCH_ORDERS[part.order] + (" DESC" if part.is_descending else "")

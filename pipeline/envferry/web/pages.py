@@ -233,7 +233,7 @@ def find(site: RegistryView, question: Question) -> FindPage:
     where = Filter(is_tagged=tagged)
     paging = question.paging(site.ask(queries.count_finds(wanted, where)))
     offset = (paging.page - 1) * ROWS
-    part = queries.Part(
+    part = queries.MatchPart(
         order=order.sort,  # type: ignore[arg-type]  # one of FINDS
         is_descending=order.descending,
         limit=ROWS,
