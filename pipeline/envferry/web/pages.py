@@ -95,11 +95,7 @@ def home(site: RegistryView, question: Question) -> HomePage:
 def environment(site: RegistryView, question: Question) -> EnvironmentPage:
     """List the artifacts of an environment."""
     name, platform = question.path["name"], question.text("platform") or None
-    check_name(name, "environment name")
-    everything = site.ask(queries.entries(Filter(name=name)))
-    if not everything:
-        msg = f"this registry has no environment {name}"
-        raise NotFound(msg, hint="see all environments")
+    everything = _versions(site, name)
     wanted = [one for one in everything if platform in (None, one.platform)]
     wanted.sort(key=lambda one: one.published.timestamp() if one.published else 0, reverse=True)
     shown, paging = question.share(wanted)
@@ -117,11 +113,7 @@ def environment(site: RegistryView, question: Question) -> EnvironmentPage:
 def changes(site: RegistryView, question: Question) -> ChangesPage:
     """Say what each version of an environment changed, the newest first."""
     name, wanted = question.path["name"], question.text("platform")
-    check_name(name, "environment name")
-    everything = site.ask(queries.entries(Filter(name=name)))
-    if not everything:
-        msg = f"this registry has no environment {name}"
-        raise NotFound(msg, hint="see all environments")
+    everything = _versions(site, name)
     platforms = tuple(sorted({one.platform for one in everything}))
     platform = wanted if wanted in platforms else platforms[0]
     versions = [one for one in everything if one.platform == platform and not one.problem]
@@ -272,6 +264,16 @@ def hosts(site: RegistryView, question: Question) -> HostsPage:
     shown, paging = question.share(rows)
     count = len(fleet.reports)
     return HostsPage(hosts=count, rows=shown, damaged=len(fleet.damaged), paging=paging)
+
+
+def _versions(site: RegistryView, name: str) -> tuple[Entry, ...]:
+    """Return all artifacts of an environment; raise NotFound where there are none."""
+    check_name(name, "environment name")
+    found = site.ask(queries.entries(Filter(name=name)))
+    if not found:
+        message = f"this registry has no environment {name}"
+        raise NotFound(message, hint="see all environments")
+    return found
 
 
 def _readme(site: RegistryView, entries: Sequence[Entry]) -> str:
