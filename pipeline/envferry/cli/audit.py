@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from envferry.audit.audit_policy import LoadedPolicy
     from envferry.audit.matching import AuditedPackage
     from envferry.cli.console import Console
+    from envferry.models import Manifest
     from envferry.registry import Registry
     from envferry.trust.host_trust import Trust
 
@@ -259,16 +260,15 @@ def _audits(
         else:
             wanted = Ref.parse(ref)
             id_ = place.resolve(wanted, options.platform)
-            yield of_published(prepared, place, (wanted.name, options.platform, id_))
+            yield of_published(prepared, place, place.manifest(wanted.name, options.platform, id_))
 
 
 def of_published(
-    prepared: Audit, place: Registry, where: tuple[str, str, str], tags: tuple[str, ...] = ()
+    prepared: Audit, place: Registry, manifest: Manifest, tags: tuple[str, ...] = ()
 ) -> ArtifactAudit:
-    """Audit an artifact of a registry: name, platform, id."""
+    """Audit an artifact of a registry."""
     from envferry.audit.components import NO_PARTS, SbomParts
 
-    manifest = place.manifest(*where)
     sbom = place.attachment(manifest, SBOM)
     parts = SbomParts.read(sbom, manifest.stem) if sbom else NO_PARTS
     what = f"{manifest.name}@{manifest.id}"
@@ -300,7 +300,8 @@ def _of_tags(
         if entry.problem:
             console.note(f"{entry.name}@{entry.id} is damaged and not audited: {entry.problem}")
             continue
-        yield of_published(prepared, place, (entry.name, entry.platform, entry.id), entry.tags)
+        manifest = place.manifest(entry.name, entry.platform, entry.id)
+        yield of_published(prepared, place, manifest, entry.tags)
 
 
 def _of_host(options: AuditOptions, prepared: Audit) -> Iterator[ArtifactAudit]:

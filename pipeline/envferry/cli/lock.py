@@ -12,14 +12,18 @@ from envferry.cli.command import argument, command, option
 from envferry.cli.completing import complete_specs
 from envferry.cli.lint import lint_one, old_lock, refuse_findings
 from envferry.cli.shared_options import DryRunOptions, OfflineOptions
+from envferry.config import settings
 from envferry.errors import UsageError
 from envferry.names import SPECS_DIR
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from envferry.cli.console import Console
     from envferry.lock.lock_options import LockOptions
     from envferry.models import Lock
     from envferry.specs.drafts import RelaxLevel
+    from envferry.specs.linting import LintFinding
     from envferry.specs.lock_changes import Change
 
 
@@ -137,16 +141,24 @@ def lock_one(
         for warning in lock_warnings(lock):
             log.warning("%s", warning)
         return lock, ()
-    findings = lint_one(spec.path)
-    for finding in findings:
-        log.warning("%s", finding)
-    refuse_findings(findings, strict=options.strict)
+    refuse_findings(_warned(lint_one(spec.path, None)), strict=options.strict)
     before = old_lock(spec.lock_path)
     made = lock_spec(spec, options=options.as_lock_options(), progress=console.progress)
+    if policy := settings().license_policy:
+        licenses = (one for one in lint_one(spec.path, policy) if one.rule.code == "S115")
+        refuse_findings(_warned(licenses), strict=options.strict)
     changes = compare_locks(before, made) if before else ()
     for change in changes:
         console.note(str(change))
     return made, changes
+
+
+def _warned(findings: Iterable[LintFinding]) -> list[LintFinding]:
+    """Log what lint found, and return it."""
+    found = list(findings)
+    for finding in found:
+        log.warning("%s", finding)
+    return found
 
 
 def find_solver(text: str | None) -> Path | None:

@@ -106,7 +106,7 @@ def release(console: Console, options: ReleaseOptions) -> None:
         require_all_writable(outcomes, target)
         if not any(outcome.error for outcome in outcomes):
             if options.on_workers:
-                release_on_workers(console, outcomes, target, options)
+                release_on_workers(console, outcomes, target, options, gate)
             else:
                 release_all(Release(console, target, options, gate), outcomes)
     finally:

@@ -9,7 +9,7 @@ import msgspec
 
 from envferry.errors import UsageError
 from envferry.index.file_queries import FileContent, find_files
-from envferry.index.holder import HOLDER, Holder, holder_facts, tags_by_place
+from envferry.index.holder import HOLDER, Holder, count_unread, holder_facts, tags_by_place
 from envferry.index.queries import EVERYTHING
 
 if TYPE_CHECKING:
@@ -97,13 +97,7 @@ def find_digests(
 
 def count_unread_locks(where: Filter = EVERYTHING) -> Callable[[Connection], dict[str, int]]:
     """Count the artifacts whose locks are not known, by reason."""
-    condition, values = where.sql()
-    statement = (
-        "SELECT coalesce(locks.problem, artifacts.problem, 'not read'), count(*) FROM artifacts "
-        f"LEFT JOIN locks ON locks.digest = artifacts.lock WHERE {condition} "
-        "AND (locks.number IS NULL OR locks.problem IS NOT NULL) GROUP BY 1"
-    )
-    return lambda connection: dict(connection.execute(statement, values).fetchall())
+    return count_unread("locks", "locks.digest = artifacts.lock", where)
 
 
 def _order(one: DigestMatch) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ import msgspec
 
 from envferry.errors import UsageError
 from envferry.index.file_rows import content_number
-from envferry.index.holder import HOLDER, Holder, holder_facts, tags_by_place
+from envferry.index.holder import HOLDER, Holder, count_unread, holder_facts, tags_by_place
 from envferry.index.queries import EVERYTHING
 
 if TYPE_CHECKING:
@@ -143,13 +143,7 @@ def find_files(
 
 def count_unsearched(where: Filter = EVERYTHING) -> Callable[[Connection], dict[str, int]]:
     """Count the artifacts whose files are not known, by reason."""
-    condition, values = where.sql()
-    statement = (
-        "SELECT coalesce(filed.problem, artifacts.problem, 'not read'), count(*) FROM artifacts "
-        f"LEFT JOIN filed ON filed.artifact = artifacts.number WHERE {condition} "
-        "AND (filed.artifact IS NULL OR filed.problem IS NOT NULL) GROUP BY 1"
-    )
-    return lambda connection: dict(connection.execute(statement, values).fetchall())
+    return count_unread("filed", "filed.artifact = artifacts.number", where)
 
 
 def _require_few(number: int, most: int) -> None:

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from envferry.index.database import Connection
+    from envferry.index.queries import Filter
 
 HOLDER = "artifacts.name, artifacts.platform, artifacts.id, artifacts.version, artifacts.published"
 """The columns of a `Holder`, without its tags."""
@@ -39,6 +42,22 @@ def holder_facts(
         "published": time_of(published),
         "tags": tags.get((name, platform, id_), ()),
     }
+
+
+def count_unread(
+    table: str, condition: str, where: Filter
+) -> Callable[[Connection], dict[str, int]]:
+    """Count the artifacts that have no row in a table, or one with a problem, by reason.
+
+    `condition` says which row is an artifact's.
+    """
+    selected, values = where.sql()
+    statement = (
+        f"SELECT coalesce({table}.problem, artifacts.problem, 'not read'), count(*) FROM artifacts "
+        f"LEFT JOIN {table} ON {condition} WHERE {selected} "
+        f"AND ({table}.rowid IS NULL OR {table}.problem IS NOT NULL) GROUP BY 1"
+    )
+    return lambda connection: dict(connection.execute(statement, values).fetchall())
 
 
 def tags_by_place(

@@ -129,12 +129,13 @@ def lint_spec(
     pypi_names: Callable[[str], tuple[str, ...]],
     locked: tuple[LockedPackage, ...] = (),
     gone: AnyMapping[str, str] | None = None,
+    refused: Callable[[LockedPackage], str] = lambda _: "",
 ) -> list[LintFinding]:
     """Return what is dangerous in a spec, in the order of its lines; raise as its reader does.
 
     `pypi_names` has all names of a conda package on indexes; `locked` are the packages of the
     spec's lock, as far as there is one; `gone` are conda lines that no channel satisfies, each with
-    what would do.
+    what would do; `refused` says why the licence of a locked package is not allowed, or nothing.
     """
     text = read_text(path)
     spec = parse_spec(text, path)
@@ -146,6 +147,7 @@ def lint_spec(
     asked.locked = {item.name: item for item in locked if item.manager == "conda"}
     found = [*_halves(asked, pypi_names), *_cuda(asked), *_pip_lines(asked), *_file(asked)]
     found += _compilers(asked)
+    found += _licenses(asked, locked, refused)
     found += unheeded_lines(root, text, asked.lines)
     for line in _texts(root.get("dependencies")):
         if gone and line.strip() in gone:
@@ -266,6 +268,18 @@ def _compilers(asked: _Asked) -> Iterator[_Found]:
     for one in compiler_findings({*lines, *asked.brought()}, lambda tool: tool == "libcuda"):
         if one.lacks and one.package in lines and NEEDS[one.package] is not INDUCTOR:
             yield "S114", lines[one.package], str(one)
+
+
+def _licenses(
+    asked: _Asked, locked: tuple[LockedPackage, ...], refused: Callable[[LockedPackage], str]
+) -> Iterator[_Found]:
+    """Yield what is locked under a licence that is not allowed, once for all platforms."""
+    for what, item in {f"{one.name} {one.version}": one for one in locked}.items():
+        if fault := refused(item):
+            half = asked.conda if item.manager == "conda" else asked.pip
+            line = half.get(item.name)
+            brought = "" if line is not None else ", which the lock brings along"
+            yield "S115", line, f"{what} ({fault}){brought}"
 
 
 def _pip_lines(asked: _Asked) -> Iterator[_Found]:

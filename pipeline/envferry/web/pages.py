@@ -80,11 +80,7 @@ def home(site: RegistryView, question: Question) -> HomePage:
 def environment(site: RegistryView, question: Question) -> EnvironmentPage:
     """List the artifacts of an environment."""
     name, platform = question.path["name"], question.text("platform") or None
-    check_name(name, "environment name")
-    everything = site.ask(queries.entries(Filter(name=name)))
-    if not everything:
-        msg = f"this registry has no environment {name}"
-        raise NotFound(msg, hint="see all environments")
+    everything = _versions(site, name)
     wanted = [one for one in everything if platform in (None, one.platform)]
     order, newest = question.order(ENTRIES), Order("published", descending=True)
     wanted = [*ordered(wanted, newest, ENTRIES)]
@@ -106,11 +102,7 @@ def environment(site: RegistryView, question: Question) -> EnvironmentPage:
 def changes(site: RegistryView, question: Question) -> ChangesPage:
     """Say what each version of an environment changed, the newest first."""
     name, wanted = question.path["name"], question.text("platform")
-    check_name(name, "environment name")
-    everything = site.ask(queries.entries(Filter(name=name)))
-    if not everything:
-        msg = f"this registry has no environment {name}"
-        raise NotFound(msg, hint="see all environments")
+    everything = _versions(site, name)
     platforms = tuple(sorted({one.platform for one in everything}))
     platform = wanted if wanted in platforms else platforms[0]
     versions = [one for one in everything if one.platform == platform and not one.problem]
@@ -291,6 +283,16 @@ def _install_line(site: RegistryView, entries: Sequence[Entry], platform: str | 
         return ""
     tag = next((tag for tag in ("stable", DEFAULT_TAG) if tag in tags), tags[0])
     return install_line(f"{entries[0].name}@{tag}", site.public_url or site.url)
+
+
+def _versions(site: RegistryView, name: str) -> tuple[Entry, ...]:
+    """Return all artifacts of an environment; raise NotFound where there are none."""
+    check_name(name, "environment name")
+    found = site.ask(queries.entries(Filter(name=name)))
+    if not found:
+        message = f"this registry has no environment {name}"
+        raise NotFound(message, hint="see all environments")
+    return found
 
 
 def _readme(site: RegistryView, entries: Sequence[Entry]) -> str:

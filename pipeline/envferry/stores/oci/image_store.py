@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -80,6 +80,11 @@ class OciStore:
     believe they did is possible. Each write is looked at again afterwards (docs/security.md).
     """
 
+    sends_in_order: ClassVar[bool] = True
+    """Registries hash what arrives."""
+    disk: ClassVar[None] = None
+    """Values cannot be read in place."""
+
     space: Space
     names: Names
     url: str
@@ -137,19 +142,9 @@ class OciStore:
         return self
 
     @property
-    def disk(self) -> None:
-        """None: values cannot be read in place."""
-        return
-
-    @property
     def images(self) -> OciStore:
         """Itself."""
         return self
-
-    @property
-    def sends_in_order(self) -> bool:
-        """Yes: registries hash what arrives."""
-        return True
 
     def stat(self, key: str) -> Stat | None:
         """Read the manifest of a key."""
