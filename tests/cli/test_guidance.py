@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from envferry.cli.main import COMMANDS, OTHER_WORDS, SECTIONS, envferry
-from envferry.cli.true_hints import places_in, with_places
+from envferry.cli.shared.true_hints import places_in, with_places
 from envferry.process import find_program
 from envferry.progress import Silent
 from envferry.registry import Registry

@@ -243,7 +243,7 @@ def test_layers_are_shared_and_read_as_one(
         for name, changed in (("demo", 7), ("demo", 8), ("other", 8)):
             contents = {**packages, "p2": random_bytes(changed, SMALL)}
             artifact = pack(tmp_path / f"{name}-{changed}", contents, name=name)
-            plan.sent_bytes = 0
+            plan.sent.clear()
             push_artifact(artifact, registry=registry, tags=("stable",), progress=Silent())
             made.append(plan.sent_bytes)
         if target == "server":

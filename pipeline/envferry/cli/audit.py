@@ -11,10 +11,10 @@ from msgspec.structs import replace
 
 from envferry.artifacts import SBOM, read_artifact, sbom_path
 from envferry.base.files import plural
-from envferry.cli.command import CommandOptions, argument, command, option
-from envferry.cli.completing import complete_refs
-from envferry.cli.selection import open_index
-from envferry.cli.shared_options import (
+from envferry.cli.shared.command import CommandOptions, argument, command, option
+from envferry.cli.shared.completing import complete_refs
+from envferry.cli.shared.selection import open_index
+from envferry.cli.shared.shared_options import (
     EnvsDirOptions,
     PlatformOptions,
     RegistryOptions,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from envferry.audit.artifact_audit import ArtifactAudit, Audit
     from envferry.audit.audit_policy import LoadedPolicy
     from envferry.audit.matching import AuditedPackage
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.models import Manifest
     from envferry.registry import Registry
     from envferry.trust.host_trust import Trust

@@ -11,20 +11,20 @@ import click
 import msgspec
 
 from envferry.cli.build import SigningOptions
-from envferry.cli.building import BuildingOptions, PackedOptions
-from envferry.cli.command import CommandOptions, option
 from envferry.cli.outcome import FAILURES, Outcome
-from envferry.cli.shared_options import NewTagOptions
-from envferry.cli.stage_table import stages_shown
+from envferry.cli.shared.building import BuildingOptions, PackedOptions
+from envferry.cli.shared.command import CommandOptions, option
+from envferry.cli.shared.shared_options import NewTagOptions
+from envferry.cli.shared.stage_table import stages_shown
 from envferry.errors import ToolFailed, UsageError
 from envferry.names import current_platform
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from envferry.cli.console import Console
     from envferry.cli.release_gate import ReleaseGate
-    from envferry.cli.stage_table import Stages
+    from envferry.cli.shared.console import Console
+    from envferry.cli.shared.stage_table import Stages
     from envferry.cluster.messages import BuildChoice, BuildEvent, BuildJob, Cluster
     from envferry.cluster.release import Accepted
     from envferry.registry import Registry

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from envferry.base.files import plural
-from envferry.cli.command import command
-from envferry.cli.selection import FindOptions, match_lines, open_index, require_environment
+from envferry.cli.shared.command import command
+from envferry.cli.shared.selection import FindOptions, match_lines, open_index, require_environment
 from envferry.errors import NotFound
 
 if TYPE_CHECKING:
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.index import MatchSpec, RegistryIndex
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from envferry.cli.selection import (
+from envferry.cli.shared.selection import (
     holder_lines,
     match_lines,
     open_index,
@@ -18,8 +18,8 @@ from envferry.redaction import fit_to_show
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from envferry.cli.console import Console
-    from envferry.cli.selection import FindOptions
+    from envferry.cli.shared.console import Console
+    from envferry.cli.shared.selection import FindOptions
     from envferry.index.file_queries import FileMatch, FilePattern
     from envferry.models import PackageFacts
 

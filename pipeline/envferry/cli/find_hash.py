@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from envferry.cli.selection import holder_lines, open_index, require_environment, say_unsearched
+from envferry.cli.shared.selection import (
+    holder_lines,
+    open_index,
+    require_environment,
+    say_unsearched,
+)
 from envferry.errors import NotFound, PipelineError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from envferry.cli.console import Console
-    from envferry.cli.selection import FindOptions
+    from envferry.cli.shared.console import Console
+    from envferry.cli.shared.selection import FindOptions
     from envferry.index.digest_queries import DigestMatch
     from envferry.models import LockedPackage
     from envferry.registry import Registry

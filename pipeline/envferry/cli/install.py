@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from envferry.base.files import absolute_path, human_bytes, make_folders, plural
-from envferry.cli.command import argument, command, option
-from envferry.cli.completing import complete_refs
-from envferry.cli.hooks import run_hooks
-from envferry.cli.host_report import report_host
-from envferry.cli.shared_options import (
+from envferry.cli.shared.command import argument, command, option
+from envferry.cli.shared.completing import complete_refs
+from envferry.cli.shared.hooks import run_hooks
+from envferry.cli.shared.host_report import report_host
+from envferry.cli.shared.shared_options import (
     DryRunOptions,
     EnvsDirOptions,
     RegistryOptions,
@@ -28,7 +28,7 @@ from envferry.install.link_mode import Link
 from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.install.installation import Installation, Origin
     from envferry.install.stage import InstallOptions, InstallPreview
     from envferry.trust.host_trust import Trust

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.cli.command import CommandOptions, argument, command, option
-from envferry.cli.completing import complete_specs
+from envferry.cli.shared.command import CommandOptions, argument, command, option
+from envferry.cli.shared.completing import complete_specs
 from envferry.config import settings
 from envferry.names import SPECS_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.models import Lock, LockedPackage
     from envferry.specs.linting import LintFinding
 

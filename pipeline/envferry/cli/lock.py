@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.cli.command import argument, command, option
-from envferry.cli.completing import complete_specs
 from envferry.cli.lint import lint_one, old_lock, refuse_findings
-from envferry.cli.shared_options import DryRunOptions, OfflineOptions
+from envferry.cli.shared.command import argument, command, option
+from envferry.cli.shared.completing import complete_specs
+from envferry.cli.shared.shared_options import DryRunOptions, OfflineOptions
 from envferry.config import settings
 from envferry.errors import UsageError
 from envferry.names import SPECS_DIR
@@ -19,7 +19,7 @@ from envferry.names import SPECS_DIR
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.lock.lock_options import LockOptions
     from envferry.models import Lock
     from envferry.specs.drafts import RelaxLevel

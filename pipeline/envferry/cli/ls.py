@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envferry.base.files import human_bytes, plural
-from envferry.cli.command import command
-from envferry.cli.selection import SelectionOptions, day, open_index, require_environment
-from envferry.cli.terminal import table
+from envferry.cli.shared.command import command
+from envferry.cli.shared.selection import SelectionOptions, day, open_index, require_environment
+from envferry.cli.shared.terminal import table
 from envferry.errors import UsageError
 from envferry.redaction import fit_to_show
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.index import RegistryIndex
     from envferry.index.queries import Entry
 

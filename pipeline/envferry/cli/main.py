@@ -15,7 +15,7 @@ import click
 from msgspec.structs import replace
 
 from envferry import __version__
-from envferry.cli.failures import EXPECTED, Answer, explain, require_utf8
+from envferry.cli.shared.failures import EXPECTED, Answer, explain, require_utf8
 from envferry.config import is_completing, started_file
 from envferry.errors import EXIT_INTERRUPTED, UsageError
 from envferry.suggestions import did_you_mean
@@ -240,7 +240,7 @@ def run(arguments: list[str]) -> int:
     except EXPECTED as error:
         failure = explain(error)
         if "`envferry " in failure.hint:
-            from envferry.cli.true_hints import with_places
+            from envferry.cli.shared.true_hints import with_places
 
             failure = replace(failure, hint=with_places(failure.hint, arguments, envferry))
         return failure.report(answer, as_json="--json" in arguments)

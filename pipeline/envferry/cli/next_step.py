@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from envferry.cli.terminal import own_name
+from envferry.cli.shared.terminal import own_name
 from envferry.config import settings
 from envferry.errors import PipelineError
 from envferry.specs.spec_names import LOCK_ENDING, spec_names

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from envferry.audit.artifact_audit import ArtifactAudit, Audit
     from envferry.audit.audit_policy import LicensePolicy
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.models import Artifact, Lock, Manifest, PackageFacts
     from envferry.registry import Registry
     from envferry.trust.host_trust import Trust

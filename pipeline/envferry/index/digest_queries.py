@@ -97,7 +97,7 @@ def find_digests(
 
 def count_unread_locks(where: Filter = EVERYTHING) -> Callable[[Connection], dict[str, int]]:
     """Count the artifacts whose locks are not known, by reason."""
-    return count_unread("locks", "locks.digest = artifacts.lock", where)
+    return count_unread("locks", "locks.digest = artifacts.lock", where.sql())
 
 
 def _order(one: DigestMatch) -> tuple[Any, ...]:

@@ -143,7 +143,7 @@ def find_files(
 
 def count_unsearched(where: Filter = EVERYTHING) -> Callable[[Connection], dict[str, int]]:
     """Count the artifacts whose files are not known, by reason."""
-    return count_unread("filed", "filed.artifact = artifacts.number", where)
+    return count_unread("filed", "filed.artifact = artifacts.number", where.sql())
 
 
 def _require_few(number: int, most: int) -> None:

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from envferry.index.database import Connection
-    from envferry.index.queries import Filter
 
 HOLDER = "artifacts.name, artifacts.platform, artifacts.id, artifacts.version, artifacts.published"
 """The columns of a `Holder`, without its tags."""
@@ -45,13 +44,13 @@ def holder_facts(
 
 
 def count_unread(
-    table: str, condition: str, where: Filter
+    table: str, condition: str, where: tuple[str, list[Any]]
 ) -> Callable[[Connection], dict[str, int]]:
     """Count the artifacts that have no row in a table, or one with a problem, by reason.
 
-    `condition` says which row is an artifact's.
+    `condition` says which row is an artifact's, `where` which artifacts are meant (`Filter.sql`).
     """
-    selected, values = where.sql()
+    selected, values = where
     statement = (
         f"SELECT coalesce({table}.problem, artifacts.problem, 'not read'), count(*) FROM artifacts "
         f"LEFT JOIN {table} ON {condition} WHERE {selected} "

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.base.files import plural
-from envferry.cli.command import argument, option
-from envferry.cli.shared_options import RegistryOptions
-from envferry.cli.terminal import table
+from envferry.cli.shared.command import argument, option
+from envferry.cli.shared.shared_options import RegistryOptions
+from envferry.cli.shared.terminal import table
 from envferry.config import settings
 from envferry.errors import NotFound, UsageError
 from envferry.names import check_name
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.index import RegistryIndex
     from envferry.index.holder import Holder
     from envferry.index.queries import Filter, Match
