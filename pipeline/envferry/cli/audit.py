@@ -150,7 +150,7 @@ def refs(console: Console, options: AuditOptions) -> None:
 class UpdateOptions(DatabaseOptions, SignatureOptions, SignKeyOptions):
     """What to make a database of."""
 
-    source: str = argument(metavar="SOURCE")
+    sources: tuple[str, ...] = argument(metavar="SOURCE...", nargs=-1, required=True)
     allow_downgrade: bool = option(
         "--allow-downgrade", is_flag=True, help="Take an older database than the one that is here."
     )
@@ -158,17 +158,17 @@ class UpdateOptions(DatabaseOptions, SignatureOptions, SignKeyOptions):
 
 @command(UpdateOptions, group=audit)
 def update(console: Console, options: UpdateOptions) -> None:
-    """Make the database of advisories from SOURCE, on a connected machine.
+    """Make the database of advisories from each SOURCE, on a connected machine.
 
-    SOURCE is an archive of OSV records, one JSON file for each: a zip file, its URL, or a folder.
+    A SOURCE is an archive of OSV records, one JSON file for each: a zip file, its URL, or a folder.
     Or it is a database that another machine made and a disk brought: then it is checked and copied.
-    Broken records are named and left out.
+    Broken records are named and left out. The database is as old as the oldest archive.
     """
     from envferry.audit.database_update import UpdateRequest, update_database
 
     trust = load_trust(options.trusted_keys, require_signature=options.require_signature)
     request = UpdateRequest(
-        source=options.source,
+        sources=options.sources,
         database=options.database,
         now=now(),
         signer=load_signer(options.sign_keys),
@@ -361,4 +361,5 @@ def database_lines(facts: DatabaseFacts) -> Iterator[str]:
     yield f"as of {facts.as_of}, {age_words(age_of(facts, now()))} old"
     yield f"from {facts.source}"
     if facts.withdrawn or facts.skipped:
-        yield f"left out: {facts.withdrawn} withdrawn, {len(facts.skipped)} broken"
+        none = f"{facts.withdrawn} withdrawn or about no vulnerability"
+        yield f"left out: {none}, {len(facts.skipped)} broken"

@@ -215,7 +215,7 @@ def export_advisories(console: Console, directory: Path) -> None:
     from envferry.cli.audit import database_lines, database_path, now
 
     target = directory / "audit" / DATABASE_NAME
-    request = UpdateRequest(source=str(database_path()), database=target, now=now())
+    request = UpdateRequest(sources=(str(database_path()),), database=target, now=now())
     facts = update_database(request, progress=console.progress)
     _, age, *_ = database_lines(facts)
     console.note(f"advisories exported, {age}; there run: envferry audit update {target}")
