@@ -185,6 +185,16 @@ def test_the_way_through_the_pages(page: Page, address: str) -> None:
     assert "20 finds" in page.inner_text("main")
 
 
+def test_a_click_selects_what_is_typed(page: Page, address: str) -> None:
+    for path in ("envs/transformer/", f"envs/{STABLE}/"):
+        page.goto(address + path)
+        page.locator("pre code").first.click()
+        found = page.evaluate("String(getSelection())").strip()
+        assert found.startswith("envferry install transformer@")
+        assert " --registry /" in found
+        assert "\n" not in found
+
+
 def test_the_keyboard_shows_where_it_is(page: Page, address: str) -> None:
     page.goto(address)
     page.keyboard.press("Tab")
