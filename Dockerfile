@@ -32,14 +32,9 @@ RUN index=$(/build/bin/pip config get global.index-url 2>/dev/null || true) \
     --build-constraints /src/requirements/dev.txt --out-dir /wheel /src
 
 FROM system AS host
-RUN python3 -m venv /opt/envferry \
- && /opt/envferry/bin/pip install --no-cache-dir --no-compile --require-hashes -r /src/requirements/host.txt \
- && find /opt/envferry -name __pycache__ -prune -exec rm -r {} +
+RUN sh /src/requirements/into_image.sh dependencies host.txt
 COPY --from=wheel /wheel /wheel
-RUN /opt/envferry/bin/pip install --no-cache-dir --no-compile --no-index --no-deps /wheel/*.whl \
- && rm -r /src /wheel \
- && (python3 -m compileall -q --invalidation-mode unchecked-hash /opt/envferry || echo "the rest stays source") \
- && ln -s /opt/envferry/bin/envferry /usr/local/bin/envferry
+RUN sh /src/requirements/into_image.sh envferry
 ENTRYPOINT ["/opt/envferry/bin/envferry"]
 
 FROM system AS builder
@@ -48,13 +43,7 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends libfaketime \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/cache/debconf/*-old /var/cache/ldconfig/aux-cache \
       /var/log/* /tmp/*
-# The dependencies first, in a layer that changes to the code leave alone.
-RUN python3 -m venv /opt/envferry \
- && /opt/envferry/bin/pip install --no-cache-dir --no-compile --require-hashes -r /src/requirements/build.txt \
- && find /opt/envferry -name __pycache__ -prune -exec rm -r {} +
+RUN sh /src/requirements/into_image.sh dependencies build.txt
 COPY --from=wheel /wheel /wheel
-RUN /opt/envferry/bin/pip install --no-cache-dir --no-compile --no-index --no-deps /wheel/*.whl \
- && rm -r /src /wheel \
- && (python3 -m compileall -q --invalidation-mode unchecked-hash /opt/envferry || echo "the rest stays source") \
- && ln -s /opt/envferry/bin/envferry /usr/local/bin/envferry
+RUN sh /src/requirements/into_image.sh envferry
 ENTRYPOINT ["/opt/envferry/bin/envferry"]

@@ -34,7 +34,7 @@ lint: $(VENV)/.ready
 	$(bin)/check-jsonschema --builtin-schema vendor.github-actions .github/actions/*/action.yml
 	$(bin)/check-jsonschema --builtin-schema vendor.gitlab-ci docs/ci/envferry.gitlab-ci.yml
 	$(bin)/zizmor --offline --quiet .github
-	$(bin)/shellcheck .github/actions/*/*.sh .ci/run .ci/images bootstrap.sh requirements/lock.sh pipeline/envferry/transfer/install.sh \
+	$(bin)/shellcheck .github/actions/*/*.sh .ci/run .ci/images bootstrap.sh requirements/lock.sh requirements/into_image.sh pipeline/envferry/transfer/install.sh \
 	  docs/slurm/prolog.sh \
 	  pipeline/envferry/tool/header.sh
 

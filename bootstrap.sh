@@ -98,15 +98,15 @@ if [ "${1:-}" = npm ]; then
     echo "no npm: the store is not tested with s3rver (sudo apt-get install npm)" >&2
     exit
   fi
-  mkdir -p .venv/npm
-  cmp -s tests/npm/package-lock.json .venv/npm/package-lock.json && exit
+  mkdir -p "$venv/npm"
+  cmp -s tests/npm/package-lock.json "$venv/npm/package-lock.json" && exit
   # Like uv, npm trusts a list of its own; a site's authority is in the system's.
   if [ -f /etc/ssl/certs/ca-certificates.crt ]; then
     export NODE_EXTRA_CA_CERTS="${NODE_EXTRA_CA_CERTS:-/etc/ssl/certs/ca-certificates.crt}"
   fi
-  cp tests/npm/package.json tests/npm/package-lock.json .venv/npm/
-  npm ci --prefix .venv/npm --ignore-scripts --no-audit --no-fund --loglevel=error >&2 ||
-    { rm .venv/npm/package-lock.json; fail "npm could not install s3rver" "see above"; }
+  cp tests/npm/package.json tests/npm/package-lock.json "$venv/npm/"
+  npm ci --prefix "$venv/npm" --ignore-scripts --no-audit --no-fund --loglevel=error >&2 ||
+    { rm "$venv/npm/package-lock.json"; fail "npm could not install s3rver" "see above"; }
   exit
 fi
 

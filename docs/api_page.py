@@ -78,9 +78,12 @@ def _cell(text: str) -> str:
 
 
 def _fields(kind: type) -> Iterator[tuple[str, str]]:
-    """Yield the public fields of a class, each with its type, default and docstring."""
+    """Yield the public fields of a class, its base's first, each with type, default, docstring."""
     if kind is api.Registry or not (is_dataclass(kind) or issubclass(kind, msgspec.Struct | Enum)):
         return
+    for base in kind.__bases__:
+        if base.__module__.startswith("envferry."):
+            yield from _fields(base)
     tree = ast.parse(Path(inspect.getsourcefile(kind) or "").read_text())
     body = next(
         node.body

@@ -243,7 +243,9 @@ def test_tests_lie_in_folders_named_for_what_they_test() -> None:
     assert packages - folders == {"engines"}, "engines need containers: tests/integration"
 
 
-@pytest.mark.parametrize("path", sorted((SOURCES / "cli").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((SOURCES / "cli").rglob("*.py")), ids=lambda path: path.name
+)
 def test_commands_are_typed(path: Path) -> None:
     """A command has a class of options: `**choices: object` or `Any` would hide renamed ones."""
     loose = [

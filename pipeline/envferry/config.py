@@ -92,6 +92,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How long a signed tag is taken after it has expired."""
     audit_database: Path | None = None
     """The database of advisories, where it is not in the cache."""
+    license_policy: Path | None = None
+    """The policy that says which licences may be shipped."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str], files: Iterable[Path] = ()) -> Settings:
@@ -138,6 +140,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             tag_grace_days=int(str(told["tag_grace_days"].value)),
             audit_database=(
                 Path(text("audit_database")).absolute() if text("audit_database") else None
+            ),
+            license_policy=(
+                Path(text("license_policy")).absolute() if text("license_policy") else None
             ),
         )
 

@@ -17,8 +17,7 @@ import zstandard
 
 from envferry.archive import index as index_module
 from envferry.archive.extraction import ExtractOptions, extract_tree
-from envferry.archive.frame_packer import frame_entry
-from envferry.archive.index import FileEntry, Index, encode_index
+from envferry.archive.index import FileEntry, FrameEntry, Index, encode_index
 from envferry.archive.members import FRAME_BYTES, Member, Owner, Recorded
 from envferry.archive.prefix_search import find_edits
 from envferry.archive.prefixes import Relocation
@@ -350,7 +349,7 @@ def recut(path: Path, sizes: Iterator[int]) -> bytes:
     for start, end in pairwise(cuts):
         compressed = zstandard.ZstdCompressor().compress(stream[start:end])
         frames.append(compressed)
-        entries.append(frame_entry(compressed, end - start))
+        entries.append(FrameEntry.of(compressed, end - start))
     index = msgspec.structs.replace(archive.index, frames=tuple(entries))
     frame = encode_index(index)
     table = [(entry.size, entry.tar_size) for entry in entries]

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from envferry.audit.advisory_database import DatabaseFacts
 
 
-def update(tmp_path: Path, source: str | Path, **more: Any) -> DatabaseFacts:
+def update(tmp_path: Path, *sources: str | Path, **more: Any) -> DatabaseFacts:
     request = UpdateRequest(
-        source=str(source), database=tmp_path / "here.json.zst", now=NOW, **more
+        sources=tuple(map(str, sources)), database=tmp_path / "here.json.zst", now=NOW, **more
     )
     return update_database(request, progress=Silent())
 
@@ -140,7 +140,7 @@ def test_a_record_without_a_valid_time_is_old() -> None:
 def test_a_host_with_keys_takes_only_a_signed_database(tmp_path: Path) -> None:
     source = write_records(tmp_path / "osv")
     there, path = tmp_path / "made" / "db.json.zst", tmp_path / "here.json.zst"
-    made = UpdateRequest(source=str(source), database=there, now=NOW, signer=signer(OURS))
+    made = UpdateRequest(sources=(str(source),), database=there, now=NOW, signer=signer(OURS))
     update_database(made, progress=Silent())
     update(tmp_path, there, keys=(OURS.public,))
     assert "OURS" not in str(verify_database(path, read_database_bytes(path), (OURS.public,)))
@@ -154,6 +154,19 @@ def test_a_host_with_keys_takes_only_a_signed_database(tmp_path: Path) -> None:
     there.with_name("db.json.zst.attestation.json").unlink()
     with pytest.raises(IntegrityError, match="not signed"):
         update(tmp_path, there, keys=(OURS.public,))
+
+
+def test_several_archives_make_one_database_as_old_as_the_oldest(tmp_path: Path) -> None:
+    later = {**NUMPY, "modified": "2026-11-25T00:00:00Z", "aliases": ["CVE-2026-0009"]}
+    newer = write_records(tmp_path / "new", later)
+    older = write_records(tmp_path / "old", {**TORCH, "modified": "2026-05-01T00:00:00Z"}, NUMPY)
+    facts = update(tmp_path, newer, older)
+    assert (facts.advisories, facts.as_of) == (2, NUMPY["modified"][:19] + "Z")
+    database = read_database(tmp_path / "here.json.zst")
+    (numpy,) = database.about("PyPI/numpy")
+    assert numpy.aliases == ("CVE-2026-0009",)  # the newer record, whichever is read first
+    with pytest.raises(UsageError, match="is a database, and no archive"):
+        update(tmp_path, newer, tmp_path / "here.json.zst")
 
 
 def test_an_older_database_is_refused(tmp_path: Path) -> None:

@@ -355,3 +355,51 @@ def test_ages_of_policies() -> None:
     assert LoadedPolicy(policy=AuditPolicy()).max_age is None
     assert LoadedPolicy(policy=AuditPolicy(max_age_days=2)).max_age is not None
     assert date(2026, 11, 29) == NOW.date()
+
+
+def fuzzed(id_: str, *versions: str, ends: bool = True, repo: str = "libtiff") -> dict[str, Any]:
+    """Return a record in the shape of OSS-Fuzz's own."""
+    events = [{"introduced": "3" * 40}, *([{"fixed": "7" * 40}] if ends else [])]
+    source = f"https://gitlab.com/{repo}/{repo}"
+    return {
+        "id": id_,
+        "modified": "2026-10-01T00:00:00Z",
+        "summary": "Use-of-uninitialized-value in TIFFYCbCrtoRGB",
+        "affected": [
+            {
+                "package": {"name": repo, "ecosystem": "OSS-Fuzz"},
+                "ranges": [{"type": "GIT", "repo": source, "events": events}],
+                "ecosystem_specific": {"severity": "MEDIUM"},
+                "versions": list(versions),
+            }
+        ],
+    }
+
+
+TIFF_CVE = {**fuzzed("CVE-2026-8", "v4.5.0"), "affected": fuzzed("x", "v4.5.0")["affected"]}
+
+
+@pytest.mark.parametrize(
+    ("records", "version", "state", "words"),
+    [
+        ([fuzzed("OSV-1", "v4.0.10")], "4.0.10", "found", ""),
+        # Fuzzing does not find all that is known of a library.
+        ([fuzzed("OSV-1", "v4.0.10")], "4.7.0", "unknown", "only what OSS-Fuzz found"),
+        ([fuzzed("OSV-1", "v4.0.10"), TIFF_CVE], "4.7.0", "clean", ""),
+        # A fault that no release had: its list is empty, and others have tags in theirs.
+        ([fuzzed("OSV-1"), fuzzed("OSV-2", "v4.0.10"), TIFF_CVE], "4.7.0", "clean", ""),
+        ([fuzzed("OSV-1", ends=False), TIFF_CVE], "4.7.0", "unknown", "OSV-1 cannot be decided"),
+        # Nothing says that tags of this repository are known at all.
+        ([fuzzed("OSV-1")], "4.7.0", "unknown", "OSV-1 cannot be decided"),
+        (
+            [fuzzed(f"OSV-{number}") for number in range(1, 8)],
+            *("4.7.0", "unknown", "OSV-1, OSV-2, OSV-3 and 4 more cannot be decided"),
+        ),
+    ],
+)
+def test_what_fuzzing_found(
+    records: list[dict[str, Any]], version: str, state: str, words: str
+) -> None:
+    (component,) = components_of([package("libtiff", version, "conda", "h0_0")])
+    found = audit_component(component, database(*records))
+    assert (found.state, words in found.reason) == (state, True), found

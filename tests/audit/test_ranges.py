@@ -135,9 +135,10 @@ def test_the_order_of_semantic_versions_is_the_standards_own() -> None:
 
 def test_ecosystems_whose_rules_are_not_known_are_undecided() -> None:
     events = (introduced(), RangeEvent(fixed="1:2.0-1"))
-    debian = AffectedPackage("Debian:12", "demo", (VersionRange("ECOSYSTEM", events),), ("1.0",))
-    assert judge(debian, "1.5") == "undecided"
-    assert judge(debian, "1.0") == "affected"
+    ranges = (VersionRange("ECOSYSTEM", events),)
+    other = AffectedPackage("Photon OS:5.0", "demo", ranges, ("1.0",))
+    assert judge(other, "1.5") == "undecided"
+    assert judge(other, "1.0") == "affected"
 
 
 def test_commits_alone_decide_only_with_a_list_that_ends() -> None:

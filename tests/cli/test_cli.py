@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from envferry.cli.failures import explain
 from envferry.cli.main import run
+from envferry.cli.shared.failures import explain
 
 ENVFERRY = Path(sys.executable).with_name("envferry")
 

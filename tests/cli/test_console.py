@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from envferry.cli.console import Console, amount_done
+from envferry.cli.shared.console import Console, amount_done
 from envferry.progress import Expected
 
 if TYPE_CHECKING:

@@ -125,4 +125,5 @@ def test_three_questions_at_a_terminal(cli: CliRunner) -> None:
     assert asked.returncode == 0
     for question in ("What is the environment called?", "Which packages?", "Which CI service"):
         assert question in shown
-    assert said == "specs/train.yml\n.gitignore\nNext: envferry lock train\n"
+    # Older versions of click print a blank here for each question.
+    assert said.lstrip() == "specs/train.yml\n.gitignore\nNext: envferry lock train\n"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import envferry.cli
-from envferry.cli.command import CommandOptions, declared_fields, option
+from envferry.cli.shared.command import CommandOptions, declared_fields, option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

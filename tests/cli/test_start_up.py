@@ -93,7 +93,7 @@ def libraries_among(modules: set[str]) -> set[str]:
 @pytest.mark.parametrize("command", ON_HOSTS)
 def test_a_command_of_hosts_starts_with_little(command: str) -> None:
     modules, dataclasses = loaded_by(command, "--help")
-    assert "envferry.cli.command" in modules
+    assert "envferry.cli.shared.command" in modules
     assert libraries_among(modules) <= LIBRARIES
     assert modules & SLOW == set()
     assert dataclasses <= DATACLASSES

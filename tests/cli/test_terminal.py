@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import click
 import pytest
 
-from envferry.cli.console import bar_columns
 from envferry.cli.doctor import problems
-from envferry.cli.terminal import table
+from envferry.cli.shared.console import bar_columns
+from envferry.cli.shared.terminal import table
 from tests.support.cli_runner import CliRunner
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 
 from demo.walkthrough import PROJECT, copy_spec
 from tests.support.cli_runner import ENVFERRY, CliRunner
-from tests.support.console_blocks import agrees, blocks_of, run_commands
+from tests.support.console_blocks import blocks_of, check_page
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,17 +71,13 @@ def test_every_command_prints_what_the_page_shows(
 ) -> None:
     registry, first, second = published
     text = (DOCS / page).read_text().replace(FIRST, first).replace(SECOND, second)
-    commands: list[str] = []
-    shown: list[list[str]] = []
+    steps: list[tuple[str, list[str]]] = []
     for number, block in enumerate(one for one in blocks_of(text) if one.kind == "console"):
         if page == "how-to/air-gap.md" and number:
             # The site got the first version by the first disk; now there is a second one.
-            commands += ["cp -r /media/usb/v1 /srv/envs/ && rm -r /media/usb/*", UPDATE]
-            commands[-1] = commands[-1].replace("SECOND", second)
-            shown += [["…"], ["…"]]
-        for command, lines in block.commands():
-            commands.append(command)
-            shown.append(lines)
+            steps.append(("cp -r /media/usb/v1 /srv/envs/ && rm -r /media/usb/*", ["…"]))
+            steps.append((UPDATE.replace("SECOND", second), ["…"]))
+        steps += block.commands()
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ENVFERRY_")}
     environ = {
         **kept,
@@ -89,6 +85,4 @@ def test_every_command_prints_what_the_page_shows(
         "ENVFERRY_REGISTRY": str(registry),
         "PATH": f"{ENVFERRY.parent}:{os.environ['PATH']}",
     }
-    said = run_commands(commands, tmp_path, environ, within=machine)
-    for command, printed, expected in zip(commands, said, shown, strict=True):
-        assert agrees(printed, expected), f"$ {command}\n" + "\n".join(printed)
+    check_page(steps, tmp_path, environ, within=machine)

@@ -243,7 +243,7 @@ def test_layers_are_shared_and_read_as_one(
         for name, changed in (("demo", 7), ("demo", 8), ("other", 8)):
             contents = {**packages, "p2": random_bytes(changed, SMALL)}
             artifact = pack(tmp_path / f"{name}-{changed}", contents, name=name)
-            plan.sent_bytes = 0
+            plan.sent.clear()
             push_artifact(artifact, registry=registry, tags=("stable",), progress=Silent())
             made.append(plan.sent_bytes)
         if target == "server":
@@ -316,7 +316,7 @@ def test_an_environment_on_top_of_a_system(
         registry = Registry.open(url)
         push_artifact(artifact, registry=registry, tags=("stable",), progress=Silent())
         base = find_base_image(registry, artifact.manifest, base_image)
-        names = publish_runnable(artifact, registry, base, ("stable",), Silent())
+        names = publish_runnable(artifact, base, ("stable",), Silent())
         assert names[0] == f"{url.removeprefix('oci://')}/demo:run.stable"
         said = run(("skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{names[1]}"))
         digests.add(said.stdout)

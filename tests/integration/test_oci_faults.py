@@ -196,7 +196,7 @@ def test_an_interrupted_upload_is_taken_up(
     elif change == "upload gone":
         uploads = oci_server.repository_path(url.rpartition("/")[2]) / "_uploads"
         shutil.rmtree(uploads)
-    plan.sent_bytes = 0
+    plan.sent.clear()
     store = open_store(url)
     store.create_from_file("large", source)
     again = 3 if change == "nothing" else 4

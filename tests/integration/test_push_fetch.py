@@ -298,7 +298,7 @@ def test_a_killed_fetch_is_taken_up(artifact: Artifact, local: Registry, tmp_pat
     push(artifact, local)
     program = (
         "import os, signal, sys, pathlib\n"
-        "from envferry.models import Ref\n"
+        "from envferry.names import Ref\n"
         "from envferry.registry import Registry\n"
         "from envferry.registry.fetch import fetch_artifact\n"
         "import contextlib\n"
@@ -456,7 +456,7 @@ def test_a_full_disk(artifact: Artifact, local: Registry, tmp_path: Path) -> Non
         "import sys, pathlib\n"
         "from envferry.artifacts import read_artifact\n"
         "from envferry.errors import HostError\n"
-        "from envferry.models import Ref\n"
+        "from envferry.names import Ref\n"
         "from envferry.progress import Silent\n"
         "from envferry.registry import Registry\n"
         "from envferry.registry.fetch import fetch_artifact\n"

@@ -311,7 +311,7 @@ def test_a_killed_push_goes_on(
         before = arrived(journal)
         assert 2 <= before < parts
         assert Registry.open(s3_url).environments() == ()
-        plan.sent_bytes = 0
+        plan.sent.clear()
         subprocess.run(argv, check=True)
         expected = (parts - before) * PART_BYTES
         assert expected - 2000 <= plan.sent_bytes < expected + 20_000
@@ -340,7 +340,8 @@ def test_what_the_store_will_not_copy_is_sent(
         store = open_store(s3_url)
         store.create_from_file("old", old)
         for number, fault in enumerate((None, "denied", "unimplemented")):
-            plan.copies, plan.sent_bytes = fault, 0
+            plan.copies = fault
+            plan.sent.clear()
             store.create_from_file(f"new-{number}", new, known=known)
             assert store.read(f"new-{number}") == new.read_bytes()
             assert (plan.sent_bytes > len(data)) == (fault is not None)

@@ -15,9 +15,8 @@ import pytest
 from blake3 import blake3
 
 from envferry.archive.compression import describe_compression, new_compressor
-from envferry.archive.frame_packer import frame_entry
 from envferry.archive.frame_reuse import Reuse
-from envferry.archive.index import encode_index
+from envferry.archive.index import FrameEntry, encode_index
 from envferry.archive.reader import Archive, FileSource
 from envferry.archive.seek_table import encode_seek_table
 from envferry.cli.main import run
@@ -229,7 +228,7 @@ def test_an_index_that_lies_is_found_out(two: PackedTwice) -> None:
     number = next(n for n, raw in enumerate(frames) if noise(2, 64) in raw)
     frames[number] = frames[number].replace(noise(2, 64), b"import evil".ljust(64))
     packed = [new_compressor().compress(raw) for raw in frames]
-    entries = tuple(frame_entry(each, len(raw)) for each, raw in zip(packed, frames, strict=True))
+    entries = tuple(FrameEntry.of(each, len(raw)) for each, raw in zip(packed, frames, strict=True))
     index_frame = encode_index(msgspec.structs.replace(index, frames=entries))
     sizes = [(entry.size, entry.tar_size) for entry in entries]
     hostile = two.root / "hostile.tar.zst"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
+from envferry.cli.lint import refused_licenses
 from envferry.lock.pypi_names import pypi_names
 from envferry.models import LockedPackage
 from envferry.names import current_platform
@@ -67,7 +69,22 @@ def codes(directory: Path, case: dict[str, Any]) -> set[str]:
         )
         for name in case.get("locked", [])
     )
-    found = lint_spec(path, pypi_names, locked, case.get("gone"))
+    licensed = tuple(
+        LockedPackage(
+            manager="conda",
+            name=name,
+            version="1",
+            platform="linux-64",
+            url="file:///a.conda",
+            record={"license": text},
+        )
+        for name, text in case.get("licensed", {}).items()
+    )
+    policy = directory / "policy.toml"
+    rows = (f"{key} = {json.dumps(value)}" for key, value in case.get("policy", {}).items())
+    policy.write_text("\n".join(["[licenses]", *rows]))
+    refused = refused_licenses((*locked, *licensed), policy if "policy" in case else None)
+    found = lint_spec(path, pypi_names, (*locked, *licensed), case.get("gone"), refused)
     return {finding.rule.code for finding in found}
 
 

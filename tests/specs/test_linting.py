@@ -38,6 +38,11 @@ def lint(directory: Path, text: str, *locked: LockedPackage) -> list[tuple[str, 
     return [(item.rule.code, item.line) for item in findings]
 
 
+def test_each_option_of_a_line_is_told(tmp_path: Path) -> None:
+    text = GOOD.replace("- rich", "- rich --config-settings=a=b --global-option=c")
+    assert lint(tmp_path, text) == [("S113", 8), ("S113", 8)]
+
+
 def test_what_is_for_other_platforms_does_not_meet(tmp_path: Path) -> None:
     """Each finding once, on its line; two lines for one package are both seen."""
     head = "name: n\nchannels: [c]\nplatforms: [linux-64, osx-arm64]\ndependencies:\n"

@@ -13,6 +13,7 @@ from envferry.audit.advisory_database import (
     decode_database,
     encode_database,
 )
+from envferry.audit.osv_archive import ReadArchive
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,7 +80,8 @@ def database(*records: dict[str, Any]) -> AdvisoryDatabase:
     """Return a database of some records."""
     found = [one for one in map(read_osv, map(encoded, records or RECORDS)) if one]
     origin = DatabaseOrigin(source="test", sha256="0" * 64, now=NOW)
-    return decode_database(encode_database(found, origin)[0], "test")
+    archive = ReadArchive(sha256=origin.sha256, advisories=found)
+    return decode_database(encode_database([archive], origin)[0], "test")
 
 
 def encoded(record: dict[str, Any]) -> bytes:

@@ -62,6 +62,26 @@ def agrees(said: Sequence[str], shown: Sequence[str]) -> bool:
     return re.fullmatch("".join(parts), text) is not None
 
 
+def check_page(
+    steps: Sequence[tuple[str, list[str]]],
+    folder: Path,
+    environ: Mapping[str, str],
+    *,
+    within: Sequence[str] = (),
+) -> None:
+    """Run commands one after the other; fail with all that print something else than is shown.
+
+    A step is a command and the lines that it is to print.
+    """
+    said = run_commands([command for command, _ in steps], folder, environ, within=within)
+    wrong = [
+        "\n".join([f"$ {command}", *printed])
+        for (command, shown), printed in zip(steps, said, strict=True)
+        if not agrees(printed, shown)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def run_commands(
     commands: Sequence[str], folder: Path, environ: Mapping[str, str], *, within: Sequence[str] = ()
 ) -> list[list[str]]:

@@ -62,8 +62,8 @@ class Plan:
     seed: int = 0
     seen: Counter[str] = field(default_factory=Counter)
     """How often each fault was met; `none` and the methods, too."""
-    sent_bytes: int = 0
-    """The bytes of all bodies that clients sent."""
+    sent: dict[tuple[str, str, int], int] = field(default_factory=dict)
+    """The size of each body that clients sent: method, path and the body's hash."""
     flips: bool = False
     """Change one byte of every large body on its way to the server."""
     checksums: str | None = None
@@ -87,10 +87,15 @@ class Plan:
         self.random = random.Random(self.seed)
         self.guard = threading.Lock()
 
-    def next(self, method: str, body: bytes) -> str | None:
+    @property
+    def sent_bytes(self) -> int:
+        """The bytes of all bodies; what a busy server gets a second time counts once."""
+        return sum(self.sent.values())
+
+    def next(self, method: str, path: str, body: bytes) -> str | None:
         """Return the fault for a request."""
         with self.guard:
-            self.sent_bytes += len(body)
+            self.sent[method, path, hash(body)] = len(body)
             fault = self.always
             if self.random.random() < self.rate:
                 fault = self.random.choice(self.faults)
@@ -116,7 +121,7 @@ class FaultHandler(BaseHTTPRequestHandler):
     def answer(self) -> None:
         """Answer one request, well or badly."""
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
-        fault = self.plan.next(self.command, body)
+        fault = self.plan.next(self.command, self.path, body)
         if self.plan.flips and len(body) > LARGE_BYTES:
             body = body[:LARGE_BYTES] + bytes([body[LARGE_BYTES] ^ 1]) + body[LARGE_BYTES + 1 :]
         self.plan.paths.add(self.path)

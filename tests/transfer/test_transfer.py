@@ -862,7 +862,15 @@ def test_sizes_as_people_write_them() -> None:
             parse_part_size(context, option, text)
 
 
-@pytest.mark.parametrize("what", ["bytes", "manifest", "attestation", "runs"])
+FORGED_RUNS: dict[str, Callable[[Any], list[Any]]] = {
+    "runs": lambda record: [[length, base, 0] for length, base, _ in record["runs"]],
+    "a base that is not there": lambda record: [[one[0], 7, one[2]] for one in record["runs"]],
+    "a base before the first": lambda record: [[one[0], -3, one[2]] for one in record["runs"]],
+    "bytes behind the end": lambda record: [*record["runs"], [1 << 50, -1, record["size"]]],
+}
+
+
+@pytest.mark.parametrize("what", ["bytes", "manifest", "attestation", "another's", *FORGED_RUNS])
 def test_a_delta_that_somebody_forged(sites: Sites, what: str) -> None:
     """What comes out of it must be what our key signed; the site stays as it was."""
     first = sites.push(SMALL, "stable", keys=(OURS,))
@@ -882,8 +890,13 @@ def test_a_delta_that_somebody_forged(sites: Sites, what: str) -> None:
     else:
         path = the(sites.disk, "delta.json")
         record = json.loads(path.read_text())
-        record["runs"] = [[length, base, 0] for length, base, _ in record["runs"]]
+        if what == "another's":
+            record["artifact"]["id"] = "0" * 12
+        else:
+            record["runs"] = FORGED_RUNS[what](record)
         path.write_text(json.dumps(record))
-    with pytest.raises(IntegrityError):
+    # What the record itself says is refused before anything is read by it.
+    words = "do not add up" if what not in ("bytes", "manifest", "attestation", "runs") else "."
+    with pytest.raises(IntegrityError, match=words):
         sites.apply(OURS)
     assert files(sites.site) == before

@@ -368,7 +368,9 @@ def test_trusted_keys_are_read_from_a_directory(tmp_path: Path) -> None:
     assert len(read_trusted_keys(tmp_path, [tmp_path / "c.txt"])) == 3
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", generate_key()[0]])
+@pytest.mark.parametrize(
+    "content", [b"", b"garbage", generate_key()[0]], ids=["empty", "garbage", "private"]
+)
 def test_a_damaged_trusted_key_is_not_passed_over(tmp_path: Path, content: bytes) -> None:
     """Else a host with one damaged key would trust everybody."""
     (tmp_path / "damaged.pub").write_bytes(content)

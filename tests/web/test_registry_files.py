@@ -16,6 +16,7 @@ from envferry.names import Ref
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.push import push_artifact
+from envferry.web import columns
 from envferry.web.app import make_app, takes_gzip, visible
 from envferry.web.registry_files import is_registry_file
 from envferry.web.site import RegistryView
@@ -124,9 +125,9 @@ def test_pages_of_500_packages_stay_short(client: TestClient) -> None:
     answer = client.get(address, headers={"Accept-Encoding": "gzip"})
     assert answer.headers["content-encoding"] == "gzip"
     assert int(answer.headers["content-length"]) < 100_000
-    assert answer.text.count("why/?package=") == 100
-    assert "Page 1 of 5" in answer.text
-    last = client.get(f"{address}?page=5&sort=name")
+    assert answer.text.count("why/?package=") == 50
+    assert "Page 1 of 10" in answer.text
+    last = client.get(f"{address}?page=10&sort=name")
     assert "package-with-a-rather-long-name-99" in last.text
     assert len(client.get(f"{address[:-1]}.json").json()["packages"]) == 500
 
@@ -178,6 +179,11 @@ def test_the_audit_is_a_page(client: TestClient) -> None:
         {"found": 1, "unknown": 0, "clean": 0},
         "found",
     )
+    assert len(client.get(f"{address}audit.json?state=found&sort=name").json()["packages"]) == 1
+    assert client.get(f"{address}audit.json?state=clean").json()["packages"] == []
+    assert "No package is clean" in client.get(f"{address}audit/?state=clean").text
+    for column in columns.AUDITED:
+        assert f"sort={column}" in text
 
 
 def test_a_server_without_advisories_says_so(client: TestClient, site: RegistryView) -> None:

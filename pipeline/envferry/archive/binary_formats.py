@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from envferry.archive.prefix_search import Searchable
 
 MAGIC = (
     *((0, b"\x80" + bytes([protocol]), "a pickle") for protocol in (2, 3, 4, 5)),
@@ -47,6 +45,20 @@ END_OF_ZIP_BYTES = 22 + (1 << 16)
 
 SHT_PROGBITS, SHT_STRTAB = 1, 3
 SHF_ALLOC, SHF_EXECINSTR = 0x2, 0x4
+
+
+class Searchable(Protocol):
+    """bytes, bytearray or mmap."""
+
+    def find(self, needle: bytes, start: int = ..., end: int = ..., /) -> int:
+        """Return the first offset of the needle, -1 without one."""
+
+    def rfind(self, needle: bytes, start: int = ..., end: int = ..., /) -> int:
+        """Return the last offset of the needle, -1 without one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: slice, /) -> bytes | bytearray: ...
 
 
 class ElfLayout(NamedTuple):

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from envferry.archive.frame_reuse import EarlierFrames
     from envferry.archive.members import FramePlan, Member, Piece
 
-FramePlace = tuple[str, int, int]
-"""Where a frame begins: a path, an offset in that file, and how many bytes the frame holds."""
-
 FRAMES_AHEAD = 3
 """Finished frames that may wait for their turn, besides the one that each thread works on."""
 
@@ -114,7 +111,7 @@ class FramePacker:
         if not hasattr(self.threads, "compressor"):
             self.threads.compressor = new_compressor(self.level)
         compressed: bytes = self.threads.compressor.compress(raw)
-        return compressed, frame_entry(compressed, len(raw))
+        return compressed, FrameEntry.of(compressed, len(raw))
 
     def next_buffer(self, size: int) -> bytearray:
         """Return memory for a frame: one that was used before, for the kernel clears new memory."""
@@ -186,13 +183,3 @@ def read_piece(member: Member, piece: Piece, target: memoryview) -> None:
         os.close(descriptor)
     if piece.start == 0 and member.head:
         target[: len(member.head)] = member.head
-
-
-def frame_entry(compressed: bytes, tar_size: int) -> FrameEntry:
-    """Return the index entry of a compressed frame."""
-    return FrameEntry(
-        size=len(compressed),
-        tar_size=tar_size,
-        xxh128=xxhash.xxh3_128_hexdigest(compressed),
-        blake3=blake3(compressed).hexdigest(),
-    )

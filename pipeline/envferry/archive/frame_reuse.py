@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry.archive.compression import new_compressor
-from envferry.archive.frame_packer import frame_entry
+from envferry.archive.index import FrameEntry
 from envferry.errors import IntegrityError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from envferry.archive.frame_packer import FramePlace
-    from envferry.archive.index import FrameEntry
+    from envferry.archive.members import FramePlace
     from envferry.archive.reader import Archive
 
 log = logging.getLogger(__name__)
@@ -73,7 +72,7 @@ class EarlierFrames:
             return None
         archive, expected = self.archive, self.archive.index.frames[number]
         compressed = archive.bytes.read_at(archive.offsets[number], expected.size)
-        entry = frame_entry(compressed, expected.tar_size)
+        entry = FrameEntry.of(compressed, expected.tar_size)
         if entry.blake3 != expected.blake3:
             log.info("frame %d of %s is damaged: it is compressed again", number, archive.name)
             return None

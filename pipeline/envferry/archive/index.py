@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 import xxhash
 import zstandard
+from blake3 import blake3
 
 from envferry.base.json import decode_json
 from envferry.errors import IntegrityError, SpecError
@@ -84,6 +85,16 @@ class FrameEntry(msgspec.Struct, frozen=True):
     """XXH3-128 of the compressed bytes."""
     blake3: str
     """BLAKE3 of the compressed bytes."""
+
+    @classmethod
+    def of(cls, compressed: bytes, tar_size: int) -> FrameEntry:
+        """Return the entry of a frame that was compressed, or read."""
+        return cls(
+            size=len(compressed),
+            tar_size=tar_size,
+            xxh128=xxhash.xxh3_128_hexdigest(compressed),
+            blake3=blake3(compressed).hexdigest(),
+        )
 
 
 class PackageEntry(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -82,6 +82,10 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
         return len(self.header) + self.length + self.padding
 
 
+FramePlace = tuple[str, int, int]
+"""Where a frame begins: a path, an offset in that file, and how many bytes the frame holds."""
+
+
 class FramePlan(msgspec.Struct, frozen=True, kw_only=True):
     """The pieces that one zstd frame holds."""
 

@@ -11,9 +11,9 @@ import codecs
 import re
 from bisect import bisect_left
 from string import ascii_letters, digits
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
-from envferry.archive.binary_formats import elf_string_ranges, known_format
+from envferry.archive.binary_formats import Searchable, elf_string_ranges, known_format
 from envferry.archive.index import BinaryString, PrefixEdits
 from envferry.base.sha256 import sha256_hex
 
@@ -36,20 +36,6 @@ CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 LENGTH_BYTES = (2, 4, 8)
 WIDE_TEXTS = ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 """How a text of two bytes a character starts, and its encoding: files of tools for Windows."""
-
-
-class Searchable(Protocol):
-    """bytes, bytearray or mmap."""
-
-    def find(self, needle: bytes, start: int = ..., end: int = ..., /) -> int:
-        """Return the first offset of the needle, -1 without one."""
-
-    def rfind(self, needle: bytes, start: int = ..., end: int = ..., /) -> int:
-        """Return the last offset of the needle, -1 without one."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, key: slice, /) -> bytes | bytearray: ...
 
 
 class PrefixFinding(NamedTuple):

@@ -20,7 +20,7 @@ from envferry.errors import HostError, IntegrityError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from envferry.archive.prefix_search import Searchable
+    from envferry.archive.binary_formats import Searchable
 
 CONDA_META = "conda-meta/"
 MOST_RECORD_BYTES = 8 << 20

@@ -17,7 +17,6 @@ from envferry.archive.frame_packer import (
     FRAMES_AHEAD,
     FramePacker,
     PackedFrame,
-    frame_entry,
     packed_in_order,
 )
 from envferry.archive.index import (
@@ -189,7 +188,7 @@ class ArchiveWriter:
     def finish(self) -> WrittenArchive:
         """Write the end of the tar stream, the index and the seek table."""
         compressed = new_compressor(self.options.level).compress(END_OF_ARCHIVE)
-        self.write_frame(compressed, END_OF_ARCHIVE, frame_entry(compressed, len(END_OF_ARCHIVE)))
+        self.write_frame(compressed, END_OF_ARCHIVE, FrameEntry.of(compressed, len(END_OF_ARCHIVE)))
         self.plain.append(blake3(END_OF_ARCHIVE).hexdigest())
         index = Index(
             name=self.options.name,

@@ -12,15 +12,17 @@ from urllib.parse import urlsplit
 import msgspec
 from packaging.utils import canonicalize_name
 
-from envferry.audit.version_order import base_ecosystem
+from envferry.audit.distributions import BUG_FIXES
 from envferry.base.json import convert, decode_json
 from envferry.errors import IntegrityError
 
 Level = Literal["none", "low", "medium", "high", "critical", "unknown"]
 LEVELS: tuple[Level, ...] = ("none", "low", "medium", "high", "critical", "unknown")
 """Qualitative severities of CVSS, the least first; what has none may be the worst."""
-WORDS: dict[str, Level] = {"MODERATE": "medium"}
-"""What GitHub's database calls one of them."""
+WORDS: dict[str, Level] = {"MODERATE": "medium", "IMPORTANT": "high"}
+"""What GitHub and Red Hat call some of them."""
+DISTRIBUTED = ("ALSA-", "RLSA-")
+"""Ids of AlmaLinux and Rocky Linux, whose summaries begin with the level: `Important: …`."""
 MOST_SUMMARY = 200
 ADVISORY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
 
@@ -63,6 +65,8 @@ class Advisory(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     id: str
     modified: str
     aliases: tuple[str, ...] = ()
+    upstream: tuple[str, ...] = ()
+    """The vulnerabilities that a distribution's advisory is about: several, so no aliases."""
     summary: str = ""
     level: Level = "unknown"
     affected: tuple[AffectedPackage, ...] = ()
@@ -95,6 +99,8 @@ class _Record(msgspec.Struct):
     modified: str
     withdrawn: str | None = None
     aliases: tuple[str, ...] = ()
+    upstream: tuple[str, ...] = ()
+    related: tuple[str, ...] = ()
     summary: str = ""
     details: str = ""
     severity: tuple[_Severity, ...] = ()
@@ -103,7 +109,7 @@ class _Record(msgspec.Struct):
 
 
 def read_osv(data: bytes) -> Advisory | None:
-    """Return the advisory of an OSV record; None for one that was withdrawn.
+    """Return the advisory of an OSV record; None for one that was withdrawn or fixes only bugs.
 
     Raises IntegrityError, with the reason, for what is not a valid record.
     """
@@ -117,7 +123,7 @@ def read_osv(data: bytes) -> Advisory | None:
     if not ADVISORY_ID.fullmatch(record.id):
         message = f"not an OSV record: its id is {record.id[:40]!r}"
         raise IntegrityError(message)
-    if record.withdrawn:
+    if record.withdrawn or record.id.startswith(BUG_FIXES):
         return None
     affected = tuple(map(_affected, record.affected))
     if faults := [fault for one in affected for fault in _faults(one)]:
@@ -127,16 +133,22 @@ def read_osv(data: bytes) -> Advisory | None:
         id=record.id,
         modified=record.modified,
         aliases=tuple(alias for alias in record.aliases if ADVISORY_ID.fullmatch(alias)),
+        upstream=_upstream(record),
         summary=" ".join(text.split())[:MOST_SUMMARY],
         level=_level(record),
         affected=affected,
     )
 
 
+def _upstream(record: _Record) -> tuple[str, ...]:
+    """Return what a distribution's record is about; AlmaLinux says it as `related`."""
+    said = record.upstream or (record.related if record.id.startswith(DISTRIBUTED) else ())
+    return tuple(one for one in said if ADVISORY_ID.fullmatch(one))
+
+
 def package_key(ecosystem: str, name: str) -> str:
     """Return under which name a package of an ecosystem is looked for."""
-    base = base_ecosystem(ecosystem)
-    return f"{base}/{canonicalize_name(name) if base == 'PyPI' else name}"
+    return f"{ecosystem}/{canonicalize_name(name) if ecosystem == 'PyPI' else name}"
 
 
 def repository_key(url: str) -> str:
@@ -189,6 +201,8 @@ def _level(record: _Record) -> Level:
         if (level := _of_vector(one)) is not None:
             return level
     word = str(record.database_specific.get("severity", "")).upper()
+    if not word and record.id.startswith(DISTRIBUTED):
+        word = record.summary.partition(":")[0].upper()
     found = WORDS.get(word, word.lower())
     return next((level for level in LEVELS if level == found), "unknown")
 

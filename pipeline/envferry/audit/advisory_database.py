@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from envferry.audit.osv_archive import ReadArchive
     from envferry.trust.attestations import VerifiedArtifact
     from envferry.trust.signing import PublicKey, Signer
 
@@ -94,7 +95,7 @@ class AdvisoryDatabase(msgspec.Struct, frozen=True):
         return self._read(self.file.packages.get(key, ()))
 
     def named(self, id_: str) -> tuple[Advisory, ...]:
-        """Return the advisories that have an id or an alias, in whatever case it is written."""
+        """Return the advisories of an id, and those about it, in whatever case it is written."""
         return self._read(self.file.ids.get(id_.upper(), ()))
 
     def knows(self, key: str) -> bool:
@@ -120,33 +121,34 @@ class DatabaseOrigin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def encode_database(
-    advisories: Iterable[Advisory],
-    origin: DatabaseOrigin,
-    *,
-    withdrawn: int = 0,
-    skipped: tuple[SkippedRecord, ...] = (),
+    archives: Iterable[ReadArchive], origin: DatabaseOrigin
 ) -> tuple[bytes, DatabaseFacts]:
-    """Return a database as it is stored, and what it says of itself."""
-    ordered = sorted(advisories, key=lambda one: one.id)
+    """Return a database as it is stored, and what it says of itself.
+
+    It is as old as the oldest of the archives that it is made of.
+    """
+    read = tuple(archives)
+    by_age = sorted((one for archive in read for one in archive.advisories), key=_modified)
+    ordered = sorted({one.id: one for one in by_age}.values(), key=lambda one: one.id)
     packages: dict[str, list[int]] = {}
     ids: dict[str, list[int]] = {}
     ecosystems: dict[str, int] = {}
     for number, one in enumerate(ordered):
         for key in sorted({key for item in one.affected for key in item.keys()}):  # noqa: SIM118
             packages.setdefault(key, []).append(number)
-        for name in sorted(name.upper() for name in one.names):
+        for name in sorted(name.upper() for name in {*one.names, *one.upstream}):
             ids.setdefault(name, []).append(number)
         for ecosystem in {key.partition("/")[0] for item in one.affected for key in item.keys()}:  # noqa: SIM118
             ecosystems[ecosystem] = ecosystems.get(ecosystem, 0) + 1
     facts = DatabaseFacts(
-        as_of=_as_of(ordered, origin.now),
+        as_of=min(_as_of(archive.advisories, origin.now) for archive in read),
         created=rfc3339(origin.now),
         source=origin.source,
         source_sha256=origin.sha256,
         ecosystems=ecosystems,
         advisories=len(ordered),
-        withdrawn=withdrawn,
-        skipped=skipped,
+        withdrawn=sum(archive.withdrawn for archive in read),
+        skipped=tuple(one for archive in read for one in archive.skipped),
     )
     content = _File(
         facts=facts,
@@ -230,6 +232,10 @@ def require_fresh(facts: DatabaseFacts, most: timedelta | None, now: datetime) -
 def age_words(age: timedelta) -> str:
     """Return an age for people."""
     return f"{age.days} days" if age.days != 1 else "1 day"
+
+
+def _modified(advisory: Advisory) -> str:
+    return advisory.modified
 
 
 def _as_of(advisories: Iterable[Advisory], now: datetime) -> str:

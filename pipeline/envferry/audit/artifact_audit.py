@@ -146,9 +146,15 @@ def require_allowed(audits: Iterable[ArtifactAudit]) -> None:
     refused = [(audit.what, audit.refused) for audit in audits if audit.refused]
     if not refused:
         return
-    what, packages = refused[0]
+    require_none(*refused[0], others=len(refused) - 1)
+
+
+def require_none(what: str, packages: tuple[str, ...], others: int = 0) -> None:
+    """Raise PolicyViolation for packages of an environment that are not let through, if any."""
+    if not packages:
+        return
     more = f" and {len(packages) - SHOWN} more" if len(packages) > SHOWN else ""
-    others = f" (and {len(refused) - 1} other environments)" if len(refused) > 1 else ""
-    message = f"{what}: the policy does not allow {', '.join(packages[:SHOWN])}{more}{others}"
+    besides = f" (and {others} other environments)" if others else ""
+    message = f"{what}: the policy does not allow {', '.join(packages[:SHOWN])}{more}{besides}"
     hint = "update these packages, or say in the policy why they may stay, and until when"
     raise PolicyViolation(message, hint=hint)

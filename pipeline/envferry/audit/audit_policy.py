@@ -126,6 +126,15 @@ def load_policy(text: str) -> LoadedPolicy:
     )
 
 
+def load_license_policy(path: Path) -> LicensePolicy:
+    """Return what a policy file says of licences; raise as `load_policy` does, and for nothing."""
+    found = load_policy(f"./{path}" if path.parent == Path() else str(path)).policy.licenses
+    if found is None:
+        message = f"the policy {path} says nothing of licences"
+        raise SpecError(message, hint=f"add a table [licenses]; {HINT}")
+    return found
+
+
 def read_all_vex(paths: Iterable[Path]) -> tuple[VexStatement, ...]:
     """Read VEX documents."""
     return tuple(statement for path in paths for statement in read_vex(path))

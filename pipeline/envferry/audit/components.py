@@ -14,6 +14,7 @@ import msgspec
 from packaging.utils import canonicalize_name
 
 from envferry.audit.advisory import package_key
+from envferry.audit.distributions import distribution_name
 from envferry.base.json import decode_json
 from envferry.errors import IntegrityError
 from envferry.lock.pypi_names import is_known_to_differ, pypi_name
@@ -31,6 +32,10 @@ PYTHON_BUILD = re.compile(r"(?:^|_)py(?:\d|h[0-9a-f]|_|$)")
 PURL = re.compile(r"pkg:(?P<type>[a-z.+-]+)/(?P<name>[^@?#]+)(?:@(?P<version>[^?#]+))?[^#]*")
 ECOSYSTEMS = {"pypi": "PyPI", "cargo": "crates.io", "npm": "npm", "golang": "Go", "hex": "Hex"}
 """The ecosystems of OSV whose versions we compare, by the types of purls."""
+
+PATCHED = ("apk", "deb", "rpm")
+"""Purls of distributions, which mend faults without taking a newer version: theirs say nothing to
+advisories about upstream's."""
 
 PartKind = Literal["conda", "pypi", "vendored"]
 
@@ -165,14 +170,17 @@ def _is_python(package: PackageFacts) -> bool:
 
 def _vendored(part: _Component, within: str) -> AuditComponent:
     """Return a part of a package, by its purl or as a library that the table knows."""
-    name = _upstream(part)
-    library = None if name else c_library(part.name) or c_library(part.name.removeprefix("lib"))
+    name, kind = _upstream(part), part.purl.removeprefix("pkg:").partition("/")[0]
+    library = None
+    if name is None and kind not in PATCHED:
+        library = c_library(part.name) or c_library(part.name.removeprefix("lib"))
     unknown = ""
     if not part.version:
         unknown = "its version is not recorded"
     elif not (name or library):
-        kind = part.purl.removeprefix("pkg:").partition("/")[0]
-        unknown = f"versions of {kind} cannot be compared" if kind else "it has no known name"
+        unknown = _unknown_place(part.purl) if kind in PATCHED else "it has no known name"
+        if kind and kind not in PATCHED:
+            unknown = f"versions of {kind} cannot be compared"
     return AuditComponent(
         kind="vendored",
         name=part.name,
@@ -186,8 +194,27 @@ def _vendored(part: _Component, within: str) -> AuditComponent:
 
 def _upstream(part: _Component) -> UpstreamName | None:
     found = PURL.fullmatch(part.purl)
-    ecosystem = ECOSYSTEMS.get(found["type"]) if found else None
-    if not found or not ecosystem:
+    if not found:
         return None
-    version = unquote(found["version"] or "") or part.version
-    return UpstreamName(ecosystem=ecosystem, name=unquote(found["name"]), version=version)
+    name, version = unquote(found["name"]), unquote(found["version"] or "") or part.version
+    if ecosystem := ECOSYSTEMS.get(found["type"]):
+        return UpstreamName(ecosystem=ecosystem, name=name, version=version)
+    known = distribution_name(part.purl)
+    if known is None or not known.has_release:
+        return None
+    return UpstreamName(
+        ecosystem=known.ecosystem,
+        name=name.rpartition("/")[2],
+        version=known.version,
+        certain=not known.names_sources,
+    )
+
+
+def _unknown_place(purl: str) -> str:
+    """Say why advisories of a distribution cannot be found for a package of it."""
+    known = distribution_name(purl)
+    if known:
+        return f"its release of {known.ecosystem} is not recorded"
+    found = PURL.fullmatch(purl)
+    place = unquote(found["name"]).rpartition("/")[0] if found else ""
+    return f"advisories of {place or 'its distribution'} are not known here"

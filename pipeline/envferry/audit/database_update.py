@@ -43,8 +43,8 @@ DATABASE_SUFFIX = ".json.zst"
 class UpdateRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a database is made from, and where it is put."""
 
-    source: str
-    """A folder, a zip file or a URL of OSV records, or a database that was made elsewhere."""
+    sources: tuple[str, ...]
+    """Folders, zip files or URLs of OSV records, or one database that was made elsewhere."""
     database: Path
     now: datetime
     signer: Signer | None = None
@@ -61,24 +61,31 @@ def update_database(request: UpdateRequest, *, progress: Progress) -> DatabaseFa
     Raises IntegrityError for a database that is older than the one that is there, or that none of
     the keys signed.
     """
-    if request.source.endswith(DATABASE_SUFFIX) and "://" not in request.source:
-        return _take_over(request)
-    with _local(request.source, progress) as path:
-        found = read_archive(path)
+    made = [one for one in request.sources if one.endswith(DATABASE_SUFFIX) and "://" not in one]
+    if made and len(request.sources) > 1:
+        message = f"{made[0]} is a database, and no archive to make one of"
+        raise UsageError(message, hint=f"run `envferry audit update {made[0]}` alone")
+    if made:
+        return _take_over(request, Path(made[0]))
+    found = []
+    for source in request.sources:
+        with _local(source, progress) as path:
+            found.append(read_archive(path))
     data, facts = encode_database(
-        found.advisories,
-        DatabaseOrigin(source=fit_to_show(request.source), sha256=found.sha256, now=request.now),
-        withdrawn=found.withdrawn,
-        skipped=tuple(found.skipped),
+        found,
+        DatabaseOrigin(
+            source=", ".join(map(fit_to_show, request.sources)),
+            sha256=", ".join(one.sha256 for one in found),
+            now=request.now,
+        ),
     )
     _forbid_older(facts, request)
     write_database(request.database, data, request.signer)
     return facts
 
 
-def _take_over(request: UpdateRequest) -> DatabaseFacts:
+def _take_over(request: UpdateRequest, path: Path) -> DatabaseFacts:
     """Copy a database and its signatures."""
-    path = Path(request.source)
     data = read_database_bytes(path)
     if request.keys is not None:
         verify_database(path, data, request.keys, least=request.least)
@@ -101,7 +108,7 @@ def _forbid_older(facts: DatabaseFacts, request: UpdateRequest) -> None:
         return  # whatever comes is better
     if parse_time(facts.as_of) < parse_time(here.as_of):
         message = (
-            f"{fit_to_show(request.source)} is as of {facts.as_of}, and the database"
+            f"{facts.source} is as of {facts.as_of}, and the database"
             f" {request.database} is as of {here.as_of}: an older one would hide what is known"
         )
         raise IntegrityError(message, hint="if this is intended, add --allow-downgrade")

@@ -14,22 +14,28 @@ if TYPE_CHECKING:
 
 
 def license_faults(packages: Iterable[PackageFacts], policy: LicensePolicy | None) -> Iterator[str]:
-    """Yield the packages whose licence the policy does not let through, with the reason.
+    """Yield the packages whose licence the policy does not let through, with the reason."""
+    if policy is None:
+        return
+    for package in packages:
+        if fault := license_fault(package.license, policy):
+            yield f"{package.name} {package.version} ({fault})"
+
+
+def license_fault(license_: str | None, policy: LicensePolicy) -> str:
+    """Return why the policy does not let a licence through; nothing where it does.
 
     Of `A OR B` one must be fine, of `A AND B` both. With `allow`, what is not in it is not allowed.
     """
-    if policy is None:
-        return
     allowed, denied = (frozenset(map(str.lower, names)) for names in (policy.allow, policy.deny))
 
     def is_fine(name: str) -> bool:
         return name.lower() not in denied and (not allowed or name.lower() in allowed)
 
-    for package in packages:
-        expression = spdx_expression(package.license or "")
-        if expression is None:
-            if policy.unknown == "deny":
-                said = f"licence {package.license!r}" if package.license else "no licence"
-                yield f"{package.name} {package.version} ({said}, which is not an SPDX expression)"
-        elif not can_be_met(expression, is_fine):
-            yield f"{package.name} {package.version} (licence {expression})"
+    expression = spdx_expression(license_ or "")
+    if expression is None:
+        if policy.unknown == "allow":
+            return ""
+        said = f"licence {license_!r}" if license_ else "no licence"
+        return f"{said}, which is not an SPDX expression"
+    return "" if can_be_met(expression, is_fine) else f"licence {expression}"

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from envferry.pack.c_libraries import CLibrary
 
 State = Literal["found", "clean", "unknown"]
+SHOWN_IDS = 3
+OSS_FUZZ = "OSV-"
+"""Ids of what fuzzing found: far from all that is known of a library."""
 
 
 class Silence(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,12 +66,18 @@ class AuditedPackage(msgspec.Struct, frozen=True, kw_only=True):
 def audit_component(component: AuditComponent, database: AdvisoryDatabase) -> AuditedPackage:
     """Say what a database knows of a component."""
     hits: list[tuple[Advisory, tuple[str, ...]]] = []
+    undecided: dict[str, None] = {}
     reasons = [component.unknown] if component.unknown else []
     for advisory, affected, version, verdict in _verdicts(component, database):
         if verdict == "affected":
             hits.append((advisory, fixed_versions(affected, version)))
         elif verdict == "undecided":
-            reasons.append(f"{advisory.id} cannot be decided for version {version}")
+            undecided[advisory.id] = None
+    if undecided:
+        ids = [*undecided]
+        more = f" and {len(ids) - SHOWN_IDS} more" if len(ids) > SHOWN_IDS else ""
+        shown = ", ".join(ids[:SHOWN_IDS])
+        reasons.append(f"{shown}{more} cannot be decided for version {component.version}")
     reasons += _gaps(component, database)
     vulnerabilities = _merged(hits)
     state: State = "found" if vulnerabilities else "unknown" if reasons else "clean"
@@ -107,7 +116,15 @@ def _against(
 ) -> Iterator[tuple[Advisory, AffectedPackage, str, Verdict]]:
     library = component.library
     repositories = set(map(repository_key, library.repositories)) if library else set()
-    for advisory in advisories:
+    all_of_them = tuple(advisories)
+    has_tags = library is not None and any(
+        library.is_tag(text)
+        for advisory in all_of_them
+        for affected in advisory.affected
+        if affected.keys() & repositories
+        for text in affected.versions
+    )
+    for advisory in all_of_them:
         for affected in advisory.affected:
             keys = affected.keys()
             for name in component.upstream:
@@ -115,6 +132,8 @@ def _against(
                     yield advisory, affected, name.version, judge(affected, name.version)
             if library and keys & repositories:
                 verdict = _judge_tags(affected, library, component.version)
+                if verdict == "undecided" and has_tags and _is_between_releases(affected):
+                    verdict = "unaffected"
                 yield advisory, affected, component.version, verdict
 
 
@@ -131,6 +150,15 @@ def _judge_tags(affected: AffectedPackage, library: CLibrary, version: str) -> V
     return "unaffected" if verdicts == {"unaffected"} and is_understood else "undecided"
 
 
+def _is_between_releases(affected: AffectedPackage) -> bool:
+    """Whether a fault that OSS-Fuzz found came and went between two releases.
+
+    Its records list all tags that have the fault, where a repository's tags are known at all.
+    """
+    is_listed = affected.ecosystem == "OSS-Fuzz" and not affected.versions
+    return is_listed and all(any(event.fixed for event in one.events) for one in affected.ranges)
+
+
 def _gaps(component: AuditComponent, database: AdvisoryDatabase) -> Iterator[str]:
     """Say why nothing found would not mean clean."""
     for name in component.upstream:
@@ -138,9 +166,13 @@ def _gaps(component: AuditComponent, database: AdvisoryDatabase) -> Iterator[str
             yield f"the database has no advisories of {name.ecosystem}"
         elif not name.certain and not database.knows(name.key):
             yield f"nothing says that it is {name.name} of {name.ecosystem}"
-    library = component.library
-    if library and not any(map(database.knows, map(repository_key, library.repositories))):
-        yield f"the database knows nothing of {library.repositories[0]}"
+    if library := component.library:
+        keys = map(repository_key, library.repositories)
+        known = [one for key in keys for one in database.about(key)]
+        if not known:
+            yield f"the database knows nothing of {library.repositories[0]}"
+        elif all(one.id.startswith(OSS_FUZZ) for one in known):
+            yield f"of {library.repositories[0]} the database has only what OSS-Fuzz found"
 
 
 def _merged(hits: list[tuple[Advisory, tuple[str, ...]]]) -> tuple[Vulnerability, ...]:

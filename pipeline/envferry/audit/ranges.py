@@ -6,8 +6,12 @@ or if a range does. What cannot be decided is said, and is not "no".
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Literal
 
+from msgspec.structs import replace
+
+from envferry.audit.distributions import RPM
 from envferry.audit.version_order import base_ecosystem, pep440_key, public_version, version_key
 
 if TYPE_CHECKING:
@@ -19,10 +23,12 @@ Verdict = Literal["affected", "unaffected", "undecided"]
 ORDER = ("introduced", "last_affected", "fixed", "limit")
 """Of several events at one version, what comes first."""
 START, WITHOUT_END = "0", "*"
+EPOCH = re.compile(r"^\d+:")
 
 
 def judge(affected: AffectedPackage, version: str) -> Verdict:
     """Say whether a version of the package is affected."""
+    affected = _without_epochs(affected, version)
     is_python = base_ecosystem(affected.ecosystem) == "PyPI"
     wanted = public_version(version) if is_python else version
     if _is_listed(affected, {version, wanted}, is_python=is_python):
@@ -59,6 +65,7 @@ def judge_range(one: VersionRange, ecosystem: str, version: str) -> Verdict:
 
 def fixed_versions(affected: AffectedPackage, version: str) -> tuple[str, ...]:
     """Return the versions that fix it and are newer than `version`, the oldest first."""
+    affected = _without_epochs(affected, version)
     found: dict[str, None] = {}
     for one in affected.ranges:
         key = version_key(one.type, affected.ecosystem)
@@ -69,6 +76,26 @@ def fixed_versions(affected: AffectedPackage, version: str) -> tuple[str, ...]:
         newer = [item for item in fixes if item[0] is not None and item[0] > position]
         found.update((text, None) for _, text in sorted(newer, key=lambda item: item[0]))
     return tuple(found)
+
+
+def _without_epochs(affected: AffectedPackage, version: str) -> AffectedPackage:
+    """Leave out the epochs of an RPM advisory for a version that is told without: it has one, too.
+
+    Else every such version would be older than 1:0.
+    """
+    if base_ecosystem(affected.ecosystem) not in RPM or ":" in version:
+        return affected
+    ranges = tuple(
+        replace(
+            one,
+            events=tuple(
+                replace(event, **{name: EPOCH.sub("", text) for name, text in _fields(event)})
+                for event in one.events
+            ),
+        )
+        for one in affected.ranges
+    )
+    return replace(affected, ranges=ranges)
 
 
 def _is_inside(position: Any, events: Sequence[tuple[str, str, Any]]) -> bool:  # noqa: ANN401

@@ -1,6 +1,7 @@
 """Versions in the order that each ecosystem gives them.
 
 PyPI: PEP 440, by packaging. SEMVER ranges, and the ecosystems that use it: https://semver.org
+Linux distributions: `distributions.py`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from packaging.version import InvalidVersion, Version
+
+from envferry.audit.distributions import RPM, apk_key, dpkg_key, rpm_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,9 +37,17 @@ def version_key(range_type: str, ecosystem: str) -> Callable[[str], Any] | None:
         range_type == "ECOSYSTEM" and base_ecosystem(ecosystem) in SEMVER_ECOSYSTEMS
     ):
         return semver_key
-    if range_type == "ECOSYSTEM" and base_ecosystem(ecosystem) == "PyPI":
-        return pep440_key
-    return None
+    if range_type != "ECOSYSTEM":
+        return None
+    orders = {"PyPI": pep440_key, "Debian": dpkg_key, "Alpine": apk_key} | dict.fromkeys(
+        RPM, rpm_key
+    )
+    return _bounded(orders.get(base_ecosystem(ecosystem)))
+
+
+def _bounded(key: Callable[[str], Any] | None) -> Callable[[str], Any] | None:
+    """Take no version that is longer than any."""
+    return key and (lambda text: key(text) if len(text) <= MOST_CHARACTERS else None)
 
 
 def pep440_key(text: str) -> Version | None:

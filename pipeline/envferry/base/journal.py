@@ -13,7 +13,6 @@ import msgspec
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
 
 J = TypeVar("J", bound="LineJournal")
@@ -56,12 +55,7 @@ class LineJournal:
     def __enter__(self: J) -> J:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

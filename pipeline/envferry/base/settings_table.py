@@ -148,6 +148,14 @@ SETTINGS = (
         help="The database of advisories that `envferry audit update` makes.",
     ),
     Setting(
+        key="license_policy",
+        variable="ENVFERRY_LICENSE_POLICY",
+        kind="path",
+        shown_default="none",
+        help="A policy file whose `[licenses]` says what may be shipped: `lint` and `lock` warn, "
+        "`release` publishes nothing else.",
+    ),
+    Setting(
         key="allow_races",
         variable="ENVFERRY_ALLOW_RACES",
         kind="flag",

@@ -11,10 +11,10 @@ from msgspec.structs import replace
 
 from envferry.artifacts import SBOM, read_artifact, sbom_path
 from envferry.base.files import plural
-from envferry.cli.browse import open_index
-from envferry.cli.command import CommandOptions, argument, command, option
-from envferry.cli.completing import complete_refs
-from envferry.cli.shared_options import (
+from envferry.cli.shared.command import CommandOptions, argument, command, option
+from envferry.cli.shared.completing import complete_refs
+from envferry.cli.shared.selection import open_index
+from envferry.cli.shared.shared_options import (
     EnvsDirOptions,
     PlatformOptions,
     RegistryOptions,
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from envferry.audit.artifact_audit import ArtifactAudit, Audit
     from envferry.audit.audit_policy import LoadedPolicy
     from envferry.audit.matching import AuditedPackage
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
+    from envferry.models import Manifest
     from envferry.registry import Registry
     from envferry.trust.host_trust import Trust
 
@@ -149,7 +150,7 @@ def refs(console: Console, options: AuditOptions) -> None:
 class UpdateOptions(DatabaseOptions, SignatureOptions, SignKeyOptions):
     """What to make a database of."""
 
-    source: str = argument(metavar="SOURCE")
+    sources: tuple[str, ...] = argument(metavar="SOURCE...", nargs=-1, required=True)
     allow_downgrade: bool = option(
         "--allow-downgrade", is_flag=True, help="Take an older database than the one that is here."
     )
@@ -157,17 +158,17 @@ class UpdateOptions(DatabaseOptions, SignatureOptions, SignKeyOptions):
 
 @command(UpdateOptions, group=audit)
 def update(console: Console, options: UpdateOptions) -> None:
-    """Make the database of advisories from SOURCE, on a connected machine.
+    """Make the database of advisories from each SOURCE, on a connected machine.
 
-    SOURCE is an archive of OSV records, one JSON file for each: a zip file, its URL, or a folder.
+    A SOURCE is an archive of OSV records, one JSON file for each: a zip file, its URL, or a folder.
     Or it is a database that another machine made and a disk brought: then it is checked and copied.
-    Broken records are named and left out.
+    Broken records are named and left out. The database is as old as the oldest archive.
     """
     from envferry.audit.database_update import UpdateRequest, update_database
 
     trust = load_trust(options.trusted_keys, require_signature=options.require_signature)
     request = UpdateRequest(
-        source=options.source,
+        sources=options.sources,
         database=options.database,
         now=now(),
         signer=load_signer(options.sign_keys),
@@ -259,16 +260,15 @@ def _audits(
         else:
             wanted = Ref.parse(ref)
             id_ = place.resolve(wanted, options.platform)
-            yield of_published(prepared, place, (wanted.name, options.platform, id_))
+            yield of_published(prepared, place, place.manifest(wanted.name, options.platform, id_))
 
 
 def of_published(
-    prepared: Audit, place: Registry, where: tuple[str, str, str], tags: tuple[str, ...] = ()
+    prepared: Audit, place: Registry, manifest: Manifest, tags: tuple[str, ...] = ()
 ) -> ArtifactAudit:
-    """Audit an artifact of a registry: name, platform, id."""
+    """Audit an artifact of a registry."""
     from envferry.audit.components import NO_PARTS, SbomParts
 
-    manifest = place.manifest(*where)
     sbom = place.attachment(manifest, SBOM)
     parts = SbomParts.read(sbom, manifest.stem) if sbom else NO_PARTS
     what = f"{manifest.name}@{manifest.id}"
@@ -300,7 +300,8 @@ def _of_tags(
         if entry.problem:
             console.note(f"{entry.name}@{entry.id} is damaged and not audited: {entry.problem}")
             continue
-        yield of_published(prepared, place, (entry.name, entry.platform, entry.id), entry.tags)
+        manifest = place.manifest(entry.name, entry.platform, entry.id)
+        yield of_published(prepared, place, manifest, entry.tags)
 
 
 def _of_host(options: AuditOptions, prepared: Audit) -> Iterator[ArtifactAudit]:
@@ -360,4 +361,5 @@ def database_lines(facts: DatabaseFacts) -> Iterator[str]:
     yield f"as of {facts.as_of}, {age_words(age_of(facts, now()))} old"
     yield f"from {facts.source}"
     if facts.withdrawn or facts.skipped:
-        yield f"left out: {facts.withdrawn} withdrawn, {len(facts.skipped)} broken"
+        none = f"{facts.withdrawn} withdrawn or about no vulnerability"
+        yield f"left out: {none}, {len(facts.skipped)} broken"

@@ -12,17 +12,17 @@ import msgspec
 from msgspec.structs import replace
 
 from envferry.base.files import human_bytes
-from envferry.cli.building import (
+from envferry.cli.shared.building import (
     BuildingOptions,
     PackedOptions,
     build_spec,
     preview_line,
     preview_spec,
 )
-from envferry.cli.command import argument, command, option
-from envferry.cli.completing import complete_specs
-from envferry.cli.measured import measured
-from envferry.cli.shared_options import (
+from envferry.cli.shared.command import argument, command, option
+from envferry.cli.shared.completing import complete_specs
+from envferry.cli.shared.measured import measured
+from envferry.cli.shared.shared_options import (
     DryRunOptions,
     NewTagOptions,
     RegistryOptions,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from envferry.archive.frame_reuse import Reuse
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.models import Artifact, BuiltEnv
     from envferry.registry import Registry
     from envferry.registry.push import PushedArtifact
@@ -258,7 +258,7 @@ def push_on_base(
 
     base = find_base_image(registry, artifact.manifest, options.base or "")
     pushed = push_one(console, artifact, registry, options)
-    images = publish_runnable(artifact, registry, base, pushed.tags, console.progress)
+    images = publish_runnable(artifact, base, pushed.tags, console.progress)
     console.note(f"runs as it is: {', '.join(images)}")
     return pushed
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.base.files import human_bytes, plural
-from envferry.cli.command import NoOptions, command, option
-from envferry.cli.shared_options import DryRunOptions
-from envferry.cli.terminal import table
+from envferry.cli.shared.command import NoOptions, command, option
+from envferry.cli.shared.shared_options import DryRunOptions
+from envferry.cli.shared.terminal import table
 from envferry.config import settings
 from envferry.errors import IntegrityError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.build.cache_upkeep import CachedIndex, CacheEntry
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
 
 KEEP_DAYS = 30
 

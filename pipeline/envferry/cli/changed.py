@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Literal
 import click
 import msgspec
 
-from envferry.cli.command import CommandOptions, command, option
-from envferry.cli.terminal import table
+from envferry.cli.shared.command import CommandOptions, command, option
+from envferry.cli.shared.terminal import table
 from envferry.errors import UsageError
 from envferry.names import SPECS_DIR
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.specs.changed import ChangedSpec
 
 Service = Literal["github", "gitlab"]

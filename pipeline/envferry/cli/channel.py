@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.base.files import plural
-from envferry.cli.command import CommandOptions, argument, command, option
+from envferry.cli.shared.command import CommandOptions, argument, command, option
 from envferry.config import settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from envferry.channel.creation import ChannelSummary
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
 
 
 @click.group()

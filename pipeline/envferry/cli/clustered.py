@@ -11,19 +11,20 @@ import click
 import msgspec
 
 from envferry.cli.build import SigningOptions
-from envferry.cli.building import BuildingOptions, PackedOptions
-from envferry.cli.command import CommandOptions, option
 from envferry.cli.outcome import FAILURES, Outcome
-from envferry.cli.shared_options import NewTagOptions
-from envferry.cli.stage_table import stages_shown
+from envferry.cli.shared.building import BuildingOptions, PackedOptions
+from envferry.cli.shared.command import CommandOptions, option
+from envferry.cli.shared.shared_options import NewTagOptions
+from envferry.cli.shared.stage_table import stages_shown
 from envferry.errors import ToolFailed, UsageError
 from envferry.names import current_platform
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from envferry.cli.console import Console
-    from envferry.cli.stage_table import Stages
+    from envferry.cli.release_gate import ReleaseGate
+    from envferry.cli.shared.console import Console
+    from envferry.cli.shared.stage_table import Stages
     from envferry.cluster.messages import BuildChoice, BuildEvent, BuildJob, Cluster
     from envferry.cluster.release import Accepted
     from envferry.registry import Registry
@@ -154,10 +155,14 @@ def outcomes_of(specs: Iterable[str], options: BuiltReleaseOptions) -> list[Outc
 
 
 def release_on_workers(
-    console: Console, outcomes: Sequence[Outcome], target: Registry, options: BuiltReleaseOptions
+    console: Console,
+    outcomes: Sequence[Outcome],
+    target: Registry,
+    options: BuiltReleaseOptions,
+    gate: ReleaseGate,
 ) -> None:
     """Let workers build what the registry lacks; check, sign and tag what they pushed."""
-    release = WorkerRelease(target, options)
+    release = WorkerRelease(target, options, gate)
     for number, outcome in enumerate(outcomes):
         release.plan(f"{number}-{outcome.spec}-{outcome.platform}", outcome)
     rows = {key: (one.spec, one.platform) for key, one in release.outcomes.items()}
@@ -172,6 +177,7 @@ class WorkerRelease(msgspec.Struct):
 
     target: Registry
     options: BuiltReleaseOptions
+    gate: ReleaseGate
     outcomes: dict[str, Outcome] = msgspec.field(default_factory=dict)
     """By the key of the job."""
     jobs: dict[str, BuildJob] = msgspec.field(default_factory=dict)
@@ -256,7 +262,8 @@ class WorkerRelease(msgspec.Struct):
         stages.end(event.key, "failed" if outcome.error else "released")
 
     def take(self, outcome: Outcome, accepted: Accepted) -> None:
-        """Sign and tag what was accepted, now or with all others."""
+        """Sign and tag what was accepted and the policies allow, now or with all others."""
+        self.gate.require_published(self.target, accepted.manifest)
         if self.options.atomic:
             outcome.is_held_back = True
             self.ready.append((outcome, accepted))

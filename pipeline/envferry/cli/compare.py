@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from envferry.artifacts import ARCHIVE_SUFFIX, read_artifact, sbom_path
 from envferry.base.files import human_bytes
-from envferry.cli.command import argument, command, option
-from envferry.cli.completing import complete_refs
-from envferry.cli.shared_options import PlatformOptions, RegistryOptions
-from envferry.cli.terminal import styled, table
+from envferry.cli.shared.command import argument, command, option
+from envferry.cli.shared.completing import complete_refs
+from envferry.cli.shared.shared_options import PlatformOptions, RegistryOptions
+from envferry.cli.shared.terminal import styled, table
 from envferry.errors import NotFound
 from envferry.names import Ref
 from envferry.registry import PublishedArchive, Registry
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from envferry.archive.reader import Source
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.models import Manifest
     from envferry.registry.dependents import Dependencies, Need
     from envferry.registry.diff import ArtifactDifference

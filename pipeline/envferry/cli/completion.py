@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import get_completion_class
 
-from envferry.cli.command import CommandOptions, argument, command
+from envferry.cli.shared.command import CommandOptions, argument, command
 from envferry.config import COMPLETION_VARIABLE
 
 if TYPE_CHECKING:
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
 
 SHELLS = ("bash", "zsh", "fish")
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from envferry import __version__, process
 from envferry.base.files import human_bytes, plural
-from envferry.cli.command import command, option
-from envferry.cli.shared_options import EnvsDirOptions, RegistryOptions
-from envferry.cli.terminal import styled
+from envferry.cli.shared.command import command, option
+from envferry.cli.shared.shared_options import EnvsDirOptions, RegistryOptions
+from envferry.cli.shared.terminal import styled
 from envferry.config import child_environ, settings, started_file
 from envferry.engines.selection import REAL_ENGINES, Engine, open_sandbox
 from envferry.errors import HostError, PipelineError, SpecError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.config import Settings
 
 LIBRARIES = (

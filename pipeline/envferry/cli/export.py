@@ -10,8 +10,8 @@ import click
 
 from envferry.base.files import human_bytes, plural
 from envferry.base.sha256 import sha256_hex
-from envferry.cli.command import argument, command, option
-from envferry.cli.shared_options import (
+from envferry.cli.shared.command import argument, command, option
+from envferry.cli.shared.shared_options import (
     ChosenTagOptions,
     DryRunOptions,
     InterpreterOptions,
@@ -20,7 +20,7 @@ from envferry.cli.shared_options import (
     SignKeyOptions,
     TrustedKeyOptions,
 )
-from envferry.cli.sizes import size_of
+from envferry.cli.shared.sizes import size_of
 from envferry.cli.transfer import journals, require_no_conflict, tag_lines
 from envferry.config import settings
 from envferry.errors import UsageError
@@ -32,7 +32,7 @@ from envferry.trust.host_keys import bundle_path, load_signer, load_trust, read_
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.transfer.export import Exported, ExportRequest
     from envferry.trust.signing import PublicKey, Signer
 
@@ -215,7 +215,7 @@ def export_advisories(console: Console, directory: Path) -> None:
     from envferry.cli.audit import database_lines, database_path, now
 
     target = directory / "audit" / DATABASE_NAME
-    request = UpdateRequest(source=str(database_path()), database=target, now=now())
+    request = UpdateRequest(sources=(str(database_path()),), database=target, now=now())
     facts = update_database(request, progress=console.progress)
     _, age, *_ = database_lines(facts)
     console.note(f"advisories exported, {age}; there run: envferry audit update {target}")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.base.files import human_bytes
-from envferry.cli.command import argument, command, option
-from envferry.cli.completing import complete_refs
-from envferry.cli.shared_options import (
+from envferry.cli.shared.command import argument, command, option
+from envferry.cli.shared.completing import complete_refs
+from envferry.cli.shared.shared_options import (
     DryRunOptions,
     PlatformOptions,
     RegistryOptions,
@@ -21,7 +21,7 @@ from envferry.names import Ref
 from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.registry import Registry
 
 

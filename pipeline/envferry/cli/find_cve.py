@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from envferry.base.files import plural
 from envferry.cli.audit import database_path, open_database
-from envferry.cli.browse import match_lines, open_index
+from envferry.cli.shared.selection import match_lines, open_index
 from envferry.errors import NotFound
 from envferry.redaction import fit_to_show
 from envferry.trust.host_keys import load_trust
@@ -14,8 +14,8 @@ from envferry.trust.host_keys import load_trust
 if TYPE_CHECKING:
     from envferry.audit.advisory import Advisory
     from envferry.audit.advisory_database import AdvisoryDatabase
-    from envferry.cli.browse import FindOptions
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
+    from envferry.cli.shared.selection import FindOptions
     from envferry.models import PackageFacts
 
 

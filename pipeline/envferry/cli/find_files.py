@@ -5,22 +5,25 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from envferry.base.files import plural
-from envferry.cli.browse import day, match_lines, open_index, require_environment
-from envferry.cli.terminal import table
+from envferry.cli.shared.selection import (
+    holder_lines,
+    match_lines,
+    open_index,
+    require_environment,
+    say_unsearched,
+)
 from envferry.errors import NotFound
 from envferry.redaction import fit_to_show
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
-    from envferry.cli.browse import FindOptions
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
+    from envferry.cli.shared.selection import FindOptions
     from envferry.index.file_queries import FileMatch, FilePattern
     from envferry.models import PackageFacts
 
 UNKNOWN = "unknown"
-SHOWN_REASONS = 3
 
 
 def find_held_files(console: Console, options: FindOptions) -> int:
@@ -40,15 +43,6 @@ def find_held_files(console: Console, options: FindOptions) -> int:
         raise NotFound(message, hint=_other_words(options))
     console.result(found, lambda: _file_lines(found))
     return 0 if found else NotFound.exit_code
-
-
-def say_unsearched(console: Console, what: str, reasons: Mapping[str, int]) -> None:
-    """Note how many artifacts were not searched, and why, the most frequent reasons first."""
-    ordered = sorted(reasons.items(), key=lambda one: -one[1])
-    for reason, number in ordered[:SHOWN_REASONS]:
-        console.note(f"{plural(number, 'artifact')} not searched ({what}): {reason}")
-    if left := sum(number for _, number in ordered[SHOWN_REASONS:]):
-        console.note(f"{left} more not searched ({what}): run `envferry check` for details")
 
 
 def find_licensed(console: Console, pattern: str, options: FindOptions) -> int:
@@ -100,16 +94,7 @@ def _patterns(options: FindOptions) -> tuple[FilePattern, ...]:
 def _file_lines(found: Sequence[FileMatch]) -> Iterable[str]:
     """Return the table of files."""
     rows = [
-        (
-            one.path,
-            f"{one.package} {one.package_version}".strip() or "(no package)",
-            f"{one.name}@{one.id}",
-            one.platform,
-            one.env_version or "",
-            ", ".join(one.tags),
-            day(one.published),
-        )
+        ((one.path, f"{one.package} {one.package_version}".strip() or "(no package)"), one)
         for one in found
     ]
-    headers = ("FILE", "PACKAGE", "ARTIFACT", "PLATFORM", "VERSION", "TAGS", "PUBLISHED")
-    return table(headers, rows, right=())
+    return holder_lines(("FILE", "PACKAGE"), rows)

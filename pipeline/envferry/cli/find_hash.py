@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from envferry.cli.browse import day, open_index, require_environment
-from envferry.cli.find_files import say_unsearched
-from envferry.cli.terminal import table
+from envferry.cli.shared.selection import (
+    holder_lines,
+    open_index,
+    require_environment,
+    say_unsearched,
+)
 from envferry.errors import NotFound, PipelineError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from envferry.cli.browse import FindOptions
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
+    from envferry.cli.shared.selection import FindOptions
     from envferry.index.digest_queries import DigestMatch
     from envferry.models import LockedPackage
     from envferry.registry import Registry
@@ -135,16 +138,7 @@ def _other_words(options: FindOptions, digests: tuple[str, ...]) -> str:
 def _lines(found: Sequence[DigestMatch]) -> Iterable[str]:
     """Return the table of what was found."""
     rows = [
-        (
-            one.what,
-            one.path or f"{one.package} {one.package_version}".strip(),
-            f"{one.name}@{one.id}",
-            one.platform,
-            one.env_version or "",
-            ", ".join(one.tags),
-            day(one.published),
-        )
+        ((one.what, one.path or f"{one.package} {one.package_version}".strip()), one)
         for one in found
     ]
-    headers = ("WHAT", "OF", "ARTIFACT", "PLATFORM", "VERSION", "TAGS", "PUBLISHED")
-    return table(headers, rows, right=())
+    return holder_lines(("WHAT", "OF"), rows)

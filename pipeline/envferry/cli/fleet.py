@@ -7,9 +7,9 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 from envferry.base.files import plural
-from envferry.cli.command import argument, command, option
-from envferry.cli.shared_options import RegistryOptions
-from envferry.cli.terminal import table
+from envferry.cli.shared.command import argument, command, option
+from envferry.cli.shared.shared_options import RegistryOptions
+from envferry.cli.shared.terminal import table
 from envferry.cli.upkeep import parse_age
 from envferry.errors import NotFound
 from envferry.registry import Registry
@@ -17,7 +17,7 @@ from envferry.registry import Registry
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.registry.host_reports import Fleet, HostReport
 
 log = logging.getLogger(__name__)

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.cli.command import command, option
-from envferry.cli.hooks import run_hooks
-from envferry.cli.host_report import report_host
 from envferry.cli.install import InstallCommandOptions
+from envferry.cli.shared.command import command, option
+from envferry.cli.shared.hooks import run_hooks
+from envferry.cli.shared.host_report import report_host
 from envferry.config import started_file
 from envferry.errors import UsageError
 from envferry.names import Ref, current_platform
 from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.follow.poll import Followed, FollowRequest
     from envferry.install.plan import InstallOptions
     from envferry.models import Manifest

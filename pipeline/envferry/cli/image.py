@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.base.files import human_bytes, write_bytes
-from envferry.cli.command import argument, command, option
-from envferry.cli.completing import complete_refs
-from envferry.cli.shared_options import (
+from envferry.cli.shared.command import argument, command, option
+from envferry.cli.shared.completing import complete_refs
+from envferry.cli.shared.shared_options import (
     EnvsDirOptions,
     RegistryOptions,
     SignatureOptions,
@@ -22,7 +22,7 @@ from envferry.trust.host_keys import load_signer, load_trust
 
 if TYPE_CHECKING:
     from envferry.archive.reader import Source
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.install.image import Image
     from envferry.install.plan import InstallOptions
     from envferry.models import Manifest

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import click
 from msgspec.structs import replace
 
-from envferry.cli.command import argument, command, option
 from envferry.cli.lock import describe_lock, lock_facts
-from envferry.cli.shared_options import DryRunOptions
+from envferry.cli.shared.command import argument, command, option
+from envferry.cli.shared.shared_options import DryRunOptions
 from envferry.names import SPECS_DIR
 
 if TYPE_CHECKING:
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.models import Lock
     from envferry.specs.drafts import RelaxLevel
     from envferry.specs.importing import Imported, ImportOptions

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.cli.command import command, option
-from envferry.cli.shared_options import DryRunOptions
+from envferry.cli.shared.command import command, option
+from envferry.cli.shared.shared_options import DryRunOptions
 from envferry.specs.starting import (
     SERVICES,
     USUAL_PACKAGES,
@@ -23,7 +23,7 @@ from envferry.specs.starting import (
 )
 
 if TYPE_CHECKING:
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
 
 
 class InitOptions(DryRunOptions):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import click
 
 from envferry.base.files import absolute_path, human_bytes, make_folders, plural
-from envferry.cli.command import argument, command, option
-from envferry.cli.completing import complete_refs
-from envferry.cli.hooks import run_hooks
-from envferry.cli.host_report import report_host
-from envferry.cli.shared_options import (
+from envferry.cli.shared.command import argument, command, option
+from envferry.cli.shared.completing import complete_refs
+from envferry.cli.shared.hooks import run_hooks
+from envferry.cli.shared.host_report import report_host
+from envferry.cli.shared.shared_options import (
     DryRunOptions,
     EnvsDirOptions,
     RegistryOptions,
@@ -21,14 +22,14 @@ from envferry.cli.shared_options import (
     becomes,
 )
 from envferry.config import settings, user_kernels
-from envferry.errors import UsageError
+from envferry.errors import NotFound, UsageError
 from envferry.install.env_home import IMAGE_SUFFIX, PARTIAL
 from envferry.install.installation import Finding
 from envferry.install.link_mode import Link
 from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.install.installation import Installation, Origin
     from envferry.install.stage import InstallOptions, InstallPreview
     from envferry.trust.host_trust import Trust
@@ -212,6 +213,9 @@ def install_mounted(console: Console, options: InstallCommandOptions, trust: Tru
         message = "--mount has no --dry-run"
         raise UsageError(message, hint="leave one of the two out")
     place = Path(options.ref)
+    if place.suffix == IMAGE_SUFFIX and not place.exists():
+        message = f"the image {place} does not exist"
+        raise NotFound(message, hint=f"`envferry image REF {shlex.quote(str(place))}` makes one")
     if is_image(place):
         wanted = options.as_install_options(origin_of(options.ref, options.registry))
         image = read_image(place)

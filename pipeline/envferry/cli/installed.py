@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.base.files import plural
-from envferry.cli.command import argument, command, option
-from envferry.cli.completing import complete_installed
-from envferry.cli.hooks import run_hooks
-from envferry.cli.host_report import report_host
-from envferry.cli.shared_options import DryRunOptions, EnvsDirOptions
+from envferry.cli.shared.command import argument, command, option
+from envferry.cli.shared.completing import complete_installed
+from envferry.cli.shared.hooks import run_hooks
+from envferry.cli.shared.host_report import report_host
+from envferry.cli.shared.shared_options import DryRunOptions, EnvsDirOptions
 from envferry.errors import EXIT_INTERRUPTED, UsageError
 from envferry.install.actor import current_actor
 from envferry.names import ID_PATTERN
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.install.env_home import EnvHome
     from envferry.install.installation import Installation
     from envferry.install.remove import Removal

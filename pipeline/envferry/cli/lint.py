@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envferry.cli.command import CommandOptions, argument, command, option
-from envferry.cli.completing import complete_specs
+import click
+
+from envferry.cli.shared.command import CommandOptions, argument, command, option
+from envferry.cli.shared.completing import complete_specs
+from envferry.config import settings
 from envferry.names import SPECS_DIR
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable, Iterable
 
-    from envferry.cli.console import Console
-    from envferry.models import Lock
+    from envferry.cli.shared.console import Console
+    from envferry.models import Lock, LockedPackage
     from envferry.progress import Progress
     from envferry.specs.linting import LintFinding
 
@@ -26,6 +30,15 @@ class LintOptions(CommandOptions):
     online: bool = option(
         "--online", is_flag=True, help="Also check that the channels have every pin."
     )
+    license_policy: Path | None = option(
+        "--license-policy",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        default=lambda: settings().license_policy,
+        show_default="the setting license_policy, if any",
+        help="Also find licences that the [licenses] of this policy does not allow, in the lock and"
+        " in the wheels that are in the cache.",
+    )
     strict: bool = option("--strict", is_flag=True, help="Fail if anything is found.")
 
 
@@ -37,12 +50,15 @@ def lint(console: Console, options: LintOptions) -> None:
     found: list[LintFinding] = []
     for word in options.specs:
         path = find_spec(word, SPECS_DIR)
-        found += lint_one(path, console.progress if options.online else None)
+        asking = console.progress if options.online else None
+        found += lint_one(path, options.license_policy, asking)
     console.result([finding_facts(item) for item in found], lambda: [str(item) for item in found])
     refuse_findings(found, strict=options.strict)
 
 
-def lint_one(path: Path, asking: Progress | None = None) -> list[LintFinding]:
+def lint_one(
+    path: Path, license_policy: Path | None, asking: Progress | None = None
+) -> list[LintFinding]:
     """Lint one spec, with what its lock knows; refuse what `lock` cannot read, in its words.
 
     With `asking`, which shows how far it is, its channels are asked for its pins, too.
@@ -60,7 +76,28 @@ def lint_one(path: Path, asking: Progress | None = None) -> list[LintFinding]:
         from envferry.lock.channels import missing_pins
 
         gone = missing_pins(spec, asking)
-    return lint_spec(path, pypi_names, lock.packages if lock else (), gone)
+    locked = lock.packages if lock else ()
+    return lint_spec(path, pypi_names, locked, gone, refused_licenses(locked, license_policy))
+
+
+def refused_licenses(
+    locked: Iterable[LockedPackage], policy: Path | None
+) -> Callable[[LockedPackage], str]:
+    """Return what says why the licence of a package is not allowed: nothing where it is."""
+    if policy is None:
+        return lambda _: ""
+    from envferry.audit.audit_policy import load_license_policy
+    from envferry.audit.license_policy import license_fault
+    from envferry.build.downloads import DownloadCache
+    from envferry.build.locked_licenses import known_licenses
+
+    found = load_license_policy(policy)
+    cache = DownloadCache(settings().cache_dir / "downloads")
+    faults = {
+        (one.manager, one.name, one.version): license_fault(text, found)
+        for one, text in known_licenses(locked, cache)
+    }
+    return lambda one: faults.get((one.manager, one.name, one.version), "")
 
 
 def refuse_findings(found: list[LintFinding], *, strict: bool) -> None:

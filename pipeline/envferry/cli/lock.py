@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from envferry.cli.command import argument, command, option
-from envferry.cli.completing import complete_specs
 from envferry.cli.lint import lint_one, old_lock, refuse_findings
-from envferry.cli.shared_options import DryRunOptions, OfflineOptions
-from envferry.errors import UsageError
+from envferry.cli.shared.command import argument, command, option
+from envferry.cli.shared.completing import complete_specs
+from envferry.cli.shared.shared_options import DryRunOptions, OfflineOptions
+from envferry.config import settings
+from envferry.errors import NotFound, UsageError
 from envferry.names import SPECS_DIR
 
 if TYPE_CHECKING:
-    from envferry.cli.console import Console
+    from collections.abc import Iterable
+
+    from envferry.cli.shared.console import Console
     from envferry.lock.lock_options import LockOptions
     from envferry.models import Lock
     from envferry.specs.drafts import RelaxLevel
+    from envferry.specs.linting import LintFinding
     from envferry.specs.lock_changes import Change
 
 
@@ -110,14 +115,20 @@ def lock(console: Console, options: LockCommandOptions) -> None:
 
 
 def locked_specs(console: Console) -> tuple[str, ...]:
-    """Return the specs in specs/ that have a lock; say which have none."""
+    """Return the specs in specs/ that have a lock; say which have none.
+
+    Raises NotFound when none has: nothing would be checked, and a pipeline would go on.
+    """
     from envferry.specs.spec_names import LOCK_ENDING, spec_names
 
     found = spec_names(SPECS_DIR)
     locked = [name for name in found if (SPECS_DIR / f"{name}{LOCK_ENDING}").is_file()]
-    for name in found:
-        if name not in locked:
-            console.note(f"{name} has no lock: run `envferry lock {name}`")
+    unlocked = [name for name in found if name not in locked]
+    if unlocked and not locked:
+        message = f"{SPECS_DIR}/ has no locks, only specs: {', '.join(unlocked)}"
+        raise NotFound(message, hint=f"run `envferry lock {shlex.join(unlocked)}`")
+    for name in unlocked:
+        console.note(f"{name} has no lock: run `envferry lock {name}`")
     return tuple(locked)
 
 
@@ -137,16 +148,24 @@ def lock_one(
         for warning in lock_warnings(lock):
             log.warning("%s", warning)
         return lock, ()
-    findings = lint_one(spec.path)
-    for finding in findings:
-        log.warning("%s", finding)
-    refuse_findings(findings, strict=options.strict)
+    refuse_findings(_warned(lint_one(spec.path, None)), strict=options.strict)
     before = old_lock(spec.lock_path)
     made = lock_spec(spec, options=options.as_lock_options(), progress=console.progress)
+    if policy := settings().license_policy:
+        licenses = (one for one in lint_one(spec.path, policy) if one.rule.code == "S115")
+        refuse_findings(_warned(licenses), strict=options.strict)
     changes = compare_locks(before, made) if before else ()
     for change in changes:
         console.note(str(change))
     return made, changes
+
+
+def _warned(findings: Iterable[LintFinding]) -> list[LintFinding]:
+    """Log what lint found, and return it."""
+    found = list(findings)
+    for finding in found:
+        log.warning("%s", finding)
+    return found
 
 
 def find_solver(text: str | None) -> Path | None:

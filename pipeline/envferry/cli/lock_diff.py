@@ -12,7 +12,7 @@ from envferry.names import SPECS_DIR
 from envferry.process import run
 
 if TYPE_CHECKING:
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.models import Lock
 
 

@@ -15,7 +15,7 @@ import click
 from msgspec.structs import replace
 
 from envferry import __version__
-from envferry.cli.failures import EXPECTED, Answer, explain, require_utf8
+from envferry.cli.shared.failures import EXPECTED, Answer, explain, require_utf8
 from envferry.config import is_completing, started_file
 from envferry.errors import EXIT_INTERRUPTED, UsageError
 from envferry.suggestions import did_you_mean
@@ -40,8 +40,8 @@ SECTIONS = {
         "release": ("envferry.cli.release", "Check the lock, build, pack and push: what CI calls."),
     },
     "Registry": {
-        "ls": ("envferry.cli.browse", "List what a registry holds."),
-        "find": ("envferry.cli.browse", "Find the artifacts that hold a package."),
+        "ls": ("envferry.cli.ls", "List what a registry holds."),
+        "find": ("envferry.cli.find", "Find the artifacts that hold a package."),
         "show": ("envferry.cli.registry", "Show what is inside an artifact."),
         "why": ("envferry.cli.compare", "Show why an artifact contains a package."),
         "tag": ("envferry.cli.registry", "Point a tag at an artifact."),
@@ -240,7 +240,7 @@ def run(arguments: list[str]) -> int:
     except EXPECTED as error:
         failure = explain(error)
         if "`envferry " in failure.hint:
-            from envferry.cli.true_hints import with_places
+            from envferry.cli.shared.true_hints import with_places
 
             failure = replace(failure, hint=with_places(failure.hint, arguments, envferry))
         return failure.report(answer, as_json="--json" in arguments)

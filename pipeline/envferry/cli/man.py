@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.base.files import expand_home, make_folders, plural, write_bytes
-from envferry.cli.command import CommandOptions, argument, command
+from envferry.cli.shared.command import CommandOptions, argument, command
 
 if TYPE_CHECKING:
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
 
 USUAL_DIR = "~/.local/share/man"
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.base.files import human_bytes, plural
-from envferry.cli.command import argument, command, option
-from envferry.cli.completing import complete_installed
 from envferry.cli.installed import home_of
-from envferry.cli.shared_options import EnvsDirOptions, TrustedKeyOptions
-from envferry.cli.sizes import parse_size
-from envferry.cli.terminal import table
+from envferry.cli.shared.command import argument, command, option
+from envferry.cli.shared.completing import complete_installed
+from envferry.cli.shared.shared_options import EnvsDirOptions, TrustedKeyOptions
+from envferry.cli.shared.sizes import parse_size
+from envferry.cli.shared.terminal import table
 from envferry.errors import by_exit_code
 from envferry.install.actor import utc_now
 from envferry.trust.host_keys import load_trust
@@ -21,7 +21,7 @@ from envferry.trust.host_keys import load_trust
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.install.disk_usage import DirectoryUsage
     from envferry.install.host_overview import History, InstalledFacts
     from envferry.install.last_results import InstallationState

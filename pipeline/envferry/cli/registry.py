@@ -10,16 +10,16 @@ import msgspec
 
 from envferry.artifacts import ATTESTATION, SBOM, read_artifact, read_proof, sbom_path
 from envferry.base.files import human_bytes
-from envferry.cli.command import argument, command
-from envferry.cli.completing import complete_refs
-from envferry.cli.shared_options import (
+from envferry.cli.shared.command import argument, command
+from envferry.cli.shared.completing import complete_refs
+from envferry.cli.shared.shared_options import (
     DryRunOptions,
     PlatformOptions,
     RegistryOptions,
     SignKeyOptions,
     TagExpiryOptions,
 )
-from envferry.cli.terminal import styled, table
+from envferry.cli.shared.terminal import styled, table
 from envferry.names import Ref, check_name
 from envferry.registry import Registry
 from envferry.registry.accepted_sources import is_file_ref
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
 
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.models import Manifest
     from envferry.trust.attestations import Provenance
 

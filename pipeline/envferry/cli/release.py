@@ -9,15 +9,15 @@ import click
 import msgspec
 
 from envferry.cli.build import PackingWays, pack_built, push_one
-from envferry.cli.building import build_spec, preview_line, preview_spec
 from envferry.cli.changed import MAX_JOBS, Service, job_matrix, releasable
 from envferry.cli.clustered import BuiltReleaseOptions, outcomes_of, release_on_workers
-from envferry.cli.command import argument, command, option
-from envferry.cli.completing import complete_specs
 from envferry.cli.outcome import FAILURES, Outcome, raise_first
 from envferry.cli.release_gate import ReleaseGate
 from envferry.cli.release_plan import plan_releases
-from envferry.cli.shared_options import DryRunOptions
+from envferry.cli.shared.building import build_spec, preview_line, preview_spec
+from envferry.cli.shared.command import argument, command, option
+from envferry.cli.shared.completing import complete_specs
+from envferry.cli.shared.shared_options import DryRunOptions
 from envferry.errors import UsageError
 from envferry.names import SPECS_DIR, current_platform
 from envferry.trust.host_keys import load_trust
@@ -25,7 +25,7 @@ from envferry.trust.host_keys import load_trust
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.registry import Registry
 
 
@@ -106,7 +106,7 @@ def release(console: Console, options: ReleaseOptions) -> None:
         require_all_writable(outcomes, target)
         if not any(outcome.error for outcome in outcomes):
             if options.on_workers:
-                release_on_workers(console, outcomes, target, options)
+                release_on_workers(console, outcomes, target, options, gate)
             else:
                 release_all(Release(console, target, options, gate), outcomes)
     finally:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from envferry.base.files import human_bytes, plural
-from envferry.cli.building import preview_spec
-from envferry.cli.measured import known_durations
-from envferry.cli.terminal import table
+from envferry.cli.shared.building import preview_spec
+from envferry.cli.shared.measured import known_durations
+from envferry.cli.shared.terminal import table
 from envferry.errors import NotFound
 from envferry.names import DEFAULT_TAG, Ref, current_platform
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from envferry.archive.reader import Archive
-    from envferry.cli.building import BuildingOptions
     from envferry.cli.outcome import Outcome
+    from envferry.cli.shared.building import BuildingOptions
     from envferry.models import Lock, Manifest
     from envferry.registry import Registry
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.cli.command import argument, command
-from envferry.cli.completing import complete_installed
-from envferry.cli.shared_options import EnvsDirOptions
+from envferry.cli.shared.command import argument, command
+from envferry.cli.shared.completing import complete_installed
+from envferry.cli.shared.shared_options import EnvsDirOptions
 from envferry.config import child_environ
 
 if TYPE_CHECKING:
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
 
 
 class RunOptions(EnvsDirOptions):

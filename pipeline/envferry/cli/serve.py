@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.cli.audit import DatabaseOptions, load_with_vex, prepare
-from envferry.cli.browse import open_index
-from envferry.cli.command import command, option
-from envferry.cli.shared_options import RegistryOptions, TrustedKeyOptions
+from envferry.cli.shared.command import command, option
+from envferry.cli.shared.selection import open_index
+from envferry.cli.shared.shared_options import RegistryOptions, TrustedKeyOptions
 from envferry.errors import UsageError
 from envferry.stores.opening import require_public
 from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
 
 
 class ServeOptions(DatabaseOptions, TrustedKeyOptions, RegistryOptions):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from envferry.base.settings_table import SETTINGS
-from envferry.cli.command import NoOptions, command
-from envferry.cli.terminal import table
+from envferry.cli.shared.command import NoOptions, command
+from envferry.cli.shared.terminal import table
 from envferry.config import settings_files, told_settings
 from envferry.redaction import fit_to_show
 
 if TYPE_CHECKING:
     from envferry.base.settings_table import Value
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
 
 
 @command(NoOptions)

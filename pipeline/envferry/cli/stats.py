@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.base.files import human_bytes, plural
-from envferry.cli.command import CommandOptions, argument, command, option
-from envferry.cli.terminal import table
+from envferry.cli.shared.command import CommandOptions, argument, command, option
+from envferry.cli.shared.terminal import table
 from envferry.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.stats.download_counts import Downloads
 
 

@@ -10,15 +10,15 @@ import click
 
 from envferry.base.files import human_bytes
 from envferry.base.sha256 import sha256_hex
-from envferry.cli.command import argument, command
-from envferry.cli.shared_options import InterpreterOptions, PlatformOptions, SignKeyOptions
+from envferry.cli.shared.command import argument, command
+from envferry.cli.shared.shared_options import InterpreterOptions, PlatformOptions, SignKeyOptions
 from envferry.config import settings
 from envferry.errors import TargetOccupied, UsageError
 from envferry.names import current_platform
 from envferry.trust.host_keys import load_signer
 
 if TYPE_CHECKING:
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.tool.run_file import Program
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.base.files import human_bytes, plural
-from envferry.cli.command import argument, command, option
-from envferry.cli.shared_options import (
+from envferry.cli.shared.command import argument, command, option
+from envferry.cli.shared.shared_options import (
     ChosenTagOptions,
     DryRunOptions,
     RegistryOptions,
@@ -24,7 +24,7 @@ from envferry.trust.host_keys import load_trust
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.transfer.apply import Applied
     from envferry.transfer.mirror import Mirrored, MirrorRequest
     from envferry.transfer.tag_copy import TransferredTag

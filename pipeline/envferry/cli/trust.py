@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from envferry.cli.command import CommandOptions, argument, command, option
+from envferry.cli.shared.command import CommandOptions, argument, command, option
 from envferry.errors import HostError, NotFound, TargetOccupied, UsageError
 from envferry.names import Ref
 
 if TYPE_CHECKING:
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.trust.host_trust import Trust
 
 

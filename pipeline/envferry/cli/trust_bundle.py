@@ -10,9 +10,9 @@ import click
 
 from envferry.base.files import write_bytes
 from envferry.base.times import read_time, rfc3339
-from envferry.cli.command import CommandOptions, argument, command, option
-from envferry.cli.completing import complete_refs
-from envferry.cli.shared_options import (
+from envferry.cli.shared.command import CommandOptions, argument, command, option
+from envferry.cli.shared.completing import complete_refs
+from envferry.cli.shared.shared_options import (
     PlatformOptions,
     RegistryOptions,
     SignKeyOptions,
@@ -43,7 +43,7 @@ from envferry.trust.signing import pem_of, read_trusted_keys
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.trust.bundle import TrustBundle
     from envferry.trust.bundle_edit import BundleEditor
 

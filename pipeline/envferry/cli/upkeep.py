@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.base.files import human_bytes, plural
-from envferry.cli.command import argument, command, option
-from envferry.cli.shared_options import DryRunOptions, RegistryOptions, TrustedKeyOptions
-from envferry.cli.terminal import styled, table
+from envferry.cli.shared.command import argument, command, option
+from envferry.cli.shared.shared_options import DryRunOptions, RegistryOptions, TrustedKeyOptions
+from envferry.cli.shared.terminal import styled, table
 from envferry.errors import IntegrityError, UsageError
 from envferry.registry.accepted_sources import open_trusting
 from envferry.trust.host_keys import load_trust
@@ -19,7 +19,7 @@ from envferry.trust.host_keys import load_trust
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.registry.check import Report
     from envferry.registry.prune import PrunePlan
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envferry.base.files import absolute_path, plural
-from envferry.cli.command import argument, command, option
-from envferry.cli.completing import complete_installed
 from envferry.cli.installed import home_of
-from envferry.cli.shared_options import (
+from envferry.cli.shared.command import argument, command, option
+from envferry.cli.shared.completing import complete_installed
+from envferry.cli.shared.shared_options import (
     EnvsDirOptions,
     PlatformOptions,
     RegistryOptions,
@@ -26,7 +26,7 @@ from envferry.trust.host_keys import load_trust
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.install.env_home import EnvHome
     from envferry.install.verify import Verified
     from envferry.trust.host_trust import Trust

@@ -9,11 +9,11 @@ import msgspec
 
 from envferry.errors import UsageError
 from envferry.index.file_queries import FileContent, find_files
-from envferry.index.queries import EVERYTHING, tags_by_place, time_of
+from envferry.index.holder import HOLDER, Holder, count_unread, holder_facts, tags_by_place
+from envferry.index.queries import EVERYTHING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from datetime import datetime
 
     from envferry.index.database import Connection
     from envferry.index.queries import Filter
@@ -26,7 +26,7 @@ DOWNLOAD = "download"
 """What a digest in a lock is of: a package's file, or a commit."""
 
 
-class DigestMatch(msgspec.Struct, frozen=True, kw_only=True):
+class DigestMatch(Holder, frozen=True, kw_only=True):
     """An artifact that has a digest."""
 
     digest: str
@@ -37,13 +37,6 @@ class DigestMatch(msgspec.Struct, frozen=True, kw_only=True):
     package: str = ""
     """Of a file, and of a download whose lock was read; empty for a file that no package owns."""
     package_version: str = ""
-    name: str
-    """The environment."""
-    platform: str
-    id: str
-    env_version: str | None
-    published: datetime | None
-    tags: tuple[str, ...]
 
 
 def parse_digest(text: str) -> str:
@@ -68,16 +61,13 @@ def find_digests(
     """
     wanted = tuple(digests)
     condition, values = where.sql()
-    artifact = (
-        "artifacts.name, artifacts.platform, artifacts.id, artifacts.version, artifacts.published"
-    )
     own = (
-        f"SELECT what, {artifact} FROM marks JOIN artifacts ON artifacts.number = marks.artifact "
+        f"SELECT what, {HOLDER} FROM marks JOIN artifacts ON artifacts.number = marks.artifact "
         f"WHERE marks.digest = ? AND {condition} UNION ALL "
-        f"SELECT 'artifact', {artifact} FROM artifacts WHERE artifacts.id = ? AND {condition}"
+        f"SELECT 'artifact', {HOLDER} FROM artifacts WHERE artifacts.id = ? AND {condition}"
     )
     named = (
-        f"SELECT '{DOWNLOAD}', {artifact} FROM named_digests "
+        f"SELECT '{DOWNLOAD}', {HOLDER} FROM named_digests "
         "JOIN named ON named.digest = named_digests.number "
         "JOIN locks ON locks.number = named.lock JOIN artifacts ON artifacts.lock = locks.digest "
         f"WHERE named_digests.digest = ? AND {condition}"
@@ -90,7 +80,10 @@ def find_digests(
             raw = bytes.fromhex(digest)
             rows = connection.execute(own, [raw, *values, digest, *values]).fetchall()
             rows += connection.execute(named, [raw, *values]).fetchall()
-            found += [_match(digest, row, tags) for row in rows]
+            found += [
+                DigestMatch(digest=digest, what=what, **holder_facts(tuple(holder), tags))
+                for what, *holder in rows
+            ]
             if len(digest) == CONTENT_DIGITS:
                 files = find_files((FileContent(digest),), where)(connection)
                 found += [
@@ -104,29 +97,7 @@ def find_digests(
 
 def count_unread_locks(where: Filter = EVERYTHING) -> Callable[[Connection], dict[str, int]]:
     """Count the artifacts whose locks are not known, by reason."""
-    condition, values = where.sql()
-    statement = (
-        "SELECT coalesce(locks.problem, artifacts.problem, 'not read'), count(*) FROM artifacts "
-        f"LEFT JOIN locks ON locks.digest = artifacts.lock WHERE {condition} "
-        "AND (locks.number IS NULL OR locks.problem IS NOT NULL) GROUP BY 1"
-    )
-    return lambda connection: dict(connection.execute(statement, values).fetchall())
-
-
-def _match(
-    digest: str, row: tuple[Any, ...], tags: dict[tuple[str, str, str], tuple[str, ...]]
-) -> DigestMatch:
-    what, name, platform, id_, version, published = row
-    return DigestMatch(
-        digest=digest,
-        what=what,
-        name=name,
-        platform=platform,
-        id=id_,
-        env_version=version,
-        published=time_of(published),
-        tags=tags.get((name, platform, id_), ()),
-    )
+    return count_unread("locks", "locks.digest = artifacts.lock", where.sql())
 
 
 def _order(one: DigestMatch) -> tuple[Any, ...]:

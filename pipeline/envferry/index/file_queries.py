@@ -9,11 +9,11 @@ import msgspec
 
 from envferry.errors import UsageError
 from envferry.index.file_rows import content_number
-from envferry.index.queries import EVERYTHING, tags_by_place, time_of
+from envferry.index.holder import HOLDER, Holder, count_unread, holder_facts, tags_by_place
+from envferry.index.queries import EVERYTHING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from datetime import datetime
 
     from envferry.index.database import Connection
     from envferry.index.queries import Filter
@@ -82,20 +82,13 @@ class FileContent(msgspec.Struct, frozen=True):
         return "SELECT name, folder, list FROM held WHERE content = ?", [number]
 
 
-class FileMatch(msgspec.Struct, frozen=True, kw_only=True):
+class FileMatch(Holder, frozen=True, kw_only=True):
     """A file in an artifact."""
 
     path: str
     package: str
     """Empty for a file that no package owns."""
     package_version: str
-    name: str
-    """The environment."""
-    platform: str
-    id: str
-    env_version: str | None
-    published: datetime | None
-    tags: tuple[str, ...]
 
 
 def module_patterns(module: str) -> tuple[FilePattern, ...]:
@@ -127,8 +120,7 @@ def find_files(
     condition, values = where.sql()
     statement = (
         "SELECT place.value ->> 0, file_names.name, file_folders.folder, file_lists.package, "
-        "file_lists.version, artifacts.name, artifacts.platform, artifacts.id, "
-        "artifacts.version, artifacts.published FROM json_each(?) AS place "
+        f"file_lists.version, {HOLDER} FROM json_each(?) AS place "
         "JOIN file_lists ON file_lists.number = place.value ->> 2 "
         "JOIN file_names ON file_names.number = place.value ->> 0 "
         "JOIN file_folders ON file_folders.number = place.value ->> 1 "
@@ -151,13 +143,7 @@ def find_files(
 
 def count_unsearched(where: Filter = EVERYTHING) -> Callable[[Connection], dict[str, int]]:
     """Count the artifacts whose files are not known, by reason."""
-    condition, values = where.sql()
-    statement = (
-        "SELECT coalesce(filed.problem, artifacts.problem, 'not read'), count(*) FROM artifacts "
-        f"LEFT JOIN filed ON filed.artifact = artifacts.number WHERE {condition} "
-        "AND (filed.artifact IS NULL OR filed.problem IS NOT NULL) GROUP BY 1"
-    )
-    return lambda connection: dict(connection.execute(statement, values).fetchall())
+    return count_unread("filed", "filed.artifact = artifacts.number", where.sql())
 
 
 def _require_few(number: int, most: int) -> None:
@@ -190,15 +176,10 @@ def _order(row: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _match(row: tuple[Any, ...], tags: dict[tuple[str, str, str], tuple[str, ...]]) -> FileMatch:
-    _, name, folder, package, package_version, env, platform, id_, version, published = row
+    _, name, folder, package, version, *holder = row
     return FileMatch(
         path=f"{folder}/{name}" if folder else name,
         package=package,
-        package_version=package_version,
-        name=env,
-        platform=platform,
-        id=id_,
-        env_version=version,
-        published=time_of(published),
-        tags=tags.get((env, platform, id_), ()),
+        package_version=version,
+        **holder_facts(tuple(holder), tags),
     )

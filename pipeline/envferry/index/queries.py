@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 from functools import cmp_to_key
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from envferry.index.holder import Holder, tags_by_place, time_of
 from envferry.index.match_spec import compare_conda
 from envferry.index.rows import fact
 from envferry.models import PackageFacts
@@ -58,6 +59,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     published: datetime | None
     """When the newest came."""
     tags: tuple[str, ...]
+    """Those that moved last come first."""
 
 
 class Tag(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,7 +78,7 @@ class Tag(msgspec.Struct, frozen=True, kw_only=True):
     """What is wrong with it: damaged, or it points to nothing."""
 
 
-class Match(msgspec.Struct, frozen=True, kw_only=True):
+class Match(Holder, frozen=True, kw_only=True):
     """A package in an artifact."""
 
     package: str
@@ -84,13 +86,6 @@ class Match(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     build: str | None
     license: str | None
-    name: str
-    """The environment."""
-    platform: str
-    id: str
-    env_version: str | None
-    published: datetime | None
-    tags: tuple[str, ...]
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +128,26 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 EVERYTHING = Filter()
 
 
+class MatchPart(msgspec.Struct, frozen=True, kw_only=True):
+    """Which part of a list of matches, and in which order."""
+
+    order: Literal["environment", "package", "version", "published"] = "environment"
+    is_descending: bool = False
+    limit: int = -1
+    offset: int = 0
+
+
+WHOLE = MatchPart()
+MATCH_ORDERS = {
+    "environment": "name",
+    "package": "rank",
+    "version": "rank",
+    "published": "published",
+}
+version_key = cmp_to_key(compare_conda)
+"""Orders versions as they follow each other: 2.9 before 2.10."""
+
+
 def entries(
     wanted: Filter = EVERYTHING, limit: int = -1, offset: int = 0
 ) -> Callable[[Connection], tuple[Entry, ...]]:
@@ -167,9 +182,9 @@ GROUP BY name ORDER BY name
 """
 
     def query(connection: Connection) -> tuple[Environment, ...]:
-        tags: dict[str, set[str]] = {}
-        for name, tag in connection.execute("SELECT name, tag FROM tags"):
-            tags.setdefault(name, set()).add(tag)
+        tags: dict[str, dict[str, None]] = {}
+        for name, tag in connection.execute("SELECT name, tag FROM tags ORDER BY moved DESC, tag"):
+            tags.setdefault(name, {})[tag] = None
         return tuple(
             Environment(
                 name=row[0],
@@ -178,7 +193,7 @@ GROUP BY name ORDER BY name
                 damaged=row[3],
                 size=row[4],
                 published=time_of(row[5]),
-                tags=tuple(sorted(tags.get(row[0], ()))),
+                tags=tuple(tags.get(row[0], ())),
             )
             for row in connection.execute(statement, (part,))
         )
@@ -219,10 +234,10 @@ WHERE ? IS NULL OR tags.name = ? ORDER BY tags.name, tags.platform, tag
 
 
 def find(
-    wanted: MatchSpec, where: Filter = EVERYTHING, limit: int = -1, offset: int = 0
+    wanted: MatchSpec, where: Filter = EVERYTHING, part: MatchPart = WHOLE
 ) -> Callable[[Connection], tuple[Match, ...]]:
     """Find the artifacts that hold a package: by environment, the newest first."""
-    return _matches(lambda connection: _accepted(connection, wanted), where, limit, offset)
+    return _matches(lambda connection: _accepted(connection, wanted), where, part)
 
 
 def find_packages(
@@ -237,7 +252,7 @@ def find_packages(
         rows = connection.execute(f"SELECT {PACKAGE} FROM packages")
         return {row[0]: row[1:] for row in rows if accepts(_facts(row[1:]))}
 
-    return _matches(accepted, where, -1, 0)
+    return _matches(accepted, where, WHOLE)
 
 
 def _facts(row: tuple[Any, ...]) -> PackageFacts:
@@ -250,24 +265,31 @@ def _facts(row: tuple[Any, ...]) -> PackageFacts:
 def _matches(
     accepted: Callable[[Connection], dict[int, tuple[Any, ...]]],
     where: Filter,
-    limit: int,
-    offset: int,
+    part: MatchPart,
 ) -> Callable[[Connection], tuple[Match, ...]]:
     condition, values = where.sql()
+    first = MATCH_ORDERS[part.order] + (" DESC" if part.is_descending else "")
     statement = (
-        f"SELECT contents.package, {ENTRY} FROM contents "
+        "WITH wanted (chosen, rank) AS (SELECT value, key FROM json_each(?)) "
+        f"SELECT chosen, {ENTRY} FROM wanted JOIN contents ON contents.package = chosen "
         f"JOIN artifacts ON artifacts.number = contents.artifact WHERE {condition} "
-        "AND contents.package IN (SELECT value FROM json_each(?)) "
-        f"ORDER BY name, platform, {NEWEST_FIRST}, contents.package LIMIT ? OFFSET ?"
+        f"ORDER BY {first}, name, platform, {NEWEST_FIRST}, rank LIMIT ? OFFSET ?"
     )
 
     def query(connection: Connection) -> tuple[Match, ...]:
         found = accepted(connection)
         tags = tags_by_place(connection, where.name)
-        rows = connection.execute(statement, [*values, _json(found), limit, offset])
+        # The rank of a package is its place in this list: SQLite knows no versions.
+        ranked = sorted(found, key=lambda number: _rank(found[number], part.order))
+        rows = connection.execute(statement, [_json(ranked), *values, part.limit, part.offset])
         return tuple(_match(found[row[0]], _entry(row[1:], tags)) for row in rows)
 
     return query
+
+
+def _rank(package: tuple[Any, ...], order: str) -> tuple[Any, ...]:
+    name, version = package[0].lower(), version_key(package[1])
+    return (version, name) if order == "version" else (name, version)
 
 
 def count_finds(wanted: MatchSpec, where: Filter = EVERYTHING) -> Callable[[Connection], int]:
@@ -294,7 +316,7 @@ def versions_of(wanted: MatchSpec) -> Callable[[Connection], tuple[str, ...]]:
 
     def query(connection: Connection) -> tuple[str, ...]:
         versions = {row[2] for row in _named(connection, wanted.name)}
-        return tuple(sorted(versions, key=cmp_to_key(compare_conda)))
+        return tuple(sorted(versions, key=version_key))
 
     return query
 
@@ -335,22 +357,6 @@ def _named(connection: Connection, name: str) -> Iterable[tuple[Any, ...]]:
     )
 
 
-def tags_by_place(
-    connection: Connection, name: str | None
-) -> dict[tuple[str, str, str], tuple[str, ...]]:
-    """Return the tags of each artifact of an environment, or of all."""
-    rows = connection.execute(
-        "SELECT name, platform, id, tag FROM tags WHERE id IS NOT NULL AND (? IS NULL OR name = ?) "
-        "ORDER BY tag",
-        (name, name),
-    )
-    found: dict[tuple[str, str, str], tuple[str, ...]] = {}
-    for *place, tag in rows:
-        key = (place[0], place[1], place[2])
-        found[key] = (*found.get(key, ()), tag)
-    return found
-
-
 def _entry(row: tuple[Any, ...], tags: dict[tuple[str, str, str], tuple[str, ...]]) -> Entry:
     _, name, platform, id_, version, size, unpacked, packages, published, attested, problem = row
     return Entry(
@@ -383,8 +389,3 @@ def _match(package: tuple[Any, ...], entry: Entry) -> Match:
         published=entry.published,
         tags=entry.tags,
     )
-
-
-def time_of(seconds: float | None) -> datetime | None:
-    """Return a time of the index in UTC."""
-    return None if seconds is None else datetime.fromtimestamp(int(seconds), timezone.utc)

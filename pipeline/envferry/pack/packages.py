@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import email.message
 import email.parser
 import posixpath
 from typing import TYPE_CHECKING, Literal
@@ -119,6 +120,17 @@ def is_of_conda(record: Path, tree: Path) -> bool:
         return any(file in package.files for package in conda_packages(tree))
 
 
+def license_in_metadata(text: str) -> str | None:
+    """Return the licence that the METADATA of a distribution states; None for none."""
+    return _license_of(email.parser.HeaderParser().parsestr(text))
+
+
+def _license_of(metadata: email.message.Message) -> str | None:
+    text = metadata["License-Expression"] or metadata["License"] or ""
+    # Some put the whole text there.
+    return text.strip().split("\n")[0][:LICENSE_CHARACTERS] or None
+
+
 def pip_package(tree: Path, record: Path) -> InstalledPackage:
     """Return the package of a RECORD, its name as PEP 503 has it."""
     from packaging.utils import canonicalize_name
@@ -130,7 +142,6 @@ def pip_package(tree: Path, record: Path) -> InstalledPackage:
         metadata = email.parser.HeaderParser().parse(stream)
     # The folder's name says both, too, if less exactly.
     name, _, version = record.parent.name.removesuffix(".dist-info").partition("-")
-    license_text = metadata["License-Expression"] or metadata["License"] or ""
     return InstalledPackage(
         owner=Owner(
             rank=1,
@@ -138,8 +149,7 @@ def pip_package(tree: Path, record: Path) -> InstalledPackage:
             kind="pypi",
             version=metadata["Version"] or version,
         ),
-        # Some put the whole text there.
-        license=license_text.strip().split("\n")[0][:LICENSE_CHARACTERS] or None,
+        license=_license_of(metadata),
         files=frozenset(posixpath.normpath(posixpath.join(base, row)) for row in rows),
         records={},
     )

@@ -40,12 +40,10 @@ def layered(store: Store, archive: Path | ContentSource, count: int) -> Store:
     """Return a store that keeps an archive in so many layers; raise UsageError if it has none."""
     if count == 1:
         return store
-    from dataclasses import replace
-
     if not store.images:
         message = f"{store.url} keeps archives whole: --layers is for oci://HOST/REPOSITORY"
         raise UsageError(message, hint="leave out --layers")
-    return replace(store.images, cuts=_cuts_of(archive, count))
+    return store.images.in_layers(_cuts_of(archive, count))
 
 
 def _cuts_of(archive: Path | ContentSource, count: int) -> tuple[int, ...]:

@@ -18,61 +18,43 @@ if TYPE_CHECKING:
     from envferry.models import Artifact, Manifest
     from envferry.progress import Progress
     from envferry.registry.registry import Registry
-    from envferry.stores.oci.base_image import BaseImage
-    from envferry.stores.oci.image_store import OciStore
+    from envferry.stores.port import SystemImage
 
 USUAL_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
-def find_base_image(registry: Registry, manifest: Manifest, base: str) -> BaseImage:
+def find_base_image(registry: Registry, manifest: Manifest, base: str) -> SystemImage:
     """Find the image that an artifact is to be put on: before anything is sent.
 
-    Raises UsageError for a registry that has no images, and what `find_base` raises.
+    Raises UsageError for a registry that has no images, and what `ImageStore.find_base` raises.
     """
-    from envferry.stores.oci.base_image import find_base
-
-    return find_base(base, manifest.platform, _images_of(registry).space)
+    if registry.store.images is None:
+        message = f"{registry.url} keeps no images: --base is for oci://HOST/REPOSITORY"
+        raise UsageError(message, hint="leave out --base")
+    return registry.store.images.find_base(base, manifest.platform)
 
 
 def publish_runnable(
-    artifact: Artifact,
-    registry: Registry,
-    base: BaseImage,
-    tags: Sequence[str],
-    progress: Progress,
+    artifact: Artifact, base: SystemImage, tags: Sequence[str], progress: Progress
 ) -> tuple[str, ...]:
     """Write an image of a base with an environment at its prefix; return what it is called.
 
     Base and archive alone decide about its bytes.
     """
-    from envferry.stores.oci.documents import LAYER, encode
-    from envferry.stores.oci.sending import send_blob
-
-    store, manifest = _images_of(registry), artifact.manifest
-    repository = store.names.repository(manifest.name)
+    manifest = artifact.manifest
     label = f"push {manifest.name} on {base.shown}"
     with (
         progress.task(label, None) as advance,
         TemporaryFile(dir=artifact.directory) as scratch,
         FileSource(artifact.archive_path) as source,
     ):
-        layers = base.bring_layers(store.space, repository, advance)
-        rooted = _layer(Archive(source), scratch)
-        sent = send_blob(store.space, repository, rooted, advance, media_type=LAYER)
-    config = encode(_config(base.config, manifest, sent.diff_id))
-    return store.views.make_runnable(
-        (manifest.name, manifest.platform, manifest.id),
-        config,
-        (*layers, sent.descriptor),
-        tags,
-    )
-
-
-def _images_of(registry: Registry) -> OciStore:
-    if registry.store.images:
-        return registry.store.images
-    message = f"{registry.url} keeps no images: --base is for oci://HOST/REPOSITORY"
-    raise UsageError(message, hint="leave out --base")
+        return base.put_on(
+            (manifest.name, manifest.platform, manifest.id),
+            _layer(Archive(source), scratch),
+            lambda diff_id: _config(base.config, manifest, diff_id),
+            tags,
+            advance,
+        )
 
 
 def _layer(archive: Archive, scratch: BinaryIO) -> ContentSource:

@@ -102,5 +102,11 @@ RULES = {
             fix="add gxx_linux-64, ninja or cuda-nvcc to the conda half, as it needs; "
             "`envferry doctor --for NAME` shows what a host has",
         ),
+        Rule(
+            code="S115",
+            title="A licence that the policy does not allow",
+            why="`release` does not publish what holds it",
+            fix="take another package, or change the policy that license_policy names",
+        ),
     )
 }

@@ -134,12 +134,13 @@ def lint_spec(
     pypi_names: Callable[[str], tuple[str, ...]],
     locked: tuple[LockedPackage, ...] = (),
     gone: AnyMapping[str, str] | None = None,
+    refused: Callable[[LockedPackage], str] = lambda _: "",
 ) -> list[LintFinding]:
     """Return what is dangerous in a spec, in the order of its lines; raise as its reader does.
 
     `pypi_names` has all names of a conda package on indexes; `locked` are the packages of the
     spec's lock, as far as there is one; `gone` are conda lines that no channel satisfies, each with
-    what would do.
+    what would do; `refused` says why the licence of a locked package is not allowed, or nothing.
     """
     text = read_text(path)
     spec = parse_spec(text, path)
@@ -149,8 +150,9 @@ def lint_spec(
     asked.platforms = spec.options.platforms
     asked.selected = bool(selector_lines(text))
     found = [*_pip_lines(asked), *_file(asked), *unheeded_lines(root, text, asked.lines)]
+    met: dict[tuple[str, int, str], _Found] = {}
     for platform in spec.platforms:
-        # What meets in one environment is of one platform.
+        # What meets in one environment is of one platform; of several, each line is told once.
         part = _read(parse_yaml(select_platform(text, platform), path), path)
         part.pip = {name: line for name, line in part.pip.items() if applies(line, platform)}
         part.locked = {
@@ -158,18 +160,18 @@ def lint_spec(
             for item in locked
             if item.manager == "conda" and item.platform == platform
         }
-        found += [*_halves(part, pypi_names), *_cuda(part), *_compilers(part)]
+        for item in (*_halves(part, pypi_names), *_cuda(part), *_compilers(part)):
+            met.setdefault((item[0], line_of(item[1]), str(item[1])), item)
+    found += [*met.values(), *_licenses(asked, locked, refused)]
     for line in _texts(root.get("dependencies")):
         if gone and line.strip() in gone:
             used = gone[line.strip()]
             found.append(("S110", line, f"`{line}` is in no channel" + _instead(used)))
-    findings = {
-        (code, line_of(place), str(place)): LintFinding(
-            rule=RULES[code], path=path, line=line_of(place), what=fit_to_show(what)
-        )
-        for code, place, what in reversed(found)
-    }
-    return sorted(findings.values(), key=lambda item: (item.line, item.rule.code, item.what))
+    findings = [
+        LintFinding(rule=RULES[code], path=path, line=line_of(place), what=fit_to_show(what))
+        for code, place, what in found
+    ]
+    return sorted(findings, key=lambda item: (item.line, item.rule.code, item.what))
 
 
 def _is_distribution(item: LockedPackage) -> bool:
@@ -284,6 +286,18 @@ def _compilers(asked: _Asked) -> Iterator[_Found]:
     for one in compiler_findings({*lines, *asked.brought()}, lambda tool: tool == "libcuda"):
         if one.lacks and one.package in lines and NEEDS[one.package] is not INDUCTOR:
             yield "S114", lines[one.package], str(one)
+
+
+def _licenses(
+    asked: _Asked, locked: tuple[LockedPackage, ...], refused: Callable[[LockedPackage], str]
+) -> Iterator[_Found]:
+    """Yield what is locked under a licence that is not allowed, once for all platforms."""
+    for what, item in {f"{one.name} {one.version}": one for one in locked}.items():
+        if fault := refused(item):
+            half = asked.conda if item.manager == "conda" else asked.pip
+            line = half.get(item.name)
+            brought = "" if line is not None else ", which the lock brings along"
+            yield "S115", line, f"{what} ({fault}){brought}"
 
 
 def _pip_lines(asked: _Asked) -> Iterator[_Found]:

@@ -91,6 +91,9 @@ def find_spec(argument: str, specs_dir: Path) -> Path:
     if given.is_dir():
         message = f"{given} is a folder, expected a spec: a file or the name of one in {specs_dir}/"
         raise NotFound(message, hint="name one spec, such as `demo`")
+    if given.exists():
+        message = f"{given} is a pipe or a device, expected a spec: its lock lies beside it"
+        raise SpecError(message, hint="write it to a file first")
     what = f"{specs_dir}/{argument}.yml" if is_name else argument
     directory = given.parent if given.parent.is_dir() and not is_name else specs_dir
     raise _not_found(what, argument if is_name else given.stem, directory, specs_dir)

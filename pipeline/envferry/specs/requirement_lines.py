@@ -76,7 +76,8 @@ def included_lines(
         if include and "://" not in include["path"]:
             inner = path.parent / include["path"]
             if not inner.is_file():
-                message = f"{path}:{line.number}: `{line.text}` names {inner}, which does not exist"
+                fault = "is not a file" if inner.exists() else "does not exist"
+                message = f"{path}:{line.number}: `{line.text}` names {inner}, which {fault}"
                 raise SpecError(message, hint="correct the path; it starts from that file's folder")
             lines += included_lines(inner, read_text(inner), base, (*within, path.resolve()))
         else:

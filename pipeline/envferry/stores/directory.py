@@ -10,7 +10,7 @@ import time
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, ClassVar
 
 import msgspec
 import xxhash
@@ -64,6 +64,11 @@ NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 class DirectoryStore(msgspec.Struct, frozen=True):
     """A `Store` in a directory; the first write makes it."""
 
+    sends_in_order: ClassVar[bool] = False
+    """Parts of a file are copied by the kernel."""
+    images: ClassVar[None] = None
+    """It keeps values, not images."""
+
     root: Path
 
     @property
@@ -75,11 +80,6 @@ class DirectoryStore(msgspec.Struct, frozen=True):
     def place(self) -> str:
         """The path from the root of the file system."""
         return str(self.root.resolve())
-
-    @property
-    def sends_in_order(self) -> bool:
-        """No: parts of a file are copied by the kernel."""
-        return False
 
     def stat(self, key: str) -> Stat | None:
         """Return size and version of a file, or None when it does not exist."""
@@ -128,11 +128,6 @@ class DirectoryStore(msgspec.Struct, frozen=True):
     def disk(self) -> DirectoryStore:
         """Itself."""
         return self
-
-    @property
-    def images(self) -> None:
-        """None: it keeps values, not images."""
-        return
 
     def create(self, key: str, data: bytes) -> None:
         """Write to a temporary name beside the file, then give it its name if that is free."""
@@ -324,7 +319,10 @@ class DirectoryStore(msgspec.Struct, frozen=True):
             raise NotFound(message, hint="name a directory with --registry or ENVFERRY_REGISTRY")
         if not self.root.is_dir():
             message = f"the registry {self.root} does not exist"
-            hint = "name one with --registry or ENVFERRY_REGISTRY; `envferry push` makes it"
+            hint = (
+                "name one with --registry or ENVFERRY_REGISTRY: if it is a disk, is it mounted? "
+                "`envferry push` makes a new one"
+            )
             raise NotFound(message, hint=hint)
 
     @contextmanager

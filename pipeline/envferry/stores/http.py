@@ -6,7 +6,7 @@ import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import quote, urlsplit
 
 import urllib3
@@ -49,6 +49,12 @@ SHORT_BYTES = 1 << 16
 class HttpStore:
     """A `Store` that can only read; it cannot list, for web servers have no common way to."""
 
+    writable: ClassVar[None] = None
+    """A web server is only read."""
+    disk: ClassVar[None] = None
+    images: ClassVar[None] = None
+    """It keeps values, not images."""
+
     base: str
     """Ends in no slash."""
     limits: Limits = USUAL_LIMITS
@@ -83,21 +89,6 @@ class HttpStore:
     def place(self) -> str:
         """The URL that keys are appended to: a web server has no other name."""
         return self.base
-
-    @property
-    def writable(self) -> None:
-        """None: a web server is only read."""
-        return
-
-    @property
-    def disk(self) -> None:
-        """None: it is elsewhere."""
-        return
-
-    @property
-    def images(self) -> None:
-        """None: it keeps values, not images."""
-        return
 
     def stat(self, key: str) -> Stat | None:
         """Return what the headers say."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from envferry.stores.oci.image_store import OciStore
     from envferry.stores.source import ContentSource
 
 KEY_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
@@ -136,7 +135,7 @@ class ReadableStore(Protocol):
         ...
 
     @property
-    def images(self) -> OciStore | None:
+    def images(self) -> ImageStore | None:
         """This store with what an OCI registry offers; None where archives are not images."""
         ...
 
@@ -227,6 +226,55 @@ class Store(ReadableStore, Protocol):
 
     def delete_unfinished(self, prefix: str, older_seconds: float) -> int:
         """Remove what writers below `prefix` began that long ago and never finished; count it."""
+        ...
+
+
+class SystemImage(Protocol):
+    """An image of an operating system, found for the store that environments on it go to."""
+
+    @property
+    def shown(self) -> str:
+        """What it was called."""
+        ...
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its configuration, as OCI images have it."""
+        ...
+
+    def put_on(
+        self,
+        artifact: tuple[str, str, str],
+        layer: ContentSource,
+        configure: Callable[[str], dict[str, Any]],
+        tags: Sequence[str],
+        advance: Callable[[int], None] = ignore,
+    ) -> tuple[str, ...]:
+        """Write an image of its layers and one more, and have tags name it.
+
+        `artifact` is name, platform and id; `configure` gets the new layer's diff id. Returns what
+        the image is called.
+        """
+        ...
+
+
+class ImageStore(Store, Protocol):
+    """A store in an OCI registry, or an image layout: archives are images there, too."""
+
+    def image_digest(self, key: str) -> str | None:
+        """Return the digest of the image of an archive; None where it is not there."""
+        ...
+
+    def in_layers(self, cuts: tuple[int, ...]) -> Store:
+        """Return this store, which writes archives as layers that begin at these offsets, too."""
+        ...
+
+    def find_base(self, image: str, platform: str) -> SystemImage:
+        """Find an image of an operating system: before anything is sent.
+
+        Raises UsageError for a name that is not one, NotFound where there is none for the platform,
+        IntegrityError for what is not an image.
+        """
         ...
 
 

@@ -11,7 +11,7 @@ import re
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import msgspec
 import xxhash
@@ -71,6 +71,9 @@ def part_key(key: str, number: int) -> str:
 class SplitStore:
     """A `Store` that keeps large values in parts of another one; callers do not notice."""
 
+    images: ClassVar[None] = None
+    """It keeps values, not images."""
+
     inner: ReadableStore
     part_bytes: int
     records: dict[str, SplitRecord] = field(default_factory=dict, compare=False)
@@ -95,11 +98,6 @@ class SplitStore:
     def disk(self) -> SplitStore | None:
         """Itself, if the other store is on a disk."""
         return self if self.inner.disk else None
-
-    @property
-    def images(self) -> None:
-        """None: it keeps values, not images."""
-        return
 
     @property
     def sends_in_order(self) -> bool:

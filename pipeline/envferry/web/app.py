@@ -28,16 +28,17 @@ from envferry.web.guard import Guard
 from envferry.web.markdown import render_markdown
 from envferry.web.news import badge_of, list_news
 from envferry.web.page_values import ArtifactPage
-from envferry.web.pages import Question
+from envferry.web.questions import Question
 from envferry.web.registry_files import answer_file
 from envferry.web.treemap import Block, gather, lay_out
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from datetime import datetime
 
     from starlette.requests import Request
 
+    from envferry.web.questions import Order
     from envferry.web.site import RegistryView
 
 TEMPLATES = PackageLoader("envferry.web")
@@ -94,11 +95,15 @@ class Pages:
             lstrip_blocks=True,
         )
         self.templates.filters.update(bytes=human_bytes, day=day, moment=moment, plural=plural)
-        self.templates.filters.update(markdown=markdown)
+        self.templates.filters.update(markdown=markdown, query=query)
+        self.templates.globals.update(sorting=sorting)
         self.style = _static("style.css")
         self.icon = _static("favicon.svg")
         self.templates.globals.update(
-            site=site, release=__version__, style=xxhash.xxh3_64_hexdigest(self.style)
+            sorting=sorting,
+            site=site,
+            release=__version__,
+            style=xxhash.xxh3_64_hexdigest(self.style),
         )
 
     def routes(self) -> list[Route]:
@@ -255,6 +260,16 @@ def markdown(text: str) -> object:
     return render_markdown(str(visible(text)))
 
 
+def query(asked: Mapping[str, object]) -> str:
+    """Return a query with what is not empty; `?` alone for nothing."""
+    return "?" + urlencode({name: value for name, value in asked.items() if value != ""})
+
+
+def sorting(order: Order, prefix: str = "") -> dict[str, str]:
+    """Return what a query says of the order of a list."""
+    return {f"{prefix}sort": order.sort, f"{prefix}order": "desc" if order.descending else "asc"}
+
+
 def day(time: datetime | None) -> str:
     """Return a time as a day."""
     return f"{time:%Y-%m-%d}" if time else "unknown"
@@ -281,7 +296,7 @@ def _twin(request: Request) -> str:
     return f"{twin}?{request.url.query}" if request.url.query else twin
 
 
-def _public(page: Any) -> Any:  # noqa: ANN401  (any of the dataclasses of `page_values`)
+def _public(page: Any) -> Any:  # noqa: ANN401  (any of the dataclasses of `pages`)
     hidden = {one.name for one in dataclasses.fields(page) if one.metadata.get("json") is False}
     built: dict[str, Any] = msgspec.to_builtins(page)
     return {name: value for name, value in built.items() if name not in hidden}

@@ -16,7 +16,7 @@ from envferry.registry.layout import check_tag
 
 if TYPE_CHECKING:
     from envferry.index.queries import Entry
-    from envferry.web.pages import Question
+    from envferry.web.questions import Question
     from envferry.web.site import RegistryView
 
 MOST_NEWS = 50

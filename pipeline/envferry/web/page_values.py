@@ -1,4 +1,4 @@
-"""What each page says, as values: the templates show them, and the JSON twins are them."""
+"""The values that pages show: their JSON twins have the same fields."""
 
 from __future__ import annotations
 
@@ -15,16 +15,8 @@ if TYPE_CHECKING:
     from envferry.registry.dependents import Need
     from envferry.registry.diff import PackageChange, Update
     from envferry.web.provenance import ProvenanceSummary
+    from envferry.web.questions import Order, Paging
     from envferry.web.snippets import Snippet
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Paging:
-    """Which part of a long list a page shows."""
-
-    page: int
-    pages: int
-    total: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +27,7 @@ class HomePage:
     totals: Totals
     q: str
     environments: tuple[Environment, ...]
+    order: Order
     paging: Paging
 
 
@@ -47,7 +40,11 @@ class EnvironmentPage:
     platforms: tuple[str, ...]
     entries: tuple[Entry, ...]
     tags: tuple[Tag, ...]
+    """Those that moved last come first."""
+    order: Order
     paging: Paging
+    install: str
+    """How to get what a tag points to; empty where there is no tag."""
     readme: str
     """What the newest of them says of itself, in Markdown."""
 
@@ -133,9 +130,9 @@ class ArtifactPage:
     provenance: ProvenanceSummary
     has_sbom: bool
     licenses: tuple[LicenseShare, ...]
+    license_order: Order
     q: str
-    sort: str
-    descending: bool
+    order: Order
     packages: tuple[PackageFacts, ...]
     """Those that `q` asks for, in the order that was asked for."""
     shown: tuple[PackageFacts, ...] = field(metadata={"json": False})
@@ -154,6 +151,9 @@ class AuditPage:
     entry: Entry
     database: DatabaseFacts
     counts: Mapping[str, int]
+    state: str
+    """The one that is asked for; empty for all."""
+    order: Order
     packages: tuple[AuditedPackage, ...]
     shown: tuple[AuditedPackage, ...] = field(metadata={"json": False})
     paging: Paging
@@ -179,6 +179,10 @@ class DiffPage:
     old: Entry | None = None
     new: Entry | None = None
     changes: tuple[PackageChange, ...] = ()
+    """In the order that was asked for."""
+    shown: tuple[PackageChange, ...] = field(default=(), metadata={"json": False})
+    order: Order | None = None
+    paging: Paging | None = None
     unchanged: int = 0
     update: Update | None = None
     """What a host that has `old` reads for `new`; None when an archive is damaged."""
@@ -196,6 +200,7 @@ class FindPage:
     matches: tuple[Match, ...]
     versions: tuple[str, ...]
     """All versions of the package that are there, wanted or not."""
+    order: Order
     paging: Paging
 
 
@@ -204,6 +209,7 @@ class TagsPage:
     """All tags."""
 
     tags: tuple[Tag, ...]
+    order: Order
     paging: Paging
 
 
@@ -232,4 +238,5 @@ class HostsPage:
     rows: tuple[HostRow, ...]
     damaged: int
     """Reports that cannot be used."""
+    order: Order
     paging: Paging

@@ -1,16 +1,27 @@
-"""The answer to each question about a registry: what a page says."""
+"""What each page says; the templates show it, and the JSON twins are it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from envferry.errors import NotFound, PipelineError, UsageError
 from envferry.index import MatchSpec, queries
 from envferry.index.queries import Entry, Filter
-from envferry.names import check_name
+from envferry.names import DEFAULT_TAG, check_name
 from envferry.registry.diff import compare_packages
+from envferry.web.columns import (
+    AUDITED,
+    CHANGES,
+    ENTRIES,
+    ENVIRONMENTS,
+    FINDS,
+    HOSTS,
+    LICENSES,
+    PACKAGE_COLUMNS,
+    STATES,
+    TAGS,
+)
 from envferry.web.page_values import (
     ArtifactPage,
     AuditPage,
@@ -23,71 +34,45 @@ from envferry.web.page_values import (
     HostRow,
     HostsPage,
     LicenseShare,
-    Paging,
     Step,
     TagsPage,
     VulnerabilityChange,
     VulnerabilityChanges,
     WhyPage,
 )
+from envferry.web.questions import (
+    ROWS,
+    Order,
+    Paging,
+    Question,
+    ordered,
+)
+from envferry.web.snippets import install_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import TypeVar
 
     from envferry.models import PackageFacts
     from envferry.registry.host_reports import HostReport, ReportedTag
     from envferry.web.site import RegistryView
 
-    T = TypeVar("T")
-
-
-ROWS = 100
-"""On a page."""
+PACKAGES = 50
+"""On a page of an artifact, which says more than its packages."""
 STEPS = 10
 """Versions on a page of changes: each is read, and held against the advisories."""
-LONGEST_QUESTION = 200
-STATES = ("found", "unknown", "clean")
-SORTS = ("name", "version", "kind", "license", "size")
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What a request asks for, its path and its query."""
-
-    path: Mapping[str, str]
-    query: Mapping[str, str]
-
-    def text(self, name: str) -> str:
-        """Return a text of the query; raise UsageError when it is too long."""
-        text = self.query.get(name, "").strip()
-        if len(text) > LONGEST_QUESTION:
-            message = f"{name} has {len(text)} characters, {LONGEST_QUESTION} are allowed"
-            raise UsageError(message, hint="shorten the query")
-        return text
-
-    def paging(self, total: int, rows: int = ROWS) -> Paging:
-        """Return which part of a list is asked for; the nearest one that there is."""
-        text = self.text("page")
-        pages = max(1, -(-total // rows))
-        page = min(max(int(text), 1), pages) if text.isascii() and text.isdecimal() else 1
-        return Paging(page=page, pages=pages, total=total)
-
-    def share(self, rows: Sequence[T]) -> tuple[tuple[T, ...], Paging]:
-        """Return the part of a list that the page shows."""
-        paging = self.paging(len(rows))
-        return tuple(rows[(paging.page - 1) * ROWS : paging.page * ROWS]), paging
 
 
 def home(site: RegistryView, question: Question) -> HomePage:
     """List environments."""
-    q = question.text("q")
-    found, paging = question.share(site.ask(queries.environments(q)))
+    q, order = question.text("q"), question.order(ENVIRONMENTS)
+    everything = ordered(site.ask(queries.environments(q)), order, ENVIRONMENTS)
+    found, paging = question.share(everything)
     return HomePage(
         registry=site.url,
         totals=site.ask(queries.totals),
         q=q,
         environments=found,
+        order=order,
         paging=paging,
     )
 
@@ -95,21 +80,21 @@ def home(site: RegistryView, question: Question) -> HomePage:
 def environment(site: RegistryView, question: Question) -> EnvironmentPage:
     """List the artifacts of an environment."""
     name, platform = question.path["name"], question.text("platform") or None
-    check_name(name, "environment name")
-    everything = site.ask(queries.entries(Filter(name=name)))
-    if not everything:
-        msg = f"this registry has no environment {name}"
-        raise NotFound(msg, hint="see all environments")
+    everything = _versions(site, name)
     wanted = [one for one in everything if platform in (None, one.platform)]
-    wanted.sort(key=lambda one: one.published.timestamp() if one.published else 0, reverse=True)
-    shown, paging = question.share(wanted)
+    order, newest = question.order(ENTRIES), Order("published", descending=True)
+    wanted = [*ordered(wanted, newest, ENTRIES)]
+    shown, paging = question.share(ordered(wanted, order, ENTRIES))
+    moved = Order("moved", descending=True)
     return EnvironmentPage(
         name=name,
         platform=platform,
         platforms=tuple(sorted({one.platform for one in everything})),
         entries=shown,
-        tags=site.ask(queries.all_tags(name)),
+        tags=ordered(site.ask(queries.all_tags(name)), moved, TAGS),
+        order=order,
         paging=paging,
+        install=_install_line(site, everything, platform),
         readme=_readme(site, wanted),
     )
 
@@ -117,11 +102,7 @@ def environment(site: RegistryView, question: Question) -> EnvironmentPage:
 def changes(site: RegistryView, question: Question) -> ChangesPage:
     """Say what each version of an environment changed, the newest first."""
     name, wanted = question.path["name"], question.text("platform")
-    check_name(name, "environment name")
-    everything = site.ask(queries.entries(Filter(name=name)))
-    if not everything:
-        msg = f"this registry has no environment {name}"
-        raise NotFound(msg, hint="see all environments")
+    everything = _versions(site, name)
     platforms = tuple(sorted({one.platform for one in everything}))
     platform = wanted if wanted in platforms else platforms[0]
     versions = [one for one in everything if one.platform == platform and not one.problem]
@@ -140,13 +121,13 @@ def artifact(site: RegistryView, question: Question) -> ArtifactPage:
     entry = site.entry(*(question.path[part] for part in ("name", "platform", "id")))
     contents = site.contents(entry)
     manifest, q = contents.manifest, question.text("q")
-    sort = question.text("sort") if question.text("sort") in SORTS else "size"
-    descending = (question.text("order") or ("desc" if sort == "size" else "asc")) == "desc"
+    order = question.order(PACKAGE_COLUMNS)
+    license_order = question.order(LICENSES, "licenses_")
     wanted = [one for one in manifest.packages if q.lower() in f"{one.name} {one.license}".lower()]
     wanted.sort(key=lambda one: one.name.lower())
-    wanted.sort(key=lambda one: _sort_key(one, sort), reverse=descending)
+    packages = ordered(wanted, order, PACKAGE_COLUMNS)
     facts, ways = manifest.archive, site.snippets(entry, manifest.prefix)
-    shown, paging = question.share(wanted)
+    shown, paging = question.share(packages, PACKAGES)
     return ArtifactPage(
         entry=entry,
         prefix=manifest.prefix,
@@ -162,11 +143,11 @@ def artifact(site: RegistryView, question: Question) -> ArtifactPage:
         ),
         provenance=contents.provenance,
         has_sbom=contents.has_sbom,
-        licenses=_licenses(manifest.packages),
+        licenses=ordered(_licenses(manifest.packages), license_order, LICENSES),
+        license_order=license_order,
         q=q,
-        sort=sort,
-        descending=descending,
-        packages=tuple(wanted),
+        order=order,
+        packages=packages,
         shown=shown,
         paging=paging,
         has_audit=site.audit is not None,
@@ -182,14 +163,16 @@ def audited(site: RegistryView, question: Question) -> AuditPage:
         message = "this server has no database of advisories"
         hint = "make one with `envferry audit update`, then start `serve` again"
         raise NotFound(message, hint=hint)
-    found = site.audited(entry)
-    packages = tuple(
-        sorted(found.packages, key=lambda one: STATES.index(one.state))  # the worst first
-    )
+    found, order = site.audited(entry), question.order(AUDITED)
+    state = question.text("state") if question.text("state") in STATES else ""
+    wanted = (one for one in found.packages if state in ("", one.state))
+    packages = ordered(wanted, order, AUDITED)
     shown, paging = question.share(packages)
     return AuditPage(
         entry=entry,
         database=site.audit.database.facts,
+        state=state,
+        order=order,
         packages=packages,
         shown=shown,
         paging=paging,
@@ -213,7 +196,9 @@ def diff(site: RegistryView, question: Question) -> DiffPage:
         return DiffPage(q_old=q_old, q_new=q_new, suggestions=places[:ROWS])
     old, new = (_entry_of(site, text) for text in (q_old, q_new))
     before, after = (site.contents(one).manifest for one in (old, new))
-    changes = tuple(compare_packages(before.packages, after.packages))
+    order = question.order(CHANGES)
+    changes = ordered(compare_packages(before.packages, after.packages), order, CHANGES)
+    shown, paging = question.share(changes)
     present = sum(1 for change in changes if change.change != "removed")
     return DiffPage(
         q_old=q_old,
@@ -221,6 +206,9 @@ def diff(site: RegistryView, question: Question) -> DiffPage:
         old=old,
         new=new,
         changes=changes,
+        shown=shown,
+        order=order,
+        paging=paging,
         unchanged=len(after.packages) - present,
         update=site.update(before, after),
         vulnerabilities=_vulnerabilities(site, old, new),
@@ -229,24 +217,32 @@ def diff(site: RegistryView, question: Question) -> DiffPage:
 
 def find(site: RegistryView, question: Question) -> FindPage:
     """Find a package in all environments."""
-    q, tagged = question.text("q"), question.text("tagged") == "1"
+    q, tagged, order = question.text("q"), question.text("tagged") == "1", question.order(FINDS)
     if not q:
-        return FindPage(
-            q="", tagged=tagged, matches=(), versions=(), paging=Paging(page=1, pages=1, total=0)
-        )
+        nothing = Paging(page=1, pages=1, total=0)
+        return FindPage(q="", tagged=tagged, matches=(), versions=(), order=order, paging=nothing)
     wanted = MatchSpec.parse(q)
     where = Filter(is_tagged=tagged)
     paging = question.paging(site.ask(queries.count_finds(wanted, where)))
     offset = (paging.page - 1) * ROWS
-    matches = site.ask(queries.find(wanted, where, limit=ROWS, offset=offset))
+    part = queries.MatchPart(
+        order=order.sort,  # type: ignore[arg-type]  # one of FINDS
+        is_descending=order.descending,
+        limit=ROWS,
+        offset=offset,
+    )
+    matches = site.ask(queries.find(wanted, where, part))
     versions = site.ask(queries.versions_of(wanted)) if "*" not in wanted.name else ()
-    return FindPage(q=q, tagged=tagged, matches=matches, versions=versions, paging=paging)
+    return FindPage(
+        q=q, tagged=tagged, matches=matches, versions=versions, order=order, paging=paging
+    )
 
 
 def tags(site: RegistryView, question: Question) -> TagsPage:
     """List all tags."""
-    found, paging = question.share(site.ask(queries.all_tags()))
-    return TagsPage(tags=found, paging=paging)
+    order = question.order(TAGS)
+    found, paging = question.share(ordered(site.ask(queries.all_tags()), order, TAGS))
+    return TagsPage(tags=found, order=order, paging=paging)
 
 
 def hosts(site: RegistryView, question: Question) -> HostsPage:
@@ -269,9 +265,34 @@ def hosts(site: RegistryView, question: Question) -> HostsPage:
         for one in report.environments
         if one.is_current
     ]
-    shown, paging = question.share(rows)
-    count = len(fleet.reports)
-    return HostsPage(hosts=count, rows=shown, damaged=len(fleet.damaged), paging=paging)
+    order = question.order(HOSTS)
+    shown, paging = question.share(ordered(rows, order, HOSTS))
+    return HostsPage(
+        hosts=len(fleet.reports),
+        rows=shown,
+        damaged=len(fleet.damaged),
+        order=order,
+        paging=paging,
+    )
+
+
+def _install_line(site: RegistryView, entries: Sequence[Entry], platform: str | None) -> str:
+    """Return how to get what people want most likely: what is stable, else what is latest."""
+    tags = [tag for one in entries if platform in (None, one.platform) for tag in one.tags]
+    if not tags:
+        return ""
+    tag = next((tag for tag in ("stable", DEFAULT_TAG) if tag in tags), tags[0])
+    return install_line(f"{entries[0].name}@{tag}", site.public_url or site.url)
+
+
+def _versions(site: RegistryView, name: str) -> tuple[Entry, ...]:
+    """Return all artifacts of an environment; raise NotFound where there are none."""
+    check_name(name, "environment name")
+    found = site.ask(queries.entries(Filter(name=name)))
+    if not found:
+        message = f"this registry has no environment {name}"
+        raise NotFound(message, hint="see all environments")
+    return found
 
 
 def _readme(site: RegistryView, entries: Sequence[Entry]) -> str:
@@ -325,14 +346,8 @@ def _tags_of(report: HostReport, name: str) -> list[ReportedTag]:
     return [one for one in report.follows if one.ref.partition("@")[0] == name]
 
 
-def _sort_key(package: PackageFacts, sort: str) -> tuple[int, str]:
-    if sort == "size":
-        return package.size, ""
-    return 0, str(getattr(package, sort) or "").lower()
-
-
-def _licenses(packages: Sequence[PackageFacts]) -> tuple[LicenseShare, ...]:
-    """Sum packages by licence, the most frequent first."""
+def _licenses(packages: Sequence[PackageFacts]) -> list[LicenseShare]:
+    """Sum packages by licence, by its name."""
     found: dict[str | None, list[PackageFacts]] = {}
     for package in packages:
         found.setdefault(package.license or None, []).append(package)
@@ -340,7 +355,7 @@ def _licenses(packages: Sequence[PackageFacts]) -> tuple[LicenseShare, ...]:
         LicenseShare(license=text, packages=len(group), size=sum(one.size for one in group))
         for text, group in found.items()
     ]
-    return tuple(sorted(shares, key=lambda one: (-one.packages, one.license or "~")))
+    return sorted(shares, key=lambda one: (one.license or "~").lower())
 
 
 def _siblings(site: RegistryView, entry: Entry) -> tuple[Entry, ...]:

@@ -23,13 +23,18 @@ class Snippet:
     note: str = ""
 
 
+def install_line(ref: str, url: str) -> str:
+    """Return the command that installs a REF from the registry at `url`."""
+    return f"envferry install {ref} --registry {shlex.quote(url)}"
+
+
 def snippets(entry: Entry, url: str, prefix: str) -> tuple[Snippet, ...]:
     """Return how to get this very artifact from the registry at `url`.
 
     A prefix that no environment can have, as a damaged manifest may say, is in none of them.
     """
-    ref, place = f"{entry.name}@{entry.id}", shlex.quote(url)
-    install = f"envferry install {ref} --registry {place}"
+    ref = f"{entry.name}@{entry.id}"
+    install = install_line(ref, url)
     return (
         Snippet(title="Host", text=install),
         *_in_containers(install, prefix),

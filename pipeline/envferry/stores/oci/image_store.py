@@ -8,8 +8,8 @@ archive, the index of a tag, and who refers to what (docs/format.md).
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.stores.oci.port import Space
-    from envferry.stores.port import KnownRange
+    from envferry.stores.port import KnownRange, SystemImage
     from envferry.stores.source import ContentSource
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,11 @@ class OciStore:
     Registries have no conditions on writes: of several writers of a key one wins, but that both
     believe they did is possible. Each write is looked at again afterwards (docs/security.md).
     """
+
+    sends_in_order: ClassVar[bool] = True
+    """Registries hash what arrives."""
+    disk: ClassVar[None] = None
+    """Values cannot be read in place."""
 
     space: Space
     names: Names
@@ -137,19 +142,9 @@ class OciStore:
         return self
 
     @property
-    def disk(self) -> None:
-        """None: values cannot be read in place."""
-        return
-
-    @property
     def images(self) -> OciStore:
         """Itself."""
         return self
-
-    @property
-    def sends_in_order(self) -> bool:
-        """Yes: registries hash what arrives."""
-        return True
 
     def stat(self, key: str) -> Stat | None:
         """Read the manifest of a key."""
@@ -192,11 +187,9 @@ class OciStore:
         known: Sequence[KnownRange] = (),
     ) -> None:
         """Send a file as a blob; of an archive an image is made, too."""
-        from msgspec.structs import replace
-
         with incoming_of_file(path, key) as incoming:
             journal = path.with_name(f".{path.name}.upload")
-            self.receive(key, replace(incoming, journal=journal), advance)
+            self.receive(key, msgspec.structs.replace(incoming, journal=journal), advance)
 
     def receive(
         self, key: str, incoming: ContentSource, advance: Callable[[int], None] = ignore
@@ -254,6 +247,17 @@ class OciStore:
         archive = archive_name(key)
         image = self.views.image(archive) if archive else None
         return image.digest if image else None
+
+    def in_layers(self, cuts: tuple[int, ...]) -> OciStore:
+        """Return this store, which cuts the archives that it writes."""
+        return replace(self, cuts=cuts)
+
+    def find_base(self, image: str, platform: str) -> SystemImage:
+        """Find an image in any registry, to put environments of this store on."""
+        from envferry.stores.oci.base_image import find_base
+        from envferry.stores.oci.images_on_base import FoundBase
+
+        return FoundBase(find_base(image, platform, self.space), self.names, self.views)
 
     def list(self, prefix: str = "") -> Iterator[Listed]:
         """Yield values by the tags of their repositories, then their manifests."""

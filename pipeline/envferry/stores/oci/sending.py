@@ -28,7 +28,6 @@ from envferry.stores.s3.multipart import journal_at
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-    from types import TracebackType
 
     from envferry.stores.oci.port import Space, Upload
     from envferry.stores.source import ContentSource, Piece
@@ -94,12 +93,7 @@ class BlobDigests:
     def __enter__(self) -> BlobDigests:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         for pool in self.pools:
             pool.shutdown(wait=error is None, cancel_futures=True)
 

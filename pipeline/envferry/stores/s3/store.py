@@ -6,7 +6,7 @@ import logging
 import re
 from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 from botocore import exceptions as boto_errors
@@ -38,6 +38,12 @@ BUCKET_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
 class S3Store(msgspec.Struct, frozen=True):
     """A `Store` in a bucket, below a prefix."""
 
+    sends_in_order: ClassVar[bool] = False
+    """Parts of a file are sent side by side."""
+    disk: ClassVar[None] = None
+    images: ClassVar[None] = None
+    """It keeps values, not images."""
+
     call: S3Calls
 
     @classmethod
@@ -65,11 +71,6 @@ class S3Store(msgspec.Struct, frozen=True):
         """The URL on its server: many servers may have a bucket of that name."""
         return f"{self.call.endpoint} {self.url}"
 
-    @property
-    def sends_in_order(self) -> bool:
-        """No: parts of a file are sent side by side."""
-        return False
-
     def stat(self, key: str) -> Stat | None:
         """Ask for the object's size and ETag."""
         try:
@@ -90,16 +91,6 @@ class S3Store(msgspec.Struct, frozen=True):
     def writable(self) -> S3Store:
         """Itself."""
         return self
-
-    @property
-    def disk(self) -> None:
-        """None: it is elsewhere."""
-        return
-
-    @property
-    def images(self) -> None:
-        """None: it keeps values, not images."""
-        return
 
     def create(self, key: str, data: bytes) -> None:
         """Put an object with `If-None-Match: *`."""

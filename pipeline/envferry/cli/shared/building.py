@@ -13,9 +13,9 @@ from msgspec.structs import replace
 
 from envferry.archive.compression import DEFAULT_LEVEL
 from envferry.base.files import exclusive_lock, plural, remove_tree
-from envferry.cli.command import CommandOptions, option
-from envferry.cli.measured import measured
-from envferry.cli.shared_options import OfflineOptions, becomes
+from envferry.cli.shared.command import CommandOptions, option
+from envferry.cli.shared.measured import measured
+from envferry.cli.shared.shared_options import OfflineOptions, becomes
 from envferry.config import settings
 from envferry.engines.selection import Engine
 from envferry.errors import IntegrityError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from envferry.build.build_options import BuildOptions
     from envferry.build.preview import BuildPreview
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
     from envferry.engines.port import Sandbox
     from envferry.models import BuiltEnv, Lock
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from envferry.cli.terminal import printable, styled
+from envferry.cli.shared.terminal import printable, styled
 from envferry.errors import EXIT_INTERRUPTED, HostError, PipelineError, SpecError, UsageError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from envferry.base.durations import Duration, Durations
-from envferry.cli.console import ByteCounter
+from envferry.cli.shared.console import ByteCounter
 from envferry.config import settings
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from envferry.cli.command import CommandOptions, option
+from envferry.cli.shared.command import CommandOptions, option
 from envferry.config import settings
 from envferry.names import current_platform
 

@@ -15,8 +15,8 @@ import msgspec
 
 from envferry.base.files import human_bytes, plural
 from envferry.base.json import to_json
-from envferry.cli.failures import Answer
-from envferry.cli.terminal import printable, styled
+from envferry.cli.shared.failures import Answer
+from envferry.cli.shared.terminal import printable, styled
 from envferry.config import is_plain_terminal
 from envferry.progress import Expected, Silent
 from envferry.redaction import fit_to_show

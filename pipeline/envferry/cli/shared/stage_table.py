@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Protocol
 import click
 import msgspec
 
-from envferry.cli.terminal import harmless
+from envferry.cli.shared.terminal import harmless
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from rich.table import Table
 
-    from envferry.cli.console import Console
+    from envferry.cli.shared.console import Console
 
 ENDED = ("released", "failed")
 

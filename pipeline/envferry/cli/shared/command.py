@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 import msgspec
 
-from envferry.cli.console import Console
-from envferry.cli.failures import Answer
+from envferry.cli.shared.console import Console
+from envferry.cli.shared.failures import Answer
 from envferry.config import forget_relative_path_entries, settings
 
 if TYPE_CHECKING:

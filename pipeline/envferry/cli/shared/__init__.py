@@ -1,0 +1,1 @@
+"""What several commands share: declarations, options, output, tables and hints."""
