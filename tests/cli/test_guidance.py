@@ -5,16 +5,19 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from envferry.cli.main import COMMANDS, OTHER_WORDS, SECTIONS, envferry
 from envferry.cli.shared.true_hints import places_in, with_places
+from envferry.models import Checks
 from envferry.process import find_program
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.push import push_artifact
+from tests.support.artifacts import installable_artifact
 from tests.support.cli_runner import ENVFERRY, CliRunner
 from tests.support.installing import install, manifest_of
 from tests.support.packed import pack
@@ -51,6 +54,10 @@ def test_every_command_is_in_one_section() -> None:
         (["run", "dmo", "--", "true"], 7, "did you mean `demo`?"),
         (["remove", "dmo", "--all", "--yes"], 7, "did you mean `demo`?"),
         (["rollback", "other"], 7, "run `envferry install other`, or name another --envs-dir"),
+        (["rollback", "demo", "2321"], 7, "`envferry history demo` shows what there is"),
+        (["lock", "--check"], 7, "run `envferry lock demo`"),
+        (["install", "no.squashfs", "--mount"], 7, "`envferry image REF no.squashfs` makes one"),
+        (["ls", "--registry", "no"], 7, "name one with --registry or ENVFERRY_REGISTRY: if it is"),
     ],
 )
 def test_hints(cli: CliRunner, words: list[str], code: int, hint: str) -> None:
@@ -108,6 +115,27 @@ def test_the_bare_command_names_the_stages_and_the_next_step(cli: CliRunner) -> 
     manifest = manifest_of(cli.home / "demo.tar.zst", b"1")
     install(cli.home / "demo.tar.zst", cli.home / "envs", manifest)
     assert "Installed on this host: demo; see envferry list" in cli.run().stdout
+
+
+def test_the_one_file_tool_names_no_commands_that_it_has_not(cli: CliRunner) -> None:
+    cli.write_spec("demo", SPEC)
+    on_host = replace(cli, environ={**cli.environ, "ENVFERRY_RUN_FILE": "/media/usb/envferry.run"})
+    (step,) = re.findall(r"^Next.*", on_host.run().stdout, re.MULTILINE)
+    install_it = "sh /media/usb/envferry.run install NAME@TAG --registry PLACE"
+    assert step == f"Next, on a training host: {install_it}"
+
+
+def test_a_failed_check_says_how_it_is_installed_anyway(cli: CliRunner) -> None:
+    checks = Checks(commands=("false",))
+    artifact = installable_artifact(cli.home / "made", {"lib/a": b"x"}, checks=checks)
+    disk = Registry.open(str(cli.home / "my disk"))
+    push_artifact(artifact, registry=disk, tags=("stable",), progress=Silent())
+    words = ("--registry", "my disk", "--force", "glibc")
+    said = cli.run("install", "demo@stable", *words, expect=4).stderr
+    hint = re.search(r"`envferry (install [^`]*)` installs it anyway", said)
+    assert hint
+    assert hint[1] == "install demo@stable --no-check --registry 'my disk'"
+    cli.run(*shlex.split(hint[1]))
 
 
 @pytest.mark.parametrize(

@@ -421,3 +421,21 @@ def test_who_signed_it_is_kept_and_judged_by_the_keys_of_now(tmp_path: Path, env
     cli.run("status", *least, "--trusted-key", "new.pub", "--trusted-key", "ours.pub")
     revoked = cli.run("status", *least, "--trusted-key", "new.pub", expect=8)
     assert "error: demo: no key that this host trusts now signed it" in revoked.stderr
+
+
+def test_a_host_that_gets_its_keys_later_knows_who_signed(tmp_path: Path, envs: Path) -> None:
+    """What its hint says, installing what a trusted key signed, is what helps."""
+    registry = tmp_path / "registry"
+    registry.mkdir()
+    environ = {"ENVFERRY_ENVS_DIR": str(envs), "ENVFERRY_REGISTRY": str(registry)}
+    cli = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
+    cli.run("keygen", "ours")
+    artifact = installable_artifact(tmp_path / "dist", {"bin/tool": b"#!/bin/sh\n"})
+    cli.run("push", artifact.archive_path, "--sign-key", "ours.key", "--tag", "stable")
+    cli.run("install", "demo@stable")
+    status = ("status", "--min-free", "0", "--trusted-key", "ours.pub")
+    assert "no key that this host trusts now signed it" in cli.run(*status, expect=8).stderr
+    cli.run("install", "demo@stable", "--trusted-key", "ours.pub")
+    assert "signature: trusted" in cli.run(*status).stdout
+    cli.run("install", "demo@stable")
+    assert "signature: trusted" in cli.run(*status).stdout, "what was known is not forgotten"

@@ -230,7 +230,11 @@ def test_a_program_that_does_not_start_leaves_nothing(tmp_path: Path, host: Host
     [
         ({"glibc": (2, 999)}, r"this system has glibc 2\.\d+, this file needs 2\.999 or newer"),
         ({"glibc": (3, 0)}, r"this system has glibc 2\.\d+, this file needs 3\.0 or newer"),
-        ({"platform": "elsewhere"}, r"this machine is \w+, this file is for"),
+        (
+            {"platform": "elsewhere"},
+            r"this machine is \w+, this file is for \w+\nhint: make one on a build machine: "
+            rf"`envferry tool FILE --platform {current_platform()}`",
+        ),
     ],
 )
 def test_hosts_that_it_is_not_for(

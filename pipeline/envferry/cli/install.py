@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -21,7 +22,7 @@ from envferry.cli.shared.shared_options import (
     becomes,
 )
 from envferry.config import settings, user_kernels
-from envferry.errors import UsageError
+from envferry.errors import NotFound, UsageError
 from envferry.install.env_home import IMAGE_SUFFIX, PARTIAL
 from envferry.install.installation import Finding
 from envferry.install.link_mode import Link
@@ -212,6 +213,9 @@ def install_mounted(console: Console, options: InstallCommandOptions, trust: Tru
         message = "--mount has no --dry-run"
         raise UsageError(message, hint="leave one of the two out")
     place = Path(options.ref)
+    if place.suffix == IMAGE_SUFFIX and not place.exists():
+        message = f"the image {place} does not exist"
+        raise NotFound(message, hint=f"`envferry image REF {shlex.quote(str(place))}` makes one")
     if is_image(place):
         wanted = options.as_install_options(origin_of(options.ref, options.registry))
         image = read_image(place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from envferry.cli.shared.command import argument, command, option
 from envferry.cli.shared.completing import complete_specs
 from envferry.cli.shared.shared_options import DryRunOptions, OfflineOptions
 from envferry.config import settings
-from envferry.errors import UsageError
+from envferry.errors import NotFound, UsageError
 from envferry.names import SPECS_DIR
 
 if TYPE_CHECKING:
@@ -114,14 +115,20 @@ def lock(console: Console, options: LockCommandOptions) -> None:
 
 
 def locked_specs(console: Console) -> tuple[str, ...]:
-    """Return the specs in specs/ that have a lock; say which have none."""
+    """Return the specs in specs/ that have a lock; say which have none.
+
+    Raises NotFound when none has: nothing would be checked, and a pipeline would go on.
+    """
     from envferry.specs.spec_names import LOCK_ENDING, spec_names
 
     found = spec_names(SPECS_DIR)
     locked = [name for name in found if (SPECS_DIR / f"{name}{LOCK_ENDING}").is_file()]
-    for name in found:
-        if name not in locked:
-            console.note(f"{name} has no lock: run `envferry lock {name}`")
+    unlocked = [name for name in found if name not in locked]
+    if unlocked and not locked:
+        message = f"{SPECS_DIR}/ has no locks, only specs: {', '.join(unlocked)}"
+        raise NotFound(message, hint=f"run `envferry lock {shlex.join(unlocked)}`")
+    for name in unlocked:
+        console.note(f"{name} has no lock: run `envferry lock {name}`")
     return tuple(locked)
 
 

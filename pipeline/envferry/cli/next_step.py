@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from envferry.cli.shared.terminal import own_name
-from envferry.config import settings
+from envferry.config import settings, started_file
 from envferry.errors import PipelineError
 from envferry.specs.spec_names import LOCK_ENDING, spec_names
 
@@ -35,7 +35,8 @@ def welcome(folder: Path) -> str:
 def next_steps(folder: Path) -> list[str]:
     """Return the commands that make sense here."""
     directory = folder / "specs"
-    specs = spec_names(directory)
+    # The one-file tool has no commands for build machines.
+    specs = [] if started_file() else spec_names(directory)
     unlocked = [name for name in specs if not (directory / f"{name}{LOCK_ENDING}").is_file()]
     steps, name = [], own_name()
     if unlocked:
@@ -45,11 +46,16 @@ def next_steps(folder: Path) -> list[str]:
     installed = installed_names()
     if installed:
         steps.append(f"Installed on this host: {', '.join(installed)}; see {name} list")
-    return steps or [
+    if steps:
+        return steps
+    installing = f"Next, on a training host: {name} install NAME@TAG --registry PLACE"
+    if started_file():
+        return [installing]
+    return [
         f"Next, on a connected machine: {name} import FILE",
         "  FILE is an environment.yml, requirements, a lock, a pyproject.toml, a prefix or a venv",
         f"  or start from nothing: {name} init",
-        f"Next, on a training host: {name} install NAME@TAG --registry PLACE",
+        installing,
     ]
 
 

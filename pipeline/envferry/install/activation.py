@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -41,7 +42,12 @@ def make_current(
     they ran: they cannot where the path that it is installed for is another one.
     """
     checks = installation.checks
-    checked = CheckedTree(prefix=installation.prefix, tree=home.tree(installation.id))
+    checked = CheckedTree(
+        prefix=installation.prefix,
+        tree=home.tree(installation.id),
+        outcome=", so it was not made current",
+        hint=f"`envferry install {how_to_ask(installation)} --no-check` installs it anyway",
+    )
     has_checks = check and bool(checks.argvs(installation.prefix))
     if has_checks and installation.prefix != str(home.link):
         log.warning(
@@ -63,6 +69,13 @@ def make_current(
     else:
         check_while_current(home, installation, checked, progress)
     return has_checks
+
+
+def how_to_ask(installation: Installation) -> str:
+    """Return the words that ask `envferry install` for this again, for a shell."""
+    ref = installation.origin.ref if installation.origin else ""
+    asked = shlex.quote(ref or f"{installation.name}@{installation.id}")
+    return f"{asked} --mount" if installation.mounted else asked
 
 
 def view_of(home: EnvHome, id_: str) -> tuple[str, ...]:

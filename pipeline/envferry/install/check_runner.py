@@ -31,9 +31,9 @@ class CheckedTree(msgspec.Struct, frozen=True, kw_only=True):
     """Where it is."""
     view: tuple[str, ...] = ()
     """What each check is run with, see `activation.view_of`."""
-    outcome: str = ", so it was not made current"
+    outcome: str
     """What follows from a failure."""
-    hint: str = "`envferry install REF --no-check` installs it anyway"
+    hint: str
 
 
 def run_checks(checks: Checks, checked: CheckedTree, progress: Progress) -> None:

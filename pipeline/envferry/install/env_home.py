@@ -164,7 +164,7 @@ class EnvHome(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(message, hint="give more digits")
         if not found:
             message = f"{self.name} has no installation {text} in {self.envs_dir} {installed}"
-            raise NotFound(message, hint=f"run `envferry install {self.name}@ID`")
+            raise NotFound(message, hint=f"`envferry history {self.name}` shows what there is")
         return found[0]
 
     @property
@@ -191,7 +191,7 @@ class EnvHome(msgspec.Struct, frozen=True, kw_only=True):
         path = self.record(id_)
         if not path.is_file():
             message = f"{self.name} has no installation {id_} in {self.envs_dir}"
-            raise NotFound(message, hint=f"run `envferry install {self.name}@ID`")
+            raise NotFound(message, hint=f"run `envferry install {self.name}@{id_}`")
         return from_json(path.read_bytes(), Installation, str(path))
 
     def point_at(self, id_: str | None) -> None:

@@ -63,11 +63,19 @@ def install_artifact(
 
 
 def asked_again(home: EnvHome, wanted: Installation) -> Installation:
-    """Return the record of what is installed already, with the tag that led here this time."""
+    """Return the record of what is installed already, with the tag that led here this time.
+
+    And with the keys that it was accepted by: a host may have got its keys after its environments.
+    """
     record = home.installation(wanted.id)
-    if record.origin and wanted.origin and record.origin.tag != wanted.origin.tag:
-        asked = {"ref": wanted.origin.ref, "tag": wanted.origin.tag}
-        origin = msgspec.structs.replace(record.origin, **asked)
+    before, now = record.origin, wanted.origin
+    if before is None or now is None:
+        return record
+    same_bytes = record.archive_xxh128 == wanted.archive_xxh128
+    accepted = now.signed_by if same_bytes else ()
+    signed_by = tuple(dict.fromkeys((*before.signed_by, *accepted)))
+    origin = msgspec.structs.replace(before, ref=now.ref, tag=now.tag, signed_by=signed_by)
+    if origin != before:
         record = msgspec.structs.replace(record, origin=origin)
         write_bytes(home.record(record.id), to_json(record))
     return record

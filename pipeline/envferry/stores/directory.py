@@ -319,7 +319,10 @@ class DirectoryStore(msgspec.Struct, frozen=True):
             raise NotFound(message, hint="name a directory with --registry or ENVFERRY_REGISTRY")
         if not self.root.is_dir():
             message = f"the registry {self.root} does not exist"
-            hint = "name one with --registry or ENVFERRY_REGISTRY; `envferry push` makes it"
+            hint = (
+                "name one with --registry or ENVFERRY_REGISTRY: if it is a disk, is it mounted? "
+                "`envferry push` makes a new one"
+            )
             raise NotFound(message, hint=hint)
 
     @contextmanager

@@ -181,8 +181,12 @@ host_glibc() {
 
 require_host() {
     here=$(uname -m)
-    [ "$here" = "$machine" ] || fail "this machine is $here, this file is for $machine" \
-        "make one with \`envferry tool FILE --platform\`" 11
+    case $here in
+        x86_64) other="make one on a build machine: \`envferry tool FILE --platform linux-64\`" ;;
+        aarch64) other="make one on a build machine: \`envferry tool FILE --platform linux-aarch64\`" ;;
+        *) other="envferry has no such file for this machine: use \`pip install envferry\` there" ;;
+    esac
+    [ "$here" = "$machine" ] || fail "this machine is $here, this file is for $machine" "$other" 11
     [ -x "$loader" ] || fail "this system has no $loader: it has another C library than glibc, such as musl, or none" \
         "use a system with glibc $glibc or newer, or \`pip install envferry\` there" 11
     found=$(host_glibc)

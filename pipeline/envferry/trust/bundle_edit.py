@@ -44,9 +44,11 @@ def revoke_key(id_: str, why: str, now: datetime) -> Callable[[TrustBundle], Tru
     """Revoke a key, by its id; it stays in the bundle, for people to see."""
 
     def change(bundle: TrustBundle) -> TrustBundle:
-        if id_ not in {key.public.id for key in bundle.keys}:
-            message = f"no key of the trust bundle has the id {id_}"
-            raise UsageError(message, hint="`envferry trust show` lists them")
+        known = {key.public.id: key.name for key in bundle.keys}
+        if id_ not in known:
+            there = ", ".join(f"{one} ({name})" for one, name in known.items())
+            message = f"no key of the trust bundle has the id {id_}: it has {there}"
+            raise UsageError(message, hint="give one of these ids in full")
         others = tuple(one for one in bundle.revoked_keys if one.id != id_)
         revoked = RevokedKey(id=id_, why=why, time=rfc3339(now))
         return msgspec.structs.replace(bundle, revoked_keys=(*others, revoked))
