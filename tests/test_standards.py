@@ -25,7 +25,7 @@ from envferry.names import current_platform
 from envferry.pack.frozen import frozen_members
 from envferry.pack.generated import content_of
 from envferry.progress import Silent
-from envferry.specs.importing import Imported, ImportOptions, import_spec
+from envferry.specs.importing.conversion import Imported, ImportOptions, import_spec
 from envferry.specs.locks import LockContents, parse_lock, read_lock, render_lock, write_lock
 from envferry.specs.reading import parse_spec, read_spec
 from tests.support.channel_indexes import FORMS, indexes
@@ -80,7 +80,7 @@ def test_cep_24_pip_and_comment_selectors(tmp_path: Path) -> None:
     found = read_spec(path)
     assert found.pip == ("scipy",)
     assert "pywin32" in found.conda  # kept as written; it is chosen when a platform is known
-    from envferry.specs.selectors import selector_lines
+    from envferry.specs.syntax.selectors import selector_lines
 
     assert [selector for _, _, selector in selector_lines(text)] == ["win"]
 

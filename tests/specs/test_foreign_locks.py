@@ -8,9 +8,9 @@ import pytest
 
 from envferry.errors import SpecError
 from envferry.names import current_platform
-from envferry.specs.foreign_locks import git_url
-from envferry.specs.importing import Imported, ImportOptions, import_spec
-from envferry.specs.kinds import FileKind
+from envferry.specs.importing.conversion import Imported, ImportOptions, import_spec
+from envferry.specs.importing.file_kinds import FileKind
+from envferry.specs.importing.foreign_locks import git_url
 from envferry.specs.reading import read_spec
 
 if TYPE_CHECKING:

@@ -8,13 +8,13 @@ import pytest
 from packaging.markers import Marker
 
 from envferry.errors import SpecError
-from envferry.specs.importing import ImportOptions, import_spec
-from envferry.specs.poetry_versions import pep440, python_marker
+from envferry.specs.importing.conversion import ImportOptions, import_spec
+from envferry.specs.importing.poetry_versions import pep440, python_marker
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envferry.specs.importing import Imported
+    from envferry.specs.importing.conversion import Imported
 
 
 def imported(tmp_path: Path, text: str) -> Imported:

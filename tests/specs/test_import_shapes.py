@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from envferry.errors import SpecError
-from envferry.specs.importing import Imported, ImportOptions, import_spec
+from envferry.specs.importing.conversion import Imported, ImportOptions, import_spec
 from envferry.specs.reading import read_spec
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from envferry.errors import NotFound, PipelineError, SpecError, UsageError
 from envferry.specs.drafts import Draft, quoted, relaxed, render_draft
-from envferry.specs.importing import Imported, ImportOptions, import_spec
-from envferry.specs.kinds import FileKind
+from envferry.specs.importing.conversion import Imported, ImportOptions, import_spec
+from envferry.specs.importing.file_kinds import FileKind
 from envferry.specs.reading import read_spec
-from envferry.specs.yaml_text import parse_yaml
+from envferry.specs.syntax.yaml_text import parse_yaml
 from tests.support.cli_runner import CliRunner
 
 USERS_FILE = Path(__file__).parents[2] / "specs" / "transformer_env.yml"

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from envferry.specs.conda_lines import conda_name, merged, parse_conda_line, split_subdir
-from envferry.specs.pip_lines import (
+from envferry.specs.reading import read_spec
+from envferry.specs.syntax.conda_lines import conda_name, merged, parse_conda_line, split_subdir
+from envferry.specs.syntax.pip_lines import (
     heeded,
     pip_line_problem,
     plain_requirement,
     requirement_name,
     unheeded,
 )
-from envferry.specs.reading import read_spec
-from envferry.specs.selectors import is_selected
+from envferry.specs.syntax.selectors import is_selected
 
 if TYPE_CHECKING:
     from pathlib import Path

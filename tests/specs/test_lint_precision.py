@@ -13,8 +13,8 @@ from envferry.cli.lint import refused_licenses
 from envferry.lock.pypi_names import pypi_names
 from envferry.models import LockedPackage
 from envferry.names import current_platform
-from envferry.specs.lint_rules import RULES
-from envferry.specs.linting import lint_spec
+from envferry.specs.lint.linting import lint_spec
+from envferry.specs.lint.rules import RULES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from envferry.errors import PipelineError
 from envferry.lock.pypi_names import pypi_names
 from envferry.models import LockedPackage
-from envferry.specs.lint_rules import RULES
-from envferry.specs.linting import lint_spec
+from envferry.specs.lint.linting import lint_spec
+from envferry.specs.lint.rules import RULES
 
 ROOT = Path(__file__).parents[2]
 GOOD = """\

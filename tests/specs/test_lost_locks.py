@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envferry.names import current_platform
-from envferry.specs.importing import ImportOptions, import_spec
+from envferry.specs.importing.conversion import ImportOptions, import_spec
 from tests.support.lost_words import GIVEN_OFTEN, WORD
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from envferry.specs.importing import Imported
+    from envferry.specs.importing.conversion import Imported
 
 pytestmark = pytest.mark.skipif(current_platform() != "linux-64", reason="the locks are for it")
 PLATFORMS = ("linux-64", "osx-arm64", "win-64")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from envferry.cli.shared.console import Console
     from envferry.models import Lock, LockedPackage
     from envferry.progress import Progress
-    from envferry.specs.linting import LintFinding
+    from envferry.specs.lint.linting import LintFinding
 
 
 class LintOptions(CommandOptions):
@@ -65,7 +65,7 @@ def lint_one(
     """
     from envferry.lock.match_specs import check_match_specs
     from envferry.lock.pypi_names import pypi_names
-    from envferry.specs.linting import lint_spec
+    from envferry.specs.lint.linting import lint_spec
     from envferry.specs.reading import read_spec
 
     spec = read_spec(path)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from envferry.lock.pip_request import PipRequest
     from envferry.models import BuildRequirements, Lock, LockedPackage, Spec
     from envferry.progress import Progress
-    from envferry.specs.foreign_locks import ForeignLock
-    from envferry.specs.importing import Imported
+    from envferry.specs.importing.conversion import Imported
+    from envferry.specs.importing.foreign_locks import ForeignLock
 
 
 GLIBC_HINT = re.compile(r"glibc: '(?P<version>[\d.]+)'")

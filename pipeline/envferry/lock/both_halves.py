@@ -14,7 +14,7 @@ from envferry.lock.conda_requests import conda_request, solve_platforms
 from envferry.lock.pip_half import resolve_with_indexes
 from envferry.lock.pip_inputs import pip_request
 from envferry.lock.pypi_names import pypi_names
-from envferry.specs.conda_lines import parse_conda_line
+from envferry.specs.syntax.conda_lines import parse_conda_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,8 +14,8 @@ from envferry.lock.lock_options import LockOptions
 from envferry.lock.relax_pins import RelaxRequest, relax_pins
 from envferry.lock.repodata import ChannelIndexes
 from envferry.specs.channel_names import read_channel_names
-from envferry.specs.conda_lines import parse_conda_line
 from envferry.specs.reading import read_spec
+from envferry.specs.syntax.conda_lines import parse_conda_line
 
 if TYPE_CHECKING:
     from envferry.models import Replacement, Spec

@@ -19,7 +19,7 @@ from envferry.models import LockedPackage, SystemRequirements
 from envferry.names import build_string
 from envferry.process import CalledProcessError
 from envferry.redaction import without_credentials
-from envferry.specs.conda_lines import conda_name
+from envferry.specs.syntax.conda_lines import conda_name
 from envferry.worker_process import answer_request
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from envferry.lock.conda_half import ask_conda_lock, content_hashes, gather, sol
 from envferry.lock.conda_messages import CondaAnswer, CondaRequest
 from envferry.lock.existing_lock import known_hashes
 from envferry.lock.repodata import ChannelIndexes
-from envferry.specs.conda_lines import parse_conda_line
+from envferry.specs.syntax.conda_lines import parse_conda_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

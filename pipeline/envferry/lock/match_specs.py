@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from envferry.errors import SpecError
 from envferry.redaction import without_credentials
-from envferry.specs.yaml_text import line_of
+from envferry.specs.syntax.yaml_text import line_of
 
 if TYPE_CHECKING:
     from envferry.models import Spec

@@ -17,8 +17,13 @@ from envferry.lock.pip_entries import locked_package
 from envferry.lock.uv import compile_lines
 from envferry.lock.wheel_choice import wheel_ranks
 from envferry.redaction import without_login
-from envferry.specs.markers import target_environment
-from envferry.specs.pip_lines import HASH_FRAGMENT, is_path, plain_requirement, requirement_name
+from envferry.specs.syntax.markers import target_environment
+from envferry.specs.syntax.pip_lines import (
+    HASH_FRAGMENT,
+    is_path,
+    plain_requirement,
+    requirement_name,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

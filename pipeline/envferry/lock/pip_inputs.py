@@ -19,9 +19,9 @@ from envferry.lock.build_requirements import resolve_build_requirements
 from envferry.lock.existing_lock import kept_build_requirements
 from envferry.lock.pip_request import PipRequest
 from envferry.lock.pypi_names import pypi_names
-from envferry.specs.pip_lines import heeded, plain_requirement
-from envferry.specs.requirement_lines import INCLUDE, read_requirements
-from envferry.specs.yaml_text import read_text
+from envferry.specs.syntax.pip_lines import heeded, plain_requirement
+from envferry.specs.syntax.requirement_lines import INCLUDE, read_requirements
+from envferry.specs.syntax.yaml_text import read_text
 
 if TYPE_CHECKING:
     from envferry.lock.lock_options import LockOptions

@@ -9,7 +9,7 @@ import msgspec
 
 from envferry.lock.repodata_text import name_of
 from envferry.redaction import without_credentials
-from envferry.specs.conda_lines import parse_conda_line
+from envferry.specs.syntax.conda_lines import parse_conda_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,7 +8,7 @@ import msgspec
 from msgspec.structs import replace
 
 from envferry.errors import SpecError
-from envferry.specs.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, read_text
+from envferry.specs.syntax.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -13,7 +13,7 @@ from envferry.models import Checks, DataFile, SpecOptions, SystemRequirements
 from envferry.names import PLATFORMS, check_platform
 from envferry.specs.data_files import check_data
 from envferry.specs.spec_faults import list_of_strings, unexpected
-from envferry.specs.yaml_text import Mapping, Text, line_of, plain
+from envferry.specs.syntax.yaml_text import Mapping, Text, line_of, plain
 from envferry.suggestions import perhaps
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from envferry.errors import SpecError
-from envferry.specs.toml_text import all_of
+from envferry.specs.syntax.toml_text import all_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,9 +14,9 @@ from packaging.utils import canonicalize_name
 from envferry.errors import SpecError
 from envferry.names import current_platform
 from envferry.specs.drafts import Draft
-from envferry.specs.foreign_locks import ForeignLock, git_url
-from envferry.specs.markers import target_environment
-from envferry.specs.toml_text import parse_toml
+from envferry.specs.importing.foreign_locks import ForeignLock, git_url
+from envferry.specs.syntax.markers import target_environment
+from envferry.specs.syntax.toml_text import parse_toml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

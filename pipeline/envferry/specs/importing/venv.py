@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from envferry.errors import SpecError
 from envferry.specs.drafts import Draft
-from envferry.specs.import_conda import add_distributions
+from envferry.specs.importing.conda_environments import add_distributions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

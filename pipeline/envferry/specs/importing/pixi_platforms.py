@@ -8,12 +8,12 @@ import msgspec
 
 from envferry.errors import SpecError
 from envferry.names import PLATFORMS
-from envferry.specs.toml_text import all_of
+from envferry.specs.syntax.toml_text import all_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from envferry.specs.pixi_manifest import PixiManifest
+    from envferry.specs.importing.pixi_manifest import PixiManifest
 
 SYSTEM = ("cuda", "glibc", "archspec")
 """What hosts of a platform offer, called alike in `envferry: system:`."""

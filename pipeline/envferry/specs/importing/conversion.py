@@ -11,35 +11,35 @@ from msgspec.structs import replace
 from envferry.errors import SpecError, UsageError
 from envferry.names import NAME_PATTERN, check_name
 from envferry.redaction import without_credentials
-from envferry.specs.conda_lines import conda_name
 from envferry.specs.drafts import Draft, left_out_comment, quoted, relaxed, render_draft
-from envferry.specs.foreign_locks import ForeignLock, read_explicit, read_foreign_lock
-from envferry.specs.import_conda import (
+from envferry.specs.importing.conda_environments import (
     draft_conda_list,
     draft_conda_table,
     draft_pip_table,
     draft_prefix,
 )
-from envferry.specs.import_pixi import draft_pixi
-from envferry.specs.import_poetry import draft_poetry
-from envferry.specs.import_toml import draft_pyproject
-from envferry.specs.import_venv import draft_venv
-from envferry.specs.kinds import FOREIGN_LOCKS, FileKind, recognise, surprise
+from envferry.specs.importing.file_kinds import FOREIGN_LOCKS, FileKind, recognise, surprise
+from envferry.specs.importing.foreign_locks import ForeignLock, read_explicit, read_foreign_lock
+from envferry.specs.importing.pixi import draft_pixi
+from envferry.specs.importing.poetry import draft_poetry
+from envferry.specs.importing.pyproject import draft_pyproject
+from envferry.specs.importing.venv import draft_venv
 from envferry.specs.reading import (
     HOLDER,
     KNOWN_KEYS,
     check_dependencies,
     parse_spec,
 )
-from envferry.specs.requirement_lines import (
+from envferry.specs.spec_names import RESERVED_NAMES
+from envferry.specs.syntax.conda_lines import conda_name
+from envferry.specs.syntax.requirement_lines import (
     INCLUDE,
     logical_lines,
     read_requirements,
     rebased,
     relative,
 )
-from envferry.specs.spec_names import RESERVED_NAMES
-from envferry.specs.yaml_text import (
+from envferry.specs.syntax.yaml_text import (
     MAX_BYTES,
     Mapping,
     Sequence,

@@ -11,16 +11,21 @@ from packaging.version import Version
 
 from envferry.base.run_time_compilers import INDUCTOR, NEEDS, compiler_findings
 from envferry.redaction import fit_to_show
-from envferry.specs.conda_lines import conda_name, parse_conda_line
-from envferry.specs.import_conda import channel_name
-from envferry.specs.lint_rules import RULES
-from envferry.specs.lint_unheeded import BASE_PREFIX, unheeded_lines
-from envferry.specs.markers import applies
-from envferry.specs.pip_lines import is_editable, is_path, plain_requirement, requirement_name
+from envferry.specs.importing.conda_environments import channel_name
+from envferry.specs.lint.ignored_lines import BASE_PREFIX, unheeded_lines
+from envferry.specs.lint.rules import RULES
 from envferry.specs.reading import parse_spec
-from envferry.specs.requirement_lines import INCLUDE, included_lines
-from envferry.specs.selectors import select_platform, selector_lines
-from envferry.specs.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, read_text
+from envferry.specs.syntax.conda_lines import conda_name, parse_conda_line
+from envferry.specs.syntax.markers import applies
+from envferry.specs.syntax.pip_lines import (
+    is_editable,
+    is_path,
+    plain_requirement,
+    requirement_name,
+)
+from envferry.specs.syntax.requirement_lines import INCLUDE, included_lines
+from envferry.specs.syntax.selectors import select_platform, selector_lines
+from envferry.specs.syntax.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +33,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.models import LockedPackage
-    from envferry.specs.lint_rules import Rule
+    from envferry.specs.lint.rules import Rule
 
 # Wheels with a BLAS or OpenMP runtime of their own inside (their `.libs` folders), by pip name.
 # Opened to see: tensorflow's have none, lightgbm's and implicit's take the libgomp that is there.

@@ -9,12 +9,12 @@ from packaging.utils import canonicalize_name
 
 from envferry.errors import SpecError
 from envferry.specs.drafts import Draft
-from envferry.specs.import_pixi import git_requirement
-from envferry.specs.pip_lines import requirement_name
-from envferry.specs.project_folders import project_line
-from envferry.specs.pyproject_tables import conda_python, elsewhere
-from envferry.specs.requirement_lines import relative
-from envferry.specs.toml_text import parse_toml, table_at
+from envferry.specs.importing.pixi import git_requirement
+from envferry.specs.importing.project_folders import project_line
+from envferry.specs.importing.pyproject_tables import conda_python, elsewhere
+from envferry.specs.syntax.pip_lines import requirement_name
+from envferry.specs.syntax.requirement_lines import relative
+from envferry.specs.syntax.toml_text import parse_toml, table_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

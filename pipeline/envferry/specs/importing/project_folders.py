@@ -12,8 +12,8 @@ from urllib.parse import unquote
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from envferry.specs.pip_lines import HASH_FRAGMENT, is_path
-from envferry.specs.requirement_lines import relative
+from envferry.specs.syntax.pip_lines import HASH_FRAGMENT, is_path
+from envferry.specs.syntax.requirement_lines import relative
 
 if TYPE_CHECKING:
     from pathlib import Path

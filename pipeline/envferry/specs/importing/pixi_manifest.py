@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from envferry.specs.toml_text import all_of, table_at
+from envferry.specs.syntax.toml_text import all_of, table_at
 
 if TYPE_CHECKING:
     from pathlib import Path

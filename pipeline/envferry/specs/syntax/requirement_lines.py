@@ -10,8 +10,8 @@ import msgspec
 
 from envferry.errors import SpecError
 from envferry.redaction import without_login
-from envferry.specs.pip_lines import is_editable, is_path, option_of, plain_requirement
-from envferry.specs.yaml_text import read_text
+from envferry.specs.syntax.pip_lines import is_editable, is_path, option_of, plain_requirement
+from envferry.specs.syntax.yaml_text import read_text
 
 INCLUDE = re.compile(r"(?:-r|--requirements?)(?:\s+|=)?(?P<path>\S.*)")
 CONSTRAINT = re.compile(r"(?:-c|--constraints?)(?:\s+|=)?(?P<path>\S.*)")

@@ -6,7 +6,7 @@ import re
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from envferry.specs.pip_lines import requirement_of
+from envferry.specs.syntax.pip_lines import requirement_of
 
 PYTHONS = ("3.8", "3.9", "3.10", "3.11", "3.12", "3.13", "3.14")
 """Those that a marker is asked about where no python is chosen yet."""

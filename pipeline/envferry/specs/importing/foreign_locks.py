@@ -20,16 +20,16 @@ from envferry.errors import SpecError
 from envferry.models import LockedPackage
 from envferry.names import PLATFORMS, current_platform
 from envferry.redaction import without_credentials, without_login
-from envferry.specs.conda_lines import parse_conda_line
 from envferry.specs.drafts import Draft
-from envferry.specs.import_conda import PACKAGE_URL, channel_name, draft_explicit
-from envferry.specs.kinds import FileKind
-from envferry.specs.yaml_text import parse_yaml, plain
+from envferry.specs.importing.conda_environments import PACKAGE_URL, channel_name, draft_explicit
+from envferry.specs.importing.file_kinds import FileKind
+from envferry.specs.syntax.conda_lines import parse_conda_line
+from envferry.specs.syntax.yaml_text import parse_yaml, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from envferry.specs.import_conda import ExplicitLine
+    from envferry.specs.importing.conda_environments import ExplicitLine
 
 PIXI_VERSIONS = ("4", "5", "6", "7")
 CONDA_LOCK_VERSION = "1"
@@ -67,7 +67,7 @@ def read_foreign_lock(
 
     `python` is for locks of the pip half alone.
     """
-    from envferry.specs.pylocks import read_pylock, read_uv_lock
+    from envferry.specs.importing.pylocks import read_pylock, read_uv_lock
 
     try:
         if kind is FileKind.CONDA_LOCK:

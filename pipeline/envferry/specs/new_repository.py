@@ -12,10 +12,10 @@ from envferry import __version__
 from envferry.base.files import make_folders, write_bytes
 from envferry.errors import TargetOccupied, UsageError
 from envferry.names import SPECS_DIR, check_name
-from envferry.specs.conda_lines import conda_name
 from envferry.specs.drafts import quoted
-from envferry.specs.pip_lines import pip_line_problem
 from envferry.specs.spec_names import RESERVED_NAMES
+from envferry.specs.syntax.conda_lines import conda_name
+from envferry.specs.syntax.pip_lines import pip_line_problem
 
 STARTER = Path(__file__).with_name("starter")
 Service = Literal["github", "gitlab", "none"]

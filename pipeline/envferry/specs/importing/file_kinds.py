@@ -11,17 +11,17 @@ import msgspec
 from envferry.base.json import decode_json
 from envferry.base.site_packages import site_packages_folders
 from envferry.errors import NotFound, SpecError
-from envferry.specs.conda_lines import TEMPLATE, conda_name, parse_conda_line
-from envferry.specs.pip_commands import requirements_of
-from envferry.specs.pip_lines import pip_line_problem
-from envferry.specs.requirement_lines import logical_lines
-from envferry.specs.toml_text import TOMLDecodeError, parse_toml
-from envferry.specs.yaml_text import Mapping, parse_yaml, read_text
+from envferry.specs.syntax.conda_lines import TEMPLATE, conda_name, parse_conda_line
+from envferry.specs.syntax.pip_commands import requirements_of
+from envferry.specs.syntax.pip_lines import pip_line_problem
+from envferry.specs.syntax.requirement_lines import logical_lines
+from envferry.specs.syntax.toml_text import TOMLDecodeError, parse_toml
+from envferry.specs.syntax.yaml_text import Mapping, parse_yaml, read_text
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envferry.specs.requirement_lines import Line
+    from envferry.specs.syntax.requirement_lines import Line
 
 EXPORT_LINE = re.compile(r"[A-Za-z0-9_][\w.-]*=[^=<>~\s]+=([\w.]+|<pip>)")
 TABLE_LINE = re.compile(r"[A-Za-z0-9_][\w.-]*\s+[\w.!+-]+(\s+[\w.<>-]+(\s+\S+)?)?")

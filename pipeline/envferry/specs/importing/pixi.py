@@ -11,16 +11,16 @@ from packaging.utils import canonicalize_name
 
 from envferry.errors import SpecError
 from envferry.names import PLATFORMS
-from envferry.specs.conda_lines import conda_name, parse_conda_line
 from envferry.specs.drafts import Draft
-from envferry.specs.import_conda import channel_name
-from envferry.specs.pixi_manifest import PixiManifest
-from envferry.specs.pixi_platforms import platforms_of, system_of
-from envferry.specs.project_folders import project_line
-from envferry.specs.pyproject_tables import conda_python, elsewhere
-from envferry.specs.requirement_lines import relative
-from envferry.specs.selectors import SELECTORS
-from envferry.specs.toml_text import all_of, parse_toml
+from envferry.specs.importing.conda_environments import channel_name
+from envferry.specs.importing.pixi_manifest import PixiManifest
+from envferry.specs.importing.pixi_platforms import platforms_of, system_of
+from envferry.specs.importing.project_folders import project_line
+from envferry.specs.importing.pyproject_tables import conda_python, elsewhere
+from envferry.specs.syntax.conda_lines import conda_name, parse_conda_line
+from envferry.specs.syntax.requirement_lines import relative
+from envferry.specs.syntax.selectors import SELECTORS
+from envferry.specs.syntax.toml_text import all_of, parse_toml
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -6,10 +6,10 @@ import re
 import shlex
 from typing import TYPE_CHECKING
 
-from envferry.specs.pip_lines import OBEYED, SHORT
+from envferry.specs.syntax.pip_lines import OBEYED, SHORT
 
 if TYPE_CHECKING:
-    from envferry.specs.requirement_lines import Line
+    from envferry.specs.syntax.requirement_lines import Line
 
 COMMAND = re.compile(
     r"(?:[$%!] ?)?(?:sudo )?(?:uv |(?:\S*/)?python[\d.]* -m )?pip[\d.]* install (?P<words>.+)"

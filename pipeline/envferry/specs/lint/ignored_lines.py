@@ -6,13 +6,13 @@ import re
 from typing import TYPE_CHECKING
 
 from envferry.names import ENVS_DIR
-from envferry.specs.conda_lines import without_extras
 from envferry.specs.drafts import LEFT_OUT_MARK
-from envferry.specs.pip_lines import option_of, unheeded
 from envferry.specs.reading import HOLDER, KNOWN_KEYS
-from envferry.specs.selectors import doubtful_comments
 from envferry.specs.spec_options import OTHER_PLATFORM
-from envferry.specs.yaml_text import Mapping, Sequence, Text
+from envferry.specs.syntax.conda_lines import without_extras
+from envferry.specs.syntax.pip_lines import option_of, unheeded
+from envferry.specs.syntax.selectors import doubtful_comments
+from envferry.specs.syntax.yaml_text import Mapping, Sequence, Text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
