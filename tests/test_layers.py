@@ -41,6 +41,15 @@ LAYERS = (
 )
 """From the bottom up: a part imports itself and layers below, never its neighbours."""
 
+ROOMS = {
+    "specs": ("syntax", "", "importing", "lint"),
+    "cli": ("shared", ""),
+    "stores": ("", "s3", "oci"),
+}
+"""Packages inside of a package, from the bottom up; "" is what lies in the package itself."""
+FACTORIES = {"envferry.stores.opening": "opens a store of any kind by its URL"}
+"""Modules that may import from all packages beside them."""
+
 OWNERS = {
     "subprocess": "envferry.process",
     "click": "envferry.cli",
@@ -127,6 +136,28 @@ def test_imports_go_down(module: str, path: Path) -> None:
     for imported in imports(path):
         if (other := part_of(imported)) in known - {part}:
             assert other in below, f"{module} imports {imported}, which is not below it"
+
+
+@pytest.mark.parametrize("part", ROOMS)
+def test_imports_go_down_inside_of_a_part(part: str) -> None:
+    """Packages inside of a package have an order, too: no two of them need each other."""
+    found = dict(modules())
+    rooms = {path.parent.name for path in (SOURCES / part).glob("*/__init__.py")}
+    assert rooms | {""} == {*ROOMS[part]}, f"{part}/ has other packages: change ROOMS"
+    for module, path in found.items():
+        if part_of(module) != part or module in FACTORIES:
+            continue
+        number = ROOMS[part].index(room_of(module, rooms))
+        for imported in imports(path):
+            if part_of(imported) == part and imported in found:
+                below = ROOMS[part].index(room_of(imported, rooms)) <= number
+                assert below, f"{module} imports {imported}, which is not below it"
+
+
+def room_of(module: str, rooms: set[str]) -> str:
+    """Return the package inside of its part that a module lies in; "" for the part itself."""
+    names = module.split(".")
+    return names[2] if len(names) > 2 and names[2] in rooms else ""
 
 
 def test_no_module_waits_for_itself() -> None:
@@ -237,10 +268,19 @@ def test_no_test_asserts_wall_clock_time() -> None:
 
 def test_tests_lie_in_folders_named_for_what_they_test() -> None:
     tests = SOURCES.parents[1] / "tests"
-    packages = {path.parent.name for path in SOURCES.glob("*/__init__.py")}
-    folders = {path.parent.name for path in tests.glob("*/test_*.py")}
+    packages = {
+        path.parent.relative_to(SOURCES).as_posix()
+        for path in SOURCES.rglob("__init__.py")
+        if path.parent != SOURCES
+    }
+    folders = {
+        path.parent.relative_to(tests).as_posix()
+        for path in tests.rglob("test_*.py")
+        if path.parent != tests
+    }
     assert folders <= packages | {"integration"}
-    assert packages - folders == {"engines"}, "engines need containers: tests/integration"
+    servers = {"engines": "containers", "stores/s3": "servers"}
+    assert packages - folders == servers.keys(), "what needs more than files: tests/integration"
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from envferry.models import BuildRequirements, Lock, LockedPackage, Spec
     from envferry.progress import Progress
     from envferry.specs.importing.conversion import Imported
-    from envferry.specs.importing.foreign_locks import ForeignLock
+    from envferry.specs.importing.foreign_lock import ForeignLock
 
 
 GLIBC_HINT = re.compile(r"glibc: '(?P<version>[\d.]+)'")

@@ -15,6 +15,7 @@ from envferry.base.site_packages import site_packages_folders
 from envferry.errors import SpecError
 from envferry.names import PLATFORMS, file_name_of
 from envferry.redaction import without_credentials, without_login
+from envferry.specs.channel_names import channel_name
 from envferry.specs.drafts import Draft
 
 if TYPE_CHECKING:
@@ -30,12 +31,6 @@ PACKAGE_FILE = re.compile(
 )
 HASH = re.compile(r"(?:sha256:)?(?P<sha256>[0-9a-fA-F]{64})|(?:md5:)?(?P<md5>[0-9a-fA-F]{32})")
 PIP_COMMENT = re.compile(r"#\s*pip\s+(?P<name>\S+)\s+@\s+(?P<url>\S+)(\s+--hash=(?P<hash>\S+))?")
-# Only conda's own servers may be left out of a channel's name: on any other, a channel of the same
-# name is another channel.
-DEFAULT_PARTS = re.compile(
-    r"https?://repo\.(anaconda|continuum)\.(com|io)/pkgs/(main|r|free|msys2)"
-)
-NAMED_CHANNEL = re.compile(r"https?://conda\.anaconda\.org/(?P<name>[^/]+(/label/[^/]+)?)")
 PIP_BUILDS = ("pypi_0", "pypi", "<pip>")
 
 
@@ -243,16 +238,6 @@ def _add_url(draft: Draft, url: str) -> bool:
     _add_platform(draft, found["subdir"])
     draft.conda.append(f"{found['name']}={unquote(found['version'])}={unquote(found['build'])}")
     return True
-
-
-def channel_name(url: str) -> str:
-    """Return the short name of a channel that is one of conda's own servers, else its URL."""
-    url = without_credentials(url)
-    bare = url.rstrip("/")
-    if DEFAULT_PARTS.fullmatch(bare):
-        return "defaults"
-    named = NAMED_CHANNEL.fullmatch(bare)
-    return named["name"] if named else url
 
 
 def _records(prefix: Path) -> list[_Record]:

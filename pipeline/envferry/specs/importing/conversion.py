@@ -19,7 +19,7 @@ from envferry.specs.importing.conda_environments import (
     draft_prefix,
 )
 from envferry.specs.importing.file_kinds import FOREIGN_LOCKS, FileKind, recognise, surprise
-from envferry.specs.importing.foreign_locks import ForeignLock, read_explicit, read_foreign_lock
+from envferry.specs.importing.lock_formats import read_explicit, read_foreign_lock
 from envferry.specs.importing.pixi import draft_pixi
 from envferry.specs.importing.poetry import draft_poetry
 from envferry.specs.importing.pyproject import draft_pyproject
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 
     from envferry.models import Spec
     from envferry.specs.drafts import RelaxLevel
+    from envferry.specs.importing.foreign_lock import ForeignLock
 
 GENERIC_STEMS = (
     *("environment", "env", "requirements", "pixi", "pyproject", "explicit", "conda"),

@@ -11,12 +11,12 @@ from packaging.utils import canonicalize_name
 
 from envferry.errors import SpecError
 from envferry.names import PLATFORMS
+from envferry.specs.channel_names import channel_name
 from envferry.specs.drafts import Draft
-from envferry.specs.importing.conda_environments import channel_name
 from envferry.specs.importing.pixi_manifest import PixiManifest
 from envferry.specs.importing.pixi_platforms import platforms_of, system_of
 from envferry.specs.importing.project_folders import project_line
-from envferry.specs.importing.pyproject_tables import conda_python, elsewhere
+from envferry.specs.importing.pyproject_tables import conda_python, elsewhere, git_requirement
 from envferry.specs.syntax.conda_lines import conda_name, parse_conda_line
 from envferry.specs.syntax.requirement_lines import relative
 from envferry.specs.syntax.selectors import SELECTORS
@@ -274,15 +274,6 @@ def _pypi_line(manifest: PixiManifest, key: str, name: str, value: object) -> st
     if version in ("*", ""):
         return f"{name}{extras}{marker}"
     return f"{name}{extras}{version if version[0] in '=<>!~' else f'=={version}.*'}{marker}"
-
-
-def git_requirement(name: str, table: dict[str, Any]) -> str:
-    """Return the requirement on a git repository that a TOML table names."""
-    revision = table.get("rev") or table.get("tag") or table.get("branch")
-    at = f"@{revision}" if revision else ""
-    folder = f"#subdirectory={table['subdirectory']}" if table.get("subdirectory") else ""
-    url = str(table["git"]).removeprefix("git+")
-    return f"{name} @ git+{url}{at}{folder}"
 
 
 def _options(

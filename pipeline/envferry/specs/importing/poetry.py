@@ -11,9 +11,8 @@ from packaging.markers import InvalidMarker, Marker
 
 from envferry.errors import SpecError
 from envferry.specs.drafts import Draft
-from envferry.specs.importing.pixi import git_requirement
 from envferry.specs.importing.poetry_versions import ALTERNATIVES, pep440, python_marker
-from envferry.specs.importing.pyproject_tables import conda_python, elsewhere
+from envferry.specs.importing.pyproject_tables import conda_python, elsewhere, git_requirement
 from envferry.specs.syntax.requirement_lines import relative
 from envferry.specs.syntax.toml_text import all_of, parse_toml, table_at
 

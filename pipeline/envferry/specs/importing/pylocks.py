@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from envferry.errors import SpecError
 from envferry.names import current_platform
 from envferry.specs.drafts import Draft
-from envferry.specs.importing.foreign_locks import ForeignLock, git_url
+from envferry.specs.importing.foreign_lock import ForeignLock, git_url
 from envferry.specs.syntax.markers import target_environment
 from envferry.specs.syntax.toml_text import parse_toml
 

@@ -9,9 +9,8 @@ from packaging.utils import canonicalize_name
 
 from envferry.errors import SpecError
 from envferry.specs.drafts import Draft
-from envferry.specs.importing.pixi import git_requirement
 from envferry.specs.importing.project_folders import project_line
-from envferry.specs.importing.pyproject_tables import conda_python, elsewhere
+from envferry.specs.importing.pyproject_tables import conda_python, elsewhere, git_requirement
 from envferry.specs.syntax.pip_lines import requirement_name
 from envferry.specs.syntax.requirement_lines import relative
 from envferry.specs.syntax.toml_text import parse_toml, table_at

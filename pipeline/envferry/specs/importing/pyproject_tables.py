@@ -64,6 +64,15 @@ def conda_python(requires_python: str, path: Path) -> str:
     return f"python {','.join(part.replace('===', '==') for part in parts)}".strip()
 
 
+def git_requirement(name: str, table: dict[str, Any]) -> str:
+    """Return the requirement on a git repository that a TOML table names."""
+    revision = table.get("rev") or table.get("tag") or table.get("branch")
+    at = f"@{revision}" if revision else ""
+    folder = f"#subdirectory={table['subdirectory']}" if table.get("subdirectory") else ""
+    url = str(table["git"]).removeprefix("git+")
+    return f"{name} @ git+{url}{at}{folder}"
+
+
 def _shown(line: object) -> str:
     if isinstance(line, dict) and [*line] == ["include-group"]:
         return f"the group {line['include-group']}"

@@ -11,7 +11,7 @@ from packaging.version import Version
 
 from envferry.base.run_time_compilers import INDUCTOR, NEEDS, compiler_findings
 from envferry.redaction import fit_to_show
-from envferry.specs.importing.conda_environments import channel_name
+from envferry.specs.channel_names import channel_name
 from envferry.specs.lint.ignored_lines import BASE_PREFIX, unheeded_lines
 from envferry.specs.lint.rules import RULES
 from envferry.specs.reading import parse_spec

@@ -19,7 +19,7 @@ from envferry.specs.reading import read_spec
 from envferry.specs.syntax.yaml_text import parse_yaml
 from tests.support.cli_runner import CliRunner
 
-USERS_FILE = Path(__file__).parents[2] / "specs" / "transformer_env.yml"
+USERS_FILE = Path(__file__).parents[3] / "specs" / "transformer_env.yml"
 
 
 def imported(path: Path, text: str, options: ImportOptions | None = None) -> Imported:

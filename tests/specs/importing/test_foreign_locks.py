@@ -10,7 +10,7 @@ from envferry.errors import SpecError
 from envferry.names import current_platform
 from envferry.specs.importing.conversion import Imported, ImportOptions, import_spec
 from envferry.specs.importing.file_kinds import FileKind
-from envferry.specs.importing.foreign_locks import git_url
+from envferry.specs.importing.foreign_lock import git_url
 from envferry.specs.reading import read_spec
 
 if TYPE_CHECKING:

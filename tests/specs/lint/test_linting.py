@@ -15,7 +15,7 @@ from envferry.models import LockedPackage
 from envferry.specs.lint.linting import lint_spec
 from envferry.specs.lint.rules import RULES
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GOOD = """\
 name: n
 channels: [conda-forge]

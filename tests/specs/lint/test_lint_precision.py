@@ -19,9 +19,9 @@ from envferry.specs.lint.rules import RULES
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CORPUS: dict[str, dict[str, list[dict[str, Any]]]] = yaml.safe_load(
-    (ROOT / "tests/lint/corpus.yml").read_text()
+    (ROOT / "tests/specs/lint/corpus.yml").read_text()
 )
 SIDES = {"true": True, "false": False}
 
