@@ -16,8 +16,8 @@ from envferry.build.inside.builder import write_state
 from envferry.channel.conda_package import CondaPackage
 from envferry.channel.virtual_env import record_of
 from envferry.errors import SpecError
-from envferry.lock.conda_messages import CondaRequest
-from envferry.lock.conda_solver import virtual_packages
+from envferry.lock.conda.conda_messages import CondaRequest
+from envferry.lock.conda.conda_solver import virtual_packages
 from envferry.lock.lock_options import LockOptions
 from envferry.lock.stage import lock_spec
 from envferry.models import LockedPackage, SpecOptions, SystemRequirements

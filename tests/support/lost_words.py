@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from envferry.errors import PipelineError
-from envferry.lock.pip_inputs import written_out
+from envferry.lock.pip.pip_inputs import written_out
 from envferry.lock.pypi_names import pypi_names
 from envferry.specs.importing.conversion import ImportOptions, import_spec
 from envferry.specs.lint.linting import lint_spec

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from envferry.base.site_indexes import plain_url
 from envferry.config import site_indexes, uv_settings_passed_over
-from envferry.lock.uv import MAIN_INDEX
+from envferry.lock.pip.uv import MAIN_INDEX
 from envferry.redaction import without_login
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from envferry.names import check_platform
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envferry.lock.relax_pins import RelaxLevel
+    from envferry.lock.conda.relax_pins import RelaxLevel
 
 
 class LockOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from envferry.errors import UsageError
-from envferry.lock.foreign_solver import solver_version
+from envferry.lock.conda.foreign_solver import solver_version
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,7 +1,7 @@
 """Replace conda pins that a channel cannot satisfy by ones that it can, as little as possible.
 
 Compares them with rattler, in a worker process that leaves at once:
-`python -m envferry.lock.relax_pins REQUEST ANSWER`.
+`python -m envferry.lock.conda.relax_pins REQUEST ANSWER`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from envferry.errors import SpecError
-from envferry.lock.repodata import Extract, extract
+from envferry.lock.conda.repodata import Extract, extract
+from envferry.lock.conda.spec_lines import wanted_line
 from envferry.lock.solver_output import tidy
-from envferry.lock.spec_lines import wanted_line
 from envferry.models import Replacement
 from envferry.redaction import without_credentials
 from envferry.worker_process import Worker, answer_request
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from rattler import MatchSpec, PackageRecord
 
-    from envferry.lock.repodata import ChannelIndexes
+    from envferry.lock.conda.repodata import ChannelIndexes
 
 RelaxLevel = Literal["build", "patch", "all"]
 LEVELS: tuple[RelaxLevel, ...] = ("build", "patch", "all")
@@ -62,7 +62,7 @@ def relax_pins(request: RelaxRequest, indexes: ChannelIndexes) -> RelaxAnswer:
     """
     with tempfile.TemporaryDirectory(prefix="envferry-relax-") as directory:
         scratch = Path(directory)
-        worker = Worker(module="envferry.lock.relax_pins", scratch=scratch)
+        worker = Worker(module="envferry.lock.conda.relax_pins", scratch=scratch)
         answer = worker.ask(_with_records(request, indexes, scratch), RelaxAnswer)
     if not answer.error:
         return answer

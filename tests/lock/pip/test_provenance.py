@@ -16,8 +16,8 @@ from envferry.config import Settings
 from envferry.errors import IntegrityError, NotFound, SpecError
 from envferry.lock.existing_lock import check_lock
 from envferry.lock.lock_options import LockOptions
+from envferry.lock.pip.wheel_attestations import AttestedFile, Verdict, VerifyRequest, verify
 from envferry.lock.stage import lock_spec
-from envferry.lock.wheel_attestations import AttestedFile, Verdict, VerifyRequest, verify
 from envferry.models import FileProvenance, Publisher
 from envferry.progress import Silent
 from envferry.specs.locks import read_lock

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 from envferry.base.toml import TomlFault, decode_toml
 from envferry.build.source_tree import digest_source_tree
 from envferry.errors import SpecError
-from envferry.lock.wheel_choice import choose_wheel
+from envferry.lock.pip.wheel_choice import choose_wheel
 from envferry.models import LockedPackage
 from envferry.redaction import without_login
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from packaging.tags import Tag
 
-    from envferry.lock.pip_request import PipRequest
+    from envferry.lock.pip.pip_request import PipRequest
 
 SOURCE_ENDINGS = (".tar.gz", ".zip", ".tar.bz2", ".tar.xz", ".tgz")
 NO_VERSION = "0"

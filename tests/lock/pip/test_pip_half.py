@@ -14,10 +14,10 @@ import pytest
 from msgspec.structs import replace
 
 from envferry.errors import HostError, SpecError, StoreError
-from envferry.lock.git_failures import git_failure
-from envferry.lock.pip_half import marker_environment, resolve_pip
-from envferry.lock.pip_request import PipRequest
-from envferry.lock.wheel_choice import WheelTarget, choose_wheel, wheel_ranks
+from envferry.lock.pip.git_failures import git_failure
+from envferry.lock.pip.pip_half import marker_environment, resolve_pip
+from envferry.lock.pip.pip_request import PipRequest
+from envferry.lock.pip.wheel_choice import WheelTarget, choose_wheel, wheel_ranks
 from envferry.process import run
 from tests.support.wheels import make_wheel
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from envferry.errors import SpecError
-from envferry.lock.pip_half import resolve_pip
+from envferry.lock.pip.pip_half import resolve_pip
 from envferry.models import BuildRequirements
 
 if TYPE_CHECKING:
-    from envferry.lock.pip_request import PipRequest
+    from envferry.lock.pip.pip_request import PipRequest
 
 INDEX_OPTION = re.compile(
     r"(-i|-f|--index-url|--extra-index-url|--find-links|--no-index|--trusted-host)\b.*"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from packaging.utils import canonicalize_name
 
 from envferry.errors import SpecError, ToolFailed
+from envferry.lock.conda.spec_lines import PACKAGE_URL
 from envferry.lock.solver_output import (
     NOT_CACHED,
     UNREACHABLE,
@@ -15,12 +16,11 @@ from envferry.lock.solver_output import (
     tidy,
     unreachable_channel,
 )
-from envferry.lock.spec_lines import PACKAGE_URL
 from envferry.redaction import without_credentials
 
 if TYPE_CHECKING:
     from envferry.errors import PipelineError
-    from envferry.lock.conda_messages import CondaAnswer, CondaRequest
+    from envferry.lock.conda.conda_messages import CondaAnswer, CondaRequest
 
 NO_CHANNEL = re.compile(r"is not a supported scheme|could not parse url|[Ii]nvalid channel")
 

@@ -19,16 +19,16 @@ from envferry.base.files import expand_home
 from envferry.build.downloads import DownloadCache
 from envferry.config import settings
 from envferry.errors import SpecError, StoreError
-from envferry.lock.repodata_server import RepodataServer, unpack_file
-from envferry.lock.repodata_shards import ShardedIndex
-from envferry.lock.repodata_text import RepodataFile
+from envferry.lock.conda.repodata_server import RepodataServer, unpack_file
+from envferry.lock.conda.repodata_shards import ShardedIndex
+from envferry.lock.conda.repodata_text import RepodataFile
 from envferry.lock.solver_output import not_cached
 from envferry.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
-    from envferry.lock.repodata_text import FoundRecord
+    from envferry.lock.conda.repodata_text import FoundRecord
 
 PUBLIC = "https://conda.anaconda.org"
 DEFAULTS = ("main", "r")

@@ -10,7 +10,7 @@ import zstandard
 
 from envferry.base.files import human_bytes
 from envferry.base.workers import Workers
-from envferry.lock.repodata_text import FoundRecord, found_record
+from envferry.lock.conda.repodata_text import FoundRecord, found_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator

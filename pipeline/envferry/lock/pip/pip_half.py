@@ -13,9 +13,9 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from envferry.errors import SpecError
-from envferry.lock.pip_entries import locked_package
-from envferry.lock.uv import compile_lines
-from envferry.lock.wheel_choice import wheel_ranks
+from envferry.lock.pip.pip_entries import locked_package
+from envferry.lock.pip.uv import compile_lines
+from envferry.lock.pip.wheel_choice import wheel_ranks
 from envferry.redaction import without_login
 from envferry.specs.syntax.markers import target_environment
 from envferry.specs.syntax.pip_lines import (
@@ -28,7 +28,7 @@ from envferry.specs.syntax.pip_lines import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from envferry.lock.pip_request import PipRequest
+    from envferry.lock.pip.pip_request import PipRequest
     from envferry.models import LockedPackage
 
 log = logging.getLogger(__name__)

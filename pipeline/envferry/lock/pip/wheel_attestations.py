@@ -1,8 +1,9 @@
 """Verify attestations (PEP 740) with pypi-attestations, in a worker and without any network.
 
-`python -m envferry.lock.wheel_attestations REQUEST ANSWER`. What is trusted is the Sigstore root
-that sigstore's own package has, or one that the site names: no server is asked for a newer one. The
-cache folder in which sigstore would keep and prefer an older one is the worker's own, and empty.
+`python -m envferry.lock.pip.wheel_attestations REQUEST ANSWER`. What is trusted is the Sigstore
+root that sigstore's own package has, or one that the site names: no server is asked for a newer
+one. The cache folder in which sigstore would keep and prefer an older one is the worker's own, and
+empty.
 """
 
 from __future__ import annotations
@@ -88,7 +89,9 @@ def verify(request: VerifyRequest) -> tuple[Verdict, ...]:
             _place_root(Path(request.trusted_root), scratch)
         places = {"HOME": directory, "XDG_CACHE_HOME": directory, "XDG_DATA_HOME": directory}
         environ = child_environ(**places)
-        worker = Worker(module="envferry.lock.wheel_attestations", scratch=scratch, environ=environ)
+        worker = Worker(
+            module="envferry.lock.pip.wheel_attestations", scratch=scratch, environ=environ
+        )
         return worker.ask(request, VerifyAnswer).verdicts
 
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from envferry.config import child_environ
 from envferry.errors import PipelineError
-from envferry.lock.repodata import ChannelIndexes, extract
-from envferry.lock.solving import SolveAnswer, SolveRequest, work
-from envferry.lock.spec_lines import wanted_line
+from envferry.lock.conda.repodata import ChannelIndexes, extract
+from envferry.lock.conda.solving import SolveAnswer, SolveRequest, work
+from envferry.lock.conda.spec_lines import wanted_line
 from envferry.names import current_platform
 
 if TYPE_CHECKING:

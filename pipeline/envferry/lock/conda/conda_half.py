@@ -11,17 +11,17 @@ from blake3 import blake3
 
 from envferry.config import child_environ
 from envferry.errors import ToolFailed
-from envferry.lock.command_line_credentials import write_netrc
-from envferry.lock.conda_messages import CondaAnswer, CondaRequest
-from envferry.lock.locked_records import locked_record
-from envferry.lock.repodata import extract
-from envferry.lock.solving import SolveRequest, solve
-from envferry.lock.spec_lines import Wanted, wanted_line
-from envferry.lock.virtual_packages import virtual_packages
+from envferry.lock.conda.command_line_credentials import write_netrc
+from envferry.lock.conda.conda_messages import CondaAnswer, CondaRequest
+from envferry.lock.conda.locked_records import locked_record
+from envferry.lock.conda.repodata import extract
+from envferry.lock.conda.solving import SolveRequest, solve
+from envferry.lock.conda.spec_lines import Wanted, wanted_line
+from envferry.lock.conda.virtual_packages import virtual_packages
 from envferry.worker_process import Worker
 
 if TYPE_CHECKING:
-    from envferry.lock.repodata import ChannelIndexes
+    from envferry.lock.conda.repodata import ChannelIndexes
 
 log = logging.getLogger(__name__)
 
@@ -90,5 +90,7 @@ def ask_conda_lock(request: CondaRequest) -> CondaAnswer:
             if request.offline:  # conda and mamba, micromamba
                 environ |= {"CONDA_OFFLINE": "true", "MAMBA_OFFLINE": "true"}
             environ["NETRC"] = str(write_netrc(scratch / "netrc", request.channels))
-        worker = Worker(module="envferry.lock.conda_lock_worker", scratch=scratch, environ=environ)
+        worker = Worker(
+            module="envferry.lock.conda.conda_lock_worker", scratch=scratch, environ=environ
+        )
         return worker.ask(request, CondaAnswer)

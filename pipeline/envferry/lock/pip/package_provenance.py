@@ -21,7 +21,7 @@ from envferry.base.workers import Workers
 from envferry.build.downloads import THREADS, DownloadCache
 from envferry.config import settings
 from envferry.errors import IntegrityError, StoreError
-from envferry.lock.wheel_attestations import AttestedFile, VerifyRequest, verify
+from envferry.lock.pip.wheel_attestations import AttestedFile, VerifyRequest, verify
 from envferry.models import FileProvenance
 from envferry.redaction import redact
 from envferry.specs.publishers import publisher_warnings, with_past
@@ -29,8 +29,8 @@ from envferry.specs.publishers import publisher_warnings, with_past
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from envferry.lock.pip_half import ResolvedPip
-    from envferry.lock.pip_request import PipRequest
+    from envferry.lock.pip.pip_half import ResolvedPip
+    from envferry.lock.pip.pip_request import PipRequest
     from envferry.models import Lock, LockedPackage
     from envferry.progress import Progress
 

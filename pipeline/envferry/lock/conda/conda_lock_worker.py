@@ -1,7 +1,7 @@
 """A worker that calls conda-lock, for its content hash and for solvers other than rattler.
 
-`python -m envferry.lock.conda_lock_worker REQUEST ANSWER`: only this module calls conda-lock's
-functions. They are not a public interface, so conda-lock's version is pinned. A process of its
+`python -m envferry.lock.conda.conda_lock_worker REQUEST ANSWER`: only this module calls functions
+of conda-lock. They are not a public interface, so conda-lock's version is pinned. A process of its
 own, because conda-lock changes the environment variables of its process and prints as it likes.
 """
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry.base.site_indexes import SiteIndexes
-from envferry.lock.wheel_choice import DEFAULT_GLIBC, WheelTarget
+from envferry.lock.pip.wheel_choice import DEFAULT_GLIBC, WheelTarget
 
 if TYPE_CHECKING:
     from pathlib import Path

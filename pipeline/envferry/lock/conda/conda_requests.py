@@ -10,12 +10,18 @@ from msgspec.structs import replace
 
 from envferry.base.workers import Workers
 from envferry.errors import SpecError
-from envferry.lock.channels import channel_names, channels_of, placed_lines, relaxed_pins, warn_of
-from envferry.lock.conda_failures import explain
-from envferry.lock.conda_half import ask_conda_lock, content_hashes, gather, solve_platform
-from envferry.lock.conda_messages import CondaAnswer, CondaRequest
+from envferry.lock.conda.channels import (
+    channel_names,
+    channels_of,
+    placed_lines,
+    relaxed_pins,
+    warn_of,
+)
+from envferry.lock.conda.conda_failures import explain
+from envferry.lock.conda.conda_half import ask_conda_lock, content_hashes, gather, solve_platform
+from envferry.lock.conda.conda_messages import CondaAnswer, CondaRequest
+from envferry.lock.conda.repodata import ChannelIndexes
 from envferry.lock.existing_lock import known_hashes
-from envferry.lock.repodata import ChannelIndexes
 from envferry.specs.syntax.conda_lines import parse_conda_line
 
 if TYPE_CHECKING:

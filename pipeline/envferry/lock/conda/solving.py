@@ -1,6 +1,6 @@
 """Solve match specs with rattler, in a worker that leaves at once.
 
-`python -m envferry.lock.solving REQUEST ANSWER`: it reads the extracts of indexes that it is
+`python -m envferry.lock.conda.solving REQUEST ANSWER`: it reads the extracts of indexes that it is
 given, and uses no network.
 """
 
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from envferry.base.json import decode_json
-from envferry.lock.repodata import PUBLIC, Extract
-from envferry.lock.spec_lines import Wanted, is_exact
+from envferry.lock.conda.repodata import PUBLIC, Extract
+from envferry.lock.conda.spec_lines import Wanted, is_exact
 from envferry.models import ChannelPriority  # noqa: TC001  (msgspec reads it)
 from envferry.redaction import without_credentials
 from envferry.worker_process import Worker, answer_request
@@ -61,7 +61,7 @@ class SolveAnswer(msgspec.Struct, frozen=True, kw_only=True):
 def solve(request: SolveRequest) -> SolveAnswer:
     """Solve in a worker; a request without a solution has an answer with an error."""
     with tempfile.TemporaryDirectory(prefix="envferry-solve-") as directory:
-        worker = Worker(module="envferry.lock.solving", scratch=Path(directory))
+        worker = Worker(module="envferry.lock.conda.solving", scratch=Path(directory))
         return worker.ask(request, SolveAnswer)
 
 

@@ -1,4 +1,4 @@
-"""Index a channel directory: `python -m envferry.lock.index_channel DIR`.
+"""Index a channel directory: `python -m envferry.lock.conda.index_channel DIR`.
 
 A program of its own, because a process that used rattler may crash while it exits, after its work.
 """
@@ -23,7 +23,7 @@ def index_channel(directory: Path) -> None:
     """Write the `repodata.json` of every subdir of a channel; raise ToolFailed if that fails."""
     # A channel must have noarch.
     directory.joinpath("noarch").mkdir(parents=True, exist_ok=True)
-    worker = our_module("envferry.lock.index_channel")
+    worker = our_module("envferry.lock.conda.index_channel")
     finished = run([*worker, directory], env=child_environ(), check=False)
     if finished.stdout.strip() != DONE:
         reason = (finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"])[-1]

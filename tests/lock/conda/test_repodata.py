@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from envferry.build.downloads import DownloadCache
 from envferry.errors import SpecError, StoreError
-from envferry.lock import repodata_server, repodata_shards, repodata_text
-from envferry.lock.repodata import channel_urls, extract, needed_name, reachable
-from envferry.lock.repodata_server import RepodataServer
-from envferry.lock.repodata_shards import ShardedIndex
-from envferry.lock.repodata_text import RepodataFile, name_of
+from envferry.lock.conda import repodata_server, repodata_shards, repodata_text
+from envferry.lock.conda.repodata import channel_urls, extract, needed_name, reachable
+from envferry.lock.conda.repodata_server import RepodataServer
+from envferry.lock.conda.repodata_shards import ShardedIndex
+from envferry.lock.conda.repodata_text import RepodataFile, name_of
 from tests.support.channel_indexes import FORMS, indexes
 from tests.support.repodata_channels import LINUX, record, repodata, write_channel
 

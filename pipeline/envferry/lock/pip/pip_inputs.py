@@ -15,9 +15,9 @@ from envferry.build.git_credentials import git_logins
 from envferry.build.sources import SourceCache
 from envferry.config import settings, site_indexes
 from envferry.errors import SpecError
-from envferry.lock.build_requirements import resolve_build_requirements
 from envferry.lock.existing_lock import kept_build_requirements
-from envferry.lock.pip_request import PipRequest
+from envferry.lock.pip.build_requirements import resolve_build_requirements
+from envferry.lock.pip.pip_request import PipRequest
 from envferry.lock.pypi_names import pypi_names
 from envferry.specs.syntax.pip_lines import heeded, plain_requirement
 from envferry.specs.syntax.requirement_lines import INCLUDE, read_requirements

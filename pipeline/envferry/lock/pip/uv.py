@@ -19,8 +19,8 @@ from envferry.base.toml import decode_toml
 from envferry.build.git_credentials import git_environ, git_logins, without_git_login
 from envferry.config import network, uv_environ
 from envferry.errors import HostError, RequiredByUrl, SpecError, StoreError
-from envferry.lock.git_failures import git_failure
-from envferry.lock.pip_entries import newer_glibc_hint
+from envferry.lock.pip.git_failures import git_failure
+from envferry.lock.pip.pip_entries import newer_glibc_hint
 from envferry.lock.solver_output import NOT_CACHED, UNREACHABLE, not_cached, proxies_hint, tidy
 from envferry.process import run
 from envferry.redaction import without_login
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.errors import PipelineError
-    from envferry.lock.pip_request import PipRequest
-    from envferry.lock.wheel_choice import WheelTarget
+    from envferry.lock.pip.pip_request import PipRequest
+    from envferry.lock.pip.wheel_choice import WheelTarget
     from envferry.process import Finished
 
 log = logging.getLogger(__name__)

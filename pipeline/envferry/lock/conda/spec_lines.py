@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from envferry.lock.repodata_text import name_of
+from envferry.lock.conda.repodata_text import name_of
 from envferry.redaction import without_credentials
 from envferry.specs.syntax.conda_lines import parse_conda_line
 

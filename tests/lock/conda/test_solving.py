@@ -11,9 +11,9 @@ import yaml
 from msgspec.structs import replace
 
 from envferry.errors import SpecError
-from envferry.lock.conda_failures import explain
-from envferry.lock.conda_messages import CondaAnswer, CondaRequest
-from envferry.lock.virtual_packages import virtual_packages
+from envferry.lock.conda.conda_failures import explain
+from envferry.lock.conda.conda_messages import CondaAnswer, CondaRequest
+from envferry.lock.conda.virtual_packages import virtual_packages
 from envferry.models import SystemRequirements
 from tests.support.channel_indexes import FORMS, indexes
 from tests.support.repodata_channels import LINUX, record, write_channel

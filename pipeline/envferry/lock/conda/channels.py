@@ -10,9 +10,9 @@ from envferry.base.files import expand_home
 from envferry.build.downloads import DownloadCache
 from envferry.config import condarc_paths, settings
 from envferry.errors import SpecError
+from envferry.lock.conda.relax_pins import RelaxRequest, relax_pins
+from envferry.lock.conda.repodata import ChannelIndexes
 from envferry.lock.lock_options import LockOptions
-from envferry.lock.relax_pins import RelaxRequest, relax_pins
-from envferry.lock.repodata import ChannelIndexes
 from envferry.specs.channel_names import read_channel_names
 from envferry.specs.reading import read_spec
 from envferry.specs.syntax.conda_lines import parse_conda_line
