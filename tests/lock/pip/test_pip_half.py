@@ -169,7 +169,10 @@ def test_a_direct_contradiction_is_a_sentence(tmp_path: Path) -> None:
         ("--frobnicate", "--frobnicate"),
     ],
 )
-def test_what_cannot_be_resolved_is_named(tmp_path: Path, line: str, expected: str) -> None:
+def test_what_cannot_be_resolved_is_named(
+    tmp_path: Path, line: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")  # uv breaks its lines there, and expectations with them
     make_wheel(tmp_path)
     (tmp_path / "bare-1.0.tar.gz").write_bytes(b"")
     with pytest.raises(SpecError) as caught:
