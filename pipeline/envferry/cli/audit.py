@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from msgspec.structs import replace
 
 from envferry.artifacts import SBOM, read_artifact, sbom_path
 from envferry.base.files import plural
+from envferry.base.times import now
 from envferry.cli.shared.command import CommandOptions, argument, command, option
 from envferry.cli.shared.completing import complete_refs
 from envferry.cli.shared.selection import open_index
@@ -29,6 +29,7 @@ from envferry.trust.host_keys import load_signer, load_trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import timedelta
 
     from envferry.audit.advisory_database import AdvisoryDatabase, DatabaseFacts
     from envferry.audit.artifact_audit import ArtifactAudit, Audit
@@ -191,11 +192,6 @@ def database(console: Console, options: DatabaseOptions) -> None:
 
     facts = read_database(options.database).facts
     console.result(facts, lambda: [f"{options.database}", *database_lines(facts)])
-
-
-def now() -> datetime:
-    """Return the time by this machine's clock."""
-    return datetime.now(timezone.utc)
 
 
 def load_with_vex(policy: str, vex: tuple[Path, ...]) -> LoadedPolicy:

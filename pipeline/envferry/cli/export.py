@@ -10,6 +10,7 @@ import click
 
 from envferry.base.files import human_bytes, plural
 from envferry.base.sha256 import sha256_hex
+from envferry.base.times import now
 from envferry.cli.shared.command import argument, command, option
 from envferry.cli.shared.shared_options import (
     ChosenTagOptions,
@@ -212,7 +213,7 @@ def export_advisories(console: Console, directory: Path) -> None:
     """Copy the database of advisories, with its signatures, into the folder."""
     from envferry.audit.advisory_database import DATABASE_NAME
     from envferry.audit.database_update import UpdateRequest, update_database
-    from envferry.cli.audit import database_lines, database_path, now
+    from envferry.cli.audit import database_lines, database_path
 
     target = directory / "audit" / DATABASE_NAME
     request = UpdateRequest(sources=(str(database_path()),), database=target, now=now())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import click
 
 from envferry.base.files import write_bytes
-from envferry.base.times import read_time, rfc3339
+from envferry.base.times import now, read_time, rfc3339
 from envferry.cli.shared.command import CommandOptions, argument, command, option
 from envferry.cli.shared.completing import complete_refs
 from envferry.cli.shared.shared_options import (
@@ -256,11 +255,6 @@ def revoke(console: Console, options: RevokeOptions) -> None:
     )
     made = options.write(revoke_artifact(gone))
     say(console, options.bundle, made, f"{wanted.name}@{id_} ({platform}) is revoked")
-
-
-def now() -> datetime:
-    """Return the time by this machine's clock."""
-    return datetime.now(timezone.utc)
 
 
 def say(console: Console, path: Path, made: SignedBundle, line: str) -> None:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from envferry.lock.conda_messages import CondaAnswer, CondaRequest
+from envferry.lock.conda.conda_messages import CondaAnswer, CondaRequest
 from envferry.models import LockedPackage, SystemRequirements
 from envferry.names import build_string
 from envferry.process import CalledProcessError

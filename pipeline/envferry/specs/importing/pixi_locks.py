@@ -14,14 +14,14 @@ from envferry.models import LockedPackage
 from envferry.names import PLATFORMS
 from envferry.redaction import without_credentials, without_login
 from envferry.specs.channel_names import channel_name
+from envferry.specs.conda_needs import locked_needs
 from envferry.specs.drafts import Draft
 from envferry.specs.importing.conda_environments import PACKAGE_URL
 from envferry.specs.importing.foreign_lock import ForeignLock, git_url, lock_of, without_nulls
-from envferry.specs.syntax.conda_lines import parse_conda_line
 from envferry.specs.syntax.yaml_text import parse_yaml, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
 PIXI_VERSIONS = ("4", "5", "6", "7")
 
@@ -141,18 +141,8 @@ def _locked_package(item: Mapping[str, Any], platform: str, folder: Path) -> Loc
         sha256=sha256,
         md5=str(item["md5"]) if item.get("md5") else None,
         build=str(item.get("build") or unquote(found["build"])),
-        dependencies=_needs(item.get("depends") or []),
+        dependencies=locked_needs(map(str, item.get("depends") or [])),
     )
-
-
-def _needs(specs: Iterable[object]) -> dict[str, str]:
-    """Return match specs as a lock has them: the version by name."""
-    found: dict[str, str] = {}
-    for spec in specs:
-        line = parse_conda_line(str(spec))
-        if line and not line.name.startswith("__"):
-            found[line.name] = line.version
-    return found
 
 
 def _pypi_url(place: str, folder: Path) -> tuple[str, str]:
