@@ -19,6 +19,7 @@ from envferry.archive.frame_packer import (
     PackedFrame,
     packed_in_order,
 )
+from envferry.archive.frame_reuse import FrameNotes
 from envferry.archive.index import (
     FileEntry,
     FrameEntry,
@@ -62,6 +63,11 @@ class ArchiveOptions(msgspec.Struct, frozen=True, kw_only=True):
     earlier: EarlierFrames | None = None
     """Where frames are taken from that need not be compressed again."""
 
+    @property
+    def workers(self) -> int:
+        """How many threads compress."""
+        return self.threads or os.cpu_count() or 1
+
 
 class WrittenArchive(msgspec.Struct, frozen=True, kw_only=True):
     """What was written; sizes in bytes, digests in hex."""
@@ -74,8 +80,8 @@ class WrittenArchive(msgspec.Struct, frozen=True, kw_only=True):
     index_size: int
     index_blake3: str
     tar_sha256: str
-    plain: tuple[str, ...] = ()
-    """BLAKE3 of what each frame holds, by number."""
+    notes: FrameNotes
+    """What is known of each frame, for the next archive."""
     left_alone: tuple[tuple[str, str], ...] = ()
     """Path and format of the files that hold the prefix and keep it."""
 
@@ -110,26 +116,36 @@ def write_archive(
     `advance` is told the bytes of the tar stream as they are packed. Memory is bounded: a few
     frames for each thread. Raises HostError when a file changes while it is read.
     """
-    writer = ArchiveWriter(stream, options=options, advance=advance)
-    with ThreadPoolExecutor(writer.threads, thread_name_prefix="pack") as pool:
+    with (
+        ThreadPoolExecutor(options.workers, thread_name_prefix="pack") as pool,
+        ThreadPoolExecutor(1, thread_name_prefix="tar-digest") as beside,
+    ):
+        writer = ArchiveWriter(stream, options=options, advance=advance, beside=beside)
         writer.add_group(sort_members(members), pool)
         writer.add_group(sort_members(tuple(generate(writer.files))), pool)
-    return writer.finish()
+        return writer.finish()
 
 
 class ArchiveWriter:
     """The growing archive: counters, checksums and index of what was written so far."""
 
     def __init__(
-        self, stream: ArchiveStream, *, options: ArchiveOptions, advance: Callable[[int], None]
+        self,
+        stream: ArchiveStream,
+        *,
+        options: ArchiveOptions,
+        advance: Callable[[int], None],
+        beside: ThreadPoolExecutor,
     ) -> None:
+        """Begin an archive; one of its two digests is computed `beside` the other."""
         self.stream = stream
         self.options = options
         self.advance = advance
-        self.threads = options.threads or os.cpu_count() or 1
+        self.beside = beside
         self.files: list[FileEntry] = []
         self.frames: list[FrameEntry] = []
         self.plain: list[str] = []
+        self.prefixed: list[int] = []
         self.packages: list[PackageEntry] = []
         self.left_alone: list[tuple[str, str]] = []
         self.tar_offset = 0
@@ -157,7 +173,9 @@ class ArchiveWriter:
         )
         records = MemberRecords(members, self.options.prefix.encode())
         frame_owners = []
-        for frame in packed_in_order(pool, packer, plans, self.threads + FRAMES_AHEAD):
+        for frame in packed_in_order(pool, packer, plans, self.options.workers + FRAMES_AHEAD):
+            if frame.prefix_members:
+                self.prefixed.append(len(self.frames))
             self.write_frame(frame.compressed, frame.raw, frame.entry)
             self.plain.append(frame.plain)
             records.take(frame)
@@ -171,9 +189,10 @@ class ArchiveWriter:
 
     def write_frame(self, compressed: bytes, raw: bytes | memoryview, entry: FrameEntry) -> None:
         """Append one compressed frame, and hash what it holds."""
-        self.write(compressed)
-        self.tar_hash.update(raw)
+        hashed = self.beside.submit(self.tar_hash.update, raw)
         self.tar_sha256.update(raw)
+        self.write(compressed)
+        hashed.result()
         self.tar_offset += len(raw)
         self.frames.append(entry)
         self.advance(len(raw))
@@ -216,7 +235,11 @@ class ArchiveWriter:
             index_size=len(index_frame),
             index_blake3=blake3(index_frame).hexdigest(),
             tar_sha256=self.tar_sha256.hex(),
-            plain=tuple(self.plain),
+            notes=FrameNotes(
+                plain=tuple(self.plain),
+                prefix=self.options.prefix,
+                prefixed=tuple(self.prefixed),
+            ),
             left_alone=tuple(self.left_alone),
         )
 

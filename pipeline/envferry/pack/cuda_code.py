@@ -34,6 +34,8 @@ KINDS = {1: "compute", 2: "sm", 0x10: "sm"}
 """PTX, which newer GPUs compile for themselves, and code for one architecture."""
 ARCHITECTURES = range(20, 1000)
 SMALLEST = 1 << 12
+NAMES_BYTES = 1 << 20
+"""Of the names of sections that are looked at: a linked library has some 40 sections."""
 TORCH_BINDINGS = "libtorch_python.so"
 ARCHITECTURE = rb"(?:sm|compute)_\d+[af]?"
 TORCH_LIST = re.compile(rb"((?:%b )+%b|(?<=\0)%b)\0" % ((ARCHITECTURE,) * 3))
@@ -102,10 +104,22 @@ def sections(stream: BinaryIO, names: Iterable[str]) -> list[tuple[int, int]]:
     """Return offset and size of the sections that an ELF file has; none of another file."""
     try:
         elf = ELFFile(stream)
-        found = [elf.get_section_by_name(name) for name in names]
+        found = [elf.get_section_by_name(name) for name in names if may_have(elf, name)]
         return [(one["sh_offset"], one["sh_size"]) for one in found if one is not None]
     except ELFError:
         return []
+
+
+def may_have(elf: ELFFile, name: str) -> bool:
+    """Whether the names of an ELF file's sections have this one: one read.
+
+    To look one up, the headers of all sections are parsed, which few libraries are worth.
+    """
+    if not elf.num_sections():
+        return False
+    table = elf.get_section(elf.get_shstrndx())
+    elf.stream.seek(table["sh_offset"])
+    return name.encode() in elf.stream.read(min(table["sh_size"], NAMES_BYTES))
 
 
 def _containers(data: mmap.mmap, position: int, end: int) -> Iterator[str]:
