@@ -32,7 +32,7 @@ from envferry.archive.members import Member, Owner, Piece, cut_frames, sort_memb
 from envferry.archive.prefix_search import find_edits
 from envferry.archive.seek_table import encode_seek_table
 from envferry.archive.tar import END_OF_ARCHIVE
-from envferry.base.sha256 import RunningSha256
+from envferry.archive.tar_digests import TarDigests
 from envferry.models import ArchiveFacts
 
 if TYPE_CHECKING:
@@ -118,9 +118,9 @@ def write_archive(
     """
     with (
         ThreadPoolExecutor(options.workers, thread_name_prefix="pack") as pool,
-        ThreadPoolExecutor(1, thread_name_prefix="tar-digest") as beside,
+        TarDigests() as digests,
     ):
-        writer = ArchiveWriter(stream, options=options, advance=advance, beside=beside)
+        writer = ArchiveWriter(stream, options=options, advance=advance, digests=digests)
         writer.add_group(sort_members(members), pool)
         writer.add_group(sort_members(tuple(generate(writer.files))), pool)
         return writer.finish()
@@ -135,13 +135,12 @@ class ArchiveWriter:
         *,
         options: ArchiveOptions,
         advance: Callable[[int], None],
-        beside: ThreadPoolExecutor,
+        digests: TarDigests,
     ) -> None:
-        """Begin an archive; one of its two digests is computed `beside` the other."""
         self.stream = stream
         self.options = options
         self.advance = advance
-        self.beside = beside
+        self.digests = digests
         self.files: list[FileEntry] = []
         self.frames: list[FrameEntry] = []
         self.plain: list[str] = []
@@ -150,10 +149,6 @@ class ArchiveWriter:
         self.left_alone: list[tuple[str, str]] = []
         self.tar_offset = 0
         self.size = 0
-        self.tar_hash = blake3()
-        # Images need it. Here it costs 0.65 s for each GB; where the archive is pushed, it would
-        # have to be decompressed for that.
-        self.tar_sha256 = RunningSha256()
         self.fast_hash = xxhash.xxh3_128()
         self.strong_hash = blake3()
 
@@ -179,6 +174,7 @@ class ArchiveWriter:
             self.write_frame(frame.compressed, frame.raw, frame.entry)
             self.plain.append(frame.plain)
             records.take(frame)
+            self.digests.wait()
             packer.take_back(frame.buffer)
             frame_owners.append(members[frame.plan.pieces[0].member].owner)
         self.files.extend(records.entries())
@@ -188,11 +184,9 @@ class ArchiveWriter:
         )
 
     def write_frame(self, compressed: bytes, raw: bytes | memoryview, entry: FrameEntry) -> None:
-        """Append one compressed frame, and hash what it holds."""
-        hashed = self.beside.submit(self.tar_hash.update, raw)
-        self.tar_sha256.update(raw)
+        """Append one compressed frame; what it holds is hashed until the digests are waited for."""
+        self.digests.feed(raw)
         self.write(compressed)
-        hashed.result()
         self.tar_offset += len(raw)
         self.frames.append(entry)
         self.advance(len(raw))
@@ -209,11 +203,12 @@ class ArchiveWriter:
         compressed = new_compressor(self.options.level).compress(END_OF_ARCHIVE)
         self.write_frame(compressed, END_OF_ARCHIVE, FrameEntry.of(compressed, len(END_OF_ARCHIVE)))
         self.plain.append(blake3(END_OF_ARCHIVE).hexdigest())
+        self.digests.wait()
         index = Index(
             name=self.options.name,
             platform=self.options.platform,
             prefix=self.options.prefix,
-            id=self.tar_hash.hexdigest()[:12],
+            id=self.digests.blake3.hexdigest()[:12],
             tar_size=self.tar_offset,
             mtime=self.options.mtime,
             frames=tuple(self.frames),
@@ -234,7 +229,7 @@ class ArchiveWriter:
             index_offset=index_offset,
             index_size=len(index_frame),
             index_blake3=blake3(index_frame).hexdigest(),
-            tar_sha256=self.tar_sha256.hex(),
+            tar_sha256=self.digests.sha256.hex(),
             notes=FrameNotes(
                 plain=tuple(self.plain),
                 prefix=self.options.prefix,
