@@ -188,7 +188,9 @@ def _faults(affected: AffectedPackage) -> list[str]:
             for event in one.events
         ]
         if any(sum(field is not None for field in event) != 1 for event in fields):
-            faults.append(f"an event of {affected.name or one.repo} has not exactly one field")
+            faults.append(
+                f"an event of {affected.name or one.repo} does not have exactly one field"
+            )
         if not any(event.introduced is not None for event in one.events):
             faults.append(f"a range of {affected.name or one.repo} has no `introduced`")
     return faults

@@ -87,7 +87,7 @@ class BundleOptions(SignKeyOptions):
 
         signer = load_signer(self.sign_keys)
         if signer is None:
-            message = "a trust bundle is signed: no key is given"
+            message = "a trust bundle must be signed, and no key is given"
             raise UsageError(message, hint="add --sign-key FILE with a root key")
         return BundleEditor(signer.keys, now())
 
@@ -167,7 +167,7 @@ class ThresholdOptions(BundleOptions):
 
 @command(ThresholdOptions, group=trust)
 def threshold(console: Console, options: ThresholdOptions) -> None:
-    """Say how many keys of a role must sign: of ROOT the bundle, of RELEASE an artifact."""
+    """Set how many keys must sign: ROOT keys a bundle, RELEASE keys an artifact."""
     from envferry.trust.bundle_edit import set_threshold
 
     options.existing()
@@ -185,17 +185,17 @@ def sign(console: Console, options: BundleOptions) -> None:
 
 
 class UpdateTrustOptions(TrustedKeyOptions):
-    """Which bundle this host shall obey."""
+    """The bundle for this host."""
 
     source: Path = argument(metavar="FILE|DIR", type=click.Path(path_type=Path))
 
 
 @command(UpdateTrustOptions, group=trust)
 def update(console: Console, options: UpdateTrustOptions) -> None:
-    """Let this host obey the trust bundle FILE, or the one in the exported folder DIR.
+    """Accept the trust bundle FILE on this host, or the one in the exported folder DIR.
 
     The first one must be signed by a key in /etc/envferry/trusted.d or by --trusted-key, each
-    further one by the root keys of the one before. It is kept beside trusted.d.
+    further one by the root keys of its predecessor. It is kept beside trusted.d.
     """
     path = options.source / "keys" / BUNDLE_NAME if options.source.is_dir() else options.source
     if not path.exists():
@@ -219,7 +219,7 @@ class ShowTrustOptions(CommandOptions):
 
 @command(ShowTrustOptions, group=trust)
 def show(console: Console, options: ShowTrustOptions) -> None:
-    """Show the trust bundle FILE, or the one that this host obeys."""
+    """Show the trust bundle FILE, or the one that this host uses."""
     path = options.file or bundle_path()
     if not path.exists():
         message = f"the trust bundle {path} does not exist"

@@ -218,7 +218,7 @@ def test_the_command_that_writes_layouts(registry: Registry, tmp_path: Path) -> 
     assert "add --oci" in host.run(*words, "layout", *where, expect=10).stderr
     assert "leave out --oci" in host.run(*words, "folder", "--oci", *where, expect=10).stderr
     said = host.run(*words, "new", "--oci", "--split", "4G", *where, expect=2).stderr
-    assert "--oci and --split do not go together" in said
+    assert "--oci and --split cannot be combined" in said
 
 
 @given(KEYS)

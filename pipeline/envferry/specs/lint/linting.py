@@ -12,7 +12,7 @@ from packaging.version import Version
 from envferry.base.run_time_compilers import INDUCTOR, NEEDS, compiler_findings
 from envferry.redaction import fit_to_show
 from envferry.specs.channel_names import channel_name
-from envferry.specs.lint.ignored_lines import BASE_PREFIX, unheeded_lines
+from envferry.specs.lint.ignored_lines import BASE_PREFIX, ignored_lines
 from envferry.specs.lint.rules import RULES
 from envferry.specs.reading import parse_spec
 from envferry.specs.syntax.conda_lines import conda_name, parse_conda_line
@@ -154,7 +154,7 @@ def lint_spec(
     asked = _read(root, path)
     asked.platforms = spec.options.platforms
     asked.selected = bool(selector_lines(text))
-    found = [*_pip_lines(asked), *_file(asked), *unheeded_lines(root, text, asked.lines)]
+    found = [*_pip_lines(asked), *_file(asked), *ignored_lines(root, text, asked.lines)]
     met: dict[tuple[str, int, str], _Found] = {}
     for platform in spec.platforms:
         # What meets in one environment is of one platform; of several, each line is told once.
@@ -285,7 +285,7 @@ def _cuda(asked: _Asked) -> Iterator[_Found]:
 def _compilers(asked: _Asked) -> Iterator[_Found]:
     """Yield packages that compile while they run, with tools that nothing here brings.
 
-    torch compiles only for who calls torch.compile, and stands in most specs: it is passed over.
+    torch compiles only for who calls torch.compile, and stands in most specs: it is skipped.
     """
     lines = {**asked.conda, **asked.pip}
     for one in compiler_findings({*lines, *asked.brought()}, lambda tool: tool == "libcuda"):
