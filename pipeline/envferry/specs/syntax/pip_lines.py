@@ -114,7 +114,7 @@ def ignored_options(line: str) -> Iterator[tuple[str, str]]:
             yield item, IGNORED_OPTIONS[name]
 
 
-def heeded(line: str) -> str:
+def without_ignored_options(line: str) -> str:
     """Return a line without what decides nothing here; empty when nothing is left."""
     option = OPTION.fullmatch(line)
     if option:
