@@ -27,6 +27,13 @@ MOST_SUMMARY = 200
 ADVISORY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
 
 
+class SkippedRecord(msgspec.Struct, frozen=True):
+    """A record of an archive that could not be read."""
+
+    file: str
+    reason: str
+
+
 class RangeEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """A point of a range; exactly one of its fields is set."""
 
