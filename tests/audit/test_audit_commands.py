@@ -136,7 +136,7 @@ def test_find_what_a_vulnerability_affects(cli: CliRunner) -> None:
     ("arguments", "words"),
     [
         ((), "nothing to audit"),
-        (("--tagged", "demo"), "--tagged goes with neither"),
+        (("--tagged", "demo"), "--tagged cannot be combined"),
     ],
 )
 def test_wrong_questions(cli: CliRunner, arguments: tuple[str, ...], words: str) -> None:
