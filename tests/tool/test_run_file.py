@@ -418,7 +418,9 @@ def test_envferry_verifies_it_too(run_file: Path) -> None:
 
 
 def test_verify_without_a_key_or_openssl(run_file: Path, host: Host, tmp_path: Path) -> None:
-    assert host.run(run_file, "--verify").returncode == 2
+    said = host.run(run_file, "--verify")
+    assert said.returncode == 2
+    assert "error: --verify needs the file of a public key" in said.stderr
     key = str(public_key(tmp_path))
     (tmp_path / "none").mkdir()
     path = bare_path(tmp_path)

@@ -58,7 +58,9 @@ places() {
     elif [ -n "${HOME-}" ]; then
         printf '%s\n' "$HOME/.cache/envferry/tool"
     fi
-    printf '%s\n' "/var/tmp/envferry-$uid" "${TMPDIR:-/tmp}/envferry-$uid" "/tmp/envferry-$uid" "/dev/shm/envferry-$uid"
+    printf '%s\n' "/var/tmp/envferry-$uid"
+    case ${TMPDIR-} in '' | /tmp | /tmp/ | /var/tmp | /var/tmp/) ;; *) printf '%s\n' "$TMPDIR/envferry-$uid" ;; esac
+    printf '%s\n' "/tmp/envferry-$uid" "/dev/shm/envferry-$uid"
 }
 
 # is_private DIRECTORY: whether only its owner (we, or root) and root can change what lies there; why not, in $reason.
@@ -331,7 +333,8 @@ show_info() {
 # verify KEY [FILE]: check FILE.attestation.json, a DSSE envelope around an in-toto statement, as `envferry verify` does.
 verify() {
     key=${1-} file=${2:-$self}
-    [ -f "$key" ] || fail "${key:-no key} is not the file of a public key" "sh envferry.run --verify KEY.pub" 2
+    [ -n "$key" ] || fail "--verify needs the file of a public key" "sh envferry.run --verify KEY.pub" 2
+    [ -f "$key" ] || fail "$key is not the file of a public key" "sh envferry.run --verify KEY.pub" 2
     [ -f "$file" ] || fail "$file does not exist" "name the file to check" 7
     envelope=$file.attestation.json
     [ -f "$envelope" ] || fail "$file is not signed: $envelope is missing" "copy it from the folder that the file comes from" 8
