@@ -37,10 +37,10 @@ def test_a_build_whose_name_is_misspelt(tmp_path: Path) -> None:
 
 
 def test_a_file_to_import_whose_name_is_misspelt(tmp_path: Path) -> None:
-    (tmp_path / "requirements.txt").touch()
+    (tmp_path / "requirements-gpu.txt").touch()
     with pytest.raises(NotFound) as error:
-        recognise(tmp_path / "requirments.txt")
-    assert f"did you mean `{tmp_path}/requirements.txt`?" in str(error.value.hint)
+        recognise(tmp_path / "requiremnts-gpu.txt")
+    assert f"did you mean `{tmp_path}/requirements-gpu.txt`?" in str(error.value.hint)
 
 
 def test_a_folder_that_is_not_there_suggests_nothing(tmp_path: Path) -> None:
