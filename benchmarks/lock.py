@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shutil
 import socket
@@ -37,7 +38,7 @@ VIRTUAL = (
     f'subdirs: {{linux-64: {{packages: {{__glibc: "{GLIBC}", __unix: "0", __linux: "5.10"}}}}}}\n'
 )
 TOOLS = ("pip==25.2", "setuptools==80.9.0", "wheel==0.45.1")
-SOLVER = '#!/bin/sh\nexec {python} -m envferry.lock.conda_solver "$@"\n'
+SOLVER = '#!/bin/sh\nexec {python} -m envferry.lock.conda.conda_solver "$@"\n'
 
 
 def results(environment: Environment) -> Iterator[Result]:
@@ -79,7 +80,9 @@ def cold_result(work: Path, channel: Path) -> Result:
     ours = Command(argv=(str(ENVFERRY), "lock", str(spec), "-q"), prepare=empty, environ=environ)
     words = ("lock", "-f", other_spec, "-p", "linux-64", "--conda", solver)
     hosts = ("--virtual-package-spec", virtual)
-    output = ("--lockfile", work / "other-lock.yml", "--pypi_to_conda_lookup_file", NAMES_PATH)
+    names = work / "names.json"
+    names.write_text(json.dumps(names_for_conda_lock()))
+    output = ("--lockfile", work / "other-lock.yml", "--pypi_to_conda_lookup_file", names)
     executable = Path(sys.executable).with_name("conda-lock")
     argv = tuple(map(str, (executable, *words, *hosts, *output)))
     other = Command(argv=argv, prepare=empty, environ=environ)
@@ -92,6 +95,16 @@ def listed_pins() -> list[str]:
     """Return the reference environment's pins of what is asked for."""
     wanted = {*LIST.read_text().split()}
     return [line for line in read_spec(USERS_SPEC).pip if re.split("[=\\[]", line)[0] in wanted]
+
+
+def names_for_conda_lock() -> dict[str, dict[str, str]]:
+    """Return our table of names as conda-lock reads one: an entry for each name on indexes."""
+    table: dict[str, list[str]] = json.loads(NAMES_PATH.read_text())
+    return {
+        pypi: {"conda_name": conda, "conda_forge": conda, "pypi_name": pypi}
+        for conda, names in table.items()
+        for pypi in names
+    }
 
 
 def packages_in(lock: Path, command: Command) -> int:

@@ -10,7 +10,7 @@ from envferry.artifacts import read_artifact
 from envferry.build.finished_builds import RECORD, read_build
 from envferry.errors import NotFound, PipelineError
 from envferry.names import current_platform
-from envferry.specs.kinds import recognise
+from envferry.specs.importing.file_kinds import recognise
 from envferry.suggestions import did_you_mean_file
 
 if TYPE_CHECKING:

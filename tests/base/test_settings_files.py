@@ -78,7 +78,7 @@ def test_nobody_takes_back_that_signatures_are_required(tmp_path: Path) -> None:
         ("min_speed = true", r":1: min_speed is True, expected a number"),
         ('link = "soft"', r":1: link is 'soft', expected one of auto, reflink"),
         ('umask = "99"', r":1: umask is '99', expected an umask"),
-        ("umask = 22", r":1: umask is 22, expected a text in quotes"),
+        ("umask = 22", r":1: umask is 22, expected a quoted string"),
         ('envs_dir = "envs"', r":1: envs_dir is 'envs', expected an absolute path"),
         ('registry = "./artifacts"', r":1: registry is './artifacts', expected an absolute path"),
         ('post_install_hooks = "x"', r":1: post_install_hooks is 'x', expected a list of paths"),

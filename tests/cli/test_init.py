@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from envferry.errors import UsageError
+from envferry.specs.new_repository import NewRepository, starting_files, usual_name
 from envferry.specs.reading import parse_spec
-from envferry.specs.starting import NewRepository, starting_files, usual_name
 from tests.support.cli_runner import CliRunner
 
 BIN = Path(sys.executable).parent

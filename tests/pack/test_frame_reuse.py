@@ -15,7 +15,7 @@ import pytest
 from blake3 import blake3
 
 from envferry.archive.compression import describe_compression, new_compressor
-from envferry.archive.frame_reuse import Reuse
+from envferry.archive.frame_reuse import FrameNotes, Reuse
 from envferry.archive.index import FrameEntry, encode_index
 from envferry.archive.reader import Archive, FileSource
 from envferry.archive.seek_table import encode_seek_table
@@ -60,9 +60,10 @@ class PackedTwice:
         reuse: Path | None = None,
         level: int = 3,
         progress: Progress = SILENT,
+        prefix: str | None = None,
     ) -> tuple[Artifact, Reuse]:
         """Pack the tree into a folder."""
-        built = describe_env(self.tree, prefix=None, name=None, lock_dir=self.root / "lock")
+        built = describe_env(self.tree, prefix=prefix, name=None, lock_dir=self.root / "lock")
         said: list[Reuse] = []
         options = PackOptions(
             output_dir=self.root / output,
@@ -74,10 +75,10 @@ class PackedTwice:
         artifact = pack_env(built, options=options, progress=progress, announce=said.append)
         return artifact, said[0]
 
-    def from_nothing(self, level: int = 3) -> bytes:
+    def from_nothing(self, level: int = 3, prefix: str | None = None) -> bytes:
         """Return the archive as it is without any earlier one."""
         folder = self.root / "from-nothing"
-        artifact, reuse = self.pack(folder.name, notes=False, level=level)
+        artifact, reuse = self.pack(folder.name, notes=False, level=level, prefix=prefix)
         assert reuse == Reuse()
         content = artifact.archive_path.read_bytes()
         shutil.rmtree(folder)
@@ -178,6 +179,19 @@ def test_every_frame_damaged_means_no_frame_reused(two: PackedTwice, notes: bool
     assert second.archive_path.read_bytes() == two.from_nothing()
 
 
+def test_another_prefix_is_looked_for_in_frames_that_are_taken(two: PackedTwice) -> None:
+    """A note says where the prefix of its own pack was seen, and of no other."""
+    other = "/opt/elsewhere/envs/demo"
+    pip_record(two.tree, "names", {"names/paths.txt": f"{other}/bin\n".encode()})
+    two.pack("dist")
+    second, reuse = two.pack("dist", prefix=other)
+    assert second.archive_path.read_bytes() == two.from_nothing(prefix=other)
+    assert reuse.frames > 0
+    with FileSource(second.archive_path) as source:
+        edited = {entry.path for entry in Archive(source).index.files if entry.edits}
+    assert f"{SITE}/names/paths.txt" in edited
+
+
 @pytest.mark.parametrize("notes", [True, False])
 def test_another_level_reuses_nothing(two: PackedTwice, notes: bool) -> None:
     two.pack("dist", notes=notes, level=1)
@@ -245,7 +259,7 @@ def test_a_note_is_for_its_archive_alone(two: PackedTwice) -> None:
     first, _ = two.pack("dist")
     note_path = next((two.root / "notes").iterdir())
     note = msgspec.json.decode(note_path.read_bytes(), type=PackNote)
-    strange = msgspec.structs.replace(note, index_blake3="0" * 64, plain=("0" * 64,))
+    strange = msgspec.structs.replace(note, index_blake3="0" * 64, frames=FrameNotes(plain=("0",)))
     note_path.write_bytes(msgspec.json.encode(strange))
     second, reuse = two.pack("today")
     assert reuse.size > 0
@@ -317,7 +331,7 @@ def test_an_archive_that_is_written_over_meanwhile_is_found_out(two: PackedTwice
 
 
 def test_a_named_archive_must_be_there(two: PackedTwice) -> None:
-    with pytest.raises(NotFound, match="to take frames from"):
+    with pytest.raises(NotFound, match="has no frames to reuse"):
         two.pack("dist", reuse=two.root / "nothing.tar.zst")
 
 
@@ -341,9 +355,12 @@ def test_the_note_says_what_frames_hold(two: PackedTwice) -> None:
     note = msgspec.json.decode(next((two.root / "notes").iterdir()).read_bytes(), type=PackNote)
     with FileSource(artifact.archive_path) as source:
         archive = Archive(source)
-        held = [blake3(raw).hexdigest() for n in range(len(archive.plans))
-                for raw in archive.read_run([n])]  # fmt: skip
-    assert list(note.plain) == held
+        frames = [raw for n in range(len(archive.plans)) for raw in archive.read_run([n])]
+    held = [blake3(raw).hexdigest() for raw in frames]
+    has_prefix = tuple(n for n, raw in enumerate(frames) if str(two.tree).encode() in raw)
+    assert list(note.frames.plain) == held
+    assert note.frames.prefix == str(two.tree)
+    assert note.frames.prefixed == has_prefix
     assert note.index_blake3 == artifact.manifest.archive.index_blake3
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from concurrent.futures import Future, ThreadPoolExecutor
 
-    from envferry.archive.frame_reuse import EarlierFrames
+    from envferry.archive.frame_reuse import EarlierFrames, TakenFrame
     from envferry.archive.members import FramePlan, Member, Piece
 
 FRAMES_AHEAD = 3
@@ -60,7 +60,7 @@ class FramePacker:
         self.members = members
         self.earlier = earlier
         self.level = level
-        self.prefix = prefix.encode()
+        self.prefix = prefix
         self.threads = local()
         self.buffers: SimpleQueue[bytearray] = SimpleQueue()
 
@@ -84,7 +84,10 @@ class FramePacker:
                 checksums[piece.member] = xxhash.xxh3_128_hexdigest(raw[content:end])
             position += piece.size
         plain = blake3(raw).hexdigest()
-        compressed, entry = self.taken(plan, plain, buffer) or self.compressed(raw)
+        taken = self.taken(plan, plain, buffer)
+        compressed, entry = (taken.compressed, taken.entry) if taken else self.compressed(raw)
+        is_clean = taken and self.earlier and self.earlier.lacks(self.prefix, taken.number)
+        found = () if is_clean else self.members_with_prefix(buffer, size, plan, starts)
         return PackedFrame(
             plan=plan,
             raw=raw,
@@ -93,12 +96,10 @@ class FramePacker:
             entry=entry,
             plain=plain,
             checksums=checksums,
-            prefix_members=frozenset(self.members_with_prefix(buffer, size, plan, starts)),
+            prefix_members=frozenset(found),
         )
 
-    def taken(
-        self, plan: FramePlan, plain: str, buffer: bytearray
-    ) -> tuple[bytes, FrameEntry] | None:
+    def taken(self, plan: FramePlan, plain: str, buffer: bytearray) -> TakenFrame | None:
         """Return what an earlier archive has of a frame, None where it has nothing proven."""
         if self.earlier is None:
             return None
@@ -129,12 +130,13 @@ class FramePacker:
         self, buffer: bytearray, size: int, plan: FramePlan, starts: list[int]
     ) -> Iterator[int]:
         """Yield the members of a frame in whose bytes the prefix occurs."""
-        found = buffer.find(self.prefix, 0, size)
+        prefix = self.prefix.encode()
+        found = buffer.find(prefix, 0, size)
         while found >= 0:
             which = bisect_right(starts, found) - 1
             yield plan.pieces[which].member
             following = starts[which + 1] if which + 1 < len(starts) else size
-            found = buffer.find(self.prefix, following, size)
+            found = buffer.find(prefix, following, size)
 
 
 def packed_in_order(
@@ -177,7 +179,7 @@ def read_piece(member: Member, piece: Piece, target: memoryview) -> None:
     except OSError as error:
         message = f"cannot read {member.source}: {error.strerror}"
         raise HostError(
-            message, hint="check the disk, and that this user may read the file"
+            message, hint="check the disk, and that this user can read the file"
         ) from error
     finally:
         os.close(descriptor)

@@ -13,8 +13,6 @@ from envferry.archive.index import FrameEntry
 from envferry.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from envferry.archive.members import FramePlace
     from envferry.archive.reader import Archive
 
@@ -31,6 +29,26 @@ class Reuse(msgspec.Struct, frozen=True, kw_only=True):
     """Compressed bytes."""
 
 
+class FrameNotes(msgspec.Struct, frozen=True, kw_only=True):
+    """What who compressed the frames of an archive knows of each, by number."""
+
+    plain: tuple[str, ...]
+    """BLAKE3 of what the frame holds."""
+    prefix: str = ""
+    """The prefix that was looked for in it; empty in notes that do not say."""
+    prefixed: tuple[int, ...] = ()
+    """The frames in which it was seen."""
+
+
+class TakenFrame(msgspec.Struct, frozen=True, kw_only=True):
+    """A frame that need not be compressed."""
+
+    compressed: bytes
+    entry: FrameEntry
+    number: int
+    """Of the earlier archive."""
+
+
 class EarlierFrames:
     """The frames of an earlier archive, handed out only when they are proven; for many threads.
 
@@ -38,14 +56,14 @@ class EarlierFrames:
     frame holds the new bytes, and that its own bytes are those which its archive was made with.
     """
 
-    def __init__(self, archive: Archive, plain: Sequence[str] | None) -> None:
-        """Offer an archive's frames; `plain` are BLAKE3s of what they hold, by number.
+    def __init__(self, archive: Archive, notes: FrameNotes | None) -> None:
+        """Offer an archive's frames.
 
-        Those must come from who compressed the frames. Without them each frame is decompressed
-        and compared: an index may say what it likes.
+        The notes must come from who compressed the frames. Without them each frame is
+        decompressed and compared: an index may say what it likes.
         """
         self.archive = archive
-        self.plain = plain
+        self.notes = notes
         self.counting = Lock()
         self.taken_frames = 0
         self.taken_bytes = 0
@@ -60,15 +78,13 @@ class EarlierFrames:
         """What was taken so far."""
         return Reuse(archive=self.archive.name, frames=self.taken_frames, size=self.taken_bytes)
 
-    def take(
-        self, place: FramePlace, plain: str, raw: bytearray
-    ) -> tuple[bytes, FrameEntry] | None:
+    def take(self, place: FramePlace, plain: str, raw: bytearray) -> TakenFrame | None:
         """Return the compressed frame that holds the first bytes of `raw`, None without proof.
 
         `plain` is the BLAKE3 of these bytes; `place` says how many they are.
         """
         number = self.numbers.get(place)
-        if number is None or (self.plain and self.plain[number] != plain):
+        if number is None or (self.notes and self.notes.plain[number] != plain):
             return None
         archive, expected = self.archive, self.archive.index.frames[number]
         compressed = archive.bytes.read_at(archive.offsets[number], expected.size)
@@ -76,12 +92,17 @@ class EarlierFrames:
         if entry.blake3 != expected.blake3:
             log.info("frame %d of %s is damaged: it is compressed again", number, archive.name)
             return None
-        if not self.plain and not self.holds(number, compressed, raw):
+        if not self.notes and not self.holds(number, compressed, raw):
             return None
         with self.counting:
             self.taken_frames += 1
             self.taken_bytes += entry.size
-        return compressed, entry
+        return TakenFrame(compressed=compressed, entry=entry, number=number)
+
+    def lacks(self, prefix: str, number: int) -> bool:
+        """Whether it is known that a frame does not hold the prefix."""
+        notes = self.notes
+        return bool(notes and notes.prefix == prefix and number not in notes.prefixed)
 
     def holds(self, number: int, compressed: bytes, raw: bytearray) -> bool:
         """Whether a frame decompresses to the first bytes of `raw`."""

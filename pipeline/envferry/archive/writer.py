@@ -19,6 +19,7 @@ from envferry.archive.frame_packer import (
     PackedFrame,
     packed_in_order,
 )
+from envferry.archive.frame_reuse import FrameNotes
 from envferry.archive.index import (
     FileEntry,
     FrameEntry,
@@ -31,7 +32,7 @@ from envferry.archive.members import Member, Owner, Piece, cut_frames, sort_memb
 from envferry.archive.prefix_search import find_edits
 from envferry.archive.seek_table import encode_seek_table
 from envferry.archive.tar import END_OF_ARCHIVE
-from envferry.base.sha256 import RunningSha256
+from envferry.archive.tar_digests import TarDigests
 from envferry.models import ArchiveFacts
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ class ArchiveOptions(msgspec.Struct, frozen=True, kw_only=True):
     earlier: EarlierFrames | None = None
     """Where frames are taken from that need not be compressed again."""
 
+    @property
+    def workers(self) -> int:
+        """How many threads compress."""
+        return self.threads or os.cpu_count() or 1
+
 
 class WrittenArchive(msgspec.Struct, frozen=True, kw_only=True):
     """What was written; sizes in bytes, digests in hex."""
@@ -74,8 +80,8 @@ class WrittenArchive(msgspec.Struct, frozen=True, kw_only=True):
     index_size: int
     index_blake3: str
     tar_sha256: str
-    plain: tuple[str, ...] = ()
-    """BLAKE3 of what each frame holds, by number."""
+    notes: FrameNotes
+    """What is known of each frame, for the next archive."""
     left_alone: tuple[tuple[str, str], ...] = ()
     """Path and format of the files that hold the prefix and keep it."""
 
@@ -110,34 +116,39 @@ def write_archive(
     `advance` is told the bytes of the tar stream as they are packed. Memory is bounded: a few
     frames for each thread. Raises HostError when a file changes while it is read.
     """
-    writer = ArchiveWriter(stream, options=options, advance=advance)
-    with ThreadPoolExecutor(writer.threads, thread_name_prefix="pack") as pool:
+    with (
+        ThreadPoolExecutor(options.workers, thread_name_prefix="pack") as pool,
+        TarDigests() as digests,
+    ):
+        writer = ArchiveWriter(stream, options=options, advance=advance, digests=digests)
         writer.add_group(sort_members(members), pool)
         writer.add_group(sort_members(tuple(generate(writer.files))), pool)
-    return writer.finish()
+        return writer.finish()
 
 
 class ArchiveWriter:
     """The growing archive: counters, checksums and index of what was written so far."""
 
     def __init__(
-        self, stream: ArchiveStream, *, options: ArchiveOptions, advance: Callable[[int], None]
+        self,
+        stream: ArchiveStream,
+        *,
+        options: ArchiveOptions,
+        advance: Callable[[int], None],
+        digests: TarDigests,
     ) -> None:
         self.stream = stream
         self.options = options
         self.advance = advance
-        self.threads = options.threads or os.cpu_count() or 1
+        self.digests = digests
         self.files: list[FileEntry] = []
         self.frames: list[FrameEntry] = []
         self.plain: list[str] = []
+        self.prefixed: list[int] = []
         self.packages: list[PackageEntry] = []
         self.left_alone: list[tuple[str, str]] = []
         self.tar_offset = 0
         self.size = 0
-        self.tar_hash = blake3()
-        # Images need it. Here it costs 0.65 s for each GB; where the archive is pushed, it would
-        # have to be decompressed for that.
-        self.tar_sha256 = RunningSha256()
         self.fast_hash = xxhash.xxh3_128()
         self.strong_hash = blake3()
 
@@ -157,10 +168,13 @@ class ArchiveWriter:
         )
         records = MemberRecords(members, self.options.prefix.encode())
         frame_owners = []
-        for frame in packed_in_order(pool, packer, plans, self.threads + FRAMES_AHEAD):
+        for frame in packed_in_order(pool, packer, plans, self.options.workers + FRAMES_AHEAD):
+            if frame.prefix_members:
+                self.prefixed.append(len(self.frames))
             self.write_frame(frame.compressed, frame.raw, frame.entry)
             self.plain.append(frame.plain)
             records.take(frame)
+            self.digests.wait()
             packer.take_back(frame.buffer)
             frame_owners.append(members[frame.plan.pieces[0].member].owner)
         self.files.extend(records.entries())
@@ -170,10 +184,9 @@ class ArchiveWriter:
         )
 
     def write_frame(self, compressed: bytes, raw: bytes | memoryview, entry: FrameEntry) -> None:
-        """Append one compressed frame, and hash what it holds."""
+        """Append one compressed frame; what it holds is hashed until the digests are waited for."""
+        self.digests.feed(raw)
         self.write(compressed)
-        self.tar_hash.update(raw)
-        self.tar_sha256.update(raw)
         self.tar_offset += len(raw)
         self.frames.append(entry)
         self.advance(len(raw))
@@ -190,11 +203,12 @@ class ArchiveWriter:
         compressed = new_compressor(self.options.level).compress(END_OF_ARCHIVE)
         self.write_frame(compressed, END_OF_ARCHIVE, FrameEntry.of(compressed, len(END_OF_ARCHIVE)))
         self.plain.append(blake3(END_OF_ARCHIVE).hexdigest())
+        self.digests.wait()
         index = Index(
             name=self.options.name,
             platform=self.options.platform,
             prefix=self.options.prefix,
-            id=self.tar_hash.hexdigest()[:12],
+            id=self.digests.blake3.hexdigest()[:12],
             tar_size=self.tar_offset,
             mtime=self.options.mtime,
             frames=tuple(self.frames),
@@ -215,8 +229,12 @@ class ArchiveWriter:
             index_offset=index_offset,
             index_size=len(index_frame),
             index_blake3=blake3(index_frame).hexdigest(),
-            tar_sha256=self.tar_sha256.hex(),
-            plain=tuple(self.plain),
+            tar_sha256=self.digests.sha256.hex(),
+            notes=FrameNotes(
+                plain=tuple(self.plain),
+                prefix=self.options.prefix,
+                prefixed=tuple(self.prefixed),
+            ),
             left_alone=tuple(self.left_alone),
         )
 

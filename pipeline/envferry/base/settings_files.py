@@ -178,7 +178,7 @@ def _check(setting: Setting, value: object, place: str) -> Value:
         "days": (int, "a number of days"),
         "paths": (list, "a list of paths"),
     }
-    kind, expected = wanted.get(setting.kind, (str, "a text in quotes"))
+    kind, expected = wanted.get(setting.kind, (str, "a quoted string"))
     is_right = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
     if not is_right:
         message = f"{place}: {setting.key} is {value!r}, expected {expected}"
@@ -216,7 +216,7 @@ def _parse(setting: Setting, text: str, place: str = "") -> Value:
         what = "days" if setting.kind == "days" else "bytes per second"
         value, expected = int(stripped) if is_right else 0, f"a number of {what}"
     elif setting.kind == "umask":
-        is_right, expected = bool(re.fullmatch(r"0?[0-7]{1,3}", stripped)), "an umask such as 022"
+        is_right, expected = bool(re.fullmatch(r"0?[0-7]{1,3}", stripped)), "a umask such as 022"
         value = stripped
     elif setting.kind == "link":
         is_right, expected = stripped in LINKS, f"one of {', '.join(LINKS)}"

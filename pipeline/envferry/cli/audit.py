@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from msgspec.structs import replace
 
 from envferry.artifacts import SBOM, read_artifact, sbom_path
 from envferry.base.files import plural
+from envferry.base.times import now
 from envferry.cli.shared.command import CommandOptions, argument, command, option
 from envferry.cli.shared.completing import complete_refs
 from envferry.cli.shared.selection import open_index
@@ -30,6 +30,7 @@ from envferry.trust.signed_files import attestation_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import timedelta
 
     from envferry.audit.advisory_database import AdvisoryDatabase, DatabaseFacts
     from envferry.audit.artifact_audit import ArtifactAudit, Audit
@@ -57,7 +58,7 @@ class AuditGroup(click.Group):
 
 @click.group(cls=AuditGroup)
 def audit() -> None:
-    """Hold environments against a database of known vulnerabilities, offline.
+    """Check environments against a database of known vulnerabilities, offline.
 
     `envferry audit REF…` is short for `envferry audit refs REF…`.
     """
@@ -119,7 +120,7 @@ class AuditOptions(
     def require_something(self) -> None:
         """Raise UsageError unless exactly one kind of things is to be audited."""
         if self.is_tagged and (self.refs or self.is_installed):
-            message = "--tagged goes with neither REF nor --installed"
+            message = "--tagged cannot be combined with REF or --installed"
             raise UsageError(message, hint="run two commands")
         if not (self.refs or self.is_tagged or self.is_installed):
             message = "nothing to audit: neither REF nor --tagged nor --installed is given"
@@ -202,11 +203,6 @@ def note_unsigned(console: Console, path: Path) -> None:
             f"{path} is not signed, and a host that trusts keys refuses it:"
             " make it with `envferry audit update SOURCE --sign-key KEY`"
         )
-
-
-def now() -> datetime:
-    """Return the time by this machine's clock."""
-    return datetime.now(timezone.utc)
 
 
 def load_with_vex(policy: str, vex: tuple[Path, ...]) -> LoadedPolicy:

@@ -85,7 +85,7 @@ class BuiltReleaseOptions(
     )
 
     def require_combinable(self) -> None:
-        """Raise UsageError for options that do not go together."""
+        """Raise UsageError for options that cannot be combined."""
         from envferry.names import check_platform
 
         if self.workers and self.scheduler:

@@ -83,7 +83,7 @@ def environment_names(envs_dir: Path) -> list[str]:
 def all_installations(home: EnvHome) -> Iterator[tuple[EnvHome, Installation]]:
     """Yield what is installed in an envs directory: the current one, its siblings, the others.
 
-    A damaged record is passed over; `envferry verify` says so.
+    A damaged record is skipped; `envferry verify` says so.
     """
     current = home.current_id()
     for name in sorted(environment_names(home.envs_dir), key=lambda name: name != home.name):

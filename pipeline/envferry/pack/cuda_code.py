@@ -8,7 +8,6 @@ have them. Only headers are read, never code.
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 import struct
@@ -34,6 +33,9 @@ KINDS = {1: "compute", 2: "sm", 0x10: "sm"}
 """PTX, which newer GPUs compile for themselves, and code for one architecture."""
 ARCHITECTURES = range(20, 1000)
 SMALLEST = 1 << 12
+SEARCHED_BYTES = 1 << 20
+NAMES_BYTES = 1 << 20
+"""Of the names of sections that are looked at: a linked library has some 40 sections."""
 TORCH_BINDINGS = "libtorch_python.so"
 ARCHITECTURE = rb"(?:sm|compute)_\d+[af]?"
 TORCH_LIST = re.compile(rb"((?:%b )+%b|(?<=\0)%b)\0" % ((ARCHITECTURE,) * 3))
@@ -87,10 +89,10 @@ def architectures(path: str) -> Iterator[str]:
         places = sections(stream, SECTIONS)
         if not places:
             return
-        size = os.fstat(stream.fileno()).st_size
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for offset, length in places:
-                yield from _containers(data, offset, min(offset + length, size))
+        descriptor = stream.fileno()
+        size = os.fstat(descriptor).st_size
+        for offset, length in places:
+            yield from _containers(descriptor, offset, min(offset + length, size))
 
 
 def open_file(path: str) -> BinaryIO:
@@ -102,31 +104,59 @@ def sections(stream: BinaryIO, names: Iterable[str]) -> list[tuple[int, int]]:
     """Return offset and size of the sections that an ELF file has; none of another file."""
     try:
         elf = ELFFile(stream)
-        found = [elf.get_section_by_name(name) for name in names]
+        found = [elf.get_section_by_name(name) for name in names if may_have(elf, name)]
         return [(one["sh_offset"], one["sh_size"]) for one in found if one is not None]
     except ELFError:
         return []
 
 
-def _containers(data: mmap.mmap, position: int, end: int) -> Iterator[str]:
-    magic = struct.pack("<I", MAGIC)
+def may_have(elf: ELFFile, name: str) -> bool:
+    """Whether the names of an ELF file's sections have this one: one read.
+
+    To look one up, the headers of all sections are parsed, which few libraries are worth.
+    """
+    if not elf.num_sections():
+        return False
+    table = elf.get_section(elf.get_shstrndx())
+    elf.stream.seek(table["sh_offset"])
+    return name.encode() in elf.stream.read(min(table["sh_size"], NAMES_BYTES))
+
+
+# Read piece by piece: of a mapped file the pages around each header would count as this process's
+# memory, a third of a library of 500 MB.
+
+
+def _containers(descriptor: int, position: int, end: int) -> Iterator[str]:
     while position + CONTAINER.size <= end:
-        found, _, header, length = CONTAINER.unpack_from(data, position)
+        found, _, header, length = _read(CONTAINER, descriptor, position)
         if found != MAGIC or header < CONTAINER.size:
-            position = data.find(magic, position + 1, end)
-            if position < 0:
-                return
+            position = _find_magic(descriptor, position + 1, end)
             continue
         last = min(position + header + length, end)
-        yield from _entries(data, position + header, last)
+        yield from _entries(descriptor, position + header, last)
         position = last + -last % ALIGNMENT
 
 
-def _entries(data: mmap.mmap, position: int, end: int) -> Iterator[str]:
+def _entries(descriptor: int, position: int, end: int) -> Iterator[str]:
     while position + ENTRY.size <= end:
-        kind, _, header, length, _, _, _, _, number = ENTRY.unpack_from(data, position)
+        kind, _, header, length, _, _, _, _, number = _read(ENTRY, descriptor, position)
         if header < ENTRY.size:
             return
         if kind in KINDS and number in ARCHITECTURES:
             yield f"{KINDS[kind]}_{number}"
         position += header + length
+
+
+def _read(form: struct.Struct, descriptor: int, position: int) -> tuple[int, ...]:
+    """Return the fields at a position; zeros where the file has become shorter."""
+    return form.unpack(os.pread(descriptor, form.size, position).ljust(form.size, b"\0"))
+
+
+def _find_magic(descriptor: int, position: int, end: int) -> int:
+    """Return where the next container may begin, `end` if none does."""
+    magic = struct.pack("<I", MAGIC)
+    while position < end and (piece := os.pread(descriptor, SEARCHED_BYTES, position)):
+        if (found := piece.find(magic)) >= 0:
+            return position + found
+        position += max(len(piece) - len(magic) + 1, 1)
+    return end

@@ -17,7 +17,7 @@ import msgspec
 from blake3 import blake3
 
 from envferry.archive.compression import describe_compression
-from envferry.archive.frame_reuse import EarlierFrames
+from envferry.archive.frame_reuse import EarlierFrames, FrameNotes
 from envferry.archive.reader import Archive, FileSource
 from envferry.base.files import read_own, write_bytes
 from envferry.base.json import from_json, to_json
@@ -46,8 +46,7 @@ class PackNote(msgspec.Struct, frozen=True, kw_only=True):
     """Of the whole skippable frame: another archive of the same name is another one."""
     compression: str
     """What the compressed bytes depend on, besides what they hold."""
-    plain: tuple[str, ...]
-    """BLAKE3 of what each frame holds, by number."""
+    frames: FrameNotes
     schema: int = 1
 
 
@@ -86,7 +85,7 @@ class PackNotes:
             archive=str(archive.resolve()),
             index_blake3=written.index_blake3,
             compression=describe_compression(level),
-            plain=written.plain,
+            frames=written.notes,
         )
         stem = f"{built.name}-{built.platform}"
         try:
@@ -114,7 +113,7 @@ def earlier_frames(
     named one is not there.
     """
     if named is not None and not named.is_file():
-        message = f"{named} is not there, to take frames from"
+        message = f"{named} does not exist, so it has no frames to reuse"
         raise NotFound(message, hint="name an archive, or leave `--reuse` out")
     for path in [named] if named else candidates(built, notes, folders):
         try:
@@ -150,9 +149,9 @@ def open_earlier(source: FileSource, notes: PackNotes | None, level: int) -> Ear
     try:
         archive = Archive(source)
         note = notes.of(archive) if notes else None
-        if note and len(note.plain) == len(archive.plans):
+        if note and len(note.frames.plain) == len(archive.plans):
             same = note.compression == describe_compression(level)
-            return EarlierFrames(archive, note.plain) if same else None
+            return EarlierFrames(archive, note.frames) if same else None
         frames = EarlierFrames(archive, None)
         return frames if frames.is_compressed_as(level) else None
     except UNREADABLE as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import msgspec
 
@@ -50,29 +50,18 @@ def pack_env(
     """Pack a built environment into one archive, with its checksum, lock and manifest beside it.
 
     Frames that an earlier archive has are taken from there, proven; the bytes are those of a pack
-    from nothing, and `announce` is told how many were taken. The manifest is written last: without
+    from scratch, and `announce` is told how many were taken. The manifest is written last: without
     it the other files are no artifact. Raises SpecError when something in the environment cannot
     travel, HostError when it changes while it is packed, TargetOccupied while another process packs
     it into the same directory, NotFound when the archive to reuse is not there.
     """
     listing = Listing(Path(built.tree), built.prefix, built.options.exclude)
     staged = options.output_dir / f".{built.name}-{built.platform}.tar.zst"
-    total = sum(member.entry.size for member in listing.members)
-    notes = PackNotes(options.notes_dir) if options.notes_dir else None
-    with (
-        exclusive_lock(staged, f"the new archive of {built.name} in {options.output_dir}"),
-        find_earlier(built, notes, options) as earlier,
-    ):
-        with progress.task(f"pack {built.name}", total) as advance, write_anew(staged) as stream:
-            direct = DirectStream(stream.fileno(), WRITE_BYTES)
-            written = write_archive(
-                direct,
-                listing.members,
-                options=archive_options(built, options, earlier),
-                generate=lambda files: last_members(built, listing, files),
-                advance=advance,
+    with exclusive_lock(staged, f"the new archive of {built.name} in {options.output_dir}"):
+        with write_anew(staged) as stream:
+            written, reuse = write_listing(
+                stream, listing, built=built, options=options, progress=progress
             )
-            direct.flush()
             read_back(staged, written)
         warn_of_left_alone(written)
         artifact = Artifact(
@@ -80,19 +69,53 @@ def pack_env(
         )
         staged.replace(artifact.archive_path)
         add_companions(artifact, built)
-        if notes:
+        if notes := find_notes(options):
             notes.keep(built, written, artifact.archive_path, options.level)
-    announce(earlier.reuse if earlier else Reuse())
+    announce(reuse)
     return artifact
 
 
+def write_listing(
+    stream: IO[bytes],
+    listing: Listing,
+    *,
+    built: BuiltEnv,
+    options: PackOptions,
+    progress: Progress,
+) -> tuple[WrittenArchive, Reuse]:
+    """Write the archive of a listing to a file; say what was written, and taken from another.
+
+    The earlier archive, whose index takes as much memory as the new one, is closed afterwards.
+    """
+    direct = DirectStream(stream.fileno(), WRITE_BYTES)
+    total = sum(member.entry.size for member in listing.members)
+    with (
+        find_earlier(built, options) as earlier,
+        progress.task(f"pack {built.name}", total) as advance,
+    ):
+        written = write_archive(
+            direct,
+            listing.members,
+            options=archive_options(built, options, earlier),
+            generate=lambda files: last_members(built, listing, files),
+            advance=advance,
+        )
+        direct.flush()
+        return written, earlier.reuse if earlier else Reuse()
+
+
+def find_notes(options: PackOptions) -> PackNotes | None:
+    """Return what is noted of archives that were packed before; None where nothing is to be."""
+    return PackNotes(options.notes_dir) if options.notes_dir else None
+
+
 def find_earlier(
-    built: BuiltEnv, notes: PackNotes | None, options: PackOptions
+    built: BuiltEnv, options: PackOptions
 ) -> AbstractContextManager[EarlierFrames | None]:
     """Open what frames may be taken from."""
     return earlier_frames(
         built,
-        notes,
+        find_notes(options),
         level=options.level,
         folders=(options.output_dir, *options.reuse_from),
         named=options.reuse,

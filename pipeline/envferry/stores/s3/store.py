@@ -135,17 +135,17 @@ class S3Store(msgspec.Struct, frozen=True):
     def _creating(self, key: str) -> Iterator[None]:
         """Raise KeyTaken before or after a write that another writer won."""
         if self.stat(key):
-            raise self._taken(key)
+            raise KeyTaken.at(key, self.url)
         self._require_conditions()
         try:
             yield
         except Conflict as error:
-            raise self._taken(key) from error
+            raise KeyTaken.at(key, self.url) from error
         except NotFound as error:
             # An upload that has disappeared was completed, and the answer was lost.
             if not self.stat(key):
                 raise
-            raise self._taken(key) from error
+            raise KeyTaken.at(key, self.url) from error
 
     def replace(self, key: str, data: bytes, expected: str | None) -> str:
         """Put an object with `If-Match`, or `If-None-Match: *` when it must not exist."""
@@ -156,7 +156,7 @@ class S3Store(msgspec.Struct, frozen=True):
         try:
             answer = self.call("put_object", **self._object(key), Body=data, **condition)
         except (Conflict, NotFound) as error:
-            raise self._lost(key) from error
+            raise LostRace.at(key, self.url) from error
         version: str = answer["ETag"]
         return version
 
@@ -253,21 +253,14 @@ class S3Store(msgspec.Struct, frozen=True):
     def _object(self, key: str) -> dict[str, str]:
         return {"Bucket": self.call.bucket, "Key": self.call.prefix + check_key(key)}
 
-    def _taken(self, key: str) -> KeyTaken:
-        return KeyTaken(f"{key} exists in {self.url} and is never overwritten")
-
-    def _lost(self, key: str) -> LostRace:
-        message = f"{key} in {self.url} was changed by another process"
-        return LostRace(message, hint="run the command again")
-
     def _require_version(self, key: str, expected: str | None) -> None:
         """Raise LostRace unless a key has this version, by a look at it: for want of conditions."""
         stat = self.stat(key)
         if (stat.version if stat else None) != expected:
-            raise self._lost(key)
+            raise LostRace.at(key, self.url)
 
     def _require_conditions(self) -> None:
-        """Find out once whether the server obeys conditions on writes; raise when it does not."""
+        """Find out once whether the server honours conditions on writes; raise when it does not."""
         with self.call.known.guard:
             if not (self.call.allows_races or self.call.known.conditions.is_set()):
                 require_conditions(self.call, self.call.bucket, self.call.prefix)
