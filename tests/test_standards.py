@@ -91,7 +91,7 @@ def test_cep_24_other_keys_are_ignored_with_a_warning(
     """`They MUST be ignored and the user SHOULD receive an informative warning about them`."""
     found = spec("name: a\nauthor: me\nvariable: {A: b}\ndependencies: [numpy]\n", tmp_path)
     assert found.conda == ("numpy",)
-    assert "test.yml:2: `author` is not obeyed: not a key of a spec" in caplog.text
+    assert "test.yml:2: `author` is ignored: not a key of a spec" in caplog.text
     assert "perhaps you meant `variables`" in caplog.text
 
 

@@ -128,7 +128,7 @@ def test_find_what_a_vulnerability_affects(cli: CliRunner) -> None:
         "holds a package that" in cli.run("find", "--cve", "CVE-2023-0286", "pure", expect=7).stderr
     )
     assert "has no CVE-1999-1" in cli.run("find", "--cve", "CVE-1999-1", expect=7).stderr
-    assert "do not go together" in cli.run("find", "--cve", "CVE-1", "a", "b", expect=2).stderr
+    assert "cannot be combined" in cli.run("find", "--cve", "CVE-1", "a", "b", expect=2).stderr
     assert "nothing to find" in cli.run("find", expect=2).stderr
 
 
@@ -136,7 +136,7 @@ def test_find_what_a_vulnerability_affects(cli: CliRunner) -> None:
     ("arguments", "words"),
     [
         ((), "nothing to audit"),
-        (("--tagged", "demo"), "--tagged goes with neither"),
+        (("--tagged", "demo"), "--tagged cannot be combined"),
     ],
 )
 def test_wrong_questions(cli: CliRunner, arguments: tuple[str, ...], words: str) -> None:

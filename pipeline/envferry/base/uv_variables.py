@@ -62,7 +62,7 @@ def environ_for_uv(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def deciding_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the variables that uv would obey, and is not told."""
+    """Return the variables that would decide for uv, and are kept from it."""
     return tuple(sorted(name for name in environ if _decides(name) and environ[name]))
 
 

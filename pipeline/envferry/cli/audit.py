@@ -57,7 +57,7 @@ class AuditGroup(click.Group):
 
 @click.group(cls=AuditGroup)
 def audit() -> None:
-    """Hold environments against a database of known vulnerabilities, offline.
+    """Check environments against a database of known vulnerabilities, offline.
 
     `envferry audit REF…` is short for `envferry audit refs REF…`.
     """
@@ -119,7 +119,7 @@ class AuditOptions(
     def require_something(self) -> None:
         """Raise UsageError unless exactly one kind of things is to be audited."""
         if self.is_tagged and (self.refs or self.is_installed):
-            message = "--tagged goes with neither REF nor --installed"
+            message = "--tagged cannot be combined with REF or --installed"
             raise UsageError(message, hint="run two commands")
         if not (self.refs or self.is_tagged or self.is_installed):
             message = "nothing to audit: neither REF nor --tagged nor --installed is given"

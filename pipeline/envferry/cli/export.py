@@ -118,11 +118,11 @@ class ExportOptions(
             msg = f"{name} needs --tool"
             raise UsageError(msg, hint=f"add --tool, or leave out {name}")
         if self.oci and self.advisories:
-            message = "--oci and --advisories do not go together"
+            message = "--oci and --advisories cannot be combined"
             raise UsageError(message, hint="export to two folders")
         if self.oci and (self.since or self.part_bytes or self.tool):
             name = "--since" if self.since else "--split" if self.part_bytes else "--tool"
-            message = f"--oci and {name} do not go together"
+            message = f"--oci and {name} cannot be combined"
             raise UsageError(message, hint="export to two folders")
         for python in self.pythons:
             if not PYTHON_VERSION.fullmatch(python):
@@ -199,7 +199,7 @@ def export_tool(console: Console, options: ExportOptions, signer: Signer | None)
 
 
 def export_bundle(console: Console, directory: Path) -> None:
-    """Copy the trust bundle that this machine obeys into the folder, if it has one."""
+    """Copy the trust bundle that this machine uses into the folder, if it has one."""
     from envferry.base.files import write_bytes
     from envferry.transfer.export import KEYS
 

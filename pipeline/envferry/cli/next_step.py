@@ -54,6 +54,6 @@ def next_steps(folder: Path) -> list[str]:
     return [
         f"Next, on a connected machine: {name} import FILE",
         "  FILE is an environment.yml, requirements, a lock, a pyproject.toml, a prefix or a venv",
-        f"  or start from nothing: {name} init",
+        f"  or start from scratch: {name} init",
         installing,
     ]

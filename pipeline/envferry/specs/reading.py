@@ -145,7 +145,7 @@ def _check_root(root: object, path: Path) -> Mapping:
             # CEP 24: keys that a tool does not know are ignored, with a warning.
             close = perhaps(key, KNOWN_KEYS)
             where = f"{path}:{line_of(key)}"
-            log.warning("%s: %s is not obeyed: not a key of a spec%s", where, shorten(key), close)
+            log.warning("%s: %s is ignored: not a key of a spec%s", where, shorten(key), close)
     if "dependencies" not in root:
         alike = closest("dependencies", root)
         close = f": write it for `{alike[0]}`" if alike else ""

@@ -105,7 +105,7 @@ def _variables(content: Mapping, options: dict[str, Any], path: Path) -> dict[st
         if not VARIABLE.fullmatch(name):
             raise unexpected(path, name, "the name of a variable under `variables:`")
         if not isinstance(value, Text):
-            raise unexpected(path, value, f"a text as the value of `{name}`", line_of(name))
+            raise unexpected(path, value, f"a string as the value of `{name}`", line_of(name))
     return {str(name): str(value) for name, value in items.items()}
 
 

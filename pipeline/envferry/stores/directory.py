@@ -339,5 +339,5 @@ class DirectoryStore(msgspec.Struct, frozen=True):
         if error.errno in NO_SPACE:
             return HostError(message, hint=f"free space under {self.root}, then run it again")
         if error.errno in NO_PERMISSION:
-            return StoreError(message, hint=f"check who may read and write under {self.root}")
+            return StoreError(message, hint=f"check the permissions of {self.root}")
         return StoreError(message, hint=f"check that {self.root} is a directory and its disk works")

@@ -342,7 +342,7 @@ def test_provenance_that_is_not_there_is_named_and_asked_for_again(
     index.offer("1.0", "acme/tiny")
     index.missing = True
     assert lock(spec_path).provenance == {}
-    assert "which is not there" in caplog.text
+    assert "which does not exist" in caplog.text
     index.missing = False
     assert lock(spec_path).provenance["linux-64"]["tiny"].publishers == (ACME,)
 

@@ -9,11 +9,11 @@ import pytest
 from envferry.specs.reading import read_spec
 from envferry.specs.syntax.conda_lines import conda_name, merged, parse_conda_line, split_subdir
 from envferry.specs.syntax.pip_lines import (
-    heeded,
+    ignored_options,
     pip_line_problem,
     plain_requirement,
     requirement_name,
-    unheeded,
+    without_ignored_options,
 )
 from envferry.specs.syntax.selectors import is_selected
 
@@ -150,14 +150,14 @@ def test_what_is_no_pip_line(line: str, problem: str) -> None:
 
 
 def test_what_decides_nothing_is_named_and_dropped() -> None:
-    assert [item for item, _ in unheeded("--trusted-host h.example.org")] == [
+    assert [item for item, _ in ignored_options("--trusted-host h.example.org")] == [
         "--trusted-host h.example.org"
     ]
     line = "a==1 --hash=sha256:00 --config-settings=x=y"
-    assert [item for item, _ in unheeded(line)] == ["--config-settings=x=y"]
-    assert heeded(line) == "a==1 --hash=sha256:00"
-    assert heeded("--require-hashes") == ""
-    assert heeded("--no-index") == "--no-index"
+    assert [item for item, _ in ignored_options(line)] == ["--config-settings=x=y"]
+    assert without_ignored_options(line) == "a==1 --hash=sha256:00"
+    assert without_ignored_options("--require-hashes") == ""
+    assert without_ignored_options("--no-index") == "--no-index"
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def test_the_command_that_writes_layouts(registry: Registry, tmp_path: Path) -> 
     assert "add --oci" in host.run(*words, "layout", *where, expect=10).stderr
     assert "leave out --oci" in host.run(*words, "folder", "--oci", *where, expect=10).stderr
     said = host.run(*words, "new", "--oci", "--split", "4G", *where, expect=2).stderr
-    assert "--oci and --split do not go together" in said
+    assert "--oci and --split cannot be combined" in said
 
 
 @given(KEYS)
@@ -536,5 +536,5 @@ def test_logins_that_servers_offer(header: str, scheme: str, realm: str, scope: 
 @pytest.mark.parametrize("header", ["", "Negotiate", "Digest realm=x"])
 def test_logins_of_another_kind(header: str) -> None:
     assert Challenge.of(header) is None
-    with pytest.raises(StoreError, match="of a kind that is not known"):
+    with pytest.raises(StoreError, match="of an unknown kind"):
         Tokens("host", lambda one: b"", allows_plain=True).renew(header, "repository:a:pull", None)

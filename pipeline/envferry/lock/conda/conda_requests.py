@@ -81,7 +81,7 @@ def _check_foreign(spec: Spec, solver: Path) -> None:
         parsed = parse_conda_line(line)
         if parsed and (parsed.keys or parsed.subdir or parsed.url):
             message = f"{spec.path}: `{line}` cannot be passed to {solver.name}"
-            raise SpecError(message, hint="leave out `--solver`: envferry's own solver obeys it")
+            raise SpecError(message, hint="leave out `--solver`: envferry's own solver supports it")
 
 
 def solve_platforms(request: CondaRequest, name: str, progress: Progress) -> CondaAnswer:

@@ -117,7 +117,7 @@ class RepodataFile(msgspec.Struct):
                 file._add(_Piece(start, last, not is_first), held[:last])
                 start, held, is_first = start + following, held[following:], False
         if not held.rstrip().endswith(b"}"):
-            message = f"failed to parse {path.name}: it breaks off"
+            message = f"failed to parse {path.name}: it is truncated"
             raise ValueError(message)
         file._add(_Piece(start, len(held), is_regular=False), held)
         return file

@@ -87,7 +87,7 @@ def work(request: SolveRequest) -> SolveAnswer:
 
 
 def _match_spec(text: str) -> MatchSpec:
-    """Parse a match spec; raise for fields that the solver would not obey."""
+    """Parse a match spec; raise for fields that the solver would ignore."""
     from rattler import MatchSpec
 
     spec = MatchSpec(text)

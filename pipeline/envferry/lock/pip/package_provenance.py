@@ -179,7 +179,7 @@ def _ask_one(downloads: DownloadCache, package: LockedPackage, index: str) -> _A
     provenance = _get(downloads, url, PROVENANCE_TYPE)
     if provenance is None:
         return _Answer(
-            package=package, unasked=f"its index names {redact(url)}, which is not there"
+            package=package, unasked=f"its index names {redact(url)}, which does not exist"
         )
     attested = AttestedFile(
         name=package.name,

@@ -19,7 +19,7 @@ from envferry.lock.existing_lock import kept_build_requirements
 from envferry.lock.pip.build_requirements import resolve_build_requirements
 from envferry.lock.pip.pip_request import PipRequest
 from envferry.lock.pypi_names import pypi_names
-from envferry.specs.syntax.pip_lines import heeded, plain_requirement
+from envferry.specs.syntax.pip_lines import plain_requirement, without_ignored_options
 from envferry.specs.syntax.requirement_lines import INCLUDE, read_requirements
 from envferry.specs.syntax.yaml_text import read_text
 
@@ -76,7 +76,7 @@ def written_out(half: Spec) -> tuple[str, ...]:
             lines += read_requirements(path, read_text(path), base)
         else:
             lines.append(str(line))
-    return tuple(filter(None, (plain_requirement(heeded(line)) for line in lines)))
+    return tuple(filter(None, (plain_requirement(without_ignored_options(line)) for line in lines)))
 
 
 def python_distributions(chosen: list[LockedPackage]) -> tuple[dict[str, str], set[str]]:

@@ -26,7 +26,7 @@ class PipRequest(msgspec.Struct, frozen=True, kw_only=True):
     excluded: tuple[str, ...] = ()
     """Names that never appear in the answer."""
     provided: tuple[tuple[str, str], ...] = ()
-    """Names and versions that the environment has already: obeyed, never part of the answer."""
+    """Names and versions that the environment has already: fixed, and not part of the answer."""
     glibc: str | None = None
     working_dir: Path | None = None
     """What relative paths in requirements start from."""

@@ -329,7 +329,7 @@ def _explain(stderr: str, request: PipRequest, scratch: Path) -> PipelineError:
     text = "\n".join(line for line in lines if not line.startswith(("warning:", "hint:")))
     text = re.sub(r"requirements\.txt:(\d+):\d+", lambda at: _line(request, int(at[1])), text)
     if "Failed to initialize cache" in text:
-        hint = "name a folder that this user may write to: `export UV_CACHE_DIR=/PATH`"
+        hint = "name a folder that this user can write to: `export UV_CACHE_DIR=/PATH`"
         return HostError(f"uv has no place for its cache: {text}", hint=hint)
     if request.offline and NOT_CACHED.search(words):
         return not_cached(text)

@@ -148,7 +148,7 @@ def _channels(
             raise SpecError(msg, hint="correct `channels`")
         found.append((-priority, channel_name(channel)))
         for key in item.keys() - {"channel", "priority"} if isinstance(item, dict) else ():
-            manifest.leave_out(f"[channels] {key} = {item[key]!r} of {channel}: not obeyed")
+            manifest.leave_out(f"[channels] {key} = {item[key]!r} of {channel}: ignored")
     found.sort(key=lambda item: item[0])
     return list(dict.fromkeys(channel for _, channel in found))
 
@@ -346,7 +346,7 @@ def _name_the_rest(
     if workspace.get("channel-priority", "strict") == "strict":
         facts.add("channel-priority")
     for key in workspace.keys() - facts:
-        manifest.leave_out(f"[workspace] {key} = {workspace[key]!r}: not obeyed")
+        manifest.leave_out(f"[workspace] {key} = {workspace[key]!r}: ignored")
 
 
 def _name_target(manifest: PixiManifest, place: str, target: str, content: dict[str, Any]) -> None:

@@ -122,7 +122,7 @@ class _Reader:
         place = next((key for key in PLACES if key in table), "")
         kept = {*ALWAYS, *(PLACES[place] if place else ()), "optional"}
         self.draft.left_out += [
-            f"[tool.poetry.dependencies] {name} {{{key} = {table[key]!r}}}: not obeyed"
+            f"[tool.poetry.dependencies] {name} {{{key} = {table[key]!r}}}: ignored"
             for key in sorted(table.keys() - kept)
         ]
         extras = f"[{','.join(map(str, table['extras']))}]" if table.get("extras") else ""

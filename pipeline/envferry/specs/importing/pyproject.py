@@ -119,7 +119,7 @@ def _requirement(line: str, sources: dict[str, Any], path: Path, base: Path, dra
         draft.left_out.append(f"[tool.uv.sources] {name} = {source!r}: any index may provide it")
         return line
     draft.left_out += [
-        f"[tool.uv.sources] {name} {{{key} = {source[key]!r}}}: not obeyed"
+        f"[tool.uv.sources] {name} {{{key} = {source[key]!r}}}: ignored"
         for key in sorted(source.keys() - {*SOURCE_KEYS[kind]})
     ]
     extras = f"[{','.join(sorted(wanted.extras))}]" if wanted.extras else ""

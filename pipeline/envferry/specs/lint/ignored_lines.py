@@ -1,4 +1,4 @@
-"""Lint of lines that envferry does not obey: S113."""
+"""Lint of lines that envferry ignores: S113."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from envferry.specs.drafts import LEFT_OUT_MARK
 from envferry.specs.reading import HOLDER, KNOWN_KEYS
 from envferry.specs.spec_options import OTHER_PLATFORM
 from envferry.specs.syntax.conda_lines import without_extras
-from envferry.specs.syntax.pip_lines import option_of, unheeded
+from envferry.specs.syntax.pip_lines import ignored_options, option_of
 from envferry.specs.syntax.selectors import doubtful_comments
 from envferry.specs.syntax.yaml_text import Mapping, Sequence, Text
 
@@ -26,22 +26,22 @@ OTHERS_KEYS = {
 _Found = tuple[str, object, str]
 
 
-def unheeded_lines(root: Mapping, text: str, pip_lines: list[Text]) -> Iterator[_Found]:
+def ignored_lines(root: Mapping, text: str, pip_lines: list[Text]) -> Iterator[_Found]:
     """Yield each line of a spec that decides nothing, with the reason."""
     yield from _keys(root)
     prefix = root.get("prefix", "")
     if isinstance(prefix, Text) and prefix and not _is_elsewhere_named(prefix):
-        yield CODE, prefix, f"`prefix: {prefix}` is not obeyed (it installs into {ENVS_DIR})"
+        yield CODE, prefix, f"`prefix: {prefix}` is ignored (it installs into {ENVS_DIR})"
     yield from _platforms(root)
     yield from _extras(root)
     for line in pip_lines:
-        for option, reason in unheeded(line.strip()):
-            yield CODE, line, f"`{option}` is not obeyed ({reason})"
+        for option, reason in ignored_options(line.strip()):
+            yield CODE, line, f"`{option}` is ignored ({reason})"
     if pip_lines and all(_only_decides_where(line.strip()) for line in pip_lines):
         what = "the options under `pip:` are not used (it requires no package)"
         yield CODE, pip_lines[0], what
     for number, selector in doubtful_comments(text):
-        what = f"`# [{selector}]` is not obeyed (it names no platform, the line applies to all)"
+        what = f"`# [{selector}]` is ignored (it names no platform, the line applies to all)"
         yield CODE, Text.at(selector, number), what
     for number, row in enumerate(text.splitlines(), start=1):
         if row.startswith(LEFT_OUT_MARK):
@@ -54,9 +54,9 @@ def _keys(root: Mapping) -> Iterator[_Found]:
         if key in OTHERS_KEYS and root[key] != "":
             value = root[key]
             shown = ", ".join(value) if isinstance(value, Mapping) else str(value)
-            yield CODE, key, f"`{key}: {shown}` is not obeyed ({OTHERS_KEYS[key]})"
+            yield CODE, key, f"`{key}: {shown}` is ignored ({OTHERS_KEYS[key]})"
         elif key not in KNOWN_KEYS and not HOLDER.fullmatch(key):
-            yield CODE, key, f"`{key}` is not obeyed (not a key of a spec)"
+            yield CODE, key, f"`{key}` is ignored (not a key of a spec)"
 
 
 def _extras(root: Mapping) -> Iterator[_Found]:
@@ -64,7 +64,7 @@ def _extras(root: Mapping) -> Iterator[_Found]:
     for item in items if isinstance(items, Sequence) else ():
         extras = without_extras(item)[1] if isinstance(item, Text) else ""
         if extras:
-            yield CODE, item, f"`{extras}` of `{item}` is not obeyed (conda has no extras)"
+            yield CODE, item, f"`{extras}` of `{item}` is ignored (conda has no extras)"
 
 
 def _platforms(root: Mapping) -> Iterator[_Found]:

@@ -91,9 +91,9 @@ RULES = {
         ),
         Rule(
             code="S113",
-            title="A line that is not obeyed",
+            title="A line that is ignored",
             why="its author expects an effect that it does not have",
-            fix="remove it, or write it in a form that is obeyed",
+            fix="remove it, or write it in a form that is supported",
         ),
         Rule(
             code="S114",

@@ -1,6 +1,7 @@
 """Lines of the pip half: which there are, and what becomes of each.
 
-The options are those of pip's requirements files; each is obeyed, or named in UNHEEDED, or refused.
+The options are those of pip's requirements files; each has an effect, or a reason in
+IGNORED_OPTIONS, or is refused.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ OBEYED = {
     "--requirements": True,
 }
 """The options that decide what is locked, and whether each takes a value."""
-UNHEEDED = {
+IGNORED_OPTIONS = {
     "--require-hashes": "the lock records the hash of every file, demanded or not",
     "--trusted-host": "certificates are always checked: name the authority in SSL_CERT_FILE",
     "--use-feature": "it configures pip, which envferry does not resolve with",
@@ -81,7 +82,7 @@ def pip_line_problem(line: str) -> str:
     body, *options = TRAILER.split(_without_comment(line))
     for item in options:
         name = item.partition("=")[0].partition(" ")[0]
-        if name != "--hash" and name not in UNHEEDED:
+        if name != "--hash" and name not in IGNORED_OPTIONS:
             where = ", but stands on a line of its own" if SHORT.get(name, name) in OBEYED else ""
             return f"`{name}` is not a valid option of a requirement{where}"
     if windows := WINDOWS_PATH.match(body):
@@ -103,23 +104,23 @@ def pip_line_problem(line: str) -> str:
     return ""
 
 
-def unheeded(line: str) -> Iterator[tuple[str, str]]:
+def ignored_options(line: str) -> Iterator[tuple[str, str]]:
     """Yield the options of a line that decide nothing here, each with the reason."""
     option = OPTION.fullmatch(line)
     items = [line] if option else TRAILER.split(line)[1:]
     for item in items:
         name = re.split(r"[= ]", item)[0]
-        if name in UNHEEDED:
-            yield item, UNHEEDED[name]
+        if name in IGNORED_OPTIONS:
+            yield item, IGNORED_OPTIONS[name]
 
 
-def heeded(line: str) -> str:
+def without_ignored_options(line: str) -> str:
     """Return a line without what decides nothing here; empty when nothing is left."""
     option = OPTION.fullmatch(line)
     if option:
-        return "" if re.split(r"[= ]", line)[0] in UNHEEDED else line
+        return "" if re.split(r"[= ]", line)[0] in IGNORED_OPTIONS else line
     body, *options = TRAILER.split(line)
-    kept = [item for item in options if re.split(r"[= ]", item)[0] not in UNHEEDED]
+    kept = [item for item in options if re.split(r"[= ]", item)[0] not in IGNORED_OPTIONS]
     return " ".join([body, *kept])
 
 
@@ -183,7 +184,7 @@ def requirement_name(line: str) -> str:
 
 
 def _option_problem(name: str, value: str) -> str:
-    if name in UNHEEDED:
+    if name in IGNORED_OPTIONS:
         return ""
     known = SHORT.get(name, name)
     if known not in OBEYED:

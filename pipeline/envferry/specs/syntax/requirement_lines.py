@@ -68,7 +68,7 @@ def included_lines(
 ) -> list[IncludedLine]:
     """Return the lines of a requirements file and of what it includes, each with its place."""
     if path.resolve() in within or len(within) > MAX_INCLUDES:
-        message = f"{path} includes itself by way of {' -> '.join(map(str, within))}"
+        message = f"{path} includes itself through {' -> '.join(map(str, within))}"
         raise SpecError(message, hint="take one of the `-r` lines out")
     lines: list[IncludedLine] = []
     for line in logical_lines(text):

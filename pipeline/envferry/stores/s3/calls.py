@@ -81,7 +81,7 @@ class ServerAbilities(msgspec.Struct):
     has_bucket: Event = msgspec.field(default_factory=Event)
     """It has answered a question about something in the bucket."""
     conditions: Event = msgspec.field(default_factory=Event)
-    """It obeys conditions on writes, or does not have to."""
+    """It honours conditions on writes, or does not have to."""
     guard: Lock = msgspec.field(default_factory=Lock)
     """Held while conditions are tried out."""
 

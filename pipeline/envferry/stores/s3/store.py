@@ -280,7 +280,7 @@ class S3Store(msgspec.Struct, frozen=True):
             raise LostRace.at(key, self.url)
 
     def _require_conditions(self) -> None:
-        """Find out once whether the server obeys conditions on writes; raise when it does not."""
+        """Find out once whether the server honours conditions on writes; raise when it does not."""
         with self.call.known.guard:
             if not (self.call.allows_races or self.call.known.conditions.is_set()):
                 require_conditions(self.call, self.call.bucket, self.call.prefix)
