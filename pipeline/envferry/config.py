@@ -22,7 +22,7 @@ from envferry.errors import SpecError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from envferry.base.settings_files import Told
+    from envferry.base.settings_files import SettingValue
 
 SOURCE_DATE_EPOCH = 315532800
 """1980-01-01, the earliest time that zip files can hold; the mtime of everything in an archive."""
@@ -221,7 +221,7 @@ def settings() -> Settings:
     return Settings.from_environ(os.environ, settings_files())
 
 
-def told_settings() -> dict[str, Told]:
+def told_settings() -> dict[str, SettingValue]:
     """Return each setting of this process, and what says so."""
     return read_settings(os.environ, settings_files())
 

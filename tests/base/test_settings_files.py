@@ -77,7 +77,7 @@ def test_nobody_takes_back_that_signatures_are_required(tmp_path: Path) -> None:
         ('require_signatures = "yes"', r":1: require_signatures is 'yes', expected true or false"),
         ("min_speed = true", r":1: min_speed is True, expected a number"),
         ('link = "soft"', r":1: link is 'soft', expected one of auto, reflink"),
-        ('umask = "99"', r":1: umask is '99', expected an umask"),
+        ('umask = "99"', r":1: umask is '99', expected a umask"),
         ("umask = 22", r":1: umask is 22, expected a quoted string"),
         ('envs_dir = "envs"', r":1: envs_dir is 'envs', expected an absolute path"),
         ('registry = "./artifacts"', r":1: registry is './artifacts', expected an absolute path"),

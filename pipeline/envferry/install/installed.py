@@ -95,12 +95,12 @@ def all_installations(home: EnvHome) -> Iterator[tuple[EnvHome, Installation]]:
                 yield other, other.installation(path.stem)
 
 
-def find_donors(home: EnvHome, wanted: Installation, *, read_all: bool) -> ReusableTrees:
+def find_reusable(home: EnvHome, wanted: Installation, *, read_all: bool) -> ReusableTrees:
     """Return what the installations on this host offer to a new one.
 
     Unless all is to be read before it is shared, what files looked like last is offered, too.
     """
-    donors = ReusableTrees()
+    reusable = ReusableTrees()
     for other, record in all_installations(home):
         if record.mounted:
             continue  # nothing can be linked out of an image
@@ -110,11 +110,11 @@ def find_donors(home: EnvHome, wanted: Installation, *, read_all: bool) -> Reusa
         except PipelineError:
             continue
         tree = SeenTree(str(other.tree(record.id)), index, edited_contents(record))
-        donors.offer(tree.root, index, tree.edited, same_prefixes=same)
+        reusable.offer(tree.root, index, tree.edited, same_prefixes=same)
         seen = None if read_all else read_seen(other, record.id, len(index.files))
         if seen:
-            donors.known.update(known_contents(seen, tree))
-    return donors
+            reusable.known.update(known_contents(seen, tree))
+    return reusable
 
 
 def seen_trees(home: EnvHome, but: str) -> dict[tuple[EnvHome, str], SeenTree]:

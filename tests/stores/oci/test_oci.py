@@ -536,5 +536,5 @@ def test_logins_that_servers_offer(header: str, scheme: str, realm: str, scope: 
 @pytest.mark.parametrize("header", ["", "Negotiate", "Digest realm=x"])
 def test_logins_of_another_kind(header: str) -> None:
     assert Challenge.of(header) is None
-    with pytest.raises(StoreError, match="of a kind that is not known"):
+    with pytest.raises(StoreError, match="of an unknown kind"):
         Tokens("host", lambda one: b"", allows_plain=True).renew(header, "repository:a:pull", None)

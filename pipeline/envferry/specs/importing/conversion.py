@@ -18,7 +18,7 @@ from envferry.specs.importing.conda_environments import (
     draft_pip_table,
     draft_prefix,
 )
-from envferry.specs.importing.file_kinds import FOREIGN_LOCKS, FileKind, recognise, surprise
+from envferry.specs.importing.file_kinds import FOREIGN_LOCKS, FileKind, name_mismatch, recognise
 from envferry.specs.importing.lock_formats import read_explicit, read_foreign_lock
 from envferry.specs.importing.pixi import draft_pixi
 from envferry.specs.importing.poetry import draft_poetry
@@ -124,7 +124,7 @@ def import_spec(source: Path, specs_dir: Path, options: ImportOptions) -> Import
         left_out = (f"not carried over: {item}" for item in draft.left_out)
         found, notes = render_draft(draft), [*draft.notes, *left_out]
     spec = _checked(found, specs_dir, source)
-    what = surprise(source, kind)
+    what = name_mismatch(source, kind)
     notes = list(filter(None, [what, *notes, *_logins_left_out(text, found)]))
     return Imported(kind=kind, spec=spec, text=found, notes=tuple(notes), lock=lock)
 

@@ -108,7 +108,7 @@ def recognise(path: Path) -> tuple[FileKind, str]:
     return _kind_of(text, path), text
 
 
-def surprise(path: Path, kind: FileKind) -> str:
+def name_mismatch(path: Path, kind: FileKind) -> str:
     """Say that a file is not what its name promises; empty when it is."""
     named = next((known for name, known in NAMES if name.fullmatch(path.name)), kind)
     if named is kind or {named, kind} <= {FileKind.PIXI, FileKind.PYPROJECT, FileKind.POETRY}:

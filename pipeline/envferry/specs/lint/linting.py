@@ -129,7 +129,7 @@ class _Asked(msgspec.Struct, kw_only=True):
     selected: bool = False
     """Whether lines are for some platforms only."""
 
-    def brought(self) -> set[str]:
+    def present(self) -> set[str]:
         """Return the conda packages that are asked for or locked."""
         return {*self.conda, *self.locked}
 
@@ -231,7 +231,7 @@ def _halves(asked: _Asked, pypi_names: Callable[[str], tuple[str, ...]]) -> Iter
         if name not in OTHER_THINGS
     }
     owners = _owners(asked, pypi_names)
-    runtimes = sorted(asked.brought() & RUNTIME_CONDA)
+    runtimes = sorted(asked.present() & RUNTIME_CONDA)
     for name, line in asked.pip.items():
         if name == "pip":  # conda's is asked for because there is a pip section
             continue
@@ -268,13 +268,13 @@ def _has_runtime(name: str, line: str) -> bool:
 
 def _cuda(asked: _Asked) -> Iterator[_Found]:
     """Yield what brings a CUDA runtime from an index beside one from a channel."""
-    conda = [name for name in asked.brought() if CUDA_CONDA.fullmatch(name)]
+    conda = [name for name in asked.present() if CUDA_CONDA.fullmatch(name)]
     for name, line in asked.conda.items():
         parsed = parse_conda_line(line)
         if parsed and CUDA_BUILD.fullmatch(parsed.build):
             conda.append(name)
     cpu_only = any(CPU_ONLY.search(line) for line in asked.lines)
-    has_torch = bool({"pytorch", "pytorch-gpu", "pytorch-cpu"} & asked.brought())
+    has_torch = bool({"pytorch", "pytorch-gpu", "pytorch-cpu"} & asked.present())
     for name, line in asked.pip.items() if conda else ():
         brings = CUDA_PIP.fullmatch(name) and not (has_torch and name in NEEDS_TORCH)
         brings = brings and not (cpu_only and (name == "torch" or name in NEEDS_TORCH))
@@ -288,7 +288,7 @@ def _compilers(asked: _Asked) -> Iterator[_Found]:
     torch compiles only for who calls torch.compile, and stands in most specs: it is skipped.
     """
     lines = {**asked.conda, **asked.pip}
-    for one in compiler_findings({*lines, *asked.brought()}, lambda tool: tool == "libcuda"):
+    for one in compiler_findings({*lines, *asked.present()}, lambda tool: tool == "libcuda"):
         if one.lacks and one.package in lines and NEEDS[one.package] is not INDUCTOR:
             yield "S114", lines[one.package], str(one)
 
@@ -301,8 +301,8 @@ def _licenses(
         if fault := refused(item):
             half = asked.conda if item.manager == "conda" else asked.pip
             line = half.get(item.name)
-            brought = "" if line is not None else ", which the lock brings along"
-            yield "S115", line, f"{what} ({fault}){brought}"
+            present = "" if line is not None else ", which the lock brings along"
+            yield "S115", line, f"{what} ({fault}){present}"
 
 
 def _pip_lines(asked: _Asked) -> Iterator[_Found]:

@@ -68,7 +68,7 @@ class Sequence(list[Any]):
     weight, depth = 1, 1
 
 
-def weigh(value: Mapping | Sequence) -> None:
+def count_values(value: Mapping | Sequence) -> None:
     """Note how many values a finished one holds, itself and what aliases repeat included."""
     parts = value.values() if isinstance(value, Mapping) else value
     inner = [part for part in parts if not isinstance(part, str)]
@@ -160,7 +160,7 @@ class _Tree(msgspec.Struct, kw_only=True):
             if len(self.open) > MAX_DEPTH:
                 raise self._fault(line, TOO_DEEP, "check the file")
         elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
-            weigh(value := self.open.pop())
+            count_values(value := self.open.pop())
             self.keys.pop()
             if value.depth > MAX_DEPTH:
                 raise self._fault(line, TOO_DEEP, "check the file")
