@@ -26,6 +26,7 @@ from envferry.errors import NotFound, UsageError
 from envferry.names import Ref
 from envferry.registry.accepted_sources import check_file, is_file_ref, open_trusting
 from envferry.trust.host_keys import load_signer, load_trust
+from envferry.trust.signed_files import attestation_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -182,6 +183,7 @@ def update(console: Console, options: UpdateOptions) -> None:
         console.note(f"left out {one.file}: {one.reason}")
     if len(facts.skipped) > SHOWN_SKIPPED:
         console.note(f"left out {len(facts.skipped) - SHOWN_SKIPPED} more")
+    note_unsigned(console, options.database)
     console.result(facts, lambda: [f"{options.database}", *database_lines(facts)])
 
 
@@ -192,6 +194,15 @@ def database(console: Console, options: DatabaseOptions) -> None:
 
     facts = read_database(options.database).facts
     console.result(facts, lambda: [f"{options.database}", *database_lines(facts)])
+
+
+def note_unsigned(console: Console, path: Path) -> None:
+    """Say of a database without a signature what becomes of it on hosts, while it can be signed."""
+    if not attestation_of(path).is_file():
+        console.note(
+            f"{path} is not signed, and a host that trusts keys refuses it:"
+            " make it with `envferry audit update SOURCE --sign-key KEY`"
+        )
 
 
 def load_with_vex(policy: str, vex: tuple[Path, ...]) -> LoadedPolicy:

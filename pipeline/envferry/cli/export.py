@@ -213,13 +213,14 @@ def export_advisories(console: Console, directory: Path) -> None:
     """Copy the database of advisories, with its signatures, into the folder."""
     from envferry.audit.advisory_database import DATABASE_NAME
     from envferry.audit.database_update import UpdateRequest, update_database
-    from envferry.cli.audit import database_lines, database_path
+    from envferry.cli.audit import database_lines, database_path, note_unsigned
 
     target = directory / "audit" / DATABASE_NAME
     request = UpdateRequest(sources=(str(database_path()),), database=target, now=now())
     facts = update_database(request, progress=console.progress)
     _, age, *_ = database_lines(facts)
     console.note(f"advisories exported, {age}; there run: envferry audit update {target}")
+    note_unsigned(console, target)
 
 
 def read_public_keys(files: Iterable[Path]) -> tuple[tuple[PublicKey, bytes], ...]:

@@ -33,8 +33,12 @@ def chosen_id(home: EnvHome, id_: str | None) -> str:
 
 
 def not_installed(home: EnvHome) -> NotFound:
-    """Return the error for an environment of which there is nothing, with what there is."""
-    names = environment_names(home.envs_dir)
+    """Return the error for an environment of which nothing is current, with what there is."""
+    ids = [path.stem for path in sorted(home.directory.glob("*.json"))]
+    if ids:
+        message = f"nothing of {home.name} is current in {home.envs_dir}; there is {', '.join(ids)}"
+        return NotFound(message, hint=f"`envferry rollback {home.name} {ids[0]}` makes it current")
+    names = [name for name in environment_names(home.envs_dir) if name != home.name]
     message = f"{home.name} is not installed in {home.envs_dir}"
     if names:
         message += f", only {', '.join(names)}"

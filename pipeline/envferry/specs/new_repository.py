@@ -74,6 +74,10 @@ def spec_text(name: str, packages: tuple[str, ...]) -> str:
         if problem := pip_line_problem(line):
             message = f"`{line}` is not a valid pip requirement: {problem}"
             raise UsageError(message, hint="write it as pip:NAME or pip:NAME==VERSION")
+    for line in conda:
+        if not re.search("[a-z]", conda_name(line)):  # such as a version, typed in its place
+            message = f"`{line}` is not a valid package"
+            raise UsageError(message, hint="write it as NAME or NAME=VERSION, such as python=3.12")
     names = {conda_name(line) for line in conda}
     conda += [tool for tool in ("python", "pip") if pip and tool not in names]
     lines = [f"  - {quoted(line)}" for line in conda]

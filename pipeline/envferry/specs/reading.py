@@ -104,11 +104,12 @@ def _not_found(what: str, name: str, directory: Path, *others: Path) -> NotFound
 
     What `others` have may be meant, too: `demo.yaml` for specs/demo.yml.
     """
-    names = spec_names(directory)
-    known = {*names, *(one for other in others for one in spec_names(other))}
-    there = ", ".join(names) or "no specs"
+    found = {folder: spec_names(folder) for folder in (directory, *others)}
+    known = {one for names in found.values() for one in names}
+    folder = next((folder for folder, names in found.items() if names), directory)
+    there = ", ".join(found[folder]) or "no specs"
     hint = did_you_mean(name, sorted(known), "create it, or name another")
-    return NotFound(f"the spec {what} does not exist ({directory}/ has {there})", hint=hint)
+    return NotFound(f"the spec {what} does not exist ({folder}/ has {there})", hint=hint)
 
 
 def _read(path: Path) -> str:

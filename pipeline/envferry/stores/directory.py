@@ -317,7 +317,7 @@ class DirectoryStore(msgspec.Struct, frozen=True):
             message = f"the registry {self.root} does not exist"
             hint = (
                 "name one with --registry or ENVFERRY_REGISTRY: if it is a disk, is it mounted? "
-                "`envferry push` makes a new one"
+                "`envferry push ARCHIVE` makes a new one"
             )
             raise NotFound(message, hint=hint)
 

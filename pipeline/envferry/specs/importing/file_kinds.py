@@ -17,6 +17,7 @@ from envferry.specs.syntax.pip_lines import pip_line_problem
 from envferry.specs.syntax.requirement_lines import logical_lines
 from envferry.specs.syntax.toml_text import TOMLDecodeError, parse_toml
 from envferry.specs.syntax.yaml_text import Mapping, parse_yaml, read_text
+from envferry.suggestions import did_you_mean_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,7 +97,8 @@ def recognise(path: Path) -> tuple[FileKind, str]:
         text = read_text(path, MAX_BYTES)
     except FileNotFoundError as error:
         message = f"{path} does not exist"
-        raise NotFound(message, hint="name a file or an environment's prefix") from error
+        hint = did_you_mean_file(path, "name a file or an environment's prefix")
+        raise NotFound(message, hint=hint) from error
     except OSError as error:
         message = f"cannot read {path}: {error.strerror}"
         raise SpecError(message, hint="name a file or an environment's prefix") from error

@@ -23,7 +23,7 @@ from envferry.stores.s3.conditions import require_conditions
 from envferry.stores.s3.multipart import PART_BYTES, plan_parts, receive_file, send_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from envferry.stores.port import KnownRange
@@ -209,12 +209,34 @@ class S3Store(msgspec.Struct, frozen=True):
 
     def delete_unfinished(self, prefix: str, older_seconds: float) -> int:
         """End the unfinished multipart uploads."""
-        before = datetime.now(timezone.utc) - timedelta(seconds=older_seconds)
-        dead = [one for one in self._uploads(prefix) if one["Initiated"] <= before]
+        now, least = datetime.now(timezone.utc), timedelta(seconds=older_seconds)
+        dead = [one for one in self._uploads(prefix) if now - self._begun(one, now) >= least]
         for one in dead:
             upload = {"Key": one["Key"], "UploadId": one["UploadId"]}
             self.call("abort_multipart_upload", Bucket=self.call.bucket, **upload)
         return len(dead)
+
+    def _begun(self, upload: Mapping[str, Any], now: datetime) -> datetime:
+        """Return when an upload began, or its first part came.
+
+        `now` where the server says neither (SeaweedFS 4.45 does not say when an upload began):
+        what may be under way stays.
+        """
+        begun: datetime | None = upload.get("Initiated")
+        times = (
+            [begun] if begun else [part.get("LastModified") for part in self._parts(upload) or ()]
+        )
+        return min((time for time in times if time), default=now)
+
+    def _parts(self, upload: Mapping[str, Any]) -> Sequence[dict[str, Any]] | None:
+        """Return the parts of an upload, None if it was finished or ended in this moment."""
+        named = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
+        try:
+            answer = self.call("list_parts", Bucket=self.call.bucket, **named)
+        except NotFound:
+            return None
+        parts: Sequence[dict[str, Any]] = answer.get("Parts", ())
+        return parts
 
     def _uploads(self, prefix: str) -> Iterator[dict[str, Any]]:
         """Yield the unfinished multipart uploads, a page of a thousand at a time."""
@@ -237,16 +259,14 @@ class S3Store(msgspec.Struct, frozen=True):
             page = self.call("list_multipart_uploads", **where, **markers)
 
     def _unfinished(self, prefix: str) -> Iterator[Listed]:
+        now = datetime.now(timezone.utc)
         for one in self._uploads(prefix):
-            upload = {"Key": one["Key"], "UploadId": one["UploadId"]}
-            try:
-                parts = self.call("list_parts", Bucket=self.call.bucket, **upload).get("Parts", ())
-            except NotFound:
-                continue  # finished, or ended, in this moment
+            if (parts := self._parts(one)) is None:
+                continue
             yield Listed(
                 key=one["Key"].removeprefix(self.call.prefix),
                 size=sum(part["Size"] for part in parts),
-                modified=one["Initiated"],
+                modified=self._begun(one, now),
                 stamp=one["UploadId"],
             )
 
