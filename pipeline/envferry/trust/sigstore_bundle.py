@@ -98,9 +98,7 @@ def decode_sigstore_bundle(data: bytes, what: str) -> SigstoreBundle:
     Nothing is verified: see `trust.keyless`.
     """
     if len(data) > MOST_BYTES:
-        message = (
-            f"{what} has {len(data):,} bytes, the most that a Sigstore bundle has: {MOST_BYTES:,}"
-        )
+        message = f"{what} has {len(data):,} bytes, expected at most {MOST_BYTES:,}"
         raise IntegrityError(message, hint=SIGN_HINT)
     try:
         found = decode_json(data, SigstoreBundle)

@@ -35,7 +35,7 @@ class ProvenanceSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def provenance_of(manifest: Manifest, proof: Proof, trust: Trust | None) -> ProvenanceSummary:
-    """Read who signed an artifact; keys are checked as a host with this trust does, if it has any."""
+    """Read who signed an artifact; keys are checked as on a host with this trust, if it has any."""
     found = _of_keys(manifest, proof, trust)
     if proof.sigstore is None:
         return found
