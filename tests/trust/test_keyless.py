@@ -539,7 +539,7 @@ def test_where_ci_says_who_signs(
     monkeypatch.setenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "the-job")
     assert claimed() == ACME
     monkeypatch.setenv("ACTIONS_ID_TOKEN_REQUEST_TOKEN", "another")
-    with pytest.raises(UsageError, match=r"nobody says who signs: .*403"):
+    with pytest.raises(UsageError, match=r"no identity to sign with: .*403"):
         claimed()
     project = "https://gitlab.com/acme/envs//.gitlab-ci.yml@refs/heads/main"
     token = server.token(project, "https://gitlab.com")

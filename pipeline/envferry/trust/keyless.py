@@ -82,7 +82,7 @@ class KeylessSigner(msgspec.Struct, frozen=True, kw_only=True):
         )
         answer = _ask(SigstoreRequest(sign=request), SignAnswer, identity_environ, _cannot_sign)
         if answer.no_identity:
-            message = f"nobody says who signs: {answer.no_identity}"
+            message = f"no identity to sign with: {answer.no_identity}"
             raise UsageError(message, hint=IDENTITY_HINT)
         if answer.wrong_config:
             place = self.trust_config or "of the public Sigstore"

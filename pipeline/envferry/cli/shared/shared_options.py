@@ -149,7 +149,7 @@ class IdentityOptions(CommandOptions):
 
         known = trust.identities
         if bool(self.identity) != bool(self.issuer):
-            message = "`--identity` and `--issuer` go together: who says who somebody is"
+            message = "`--identity` and `--issuer` go together"
             hint = "GitHub's issuer is https://token.actions.githubusercontent.com"
             raise UsageError(message, hint=hint)
         accepted = known.accepted
