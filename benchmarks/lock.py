@@ -38,7 +38,7 @@ VIRTUAL = (
     f'subdirs: {{linux-64: {{packages: {{__glibc: "{GLIBC}", __unix: "0", __linux: "5.10"}}}}}}\n'
 )
 TOOLS = ("pip==25.2", "setuptools==80.9.0", "wheel==0.45.1")
-SOLVER = '#!/bin/sh\nexec {python} -m envferry.lock.conda_solver "$@"\n'
+SOLVER = '#!/bin/sh\nexec {python} -m envferry.lock.conda.conda_solver "$@"\n'
 
 
 def results(environment: Environment) -> Iterator[Result]:

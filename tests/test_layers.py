@@ -41,6 +41,21 @@ LAYERS = (
 )
 """From the bottom up: a part imports itself and layers below, never its neighbours."""
 
+ROOMS = {
+    "specs": ("syntax", "", "importing", "lint"),
+    "cli": ("shared", ""),
+    "stores": ("", "oci", "s3"),
+    "lock": ("conda", "pip"),
+    "build": ("inside",),
+}
+"""Packages inside of a package, from the bottom up; "" is what lies in the package itself.
+
+Without "" that may be on both sides: options of the stage below its halves, its story above them;
+what a build asks of its container below what runs there, what becomes of the answer above.
+"""
+FACTORIES = {"envferry.stores.opening": "opens a store of any kind by its URL"}
+"""Modules that may import from all packages beside them."""
+
 OWNERS = {
     "subprocess": "envferry.process",
     "click": "envferry.cli",
@@ -130,6 +145,32 @@ def test_imports_go_down(module: str, path: Path) -> None:
             assert other in below, f"{module} imports {imported}, which is not below it"
 
 
+@pytest.mark.parametrize("part", ROOMS)
+def test_imports_go_down_inside_of_a_part(part: str) -> None:
+    """Packages inside of a package have an order, too: no two of them need each other."""
+    rooms = ROOMS[part]
+    for module, path in modules():
+        if part_of(module) != part or module in FACTORIES or room_of(module) not in rooms:
+            continue
+        for imported in imports(path):
+            if part_of(imported) == part and room_of(imported) in rooms:
+                is_below = rooms.index(room_of(imported)) <= rooms.index(room_of(module))
+                assert is_below, f"{module} imports {imported}, which is not below it"
+
+
+def test_every_package_inside_of_a_package_has_its_place() -> None:
+    found: dict[str, set[str]] = {}
+    for path in SOURCES.glob("*/*/__init__.py"):
+        found.setdefault(path.parts[-3], set()).add(path.parts[-2])
+    assert found == {part: {*rooms} - {""} for part, rooms in ROOMS.items()}
+
+
+def room_of(module: str) -> str:
+    """Return the package inside of its part that a module lies in; "" for the part itself."""
+    names = module.split(".")
+    return names[2] if len(names) > 2 and (SOURCES / names[1] / names[2]).is_dir() else ""
+
+
 def test_no_module_waits_for_itself() -> None:
     """Also within a folder no import leads back: a module can be read from the bottom up."""
     found = dict(modules())
@@ -139,6 +180,17 @@ def test_no_module_waits_for_itself() -> None:
     }
     order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
     assert set(order) == set(found)
+
+
+def test_types_make_no_circle() -> None:
+    """Nor do imports for types and in functions, but for a registry and its parts."""
+    facade = "envferry.registry.registry"  # has the methods, whose parts take it as an argument
+    found = dict(modules())
+    graph = {
+        module: {name for name in imports(path) if name in found and name not in (module, facade)}
+        for module, path in found.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def test_modules_share_a_name_only_for_the_same_role() -> None:
@@ -238,10 +290,19 @@ def test_no_test_asserts_wall_clock_time() -> None:
 
 def test_tests_lie_in_folders_named_for_what_they_test() -> None:
     tests = SOURCES.parents[1] / "tests"
-    packages = {path.parent.name for path in SOURCES.glob("*/__init__.py")}
-    folders = {path.parent.name for path in tests.glob("*/test_*.py")}
+    packages = {
+        path.parent.relative_to(SOURCES).as_posix()
+        for path in SOURCES.rglob("__init__.py")
+        if path.parent != SOURCES
+    }
+    folders = {
+        path.parent.relative_to(tests).as_posix()
+        for path in tests.rglob("test_*.py")
+        if path.parent != tests
+    }
     assert folders <= packages | {"integration"}
-    assert packages - folders == {"engines"}, "engines need containers: tests/integration"
+    servers = {"engines": "containers", "stores/s3": "servers"}
+    assert packages - folders == servers.keys(), "what needs more than files: tests/integration"
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from envferry.build.inside.builder import write_state
 from envferry.channel.conda_package import CondaPackage
 from envferry.channel.virtual_env import record_of
 from envferry.errors import SpecError
-from envferry.lock.conda_messages import CondaRequest
-from envferry.lock.conda_solver import virtual_packages
+from envferry.lock.conda.conda_messages import CondaRequest
+from envferry.lock.conda.conda_solver import virtual_packages
 from envferry.lock.lock_options import LockOptions
 from envferry.lock.stage import lock_spec
 from envferry.models import LockedPackage, SpecOptions, SystemRequirements
@@ -25,7 +25,7 @@ from envferry.names import current_platform
 from envferry.pack.frozen import frozen_members
 from envferry.pack.generated import content_of
 from envferry.progress import Silent
-from envferry.specs.importing import Imported, ImportOptions, import_spec
+from envferry.specs.importing.conversion import Imported, ImportOptions, import_spec
 from envferry.specs.locks import LockContents, parse_lock, read_lock, render_lock, write_lock
 from envferry.specs.reading import parse_spec, read_spec
 from tests.support.channel_indexes import FORMS, indexes
@@ -80,7 +80,7 @@ def test_cep_24_pip_and_comment_selectors(tmp_path: Path) -> None:
     found = read_spec(path)
     assert found.pip == ("scipy",)
     assert "pywin32" in found.conda  # kept as written; it is chosen when a platform is known
-    from envferry.specs.selectors import selector_lines
+    from envferry.specs.syntax.selectors import selector_lines
 
     assert [selector for _, _, selector in selector_lines(text)] == ["win"]
 
@@ -91,7 +91,7 @@ def test_cep_24_other_keys_are_ignored_with_a_warning(
     """`They MUST be ignored and the user SHOULD receive an informative warning about them`."""
     found = spec("name: a\nauthor: me\nvariable: {A: b}\ndependencies: [numpy]\n", tmp_path)
     assert found.conda == ("numpy",)
-    assert "test.yml:2: `author` is not obeyed: not a key of a spec" in caplog.text
+    assert "test.yml:2: `author` is ignored: not a key of a spec" in caplog.text
     assert "perhaps you meant `variables`" in caplog.text
 
 

@@ -24,6 +24,17 @@ BAD = {
     r"\bask who\b": "`ask the administrator of`, `ask the person who`",
     r"\b(shall|needs? not|whence|whither|lest|anew)\b": "the English of today",
     r"\bwith this\b.*\bno other\b": "say what it does",
+    r"\bpass(ed|es)? over\b": "`skipped`, `ignored`",
+    r"\bobey(s|ed)?\b": "`ignored`, `honours`, `supports`, `uses`",
+    r"\bdo(es)? not go together\b|\bexclude each other\b": "`cannot be combined`",
+    r"\b[Hh]olds? [^.,]*\bagainst\b": "`check X against Y`",
+    r"\ba text\b|\btexts\b": "`a string`",
+    r"\b(say|says|know|knows) nothing (of|about)\b": "`X has no Y`",
+    r"\b(who|user|this process) may\b": "`can`, `is allowed to`",
+    r"\bfrom nothing\b": "`from scratch`",
+    r"\bthe (build|lock|one|version) before\b": "`the previous build`",
+    r"\bbreaks? off\b": "`is truncated`, `is interrupted`",
+    r"\ban umask\b": "`a umask`",
 }
 """Patterns that no message has, each with what to write instead."""
 
@@ -86,6 +97,11 @@ def test_scripts_say_it_plainly(path: Path) -> None:
         "mend it",
         "1 artifact came",
         "ask who runs it",
+        "a line of it is passed over",
+        "`x` is not obeyed",
+        "--a and --b do not go together",
+        "a folder that this user may write to",
+        "built from nothing",
     ],
 )
 def test_what_is_forbidden_is_found(said: str) -> None:

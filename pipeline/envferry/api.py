@@ -153,7 +153,7 @@ def build(
     """Build a lock, or the up-to-date lock of a spec, in a container without network; check it.
 
     `image` is for docker and podman. Raises NoSandbox when no engine works here, IntegrityError
-    for a download that is not what was locked, SpecError when packages do not go together,
+    for a download that is not what was locked, SpecError when packages conflict,
     ToolFailed when a check fails, TargetOccupied while another process builds the same.
     """
     from envferry.build.downloads import DownloadCache

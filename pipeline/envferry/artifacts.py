@@ -12,6 +12,7 @@ from envferry.base.json import decode_json, from_json, to_json
 from envferry.errors import IntegrityError, NotFound, UsageError
 from envferry.models import Artifact, Manifest
 from envferry.names import ID_PATTERN, NAME_PATTERN
+from envferry.suggestions import did_you_mean_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -204,10 +205,12 @@ def _manifest_beside(path: Path) -> Path:
         )
     else:
         message = f"{path} is not an artifact: its name ends in neither .tar.zst nor .manifest.json"
-        raise UsageError(message, hint="name an archive file, or a ref such as demo@stable")
+        otherwise = "name an archive file, or a ref such as demo@stable"
+        raise UsageError(message, hint=did_you_mean_file(path, otherwise))
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     missing = f"the manifest {candidates[0]}" if path.exists() else path
     message = f"{missing} does not exist"
-    raise NotFound(message, hint="copy all files of the artifact, or fetch it again")
+    otherwise = "copy all files of the artifact, or fetch it again"
+    raise NotFound(message, hint=otherwise if path.exists() else did_you_mean_file(path, otherwise))

@@ -22,7 +22,7 @@ from envferry.errors import SpecError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from envferry.base.settings_files import Told
+    from envferry.base.settings_files import SettingValue
 
 SOURCE_DATE_EPOCH = 315532800
 """1980-01-01, the earliest time that zip files can hold; the mtime of everything in an archive."""
@@ -168,7 +168,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """
         if self.cache is None:
             message = f"no place for the cache: HOME is not set, and user {os.getuid()} has no home"
-            raise SpecError(message, hint="set ENVFERRY_CACHE to a folder that this user may write")
+            raise SpecError(
+                message, hint="set ENVFERRY_CACHE to a folder that this user can write to"
+            )
         return self.cache
 
     def signatures_required_by(self) -> str | None:
@@ -233,7 +235,7 @@ def settings() -> Settings:
     return Settings.from_environ(os.environ, settings_files())
 
 
-def told_settings() -> dict[str, Told]:
+def told_settings() -> dict[str, SettingValue]:
     """Return each setting of this process, and what says so."""
     return read_settings(os.environ, settings_files())
 
@@ -260,7 +262,7 @@ def _secret(environ: Mapping[str, str], name: str) -> Secret | None:
 
 
 def allows_races() -> bool:
-    """Whether a setting accepts object storage that obeys no conditions on writes."""
+    """Whether a setting accepts object storage that ignores conditions on writes."""
     return settings().allow_races
 
 
@@ -308,8 +310,8 @@ def uv_environ(**changes: str | None) -> dict[str, str]:
     return environ_for_uv(child_environ(**changes))
 
 
-def uv_settings_passed_over() -> tuple[str, ...]:
-    """Return the variables that uv would obey, and is not told."""
+def uv_settings_skipped() -> tuple[str, ...]:
+    """Return the variables that would decide for uv, and are kept from it."""
     return deciding_variables(os.environ)
 
 

@@ -53,7 +53,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
 def find_program(name: str) -> str | None:
     """Return the absolute path of `name` on PATH, or None.
 
-    Relative entries of PATH are passed over: what lies in the current directory is not a tool.
+    Relative entries of PATH are skipped: what lies in the current directory is not a tool.
     """
     return shutil.which(name, path=os.pathsep.join(filter(os.path.isabs, os.get_exec_path())))
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
 
 NEARLY = 0.85
@@ -33,3 +35,12 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
     """Return a hint: the closest known word as a question, before what to do `otherwise`."""
     close = closest(word, known)
     return f"did you mean `{close[0]}`? Else {otherwise}" if close else otherwise
+
+
+def did_you_mean_file(path: Path, otherwise: str) -> str:
+    """Return a hint for a file that is not there: the closest name in its folder as a question."""
+    names: list[str] = []
+    with suppress(OSError):  # no folder, or none that can be read: there is nothing to suggest
+        names = sorted(one.name for one in path.parent.iterdir() if one.name != path.name)
+    close = closest(path.name, names)
+    return f"did you mean `{path.with_name(close[0])}`? Else {otherwise}" if close else otherwise

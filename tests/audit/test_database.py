@@ -165,7 +165,7 @@ def test_several_archives_make_one_database_as_old_as_the_oldest(tmp_path: Path)
     database = read_database(tmp_path / "here.json.zst")
     (numpy,) = database.about("PyPI/numpy")
     assert numpy.aliases == ("CVE-2026-0009",)  # the newer record, whichever is read first
-    with pytest.raises(UsageError, match="is a database, and no archive"):
+    with pytest.raises(UsageError, match="is a database, not an archive"):
         update(tmp_path, newer, tmp_path / "here.json.zst")
 
 

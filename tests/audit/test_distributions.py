@@ -75,7 +75,11 @@ def audited(purl: str, found: AdvisoryDatabase | None = None) -> AuditedPackage:
         # Another release has other advisories.
         ("pkg:rpm/almalinux/openssl-libs@3.2.2-5.el9_5", "found", ""),
         ("pkg:rpm/almalinux/openssl-libs@3.2.2-7.el9_5", "clean", ""),
-        ("pkg:rpm/almalinux/openssl-libs@3.2.2-1.el10", "unknown", "no advisories of AlmaLinux:10"),
+        (
+            "pkg:rpm/almalinux/openssl-libs@3.2.2-1.el10",
+            "unknown",
+            "no advisories for AlmaLinux:10",
+        ),
         # The release is needed, and what only mends bugs is no vulnerability.
         (
             "pkg:rpm/almalinux/openssl-libs@1.1.1k",

@@ -73,7 +73,7 @@ def test_conda_packages_by_their_names_elsewhere(
 def test_a_database_without_an_ecosystem_calls_nothing_of_it_clean() -> None:
     only_c = database(OPENSSL)
     (found,) = (audit_component(one, only_c) for one in components_of([package("rich", "1")]))
-    assert (found.state, found.reason) == ("unknown", "the database has no advisories of PyPI")
+    assert (found.state, found.reason) == ("unknown", "the database has no advisories for PyPI")
 
 
 def test_tags_that_nobody_understands_leave_a_library_undecided() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from envferry.base.journal import LineJournal, read_journal
-from envferry.stores.s3.multipart import journal_at
+from envferry.stores.upload_journal import journal_at
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,8 +22,8 @@ from envferry.build.cache_upkeep import (
 )
 from envferry.build.downloads import DownloadCache
 from envferry.errors import TargetOccupied
-from envferry.lock.repodata import ChannelIndexes
-from envferry.lock.repodata_server import RepodataServer
+from envferry.lock.conda.repodata import ChannelIndexes
+from envferry.lock.conda.repodata_server import RepodataServer
 from envferry.progress import Silent
 from tests.support.builds import locked
 from tests.support.repodata_channels import record, write_channel

@@ -16,7 +16,7 @@ from envferry.channel.requirements import (
     version_spec,
 )
 from envferry.names import current_platform
-from envferry.specs.markers import target_environment
+from envferry.specs.syntax.markers import target_environment
 
 VERSIONS = (
     *("0.9", "1.0.dev1", "1.0a1", "1.0rc1", "1.0", "1.0.post1", "1.0.1", "1.1", "1.4", "1.4.2"),

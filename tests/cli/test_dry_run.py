@@ -36,8 +36,26 @@ WRITES = {
         "mirror",
     ),
     *("init", "pack", "prune", "push", "release", "remove", "rollback", "tag"),
+    *("revoke", "trust add", "trust revoke-key", "trust sign", "trust threshold", "trust update"),
 }
-"""All that write but `keygen`, `man`, `channel create`, and `verify`, which repairs if asked to."""
+WRITE_AT_ONCE = {
+    "audit update": "one file that is named; an older database replaces none",
+    "cache verify": "removes damaged downloads only, which are downloaded again",
+    "channel create": "overwrites nothing",
+    "completion": "writes to stdout",
+    "image": "one file that is named",
+    "keygen": "overwrites nothing",
+    "man": "pages that are written again by any version",
+    "tool": "one file that is named",
+    "verify": "writes with --repair only, and without it says what that would repair",
+}
+"""Commands without `--dry-run` that write all the same, and why."""
+READ = {
+    *("audit database", "audit refs", "cache ls", "changed", "check", "checks", "config", "diff"),
+    *("doctor", "du", "find", "fleet", "history", "lint", "list", "ls", "run", "serve", "shell"),
+    *("show", "stats", "status", "trust show", "why"),
+}
+GROUPS = {"envferry", "audit", "cache", "channel", "trust"}
 PLATFORM = current_platform()
 
 
@@ -100,6 +118,32 @@ def test_every_command_that_writes_knows_it() -> None:
         if any("--dry-run" in one.opts for one in context.command.params)
     }
     assert found == WRITES
+    known = {
+        context.command_path.removeprefix("envferry ") for context in commands(envferry, "envferry")
+    }
+    assert known - GROUPS == WRITES | WRITE_AT_ONCE.keys() | READ, "a new command: does it write?"
+
+
+def test_trust(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENVFERRY_TRUSTED_DIR", str(tmp_path / "host/trusted.d"))
+    for name in ("root", "next"):
+        project.say("keygen", name)
+    bundle, key = tmp_path / "trust.json", ("--sign-key", "root.key")
+    add = ("trust", "add", "root.pub", "--role", "root", "--role", "release", *key)
+    assert project.ask(*add) == {"file": "trust.json", "version": 1, "dry_run": True}
+    assert not bundle.exists()
+    project.say(*add)
+    assert project.ask("trust", "add", "next.pub", "--role", "root", *key)["version"] == 2
+    project.say("trust", "add", "next.pub", "--role", "root", *key)
+    assert project.ask("trust", "threshold", "root", "2", *key)["version"] == 3
+    assert project.ask("trust", "sign", "--sign-key", "next.key")["version"] == 2
+    (one, other) = json.loads(project.say("trust", "show", bundle, "--json"))["keys"]
+    assert {one["name"], other["name"]} == {"root", "next"}
+    revoked = f"demo@{project.old.manifest.id}"
+    assert project.ask("revoke", revoked, "--why", "stolen", *key)["version"] == 3
+    assert project.ask("trust", "update", bundle, "--trusted-key", "root.pub")["version"] == 2
+    assert not (tmp_path / "host").exists()
+    assert run(["trust", "update", str(bundle), "--dry-run"]) == 8, "what it would refuse"
 
 
 def test_push_and_tag(project: Project) -> None:

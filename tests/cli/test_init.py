@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from envferry.errors import UsageError
+from envferry.specs.new_repository import NewRepository, starting_files, usual_name
 from envferry.specs.reading import parse_spec
-from envferry.specs.starting import NewRepository, starting_files, usual_name
 from tests.support.cli_runner import CliRunner
 
 BIN = Path(sys.executable).parent
@@ -127,3 +127,11 @@ def test_three_questions_at_a_terminal(cli: CliRunner) -> None:
         assert question in shown
     # Older versions of click print a blank here for each question.
     assert said.lstrip() == "specs/train.yml\n.gitignore\nNext: envferry lock train\n"
+
+
+@pytest.mark.parametrize("word", ["3.11", "=3.11", "12"])
+def test_a_version_is_no_package(cli: CliRunner, word: str) -> None:
+    said = cli.run("init", "--name", "train", "--package", word, expect=2).stderr
+    assert f"error: `{word}` is not a valid package" in said
+    assert "such as python=3.12" in said
+    assert not (cli.home / "specs").exists()

@@ -247,7 +247,7 @@ def test_the_processes_of_other_users_count(home: EnvHome, tmp_path: Path) -> No
     tree = home.tree(old_id(home))
     with executing(tree / "bin/sleep"):
         said = remove_elsewhere(home, user=NOBODY)
-        assert "perhaps in use: this user may not inspect" in said
+        assert "perhaps in use: this user cannot inspect" in said
         assert tree.exists()
     # Without write permission anywhere, but by their owner.
     for path in tree.rglob("*"):

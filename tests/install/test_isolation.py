@@ -17,7 +17,7 @@ from envferry.archive.reader import FileSource
 from envferry.base.isolated import isolated
 from envferry.errors import ToolFailed
 from envferry.install.stage import InstallOptions, install_artifact
-from envferry.lock.index_channel import index_channel
+from envferry.lock.conda.index_channel import index_channel
 from envferry.models import Checks
 from envferry.pack.existing_env import describe_env
 from envferry.process import find_program, our_module, run
@@ -195,7 +195,7 @@ def test_workers_import_envferry_and_its_libraries_from_where_we_do(
 
 
 def test_a_container_worker_does_not_search_its_working_directory(hostile_dir: Path) -> None:
-    argv = our_module("envferry.lock.conda_solver", python=sys.executable)
+    argv = our_module("envferry.lock.conda.conda_solver", python=sys.executable)
     assert run([*argv, "--version"], cwd=hostile_dir).stdout.startswith("conda ")
 
 

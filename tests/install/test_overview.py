@@ -19,6 +19,7 @@ from envferry.install.env_home import EnvHome
 from envferry.install.events import MOST_EVENTS, Actor, note_event, read_events
 from envferry.install.host_overview import list_installed, read_history
 from envferry.install.installation import Installation, Origin
+from envferry.install.installed import chosen_id
 from envferry.install.last_results import read_state
 from envferry.install.later_checks import check_installed
 from envferry.install.link_mode import Link
@@ -127,6 +128,20 @@ def test_a_name_that_is_not_installed(envs: Path, add: Callable[..., Installatio
     add(b"one")
     with pytest.raises(NotFound, match=r"other is not installed in .*, only demo"):
         list_installed(envs, "other")
+
+
+def test_an_environment_of_which_nothing_is_current(
+    envs: Path, add: Callable[..., Installation]
+) -> None:
+    """As after a first installation whose checks failed."""
+    installed = add(b"one")
+    home = EnvHome.of(envs, "demo")
+    home.point_at(None)
+    with pytest.raises(
+        NotFound, match=rf"nothing of demo is current in .*; there is {installed.id}$"
+    ) as error:
+        chosen_id(home, None)
+    assert f"`envferry rollback demo {installed.id}`" in str(error.value.hint)
 
 
 def test_the_same_artifact_by_another_tag_follows_that_tag(

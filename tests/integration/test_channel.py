@@ -16,7 +16,7 @@ from envferry.channel.conda_package import PLACEHOLDER
 from envferry.channel.creation import ChannelRequest, ChannelSummary, create_channel
 from envferry.channel.interpreter import running_interpreter
 from envferry.errors import NotFound, SpecError, ToolFailed
-from envferry.lock.index_channel import index_channel
+from envferry.lock.conda.index_channel import index_channel
 from envferry.process import find_program, run
 from envferry.progress import Silent
 from tests.conftest import require

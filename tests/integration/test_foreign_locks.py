@@ -12,7 +12,7 @@ from envferry.lock.adopting import lock_source, needed_glibc
 from envferry.lock.existing_lock import check_lock
 from envferry.names import current_platform
 from envferry.progress import Silent
-from envferry.specs.importing import ImportOptions, import_spec
+from envferry.specs.importing.conversion import ImportOptions, import_spec
 from envferry.specs.reading import read_spec
 from tests.support.tiny_channel import make_channel, python_packages
 from tests.support.wheels import make_wheel

@@ -73,6 +73,6 @@ def test_lint_and_lock_name_licences(runner: CliRunner, tmp_path: Path) -> None:
     (tmp_path / "nothing.toml").write_text("")
     nothing = tmp_path / "nothing.toml"
     said = runner.run("lint", "one", "--license-policy", nothing, expect=3)
-    assert "says nothing of licences" in said.stderr
+    assert "has no rules for licences" in said.stderr
     said = runner.run("lint", "one", "--license-policy", tmp_path / "none.toml", expect=7)
     assert "does not exist" in said.stderr

@@ -276,7 +276,9 @@ def test_an_edited_spec_is_stale_until_locked_again(project: Project) -> None:
 
 def test_a_solver_of_ones_own(project: Project, tmp_path: Path) -> None:
     solver = tmp_path / "mamba"
-    solver.write_text(f'#!/bin/sh\nexec {sys.executable} -m envferry.lock.conda_solver "$@"\n')
+    solver.write_text(
+        f'#!/bin/sh\nexec {sys.executable} -m envferry.lock.conda.conda_solver "$@"\n'
+    )
     solver.chmod(0o755)
     project.write("python=3.10")
     lock = project.lock(LockOptions(platforms=(PLATFORM,), solver=solver))
@@ -431,7 +433,9 @@ def test_the_commands(project: Project) -> None:
     runner.run("diff", "torch@nothere", "torch", expect=7)
     runner.run("lock", "torch", "--solver", "no-such-conda", expect=7)
     solver = home / "mamba"
-    solver.write_text(f'#!/bin/sh\nexec {sys.executable} -m envferry.lock.conda_solver "$@"\n')
+    solver.write_text(
+        f'#!/bin/sh\nexec {sys.executable} -m envferry.lock.conda.conda_solver "$@"\n'
+    )
     solver.chmod(0o755)
     runner.run("lock", "torch", "--platform", PLATFORM, "--solver", "./mamba")
     runner.run("lock", "torch", "--check")

@@ -95,7 +95,7 @@ def rights_of(scopes: str) -> set[tuple[str, str]]:
 
 def test_a_name_and_a_password(basic_server: OciServer, logins: Path) -> None:
     url = f"oci://{basic_server.host}/site/envs"
-    assert "wants a login" in refusal(url)
+    assert "requires a login" in refusal(url)
     assert f"podman login {basic_server.host}" in refusal(url)
     logins.write_text(json.dumps({"auths": {basic_server.host: {"auth": LOGIN}}}))
     works(url)

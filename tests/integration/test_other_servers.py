@@ -18,6 +18,7 @@ from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
 from envferry.registry.push import push_artifact
 from envferry.stores.opening import open_store
 from envferry.stores.s3.conditions import IgnoresConditions
+from envferry.stores.s3.store import S3Store
 from tests.integration.conftest import empty_registry
 from tests.support.artifacts import PLATFORM, make_artifact
 from tests.support.fault_proxy import Plan, fault_proxy
@@ -92,6 +93,46 @@ def test_the_probe_is_one_for_a_command_and_leaves_nothing(
             store.replace(f"v1/tags/{number}", b"x", None)
     assert sum("/v1/probe-" in path for path in plan.paths) == 1
     assert sorted(one.key for one in store.list_level("v1/")) == ["v1/envs/", "v1/tags/"]
+
+
+@pytest.mark.parametrize("lacking", ["Initiated", "LastModified"])
+def test_uploads_whose_age_is_not_said_are_pruned_by_their_parts(
+    s3_server: S3Server, s3_url: str, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    """SeaweedFS 4.45 does not say when an upload began; one without parts may be under way."""
+    with fault_proxy(Plan(upstream=s3_server.endpoint_url, without=lacking)) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+        store = open_store(s3_url)
+        assert isinstance(store, S3Store)
+        for key in ("empty", "begun"):
+            target = {"Bucket": store.call.bucket, "Key": f"{store.call.prefix}{key}"}
+            answer = store.call.client.create_multipart_upload(**target)
+        part = {"UploadId": answer["UploadId"], "PartNumber": 1, "Body": b"x"}
+        store.call.client.upload_part(**target, **part)
+        assert {one.key: one.size for one in store.list_unfinished("")} == {"empty": 0, "begun": 1}
+        assert store.delete_unfinished("", 3600) == 0
+        assert store.delete_unfinished("", 0) == 2
+        assert list(store.list_unfinished("")) == []
+
+
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [
+        ("Size", "to list_objects_v2 has no Size"),
+        ("ETag", "to list_objects_v2 has no ETag"),
+        ("LastModified", "to list_objects_v2 has no LastModified"),
+        ("Key", "did not answer list_objects_v2 as one"),
+    ],
+)
+def test_what_an_answer_lacks_is_named(
+    s3_server: S3Server, s3_url: str, monkeypatch: pytest.MonkeyPatch, lacking: str, said: str
+) -> None:
+    open_store(s3_url).create("v1/envs/a", b"x")
+    with fault_proxy(Plan(upstream=s3_server.endpoint_url, without=lacking)) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+        with pytest.raises(StoreError, match=said) as caught:
+            list(open_store(s3_url).list())
+    assert url in caught.value.message
 
 
 def test_a_bucket_without_upload_lists_is_pruned(

@@ -95,7 +95,9 @@ def test_passwords_are_seen_nowhere(runner: CliRunner, served: Path, tmp_path: P
         write_netrc(runner, netrc)
         printed.append(runner.run("lock", "tiny", "-vv", "--json"))
         solver = runner.home / "mamba"
-        solver.write_text(f'#!/bin/sh\nexec {sys.executable} -m envferry.lock.conda_solver "$@"\n')
+        solver.write_text(
+            f'#!/bin/sh\nexec {sys.executable} -m envferry.lock.conda.conda_solver "$@"\n'
+        )
         solver.chmod(0o755)
         printed.append(runner.run("lock", "tiny", "-vv", "--upgrade", "--solver", solver))
         lock = (runner.home / "specs/tiny.conda-lock.yml").read_text()

@@ -13,7 +13,7 @@ import pytest
 from envferry.build.download import hash_file
 from envferry.engines.selection import Engine, open_sandbox
 from envferry.errors import SpecError, ToolFailed
-from envferry.lock.index_channel import index_channel
+from envferry.lock.conda.index_channel import index_channel
 from envferry.lock.lock_options import LockOptions
 from envferry.lock.stage import lock_spec
 from envferry.progress import Silent

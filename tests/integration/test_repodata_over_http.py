@@ -14,10 +14,10 @@ import zstandard
 
 from envferry.build.downloads import DownloadCache
 from envferry.errors import StoreError
-from envferry.lock import repodata_server
+from envferry.lock.conda import repodata_server
+from envferry.lock.conda.repodata import ChannelIndexes, extract
+from envferry.lock.conda.repodata_server import RepodataServer
 from envferry.lock.lock_options import LockOptions
-from envferry.lock.repodata import ChannelIndexes, extract
-from envferry.lock.repodata_server import RepodataServer
 from envferry.lock.stage import lock_spec
 from envferry.progress import Expected
 from envferry.specs.reading import read_spec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import shutil
 import struct
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -25,9 +27,12 @@ from envferry.registry import Registry
 from envferry.registry.push import push_artifact
 from envferry.tool.run_file import build_run_file
 from tests.conftest import require
+from tests.support.cli_runner import ENVFERRY
+from tests.support.console_blocks import agrees, blocks_of, run_commands
 from tests.support.packed import pack, random_bytes
 
 pytestmark = [pytest.mark.container, pytest.mark.network]
+PAGE = Path(__file__).parents[2] / "docs/one-file.md"
 BIG = random_bytes(1, 200_000)
 MOST_BYTES = 45_000_000
 GLIBC_PARTS = (
@@ -40,6 +45,14 @@ GLIBC_PARTS = (
 )
 
 
+class Followed(NamedTuple):
+    """What became of a page's commands."""
+
+    folder: Path
+    steps: list[tuple[str, list[str]]]
+    printed: list[list[str]]
+
+
 def build(cache: Path) -> bytes:
     """Build the tool of the Python that runs the tests."""
     content, _ = build_run_file(
@@ -49,11 +62,41 @@ def build(cache: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real file, made of the Python that runs the tests."""
-    path = tmp_path_factory.mktemp("tool") / "envferry.run"
-    path.write_bytes(build(settings().cache_dir / "downloads"))
-    return path
+def followed(tmp_path_factory: pytest.TempPathFactory) -> Followed:
+    """The page's console blocks, run where its reader has a key."""
+    folder = tmp_path_factory.mktemp("tool")
+    steps = [
+        step
+        for block in blocks_of(PAGE.read_text())
+        if block.kind == "console"
+        for step in block.commands()
+    ]
+    environ = {**os.environ, "PATH": f"{ENVFERRY.parent}:{os.environ['PATH']}"}
+    keygen, *printed = run_commands(
+        ["envferry keygen ours", *(command for command, _ in steps)], folder, environ
+    )
+    assert keygen
+    return Followed(folder=folder, steps=steps, printed=printed)
+
+
+@pytest.fixture(scope="module")
+def run_file(followed: Followed) -> Path:
+    """The real file, made as the page says, of the Python that runs the tests."""
+    return followed.folder / "envferry.run"
+
+
+def test_the_page_shows_what_is_printed(followed: Followed) -> None:
+    assert followed.steps
+    for (command, shown), said in zip(followed.steps, followed.printed, strict=True):
+        assert agrees(said, shown), "\n".join([command, *said])
+
+
+def test_the_key_of_the_page_signed_the_file(followed: Followed) -> None:
+    require("openssl", find_program("openssl"))
+    words = ["sh", "envferry.run", "--verify", "ours.pub"]
+    said = subprocess.run(words, cwd=followed.folder, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    assert "is signed by ours.pub" in said.stdout
 
 
 @pytest.fixture

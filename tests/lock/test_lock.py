@@ -11,11 +11,11 @@ import pytest
 
 from envferry.config import child_environ
 from envferry.errors import NotFound, SpecError, StaleLock, StoreError
-from envferry.lock.channels import channel_names, channels_of, placed_lines
+from envferry.lock.conda.channels import channel_names, channels_of, placed_lines
+from envferry.lock.conda.relax_pins import RelaxLevel, RelaxRequest, relax_pins
+from envferry.lock.conda.repodata import ChannelIndexes
 from envferry.lock.existing_lock import check_lock
 from envferry.lock.lock_options import LockOptions
-from envferry.lock.relax_pins import RelaxLevel, RelaxRequest, relax_pins
-from envferry.lock.repodata import ChannelIndexes
 from envferry.lock.stage import lock_spec
 from envferry.models import LockedPackage
 from envferry.process import run
@@ -208,7 +208,7 @@ def test_a_channel_in_brackets_is_locked_from(channel: Path, tmp_path: Path) -> 
 
 def conda(*words: str, **environ: str) -> tuple[int, dict[str, object]]:
     """Call our solver as conda-lock calls conda."""
-    argv = [sys.executable, "-m", "envferry.lock.conda_solver", *words]
+    argv = [sys.executable, "-m", "envferry.lock.conda.conda_solver", *words]
     finished = run(argv, env=child_environ(CONDA_SUBDIR="linux-64", **environ), check=False)
     answer: dict[str, object] = json.loads(finished.stdout)
     return finished.returncode, answer

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from packaging.utils import canonicalize_name
 
-from envferry.lock.pip_inputs import python_distributions
+from envferry.lock.pip.pip_inputs import python_distributions
 from envferry.lock.pypi_names import NAMES_PATH, pypi_name, pypi_names
 from envferry.models import LockedPackage
 

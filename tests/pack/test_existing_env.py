@@ -442,8 +442,8 @@ def test_links_that_install_refuses_are_named(tree: Path) -> None:
     with pytest.raises(SpecError) as caught:
         pack(tree)
     for part in (
-        "'lib/a' is a link to 'b', which leads in a circle",
-        "'lib/b' is a link to 'a', which leads in a circle",
+        "'lib/a' is a link to 'b', which is circular",
+        "'lib/b' is a link to 'a', which is circular",
         f"'lib/climbs' is a link to '{tree}/../outside', outside the environment",
         "'lib/through' is a link to 'by-folder/../outside', outside the environment",
     ):

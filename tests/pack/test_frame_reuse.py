@@ -331,7 +331,7 @@ def test_an_archive_that_is_written_over_meanwhile_is_found_out(two: PackedTwice
 
 
 def test_a_named_archive_must_be_there(two: PackedTwice) -> None:
-    with pytest.raises(NotFound, match="to take frames from"):
+    with pytest.raises(NotFound, match="has no frames to reuse"):
         two.pack("dist", reuse=two.root / "nothing.tar.zst")
 
 

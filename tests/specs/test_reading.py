@@ -317,7 +317,7 @@ def test_variables_are_read_as_they_are_written(tmp_path: Path) -> None:
     [
         ("variables: [A=1]", "`variables:` to be a mapping"),
         ("variables: {A-B: 1}", "spec.yml:2: expected the name of a variable"),
-        ("variables: {A: [1]}", "spec.yml:2: expected a text as the value of `A`"),
+        ("variables: {A: [1]}", "spec.yml:2: expected a string as the value of `A`"),
         ("envferry: {variables: {A: b}}", "`variables` is not a key of `envferry:`"),
     ],
 )

@@ -115,7 +115,7 @@ def test_a_read_only_directory(read_only_directory: Path) -> None:
         with pytest.raises(StoreError, match=re.escape(str(read_only_directory))) as caught:
             write()
         assert "Permission denied" in caught.value.message
-        assert "who may" in caught.value.hint
+        assert "permissions" in caught.value.hint
 
 
 def test_lists_nothing_in_silence(read_only_directory: Path) -> None:

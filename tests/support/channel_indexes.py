@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from envferry.build.downloads import DownloadCache
-from envferry.lock.repodata import ChannelIndexes
-from envferry.lock.repodata_server import RepodataServer
+from envferry.lock.conda.repodata import ChannelIndexes
+from envferry.lock.conda.repodata_server import RepodataServer
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import random
+import re
 import socket
 import struct
 import threading
@@ -74,6 +75,8 @@ class Plan:
     """What time all answers say it is."""
     bare: bool = False
     """Errors have no body."""
+    without: str | None = None
+    """An element of XML that all answers lack."""
     copies: str | None = None
     """A fault that every copy inside the store meets."""
     hung: threading.Event | None = None
@@ -170,6 +173,8 @@ class FaultHandler(BaseHTTPRequestHandler):
         if fault == "reset after":
             self.reset()
             return
+        if lacking := self.plan.without:
+            data = re.sub(rb"<%b>[^<]*</%b>" % ((lacking.encode(),) * 2), b"", data)
         self.send(response.status, found, data, fault)
 
     def send(

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from envferry.errors import PipelineError
-from envferry.lock.pip_inputs import written_out
+from envferry.lock.pip.pip_inputs import written_out
 from envferry.lock.pypi_names import pypi_names
-from envferry.specs.importing import ImportOptions, import_spec
-from envferry.specs.linting import lint_spec
+from envferry.specs.importing.conversion import ImportOptions, import_spec
+from envferry.specs.lint.linting import lint_spec
 from envferry.specs.reading import read_spec
 
 if TYPE_CHECKING:

@@ -6,11 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envferry.lock.conda_half import gather, solve_platform
+from envferry.lock.conda.conda_half import gather, solve_platform
 
 if TYPE_CHECKING:
-    from envferry.lock.conda_messages import CondaAnswer, CondaRequest
-    from envferry.lock.repodata import ChannelIndexes
+    from envferry.lock.conda.conda_messages import CondaAnswer, CondaRequest
+    from envferry.lock.conda.repodata import ChannelIndexes
 
 
 def solution(request: CondaRequest, platform: str, indexes: ChannelIndexes) -> CondaAnswer:

@@ -175,11 +175,28 @@ def test_a_damaged_file_is_refused(run_file: Path, host: Host, where: str, shell
         content[-1] ^= 1
     run_file.write_bytes(content)
     said = host.run(run_file, "x", shell=shell)
-    assert said.returncode == (11 if where == "header" else 8)
+    assert said.returncode == 8
     assert "error: " in said.stderr
     assert "copy it again" in said.stderr
     assert host.trees() == []
     assert host.leftovers() == []
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_file_cut_in_its_script_says_so(run_file: Path, host: Host, shell: str) -> None:
+    """What is shorter than its first lines cannot speak: it is an error of syntax, or empty."""
+    content = run_file.read_bytes()
+    first_command = content.index(b"\n{") + 2
+    can_speak = content.index(b"; }\n") + 3
+    assert can_speak < 2 * 97
+    ends = [*range(first_command, can_speak), *range(can_speak, content.index(b"\n#payload"), 97)]
+    for end in ends:
+        run_file.write_bytes(content[:end])
+        said = host.run(run_file, "install", "demo", shell=shell)
+        assert (said.returncode, said.stdout) == (8 if end >= can_speak else 2, ""), end
+        if end >= can_speak:
+            assert said.stderr == f"error: {run_file} is not complete\nhint: copy it again\n", end
+        assert not host.place.exists(), end
 
 
 def bare_path(tmp_path: Path, *without: str) -> str:
@@ -401,7 +418,9 @@ def test_envferry_verifies_it_too(run_file: Path) -> None:
 
 
 def test_verify_without_a_key_or_openssl(run_file: Path, host: Host, tmp_path: Path) -> None:
-    assert host.run(run_file, "--verify").returncode == 2
+    said = host.run(run_file, "--verify")
+    assert said.returncode == 2
+    assert "error: --verify needs the file of a public key" in said.stderr
     key = str(public_key(tmp_path))
     (tmp_path / "none").mkdir()
     path = bare_path(tmp_path)

@@ -151,7 +151,7 @@ def test_one_key_does_not_count_twice() -> None:
         one.bundle, keys=(*one.bundle.keys, BundleKey(name="twin", pem=ROOT.pem, roles=("root",)))
     )
     envelope = seal(PAYLOAD_TYPE, msgspec.json.encode(twin), (ROOT.key,))
-    with pytest.raises(IntegrityError, match="one key is in it twice"):
+    with pytest.raises(IntegrityError, match="it lists a key twice"):
         decode_bundle(SignedBundle(twin, BundleFile(bundle=envelope)).to_bytes(), "it")
 
 

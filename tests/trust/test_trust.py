@@ -543,7 +543,7 @@ def test_a_folder_of_keys_that_may_only_be_listed_is_refused() -> None:
                 UsageError, match=r"cannot read the trusted key .*site\.pub"
             ) as told:
                 read_trusted_keys(keys)
-            assert told.value.hint == f"check who may enter {keys}"
+            assert told.value.hint == f"check the permissions of {keys}"
         finally:
             if was_root:
                 os.seteuid(0)

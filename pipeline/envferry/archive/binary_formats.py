@@ -26,10 +26,7 @@ MAGIC = (
     *((0, magic, "a font") for magic in (b"\0\1\0\0", b"OTTO", b"ttcf", b"true", b"wOFF", b"wOF2")),
     (0, b"\xca\xfe\xba\xbe", "a Java class"),
     (0, b"\0asm", "a WebAssembly module"),
-    *(
-        (0, magic, "a catalogue of messages")
-        for magic in (b"\xde\x12\x04\x95", b"\x95\x04\x12\xde")
-    ),
+    *((0, magic, "a message catalogue") for magic in (b"\xde\x12\x04\x95", b"\x95\x04\x12\xde")),
     *(
         (0, magic, "a compressed file")
         for magic in (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")

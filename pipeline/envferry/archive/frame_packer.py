@@ -179,7 +179,7 @@ def read_piece(member: Member, piece: Piece, target: memoryview) -> None:
     except OSError as error:
         message = f"cannot read {member.source}: {error.strerror}"
         raise HostError(
-            message, hint="check the disk, and that this user may read the file"
+            message, hint="check the disk, and that this user can read the file"
         ) from error
     finally:
         os.close(descriptor)

@@ -35,7 +35,7 @@ def check_manifest(archive: Archive, manifest: Manifest) -> None:
         if found != expected
     ]
     if differences:
-        message = f"{archive.name} is not the archive of its manifest: {'; '.join(differences)}"
+        message = f"{archive.name} does not match its manifest: {'; '.join(differences)}"
         raise IntegrityError(
             message, hint="copy or fetch both again, or pack the environment again"
         )

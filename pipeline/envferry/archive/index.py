@@ -168,7 +168,7 @@ def decode_index(frame: bytes, what: str) -> Index:
 
 
 def skippable_frame(magic: int, payload: bytes) -> bytes:
-    """Wrap bytes so that every zstd decoder passes over them (RFC 8878, 3.1.2)."""
+    """Wrap bytes so that every zstd decoder skips them (RFC 8878, 3.1.2)."""
     return magic.to_bytes(4, "little") + len(payload).to_bytes(4, "little") + payload
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 MAX_LINKS = 40
 """What Linux follows on the way to one file (path_resolution(7)); then it says ELOOP."""
-TOO_MANY = "which leads in a circle, or over too many links"
+TOO_MANY = "which is circular, or passes through too many links"
 ROOT = 0
 
 

@@ -70,7 +70,7 @@ class FileSource:
         os.close(self.descriptor)
 
 
-class TailKept:
+class CachedTail:
     """A source of which the end is read once and kept: no byte is read twice."""
 
     def __init__(self, source: Source) -> None:
@@ -102,7 +102,7 @@ class Archive:
         """
         self.source = source
         self.name = source.name
-        self.bytes = TailKept(source)
+        self.bytes = CachedTail(source)
         self.index, self.index_frame, self.opening_bytes = read_index(self.bytes)
         check_index(self.index, self.name)
         self.plans: list[FramePlan] = plan_frames(self.index, self.name)
@@ -173,7 +173,7 @@ class Archive:
         return IntegrityError(message, hint="copy or fetch the archive again")
 
 
-def read_index(kept: TailKept) -> tuple[Index, bytes, int]:
+def read_index(kept: CachedTail) -> tuple[Index, bytes, int]:
     """Return the index of an archive, the frame that holds it, and the bytes read for that."""
     source = kept.source
     table_size = seek_table_size(kept.tail[-FOOTER.size :], source.name)

@@ -60,7 +60,7 @@ def edited_strings(
 def without_stale_checksums(content: bytes, edited: Container[str]) -> bytes:
     """Drop from a conda-meta record the SHA-256 that edited files had under the old prefix.
 
-    `conda doctor` compares files that have a `sha256_in_prefix` and passes over the others.
+    `conda doctor` compares files that have a `sha256_in_prefix` and skips the others.
     """
     try:
         record = json.loads(content.decode())

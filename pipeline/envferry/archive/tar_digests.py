@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from envferry.base.sha256 import RunningSha256
+from envferry.base.sha256 import IncrementalSha256
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -24,7 +24,7 @@ class TarDigests:
 
     def __init__(self) -> None:
         self.blake3 = blake3()
-        self.sha256 = RunningSha256()
+        self.sha256 = IncrementalSha256()
         self.threads = ExitStack()
         # One thread for each: what comes first is hashed first.
         self.pools = [

@@ -27,6 +27,13 @@ MOST_SUMMARY = 200
 ADVISORY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
 
 
+class SkippedRecord(msgspec.Struct, frozen=True):
+    """A record of an archive that could not be read."""
+
+    file: str
+    reason: str
+
+
 class RangeEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """A point of a range; exactly one of its fields is set."""
 
@@ -188,7 +195,9 @@ def _faults(affected: AffectedPackage) -> list[str]:
             for event in one.events
         ]
         if any(sum(field is not None for field in event) != 1 for event in fields):
-            faults.append(f"an event of {affected.name or one.repo} has not exactly one field")
+            faults.append(
+                f"an event of {affected.name or one.repo} does not have exactly one field"
+            )
         if not any(event.introduced is not None for event in one.events):
             faults.append(f"a range of {affected.name or one.repo} has no `introduced`")
     return faults

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import zstandard
 
-from envferry.audit.advisory import Advisory
+from envferry.audit.advisory import Advisory, SkippedRecord
 from envferry.base.files import write_bytes
 from envferry.base.json import decode_json
 from envferry.base.times import LONG_AGO, parse_time, rfc3339
@@ -47,13 +47,6 @@ DATABASE = StatementKind(
     expected="run `envferry audit update SOURCE` on a connected machine, and bring the file here",
 )
 LEVEL = 12
-
-
-class SkippedRecord(msgspec.Struct, frozen=True):
-    """A record of an archive that could not be read."""
-
-    file: str
-    reason: str
 
 
 class DatabaseFacts(msgspec.Struct, frozen=True, kw_only=True):

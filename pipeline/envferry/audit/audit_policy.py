@@ -130,7 +130,7 @@ def load_license_policy(path: Path) -> LicensePolicy:
     """Return what a policy file says of licences; raise as `load_policy` does, and for nothing."""
     found = load_policy(f"./{path}" if path.parent == Path() else str(path)).policy.licenses
     if found is None:
-        message = f"the policy {path} says nothing of licences"
+        message = f"the policy {path} has no rules for licences"
         raise SpecError(message, hint=f"add a table [licenses]; {HINT}")
     return found
 

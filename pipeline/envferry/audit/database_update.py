@@ -63,7 +63,7 @@ def update_database(request: UpdateRequest, *, progress: Progress) -> DatabaseFa
     """
     made = [one for one in request.sources if one.endswith(DATABASE_SUFFIX) and "://" not in one]
     if made and len(request.sources) > 1:
-        message = f"{made[0]} is a database, and no archive to make one of"
+        message = f"{made[0]} is a database, not an archive to make one from"
         raise UsageError(message, hint=f"run `envferry audit update {made[0]}` alone")
     if made:
         return _take_over(request, Path(made[0]))

@@ -163,14 +163,14 @@ def _gaps(component: AuditComponent, database: AdvisoryDatabase) -> Iterator[str
     """Say why nothing found would not mean clean."""
     for name in component.upstream:
         if name.ecosystem not in database.facts.ecosystems:
-            yield f"the database has no advisories of {name.ecosystem}"
+            yield f"the database has no advisories for {name.ecosystem}"
         elif not name.certain and not database.knows(name.key):
             yield f"nothing says that it is {name.name} of {name.ecosystem}"
     if library := component.library:
         keys = map(repository_key, library.repositories)
         known = [one for key in keys for one in database.about(key)]
         if not known:
-            yield f"the database knows nothing of {library.repositories[0]}"
+            yield f"the database has no entries for {library.repositories[0]}"
         elif all(one.id.startswith(OSS_FUZZ) for one in known):
             yield f"of {library.repositories[0]} the database has only what OSS-Fuzz found"
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from envferry.audit.advisory import Advisory, read_osv
-from envferry.audit.advisory_database import SkippedRecord
+from envferry.audit.advisory import Advisory, SkippedRecord, read_osv
 from envferry.base.sha256 import sha256_hex, sha256_of_file
 from envferry.errors import IntegrityError, NotFound, UsageError
 

@@ -40,7 +40,7 @@ class Durations:
         self.path = path
 
     def read(self) -> list[Duration]:
-        """Return the runs that are known, the oldest first; what cannot be read is passed over."""
+        """Return the runs that are known, the oldest first; what cannot be read is skipped."""
         try:
             lines = self.path.read_bytes().splitlines()
         except OSError:
@@ -50,7 +50,7 @@ class Durations:
             try:
                 found.append(decode_json(line, Duration))
             except msgspec.MsgspecError as error:
-                log.info("a line of %s is passed over: %s", self.path, error)
+                log.info("a line of %s is skipped: %s", self.path, error)
         return found
 
     def keep(self, run: Duration) -> None:
@@ -59,7 +59,7 @@ class Durations:
         try:
             write_bytes(self.path, b"".join(lines))
         except OSError as error:
-            log.info("%s is not written: %s", self.path, error.strerror)
+            log.info("cannot write %s: %s", self.path, error.strerror)
 
     def estimate(self, stage: str, name: str, size: int | None = None) -> float | None:
         """Return how many seconds a stage will take; None where no earlier run tells.

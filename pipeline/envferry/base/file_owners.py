@@ -14,7 +14,7 @@ MOST_LINKS = 40
 def who_else_may_change(path: Path, status: os.stat_result) -> str:
     """Say who may change a file but root and this user; nothing if nobody may.
 
-    Root obeys only what nobody else may change.
+    Root uses only what no other user can change.
     """
     user = os.geteuid()
     reason = ""

@@ -228,6 +228,14 @@ def is_at(path: Path, descriptor: int) -> bool:
         return False
 
 
+def starts_with(path: Path, start: bytes) -> bool:
+    """Whether a path is a regular file that starts with these bytes."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(start)) == start
+
+
 def require_space(path: Path, needed_bytes: int, what: str) -> None:
     """Raise HostError unless the file system of `path` has `needed_bytes` free.
 

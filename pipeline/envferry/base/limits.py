@@ -121,7 +121,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def limited_response(limits: Limits) -> type[http.client.HTTPResponse]:
-    """Return a class of responses that obey limits."""
+    """Return a class of responses with limits."""
     # TLS and the parser of e-mail come with it, which most commands on a host never need.
     import http.client
 
@@ -149,7 +149,7 @@ def limited_response(limits: Limits) -> type[http.client.HTTPResponse]:
 
 
 def limited_connection(connection: type[Any], limits: Limits) -> type[Any]:
-    """Return a class of connections (of http.client or of what builds on it) that obeys limits."""
+    """Return a class of connections (of http.client or of what builds on it) with limits."""
     return type(connection.__name__, (connection,), {"response_class": limited_response(limits)})
 
 

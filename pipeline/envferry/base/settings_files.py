@@ -30,7 +30,7 @@ IS_SET = "(set)"
 """What is shown of a secret."""
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class SettingValue(msgspec.Struct, frozen=True, kw_only=True):
     """The value of a setting, and what says so."""
 
     value: Value
@@ -38,14 +38,14 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
     """`default`, the name of a variable, or `FILE:LINE`."""
 
 
-def read_settings(environ: Mapping[str, str], files: Iterable[Path]) -> dict[str, Told]:
+def read_settings(environ: Mapping[str, str], files: Iterable[Path]) -> dict[str, SettingValue]:
     """Return the value of every setting, by key.
 
     Raises SpecError, with the place, for a value that is not valid, for a key that is unknown, for
     a variable that looks like a misspelled one, and for a file that others may write.
     """
     _refuse_misspelled(environ)
-    told = {one.key: Told(value=one.default, source=DEFAULT) for one in SETTINGS}
+    told = {one.key: SettingValue(value=one.default, source=DEFAULT) for one in SETTINGS}
     for path in files:
         told.update(_merged(told, read_file(path)))
     from_variables = {}
@@ -53,7 +53,7 @@ def read_settings(environ: Mapping[str, str], files: Iterable[Path]) -> dict[str
         text = environ.get(one.variable, "")
         if text:
             value = IS_SET if one.kind == "secret" else _parse(one, text)
-            from_variables[one.key] = Told(value=value, source=one.variable)
+            from_variables[one.key] = SettingValue(value=value, source=one.variable)
     return {**told, **_merged(told, from_variables)}
 
 
@@ -88,7 +88,9 @@ def _meant(variable: str, known: Mapping[str, str]) -> str:
     return next((known[name] for name, head in heads.items() if is_nearly(head, own)), "")
 
 
-def _merged(told: Mapping[str, Told], newer: Mapping[str, Told]) -> dict[str, Told]:
+def _merged(
+    told: Mapping[str, SettingValue], newer: Mapping[str, SettingValue]
+) -> dict[str, SettingValue]:
     """Return what counts of what a more important place says."""
     return {
         key: one
@@ -98,7 +100,7 @@ def _merged(told: Mapping[str, Told], newer: Mapping[str, Told]) -> dict[str, To
     }
 
 
-def read_file(path: Path) -> dict[str, Told]:
+def read_file(path: Path) -> dict[str, SettingValue]:
     """Return what one settings file says, by key; nothing where there is none."""
     try:
         # Nobody waits for a pipe.
@@ -121,7 +123,7 @@ def read_file(path: Path) -> dict[str, Told]:
         place = f"{path}:{_line_of(text, key)}"
         if key not in known:
             raise _unknown(key, place, known)
-        found[key] = Told(value=_check(known[key], value, place), source=place)
+        found[key] = SettingValue(value=_check(known[key], value, place), source=place)
     return found
 
 
@@ -178,7 +180,7 @@ def _check(setting: Setting, value: object, place: str) -> Value:
         "days": (int, "a number of days"),
         "paths": (list, "a list of paths"),
     }
-    kind, expected = wanted.get(setting.kind, (str, "a text in quotes"))
+    kind, expected = wanted.get(setting.kind, (str, "a quoted string"))
     is_right = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
     if not is_right:
         message = f"{place}: {setting.key} is {value!r}, expected {expected}"
@@ -216,7 +218,7 @@ def _parse(setting: Setting, text: str, place: str = "") -> Value:
         what = "days" if setting.kind == "days" else "bytes per second"
         value, expected = int(stripped) if is_right else 0, f"a number of {what}"
     elif setting.kind == "umask":
-        is_right, expected = bool(re.fullmatch(r"0?[0-7]{1,3}", stripped)), "an umask such as 022"
+        is_right, expected = bool(re.fullmatch(r"0?[0-7]{1,3}", stripped)), "a umask such as 022"
         value = stripped
     elif setting.kind == "link":
         is_right, expected = stripped in LINKS, f"one of {', '.join(LINKS)}"

@@ -58,14 +58,14 @@ SETTINGS = (
         kind="flag",
         default=False,
         option="--require-signature",
-        help="Accept nothing unsigned. True in one place is true: no other place revokes it.",
+        help="Reject everything unsigned. Once it is true anywhere, nothing can set it to false.",
     ),
     Setting(
         key="tag_grace_days",
         variable="ENVFERRY_TAG_GRACE_DAYS",
         kind="days",
         default=14,
-        help="How many days a signed tag is taken, with a warning, after it has expired.",
+        help="How many days an expired signed tag is still accepted, with a warning.",
     ),
     Setting(
         key="link",

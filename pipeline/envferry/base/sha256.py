@@ -21,7 +21,7 @@ def sha256_hex(data: bytes | memoryview) -> str:
 
 def sha256_of_file(path: Path) -> str:
     """Return the SHA-256 of a file in hex."""
-    digest = RunningSha256()
+    digest = IncrementalSha256()
     with path.open("rb") as stream:
         while chunk := stream.read(READ_BYTES):
             digest.update(chunk)
@@ -38,7 +38,7 @@ def record_form(digest: bytes) -> str:
     return f"sha256={urlsafe_b64encode(digest).rstrip(b'=').decode()}"
 
 
-class RunningSha256:
+class IncrementalSha256:
     """The SHA-256 of what comes piece by piece."""
 
     def __init__(self) -> None:
@@ -61,6 +61,6 @@ class RunningSha256:
 
 
 def _sha256(data: bytes | memoryview) -> bytes:
-    digest = RunningSha256()
+    digest = IncrementalSha256()
     digest.update(data)
     return digest.finish()

@@ -1,7 +1,7 @@
 """The package indexes that a machine's settings name: uv's and pip's, variables and files.
 
 https://pip.pypa.io/en/stable/topics/configuration/,
-https://docs.astral.sh/uv/concepts/configuration-files/. What else stands there is passed over: a
+https://docs.astral.sh/uv/concepts/configuration-files/. What else stands there is skipped: a
 lock depends on what its spec asks for.
 """
 
@@ -30,7 +30,7 @@ DECIDING = (
     "pre",
     "prefer-binary",
 )
-"""Settings of pip that change what is chosen, and are not obeyed."""
+"""Settings of pip that change what is chosen, and are ignored."""
 UV_MAIN = ("UV_DEFAULT_INDEX", "UV_INDEX_URL")
 UV_EXTRA = ("UV_INDEX", "UV_EXTRA_INDEX_URL")
 
@@ -53,7 +53,7 @@ class SiteIndexes(msgspec.Struct, frozen=True, kw_only=True):
     extra: tuple[SiteIndex, ...] = ()
     """Beside the main one."""
     passed_over: tuple[str, ...] = ()
-    """Settings that are not obeyed, each with its source."""
+    """Settings that are ignored, each with its source."""
 
 
 class _Found(msgspec.Struct):
@@ -68,7 +68,7 @@ class _Found(msgspec.Struct):
 def read_site_indexes(environ: Mapping[str, str], home: Path | None) -> SiteIndexes:
     """Read the settings of uv, then of pip; of each, the earlier source wins.
 
-    A file that cannot be read is passed over: who starts a command need not be who wrote it.
+    A file that cannot be read is skipped: who starts a command need not be who wrote it.
     """
     sources = [
         _uv_variables(environ),

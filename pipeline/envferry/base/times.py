@@ -11,6 +11,11 @@ from envferry.base.json import convert
 LONG_AGO = datetime.fromtimestamp(0, timezone.utc)
 
 
+def now() -> datetime:
+    """Return the time by this machine's clock, in UTC."""
+    return datetime.now(timezone.utc)
+
+
 def parse_time(text: str) -> datetime:
     """Parse a time of RFC 3339; one that is not valid is before all others."""
     return read_time(text) or LONG_AGO

@@ -49,9 +49,12 @@ def environ_for_uv(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the environment for uv, which by itself does not trust a site's own authorities.
 
     Where the system has a list of authorities, uv is told to go by that, as our own downloads do.
-    What decides which packages uv takes is left out: that is for the spec to say.
+    What decides which packages uv takes is left out: that is for the spec to say. So is `COLUMNS`,
+    at which uv would break the lines of its messages, which become part of ours.
     """
-    told = {name: text for name, text in environ.items() if not _decides(name)}
+    told = {
+        name: text for name, text in environ.items() if name != "COLUMNS" and not _decides(name)
+    }
     is_told = any(name in told for name in ("UV_SYSTEM_CERTS", "UV_NATIVE_TLS"))
     if not is_told and any(Path(place).is_file() for place in SYSTEM_AUTHORITIES):
         told["UV_SYSTEM_CERTS"] = "1"
@@ -59,7 +62,7 @@ def environ_for_uv(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def deciding_variables(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the variables that uv would obey, and is not told."""
+    """Return the variables that would decide for uv, and are kept from it."""
     return tuple(sorted(name for name in environ if _decides(name) and environ[name]))
 
 

@@ -36,6 +36,6 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
     variation: BuildVariation = msgspec.field(default_factory=BuildVariation)
     """What must make no difference."""
     from_scratch: bool = False
-    """Do not start from the build before."""
+    """Do not start from the previous build."""
     anew: bool = False
     """Make the wheels of sources again, too, though the cache has them."""

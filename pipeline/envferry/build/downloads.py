@@ -166,7 +166,7 @@ class DownloadCache:
                 message = f"no space left for downloads in {self.root}: {error.strerror}"
             hint = "free space there or set ENVFERRY_CACHE"
             if isinstance(error, PermissionError):
-                hint = "set ENVFERRY_CACHE to a folder that this user may write to"
+                hint = "set ENVFERRY_CACHE to a folder that this user can write to"
             raise HostError(message, hint=hint) from error
         return target
 

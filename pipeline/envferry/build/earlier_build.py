@@ -1,8 +1,8 @@
 """The finished build before, as what the next one starts from.
 
 The packages that stay, of both halves, are hard-linked into the new tree; what has changed is
-installed and compiled on top of them. The result is the tree that a build from nothing makes,
-byte for byte: whatever does not lead there for certain leads to a build from nothing.
+installed and compiled on top of them. The result is the tree that a build from scratch makes,
+byte for byte: whatever does not lead there for certain leads to a build from scratch.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class EarlierBuild(msgspec.Struct, frozen=True, kw_only=True):
     def link_into(self, work: BuildDir) -> None:
         """Hard-link what stays into an empty tree.
 
-        A folder that held only what goes is not made: a build from nothing has none. Raises
+        A folder that held only what goes is not made: a build from scratch has none. Raises
         NotOnEarlierTree where files cannot be linked.
         """
         kept = [path for path in self.note.files if path not in self.dropped]
@@ -162,7 +162,7 @@ def note_tree(home: Path, materials: Materials, answer: BuildAnswer) -> None:
     try:
         encoded = msgspec.json.encode(note)
     except UnicodeEncodeError as error:
-        log.info("the next build will be from nothing: a file's name is not UTF-8 (%s)", error)
+        log.info("the next build will start from scratch: a file's name is not UTF-8 (%s)", error)
         return
     write_bytes(home / NOTE, encoded)
 
@@ -179,7 +179,7 @@ def find_earlier(
         return note
     trees = list((home / "envs").iterdir()) if (home / "envs").is_dir() else []
     if len(trees) != 1 or trees[0].stat().st_dev != note.device:
-        return "the build before was moved"
+        return "the previous build was moved"
     tree, gone = trees[0], _names(note.materials.conda, materials.conda)
     if reason := _why_not(tree, note, materials, gone):
         return reason
@@ -246,7 +246,7 @@ def _read_note(path: Path) -> TreeNote | str:
         return ""
     except (OSError, msgspec.MsgspecError) as error:
         log.info("%s cannot be read: %s", path, error)
-        return "what was noted of the build before cannot be read"
+        return "the record of the previous build cannot be read"
 
 
 def _folders(tree: Path, dropped: frozenset[str]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from envferry.base.json import from_json
 from envferry.errors import NotFound
 from envferry.models import BuiltEnv
 from envferry.names import current_platform
+from envferry.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,4 +23,13 @@ def read_build(name: str, builds_dir: Path) -> BuiltEnv:
         return from_json(path.read_bytes(), BuiltEnv, str(path))
     except FileNotFoundError as error:
         message = f"{name} is not built for {current_platform()}"
-        raise NotFound(message, hint=f"run `envferry build {name}`") from error
+        hint = did_you_mean(name, built_names(builds_dir), f"run `envferry build {name}`")
+        raise NotFound(message, hint=hint) from error
+
+
+def built_names(builds_dir: Path) -> list[str]:
+    """Return the names of the environments that are built for this platform."""
+    end = f"-{current_platform()}"
+    return sorted(
+        path.parent.name.removesuffix(end) for path in builds_dir.glob(f"*{end}/{RECORD}")
+    )

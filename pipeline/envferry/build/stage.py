@@ -54,7 +54,7 @@ def build_env(
 
     The result is left in `builds_dir/NAME-PLATFORM`; a build before it is replaced only when this
     one succeeded. What the two have in common is not made again. Raises
-    SpecError when the packages do not go together, ToolFailed when a check fails, TargetOccupied
+    SpecError when the packages cannot be combined, ToolFailed when a check fails, TargetOccupied
     when the same environment is being built, HostError when the build before it is another user's.
     """
     prefix = options.prefix or str(ENVS_DIR / check_name(lock.name, "environment name"))
@@ -115,14 +115,14 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
             return self._build(materials, str(reason))
 
     def _build(self, materials: Materials, found: EarlierBuild | str) -> BuiltEnv:
-        """Build and keep an environment, on an earlier build or, for a reason, from nothing.
+        """Build and keep an environment, on an earlier build or, for a reason, from scratch.
 
-        Raises NotOnEarlierTree where it has to be built from nothing.
+        Raises NotOnEarlierTree where it has to be built from scratch.
         """
         options, progress = self.options, self.progress
         earlier = None if isinstance(found, str) else found
         if isinstance(found, str) and found:
-            log.info("built from nothing: %s", found)
+            log.info("built from scratch: %s", found)
         files, data = self.packages, data_downloads(self.lock, current_platform())
         if earlier:
             files = tuple(package for package in files if package.url in earlier.added)
@@ -161,7 +161,7 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
     def _title(self, found: EarlierBuild | str) -> str:
         title = f"build {self.lock.name} ({self.sandbox.name})"
         if isinstance(found, str):
-            return f"{title} from nothing: {found}" if found else title
+            return f"{title} from scratch: {found}" if found else title
         return f"{title}, {len(found.added)} of {len(self.packages)} packages are new"
 
 

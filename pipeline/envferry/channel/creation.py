@@ -27,7 +27,7 @@ from envferry.channel.wheel import (
 from envferry.channel.wheel_layout import stage_wheel
 from envferry.config import SOURCE_DATE_EPOCH
 from envferry.errors import HostError, NotFound, SpecError
-from envferry.lock.index_channel import index_channel, read_index
+from envferry.lock.conda.index_channel import index_channel, read_index
 from envferry.names import current_platform
 
 if TYPE_CHECKING:
@@ -185,8 +185,8 @@ def _lock_requirements(
     """Resolve the requirements for an interpreter; wheels that were given are not looked for."""
     if not requirements:
         return ()
-    from envferry.lock.pip_half import resolve_pip
-    from envferry.lock.pip_request import PipRequest
+    from envferry.lock.pip.pip_half import resolve_pip
+    from envferry.lock.pip.pip_request import PipRequest
 
     given = {(wheel.name, str(wheel.version)) for wheel in wheels if fits(wheel, interpreter)}
     locked = resolve_pip(

@@ -44,8 +44,8 @@ from envferry.names import check_env_prefix
 from envferry.pack.env_members import refuse_faults
 from envferry.pack.existing_env import describe_env
 from envferry.process import run
-from envferry.specs.importing import default_name
-from envferry.specs.kinds import FileKind
+from envferry.specs.importing.conversion import default_name
+from envferry.specs.importing.file_kinds import FileKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

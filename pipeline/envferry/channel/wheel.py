@@ -33,7 +33,7 @@ from envferry.channel.requirements import (
 )
 from envferry.errors import SpecError
 from envferry.names import current_platform
-from envferry.specs.markers import target_environment
+from envferry.specs.syntax.markers import target_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ from msgspec.structs import replace
 
 from envferry.artifacts import SBOM, read_artifact, sbom_path
 from envferry.base.files import plural
+from envferry.base.times import now
 from envferry.cli.shared.command import CommandOptions, argument, command, option
 from envferry.cli.shared.completing import complete_refs
 from envferry.cli.shared.selection import open_index
@@ -26,9 +26,11 @@ from envferry.errors import NotFound, UsageError
 from envferry.names import Ref
 from envferry.registry.accepted_sources import check_file, is_file_ref, open_trusting
 from envferry.trust.host_keys import load_signer, load_trust
+from envferry.trust.signed_files import attestation_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import timedelta
 
     from envferry.audit.advisory_database import AdvisoryDatabase, DatabaseFacts
     from envferry.audit.artifact_audit import ArtifactAudit, Audit
@@ -56,7 +58,7 @@ class AuditGroup(click.Group):
 
 @click.group(cls=AuditGroup)
 def audit() -> None:
-    """Hold environments against a database of known vulnerabilities, offline.
+    """Check environments against a database of known vulnerabilities, offline.
 
     `envferry audit REF…` is short for `envferry audit refs REF…`.
     """
@@ -118,7 +120,7 @@ class AuditOptions(
     def require_something(self) -> None:
         """Raise UsageError unless exactly one kind of things is to be audited."""
         if self.is_tagged and (self.refs or self.is_installed):
-            message = "--tagged goes with neither REF nor --installed"
+            message = "--tagged cannot be combined with REF or --installed"
             raise UsageError(message, hint="run two commands")
         if not (self.refs or self.is_tagged or self.is_installed):
             message = "nothing to audit: neither REF nor --tagged nor --installed is given"
@@ -181,6 +183,7 @@ def update(console: Console, options: UpdateOptions) -> None:
         console.note(f"left out {one.file}: {one.reason}")
     if len(facts.skipped) > SHOWN_SKIPPED:
         console.note(f"left out {len(facts.skipped) - SHOWN_SKIPPED} more")
+    note_unsigned(console, options.database)
     console.result(facts, lambda: [f"{options.database}", *database_lines(facts)])
 
 
@@ -193,9 +196,13 @@ def database(console: Console, options: DatabaseOptions) -> None:
     console.result(facts, lambda: [f"{options.database}", *database_lines(facts)])
 
 
-def now() -> datetime:
-    """Return the time by this machine's clock."""
-    return datetime.now(timezone.utc)
+def note_unsigned(console: Console, path: Path) -> None:
+    """Say of a database without a signature what becomes of it on hosts, while it can be signed."""
+    if not attestation_of(path).is_file():
+        console.note(
+            f"{path} is not signed, and a host that trusts keys refuses it:"
+            " make it with `envferry audit update SOURCE --sign-key KEY`"
+        )
 
 
 def load_with_vex(policy: str, vex: tuple[Path, ...]) -> LoadedPolicy:

@@ -85,7 +85,7 @@ class BuiltReleaseOptions(
     )
 
     def require_combinable(self) -> None:
-        """Raise UsageError for options that do not go together."""
+        """Raise UsageError for options that cannot be combined."""
         from envferry.names import check_platform
 
         if self.workers and self.scheduler:
@@ -221,7 +221,7 @@ class WorkerRelease(msgspec.Struct):
             if event.kind == "warning":
                 log.warning("%s", event.text)
             elif event.key in self.outcomes:  # else a coordinator that lies
-                self.heard(event, stages)
+                self.handle_event(event, stages)
             if self.options.fail_fast and self.has_failed():
                 return
         self.require_answers()
@@ -237,7 +237,7 @@ class WorkerRelease(msgspec.Struct):
                 message = f"{one.spec} ({one.platform}): the workers gave no answer"
                 one.error = ToolFailed(message, hint="run the command again")
 
-    def heard(self, event: BuildEvent, stages: Stages) -> None:
+    def handle_event(self, event: BuildEvent, stages: Stages) -> None:
         """Take in what a worker does, or what became of a job."""
         from envferry.cluster.release import accept, error_of
 

@@ -10,6 +10,7 @@ import click
 
 from envferry.base.files import human_bytes, plural
 from envferry.base.sha256 import sha256_hex
+from envferry.base.times import now
 from envferry.cli.shared.command import argument, command, option
 from envferry.cli.shared.shared_options import (
     ChosenTagOptions,
@@ -117,11 +118,11 @@ class ExportOptions(
             msg = f"{name} needs --tool"
             raise UsageError(msg, hint=f"add --tool, or leave out {name}")
         if self.oci and self.advisories:
-            message = "--oci and --advisories do not go together"
+            message = "--oci and --advisories cannot be combined"
             raise UsageError(message, hint="export to two folders")
         if self.oci and (self.since or self.part_bytes or self.tool):
             name = "--since" if self.since else "--split" if self.part_bytes else "--tool"
-            message = f"--oci and {name} do not go together"
+            message = f"--oci and {name} cannot be combined"
             raise UsageError(message, hint="export to two folders")
         for python in self.pythons:
             if not PYTHON_VERSION.fullmatch(python):
@@ -198,7 +199,7 @@ def export_tool(console: Console, options: ExportOptions, signer: Signer | None)
 
 
 def export_bundle(console: Console, directory: Path) -> None:
-    """Copy the trust bundle that this machine obeys into the folder, if it has one."""
+    """Copy the trust bundle that this machine uses into the folder, if it has one."""
     from envferry.base.files import write_bytes
     from envferry.transfer.export import KEYS
 
@@ -212,13 +213,14 @@ def export_advisories(console: Console, directory: Path) -> None:
     """Copy the database of advisories, with its signatures, into the folder."""
     from envferry.audit.advisory_database import DATABASE_NAME
     from envferry.audit.database_update import UpdateRequest, update_database
-    from envferry.cli.audit import database_lines, database_path, now
+    from envferry.cli.audit import database_lines, database_path, note_unsigned
 
     target = directory / "audit" / DATABASE_NAME
     request = UpdateRequest(sources=(str(database_path()),), database=target, now=now())
     facts = update_database(request, progress=console.progress)
     _, age, *_ = database_lines(facts)
     console.note(f"advisories exported, {age}; there run: envferry audit update {target}")
+    note_unsigned(console, target)
 
 
 def read_public_keys(files: Iterable[Path]) -> tuple[tuple[PublicKey, bytes], ...]:

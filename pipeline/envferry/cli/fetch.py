@@ -44,7 +44,7 @@ class FetchOptions(
 
 @command(FetchOptions)
 def fetch(console: Console, options: FetchOptions) -> None:
-    """Bring the artifact REF (NAME, NAME@TAG or NAME@ID) to a directory, verified.
+    """Download the artifact REF (NAME, NAME@TAG or NAME@ID) to a directory, verified.
 
     Carry the directory to a host without network and run `envferry install` on the archive there.
     """

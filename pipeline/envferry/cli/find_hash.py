@@ -62,9 +62,9 @@ def _digests_of(path: Path) -> tuple[str, ...]:
     from blake3 import blake3
 
     from envferry.base.inputs import open_input
-    from envferry.base.sha256 import RunningSha256
+    from envferry.base.sha256 import IncrementalSha256
 
-    sha256, strong, fast = RunningSha256(), blake3(), xxhash.xxh3_128()
+    sha256, strong, fast = IncrementalSha256(), blake3(), xxhash.xxh3_128()
     size = 0
     try:
         with open_input(path) as stream:

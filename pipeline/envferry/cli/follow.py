@@ -72,7 +72,7 @@ def follow(console: Console, options: FollowOptions) -> None:
 
     A tag that has not moved costs one request. An update waits for the maintenance window and, with
     --when-unused, for programs to end. If its checks fail, what was current stays so, and this
-    artifact is not tried again. Who rolls back by hand is obeyed until the tag moves.
+    artifact is not tried again. A rollback by hand is respected until the tag moves.
 
     For every five minutes: `envferry follow REF --write-units /etc/systemd/system`.
     """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from envferry.cli.shared.console import Console
     from envferry.models import Lock
     from envferry.specs.drafts import RelaxLevel
-    from envferry.specs.importing import Imported, ImportOptions
+    from envferry.specs.importing.conversion import Imported, ImportOptions
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class ImportCommandOptions(DryRunOptions):
 
     def as_import_options(self) -> ImportOptions:
         """Return what to import with."""
-        from envferry.specs.importing import ImportOptions
+        from envferry.specs.importing.conversion import ImportOptions
 
         options = ImportOptions(
             name=self.name or None, python=self.python or None, relax=self.relax
@@ -72,7 +72,7 @@ def import_command(console: Console, options: ImportCommandOptions) -> None:
     environment it also creates specs/NAME.conda-lock.yml.
     """
     from envferry.base.files import write_bytes
-    from envferry.specs.importing import import_spec
+    from envferry.specs.importing.conversion import import_spec
 
     wanted = options.as_import_options()
     imported = import_spec(options.source, SPECS_DIR, wanted)
@@ -153,7 +153,7 @@ def lock_imported(
     from envferry.base.files import write_bytes
     from envferry.errors import PipelineError
     from envferry.lock.adopting import lock_source, needed_glibc
-    from envferry.specs.importing import import_spec
+    from envferry.specs.importing.conversion import import_spec
 
     try:
         made, notes = lock_source(imported, source.name, console.progress)

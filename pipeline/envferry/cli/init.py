@@ -9,7 +9,7 @@ import click
 
 from envferry.cli.shared.command import command, option
 from envferry.cli.shared.shared_options import DryRunOptions
-from envferry.specs.starting import (
+from envferry.specs.new_repository import (
     SERVICES,
     USUAL_PACKAGES,
     USUAL_SERVICE,

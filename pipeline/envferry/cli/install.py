@@ -254,7 +254,7 @@ def describe_plan(plan: InstallPreview) -> str:
         f" ({plan.frames} of {plan.all_frames} frames)"
     )
     if plan.reused:
-        text += f"; {plan.reused} of {plan.files} files already present"
+        text += f"; {plan.reused:,} of {plan.files:,} files already present"
     return text
 
 

@@ -93,7 +93,7 @@ def remove(console: Console, options: RemoveOptions) -> int:
     """
     home, id_ = home_of(options.name, options.envs_dir)
     if [bool(id_), options.keep is not None, options.whole].count(True) > 1:
-        message = "an ID, --keep and --all exclude each other"
+        message = "an ID, --keep and --all cannot be combined"
         raise UsageError(message, hint="give only one of them")
     if options.whole and not (options.yes or options.dry_run) and not is_sure(console, home):
         console.note("nothing was removed")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from envferry.cli.shared.console import Console
     from envferry.models import Lock, LockedPackage
     from envferry.progress import Progress
-    from envferry.specs.linting import LintFinding
+    from envferry.specs.lint.linting import LintFinding
 
 
 class LintOptions(CommandOptions):
@@ -63,9 +63,9 @@ def lint_one(
 
     With `asking`, which shows how far it is, its channels are asked for its pins, too.
     """
-    from envferry.lock.match_specs import check_match_specs
+    from envferry.lock.conda.match_specs import check_match_specs
     from envferry.lock.pypi_names import pypi_names
-    from envferry.specs.linting import lint_spec
+    from envferry.specs.lint.linting import lint_spec
     from envferry.specs.reading import read_spec
 
     spec = read_spec(path)
@@ -73,7 +73,7 @@ def lint_one(
     lock = old_lock(path.with_name(f"{path.stem}.conda-lock.yml"))
     gone: dict[str, str] = {}
     if asking:
-        from envferry.lock.channels import missing_pins
+        from envferry.lock.conda.channels import missing_pins
 
         gone = missing_pins(spec, asking)
     locked = lock.packages if lock else ()

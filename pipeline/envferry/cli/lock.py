@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from envferry.lock.lock_options import LockOptions
     from envferry.models import Lock
     from envferry.specs.drafts import RelaxLevel
-    from envferry.specs.linting import LintFinding
+    from envferry.specs.lint.linting import LintFinding
     from envferry.specs.lock_changes import Change
 
 

@@ -59,7 +59,7 @@ SECTIONS = {
         "prune": ("envferry.cli.upkeep", "Remove old artifacts and what interrupted pushes left."),
     },
     "Training host": {
-        "fetch": ("envferry.cli.fetch", "Bring an artifact from a registry to a directory."),
+        "fetch": ("envferry.cli.fetch", "Download an artifact from a registry to a directory."),
         "install": ("envferry.cli.install", "Install an artifact, whole or not at all."),
         "verify": (
             "envferry.cli.verify",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from envferry.cli.shared.completing import installed_names
 from envferry.cli.shared.terminal import own_name
-from envferry.config import settings, started_file
-from envferry.errors import PipelineError
+from envferry.config import started_file
 from envferry.specs.spec_names import LOCK_ENDING, spec_names
 
 if TYPE_CHECKING:
@@ -54,16 +54,6 @@ def next_steps(folder: Path) -> list[str]:
     return [
         f"Next, on a connected machine: {name} import FILE",
         "  FILE is an environment.yml, requirements, a lock, a pyproject.toml, a prefix or a venv",
-        f"  or start from nothing: {name} init",
+        f"  or start from scratch: {name} init",
         installing,
     ]
-
-
-def installed_names() -> list[str]:
-    """Return the names of the environments of this host; none where that cannot be read."""
-    from envferry.install.installed import environment_names
-
-    try:
-        return environment_names(settings().envs_dir)
-    except (OSError, PipelineError):
-        return []

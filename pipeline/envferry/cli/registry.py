@@ -194,6 +194,11 @@ def manifest_lines(manifest: Manifest, known: Facts) -> Iterator[str]:
         if text:
             yield f"{styled(label.ljust(12), bold=True)} {text}"
     yield ""
+    yield from package_lines(manifest)
+
+
+def package_lines(manifest: Manifest) -> list[str]:
+    """Return the table of an artifact's packages, by name."""
     rows = [
         (
             item.name,
@@ -205,4 +210,4 @@ def manifest_lines(manifest: Manifest, known: Facts) -> Iterator[str]:
         )
         for item in sorted(manifest.packages, key=lambda item: (item.name.lower(), item.kind))
     ]
-    yield from table(("PACKAGE", "VERSION", "KIND", "BUILD", "LICENCE", "SIZE"), rows, right=(5,))
+    return list(table(("PACKAGE", "VERSION", "KIND", "BUILD", "LICENCE", "SIZE"), rows, right=(5,)))

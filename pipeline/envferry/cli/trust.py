@@ -62,7 +62,7 @@ def _write_public(console: Console, options: KeygenOptions, public: Path) -> Non
     from envferry.trust.signing import pem_of
 
     if options.passphrase:
-        message = "--passphrase and --of do not go together: the key already exists"
+        message = "--passphrase and --of cannot be combined: the key already exists"
         raise UsageError(message, hint="leave one of them out")
     found = open_signing_key(options.of).public
     _write_new(public, pem_of(found.key), 0o644)

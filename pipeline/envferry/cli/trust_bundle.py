@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import click
 
 from envferry.base.files import write_bytes
-from envferry.base.times import read_time, rfc3339
+from envferry.base.times import now, read_time, rfc3339
 from envferry.cli.shared.command import CommandOptions, argument, command, option
 from envferry.cli.shared.completing import complete_refs
 from envferry.cli.shared.shared_options import (
+    DryRunOptions,
     PlatformOptions,
     RegistryOptions,
     SignKeyOptions,
@@ -56,7 +56,7 @@ def trust() -> None:
     """
 
 
-class BundleOptions(SignKeyOptions):
+class BundleOptions(SignKeyOptions, DryRunOptions):
     """For commands that write a new version of a bundle."""
 
     bundle: Path = option(
@@ -88,15 +88,13 @@ class BundleOptions(SignKeyOptions):
 
         signer = load_signer(self.sign_keys)
         if signer is None:
-            message = "a trust bundle is signed: no key is given"
+            message = "a trust bundle must be signed, and no key is given"
             raise UsageError(message, hint="add --sign-key FILE with a root key")
         return BundleEditor(signer.keys, now())
 
-    def write(self, change: Callable[[TrustBundle], TrustBundle]) -> SignedBundle:
-        """Write the next version."""
-        made = self.editor().edited(self.read(), change)
-        write_bytes(self.bundle, made.to_bytes())
-        return made
+    def next_version(self, change: Callable[[TrustBundle], TrustBundle]) -> SignedBundle:
+        """Return the bundle with a change, signed."""
+        return self.editor().edited(self.read(), change)
 
 
 class AddKeyOptions(BundleOptions):
@@ -138,8 +136,8 @@ def add(console: Console, options: AddKeyOptions) -> None:
         not_before=_time(options.not_before, "--not-before"),
         expires=_time(options.expires, "--expires"),
     )
-    made = options.write(add_key(key))
-    say(console, options.bundle, made, f"{public.id} ({key.name}) may sign {', '.join(key.roles)}")
+    line = f"{public.id} ({key.name}) may sign {', '.join(key.roles)}"
+    write(console, options, options.next_version(add_key(key)), line)
 
 
 class RevokeKeyOptions(BundleOptions):
@@ -155,8 +153,8 @@ def revoke_key(console: Console, options: RevokeKeyOptions) -> None:
     from envferry.trust.bundle_edit import revoke_key as revoked
 
     options.existing()
-    made = options.write(revoked(options.key_id, options.why, now()))
-    say(console, options.bundle, made, f"{options.key_id} is revoked")
+    made = options.next_version(revoked(options.key_id, options.why, now()))
+    write(console, options, made, f"{options.key_id} is revoked")
 
 
 class ThresholdOptions(BundleOptions):
@@ -168,35 +166,33 @@ class ThresholdOptions(BundleOptions):
 
 @command(ThresholdOptions, group=trust)
 def threshold(console: Console, options: ThresholdOptions) -> None:
-    """Say how many keys of a role must sign: of ROOT the bundle, of RELEASE an artifact."""
+    """Set how many keys must sign: ROOT keys a bundle, RELEASE keys an artifact."""
     from envferry.trust.bundle_edit import set_threshold
 
     options.existing()
-    made = options.write(set_threshold(options.role, options.least))
-    say(console, options.bundle, made, f"{options.role} needs {options.least}")
+    made = options.next_version(set_threshold(options.role, options.least))
+    write(console, options, made, f"{options.role} needs {options.least}")
 
 
 @command(BundleOptions, group=trust)
 def sign(console: Console, options: BundleOptions) -> None:
     """Add a signature to the newest version, where several root keys must sign it."""
     made = options.editor().countersigned(options.existing())
-    write_bytes(options.bundle, made.to_bytes())
-    number = len(made.file.bundle.signatures)
-    say(console, options.bundle, made, f"signed by {number} keys")
+    write(console, options, made, f"signed by {len(made.file.bundle.signatures)} keys")
 
 
-class UpdateTrustOptions(TrustedKeyOptions):
-    """Which bundle this host shall obey."""
+class UpdateTrustOptions(TrustedKeyOptions, DryRunOptions):
+    """The bundle for this host."""
 
     source: Path = argument(metavar="FILE|DIR", type=click.Path(path_type=Path))
 
 
 @command(UpdateTrustOptions, group=trust)
 def update(console: Console, options: UpdateTrustOptions) -> None:
-    """Let this host obey the trust bundle FILE, or the one in the exported folder DIR.
+    """Accept the trust bundle FILE on this host, or the one in the exported folder DIR.
 
     The first one must be signed by a key in /etc/envferry/trusted.d or by --trusted-key, each
-    further one by the root keys of the one before. It is kept beside trusted.d.
+    further one by the root keys of its predecessor. It is kept beside trusted.d.
     """
     path = options.source / "keys" / BUNDLE_NAME if options.source.is_dir() else options.source
     if not path.exists():
@@ -207,9 +203,11 @@ def update(console: Console, options: UpdateTrustOptions) -> None:
     known = read_kept_bundle(target)
     anchors = read_trusted_keys(settings().trusted_dir, options.trusted_keys)
     follow_to(signed, known, anchors, host_clock().now)
-    write_bytes(target, signed.to_bytes())
+    if not options.dry_run:
+        write_bytes(target, signed.to_bytes())
     before = f", before {known.version}" if known else ""
-    say(console, target, signed, f"version {signed.bundle.version}{before}")
+    line = f"version {signed.bundle.version}{before}"
+    say(console, target, signed, line, dry_run=options.dry_run)
 
 
 class ShowTrustOptions(CommandOptions):
@@ -220,7 +218,7 @@ class ShowTrustOptions(CommandOptions):
 
 @command(ShowTrustOptions, group=trust)
 def show(console: Console, options: ShowTrustOptions) -> None:
-    """Show the trust bundle FILE, or the one that this host obeys."""
+    """Show the trust bundle FILE, or the one that this host uses."""
     path = options.file or bundle_path()
     if not path.exists():
         message = f"the trust bundle {path} does not exist"
@@ -254,19 +252,23 @@ def revoke(console: Console, options: RevokeOptions) -> None:
     gone = RevokedArtifact(
         name=wanted.name, platform=platform, id=id_, why=options.why, time=rfc3339(now())
     )
-    made = options.write(revoke_artifact(gone))
-    say(console, options.bundle, made, f"{wanted.name}@{id_} ({platform}) is revoked")
+    made = options.next_version(revoke_artifact(gone))
+    write(console, options, made, f"{wanted.name}@{id_} ({platform}) is revoked")
 
 
-def now() -> datetime:
-    """Return the time by this machine's clock."""
-    return datetime.now(timezone.utc)
+def write(console: Console, options: BundleOptions, made: SignedBundle, line: str) -> None:
+    """Write a bundle, unless it is a dry run, and say what it has become."""
+    if not options.dry_run:
+        write_bytes(options.bundle, made.to_bytes())
+    say(console, options.bundle, made, line, dry_run=options.dry_run)
 
 
-def say(console: Console, path: Path, made: SignedBundle, line: str) -> None:
-    """Say what a bundle has become."""
+def say(console: Console, path: Path, made: SignedBundle, line: str, *, dry_run: bool) -> None:
+    """Say what a bundle has become, or would."""
     facts = {"file": path, "version": made.bundle.version}
-    console.result(facts, lambda: [line, f"{path}: version {made.bundle.version}"])
+    written = f"{path}: {'would be ' if dry_run else ''}version {made.bundle.version}"
+    show = console.preview if dry_run else console.result
+    show(facts, lambda: [line, written])
 
 
 def bundle_lines(bundle: TrustBundle) -> Iterator[str]:

@@ -135,7 +135,7 @@ def prune(console: Console, options: PruneOptions) -> None:
     from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
 
     if options.delete and options.dry_run:
-        message = "--delete and --dry-run exclude each other"
+        message = "--delete and --dry-run cannot be combined"
         raise UsageError(message, hint="leave out both to list what would be removed")
     place = Registry.open(options.registry)
     policy = Policy(

@@ -153,7 +153,7 @@ class Coordinator(msgspec.Struct):
 
     def run(self) -> None:
         """Submit every job, and say what becomes of each."""
-        self.client.subscribe_topic(TOPIC, self.heard)
+        self.client.subscribe_topic(TOPIC, self.handle_event)
         waiting = deque(self.request.jobs)
         keys = {}
         completed = as_completed()
@@ -205,7 +205,7 @@ class Coordinator(msgspec.Struct):
         )
         return future
 
-    def heard(self, event: tuple[float, Any]) -> None:
+    def handle_event(self, event: tuple[float, Any]) -> None:
         """Pass on what a worker says of its job."""
         _, text = event
         found = decode_json(str(text).encode(), BuildEvent)

@@ -35,12 +35,12 @@ def follow_metrics(ref: str, current: str | None, state: FollowState) -> Iterato
     is_current = int(bool(state.id) and state.id == current)
     numbers = (
         ("up_to_date", "1 if what the tag points to is current.", is_current),
-        ("waiting", "1 if an update waits.", int(bool(state.waiting))),
-        ("last_error_code", "What the last poll exited with.", state.error_code),
+        ("waiting", "1 if an update is waiting.", int(bool(state.waiting))),
+        ("last_error_code", "The exit code of the last poll.", state.error_code),
         ("last_error_timestamp_seconds", "When the last error was.", timestamp(state.error_at)),
         (
             "last_poll_timestamp_seconds",
-            "When the registry answered last.",
+            "When the registry last answered.",
             timestamp(state.polled),
         ),
         (

@@ -40,7 +40,7 @@ class Look(msgspec.Struct, frozen=True, kw_only=True):
     problem: str | None = None
 
 
-class TagLook(msgspec.Struct, frozen=True, kw_only=True):
+class TagState(msgspec.Struct, frozen=True, kw_only=True):
     """What was found in a tag."""
 
     name: TagName
@@ -79,7 +79,7 @@ def look_at(registry: Registry, place: Place, folder: Folder | None) -> Look:
     return Look(folder=folder, manifest=described)
 
 
-class FilesLook(msgspec.Struct, frozen=True, kw_only=True):
+class ArtifactFiles(msgspec.Struct, frozen=True, kw_only=True):
     """The files of an artifact, or why they are not known."""
 
     place: Place
@@ -89,7 +89,7 @@ class FilesLook(msgspec.Struct, frozen=True, kw_only=True):
     problem: str = ""
 
 
-def read_file_lists(registry: Registry, place: Place) -> FilesLook:
+def read_file_lists(registry: Registry, place: Place) -> ArtifactFiles:
     """Read the index of an archive; what is wrong with it is a finding, no error.
 
     A server that cannot be reached is an error, as in `look_at`.
@@ -100,13 +100,13 @@ def read_file_lists(registry: Registry, place: Place) -> FilesLook:
     except Unreachable:
         raise
     except PipelineError as error:
-        return FilesLook(place=place, problem=error.message)
-    return FilesLook(place=place, lists=file_lists(index), size=manifest.archive.index_size)
+        return ArtifactFiles(place=place, problem=error.message)
+    return ArtifactFiles(place=place, lists=file_lists(index), size=manifest.archive.index_size)
 
 
 def read_tags(
     registry: Registry, tags: Mapping[TagName, Listed], pool: Executor
-) -> tuple[TagLook, ...]:
+) -> tuple[TagState, ...]:
     """Read tags; those that are gone meanwhile are left out."""
     found = pool.map(lambda item: _read_tag(registry, *item), tags.items())
     return tuple(one for one in found if one is not None)
@@ -119,7 +119,7 @@ def stamp_of(folder: Folder) -> str:
     return f"{manifest.stamp if manifest else ''} {marks}"
 
 
-def _read_tag(registry: Registry, name: TagName, listed: Listed) -> TagLook | None:
+def _read_tag(registry: Registry, name: TagName, listed: Listed) -> TagState | None:
     key = tag_key(name.name, name.platform, name.tag)
     try:
         if listed.size > LARGEST_TAG:
@@ -134,10 +134,10 @@ def _read_tag(registry: Registry, name: TagName, listed: Listed) -> TagLook | No
     except NotFound:
         return None
     except PipelineError as error:
-        return TagLook(name=name, listed=listed, problem=error.message)
+        return TagState(name=name, listed=listed, problem=error.message)
     except RecursionError:
-        return TagLook(name=name, listed=listed, problem=f"{key} is nested too deeply")
-    return TagLook(name=name, listed=listed, record=record)
+        return TagState(name=name, listed=listed, problem=f"{key} is nested too deeply")
+    return TagState(name=name, listed=listed, record=record)
 
 
 def _require_numbers(manifest: Manifest) -> None:

@@ -25,7 +25,7 @@ MOST_NAMED = 20_000_000
 TOO_MANY = "the index of digests is full"
 
 
-class LockLook(msgspec.Struct, frozen=True, kw_only=True):
+class LockDigests(msgspec.Struct, frozen=True, kw_only=True):
     """The digests that a lock names, or why they are not known."""
 
     lock: str
@@ -66,7 +66,7 @@ def unread_locks(connection: Connection) -> list[tuple[Place, str]]:
     return [((row[0], row[1], row[2]), row[3]) for row in rows]
 
 
-def read_named_digests(registry: Registry, place: Place, lock: str) -> LockLook:
+def read_named_digests(registry: Registry, place: Place, lock: str) -> LockDigests:
     """Read the lock of an artifact; what is wrong with it is a finding, no error.
 
     A server that cannot be reached is an error. Not parsed, which takes half a second for a large
@@ -77,12 +77,12 @@ def read_named_digests(registry: Registry, place: Place, lock: str) -> LockLook:
     except Unreachable:
         raise
     except PipelineError as error:
-        return LockLook(lock=lock, problem=error.message)
+        return LockDigests(lock=lock, problem=error.message)
     digests = frozenset(bytes.fromhex(found.decode()) for found in DIGEST.findall(data))
-    return LockLook(lock=lock, digests=digests, size=len(data))
+    return LockDigests(lock=lock, digests=digests, size=len(data))
 
 
-def write_named_digests(connection: Connection, found: Iterable[LockLook]) -> None:
+def write_named_digests(connection: Connection, found: Iterable[LockDigests]) -> None:
     """Write the digests of locks, or why there are none."""
     (room,) = connection.execute("SELECT ? - count(*) FROM named", (MOST_NAMED,)).fetchone()
     for one in found:

@@ -120,7 +120,7 @@ def _clause(part: str, text: str) -> Clause:
         return Clause("==", f"{version.removesuffix('*').removesuffix('.')}.*")
     if version.endswith("*"):
         if operator not in ("==", "!="):
-            message = f"{text!r}: `*` goes with == and != only"
+            message = f"{text!r}: `*` is allowed after == and != only"
             raise UsageError(message, hint=HINT)
         version = f"{version.removesuffix('*').removesuffix('.')}.*"
     return Clause(operator, version)

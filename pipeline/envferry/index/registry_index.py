@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, TypeVar
 from envferry.base.files import plural
 from envferry.base.workers import Workers
 from envferry.index.artifact_state import (
-    FilesLook,
-    TagLook,
+    ArtifactFiles,
+    TagState,
     look_at,
     read_file_lists,
     read_tags,
@@ -18,7 +18,7 @@ from envferry.index.artifact_state import (
 )
 from envferry.index.database import Connection, Database
 from envferry.index.digest_rows import (
-    LockLook,
+    LockDigests,
     read_named_digests,
     unread_locks,
     write_named_digests,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from envferry.registry import Registry
 
 T = TypeVar("T")
-Read = TypeVar("Read", bound=FilesLook | LockLook)
+Read = TypeVar("Read", bound=ArtifactFiles | LockDigests)
 
 DIRECTORY = "catalog"
 """Below the cache."""
@@ -108,11 +108,11 @@ class RegistryIndex:
         error, and what was read before it is kept.
         """
 
-        def write(connection: Connection, found: Iterable[FilesLook]) -> None:
+        def write(connection: Connection, found: Iterable[ArtifactFiles]) -> None:
             for one in found:
                 write_files(connection, one.place, one.lists, one.problem)
 
-        def read(place: Place) -> FilesLook:
+        def read(place: Place) -> ArtifactFiles:
             return read_file_lists(self.registry, place)
 
         self._read_unread("the files of {}", unread_files, read, write, progress)
@@ -123,7 +123,7 @@ class RegistryIndex:
         A lock that cannot be read is noted, as archives are in `read_files`.
         """
 
-        def read(unread: tuple[Place, str]) -> LockLook:
+        def read(unread: tuple[Place, str]) -> LockDigests:
             return read_named_digests(self.registry, *unread)
 
         self._read_unread("the locks of {}", unread_locks, read, write_named_digests, progress)
@@ -196,7 +196,7 @@ class RegistryIndex:
 
 
 def _to_look_at(
-    holdings: RegistryKeys, before: Remembered, tags: Iterable[TagLook], now: float
+    holdings: RegistryKeys, before: Remembered, tags: Iterable[TagState], now: float
 ) -> list[Place]:
     """Return the artifacts whose folders must be read.
 

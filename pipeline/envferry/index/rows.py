@@ -15,7 +15,7 @@ from envferry.trust.signed_tags import TagName
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from envferry.index.artifact_state import Look, TagLook
+    from envferry.index.artifact_state import Look, TagState
     from envferry.index.database import Connection
     from envferry.index.registry_keys import Place
     from envferry.models import Manifest, PackageFacts
@@ -116,7 +116,7 @@ def write_looks(connection: Connection, looks: Iterable[Look], now: float) -> No
             )
 
 
-def write_tags(connection: Connection, tags: Iterable[TagLook]) -> None:
+def write_tags(connection: Connection, tags: Iterable[TagState]) -> None:
     """Write tags."""
     connection.executemany(
         "INSERT OR REPLACE INTO tags VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 ENV = "/usr/bin/env"
+"""Where it mostly is: hosts that have little more than busybox may have it in /bin alone."""
 
 
 class CheckedTree(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +47,8 @@ def run_checks(checks: Checks, checked: CheckedTree, progress: Progress) -> None
         return
     # Not before the view: it starts the Python of this host, and LD_LIBRARY_PATH may be among them.
     variables = activated(read_variables(checked.tree))
-    setting = (ENV, *(f"{name}={value}" for name, value in variables.items())) if variables else ()
+    words = [f"{name}={value}" for name, value in variables.items()]
+    setting = (process.find_program("env") or ENV, *words) if words else ()
     with progress.task(f"check {len(argvs)} imports and commands"):
         for argv in argvs:
             finished = run_check((*checked.view, *setting, *argv), checked.prefix)

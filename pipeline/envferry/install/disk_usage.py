@@ -57,7 +57,7 @@ class Files:
         self.sizes: dict[tuple[int, int], int] = {}
 
     def measure(self, tree: Path) -> TreeUsage:
-        """Walk a tree; what somebody removes meanwhile is passed over."""
+        """Walk a tree; what somebody removes meanwhile is skipped."""
         own = 0
         links: dict[tuple[int, int], tuple[int, int, int]] = {}
         for status in _statuses(str(tree)):

@@ -59,7 +59,7 @@ def note_event(home: EnvHome, actor: Actor, kind: EventKind, id_: str, detail: s
 
 
 def read_events(home: EnvHome) -> list[Event]:
-    """Return what is known, the newest last; lines that cannot be read are passed over."""
+    """Return what is known, the newest last; lines that cannot be read are skipped."""
     try:
         lines = home.events.read_bytes().splitlines()
     except FileNotFoundError:

@@ -140,7 +140,7 @@ def check_host(needs: Needs, forced: Collection[str]) -> None:
     )
     way_out = f"or install it anyway with {options}"
     if "readonly" in names:  # what cannot be written to cannot be forced
-        way_out = "or install as a user who may write there, such as root"
+        way_out = "or install as a user who can write there, such as root"
     message = "\n  ".join(["this host cannot run the environment:", *lines])
     raise HostError(message, hint=f"{better}, {way_out}")
 

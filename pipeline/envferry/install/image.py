@@ -21,7 +21,7 @@ from envferry.archive.index import decode_index
 from envferry.archive.prefixes import Relocation
 from envferry.archive.relocated_tar import RelocatedTar
 from envferry.archive.validation import check_index
-from envferry.base.files import sync_directory, write_bytes
+from envferry.base.files import starts_with, sync_directory, write_bytes
 from envferry.base.json import decode_json, to_json
 from envferry.errors import HostError, IntegrityError, NotFound, TargetOccupied
 from envferry.install.env_home import IMAGE_SUFFIX, PARTIAL, TRASH, EnvHome
@@ -164,10 +164,7 @@ def _append(path: Path, index_frame: bytes, installation: Installation) -> None:
 
 def is_image(path: Path) -> bool:
     """Whether a file begins as a squashfs does."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as stream:
-        return stream.read(len(SQUASHFS_MAGIC)) == SQUASHFS_MAGIC
+    return starts_with(path, SQUASHFS_MAGIC)
 
 
 def read_image(path: Path) -> Image:

@@ -56,7 +56,7 @@ def look_for_users(tree: Path, proc: Path = Path("/proc")) -> Usage:
     if users:
         return Usage(users=users)
     hidden = what_is_hidden(proc)
-    unseen = hidden or (f"this user may not inspect {describe(closed)}" if closed else "")
+    unseen = hidden or (f"this user cannot inspect {describe(closed)}" if closed else "")
     reason = why_not_free(tree) if unseen else ""
     if not reason:
         return Usage()

@@ -33,8 +33,12 @@ def chosen_id(home: EnvHome, id_: str | None) -> str:
 
 
 def not_installed(home: EnvHome) -> NotFound:
-    """Return the error for an environment of which there is nothing, with what there is."""
-    names = environment_names(home.envs_dir)
+    """Return the error for an environment of which nothing is current, with what there is."""
+    ids = [path.stem for path in sorted(home.directory.glob("*.json"))]
+    if ids:
+        message = f"nothing of {home.name} is current in {home.envs_dir}; there is {', '.join(ids)}"
+        return NotFound(message, hint=f"`envferry rollback {home.name} {ids[0]}` makes it current")
+    names = [name for name in environment_names(home.envs_dir) if name != home.name]
     message = f"{home.name} is not installed in {home.envs_dir}"
     if names:
         message += f", only {', '.join(names)}"
@@ -79,7 +83,7 @@ def environment_names(envs_dir: Path) -> list[str]:
 def all_installations(home: EnvHome) -> Iterator[tuple[EnvHome, Installation]]:
     """Yield what is installed in an envs directory: the current one, its siblings, the others.
 
-    A damaged record is passed over; `envferry verify` says so.
+    A damaged record is skipped; `envferry verify` says so.
     """
     current = home.current_id()
     for name in sorted(environment_names(home.envs_dir), key=lambda name: name != home.name):
@@ -91,12 +95,12 @@ def all_installations(home: EnvHome) -> Iterator[tuple[EnvHome, Installation]]:
                 yield other, other.installation(path.stem)
 
 
-def find_donors(home: EnvHome, wanted: Installation, *, read_all: bool) -> ReusableTrees:
+def find_reusable(home: EnvHome, wanted: Installation, *, read_all: bool) -> ReusableTrees:
     """Return what the installations on this host offer to a new one.
 
     Unless all is to be read before it is shared, what files looked like last is offered, too.
     """
-    donors = ReusableTrees()
+    reusable = ReusableTrees()
     for other, record in all_installations(home):
         if record.mounted:
             continue  # nothing can be linked out of an image
@@ -106,11 +110,11 @@ def find_donors(home: EnvHome, wanted: Installation, *, read_all: bool) -> Reusa
         except PipelineError:
             continue
         tree = SeenTree(str(other.tree(record.id)), index, edited_contents(record))
-        donors.offer(tree.root, index, tree.edited, same_prefixes=same)
+        reusable.offer(tree.root, index, tree.edited, same_prefixes=same)
         seen = None if read_all else read_seen(other, record.id, len(index.files))
         if seen:
-            donors.known.update(known_contents(seen, tree))
-    return donors
+            reusable.known.update(known_contents(seen, tree))
+    return reusable
 
 
 def seen_trees(home: EnvHome, but: str) -> dict[tuple[EnvHome, str], SeenTree]:

@@ -235,7 +235,7 @@ def _write(home: EnvHome, path: Path, data: bytes) -> None:
         write_bytes(path, data)
     except OSError as error:
         message = f"{home.name} is in place, but {path} cannot be written: {error.strerror}"
-        raise HostError(message, hint="run it as a user who may, or name another place") from error
+        raise HostError(message, hint="run it as a user who can, or name another place") from error
 
 
 def _remove(home: EnvHome, path: Path) -> None:

@@ -28,7 +28,7 @@ def why_not_free(tree: Path) -> str:
     kind = file_system_of(tree)
     if kind in UNRELIABLE or kind.startswith("fuse"):
         return f"its file system ({kind}) does not report which files are open"
-    with unheard():
+    with ignoring_sigio():
         for parent, _, names in os.walk(tree, onerror=refuse):
             for name in names:
                 reason = file_reason(f"{parent}/{name}")
@@ -59,7 +59,7 @@ def file_reason(path: str) -> str:
 
 
 @contextmanager
-def unheard() -> Iterator[None]:
+def ignoring_sigio() -> Iterator[None]:
     """Ignore SIGIO, which ends a process: whoever opens a file in the wrong moment has it sent."""
     if threading.current_thread() is not threading.main_thread():
         yield

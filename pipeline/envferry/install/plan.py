@@ -16,7 +16,7 @@ from envferry.install.env_home import HOME, EnvHome
 from envferry.install.events import UNKNOWN_ACTOR, Actor
 from envferry.install.host_check import Needs, check_host, cuda_runtime
 from envferry.install.installation import Installation, Origin
-from envferry.install.installed import find_donors, open_installed
+from envferry.install.installed import find_reusable, open_installed
 from envferry.install.integrations import Integrations, wanted_integrations
 from envferry.install.link_mode import Link
 from envferry.install.reuse import ReusableTrees
@@ -79,7 +79,7 @@ class InstallPlan(msgspec.Struct, frozen=True, kw_only=True):
     installation: Installation
     """Its record, but for the files that will be edited."""
     relocation: Relocation
-    donors: ReusableTrees
+    reusable: ReusableTrees
     options: InstallOptions
     integrations: Integrations
     is_whole: bool
@@ -105,15 +105,15 @@ def prepare_install(
     relocation = Relocation(archive.index.prefix, installation.prefix, archive.index)
     relocation.check(archive.index)
     is_whole = is_installed(home, installation)
-    donors = ReusableTrees()
+    reusable = ReusableTrees()
     if not is_whole:
-        donors = find_donors(home, installation, read_all=options.verify_shared)
+        reusable = find_reusable(home, installation, read_all=options.verify_shared)
     order = InstallPlan(
         archive=archive,
         home=home,
         installation=installation,
         relocation=relocation,
-        donors=donors,
+        reusable=reusable,
         options=options,
         integrations=wanted_integrations(home, options.kernel_dir, options.modulefile_dir),
         is_whole=is_whole,
@@ -132,7 +132,7 @@ def find_needs(order: InstallPlan, manifest: Manifest | None) -> Needs:
     if order.is_whole:
         numbers = set()
     elif order.options.link is not Link.COPY:
-        numbers -= order.donors.candidates(index, order.relocation).keys()
+        numbers -= order.reusable.candidates(index, order.relocation).keys()
     partial = order.home.partial(index.id)
     written = sum(map(disk_bytes, partial.rglob("*")))
     needed = sum(index.files[number].size + BLOCK_BYTES for number in numbers)

@@ -101,7 +101,7 @@ class FileSharer:
         """The files that are now hard links to those of other trees."""
 
     def verify(self, threads: int = 0) -> set[int]:
-        """Return the numbers of the files that the donors really have."""
+        """Return the numbers of the files that the other installations really have."""
         return self.run(None, threads)
 
     def put_into(self, target: Path, threads: int = 0) -> set[int]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry.base.env_variables import UNSET, read_variables
+from envferry.base.shell import quoted
 from envferry.config import child_environ
 from envferry.errors import HostError, NotFound
 from envferry.install.installed import chosen_id
@@ -98,11 +99,6 @@ def activated_path(prefix: str) -> str:
     old = (f"{active}/bin" if active else "", f"{prefix}/bin")
     rest = [one for one in environ.get("PATH", os.defpath).split(":") if one not in old]
     return ":".join([f"{prefix}/bin", *rest])
-
-
-def quoted(text: str) -> str:
-    """Return a text as a word of the shell."""
-    return "'" + text.replace("'", "'\"'\"'") + "'"
 
 
 def start_script(installation: Installation, variables: Mapping[str, str]) -> str:

@@ -189,7 +189,7 @@ def suppressed(home: EnvHome, id_: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        log.info("how %s@%s looks is not noted: %s", home.name, id_, error.strerror)
+        log.info("the state of %s@%s is not recorded: %s", home.name, id_, error.strerror)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def find_sharers(home: EnvHome, id_: str, paths: Iterable[str]) -> dict[str, tup
         try:
             index = read_index(other, record.id)
         except PipelineError as error:
-            log.info("%s@%s is passed over: %s", other.name, record.id, error)
+            log.info("%s@%s is skipped: %s", other.name, record.id, error)
             continue
         for entry in index.files:
             if entry.size and entry.xxh128 in sought:

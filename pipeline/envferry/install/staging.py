@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 def plan_staging(order: InstallPlan) -> InstallPreview:
     """Return what `write_tree` would read; what is here already is looked at, nothing changed."""
     kept = find_leftover(order)
-    rest = order.donors.candidates(order.archive.index, order.relocation, kept.files)
-    supply = FileSharer(order.archive.index, rest, Link.COPY, known=order.donors.known)
+    rest = order.reusable.candidates(order.archive.index, order.relocation, kept.files)
+    supply = FileSharer(order.archive.index, rest, Link.COPY, known=order.reusable.known)
     present = kept.files | supply.verify(order.options.threads)
     return describe_plan(order, present, needed_frames(order.archive, present, kept.frames))
 
@@ -136,13 +136,13 @@ def fill_tree(
         partial.mkdir(exist_ok=True)
         clear_others(archive, partial, kept)
         present, edited, sharing = set(kept.files), dict(kept.edited), None
-        rest = order.donors.candidates(archive.index, order.relocation, present)
+        rest = order.reusable.candidates(archive.index, order.relocation, present)
         if rest:
             make_directories(archive.index, str(partial))
             size = sum(archive.index.files[number].size for number in rest)
             link = choose_link(partial, order.options.link)
             with progress.task(f"share files of {home.name}", size) as advance:
-                supply = FileSharer(archive.index, rest, link, advance, order.donors.known)
+                supply = FileSharer(archive.index, rest, link, advance, order.reusable.known)
                 shared = supply.put_into(partial, order.options.threads)
             present |= shared
             sharing = describe_sharing(order, supply)

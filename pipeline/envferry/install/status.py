@@ -269,7 +269,7 @@ def metrics_of(status: HostStatus) -> Iterable[Metric]:
     for name, text, value in (
         ("disk_used_bytes", "Bytes of all installations, shared files once.", status.usage.total),
         ("disk_free_bytes", "Bytes that are free there.", status.usage.free),
-        ("status_exit_code", "What `envferry status` exited with.", status.exit_code),
-        ("status_timestamp_seconds", "When that was.", timestamp(status.time) or 0),
+        ("status_exit_code", "The exit code of `envferry status`.", status.exit_code),
+        ("status_timestamp_seconds", "When `envferry status` ran.", timestamp(status.time) or 0),
     ):
         yield Metric(name=f"envferry_{name}", help=text, samples=((directory, value),))

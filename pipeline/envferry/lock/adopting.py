@@ -11,14 +11,14 @@ import msgspec
 from msgspec.structs import replace
 from packaging.version import Version
 
-from envferry.lock.conda_requests import conda_request, solve_platforms
+from envferry.lock.conda.conda_requests import conda_request, solve_platforms
 from envferry.lock.existing_lock import without_channels
 from envferry.lock.lock_options import LockOptions
-from envferry.lock.pip_entries import locked_package
-from envferry.lock.pip_inputs import pin_build_requirements, pip_request
+from envferry.lock.pip.pip_entries import locked_package
+from envferry.lock.pip.pip_inputs import pin_build_requirements, pip_request
+from envferry.lock.pip.wheel_choice import wheel_ranks
 from envferry.lock.stage import lock_spec
 from envferry.lock.unknown_hashes import with_hash
-from envferry.lock.wheel_choice import wheel_ranks
 from envferry.specs.locks import LockContents, write_lock
 from envferry.specs.reading import read_spec
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from envferry.errors import PipelineError
-    from envferry.lock.pip_request import PipRequest
+    from envferry.lock.pip.pip_request import PipRequest
     from envferry.models import BuildRequirements, Lock, LockedPackage, Spec
     from envferry.progress import Progress
-    from envferry.specs.foreign_locks import ForeignLock
-    from envferry.specs.importing import Imported
+    from envferry.specs.importing.conversion import Imported
+    from envferry.specs.importing.foreign_lock import ForeignLock
 
 
 GLIBC_HINT = re.compile(r"glibc: '(?P<version>[\d.]+)'")

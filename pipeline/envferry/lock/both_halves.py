@@ -10,19 +10,19 @@ from msgspec.structs import replace
 from packaging.utils import canonicalize_name
 
 from envferry.errors import RequiredByUrl
-from envferry.lock.conda_requests import conda_request, solve_platforms
-from envferry.lock.pip_half import resolve_with_indexes
-from envferry.lock.pip_inputs import pip_request
+from envferry.lock.conda.conda_requests import conda_request, solve_platforms
+from envferry.lock.pip.pip_half import resolve_with_indexes
+from envferry.lock.pip.pip_inputs import pip_request
 from envferry.lock.pypi_names import pypi_names
-from envferry.specs.conda_lines import parse_conda_line
+from envferry.specs.syntax.conda_lines import parse_conda_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from envferry.lock.conda_messages import CondaAnswer
+    from envferry.lock.conda.conda_messages import CondaAnswer
     from envferry.lock.lock_options import LockOptions
-    from envferry.lock.pip_half import ResolvedPip
-    from envferry.lock.pip_request import PipRequest
+    from envferry.lock.pip.pip_half import ResolvedPip
+    from envferry.lock.pip.pip_request import PipRequest
     from envferry.models import LockedPackage, Replacement, Spec
     from envferry.progress import Progress
 

@@ -15,7 +15,7 @@ from envferry.specs.locks import read_lock
 
 if TYPE_CHECKING:
     from envferry.lock.lock_options import LockOptions
-    from envferry.lock.pip_request import PipRequest
+    from envferry.lock.pip.pip_request import PipRequest
     from envferry.models import Lock, LockedPackage, Spec, SpecOptions
     from envferry.specs.locks import LockContents
 

@@ -6,8 +6,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from envferry.base.site_indexes import plain_url
-from envferry.config import site_indexes, uv_settings_passed_over
-from envferry.lock.uv import MAIN_INDEX
+from envferry.config import site_indexes, uv_settings_skipped
+from envferry.lock.pip.uv import MAIN_INDEX
 from envferry.redaction import without_login
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 def named_indexes(spec: Spec) -> tuple[str, ...]:
     """Return the indexes that the machine's settings bring in, without logins; warn of each.
 
-    What else stands in the settings of uv and pip is passed over, and named, too.
+    What else stands in the settings of uv and pip is skipped, and named, too.
     """
     site = site_indexes()
     has_own = any(MAIN_INDEX.match(line) for line in spec.pip)
@@ -28,7 +28,7 @@ def named_indexes(spec: Spec) -> tuple[str, ...]:
     for index in used:
         url = without_login(plain_url(index.url))
         log.warning("using the package index %s, named by %s", url, index.source)
-    passed_over = [*site.passed_over, *uv_settings_passed_over()]
+    passed_over = [*site.passed_over, *uv_settings_skipped()]
     if passed_over:
         log.warning(
             "ignoring settings, as a lock depends only on its spec: %s",

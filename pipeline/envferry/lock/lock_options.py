@@ -13,7 +13,7 @@ from envferry.names import check_platform
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envferry.lock.relax_pins import RelaxLevel
+    from envferry.lock.conda.relax_pins import RelaxLevel
 
 
 class LockOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,7 +40,7 @@ class LockOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_options(options: LockOptions) -> None:
-    """Refuse unknown platforms, and a date that is not valid or that the solver cannot obey."""
+    """Refuse unknown platforms, and an invalid date, or one that the solver does not support."""
     for platform in options.platforms:
         check_platform(platform)
     if options.exclude_newer is None:

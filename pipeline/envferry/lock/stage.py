@@ -7,18 +7,18 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from envferry.lock.both_halves import solve_halves
+from envferry.lock.conda.foreign_solver import solver_version
+from envferry.lock.conda.match_specs import check_match_specs
 from envferry.lock.existing_lock import (
     kept_packages,
     previous_lock,
     with_other_platforms,
     without_channels,
 )
-from envferry.lock.foreign_solver import solver_version
 from envferry.lock.index_settings import named_indexes
 from envferry.lock.lock_options import LockOptions, check_options
-from envferry.lock.match_specs import check_match_specs
-from envferry.lock.package_provenance import record_provenance
-from envferry.lock.pip_inputs import pin_build_requirements
+from envferry.lock.pip.package_provenance import record_provenance
+from envferry.lock.pip.pip_inputs import pin_build_requirements
 from envferry.lock.unknown_hashes import with_hash
 from envferry.specs.locks import LockContents, parse_lock, render_lock, write_lock
 from envferry.specs.reading import read_spec

@@ -113,7 +113,7 @@ def earlier_frames(
     named one is not there.
     """
     if named is not None and not named.is_file():
-        message = f"{named} is not there, to take frames from"
+        message = f"{named} does not exist, so it has no frames to reuse"
         raise NotFound(message, hint="name an archive, or leave `--reuse` out")
     for path in [named] if named else candidates(built, notes, folders):
         try:

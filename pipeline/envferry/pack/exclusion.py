@@ -74,7 +74,7 @@ class Exclusion:
     def edited_record(self, content: bytes, tree: Path) -> bytes:
         """Take what is not carried out of a conda-meta record.
 
-        The checksum in the prefix of a RECORD that changes with it is dropped: conda passes over
+        The checksum in the prefix of a RECORD that changes with it is dropped: conda skips
         files without one.
         """
         if not (self._globs or self.stale or self.rewritten):

@@ -16,6 +16,7 @@ from envferry.archive.members import GENERATED, Member
 from envferry.archive.prefix_search import find_edits
 from envferry.archive.prefixes import MOST_RECORD_BYTES
 from envferry.base.env_variables import UNSET
+from envferry.base.shell import fish_quoted, quoted
 from envferry.pack import unpacking
 
 if TYPE_CHECKING:
@@ -66,16 +67,6 @@ if __name__ == "__main__":
 OWN_IMPORTS = re.compile(
     r"^from (?:__future__|envferry)[\w.]* import (?:\([^)]*\)|[^\n(]*)\n", re.MULTILINE
 )
-
-
-def quoted(text: str) -> str:
-    """Return a text as a word of the shell, in quotes also where it needs none yet."""
-    return "'" + text.replace("'", "'\"'\"'") + "'"
-
-
-def fish_quoted(text: str) -> str:
-    """Return a text as a word of fish."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def content_of(member: Member) -> bytes:

@@ -50,7 +50,7 @@ def pack_env(
     """Pack a built environment into one archive, with its checksum, lock and manifest beside it.
 
     Frames that an earlier archive has are taken from there, proven; the bytes are those of a pack
-    from nothing, and `announce` is told how many were taken. The manifest is written last: without
+    from scratch, and `announce` is told how many were taken. The manifest is written last: without
     it the other files are no artifact. Raises SpecError when something in the environment cannot
     travel, HostError when it changes while it is packed, TargetOccupied while another process packs
     it into the same directory, NotFound when the archive to reuse is not there.

@@ -116,10 +116,10 @@ def _read_sbom(path: Path, file: str) -> Iterator[VendoredLibrary]:
             data = stream.read(MOST_SBOM + 1)
         found = decode_json(_pruned(data), _Sbom)
     except (OSError, msgspec.MsgspecError) as error:
-        log.warning("%s is passed over: it is not a CycloneDX document (%s)", file, error)
+        log.warning("%s is skipped: it is not a CycloneDX document (%s)", file, error)
         return
     if found.bom_format != "CycloneDX":
-        log.warning("%s is passed over: its format is %s", file, found.bom_format[:40])
+        log.warning("%s is skipped: its format is %s", file, found.bom_format[:40])
         return
     waiting = list(found.components)
     while waiting:

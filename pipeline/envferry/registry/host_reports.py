@@ -169,7 +169,7 @@ def checked(key: str, report: HostReport) -> HostReport:
 
 
 def one_line(text: str) -> str:
-    """Return a text as it fits a row of a table: nothing in it begins another row or is obeyed."""
+    """Return a text that fits a row of a table: it neither begins a row nor moves the cursor."""
     return "".join(char if char.isprintable() else "\ufffd" for char in text[:MOST_TEXT])
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
 
 from envferry.errors import SpecError
-from envferry.specs.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, read_text
+from envferry.redaction import without_credentials
+from envferry.specs.syntax.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -22,6 +24,13 @@ PRIORITY_WORDS: dict[ChannelPriority, tuple[str, ...]] = {
     "disabled": ("disabled", "false", "no", "off"),
 }
 """What conda reads them from."""
+
+# Only conda's own servers may be left out of a channel's name: on any other, a channel of the same
+# name is another channel.
+DEFAULT_PARTS = re.compile(
+    r"https?://repo\.(anaconda|continuum)\.(com|io)/pkgs/(main|r|free|msys2)"
+)
+NAMED_CHANNEL = re.compile(r"https?://conda\.anaconda\.org/(?P<name>[^/]+(/label/[^/]+)?)")
 
 
 class ChannelNames(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +91,16 @@ class ChannelNames(msgspec.Struct, frozen=True, kw_only=True):
         if base and (name != "defaults" or name in self.custom):
             return f"{base.rstrip('/')}/{name}"
         return name
+
+
+def channel_name(url: str) -> str:
+    """Return the short name of a channel that is one of conda's own servers, else its URL."""
+    url = without_credentials(url)
+    bare = url.rstrip("/")
+    if DEFAULT_PARTS.fullmatch(bare):
+        return "defaults"
+    named = NAMED_CHANNEL.fullmatch(bare)
+    return named["name"] if named else url
 
 
 def read_channel_names(condarcs: Iterable[Path], own: dict[str, str]) -> ChannelNames:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from envferry.specs.selectors import SELECTORS, is_selected
+from envferry.specs.syntax.selectors import SELECTORS, is_selected
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -28,7 +28,7 @@ from envferry.models import (
 )
 from envferry.names import build_string
 from envferry.redaction import without_credentials, without_login
-from envferry.specs.yaml_text import parse_yaml, plain, read_text
+from envferry.specs.syntax.yaml_text import parse_yaml, plain, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,14 +11,14 @@ from msgspec.structs import replace
 from envferry.errors import NotFound, SpecError, UsageError
 from envferry.models import Spec
 from envferry.names import check_name
-from envferry.specs.conda_lines import TEMPLATE, conda_name, merged, without_extras
-from envferry.specs.pip_lines import pip_line_problem
-from envferry.specs.selectors import is_selected, select_platform, selector_lines
 from envferry.specs.spec_digest import spec_digest
 from envferry.specs.spec_faults import list_of_strings, shorten, unexpected
 from envferry.specs.spec_names import RESERVED_NAMES, SPEC_ENDINGS, spec_names
 from envferry.specs.spec_options import read_options
-from envferry.specs.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, read_text
+from envferry.specs.syntax.conda_lines import TEMPLATE, conda_name, merged, without_extras
+from envferry.specs.syntax.pip_lines import pip_line_problem
+from envferry.specs.syntax.selectors import is_selected, select_platform, selector_lines
+from envferry.specs.syntax.yaml_text import Mapping, Sequence, Text, line_of, parse_yaml, read_text
 from envferry.suggestions import closest, did_you_mean, perhaps
 
 log = logging.getLogger(__name__)
@@ -104,11 +104,12 @@ def _not_found(what: str, name: str, directory: Path, *others: Path) -> NotFound
 
     What `others` have may be meant, too: `demo.yaml` for specs/demo.yml.
     """
-    names = spec_names(directory)
-    known = {*names, *(one for other in others for one in spec_names(other))}
-    there = ", ".join(names) or "no specs"
+    found = {folder: spec_names(folder) for folder in (directory, *others)}
+    known = {one for names in found.values() for one in names}
+    folder = next((folder for folder, names in found.items() if names), directory)
+    there = ", ".join(found[folder]) or "no specs"
     hint = did_you_mean(name, sorted(known), "create it, or name another")
-    return NotFound(f"the spec {what} does not exist ({directory}/ has {there})", hint=hint)
+    return NotFound(f"the spec {what} does not exist ({folder}/ has {there})", hint=hint)
 
 
 def _read(path: Path) -> str:
@@ -145,7 +146,7 @@ def _check_root(root: object, path: Path) -> Mapping:
             # CEP 24: keys that a tool does not know are ignored, with a warning.
             close = perhaps(key, KNOWN_KEYS)
             where = f"{path}:{line_of(key)}"
-            log.warning("%s: %s is not obeyed: not a key of a spec%s", where, shorten(key), close)
+            log.warning("%s: %s is ignored: not a key of a spec%s", where, shorten(key), close)
     if "dependencies" not in root:
         alike = closest("dependencies", root)
         close = f": write it for `{alike[0]}`" if alike else ""

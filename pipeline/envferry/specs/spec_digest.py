@@ -11,11 +11,11 @@ import msgspec
 from blake3 import blake3
 
 from envferry.errors import SpecError
-from envferry.specs.pip_lines import pip_line_problem
-from envferry.specs.requirement_lines import INCLUDE, included_lines, relative
-from envferry.specs.selectors import selector_lines
 from envferry.specs.spec_faults import shorten
-from envferry.specs.yaml_text import line_of, read_text
+from envferry.specs.syntax.pip_lines import pip_line_problem
+from envferry.specs.syntax.requirement_lines import INCLUDE, included_lines, relative
+from envferry.specs.syntax.selectors import selector_lines
+from envferry.specs.syntax.yaml_text import line_of, read_text
 
 if TYPE_CHECKING:
     from envferry.models import Spec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from envferry.errors import SpecError
-from envferry.specs.yaml_text import Mapping, Sequence, Text, line_of
+from envferry.specs.syntax.yaml_text import Mapping, Sequence, Text, line_of
 
 if TYPE_CHECKING:
     from pathlib import Path

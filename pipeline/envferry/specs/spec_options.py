@@ -13,7 +13,7 @@ from envferry.models import Checks, DataFile, SpecOptions, SystemRequirements
 from envferry.names import PLATFORMS, check_platform
 from envferry.specs.data_files import check_data
 from envferry.specs.spec_faults import list_of_strings, unexpected
-from envferry.specs.yaml_text import Mapping, Text, line_of, plain
+from envferry.specs.syntax.yaml_text import Mapping, Text, line_of, plain
 from envferry.suggestions import perhaps
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def _variables(content: Mapping, options: dict[str, Any], path: Path) -> dict[st
         if not VARIABLE.fullmatch(name):
             raise unexpected(path, name, "the name of a variable under `variables:`")
         if not isinstance(value, Text):
-            raise unexpected(path, value, f"a text as the value of `{name}`", line_of(name))
+            raise unexpected(path, value, f"a string as the value of `{name}`", line_of(name))
     return {str(name): str(value) for name, value in items.items()}
 
 

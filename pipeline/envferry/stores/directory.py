@@ -152,7 +152,7 @@ class DirectoryStore(msgspec.Struct, frozen=True):
         path = self._path(key)
         with self._explained(key):
             if path.exists():
-                raise self._taken(key)
+                raise KeyTaken.at(key, self.root)
             self._receive(incoming, key, advance)
 
     def replace(self, key: str, data: bytes, expected: str | None) -> str:
@@ -160,8 +160,7 @@ class DirectoryStore(msgspec.Struct, frozen=True):
         with self._explained(key), self._locked():
             found = self.stat(key)
             if (found.version if found else None) != expected:
-                message = f"{key} in {self.root} was changed by another process"
-                raise LostRace(message, hint="run the command again")
+                raise LostRace.at(key, self.root)
             write_bytes(self._path(key), data)
         return xxhash.xxh3_128_hexdigest(data)
 
@@ -215,7 +214,7 @@ class DirectoryStore(msgspec.Struct, frozen=True):
         path = self._path(key)
         temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
         if path.exists():
-            raise self._taken(key)
+            raise KeyTaken.at(key, self.root)
         try:
             with open_in_folder(temporary, "xb") as target:
                 copy_stream(source, target, advance)
@@ -266,9 +265,6 @@ class DirectoryStore(msgspec.Struct, frozen=True):
         message = f"{self.root / key} has {size} bytes, {expected} are expected"
         return StoreError(message, hint="the file is cut off: copy or push it again")
 
-    def _taken(self, key: str) -> KeyTaken:
-        return KeyTaken(f"{key} exists in {self.root} and is never overwritten")
-
     def _receive(self, incoming: ContentSource, key: str, advance: Callable[[int], None]) -> None:
         """Write what arrives to a hidden file, and name it when it is what it must be."""
         path = self._path(key)
@@ -294,13 +290,13 @@ class DirectoryStore(msgspec.Struct, frozen=True):
         try:
             os.link(temporary, path)
         except FileExistsError as error:
-            raise self._taken(key) from error
+            raise KeyTaken.at(key, self.root) from error
         except OSError as error:
             if error.errno not in NO_HARD_LINKS:
                 raise
             with self._locked():
                 if path.exists():
-                    raise self._taken(key) from error
+                    raise KeyTaken.at(key, self.root) from error
                 temporary.rename(path)
 
     @contextmanager
@@ -321,7 +317,7 @@ class DirectoryStore(msgspec.Struct, frozen=True):
             message = f"the registry {self.root} does not exist"
             hint = (
                 "name one with --registry or ENVFERRY_REGISTRY: if it is a disk, is it mounted? "
-                "`envferry push` makes a new one"
+                "`envferry push ARCHIVE` makes a new one"
             )
             raise NotFound(message, hint=hint)
 
@@ -343,5 +339,5 @@ class DirectoryStore(msgspec.Struct, frozen=True):
         if error.errno in NO_SPACE:
             return HostError(message, hint=f"free space under {self.root}, then run it again")
         if error.errno in NO_PERMISSION:
-            return StoreError(message, hint=f"check who may read and write under {self.root}")
+            return StoreError(message, hint=f"check the permissions of {self.root}")
         return StoreError(message, hint=f"check that {self.root} is a directory and its disk works")

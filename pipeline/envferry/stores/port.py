@@ -32,6 +32,11 @@ FOLDER_TIME = datetime.fromtimestamp(0, timezone.utc)
 class KeyTaken(StoreError):
     """The key exists already; what was there is untouched."""
 
+    @classmethod
+    def at(cls, key: str, place: str | Path) -> KeyTaken:
+        """Return the error for a key of a store, which goes by a URL or a path."""
+        return cls(f"{key} exists in {place} and is never overwritten")
+
 
 class CannotList(StoreError):
     """The store cannot say what it holds."""
@@ -43,6 +48,12 @@ class Incomplete(IntegrityError):
 
 class LostRace(StoreError):
     """The value is no longer the one that was to be replaced; it is untouched."""
+
+    @classmethod
+    def at(cls, key: str, place: str | Path) -> LostRace:
+        """Return the error for a key of a store, which goes by a URL or a path."""
+        message = f"{key} in {place} was changed by another process"
+        return cls(message, hint="run the command again")
 
 
 class Stat(msgspec.Struct, frozen=True, kw_only=True):

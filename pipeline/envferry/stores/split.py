@@ -232,8 +232,7 @@ class SplitStore:
     def _require_free(self, key: str) -> None:
         self._inner()
         if stat_whole(self, key):
-            msg = f"{key} exists in {self.url} and is never overwritten"
-            raise KeyTaken(msg)
+            raise KeyTaken.at(key, self.url)
 
     def _inner(self) -> Store:
         """Return the other store to write to; raise StoreError when it is only read."""

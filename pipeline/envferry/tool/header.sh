@@ -1,4 +1,8 @@
 #!/bin/sh
+{ exec 4>&2 2>/dev/null; trap 'printf "error: %s is not complete\nhint: copy it again\n" "$0" >&4; exit 8' EXIT; }
+# That line speaks for a file that was cut in this script: what the shell makes of the rest is nothing, or an error of
+# syntax, and both end here. So there are only functions below, and the last line calls one, which takes it back.
+#
 # envferry @VERSION@ for @PLATFORM@, with its own Python @PYTHON@: one file for hosts without Python.
 #
 #   sh envferry.run install REF …               the commands of envferry; `--help` lists them
@@ -7,13 +11,12 @@
 #
 # It needs sh, tar, gzip and the glibc of the host. The first start unpacks it, once, into a directory that only
 # its owner and root can write to: ENVFERRY_TOOL_DIR, or the first of `places` below that can be used.
-set -euf
-
 version='@VERSION@' platform='@PLATFORM@' machine='@MACHINE@' python='@PYTHON@'
 loader='@LOADER@' glibc='@GLIBC@' libraries='@LIBRARIES@'
 payload_sha256='@SHA256@' payload_bytes='@BYTES@' unpacked_mb='@UNPACKED_MB@'
 id=$version-@ID@
-umask=$(umask)
+# Root unpacks for everybody; others look there first. Caches come before folders that are emptied from time to time.
+shared=/var/lib/envferry/tool
 
 fail() {
     printf 'error: %s\nhint: %s\n' "$1" "$2" >&2
@@ -21,27 +24,28 @@ fail() {
 }
 
 # No program of the current directory may run: it may be anybody's.
-absolute=
-IFS=:
-for entry in ${PATH-}; do
-    case $entry in /*) absolute=${absolute:+$absolute:}$entry ;; esac
-done
-unset IFS
-PATH=${absolute:-/usr/local/bin:/usr/bin:/bin}
-export PATH
-unset CDPATH
+keep_absolute_path() {
+    absolute=
+    IFS=:
+    for entry in ${PATH-}; do
+        case $entry in /*) absolute=${absolute:+$absolute:}$entry ;; esac
+    done
+    unset IFS
+    PATH=${absolute:-/usr/local/bin:/usr/bin:/bin}
+    export PATH
+    unset CDPATH
+}
 
-self=$0
-case $self in
-    /*) ;;
-    *) self=$PWD/$self ;;
-esac
-[ -r "$self" ] || fail "this script does not know its own file: $self cannot be read" \
-    "start it by its path: sh /path/to/envferry.run"
+find_self() {
+    self=$0
+    case $self in
+        /*) ;;
+        *) self=$PWD/$self ;;
+    esac
+    [ -r "$self" ] || fail "this script does not know its own file: $self cannot be read" \
+        "start it by its path: sh /path/to/envferry.run"
+}
 
-uid=$(id -u)
-# Root unpacks for everybody; others look there first. Caches come before folders that are emptied from time to time.
-shared=/var/lib/envferry/tool
 places() {
     if [ -n "${ENVFERRY_TOOL_DIR-}" ]; then
         printf '%s\n' "$ENVFERRY_TOOL_DIR"
@@ -54,7 +58,9 @@ places() {
     elif [ -n "${HOME-}" ]; then
         printf '%s\n' "$HOME/.cache/envferry/tool"
     fi
-    printf '%s\n' "/var/tmp/envferry-$uid" "${TMPDIR:-/tmp}/envferry-$uid" "/tmp/envferry-$uid" "/dev/shm/envferry-$uid"
+    printf '%s\n' "/var/tmp/envferry-$uid"
+    case ${TMPDIR-} in '' | /tmp | /tmp/ | /var/tmp | /var/tmp/) ;; *) printf '%s\n' "$TMPDIR/envferry-$uid" ;; esac
+    printf '%s\n' "/tmp/envferry-$uid" "/dev/shm/envferry-$uid"
 }
 
 # is_private DIRECTORY: whether only its owner (we, or root) and root can change what lies there; why not, in $reason.
@@ -119,14 +125,16 @@ is_safe_line() {
     esac
 }
 
-overflow_uid=none
-if [ -r /proc/self/uid_map ]; then
-    read -r inside outside count </proc/self/uid_map || :
-    case "${inside-} ${outside-} ${count-}" in
-        '0 0 4294967295') ;;
-        *) overflow_uid=65534 ;;
-    esac
-fi
+find_overflow_uid() {
+    overflow_uid=none
+    if [ -r /proc/self/uid_map ]; then
+        read -r inside outside count </proc/self/uid_map || :
+        case "${inside-} ${outside-} ${count-}" in
+            '0 0 4294967295') ;;
+            *) overflow_uid=65534 ;;
+        esac
+    fi
+}
 
 # is_usable DIRECTORY: make it, and try whether programs run there; why not, in $reason.
 is_usable() {
@@ -206,7 +214,7 @@ open_payload() {
     while IFS= read -r line <&3; do
         [ "$line" != '#payload' ] || return 0
     done
-    fail "$self ends too early: it is not complete" "copy it again"
+    fail "$self is not complete" "copy it again" 8
 }
 
 require_intact() {
@@ -325,7 +333,8 @@ show_info() {
 # verify KEY [FILE]: check FILE.attestation.json, a DSSE envelope around an in-toto statement, as `envferry verify` does.
 verify() {
     key=${1-} file=${2:-$self}
-    [ -f "$key" ] || fail "${key:-no key} is not the file of a public key" "sh envferry.run --verify KEY.pub" 2
+    [ -n "$key" ] || fail "--verify needs the file of a public key" "sh envferry.run --verify KEY.pub" 2
+    [ -f "$key" ] || fail "$key is not the file of a public key" "sh envferry.run --verify KEY.pub" 2
     [ -f "$file" ] || fail "$file does not exist" "name the file to check" 7
     envelope=$file.attestation.json
     [ -f "$envelope" ] || fail "$file is not signed: $envelope is missing" "copy it from the folder that the file comes from" 8
@@ -356,21 +365,32 @@ verify() {
     fail "$file is not signed by $key" "do not run it, or name the key of who made it" 8
 }
 
-case ${1-} in
-    --info)
-        show_info
-        exit
-        ;;
-    --verify)
-        shift
-        verify "$@"
-        ;;
-esac
-find_tree
-[ -n "$tree" ] || unpack
-# Hints and systemd units name this file.
-ENVFERRY_RUN_FILE=$self
-export ENVFERRY_RUN_FILE
-exec @START@
-exit 1
+main() {
+    trap - EXIT
+    exec 2>&4 4>&-
+    set -euf
+    umask=$(umask)
+    keep_absolute_path
+    find_self
+    uid=$(id -u)
+    find_overflow_uid
+    case ${1-} in
+        --info)
+            show_info
+            exit
+            ;;
+        --verify)
+            shift
+            verify "$@"
+            ;;
+    esac
+    find_tree
+    [ -n "$tree" ] || unpack
+    # Hints and systemd units name this file.
+    ENVFERRY_RUN_FILE=$self
+    export ENVFERRY_RUN_FILE
+    exec @START@
+}
+
+{ main "$@"; exit 1; }
 #payload

@@ -73,7 +73,7 @@ def build_tool_tree(
     for an interpreter that does not fit, StoreError when an index cannot be reached.
     """
     if platform not in MACHINES:
-        message = f"envferry cannot be made one file for {platform}"
+        message = f"cannot make envferry one file for {platform}"
         raise SpecError(message, hint=f"one of {', '.join(MACHINES)}")
     with progress.task(f"collect the interpreter {interpreter}"):
         python = add_interpreter(interpreter, platform, directory)

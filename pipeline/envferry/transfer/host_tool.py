@@ -14,8 +14,8 @@ import envferry
 from envferry.base.files import write_bytes
 from envferry.base.sha256 import sha256_hex, sha256_record
 from envferry.errors import SpecError
-from envferry.lock.pip_half import resolve_pip
-from envferry.lock.pip_request import PipRequest
+from envferry.lock.pip.pip_half import resolve_pip
+from envferry.lock.pip.pip_request import PipRequest
 from envferry.trust.signed_files import ATTESTATION_SUFFIX
 from envferry.trust.tool_signature import (
     RUN_FILE,

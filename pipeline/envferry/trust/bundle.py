@@ -151,7 +151,7 @@ def read_bundle(path: Path) -> SignedBundle:
         ) from error
     except OSError as error:
         message = f"cannot read the trust bundle {path}: {error.strerror}"
-        raise UsageError(message, hint="check who may read it, and that it is a file") from error
+        raise UsageError(message, hint="check its permissions, and that it is a file") from error
     return decode_bundle(data, f"the trust bundle {path}")
 
 
@@ -228,7 +228,7 @@ def _require_signed(envelope: Envelope, by: TrustBundle, what: str, now: datetim
 
 
 def open_bundle(envelope: Envelope, what: str) -> TrustBundle:
-    """Decode a payload, and see that it is one that can be obeyed; raise IntegrityError if not."""
+    """Decode a payload, and see that it is one that a host can use; raise IntegrityError if not."""
     if envelope.payload_type != PAYLOAD_TYPE:
         message = f"{what} holds something else: {envelope.payload_type[:60]}"
         raise IntegrityError(message, hint=HINT)
@@ -241,13 +241,13 @@ def open_bundle(envelope: Envelope, what: str) -> TrustBundle:
         message = f"{what} has schema {bundle.schema}, this envferry reads schema {SCHEMA}"
         raise SpecError(message, hint="install a newer envferry")
     if fault := fault_of(bundle):
-        message = f"{what} cannot be obeyed: {fault}"
+        message = f"{what} cannot be used: {fault}"
         raise IntegrityError(message, hint=HINT)
     return bundle
 
 
 def fault_of(bundle: TrustBundle) -> str:
-    """Say what is wrong with a bundle; nothing if it can be obeyed."""
+    """Say what is wrong with a bundle; nothing if a host can use it."""
     ids: list[str] = []
     for key in bundle.keys:
         for text in filter(None, (key.not_before, key.expires)):
@@ -258,7 +258,7 @@ def fault_of(bundle: TrustBundle) -> str:
         except PipelineError as error:
             return error.message
     if len(set(ids)) != len(ids):
-        return "one key is in it twice, and would count twice"
+        return "it lists a key twice, which would count twice"
     for role in ROLES:
         least = bundle.threshold(role)
         having = {

@@ -85,7 +85,7 @@ class BundleEditor(msgspec.Struct, frozen=True):
     def edited(
         self, before: SignedBundle | None, change: Callable[[TrustBundle], TrustBundle]
     ) -> SignedBundle:
-        """Return the next version, signed; raise UsageError for one that nobody could obey."""
+        """Return the next version, signed; raise UsageError for one that no host could use."""
         old = before.bundle if before else TrustBundle(version=0, created="", keys=())
         new = msgspec.structs.replace(
             change(old), version=old.version + 1, created=rfc3339(self.now)

@@ -65,7 +65,7 @@ def read_passphrase(path: Path, hint: str) -> str:
     except (OSError, UnicodeDecodeError):
         # Without the cause: its text could repeat a part of the secret.
         message = f"cannot read the file of the passphrase, {path}, as text"
-        raise UsageError(message, hint="check who may read it, and that it is UTF-8") from None
+        raise UsageError(message, hint="check its permissions, and that it is UTF-8") from None
     return _checked(line, f"the first line of {path}")
 
 

@@ -246,7 +246,7 @@ def _list_keys_dir(directory: Path) -> list[Path] | None:
         raise UsageError(message, hint=f"correct or remove the link {broken[-1]}") from error
     except OSError as error:
         message = f"cannot read the trusted keys in {directory}: {error.strerror}"
-        hint = f"check that {directory} is a directory, and who may read it"
+        hint = f"check that {directory} is a directory, and its permissions"
         raise UsageError(message, hint=hint) from error
 
 
@@ -256,7 +256,7 @@ def refuse_open(path: Path, what: str) -> None:
         reason = may_everybody_change(path) if path.exists() else ""
     except OSError as error:
         message = f"cannot read the {what} {path}: {error.strerror}"
-        raise UsageError(message, hint=f"check who may enter {path.parent}") from error
+        raise UsageError(message, hint=f"check the permissions of {path.parent}") from error
     if reason:
         message = f"the {what} {path} is refused: it {reason}"
         hint = f"run `chmod go-w` on it and on {path.parent}, and see that it is the right one"
@@ -330,7 +330,7 @@ def _read(path: Path, what: str) -> bytes:
         raise NotFound(msg, hint=hint) from error
     except OSError as error:
         message = f"cannot read the {what} {path}: {error.strerror}"
-        raise UsageError(message, hint=f"check who may read {path}") from error
+        raise UsageError(message, hint=f"check the permissions of {path}") from error
 
 
 def _no_key(what: str, expected: str) -> UsageError:

@@ -10,6 +10,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from envferry.base.files import starts_with
 from envferry.base.sha256 import sha256_hex
 from envferry.errors import IntegrityError
 from envferry.trust.signed_files import (
@@ -89,10 +90,7 @@ def is_tool(directory: Path) -> bool:
 
 def is_run_file(path: Path) -> bool:
     """Whether a path is a file that starts as the one-file tool does."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as stream:
-        return stream.read(len(RUN_FILE_START)) == RUN_FILE_START
+    return starts_with(path, RUN_FILE_START)
 
 
 def _file_faults(directory: Path, sums: bytes) -> Iterator[str]:

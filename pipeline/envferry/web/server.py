@@ -52,7 +52,7 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=128)
     except PermissionError as error:
-        message = f"this user may not open port {port}"
+        message = f"this user is not allowed to open port {port}"
         raise HostError(message, hint="choose one above 1023: --port 8000") from error
     except socket.gaierror as error:
         msg = f"{host} is not an address of this machine"

@@ -1,6 +1,6 @@
 """Whether each wheel's files can go without a trace: what a later build asks that starts here.
 
-Where that is in doubt, the answer is no, and the next build starts from nothing.
+Where that is in doubt, the answer is no, and the next build starts from scratch.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def main(request_path: str) -> None:
 def build_prefix(request: BuildRequest) -> MadeTree:
     """Make the environment at its final prefix.
 
-    Raises NotOnEarlierTree where that prefix was started, and has to be made from nothing.
+    Raises NotOnEarlierTree where that prefix was started, and has to be made from scratch.
     """
     prefix, made = Path(request.prefix), MadeTree()
     if request.is_started:
@@ -115,7 +115,7 @@ def make_conda_half(request: BuildRequest, made: MadeTree) -> CondaRecords:
 def add_to_conda_half(request: BuildRequest, made: MadeTree) -> CondaRecords:
     """Put the conda packages into a started prefix that it lacks; return all records.
 
-    Raises NotOnEarlierTree for whatever a build from nothing may say or do in another way.
+    Raises NotOnEarlierTree for whatever a build from scratch may say or do in another way.
     """
     prefix = Path(request.prefix)
     if not request.changes_conda:

@@ -1,7 +1,7 @@
 """Whether conda packages can come into a tree, or go, by themselves; and their coming.
 
 A package is linked beside the tree first, as rattler links it at the prefix. It comes in only where
-it meets nothing of others; where that is in doubt, all is built from nothing.
+it meets nothing of others; where that is in doubt, all is built from scratch.
 """
 
 from __future__ import annotations

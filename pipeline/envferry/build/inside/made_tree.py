@@ -1,4 +1,4 @@
-"""The tree that a build makes: what is to be said of it, and when it must be made from nothing."""
+"""The tree that a build makes: what is to be said of it, and when it must be made from scratch."""
 
 from __future__ import annotations
 

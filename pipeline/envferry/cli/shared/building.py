@@ -60,7 +60,7 @@ class BuildingOptions(OfflineOptions):
         help="Ignore the unmet requirements of this package; repeatable.",
     )
     from_scratch: bool = option(
-        "--from-scratch", is_flag=True, help="Do not start from the build before."
+        "--from-scratch", is_flag=True, help="Do not start from the previous build."
     )
     no_check: bool = option("--no-check", is_flag=True, help="Do not run the spec's checks.")
 

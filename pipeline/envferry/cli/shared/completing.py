@@ -24,8 +24,6 @@ def complete_specs(_context: click.Context, _one: click.Parameter, begun: str) -
 
 def complete_installed(_context: click.Context, _one: click.Parameter, begun: str) -> list[str]:
     """Return the environments of this host whose name begins so."""
-    from envferry.cli.next_step import installed_names
-
     return [name for name in installed_names() if name.startswith(begun)]
 
 
@@ -41,3 +39,13 @@ def complete_refs(context: click.Context, _one: click.Parameter, begun: str) -> 
     except (OSError, PipelineError):
         return []
     return [ref for ref in refs if ref.startswith(begun)]
+
+
+def installed_names() -> list[str]:
+    """Return the names of the environments of this host; none where that cannot be read."""
+    from envferry.install.installed import environment_names
+
+    try:
+        return environment_names(settings().envs_dir)
+    except (OSError, PipelineError):
+        return []

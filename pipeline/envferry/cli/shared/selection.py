@@ -117,10 +117,10 @@ class FindOptions(SelectionOptions):
             message = f"{empty[0]} is empty"
             raise UsageError(message, hint="is a variable of a script not set?")
         if len(named) > 1:
-            message = f"{named[0]} and {named[1]} do not go together"
-            raise UsageError(message, hint="ask one after the other")
+            message = f"{named[0]} and {named[1]} cannot be combined"
+            raise UsageError(message, hint="run one search after the other")
         if named and self.name:
-            message = f"{named[0]} and the package {self.package} do not go together"
+            message = f"{named[0]} and the package {self.package} cannot be combined"
             found = shlex.join([named[0], str(given[named[0]]), self.name])
             raise UsageError(message, hint=f"run `envferry find {found}`")
         if not named and not self.package:

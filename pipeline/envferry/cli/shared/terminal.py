@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 CONTROL = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
 """Control characters but tab, newline and what sets colours."""
 LEAST_WIDTH = 8
+ELLIPSIS = "  …"
+"""Stands for the columns that a terminal has no room for."""
 COPIED = ("ID", "ARTIFACT", "NAME")
 """Columns that people copy words from: they are never cut."""
 
@@ -56,33 +58,69 @@ def table(
 ) -> Iterator[str]:
     """Yield the lines of a table; the columns numbered in `right` are aligned to the right.
 
-    It is cut to `width` columns, those of the terminal by default, as far as that is possible
-    without cutting what is copied from it.
+    It is cut to `width` columns, those of the terminal by default, without cutting what is copied
+    from it: empty columns go first, then long cells are cut, then columns go from the right, for
+    which the header ends with an ellipsis.
     """
-    texts = [[str(cell) for cell in row] for row in rows]
-    widths = [max(len(cell) for cell in column) for column in zip(headers, *texts, strict=True)]
-    widths = fitted(headers, widths, width or terminal_width())
-    for number, row in enumerate([list(headers), *texts]):
+    width = width or terminal_width()
+    texts = [list(headers), *([str(cell) for cell in row] for row in rows)]
+    sizes = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    shown = shown_columns(texts, sizes, width)
+    is_whole = all(column in shown or is_empty(texts, column) for column in range(len(headers)))
+    rest = "" if is_whole else ELLIPSIS
+    widths = fitted(headers, sizes, shown, width and width - len(rest))
+    for number, row in enumerate(texts):
         cells = [
             cell.rjust(size) if column in right else cell.ljust(size)
-            for column, (text, size) in enumerate(zip(row, widths, strict=True))
-            for cell in [text if len(text) <= size else f"{text[: size - 1]}…"]
+            for column, size in zip(shown, widths, strict=True)
+            for cell in [row[column] if len(row[column]) <= size else f"{row[column][: size - 1]}…"]
         ]
         line = "  ".join(cells).rstrip()
-        yield styled(line, bold=True) if number == 0 else line
+        yield styled(f"{line}{rest}", bold=True) if number == 0 else line
 
 
-def fitted(headers: Sequence[str], widths: list[int], width: int | None) -> list[int]:
-    """Narrow the widest columns until a table fits, or nothing more can be cut from it."""
-    fitting = list(widths)
-    while width is not None and sum(fitting) + 2 * (len(fitting) - 1) > width:
+def shown_columns(
+    texts: Sequence[Sequence[str]], sizes: Sequence[int], width: int | None
+) -> list[int]:
+    """Return the columns that a terminal has room for: all, or those that say most."""
+    headers = texts[0]
+    columns = list(range(len(headers)))
+    if fits(sizes, width):
+        return columns
+    columns = [column for column in columns if not is_empty(texts, column)]
+    room = width
+    while not fits(fitted(headers, sizes, columns, room), room):
+        last = [column for column in columns if headers[column] not in COPIED]
+        if not last:
+            break
+        columns.remove(last[-1])
+        room = width and width - len(ELLIPSIS)
+    return columns
+
+
+def is_empty(texts: Sequence[Sequence[str]], column: int) -> bool:
+    """Whether no row says anything in a column."""
+    return len(texts) > 1 and not any(row[column] for row in texts[1:])
+
+
+def fits(sizes: Sequence[int], width: int | None) -> bool:
+    """Whether columns and the blanks between them have room."""
+    return width is None or sum(sizes) + 2 * (len(sizes) - 1) <= width
+
+
+def fitted(
+    headers: Sequence[str], sizes: Sequence[int], shown: Sequence[int], width: int | None
+) -> list[int]:
+    """Narrow the widest of some columns until they fit, or nothing more can be cut from them."""
+    fitting = {column: sizes[column] for column in shown}
+    while not fits([*fitting.values()], width):
         candidates = [
             (size, column)
-            for column, size in enumerate(fitting)
+            for column, size in fitting.items()
             if size > max(LEAST_WIDTH, len(headers[column])) and headers[column] not in COPIED
         ]
         if not candidates:
             break
         _, widest = max(candidates)
         fitting[widest] -= 1
-    return fitting
+    return [*fitting.values()]

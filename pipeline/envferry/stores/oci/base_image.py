@@ -67,7 +67,7 @@ class BaseImage(msgspec.Struct, frozen=True):
         """The digests of its layers, uncompressed."""
         return tuple(self.config["rootfs"]["diff_ids"])
 
-    def bring_layers(
+    def copy_layers(
         self, target: Space, repository: str, advance: Callable[[int], None]
     ) -> tuple[Descriptor, ...]:
         """Have its layers in a repository: those that are there, mounted ones, the rest copied."""

@@ -223,12 +223,12 @@ class OciStore:
         """Compare, write, and look whether it stayed: a registry has no conditions."""
         before = self.values.find(key)
         if (before.digest if before else None) != expected:
-            raise self._lost(key)
+            raise LostRace.at(key, self.url)
         if before is None:
             self._require_no_other_image(key)
         digest = self.writer.write(key, data)
         if self.space.manifest_digest(*self._at(key)) != digest:
-            raise self._lost(key)
+            raise LostRace.at(key, self.url)
         if before and before.digest != digest:
             self._forget(before)
         if tag := tag_name(key):
@@ -330,16 +330,9 @@ class OciStore:
 
     def _require_free(self, key: str) -> None:
         if self.space.manifest_digest(*self._at(key)):
-            raise self._taken(key)
+            raise KeyTaken.at(key, self.url)
 
     def _require_ours(self, key: str, digest: str) -> None:
         """Raise KeyTaken when another write came after ours."""
         if self.space.manifest_digest(*self._at(key)) != digest:
-            raise self._taken(key)
-
-    def _taken(self, key: str) -> KeyTaken:
-        return KeyTaken(f"{key} exists in {self.url} and is never overwritten")
-
-    def _lost(self, key: str) -> LostRace:
-        message = f"{key} in {self.url} was changed by another process"
-        return LostRace(message, hint="run the command again")
+            raise KeyTaken.at(key, self.url)

@@ -46,7 +46,7 @@ class FoundBase(msgspec.Struct, frozen=True):
     ) -> tuple[str, ...]:
         """Take the base's layers over, send the new one, and name the image."""
         space, repository = self.views.space, self.names.repository(artifact[0])
-        layers = self.base.bring_layers(space, repository, advance)
+        layers = self.base.copy_layers(space, repository, advance)
         sent = send_blob(space, repository, layer, advance, media_type=LAYER)
         config = encode(configure(sent.diff_id))
         return self.views.make_runnable(artifact, config, (*layers, sent.descriptor), tags)

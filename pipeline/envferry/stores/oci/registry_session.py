@@ -238,7 +238,7 @@ class RegistrySession:
             return StoreError(message, hint=hint)
         if status in (UNAUTHORIZED, FORBIDDEN) or "DENIED" in codes:
             message = f"{self.name} denies access to {what} ({words})"
-            hint = f"log in as a user who may (`podman login {self.name}`), or ask for access"
+            hint = f"log in as another user (`podman login {self.name}`), or ask for access"
             return StoreError(message, hint=hint)
         if status == NOT_ALLOWED or "UNSUPPORTED" in codes:
             message = f"{self.name} does not offer {what} ({words})"

@@ -23,7 +23,7 @@ from envferry.errors import IntegrityError, StoreError
 from envferry.stores.oci.blob_upload import UploadGone
 from envferry.stores.oci.documents import LAYER, Descriptor
 from envferry.stores.receive import REQUEST_BYTES, receive
-from envferry.stores.s3.multipart import journal_at
+from envferry.stores.upload_journal import journal_at
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -106,7 +106,7 @@ class Tokens:
         """
         challenge = Challenge.of(header)
         if challenge is None:
-            message = f"{self.host} wants a login of a kind that is not known: {header[:60]!r}"
+            message = f"{self.host} requires a login of an unknown kind: {header[:60]!r}"
             raise StoreError(message, hint="Basic and Bearer are known")
         with self._guard:
             there = self._headers.get(scope)
@@ -166,7 +166,7 @@ class Tokens:
 
     def _refused(self, login: Login | None) -> StoreError:
         if login is None:
-            message = f"{self.host} wants a login"
+            message = f"{self.host} requires a login"
             return StoreError(message, hint=f"run `podman login {self.host}`, or `docker login`")
         who = f"the login of {login.user}" if login.user else "the identity token"
         message = f"{self.host} refuses {who}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import msgspec
 
@@ -80,6 +80,31 @@ class Refused(StoreError):
 
 class NotOffered(Unsupported):
     """The server does not have that operation."""
+
+
+class Fields(dict[str, Any]):
+    """An answer, or a part of one, whose missing fields are errors that name the server.
+
+    Other people's servers leave out what Amazon's always says.
+    """
+
+    def __init__(self, fields: Mapping[str, Any], what: str) -> None:
+        """Take what botocore read; `what` names the answer: whose it is, and to what."""
+        super().__init__({name: with_fields(value, what) for name, value in fields.items()})
+        self.what = what
+
+    def __missing__(self, name: str) -> NoReturn:
+        message = f"{self.what} has no {name}, which S3 answers have"
+        raise StoreError(message, hint="ask the administrator of that server")
+
+
+def with_fields(value: object, what: str) -> object:
+    """Return a value of an answer, with `Fields` for all that has names in it."""
+    if isinstance(value, dict):
+        return Fields(value, what)
+    if isinstance(value, list):
+        return [with_fields(item, what) for item in value]
+    return value
 
 
 class ErrorAnswer(msgspec.Struct, frozen=True, kw_only=True):

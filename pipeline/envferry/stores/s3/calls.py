@@ -29,6 +29,7 @@ from envferry.stores.s3.answers import (
     CREDENTIALS_HINT,
     Asked,
     ErrorAnswer,
+    Fields,
     Unsupported,
     explain,
 )
@@ -80,7 +81,7 @@ class ServerAbilities(msgspec.Struct):
     has_bucket: Event = msgspec.field(default_factory=Event)
     """It has answered a question about something in the bucket."""
     conditions: Event = msgspec.field(default_factory=Event)
-    """It obeys conditions on writes, or does not have to."""
+    """It honours conditions on writes, or does not have to."""
     guard: Lock = msgspec.field(default_factory=Lock)
     """Held while conditions are tried out."""
 
@@ -132,7 +133,8 @@ class S3Calls:
         key = str(parameters.get("Key", parameters.get("Prefix", ""))).removeprefix(self.prefix)
         try:
             answer: dict[str, Any] = getattr(self.client, operation)(**parameters)
-        except (ResponseParserError, BrokenAnswer) as error:
+        except (ResponseParserError, BrokenAnswer, KeyError) as error:
+            # KeyError: botocore decodes the keys of a listing, and expects that there are some.
             raise Transient(self._no_server(operation)) from error
         except boto_errors.ClientError as error:
             raise self._failure(operation, parameters, error) from error
@@ -144,7 +146,7 @@ class S3Calls:
             close_body(answer)
             raise Transient(self._no_server(operation))
         self.known.has_bucket.set()
-        return answer
+        return Fields(answer, f"the answer of {self.endpoint} to {operation}")
 
     def transient(self, error: Exception, key: str) -> Transient:
         """Return what to do about a broken connection."""

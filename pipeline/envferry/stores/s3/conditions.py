@@ -1,4 +1,4 @@
-"""Whether object storage obeys conditions on writes: tried out before the first one."""
+"""Whether object storage honours conditions on writes: tried out before the first one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PROBE = "v1/probe-"
 NO_ETAGS = ('"00000000000000000000000000000000"', '"11111111111111111111111111111111"')
 HINT = (
     "two writers at once could overwrite each other there, and what is published must stay: "
-    "use a server that obeys If-None-Match, or set ENVFERRY_ALLOW_RACES=1 and see to it that "
+    "use a server that honours If-None-Match, or set ENVFERRY_ALLOW_RACES=1 and see to it that "
     "only one command writes at a time"
 )
 

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import re
-from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 import xxhash
 
-from envferry.base.files import exclusive_lock, human_bytes
-from envferry.base.journal import LineJournal, read_journal
-from envferry.base.json import decode_json
+from envferry.base.files import human_bytes
 from envferry.base.workers import Workers
-from envferry.errors import IntegrityError, NotFound, StoreError, TargetOccupied
+from envferry.errors import IntegrityError, NotFound, StoreError
 from envferry.stores.port import Incomplete
 from envferry.stores.receive import receive
 from envferry.stores.s3.checksums import FIELD, crc32
+from envferry.stores.upload_journal import UploadJournal, journal_at
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from envferry.stores.port import KnownRange
@@ -42,7 +38,6 @@ UPLOADS_AHEAD = 6
 """Parts of what comes from elsewhere that are in memory at once: 96 MiB."""
 COPY_BYTES = 64 << 20
 """Small enough for memory, too: what a server refuses to copy is sent."""
-PART_LINE = re.compile(r'([0-9]{1,5}) ([0-9a-f]{32}) ("?[\w-]{1,100}"?)')
 
 
 class Unreachable(StoreError):
@@ -64,89 +59,6 @@ class Calls(Protocol):
     def __call__(self, operation: str, **parameters: object) -> dict[str, Any]:
         """Return the answer."""
         ...
-
-
-class _Upload(msgspec.Struct, frozen=True):
-    """The first line of an upload's journal: the upload, and what it will become."""
-
-    target: str
-    upload: str
-
-
-class UploadJournal(msgspec.Struct):
-    """What of an upload has arrived: beside the file, so that a killed push is taken up again.
-
-    The first line names the upload, every further one a part, the XXH3-128 of its bytes and its
-    ETag. A part counts only if the file still has these bytes.
-    """
-
-    path: Path | None
-    """None when another process uploads the same file: then nothing is noted."""
-    parts: dict[int, tuple[str, str]] = msgspec.field(default_factory=dict)
-    journal: LineJournal | None = None
-
-    def resume(self, target: str) -> str | None:
-        """Return the id of an unfinished upload to `target`, with the parts that have arrived."""
-        found = read_journal(self.path) if self.path else None
-        if found is None:
-            return None
-        try:
-            named = decode_json(found.subject, _Upload)
-        except msgspec.MsgspecError:
-            return None
-        if named.target != target:
-            return None
-        matches = (PART_LINE.fullmatch(line) for line in found.lines)
-        self.parts = {int(match[1]): (match[2], match[3]) for match in matches if match}
-        self._open(found.subject)
-        return named.upload
-
-    def begin(self, target: str, upload_id: str) -> None:
-        """Note a new upload."""
-        self.parts = {}
-        self._open(json.dumps({"target": target, "upload": upload_id}))
-
-    def note(self, number: int, digest: str, etag: str) -> None:
-        """Note a part that has arrived; from any thread."""
-        if self.journal is not None:
-            self.journal.note(f"{number} {digest} {etag}")
-
-    def end(self) -> None:
-        """Forget the upload: it is complete, or gone."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
-    def close(self) -> None:
-        """Write no more; a file that was only locked goes."""
-        if self.journal is not None:
-            self.journal.close()
-        elif self.path is not None and self.path.exists() and not self.path.stat().st_size:
-            self.path.unlink()
-
-    def _open(self, subject: str) -> None:
-        if self.path is not None:
-            if self.journal is not None:
-                self.journal.close()
-            self.journal = LineJournal(self.path, subject)
-
-
-@contextmanager
-def journal_at(path: Path | None) -> Iterator[UploadJournal]:
-    """Open the journal of an upload, and hold it; a second process gets one that is blind."""
-    if path is None:
-        yield UploadJournal(None)
-        return
-    with ExitStack() as stack:
-        journal = UploadJournal(path)
-        try:
-            stack.enter_context(exclusive_lock(path, str(path)))
-        except TargetOccupied:
-            journal = UploadJournal(None)
-        except PermissionError:
-            log.info("%s: not writable, an interrupted push starts again", path.parent)
-            journal = UploadJournal(None)
-        stack.callback(journal.close)
-        yield journal
 
 
 def send_file(
@@ -201,7 +113,8 @@ def _begin(
     """Take up an upload, or begin one; return what names it."""
     place = f"{target['Bucket']}/{target['Key']} {count}"
     upload_id = journal.resume(place)
-    if upload_id is None or not _is_alive(calls, {**target, "UploadId": upload_id}):
+    known = {**target, "UploadId": upload_id or ""}
+    if upload_id is None or not _is_alive(calls, known, has_parts=bool(journal.parts)):
         upload_id = str(calls("create_multipart_upload", **target)["UploadId"])
         journal.begin(place, upload_id)
     return {**target, "UploadId": upload_id}
@@ -330,16 +243,20 @@ def _source(upload: dict[str, Any], known: KnownRange) -> dict[str, str]:
     }
 
 
-def _is_alive(calls: Calls, upload: dict[str, str]) -> bool:
-    """Whether an upload that was begun is still there: `prune` or the store may have ended it."""
+def _is_alive(calls: Calls, upload: dict[str, str], *, has_parts: bool) -> bool:
+    """Whether an upload that was begun is still there: `prune` or the store may have ended it.
+
+    SeaweedFS 4.45 lists no parts of one that is gone, where others say that it is, and closes the
+    connection on who sends it more.
+    """
     try:
-        calls("list_parts", **upload, MaxParts=1)
+        answer = calls("list_parts", **upload, MaxParts=1)
     except Unreachable:
         raise
     except (StoreError, NotFound) as error:
         log.info("an unfinished upload is gone: %s", error)
         return False
-    return True
+    return bool(answer.get("Parts")) or not has_parts
 
 
 def _abort(calls: Calls, upload: dict[str, str]) -> None:

@@ -23,7 +23,7 @@ from envferry.stores.s3.conditions import require_conditions
 from envferry.stores.s3.multipart import PART_BYTES, plan_parts, receive_file, send_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from envferry.stores.port import KnownRange
@@ -135,17 +135,17 @@ class S3Store(msgspec.Struct, frozen=True):
     def _creating(self, key: str) -> Iterator[None]:
         """Raise KeyTaken before or after a write that another writer won."""
         if self.stat(key):
-            raise self._taken(key)
+            raise KeyTaken.at(key, self.url)
         self._require_conditions()
         try:
             yield
         except Conflict as error:
-            raise self._taken(key) from error
+            raise KeyTaken.at(key, self.url) from error
         except NotFound as error:
             # An upload that has disappeared was completed, and the answer was lost.
             if not self.stat(key):
                 raise
-            raise self._taken(key) from error
+            raise KeyTaken.at(key, self.url) from error
 
     def replace(self, key: str, data: bytes, expected: str | None) -> str:
         """Put an object with `If-Match`, or `If-None-Match: *` when it must not exist."""
@@ -156,7 +156,7 @@ class S3Store(msgspec.Struct, frozen=True):
         try:
             answer = self.call("put_object", **self._object(key), Body=data, **condition)
         except (Conflict, NotFound) as error:
-            raise self._lost(key) from error
+            raise LostRace.at(key, self.url) from error
         version: str = answer["ETag"]
         return version
 
@@ -209,12 +209,34 @@ class S3Store(msgspec.Struct, frozen=True):
 
     def delete_unfinished(self, prefix: str, older_seconds: float) -> int:
         """End the unfinished multipart uploads."""
-        before = datetime.now(timezone.utc) - timedelta(seconds=older_seconds)
-        dead = [one for one in self._uploads(prefix) if one["Initiated"] <= before]
+        now, least = datetime.now(timezone.utc), timedelta(seconds=older_seconds)
+        dead = [one for one in self._uploads(prefix) if now - self._begun(one, now) >= least]
         for one in dead:
             upload = {"Key": one["Key"], "UploadId": one["UploadId"]}
             self.call("abort_multipart_upload", Bucket=self.call.bucket, **upload)
         return len(dead)
+
+    def _begun(self, upload: Mapping[str, Any], now: datetime) -> datetime:
+        """Return when an upload began, or its first part came.
+
+        `now` where the server says neither (SeaweedFS 4.45 does not say when an upload began):
+        what may be under way stays.
+        """
+        begun: datetime | None = upload.get("Initiated")
+        times = (
+            [begun] if begun else [part.get("LastModified") for part in self._parts(upload) or ()]
+        )
+        return min((time for time in times if time), default=now)
+
+    def _parts(self, upload: Mapping[str, Any]) -> Sequence[dict[str, Any]] | None:
+        """Return the parts of an upload, None if it was finished or ended in this moment."""
+        named = {"Key": upload["Key"], "UploadId": upload["UploadId"]}
+        try:
+            answer = self.call("list_parts", Bucket=self.call.bucket, **named)
+        except NotFound:
+            return None
+        parts: Sequence[dict[str, Any]] = answer.get("Parts", ())
+        return parts
 
     def _uploads(self, prefix: str) -> Iterator[dict[str, Any]]:
         """Yield the unfinished multipart uploads, a page of a thousand at a time."""
@@ -237,37 +259,28 @@ class S3Store(msgspec.Struct, frozen=True):
             page = self.call("list_multipart_uploads", **where, **markers)
 
     def _unfinished(self, prefix: str) -> Iterator[Listed]:
+        now = datetime.now(timezone.utc)
         for one in self._uploads(prefix):
-            upload = {"Key": one["Key"], "UploadId": one["UploadId"]}
-            try:
-                parts = self.call("list_parts", Bucket=self.call.bucket, **upload).get("Parts", ())
-            except NotFound:
-                continue  # finished, or ended, in this moment
+            if (parts := self._parts(one)) is None:
+                continue
             yield Listed(
                 key=one["Key"].removeprefix(self.call.prefix),
                 size=sum(part["Size"] for part in parts),
-                modified=one["Initiated"],
+                modified=self._begun(one, now),
                 stamp=one["UploadId"],
             )
 
     def _object(self, key: str) -> dict[str, str]:
         return {"Bucket": self.call.bucket, "Key": self.call.prefix + check_key(key)}
 
-    def _taken(self, key: str) -> KeyTaken:
-        return KeyTaken(f"{key} exists in {self.url} and is never overwritten")
-
-    def _lost(self, key: str) -> LostRace:
-        message = f"{key} in {self.url} was changed by another process"
-        return LostRace(message, hint="run the command again")
-
     def _require_version(self, key: str, expected: str | None) -> None:
         """Raise LostRace unless a key has this version, by a look at it: for want of conditions."""
         stat = self.stat(key)
         if (stat.version if stat else None) != expected:
-            raise self._lost(key)
+            raise LostRace.at(key, self.url)
 
     def _require_conditions(self) -> None:
-        """Find out once whether the server obeys conditions on writes; raise when it does not."""
+        """Find out once whether the server honours conditions on writes; raise when it does not."""
         with self.call.known.guard:
             if not (self.call.allows_races or self.call.known.conditions.is_set()):
                 require_conditions(self.call, self.call.bucket, self.call.prefix)

@@ -1,0 +1,230 @@
+"""The part of channels' indexes that a solution can be made of: found, fetched and written small.
+
+A solver needs the records of what is asked for and of all that they may need, some hundred names
+of tens of thousands. These are taken out of indexes of any form and written as small
+`repodata.json` files, which rattler reads in no time.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from urllib.parse import unquote, urljoin, urlsplit
+
+import msgspec
+
+from envferry.base.files import expand_home
+from envferry.build.downloads import DownloadCache
+from envferry.config import settings
+from envferry.errors import SpecError, StoreError
+from envferry.lock.conda.repodata_server import RepodataServer, unpack_file
+from envferry.lock.conda.repodata_shards import ShardedIndex
+from envferry.lock.conda.repodata_text import RepodataFile
+from envferry.lock.solver_output import not_cached
+from envferry.redaction import redact
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Sequence
+
+    from envferry.lock.conda.repodata_text import FoundRecord
+
+PUBLIC = "https://conda.anaconda.org"
+DEFAULTS = ("main", "r")
+"""conda's `defaults` is not a channel but a name for several, searched as if they were one."""
+SHARDS, PLAIN, PACKED = "repodata_shards.msgpack.zst", "repodata.json", "repodata.json.zst"
+NOTES = "places"
+OTHER_FORMS = (403, 404, 410)
+"""What servers answer for an index in a form that they do not have; S3 says 403."""
+NEED = re.compile(r"(?:[^\s:]+::)?([A-Za-z0-9_][A-Za-z0-9._-]*)")
+
+
+class ChannelIndex(Protocol):
+    """What a channel has for one platform, in whatever form."""
+
+    def info(self) -> dict[str, Any]:
+        """Return what the index says of itself."""
+        ...
+
+    def records(self, names: Collection[str]) -> Iterator[FoundRecord]:
+        """Yield the records of some packages."""
+        ...
+
+
+class Extract(msgspec.Struct, frozen=True, kw_only=True):
+    """A small `repodata.json` for one platform of a channel."""
+
+    channel: str
+    """Its URL, with a login where it needs one."""
+    subdir: str
+    path: str
+
+
+Tier: TypeAlias = "tuple[Extract, ...]"
+"""What has the same priority."""
+
+
+class ChannelIndexes(msgspec.Struct):
+    """The indexes that were opened, each once, by all threads."""
+
+    server: RepodataServer
+    _indexes: dict[str, ChannelIndex | None] = msgspec.field(default_factory=dict)
+    _locks: dict[str, threading.Lock] = msgspec.field(default_factory=dict)
+    _guard: threading.Lock = msgspec.field(default_factory=threading.Lock)
+
+    @classmethod
+    def usual(cls, *, offline: bool = False) -> ChannelIndexes:
+        """Return the indexes in this user's cache; `offline`, on nothing but that."""
+        cache = settings().cache_dir
+        downloads = DownloadCache(cache / "downloads")
+        return cls(RepodataServer(cache / "repodata", downloads, offline=offline))
+
+    def index(self, url: str) -> ChannelIndex | None:
+        """Return the index at `CHANNEL/SUBDIR/`, None when it does not exist; see `open_index`."""
+        with self._guard:
+            lock = self._locks.setdefault(url, threading.Lock())
+        with lock:
+            if url not in self._indexes:
+                self._indexes[url] = open_index(url, self.server)
+            return self._indexes[url]
+
+
+def extract(
+    opened: ChannelIndexes,
+    channels: Sequence[str],
+    platform: str,
+    names: Iterable[str],
+    folder: Path,
+) -> tuple[Tier, ...]:
+    """Write what the channels have of some packages and all that these may need.
+
+    Returns the extracts in order of priority. Raises StoreError when a channel cannot be reached.
+    """
+    tiers = [channel_urls(channel) for channel in channels]
+    indexes: dict[tuple[str, str], ChannelIndex] = {}
+    for url in (url for urls in tiers for url in urls):
+        found_here = {
+            (url, subdir): index
+            for subdir in (platform, "noarch")
+            if (index := opened.index(f"{url}{subdir}/")) is not None
+        }
+        if not found_here and opened.server.offline:
+            msg = f"{redact(url)} has no index there"
+            raise not_cached(msg)
+        if not found_here:
+            message = f"a conda channel cannot be reached: {redact(url)} has no index"
+            raise StoreError(message, hint="check the spec's `channels:`, or give `--channel`")
+        indexes |= found_here
+    found = reachable(indexes, names)
+    return tuple(
+        tuple(
+            write_extract(folder, url, subdir, indexes[url, subdir], found[url, subdir])
+            for url in urls
+            for subdir in (platform, "noarch")
+            if (url, subdir) in indexes
+        )
+        for urls in tiers
+    )
+
+
+def reachable(
+    indexes: dict[tuple[str, str], ChannelIndex], names: Iterable[str]
+) -> dict[tuple[str, str], list[FoundRecord]]:
+    """Return the records of some packages and of all that they may need, by index."""
+    found: dict[tuple[str, str], list[FoundRecord]] = {place: [] for place in indexes}
+    done: set[str] = set()
+    fresh = {name.lower() for name in names}
+    while fresh:
+        done |= fresh
+        needed: set[str] = set()
+        for (url, subdir), index in indexes.items():
+            try:
+                records = list(index.records(fresh))
+            except ValueError as error:
+                raise unreadable(url, subdir, error) from error
+            found[url, subdir] += records
+            needed.update(need for record in records for need in record.needs)
+        fresh = {name for need in needed if (name := needed_name(need))} - done
+    return found
+
+
+def needed_name(need: str) -> str:
+    """Return the package that a dependency names; empty for what only the machine has."""
+    match = NEED.match(need.strip())
+    return match[1].lower() if match and not match[1].startswith("__") else ""
+
+
+def write_extract(
+    folder: Path, url: str, subdir: str, index: ChannelIndex, records: Sequence[FoundRecord]
+) -> Extract:
+    """Write records as the `repodata.json` that rattler reads."""
+    info: dict[str, Any] = {"subdir": subdir}
+    if base := index.info().get("base_url"):
+        # CEP 15: where the packages are when they do not lie beside their index.
+        info["base_url"] = urljoin(f"{url}{subdir}/", str(base))
+    sections: dict[str, dict[str, msgspec.Raw]] = {"packages": {}, "packages.conda": {}}
+    for record in records:
+        key = "packages" if record.file_name.endswith(".tar.bz2") else "packages.conda"
+        sections[key][record.file_name] = msgspec.Raw(record.text)
+    path = folder / f"{len(list(folder.iterdir()))}-{subdir}.json"
+    content = {"info": info, **sections, "repodata_version": 2 if "base_url" in info else 1}
+    path.write_bytes(msgspec.json.encode(content))
+    return Extract(channel=url, subdir=subdir, path=str(path))
+
+
+def channel_urls(channel: str) -> tuple[str, ...]:
+    """Return the URLs that a name, a URL or a path of a channel stands for, with a `/` at the end.
+
+    Raises SpecError for what cannot be a channel.
+    """
+    if channel == "defaults":
+        return tuple(f"{PUBLIC}/{part}/" for part in DEFAULTS)
+    if "://" in channel:
+        if channel.partition("://")[0] not in ("http", "https", "file"):
+            message = f"one of the channels is not valid: {redact(channel)}"
+            hint = "a channel is a name, an https:// or file:// URL, or a folder"
+            raise SpecError(message, hint=hint)
+        return (f"{channel.rstrip('/')}/",)
+    if channel.startswith((".", "/", "~")):
+        return (f"{expand_home(Path(channel)).resolve().as_uri()}/",)
+    return (f"{PUBLIC}/{channel.strip('/')}/",)
+
+
+def open_index(url: str, server: RepodataServer) -> ChannelIndex | None:
+    """Open what is at `CHANNEL/SUBDIR/` in the form that costs least; None when nothing is there.
+
+    Raises StoreError when it cannot be reached or is damaged.
+    """
+    *_, subdir, _ = url.split("/")
+    try:
+        if urlsplit(url).scheme == "file":
+            return _local_index(Path(unquote(urlsplit(url).path)), server)
+        return _served_index(url, server)
+    except (ValueError, OSError) as error:
+        raise unreadable(url.removesuffix(f"{subdir}/"), subdir, error) from error
+
+
+def _local_index(folder: Path, server: RepodataServer) -> ChannelIndex | None:
+    notes = server.root / NOTES
+    if (folder / PLAIN).is_file():
+        return RepodataFile.open(folder / PLAIN, notes)
+    if (folder / PACKED).is_file():
+        return RepodataFile.open(unpack_file(folder / PACKED, server.root), notes)
+    if (folder / SHARDS).is_file():
+        url = f"{folder.absolute().as_uri()}/{SHARDS}"
+        return ShardedIndex.parse((folder / SHARDS).read_bytes(), url, server.shard)
+    return None
+
+
+def _served_index(url: str, server: RepodataServer) -> ChannelIndex | None:
+    if path := server.index(f"{url}{SHARDS}", OTHER_FORMS):
+        return ShardedIndex.parse(path.read_bytes(), f"{url}{SHARDS}", server.shard)
+    path = server.index(f"{url}{PACKED}", OTHER_FORMS) or server.index(f"{url}{PLAIN}")
+    return RepodataFile.open(path, server.root / NOTES) if path else None
+
+
+def unreadable(url: str, subdir: str, error: Exception) -> StoreError:
+    """Say that the index of a channel cannot be read."""
+    message = f"a conda channel cannot be read: {redact(url)}{subdir}: {error}"
+    return StoreError(message, hint="try again, or name another mirror of it in `channels:`")

@@ -1,0 +1,1 @@
+"""What in a spec causes trouble later."""

@@ -1,0 +1,1 @@
+"""What specs and foreign files are written in: YAML, TOML, conda and pip lines, markers."""
