@@ -57,7 +57,7 @@ def read_identities(directory: Path) -> Identities:
         paths = sorted(path for path in directory.iterdir() if path.suffix == SUFFIX)
     except OSError as error:
         message = f"cannot read the trusted identities in {directory}: {error.strerror}"
-        hint = f"check that {directory} is a directory, and who may read it"
+        hint = f"check that {directory} is a directory, and who can read it"
         raise UsageError(message, hint=hint) from error
     if not paths:
         message = f"{directory} names no identity: expected files NAME{SUFFIX}"
@@ -81,7 +81,7 @@ def _read_identity(path: Path) -> Identity:
         raise NotFound(msg, hint=f"correct or remove the link {path}") from error
     except OSError as error:
         msg = f"cannot read {what}: {error.strerror}"
-        raise UsageError(msg, hint=f"check who may read {path}") from error
+        raise UsageError(msg, hint=f"check who can read {path}") from error
     except (UnicodeDecodeError, TomlFault, msgspec.ValidationError) as error:
         msg = f"{what} is damaged: {error}"
         raise UsageError(msg, hint=hint) from error

@@ -183,7 +183,7 @@ def _read_json(path: Path | None, what: str) -> str | None:
         return read_input(path, MOST_ROOT_BYTES).decode()
     except OSError as error:
         message = f"cannot read the {what} {path}: {error.strerror}"
-        raise SpecError(message, hint=f"check who may read {path}") from error
+        raise SpecError(message, hint=f"check who can read {path}") from error
     except UnicodeDecodeError as error:
         message = f"the {what} {path} is damaged: it is not UTF-8"
         raise SpecError(message, hint="copy it again") from error
