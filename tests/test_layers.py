@@ -66,6 +66,7 @@ OWNERS = {
     "dask": "envferry.cluster",
     "distributed": "envferry.cluster",
     "pkcs11": "envferry.trust.pkcs11_token",
+    "sigstore": "envferry.trust.sigstore_worker",
     "sqlite3": "envferry.index.database",
     "starlette": "envferry.web",
     "jinja2": "envferry.web",
@@ -87,7 +88,7 @@ INSTALL_NEEDS = (
     *("envferry.audit.artifact_audit", "envferry.cli.audit", "envferry.cli.trust_bundle"),
 )
 BUILD_LIBRARIES = {
-    *("conda_lock", "conda_pack", "rattler", "boto3", "yaml", "uv", "urllib3", "rich"),
+    *("conda_lock", "conda_pack", "rattler", "boto3", "sigstore", "yaml", "uv", "urllib3", "rich"),
     "cryptography",  # a host has it, and loads it only where keys are in use
 }
 

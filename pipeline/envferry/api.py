@@ -205,7 +205,7 @@ def open_registry(
     return Registry.open(
         url or settings().registry,
         signer=load_signer(sign_keys),
-        trust=trust if trust.keys else None,
+        trust=trust.if_any,
     )
 
 
@@ -325,7 +325,7 @@ def verify_signature(
 
     trust, shown = load_trust((*trusted_keys, *_named_keys(registry))), progress or Silent()
     name = _archive_name(source)
-    if not trust.keys:
+    if trust.if_any is None:
         message = f"{name}: signature not verified (no trusted keys)"
         raise UsageError(message, hint="name one: trusted_keys=[Path('release.pub')]")
     if is_file_ref(name):

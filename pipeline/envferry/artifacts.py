@@ -23,6 +23,8 @@ ARCHIVE_SUFFIX = ".tar.zst"
 MANIFEST_SUFFIX = ".manifest.json"
 ATTESTATION = "attestation.json"
 SBOM = "sbom.cdx.json"
+SIGSTORE = "manifest.json.sigstore.json"
+"""As sigstore's own programs call the bundle beside a file."""
 MOST_BYTES = 64 << 20
 """Of a manifest, lock or attestation: ten times what a thousand packages need."""
 REGISTRY_MANIFEST = "manifest.json"
@@ -137,32 +139,39 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
 
     manifest_data: bytes
     attestation: bytes | None = None
-    """A DSSE envelope; None for an unsigned artifact."""
+    """A DSSE envelope; None for an artifact that no key signed."""
+    sigstore: bytes | None = None
+    """A Sigstore bundle; None for an artifact that no identity signed."""
 
 
 def read_proof(path: Path) -> Proof:
     """Read the proof of the artifact that `path` belongs to, see `read_artifact`."""
     manifest_path = _manifest_beside(path)
     stem = manifest_path.name[: -len(REGISTRY_MANIFEST)]
-    attestation_path = manifest_path.with_name(stem + ATTESTATION)
+    paths = (manifest_path.with_name(stem + name) for name in (ATTESTATION, SIGSTORE))
+    attestation, sigstore = (_read_whole(path) if path.is_file() else None for path in paths)
     return Proof(
-        manifest_data=_read_whole(manifest_path),
-        attestation=_read_whole(attestation_path) if attestation_path.is_file() else None,
+        manifest_data=_read_whole(manifest_path), attestation=attestation, sigstore=sigstore
     )
 
 
 def write_companions(artifact: Artifact, lock: bytes, proof: Proof | None = None) -> None:
-    """Write checksum, lock, attestation and manifest beside an archive, the manifest last.
+    """Write checksum, lock, signatures and manifest beside an archive, the manifest last.
 
     With a `proof` the manifest is written as it was: a signature is over its bytes.
     """
     write_bytes(artifact.checksum_path, checksum_line(artifact.manifest))
     write_bytes(artifact.lock_path, lock)
-    attestation_path = artifact.directory / f"{artifact.manifest.stem}.{ATTESTATION}"
-    if proof and proof.attestation:
-        write_bytes(attestation_path, proof.attestation)
-    else:
-        attestation_path.unlink(missing_ok=True)
+    signatures = {
+        ATTESTATION: proof.attestation if proof else None,
+        SIGSTORE: proof.sigstore if proof else None,
+    }
+    for name, signature in signatures.items():
+        path = artifact.directory / f"{artifact.manifest.stem}.{name}"
+        if signature:
+            write_bytes(path, signature)
+        else:
+            path.unlink(missing_ok=True)
     data = proof.manifest_data if proof else to_json(artifact.manifest)
     write_bytes(artifact.manifest_path, data)
 

@@ -33,6 +33,12 @@ TRUSTED_DIR = Path("/etc/envferry/trusted.d")
 SIGN_KEY = "ENVFERRY_SIGN_KEY"
 RUN_FILE = "ENVFERRY_RUN_FILE"
 KEY_PASSPHRASE = "ENVFERRY_KEY_PASSPHRASE"
+IDENTITY_TOKEN = "SIGSTORE_ID_TOKEN"
+"""What cosign and GitLab call it."""
+IDENTITY_VARIABLES = (
+    *(IDENTITY_TOKEN, "ACTIONS_ID_TOKEN_REQUEST_TOKEN", "ACTIONS_ID_TOKEN_REQUEST_URL"),
+)
+"""With these, a CI job says who it is."""
 REQUIREMENT_FILE = "require-signatures"
 """Beside the directory of trusted keys; its content does not matter."""
 
@@ -76,6 +82,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes per second: a server that sends less, for half a minute, is given up; 0 for any."""
     sigstore_root: Path | None = None
     """A Sigstore trusted root that replaces the one that sigstore's own package has."""
+    sigstore_config: Path | None = None
+    """The client trust configuration of the Sigstore that signs; None for the public one."""
+    identity_token: Secret | None = None
+    """An OpenID Connect token that a Sigstore takes."""
     requirement: str = ""
     """What says that nothing unsigned is taken in: a variable, or a line of a file."""
     link: str = "auto"
@@ -126,6 +136,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             ),
             ssh_agent=environ.get("SSH_AUTH_SOCK", ""),
             sigstore_root=Path(text("sigstore_root")).absolute() if text("sigstore_root") else None,
+            sigstore_config=(
+                Path(text("sigstore_config")).absolute() if text("sigstore_config") else None
+            ),
+            identity_token=_secret(environ, IDENTITY_TOKEN),
             min_speed=int(str(told["min_speed"].value)),
             requirement=(
                 told["require_signatures"].source if told["require_signatures"].value else ""
@@ -266,11 +280,19 @@ def is_completing() -> bool:
 def child_environ(**changes: str | None) -> dict[str, str]:
     """Return this process's environment with `changes`, None removing a name: for children.
 
-    No child gets the key to sign with, nor what unlocks it, nor is it the one-file tool.
+    No child gets the key to sign with, nor what unlocks it, nor what a CI job says who it is with,
+    nor is it the one-file tool.
     """
-    changes = {SIGN_KEY: None, KEY_PASSPHRASE: None, RUN_FILE: None, **changes}
+    kept_back = (SIGN_KEY, KEY_PASSPHRASE, RUN_FILE, *IDENTITY_VARIABLES)
+    changes = {**dict.fromkeys(kept_back), **changes}
     environ = {**os.environ, **{name: text or "" for name, text in changes.items()}}
     return {name: text for name, text in environ.items() if changes.get(name, "") is not None}
+
+
+def identity_environ(**changes: str | None) -> dict[str, str]:
+    """Return `child_environ` for what asks a CI service who this job is."""
+    told = {name: os.environ[name] for name in IDENTITY_VARIABLES if name in os.environ}
+    return child_environ(**{**told, **changes})
 
 
 def forget_relative_path_entries() -> None:

@@ -303,3 +303,17 @@ def test_a_disk_cannot_claim_any_length(tmp_path: Path) -> None:
         read_artifact(path)
     with pytest.raises(IntegrityError, match="more than this kind of file can have"):
         read_proof(path)
+
+
+def test_the_page_of_a_login_is_no_damaged_file() -> None:
+    def answer(connection: socket.socket) -> None:
+        page = b"<html>Please log in</html>"
+        head = f"Content-Type: text/html; charset=utf-8\r\nContent-Length: {len(page)}\r\n\r\n"
+        connection.sendall(OK + head.encode() + page)
+
+    with (
+        server(answer) as (url, _),
+        pytest.raises(StoreError, match="is answered with a web page") as caught,
+    ):
+        HttpStore(url, QUICK, policy=ONCE).read(MANIFEST)
+    assert "login or a proxy" in (caught.value.hint or "")

@@ -271,8 +271,11 @@ def test_a_file_of_two_conda_packages_is_named(
     for path in tree.glob("conda-meta/*.json"):
         assert all((tree / file).exists() for file in json.loads(path.read_text())["files"])
     inside = TinyPackage(name="third", version="1", files=(("share/x/deep/y", "in a folder\n"),))
-    with pytest.raises(SpecError, match="share/x is a file of second and a folder of third"):
+    words = "share/x is a file of second and a folder of third"
+    with pytest.raises(SpecError, match=words) as caught:
         runner.build(packages(tmp_path / "more", *both, inside))
+    # No solve knows of it: locking again alone would lead back here.
+    assert "keep one of the two" in (caught.value.hint or "")
 
 
 def test_names_in_all_scripts(runner: BuildRunner, tmp_path: Path) -> None:

@@ -97,6 +97,22 @@ def test_a_lock_of_files_is_taken_as_it_is(
     assert notes == ["new 1.0 had no hash: computed from the file itself"]
 
 
+def test_a_folder_that_uv_takes_for_an_index_has_no_hashes(
+    tmp_path: Path, channel: Path, wheels: Path
+) -> None:
+    folder = "../" * len(tmp_path.parts) + str(wheels).lstrip("/")
+    text = (
+        "version = 1\n[[package]]\nname = 'app'\nversion = '1'\nsource = {virtual = '.'}\n"
+        "dependencies = [{name = 'new'}]\n"
+        f"[[package]]\nname = 'new'\nversion = '1.0'\nsource = {{registry = '{folder}'}}\n"
+        "wheels = [{path = 'new-1.0-py3-none-any.whl'}]\n"
+    )
+    lock, notes = adopted(tmp_path / "uv.lock", text, channel, python="3.10")
+    wheel = wheels / "new-1.0-py3-none-any.whl"
+    assert {item.name: item.sha256 for item in lock.packages}["new"] == sha256(wheel)
+    assert "new 1.0 had no hash: computed from the file itself" in notes
+
+
 @pytest.mark.parametrize("kind", ["uv.lock", "pylock.toml"])
 @pytest.mark.parametrize("python", ["3.10", "3.11"])
 def test_the_python_chooses_among_the_files_of_a_lock(

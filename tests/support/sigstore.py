@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc)
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 GITHUB = "https://github.com"
+GITHUB_ISSUER = "https://token.actions.githubusercontent.com"
 SCTS = x509.ObjectIdentifier("1.3.6.1.4.1.11129.2.4.2")
 CLAIMS = "1.3.6.1.4.1.57264.1."
 LOG_NAME = "log.example"
@@ -143,15 +144,16 @@ class Sigstore:
         }
         payload = json.dumps(statement).encode()
         key = _key()
-        certificate = self._certify(key.public_key(), repository, workflow)
+        place = f"{GITHUB}/{repository}/.github/workflows/{workflow}@refs/tags/v1"
+        certificate = self.certify(key.public_key(), place, repository=repository)
         form = f"DSSEv1 {len(PAYLOAD_TYPE)} {PAYLOAD_TYPE} {len(payload)} ".encode()
         signature = _sign(key, form + payload)
-        body = _log_body(payload, signature, certificate)
+        body = log_body(payload, signature, certificate)
         return {
             "version": 1,
             "verification_material": {
                 "certificate": _text(certificate.public_bytes(serialization.Encoding.DER)),
-                "transparency_entries": [self._entry(body)],
+                "transparency_entries": [self.entry(body)],
             },
             "envelope": {"statement": _text(payload), "signature": _text(signature)},
         }
@@ -169,19 +171,24 @@ class Sigstore:
             "logId": {"keyId": _text(_sha256(public))},
         }
 
-    def _certify(
-        self, key: ec.EllipticCurvePublicKey, repository: str, workflow: str
+    def certify(
+        self,
+        key: ec.EllipticCurvePublicKey,
+        identity: str,
+        *,
+        issuer: str = GITHUB_ISSUER,
+        repository: str = "acme/envs",
+        moment: datetime.datetime = NOW,
     ) -> x509.Certificate:
         """Return the certificate of a workflow's run, with what the certificate log says of it."""
-        place = f"{GITHUB}/{repository}/.github/workflows/{workflow}@refs/tags/v1"
         builder = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([]))
             .issuer_name(self.authority.subject)
             .public_key(key)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(NOW - datetime.timedelta(minutes=1))
-            .not_valid_after(NOW + datetime.timedelta(minutes=9))
+            .not_valid_before(moment - datetime.timedelta(minutes=1))
+            .not_valid_after(moment + datetime.timedelta(minutes=9))
             .add_extension(_key_usage(signs_certificates=False), critical=True)
             .add_extension(
                 x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING]), critical=False
@@ -191,10 +198,11 @@ class Sigstore:
                 critical=False,
             )
             .add_extension(
-                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(place)]), critical=True
+                x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identity)]),
+                critical=True,
             )
         )
-        for extension in _claims(repository, place):
+        for extension in _claims(repository, identity, issuer):
             builder = builder.add_extension(extension, critical=False)
         bare = builder.sign(self.authority_key, hashes.SHA256())
         sct = x509.UnrecognizedExtension(SCTS, self._signed_timestamp(bare))
@@ -213,14 +221,14 @@ class Sigstore:
         listed = struct.pack("!HH", len(sct) + 2, len(sct)) + sct
         return b"\x04" + _der_length(len(listed)) + listed
 
-    def _entry(self, body: bytes) -> dict[str, Any]:
+    def entry(self, body: bytes, moment: datetime.datetime = NOW) -> dict[str, Any]:
         """Return the entry of a signature log that has one entry."""
         log_id = _sha256(_der(self.signature_log.public_key()))
         root = _sha256(b"\0" + body)
-        moment = int(NOW.timestamp())
+        seconds = int(moment.timestamp())
         promised = {
             "body": _text(body),
-            "integratedTime": moment,
+            "integratedTime": seconds,
             "logID": log_id.hex(),
             "logIndex": 0,
         }
@@ -231,7 +239,7 @@ class Sigstore:
             "logIndex": "0",
             "logId": {"keyId": _text(log_id)},
             "kindVersion": {"kind": "dsse", "version": "0.0.1"},
-            "integratedTime": str(moment),
+            "integratedTime": str(seconds),
             "inclusionPromise": {"signedEntryTimestamp": _text(_sign(self.signature_log, promise))},
             "inclusionProof": {
                 "logIndex": "0",
@@ -244,10 +252,11 @@ class Sigstore:
         }
 
 
-def _claims(repository: str, place: str) -> Iterable[x509.UnrecognizedExtension]:
-    """Yield what a certificate says of a workflow's run."""
+def _claims(repository: str, place: str, issuer: str) -> Iterable[x509.UnrecognizedExtension]:
+    """Yield what a certificate says of a workflow's run; the issuer also in the older form."""
+    yield x509.UnrecognizedExtension(x509.ObjectIdentifier(CLAIMS + "1"), issuer.encode())
     claims = {
-        "8": "https://token.actions.githubusercontent.com",
+        "8": issuer,
         "12": f"{GITHUB}/{repository}",
         "13": "0" * 40,
         "14": "refs/tags/v1",
@@ -265,7 +274,7 @@ def _der_length(length: int) -> bytes:
     return bytes([0x80 | len(digits)]) + digits
 
 
-def _log_body(payload: bytes, signature: bytes, certificate: x509.Certificate) -> bytes:
+def log_body(payload: bytes, signature: bytes, certificate: x509.Certificate) -> bytes:
     """Return what the signature log keeps of an attestation."""
     pem = certificate.public_bytes(serialization.Encoding.PEM)
     spec = {

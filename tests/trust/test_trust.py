@@ -340,7 +340,7 @@ def test_a_changed_usb_disk(bucket: Bucket, tmp_path: Path, change: str) -> None
     path = tmp_path / f"usb/{stem}.tar.zst"
     manifest, proof = read_artifact(path).manifest, read_proof(path)
     with pytest.raises(IntegrityError):
-        trusting(OURS).check_artifact(manifest, proof.manifest_data, proof.attestation)
+        trusting(OURS).check_artifact(manifest, proof)
 
 
 def test_a_manifest_swapped_between_two_reads(bucket: Bucket) -> None:
@@ -348,7 +348,7 @@ def test_a_manifest_swapped_between_two_reads(bucket: Bucket) -> None:
     proof = read_proof(bucket.file("manifest.json"))
     swapped = msgspec.structs.replace(artifact.manifest, prefix="/tmp/evil")
     with pytest.raises(IntegrityError, match="changed while it was read"):
-        trusting(OURS).check_artifact(swapped, proof.manifest_data, proof.attestation)
+        trusting(OURS).check_artifact(swapped, proof)
 
 
 def test_a_host_without_keys_says_so(bucket: Bucket, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import json
 import logging
 import re
 import socket
@@ -13,9 +15,11 @@ from urllib.parse import urljoin
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from starlette.testclient import TestClient
 
-from envferry.artifacts import SBOM
+from envferry.artifacts import SBOM, SIGSTORE
 from envferry.errors import TargetOccupied
 from envferry.index import RegistryIndex
 from envferry.models import Checks, PackageFacts
@@ -36,6 +40,7 @@ from envferry.web.site import RegistryView
 from envferry.web.treemap import Block, gather, lay_out
 from tests.support.artifacts import LOCK, PLATFORM
 from tests.support.published import NUMPY, TORCH, Made, attach, publish
+from tests.support.sigstore import GITHUB_ISSUER, Sigstore
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -251,6 +256,30 @@ def test_who_signed(pages: Pages) -> None:
         app = make_app(RegistryView(pages.site.index, Trust(keys=(key.public,))))
         with TestClient(app) as client:
             assert client.get(f"{place}.json").json()["provenance"]["status"] == status
+
+
+def test_whom_a_sigstore_certificate_names(pages: Pages) -> None:
+    place = f"/envs/demo/{PLATFORM}/{pages.old}"
+    who = "https://github.com/acme/envs/.github/workflows/release.yml@refs/heads/main"
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    certificate = Sigstore().certify(key, who).public_bytes(serialization.Encoding.DER)
+    bundle = {
+        "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
+        "dsseEnvelope": {"payload": "", "payloadType": ""},
+        "verificationMaterial": {
+            "certificate": {"rawBytes": base64.b64encode(certificate).decode()}
+        },
+    }
+    beside = pages.manifest_path(pages.old).with_name(SIGSTORE)
+    assert "Not signed" in pages.get(f"{place}/").text
+    beside.write_text(json.dumps(bundle))
+    with TestClient(make_app(RegistryView(pages.site.index))) as client:
+        text = client.get(f"{place}/").text
+        assert f"{who} ({GITHUB_ISSUER})" in text
+        assert "Not signed" not in text
+    beside.write_text("<script>")
+    with TestClient(make_app(RegistryView(pages.site.index))) as client:
+        assert "is damaged" in client.get(f"{place}.json").json()["provenance"]["identity"]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ KIB, MIB = 1 << 10, 1 << 20
 VALUE_BYTES: Mapping[str, int] = {
     "manifest.json": 16 * MIB,
     "attestation.json": 16 * MIB,
+    "manifest.json.sigstore.json": 1 * MIB,
     "conda-lock.yml": 64 * MIB,
     "sbom.cdx.json": 64 * MIB,
     "delta.json": 256 * MIB,

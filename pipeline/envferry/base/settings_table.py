@@ -140,6 +140,13 @@ SETTINGS = (
         help="A Sigstore `trusted_root.json`, for the attestations of pip packages.",
     ),
     Setting(
+        key="sigstore_config",
+        variable="ENVFERRY_SIGSTORE_CONFIG",
+        kind="path",
+        shown_default="the public Sigstore, by its TUF repository",
+        help="A Sigstore client trust configuration: where `--sigstore` signs.",
+    ),
+    Setting(
         key="audit_database",
         variable="ENVFERRY_AUDIT_DATABASE",
         kind="path",

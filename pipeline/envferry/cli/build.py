@@ -24,6 +24,7 @@ from envferry.cli.shared.completing import complete_specs
 from envferry.cli.shared.measured import measured
 from envferry.cli.shared.shared_options import (
     DryRunOptions,
+    KeylessOptions,
     NewTagOptions,
     RegistryOptions,
     SignKeyOptions,
@@ -75,7 +76,9 @@ class PackCommandOptions(DryRunOptions, ThreadOptions, PackedOptions):
     )
 
 
-class SigningOptions(SignKeyOptions, TagExpiryOptions, TrustedKeyOptions, RegistryOptions):
+class SigningOptions(
+    SignKeyOptions, KeylessOptions, TagExpiryOptions, TrustedKeyOptions, RegistryOptions
+):
     """For commands that publish, signed where there is a key."""
 
     layers: int = option(
@@ -93,8 +96,8 @@ class SigningOptions(SignKeyOptions, TagExpiryOptions, TrustedKeyOptions, Regist
 
         trust = load_trust(self.trusted_keys, takes_in=False)
         signer = load_signer(self.sign_keys, self.tag_days)
-        found = Registry.open(self.registry, signer=signer, trust=trust if trust.keys else None)
-        return replace(found, layers=self.layers)
+        found = Registry.open(self.registry, signer=signer, trust=trust.if_any)
+        return replace(found, layers=self.layers, keyless=self.keyless())
 
 
 class PushOptions(DryRunOptions, NewTagOptions, SigningOptions):

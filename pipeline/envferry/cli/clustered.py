@@ -201,7 +201,7 @@ class WorkerRelease(msgspec.Struct):
                     outcome.error = error
                 return
         # What is unsigned may be anybody's: a release with a key trusts what was built for it.
-        reuse = not self.options.rebuild and self.target.signer is None
+        reuse = not self.options.rebuild and not (self.target.signer or self.target.keyless)
         choice = self.options.as_choice(reuse=reuse)
         self.jobs[key] = make_job(key, outcome.lock, outcome.platform, self.shared_url(), choice)
         self.outcomes[key] = outcome

@@ -12,6 +12,7 @@ from envferry.cli.shared.command import argument, command, option
 from envferry.cli.shared.completing import complete_refs
 from envferry.cli.shared.shared_options import (
     DryRunOptions,
+    IdentityOptions,
     PlatformOptions,
     RegistryOptions,
     SignatureOptions,
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from envferry.registry import Registry
 
 
-class FetchOptions(DryRunOptions, SignatureOptions, PlatformOptions, RegistryOptions):
+class FetchOptions(
+    DryRunOptions, SignatureOptions, IdentityOptions, PlatformOptions, RegistryOptions
+):
     """Which artifact to bring where."""
 
     ref: str = argument(shell_complete=complete_refs)
@@ -49,6 +52,7 @@ def fetch(console: Console, options: FetchOptions) -> None:
     from envferry.registry.accepted_sources import open_trusting
 
     trust = load_trust(options.trusted_keys, require_signature=options.require_signature)
+    trust = options.with_identity(trust)
     if options.dry_run:
         preview_fetch(console, options, open_trusting(options.registry, trust))
         return

@@ -16,6 +16,7 @@ from envferry.cli.shared.host_report import report_host
 from envferry.cli.shared.shared_options import (
     DryRunOptions,
     EnvsDirOptions,
+    IdentityOptions,
     RegistryOptions,
     SignatureOptions,
     ThreadOptions,
@@ -36,7 +37,12 @@ if TYPE_CHECKING:
 
 
 class InstallCommandOptions(
-    DryRunOptions, SignatureOptions, RegistryOptions, ThreadOptions, EnvsDirOptions
+    DryRunOptions,
+    SignatureOptions,
+    IdentityOptions,
+    RegistryOptions,
+    ThreadOptions,
+    EnvsDirOptions,
 ):
     """What to install, where and how."""
 
@@ -140,6 +146,7 @@ def install(console: Console, options: InstallCommandOptions) -> None:
         allow_downgrade=options.allow_downgrade,
         require_signature=options.require_signature,
     )
+    trust = options.with_identity(trust)
     if options.mount:
         install_mounted(console, options, trust)
         return

@@ -119,6 +119,7 @@ def status(console: Console, options: StatusCommandOptions) -> None:
 
     trust = load_trust(options.trusted_keys, takes_in=False)
     keys = [key.id for key in trust.keys_for("release")]
+    keys += map(str, trust.identities.accepted)
     revoked = trust.bundle.revoked_artifacts if trust.bundle else ()
     wanted = StatusOptions(
         envs_dir=options.envs_dir.absolute(),

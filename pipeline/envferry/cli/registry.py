@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from envferry.artifacts import ATTESTATION, SBOM, read_artifact, read_proof, sbom_path
+from envferry.artifacts import SBOM, read_artifact, read_proof, sbom_path
 from envferry.base.files import human_bytes
 from envferry.cli.shared.command import argument, command
 from envferry.cli.shared.completing import complete_refs
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from envferry.cli.shared.console import Console
     from envferry.models import Manifest
     from envferry.trust.attestations import Provenance
+    from envferry.trust.identities import Identity
 
 FILES_SHOWN = 5
 LICENSE_COLUMN = 32
@@ -90,6 +91,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     provenance: Provenance | None
     """None for an unsigned artifact."""
     has_sbom: bool
+    sigstore: Identity | None = None
+    """Whom the certificate of its Sigstore bundle names."""
     published: datetime | None = None
     """When it came into its registry; None for a file."""
     tags: tuple[str, ...] = ()
@@ -98,28 +101,38 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         """Return it for `--json`."""
         time = self.published.isoformat() if self.published else None
         names = {"published": time, "tags": self.tags, "sbom": self.has_sbom}
-        return {**names, "provenance": self.provenance}
+        return {**names, "provenance": self.provenance, "sigstore": self.sigstore}
 
 
 def look_at(options: ShowOptions) -> tuple[Manifest, Facts]:
     """Return the manifest of a ref in a registry, or of a file, and what else is known of it."""
     from envferry.trust.attestations import read_provenance
+    from envferry.trust.sigstore_bundle import claimed_identity
 
     ref, platform = options.ref, options.platform
     published, tags = None, tuple[str, ...]()
     if is_file_ref(ref):
         artifact = read_artifact(Path(ref))
-        manifest, attestation = artifact.manifest, read_proof(Path(ref)).attestation
+        manifest, proof = artifact.manifest, read_proof(Path(ref))
         has_sbom = sbom_path(artifact).is_file()
     else:
         wanted, place = Ref.parse(ref), Registry.open(options.registry)
         manifest = place.manifest(wanted.name, platform, place.resolve(wanted, platform))
-        attestation = place.attachment(manifest, ATTESTATION)
+        proof = place.proof(manifest)
         has_sbom = place.attachment(manifest, SBOM) is not None
         published, tags = place.published_at(manifest), place.tags_of(manifest)
     what = f"the attestation of {manifest.stem}"
-    provenance = read_provenance(attestation, what) if attestation else None
-    facts = Facts(provenance=provenance, has_sbom=has_sbom, published=published, tags=tags)
+    provenance = read_provenance(proof.attestation, what) if proof.attestation else None
+    sigstore = None
+    if proof.sigstore:
+        sigstore = claimed_identity(proof.sigstore, f"the Sigstore bundle of {manifest.stem}")
+    facts = Facts(
+        provenance=provenance,
+        has_sbom=has_sbom,
+        sigstore=sigstore,
+        published=published,
+        tags=tags,
+    )
     return manifest, facts
 
 
@@ -141,6 +154,7 @@ def manifest_lines(manifest: Manifest, known: Facts) -> Iterator[str]:
     facts = manifest.archive
     sizes = f"{human_bytes(facts.size)}, {human_bytes(facts.tar_size)} unpacked"
     needs, made = manifest.requirements, known.provenance
+    signed_for = [str(known.sigstore)] if known.sigstore else []
     lines = {
         "environment": f"{manifest.name}@{manifest.id}",
         "version": manifest.version,
@@ -172,7 +186,7 @@ def manifest_lines(manifest: Manifest, known: Facts) -> Iterator[str]:
         "tags": ", ".join(known.tags),
         "built by": f"{made.who}, {made.time}" if made else None,
         "made from": f"{made.materials} materials, by digest" if made else None,
-        "signed by": ", ".join(made.key_ids) if made else "not signed",
+        "signed by": ", ".join([*(made.key_ids if made else ()), *signed_for]) or "not signed",
         "licences": licence_counts(manifest),
         "keeps prefix": kept_prefixes(manifest),
     }

@@ -12,6 +12,7 @@ from envferry.cli.shared.command import argument, command, option
 from envferry.cli.shared.shared_options import (
     ChosenTagOptions,
     DryRunOptions,
+    IdentityOptions,
     RegistryOptions,
     SignatureOptions,
 )
@@ -35,13 +36,13 @@ def journals() -> Path:
     return settings().cache_dir / "uploads"
 
 
-class ApplyOptions(DryRunOptions, SignatureOptions, RegistryOptions):
+class ApplyOptions(DryRunOptions, SignatureOptions, IdentityOptions, RegistryOptions):
     """What to apply, where to."""
 
     directory: Path = argument(metavar="DIR", type=click.Path(path_type=Path))
 
 
-class MirrorOptions(DryRunOptions, SignatureOptions, ChosenTagOptions):
+class MirrorOptions(DryRunOptions, SignatureOptions, IdentityOptions, ChosenTagOptions):
     """What to mirror, where to."""
 
     source: str = argument(metavar="SRC")
@@ -84,6 +85,7 @@ def apply(console: Console, options: ApplyOptions) -> None:
         msg = f"the folder {directory} {fault}"
         raise NotFound(msg, hint=hint)
     trust = load_trust(options.trusted_keys, require_signature=options.require_signature)
+    trust = options.with_identity(trust)
     source, site = open_trusting(str(directory), trust), Registry.open(options.registry)
     if options.dry_run:
         found = preview_apply(source, site)
@@ -122,6 +124,7 @@ def mirror(console: Console, options: MirrorOptions) -> None:
     from envferry.transfer.mirror import mirror_registry, plan_mirror
 
     trust = load_trust(options.trusted_keys, require_signature=options.require_signature)
+    trust = options.with_identity(trust)
     request = options.request()
     there, here = open_trusting(options.source, trust), Registry.open(options.target)
     if options.dry_run:

@@ -94,7 +94,9 @@ def verify_ref(console: Console, wanted: SignedRef, trust: Trust) -> None:
     from envferry.trust.image_signature import verify_image
     from envferry.trust.tool_signature import is_run_file, is_tool, verify_run_file, verify_tool
 
-    if not trust.keys:
+    path = Path(wanted.ref)
+    is_for_keys = is_tool(path) or is_run_file(path) or is_image(path)
+    if not (trust.keys if is_for_keys else trust.if_any):
         message = f"{wanted.ref}: signature not verified (no trusted keys)"
         hint = "name one with --trusted-key FILE.pub; `envferry check --bytes` needs none"
         raise UsageError(message, hint=hint)

@@ -10,7 +10,12 @@ import click
 
 from envferry.base.files import human_bytes, plural
 from envferry.cli.shared.command import argument, command, option
-from envferry.cli.shared.shared_options import DryRunOptions, RegistryOptions, TrustedKeyOptions
+from envferry.cli.shared.shared_options import (
+    DryRunOptions,
+    IdentityOptions,
+    RegistryOptions,
+    TrustedKeyOptions,
+)
 from envferry.cli.shared.terminal import styled, table
 from envferry.errors import IntegrityError, UsageError
 from envferry.registry.accepted_sources import open_trusting
@@ -38,7 +43,7 @@ def parse_age(ctx: click.Context, param: click.Parameter, value: str | None) -> 
     return timedelta(**{unit: int(found[1])})
 
 
-class CheckOptions(TrustedKeyOptions, RegistryOptions):
+class CheckOptions(TrustedKeyOptions, IdentityOptions, RegistryOptions):
     """What to check, and how thoroughly."""
 
     name: str | None = argument(required=False)
@@ -106,7 +111,8 @@ def check(console: Console, options: CheckOptions) -> None:
     from envferry.registry.check import check_registry
     from envferry.transfer.delta_check import check_deltas
 
-    place = open_trusting(options.registry, load_trust(options.trusted_keys, takes_in=False))
+    trust = options.with_identity(load_trust(options.trusted_keys, takes_in=False))
+    place = open_trusting(options.registry, trust)
     read_bytes = options.read_bytes
     report = check_registry(place, options.name, read_bytes=read_bytes, progress=console.progress)
     if options.name is None:

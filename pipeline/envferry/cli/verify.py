@@ -12,6 +12,7 @@ from envferry.cli.shared.command import argument, command, option
 from envferry.cli.shared.completing import complete_installed
 from envferry.cli.shared.shared_options import (
     EnvsDirOptions,
+    IdentityOptions,
     PlatformOptions,
     RegistryOptions,
     SignatureOptions,
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
     from envferry.trust.host_trust import Trust
 
 
-class VerifyOptions(SignatureOptions, PlatformOptions, RegistryOptions, EnvsDirOptions):
+class VerifyOptions(
+    SignatureOptions, IdentityOptions, PlatformOptions, RegistryOptions, EnvsDirOptions
+):
     """What to verify, and whether to repair it."""
 
     name: str = argument(metavar="NAME|REF", shell_complete=complete_installed)
@@ -48,8 +51,9 @@ class VerifyOptions(SignatureOptions, PlatformOptions, RegistryOptions, EnvsDirO
     )
 
     def trust(self) -> Trust:
-        """Read the keys that this host trusts."""
-        return load_trust(self.trusted_keys, require_signature=self.require_signature)
+        """Read the keys and identities that this host trusts."""
+        trust = load_trust(self.trusted_keys, require_signature=self.require_signature)
+        return self.with_identity(trust)
 
 
 @command(VerifyOptions)

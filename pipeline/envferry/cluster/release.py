@@ -128,7 +128,7 @@ def accept(registry: Registry, lock: Lock, job: BuildJob, id_: str, *, uploaded:
 
 def sign(registry: Registry, accepted: Accepted) -> None:
     """Sign what was accepted, if there is a key."""
-    if registry.signer:
+    if registry.signer or registry.keyless:
         sign_published(registry, accepted.manifest, accepted.data)
 
 

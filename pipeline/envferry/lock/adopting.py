@@ -14,7 +14,7 @@ from packaging.version import Version
 from envferry.lock.conda.conda_requests import conda_request, solve_platforms
 from envferry.lock.existing_lock import without_channels
 from envferry.lock.lock_options import LockOptions
-from envferry.lock.pip.pip_entries import locked_package
+from envferry.lock.pip.pip_entries import chosen_package
 from envferry.lock.pip.pip_inputs import pin_build_requirements, pip_request
 from envferry.lock.pip.wheel_choice import wheel_ranks
 from envferry.lock.stage import lock_spec
@@ -106,6 +106,6 @@ def _chosen(foreign: ForeignLock, asked: PipRequest, notes: list[str]) -> Iterat
                     f"the conda half provides {ours}"
                 )
             continue
-        package = locked_package(entry, request, ranks, frozenset())
+        package = with_hash(chosen_package(entry, request, ranks, frozenset()), notes)
         needs = {str(need["name"]): "*" for need in entry.get("dependencies") or []}
         yield msgspec.structs.replace(package, dependencies=needs)

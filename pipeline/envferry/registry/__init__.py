@@ -4,7 +4,7 @@
     v1/envs/NAME/PLATFORM/ID/NAME-PLATFORM-ID.tar.zst.xxh128
     v1/envs/NAME/PLATFORM/ID/conda-lock.yml
     v1/envs/NAME/PLATFORM/ID/manifest.json                     after all of these
-    v1/envs/NAME/PLATFORM/ID/{attestation.json,sbom.cdx.json}  optional
+    v1/envs/NAME/PLATFORM/ID/{attestation.json,sbom.cdx.json,manifest.json.sigstore.json}  optional
     v1/tags/NAME/PLATFORM/TAG                                  moved by compare-and-swap
 
 An artifact is published when its manifest is there; a copy of the files is a registry.

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from envferry.archive.reader import Source
-    from envferry.artifacts import Proof
     from envferry.models import Manifest
     from envferry.progress import Progress
     from envferry.trust.attestations import VerifiedArtifact
@@ -34,8 +33,8 @@ def is_file_ref(ref: str) -> bool:
 
 
 def open_trusting(url: str, trust: Trust) -> Registry:
-    """Open a registry that hands out nothing unsigned, if any keys are trusted."""
-    return Registry.open(url, trust=trust if trust.keys else None)
+    """Open a registry that hands out nothing unsigned, if anybody is trusted."""
+    return Registry.open(url, trust=trust.if_any)
 
 
 @contextmanager
@@ -62,8 +61,7 @@ def opened_archive(
 
 def check_file(path: Path, manifest: Manifest, trust: Trust) -> None:
     """Check who signed an artifact on a disk."""
-    proof = read_proof(path)
-    trust.check_artifact(manifest, proof.manifest_data, proof.attestation)
+    trust.check_artifact(manifest, read_proof(path))
 
 
 def origin_of(ref: str, registry: str, signed_by: tuple[str, ...] = ()) -> Origin:
@@ -94,8 +92,8 @@ def verify_signed_file(path: Path, trust: Trust, *, progress: Progress) -> Verif
     from envferry.archive.reader import Archive, FileSource
     from envferry.artifacts import verify_artifact
 
-    artifact, proof = read_artifact(path), read_proof(path)
-    verified = _verify_proof(artifact.manifest, proof, trust)
+    artifact = read_artifact(path)
+    verified = trust.verify_artifact(artifact.manifest, read_proof(path))
     verify_artifact(artifact, progress=progress)
     with FileSource(artifact.archive_path) as source:
         check_manifest(Archive(source), artifact.manifest)
@@ -106,15 +104,7 @@ def verify_signed(
     manifest: Manifest, registry: Registry, trust: Trust, *, progress: Progress
 ) -> VerifiedArtifact:
     """Check who signed an artifact in a registry, and every byte of its archive."""
-    verified = _verify_proof(manifest, registry.proof(manifest), trust)
+    verified = trust.verify_artifact(manifest, registry.proof(manifest))
     registry.verify_archive(manifest, progress=progress)
     registry.require_installable(manifest)
     return verified
-
-
-def _verify_proof(manifest: Manifest, proof: Proof, trust: Trust) -> VerifiedArtifact:
-    from envferry.trust.attestations import verify_attestation
-
-    trust.forbid_revoked(manifest.name, manifest.platform, manifest.id)
-    keys, least = trust.keys_for("release"), trust.least_for("release")
-    return verify_attestation(manifest, proof.manifest_data, proof.attestation, keys, least=least)

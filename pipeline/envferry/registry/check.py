@@ -11,6 +11,8 @@ from envferry.artifacts import (
     ATTESTATION,
     REGISTRY_MANIFEST,
     SBOM,
+    SIGSTORE,
+    Proof,
     check_lock,
     check_sbom,
     checksum_line,
@@ -25,6 +27,7 @@ from envferry.registry.layout import ATTACHMENTS, LOCK_FILE, PRUNING, tag_key
 from envferry.registry.tags import read_tag
 from envferry.stores.port import Incomplete
 from envferry.trust.attestations import decode_envelope, verify_attestation, verify_subjects
+from envferry.trust.sigstore_bundle import require_sound_bundle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -133,6 +136,7 @@ class _Checker(msgspec.Struct, frozen=True):
             LOCK_FILE: lambda: self._lock(folder, manifest),
             SBOM: lambda: self._sbom(folder),
             ATTESTATION: lambda: self._attestation(folder, manifest, data),
+            SIGSTORE: lambda: self._sigstore(folder, manifest, data),
         }
         for name, check in checks.items():
             key = folder.key + name
@@ -150,6 +154,8 @@ class _Checker(msgspec.Struct, frozen=True):
                     mend += "; if that refuses it, pack it again"
                 if name == ATTESTATION:
                     mend += "; sign it with --sign-key"
+                if name == SIGSTORE:
+                    mend += "; sign it with --sigstore"
                 yield _broken(key, error.message, mend)
 
     def _archive(self, folder: Folder, manifest: Manifest) -> None:
@@ -179,7 +185,7 @@ class _Checker(msgspec.Struct, frozen=True):
         there = None
         if folder.attested:
             there = self.registry.store.read(folder.key + ATTESTATION)
-        if trust and trust.keys:
+        if trust and trust.asks_release_keys:
             keys, least = trust.keys_for("release"), trust.least_for("release")
             verify_attestation(manifest, data, there, keys, least=least)
         elif there is not None:
@@ -188,6 +194,15 @@ class _Checker(msgspec.Struct, frozen=True):
             if not envelope.signatures:
                 msg = f"the attestation of {manifest.stem} holds no signature"
                 raise IntegrityError(msg)
+
+    def _sigstore(self, folder: Folder, manifest: Manifest, data: bytes) -> None:
+        trust, there = self.registry.trust, None
+        if SIGSTORE in folder.files:
+            there = self.registry.store.read(folder.key + SIGSTORE)
+        if trust and trust.identities:
+            trust.verify_identity(manifest, Proof(manifest_data=data, sigstore=there))
+        elif there is not None:
+            require_sound_bundle(there, SIGSTORE, manifest, data)
 
     def tag(self, name: TagName, found: Inventory) -> list[CheckFinding]:
         """Check one tag."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from envferry.artifacts import ATTESTATION, REGISTRY_MANIFEST, SBOM
+from envferry.artifacts import ATTESTATION, REGISTRY_MANIFEST, SBOM, SIGSTORE
 from envferry.errors import UsageError
 from envferry.names import ID_PATTERN, check_name
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 ENVS = "v1/envs/"
 TAGS = "v1/tags/"
 LOCK_FILE = "conda-lock.yml"
-ATTACHMENTS = (ATTESTATION, SBOM)
+ATTACHMENTS = (ATTESTATION, SBOM, SIGSTORE)
 DELTAS = "v1/deltas/"
 HOSTS = "v1/hosts/"
 """What hosts report of themselves: one file each, which nothing depends on."""

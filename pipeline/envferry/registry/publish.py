@@ -19,6 +19,7 @@ from envferry.artifacts import (
     ATTESTATION,
     REGISTRY_MANIFEST,
     SBOM,
+    SIGSTORE,
     Proof,
     check_lock,
     check_sbom,
@@ -34,6 +35,7 @@ from envferry.registry.known_frames import find_known
 from envferry.registry.layer_cuts import layered
 from envferry.registry.layout import LOCK_FILE, archive_key, artifact_folder, folder_of, tag_key
 from envferry.registry.removal import require_kept, require_settled
+from envferry.registry.sigstore_bundles import place_sigstore_bundle, sigstore_bundle_for
 from envferry.registry.tags import read_tag
 from envferry.stores.port import KeyTaken, LostRace, lost_races_again, stat_whole
 from envferry.stores.receive import incoming_of_file
@@ -49,6 +51,7 @@ from envferry.trust.attestations import (
     verify_subjects,
 )
 from envferry.trust.materials import read_materials
+from envferry.trust.sigstore_bundle import require_sound_bundle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -103,6 +106,9 @@ class Companions(msgspec.Struct, frozen=True, kw_only=True):
         if self.proof.attestation is not None:
             envelope = decode_envelope(self.proof.attestation, f"{ATTESTATION} {where}")
             verify_subjects(envelope, manifest, self.proof.manifest_data)
+        if self.proof.sigstore is not None:
+            what, data = f"{SIGSTORE} {where}", self.proof.manifest_data
+            require_sound_bundle(self.proof.sigstore, what, manifest, data)
 
 
 class ArtifactSource(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,6 +138,8 @@ def publish_artifact(
     if published:
         _require_same(published, manifest, target.url)
     is_new = published is None
+    # First, for a token may be valid for minutes, and what cannot be signed is not sent.
+    sigstore = sigstore_bundle_for(target, manifest, companions.proof)
     sent = _place_archive(target, source, advance, is_new=is_new)
     sidecar = f"{folder}{manifest.archive.file}.xxh128"
     sent |= place(target, sidecar, checksum_line(manifest), must_match=True)
@@ -142,7 +150,8 @@ def publish_artifact(
         sent |= place(target, folder + SBOM, companions.sbom, must_match=False)
     data = companions.proof.manifest_data
     sent |= place(target, folder + REGISTRY_MANIFEST, data, must_match=is_new)
-    return sent | _place_attestation(target, source, None)
+    sent |= _place_attestation(target, source, None)
+    return sent | place_sigstore_bundle(target, manifest, sigstore)
 
 
 def sign_published(target: Registry, manifest: Manifest, data: bytes) -> bool:
@@ -153,13 +162,15 @@ def sign_published(target: Registry, manifest: Manifest, data: bytes) -> bool:
     """
     require_described(manifest, data, f"the manifest of {manifest.stem}")
     companions = Companions.of(target, manifest)
-    proof = Proof(manifest_data=data, attestation=companions.proof.attestation)
+    proof = replace(companions.proof, manifest_data=data)
     source = ArtifactSource(
         manifest=manifest,
         companions=replace(companions, proof=proof),
         archive=target.incoming_archive(manifest),
     )
-    return _place_attestation(target, source, data)
+    sigstore = sigstore_bundle_for(target, manifest, proof, data)
+    signed = _place_attestation(target, source, data)
+    return signed | place_sigstore_bundle(target, manifest, sigstore)
 
 
 def require_whole(registry: Registry, manifest: Manifest) -> None:
@@ -168,6 +179,8 @@ def require_whole(registry: Registry, manifest: Manifest) -> None:
     names = [archive, f"{archive}.xxh128", LOCK_FILE, REGISTRY_MANIFEST]
     if registry.signer:
         names.append(ATTESTATION)
+    if registry.keyless:
+        names.append(SIGSTORE)
     require_kept(registry, folder_of(manifest), names)
 
 

@@ -14,6 +14,7 @@ from envferry.archive.reader import Archive
 from envferry.artifacts import (
     ATTESTATION,
     REGISTRY_MANIFEST,
+    SIGSTORE,
     Proof,
     check_lock,
     decode_manifest,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from envferry.registry.listing import RegistryEntry
     from envferry.stores.port import Store
     from envferry.trust.host_trust import Trust
+    from envferry.trust.keyless import KeylessSigner
     from envferry.trust.signing import Signer
 
 PIECE_BYTES = 8 << 20
@@ -73,6 +75,8 @@ class Registry(msgspec.Struct, frozen=True):
     """Checks every tag and every manifest that is handed out; None checks no signatures."""
     layers: int = 1
     """How many layers an archive becomes in an OCI registry."""
+    keyless: KeylessSigner | None = None
+    """Signs what is published without a key, beside `signer`."""
 
     @classmethod
     def open(
@@ -158,8 +162,7 @@ class Registry(msgspec.Struct, frozen=True):
         """Read a manifest; check that it belongs where it lies, and who signed it."""
         manifest = self.described(name, platform, id_)
         if self.trust:
-            proof = self.proof(manifest)
-            self.trust.check_artifact(manifest, proof.manifest_data, proof.attestation)
+            self.trust.check_artifact(manifest, self.proof(manifest))
         return manifest
 
     def described(self, name: str, platform: str, id_: str) -> Manifest:
@@ -187,7 +190,11 @@ class Registry(msgspec.Struct, frozen=True):
         folder = folder_of(manifest)
         data = self.store.read(folder + REGISTRY_MANIFEST)
         require_described(manifest, data, f"{folder}{REGISTRY_MANIFEST} in {self.url}")
-        return Proof(manifest_data=data, attestation=self.attachment(manifest, ATTESTATION))
+        return Proof(
+            manifest_data=data,
+            attestation=self.attachment(manifest, ATTESTATION),
+            sigstore=self.attachment(manifest, SIGSTORE),
+        )
 
     def require_archive(self, manifest: Manifest) -> None:
         """Raise NotFound or IntegrityError unless an archive is there in its full length."""

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from envferry import __version__
-from envferry.artifacts import ATTESTATION
+from envferry.artifacts import ATTESTATION, SIGSTORE
 from envferry.errors import IntegrityError, NotFound, StoreError
 from envferry.models import CHECKS, left_out
 from envferry.registry.layout import ENVS, folder_of
@@ -78,7 +78,9 @@ def differences(manifest: Manifest, lock: Lock) -> dict[str, tuple[object, objec
 
 
 def _is_signed(registry: Registry, manifest: Manifest) -> bool:
-    """Whether all the keys that a push would sign with have signed."""
+    """Whether all the keys that a push would sign with have signed, and an identity if it would."""
+    if registry.keyless and not registry.store.stat(folder_of(manifest) + SIGSTORE):
+        return False
     if not registry.signer:
         return True
     key = folder_of(manifest) + ATTESTATION

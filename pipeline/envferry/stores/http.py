@@ -135,6 +135,7 @@ class HttpStore:
                 )
                 data = response.read(most_bytes(key) + 1)
                 require_sane(len(data), key, self.base)
+                _require_no_page(response, data, f"{self.base}/{key}")
             else:
                 data = response.read(length)
         if length is not None and len(data) != length:
@@ -160,6 +161,15 @@ class HttpStore:
                 settle(response, method)
         except (urllib3.exceptions.HTTPError, TooMuch, TooSlow) as error:
             raise broken_answer(url, way, error) from error
+
+
+def _require_no_page(response: urllib3.BaseHTTPResponse, data: bytes, url: str) -> None:
+    """Raise StoreError for the page of a login or a proxy, which says 200 and is no value."""
+    kind = response.headers.get("Content-Type", "").lower()
+    if kind.startswith("text/html") and data.lstrip()[:1] == b"<":
+        message = f"{url} is answered with a web page, not with the file"
+        hint = "open that URL in a browser: does a login or a proxy answer?"
+        raise StoreError(message, hint=hint)
 
 
 def _time(header: str) -> datetime | None:

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import msgspec
 from blake3 import blake3
 
-from envferry.artifacts import ATTESTATION, REGISTRY_MANIFEST, SBOM, Proof, decode_manifest
+from envferry.artifacts import (
+    ATTESTATION,
+    REGISTRY_MANIFEST,
+    SBOM,
+    SIGSTORE,
+    Proof,
+    decode_manifest,
+)
 from envferry.base.json import from_json
 from envferry.errors import IntegrityError, NotFound, UsageError
 from envferry.registry import LOCK_FILE
@@ -114,9 +121,13 @@ def read_delta(source: Registry, key: str) -> OpenDelta:
     if Base.of(manifest) != record.artifact or total != manifest.archive.size:
         message = f"{what} is damaged: it does not describe {manifest.stem}"
         raise IntegrityError(message, hint="export or copy it again")
-    proof = Proof(manifest_data=data, attestation=_optional(store, folder + ATTESTATION))
+    proof = Proof(
+        manifest_data=data,
+        attestation=_optional(store, folder + ATTESTATION),
+        sigstore=_optional(store, folder + SIGSTORE),
+    )
     if source.trust:
-        source.trust.check_artifact(manifest, data, proof.attestation)
+        source.trust.check_artifact(manifest, proof)
     lock = store.read(folder + LOCK_FILE)
     companions = Companions(lock=lock, proof=proof, sbom=_optional(store, folder + SBOM))
     companions.require_sound(manifest, f"in {folder} in {source.url}")

@@ -10,7 +10,7 @@ from blake3 import blake3
 
 from envferry.archive.identity import check_manifest
 from envferry.archive.reader import Archive
-from envferry.artifacts import ATTESTATION, REGISTRY_MANIFEST, SBOM
+from envferry.artifacts import ATTESTATION, REGISTRY_MANIFEST, SBOM, SIGSTORE
 from envferry.base.json import from_json, to_json
 from envferry.errors import IntegrityError, TargetOccupied
 from envferry.registry import LOCK_FILE, PublishedArchive
@@ -152,6 +152,7 @@ def write_delta(
         LOCK_FILE: companions.lock,
         REGISTRY_MANIFEST: companions.proof.manifest_data,
         ATTESTATION: companions.proof.attestation,
+        SIGSTORE: companions.proof.sigstore,
         SBOM: companions.sbom,
         RECORD: to_json(
             Delta(

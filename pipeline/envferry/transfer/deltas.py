@@ -1,7 +1,7 @@
 """Deltas: the bytes of a new archive that a site's artifacts lack, and how to rebuild it.
 
     v1/deltas/NAME/PLATFORM/ID/NAME-PLATFORM-ID.delta    the bytes that no base has
-    v1/deltas/NAME/PLATFORM/ID/{conda-lock.yml,manifest.json,attestation.json,sbom.cdx.json}
+    v1/deltas/NAME/PLATFORM/ID/{conda-lock.yml,manifest.json,…}
     v1/deltas/NAME/PLATFORM/ID/tags/TAG                  signed records, as they are
     v1/deltas/NAME/PLATFORM/ID/delta.json                written last
 

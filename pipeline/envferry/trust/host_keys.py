@@ -52,7 +52,7 @@ def load_trust(
     require_signature: bool = False,
     takes_in: bool = True,
 ) -> Trust:
-    """Read the keys that this host trusts; `envs_dir` is where it remembers tags.
+    """Read the keys and identities that this host trusts; `envs_dir` is where it remembers tags.
 
     With a trust bundle beside `trusted.d`, its keys count, and those that `files` name; the keys in
     `trusted.d` only accepted the first bundle. A key that was read already may stand for its file.
@@ -60,6 +60,7 @@ def load_trust(
     is trusted, if the command takes artifacts in.
     """
     from envferry.trust.host_trust import Trust
+    from envferry.trust.identities import IDENTITIES_DIR, read_identities
     from envferry.trust.signing import read_trusted_keys
 
     here, named = settings(), tuple(files)
@@ -84,6 +85,7 @@ def load_trust(
         bundle=bundle,
         named_keys=named_keys,
         clock=clock,
+        identities=read_identities(here.trusted_dir.parent / IDENTITIES_DIR),
         grace=timedelta(days=here.tag_grace_days),
     )
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from envferry.base.files import make_folders, write_bytes
 from envferry.base.json import from_json, to_json
 from envferry.base.times import parse_time, rfc3339
@@ -15,7 +17,13 @@ from envferry.config import TRUSTED_DIR
 from envferry.errors import IntegrityError
 from envferry.models import TagRecord
 from envferry.names import SEEN_DIRECTORY
-from envferry.trust.attestations import require_enough, unsigned, verify_attestation
+from envferry.trust.attestations import (
+    require_described,
+    require_enough,
+    unsigned,
+    verify_attestation,
+)
+from envferry.trust.identities import Identities
 from envferry.trust.image_signature import verify_image
 from envferry.trust.signed_tags import tag_message
 from envferry.trust.signing import signers
@@ -25,7 +33,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.archive.index import Index
+    from envferry.artifacts import Proof
     from envferry.models import Manifest
+    from envferry.trust.attestations import VerifiedArtifact
     from envferry.trust.bundle import Role, TrustBundle
     from envferry.trust.signed_clock import SignedClock
     from envferry.trust.signed_tags import SignedTagRecord, TagName
@@ -36,7 +46,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trust:
-    """The keys that a host trusts, and what it has seen; without keys it accepts everything."""
+    """Whom a host trusts, and what it has seen; where that is nobody it accepts everything."""
 
     keys: tuple[PublicKey, ...] = ()
     keys_dir: Path = TRUSTED_DIR
@@ -50,10 +60,16 @@ class Trust:
     named_keys: tuple[PublicKey, ...] = ()
     """Those that the command line names: they may sign everything, unless they are revoked."""
     clock: SignedClock | None = None
+    identities: Identities = field(default_factory=Identities)
+    """One of them must have signed each artifact, besides the keys; tags are for keys."""
     grace: timedelta = timedelta()
     """How long a tag is taken after it has expired, with a warning."""
     accepted: dict[str, tuple[str, ...]] = field(default_factory=dict, compare=False)
     """Who signed the artifacts that were let in, by their stems."""
+    verified: dict[tuple[Proof, Identities], VerifiedArtifact] = field(
+        default_factory=dict, compare=False
+    )
+    """What identities were found to have signed: that takes a process each."""
 
     def keys_for(self, role: Role) -> tuple[PublicKey, ...]:
         """Return the keys that may sign as this, now."""
@@ -72,23 +88,69 @@ class Trust:
         """The time by this machine's clock, or by a newer record that it has seen."""
         return self.clock.now if self.clock else datetime.now(timezone.utc)
 
-    def check_artifact(
-        self, manifest: Manifest, manifest_data: bytes, attestation: bytes | None
-    ) -> None:
-        """Raise IntegrityError unless a trusted key signed this artifact; warn without keys."""
-        if self.keys:
-            self.forbid_revoked(manifest.name, manifest.platform, manifest.id)
+    @property
+    def if_any(self) -> Trust | None:
+        """This, for who asks for signatures only where somebody is trusted."""
+        return self if self.keys or self.identities else None
+
+    @property
+    def asks_release_keys(self) -> bool:
+        """Whether artifacts must be signed by keys.
+
+        Not where identities sign them, and the trust bundle has no key for that, of whatever time.
+        """
+        if not (self.identities and self.bundle) or self.named_keys:
+            return bool(self.keys)
+        return any("release" in key.roles for key in self.bundle.keys)
+
+    def check_artifact(self, manifest: Manifest, proof: Proof) -> None:
+        """Raise IntegrityError unless those who are trusted signed this artifact.
+
+        Warns where nobody is.
+        """
+        if self.if_any is None:
+            self._warn(manifest.stem)
+            return
+        verified = self.verify_artifact(manifest, proof)
+        if self.clock:
+            self.clock.see(verified.time, f"the signature of {manifest.stem}")
+        known = set(map(str, self.identities.accepted))
+        self.accepted[manifest.stem] = tuple(
+            one if one in known else one.split()[0] for one in verified.signed_by
+        )
+        log.info("%s is signed by %s", verified.artifact, ", ".join(verified.signed_by))
+
+    def verify_artifact(self, manifest: Manifest, proof: Proof) -> VerifiedArtifact:
+        """Return who signed an artifact; raise IntegrityError unless all did who have to.
+
+        Both are asked for where both are trusted: who forges has no weaker one to choose.
+        """
+        self.forbid_revoked(manifest.name, manifest.platform, manifest.id)
+        found = []
+        if self.asks_release_keys or not self.identities:
             keys, least = self.keys_for("release"), self.least_for("release")
             with self._naming_revoked():
-                verified = verify_attestation(
-                    manifest, manifest_data, attestation, keys, least=least
+                found.append(
+                    verify_attestation(
+                        manifest, proof.manifest_data, proof.attestation, keys, least=least
+                    )
                 )
-            if self.clock:
-                self.clock.see(verified.time, f"the attestation of {manifest.stem}")
-            self.accepted[manifest.stem] = tuple(one.split()[0] for one in verified.signed_by)
-            log.info("%s is signed by %s", verified.artifact, ", ".join(verified.signed_by))
-        else:
-            self._warn(manifest.stem)
+        if self.identities:
+            found.append(self.verify_identity(manifest, proof))
+        signed_by = tuple(one for verified in found for one in verified.signed_by)
+        return msgspec.structs.replace(found[0], signed_by=signed_by)
+
+    def verify_identity(self, manifest: Manifest, proof: Proof) -> VerifiedArtifact:
+        """Return which identity signed an artifact; raise IntegrityError for none."""
+        from envferry.trust.keyless import verify_identity
+
+        require_described(manifest, proof.manifest_data, f"the manifest of {manifest.stem}")
+        key = (proof, self.identities)
+        if key not in self.verified:
+            self.verified[key] = verify_identity(
+                manifest, proof.manifest_data, proof.sigstore, self.identities
+            )
+        return self.verified[key]
 
     def forbid_revoked(self, name: str, platform: str, id_: str) -> None:
         """Raise IntegrityError for an artifact that the trust bundle revokes."""
@@ -108,12 +170,12 @@ class Trust:
         return self.accepted.get(manifest.stem, ())
 
     def check_image(self, path: Path, *, of: Path | None = None) -> tuple[str, ...]:
-        """Raise IntegrityError unless a trusted key signed this image; warn without keys.
+        """Raise IntegrityError unless a trusted key signed this image.
 
-        Returns the ids of the trusted keys that signed it. With keys all of it is read. `of` is the
-        image that it is a copy of.
+        Warns where nobody is trusted. Returns the ids of the trusted keys that signed it. With keys
+        all of it is read. `of` is the image that it is a copy of. Identities sign no images.
         """
-        if self.keys:
+        if self.if_any:
             keys, least = self.keys_for("release"), self.least_for("release")
             with self._naming_revoked():
                 verified = verify_image(path, keys, of=of, least=least)
@@ -147,6 +209,8 @@ class Trust:
         `what` names the record in errors. What is accepted is remembered.
         """
         if not self.keys:
+            if self.identities:
+                self._warn(what)
             return
         keys = self.keys_for("tag")
         found = signers(tag_message(name, record), record.signatures, keys)

@@ -9,6 +9,7 @@ import msgspec
 from envferry.base.json import convert, decode_json
 from envferry.errors import IntegrityError
 from envferry.trust.attestations import decode_envelope, is_about, verify_attestation
+from envferry.trust.sigstore_bundle import claimed_identity
 from envferry.trust.statements import BUILDER, RunDetails, Statement
 
 if TYPE_CHECKING:
@@ -29,15 +30,28 @@ class ProvenanceSummary(msgspec.Struct, frozen=True, kw_only=True):
     finished: str = ""
     """When the build was finished, as the builder said it."""
     problem: str = ""
+    identity: str = ""
+    """Whom the certificate of its Sigstore bundle names, and who says so; not checked here."""
 
 
 def provenance_of(manifest: Manifest, proof: Proof, trust: Trust | None) -> ProvenanceSummary:
-    """Read an attestation and check it as a host with this trust does, if that has keys."""
+    """Read who signed an artifact; keys are checked as on a host with this trust, if it has any."""
+    found = _of_keys(manifest, proof, trust)
+    if proof.sigstore is None:
+        return found
+    try:
+        identity = str(claimed_identity(proof.sigstore, "its Sigstore bundle"))
+    except IntegrityError as error:
+        identity = error.message
+    return msgspec.structs.replace(found, identity=identity)
+
+
+def _of_keys(manifest: Manifest, proof: Proof, trust: Trust | None) -> ProvenanceSummary:
     if proof.attestation is None:
         return ProvenanceSummary(status="unsigned")
     try:
         envelope = decode_envelope(proof.attestation, "the attestation")
-        if trust and trust.keys:
+        if trust and trust.asks_release_keys:
             trust.forbid_revoked(manifest.name, manifest.platform, manifest.id)
             keys, least = trust.keys_for("release"), trust.least_for("release")
             found = verify_attestation(

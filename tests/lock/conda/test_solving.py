@@ -266,3 +266,13 @@ def test_what_is_kept_stays_and_what_is_updated_moves_alone(tmp_path: Path) -> N
     assert solution(kept, LINUX, indexes(tmp_path)).packages == before.packages
     moved = solution(replace(kept, updated=("a",)), LINUX, indexes(tmp_path))
     assert {item.name: item.version for item in moved.packages} == {"a": "2", "b": "1"}
+
+
+def test_the_cuda_to_declare_is_what_a_package_requires(tmp_path: Path) -> None:
+    limits = record("cuda-version", "12.5", constrains=["__cuda >=12.1"])
+    channel = write_channel(tmp_path / "channel", limits)
+    old = SystemRequirements(cuda="11.4")
+    with pytest.raises(SpecError, match=r"__cuda 11\.4") as caught:
+        solved(tmp_path / "home", [channel], "cuda-version", system=old)
+    assert caught.value.hint is not None
+    assert "{cuda: '12.1'}" in caught.value.hint

@@ -163,6 +163,78 @@ def test_a_pixi_lock(tmp_path: Path) -> None:
         assert lost in notes
 
 
+def test_archives_that_a_pixi_lock_has_from_elsewhere(tmp_path: Path) -> None:
+    text = f"""\
+version: 6
+environments:
+  default:
+    channels: [{{url: '{PUBLIC}/'}}]
+    packages:
+      linux-64:
+      - conda: {PUBLIC}/linux-64/python-3.11.7-h1_0_cpython.conda
+      - pypi: direct+https://f.example.org/click-8.1-py3-none-any.whl
+      - pypi: ./links/secret-2.0-py3-none-any.whl
+packages:
+- conda: {PUBLIC}/linux-64/python-3.11.7-h1_0_cpython.conda
+  sha256: {SHA}
+- pypi: direct+https://f.example.org/click-8.1-py3-none-any.whl
+  name: click
+  version: '8.1'
+  sha256: {SHA}
+- pypi: ./links/secret-2.0-py3-none-any.whl
+  name: secret
+  version: '2.0'
+  sha256: {SHA}
+"""
+    found = read(tmp_path / "pixi.lock", text)
+    click = "https://f.example.org/click-8.1-py3-none-any.whl"
+    secret = (tmp_path / "links" / "secret-2.0-py3-none-any.whl").as_uri()
+    # By its version alone, an index would be asked for it, where the name may be anybody's.
+    assert found.spec.pip == (f"click @ {click}", f"secret @ {secret}")
+    locked = packages(found)
+    assert locked["linux-64", "click"].url == click
+    assert locked["linux-64", "secret"].url == secret
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words", "hint"),
+    [
+        (
+            "pixi.lock",
+            "version: 6\nenvironments: {default: {channels: [], packages: {linux-64: ["
+            "{conda: ../own}]}}}\npackages: [{conda: ../own, name: own}]\n",
+            r"can lock \(../own: built by pixi, not available from a channel\)",
+            "import a lock of published packages for one of linux-64",
+        ),
+        (
+            "conda-lock.yml",
+            "version: 1\nmetadata: {channels: []}\npackage: ["
+            "{name: vc, platform: win-64, version: '1', manager: conda, url: u}]\n",
+            r"can lock \(1 packages for win-64: envferry does not lock for it\)",
+            "import a lock of published packages for one of linux-64",
+        ),
+        (
+            "pixi.lock",
+            "version: 6\nenvironments: {default: {channels: [], packages: {}}}\npackages: []\n",
+            "contains no packages$",
+            "add one to what it locks, then lock that again",
+        ),
+        (
+            "pixi.lock",
+            "version: 3\nmetadata: {channels: []}\npackage: []\n",
+            "the lock format 3, expected 1",
+            "regenerate it with the tool that wrote it",
+        ),
+    ],
+)
+def test_locks_of_which_nothing_remains(
+    tmp_path: Path, name: str, text: str, words: str, hint: str
+) -> None:
+    with pytest.raises(SpecError, match=words) as caught:
+        read(tmp_path / name, text)
+    assert (caught.value.hint or "").startswith(hint)
+
+
 def test_an_empty_environment_of_a_pixi_lock(tmp_path: Path) -> None:
     text = PIXI_LOCK.replace("  test:", "  default:\n    packages: {}\n  test:")
     text = text.replace("  default:", "  gpu:", 1)
@@ -229,6 +301,54 @@ def test_which_environment_of_a_pixi_lock(tmp_path: Path) -> None:
         read(tmp_path / "pixi.lock", text)
     assert caught.value.hint == "choose one with `--name`: gpu, test"
     assert len(packages(read(tmp_path / "pixi.lock", text, name="gpu"))) == 4
+
+
+UV_LOCK_OF_FILES = f"""\
+version = 1
+requires-python = ">=3.11"
+
+[[package]]
+name = "app"
+version = "0"
+source = {{ virtual = "." }}
+dependencies = [{{ name = "fl" }}, {{ name = "loc" }}]
+
+[[package]]
+name = "fl"
+version = "1"
+source = {{ registry = "flat" }}
+wheels = [{{ path = "fl-1-py3-none-any.whl" }}]
+
+[[package]]
+name = "loc"
+version = "1"
+source = {{ path = "wheels/loc-1-py3-none-any.whl" }}
+wheels = [{{ filename = "loc-1-py3-none-any.whl", hash = "sha256:{SHA}" }}]
+"""
+
+
+def test_files_that_a_uv_lock_has_from_folders(tmp_path: Path) -> None:
+    found = read(tmp_path / "uv.lock", UV_LOCK_OF_FILES, python="3.11")
+    loc = tmp_path / "wheels" / "loc-1-py3-none-any.whl"
+    assert found.spec.pip == (
+        f"--find-links {tmp_path / 'flat'}",
+        "fl==1",
+        f"loc @ {loc.as_uri()}",
+    )
+    assert found.lock is not None
+    paths = [entry["wheels"][0]["path"] for entry in found.lock.candidates]
+    assert paths == ["flat/fl-1-py3-none-any.whl", "wheels/loc-1-py3-none-any.whl"]
+
+
+def test_files_that_a_pylock_has_from_folders(tmp_path: Path) -> None:
+    text = (
+        'lock-version = "1.0"\ncreated-by = "x"\n'
+        '[[packages]]\nname = "e"\nversion = "1"\n'
+        'wheels = [{name = "e-1-py3-none-any.whl", path = "w/e-1-py3-none-any.whl", '
+        f'hashes = {{sha256 = "{SHA}"}}}}]\n'
+    )
+    found = read(tmp_path / "pylock.toml", text, python="3.11")
+    assert found.spec.pip == (f"--find-links {tmp_path / 'w'}", "e==1")
 
 
 UV_LOCK = f"""\

@@ -368,3 +368,19 @@ def test_what_a_project_repeats_of_conda_is_not_asked_of_an_index(tmp_path: Path
     found = imported(tmp_path / "pyproject.toml", text)
     assert found.spec.pip == (*("dask[array]>=2025", "pandas>=2", 'rich; sys_platform == "linux"'),)
     assert "[project] dependencies that conda has already: numpy!=1.24, scipy" in found.notes
+
+
+def test_indexes_of_a_project_that_are_folders(tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "pyproject.toml").write_text(
+        "[project]\nname='app'\ndependencies=['loc']\n"
+        "[[tool.uv.index]]\nname='flat'\nurl='./flat'\nformat='flat'\n"
+        "[[tool.uv.index]]\nurl='simple'\n"
+    )
+    options = ImportOptions(name="x", channels=("conda-forge",))
+    spec = import_spec(tmp_path / "app" / "pyproject.toml", tmp_path / "specs", options).spec
+    assert spec.pip == (
+        "--find-links ../app/flat",
+        f"--extra-index-url {(tmp_path / 'app' / 'simple').as_uri()}",
+        "loc",
+    )

@@ -185,7 +185,8 @@ def link_conda_packages(request: BuildRequest) -> LinkAnswer:
         shown = [*answer.faults[:FAULTS_SHOWN], *(more if answer.faults[FAULTS_SHOWN:] else [])]
         raise SpecError(
             "\n  ".join(["the conda packages are incompatible:", *shown]),
-            hint="lock again: `envferry lock` solves for compatible packages",
+            hint="lock again: `envferry lock` solves for compatible packages; where a file of one "
+            "is a folder of another, keep one of the two",
         )
     return answer
 

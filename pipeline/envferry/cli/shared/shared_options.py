@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -9,11 +10,15 @@ import click
 
 from envferry.cli.shared.command import CommandOptions, option
 from envferry.config import settings
+from envferry.errors import UsageError
 from envferry.names import current_platform
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from enum import Enum
+
+    from envferry.trust.host_trust import Trust
+    from envferry.trust.keyless import KeylessSigner
 
 Value = TypeVar("Value", bound="Enum")
 
@@ -86,6 +91,77 @@ class SignKeyOptions(CommandOptions):
         help="Sign with this key: a file, `ssh:NAME` in an ssh-agent, or a URI `pkcs11:…`;"
         " repeatable. Default: the key in ENVFERRY_SIGN_KEY, if any.",
     )
+
+
+class KeylessOptions(CommandOptions):
+    """For commands that sign artifacts, also without a key."""
+
+    sigstore: bool = option(
+        "--sigstore",
+        is_flag=True,
+        help="Sign artifacts by who this CI job is (extra `envferry[sigstore]`); the Sigstore's log"
+        " will name it and them.",
+    )
+    identity_token: Path | None = option(
+        "--identity-token",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="With --sigstore: an OpenID Connect token for it; default: SIGSTORE_ID_TOKEN, else"
+        " what the CI service gives.",
+    )
+
+    def keyless(self) -> KeylessSigner | None:
+        """Return what signs without a key, if that is wanted; raise UsageError if it cannot."""
+        from envferry.trust.keyless import load_keyless
+
+        if self.sigstore:
+            return load_keyless(self.identity_token)
+        if self.identity_token:
+            message = "`--identity-token` is for signatures without a key"
+            raise UsageError(message, hint="add `--sigstore`")
+        return None
+
+
+class IdentityOptions(CommandOptions):
+    """For commands that check who signed artifacts."""
+
+    identity: str | None = option(
+        "--identity",
+        metavar="IDENTITY",
+        help="Demand a Sigstore signature by this workflow's URL and ref, or mail address, or by"
+        " one of /etc/envferry/identities.d/*.toml.",
+    )
+    issuer: str | None = option(
+        "--issuer", metavar="URL", help="With --identity: the OpenID Connect provider behind it."
+    )
+    trusted_root: Path | None = option(
+        "--trusted-root",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="The Sigstore trusted root; default: trusted_root.json in identities.d, else the"
+        " public one in sigstore's package.",
+    )
+
+    def with_identity(self, trust: Trust) -> Trust:
+        """Return a trust that accepts this identity as well."""
+        from envferry.trust.identities import Identities, Identity
+        from envferry.trust.signing import refuse_open
+
+        known = trust.identities
+        if bool(self.identity) != bool(self.issuer):
+            message = "`--identity` and `--issuer` go together"
+            hint = "GitHub's issuer is https://token.actions.githubusercontent.com"
+            raise UsageError(message, hint=hint)
+        accepted = known.accepted
+        if self.identity and self.issuer:
+            accepted = (*accepted, Identity(identity=self.identity, issuer=self.issuer))
+        if self.trusted_root and not accepted:
+            message = "`--trusted-root` is for the signature of an identity"
+            raise UsageError(message, hint="add `--identity` and `--issuer`")
+        if self.trusted_root:
+            refuse_open(self.trusted_root, "Sigstore trusted root")
+        root = self.trusted_root or known.trusted_root
+        return replace(trust, identities=Identities(accepted=accepted, trusted_root=root))
 
 
 class TagExpiryOptions(CommandOptions):

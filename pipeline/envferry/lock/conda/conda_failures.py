@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 NO_CHANNEL = re.compile(r"is not a supported scheme|could not parse url|[Ii]nvalid channel")
 
 
+NAMED_OF_HOSTS = re.compile(r"__(glibc|cuda_arch|cuda|archspec) \D*([\w.]+)")
+NEEDED_OF_HOSTS = re.compile(r"__(glibc|cuda_arch|cuda) \S*?(?<!!)=([\w.]+)")
+"""What a package requires: the words may name what is offered before."""
 NO_PACKAGE = re.compile(r"No candidates were found for ([\w.-]+)")
 
 
@@ -92,7 +95,7 @@ def _unsolvable(answer: CondaAnswer, request: CondaRequest, words: str) -> SpecE
             "the file is in no channel: put it into the folder of its platform in one of your own, "
             "run `conda index` on that, and name it in `channels:`"
         )
-    lacking = re.search(r"__(glibc|cuda_arch|cuda|archspec) \D*([\w.]+)", words)
+    lacking = NEEDED_OF_HOSTS.search(words) or NAMED_OF_HOSTS.search(words)
     if lacking:
         # The solver never looks at this machine, the lock is for others.
         offer = f"{lacking[1]}: '{lacking[2].rstrip('.')}'"

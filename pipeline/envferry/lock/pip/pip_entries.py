@@ -30,6 +30,20 @@ def locked_package(
 ) -> LockedPackage:
     """Turn one pylock entry into the package that it locks; `hashes` limits it when not empty.
 
+    Raises SpecError when it offers no file that can be locked, or none of a known hash.
+    """
+    package = chosen_package(entry, request, ranks, hashes)
+    if package.sha256 is None:
+        file_name = unquote(urlsplit(package.url).path.rsplit("/", 1)[-1])
+        raise _no_sha256(file_name)
+    return package
+
+
+def chosen_package(
+    entry: Mapping[str, Any], request: PipRequest, ranks: dict[Tag, int], hashes: frozenset[str]
+) -> LockedPackage:
+    """Choose the package as `locked_package` does; without a hash where the entry has none at all.
+
     Raises SpecError when it offers no file that can be locked.
     """
     if "vcs" in entry:
@@ -45,9 +59,8 @@ def locked_package(
         raise _nothing_fits(entry, request, sorted(files), hashes)
     file = files[file_name]
     sha256 = _sha256(file)
-    if sha256 is None:
-        message = f"no SHA-256 is known for {file_name}, so it could not be verified later"
-        raise SpecError(message, hint="use an index that serves hashes")
+    if sha256 is None and file.get("hashes"):
+        raise _no_sha256(file_name)  # one that was computed would not be held against the others
     return LockedPackage(
         manager="pip",
         name=entry["name"],
@@ -56,6 +69,11 @@ def locked_package(
         url=_url(file, request),
         sha256=sha256,
     )
+
+
+def _no_sha256(file_name: str) -> SpecError:
+    message = f"no SHA-256 is known for {file_name}, so it could not be verified later"
+    return SpecError(message, hint="use an index that serves hashes")
 
 
 def _nothing_fits(

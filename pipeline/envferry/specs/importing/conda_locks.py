@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CONDA_LOCK_VERSION = "1"
+OTHER_VERSION = (
+    "regenerate it with the tool that wrote it: conda-lock, or pixi 0.17 or newer, "
+    "whose format was like conda-lock's before"
+)
 DEFAULT_CATEGORIES = ("main", "dev")
 """What `conda-lock install` installs unless it is told otherwise."""
 
@@ -30,7 +34,7 @@ def read_conda_lock(text: str, path: Path, name: str) -> ForeignLock:
     document = without_nulls(plain(parse_yaml(text, path)))
     if str(document.get("version", CONDA_LOCK_VERSION)) != CONDA_LOCK_VERSION:
         message = f"{path} has the lock format {document['version']}, expected {CONDA_LOCK_VERSION}"
-        raise SpecError(message, hint="regenerate it with conda-lock, or import a pixi.lock")
+        raise SpecError(message, hint=OTHER_VERSION)
     metadata = document["metadata"]
     draft = Draft(name=name)
     for channel in metadata.get("channels") or []:

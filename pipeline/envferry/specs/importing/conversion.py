@@ -146,7 +146,7 @@ def _checked(text: str, specs_dir: Path, source: Path) -> Spec:
     if len(text.encode()) > MAX_BYTES:
         raise too_large(source)
     try:
-        spec = parse_spec(text, specs_dir / f"{source.name}.yml")
+        spec = parse_spec(text, specs_dir / f"{source.stem}.yml")
     except SpecError as error:
         message = f"{source} cannot become a spec: {error.message}"
         raise SpecError(message, hint=error.hint) from error

@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import msgspec
 
 from envferry.errors import SpecError
+from envferry.names import PLATFORMS
 from envferry.redaction import without_login
 from envferry.specs.channel_names import channel_name
 from envferry.specs.importing.conda_environments import PACKAGE_URL
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from envferry.specs.drafts import Draft
 
 NULLS = ("null", "Null", "NULL", "~", "")
+MOST_SHOWN = 3
+"""Of what is left out, in an error: a lock has hundreds of packages."""
 GIT_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -42,8 +45,7 @@ def lock_of(
 ) -> ForeignLock:
     """Make the spec that asks for just these packages."""
     if not packages:
-        message = f"{path} contains no packages that envferry can lock"
-        raise SpecError(message, hint="regenerate it for a platform that envferry supports")
+        raise _nothing_to_lock(draft, path)
     draft.platforms = sorted({package.platform for package in packages})
     halves: dict[str, dict[str, list[str]]] = {
         manager: {platform: [] for platform in draft.platforms} for manager in ("conda", "pip")
@@ -56,6 +58,18 @@ def lock_of(
     draft.add_conda(halves["conda"])
     draft.add_pip(halves["pip"])
     return ForeignLock(draft=draft, packages=tuple(packages))
+
+
+def _nothing_to_lock(draft: Draft, path: Path) -> SpecError:
+    """Return the error that says why nothing of a lock remains, and the way out of that."""
+    if not draft.left_out:
+        message = f"{path} contains no packages"
+        return SpecError(message, hint="add one to what it locks, then lock that again")
+    shown, more = draft.left_out[:MOST_SHOWN], len(draft.left_out) - MOST_SHOWN
+    reasons = "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
+    message = f"{path} contains no packages that envferry can lock ({reasons})"
+    hint = "import a lock of published packages for one of " + ", ".join(PLATFORMS.values())
+    return SpecError(message, hint=hint)
 
 
 def pin_of(package: LockedPackage, direct: set[str]) -> str:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 PIXI_VERSIONS = ("4", "5", "6", "7")
+DIRECT = "direct+"
+"""Before the URL of an archive that a requirement names, up to version 6 of the format."""
 
 
 def read_pixi_lock(text: str, path: Path, name: str) -> ForeignLock:
@@ -41,16 +43,18 @@ def read_pixi_lock(text: str, path: Path, name: str) -> ForeignLock:
     indexes = [str(item) for item in environment.get("indexes") or []]
     known = {_place(item): item for item in document.get("packages") or []}
     packages = []
+    direct = set()
     for platform, places in _platforms(document, environment, draft):
         for place in places:
             found = _locked_package(known[_place(place)], platform, path.parent)
             if found:
                 packages.append(found)
+                direct |= {found.name} if _is_direct(_place(place)[1]) else set()
             else:
                 shown = _place(place)[1]
                 words = f"{shown}: built by pixi, not available from a channel"
                 draft.left_out += [words] if words not in draft.left_out else []
-    lock = lock_of(draft, packages, path, set())
+    lock = lock_of(draft, packages, path, direct)
     if any(package.manager == "pip" for package in packages):
         draft.pip[:0] = [f"--extra-index-url {item}" for item in indexes]
     return lock
@@ -145,12 +149,20 @@ def _locked_package(item: Mapping[str, Any], platform: str, folder: Path) -> Loc
     )
 
 
+def _is_direct(place: str) -> bool:
+    """Say whether a pypi package is asked for by this place, not by its version on an index.
+
+    On an index, the name of a file beside the lock may be anybody's.
+    """
+    return place.startswith(DIRECT) or "://" not in place
+
+
 def _pypi_url(place: str, folder: Path) -> tuple[str, str]:
     """Return the URL of a pypi package as our locks have it, and its commit if it has one."""
     if place.startswith("git+"):
         return git_url(place.removeprefix("git+"))
     if "://" in place:
-        return without_login(place), ""
+        return without_login(place.removeprefix(DIRECT)), ""
     target = Path(os.path.normpath(folder.absolute() / place))
     is_file = target.name.endswith((".whl", ".tar.gz", ".zip"))
     return target.as_uri() + ("" if is_file else "/"), ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -19,7 +20,7 @@ from envferry.specs.syntax.markers import target_environment
 from envferry.specs.syntax.toml_text import parse_toml
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
 UV_VERSION = 1
@@ -242,9 +243,11 @@ def _uv_entry(item: Mapping[str, Any]) -> dict[str, Any]:
 def _uv_file(file: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
     kind, _, digest = str(file.get("hash", "")).partition(":")
     place = {key: str(file[key]) for key in ("url", "path") if key in file}
-    if not place and "filename" in file:
-        place = {"path": str(file["filename"])}
+    if "path" in place and "registry" in source:
+        # A folder of files is an index for uv, and its files' paths start there.
+        place["path"] = str(PurePath(source["registry"], place["path"]))
     if not place:
+        # Of what a requirement names itself, the file has a name only: its source says where it is.
         place = {key: str(source[key]) for key in ("url", "path") if key in source}
     return {**place, "hashes": {kind: digest} if digest else {}}
 
@@ -252,10 +255,23 @@ def _uv_file(file: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, An
 def _foreign(draft: Draft, entries: list[dict[str, Any]], path: Path) -> ForeignLock:
     indexes = dict.fromkeys(str(entry["index"]) for entry in entries if entry.get("index"))
     draft.pip = [f"--extra-index-url {item}" for item in indexes if "://" in item]
+    draft.pip += [f"--find-links {item}" for item in _folders(entries, path.parent.absolute())]
     draft.pip += [_pin(entry, path) for entry in entries]
     if not entries:
         draft.notes.append(f"{path.name} names no package for this python and platform")
     return ForeignLock(draft=draft, candidates=tuple(entries), base=path.parent.absolute())
+
+
+def _folders(entries: list[dict[str, Any]], base: Path) -> Iterable[Path]:
+    """Return the folders in which files of a version are: on an index it may be anybody's."""
+    files = [
+        file
+        for entry in entries
+        if not entry.get("direct")
+        for file in (*entry.get("wheels", ()), *([entry["sdist"]] if "sdist" in entry else ()))
+    ]
+    folders = [(base / str(file["path"])).parent for file in files if "path" in file]
+    return dict.fromkeys(folders)
 
 
 def _pin(entry: Mapping[str, Any], path: Path) -> str:

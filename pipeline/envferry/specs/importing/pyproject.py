@@ -56,7 +56,7 @@ def draft_pyproject(text: str, path: Path, base: Path, name: str, channels: Iter
     draft.conda = [conda_python(str(project.get("requires-python", "")), path), "pip"]
     uv = table_at(table_at(document.get("tool", {}), path, "tool").get("uv", {}), path, "tool.uv")
     sources = table_at(uv.get("sources", {}), path, "tool.uv.sources")
-    draft.pip += _indexes(uv, path, draft)
+    draft.pip += _indexes(uv, path, base, draft)
     draft.pip += [_requirement(str(line), sources, path, base, draft) for line in dependencies]
     if not draft.pip:
         draft.notes.append(f"{path.name} has no `dependencies`: only python is required")
@@ -75,7 +75,7 @@ def draft_pyproject(text: str, path: Path, base: Path, name: str, channels: Iter
     return draft
 
 
-def _indexes(uv: dict[str, Any], path: Path, draft: Draft) -> list[str]:
+def _indexes(uv: dict[str, Any], path: Path, base: Path, draft: Draft) -> list[str]:
     """Return the option lines that `[[tool.uv.index]]` stands for."""
     indexes = uv.get("index", [])
     if not isinstance(indexes, list):
@@ -90,6 +90,9 @@ def _indexes(uv: dict[str, Any], path: Path, draft: Draft) -> list[str]:
             raise SpecError(msg, hint="add it")
         is_flat = table.get("format") == "flat"
         option = "--index-url" if table.get("default") else "--extra-index-url"
+        if "://" not in url:
+            place = path.parent.absolute() / url
+            url = relative(place, base) if is_flat else place.as_uri()
         lines.append(f"{'--find-links' if is_flat else option} {url}")
         label = f"[[tool.uv.index]] {table.get('name', url)}"
         if table.get("explicit"):

@@ -34,6 +34,7 @@ ARTIFACT_TYPES: Mapping[str, str] = {
     "conda-lock.yml": "application/vnd.conda.lock.v1+yaml",
     "sbom.cdx.json": "application/vnd.cyclonedx+json",
     "attestation.json": "application/vnd.dsse.envelope.v1+json",
+    "manifest.json.sigstore.json": "application/vnd.dev.sigstore.bundle.v0.3+json",
     "pruning.json": "application/vnd.envferry.pruning.v1+json",
 }
 """By the last part of a key."""
