@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -60,33 +61,32 @@ DATACLASSES = {"Secret", "SiteIndex"}
 """Each costs half a millisecond at every start: Python compiles their methods then."""
 
 
+def output_of(*arguments: str) -> str:
+    """Return what Python prints, without what measures coverage: that loads modules of its own."""
+    environ = {name: os.environ[name] for name in os.environ if not name.startswith("COVERAGE_")}
+    argv = [sys.executable, *arguments]
+    return subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True, env=environ).stdout
+
+
 @pytest.mark.parametrize(
     "module", ["build", "fetch", "follow", "install", "installed", "release", "upkeep", "verify"]
 )
 def test_a_command_is_described_without_what_it_runs(module: str) -> None:
-    argv = [sys.executable, "-c", LOADED, f"envferry.cli.{module}", *LATE]
-    finished = subprocess.run(argv, capture_output=True, text=True, check=True)
-    assert finished.stdout == "\n"
+    assert output_of("-c", LOADED, f"envferry.cli.{module}", *LATE) == "\n"
 
 
 def loaded_by(*arguments: str | Path) -> tuple[set[str], set[str]]:
     """Return the modules that a command has loaded, and the dataclasses of ours in them."""
-    argv = [sys.executable, "-c", LOADED_BY_COMMAND, *map(str, arguments)]
-    finished = subprocess.run(argv, capture_output=True, text=True, check=True)
-    modules, *dataclasses = finished.stdout.splitlines()
+    output = output_of("-c", LOADED_BY_COMMAND, *map(str, arguments))
+    modules, *dataclasses = output.splitlines()
     return set(modules.split()), set(dataclasses)
 
 
 def libraries_among(modules: set[str]) -> set[str]:
     """Return the libraries of others, but for those that Python itself loads at its start."""
     tops = {name.partition(".")[0] for name in modules} - set(sys.stdlib_module_names)
-    at_start = subprocess.run(
-        [sys.executable, "-c", "import sys; print(*sys.modules)"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    started = {name.partition(".")[0] for name in at_start.stdout.split()}
+    at_start = output_of("-c", "import sys; print(*sys.modules)")
+    started = {name.partition(".")[0] for name in at_start.split()}
     return {name for name in tops if not name.startswith("_")} - started - {"envferry"}
 
 
