@@ -28,16 +28,16 @@ from envferry.artifacts import (
     read_proof,
     sbom_path,
 )
-from envferry.base.retry import RACES, persistently
-from envferry.errors import IntegrityError, StoreError
+from envferry.errors import IntegrityError
 from envferry.names import DEFAULT_TAG
 from envferry.registry.known_frames import find_known
 from envferry.registry.layer_cuts import layered
 from envferry.registry.layout import LOCK_FILE, archive_key, artifact_folder, folder_of, tag_key
 from envferry.registry.removal import require_kept, require_settled
+from envferry.registry.replacing import replace_value
 from envferry.registry.sigstore_bundles import place_sigstore_bundle, sigstore_bundle_for
 from envferry.registry.tags import read_tag
-from envferry.stores.port import KeyTaken, LostRace, lost_races_again, stat_whole
+from envferry.stores.port import KeyTaken, stat_whole
 from envferry.stores.receive import incoming_of_file
 from envferry.stores.source import ContentSource
 from envferry.trust.attestations import (
@@ -271,22 +271,11 @@ def _place_attestation(target: Registry, source: ArtifactSource, data: bytes | N
         return False
     key = folder_of(source.manifest) + ATTESTATION
 
-    def attempt() -> bool:
-        stat = target.store.stat(key)
-        there = target.store.read(key) if stat else None
-        signed = data or target.store.read(folder_of(source.manifest) + REGISTRY_MANIFEST)
-        wanted = _attestation(target, source, there, signed)
-        if wanted is None or wanted == there:
-            return False
-        with lost_races_again():
-            target.store.replace(key, wanted, stat.version if stat else None)
-        return True
+    def signed(there: bytes | None) -> bytes | None:
+        manifest = data or target.store.read(folder_of(source.manifest) + REGISTRY_MANIFEST)
+        return _attestation(target, source, there, manifest)
 
-    try:
-        return persistently(attempt, RACES)
-    except LostRace as error:
-        message = f"{key} in {target.url} keeps being changed by other processes"
-        raise StoreError(message, hint="run the command again: nothing is sent twice") from error
+    return replace_value(target, key, signed)
 
 
 def _attestation(

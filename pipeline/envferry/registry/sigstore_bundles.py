@@ -6,10 +6,9 @@ import logging
 from typing import TYPE_CHECKING
 
 from envferry.artifacts import REGISTRY_MANIFEST, SIGSTORE
-from envferry.base.retry import RACES, persistently
-from envferry.errors import IntegrityError, NotFound, StoreError
+from envferry.errors import IntegrityError, NotFound
 from envferry.registry.layout import folder_of
-from envferry.stores.port import LostRace, lost_races_again
+from envferry.registry.replacing import replace_value
 from envferry.trust.sigstore_bundle import claimed_identity, is_sound_bundle
 
 if TYPE_CHECKING:
@@ -47,21 +46,7 @@ def sigstore_bundle_for(
 
 def place_sigstore_bundle(target: Registry, manifest: Manifest, wanted: bytes | None) -> bool:
     """Write the bundle that `sigstore_bundle_for` returned; return whether that was needed."""
-    key = folder_of(manifest) + SIGSTORE
-
-    def attempt() -> bool:
-        stat = target.store.stat(key)
-        if wanted is None or (stat and target.store.read(key) == wanted):
-            return False
-        with lost_races_again():
-            target.store.replace(key, wanted, stat.version if stat else None)
-        return True
-
-    try:
-        return persistently(attempt, RACES)
-    except LostRace as error:
-        message = f"{key} in {target.url} keeps being changed by other processes"
-        raise StoreError(message, hint="run the command again: nothing is sent twice") from error
+    return replace_value(target, folder_of(manifest) + SIGSTORE, lambda _: wanted)
 
 
 def _read(target: Registry, key: str) -> bytes | None:
