@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from envferry.base.proxies import read_proxies
-from envferry.base.settings_files import read_settings
+from envferry.base.settings_files import DEFAULT, read_settings
 from envferry.base.settings_table import SYSTEM_FILE
 from envferry.base.site_indexes import SiteIndexes, plain_url, read_site_indexes
 from envferry.base.uv_variables import INDEX_VARIABLES, deciding_variables, environ_for_uv
@@ -69,7 +69,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     source_date_epoch: int
     """Seconds since 1970 that become the mtime of every archive member."""
     trusted_dir: Path
-    """Where the public keys (`*.pub`) are that this host trusts."""
+    """Where the public keys (`*.pub`) are that this host trusts; /dev/null for none."""
     sign_key: Secret | None
     """A private key in PEM, for CI, which has no files of its own; or the name of one."""
     key_passphrase: Secret | None = None
@@ -95,6 +95,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Programs to run after an installation became current, or went."""
     kernel_dir: Path | None = None
     modulefile_dir: Path | None = None
+    trusted_dir_set_by: str = ""
+    """The variable, or the line of a file, that names `trusted_dir`; empty for the default."""
     allow_races: bool = False
     report_to: str = ""
     """The registry that learns what this host has; empty for none."""
@@ -129,6 +131,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             envs_dir=Path(text("envs_dir")).absolute(),
             source_date_epoch=int(epoch),
             trusted_dir=Path(text("trusted_dir")),
+            trusted_dir_set_by=_set_by(told["trusted_dir"]),
             sign_key=_secret(environ, SIGN_KEY),
             key_passphrase=_secret(environ, KEY_PASSPHRASE),
             key_passphrase_file=(
@@ -253,6 +256,11 @@ def user_kernels() -> Path:
         message = "no place for a Jupyter kernel: HOME is not set"
         raise SpecError(message, hint="give --kernel DIR")
     return Path(data) / "kernels"
+
+
+def _set_by(one: SettingValue) -> str:
+    """Return the variable, or the file and line, that gave a setting its value; else nothing."""
+    return "" if one.source == DEFAULT else one.source
 
 
 def _secret(environ: Mapping[str, str], name: str) -> Secret | None:
