@@ -249,7 +249,7 @@ def test_the_script_obeys_a_host_that_demands_signatures(tool: Path, how: str) -
     environ = {"ENVFERRY_REQUIRE_SIGNATURES": "1" if how == "variable" else "0"}
     if how in {"file", "missing"}:
         environ["ENVFERRY_TRUSTED_DIR"] = str(tool.parents[1] / "trusted.d")
-    code, said = install(tool, **environ)
+    code, said = install(tool, cwd=None, **environ)
     assert code == 1
     assert "this host requires signatures" in said
 
