@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from envferry.base.proxies import read_proxies
-from envferry.base.settings_files import DEFAULT, read_settings
+from envferry.base.settings_files import read_settings
 from envferry.base.settings_table import SYSTEM_FILE
 from envferry.base.site_indexes import SiteIndexes, plain_url, read_site_indexes
 from envferry.base.uv_variables import INDEX_VARIABLES, deciding_variables, environ_for_uv
@@ -116,6 +116,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             value = told[key].value
             return value if isinstance(value, str) else ""
 
+        def absolute(key: str) -> Path | None:
+            return Path(text(key)).absolute() if text(key) else None
+
         home = home_of(environ)
         home_cache = environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home else "")
         cache = text("cache") or (f"{home_cache}/envferry" if home_cache else "")
@@ -131,17 +134,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             envs_dir=Path(text("envs_dir")).absolute(),
             source_date_epoch=int(epoch),
             trusted_dir=Path(text("trusted_dir")),
-            trusted_dir_set_by=_set_by(told["trusted_dir"]),
+            trusted_dir_set_by=told["trusted_dir"].set_by,
             sign_key=_secret(environ, SIGN_KEY),
             key_passphrase=_secret(environ, KEY_PASSPHRASE),
             key_passphrase_file=(
                 Path(text("key_passphrase_file")) if text("key_passphrase_file") else None
             ),
             ssh_agent=environ.get("SSH_AUTH_SOCK", ""),
-            sigstore_root=Path(text("sigstore_root")).absolute() if text("sigstore_root") else None,
-            sigstore_config=(
-                Path(text("sigstore_config")).absolute() if text("sigstore_config") else None
-            ),
+            sigstore_root=absolute("sigstore_root"),
+            sigstore_config=absolute("sigstore_config"),
             identity_token=_secret(environ, IDENTITY_TOKEN),
             min_speed=int(str(told["min_speed"].value)),
             requirement=(
@@ -155,12 +156,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             allow_races=bool(told["allow_races"].value),
             report_to=text("report_to"),
             tag_grace_days=int(str(told["tag_grace_days"].value)),
-            audit_database=(
-                Path(text("audit_database")).absolute() if text("audit_database") else None
-            ),
-            license_policy=(
-                Path(text("license_policy")).absolute() if text("license_policy") else None
-            ),
+            audit_database=absolute("audit_database"),
+            license_policy=absolute("license_policy"),
         )
 
     @property
@@ -256,11 +253,6 @@ def user_kernels() -> Path:
         message = "no place for a Jupyter kernel: HOME is not set"
         raise SpecError(message, hint="give --kernel DIR")
     return Path(data) / "kernels"
-
-
-def _set_by(one: SettingValue) -> str:
-    """Return the variable, or the file and line, that gave a setting its value; else nothing."""
-    return "" if one.source == DEFAULT else one.source
 
 
 def _secret(environ: Mapping[str, str], name: str) -> Secret | None:
