@@ -31,6 +31,7 @@ from envferry.progress import Silent
 from tests.support.artifacts import installable_artifact
 from tests.support.cli_runner import CliRunner
 from tests.support.installing import install, manifest_of
+from tests.support.packed import random_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -273,6 +274,27 @@ def test_shared_files_are_counted_once(
     partial.mkdir()
     (partial / "file").write_bytes(bytes(50_000))
     assert measure_directory(envs).unfinished >= 50_000
+
+
+def test_an_image_and_notes_count_as_what_they_belong_to(
+    add: Callable[..., Installation], envs: Path
+) -> None:
+    """Where an image is mounted its file counts, which is not in the tree."""
+    installed = add(b"one")
+    home = EnvHome.of(envs, "demo")
+    before = measure_directory(envs)
+    (notes,) = [one.own for one in before.installations]
+    assert notes >= sum(path.stat().st_size for path in home.directory.glob("*.*"))
+    home.image(installed.id).write_bytes(random_bytes(1, 300_000))
+    home.image("0" * 12).write_bytes(random_bytes(1, 100_000))
+    home.partial("1" * 12).with_suffix(".squashfs").write_bytes(random_bytes(1, 100_000))
+    usage = measure_directory(envs)
+    (one,) = usage.installations
+    assert notes + 300_000 <= one.own < notes + 310_000
+    assert 200_000 <= usage.unfinished - before.unfinished < 210_000
+    assert usage.total - before.total == one.own - notes + usage.unfinished - before.unfinished
+    (listed,) = list_installed(envs)
+    assert listed.own_bytes == one.own
 
 
 def test_all_is_well(add: Callable[..., Installation], envs: Path) -> None:
