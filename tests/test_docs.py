@@ -200,3 +200,21 @@ def test_the_changelog_has_each_version_and_section_once() -> None:
         sections = re.findall(r"^### (.*)$", version, re.MULTILINE)
         assert len(set(sections)) == len(sections)
         assert set(sections) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+LONGEST_CHANGE = 160
+
+
+def test_a_change_is_one_line() -> None:
+    """A reader looks through the list: what a change does in full is in the documentation."""
+    text = (DOCS.parent / "CHANGELOG.md").read_text()
+    _, *sections = re.split(r"^### .*$", text, flags=re.MULTILINE)
+    assert sections
+    lines = [
+        line
+        for section in sections
+        for line in re.sub(r"^## .*", "", section, flags=re.MULTILINE | re.DOTALL).splitlines()
+        if line
+    ]
+    assert not [line for line in lines if not line.startswith("- ")]
+    assert not [line for line in lines if len(line) > LONGEST_CHANGE]
