@@ -15,7 +15,7 @@ from envferry.base.json import to_json
 from envferry.errors import HostError, NotFound, ToolFailed, UsageError
 from envferry.install.activation import roll_back
 from envferry.install.disk_usage import measure_directory
-from envferry.install.env_home import EnvHome
+from envferry.install.env_home import HISTORY, EnvHome
 from envferry.install.events import MOST_EVENTS, Actor, note_event, read_events
 from envferry.install.host_overview import list_installed, read_history
 from envferry.install.installation import Installation, Origin
@@ -295,6 +295,23 @@ def test_an_image_and_notes_count_as_what_they_belong_to(
     assert usage.total - before.total == one.own - notes + usage.unfinished - before.unfinished
     (listed,) = list_installed(envs)
     assert listed.own_bytes == one.own
+
+
+def test_what_changes_nothing_writes_nothing(add: Callable[..., Installation], envs: Path) -> None:
+    """An install of what is there works on a full disk."""
+    installed = add(b"one")
+    home = EnvHome.of(envs, "demo")
+
+    def states() -> list[tuple[int, int]]:
+        found = [home.link.lstat(), (home.directory / HISTORY).stat()]
+        return [(status.st_ino, status.st_mtime_ns) for status in found]
+
+    before = states()
+    home.make_current(installed.id)
+    assert states() == before
+    home.write_history([installed.id, "0" * 12])
+    home.make_current(installed.id)
+    assert home.history() == ["0" * 12, installed.id]
 
 
 def test_all_is_well(add: Callable[..., Installation], envs: Path) -> None:
