@@ -138,7 +138,7 @@ RC_FILES = {
     "fish": {".config/fish/config.fish": FISH_BASE},
 }
 SAY = (
-    'python --version a; echo "$MINE=$PATH=$CONDA_DEFAULT_ENV=$ENVFERRY_SHELL_START$ZDOTDIR"; '
+    'python --version a; echo "$MINE=$PATH=$CONDA_DEFAULT_ENV=$_envferry_start$ZDOTDIR"; '
     "exit 5\n"
 )
 

@@ -34,7 +34,7 @@ exec "$@"
 """
 RC_FILES = Path(__file__).with_name("shells")
 """What shells for people start with, by the name of the shell."""
-AFTER_RC = "ENVFERRY_SHELL_START"
+AFTER_RC = "_envferry_start"
 """The variable that tells those what to do after the user's own files."""
 FISH_PROMPT = """\
 functions -q fish_prompt; and functions -c fish_prompt _envferry_own_prompt
@@ -108,7 +108,7 @@ def options_of(
         return ("--rcfile", str(RC_FILES / "bashrc"), "-i"), {AFTER_RC: text}
     if name == "zsh":
         set_by_user = child_environ().get("ZDOTDIR", "")
-        own = {"ENVFERRY_ZDOTDIR": set_by_user} if set_by_user else {}
+        own = {"_envferry_zdotdir": set_by_user} if set_by_user else {}
         return ("-i",), {AFTER_RC: text, "ZDOTDIR": str(RC_FILES / "zsh"), **own}
     return ("-i",), {}
 
