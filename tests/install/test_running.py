@@ -137,10 +137,7 @@ RC_FILES = {
     "zsh in its home": {".zshrc": BASE},
     "fish": {".config/fish/config.fish": FISH_BASE},
 }
-SAY = (
-    'python --version a; echo "$MINE=$PATH=$CONDA_DEFAULT_ENV=$_envferry_start$ZDOTDIR"; '
-    "exit 5\n"
-)
+SAY = 'python --version a; echo "$MINE=$PATH=$CONDA_DEFAULT_ENV=$_envferry_start$ZDOTDIR"; exit 5\n'
 
 
 @pytest.mark.parametrize("shell", RC_FILES)
