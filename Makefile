@@ -85,6 +85,8 @@ fuzz: $(VENV)/.ready
 	  -verbosity=0 -print_final_stats=1 .fuzz/$$target tests/corpus || exit 1; done
 
 bench: $(VENV)/.ready
+	./bootstrap.sh oci
+	./bootstrap.sh rivals
 	$(bin)/python -m benchmarks $(if $(ENV),--env $(ENV)) $(if $(JSON),--json $(JSON))
 
 reference: $(VENV)/.ready

@@ -167,13 +167,13 @@ if [ "${1:-}" = slurm ]; then
   exit
 fi
 
-if [ "${1:-}" = ansible ]; then
-  # The collection for hosts is tested with it, in a virtual environment of its own.
+if [ "${1:-}" = ansible ] || [ "${1:-}" = rivals ]; then
+  # Programs that tests and benchmarks run beside envferry, in virtual environments of their own.
   [ -x "$venv/bin/uv" ] || fail "$venv has no uv" "run ./bootstrap.sh first"
-  cmp -s requirements/ansible.txt "$venv/ansible/installed.txt" && exit
-  "$venv/bin/uv" venv -q --clear --python "$venv/bin/python" "$venv/ansible"
-  "$venv/bin/uv" pip install -q --python "$venv/ansible/bin/python" --require-hashes -r requirements/ansible.txt
-  cp requirements/ansible.txt "$venv/ansible/installed.txt"
+  cmp -s "requirements/$1.txt" "$venv/$1/installed.txt" && exit
+  "$venv/bin/uv" venv -q --clear --python "$venv/bin/python" "$venv/$1"
+  "$venv/bin/uv" pip install -q --python "$venv/$1/bin/python" --require-hashes -r "requirements/$1.txt"
+  cp "requirements/$1.txt" "$venv/$1/installed.txt"
   exit
 fi
 

@@ -1,4 +1,4 @@
-"""Push and fetch against boto3's own transfer manager, on a SeaweedFS of this machine."""
+"""Push and fetch against the better of s5cmd, AWS's CRT client and boto3, on a SeaweedFS here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import statistics
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.comparing import Command, Result, Run, in_turn, put_aside, run_once, seconds_result
@@ -17,11 +18,10 @@ from tests.support.packed import pack, random_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from benchmarks.environments import Environment
 
-TRANSFER = """
+BOTO3 = """
 import sys
 import boto3
 from boto3.s3.transfer import TransferConfig
@@ -38,6 +38,29 @@ if verb == "put":
 else:
     client.download_file(bucket, key, path, Config=transfer)
 """
+CRT = """
+import os
+import sys
+import botocore.session
+from botocore.config import Config
+from s3transfer import crt
+verb, path, bucket, key = sys.argv[1:]
+session = botocore.session.Session()
+region, config = os.environ["AWS_DEFAULT_REGION"], Config(s3={"addressing_style": "path"})
+login = crt.BotocoreCRTCredentialsWrapper(session.get_credentials())
+client = crt.create_s3_crt_client(
+    region, login.to_crt_credentials_provider(), use_ssl=False, part_size=16 << 20
+)
+where = {
+    "region_name": region, "endpoint_url": os.environ["AWS_ENDPOINT_URL_S3"], "config": config
+}
+with crt.CRTTransferManager(client, crt.BotocoreCRTRequestSerializer(session, where)) as manager:
+    if verb == "put":
+        manager.upload(path, bucket, key).result()
+    else:
+        manager.download(bucket, key, path).result()
+"""
+RIVALS = Path(sys.prefix) / "rivals/bin"
 LIMIT_MB = 300
 PACKAGE_BYTES = 12_000_000
 SIGNATURE_SECONDS = 0.3
@@ -85,15 +108,14 @@ class Bench:
 
     def push_results(self, rounds: int) -> Iterator[Result]:
         """Push to an empty registry each time, as boto3 uploads to a new key."""
-        pairs = []
+        ours, others = list[Run](), list[dict[str, Run]]()
         for number in range(rounds + 1):
             url = f"s3://{self.server.bucket}/push-{number}"
-            ours = self.run(ENVFERRY, "push", self.archive, "-q", "--registry", url)
-            other = self.run(*self.transfer("put", self.archive, f"other-{number}"))
-            pairs.append((ours, other))
-        runs = [a for a, _ in pairs[1:]], [b for _, b in pairs[1:]]
-        yield seconds_result("push_vs_boto3", runs, 1.1, "ours reads the archive twice: it checks")
-        yield peak("push_rss", runs[0])
+            ours.append(self.run(ENVFERRY, "push", self.archive, "-q", "--registry", url))
+            rivals = self.rivals("put", self.archive, f"other-{number}")
+            others.append({name: self.run(*words) for name, words in rivals.items()})
+        yield against_best("push_vs_best", ours[1:], others[1:])
+        yield peak("push_rss", ours)
 
     def install_results(self, environment: Environment) -> Iterator[Result]:
         """Install straight from S3 each time, against a download of the archive alone."""
@@ -103,7 +125,7 @@ class Bench:
             ENVFERRY, "install", environment.name, "-q", "--no-check", "--force", "cuda",
             "--envs-dir", envs, "--prefix", environment.built.prefix, "--registry", url,
         )  # fmt: skip
-        download = self.command(*self.transfer("get", other, "other-0"))
+        download = self.command(*self.rivals("get", other, "other-0")["boto3"])
         runs = in_turn(
             replace(install, prepare=lambda: put_aside(envs)),
             replace(download, prepare=lambda: other.unlink(missing_ok=True)),
@@ -124,12 +146,16 @@ class Bench:
 
         name = self.archive.name.split("-")[0]
         fetch = self.command(ENVFERRY, "fetch", name, "-q", "-o", out, "--registry", url)
-        other = self.command(*self.transfer("get", out / "other", "other-0"))
-        ours = Command(argv=fetch.argv, environ=fetch.environ, prepare=empty)
-        theirs = Command(argv=other.argv, environ=other.environ, prepare=empty)
-        runs = in_turn(ours, theirs, rounds)
-        yield seconds_result("fetch_vs_boto3", runs, 1.1)
-        yield peak("fetch_rss", runs[0])
+        ours, others = list[Run](), list[dict[str, Run]]()
+        for _ in range(rounds + 1):
+            ours.append(run_once(replace(fetch, prepare=empty)))
+            rivals = self.rivals("get", out / "other", "other-0")
+            commands = {name: self.command(*words) for name, words in rivals.items()}
+            others.append(
+                {name: run_once(replace(one, prepare=empty)) for name, one in commands.items()}
+            )
+        yield against_best("fetch_vs_best", ours[1:], others[1:])
+        yield peak("fetch_rss", ours)
         empty()
 
     def signature_results(self, rounds: int) -> Iterator[Result]:
@@ -173,9 +199,38 @@ class Bench:
             note="19 of 20 packages are there, of 12 MB each",
         )  # fmt: skip
 
-    def transfer(self, verb: str, path: Path, key: str) -> tuple[str | Path, ...]:
-        """Return the command line of boto3's transfer manager."""
-        return (sys.executable, "-c", TRANSFER, verb, path, self.server.bucket, key)
+    def rivals(self, verb: str, path: Path, key: str) -> dict[str, tuple[str | Path, ...]]:
+        """Return the command lines that put or get an object, by the name of the program."""
+        python, bucket = RIVALS / "python", self.server.bucket
+        local, remote = str(path), f"s3://{bucket}/{key}"
+        ends = (local, remote) if verb == "put" else (remote, local)
+        s5cmd = (RIVALS / "s5cmd", "--endpoint-url", self.server.endpoint_url, "cp")
+        return {
+            "boto3": (python, "-c", BOTO3, verb, path, bucket, key),
+            "AWS CRT": (python, "-c", CRT, verb, path, bucket, key),
+            "s5cmd": (*s5cmd, "--part-size", "16", "--concurrency", "10", *ends),
+        }
+
+
+def against_best(name: str, ours: list[Run], others: list[dict[str, Run]]) -> Result:
+    """Return the medians of ours and of the fastest of the others; the note has all of these."""
+    medians = {
+        rival: statistics.median(runs[rival].seconds for runs in others) for rival in others[0]
+    }
+    rivals = {rival: [runs[rival] for runs in others] for rival in medians}
+    shown = ", ".join(
+        f"{rival} {medians[rival]:.2f} s ({cpu_of(runs):.2f})" for rival, runs in rivals.items()
+    )
+    seconds = statistics.median(run.seconds for run in ours)
+    note = f"{shown}; CPU in brackets, ours {cpu_of(ours):.2f}"
+    return Result(
+        name=name, ours=seconds, other=min(medians.values()), goal=1.1, unit="s", note=note
+    )
+
+
+def cpu_of(runs: list[Run]) -> float:
+    """Return the median of the CPU seconds."""
+    return statistics.median(run.cpu_seconds for run in runs)
 
 
 def peak(name: str, runs: list[Run]) -> Result:

@@ -19,3 +19,4 @@ compile pipeline/envferry/transfer/tool-requirements.txt pyproject.toml -c requi
 echo uv | compile requirements/uv.txt - -c requirements/dev.txt
 # What tests the Ansible collection has other requirements, and no version in common.
 compile requirements/ansible.txt requirements/ansible.in "$@"
+compile requirements/rivals.txt requirements/rivals.in "$@"
