@@ -45,6 +45,7 @@ ROOMS = {
     "specs": ("syntax", "", "importing", "lint"),
     "cli": ("shared", ""),
     "stores": ("", "oci", "s3"),
+    "install": ("tree", "records", "programs", "host", ""),
     "lock": ("conda", "pip"),
     "build": ("inside",),
 }

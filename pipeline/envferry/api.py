@@ -49,9 +49,9 @@ from envferry.errors import (
     UsageError,
 )
 from envferry.index.queries import Entry, Filter, Match
-from envferry.install.installation import Installation
-from envferry.install.link_mode import Link
 from envferry.install.plan import InstallOptions
+from envferry.install.records.installation import Installation
+from envferry.install.tree.link_mode import Link
 from envferry.install.verify import Verified
 from envferry.lock.lock_options import LockOptions
 from envferry.models import Artifact, BuiltEnv, Lock, Manifest
@@ -297,8 +297,8 @@ def verify(
     With `quick`, only sizes, modes and times are compared, and no file is read. Raises NotFound
     when it is not installed, IntegrityError when its record is damaged.
     """
-    from envferry.install.actor import utc_now
-    from envferry.install.env_home import EnvHome
+    from envferry.install.records.actor import utc_now
+    from envferry.install.records.env_home import EnvHome
     from envferry.install.verify import verify_installation
 
     env, _, id_ = name.partition("@")

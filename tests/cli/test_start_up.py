@@ -101,7 +101,7 @@ def test_a_command_of_hosts_starts_with_little(command: str) -> None:
 
 @pytest.mark.parametrize(
     ("command", "reader"),
-    [("list", "envferry.install.host_overview"), ("status", "envferry.install.status")],
+    [("list", "envferry.install.host.host_overview"), ("status", "envferry.install.host.status")],
 )
 def test_what_is_installed_is_read_without_a_registry(
     command: str, reader: str, tmp_path: Path

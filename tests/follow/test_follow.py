@@ -23,8 +23,8 @@ from envferry.follow.poll import Followed, FollowRequest, follow_once
 from envferry.follow.units import write_units
 from envferry.follow.window import Window
 from envferry.install.activation import roll_back
-from envferry.install.env_home import EnvHome
 from envferry.install.plan import InstallOptions
+from envferry.install.records.env_home import EnvHome
 from envferry.models import Checks
 from envferry.names import Ref, current_platform
 from envferry.progress import Silent

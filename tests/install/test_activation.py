@@ -14,9 +14,9 @@ import pytest
 
 from envferry.base.json import to_json
 from envferry.errors import ToolFailed
-from envferry.install import final_view
 from envferry.install.activation import roll_back
-from envferry.install.env_home import EnvHome
+from envferry.install.programs import final_view
+from envferry.install.records.env_home import EnvHome
 from envferry.install.verify import verify_installation
 from envferry.models import Checks
 from envferry.progress import Silent

@@ -15,8 +15,8 @@ import pytest
 from envferry.archive.install_journal import InstallJournal
 from envferry.errors import IntegrityError, NotFound, TargetOccupied
 from envferry.install.activation import roll_back
-from envferry.install.env_home import EnvHome
-from envferry.install.host_check import can_link
+from envferry.install.host.host_check import can_link
+from envferry.install.records.env_home import EnvHome
 from envferry.install.remove import remove_named, remove_old, remove_whole
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent
@@ -251,7 +251,7 @@ def test_dots_in_the_path_of_the_envs_directory(
 ON_OVERLAY = """
 import sys
 from pathlib import Path
-from envferry.install.env_home import EnvHome
+from envferry.install.records.env_home import EnvHome
 from envferry.install.remove import remove_named, remove_whole
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent
@@ -314,7 +314,7 @@ from tests.support.installing import install, leftovers, output_of
 disk, first, second = map(Path, sys.argv[1:])
 install(first, disk, prefix="/srv/e")
 before = output_of(disk)
-from envferry.install.link_mode import Link
+from envferry.install.tree.link_mode import Link
 try:
     install(second, disk, prefix="/srv/e", link=Link.COPY, force=("space", "inodes"))
 except HostError as error:
@@ -345,7 +345,7 @@ def test_a_disk_that_fills_while_files_are_shared(tmp_path: Path, limit: str) ->
 
 
 def test_a_move_that_fails_changes_nothing(tmp_path: Path) -> None:
-    from envferry.install.moves import move_directory
+    from envferry.install.tree.moves import move_directory
 
     (tmp_path / "source").mkdir()
     with pytest.raises(OSError, match="No such file"):

@@ -313,8 +313,8 @@ def _of_tags(
 
 def _of_host(options: AuditOptions, prepared: Audit) -> Iterator[ArtifactAudit]:
     from envferry.audit.artifact_audit import tree_packages
-    from envferry.install.env_home import EnvHome
-    from envferry.install.installed import environment_names, not_installed
+    from envferry.install.records.env_home import EnvHome
+    from envferry.install.records.installed import environment_names, not_installed
 
     names = options.refs or tuple(environment_names(options.envs_dir))
     if not names:

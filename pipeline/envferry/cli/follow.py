@@ -104,7 +104,7 @@ def request_of(options: FollowOptions, ref: Ref) -> FollowRequest:
     """Return what the poll is to do."""
     from envferry.follow.poll import FollowRequest
     from envferry.follow.window import Window
-    from envferry.install.env_home import EnvHome
+    from envferry.install.records.env_home import EnvHome
     from envferry.registry import Registry
     from envferry.registry.accepted_sources import origin_of
 

@@ -13,7 +13,7 @@ from envferry.cli.shared.hooks import run_hooks
 from envferry.cli.shared.host_report import report_host
 from envferry.cli.shared.shared_options import DryRunOptions, EnvsDirOptions
 from envferry.errors import EXIT_INTERRUPTED, UsageError
-from envferry.install.actor import current_actor
+from envferry.install.records.actor import current_actor
 from envferry.names import ID_PATTERN
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.cli.shared.console import Console
-    from envferry.install.env_home import EnvHome
-    from envferry.install.installation import Installation
+    from envferry.install.records.env_home import EnvHome
+    from envferry.install.records.installation import Installation
     from envferry.install.remove import Removal
 
 KEPT = 2
@@ -67,7 +67,7 @@ def rollback(console: Console, options: RollbackOptions) -> None:
     NAME` shows: 1 is the previous installation.
     """
     from envferry.install.activation import roll_back
-    from envferry.install.env_home import EnvHome
+    from envferry.install.records.env_home import EnvHome
 
     home = EnvHome.of(options.envs_dir, options.name)
     actor = current_actor()
@@ -113,7 +113,7 @@ def remove(console: Console, options: RemoveOptions) -> int:
 
 def records_of(home: EnvHome) -> dict[str, Installation]:
     """Return the records that can be read, by id."""
-    from envferry.install.installed import all_installations
+    from envferry.install.records.installed import all_installations
 
     return {record.id: record for one, record in all_installations(home) if one.name == home.name}
 
@@ -143,7 +143,7 @@ def is_sure(console: Console, home: EnvHome) -> bool:
 
 def home_of(text: str, envs_dir: Path) -> tuple[EnvHome, str | None]:
     """Parse NAME or NAME@ID of something installed."""
-    from envferry.install.env_home import EnvHome
+    from envferry.install.records.env_home import EnvHome
 
     name, at, id_ = text.partition("@")
     if at and not ID_PATTERN.fullmatch(id_):

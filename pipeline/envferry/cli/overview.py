@@ -15,16 +15,16 @@ from envferry.cli.shared.shared_options import EnvsDirOptions, TrustedKeyOptions
 from envferry.cli.shared.sizes import parse_size
 from envferry.cli.shared.terminal import table
 from envferry.errors import by_exit_code
-from envferry.install.actor import utc_now
+from envferry.install.records.actor import utc_now
 from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from envferry.cli.shared.console import Console
-    from envferry.install.disk_usage import DirectoryUsage
-    from envferry.install.host_overview import History, InstalledFacts
-    from envferry.install.last_results import InstallationState
+    from envferry.install.host.disk_usage import DirectoryUsage
+    from envferry.install.host.host_overview import History, InstalledFacts
+    from envferry.install.records.last_results import InstallationState
 
 
 class ListOptions(EnvsDirOptions):
@@ -72,7 +72,7 @@ def list_command(console: Console, options: ListOptions) -> None:
     OWN: bytes on the disk that removing it frees. SHARED: bytes of files that other installations
     have as well, by hard links; blocks that the file system shares (reflinks) count as OWN.
     """
-    from envferry.install.host_overview import list_installed
+    from envferry.install.host.host_overview import list_installed
 
     found = list_installed(options.envs_dir, options.name)
     lines = installation_blocks if options.name else installation_table
@@ -85,7 +85,7 @@ def history(console: Console, options: HistoryOptions) -> None:
 
     BACK: how many installations back it is; 0 is the current one.
     """
-    from envferry.install.host_overview import read_history
+    from envferry.install.host.host_overview import read_history
 
     found = read_history(home_of(options.name, options.envs_dir)[0])
     console.result(found, lambda: history_lines(found))
@@ -98,7 +98,7 @@ def du(console: Console, options: EnvsDirOptions) -> None:
     Hard links are recognised, reflinks are not: on file systems that have these the sum is what the
     installations would take without.
     """
-    from envferry.install.disk_usage import measure_directory
+    from envferry.install.host.disk_usage import measure_directory
 
     usage = measure_directory(options.envs_dir.absolute())
     console.result(usage, lambda: usage_lines(usage))
@@ -115,7 +115,7 @@ def status(console: Console, options: StatusCommandOptions) -> None:
     11 for too little space: the first of these that applies.
     """
     from envferry.base.prometheus import write_textfile
-    from envferry.install.status import StatusOptions, describe_status, metrics_of, read_status
+    from envferry.install.host.status import StatusOptions, describe_status, metrics_of, read_status
 
     trust = load_trust(options.trusted_keys, takes_in=False)
     keys = [key.id for key in trust.keys_for("release")]
@@ -289,7 +289,7 @@ def checks_text(state: InstallationState) -> str:
 
 def used_text(one: InstalledFacts) -> str:
     """Return who uses an installation."""
-    from envferry.install.in_use import describe
+    from envferry.install.programs.in_use import describe
 
     if one.users:
         return describe(one.users)

@@ -38,8 +38,8 @@ def run(console: Console, options: RunOptions) -> None:
     envferry: its signals and its exit code are its own.
     """
     from envferry import process
-    from envferry.install.env_home import EnvHome
-    from envferry.install.running import start_in
+    from envferry.install.programs.running import start_in
+    from envferry.install.records.env_home import EnvHome
 
     start = start_in(EnvHome.of(options.envs_dir, options.name), options.words)
     process.become(start.argv, start.environ)
@@ -52,8 +52,8 @@ def shell(console: Console, options: ShellOptions) -> None:
     The shell is the one in SHELL, else bash or sh.
     """
     from envferry import process
-    from envferry.install.env_home import EnvHome
-    from envferry.install.running import interactive_shell
+    from envferry.install.programs.running import interactive_shell
+    from envferry.install.records.env_home import EnvHome
 
     home = EnvHome.of(options.envs_dir, options.name)
     start = interactive_shell(home, child_environ().get("SHELL", ""))

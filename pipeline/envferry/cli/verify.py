@@ -20,7 +20,7 @@ from envferry.cli.shared.shared_options import (
 from envferry.cli.trust import SignedRef, verify_ref
 from envferry.config import settings
 from envferry.errors import IntegrityError
-from envferry.install.actor import current_actor, utc_now
+from envferry.install.records.actor import current_actor, utc_now
 from envferry.names import ID_PATTERN
 from envferry.trust.host_keys import load_trust
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from envferry.cli.shared.console import Console
-    from envferry.install.env_home import EnvHome
+    from envferry.install.records.env_home import EnvHome
     from envferry.install.verify import Verified
     from envferry.trust.host_trust import Trust
 

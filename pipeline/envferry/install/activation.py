@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from envferry.errors import NotFound, TargetOccupied
-from envferry.install import final_view
-from envferry.install.check_runner import CheckedTree, run_check, run_checks
-from envferry.install.env_home import HOME
-from envferry.install.events import UNKNOWN_ACTOR, Actor, note_event
-from envferry.install.installation import Unchecked
-from envferry.install.integrations import refresh_integrations
-from envferry.install.mounting import mount
-from envferry.install.moves import move_directory
+from envferry.install.programs import final_view
+from envferry.install.programs.check_runner import CheckedTree, run_check, run_checks
+from envferry.install.programs.integrations import refresh_integrations
+from envferry.install.records.env_home import HOME
+from envferry.install.records.events import UNKNOWN_ACTOR, Actor, note_event
+from envferry.install.records.installation import Unchecked
+from envferry.install.records.unchecked import note_unchecked, put_back
 from envferry.install.remove import require_installed
-from envferry.install.unchecked import note_unchecked, put_back
+from envferry.install.tree.mounting import mount
+from envferry.install.tree.moves import move_directory
 from envferry.install.upkeep import changing
 
 if TYPE_CHECKING:
-    from envferry.install.env_home import EnvHome
-    from envferry.install.installation import Installation
+    from envferry.install.records.env_home import EnvHome
+    from envferry.install.records.installation import Installation
     from envferry.progress import Progress
 
 log = logging.getLogger(__name__)

@@ -24,17 +24,17 @@ from envferry.archive.validation import check_index
 from envferry.base.files import starts_with, sync_directory, write_bytes
 from envferry.base.json import decode_json, to_json
 from envferry.errors import HostError, IntegrityError, NotFound, TargetOccupied
-from envferry.install.env_home import IMAGE_SUFFIX, PARTIAL, TRASH, EnvHome
-from envferry.install.events import note_event
-from envferry.install.host_check import Needs, check_host, cuda_runtime
-from envferry.install.installation import Installation  # noqa: TC001  (msgspec looks it up)
-from envferry.install.installed import chosen_id, open_installed
-from envferry.install.installed_tar import InstalledTar
-from envferry.install.integrations import wanted_integrations
-from envferry.install.mounting import mount, unmount
-from envferry.install.moves import throw_away
+from envferry.install.host.host_check import Needs, check_host, cuda_runtime
 from envferry.install.plan import check_target, is_installed, plan_installation, wanted_prefix
+from envferry.install.programs.integrations import wanted_integrations
+from envferry.install.records.env_home import IMAGE_SUFFIX, PARTIAL, TRASH, EnvHome
+from envferry.install.records.events import note_event
+from envferry.install.records.installation import Installation  # noqa: TC001  (msgspec looks it up)
+from envferry.install.records.installed import chosen_id, open_installed
 from envferry.install.switching import switch_to
+from envferry.install.tree.installed_tar import InstalledTar
+from envferry.install.tree.mounting import mount, unmount
+from envferry.install.tree.moves import throw_away
 from envferry.install.upkeep import changing
 
 if TYPE_CHECKING:

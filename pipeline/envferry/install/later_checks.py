@@ -8,14 +8,14 @@ from msgspec.structs import replace
 
 from envferry.errors import HostError, ToolFailed
 from envferry.install.activation import view_of
-from envferry.install.check_runner import CheckedTree, run_checks
-from envferry.install.installed import chosen_id
-from envferry.install.last_results import LastChecked, note_checked
-from envferry.install.places import is_at_its_prefix
+from envferry.install.programs.check_runner import CheckedTree, run_checks
+from envferry.install.records.installed import chosen_id
+from envferry.install.records.last_results import LastChecked, note_checked
+from envferry.install.records.places import is_at_its_prefix
 
 if TYPE_CHECKING:
-    from envferry.install.env_home import EnvHome
-    from envferry.install.installation import Installation
+    from envferry.install.records.env_home import EnvHome
+    from envferry.install.records.installation import Installation
     from envferry.progress import Progress
 
 

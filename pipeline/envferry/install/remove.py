@@ -9,20 +9,20 @@ import msgspec
 
 from envferry.base.files import remove_tree, sync_directory
 from envferry.errors import HostError, TargetOccupied
-from envferry.install.env_home import TRASH
-from envferry.install.events import UNKNOWN_ACTOR, Actor, note_event
-from envferry.install.in_use import Usage, describe, look_for_users
-from envferry.install.installed import not_installed, seen_trees
-from envferry.install.integrations import forget_integrations
-from envferry.install.mounting import refuse_mounts, unmount
-from envferry.install.moves import throw_away
-from envferry.install.seen_files import links_removed
+from envferry.install.programs.in_use import Usage, describe, look_for_users
+from envferry.install.programs.integrations import forget_integrations
+from envferry.install.records.env_home import TRASH
+from envferry.install.records.events import UNKNOWN_ACTOR, Actor, note_event
+from envferry.install.records.installed import not_installed, seen_trees
+from envferry.install.records.seen_files import links_removed
+from envferry.install.tree.mounting import refuse_mounts, unmount
+from envferry.install.tree.moves import throw_away
 from envferry.install.upkeep import changing
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from envferry.install.env_home import EnvHome
+    from envferry.install.records.env_home import EnvHome
 
 
 class Removal(msgspec.Struct, frozen=True, kw_only=True):

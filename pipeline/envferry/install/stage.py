@@ -9,9 +9,9 @@ import msgspec
 
 from envferry.base.files import write_bytes
 from envferry.base.json import to_json
-from envferry.install.events import note_event
 from envferry.install.plan import InstallOptions, is_installed, prepare_install
 from envferry.install.preview import InstallPreview, describe_plan
+from envferry.install.records.events import note_event
 from envferry.install.staging import discard, plan_staging, write_tree
 from envferry.install.switching import switch_to
 from envferry.install.upkeep import changing
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from envferry.archive.reader import Source
-    from envferry.install.env_home import EnvHome
-    from envferry.install.installation import Installation
+    from envferry.install.records.env_home import EnvHome
+    from envferry.install.records.installation import Installation
     from envferry.models import Manifest
     from envferry.progress import Progress
 

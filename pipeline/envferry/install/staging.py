@@ -18,25 +18,25 @@ from envferry.archive.install_journal import InstallJournal, read_noted
 from envferry.base.files import remove_tree, sync_directory, write_bytes
 from envferry.base.json import to_json
 from envferry.errors import HostError, IntegrityError
-from envferry.install.env_home import HOME, PARTIAL, TRASH
-from envferry.install.installation import Sharing
-from envferry.install.link_mode import Link
-from envferry.install.mounting import refuse_mounts
-from envferry.install.moves import exchange, move_directory, throw_away
 from envferry.install.plan import recorded
 from envferry.install.preview import InstallPreview, describe_plan
-from envferry.install.resume import Kept, clear_others, find_kept
-from envferry.install.reuse import FileSharer, choose_link
-from envferry.install.seen_files import SeenTree, note_seen
+from envferry.install.records.env_home import HOME, PARTIAL, TRASH
+from envferry.install.records.installation import Sharing
+from envferry.install.records.seen_files import SeenTree, note_seen
+from envferry.install.tree.link_mode import Link
+from envferry.install.tree.mounting import refuse_mounts
+from envferry.install.tree.moves import exchange, move_directory, throw_away
+from envferry.install.tree.resume import Kept, clear_others, find_kept
+from envferry.install.tree.reuse import FileSharer, choose_link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from envferry.archive.contents import Content
-    from envferry.install.env_home import EnvHome
-    from envferry.install.installation import Installation
     from envferry.install.plan import InstallPlan
+    from envferry.install.records.env_home import EnvHome
+    from envferry.install.records.installation import Installation
     from envferry.progress import Progress
 
 

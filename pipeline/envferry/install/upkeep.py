@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from envferry.base.files import exclusive_lock, make_folders, open_folder, remove_tree
 from envferry.errors import PipelineError
-from envferry.install.env_home import (
+from envferry.install.programs.in_use import look_for_users
+from envferry.install.records.env_home import (
     EVENTS,
     HISTORY,
     HOME,
@@ -24,16 +25,15 @@ from envferry.install.env_home import (
     STATE,
     TRASH,
 )
-from envferry.install.in_use import look_for_users
-from envferry.install.mounting import unmount
-from envferry.install.unchecked import put_unchecked_back
+from envferry.install.records.unchecked import put_unchecked_back
+from envferry.install.tree.mounting import unmount
 from envferry.names import ID_PATTERN, SEEN_DIRECTORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from envferry.install.env_home import EnvHome
+    from envferry.install.records.env_home import EnvHome
 
 log = logging.getLogger(__name__)
 

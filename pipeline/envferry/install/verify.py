@@ -14,13 +14,13 @@ from envferry.archive.contents import is_directory
 from envferry.archive.extraction import TOP_MODE, ExtractOptions, extract_tree
 from envferry.base.files import plural, remove_tree
 from envferry.errors import IntegrityError
-from envferry.install.env_home import REPAIR
-from envferry.install.events import UNKNOWN_ACTOR, Actor, note_event
-from envferry.install.installed import chosen_id, open_installed
-from envferry.install.last_results import LastVerified, note_verified
-from envferry.install.seen_files import SeenTree, being_read
-from envferry.install.shared_files import find_sharers
-from envferry.install.tree_check import (
+from envferry.install.records.env_home import REPAIR
+from envferry.install.records.events import UNKNOWN_ACTOR, Actor, note_event
+from envferry.install.records.installed import chosen_id, open_installed
+from envferry.install.records.last_results import LastVerified, note_verified
+from envferry.install.records.seen_files import SeenTree, being_read
+from envferry.install.records.shared_files import find_sharers
+from envferry.install.tree.tree_check import (
     FileDifference,
     InstalledTree,
     compare_tree,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.archive.reader import Archive
-    from envferry.install.env_home import EnvHome
+    from envferry.install.records.env_home import EnvHome
     from envferry.progress import Progress
 
 

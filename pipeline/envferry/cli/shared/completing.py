@@ -43,7 +43,7 @@ def complete_refs(context: click.Context, _one: click.Parameter, begun: str) -> 
 
 def installed_names() -> list[str]:
     """Return the names of the environments of this host; none where that cannot be read."""
-    from envferry.install.installed import environment_names
+    from envferry.install.records.installed import environment_names
 
     try:
         return environment_names(settings().envs_dir)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from envferry import __version__
 from envferry.config import host_name, settings
 from envferry.errors import PipelineError
-from envferry.install.actor import utc_now
+from envferry.install.records.actor import utc_now
 from envferry.redaction import fit_to_show
 
 if TYPE_CHECKING:
