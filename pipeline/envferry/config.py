@@ -235,7 +235,7 @@ def settings() -> Settings:
     return Settings.from_environ(os.environ, settings_files())
 
 
-def told_settings() -> dict[str, SettingValue]:
+def settings_with_sources() -> dict[str, SettingValue]:
     """Return each setting of this process, and what says so."""
     return read_settings(os.environ, settings_files())
 

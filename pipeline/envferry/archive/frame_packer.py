@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from concurrent.futures import Future, ThreadPoolExecutor
 
-    from envferry.archive.frame_reuse import EarlierFrames, TakenFrame
+    from envferry.archive.frame_reuse import EarlierFrames, ReusedFrame
     from envferry.archive.members import FramePlan, Member, Piece
 
 FRAMES_AHEAD = 3
@@ -99,7 +99,7 @@ class FramePacker:
             prefix_members=frozenset(found),
         )
 
-    def taken(self, plan: FramePlan, plain: str, buffer: bytearray) -> TakenFrame | None:
+    def taken(self, plan: FramePlan, plain: str, buffer: bytearray) -> ReusedFrame | None:
         """Return what an earlier archive has of a frame, None where it has nothing proven."""
         if self.earlier is None:
             return None
@@ -122,7 +122,7 @@ class FramePacker:
             buffer = bytearray()
         return buffer if len(buffer) >= size else bytearray(size)
 
-    def take_back(self, buffer: bytearray) -> None:
+    def reuse_buffer(self, buffer: bytearray) -> None:
         """Have the memory of a frame that is done with used again."""
         self.buffers.put(buffer)
 

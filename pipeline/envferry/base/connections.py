@@ -75,7 +75,7 @@ class Connections:
             preload_content=False,
         )
 
-    def way_to(self, url: str) -> str:
+    def proxy_note(self, url: str) -> str:
         """Say through which proxy a URL is reached, for the message of an error; else nothing."""
         proxy = choose_proxy(self.proxies, url)
         return f" through the proxy {show_proxy(proxy)}" if proxy else ""

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, BinaryIO, TypeVar
 import xxhash
 from blake3 import blake3
 
+from envferry.base.text import human_bytes
 from envferry.errors import HostError, TargetOccupied, UsageError
 
 if TYPE_CHECKING:
@@ -250,17 +251,3 @@ def require_space(path: Path, needed_bytes: int, what: str) -> None:
             f"{human_bytes(free_bytes)} are free"
         )
         raise HostError(message, hint=f"free {human_bytes(needed_bytes - free_bytes)} there")
-
-
-def plural(number: int, one: str, many: str = "") -> str:
-    """Return `1 package`, `1,234 packages`."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
-def human_bytes(count: float) -> str:
-    """Format bytes for people: `4.31 GB` (powers of 1000, as disks are sold)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

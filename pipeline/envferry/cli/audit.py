@@ -9,10 +9,10 @@ import click
 from msgspec.structs import replace
 
 from envferry.artifacts import SBOM, read_artifact, sbom_path
-from envferry.base.files import plural
+from envferry.base.text import plural
 from envferry.base.times import now
 from envferry.cli.shared.command import CommandOptions, argument, command, option
-from envferry.cli.shared.completing import complete_refs
+from envferry.cli.shared.completions import complete_refs
 from envferry.cli.shared.selection import open_index
 from envferry.cli.shared.shared_options import (
     EnvsDirOptions,

@@ -11,7 +11,7 @@ import click
 import msgspec
 from msgspec.structs import replace
 
-from envferry.base.files import human_bytes
+from envferry.base.text import human_bytes
 from envferry.cli.shared.building import (
     BuildingOptions,
     PackedOptions,
@@ -20,8 +20,7 @@ from envferry.cli.shared.building import (
     preview_spec,
 )
 from envferry.cli.shared.command import argument, command, option
-from envferry.cli.shared.completing import complete_specs
-from envferry.cli.shared.measured import measured
+from envferry.cli.shared.completions import complete_specs
 from envferry.cli.shared.shared_options import (
     DryRunOptions,
     KeylessOptions,
@@ -32,13 +31,14 @@ from envferry.cli.shared.shared_options import (
     ThreadOptions,
     TrustedKeyOptions,
 )
+from envferry.cli.shared.timed_stages import measured
 from envferry.config import settings
 from envferry.trust.host_keys import load_signer, load_trust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from envferry.archive.frame_reuse import Reuse
+    from envferry.archive.frame_reuse import FrameReuse
     from envferry.cli.shared.console import Console
     from envferry.models import Artifact, BuiltEnv
     from envferry.registry import Registry
@@ -142,7 +142,7 @@ def pack(console: Console, options: PackCommandOptions) -> None:
             console.preview({**facts, "archive": target}, lambda: [line])
             return
         artifact, taken = pack_built(
-            console, built, options, PackingWays(threads=options.threads, reuse=options.reuse)
+            console, built, options, PackSettings(threads=options.threads, reuse=options.reuse)
         )
     packed: dict[str, object] = {**artifact_facts(artifact), "reused": taken}
     console.result(packed, lambda: [str(artifact.archive_path)])
@@ -197,7 +197,7 @@ def push(console: Console, options: PushOptions) -> None:
     console.result(pushed, lambda: [describe_push(item) for item in pushed])
 
 
-class PackingWays(msgspec.Struct, frozen=True, kw_only=True):
+class PackSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How an archive is packed, and not what is in it."""
 
     threads: int = 0
@@ -209,13 +209,13 @@ class PackingWays(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def pack_built(
-    console: Console, built: BuiltEnv, packed: PackedOptions, ways: PackingWays
-) -> tuple[Artifact, Reuse]:
+    console: Console, built: BuiltEnv, packed: PackedOptions, ways: PackSettings
+) -> tuple[Artifact, FrameReuse]:
     """Pack a built environment, and say what did not have to be compressed again."""
     from envferry import api
     from envferry.pack.stage import pack_env
 
-    said: list[Reuse] = []
+    said: list[FrameReuse] = []
     options = api.PackOptions(
         output_dir=packed.output,
         level=packed.level,
@@ -257,7 +257,7 @@ def push_on_base(
     console: Console, artifact: Artifact, registry: Registry, options: PushOptions
 ) -> PushedArtifact:
     """Push an artifact, and an image of it on top of a base that was found before."""
-    from envferry.registry.runnable import find_base_image, publish_runnable
+    from envferry.registry.runnable_image import find_base_image, publish_runnable
 
     base = find_base_image(registry, artifact.manifest, options.base or "")
     pushed = push_one(console, artifact, registry, options)

@@ -93,7 +93,7 @@ def changed_lines(found: tuple[ChangedSpec, ...], options: SinceOptions) -> list
 
 def markdown_lines(found: tuple[ChangedSpec, ...], options: SinceOptions) -> list[str]:
     """Return a section for each changed spec: what its lock has otherwise than before."""
-    from envferry.cli.lock_diff import lock_at
+    from envferry.cli.diff_locks import lock_at
     from envferry.errors import NotFound
     from envferry.specs.lock_changes import compare_locks, markdown_table
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envferry.artifacts import ARCHIVE_SUFFIX, read_artifact, sbom_path
-from envferry.base.files import human_bytes
+from envferry.base.text import human_bytes
 from envferry.cli.shared.command import argument, command, option
-from envferry.cli.shared.completing import complete_refs
+from envferry.cli.shared.completions import complete_refs
 from envferry.cli.shared.shared_options import PlatformOptions, RegistryOptions
 from envferry.cli.shared.terminal import styled, table
 from envferry.errors import NotFound
@@ -57,7 +57,7 @@ def diff(console: Console, options: DiffOptions) -> None:
     """
     before, after = options.before, options.after
     if options.locks or not is_about_artifacts(before, after):
-        from envferry.cli.lock_diff import compare
+        from envferry.cli.diff_locks import compare
 
         compare(console, before, after)
         return

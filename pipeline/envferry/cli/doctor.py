@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from envferry import __version__, process
-from envferry.base.files import human_bytes, plural
+from envferry.base.text import human_bytes, plural
 from envferry.cli.shared.command import command, option
 from envferry.cli.shared.shared_options import EnvsDirOptions, RegistryOptions
 from envferry.cli.shared.terminal import styled

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from envferry.base.files import plural
+from envferry.base.text import plural
 from envferry.cli.shared.command import command
 from envferry.cli.shared.selection import FindOptions, match_lines, open_index, require_environment
 from envferry.errors import NotFound

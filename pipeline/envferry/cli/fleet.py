@@ -6,7 +6,7 @@ import logging
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
-from envferry.base.files import plural
+from envferry.base.text import plural
 from envferry.cli.shared.command import argument, command, option
 from envferry.cli.shared.shared_options import RegistryOptions
 from envferry.cli.shared.terminal import table

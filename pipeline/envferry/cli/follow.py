@@ -103,7 +103,7 @@ def follow(console: Console, options: FollowOptions) -> None:
 def request_of(options: FollowOptions, ref: Ref) -> FollowRequest:
     """Return what the poll is to do."""
     from envferry.follow.poll import FollowRequest
-    from envferry.follow.window import Window
+    from envferry.follow.window import MaintenanceWindow
     from envferry.install.records.env_home import EnvHome
     from envferry.registry import Registry
     from envferry.registry.accepted_sources import origin_of
@@ -127,7 +127,7 @@ def request_of(options: FollowOptions, ref: Ref) -> FollowRequest:
         home=EnvHome.of(options.envs_dir, options.name or ref.name),
         options=install_options,
         now=datetime.now().astimezone(),
-        windows=tuple(map(Window.parse, options.windows)),
+        windows=tuple(map(MaintenanceWindow.parse, options.windows)),
         when_unused=options.when_unused,
         keep=options.keep,
         dry_run=options.dry_run,

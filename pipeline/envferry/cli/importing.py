@@ -152,7 +152,7 @@ def lock_imported(
     """
     from envferry.base.files import write_bytes
     from envferry.errors import PipelineError
-    from envferry.lock.adopting import lock_source, needed_glibc
+    from envferry.lock.lock_import import lock_source, needed_glibc
     from envferry.specs.importing.conversion import import_spec
 
     try:

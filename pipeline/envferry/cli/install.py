@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from envferry.base.files import absolute_path, human_bytes, make_folders, plural
+from envferry.base.files import absolute_path, make_folders
+from envferry.base.text import human_bytes, plural
 from envferry.cli.shared.command import argument, command, option
-from envferry.cli.shared.completing import complete_refs
+from envferry.cli.shared.completions import complete_refs
 from envferry.cli.shared.hooks import run_hooks
 from envferry.cli.shared.host_report import report_host
 from envferry.cli.shared.shared_options import (

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.base.files import plural
+from envferry.base.text import plural
 from envferry.cli.shared.command import argument, command, option
-from envferry.cli.shared.completing import complete_installed
+from envferry.cli.shared.completions import complete_installed
 from envferry.cli.shared.hooks import run_hooks
 from envferry.cli.shared.host_report import report_host
 from envferry.cli.shared.shared_options import DryRunOptions, EnvsDirOptions

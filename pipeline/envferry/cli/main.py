@@ -219,7 +219,7 @@ def leave(code: int) -> NoReturn:
     """
     from envferry import process
 
-    process.stop_all()
+    process.stop_running_programs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()
@@ -240,7 +240,7 @@ def run(arguments: list[str]) -> int:
     except EXPECTED as error:
         failure = explain(error)
         if "`envferry " in failure.hint:
-            from envferry.cli.shared.true_hints import with_places
+            from envferry.cli.shared.hints import with_places
 
             failure = replace(failure, hint=with_places(failure.hint, arguments, envferry))
         return failure.report(answer, as_json="--json" in arguments)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.base.files import human_bytes, plural
+from envferry.base.text import human_bytes, plural
 from envferry.cli.installed import home_of
 from envferry.cli.shared.command import argument, command, option
-from envferry.cli.shared.completing import complete_installed
+from envferry.cli.shared.completions import complete_installed
 from envferry.cli.shared.shared_options import EnvsDirOptions, TrustedKeyOptions
 from envferry.cli.shared.sizes import parse_size
 from envferry.cli.shared.terminal import table

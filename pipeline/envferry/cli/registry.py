@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry.artifacts import SBOM, read_artifact, read_proof, sbom_path
-from envferry.base.files import human_bytes
+from envferry.base.text import human_bytes
 from envferry.cli.shared.command import argument, command
-from envferry.cli.shared.completing import complete_refs
+from envferry.cli.shared.completions import complete_refs
 from envferry.cli.shared.shared_options import (
     DryRunOptions,
     PlatformOptions,
@@ -85,7 +85,7 @@ def tag(console: Console, options: TagOptions) -> None:
     console.result(record, lambda: [f"{wanted.name}@{options.tag} is now {record.id}"])
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True):
+class PublishedFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of an artifact besides its manifest."""
 
     provenance: Provenance | None
@@ -104,7 +104,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         return {**names, "provenance": self.provenance, "sigstore": self.sigstore}
 
 
-def look_at(options: ShowOptions) -> tuple[Manifest, Facts]:
+def look_at(options: ShowOptions) -> tuple[Manifest, PublishedFacts]:
     """Return the manifest of a ref in a registry, or of a file, and what else is known of it."""
     from envferry.trust.attestations import read_provenance
     from envferry.trust.sigstore_bundle import claimed_identity
@@ -126,7 +126,7 @@ def look_at(options: ShowOptions) -> tuple[Manifest, Facts]:
     sigstore = None
     if proof.sigstore:
         sigstore = claimed_identity(proof.sigstore, f"the Sigstore bundle of {manifest.stem}")
-    facts = Facts(
+    facts = PublishedFacts(
         provenance=provenance,
         has_sbom=has_sbom,
         sigstore=sigstore,
@@ -149,7 +149,7 @@ def kept_prefixes(manifest: Manifest) -> str:
     return ", ".join(paths[:FILES_SHOWN]) + more
 
 
-def manifest_lines(manifest: Manifest, known: Facts) -> Iterator[str]:
+def manifest_lines(manifest: Manifest, known: PublishedFacts) -> Iterator[str]:
     """Yield what there is to say of one artifact, its packages last."""
     facts = manifest.archive
     sizes = f"{human_bytes(facts.size)}, {human_bytes(facts.tar_size)} unpacked"

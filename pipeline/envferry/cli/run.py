@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.cli.shared.command import argument, command
-from envferry.cli.shared.completing import complete_installed
+from envferry.cli.shared.completions import complete_installed
 from envferry.cli.shared.shared_options import EnvsDirOptions
 from envferry.config import child_environ
 
@@ -42,7 +42,7 @@ def run(console: Console, options: RunOptions) -> None:
     from envferry.install.records.env_home import EnvHome
 
     start = start_in(EnvHome.of(options.envs_dir, options.name), options.words)
-    process.become(start.argv, start.environ)
+    process.replace_process(start.argv, start.environ)
 
 
 @command(ShellOptions)
@@ -57,4 +57,4 @@ def shell(console: Console, options: ShellOptions) -> None:
 
     home = EnvHome.of(options.envs_dir, options.name)
     start = interactive_shell(home, child_environ().get("SHELL", ""))
-    process.become(start.argv, start.environ)
+    process.replace_process(start.argv, start.environ)

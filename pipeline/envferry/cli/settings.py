@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from envferry.base.settings_table import SETTINGS
 from envferry.cli.shared.command import NoOptions, command
 from envferry.cli.shared.terminal import table
-from envferry.config import settings_files, told_settings
+from envferry.config import settings_files, settings_with_sources
 from envferry.redaction import fit_to_show
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def config(console: Console, options: NoOptions) -> None:
     Files: /etc/envferry/config.toml, then ~/.config/envferry/config.toml. Variables win over them,
     options over all (docs/settings.md).
     """
-    told = told_settings()
+    told = settings_with_sources()
     facts = {
         one.key: {"value": told[one.key].value, "source": told[one.key].source} for one in SETTINGS
     }

@@ -58,7 +58,7 @@ def keygen(console: Console, options: KeygenOptions) -> None:
 
 def _write_public(console: Console, options: KeygenOptions, public: Path) -> None:
     """Write the public half of a key that an agent, a token or a file holds."""
-    from envferry.trust.key_places import open_signing_key
+    from envferry.trust.key_locations import open_signing_key
     from envferry.trust.signing import pem_of
 
     if options.passphrase:

@@ -10,7 +10,7 @@ import click
 from envferry.base.files import write_bytes
 from envferry.base.times import now, read_time, rfc3339
 from envferry.cli.shared.command import CommandOptions, argument, command, option
-from envferry.cli.shared.completing import complete_refs
+from envferry.cli.shared.completions import complete_refs
 from envferry.cli.shared.shared_options import (
     DryRunOptions,
     PlatformOptions,

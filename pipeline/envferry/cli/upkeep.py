@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.base.files import human_bytes, plural
+from envferry.base.text import human_bytes, plural
 from envferry.cli.shared.command import argument, command, option
 from envferry.cli.shared.shared_options import (
     DryRunOptions,
@@ -132,13 +132,13 @@ def prune(console: Console, options: PruneOptions) -> None:
     Pushes may run at the same time.
     """
     from envferry.registry import Registry
-    from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
+    from envferry.registry.prune import RetentionPolicy, Scope, carry_out, plan_prune
 
     if options.delete and options.dry_run:
         message = "--delete and --dry-run cannot be combined"
         raise UsageError(message, hint="leave out both to list what would be removed")
     place = Registry.open(options.registry)
-    policy = Policy(
+    policy = RetentionPolicy(
         keep_last=options.keep_last,
         keep_within=options.keep_within,
         keep_tagged=options.keep_tagged,

@@ -6,10 +6,11 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envferry.base.files import absolute_path, plural
+from envferry.base.files import absolute_path
+from envferry.base.text import plural
 from envferry.cli.installed import home_of
 from envferry.cli.shared.command import argument, command, option
-from envferry.cli.shared.completing import complete_installed
+from envferry.cli.shared.completions import complete_installed
 from envferry.cli.shared.shared_options import (
     EnvsDirOptions,
     IdentityOptions,

@@ -281,7 +281,7 @@ def main() -> int:
             finally:
                 coordinator.over.set()
                 # Else closing would wait for the jobs of this machine that go on.
-                process.stop_all()
+                process.stop_running_programs()
     except PipelineError as error:
         say(BuildEvent(kind="failure", failure=failure_of(error)))
         return error.exit_code

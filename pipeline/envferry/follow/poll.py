@@ -18,7 +18,7 @@ from envferry.registry.registry import PublishedArchive
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from envferry.follow.window import Window
+    from envferry.follow.window import MaintenanceWindow
     from envferry.install.plan import InstallOptions
     from envferry.install.records.env_home import EnvHome
     from envferry.install.records.installation import Installation
@@ -43,7 +43,7 @@ class FollowRequest(msgspec.Struct, frozen=True, kw_only=True):
     """How to install an artifact, with its origin."""
     now: datetime
     """With a time zone: the host's."""
-    windows: tuple[Window, ...] = ()
+    windows: tuple[MaintenanceWindow, ...] = ()
     """Empty for any time."""
     when_unused: bool = False
     keep: int | None = None

@@ -24,6 +24,7 @@ from envferry.archive.validation import check_index
 from envferry.base.files import starts_with, sync_directory, write_bytes
 from envferry.base.json import decode_json, to_json
 from envferry.errors import HostError, IntegrityError, NotFound, TargetOccupied
+from envferry.install.cleanup import changing
 from envferry.install.host.host_check import Needs, check_host, cuda_runtime
 from envferry.install.plan import check_target, is_installed, plan_installation, wanted_prefix
 from envferry.install.programs.integrations import wanted_integrations
@@ -34,8 +35,7 @@ from envferry.install.records.installed import chosen_id, open_installed
 from envferry.install.switching import switch_to
 from envferry.install.tree.installed_tar import InstalledTar
 from envferry.install.tree.mounting import mount, unmount
-from envferry.install.tree.moves import throw_away
-from envferry.install.upkeep import changing
+from envferry.install.tree.moves import discard_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -288,7 +288,7 @@ def _put_in_place(image: Image, home: EnvHome, installation: Installation) -> No
     id_, tree = installation.id, home.tree(installation.id)
     home.record(id_).unlink(missing_ok=True)
     unmount(tree)
-    throw_away(tree, home.directory / f"{TRASH}{id_}")
+    discard_directory(tree, home.directory / f"{TRASH}{id_}")
     (home.directory / f"{PARTIAL}{id_}{IMAGE_SUFFIX}").replace(home.image(id_))
     mount(home.image(id_), tree)
     write_bytes(home.index(id_), image.index_frame)

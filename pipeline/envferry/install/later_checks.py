@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from envferry.errors import HostError, ToolFailed
-from envferry.install.activation import view_of
+from envferry.install.activation import namespace_command
 from envferry.install.programs.check_runner import CheckedTree, run_checks
-from envferry.install.records.installed import chosen_id
+from envferry.install.records.installed import chosen_id, is_at_its_prefix
 from envferry.install.records.last_results import LastChecked, note_checked
-from envferry.install.records.places import is_at_its_prefix
 
 if TYPE_CHECKING:
     from envferry.install.records.env_home import EnvHome
@@ -54,7 +53,7 @@ def required_view(home: EnvHome, installation: Installation) -> tuple[str, ...]:
         )
         hint = f"run `envferry checks {home.name}` where it has that path, such as in the container"
         raise HostError(message, hint=hint)
-    view = view_of(home, installation.id)
+    view = namespace_command(home, installation.id)
     if not view:
         message = f"{shown} is not current, so it is not visible at {home.link}"
         raise HostError(

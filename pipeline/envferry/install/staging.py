@@ -25,8 +25,8 @@ from envferry.install.records.installation import Sharing
 from envferry.install.records.seen_files import SeenTree, note_seen
 from envferry.install.tree.link_mode import Link
 from envferry.install.tree.mounting import refuse_mounts
-from envferry.install.tree.moves import exchange, move_directory, throw_away
-from envferry.install.tree.resume import Kept, clear_others, find_kept
+from envferry.install.tree.moves import discard_directory, exchange, move_directory
+from envferry.install.tree.resume import ResumableFiles, clear_others, find_kept
 from envferry.install.tree.reuse import FileSharer, choose_link
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def put_in_place(order: InstallPlan, filled: FilledTree) -> Installation:
     if is_directory(str(tree)) and exchange(partial, tree):
         remove_tree(partial)
     else:
-        throw_away(tree, home.directory / f"{TRASH}{id_}")
+        discard_directory(tree, home.directory / f"{TRASH}{id_}")
         move_directory(partial, tree)
     sync_directory(home.directory)
     write_bytes(home.index(id_), order.archive.index_frame)
@@ -187,13 +187,13 @@ def edited_among(
             yield entry.path, places[number][1]
 
 
-def find_leftover(order: InstallPlan) -> Kept:
+def find_leftover(order: InstallPlan) -> ResumableFiles:
     """Return what an interrupted install of the same thing left that is right."""
     id_ = order.archive.index.id
     noted = read_noted(order.home.journal(id_), order.journal_subject)
     partial = order.home.partial(id_)
     if noted is None or not partial.is_dir():
-        return Kept()
+        return ResumableFiles()
     return find_kept(order.archive, partial, order.relocation, noted, order.options.threads)
 
 

@@ -12,8 +12,10 @@ from msgspec.structs import replace
 
 from envferry.archive.contents import is_directory
 from envferry.archive.extraction import TOP_MODE, ExtractOptions, extract_tree
-from envferry.base.files import plural, remove_tree
+from envferry.base.files import remove_tree
+from envferry.base.text import plural
 from envferry.errors import IntegrityError
+from envferry.install.cleanup import changing, clean_up_if_idle
 from envferry.install.records.env_home import REPAIR
 from envferry.install.records.events import UNKNOWN_ACTOR, Actor, note_event
 from envferry.install.records.installed import chosen_id, open_installed
@@ -27,7 +29,6 @@ from envferry.install.tree.tree_check import (
     faults_among,
     top_faults,
 )
-from envferry.install.upkeep import changing, settle
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -64,7 +65,7 @@ def verify_installation(
     With the `time`, what was found is noted beside the record; and how files look that were read,
     so that updates need not read them again.
     """
-    settle(home)
+    clean_up_if_idle(home)
     found = chosen_id(home, id_)
     tree = open_installed(home, found)
     total = 0 if quick else sum(entry.size for entry in tree.index.files)

@@ -106,7 +106,7 @@ class Registry(msgspec.Struct, frozen=True):
             return publish_artifact(self, source, advance)
 
     def require_whole(self, manifest: Manifest) -> None:
-        """Raise WasRemoved when a part of an artifact that is tagged was pruned since then."""
+        """Raise RemovedMeanwhile when a part of a tagged artifact was pruned since then."""
         require_whole(self, manifest)
 
     def move_tag(self, name: str, platform: str, tag: str, id_: str) -> TagRecord:

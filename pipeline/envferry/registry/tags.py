@@ -49,7 +49,7 @@ def read_tag(registry: Registry, key: str) -> tuple[Stat | None, SignedTagRecord
 def move_tag(registry: Registry, name: TagName, id_: str) -> TagRecord:
     """Point a tag to a published artifact; a lost race is run again.
 
-    Raises WasRemoved when the artifact was pruned in the meantime.
+    Raises RemovedMeanwhile when the artifact was pruned in the meantime.
     """
     folder = artifact_folder(name.name, name.platform, id_)
     require_settled(registry, folder)

@@ -15,7 +15,7 @@ MOST_BYTES = 1023
 """OpenSSL encrypts with no longer passphrase."""
 
 
-class Ask(Protocol):
+class PassphrasePrompt(Protocol):
     """Whoever knows passphrases."""
 
     def __call__(self, what: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.base.files import plural
+from envferry.base.text import plural
 from envferry.cli.shared.command import argument, option
 from envferry.cli.shared.shared_options import RegistryOptions
 from envferry.cli.shared.terminal import table

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry.archive.contents import is_directory
-from envferry.base.files import human_bytes, remove_tree
+from envferry.base.files import remove_tree
+from envferry.base.text import human_bytes
 from envferry.errors import HostError
 from envferry.install.host.gpu_check import gpu_faults, read_gpus
 from envferry.install.records.installed import read_index

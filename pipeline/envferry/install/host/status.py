@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from envferry.base.files import human_bytes, plural
 from envferry.base.prometheus import Metric, timestamp
+from envferry.base.text import human_bytes, plural
 from envferry.errors import PipelineError
 from envferry.install.host.disk_usage import measure_directory
 from envferry.install.records.env_home import EnvHome

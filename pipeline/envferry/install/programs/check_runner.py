@@ -31,7 +31,7 @@ class CheckedTree(msgspec.Struct, frozen=True, kw_only=True):
     tree: Path
     """Where it is."""
     view: tuple[str, ...] = ()
-    """What each check is run with, see `activation.view_of`."""
+    """What each check is run with, see `activation.namespace_command`."""
     outcome: str
     """What follows from a failure."""
     hint: str

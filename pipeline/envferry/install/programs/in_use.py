@@ -31,7 +31,7 @@ Identity = tuple[int, int]
 """Device and inode of a directory: no other directory has both, wherever it is mounted."""
 
 
-class Usage(msgspec.Struct, frozen=True, kw_only=True):
+class TreeUsers(msgspec.Struct, frozen=True, kw_only=True):
     """Who uses a tree."""
 
     users: dict[int, str] = msgspec.field(default_factory=dict)
@@ -40,34 +40,36 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """Why there may be others; empty when every process was looked into."""
 
 
-def look_for_users(tree: Path, proc: Path = Path("/proc")) -> Usage:
+def look_for_users(tree: Path, proc: Path = Path("/proc")) -> TreeUsers:
     """Find the processes that run from, stand in, map, hold open or mount files of a tree.
 
     A text in /proc that names the tree is a hint; device and inode of the directory that it leads
     to, as that process sees it, decide. Where /proc does not show everything, leases do.
     """
     if not is_directory(str(tree)):
-        return Usage()
+        return TreeUsers()
     try:
         processes = [Process(path) for path in proc.iterdir() if path.name.isdecimal()]
     except OSError as error:
-        return Usage(unseen=f"{proc} cannot be read: {error.strerror}")
-    users, closed = sort_processes(Own.of(tree), processes)
+        return TreeUsers(unseen=f"{proc} cannot be read: {error.strerror}")
+    users, closed = sort_processes(TreeIdentity.of(tree), processes)
     if users:
-        return Usage(users=users)
+        return TreeUsers(users=users)
     hidden = what_is_hidden(proc)
     unseen = hidden or (f"this user cannot inspect {describe(closed)}" if closed else "")
     reason = why_not_free(tree) if unseen else ""
     if not reason:
-        return Usage()
+        return TreeUsers()
     if not hidden and may_look_into_all(proc):
         # Closed to root as well, by a security module: no user could find out more.
         log.warning("%s, although this user has the right to: ignored", unseen)
-        return Usage()
-    return Usage(unseen=f"{unseen}, and {reason}")
+        return TreeUsers()
+    return TreeUsers(unseen=f"{unseen}, and {reason}")
 
 
-def sort_processes(own: Own, processes: Iterable[Process]) -> tuple[dict[int, str], dict[int, str]]:
+def sort_processes(
+    own: TreeIdentity, processes: Iterable[Process]
+) -> tuple[dict[int, str], dict[int, str]]:
     """Return the processes that use a tree, and those that this user may not inspect."""
     users: dict[int, str] = {}
     closed: dict[int, str] = {}
@@ -111,14 +113,14 @@ def describe(processes: dict[int, str]) -> str:
     return shown + (f" and {len(processes) - 5} more" if len(processes) > 5 else "")
 
 
-class Own(msgspec.Struct, frozen=True, kw_only=True):
+class TreeIdentity(msgspec.Struct, frozen=True, kw_only=True):
     """How the tree is known."""
 
     path: Path
     directories: frozenset[Identity]
 
     @classmethod
-    def of(cls, tree: Path) -> Own:
+    def of(cls, tree: Path) -> TreeIdentity:
         """Look at all directories of a tree."""
         found = [identity(str(tree))]
         found += [
@@ -161,7 +163,7 @@ class Process:
             return True
         return fields[0] in "ZX" or bool(int(fields[6]) & KERNEL_THREAD)
 
-    def uses(self, own: Own) -> bool:
+    def uses(self, own: TreeIdentity) -> bool:
         """Whether it has anything to do with a tree.
 
         Raises PermissionError where this user may not see that, another OSError when it is gone.
@@ -199,12 +201,12 @@ class Process:
         """Return the lines of a table."""
         return os.fsdecode((self.directory / table).read_bytes()).splitlines()
 
-    def is_in(self, own: Own, text: str, roots: tuple[str, ...]) -> bool:
+    def is_in(self, own: TreeIdentity, text: str, roots: tuple[str, ...]) -> bool:
         """Whether a file, known by its path, lies in a directory of the tree."""
         parent = text.removesuffix(DELETED).rpartition("/")[0]
         return any(own.has(root + parent) for root in roots)
 
-    def is_mount_of(self, own: Own, line: str) -> bool:
+    def is_mount_of(self, own: TreeIdentity, line: str) -> bool:
         """Whether a line of mountinfo says that the tree, or a part of it, is mounted somewhere.
 
         Or that something is mounted in the tree.

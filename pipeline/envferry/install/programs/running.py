@@ -12,8 +12,7 @@ from envferry.base.env_variables import UNSET, read_variables
 from envferry.base.shell import quoted
 from envferry.config import child_environ
 from envferry.errors import HostError, NotFound
-from envferry.install.records.installed import chosen_id
-from envferry.install.records.places import is_at_its_prefix
+from envferry.install.records.installed import chosen_id, is_at_its_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,14 +34,14 @@ exec "$@"
 BASH_START = Path(__file__).with_name("shell.bash")
 
 
-class Start(msgspec.Struct, frozen=True, kw_only=True):
+class ProgramStart(msgspec.Struct, frozen=True, kw_only=True):
     """What to become: the arguments and variables of a program in an environment."""
 
     argv: tuple[str, ...]
     environ: Mapping[str, str]
 
 
-def start_in(home: EnvHome, words: Sequence[str]) -> Start:
+def start_in(home: EnvHome, words: Sequence[str]) -> ProgramStart:
     """Return how to start a program in the current installation of an environment.
 
     Raises NotFound where there is none, HostError where its path leads to something else.
@@ -55,13 +54,13 @@ def start_in(home: EnvHome, words: Sequence[str]) -> Start:
         )
         raise HostError(message, hint="run it where it has that path, such as in the container")
     tree = home.tree(installation.id)
-    return Start(
+    return ProgramStart(
         argv=(find_shell(), "-c", START, "envferry", *words),
         environ=activated_environ(installation, read_variables(tree)),
     )
 
 
-def interactive_shell(home: EnvHome, shell: str) -> Start:
+def interactive_shell(home: EnvHome, shell: str) -> ProgramStart:
     """Return how to start a shell for people, whose own start-up files do not hide the environment.
 
     `shell` is the path of the one that the user prefers; empty for any.

@@ -129,3 +129,11 @@ def seen_trees(home: EnvHome, but: str) -> dict[tuple[EnvHome, str], SeenTree]:
             tree = SeenTree(str(other.tree(record.id)), index, edited_contents(record))
             found[other, record.id] = tree
     return found
+
+
+def is_at_its_prefix(home: EnvHome, installation: Installation) -> bool:
+    """Whether the path that it is installed for leads to this very tree, on this machine, now."""
+    try:
+        return home.tree(installation.id).samefile(installation.prefix)
+    except OSError:
+        return False

@@ -49,7 +49,7 @@ def move_directory(source: Path, target: Path) -> None:
     remove_tree(source)
 
 
-def throw_away(path: Path, trash: Path) -> None:
+def discard_directory(path: Path, trash: Path) -> None:
     """Remove a directory, out of its place in one step where that can be."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)

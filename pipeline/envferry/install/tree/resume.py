@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from envferry.archive.index import FileEntry
-    from envferry.archive.install_journal import Noted
+    from envferry.archive.install_journal import JournalContent
     from envferry.archive.prefixes import Relocation
     from envferry.archive.reader import Archive
 
 
-class Kept(msgspec.Struct, frozen=True):
+class ResumableFiles(msgspec.Struct, frozen=True):
     """What need not be written again."""
 
     files: set[int] = msgspec.field(default_factory=set)
@@ -41,10 +41,10 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 def find_kept(
-    archive: Archive, root: Path, relocation: Relocation, noted: Noted, threads: int = 0
-) -> Kept:
+    archive: Archive, root: Path, relocation: Relocation, noted: JournalContent, threads: int = 0
+) -> ResumableFiles:
     """Compare an unfinished tree with the archive, reading what is there; change nothing."""
-    kept = Kept()
+    kept = ResumableFiles()
     files = archive.index.files
 
     def right_ones(batch: list[int]) -> list[int]:
@@ -89,7 +89,7 @@ def holds(path: str, wanted: Content) -> bool:
 
 
 def right_frames(
-    archive: Archive, root: Path, complete: Collection[int], noted: Noted
+    archive: Archive, root: Path, complete: Collection[int], noted: JournalContent
 ) -> Iterator[int]:
     """Yield the noted frames whose bytes are in their place in a file that is not complete."""
     for frame, xxh128 in noted.frames.items():
@@ -114,7 +114,7 @@ def right_frames(
             os.close(descriptor)
 
 
-def clear_others(archive: Archive, root: Path, kept: Kept) -> None:
+def clear_others(archive: Archive, root: Path, kept: ResumableFiles) -> None:
     """Remove what is not kept from an unfinished tree, and give what is its mode and time."""
     files = archive.index.files
     directories = {entry.path for entry in files if entry.type == "directory"}

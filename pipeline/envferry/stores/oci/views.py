@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from envferry.stores.oci.key_tags import Names, OciTag
-    from envferry.stores.oci.port import Space
+    from envferry.stores.oci.port import Repositories
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class _Kind(msgspec.Struct, frozen=True, rename="camel"):
 class Views:
     """Images and lists beside the keys of a store."""
 
-    space: Space
+    space: Repositories
     names: Names
     images: dict[ArchiveName, Descriptor] = field(default_factory=dict, compare=False)
     """Those that were asked for: an image is a function of its archive."""

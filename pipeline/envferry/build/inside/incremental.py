@@ -56,7 +56,7 @@ def is_emptied_of_bytecode(prefix: Path, folder: str) -> bool:
     return place.name == BYTECODE and any(place.parent.glob("*.py"))
 
 
-def is_only_theirs(
+def changed_only(
     before: dict[str, tuple[int, int, int]],
     after: dict[str, tuple[int, int, int]],
     files: Collection[str],
@@ -94,7 +94,7 @@ def modules_of(compiled: Iterable[PurePosixPath]) -> Iterator[str]:
         yield str(path.parent.parent / f"{path.name.partition('.')[0]}.py")
 
 
-def why_not_alone(prefix: Path, files: Iterable[str]) -> str:
+def why_affects_others(prefix: Path, files: Iterable[str]) -> str:
     """Return why a package with these files concerns others; empty where it does not.
 
     A link that leads nowhere may lead to a folder of another package.

@@ -13,15 +13,15 @@ from itertools import chain
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from envferry.build.inside.apart import (
+from envferry.build.inside.built_tree import NotIncremental
+from envferry.build.inside.clobbers import installed_distributions
+from envferry.build.inside.conda_meta import CondaRecords, is_aside
+from envferry.build.inside.incremental import (
     empty_folders,
     fills_empty_folder,
     has_own_bytecode,
-    why_not_alone,
+    why_affects_others,
 )
-from envferry.build.inside.clobbers import installed_distributions
-from envferry.build.inside.conda_meta import CondaRecords, is_aside
-from envferry.build.inside.made_tree import NotOnEarlierTree
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -38,7 +38,7 @@ def files_of(records: CondaRecords) -> dict[str, tuple[str, ...]]:
     }
 
 
-def why_tied(records: CondaRecords) -> str:
+def why_not_incremental(records: CondaRecords) -> str:
     """Return why no package of these can come or go by itself; empty where each of them can.
 
     Asked before anything but conda packages, and their scripts, has changed the prefix.
@@ -69,24 +69,24 @@ def add_packages(
 ) -> dict[str, tuple[str, ...]]:
     """Move packages that were linked at `added` into the tree; return what each has brought.
 
-    Raises NotOnEarlierTree, before anything is moved, where one of them meets what is there.
+    Raises NotIncremental, before anything is moved, where one of them meets what is there.
     """
     records = CondaRecords.read(added)
     found = files_of(records)
     files = [*chain.from_iterable(found.values())]
-    if reason := why_tied(records) or why_not_alone(added, files):
-        raise NotOnEarlierTree(reason)
+    if reason := why_not_incremental(records) or why_affects_others(added, files):
+        raise NotIncremental(reason)
     for file in files:
         if os.path.lexists(prefix / file):
             message = f"{file} of a conda package already exists"
-            raise NotOnEarlierTree(message)
+            raise NotIncremental(message)
     _require_plain_folders(prefix, files)
     site_packages = CondaRecords.read(prefix).site_packages
     ours = installed_distributions(files, site_packages)
     theirs = installed_distributions(wheel_files, site_packages)
     if twins := ours.keys() & theirs.keys():
         message = f"{min(twins)} comes from conda, and as a wheel"
-        raise NotOnEarlierTree(message)
+        raise NotIncremental(message)
     for file in files:
         (prefix / file).parent.mkdir(parents=True, exist_ok=True)
         (added / file).rename(prefix / file)
@@ -94,12 +94,12 @@ def add_packages(
 
 
 def _require_plain_folders(prefix: Path, files: Collection[str]) -> None:
-    """Raise NotOnEarlierTree where files would lie below a link or a file, or in what is empty."""
+    """Raise NotIncremental where files would lie below a link or a file, or in what is empty."""
     for folder in {parent for file in files for parent in PurePosixPath(file).parents}:
         place = prefix / folder
         if place.is_symlink() or (os.path.lexists(place) and not place.is_dir()):
             message = f"{folder} is not a folder of its own"
-            raise NotOnEarlierTree(message)
+            raise NotIncremental(message)
     if fills_empty_folder(prefix, files):
         message = "a file of a conda package comes into an empty folder"
-        raise NotOnEarlierTree(message)
+        raise NotIncremental(message)

@@ -15,7 +15,7 @@ from envferry.names import current_platform
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from envferry.archive.frame_reuse import Reuse
+    from envferry.archive.frame_reuse import FrameReuse
     from envferry.models import Lock
     from envferry.registry.push import PushedArtifact
 
@@ -34,7 +34,7 @@ class Outcome(msgspec.Struct):
     pushed: PushedArtifact | None = None
     built: bool = False
     """False when the registry had it already."""
-    reused: Reuse | None = None
+    reused: FrameReuse | None = None
     """What did not have to be compressed again; None where it was not packed here."""
     error: Exception | None = None
     worker: str | None = None

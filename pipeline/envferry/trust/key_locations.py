@@ -14,11 +14,11 @@ from envferry.trust.ssh_agent import SCHEME as SSH
 from envferry.trust.ssh_agent import open_agent_key
 
 if TYPE_CHECKING:
-    from envferry.trust.passphrases import Ask
+    from envferry.trust.passphrases import PassphrasePrompt
     from envferry.trust.signing import SigningKey
 
 
-def open_signing_key(name: str, ask: Ask = find_passphrase) -> SigningKey:
+def open_signing_key(name: str, ask: PassphrasePrompt = find_passphrase) -> SigningKey:
     """Open a key by its name on the command line: FILE, `ssh:…` or `pkcs11:…`.
 
     A file that is called like that is named with a folder: `./ssh:key`. Raises UsageError, NotFound
@@ -31,7 +31,7 @@ def open_signing_key(name: str, ask: Ask = find_passphrase) -> SigningKey:
     return read_signing_key(Path(name), ask)
 
 
-def open_told_key(text: str, source: str, ask: Ask = find_passphrase) -> SigningKey:
+def open_told_key(text: str, source: str, ask: PassphrasePrompt = find_passphrase) -> SigningKey:
     """Open the key that a variable holds, or names; `source` is its name in errors."""
     name = text.strip()
     if name.startswith((SSH, PKCS11)):

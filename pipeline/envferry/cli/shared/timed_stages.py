@@ -24,7 +24,7 @@ def known_durations() -> Durations:
     return Durations(settings().cache_dir / "durations.jsonl")
 
 
-class Measured:
+class StageTimer:
     """A `Progress` that notes how long the stages of an environment take."""
 
     def __init__(self, inner: Progress, name: str) -> None:
@@ -54,9 +54,9 @@ class Measured:
 
 
 @contextmanager
-def measured(inner: Progress, name: str) -> Iterator[Measured]:
+def measured(inner: Progress, name: str) -> Iterator[StageTimer]:
     """Yield a `Progress` whose stages are noted when all ended well."""
-    progress = Measured(inner, name)
+    progress = StageTimer(inner, name)
     yield progress
     for run in progress.runs:
         known_durations().keep(run)

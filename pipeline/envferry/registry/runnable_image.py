@@ -6,8 +6,8 @@ import os
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
+from envferry.archive.prefix_layer import root_frames
 from envferry.archive.reader import Archive, FileSource
-from envferry.archive.rooted import root_frames
 from envferry.errors import UsageError
 from envferry.stores.source import ContentSource
 

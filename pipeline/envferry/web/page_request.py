@@ -45,7 +45,7 @@ class Column(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class PageRequest:
     """What a request asks for, its path and its query."""
 
     path: Mapping[str, str]

@@ -16,7 +16,7 @@ from envferry.registry.layout import check_tag
 
 if TYPE_CHECKING:
     from envferry.index.queries import Entry
-    from envferry.web.questions import Question
+    from envferry.web.page_request import PageRequest
     from envferry.web.site import RegistryView
 
 MOST_NEWS = 50
@@ -60,7 +60,7 @@ def list_news(site: RegistryView, name: str | None) -> News:
     return News(name=name, updated=entries[0][1] if entries else rfc3339(NEVER), entries=entries)
 
 
-def badge_of(site: RegistryView, question: Question) -> Badge:
+def badge_of(site: RegistryView, question: PageRequest) -> Badge:
     """Return what a tag of an environment points to: its version, else the id."""
     name = check_name(question.path["name"], "environment name")
     tag = check_tag(question.text("tag") or DEFAULT_TAG)

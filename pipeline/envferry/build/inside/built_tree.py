@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
-class MadeTree:
+class BuiltTree:
     """What is to be said of a tree that was made."""
 
     conda_warnings: list[str] = field(default_factory=list)
@@ -23,7 +23,7 @@ class MadeTree:
     """Where the files landed that belong to no package, relative to the prefix."""
 
 
-class NotOnEarlierTree(Exception):
+class NotIncremental(Exception):
     """What is new meets what is there: then all is made anew, in the order that decides."""
 
 

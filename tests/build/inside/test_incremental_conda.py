@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from envferry.build.inside.apart import why_not_alone
-from envferry.build.inside.conda_apart import add_packages, files_of, why_tied
+from envferry.build.inside.built_tree import NotIncremental
 from envferry.build.inside.conda_meta import CondaRecords
-from envferry.build.inside.made_tree import NotOnEarlierTree
+from envferry.build.inside.incremental import why_affects_others
+from envferry.build.inside.incremental_conda import add_packages, files_of, why_not_incremental
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +46,7 @@ def linked(prefix: Path, **packages: list[str]) -> CondaRecords:
 def test_packages_with_nothing_in_common_are_not_tied(
     tmp_path: Path, packages: dict[str, list[str]], reason: str
 ) -> None:
-    found = why_tied(linked(tmp_path / "prefix", **packages))
+    found = why_not_incremental(linked(tmp_path / "prefix", **packages))
     assert reason in found
     assert bool(reason) == bool(found)
 
@@ -54,13 +54,13 @@ def test_packages_with_nothing_in_common_are_not_tied(
 def test_nobody_knows_whose_an_empty_folder_is(tmp_path: Path) -> None:
     records = linked(tmp_path, a=["bin/a"])
     (tmp_path / "var/empty").mkdir(parents=True)
-    assert why_tied(records) == "var/empty is empty"
+    assert why_not_incremental(records) == "var/empty is empty"
 
 
 def test_files_below_a_link_lie_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib64").symlink_to("lib")
-    found = why_tied(linked(tmp_path, a=["lib/a"], b=["lib64/deep/b"]))
+    found = why_not_incremental(linked(tmp_path, a=["lib/a"], b=["lib64/deep/b"]))
     assert found == "files lie below the link lib64"
 
 
@@ -69,17 +69,17 @@ def test_links_to_folders_and_what_python_starts_with_concern_others(tmp_path: P
     (tmp_path / "lib/real.so").touch()
     for name, target in (("so", "lib/real.so"), ("lib64", "lib"), ("nowhere", "other")):
         (tmp_path / name).symlink_to(target)
-    assert why_not_alone(tmp_path, ["so", "lib/real.so"]) == ""
-    assert why_not_alone(tmp_path, ["so", "lib64"]) == "lib64 is a link to a folder"
-    assert why_not_alone(tmp_path, ["nowhere"]) == "nowhere is a link to a folder"
+    assert why_affects_others(tmp_path, ["so", "lib/real.so"]) == ""
+    assert why_affects_others(tmp_path, ["so", "lib64"]) == "lib64 is a link to a folder"
+    assert why_affects_others(tmp_path, ["nowhere"]) == "nowhere is a link to a folder"
     for name in (
         *("a.pth", "sitecustomize.py", "usercustomize.py", "sitecustomize/__init__.py"),
         *("usercustomize.cpython-311-x86_64-linux-gnu.so", "../sitecustomize.py"),
     ):
         path = posixpath.normpath(f"{SITE_PACKAGES}/{name}")
-        assert "start" in why_not_alone(tmp_path, [path])
-    assert why_not_alone(tmp_path, [f"{SITE_PACKAGES}/sitecustomizer.py"]) == ""
-    assert why_not_alone(tmp_path, [f"{SITE_PACKAGES}/package/a.pth"]) == ""
+        assert "start" in why_affects_others(tmp_path, [path])
+    assert why_affects_others(tmp_path, [f"{SITE_PACKAGES}/sitecustomizer.py"]) == ""
+    assert why_affects_others(tmp_path, [f"{SITE_PACKAGES}/package/a.pth"]) == ""
 
 
 def test_packages_move_into_a_tree_that_has_none_of_their_files(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_packages_that_meet_something_move_nothing(tmp_path: Path, file: str, re
     (prefix / "lib64").symlink_to("lib")
     linked(added, new=["share/new", file])
     wheel_files = [f"{SITE_PACKAGES}/first_wheel-1.dist-info/METADATA"]
-    with pytest.raises(NotOnEarlierTree, match=reason):
+    with pytest.raises(NotIncremental, match=reason):
         add_packages(prefix, added, wheel_files)
     assert not (prefix / "share/new").exists()
     assert (prefix / "bin/python").read_text() == "bin/python"

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from envferry.registry.registry import Registry
 
 
-def replace_value(target: Registry, key: str, make: Callable[[bytes | None], bytes | None]) -> bool:
+def compare_and_swap(
+    target: Registry, key: str, make: Callable[[bytes | None], bytes | None]
+) -> bool:
     """Write what `make` returns for what is there now; return whether that was needed.
 
     `make` gets None where nothing is there, and returns None where nothing is to be written; it

@@ -134,7 +134,7 @@ def remove(path: Path) -> None:
         log.warning("cannot remove the leftover %s: %s", path, error.strerror)
 
 
-def settle(home: EnvHome) -> None:
+def clean_up_if_idle(home: EnvHome) -> None:
     """Clear up for a command that only reads, where this user may and no other command runs."""
     if home.lock_path.exists():
         with suppress(PipelineError, OSError), changing(home):

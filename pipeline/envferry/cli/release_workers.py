@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from envferry.cli.build import SigningOptions
-from envferry.cli.outcome import FAILURES, Outcome
+from envferry.cli.release_outcome import FAILURES, Outcome
 from envferry.cli.shared.building import BuildingOptions, PackedOptions
 from envferry.cli.shared.command import CommandOptions, option
 from envferry.cli.shared.shared_options import NewTagOptions
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from envferry.cli.shared.console import Console
     from envferry.cli.shared.stage_table import Stages
     from envferry.cluster.messages import BuildChoice, BuildEvent, BuildJob, Cluster
-    from envferry.cluster.release import Accepted
+    from envferry.cluster.release import AcceptedArtifact
     from envferry.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -181,13 +181,13 @@ class WorkerRelease(msgspec.Struct):
     outcomes: dict[str, Outcome] = msgspec.field(default_factory=dict)
     """By the key of the job."""
     jobs: dict[str, BuildJob] = msgspec.field(default_factory=dict)
-    ready: list[tuple[Outcome, Accepted]] = msgspec.field(default_factory=list)
+    ready: list[tuple[Outcome, AcceptedArtifact]] = msgspec.field(default_factory=list)
     """What is checked, and signed and tagged when all are."""
 
     def plan(self, key: str, outcome: Outcome) -> None:
         """Make a job of what the registry lacks; what it has is accepted."""
-        from envferry.cluster.release import Accepted, make_job
-        from envferry.registry.released import find_released
+        from envferry.cluster.release import AcceptedArtifact, make_job
+        from envferry.registry.release_lookup import find_released
 
         assert outcome.lock is not None
         if not self.options.rebuild:
@@ -196,7 +196,7 @@ class WorkerRelease(msgspec.Struct):
             if found:
                 data = self.target.proof(found).manifest_data
                 try:
-                    self.take(outcome, Accepted(manifest=found, data=data, uploaded=False))
+                    self.take(outcome, AcceptedArtifact(manifest=found, data=data, uploaded=False))
                 except FAILURES as error:
                     outcome.error = error
                 return
@@ -261,7 +261,7 @@ class WorkerRelease(msgspec.Struct):
             outcome.error = error
         stages.end(event.key, "failed" if outcome.error else "released")
 
-    def take(self, outcome: Outcome, accepted: Accepted) -> None:
+    def take(self, outcome: Outcome, accepted: AcceptedArtifact) -> None:
         """Sign and tag what was accepted and the policies allow, now or with all others."""
         self.gate.require_published(self.target, accepted.manifest)
         if self.options.atomic:
@@ -270,7 +270,7 @@ class WorkerRelease(msgspec.Struct):
             return
         self.publish(outcome, accepted)
 
-    def publish(self, outcome: Outcome, accepted: Accepted) -> None:
+    def publish(self, outcome: Outcome, accepted: AcceptedArtifact) -> None:
         """Sign an artifact and move its tags."""
         from envferry.cluster.release import sign
         from envferry.registry.push import tag_published

@@ -1,6 +1,6 @@
 """Run a program that alone sees an environment as the current one.
 
-A script of its own, run as `python -I -S final_view.py ENVS_DIR NAME LINK [PROGRAM …]`: it imports
+A script, run as `python -I -S mount_namespace.py ENVS_DIR NAME LINK [PROGRAM …]`: it imports
 nothing of envferry and nothing that is not in the standard library. In a mount namespace of its
 own it covers ENVS_DIR by a copy that has everything of the real one, and `NAME -> LINK`. Without a
 program it only says, by its exit status, whether that can be.

@@ -14,7 +14,7 @@ import pytest
 
 from envferry.errors import HostError, NotFound, PipelineError, UsageError
 from envferry.process import find_program
-from envferry.trust.key_places import open_told_key
+from envferry.trust.key_locations import open_told_key
 from envferry.trust.pkcs11_token import TokenUri
 from envferry.trust.signing import (
     SigningKey,

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from envferry.build.inside.apart import (
+from envferry.build.inside.incremental import (
+    changed_only,
     fills_empty_folder,
     has_own_bytecode,
-    is_only_theirs,
     mark_files,
 )
 
@@ -61,7 +61,7 @@ def test_what_something_else_does_to_a_tree_is_seen(tmp_path: Path, harm: str) -
         (tmp_path / "link").symlink_to("lib")
     elif harm == "folder":
         (tmp_path / "lib/empty").mkdir()
-    assert is_only_theirs(before, mark_files(tmp_path), {"two"}) is not bool(harm)
+    assert changed_only(before, mark_files(tmp_path), {"two"}) is not bool(harm)
 
 
 def test_modules_that_hold_the_prefix_leave_no_byte_code(tmp_path: Path) -> None:
@@ -70,9 +70,9 @@ def test_modules_that_hold_the_prefix_leave_no_byte_code(tmp_path: Path) -> None
     compiled.touch()
     before = mark_files(tmp_path)
     compiled.unlink()
-    assert not is_only_theirs(before, mark_files(tmp_path), ()), "nobody's"
+    assert not changed_only(before, mark_files(tmp_path), ()), "nobody's"
     (tmp_path / "lib/m.py").touch()
-    assert is_only_theirs(before, mark_files(tmp_path), {"lib/m.py"})
+    assert changed_only(before, mark_files(tmp_path), {"lib/m.py"})
 
 
 def test_folders_that_were_empty_are_not_filled(tmp_path: Path) -> None:
