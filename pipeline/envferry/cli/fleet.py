@@ -10,7 +10,7 @@ from envferry.base.text import plural
 from envferry.cli.shared.command import argument, command, option
 from envferry.cli.shared.shared_options import RegistryOptions
 from envferry.cli.shared.terminal import table
-from envferry.cli.upkeep import parse_age
+from envferry.cli.shared.time_spans import parse_age
 from envferry.errors import NotFound
 from envferry.registry import Registry
 

@@ -98,7 +98,7 @@ def image_of_artifact(console: Console, options: ImageOptions) -> Image:
 
 def image_of_installed(console: Console, options: ImageOptions) -> Image:
     """Write the image of an installation, for the prefix that it has."""
-    from envferry.cli.installed import home_of
+    from envferry.cli.shared.installations import home_of
     from envferry.install.image import write_installed_image
 
     if options.name or options.prefix:

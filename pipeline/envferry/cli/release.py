@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from envferry.cli.build import PackSettings, pack_built, push_one
 from envferry.cli.changed import MAX_JOBS, Service, job_matrix, releasable
+from envferry.cli.pack import PackSettings, pack_built
+from envferry.cli.push import push_one
 from envferry.cli.release_gate import ReleaseGate
 from envferry.cli.release_outcome import FAILURES, Outcome, raise_first
 from envferry.cli.release_plan import plan_releases

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from envferry.cli.build import describe_push
+from envferry.cli.push import describe_push
 from envferry.cli.shared.failures import explain
 from envferry.errors import PipelineError
 from envferry.names import current_platform

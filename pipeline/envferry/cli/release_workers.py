@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from envferry.cli.build import SigningOptions
+from envferry.cli.push import SigningOptions
 from envferry.cli.release_outcome import FAILURES, Outcome
 from envferry.cli.shared.building import BuildingOptions, PackedOptions
 from envferry.cli.shared.command import CommandOptions, option

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from envferry.base.files import absolute_path
 from envferry.base.text import plural
-from envferry.cli.installed import home_of
 from envferry.cli.shared.command import argument, command, option
 from envferry.cli.shared.completions import complete_installed
+from envferry.cli.shared.installations import home_of
 from envferry.cli.shared.shared_options import (
     EnvsDirOptions,
     IdentityOptions,
@@ -18,7 +18,7 @@ from envferry.cli.shared.shared_options import (
     RegistryOptions,
     SignatureOptions,
 )
-from envferry.cli.trust import SignedRef, verify_ref
+from envferry.cli.verify_artifact import SignedRef, verify_ref
 from envferry.config import settings
 from envferry.errors import IntegrityError
 from envferry.install.records.actor import current_actor, utc_now

@@ -1,4 +1,4 @@
-"""Commands that compare and explain: diff, why."""
+"""The command diff: what differs between two artifacts, or two locks."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envferry.artifacts import ARCHIVE_SUFFIX, read_artifact, sbom_path
+from envferry.artifacts import ARCHIVE_SUFFIX, read_artifact
 from envferry.base.text import human_bytes
 from envferry.cli.shared.command import argument, command, option
 from envferry.cli.shared.completions import complete_refs
 from envferry.cli.shared.shared_options import PlatformOptions, RegistryOptions
-from envferry.cli.shared.terminal import styled, table
-from envferry.errors import NotFound
+from envferry.cli.shared.terminal import table
 from envferry.names import Ref
 from envferry.registry import PublishedArchive, Registry
 from envferry.registry.accepted_sources import is_file_ref
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from envferry.archive.reader import Source
     from envferry.cli.shared.console import Console
     from envferry.models import Manifest
-    from envferry.registry.dependents import Dependencies, Need
     from envferry.registry.diff import ArtifactDifference
 
 
@@ -35,13 +33,6 @@ class DiffOptions(PlatformOptions, RegistryOptions):
     locks: bool = option(
         "--locks", is_flag=True, help="Compare locks, even if both arguments have an @."
     )
-
-
-class WhyOptions(PlatformOptions, RegistryOptions):
-    """Which package of which artifact."""
-
-    ref: str = argument(shell_complete=complete_refs)
-    package: str = argument()
 
 
 @command(DiffOptions)
@@ -68,17 +59,6 @@ def diff(console: Console, options: DiffOptions) -> None:
     console.result(found, lambda: difference_lines(found))
 
 
-@command(WhyOptions)
-def why(console: Console, options: WhyOptions) -> None:
-    """Show which packages of the artifact REF need PACKAGE, up to those that the spec asks for.
-
-    Read from the artifact's SBOM, or from its lock if it has none.
-    """
-    dependencies, shown = read_dependencies(options)
-    needs = dependencies.why(options.package, shown)
-    console.result(needs, lambda: why_lines(needs))
-
-
 def is_about_artifacts(before: str, after: str) -> bool:
     """Whether two words name artifacts: archive files, or both a tag or an id."""
     words = (before, after)
@@ -100,27 +80,6 @@ def opened(ref: str, options: DiffOptions) -> Iterator[tuple[Manifest, Source]]:
     manifest = place.manifest(wanted.name, options.platform, id_)
     place.require_archive(manifest)
     yield manifest, PublishedArchive(place, manifest)
-
-
-def read_dependencies(options: WhyOptions) -> tuple[Dependencies, str]:
-    """Read who needs whom in an artifact, and return it with the artifact's name."""
-    from envferry.registry.dependents import Dependencies, dependencies_by_lock, dependencies_in
-
-    ref = options.ref
-    if not is_file_ref(ref):
-        wanted, place = Ref.parse(ref), Registry.open(options.registry)
-        id_ = place.resolve(wanted, options.platform)
-        manifest = place.manifest(wanted.name, options.platform, id_)
-        return dependencies_in(place, manifest), f"{manifest.name}@{manifest.id}"
-    artifact = read_artifact(Path(ref))
-    manifest, path = artifact.manifest, sbom_path(artifact)
-    if path.is_file():
-        found = Dependencies.of_sbom(path.read_bytes(), f"the SBOM of {manifest.stem}")
-        return found, options.ref
-    if not artifact.lock_path.is_file():
-        message = f"{manifest.stem} has neither SBOM nor lock: nothing says who needs what"
-        raise NotFound(message, hint="copy all files of the artifact")
-    return dependencies_by_lock(manifest, artifact.lock_path.read_bytes()), options.ref
 
 
 def difference_lines(found: ArtifactDifference) -> Iterator[str]:
@@ -160,15 +119,3 @@ def difference_lines(found: ArtifactDifference) -> Iterator[str]:
 def signed_bytes(count: int) -> str:
     """Format a change of size."""
     return f"{'+' if count > 0 else '-' if count < 0 else ''}{human_bytes(abs(count))}"
-
-
-def why_lines(needs: tuple[Need, ...]) -> Iterator[str]:
-    """Yield the tree above each package of that name."""
-    from envferry.registry.dependents import need_lines
-
-    for need in needs:
-        yield f"{styled(f'{need.name} {need.version}', bold=True)} ({need.kind})"
-        if need.needed_by:
-            yield from need_lines(need)
-        else:
-            yield "required by the spec itself"

@@ -1,4 +1,4 @@
-"""Commands about one artifact of a registry: show, tag."""
+"""The command show: what is inside an artifact."""
 
 from __future__ import annotations
 
@@ -12,20 +12,11 @@ from envferry.artifacts import SBOM, read_artifact, read_proof, sbom_path
 from envferry.base.text import human_bytes
 from envferry.cli.shared.command import argument, command
 from envferry.cli.shared.completions import complete_refs
-from envferry.cli.shared.shared_options import (
-    DryRunOptions,
-    PlatformOptions,
-    RegistryOptions,
-    SignKeyOptions,
-    TagExpiryOptions,
-)
+from envferry.cli.shared.shared_options import PlatformOptions, RegistryOptions
 from envferry.cli.shared.terminal import styled, table
-from envferry.names import Ref, check_name
+from envferry.names import Ref
 from envferry.registry import Registry
 from envferry.registry.accepted_sources import is_file_ref
-from envferry.registry.tags import preview_move
-from envferry.trust.host_keys import load_signer
-from envferry.trust.signed_tags import TagName
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +27,10 @@ if TYPE_CHECKING:
     from envferry.trust.attestations import Provenance
     from envferry.trust.identities import Identity
 
+
 FILES_SHOWN = 5
+
+
 LICENSE_COLUMN = 32
 
 
@@ -44,13 +38,6 @@ class ShowOptions(PlatformOptions, RegistryOptions):
     """Which artifact to show."""
 
     ref: str = argument(shell_complete=complete_refs)
-
-
-class TagOptions(DryRunOptions, SignKeyOptions, TagExpiryOptions, PlatformOptions, RegistryOptions):
-    """Which tag shall point to which artifact."""
-
-    ref: str = argument(shell_complete=complete_refs)
-    tag: str = argument()
 
 
 @command(ShowOptions)
@@ -63,26 +50,6 @@ def show(console: Console, options: ShowOptions) -> None:
     manifest, facts = look_at(options)
     result = {**msgspec.to_builtins(manifest), **facts.as_result()}
     console.result(result, lambda: manifest_lines(manifest, facts))
-
-
-@command(TagOptions)
-def tag(console: Console, options: TagOptions) -> None:
-    """Point TAG at the artifact REF."""
-    wanted, platform = Ref.parse(options.ref), options.platform
-    registry = Registry.open(
-        options.registry, signer=load_signer(options.sign_keys, options.tag_days)
-    )
-    check_name(options.tag, "tag")
-    id_ = registry.resolve(wanted, platform)
-    registry.require_installable(registry.described(wanted.name, platform, id_))
-    if options.dry_run:
-        name = TagName(name=wanted.name, platform=platform, tag=options.tag)
-        before, after = preview_move(registry, name, id_)
-        line = f"{name} would point to {id_}, now {before.id if before else 'nothing'}"
-        console.preview(after, lambda: [line])
-        return
-    record = registry.move_tag(wanted.name, platform, options.tag, id_)
-    console.result(record, lambda: [f"{wanted.name}@{options.tag} is now {record.id}"])
 
 
 class PublishedFacts(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Commands about what is installed on a host: rollback, remove."""
+"""The command remove: old installations, or all of an environment."""
 
 from __future__ import annotations
 
@@ -11,29 +11,24 @@ from envferry.cli.shared.command import argument, command, option
 from envferry.cli.shared.completions import complete_installed
 from envferry.cli.shared.hooks import run_hooks
 from envferry.cli.shared.host_report import report_host
+from envferry.cli.shared.installations import home_of
 from envferry.cli.shared.shared_options import DryRunOptions, EnvsDirOptions
 from envferry.errors import EXIT_INTERRUPTED, UsageError
 from envferry.install.records.actor import current_actor
-from envferry.names import ID_PATTERN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from envferry.cli.shared.console import Console
     from envferry.install.records.env_home import EnvHome
     from envferry.install.records.installation import Installation
     from envferry.install.remove import Removal
 
+
 KEPT = 2
+
+
 """Installations that `remove` keeps: the current one, and one to go back to."""
-
-
-class RollbackOptions(DryRunOptions, EnvsDirOptions):
-    """Which environment to switch, and to what."""
-
-    name: str = argument(shell_complete=complete_installed)
-    wish: str | None = argument(metavar="[ID|BACK]", required=False)
 
 
 class RemoveOptions(DryRunOptions, EnvsDirOptions):
@@ -57,30 +52,6 @@ class RemoveOptions(DryRunOptions, EnvsDirOptions):
     yes: bool = option(
         "-y", "--yes", is_flag=True, help="Do not ask; without a terminal it never asks."
     )
-
-
-@command(RollbackOptions)
-def rollback(console: Console, options: RollbackOptions) -> None:
-    """Switch NAME to the previous installation, or to another; run again to undo.
-
-    ID may be the beginning of an id, four digits at least. BACK is a number that `envferry history
-    NAME` shows: 1 is the previous installation.
-    """
-    from envferry.install.activation import roll_back
-    from envferry.install.records.env_home import EnvHome
-
-    home = EnvHome.of(options.envs_dir, options.name)
-    actor = current_actor()
-    installation = roll_back(home, options.wish, dry_run=options.dry_run, actor=actor)
-    shown = f"{options.name}@{installation.id}"
-    if options.dry_run:
-        now = home.current_id() or "nothing"
-        line = f"{options.name} would switch from {now} to {installation.id}"
-        console.preview(installation, lambda: [line])
-        return
-    console.result(installation, lambda: [f"{shown} is current: {options.envs_dir / options.name}"])
-    report_host(options.envs_dir)
-    run_hooks("rollback", installation, options.envs_dir)
 
 
 @command(RemoveOptions)
@@ -139,17 +110,6 @@ def is_sure(console: Console, home: EnvHome) -> bool:
     """Ask before a whole environment is removed, if there is a terminal."""
     count = len(list(home.installations()))
     return console.confirm(f"Remove {home.name} and its {plural(count, 'installation')}?")
-
-
-def home_of(text: str, envs_dir: Path) -> tuple[EnvHome, str | None]:
-    """Parse NAME or NAME@ID of something installed."""
-    from envferry.install.records.env_home import EnvHome
-
-    name, at, id_ = text.partition("@")
-    if at and not ID_PATTERN.fullmatch(id_):
-        message = f"{id_!r} is not a valid id: ids have 12 hex digits"
-        raise UsageError(message, hint="tags are in the registry; a host knows only ids")
-    return EnvHome.of(envs_dir, name), id_ or None
 
 
 def describe_removal(removal: Removal, verb: str = "removed") -> Iterator[str]:
