@@ -38,9 +38,9 @@ class ApplyOptions(DryRunOptions, SignatureOptions, IdentityOptions, RegistryOpt
 def apply(console: Console, options: ApplyOptions) -> None:
     """Add what the folder DIR carries to the registry: whole artifacts and deltas.
 
-    A delta and what the registry has become the whole archive, byte for byte, so its signature
-    stays valid. Tags never move back. What is damaged is named, with exit code 8, after everything
-    else was added. Run it again if it was interrupted.
+    A delta is completed from what the registry has to the whole archive, byte for byte, so its
+    signature stays valid. Tags never move back. What is damaged is named, with exit code 8, after
+    everything else was added. Run it again if it was interrupted.
     """
     from envferry.transfer.apply import apply_folder, preview_apply
 

@@ -62,7 +62,7 @@ def changed(console: Console, options: ChangedOptions) -> None:
     """List the specs that changed since a git revision.
 
     A spec is added, changed, renamed or deleted. It also counts as changed when only its lock or a
-    requirements file that it names changed. What is not committed yet counts, too.
+    requirements file that it names changed. Uncommitted changes count, too.
     """
     from envferry.specs.changed import changed_specs
 

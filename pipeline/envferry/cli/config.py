@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @command(NoOptions)
 def config(console: Console, options: NoOptions) -> None:
-    """Show each setting, its value, and what says so: a file and line, a variable, the default.
+    """Show each setting, its value and its origin: a file and line, a variable, the default.
 
     Files: /etc/envferry/config.toml, then ~/.config/envferry/config.toml. Variables win over them,
     options over all (docs/settings.md).

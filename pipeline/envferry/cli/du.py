@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def du(console: Console, options: EnvsDirOptions) -> None:
     """Show the disk space that all installations take; shared files are counted once.
 
-    Hard links are recognised, reflinks are not: on file systems that have these the sum is what the
-    installations would take without.
+    Hard links are recognised, reflinks are not: on file systems that have them the sum is what the
+    installations would take without them.
     """
     from envferry.install.host.disk_usage import measure_directory
 

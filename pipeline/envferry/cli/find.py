@@ -23,9 +23,9 @@ def find(console: Console, options: FindOptions) -> int:
 
     PACKAGE is a name, optionally with versions: 'torch>=2.8', 'numpy>=1.26,<2', 'openssl=3.0',
     'torch==2.8.*', 'nvidia-*'. conda and pip packages are searched. The exit code is 7 if
-    nothing is found. With --cve, it finds the artifacts that hold an affected package, by the
-    database of `envferry audit`. --file and --import read the index of each archive, once; --hash
-    reads the locks as well.
+    nothing is found. With --cve, it finds the artifacts that hold an affected package, according
+    to the database of `envferry audit`. --file and --import read the index of each archive, once;
+    --hash reads the locks as well.
     """
     from envferry.index import MatchSpec
     from envferry.index.queries import entries

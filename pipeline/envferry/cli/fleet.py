@@ -42,7 +42,7 @@ class FleetOptions(RegistryOptions):
 
 @command(FleetOptions)
 def fleet(console: Console, options: FleetOptions) -> None:
-    """Show which host has what, of all environments or of NAME, as the hosts report it.
+    """Show which hosts have which installations, of all environments or of NAME, as they report it.
 
     Hosts report into `v1/hosts` of the registry that their setting `report_to` names: after each
     change, and with `envferry follow` every six hours. Reports are not signed.

@@ -68,13 +68,13 @@ class FollowOptions(InstallCommandOptions):
 
 @command(FollowOptions)
 def follow(console: Console, options: FollowOptions) -> None:
-    """Look once whether the tag REF (NAME@TAG) moved, and install what it means now.
+    """Check once whether the tag REF (NAME@TAG) has moved, and install what it points to.
 
     A tag that has not moved costs one request. An update waits for the maintenance window and, with
     --when-unused, for programs to end. If its checks fail, what was current stays so, and this
     artifact is not tried again. A rollback by hand is respected until the tag moves.
 
-    For every five minutes: `envferry follow REF --write-units /etc/systemd/system`.
+    To poll every five minutes: `envferry follow REF --write-units /etc/systemd/system`.
     """
     ref = Ref.parse(options.ref)
     if ref.is_id:

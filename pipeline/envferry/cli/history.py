@@ -25,7 +25,7 @@ class HistoryOptions(EnvsDirOptions):
 
 @command(HistoryOptions)
 def history(console: Console, options: HistoryOptions) -> None:
-    """Show the installations of NAME and what happened to it, for `envferry rollback NAME BACK`.
+    """Show the installations of NAME and what happened to them, for `envferry rollback NAME BACK`.
 
     BACK: how many installations back it is; 0 is the current one.
     """

@@ -82,7 +82,7 @@ class InstallCommandOptions(
         is_flag=False,
         flag_value="",
         metavar="[DIR]",
-        help="Also make a Jupyter kernel, in DIR or the usual directory; it follows updates and "
+        help="Also create a Jupyter kernel, in DIR or the usual directory; it follows updates and "
         "rollbacks and goes with the environment. `none` removes it.",
     )
     modulefile: str | None = option(
@@ -90,7 +90,7 @@ class InstallCommandOptions(
         is_flag=False,
         flag_value="",
         metavar="[DIR]",
-        help="Also make a modulefile (Lmod, Environment Modules) in DIR or the directory of the "
+        help="Also create a modulefile (Lmod, Environment Modules) in DIR or the directory of the "
         "settings, in the same way.",
     )
     allow_downgrade: bool = option(
@@ -105,7 +105,7 @@ class InstallCommandOptions(
     mount: bool = option(
         "--mount",
         is_flag=True,
-        help="Mount an image instead of unpacking: REF is one, or one is made of it here.",
+        help="Mount an image instead of unpacking: REF is an image, or one is made from it here.",
     )
 
     def as_install_options(self, origin: Origin | None) -> InstallOptions:

@@ -28,7 +28,7 @@ class KeygenOptions(CommandOptions):
         "--of",
         default="",
         metavar="KEY",
-        help="Make no pair: write NAME.pub of a key that is elsewhere (`ssh:…`, `pkcs11:…`, FILE).",
+        help="Generate no pair: write NAME.pub for an existing key (`ssh:…`, `pkcs11:…`, FILE).",
     )
 
 

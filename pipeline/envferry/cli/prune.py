@@ -71,7 +71,7 @@ class PruneOptions(DryRunOptions, RegistryOptions):
 
 @command(PruneOptions)
 def prune(console: Console, options: PruneOptions) -> None:
-    """List what can go from the registry, or from each environment NAME; --delete removes it.
+    """List what can be removed from the registry, or from environments NAME; --delete removes it.
 
     Removes what interrupted pushes left and the artifacts that no rule keeps. Without a rule no
     artifact is removed; tagged ones never are, nor what a host has that reports to the registry.

@@ -57,7 +57,7 @@ class ReleaseOptions(DryRunOptions, BuiltReleaseOptions):
     audit: str | None = option(
         "--audit",
         metavar="POLICY",
-        help="Release nothing that has vulnerabilities which this policy does not let through: any,"
+        help="Release nothing with vulnerabilities that this policy does not allow: any,"
         " low, medium, high, critical, or a file.",
     )
 

@@ -44,7 +44,7 @@ class ShowOptions(PlatformOptions, RegistryOptions):
 def show(console: Console, options: ShowOptions) -> None:
     """Show what is inside the artifact REF, or the archive file REF: nothing is downloaded.
 
-    Packages, licences, requirements, checks, and by whom it claims to be built; `envferry verify
+    Packages, licences, requirements, checks, and who it claims to be built by; `envferry verify
     REF` verifies that.
     """
     manifest, facts = look_at(options)

@@ -34,19 +34,19 @@ class StatusCommandOptions(TrustedKeyOptions, EnvsDirOptions):
         default="1G",
         callback=parse_size,
         show_default=True,
-        help="The least free space that is all right, such as 20G.",
+        help="The minimum free space, such as 20G.",
     )
 
 
 @command(StatusCommandOptions)
 def status(console: Console, options: StatusCommandOptions) -> None:
-    """Say whether the environments of this host are as they should be: for monitoring.
+    """Report whether the environments of this host are healthy: for monitoring.
 
     Looks at the current installation of each NAME, or of all: whether there is one, how its checks
     ended when they ran last, whether sizes, modes and times are as installed, whether a key that is
-    trusted now signed it, and at free space. The exit code is 0 only if all is well; otherwise 7 if
-    nothing is current, 4 if checks failed, 8 for changed files or a signature that is not trusted,
-    11 for too little space: the first of these that applies.
+    trusted now signed it, and at free space. The exit code is 0 only if everything is healthy;
+    otherwise 7 if nothing is current, 4 if checks failed, 8 for changed files or a signature that
+    is not trusted, 11 for too little space: the first of these that applies.
     """
     from envferry.base.prometheus import write_textfile
     from envferry.install.host.status import StatusOptions, describe_status, metrics_of, read_status

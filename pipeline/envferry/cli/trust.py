@@ -109,19 +109,22 @@ class AddKeyOptions(BundleOptions):
         help="What it may sign: root for bundles, release for artifacts; repeatable.",
     )
     name: str = option(
-        "-n", "--name", default="", metavar="TEXT", help="Whose key it is, as shown to people."
+        "-n", "--name", default="", metavar="TEXT", help="Whose key it is, as it is shown."
     )
     not_before: str = option(
-        "--not-before", default="", metavar="TIME", help="When it begins: 2027-01-01T00:00:00Z."
+        "--not-before",
+        default="",
+        metavar="TIME",
+        help="When it becomes valid: 2027-01-01T00:00:00Z.",
     )
     expires: str = option(
-        "--expires", default="", metavar="TIME", help="When it ends; default: never."
+        "--expires", default="", metavar="TIME", help="When it expires; default: never."
     )
 
 
 @command(AddKeyOptions, group=trust)
 def add(console: Console, options: AddKeyOptions) -> None:
-    """Add a key, or give a key that is there other roles and times.
+    """Add a key, or change the roles and dates of an existing one.
 
     The first one needs `--role root`. Rotation: add the new root key, signed by the old and the new
     one, then revoke the old.
@@ -149,7 +152,7 @@ class RevokeKeyOptions(BundleOptions):
 
 @command(RevokeKeyOptions, group=trust)
 def revoke_key(console: Console, options: RevokeKeyOptions) -> None:
-    """Revoke a key by its id: nothing that it signed counts any more, whenever it signed it."""
+    """Revoke a key by its id: nothing that it ever signed is accepted any more."""
     from envferry.trust.bundle_edit import revoke_key as revoked
 
     options.existing()

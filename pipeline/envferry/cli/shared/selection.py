@@ -96,7 +96,7 @@ class FindOptions(SelectionOptions):
         "--hash-of",
         type=click.Path(path_type=str),
         metavar="FILE",
-        help="Find where the content of this file is; without PACKAGE.",
+        help="Find what contains this file's content; without PACKAGE.",
     )
 
     def asked(self) -> str:
