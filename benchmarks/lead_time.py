@@ -89,7 +89,7 @@ class Voyage:
         environ = {
             **self.server.environ,
             "ENVFERRY_CACHE": str(self.work / "cache"),
-            "ENVFERRY_TRUSTED_DIR": str(self.work / "none"),
+            "ENVFERRY_TRUSTED_DIR": "/dev/null",
             **({"AWS_ENDPOINT_URL_S3": endpoint} if endpoint else {}),
         }
         return Command(argv=(str(ENVFERRY), *map(str, words)), environ=tuple(environ.items()))

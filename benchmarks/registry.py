@@ -80,7 +80,7 @@ class Bench:
 
     def command(self, *words: str | Path) -> Command:
         """Return a command that finds the server."""
-        environ = {**self.server.environ, "ENVFERRY_TRUSTED_DIR": str(self.work / "none")}
+        environ = {**self.server.environ, "ENVFERRY_TRUSTED_DIR": "/dev/null"}
         return Command(argv=tuple(map(str, words)), environ=tuple(environ.items()))
 
     def push_results(self, rounds: int) -> Iterator[Result]:

@@ -52,7 +52,7 @@ class Bench:
         """Return a command that reads no logins."""
         environ = (
             ("REGISTRY_AUTH_FILE", str(self.work / "logins.json")),
-            ("ENVFERRY_TRUSTED_DIR", str(self.work / "none")),
+            ("ENVFERRY_TRUSTED_DIR", "/dev/null"),
         )
         return Command(argv=tuple(map(str, words)), environ=environ)
 

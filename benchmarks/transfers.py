@@ -162,7 +162,7 @@ class Bench:
         environ = {
             "ENVFERRY_REGISTRY": self.home,
             "ENVFERRY_CACHE": str(self.work / "cache"),
-            "ENVFERRY_TRUSTED_DIR": str(self.work / "none"),
+            "ENVFERRY_TRUSTED_DIR": "/dev/null",
         }
         command = Command.of(ENVFERRY, *words, "-q")
         return replace(command, environ=tuple(environ.items()))

@@ -26,7 +26,7 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A registry with two versions of one environment; it is the one of the settings, too."""
     monkeypatch.setenv("ENVFERRY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("ENVFERRY_REGISTRY", str(tmp_path / "registry"))
-    monkeypatch.setenv("ENVFERRY_TRUSTED_DIR", str(tmp_path / "trusted.d"))
+    monkeypatch.setenv("ENVFERRY_TRUSTED_DIR", "/dev/null")
     registry = Registry.open(str(tmp_path / "registry"))
     for seed, tag in ((1, "stable"), (2, "candidate")):
         publish(registry, tmp_path / f"made-{seed}", Made(seed=seed), tag)

@@ -69,7 +69,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     source_date_epoch: int
     """Seconds since 1970 that become the mtime of every archive member."""
     trusted_dir: Path
-    """Where the public keys (`*.pub`) are that this host trusts."""
+    """Where the public keys (`*.pub`) are that this host trusts; /dev/null for none."""
     sign_key: Secret | None
     """A private key in PEM, for CI, which has no files of its own; or the name of one."""
     key_passphrase: Secret | None = None
@@ -95,6 +95,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Programs to run after an installation became current, or went."""
     kernel_dir: Path | None = None
     modulefile_dir: Path | None = None
+    trusted_dir_set_by: str = ""
+    """The variable, or the line of a file, that names `trusted_dir`; empty for the default."""
     allow_races: bool = False
     report_to: str = ""
     """The registry that learns what this host has; empty for none."""
@@ -114,6 +116,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             value = told[key].value
             return value if isinstance(value, str) else ""
 
+        def absolute(key: str) -> Path | None:
+            return Path(text(key)).absolute() if text(key) else None
+
         home = home_of(environ)
         home_cache = environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home else "")
         cache = text("cache") or (f"{home_cache}/envferry" if home_cache else "")
@@ -129,16 +134,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             envs_dir=Path(text("envs_dir")).absolute(),
             source_date_epoch=int(epoch),
             trusted_dir=Path(text("trusted_dir")),
+            trusted_dir_set_by=told["trusted_dir"].set_by,
             sign_key=_secret(environ, SIGN_KEY),
             key_passphrase=_secret(environ, KEY_PASSPHRASE),
             key_passphrase_file=(
                 Path(text("key_passphrase_file")) if text("key_passphrase_file") else None
             ),
             ssh_agent=environ.get("SSH_AUTH_SOCK", ""),
-            sigstore_root=Path(text("sigstore_root")).absolute() if text("sigstore_root") else None,
-            sigstore_config=(
-                Path(text("sigstore_config")).absolute() if text("sigstore_config") else None
-            ),
+            sigstore_root=absolute("sigstore_root"),
+            sigstore_config=absolute("sigstore_config"),
             identity_token=_secret(environ, IDENTITY_TOKEN),
             min_speed=int(str(told["min_speed"].value)),
             requirement=(
@@ -152,12 +156,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             allow_races=bool(told["allow_races"].value),
             report_to=text("report_to"),
             tag_grace_days=int(str(told["tag_grace_days"].value)),
-            audit_database=(
-                Path(text("audit_database")).absolute() if text("audit_database") else None
-            ),
-            license_policy=(
-                Path(text("license_policy")).absolute() if text("license_policy") else None
-            ),
+            audit_database=absolute("audit_database"),
+            license_policy=absolute("license_policy"),
         )
 
     @property

@@ -35,7 +35,7 @@ def cli(tmp_path: Path) -> CliRunner:
     runner = CliRunner(
         home=tmp_path,
         cache=tmp_path / "cache",
-        environ={"ENVFERRY_TRUSTED_DIR": str(tmp_path / "none")},
+        environ={"ENVFERRY_TRUSTED_DIR": "/dev/null"},
     )
     publish(registry, tmp_path / "packed", Made(), "stable")
     publish(registry, tmp_path / "packed", Made(name="pure", seed=2, packages=(CLEAN,)), "latest")

@@ -97,7 +97,7 @@ def test_no_command_waits_for_a_pipe(tmp_path: Path, command: str, code: int) ->
     environ = {
         "PATH": os.environ["PATH"],
         "HOME": str(tmp_path),
-        "ENVFERRY_TRUSTED_DIR": str(tmp_path / "none"),
+        "ENVFERRY_TRUSTED_DIR": "/dev/null",
     }
     found = subprocess.run(
         [ENVFERRY, *command.split()],

@@ -43,7 +43,7 @@ def job(server: SigstoreServer, tmp_path: Path) -> CliRunner:
     environ = {
         "ENVFERRY_REGISTRY": str(tmp_path / "registry"),
         "ENVFERRY_ENVS_DIR": str(tmp_path / "envs"),
-        "ENVFERRY_TRUSTED_DIR": str(tmp_path / "etc/trusted.d"),
+        "ENVFERRY_TRUSTED_DIR": "/dev/null",
         "ENVFERRY_SIGSTORE_CONFIG": str(server.write_config(tmp_path / "config.json")),
         "SIGSTORE_ID_TOKEN": server.token(),
     }
@@ -54,6 +54,7 @@ def job(server: SigstoreServer, tmp_path: Path) -> CliRunner:
 def trust_identity(host: CliRunner, server: SigstoreServer, identity: str = WORKFLOW) -> None:
     place = host.home / "etc/identities.d"
     place.mkdir(parents=True, exist_ok=True)
+    host.environ["ENVFERRY_TRUSTED_DIR"] = str(host.home / "etc/trusted.d")
     (place / "ci.toml").write_text(f'identity = "{identity}"\nissuer = "{GITHUB_ISSUER}"\n')
     server.write_root(place / "trusted_root.json")
 

@@ -44,7 +44,7 @@ def artifact(tmp_path: Path) -> Artifact:
 @pytest.fixture
 def host(oci_url: str, tmp_path: Path) -> CliRunner:
     """A machine with two pairs of keys."""
-    environ = {"ENVFERRY_REGISTRY": oci_url, "ENVFERRY_TRUSTED_DIR": str(tmp_path / "none")}
+    environ = {"ENVFERRY_REGISTRY": oci_url, "ENVFERRY_TRUSTED_DIR": "/dev/null"}
     host = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
     host.run("keygen", "ours")
     host.run("keygen", "theirs")

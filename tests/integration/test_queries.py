@@ -21,7 +21,7 @@ def host(tmp_path: Path) -> CliRunner:
     environ = {
         "ENVFERRY_REGISTRY": str(tmp_path / "registry"),
         "ENVFERRY_ENVS_DIR": str(tmp_path / "envs"),
-        "ENVFERRY_TRUSTED_DIR": str(tmp_path / "trusted.d"),
+        "ENVFERRY_TRUSTED_DIR": "/dev/null",
     }
     demo_runner = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
     demo_runner.run("keygen", "ours")

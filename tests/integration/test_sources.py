@@ -236,7 +236,7 @@ def test_sources_become_wheels_in_an_image(
 ) -> None:
     """A folder and a commit: the project's image has no compiler."""
     sources = make_sources(tmp_path / "sources")
-    runner = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=image_engine.environ)
+    runner = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=dict(image_engine.environ))
     gitted = f"gitted @ git+{sources['repository'].as_uri()}@main#subdirectory=inner"
     lines = f'{sources["folder"]}", "{gitted}'
     runner.write_spec("podded", one_source(demo_runner, lines))

@@ -51,7 +51,7 @@ PYTHON = Path("/usr/bin/python3")
 @pytest.fixture
 def ferry(tmp_path: Path) -> CliRunner:
     """A folder to run envferry in; no network is needed."""
-    environ = {"ENVFERRY_TRUSTED_DIR": str(tmp_path / "none")}
+    environ = {"ENVFERRY_TRUSTED_DIR": "/dev/null"}
     return CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
 
 

@@ -28,7 +28,7 @@ def host(tmp_path: Path) -> CliRunner:
     environ = {
         "ENVFERRY_REGISTRY": str(tmp_path / "registry"),
         "ENVFERRY_ENVS_DIR": str(tmp_path / "envs"),
-        "ENVFERRY_TRUSTED_DIR": str(tmp_path / "trusted.d"),
+        "ENVFERRY_TRUSTED_DIR": "/dev/null",
     }
     demo_runner = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
     demo_runner.run("keygen", "ours")
@@ -36,6 +36,7 @@ def host(tmp_path: Path) -> CliRunner:
 
 
 def trust(host: CliRunner) -> None:
+    host.environ["ENVFERRY_TRUSTED_DIR"] = str(host.home / "trusted.d")
     (host.home / "trusted.d").mkdir(exist_ok=True)
     (host.home / "trusted.d/ours.pub").write_bytes((host.home / "ours.pub").read_bytes())
 
@@ -206,6 +207,10 @@ def test_verify_takes_what_it_is_given(host: CliRunner) -> None:
     assert "stable" in said
     (host.home / "trusted.d/ours.pub").unlink()
     (host.home / "trusted.d").rmdir()
+    missing = host.run("verify", "demo@stable", expect=2).stderr
+    assert "ENVFERRY_TRUSTED_DIR names" in missing
+    assert "does not exist" in missing
+    host.environ["ENVFERRY_TRUSTED_DIR"] = "/dev/null"
     assert "no trusted keys" in host.run("verify", "demo@stable", expect=2).stderr
 
 
@@ -219,6 +224,7 @@ def test_required_signatures_let_nothing_unsigned_in(host: CliRunner, how: str) 
     variables = {"ENVFERRY_REQUIRE_SIGNATURES": "1"} if how == "variable" else {}
     strict = replace(host, environ={**host.environ, **variables})
     if how == "file":
+        strict.environ["ENVFERRY_TRUSTED_DIR"] = str(host.home / "trusted.d")
         (host.home / "require-signatures").touch()
     commands = (
         ("fetch", "demo@stable", "-o", "fetched"),

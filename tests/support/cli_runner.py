@@ -7,10 +7,6 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 ENVFERRY = Path(sys.executable).with_name("envferry")
 
@@ -21,7 +17,7 @@ class CliRunner:
 
     home: Path
     cache: Path
-    environ: Mapping[str, str] = field(default_factory=dict)
+    environ: dict[str, str] = field(default_factory=dict)
 
     def command(self, *arguments: str | Path) -> tuple[list[str], dict[str, str]]:
         """Return the command line and the environment for it."""

@@ -160,11 +160,12 @@ def test_the_attestation_of_an_artifact_is_none_of_a_tool(tool: Path) -> None:
 
 def install(tool: Path, *words: str, cwd: Path | None = None, **environ: str) -> tuple[int, str]:
     """Run the script as a host does; return its exit code and all that it said."""
+    keys = tool.parents[1] / "trusted.d"
     found: Mapping[str, str] = {
         "PATH": "/usr/bin:/bin",
         "HOME": str(tool.parents[1]),
         "PYTHON": sys.executable,
-        "ENVFERRY_TRUSTED_DIR": str(tool.parents[1] / "trusted.d"),
+        "ENVFERRY_TRUSTED_DIR": str(keys) if os.path.lexists(keys) else "/dev/null",
         **environ,
     }
     finished = subprocess.run(["/bin/sh", str(tool / "install.sh"), *words], cwd=cwd, env=found,
@@ -236,16 +237,19 @@ def test_the_script_finds_out_why_there_are_no_keys(tool: Path, how: str) -> Non
     assert "this host requires signatures" in said
 
 
-@pytest.mark.parametrize("how", ["variable", "file", "no *.pub", "dangling"])
+@pytest.mark.parametrize("how", ["variable", "file", "no *.pub", "dangling", "missing"])
 def test_the_script_obeys_a_host_that_demands_signatures(tool: Path, how: str) -> None:
+    """A directory of keys that was named and is missing is perhaps misspelled."""
     if how == "file":
         (tool.parents[1] / "require-signatures").touch()
     elif how == "no *.pub":
         trust(tool, name="ours.PUB")
     elif how == "dangling":
         (tool.parents[1] / "trusted.d").symlink_to("nowhere")
-    required = "1" if how == "variable" else "0"
-    code, said = install(tool, ENVFERRY_REQUIRE_SIGNATURES=required)
+    environ = {"ENVFERRY_REQUIRE_SIGNATURES": "1" if how == "variable" else "0"}
+    if how in {"file", "missing"}:
+        environ["ENVFERRY_TRUSTED_DIR"] = str(tool.parents[1] / "trusted.d")
+    code, said = install(tool, cwd=None, **environ)
     assert code == 1
     assert "this host requires signatures" in said
 

@@ -59,7 +59,7 @@ def site(tmp_path: Path) -> CliRunner:
     (tmp_path / "registry").mkdir()
     environ = {
         "ENVFERRY_REGISTRY": str(tmp_path / "registry"),
-        "ENVFERRY_TRUSTED_DIR": str(tmp_path / "trusted.d"),
+        "ENVFERRY_TRUSTED_DIR": "/dev/null",
         "ENVFERRY_ENVS_DIR": str(tmp_path / "envs"),
     }
     return CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
@@ -83,6 +83,7 @@ def push_and_install(site: CliRunner, key: str) -> None:
     site.run("keygen", "site", "--of", key)
     trusted = site.home / "trusted.d"
     trusted.mkdir()
+    site.environ["ENVFERRY_TRUSTED_DIR"] = str(trusted)
     (site.home / "site.pub").rename(trusted / "site.pub")
     host = with_environ(site, SSH_AUTH_SOCK="", ENVFERRY_KEY_PASSPHRASE="")
     host.run("install", "demo@stable")

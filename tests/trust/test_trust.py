@@ -26,7 +26,9 @@ from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.fetch import fetch_artifact
 from envferry.registry.push import push_artifact
+from envferry.trust import host_keys
 from envferry.trust.attestations import require_enough, verify_attestation
+from envferry.trust.host_keys import load_trust
 from envferry.trust.host_trust import Trust
 from envferry.trust.signed_tags import SignedTagRecord
 from envferry.trust.signing import (
@@ -368,6 +370,36 @@ def test_trusted_keys_are_read_from_a_directory(tmp_path: Path) -> None:
     assert len(read_trusted_keys(tmp_path, [tmp_path / "c.txt"])) == 3
 
 
+@pytest.mark.parametrize("place", ["variable", "file"])
+def test_a_missing_directory_that_a_setting_names_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """A misspelled path must not accept what nobody signed."""
+    missing, config = tmp_path / "trusted.d", tmp_path / "config.toml"
+    if place == "variable":
+        monkeypatch.setenv("ENVFERRY_TRUSTED_DIR", str(missing))
+    config.write_text(f'trusted_dir = "{missing}"\n' if place == "file" else "")
+    here = Settings.from_environ(os.environ, [config])
+    monkeypatch.setattr(host_keys, "settings", lambda: here)
+    says = "ENVFERRY_TRUSTED_DIR" if place == "variable" else f"{config}:1"
+    with pytest.raises(UsageError, match=f"{says} names .*trusted.d .* does not exist"):
+        load_trust(())
+    (tmp_path / "a.pub").write_bytes(generate_key()[1])
+    assert len(load_trust([tmp_path / "a.pub"]).keys) == 1
+    missing.mkdir()
+    (tmp_path / "a.pub").rename(missing / "a.pub")
+    assert len(load_trust(()).keys) == 1
+
+
+def test_dev_null_says_that_a_host_has_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Settings.from_environ({"ENVFERRY_TRUSTED_DIR": "/dev/null"})
+    monkeypatch.setattr(host_keys, "settings", lambda: here)
+    assert load_trust(()).keys == ()
+    with pytest.raises(UsageError, match="trusts no keys") as raised:
+        load_trust((), require_signature=True)
+    assert raised.value.hint.startswith("let ENVFERRY_TRUSTED_DIR name a directory")
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"garbage", generate_key()[0]], ids=["empty", "garbage", "private"]
 )
@@ -448,7 +480,7 @@ def test_a_broken_place_of_keys_is_an_error_also_beside_a_named_key(tmp_path: Pa
 
 @pytest.mark.parametrize("text", ["1", "true", "Yes", "on"])
 def test_signatures_can_be_required_by_a_variable(tmp_path: Path, text: str) -> None:
-    environ = {"ENVFERRY_REQUIRE_SIGNATURES": text, "ENVFERRY_TRUSTED_DIR": str(tmp_path / "t")}
+    environ = {"ENVFERRY_REQUIRE_SIGNATURES": text, "ENVFERRY_TRUSTED_DIR": "/dev/null"}
     assert Settings.from_environ(environ).signatures_required_by() == "ENVFERRY_REQUIRE_SIGNATURES"
     environ["ENVFERRY_REQUIRE_SIGNATURES"] = "0"
     assert Settings.from_environ(environ).signatures_required_by() is None

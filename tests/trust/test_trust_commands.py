@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ class Site:
 
     def trust_root(self) -> None:
         """Let the host trust the root key."""
+        os.environ["ENVFERRY_TRUSTED_DIR"] = str(self.home / "etc/trusted.d")
         (self.home / "etc/trusted.d").mkdir(parents=True)
         (self.home / "etc/trusted.d/root.pub").write_bytes((self.home / "root.pub").read_bytes())
 
@@ -61,7 +63,7 @@ def site(
     monkeypatch.setenv("ENVFERRY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("ENVFERRY_ENVS_DIR", str(tmp_path / "envs"))
     monkeypatch.setenv("ENVFERRY_REGISTRY", str(tmp_path / "registry"))
-    monkeypatch.setenv("ENVFERRY_TRUSTED_DIR", str(tmp_path / "etc/trusted.d"))
+    monkeypatch.setenv("ENVFERRY_TRUSTED_DIR", "/dev/null")
     (tmp_path / "registry").mkdir()
     return Site(tmp_path, capsys)
 

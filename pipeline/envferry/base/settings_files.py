@@ -37,6 +37,11 @@ class SettingValue(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     """`default`, the name of a variable, or `FILE:LINE`."""
 
+    @property
+    def set_by(self) -> str:
+        """The source of a value that is not the default; else empty."""
+        return "" if self.source == DEFAULT else self.source
+
 
 def read_settings(environ: Mapping[str, str], files: Iterable[Path]) -> dict[str, SettingValue]:
     """Return the value of every setting, by key.

@@ -50,7 +50,8 @@ SETTINGS = (
         kind="path",
         default="/etc/envferry/trusted.d",
         option="--trusted-key adds to it",
-        help="The directory of the public keys (`*.pub`) that this host trusts.",
+        help="The directory of the public keys (`*.pub`) that this host trusts: if set, it must "
+        "exist; `/dev/null` trusts none.",
     ),
     Setting(
         key="require_signatures",

@@ -31,14 +31,8 @@ from envferry.trust.bundle import (
     follow_to,
     read_bundle,
 )
-from envferry.trust.host_keys import (
-    NOWHERE,
-    bundle_path,
-    host_clock,
-    load_signer,
-    read_kept_bundle,
-)
-from envferry.trust.signing import pem_of, read_trusted_keys
+from envferry.trust.host_keys import bundle_path, host_clock, load_signer, read_kept_bundle
+from envferry.trust.signing import NO_KEYS_DIR, pem_of, read_trusted_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -131,7 +125,7 @@ def add(console: Console, options: AddKeyOptions) -> None:
     """
     from envferry.trust.bundle_edit import add_key
 
-    (public,) = read_trusted_keys(NOWHERE, [options.key])
+    (public,) = read_trusted_keys(NO_KEYS_DIR, [options.key])
     key = BundleKey(
         name=options.name or options.key.stem,
         pem=pem_of(public.key).decode(),

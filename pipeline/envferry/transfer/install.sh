@@ -52,13 +52,15 @@ keys=${ENVFERRY_TRUSTED_DIR:-/etc/envferry/trusted.d}
 case $keys in /*) ;; *) fail "ENVFERRY_TRUSTED_DIR is $keys, expected an absolute path" "correct it, or unset it" ;; esac
 set +f
 has_keys=
-for key in "$keys"/*.pub; do [ ! -f "$key" ] || has_keys=yes; done
 is_required=
+# A directory that was named may be misspelled; /dev/null says that this host has no keys.
+if [ "$keys" != /dev/null ] && [ -n "${ENVFERRY_TRUSTED_DIR-}" ]; then is_required=yes; fi
+for key in "$keys"/*.pub; do [ ! -f "$key" ] || has_keys=yes; done
 case ${ENVFERRY_REQUIRE_SIGNATURES-} in '' | 0 | false | no | off) ;; *) is_required=yes ;; esac
 for file in /etc/envferry/require-signatures "$(dirname -- "$keys")/require-signatures"; do
     if [ -e "$file" ] || [ -h "$file" ]; then is_required=yes; fi
 done
-if [ -z "$has_keys" ] && { [ -e "$keys" ] || [ -h "$keys" ]; }; then is_required=yes; fi
+if [ -z "$has_keys" ] && [ "$keys" != /dev/null ] && { [ -e "$keys" ] || [ -h "$keys" ]; }; then is_required=yes; fi
 accept="or accept it as it is: sh $0 --allow-unsigned"
 
 work=$(mktemp -d)
@@ -208,7 +210,7 @@ is_signed() {
 }
 set +f
 # A place that is there, or that this user may not look into, was meant to hold keys.
-if [ -z "$has_keys" ] && "$python" -I - "$keys" <<'END'; then is_required=yes; fi
+if [ -z "$has_keys" ] && [ "$keys" != /dev/null ] && "$python" -I - "$keys" <<'END'; then is_required=yes; fi
 import os, pathlib, sys
 keys = pathlib.Path(sys.argv[1])
 try:

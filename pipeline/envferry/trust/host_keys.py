@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from envferry.trust.signed_clock import SignedClock
     from envferry.trust.signing import PublicKey, Signer
 
-NOWHERE = Path("/nonexistent")
-
 
 def load_signer(names: Iterable[str | Path], tag_days: int | None = None) -> Signer | None:
     """Open the keys to sign with: FILE, `ssh:…`, `pkcs11:…`, else ENVFERRY_SIGN_KEY; or None.
@@ -61,21 +59,28 @@ def load_trust(
     """
     from envferry.trust.host_trust import Trust
     from envferry.trust.identities import IDENTITIES_DIR, read_identities
-    from envferry.trust.signing import read_trusted_keys
+    from envferry.trust.signing import NO_KEYS_DIR, read_trusted_keys
 
     here, named = settings(), tuple(files)
+    required_by = "--require-signature" if require_signature else here.signatures_required_by()
+    is_required = bool(takes_in and required_by)
     paths = [one for one in named if isinstance(one, Path)]
     read = [one for one in named if not isinstance(one, Path)]
     clock = host_clock(envs_dir)
     bundle = read_kept_bundle(bundle_path())
-    named_keys = (*read_trusted_keys(NOWHERE, paths), *read)
-    keys = (*read_trusted_keys(here.trusted_dir, paths), *read)
+    identities = read_identities(here.trusted_dir.parent / IDENTITIES_DIR)
+    named_keys = (*read_trusted_keys(NO_KEYS_DIR, paths), *read)
+    # A missing directory that was named may be misspelled: everything would be accepted then.
+    safe = is_required or bundle or named_keys or identities
+    set_by = "" if safe else here.trusted_dir_set_by
+    keys = (*read_trusted_keys(here.trusted_dir, paths, set_by=set_by), *read)
     if bundle:
         keys = _bundle_keys(bundle, clock, named_keys)
-    required_by = "--require-signature" if require_signature else here.signatures_required_by()
-    if takes_in and required_by and not keys:
+    if is_required and not keys:
         message = f"{required_by} requires signatures, but this host trusts no keys"
         hint = f"copy the public key to {here.trusted_dir}/NAME.pub, or give --trusted-key FILE"
+        if here.trusted_dir == NO_KEYS_DIR:
+            hint = f"let {here.trusted_dir_set_by} name a directory of keys, or give --trusted-key"
         raise UsageError(message, hint=hint)
     return Trust(
         keys=keys,
@@ -85,7 +90,7 @@ def load_trust(
         bundle=bundle,
         named_keys=named_keys,
         clock=clock,
-        identities=read_identities(here.trusted_dir.parent / IDENTITIES_DIR),
+        identities=identities,
         grace=timedelta(days=here.tag_grace_days),
     )
 

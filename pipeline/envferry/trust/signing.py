@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -20,7 +22,6 @@ from envferry.errors import HostError, IntegrityError, NotFound, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from envferry.trust.passphrases import PassphrasePrompt
 
 PUBLIC_SUFFIX = ".pub"
+NO_KEYS_DIR = Path(os.devnull)
+"""Set as the directory of trusted keys, it says that this host has none."""
 KEY_ID_DIGITS = 16
 OPENSSH = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 MOST_SIGNATURES = 64
@@ -209,15 +212,23 @@ def read_signing_key(path: Path, ask: PassphrasePrompt | None = None) -> Signing
     return parse_signing_key(_read(path, "signing key"), str(path), ask)
 
 
-def read_trusted_keys(directory: Path, files: Iterable[Path] = ()) -> tuple[PublicKey, ...]:
-    """Read all `*.pub` in a directory, which need not exist, and further key files.
+def read_trusted_keys(
+    directory: Path, files: Iterable[Path] = (), *, set_by: str = ""
+) -> tuple[PublicKey, ...]:
+    """Read all `*.pub` in a directory, and further key files.
 
-    One that cannot be read is an error and not one key fewer: a host must not come to trust
-    everything because its keys were damaged. So is a directory that is there and holds no key,
-    unless `files` names some. Raises UsageError, and NotFound for a key file that is missing.
+    A key that cannot be read is an error and not one key fewer: a host must not come to trust
+    everything because its keys were damaged. Without any in `files`, so is a directory that holds
+    no key, and one that does not exist although a setting names it (`set_by` says which). With
+    /dev/null as the directory, no keys are wanted. Raises UsageError, and NotFound for a key file
+    that is missing.
     """
     named = tuple(files)
     there = _list_keys_dir(directory)
+    if there is None and set_by and not named and directory != NO_KEYS_DIR:
+        message = f"{set_by} names {directory} for trusted keys, but it does not exist"
+        hint = f"correct it, or put NAME.pub there; {NO_KEYS_DIR} accepts what is unsigned"
+        raise UsageError(message, hint=hint)
     paths = [path for path in there or () if path.suffix == PUBLIC_SUFFIX]
     if there is not None and not (paths or named):
         found = ", ".join(path.name for path in there[:5]) or "nothing"
@@ -235,6 +246,8 @@ def _list_keys_dir(directory: Path) -> list[Path] | None:
 
     A link that leads nowhere, a file, or a directory that cannot be read was meant to hold keys.
     """
+    if directory == NO_KEYS_DIR:
+        return None
     try:
         return sorted(directory.iterdir())
     except FileNotFoundError as error:
