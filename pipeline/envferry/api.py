@@ -218,8 +218,8 @@ def push(
 ) -> PushedArtifact:
     """Publish an artifact, or an archive file, and point `tags` and `latest` to it.
 
-    What is there already is not sent again. Raises IntegrityError for a damaged archive, or when
-    its id is taken by another one; StoreError when the registry cannot be reached or refuses.
+    What exists in the registry is not sent again. Raises IntegrityError for a damaged archive, or
+    when its id is taken by another one; StoreError when the registry cannot be reached or refuses.
     """
     ready = artifact if isinstance(artifact, Artifact) else read_artifact(Path(artifact))
     return push_artifact(

@@ -92,7 +92,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How installations share files."""
     umask: int | None = None
     hooks: tuple[str, ...] = ()
-    """Programs to run after an installation became current, or went."""
+    """Programs to run after an installation became current, or was removed."""
     kernel_dir: Path | None = None
     modulefile_dir: Path | None = None
     trusted_dir_set_by: str = ""

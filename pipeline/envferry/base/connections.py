@@ -123,7 +123,7 @@ class Connections:
 
 
 def was_never_reached(error: Exception) -> bool:
-    """Whether a request failed before anybody got it."""
+    """Whether a request failed before it reached a server."""
     return isinstance(getattr(error, "reason", None) or error, NEVER_REACHED)
 
 

@@ -76,9 +76,9 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def read_own(path: Path) -> bytes:
-    """Read a file that nobody but root and this user can have written, and no link.
+    """Read a file that only root and this user can have written, and no link.
 
-    Raises PermissionError for any other: what it says may come from anybody.
+    Raises PermissionError for any other: another user may have written it.
     """
 
     def opened_without_links(name: str, flags: int) -> int:
@@ -119,7 +119,7 @@ def mounts_in(path: Path, table: Path = MOUNTS) -> list[str]:
     try:
         lines = table.read_bytes().splitlines()
     except OSError:
-        return []  # without /proc nobody can tell
+        return []  # cannot be known without /proc
     real = os.path.realpath(path)
     places = [unescaped(os.fsdecode(line.split(b" ")[4])) for line in lines]
     return sorted(place for place in places if place == real or place.startswith(f"{real}/"))
@@ -149,7 +149,7 @@ def expand_home(path: Path) -> Path:
 
 
 def make_folders(path: Path) -> None:
-    """Make a directory, and those above it, for everybody to enter and read, whatever the umask.
+    """Make a directory, and those above it, for every user to enter and read, whatever the umask.
 
     A group that the umask lets write may write. Directories that exist stay as they are.
     """
@@ -166,7 +166,7 @@ def make_folders(path: Path) -> None:
 
 
 def open_folder(path: Path) -> None:
-    """Let everybody enter and read a directory."""
+    """Let every user enter and read a directory."""
     found = stat.S_IMODE(path.stat().st_mode)
     if found & FOLDER_MODE != FOLDER_MODE:
         path.chmod(found | FOLDER_MODE)

@@ -137,7 +137,7 @@ def limited_response(limits: Limits) -> type[http.client.HTTPResponse]:
             self.fp = io.BufferedReader(self.counted)
 
         def begin(self) -> None:
-            # http.client has a limit for the headers of one answer, but passes over `100 Continue`.
+            # http.client has a limit for the headers of one answer, but ignores `100 Continue`.
             self.counted.most = min(HEADER_BYTES, limits.answer_bytes)
             super().begin()
             kind = str(self.headers.get("Content-Type", "")).lower()

@@ -253,7 +253,7 @@ def _refusal(item: Download, way: str, answer: str) -> PipelineError:
 
 
 def reason_of(error: Exception) -> str:
-    """Say what went wrong without the URL that urllib3 repeats, which may hold a token."""
+    """Describe an error without the URL that urllib3 repeats, which may hold a token."""
     if isinstance(error, _Busy):
         return str(error)
     inner = getattr(error, "reason", None)

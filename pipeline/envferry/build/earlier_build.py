@@ -91,13 +91,13 @@ class EarlierBuild(msgspec.Struct, frozen=True, kw_only=True):
     added: frozenset[str]
     """The URLs of the packages that it lacks."""
     changes_conda: bool
-    """Whether some of the packages that came, or went, are conda's."""
+    """Whether some of the packages that were added or removed are conda's."""
     wheel_files: dict[str, tuple[str, ...]]
     """Which files each wheel has brought that stays, by its name."""
     conda_files: dict[str, tuple[str, ...]]
     """The same of conda packages."""
     dropped: frozenset[str]
-    """The files that the new tree has not, or gets anew."""
+    """The files that the new tree lacks, or gets again."""
 
     def link_into(self, work: BuildDir) -> None:
         """Hard-link what stays into an empty tree.

@@ -43,7 +43,7 @@ def settings_of(venv: Path) -> dict[str, str]:
 def copied_files(venv: Path, faults: list[str]) -> Iterator[TreeEntry]:
     """Yield the files and links that people and installers put into a virtual environment.
 
-    Byte code is left out: it is made anew. What cannot be read is added to `faults`.
+    Byte code is left out: it is compiled again. What cannot be read is added to `faults`.
     """
     walk = TreeWalk(venv)
     for item in walk:

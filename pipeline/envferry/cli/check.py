@@ -52,7 +52,7 @@ def check(console: Console, options: CheckOptions) -> None:
 
 
 def report_lines(report: Report) -> Iterator[str]:
-    """Yield each finding with what mends it, and a summary."""
+    """Yield each finding with its fix, and a summary."""
     for finding in report.findings:
         yield f"{styled(finding.severity, bold=True)}  {finding.key}"
         yield f"    {finding.what}"

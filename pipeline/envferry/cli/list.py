@@ -84,7 +84,7 @@ def installation_blocks(found: Iterable[InstalledFacts]) -> Iterator[str]:
 
 
 def origin_facts(one: InstalledFacts) -> dict[str, str]:
-    """Return how an installation came to the host."""
+    """Return how an installation got to the host."""
     if one.origin is None:
         return {"installed": "by an envferry that kept no record of when and by whom"}
     return {
@@ -96,7 +96,7 @@ def origin_facts(one: InstalledFacts) -> dict[str, str]:
 
 
 def verified_text(state: InstallationState) -> str:
-    """Return when it was verified last, and what came of it."""
+    """Return when it was verified last, and the result."""
     last = state.verified
     if last is None:
         return ""

@@ -1,4 +1,4 @@
-"""The command prune: remove what a registry need not keep."""
+"""The command prune: remove what no rule keeps in a registry."""
 
 from __future__ import annotations
 

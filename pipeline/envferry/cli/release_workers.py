@@ -173,7 +173,7 @@ def release_on_workers(
 
 
 class WorkerRelease(msgspec.Struct):
-    """A release whose builds run elsewhere; whoever built, only this process signs and tags."""
+    """A release whose builds run elsewhere; only this process signs and tags."""
 
     target: Registry
     options: BuiltReleaseOptions
@@ -200,7 +200,8 @@ class WorkerRelease(msgspec.Struct):
                 except FAILURES as error:
                     outcome.error = error
                 return
-        # What is unsigned may be anybody's: a release with a key trusts what was built for it.
+        # The origin of what is unsigned is unknown: a release with a key trusts what was built for
+        # it.
         reuse = not self.options.rebuild and not (self.target.signer or self.target.keyless)
         choice = self.options.as_choice(reuse=reuse)
         self.jobs[key] = make_job(key, outcome.lock, outcome.platform, self.shared_url(), choice)

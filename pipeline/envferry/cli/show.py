@@ -61,7 +61,7 @@ class PublishedFacts(msgspec.Struct, frozen=True, kw_only=True):
     sigstore: Identity | None = None
     """Whom the certificate of its Sigstore bundle names."""
     published: datetime | None = None
-    """When it came into its registry; None for a file."""
+    """When it was published in its registry; None for a file."""
     tags: tuple[str, ...] = ()
 
     def as_result(self) -> dict[str, object]:

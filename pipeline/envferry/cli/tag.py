@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class TagOptions(DryRunOptions, SignKeyOptions, TagExpiryOptions, PlatformOptions, RegistryOptions):
-    """Which tag shall point to which artifact."""
+    """Which tag to point to which artifact."""
 
     ref: str = argument(shell_complete=complete_refs)
     tag: str = argument()

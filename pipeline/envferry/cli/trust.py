@@ -225,7 +225,7 @@ def show(console: Console, options: ShowTrustOptions) -> None:
 
 
 class RevokeOptions(BundleOptions, PlatformOptions, RegistryOptions):
-    """Which artifact nobody shall install."""
+    """Which artifact is revoked."""
 
     ref: str = argument(shell_complete=complete_refs)
     why: str = option("--why", required=True, metavar="TEXT", help="The reason, as hosts show it.")

@@ -185,8 +185,8 @@ class Coordinator(msgspec.Struct):
     def at_once(self) -> int:
         """Return how many jobs the scheduler may have.
 
-        All, unless the first failure shall end the release: a worker begins what the scheduler has
-        before anybody here hears of that failure.
+        All, unless the release ends at the first failure: a worker begins what the scheduler has
+        before this process learns of that failure.
         """
         if not self.request.cluster.fail_fast:
             return len(self.request.jobs)
@@ -212,7 +212,7 @@ class Coordinator(msgspec.Struct):
         say(BuildEvent(kind="stage", key=found.key, stage=found.stage, worker=found.worker))
 
     def answer_of(self, future: Future) -> JobAnswer:
-        """Return a job's answer; raise SchedulerLost when nobody can know it."""
+        """Return a job's answer; raise SchedulerLost when it cannot be known."""
         try:
             return decode_json(future.result(), JobAnswer)
         except (CancelledError, TimeoutError, OSError) as error:

@@ -63,7 +63,7 @@ def failure_of(error: PipelineError) -> BuildFailure:
 
 
 def received_lock(job: BuildJob, scratch: Path) -> Lock:
-    """Write down the lock that came with a job, and read it."""
+    """Write the lock of a job to a file, and read it."""
     path = scratch / Path(job.lock_file).name
     path.write_bytes(zstandard.decompress(job.lock, max_output_size=MAX_LOCK_BYTES))
     return replace(read_lock(path), name=job.name, options=job.options)

@@ -57,7 +57,7 @@ class FollowRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Followed(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a poll."""
+    """The result of a poll."""
 
     ref: str
     outcome: Outcome

@@ -1,4 +1,4 @@
-"""What whoever changes an environment does first: lock it, and clear up after killed commands."""
+"""Lock an environment that is to be changed, and clean up after killed commands."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ def mount_image(
     """Install an image by mounting it, and make it the current installation.
 
     The image is linked beside the tree where it lies on the same file system and is its owner's
-    alone, else copied. `accept` gets the file that will be mounted, which nobody else can change
+    alone, else copied. `accept` gets the file that will be mounted, which no other user can change
     any more, and raises IntegrityError unless that is what the host accepts; it returns the ids of
     the keys that signed the image. Raises HostError, IntegrityError or TargetOccupied with nothing
     changed.
@@ -296,7 +296,7 @@ def _put_in_place(image: Image, home: EnvHome, installation: Installation) -> No
 
 
 def _can_link(path: Path, home: EnvHome) -> bool:
-    """Whether an image can be shared: on one file system, and nobody else's to change."""
+    """Whether an image can be shared: on one file system, and writable by no other user."""
     existing = next(one for one in (home.directory, *home.directory.parents) if one.is_dir())
     status = path.stat()
     is_ours = status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022

@@ -63,7 +63,7 @@ def verify_installation(
     """Compare an installed tree with the index of its archive; read every file unless `quick`.
 
     With the `time`, what was found is noted beside the record; and how files look that were read,
-    so that updates need not read them again.
+    so that updates do not read them again.
     """
     clean_up_if_idle(home)
     found = chosen_id(home, id_)

@@ -37,7 +37,7 @@ GLIBC_HINT = re.compile(r"glibc: '(?P<version>[\d.]+)'")
 
 
 def lock_source(imported: Imported, source: str, progress: Progress) -> tuple[Lock, list[str]]:
-    """Lock a spec that was just imported: as its source was, or anew when that has no hashes."""
+    """Lock a spec that was just imported: as its source was, or solved when that has no hashes."""
     spec = read_spec(imported.spec.path)
     if imported.lock is None:
         return lock_spec(spec, options=LockOptions(), progress=progress), []

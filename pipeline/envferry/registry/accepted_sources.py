@@ -33,7 +33,7 @@ def is_file_ref(ref: str) -> bool:
 
 
 def open_trusting(url: str, trust: Trust) -> Registry:
-    """Open a registry that hands out nothing unsigned, if anybody is trusted."""
+    """Open a registry that hands out nothing unsigned, if any key is trusted."""
     return Registry.open(url, trust=trust.if_any)
 
 

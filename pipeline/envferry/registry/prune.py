@@ -31,14 +31,14 @@ REMOVERS = 4
 class RetentionPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """What stays; an artifact goes when there is a rule and none keeps it.
 
-    Tagged artifacts stay always, and so do those that came less than `under_way` ago, or that a
+    Tagged artifacts stay always, and so do those published less than `under_way` ago, or that a
     host has.
     """
 
     keep_last: int | None = None
     """The newest so many of each environment and platform."""
     keep_within: timedelta | None = None
-    """Those that came so lately."""
+    """Artifacts that may still be in the middle of a push."""
     keep_tagged: bool = False
     """Only the tagged ones, where no other rule is given."""
     under_way: timedelta = timedelta(hours=24)

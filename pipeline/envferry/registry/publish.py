@@ -281,7 +281,7 @@ def _place_attestation(target: Registry, source: ArtifactSource, data: bytes | N
 def _attestation(
     target: Registry, source: ArtifactSource, there: bytes | None, data: bytes
 ) -> bytes | None:
-    """Return the envelope that an artifact shall have: theirs, with what came with it and ours."""
+    """Return the envelope to publish: the registry's, with the carried signatures and ours."""
     manifest, carried = source.manifest, source.companions.proof.attestation
     key = folder_of(manifest) + ATTESTATION
     envelope = decode_envelope(there, f"{key} in {target.url}") if there else None
@@ -300,7 +300,7 @@ def _attestation(
 
 
 def _is_signed_here(target: Registry, manifest: Manifest, ours: Envelope, data: bytes) -> bool:
-    """Whether what came with an artifact is about the manifest that the target has.
+    """Whether carried signatures are about the manifest that the target has.
 
     If it is not, and nothing else will sign, IntegrityError is raised.
     """

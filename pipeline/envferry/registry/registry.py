@@ -129,7 +129,7 @@ class Registry(msgspec.Struct, frozen=True):
         return tuple(tag for tag, id_ in tags.items() if id_ == manifest.id)
 
     def published_at(self, manifest: Manifest) -> datetime | None:
-        """Return when an artifact came into this registry, if the store says it."""
+        """Return when an artifact was published in this registry, if the store says it."""
         stat = self.store.stat(folder_of(manifest) + REGISTRY_MANIFEST)
         return stat.modified if stat else None
 

@@ -29,7 +29,7 @@ POLL_SECONDS = 0.1
 
 
 class RemovedMeanwhile(StoreError):
-    """An artifact went while it was pushed or tagged; to push it again is safe."""
+    """An artifact was removed while it was pushed or tagged; to push it again is safe."""
 
 
 def require_settled(registry: Registry, folder: str) -> None:

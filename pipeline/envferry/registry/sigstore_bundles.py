@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def sigstore_bundle_for(
     target: Registry, manifest: Manifest, proof: Proof, data: bytes | None = None
 ) -> bytes | None:
-    """Return the bundle that an artifact shall have in a registry: its own there, else ours.
+    """Return the bundle to publish with an artifact: the registry's, else ours.
 
     That is a new one where the registry signs without a key, else what comes with the artifact.
     `data` is the manifest to sign; None: as it is stored, or will be.

@@ -234,5 +234,5 @@ def broken_answer(url: str, way: str, error: Exception) -> Exception:
 
 
 def _words(reason: object) -> str:
-    """Return what went wrong, without the names that urllib3 gives its objects."""
+    """Describe an error without the names that urllib3 gives its objects."""
     return re.sub(r"^(<[^>]*>|\w*Connection(Pool)?\([^)]*\)):\s*", "", str(reason))

@@ -44,7 +44,7 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     """How many of the folder's artifacts the site already had."""
     tags: tuple[TransferredTag, ...]
     unfinished: tuple[str, ...]
-    """The last files of artifacts and deltas, where others came to the disk and these did not."""
+    """The final files of incomplete artifacts and deltas, missing on the disk."""
 
 
 def apply_folder(
@@ -54,7 +54,7 @@ def apply_folder(
 
     Deltas become whole archives, the same bytes that were packed; signatures are checked where
     `source` has trusted keys. What is wrong with one artifact, delta or tag, or a base that the
-    site lacks, is raised after all else came.
+    site lacks, is raised after everything else was added.
     """
     faults: dict[str, PipelineError] = {}
     ordered, lacking, plan = _plan(source, site, faults)
@@ -202,7 +202,7 @@ def _rebuild(delta: OpenDelta, site: Registry, journals: Path, progress: Progres
 def _copy_tags(
     source: Registry, site: Registry, artifact: Base, faults: dict[str, PipelineError]
 ) -> Iterator[TransferredTag]:
-    """Move the tags that came with a delta forward; yield what became of each."""
+    """Move the tags of a delta forward; yield the result of each."""
     prefix = f"{delta_folder(artifact)}tags/"
     for key in sorted(listed.key for listed in source.store.list(prefix)):
         name = TagName(name=artifact.name, platform=artifact.platform, tag=key.removeprefix(prefix))
@@ -213,7 +213,7 @@ def _copy_tags(
 
 
 def _read_tag(source: Registry, key: str, name: TagName, artifact: Base) -> SignedTagRecord:
-    """Read a tag that came with a delta, its signatures checked."""
+    """Read a tag of a delta, its signatures checked."""
     what = f"{key} in {source.url}"
     record = from_json(source.store.read(key), SignedTagRecord, what)
     if record.id != artifact.id:

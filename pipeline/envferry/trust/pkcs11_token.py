@@ -44,7 +44,7 @@ class TokenUri(msgspec.Struct, frozen=True):
     def parse(cls, text: str) -> TokenUri:
         """Parse a URI; raise UsageError for one that does not say enough, or says a PIN."""
         if PIN.search(text):
-            # What is on a command line is in everybody's list of processes: no message repeats it.
+            # Every user can list what is on a command line: no message repeats it.
             message = "a PIN does not belong on a command line (pin-value)"
             hint = "leave it out to be asked, or name a file: pin-source="
             raise UsageError(message, hint=hint)

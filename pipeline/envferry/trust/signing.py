@@ -264,7 +264,7 @@ def _list_keys_dir(directory: Path) -> list[Path] | None:
 
 
 def refuse_open(path: Path, what: str) -> None:
-    """Raise UsageError for a file of trust that everybody may change or replace."""
+    """Raise UsageError for a file of trust that every user can change or replace."""
     try:
         reason = may_everybody_change(path) if path.exists() else ""
     except OSError as error:

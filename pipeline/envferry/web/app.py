@@ -249,14 +249,14 @@ must not look like something else. XML has no form for the first ones."""
 
 
 def visible(value: object) -> object:
-    """Show the characters of a text that nobody would see; leave what is not a plain text."""
+    """Show the invisible characters of a string; leave what is not a plain string."""
     if type(value) is not str:
         return value
     return UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", value)
 
 
 def markdown(text: str) -> object:
-    """Return Markdown as HTML, with what nobody would see in it shown."""
+    """Return Markdown as HTML, with its invisible characters shown."""
     return render_markdown(str(visible(text)))
 
 

@@ -24,7 +24,7 @@ class BuiltTree:
 
 
 class NotIncremental(Exception):
-    """What is new meets what is there: then all is made anew, in the order that decides."""
+    """New packages conflict with the earlier tree: everything is built from scratch."""
 
 
 def say(text: str) -> None:

@@ -61,7 +61,7 @@ def changed_only(
     after: dict[str, tuple[int, int, int]],
     files: Collection[str],
 ) -> bool:
-    """Whether nothing but these files came, went or changed.
+    """Whether only these files were added, removed or changed.
 
     A `.pth` may run anything, and a wheel may have folders without files.
     """
@@ -73,7 +73,7 @@ def has_own_bytecode(wheels: Iterable[Collection[str]], others: Iterable[str]) -
     """Whether all byte code that wheels bring is of modules that no other wheel has.
 
     Compiling replaces it, and it goes with the module: then it must not be another wheel's.
-    `others` are the files of wheels that are there already.
+    `others` are the files of installed wheels.
     """
     brought = [set(files) for files in wheels]
     holders = Counter([*(file for files in brought for file in files), *others])

@@ -77,7 +77,7 @@ class Console:
             self.result({**facts, "dry_run": True}, lines)
 
     def can_ask(self) -> bool:
-        """Whether there is somebody to ask: a terminal, and no `--json`."""
+        """Whether questions can be asked: at a terminal, without `--json`."""
         return not self.as_json and sys.stdin.isatty() and sys.stderr.isatty()
 
     def ask(self, question: str, default: str, choices: Sequence[str] = ()) -> str:

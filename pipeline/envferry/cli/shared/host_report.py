@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 def report_host(envs_dir: Path) -> None:
     """Report what this host has, if its settings say where to; a report that fails is a warning.
 
-    What was installed is installed: nobody shall run a command again for its report.
+    What was installed is installed: a failed report must not make the command fail.
     """
     place = settings().report_to
     if not place:

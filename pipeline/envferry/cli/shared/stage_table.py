@@ -95,7 +95,7 @@ class StageLines(Rows):
 
 
 class StageTable(Rows):
-    """A table that is drawn anew: for terminals."""
+    """A table that is redrawn: for terminals."""
 
     def __rich__(self) -> Table:
         """Return the table as it is now."""

@@ -57,7 +57,7 @@ class Files:
         self.sizes: dict[tuple[int, int], int] = {}
 
     def measure(self, tree: Path) -> TreeUsage:
-        """Walk a tree; what somebody removes meanwhile is skipped."""
+        """Walk a tree; what is removed meanwhile is skipped."""
         own = 0
         links: dict[tuple[int, int], tuple[int, int, int]] = {}
         for status in _statuses(str(tree)):
@@ -79,7 +79,7 @@ def measure_tree(tree: Path) -> TreeUsage:
 
 
 def measure_directory(envs_dir: Path) -> DirectoryUsage:
-    """Return what all installations of an envs directory take, and what nobody finished."""
+    """Return what all installations of an envs directory take, and unfinished ones."""
     files, found, unfinished = Files(), [], 0
     for name in environment_names(envs_dir):
         home = envs_dir / HOME / name

@@ -236,7 +236,7 @@ def newest(*versions: str | None) -> str | None:
 
 
 def driver_hint(cuda: str) -> str:
-    """Return the driver that a CUDA version came with, where that is known."""
+    """Return the driver that was released with a CUDA version, if known."""
     driver = DRIVERS.get(".".join(cuda.split(".")[:2]))
     return f" (driver {driver} or newer)" if driver else ""
 

@@ -1,4 +1,4 @@
-"""A program of the host's that is told of a change: never one that came with an environment."""
+"""A program of the host that is run after a change: never one of an environment."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run_hook(hook: str, event: str, installation: Installation, envs_dir: Path) 
 
 
 def checked_hook(hook: str, envs_dir: Path) -> Path:
-    """Return the program behind a hook's name if nobody else could have put it there."""
+    """Return the program behind a hook's name if no other user could have put it there."""
     if not Path(hook).is_absolute():
         message = f"the hook {hook!r} is not run: expected an absolute path"
         raise SpecError(message, hint=HINT)

@@ -98,7 +98,7 @@ def what_is_hidden(proc: Path) -> str:
 
 
 def may_look_into_all(proc: Path) -> bool:
-    """Whether what is closed to this process is so to everybody: it may trace any other."""
+    """Whether this process may inspect every other one (CAP_SYS_PTRACE)."""
     try:
         status = (proc / "self/status").read_text()
     except OSError:

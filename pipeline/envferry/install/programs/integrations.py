@@ -31,7 +31,7 @@ WITH_BASH = 'exec "$(command -v bash || echo /bin/sh)" -c "$@"'
 MARK = "# envferry: "
 TCL_SPECIAL = re.compile(r'[\\"$\[\]{};]')
 NONE = Path("none")
-"""Given as a directory: there shall be none any more."""
+"""Given as a directory: remove it."""
 
 
 class Integrations(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,7 +63,7 @@ def modulefile_path(home: EnvHome, directory: str) -> Path:
 def wanted_integrations(
     home: EnvHome, kernel_dir: Path | None, modulefile_dir: Path | None
 ) -> Integrations:
-    """Return what an environment shall have; None leaves what it has, `none` takes it away.
+    """Return the wanted integrations; None keeps what there is, `none` removes it.
 
     Raises TargetOccupied where something stands that is not its own.
     """
@@ -86,7 +86,7 @@ def _chosen(told: Path | None, now: str | None) -> str | None:
 
 
 def change_integrations(home: EnvHome, wanted: Integrations) -> None:
-    """Let an environment have these; whoever calls holds its lock."""
+    """Set an environment's integrations; the caller holds its lock."""
     before = read_integrations(home)
     if before != wanted:
         write_bytes(home.integrations, to_json(wanted))

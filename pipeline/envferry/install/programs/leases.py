@@ -60,7 +60,7 @@ def file_reason(path: str) -> str:
 
 @contextmanager
 def ignoring_sigio() -> Iterator[None]:
-    """Ignore SIGIO, which ends a process: whoever opens a file in the wrong moment has it sent."""
+    """Ignore SIGIO: a process that opens a file at the wrong moment has it sent to us."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

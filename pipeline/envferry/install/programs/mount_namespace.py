@@ -95,7 +95,7 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, options
 
 
 def call(name: str, *arguments: object) -> None:
-    """Call a function of the C library that returns 0 when it went well."""
+    """Call a function of the C library that returns 0 on success."""
     if getattr(LIBC, name)(*arguments) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), name)

@@ -56,7 +56,7 @@ class EnvHome(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def lock_path(self) -> Path:
-        """The file that whoever changes this environment holds locked."""
+        """The file that is locked while this environment is changed."""
         return self.directory / ".lock"
 
     def tree(self, id_: str) -> Path:
@@ -111,7 +111,7 @@ class EnvHome(msgspec.Struct, frozen=True, kw_only=True):
         """Make an installation the current one and note that it became so.
 
         Noted first: after a crash between the two the last line is not the current one, and
-        whoever reads the history passes over what it is not.
+        readers of the history ignore unknown lines.
         """
         current = self.current_id()
         before = [past for past in self.history() if past not in (id_, current)]

@@ -44,7 +44,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def note_event(home: EnvHome, actor: Actor, kind: EventKind, id_: str, detail: str = "") -> None:
-    """Write down what was done; whoever calls holds the environment's lock.
+    """Record what was done; the caller holds the environment's lock.
 
     It is a note: that it cannot be written stops nothing.
     """

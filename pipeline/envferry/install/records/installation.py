@@ -22,7 +22,7 @@ class Unchecked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """How an installation came to its host."""
+    """How an installation got to its host."""
 
     time: str
     """When it was installed, in UTC: `2026-11-28T23:10:00Z`."""

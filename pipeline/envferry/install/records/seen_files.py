@@ -2,10 +2,10 @@
 
 `ID.seen` beside the record has inode and ctime of each file, taken when its content had just been
 written or compared. A file of which device, inode, size, modification time and ctime are the same
-has not been written to since: no program can set a ctime. So an update need not read it again.
+has not been written to since: no program can set a ctime. So an update does not read it again.
 
 Where that does not hold, nothing is believed, and files are read: after another boot of the
-kernel (a disk may have been changed or mended meanwhile), and on file systems whose times come
+kernel (a disk may have been changed or repaired meanwhile), and on file systems whose times come
 from somewhere else (NFS, SMB, FUSE and the like).
 """
 
@@ -217,7 +217,7 @@ def being_read(home: EnvHome, id_: str, tree: SeenTree) -> Iterator[set[str]]:
 def read_seen(home: EnvHome, id_: str, files: int) -> SeenFiles | None:
     """Return the note of an installation; None where there is none that can be believed.
 
-    It must be of this boot, about this id and so many files, and nobody but root and this user may
+    It must be of this boot, about this id and so many files, and only root and this user may
     have written it.
     """
     path = home.seen(id_)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class ResumableFiles(msgspec.Struct, frozen=True):
-    """What need not be written again."""
+    """What an earlier attempt has written already."""
 
     files: set[int] = msgspec.field(default_factory=set)
     """The numbers of files that are there, whole and right."""

@@ -176,7 +176,7 @@ class _Solver:
                 virtual_packages=self.virtual_packages,
                 channel_priority=priorities[priority],
                 exclude_newer=moment(newest) if newest else None,
-                # Channels of one's own rarely say when a package came: those are taken as they are.
+                # Private channels rarely have a package's upload time: such packages are accepted.
                 timestamp_policy="allow-missing",
             )
         )

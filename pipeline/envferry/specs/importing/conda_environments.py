@@ -60,7 +60,7 @@ class ExplicitLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def draft_explicit(text: str, path: Path, name: str) -> tuple[SpecDraft, list[ExplicitLine]]:
-    """Read an `@EXPLICIT` list: exact pins of the channels they came from, and the files."""
+    """Read an `@EXPLICIT` list: exact pins of their channels, and the files."""
     draft, found = SpecDraft(name=name), []
     for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
         pip = PIP_COMMENT.fullmatch(line)
@@ -81,7 +81,8 @@ def draft_explicit(text: str, path: Path, name: str) -> tuple[SpecDraft, list[Ex
             raise SpecError(message, hint="an explicit list has one package URL per line")
         _add_url(draft, package.url)
         if not package.subdir:
-            # By its name alone it would come from the channels, from whoever has that name there.
+            # By its name alone it would come from the channels, which may be another package of
+            # that name.
             draft.conda.append(package.url)
         found.append(package)
     _check_platforms(draft, path)

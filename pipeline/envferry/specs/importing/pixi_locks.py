@@ -154,7 +154,7 @@ def _locked_package(item: Mapping[str, Any], platform: str, folder: Path) -> Loc
 def _is_direct(place: str) -> bool:
     """Say whether a pypi package is asked for by this place, not by its version on an index.
 
-    On an index, the name of a file beside the lock may be anybody's.
+    On an index, anyone may have registered the name of a file beside the lock.
     """
     return place.startswith(DIRECT) or "://" not in place
 

@@ -62,7 +62,7 @@ def read_pylock(text: str, path: Path, name: str, python: str | None) -> Foreign
     if environments and not any(target.accepts(str(item)) for item in environments):
         message = f"{path} is for {' or '.join(map(str, environments))}, not for {target.platform}"
         raise SpecError(message, hint="regenerate it for this platform")
-    # What nobody asked for is installed all the same: pdm's own packages are such a group.
+    # A group that was not asked for is installed all the same, such as pdm's own packages.
     target = replace(target, groups=_names(document, "default-groups"))
     for kind in ("extras", "dependency-groups"):
         others = [item for item in _names(document, kind) if item not in target.groups]
@@ -265,7 +265,7 @@ def _foreign(draft: SpecDraft, entries: list[dict[str, Any]], path: Path) -> For
 
 
 def _folders(entries: list[dict[str, Any]], base: Path) -> Iterable[Path]:
-    """Return the folders in which files of a version are: on an index it may be anybody's."""
+    """Return the folders in which files of a version are: on an index anyone may own that name."""
     files = [
         file
         for entry in entries

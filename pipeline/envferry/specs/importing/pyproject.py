@@ -45,7 +45,7 @@ SOURCE_KEYS = {
 }
 """What is taken over of a source, by the key that says its kind."""
 CONDITIONS = ("marker", "extra", "group")
-"""Keys of a source that is not for everybody."""
+"""Keys of a source that is not for every platform or group."""
 
 
 def draft_pyproject(

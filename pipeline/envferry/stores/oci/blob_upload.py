@@ -71,7 +71,7 @@ class HttpUpload(msgspec.Struct):
             answer = self.session.once(call)
         except Transient as failure:
             before = self.sent
-            self.ask()  # raises UploadGone when nobody knows what has arrived
+            self.ask()  # raises UploadGone when the registry does not know what has arrived
             if not before <= self.sent <= before + size:
                 msg = f"{self.sent} bytes are there"
                 raise self._gone(msg) from failure

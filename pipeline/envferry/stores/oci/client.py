@@ -197,7 +197,7 @@ class RegistryClient(msgspec.Struct, frozen=True):
     def mount(self, repository: str, digest: str, source: str) -> bool:
         """Ask for a blob of another repository; a registry may begin an upload instead.
 
-        Who may not read there sends the blob, as everybody does whose registry mounts nothing.
+        Without read access there the blob is sent, as to registries that mount nothing.
         """
         call = ApiRequest(
             method="POST",

@@ -1,4 +1,4 @@
-"""A registry of OCI images as a `Store`, and the images in it for everybody else.
+"""A registry of OCI images as a `Store`, and the images in it for other tools.
 
 Each key is a tag of a small manifest of its own, whose layers are the value: that is all that this
 store reads. What other tools look at is made beside it and never read back: the image of an
@@ -66,7 +66,7 @@ SCHEMES = {"oci+http": "http", "oci+https": "https"}
 
 
 class _ArchiveCache(msgspec.Struct):
-    """What need not be asked again."""
+    """Answers that stay valid."""
 
     archives: dict[str, StoredValue] = msgspec.field(default_factory=dict)
     """Those that are read piece by piece; values are written once."""
@@ -333,6 +333,6 @@ class OciStore:
             raise KeyTaken.at(key, self.url)
 
     def _require_ours(self, key: str, digest: str) -> None:
-        """Raise KeyTaken when another write came after ours."""
+        """Raise KeyTaken when another write followed ours."""
         if self.space.manifest_digest(*self._at(key)) != digest:
             raise KeyTaken.at(key, self.url)

@@ -83,7 +83,7 @@ class RegistryAnswer(msgspec.Struct, frozen=True):
     headers: Mapping[str, str]
     body: bytes
     url: str
-    """Where it came from in the end."""
+    """The final URL, after redirects."""
 
 
 class _Error(msgspec.Struct, frozen=True):

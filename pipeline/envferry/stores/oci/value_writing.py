@@ -52,7 +52,7 @@ EMPTY_BLOB = describe(EMPTY_CONFIG, EMPTY)
 
 
 class _Prepared(msgspec.Struct):
-    """What need not be made again."""
+    """What was made already."""
 
     repositories: set[str] = msgspec.field(default_factory=set)
     """Those that have the blob of an empty configuration, and are listed."""

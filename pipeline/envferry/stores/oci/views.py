@@ -229,7 +229,7 @@ class Views:
             log.info("%s stays: %s", digest, error)
 
     def update_tag(self, tag: OciTag) -> None:
-        """Write the index of a tag anew: one image for each platform that has this tag.
+        """Rewrite the index of a tag: one image for each platform that has this tag.
 
         Two writers, each for a platform of its own, may both have begun before the other had
         written: so each looks again, until what is there follows from what is there.
