@@ -44,8 +44,8 @@ class InstallOptions(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None
     """Another name than the environment was built with."""
     prefix: str | None = None
-    """The path it shall believe it lives at; None: as the current installation does, else where
-    it really is."""
+    """The path at which it is used; None: that of the current installation, else where it really
+    is."""
     replace: bool = False
     """Move aside what is already there and is not ours."""
     check: bool = True

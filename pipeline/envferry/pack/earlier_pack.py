@@ -69,7 +69,7 @@ class PackNotes:
     def read(self, pattern: str) -> list[PackNote]:
         """Return the notes whose files match, the newest first.
 
-        Passed over are damaged ones, and those that another user can have written.
+        Skips damaged ones, and those that another user can have written.
         """
         notes = []
         for path in newest_first(self.directory, pattern):
