@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
+import math
 import random
 import shutil
 import statistics
@@ -27,7 +28,7 @@ from tests.support.dask_cluster import DaskCluster
 from tests.support.tiny_specs import make_tiny_channel, tiny_specs
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 SPECS = 40
 KILLS, SCHEDULER_KILLS, KILL_SPECS = 20, 5, 4
@@ -101,41 +102,87 @@ def kills(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """Kill a worker at a random moment of a release; say what was lost, doubled or half tagged."""
     names = [f"spec{number}" for number in range(KILL_SPECS)]
     locked = lock_once(folder / "to-kill", names)
-    found = {"lost": 0, "twice": 0, "half_tagged": 0, "failed": 0}
+    span = watched_release(another(locked, folder / "undisturbed"), names).seconds
+    found = {"lost": 0, "twice": 0, "half_tagged": 0, "failed": 0, "done_before": 0}
     for seed in seeds:
-        moment, code, ids, tags = kill_once(another(locked, folder / f"kill{seed}"), names, seed)
+        runner, moment = another(locked, folder / f"kill{seed}"), random.Random(seed).random()
+        run = watched_release(runner, names, victim="first", moment=moment * span)
+        ids, tags = published(runner, names)
         one = {
-            "failed": int(code != 0),
+            "failed": int(run.code != 0),
             "lost": sum(not ids[name] for name in names),
             "twice": sum(len(ids[name]) > 1 for name in names),
             "half_tagged": int(len(tags) not in (0, 2 * len(names))),
+            "done_before": int(not run.killed),
         }
         found = {name: count + one[name] for name, count in found.items()}
-        sys.stderr.write(f"seed {seed}: killed after {moment:.1f} s, {one}\n")
-    return {"runs": len(seeds), **found}
+        tell(seed, run, one)
+    return {"runs": len(seeds), "undisturbed_seconds": span, **found}
 
 
-def kill_once(
-    runner: CliRunner, names: Sequence[str], seed: int
-) -> tuple[float, int, dict[str, set[str]], list[str]]:
-    """Return the moment of the kill, the exit code, the ids of each spec, and all tags."""
-    moment = random.Random(seed).uniform(0.5, 12)
+@dataclass(frozen=True, kw_only=True)
+class WatchedRelease:
+    """An atomic release on a scheduler and two workers, one of which may have been killed."""
+
+    seconds: float
+    """From the first stage on a worker to the end."""
+    code: int
+    said: tuple[str, ...]
+    """Its lines on stderr."""
+    killed: str = ""
+    """What the release had said last when something was killed; empty if it was over before."""
+
+
+def watched_release(
+    runner: CliRunner, names: Sequence[str], *, victim: str = "", moment: float = math.inf
+) -> WatchedRelease:
+    """Release on two workers; kill the `victim` so many seconds after the first stage began."""
     environ = {**runner.environ, "ENVFERRY_CACHE": str(runner.cache)}
     with DaskCluster(home=runner.home, environ=environ) as cluster:
-        victim = cluster.worker("victim")
-        cluster.worker("other")
+        programs = {name: cluster.worker(name) for name in ("first", "other")}
+        programs["scheduler"] = cluster.scheduler
         argv, environ = runner.command(
             "release", *names, "--scheduler", cluster.address, "--atomic", "--tag", "stable"
         )
-        process = subprocess.Popen(
-            argv, cwd=runner.home, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        try:
-            process.wait(moment)
-        except subprocess.TimeoutExpired:
-            victim.kill()
-        code = process.wait()
-    return moment, code, *published(runner, names)
+        said: list[str] = []
+        killed, began = "", 0.0
+        with subprocess.Popen(
+            argv,
+            cwd=runner.home,
+            env=environ,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stderr is not None
+            begun = threading.Event()
+
+            def listen(lines: Iterable[str]) -> None:
+                for line in lines:
+                    said.append(line.rstrip())
+                    if ", worker " in line:
+                        begun.set()
+                begun.set()
+
+            listener = threading.Thread(target=listen, args=(process.stderr,))
+            listener.start()
+            begun.wait()
+            began = time.monotonic()
+            try:
+                process.wait(moment if victim else None)
+            except subprocess.TimeoutExpired:
+                killed = said[-1]
+                programs[victim].kill()
+            code = process.wait()
+            seconds = time.monotonic() - began
+            listener.join()
+    return WatchedRelease(seconds=seconds, code=code, said=tuple(said), killed=killed)
+
+
+def tell(seed: int, run: WatchedRelease, counts: Mapping[str, int]) -> None:
+    """Say what became of one seed."""
+    where = run.killed or "when it was over"
+    sys.stderr.write(f"seed {seed}, killed after: {where}: {dict(counts)}\n")
 
 
 def published(runner: CliRunner, names: Sequence[str]) -> tuple[dict[str, set[str]], list[str]]:
@@ -151,50 +198,25 @@ def scheduler_kills(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
     """Kill the scheduler at a random moment; count what the client said and a second run did."""
     names = [f"spec{number}" for number in range(KILL_SPECS)]
     locked = lock_once(folder / "to-kill-scheduler", names)
+    span = watched_release(another(locked, folder / "not-killed"), names).seconds
     found = {"said": 0, "done_before": 0, "half_tagged": 0, "completed": 0, "twice": 0}
     for seed in seeds:
-        runner = another(locked, folder / f"scheduler{seed}")
-        moment = random.Random(seed).uniform(0.5, 12)
-        code, said = release_without_scheduler(runner, names, moment)
-        ids, tags = published(runner, names)
+        runner, moment = another(locked, folder / f"scheduler{seed}"), random.Random(seed).random()
+        run = watched_release(runner, names, victim="scheduler", moment=moment * span)
+        _, tags = published(runner, names)
         again = runner.run("release", *names, "--workers", "2", "--atomic", "--tag", "stable")
         ids, _ = published(runner, names)
+        is_said = any("the scheduler tcp://" in line and "is gone" in line for line in run.said)
         one = {
-            "said": int(code == STORE_ERROR and "the scheduler tcp://" in said),
-            "done_before": int(code == 0),
+            "said": int(run.code == STORE_ERROR and is_said),
+            "done_before": int(run.code == 0),
             "half_tagged": int(len(tags) not in (0, 2 * len(names))),
             "completed": int(again.returncode == 0 and all(ids.values())),
             "twice": sum(len(ids[name]) > 1 for name in names),
         }
         found = {name: count + one[name] for name, count in found.items()}
-        sys.stderr.write(f"seed {seed}: scheduler killed after {moment:.1f} s, {one}\n")
+        tell(seed, run, one)
     return {"runs": len(seeds), **found}
-
-
-def release_without_scheduler(
-    runner: CliRunner, names: Sequence[str], moment: float
-) -> tuple[int, str]:
-    """Kill the scheduler of a release; return the exit code and what the client said."""
-    environ = {**runner.environ, "ENVFERRY_CACHE": str(runner.cache)}
-    with DaskCluster(home=runner.home, environ=environ) as cluster:
-        cluster.worker("one")
-        cluster.worker("other")
-        argv, environ = runner.command(
-            "release", *names, "--scheduler", cluster.address, "--atomic", "--tag", "stable"
-        )
-        with subprocess.Popen(
-            argv,
-            cwd=runner.home,
-            env=environ,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
-            killer = threading.Timer(moment, cluster.scheduler.kill)
-            killer.start()
-            _, said = process.communicate()
-            killer.cancel()
-    return process.returncode, said
 
 
 def simulation(small: float, serial_seconds: float) -> dict[str, Any]:

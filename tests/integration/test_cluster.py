@@ -76,6 +76,7 @@ def test_a_failing_spec_hides_no_other_and_holds_back_an_atomic_release(
     runner = tiny_specs(tmp_path, ("one", "two"), str(channel), bad="two")
     said = runner.run("release", "one", "two", "--workers", "2", "--atomic", "--json", expect=4)
     assert outcomes(said.stdout) == {"one": "held back", "two": "failed"}
+    assert "one (linux-64): pushed" in said.stderr, "it is not released"
     assert published(runner) == ["one"]
     assert tags(runner) == []
     said = runner.run("release", "one", "two", "--workers", "1", "--json", expect=4)

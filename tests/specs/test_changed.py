@@ -60,6 +60,84 @@ def test_each_kind_of_change(repository: SpecRepository) -> None:
         assert releasable == {"four.yml", "one.yml", "zwei.yml"}
 
 
+def test_a_spec_that_moved_away_is_deleted(repository: SpecRepository) -> None:
+    first = repository.commit()
+    (repository.root / "attic").mkdir()
+    for ending in (".yml", ".conda-lock.yml"):
+        repository.git("mv", f"specs/one{ending}", f"attic/one{ending}")
+    (item,) = since(repository, first).values()
+    assert (item.state, item.is_releasable) == ("deleted", False)
+    assert [file.rpartition("/")[2] for file in item.files] == ["one.yml", "one.conda-lock.yml"]
+
+
+def test_a_lock_that_alone_was_renamed(repository: SpecRepository) -> None:
+    """Its spec has none any more: a release of it must fail, not be left out."""
+    first = repository.commit()
+    repository.git("mv", "specs/one.conda-lock.yml", "specs/uno.conda-lock.yml")
+    (item,) = since(repository, first).values()
+    assert (item.spec.rpartition("/")[2], item.state, item.platforms) == ("one.yml", "changed", ())
+    assert item.is_releasable
+
+
+def test_specs_in_folders_below(repository: SpecRepository) -> None:
+    first = repository.commit()
+    (repository.root / "specs/gpu/deep").mkdir(parents=True)
+    for ending in (".yml", ".conda-lock.yml"):
+        repository.git("mv", f"specs/one{ending}", f"specs/gpu/deep/one{ending}")
+    (repository.root / "specs/gpu/compose.yml").write_text("services: {}\n")
+    (item,) = since(repository, first).values()
+    assert (item.state, item.is_releasable) == ("renamed", True)
+    assert item.spec.endswith("specs/gpu/deep/one.yml")
+    second = repository.commit()
+    path = repository.root / "specs/gpu/deep/one.yml"
+    path.write_text(path.read_text() + "  - pip\n")
+    path.with_name("new.yml").write_text(path.read_text().replace("one", "new"))
+    found = since(repository, second)
+    assert {name: item.is_releasable for name, item in found.items()} == {
+        "one.yml": True,
+        "new.yml": False,
+    }
+    for ending in (".yml", ".conda-lock.yml"):
+        repository.git("rm", "-q", "-f", f"specs/gpu/deep/one{ending}")
+    repository.git("rm", "-q", "specs/gpu/compose.yml")
+    path.with_name("new.yml").unlink()
+    assert [(item.spec, item.state) for item in changed_specs(repository.root, second)] == [
+        (str(path), "deleted")
+    ]
+
+
+def test_a_repository_of_another_hash(tmp_path: Path) -> None:
+    made = SpecRepository.create(tmp_path / "repository", "--object-format=sha256")
+    made.spec("one")
+    made.commit()
+    for zeros in (40, 64):
+        assert [item.state for item in since(made, "0" * zeros).values()] == ["added"]
+
+
+def test_a_merge_is_compared_with_each_of_its_parents(repository: SpecRepository) -> None:
+    repository.commit()
+    repository.git("switch", "-q", "-c", "side")
+    repository.spec("one", "rich")
+    repository.commit()
+    repository.git("switch", "-q", "main")
+    repository.spec("two", "rich")
+    repository.commit()
+    repository.git("merge", "-q", "--no-edit", "side")
+    assert list(since(repository, "HEAD^1")) == ["one.yml"]
+    assert list(since(repository, "HEAD^2")) == ["two.yml"]
+
+
+def test_a_clone_without_history_says_so(repository: SpecRepository, tmp_path: Path) -> None:
+    repository.commit()
+    repository.spec("one", "rich")
+    repository.commit()
+    url = f"file://{repository.root}"
+    repository.git("clone", "-q", "--depth", "1", url, str(tmp_path / "shallow"))
+    with pytest.raises(NotFound, match="not a revision") as caught:
+        changed_specs(tmp_path / "shallow/specs", "HEAD~1")
+    assert "fetch-depth" in (caught.value.hint or "")
+
+
 def test_a_file_that_a_spec_names_is_part_of_it(repository: SpecRepository) -> None:
     repository.spec("files", "-r ../requirements.txt")
     (repository.root / "requirements.txt").write_text("-r more.txt\nrich==13.9.4\n")

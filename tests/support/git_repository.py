@@ -31,11 +31,11 @@ class SpecRepository:
     root: Path
 
     @classmethod
-    def create(cls, root: Path) -> SpecRepository:
-        """Create an empty one."""
+    def create(cls, root: Path, *options: str) -> SpecRepository:
+        """Create an empty one, with options of `git init`."""
         root.mkdir()
         made = cls(root)
-        made.git("init", "-q", "-b", "main")
+        made.git("init", "-q", "-b", "main", *options)
         return made
 
     def git(self, *words: str) -> str:

@@ -59,6 +59,8 @@ class HeldChannel:
     """Packages are sent."""
     requests: list[str] = field(default_factory=list)
     """The packages that were asked for."""
+    holds: str = ".conda"
+    """A part of the names of the packages that are held back."""
 
 
 @contextmanager
@@ -70,6 +72,7 @@ def held_channel(directory: Path) -> Iterator[HeldChannel]:
         def do_GET(self) -> None:
             if self.path.endswith(".conda"):
                 channel.requests.append(self.path)
+            if self.path.endswith(".conda") and channel.holds in self.path:
                 channel.asked.set()
                 assert channel.open.wait(HANG_SECONDS)
             try:

@@ -44,6 +44,11 @@ class Outcome(msgspec.Struct):
     """It is in the registry, without tags: others of an atomic release failed."""
 
     @property
+    def is_over(self) -> bool:
+        """Whether it is known how it ended, but for the tags of an atomic release."""
+        return bool(self.error or self.pushed or self.is_held_back)
+
+    @property
     def state(self) -> Literal["released", "failed", "held back", "not begun"]:
         """Return how it ended."""
         if self.error:

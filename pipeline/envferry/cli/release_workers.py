@@ -234,7 +234,7 @@ class WorkerRelease(msgspec.Struct):
     def require_answers(self) -> None:
         """Note an error for each job of which nothing was heard."""
         for one in self.outcomes.values():
-            if not (one.error or one.pushed or one.is_held_back):
+            if not one.is_over:
                 message = f"{one.spec} ({one.platform}): the workers gave no answer"
                 one.error = ToolFailed(message, hint="run the command again")
 
@@ -243,11 +243,13 @@ class WorkerRelease(msgspec.Struct):
         from envferry.cluster.release import accept, error_of
 
         outcome, answer = self.outcomes[event.key], event.answer
+        if outcome.is_over:
+            return  # what was said of it before comes later, and its worker may lie
         if event.kind == "stage":
             outcome.worker = event.worker
             stages.show(event.key, event.stage, event.worker)
             return
-        if answer is None or outcome.pushed or outcome.error or outcome.lock is None:
+        if answer is None or outcome.lock is None:
             return
         outcome.seconds = stages.seconds(event.key)
         outcome.worker = outcome.worker or ""
@@ -260,7 +262,8 @@ class WorkerRelease(msgspec.Struct):
             self.take(outcome, accepted)
         except FAILURES as error:
             outcome.error = error
-        stages.end(event.key, "failed" if outcome.error else "released")
+        done = "pushed" if outcome.is_held_back else "released"
+        stages.end(event.key, "failed" if outcome.error else done)
 
     def take(self, outcome: Outcome, accepted: AcceptedArtifact) -> None:
         """Sign and tag what was accepted and the policies allow, now or with all others."""

@@ -11,8 +11,9 @@ import os
 import sys
 import threading
 import time
+import traceback
 import warnings
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ from envferry.base.json import decode_json
 from envferry.cluster.address import is_private
 from envferry.cluster.job import failure_of
 from envferry.cluster.messages import BuildEvent, BuildJob, Cluster, ClusterRequest, JobAnswer
-from envferry.cluster.task import TOPIC, JobDiedError, run_job
+from envferry.cluster.task import STARTED, TOPIC, JobDiedError, run_job
 from envferry.errors import (
     EXIT_INTERRUPTED,
     HostError,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 RETRIES = 2
 """How often a job is run again whose program was killed."""
+BLAMED = 5
+"""How often the scheduler is given a job that Dask blames for dead workers on which it waited."""
 LOOK_SECONDS = 1.0
 NO_PAGES: dict[str, object] = {
     "distributed.scheduler.http.routes": [],
@@ -55,7 +58,14 @@ AGAIN = "run the command again: what is in the registry already is not sent twic
 
 
 class SchedulerLost(StoreError):
-    """The connection to the scheduler ended while jobs were waiting or running."""
+    """The connection to the scheduler ended before all jobs were done."""
+
+
+def lost(cluster: Cluster) -> SchedulerLost:
+    """Describe the end of the connection."""
+    return SchedulerLost(
+        f"the scheduler {cluster.scheduler or 'of this machine'} is gone", hint=AGAIN
+    )
 
 
 def say(event: BuildEvent) -> None:
@@ -136,8 +146,16 @@ def check_versions(client: Client) -> None:
 
 
 def require_private(client: Client) -> None:
-    """Raise UsageError for a worker that the scheduler talks to without TLS over a network."""
-    for address in client.scheduler_info()["workers"]:
+    """Raise UsageError where a network reaches the scheduler or a worker without TLS.
+
+    A scheduler may be reached here by loopback and listen on every address.
+    """
+    found = client.scheduler_info()
+    if not is_private(found["address"]):
+        message = f"the scheduler can be reached without TLS, at {found['address']}"
+        hint = "start scheduler and workers with TLS, or with `--host 127.0.0.1`"
+        raise UsageError(message, hint=hint)
+    for address in found["workers"]:
         if not is_private(address):
             message = f"the worker {address} is another machine, and not reached by TLS"
             raise UsageError(message, hint="start scheduler and workers with TLS")
@@ -149,36 +167,42 @@ class Coordinator(msgspec.Struct):
     client: Client
     request: ClusterRequest
     futures: dict[str, Future] = msgspec.field(default_factory=dict)
+    begun: Counter[str] = msgspec.field(default_factory=Counter)
+    """How often each job began on a worker."""
+    given: Counter[str] = msgspec.field(default_factory=Counter)
+    """How often each job was given to the scheduler."""
     over: threading.Event = msgspec.field(default_factory=threading.Event)
 
     def run(self) -> None:
         """Submit every job, and say what becomes of each."""
         self.client.subscribe_topic(TOPIC, self.handle_event)
         waiting = deque(self.request.jobs)
-        keys = {}
+        jobs = {}
         completed = as_completed()
 
         def submit_next() -> None:
             if waiting:
                 job = waiting.popleft()
                 future = self.submit(job)
-                keys[future.key] = job.key
+                jobs[future.key] = job
                 completed.add(future)
 
         for _ in range(self.at_once()):
             submit_next()
         threading.Thread(target=self.give_up_waiting, daemon=True).start()
         for future in completed:
-            key = keys[future.key]
-            if key not in self.futures:
-                submit_next()
-                continue  # it was cancelled here
-            answer = self.answer_of(future)
-            del self.futures[key]  # the cluster need not keep the result
-            say(BuildEvent(kind="answer", key=key, answer=answer))
-            if answer.failure and self.request.cluster.fail_fast:
-                waiting.clear()
-                self.cancel()
+            job = jobs[future.key]
+            if self.futures.pop(job.key, None):  # else it was cancelled here
+                answer = self.answer_of(future, job.key)
+                if answer is None:
+                    waiting.appendleft(job)
+                else:
+                    say(BuildEvent(kind="answer", key=job.key, answer=answer))
+                    if answer.failure and self.request.cluster.fail_fast:
+                        waiting.clear()
+                        self.cancel()
+            # A wanted result is computed again when the worker that keeps it in its memory dies.
+            future.release()
             submit_next()
         self.over.set()
 
@@ -195,6 +219,7 @@ class Coordinator(msgspec.Struct):
 
     def submit(self, job: BuildJob) -> Future:
         """Give a job to the scheduler."""
+        self.given[job.key] += 1
         future = self.futures[job.key] = self.client.submit(
             run_job,
             msgspec.json.encode(job),
@@ -209,28 +234,32 @@ class Coordinator(msgspec.Struct):
         """Pass on what a worker says of its job."""
         _, text = event
         found = decode_json(str(text).encode(), BuildEvent)
+        self.begun[found.key] += found.stage == STARTED
         say(BuildEvent(kind="stage", key=found.key, stage=found.stage, worker=found.worker))
 
-    def answer_of(self, future: Future) -> JobAnswer:
-        """Return a job's answer; raise SchedulerLost when it cannot be known."""
+    def answer_of(self, future: Future, key: str) -> JobAnswer | None:
+        """Return a job's answer, or None if it is to be given to the scheduler again.
+
+        Raises SchedulerLost when it cannot be known.
+        """
         try:
             return decode_json(future.result(), JobAnswer)
         except (CancelledError, TimeoutError, OSError) as error:
-            raise self.lost() from error
+            raise lost(self.request.cluster) from error
         except KilledWorker as error:
-            died = f"{error.allowed_failures + 1} workers died during this job"
-            message = f"{died}, the last one {error.last_worker.address}; it may not be the cause"
+            died = error.allowed_failures + 1
+            # Dask counts the workers on which a job was, also those on which it only waited.
+            if self.begun[key] < died and self.given[key] < BLAMED:
+                return None
+            last = error.last_worker.address
+            message = f"{died} workers died during this job, the last one {last}"
+            message += "; it may not be the cause"
             return JobAnswer(failure=failure_of(ToolFailed(message, hint=AGAIN)))
         except JobDiedError as error:
             return JobAnswer(failure=failure_of(ToolFailed(str(error), hint=AGAIN)))
         except Exception as error:  # noqa: BLE001  (whatever a worker raised: a fault there)
             message = f"a worker failed: {type(error).__name__}: {error}"
             return JobAnswer(failure=failure_of(ToolFailed(message, hint="look at its log")))
-
-    def lost(self) -> SchedulerLost:
-        """Describe the end of the connection."""
-        where = self.request.cluster.scheduler or "of this machine"
-        return SchedulerLost(f"the scheduler {where} is gone", hint=AGAIN)
 
     def cancel(self) -> None:
         """Cancel what has not begun; what runs on a worker elsewhere goes on there to its end."""
@@ -283,9 +312,17 @@ def main() -> int:
                 # Else closing would wait for the jobs of this machine that go on.
                 process.stop_running_programs()
     except PipelineError as error:
-        say(BuildEvent(kind="failure", failure=failure_of(error)))
-        return error.exit_code
+        return give_up(error)
+    except (CancelledError, TimeoutError, OSError) as error:
+        traceback.print_exception(error)
+        return give_up(lost(request.cluster))
     return 0
+
+
+def give_up(error: PipelineError) -> int:
+    """Say what ends the whole release; return the exit status."""
+    say(BuildEvent(kind="failure", failure=failure_of(error)))
+    return error.exit_code
 
 
 if __name__ == "__main__":

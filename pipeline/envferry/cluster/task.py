@@ -17,6 +17,8 @@ from envferry.cluster.messages import BuildEvent, BuildJob
 from envferry.config import child_environ
 
 TOPIC = "envferry-release"
+STARTED = "started"
+"""What a worker says first of a job; what waits on a worker says nothing."""
 ERROR_BYTES = 4000
 
 
@@ -31,6 +33,12 @@ def run_job(data: bytes) -> bytes:
     of a build. Raises JobDiedError when the program left no answer.
     """
     job, worker = decode_json(data, BuildJob), get_worker()
+
+    def say(stage: str) -> None:
+        event = BuildEvent(kind="stage", key=job.key, stage=stage, worker=str(worker.name))
+        worker.log_event(TOPIC, msgspec.json.encode(event).decode())
+
+    say(STARTED)
     with TemporaryDirectory(prefix="envferry-job-") as place:
         request, answer, log = (Path(place, name) for name in ("request", "answer", "log"))
         request.write_bytes(data)
@@ -39,8 +47,7 @@ def run_job(data: bytes) -> bytes:
             words, log_path=log, cwd=Path(place), env=child_environ()
         ) as job_:
             for stage in job_.lines():
-                event = BuildEvent(kind="stage", key=job.key, stage=stage, worker=str(worker.name))
-                worker.log_event(TOPIC, msgspec.json.encode(event).decode())
+                say(stage)
             status = job_.end()
         if answer.exists():
             return answer.read_bytes()

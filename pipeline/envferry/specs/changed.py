@@ -30,9 +30,6 @@ SAME_FILE = "--find-renames=90%"
 
 State = Literal["added", "changed", "renamed", "deleted"]
 
-EMPTY_TREE = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"
-"""git's name of the tree without files."""
-
 
 class ChangedSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A spec that is, or whose lock or requirement files are, otherwise than at the revision."""
@@ -68,23 +65,25 @@ class _FileChange(msgspec.Struct, frozen=True):
 def changed_specs(specs_dir: Path, revision: str) -> tuple[ChangedSpec, ...]:
     """Compare the specs in a folder with those of a git revision, by path.
 
-    Files that are not committed yet count, those that git ignores do not. A revision of zeros,
-    which CI services give for the first push of a branch, is the empty tree: every spec is new.
+    Specs in folders below it are found, too. Files that are not committed yet count, those that git
+    ignores do not. A revision of zeros, which CI services give for the first push of a branch, is
+    the empty tree: every spec is new.
     Raises NotFound when the folder, repository or revision does not exist.
     """
     if not specs_dir.is_dir():
         message = f"the folder {specs_dir} does not exist"
         raise NotFound(message, hint="name the folder of the specs: `--specs DIR`")
     root = Path(_git(specs_dir, "rev-parse", "--show-toplevel").rstrip("\n"))
-    changes = {change.path: change for change in _file_changes(root, revision)}
-    found = [*_present(specs_dir, changes), *_deleted(specs_dir, changes)]
+    changes: dict[Path, _FileChange] = {}
+    for change in _file_changes(root, revision):
+        changes.setdefault(change.path, change)
+    present = [*_present(specs_dir, changes)]
+    found = [*present, *_deleted(specs_dir, changes, {item.was for item in present})]
     return tuple(sorted(found, key=lambda item: item.spec))
 
 
 def _present(specs_dir: Path, changes: dict[Path, _FileChange]) -> Iterator[ChangedSpec]:
-    for path in sorted(specs_dir.iterdir()):
-        if not _is_spec(path) or not path.is_file():
-            continue
+    for path in _specs_in(specs_dir, changes):
         lock = path.with_name(path.stem + LOCK_ENDING)
         spec = _read(read_spec, path)
         files = [file for file in (path, lock, *_files_of(spec)) if _absolute(file) in changes]
@@ -103,12 +102,45 @@ def _present(specs_dir: Path, changes: dict[Path, _FileChange]) -> Iterator[Chan
         )
 
 
-def _deleted(specs_dir: Path, changes: dict[Path, _FileChange]) -> Iterator[ChangedSpec]:
-    folder = _absolute(specs_dir)
+def _specs_in(specs_dir: Path, changes: dict[Path, _FileChange]) -> Iterator[Path]:
+    """Yield the specs of a folder and of those below it, in order.
+
+    Below it lie other YAML files, too, when the folder is a whole repository: there a spec is what
+    has, or had, a lock, and a new file that reads as a spec.
+    """
+    listed = _git(specs_dir, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--")
+    for name in sorted({*listed.split("\0")} - {""}):
+        path = specs_dir / name
+        if not _is_spec(path) or not path.is_file():
+            continue
+        lock = path.with_name(path.stem + LOCK_ENDING)
+        is_locked = lock.is_file() or _absolute(lock) in changes
+        if path.parent == specs_dir or is_locked or _is_new_spec(path, changes):
+            yield path
+
+
+def _is_new_spec(path: Path, changes: dict[Path, _FileChange]) -> bool:
+    if _absolute(path) not in changes:
+        return False
+    try:
+        read_spec(path)
+    except PipelineError:
+        return False
+    return True
+
+
+def _deleted(
+    specs_dir: Path, changes: dict[Path, _FileChange], renamed: set[str | None]
+) -> Iterator[ChangedSpec]:
+    folder = Path(os.path.realpath(specs_dir))
     for path, change in changes.items():
-        if change.status == "D" and path.parent == folder and _is_spec(path):
-            shown = _shown(path, specs_dir)
-            yield ChangedSpec(spec=shown, state="deleted", files=(shown,))
+        if change.status != "D" or not path.is_relative_to(folder) or not _is_spec(path):
+            continue
+        shown, lock = _shown(path, specs_dir), path.with_name(path.stem + LOCK_ENDING)
+        files = [file for file in (path, lock) if file in changes]
+        if shown not in renamed and (path.parent == folder or lock in files):
+            names = tuple(_shown(file, specs_dir) for file in files)
+            yield ChangedSpec(spec=shown, state="deleted", files=names)
 
 
 def _state(change: _FileChange | None, *, is_renamed: bool) -> State:
@@ -154,7 +186,10 @@ def _files_of(spec: Spec | None) -> tuple[Path, ...]:
 
 
 def _file_changes(root: Path, revision: str) -> Iterator[_FileChange]:
-    tree = EMPTY_TREE if revision and not revision.strip("0") else _tree(root, revision)
+    is_first = bool(revision) and not revision.strip("0")
+    # The name of the tree without files: by SHA-1 or SHA-256, as the repository has it.
+    empty = ("hash-object", "-t", "tree", os.devnull)
+    tree = _git(root, *empty).strip() if is_first else _tree(root, revision)
     # A repository's settings may name programs that show differences: none is run.
     diff = ("diff", "--no-ext-diff", "--no-textconv", "--name-status", "-z", SAME_FILE)
     words = iter(_git(root, *diff, tree, "--").split("\0"))
@@ -165,6 +200,7 @@ def _file_changes(root: Path, revision: str) -> Iterator[_FileChange]:
         if status[0] == "R":
             new = root / next(words)
             yield _FileChange(new, "R", old=path)
+            yield _FileChange(path, "D")
         elif status[0] in "AD":
             yield _FileChange(path, "A" if status[0] == "A" else "D")
         else:  # M, and T: a link became a file

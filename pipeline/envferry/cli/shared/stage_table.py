@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import click
 import msgspec
 
+from envferry.base.text import plural
 from envferry.cli.shared.terminal import harmless
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from rich.table import Table
+    from rich.console import Console as RichConsole
+    from rich.console import ConsoleOptions, RenderableType
 
     from envferry.cli.shared.console import Console
 
-ENDED = ("released", "failed")
+HEADERS = ("SPEC", "PLATFORM", "STAGE", "SECONDS", "WORKER")
+GAP = 2
+PARTS = (0.37, 0.36, 0.27)
+"""How spec, stage and worker share what the other columns leave of a line."""
+ENDED = ("released", "pushed", "failed")
+ORDER = ("running", "failed", "waiting", "pushed", "released")
+"""What is of most interest, first."""
 
 
 class Stages(Protocol):
@@ -30,7 +39,7 @@ class Stages(Protocol):
         ...
 
     def end(self, key: str, how: str) -> None:
-        """Note how a job ended: `released` or `failed`."""
+        """Note how a job ended: `released`, `failed`, or `pushed`, to be released with others."""
         ...
 
     def seconds(self, key: str) -> float:
@@ -54,6 +63,13 @@ class Row(msgspec.Struct):
         if self.began is None:
             return 0.0
         return (self.ended or time.monotonic()) - self.began
+
+    @property
+    def state(self) -> str:
+        """Return what it does, one of `ORDER`."""
+        if self.stage in ENDED:
+            return self.stage
+        return "waiting" if self.began is None else "running"
 
 
 class Rows(msgspec.Struct):
@@ -95,21 +111,54 @@ class StageLines(Rows):
 
 
 class StageTable(Rows):
-    """A table that is redrawn: for terminals."""
+    """A table that is redrawn, no larger than the screen: for terminals."""
 
-    def __rich__(self) -> Table:
-        """Return the table as it is now."""
+    is_over: bool = False
+    """Then all jobs are shown, however many."""
+
+    def __rich_console__(
+        self, console: RichConsole, options: ConsoleOptions
+    ) -> Iterator[RenderableType]:
+        """Yield the table as it is now, what runs first, one line a job."""
         from rich.markup import escape
         from rich.table import Table
 
+        rows = [*self.rows.values()]
+        if not self.is_over:
+            rows.sort(key=lambda row: ORDER.index(row.state))
+            rows = rows[: max(1, console.size.height - len((HEADERS, "counts", "cursor")))]
+        wide = (len(HEADERS) - 1) * GAP + max(len(row.platform) for row in rows) + len("SECONDS")
+        spec, stage, worker = (int((options.max_width - wide) * part) for part in PARTS)
         table = Table(box=None, pad_edge=False)
-        for header in ("SPEC", "PLATFORM", "STAGE", "SECONDS", "WORKER"):
+        for header in HEADERS:
             table.add_column(header, justify="right" if header == "SECONDS" else "left")
-        # What has ended goes up and out of a small screen first.
-        for row in sorted(self.rows.values(), key=lambda row: row.stage not in ENDED):
-            texts = (row.spec, row.platform, row.stage, f"{row.seconds:.0f}", row.worker)
+        for row in rows:
+            texts = (
+                cut_left(row.spec, spec),
+                row.platform,
+                cut_right(row.stage, stage),
+                f"{row.seconds:.0f}",
+                cut_right(row.worker.rpartition("://")[2], worker),
+            )
             table.add_row(*map(escape, texts))
-        return table
+        yield table
+        yield escape(self.counts())
+
+    def counts(self) -> str:
+        """Return how many jobs are in which state."""
+        counted = Counter(row.state for row in self.rows.values())
+        said = ", ".join(f"{counted[state]} {state}" for state in ORDER if counted[state])
+        return f"{plural(len(self.rows), 'job')}: {said}"
+
+
+def cut_left(text: str, width: int) -> str:
+    """Shorten a path to what tells it from others."""
+    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]
+
+
+def cut_right(text: str, width: int) -> str:
+    """Shorten a text to its beginning."""
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 @contextmanager
@@ -126,4 +175,7 @@ def stages_shown(console: Console, jobs: Mapping[str, tuple[str, str]]) -> Itera
 
         shown = StageTable(rows)
         with Live(shown, console=RichConsole(stderr=True), refresh_per_second=4):
-            yield shown
+            try:
+                yield shown
+            finally:
+                shown.is_over = True
