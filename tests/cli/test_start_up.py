@@ -69,7 +69,11 @@ def output_of(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "module", ["build", "fetch", "follow", "install", "installed", "release", "upkeep", "verify"]
+    "module",
+    [
+        *("build", "check", "fetch", "follow", "install", "pack", "prune", "push"),
+        *("release", "remove", "rollback", "verify"),
+    ],
 )
 def test_a_command_is_described_without_what_it_runs(module: str) -> None:
     assert output_of("-c", LOADED, f"envferry.cli.{module}", *LATE) == "\n"
