@@ -74,7 +74,7 @@ OWNERS = {
     "starlette": "envferry.web",
     "jinja2": "envferry.web",
     "uvicorn": "envferry.web",
-    "hashlib": "nobody",
+    "hashlib": "no module",
 }
 SHARED_NAMES = {
     "stage": "the story of a stage",

@@ -215,9 +215,9 @@ def _open_target(directory: Path, request: ExportRequest) -> Store:
         LayoutRepositories.create(directory)
         return open_store(str(directory))
     there = open_store(str(directory))
-    if isinstance(there, SplitStore):
-        if part_bytes not in (None, there.part_bytes):
-            message = f"{directory} is split at {there.part_bytes} bytes already"
+    if split_at := there.disk and there.disk.part_bytes:
+        if part_bytes not in (None, split_at):
+            message = f"{directory} is split at {split_at} bytes already"
             raise TargetOccupied(message, hint="export to another folder")
         return there
     store = DirectoryStore(directory)
