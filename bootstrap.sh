@@ -115,8 +115,11 @@ if [ "${1:-}" = hosts ]; then
   missing=''
   command -v busybox >/dev/null || missing="$missing busybox-static"
   command -v mksquashfs >/dev/null || missing="$missing squashfs-tools"
+  # People have them as login shells.
+  command -v zsh >/dev/null || missing="$missing zsh"
+  command -v fish >/dev/null || missing="$missing fish"
   [ -z "$missing" ] || [ "$(id -u)" != 0 ] || (install_package "${missing# }" "hosts of the tests have them") || true
-  for name in busybox mksquashfs; do
+  for name in busybox mksquashfs zsh fish; do
     command -v "$name" >/dev/null || echo "no $name: some tests are skipped" >&2
   done
   exit

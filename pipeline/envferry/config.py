@@ -206,7 +206,7 @@ def acting_user() -> str:
     try:
         user = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:  # a container without a passwd entry
-        user = str(os.geteuid())
+        user = f"uid {os.geteuid()}"
     asked = os.environ.get("SUDO_USER", "")
     is_name = re.fullmatch(r"[A-Za-z0-9_.@\\-]{1,64}", asked)
     return f"{asked} as {user}" if is_name and asked != user else user

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.server
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from envferry.errors import NotFound, StoreError, ToolFailed, UsageError
 from envferry.follow.follow_state import read_follow_state, state_path
 from envferry.follow.metrics import follow_metrics
 from envferry.follow.poll import Followed, FollowRequest, follow_once
-from envferry.follow.units import write_units
+from envferry.follow.units import options_line, write_units
 from envferry.follow.window import MaintenanceWindow
 from envferry.install.activation import roll_back
 from envferry.install.plan import InstallOptions
@@ -302,7 +304,9 @@ def test_systemd_takes_the_units(units: Callable[[str], Path]) -> None:
 def test_the_units_start_this_envferry(tmp_path: Path) -> None:
     cli = CliRunner(home=tmp_path, cache=tmp_path / "cache")
     said = cli.run("follow", "demo@stable", "--write-units", tmp_path / "units").stdout
-    assert "systemctl enable --now envferry-follow@demo@stable.timer" in said
+    *_, start = said.splitlines()
+    assert start.endswith("systemctl enable --now envferry-follow@demo@stable.timer")
+    assert "OPTIONS" not in said
     text = (tmp_path / "units/envferry-follow@.service").read_text()
     (started,) = re.findall(r"^ExecStart=(.+)$", text, re.MULTILINE)
     program, *words = started.split()
@@ -312,3 +316,33 @@ def test_the_units_start_this_envferry(tmp_path: Path) -> None:
         "envferry-follow@.service",
         "envferry-follow@.timer",
     ]
+
+
+def test_what_was_asked_for_reaches_the_units(tmp_path: Path) -> None:
+    """The units are templates: options of one tag stand in a file of its own."""
+    cli = CliRunner(home=tmp_path, cache=tmp_path / "cache")
+    words = ("--registry", "disk", "--envs-dir", "my envs", "--when-unused", "--link", "copy",
+             "--window", "Sat,Sun 22:00-04:00", "--window", "02:00-05:00", "--keep", "3",
+             "--kernel", "--write-units", tmp_path / "units")  # fmt: skip
+    said = json.loads(cli.run("follow", "demo@stable", *words, "--json").stdout)
+    *_, told, start = cli.run("follow", "demo@stable", *words).stdout.splitlines()
+    expected = [
+        *("--window=Sat,Sun 22:00-04:00", "--window=02:00-05:00", "--when-unused", "--keep=3"),
+        *("--link=copy", "--kernel=", f"--registry={tmp_path}/disk"),
+        f"--envs-dir={tmp_path}/my envs",
+    ]
+    assert start.startswith("systemctl daemon-reload")
+    assert told.endswith(" > /etc/envferry/follow-demo@stable.env")
+    assert said["options"] in shlex.split(told)
+    name, _, value = said["options"].partition("=")
+    (text,) = shlex.split(value)
+    assert name == "OPTIONS"
+    assert sorted(shlex.split(text)) == sorted(expected)
+
+
+def test_options_of_services_are_quoted_twice() -> None:
+    assert options_line([]) == ""
+    assert options_line(["--keep=3"]) == 'OPTIONS="--keep=3"'
+    odd = ["--envs-dir=/a b/$c \"d\" 'e' \\f"]
+    (value,) = shlex.split(options_line(odd).partition("=")[2])
+    assert shlex.split(value) == odd

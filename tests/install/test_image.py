@@ -196,6 +196,14 @@ def test_systemd_mounts_after_a_restart_too(
     assert log.read_text() == f"daemon-reload\nenable --now {unit.name}\n"
     unmount(tree)
     assert not list((tmp_path / "units").iterdir())
+    odd = tmp_path / "100% envs"
+    odd.mkdir()
+    mount(odd / "image", odd / "tree")
+    (unit,) = (tmp_path / "units").iterdir()
+    assert f"What={tmp_path}/100%% envs/image\nWhere={tmp_path}/100%% envs/tree\n" in (
+        unit.read_text()
+    )
+    unmount(odd / "tree")
     assert f"disable {unit.name}" in log.read_text()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -22,6 +23,10 @@ $envferry verify demo --envs-dir envs
 if touch envs/demo/new 2>/dev/null; then echo WRITABLE; fi
 $envferry install second/*.tar.zst --mount --envs-dir envs
 cmp envs/demo/lib/big.bin second.bin
+$envferry list demo --envs-dir envs --json > list.json
+$envferry du --envs-dir envs --json > du.json
+du --one-file-system --block-size=1 --summarize envs/.envferry/demo > du.txt
+stat --format=%s first.squashfs envs/.envferry/demo/*.squashfs > sizes.txt
 $envferry rollback demo --envs-dir envs
 cmp envs/demo/lib/big.bin first.bin
 echo MOUNTS $(grep -c $PWD/envs /proc/mounts)
@@ -62,4 +67,18 @@ def test_images_are_switched_like_trees(tmp_path: Path) -> None:
     assert "WRITABLE" not in said.stdout
     assert "LEFT .envferry 0" in said.stdout
     assert f"for {tmp_path}/envs/demo" in said.stdout
+    assert_sizes_are_those_of_images(tmp_path)
     assert current_platform() in str(next((tmp_path / "first").glob("*.tar.zst")))
+
+
+def assert_sizes_are_those_of_images(folder: Path) -> None:
+    """The first image is a hard link, so nothing of it is freed; the second was made there."""
+    second, first = json.loads((folder / "list.json").read_text())
+    usage = json.loads((folder / "du.json").read_text())
+    image, *_ = map(int, (folder / "sizes.txt").read_text().split())
+    assert image <= first["shared_bytes"] < image + 8_192
+    assert first["own_bytes"] < 100_000
+    assert second["shared_bytes"] == 0
+    assert image <= second["own_bytes"] < image + 100_000
+    taken = int((folder / "du.txt").read_text().split()[0])
+    assert taken - 50_000 < usage["total"] <= taken

@@ -186,6 +186,7 @@ def existing_env(tree: Path) -> Artifact:
     (tree / "bin/script").write_text(f"#!{prefix}/bin/python\nprint('{prefix}')\n")
     (tree / "bin/script").chmod(0o755)
     (tree / "lib/absolute").symlink_to(f"{prefix}/bin/tool")
+    (tree / "lib/root").symlink_to(prefix)
     (tree / SITE / "größe.txt").write_text(f"größe {prefix}\n")
     return pack(tree)
 

@@ -191,8 +191,25 @@ def test_an_unknown_ref_says_what_there_is(registry: Registry, artifact: Artifac
         assert f"stable ({artifact.manifest.id})" in caught.value.message
     with pytest.raises(NotFound, match="it holds demo"):
         registry.resolve(Ref.parse("dmeo"), PLATFORM)
-    with pytest.raises(NotFound, match="linux-aarch64"):
+    with pytest.raises(NotFound, match="linux-aarch64: it holds demo for linux-64 only") as caught:
         registry.resolve(Ref.parse("demo@stable"), "linux-aarch64")
+    assert "platforms" in caught.value.hint
+
+
+def test_another_folder_than_a_registry(tmp_path: Path) -> None:
+    """A disk, but not the one that was meant."""
+    (tmp_path / "v1/envs").mkdir(parents=True)
+    (tmp_path / "holiday.jpg").write_bytes(b"")
+    for extra in ("", "v1/envs/odd"):
+        if extra:
+            (tmp_path / extra).write_bytes(b"")
+        with pytest.raises(NotFound) as caught:
+            Registry.open(str(tmp_path)).resolve(Ref.parse("demo@stable"), PLATFORM)
+        assert str(tmp_path) in caught.value.message
+    (tmp_path / "v1/envs/odd").unlink()
+    with pytest.raises(NotFound, match="no environments at all") as caught:
+        Registry.open(str(tmp_path)).resolve(Ref.parse("demo@stable"), PLATFORM)
+    assert "the place that was meant" in caught.value.hint
 
 
 def test_lists_environments(registry: Registry, artifact: Artifact, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -32,14 +33,24 @@ MAGIC = (
         for magic in (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
     ),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    *((0, magic, "a compressed file") for magic in (b"\x04\x22\x4d\x18", b"LZIP", b"\x1f\x9d")),
+    *((0, magic, "an ar archive") for magic in (b"!<arch>\n", b"!<thin>\n")),
+    *((0, magic, "a cpio archive") for magic in (b"070701", b"070702", b"070707", b"\xc7\x71")),
+    (0, b"SIMPLE  =", "a FITS file"),
+    *((0, magic, "a GVariant database") for magic in (b"GVariant", b"raVGtnai")),
     (257, b"ustar", "a tar archive"),
     (0, b"MZ", "a program for Windows"),
 )
 """What starts, at this offset, a format in which places or lengths are noted down."""
+TEXT_FORMATS = ("an ar archive", "a FITS file")
+"""Formats whose files may be all text; elsewhere a text may begin with the same letters: `CDF`."""
+CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+"""What no text holds."""
 END_OF_ZIP = b"PK\x05\x06"
 END_OF_ZIP_BYTES = 22 + (1 << 16)
 """The end record of a zip file is that near the end: anything may stand before a zip file."""
 
+ELF = b"\x7fELF"
 SHT_PROGBITS, SHT_STRTAB = 1, 3
 SHF_ALLOC, SHF_EXECINSTR = 0x2, 0x4
 
@@ -76,10 +87,17 @@ LAYOUTS = {1: ElfLayout(0x20, 0x2E, "I", "IIIIII"), 2: ElfLayout(0x28, 0x3A, "Q"
 def known_format(content: Searchable) -> str:
     """Return what a file is, if its first or last bytes say so: a format to leave alone."""
     for offset, magic, name in MAGIC:
-        if content[offset : offset + len(magic)] == magic:
+        if content[offset : offset + len(magic)] == magic and (
+            name in TEXT_FORMATS or not magic.isalnum() or not is_text(content)
+        ):
             return name
     has_end = content.rfind(END_OF_ZIP, max(len(content) - END_OF_ZIP_BYTES, 0)) >= 0
     return "a zip file" if has_end and content.find(b"\0") >= 0 else ""
+
+
+def is_text(content: Searchable) -> bool:
+    """Whether a file holds nothing but what texts hold."""
+    return not CONTROL.search(content)  # type: ignore[call-overload]
 
 
 def elf_string_ranges(content: Searchable) -> list[range] | None:
@@ -88,7 +106,7 @@ def elf_string_ranges(content: Searchable) -> list[range] | None:
     That is data which is loaded with it, and tables of strings: not code, not notes (whose length
     is noted), not debug information.
     """
-    if content[:4] != b"\x7fELF":
+    if content[: len(ELF)] != ELF:
         return None
     try:
         return [*sections(content)]

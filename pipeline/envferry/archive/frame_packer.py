@@ -15,6 +15,7 @@ from blake3 import blake3
 
 from envferry.archive.compression import new_compressor
 from envferry.archive.index import FrameEntry
+from envferry.archive.prefix_search import WIDE_TEXTS
 from envferry.errors import HostError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from envferry.archive.frame_reuse import EarlierFrames, ReusedFrame
     from envferry.archive.members import FramePlan, Member, Piece
 
+WIDE_MARKS = tuple(mark for mark, _ in WIDE_TEXTS)
 FRAMES_AHEAD = 3
 """Finished frames that may wait for their turn, besides the one that each thread works on."""
 
@@ -43,7 +45,7 @@ class PackedFrame(msgspec.Struct, frozen=True, kw_only=True):
     checksums: dict[int, str]
     """XXH3-128 of each file that lies whole in the frame, by member number."""
     prefix_members: frozenset[int]
-    """The members in which the prefix was seen."""
+    """The members in which the prefix was seen, and texts that hold it in two bytes a letter."""
 
 
 class FramePacker:
@@ -71,6 +73,7 @@ class FramePacker:
         raw = memoryview(buffer)[:size]
         checksums: dict[int, str] = {}
         starts: list[int] = []
+        wide: set[int] = set()
         position = 0
         for piece in plan.pieces:
             member = self.members[piece.member]
@@ -82,6 +85,8 @@ class FramePacker:
             raw[end : end + piece.padding] = bytes(piece.padding)
             if member.entry.type == "file" and piece.length == member.entry.size:
                 checksums[piece.member] = xxhash.xxh3_128_hexdigest(raw[content:end])
+            if piece.start == 0 and bytes(raw[content : content + 2]) in WIDE_MARKS:
+                wide.add(piece.member)  # whether it holds the prefix is seen when it is read
             position += piece.size
         plain = blake3(raw).hexdigest()
         taken = self.taken(plan, plain, buffer)
@@ -96,7 +101,7 @@ class FramePacker:
             entry=entry,
             plain=plain,
             checksums=checksums,
-            prefix_members=frozenset(found),
+            prefix_members=frozenset({*found, *wide}),
         )
 
     def taken(self, plan: FramePlan, plain: str, buffer: bytearray) -> ReusedFrame | None:

@@ -81,7 +81,7 @@ class LinkCheck:
         target = self.links[place].link
         here, followed = self.parents[place], 1
         if target.startswith("/"):
-            if not target.startswith(self.prefix + "/"):
+            if not (target + "/").startswith(self.prefix + "/"):
                 msg = "outside the environment"
                 raise LinkFault(msg)
             here, target = ROOT, target[len(self.prefix) :]

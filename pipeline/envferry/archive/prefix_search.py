@@ -13,7 +13,14 @@ from bisect import bisect_left
 from string import ascii_letters, digits
 from typing import TYPE_CHECKING, NamedTuple
 
-from envferry.archive.binary_formats import Searchable, elf_string_ranges, known_format
+from envferry.archive.binary_formats import (
+    CONTROL,
+    ELF,
+    Searchable,
+    elf_string_ranges,
+    is_text,
+    known_format,
+)
 from envferry.archive.index import BinaryString, PrefixEdits
 from envferry.base.sha256 import sha256_hex
 
@@ -31,8 +38,6 @@ BEGINS_PATH = re.compile(rb"/*|-[A-Za-z0-9_\-]+")
 `-I/env/include`; anything else makes it the end of another path, `/usr/bin` before `/env`."""
 ESCAPE = re.compile(rb"\\[abefnrtv]\Z")
 LOOK_BACK, LOOK_AHEAD = 4096, 16
-CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
-"""What no text holds."""
 LENGTH_BYTES = (2, 4, 8)
 WIDE_TEXTS = ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 """How a text of two bytes a character starts, and its encoding: files of tools for Windows."""
@@ -47,6 +52,7 @@ class PrefixFinding(NamedTuple):
 
 
 NOTHING = PrefixFinding()
+UNKNOWN = "a binary file in an unknown format"
 
 
 def find_edits(content: Searchable, prefix: bytes, recorded: Recorded | None) -> PrefixFinding:
@@ -66,16 +72,23 @@ def find_edits(content: Searchable, prefix: bytes, recorded: Recorded | None) ->
     whole = [offset for offset in ends if is_start(content, offset, is_recorded=is_recorded)]
     if not whole:
         # What stands around it tells nothing where it may be a length.
-        return PrefixFinding(left_alone=known_format(content))
+        return PrefixFinding(left_alone=name_of_binary(content))
     if recorded and recorded.mode == "none" and is_unchanged(content, recorded):
         return NOTHING  # so conda did not put the prefix there, and would not change it
-    is_text = content.find(b"\0") < 0
-    if recorded and (recorded.mode == "text" or (recorded.mode == "binary" and is_text)):
+    has_no_nul = content.find(b"\0") < 0
+    if recorded and (recorded.mode == "text" or (recorded.mode == "binary" and has_no_nul)):
         return PrefixFinding(text_edits(content, prefix, whole))
     if recorded and recorded.mode == "binary":
         growth = max(recorded.placeholder_length - len(prefix), 0)
         return PrefixFinding(string_edits(content, prefix, whole, growth))
     return edits_by_format(content, prefix, whole)
+
+
+def name_of_binary(content: Searchable) -> str:
+    """Return what to call a binary file; nothing for a text, or a program: it has code, too."""
+    if name := known_format(content):
+        return name
+    return "" if is_text(content) or content[: len(ELF)] == ELF else UNKNOWN
 
 
 def is_in_wide_text(content: Searchable, prefix: bytes) -> bool:
@@ -88,7 +101,7 @@ def edits_by_format(content: Searchable, prefix: bytes, whole: Sequence[int]) ->
     """Return how a file follows of which only its bytes tell what it is."""
     if name := known_format(content):
         return shebang_edits(content, whole) or PrefixFinding(left_alone=name)
-    if not CONTROL.search(content):  # type: ignore[call-overload]
+    if is_text(content):
         return PrefixFinding(text_edits(content, prefix, whole))
     if found := shebang_edits(content, whole):
         return found
@@ -100,7 +113,7 @@ def edits_by_format(content: Searchable, prefix: bytes, whole: Sequence[int]) ->
     is_elf = ranges is not None
     if all(is_c_string(content, offset, prefix, is_elf=is_elf) for offset in whole):
         return PrefixFinding(string_edits(content, prefix, whole, 0))
-    return PrefixFinding(left_alone="a binary file in an unknown format")
+    return PrefixFinding(left_alone=UNKNOWN)
 
 
 def occurrences(content: Searchable, prefix: bytes) -> Iterator[int]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+import shlex
 import sys
 import time
 from datetime import datetime
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from envferry.cli.install import InstallCommandOptions
 from envferry.cli.shared.command import command, option
@@ -25,6 +28,12 @@ if TYPE_CHECKING:
     from envferry.follow.poll import Followed, FollowRequest
     from envferry.install.plan import InstallOptions
     from envferry.models import Manifest
+
+
+NOT_OF_POLLS = {"units", "dry_run", "as_json", "is_quiet", "verbosity"}
+"""Options that are about one command, not about what the units are to do."""
+PLACES = {"registry", "kernel", "modulefile"}
+"""Options whose values are paths, though not of that type."""
 
 
 class FollowOptions(InstallCommandOptions):
@@ -62,7 +71,8 @@ class FollowOptions(InstallCommandOptions):
         "--write-units",
         type=click.Path(path_type=Path),
         metavar="DIR",
-        help="Only write the systemd service and timer that poll, such as to /etc/systemd/system.",
+        help="Only write the systemd service and timer that poll, such as to /etc/systemd/system,"
+        " and print the commands that give them these options and start them.",
     )
 
 
@@ -146,11 +156,40 @@ def write_metrics(request: FollowRequest, path: Path) -> None:
 
 def write_unit_files(console: Console, directory: Path, ref: Ref) -> None:
     """Write the units, and say how to start them."""
-    from envferry.follow.units import write_units
+    from envferry.follow.units import options_line, write_units
 
+    line = options_line(given_words(click.get_current_context()))
     written = write_units(directory, this_command())
     start = f"systemctl daemon-reload && systemctl enable --now envferry-follow@{ref}.timer"
-    console.result({"files": written, "start": start}, lambda: [*map(str, written), start])
+    place = f"/etc/envferry/follow-{ref}.env"
+    told = f"mkdir -p /etc/envferry && echo {shlex.quote(line)} > {place}"
+    steps = [told, start] if line else [start]
+    facts = {"files": written, "options": line, "start": start}
+    console.result(facts, lambda: [*map(str, written), *steps])
+
+
+def given_words(context: click.Context) -> list[str]:
+    """Return the options of this command line that a poll by systemd needs as well.
+
+    Paths are absolute in them: a service starts in the root directory.
+    """
+    words = []
+    for one in context.command.params:
+        name = one.name or ""
+        is_given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if not is_given or not isinstance(one, click.Option) or name in NOT_OF_POLLS:
+            continue
+        if one.is_flag:
+            words.append(one.opts[-1])
+            continue
+        value = context.params[name]
+        for item in value if one.multiple else [value]:
+            text = str(item.value if isinstance(item, Enum) else item)
+            is_place = isinstance(one.type, click.Path) or name in PLACES
+            if is_place and text and "://" not in text:
+                text = str(Path(text).absolute())
+            words.append(f"{one.opts[-1]}={text}")
+    return words
 
 
 def this_command() -> str:

@@ -30,7 +30,8 @@ def list_command(console: Console, options: ListOptions) -> None:
     """List what is installed on this host, or the installations of NAME.
 
     OWN: bytes on the disk that removing it frees. SHARED: bytes of files that other installations
-    have as well, by hard links; blocks that the file system shares (reflinks) count as OWN.
+    have as well, by hard links; blocks that the file system shares (reflinks) count as OWN. What
+    is mounted takes what its image takes.
     """
     from envferry.install.host.host_overview import list_installed
 

@@ -49,7 +49,8 @@ def run(console: Console, options: RunOptions) -> None:
 def shell(console: Console, options: ShellOptions) -> None:
     """Open a shell in the environment NAME, activated; `exit` leaves it.
 
-    The shell is the one in SHELL, else bash or sh.
+    The shell is the one in SHELL, else bash or sh. bash, zsh and fish read the user's own files
+    first: what these activate does not hide the environment.
     """
     from envferry import process
     from envferry.install.programs.running import interactive_shell

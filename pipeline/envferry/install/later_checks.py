@@ -51,8 +51,7 @@ def required_view(home: EnvHome, installation: Installation) -> tuple[str, ...]:
         message = (
             f"{shown} is installed for {installation.prefix}, which is not this installation here"
         )
-        hint = f"run `envferry checks {home.name}` where it has that path, such as in the container"
-        raise HostError(message, hint=hint)
+        raise HostError(message, hint="run it where it has that path, such as in the container")
     view = namespace_command(home, installation.id)
     if not view:
         message = f"{shown} is not current, so it is not visible at {home.link}"

@@ -149,7 +149,7 @@ def conda_unpack(
 
 def moved_item(entry: FileEntry, prefix: str) -> Iterator[tuple[str, str, Any]]:
     """Yield what conda-unpack has to do to a file."""
-    if entry.link.startswith(prefix + "/"):
+    if (entry.link + "/").startswith(prefix + "/"):
         yield entry.path, "link", entry.link.removeprefix(prefix)
     elif entry.edits and entry.edits.text:
         yield entry.path, "text", (entry.size, entry.edits.at, entry.edits.padded)

@@ -79,7 +79,7 @@ def _is_named(key: str) -> bool:
 def unknown(registry: Registry, ref: Ref, platform: str) -> NotFound:
     """Say that a ref is unknown and what is known instead."""
     message = f"{ref} is not in the registry {registry.url} for {platform}"
-    known: list[str] = []
+    known: dict[str, set[str]] = {}
     has_deltas = False
     try:
         if ref.is_id and (beside := _beside_manifest(registry, ref, platform)):
@@ -88,8 +88,9 @@ def unknown(registry: Registry, ref: Ref, platform: str) -> NotFound:
             return NotFound(f"{message}, though there are {', '.join(beside)}", hint=hint)
         tags, ids = registry.tags(ref.name, platform), registry.ids(ref.name, platform)
         if not ids:
-            keys = (listed.key for listed in registry.store.list(ENVS))
-            known = sorted({key.split("/")[2] for key in keys})
+            for key in (listed.key for listed in registry.store.list(ENVS)):
+                name, _, rest = key.removeprefix(ENVS).partition("/")
+                known.setdefault(name, set()).add(rest.partition("/")[0])
             has_deltas = not known and any(registry.store.list(DELTAS))
     except StoreError as error:
         return NotFound(message, hint=error.hint)
@@ -100,9 +101,15 @@ def unknown(registry: Registry, ref: Ref, platform: str) -> NotFound:
     if has_deltas:
         hint = f"apply them to a registry first: `envferry apply {registry.url} --registry SITE`"
         return NotFound(f"{message}: it holds deltas only", hint=hint)
-    listed = ", ".join(known) or "no environments at all"
-    hint = did_you_mean(ref.name, known, "run `envferry ls`")
-    return NotFound(f"{message}: it holds {listed}", hint=hint)
+    if not known:
+        hint = "is it the place that was meant? `envferry export` and `push` write registries"
+        return NotFound(f"{message}: it holds no environments at all", hint=hint)
+    if ref.name in known:
+        hint = "lock and release it for that, too: `platforms:` in its spec names them"
+        others = ", ".join(sorted(known[ref.name]))
+        return NotFound(f"{message}: it holds {ref.name} for {others} only", hint=hint)
+    hint = did_you_mean(ref.name, sorted(known), "run `envferry ls`")
+    return NotFound(f"{message}: it holds {', '.join(sorted(known))}", hint=hint)
 
 
 def _beside_manifest(registry: Registry, ref: Ref, platform: str) -> list[str]:

@@ -18,7 +18,7 @@ from envferry.install.host.disk_usage import measure_directory
 from envferry.install.host.host_overview import list_installed, read_history
 from envferry.install.host.status import HostStatus, StatusOptions, metrics_of, read_status
 from envferry.install.later_checks import check_installed
-from envferry.install.records.env_home import EnvHome
+from envferry.install.records.env_home import HISTORY, EnvHome
 from envferry.install.records.events import MOST_EVENTS, Actor, note_event, read_events
 from envferry.install.records.installation import Installation, Origin
 from envferry.install.records.installed import chosen_id
@@ -31,6 +31,7 @@ from envferry.progress import Silent
 from tests.support.artifacts import installable_artifact
 from tests.support.cli_runner import CliRunner
 from tests.support.installing import install, manifest_of
+from tests.support.packed import random_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -273,6 +274,44 @@ def test_shared_files_are_counted_once(
     partial.mkdir()
     (partial / "file").write_bytes(bytes(50_000))
     assert measure_directory(envs).unfinished >= 50_000
+
+
+def test_an_image_and_notes_count_as_what_they_belong_to(
+    add: Callable[..., Installation], envs: Path
+) -> None:
+    """Where an image is mounted its file counts, which is not in the tree."""
+    installed = add(b"one")
+    home = EnvHome.of(envs, "demo")
+    before = measure_directory(envs)
+    (notes,) = [one.own for one in before.installations]
+    assert notes >= sum(path.stat().st_size for path in home.directory.glob("*.*"))
+    home.image(installed.id).write_bytes(random_bytes(1, 300_000))
+    home.image("0" * 12).write_bytes(random_bytes(1, 100_000))
+    home.partial("1" * 12).with_suffix(".squashfs").write_bytes(random_bytes(1, 100_000))
+    usage = measure_directory(envs)
+    (one,) = usage.installations
+    assert notes + 300_000 <= one.own < notes + 310_000
+    assert 200_000 <= usage.unfinished - before.unfinished < 210_000
+    assert usage.total - before.total == one.own - notes + usage.unfinished - before.unfinished
+    (listed,) = list_installed(envs)
+    assert listed.own_bytes == one.own
+
+
+def test_what_changes_nothing_writes_nothing(add: Callable[..., Installation], envs: Path) -> None:
+    """An install of what is there works on a full disk."""
+    installed = add(b"one")
+    home = EnvHome.of(envs, "demo")
+
+    def states() -> list[tuple[int, int]]:
+        found = [home.link.lstat(), (home.directory / HISTORY).stat()]
+        return [(status.st_ino, status.st_mtime_ns) for status in found]
+
+    before = states()
+    home.make_current(installed.id)
+    assert states() == before
+    home.write_history([installed.id, "0" * 12])
+    home.make_current(installed.id)
+    assert home.history() == ["0" * 12, installed.id]
 
 
 def test_all_is_well(add: Callable[..., Installation], envs: Path) -> None:

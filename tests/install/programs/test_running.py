@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from envferry.install.activation import roll_back
 from envferry.install.programs.integrations import NONE, kernel_path, tcl_word
 from envferry.install.records.env_home import EnvHome
 from envferry.install.remove import remove_whole
+from tests.conftest import require
 from tests.support.archives import small_archive
 from tests.support.artifacts import installable_artifact
 from tests.support.cli_runner import CliRunner
@@ -25,6 +27,7 @@ from tests.support.installing import install
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 ODD = "a 'b' \"c\" $HOME `d` \\ {connection} [e]; \u00e9\nnext"
@@ -113,26 +116,69 @@ def test_run_where_the_path_is_another(tmp_path: Path, envs: Path) -> None:
     cli.run("run", "demo", expect=2)
 
 
-def test_shell_comes_after_the_users_own_file(tmp_path: Path, demo: EnvHome) -> None:
-    bash = shutil.which("bash")
-    if bash is None:
-        pytest.skip("needs bash")
-    (tmp_path / ".bashrc").write_text('PATH="/usr/bin:/bin:/mine"\nPS1="> "\n')
-    argv, environ = runner(tmp_path, demo, HOME=str(tmp_path), SHELL=bash).command("shell", "demo")
+BASE = """\
+export PATH="/usr/bin:/bin:/mine"
+PS1="> "
+export CONDA_PREFIX=/base CONDA_DEFAULT_ENV=base GREETING=theirs MINE=yes
+export PATH="/base/bin:$PATH"
+"""
+"""What `conda init` and people write: base is active, and the path is another."""
+FISH_BASE = """\
+set -gx PATH /base/bin /usr/bin /bin /mine
+function fish_prompt; printf '> '; end
+set -gx CONDA_PREFIX /base
+set -gx CONDA_DEFAULT_ENV base
+set -gx GREETING theirs
+set -gx MINE yes
+"""
+RC_FILES = {
+    "bash": {".bashrc": BASE},
+    "zsh": {".zshenv": "ZDOTDIR=$HOME/z\n", "z/.zshrc": BASE},
+    "zsh in its home": {".zshrc": BASE},
+    "fish": {".config/fish/config.fish": FISH_BASE},
+}
+SAY = 'python --version a; echo "$MINE=$PATH=$CONDA_DEFAULT_ENV=$_envferry_start$ZDOTDIR"; exit 5\n'
+
+
+@pytest.mark.parametrize("shell", RC_FILES)
+def test_shell_comes_after_the_users_own_files(tmp_path: Path, demo: EnvHome, shell: str) -> None:
+    program = shutil.which(shell.partition(" ")[0])
+    require(shell.partition(" ")[0], program)
+    for name, text in RC_FILES[shell].items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    cli = runner(tmp_path, demo, HOME=str(tmp_path), SHELL=str(program), TERM="dumb")
+    code, said = on_a_terminal(*cli.command("shell", "demo"), typed=SAY)
+    assert code == 5, said
+    assert f"--version\na\n{demo.link}\n{ODD}\n{demo.link}\n" in said
+    (line,) = re.findall(r"^yes=(.*)$", said, re.MULTILINE)
+    path, name, rest = line.split("=")
+    folders = path.replace(" ", ":").split(":")
+    assert folders[0] == f"{demo.link}/bin"
+    assert "/mine" in folders
+    assert (name, rest) == ("demo", str(tmp_path / "z") if shell == "zsh" else "")
+    assert "(demo) >" in said
+
+
+def on_a_terminal(
+    argv: Sequence[str], environ: Mapping[str, str], *, typed: str
+) -> tuple[int, str]:
+    """Run a program as people do; return its exit code and what the terminal showed."""
     ours, theirs = pty.openpty()
+    argv = ["setsid", "--ctty", *argv]
     with subprocess.Popen(argv, env=environ, stdin=theirs, stdout=theirs, stderr=theirs) as child:
         os.close(theirs)
-        os.write(ours, b'echo "$PATH=$SCRIPTED=$PS1."; exit 5\n')
+        os.write(ours, typed.encode())
         said = b""
         while True:
             try:
                 said += os.read(ours, 4096)
             except OSError:  # the terminal is closed
                 break
-        assert child.wait() == 5
+        code = child.wait()
     os.close(ours)
-    expected = f"{demo.link}/bin:/usr/bin:/bin:/mine={demo.link}=(demo) > ."
-    assert expected in said.decode().replace("\r", "")
+    return code, said.decode().replace("\r", "")
 
 
 def run_kernel(path: Path) -> list[str]:

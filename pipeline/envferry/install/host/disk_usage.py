@@ -1,4 +1,8 @@
-"""What installations take on the disk: each file once, however many installations share it."""
+"""What installations take on the disk: each file once, however many installations share it.
+
+An installation is its tree, or the image in the place of it, and what is noted about it. What is
+mounted takes nothing: a mounted image is a file beside the tree, and that one counts.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +12,23 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from envferry.install.records.env_home import HOME
+from envferry.base.files import mounts_in
+from envferry.install.records.env_home import HOME, PARTIAL, REPAIR, TRASH, EnvHome
 from envferry.install.records.installed import environment_names
 from envferry.names import ID_PATTERN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterable, Iterator
     from pathlib import Path
 
 BLOCK_BYTES = 512
 """What `st_blocks` counts (stat(2))."""
+UNFINISHED = (PARTIAL, TRASH, REPAIR)
+"""How names begin of what a running command has there, or one that was interrupted."""
 
 
-class TreeUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """What one tree takes, in bytes on the disk."""
+class DiskUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What one thing takes, in bytes on the disk."""
 
     own: int
     """Files that have no name outside of it: what removing it would free."""
@@ -53,46 +60,44 @@ class DirectoryUsage(msgspec.Struct, frozen=True, kw_only=True):
 class Files:
     """Files with several names, each counted once."""
 
-    def __init__(self) -> None:
+    def __init__(self, mounted: Collection[str]) -> None:
         self.sizes: dict[tuple[int, int], int] = {}
+        self.mounted = mounted
+        """Where something is mounted."""
 
-    def measure(self, tree: Path) -> TreeUsage:
-        """Walk a tree; what is removed meanwhile is skipped."""
+    def measure(self, paths: Iterable[str]) -> DiskUsage:
+        """Look at files, and at trees with all in them; what is removed meanwhile is skipped."""
         own = 0
         links: dict[tuple[int, int], tuple[int, int, int]] = {}
-        for status in _statuses(str(tree)):
-            size = status.st_blocks * BLOCK_BYTES
-            if stat.S_ISDIR(status.st_mode) or status.st_nlink == 1:
-                own += size
-            else:
-                key = (status.st_dev, status.st_ino)
-                links[key] = (size, status.st_nlink, links.get(key, (0, 0, 0))[2] + 1)
+        for path in paths:
+            for status in _statuses(path, self.mounted):
+                size = status.st_blocks * BLOCK_BYTES
+                if stat.S_ISDIR(status.st_mode) or status.st_nlink == 1:
+                    own += size
+                else:
+                    key = (status.st_dev, status.st_ino)
+                    links[key] = (size, status.st_nlink, links.get(key, (0, 0, 0))[2] + 1)
         shared = {key: size for key, (size, count, found) in links.items() if found < count}
         own += sum(size for size, count, found in links.values() if found >= count)
         self.sizes.update(shared)
-        return TreeUsage(own=own, shared=sum(shared.values()))
+        return DiskUsage(own=own, shared=sum(shared.values()))
 
 
-def measure_tree(tree: Path) -> TreeUsage:
-    """Return what one tree takes."""
-    return Files().measure(tree)
+def measure_installation(home: EnvHome, id_: str) -> DiskUsage:
+    """Return what one installation takes, be it a tree or an image."""
+    parts, _ = _parts_of(home)
+    return Files(mounts_in(home.directory)).measure(parts.get(id_, ()))
 
 
 def measure_directory(envs_dir: Path) -> DirectoryUsage:
     """Return what all installations of an envs directory take, and unfinished ones."""
-    files, found, unfinished = Files(), [], 0
+    files, found, unfinished = Files(mounts_in(envs_dir / HOME)), [], 0
     for name in environment_names(envs_dir):
-        home = envs_dir / HOME / name
-        for path in sorted(path for path in home.iterdir() if path.is_dir()):
-            if path.is_symlink():
-                continue
-            usage = files.measure(path)
-            if ID_PATTERN.fullmatch(path.name) and (home / f"{path.name}.json").is_file():
-                found.append(
-                    InstallationUsage(name=name, id=path.name, own=usage.own, shared=usage.shared)
-                )
-            else:
-                unfinished += usage.own
+        parts, others = _parts_of(EnvHome.of(envs_dir, name))
+        for id_ in sorted(parts):
+            usage = files.measure(parts[id_])
+            found.append(InstallationUsage(name=name, id=id_, own=usage.own, shared=usage.shared))
+        unfinished += files.measure(others).own
     existing = next(parent for parent in (envs_dir, *envs_dir.parents) if parent.is_dir())
     space = os.statvfs(existing)
     return DirectoryUsage(
@@ -104,13 +109,40 @@ def measure_directory(envs_dir: Path) -> DirectoryUsage:
     )
 
 
-def _statuses(top: str) -> Iterator[os.stat_result]:
-    """Yield the status of a directory and of everything in it that this user may see."""
-    waiting = [top]
+def _parts_of(home: EnvHome) -> tuple[dict[str, list[str]], list[str]]:
+    """Return what an environment has on the disk, by installation, and what belongs to none.
+
+    `ID` is a tree or where an image is mounted, `ID.squashfs`, `ID.json` and so on lie beside it.
+    """
+    parts: dict[str, list[str]] = {}
+    others = []
+    top = os.path.realpath(home.directory)
+    with os.scandir(top) as found:
+        items = sorted(found, key=lambda item: item.name)
+    for item in items:
+        id_ = item.name.partition(".")[0]
+        if ID_PATTERN.fullmatch(id_):
+            parts.setdefault(id_, []).append(item.path)
+        elif item.name.startswith(UNFINISHED):
+            others.append(item.path)
+    for id_ in [id_ for id_ in parts if not home.record(id_).is_file()]:
+        others += parts.pop(id_)
+    return parts, others
+
+
+def _statuses(top: str, mounted: Collection[str]) -> Iterator[os.stat_result]:
+    """Yield the status of a path, and of everything in it that this user may see.
+
+    What is mounted there is left out.
+    """
     try:
-        yield os.lstat(top)
+        first = os.lstat(top)
     except FileNotFoundError:
         return
+    if top in mounted:
+        return
+    yield first
+    waiting = [top] if stat.S_ISDIR(first.st_mode) else []
     while waiting:
         try:
             with os.scandir(waiting.pop()) as found:
@@ -122,6 +154,8 @@ def _statuses(top: str) -> Iterator[os.stat_result]:
                 status = item.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            yield status
-            if stat.S_ISDIR(status.st_mode):
+            if not stat.S_ISDIR(status.st_mode):
+                yield status
+            elif item.path not in mounted:
+                yield status
                 waiting.append(item.path)

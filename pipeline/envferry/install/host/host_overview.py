@@ -8,7 +8,7 @@ import msgspec
 from msgspec.structs import replace
 
 from envferry.errors import PipelineError
-from envferry.install.host.disk_usage import measure_tree
+from envferry.install.host.disk_usage import measure_installation
 from envferry.install.programs.in_use import look_for_users
 from envferry.install.records.env_home import EnvHome
 from envferry.install.records.events import Event, read_events
@@ -36,7 +36,7 @@ class InstalledFacts(msgspec.Struct, frozen=True, kw_only=True):
     size: int = 0
     """Bytes of its files, as the archive has them."""
     own_bytes: int = 0
-    """On the disk, of files that no other installation has."""
+    """On the disk, of files that no other installation has: of a mounted one, its image."""
     shared_bytes: int = 0
     """On the disk, of files that have names elsewhere, too."""
     origin: Origin | None = None
@@ -130,7 +130,7 @@ def record_facts(home: EnvHome, id_: str, steps_back: int | None) -> InstalledFa
 def measured(home: EnvHome, facts: InstalledFacts) -> InstalledFacts:
     """Add what only the disk and the processes tell."""
     tree = home.tree(facts.id)
-    usage, users = measure_tree(tree), look_for_users(tree)
+    usage, users = measure_installation(home, facts.id), look_for_users(tree)
     return replace(
         facts,
         own_bytes=usage.own,

@@ -111,9 +111,12 @@ class EnvHome(msgspec.Struct, frozen=True, kw_only=True):
         """Make an installation the current one and note that it became so.
 
         Noted first: after a crash between the two the last line is not the current one, and
-        readers of the history ignore unknown lines.
+        readers of the history ignore unknown lines. Where nothing changes nothing is
+        written: that works on a full disk, too.
         """
         current = self.current_id()
+        if current == id_ and self.history()[-1:] == [id_]:
+            return
         before = [past for past in self.history() if past not in (id_, current)]
         ids = [*before, *([current] if current and current != id_ else []), id_]
         self.write_history(ids)

@@ -50,7 +50,8 @@ def mount(image: Path, tree: Path) -> None:
 
 
 def _mount_by_systemd(image: Path, tree: Path) -> None:
-    text = UNIT.format(name=tree.parent.name, image=image, tree=tree, options=OPTIONS)
+    where, what = (str(path).replace("%", "%%") for path in (tree, image))  # specifiers
+    text = UNIT.format(name=tree.parent.name, image=what, tree=where, options=OPTIONS)
     write_bytes(UNITS / unit_name(tree), text.encode())
     process.run(["systemctl", "daemon-reload"])
     process.run(["systemctl", "enable", "--now", unit_name(tree)])

@@ -1,7 +1,8 @@
 """A blob on its way to a registry: hashed while it is sent, taken up again after a crash.
 
 Everything is read once: SHA-256 of the bytes, and of what they decompress to where no manifest says
-that, are worked out in threads of their own while the bytes travel.
+that, are worked out in threads of their own while the bytes travel. While a chunk travels, the next
+one is read.
 """
 
 from __future__ import annotations
@@ -140,9 +141,10 @@ def send_blob(
     with (
         journal_at(incoming.journal) as held,
         BlobDigests(incoming.name, decompresses=is_layer and not known) as digests,
+        ThreadPoolExecutor(1, "upload") as pool,
     ):
         notes = UploadNotes(held.path, subject)
-        sender = _Sender(space, repository, incoming, notes, digests, advance)
+        sender = _Sender(space, repository, incoming, notes, digests, advance, pool)
         try:
             count = -(-incoming.size // REQUEST_BYTES)
             watched = replace(incoming, watch=sender.take)
@@ -156,6 +158,15 @@ def send_blob(
     return SentBlob(descriptor, f"sha256:{known}" if known else diff_id)
 
 
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """What one request sends: the bytes of the blob from `start` to before `end`."""
+
+    pieces: list[bytes]
+    start: int
+    end: int
+
+
 @dataclass(slots=True)
 class _Sender:
     """Sends pieces in order; begins again what the registry has lost."""
@@ -166,10 +177,14 @@ class _Sender:
     notes: UploadNotes
     digests: BlobDigests
     advance: Callable[[int], None]
+    pool: ThreadPoolExecutor
+    """One thread, so that chunks are sent in order."""
     taken: int = 0
     """The bytes that were read."""
     pieces: list[bytes] = field(default_factory=list)
-    """Those that are not sent yet."""
+    """Those of them that no chunk has yet."""
+    travelling: tuple[_Chunk, Future[None]] | None = None
+    """The chunk that is being sent."""
     failures: int = 0
     was_resumed: bool = False
     upload: Upload = field(init=False)
@@ -203,26 +218,35 @@ class _Sender:
         self.pieces.append(piece)
         held = sum(map(len, self.pieces))
         if held >= CHUNK_BYTES or self.taken == self.incoming.size:
-            self._persist(held)
-            for sent in self.pieces:
-                self.advance(len(sent))
-            self.pieces.clear()
+            self._wait_for_chunk()
+            chunk = _Chunk(self.pieces, self.taken - held, self.taken)
+            self.travelling = chunk, self.pool.submit(self._persist, chunk)
+            self.pieces = []
 
-    def _persist(self, held: int) -> None:
-        """Send until all that was read has arrived; the last `held` bytes are in memory."""
-        while self.upload.sent < self.taken:
+    def _wait_for_chunk(self) -> None:
+        """Return when the chunk that is on its way has arrived; raise what went wrong with it."""
+        if self.travelling:
+            chunk, sent = self.travelling
+            self.travelling = None
+            sent.result()
+            for piece in chunk.pieces:
+                self.advance(len(piece))
+
+    def _persist(self, chunk: _Chunk) -> None:
+        """Send until all bytes up to the end of a chunk have arrived."""
+        while self.upload.sent < chunk.end:
             try:
-                self._send(self.taken - held)
+                self._send(chunk)
             except UploadGone as error:
                 self._begin_again(error)
 
-    def _send(self, start: int) -> None:
-        """Send what is in memory and begins at `start`, or what has to come before it again."""
-        missing = self.upload.sent - start
+    def _send(self, chunk: _Chunk) -> None:
+        """Send a chunk, or what has to come before it again."""
+        missing = self.upload.sent - chunk.start
         if missing == 0:
-            self.upload.write(self.pieces)
+            self.upload.write(chunk.pieces)
         else:
-            end = self.taken if missing > 0 else start
+            end = chunk.end if missing > 0 else chunk.start
             length = min(REQUEST_BYTES, end - self.upload.sent)
             self.upload.write([self._read_at(self.upload.sent, length)])
         self.notes.note(self.upload.token)
@@ -237,6 +261,7 @@ class _Sender:
 
     def finish(self, digest: str) -> None:
         """Make it a blob; one that an earlier run began, and that is wrong, is sent again."""
+        self._wait_for_chunk()
         while True:
             try:
                 self.upload.finish(digest)
@@ -248,7 +273,7 @@ class _Sender:
                 self._begin_again(StoreError(error.message, hint=error.hint))
             else:
                 return
-            self._persist(0)
+            self._persist(_Chunk([], self.taken, self.taken))
 
     def _read_at(self, offset: int, length: int) -> bytes:
         data = self.incoming.read_at(offset, length)
