@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from envferry.base.files import absolute_path, make_folders
+from envferry.base.files import absolute_path
 from envferry.base.text import human_bytes, plural
 from envferry.cli.shared.command import argument, command, option
 from envferry.cli.shared.completions import complete_refs
@@ -82,7 +82,7 @@ class InstallCommandOptions(
         is_flag=False,
         flag_value="",
         metavar="[DIR]",
-        help="Also create a Jupyter kernel, in DIR or the usual directory; it follows updates and "
+        help="Also make a Jupyter kernel, in DIR or the usual directory; it follows updates and "
         "rollbacks and goes with the environment. `none` removes it.",
     )
     modulefile: str | None = option(
@@ -90,7 +90,7 @@ class InstallCommandOptions(
         is_flag=False,
         flag_value="",
         metavar="[DIR]",
-        help="Also create a modulefile (Lmod, Environment Modules) in DIR or the directory of the "
+        help="Also make a modulefile (Lmod, Environment Modules) in DIR or the directory of the "
         "settings, in the same way.",
     )
     allow_downgrade: bool = option(
@@ -105,7 +105,7 @@ class InstallCommandOptions(
     mount: bool = option(
         "--mount",
         is_flag=True,
-        help="Mount an image instead of unpacking: REF is an image, or one is made from it here.",
+        help="Mount an image instead of unpacking: REF is one, or one is made of it here.",
     )
 
     def as_install_options(self, origin: Origin | None) -> InstallOptions:
@@ -213,13 +213,16 @@ def modulefile_directory(told: str | None) -> Path | None:
 def install_mounted(console: Console, options: InstallCommandOptions, trust: Trust) -> None:
     """Install an image that is there, or one that is made of an artifact here."""
     from envferry.cli.image import make_image
-    from envferry.install.image import is_image, mount_image, read_image
+    from envferry.install.cleanup import changing
+    from envferry.install.image import image_there, is_image, mount_image, read_image
     from envferry.install.records.env_home import EnvHome
+    from envferry.install.tree.mounting import require_right_to_mount
     from envferry.registry.accepted_sources import opened_archive, origin_of
 
     if options.dry_run:
         message = "--mount has no --dry-run"
         raise UsageError(message, hint="leave one of the two out")
+    require_right_to_mount()
     place = Path(options.ref)
     if place.suffix == IMAGE_SUFFIX and not place.exists():
         message = f"the image {place} does not exist"
@@ -239,9 +242,13 @@ def install_mounted(console: Console, options: InstallCommandOptions, trust: Tru
             origin = origin_of(options.ref, options.registry, trust.signers_of(manifest))
             wanted = options.as_install_options(origin)
             home = EnvHome.of(wanted.envs_dir, wanted.name or manifest.name)
-            make_folders(home.directory)
-            target = home.directory / f"{PARTIAL}{manifest.id}{IMAGE_SUFFIX}"
-            image = make_image(console, (source, manifest), target, wanted)
+            there = image_there(home, manifest.id, wanted)
+            if there is not None:
+                image = there
+            else:
+                target = home.directory / f"{PARTIAL}{manifest.id}{IMAGE_SUFFIX}"
+                with changing(home, installing=manifest.id):
+                    image = make_image(console, (source, manifest), target, wanted)
         installation = mount_image(
             image, options=wanted, progress=console.progress, accept=lambda _: origin.signed_by
         )

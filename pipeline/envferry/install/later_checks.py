@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from envferry.errors import HostError, ToolFailed
 from envferry.install.activation import namespace_command
 from envferry.install.programs.check_runner import CheckedTree, run_checks
-from envferry.install.records.installed import chosen_id, is_at_its_prefix
+from envferry.install.records.installed import chosen_id, is_at_its_prefix, require_mounted
 from envferry.install.records.last_results import LastChecked, note_checked
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def check_installed(
     Raises ToolFailed at the first that fails, HostError where its path leads to something else.
     """
     installation = home.installation(chosen_id(home, id_))
+    require_mounted(home, installation)
     checked = CheckedTree(
         prefix=installation.prefix,
         tree=home.tree(installation.id),

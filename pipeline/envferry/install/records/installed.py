@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from envferry.archive.contents import Content
 from envferry.archive.index import decode_index
 from envferry.archive.prefixes import Relocation
-from envferry.errors import IntegrityError, NotFound, PipelineError
+from envferry.errors import HostError, IntegrityError, NotFound, PipelineError
 from envferry.install.records.env_home import HOME, EnvHome
 from envferry.install.records.seen_files import SeenTree, known_contents, read_seen
 from envferry.install.tree.reuse import ReusableTrees
@@ -47,8 +47,12 @@ def not_installed(home: EnvHome) -> NotFound:
 
 
 def open_installed(home: EnvHome, id_: str) -> InstalledTree:
-    """Read what an installation must be; raise IntegrityError when that is damaged."""
+    """Read what an installation must be.
+
+    Raises IntegrityError when that is damaged, HostError when it is an image that is not mounted.
+    """
     record = home.installation(id_)
+    require_mounted(home, record)
     index = read_index(home, id_)
     return InstalledTree(
         root=home.tree(id_),
@@ -137,3 +141,12 @@ def is_at_its_prefix(home: EnvHome, installation: Installation) -> bool:
         return home.tree(installation.id).samefile(installation.prefix)
     except OSError:
         return False
+
+
+def require_mounted(home: EnvHome, installation: Installation) -> None:
+    """Raise HostError where an image should be mounted and is not, as after a restart."""
+    tree = home.tree(installation.id)
+    if installation.mounted and not tree.is_mount():
+        message = f"the image of {home.name}@{installation.id} is not mounted at {tree}"
+        hint = f"`envferry rollback {home.name} {installation.id}` mounts it, as root"
+        raise HostError(message, hint=hint)
