@@ -97,7 +97,7 @@ def clear_up(home: EnvHome, installing: str = "") -> None:
 
 
 def is_of_no_use(home: EnvHome, name: str, installing: str) -> bool:
-    """Whether an unfinished thing is not resumed by this install, by its name without `.partial-`."""
+    """Whether this install does not resume something, by its name without `.partial-`."""
     if name.endswith(IMAGE_SUFFIX):
         return name != f"{installing}{IMAGE_SUFFIX}"
     if name.endswith(JOURNAL):
