@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.support.ci_actions import ACTIONS, run_script
+from tests.support.ci_actions import ACTIONS, GITLAB, run_gitlab_job, run_script
+from tests.support.cli_runner import ENVFERRY
 from tests.support.git_repository import SpecRepository
 
 ROOT = Path(__file__).parents[1]
@@ -101,3 +103,38 @@ def test_the_documented_workflow_passes_what_the_reusable_one_takes() -> None:
     assert job["secrets"].keys() == call["secrets"].keys()
     required = {name for name, one in call["inputs"].items() if one.get("required")}
     assert required <= job["with"].keys()
+
+
+def test_gitlab_checks_a_merge_request(repository: SpecRepository) -> None:
+    job = yaml.safe_load(GITLAB.read_text())["check environments"]
+    environ = {"CI_MERGE_REQUEST_DIFF_BASE_SHA": repository.commit()}
+    repository.spec("three")
+    assert "specs/three.yml" in run_gitlab_job(job, repository.root, environ)
+    spec = repository.root / "specs/two.yml"
+    spec.write_text(spec.read_text() + "  - pip\n")
+    assert "run `envferry lock two`" in run_gitlab_job(job, repository.root, environ, expect=1)
+    assert "### `specs/two.yml` (changed)" in (repository.root / "environments.md").read_text()
+    spec.write_text("name: [\n")
+    said = run_gitlab_job(job, repository.root, environ, expect=1)
+    assert "specs/two.yml" in said
+    assert "specs/three.yml" in said, "one failure hides no other"
+
+
+def test_gitlab_plans_what_changed_or_what_is_named(repository: SpecRepository) -> None:
+    job = yaml.safe_load(GITLAB.read_text())["plan environments"]
+    first = repository.commit()
+    environ = {"CI_COMMIT_BEFORE_SHA": first, "ENVFERRY_IMAGE": "example.org/envferry@sha256:0"}
+    planned = repository.root / "release.yml"
+    run_gitlab_job(job, repository.root, environ)
+    assert yaml.safe_load(planned.read_text()) == {"nothing to release": {"script": ["true"]}}
+    for named, count in (("one two", 4), ("one", 2)):
+        run_gitlab_job(job, repository.root, {**environ, "SPECS": named})
+        child = yaml.safe_load(planned.read_text())
+        assert len(child["release environment"]["parallel"]["matrix"]) == count
+    schema: list[str | Path] = [
+        ENVFERRY.with_name("check-jsonschema"),
+        "--builtin-schema",
+        "vendor.gitlab-ci",
+    ]
+    subprocess.run([*schema, planned], check=True)
+    run_gitlab_job(job, repository.root, {**environ, "CI_COMMIT_BEFORE_SHA": "1" * 40}, expect=7)

@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from envferry.names import current_platform
-from tests.support.ci_actions import run_script
+from tests.support.ci_actions import GITLAB, run_gitlab_job, run_script
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,3 +135,35 @@ def test_the_actions_release_and_promote(runner: CliRunner) -> None:
     assert "was in the registry already" in again["GITHUB_STEP_SUMMARY"]
     failing = {**environ, **inputs, "SPEC": "specs/nowhere.yml"}
     assert "nowhere" in run_script("release", runner.home, failing, expect=7)["log"]
+
+
+def test_gitlab_promotes_what_was_built_and_approved(runner: CliRunner) -> None:
+    """The child pipeline that the template writes; `candidate` moves before the approval."""
+    environ = {
+        **runner.environ,
+        "ENVFERRY_CACHE": str(runner.cache),
+        "ENVFERRY_IMAGE": "example.org/envferry@sha256:0",
+        "SPECS": "one",
+    }
+    plan = yaml.safe_load(GITLAB.read_text())["plan environments"]
+    run_gitlab_job(plan, runner.home, environ)
+    child = yaml.safe_load((runner.home / "release.yml").read_text())
+    matrix = child["release environment"]["parallel"]["matrix"]
+    (job,) = (one for one in matrix if one["PLATFORM"] == current_platform())
+    failing = {**environ, **job, "SPEC": "specs/nowhere.yml"}
+    run_gitlab_job(child["release environment"], runner.home, failing, expect=1)
+    run_gitlab_job(child["release environment"], runner.home, {**environ, **job})
+    (approved,) = json.loads(runner.run("ls", "--json").stdout)
+    kept = runner.home / "released"
+    shutil.copytree(kept, runner.home / "of-this-pipeline")
+    spec = runner.home / "specs/one.yml"
+    spec.write_text(
+        spec.read_text().replace("envferry:\n", 'envferry:\n  exclude: ["**/rich/**"]\n', 1)
+    )
+    run_gitlab_job(child["release environment"], runner.home, {**environ, **job})
+    shutil.rmtree(kept)
+    (runner.home / "of-this-pipeline").rename(kept)
+    run_gitlab_job(child["promote environment"], runner.home, {**environ, **job})
+    listed = json.loads(runner.run("ls", "--json").stdout)
+    tags = {tag: one["id"] for one in listed for tag in one["tags"]}
+    assert tags["stable"] == approved["id"] != tags["candidate"]

@@ -159,7 +159,8 @@ def job_matrix(specs: Iterable[str], service: Service) -> dict[str, object] | li
         jobs += [(spec, lock.name, platform) for platform in sorted(lock.content_hashes)]
     if len(jobs) > MAX_JOBS[service]:
         message = f"{len(jobs)} jobs, but a {service} matrix has at most {MAX_JOBS[service]}"
-        raise UsageError(message, hint="name fewer specs at a time")
+        hint = "name fewer specs at a time, or release them with `--workers` or `--scheduler`"
+        raise UsageError(message, hint=hint)
     if service == "gitlab":
         return [{"SPEC": spec, "NAME": name, "PLATFORM": platform} for spec, name, platform in jobs]
     return {
