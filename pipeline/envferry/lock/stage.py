@@ -87,8 +87,8 @@ def warn_of_secrets(packages: Iterable[LockedPackage]) -> None:
     for package in packages:
         if names := secret_parameters(package.url):
             log.warning(
-                "the lock, and every artifact of it, holds what gives access to the file of %s "
-                "(%s): everybody who has one of them can read it",
+                "the URL of %s holds a secret (%s), which is now in the lock and in every artifact "
+                "built from it",
                 package.name,
                 ", ".join(names),
             )
