@@ -264,6 +264,43 @@ def test_a_wheel_with_an_empty_folder_goes_without_a_trace(
     assert not (python_rebuilds.tree / SITE_PACKAGES / "deep").exists()
 
 
+def test_wheels_with_empty_folders_do_not_lead_to_builds_from_scratch(
+    python_rebuilds: Rebuilds, tmp_path: Path
+) -> None:
+    """As auditwheel leaves them: `NAME.libs/` in a wheel that needs no library."""
+    empty = wheel(tmp_path, "empty", {"empty.libs/": "", "empty/__init__.py": ""})
+    other = wheel(tmp_path, "other", {"empty.libs/x.so": "1\n"})
+    first, second = (wheel(tmp_path, "changes", version=version) for version in ("1.0", "2.0"))
+    place = python_rebuilds.tree / SITE_PACKAGES / "empty.libs"
+    python_rebuilds.build([empty, first])
+    assert PYTHON in python_rebuilds.build([empty, second])
+    assert place.is_dir()
+    python_rebuilds.require_as_from_scratch([empty, second])
+    assert PYTHON in python_rebuilds.build([second])
+    assert not place.exists()
+    python_rebuilds.build([empty, other, first], from_scratch=True)
+    assert PYTHON in python_rebuilds.build([empty, first])
+    assert place.is_dir(), "the folder of the wheel that stays"
+    python_rebuilds.require_as_from_scratch([empty, first])
+
+
+def test_files_that_stay_contested_do_not_lead_to_builds_from_scratch(
+    python_rebuilds: Rebuilds, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two wheels have one README: which one stays does not depend on a third wheel."""
+    first = wheel(tmp_path, "first", {"README.md": "first\n"})
+    second = wheel(tmp_path, "second", {"README.md": "second\n"})
+    old, new = (wheel(tmp_path, "changes", version=version) for version in ("1.0", "2.0"))
+    python_rebuilds.build([first, second, old])
+    caplog.clear()
+    assert PYTHON in python_rebuilds.build([first, second, new])
+    assert "first, second all have" in caplog.text
+    python_rebuilds.require_as_from_scratch([first, second, new])
+    assert PYTHON in python_rebuilds.build([first, second, old]), "known after two builds, too"
+    assert PYTHON not in python_rebuilds.build([first, old])
+    assert (python_rebuilds.tree / SITE_PACKAGES / "README.md").read_text() == "first\n"
+
+
 def test_names_that_are_not_utf_8_are_built_from_nothing(
     rebuilds: Rebuilds, tmp_path: Path
 ) -> None:

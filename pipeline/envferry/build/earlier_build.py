@@ -68,10 +68,14 @@ class Materials(msgspec.Struct, frozen=True, kw_only=True):
 class TreeNote(msgspec.Struct, frozen=True, kw_only=True):
     """What is noted beside a finished tree."""
 
+    why_not_reusable: str = ""
     materials: Materials
     tools: dict[str, str]
     warnings: tuple[str, ...]
     """What was said of the conda half."""
+    wheel_warnings: tuple[str, ...]
+    contested: tuple[str, ...]
+    """The files that several wheels have, with other contents: which one stays follows from all."""
     wheel_files: dict[str, tuple[str, ...]]
     """Which files each wheel has brought, by its name."""
     conda_files: dict[str, tuple[str, ...]]
@@ -106,8 +110,9 @@ class EarlierBuild(msgspec.Struct, frozen=True, kw_only=True):
         NotIncremental where files cannot be linked.
         """
         kept = [path for path in self.note.files if path not in self.dropped]
+        held = set(chain.from_iterable(self.wheel_files.values()))
         try:
-            for folder in _folders(self.tree, self.dropped):
+            for folder in _folders(self.tree, self.dropped, held):
                 (work.tree / folder).mkdir(mode=0o755, parents=True, exist_ok=True)
             for path in kept:
                 os.link(self.tree / path, work.tree / path, follow_symlinks=False)
@@ -146,18 +151,19 @@ def _builder_sources() -> Iterator[str]:
 def note_tree(home: Path, materials: Materials, answer: BuildAnswer) -> None:
     """Note how a finished tree was left, if another build may start from it."""
     (tree,) = (path for path in (home / "envs").iterdir())
-    if not answer.is_plain:
-        return
     note = TreeNote(
+        why_not_reusable=answer.why_not_reusable,
         materials=materials,
         tools=answer.tools,
         warnings=answer.conda_warnings,
+        wheel_warnings=answer.wheel_warnings,
+        contested=answer.contested,
         wheel_files=answer.wheel_files,
         conda_files=answer.conda_files,
         conda_tied=answer.conda_tied,
         data=answer.data,
         device=tree.stat().st_dev,
-        files=dict(stamp_files(tree)),
+        files={} if answer.why_not_reusable else dict(stamp_files(tree)),
     )
     try:
         encoded = msgspec.json.encode(note)
@@ -221,6 +227,8 @@ def _why_not(tree: Path, note: TreeNote, materials: Materials, gone: set[str]) -
 
     `gone` are the conda packages that go, or become others.
     """
+    if note.why_not_reusable:
+        return note.why_not_reusable
     if note.materials.base != materials.base:
         return "the prefix, the container, the options or envferry changed"
     if note.materials.conda != materials.conda:
@@ -230,6 +238,10 @@ def _why_not(tree: Path, note: TreeNote, materials: Materials, gone: set[str]) -
             return "python changed"
         if note.conda_tied:
             return note.conda_tied
+    kept = {wheel.name for wheel in set(note.materials.wheels) & set(materials.wheels)}
+    lost = (theirs for name, theirs in note.wheel_files.items() if name not in kept)
+    if contested := set(note.contested) & set(chain.from_iterable(lost)):
+        return f"several wheels have {min(contested)}, and one of them goes"
     leaving = chain.from_iterable(note.conda_files[name] for name in gone)
     if reason := why_affects_others(tree, leaving):
         return reason
@@ -249,13 +261,19 @@ def _read_note(path: Path) -> TreeNote | str:
         return "the record of the previous build cannot be read"
 
 
-def _folders(tree: Path, dropped: frozenset[str]) -> Iterator[str]:
-    """Yield the folders of a tree, without those that only what was dropped has kept alive."""
+def _folders(tree: Path, dropped: frozenset[str], held: set[str]) -> Iterator[str]:
+    """Yield the folders of a tree, without those that only what was dropped has kept alive.
+
+    A wheel may have empty folders: those of `held` stay, and those that were dropped go.
+    """
     lost = {str(parent) for path in dropped for parent in PurePosixPath(path).parents}
     for directory, folders, names in os.walk(tree, topdown=False):
         folder = os.path.relpath(directory, tree)
         inside = [f"{folder}/{name}".removeprefix("./") for name in (*folders, *names)]
-        if folder in lost and all(one in dropped or one in lost for one in inside):
+        if not inside and folder in dropped:
+            continue
+        is_empty = all(one in dropped or one in lost for one in inside)
+        if folder in lost and folder not in held and is_empty:
             if folder != ".":
                 continue
         elif folder in lost:

@@ -140,8 +140,12 @@ class BuildAnswer(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
     conda_warnings: tuple[str, ...] = ()
     """Those of the warnings that are about the conda half."""
-    is_plain: bool = False
-    """What a wheel or a data file has brought can go by itself: it replaced nothing of others."""
+    wheel_warnings: tuple[str, ...] = ()
+    """Those that are about the wheels."""
+    why_not_reusable: str = ""
+    """Why something that was brought cannot go by itself; empty where all of it can."""
+    contested: tuple[str, ...] = ()
+    """The files that several wheels have, with other contents, relative to the prefix."""
     wheel_files: dict[str, tuple[str, ...]] = {}
     """What each wheel of the request has brought, by its name, relative to the prefix."""
     conda_files: dict[str, tuple[str, ...]] = {}

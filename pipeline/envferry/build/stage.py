@@ -182,14 +182,15 @@ def as_from_scratch(answer: BuildAnswer, earlier: EarlierBuild | None) -> BuildA
     """Return an answer that also says what the earlier build's has said of what it made."""
     if earlier is None:
         return answer
-    warnings = answer.conda_warnings
-    if not earlier.changes_conda:
-        warnings = earlier.note.warnings
-        for warning in warnings:
-            log.warning("%s", warning)
+    warnings = answer.conda_warnings if earlier.changes_conda else earlier.note.warnings
+    again = () if earlier.changes_conda else warnings
+    for warning in (*again, *earlier.note.wheel_warnings):
+        log.warning("%s", warning)
     return msgspec.structs.replace(
         answer,
         conda_warnings=warnings,
+        wheel_warnings=(*earlier.note.wheel_warnings, *answer.wheel_warnings),
+        contested=earlier.note.contested,
         wheel_files={**earlier.wheel_files, **answer.wheel_files},
         conda_files={**earlier.conda_files, **answer.conda_files},
         conda_tied=earlier.note.conda_tied,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from envferry.build.inside.incremental import (
-    changed_only,
+    changed_beside,
     fills_empty_folder,
     has_own_bytecode,
     mark_files,
@@ -61,7 +61,7 @@ def test_what_something_else_does_to_a_tree_is_seen(tmp_path: Path, harm: str) -
         (tmp_path / "link").symlink_to("lib")
     elif harm == "folder":
         (tmp_path / "lib/empty").mkdir()
-    assert changed_only(before, mark_files(tmp_path), {"two"}) is not bool(harm)
+    assert bool(changed_beside(before, mark_files(tmp_path), {"two"})) is bool(harm)
 
 
 def test_modules_that_hold_the_prefix_leave_no_byte_code(tmp_path: Path) -> None:
@@ -70,9 +70,9 @@ def test_modules_that_hold_the_prefix_leave_no_byte_code(tmp_path: Path) -> None
     compiled.touch()
     before = mark_files(tmp_path)
     compiled.unlink()
-    assert not changed_only(before, mark_files(tmp_path), ()), "nobody's"
+    assert changed_beside(before, mark_files(tmp_path), ())
     (tmp_path / "lib/m.py").touch()
-    assert changed_only(before, mark_files(tmp_path), {"lib/m.py"})
+    assert not changed_beside(before, mark_files(tmp_path), {"lib/m.py"})
 
 
 def test_folders_that_were_empty_are_not_filled(tmp_path: Path) -> None:

@@ -50,7 +50,9 @@ def main(request_path: str) -> None:
             tools=tools,
             warnings=(*tree.conda_warnings, *tree.wheel_warnings),
             conda_warnings=tuple(tree.conda_warnings),
-            is_plain=tree.is_plain,
+            why_not_reusable=tree.why_not_reusable,
+            wheel_warnings=tuple(tree.wheel_warnings),
+            contested=tree.contested,
             wheel_files=tree.wheel_files,
             conda_files=tree.conda_files,
             conda_tied=tree.conda_tied,
@@ -90,7 +92,8 @@ def build_prefix(request: BuildRequest) -> BuiltTree:
     records.finish({name: urls[name] for name in made.conda_files})
     made.data = list(place_data(prefix, request, made))
     # A package may have brought one: the next build leaves it out, as if it were ours.
-    made.is_plain &= not os.path.lexists(prefix / STATE)
+    if os.path.lexists(prefix / STATE):
+        made.forbid_reuse(f"a package brought {STATE}")
     if request.variables:
         write_state(prefix, request.variables)
     tidy(prefix, Path(request.scratch))
@@ -142,7 +145,8 @@ def place_data(prefix: Path, request: BuildRequest, made: BuiltTree) -> Iterator
         if target.exists() or target.is_symlink():
             message = f"{item.target} of `envferry: data:` already exists: a package brings it"
             raise SpecError(message, hint="give it another `path:`")
-        made.is_plain &= not fills_empty_folder(prefix, (item.target,))
+        if fills_empty_folder(prefix, (item.target,)):
+            made.forbid_reuse(f"{item.target} of `envferry: data:` is in a folder that was empty")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:

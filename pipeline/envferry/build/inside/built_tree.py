@@ -12,8 +12,10 @@ class BuiltTree:
 
     conda_warnings: list[str] = field(default_factory=list)
     wheel_warnings: list[str] = field(default_factory=list)
-    is_plain: bool = True
-    """What each wheel and each data file has brought can go without a trace."""
+    why_not_reusable: str = ""
+    """Why something that was brought cannot go without a trace; empty where all of it can."""
+    contested: tuple[str, ...] = ()
+    """The files that several wheels have, with other contents."""
     wheel_files: dict[str, tuple[str, ...]] = field(default_factory=dict)
     conda_files: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """What each conda package has brought that was linked."""
@@ -21,6 +23,10 @@ class BuiltTree:
     """Why no conda package can come or go by itself; empty where each of them can."""
     data: list[str] = field(default_factory=list)
     """Where the files landed that belong to no package, relative to the prefix."""
+
+    def forbid_reuse(self, reason: str) -> None:
+        """Note why no other build can start from this tree; the first reason stays."""
+        self.why_not_reusable = self.why_not_reusable or reason
 
 
 class NotIncremental(Exception):

@@ -144,14 +144,18 @@ def wheel_folders(wheel: WheelFile, site_packages: str) -> dict[str, str]:
 
 
 def archived_files(archive: zipfile.ZipFile, folders: Mapping[str, str]) -> dict[str, int]:
-    """Return where the files of an open wheel go; raise ValueError when they must not."""
+    """Return where the files of an open wheel go; raise ValueError when they must not.
+
+    Its empty folders are there, too: whoever takes the wheel away takes them.
+    """
     usual = folders["purelib"]
-    files = {}
+    files, named = {}, []
     for member in archive.infolist():
-        if member.is_dir():
-            continue
         # By its parts: `./a` and `a//b` are written as `a` and `a/b`.
         parts = [part for part in member.filename.split("/") if part not in ("", ".")]
+        if member.is_dir():
+            named.append(parts)
+            continue
         if member.filename.startswith("/") or ".." in parts or not parts:
             message = f"its file {member.filename} points outside the environment"
             raise ValueError(message)
@@ -167,7 +171,18 @@ def archived_files(archive: zipfile.ZipFile, folders: Mapping[str, str]) -> dict
             files |= {f"{usual}{parts[0]}/{name}": 0 for name in WRITTEN_BESIDE_RECORD}
         if parts[-1] == "entry_points.txt" and parts[0].endswith(".dist-info"):
             files |= entry_points(archive.read(member).decode(errors="replace"))
-    return files
+    return files | dict.fromkeys(_empty_folders(named, files, usual), 0)
+
+
+def _empty_folders(
+    named: Iterable[Sequence[str]], files: Iterable[str], usual: str
+) -> Iterator[str]:
+    """Yield the folders, of those that a wheel names, in which it has no file: `NAME.libs/`."""
+    held = {parent for file in files for parent in PurePosixPath(file).parents} if named else set()
+    for parts in named:
+        is_ours = parts and ".." not in parts and not parts[0].endswith(".data")
+        if is_ours and PurePosixPath(usual, *parts) not in held:
+            yield usual + "/".join(parts)
 
 
 def entry_points(text: str) -> dict[str, int]:

@@ -56,17 +56,18 @@ def is_emptied_of_bytecode(prefix: Path, folder: str) -> bool:
     return place.name == BYTECODE and any(place.parent.glob("*.py"))
 
 
-def changed_only(
+def changed_beside(
     before: dict[str, tuple[int, int, int]],
     after: dict[str, tuple[int, int, int]],
     files: Collection[str],
-) -> bool:
-    """Whether only these files were added, removed or changed.
+) -> str:
+    """Return a path that was added, removed or changed beside these files; empty if none was.
 
-    A `.pth` may run anything, and a wheel may have folders without files.
+    A `.pth` may run anything.
     """
     touched = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
-    return all(path in files or PurePosixPath(path).name in OF_INSTALLER for path in touched)
+    known = {path for path in touched if PurePosixPath(path).name in OF_INSTALLER}
+    return min(touched - known - set(files), default="")
 
 
 def has_own_bytecode(wheels: Iterable[Collection[str]], others: Iterable[str]) -> bool:

@@ -17,7 +17,7 @@ from envferry.build.inside.clobbers import (
     written_files,
 )
 from envferry.build.inside.incremental import (
-    changed_only,
+    changed_beside,
     fills_empty_folder,
     has_own_bytecode,
     mark_files,
@@ -61,7 +61,8 @@ def add_wheel_half(request: BuildRequest, records: CondaRecords, made: BuiltTree
         compile_bytecode(prefix, python, Path(request.scratch), chosen)
         refuse_tries_at_start(prefix / records.site_packages, tries)
     # A `.pth` file may run anything, and did so each time that python was started.
-    made.is_plain &= changed_only(before, mark_files(prefix), files)
+    if extra := changed_beside(before, mark_files(prefix), files):
+        made.forbid_reuse(f"{extra} was made or changed and belongs to no wheel")
 
 
 def judge_wheels(
@@ -75,9 +76,12 @@ def judge_wheels(
     if request.is_started:
         require_apart(written, request, records)
     else:  # a script may have made what a wheel replaces
-        made.is_plain = not any(map(os.path.lexists, landing_places(prefix, written)))
-    made.is_plain &= has_own_bytecode(written.values(), request.wheel_files)
-    made.is_plain &= not any(fills_empty_folder(prefix, files) for files in written.values())
+        for place in filter(os.path.lexists, landing_places(prefix, written)):
+            made.forbid_reuse(f"a wheel replaced {place}")
+    if not has_own_bytecode(written.values(), request.wheel_files):
+        made.forbid_reuse("a wheel has byte code of a module that another wheel has")
+    if any(fills_empty_folder(prefix, files) for files in written.values()):
+        made.forbid_reuse("a wheel has a file in a folder that was empty")
     made.wheel_files = {wheel.name: tuple(files) for wheel, files in written.items()}
 
 
@@ -130,8 +134,9 @@ def add_wheels(
     for _, wheel in sorted(again.items()):
         reinstall_wheel(request, python, wheel)
     made.wheel_warnings += describe_overlaps(overlaps)
-    made.is_plain &= not (clobbers or overlaps)
+    made.contested = tuple(sorted(overlaps))
     if clobbers:
+        made.forbid_reuse("wheels replaced files of conda packages")
         taken = {file for files in written.values() for file in files}
         records.forget({clobber.owner for clobber in clobbers}, taken)
         for owner in sorted({clobber.owner for clobber in clobbers}):
