@@ -73,7 +73,7 @@ def test_folders_that_a_umask_has_closed_are_opened(tmp_path: Path, envs: Path) 
     manifest_of(tmp_path / "2.tar.zst", b"2")
     install(tmp_path / "1.tar.zst", envs)
     (envs / ".envferry").chmod(0o700)
-    (envs / ".envferry/demo").chmod(0o777)
+    (envs / ".envferry/demo").chmod(0o707)
     install(tmp_path / "2.tar.zst", envs)
     assert set(modes(envs / ".envferry").values()) == {"755", "644"}
 
