@@ -254,6 +254,8 @@ def test_a_modulefile_is_tcl(tmp_path: Path, demo: EnvHome) -> None:
 
 
 def test_words_of_tcl() -> None:
+    """Lmod takes the bytes of UTF-8 for letters."""
+    assert tcl_word("a\u00e9b \u65e5 \U0001f600") == r'"a\u00e9b \u65e5 \U0001f600"'
     assert tcl_word('a "b" $c [d] {e}\n\\') == r'"a \"b\" \$c \[d\] \{e\}\n\\"'
 
 

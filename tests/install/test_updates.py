@@ -253,7 +253,7 @@ try:
     install(large, disk, force=("space", "inodes"))
 except HostError as error:
     assert "no space left" in str(error), error
-    assert error.hint == "free some space on that file system, then install again"
+    assert error.hint == "free some space on that file system, then run it again"
 else:
     sys.exit("there was room")
 assert leftovers(disk) == []

@@ -18,6 +18,7 @@ from envferry.install.activation import roll_back
 from envferry.install.env_home import EnvHome
 from envferry.install.host_check import can_link
 from envferry.install.remove import remove_named, remove_old, remove_whole
+from envferry.install.upkeep import changing
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent
 from tests.conftest import require
@@ -162,6 +163,21 @@ def test_what_killed_commands_left_goes_with_the_next(tmp_path: Path, envs: Path
     InstallJournal(home.journal("ba9876543210"), "of no install").__exit__(None, None, None)
     verify_installation(home, None, quick=True, progress=Silent())
     assert {path.name for path in home.directory.iterdir()} == expected
+
+
+def test_images_that_killed_commands_left_go_with_the_next(tmp_path: Path, envs: Path) -> None:
+    """One may be several gigabytes, and nobody goes on with it."""
+    manifest_of(tmp_path / "1.tar.zst", b"1")
+    install(tmp_path / "1.tar.zst", envs)
+    home = EnvHome.of(envs, "demo")
+    written = home.directory / "..partial-0123456789ab.squashfs.partial"
+    whole = home.directory / ".partial-0123456789ab.squashfs"
+    for path in (written, whole):
+        path.write_bytes(b"image")
+    with changing(home, installing="0123456789ab"):
+        assert (written.exists(), whole.exists()) == (False, True)
+    with changing(home):
+        assert not whole.exists()
 
 
 def test_an_unfinished_install_is_kept_for_the_next(tmp_path: Path, envs: Path) -> None:

@@ -32,10 +32,23 @@ cmp envs/demo/lib/big.bin first.bin
 echo MOUNTS $(grep -c $PWD/envs /proc/mounts)
 umount $PWD/envs/.envferry/demo/*/
 test ! -e envs/demo/lib
+for words in "verify demo --quick" "checks demo" "run demo -- true" "status"; do
+  $envferry ${words%% *} --envs-dir envs ${words#${words%% *}} > said 2>&1 && exit 9
+  grep -q "is not mounted at $PWD/envs/.envferry/demo/" said || { cat said; exit 8; }
+done
 $envferry rollback demo --envs-dir envs
 cmp envs/demo/lib/big.bin second.bin
 $envferry install first.squashfs --mount --envs-dir envs
 cmp envs/demo/lib/big.bin first.bin
+mkdir small && mount -t tmpfs -o size=200k none small
+for words in "install first/*.zst --mount --envs-dir small" "image first/*.zst small/x.sfs"; do
+  code=0; $envferry $words > said 2>&1 || code=$?
+  files=$(find small -type f ! -name .lock | wc -l)
+  echo FULL $code $(grep -c "^error: no space left" said) $files
+done
+inode=$(stat --format=%i envs/.envferry/demo/*.squashfs)
+$envferry install second/*.tar.zst --mount --envs-dir envs
+test "$inode" = "$(stat --format=%i envs/.envferry/demo/*.squashfs)" || { echo made again; exit 7; }
 $envferry remove demo --all --yes --envs-dir envs
 echo LEFT $(ls -A envs) $(grep -c $PWD/envs /proc/mounts || :)
 """
@@ -64,6 +77,7 @@ def test_images_are_switched_like_trees(tmp_path: Path) -> None:
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert said.returncode == 0, said.stderr
     assert "MOUNTS 2" in said.stdout
+    assert said.stdout.count("FULL 11 1 0\n") == 2, said.stdout
     assert "WRITABLE" not in said.stdout
     assert "LEFT .envferry 0" in said.stdout
     assert f"for {tmp_path}/envs/demo" in said.stdout

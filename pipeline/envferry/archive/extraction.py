@@ -277,6 +277,6 @@ def cannot_write(error: OSError, target: Path) -> HostError:
     place = error.filename or target
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         message = f"no space left (or quota reached) while writing {place}"
-        return HostError(message, hint="free some space on that file system, then install again")
+        return HostError(message, hint="free some space on that file system, then run it again")
     message = f"cannot write {place}: {error.strerror}"
     return HostError(message, hint="check that this user can write there")

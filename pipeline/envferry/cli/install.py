@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from envferry.base.files import absolute_path, human_bytes, make_folders, plural
+from envferry.base.files import absolute_path, human_bytes, plural
 from envferry.cli.shared.command import argument, command, option
 from envferry.cli.shared.completing import complete_refs
 from envferry.cli.shared.hooks import run_hooks
@@ -213,12 +213,15 @@ def install_mounted(console: Console, options: InstallCommandOptions, trust: Tru
     """Install an image that is there, or one that is made of an artifact here."""
     from envferry.cli.image import make_image
     from envferry.install.env_home import EnvHome
-    from envferry.install.image import is_image, mount_image, read_image
+    from envferry.install.image import image_there, is_image, mount_image, read_image
+    from envferry.install.mounting import require_right_to_mount
+    from envferry.install.upkeep import changing
     from envferry.registry.accepted_sources import opened_archive, origin_of
 
     if options.dry_run:
         message = "--mount has no --dry-run"
         raise UsageError(message, hint="leave one of the two out")
+    require_right_to_mount()
     place = Path(options.ref)
     if place.suffix == IMAGE_SUFFIX and not place.exists():
         message = f"the image {place} does not exist"
@@ -238,9 +241,13 @@ def install_mounted(console: Console, options: InstallCommandOptions, trust: Tru
             origin = origin_of(options.ref, options.registry, trust.signers_of(manifest))
             wanted = options.as_install_options(origin)
             home = EnvHome.of(wanted.envs_dir, wanted.name or manifest.name)
-            make_folders(home.directory)
-            target = home.directory / f"{PARTIAL}{manifest.id}{IMAGE_SUFFIX}"
-            image = make_image(console, (source, manifest), target, wanted)
+            there = image_there(home, manifest.id, wanted)
+            if there is not None:
+                image = there
+            else:
+                target = home.directory / f"{PARTIAL}{manifest.id}{IMAGE_SUFFIX}"
+                with changing(home, installing=manifest.id):
+                    image = make_image(console, (source, manifest), target, wanted)
         installation = mount_image(
             image, options=wanted, progress=console.progress, accept=lambda _: origin.signed_by
         )

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry.base.files import mounts_in
-from envferry.install.env_home import HOME, PARTIAL, REPAIR, TRASH, EnvHome
+from envferry.install.env_home import (
+    HOME,
+    PARTIAL,
+    REPAIR,
+    TRASH,
+    UNFINISHED_IMAGE,
+    EnvHome,
+)
 from envferry.install.installed import environment_names
 from envferry.names import ID_PATTERN
 
@@ -23,7 +30,7 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 512
 """What `st_blocks` counts (stat(2))."""
-UNFINISHED = (PARTIAL, TRASH, REPAIR)
+UNFINISHED = (PARTIAL, UNFINISHED_IMAGE, TRASH, REPAIR)
 """How names begin of what a running command has there, or one that was interrupted."""
 
 

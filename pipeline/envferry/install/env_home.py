@@ -31,6 +31,8 @@ SHORTEST_ID_PREFIX = 4
 LINK = ".link-"
 REPAIR = ".repair-"
 IMAGE_SUFFIX = ".squashfs"
+UNFINISHED_IMAGE = f".{PARTIAL}"
+"""How the name begins of an image that is being written, before it is `.partial-ID.squashfs`."""
 
 
 class EnvHome(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,6 +6,8 @@ needs to know without reading the rest. Whoever mounts the file does not see the
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import shlex
 import shutil
@@ -23,7 +25,14 @@ from envferry.archive.relocated_tar import RelocatedTar
 from envferry.archive.validation import check_index
 from envferry.base.files import starts_with, sync_directory, write_bytes
 from envferry.base.json import decode_json, to_json
-from envferry.errors import HostError, IntegrityError, NotFound, TargetOccupied
+from envferry.errors import (
+    HostError,
+    IntegrityError,
+    NotFound,
+    PipelineError,
+    TargetOccupied,
+    ToolFailed,
+)
 from envferry.install.env_home import IMAGE_SUFFIX, PARTIAL, TRASH, EnvHome
 from envferry.install.events import note_event
 from envferry.install.host_check import Needs, check_host, cuda_runtime
@@ -46,6 +55,8 @@ if TYPE_CHECKING:
     from envferry.install.plan import InstallOptions
     from envferry.models import Manifest
     from envferry.progress import Progress
+
+log = logging.getLogger(__name__)
 
 MAGIC = b"EFIMAGE1"
 FOOTER = struct.Struct("<QQQ8s")
@@ -128,10 +139,20 @@ def _unfinished(target: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(target)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, ToolFailed) and (full := _disk_is_full(error, target)):
+            raise full from error
         raise
     sync_directory(target.parent)
+
+
+def _disk_is_full(error: ToolFailed, target: Path) -> HostError | None:
+    """Return the error that a program's failure means, if what it wrote did not fit."""
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        if os.strerror(number) in error.message:
+            return cannot_write(OSError(number, os.strerror(number)), target)
+    return None
 
 
 def squashfs_command(target: Path, mtime: int) -> list[str | Path]:
@@ -198,6 +219,19 @@ def read_image(path: Path) -> Image:
         message = f"{path} contradicts itself: {record.installation.id} is not {index.id}"
         raise IntegrityError(message, hint=hint)
     return Image(path=path, size=total, record=record, index=index, index_frame=frame)
+
+
+def image_there(home: EnvHome, id_: str, options: InstallOptions) -> Image | None:
+    """Return the image that an installation of this id was mounted from, for the same prefix."""
+    if not (home.record(id_).is_file() and home.image(id_).is_file()):
+        return None
+    try:
+        image = read_image(home.image(id_))
+    except PipelineError as error:
+        log.info("the image of %s@%s is made again: %s", home.name, id_, error)
+        return None
+    wanted = wanted_prefix(home, options.prefix)
+    return image if (image.index.id, image.record.installation.prefix) == (id_, wanted) else None
 
 
 def mount_image(

@@ -10,6 +10,7 @@ from envferry.archive.index import decode_index
 from envferry.archive.prefixes import Relocation
 from envferry.errors import IntegrityError, NotFound, PipelineError
 from envferry.install.env_home import HOME, EnvHome
+from envferry.install.places import require_mounted
 from envferry.install.reuse import ReusableTrees
 from envferry.install.seen_files import SeenTree, known_contents, read_seen
 from envferry.install.tree_check import InstalledTree
@@ -47,8 +48,12 @@ def not_installed(home: EnvHome) -> NotFound:
 
 
 def open_installed(home: EnvHome, id_: str) -> InstalledTree:
-    """Read what an installation must be; raise IntegrityError when that is damaged."""
+    """Read what an installation must be.
+
+    Raises IntegrityError when that is damaged, HostError when it is an image that is not mounted.
+    """
     record = home.installation(id_)
+    require_mounted(home, record)
     index = read_index(home, id_)
     return InstalledTree(
         root=home.tree(id_),

@@ -30,6 +30,7 @@ WITH_BASH = 'exec "$(command -v bash || echo /bin/sh)" -c "$@"'
 """The kernel may start in a container whose shells are others than this host's."""
 MARK = "# envferry: "
 TCL_SPECIAL = re.compile(r'[\\"$\[\]{};]')
+NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 NONE = Path("none")
 """Given as a directory: there shall be none any more."""
 
@@ -191,9 +192,17 @@ def variable_lines(variables: Mapping[str, str]) -> list[str]:
 
 
 def tcl_word(text: str) -> str:
-    """Return a text as one word of Tcl, in which nothing is substituted."""
+    """Return a text as one word of Tcl, in which nothing is substituted.
+
+    In ASCII: Lmod 8.6 reads UTF-8 as if it were Latin-1, whatever the locale is.
+    """
     escaped = TCL_SPECIAL.sub(r"\\\g<0>", text)
+    escaped = NOT_ASCII.sub(lambda found: _tcl_escape(ord(found[0])), escaped)
     return '"' + escaped.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t") + '"'
+
+
+def _tcl_escape(number: int) -> str:
+    return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 
 def mark(home: EnvHome) -> dict[str, str]:

@@ -11,7 +11,7 @@ from envferry.install.activation import view_of
 from envferry.install.check_runner import CheckedTree, run_checks
 from envferry.install.installed import chosen_id
 from envferry.install.last_results import LastChecked, note_checked
-from envferry.install.places import is_at_its_prefix
+from envferry.install.places import is_at_its_prefix, require_mounted
 
 if TYPE_CHECKING:
     from envferry.install.env_home import EnvHome
@@ -27,6 +27,7 @@ def check_installed(
     Raises ToolFailed at the first that fails, HostError where its path leads to something else.
     """
     installation = home.installation(chosen_id(home, id_))
+    require_mounted(home, installation)
     checked = CheckedTree(
         prefix=installation.prefix,
         tree=home.tree(installation.id),

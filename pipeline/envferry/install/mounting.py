@@ -28,6 +28,14 @@ WantedBy=local-fs.target
 """
 
 
+def require_right_to_mount() -> None:
+    """Raise HostError unless this is root: before an image is made that could not be mounted."""
+    if os.geteuid() != 0:
+        message = "only root can mount an image"
+        hint = "install it unpacked, or use apptainer or squashfuse: docs/images.md"
+        raise HostError(message, hint=hint)
+
+
 def mount(image: Path, tree: Path) -> None:
     """Mount an image at the directory `tree`, by systemd where it runs, so that it comes back.
 

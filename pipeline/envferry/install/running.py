@@ -13,7 +13,7 @@ from envferry.base.shell import fish_quoted, quoted
 from envferry.config import child_environ
 from envferry.errors import HostError, NotFound
 from envferry.install.installed import chosen_id
-from envferry.install.places import is_at_its_prefix
+from envferry.install.places import is_at_its_prefix, require_mounted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,7 +60,10 @@ def start_in(home: EnvHome, words: Sequence[str]) -> Start:
 
 
 def current_here(home: EnvHome) -> Installation:
-    """Return the current installation; raise HostError where its path leads to something else."""
+    """Return the current installation.
+
+    Raises HostError where its path leads to something else, or to an image that is not mounted.
+    """
     installation = home.installation(chosen_id(home, None))
     if not is_at_its_prefix(home, installation):
         message = (
@@ -68,6 +71,7 @@ def current_here(home: EnvHome) -> Installation:
             "which is not this installation here"
         )
         raise HostError(message, hint="run it where it has that path, such as in the container")
+    require_mounted(home, installation)
     return installation
 
 

@@ -23,6 +23,7 @@ from envferry.install.env_home import (
     SEEN,
     STATE,
     TRASH,
+    UNFINISHED_IMAGE,
 )
 from envferry.install.in_use import look_for_users
 from envferry.install.mounting import unmount
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LEFTOVERS = (LINK, TRASH, REPAIR, UNFINISHED_IMAGE)
 LOCK_MODE = 0o644
 JOURNAL = ".journal"
 TAG_SECONDS = 3600
@@ -81,19 +83,27 @@ def clear_up(home: EnvHome, installing: str = "") -> None:
     """
     for path in home.directory.iterdir():
         name = path.name
-        if name.startswith((LINK, TRASH, REPAIR)) or UNFINISHED_FILE.fullmatch(name):
-            remove(path)
-        elif name.startswith(PARTIAL) and name.endswith(JOURNAL):
-            id_ = name.removeprefix(PARTIAL).removesuffix(JOURNAL)
-            if id_ != installing and not home.partial(id_).is_dir():
+        if name.startswith(PARTIAL):
+            if is_of_no_use(home, name.removeprefix(PARTIAL), installing):
                 remove(path)
-        elif name.startswith(PARTIAL) and name.removeprefix(PARTIAL) != installing:
-            if home.record(name.removeprefix(PARTIAL)).is_file():
-                remove(path)
-        elif is_beside_a_record(path) and not home.record(path.stem).is_file():
+        elif (
+            name.startswith(LEFTOVERS)
+            or UNFINISHED_FILE.fullmatch(name)
+            or (is_beside_a_record(path) and not home.record(path.stem).is_file())
+        ):
             remove(path)
         elif ID_PATTERN.fullmatch(name) and name != installing:
             clear_tree(home, name)
+
+
+def is_of_no_use(home: EnvHome, name: str, installing: str) -> bool:
+    """Whether nobody goes on with something unfinished, by its name without `.partial-`."""
+    if name.endswith(IMAGE_SUFFIX):
+        return name != f"{installing}{IMAGE_SUFFIX}"
+    if name.endswith(JOURNAL):
+        id_ = name.removesuffix(JOURNAL)
+        return id_ != installing and not home.partial(id_).is_dir()
+    return name != installing and home.record(name).is_file()
 
 
 def is_beside_a_record(path: Path) -> bool:
