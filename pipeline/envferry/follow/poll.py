@@ -96,7 +96,7 @@ def follow_once(request: FollowRequest, *, progress: Progress) -> Followed:
         raise
     if not request.dry_run:
         waiting = followed.reason if followed.outcome == "waiting" else ""
-        noted = {"polled": request.time, "waiting": waiting}
+        noted: dict[str, str | int] = {"polled": request.time, "waiting": waiting}
         if followed.outcome != "rejected":
             noted |= {"error": "", "error_code": 0, "error_at": ""}
         write_follow_state(home, tag, msgspec.structs.replace(state, **noted))
