@@ -54,7 +54,7 @@ def timestamp(time: str | None) -> int | None:
 
 
 def check_textfile(path: Path | None) -> None:
-    """Raise UsageError for a name that the collector passes over."""
+    """Raise UsageError for a name that the collector ignores."""
     if path and path.suffix != ".prom":
         message = f"node_exporter does not read {path}: its name does not end in .prom"
         raise UsageError(message, hint=f"write to {path.with_suffix('.prom')}")

@@ -215,7 +215,7 @@ class TagsPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostRow:
-    """One environment that is current on a host, or shall be."""
+    """One environment that is current on a host, or that it follows in vain."""
 
     host: str
     time: str
