@@ -115,7 +115,9 @@ class Voyage:
     def carry(self, place: Place, endpoint: str = "") -> dict[str, Run]:
         """Pack, push and install what was built."""
         runs = {"pack": run_once(self.command("pack", NAME, "-q", "-o", place.dist))}
-        newest = max(place.dist.glob("*.tar.zst"), key=modified)
+        *older, newest = sorted(place.dist.glob("*.tar.zst"), key=modified)
+        for archive in older:
+            archive.unlink()
         push = self.command("push", newest, "-q", "--registry", place.registry, endpoint=endpoint)
         runs["push"] = run_once(push)
         runs["update"] = run_once(self.install(place.registry, place.envs))
@@ -166,8 +168,6 @@ class Voyage:
         first = {**self.lock_and_build(0), **self.carry(self.lasting)}
         second = {**self.lock_and_build(1), **self.carry(self.lasting)}
         yield from lead_results([second], [first])
-        for archive in sorted(self.lasting.dist.glob("*.tar.zst"), key=modified)[:-1]:
-            archive.unlink()
         yield absolute("repush_bytes", self.sent_bytes(2), REPUSH_BYTES, "bytes")
 
     def sent_bytes(self, version: int) -> int:

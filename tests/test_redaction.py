@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from envferry.redaction import fit_to_show, without_credentials, without_login
+from envferry.redaction import (
+    fit_to_show,
+    secret_parameters,
+    without_credentials,
+    without_login,
+    without_secret_parameters,
+)
 
 TOKEN = "tk-01234567-89ab-cdef-0123-456789abcdef"
 PIP_SOURCE = "https://files.example.org/packages/source/t/torch/torch-2.8.tar.gz"
@@ -59,6 +65,8 @@ def test_what_pip_names_has_no_tokens(text: str) -> None:
     [
         ("git+https://TOKEN@host/a.git", "git+https://host/a.git"),
         ("https://user:pass@host/a", "https://host/a"),
+        ("see 'https://user:pa'ss@host/a' and 'b@c'", "see 'https://host/a' and 'b@c'"),
+        ("'https://a:80','b@c'", "'https://a:80','b@c'"),
         ("git+ssh://git@host/a.git", "git+ssh://git@host/a.git"),
         ("git+ssh://alice@host:29418/a.git", "git+ssh://alice@host:29418/a.git"),
         ("git+ssh://alice:secret@host/a.git", "git+ssh://host/a.git"),
@@ -74,3 +82,29 @@ def test_a_message_says_that_there_is_more() -> None:
     assert shown == "https://host/t/…/main and /srv/t/team/x and " + PIP_SOURCE
     shown = fit_to_show(f"https://host/conda/t/{TOKEN}/main, https://host/t/{TOKEN}")
     assert shown == "https://host/conda/t/…/main, https://host/t/…"
+
+
+@pytest.mark.parametrize(
+    ("query", "left", "names"),
+    [
+        ("token=abc", "", ("token",)),
+        ("v=1&access_token=abc&w=2", "v=1&w=2", ("access_token",)),
+        ("private_token=glpat-1", "", ("private_token",)),
+        (
+            "X-Amz-Date=1&X-Amz-Credential=AK%2F1&X-Amz-Signature=ab",
+            "X-Amz-Date=1",
+            ("X-Amz-Credential", "X-Amz-Signature"),
+        ),
+        ("sv=2024&sp=r&sig=a%2Bb", "sv=2024&sp=r", ("sig",)),
+        ("design=1&keyboard=2&tokenizer=3", "design=1&keyboard=2&tokenizer=3", ()),
+    ],
+)
+def test_what_gives_access_in_a_query(query: str, left: str, names: tuple[str, ...]) -> None:
+    url = f"https://host/a-1.whl?{query}#sha256=12"
+    assert secret_parameters(url) == names
+    bare = f"https://host/a-1.whl{left and '?'}{left}#sha256=12"
+    assert without_secret_parameters(url) == bare
+    shown = fit_to_show(f"cannot read {url}, see there")
+    assert [f"{name}=…" for name in names if f"{name}=…" not in shown] == []
+    secrets = [value.rpartition("=")[2] for value in query.split("&") if value not in left]
+    assert not any(f"={secret}" in shown for secret in secrets)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from urllib.parse import urlsplit, urlunsplit
 
-URL_LOGIN = re.compile(r"(?P<scheme>[\w+.-]*)://(?P<login>[^/\s'\"]+)@(?=[\w\[])")
+URL_LOGIN = re.compile(
+    r"(?P<scheme>[\w+.-]*)://(?P<login>[^/\s'\":@]+:[^/\s\",;]+|[^/\s'\"]+)@(?=[\w\[])"
+)
+"""A password may hold `'` (RFC 3986), which elsewhere ends a URL that is quoted."""
 SUBDIR = r"(?:noarch|(?:linux|osx|win|freebsd|emscripten|wasi|zos)-\w+)"
 HOST_AND_TOKEN = r"(?P<place>\b(?i:https?)://[^/\s'\"]+)/t/[^/\s'\"]+"
 CHANNEL_TOKEN = re.compile(rf"{HOST_AND_TOKEN}(?=/(?!{SUBDIR}(?:/|$))[^/\s'\"])")
@@ -17,6 +20,13 @@ ANACONDA_TOKEN = re.compile(
 """What Anaconda's servers issue, `tk-UUID`: below `https://HOST/conda/t/` as well, as no folder is
 called like that."""
 POSSIBLE_TOKEN = re.compile(rf"{HOST_AND_TOKEN}(?=/)")
+SECRET_PARAMETER = re.compile(
+    r"(?P<before>[?&])(?P<name>(?:[\w.-]*(?:token|signature|passw(?:or)?d|secret|credential|api[_-]?key)"
+    r"|sig|auth|jwt|AWSAccessKeyId|GoogleAccessId))=(?P<secret>[^&#\s'\"<>]+)",
+    re.IGNORECASE,
+)
+"""What gives access in a URL's query: tokens of forges and indexes, presigned URLs of S3, Google
+(`X-Amz-…`, `X-Goog-…`) and Azure (`sig`)."""
 
 
 def without_login(text: str) -> str:
@@ -44,12 +54,29 @@ def without_credentials(text: str) -> str:
 
 
 def fit_to_show(text: str) -> str:
-    """Remove logins from every URL in a message, and show that there is what may be a token.
+    """Remove logins from every URL in a message, and show that there is what may be a secret.
 
     The purpose of a URL is unknown here, so what stands where conda's tokens do is masked.
     """
     masked = ANACONDA_TOKEN.sub(r"\g<place>/t/…", without_login(text))
-    return POSSIBLE_TOKEN.sub(r"\g<place>/t/…", masked)
+    masked = POSSIBLE_TOKEN.sub(r"\g<place>/t/…", masked)
+    return SECRET_PARAMETER.sub(r"\g<before>\g<name>=…", masked)
+
+
+def secret_parameters(url: str) -> tuple[str, ...]:
+    """Return the names of the parameters of a URL that give access: they are no part of its login.
+
+    A file cannot be had without them, so a lock keeps them.
+    """
+    return tuple(found["name"] for found in SECRET_PARAMETER.finditer(url))
+
+
+def without_secret_parameters(url: str) -> str:
+    """Return a URL without the parameters that give access: it says what a file is all the same."""
+    place, mark, query = url.partition("?")
+    query, hash_mark, fragment = query.partition("#")
+    kept = [part for part in query.split("&") if not SECRET_PARAMETER.fullmatch(f"&{part}")]
+    return f"{place}{mark if kept else ''}{'&'.join(kept)}{hash_mark}{fragment}"
 
 
 def redact(url: str) -> str:

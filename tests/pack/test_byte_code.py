@@ -73,6 +73,40 @@ def test_byte_code_by_time_goes_by_nothing(tree: Path, envs: Path) -> None:
     assert found.differences == ()
 
 
+def test_byte_code_that_python_would_write_anew_is_left_out(tree: Path, envs: Path) -> None:
+    """A crash or a full disk cut it off, its source was changed, or holds the prefix."""
+    unchecked, checked = PycInvalidationMode.UNCHECKED_HASH, PycInvalidationMode.CHECKED_HASH
+    modes = {"empty": unchecked, "cut": unchecked, "zeros": unchecked, "other": unchecked}
+    modes |= {"edited": checked, "prefixed": unchecked, "whole": unchecked}
+    site = tree / SITE
+    caches = {f"__pycache__/{name}.{TAG}.pyc": b"" for name in modes}
+    pip_record(tree, "modules", {**{f"{name}.py": b"place = ''\n" for name in modes}, **caches})
+    (site / "prefixed.py").write_text(f"place = {str(tree)!r}\n")
+    for name, mode in modes.items():
+        compile_module(site / f"{name}.py", mode)
+    (site / "edited.py").write_text("place = 'new'\n")
+    compiled = {name: site / "__pycache__" / f"{name}.{TAG}.pyc" for name in modes}
+    compiled["empty"].write_bytes(b"")
+    compiled["cut"].write_bytes(compiled["cut"].read_bytes()[:10])
+    compiled["zeros"].write_bytes(bytes(4096))
+    compiled["other"].write_bytes(b"\xff\xff\xff\xff" + compiled["other"].read_bytes()[4:])
+    artifact = pack(tree)
+    install(artifact.archive_path, envs, artifact.manifest)
+    carried = {path.name for path in (envs / "demo" / SITE / "__pycache__").iterdir()}
+    assert carried == {f"whole.{TAG}.pyc"}
+    program = f"import {', '.join(modes)}; print(edited.place, prefixed.place)"
+    told = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": str(envs / "demo" / SITE)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert told.stdout == f"new {envs}/demo\n"
+    found = verify_installation(EnvHome.of(envs, "demo"), None, quick=False, progress=Silent())
+    assert found.differences == ()
+
+
 def test_condas_records_do_not_claim_the_old_bytes(tree: Path) -> None:
     path = f"{SITE}/__pycache__/module.{TAG}.pyc"
     conda_record(tree, "pkg", {f"{SITE}/module.py": b"x = 1\n", path: b""})

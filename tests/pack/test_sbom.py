@@ -82,7 +82,8 @@ def test_every_package_is_there_with_its_hash_and_licence(tmp_path: Path) -> Non
 
 
 def test_data_files_are_there_beside_the_packages(tmp_path: Path) -> None:
-    data = DataFile(url="https://data.example/words.txt", sha256="9" * 64, path="share/words.txt")
+    url = "https://data.example/words.txt"
+    data = DataFile(url=f"{url}?sv=1&sig=ab%2Bc", sha256="9" * 64, path="share/words.txt")
     made = ingredients(tmp_path)
     options = SpecOptions(data=(data,))
     bom = json.loads(
@@ -91,7 +92,7 @@ def test_data_files_are_there_beside_the_packages(tmp_path: Path) -> None:
     (found,) = (one for one in bom["components"] if one["type"] == "data")
     assert found["name"] == "share/words.txt"
     assert found["hashes"] == [{"alg": "SHA-256", "content": "9" * 64}]
-    assert found["externalReferences"] == [{"type": "distribution", "url": data.url}]
+    assert found["externalReferences"] == [{"type": "distribution", "url": f"{url}?sv=1"}]
     links = {item["ref"]: item.get("dependsOn", []) for item in bom["dependencies"]}
     assert found["bom-ref"] in links[bom["metadata"]["component"]["bom-ref"]]
 

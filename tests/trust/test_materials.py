@@ -39,7 +39,7 @@ def pip(name: str, url: str, platform: str = PLATFORM) -> LockedPackage:
 WHEEL = pip("wheel", f"{PLACE}/wheel-1-py3-none-any.whl")
 GIT = pip("gitted", f"git+{PLACE}/gitted.git@{'g' * 40}")
 FOLDER = pip("folder", "file:///home/me/folder/")
-BACKEND = pip("backend", f"{PLACE}/backend-1-py3-none-any.whl")
+BACKEND = pip("backend", f"{PLACE}/backend-1-py3-none-any.whl?token=abc&v=1")
 FOREIGN = pip("foreign", f"{PLACE}/foreign-1-py3-none-any.whl", "linux-aarch64")
 
 
@@ -70,7 +70,11 @@ def test_all_that_a_lock_names_for_the_platform(tmp_path: Path) -> None:
         Material(name="wheel", uri=WHEEL.url, digest={"sha256": "w" * 40}),
         Material(name="gitted", uri=GIT.url, digest={"gitCommit": "g" * 40}),
         Material(name="folder", uri=FOLDER.url, digest={"envferryTree": "f" * 40}),
-        Material(name="backend", uri=BACKEND.url, digest={"sha256": "b" * 40}),
+        Material(
+            name="backend",
+            uri=f"{PLACE}/backend-1-py3-none-any.whl?v=1",  # what gives access is not told
+            digest={"sha256": "b" * 40},
+        ),
     )
 
 

@@ -20,13 +20,15 @@ from envferry.lock.lock_options import LockOptions, check_options
 from envferry.lock.pip.package_provenance import record_provenance
 from envferry.lock.pip.pip_inputs import pin_build_requirements
 from envferry.lock.unknown_hashes import with_hash
+from envferry.redaction import secret_parameters
 from envferry.specs.locks import LockContents, parse_lock, render_lock, write_lock
 from envferry.specs.reading import read_spec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
-    from envferry.models import BuildRequirements, FileProvenance, Lock, Spec
+    from envferry.models import BuildRequirements, FileProvenance, Lock, LockedPackage, Spec
     from envferry.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
         packages += resolved.packages
         build_requirements += pin_build_requirements(spec, asked, resolved.packages, progress)
         provenance[platform] = record_provenance(asked, resolved, before, progress)
+    warn_of_secrets(packages)
     contents = LockContents(
         name=spec.name,
         source=spec.path.name,
@@ -77,6 +80,18 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
     if options.dry_run:
         return parse_lock(render_lock(contents).decode(), spec.lock_path)
     return write_lock(spec.lock_path, contents)
+
+
+def warn_of_secrets(packages: Iterable[LockedPackage]) -> None:
+    """Say which URLs of a lock give access by themselves: without that they could not be read."""
+    for package in packages:
+        if names := secret_parameters(package.url):
+            log.warning(
+                "the URL of %s holds a secret (%s), which is now in the lock and in every artifact "
+                "built from it",
+                package.name,
+                ", ".join(names),
+            )
 
 
 def _tools(solver: Path | None) -> dict[str, str]:

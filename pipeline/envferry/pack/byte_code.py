@@ -11,6 +11,8 @@ import _imp
 import os
 
 HEADER_BYTES = 16
+END_OF_MAGIC = b"\r\n"
+"""What every magic number ends with (importlib's _bootstrap_external.py)."""
 BY_TIME = 0
 BY_HASH = 0b11
 UNCHECKED_HASH = 0b01
@@ -26,32 +28,35 @@ class ByteCode:
     def head(self, path: str) -> bytes | None:
         """Return the first bytes that byte code must have; empty: those that it has.
 
-        None for what cannot be used: it is older than its source, or its source holds the prefix
-        and so will be another one where the environment is installed.
+        None for what cannot be used: Python itself would write it anew, for it is cut off, of
+        another source or older than its own; or its source holds the prefix and so will be another
+        one where the environment is installed.
         """
-        with open(f"{self.tree}/{path}", "rb") as stream:  # noqa: PTH123  (20,000 of them)
-            header = stream.read(HEADER_BYTES)
-        flags = int.from_bytes(header[4:8], "little")
         source = source_of(f"{self.tree}/{path}")
-        if len(header) < HEADER_BYTES or flags not in (BY_TIME, BY_HASH) or not source:
+        if not source:
             return b""
         try:
-            with open(source, "rb") as stream:  # noqa: PTH123
+            with open(source, "rb") as stream:  # noqa: PTH123  (20,000 of them)
                 status = os.fstat(stream.fileno())
                 content = stream.read()
         except OSError:
             return b""
-        if self.prefix in content:
+        with open(f"{self.tree}/{path}", "rb") as stream:  # noqa: PTH123
+            header = stream.read(HEADER_BYTES)
+        if len(header) < HEADER_BYTES or header[2:4] != END_OF_MAGIC or self.prefix in content:
             return None
-        if flags == BY_HASH:
+        flags = int.from_bytes(header[4:8], "little")
+        if flags not in (BY_TIME, BY_HASH):
             return b""
+        source_hash = _imp.source_hash(int.from_bytes(header[:4], "little"), content)
+        if flags == BY_HASH:
+            return b"" if header[8:] == source_hash else None
         time_and_size = (int(status.st_mtime) & 0xFFFFFFFF, status.st_size & 0xFFFFFFFF)
         if time_and_size != (
             int.from_bytes(header[8:12], "little"),
             int.from_bytes(header[12:], "little"),
         ):
             return None
-        source_hash = _imp.source_hash(int.from_bytes(header[:4], "little"), content)
         return header[:4] + UNCHECKED_HASH.to_bytes(4, "little") + source_hash
 
 

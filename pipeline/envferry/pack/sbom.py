@@ -24,6 +24,7 @@ from envferry.pack.c_libraries import c_library
 from envferry.pack.packages import conda_packages, pip_packages
 from envferry.pack.spdx import spdx_expression
 from envferry.pack.vendored import parts_in
+from envferry.redaction import without_secret_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -121,7 +122,7 @@ def describe_package(package: LockedPackage, ingredients: SbomInput) -> Componen
     sha256 = package.sha256 if package.kind not in ("git", "directory") else None
     hashes = {HashAlgorithm.MD5: package.md5, HashAlgorithm.SHA_256: sha256}
     text = ingredients.licenses.get(key_of(package))
-    source = ExternalReference(type=ExternalReferenceType.DISTRIBUTION, url=XsUri(package.url))
+    source = distribution(package.url)
     library = c_library(package.name) if package.manager == "conda" else None
     parts = ingredients.parts.get(key_of(package), ())
     return Component(
@@ -138,9 +139,15 @@ def describe_package(package: LockedPackage, ingredients: SbomInput) -> Componen
     )
 
 
+def distribution(url: str) -> ExternalReference:
+    """Return where a file was downloaded from; what gives access to it is not told."""
+    place = XsUri(without_secret_parameters(url))
+    return ExternalReference(type=ExternalReferenceType.DISTRIBUTION, url=place)
+
+
 def describe_data(item: DataFile) -> Component:
     """Return a file that comes with an environment as a CycloneDX component of its own kind."""
-    source = ExternalReference(type=ExternalReferenceType.DISTRIBUTION, url=XsUri(item.url))
+    source = distribution(item.url)
     return Component(
         type=ComponentType.DATA,
         bom_ref=f"data:{item.path}",

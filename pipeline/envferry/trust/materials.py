@@ -9,7 +9,7 @@ import msgspec
 
 from envferry.artifacts import check_lock
 from envferry.errors import UsageError
-from envferry.redaction import without_login
+from envferry.redaction import without_login, without_secret_parameters
 
 if TYPE_CHECKING:
     from envferry.models import Lock, LockedPackage, Manifest
@@ -64,11 +64,16 @@ def list_materials(manifest: Manifest, lock: Lock) -> tuple[Material, ...]:
     }
     files = {item.url: _material(item, publishers.get(item.url)) for item in packages}
     data = [
-        Material(name=item.path, uri=without_login(item.url), digest={"sha256": item.sha256})
+        Material(name=item.path, uri=_shown(item.url), digest={"sha256": item.sha256})
         for item in lock.options.data
     ]
     first = Material(name="conda-lock.yml", digest={"blake3": manifest.lock_digest})
     return (first, *_image(manifest.image), *files.values(), *data)
+
+
+def _shown(url: str) -> str:
+    """Return where a file is, without what gives access to it."""
+    return without_secret_parameters(without_login(url))
 
 
 def _image(image: str | None) -> tuple[Material, ...]:
@@ -84,7 +89,7 @@ def _material(package: LockedPackage, publishers: tuple[str, ...] | None) -> Mat
     digests = {strong: package.sha256, "md5": package.md5}
     return Material(
         name=package.name,
-        uri=package.url,
+        uri=_shown(package.url),
         digest={name: text for name, text in digests.items() if text},
         annotations={} if publishers is None else {"publishers": publishers},
     )
