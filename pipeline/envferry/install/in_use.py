@@ -116,10 +116,14 @@ class Own(msgspec.Struct, frozen=True, kw_only=True):
 
     path: Path
     directories: frozenset[Identity]
+    device: int | None = None
+    """Of a tree that is mounted: all directories of that file system are its own."""
 
     @classmethod
     def of(cls, tree: Path) -> Own:
-        """Look at all directories of a tree."""
+        """Look at all directories of a tree, or at the file system that is mounted there."""
+        if tree.is_mount():
+            return cls(path=tree, directories=frozenset(), device=tree.stat().st_dev)
         found = [identity(str(tree))]
         found += [
             identity(f"{parent}/{name}") for parent, names, _ in os.walk(tree) for name in names
@@ -132,7 +136,10 @@ class Own(msgspec.Struct, frozen=True, kw_only=True):
 
     def has(self, directory: str) -> bool:
         """Whether a directory, looked at now, is one of the tree."""
-        return identity(directory) in self.directories
+        found = identity(directory)
+        if found is None:
+            return False
+        return found[0] == self.device or found in self.directories
 
 
 def identity(path: str) -> Identity | None:
