@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from benchmarks.comparing import Result
-from envferry.base.files import human_bytes
+from envferry.base.text import human_bytes
 from envferry.index.database import Database
 from envferry.index.file_queries import FileContent, FilePattern, find_files, module_patterns
 from envferry.index.file_rows import FileList, write_files

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 from demo.measuring import Measured, measure, tree_bytes
 from demo.seaweed import seaweed
 from demo.walkthrough import ENVFERRY, PROJECT
-from envferry.base.files import human_bytes
+from envferry.base.text import human_bytes
 from envferry.engines.bubblewrap import Bubblewrap
 from envferry.engines.port import Job, Mount
-from envferry.install.host_check import glibc_version
+from envferry.install.host.host_check import glibc_version
 from envferry.process import find_program
 
 if TYPE_CHECKING:

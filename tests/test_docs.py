@@ -184,6 +184,8 @@ def test_every_folder_is_on_the_plan() -> None:
     }
     assert folders
     assert folders <= set(re.findall(r"`(\w+)/`", text))
+    inner = {path.parent for path in (DOCS.parent / "pipeline/envferry").glob("*/*/__init__.py")}
+    assert {path.name for path in inner} <= set(re.findall(r"`(?:\w+/)?(\w+)/`", text))
     for file in re.findall(r"^\|[^|]*\(`([\w/]+\.py)`\) \|", text, re.M):
         assert (DOCS.parent / "pipeline/envferry" / file).is_file(), file
 

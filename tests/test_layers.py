@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from envferry.cli.main import COMMANDS
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -45,6 +47,7 @@ ROOMS = {
     "specs": ("syntax", "", "importing", "lint"),
     "cli": ("shared", ""),
     "stores": ("", "oci", "s3"),
+    "install": ("tree", "records", "programs", "host", ""),
     "lock": ("conda", "pip"),
     "build": ("inside",),
 }
@@ -71,7 +74,7 @@ OWNERS = {
     "starlette": "envferry.web",
     "jinja2": "envferry.web",
     "uvicorn": "envferry.web",
-    "hashlib": "nobody",
+    "hashlib": "no module",
 }
 SHARED_NAMES = {
     "stage": "the story of a stage",
@@ -85,7 +88,7 @@ LONG_MODULES = {"envferry.api": "the public interface: a function for each verb,
 INSTALL_NEEDS = (
     *("envferry.install.stage", "envferry.registry.fetch", "envferry.cli.install"),
     *("envferry.cli.fetch", "envferry.cli.verify"),
-    *("envferry.audit.artifact_audit", "envferry.cli.audit", "envferry.cli.trust_bundle"),
+    *("envferry.audit.artifact_audit", "envferry.cli.audit", "envferry.cli.trust"),
 )
 BUILD_LIBRARIES = {
     *("conda_lock", "conda_pack", "rattler", "boto3", "sigstore", "yaml", "uv", "urllib3", "rich"),
@@ -303,6 +306,16 @@ def test_tests_lie_in_folders_named_for_what_they_test() -> None:
     assert folders <= packages | {"integration"}
     servers = {"engines": "containers", "stores/s3": "servers"}
     assert packages - folders == servers.keys(), "what needs more than files: tests/integration"
+
+
+def test_a_command_is_in_the_module_of_its_name() -> None:
+    others = {
+        name: module.rpartition(".")[2]
+        for name, (module, _) in COMMANDS.items()
+        if module != f"envferry.cli.{name}"
+    }
+    # `import` is a keyword; two commands are the shorter halves of what stands in one module.
+    assert others == {"import": "importing", "shell": "run", "revoke": "trust"}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,3 +108,54 @@ def test_scripts_say_it_plainly(path: Path) -> None:
 )
 def test_what_is_forbidden_is_found(said: str) -> None:
     assert any(re.search(pattern, said) for pattern in BAD)
+
+
+BAD_IN_PROSE = {
+    r"(?i)\b(no|some|every|any)body\b": "say who: `another process`, `every user`, `no host`",
+    r"(?i)\bobey(s|ed|ing)?\b": "`uses`, `honours`, `supports`",
+    r"(?i)\bpass(ed|es|ing)? over\b": "`skipped`, `ignored`",
+    r"(?i)\bfrom nothing\b": "`from scratch`",
+    r"(?i)\bmend(s|ed|ing)?\b": "`fix`, `repair`",
+    r"(?i)\b(anew|lest|whence|whither|shall)\b": "the English of today",
+    r"\b(came|went) (in|to) (this|the|its|their) (registry|host)\b": "`was published`, `got to`",
+}
+"""Patterns that neither docstrings, comments nor the documentation have."""
+
+
+def prose(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a page without its code, or the docstrings and comments of a module."""
+    text = path.read_text()
+    if path.suffix == ".md":
+        text = re.sub(r"```.*?```", lambda found: "\n" * found[0].count("\n"), text, flags=re.S)
+        text = re.sub(r"`[^`\n]*`|\]\([^)\n]*\)", "", text)
+        yield from enumerate(text.splitlines(), 1)
+        return
+    docstrings = {
+        node.value.lineno: node.value.value
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if isinstance(node.value.value, str)
+    }
+    yield from docstrings.items()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], token.string
+
+
+PAGES = [
+    path
+    for path in (*SOURCES.parents[1].glob("*.md"), *(SOURCES.parents[1] / "docs").rglob("*.md"))
+    if "zh" not in path.parts and not path.name.endswith(".zh.md")
+]
+
+
+def test_prose_is_of_today() -> None:
+    assert PAGES
+    found = [
+        f"{path.name}:{line}: {found[0]!r}: {better}"
+        for path in (*sorted(SOURCES.rglob("*.py")), *PAGES)
+        for line, text in prose(path)
+        for pattern, better in BAD_IN_PROSE.items()
+        if (found := re.search(pattern, text))
+    ]
+    assert not found

@@ -49,9 +49,9 @@ from envferry.errors import (
     UsageError,
 )
 from envferry.index.queries import Entry, Filter, Match
-from envferry.install.installation import Installation
-from envferry.install.link_mode import Link
 from envferry.install.plan import InstallOptions
+from envferry.install.records.installation import Installation
+from envferry.install.tree.link_mode import Link
 from envferry.install.verify import Verified
 from envferry.lock.lock_options import LockOptions
 from envferry.models import Artifact, BuiltEnv, Lock, Manifest
@@ -218,8 +218,8 @@ def push(
 ) -> PushedArtifact:
     """Publish an artifact, or an archive file, and point `tags` and `latest` to it.
 
-    What is there already is not sent again. Raises IntegrityError for a damaged archive, or when
-    its id is taken by another one; StoreError when the registry cannot be reached or refuses.
+    What exists in the registry is not sent again. Raises IntegrityError for a damaged archive, or
+    when its id is taken by another one; StoreError when the registry cannot be reached or refuses.
     """
     ready = artifact if isinstance(artifact, Artifact) else read_artifact(Path(artifact))
     return push_artifact(
@@ -297,8 +297,8 @@ def verify(
     With `quick`, only sizes, modes and times are compared, and no file is read. Raises NotFound
     when it is not installed, IntegrityError when its record is damaged.
     """
-    from envferry.install.actor import utc_now
-    from envferry.install.env_home import EnvHome
+    from envferry.install.records.actor import utc_now
+    from envferry.install.records.env_home import EnvHome
     from envferry.install.verify import verify_installation
 
     env, _, id_ = name.partition("@")

@@ -92,7 +92,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How installations share files."""
     umask: int | None = None
     hooks: tuple[str, ...] = ()
-    """Programs to run after an installation became current, or went."""
+    """Programs to run after an installation became current, or was removed."""
     kernel_dir: Path | None = None
     modulefile_dir: Path | None = None
     trusted_dir_set_by: str = ""
@@ -235,7 +235,7 @@ def settings() -> Settings:
     return Settings.from_environ(os.environ, settings_files())
 
 
-def told_settings() -> dict[str, SettingValue]:
+def settings_with_sources() -> dict[str, SettingValue]:
     """Return each setting of this process, and what says so."""
     return read_settings(os.environ, settings_files())
 

@@ -222,7 +222,7 @@ class Lock(msgspec.Struct, frozen=True, kw_only=True):
     build_requirements: tuple[BuildRequirements, ...] = ()
     """One for each package that is locked as source, on each platform."""
     indexes: tuple[str, ...] = ()
-    """The package indexes that came from the settings of the machine that locked."""
+    """The package indexes from the settings of the machine that locked."""
     provenance: dict[str, dict[str, FileProvenance]] = msgspec.field(default_factory=dict)
     """By platform and name: the pip packages whose index was asked who published them."""
     channels: tuple[str, ...] = ()
@@ -369,5 +369,5 @@ class TagRecord(msgspec.Struct, frozen=True, kw_only=True):
     time: str | msgspec.UnsetType = msgspec.UNSET
     """When it was signed, in RFC 3339; records that do not expire have none."""
     expires: str | msgspec.UnsetType = msgspec.UNSET
-    """When hosts shall no longer take it as what is new."""
+    """When hosts stop accepting it as current."""
     schema: int = 1

@@ -99,7 +99,7 @@ def run_to_its_end(
         return Finished(returncode=finished.returncode, stdout=output.read(), stderr="")
 
 
-def run_on_lifeline(
+def run_until_caller_ends(
     argv: Sequence[str | Path],
     *,
     env: Mapping[str, str] | None = None,
@@ -144,7 +144,7 @@ def feed(argv: Sequence[str | Path], chunks: Iterable[bytes]) -> Finished:
         return _finish(child, check=True)
 
 
-def stop_all() -> None:
+def stop_running_programs() -> None:
     """Stop the programs that threads still wait for, when the threads are abandoned."""
     for child in tuple(_running):
         stop(child)
@@ -304,7 +304,7 @@ def stop(child: subprocess.Popen[str]) -> None:
         child.wait()
 
 
-def become(argv: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
+def replace_process(argv: Sequence[str], environ: Mapping[str, str]) -> NoReturn:
     """Replace this process by a program: its signals and its exit status are the program's.
 
     Raises ToolFailed when it cannot be started.

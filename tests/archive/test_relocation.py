@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from envferry.archive.shebangs import KERNEL_LIMIT, with_short_shebang
-from envferry.install.env_home import EnvHome
+from envferry.install.records.env_home import EnvHome
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent
 from tests.support.archives import PREFIX, small_archive

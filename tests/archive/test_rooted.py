@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 import zstandard
 
+from envferry.archive.prefix_layer import root_frame, root_frames
 from envferry.archive.reader import Archive, FileSource
-from envferry.archive.rooted import root_frame, root_frames
 from tests.support.archives import PREFIX
 from tests.support.packed import pack, random_bytes
 

@@ -11,13 +11,13 @@ from envferry.base.files import (
     atomic_write,
     digest_file,
     exclusive_lock,
-    human_bytes,
     is_at,
     mounts_in,
     remove_tree,
     require_space,
 )
 from envferry.base.json import from_json, to_json
+from envferry.base.text import human_bytes
 from envferry.errors import HostError, IntegrityError, SpecError, TargetOccupied
 
 if TYPE_CHECKING:

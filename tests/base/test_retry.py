@@ -6,7 +6,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from envferry.base.retry import RetryPolicy, Tally, Transient, asked_seconds, persistently
+from envferry.base.retry import FailureCount, RetryPolicy, Transient, asked_seconds, persistently
 from envferry.errors import StoreError
 
 NOW = datetime(2026, 11, 28, 12, tzinfo=timezone.utc)
@@ -14,7 +14,7 @@ LAST = StoreError("no")
 
 
 def pauses(policy: RetryPolicy, *failures: Transient, draw: float = 1.0) -> list[float | None]:
-    tally = Tally(policy, lambda: draw)
+    tally = FailureCount(policy, lambda: draw)
     return [tally.pause_after(failure) for failure in failures]
 
 
@@ -37,7 +37,7 @@ def test_a_server_that_takes_no_connection_is_given_up_earlier() -> None:
 
 
 def test_what_was_achieved_meanwhile_counts() -> None:
-    tally = Tally(RetryPolicy(attempts=2, first_pause=0))
+    tally = FailureCount(RetryPolicy(attempts=2, first_pause=0))
     for _ in range(5):
         assert tally.pause_after(Transient(LAST)) == 0
         tally.forget()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from envferry.cli.main import COMMANDS, OTHER_WORDS, SECTIONS, envferry
-from envferry.cli.shared.true_hints import places_in, with_places
+from envferry.cli.shared.hints import places_in, with_places
 from envferry.models import Checks
 from envferry.process import find_program
 from envferry.progress import Silent

@@ -69,7 +69,11 @@ def output_of(*arguments: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "module", ["build", "fetch", "follow", "install", "installed", "release", "upkeep", "verify"]
+    "module",
+    [
+        *("build", "check", "fetch", "follow", "install", "pack", "prune", "push"),
+        *("release", "remove", "rollback", "verify"),
+    ],
 )
 def test_a_command_is_described_without_what_it_runs(module: str) -> None:
     assert output_of("-c", LOADED, f"envferry.cli.{module}", *LATE) == "\n"
@@ -101,7 +105,7 @@ def test_a_command_of_hosts_starts_with_little(command: str) -> None:
 
 @pytest.mark.parametrize(
     ("command", "reader"),
-    [("list", "envferry.install.host_overview"), ("status", "envferry.install.status")],
+    [("list", "envferry.install.host.host_overview"), ("status", "envferry.install.host.status")],
 )
 def test_what_is_installed_is_read_without_a_registry(
     command: str, reader: str, tmp_path: Path

@@ -23,10 +23,10 @@ from envferry.follow.follow_state import read_follow_state, state_path
 from envferry.follow.metrics import follow_metrics
 from envferry.follow.poll import Followed, FollowRequest, follow_once
 from envferry.follow.units import options_line, write_units
-from envferry.follow.window import Window
+from envferry.follow.window import MaintenanceWindow
 from envferry.install.activation import roll_back
-from envferry.install.env_home import EnvHome
 from envferry.install.plan import InstallOptions
+from envferry.install.records.env_home import EnvHome
 from envferry.models import Checks
 from envferry.names import Ref, current_platform
 from envferry.progress import Silent
@@ -116,7 +116,7 @@ def test_an_update_waits_for_the_window(site: Site) -> None:
     first = site.publish(b"one")
     site.poll()
     second = site.publish(b"two")
-    night = (Window.parse("02:00-05:00"),)
+    night = (MaintenanceWindow.parse("02:00-05:00"),)
     found = site.poll(windows=night)
     assert (found.outcome, found.reason) == ("waiting", "outside of the maintenance window")
     assert site.home.current_id() == first
@@ -229,7 +229,7 @@ def test_a_dry_run_changes_nothing(site: Site) -> None:
     ],
 )
 def test_windows(text: str, inside: list[str], outside: list[str]) -> None:
-    window = Window.parse(text)
+    window = MaintenanceWindow.parse(text)
     names = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
     def moment(text: str) -> datetime:
@@ -245,7 +245,7 @@ def test_windows(text: str, inside: list[str], outside: list[str]) -> None:
 @pytest.mark.parametrize("text", ["", "night", "25:00-26:00", "2-5", "Foo 02:00-03:00", "02:00"])
 def test_what_is_no_window(text: str) -> None:
     with pytest.raises(UsageError, match="is not a valid window"):
-        Window.parse(text)
+        MaintenanceWindow.parse(text)
 
 
 def test_the_command(site: Site, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from envferry.errors import UsageError
 from envferry.index import MatchSpec, RegistryIndex, queries, registry_index
 from envferry.index.match_spec import compare_conda
 from envferry.index.queries import Filter
-from envferry.index.rows import Known
+from envferry.index.rows import IndexedArtifact
 from envferry.registry import Registry
 from tests.support.artifacts import PLATFORM
 from tests.support.published import NUMPY, Made, publish
@@ -179,9 +179,9 @@ def test_a_signature_that_comes_later_is_seen(site: Site) -> None:
     ("age", "pause", "is_due"), [(0, 0, True), (1000, 50, False), (1000, 101, True)]
 )
 def test_patience_with_what_is_not_right(age: float, pause: float, is_due: bool) -> None:
-    known = Known("unfinished", False, "", first_seen=0, looked_at=age)
+    known = IndexedArtifact("unfinished", False, "", first_seen=0, looked_at=age)
     assert known.is_due(age + pause) == is_due
-    assert not Known("published", False, "", 0, age).is_due(age + pause)
+    assert not IndexedArtifact("published", False, "", 0, age).is_due(age + pause)
 
 
 HOSTILE: tuple[Callable[[dict[str, Any]], object], ...] = (

@@ -14,9 +14,9 @@ import pytest
 
 from envferry.base.json import to_json
 from envferry.errors import ToolFailed
-from envferry.install import final_view
 from envferry.install.activation import roll_back
-from envferry.install.env_home import EnvHome
+from envferry.install.programs import mount_namespace
+from envferry.install.records.env_home import EnvHome
 from envferry.install.verify import verify_installation
 from envferry.models import Checks
 from envferry.progress import Silent
@@ -217,7 +217,7 @@ def test_what_vanishes_meanwhile_is_not_shown(
     for name in ("link", "directory", "file"):
         shutil.move(name, f"moved-{name}")
         with pytest.raises(FileNotFoundError):
-            final_view.show(items[name], str(shown / name))
+            mount_namespace.show(items[name], str(shown / name))
     assert list(shown.iterdir()) == []
 
 

@@ -12,8 +12,6 @@ import pytest
 
 from envferry.archive.reader import Archive, FileSource
 from envferry.errors import HostError, IntegrityError, TargetOccupied, ToolFailed
-from envferry.install import mounting
-from envferry.install.env_home import EnvHome
 from envferry.install.image import (
     Image,
     is_image,
@@ -22,8 +20,10 @@ from envferry.install.image import (
     write_image,
     write_installed_image,
 )
-from envferry.install.mounting import mount, unit_name, unmount
 from envferry.install.plan import InstallOptions
+from envferry.install.records.env_home import EnvHome
+from envferry.install.tree import mounting
+from envferry.install.tree.mounting import mount, unit_name, unmount
 from envferry.models import SystemRequirements
 from envferry.process import feed, find_program
 from envferry.progress import Silent

@@ -21,8 +21,8 @@ from envferry.errors import (
     ToolFailed,
     UsageError,
 )
-from envferry.install.env_home import EnvHome
-from envferry.install.installation import Installation
+from envferry.install.records.env_home import EnvHome
+from envferry.install.records.installation import Installation
 from envferry.models import Checks, SystemRequirements
 from tests.support.archives import PREFIX, small_archive
 from tests.support.installing import SCRIPT, install, leftovers, manifest_of, output_of

@@ -28,7 +28,7 @@ from tests.support.installing import manifest_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from envferry.install.installation import Installation
+    from envferry.install.records.installation import Installation
 
 ENVFERRY = Path(sys.executable).with_name("envferry")
 SOURCES = Path(__file__).parents[2] / "pipeline/envferry"

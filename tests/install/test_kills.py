@@ -21,7 +21,7 @@ import os, shutil, signal, subprocess, sys
 from pathlib import Path
 from envferry.errors import PipelineError
 from envferry.install.activation import roll_back
-from envferry.install.env_home import EnvHome
+from envferry.install.records.env_home import EnvHome
 from envferry.install.remove import remove_named, remove_whole
 from envferry.install.verify import repair_installation, verify_installation
 from envferry.archive.reader import Archive, FileSource

@@ -16,9 +16,9 @@ from envferry.archive.extraction import FEWEST_THREADS
 from envferry.archive.install_journal import InstallJournal, read_noted
 from envferry.archive.reader import FileSource
 from envferry.errors import HostError, IntegrityError, StoreError
-from envferry.install.env_home import EnvHome
-from envferry.install.link_mode import Link
+from envferry.install.records.env_home import EnvHome
 from envferry.install.stage import InstallOptions, InstallPreview, install_artifact, preview_install
+from envferry.install.tree.link_mode import Link
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent
 from tests.support.archives import PREFIX, small_archive
@@ -305,7 +305,7 @@ def test_all_findings_about_a_disk_come_at_once(
 ON_A_COPYING_DISK = """
 import os, sys
 from pathlib import Path
-from envferry.install.link_mode import Link
+from envferry.install.tree.link_mode import Link
 from tests.support.installing import install
 from tests.install.test_updates import require_right
 disk, first, second = map(Path, sys.argv[1:])

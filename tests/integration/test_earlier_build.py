@@ -58,7 +58,7 @@ class Rebuilds:
         self.inodes = inodes(self.tree)
         return {path for path, inode in self.inodes.items() if before.get(path) == inode}
 
-    def require_as_from_nothing(self, wheels: Iterable[Path] = (), **options: Any) -> None:
+    def require_as_from_scratch(self, wheels: Iterable[Path] = (), **options: Any) -> None:
         """Compare the tree with one that nothing was taken over for."""
         anew = replace(self.runner, builds_dir=self.runner.home / "anew", from_scratch=True)
         other = replace(anew, **options).build([*self.conda, *wheels])
@@ -110,7 +110,7 @@ def test_wheels_come_go_and_change(
     assert {f"{SITE_PACKAGES}/common/__init__.py", "share/first.txt"} <= kept
     assert any("first.cpython-" in path for path in kept)
     assert not any("second" in path or "only" in path for path in kept)
-    rebuilds.require_as_from_nothing([first, newer])
+    rebuilds.require_as_from_scratch([first, newer])
 
     kept = rebuilds.build([newer])
     assert f"{SITE_PACKAGES}/other/__init__.py" in kept
@@ -118,7 +118,7 @@ def test_wheels_come_go_and_change(
     assert not (rebuilds.tree / "share/first.txt").exists()
 
     assert PYTHON in rebuilds.build([second, first])
-    rebuilds.require_as_from_nothing([first, second])
+    rebuilds.require_as_from_scratch([first, second])
 
 
 def test_files_of_several_packages_are_decided_anew(
@@ -151,11 +151,11 @@ def test_other_settings_take_the_packages_over(rebuilds: Rebuilds, tmp_path: Pat
     kept = rebuilds.build(**options)
     assert "bin/tool" in kept
     assert "conda-meta/state" not in kept
-    rebuilds.require_as_from_nothing(**options)
+    rebuilds.require_as_from_scratch(**options)
     assert "bin/tool" in rebuilds.build(data=(item,))
     assert (rebuilds.tree / "share/words/words.txt").read_text() == "one\n"
     assert not (rebuilds.tree / "conda-meta/state").exists()
-    rebuilds.require_as_from_nothing(data=(item,))
+    rebuilds.require_as_from_scratch(data=(item,))
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_a_tree_that_was_touched_is_not_used(rebuilds: Rebuilds, tmp_path: Path,
         note.write_bytes(msgspec.json.encode(changed))
     rebuilds.inodes = {} if harm in ("replace", "copy") else rebuilds.inodes
     assert "bin/tool" not in rebuilds.build()
-    rebuilds.require_as_from_nothing()
+    rebuilds.require_as_from_scratch()
     assert "bin/tool" in rebuilds.build()
 
 
@@ -241,7 +241,7 @@ def test_data_below_links_and_in_empty_folders_goes_without_a_trace(
     rebuilds.build(data=inside)
     rebuilds.build()
     assert (rebuilds.tree / "empty").is_dir()
-    rebuilds.require_as_from_nothing()
+    rebuilds.require_as_from_scratch()
 
 
 def test_a_state_that_a_package_brings_stays(rebuilds: Rebuilds, tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_a_state_that_a_package_brings_stays(rebuilds: Rebuilds, tmp_path: Path)
     rebuilds.build()
     rebuilds.build()
     assert (rebuilds.tree / state[0]).read_text() == state[1]
-    rebuilds.require_as_from_nothing()
+    rebuilds.require_as_from_scratch()
 
 
 def test_a_wheel_with_an_empty_folder_goes_without_a_trace(
@@ -329,20 +329,20 @@ def test_conda_packages_come_go_and_change(python_rebuilds: Rebuilds, tmp_path: 
         assert modules == {"__init__", "_2"}
         assert len(list(package.glob("__pycache__/*.pyc"))) == 2
     assert (rebuilds.tree / "share/native/place").read_bytes().startswith(b"/opt/conda/envs/tiny/")
-    rebuilds.require_as_from_nothing([first])
+    rebuilds.require_as_from_scratch([first])
 
     rebuilds.conda = python
     assert PYTHON in rebuilds.build([first])
     assert not (rebuilds.tree / "share/native").exists()
     assert not list(rebuilds.tree.glob("conda-meta/pure-*"))
-    rebuilds.require_as_from_nothing([first])
+    rebuilds.require_as_from_scratch([first])
 
     rebuilds.conda = python + packages(tmp_path / "three", pure("1.0"), native("1.0"))
     assert PYTHON in rebuilds.build([second])
-    rebuilds.require_as_from_nothing([second])
+    rebuilds.require_as_from_scratch([second])
     rebuilds.conda = python + packages(tmp_path / "four", pure("3.0"))
     assert f"{SITE_PACKAGES}/second/__init__.py" in rebuilds.build([second, first])
-    rebuilds.require_as_from_nothing([second, first])
+    rebuilds.require_as_from_scratch([second, first])
 
 
 SCRIPT = ("bin/.native-post-link.sh", "#!/bin/sh\necho made > $PREFIX/share/made\n")
@@ -395,10 +395,10 @@ def test_conda_packages_that_concern_others_are_linked_anew(
         return
     assert rebuilds.build([first]) == set()
     assert reason in caplog.text
-    rebuilds.require_as_from_nothing([first])
+    rebuilds.require_as_from_scratch([first])
     rebuilds.conda = python
     assert rebuilds.build([first]) == set()
-    rebuilds.require_as_from_nothing([first])
+    rebuilds.require_as_from_scratch([first])
 
 
 def test_another_python_makes_all_anew(

@@ -8,8 +8,8 @@ import pytest
 from cryptography.hazmat.primitives import hashes
 
 from envferry.errors import SpecError
-from envferry.lock.adopting import lock_source, needed_glibc
 from envferry.lock.existing_lock import check_lock
+from envferry.lock.lock_import import lock_source, needed_glibc
 from envferry.names import current_platform
 from envferry.progress import Silent
 from envferry.specs.importing.conversion import ImportOptions, import_spec

@@ -21,9 +21,9 @@ from envferry.process import run
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.check import check_registry
-from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
+from envferry.registry.prune import RetentionPolicy, Scope, carry_out, plan_prune
 from envferry.registry.push import push_artifact
-from envferry.registry.runnable import find_base_image, publish_runnable
+from envferry.registry.runnable_image import find_base_image, publish_runnable
 from envferry.stores.oci.client import RegistryClient
 from envferry.stores.oci.documents import (
     CONFIG,
@@ -33,7 +33,7 @@ from envferry.stores.oci.documents import (
     encode,
     image_manifest,
 )
-from envferry.stores.oci.image_layout import LayoutSpace
+from envferry.stores.oci.image_layout import LayoutRepositories
 from envferry.stores.oci.sending import send_bytes
 from envferry.stores.opening import open_store
 from envferry.transfer.export import ExportRequest, export_artifacts
@@ -129,7 +129,7 @@ def test_every_command_on_a_registry(
     for one in (registry, copy, back):
         assert check_registry(one, read_bytes=True, progress=Silent()).findings == ()
 
-    policy = Policy(keep_tagged=True, under_way=timedelta(0))
+    policy = RetentionPolicy(keep_tagged=True, under_way=timedelta(0))
     now = datetime.now(timezone.utc) + timedelta(seconds=5)
     carry_out(registry, plan_prune(registry, Scope(), policy, now), progress=Silent())
     assert [one.id for one in registry.environments()] == [new]
@@ -236,7 +236,7 @@ def test_layers_are_shared_and_read_as_one(
         url = f"oci://{proxy.removeprefix('http://')}/{path}"
         if target == "layout":
             url = str(tmp_path / "layout")
-            LayoutSpace.create(tmp_path / "layout")
+            LayoutRepositories.create(tmp_path / "layout")
         registry = replace(Registry.open(url), layers=6)
         packages = {f"p{number}": random_bytes(number, SMALL) for number in range(4)}
         made = []
@@ -335,7 +335,7 @@ def test_an_environment_on_top_of_a_system(
     registry.publish(versions[1], progress=Silent())
     for tag in ("stable", "latest"):
         registry.move_tag("demo", current_platform(), tag, versions[1].manifest.id)
-    policy = Policy(keep_tagged=True, under_way=timedelta(0))
+    policy = RetentionPolicy(keep_tagged=True, under_way=timedelta(0))
     now = datetime.now(timezone.utc) + timedelta(seconds=5)
     carry_out(registry, plan_prune(registry, Scope(), policy, now), progress=Silent())
     left = set(RegistryClient.of(registry.url.replace("oci", "http").rsplit("/", 2)[0]).tags(

@@ -20,7 +20,7 @@ from envferry.names import current_platform
 from envferry.process import run
 from envferry.progress import Silent
 from envferry.registry import Registry
-from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
+from envferry.registry.prune import RetentionPolicy, Scope, carry_out, plan_prune
 from tests.conftest import require
 from tests.support.cli_runner import CliRunner
 from tests.support.packed import pack, random_bytes
@@ -114,7 +114,7 @@ def test_an_attestation_is_what_cosign_looks_for(
     second = pack(host.home / "second", {"a": random_bytes(3, 200_000)})
     host.run("push", second.archive_path, "--sign-key", "ours.key", "--trusted-key", "theirs.pub")
     registry = Registry.open(oci_url)
-    policy = Policy(keep_tagged=True, under_way=timedelta(0))
+    policy = RetentionPolicy(keep_tagged=True, under_way=timedelta(0))
     now = datetime.now(timezone.utc) + timedelta(seconds=5)
     carry_out(registry, plan_prune(registry, Scope(), policy, now), progress=Silent())
     _, listed = get(oci_server, repository, "tags/list")

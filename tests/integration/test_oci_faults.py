@@ -23,7 +23,7 @@ from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.check import check_registry
 from envferry.registry.fetch import fetch_artifact
-from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
+from envferry.registry.prune import RetentionPolicy, Scope, carry_out, plan_prune
 from envferry.registry.push import push_artifact
 from envferry.stores.oci import sending
 from envferry.stores.oci.client import RegistryClient
@@ -453,7 +453,7 @@ def test_a_registry_that_deletes_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         second = make_artifact(tmp_path / "packed", 1000, seed=2)
         push_artifact(second, registry=registry, tags=("stable",), progress=Silent())
         assert registry.resolve(Ref.parse("demo@stable"), PLATFORM) == second.manifest.id
-        policy = Policy(keep_tagged=True, under_way=timedelta(0))
+        policy = RetentionPolicy(keep_tagged=True, under_way=timedelta(0))
         now = datetime.now(timezone.utc) + timedelta(seconds=5)
         with pytest.raises(StoreError, match="does not offer") as caught:
             carry_out(registry, plan_prune(registry, Scope(), policy, now), progress=Silent())

@@ -14,7 +14,7 @@ from envferry.names import Ref
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.check import check_registry
-from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
+from envferry.registry.prune import RetentionPolicy, Scope, carry_out, plan_prune
 from envferry.registry.push import push_artifact
 from envferry.stores.opening import open_store
 from envferry.stores.s3.conditions import IgnoresConditions
@@ -146,7 +146,7 @@ def test_a_bucket_without_upload_lists_is_pruned(
     made = [make_artifact(tmp_path / "packed", 1000, seed=seed) for seed in range(3)]
     for artifact in made:
         push_artifact(artifact, registry=registry, tags=(), progress=Silent())
-    policy = Policy(keep_tagged=True, under_way=timedelta(0))
+    policy = RetentionPolicy(keep_tagged=True, under_way=timedelta(0))
     now = datetime.now(timezone.utc) + timedelta(seconds=5)
     done = carry_out(registry, plan_prune(registry, Scope(), policy, now), progress=Silent())
     assert sum(fate.goes for fate in done.fates) == 2

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from envferry.install.host_check import glibc_version
+from envferry.install.host.host_check import glibc_version
 from envferry.process import run
 from envferry.specs.locks import read_lock
 from tests.support.cli_runner import CliRunner

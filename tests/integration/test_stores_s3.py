@@ -23,7 +23,7 @@ from envferry.process import run
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.check import check_registry
-from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
+from envferry.registry.prune import RetentionPolicy, Scope, carry_out, plan_prune
 from envferry.registry.push import push_artifact
 from envferry.stores.opening import open_store
 from envferry.stores.port import KnownRange
@@ -168,11 +168,11 @@ def test_prune_in_object_storage(s3_url: str, tmp_path: Path) -> None:
     source.write_bytes(os.urandom(3 * PART_BYTES))
     with pytest.raises(KeyboardInterrupt):
         registry.store.create_from_file("v1/envs/demo/linux-64/0123456789ab/x", source, _interrupt)
-    policy = Policy(keep_tagged=True, under_way=timedelta(hours=1))
+    policy = RetentionPolicy(keep_tagged=True, under_way=timedelta(hours=1))
     found = plan_prune(registry, Scope(), policy, datetime.now(timezone.utc))
     assert not any(fate.goes for fate in found.fates)
     assert not found.unfinished
-    policy = Policy(keep_tagged=True, under_way=timedelta(0))
+    policy = RetentionPolicy(keep_tagged=True, under_way=timedelta(0))
     now = datetime.now(timezone.utc) + timedelta(seconds=5)
     found = plan_prune(registry, Scope(), policy, now)
     (upload,) = found.unfinished

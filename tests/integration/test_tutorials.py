@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from envferry.install.host_check import glibc_version
+from envferry.install.host.host_check import glibc_version
 from tests.support.console_blocks import blocks_of, check_page
 from tests.support.readers import reader_environ
 

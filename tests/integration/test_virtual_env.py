@@ -15,7 +15,7 @@ import pytest
 from envferry.archive.reader import Archive, FileSource
 from envferry.channel.virtual_env import VirtualEnv, venv_with_interpreter
 from envferry.errors import SpecError
-from envferry.install.env_home import EnvHome
+from envferry.install.records.env_home import EnvHome
 from envferry.install.verify import verify_installation
 from envferry.pack.pack_options import PackOptions
 from envferry.pack.stage import pack_env

@@ -11,7 +11,7 @@ from py_compile import PycInvalidationMode
 from typing import TYPE_CHECKING
 
 from envferry.archive.reader import Archive, FileSource
-from envferry.install.env_home import EnvHome
+from envferry.install.records.env_home import EnvHome
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent
 from tests.support.environments import SITE, conda_record, pack, pip_record

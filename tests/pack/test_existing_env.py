@@ -26,7 +26,7 @@ from envferry.errors import (
     TargetOccupied,
     UsageError,
 )
-from envferry.install.env_home import EnvHome
+from envferry.install.records.env_home import EnvHome
 from envferry.install.verify import verify_installation
 from envferry.models import SpecOptions
 from envferry.pack.env_members import Listing

@@ -15,7 +15,7 @@ import pytest
 from blake3 import blake3
 
 from envferry.archive.compression import describe_compression, new_compressor
-from envferry.archive.frame_reuse import FrameNotes, Reuse
+from envferry.archive.frame_reuse import FrameNotes, FrameReuse
 from envferry.archive.index import FrameEntry, encode_index
 from envferry.archive.reader import Archive, FileSource
 from envferry.archive.seek_table import encode_seek_table
@@ -61,10 +61,10 @@ class PackedTwice:
         level: int = 3,
         progress: Progress = SILENT,
         prefix: str | None = None,
-    ) -> tuple[Artifact, Reuse]:
+    ) -> tuple[Artifact, FrameReuse]:
         """Pack the tree into a folder."""
         built = describe_env(self.tree, prefix=prefix, name=None, lock_dir=self.root / "lock")
-        said: list[Reuse] = []
+        said: list[FrameReuse] = []
         options = PackOptions(
             output_dir=self.root / output,
             mtime=315532800,
@@ -79,7 +79,7 @@ class PackedTwice:
         """Return the archive as it is without any earlier one."""
         folder = self.root / "from-nothing"
         artifact, reuse = self.pack(folder.name, notes=False, level=level, prefix=prefix)
-        assert reuse == Reuse()
+        assert reuse == FrameReuse()
         content = artifact.archive_path.read_bytes()
         shutil.rmtree(folder)
         return content
@@ -110,7 +110,7 @@ def archive_offsets(path: Path) -> list[int]:
 @pytest.mark.parametrize("notes", [True, False])
 def test_only_what_changed_is_compressed_again(two: PackedTwice, notes: bool) -> None:
     first, reuse = two.pack("dist", notes=notes)
-    assert reuse == Reuse()
+    assert reuse == FrameReuse()
     two.change()
     second, reuse = two.pack("dist", notes=notes)
     assert second.archive_path != first.archive_path
@@ -196,7 +196,7 @@ def test_another_prefix_is_looked_for_in_frames_that_are_taken(two: PackedTwice)
 def test_another_level_reuses_nothing(two: PackedTwice, notes: bool) -> None:
     two.pack("dist", notes=notes, level=1)
     second, reuse = two.pack("dist", notes=notes, level=6)
-    assert reuse == Reuse()
+    assert reuse == FrameReuse()
     assert second.archive_path.read_bytes() == two.from_nothing(level=6)
 
 
@@ -209,7 +209,7 @@ def test_another_version_of_zstd_reuses_nothing(
     assert note.compression == describe_compression(3)
     older = note.compression.replace("zstd=1.", "zstd=0.", 1)
     note_path.write_bytes(msgspec.json.encode(msgspec.structs.replace(note, compression=older)))
-    assert two.pack("dist", reuse=None)[1] == Reuse()
+    assert two.pack("dist", reuse=None)[1] == FrameReuse()
 
 
 @pytest.mark.parametrize("kept", [0, 1, 0.5, 0.999])
@@ -218,7 +218,7 @@ def test_of_a_truncated_archive_nothing_is_reused(two: PackedTwice, kept: float)
     content = first.archive_path.read_bytes()
     first.archive_path.write_bytes(content[: int(len(content) * kept) if kept != 1 else 1])
     second, reuse = two.pack("today")
-    assert reuse == Reuse()
+    assert reuse == FrameReuse()
     assert second.archive_path.read_bytes() == two.from_nothing() == content
 
 
@@ -337,7 +337,7 @@ def test_a_named_archive_must_be_there(two: PackedTwice) -> None:
 
 def test_what_cannot_be_reused_is_said(two: PackedTwice, caplog: pytest.LogCaptureFixture) -> None:
     (two.root / "text").write_bytes(b"no archive")
-    assert two.pack("dist", reuse=two.root / "text")[1] == Reuse()
+    assert two.pack("dist", reuse=two.root / "text")[1] == FrameReuse()
     assert "nothing is reused" in caplog.text
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from envferry.install.env_home import EnvHome
+from envferry.install.records.env_home import EnvHome
 from envferry.install.verify import verify_installation
 from envferry.progress import Silent
 from tests.support.environments import conda_record, pack

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from envferry.channel.venv_files import carried_files, carry, point_to_interpreter, settings_of
+from envferry.channel.venv_files import copied_files, copy_entry, point_to_interpreter, settings_of
 from envferry.channel.virtual_env import interpreter_of
 from envferry.cli.main import envferry
 from envferry.errors import SpecError
@@ -39,7 +39,7 @@ def test_the_files_that_make_it_one_stay_behind(venv: Path) -> None:
         (venv / path).parent.mkdir(parents=True, exist_ok=True)
         (venv / path).write_text("")
     faults: list[str] = []
-    found = {item.path for item in carried_files(venv, faults)}
+    found = {item.path for item in copied_files(venv, faults)}
     assert found == {f"{SITE_PACKAGES}/mine.py", "bin/python-argcomplete", "share/doc/mine.txt"}
     assert faults == []
 
@@ -47,7 +47,7 @@ def test_the_files_that_make_it_one_stay_behind(venv: Path) -> None:
 def test_what_nobody_can_read_is_a_fault(venv: Path) -> None:
     os.mkfifo(venv / "share")
     faults: list[str] = []
-    assert "share" not in {item.path for item in carried_files(venv, faults)}
+    assert "share" not in {item.path for item in copied_files(venv, faults)}
     assert faults == ["'share' is a socket, pipe or device"]
 
 
@@ -60,8 +60,8 @@ def test_links_into_a_cache_become_files_and_others_stay(venv: Path, tmp_path: P
     (site_packages / "alias.py").symlink_to("mine.py")
     (site_packages / "gone.py").symlink_to("/nowhere/gone.py")
     tree = tmp_path / "tree"
-    for item in list(carried_files(venv, [])):
-        carry(item, venv, tree)
+    for item in list(copied_files(venv, [])):
+        copy_entry(item, venv, tree)
     assert not (tree / SITE_PACKAGES / "mine.py").is_symlink()
     assert (tree / SITE_PACKAGES / "mine.py").read_text() == "x = 1\n"
     assert str((tree / SITE_PACKAGES / "gone.py").readlink()) == "/nowhere/gone.py"

@@ -16,10 +16,10 @@ import pytest
 from envferry.errors import IntegrityError, NotFound, StoreError
 from envferry.names import Ref
 from envferry.progress import Silent
-from envferry.registry import Registry, WasRemoved
+from envferry.registry import Registry, RemovedMeanwhile
 from envferry.registry.check import check_registry
 from envferry.registry.inventory import Folder
-from envferry.registry.prune import Policy, PrunePlan, Scope, carry_out, plan_prune
+from envferry.registry.prune import PrunePlan, RetentionPolicy, Scope, carry_out, plan_prune
 from envferry.registry.push import push_artifact
 from envferry.registry.removal import remove_artifact
 from envferry.stores.directory import DirectoryStore
@@ -56,7 +56,7 @@ def grow_old(registry: Registry, artifact: Artifact, days: int) -> None:
 
 def plan(registry: Registry, **rules: object) -> PrunePlan:
     scope = Scope(names=(), platform=None)
-    return plan_prune(registry, scope, Policy(**rules), NOW)  # type: ignore[arg-type]
+    return plan_prune(registry, scope, RetentionPolicy(**rules), NOW)  # type: ignore[arg-type]
 
 
 def gone(found: PrunePlan, artifacts: list[Artifact]) -> list[int]:
@@ -112,7 +112,7 @@ def test_sizes_are_those_of_the_files(registry: Registry, artifacts: list[Artifa
 )
 def test_scope(registry: Registry, artifacts: list[Artifact], scope: Scope, expected: int) -> None:
     assert artifacts
-    found = plan_prune(registry, scope, Policy(keep_tagged=True), NOW)
+    found = plan_prune(registry, scope, RetentionPolicy(keep_tagged=True), NOW)
     assert sum(fate.goes for fate in found.fates) == expected
 
 
@@ -278,7 +278,7 @@ def test_pushes_and_prunes_at_once(registry: Registry, tmp_path: Path) -> None:
             artifact = chance.choice(made)
             try:
                 push_artifact(artifact, registry=registry, tags=(), progress=Silent())
-            except WasRemoved:
+            except RemovedMeanwhile:
                 continue  # it says so: push again
             except StoreError as error:
                 assert "moved by other processes" in error.message  # noqa: PT017
@@ -286,7 +286,7 @@ def test_pushes_and_prunes_at_once(registry: Registry, tmp_path: Path) -> None:
             rounds[0] += 1
 
     def prune(_: int) -> None:
-        rule = Policy(keep_tagged=True, under_way=timedelta(minutes=1))
+        rule = RetentionPolicy(keep_tagged=True, under_way=timedelta(minutes=1))
         while not is_enough():
             now = datetime.now(timezone.utc) + DAY
             found = plan_prune(registry, Scope(), rule, now)
@@ -308,4 +308,4 @@ def test_an_environment_that_is_not_there_is_not_pruned(
 ) -> None:
     scope = Scope(names=(artifacts[0].manifest.name, "dmeo"))
     with pytest.raises(NotFound, match="dmeo"):
-        plan_prune(registry, scope, Policy(keep_last=1), NOW)
+        plan_prune(registry, scope, RetentionPolicy(keep_last=1), NOW)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from envferry.install.env_home import EnvHome
+from envferry.install.records.env_home import EnvHome
 from envferry.install.verify import verify_installation
 from envferry.pack.existing_env import describe_env
 from envferry.pack.pack_options import PackOptions

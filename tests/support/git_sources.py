@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from envferry.install.host_check import glibc_version
+from envferry.install.host.host_check import glibc_version
 from envferry.process import run
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
 
-from envferry.install.host_check import glibc_version
+from envferry.install.host.host_check import glibc_version
 from tests.support.builds import file_hash
 from tests.support.wheels import make_wheel
 

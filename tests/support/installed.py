@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from envferry.archive.reader import Archive, FileSource
-from envferry.install.env_home import EnvHome
+from envferry.install.records.env_home import EnvHome
 from envferry.install.verify import Verified, repair_installation, verify_installation
 from envferry.progress import Silent
 

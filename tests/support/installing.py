@@ -15,7 +15,7 @@ from tests.support.archives import PREFIX, small_archive
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envferry.install.installation import Installation
+    from envferry.install.records.installation import Installation
 
 SCRIPT = b"#!/bin/sh\n# at /opt/conda/envs/demo\necho version %b\n"
 

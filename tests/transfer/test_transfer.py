@@ -24,7 +24,7 @@ from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.check import check_registry
 from envferry.registry.fetch import fetch_artifact
-from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
+from envferry.registry.prune import RetentionPolicy, Scope, carry_out, plan_prune
 from envferry.registry.push import push_artifact
 from envferry.stores.directory import DirectoryStore
 from envferry.stores.opening import open_store
@@ -800,12 +800,12 @@ def test_parts_that_nobody_finished_are_pruned(sites: Sites) -> None:
     for pattern in ("*.parts.json", "manifest.json", "latest"):
         the(sites.disk, pattern).unlink()
     disk, now = Registry.open(sites.disk), datetime.now(timezone.utc)
-    policy = Policy(under_way=timedelta(0))
+    policy = RetentionPolicy(under_way=timedelta(0))
     plan = plan_prune(disk, Scope(), policy, now)
     assert [one.key[-8:] for one in plan.unfinished] == [
         f".part00{number}" for number in (1, 2, 3, 4)
     ]
-    assert plan_prune(disk, Scope(), Policy(), now).unfinished == ()
+    assert plan_prune(disk, Scope(), RetentionPolicy(), now).unfinished == ()
     carry_out(disk, plan, progress=Silent())
     assert not list(Path(sites.disk).rglob("*.part0*"))
 

@@ -227,7 +227,7 @@ class Extraction:
         sync_file_system(self.root)
 
     def finish_large_file(self, number: int) -> None:
-        """Edit the prefixes of a file that came in several frames, now that it is whole."""
+        """Edit the prefixes of a file of several frames, now that it is complete."""
         entry = self.files[number]
         descriptor = os.open(f"{self.root}/{entry.path}", PART_OF_FILE)
         try:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from concurrent.futures import Future, ThreadPoolExecutor
 
-    from envferry.archive.frame_reuse import EarlierFrames, TakenFrame
+    from envferry.archive.frame_reuse import EarlierFrames, ReusedFrame
     from envferry.archive.members import FramePlan, Member, Piece
 
 WIDE_MARKS = tuple(mark for mark, _ in WIDE_TEXTS)
@@ -104,7 +104,7 @@ class FramePacker:
             prefix_members=frozenset({*found, *wide}),
         )
 
-    def taken(self, plan: FramePlan, plain: str, buffer: bytearray) -> TakenFrame | None:
+    def taken(self, plan: FramePlan, plain: str, buffer: bytearray) -> ReusedFrame | None:
         """Return what an earlier archive has of a frame, None where it has nothing proven."""
         if self.earlier is None:
             return None
@@ -127,7 +127,7 @@ class FramePacker:
             buffer = bytearray()
         return buffer if len(buffer) >= size else bytearray(size)
 
-    def take_back(self, buffer: bytearray) -> None:
+    def reuse_buffer(self, buffer: bytearray) -> None:
         """Have the memory of a frame that is done with used again."""
         self.buffers.put(buffer)
 

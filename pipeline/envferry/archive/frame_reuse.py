@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Reuse(msgspec.Struct, frozen=True, kw_only=True):
+class FrameReuse(msgspec.Struct, frozen=True, kw_only=True):
     """How much of an archive was taken from an earlier one."""
 
     archive: str = ""
@@ -40,7 +40,7 @@ class FrameNotes(msgspec.Struct, frozen=True, kw_only=True):
     """The frames in which it was seen."""
 
 
-class TakenFrame(msgspec.Struct, frozen=True, kw_only=True):
+class ReusedFrame(msgspec.Struct, frozen=True, kw_only=True):
     """A frame that need not be compressed."""
 
     compressed: bytes
@@ -74,11 +74,13 @@ class EarlierFrames:
                 self.numbers[path, first.start, archive.index.frames[number].tar_size] = number
 
     @property
-    def reuse(self) -> Reuse:
+    def reuse(self) -> FrameReuse:
         """What was taken so far."""
-        return Reuse(archive=self.archive.name, frames=self.taken_frames, size=self.taken_bytes)
+        return FrameReuse(
+            archive=self.archive.name, frames=self.taken_frames, size=self.taken_bytes
+        )
 
-    def take(self, place: FramePlace, plain: str, raw: bytearray) -> TakenFrame | None:
+    def take(self, place: FramePlace, plain: str, raw: bytearray) -> ReusedFrame | None:
         """Return the compressed frame that holds the first bytes of `raw`, None without proof.
 
         `plain` is the BLAKE3 of these bytes; `place` says how many they are.
@@ -97,7 +99,7 @@ class EarlierFrames:
         with self.counting:
             self.taken_frames += 1
             self.taken_bytes += entry.size
-        return TakenFrame(compressed=compressed, entry=entry, number=number)
+        return ReusedFrame(compressed=compressed, entry=entry, number=number)
 
     def lacks(self, prefix: str, number: int) -> bool:
         """Whether it is known that a frame does not hold the prefix."""

@@ -21,7 +21,7 @@ FRAME_LINE = re.compile(r"frame ([0-9]{1,9}) ([0-9a-f]{32})")
 EDITED_LINE = re.compile(r"edited ([0-9]{1,9}) ([0-9]{1,18}) ([0-9a-f]{32})")
 
 
-class Noted(msgspec.Struct, frozen=True):
+class JournalContent(msgspec.Struct, frozen=True):
     """What a journal says."""
 
     frames: dict[int, str] = msgspec.field(default_factory=dict)
@@ -42,12 +42,12 @@ class InstallJournal(LineJournal):
         self.note(f"edited {number} {content.size} {content.xxh128}")
 
 
-def read_noted(path: Path, subject: str) -> Noted | None:
+def read_noted(path: Path, subject: str) -> JournalContent | None:
     """Read a journal; None without one about `subject`."""
     found = read_journal(path)
     if found is None or found.subject != subject:
         return None
-    noted = Noted()
+    noted = JournalContent()
     for line in found.lines:
         if frame := FRAME_LINE.fullmatch(line):
             noted.frames[int(frame[1])] = frame[2]

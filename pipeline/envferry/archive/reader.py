@@ -112,7 +112,7 @@ class Archive:
     def fetch_bytes(self, numbers: Iterable[int]) -> int:
         """Return exactly how many bytes of the archive are read to have these frames, all in all.
 
-        Those of the index and the seek table are counted, those that came with them only once.
+        Those of the index and the seek table are counted, those read with them only once.
         """
         frames = self.index.frames
         return self.opening_bytes + sum(

@@ -1,4 +1,4 @@
-"""Headers of the tar stream: one byte sequence for each member, whoever writes it.
+"""Headers of the tar stream: one byte sequence for each member.
 
 POSIX.1-2001 (pax). A reader makes the header that an index entry calls for and compares it with
 the stream, so index and stream cannot disagree.

@@ -175,7 +175,7 @@ class ArchiveWriter:
             self.plain.append(frame.plain)
             records.take(frame)
             self.digests.wait()
-            packer.take_back(frame.buffer)
+            packer.reuse_buffer(frame.buffer)
             frame_owners.append(members[frame.plan.pieces[0].member].owner)
         self.files.extend(records.entries())
         self.left_alone.extend(records.left_alone)

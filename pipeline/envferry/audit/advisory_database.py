@@ -1,6 +1,6 @@
 """The database of advisories: one file, dated, signed by a statement beside it.
 
-JSON in one zstd frame. Advisories stay encoded until somebody asks for one, so a file of 25,000
+JSON in one zstd frame. Advisories stay encoded until one is asked for, so a file of 25,000
 is open in a moment. The date is what the data says of itself, not when they were copied.
 """
 
@@ -154,7 +154,7 @@ def encode_database(
 
 
 def write_database(path: Path, data: bytes, signer: Signer | None) -> None:
-    """Write a database, and the statement about it where somebody signs; else there is none."""
+    """Write a database, and, where there is a signer, the statement about it."""
     statement = attestation_of(path)
     statement.unlink(missing_ok=True)
     write_bytes(path, data)

@@ -34,7 +34,7 @@ ECOSYSTEMS = {"pypi": "PyPI", "cargo": "crates.io", "npm": "npm", "golang": "Go"
 """The ecosystems of OSV whose versions we compare, by the types of purls."""
 
 PATCHED = ("apk", "deb", "rpm")
-"""Purls of distributions, which mend faults without taking a newer version: theirs say nothing to
+"""Purls of distributions, which fix faults without taking a newer version: theirs say nothing to
 advisories about upstream's."""
 
 PartKind = Literal["conda", "pypi", "vendored"]

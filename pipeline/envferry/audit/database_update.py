@@ -49,7 +49,7 @@ class UpdateRequest(msgspec.Struct, frozen=True, kw_only=True):
     now: datetime
     signer: Signer | None = None
     keys: tuple[PublicKey, ...] | None = None
-    """Who must have signed a database that is taken over; None for anybody, or nobody."""
+    """Who must have signed a database that is taken over; None accepts unsigned ones, too."""
     least: int = 1
     """How many of them."""
     allow_downgrade: bool = False

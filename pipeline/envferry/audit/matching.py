@@ -151,7 +151,7 @@ def _judge_tags(affected: AffectedPackage, library: CLibrary, version: str) -> V
 
 
 def _is_between_releases(affected: AffectedPackage) -> bool:
-    """Whether a fault that OSS-Fuzz found came and went between two releases.
+    """Whether a fault that OSS-Fuzz found was introduced and fixed between two releases.
 
     Its records list all tags that have the fault, where a repository's tags are known at all.
     """

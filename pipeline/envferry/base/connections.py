@@ -75,7 +75,7 @@ class Connections:
             preload_content=False,
         )
 
-    def way_to(self, url: str) -> str:
+    def proxy_note(self, url: str) -> str:
         """Say through which proxy a URL is reached, for the message of an error; else nothing."""
         proxy = choose_proxy(self.proxies, url)
         return f" through the proxy {show_proxy(proxy)}" if proxy else ""
@@ -123,7 +123,7 @@ class Connections:
 
 
 def was_never_reached(error: Exception) -> bool:
-    """Whether a request failed before anybody got it."""
+    """Whether a request failed before it reached a server."""
     return isinstance(getattr(error, "reason", None) or error, NEVER_REACHED)
 
 

@@ -12,7 +12,7 @@ MOST_LINKS = 40
 
 
 def who_else_may_change(path: Path, status: os.stat_result) -> str:
-    """Say who may change a file but root and this user; nothing if nobody may.
+    """Say who besides root and this user can change a file; empty if no one can.
 
     Root uses only what no other user can change.
     """
@@ -30,7 +30,7 @@ def who_else_may_change(path: Path, status: os.stat_result) -> str:
 
 
 def may_everybody_change(path: Path) -> str:
-    """Say how everybody may change a file; nothing if not.
+    """Say how every user can change a file; empty if they cannot.
 
     Less strict than `who_else_may_change`: in a container, root reads files that belong to the user
     who mounted them.
@@ -69,7 +69,7 @@ def deciding_folders(path: Path) -> tuple[Path, ...]:
 
 
 def is_open_to_everybody(status: os.stat_result) -> bool:
-    """Whether everybody may put other files in the place of those in a folder."""
+    """Whether every user can replace the files in a folder."""
     return bool(status.st_mode & OTHERS_WRITE) and not status.st_mode & stat.S_ISVTX
 
 

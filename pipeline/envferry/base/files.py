@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, BinaryIO, TypeVar
 import xxhash
 from blake3 import blake3
 
+from envferry.base.text import human_bytes
 from envferry.errors import HostError, TargetOccupied, UsageError
 
 if TYPE_CHECKING:
@@ -75,9 +76,9 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def read_own(path: Path) -> bytes:
-    """Read a file that nobody but root and this user can have written, and no link.
+    """Read a file that only root and this user can have written, and no link.
 
-    Raises PermissionError for any other: what it says may come from anybody.
+    Raises PermissionError for any other: another user may have written it.
     """
 
     def opened_without_links(name: str, flags: int) -> int:
@@ -118,7 +119,7 @@ def mounts_in(path: Path, table: Path = MOUNTS) -> list[str]:
     try:
         lines = table.read_bytes().splitlines()
     except OSError:
-        return []  # without /proc nobody can tell
+        return []  # cannot be known without /proc
     real = os.path.realpath(path)
     places = [unescaped(os.fsdecode(line.split(b" ")[4])) for line in lines]
     return sorted(place for place in places if place == real or place.startswith(f"{real}/"))
@@ -148,7 +149,7 @@ def expand_home(path: Path) -> Path:
 
 
 def make_folders(path: Path) -> None:
-    """Make a directory, and those above it, for everybody to enter and read, whatever the umask.
+    """Make a directory, and those above it, for every user to enter and read, whatever the umask.
 
     A group that the umask lets write may write. Directories that exist stay as they are.
     """
@@ -165,7 +166,7 @@ def make_folders(path: Path) -> None:
 
 
 def open_folder(path: Path) -> None:
-    """Let everybody enter and read a directory."""
+    """Let every user enter and read a directory."""
     found = stat.S_IMODE(path.stat().st_mode)
     if found & FOLDER_MODE != FOLDER_MODE:
         path.chmod(found | FOLDER_MODE)
@@ -250,17 +251,3 @@ def require_space(path: Path, needed_bytes: int, what: str) -> None:
             f"{human_bytes(free_bytes)} are free"
         )
         raise HostError(message, hint=f"free {human_bytes(needed_bytes - free_bytes)} there")
-
-
-def plural(number: int, one: str, many: str = "") -> str:
-    """Return `1 package`, `1,234 packages`."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
-def human_bytes(count: float) -> str:
-    """Format bytes for people: `4.31 GB` (powers of 1000, as disks are sold)."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(count) < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

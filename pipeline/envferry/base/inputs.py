@@ -46,7 +46,7 @@ def open_input(path: Path) -> IO[bytes]:
 
 
 def without_waiting(path: str, flags: int) -> int:
-    """Open a descriptor, for `open`; nobody waits for who writes to a pipe."""
+    """Open a descriptor, for `open`; without waiting for a writer of a pipe."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 

@@ -1,4 +1,4 @@
-"""A file that says what was done so far, for whoever goes on after a crash: a line for each thing.
+"""A file that says what was done so far, to resume after a crash: a line for each thing.
 
 The first line says what the file is about. A last line without its end is what a crash tore: it
 does not count, and goes before another line is written. Nothing else is ever changed in place.

@@ -49,11 +49,11 @@ WINDOW_SECONDS = 30
 """A server may be slower for as long."""
 
 
-class TooMuch(OSError):
+class ResponseTooLarge(OSError):
     """A server sends more than what was asked for can have."""
 
 
-class TooSlow(TimeoutError):
+class ResponseTooSlow(TimeoutError):
     """A server sends next to nothing, and never stops: a timeout between bytes does not notice."""
 
 
@@ -102,7 +102,7 @@ def limited(keys: Iterator[Any], where: str, most: int = LISTED_KEYS) -> Iterato
 
 def broken_limit(error: BaseException) -> str | None:
     """Return what was wrong with a server, if that is what an error was raised from."""
-    found = (one for one in _causes(error) if isinstance(one, (TooMuch, TooSlow)))
+    found = (one for one in _causes(error) if isinstance(one, (ResponseTooLarge, ResponseTooSlow)))
     return next(map(str, found), None)
 
 
@@ -137,7 +137,7 @@ def limited_response(limits: Limits) -> type[http.client.HTTPResponse]:
             self.fp = io.BufferedReader(self.counted)
 
         def begin(self) -> None:
-            # http.client has a limit for the headers of one answer, but passes over `100 Continue`.
+            # http.client has a limit for the headers of one answer, but ignores `100 Continue`.
             self.counted.most = min(HEADER_BYTES, limits.answer_bytes)
             super().begin()
             kind = str(self.headers.get("Content-Type", "")).lower()
@@ -166,7 +166,7 @@ def limited_pools(pools: Mapping[str, type[Any]], limits: Limits) -> dict[str, t
 
 
 class _CountedReader(io.RawIOBase):
-    """Reads a socket; raises TooMuch or TooSlow.
+    """Reads a socket; raises ResponseTooLarge or ResponseTooSlow.
 
     Only the time counts that is spent waiting for the server, and that for the first byte does not:
     the socket has a timeout for it.
@@ -201,7 +201,7 @@ class _CountedReader(io.RawIOBase):
         self.window_bytes += count
         if self.total > self.most:
             msg = f"it sent more than {self.most:,} bytes"
-            raise TooMuch(msg)
+            raise ResponseTooLarge(msg)
         if self.is_timed and self.waited >= self.limits.window_seconds:
             self._check_speed()
         return cast("int", count)
@@ -212,5 +212,5 @@ class _CountedReader(io.RawIOBase):
                 f"it sent {self.window_bytes} bytes in {self.waited:.0f} s, expected "
                 f"{self.limits.least_speed} per second at least (ENVFERRY_MIN_SPEED)"
             )
-            raise TooSlow(message)
+            raise ResponseTooSlow(message)
         self.window_bytes, self.waited = 0, 0.0

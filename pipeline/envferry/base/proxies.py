@@ -18,7 +18,7 @@ def read_proxies(environ: Mapping[str, str]) -> dict[str, str]:
     """Return proxies by scheme (`http`, `https`, `all`), and `no`: the hosts to reach without.
 
     The lower-case name wins, and an empty one takes the upper-case one back. In a CGI program
-    HTTP_PROXY is a header that anybody sends (https://httpoxy.org).
+    HTTP_PROXY is a header that any client sends (https://httpoxy.org).
     """
     found: dict[str, str] = {}
     for name in sorted(environ):  # upper case sorts first

@@ -52,7 +52,7 @@ class Transient(Exception):
         self.is_unreachable = is_unreachable
 
 
-class Tally:
+class FailureCount:
     """The failures of one thing that is attempted."""
 
     def __init__(
@@ -89,7 +89,7 @@ def persistently(
     wait: Callable[[float], object] = time.sleep,
 ) -> T:
     """Attempt something until it does not raise Transient, or as often as the policy allows."""
-    tally = Tally(policy)
+    tally = FailureCount(policy)
     while True:
         try:
             return attempt()

@@ -108,7 +108,7 @@ def _merged(
 def read_file(path: Path) -> dict[str, SettingValue]:
     """Return what one settings file says, by key; nothing where there is none."""
     try:
-        # Nobody waits for a pipe.
+        # Opening a pipe must not wait for a writer.
         with open(path, "rb", opener=without_waiting) as stream:
             _refuse_writable(path, os.fstat(stream.fileno()))
             text = stream.read().decode()
@@ -202,7 +202,7 @@ def _check(setting: Setting, value: object, place: str) -> Value:
 
 def _path(text: str, key: str, place: str) -> str:
     """Return a path of a file; a relative one would be another in each directory."""
-    full = os.path.expanduser(text)  # noqa: PTH111  (a text comes out as it went in)
+    full = os.path.expanduser(text)  # noqa: PTH111  (the string is otherwise unchanged)
     if not full.startswith("/"):
         message = f"{place}: {key} is {text!r}, expected an absolute path"
         raise SpecError(message, hint="start it with / or ~/")

@@ -68,7 +68,7 @@ class _Found(msgspec.Struct):
 def read_site_indexes(environ: Mapping[str, str], home: Path | None) -> SiteIndexes:
     """Read the settings of uv, then of pip; of each, the earlier source wins.
 
-    A file that cannot be read is skipped: who starts a command need not be who wrote it.
+    A file that cannot be read is skipped: who starts a command may not be its author.
     """
     sources = [
         _uv_variables(environ),

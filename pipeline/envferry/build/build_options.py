@@ -38,4 +38,4 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
     from_scratch: bool = False
     """Do not start from the previous build."""
     anew: bool = False
-    """Make the wheels of sources again, too, though the cache has them."""
+    """Also build the wheels of sources again, though the cache has them."""

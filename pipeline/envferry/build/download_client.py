@@ -16,11 +16,11 @@ from cryptography.hazmat.primitives import hashes
 
 from envferry.base.connections import Connections, was_never_reached, wrong_time_words
 from envferry.base.files import COPY_BYTES
-from envferry.base.limits import Limits, TooMuch, TooSlow, broken_limit, has_cause
+from envferry.base.limits import Limits, ResponseTooLarge, ResponseTooSlow, broken_limit, has_cause
 from envferry.base.retry import (
     BUSY_STATUSES,
+    FailureCount,
     RetryPolicy,
-    Tally,
     Transient,
     asked_seconds,
     waiting_words,
@@ -78,20 +78,20 @@ class DownloadClient:
 
     def download(self, item: Download, partial: Path, meter: Meter) -> str:
         """Download into `partial`, from where it ends; return the hash of the whole."""
-        tally, reached, pause = Tally(self.policy), 0, 0.0
+        tally, reached, pause = FailureCount(self.policy), 0, 0.0
         while True:
             meter.wait_or_stop(pause)
             try:
                 with partial.open("a+b") as stream:
                     return self._download_once(item, stream, meter)
             except NETWORK_ERRORS as error:
-                if has_cause(error, TooMuch):
+                if has_cause(error, ResponseTooLarge):
                     partial.unlink()
                     message = f"cannot download {item.shown}: {broken_limit(error)}"
                     raise StoreError(
                         message, hint="ask the administrator of that server"
                     ) from error
-                failure, is_slow = self._failure(item, error), has_cause(error, TooSlow)
+                failure, is_slow = self._failure(item, error), has_cause(error, ResponseTooSlow)
             if (size := partial.stat().st_size) > reached:
                 reached = size
                 if not is_slow:
@@ -104,7 +104,7 @@ class DownloadClient:
 
     def _failure(self, item: Download, error: Exception) -> Transient:
         """Return what to do about a failure; raise StoreError for one that stays."""
-        reason, way = broken_limit(error) or reason_of(error), self.connections.way_to(item.url)
+        reason, way = broken_limit(error) or reason_of(error), self.connections.proxy_note(item.url)
         message = f"cannot download {item.shown}{way}: {reason}"
         if isinstance(getattr(error, "reason", error), urllib3.exceptions.SSLError):
             hint = "name your CA certificates in SSL_CERT_FILE"
@@ -118,7 +118,9 @@ class DownloadClient:
         final.__cause__ = error
         asked = error.asked if isinstance(error, _Busy) else None
         return Transient(
-            final, asked=asked, is_unreachable=was_never_reached(error) or has_cause(error, TooSlow)
+            final,
+            asked=asked,
+            is_unreachable=was_never_reached(error) or has_cause(error, ResponseTooSlow),
         )
 
     def _download_once(self, item: Download, stream: BinaryIO, meter: Meter) -> str:
@@ -138,7 +140,7 @@ class DownloadClient:
             if (length := response.headers.get("Content-Length", "")).isdecimal():
                 if int(length) > self.limits.answer_bytes:
                     msg = f"it announced more than {self.limits.answer_bytes:,} bytes"
-                    raise TooMuch(msg)
+                    raise ResponseTooLarge(msg)
                 meter.learn(item, int(length))
             for chunk in response.stream(PIECE_BYTES, decode_content=False):
                 stream.write(chunk)
@@ -165,7 +167,7 @@ class DownloadClient:
             raise _Busy(answer + waiting_words(asked), asked)
         if response.status not in (200, 206, 416) or (response.status == 416 and not start):
             response.close()
-            way = self.connections.way_to(item.url)
+            way = self.connections.proxy_note(item.url)
             raise _refusal(item, way, f"{response.status} {response.reason or ''}".strip())
         return response
 
@@ -222,7 +224,7 @@ NETWORK_ERRORS = (
     urllib3.exceptions.HTTPError,
     ConnectionError,
     TimeoutError,
-    TooMuch,
+    ResponseTooLarge,
     _Busy,
 )
 
@@ -251,7 +253,7 @@ def _refusal(item: Download, way: str, answer: str) -> PipelineError:
 
 
 def reason_of(error: Exception) -> str:
-    """Say what went wrong without the URL that urllib3 repeats, which may hold a token."""
+    """Describe an error without the URL that urllib3 repeats, which may hold a token."""
     if isinstance(error, _Busy):
         return str(error)
     inner = getattr(error, "reason", None)

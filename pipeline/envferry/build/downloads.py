@@ -14,8 +14,9 @@ from urllib.parse import unquote, urlsplit
 import urllib3
 from cryptography.hazmat.primitives import hashes
 
-from envferry.base.files import COPY_BYTES, plural
+from envferry.base.files import COPY_BYTES
 from envferry.base.retry import POLICY, RetryPolicy
+from envferry.base.text import plural
 from envferry.base.workers import Workers
 from envferry.build.cache_locks import entry_lock
 from envferry.build.download import ALGORITHMS, Download, hash_file

@@ -21,9 +21,9 @@ from envferry.base.files import read_own, write_bytes
 from envferry.base.json import decode_json
 from envferry.base.sha256 import sha256_hex
 from envferry.build.file_stamps import FileStamp, stamp_files
-from envferry.build.inside.apart import why_not_alone
+from envferry.build.inside.built_tree import NotIncremental
 from envferry.build.inside.conda_meta import STATE
-from envferry.build.inside.made_tree import NotOnEarlierTree
+from envferry.build.inside.incremental import why_affects_others
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -91,19 +91,19 @@ class EarlierBuild(msgspec.Struct, frozen=True, kw_only=True):
     added: frozenset[str]
     """The URLs of the packages that it lacks."""
     changes_conda: bool
-    """Whether some of the packages that came, or went, are conda's."""
+    """Whether some of the packages that were added or removed are conda's."""
     wheel_files: dict[str, tuple[str, ...]]
     """Which files each wheel has brought that stays, by its name."""
     conda_files: dict[str, tuple[str, ...]]
     """The same of conda packages."""
     dropped: frozenset[str]
-    """The files that the new tree has not, or gets anew."""
+    """The files that the new tree lacks, or gets again."""
 
     def link_into(self, work: BuildDir) -> None:
         """Hard-link what stays into an empty tree.
 
         A folder that held only what goes is not made: a build from scratch has none. Raises
-        NotOnEarlierTree where files cannot be linked.
+        NotIncremental where files cannot be linked.
         """
         kept = [path for path in self.note.files if path not in self.dropped]
         try:
@@ -113,7 +113,7 @@ class EarlierBuild(msgspec.Struct, frozen=True, kw_only=True):
                 os.link(self.tree / path, work.tree / path, follow_symlinks=False)
         except OSError as error:
             message = f"files cannot be linked: {error}"
-            raise NotOnEarlierTree(message) from error
+            raise NotIncremental(message) from error
 
 
 def describe_materials(
@@ -231,7 +231,7 @@ def _why_not(tree: Path, note: TreeNote, materials: Materials, gone: set[str]) -
         if note.conda_tied:
             return note.conda_tied
     leaving = chain.from_iterable(note.conda_files[name] for name in gone)
-    if reason := why_not_alone(tree, leaving):
+    if reason := why_affects_others(tree, leaving):
         return reason
     if dict(stamp_files(tree)) != note.files:
         return f"{tree} was changed"

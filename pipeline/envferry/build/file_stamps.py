@@ -1,4 +1,4 @@
-"""Which files of a tree were touched since somebody looked: by inode, size and times."""
+"""Which files of a tree changed since they were recorded: by inode, size and times."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class FileStamp(msgspec.Struct, frozen=True, array_like=True):
-    """A file or link as it was: whoever changes it changes one of these."""
+    """A file or link as it was: any change to it changes one of these."""
 
     inode: int
     size: int

@@ -1,4 +1,4 @@
-"""Logins of git servers, told to git by its environment: everybody can read command lines."""
+"""Logins of git servers, passed to git in its environment: every user can read command lines."""
 
 from __future__ import annotations
 

@@ -231,6 +231,6 @@ class GitCommit(msgspec.Struct, frozen=True, kw_only=True):
 def git(
     *words: str | Path, check: bool = True, logins: Mapping[str, Secret] | None = None
 ) -> Finished:
-    """Run git without asking anybody anything."""
+    """Run git without prompts."""
     environ = git_environ(child_environ(GIT_DIR=None, GIT_WORK_TREE=None), logins or {})
     return run(["git", *words], env=environ, check=check)

@@ -20,7 +20,7 @@ from envferry.build.container_job import (
 )
 from envferry.build.data_downloads import data_downloads, data_variables
 from envferry.build.earlier_build import describe_materials, find_earlier, note_tree
-from envferry.build.inside.made_tree import NotOnEarlierTree
+from envferry.build.inside.built_tree import NotIncremental
 from envferry.build.lock_wheels import make_wheels, open_wheel_builder
 from envferry.build.output import describe_build, keep_build, note_build, without_checks
 from envferry.build.request import PlacedFile
@@ -111,13 +111,13 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
         found = "" if starts_anew else find_earlier(self.home, materials, self.packages)
         try:
             return self._build(materials, found)
-        except NotOnEarlierTree as reason:
+        except NotIncremental as reason:
             return self._build(materials, str(reason))
 
     def _build(self, materials: Materials, found: EarlierBuild | str) -> BuiltEnv:
         """Build and keep an environment, on an earlier build or, for a reason, from scratch.
 
-        Raises NotOnEarlierTree where it has to be built from scratch.
+        Raises NotIncremental where it has to be built from scratch.
         """
         options, progress = self.options, self.progress
         earlier = None if isinstance(found, str) else found
@@ -146,8 +146,8 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
             with progress.task(self._title(found)):
                 answer = run_builder(request, work, self.cache.root, self.sandbox, options)
             if earlier and (answer.from_nothing or answer.tools != earlier.note.tools):
-                raise NotOnEarlierTree(answer.from_nothing or "the tools changed")
-            answer = as_from_nothing(answer, earlier)
+                raise NotIncremental(answer.from_nothing or "the tools changed")
+            answer = as_from_scratch(answer, earlier)
             if options.check:
                 run_checks(self.lock.options.checks, work, self.sandbox, progress)
             built = note_build(self.lock, answer, self.sandbox.image, work, self.home)
@@ -178,7 +178,7 @@ def started_on(earlier: EarlierBuild | None, request: BuildRequest) -> BuildRequ
     )
 
 
-def as_from_nothing(answer: BuildAnswer, earlier: EarlierBuild | None) -> BuildAnswer:
+def as_from_scratch(answer: BuildAnswer, earlier: EarlierBuild | None) -> BuildAnswer:
     """Return an answer that also says what the earlier build's has said of what it made."""
     if earlier is None:
         return answer

@@ -14,7 +14,7 @@ from envferry.pack.tree_walk import TreeWalk
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from envferry.pack.tree_walk import Found
+    from envferry.pack.tree_walk import TreeEntry
 
 SETTINGS = "pyvenv.cfg"
 NOT_CARRIED = re.compile(
@@ -40,10 +40,10 @@ def settings_of(venv: Path) -> dict[str, str]:
     return {key.strip().lower(): value.strip() for key, equals, value in rows if equals}
 
 
-def carried_files(venv: Path, faults: list[str]) -> Iterator[Found]:
+def copied_files(venv: Path, faults: list[str]) -> Iterator[TreeEntry]:
     """Yield the files and links that people and installers put into a virtual environment.
 
-    Byte code is left out: it is made anew. What cannot be read is added to `faults`.
+    Byte code is left out: it is compiled again. What cannot be read is added to `faults`.
     """
     walk = TreeWalk(venv)
     for item in walk:
@@ -53,7 +53,7 @@ def carried_files(venv: Path, faults: list[str]) -> Iterator[Found]:
     faults += walk.faults
 
 
-def carry(item: Found, venv: Path, tree: Path) -> None:
+def copy_entry(item: TreeEntry, venv: Path, tree: Path) -> None:
     """Put one file or link of a virtual environment into a tree, in place of what is there.
 
     A link to a file elsewhere becomes that file: `uv` with `link-mode = "symlink"` installs links

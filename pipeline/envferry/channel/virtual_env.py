@@ -31,8 +31,8 @@ from envferry.channel.interpreter import Interpreter, find_interpreter
 from envferry.channel.interpreter_staging import left_modules, stage_interpreter
 from envferry.channel.venv_files import (
     binaries_in,
-    carried_files,
-    carry,
+    copied_files,
+    copy_entry,
     outside_libraries,
     point_to_interpreter,
     settings_of,
@@ -179,8 +179,8 @@ class _Staging(msgspec.Struct, frozen=True, kw_only=True):
         """Put what is in the virtual environment on top."""
         faults: list[str] = []
         homes = (self.venv / "bin", self.interpreter.executable.parent)
-        for item in carried_files(self.venv, faults):
-            carry(item, self.venv, self.tree)
+        for item in copied_files(self.venv, faults):
+            copy_entry(item, self.venv, self.tree)
             target = self.tree / item.path
             if item.path.startswith("bin/") and target.is_file() and not target.is_symlink():
                 kept = point_to_interpreter(target, self.prefix, homes)

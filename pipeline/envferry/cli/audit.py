@@ -9,10 +9,10 @@ import click
 from msgspec.structs import replace
 
 from envferry.artifacts import SBOM, read_artifact, sbom_path
-from envferry.base.files import plural
+from envferry.base.text import plural
 from envferry.base.times import now
 from envferry.cli.shared.command import CommandOptions, argument, command, option
-from envferry.cli.shared.completing import complete_refs
+from envferry.cli.shared.completions import complete_refs
 from envferry.cli.shared.selection import open_index
 from envferry.cli.shared.shared_options import (
     EnvsDirOptions,
@@ -93,7 +93,9 @@ class AuditOptions(
     refs: tuple[str, ...] = argument(nargs=-1, metavar="[REF]...", shell_complete=complete_refs)
     is_tagged: bool = option("--tagged", is_flag=True, help="Every artifact that has a tag.")
     is_installed: bool = option(
-        "--installed", is_flag=True, help="What is current on this host, REF being names; or all."
+        "--installed",
+        is_flag=True,
+        help="Audit what is current on this host: the names given as REF, or all.",
     )
     policy: str = option(
         "--policy",
@@ -129,11 +131,11 @@ class AuditOptions(
 
 @command(AuditOptions, group=audit)
 def refs(console: Console, options: AuditOptions) -> None:
-    """Say which packages of each REF have known vulnerabilities.
+    """List the packages of each REF that have known vulnerabilities.
 
     REF: NAME, NAME@TAG, NAME@ID, an archive file, or with --installed a NAME. Every package is
     found, clean or unknown; it is clean only if the database could know of it. Exits with 12 when
-    the policy does not let something through, or the database is too old.
+    the policy does not allow a finding, or the database is too old.
     """
     from envferry.audit.artifact_audit import require_allowed
 
@@ -154,7 +156,9 @@ class UpdateOptions(DatabaseOptions, SignatureOptions, SignKeyOptions):
 
     sources: tuple[str, ...] = argument(metavar="SOURCE...", nargs=-1, required=True)
     allow_downgrade: bool = option(
-        "--allow-downgrade", is_flag=True, help="Take an older database than the one that is here."
+        "--allow-downgrade",
+        is_flag=True,
+        help="Accept a database that is older than the one on this machine.",
     )
 
 
@@ -163,8 +167,8 @@ def update(console: Console, options: UpdateOptions) -> None:
     """Make the database of advisories from each SOURCE, on a connected machine.
 
     A SOURCE is an archive of OSV records, one JSON file for each: a zip file, its URL, or a folder.
-    Or it is a database that another machine made and a disk brought: then it is checked and copied.
-    Broken records are named and left out. The database is as old as the oldest archive.
+    Or it is a database that was made on another machine: then it is checked and copied.
+    Broken records are named and left out. The age of the database is that of its oldest archive.
     """
     from envferry.audit.database_update import UpdateRequest, update_database
 
@@ -189,7 +193,7 @@ def update(console: Console, options: UpdateOptions) -> None:
 
 @command(DatabaseOptions, group=audit)
 def database(console: Console, options: DatabaseOptions) -> None:
-    """Show how new the database of advisories is, and what it holds."""
+    """Show the age of the database of advisories, and what it holds."""
     from envferry.audit.advisory_database import read_database
 
     facts = read_database(options.database).facts
@@ -313,8 +317,8 @@ def _of_tags(
 
 def _of_host(options: AuditOptions, prepared: Audit) -> Iterator[ArtifactAudit]:
     from envferry.audit.artifact_audit import tree_packages
-    from envferry.install.env_home import EnvHome
-    from envferry.install.installed import environment_names, not_installed
+    from envferry.install.records.env_home import EnvHome
+    from envferry.install.records.installed import environment_names, not_installed
 
     names = options.refs or tuple(environment_names(options.envs_dir))
     if not names:

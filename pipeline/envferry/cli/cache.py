@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.base.files import human_bytes, plural
+from envferry.base.text import human_bytes, plural
 from envferry.cli.shared.command import NoOptions, command, option
 from envferry.cli.shared.shared_options import DryRunOptions
 from envferry.cli.shared.terminal import table

@@ -62,7 +62,7 @@ def changed(console: Console, options: ChangedOptions) -> None:
     """List the specs that changed since a git revision.
 
     A spec is added, changed, renamed or deleted. It also counts as changed when only its lock or a
-    requirements file that it names changed. What is not committed yet counts, too.
+    requirements file that it names changed. Uncommitted changes count, too.
     """
     from envferry.specs.changed import changed_specs
 
@@ -93,7 +93,7 @@ def changed_lines(found: tuple[ChangedSpec, ...], options: SinceOptions) -> list
 
 def markdown_lines(found: tuple[ChangedSpec, ...], options: SinceOptions) -> list[str]:
     """Return a section for each changed spec: what its lock has otherwise than before."""
-    from envferry.cli.lock_diff import lock_at
+    from envferry.cli.diff_locks import lock_at
     from envferry.errors import NotFound
     from envferry.specs.lock_changes import compare_locks, markdown_table
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.base.files import plural
+from envferry.base.text import plural
 from envferry.cli.shared.command import CommandOptions, argument, command, option
 from envferry.config import settings
 

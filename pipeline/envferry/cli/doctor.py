@@ -7,14 +7,14 @@ import sys
 from typing import TYPE_CHECKING
 
 from envferry import __version__, process
-from envferry.base.files import human_bytes, plural
+from envferry.base.text import human_bytes, plural
 from envferry.cli.shared.command import command, option
 from envferry.cli.shared.shared_options import EnvsDirOptions, RegistryOptions
 from envferry.cli.shared.terminal import styled
 from envferry.config import child_environ, settings, started_file
 from envferry.engines.selection import REAL_ENGINES, Engine, open_sandbox
 from envferry.errors import HostError, PipelineError, SpecError
-from envferry.install.host_check import glibc_version
+from envferry.install.host.host_check import glibc_version
 from envferry.names import current_platform
 from envferry.registry import Registry
 
@@ -106,10 +106,10 @@ def show_fit(console: Console, name: str, envs_dir: Path) -> None:
     Raises HostError when the host lacks something: a driver may have changed since the install.
     """
     from envferry.base.run_time_compilers import TOOLS
-    from envferry.install.env_home import EnvHome
-    from envferry.install.host_check import installed_findings
-    from envferry.install.host_compilers import find_compilers
-    from envferry.install.installed import chosen_id
+    from envferry.install.host.host_check import installed_findings
+    from envferry.install.host.host_compilers import find_compilers
+    from envferry.install.records.env_home import EnvHome
+    from envferry.install.records.installed import chosen_id
 
     home = EnvHome.of(envs_dir, name)
     id_ = chosen_id(home, None)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.base.files import human_bytes, plural
 from envferry.base.sha256 import sha256_hex
+from envferry.base.text import human_bytes, plural
 from envferry.base.times import now
+from envferry.cli.shared.byte_sizes import size_of
 from envferry.cli.shared.command import argument, command, option
+from envferry.cli.shared.copied_tags import journals, require_no_conflict, tag_lines
 from envferry.cli.shared.shared_options import (
     ChosenTagOptions,
     DryRunOptions,
@@ -21,8 +23,6 @@ from envferry.cli.shared.shared_options import (
     SignKeyOptions,
     TrustedKeyOptions,
 )
-from envferry.cli.shared.sizes import size_of
-from envferry.cli.transfer import journals, require_no_conflict, tag_lines
 from envferry.config import settings
 from envferry.errors import UsageError
 from envferry.names import Ref, current_platform

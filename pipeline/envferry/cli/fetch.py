@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.base.files import human_bytes
+from envferry.base.text import human_bytes
 from envferry.cli.shared.command import argument, command, option
-from envferry.cli.shared.completing import complete_refs
+from envferry.cli.shared.completions import complete_refs
 from envferry.cli.shared.shared_options import (
     DryRunOptions,
     IdentityOptions,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from envferry.base.files import plural
+from envferry.base.text import plural
 from envferry.cli.shared.command import command
 from envferry.cli.shared.selection import FindOptions, match_lines, open_index, require_environment
 from envferry.errors import NotFound
@@ -23,9 +23,9 @@ def find(console: Console, options: FindOptions) -> int:
 
     PACKAGE is a name, optionally with versions: 'torch>=2.8', 'numpy>=1.26,<2', 'openssl=3.0',
     'torch==2.8.*', 'nvidia-*'. conda and pip packages are searched. The exit code is 7 if
-    nothing is found. With --cve, it finds the artifacts that hold an affected package, by the
-    database of `envferry audit`. --file and --import read the index of each archive, once; --hash
-    reads the locks as well.
+    nothing is found. With --cve, it finds the artifacts that hold an affected package, according
+    to the database of `envferry audit`. --file and --import read the index of each archive, once;
+    --hash reads the locks as well.
     """
     from envferry.index import MatchSpec
     from envferry.index.queries import entries

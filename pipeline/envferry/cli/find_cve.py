@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from envferry.base.files import plural
+from envferry.base.text import plural
 from envferry.cli.audit import database_path, open_database
 from envferry.cli.shared.selection import match_lines, open_index
 from envferry.errors import NotFound

@@ -6,11 +6,11 @@ import logging
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
-from envferry.base.files import plural
+from envferry.base.text import plural
 from envferry.cli.shared.command import argument, command, option
 from envferry.cli.shared.shared_options import RegistryOptions
 from envferry.cli.shared.terminal import table
-from envferry.cli.upkeep import parse_age
+from envferry.cli.shared.time_spans import parse_age
 from envferry.errors import NotFound
 from envferry.registry import Registry
 
@@ -42,7 +42,7 @@ class FleetOptions(RegistryOptions):
 
 @command(FleetOptions)
 def fleet(console: Console, options: FleetOptions) -> None:
-    """Show which host has what, of all environments or of NAME, as the hosts report it.
+    """Show which hosts have which installations, of all environments or of NAME, as they report it.
 
     Hosts report into `v1/hosts` of the registry that their setting `report_to` names: after each
     change, and with `envferry follow` every six hours. Reports are not signed.

@@ -78,13 +78,13 @@ class FollowOptions(InstallCommandOptions):
 
 @command(FollowOptions)
 def follow(console: Console, options: FollowOptions) -> None:
-    """Look once whether the tag REF (NAME@TAG) moved, and install what it means now.
+    """Check once whether the tag REF (NAME@TAG) has moved, and install what it points to.
 
     A tag that has not moved costs one request. An update waits for the maintenance window and, with
     --when-unused, for programs to end. If its checks fail, what was current stays so, and this
     artifact is not tried again. A rollback by hand is respected until the tag moves.
 
-    For every five minutes: `envferry follow REF --write-units /etc/systemd/system`.
+    To poll every five minutes: `envferry follow REF --write-units /etc/systemd/system`.
     """
     ref = Ref.parse(options.ref)
     if ref.is_id:
@@ -113,8 +113,8 @@ def follow(console: Console, options: FollowOptions) -> None:
 def request_of(options: FollowOptions, ref: Ref) -> FollowRequest:
     """Return what the poll is to do."""
     from envferry.follow.poll import FollowRequest
-    from envferry.follow.window import Window
-    from envferry.install.env_home import EnvHome
+    from envferry.follow.window import MaintenanceWindow
+    from envferry.install.records.env_home import EnvHome
     from envferry.registry import Registry
     from envferry.registry.accepted_sources import origin_of
 
@@ -137,7 +137,7 @@ def request_of(options: FollowOptions, ref: Ref) -> FollowRequest:
         home=EnvHome.of(options.envs_dir, options.name or ref.name),
         options=install_options,
         now=datetime.now().astimezone(),
-        windows=tuple(map(Window.parse, options.windows)),
+        windows=tuple(map(MaintenanceWindow.parse, options.windows)),
         when_unused=options.when_unused,
         keep=options.keep,
         dry_run=options.dry_run,

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.base.files import human_bytes, write_bytes
+from envferry.base.files import write_bytes
+from envferry.base.text import human_bytes
 from envferry.cli.shared.command import argument, command, option
-from envferry.cli.shared.completing import complete_refs
+from envferry.cli.shared.completions import complete_refs
 from envferry.cli.shared.shared_options import (
     EnvsDirOptions,
     RegistryOptions,
@@ -37,7 +38,7 @@ class ImageOptions(SignatureOptions, SignKeyOptions, RegistryOptions, EnvsDirOpt
         "-p",
         "--prefix",
         metavar="PATH",
-        help="The path that it will be mounted at; default: /opt/conda/envs/NAME.",
+        help="The path at which it will be mounted; default: /opt/conda/envs/NAME.",
     )
     name: str | None = option(
         "-n", "--name", metavar="NAME", help="Another name than the environment's."
@@ -45,15 +46,15 @@ class ImageOptions(SignatureOptions, SignKeyOptions, RegistryOptions, EnvsDirOpt
     installed: bool = option(
         "--installed",
         is_flag=True,
-        help="Of what is installed on this host: REF is NAME or NAME@ID, the prefix is its own.",
+        help="Make it from an installation: REF is NAME or NAME@ID, the prefix its own.",
     )
 
 
 @command(ImageOptions)
 def image(console: Console, options: ImageOptions) -> None:
-    """Write the artifact REF (or an archive) as one squashfs image FILE, to mount, not unpack.
+    """Write the artifact REF (or an archive) as one squashfs image FILE, for `install --mount`.
 
-    With --installed it is made of an installation of this host, and without the archive.
+    With --installed the image is made from an installation on this host, without the archive.
     `envferry install FILE --mount` puts it in place; apptainer and `mount -o loop` take it, too.
     The same artifact and prefix give the same bytes.
     """
@@ -97,7 +98,7 @@ def image_of_artifact(console: Console, options: ImageOptions) -> Image:
 
 def image_of_installed(console: Console, options: ImageOptions) -> Image:
     """Write the image of an installation, for the prefix that it has."""
-    from envferry.cli.installed import home_of
+    from envferry.cli.shared.installations import home_of
     from envferry.install.image import write_installed_image
 
     if options.name or options.prefix:

@@ -145,14 +145,14 @@ def import_line(imported: Imported) -> str:
 def lock_imported(
     console: Console, imported: Imported, source: Path, options: ImportOptions
 ) -> tuple[Imported, Lock | None, str]:
-    """Lock what was imported: as its source locked it, or anew for a virtual environment.
+    """Lock what was imported: as its source locked it, or solved for a virtual environment.
 
     Where a channel or an index is in the way, the spec stays and the reason is said. Where only
     the channel's python needs a newer glibc than usual, and this machine has it, the spec says so.
     """
     from envferry.base.files import write_bytes
     from envferry.errors import PipelineError
-    from envferry.lock.adopting import lock_source, needed_glibc
+    from envferry.lock.lock_import import lock_source, needed_glibc
     from envferry.specs.importing.conversion import import_spec
 
     try:

@@ -36,7 +36,7 @@ class InitOptions(DryRunOptions):
         "--package",
         multiple=True,
         metavar="PACKAGE",
-        help="A package: numpy, python=3.12, or pip:torch==2.8.0 for one of pip's; repeatable."
+        help="A package: numpy, python=3.12, or pip:torch==2.8.0 for a pip package; repeatable."
         f" Default: {' '.join(USUAL_PACKAGES)}.",
     )
     service: Service | None = option(
@@ -51,8 +51,8 @@ class InitOptions(DryRunOptions):
 def init(console: Console, options: InitOptions) -> None:
     """Start a repository of specs here: write specs/NAME.yml, a CI workflow and a .gitignore.
 
-    Asks for the name, the packages and the CI service, unless options give them. A file that is
-    there already is never overwritten: if one differs, nothing is written and the exit code is 10.
+    Asks for the name, the packages and the CI service, unless options give them. Existing files
+    are never overwritten: if one differs, nothing is written and the exit code is 10.
     """
     folder = Path()
     start = wanted_start(console, options, folder)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from envferry.base.files import absolute_path, human_bytes, plural
+from envferry.base.files import absolute_path
+from envferry.base.text import human_bytes, plural
 from envferry.cli.shared.command import argument, command, option
-from envferry.cli.shared.completing import complete_refs
+from envferry.cli.shared.completions import complete_refs
 from envferry.cli.shared.hooks import run_hooks
 from envferry.cli.shared.host_report import report_host
 from envferry.cli.shared.shared_options import (
@@ -24,14 +25,14 @@ from envferry.cli.shared.shared_options import (
 )
 from envferry.config import settings, user_kernels
 from envferry.errors import NotFound, UsageError
-from envferry.install.env_home import IMAGE_SUFFIX, PARTIAL
-from envferry.install.installation import Finding
-from envferry.install.link_mode import Link
+from envferry.install.records.env_home import IMAGE_SUFFIX, PARTIAL
+from envferry.install.records.installation import Finding
+from envferry.install.tree.link_mode import Link
 from envferry.trust.host_keys import load_trust
 
 if TYPE_CHECKING:
     from envferry.cli.shared.console import Console
-    from envferry.install.installation import Installation, Origin
+    from envferry.install.records.installation import Installation, Origin
     from envferry.install.stage import InstallOptions, InstallPreview
     from envferry.trust.host_trust import Trust
 
@@ -177,8 +178,8 @@ def report_installed(console: Console, installation: Installation, options: Inst
 
 def note_compilers(console: Console, installation: Installation, envs_dir: Path) -> None:
     """Say what this host lacks for packages that compile while they run, if they run here."""
-    from envferry.install.env_home import EnvHome
-    from envferry.install.host_compilers import find_compilers
+    from envferry.install.host.host_compilers import find_compilers
+    from envferry.install.records.env_home import EnvHome
 
     home = EnvHome.of(envs_dir, installation.name)
     if installation.prefix != str(home.link):
@@ -212,10 +213,10 @@ def modulefile_directory(told: str | None) -> Path | None:
 def install_mounted(console: Console, options: InstallCommandOptions, trust: Trust) -> None:
     """Install an image that is there, or one that is made of an artifact here."""
     from envferry.cli.image import make_image
-    from envferry.install.env_home import EnvHome
+    from envferry.install.cleanup import changing
     from envferry.install.image import image_there, is_image, mount_image, read_image
-    from envferry.install.mounting import require_right_to_mount
-    from envferry.install.upkeep import changing
+    from envferry.install.records.env_home import EnvHome
+    from envferry.install.tree.mounting import require_right_to_mount
     from envferry.registry.accepted_sources import opened_archive, origin_of
 
     if options.dry_run:

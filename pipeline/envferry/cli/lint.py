@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.cli.shared.command import CommandOptions, argument, command, option
-from envferry.cli.shared.completing import complete_specs
+from envferry.cli.shared.completions import complete_specs
 from envferry.config import settings
 from envferry.names import SPECS_DIR
 

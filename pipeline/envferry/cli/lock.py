@@ -11,7 +11,7 @@ import click
 
 from envferry.cli.lint import lint_one, old_lock, refuse_findings
 from envferry.cli.shared.command import argument, command, option
-from envferry.cli.shared.completing import complete_specs
+from envferry.cli.shared.completions import complete_specs
 from envferry.cli.shared.shared_options import DryRunOptions, OfflineOptions
 from envferry.config import settings
 from envferry.errors import NotFound, UsageError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envferry.base.files import human_bytes, plural
+from envferry.base.text import human_bytes, plural
 from envferry.cli.shared.command import command
 from envferry.cli.shared.selection import SelectionOptions, day, open_index, require_environment
 from envferry.cli.shared.terminal import table

@@ -30,21 +30,21 @@ SECTIONS = {
         "lint": ("envferry.cli.lint", "List what is dangerous in a spec."),
         "lock": ("envferry.cli.lock", "Resolve specs into locks."),
         "changed": ("envferry.cli.changed", "List the specs that changed since a git revision."),
-        "diff": ("envferry.cli.compare", "Compare two artifacts or two locks."),
+        "diff": ("envferry.cli.diff", "Compare two artifacts or two locks."),
         "channel": ("envferry.cli.channel", "Create a conda channel from interpreters and wheels."),
     },
     "Build machine": {
         "build": ("envferry.cli.build", "Build a locked environment in a throwaway container."),
-        "pack": ("envferry.cli.build", "Pack a built environment into one archive."),
-        "push": ("envferry.cli.build", "Send archives to a registry and tag them."),
+        "pack": ("envferry.cli.pack", "Pack a built environment into one archive."),
+        "push": ("envferry.cli.push", "Send archives to a registry and tag them."),
         "release": ("envferry.cli.release", "Check the lock, build, pack and push: what CI calls."),
     },
     "Registry": {
         "ls": ("envferry.cli.ls", "List what a registry holds."),
         "find": ("envferry.cli.find", "Find the artifacts that hold a package."),
-        "show": ("envferry.cli.registry", "Show what is inside an artifact."),
-        "why": ("envferry.cli.compare", "Show why an artifact contains a package."),
-        "tag": ("envferry.cli.registry", "Point a tag at an artifact."),
+        "show": ("envferry.cli.show", "Show what is inside an artifact."),
+        "why": ("envferry.cli.why", "Show why an artifact contains a package."),
+        "tag": ("envferry.cli.tag", "Point a tag at an artifact."),
         "audit": (
             "envferry.cli.audit",
             "List known vulnerabilities of artifacts and of what is installed.",
@@ -53,10 +53,10 @@ SECTIONS = {
         "fleet": ("envferry.cli.fleet", "Show which host has what, as hosts report it."),
         "stats": ("envferry.cli.stats", "Count downloads from access logs."),
         "check": (
-            "envferry.cli.upkeep",
+            "envferry.cli.check",
             "Report what is broken in a registry, and how to repair it.",
         ),
-        "prune": ("envferry.cli.upkeep", "Remove old artifacts and what interrupted pushes left."),
+        "prune": ("envferry.cli.prune", "Remove old artifacts and what interrupted pushes left."),
     },
     "Training host": {
         "fetch": ("envferry.cli.fetch", "Download an artifact from a registry to a directory."),
@@ -66,43 +66,43 @@ SECTIONS = {
             "Verify an installed environment, or an artifact's signatures.",
         ),
         "rollback": (
-            "envferry.cli.installed",
+            "envferry.cli.rollback",
             "Switch to the previous installation, or to another.",
         ),
-        "remove": ("envferry.cli.installed", "Remove old installations."),
+        "remove": ("envferry.cli.remove", "Remove old installations."),
         "follow": ("envferry.cli.follow", "Follow a tag: poll once, install what is new."),
         "image": ("envferry.cli.image", "Write an artifact as one image to mount."),
     },
     "What is installed": {
-        "list": ("envferry.cli.overview", "List what is installed on this host."),
+        "list": ("envferry.cli.list", "List what is installed on this host."),
         "status": (
-            "envferry.cli.overview",
+            "envferry.cli.status",
             "Report whether installed environments are healthy: for monitoring.",
         ),
-        "history": ("envferry.cli.overview", "Show what was installed and current when."),
-        "du": ("envferry.cli.overview", "Show the disk space that installations take."),
-        "checks": ("envferry.cli.overview", "Run the checks of an installed environment again."),
+        "history": ("envferry.cli.history", "Show what was installed and current when."),
+        "du": ("envferry.cli.du", "Show the disk space that installations take."),
+        "checks": ("envferry.cli.checks", "Run the checks of an installed environment again."),
         "run": ("envferry.cli.run", "Run a program in an installed environment."),
         "shell": ("envferry.cli.run", "Open a shell in an installed environment."),
     },
     "Across an air gap": {
         "export": ("envferry.cli.export", "Write artifacts to a folder on a portable disk."),
         "apply": (
-            "envferry.cli.transfer",
+            "envferry.cli.apply",
             "Add the artifacts in an exported folder to a registry.",
         ),
-        "mirror": ("envferry.cli.transfer", "Copy what one registry lacks from another."),
+        "mirror": ("envferry.cli.mirror", "Copy what one registry lacks from another."),
         "tool": ("envferry.cli.tool", "Write envferry as one file for hosts without Python."),
     },
     "Set-up": {
-        "keygen": ("envferry.cli.trust", "Generate a pair of keys: to sign, and to verify."),
+        "keygen": ("envferry.cli.keygen", "Generate a pair of keys: to sign, and to verify."),
         "trust": (
-            "envferry.cli.trust_bundle",
+            "envferry.cli.trust",
             "Manage the trust bundle: keys, roles, expiry, revocations.",
         ),
-        "revoke": ("envferry.cli.trust_bundle", "Revoke an artifact: no host installs it."),
+        "revoke": ("envferry.cli.trust", "Revoke an artifact: no host installs it."),
         "cache": ("envferry.cli.cache", "Manage the download cache: list, verify, prune."),
-        "config": ("envferry.cli.settings", "Show each setting and where it comes from."),
+        "config": ("envferry.cli.config", "Show each setting and where it comes from."),
         "doctor": ("envferry.cli.doctor", "Show what this machine supports."),
         "completion": (
             "envferry.cli.completion",
@@ -219,7 +219,7 @@ def leave(code: int) -> NoReturn:
     """
     from envferry import process
 
-    process.stop_all()
+    process.stop_running_programs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):
             stream.flush()
@@ -240,7 +240,7 @@ def run(arguments: list[str]) -> int:
     except EXPECTED as error:
         failure = explain(error)
         if "`envferry " in failure.hint:
-            from envferry.cli.shared.true_hints import with_places
+            from envferry.cli.shared.hints import with_places
 
             failure = replace(failure, hint=with_places(failure.hint, arguments, envferry))
         return failure.report(answer, as_json="--json" in arguments)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.base.files import expand_home, make_folders, plural, write_bytes
+from envferry.base.files import expand_home, make_folders, write_bytes
+from envferry.base.text import plural
 from envferry.cli.shared.command import CommandOptions, argument, command
 
 if TYPE_CHECKING:

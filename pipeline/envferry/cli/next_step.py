@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from envferry.cli.shared.completing import installed_names
+from envferry.cli.shared.completions import installed_names
 from envferry.cli.shared.terminal import own_name
 from envferry.config import started_file
 from envferry.specs.spec_names import LOCK_ENDING, spec_names

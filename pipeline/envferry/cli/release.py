@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from envferry.cli.build import PackingWays, pack_built, push_one
 from envferry.cli.changed import MAX_JOBS, Service, job_matrix, releasable
-from envferry.cli.clustered import BuiltReleaseOptions, outcomes_of, release_on_workers
-from envferry.cli.outcome import FAILURES, Outcome, raise_first
+from envferry.cli.pack import PackSettings, pack_built
+from envferry.cli.push import push_one
 from envferry.cli.release_gate import ReleaseGate
+from envferry.cli.release_outcome import FAILURES, Outcome, raise_first
 from envferry.cli.release_plan import plan_releases
+from envferry.cli.release_workers import BuiltReleaseOptions, outcomes_of, release_on_workers
 from envferry.cli.shared.building import build_spec, preview_line, preview_spec
 from envferry.cli.shared.command import argument, command, option
-from envferry.cli.shared.completing import complete_specs
+from envferry.cli.shared.completions import complete_specs
 from envferry.cli.shared.shared_options import DryRunOptions
 from envferry.errors import UsageError
 from envferry.names import SPECS_DIR, current_platform
@@ -56,7 +57,7 @@ class ReleaseOptions(DryRunOptions, BuiltReleaseOptions):
     audit: str | None = option(
         "--audit",
         metavar="POLICY",
-        help="Release nothing that has vulnerabilities which this policy does not let through: any,"
+        help="Release nothing with vulnerabilities that this policy does not allow: any,"
         " low, medium, high, critical, or a file.",
     )
 
@@ -134,7 +135,7 @@ def preview_release(
 ) -> None:
     """Print what a release would build, and what it would only tag; raise what it would."""
     from envferry.registry.push import check_tags
-    from envferry.registry.released import find_released
+    from envferry.registry.release_lookup import find_released
 
     check_all(outcomes, options.tags, options.gate(console))
     tags = check_tags(options.tags)
@@ -181,7 +182,7 @@ def check_all(outcomes: Sequence[Outcome], tags: tuple[str, ...], gate: ReleaseG
 
 def require_all_writable(outcomes: Sequence[Outcome], target: Registry) -> None:
     """Find out whether the registry takes what will be made."""
-    from envferry.registry.released import require_writable
+    from envferry.registry.release_lookup import require_writable
 
     for outcome in outcomes:
         if outcome.lock:
@@ -211,7 +212,7 @@ def release_all(release: Release, outcomes: Sequence[Outcome]) -> None:
 def release_one(release: Release, outcome: Outcome) -> None:
     """Build, pack and push a spec, unless the registry has what its lock makes."""
     from envferry.registry.push import tag_published
-    from envferry.registry.released import find_released
+    from envferry.registry.release_lookup import find_released
 
     console, target, options = release.console, release.target, release.options
     if not options.rebuild and outcome.lock:
@@ -223,7 +224,7 @@ def release_one(release: Release, outcome: Outcome) -> None:
             return
     built = build_spec(console, outcome.spec, options)
     artifact, outcome.reused = pack_built(
-        console, built, options, PackingWays(registry=options.registry)
+        console, built, options, PackSettings(registry=options.registry)
     )
     release.gate.require_artifact(artifact)
     outcome.pushed = push_one(console, artifact, target, options)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from envferry.base.files import human_bytes, plural
+from envferry.base.text import human_bytes, plural
 from envferry.cli.shared.building import preview_spec
-from envferry.cli.shared.measured import known_durations
 from envferry.cli.shared.terminal import table
+from envferry.cli.shared.timed_stages import known_durations
 from envferry.errors import NotFound
 from envferry.names import DEFAULT_TAG, Ref, current_platform
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from envferry.archive.reader import Archive
-    from envferry.cli.outcome import Outcome
+    from envferry.cli.release_outcome import Outcome
     from envferry.cli.shared.building import BuildingOptions
     from envferry.models import Lock, Manifest
     from envferry.registry import Registry
@@ -170,7 +170,7 @@ def plan_one(
     asked: tuple[str | None, bool],
 ) -> tuple[list[PlannedStage], Manifest | None]:
     """Return the stages of one release, and what the registry has of its lock."""
-    from envferry.registry.released import find_released
+    from envferry.registry.release_lookup import find_released
 
     have, rebuild = asked
     checked = not options.no_check

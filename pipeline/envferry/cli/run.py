@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from envferry.cli.shared.command import argument, command
-from envferry.cli.shared.completing import complete_installed
+from envferry.cli.shared.completions import complete_installed
 from envferry.cli.shared.shared_options import EnvsDirOptions
 from envferry.config import child_environ
 
@@ -38,11 +38,11 @@ def run(console: Console, options: RunOptions) -> None:
     envferry: its signals and its exit code are its own.
     """
     from envferry import process
-    from envferry.install.env_home import EnvHome
-    from envferry.install.running import start_in
+    from envferry.install.programs.running import start_in
+    from envferry.install.records.env_home import EnvHome
 
     start = start_in(EnvHome.of(options.envs_dir, options.name), options.words)
-    process.become(start.argv, start.environ)
+    process.replace_process(start.argv, start.environ)
 
 
 @command(ShellOptions)
@@ -53,9 +53,9 @@ def shell(console: Console, options: ShellOptions) -> None:
     first: what these activate does not hide the environment.
     """
     from envferry import process
-    from envferry.install.env_home import EnvHome
-    from envferry.install.running import interactive_shell
+    from envferry.install.programs.running import interactive_shell
+    from envferry.install.records.env_home import EnvHome
 
     home = EnvHome.of(options.envs_dir, options.name)
     start = interactive_shell(home, child_environ().get("SHELL", ""))
-    process.become(start.argv, start.environ)
+    process.replace_process(start.argv, start.environ)

@@ -33,7 +33,7 @@ class ServeOptions(DatabaseOptions, TrustedKeyOptions, RegistryOptions):
         "--public-url",
         metavar="URL",
         default="",
-        help="Where hosts reach the registry: the pages write it into what there is to copy."
+        help="Where hosts reach the registry, for the commands that the pages offer to copy."
         " Default: --registry.",
     )
     host: str = option(

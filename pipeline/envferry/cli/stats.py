@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.base.files import human_bytes, plural
+from envferry.base.text import human_bytes, plural
 from envferry.cli.shared.command import CommandOptions, argument, command, option
 from envferry.cli.shared.terminal import table
 from envferry.errors import UsageError
@@ -25,7 +25,9 @@ class StatsOptions(CommandOptions):
     logs: tuple[Path, ...] = argument(
         metavar="LOG...", nargs=-1, required=True, type=click.Path(path_type=Path)
     )
-    by_name: bool = option("--by-name", is_flag=True, help="Add up the artifacts of a name.")
+    by_name: bool = option(
+        "--by-name", is_flag=True, help="Total the artifacts of each environment."
+    )
 
 
 @command(StatsOptions)

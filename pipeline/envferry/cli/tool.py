@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.base.files import human_bytes
 from envferry.base.sha256 import sha256_hex
+from envferry.base.text import human_bytes
 from envferry.cli.shared.command import argument, command
 from envferry.cli.shared.shared_options import InterpreterOptions, PlatformOptions, SignKeyOptions
 from envferry.config import settings

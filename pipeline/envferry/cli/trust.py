@@ -1,138 +1,300 @@
-"""Commands and options about keys and signatures: keygen, and `verify` of artifacts."""
+"""The commands `envferry trust` and `revoke`: the trust bundle, made, carried and accepted."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
-import msgspec
 
+from envferry.base.files import write_bytes
+from envferry.base.times import now, read_time, rfc3339
 from envferry.cli.shared.command import CommandOptions, argument, command, option
-from envferry.errors import HostError, NotFound, TargetOccupied, UsageError
+from envferry.cli.shared.completions import complete_refs
+from envferry.cli.shared.shared_options import (
+    DryRunOptions,
+    PlatformOptions,
+    RegistryOptions,
+    SignKeyOptions,
+    TrustedKeyOptions,
+)
+from envferry.config import settings
+from envferry.errors import NotFound, UsageError
 from envferry.names import Ref
+from envferry.registry import Registry
+from envferry.trust.bundle import (
+    BUNDLE_NAME,
+    BundleKey,
+    RevokedArtifact,
+    Role,
+    SignedBundle,
+    follow_to,
+    read_bundle,
+)
+from envferry.trust.host_keys import bundle_path, host_clock, load_signer, read_kept_bundle
+from envferry.trust.signing import NO_KEYS_DIR, pem_of, read_trusted_keys
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from envferry.cli.shared.console import Console
-    from envferry.trust.host_trust import Trust
+    from envferry.trust.bundle import TrustBundle
+    from envferry.trust.bundle_edit import BundleEditor
 
 
-class KeygenOptions(CommandOptions):
-    """What to call the pair of keys."""
+@click.group()
+def trust() -> None:
+    """Manage the trust bundle: who may sign what, until when, and what is revoked.
 
-    name: Path = argument(type=click.Path(path_type=Path))
-    passphrase: bool = option(
-        "--passphrase",
-        is_flag=True,
-        help="Encrypt NAME.key with a passphrase: ENVFERRY_KEY_PASSPHRASE, its file, or asked for.",
+    Where there is none, the keys in /etc/envferry/trusted.d may sign everything.
+    """
+
+
+class BundleOptions(SignKeyOptions, DryRunOptions):
+    """For commands that write a new version of a bundle."""
+
+    bundle: Path = option(
+        "--bundle",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        default=BUNDLE_NAME,
+        show_default=True,
+        help="The trust bundle to change.",
     )
-    of: str = option(
-        "--of",
+
+    def read(self) -> SignedBundle | None:
+        """Read the bundle; None where there is none yet."""
+        if not self.bundle.exists():
+            return None
+        return read_bundle(self.bundle)
+
+    def existing(self) -> SignedBundle:
+        """Read the bundle; raise NotFound where there is none."""
+        found = self.read()
+        if found is None:
+            message = f"the trust bundle {self.bundle} does not exist"
+            raise NotFound(message, hint="`envferry trust add KEY.pub --role root` makes one")
+        return found
+
+    def editor(self) -> BundleEditor:
+        """Return who signs."""
+        from envferry.trust.bundle_edit import BundleEditor
+
+        signer = load_signer(self.sign_keys)
+        if signer is None:
+            message = "a trust bundle must be signed, and no key is given"
+            raise UsageError(message, hint="add --sign-key FILE with a root key")
+        return BundleEditor(signer.keys, now())
+
+    def next_version(self, change: Callable[[TrustBundle], TrustBundle]) -> SignedBundle:
+        """Return the bundle with a change, signed."""
+        return self.editor().edited(self.read(), change)
+
+
+class AddKeyOptions(BundleOptions):
+    """Which key may do what."""
+
+    key: Path = argument(metavar="KEY.pub", type=click.Path(path_type=Path))
+    roles: tuple[Role, ...] = option(
+        "--role",
+        type=click.Choice(get_args(Role)),
+        multiple=True,
+        required=True,
+        help="What it may sign: root for bundles, release for artifacts; repeatable.",
+    )
+    name: str = option(
+        "-n", "--name", default="", metavar="TEXT", help="Whose key it is, as it is shown."
+    )
+    not_before: str = option(
+        "--not-before",
         default="",
-        metavar="KEY",
-        help="Make no pair: write NAME.pub of a key that is elsewhere (`ssh:…`, `pkcs11:…`, FILE).",
+        metavar="TIME",
+        help="When it becomes valid: 2027-01-01T00:00:00Z.",
+    )
+    expires: str = option(
+        "--expires", default="", metavar="TIME", help="When it expires; default: never."
     )
 
 
-@command(KeygenOptions)
-def keygen(console: Console, options: KeygenOptions) -> None:
-    """Generate a pair of keys: NAME.key signs and stays secret, NAME.pub verifies.
+@command(AddKeyOptions, group=trust)
+def add(console: Console, options: AddKeyOptions) -> None:
+    """Add a key, or change the roles and dates of an existing one.
 
-    Hosts trust the keys in /etc/envferry/trusted.d: copy NAME.pub there.
+    The first one needs `--role root`. Rotation: add the new root key, signed by the old and the new
+    one, then revoke the old.
     """
-    from envferry.trust.passphrases import new_passphrase
-    from envferry.trust.signing import generate_key, parse_public_key
+    from envferry.trust.bundle_edit import add_key
 
-    private, public = Path(f"{options.name}.key"), Path(f"{options.name}.pub")
-    if options.of:
-        _write_public(console, options, public)
-        return
-    secret, known = generate_key(new_passphrase(str(private)) if options.passphrase else "")
-    _write_new(private, secret, 0o600)
-    _write_new(public, known, 0o644)
-    facts = {"private": private, "public": public, "id": parse_public_key(known, str(public)).id}
-    lines = [f"{private}  signs: keep it secret", f"{public}  verifies: copy it to the hosts"]
-    console.result(facts, lambda: lines)
-
-
-def _write_public(console: Console, options: KeygenOptions, public: Path) -> None:
-    """Write the public half of a key that an agent, a token or a file holds."""
-    from envferry.trust.key_places import open_signing_key
-    from envferry.trust.signing import pem_of
-
-    if options.passphrase:
-        message = "--passphrase and --of cannot be combined: the key already exists"
-        raise UsageError(message, hint="leave one of them out")
-    found = open_signing_key(options.of).public
-    _write_new(public, pem_of(found.key), 0o644)
-    facts = {"private": options.of, "public": public, "id": found.id}
-    lines = [f"{options.of}  signs", f"{public}  verifies: copy it to the hosts"]
-    console.result(facts, lambda: lines)
-
-
-class SignedRef(msgspec.Struct, frozen=True, kw_only=True):
-    """An artifact whose signatures are to be verified."""
-
-    ref: str
-    platform: str
-    registry: str
-
-
-def verify_ref(console: Console, wanted: SignedRef, trust: Trust) -> None:
-    """Verify the signatures of an artifact in a registry or on a disk, and read all of its bytes.
-
-    So too the `tool/` of an export, and the one-file tool: they are code that hosts run.
-    """
-    from envferry.install.image import is_image, read_image
-    from envferry.registry.accepted_sources import (
-        is_file_ref,
-        open_trusting,
-        verify_signed,
-        verify_signed_file,
+    (public,) = read_trusted_keys(NO_KEYS_DIR, [options.key])
+    key = BundleKey(
+        name=options.name or options.key.stem,
+        pem=pem_of(public.key).decode(),
+        roles=options.roles,
+        not_before=_time(options.not_before, "--not-before"),
+        expires=_time(options.expires, "--expires"),
     )
-    from envferry.trust.image_signature import verify_image
-    from envferry.trust.tool_signature import is_run_file, is_tool, verify_run_file, verify_tool
-
-    path = Path(wanted.ref)
-    is_for_keys = is_tool(path) or is_run_file(path) or is_image(path)
-    if not (trust.keys if is_for_keys else trust.if_any):
-        message = f"{wanted.ref}: signature not verified (no trusted keys)"
-        hint = "name one with --trusted-key FILE.pub; `envferry check --bytes` needs none"
-        raise UsageError(message, hint=hint)
-    tool_keys = trust.keys_for("tool")
-    if is_tool(Path(wanted.ref)):
-        verified = verify_tool(Path(wanted.ref), tool_keys, least=trust.least_for("tool"))
-    elif is_run_file(Path(wanted.ref)):
-        verified = verify_run_file(Path(wanted.ref), tool_keys, least=trust.least_for("tool"))
-    elif is_image(Path(wanted.ref)):
-        trust.forbid_revoked_index(read_image(Path(wanted.ref)).index)
-        least = trust.least_for("release")
-        verified = verify_image(Path(wanted.ref), trust.keys_for("release"), least=least)
-    elif is_file_ref(wanted.ref):
-        verified = verify_signed_file(Path(wanted.ref), trust, progress=console.progress)
-    else:
-        ref, platform = Ref.parse(wanted.ref), wanted.platform
-        place = open_trusting(wanted.registry, trust)
-        manifest = place.manifest(ref.name, platform, place.resolve(ref, platform))
-        verified = verify_signed(manifest, place, trust, progress=console.progress)
-    line = f"{verified.artifact} is signed by {', '.join(verified.signed_by)}"
-    by = f"built by {verified.who}, {verified.time}"
-    console.result(verified, lambda: [line, by])
+    line = f"{public.id} ({key.name}) may sign {', '.join(key.roles)}"
+    write(console, options, options.next_version(add_key(key)), line)
 
 
-def _write_new(path: Path, data: bytes, mode: int) -> None:
-    """Write a file that does not exist yet, from its first moment with the right mode."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    except FileExistsError as error:
-        message = f"{path} already exists, and keys are never overwritten"
-        raise TargetOccupied(message, hint="choose another name, or move it") from error
-    except FileNotFoundError as error:
-        msg = f"the directory {path.parent} does not exist"
-        raise NotFound(msg) from error
-    except OSError as error:
-        message = f"cannot write {path}: {error.strerror}"
-        raise HostError(message, hint="choose another directory") from error
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(data)
+class RevokeKeyOptions(BundleOptions):
+    """Which key counts no more."""
+
+    key_id: str = argument(metavar="KEYID")
+    why: str = option("--why", required=True, metavar="TEXT", help="The reason, as hosts show it.")
+
+
+@command(RevokeKeyOptions, group=trust)
+def revoke_key(console: Console, options: RevokeKeyOptions) -> None:
+    """Revoke a key by its id: nothing that it ever signed is accepted any more."""
+    from envferry.trust.bundle_edit import revoke_key as revoked
+
+    options.existing()
+    made = options.next_version(revoked(options.key_id, options.why, now()))
+    write(console, options, made, f"{options.key_id} is revoked")
+
+
+class ThresholdOptions(BundleOptions):
+    """How many must sign."""
+
+    role: Role = argument(type=click.Choice(get_args(Role)))
+    least: int = argument(metavar="N", type=click.IntRange(1))
+
+
+@command(ThresholdOptions, group=trust)
+def threshold(console: Console, options: ThresholdOptions) -> None:
+    """Set how many keys must sign: ROOT keys a bundle, RELEASE keys an artifact."""
+    from envferry.trust.bundle_edit import set_threshold
+
+    options.existing()
+    made = options.next_version(set_threshold(options.role, options.least))
+    write(console, options, made, f"{options.role} needs {options.least}")
+
+
+@command(BundleOptions, group=trust)
+def sign(console: Console, options: BundleOptions) -> None:
+    """Add a signature to the newest version, where several root keys must sign it."""
+    made = options.editor().countersigned(options.existing())
+    write(console, options, made, f"signed by {len(made.file.bundle.signatures)} keys")
+
+
+class UpdateTrustOptions(TrustedKeyOptions, DryRunOptions):
+    """The bundle for this host."""
+
+    source: Path = argument(metavar="FILE|DIR", type=click.Path(path_type=Path))
+
+
+@command(UpdateTrustOptions, group=trust)
+def update(console: Console, options: UpdateTrustOptions) -> None:
+    """Accept the trust bundle FILE on this host, or the one in the exported folder DIR.
+
+    The first one must be signed by a key in /etc/envferry/trusted.d or by --trusted-key, each
+    further one by the root keys of its predecessor. It is kept beside trusted.d.
+    """
+    path = options.source / "keys" / BUNDLE_NAME if options.source.is_dir() else options.source
+    if not path.exists():
+        message = f"the trust bundle {path} does not exist"
+        raise NotFound(message, hint="name the file, or the folder that `envferry export` wrote")
+    signed = read_bundle(path)
+    target = bundle_path()
+    known = read_kept_bundle(target)
+    anchors = read_trusted_keys(settings().trusted_dir, options.trusted_keys)
+    follow_to(signed, known, anchors, host_clock().now)
+    if not options.dry_run:
+        write_bytes(target, signed.to_bytes())
+    before = f", before {known.version}" if known else ""
+    line = f"version {signed.bundle.version}{before}"
+    say(console, target, signed, line, dry_run=options.dry_run)
+
+
+class ShowTrustOptions(CommandOptions):
+    """Which bundle to show."""
+
+    file: Path | None = argument(metavar="[FILE]", required=False, type=click.Path(path_type=Path))
+
+
+@command(ShowTrustOptions, group=trust)
+def show(console: Console, options: ShowTrustOptions) -> None:
+    """Show the trust bundle FILE, or the one that this host uses."""
+    path = options.file or bundle_path()
+    if not path.exists():
+        message = f"the trust bundle {path} does not exist"
+        raise NotFound(message, hint="without one, every key in trusted.d may sign everything")
+    bundle = read_bundle(path).bundle
+    console.result(bundle, lambda: [str(path), *bundle_lines(bundle)])
+
+
+class RevokeOptions(BundleOptions, PlatformOptions, RegistryOptions):
+    """Which artifact is revoked."""
+
+    ref: str = argument(shell_complete=complete_refs)
+    why: str = option("--why", required=True, metavar="TEXT", help="The reason, as hosts show it.")
+
+
+@command(RevokeOptions)
+def revoke(console: Console, options: RevokeOptions) -> None:
+    """Revoke the artifact REF: hosts with the new trust bundle do not install it any more.
+
+    What is installed stays; `envferry status` says so. Carry the bundle to the hosts with
+    `envferry export`, or by itself, and run `envferry trust update` there.
+    """
+    from envferry.trust.bundle_edit import revoke_artifact
+
+    options.existing()
+    wanted, platform = Ref.parse(options.ref), options.platform
+    # One that is gone from the registry may lie on disks and hosts.
+    id_ = wanted.version
+    if not wanted.is_id:
+        id_ = Registry.open(options.registry).resolve(wanted, platform)
+    gone = RevokedArtifact(
+        name=wanted.name, platform=platform, id=id_, why=options.why, time=rfc3339(now())
+    )
+    made = options.next_version(revoke_artifact(gone))
+    write(console, options, made, f"{wanted.name}@{id_} ({platform}) is revoked")
+
+
+def write(console: Console, options: BundleOptions, made: SignedBundle, line: str) -> None:
+    """Write a bundle, unless it is a dry run, and say what it has become."""
+    if not options.dry_run:
+        write_bytes(options.bundle, made.to_bytes())
+    say(console, options.bundle, made, line, dry_run=options.dry_run)
+
+
+def say(console: Console, path: Path, made: SignedBundle, line: str, *, dry_run: bool) -> None:
+    """Say what a bundle has become, or would."""
+    facts = {"file": path, "version": made.bundle.version}
+    written = f"{path}: {'would be ' if dry_run else ''}version {made.bundle.version}"
+    show = console.preview if dry_run else console.result
+    show(facts, lambda: [line, written])
+
+
+def bundle_lines(bundle: TrustBundle) -> Iterator[str]:
+    """Yield what a bundle says."""
+    yield f"version {bundle.version} of {bundle.created}"
+    moment = now()
+    for key in bundle.keys:
+        id_ = key.public.id
+        words = [
+            f"from {key.not_before}" if key.not_before else "",
+            f"until {key.expires}" if key.expires else "",
+            "revoked" if id_ in bundle.revoked_ids else "",
+            "" if key.is_valid(moment) else "not valid now",
+        ]
+        more = "".join(f", {word}" for word in words if word)
+        yield f"{id_}  {key.name}: {', '.join(key.roles)}{more}"
+    for role, least in sorted(bundle.thresholds.items()):
+        yield f"{role} needs {least}"
+    for one in bundle.revoked_keys:
+        yield f"revoked key {one.id} on {one.time[:10]}: {one.why}"
+    for gone in bundle.revoked_artifacts:
+        yield f"revoked {gone.name}@{gone.id} ({gone.platform}) on {gone.time[:10]}: {gone.why}"
+
+
+def _time(text: str, option_name: str) -> str:
+    if not text:
+        return ""
+    found = read_time(text)
+    if found is None:
+        message = f"{option_name} {text!r} is not a time"
+        raise UsageError(message, hint="write it as 2027-01-01T00:00:00Z")
+    return rfc3339(found)

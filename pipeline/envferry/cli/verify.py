@@ -6,10 +6,11 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from envferry.base.files import absolute_path, plural
-from envferry.cli.installed import home_of
+from envferry.base.files import absolute_path
+from envferry.base.text import plural
 from envferry.cli.shared.command import argument, command, option
-from envferry.cli.shared.completing import complete_installed
+from envferry.cli.shared.completions import complete_installed
+from envferry.cli.shared.installations import home_of
 from envferry.cli.shared.shared_options import (
     EnvsDirOptions,
     IdentityOptions,
@@ -17,10 +18,10 @@ from envferry.cli.shared.shared_options import (
     RegistryOptions,
     SignatureOptions,
 )
-from envferry.cli.trust import SignedRef, verify_ref
+from envferry.cli.verify_artifact import SignedRef, verify_ref
 from envferry.config import settings
 from envferry.errors import IntegrityError
-from envferry.install.actor import current_actor, utc_now
+from envferry.install.records.actor import current_actor, utc_now
 from envferry.names import ID_PATTERN
 from envferry.trust.host_keys import load_trust
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from envferry.cli.shared.console import Console
-    from envferry.install.env_home import EnvHome
+    from envferry.install.records.env_home import EnvHome
     from envferry.install.verify import Verified
     from envferry.trust.host_trust import Trust
 

@@ -1,4 +1,4 @@
-"""Which schedulers are talked to: Dask's messages are pickles, so whoever sends them runs code."""
+"""Which schedulers are talked to: Dask's messages are pickles, so a sender can run code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_scheduler(address: str) -> str:
 
 
 def is_private(address: str) -> bool:
-    """Whether nobody else on the network can read or send what is said to an address."""
+    """Whether no other machine can read or send messages of an address."""
     parts = urlsplit(address)
     if parts.scheme in ("tls", "inproc"):
         return True

@@ -146,7 +146,7 @@ def check_versions(client: Client) -> None:
 
 
 def require_private(client: Client) -> None:
-    """Raise UsageError where anybody on a network can reach the scheduler or a worker, without TLS.
+    """Raise UsageError where a network reaches the scheduler or a worker without TLS.
 
     A scheduler may be reached here by loopback and listen on every address.
     """
@@ -201,7 +201,7 @@ class Coordinator(msgspec.Struct):
                     if answer.failure and self.request.cluster.fail_fast:
                         waiting.clear()
                         self.cancel()
-            # What somebody wants is run again when the worker that keeps it in its memory dies.
+            # A wanted result is computed again when the worker that keeps it in its memory dies.
             future.release()
             submit_next()
         self.over.set()
@@ -209,8 +209,8 @@ class Coordinator(msgspec.Struct):
     def at_once(self) -> int:
         """Return how many jobs the scheduler may have.
 
-        All, unless the first failure shall end the release: a worker begins what the scheduler has
-        before anybody here hears of that failure.
+        All, unless the release ends at the first failure: a worker begins what the scheduler has
+        before this process learns of that failure.
         """
         if not self.request.cluster.fail_fast:
             return len(self.request.jobs)
@@ -240,7 +240,7 @@ class Coordinator(msgspec.Struct):
     def answer_of(self, future: Future, key: str) -> JobAnswer | None:
         """Return a job's answer, or None if it is to be given to the scheduler again.
 
-        Raises SchedulerLost when nobody can know it.
+        Raises SchedulerLost when it cannot be known.
         """
         try:
             return decode_json(future.result(), JobAnswer)
@@ -310,7 +310,7 @@ def main() -> int:
             finally:
                 coordinator.over.set()
                 # Else closing would wait for the jobs of this machine that go on.
-                process.stop_all()
+                process.stop_running_programs()
     except PipelineError as error:
         return give_up(error)
     except (CancelledError, TimeoutError, OSError) as error:

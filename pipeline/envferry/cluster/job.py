@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from envferry.models import Artifact, BuiltEnv, Lock
 
 
-class SaidStages(Silent):
+class StageMessages(Silent):
     """A `Progress` that says which task begins."""
 
     @contextmanager
@@ -63,7 +63,7 @@ def failure_of(error: PipelineError) -> BuildFailure:
 
 
 def received_lock(job: BuildJob, scratch: Path) -> Lock:
-    """Write down the lock that came with a job, and read it."""
+    """Write the lock of a job to a file, and read it."""
     path = scratch / Path(job.lock_file).name
     path.write_bytes(zstandard.decompress(job.lock, max_output_size=MAX_LOCK_BYTES))
     return replace(read_lock(path), name=job.name, options=job.options)
@@ -72,7 +72,7 @@ def received_lock(job: BuildJob, scratch: Path) -> Lock:
 def release(job: BuildJob, lock: Lock) -> JobAnswer:
     """Build, pack and push, unless the registry has what the lock makes."""
     from envferry.registry.push import push_untagged
-    from envferry.registry.released import find_released
+    from envferry.registry.release_lookup import find_released
 
     if job.version != __version__:
         message = f"this worker has envferry {__version__}, expected {job.version}"
@@ -87,7 +87,7 @@ def release(job: BuildJob, lock: Lock) -> JobAnswer:
             return JobAnswer(id=found.id)
     built = build(job, lock)
     with packed(job, built) as artifact:
-        sent = push_untagged(artifact, registry=registry, progress=SaidStages())
+        sent = push_untagged(artifact, registry=registry, progress=StageMessages())
     return JobAnswer(id=artifact.manifest.id, built=True, uploaded=sent)
 
 
@@ -111,7 +111,7 @@ def build(job: BuildJob, lock: Lock) -> BuiltEnv:
         sandbox=choose_sandbox(Engine(choice.sandbox), choice.image),
         cache=DownloadCache(cache / "downloads"),
         options=options,
-        progress=SaidStages(),
+        progress=StageMessages(),
     )
 
 
@@ -129,7 +129,7 @@ def packed(job: BuildJob, built: BuiltEnv) -> Iterator[Artifact]:
             threads=job.choice.threads,
             notes_dir=settings().cache_dir / "packs" if job.choice.output else None,
         )
-        yield pack_env(built, options=options, progress=SaidStages())
+        yield pack_env(built, options=options, progress=StageMessages())
 
 
 if __name__ == "__main__":

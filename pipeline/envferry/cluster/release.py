@@ -23,7 +23,7 @@ from envferry.models import CHECKS
 from envferry.names import ENVS_DIR
 from envferry.registry.layout import tag_key
 from envferry.registry.publish import sign_published
-from envferry.registry.released import differences
+from envferry.registry.release_lookup import differences
 from envferry.registry.tags import preview_move, read_tag
 from envferry.trust.signed_tags import TagName
 
@@ -90,7 +90,7 @@ def error_of(failure: BuildFailure) -> Exception:
     return by_exit_code(failure.exit_code)(failure.message, hint=failure.hint)
 
 
-class Accepted(msgspec.Struct, frozen=True, kw_only=True):
+class AcceptedArtifact(msgspec.Struct, frozen=True, kw_only=True):
     """An artifact that a worker pushed, and that is what was asked for."""
 
     manifest: Manifest
@@ -99,7 +99,9 @@ class Accepted(msgspec.Struct, frozen=True, kw_only=True):
     uploaded: bool
 
 
-def accept(registry: Registry, lock: Lock, job: BuildJob, id_: str, *, uploaded: bool) -> Accepted:
+def accept(
+    registry: Registry, lock: Lock, job: BuildJob, id_: str, *, uploaded: bool
+) -> AcceptedArtifact:
     """Return what a worker says that it pushed, checked against the client's own lock.
 
     Nothing that the worker says counts but the id. Raises IntegrityError for an artifact that a
@@ -123,10 +125,10 @@ def accept(registry: Registry, lock: Lock, job: BuildJob, id_: str, *, uploaded:
     unsigned.require_archive(manifest)
     unsigned.require_installable(manifest)
     unsigned.read_lock(manifest)
-    return Accepted(manifest=manifest, data=data, uploaded=uploaded)
+    return AcceptedArtifact(manifest=manifest, data=data, uploaded=uploaded)
 
 
-def sign(registry: Registry, accepted: Accepted) -> None:
+def sign(registry: Registry, accepted: AcceptedArtifact) -> None:
     """Sign what was accepted, if there is a key."""
     if registry.signer or registry.keyless:
         sign_published(registry, accepted.manifest, accepted.data)

@@ -64,7 +64,7 @@ class Bubblewrap:
         yield from ("--unshare-all", "--die-with-parent", "--new-session", "--clearenv")
         yield from ("--hostname", "envferry", "--chdir", "/")
         if os.getuid() != 0 or job.user:
-            # Inside, everybody is root unless the job says otherwise, whoever started it.
+            # Inside, every user is root unless the job says otherwise.
             yield from ("--unshare-user", "--uid", str(job.user), "--gid", str(job.user))
         for name, value in {**CONTAINER_ENVIRONMENT, **job.environ}.items():
             yield from ("--setenv", name, value)

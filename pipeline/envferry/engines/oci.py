@@ -123,7 +123,9 @@ class ContainerEngine:
         argv = [self.program, "run", *self.options(job, container)]
         argv += ["/bin/sh", "-c", SUPERVISOR, "envferry", *job.argv]
         try:
-            finished = process.run_on_lifeline(argv, env=child_environ(), check=False, show=show)
+            finished = process.run_until_caller_ends(
+                argv, env=child_environ(), check=False, show=show
+            )
         except BaseException:
             self.remove(container)
             raise

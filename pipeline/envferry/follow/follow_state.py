@@ -14,7 +14,7 @@ from envferry.errors import PipelineError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envferry.install.env_home import EnvHome
+    from envferry.install.records.env_home import EnvHome
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import msgspec
 
 from envferry.errors import PipelineError, ToolFailed
 from envferry.follow.follow_state import FollowState, read_follow_state, write_follow_state
-from envferry.install.in_use import describe, look_for_users
+from envferry.install.programs.in_use import describe, look_for_users
 from envferry.install.remove import remove_old
 from envferry.install.stage import install_artifact
 from envferry.registry.layout import tag_key
@@ -18,10 +18,10 @@ from envferry.registry.registry import PublishedArchive
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from envferry.follow.window import Window
-    from envferry.install.env_home import EnvHome
-    from envferry.install.installation import Installation
+    from envferry.follow.window import MaintenanceWindow
     from envferry.install.plan import InstallOptions
+    from envferry.install.records.env_home import EnvHome
+    from envferry.install.records.installation import Installation
     from envferry.models import Manifest
     from envferry.names import Ref
     from envferry.progress import Progress
@@ -43,7 +43,7 @@ class FollowRequest(msgspec.Struct, frozen=True, kw_only=True):
     """How to install an artifact, with its origin."""
     now: datetime
     """With a time zone: the host's."""
-    windows: tuple[Window, ...] = ()
+    windows: tuple[MaintenanceWindow, ...] = ()
     """Empty for any time."""
     when_unused: bool = False
     keep: int | None = None
@@ -57,7 +57,7 @@ class FollowRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Followed(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a poll."""
+    """The result of a poll."""
 
     ref: str
     outcome: Outcome

@@ -12,9 +12,9 @@ from envferry.base.files import make_folders, write_bytes
 from envferry.base.json import from_json, to_json
 from envferry.errors import PipelineError
 from envferry.follow.follow_state import FollowState, read_follow_state
-from envferry.install.env_home import HOME, EnvHome
-from envferry.install.host_overview import facts_of
-from envferry.install.installed import environment_names
+from envferry.install.host.host_overview import facts_of
+from envferry.install.records.env_home import HOME, EnvHome
+from envferry.install.records.installed import environment_names
 from envferry.registry.host_reports import (
     MOST_TEXT,
     HostReport,

@@ -16,7 +16,7 @@ FORM = re.compile(
 )
 
 
-class Window(msgspec.Struct, frozen=True, kw_only=True):
+class MaintenanceWindow(msgspec.Struct, frozen=True, kw_only=True):
     """A time of the day, on some days; one that ends earlier than it begins goes past midnight."""
 
     days: frozenset[int]
@@ -25,7 +25,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     end: time
 
     @classmethod
-    def parse(cls, text: str) -> Window:
+    def parse(cls, text: str) -> MaintenanceWindow:
         """Parse a window; raise UsageError when it is none."""
         found = FORM.fullmatch(text.strip())
         try:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry.artifacts import REGISTRY_MANIFEST
-from envferry.base.files import human_bytes
 from envferry.base.json import from_json
+from envferry.base.text import human_bytes
 from envferry.errors import IntegrityError, NotFound, PipelineError, SpecError, StoreError
 from envferry.index.file_rows import FileList, file_lists
 from envferry.index.registry_keys import Place, list_folder
@@ -32,7 +32,7 @@ LARGEST_NUMBER = (1 << 63) - 1
 """What SQLite holds; no archive is larger."""
 
 
-class Look(msgspec.Struct, frozen=True, kw_only=True):
+class ArtifactState(msgspec.Struct, frozen=True, kw_only=True):
     """What was found in an artifact's folder; neither manifest nor problem: a push under way."""
 
     folder: Folder
@@ -54,7 +54,7 @@ class TagState(msgspec.Struct, frozen=True, kw_only=True):
         return self.record.id if self.record else ""
 
 
-def look_at(registry: Registry, place: Place, folder: Folder | None) -> Look:
+def read_artifact_state(registry: Registry, place: Place, folder: Folder | None) -> ArtifactState:
     """Read an artifact's manifest; what is wrong with it is a finding, no error.
 
     A server that cannot be reached says nothing about an artifact: that is an error.
@@ -62,21 +62,23 @@ def look_at(registry: Registry, place: Place, folder: Folder | None) -> Look:
     folder = folder or list_folder(registry, place)
     manifest = folder.files.get(REGISTRY_MANIFEST)
     if manifest is None or folder.is_being_pruned:
-        return Look(folder=folder)
+        return ArtifactState(folder=folder)
     if manifest.size > LARGEST_MANIFEST:
-        return Look(folder=folder, problem=f"its manifest has {human_bytes(manifest.size)}")
+        return ArtifactState(
+            folder=folder, problem=f"its manifest has {human_bytes(manifest.size)}"
+        )
     try:
         described = registry.described(*place)
         _require_numbers(described)
     except Unreachable:
         raise
     except NotFound:
-        return Look(folder=folder)
+        return ArtifactState(folder=folder)
     except (IntegrityError, SpecError, StoreError) as error:
-        return Look(folder=folder, problem=error.message)
+        return ArtifactState(folder=folder, problem=error.message)
     except RecursionError:
-        return Look(folder=folder, problem="its manifest is nested too deeply")
-    return Look(folder=folder, manifest=described)
+        return ArtifactState(folder=folder, problem="its manifest is nested too deeply")
+    return ArtifactState(folder=folder, manifest=described)
 
 
 class ArtifactFiles(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +94,7 @@ class ArtifactFiles(msgspec.Struct, frozen=True, kw_only=True):
 def read_file_lists(registry: Registry, place: Place) -> ArtifactFiles:
     """Read the index of an archive; what is wrong with it is a finding, no error.
 
-    A server that cannot be reached is an error, as in `look_at`.
+    A server that cannot be reached is an error, as in `read_artifact_state`.
     """
     try:
         manifest = registry.described(*place)

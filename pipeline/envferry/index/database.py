@@ -1,4 +1,4 @@
-"""The SQLite file of an index: opened, checked, made anew; in memory where none can be written."""
+"""The SQLite file of an index: opened, checked, rebuilt; in memory where none can be written."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def _prepare(connection: Connection) -> None:
 
     Locked from the look to the last table: of two processes at once, one makes them.
     """
-    connection.execute("PRAGMA synchronous = OFF")  # a lost index is made anew
+    connection.execute("PRAGMA synchronous = OFF")  # a lost index is rebuilt
     connection.execute("PRAGMA cache_size = -65536")
     connection.execute("BEGIN IMMEDIATE")
     with connection, closing(connection.cursor()) as cursor:

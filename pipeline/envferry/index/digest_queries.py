@@ -57,7 +57,7 @@ def find_digests(
 ) -> Callable[[Connection], tuple[DigestMatch, ...]]:
     """Find the artifacts that have one of the digests (hex): by environment, the newest first.
 
-    Raises UsageError where so much is found that nobody would read it.
+    Raises UsageError where too much is found to be read.
     """
     wanted = tuple(digests)
     condition, values = where.sql()

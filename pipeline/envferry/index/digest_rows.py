@@ -37,7 +37,7 @@ class LockDigests(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def write_marks(connection: Connection, artifact: int, manifest: Manifest) -> None:
-    """Write what binds an artifact's bytes: whoever has a digest finds the artifact."""
+    """Write the digests of an artifact, by which it is found."""
     facts = manifest.archive
     marks = (
         (facts.blake3, "archive"),

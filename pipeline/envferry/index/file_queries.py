@@ -114,7 +114,7 @@ def find_files(
 ) -> Callable[[Connection], tuple[FileMatch, ...]]:
     """Find artifacts that hold a file: by environment, the newest first.
 
-    Raises UsageError where so much is found that nobody would read it.
+    Raises UsageError where too much is found to be read.
     """
     selections = [one.places() for one in wanted]
     condition, values = where.sql()

@@ -1,4 +1,4 @@
-"""The files of artifacts in the index: each package's list of files once, whoever holds it."""
+"""The files of artifacts in the index: each package's list of files once, for all artifacts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DIGEST_BYTES = 16
 
 
 class FileList(msgspec.Struct, frozen=True):
-    """What one package, or nobody, brings to an artifact."""
+    """What one package, or no package, brings to an artifact."""
 
     package: str
     """Empty for files that no package owns."""

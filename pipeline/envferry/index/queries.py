@@ -39,7 +39,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """The bytes of its files."""
     packages: int
     published: datetime | None
-    """When its manifest came into the registry, by the store's own clock, in UTC."""
+    """When its manifest was published, by the store's own clock, in UTC."""
     attested: bool
     """Whether an attestation lies beside it; who signed that is another question."""
     problem: str | None
@@ -57,7 +57,7 @@ class Environment(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     """The bytes of all archives."""
     published: datetime | None
-    """When the newest came."""
+    """When the newest was published."""
     tags: tuple[str, ...]
     """Those that moved last come first."""
 

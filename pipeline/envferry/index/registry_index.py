@@ -6,12 +6,12 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from envferry.base.files import plural
+from envferry.base.text import plural
 from envferry.base.workers import Workers
 from envferry.index.artifact_state import (
     ArtifactFiles,
     TagState,
-    look_at,
+    read_artifact_state,
     read_file_lists,
     read_tags,
     stamp_of,
@@ -26,12 +26,12 @@ from envferry.index.digest_rows import (
 from envferry.index.file_rows import unread_files, write_files
 from envferry.index.registry_keys import Place, RegistryKeys, list_fully, list_quickly
 from envferry.index.rows import (
-    Remembered,
+    IndexedState,
     fact,
     put_fact,
     remembered,
     remove,
-    write_looks,
+    write_artifact_states,
     write_tags,
 )
 from envferry.progress import Expected, Silent
@@ -191,12 +191,14 @@ class RegistryIndex:
             for start in range(0, len(places), BATCH):
                 batch = places[start : start + BATCH]
                 folders = [holdings.folders[place] for place in batch]
-                looks = tuple(pool.map(look_at, [self.registry] * len(batch), batch, folders))
-                self.database.write(partial(write_looks, looks=looks, now=time.time()))
+                looks = tuple(
+                    pool.map(read_artifact_state, [self.registry] * len(batch), batch, folders)
+                )
+                self.database.write(partial(write_artifact_states, looks=looks, now=time.time()))
 
 
 def _to_look_at(
-    holdings: RegistryKeys, before: Remembered, tags: Iterable[TagState], now: float
+    holdings: RegistryKeys, before: IndexedState, tags: Iterable[TagState], now: float
 ) -> list[Place]:
     """Return the artifacts whose folders must be read.
 

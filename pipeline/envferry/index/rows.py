@@ -15,7 +15,7 @@ from envferry.trust.signed_tags import TagName
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from envferry.index.artifact_state import Look, TagState
+    from envferry.index.artifact_state import ArtifactState, TagState
     from envferry.index.database import Connection
     from envferry.index.registry_keys import Place
     from envferry.models import Manifest, PackageFacts
@@ -38,7 +38,7 @@ ON CONFLICT (name, platform, id) DO UPDATE SET state = excluded.state, problem =
 NUMBER = "SELECT number FROM artifacts WHERE name = ? AND platform = ? AND id = ?"
 
 
-class Known(msgspec.Struct, frozen=True):
+class IndexedArtifact(msgspec.Struct, frozen=True):
     """What the index has of an artifact."""
 
     state: str
@@ -54,24 +54,24 @@ class Known(msgspec.Struct, frozen=True):
         return self.state != "published" and is_time
 
 
-class Remembered(msgspec.Struct, frozen=True, kw_only=True):
+class IndexedState(msgspec.Struct, frozen=True, kw_only=True):
     """All that a refresh compares with the registry."""
 
-    artifacts: dict[Place, Known]
+    artifacts: dict[Place, IndexedArtifact]
     tags: dict[TagName, str]
     """The stamp of each."""
     listed_at: float
     """When everything was last listed in full, in seconds since 1970; 0 for never."""
 
 
-def remembered(connection: Connection) -> Remembered:
+def remembered(connection: Connection) -> IndexedState:
     """Read what the index has."""
     artifacts = connection.execute(
         "SELECT name, platform, id, state, attested, stamp, first_seen, looked_at FROM artifacts"
     )
     tags = connection.execute("SELECT name, platform, tag, stamp FROM tags")
-    return Remembered(
-        artifacts={tuple(row[:3]): Known(*row[3:]) for row in artifacts},
+    return IndexedState(
+        artifacts={tuple(row[:3]): IndexedArtifact(*row[3:]) for row in artifacts},
         tags={TagName(name=row[0], platform=row[1], tag=row[2]): row[3] for row in tags},
         listed_at=fact(connection, "listed_at"),
     )
@@ -88,7 +88,9 @@ def put_fact(connection: Connection, name: str, value: float) -> None:
     connection.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
 
-def write_looks(connection: Connection, looks: Iterable[Look], now: float) -> None:
+def write_artifact_states(
+    connection: Connection, looks: Iterable[ArtifactState], now: float
+) -> None:
     """Write artifacts and what is in them."""
     numbers: dict[tuple[str, ...], int] = {}
     for look in looks:

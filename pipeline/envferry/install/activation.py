@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from envferry.errors import NotFound, TargetOccupied
-from envferry.install import final_view
-from envferry.install.check_runner import CheckedTree, run_check, run_checks
-from envferry.install.env_home import HOME
-from envferry.install.events import UNKNOWN_ACTOR, Actor, note_event
-from envferry.install.installation import Unchecked
-from envferry.install.integrations import refresh_integrations
-from envferry.install.mounting import mount
-from envferry.install.moves import move_directory
+from envferry.install.cleanup import changing
+from envferry.install.programs import mount_namespace
+from envferry.install.programs.check_runner import CheckedTree, run_check, run_checks
+from envferry.install.programs.integrations import refresh_integrations
+from envferry.install.records.env_home import HOME
+from envferry.install.records.events import UNKNOWN_ACTOR, Actor, note_event
+from envferry.install.records.installation import Unchecked
+from envferry.install.records.unchecked import note_unchecked, put_back
 from envferry.install.remove import require_installed
-from envferry.install.unchecked import note_unchecked, put_back
-from envferry.install.upkeep import changing
+from envferry.install.tree.mounting import mount
+from envferry.install.tree.moves import move_directory
 
 if TYPE_CHECKING:
-    from envferry.install.env_home import EnvHome
-    from envferry.install.installation import Installation
+    from envferry.install.records.env_home import EnvHome
+    from envferry.install.records.installation import Installation
     from envferry.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def make_current(
         prefix=installation.prefix,
         tree=home.tree(installation.id),
         outcome=", so it was not made current",
-        hint=f"`envferry install {how_to_ask(installation)} --no-check` installs it anyway",
+        hint=f"`envferry install {install_command(installation)} --no-check` installs it anyway",
     )
     has_checks = check and bool(checks.argvs(installation.prefix))
     if has_checks and installation.prefix != str(home.link):
@@ -63,7 +63,7 @@ def make_current(
         flip(home, installation.id)
     elif home.current_id() == installation.id:
         run_checks(checks, checked, progress)
-    elif view := view_of(home, installation.id):
+    elif view := namespace_command(home, installation.id):
         run_checks(checks, replace(checked, view=view), progress)
         flip(home, installation.id)
     else:
@@ -71,20 +71,20 @@ def make_current(
     return has_checks
 
 
-def how_to_ask(installation: Installation) -> str:
+def install_command(installation: Installation) -> str:
     """Return the words that ask `envferry install` for this again, for a shell."""
     ref = installation.origin.ref if installation.origin else ""
     asked = shlex.quote(ref or f"{installation.name}@{installation.id}")
     return f"{asked} --mount" if installation.mounted else asked
 
 
-def view_of(home: EnvHome, id_: str) -> tuple[str, ...]:
+def namespace_command(home: EnvHome, id_: str) -> tuple[str, ...]:
     """Return what to run a program with, so that it sees an installation as the current one.
 
     Empty where this host does not allow private mounts, as in most containers.
     """
     link = str(Path(HOME, home.name, id_))
-    script = str(Path(final_view.__file__))
+    script = str(Path(mount_namespace.__file__))
     words = (sys.executable, "-I", "-S", script, str(home.envs_dir), home.name, link)
     # As the checks will be: the Python of this host may need variables that they do not get.
     tried = run_check(words, str(home.link))

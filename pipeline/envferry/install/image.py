@@ -33,18 +33,18 @@ from envferry.errors import (
     TargetOccupied,
     ToolFailed,
 )
-from envferry.install.env_home import IMAGE_SUFFIX, PARTIAL, TRASH, EnvHome
-from envferry.install.events import note_event
-from envferry.install.host_check import Needs, check_host, cuda_runtime
-from envferry.install.installation import Installation  # noqa: TC001  (msgspec looks it up)
-from envferry.install.installed import chosen_id, open_installed
-from envferry.install.installed_tar import InstalledTar
-from envferry.install.integrations import wanted_integrations
-from envferry.install.mounting import mount, unmount
-from envferry.install.moves import throw_away
+from envferry.install.cleanup import changing
+from envferry.install.host.host_check import Needs, check_host, cuda_runtime
 from envferry.install.plan import check_target, is_installed, plan_installation, wanted_prefix
+from envferry.install.programs.integrations import wanted_integrations
+from envferry.install.records.env_home import IMAGE_SUFFIX, PARTIAL, TRASH, EnvHome
+from envferry.install.records.events import note_event
+from envferry.install.records.installation import Installation  # noqa: TC001  (msgspec looks it up)
+from envferry.install.records.installed import chosen_id, open_installed
 from envferry.install.switching import switch_to
-from envferry.install.upkeep import changing
+from envferry.install.tree.installed_tar import InstalledTar
+from envferry.install.tree.mounting import mount, unmount
+from envferry.install.tree.moves import discard_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -258,7 +258,7 @@ def mount_image(
     """Install an image by mounting it, and make it the current installation.
 
     The image is linked beside the tree where it lies on the same file system and is its owner's
-    alone, else copied. `accept` gets the file that will be mounted, which nobody else can change
+    alone, else copied. `accept` gets the file that will be mounted, which no other user can change
     any more, and raises IntegrityError unless that is what the host accepts; it returns the ids of
     the keys that signed the image. Raises HostError, IntegrityError or TargetOccupied with nothing
     changed.
@@ -335,7 +335,7 @@ def _put_in_place(image: Image, home: EnvHome, installation: Installation) -> No
     id_, tree = installation.id, home.tree(installation.id)
     home.record(id_).unlink(missing_ok=True)
     unmount(tree)
-    throw_away(tree, home.directory / f"{TRASH}{id_}")
+    discard_directory(tree, home.directory / f"{TRASH}{id_}")
     (home.directory / f"{PARTIAL}{id_}{IMAGE_SUFFIX}").replace(home.image(id_))
     mount(home.image(id_), tree)
     write_bytes(home.index(id_), image.end.index_frame)
@@ -343,7 +343,7 @@ def _put_in_place(image: Image, home: EnvHome, installation: Installation) -> No
 
 
 def _can_link(path: Path, home: EnvHome) -> bool:
-    """Whether an image can be shared: on one file system, and nobody else's to change."""
+    """Whether an image can be shared: on one file system, and writable by no other user."""
     existing = next(one for one in (home.directory, *home.directory.parents) if one.is_dir())
     status = path.stat()
     is_ours = status.st_uid in (0, os.geteuid()) and not status.st_mode & 0o022

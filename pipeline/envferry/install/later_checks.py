@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from envferry.errors import HostError, ToolFailed
-from envferry.install.activation import view_of
-from envferry.install.check_runner import CheckedTree, run_checks
-from envferry.install.installed import chosen_id
-from envferry.install.last_results import LastChecked, note_checked
-from envferry.install.places import is_at_its_prefix, require_mounted
+from envferry.install.activation import namespace_command
+from envferry.install.programs.check_runner import CheckedTree, run_checks
+from envferry.install.records.installed import chosen_id, is_at_its_prefix, require_mounted
+from envferry.install.records.last_results import LastChecked, note_checked
 
 if TYPE_CHECKING:
-    from envferry.install.env_home import EnvHome
-    from envferry.install.installation import Installation
+    from envferry.install.records.env_home import EnvHome
+    from envferry.install.records.installation import Installation
     from envferry.progress import Progress
 
 
@@ -54,7 +53,7 @@ def required_view(home: EnvHome, installation: Installation) -> tuple[str, ...]:
             f"{shown} is installed for {installation.prefix}, which is not this installation here"
         )
         raise HostError(message, hint="run it where it has that path, such as in the container")
-    view = view_of(home, installation.id)
+    view = namespace_command(home, installation.id)
     if not view:
         message = f"{shown} is not current, so it is not visible at {home.link}"
         raise HostError(

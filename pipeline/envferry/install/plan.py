@@ -12,15 +12,15 @@ from envferry.archive.identity import check_manifest
 from envferry.archive.prefixes import Relocation
 from envferry.archive.reader import Archive
 from envferry.errors import PipelineError, TargetOccupied, UsageError
-from envferry.install.env_home import HOME, EnvHome
-from envferry.install.events import UNKNOWN_ACTOR, Actor
-from envferry.install.host_check import Needs, check_host, cuda_runtime
-from envferry.install.installation import Installation, Origin
-from envferry.install.installed import find_reusable, open_installed
-from envferry.install.integrations import Integrations, wanted_integrations
-from envferry.install.link_mode import Link
-from envferry.install.reuse import ReusableTrees
-from envferry.install.tree_check import faults_among, top_faults
+from envferry.install.host.host_check import Needs, check_host, cuda_runtime
+from envferry.install.programs.integrations import Integrations, wanted_integrations
+from envferry.install.records.env_home import HOME, EnvHome
+from envferry.install.records.events import UNKNOWN_ACTOR, Actor
+from envferry.install.records.installation import Installation, Origin
+from envferry.install.records.installed import find_reusable, open_installed
+from envferry.install.tree.link_mode import Link
+from envferry.install.tree.reuse import ReusableTrees
+from envferry.install.tree.tree_check import faults_among, top_faults
 from envferry.models import Checks, Manifest, SystemRequirements
 from envferry.names import ENVS_DIR, check_env_prefix
 
@@ -44,8 +44,8 @@ class InstallOptions(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None
     """Another name than the environment was built with."""
     prefix: str | None = None
-    """The path it shall believe it lives at; None: as the current installation does, else where
-    it really is."""
+    """The path at which it is used; None: that of the current installation, else where it really
+    is."""
     replace: bool = False
     """Move aside what is already there and is not ours."""
     check: bool = True

@@ -9,20 +9,20 @@ import msgspec
 
 from envferry.base.files import remove_tree, sync_directory
 from envferry.errors import HostError, TargetOccupied
-from envferry.install.env_home import TRASH
-from envferry.install.events import UNKNOWN_ACTOR, Actor, note_event
-from envferry.install.in_use import Usage, describe, look_for_users
-from envferry.install.installed import not_installed, seen_trees
-from envferry.install.integrations import forget_integrations
-from envferry.install.mounting import refuse_mounts, unmount
-from envferry.install.moves import throw_away
-from envferry.install.seen_files import links_removed
-from envferry.install.upkeep import changing
+from envferry.install.cleanup import changing
+from envferry.install.programs.in_use import TreeUsers, describe, look_for_users
+from envferry.install.programs.integrations import forget_integrations
+from envferry.install.records.env_home import TRASH
+from envferry.install.records.events import UNKNOWN_ACTOR, Actor, note_event
+from envferry.install.records.installed import not_installed, seen_trees
+from envferry.install.records.seen_files import links_removed
+from envferry.install.tree.mounting import refuse_mounts, unmount
+from envferry.install.tree.moves import discard_directory
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from envferry.install.env_home import EnvHome
+    from envferry.install.records.env_home import EnvHome
 
 
 class Removal(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,7 +143,7 @@ def refuse_used(home: EnvHome, id_: str, *, assume_unused: bool) -> None:
         raise TargetOccupied(message, hint=hint)
 
 
-def why_kept(usage: Usage) -> str:
+def why_kept(usage: TreeUsers) -> str:
     """Return why an installation is not removed."""
     if usage.users:
         return f"in use by {describe(usage.users)}"
@@ -160,7 +160,7 @@ def remove_one(home: EnvHome, id_: str) -> None:
     home.image(id_).unlink(missing_ok=True)
     try:
         with links_removed(seen_trees(home, but=id_)):
-            throw_away(home.tree(id_), home.directory / f"{TRASH}{id_}")
+            discard_directory(home.tree(id_), home.directory / f"{TRASH}{id_}")
     except PermissionError as error:
         message = f"cannot remove {error.filename or home.tree(id_)}: {error.strerror}"
         raise HostError(message, hint="run it as the user who owns it") from error

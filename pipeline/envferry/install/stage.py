@@ -9,19 +9,19 @@ import msgspec
 
 from envferry.base.files import write_bytes
 from envferry.base.json import to_json
-from envferry.install.events import note_event
+from envferry.install.cleanup import changing
 from envferry.install.plan import InstallOptions, is_installed, prepare_install
 from envferry.install.preview import InstallPreview, describe_plan
+from envferry.install.records.events import note_event
 from envferry.install.staging import discard, plan_staging, write_tree
 from envferry.install.switching import switch_to
-from envferry.install.upkeep import changing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from envferry.archive.reader import Source
-    from envferry.install.env_home import EnvHome
-    from envferry.install.installation import Installation
+    from envferry.install.records.env_home import EnvHome
+    from envferry.install.records.installation import Installation
     from envferry.models import Manifest
     from envferry.progress import Progress
 
@@ -52,7 +52,7 @@ def install_artifact(
     with changing(home, installing=installation.id):
         if is_installed(home, installation):
             discard(home, installation.id)
-            installation = asked_again(home, installation)
+            installation = with_new_tag(home, installation)
         else:
             if home.record(installation.id).exists():
                 log.warning("%s@%s is incomplete: repairing it", home.name, installation.id)
@@ -62,7 +62,7 @@ def install_artifact(
     return installation
 
 
-def asked_again(home: EnvHome, wanted: Installation) -> Installation:
+def with_new_tag(home: EnvHome, wanted: Installation) -> Installation:
     """Return the record of what is installed already, with the tag that led here this time.
 
     And with the keys that it was accepted by: a host may have got its keys after its environments.

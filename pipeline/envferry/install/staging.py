@@ -18,25 +18,25 @@ from envferry.archive.install_journal import InstallJournal, read_noted
 from envferry.base.files import remove_tree, sync_directory, write_bytes
 from envferry.base.json import to_json
 from envferry.errors import HostError, IntegrityError
-from envferry.install.env_home import HOME, PARTIAL, TRASH
-from envferry.install.installation import Sharing
-from envferry.install.link_mode import Link
-from envferry.install.mounting import refuse_mounts
-from envferry.install.moves import exchange, move_directory, throw_away
 from envferry.install.plan import recorded
 from envferry.install.preview import InstallPreview, describe_plan
-from envferry.install.resume import Kept, clear_others, find_kept
-from envferry.install.reuse import FileSharer, choose_link
-from envferry.install.seen_files import SeenTree, note_seen
+from envferry.install.records.env_home import HOME, PARTIAL, TRASH
+from envferry.install.records.installation import Sharing
+from envferry.install.records.seen_files import SeenTree, note_seen
+from envferry.install.tree.link_mode import Link
+from envferry.install.tree.mounting import refuse_mounts
+from envferry.install.tree.moves import discard_directory, exchange, move_directory
+from envferry.install.tree.resume import ResumableFiles, clear_others, find_kept
+from envferry.install.tree.reuse import FileSharer, choose_link
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from envferry.archive.contents import Content
-    from envferry.install.env_home import EnvHome
-    from envferry.install.installation import Installation
     from envferry.install.plan import InstallPlan
+    from envferry.install.records.env_home import EnvHome
+    from envferry.install.records.installation import Installation
     from envferry.progress import Progress
 
 
@@ -101,7 +101,7 @@ def put_in_place(order: InstallPlan, filled: FilledTree) -> Installation:
     if is_directory(str(tree)) and exchange(partial, tree):
         remove_tree(partial)
     else:
-        throw_away(tree, home.directory / f"{TRASH}{id_}")
+        discard_directory(tree, home.directory / f"{TRASH}{id_}")
         move_directory(partial, tree)
     sync_directory(home.directory)
     write_bytes(home.index(id_), order.archive.index_frame)
@@ -187,13 +187,13 @@ def edited_among(
             yield entry.path, places[number][1]
 
 
-def find_leftover(order: InstallPlan) -> Kept:
+def find_leftover(order: InstallPlan) -> ResumableFiles:
     """Return what an interrupted install of the same thing left that is right."""
     id_ = order.archive.index.id
     noted = read_noted(order.home.journal(id_), order.journal_subject)
     partial = order.home.partial(id_)
     if noted is None or not partial.is_dir():
-        return Kept()
+        return ResumableFiles()
     return find_kept(order.archive, partial, order.relocation, noted, order.options.threads)
 
 

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 from envferry.errors import ToolFailed
 from envferry.install.activation import make_current
-from envferry.install.events import note_event
-from envferry.install.integrations import change_integrations
-from envferry.install.last_results import LastChecked, note_checked
+from envferry.install.programs.integrations import change_integrations
+from envferry.install.records.events import note_event
+from envferry.install.records.last_results import LastChecked, note_checked
 
 if TYPE_CHECKING:
-    from envferry.install.env_home import EnvHome
-    from envferry.install.installation import Installation
-    from envferry.install.integrations import Integrations
     from envferry.install.plan import InstallOptions
+    from envferry.install.programs.integrations import Integrations
+    from envferry.install.records.env_home import EnvHome
+    from envferry.install.records.installation import Installation
     from envferry.progress import Progress
 
 

@@ -12,29 +12,30 @@ from msgspec.structs import replace
 
 from envferry.archive.contents import is_directory
 from envferry.archive.extraction import TOP_MODE, ExtractOptions, extract_tree
-from envferry.base.files import plural, remove_tree
+from envferry.base.files import remove_tree
+from envferry.base.text import plural
 from envferry.errors import IntegrityError
-from envferry.install.env_home import REPAIR
-from envferry.install.events import UNKNOWN_ACTOR, Actor, note_event
-from envferry.install.installed import chosen_id, open_installed
-from envferry.install.last_results import LastVerified, note_verified
-from envferry.install.seen_files import SeenTree, being_read
-from envferry.install.shared_files import find_sharers
-from envferry.install.tree_check import (
+from envferry.install.cleanup import changing, clean_up_if_idle
+from envferry.install.records.env_home import REPAIR
+from envferry.install.records.events import UNKNOWN_ACTOR, Actor, note_event
+from envferry.install.records.installed import chosen_id, open_installed
+from envferry.install.records.last_results import LastVerified, note_verified
+from envferry.install.records.seen_files import SeenTree, being_read
+from envferry.install.records.shared_files import find_sharers
+from envferry.install.tree.tree_check import (
     FileDifference,
     InstalledTree,
     compare_tree,
     faults_among,
     top_faults,
 )
-from envferry.install.upkeep import changing, settle
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from envferry.archive.reader import Archive
-    from envferry.install.env_home import EnvHome
+    from envferry.install.records.env_home import EnvHome
     from envferry.progress import Progress
 
 
@@ -62,9 +63,9 @@ def verify_installation(
     """Compare an installed tree with the index of its archive; read every file unless `quick`.
 
     With the `time`, what was found is noted beside the record; and how files look that were read,
-    so that updates need not read them again.
+    so that updates do not read them again.
     """
-    settle(home)
+    clean_up_if_idle(home)
     found = chosen_id(home, id_)
     tree = open_installed(home, found)
     total = 0 if quick else sum(entry.size for entry in tree.index.files)

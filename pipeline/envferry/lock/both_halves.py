@@ -79,7 +79,7 @@ def solve_halves(
 def _without(half: Spec, name: str) -> Spec:
     """Return a half without the conda lines that name a distribution and say no more of it."""
 
-    def says_no_more(line: str) -> bool:
+    def adds_no_bound(line: str) -> bool:
         parsed = parse_conda_line(line)
         if parsed is None or any(
             (parsed.version.strip("=*"), parsed.build, parsed.keys, parsed.url)
@@ -87,4 +87,4 @@ def _without(half: Spec, name: str) -> Spec:
             return False
         return name in {str(canonicalize_name(item)) for item in pypi_names(parsed.name)}
 
-    return replace(half, conda=tuple(line for line in half.conda if not says_no_more(line)))
+    return replace(half, conda=tuple(line for line in half.conda if not adds_no_bound(line)))

@@ -28,7 +28,7 @@ class ByteCode:
     def head(self, path: str) -> bytes | None:
         """Return the first bytes that byte code must have; empty: those that it has.
 
-        None for what cannot be used: Python itself would write it anew, for it is cut off, of
+        None for what cannot be used: Python itself would write it again, for it is cut off, of
         another source or older than its own; or its source holds the prefix and so will be another
         one where the environment is installed.
         """

@@ -1,7 +1,7 @@
 """Which archive of a run before a pack may take compressed frames from.
 
 After each pack a note is kept, in this user's cache, of what every frame holds: who compressed the
-frames knows. An archive without such a note may come from anybody. Then its frames are
+frames knows. An archive without such a note may be from anywhere. Then its frames are
 decompressed and compared, and one of them is compressed again first, to see whether that archive
 was made in the same way.
 """
@@ -69,7 +69,7 @@ class PackNotes:
     def read(self, pattern: str) -> list[PackNote]:
         """Return the notes whose files match, the newest first.
 
-        Passed over are damaged ones, and those that another user can have written.
+        Skips damaged ones, and those that another user can have written.
         """
         notes = []
         for path in newest_first(self.directory, pattern):

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from envferry.pack.packages import InstalledPackage, PathRecord
-    from envferry.pack.tree_walk import Found
+    from envferry.pack.tree_walk import TreeEntry
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class MemberCollector:
         self.members: list[Member] = []
         self.empty_directories: set[str] = set()
 
-    def take(self, found: Sequence[Found]) -> None:
+    def take(self, found: Sequence[TreeEntry]) -> None:
         """Take what is carried of all that was found."""
         byte_code = ByteCode(str(self.tree), self.prefix)
         carried = []
@@ -157,7 +157,7 @@ class MemberCollector:
         for item, head in carried:
             self.add(item, head)
 
-    def add(self, item: Found, head: bytes) -> None:
+    def add(self, item: TreeEntry, head: bytes) -> None:
         """Take one file, link or empty folder; `head` takes the place of a file's first bytes."""
         place = f"{self.tree}/{item.path}"
         if item.kind == "directory":

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING
 
 import msgspec
 
-from envferry.archive.frame_reuse import Reuse
+from envferry.archive.frame_reuse import FrameReuse
 from envferry.archive.reader import Archive, FileSource
 from envferry.archive.writer import ArchiveOptions, WrittenArchive, write_archive
 from envferry.artifacts import SBOM, sbom_path, write_companions
@@ -45,7 +45,7 @@ def pack_env(
     *,
     options: PackOptions,
     progress: Progress,
-    announce: Callable[[Reuse], None] = lambda reuse: None,
+    announce: Callable[[FrameReuse], None] = lambda reuse: None,
 ) -> Artifact:
     """Pack a built environment into one archive, with its checksum, lock and manifest beside it.
 
@@ -82,7 +82,7 @@ def write_listing(
     built: BuiltEnv,
     options: PackOptions,
     progress: Progress,
-) -> tuple[WrittenArchive, Reuse]:
+) -> tuple[WrittenArchive, FrameReuse]:
     """Write the archive of a listing to a file; say what was written, and taken from another.
 
     The earlier archive, whose index takes as much memory as the new one, is closed afterwards.
@@ -101,7 +101,7 @@ def write_listing(
             advance=advance,
         )
         direct.flush()
-        return written, earlier.reuse if earlier else Reuse()
+        return written, earlier.reuse if earlier else FrameReuse()
 
 
 def find_notes(options: PackOptions) -> PackNotes | None:

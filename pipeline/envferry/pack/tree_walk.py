@@ -23,7 +23,7 @@ one holds the files that lost against another package's."""
 LEFTOVERS = ("~", ".DS_STORE")
 
 
-class Found(NamedTuple):
+class TreeEntry(NamedTuple):
     """One file, folder or link."""
 
     path: str
@@ -45,14 +45,14 @@ class TreeWalk:
         self.faults: list[str] = []
         """Why something that was found cannot be carried, in words that name it."""
 
-    def __iter__(self) -> Iterator[Found]:
+    def __iter__(self) -> Iterator[TreeEntry]:
         """Walk from the root down, without recursion."""
         waiting = [""]
         while waiting:
             folder = waiting.pop()
             items = self.scan(folder)
             if folder:
-                yield Found(folder, "directory", is_empty=not items)
+                yield TreeEntry(folder, "directory", is_empty=not items)
             for item in items:
                 path = f"{folder}/{item.name}" if folder else item.name
                 if fault := path_fault(path):
@@ -72,19 +72,19 @@ class TreeWalk:
             return []
         return items if folder else [item for item in items if self.is_carried(item.name)]
 
-    def found(self, path: str, item: os.DirEntry[str]) -> Iterator[Found]:
+    def found(self, path: str, item: os.DirEntry[str]) -> Iterator[TreeEntry]:
         """Yield what is not a folder."""
         try:
             status = item.stat(follow_symlinks=False)
             if stat.S_ISLNK(status.st_mode):
-                yield Found(path, "symlink", link=os.readlink(item.path))  # noqa: PTH115
+                yield TreeEntry(path, "symlink", link=os.readlink(item.path))  # noqa: PTH115
             elif not stat.S_ISREG(status.st_mode):
                 self.faults.append(f"{shortened(path)} is a socket, pipe or device")
             elif not os.access(item.path, os.R_OK, effective_ids=True):
                 self.faults.append(f"{shortened(path)} cannot be read: Permission denied")
             else:
                 executable = bool(status.st_mode & 0o111)
-                yield Found(path, "file", size=status.st_size, executable=executable)
+                yield TreeEntry(path, "file", size=status.st_size, executable=executable)
         except OSError as error:
             self.faults.append(f"{shortened(path)} cannot be read: {error.strerror}")
 

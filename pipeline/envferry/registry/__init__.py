@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from envferry.registry.layout import ATTACHMENTS, ENVS, LOCK_FILE, TAGS, check_tag
 from envferry.registry.registry import PublishedArchive, Registry
-from envferry.registry.removal import WasRemoved
+from envferry.registry.removal import RemovedMeanwhile
 
 __all__ = [
     "ATTACHMENTS",
@@ -23,6 +23,6 @@ __all__ = [
     "TAGS",
     "PublishedArchive",
     "Registry",
-    "WasRemoved",
+    "RemovedMeanwhile",
     "check_tag",
 ]

@@ -10,9 +10,9 @@ from msgspec.structs import replace
 
 from envferry.artifacts import ARCHIVE_SUFFIX, MANIFEST_SUFFIX, read_artifact, read_proof
 from envferry.base.files import absolute_path
-from envferry.install.actor import current_actor
-from envferry.install.env_home import IMAGE_SUFFIX
-from envferry.install.installation import Origin
+from envferry.install.records.actor import current_actor
+from envferry.install.records.env_home import IMAGE_SUFFIX
+from envferry.install.records.installation import Origin
 from envferry.names import Ref, current_platform
 from envferry.redaction import fit_to_show
 from envferry.registry.registry import PublishedArchive, Registry
@@ -33,7 +33,7 @@ def is_file_ref(ref: str) -> bool:
 
 
 def open_trusting(url: str, trust: Trust) -> Registry:
-    """Open a registry that hands out nothing unsigned, if anybody is trusted."""
+    """Open a registry that hands out nothing unsigned, if any key is trusted."""
     return Registry.open(url, trust=trust.if_any)
 
 

@@ -36,7 +36,7 @@ class PackageChange(msgspec.Struct, frozen=True, kw_only=True):
         return self.size_after - self.size_before
 
 
-class Update(msgspec.Struct, frozen=True, kw_only=True):
+class UpdateCost(msgspec.Struct, frozen=True, kw_only=True):
     """What a host that has one artifact, installed at its own prefix, reads for the other."""
 
     bytes: int
@@ -63,7 +63,7 @@ class ArtifactDifference(msgspec.Struct, frozen=True, kw_only=True):
     """By name."""
     settings: tuple[str, ...]
     """What else of the manifest is not alike: prefix, version, requirements, checks."""
-    update: Update
+    update: UpdateCost
 
 
 def compare_artifacts(
@@ -112,13 +112,13 @@ def compare_packages(
         )
 
 
-def plan_update(before: Archive, after: Archive) -> Update:
+def plan_update(before: Archive, after: Archive) -> UpdateCost:
     """Return what an install of `after` reads where `before` is installed."""
     there = {entry.xxh128 for entry in before.index.files if entry.size}
     files = after.index.files
     present = {n for n, entry in enumerate(files) if entry.size and entry.xxh128 in there}
     frames = needed_frames(after, present, ())
-    return Update(
+    return UpdateCost(
         bytes=after.fetch_bytes(frames),
         of_bytes=after.source.size,
         frames=len(frames),

@@ -107,7 +107,7 @@ def write_report(registry: Registry, report: HostReport) -> None:
 
 
 def read_fleet(registry: Registry) -> Fleet:
-    """Read all reports; those that are damaged are named, and keep nobody from reading the others.
+    """Read all reports; those that are damaged are named, and the others are read all the same.
 
     Raises UsageError for a registry that cannot be listed.
     """

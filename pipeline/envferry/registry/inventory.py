@@ -66,7 +66,7 @@ class Folder:
 
     @property
     def touched(self) -> datetime:
-        """When the last of its files came."""
+        """When the last of its files was written."""
         return max(listed.modified for listed in self.files.values())
 
     def __str__(self) -> str:

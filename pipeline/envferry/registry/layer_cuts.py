@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LEAST_BYTES = 1 << 16
 """What smaller packages count as: a layer has a price of its own."""
 ENDS = 2
-"""Layers that hold no packages: the first one (directories and what nobody owns), and the last one
+"""Layers that hold no packages: the first (directories and files of no package), and the last
 (what packing generated, the index), which is another in each version."""
 
 

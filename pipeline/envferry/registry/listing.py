@@ -38,7 +38,7 @@ class RegistryEntry(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...]
     version: str | None = None
     published: datetime | None = None
-    """When its manifest came into this registry, by the store's own clock, in UTC."""
+    """When its manifest was published here, by the store's own clock, in UTC."""
     attested: bool = False
     """Whether an attestation lies beside it; who signed that is another question."""
 

@@ -28,17 +28,17 @@ log = logging.getLogger(__name__)
 REMOVERS = 4
 
 
-class Policy(msgspec.Struct, frozen=True, kw_only=True):
+class RetentionPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """What stays; an artifact goes when there is a rule and none keeps it.
 
-    Tagged artifacts stay always, and so do those that came less than `under_way` ago, or that a
+    Tagged artifacts stay always, and so do those published less than `under_way` ago, or that a
     host has.
     """
 
     keep_last: int | None = None
     """The newest so many of each environment and platform."""
     keep_within: timedelta | None = None
-    """Those that came so lately."""
+    """Artifacts that may still be in the middle of a push."""
     keep_tagged: bool = False
     """Only the tagged ones, where no other rule is given."""
     under_way: timedelta = timedelta(hours=24)
@@ -103,7 +103,7 @@ class PrunePlan(msgspec.Struct, frozen=True, kw_only=True):
         return gone + sum(one.size for one in self.unfinished)
 
 
-class Users(msgspec.Struct, frozen=True, kw_only=True):
+class ArtifactReferences(msgspec.Struct, frozen=True, kw_only=True):
     """What points to artifacts, each by name, platform and id."""
 
     tagged: dict[tuple[str, str, str], list[str]]
@@ -111,7 +111,9 @@ class Users(msgspec.Struct, frozen=True, kw_only=True):
     """The hosts that have it."""
 
 
-def plan_prune(registry: Registry, scope: Scope, policy: Policy, now: datetime) -> PrunePlan:
+def plan_prune(
+    registry: Registry, scope: Scope, policy: RetentionPolicy, now: datetime
+) -> PrunePlan:
     """Decide what goes; nothing is removed, and no manifest is read.
 
     Raises IntegrityError when a tag cannot be read: then it is unknown what it keeps; NotFound
@@ -130,7 +132,7 @@ def plan_prune(registry: Registry, scope: Scope, policy: Policy, now: datetime) 
     for folder in found.folders:
         if scope.has(folder.name, folder.platform):
             groups.setdefault((folder.name, folder.platform), []).append(folder)
-    users = Users(tagged=tagged, installed=installed)
+    users = ArtifactReferences(tagged=tagged, installed=installed)
     fates = [fate for group in groups.values() for fate in _decide(group, users, policy, now)]
     return PrunePlan(
         fates=tuple(fates),
@@ -176,8 +178,8 @@ def _tagged(
 
 def _decide(
     group: list[Folder],
-    users: Users,
-    policy: Policy,
+    users: ArtifactReferences,
+    policy: RetentionPolicy,
     now: datetime,
 ) -> Iterator[PruneDecision]:
     """Yield what becomes of all artifacts of one environment on one platform, the newest first."""
@@ -200,7 +202,9 @@ def _decide(
         )
 
 
-def _why_kept(folder: Folder, users: Users, policy: Policy, now: datetime) -> str:
+def _why_kept(
+    folder: Folder, users: ArtifactReferences, policy: RetentionPolicy, now: datetime
+) -> str:
     """Return the rule that keeps an artifact whatever its rank is, or nothing."""
     if folder.is_being_pruned:
         return ""

@@ -30,11 +30,11 @@ from envferry.artifacts import (
 )
 from envferry.errors import IntegrityError
 from envferry.names import DEFAULT_TAG
+from envferry.registry.compare_and_swap import compare_and_swap
 from envferry.registry.known_frames import find_known
 from envferry.registry.layer_cuts import layered
 from envferry.registry.layout import LOCK_FILE, archive_key, artifact_folder, folder_of, tag_key
 from envferry.registry.removal import require_kept, require_settled
-from envferry.registry.replacing import replace_value
 from envferry.registry.sigstore_bundles import place_sigstore_bundle, sigstore_bundle_for
 from envferry.registry.tags import read_tag
 from envferry.stores.port import KeyTaken, stat_whole
@@ -174,7 +174,7 @@ def sign_published(target: Registry, manifest: Manifest, data: bytes) -> bool:
 
 
 def require_whole(registry: Registry, manifest: Manifest) -> None:
-    """Raise WasRemoved unless all that was published is still there; tags point to it already."""
+    """Raise RemovedMeanwhile unless all files of an artifact exist; tags point to it already."""
     archive = manifest.archive.file
     names = [archive, f"{archive}.xxh128", LOCK_FILE, REGISTRY_MANIFEST]
     if registry.signer:
@@ -275,13 +275,13 @@ def _place_attestation(target: Registry, source: ArtifactSource, data: bytes | N
         manifest = data or target.store.read(folder_of(source.manifest) + REGISTRY_MANIFEST)
         return _attestation(target, source, there, manifest)
 
-    return replace_value(target, key, signed)
+    return compare_and_swap(target, key, signed)
 
 
 def _attestation(
     target: Registry, source: ArtifactSource, there: bytes | None, data: bytes
 ) -> bytes | None:
-    """Return the envelope that an artifact shall have: theirs, with what came with it and ours."""
+    """Return the envelope to publish: the registry's, with the carried signatures and ours."""
     manifest, carried = source.manifest, source.companions.proof.attestation
     key = folder_of(manifest) + ATTESTATION
     envelope = decode_envelope(there, f"{key} in {target.url}") if there else None
@@ -300,7 +300,7 @@ def _attestation(
 
 
 def _is_signed_here(target: Registry, manifest: Manifest, ours: Envelope, data: bytes) -> bool:
-    """Whether what came with an artifact is about the manifest that the target has.
+    """Whether carried signatures are about the manifest that the target has.
 
     If it is not, and nothing else will sign, IntegrityError is raised.
     """

@@ -13,7 +13,7 @@ from envferry.artifacts import require_present, verify_artifact
 from envferry.base.retry import RetryPolicy, Transient, persistently
 from envferry.errors import NotFound
 from envferry.names import DEFAULT_TAG
-from envferry.registry import WasRemoved, check_tag
+from envferry.registry import RemovedMeanwhile, check_tag
 from envferry.registry.publish import compares_while_sending
 from envferry.registry.tags import preview_move
 from envferry.trust.signed_tags import TagName
@@ -130,21 +130,21 @@ def _pushed(
 def _publish_persistently(
     artifact: Artifact, registry: Registry, tags: tuple[str, ...], progress: Progress
 ) -> bool:
-    """Publish again what was pruned meanwhile; raise WasRemoved if that repeats."""
+    """Publish again what was pruned meanwhile; raise RemovedMeanwhile if that repeats."""
 
     def attempt() -> bool:
         try:
             return _publish(artifact, registry, tags, progress)
-        except (WasRemoved, NotFound) as error:
+        except (RemovedMeanwhile, NotFound) as error:
             log.info("published again: %s", error)
             raise Transient(error) from error
 
     try:
         return persistently(attempt, REPEATS)
-    except (WasRemoved, NotFound) as error:
+    except (RemovedMeanwhile, NotFound) as error:
         message = f"{artifact.manifest.stem} is removed from {registry.url} whenever it is pushed"
         hint = "find out who runs `envferry prune` there, then push again"
-        raise WasRemoved(message, hint=hint) from error
+        raise RemovedMeanwhile(message, hint=hint) from error
 
 
 def _publish(

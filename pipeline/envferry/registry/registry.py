@@ -106,7 +106,7 @@ class Registry(msgspec.Struct, frozen=True):
             return publish_artifact(self, source, advance)
 
     def require_whole(self, manifest: Manifest) -> None:
-        """Raise WasRemoved when a part of an artifact that is tagged was pruned since then."""
+        """Raise RemovedMeanwhile when a part of a tagged artifact was pruned since then."""
         require_whole(self, manifest)
 
     def move_tag(self, name: str, platform: str, tag: str, id_: str) -> TagRecord:
@@ -129,7 +129,7 @@ class Registry(msgspec.Struct, frozen=True):
         return tuple(tag for tag, id_ in tags.items() if id_ == manifest.id)
 
     def published_at(self, manifest: Manifest) -> datetime | None:
-        """Return when an artifact came into this registry, if the store says it."""
+        """Return when an artifact was published in this registry, if the store says it."""
         stat = self.store.stat(folder_of(manifest) + REGISTRY_MANIFEST)
         return stat.modified if stat else None
 

@@ -28,8 +28,8 @@ WAIT_SECONDS = 20.0
 POLL_SECONDS = 0.1
 
 
-class WasRemoved(StoreError):
-    """An artifact went while it was pushed or tagged; to push it again is safe."""
+class RemovedMeanwhile(StoreError):
+    """An artifact was removed while it was pushed or tagged; to push it again is safe."""
 
 
 def require_settled(registry: Registry, folder: str) -> None:
@@ -46,13 +46,13 @@ def require_settled(registry: Registry, folder: str) -> None:
 
 
 def require_kept(registry: Registry, folder: str, names: Iterable[str]) -> None:
-    """Raise WasRemoved unless these files are in a folder, now that a tag points to it."""
+    """Raise RemovedMeanwhile unless these files are in a folder, now that a tag points to it."""
     require_settled(registry, folder)
     there = {listed.key for listed in registry.store.list(folder)}
     missing = sorted({folder + name for name in names} - there)
     if missing:
         message = f"{missing[0]} was removed from {registry.url} at the same time"
-        raise WasRemoved(message, hint="push the artifact again, or point the tag elsewhere")
+        raise RemovedMeanwhile(message, hint="push the artifact again, or point the tag elsewhere")
 
 
 def remove_artifact(registry: Registry, folder: Folder, older_than_seconds: float) -> str | None:

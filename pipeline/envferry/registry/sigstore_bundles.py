@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from envferry.artifacts import REGISTRY_MANIFEST, SIGSTORE
 from envferry.errors import IntegrityError, NotFound
+from envferry.registry.compare_and_swap import compare_and_swap
 from envferry.registry.layout import folder_of
-from envferry.registry.replacing import replace_value
 from envferry.trust.sigstore_bundle import claimed_identity, is_sound_bundle
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def sigstore_bundle_for(
     target: Registry, manifest: Manifest, proof: Proof, data: bytes | None = None
 ) -> bytes | None:
-    """Return the bundle that an artifact shall have in a registry: its own there, else ours.
+    """Return the bundle to publish with an artifact: the registry's, else ours.
 
     That is a new one where the registry signs without a key, else what comes with the artifact.
     `data` is the manifest to sign; None: as it is stored, or will be.
@@ -46,7 +46,7 @@ def sigstore_bundle_for(
 
 def place_sigstore_bundle(target: Registry, manifest: Manifest, wanted: bytes | None) -> bool:
     """Write the bundle that `sigstore_bundle_for` returned; return whether that was needed."""
-    return replace_value(target, folder_of(manifest) + SIGSTORE, lambda _: wanted)
+    return compare_and_swap(target, folder_of(manifest) + SIGSTORE, lambda _: wanted)
 
 
 def _read(target: Registry, key: str) -> bytes | None:

@@ -49,7 +49,7 @@ def read_tag(registry: Registry, key: str) -> tuple[Stat | None, SignedTagRecord
 def move_tag(registry: Registry, name: TagName, id_: str) -> TagRecord:
     """Point a tag to a published artifact; a lost race is run again.
 
-    Raises WasRemoved when the artifact was pruned in the meantime.
+    Raises RemovedMeanwhile when the artifact was pruned in the meantime.
     """
     folder = artifact_folder(name.name, name.platform, id_)
     require_settled(registry, folder)
@@ -97,7 +97,7 @@ def _moved_by_others(registry: Registry, name: TagName, id_: str) -> StoreError:
 def _moved(
     signer: Signer | None, name: TagName, record: SignedTagRecord | None, id_: str
 ) -> SignedTagRecord:
-    """Return what a tag shall hold; what it held already, if nothing needs to change."""
+    """Return the new record of a tag; the old one, if nothing needs to change."""
     if record and record.signatures and not signer:
         message = f"{name} is a signed tag: moved without a key, hosts would refuse it"
         raise UsageError(message, hint="move it with --sign-key")

@@ -34,7 +34,7 @@ EXACT = re.compile(
 MINOR = re.compile(r"(\d+\.\d+)(\.[\w.+!]*)?")
 
 
-class Draft(msgspec.Struct, kw_only=True):
+class SpecDraft(msgspec.Struct, kw_only=True):
     """What is known of a spec that is to be written."""
 
     name: str
@@ -60,7 +60,7 @@ class Draft(msgspec.Struct, kw_only=True):
         _add(self.pip, self.pip_selectors, lines)
 
 
-def render_draft(draft: Draft) -> str:
+def render_draft(draft: SpecDraft) -> str:
     """Write a draft as a spec."""
     lines = [left_out_comment(item) for item in draft.left_out]
     lines += [f"name: {quoted(draft.name)}", "channels:"]

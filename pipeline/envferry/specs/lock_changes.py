@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from envferry.base.files import human_bytes
+from envferry.base.text import human_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

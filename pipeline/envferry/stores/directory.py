@@ -68,6 +68,8 @@ class DirectoryStore(msgspec.Struct, frozen=True):
     """Parts of a file are copied by the kernel."""
     images: ClassVar[None] = None
     """It keeps values, not images."""
+    part_bytes: ClassVar[None] = None
+    """Values are whole."""
 
     root: Path
 

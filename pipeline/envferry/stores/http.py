@@ -15,8 +15,8 @@ from envferry.base.connections import Connections, was_never_reached, wrong_time
 from envferry.base.limits import (
     USUAL_LIMITS,
     Limits,
-    TooMuch,
-    TooSlow,
+    ResponseTooLarge,
+    ResponseTooSlow,
     broken_limit,
     has_cause,
     most_bytes,
@@ -150,7 +150,7 @@ class HttpStore:
     ) -> Iterator[urllib3.BaseHTTPResponse]:
         """Yield an answer; everything that can go wrong until it is read becomes a StoreError."""
         url = f"{self.base}/{quote(check_key(key))}"
-        way = self.connections.way_to(url)
+        way = self.connections.proxy_note(url)
         try:
             response = self.connections.open(url, headers, method)
             try:
@@ -158,8 +158,8 @@ class HttpStore:
                     raise _refused(url, way, response)
                 yield response
             finally:
-                settle(response, method)
-        except (urllib3.exceptions.HTTPError, TooMuch, TooSlow) as error:
+                finish_response(response, method)
+        except (urllib3.exceptions.HTTPError, ResponseTooLarge, ResponseTooSlow) as error:
             raise broken_answer(url, way, error) from error
 
 
@@ -182,7 +182,7 @@ def _time(header: str) -> datetime | None:
         return None
 
 
-def settle(response: urllib3.BaseHTTPResponse, method: str) -> None:
+def finish_response(response: urllib3.BaseHTTPResponse, method: str) -> None:
     """End an answer; one without a body, or with a short one, leaves its connection to the next."""
     length = response.headers.get("Content-Length", "")
     if method == "HEAD" or (length.isdecimal() and int(length) <= SHORT_BYTES):
@@ -217,7 +217,7 @@ def broken_answer(url: str, way: str, error: Exception) -> Exception:
         return StoreError(message, hint="ask the administrator of that server")
     reason = broken_limit(error) or getattr(error, "reason", None) or error
     message = f"cannot read {url}{way}: {_words(reason)}"
-    if has_cause(error, TooMuch):
+    if has_cause(error, ResponseTooLarge):
         return StoreError(message, hint="ask the administrator of that server")
     if isinstance(reason, urllib3.exceptions.SSLError) and "CERTIFICATE" in str(reason):
         hint = "a site's own authority: SSL_CERT_FILE names a file with its certificate"
@@ -229,10 +229,10 @@ def broken_answer(url: str, way: str, error: Exception) -> Exception:
         hint = "check that proxy (http_proxy, https_proxy, all_proxy), or name the host in no_proxy"
     final = StoreError(message, hint=hint)
     final.__cause__ = error
-    is_hopeless = was_never_reached(error) or has_cause(error, TooSlow)
+    is_hopeless = was_never_reached(error) or has_cause(error, ResponseTooSlow)
     return Transient(final, is_unreachable=is_hopeless)
 
 
 def _words(reason: object) -> str:
-    """Return what went wrong, without the names that urllib3 gives its objects."""
+    """Describe an error without the names that urllib3 gives its objects."""
     return re.sub(r"^(<[^>]*>|\w*Connection(Pool)?\([^)]*\)):\s*", "", str(reason))

@@ -105,10 +105,10 @@ def _open_directory(root: Path) -> Store:
 
 
 def _open_layout(root: Path) -> Store:
-    from envferry.stores.oci.image_layout import LayoutSpace
+    from envferry.stores.oci.image_layout import LayoutRepositories
     from envferry.stores.oci.image_store import OciStore
 
-    space = LayoutSpace(root)
+    space = LayoutRepositories(root)
     space.require_ours()
     return OciStore.in_layout(space)
 

@@ -112,6 +112,11 @@ class DiskStore(Protocol):
         """The directory that the values are in."""
         ...
 
+    @property
+    def part_bytes(self) -> int | None:
+        """The size above which values lie in parts; None where all are whole."""
+        ...
+
     def read_into(self, key: str, offset: int, memory: memoryview) -> None:
         """Fill memory with a part of a value; raises as `ReadableStore.read` does."""
         ...

@@ -36,7 +36,7 @@ T = TypeVar("T")
 def receive(
     incoming: ContentSource, count: int, take: Callable[[int], tuple[Piece, T]], ahead: int
 ) -> list[T]:
-    """Take pieces 0 to `count` in parallel, at most `ahead` in memory; return what came of each.
+    """Take pieces 0 to `count` in parallel, at most `ahead` in memory; return the result of each.
 
     `take` returns a piece's bytes and what became of it. They are hashed in order while others are
     on their way; in the end IntegrityError is raised if the whole is not what it must be.

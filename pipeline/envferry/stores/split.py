@@ -18,8 +18,8 @@ import xxhash
 from blake3 import blake3
 from msgspec.structs import replace
 
-from envferry.base.files import human_bytes
 from envferry.base.json import from_json, to_json
+from envferry.base.text import human_bytes
 from envferry.errors import IntegrityError, NotFound, StoreError, UsageError
 from envferry.stores.port import CannotList, Incomplete, KeyTaken, Listed, Stat, ignore, stat_whole
 from envferry.stores.receive import create_or_read, incoming_of_bytes, incoming_of_file

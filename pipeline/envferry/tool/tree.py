@@ -115,7 +115,7 @@ def add_wheels(wheels: Iterable[Path], python: ToolPython, tree: Path) -> None:
             stage_wheel(wheel, package, python, staged)
             packages = staged / python.site_packages
             for record in packages.glob("*.dist-info/RECORD"):
-                record.unlink()  # nobody removes what is in here
+                record.unlink()  # nothing in here is removed by pip
             shutil.copytree(packages, tree / python.site_packages, dirs_exist_ok=True)
     for path in (tree / python.site_packages).glob(UNUSED_BACKEND):
         path.unlink()

@@ -8,8 +8,8 @@ import msgspec
 from msgspec.structs import replace
 
 from envferry.artifacts import REGISTRY_MANIFEST
-from envferry.base.files import plural
 from envferry.base.json import from_json
+from envferry.base.text import plural
 from envferry.errors import IntegrityError, NotFound
 from envferry.names import ID_PATTERN
 from envferry.registry import ENVS
@@ -18,7 +18,7 @@ from envferry.transfer.copy import WRONG, ArtifactCopier, require_room_for
 from envferry.transfer.delta_read import OpenDelta, find_deltas
 from envferry.transfer.deltas import RECORD, Base, delta_folder
 from envferry.transfer.mirror import MirrorRequest, follow_plan, plan_mirror, require_none
-from envferry.transfer.tag_copy import TransferredTag, carry_tag
+from envferry.transfer.tag_copy import TransferredTag, copy_tag
 from envferry.trust.signed_tags import SignedTagRecord, TagName
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Applied(msgspec.Struct, frozen=True, kw_only=True):
     """How many of the folder's artifacts the site already had."""
     tags: tuple[TransferredTag, ...]
     unfinished: tuple[str, ...]
-    """The last files of artifacts and deltas, where others came to the disk and these did not."""
+    """The final files of incomplete artifacts and deltas, missing on the disk."""
 
 
 def apply_folder(
@@ -54,7 +54,7 @@ def apply_folder(
 
     Deltas become whole archives, the same bytes that were packed; signatures are checked where
     `source` has trusted keys. What is wrong with one artifact, delta or tag, or a base that the
-    site lacks, is raised after all else came.
+    site lacks, is raised after everything else was added.
     """
     faults: dict[str, PipelineError] = {}
     ordered, lacking, plan = _plan(source, site, faults)
@@ -75,7 +75,7 @@ def apply_folder(
             faults[delta.manifest.stem] = error
     for delta in ordered:
         if delta.manifest.stem not in faults:
-            tags += tuple(_carry_tags(source, site, delta.record.artifact, faults))
+            tags += tuple(_copy_tags(source, site, delta.record.artifact, faults))
     require_none(faults)
     return Applied(
         source=source.url,
@@ -199,21 +199,21 @@ def _rebuild(delta: OpenDelta, site: Registry, journals: Path, progress: Progres
             raise
 
 
-def _carry_tags(
+def _copy_tags(
     source: Registry, site: Registry, artifact: Base, faults: dict[str, PipelineError]
 ) -> Iterator[TransferredTag]:
-    """Move the tags that came with a delta forward; yield what became of each."""
+    """Move the tags of a delta forward; yield the result of each."""
     prefix = f"{delta_folder(artifact)}tags/"
     for key in sorted(listed.key for listed in source.store.list(prefix)):
         name = TagName(name=artifact.name, platform=artifact.platform, tag=key.removeprefix(prefix))
         try:
-            yield carry_tag(site, name, _read_tag(source, key, name, artifact))
+            yield copy_tag(site, name, _read_tag(source, key, name, artifact))
         except WRONG as error:
             faults[f"the tag {name}"] = error
 
 
 def _read_tag(source: Registry, key: str, name: TagName, artifact: Base) -> SignedTagRecord:
-    """Read a tag that came with a delta, its signatures checked."""
+    """Read a tag of a delta, its signatures checked."""
     what = f"{key} in {source.url}"
     record = from_json(source.store.read(key), SignedTagRecord, what)
     if record.id != artifact.id:

@@ -18,7 +18,7 @@ from envferry.registry.known_frames import known_ranges
 from envferry.registry.publish import Companions
 from envferry.stores.receive import create_or_read
 from envferry.stores.source import ContentSource
-from envferry.transfer.deltas import RECORD, Base, Delta, Pieces, Run, delta_folder, delta_key
+from envferry.transfer.deltas import RECORD, Base, ByteRun, Delta, Pieces, delta_folder, delta_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,7 @@ class DeltaPlan(msgspec.Struct):
 
     manifest: Manifest
     bases: tuple[Base, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[ByteRun, ...]
     checks: list[tuple[int, str | None]] = msgspec.field(default_factory=list)
     """Length and BLAKE3 of what follows each other in the delta file; None: not known alone."""
 
@@ -52,7 +52,7 @@ def plan_delta(source: Registry, manifest: Manifest, bases: Sequence[Manifest]) 
         for run in known_ranges(ours, _open(source, base), ""):
             if run.offset not in there or there[run.offset][1].length < run.length:
                 there[run.offset] = (number, run)
-    runs: list[Run] = []
+    runs: list[ByteRun] = []
     position = delta_offset = 0
     for offset, (number, known) in sorted(there.items(), key=lambda item: item[0]):
         # What begins inside a run of another base is cut.
@@ -60,12 +60,12 @@ def plan_delta(source: Registry, manifest: Manifest, bases: Sequence[Manifest]) 
         if known.end <= start:
             continue
         if start > position:
-            runs.append(Run(start - position, -1, delta_offset))
+            runs.append(ByteRun(start - position, -1, delta_offset))
             delta_offset += start - position
         part = known.part(start, known.end - start)
-        runs.append(Run(part.length, number, part.key_offset))
+        runs.append(ByteRun(part.length, number, part.key_offset))
         position = part.end
-    runs.append(Run(manifest.archive.size - position, -1, delta_offset))
+    runs.append(ByteRun(manifest.archive.size - position, -1, delta_offset))
     plan = DeltaPlan(manifest, tuple(Base.of(base) for base in bases), tuple(runs))
     plan.checks = list(_checks(ours, plan))
     return plan

@@ -48,7 +48,7 @@ class Base(msgspec.Struct, frozen=True, order=True):
         return f"{self.name}@{self.id} ({self.platform})"
 
 
-class Run(msgspec.Struct, frozen=True, array_like=True):
+class ByteRun(msgspec.Struct, frozen=True, array_like=True):
     """Bytes of the new archive, and where they are; runs follow each other."""
 
     length: Count
@@ -67,7 +67,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of the delta file."""
     blake3: str
     """Of the delta file."""
-    runs: tuple[Run, ...]
+    runs: tuple[ByteRun, ...]
     schema: int = 1
 
 
@@ -91,7 +91,7 @@ class Pieces(msgspec.Struct, frozen=True):
     """Base, offset there, length."""
 
     @classmethod
-    def of(cls, runs: Sequence[Run], only_base: int | None = None) -> Pieces:
+    def of(cls, runs: Sequence[ByteRun], only_base: int | None = None) -> Pieces:
         """Return all runs; or those that are in the delta file, by where the archive has them."""
         places, position = [], 0
         for run in runs:

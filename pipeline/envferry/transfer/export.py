@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec.structs import replace
 
-from envferry.base.files import plural, require_space, write_bytes
+from envferry.base.files import require_space, write_bytes
 from envferry.base.json import to_json
+from envferry.base.text import plural
 from envferry.errors import NotFound, TargetOccupied, UsageError
 from envferry.registry import Registry
 from envferry.registry.layout import DELTAS, ENVS, folder_of
@@ -22,7 +23,7 @@ from envferry.transfer.copy import ArtifactCopier, require_room_for
 from envferry.transfer.delta_write import DeltaPlan, plan_delta, write_delta
 from envferry.transfer.deltas import Base, delta_folder, delta_key
 from envferry.transfer.mirror import copy_all
-from envferry.transfer.tag_copy import TransferredTag, carry_tag, tags_to_carry
+from envferry.transfer.tag_copy import TransferredTag, copy_tag, tags_to_copy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,7 +107,7 @@ def export_artifacts(
             copy_all(
                 ArtifactCopier(target=target, journals=journals, advance=advance), source, manifests
             )
-        tags = tuple(carry_tag(target, name, record) for name, record in found.items())
+        tags = tuple(copy_tag(target, name, record) for name, record in found.items())
     for key, data in request.keys:
         write_bytes(directory / KEYS / f"{key.id}.pub", data)
     return replace(
@@ -167,9 +168,9 @@ def _tags(
 ) -> dict[TagName, SignedTagRecord]:
     """Return the tags that point to an artifact; at least the one that it was named by."""
     name, platform = manifest.name, manifest.platform
-    found = tags_to_carry(source, name, platform, request.tags)
+    found = tags_to_copy(source, name, platform, request.tags)
     if not ref.is_id and not request.tags:
-        found |= tags_to_carry(source, name, platform, (ref.version,))
+        found |= tags_to_copy(source, name, platform, (ref.version,))
     return {name: record for name, record in found.items() if record.id == manifest.id}
 
 
@@ -209,14 +210,14 @@ def _open_target(directory: Path, request: ExportRequest) -> Store:
     """Open the folder's store, and mark it if files are to be split, or are images."""
     part_bytes = request.part_bytes
     if request.as_images:
-        from envferry.stores.oci.image_layout import LayoutSpace
+        from envferry.stores.oci.image_layout import LayoutRepositories
 
-        LayoutSpace.create(directory)
+        LayoutRepositories.create(directory)
         return open_store(str(directory))
     there = open_store(str(directory))
-    if isinstance(there, SplitStore):
-        if part_bytes not in (None, there.part_bytes):
-            message = f"{directory} is split at {there.part_bytes} bytes already"
+    if split_at := there.disk and there.disk.part_bytes:
+        if part_bytes not in (None, split_at):
+            message = f"{directory} is split at {split_at} bytes already"
             raise TargetOccupied(message, hint="export to another folder")
         return there
     store = DirectoryStore(directory)

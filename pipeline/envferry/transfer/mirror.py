@@ -8,14 +8,14 @@ import msgspec
 from msgspec.structs import replace
 
 from envferry.artifacts import ARCHIVE_SUFFIX, ATTESTATION, REGISTRY_MANIFEST
-from envferry.base.files import plural
+from envferry.base.text import plural
 from envferry.base.workers import Workers
 from envferry.errors import NotFound, UsageError
 from envferry.names import current_platform
 from envferry.registry.inventory import Folder, list_inventory
 from envferry.stores.port import CannotList
 from envferry.transfer.copy import WRONG, ArtifactCopier, require_room_for
-from envferry.transfer.tag_copy import TransferredTag, carry_tag, tags_to_carry
+from envferry.transfer.tag_copy import TransferredTag, copy_tag, tags_to_copy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -126,7 +126,7 @@ def follow_plan(
         carrier = ArtifactCopier(target=plan.target, journals=journals, advance=advance)
         faults = plan.faults | copy_each(carrier, plan.source, plan.missing)
     tags = tuple(
-        carry_tag(plan.target, name, record)
+        copy_tag(plan.target, name, record)
         for name, record in plan.tags.items()
         if f"{name.name}-{name.platform}-{record.id}" not in faults
     )
@@ -188,7 +188,7 @@ def plan_mirror(source: Registry, target: Registry, request: MirrorRequest) -> M
     faults: dict[str, PipelineError] = {}
     with Workers(READERS, "plan") as pool:
         found = pool.map(
-            lambda env: tags_to_carry(source, env[0], env[1], request.tags, faults),
+            lambda env: tags_to_copy(source, env[0], env[1], request.tags, faults),
             sorted(environments),
         )
         tags = {name: record for some in found for name, record in some.items()}
@@ -264,7 +264,7 @@ def _folders_by_tag(source: Registry, request: MirrorRequest) -> list[Folder]:
     platform = request.platform or current_platform()
     found: dict[Folder, None] = {}
     for name in request.names:
-        records = tags_to_carry(source, name, platform, request.tags)
+        records = tags_to_copy(source, name, platform, request.tags)
         if not records:
             asked = ", ".join(request.tags or ("latest",))
             message = f"{name} has no tag {asked} in the registry {source.url} for {platform}"

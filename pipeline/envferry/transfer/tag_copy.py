@@ -43,7 +43,7 @@ class TransferredTag(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.name}@{self.tag}"
 
 
-def tags_to_carry(
+def tags_to_copy(
     source: Registry,
     name: str,
     platform: str,
@@ -80,7 +80,7 @@ def tags_to_carry(
     return found
 
 
-def carry_tag(target: Registry, name: TagName, record: SignedTagRecord) -> TransferredTag:
+def copy_tag(target: Registry, name: TagName, record: SignedTagRecord) -> TransferredTag:
     """Write a tag's record as it is, unless the target's has moved as far or further."""
     key = tag_key(name.name, name.platform, name.tag)
     folder = artifact_folder(name.name, name.platform, record.id)

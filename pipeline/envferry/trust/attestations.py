@@ -35,7 +35,7 @@ class VerifiedArtifact(msgspec.Struct, frozen=True, kw_only=True):
 
     artifact: str
     signed_by: tuple[str, ...]
-    """The trusted keys that signed it: id and where the key came from."""
+    """The trusted keys that signed it: id and origin of the key."""
     who: str
     time: str
 

@@ -60,7 +60,7 @@ class RevokedKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RevokedArtifact(msgspec.Struct, frozen=True, kw_only=True):
-    """An artifact that nobody shall install, whoever signed it."""
+    """An artifact that no host may install, whoever signed it."""
 
     name: str
     platform: str
@@ -114,7 +114,7 @@ class BundleFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SignedBundle(msgspec.Struct, frozen=True):
-    """A bundle with the file that it came in."""
+    """A bundle with its file."""
 
     bundle: TrustBundle
     file: BundleFile

@@ -25,7 +25,7 @@ def load_signer(names: Iterable[str | Path], tag_days: int | None = None) -> Sig
     Tags that it moves expire after `tag_days`; None for never.
     """
     from envferry.base.times import rfc3339
-    from envferry.trust.key_places import open_signing_key, open_told_key
+    from envferry.trust.key_locations import open_signing_key, open_told_key
     from envferry.trust.signing import Signer
 
     keys = tuple(open_signing_key(str(name)) for name in names)

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trust:
-    """Whom a host trusts, and what it has seen; where that is nobody it accepts everything."""
+    """Whom a host trusts, and what it has seen; without any it accepts everything."""
 
     keys: tuple[PublicKey, ...] = ()
     keys_dir: Path = TRUSTED_DIR
@@ -90,7 +90,7 @@ class Trust:
 
     @property
     def if_any(self) -> Trust | None:
-        """This, for who asks for signatures only where somebody is trusted."""
+        """This, or None where no signer is trusted."""
         return self if self.keys or self.identities else None
 
     @property
@@ -106,7 +106,7 @@ class Trust:
     def check_artifact(self, manifest: Manifest, proof: Proof) -> None:
         """Raise IntegrityError unless those who are trusted signed this artifact.
 
-        Warns where nobody is.
+        Warns where no key is trusted.
         """
         if self.if_any is None:
             self._warn(manifest.stem)
@@ -172,7 +172,7 @@ class Trust:
     def check_image(self, path: Path, *, of: Path | None = None) -> tuple[str, ...]:
         """Raise IntegrityError unless a trusted key signed this image.
 
-        Warns where nobody is trusted. Returns the ids of the trusted keys that signed it. With keys
+        Warns where no key is trusted. Returns the ids of the trusted keys that signed it. With keys
         all of it is read. `of` is the image that it is a copy of. Identities sign no images.
         """
         if self.if_any:

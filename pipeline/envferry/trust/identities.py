@@ -35,7 +35,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Identities(msgspec.Struct, frozen=True, kw_only=True):
-    """Those who may sign, and by whose certificates; without any, nobody asks for Sigstore."""
+    """Those who may sign, and by whose certificates; if empty, no signature is needed."""
 
     accepted: tuple[Identity, ...] = ()
     trusted_root: Path | None = None
@@ -48,7 +48,7 @@ class Identities(msgspec.Struct, frozen=True, kw_only=True):
 def read_identities(directory: Path) -> Identities:
     """Read all `*.toml` of a directory, which need not exist, and its `trusted_root.json`.
 
-    One that is there and names nobody is an error, as with keys: what was meant to demand
+    A directory without identities is an error, as with keys: what was meant to demand
     signatures must not come to demand none. Raises UsageError.
     """
     if not os.path.lexists(directory):

@@ -1,4 +1,4 @@
-"""Signatures of images: whoever mounts one runs what is in it."""
+"""Signatures of images: a mounted image runs code."""
 
 from __future__ import annotations
 

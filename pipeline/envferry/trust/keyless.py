@@ -64,7 +64,7 @@ class KeylessSigner(msgspec.Struct, frozen=True, kw_only=True):
     def sign(self, manifest: Manifest, manifest_data: bytes, channel: str) -> bytes:
         """Return a bundle about a manifest, whose bytes are `manifest_data`, and its registry.
 
-        Raises UsageError where nobody says who this is, StoreError when the Sigstore cannot be
+        Raises UsageError where no identity token is found, StoreError when the Sigstore cannot be
         reached or refuses, SpecError for a configuration that is none.
         """
         statement = publish_statement(manifest, manifest_data, channel)

@@ -26,7 +26,7 @@ class Material(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     digest: dict[str, str] = {}
     annotations: dict[str, tuple[str, ...]] = {}
     """`publishers`: who published it, by an attestation that was verified when it was locked; empty
-    where its index has none. Without it, nobody was asked."""
+    where its index has none. Without it, no index was asked."""
 
 
 def read_materials(manifest: Manifest, lock_data: bytes) -> tuple[Material, ...]:

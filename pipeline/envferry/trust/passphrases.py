@@ -1,4 +1,4 @@
-"""What unlocks a key: a variable, a file, or somebody at the terminal."""
+"""What unlocks a key: a variable, a file, or an answer at the terminal."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ MOST_BYTES = 1023
 """OpenSSL encrypts with no longer passphrase."""
 
 
-class Ask(Protocol):
-    """Whoever knows passphrases."""
+class PassphrasePrompt(Protocol):
+    """Asks for a passphrase."""
 
     def __call__(self, what: str) -> str:
-        """Return what unlocks `what`; raise UsageError where nobody can say."""
+        """Return what unlocks `what`; raise UsageError where it cannot be asked for."""
 
 
 def find_passphrase(what: str) -> str:

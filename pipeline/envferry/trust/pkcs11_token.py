@@ -17,7 +17,7 @@ from envferry.trust.passphrases import read_passphrase
 from envferry.trust.signing import SigningKey, public_key_of
 
 if TYPE_CHECKING:
-    from envferry.trust.passphrases import Ask
+    from envferry.trust.passphrases import PassphrasePrompt
 
 SCHEME = "pkcs11:"
 HINT = "pkcs11:token=LABEL;object=LABEL?module-path=/path/to/module.so (RFC 7512)"
@@ -44,7 +44,7 @@ class TokenUri(msgspec.Struct, frozen=True):
     def parse(cls, text: str) -> TokenUri:
         """Parse a URI; raise UsageError for one that does not say enough, or says a PIN."""
         if PIN.search(text):
-            # What is on a command line is in everybody's list of processes: no message repeats it.
+            # Every user can list what is on a command line: no message repeats it.
             message = "a PIN does not belong on a command line (pin-value)"
             hint = "leave it out to be asked, or name a file: pin-source="
             raise UsageError(message, hint=hint)
@@ -83,7 +83,7 @@ class TokenKey(msgspec.Struct, frozen=True):
             raise HostError(message_, hint="is the token still there?") from error
 
 
-def open_token_key(name: str, ask: Ask) -> SigningKey:
+def open_token_key(name: str, ask: PassphrasePrompt) -> SigningKey:
     """Log in to a token and find the key that a URI names; the session lasts as this process does.
 
     The PIN is asked for once: after a few wrong ones a token locks itself. Raises UsageError for a
@@ -124,7 +124,7 @@ def _find_token(wanted: TokenUri) -> Any:  # noqa: ANN401  (the library has no t
     return module.get_token(token_label=wanted.token or None, token_serial=serial)
 
 
-def _log_in(token: Any, pin: str, ask: Ask) -> Any:  # noqa: ANN401
+def _log_in(token: Any, pin: str, ask: PassphrasePrompt) -> Any:  # noqa: ANN401
     """Open a session; of a token whose other key this process has opened, in the same login."""
     from pkcs11.exceptions import UserAlreadyLoggedIn
 

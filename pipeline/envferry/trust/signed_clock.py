@@ -1,4 +1,4 @@
-"""What time it is at least: hosts without network have clocks that nobody sets.
+"""What time it is at least: the clock of a host without network may be wrong.
 
 The newest time in a signed record that this host accepted is a floor. A clock that runs ahead is
 not found out; it can only make things end too early.
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 NEWEST = "newest-time.json"
 TOLERATED = timedelta(minutes=5)
-"""So much two clocks that are set may differ; nobody is told."""
+"""So much two correct clocks may differ, without a warning."""
 
 
 class NewestTime(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
-    from envferry.trust.passphrases import Ask
+    from envferry.trust.passphrases import PassphrasePrompt
 
 PUBLIC_SUFFIX = ".pub"
 NO_KEYS_DIR = Path(os.devnull)
@@ -130,7 +130,7 @@ def pem_of(key: Ed25519PublicKey) -> bytes:
     )
 
 
-def parse_signing_key(pem: bytes, what: str, ask: Ask | None = None) -> SigningKey:
+def parse_signing_key(pem: bytes, what: str, ask: PassphrasePrompt | None = None) -> SigningKey:
     """Read a private key; `what` names it in errors, which never hold a part of it.
 
     `ask` is asked for the passphrase of an encrypted one. Raises UsageError.
@@ -168,7 +168,7 @@ def _load_private(pem: bytes, passphrase: bytes | None) -> PrivateKeyTypes | Non
         return None
 
 
-def _unlock(pem: bytes, what: str, ask: Ask) -> PrivateKeyTypes:
+def _unlock(pem: bytes, what: str, ask: PassphrasePrompt) -> PrivateKeyTypes:
     """Decrypt a key; raise UsageError when the passphrase does not."""
     try:
         key = _load_private(pem, ask(what).encode())
@@ -207,7 +207,7 @@ def public_key_of(raw: bytes, what: str) -> PublicKey:
         raise HostError(message, hint="make one of that kind; no other signs") from error
 
 
-def read_signing_key(path: Path, ask: Ask | None = None) -> SigningKey:
+def read_signing_key(path: Path, ask: PassphrasePrompt | None = None) -> SigningKey:
     """Read a private key from a file; `ask` is asked for its passphrase."""
     return parse_signing_key(_read(path, "signing key"), str(path), ask)
 
@@ -264,7 +264,7 @@ def _list_keys_dir(directory: Path) -> list[Path] | None:
 
 
 def refuse_open(path: Path, what: str) -> None:
-    """Raise UsageError for a file of trust that everybody may change or replace."""
+    """Raise UsageError for a file of trust that every user can change or replace."""
     try:
         reason = may_everybody_change(path) if path.exists() else ""
     except OSError as error:

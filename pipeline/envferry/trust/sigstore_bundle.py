@@ -47,7 +47,7 @@ class PublishStatement(msgspec.Struct, frozen=True, kw_only=True, rename="camel"
     subject: tuple[Subject, ...]
     predicate_type: str = PUBLISHED
     predicate: Published | None = None
-    """None where the registry has no URL: a folder's path is nobody's business."""
+    """None where the registry has no URL: a folder's path is private."""
 
 
 class SignedStatement(msgspec.Struct, frozen=True, rename="camel"):
@@ -137,7 +137,7 @@ def require_published(
 
 
 def require_sound_bundle(data: bytes, what: str, manifest: Manifest, manifest_data: bytes) -> None:
-    """Raise IntegrityError unless a bundle says that it is about this artifact, whoever signed."""
+    """Raise IntegrityError unless a bundle says that it is about this artifact."""
     envelope = decode_sigstore_bundle(data, what).dsse_envelope
     require_published(envelope.body, envelope.payload_type, manifest, manifest_data)
 

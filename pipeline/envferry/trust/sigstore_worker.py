@@ -47,7 +47,7 @@ class SignRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SignAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What came out."""
+    """The result."""
 
     bundle: str = ""
     no_identity: str = ""
@@ -67,7 +67,7 @@ class BundleRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BundleAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What came out."""
+    """The result."""
 
     signed_by: Identity | None = None
     time: str = ""
@@ -213,7 +213,7 @@ class _AnyOf:
 
 
 def _cause(error: BaseException) -> str:
-    """Return in one line what went wrong: the words of an error, and of what it came from."""
+    """Return in one line an error's message, and that of its cause."""
     told = [str(error) or type(error).__name__]
     if cause := error.__cause__ or error.__context__:
         told.append(str(cause) or type(cause).__name__)

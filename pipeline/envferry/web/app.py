@@ -18,17 +18,17 @@ from starlette.routing import Route
 
 from envferry import __version__
 from envferry.artifacts import SBOM
-from envferry.base.files import human_bytes, plural
 from envferry.base.json import to_json
+from envferry.base.text import human_bytes, plural
 from envferry.errors import NotFound, PipelineError, StoreError, UsageError
 from envferry.names import ID_PATTERN, check_name
 from envferry.redaction import fit_to_show
 from envferry.web import pages
+from envferry.web.feeds import badge_of, list_news
 from envferry.web.guard import Guard
 from envferry.web.markdown import render_markdown
-from envferry.web.news import badge_of, list_news
+from envferry.web.page_request import PageRequest
 from envferry.web.page_values import ArtifactPage
-from envferry.web.questions import Question
 from envferry.web.registry_files import answer_file
 from envferry.web.treemap import Block, gather, lay_out
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
-    from envferry.web.questions import Order
+    from envferry.web.page_request import Order
     from envferry.web.site import RegistryView
 
 TEMPLATES = PackageLoader("envferry.web")
@@ -54,7 +54,7 @@ LEAST_COMPRESSED, GZIP_LEVEL = 1000, 6
 PICTURES = {"landscape": (1000, 440), "portrait": (420, 560)}
 """Width and height of the treemap's two forms; a style sheet shows the one that fits."""
 
-PAGES: dict[str, tuple[str, str, Callable[[RegistryView, Question], Any]]] = {
+PAGES: dict[str, tuple[str, str, Callable[[RegistryView, PageRequest], Any]]] = {
     "/": ("/index.json", "home.html", pages.home),
     "/envs/{name}/": ("/envs/{name}.json", "environment.html", pages.environment),
     "/envs/{name}/changes/": ("/envs/{name}/changes.json", "changes.html", pages.changes),
@@ -128,7 +128,7 @@ class Pages:
         return [*found, *last]
 
     def html_page(
-        self, template: str, build: Callable[[RegistryView, Question], Any]
+        self, template: str, build: Callable[[RegistryView, PageRequest], Any]
     ) -> Callable[[Request], Response]:
         """Return what answers with a page."""
 
@@ -144,7 +144,7 @@ class Pages:
         return answer
 
     def json_page(
-        self, build: Callable[[RegistryView, Question], Any]
+        self, build: Callable[[RegistryView, PageRequest], Any]
     ) -> Callable[[Request], Response]:
         """Return what answers with a page's JSON twin."""
 
@@ -249,14 +249,14 @@ must not look like something else. XML has no form for the first ones."""
 
 
 def visible(value: object) -> object:
-    """Show the characters of a text that nobody would see; leave what is not a plain text."""
+    """Show the invisible characters of a string; leave what is not a plain string."""
     if type(value) is not str:
         return value
     return UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", value)
 
 
 def markdown(text: str) -> object:
-    """Return Markdown as HTML, with what nobody would see in it shown."""
+    """Return Markdown as HTML, with its invisible characters shown."""
     return render_markdown(str(visible(text)))
 
 
@@ -280,8 +280,8 @@ def moment(time: datetime | None) -> str:
     return f"{time:%Y-%m-%d %H:%M} UTC" if time else "unknown"
 
 
-def _question(request: Request) -> Question:
-    return Question(request.path_params, request.query_params)
+def _question(request: Request) -> PageRequest:
+    return PageRequest(request.path_params, request.query_params)
 
 
 def _root(request: Request) -> str:

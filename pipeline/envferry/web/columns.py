@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from envferry.audit.advisory import LEVELS
 from envferry.index.queries import version_key
-from envferry.web.questions import Column, time_key
+from envferry.web.page_request import Column, time_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

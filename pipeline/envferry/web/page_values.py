@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from envferry.index.queries import Entry, Environment, Match, Tag, Totals
     from envferry.models import Checks, PackageFacts, SystemRequirements
     from envferry.registry.dependents import Need
-    from envferry.registry.diff import PackageChange, Update
+    from envferry.registry.diff import PackageChange, UpdateCost
+    from envferry.web.page_request import Order, Paging
     from envferry.web.provenance import ProvenanceSummary
-    from envferry.web.questions import Order, Paging
     from envferry.web.snippets import Snippet
 
 
@@ -66,7 +66,7 @@ class VulnerabilityChanges:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
+class VersionChange:
     """What a version changed in the one before it."""
 
     entry: Entry
@@ -89,7 +89,7 @@ class ChangesPage:
     name: str
     platform: str
     platforms: tuple[str, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[VersionChange, ...]
     paging: Paging
 
 
@@ -184,7 +184,7 @@ class DiffPage:
     order: Order | None = None
     paging: Paging | None = None
     unchanged: int = 0
-    update: Update | None = None
+    update: UpdateCost | None = None
     """What a host that has `old` reads for `new`; None when an archive is damaged."""
     vulnerabilities: VulnerabilityChanges | None = None
     """None where the server has no advisories."""

@@ -22,6 +22,13 @@ from envferry.web.columns import (
     STATES,
     TAGS,
 )
+from envferry.web.page_request import (
+    ROWS,
+    Order,
+    PageRequest,
+    Paging,
+    ordered,
+)
 from envferry.web.page_values import (
     ArtifactPage,
     AuditPage,
@@ -34,18 +41,11 @@ from envferry.web.page_values import (
     HostRow,
     HostsPage,
     LicenseShare,
-    Step,
     TagsPage,
+    VersionChange,
     VulnerabilityChange,
     VulnerabilityChanges,
     WhyPage,
-)
-from envferry.web.questions import (
-    ROWS,
-    Order,
-    Paging,
-    Question,
-    ordered,
 )
 from envferry.web.snippets import install_line
 
@@ -62,7 +62,7 @@ STEPS = 10
 """Versions on a page of changes: each is read, and held against the advisories."""
 
 
-def home(site: RegistryView, question: Question) -> HomePage:
+def home(site: RegistryView, question: PageRequest) -> HomePage:
     """List environments."""
     q, order = question.text("q"), question.order(ENVIRONMENTS)
     everything = ordered(site.ask(queries.environments(q)), order, ENVIRONMENTS)
@@ -77,7 +77,7 @@ def home(site: RegistryView, question: Question) -> HomePage:
     )
 
 
-def environment(site: RegistryView, question: Question) -> EnvironmentPage:
+def environment(site: RegistryView, question: PageRequest) -> EnvironmentPage:
     """List the artifacts of an environment."""
     name, platform = question.path["name"], question.text("platform") or None
     everything = _versions(site, name)
@@ -99,7 +99,7 @@ def environment(site: RegistryView, question: Question) -> EnvironmentPage:
     )
 
 
-def changes(site: RegistryView, question: Question) -> ChangesPage:
+def changes(site: RegistryView, question: PageRequest) -> ChangesPage:
     """Say what each version of an environment changed, the newest first."""
     name, wanted = question.path["name"], question.text("platform")
     everything = _versions(site, name)
@@ -116,7 +116,7 @@ def changes(site: RegistryView, question: Question) -> ChangesPage:
     )
 
 
-def artifact(site: RegistryView, question: Question) -> ArtifactPage:
+def artifact(site: RegistryView, question: PageRequest) -> ArtifactPage:
     """Describe one artifact."""
     entry = site.entry(*(question.path[part] for part in ("name", "platform", "id")))
     contents = site.contents(entry)
@@ -156,7 +156,7 @@ def artifact(site: RegistryView, question: Question) -> ArtifactPage:
     )
 
 
-def audited(site: RegistryView, question: Question) -> AuditPage:
+def audited(site: RegistryView, question: PageRequest) -> AuditPage:
     """Say which packages of an artifact have known vulnerabilities."""
     entry = site.entry(*(question.path[part] for part in ("name", "platform", "id")))
     if site.audit is None:
@@ -180,14 +180,14 @@ def audited(site: RegistryView, question: Question) -> AuditPage:
     )
 
 
-def why(site: RegistryView, question: Question) -> WhyPage:
+def why(site: RegistryView, question: PageRequest) -> WhyPage:
     """Say why a package is in an artifact."""
     entry = site.entry(*(question.path[part] for part in ("name", "platform", "id")))
     package = question.text("package")
     return WhyPage(entry=entry, package=package, needs=site.why(entry, package) if package else ())
 
 
-def diff(site: RegistryView, question: Question) -> DiffPage:
+def diff(site: RegistryView, question: PageRequest) -> DiffPage:
     """Hold two artifacts against each other."""
     q_old, q_new = question.text("old"), question.text("new")
     if not q_old or not q_new:
@@ -215,7 +215,7 @@ def diff(site: RegistryView, question: Question) -> DiffPage:
     )
 
 
-def find(site: RegistryView, question: Question) -> FindPage:
+def find(site: RegistryView, question: PageRequest) -> FindPage:
     """Find a package in all environments."""
     q, tagged, order = question.text("q"), question.text("tagged") == "1", question.order(FINDS)
     if not q:
@@ -238,14 +238,14 @@ def find(site: RegistryView, question: Question) -> FindPage:
     )
 
 
-def tags(site: RegistryView, question: Question) -> TagsPage:
+def tags(site: RegistryView, question: PageRequest) -> TagsPage:
     """List all tags."""
     order = question.order(TAGS)
     found, paging = question.share(ordered(site.ask(queries.all_tags()), order, TAGS))
     return TagsPage(tags=found, order=order, paging=paging)
 
 
-def hosts(site: RegistryView, question: Question) -> HostsPage:
+def hosts(site: RegistryView, question: PageRequest) -> HostsPage:
     """List what is current on hosts, as they say it."""
     fleet = site.fleet()
     known = {(one.name, one.platform, one.id) for one in site.ask(queries.entries(Filter()))}
@@ -313,12 +313,12 @@ def _is_readable(site: RegistryView, entry: Entry) -> bool:
     return True
 
 
-def _step(site: RegistryView, entry: Entry, before: Entry | None) -> Step:
+def _step(site: RegistryView, entry: Entry, before: Entry | None) -> VersionChange:
     """Return what an artifact changed; of the first one, nothing is said."""
     if before is None:
-        return Step(entry=entry, before=None, changes=(), vulnerabilities=None)
+        return VersionChange(entry=entry, before=None, changes=(), vulnerabilities=None)
     old, new = (site.contents(one).manifest.packages for one in (before, entry))
-    return Step(
+    return VersionChange(
         entry=entry,
         before=before,
         changes=tuple(compare_packages(old, new)),

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from envferry.index.queries import Entry
     from envferry.models import Manifest
     from envferry.registry.dependents import Need
-    from envferry.registry.diff import Update
+    from envferry.registry.diff import UpdateCost
     from envferry.registry.host_reports import Fleet
     from envferry.trust.host_trust import Trust
 
@@ -51,7 +51,7 @@ REMEMBERED = 64
 """Manifests that are kept: they never change."""
 
 
-class Contents(msgspec.Struct, frozen=True, kw_only=True):
+class ArtifactContents(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of one artifact beyond the index."""
 
     manifest: Manifest
@@ -75,7 +75,9 @@ class RegistryView:
         self._refresher: threading.Thread | None = None
         self._lock, self._fleet_lock = threading.Lock(), threading.Lock()
         self._refreshed_at = 0.0
-        self._contents: OrderedDict[tuple[str, str, str], tuple[float, Contents]] = OrderedDict()
+        self._contents: OrderedDict[tuple[str, str, str], tuple[float, ArtifactContents]] = (
+            OrderedDict()
+        )
         self._vulnerabilities: OrderedDict[tuple[str, str, str], tuple[float, dict[str, str]]] = (
             OrderedDict()
         )
@@ -140,7 +142,7 @@ class RegistryView:
         message = f"{Ref(name=name, version=version)} is not in this registry for {platform}"
         raise NotFound(message, hint=f"see the artifacts of {name}")
 
-    def contents(self, entry: Entry) -> Contents:
+    def contents(self, entry: Entry) -> ArtifactContents:
         """Read what an artifact holds; raise IntegrityError when it is damaged."""
         place = (entry.name, entry.platform, entry.id)
         with self._lock:
@@ -151,7 +153,7 @@ class RegistryView:
                     return contents
         registry = self.index.registry
         manifest = registry.described(*place)
-        contents = Contents(
+        contents = ArtifactContents(
             manifest=manifest,
             provenance=provenance_of(manifest, registry.proof(manifest), self.trust),
             has_sbom=registry.store.stat(attachment_key(manifest, SBOM)) is not None,
@@ -177,7 +179,7 @@ class RegistryView:
         manifest = registry.described(entry.name, entry.platform, entry.id)
         return dependencies_in(registry, manifest).why(package, f"{entry.name}@{entry.id}")
 
-    def update(self, before: Manifest, after: Manifest) -> Update | None:
+    def update(self, before: Manifest, after: Manifest) -> UpdateCost | None:
         """Return what an update reads, from the ends of both archives.
 
         None when one of them is damaged or cut off: the rest of the page holds without it.

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from envferry.errors import NotFound, PipelineError, SpecError, UsageError
-from envferry.specs.drafts import Draft, quoted, relaxed, render_draft
+from envferry.specs.drafts import SpecDraft, quoted, relaxed, render_draft
 from envferry.specs.importing.conversion import Imported, ImportOptions, import_spec
 from envferry.specs.importing.file_kinds import FileKind
 from envferry.specs.reading import read_spec
@@ -326,7 +326,7 @@ def test_drafts_come_back_as_they_were(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "drafts" / "draft.txt"
     lines = [f"{name}={version}={build}" for name, (version, build) in conda.items()]
-    draft = Draft(name="d", channels=["c"], conda=lines, pip=pip)
+    draft = SpecDraft(name="d", channels=["c"], conda=lines, pip=pip)
     spec = imported(path, render_draft(draft)).spec
     assert (spec.conda, spec.pip) == (tuple(lines), tuple(pip))
     for channel in channels:

@@ -17,7 +17,7 @@ from envferry.names import Ref
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.check import check_registry
-from envferry.registry.prune import Policy, Scope, carry_out, plan_prune
+from envferry.registry.prune import RetentionPolicy, Scope, carry_out, plan_prune
 from envferry.registry.push import push_artifact
 from envferry.stores.oci.blob_upload import _without
 from envferry.stores.oci.credentials import find_login
@@ -30,7 +30,7 @@ from envferry.stores.oci.documents import (
     image_manifest,
     read_manifest,
 )
-from envferry.stores.oci.image_layout import REFERENCES, LayoutSpace
+from envferry.stores.oci.image_layout import REFERENCES, LayoutRepositories
 from envferry.stores.oci.image_store import OciStore
 from envferry.stores.oci.key_tags import TAG, Names, archive_name, escape, unescape
 from envferry.stores.oci.tokens import Challenge, TokenChallenge, Tokens, is_loopback
@@ -62,7 +62,7 @@ KEYS = st.one_of(
 )
 
 
-class InterruptedSpace(LayoutSpace, frozen=True):
+class InterruptedSpace(LayoutRepositories, frozen=True):
     """A layout in which something happens after each look at its list or at a small blob."""
 
     interruptions: ClassVar[list[Callable[[], object]]] = []
@@ -90,7 +90,7 @@ class TestLayout(StoreSuite):
 
     @pytest.fixture
     def store(self, tmp_path: Path) -> Store:
-        LayoutSpace.create(tmp_path / "layout")
+        LayoutRepositories.create(tmp_path / "layout")
         return open_store(str(tmp_path / "layout"))
 
     @pytest.mark.parametrize("reads", range(4))
@@ -98,7 +98,7 @@ class TestLayout(StoreSuite):
         self, tmp_path: Path, reads: int
     ) -> None:
         """Between its list and its manifest, and between its manifest and its bytes."""
-        space = InterruptedSpace(LayoutSpace.create(tmp_path / "layout").directory)
+        space = InterruptedSpace(LayoutRepositories.create(tmp_path / "layout").directory)
         reader, writer = OciStore.in_layout(space), open_store(str(tmp_path / "layout"))
         version = writer.replace("tag", b"1", None)
         space.interruptions[:] = [
@@ -147,7 +147,7 @@ def test_a_layout_has_images_and_all_else(registry: Registry, layout: Path) -> N
     assert check_registry(registry, read_bytes=True, progress=Silent()).findings == ()
     second = make_artifact(layout.parent / "packed", 1000, seed=2)
     push_artifact(second, registry=registry, tags=("stable",), progress=Silent())
-    policy = Policy(keep_tagged=True, under_way=timedelta(0))
+    policy = RetentionPolicy(keep_tagged=True, under_way=timedelta(0))
     now = datetime.now(timezone.utc) + timedelta(seconds=5)
     carry_out(registry, plan_prune(registry, Scope(), policy, now), progress=Silent())
     assert [one.id for one in registry.environments()] == [second.manifest.id]
@@ -379,7 +379,7 @@ def test_a_damaged_archive_is_found_while_it_is_sent(tmp_path: Path, tail: bool)
     damaged = bytearray(sound)
     damaged[len(sound) - 40 if tail else 1000] ^= 1
     path.write_bytes(damaged)
-    LayoutSpace.create(tmp_path / "layout")
+    LayoutRepositories.create(tmp_path / "layout")
     registry = Registry.open(str(tmp_path / "layout"))
     with pytest.raises(IntegrityError, match=r"damaged|index"):
         push_artifact(artifact, registry=registry, tags=(), progress=Silent())

@@ -16,12 +16,12 @@ import msgspec
 from envferry import process
 from envferry.base.json import decode_json
 from envferry.base.site_packages import site_packages_folders
-from envferry.build.inside.apart import fills_empty_folder
+from envferry.build.inside.built_tree import BuiltTree, NotIncremental, say
 from envferry.build.inside.clobbers import describe_conda_overlaps
-from envferry.build.inside.conda_apart import add_packages, files_of, why_tied
 from envferry.build.inside.conda_meta import STATE, CondaRecords
+from envferry.build.inside.incremental import fills_empty_folder
+from envferry.build.inside.incremental_conda import add_packages, files_of, why_not_incremental
 from envferry.build.inside.link_scripts import describe_pre_link_scripts, run_link_scripts
-from envferry.build.inside.made_tree import MadeTree, NotOnEarlierTree, say
 from envferry.build.inside.wheel_half import add_wheel_half
 from envferry.build.request import BuildAnswer, BuildRequest, LinkAnswer
 from envferry.config import child_environ
@@ -56,7 +56,7 @@ def main(request_path: str) -> None:
             conda_tied=tree.conda_tied,
             data=tuple(tree.data),
         )
-    except NotOnEarlierTree as reason:
+    except NotIncremental as reason:
         answer = BuildAnswer(tools=tools, from_nothing=str(reason))
     except PipelineError as error:
         answer = BuildAnswer(error=error.message, hint=error.hint, exit_code=error.exit_code)
@@ -75,12 +75,12 @@ def main(request_path: str) -> None:
     sys.stdout.write(msgspec.json.encode(answer).decode())
 
 
-def build_prefix(request: BuildRequest) -> MadeTree:
+def build_prefix(request: BuildRequest) -> BuiltTree:
     """Make the environment at its final prefix.
 
-    Raises NotOnEarlierTree where that prefix was started, and has to be made from scratch.
+    Raises NotIncremental where that prefix was started, and has to be made from scratch.
     """
-    prefix, made = Path(request.prefix), MadeTree()
+    prefix, made = Path(request.prefix), BuiltTree()
     if request.is_started:
         records = add_to_conda_half(request, made)
     else:
@@ -97,7 +97,7 @@ def build_prefix(request: BuildRequest) -> MadeTree:
     return made
 
 
-def make_conda_half(request: BuildRequest, made: MadeTree) -> CondaRecords:
+def make_conda_half(request: BuildRequest, made: BuiltTree) -> CondaRecords:
     """Link the conda packages and run their scripts; return their records."""
     say(f"linking {len(request.conda)} conda packages")
     linked = link_conda_packages(request)
@@ -106,16 +106,16 @@ def make_conda_half(request: BuildRequest, made: MadeTree) -> CondaRecords:
     made.conda_warnings += run_link_scripts(records, linked.linked, say)
     made.conda_warnings += describe_pre_link_scripts(records)
     made.conda_warnings += describe_conda_overlaps(records)
-    made.conda_tied = why_tied(records)
+    made.conda_tied = why_not_incremental(records)
     records.forget_aside()
     made.conda_files = files_of(records)
     return records
 
 
-def add_to_conda_half(request: BuildRequest, made: MadeTree) -> CondaRecords:
+def add_to_conda_half(request: BuildRequest, made: BuiltTree) -> CondaRecords:
     """Put the conda packages into a started prefix that it lacks; return all records.
 
-    Raises NotOnEarlierTree for whatever a build from scratch may say or do in another way.
+    Raises NotIncremental for whatever a build from scratch may say or do in another way.
     """
     prefix = Path(request.prefix)
     if not request.changes_conda:
@@ -124,13 +124,13 @@ def add_to_conda_half(request: BuildRequest, made: MadeTree) -> CondaRecords:
     try:
         linked = link_conda_packages(request)
     except PipelineError as error:
-        raise NotOnEarlierTree(error.message) from error
+        raise NotIncremental(error.message) from error
     made.conda_warnings += linked.warnings
     made.conda_files = add_packages(prefix, Path(request.added_prefix), request.wheel_files)
     return CondaRecords.read(prefix)
 
 
-def place_data(prefix: Path, request: BuildRequest, made: MadeTree) -> Iterator[str]:
+def place_data(prefix: Path, request: BuildRequest, made: BuiltTree) -> Iterator[str]:
     """Put the files that belong to no package in their places; yield where they landed.
 
     A folder on the way may be a link of a package.

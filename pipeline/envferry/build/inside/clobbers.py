@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CLOBBERS_SHOWN = 8
 WRITTEN_BESIDE_RECORD = ("INSTALLER", "REQUESTED")
-"""By whoever installs a wheel."""
+"""By any installer of wheels."""
 CONDA_META = "conda-meta/"
 WHEEL_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError)
 """What zipfile raises for damaged, encrypted and unknown archives, and we for hostile ones."""

@@ -8,12 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envferry import process
-from envferry.build.inside.apart import (
-    fills_empty_folder,
-    has_own_bytecode,
-    is_only_theirs,
-    mark_files,
-)
+from envferry.build.inside.built_tree import NotIncremental, say
 from envferry.build.inside.clobbers import (
     describe_overlaps,
     find_clobbers,
@@ -21,7 +16,12 @@ from envferry.build.inside.clobbers import (
     refuse_clobbers,
     written_files,
 )
-from envferry.build.inside.made_tree import NotOnEarlierTree, say
+from envferry.build.inside.incremental import (
+    changed_only,
+    fills_empty_folder,
+    has_own_bytecode,
+    mark_files,
+)
 from envferry.build.inside.network_attempts import network_tries
 from envferry.build.inside.wheels import check_requirements, install_wheels, reinstall_wheel
 from envferry.config import child_environ
@@ -30,13 +30,13 @@ from envferry.errors import SpecError, ToolFailed
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from envferry.build.inside.built_tree import BuiltTree
     from envferry.build.inside.clobbers import Written
     from envferry.build.inside.conda_meta import CondaRecords
-    from envferry.build.inside.made_tree import MadeTree
     from envferry.build.request import BuildRequest
 
 
-def add_wheel_half(request: BuildRequest, records: CondaRecords, made: MadeTree) -> None:
+def add_wheel_half(request: BuildRequest, records: CondaRecords, made: BuiltTree) -> None:
     """Install the wheels, and compile all modules; in a started tree those of the wheels."""
     prefix, tries = Path(request.prefix), network_tries()
     python = prefix / "bin" / "python"
@@ -61,15 +61,15 @@ def add_wheel_half(request: BuildRequest, records: CondaRecords, made: MadeTree)
         compile_bytecode(prefix, python, Path(request.scratch), chosen)
         refuse_tries_at_start(prefix / records.site_packages, tries)
     # A `.pth` file may run anything, and did so each time that python was started.
-    made.is_plain &= is_only_theirs(before, mark_files(prefix), files)
+    made.is_plain &= changed_only(before, mark_files(prefix), files)
 
 
 def judge_wheels(
-    request: BuildRequest, records: CondaRecords, written: Written, made: MadeTree
+    request: BuildRequest, records: CondaRecords, written: Written, made: BuiltTree
 ) -> None:
     """Find out, before wheels are installed, whether their files can go without a trace.
 
-    Raises NotOnEarlierTree where they cannot come into a started tree.
+    Raises NotIncremental where they cannot come into a started tree.
     """
     prefix = Path(request.prefix)
     if request.is_started:
@@ -88,7 +88,7 @@ def landing_places(prefix: Path, written: Written) -> Iterator[str]:
 
 
 def require_apart(written: Written, request: BuildRequest, records: CondaRecords) -> None:
-    """Raise NotOnEarlierTree when new wheels have a file that something else has as well.
+    """Raise NotIncremental when new wheels have a file that something else has as well.
 
     Whose file stays is decided among all wheels; files that are the same in two of them are none
     of these.
@@ -105,11 +105,11 @@ def require_apart(written: Written, request: BuildRequest, records: CondaRecords
                 overlaps[file] = [wheel]
     if not has_own_bytecode(written.values(), request.wheel_files):
         msg = "byte code of a module comes from another wheel than the module"
-        raise NotOnEarlierTree(msg)
+        raise NotIncremental(msg)
     if overlaps:
         file, wheels = min(overlaps.items())
         msg = f"{wheels[0].name} and another package have {file}"
-        raise NotOnEarlierTree(msg)
+        raise NotIncremental(msg)
 
 
 def crc32_of(path: Path) -> int:
@@ -119,7 +119,7 @@ def crc32_of(path: Path) -> int:
 
 
 def add_wheels(
-    request: BuildRequest, python: Path, records: CondaRecords, written: Written, made: MadeTree
+    request: BuildRequest, python: Path, records: CondaRecords, written: Written, made: BuiltTree
 ) -> None:
     """Install wheels on top of the conda half; what several packages have goes by rules."""
     clobbers = find_clobbers(written, records)

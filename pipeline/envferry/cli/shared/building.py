@@ -12,10 +12,11 @@ import click
 from msgspec.structs import replace
 
 from envferry.archive.compression import DEFAULT_LEVEL
-from envferry.base.files import exclusive_lock, plural, remove_tree
+from envferry.base.files import exclusive_lock, remove_tree
+from envferry.base.text import plural
 from envferry.cli.shared.command import CommandOptions, option
-from envferry.cli.shared.measured import measured
 from envferry.cli.shared.shared_options import OfflineOptions, becomes
+from envferry.cli.shared.timed_stages import measured
 from envferry.config import settings
 from envferry.engines.selection import Engine
 from envferry.errors import IntegrityError

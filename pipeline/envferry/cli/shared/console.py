@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from envferry.base.files import human_bytes, plural
 from envferry.base.json import to_json
+from envferry.base.text import human_bytes, plural
 from envferry.cli.shared.failures import Answer
 from envferry.cli.shared.terminal import printable, styled
 from envferry.config import is_plain_terminal
@@ -51,7 +51,9 @@ class Console:
         """Return how progress is shown: bars on a terminal, lines elsewhere, nothing if quiet."""
         if self.is_quiet:
             return Silent()
-        return Bars() if sys.stderr.isatty() and not is_plain_terminal() else Lines()
+        return (
+            ProgressBars() if sys.stderr.isatty() and not is_plain_terminal() else ProgressLines()
+        )
 
     def note(self, text: str) -> None:
         """Say on stderr what people should know about a result."""
@@ -75,7 +77,7 @@ class Console:
             self.result({**facts, "dry_run": True}, lines)
 
     def can_ask(self) -> bool:
-        """Whether there is somebody to ask: a terminal, and no `--json`."""
+        """Whether questions can be asked: at a terminal, without `--json`."""
         return not self.as_json and sys.stdin.isatty() and sys.stderr.isatty()
 
     def ask(self, question: str, default: str, choices: Sequence[str] = ()) -> str:
@@ -108,7 +110,7 @@ class MessageFormatter(logging.Formatter):
         return f"{record.levelname.lower()}: {text}" if record.levelno > logging.INFO else text
 
 
-class Lines:
+class ProgressLines:
     """Progress as one line for each finished task: for logs."""
 
     @contextmanager
@@ -122,7 +124,7 @@ class Lines:
         click.echo(finished_line(label, time.monotonic() - started, counter.total), err=True)
 
 
-class Bars:
+class ProgressBars:
     """Progress as bars: for terminals."""
 
     @contextmanager

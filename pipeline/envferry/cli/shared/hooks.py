@@ -9,7 +9,7 @@ from envferry.config import settings
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from envferry.install.installation import Installation
+    from envferry.install.records.installation import Installation
 
 
 def run_hooks(
@@ -19,7 +19,7 @@ def run_hooks(
     hooks = settings().hooks
     if not hooks:
         return
-    from envferry.install.hook_programs import run_hook
+    from envferry.install.programs.hook_programs import run_hook
 
     for hook in hooks:
         run_hook(hook, event, installation, envs_dir)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from envferry import __version__
 from envferry.config import host_name, settings
 from envferry.errors import PipelineError
-from envferry.install.actor import utc_now
+from envferry.install.records.actor import utc_now
 from envferry.redaction import fit_to_show
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 def report_host(envs_dir: Path) -> None:
     """Report what this host has, if its settings say where to; a report that fails is a warning.
 
-    What was installed is installed: nobody shall run a command again for its report.
+    What was installed is installed: a failed report must not make the command fail.
     """
     place = settings().report_to
     if not place:

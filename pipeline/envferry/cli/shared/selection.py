@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from envferry.base.files import plural
+from envferry.base.text import plural
 from envferry.cli.shared.command import argument, option
 from envferry.cli.shared.shared_options import RegistryOptions
 from envferry.cli.shared.terminal import table
@@ -96,7 +96,7 @@ class FindOptions(SelectionOptions):
         "--hash-of",
         type=click.Path(path_type=str),
         metavar="FILE",
-        help="Find where the content of this file is; without PACKAGE.",
+        help="Find what contains this file's content; without PACKAGE.",
     )
 
     def asked(self) -> str:

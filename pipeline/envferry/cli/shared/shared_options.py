@@ -99,15 +99,15 @@ class KeylessOptions(CommandOptions):
     sigstore: bool = option(
         "--sigstore",
         is_flag=True,
-        help="Sign artifacts by who this CI job is (extra `envferry[sigstore]`); the Sigstore's log"
-        " will name it and them.",
+        help="Sign artifacts with the identity of this CI job (extra `envferry[sigstore]`);"
+        " Sigstore's public log will name the job and the artifacts.",
     )
     identity_token: Path | None = option(
         "--identity-token",
         type=click.Path(path_type=Path),
         metavar="FILE",
         help="With --sigstore: an OpenID Connect token for it; default: SIGSTORE_ID_TOKEN, else"
-        " what the CI service gives.",
+        " the one that the CI service provides.",
     )
 
     def keyless(self) -> KeylessSigner | None:

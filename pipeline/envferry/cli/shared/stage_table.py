@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import click
 import msgspec
 
-from envferry.base.files import plural
+from envferry.base.text import plural
 from envferry.cli.shared.terminal import harmless
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class StageLines(Rows):
 
 
 class StageTable(Rows):
-    """A table that is drawn anew, no larger than the screen: for terminals."""
+    """A table that is redrawn, no larger than the screen: for terminals."""
 
     is_over: bool = False
     """Then all jobs are shown, however many."""

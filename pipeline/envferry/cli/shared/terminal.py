@@ -25,7 +25,7 @@ COPIED = ("ID", "ARTIFACT", "NAME")
 
 
 def harmless(text: str) -> str:
-    """Return a text that can only colour a terminal: names and licences come from anybody."""
+    """Return a text that can only colour a terminal: names and licences are untrusted input."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 

@@ -1,4 +1,4 @@
-"""Logins for programs that know no better way than a command line, where everybody reads them."""
+"""Logins for programs that take them only on a command line, which every user can read."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from envferry.lock.conda.conda_messages import CondaAnswer, CondaRequest
 from envferry.lock.conda.locked_records import locked_record
 from envferry.lock.conda.repodata import extract
 from envferry.lock.conda.solving import SolveRequest, solve
-from envferry.lock.conda.spec_lines import Wanted, wanted_line
+from envferry.lock.conda.spec_lines import RequestedPackage, requested_package
 from envferry.lock.conda.virtual_packages import virtual_packages
 from envferry.worker_process import Worker
 
@@ -33,9 +33,9 @@ def gather(
 
     It is written below `folder`. Raises StoreError when a channel cannot be reached.
     """
-    wanted = [wanted_line(line, request.channels) for line in request.conda[platform]]
+    wanted = [requested_package(line, request.channels) for line in request.conda[platform]]
     if request.has_pip and not any(item.name == "pip" for item in wanted):
-        wanted.append(Wanted(line="pip", spec="pip", name="pip"))
+        wanted.append(RequestedPackage(line="pip", spec="pip", name="pip"))
     # As conda does: a line may name a channel that the list does not have.
     own = {item.channel for item in wanted if item.channel} - {*request.channels}
     names = [item.name for item in wanted if item.name]

@@ -18,7 +18,7 @@ from envferry.config import child_environ
 from envferry.errors import PipelineError
 from envferry.lock.conda.repodata import ChannelIndexes, extract
 from envferry.lock.conda.solving import SolveAnswer, SolveRequest, work
-from envferry.lock.conda.spec_lines import wanted_line
+from envferry.lock.conda.spec_lines import requested_package
 from envferry.names import current_platform
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def virtual_packages(platform: str, environ: Mapping[str, str]) -> dict[str, tup
 def _solve(
     channels: Sequence[str], specs: Sequence[str], platform: str, environ: Mapping[str, str]
 ) -> SolveAnswer:
-    wanted = [wanted_line(spec, channels) for spec in specs]
+    wanted = [requested_package(spec, channels) for spec in specs]
     names = [item.name for item in wanted if item.name]
     with tempfile.TemporaryDirectory(prefix="envferry-index-") as directory:
         request = SolveRequest(

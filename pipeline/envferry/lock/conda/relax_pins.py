@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from envferry.errors import SpecError
-from envferry.lock.conda.repodata import Extract, extract
-from envferry.lock.conda.spec_lines import wanted_line
+from envferry.lock.conda.repodata import RepodataExtract, extract
+from envferry.lock.conda.spec_lines import requested_package
 from envferry.lock.solver_output import tidy
 from envferry.models import Replacement
 from envferry.redaction import without_credentials
@@ -40,7 +40,7 @@ class RelaxRequest(msgspec.Struct, frozen=True, kw_only=True):
     channels: tuple[str, ...]
     platform: str
     level: RelaxLevel
-    tiers: tuple[tuple[Extract, ...], ...] = ()
+    tiers: tuple[tuple[RepodataExtract, ...], ...] = ()
     """What the channels have of these packages."""
 
 
@@ -74,7 +74,7 @@ def relax_pins(request: RelaxRequest, indexes: ChannelIndexes) -> RelaxAnswer:
 
 def _with_records(request: RelaxRequest, indexes: ChannelIndexes, scratch: Path) -> RelaxRequest:
     """Add what the channels have of the packages."""
-    wanted = [wanted_line(spec, request.channels) for spec in request.specs]
+    wanted = [requested_package(spec, request.channels) for spec in request.specs]
     folder = scratch / "index"
     folder.mkdir()
     names = {item.name for item in wanted if item.name}

@@ -52,7 +52,7 @@ class ChannelIndex(Protocol):
         ...
 
 
-class Extract(msgspec.Struct, frozen=True, kw_only=True):
+class RepodataExtract(msgspec.Struct, frozen=True, kw_only=True):
     """A small `repodata.json` for one platform of a channel."""
 
     channel: str
@@ -61,7 +61,7 @@ class Extract(msgspec.Struct, frozen=True, kw_only=True):
     path: str
 
 
-Tier: TypeAlias = "tuple[Extract, ...]"
+Tier: TypeAlias = "tuple[RepodataExtract, ...]"
 """What has the same priority."""
 
 
@@ -157,7 +157,7 @@ def needed_name(need: str) -> str:
 
 def write_extract(
     folder: Path, url: str, subdir: str, index: ChannelIndex, records: Sequence[FoundRecord]
-) -> Extract:
+) -> RepodataExtract:
     """Write records as the `repodata.json` that rattler reads."""
     info: dict[str, Any] = {"subdir": subdir}
     if base := index.info().get("base_url"):
@@ -170,7 +170,7 @@ def write_extract(
     path = folder / f"{len(list(folder.iterdir()))}-{subdir}.json"
     content = {"info": info, **sections, "repodata_version": 2 if "base_url" in info else 1}
     path.write_bytes(msgspec.json.encode(content))
-    return Extract(channel=url, subdir=subdir, path=str(path))
+    return RepodataExtract(channel=url, subdir=subdir, path=str(path))
 
 
 def channel_urls(channel: str) -> tuple[str, ...]:

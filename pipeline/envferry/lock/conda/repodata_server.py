@@ -18,9 +18,10 @@ from blake3 import blake3
 from cryptography.hazmat.primitives import hashes
 
 from envferry.base.connections import was_never_reached
-from envferry.base.files import human_bytes, write_bytes
+from envferry.base.files import write_bytes
 from envferry.base.json import decode_json
 from envferry.base.retry import BUSY_STATUSES, Transient, asked_seconds, persistently, waiting_words
+from envferry.base.text import human_bytes
 from envferry.build.cache_locks import entry_lock
 from envferry.errors import StoreError
 from envferry.lock.solver_output import not_cached

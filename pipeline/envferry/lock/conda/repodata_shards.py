@@ -8,7 +8,7 @@ from urllib.parse import urljoin
 import msgspec
 import zstandard
 
-from envferry.base.files import human_bytes
+from envferry.base.text import human_bytes
 from envferry.base.workers import Workers
 from envferry.lock.conda.repodata_text import FoundRecord, found_record
 

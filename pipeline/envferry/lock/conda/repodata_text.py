@@ -63,7 +63,7 @@ class _Piece(msgspec.Struct, frozen=True, array_like=True):
     is_regular: bool
 
 
-class Places(msgspec.Struct):
+class RecordOffsets(msgspec.Struct):
     """What is where in an index."""
 
     pieces: list[_Piece] = []
@@ -76,7 +76,7 @@ class RepodataFile(msgspec.Struct):
     """An index on disk, not compressed."""
 
     path: Path
-    places: Places
+    places: RecordOffsets
     _decoded: dict[int, dict[str, list[tuple[str, bytes]]]] = msgspec.field(default_factory=dict)
     """What is asked for next is often in the piece that was read last."""
 
@@ -90,7 +90,7 @@ class RepodataFile(msgspec.Struct):
         identity = f"{path.absolute()}\0{found.st_size}\0{found.st_mtime_ns}\0{PIECE_BYTES}"
         note = notes / f"{blake3(identity.encode()).hexdigest()[:32]}.json"
         try:
-            places = decode_json(note.read_bytes(), Places)
+            places = decode_json(note.read_bytes(), RecordOffsets)
             os.utime(note)
         except (FileNotFoundError, msgspec.MsgspecError):
             file = cls.scan(path)
@@ -102,7 +102,7 @@ class RepodataFile(msgspec.Struct):
     @classmethod
     def scan(cls, path: Path) -> RepodataFile:
         """Read an index through; raise ValueError when it is not an index or is truncated."""
-        file = cls(path, Places([], {}, []))
+        file = cls(path, RecordOffsets([], {}, []))
         with path.open("rb", buffering=0) as stream:
             start, held, is_first = 0, b"", True
             while block := stream.read(PIECE_BYTES):

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from envferry.base.json import decode_json
-from envferry.lock.conda.repodata import PUBLIC, Extract
-from envferry.lock.conda.spec_lines import Wanted, is_exact
+from envferry.lock.conda.repodata import PUBLIC, RepodataExtract
+from envferry.lock.conda.spec_lines import RequestedPackage, is_exact
 from envferry.models import ChannelPriority  # noqa: TC001  (msgspec reads it)
 from envferry.redaction import without_credentials
 from envferry.worker_process import Worker, answer_request
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 class SolveRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What to solve, for one platform."""
 
-    wanted: tuple[Wanted, ...]
-    tiers: tuple[tuple[Extract, ...], ...] = ()
+    wanted: tuple[RequestedPackage, ...]
+    tiers: tuple[tuple[RepodataExtract, ...], ...] = ()
     """What the channels have, in order of priority."""
     virtual_packages: dict[str, tuple[str, str]] = {}
     """Version and build string, by name."""
@@ -97,7 +97,7 @@ def _match_spec(text: str) -> MatchSpec:
     return spec
 
 
-def restrict(tiers: Sequence[Sequence[Extract]], specs: Sequence[MatchSpec]) -> None:
+def restrict(tiers: Sequence[Sequence[RepodataExtract]], specs: Sequence[MatchSpec]) -> None:
     """Drop from the extracts what fields forbid that rattler's solver does not look at."""
     for spec in specs:
         if not (spec.file_name or spec.subdir) or not spec.name:
@@ -176,7 +176,7 @@ class _Solver:
                 virtual_packages=self.virtual_packages,
                 channel_priority=priorities[priority],
                 exclude_newer=moment(newest) if newest else None,
-                # Channels of one's own rarely say when a package came: those are taken as they are.
+                # Private channels rarely have a package's upload time: such packages are accepted.
                 timestamp_policy="allow-missing",
             )
         )

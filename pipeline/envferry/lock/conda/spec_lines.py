@@ -24,7 +24,7 @@ NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 SUBDIR = re.compile(r"/(?:noarch|(?:linux|osx|win|emscripten|wasi|freebsd|zos)-[a-z0-9]+)$")
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+class RequestedPackage(msgspec.Struct, frozen=True, kw_only=True):
     """A line of a spec as rattler is to read it."""
 
     line: str
@@ -36,7 +36,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     """The channel that it must come from, with a login if the list of channels has one."""
 
 
-def wanted_line(line: str, channels: Sequence[str]) -> Wanted:
+def requested_package(line: str, channels: Sequence[str]) -> RequestedPackage:
     """Read a line; `channels` are those of the spec, with their logins."""
     before, bracket, fields = line.partition("[")
     prefix, colons, rest = before.rpartition("::")
@@ -50,12 +50,12 @@ def wanted_line(line: str, channels: Sequence[str]) -> Wanted:
         base = prefix[: subdir.start()] if subdir else prefix
         channel = known_channel(base, channels)
         spec = f"{channel.rstrip('/')}{subdir[0] if subdir else ''}::{rest}{bracket}{fields}"
-        return Wanted(line=line, spec=spec, name=name, channel=channel)
+        return RequestedPackage(line=line, spec=spec, name=name, channel=channel)
     if found := CHANNEL_FIELD.search(fields):
         channel = known_channel(found["value"], channels)
         fields = f"{fields[: found.start()]}channel='{channel}'{fields[found.end() :]}"
-        return Wanted(line=line, spec=f"{before}[{fields}", name=name, channel=channel)
-    return Wanted(line=line, spec=line, name=name)
+        return RequestedPackage(line=line, spec=f"{before}[{fields}", name=name, channel=channel)
+    return RequestedPackage(line=line, spec=line, name=name)
 
 
 def is_exact(line: str) -> bool:
@@ -83,7 +83,9 @@ def _url_field(fields: str) -> re.Match[str] | None:
     return PACKAGE_URL.fullmatch(found["value"]) if found else None
 
 
-def _by_url(line: str, url: re.Match[str], fields: str, channels: Sequence[str]) -> Wanted:
+def _by_url(
+    line: str, url: re.Match[str], fields: str, channels: Sequence[str]
+) -> RequestedPackage:
     """Read a line that names one file: it is looked up in the index of its channel."""
     channel = known_channel(url["channel"], channels)
     place = f"{without_credentials(channel).rstrip('/')}/{url['subdir']}/{url['file']}"
@@ -93,4 +95,4 @@ def _by_url(line: str, url: re.Match[str], fields: str, channels: Sequence[str])
     others = URL_FIELD.sub("", CHANNEL_FIELD.sub("", fields)).rstrip("] ").strip(", ")
     name = name_of(url["file"])
     spec = f"{name}[{', '.join([*parts, *([others] if others else [])])}]"
-    return Wanted(line=line, spec=spec, name=name.lower(), channel=channel)
+    return RequestedPackage(line=line, spec=spec, name=name.lower(), channel=channel)

@@ -72,7 +72,7 @@ GIT_LINE = re.compile(
 )
 
 
-class Compiled(msgspec.Struct, frozen=True, kw_only=True):
+class CompiledRequirements(msgspec.Struct, frozen=True, kw_only=True):
     """What uv found."""
 
     entries: list[dict[str, Any]]
@@ -83,7 +83,9 @@ class Compiled(msgspec.Struct, frozen=True, kw_only=True):
     """The index that each package comes from, by name; without logins."""
 
 
-def compile_lines(request: PipRequest, lines: tuple[str, ...], scratch: Path) -> Compiled:
+def compile_lines(
+    request: PipRequest, lines: tuple[str, ...], scratch: Path
+) -> CompiledRequirements:
     """Let uv resolve `lines`; wheels alone if that is possible, else sources too.
 
     Raises SpecError when no solution exists, StoreError when an index cannot be reached.
@@ -111,7 +113,7 @@ def compile_lines(request: PipRequest, lines: tuple[str, ...], scratch: Path) ->
     for entry in entries:
         _make_absolute(entry, scratch)
     said = _annotated(request, entries, scratch, how)
-    return Compiled(entries=entries, needs=_needs(said), indexes=_indexes(said))
+    return CompiledRequirements(entries=entries, needs=_needs(said), indexes=_indexes(said))
 
 
 def _make_absolute(entry: Mapping[str, Any], folder: Path) -> None:

@@ -51,7 +51,7 @@ class VerifyRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What came out for one file."""
+    """The result for one file."""
 
     name: str
     file_name: str
@@ -63,7 +63,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VerifyAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What came out."""
+    """The result."""
 
     verdicts: tuple[Verdict, ...]
 

@@ -25,7 +25,7 @@ LINUX_ARCHITECTURES = {
 MAC_ARCHITECTURES = {"osx-64": "x86_64", "osx-arm64": "arm64"}
 MAC_VERSION = (13, 0)
 
-# Old names of glibc floors (PEP 600); before them only x86-64 went below 2.17.
+# Old names of glibc floors (PEP 600); before them only x86-64 had a lower one than 2.17.
 LEGACY_MANYLINUX = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 OLDEST_GLIBC_MINOR = {"x86_64": 5}
 OLDEST_GLIBC_MINOR_ELSEWHERE = 17

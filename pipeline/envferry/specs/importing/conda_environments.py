@@ -16,7 +16,7 @@ from envferry.errors import SpecError
 from envferry.names import PLATFORMS, file_name_of
 from envferry.redaction import without_credentials, without_login
 from envferry.specs.channel_names import channel_name
-from envferry.specs.drafts import Draft
+from envferry.specs.drafts import SpecDraft
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -59,9 +59,9 @@ class ExplicitLine(msgspec.Struct, frozen=True, kw_only=True):
     md5: str | None = None
 
 
-def draft_explicit(text: str, path: Path, name: str) -> tuple[Draft, list[ExplicitLine]]:
-    """Read an `@EXPLICIT` list: exact pins of the channels they came from, and the files."""
-    draft, found = Draft(name=name), []
+def draft_explicit(text: str, path: Path, name: str) -> tuple[SpecDraft, list[ExplicitLine]]:
+    """Read an `@EXPLICIT` list: exact pins of their channels, and the files."""
+    draft, found = SpecDraft(name=name), []
     for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
         pip = PIP_COMMENT.fullmatch(line)
         platform = re.fullmatch(r"#\s*platform:\s*(\S+)", line)
@@ -81,7 +81,8 @@ def draft_explicit(text: str, path: Path, name: str) -> tuple[Draft, list[Explic
             raise SpecError(message, hint="an explicit list has one package URL per line")
         _add_url(draft, package.url)
         if not package.subdir:
-            # By its name alone it would come from the channels, from whoever has that name there.
+            # By its name alone it would come from the channels, which may be another package of
+            # that name.
             draft.conda.append(package.url)
         found.append(package)
     _check_platforms(draft, path)
@@ -120,9 +121,9 @@ def _explicit_pip(name: str, url: str, digest: str) -> ExplicitLine:
     )
 
 
-def draft_conda_list(text: str, path: Path, name: str, channels: Iterable[str]) -> Draft:
+def draft_conda_list(text: str, path: Path, name: str, channels: Iterable[str]) -> SpecDraft:
     """Read `conda list --export`: NAME=VERSION=BUILD on each line."""
-    draft = Draft(name=name, channels=list(channels))
+    draft = SpecDraft(name=name, channels=list(channels))
     for line in map(str.strip, text.splitlines()):
         platform = re.fullmatch(r"#\s*platform:\s*(\S+)", line)
         if platform:
@@ -134,9 +135,9 @@ def draft_conda_list(text: str, path: Path, name: str, channels: Iterable[str]) 
     return draft
 
 
-def draft_conda_table(text: str, name: str, channels: Iterable[str]) -> Draft:
+def draft_conda_table(text: str, name: str, channels: Iterable[str]) -> SpecDraft:
     """Read `conda list`: name, version, build and channel on each line."""
-    draft = Draft(name=name, channels=[])
+    draft = SpecDraft(name=name, channels=[])
     for line in map(str.strip, text.splitlines()):
         if not line or line.startswith("#"):
             continue
@@ -152,9 +153,9 @@ def draft_conda_table(text: str, name: str, channels: Iterable[str]) -> Draft:
     return draft
 
 
-def draft_pip_table(text: str, name: str, channels: Iterable[str]) -> Draft:
+def draft_pip_table(text: str, name: str, channels: Iterable[str]) -> SpecDraft:
     """Read `pip list`: name and version on each line, and where an editable one is."""
-    draft = Draft(name=name, channels=list(channels))
+    draft = SpecDraft(name=name, channels=list(channels))
     for line in map(str.strip, text.splitlines()[2:]):
         if not line:
             continue
@@ -167,7 +168,7 @@ def draft_pip_table(text: str, name: str, channels: Iterable[str]) -> Draft:
     return draft
 
 
-def _add_listed(draft: Draft, package: str, version: str, build: str) -> None:
+def _add_listed(draft: SpecDraft, package: str, version: str, build: str) -> None:
     if build in PIP_BUILDS:
         draft.pip.append(f"{package}=={version}")
     elif re.fullmatch(r"dev_\d+", build):
@@ -178,12 +179,12 @@ def _add_listed(draft: Draft, package: str, version: str, build: str) -> None:
         draft.conda.append("=".join(filter(None, (package, version, build))))
 
 
-def _add_platform(draft: Draft, platform: str) -> None:
+def _add_platform(draft: SpecDraft, platform: str) -> None:
     if platform not in ("noarch", *draft.platforms):
         draft.platforms.append(platform)
 
 
-def _check_platforms(draft: Draft, path: Path) -> None:
+def _check_platforms(draft: SpecDraft, path: Path) -> None:
     """Refuse a list of packages for a platform that envferry does not lock for."""
     others = [item for item in draft.platforms if item not in PLATFORMS.values()]
     if others:
@@ -192,9 +193,9 @@ def _check_platforms(draft: Draft, path: Path) -> None:
         raise SpecError(message, hint=hint)
 
 
-def draft_prefix(prefix: Path, name: str, channels: Iterable[str]) -> Draft:
+def draft_prefix(prefix: Path, name: str, channels: Iterable[str]) -> SpecDraft:
     """Read an environment as it is installed: its `conda-meta` and `dist-info`, without conda."""
-    draft = Draft(name=name)
+    draft = SpecDraft(name=name)
     owned: set[str] = set()
     for record in _records(prefix):
         if not (record.url and _add_url(draft, without_credentials(record.url))):
@@ -215,7 +216,7 @@ def draft_prefix(prefix: Path, name: str, channels: Iterable[str]) -> Draft:
     return draft
 
 
-def add_distributions(draft: Draft, prefix: Path, owned: set[str]) -> None:
+def add_distributions(draft: SpecDraft, prefix: Path, owned: set[str]) -> None:
     """Add the python distributions of a prefix that no conda package owns."""
     for packages in site_packages_folders(prefix):
         for info in sorted(packages.glob("*.dist-info")):
@@ -227,7 +228,7 @@ def add_distributions(draft: Draft, prefix: Path, owned: set[str]) -> None:
                 draft.left_out.append(f"{old.name}: its source is not recorded")
 
 
-def _add_url(draft: Draft, url: str) -> bool:
+def _add_url(draft: SpecDraft, url: str) -> bool:
     """Add the package that a URL names, its channel and platform; False when it names none."""
     found = PACKAGE_URL.fullmatch(url.strip())
     if not found:
@@ -251,7 +252,7 @@ def _records(prefix: Path) -> list[_Record]:
     return records
 
 
-def _add_distribution(draft: Draft, info: Path) -> None:
+def _add_distribution(draft: SpecDraft, info: Path) -> None:
     """Add one installed python distribution, from where it was installed."""
     metadata = info / "METADATA"
     if not metadata.is_file():
@@ -266,7 +267,7 @@ def _add_distribution(draft: Draft, info: Path) -> None:
     draft.pip.append(_origin(info / "direct_url.json", name, draft) or f"{name}=={version}")
 
 
-def _origin(path: Path, name: str, draft: Draft) -> str:
+def _origin(path: Path, name: str, draft: SpecDraft) -> str:
     """Return the requirement for what was not installed from an index (PEP 610)."""
     if not path.is_file():
         return ""

@@ -11,7 +11,7 @@ from envferry.models import LockedPackage
 from envferry.names import PLATFORMS
 from envferry.redaction import without_credentials, without_login
 from envferry.specs.channel_names import channel_name
-from envferry.specs.drafts import Draft
+from envferry.specs.drafts import SpecDraft
 from envferry.specs.importing.conda_environments import PACKAGE_URL
 from envferry.specs.importing.foreign_lock import ForeignLock, lock_of, without_nulls
 from envferry.specs.syntax.yaml_text import parse_yaml, plain
@@ -36,7 +36,7 @@ def read_conda_lock(text: str, path: Path, name: str) -> ForeignLock:
         message = f"{path} has the lock format {document['version']}, expected {CONDA_LOCK_VERSION}"
         raise SpecError(message, hint=OTHER_VERSION)
     metadata = document["metadata"]
-    draft = Draft(name=name)
+    draft = SpecDraft(name=name)
     for channel in metadata.get("channels") or []:
         draft.channels.append(channel_name(str(channel["url"])))
     packages = []

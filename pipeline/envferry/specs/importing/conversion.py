@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from envferry.errors import SpecError, UsageError
 from envferry.names import NAME_PATTERN, check_name
 from envferry.redaction import without_credentials
-from envferry.specs.drafts import Draft, left_out_comment, quoted, relaxed, render_draft
+from envferry.specs.drafts import SpecDraft, left_out_comment, quoted, relaxed, render_draft
 from envferry.specs.importing.conda_environments import (
     draft_conda_list,
     draft_conda_table,
@@ -165,14 +165,16 @@ def default_name(source: Path, kind: FileKind) -> str:
     return f"{stem}-env" if stem in RESERVED_NAMES else stem[:100]
 
 
-def _draft(kind: FileKind, text: str, source: Path, base: Path, options: ImportOptions) -> Draft:
+def _draft(
+    kind: FileKind, text: str, source: Path, base: Path, options: ImportOptions
+) -> SpecDraft:
     """Read every kind but environment files and locks."""
     name, channels = options.name or "env", options.channels
     if kind is FileKind.REQUIREMENTS:
-        draft = Draft(name=name, pip=read_requirements(source, text, base))
+        draft = SpecDraft(name=name, pip=read_requirements(source, text, base))
     elif kind is FileKind.CONDA_SPECS:
         lines = [line.text for line in logical_lines(text)]
-        draft = Draft(name=name, channels=list(channels), conda=lines)
+        draft = SpecDraft(name=name, channels=list(channels), conda=lines)
     elif kind is FileKind.CONDA_LIST:
         draft = draft_conda_list(text, source, name, channels)
     elif kind is FileKind.CONDA_TABLE:
@@ -191,7 +193,7 @@ def _draft(kind: FileKind, text: str, source: Path, base: Path, options: ImportO
     return _finished(draft, source, options)
 
 
-def _finished(draft: Draft, source: Path, options: ImportOptions) -> Draft:
+def _finished(draft: SpecDraft, source: Path, options: ImportOptions) -> SpecDraft:
     """Add what every spec has: channels, a python for the pip half, pip; loosen the pins.
 
     Raises SpecError when there is nothing to lock.
@@ -217,7 +219,7 @@ def _finished(draft: Draft, source: Path, options: ImportOptions) -> Draft:
     return draft
 
 
-def _give_pip_to_conda(draft: Draft) -> None:
+def _give_pip_to_conda(draft: SpecDraft) -> None:
     """Ask conda for the pip that the pip half asks for: an environment holds one."""
     for line in [*draft.pip]:
         wanted = re.fullmatch(r"pip\s*(?P<version>[=<>!~][^;@]*)?", line)

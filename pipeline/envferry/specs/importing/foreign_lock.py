@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from envferry.models import LockedPackage
-    from envferry.specs.drafts import Draft
+    from envferry.specs.drafts import SpecDraft
 
 NULLS = ("null", "Null", "NULL", "~", "")
 MOST_SHOWN = 3
@@ -30,7 +30,7 @@ GIT_COMMIT = re.compile(r"[0-9a-f]{40}")
 class ForeignLock(msgspec.Struct, frozen=True, kw_only=True):
     """What another tool's lock holds."""
 
-    draft: Draft
+    draft: SpecDraft
     """A spec that asks for just these packages."""
     packages: tuple[LockedPackage, ...] = ()
     """The files, some without a hash: what the source does not know is fetched."""
@@ -41,7 +41,7 @@ class ForeignLock(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def lock_of(
-    draft: Draft, packages: list[LockedPackage], path: Path, direct: set[str]
+    draft: SpecDraft, packages: list[LockedPackage], path: Path, direct: set[str]
 ) -> ForeignLock:
     """Make the spec that asks for just these packages."""
     if not packages:
@@ -60,7 +60,7 @@ def lock_of(
     return ForeignLock(draft=draft, packages=tuple(packages))
 
 
-def _nothing_to_lock(draft: Draft, path: Path) -> SpecError:
+def _nothing_to_lock(draft: SpecDraft, path: Path) -> SpecError:
     """Return the error that says why nothing of a lock remains, and the way out of that."""
     if not draft.left_out:
         message = f"{path} contains no packages"

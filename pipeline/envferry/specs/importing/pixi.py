@@ -12,11 +12,15 @@ from packaging.utils import canonicalize_name
 from envferry.errors import SpecError
 from envferry.names import PLATFORMS
 from envferry.specs.channel_names import channel_name
-from envferry.specs.drafts import Draft
+from envferry.specs.drafts import SpecDraft
 from envferry.specs.importing.pixi_manifest import PixiManifest
 from envferry.specs.importing.pixi_platforms import platforms_of, system_of
 from envferry.specs.importing.project_folders import project_line
-from envferry.specs.importing.pyproject_tables import conda_python, elsewhere, git_requirement
+from envferry.specs.importing.pyproject_tables import (
+    conda_python,
+    git_requirement,
+    other_requirements,
+)
 from envferry.specs.syntax.conda_lines import conda_name, parse_conda_line
 from envferry.specs.syntax.requirement_lines import relative
 from envferry.specs.syntax.selectors import SELECTORS
@@ -40,7 +44,7 @@ WORKSPACE_FACTS = (
 )
 
 
-def draft_pixi(text: str, path: Path, base: Path, name: str, wanted: str | None) -> Draft:
+def draft_pixi(text: str, path: Path, base: Path, name: str, wanted: str | None) -> SpecDraft:
     """Read a `pixi.toml`, or the `[tool.pixi]` of a pyproject.toml.
 
     It is the environment `wanted` that is read, where there is one of this name, else the default.
@@ -48,7 +52,7 @@ def draft_pixi(text: str, path: Path, base: Path, name: str, wanted: str | None)
     manifest = PixiManifest(parse_toml(text), path, base)
     workspace = manifest.workspace
     features = _features(manifest, wanted)
-    draft = Draft(name=name, channels=_channels(manifest, workspace, features))
+    draft = SpecDraft(name=name, channels=_channels(manifest, workspace, features))
     draft.system = system_of(manifest, features)
     draft.platforms = platforms_of(manifest, workspace, features, draft.system)
     # For all that there are: a spec may be locked for more platforms than it names.
@@ -66,14 +70,14 @@ def draft_pixi(text: str, path: Path, base: Path, name: str, wanted: str | None)
     return draft
 
 
-def _add_project(manifest: PixiManifest, draft: Draft) -> None:
+def _add_project(manifest: PixiManifest, draft: SpecDraft) -> None:
     """Add what pixi takes of `[project]`: its dependencies, and python where nothing else asks."""
     project = manifest.table(manifest.document.get("project", {}), "project")
     lines = [str(line) for line in project.get("dependencies", [])]
     conda = [parse_conda_line(line) for line in draft.conda if line not in draft.conda_selectors]
     bounds = {line.name: line.version for line in conda if line}
     # pixi, too, asks no index for what conda has.
-    repeated = [line for line in lines if _says_no_more(line, bounds)]
+    repeated = [line for line in lines if _adds_no_bound(line, bounds)]
     if repeated:
         manifest.notes.append(
             f"[project] dependencies that conda has already: {', '.join(repeated)}"
@@ -87,11 +91,11 @@ def _add_project(manifest: PixiManifest, draft: Draft) -> None:
         conda_name(line) == "python" for line in draft.conda
     ):
         draft.conda.insert(0, conda_python(str(project["requires-python"]), manifest.path))
-    for text in elsewhere(manifest.document):
+    for text in other_requirements(manifest.document):
         manifest.leave_out(text)
 
 
-def _says_no_more(line: str, bounds: Mapping[str, str]) -> bool:
+def _adds_no_bound(line: str, bounds: Mapping[str, str]) -> bool:
     """Whether a requirement is of a conda package, by name, and adds no bound to its own."""
     try:
         wanted = Requirement(line)

@@ -15,7 +15,7 @@ from envferry.names import PLATFORMS
 from envferry.redaction import without_credentials, without_login
 from envferry.specs.channel_names import channel_name
 from envferry.specs.conda_needs import locked_needs
-from envferry.specs.drafts import Draft
+from envferry.specs.drafts import SpecDraft
 from envferry.specs.importing.conda_environments import PACKAGE_URL
 from envferry.specs.importing.foreign_lock import ForeignLock, git_url, lock_of, without_nulls
 from envferry.specs.syntax.yaml_text import parse_yaml, plain
@@ -37,7 +37,7 @@ def read_pixi_lock(text: str, path: Path, name: str) -> ForeignLock:
             f"{path} has the lock format {version}, expected one of {', '.join(PIXI_VERSIONS)}"
         )
         raise SpecError(message, hint="regenerate it with a pixi that writes one of these")
-    draft = Draft(name=name)
+    draft = SpecDraft(name=name)
     environment = _environment(document["environments"], path, draft)
     draft.channels = [channel_name(str(item["url"])) for item in environment.get("channels") or []]
     indexes = [str(item) for item in environment.get("indexes") or []]
@@ -61,7 +61,7 @@ def read_pixi_lock(text: str, path: Path, name: str) -> ForeignLock:
 
 
 def _platforms(
-    document: Mapping[str, Any], environment: Mapping[str, Any], draft: Draft
+    document: Mapping[str, Any], environment: Mapping[str, Any], draft: SpecDraft
 ) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
     """Yield platforms with their packages; note what hosts of them are expected to offer.
 
@@ -90,7 +90,9 @@ def _platforms(
             yield subdir, places
 
 
-def _environment(environments: Mapping[str, Any], path: Path, draft: Draft) -> Mapping[str, Any]:
+def _environment(
+    environments: Mapping[str, Any], path: Path, draft: SpecDraft
+) -> Mapping[str, Any]:
     """Return the environment of the draft's name, else the default one, else the only one."""
     named = next((item for item in (draft.name, "default") if item in environments), None)
     if named is None and len(environments) == 1:
@@ -152,7 +154,7 @@ def _locked_package(item: Mapping[str, Any], platform: str, folder: Path) -> Loc
 def _is_direct(place: str) -> bool:
     """Say whether a pypi package is asked for by this place, not by its version on an index.
 
-    On an index, the name of a file beside the lock may be anybody's.
+    On an index, anyone may have registered the name of a file beside the lock.
     """
     return place.startswith(DIRECT) or "://" not in place
 

@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING, Any
 from packaging.markers import InvalidMarker, Marker
 
 from envferry.errors import SpecError
-from envferry.specs.drafts import Draft
+from envferry.specs.drafts import SpecDraft
 from envferry.specs.importing.poetry_versions import ALTERNATIVES, pep440, python_marker
-from envferry.specs.importing.pyproject_tables import conda_python, elsewhere, git_requirement
+from envferry.specs.importing.pyproject_tables import (
+    conda_python,
+    git_requirement,
+    other_requirements,
+)
 from envferry.specs.syntax.requirement_lines import relative
 from envferry.specs.syntax.toml_text import all_of, parse_toml, table_at
 
@@ -39,12 +43,14 @@ PLACES = {
 ALWAYS = ("version", "extras", "markers", "python", "platform")
 
 
-def draft_poetry(text: str, path: Path, base: Path, name: str, channels: Iterable[str]) -> Draft:
+def draft_poetry(
+    text: str, path: Path, base: Path, name: str, channels: Iterable[str]
+) -> SpecDraft:
     """Read `[tool.poetry.dependencies]` and the sources; groups and extras are named."""
     document = parse_toml(text)
     poetry = table_at(table_at(document["tool"], path, "tool")["poetry"], path, "tool.poetry")
     dependencies = table_at(poetry.get("dependencies", {}), path, "tool.poetry.dependencies")
-    draft = Draft(name=name, channels=list(channels))
+    draft = SpecDraft(name=name, channels=list(channels))
     reader = _Reader(path, base, draft)
     draft.conda = [reader.python(dependencies.get("python", "*")), "pip"]
     draft.pip += reader.sources(poetry.get("source", []))
@@ -58,7 +64,7 @@ def draft_poetry(text: str, path: Path, base: Path, name: str, channels: Iterabl
         for key in sorted(poetry.keys() - {*READ, *FACTS})
     ]
     others = {**document, "tool": {k: v for k, v in document["tool"].items() if k != "poetry"}}
-    draft.left_out += elsewhere(others)
+    draft.left_out += other_requirements(others)
     draft.notes.append(
         f"the project itself is not in the spec: add `- {relative(path.parent, base)}` "
         "under `pip:` to carry it too"
@@ -69,7 +75,7 @@ def draft_poetry(text: str, path: Path, base: Path, name: str, channels: Iterabl
 class _Reader:
     """Reads the dependencies of one file."""
 
-    def __init__(self, path: Path, base: Path, draft: Draft) -> None:
+    def __init__(self, path: Path, base: Path, draft: SpecDraft) -> None:
         self.path, self.base, self.draft = path, base, draft
 
     def python(self, wanted: object) -> str:

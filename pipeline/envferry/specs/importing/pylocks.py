@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 from envferry.errors import SpecError
 from envferry.names import current_platform
-from envferry.specs.drafts import Draft
+from envferry.specs.drafts import SpecDraft
 from envferry.specs.importing.foreign_lock import ForeignLock, git_url
 from envferry.specs.syntax.markers import target_environment
 from envferry.specs.syntax.toml_text import parse_toml
@@ -62,7 +62,7 @@ def read_pylock(text: str, path: Path, name: str, python: str | None) -> Foreign
     if environments and not any(target.accepts(str(item)) for item in environments):
         message = f"{path} is for {' or '.join(map(str, environments))}, not for {target.platform}"
         raise SpecError(message, hint="regenerate it for this platform")
-    # What nobody asked for is installed all the same: pdm's own packages are such a group.
+    # A group that was not asked for is installed all the same, such as pdm's own packages.
     target = replace(target, groups=_names(document, "default-groups"))
     for kind in ("extras", "dependency-groups"):
         others = [item for item in _names(document, kind) if item not in target.groups]
@@ -107,7 +107,9 @@ def read_uv_lock(text: str, path: Path, name: str, python: str | None) -> Foreig
     return _foreign(draft, entries, path)
 
 
-def _manifest_root(manifest: Mapping[str, Any], name: str, draft: Draft) -> list[dict[str, Any]]:
+def _manifest_root(
+    manifest: Mapping[str, Any], name: str, draft: SpecDraft
+) -> list[dict[str, Any]]:
     """Return what a script (PEP 723) or a workspace without a project needs, as a package does."""
     for group, items in (manifest.get("dependency-groups") or {}).items():
         names = ", ".join(dict.fromkeys(str(item["name"]) for item in items))
@@ -125,7 +127,7 @@ def _manifest_root(manifest: Mapping[str, Any], name: str, draft: Draft) -> list
 
 def _draft(
     name: str, requires_python: str, path: Path, python: str | None
-) -> tuple[Draft, _Target]:
+) -> tuple[SpecDraft, _Target]:
     """Choose the python: the one asked for, that of `.python-version`, else one that fits."""
     minors = [f"3.{minor}" for minor in range(6, NEWEST_PYTHON + 1)]
     specifiers = SpecifierSet(requires_python)
@@ -141,7 +143,7 @@ def _draft(
         hint = f"choose one with `--python`: {', '.join(fitting) or 'as in --python 3.12'}"
         raise SpecError(message, hint=hint)
     line = _python_line(chosen, specifiers)
-    draft = Draft(name=name, conda=[line, "pip"], platforms=[current_platform()])
+    draft = SpecDraft(name=name, conda=[line, "pip"], platforms=[current_platform()])
     says = f"requires python {requires_python}" if requires_python else "names no python"
     draft.notes.append(f"{path.name} {says}: using {line} on {draft.platforms[0]}")
     return draft, _Target(python=chosen, platform=draft.platforms[0])
@@ -252,7 +254,7 @@ def _uv_file(file: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, An
     return {**place, "hashes": {kind: digest} if digest else {}}
 
 
-def _foreign(draft: Draft, entries: list[dict[str, Any]], path: Path) -> ForeignLock:
+def _foreign(draft: SpecDraft, entries: list[dict[str, Any]], path: Path) -> ForeignLock:
     indexes = dict.fromkeys(str(entry["index"]) for entry in entries if entry.get("index"))
     draft.pip = [f"--extra-index-url {item}" for item in indexes if "://" in item]
     draft.pip += [f"--find-links {item}" for item in _folders(entries, path.parent.absolute())]
@@ -263,7 +265,7 @@ def _foreign(draft: Draft, entries: list[dict[str, Any]], path: Path) -> Foreign
 
 
 def _folders(entries: list[dict[str, Any]], base: Path) -> Iterable[Path]:
-    """Return the folders in which files of a version are: on an index it may be anybody's."""
+    """Return the folders in which files of a version are: on an index anyone may own that name."""
     files = [
         file
         for entry in entries

@@ -8,9 +8,13 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
 from envferry.errors import SpecError
-from envferry.specs.drafts import Draft
+from envferry.specs.drafts import SpecDraft
 from envferry.specs.importing.project_folders import project_line
-from envferry.specs.importing.pyproject_tables import conda_python, elsewhere, git_requirement
+from envferry.specs.importing.pyproject_tables import (
+    conda_python,
+    git_requirement,
+    other_requirements,
+)
 from envferry.specs.syntax.pip_lines import requirement_name
 from envferry.specs.syntax.requirement_lines import relative
 from envferry.specs.syntax.toml_text import parse_toml, table_at
@@ -41,10 +45,12 @@ SOURCE_KEYS = {
 }
 """What is taken over of a source, by the key that says its kind."""
 CONDITIONS = ("marker", "extra", "group")
-"""Keys of a source that is not for everybody."""
+"""Keys of a source that is not for every platform or group."""
 
 
-def draft_pyproject(text: str, path: Path, base: Path, name: str, channels: Iterable[str]) -> Draft:
+def draft_pyproject(
+    text: str, path: Path, base: Path, name: str, channels: Iterable[str]
+) -> SpecDraft:
     """Read `[project] dependencies` and `requires-python`; the project itself is not among them."""
     document = parse_toml(text)
     project = table_at(document.get("project", {}), path, "project")
@@ -52,7 +58,7 @@ def draft_pyproject(text: str, path: Path, base: Path, name: str, channels: Iter
     if not isinstance(dependencies, list):
         msg = f"{path}: `dependencies` is not a list"
         raise SpecError(msg, hint="correct it")
-    draft = Draft(name=name, channels=list(channels))
+    draft = SpecDraft(name=name, channels=list(channels))
     draft.conda = [conda_python(str(project.get("requires-python", "")), path), "pip"]
     uv = table_at(table_at(document.get("tool", {}), path, "tool").get("uv", {}), path, "tool.uv")
     sources = table_at(uv.get("sources", {}), path, "tool.uv.sources")
@@ -67,7 +73,7 @@ def draft_pyproject(text: str, path: Path, base: Path, name: str, channels: Iter
                 f"[tool.uv.sources] {package} = {source!r}: no dependency requires it"
             )
     draft.left_out += [f"[tool.uv] {key} = {uv[key]!r}" for key in sorted(uv.keys() - {*UV_FACTS})]
-    draft.left_out += elsewhere(document)
+    draft.left_out += other_requirements(document)
     draft.notes.append(
         f"the project itself is not in the spec: add `- {relative(path.parent, base)}` "
         "under `pip:` to carry it too"
@@ -75,7 +81,7 @@ def draft_pyproject(text: str, path: Path, base: Path, name: str, channels: Iter
     return draft
 
 
-def _indexes(uv: dict[str, Any], path: Path, base: Path, draft: Draft) -> list[str]:
+def _indexes(uv: dict[str, Any], path: Path, base: Path, draft: SpecDraft) -> list[str]:
     """Return the option lines that `[[tool.uv.index]]` stands for."""
     indexes = uv.get("index", [])
     if not isinstance(indexes, list):
@@ -104,7 +110,9 @@ def _indexes(uv: dict[str, Any], path: Path, base: Path, draft: Draft) -> list[s
     return lines
 
 
-def _requirement(line: str, sources: dict[str, Any], path: Path, base: Path, draft: Draft) -> str:
+def _requirement(
+    line: str, sources: dict[str, Any], path: Path, base: Path, draft: SpecDraft
+) -> str:
     """Return a requirement, from where `[tool.uv.sources]` has it."""
     try:
         wanted = Requirement(line)

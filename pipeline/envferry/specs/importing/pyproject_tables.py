@@ -30,7 +30,7 @@ OTHER_TOOLS = {
 """Where other tools have packages and the places they come from."""
 
 
-def elsewhere(document: dict[str, Any]) -> Iterator[str]:
+def other_requirements(document: dict[str, Any]) -> Iterator[str]:
     """Yield what else of a pyproject.toml asks for packages, or is misspelt."""
     project = document.get("project", {})
     for table, what in (

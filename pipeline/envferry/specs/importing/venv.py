@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from envferry.errors import SpecError
-from envferry.specs.drafts import Draft
+from envferry.specs.drafts import SpecDraft
 from envferry.specs.importing.conda_environments import add_distributions
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ SEEDS = ("setuptools", "wheel")
 """What tools put into new environments; conda's pip may bring them in its own versions."""
 
 
-def draft_venv(prefix: Path, name: str, channels: Iterable[str]) -> Draft:
+def draft_venv(prefix: Path, name: str, channels: Iterable[str]) -> SpecDraft:
     """Read a virtual environment by its `dist-info`, `direct_url.json` and `pyvenv.cfg`.
 
     Raises SpecError when it holds no python packages.
@@ -29,7 +29,7 @@ def draft_venv(prefix: Path, name: str, channels: Iterable[str]) -> Draft:
         message = f"{prefix} contains packages of several pythons: {found}"
         raise SpecError(message, hint="recreate the environment with one of them")
     version = folders[0].name.removeprefix("python").removesuffix("t")
-    draft = Draft(name=name, channels=list(channels), conda=[f"python={version}"])
+    draft = SpecDraft(name=name, channels=list(channels), conda=[f"python={version}"])
     exact = settings.get("version_info", settings.get("version", "")) or version
     draft.notes.append(f"the environment's python is {exact}: using a channel's python={version}")
     if folders[0].name.endswith("t"):
@@ -42,7 +42,7 @@ def draft_venv(prefix: Path, name: str, channels: Iterable[str]) -> Draft:
     return draft
 
 
-def _without_seeds(draft: Draft) -> None:
+def _without_seeds(draft: SpecDraft) -> None:
     """Leave pip to conda, and let conda choose the versions of what it may bring along."""
     for line in [*draft.pip]:
         package, equals, version = line.partition("==")
@@ -54,7 +54,7 @@ def _without_seeds(draft: Draft) -> None:
             draft.notes.append(f"{package} {version} is required without its version")
 
 
-def _name_added_paths(draft: Draft, packages: Path) -> None:
+def _name_added_paths(draft: SpecDraft, packages: Path) -> None:
     """Name the `.pth` files that put folders of this machine on the path."""
     for path in sorted(packages.glob("*.pth")):
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

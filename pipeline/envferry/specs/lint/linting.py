@@ -115,7 +115,7 @@ class LintFinding(msgspec.Struct, frozen=True, kw_only=True):
         return f"{place}: {self.rule.code} {self.what}: {self.rule.why}. Fix: {self.rule.fix}"
 
 
-class _Asked(msgspec.Struct, kw_only=True):
+class _SpecContents(msgspec.Struct, kw_only=True):
     """What a spec asks for, with the lines it stands on."""
 
     root: Mapping
@@ -197,9 +197,9 @@ def _texts(value: object) -> list[Text]:
     return [item for item in value if isinstance(item, Text)] if isinstance(value, Sequence) else []
 
 
-def _read(root: Mapping, path: Path) -> _Asked:
+def _read(root: Mapping, path: Path) -> _SpecContents:
     """Collect what a spec asks for."""
-    asked = _Asked(root=root)
+    asked = _SpecContents(root=root)
     for item in root["dependencies"]:
         if isinstance(item, Text):
             asked.conda[conda_name(item)] = item
@@ -223,7 +223,7 @@ def _with_included(line: Text, path: Path) -> Iterator[Text]:
             yield Text.at(inner.text, line_of(line))
 
 
-def _halves(asked: _Asked, pypi_names: Callable[[str], tuple[str, ...]]) -> Iterator[_Found]:
+def _halves(asked: _SpecContents, pypi_names: Callable[[str], tuple[str, ...]]) -> Iterator[_Found]:
     """Yield what both halves touch."""
     required = {
         str(canonicalize_name(pypi_names(name)[0])): name
@@ -245,7 +245,7 @@ def _halves(asked: _Asked, pypi_names: Callable[[str], tuple[str, ...]]) -> Iter
             yield "S103", line, f"{name} comes from pip beside conda's {beside}"
 
 
-def _owners(asked: _Asked, pypi_names: Callable[[str], tuple[str, ...]]) -> dict[str, str]:
+def _owners(asked: _SpecContents, pypi_names: Callable[[str], tuple[str, ...]]) -> dict[str, str]:
     """Return the conda packages whose files distributions would overwrite, by their names."""
     holders = [name for name, item in asked.locked.items() if _is_distribution(item)]
     return {
@@ -266,7 +266,7 @@ def _has_runtime(name: str, line: str) -> bool:
     return True
 
 
-def _cuda(asked: _Asked) -> Iterator[_Found]:
+def _cuda(asked: _SpecContents) -> Iterator[_Found]:
     """Yield what brings a CUDA runtime from an index beside one from a channel."""
     conda = [name for name in asked.present() if CUDA_CONDA.fullmatch(name)]
     for name, line in asked.conda.items():
@@ -282,7 +282,7 @@ def _cuda(asked: _Asked) -> Iterator[_Found]:
             yield "S104", line, f"{name} brings CUDA beside conda's {min(conda)}"
 
 
-def _compilers(asked: _Asked) -> Iterator[_Found]:
+def _compilers(asked: _SpecContents) -> Iterator[_Found]:
     """Yield packages that compile while they run, with tools that nothing here brings.
 
     torch compiles only for who calls torch.compile, and stands in most specs: it is skipped.
@@ -294,7 +294,7 @@ def _compilers(asked: _Asked) -> Iterator[_Found]:
 
 
 def _licenses(
-    asked: _Asked, locked: tuple[LockedPackage, ...], refused: Callable[[LockedPackage], str]
+    asked: _SpecContents, locked: tuple[LockedPackage, ...], refused: Callable[[LockedPackage], str]
 ) -> Iterator[_Found]:
     """Yield what is locked under a licence that is not allowed, once for all platforms."""
     for what, item in {f"{one.name} {one.version}": one for one in locked}.items():
@@ -305,7 +305,7 @@ def _licenses(
             yield "S115", line, f"{what} ({fault}){present}"
 
 
-def _pip_lines(asked: _Asked) -> Iterator[_Found]:
+def _pip_lines(asked: _SpecContents) -> Iterator[_Found]:
     """Yield lines of the pip section that are not what they seem, or will not travel."""
     for line in asked.lines:
         text = plain_requirement(line.strip())
@@ -337,7 +337,7 @@ def _is_fixed(revision: str) -> bool:
     return bool(COMMIT.fullmatch(revision) or TAG.fullmatch(revision))
 
 
-def _file(asked: _Asked) -> Iterator[_Found]:
+def _file(asked: _SpecContents) -> Iterator[_Found]:
     """Yield what is about the whole file: its channels, its prefix, its builds."""
     root = asked.root
     channels = {channel_name(item): item for item in reversed(_texts(root.get("channels")))}

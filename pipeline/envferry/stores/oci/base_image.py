@@ -26,7 +26,7 @@ from envferry.stores.source import ContentSource
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from envferry.stores.oci.port import Space
+    from envferry.stores.oci.port import Repositories
 
 IMAGE = re.compile(
     r"(oci://)?(?P<host>[A-Za-z0-9.-]+(:\d+)?|\[[0-9A-Fa-f:]+\](:\d+)?)/(?P<repository>[^:@]+)"
@@ -55,7 +55,7 @@ class _Manifest(msgspec.Struct, frozen=True, rename="camel"):
 class BaseImage(msgspec.Struct, frozen=True):
     """An image of one platform in a registry."""
 
-    space: Space
+    space: Repositories
     repository: str
     shown: str
     """What it was called."""
@@ -68,7 +68,7 @@ class BaseImage(msgspec.Struct, frozen=True):
         return tuple(self.config["rootfs"]["diff_ids"])
 
     def copy_layers(
-        self, target: Space, repository: str, advance: Callable[[int], None]
+        self, target: Repositories, repository: str, advance: Callable[[int], None]
     ) -> tuple[Descriptor, ...]:
         """Have its layers in a repository: those that are there, mounted ones, the rest copied."""
         for layer in self.layers:
@@ -97,7 +97,7 @@ class BaseImage(msgspec.Struct, frozen=True):
         )
 
 
-def find_base(image: str, platform: str, near: Space) -> BaseImage:
+def find_base(image: str, platform: str, near: Repositories) -> BaseImage:
     """Find an image, `HOST[:PORT]/REPOSITORY:TAG`, that runs on a platform.
 
     Raises UsageError for a name that is not one, NotFound where there is none for the platform,
@@ -129,7 +129,9 @@ def _registry(host: str) -> RegistryClient:
     return RegistryClient.of(f"{'http' if is_loopback(name) else 'https'}://{host}")
 
 
-def _manifest(space: Space, place: tuple[str, str], image: str, wanted: Platform) -> ImageManifest:
+def _manifest(
+    space: Repositories, place: tuple[str, str], image: str, wanted: Platform
+) -> ImageManifest:
     """Return the manifest of a platform, by way of an index if need be."""
     found = space.manifest(*place)
     if found is None:

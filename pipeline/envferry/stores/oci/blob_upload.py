@@ -20,7 +20,7 @@ from envferry.stores.oci.registry_session import (
     LOCATION,
     NO_CONTENT,
     OK,
-    Call,
+    ApiRequest,
     RegistrySession,
 )
 
@@ -71,7 +71,7 @@ class HttpUpload(msgspec.Struct):
             answer = self.session.once(call)
         except Transient as failure:
             before = self.sent
-            self.ask()  # raises UploadGone when nobody knows what has arrived
+            self.ask()  # raises UploadGone when the registry does not know what has arrived
             if not before <= self.sent <= before + size:
                 msg = f"{self.sent} bytes are there"
                 raise self._gone(msg) from failure
@@ -124,8 +124,8 @@ class HttpUpload(msgspec.Struct):
         expected: tuple[int, ...] = (ACCEPTED_STATUS, CREATED, NO_CONTENT),
         headers: Mapping[str, str] | None = None,
         body: bytes | list[bytes] | None = None,
-    ) -> Call:
-        return Call(
+    ) -> ApiRequest:
+        return ApiRequest(
             method=method,
             path=path,
             repository=self.repository,
@@ -153,7 +153,7 @@ def _without(pieces: Sequence[bytes], count: int) -> list[bytes]:
 
 def has_blob(session: RegistrySession, repository: str, digest: str) -> bool:
     """Whether a registry has a blob."""
-    call = Call(
+    call = ApiRequest(
         method="HEAD",
         path=f"/v2/{repository}/blobs/{digest}",
         repository=repository,

@@ -30,7 +30,7 @@ from envferry.stores.oci.registry_session import (
     NOT_ALLOWED,
     OK,
     PARTIAL,
-    Call,
+    ApiRequest,
     NotOfferedByRegistry,
     RegistryAnswer,
     RegistrySession,
@@ -57,7 +57,7 @@ class _Tags(msgspec.Struct, frozen=True):
 
 
 class RegistryClient(msgspec.Struct, frozen=True):
-    """A `Space` on a server."""
+    """A `Repositories` on a server."""
 
     session: RegistrySession
 
@@ -103,7 +103,7 @@ class RegistryClient(msgspec.Struct, frozen=True):
     def put_manifest(self, repository: str, tag: str, data: bytes, media_type: str) -> bool:
         """Write a manifest; the registry must say the digest that it has."""
         answer = self.session.call(
-            Call(
+            ApiRequest(
                 method="PUT",
                 path=f"/v2/{repository}/manifests/{tag}",
                 repository=repository,
@@ -122,7 +122,7 @@ class RegistryClient(msgspec.Struct, frozen=True):
 
     def delete_manifest(self, repository: str, digest: str) -> None:
         """Remove a manifest by its digest."""
-        call = Call(
+        call = ApiRequest(
             method="DELETE",
             path=f"/v2/{repository}/manifests/{digest}",
             repository=repository,
@@ -144,7 +144,7 @@ class RegistryClient(msgspec.Struct, frozen=True):
         path = f"/v2/{repository}/tags/list?n={TAGS_AT_ONCE}"
         while path:
             what = f"the tags of {repository}"
-            call = Call(
+            call = ApiRequest(
                 method="GET", path=path, repository=repository, expected=(OK, ABSENT), what=what
             )
             answer, found = self._decoded(call, _Tags)
@@ -160,7 +160,7 @@ class RegistryClient(msgspec.Struct, frozen=True):
         path = f"/v2/{repository}/referrers/{digest}"
         while path:
             what = f"what refers to {digest} in {repository}"
-            call = Call(
+            call = ApiRequest(
                 method="GET",
                 path=path,
                 repository=repository,
@@ -176,7 +176,7 @@ class RegistryClient(msgspec.Struct, frozen=True):
             path = urljoin(answer.url, following["url"]) if following else ""
         return found
 
-    def _decoded(self, call: Call, type_: type[T]) -> tuple[RegistryAnswer, T | None]:
+    def _decoded(self, call: ApiRequest, type_: type[T]) -> tuple[RegistryAnswer, T | None]:
         """Ask for a listing until it is one; None where the answer is not 200."""
 
         def attempt() -> tuple[RegistryAnswer, T | None]:
@@ -197,9 +197,9 @@ class RegistryClient(msgspec.Struct, frozen=True):
     def mount(self, repository: str, digest: str, source: str) -> bool:
         """Ask for a blob of another repository; a registry may begin an upload instead.
 
-        Who may not read there sends the blob, as everybody does whose registry mounts nothing.
+        Without read access there the blob is sent, as to registries that mount nothing.
         """
-        call = Call(
+        call = ApiRequest(
             method="POST",
             path=f"/v2/{repository}/blobs/uploads/?mount={digest}&from={source}",
             repository=repository,
@@ -220,7 +220,7 @@ class RegistryClient(msgspec.Struct, frozen=True):
 
     def _forget(self, repository: str, place: str) -> None:
         """End an upload that is not needed; one that stays is the registry's to remove."""
-        call = Call(method="DELETE", path=place, repository=repository, rights="pull,push",
+        call = ApiRequest(method="DELETE", path=place, repository=repository, rights="pull,push",
                     expected=(NO_CONTENT, OK, ACCEPTED_STATUS, ABSENT, NOT_ALLOWED))  # fmt: skip
         try:
             self.session.call(call)
@@ -239,7 +239,7 @@ class RegistryClient(msgspec.Struct, frozen=True):
         is_all = offset == 0 and length == blob.size
         headers = {} if is_all else {"Range": f"bytes={offset}-{offset + length - 1}"}
         what = f"{blob.digest} in {repository}"
-        call = Call(
+        call = ApiRequest(
             method="GET",
             path=f"/v2/{repository}/blobs/{blob.digest}",
             repository=repository,
@@ -273,7 +273,7 @@ class RegistryClient(msgspec.Struct, frozen=True):
             upload = HttpUpload(self.session, repository, resumed)
             upload.ask()
             return upload
-        call = Call(
+        call = ApiRequest(
             method="POST",
             path=f"/v2/{repository}/blobs/uploads/",
             repository=repository,
@@ -286,8 +286,8 @@ class RegistryClient(msgspec.Struct, frozen=True):
         return HttpUpload(self.session, repository, self.session.location(answer, call.what))
 
 
-def _manifest_call(method: str, repository: str, reference: str) -> Call:
-    return Call(
+def _manifest_call(method: str, repository: str, reference: str) -> ApiRequest:
+    return ApiRequest(
         method=method,
         path=f"/v2/{repository}/manifests/{reference}",
         repository=repository,

@@ -66,10 +66,10 @@ class _Answer(msgspec.Struct, frozen=True, rename={"user": "Username", "secret":
 
 
 def find_login(host: str, repository: str) -> Login | None:
-    """Return the login for a repository from the first file that has one; None for nobody.
+    """Return the login for a repository from the first file that has one; None without one.
 
     Raises SpecError for a file or an entry that cannot be read, ToolFailed for a helper that is
-    missing: to go on as nobody would be an error that says something else.
+    missing: an anonymous request would fail with a misleading error.
     """
     for path in registry_login_paths():
         if path.is_file() and (login := _find(_read(path), path, host, repository)):

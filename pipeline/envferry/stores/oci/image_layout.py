@@ -71,13 +71,13 @@ class References(msgspec.Struct, frozen=True):
     schema: int = 1
 
 
-class LayoutSpace(msgspec.Struct, frozen=True):
-    """A `Space` in a directory."""
+class LayoutRepositories(msgspec.Struct, frozen=True):
+    """A `Repositories` in a directory."""
 
     directory: Path
 
     @classmethod
-    def create(cls, directory: Path) -> LayoutSpace:
+    def create(cls, directory: Path) -> LayoutRepositories:
         """Make a directory an image layout, unless it is one."""
         space = cls(directory)
         if not (directory / LAYOUT_FILE).exists():
@@ -329,7 +329,7 @@ class LayoutSpace(msgspec.Struct, frozen=True):
 class LayoutUpload(msgspec.Struct):
     """A blob that is being written, beside its place."""
 
-    space: LayoutSpace
+    space: LayoutRepositories
     path: Path
     sent: int = 0
 

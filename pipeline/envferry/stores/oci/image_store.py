@@ -1,4 +1,4 @@
-"""A registry of OCI images as a `Store`, and the images in it for everybody else.
+"""A registry of OCI images as a `Store`, and the images in it for other tools.
 
 Each key is a tag of a small manifest of its own, whose layers are the value: that is all that this
 store reads. What other tools look at is made beside it and never read back: the image of an
@@ -21,7 +21,7 @@ from envferry.stores.oci.documents import (
     BYTES,
     LAYER,
 )
-from envferry.stores.oci.image_layout import ROOT, LayoutSpace
+from envferry.stores.oci.image_layout import ROOT, LayoutRepositories
 from envferry.stores.oci.key_tags import (
     ENVIRONMENT_PREFIX,
     REPOSITORY,
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from envferry.stores.oci.port import Space
+    from envferry.stores.oci.port import Repositories
     from envferry.stores.port import KnownRange, SystemImage
     from envferry.stores.source import ContentSource
 
@@ -65,8 +65,8 @@ SCHEMES = {"oci+http": "http", "oci+https": "https"}
 """For a registry without TLS, where the user says so; and for one with TLS on this machine."""
 
 
-class _Known(msgspec.Struct):
-    """What need not be asked again."""
+class _ArchiveCache(msgspec.Struct):
+    """Answers that stay valid."""
 
     archives: dict[str, StoredValue] = msgspec.field(default_factory=dict)
     """Those that are read piece by piece; values are written once."""
@@ -85,7 +85,7 @@ class OciStore:
     disk: ClassVar[None] = None
     """Values cannot be read in place."""
 
-    space: Space
+    space: Repositories
     names: Names
     url: str
     """What it was opened with."""
@@ -96,7 +96,7 @@ class OciStore:
     values: StoredValues = field(init=False, repr=False, compare=False)
     views: Views = field(init=False, repr=False, compare=False)
     writer: ValueWriter = field(init=False, repr=False, compare=False)
-    known: _Known = field(default_factory=_Known, repr=False, compare=False)
+    known: _ArchiveCache = field(default_factory=_ArchiveCache, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Keep the images up to date with the keys."""
@@ -131,7 +131,7 @@ class OciStore:
         return cls(client, Names(root), f"{parts.scheme}://{place}", f"oci {place}")
 
     @classmethod
-    def in_layout(cls, space: LayoutSpace) -> OciStore:
+    def in_layout(cls, space: LayoutRepositories) -> OciStore:
         """Open an image layout on a disk."""
         where = space.directory
         return cls(space, Names(ROOT), str(where), f"oci layout {where.resolve()}")
@@ -333,6 +333,6 @@ class OciStore:
             raise KeyTaken.at(key, self.url)
 
     def _require_ours(self, key: str, digest: str) -> None:
-        """Raise KeyTaken when another write came after ours."""
+        """Raise KeyTaken when another write followed ours."""
         if self.space.manifest_digest(*self._at(key)) != digest:
             raise KeyTaken.at(key, self.url)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from envferry.stores.oci.key_tags import Names
-    from envferry.stores.oci.port import Space
+    from envferry.stores.oci.port import Repositories
     from envferry.stores.source import ContentSource, Piece
 
 READERS = 12
@@ -36,7 +36,7 @@ class ReusedLayers(msgspec.Struct, frozen=True):
     by_size: Mapping[int, dict[str, str]]
 
     @classmethod
-    def of(cls, space: Space, names: Names, repository: str) -> ReusedLayers:
+    def of(cls, space: Repositories, names: Names, repository: str) -> ReusedLayers:
         """Look at the archives of an environment, then at those of the others."""
         others = sorted(map(names.repository, environments_in(space.tags(names.root))))
         places = [
@@ -64,7 +64,7 @@ class ReusedLayers(msgspec.Struct, frozen=True):
 class LayerSender(msgspec.Struct, frozen=True):
     """Brings the layers of one archive to a repository."""
 
-    space: Space
+    space: Repositories
     repository: str
     reused: ReusedLayers
     advance: Callable[[int], None]

@@ -47,7 +47,7 @@ class Upload(Protocol):
         ...
 
 
-class Space(Protocol):
+class Repositories(Protocol):
     """Repositories of manifests and blobs. Each method may be called from several threads.
 
     All raise StoreError when the space cannot be reached or refuses, IntegrityError where it

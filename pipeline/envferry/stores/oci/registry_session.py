@@ -16,7 +16,7 @@ import urllib3
 
 from envferry.base.connections import Connections
 from envferry.base.json import decode_json
-from envferry.base.limits import USUAL_LIMITS, Limits, TooMuch, TooSlow
+from envferry.base.limits import USUAL_LIMITS, Limits, ResponseTooLarge, ResponseTooSlow
 from envferry.base.retry import (
     BUSY_STATUSES,
     POLICY,
@@ -28,7 +28,7 @@ from envferry.base.retry import (
 )
 from envferry.config import network
 from envferry.errors import IntegrityError, StoreError
-from envferry.stores.http import broken_answer, settle
+from envferry.stores.http import broken_answer, finish_response
 from envferry.stores.oci.tokens import TokenChallenge, Tokens
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class NotOfferedByRegistry(StoreError):
     """The registry does not have that operation, or does not allow it."""
 
 
-class Call(msgspec.Struct, frozen=True, kw_only=True):
+class ApiRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request of the API."""
 
     method: str
@@ -83,7 +83,7 @@ class RegistryAnswer(msgspec.Struct, frozen=True):
     headers: Mapping[str, str]
     body: bytes
     url: str
-    """Where it came from in the end."""
+    """The final URL, after redirects."""
 
 
 class _Error(msgspec.Struct, frozen=True):
@@ -134,11 +134,11 @@ class RegistrySession:
             raise StoreError(message, hint="is a proxy or a login page in between?")
         return urljoin(answer.url, place)
 
-    def call(self, call: Call) -> RegistryAnswer:
+    def call(self, call: ApiRequest) -> RegistryAnswer:
         """Ask persistently."""
         return persistently(lambda: self.once(call), self.policy)
 
-    def once(self, call: Call) -> RegistryAnswer:
+    def once(self, call: ApiRequest) -> RegistryAnswer:
         """Ask once, with a login if one is wanted."""
         self._require_registry(call.repository)
         header = self.tokens.header(call.scope)
@@ -155,15 +155,15 @@ class RegistrySession:
             return answer
         raise self._explain(call, answer)
 
-    def _send(self, call: Call, authorization: str | None) -> RegistryAnswer:
+    def _send(self, call: ApiRequest, authorization: str | None) -> RegistryAnswer:
         url = urljoin(self.base, call.path)
         headers = dict(call.headers)
         if authorization and urlsplit(url).netloc == self.name:
             headers["Authorization"] = authorization
         return self._ask(url, headers, call)
 
-    def _ask(self, url: str, headers: Mapping[str, str], call: Call) -> RegistryAnswer:
-        shown, way = url.partition("?")[0], self.connections.way_to(url)
+    def _ask(self, url: str, headers: Mapping[str, str], call: ApiRequest) -> RegistryAnswer:
+        shown, way = url.partition("?")[0], self.connections.proxy_note(url)
         try:
             response = self.connections.open(url, headers, call.method, call.body)
             try:
@@ -171,8 +171,8 @@ class RegistrySession:
                 final = urljoin(url, response.url or url)
                 return RegistryAnswer(response.status, response.headers, body or b"", final)
             finally:
-                settle(response, call.method)
-        except (urllib3.exceptions.HTTPError, TooMuch, TooSlow) as error:
+                finish_response(response, call.method)
+        except (urllib3.exceptions.HTTPError, ResponseTooLarge, ResponseTooSlow) as error:
             raise broken_answer(shown, way, error) from error
 
     def _fetch_token(self, asked: TokenChallenge) -> bytes:
@@ -183,7 +183,9 @@ class RegistrySession:
         if asked.form:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
         method = "POST" if asked.form else "GET"
-        call = Call(method=method, path=asked.url, repository="", body=asked.form, most=1 << 20)
+        call = ApiRequest(
+            method=method, path=asked.url, repository="", body=asked.form, most=1 << 20
+        )
         answer = self._ask(asked.url, headers, call)
         place = asked.url.partition("?")[0]
         if answer.status in (UNAUTHORIZED, FORBIDDEN, 400):
@@ -200,7 +202,7 @@ class RegistrySession:
         if self.known.is_set():
             return
         what = "GET /v2/"
-        call = Call(method="GET", path="/v2/", repository=repository, most=1 << 20, what=what)
+        call = ApiRequest(method="GET", path="/v2/", repository=repository, most=1 << 20, what=what)
         answer = self._ask(urljoin(self.base, call.path), {}, call)
         is_registry = answer.status == OK and not _is_page(answer)
         is_registry |= answer.status == UNAUTHORIZED and CHALLENGE in answer.headers
@@ -211,7 +213,7 @@ class RegistrySession:
             raise self.no_registry(what, answer.status)
         self.known.set()
 
-    def _require_words(self, call: Call, answer: RegistryAnswer) -> None:
+    def _require_words(self, call: ApiRequest, answer: RegistryAnswer) -> None:
         """Raise for a page of a proxy, which says 200 to everything."""
         if answer.status == OK and _is_page(answer):
             raise self.no_registry(call.what, answer.status)
@@ -223,7 +225,7 @@ class RegistrySession:
         error = StoreError(message if status != OK else f"{message} and a page", hint=hint)
         return Transient(error) if status == OK or status in BUSY_STATUSES else error
 
-    def _explain(self, call: Call, answer: RegistryAnswer) -> Exception:
+    def _explain(self, call: ApiRequest, answer: RegistryAnswer) -> Exception:
         """Return what to raise for an answer that was not expected."""
         codes, said = _errors(answer.body)
         status, words = answer.status, said or f"HTTP {answer.status}"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from envferry.stores.oci.port import Space, Upload
+    from envferry.stores.oci.port import Repositories, Upload
     from envferry.stores.source import ContentSource, Piece
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class UploadNotes(msgspec.Struct):
 
 
 def send_blob(
-    space: Space,
+    space: Repositories,
     repository: str,
     incoming: ContentSource,
     advance: Callable[[int], None],
@@ -171,7 +171,7 @@ class _Chunk:
 class _Sender:
     """Sends pieces in order; begins again what the registry has lost."""
 
-    space: Space
+    space: Repositories
     repository: str
     incoming: ContentSource
     notes: UploadNotes
@@ -284,7 +284,7 @@ class _Sender:
         return data
 
 
-def send_bytes(space: Space, repository: str, data: bytes, blob: Descriptor) -> None:
+def send_bytes(space: Repositories, repository: str, data: bytes, blob: Descriptor) -> None:
     """Send a small blob, unless it is there."""
     if space.has_blob(repository, blob.digest):
         return

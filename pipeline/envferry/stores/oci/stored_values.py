@@ -31,7 +31,7 @@ from envferry.stores.port import FOLDER_TIME, Listed, check_key
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from envferry.stores.oci.port import Space
+    from envferry.stores.oci.port import Repositories
 
 READERS = 12
 
@@ -62,7 +62,7 @@ class StoredValue(msgspec.Struct, frozen=True):
 class StoredValues(msgspec.Struct, frozen=True):
     """What is stored below a path of a registry."""
 
-    space: Space
+    space: Repositories
     names: Names
 
     def find(self, key: str) -> StoredValue | None:

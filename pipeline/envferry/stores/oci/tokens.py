@@ -102,7 +102,7 @@ class Tokens:
     def renew(self, header: str, scope: str, refused: str | None) -> str:
         """Answer a challenge; return the new `Authorization` header.
 
-        `refused` is the header that did not do. Raises StoreError when nobody may log in.
+        `refused` is the header that did not do. Raises StoreError when every login is refused.
         """
         challenge = Challenge.of(header)
         if challenge is None:

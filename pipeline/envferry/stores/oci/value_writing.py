@@ -44,7 +44,7 @@ from envferry.stores.port import (
 )
 
 if TYPE_CHECKING:
-    from envferry.stores.oci.port import Space
+    from envferry.stores.oci.port import Repositories
     from envferry.stores.oci.views import Views
 
 ATTESTATION = "attestation.json"
@@ -52,7 +52,7 @@ EMPTY_BLOB = describe(EMPTY_CONFIG, EMPTY)
 
 
 class _Prepared(msgspec.Struct):
-    """What need not be made again."""
+    """What was made already."""
 
     repositories: set[str] = msgspec.field(default_factory=set)
     """Those that have the blob of an empty configuration, and are listed."""
@@ -62,7 +62,7 @@ class _Prepared(msgspec.Struct):
 class ValueWriter(msgspec.Struct, frozen=True):
     """Writes below a path of a registry, over whatever is there."""
 
-    space: Space
+    space: Repositories
     names: Names
     views: Views
     prepared: _Prepared = msgspec.field(default_factory=_Prepared)

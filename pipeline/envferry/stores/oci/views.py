@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from envferry.stores.oci.key_tags import Names, OciTag
-    from envferry.stores.oci.port import Space
+    from envferry.stores.oci.port import Repositories
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class _Kind(msgspec.Struct, frozen=True, rename="camel"):
 class Views:
     """Images and lists beside the keys of a store."""
 
-    space: Space
+    space: Repositories
     names: Names
     images: dict[ArchiveName, Descriptor] = field(default_factory=dict, compare=False)
     """Those that were asked for: an image is a function of its archive."""
@@ -229,7 +229,7 @@ class Views:
             log.info("%s stays: %s", digest, error)
 
     def update_tag(self, tag: OciTag) -> None:
-        """Write the index of a tag anew: one image for each platform that has this tag.
+        """Rewrite the index of a tag: one image for each platform that has this tag.
 
         Two writers, each for a platform of its own, may both have begun before the other had
         written: so each looks again, until what is there follows from what is there.

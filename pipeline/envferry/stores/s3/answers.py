@@ -149,7 +149,7 @@ class ErrorAnswer(msgspec.Struct, frozen=True, kw_only=True):
             return 0.0
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class RequestedObject(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked for, to name it."""
 
     endpoint: str
@@ -158,14 +158,14 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     key: str
 
 
-def explain(answer: ErrorAnswer, asked: Asked) -> Exception:
+def explain(answer: ErrorAnswer, asked: RequestedObject) -> Exception:
     """Return the error to raise; Transient for one that another attempt may not meet."""
     final = _clock(answer, asked) or _access(answer, asked) or _object(answer, asked)
     final = final or _failure(answer, asked)
     return Transient(final, asked=answer.asked) if answer.is_transient else final
 
 
-def _clock(answer: ErrorAnswer, asked: Asked) -> StoreError | None:
+def _clock(answer: ErrorAnswer, asked: RequestedObject) -> StoreError | None:
     """Name a clock that is wrong: some servers only refuse, but say what time it is."""
     off = answer.clock_error if answer.status in (400, 401, 403) else 0.0
     if answer.code not in CLOCK and abs(off) <= CLOCK_SECONDS:
@@ -176,7 +176,7 @@ def _clock(answer: ErrorAnswer, asked: Asked) -> StoreError | None:
     return StoreError(message, hint="set the clock, for example with chrony or ntpd")
 
 
-def _access(answer: ErrorAnswer, asked: Asked) -> StoreError | None:
+def _access(answer: ErrorAnswer, asked: RequestedObject) -> StoreError | None:
     code = answer.code
     if code in REFUSED_CREDENTIALS:
         message = f"{asked.endpoint} refuses the credentials for {asked.url} ({code})"
@@ -193,7 +193,7 @@ def _access(answer: ErrorAnswer, asked: Asked) -> StoreError | None:
     return None
 
 
-def _object(answer: ErrorAnswer, asked: Asked) -> StoreError | NotFound | None:
+def _object(answer: ErrorAnswer, asked: RequestedObject) -> StoreError | NotFound | None:
     code, where = answer.code, f"{asked.key} in {asked.url}"
     if code in CONFLICTS:
         message = f"{where} is not as expected ({code})"
@@ -210,7 +210,7 @@ def _object(answer: ErrorAnswer, asked: Asked) -> StoreError | NotFound | None:
     return None
 
 
-def _failure(answer: ErrorAnswer, asked: Asked) -> StoreError:
+def _failure(answer: ErrorAnswer, asked: RequestedObject) -> StoreError:
     kind = StoreError
     if answer.code in NOT_OFFERED or answer.status == NOT_IMPLEMENTED:
         kind = NotOffered

@@ -27,9 +27,9 @@ from envferry.config import network
 from envferry.errors import NotFound, StoreError
 from envferry.stores.s3.answers import (
     CREDENTIALS_HINT,
-    Asked,
     ErrorAnswer,
     Fields,
+    RequestedObject,
     Unsupported,
     explain,
 )
@@ -173,7 +173,7 @@ class S3Calls:
         if answer.code == "NoSuchKey":
             self.known.has_bucket.set()
         key = str(parameters.get("Key", parameters.get("Prefix", ""))).removeprefix(self.prefix)
-        asked = Asked(endpoint=self.endpoint, url=self.url, bucket=self.bucket, key=key)
+        asked = RequestedObject(endpoint=self.endpoint, url=self.url, bucket=self.bucket, key=key)
         failure = explain(answer, asked)
         log.info("%s of %s: %s", operation, key, answer.code)
         return failure

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 import xxhash
 
-from envferry.base.files import human_bytes
+from envferry.base.text import human_bytes
 from envferry.base.workers import Workers
 from envferry.errors import IntegrityError, NotFound, StoreError
 from envferry.stores.port import Incomplete

@@ -217,7 +217,7 @@ class S3Store(msgspec.Struct, frozen=True):
         return len(dead)
 
     def _begun(self, upload: Mapping[str, Any], now: datetime) -> datetime:
-        """Return when an upload began, or its first part came.
+        """Return when an upload began, or its first part arrived.
 
         `now` where the server says neither (SeaweedFS 4.45 does not say when an upload began):
         what may be under way stays.

@@ -1,0 +1,119 @@
+"""Whether each wheel's files can go without a trace: what a later build asks that starts here.
+
+Where that is in doubt, the answer is no, and the next build starts from scratch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from envferry.build.file_stamps import stamp_files
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+    from pathlib import Path
+
+
+BYTECODE = "__pycache__"
+AT_START = re.compile(
+    r"lib/python[^/]+/(?:site-packages/[^/]+\.pth|(?:site-packages/)?(?:site|user)customize[./].+)"
+)
+"""What python runs whenever it is started."""
+OF_INSTALLER = ("uv_cache.json", ".lock", "CACHEDIR.TAG")
+"""What uv leaves, and the build removes."""
+
+
+def mark_files(prefix: Path) -> dict[str, tuple[int, int, int]]:
+    """Return inode, size and time of each file of a tree but byte code, by its path in it.
+
+    Not when its number of links changed: a cache that shares it may get or lose one meanwhile.
+    Folders in which nothing is are there, too, without any of that.
+    """
+    empty = (
+        folder for folder in empty_folders(prefix) if not is_emptied_of_bytecode(prefix, folder)
+    )
+    return dict.fromkeys(empty, (0, 0, 0)) | {
+        path: (stamp.inode, stamp.size, stamp.mtime_ns)
+        for path, stamp in stamp_files(prefix)
+        if BYTECODE not in PurePosixPath(path).parent.parts
+    }
+
+
+def empty_folders(prefix: Path) -> Iterator[str]:
+    """Yield the folders of a tree in which nothing is: no file says whose they are."""
+    for directory, folders, names in os.walk(prefix):
+        if not folders and not names:
+            yield os.path.relpath(directory, prefix)
+
+
+def is_emptied_of_bytecode(prefix: Path, folder: str) -> bool:
+    """Whether a folder held the byte code of modules that hold the prefix, which get none."""
+    place = prefix / folder
+    return place.name == BYTECODE and any(place.parent.glob("*.py"))
+
+
+def changed_only(
+    before: dict[str, tuple[int, int, int]],
+    after: dict[str, tuple[int, int, int]],
+    files: Collection[str],
+) -> bool:
+    """Whether only these files were added, removed or changed.
+
+    A `.pth` may run anything, and a wheel may have folders without files.
+    """
+    touched = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    return all(path in files or PurePosixPath(path).name in OF_INSTALLER for path in touched)
+
+
+def has_own_bytecode(wheels: Iterable[Collection[str]], others: Iterable[str]) -> bool:
+    """Whether all byte code that wheels bring is of modules that no other wheel has.
+
+    Compiling replaces it, and it goes with the module: then it must not be another wheel's.
+    `others` are the files of installed wheels.
+    """
+    brought = [set(files) for files in wheels]
+    holders = Counter([*(file for files in brought for file in files), *others])
+    mine = all(module in files for files in brought for module in modules_of(bytecode_among(files)))
+    return mine and all(holders[module] == 1 for module in modules_of(bytecode_among(holders)))
+
+
+def bytecode_among(files: Iterable[str]) -> Iterator[PurePosixPath]:
+    """Yield the compiled modules among files."""
+    for path in map(PurePosixPath, files):
+        if path.suffix == ".pyc" and path.parent.name == BYTECODE:
+            yield path
+
+
+def modules_of(compiled: Iterable[PurePosixPath]) -> Iterator[str]:
+    """Yield the sources of compiled modules: `p/__pycache__/m.cpython-313.pyc` is of `p/m.py`."""
+    for path in compiled:
+        yield str(path.parent.parent / f"{path.name.partition('.')[0]}.py")
+
+
+def why_affects_others(prefix: Path, files: Iterable[str]) -> str:
+    """Return why a package with these files concerns others; empty where it does not.
+
+    A link that leads nowhere may lead to a folder of another package.
+    """
+    for file in files:
+        place = prefix / file
+        if AT_START.fullmatch(file):
+            return f"python runs {file} at its start"
+        if place.is_symlink() and not place.is_file():
+            return f"{file} is a link to a folder"
+    return ""
+
+
+def fills_empty_folder(prefix: Path, files: Iterable[str]) -> bool:
+    """Whether a file comes into a folder that is there and empty: it has to stay when that goes."""
+    for folder in {PurePosixPath(file).parent for file in files}:
+        for place in (folder, *folder.parents):
+            if (prefix / place).is_dir():
+                if not any((prefix / place).iterdir()):
+                    return True
+                break
+    return False

@@ -1,0 +1,151 @@
+"""Lock an environment that is to be changed, and clean up after killed commands."""
+
+from __future__ import annotations
+
+import logging
+import re
+import stat
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from envferry.base.files import exclusive_lock, make_folders, open_folder, remove_tree
+from envferry.errors import PipelineError
+from envferry.install.programs.in_use import look_for_users
+from envferry.install.records.env_home import (
+    EVENTS,
+    HISTORY,
+    HOME,
+    IMAGE_SUFFIX,
+    INTEGRATIONS,
+    LINK,
+    PARTIAL,
+    REPAIR,
+    SEEN,
+    STATE,
+    TRASH,
+    UNFINISHED_IMAGE,
+)
+from envferry.install.records.unchecked import put_unchecked_back
+from envferry.install.tree.mounting import unmount
+from envferry.names import ID_PATTERN, SEEN_DIRECTORY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from envferry.install.records.env_home import EnvHome
+
+log = logging.getLogger(__name__)
+
+LEFTOVERS = (LINK, TRASH, REPAIR, UNFINISHED_IMAGE)
+LOCK_MODE = 0o644
+JOURNAL = ".journal"
+TAG_SECONDS = 3600
+"""Writing the record of a tag never takes that long."""
+ATOMIC = "|".join([*map(re.escape, (HISTORY, EVENTS, INTEGRATIONS)), r"\.follow-.+"])
+UNFINISHED_FILE = re.compile(
+    rf"\.(({ID_PATTERN.pattern})\.(json|index|state|seen)|{ATOMIC})\.[a-z0-9_]{{8}}"
+)
+"""What `atomic_write` had not given its name yet."""
+
+
+@contextmanager
+def changing(home: EnvHome, *, installing: str = "") -> Iterator[None]:
+    """Hold the lock of an environment in which nothing is left of commands that were killed.
+
+    `installing` is the id of which an unfinished installation is of use. Raises TargetOccupied when
+    another envferry is at work there.
+    """
+    make_folders(home.directory)
+    with exclusive_lock(home.lock_path, f"the environment {home.name}"):
+        open_to_all(home)
+        put_unchecked_back(home)
+        clear_up(home, installing)
+        clear_tags(home)
+        yield
+
+
+def open_to_all(home: EnvHome) -> None:
+    """Let every user reach the environment, whatever the umask was when it was made."""
+    with suppress(PermissionError):  # made by another user, who has to open it
+        open_folder(home.envs_dir / HOME)
+        open_folder(home.directory)
+        found = stat.S_IMODE(home.lock_path.stat().st_mode)
+        if found & LOCK_MODE != LOCK_MODE:
+            home.lock_path.chmod(found | LOCK_MODE)
+
+
+def clear_up(home: EnvHome, installing: str = "") -> None:
+    """Remove what killed commands left: no lock is held by them any more.
+
+    An unfinished installation stays, as the next install goes on with it.
+    """
+    for path in home.directory.iterdir():
+        name = path.name
+        if name.startswith(PARTIAL):
+            if is_of_no_use(home, name.removeprefix(PARTIAL), installing):
+                remove(path)
+        elif (
+            name.startswith(LEFTOVERS)
+            or UNFINISHED_FILE.fullmatch(name)
+            or (is_beside_a_record(path) and not home.record(path.stem).is_file())
+        ):
+            remove(path)
+        elif ID_PATTERN.fullmatch(name) and name != installing:
+            clear_tree(home, name)
+
+
+def is_of_no_use(home: EnvHome, name: str, installing: str) -> bool:
+    """Whether this install does not resume something, by its name without `.partial-`."""
+    if name.endswith(IMAGE_SUFFIX):
+        return name != f"{installing}{IMAGE_SUFFIX}"
+    if name.endswith(JOURNAL):
+        id_ = name.removesuffix(JOURNAL)
+        return id_ != installing and not home.partial(id_).is_dir()
+    return name != installing and home.record(name).is_file()
+
+
+def is_beside_a_record(path: Path) -> bool:
+    """Whether a file belongs to the installation whose id it has as its stem."""
+    return path.suffix in (".index", STATE, SEEN, IMAGE_SUFFIX)
+
+
+def clear_tags(home: EnvHome) -> None:
+    """Remove what killed commands left of the records of tags; these have no lock, so by age."""
+    before = time.time() - TAG_SECONDS
+    for path in (home.envs_dir / SEEN_DIRECTORY).glob(f".*-{home.name}@*.json.????????"):
+        with suppress(FileNotFoundError):  # another command was faster
+            if path.lstat().st_mtime < before:
+                remove(path)
+
+
+def clear_tree(home: EnvHome, id_: str) -> None:
+    """Remove a tree without a record, unless it is current or in use."""
+    if home.record(id_).exists() or home.linked_id() == id_:
+        return
+    users = look_for_users(home.tree(id_)).users
+    if users:
+        log.info("%s@%s has no record but is in use: not removed yet", home.name, id_)
+        return
+    remove(home.tree(id_))
+
+
+def remove(path: Path) -> None:
+    """Remove a leftover; what another user left is theirs to remove."""
+    log.info("removing %s, left behind by an interrupted command", path)
+    try:
+        unmount(path)
+        if path.is_dir() and not path.is_symlink():
+            remove_tree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except PermissionError as error:
+        log.warning("cannot remove the leftover %s: %s", path, error.strerror)
+
+
+def clean_up_if_idle(home: EnvHome) -> None:
+    """Clear up for a command that only reads, where this user may and no other command runs."""
+    if home.lock_path.exists():
+        with suppress(PipelineError, OSError), changing(home):
+            pass

@@ -1,0 +1,1 @@
+"""What a host offers to an environment, and what it says of those that it has."""

@@ -1,0 +1,1 @@
+"""The programs of an environment: started, checked, offered to others, and found where they run."""

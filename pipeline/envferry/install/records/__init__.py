@@ -1,0 +1,1 @@
+"""What a host remembers: its installations, their events, results and shared files."""

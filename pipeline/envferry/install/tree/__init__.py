@@ -1,0 +1,1 @@
+"""The files of an installation: placed, shared, moved, mounted, compared with their archive."""
