@@ -43,9 +43,7 @@ def convert(value: object, type_: type[T], *, strict: bool = True) -> T:
 
 def to_json(value: object) -> bytes:
     """Encode a record as our one JSON form: sorted keys, indented, newline at the end."""
-    # Keys that are numbers cannot be sorted: first they become texts.
-    plain = msgspec.to_builtins(value, str_keys=True)
-    return msgspec.json.format(msgspec.json.encode(plain, order="sorted"), indent=1) + b"\n"
+    return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1) + b"\n"
 
 
 def from_json(data: bytes, type_: type[T], what: str) -> T:

@@ -124,9 +124,10 @@ class TreeIdentity(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, tree: Path) -> TreeIdentity:
         """Look at all directories of a tree, or at the file system that is mounted there."""
-        if tree.is_mount():
-            return cls(path=tree, directories=frozenset(), device=tree.stat().st_dev)
-        found = [identity(str(tree))]
+        top = identity(str(tree))
+        if top and os.path.ismount(tree):
+            return cls(path=tree, directories=frozenset(), device=top[0])
+        found = [top]
         found += [
             identity(f"{parent}/{name}") for parent, names, _ in os.walk(tree) for name in names
         ]
