@@ -305,6 +305,14 @@ def forget_relative_path_entries() -> None:
         os.environ["PATH"] = os.pathsep.join(entries) or os.defpath
 
 
+def forget_own_origin() -> None:
+    """Do not tell children where this program's libraries are: theirs are elsewhere.
+
+    The one-file tool says so to itself where there is no /proc (LD_ORIGIN_PATH, ld.so(8)).
+    """
+    os.environ.pop("LD_ORIGIN_PATH", None)
+
+
 def uv_environ(**changes: str | None) -> dict[str, str]:
     """Return `child_environ` for uv, without what would decide its answer."""
     return environ_for_uv(child_environ(**changes))
