@@ -179,6 +179,12 @@ def is_plausible(one: ReportedEnvironment) -> bool:
     return bool(all(names) and ID_PATTERN.fullmatch(one.id)) and len(one.ref) <= MOST_TEXT
 
 
+def followed_in_vain(report: HostReport) -> tuple[ReportedTag, ...]:
+    """Return the tags that a host follows, with nothing of that environment current there."""
+    current = {one.name for one in report.environments if one.is_current}
+    return tuple(one for one in report.follows if one.ref.partition("@")[0] not in current)
+
+
 def reported_at(report: HostReport) -> datetime:
     """Return when a host reported; raise StoreError for what is not a time."""
     found = read_time(report.time)
