@@ -72,11 +72,11 @@ def test_a_relocatable_interpreter_is_only_read(
     assert set(host_libraries(tree)) <= {"libgcc_s.so.1", "libstdc++.so.6"}
 
 
-def test_a_relocatable_interpreter_made_of_debians(
+def test_a_relocatable_interpreter_of_debian(
     staged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would look for packages in `dist-packages`, and not find envferry."""
-    built = tmp_path / "debians"
+    built = tmp_path / "of-debian"
     shutil.copytree(staged, built, symlinks=True)
     library = built / f"lib/python{MINOR}"
     (library / "sitecustomize.py").unlink(missing_ok=True)
