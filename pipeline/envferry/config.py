@@ -295,21 +295,15 @@ def identity_environ(**changes: str | None) -> dict[str, str]:
     return child_environ(**{**told, **changes})
 
 
-def forget_relative_path_entries() -> None:
-    """Take out of PATH what depends on the current directory, for this process and its children.
+def tidy_environment() -> None:
+    """Take out what children must not get, such as PATH entries that depend on the directory.
 
-    An empty entry, as in `PATH=:/usr/bin`, is the current directory as well.
+    An empty one, as in `PATH=:/usr/bin`, does. LD_ORIGIN_PATH (ld.so(8)) is how the one-file tool
+    finds its own libraries without /proc.
     """
     if "PATH" in os.environ:
         entries = filter(os.path.isabs, os.environ["PATH"].split(os.pathsep))
         os.environ["PATH"] = os.pathsep.join(entries) or os.defpath
-
-
-def forget_own_origin() -> None:
-    """Do not tell children where this program's libraries are: theirs are elsewhere.
-
-    The one-file tool says so to itself where there is no /proc (LD_ORIGIN_PATH, ld.so(8)).
-    """
     os.environ.pop("LD_ORIGIN_PATH", None)
 
 
