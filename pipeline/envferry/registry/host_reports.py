@@ -102,7 +102,7 @@ def write_report(registry: Registry, report: HostReport) -> None:
         except LostRace:
             continue
         return
-    message = f"{key} in {registry.url} is written by others all the time"
+    message = f"{key} in {registry.url} keeps being changed by other processes"
     raise StoreError(message, hint="do two hosts have the same name?")
 
 

@@ -145,7 +145,7 @@ def test_an_environment_of_which_nothing_is_current(
     home = EnvHome.of(envs, "demo")
     home.point_at(None)
     with pytest.raises(
-        NotFound, match=rf"nothing of demo is current in .*; there is {installed.id}$"
+        NotFound, match=rf"no installation of demo is current in .*; installed: {installed.id}$"
     ) as error:
         chosen_id(home, None)
     assert f"`envferry rollback demo {installed.id}`" in str(error.value.hint)
