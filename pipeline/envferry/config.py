@@ -296,15 +296,11 @@ def identity_environ(**changes: str | None) -> dict[str, str]:
 
 
 def tidy_environment() -> None:
-    """Take out what children must not get, such as PATH entries that depend on the directory.
-
-    An empty one, as in `PATH=:/usr/bin`, does. LD_ORIGIN_PATH (ld.so(8)) is how the one-file tool
-    finds its own libraries without /proc.
-    """
+    """Keep relative PATH entries from children, and what the one-file tool finds itself by."""
+    os.environ.pop("LD_ORIGIN_PATH", None)  # ld.so(8)
     if "PATH" in os.environ:
-        entries = filter(os.path.isabs, os.environ["PATH"].split(os.pathsep))
-        os.environ["PATH"] = os.pathsep.join(entries) or os.defpath
-    os.environ.pop("LD_ORIGIN_PATH", None)
+        entries = os.pathsep.join(filter(os.path.isabs, os.environ["PATH"].split(os.pathsep)))
+        os.environ["PATH"] = entries or os.defpath
 
 
 def uv_environ(**changes: str | None) -> dict[str, str]:
