@@ -119,11 +119,16 @@ class TreeIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
     path: Path
     directories: frozenset[Identity]
+    device: int | None = None
+    """Of a tree that is mounted: all directories of that file system are its own."""
 
     @classmethod
     def of(cls, tree: Path) -> TreeIdentity:
-        """Look at all directories of a tree."""
-        found = [identity(str(tree))]
+        """Look at all directories of a tree, or at the file system that is mounted there."""
+        top = identity(str(tree))
+        if top and os.path.ismount(tree):
+            return cls(path=tree, directories=frozenset(), device=top[0])
+        found = [top]
         found += [
             identity(f"{parent}/{name}") for parent, names, _ in os.walk(tree) for name in names
         ]
@@ -135,7 +140,10 @@ class TreeIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
     def has(self, directory: str) -> bool:
         """Whether a directory, looked at now, is one of the tree."""
-        return identity(directory) in self.directories
+        found = identity(directory)
+        if found is None:
+            return False
+        return found[0] == self.device or found in self.directories
 
 
 def identity(path: str) -> Identity | None:
