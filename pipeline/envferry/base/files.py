@@ -174,7 +174,7 @@ def open_folder(path: Path) -> None:
 def let_read(path: Path, least: int) -> None:
     """Give a directory or a file at least this mode, and take from others what lets them write.
 
-    A directory like /tmp, where nobody can touch what others have, stays open.
+    A directory with the sticky bit, such as /tmp, stays open.
     """
     found = stat.S_IMODE(path.stat().st_mode)
     wanted = (found | least) & ~(0 if found & stat.S_ISVTX else stat.S_IWOTH)
