@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 SPECS = 40
+TURNS = (1, 2, 2, 1)
+"""How many workers each release of `efficiency` has."""
 KILLS, SCHEDULER_KILLS, KILL_SPECS = 20, 5, 4
 STORE_ERROR = 9
 SIMULATED_SPECS, SIMULATED_WORKERS = 500, 50
@@ -46,30 +48,42 @@ class ReleaseRun:
 
     seconds: float
     """From start to end."""
+    before: float
+    """From the start to the first job: locks and registry are checked, workers start."""
+    after: float
+    """From the last answer to the end."""
     tasks: tuple[float, ...]
     """The seconds of each task, as the release says."""
 
 
 def efficiency(folder: Path, count: int) -> dict[str, Any]:
-    """Release the same specs on one worker, then on two, each into an empty registry and cache."""
+    """Release the same specs on one worker and on two, each time into an empty registry and cache.
+
+    Twice each, and so that a load that grows or shrinks counts for both.
+    """
     names = [f"spec{number:02}" for number in range(count)]
     locked = lock_once(folder / "locked", names)
-    runs = {
-        workers: release(another(locked, folder / f"home{workers}"), names, workers)
-        for workers in (1, 2)
-    }
-    one, two = runs[1], runs[2]
-    # T1 = serial + work, T2 = serial + work / 2. What starts and ends a task is work, too, and is
-    # not in the seconds that the release shows for it.
-    serial = max(2 * two.seconds - one.seconds, 0.0)
+    runs: dict[int, list[ReleaseRun]] = {1: [], 2: []}
+    for number, workers in enumerate(TURNS):
+        runner = another(locked, folder / f"home{number}")
+        runs[workers].append(release(runner, names, workers))
+    # What the registry has is checked, accepted and tagged, and no worker starts.
+    started = time.monotonic()
+    runner.run("release", *names, "--workers", "1")
+    client = time.monotonic() - started
+    one, two = (sum(run.seconds for run in runs[workers]) / 2 for workers in (1, 2))
+    serial = statistics.mean(run.before + run.after for run in runs[2])
     return {
         "specs": count,
-        "seconds_1": one.seconds,
-        "seconds_2": two.seconds,
-        "efficiency": one.seconds / (2 * two.seconds),
+        "seconds_1": [run.seconds for run in runs[1]],
+        "seconds_2": [run.seconds for run in runs[2]],
+        "efficiency": one / (2 * two),
+        "before_seconds": statistics.mean(run.before for run in runs[2]),
+        "after_seconds": statistics.mean(run.after for run in runs[2]),
         "serial_seconds": serial,
-        "task_seconds": (one.seconds - serial) / count,
-        "shown_task_seconds": statistics.median(one.tasks),
+        "client_seconds_a_spec": client / count,
+        "task_seconds": (one - serial) / count,
+        "shown_task_seconds": statistics.median(runs[1][0].tasks),
     }
 
 
@@ -90,12 +104,23 @@ def another(locked: CliRunner, home: Path) -> CliRunner:
 
 def release(runner: CliRunner, names: Sequence[str], workers: int) -> ReleaseRun:
     """Release on workers of this machine."""
-    started = time.monotonic()
-    said = runner.run("release", *names, "--workers", str(workers), "--json")
-    seconds = time.monotonic() - started
-    found = json.loads(said.stdout)
+    argv, environ = runner.command("release", *names, "--workers", str(workers), "--json")
+    pipe, moments = subprocess.PIPE, [time.monotonic()]
+    with subprocess.Popen(
+        argv, cwd=runner.home, env=environ, stdout=pipe, stderr=pipe, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        moments += [time.monotonic() for _ in process.stderr]
+        found = json.loads(process.stdout.read())
+    ended = time.monotonic()
     assert {one["outcome"] for one in found} == {"released"}
-    return ReleaseRun(seconds=seconds, tasks=tuple(one["seconds"] for one in found))
+    return ReleaseRun(
+        seconds=ended - moments[0],
+        before=moments[1] - moments[0],
+        after=ended - moments[-1],
+        tasks=tuple(one["seconds"] for one in found),
+    )
 
 
 def kills(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
@@ -219,7 +244,7 @@ def scheduler_kills(folder: Path, seeds: Sequence[int]) -> dict[str, Any]:
     return {"runs": len(seeds), **found}
 
 
-def simulation(small: float, serial_seconds: float) -> dict[str, Any]:
+def simulation(small: float, client_seconds: float) -> dict[str, Any]:
     """Return how long a release of many specs takes on many workers, each of one build at a time.
 
     As Dask does: the next task goes to the first worker that is free. Between the two tasks that
@@ -231,7 +256,7 @@ def simulation(small: float, serial_seconds: float) -> dict[str, Any]:
     tasks = [small + (LARGE_TASK - small) * chance.random() ** 2 for _ in range(SIMULATED_SPECS)]
     as_given, longest_first = (makespan(order) for order in (tasks, sorted(tasks, reverse=True)))
     ideal = sum(tasks) / SIMULATED_WORKERS
-    serial = serial_seconds * SIMULATED_SPECS
+    serial = client_seconds * SIMULATED_SPECS
     return {
         "one_worker_hours": sum(tasks) / 3600,
         "ideal_minutes": ideal / 60,
@@ -274,7 +299,7 @@ def main() -> None:
             found["scheduler"] = scheduler_kills(Path(scratch), seeds)
         if "simulation" in parts:
             measured = found.get("efficiency", {})
-            serial = measured.get("serial_seconds", 0.0) / arguments.specs
+            serial = measured.get("client_seconds_a_spec", 0.0)
             task = measured.get("task_seconds", SMALL_TASK)
             found["simulation"] = simulation(task, serial)
     text = json.dumps(found, indent=1, sort_keys=True) + "\n"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SOURCES = Path(__file__).parents[1] / "pipeline/envferry"
 BAD = {
     r"\b(no|some|any|every)body\b": "say who: `not verified`, `another process`, `every user`",
-    r"\b(is|are) no (?!longer\b)[a-z]": "`is not a valid X`, `is not an X`, `has no X`",
+    r"\b(is|are) no (?!longer\b)[a-zA-Z]": "`is not a valid X`, `is not an X`, `has no X`",
     r"\bno such\b": "name the thing: `X does not exist`",
     r"\bthere (is|are|was|were) no\b": "name the thing first: `X does not exist`, `X has no Y`",
     r"\bmend(s|ed|ing)?\b": "`fix`, `correct`, `repair`",

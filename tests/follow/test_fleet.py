@@ -125,6 +125,22 @@ def test_a_host_reports_what_it_has(site: Site) -> None:
     assert site.reported()["environments"] == []
 
 
+def test_a_host_that_never_got_its_environment_is_shown(site: Site) -> None:
+    """The one that needs help most has nothing to show."""
+    site.publish(b"one")
+    write_report(site.registry, report_of("gpu01", "0" * 12))
+    tag = ReportedTag(ref="demo@stable", id="", error="no space left on the disk")
+    other = ReportedTag(ref="other@stable", id="")
+    write_report(site.registry, report_of("gpu02", follows=(tag, other)))
+    lines = site.cli.run("fleet", "demo").stdout.splitlines()
+    (row,) = [line.split() for line in lines if line.startswith("gpu02")]
+    assert row[1:3] == ["nothing", "demo@stable"]
+    assert "no space left on the disk" in " ".join(row)
+    said = site.cli.run("fleet", "dmeo", expect=7)
+    assert "no host reports an environment dmeo" in said.stderr
+    assert "demo" in said.stderr.partition("hint: ")[2]
+
+
 def test_without_the_setting_nothing_is_written(site: Site) -> None:
     site.publish(b"one")
     quiet = CliRunner(

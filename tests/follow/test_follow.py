@@ -274,6 +274,38 @@ def test_the_command(site: Site, tmp_path: Path) -> None:
     cli.run("follow", "demo@stable", "--window", "night", expect=2)
 
 
+def test_monitoring_learns_of_options_and_keys_that_are_wrong(site: Site, tmp_path: Path) -> None:
+    """They come from files of the host, and a service that ends so never asks the registry."""
+    textfile = tmp_path / "follow.prom"
+    environ = {
+        "ENVFERRY_REGISTRY": str(tmp_path / "registry"),
+        "ENVFERRY_ENVS_DIR": str(site.envs),
+    }
+    cli = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
+    first = site.publish(b"one")
+    words = ("follow", "demo@stable", "--textfile", textfile)
+    cli.run(*words)
+    wrong = ((("--trusted-key", tmp_path / "none.pub"), 7), (("--window", "night"), 2))
+    for options, code in wrong:
+        cli.run(*words, *options, expect=code)
+        text = textfile.read_text()
+        assert f'envferry_follow_last_error_code{{ref="demo@stable"}} {code}\n' in text
+        assert f'id="{first}",current="{first}"' in text
+    cli.run(*words)
+    assert 'envferry_follow_last_error_code{ref="demo@stable"} 0\n' in textfile.read_text()
+
+
+@pytest.mark.parametrize("command", [("follow", "demo@stable"), ("status",)])
+def test_a_textfile_that_no_collector_reads_is_refused(
+    site: Site, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    environ = {"ENVFERRY_ENVS_DIR": str(site.envs)}
+    cli = CliRunner(home=tmp_path, cache=tmp_path / "cache", environ=environ)
+    said = cli.run(*command, "--textfile", tmp_path / "metrics.txt", expect=2)
+    assert "does not end in .prom" in said.stderr
+    assert not (tmp_path / "metrics.txt").exists()
+
+
 @pytest.fixture
 def units(tmp_path: Path) -> Callable[[str], Path]:
     def write(command: str) -> Path:

@@ -209,6 +209,7 @@ class TestHttp:
         class Late(RangeHandler):
             def do_HEAD(self) -> None:  # noqa: N802  (http.server calls it)
                 self.send_response(200)
+                self.send_header("Content-Length", "0")
                 self.send_header("Last-Modified", "Fri, 31 Dec 9999 23:59:59 -2359")
                 self.end_headers()
 
@@ -227,6 +228,53 @@ class TestHttp:
         assert store.read("a", 0, 3) == b"012"
         with pytest.raises(StoreError, match="ignores range requests"):
             store.read("a", 4, 3)
+
+
+class Sizeless(RangeHandler):
+    """Makes its answers as it goes, as far as HEAD knows."""
+
+    def send_header(self, keyword: str, value: str) -> None:
+        """Leave out how long an answer is."""
+        if not (self.command == "HEAD" and keyword == "Content-Length"):
+            super().send_header(keyword, value)
+
+
+class Silent(http.server.SimpleHTTPRequestHandler):
+    """Says nowhere how long an answer is, and knows no ranges."""
+
+    def send_header(self, keyword: str, value: str) -> None:
+        """Leave it out."""
+        if keyword != "Content-Length":
+            super().send_header(keyword, value)
+
+
+class Compressing(RangeHandler):
+    """Compresses without being asked to."""
+
+    def end_headers(self) -> None:
+        """Say so."""
+        self.send_header("Content-Encoding", "gzip")
+        super().end_headers()
+
+
+def test_a_size_that_no_header_says_is_asked_for(serve: Serve, tmp_path: Path) -> None:
+    for key, content in {"a": b"0123456789", "empty": b""}.items():
+        DirectoryStore(tmp_path).create(key, content)
+        found = open_store(serve(Sizeless)).stat(key)
+        assert found is not None
+        assert found.size == len(content)
+    assert open_store(serve(Sizeless)).stat("missing") is None
+    with pytest.raises(StoreError, match="does not say how large"):
+        open_store(serve(Silent)).stat("a")
+
+
+def test_a_server_that_compresses_is_named(serve: Serve, tmp_path: Path) -> None:
+    """What it sends, and its ranges, are of another file."""
+    DirectoryStore(tmp_path).create("a", b"0123456789")
+    store = open_store(serve(Compressing))
+    for ask in (lambda: store.stat("a"), lambda: store.read("a", 2, 3)):
+        with pytest.raises(StoreError, match="in the encoding gzip, not as it is"):
+            ask()
 
 
 def test_a_web_server_that_is_not_there() -> None:

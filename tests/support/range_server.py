@@ -34,6 +34,7 @@ class RangeHandler(http.server.SimpleHTTPRequestHandler):
             return
         body = data[start : int(match[2] or len(data)) + 1]
         self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{len(data)}")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)

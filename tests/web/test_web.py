@@ -395,6 +395,8 @@ def test_hosts_are_shown_as_they_report(pages: Pages) -> None:
             follows=(tag,),
         )
         write_report(pages.registry, report)
+    empty = HostReport(host="gpu04", time="2026-11-29T08:00:00Z", envferry="1", follows=(tag,))
+    write_report(pages.registry, empty)
     (Path(pages.registry.url) / "v1/hosts/gpu03.json").write_text("no JSON")
     text = pages.get("/hosts/").text
     assert f"/envs/demo/{PLATFORM}/{pages.old}/" in Reader(text, "/hosts/").links
@@ -402,9 +404,12 @@ def test_hosts_are_shown_as_they_report(pages: Pages) -> None:
     assert "<script>" not in text
     assert "<b>" not in text
     assert "1 report cannot be read" in text
+    (row,) = [row for row in pages.json("/hosts.json")["rows"] if row["host"] == "gpu04"]
+    assert (row["name"], row["id"], row["error"]) == ("demo", "", tag.error)
+    assert "nothing" in text.partition("gpu04")[2]
     found = pages.json("/hosts.json")
-    assert [one["host"] for one in found["rows"]] == ["gpu01", "gpu02"]
-    assert (found["hosts"], found["damaged"]) == (2, 1)
+    assert [one["host"] for one in found["rows"]] == ["gpu01", "gpu02", "gpu04"]
+    assert (found["hosts"], found["damaged"]) == (3, 1)
 
 
 def test_every_page_answers_head(pages: Pages) -> None:

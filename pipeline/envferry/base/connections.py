@@ -67,13 +67,19 @@ class Connections:
         Follows redirects to http and https. Read the body to its end and call `release_conn`, or
         `close` the answer. Raises urllib3's errors; nothing is tried again here.
         """
-        return self._pool(url).request(
-            method,
-            url,
-            headers={"Accept-Encoding": "identity", "User-Agent": "envferry", **headers},
-            body=body,
-            preload_content=False,
-        )
+        try:
+            return self._pool(url).request(
+                method,
+                url,
+                headers={"Accept-Encoding": "identity", "User-Agent": "envferry", **headers},
+                body=body,
+                preload_content=False,
+            )
+        except ValueError as error:
+            # Of where a redirect leads: a port of seven digits, half an IPv6 address, a bad name.
+            if isinstance(error, urllib3.exceptions.HTTPError):
+                raise
+            raise urllib3.exceptions.LocationParseError(url) from error
 
     def proxy_note(self, url: str) -> str:
         """Say through which proxy a URL is reached, for the message of an error; else nothing."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry.base.files import write_bytes
+from envferry.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -50,6 +51,13 @@ def timestamp(time: str | None) -> int | None:
         return int(datetime.fromisoformat((time or "").replace("Z", "+00:00")).timestamp())
     except ValueError:
         return None
+
+
+def check_textfile(path: Path | None) -> None:
+    """Raise UsageError for a name that the collector ignores."""
+    if path and path.suffix != ".prom":
+        message = f"node_exporter does not read {path}: its name does not end in .prom"
+        raise UsageError(message, hint=f"write to {path.with_suffix('.prom')}")
 
 
 def write_textfile(path: Path, metrics: Iterable[Metric]) -> None:

@@ -118,7 +118,7 @@ def interpreter_of(venv: Path) -> Interpreter:
         interpreter = find_interpreter(venv / "bin/python")
     except SpecError as error:
         message = f"{venv} cannot be carried with its interpreter: {error.message}"
-        hint = f"make it again with a usual CPython, or `envferry import {venv}` and build that"
+        hint = f"make it again with a standard CPython, or `envferry import {venv}` and build that"
         raise SpecError(message, hint=hint) from error
     if not (venv / interpreter.site_packages).is_dir():
         found = ", ".join(str(path.relative_to(venv)) for path in site_packages_folders(venv))

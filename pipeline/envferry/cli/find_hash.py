@@ -74,7 +74,7 @@ def _digests_of(path: Path) -> tuple[str, ...]:
                     one.update(piece)
     except OSError as error:
         message = f"cannot read {path}: {error.strerror}"
-        raise UsageError(message, hint="name a file that you may read") from error
+        raise UsageError(message, hint="name a file that you can read") from error
     if not size:
         message = f"{path} is empty: every environment has empty files"
         raise UsageError(message, hint="name the file that you mean")

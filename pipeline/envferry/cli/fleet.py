@@ -13,6 +13,7 @@ from envferry.cli.shared.terminal import table
 from envferry.cli.shared.time_spans import parse_age
 from envferry.errors import NotFound
 from envferry.registry import Registry
+from envferry.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,10 +56,21 @@ def fleet(console: Console, options: FleetOptions) -> None:
     if not found.reports:
         message = f"no host reports to {options.registry}"
         raise NotFound(message, hint="on hosts, set report_to (docs/rollout.md)")
+    if options.name is not None:
+        require_reported(found, options.name)
     now = datetime.now(timezone.utc)
     shown = [facts_of_host(one, options, now) for one in found.reports]
     result = {"hosts": shown, "damaged": found.damaged}
     console.result(result, lambda: fleet_lines(found, options, now))
+
+
+def require_reported(found: Fleet, name: str) -> None:
+    """Raise NotFound for an environment that no host names."""
+    names = {one.name for report in found.reports for one in report.environments}
+    names |= {one.ref.partition("@")[0] for report in found.reports for one in report.follows}
+    if name not in names:
+        message = f"no host reports an environment {name}"
+        raise NotFound(message, hint=did_you_mean(name, names, "`envferry fleet` shows all"))
 
 
 def facts_of_host(report: HostReport, options: FleetOptions, now: datetime) -> dict[str, object]:
@@ -83,23 +95,24 @@ def facts_of_host(report: HostReport, options: FleetOptions, now: datetime) -> d
 
 def fleet_lines(found: Fleet, options: FleetOptions, now: datetime) -> Iterator[str]:
     """Yield the table of hosts, and how many have which artifact."""
+    from envferry.registry.host_reports import followed_in_vain
+
     rows, counts = [], dict[str, int]()
     for report in found.reports:
+        reported = report.time[:16].replace("T", " ")
         for one in report.environments:
             if options.name not in (None, one.name) or not (one.is_current or options.everything):
                 continue
             artifact = f"{one.name}@{one.id}"
             counts[artifact] = counts.get(artifact, 0) + one.is_current
-            rows.append(
-                (
-                    report.host,
-                    artifact,
-                    one.ref,
-                    "current" if one.is_current else "",
-                    report.time[:16].replace("T", " "),
-                    note_about(report, one.name, options, now),
-                )
-            )
+            state = "current" if one.is_current else ""
+            note = note_about(report, one.name, options, now)
+            rows.append((report.host, artifact, one.ref, state, reported, note))
+        for tag in followed_in_vain(report):
+            name = tag.ref.partition("@")[0]
+            if options.name in (None, name):
+                note = note_about(report, name, options, now)
+                rows.append((report.host, "nothing", tag.ref, "", reported, note))
     yield from table(("HOST", "ARTIFACT", "AS", "", "REPORTED", "NOTE"), rows, right=())
     for artifact, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         yield f"{artifact}: current on {plural(count, 'host')}"

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
+from envferry.base.prometheus import check_textfile
 from envferry.cli.install import InstallCommandOptions
 from envferry.cli.shared.command import command, option
 from envferry.cli.shared.hooks import run_hooks
 from envferry.cli.shared.host_report import report_host
 from envferry.config import started_file
-from envferry.errors import UsageError
+from envferry.errors import PipelineError, UsageError
+from envferry.install.records.env_home import EnvHome
 from envferry.names import Ref, current_platform
 from envferry.trust.host_keys import load_trust
 
@@ -93,16 +95,18 @@ def follow(console: Console, options: FollowOptions) -> None:
     if options.units is not None:
         write_unit_files(console, options.units, ref)
         return
+    check_textfile(options.textfile)
     if options.jitter:
         time.sleep(random.uniform(0, options.jitter))
-    request = request_of(options, ref)
+    home = EnvHome.of(options.envs_dir, options.name or ref.name)
     try:
         from envferry.follow.poll import follow_once
 
+        request = noted_request(options, ref, home)
         followed = follow_once(request, progress=console.progress)
     finally:
         if options.textfile and not options.dry_run:
-            write_metrics(request, options.textfile)
+            write_metrics(ref, home, options.textfile)
         if not options.dry_run:
             report_host(options.envs_dir)
     console.result(followed, lambda: [describe_followed(followed)])
@@ -110,11 +114,24 @@ def follow(console: Console, options: FollowOptions) -> None:
         run_hooks("install", followed.installation, options.envs_dir)
 
 
-def request_of(options: FollowOptions, ref: Ref) -> FollowRequest:
+def noted_request(options: FollowOptions, ref: Ref, home: EnvHome) -> FollowRequest:
+    """Return what the poll is to do; monitoring learns of options and keys that are wrong."""
+    from envferry.follow.follow_state import note_error
+    from envferry.follow.poll import recorded_time
+
+    now = datetime.now().astimezone()
+    try:
+        return request_of(options, ref, home, now)
+    except PipelineError as error:
+        if not options.dry_run:
+            note_error(home, ref.version, error, recorded_time(now))
+        raise
+
+
+def request_of(options: FollowOptions, ref: Ref, home: EnvHome, now: datetime) -> FollowRequest:
     """Return what the poll is to do."""
     from envferry.follow.poll import FollowRequest
     from envferry.follow.window import MaintenanceWindow
-    from envferry.install.records.env_home import EnvHome
     from envferry.registry import Registry
     from envferry.registry.accepted_sources import origin_of
 
@@ -134,9 +151,9 @@ def request_of(options: FollowOptions, ref: Ref) -> FollowRequest:
         ref=ref,
         platform=current_platform(),
         registry=Registry.open(options.registry, trust=trust),
-        home=EnvHome.of(options.envs_dir, options.name or ref.name),
+        home=home,
         options=install_options,
-        now=datetime.now().astimezone(),
+        now=now,
         windows=tuple(map(MaintenanceWindow.parse, options.windows)),
         when_unused=options.when_unused,
         keep=options.keep,
@@ -144,14 +161,14 @@ def request_of(options: FollowOptions, ref: Ref) -> FollowRequest:
     )
 
 
-def write_metrics(request: FollowRequest, path: Path) -> None:
+def write_metrics(ref: Ref, home: EnvHome, path: Path) -> None:
     """Write what is known after a poll, be it a failed one."""
     from envferry.base.prometheus import write_textfile
     from envferry.follow.follow_state import read_follow_state
     from envferry.follow.metrics import follow_metrics
 
-    state = read_follow_state(request.home, request.ref.version)
-    write_textfile(path, follow_metrics(str(request.ref), request.home.current_id(), state))
+    state = read_follow_state(home, ref.version)
+    write_textfile(path, follow_metrics(str(ref), home.current_id(), state))
 
 
 def write_unit_files(console: Console, directory: Path, ref: Ref) -> None:

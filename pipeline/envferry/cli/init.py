@@ -84,7 +84,7 @@ def wanted_start(console: Console, options: InitOptions, folder: Path) -> NewRep
     if not packages:
         packages = USUAL_PACKAGES
         if asks:
-            question = "Which packages? Separate them by spaces; pip:NAME is one of pip's"
+            question = "Which packages? Separate them by spaces; pip:NAME is a pip package"
             packages = tuple(console.ask(question, " ".join(packages)).split())
     if service is None and asks:
         answer = console.ask("Which CI service releases it?", USUAL_SERVICE, SERVICES)

@@ -89,10 +89,10 @@ class BuiltReleaseOptions(
         from envferry.names import check_platform
 
         if self.workers and self.scheduler:
-            message = "`--workers` starts workers here, `--scheduler` uses those that are there"
+            message = "`--workers` starts workers here, `--scheduler` uses existing ones"
             raise UsageError(message, hint="give one of them")
         if self.platforms and not self.scheduler:
-            message = f"`--platform` without `--scheduler`: here is {current_platform()}"
+            message = f"`--platform` needs `--scheduler`: this machine is {current_platform()}"
             raise UsageError(message, hint="leave it out, or name the scheduler of other machines")
         if self.atomic and not self.on_workers:
             message = "`--atomic` is for releases on workers"

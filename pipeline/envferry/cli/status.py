@@ -48,9 +48,10 @@ def status(console: Console, options: StatusCommandOptions) -> None:
     otherwise 7 if nothing is current, 4 if checks failed, 8 for changed files or a signature that
     is not trusted, 11 for too little space: the first of these that applies.
     """
-    from envferry.base.prometheus import write_textfile
+    from envferry.base.prometheus import check_textfile, write_textfile
     from envferry.install.host.status import StatusOptions, describe_status, metrics_of, read_status
 
+    check_textfile(options.textfile)
     trust = load_trust(options.trusted_keys, takes_in=False)
     keys = [key.id for key in trust.keys_for("release")]
     keys += map(str, trust.identities.accepted)

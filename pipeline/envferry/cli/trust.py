@@ -103,7 +103,11 @@ class AddKeyOptions(BundleOptions):
         help="What it may sign: root for bundles, release for artifacts; repeatable.",
     )
     name: str = option(
-        "-n", "--name", default="", metavar="TEXT", help="Whose key it is, as it is shown."
+        "-n",
+        "--name",
+        default="",
+        metavar="TEXT",
+        help="The name of its owner, as commands show it.",
     )
     not_before: str = option(
         "--not-before",

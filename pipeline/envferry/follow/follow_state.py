@@ -67,3 +67,10 @@ def write_follow_state(home: EnvHome, tag: str, state: FollowState) -> None:
     """Remember."""
     make_folders(home.directory)
     write_bytes(state_path(home, tag), to_json(state))
+
+
+def note_error(home: EnvHome, tag: str, error: PipelineError, time: str) -> None:
+    """Remember why a poll failed, for monitoring; what else is known stays."""
+    noted = {"error": error.message, "error_code": error.exit_code, "error_at": time}
+    state = read_follow_state(home, tag)
+    write_follow_state(home, tag, msgspec.structs.replace(state, **noted))

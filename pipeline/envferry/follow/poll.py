@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from envferry.errors import PipelineError, ToolFailed
-from envferry.follow.follow_state import FollowState, read_follow_state, write_follow_state
+from envferry.follow.follow_state import (
+    FollowState,
+    note_error,
+    read_follow_state,
+    write_follow_state,
+)
 from envferry.install.programs.in_use import describe, look_for_users
 from envferry.install.remove import remove_old
 from envferry.install.stage import install_artifact
@@ -53,7 +58,12 @@ class FollowRequest(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def time(self) -> str:
         """The time as records have it."""
-        return f"{self.now.astimezone(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
+        return recorded_time(self.now)
+
+
+def recorded_time(now: datetime) -> str:
+    """Return a time as records have it."""
+    return f"{now.astimezone(timezone.utc):%Y-%m-%dT%H:%M:%SZ}"
 
 
 class Followed(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,18 +91,12 @@ def follow_once(request: FollowRequest, *, progress: Progress) -> Followed:
     try:
         followed, state = _poll(request, state, progress)
     except PipelineError as error:
-        failed = read_follow_state(home, tag)
-        noted = {
-            "error": error.message,
-            "error_code": error.exit_code,
-            "error_at": request.time,
-        }
         if not request.dry_run:
-            write_follow_state(home, tag, msgspec.structs.replace(failed, **noted))
+            note_error(home, tag, error, request.time)
         raise
     if not request.dry_run:
         waiting = followed.reason if followed.outcome == "waiting" else ""
-        noted = {"polled": request.time, "waiting": waiting}
+        noted: dict[str, str | int] = {"polled": request.time, "waiting": waiting}
         if followed.outcome != "rejected":
             noted |= {"error": "", "error_code": 0, "error_at": ""}
         write_follow_state(home, tag, msgspec.structs.replace(state, **noted))

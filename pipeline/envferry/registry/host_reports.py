@@ -102,7 +102,7 @@ def write_report(registry: Registry, report: HostReport) -> None:
         except LostRace:
             continue
         return
-    message = f"{key} in {registry.url} is written by others all the time"
+    message = f"{key} in {registry.url} keeps being changed by other processes"
     raise StoreError(message, hint="do two hosts have the same name?")
 
 
@@ -177,6 +177,12 @@ def is_plausible(one: ReportedEnvironment) -> bool:
     """Whether names and ids are such."""
     names = (NAME_PATTERN.fullmatch(one.name), NAME_PATTERN.fullmatch(one.platform))
     return bool(all(names) and ID_PATTERN.fullmatch(one.id)) and len(one.ref) <= MOST_TEXT
+
+
+def followed_in_vain(report: HostReport) -> tuple[ReportedTag, ...]:
+    """Return the tags that a host follows, with nothing of that environment current there."""
+    current = {one.name for one in report.environments if one.is_current}
+    return tuple(one for one in report.follows if one.ref.partition("@")[0] not in current)
 
 
 def reported_at(report: HostReport) -> datetime:

@@ -102,10 +102,10 @@ def unknown(registry: Registry, ref: Ref, platform: str) -> NotFound:
         hint = f"apply them to a registry first: `envferry apply {registry.url} --registry SITE`"
         return NotFound(f"{message}: it holds deltas only", hint=hint)
     if not known:
-        hint = "is it the place that was meant? `envferry export` and `push` write registries"
+        hint = "check the path: `envferry export` and `push` write registries"
         return NotFound(f"{message}: it holds no environments at all", hint=hint)
     if ref.name in known:
-        hint = "lock and release it for that, too: `platforms:` in its spec names them"
+        hint = "lock and release it for that platform, too: `platforms:` in its spec names them"
         others = ", ".join(sorted(known[ref.name]))
         return NotFound(f"{message}: it holds {ref.name} for {others} only", hint=hint)
     hint = did_you_mean(ref.name, sorted(known), "run `envferry ls`")

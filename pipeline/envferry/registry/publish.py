@@ -367,5 +367,5 @@ def _different(manifest: Manifest, what: str, url: str) -> IntegrityError:
     """Describe two artifacts that share an id: the same files, packed or described differently."""
     message = f"{manifest.stem} is in {url} already, with a different {what}"
     ref = f"{manifest.name}@{manifest.id}"
-    hint = f"nothing is ever overwritten: use the one that is there, `envferry fetch {ref}`"
+    hint = f"nothing is ever overwritten: use the existing one, `envferry fetch {ref}`"
     return IntegrityError(message, hint=hint)

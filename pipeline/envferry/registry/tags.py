@@ -86,7 +86,9 @@ def _move(registry: Registry, name: TagName, id_: str) -> TagRecord:
 
 def _moved_by_others(registry: Registry, name: TagName, id_: str) -> StoreError:
     _, winner = read_tag(registry, tag_key(name.name, name.platform, name.tag))
-    holder = f"it is at {winner.id} now (move {winner.counter})" if winner else "it is gone now"
+    holder = (
+        f"it is at {winner.id} now (move {winner.counter})" if winner else "it no longer exists"
+    )
     message = f"the tag {name.tag} of {name.name} keeps being moved by other processes"
     return StoreError(
         f"{message}: {holder}",

@@ -95,9 +95,12 @@ class HttpStore:
 
         def ask() -> Stat:
             with self._response(key, {}, method="HEAD") as response:
-                size = self._size(key, response.headers.get("Content-Length", "0"))
+                length = response.headers.get("Content-Length")
                 modified = response.headers.get("Last-Modified", "")
                 version = response.headers.get("ETag", modified)
+                is_as_it_is = not _encoding(response)
+            is_known = length is not None and is_as_it_is
+            size = self._size(key, length or "") if is_known else self._size_by_range(key)
             return Stat(size=size, version=version, modified=_time(modified))
 
         try:
@@ -110,6 +113,28 @@ class HttpStore:
         if length == 0:
             return b""
         return persistently(lambda: self._read_once(key, offset, length), self.policy)
+
+    def _size_by_range(self, key: str) -> int:
+        """Ask for one byte: with that, a server that makes its answers as it goes says the size."""
+        url = f"{self.base}/{key}"
+        try:
+            with self._response(key, {"Range": "bytes=0-0"}) as response:
+                self._refuse_encoding(key, response)
+                _, _, size = response.headers.get("Content-Range", "").partition("/")
+        except ShorterThanExpected:
+            return 0
+        if not size:
+            hint = "use a web server that sends Content-Length, such as nginx, or copy the registry"
+            message = f"the web server does not say how large {url} is"
+            raise StoreError(message, hint=hint)
+        return self._size(key, size)
+
+    def _refuse_encoding(self, key: str, response: urllib3.BaseHTTPResponse) -> None:
+        """Raise StoreError for parts of something else than the file."""
+        if encoding := _encoding(response):
+            message = f"{self.base}/{key} is sent in the encoding {encoding}, not as it is"
+            hint = "exclude the registry from compression, on the web server or a proxy in between"
+            raise StoreError(message, hint=hint)
 
     def _size(self, key: str, header: str) -> int:
         """Read a `Content-Length` header."""
@@ -137,6 +162,7 @@ class HttpStore:
                 require_sane(len(data), key, self.base)
                 _require_no_page(response, data, f"{self.base}/{key}")
             else:
+                self._refuse_encoding(key, response)
                 data = response.read(length)
         if length is not None and len(data) != length:
             message = f"{self.base}/{key} sent {len(data)} of {length} bytes from {offset} on"
@@ -161,6 +187,16 @@ class HttpStore:
                 finish_response(response, method)
         except (urllib3.exceptions.HTTPError, ResponseTooLarge, ResponseTooSlow) as error:
             raise broken_answer(url, way, error) from error
+
+
+class ShorterThanExpected(StoreError):
+    """A range begins behind the end of a file."""
+
+
+def _encoding(response: urllib3.BaseHTTPResponse) -> str:
+    """Return in which encoding a file is sent; empty where it is as it is."""
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+    return "" if encoding == "identity" else encoding
 
 
 def _require_no_page(response: urllib3.BaseHTTPResponse, data: bytes, url: str) -> None:
@@ -203,7 +239,7 @@ def _refused(url: str, way: str, response: urllib3.BaseHTTPResponse) -> Exceptio
         )
         return StoreError(message, hint=hint)
     if status == 416:
-        return StoreError(f"{url} is shorter than expected", hint="copy or push it again")
+        return ShorterThanExpected(f"{url} is shorter than expected", hint="copy or push it again")
     asked = asked_seconds(response.headers.get("Retry-After"))
     message = f"{url} failed{way} with HTTP {status}{waiting_words(asked)}"
     final = StoreError(message, hint="look at the web server's log")

@@ -127,7 +127,7 @@ def _require_no_login(url: str) -> None:
         is_plain = bool(PLAIN_AUTHORITY.fullmatch(rest.partition("/")[0]))
         form, hint = f"{scheme}://HOST/PATH", "web servers are read without a login"
         if scheme.startswith("oci"):
-            form, hint = f"{scheme}://HOST/REPOSITORY", "`podman login HOST` says who asks"
+            form, hint = f"{scheme}://HOST/REPOSITORY", "`podman login HOST` stores the login"
     if not is_plain:
         message = f"the URL of the registry is not of the form {form}: it holds a login or more"
         raise UsageError(message, hint=f"write {form}; {hint}")

@@ -129,7 +129,7 @@ def verify_identity(
         message = f"{what} has no Sigstore bundle; expected one by {expected}"
         raise IntegrityError(message, hint=hint)
     decode_sigstore_bundle(sigstore, f"the Sigstore bundle of {manifest.stem}")
-    require_sigstore(f"the check who signed {manifest.stem}")
+    require_sigstore(f"checking who signed {manifest.stem}")
     request = BundleRequest(
         bundle=sigstore.decode(),
         accepted=identities.accepted,

@@ -272,7 +272,7 @@ def refuse_open(path: Path, what: str) -> None:
         raise UsageError(message, hint=f"check the permissions of {path.parent}") from error
     if reason:
         message = f"the {what} {path} is refused: it {reason}"
-        hint = f"run `chmod go-w` on it and on {path.parent}, and see that it is the right one"
+        hint = f"run `chmod go-w` on it and on {path.parent}, and check that it is the right one"
         raise UsageError(message, hint=hint)
 
 

@@ -124,7 +124,7 @@ def _sign(request: SignRequest) -> SignAnswer:
     except IdentityError as error:
         return SignAnswer(no_identity=_cause(error))
     if token is None:
-        return SignAnswer(no_identity="this is no CI job that gets an identity token")
+        return SignAnswer(no_identity="this is not a CI job with an identity token")
     try:
         config = _config(request.trust_config)
         context = SigningContext.from_trust_config(config)

@@ -215,16 +215,17 @@ class TagsPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostRow:
-    """One environment that is current on a host."""
+    """One environment that is current on a host, or that it follows in vain."""
 
     host: str
     time: str
     """When the host said so."""
     name: str
-    platform: str
-    id: str
+    platform: str = ""
+    id: str = ""
+    """Empty where nothing is current."""
     ref: str
-    is_known: bool
+    is_known: bool = False
     """Whether the registry has the artifact."""
     waiting: str
     error: str

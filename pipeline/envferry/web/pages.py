@@ -10,6 +10,7 @@ from envferry.index import MatchSpec, queries
 from envferry.index.queries import Entry, Filter
 from envferry.names import DEFAULT_TAG, check_name
 from envferry.registry.diff import compare_packages
+from envferry.registry.host_reports import followed_in_vain
 from envferry.web.columns import (
     AUDITED,
     CHANGES,
@@ -264,6 +265,19 @@ def hosts(site: RegistryView, question: PageRequest) -> HostsPage:
         for report in fleet.reports
         for one in report.environments
         if one.is_current
+    ]
+    rows += [
+        HostRow(
+            host=report.host,
+            time=report.time,
+            name=name,
+            ref=tag.ref,
+            error=tag.error,
+            waiting=tag.waiting,
+        )
+        for report in fleet.reports
+        for tag in followed_in_vain(report)
+        for name in (tag.ref.partition("@")[0],)
     ]
     order = question.order(HOSTS)
     shown, paging = question.share(ordered(rows, order, HOSTS))

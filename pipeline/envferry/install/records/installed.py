@@ -36,7 +36,8 @@ def not_installed(home: EnvHome) -> NotFound:
     """Return the error for an environment of which nothing is current, with what there is."""
     ids = [path.stem for path in sorted(home.directory.glob("*.json"))]
     if ids:
-        message = f"nothing of {home.name} is current in {home.envs_dir}; there is {', '.join(ids)}"
+        message = f"no installation of {home.name} is current in {home.envs_dir}"
+        message += f"; installed: {', '.join(ids)}"
         return NotFound(message, hint=f"`envferry rollback {home.name} {ids[0]}` makes it current")
     names = [name for name in environment_names(home.envs_dir) if name != home.name]
     message = f"{home.name} is not installed in {home.envs_dir}"

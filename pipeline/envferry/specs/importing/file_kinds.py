@@ -242,7 +242,7 @@ def _other_tool(document: dict[str, Any], path: Path) -> SpecError:
     if "lock_version" in metadata:
         return _unread(path, "a lock of PDM", *PDM)
     if isinstance(document.get("package"), list):
-        message = f"{path} is a lock of cargo or its like, so it lists no packages of Python"
+        message = f"{path} is a lock of cargo or a similar tool, so it lists no packages of Python"
     else:
         message = f"{path} is TOML with neither `[workspace]` nor `[project]`, so it lists nothing"
     return SpecError(message, hint="name a pixi.toml or a pyproject.toml with `[project]`")

@@ -18,7 +18,7 @@ PROBE = "v1/probe-"
 NO_ETAGS = ('"00000000000000000000000000000000"', '"11111111111111111111111111111111"')
 HINT = (
     "two writers at once could overwrite each other there, and what is published must stay: "
-    "use a server that honours If-None-Match, or set ENVFERRY_ALLOW_RACES=1 and see to it that "
+    "use a server that honours If-None-Match, or set ENVFERRY_ALLOW_RACES=1 and make sure that "
     "only one command writes at a time"
 )
 
