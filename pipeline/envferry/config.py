@@ -295,14 +295,12 @@ def identity_environ(**changes: str | None) -> dict[str, str]:
     return child_environ(**{**told, **changes})
 
 
-def forget_relative_path_entries() -> None:
-    """Take out of PATH what depends on the current directory, for this process and its children.
-
-    An empty entry, as in `PATH=:/usr/bin`, is the current directory as well.
-    """
+def tidy_environment() -> None:
+    """Keep relative PATH entries from children, and what the one-file tool finds itself by."""
+    os.environ.pop("LD_ORIGIN_PATH", None)  # ld.so(8)
     if "PATH" in os.environ:
-        entries = filter(os.path.isabs, os.environ["PATH"].split(os.pathsep))
-        os.environ["PATH"] = os.pathsep.join(entries) or os.defpath
+        entries = os.pathsep.join(filter(os.path.isabs, os.environ["PATH"].split(os.pathsep)))
+        os.environ["PATH"] = entries or os.defpath
 
 
 def uv_environ(**changes: str | None) -> dict[str, str]:

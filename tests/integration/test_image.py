@@ -23,7 +23,11 @@ $envferry verify demo --envs-dir envs
 if touch envs/demo/new 2>/dev/null; then echo WRITABLE; fi
 $envferry install second/*.tar.zst --mount --envs-dir envs
 cmp envs/demo/lib/big.bin second.bin
+(cd envs/demo/lib && exec sleep 60) &
+sleeper=$!
+while [ "$(cat /proc/$sleeper/comm)" != sleep ]; do sleep 0.1; done
 $envferry list demo --envs-dir envs --json > list.json
+kill $sleeper
 $envferry du --envs-dir envs --json > du.json
 du --one-file-system --block-size=1 --summarize envs/.envferry/demo > du.txt
 stat --format=%s first.squashfs envs/.envferry/demo/*.squashfs > sizes.txt
@@ -88,6 +92,8 @@ def test_images_are_switched_like_trees(tmp_path: Path) -> None:
 def assert_sizes_are_those_of_images(folder: Path) -> None:
     """The first image is a hard link, so nothing of it is freed; the second was made there."""
     second, first = json.loads((folder / "list.json").read_text())
+    assert list(second["users"].values()) == ["sleep"]
+    assert first["users"] == {}
     usage = json.loads((folder / "du.json").read_text())
     image, *_ = map(int, (folder / "sizes.txt").read_text().split())
     assert image <= first["shared_bytes"] < image + 8_192

@@ -136,11 +136,15 @@ def bare_root(tmp_path: Path) -> Path:
 
 
 def on_host(
-    root: Path, *words: str, options: tuple[str, ...] = (), **environ: str
+    root: Path,
+    *words: str,
+    options: tuple[str, ...] = (),
+    proc: tuple[str, ...] = ("--proc", "/proc"),
+    **environ: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in a bare root, as another machine would."""
     command = ["bwrap", "--unshare-all", "--die-with-parent", "--clearenv"]
-    command += ["--bind", str(root), "/", "--proc", "/proc", "--dev", "/dev", *options]
+    command += ["--bind", str(root), "/", *proc, "--dev", "/dev", *options]
     for name, value in {"PATH": "/bin", "HOME": "/home", **environ}.items():
         command += ["--setenv", name, value]
     return subprocess.run([*command, *words], capture_output=True, text=True, check=False)
@@ -194,6 +198,25 @@ def test_a_user_whose_home_is_read_only_and_whose_tmp_runs_nothing(
     assert started.returncode == 0, started.stderr
     assert "/home/.cache" not in started.stderr
     assert re.search(r"into /(tmp|dev/shm|var/tmp)/envferry-1000/", started.stderr)
+
+
+def test_a_root_without_proc(tmp_path: Path, run_file: Path, bare_root: Path) -> None:
+    """As in a chroot: the loader cannot tell where the program is, nor may children be told."""
+    artifact = pack(tmp_path / "packed", {"big": BIG}, name="demo")
+    home = Registry.open(str(tmp_path / "home"))
+    push_artifact(artifact, registry=home, tags=("stable",), progress=Silent())
+    disk = ("--ro-bind", str(tmp_path / "home"), "/disk", "--ro-bind", str(run_file), "/e.run")
+
+    def said(*words: str) -> subprocess.CompletedProcess[str]:
+        return on_host(bare_root, "sh", "/e.run", *words, options=disk, proc=())
+
+    installed = said("install", "demo@stable", "--registry", "/disk", "--no-check")
+    assert installed.returncode == 0, installed.stderr
+    assert (bare_root / "opt/conda/envs/demo/lib/big.bin").read_bytes() == BIG
+    assert said("verify", "demo").returncode == 0
+    assert said("list").stdout.count("demo") == 1
+    ran = said("run", "demo", "--", "sh", "-c", "echo origin: ${LD_ORIGIN_PATH-none}")
+    assert ran.stdout == "origin: none\n", ran.stderr
 
 
 def test_a_full_disk_leaves_nothing(run_file: Path, bare_root: Path) -> None:

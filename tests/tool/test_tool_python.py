@@ -72,6 +72,27 @@ def test_a_relocatable_interpreter_is_only_read(
     assert set(host_libraries(tree)) <= {"libgcc_s.so.1", "libstdc++.so.6"}
 
 
+def test_a_relocatable_interpreter_of_debian(
+    staged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would look for packages in `dist-packages`, and not find envferry."""
+    built = tmp_path / "of-debian"
+    shutil.copytree(staged, built, symlinks=True)
+    library = built / f"lib/python{MINOR}"
+    (library / "sitecustomize.py").unlink(missing_ok=True)
+    with (library / "site.py").open("a") as stream:
+        stream.write("# dist-packages\n")
+    monkeypatch.setattr(under_test, "current_platform", lambda: OTHER)
+    tree = tmp_path / "tree"
+    python = add_interpreter(built / f"bin/python{MINOR}", current_platform(), tree)
+    (tree / python.site_packages / "ours.py").write_text("place = __file__\n")
+    said = start(tree, "import sitecustomize, ours; print(sitecustomize.__file__, ours.place)")
+    assert said.split() == [
+        f"{tree}/lib/python{MINOR}/sitecustomize.py",
+        f"{tree}/{python.site_packages}/ours.py",
+    ]
+
+
 def test_an_interpreter_of_the_wrong_machine(staged: Path, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=f"is for {current_platform()}, expected {OTHER}"):
         add_interpreter(staged / f"bin/python{MINOR}", OTHER, tmp_path / "tree")

@@ -28,6 +28,8 @@ MAX_PATH_BYTES = 3840
 """PATH_MAX of Linux less a prefix as long as conda's placeholder."""
 MAX_LINK_BYTES = 4095
 SHOWN = 200
+NOWHERE = frozenset({"", ".", ".."})
+"""What is no name within a directory."""
 MODES = {"file": (0o644, 0o755), "directory": (0o755,), "symlink": (0o777,)}
 
 
@@ -107,12 +109,13 @@ def edit_faults(entry: FileEntry) -> Iterator[str]:
 def path_fault(path: str) -> str:
     """Return what is wrong with a path of the tree; empty when nothing is."""
     parts = path.split("/")
-    if not path or "\0" in path or any(part in ("", ".", "..") for part in parts):
+    if not path or "\0" in path or not NOWHERE.isdisjoint(parts):
         return f"{shortened(path)} is not a path inside the environment"
     try:
-        size, longest = len(path.encode()), max(len(part.encode()) for part in parts)
+        encoded = path.encode()
     except UnicodeEncodeError:
         return f"the path {shortened(path)} is not UTF-8"
+    size, longest = len(encoded), max(map(len, encoded.split(b"/")))
     if len(parts) > MAX_DEPTH:
         return f"the path {shortened(path)} has {len(parts)} parts, at most {MAX_DEPTH} are allowed"
     if size > MAX_PATH_BYTES or longest > MAX_NAME_BYTES:
@@ -127,24 +130,31 @@ def shortened(path: str) -> str:
 
 def entry_faults(entry: FileEntry, types: Mapping[str, str]) -> Iterator[str]:
     """Yield what is wrong with one entry, given the types of all paths."""
-    name = shortened(entry.path)
     fault = path_fault(entry.path)
     parent = entry.path.rpartition("/")[0]
     if fault:
         yield fault
     elif parent and types.get(parent) != "directory":
-        yield f"the parent directory of {name} is not in the archive"
+        yield f"the parent directory of {shortened(entry.path)} is not in the archive"
     if entry.mode not in MODES[entry.type]:
-        yield f"{name} has the invalid mode {entry.mode:o}"
+        yield f"{shortened(entry.path)} has the invalid mode {entry.mode:o}"
     if entry.size < 0 or (entry.type != "file" and entry.size):
-        yield f"{name} has the invalid size {entry.size}"
+        yield f"{shortened(entry.path)} has the invalid size {entry.size}"
+    if entry.link or entry.type == "symlink":
+        yield from link_faults(entry)
+    if entry.edits:
+        yield from edit_faults(entry)
+
+
+def link_faults(entry: FileEntry) -> Iterator[str]:
+    """Yield what is wrong with the target of one entry, and with an entry that has one."""
+    name = shortened(entry.path)
     if (entry.type == "symlink") != bool(entry.link) or "\0" in entry.link:
         yield f"{name} has the invalid link target {shortened(entry.link)}"
     if len(entry.link) > MAX_LINK_BYTES:
         yield f"{name} is a link to a path of {len(entry.link)} characters, which is too long"
     if not is_utf8(entry.link):
         yield f"{name} is a link to {shortened(entry.link)}, which is not UTF-8"
-    yield from edit_faults(entry)
 
 
 def is_utf8(text: str) -> bool:

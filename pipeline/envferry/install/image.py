@@ -65,6 +65,7 @@ SQUASHFS_MAGIC = b"hsqs"
 MOST_RECORD_BYTES = 1 << 30
 COMPRESSION_LEVEL = 3
 BLOCK_BYTES = 128 << 10
+MAKE_AGAIN = "make the image again with `envferry image`, or copy it again"
 
 
 class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +83,16 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     size: int
     record: ImageRecord
     index: Index
+    end: ImageEnd
+
+
+class ImageEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands behind the file system, as bytes."""
+
+    size: int
+    """Of the whole file."""
     index_frame: bytes
+    record: bytes
 
 
 def write_image(
@@ -190,7 +200,21 @@ def is_image(path: Path) -> bool:
 
 def read_image(path: Path) -> Image:
     """Read what an image says of itself, at its end; raise IntegrityError when it is damaged."""
-    hint = "make the image again with `envferry image`, or copy it again"
+    end = _read_end(path)
+    try:
+        record = decode_json(end.record, ImageRecord)
+    except msgspec.MsgspecError as error:
+        message = f"the record in {path} is damaged: {error}"
+        raise IntegrityError(message, hint=MAKE_AGAIN) from error
+    index = decode_index(end.index_frame, str(path))
+    check_index(index, str(path))
+    if (index.id, index.prefix) != (record.installation.id, record.installation.built_prefix):
+        message = f"{path} contradicts itself: {record.installation.id} is not {index.id}"
+        raise IntegrityError(message, hint=MAKE_AGAIN)
+    return Image(path=path, size=end.size, record=record, index=index, end=end)
+
+
+def _read_end(path: Path) -> ImageEnd:
     try:
         with path.open("rb") as stream:
             total = os.fstat(stream.fileno()).st_size
@@ -198,27 +222,17 @@ def read_image(path: Path) -> Image:
             footer = stream.read()
             if len(footer) != FOOTER.size or not footer.endswith(MAGIC):
                 message = f"{path} is not an image that envferry wrote, or it is not complete"
-                raise IntegrityError(message, hint=hint)
+                raise IntegrityError(message, hint=MAKE_AGAIN)
             system, frame_size, record_size, _ = FOOTER.unpack(footer)
             if system + frame_size + record_size + FOOTER.size != total:
                 message = f"{path} has {total} bytes, which contradicts its end"
-                raise IntegrityError(message, hint=hint)
+                raise IntegrityError(message, hint=MAKE_AGAIN)
             stream.seek(system)
             frame, text = stream.read(frame_size), stream.read(record_size)
     except OSError as error:
         message = f"cannot read {path}: {error.strerror}"
         raise NotFound(message, hint="name an image that `envferry image` wrote") from error
-    try:
-        record = decode_json(text, ImageRecord)
-    except msgspec.MsgspecError as error:
-        message = f"the record in {path} is damaged: {error}"
-        raise IntegrityError(message, hint=hint) from error
-    index = decode_index(frame, str(path))
-    check_index(index, str(path))
-    if (index.id, index.prefix) != (record.installation.id, record.installation.built_prefix):
-        message = f"{path} contradicts itself: {record.installation.id} is not {index.id}"
-        raise IntegrityError(message, hint=hint)
-    return Image(path=path, size=total, record=record, index=index, index_frame=frame)
+    return ImageEnd(size=total, index_frame=frame, record=text)
 
 
 def image_there(home: EnvHome, id_: str, options: InstallOptions) -> Image | None:
@@ -311,8 +325,7 @@ def _bring(image: Image, home: EnvHome) -> Path:
 
 def _require_same(image: Image, brought: Path) -> None:
     """Raise IntegrityError when a file is not the image that was looked at."""
-    found = read_image(brought)
-    if (found.record, found.index_frame) != (image.record, image.index_frame):
+    if _read_end(brought) != image.end:
         message = f"{image.path} was changed while it was copied"
         raise IntegrityError(message, hint="copy it to this host, then install it")
 
@@ -325,7 +338,7 @@ def _put_in_place(image: Image, home: EnvHome, installation: Installation) -> No
     discard_directory(tree, home.directory / f"{TRASH}{id_}")
     (home.directory / f"{PARTIAL}{id_}{IMAGE_SUFFIX}").replace(home.image(id_))
     mount(home.image(id_), tree)
-    write_bytes(home.index(id_), image.index_frame)
+    write_bytes(home.index(id_), image.end.index_frame)
     write_bytes(home.record(id_), to_json(installation))
 
 

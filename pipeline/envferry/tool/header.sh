@@ -291,7 +291,7 @@ unpack() {
         fail "envferry.run cannot be unpacked into $chosen" \
             "is there room for $unpacked_mb MB? ENVFERRY_TOOL_DIR=/path names another place; is the file complete? copy it again"
     fi
-    if ! (cd -- "$new/tree" && @CHECK@) >"$new/said" 2>&1; then
+    if ! (cd -- "$new/tree" && name_origin "$new/tree" && @CHECK@) >"$new/said" 2>&1; then
         cat -- "$new/said" >&2 || :
         fail "envferry does not start on this system, see above" "it needs glibc $glibc or newer${libraries:+, and $libraries}" 11
     fi
@@ -304,6 +304,11 @@ unpack() {
     trap - EXIT HUP INT TERM
     umask "$umask"
     tree=$chosen/$id/tree
+}
+
+# name_origin TREE: without /proc the loader cannot tell where a program is, and not find its libraries: ld.so(8).
+name_origin() {
+    [ -e /proc/self/exe ] || export LD_ORIGIN_PATH="$1/bin"
 }
 
 # find_tree: set $tree to where this file was unpacked before; what other users could have changed does not count.
@@ -389,6 +394,7 @@ main() {
     # Hints and systemd units name this file.
     ENVFERRY_RUN_FILE=$self
     export ENVFERRY_RUN_FILE
+    name_origin "$tree"
     exec @START@
 }
 

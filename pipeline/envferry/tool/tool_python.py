@@ -11,6 +11,7 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 
+from envferry.channel import debian
 from envferry.channel.elf import is_elf
 from envferry.channel.interpreter import find_interpreter
 from envferry.channel.interpreter_staging import (
@@ -33,6 +34,8 @@ LOADERS = {
     "linux-aarch64": "/lib/ld-linux-aarch64.so.1",
 }
 """Where the psABI of each machine has glibc's loader."""
+MULTIARCH = {"linux-64": "x86_64-linux-gnu", "linux-aarch64": "aarch64-linux-gnu"}
+"""What Debian calls them."""
 UNUSED_MODULES = frozenset(
     {
         *("test", "tests", "idlelib", "lib2to3", "turtledemo", "tkinter", "ensurepip"),
@@ -99,6 +102,8 @@ def _copy_relocatable(executable: Path, platform: str, tree: Path) -> ToolPython
     for path in sorted((prefix / "lib").glob("*.so*")):
         if path.is_file() and is_elf(path):  # links become what they lead to: names are few
             shutil.copy2(path.resolve(), tree / "lib" / path.name)
+    if debian.is_debian_layout(tree, minor):
+        debian.undo_debian_layout(tree, minor, MULTIARCH[platform])
     return ToolPython(_full_version(prefix, minor))
 
 

@@ -92,12 +92,18 @@ def test_a_list_says_who_installed_what_when_and_from_where(
 
 
 def test_a_list_says_which_processes_use_it(
-    add: Callable[..., Installation], envs: Path, monkeypatch: pytest.MonkeyPatch
+    add: Callable[..., Installation],
+    envs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     add(b"one")
     monkeypatch.chdir(envs / "demo/lib")
     (facts,) = list_installed(envs, "demo")
     assert os.getpid() in facts.users
+    cli = CliRunner(home=tmp_path, cache=tmp_path / "cache")
+    (shown,) = json.loads(cli.run("list", "--envs-dir", envs, "--json").stdout)
+    assert str(os.getpid()) in shown["users"]
 
 
 def test_records_of_older_versions_are_read_and_shown(

@@ -21,7 +21,7 @@ import msgspec
 
 from envferry.cli.shared.console import Console
 from envferry.cli.shared.failures import Answer
-from envferry.config import forget_relative_path_entries, settings
+from envferry.config import settings, tidy_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -80,7 +80,7 @@ def command(
 
     def decorate(function: Callable[[Console, Options], int | None]) -> click.Command:
         def run(*, as_json: bool, is_quiet: bool, verbosity: int, **values: object) -> int | None:
-            forget_relative_path_entries()
+            tidy_environment()
             if (umask := settings().umask) is not None:
                 os.umask(umask)
             console = Console(as_json=as_json, is_quiet=is_quiet, verbosity=verbosity)

@@ -8,7 +8,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -64,13 +64,13 @@ class Console:
         """Print a result: the value with `--json`, else the lines for people."""
         self.answer.is_given = True
         if self.as_json:
-            click.echo(to_json(msgspec.to_builtins(value, enc_hook=to_builtin)), nl=False)
+            click.echo(to_json(plain(value)), nl=False)
         else:
             click.echo(printable("".join(f"{line}\n" for line in lines())), nl=False)
 
     def preview(self, value: object, lines: Callable[[], Iterable[str]]) -> None:
         """Print what a command would do: as its result, with `"dry_run": true` in the JSON."""
-        facts = msgspec.to_builtins(value, enc_hook=to_builtin)
+        facts = plain(value)
         if isinstance(facts, list):
             self.result([{**one, "dry_run": True} for one in facts], lines)
         else:
@@ -91,6 +91,11 @@ class Console:
         if not self.can_ask():
             return True
         return click.confirm(question, err=True)
+
+
+def plain(value: object) -> Any:  # noqa: ANN401  (what JSON can have)
+    """Return a result as JSON can have it: keys that are numbers become texts."""
+    return msgspec.to_builtins(value, enc_hook=to_builtin, str_keys=True)
 
 
 def to_builtin(value: object) -> object:
