@@ -151,6 +151,35 @@ def test_a_copy_is_activated_where_it_is(installed: Path, tmp_path: Path) -> Non
     assert run_shell(shutil.which("bash") or "bash", script) == f"{tmp_path}/copy\n"
 
 
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    "before",
+    [
+        "cd() { echo moved; return 1; }; pwd() { false; }",
+        "[ -z $BASH_VERSION ] || shopt -s expand_aliases; alias cd=false pwd=false",
+        "set -f",
+        "set -o noglob",
+    ],
+)
+def test_what_a_user_has_made_of_the_shell_does_not_matter(
+    installed: Path, tmp_path: Path, shell: str, before: str
+) -> None:
+    """Such as jumping tools, which put a function in the place of `cd`; it is there afterwards."""
+    place = installed
+    if shell.endswith(("bash", "zsh")):  # they find where it lies
+        place = tmp_path / "copy"
+        shutil.copytree(installed.resolve(), place, symlinks=True)
+    lines = (
+        f"BASH_VERSION=${{BASH_VERSION-}}; {before}",
+        "flags=$-",
+        f". {place}/bin/activate",
+        'echo "$CONDA_PREFIX|$WORDS"',
+        f". {place}/bin/deactivate",
+        '[ "$flags" = "$-" ]; echo "$WORDS"',
+    )
+    assert run_shell(shell, "\n".join(lines)) == f"{place}|set\nunset\n"
+
+
 def test_fish_gets_the_variables(tree: Path) -> None:
     text = fish_script({"A": "it's", "B": "***unset***"})
     assert "    set -gx A 'it\\'s'\n" in text

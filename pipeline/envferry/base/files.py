@@ -151,7 +151,8 @@ def expand_home(path: Path) -> Path:
 def make_folders(path: Path) -> None:
     """Make a directory, and those above it, for every user to enter and read, whatever the umask.
 
-    A group that the umask lets write may write. Directories that exist stay as they are.
+    A group that the umask lets write may write, others never. Directories that exist stay as they
+    are.
     """
     if path.is_dir():
         return
@@ -166,10 +167,19 @@ def make_folders(path: Path) -> None:
 
 
 def open_folder(path: Path) -> None:
-    """Let every user enter and read a directory."""
+    """Let every user enter and read a directory, and no other write to it than owner and group."""
+    let_read(path, FOLDER_MODE)
+
+
+def let_read(path: Path, least: int) -> None:
+    """Give a directory or a file at least this mode, and take from others what lets them write.
+
+    A directory with the sticky bit, such as /tmp, stays open.
+    """
     found = stat.S_IMODE(path.stat().st_mode)
-    if found & FOLDER_MODE != FOLDER_MODE:
-        path.chmod(found | FOLDER_MODE)
+    wanted = (found | least) & ~(0 if found & stat.S_ISVTX else stat.S_IWOTH)
+    if found != wanted:
+        path.chmod(wanted)
 
 
 def open_in_folder(path: Path, mode: str) -> IO[bytes]:

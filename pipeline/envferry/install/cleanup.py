@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-import stat
 import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from envferry.base.files import exclusive_lock, make_folders, open_folder, remove_tree
+from envferry.base.files import exclusive_lock, let_read, make_folders, open_folder, remove_tree
 from envferry.errors import PipelineError
 from envferry.install.programs.in_use import look_for_users
 from envferry.install.records.env_home import (
@@ -67,13 +66,11 @@ def changing(home: EnvHome, *, installing: str = "") -> Iterator[None]:
 
 
 def open_to_all(home: EnvHome) -> None:
-    """Let every user reach the environment, whatever the umask was when it was made."""
+    """Let every user reach the environment, and none change it, whatever the umask once was."""
     with suppress(PermissionError):  # made by another user, who has to open it
         open_folder(home.envs_dir / HOME)
         open_folder(home.directory)
-        found = stat.S_IMODE(home.lock_path.stat().st_mode)
-        if found & LOCK_MODE != LOCK_MODE:
-            home.lock_path.chmod(found | LOCK_MODE)
+        let_read(home.lock_path, LOCK_MODE)
 
 
 def clear_up(home: EnvHome, installing: str = "") -> None:

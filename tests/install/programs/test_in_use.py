@@ -102,6 +102,37 @@ def test_who_stands_in_a_directory_of_it_uses_it(home: EnvHome) -> None:
         assert list(look_for_users(tree).users) == [pid]
 
 
+THREAD = """
+import ctypes, os, platform, sys, threading
+libc = ctypes.CDLL(None)
+kind, place = sys.argv[1:]
+def stay():
+    if kind == "stands":
+        libc.unshare(0x200)  # CLONE_FS
+        os.chdir(place)
+    else:
+        opened = open(place + "/b")
+    print("ready", flush=True)
+    libc.pause()
+threading.Thread(target=stay).start()
+if kind == "survives":  # exit(2) ends the first thread alone
+    libc.syscall({"x86_64": 60, "aarch64": 93}[platform.machine()], 0)
+"""
+
+
+@pytest.mark.parametrize("kind", ["stands", "survives"])
+def test_a_thread_uses_it(home: EnvHome, kind: str) -> None:
+    """One that alone stands in it; one that goes on after the first has ended."""
+    tree = home.tree(old_id(home))
+    with running(sys.executable, "-c", THREAD, kind, tree / "lib/a") as pid:
+        stat = Path(f"/proc/{pid}/stat")
+        wait_until(
+            lambda: kind == "stands" or stat.read_text().rpartition(")")[2][1] == "Z",
+            "the first thread has ended",
+        )
+        assert list(look_for_users(tree).users) == [pid]
+
+
 def test_a_copy_elsewhere_is_another_one(home: EnvHome, tmp_path: Path) -> None:
     """Its path ends as that of the one which is asked for."""
     elsewhere = EnvHome.of(tmp_path / "elsewhere", "demo")

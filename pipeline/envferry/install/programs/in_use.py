@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LINKS = ("exe", "cwd", "root")
+ENDED = ("Z", "X")
 DELETED = " (deleted)"
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 """include/linux/proc_ns.h: PROC_PID_INIT_INO."""
@@ -156,20 +157,44 @@ def identity(path: str) -> Identity | None:
     return (status.st_dev, status.st_ino)
 
 
+def state_of(directory: Path) -> tuple[str, int]:
+    """Return the state of a process or thread, and its flags; X, dead, of one that is gone."""
+    try:
+        fields = (directory / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "X", 0
+    return fields[0], int(fields[6])
+
+
 class Process:
     """One process, seen through its directory in /proc."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.proc = directory.parent
         self.pid = int(directory.name)
 
     def has_no_files(self) -> bool:
-        """Whether it is a thread of the kernel's, has ended, or is only waited for."""
+        """Whether it is a thread of the kernel's, has ended, or is only waited for.
+
+        Where only the first thread has ended, another one is looked into from then on: with the
+        first, /proc shows nothing of the process any more.
+        """
+        state, flags = state_of(self.directory)
+        if state in ENDED:
+            living = [path for path in self.threads() if state_of(path)[0] not in ENDED]
+            if not living:
+                return True
+            self.directory = living[0]
+        return bool(flags & KERNEL_THREAD)
+
+    def threads(self) -> list[Path]:
+        """Return the directories of the threads, but for the one that is looked into."""
         try:
-            fields = (self.directory / "stat").read_text().rpartition(")")[2].split()
+            found = list((self.proc / str(self.pid) / "task").iterdir())
         except OSError:
-            return True
-        return fields[0] in "ZX" or bool(int(fields[6]) & KERNEL_THREAD)
+            return []
+        return [path for path in found if path.name != self.directory.name]
 
     def uses(self, own: TreeIdentity) -> bool:
         """Whether it has anything to do with a tree.
@@ -177,10 +202,10 @@ class Process:
         Raises PermissionError where this user may not see that, another OSError when it is gone.
         """
         roots = self.roots()
-        for name, text in self.links():
+        for place, text in self.links():
             if not own.is_named_in(text):
                 continue
-            if own.has(f"{self.directory}/{name}") or self.is_in(own, text, roots):
+            if own.has(place) or self.is_in(own, text, roots):
                 return True
         mapped = {line.split(None, 5)[5].rstrip("\n") for line in self.lines("maps") if "/" in line}
         if any(self.is_in(own, text, roots) for text in mapped if own.is_named_in(text)):
@@ -193,17 +218,21 @@ class Process:
         Paths are as in its mount namespace; in one that is ours, they are so for us, too.
         """
         root = f"{self.directory}/root"
-        ours = (self.directory.parent / "self/ns/mnt").readlink()
+        ours = (self.proc / "self/ns/mnt").readlink()
         return (root, "") if (self.directory / "ns/mnt").readlink() == ours else (root,)
 
     def links(self) -> Iterator[tuple[str, str]]:
-        """Yield the links to what it runs, stands in and holds open, with where they lead."""
-        names = [*LINKS, *(f"fd/{path.name}" for path in (self.directory / "fd").iterdir())]
-        for name in names:
+        """Yield the links to what it runs, stands in and holds open, and where they lead."""
+        here = str(self.directory)
+        places = [f"{here}/{name}" for name in LINKS]
+        places += [f"{here}/fd/{path.name}" for path in (self.directory / "fd").iterdir()]
+        # A thread may stand elsewhere than the others (CLONE_FS).
+        places += [f"{thread}/{name}" for thread in self.threads() for name in LINKS[1:]]
+        for place in places:
             try:
-                yield name, os.fsdecode(os.readlink(self.directory / name))  # noqa: PTH115
-            except FileNotFoundError:
-                continue  # closed meanwhile
+                yield place, os.fsdecode(os.readlink(place))  # noqa: PTH115
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # closed or ended meanwhile
 
     def lines(self, table: str) -> list[str]:
         """Return the lines of a table."""
