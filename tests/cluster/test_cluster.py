@@ -19,6 +19,7 @@ from envferry.models import CHECKS, Artifact, Checks, SystemRequirements
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.layout import folder_of, tag_key
+from envferry.registry.removal import RemovedMeanwhile
 from envferry.specs.locks import read_lock
 from envferry.trust.signing import Signer, generate_key, parse_signing_key
 from tests.support.artifacts import PLATFORM, make_artifact
@@ -135,7 +136,8 @@ def test_a_stolen_worker_that_signs_itself(registry: Registry, tmp_path: Path) -
 
 def test_tags_move_together_or_not_at_all(registry: Registry, tmp_path: Path) -> None:
     old = pushed(registry, built(tmp_path / "1"))
-    new = pushed(registry, built(tmp_path / "2", seed=2))
+    artifact = built(tmp_path / "2", seed=2)
+    new = pushed(registry, artifact)
     registry.move_tag("demo", PLATFORM, "latest", old.id)
     tag = tmp_path / "registry" / tag_key("demo", PLATFORM, "stable")
     with pytest.raises(NotFound):
@@ -146,8 +148,23 @@ def test_tags_move_together_or_not_at_all(registry: Registry, tmp_path: Path) ->
     with pytest.raises(NotFound):
         move_all_tags(registry, (new, gone), ("stable",))
     assert not tag.exists(), "a tag that was not there before is not there now"
+    lock, job = asked(registry, artifact)
+    sign(registry, accept(registry, lock, job, new.id, uploaded=True))
     move_all_tags(registry, (new,), ("latest", "stable"))
     assert registry.tags("demo", PLATFORM) == {"latest": new.id, "stable": new.id}
+
+
+def test_tags_move_back_from_what_was_removed_meanwhile(registry: Registry, tmp_path: Path) -> None:
+    """By a prune, after the worker's push was accepted."""
+    unsigned = replace(registry, signer=None)
+    old = pushed(registry, built(tmp_path / "1"))
+    new = pushed(registry, built(tmp_path / "2", seed=2))
+    unsigned.move_tag("demo", PLATFORM, "stable", old.id)
+    (removed,) = (tmp_path / "registry" / folder_of(new)).glob("*.xxh128")
+    removed.unlink()
+    with pytest.raises(RemovedMeanwhile):
+        move_all_tags(unsigned, (new,), ("latest", "stable"))
+    assert registry.tags("demo", PLATFORM) == {"stable": old.id}
 
 
 def test_a_worker_refuses_what_it_cannot_build(registry: Registry, tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ import pytest
 from envferry.process import find_program
 from tests.conftest import require
 from tests.integration.test_ansible import TOOL, make_site, publish, rollout
-from tests.integration.test_tool_file import run_file
+from tests.integration.test_tool_file import followed, run_file
 from tests.support.ansible_hosts import COLLECTIONS, PLAYBOOK, AnsibleSite
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["make_site", "run_file"]
+__all__ = ["followed", "make_site", "run_file"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.container, pytest.mark.network]
 COLLECTION = COLLECTIONS / "ansible_collections/envferry/hosts"

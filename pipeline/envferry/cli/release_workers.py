@@ -290,13 +290,14 @@ class WorkerRelease(msgspec.Struct):
     def publish_all(self, outcomes: Sequence[Outcome]) -> None:
         """Sign and tag all, if all are there; else nothing."""
         from envferry.cluster.release import move_all_tags, sign
-        from envferry.registry.push import check_tags
+        from envferry.registry.push import check_tags, pushed_now
 
         if len(self.ready) < len(outcomes):
             return
         for _, accepted in self.ready:
             sign(self.target, accepted)
-        manifests = [accepted.manifest for _, accepted in self.ready]
-        move_all_tags(self.target, manifests, check_tags(self.options.tags))
-        for outcome, accepted in self.ready:
-            self.publish(outcome, accepted)
+        manifests, tags = [one.manifest for _, one in self.ready], check_tags(self.options.tags)
+        move_all_tags(self.target, manifests, tags)
+        # Nothing is asked or written from here on, so that no interrupt comes between.
+        for outcome, one in self.ready:
+            outcome.pushed = pushed_now(one.manifest, self.target, tags, uploaded=one.uploaded)

@@ -137,13 +137,16 @@ def sign(registry: Registry, accepted: AcceptedArtifact) -> None:
 def move_all_tags(registry: Registry, manifests: Sequence[Manifest], tags: tuple[str, ...]) -> None:
     """Move the tags of all artifacts, or of none: what was moved is moved back on an error.
 
-    What stands against a move is looked for before the first one.
+    What stands against a move is looked for before the first one. An artifact that was removed
+    meanwhile, by a prune, is found after the last one.
     """
     names = [
         (TagName(name=one.name, platform=one.platform, tag=tag), one.id)
         for one in manifests
         for tag in tags
     ]
+    for one in manifests:
+        registry.require_installable(one)
     for name, id_ in names:
         preview_move(registry, name, id_)
     moved: list[tuple[TagName, str | None]] = []
@@ -152,6 +155,8 @@ def move_all_tags(registry: Registry, manifests: Sequence[Manifest], tags: tuple
             _, before = read_tag(registry, tag_key(name.name, name.platform, name.tag))
             moved.append((name, before.id if before else None))
             registry.move_tag(name.name, name.platform, name.tag, id_)
+        for one in manifests:
+            registry.require_whole(one)
     except BaseException:
         for name, old in reversed(moved):
             try:

@@ -55,7 +55,7 @@ def push_artifact(
     wanted = check_tags(tags)
     _require_sound(artifact, registry, progress)
     uploaded = _publish_persistently(artifact, registry, wanted, progress)
-    return _pushed(artifact.manifest, registry, wanted, uploaded=uploaded)
+    return pushed_now(artifact.manifest, registry, wanted, uploaded=uploaded)
 
 
 def push_untagged(artifact: Artifact, *, registry: Registry, progress: Progress) -> bool:
@@ -90,7 +90,7 @@ def tag_published(
     for tag in wanted:
         registry.move_tag(manifest.name, manifest.platform, tag, manifest.id)
     registry.require_whole(manifest)
-    return _pushed(manifest, registry, wanted, uploaded=uploaded)
+    return pushed_now(manifest, registry, wanted, uploaded=uploaded)
 
 
 def preview_push(
@@ -105,7 +105,7 @@ def preview_push(
         name = TagName(name=manifest.name, platform=manifest.platform, tag=tag)
         preview_move(registry, name, manifest.id)
     is_there = registry.published_at(manifest) is not None
-    return _pushed(manifest, registry, wanted, uploaded=not is_there)
+    return pushed_now(manifest, registry, wanted, uploaded=not is_there)
 
 
 def check_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
@@ -113,9 +113,10 @@ def check_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(check_tag(tag) for tag in (*tags, DEFAULT_TAG)))
 
 
-def _pushed(
+def pushed_now(
     manifest: Manifest, registry: Registry, tags: tuple[str, ...], *, uploaded: bool
 ) -> PushedArtifact:
+    """Return the result of a push; asks and writes nothing."""
     return PushedArtifact(
         registry=registry.url,
         name=manifest.name,
