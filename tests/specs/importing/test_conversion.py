@@ -242,6 +242,13 @@ def test_the_link_that_condas_python_ships_is_not_followed(tmp_path: Path) -> No
     assert "python=3.10" in found.spec.conda
 
 
+def test_an_installed_environment_has_the_name_that_people_give_it(tmp_path: Path) -> None:
+    """What hosts see is a link to a tree that is named by its id."""
+    write_prefix(tmp_path / ".envferry/torch/febba9598c9c")
+    (tmp_path / "torch").symlink_to(".envferry/torch/febba9598c9c")
+    assert import_spec(tmp_path / "torch", tmp_path, ImportOptions()).spec.name == "torch"
+
+
 def test_a_prefix_without_conda(tmp_path: Path) -> None:
     found = import_spec(write_prefix(tmp_path / "torch"), tmp_path, ImportOptions())
     assert (found.kind, found.spec.name) == (FileKind.PREFIX, "torch")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -156,10 +157,12 @@ def _checked(text: str, specs_dir: Path, source: Path) -> Spec:
 def default_name(source: Path, kind: FileKind) -> str:
     """Return a name for what has none: the file's or its folder's."""
     is_folder = kind in (FileKind.PREFIX, FileKind.VENV)
-    stem = source.resolve().name.lstrip(".") if is_folder else source.stem
+    # An installed environment is a link to a tree that is named by its id.
+    *_, parent, name = ("", *os.path.abspath(source).split("/"))  # noqa: PTH100
+    stem = name.lstrip(".") if is_folder else source.stem
     stem = stem.removesuffix(".conda-lock")
     if any(stem.lower() == generic for generic in GENERIC_STEMS):
-        stem = source.resolve().parent.name
+        stem = parent
     stem = re.sub(r"^requirements[-_.]|[-_.]requirements$", "", stem)
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.") or "env"
     return f"{stem}-env" if stem in RESERVED_NAMES else stem[:100]
