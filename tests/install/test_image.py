@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import time
@@ -130,6 +131,25 @@ def test_a_host_with_keys_takes_only_signed_images(artifact: Artifact, tmp_path:
     path.write_bytes(content)
     with pytest.raises(IntegrityError, match="not the one that was signed"):
         trust.check_image(path)
+
+
+def test_an_image_that_cannot_be_linked_is_copied(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One file system that is mounted twice has one device, and no links across."""
+    fake_systemd(tmp_path, monkeypatch)
+    image = make(artifact, tmp_path / "demo.squashfs", str(tmp_path / "envs/demo"))
+
+    def refuse(*names: object, **options: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    options = InstallOptions(envs_dir=tmp_path / "envs", check=False)
+    installed = mount_image(image, options=options, progress=Silent())
+    (brought,) = (tmp_path / "envs").glob(".envferry/demo/*.squashfs")
+    assert installed.mounted
+    assert not brought.samefile(image.path)
+    assert brought.read_bytes() == image.path.read_bytes()
 
 
 def test_what_is_mounted_is_what_was_accepted(

@@ -311,8 +311,7 @@ def _bring(image: Image, home: EnvHome) -> Path:
     if partial.exists() and partial.samefile(image.path):
         return partial  # it was made here
     partial.unlink(missing_ok=True)
-    if _can_link(image.path, home):
-        os.link(image.path, partial)
+    if _can_link(image.path, home) and _linked(image.path, partial):
         return partial
     try:
         shutil.copyfile(image.path, partial)
@@ -321,6 +320,20 @@ def _bring(image: Image, home: EnvHome) -> Path:
         partial.unlink(missing_ok=True)
         raise cannot_write(error, home.directory) from error
     return partial
+
+
+def _linked(path: Path, other: Path) -> bool:
+    """Give a file a second name; return False where that cannot be.
+
+    One file system may be mounted twice, as volumes of containers are: links do not lead across,
+    and some file systems have none.
+    """
+    try:
+        os.link(path, other)
+    except OSError as error:
+        log.debug("%s is copied: %s", path, error)
+        return False
+    return True
 
 
 def _require_same(image: Image, brought: Path) -> None:
