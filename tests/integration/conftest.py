@@ -18,6 +18,7 @@ from tests.support.oci_registry import OciServer, docker_registry, find_oci_prog
 from tests.support.podman import prepare_podman
 from tests.support.s3_servers import find_s3rver, make_bucket, moto, s3rver
 from tests.support.shared_folder import shared_folder
+from tests.support.tiny_specs import HeldChannel, held_channel, make_tiny_channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -160,3 +161,17 @@ def archive(demo_runner: CliRunner) -> Path:
     """The demo environment, built and packed by the command line."""
     (archive,) = demo_runner.home.glob("dist/demo-*.tar.zst")
     return archive
+
+
+@pytest.fixture(scope="session")
+def tiny_channel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A channel with a package for each of the specs `one` and `two`."""
+    require("bwrap", shutil.which("bwrap"))
+    return make_tiny_channel(tmp_path_factory.mktemp("tiny") / "channel", ("one", "two"))
+
+
+@pytest.fixture
+def held(tiny_channel: Path) -> Iterator[HeldChannel]:
+    """The same channel on a web server that holds packages back."""
+    with held_channel(tiny_channel) as served:
+        yield served

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import subprocess
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,49 +12,22 @@ import psutil
 import pytest
 from distributed import Client, Security
 
-from tests.conftest import require
 from tests.support.dask_cluster import DaskCluster
-from tests.support.tiny_specs import HeldChannel, held_channel, make_tiny_channel, tiny_specs
+from tests.support.tiny_specs import (
+    HeldChannel,
+    outcomes,
+    published,
+    start_release,
+    tiny_specs,
+)
 from tests.support.waiting import HANG_SECONDS, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.support.cli_runner import CliRunner
 
 pytestmark = pytest.mark.container
-
-
-@pytest.fixture(scope="module")
-def channel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A channel with a package for each spec."""
-    require("bwrap", shutil.which("bwrap"))
-    return make_tiny_channel(tmp_path_factory.mktemp("tiny") / "channel", ("one", "two"))
-
-
-@pytest.fixture
-def held(channel: Path) -> Iterator[HeldChannel]:
-    """The channel on a web server that holds packages back."""
-    with held_channel(channel) as served:
-        yield served
-
-
-def start(runner: CliRunner, *arguments: str) -> subprocess.Popen[str]:
-    """Start a release that is waited for later."""
-    argv, environ = runner.command("release", *arguments, "--json")
-    pipe = subprocess.PIPE
-    return subprocess.Popen(argv, cwd=runner.home, env=environ, stdout=pipe, stderr=pipe, text=True)
-
-
-def outcomes(text: str) -> dict[str, str]:
-    return {one["spec"]: one["outcome"] for one in json.loads(text)}
-
-
-def published(runner: CliRunner) -> list[str]:
-    """Return the names of what the registry holds, one for each artifact."""
-    manifests = (runner.home / "registry/v1/envs").rglob("manifest.json")
-    return sorted(path.parts[-4] for path in manifests)
 
 
 def tags(runner: CliRunner) -> list[str]:
@@ -71,9 +42,9 @@ def jobs_below(pid: int) -> list[psutil.Process]:
 
 
 def test_a_failing_spec_hides_no_other_and_holds_back_an_atomic_release(
-    channel: Path, tmp_path: Path
+    tiny_channel: Path, tmp_path: Path
 ) -> None:
-    runner = tiny_specs(tmp_path, ("one", "two"), str(channel), bad="two")
+    runner = tiny_specs(tmp_path, ("one", "two"), str(tiny_channel), bad="two")
     said = runner.run("release", "one", "two", "--workers", "2", "--atomic", "--json", expect=4)
     assert outcomes(said.stdout) == {"one": "held back", "two": "failed"}
     assert "one (linux-64): pushed" in said.stderr, "it is not released"
@@ -102,7 +73,7 @@ def test_a_worker_that_dies_loses_nothing(held: HeldChannel, tmp_path: Path) -> 
     with DaskCluster(tmp_path, environ) as cluster:
         first = cluster.worker("first")
         arguments = ("one", "--scheduler", cluster.address, "--sign-key", "team.key")
-        release = start(runner, *arguments)
+        release = start_release(runner, *arguments)
         assert held.asked.wait(HANG_SECONDS)
         with Client(cluster.address) as client:
             assert client.run(os.getpid) == {client_worker(client): first.pid}, "its loop is free"
@@ -134,7 +105,7 @@ def test_a_scheduler_that_dies_is_named_and_a_second_run_completes(
     environ = {"ENVFERRY_CACHE": str(tmp_path / "cache")}
     with DaskCluster(tmp_path, environ) as cluster:
         cluster.worker("first")
-        release = start(runner, "one", "--scheduler", cluster.address)
+        release = start_release(runner, "one", "--scheduler", cluster.address)
         assert held.asked.wait(HANG_SECONDS)
         cluster.scheduler.kill()
         stdout, stderr = release.communicate()
@@ -149,7 +120,7 @@ def test_a_scheduler_that_dies_is_named_and_a_second_run_completes(
 
 def test_an_interrupt_leaves_nothing_running(held: HeldChannel, tmp_path: Path) -> None:
     runner = tiny_specs(tmp_path, ("one", "two"), held.url)
-    release = start(runner, "one", "two", "--workers", "1")
+    release = start_release(runner, "one", "two", "--workers", "1")
     assert held.asked.wait(HANG_SECONDS)
     below = psutil.Process(release.pid).children(recursive=True)
     release.send_signal(signal.SIGINT)
@@ -162,7 +133,7 @@ def test_an_interrupt_leaves_nothing_running(held: HeldChannel, tmp_path: Path) 
 
 def test_a_job_that_is_killed_runs_again(held: HeldChannel, tmp_path: Path) -> None:
     runner = tiny_specs(tmp_path, ("one",), held.url)
-    release = start(runner, "one", "--workers", "1")
+    release = start_release(runner, "one", "--workers", "1")
     assert held.asked.wait(HANG_SECONDS)
     (job,) = jobs_below(release.pid)
     job.kill()
@@ -173,8 +144,10 @@ def test_a_job_that_is_killed_runs_again(held: HeldChannel, tmp_path: Path) -> N
     assert outcomes(stdout) == {"one": "released"}
 
 
-def test_a_cluster_with_tls_and_a_worker_of_another_version(channel: Path, tmp_path: Path) -> None:
-    runner = tiny_specs(tmp_path, ("one",), str(channel))
+def test_a_cluster_with_tls_and_a_worker_of_another_version(
+    tiny_channel: Path, tmp_path: Path
+) -> None:
+    runner = tiny_specs(tmp_path, ("one",), str(tiny_channel))
     names = ("ca-file", "client.cert", "client.key", "scheduler.cert", "scheduler.key")
     environ = tls_files(tmp_path, (*names, "worker.cert", "worker.key"))
     metadata = tmp_path / "old/envferry-0.0.1.dist-info/METADATA"
@@ -208,8 +181,8 @@ def tls_files(home: Path, names: tuple[str, ...]) -> dict[str, str]:
     return environ
 
 
-def test_a_platform_without_workers_is_named(channel: Path, tmp_path: Path) -> None:
-    runner = tiny_specs(tmp_path, ("one",), str(channel))
+def test_a_platform_without_workers_is_named(tiny_channel: Path, tmp_path: Path) -> None:
+    runner = tiny_specs(tmp_path, ("one",), str(tiny_channel))
     with DaskCluster(tmp_path) as cluster:
         arguments = ("--scheduler", cluster.address, "--worker-timeout", "1")
         said = runner.run("release", "one", *arguments, expect=11)

@@ -3,62 +3,28 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import socket
-import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 import envferry
-from tests.conftest import require
 from tests.support.dask_cluster import DaskCluster
-from tests.support.tiny_specs import HeldChannel, held_channel, make_tiny_channel, tiny_specs
+from tests.support.tiny_specs import (
+    HeldChannel,
+    outcomes,
+    published,
+    start_release,
+    tiny_specs,
+)
 from tests.support.waiting import HANG_SECONDS, wait_until
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.support.cli_runner import CliRunner
 
 pytestmark = pytest.mark.container
 
 DEADLY = 4
 """After so many workers that died during a job, Dask blames the job."""
-
-
-@pytest.fixture(scope="module")
-def channel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A channel with a package for each spec."""
-    require("bwrap", shutil.which("bwrap"))
-    return make_tiny_channel(tmp_path_factory.mktemp("tiny") / "channel", ("one", "two"))
-
-
-@pytest.fixture
-def held(channel: Path) -> Iterator[HeldChannel]:
-    """The channel on a web server that holds packages back."""
-    with held_channel(channel) as served:
-        yield served
-
-
-def start(runner: CliRunner, *arguments: str) -> subprocess.Popen[str]:
-    """Start a release that is waited for later."""
-    argv, environ = runner.command("release", *arguments, "--json")
-    pipe = subprocess.PIPE
-    return subprocess.Popen(argv, cwd=runner.home, env=environ, stdout=pipe, stderr=pipe, text=True)
-
-
-def outcomes(text: str) -> dict[str, str]:
-    return {one["spec"]: one["outcome"] for one in json.loads(text)}
-
-
-def published(runner: CliRunner) -> list[str]:
-    """Return the names of what the registry holds, one for each artifact."""
-    manifests = (runner.home / "registry/v1/envs").rglob("manifest.json")
-    return sorted(path.parts[-4] for path in manifests)
 
 
 def test_what_is_finished_does_not_run_again_when_its_worker_dies(
@@ -71,7 +37,7 @@ def test_what_is_finished_does_not_run_again_when_its_worker_dies(
     with DaskCluster(tmp_path, {"ENVFERRY_CACHE": str(tmp_path / "cache")}) as cluster:
         first = cluster.worker("first")
         to = ("--scheduler", cluster.address, "--sign-key", "team.key")
-        release = start(runner, "one", "two", *to)
+        release = start_release(runner, "one", "two", *to)
         assert held.asked.wait(HANG_SECONDS)
         wait_until((tmp_path / "registry/v1/tags/one/linux-64/latest").exists, "one is released")
         first.kill()
@@ -95,7 +61,7 @@ def test_workers_that_die_during_a_job_fail_that_job_alone(
     held.holds = "libone"
     runner = tiny_specs(tmp_path, ("one", "two"), held.url)
     with DaskCluster(tmp_path, {"ENVFERRY_CACHE": str(tmp_path / "cache")}) as cluster:
-        release = start(runner, "one", "two", "--scheduler", cluster.address)
+        release = start_release(runner, "one", "two", "--scheduler", cluster.address)
         for number in range(DEADLY):
             worker = cluster.worker(f"worker{number}")
             asked = number + 1
@@ -115,9 +81,9 @@ def test_workers_that_die_during_a_job_fail_that_job_alone(
     assert "may not be the cause" in one["error"]["message"]
 
 
-def test_envferry_is_not_shipped_to_workers(channel: Path, tmp_path: Path) -> None:
+def test_envferry_is_not_shipped_to_workers(tiny_channel: Path, tmp_path: Path) -> None:
     """A worker without envferry is refused before anything is sent to it."""
-    runner = tiny_specs(tmp_path, ("one",), str(channel))
+    runner = tiny_specs(tmp_path, ("one",), str(tiny_channel))
     bare = tmp_path / "bare"
     bare.mkdir()
     (site,) = {path for path in sys.path if path.endswith("site-packages")}
@@ -132,7 +98,7 @@ def test_envferry_is_not_shipped_to_workers(channel: Path, tmp_path: Path) -> No
     assert published(runner) == []
 
 
-def test_a_cluster_that_others_can_reach_without_tls(channel: Path, tmp_path: Path) -> None:
+def test_a_cluster_that_others_can_reach_without_tls(tiny_channel: Path, tmp_path: Path) -> None:
     """Its address here is on loopback, and anybody on the network can send it pickles."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
@@ -140,7 +106,7 @@ def test_a_cluster_that_others_can_reach_without_tls(channel: Path, tmp_path: Pa
         except OSError:
             pytest.skip("this machine has no network")
         address = probe.getsockname()[0]
-    runner = tiny_specs(tmp_path, ("one",), str(channel))
+    runner = tiny_specs(tmp_path, ("one",), str(tiny_channel))
     with DaskCluster(tmp_path, host="0.0.0.0") as cluster:
         cluster.worker("local")
         port = cluster.address.rpartition(":")[2]
@@ -162,7 +128,7 @@ def test_an_interrupt_lets_workers_elsewhere_end_their_push(
     runner = tiny_specs(tmp_path, ("one", "two"), held.url)
     with DaskCluster(tmp_path, {"ENVFERRY_CACHE": str(tmp_path / "cache")}) as cluster:
         cluster.worker("first")
-        release = start(runner, "one", "two", "--scheduler", cluster.address)
+        release = start_release(runner, "one", "two", "--scheduler", cluster.address)
         assert held.asked.wait(HANG_SECONDS)
         release.send_signal(signal.SIGINT)
         stdout, stderr = release.communicate()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,6 +48,24 @@ def tiny_specs(home: Path, names: Iterable[str], channel: str, bad: str = "") ->
         runner.write_spec(name, SPEC.format(name=name, channel=channel, command=command))
     runner.run("lock", *wanted)
     return runner
+
+
+def start_release(runner: CliRunner, *arguments: str) -> subprocess.Popen[str]:
+    """Start a release that is waited for later."""
+    argv, environ = runner.command("release", *arguments, "--json")
+    pipe = subprocess.PIPE
+    return subprocess.Popen(argv, cwd=runner.home, env=environ, stdout=pipe, stderr=pipe, text=True)
+
+
+def outcomes(text: str) -> dict[str, str]:
+    """Return what became of each spec, by what `release --json` printed."""
+    return {one["spec"]: one["outcome"] for one in json.loads(text)}
+
+
+def published(runner: CliRunner) -> list[str]:
+    """Return the names of what the registry holds, one for each artifact."""
+    manifests = (runner.home / "registry/v1/envs").rglob("manifest.json")
+    return sorted(path.parts[-4] for path in manifests)
 
 
 @dataclass

@@ -26,7 +26,7 @@ from envferry.build.inside.conda_meta import STATE
 from envferry.build.inside.incremental import why_affects_others
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from envferry.build.build_dir import BuildDir
     from envferry.build.build_options import BuildOptions
@@ -68,7 +68,8 @@ class Materials(msgspec.Struct, frozen=True, kw_only=True):
 class TreeNote(msgspec.Struct, frozen=True, kw_only=True):
     """What is noted beside a finished tree."""
 
-    why_not_reusable: str = ""
+    why_not_reusable: str
+    """Empty where another build can start from the tree; its files are noted only then."""
     materials: Materials
     tools: dict[str, str]
     warnings: tuple[str, ...]
@@ -149,7 +150,7 @@ def _builder_sources() -> Iterator[str]:
 
 
 def note_tree(home: Path, materials: Materials, answer: BuildAnswer) -> None:
-    """Note how a finished tree was left, if another build may start from it."""
+    """Note how a finished tree was left, and why no other build can start from it, if so."""
     (tree,) = (path for path in (home / "envs").iterdir())
     note = TreeNote(
         why_not_reusable=answer.why_not_reusable,
@@ -187,17 +188,17 @@ def find_earlier(
     if len(trees) != 1 or trees[0].stat().st_dev != note.device:
         return "the previous build was moved"
     tree, gone = trees[0], _names(note.materials.conda, materials.conda)
-    if reason := _why_not(tree, note, materials, gone):
-        return reason
-    new = _names(materials.conda, note.materials.conda)
     kept = set(materials.wheels) & set(note.materials.wheels)
     wheels = {wheel.name for wheel in kept}
+    lost = set(_files_without(note.wheel_files, wheels))
+    if reason := _why_not(tree, note, materials, gone, lost):
+        return reason
+    new = _names(materials.conda, note.materials.conda)
     wheel_files = {name: files for name, files in note.wheel_files.items() if name in wheels}
     conda_files = {name: files for name, files in note.conda_files.items() if name not in gone}
-    lost = (theirs for name, theirs in note.wheel_files.items() if name not in wheels)
-    lost_conda = (theirs for name, theirs in note.conda_files.items() if name in gone)
+    lost |= set(_files_without(note.conda_files, conda_files))
     staying = set(chain.from_iterable((*wheel_files.values(), *conda_files.values())))
-    leaving = set(chain.from_iterable((*lost, *lost_conda))) - staying
+    leaving = lost - staying
     return EarlierBuild(
         tree=tree,
         note=note,
@@ -213,6 +214,11 @@ def find_earlier(
     )
 
 
+def _files_without(files: Mapping[str, Iterable[str]], names: Collection[str]) -> Iterator[str]:
+    """Yield the files of all packages but those of these names."""
+    return chain.from_iterable(theirs for name, theirs in files.items() if name not in names)
+
+
 def _names(some: Sequence[LockedConda], others: Sequence[LockedConda]) -> set[str]:
     """Return the names of the packages that are not among the others as they are here."""
     return {package.name for package in set(some) - set(others)}
@@ -222,10 +228,12 @@ def _wheel(package: LockedPackage) -> LockedWheel:
     return LockedWheel(package.name, package.version, package.sha256 or "")
 
 
-def _why_not(tree: Path, note: TreeNote, materials: Materials, gone: set[str]) -> str:
+def _why_not(
+    tree: Path, note: TreeNote, materials: Materials, gone: set[str], lost: set[str]
+) -> str:
     """Return why a build of these materials cannot start from a tree; empty if it can.
 
-    `gone` are the conda packages that go, or become others.
+    `gone` are the conda packages that go, or become others, `lost` the files of such wheels.
     """
     if note.why_not_reusable:
         return note.why_not_reusable
@@ -238,9 +246,7 @@ def _why_not(tree: Path, note: TreeNote, materials: Materials, gone: set[str]) -
             return "python changed"
         if note.conda_tied:
             return note.conda_tied
-    kept = {wheel.name for wheel in set(note.materials.wheels) & set(materials.wheels)}
-    lost = (theirs for name, theirs in note.wheel_files.items() if name not in kept)
-    if contested := set(note.contested) & set(chain.from_iterable(lost)):
+    if contested := set(note.contested) & lost:
         return f"several wheels have {min(contested)}, and one of them goes"
     leaving = chain.from_iterable(note.conda_files[name] for name in gone)
     if reason := why_affects_others(tree, leaving):

@@ -142,7 +142,7 @@ class BuildAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Those of the warnings that are about the conda half."""
     wheel_warnings: tuple[str, ...] = ()
     """Those that are about the wheels."""
-    why_not_reusable: str = ""
+    why_not_reusable: str = "the builder did not say whether packages can go by themselves"
     """Why something that was brought cannot go by itself; empty where all of it can."""
     contested: tuple[str, ...] = ()
     """The files that several wheels have, with other contents, relative to the prefix."""

@@ -123,14 +123,11 @@ def find_shell() -> str:
 
 def activated_environ(installation: Installation, variables: Mapping[str, str]) -> dict[str, str]:
     """Return this process's variables, with those that activation sets and without another's."""
-    prefix = installation.prefix
     changes: dict[str, str | None] = {
-        "CONDA_PREFIX": prefix,
-        "CONDA_DEFAULT_ENV": installation.name,
         "CONDA_PROMPT_MODIFIER": f"({installation.name}) ",
-        "PATH": activated_path(prefix),
+        "PATH": activated_path(installation.prefix),
+        **activation_lines(installation, variables),
     }
-    changes.update({name: None if text == UNSET else text for name, text in variables.items()})
     return child_environ(**changes)
 
 

@@ -11,6 +11,7 @@ import json
 import logging
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from msgspec.structs import replace
 
 from envferry.base.journal import LineJournal, read_journal
+from envferry.base.workers import Workers
 from envferry.errors import IntegrityError, StoreError
 from envferry.stores.oci.blob_upload import UploadGone
 from envferry.stores.oci.documents import LAYER, Descriptor
@@ -141,18 +143,16 @@ def send_blob(
     with (
         journal_at(incoming.journal) as held,
         BlobDigests(incoming.name, decompresses=is_layer and not known) as digests,
-        ThreadPoolExecutor(1, "upload") as pool,
+        # Closed after the thread that notes what it has sent.
+        closing(UploadNotes(held.path, subject)) as notes,
+        Workers(1, "upload") as pool,
     ):
-        notes = UploadNotes(held.path, subject)
         sender = _Sender(space, repository, incoming, notes, digests, advance, pool)
-        try:
-            count = -(-incoming.size // REQUEST_BYTES)
-            watched = replace(incoming, watch=sender.take)
-            receive(watched, count, sender.read, READ_AHEAD)
-            digest, diff_id = digests.result()
-            sender.finish(digest)
-        finally:
-            notes.close()
+        count = -(-incoming.size // REQUEST_BYTES)
+        watched = replace(incoming, watch=sender.take)
+        receive(watched, count, sender.read, READ_AHEAD)
+        digest, diff_id = digests.result()
+        sender.finish(digest)
         held.end()
     descriptor = Descriptor(media_type=media_type, digest=digest, size=incoming.size)
     return SentBlob(descriptor, f"sha256:{known}" if known else diff_id)
@@ -177,7 +177,7 @@ class _Sender:
     notes: UploadNotes
     digests: BlobDigests
     advance: Callable[[int], None]
-    pool: ThreadPoolExecutor
+    pool: Workers
     """One thread, so that chunks are sent in order."""
     taken: int = 0
     """The bytes that were read."""
