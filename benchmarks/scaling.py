@@ -1,8 +1,9 @@
 """What each stage costs by the environment's size and by cores, the first time and the second.
 
 `python -m benchmarks.scaling [GB…]` prints a table in Markdown; 0.2, 1 and 3 GB by default. An
-environment is the demo's and as many packages of 5 MB as its size needs, of base64, which takes zstd
-less time than libraries do. The second time one of them has changed. `taskset` takes cores away.
+environment is the demo's and as many packages of 5 MB as its size needs, of base64, which takes
+zstd less time than libraries do. The second time one of them has changed. `taskset` takes cores
+away.
 """
 
 from __future__ import annotations
