@@ -21,6 +21,7 @@ from tests.support.cli_runner import CliRunner
 from tests.support.packing import pack
 from tests.support.sigstore import GITHUB_ISSUER
 from tests.support.sigstore_server import WORKFLOW, SigstoreServer, sigstore_server
+from tests.support.tiny_specs import published, tiny_specs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,6 +90,21 @@ def test_from_a_job_to_a_host(server: SigstoreServer, job: CliRunner) -> None:
     refused = job.run("install", "demo@unsigned", expect=8)
     assert "has no Sigstore bundle" in refused.stderr
     assert "hint: ask the person who pushed it" in refused.stderr
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", "1")], ids=["here", "by a worker"])
+def test_a_release_of_two_specs(
+    server: SigstoreServer, job: CliRunner, tiny_channel: Path, workers: tuple[str, ...]
+) -> None:
+    """Workers have no token: the job signs what they pushed before a tag leads to it."""
+    specs = tiny_specs(job.home, ("one", "two"), str(tiny_channel))
+    job.run("release", "one", "two", "--tag", "stable", "--sigstore", *workers)
+    root = ("--trusted-root", "root.json")
+    for name in ("one", "two"):
+        shown = job.run("verify", f"{name}@stable", *WHO, *root).stdout
+        assert f"is signed by {WORKFLOW} ({GITHUB_ISSUER})" in shown
+    job.run("check", *WHO, *root)
+    assert published(specs) == ["one", "two"]
 
 
 def test_required_signatures_are_those_of_keys(server: SigstoreServer, job: CliRunner) -> None:
