@@ -71,6 +71,7 @@ class Connections:
             return self._pool(url).request(
                 method,
                 url,
+                # Ranges, lengths and digests are of the stored bytes, not of compressed ones.
                 headers={"Accept-Encoding": "identity", "User-Agent": "envferry", **headers},
                 body=body,
                 preload_content=False,
@@ -98,6 +99,7 @@ class Connections:
 
     def _make_pool(self, proxy: str) -> urllib3.PoolManager:
         context = _trusting(self.certificates)
+        # Retries have a policy of their own (`base/retry.py`); a second one would multiply them.
         retries = Retry(
             connect=0,
             read=0,
@@ -117,6 +119,7 @@ class Connections:
         if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
             message = f"the proxy {show_proxy(proxy)} is not of the form http://HOST:PORT"
             raise HostError(message, hint="correct http_proxy, https_proxy or all_proxy")
+        # In a URL a login is percent-encoded; the header has it in plain text, in base64.
         login = unquote(parts.netloc.rpartition("@")[0])
         return urllib3.ProxyManager(
             proxy,
@@ -130,6 +133,7 @@ class Connections:
 
 def was_never_reached(error: Exception) -> bool:
     """Whether a request failed before it reached a server."""
+    # urllib3 wraps the error of its last attempt in MaxRetryError, as the `reason`.
     return isinstance(getattr(error, "reason", None) or error, NEVER_REACHED)
 
 

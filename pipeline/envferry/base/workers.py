@@ -42,6 +42,7 @@ class Workers(ThreadPoolExecutor):
     ) -> None:
         """Wait for all threads, after an interrupt only for a moment."""
         is_interrupt = isinstance(error, KeyboardInterrupt)
+        # ThreadPoolExecutor's own exit would wait for every thread: for a hung server, minutes.
         self.shutdown(wait=not is_interrupt, cancel_futures=error is not None)
         if is_interrupt:
             wait([one for one in self.begun if one.running()], PATIENCE_SECONDS)

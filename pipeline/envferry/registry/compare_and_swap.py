@@ -24,9 +24,11 @@ def compare_and_swap(
     """
 
     def attempt() -> bool:
+        # The version before the value: a write in between is then a lost race, not a lost update.
         stat = target.store.stat(key)
         there = target.store.read(key) if stat else None
         wanted = make(there)
+        # Equal, too, when the answer to our own write was lost and this is the round after.
         if wanted is None or wanted == there:
             return False
         with lost_races_again():

@@ -95,6 +95,7 @@ def write_report(registry: Registry, report: HostReport) -> None:
         message = f"the report of {report.host} has {len(data):,} bytes, at most {REPORT_BYTES:,}"
         raise UsageError(message, hint="`envferry remove NAME` removes installations")
     key = host_key(report.host)
+    # Only this host writes here: it loses races to itself, as after an answer that got lost.
     for _ in range(3):
         there = store.stat(key)
         try:
@@ -135,6 +136,7 @@ def read_fleet(registry: Registry) -> Fleet:
 def read_report(registry: Registry, one: Listed) -> HostReport:
     """Read one report, no more of it than one has."""
     require_sane(one.size, one.key, registry.url)
+    # Of the listed length: a host must not make operators read more than was listed.
     return from_json(registry.store.read(one.key, 0, one.size), HostReport, one.key)
 
 

@@ -121,6 +121,7 @@ def plan_prune(
     """
     found = list_inventory(registry)
     unfinished = tuple(_unfinished(registry, scope, now - policy.under_way))
+    # Of an environment whose first push broke off, nothing but uploads may be there.
     if not unfinished:
         require_known(found, registry, scope.names)
     tagged = _tagged(registry, found, scope)
@@ -189,6 +190,7 @@ def _decide(
         counts = folder.published is not None and not folder.is_being_pruned
         if not reason and counts and rank < (policy.keep_last or 0):
             reason = f"among the last {policy.keep_last}"
+        # Also those that other rules keep: --keep-last 3 means the newest three.
         rank += counts
         goes = not reason and (policy.has_rule or not folder.published or folder.is_being_pruned)
         yield PruneDecision(

@@ -203,6 +203,8 @@ class Registry(msgspec.Struct, frozen=True):
         if not stat:
             message = f"{key} is not in the registry {self.url}, though its manifest is"
             hint = "copy or push the artifact again"
+            # A registry in parts is recognized by its marker:
+            # without that, keys are looked for whole.
             if self.store.stat(key + RECORD_SUFFIX):
                 hint = f"it is stored in parts, but {MARKER} is missing: copy that file too"
             raise NotFound(message, hint=hint)

@@ -48,6 +48,7 @@ def require_settled(registry: Registry, folder: str) -> None:
 def require_kept(registry: Registry, folder: str, names: Iterable[str]) -> None:
     """Raise RemovedMeanwhile unless these files are in a folder, now that a tag points to it."""
     require_settled(registry, folder)
+    # After the mark is gone: whatever that removal deleted is missing in this listing.
     there = {listed.key for listed in registry.store.list(folder)}
     missing = sorted({folder + name for name in names} - there)
     if missing:
@@ -62,9 +63,11 @@ def remove_artifact(registry: Registry, folder: Folder, older_than_seconds: floa
     """
     if not _claim(registry, folder, older_than_seconds):
         return "another process is removing it"
+    # After the mark, never before it: see above.
     tags = [tag for tag, id_ in registry.tags(folder.name, folder.platform).items()
             if id_ == folder.id]  # fmt: skip
     if not tags:
+        # First: without it nobody takes the artifact for published while its files go.
         registry.store.delete(folder.key + REGISTRY_MANIFEST)
         for listed in list(registry.store.list(folder.key)):
             if listed.key != folder.key + PRUNING:
@@ -87,6 +90,7 @@ def _claim(registry: Registry, folder: Folder, older_than_seconds: float) -> boo
             return True
         if stat.modified and time.time() - stat.modified.timestamp() < older_than_seconds:
             return False
+        # A stale mark: of several that want to take over, one gets it.
         registry.store.replace(key, mark, stat.version)
     except (KeyTaken, LostRace):
         return False

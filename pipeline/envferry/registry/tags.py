@@ -33,6 +33,7 @@ def read_tag(registry: Registry, key: str) -> tuple[Stat | None, SignedTagRecord
     try:
         data = registry.store.read(key)
     except NotFound:
+        # Removed since the look; its version makes `replace` fail and try again.
         return stat, None
     hint = "remove that file, then run `envferry tag REF TAG`"
     try:
@@ -53,8 +54,10 @@ def move_tag(registry: Registry, name: TagName, id_: str) -> TagRecord:
     """
     folder = artifact_folder(name.name, name.platform, id_)
     require_settled(registry, folder)
+    # Looked at first: a tag is not pointed to what was never published.
     registry.described(name.name, name.platform, id_)
     moved = _move(registry, name, id_)
+    # After the tag is written: then either a remover sees it, or its mark is seen here.
     require_kept(registry, folder, (REGISTRY_MANIFEST,))
     return moved
 
@@ -72,6 +75,7 @@ def _move(registry: Registry, name: TagName, id_: str) -> TagRecord:
     def attempt() -> TagRecord:
         stat, record = read_tag(registry, key)
         moved = _moved(registry.signer, name, record, id_)
+        # Also when our own write went through and its answer was lost: the record is ours by now.
         if record == moved:
             return moved
         with lost_races_again():

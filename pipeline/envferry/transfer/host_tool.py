@@ -72,6 +72,7 @@ def write_tool(
         raise SpecError(message, hint=f"one of {', '.join(MACHINES)}")
     ours = own_wheel()
     resolved = {python: resolve_tool(python, order.platform) for python in order.pythons}
+    # One pip for all: the newest that still runs on the oldest of these pythons.
     (pip,) = resolve_pip(_request(("pip",), min(order.pythons, key=_version), order.platform))
     packages = {one.url: one for some in resolved.values() for one in some} | {pip.url: pip}
     found = cache.fetch_all(list(packages.values()), progress=progress)
@@ -179,6 +180,7 @@ def _zip(content: dict[str, bytes]) -> bytes:
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as wheel:
         for name, data in content.items():
+            # A fixed time: zip has none before 1980, and equal inputs give equal wheels.
             entry = zipfile.ZipInfo(name, ZIP_TIME)
             entry.compress_type = zipfile.ZIP_DEFLATED
             # pip leaves scripts as they are in the wheel, executable or not.

@@ -128,6 +128,7 @@ def follow_plan(
     tags = tuple(
         copy_tag(plan.target, name, record)
         for name, record in plan.tags.items()
+        # A tag must not point to what could not be copied.
         if f"{name.name}-{name.platform}-{record.id}" not in faults
     )
     found = plan.report(tags)
@@ -151,6 +152,7 @@ def copy_each(
             faults[manifest.stem] = error
 
     with Workers(SMALL_AT_ONCE, "mirror") as pool:
+        # Small ones wait for the server; a large one has several requests of its own.
         list(pool.map(copy, (one for one in manifests if one.archive.size <= SMALL_BYTES)))
     for manifest in manifests:
         if manifest.archive.size > SMALL_BYTES:

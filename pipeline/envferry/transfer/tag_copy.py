@@ -84,6 +84,7 @@ def copy_tag(target: Registry, name: TagName, record: SignedTagRecord) -> Transf
     """Write a tag's record as it is, unless the target's has moved as far or further."""
     key = tag_key(name.name, name.platform, name.tag)
     folder = artifact_folder(name.name, name.platform, record.id)
+    # As `registry/tags.py` moves them, and for the same reasons.
     require_settled(target, folder)
     target.described(name.name, name.platform, record.id)
 
@@ -93,6 +94,7 @@ def copy_tag(target: Registry, name: TagName, record: SignedTagRecord) -> Transf
             # Hosts that trust keys would refuse an unsigned tag.
             return _carried(name, there.id, "same" if there.id == record.id else "conflict")
         if there and (there.counter, there.id) == (record.counter, record.id):
+            # Else the same move got signatures at the source, and is written again with them.
             if bool(there.signatures) == bool(record.signatures):
                 return _carried(name, there.id, "same")
         elif there and there.counter >= record.counter:

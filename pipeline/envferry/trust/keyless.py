@@ -128,6 +128,7 @@ def verify_identity(
     if sigstore is None:
         message = f"{what} has no Sigstore bundle; expected one by {expected}"
         raise IntegrityError(message, hint=hint)
+    # Before the worker is started: what is damaged needs no process of a second.
     decode_sigstore_bundle(sigstore, f"the Sigstore bundle of {manifest.stem}")
     require_sigstore(f"checking who signed {manifest.stem}")
     request = BundleRequest(
@@ -168,6 +169,7 @@ def _ask(
     with tempfile.TemporaryDirectory(prefix="envferry-sigstore-") as directory:
         places = {"HOME": directory, "XDG_CACHE_HOME": directory, "XDG_DATA_HOME": directory}
         if certificates := network().certificates:
+            # The library speaks through requests, which does not know of a site's SSL_CERT_FILE.
             places["REQUESTS_CA_BUNDLE"] = str(certificates)
         worker = Worker(
             module=MODULE, scratch=Path(directory), environ=environ(**places), explain=explain

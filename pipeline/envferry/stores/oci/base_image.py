@@ -77,6 +77,7 @@ class BaseImage(msgspec.Struct, frozen=True):
                 is_near and target.mount(repository, layer.digest, self.repository)
             ):
                 continue
+            # Any type but LAYER: its diff id is known, the base's configuration has it.
             sent = send_blob(target, repository, self._source(layer), advance, media_type="base")
             if sent.descriptor.digest != layer.digest:
                 message = f"{layer.digest} of {self.shown} is damaged: {sent.descriptor.digest}"

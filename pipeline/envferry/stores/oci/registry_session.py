@@ -158,6 +158,7 @@ class RegistrySession:
     def _send(self, call: ApiRequest, authorization: str | None) -> RegistryAnswer:
         url = urljoin(self.base, call.path)
         headers = dict(call.headers)
+        # Blobs and uploads may be elsewhere, and a login is for this host only.
         if authorization and urlsplit(url).netloc == self.name:
             headers["Authorization"] = authorization
         return self._ask(url, headers, call)
