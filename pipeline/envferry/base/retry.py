@@ -36,7 +36,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
 POLICY = RetryPolicy()
 """For whatever asks a server for something."""
 RACES = RetryPolicy(attempts=24, first_pause=0.02, longest_pause=1)
-"""For what several writers change at once: each round, one of them is done."""
+"""For what several writers change at once: in each round, one of them succeeds."""
 
 
 class Transient(Exception):
@@ -88,7 +88,7 @@ def persistently(
     policy: RetryPolicy = POLICY,
     wait: Callable[[float], object] = time.sleep,
 ) -> T:
-    """Attempt something until it does not raise Transient, or as often as the policy allows."""
+    """Attempt something again while it raises Transient and the policy allows another attempt."""
     tally = FailureCount(policy)
     while True:
         try:

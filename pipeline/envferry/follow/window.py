@@ -26,7 +26,7 @@ class MaintenanceWindow(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def parse(cls, text: str) -> MaintenanceWindow:
-        """Parse a window; raise UsageError when it is none."""
+        """Parse a window; raise UsageError for anything else."""
         found = FORM.fullmatch(text.strip())
         try:
             if not found:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from envferry.base.retry import RACES, persistently
 from envferry.errors import StoreError
-from envferry.stores.port import LostRace, lost_races_again
+from envferry.stores.port import LostRace, lost_races_as_transient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,7 +31,7 @@ def compare_and_swap(
         # Equal, too, when the answer to our own write was lost and this is the round after.
         if wanted is None or wanted == there:
             return False
-        with lost_races_again():
+        with lost_races_as_transient():
             target.store.replace(key, wanted, stat.version if stat else None)
         return True
 

@@ -112,7 +112,7 @@ class Registry(msgspec.Struct, frozen=True):
     def move_tag(self, name: str, platform: str, tag: str, id_: str) -> TagRecord:
         """Point a tag to a published artifact by compare-and-swap.
 
-        A lost race is run once more; when that is lost too, StoreError says who won.
+        A lost race is run again; when others keep winning, StoreError says where the tag is now.
         """
         return move_tag(self, TagName(name=name, platform=platform, tag=tag), id_)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from envferry.artifacts import REGISTRY_MANIFEST
 from envferry.base.json import to_json
-from envferry.errors import StoreError
+from envferry.errors import NotFound, StoreError
 from envferry.registry.layout import PRUNING
 from envferry.stores.port import KeyTaken, LostRace
 
@@ -67,7 +67,7 @@ def remove_artifact(registry: Registry, folder: Folder, older_than_seconds: floa
     tags = [tag for tag, id_ in registry.tags(folder.name, folder.platform).items()
             if id_ == folder.id]  # fmt: skip
     if not tags:
-        # First: without it nobody takes the artifact for published while its files go.
+        # First: without it, the artifact does not count as published while its files go.
         registry.store.delete(folder.key + REGISTRY_MANIFEST)
         for listed in list(registry.store.list(folder.key)):
             if listed.key != folder.key + PRUNING:
@@ -93,5 +93,16 @@ def _claim(registry: Registry, folder: Folder, older_than_seconds: float) -> boo
         # A stale mark: of several that want to take over, one gets it.
         registry.store.replace(key, mark, stat.version)
     except (KeyTaken, LostRace):
-        return False
+        return _is_ours(registry, key, mark)
     return True
+
+
+def _is_ours(registry: Registry, key: str, mark: bytes) -> bool:
+    """Whether the mark that is in the way is our own, written by an attempt whose answer got lost.
+
+    Taken for another remover's, it would hold up every push until it is stale.
+    """
+    try:
+        return registry.store.read(key) == mark
+    except NotFound:
+        return False

@@ -14,7 +14,7 @@ from envferry.models import TagRecord
 from envferry.names import ID_PATTERN
 from envferry.registry.layout import artifact_folder, tag_key
 from envferry.registry.removal import require_kept, require_settled
-from envferry.stores.port import LostRace, lost_races_again
+from envferry.stores.port import LostRace, lost_races_as_transient
 from envferry.trust.signed_tags import SignedTagRecord, sign_tag, tag_message
 from envferry.trust.signing import signers
 
@@ -69,7 +69,7 @@ def preview_move(registry: Registry, name: TagName, id_: str) -> tuple[TagRecord
 
 
 def _move(registry: Registry, name: TagName, id_: str) -> TagRecord:
-    """Compare and swap, until that is through: each round, one of all who try is done."""
+    """Compare and swap until that succeeds: in each round, one of those who try wins."""
     key = tag_key(name.name, name.platform, name.tag)
 
     def attempt() -> TagRecord:
@@ -78,7 +78,7 @@ def _move(registry: Registry, name: TagName, id_: str) -> TagRecord:
         # Also when our own write went through and its answer was lost: the record is ours by now.
         if record == moved:
             return moved
-        with lost_races_again():
+        with lost_races_as_transient():
             registry.store.replace(key, to_json(moved), stat.version if stat else None)
         return moved
 

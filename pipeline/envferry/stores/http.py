@@ -47,7 +47,7 @@ SHORT_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class HttpStore:
-    """A `Store` that can only read; it cannot list, for web servers have no common way to."""
+    """A `ReadableStore`; it cannot list, for web servers have no common way to."""
 
     writable: ClassVar[None] = None
     """A web server is only read."""
@@ -204,7 +204,7 @@ def _encoding(response: urllib3.BaseHTTPResponse) -> str:
 
 
 def _require_no_page(response: urllib3.BaseHTTPResponse, data: bytes, url: str) -> None:
-    """Raise StoreError for the page of a login or a proxy, which says 200 and is no value."""
+    """Raise StoreError for the page of a login or a proxy, which comes with status 200."""
     kind = response.headers.get("Content-Type", "").lower()
     if kind.startswith("text/html") and data.lstrip()[:1] == b"<":
         message = f"{url} is answered with a web page, not with the file"

@@ -136,7 +136,7 @@ def create_or_read(
 
 
 class _Seen(msgspec.Struct):
-    """Counts what was watched: a value that was taken at its end has been seen."""
+    """Counts the bytes that were watched, to tell KeyTaken at the end from KeyTaken at once."""
 
     incoming: ContentSource
     size: int = 0

@@ -303,7 +303,7 @@ class SplitStore:
         try:
             self._inner().create(name, data)
         except KeyTaken:
-            # Before the record is read, so that `replace` notices who mends it at the same time.
+            # Before the record is read, so that `replace` notices who else repairs it.
             there = self.inner.stat(name)
             try:
                 # Also our own record, when the answer to its first attempt was lost.

@@ -188,10 +188,10 @@ def _rebuild(delta: OpenDelta, site: Registry, journals: Path, progress: Progres
     facts = delta.manifest.archive
     bases = ", ".join(f"{base.name}@{base.id}" for base in delta.record.bases)
     with progress.task(f"rebuild {facts.file}", facts.size) as advance:
-        carrier = ArtifactCopier(target=site, journals=journals, advance=advance)
-        incoming = replace(delta.rebuilt(site), journal=carrier.journal(delta.manifest))
+        copier = ArtifactCopier(target=site, journals=journals, advance=advance)
+        incoming = replace(delta.rebuilt(site), journal=copier.journal(delta.manifest))
         try:
-            carrier.publish(delta.manifest, delta.companions, incoming)
+            copier.publish(delta.manifest, delta.companions, incoming)
         except IntegrityError as error:
             if not error.message.startswith(incoming.name):
                 raise  # not these bytes: what another writer left at the site, for example

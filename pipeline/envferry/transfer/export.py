@@ -41,7 +41,7 @@ TOOL = "tool"
 OURS = ("v1", KEYS, TOOL, "audit")
 LAYOUT = ("oci-layout", "index.json", "blobs")
 """What an image layout has."""
-UNKNOWN_OWNER = ("lost+found", "System Volume Information")
+DISK_FOLDERS = ("lost+found", "System Volume Information")
 """What disks have by themselves; as what is hidden."""
 
 
@@ -201,7 +201,7 @@ def _require_ours(directory: Path, source: Registry, request: ExportRequest) -> 
         message = f"{directory} is {'an OCI image layout' if is_layout else 'a registry folder'}"
         hint = "add --oci" if is_layout else "leave out --oci"
         raise TargetOccupied(message, hint=f"{hint}, or export to another folder")
-    allowed = (*OURS, *UNKNOWN_OWNER, *(LAYOUT if request.as_images else ()))
+    allowed = (*OURS, *DISK_FOLDERS, *(LAYOUT if request.as_images else ()))
     strange = sorted(name for name in names if name not in allowed and not name.startswith("."))
     if strange:
         message = f"{directory} holds other files: {', '.join(strange[:5])}"

@@ -123,8 +123,8 @@ def follow_plan(
     """Copy what is missing, then move the tags forward; return what is wrong with the rest, too."""
     size = sum(manifest.archive.size for manifest in plan.missing)
     with progress.task(f"mirror {plural(len(plan.missing), 'artifact')}", size) as advance:
-        carrier = ArtifactCopier(target=plan.target, journals=journals, advance=advance)
-        faults = plan.faults | copy_each(carrier, plan.source, plan.missing)
+        copier = ArtifactCopier(target=plan.target, journals=journals, advance=advance)
+        faults = plan.faults | copy_each(copier, plan.source, plan.missing)
     tags = tuple(
         copy_tag(plan.target, name, record)
         for name, record in plan.tags.items()
@@ -137,7 +137,7 @@ def follow_plan(
 
 
 def copy_each(
-    carrier: ArtifactCopier, source: Registry, manifests: Sequence[Manifest]
+    copier: ArtifactCopier, source: Registry, manifests: Sequence[Manifest]
 ) -> dict[str, PipelineError]:
     """Copy artifacts, small ones side by side; memory does not grow with their number.
 
@@ -147,7 +147,7 @@ def copy_each(
 
     def copy(manifest: Manifest) -> None:
         try:
-            carrier.copy(source, manifest)
+            copier.copy(source, manifest)
         except WRONG as error:
             faults[manifest.stem] = error
 
@@ -160,9 +160,9 @@ def copy_each(
     return faults
 
 
-def copy_all(carrier: ArtifactCopier, source: Registry, manifests: Sequence[Manifest]) -> None:
+def copy_all(copier: ArtifactCopier, source: Registry, manifests: Sequence[Manifest]) -> None:
     """Copy artifacts; raise what is wrong with those that are damaged, after the others."""
-    require_none(copy_each(carrier, source, manifests))
+    require_none(copy_each(copier, source, manifests))
 
 
 def require_none(faults: Mapping[str, PipelineError], done: str = DONE) -> None:

@@ -113,7 +113,7 @@ class Trust:
             return
         verified = self.verify_artifact(manifest, proof)
         if self.clock:
-            # Only now: a time that nobody trusted has signed must not move the clock.
+            # Only now: a time that no trusted key has signed must not move the clock.
             self.clock.see(verified.time, f"the signature of {manifest.stem}")
         known = set(map(str, self.identities.accepted))
         self.accepted[manifest.stem] = tuple(

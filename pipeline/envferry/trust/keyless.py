@@ -65,7 +65,7 @@ class KeylessSigner(msgspec.Struct, frozen=True, kw_only=True):
         """Return a bundle about a manifest, whose bytes are `manifest_data`, and its registry.
 
         Raises UsageError where no identity token is found, StoreError when the Sigstore cannot be
-        reached or refuses, SpecError for a configuration that is none.
+        reached or refuses, SpecError for a configuration that is not valid.
         """
         statement = publish_statement(manifest, manifest_data, channel)
         if statement not in self.made:
@@ -121,7 +121,7 @@ def verify_identity(
 
     `sigstore` is its bundle. Raises IntegrityError when none did, or when the statement is about
     something else; UsageError where sigstore's library is missing, SpecError for a trusted root
-    that is none.
+    that is not valid.
     """
     what, expected = f"the artifact {manifest.stem}", _listed(identities)
     hint = "ask the person who pushed it to push it again with `--sigstore`"

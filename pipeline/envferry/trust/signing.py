@@ -155,7 +155,7 @@ def parse_signing_key(pem: bytes, what: str, ask: PassphrasePrompt | None = None
 
 
 def _load_private(pem: bytes, passphrase: bytes | None) -> PrivateKeyTypes | None:
-    """Load a key; None for what is none, TypeError for one that needs a passphrase.
+    """Load a key; None for anything else, TypeError for a key that needs a passphrase.
 
     Without the causes: their texts could repeat what could not be read.
     """

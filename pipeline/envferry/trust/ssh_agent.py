@@ -161,7 +161,7 @@ def _string(data: bytes) -> bytes:
 
 
 def _strings(data: bytes) -> Iterator[bytes]:
-    """Yield the SSH strings that follow one another; what is cut off is none."""
+    """Yield the SSH strings that follow one another; one that is cut off is left out."""
     place = 0
     while place + 4 <= len(data):
         end = place + 4 + int.from_bytes(data[place : place + 4], "big")

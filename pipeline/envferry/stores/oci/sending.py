@@ -247,11 +247,12 @@ class _Sender:
 
     def _send(self, chunk: _Chunk) -> None:
         """Send a chunk, or what has to come before it again."""
-        missing = self.upload.sent - chunk.start
-        if missing == 0:
+        ahead = self.upload.sent - chunk.start
+        if ahead == 0:
             self.upload.write(chunk.pieces)
         else:
-            end = chunk.end if missing > 0 else chunk.start
+            # Behind, after a fresh start: what is in no memory any more is read again.
+            end = chunk.end if ahead > 0 else chunk.start
             length = min(REQUEST_BYTES, end - self.upload.sent)
             self.upload.write([self._read_at(self.upload.sent, length)])
         # After the chunk: the registry names another URL for what follows each.

@@ -60,7 +60,7 @@ NEVER_REACHED = (
 CONDITIONS = ("IfNoneMatch", "IfMatch")
 NO_CONTENT, NOT_FOUND = 204, 404
 UNSAID = (301, 307, 400, 401, 403)
-"""What HEAD is answered, for many a reason."""
+"""Statuses with which servers answer HEAD for several reasons."""
 PROOFS = {
     "head_object": "ETag",
     "get_object": "ETag",
