@@ -54,6 +54,7 @@ def tree_faults(files: Sequence[FileEntry], prefix: str) -> list[str]:
         counts = Counter(entry.path for entry in files)
         twice = (path for path, count in counts.items() if count > 1)
         faults.extend(f"the path {shortened(path)} occurs twice" for path in twice)
+    # Links last: how they are followed relies on each path being in a directory of the tree.
     return faults or list(LinkCheck(files, prefix).faults())
 
 
@@ -95,6 +96,7 @@ def edit_faults(entry: FileEntry) -> Iterator[str]:
         if not fits or not 0 < string.count <= string.length:
             yield f"{entry.path!r} has a prefix at an invalid position"
             return
+        # What may be written counts, not what is there: edits must not reach into each other.
         end = string.offset + string.capacity
     if end > entry.size or (entry.edits and (entry.type != "file" or not entry.size)):
         yield f"{entry.path!r} has a prefix at an invalid position"
@@ -219,6 +221,7 @@ class FrameCutter:
             length = min(content - start, room)
             is_last = start + length == content
             fill = padding(content) if is_last else 0
+            # A header or padding that is cut in two; only content may go on in the next frame.
             if room < 0 or fill > room - length:
                 msg = f"{entry.path!r} is split at an invalid position"
                 raise self.fault(msg)

@@ -109,6 +109,7 @@ def check_while_current(
         flip(home, installation.id)
         run_checks(installation.checks, checked, progress)
     except BaseException:
+        # Also after Ctrl-C: what was not checked must not stay current.
         put_back(home, installation, unchecked)
         raise
     note_unchecked(home, installation, None)

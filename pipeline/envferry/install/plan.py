@@ -134,6 +134,7 @@ def find_needs(order: InstallPlan, manifest: Manifest | None) -> Needs:
     elif order.options.link is not Link.COPY:
         numbers -= order.reusable.candidates(index, order.relocation).keys()
     partial = order.home.partial(index.id)
+    # An interrupted install has taken this much of the space already.
     written = sum(map(disk_bytes, partial.rglob("*")))
     needed = sum(index.files[number].size + BLOCK_BYTES for number in numbers)
     return Needs(

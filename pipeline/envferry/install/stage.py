@@ -50,7 +50,9 @@ def install_artifact(
     home, installation = order.home, order.installation
     detail = options.origin.ref if options.origin else ""
     with changing(home, installing=installation.id):
+        # Asked again: it was planned without the lock, and another command may have been faster.
         if is_installed(home, installation):
+            # What an interrupted attempt left is of no use beside a whole tree.
             discard(home, installation.id)
             installation = with_new_tag(home, installation)
         else:

@@ -91,9 +91,12 @@ def put_in_place(order: InstallPlan, filled: FilledTree) -> Installation:
         edited={path: (content.size, content.xxh128) for path, content in filled.edited.items()},
         sharing=filled.sharing,
     )
+    # They are about the tree that goes: after a crash they must not seem to be about the new one.
     home.state(id_).unlink(missing_ok=True)
     home.seen(id_).unlink(missing_ok=True)
     there = recorded(home, id_)
+    # The record of a repair stays right all the time; one for another prefix would vouch for files
+    # that are edited differently.
     if there is None or there.prefix != finished.prefix:
         home.record(id_).unlink(missing_ok=True)
     partial, tree = home.partial(id_), home.tree(id_)
@@ -103,10 +106,13 @@ def put_in_place(order: InstallPlan, filled: FilledTree) -> Installation:
     else:
         discard_directory(tree, home.directory / f"{TRASH}{id_}")
         move_directory(partial, tree)
+    # The tree must have its name on the disk before a record says that it is there.
     sync_directory(home.directory)
     write_bytes(home.index(id_), order.archive.index_frame)
+    # After the move: where directories cannot be renamed it was copied, and has other inodes.
     note_seen(home, id_, SeenTree(str(tree), order.archive.index, filled.edited))
     write_bytes(home.record(id_), to_json(finished))
+    # Last: by its journal, the next install knows a tree that has no record yet (take_over).
     home.journal(id_).unlink(missing_ok=True)
     return finished
 

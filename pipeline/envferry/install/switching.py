@@ -27,6 +27,7 @@ def switch_to(
 ) -> None:
     """Make an installation current after its checks; write down how these ended."""
     actor, id_ = options.actor, installation.id
+    # Asked now: afterwards it is current in any case.
     was_current = home.current_id() == id_
     try:
         has_passed = make_current(home, installation, progress, check=options.check)

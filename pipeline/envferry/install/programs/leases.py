@@ -61,6 +61,7 @@ def file_reason(path: str) -> str:
 @contextmanager
 def ignoring_sigio() -> Iterator[None]:
     """Ignore SIGIO: a process that opens a file at the wrong moment has it sent to us."""
+    # Only the main thread may set a handler (signal.signal).
     if threading.current_thread() is not threading.main_thread():
         yield
         return
