@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from envferry.archive.contents import READ_FILE
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-READ_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 UNRELIABLE = ("overlay", "nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "lustre", "gpfs", "beegfs")
 """File systems that grant leases without knowing all who have a file open."""
 
