@@ -27,6 +27,7 @@ MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 3840
 """PATH_MAX of Linux less a prefix as long as conda's placeholder."""
 MAX_LINK_BYTES = 4095
+"""PATH_MAX of Linux less its final NUL."""
 SHOWN = 200
 NOWHERE = frozenset({"", ".", ".."})
 """What is no name within a directory."""
@@ -136,6 +137,7 @@ def entry_faults(entry: FileEntry, types: Mapping[str, str]) -> Iterator[str]:
     parent = entry.path.rpartition("/")[0]
     if fault:
         yield fault
+    # So nothing is ever written by way of a link.
     elif parent and types.get(parent) != "directory":
         yield f"the parent directory of {shortened(entry.path)} is not in the archive"
     if entry.mode not in MODES[entry.type]:

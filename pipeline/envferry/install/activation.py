@@ -118,6 +118,7 @@ def check_while_current(
 def flip(home: EnvHome, id_: str) -> None:
     """Make an installation current; what stands there and is not ours is moved aside."""
     aside = name_aside(home)
+    # Only a directory may have to be copied, on overlay file systems.
     if aside and home.link.is_dir() and not home.link.is_symlink():
         move_directory(home.link, aside)
     elif aside:
