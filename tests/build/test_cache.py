@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socketserver
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -248,6 +249,38 @@ def test_a_busy_server_says_when_to_come_back(cache: DownloadCache, server: Serv
     with pytest.raises(StoreError, match=r"answered 429 .*and asks to wait 3600 s"):
         fetch(cache, package(f"{server.url}/limited.whl"))
     assert server.requests["limited.whl"] == 1
+
+
+def test_a_server_without_tls_is_not_a_matter_of_certificates(
+    cache: DownloadCache, server: Server
+) -> None:
+    url = server.url.replace("http://", "https://")
+    with pytest.raises(StoreError, match="cannot download") as caught:
+        fetch(cache, package(f"{url}/good.whl"))
+    assert caught.value.hint
+    assert "does that server speak https?" in caught.value.hint
+    assert "SSL_CERT_FILE" not in caught.value.hint
+
+
+def test_a_connection_that_is_cut_off_in_its_handshake_is_tried_again(tmp_path: Path) -> None:
+    cut_off = []
+
+    class Closing(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(1)
+            cut_off.append(self.client_address)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Closing) as closing:
+        thread = threading.Thread(target=closing.serve_forever, args=(0.01,))
+        thread.start()
+        url = f"https://127.0.0.1:{closing.server_address[1]}/good.whl"
+        try:
+            with pytest.raises(StoreError, match="cannot download"):
+                fetch(cache_in(tmp_path / "downloads"), package(url))
+        finally:
+            closing.shutdown()
+            thread.join()
+    assert len(cut_off) == QUICK.attempts
 
 
 def test_the_first_error_ends_what_others_wait_for(tmp_path: Path, server: Server) -> None:

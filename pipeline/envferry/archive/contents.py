@@ -78,10 +78,26 @@ def checksum(descriptor: int) -> Content:
     return Content(size, digest.hexdigest())
 
 
+class HeldFile(NamedTuple):
+    """An open file that held what was wanted when it looked so."""
+
+    descriptor: int
+    state: FileState
+    """From before it was read."""
+
+    @property
+    def was_written_to(self) -> bool:
+        """Whether it may hold something else meanwhile.
+
+        Links and modes change the ctime as well, so the mtime decides.
+        """
+        return os.fstat(self.descriptor).st_mtime_ns != self.state.mtime_ns
+
+
 def open_holding(
     path: str, wanted: Content, known: Container[tuple[FileState, str]] = ()
-) -> int | None:
-    """Return a descriptor of the regular file that holds what is wanted, None where none does.
+) -> HeldFile | None:
+    """Open the regular file that holds what is wanted; return None where none does.
 
     It is read, unless what it looks like, with the XXH3-128 that is wanted, is `known`.
     """
@@ -91,16 +107,15 @@ def open_holding(
         return None
     try:
         status = os.fstat(descriptor)
+        state = FileState.of(status)
         # The size first: where it is another one, nothing has to be read.
         has_size = stat.S_ISREG(status.st_mode) and status.st_size == wanted.size
-        is_right = has_size and (
-            (FileState.of(status), wanted.xxh128) in known or checksum(descriptor) == wanted
-        )
+        is_right = has_size and ((state, wanted.xxh128) in known or checksum(descriptor) == wanted)
     except BaseException:
         os.close(descriptor)
         raise
     if is_right:
-        return descriptor
+        return HeldFile(descriptor, state)
     os.close(descriptor)
     return None
 

@@ -107,7 +107,9 @@ class DownloadClient:
         """Return what to do about a failure; raise StoreError for one that stays."""
         reason, way = broken_limit(error) or reason_of(error), self.connections.proxy_note(item.url)
         message = f"cannot download {item.shown}{way}: {reason}"
-        if isinstance(getattr(error, "reason", error), urllib3.exceptions.SSLError):
+        is_tls = isinstance(getattr(error, "reason", error), urllib3.exceptions.SSLError)
+        # Other failures of TLS pass: a connection that is cut off in its handshake is one.
+        if is_tls and "CERTIFICATE" in reason:
             hint = "name your CA certificates in SSL_CERT_FILE"
             if words := wrong_time_words(reason):
                 message, hint = f"{message}: {words}", "set the clock, with chrony or ntpd"
@@ -115,6 +117,8 @@ class DownloadClient:
         hint = "check the network and its proxy, then try again: downloads resume"
         if way:
             hint = "check that proxy (https_proxy, no_proxy), then try again: downloads resume"
+        elif is_tls:
+            hint = "does that server speak https? check the URL and its port, then try again"
         final = StoreError(message, hint=hint)
         final.__cause__ = error
         asked = error.asked if isinstance(error, _Busy) else None
@@ -232,6 +236,12 @@ NETWORK_ERRORS = (
 )
 
 
+NOT_THERE = (
+    "lock again if the file was removed or its channel moved; "
+    "private channels say so, too, where ~/.netrc has no login for their host"
+)
+
+
 class Stopped(Exception):
     """Another download failed, or the process was interrupted: do not go on."""
 
@@ -246,7 +256,7 @@ def _refusal(item: Download, way: str, answer: str) -> PipelineError:
     status = int(answer.partition(" ")[0])
     if status in (404, 410):
         message = f"{item.shown} does not exist: the server answered {answer}"
-        return NotFound(message, hint="lock again: the file was removed or its channel moved")
+        return NotFound(message, hint=NOT_THERE)
     message = f"cannot download {item.shown}{way}: the server answered {answer}"
     if status == 407:
         return StoreError(message, hint="put the proxy's login into https_proxy: http://USER:…@…")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from envferry.archive.contents import checksum
+from envferry.archive.contents import Content, open_holding
 from envferry.archive.reader import Archive, FileSource
 from envferry.install.records.env_home import EnvHome
 from envferry.install.remove import remove_whole
@@ -50,23 +50,31 @@ def whole(envs: Path, name: str = "demo") -> bool:
     return not verify_installation(home, None, quick=False, progress=Silent()).differences
 
 
-def test_a_file_that_got_shorter_is_not_taken(archives: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("other", [NOISE[:1000], NOISE[::-1]], ids=["shorter", "of the same size"])
+def test_a_file_that_was_written_to_is_not_taken(
+    archives: tuple[Path, Path], tmp_path: Path, other: bytes
+) -> None:
     """After its checksum was compared: what is copied would be whole by the system's account."""
     donor = tmp_path / "donor"
     donor.write_bytes(NOISE)
     with FileSource(archives[0]) as source:
         index = Archive(source).index
     number = next(n for n, entry in enumerate(index.files) if entry.path == "lib/noise")
-    descriptor = os.open(donor, os.O_RDONLY)
-    place = (str(donor), checksum(descriptor))
-    os.truncate(donor, 1000)
+    os.utime(donor, (index.mtime, index.mtime))
+    donor.chmod(index.files[number].mode)
+    content = Content(len(NOISE), index.files[number].xxh128)
+    held = open_holding(str(donor), content)
+    assert held is not None
+    donor.chmod(0o644)
+    donor.write_bytes(other)
     try:
         for link in Link:
-            supply = FileSharer(index, {number: place}, link)
-            assert not supply.place(descriptor, number, f"{tmp_path}/copy")
+            supply = FileSharer(index, {number: (str(donor), content)}, link)
+            assert not supply.place(held, number, f"{tmp_path}/copy")
             assert not (tmp_path / "copy").exists()
+            assert not supply.linked
     finally:
-        os.close(descriptor)
+        os.close(held.descriptor)
 
 
 def test_a_copy_ends_where_the_file_ends(tmp_path: Path) -> None:

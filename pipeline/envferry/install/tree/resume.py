@@ -81,10 +81,10 @@ def parent_of(entry: FileEntry) -> str:
 
 def holds(path: str, wanted: Content) -> bool:
     """Whether a regular file is there and holds what is wanted."""
-    descriptor = open_holding(path, wanted)
-    if descriptor is None:
+    held = open_holding(path, wanted)
+    if held is None:
         return False
-    os.close(descriptor)
+    os.close(held.descriptor)
     return True
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from envferry.archive.contents import (
     Content,
     FileState,
+    HeldFile,
     expected_content,
     in_parallel,
     lost_directories,
@@ -123,21 +124,33 @@ class FileSharer:
     def take(self, number: int, target: str | None) -> bool:
         """Verify one file and put it in its place; return whether it is what it must be."""
         source, wanted = self.candidates[number]
-        descriptor = open_holding(source, wanted, self.known)
-        if descriptor is None:
+        held = open_holding(source, wanted, self.known)
+        if held is None:
             return False
         try:
             path = f"{target}/{self.index.files[number].path}"
-            return target is None or self.place(descriptor, number, path)
+            return target is None or self.place(held, number, path)
         finally:
-            os.close(descriptor)
+            os.close(held.descriptor)
 
-    def place(self, descriptor: int, number: int, path: str) -> bool:
+    def place(self, held: HeldFile, number: int, path: str) -> bool:
         """Bring one verified file to its path, sharing what may be shared.
 
-        Returns False, and leaves nothing there, when it is not as long any more as it was: it then
-        comes from the archive.
+        Returns False, and leaves nothing there, when it was written to after it was verified: the
+        file then comes from the archive.
         """
+        is_linked = self.bring(held.descriptor, number, path)
+        # What was verified and what was copied must be the same bytes.
+        has_size = os.lstat(path).st_size == self.candidates[number][1].size
+        if held.was_written_to or not has_size:
+            os.unlink(path)  # noqa: PTH108
+            return False
+        if is_linked:
+            self.linked.append(number)
+        return True
+
+    def bring(self, descriptor: int, number: int, path: str) -> bool:
+        """Link or copy one open file to a path; return whether it is a hard link."""
         (source, wanted), entry = self.candidates[number], self.index.files[number]
         status = os.fstat(descriptor)
         same_status = (
@@ -145,7 +158,6 @@ class FileSharer:
             and status.st_mtime_ns == self.times[0]
         )
         if self.link is Link.HARDLINK and same_status and hard_link(descriptor, source, path):
-            self.linked.append(number)
             return True
         copy = os.open(path, NEW_COPY, entry.mode)
         try:
@@ -153,12 +165,9 @@ class FileSharer:
                 copy_content(descriptor, copy, wanted.size)
             os.fchmod(copy, entry.mode)
             os.utime(copy, ns=self.times)
-            is_whole = os.fstat(copy).st_size == wanted.size
         finally:
             os.close(copy)
-        if not is_whole:
-            os.unlink(path)  # noqa: PTH108
-        return is_whole
+        return False
 
 
 def hard_link(descriptor: int, source: str, path: str) -> bool:
