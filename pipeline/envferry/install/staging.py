@@ -138,7 +138,7 @@ def fill_tree(
     """
     archive, home = plan.archive, plan.home
     kept = find_leftover(plan)
-    # Read first, opened then: a journal about something else is begun anew.
+    # Read first, opened then: a journal about something else is emptied.
     with InstallJournal(home.journal(archive.index.id), plan.journal_subject) as journal:
         partial.mkdir(exist_ok=True)
         clear_others(archive, partial, kept)
