@@ -210,6 +210,7 @@ def _why_kept(
     folder: Folder, users: ArtifactReferences, policy: RetentionPolicy, now: datetime
 ) -> str:
     """Return the rule that keeps an artifact whatever its rank is, or nothing."""
+    # What has begun is completed; `remove_artifact` still looks for tags.
     if folder.is_being_pruned:
         return ""
     artifact = (folder.name, folder.platform, folder.id)

@@ -147,7 +147,7 @@ class RegistrySession:
             header = self.tokens.renew(challenge, call.scope, header)
             answer = self._send(call, header)
             if answer.status == UNAUTHORIZED and answer.headers.get(CHALLENGE):
-                # A token that has just run out, or a login that does not do: only one is new.
+                # `renew` may have returned another thread's header, which has run out as well.
                 header = self.tokens.renew(answer.headers[CHALLENGE], call.scope, header)
                 answer = self._send(call, header)
         if answer.status in call.expected:
@@ -208,6 +208,7 @@ class RegistrySession:
         is_registry = answer.status == OK and not _is_page(answer)
         is_registry |= answer.status == UNAUTHORIZED and CHALLENGE in answer.headers
         is_registry |= VERSION in answer.headers
+        # Not known yet: a registry that is busy answers like anything else.
         if answer.status in BUSY_STATUSES:
             raise self._explain(call, answer)
         if not is_registry:
