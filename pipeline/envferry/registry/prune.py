@@ -221,7 +221,8 @@ def _why_kept(
         return f"installed on {hosts[0]}{more}"
     age = now - (folder.published or folder.touched)
     if age < policy.under_way:
-        return "published just now"
+        hours = f"{policy.under_way / timedelta(hours=1):g} h"
+        return f"{'published' if folder.published else 'written to'} less than {hours} ago"
     if folder.published and policy.keep_within is not None and age < policy.keep_within:
         return "within the age to keep"
     return ""

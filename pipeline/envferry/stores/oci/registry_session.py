@@ -151,7 +151,7 @@ class RegistrySession:
                 header = self.tokens.renew(answer.headers[CHALLENGE], call.scope, header)
                 answer = self._send(call, header)
         if answer.status in call.expected:
-            self._require_words(call, answer)
+            self._refuse_page(call, answer)
             return answer
         raise self._explain(call, answer)
 
@@ -215,7 +215,7 @@ class RegistrySession:
             raise self.no_registry(what, answer.status)
         self.known.set()
 
-    def _require_words(self, call: ApiRequest, answer: RegistryAnswer) -> None:
+    def _refuse_page(self, call: ApiRequest, answer: RegistryAnswer) -> None:
         """Raise for a page of a proxy, which says 200 to everything."""
         if answer.status == OK and _is_page(answer):
             raise self.no_registry(call.what, answer.status)
