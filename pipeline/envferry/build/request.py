@@ -154,8 +154,8 @@ class BuildAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Why no conda package can come or go by itself; empty where each of them can."""
     data: tuple[str, ...] = ()
     """Where the files landed that belong to no package, relative to the prefix."""
-    from_nothing: str = ""
-    """Why the tree must not be made on what an earlier build has left; empty when it was made."""
+    why_from_scratch: str = msgspec.field(default="", name="from_nothing")
+    """Why the tree cannot start from the earlier build; empty when it was made."""
     error: str | None = None
     hint: str = ""
     exit_code: int = 0

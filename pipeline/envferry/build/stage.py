@@ -145,8 +145,8 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
             )
             with progress.task(self._title(found)):
                 answer = run_builder(request, work, self.cache.root, self.sandbox, options)
-            if earlier and (answer.from_nothing or answer.tools != earlier.note.tools):
-                raise NotIncremental(answer.from_nothing or "the tools changed")
+            if earlier and (answer.why_from_scratch or answer.tools != earlier.note.tools):
+                raise NotIncremental(answer.why_from_scratch or "the tools changed")
             answer = as_from_scratch(answer, earlier)
             if options.check:
                 run_checks(self.lock.options.checks, work, self.sandbox, progress)

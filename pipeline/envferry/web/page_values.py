@@ -172,7 +172,7 @@ class WhyPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiffPage:
-    """Two artifacts held against each other; without `old` or `new`, a question for them."""
+    """Two artifacts compared; without `old` or `new`, a form that asks for them."""
 
     q_old: str
     q_new: str

@@ -59,7 +59,7 @@ def main(request_path: str) -> None:
             data=tuple(tree.data),
         )
     except NotIncremental as reason:
-        answer = BuildAnswer(tools=tools, from_nothing=str(reason))
+        answer = BuildAnswer(tools=tools, why_from_scratch=str(reason))
     except PipelineError as error:
         answer = BuildAnswer(error=error.message, hint=error.hint, exit_code=error.exit_code)
     except OSError as error:

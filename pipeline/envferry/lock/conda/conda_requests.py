@@ -112,7 +112,7 @@ def solve_platforms(request: CondaRequest, name: str, progress: Progress) -> Con
             for platform, part in zip(request.platforms, wanted, strict=True)
         }
         answers = list(_answers(request, futures, name, progress, hashes))
-        return _together(answers, hashes.result())
+        return _join_answers(answers, hashes.result())
 
 
 def _solve_by_conda(request: CondaRequest, name: str, progress: Progress) -> CondaAnswer:
@@ -123,7 +123,7 @@ def _solve_by_conda(request: CondaRequest, name: str, progress: Progress) -> Con
         }
         answers = list(_answers(request, futures, name, progress))
     hashes = {k: v for answer in answers for k, v in answer.content_hashes.items()}
-    return _together(answers, hashes)
+    return _join_answers(answers, hashes)
 
 
 def _answers(
@@ -144,6 +144,6 @@ def _answers(
         yield answer
 
 
-def _together(answers: list[CondaAnswer], content_hashes: dict[str, str]) -> CondaAnswer:
+def _join_answers(answers: list[CondaAnswer], content_hashes: dict[str, str]) -> CondaAnswer:
     packages = tuple(package for answer in answers for package in answer.packages)
     return CondaAnswer(packages=packages, content_hashes=content_hashes)

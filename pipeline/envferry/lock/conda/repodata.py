@@ -62,7 +62,7 @@ class RepodataExtract(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Tier: TypeAlias = "tuple[RepodataExtract, ...]"
-"""What has the same priority."""
+"""Extracts of the same priority."""
 
 
 class ChannelIndexes(msgspec.Struct):
