@@ -68,6 +68,7 @@ class DownloadCache:
         if not packages:
             return {}
         downloads = {package.url: Download.of(package) for package in packages}
+        # Several URLs may be of one file: it is downloaded once.
         distinct = {(item.expected, item.file_name): item for item in downloads.values()}
         expected = Expected(len(distinct))
         with progress.task(f"Fetching {plural(len(distinct), 'package')}", expected) as advance:

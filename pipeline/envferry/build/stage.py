@@ -65,6 +65,7 @@ def build_env(
     building = exclusive_lock(home.with_name(f"{home.name}.lock"), f"the build of {lock.name}")
     with building, cache_lock(cache.root, shared=True):
         partial = home.with_name(f"{home.name}.partial")
+        # Before anything is downloaded: only its owner can replace a build.
         for place in (home, partial):
             require_replaceable(place)
         sources = SourceCache(cache=cache, progress=progress, offline=options.offline)
@@ -174,6 +175,7 @@ def started_on(earlier: EarlierBuild | None, request: BuildRequest) -> BuildRequ
         request,
         is_started=True,
         changes_conda=earlier.changes_conda,
+        # What has no path is in the tree already.
         wheels=tuple(wheel for wheel in request.wheels if wheel.path),
         wheel_files=tuple(chain.from_iterable(earlier.wheel_files.values())),
     )

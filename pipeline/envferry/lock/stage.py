@@ -45,6 +45,7 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
     tools = _tools(options.solver)
     kept = kept_packages(spec, options)
     platforms = options.platforms or spec.platforms
+    # Read for each platform: selectors drop lines.
     halves = {platform: read_spec(spec.path, platform=platform) for platform in platforms}
     indexes = named_indexes(spec) if any(half.pip for half in halves.values()) else ()
     both = solve_halves(spec, halves, kept, options, progress)

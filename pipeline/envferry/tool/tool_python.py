@@ -153,6 +153,7 @@ def _trim(tree: Path, python: ToolPython) -> None:
     for path in [*(library / "lib-dynload").iterdir()]:
         if UNUSED_EXTENSIONS.fullmatch(path.name) or SKIPPED_EXTENSIONS.fullmatch(path.name):
             _remove(path)
+    # Last: libraries that only removed modules needed are not needed any more.
     used = set(_loaded([program, *library.rglob("*.so")], library.parent))
     for path in [*library.parent.iterdir()]:
         if path != library and path.name not in used:

@@ -144,6 +144,7 @@ def place_data(prefix: Path, request: BuildRequest, made: BuiltTree) -> Iterator
     """
     for item in request.data:
         target = prefix / item.target
+        # A link that leads nowhere does not exist, and would be written through.
         if target.exists() or target.is_symlink():
             message = f"{item.target} of `envferry: data:` already exists: a package brings it"
             raise SpecError(message, hint="give it another `path:`")

@@ -96,6 +96,7 @@ def solve_platforms(request: CondaRequest, name: str, progress: Progress) -> Con
         Workers(1, "hash") as hasher,
         Workers(SOLVERS, "solve") as threads,
     ):
+        # It takes conda-lock seconds, in which the platforms are solved.
         hashes = hasher.submit(content_hashes, request)
         indexes = ChannelIndexes.usual(offline=request.offline)
         server = indexes.server

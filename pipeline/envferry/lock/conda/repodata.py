@@ -82,6 +82,7 @@ class ChannelIndexes(msgspec.Struct):
 
     def index(self, url: str) -> ChannelIndex | None:
         """Return the index at `CHANNEL/SUBDIR/`, None when it does not exist; see `open_index`."""
+        # A lock for each URL: while one index is fetched, others can be opened.
         with self._guard:
             lock = self._locks.setdefault(url, threading.Lock())
         with lock:
@@ -219,6 +220,7 @@ def _local_index(folder: Path, server: RepodataServer) -> ChannelIndex | None:
 
 
 def _served_index(url: str, server: RepodataServer) -> ChannelIndex | None:
+    # By what must be fetched: the shards of some names, then all of it, compressed if possible.
     if path := server.index(f"{url}{SHARDS}", OTHER_FORMS):
         return ShardedIndex.parse(path.read_bytes(), f"{url}{SHARDS}", server.shard)
     path = server.index(f"{url}{PACKED}", OTHER_FORMS) or server.index(f"{url}{PLAIN}")

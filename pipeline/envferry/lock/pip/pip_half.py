@@ -117,6 +117,7 @@ def _check_provided(request: PipRequest) -> None:
     contradictions = []
     for line in request.requirements:
         try:
+            # Without what PEP 508 does not have: a comment, and options such as `--hash`.
             wanted = Requirement(re.split(r"\s+(?:#|--)", line)[0].strip())
         except InvalidRequirement:
             continue
