@@ -140,8 +140,8 @@ class ArtifactPage:
     paging: Paging
     all_packages: tuple[PackageFacts, ...] = field(metadata={"json": False})
     has_audit: bool = field(metadata={"json": False})
-    siblings: tuple[Entry, ...] = field(metadata={"json": False})
-    """The artifacts before and after it."""
+    previous: Entry | None = field(metadata={"json": False})
+    """The artifact before it: what people compare with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

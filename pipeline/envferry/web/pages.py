@@ -153,7 +153,7 @@ def artifact(site: RegistryView, request: PageRequest) -> ArtifactPage:
         paging=paging,
         has_audit=site.audit is not None,
         all_packages=manifest.packages,
-        siblings=_siblings(site, entry),
+        previous=_previous(site, entry),
     )
 
 
@@ -372,12 +372,12 @@ def _licenses(packages: Sequence[PackageFacts]) -> list[LicenseShare]:
     return sorted(shares, key=lambda one: (one.license or "~").lower())
 
 
-def _siblings(site: RegistryView, entry: Entry) -> tuple[Entry, ...]:
-    """Return the artifact before, if there is one: what people compare with."""
+def _previous(site: RegistryView, entry: Entry) -> Entry | None:
+    """Return the artifact before, if there is one that can be read: what people compare with."""
     same = site.ask(queries.entries(Filter(name=entry.name, platform=entry.platform)))
     ids = [one.id for one in same]
     place = ids.index(entry.id) if entry.id in ids else len(ids)
-    return tuple(one for one in same[place + 1 : place + 2] if not one.problem)
+    return next((one for one in same[place + 1 : place + 2] if not one.problem), None)
 
 
 def _entry_of(site: RegistryView, text: str) -> Entry:
