@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from envferry.base.secret import Secret
 from envferry.base.uv_variables import SYSTEM_AUTHORITIES
 from envferry.build.git_credentials import git_environ, git_logins, without_git_login
-from envferry.config import NetworkSettings, Secret, Settings, uv_environ
+from envferry.config import NetworkSettings, Settings, uv_environ
 
 LINE = "a @ git+https://me:p%40ss@git.example.org/a.git@main#subdirectory=b"
 

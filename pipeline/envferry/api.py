@@ -159,12 +159,16 @@ def build(
     from envferry.build.downloads import DownloadCache
     from envferry.build.stage import build_env
     from envferry.engines.selection import choose_sandbox
+    from envferry.lock.conda.channel_logins import logins_of_spec
 
-    wanted = source if isinstance(source, Lock) else read_lock(source)
+    if isinstance(source, Lock):
+        wanted, channels = source, {}
+    else:
+        wanted, channels = read_lock(source), logins_of_spec(source, SPECS_DIR)
     return build_env(
         wanted,
         sandbox=choose_sandbox(engine, image),
-        cache=DownloadCache(settings().cache_dir / "downloads"),
+        cache=DownloadCache(settings().cache_dir / "downloads", channels=channels),
         options=options or BuildOptions(),
         progress=progress or Silent(),
     )
