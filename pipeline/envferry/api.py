@@ -152,7 +152,8 @@ def build(
 ) -> BuiltEnv:
     """Build a lock, or the up-to-date lock of a spec, in a container without network; check it.
 
-    `image` is for docker and podman. Raises NoSandbox when no engine works here, IntegrityError
+    `image` is for docker and podman. Logins in the URLs of a spec's channels are used where the
+    spec is named, not with a Lock. Raises NoSandbox when no engine works here, IntegrityError
     for a download that is not what was locked, SpecError when packages conflict,
     ToolFailed when a check fails, TargetOccupied while another process builds the same.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 import threading
 from contextlib import contextmanager
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import require
 from tests.support.cli_runner import CliRunner
 from tests.support.private_channel import (
     BASIC,
@@ -31,12 +33,14 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.container
 
+BWRAP = ("--sandbox", "bwrap")
 SECRETS = (TOKEN, BASIC.removeprefix("Basic "))
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A channel with one package that an environment can be made of."""
+    require("bwrap", shutil.which("bwrap"))
     package = TinyPackage(name="libone", version="1.0", files=(("share/one", "one"),))
     return make_channel(tmp_path_factory.mktemp("tiny") / "channel", [package])
 
@@ -94,14 +98,14 @@ def test_a_login_of_the_credentials_file(
         kept = path.rename(tmp_path / "kept.json")
         for refusal, code in ((404, 7), (403, 9), (401, 9)):
             channel.refusal = refusal
-            strange.append(runner.run("build", "one", "-vv", expect=code))
+            strange.append(runner.run("build", "one", *BWRAP, "-vv", expect=code))
             assert "pixi auth login" in strange[-1].stderr
             assert "~/.netrc" in strange[-1].stderr
         path = kept.rename(path)
         # The first answer breaks off: what is asked for then has the login as well.
-        mine.append(runner.run("build", "one", "-vv"))
+        mine.append(runner.run("build", "one", *BWRAP, "-vv"))
         assert channel.breaks == 0
-        mine.append(runner.run("release", "one", "-vv"))
+        mine.append(runner.run("release", "one", *BWRAP, "-vv"))
         # Another login is told from none.
         write_credentials(runner.home, {"127.0.0.1": {"BearerToken": "0ld"}})
         old = runner.run("lock", "one", "--upgrade", expect=9)
@@ -115,8 +119,8 @@ def test_a_token_in_the_url_of_a_spec(runner: CliRunner, tiny: Path, tmp_path: P
     """The lock has none, and the spec lies beside it."""
     with private_channel(tiny, PrivateChannel(kind="conda")) as channel:
         spec = write_spec(runner, channel.url.replace("/team", f"/t/{TOKEN}/team"))
-        made = [runner.run("lock", "one", "-vv"), runner.run("build", "one", "-vv")]
-        made.append(runner.run("release", "one", "-vv"))
+        made = [runner.run("lock", "one", "-vv"), runner.run("build", "one", *BWRAP, "-vv")]
+        made.append(runner.run("release", "one", *BWRAP, "-vv"))
         refuse_secrets(tmp_path, said(*made), spec)
         # A token that the server no longer takes.
         spec.write_text(spec.read_text().replace(TOKEN, "0ld"))
@@ -132,11 +136,11 @@ def test_a_token_of_the_command_line_is_missed_by_builds(
         given = channel.url.replace("/team", f"/t/{TOKEN}/team")
         locked = runner.run("lock", "one", "-vv", "--channel", given)
         assert f"warning: the lock has no login for {channel.url}" in locked.stderr
-        refused = runner.run("build", "one", "-vv", expect=7)
+        refused = runner.run("build", "one", *BWRAP, "-vv", expect=7)
         write_credentials(runner.home, {"127.0.0.1": ENTRIES["conda"]})
         again = runner.run("lock", "one", "-vv", "--channel", given)
         assert "no login" not in again.stderr
-        runner.run("build", "one")
+        runner.run("build", "one", *BWRAP)
     assert not any(secret in said(locked, refused, again) for secret in SECRETS)
 
 
@@ -189,7 +193,7 @@ def test_another_host_gets_nothing(kind: str, runner: CliRunner, tiny: Path) -> 
             write_spec(runner, channel.url)
             write_credentials(runner.home, {"127.0.0.1": ENTRIES[kind]})
             runner.run("lock", "one")
-            runner.run("build", "one")
+            runner.run("build", "one", *BWRAP)
     assert [path for path, _ in seen] == ["/linux-64/libone-1.0-0.conda"]
     assert not any(secret in str(seen) for secret in SECRETS)
     assert "Authorization" not in seen[0][1]

@@ -140,7 +140,7 @@ class Logins:
             return self._by_netrc.get(host)
 
     def _in_files(self, parts: SplitResult, names: Iterable[str]) -> HttpLogin | None:
-        """Return what rattler's files have; nothing where everybody on the way could read it."""
+        """Return what rattler's files have; nothing where the request could be read on its way."""
         with self._guard:
             if self._by_file is None:
                 self._by_file = [read_credentials(path) for path in self._files]
@@ -188,7 +188,7 @@ def _read_netrc(path: Path) -> dict[str, HttpLogin]:
         hosts = netrc.netrc(path).hosts
         warn_if_readable(path)
     except netrc.NetrcParseError as error:  # its words may repeat a password
-        log.warning("%s cannot be read: its line %s is not valid", path, error.lineno)
+        log.warning("%s cannot be read: it is not valid near line %s", path, error.lineno)
         return {}
     except (OSError, UnicodeDecodeError) as error:
         log.warning("%s cannot be read: %s", path, getattr(error, "strerror", "it is not UTF-8"))

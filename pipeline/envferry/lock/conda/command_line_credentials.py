@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -23,7 +24,7 @@ def write_netrc(path: Path, urls: Iterable[str]) -> Path:
         host = urlsplit(url).hostname
         login = logins.find(url, is_channel=True) if host else None
         if login and login.form == "basic":
-            user, password = login.pair()
+            user, password = map(_word, login.pair())
             lines.append(f"machine {host} login {user} password {password}\n")
         elif login:
             words = "conda and mamba are not told the token of %s in %s: log in with them, too"
@@ -33,3 +34,11 @@ def write_netrc(path: Path, urls: Iterable[str]) -> Path:
     path.touch(mode=0o600)
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _word(text: str) -> str:
+    """Return a user or a password as Python's netrc and curl (7.84 and newer) read it."""
+    if re.fullmatch(r"[^\s\"#\\]+", text):
+        return text
+    escaped = re.sub(r"([\"\\])", r"\\\1", text)
+    return f'"{escaped}"'
