@@ -28,6 +28,8 @@ class Environment:
     name: str
     rounds: int
     """How often to repeat: the large one takes minutes."""
+    fits_disk_once: bool = False
+    """Whether the disk has no room for several versions of it, in all the places they go to."""
 
     @property
     def cache(self) -> Path:
@@ -74,7 +76,9 @@ def _built(environment: Environment, spec: Path) -> Environment:
 
 def reference() -> Environment:
     """Return the reference environment (10 GB), which `make reference KEEP=1` leaves built."""
-    environment = Environment(home=PROJECT / ".reference", name="transformer_env", rounds=2)
+    environment = Environment(
+        home=PROJECT / ".reference", name="transformer_env", rounds=2, fits_disk_once=True
+    )
     if not list(environment.cache.glob("builds/*/built.json")):
         sys.exit("error: the reference environment is not built\nhint: make reference KEEP=1")
     return environment

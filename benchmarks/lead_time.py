@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from benchmarks.environments import Environment
 
 NAME = "lead"
-LARGE = "transformer_env"
 PAYLOAD_BYTES = 5_000_000
 LEAD_SECONDS, LEAD_RATIO = 20, 0.15
 REBUILD_SECONDS, REPACK_RATIO, REPUSH_BYTES = 6, 0.15, 10_000_000
@@ -46,10 +45,12 @@ def results(environment: Environment) -> Iterator[Result]:
     (work / "specs").mkdir(parents=True)
     os.chdir(work)  # where specs are found by name; this process is for these figures alone
     with seaweed(work / "seaweed") as server:
-        voyage = Voyage(environment, work, server)
-        voyage.make_wheels(versions=environment.rounds + 3)
-        many = environment.name != LARGE
-        yield from voyage.results(environment.rounds) if many else voyage.results_of_one_change()
+        benchmark = LeadTime(environment, work, server)
+        benchmark.make_wheels(versions=environment.rounds + 3)
+        if environment.fits_disk_once:
+            yield from benchmark.results_of_one_change()
+        else:
+            yield from benchmark.results(environment.rounds)
     os.chdir(environment.home)
     shutil.rmtree(work)
 
@@ -63,8 +64,8 @@ class Place:
     envs: Path
 
 
-class Voyage:
-    """The demo environment and one package more, of which the version is what changes."""
+class LeadTime:
+    """An environment and one package more, of which the version is what changes."""
 
     def __init__(self, environment: Environment, work: Path, server: S3Server) -> None:
         self.environment, self.work, self.server = environment, work, server
@@ -112,7 +113,7 @@ class Voyage:
         build = self.command("build", NAME, "-q", *options)
         return {"lock": run_once(lock), "build": run_once(build)}
 
-    def carry(self, place: Place, endpoint: str = "") -> dict[str, Run]:
+    def deploy(self, place: Place, endpoint: str = "") -> dict[str, Run]:
         """Pack, push and install what was built."""
         runs = {"pack": run_once(self.command("pack", NAME, "-q", "-o", place.dist))}
         *older, newest = sorted(place.dist.glob("*.tar.zst"), key=modified)
@@ -131,13 +132,13 @@ class Voyage:
         )  # fmt: skip
 
     def first_time(self, version: int) -> dict[str, Run]:
-        """Carry a version where nothing of this environment is."""
+        """Lock, build and deploy a version where nothing of this environment is."""
         lock, notes = self.work / f"specs/{NAME}.conda-lock.yml", self.work / "cache/packs"
         lock.unlink()
         notes.rename(notes.with_name("packs-aside"))
         runs = {
             **self.lock_and_build(version, "--from-scratch"),
-            **self.carry(self.place(f"first-{version}")),
+            **self.deploy(self.place(f"first-{version}")),
         }
         shutil.rmtree(notes)
         notes.with_name("packs-aside").rename(notes)
@@ -147,11 +148,11 @@ class Voyage:
         """Yield all figures; the version before is there from the first one on."""
         cold_envs = self.work / "envs-cold"
         self.lock_and_build(0)
-        self.carry(self.lasting)
+        self.deploy(self.lasting)
         run_once(self.install(self.lasting.registry, cold_envs))
         second, first, cold = [], [], []
         for version in range(1, rounds + 2):
-            second.append({**self.lock_and_build(version), **self.carry(self.lasting)})
+            second.append({**self.lock_and_build(version), **self.deploy(self.lasting)})
             if DROP_CACHES.exists() and os.access(DROP_CACHES, os.W_OK):
                 install = self.install(self.lasting.registry, cold_envs)
                 cold.append(run_once(replace(install, prepare=drop_caches)))
@@ -165,8 +166,8 @@ class Voyage:
         """Yield the figures of one version and the next, with room for one of each thing."""
         downloads = self.work / "cache/downloads"
         shutil.copytree(self.environment.cache / "downloads", downloads, copy_function=os.link)
-        first = {**self.lock_and_build(0), **self.carry(self.lasting)}
-        second = {**self.lock_and_build(1), **self.carry(self.lasting)}
+        first = {**self.lock_and_build(0), **self.deploy(self.lasting)}
+        second = {**self.lock_and_build(1), **self.deploy(self.lasting)}
         yield from lead_results([second], [first])
         yield absolute("repush_bytes", self.sent_bytes(2), REPUSH_BYTES, "bytes")
 
@@ -175,7 +176,7 @@ class Voyage:
         self.lock_and_build(version)
         plan = Plan(upstream=self.server.endpoint_url)
         with fault_proxy(plan) as proxy:
-            self.carry(self.lasting, endpoint=proxy)
+            self.deploy(self.lasting, endpoint=proxy)
         return plan.sent_bytes
 
 

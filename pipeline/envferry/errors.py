@@ -61,6 +61,14 @@ class ToolFailed(PipelineError):
     exit_code = 4
 
 
+class CheckFailed(ToolFailed):
+    """A check of an environment failed."""
+
+    def __init__(self, message: str, *, check: str, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.check = check
+
+
 class StaleLock(PipelineError):
     """The lock is older than its spec."""
 

@@ -207,9 +207,9 @@ def test_a_tree_that_was_finished_without_its_record_is_gone_on_with(
     home.link.unlink()
     home.record(manifest.id).unlink()
     with FileSource(tmp_path / "1.tar.zst") as source:
-        order = prepare_install(source, None, InstallOptions(envs_dir=envs))
+        plan = prepare_install(source, None, InstallOptions(envs_dir=envs))
         files = Archive(source).index.files
-        with InstallJournal(home.journal(manifest.id), order.journal_subject) as journal:
+        with InstallJournal(home.journal(manifest.id), plan.journal_subject) as journal:
             for number, entry in enumerate(files):
                 if entry.path in record.edited:
                     journal.note_edited(number, Content(*record.edited[entry.path]))

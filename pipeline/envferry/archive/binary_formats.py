@@ -110,6 +110,7 @@ def elf_string_ranges(content: Searchable) -> list[range] | None:
         return None
     try:
         return [*sections(content)]
+    # Damaged, or without section headers: then it is a binary file like any other.
     except (struct.error, KeyError):
         return None
 

@@ -108,6 +108,7 @@ def open_holding(
     try:
         status = os.fstat(descriptor)
         state = FileState.of(status)
+        # The size first: where it is another one, nothing has to be read.
         has_size = stat.S_ISREG(status.st_mode) and status.st_size == wanted.size
         is_right = has_size and ((state, wanted.xxh128) in known or checksum(descriptor) == wanted)
     except BaseException:
@@ -127,6 +128,7 @@ def lost_directories(root: str, index: Index) -> set[str]:
     """
     lost = set() if is_directory(root) else {""}
     paths = (entry.path for entry in index.files if entry.type == "directory")
+    # Sorted, a directory comes before what is in it: one that is lost takes all below along.
     for path in sorted(paths):
         if path.rpartition("/")[0] in lost or not is_directory(f"{root}/{path}"):
             lost.add(path)
@@ -163,9 +165,11 @@ def in_parallel(
     ordered = list(numbers)
     large = [number for number in ordered if files[number].size >= BATCH_BYTES]
     small = [number for number in ordered if files[number].size < BATCH_BYTES]
+    # A large file that begins last would keep one thread at work when all others have ended.
     large.sort(key=lambda number: -files[number].size)
     with ThreadPoolExecutor(threads or os.cpu_count() or 1, thread_name_prefix="files") as pool:
         try:
             yield from pool.map(work, batches(files, [*large, *small]))
         finally:
+            # Who stops taking results, by an error or Ctrl-C, does not wait for the rest.
             pool.shutdown(wait=True, cancel_futures=True)

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from envferry.archive.prefixes import Relocation
     from envferry.archive.reader import Archive
 
+# O_EXCL finds two paths that the file system takes for one (case, Unicode).
 NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# Opened for each frame and read for its edits; an interrupted install may have begun it.
 PART_OF_FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 FEWEST_THREADS = 4
 """While one waits for a registry or for the disk, another decompresses."""
@@ -100,6 +102,7 @@ def extract_tree(
                 pool.submit(extraction.write_run, run, advance)
                 for run in archive.cut_runs(numbers, run_bytes)
             ]
+            # What has not begun when one fails is given up with the pool.
             finished, _ = wait(runs, return_when=FIRST_EXCEPTION)
             for future in finished:
                 future.result()
@@ -176,6 +179,7 @@ class Extraction:
             f"{self.root}/{entry.path}", NEW_FILE if is_whole else PART_OF_FILE, entry.mode
         )
         try:
+            # Not compared with its own checksum: the BLAKE3 of its frames vouches for it.
             if not is_whole:
                 self.direct.write(descriptor, content, piece.start)
                 return
@@ -218,6 +222,7 @@ class Extraction:
         }
         for number in sorted(large.difference(self.present)):
             self.finish_large_file(number)
+        # Directories last: each name that is made in one gives it another time.
         for entry in reversed(self.files):
             if entry.type == "directory":
                 path = f"{self.root}/{entry.path}"
@@ -239,6 +244,7 @@ class Extraction:
                 write_all(descriptor, memoryview(edited), 0)
                 os.ftruncate(descriptor, len(edited))
             elif self.relocation and entry.edits:
+                # Strings keep their places: a library of gigabytes need not be read whole.
                 with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as mapped:
                     for offset, replacement in self.relocation.replacements(mapped, entry):
                         write_all(descriptor, memoryview(replacement), offset)
@@ -257,6 +263,7 @@ def make_directories(index: Index, root: str) -> None:
         try:
             os.mkdir(target, 0o755)  # noqa: PTH102  (43,000 Path objects cost 0.2 s)
         except FileExistsError:
+            # Not by way of a link either: all that belongs in it would be written elsewhere.
             if not stat.S_ISDIR(os.lstat(target).st_mode):
                 raise
 

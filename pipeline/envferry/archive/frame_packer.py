@@ -82,6 +82,7 @@ class FramePacker:
             end = content + piece.length
             raw[position:content] = piece.header
             read_piece(member, piece, raw[content:end])
+            # The buffer may hold the bytes of an earlier frame: the zeros have to be written.
             raw[end : end + piece.padding] = bytes(piece.padding)
             if member.entry.type == "file" and piece.length == member.entry.size:
                 checksums[piece.member] = xxhash.xxh3_128_hexdigest(raw[content:end])
@@ -114,6 +115,7 @@ class FramePacker:
 
     def compressed(self, raw: memoryview) -> tuple[bytes, FrameEntry]:
         """Compress what a frame holds."""
+        # One for each thread: zstandard's objects must not be used by two at once.
         if not hasattr(self.threads, "compressor"):
             self.threads.compressor = new_compressor(self.level)
         compressed: bytes = self.threads.compressor.compress(raw)
@@ -135,11 +137,13 @@ class FramePacker:
         self, buffer: bytearray, size: int, plan: FramePlan, starts: list[int]
     ) -> Iterator[int]:
         """Yield the members of a frame in whose bytes the prefix occurs."""
+        # One search for each frame, not for each file: the interpreter's lock is held meanwhile.
         prefix = self.prefix.encode()
         found = buffer.find(prefix, 0, size)
         while found >= 0:
             which = bisect_right(starts, found) - 1
             yield plan.pieces[which].member
+            # That a member holds it is all that counts here: the search goes on behind that member.
             following = starts[which + 1] if which + 1 < len(starts) else size
             found = buffer.find(prefix, following, size)
 
@@ -157,6 +161,7 @@ def packed_in_order(
         while waiting:
             yield waiting.popleft().result()
     finally:
+        # After an error, leaving the pool would wait for all frames that have not begun.
         for future in waiting:
             future.cancel()
 
@@ -167,6 +172,7 @@ def read_piece(member: Member, piece: Piece, target: memoryview) -> None:
         target[:] = member.source[piece.start : piece.start + piece.length]
         return
     try:
+        # O_NOFOLLOW: listed as a file; a link that took its place leads elsewhere.
         descriptor = os.open(member.source, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError as error:
         message = f"cannot read {member.source}: {error.strerror}"

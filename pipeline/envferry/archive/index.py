@@ -136,6 +136,7 @@ class IndexSchema(msgspec.Struct, frozen=True):
 
 def encode_index(index: Index) -> bytes:
     """Return the index as a zstd skippable frame."""
+    # XXH3-128 stands before it, so zstd's own checksum would be a second one.
     compressor = zstandard.ZstdCompressor(level=INDEX_LEVEL, write_checksum=False)
     compressed = compressor.compress(msgspec.json.encode(index))
     payload = INDEX_MAGIC + xxhash.xxh3_128_digest(compressed) + compressed
@@ -157,6 +158,7 @@ def decode_index(frame: bytes, what: str) -> Index:
     try:
         most = SMALL_INDEX_BYTES + MAX_INDEX_RATIO * len(compressed)
         text = decompress_bounded(compressed, min(most, MAX_INDEX_BYTES))
+        # First the schema alone: an index of another one need not decode as ours does.
         schema = decode_json(text, IndexSchema).schema
         if schema != SCHEMA:
             message = f"{what} has schema {schema}, this envferry reads schema {SCHEMA}"

@@ -68,6 +68,7 @@ class LinkCheck:
         if place in self.failed:
             raise LinkFault(self.failed[place])
         try:
+            # A circle comes back to a link whose end is not known yet, and is followed until here.
             if depth >= MAX_LINKS:
                 raise LinkFault(TOO_MANY)
             self.ends[place] = self.walk(place, depth)

@@ -137,6 +137,7 @@ def cut_frames(
 def cut_member(number: int, content: int, header: bytes) -> Iterator[Piece]:
     """Cut one member's content of so many bytes into pieces of at most FRAME_BYTES."""
     start = 0
+    # Not `while start < content`: what has no content has a header, and so a piece.
     while True:
         length = min(content - start, FRAME_BYTES)
         is_last = start + length == content
@@ -152,4 +153,5 @@ def cut_member(number: int, content: int, header: bytes) -> Iterator[Piece]:
         start += length
 
 
+# A large file is cut at multiples of FRAME_BYTES: only its last piece may need padding.
 assert FRAME_BYTES % BLOCK == 0

@@ -47,10 +47,12 @@ class Relocation:
     def check(self, index: Index) -> None:
         """Raise HostError when the new prefix does not fit somewhere, naming the tightest place."""
         growth = len(self.new) - len(self.old)
+        # What is not longer fits everywhere: NULs fill the rest.
         if growth <= 0:
             return
         longest, tightest = min(
             (
+                # Each occurrence in a string grows: they share its room.
                 (len(self.old) + (string.capacity - string.length) // string.count, entry.path)
                 for entry in index.files
                 if entry.edits
@@ -92,6 +94,7 @@ class Relocation:
             moved = edited_text(content, self.old, self.new, edits.at)
         except NotTheIndexed as error:
             raise not_as_indexed(entry) from error
+        # Before padding, which counts from the length that the text has in the end.
         moved = with_short_shebang(moved, self.new)
         return padded_line(moved, len(content)) if edits.padded else moved
 

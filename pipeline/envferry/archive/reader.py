@@ -61,6 +61,7 @@ class FileSource:
 
     def read_at(self, offset: int, length: int) -> bytes:
         """Return `length` bytes from `offset`; fewer only at the end."""
+        # pread(2) has a position of its own: threads share the descriptor.
         return os.pread(self.descriptor, length, offset)
 
     def __enter__(self) -> FileSource:
@@ -153,9 +154,11 @@ class Archive:
         # BLAKE3 and not XXH3: a signature covers it, and it costs 2 % of an install.
         if blake3(compressed).hexdigest() != entry.blake3:
             raise self.damaged(number, "its checksum is wrong")
+        # One for each thread: zstandard's objects must not be used by two at once.
         if not hasattr(self.threads, "decompressor"):
             self.threads.decompressor = zstandard.ZstdDecompressor()
         try:
+            # Before it is decompressed: zstandard takes as much memory as the frame claims to hold.
             if zstandard.frame_content_size(compressed) != entry.tar_size:
                 raise self.damaged(number, "its size is not the one in the index")
             # Nothing may follow: other tools would take it for a part of the tar stream.
@@ -181,6 +184,7 @@ def read_index(kept: CachedTail) -> tuple[Index, bytes, int]:
     sizes: list[tuple[int, int]] = []
     if table_start >= 0:
         sizes = decode_seek_table(kept.read_at(table_start, table_size), source.name)
+    # From here on, whatever follows from the table lies within the file.
     if not sizes or min(sizes)[0] <= 0 or sum(compressed for compressed, _ in sizes) != table_start:
         message = f"the seek table of {source.name} does not add up to its size"
         raise IntegrityError(message, hint="copy or fetch the archive again")
@@ -188,6 +192,7 @@ def read_index(kept: CachedTail) -> tuple[Index, bytes, int]:
     index_start = table_start - index_size
     index_frame = kept.read_at(index_start, index_size)
     index = decode_index(index_frame, source.name)
+    # Other tools seek by the table, we read by the index: they must see the same stream.
     if [(frame.size, frame.tar_size) for frame in index.frames] != sizes[:-1]:
         message = f"index and seek table of {source.name} contradict each other"
         raise IntegrityError(message, hint="copy or fetch the archive again")

@@ -85,6 +85,7 @@ class RelocatedTar(msgspec.Struct):
             link = self.relocation.move_link(entry.link)
             yield tar_header(msgspec.structs.replace(entry, link=link), mtime)
             return
+        # The header comes first and has the size, which is known when all of the file is edited.
         self._held.append(bytes(content))
         if piece.start + piece.length < entry.size:
             return

@@ -27,6 +27,7 @@ MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 3840
 """PATH_MAX of Linux less a prefix as long as conda's placeholder."""
 MAX_LINK_BYTES = 4095
+"""PATH_MAX of Linux less its final NUL."""
 SHOWN = 200
 NOWHERE = frozenset({"", ".", ".."})
 """What is no name within a directory."""
@@ -54,6 +55,7 @@ def tree_faults(files: Sequence[FileEntry], prefix: str) -> list[str]:
         counts = Counter(entry.path for entry in files)
         twice = (path for path, count in counts.items() if count > 1)
         faults.extend(f"the path {shortened(path)} occurs twice" for path in twice)
+    # Links last: how they are followed relies on each path being in a directory of the tree.
     return faults or list(LinkCheck(files, prefix).faults())
 
 
@@ -95,6 +97,7 @@ def edit_faults(entry: FileEntry) -> Iterator[str]:
         if not fits or not 0 < string.count <= string.length:
             yield f"{entry.path!r} has a prefix at an invalid position"
             return
+        # What may be written counts, not what is there: edits must not reach into each other.
         end = string.offset + string.capacity
     if end > entry.size or (entry.edits and (entry.type != "file" or not entry.size)):
         yield f"{entry.path!r} has a prefix at an invalid position"
@@ -134,6 +137,7 @@ def entry_faults(entry: FileEntry, types: Mapping[str, str]) -> Iterator[str]:
     parent = entry.path.rpartition("/")[0]
     if fault:
         yield fault
+    # So nothing is ever written by way of a link.
     elif parent and types.get(parent) != "directory":
         yield f"the parent directory of {shortened(entry.path)} is not in the archive"
     if entry.mode not in MODES[entry.type]:
@@ -219,6 +223,7 @@ class FrameCutter:
             length = min(content - start, room)
             is_last = start + length == content
             fill = padding(content) if is_last else 0
+            # A header or padding that is cut in two; only content may go on in the next frame.
             if room < 0 or fill > room - length:
                 msg = f"{entry.path!r} is split at an invalid position"
                 raise self.fault(msg)

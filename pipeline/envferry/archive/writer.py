@@ -174,6 +174,7 @@ class ArchiveWriter:
             self.write_frame(frame.compressed, frame.raw, frame.entry)
             self.plain.append(frame.plain)
             records.take(frame)
+            # The digests read the frame's memory in threads of their own: only then is it free.
             self.digests.wait()
             packer.reuse_buffer(frame.buffer)
             frame_owners.append(members[frame.plan.pieces[0].member].owner)
@@ -277,6 +278,7 @@ class MemberRecords:
             self.large_tail, self.large_has_prefix = b"", False
         self.large_hash.update(data)
         overlap = len(self.prefix) - 1
+        # The prefix may lie across a cut, where neither frame's own search finds it.
         seam = self.large_tail + bytes(data[:overlap])
         self.large_has_prefix |= has_prefix or self.prefix in seam
         self.large_tail = bytes(data[-overlap:])

@@ -156,6 +156,7 @@ def encode_database(
 def write_database(path: Path, data: bytes, signer: Signer | None) -> None:
     """Write a database, and, where there is a signer, the statement about it."""
     statement = attestation_of(path)
+    # Before the file changes: a crash must not leave a statement about another one.
     statement.unlink(missing_ok=True)
     write_bytes(path, data)
     if signer:
@@ -182,6 +183,7 @@ def read_database_bytes(path: Path) -> bytes:
 def decode_database(data: bytes, what: str) -> AdvisoryDatabase:
     """Decode a database; `what` names it in errors."""
     try:
+        # A frame may ask for a window of gigabytes.
         with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data) as stream:
             text = stream.read(MOST_UNPACKED)
         file = decode_json(text, _File)

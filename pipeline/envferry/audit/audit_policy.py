@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from envferry.audit.advisory import LEVELS
 from envferry.audit.matching import AuditedPackage, Silence
@@ -144,8 +145,6 @@ def silence(
     package: AuditedPackage, loaded: LoadedPolicy, environment: str, today: date
 ) -> AuditedPackage:
     """Mark the vulnerabilities of a package that the policy, or a VEX statement, silences."""
-    from msgspec.structs import replace
-
     vulnerabilities = []
     for one in package.vulnerabilities:
         names = {name.upper() for name in (one.id, *one.aliases)}

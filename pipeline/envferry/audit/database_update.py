@@ -88,6 +88,7 @@ def _take_over(request: UpdateRequest, path: Path) -> DatabaseFacts:
     """Copy a database and its signatures."""
     data = read_database_bytes(path)
     if request.keys is not None:
+        # What is verified is what is written: the file is not read a second time.
         verify_database(path, data, request.keys, least=request.least)
     facts = decode_database(data, str(path)).facts
     _forbid_older(facts, request)

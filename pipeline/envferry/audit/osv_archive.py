@@ -84,6 +84,7 @@ def _files_of(folder: Path) -> Iterator[tuple[str, bytes]]:
     for path in sorted(folder.rglob("*.json")):
         if path.is_file():
             with path.open("rb") as stream:
+                # One byte more tells that a record is too long.
                 yield path.relative_to(folder).as_posix(), stream.read(MOST_RECORD + 1)
 
 

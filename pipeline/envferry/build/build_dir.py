@@ -73,6 +73,7 @@ def fresh_build_dir(home: Path, prefix: str) -> Iterator[BuildDir]:
         require_execution(work.envs)
         yield work
     finally:
+        # Gone when it was kept, under another name; what cannot be removed, the next build names.
         with suppress(OSError):
             remove_tree(home)
 

@@ -7,9 +7,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from envferry.errors import (
-    TargetOccupied,
-)
+from envferry.errors import TargetOccupied
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -102,6 +102,7 @@ class DownloadClient:
                 failure, is_slow = self._failure(item, error), has_cause(error, ResponseTooSlow)
             if (size := partial.stat().st_size) > reached:
                 reached = size
+                # A trickle is no progress: it would give itself attempts without end.
                 if not is_slow:
                     tally.forget()
             again_after = tally.pause_after(failure)
@@ -138,6 +139,7 @@ class DownloadClient:
     def _download_once(self, item: Download, stream: BinaryIO, meter: Meter) -> str:
         digest = hashes.Hash(ALGORITHMS[item.algorithm]())
         stream.seek(0)
+        # The hash is that of the whole, with what an earlier attempt has left.
         while chunk := stream.read(COPY_BYTES):
             digest.update(chunk)
         start = stream.tell()
@@ -154,6 +156,7 @@ class DownloadClient:
                     msg = f"it announced more than {self.limits.answer_bytes:,} bytes"
                     raise ResponseTooLarge(msg)
                 meter.learn(item, int(length))
+            # As it was sent: the hash in the lock is that of the file on the server.
             for chunk in response.stream(PIECE_BYTES, decode_content=False):
                 stream.write(chunk)
                 digest.update(chunk)

@@ -132,6 +132,7 @@ class DownloadCache:
             except Stopped:
                 return None
             except PipelineError as error:
+                # Offline, all are looked at: one error then names all that is missing.
                 if not offline:
                     meter.stopping.set()
                 return error
@@ -140,6 +141,7 @@ class DownloadCache:
             try:
                 results = list(threads.map(fetch, downloads))
             except BaseException:
+                # After Ctrl-C, too: each thread stops at its next piece.
                 meter.stopping.set()
                 raise
         errors = [result for result in results if isinstance(result, PipelineError)]

@@ -198,6 +198,7 @@ def find_earlier(
     conda_files = {name: files for name, files in note.conda_files.items() if name not in gone}
     lost |= set(_files_without(note.conda_files, conda_files))
     staying = set(chain.from_iterable((*wheel_files.values(), *conda_files.values())))
+    # Wheels may have equal files: one stays as long as any package that stays has it.
     leaving = lost - staying
     return EarlierBuild(
         tree=tree,
@@ -210,6 +211,7 @@ def find_earlier(
         changes_conda=bool(gone or new),
         wheel_files=wheel_files,
         conda_files=conda_files,
+        # Every build places data, and writes what activation sets, itself.
         dropped=frozenset({*(set(_with_bytecode(leaving, tree)) - staying), *note.data, STATE}),
     )
 
@@ -251,6 +253,7 @@ def _why_not(
     leaving = chain.from_iterable(note.conda_files[name] for name in gone)
     if reason := why_affects_others(tree, leaving):
         return reason
+    # Last, as it looks at every file.
     if dict(stamp_files(tree)) != note.files:
         return f"{tree} was changed"
     return ""

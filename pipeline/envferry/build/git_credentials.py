@@ -37,6 +37,7 @@ def git_environ(environ: Mapping[str, str], logins: Mapping[str, Secret]) -> dic
     for number, (url, login) in enumerate(logins.items(), start=first):
         user, _, password = login.reveal().partition(":")
         words = base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
+        # Not url.insteadOf: that URL would be on the command line of `git remote-https`.
         more[f"GIT_CONFIG_KEY_{number}"] = f"http.{url}.extraHeader"
         more[f"GIT_CONFIG_VALUE_{number}"] = f"Authorization: Basic {words}"
     return {**environ, **more}

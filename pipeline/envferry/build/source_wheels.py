@@ -156,6 +156,7 @@ class WheelBuilder(msgspec.Struct, frozen=True, kw_only=True):
         new = as_wheel(package, found[0], digest)
         cache = self.sources.cache
         path = cache.fetch_all((new,), progress=self.sources.progress)[new.url]
+        # `--twice` only compares: the wheel of the first build stays the one that is known.
         if self.anew_in is None:
             record = MadeWheel(file=path.name, sha256=digest)
             write_bytes(cache.root / RECORDS / f"{self.key(package)}.json", to_json(record))

@@ -232,5 +232,6 @@ def git(
     *words: str | Path, check: bool = True, logins: Mapping[str, Secret] | None = None
 ) -> Finished:
     """Run git without prompts."""
+    # git sets these for its hooks: they would lead into the repository of the caller.
     environ = git_environ(child_environ(GIT_DIR=None, GIT_WORK_TREE=None), logins or {})
     return run(["git", *words], env=environ, check=check)

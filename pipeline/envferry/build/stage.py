@@ -155,6 +155,7 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
             if not options.check and not options.anew:  # a second build is only compared
                 built = without_checks(built)
             keep_build(built, self.lock, work, self.home)
+        # Last: without its note, a finished build is only not started from.
         note_tree(self.home, materials, answer)
         return built
 

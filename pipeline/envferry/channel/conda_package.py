@@ -34,6 +34,7 @@ COMPRESSION_LEVEL = 3
 """Level 9 makes CUDA libraries 6 % smaller in three times the time."""
 COMPRESSION_THREADS = 2
 """Any number above zero gives the same bytes."""
+# The earliest that a zip file can hold.
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 ZIP64_BYTES = 1 << 30
 """Content from this size on gets the zip headers for members over 2 GiB."""
@@ -137,6 +138,7 @@ def _walk(tree: Path) -> Iterator[Path]:
 
 def _zip_member(name: str) -> zipfile.ZipInfo:
     member = zipfile.ZipInfo(name, ZIP_TIME)
+    # Unix, which is where the mode counts.
     member.create_system = 3
     member.external_attr = 0o100644 << 16
     return member

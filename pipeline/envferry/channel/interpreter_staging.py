@@ -196,6 +196,7 @@ def _copy_libraries(interpreter: Interpreter, tree: Path) -> list[Path]:
     extensions = Path(interpreter.facts.standard_library) / "lib-dynload"
     for path in sorted((library / f"python{interpreter.minor}" / "lib-dynload").glob("*.so")):
         source_of[path] = extensions / path.name
+    # Of the originals: the loader finds their libraries from where they lie.
     needed = shared_libraries(list(source_of.values()))
     copied: dict[str, Path] = {}
     for staged, source in source_of.items():

@@ -165,6 +165,7 @@ class _Staging(msgspec.Struct, frozen=True, kw_only=True):
         edits = find_edits(content, PLACEHOLDER.encode(), recorded).edits
         as_indexed = FileEntry(path=name, size=len(content), edits=edits)
         placed = Relocation(PLACEHOLDER, self.prefix).edit(content, as_indexed)
+        # It has the mode of the interpreter's own file, which may be read-only.
         path.chmod(path.stat().st_mode | 0o200)
         path.write_bytes(placed)
         return {

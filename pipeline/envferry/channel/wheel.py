@@ -158,7 +158,7 @@ def close_over(
     by_name = {wheel.name: wheel for wheel in wheels}
     environment = target_environment(interpreter.version, current_platform())
     extras: dict[str, set[str]] = {name: set() for name in by_name}
-    waiting = [*active_requirements(requirements, environment, ()), *(_plain(n) for n in by_name)]
+    waiting = [*active_requirements(requirements, environment, ()), *map(Requirement, by_name)]
     seen: set[str] = set()
     while waiting:
         item = waiting.pop()
@@ -176,10 +176,6 @@ def close_over(
         wheels=by_name,
         extras={name: frozenset(asked) for name, asked in extras.items()},
     )
-
-
-def _plain(name: str) -> Requirement:
-    return Requirement(name)
 
 
 def describe_wheel(wheel: ChannelWheel, closure: Closure) -> CondaPackage:

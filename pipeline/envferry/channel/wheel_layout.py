@@ -192,6 +192,7 @@ class _Staging(msgspec.Struct, kw_only=True):
             return inside
         if path.startswith(f"{self.scripts}/"):
             path = f"bin/{path.removeprefix(f'{self.scripts}/')}"
+        # site-packages lies three folders below the prefix.
         return f"../../../{path}"
 
 

@@ -56,7 +56,7 @@ def apply(console: Console, options: ApplyOptions) -> None:
     source, site = open_trusting(str(directory), trust), Registry.open(options.registry)
     if options.dry_run:
         found = preview_apply(source, site)
-        console.preview(found, lambda: apply_preview_lines(found))
+        console.preview(found, lambda: apply_lines(found, is_preview=True))
     else:
         found = apply_folder(source, site, journals=journals(), progress=console.progress)
         console.result(found, lambda: apply_lines(found))
@@ -79,22 +79,14 @@ def require_applied(found: Applied, directory: Path) -> None:
         raise IntegrityError(message, hint=hint)
 
 
-def apply_lines(found: Applied) -> Iterator[str]:
-    """Yield what was added to the registry."""
-    for stem in found.rebuilt:
-        yield f"rebuilt  {stem}"
-    for stem in found.copied:
-        yield f"copied  {stem}"
-    yield from tag_lines(found.tags)
-    fresh = len(found.rebuilt) + len(found.copied)
-    yield f"{found.target}: {plural(fresh, 'artifact')} added, {found.present} already present"
-
-
-def apply_preview_lines(found: Applied) -> Iterator[str]:
-    """Yield what would be added to the registry."""
-    for stem in found.rebuilt:
-        yield f"would rebuild  {stem}"
-    for stem in found.copied:
-        yield f"would copy  {stem}"
+def apply_lines(found: Applied, *, is_preview: bool = False) -> Iterator[str]:
+    """Yield what was added to the registry, or would be."""
+    rebuilt, copied, added = "rebuilt", "copied", "added"
+    if is_preview:
+        rebuilt, copied, added = "would rebuild", "would copy", "to add"
+    yield from (f"{rebuilt}  {stem}" for stem in found.rebuilt)
+    yield from (f"{copied}  {stem}" for stem in found.copied)
+    if not is_preview:
+        yield from tag_lines(found.tags)
     fresh = plural(len(found.rebuilt) + len(found.copied), "artifact")
-    yield f"{found.target}: {fresh} to add, {found.present} already present"
+    yield f"{found.target}: {fresh} {added}, {found.present} already present"

@@ -109,6 +109,7 @@ def check_while_current(
         flip(home, installation.id)
         run_checks(installation.checks, checked, progress)
     except BaseException:
+        # Also after Ctrl-C: what was not checked must not stay current.
         put_back(home, installation, unchecked)
         raise
     note_unchecked(home, installation, None)
@@ -117,6 +118,7 @@ def check_while_current(
 def flip(home: EnvHome, id_: str) -> None:
     """Make an installation current; what stands there and is not ours is moved aside."""
     aside = name_aside(home)
+    # Only a directory may have to be copied, on overlay file systems.
     if aside and home.link.is_dir() and not home.link.is_symlink():
         move_directory(home.link, aside)
     elif aside:

@@ -59,6 +59,7 @@ def changing(home: EnvHome, *, installing: str = "") -> Iterator[None]:
     make_folders(home.directory)
     with exclusive_lock(home.lock_path, f"the environment {home.name}"):
         open_to_all(home)
+        # First: until then the current installation may be one whose checks never passed.
         put_unchecked_back(home)
         clear_up(home, installing)
         clear_tags(home)

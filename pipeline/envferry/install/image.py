@@ -180,6 +180,7 @@ def squashfs_command(target: Path, mtime: int) -> list[str | Path]:
 
 def _append(path: Path, index_frame: bytes, installation: Installation) -> None:
     """Write behind the file system what an image says of itself."""
+    # Nothing that is true of one host only: equal artifacts give equal images.
     mounted = msgspec.structs.replace(
         installation, mounted=True, origin=None, sharing=None, unchecked=None
     )
@@ -278,6 +279,7 @@ def mount_image(
             with progress.task(f"bring the image of {home.name}", image.size):
                 partial = _bring(image, home)
             try:
+                # What is looked at is what will be mounted: no other user can change it any more.
                 signed_by = accept(partial)
                 _require_same(image, partial)
                 if options.origin:
@@ -300,6 +302,7 @@ def _needs(image: Image, home: EnvHome) -> Needs:
         cuda_code=image.record.installation.cuda_code,
         directory=home.directory,
         free_bytes=0 if _can_link(image.path, home) else image.size,
+        # The image, the directory that it is mounted at, its index and its record.
         inodes=4,
         has_links=False,
     )
@@ -346,6 +349,7 @@ def _require_same(image: Image, brought: Path) -> None:
 def _put_in_place(image: Image, home: EnvHome, installation: Installation) -> None:
     """Mount an image that was brought, and write its index and record last."""
     id_, tree = installation.id, home.tree(installation.id)
+    # Not installed from here on, until the new record is there.
     home.record(id_).unlink(missing_ok=True)
     unmount(tree)
     discard_directory(tree, home.directory / f"{TRASH}{id_}")

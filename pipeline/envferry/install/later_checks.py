@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from envferry.errors import HostError, ToolFailed
+from envferry.errors import CheckFailed, HostError
 from envferry.install.activation import namespace_command
 from envferry.install.programs.check_runner import CheckedTree, run_checks
 from envferry.install.records.installed import chosen_id, is_at_its_prefix, require_mounted
@@ -23,7 +23,7 @@ def check_installed(
 ) -> Installation:
     """Run the checks of an installation where it is; note how they ended.
 
-    Raises ToolFailed at the first that fails, HostError where its path leads to something else.
+    Raises CheckFailed at the first that fails, HostError where its path leads to something else.
     """
     installation = home.installation(chosen_id(home, id_))
     require_mounted(home, installation)
@@ -37,9 +37,9 @@ def check_installed(
         checked = replace(checked, view=required_view(home, installation))
     try:
         run_checks(installation.checks, checked, progress)
-    except ToolFailed as error:
-        what = error.message.partition("`")[2].partition("`")[0]
-        note_checked(home, installation.id, LastChecked(time=time, passed=False, failed=what))
+    except CheckFailed as error:
+        failed = LastChecked(time=time, passed=False, failed=error.check)
+        note_checked(home, installation.id, failed)
         raise
     note_checked(home, installation.id, LastChecked(time=time, passed=True))
     return installation

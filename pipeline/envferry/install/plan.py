@@ -108,7 +108,7 @@ def prepare_install(
     reusable = ReusableTrees()
     if not is_whole:
         reusable = find_reusable(home, installation, read_all=options.verify_shared)
-    order = InstallPlan(
+    plan = InstallPlan(
         archive=archive,
         home=home,
         installation=installation,
@@ -118,22 +118,23 @@ def prepare_install(
         integrations=wanted_integrations(home, options.kernel_dir, options.modulefile_dir),
         is_whole=is_whole,
     )
-    check_host(find_needs(order, manifest), options.force)
-    return order
+    check_host(find_needs(plan, manifest), options.force)
+    return plan
 
 
-def find_needs(order: InstallPlan, manifest: Manifest | None) -> Needs:
+def find_needs(plan: InstallPlan, manifest: Manifest | None) -> Needs:
     """Return what the host must offer; shared files and those of an interrupted install are free.
 
     A complete installation needs only a host that can run it.
     """
-    index = order.archive.index
+    index = plan.archive.index
     numbers = set(range(len(index.files)))
-    if order.is_whole:
+    if plan.is_whole:
         numbers = set()
-    elif order.options.link is not Link.COPY:
-        numbers -= order.reusable.candidates(index, order.relocation).keys()
-    partial = order.home.partial(index.id)
+    elif plan.options.link is not Link.COPY:
+        numbers -= plan.reusable.candidates(index, plan.relocation).keys()
+    partial = plan.home.partial(index.id)
+    # An interrupted install has taken this much of the space already.
     written = sum(map(disk_bytes, partial.rglob("*")))
     needed = sum(index.files[number].size + BLOCK_BYTES for number in numbers)
     return Needs(
@@ -141,7 +142,7 @@ def find_needs(order: InstallPlan, manifest: Manifest | None) -> Needs:
         system=manifest.requirements if manifest else SystemRequirements(),
         cuda_runtime=cuda_runtime(index.packages),
         cuda_code=manifest.gpu_code if manifest else {},
-        directory=order.home.directory,
+        directory=plan.home.directory,
         free_bytes=max(needed - written, 0),
         inodes=len(numbers) if not written else 0,
         has_links=any(entry.type == "symlink" for entry in index.files),

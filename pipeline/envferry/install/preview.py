@@ -32,13 +32,13 @@ class InstallPreview(msgspec.Struct, frozen=True, kw_only=True):
         return self.reused > 0 or self.frames < self.all_frames
 
 
-def describe_plan(
-    order: InstallPlan, present: Collection[int], frames: Sequence[int]
+def preview_plan(
+    plan: InstallPlan, present: Collection[int], frames: Sequence[int]
 ) -> InstallPreview:
     """Return what is about to be read."""
-    archive = order.archive
+    archive = plan.archive
     return InstallPreview(
-        name=order.home.name,
+        name=plan.home.name,
         id=archive.index.id,
         files=len(archive.index.files),
         reused=len(present),

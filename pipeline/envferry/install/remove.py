@@ -156,6 +156,7 @@ def remove_one(home: EnvHome, id_: str) -> None:
     home.index(id_).unlink(missing_ok=True)
     home.state(id_).unlink(missing_ok=True)
     home.seen(id_).unlink(missing_ok=True)
+    # Before its image and its tree go: removing a mounted tree is refused.
     unmount(home.tree(id_))
     home.image(id_).unlink(missing_ok=True)
     try:

@@ -11,9 +11,9 @@ from envferry.base.files import write_bytes
 from envferry.base.json import to_json
 from envferry.install.cleanup import changing
 from envferry.install.plan import InstallOptions, is_installed, prepare_install
-from envferry.install.preview import InstallPreview, describe_plan
+from envferry.install.preview import InstallPreview, preview_plan
 from envferry.install.records.events import note_event
-from envferry.install.staging import discard, plan_staging, write_tree
+from envferry.install.staging import discard, preview_staging, write_tree
 from envferry.install.switching import switch_to
 
 if TYPE_CHECKING:
@@ -46,19 +46,21 @@ def install_artifact(
     will be read before that begins. Raises IntegrityError, HostError or TargetOccupied with
     nothing changed.
     """
-    order = prepare_install(source, manifest, options)
-    home, installation = order.home, order.installation
+    plan = prepare_install(source, manifest, options)
+    home, installation = plan.home, plan.installation
     detail = options.origin.ref if options.origin else ""
     with changing(home, installing=installation.id):
+        # Asked again: it was planned without the lock, and another command may have been faster.
         if is_installed(home, installation):
+            # What an interrupted attempt left is of no use beside a whole tree.
             discard(home, installation.id)
             installation = with_new_tag(home, installation)
         else:
             if home.record(installation.id).exists():
                 log.warning("%s@%s is incomplete: repairing it", home.name, installation.id)
-            installation = write_tree(order, progress, announce)
+            installation = write_tree(plan, progress, announce)
             note_event(home, options.actor, "installed", installation.id, detail)
-        switch_to(home, installation, options, order.integrations, progress)
+        switch_to(home, installation, options, plan.integrations, progress)
     return installation
 
 
@@ -85,7 +87,7 @@ def preview_install(
     source: Source, manifest: Manifest | None, *, options: InstallOptions
 ) -> InstallPreview:
     """Say what an install would read, to the byte, and change nothing; raise what it would."""
-    order = prepare_install(source, manifest, options)
-    if order.is_whole:
-        return describe_plan(order, range(len(order.archive.index.files)), [])
-    return plan_staging(order)
+    plan = prepare_install(source, manifest, options)
+    if plan.is_whole:
+        return preview_plan(plan, range(len(plan.archive.index.files)), [])
+    return preview_staging(plan)

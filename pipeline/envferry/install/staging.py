@@ -19,7 +19,7 @@ from envferry.base.files import remove_tree, sync_directory, write_bytes
 from envferry.base.json import to_json
 from envferry.errors import HostError, IntegrityError
 from envferry.install.plan import recorded
-from envferry.install.preview import InstallPreview, describe_plan
+from envferry.install.preview import InstallPreview, preview_plan
 from envferry.install.records.env_home import HOME, PARTIAL, TRASH
 from envferry.install.records.installation import Sharing
 from envferry.install.records.seen_files import SeenTree, note_seen
@@ -40,17 +40,17 @@ if TYPE_CHECKING:
     from envferry.progress import Progress
 
 
-def plan_staging(order: InstallPlan) -> InstallPreview:
+def preview_staging(plan: InstallPlan) -> InstallPreview:
     """Return what `write_tree` would read; what is here already is looked at, nothing changed."""
-    kept = find_leftover(order)
-    rest = order.reusable.candidates(order.archive.index, order.relocation, kept.files)
-    supply = FileSharer(order.archive.index, rest, Link.COPY, known=order.reusable.known)
-    present = kept.files | supply.verify(order.options.threads)
-    return describe_plan(order, present, needed_frames(order.archive, present, kept.frames))
+    kept = find_leftover(plan)
+    rest = plan.reusable.candidates(plan.archive.index, plan.relocation, kept.files)
+    supply = FileSharer(plan.archive.index, rest, Link.COPY, known=plan.reusable.known)
+    present = kept.files | supply.verify(plan.options.threads)
+    return preview_plan(plan, present, needed_frames(plan.archive, present, kept.frames))
 
 
 def write_tree(
-    order: InstallPlan, progress: Progress, announce: Callable[[InstallPreview], None]
+    plan: InstallPlan, progress: Progress, announce: Callable[[InstallPreview], None]
 ) -> Installation:
     """Write the tree, put it in place, then its record: no record, no installation.
 
@@ -58,14 +58,14 @@ def write_tree(
     checksums are right. After an interrupt or a lost connection it stays for the next one; after
     damage or on a full disk it goes.
     """
-    home, id_ = order.home, order.installation.id
+    home, id_ = plan.home, plan.installation.id
     refuse_mounts(home.tree(id_), home.image(id_))  # a damaged one is replaced
     clear_leftovers(home, id_)
     take_over(home, id_)
     partial = home.partial(id_)
     try:
-        filled = fill_tree(order, partial, progress, announce)
-        return put_in_place(order, filled)
+        filled = fill_tree(plan, partial, progress, announce)
+        return put_in_place(plan, filled)
     except (IntegrityError, HostError):
         discard(home, id_)
         raise
@@ -83,17 +83,20 @@ class FilledTree(msgspec.Struct, frozen=True, kw_only=True):
     """What it shares with others by hard links."""
 
 
-def put_in_place(order: InstallPlan, filled: FilledTree) -> Installation:
+def put_in_place(plan: InstallPlan, filled: FilledTree) -> Installation:
     """Give a finished tree its name and write its index and record."""
-    home, id_ = order.home, order.installation.id
+    home, id_ = plan.home, plan.installation.id
     finished = msgspec.structs.replace(
-        order.installation,
+        plan.installation,
         edited={path: (content.size, content.xxh128) for path, content in filled.edited.items()},
         sharing=filled.sharing,
     )
+    # They are about the tree that goes: after a crash they must not seem to be about the new one.
     home.state(id_).unlink(missing_ok=True)
     home.seen(id_).unlink(missing_ok=True)
     there = recorded(home, id_)
+    # The record of a repair stays right all the time; one for another prefix would vouch for files
+    # that are edited differently.
     if there is None or there.prefix != finished.prefix:
         home.record(id_).unlink(missing_ok=True)
     partial, tree = home.partial(id_), home.tree(id_)
@@ -103,10 +106,13 @@ def put_in_place(order: InstallPlan, filled: FilledTree) -> Installation:
     else:
         discard_directory(tree, home.directory / f"{TRASH}{id_}")
         move_directory(partial, tree)
+    # The tree must have its name on the disk before a record says that it is there.
     sync_directory(home.directory)
-    write_bytes(home.index(id_), order.archive.index_frame)
-    note_seen(home, id_, SeenTree(str(tree), order.archive.index, filled.edited))
+    write_bytes(home.index(id_), plan.archive.index_frame)
+    # After the move: where directories cannot be renamed it was copied, and has other inodes.
+    note_seen(home, id_, SeenTree(str(tree), plan.archive.index, filled.edited))
     write_bytes(home.record(id_), to_json(finished))
+    # Last: by its journal, the next install knows a tree that has no record yet (take_over).
     home.journal(id_).unlink(missing_ok=True)
     return finished
 
@@ -120,7 +126,7 @@ def take_over(home: EnvHome, id_: str) -> None:
 
 
 def fill_tree(
-    order: InstallPlan,
+    plan: InstallPlan,
     partial: Path,
     progress: Progress,
     announce: Callable[[InstallPreview], None],
@@ -130,30 +136,31 @@ def fill_tree(
     First what is right of an interrupted install, then what other installations have, then the
     frames that hold the rest.
     """
-    archive, home = order.archive, order.home
-    kept = find_leftover(order)
-    with InstallJournal(home.journal(archive.index.id), order.journal_subject) as journal:
+    archive, home = plan.archive, plan.home
+    kept = find_leftover(plan)
+    # Read first, opened then: a journal about something else is emptied.
+    with InstallJournal(home.journal(archive.index.id), plan.journal_subject) as journal:
         partial.mkdir(exist_ok=True)
         clear_others(archive, partial, kept)
         present, edited, sharing = set(kept.files), dict(kept.edited), None
-        rest = order.reusable.candidates(archive.index, order.relocation, present)
+        rest = plan.reusable.candidates(archive.index, plan.relocation, present)
         if rest:
             make_directories(archive.index, str(partial))
             size = sum(archive.index.files[number].size for number in rest)
-            link = choose_link(partial, order.options.link)
+            link = choose_link(partial, plan.options.link)
             with progress.task(f"share files of {home.name}", size) as advance:
-                supply = FileSharer(archive.index, rest, link, advance, order.reusable.known)
-                shared = supply.put_into(partial, order.options.threads)
+                supply = FileSharer(archive.index, rest, link, advance, plan.reusable.known)
+                shared = supply.put_into(partial, plan.options.threads)
             present |= shared
-            sharing = describe_sharing(order, supply)
-            edited.update(edited_among(order, shared, rest))
+            sharing = describe_sharing(plan, supply)
+            edited.update(edited_among(plan, shared, rest))
         frames = needed_frames(archive, present, kept.frames)
-        announce(describe_plan(order, present, frames))
+        announce(preview_plan(plan, present, frames))
         size = sum(archive.index.frames[number].tar_size for number in frames)
         with progress.task(f"install {home.name}", size) as advance:
             options = ExtractOptions(
-                relocation=order.relocation,
-                threads=order.options.threads,
+                relocation=plan.relocation,
+                threads=plan.options.threads,
                 present=present,
                 done_frames=kept.frames,
                 journal=journal,
@@ -162,39 +169,39 @@ def fill_tree(
     return FilledTree(edited=edited, sharing=sharing)
 
 
-def describe_sharing(order: InstallPlan, supply: FileSharer) -> Sharing | None:
+def describe_sharing(plan: InstallPlan, supply: FileSharer) -> Sharing | None:
     """Return what is shared by hard links now, and with which installations."""
     if not supply.linked:
         return None
     # As text: one Path for each of 70,000 files costs more than linking them.
-    homes = f"{order.home.envs_dir / HOME}/"
+    homes = f"{plan.home.envs_dir / HOME}/"
     sources = (supply.candidates[number][0] for number in supply.linked)
     parts = {tuple(source.removeprefix(homes).split("/", 2)[:2]) for source in sources}
     return Sharing(
         files=len(supply.linked),
-        size=sum(order.archive.index.files[number].size for number in supply.linked),
+        size=sum(plan.archive.index.files[number].size for number in supply.linked),
         with_=tuple(sorted(f"{name}@{id_}" for name, id_ in parts)),
     )
 
 
 def edited_among(
-    order: InstallPlan, shared: Iterable[int], places: Mapping[int, tuple[str, Content]]
+    plan: InstallPlan, shared: Iterable[int], places: Mapping[int, tuple[str, Content]]
 ) -> Iterator[tuple[str, Content]]:
     """Yield what shared files hold that their first owner had edited for the same prefix."""
     for number in shared:
-        entry = order.archive.index.files[number]
-        if order.relocation.changes(entry):
+        entry = plan.archive.index.files[number]
+        if plan.relocation.changes(entry):
             yield entry.path, places[number][1]
 
 
-def find_leftover(order: InstallPlan) -> ResumableFiles:
+def find_leftover(plan: InstallPlan) -> ResumableFiles:
     """Return what an interrupted install of the same thing left that is right."""
-    id_ = order.archive.index.id
-    noted = read_noted(order.home.journal(id_), order.journal_subject)
-    partial = order.home.partial(id_)
+    id_ = plan.archive.index.id
+    noted = read_noted(plan.home.journal(id_), plan.journal_subject)
+    partial = plan.home.partial(id_)
     if noted is None or not partial.is_dir():
         return ResumableFiles()
-    return find_kept(order.archive, partial, order.relocation, noted, order.options.threads)
+    return find_kept(plan.archive, partial, plan.relocation, noted, plan.options.threads)
 
 
 def clear_leftovers(home: EnvHome, id_: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from envferry.errors import ToolFailed
+from envferry.errors import CheckFailed
 from envferry.install.activation import make_current
 from envferry.install.programs.integrations import change_integrations
 from envferry.install.records.events import note_event
@@ -27,13 +27,13 @@ def switch_to(
 ) -> None:
     """Make an installation current after its checks; write down how these ended."""
     actor, id_ = options.actor, installation.id
+    # Asked now: afterwards it is current in any case.
     was_current = home.current_id() == id_
     try:
         has_passed = make_current(home, installation, progress, check=options.check)
-    except ToolFailed as error:
-        what = error.message.partition("`")[2].partition("`")[0]
-        note_event(home, actor, "checks failed", id_, what)
-        note_checked(home, id_, LastChecked(time=actor.time, passed=False, failed=what))
+    except CheckFailed as error:
+        note_event(home, actor, "checks failed", id_, error.check)
+        note_checked(home, id_, LastChecked(time=actor.time, passed=False, failed=error.check))
         raise
     if has_passed:
         note_checked(home, id_, LastChecked(time=actor.time, passed=True))

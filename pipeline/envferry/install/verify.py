@@ -75,6 +75,7 @@ def verify_installation(
         differences = compare_tree(
             tree, quick=quick, advance=(lambda count: None) if quick else advance
         )
+        # Within the block, at whose end all others are noted as known.
         wrong.update(item.path for item in differences)
     if time:
         note_verified(home, found, summary(differences, time=time, quick=quick))
@@ -125,6 +126,7 @@ def repair_installation(
     present = {number for number, entry in enumerate(files) if entry.path not in faulty}
     staging = home.directory / f"{REPAIR}{found.id}"
     with changing(home):
+        # Free: `changing` has removed what a killed repair left.
         staging.mkdir()
         try:
             with progress.task(f"repair {home.name}") as advance:

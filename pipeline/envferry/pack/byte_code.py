@@ -48,6 +48,7 @@ class ByteCode:
         flags = int.from_bytes(header[4:8], "little")
         if flags not in (BY_TIME, BY_HASH):
             return b""
+        # importlib.util.source_hash would take the magic number of the Python that runs this.
         source_hash = _imp.source_hash(int.from_bytes(header[:4], "little"), content)
         if flags == BY_HASH:
             return b"" if header[8:] == source_hash else None

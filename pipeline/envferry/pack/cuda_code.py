@@ -130,6 +130,7 @@ def _containers(descriptor: int, position: int, end: int) -> Iterator[str]:
     while position + CONTAINER.size <= end:
         found, _, header, length = _read(CONTAINER, descriptor, position)
         if found != MAGIC or header < CONTAINER.size:
+            # Something unknown between containers must not hide those behind it.
             position = _find_magic(descriptor, position + 1, end)
             continue
         last = min(position + header + length, end)

@@ -154,6 +154,7 @@ class MemberCollector:
                 if item.kind == "file" and self.fixed_config(item.path) is not None:
                     self.exclusion.rewritten.add(item.path)
                 carried.append((item, b""))
+        # Only when all that is left out is known: records and lists of files lose it as well.
         for item, head in carried:
             self.add(item, head)
 

@@ -89,6 +89,7 @@ def activation_scripts(variables: Mapping[str, str], prefix: str) -> Iterator[Me
         "@RESTORE_VARIABLES@": "\n".join(RESTORE.format(name=name) for name in variables),
     }
     yield script("bin/activate.fish", fish_script(variables))
+    # `activate` last: conda-unpack believes what it says of the prefix, so it is changed last.
     for name in ("deactivate", "activate"):
         text = (SCRIPTS / name).read_text()
         for word, replacement in words.items():

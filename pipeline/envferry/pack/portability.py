@@ -42,6 +42,7 @@ def editable_packages(tree: Path, prefix: str) -> Iterator[str]:
     for path in found_in(folders, "*.egg-link"):
         yield f"{path.stem}: installed as editable from {first_line(path)}"
     for path in found_in(folders, "*.pth"):
+        # It leads to a package that is named already.
         if any(path.name.startswith(f"__editable__.{name}-") for name in named):
             continue
         for line in path.read_text(errors="replace").splitlines():

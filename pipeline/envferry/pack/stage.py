@@ -57,11 +57,13 @@ def pack_env(
     """
     listing = Listing(Path(built.tree), built.prefix, built.options.exclude)
     staged = options.output_dir / f".{built.name}-{built.platform}.tar.zst"
+    # The unfinished archive is its own lock file: nothing is left beside the artifact.
     with exclusive_lock(staged, f"the new archive of {built.name} in {options.output_dir}"):
         with write_anew(staged) as stream:
             written, reuse = write_listing(
                 stream, listing, built=built, options=options, progress=progress
             )
+            # Within the block, which removes the file when this raises.
             read_back(staged, written)
         warn_of_left_alone(written)
         artifact = Artifact(

@@ -80,6 +80,7 @@ class TreeWalk:
                 yield TreeEntry(path, "symlink", link=os.readlink(item.path))  # noqa: PTH115
             elif not stat.S_ISREG(status.st_mode):
                 self.faults.append(f"{shortened(path)} is a socket, pipe or device")
+            # Reading goes by the effective user, access(2) by the real one.
             elif not os.access(item.path, os.R_OK, effective_ids=True):
                 self.faults.append(f"{shortened(path)} cannot be read: Permission denied")
             else:

@@ -89,6 +89,7 @@ def build_run_file(
 def render_run_file(tree: Path, program: Program) -> bytes:
     """Return the bytes of the file: the header, one line that ends it, the compressed tree."""
     plain = _tar(tree)
+    # mtime=0: gzip's header would hold the time, and equal inputs would give other bytes.
     payload = gzip.compress(plain, compresslevel=COMPRESSION_LEVEL, mtime=0)
     digest = sha256_hex(payload)
     machine = MACHINES[program.platform]

@@ -178,6 +178,7 @@ def _compile(python: ToolPython, tree: Path) -> None:
     """Compile all modules, so that the tool starts fast and writes nothing where it lies."""
     program = tree / "bin" / f"python{python.minor}"
     script = Path(compile_bytecode.__file__)
+    # NOWHERE: a path that no module holds, so that none is left out.
     words: list[str | Path] = [program, "-I", "-B", "-S", "-W", "ignore", script, tree, NOWHERE]
     run(words, env=child_environ(PYTHONHOME=None, PYTHONPATH=None))
 

@@ -96,7 +96,6 @@ class Pages:
         )
         self.templates.filters.update(bytes=human_bytes, day=day, moment=moment, plural=plural)
         self.templates.filters.update(markdown=markdown, query=query)
-        self.templates.globals.update(sorting=sorting)
         self.style = _static("style.css")
         self.icon = _static("favicon.svg")
         self.templates.globals.update(
@@ -250,6 +249,7 @@ must not look like something else. XML has no form for the first ones."""
 
 def visible(value: object) -> object:
     """Show the invisible characters of a string; leave what is not a plain string."""
+    # Markup, a subclass, is HTML already.
     if type(value) is not str:
         return value
     return UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", value)
@@ -286,6 +286,7 @@ def _question(request: Request) -> PageRequest:
 
 def _root(request: Request) -> str:
     """Return the way from a page to the first one: relative, for a proxy may put them anywhere."""
+    # As it was sent: `%2F` in a name is not a slash of the address.
     path: bytes = request.scope.get("raw_path") or request.url.path.encode()
     return "../" * (path.partition(b"?")[0].count(b"/") - 1) or "./"
 
@@ -337,6 +338,7 @@ def _compressed(request: Request, answer: Response) -> Response:
     answer.headers["Content-Encoding"] = "gzip"
     answer.headers["Content-Length"] = str(len(answer.body))
     if "ETag" in answer.headers:
+        # A strong one promises equal bytes (RFC 9110, 8.8.1).
         answer.headers["ETag"] = f"W/{answer.headers['ETag']}"
     return answer
 

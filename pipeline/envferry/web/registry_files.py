@@ -50,6 +50,7 @@ def answer_file(store: Store, key: str, request: Request) -> Response:
         "Accept-Ranges": "bytes",
         "Cache-Control": REVALIDATE,
         "Content-Length": str(stat.size),
+        # What an entity tag may hold (RFC 9110, 8.8.3).
         "ETag": f'"{re.sub(r"[^!#-~]", "", stat.version)}"',
     }
     if stat.modified:

@@ -108,6 +108,7 @@ class RegistryView:
         except PipelineError as error:
             log.warning("the registry was not read again: %s", error.message)
             self.problem = fit_to_show(error.message)
+        # After a failure, too: the next attempt is no sooner.
         self._refreshed_at = time.monotonic()
 
     def _start_refresh(self) -> threading.Thread:
@@ -151,6 +152,7 @@ class RegistryView:
                 if time.monotonic() - since < STALE_SECONDS:
                     self._contents.move_to_end(place)
                     return contents
+        # Without the lock: other pages need not wait for this artifact's files.
         registry = self.index.registry
         manifest = registry.described(*place)
         contents = ArtifactContents(

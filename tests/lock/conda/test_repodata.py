@@ -130,6 +130,22 @@ def test_only_the_shards_that_are_needed_are_read(tmp_path: Path) -> None:
     assert len(asked) == 1
 
 
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [(b"another", "does not match its checksum"), (None, "does not exist, though its channel")],
+)
+def test_a_shard_of_a_folder_is_the_one_that_is_listed(
+    tmp_path: Path, content: bytes | None, fault: str
+) -> None:
+    folder = write_channel(tmp_path / "channel", record("a", "1"), form="shards")
+    (shard,) = (path for path in (folder / LINUX).iterdir() if len(path.name) > 64)
+    shard.unlink()
+    if content:
+        shard.write_bytes(content)
+    with pytest.raises(StoreError, match=fault):
+        names_in(tmp_path, [folder], "a")
+
+
 @pytest.mark.parametrize("form", FORMS[1:])
 def test_an_index_that_unpacks_to_too_much(
     tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch

@@ -94,6 +94,7 @@ class Backend:
                 )
             )
         except _HookFailed:
+            # Its exit code and its output are in `said`.
             pass
         except NO_ANSWER as error:
             lines = [finished.stdout for finished in said] + [str(error)]

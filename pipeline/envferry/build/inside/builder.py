@@ -88,6 +88,7 @@ def build_prefix(request: BuildRequest) -> BuiltTree:
     else:
         records = make_conda_half(request, made)
     add_wheel_half(request, records, made)
+    # Records last: they list the byte code that was compiled for the wheel half, too.
     urls = {file.name: file.url for file in request.conda}
     records.finish({name: urls[name] for name in made.conda_files})
     made.data = list(place_data(prefix, request, made))
@@ -109,6 +110,7 @@ def make_conda_half(request: BuildRequest, made: BuiltTree) -> CondaRecords:
     made.conda_warnings += run_link_scripts(records, linked.linked, say)
     made.conda_warnings += describe_pre_link_scripts(records)
     made.conda_warnings += describe_conda_overlaps(records)
+    # Before what rattler put aside is forgotten: that is one of the reasons.
     made.conda_tied = why_not_incremental(records)
     records.forget_aside()
     made.conda_files = files_of(records)

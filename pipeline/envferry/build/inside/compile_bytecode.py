@@ -43,6 +43,7 @@ def encode(code: CodeType) -> bytes:
         return marshal.dumps(code)
     body = marshal.dumps(code, WITHOUT_REFERENCES)
     for items in sets_in(code):
+        # marshal's TYPE_FROZENSET, which is not sorted up to 3.10.
         head = b">" + len(items).to_bytes(4, "little")
         encoded = [marshal.dumps(item, WITHOUT_REFERENCES) for item in items]
         body = body.replace(head + b"".join(encoded), head + b"".join(sorted(encoded)))
@@ -67,6 +68,7 @@ def compile_source(prefix: str, home: str, path: Path) -> str | None:
             target.unlink()
         return None
     try:
+        # dont_inherit: our own `from __future__ import annotations` would count for that module.
         code = compile(source, str(path.relative_to(prefix)), "exec", dont_inherit=True)
         body = encode(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -74,6 +76,7 @@ def compile_source(prefix: str, home: str, path: Path) -> str | None:
         return f"{path}: {error}"
     target.parent.mkdir(exist_ok=True)
     flags = UNCHECKED_HASH.to_bytes(4, "little")
+    # Never written over: what is there may be a hard link into uv's cache or an earlier build.
     temporary = target.with_name(f"{target.name}.{os.getpid()}")
     checksum = importlib.util.source_hash(source)
     temporary.write_bytes(importlib.util.MAGIC_NUMBER + flags + checksum + body)

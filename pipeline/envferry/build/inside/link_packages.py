@@ -87,6 +87,7 @@ async def link_packages(request: BuildRequest) -> LinkAnswer:
         )
     except PACKAGE_ERRORS as error:
         return LinkAnswer(failure=str(error))
+    # Only rattler was to see it: the started prefix has that record itself.
     for path in noted:
         path.unlink()
     ordered = PackageRecord.sort_topologically(added)

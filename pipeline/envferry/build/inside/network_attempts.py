@@ -30,6 +30,8 @@ def count_tries(text: str) -> int:
     count = 0
     names: list[str] = []
     for line in text.splitlines():
+        # snmp6 has a name and a number in each line; snmp a line of names, then one of numbers that
+        # begins with the same word.
         first, *words = line.split()
         if not first.endswith(":"):
             count += int(words[0]) if first in COUNTERS else 0

@@ -24,6 +24,7 @@ def install_wheels(request: BuildRequest, python: Path) -> None:
     By name and not by path, so that no direct_url.json with a path of this build is written.
     """
     links = links_dir(request)
+    # `--find-links` takes a folder; the download cache has one for each file.
     links.mkdir()
     for wheel in request.wheels:
         (links / Path(wheel.path).name).symlink_to(wheel.path)
@@ -51,6 +52,7 @@ def run_install(
     requirements.write_text("".join(lines))
     words: list[str | Path] = [uv.find_uv_bin(), "pip", "install", "--python", python]
     words += ["--offline", "--no-index", "--find-links", links_dir(request), "--no-config"]
+    # Byte code comes last, for all modules alike (compile_bytecode.py).
     words += ["--no-deps", "--require-hashes", "--no-compile-bytecode", "--link-mode", "hardlink"]
     words += ["--break-system-packages", "--quiet", *options, "-r", requirements]
     finished = process.run(words, env=uv_environ(request), check=False)

@@ -85,6 +85,7 @@ class Files:
                     key = (status.st_dev, status.st_ino)
                     links[key] = (size, status.st_nlink, links.get(key, (0, 0, 0))[2] + 1)
         shared = {key: size for key, (size, count, found) in links.items() if found < count}
+        # All names of these are in here, so removing it frees them, too.
         own += sum(size for size, count, found in links.values() if found >= count)
         self.sizes.update(shared)
         return DiskUsage(own=own, shared=sum(shared.values()))

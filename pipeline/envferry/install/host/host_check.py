@@ -273,6 +273,7 @@ def read_disk(directory: Path) -> Disk:
         is_read_only=is_read_only,
         is_noexec=bool(status.f_flag & os.ST_NOEXEC),
         is_writable=is_writable,
+        # Where it cannot be tried, `readonly` says what is wrong.
         has_links=can_link(existing) if is_writable and not is_read_only else True,
     )
 

@@ -9,7 +9,7 @@ import msgspec
 from envferry import process
 from envferry.base.env_variables import read_variables
 from envferry.base.isolated import activated, isolated
-from envferry.errors import ToolFailed
+from envferry.errors import CheckFailed, ToolFailed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +38,7 @@ class CheckedTree(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run_checks(checks: Checks, checked: CheckedTree, progress: Progress) -> None:
-    """Run the environment's own checks at its place; raise ToolFailed at the first that fails.
+    """Run the environment's own checks at its place; raise CheckFailed at the first that fails.
 
     What activation sets is set for them.
     """
@@ -51,11 +51,15 @@ def run_checks(checks: Checks, checked: CheckedTree, progress: Progress) -> None
     setting = (process.find_program("env") or ENV, *words) if words else ()
     with progress.task(f"check {len(argvs)} imports and commands"):
         for argv in argvs:
-            finished = run_check((*checked.view, *setting, *argv), checked.prefix)
+            try:
+                finished = run_check((*checked.view, *setting, *argv), checked.prefix)
+            except ToolFailed as error:  # it cannot be started
+                raise CheckFailed(error.message, check=argv[-1], hint=error.hint) from error
             if finished.returncode != 0:
                 lines = (finished.stderr.strip() or finished.stdout.strip()).splitlines()[-12:]
                 what = f"the check `{argv[-1]}` failed on this host{checked.outcome}:"
-                raise ToolFailed("\n  ".join([what, *lines]), hint=checked.hint)
+                message = "\n  ".join([what, *lines])
+                raise CheckFailed(message, check=argv[-1], hint=checked.hint)
 
 
 def run_check(argv: Sequence[str], prefix: str) -> process.Finished:

@@ -151,6 +151,7 @@ def identity(path: str) -> Identity | None:
     try:
         status = os.stat(path)  # noqa: PTH116  (thousands of them)
     except PermissionError:
+        # Not the same as gone: the process counts as one that this user may not inspect.
         raise
     except OSError:
         return None
@@ -160,6 +161,7 @@ def identity(path: str) -> Identity | None:
 def state_of(directory: Path) -> tuple[str, int]:
     """Return the state of a process or thread, and its flags; X, dead, of one that is gone."""
     try:
+        # The name, in parentheses, may hold blanks and parentheses itself (proc(5)).
         fields = (directory / "stat").read_text().rpartition(")")[2].split()
     except OSError:
         return "X", 0
@@ -207,6 +209,7 @@ class Process:
                 continue
             if own.has(place) or self.is_in(own, text, roots):
                 return True
+        # A path is the sixth field, and may hold blanks.
         mapped = {line.split(None, 5)[5].rstrip("\n") for line in self.lines("maps") if "/" in line}
         if any(self.is_in(own, text, roots) for text in mapped if own.is_named_in(text)):
             return True

@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from envferry.archive.contents import READ_FILE
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-READ_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 UNRELIABLE = ("overlay", "nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "lustre", "gpfs", "beegfs")
 """File systems that grant leases without knowing all who have a file open."""
 
@@ -61,6 +62,7 @@ def file_reason(path: str) -> str:
 @contextmanager
 def ignoring_sigio() -> Iterator[None]:
     """Ignore SIGIO: a process that opens a file at the wrong moment has it sent to us."""
+    # Only the main thread may set a handler (signal.signal).
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -25,6 +25,7 @@ def main(arguments: list[str]) -> int:
     try:
         enter_namespace()
         cover(envs_dir, name, link)
+        # Covering has left us in the directory below the cover.
         os.fchdir(before)
     except OSError as error:
         sys.stderr.write(f"no view of its own: {error}\n")
@@ -45,9 +46,11 @@ def enter_namespace() -> None:
         call("unshare", CLONE_NEWNS)
     except PermissionError:
         call("unshare", CLONE_NEWNS | CLONE_NEWUSER)
+        # Without it the kernel lets no ordinary user write gid_map (user_namespaces(7)).
         write("/proc/self/setgroups", "deny")
         write("/proc/self/uid_map", f"{user} {user} 1")
         write("/proc/self/gid_map", f"{group} {group} 1")
+    # Or the mounts below would show on the host: systemd makes `/` shared (mount_namespaces(7)).
     mount(None, "/", None, MS_REC | MS_PRIVATE)
 
 
@@ -77,10 +80,12 @@ def show(item: os.DirEntry[str], place: str) -> None:
         os.symlink(os.readlink(item.name), place)  # noqa: PTH115, PTH211
         return
     if item.is_dir():
+        # A bind mount covers something of its own kind.
         os.mkdir(place)  # noqa: PTH102
     else:
         os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     try:
+        # With what is mounted in it: trees of images are.
         mount(item.name, place, None, MS_BIND | MS_REC)
     except FileNotFoundError:
         os.rmdir(place) if os.path.isdir(place) else os.unlink(place)  # noqa: PTH106, PTH108, PTH112

@@ -208,6 +208,7 @@ class EnvHome(msgspec.Struct, frozen=True, kw_only=True):
             self.link.unlink(missing_ok=True)
         else:
             fresh = self.directory / f"{LINK}{os.getpid()}"
+            # A killed process may have had the same number.
             fresh.unlink(missing_ok=True)
             fresh.symlink_to(Path(HOME, self.name, id_))
             fresh.replace(self.link)

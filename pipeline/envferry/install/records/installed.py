@@ -91,6 +91,7 @@ def all_installations(home: EnvHome) -> Iterator[tuple[EnvHome, Installation]]:
     A damaged record is skipped; `envferry verify` says so.
     """
     current = home.current_id()
+    # The environment's own come first: of several that have a content, the first gives it.
     for name in sorted(environment_names(home.envs_dir), key=lambda name: name != home.name):
         other = EnvHome.of(home.envs_dir, name)
         paths = sorted(other.directory.glob("*.json"), key=lambda path: path.stem != current)

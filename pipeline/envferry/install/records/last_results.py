@@ -72,6 +72,7 @@ def note_checked(home: EnvHome, id_: str, checked: LastChecked) -> None:
 
 
 def _write(home: EnvHome, id_: str, state: InstallationState) -> None:
+    # Verifying and checking take no lock: it may have been removed meanwhile.
     if not home.record(id_).is_file():
         return
     try:

@@ -125,6 +125,8 @@ def look_at(tree: SeenTree, place: Path) -> SeenFiles | None:
     boot = boot_id()
     if not boot or not has_own_times(place):
         return None
+    # Before the files are looked at: whoever writes from now on gives a file a ctime that is not
+    # below the tick, so it differs from the one that is noted.
     tick = next_tick(place)
     device = os.lstat(tree.root).st_dev
     states = states_of(tree)
@@ -203,6 +205,7 @@ def being_read(home: EnvHome, id_: str, tree: SeenTree) -> Iterator[set[str]]:
         before = look_at(tree, home.directory)
     wrong: set[str] = set()
     yield wrong
+    # Verifying takes no lock: the installation may have been removed while it was read.
     if before is None or not home.record(id_).is_file():
         return
     now = states_of(tree)

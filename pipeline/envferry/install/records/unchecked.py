@@ -36,6 +36,7 @@ def put_back(home: EnvHome, installation: Installation, unchecked: Unchecked) ->
         if aside.exists() or aside.is_symlink():
             aside.rename(home.link)
     home.write_history([id_ for id_ in home.history() if id_ != installation.id])
+    # Last: killed before, the next command does all of this again.
     note_unchecked(home, installation, None)
 
 

@@ -50,6 +50,7 @@ def mount(image: Path, tree: Path) -> None:
         else:
             process.run(["mount", "-t", "squashfs", "-o", f"loop,{OPTIONS}", image, tree])
     except (ToolFailed, OSError) as error:
+        # Else systemd would try to mount it at each start.
         forget_unit(tree)
         tree.rmdir()
         message = f"cannot mount {image}: {error}"
@@ -58,7 +59,8 @@ def mount(image: Path, tree: Path) -> None:
 
 
 def _mount_by_systemd(image: Path, tree: Path) -> None:
-    where, what = (str(path).replace("%", "%%") for path in (tree, image))  # specifiers
+    # In unit files `%` begins a specifier (systemd.unit(5)).
+    where, what = (str(path).replace("%", "%%") for path in (tree, image))
     text = UNIT.format(name=tree.parent.name, image=what, tree=where, options=OPTIONS)
     write_bytes(UNITS / unit_name(tree), text.encode())
     process.run(["systemctl", "daemon-reload"])

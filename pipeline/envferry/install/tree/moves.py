@@ -26,6 +26,7 @@ def exchange(first: Path, second: Path) -> bool:
     except AttributeError:  # glibc before 2.28
         return False
     names = (AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second))
+    # Whatever the reason, such as EINVAL where the file system cannot: the caller has another way.
     return bool(rename(*names, RENAME_EXCHANGE) == 0)
 
 
@@ -44,6 +45,7 @@ def move_directory(source: Path, target: Path) -> None:
         message = f"cannot move {source} to {target}: {error.message}"
         raise HostError(message, hint="free some space there, or move it yourself") from error
     except BaseException:
+        # An interrupted copy must not be taken for the directory itself.
         remove_tree(target)
         raise
     remove_tree(source)
@@ -54,6 +56,7 @@ def discard_directory(path: Path, trash: Path) -> None:
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
         return
+    # Left by a killed command: a directory cannot be renamed over one that holds something.
     if trash.exists():
         remove_tree(trash)
     remove_tree(trash if renamed(path, trash) else path)

@@ -121,6 +121,7 @@ def clear_others(archive: Archive, root: Path, kept: ResumableFiles) -> None:
     partly = {archive.plans[frame].pieces[0].member for frame in kept.frames}
     stays = {files[number].path for number in partly | kept.files}
     remove_others(str(root), "", directories, stays)
+    # Contents were compared, but a kill may have come before mode and time were set.
     times = (archive.index.mtime * 10**9,) * 2
     for number in kept.files:
         set_status(f"{root}/{files[number].path}", files[number], times)

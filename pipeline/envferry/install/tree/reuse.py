@@ -183,6 +183,7 @@ def hard_link(descriptor: int, source: str, path: str) -> bool:
     try:
         os.link(source, path, follow_symlinks=False)
     except OSError:
+        # With another name, another process has linked it meanwhile: then it stays read-only.
         if before & WRITE_BITS and os.fstat(descriptor).st_nlink == 1:
             os.fchmod(descriptor, before)
         return False
@@ -223,6 +224,7 @@ def copy_content(descriptor: int, copy: int, size: int) -> None:
                 break
             done += count
     except OSError as error:
+        # A full disk is full for every other way of copying.
         if error.errno in FULL:
             raise
     # Some kernels and file systems cannot, others say that there is nothing: reading tells.

@@ -23,23 +23,13 @@ if TYPE_CHECKING:
     from envferry.lock.conda.conda_messages import CondaAnswer, CondaRequest
 
 NO_CHANNEL = re.compile(r"is not a supported scheme|could not parse url|[Ii]nvalid channel")
-
-
 NAMED_OF_HOSTS = re.compile(r"__(glibc|cuda_arch|cuda|archspec) \D*([\w.]+)")
 NEEDED_OF_HOSTS = re.compile(r"__(glibc|cuda_arch|cuda) \S*?(?<!!)=([\w.]+)")
 """What a package requires: the words may name what is offered before."""
 NO_PACKAGE = re.compile(r"No candidates were found for ([\w.-]+)")
-
-
 LOOSE_FILE = re.compile(r'url="(file:[^"]+)"')
-
-
 NO_JSON = re.compile(r"Failed to parse json")
-
-
 NO_LINE = re.compile(r"Failed to turn `(.*)` into a MatchSpec \((?:Invalid spec '.*?': )?(.*)\)")
-
-
 NO_NAME = re.compile(r"invalid package name '(.*?)': (.*)")
 
 

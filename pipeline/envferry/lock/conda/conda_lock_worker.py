@@ -58,8 +58,6 @@ def _solve_by_conda(
     # What conda-lock knows, it says on command lines, which all users of the machine can read.
     channels = tuple(without_credentials(channel) for channel in request.channels)
     dependencies: list[Any] = [without_credentials(line) for line in request.conda[platform]]
-    if not request.solver:  # ours gets the lines themselves: conda-lock drops their brackets
-        dependencies = list(dict.fromkeys(map(conda_name, dependencies)))
     if request.has_pip:
         dependencies.append({"pip": []})  # conda-lock then asks conda for pip itself
     content = {"channels": [*channels], "dependencies": dependencies}

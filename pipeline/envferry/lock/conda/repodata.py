@@ -210,6 +210,7 @@ def open_index(url: str, server: RepodataServer) -> ChannelIndex | None:
 
 def _local_index(folder: Path, server: RepodataServer) -> ChannelIndex | None:
     notes = server.root / NOTES
+    # On a disk the plain file costs least: the others have to be unpacked.
     if (folder / PLAIN).is_file():
         return RepodataFile.open(folder / PLAIN, notes)
     if (folder / PACKED).is_file():

@@ -85,6 +85,7 @@ class RepodataServer(msgspec.Struct):
                 partial = home / "index.partial"
                 with partial.open("wb") as target:
                     self._receive(url, response, target)
+                # Before its note: a new ETag beside an old index would be answered 304 for ever.
                 partial.replace(path)
                 note = _Note(
                     url=without_credentials(url),
@@ -97,11 +98,25 @@ class RepodataServer(msgspec.Struct):
     def shard(self, url: str, digest: str) -> bytes:
         """Return a shard by its SHA-256; raise StoreError when it is not to be had."""
         path = self.root / "shards" / digest[:2] / f"{digest}.msgpack.zst"
-        if path.exists() and _sha256(data := path.read_bytes()) == digest:
+        if path.exists() and _sha256(held := path.read_bytes()) == digest:
+            # Its time says when it was last of use: pruning goes by that.
             os.utime(path)
-            return data
-        if urlsplit(url).scheme == "file":
-            return Path(unquote(urlsplit(url).path)).read_bytes()
+            return held
+        is_local = urlsplit(url).scheme == "file"
+        data = _read_local(url) if is_local else self._fetched_shard(url)
+        if data is None:
+            message = f"{redact(url)} does not exist, though its channel lists it"
+            raise StoreError(message, hint="try again: the channel may be changing")
+        if _sha256(data) != digest:
+            message = f"{redact(url)} does not match its checksum: expected sha256 {digest}"
+            raise StoreError(message, hint="try again, or use another mirror of the channel")
+        if not is_local:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, data)
+        return data
+
+    def _fetched_shard(self, url: str) -> bytes | None:
+        """Return what a server has; None when it does not have it."""
         if self.offline:
             msg = f"{redact(url)} is not there"
             raise not_cached(msg)
@@ -109,16 +124,10 @@ class RepodataServer(msgspec.Struct):
             self.expected.items += 1
         with self._answer(url, {}, ABSENT) as response:
             if response is None:
-                message = f"{redact(url)} does not exist, though its channel lists it"
-                raise StoreError(message, hint="try again: the channel may be changing")
-            data = response.read()
+                return None
+            data: bytes = response.read()
         self.expected.learn(url, len(data))
         self.advance(len(data))
-        if _sha256(data) != digest:
-            message = f"{redact(url)} does not match its checksum: expected sha256 {digest}"
-            raise StoreError(message, hint="try again, or use another mirror of the channel")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, data)
         return data
 
     def authorized(self, url: str) -> Authorized:
@@ -211,6 +220,13 @@ def unpack_file(source: Path, root: Path) -> Path:
             write_bytes(home / NOTE, msgspec.json.encode(_Note(url=source.absolute().as_uri())))
             partial.replace(path)
     return path
+
+
+def _read_local(url: str) -> bytes | None:
+    try:
+        return Path(unquote(urlsplit(url).path)).read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _conditions(known: _Note) -> dict[str, str]:

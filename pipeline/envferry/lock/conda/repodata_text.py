@@ -91,6 +91,7 @@ class RepodataFile(msgspec.Struct):
         note = notes / f"{blake3(identity.encode()).hexdigest()[:32]}.json"
         try:
             places = decode_json(note.read_bytes(), RecordOffsets)
+            # Its time says when it was last of use: pruning goes by that.
             os.utime(note)
         except (FileNotFoundError, msgspec.MsgspecError):
             file = cls.scan(path)

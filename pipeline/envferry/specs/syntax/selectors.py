@@ -66,6 +66,7 @@ def _any_of(words: list[str], true: set[str]) -> bool:
     value = _all_of(words, true)
     while words and words[0] == "or":
         words.pop(0)
+        # The words first: where `or` stops early, they would stay unread.
         value = _all_of(words, true) or value
     return value
 
@@ -74,6 +75,7 @@ def _all_of(words: list[str], true: set[str]) -> bool:
     value = _one(words, true)
     while words and words[0] == "and":
         words.pop(0)
+        # The same for `and`.
         value = _one(words, true) and value
     return value
 

@@ -162,6 +162,7 @@ class _Tree(msgspec.Struct, kw_only=True):
         elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
             count_values(value := self.open.pop())
             self.keys.pop()
+            # Aliases may nest more deeply than the text does.
             if value.depth > MAX_DEPTH:
                 raise self._fault(line, TOO_DEEP, "check the file")
         elif isinstance(event, yaml.AliasEvent):
@@ -212,10 +213,9 @@ def _explain(error: yaml.YAMLError, text: str, path: Path) -> SpecError:
     mark = getattr(error, "problem_mark", None)
     place = f"{path}:{mark.line + 1}" if mark else str(path)
     problem = str(getattr(error, "problem", "") or error).splitlines()[0]
-    if "nesting depth" in problem:  # libyaml's own limit, since 0.2.6
-        return SpecError(f"{place}: nests far deeper than any spec", hint="check the file")
     hint = "correct that line"
-    if "nesting depth" in problem:  # libyaml's own limit, where it looks ahead of the events
+    # libyaml's own limit, since 0.2.6: it looks ahead of the events.
+    if "nesting depth" in problem:
         return SpecError(f"{place}: {TOO_DEEP}", hint="check the file")
     lines = text.splitlines()
     if mark and mark.line < len(lines) and lines[mark.line].lstrip(" ").startswith("\t"):
