@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from envferry.base.uv_variables import SYSTEM_AUTHORITIES
+from envferry.base.authorities import system_authorities
+from envferry.base.secret import Secret
 from envferry.build.git_credentials import git_environ, git_logins, without_git_login
-from envferry.config import NetworkSettings, Secret, Settings, uv_environ
+from envferry.config import NetworkSettings, Settings, uv_environ
 
 LINE = "a @ git+https://me:p%40ss@git.example.org/a.git@main#subdirectory=b"
 
@@ -21,8 +22,7 @@ LINE = "a @ git+https://me:p%40ss@git.example.org/a.git@main#subdirectory=b"
 def test_uv_trusts_what_the_system_trusts(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for known in ("UV_SYSTEM_CERTS", "UV_NATIVE_TLS"):
         monkeypatch.delenv(known, raising=False)
-    has_list = any(Path(place).is_file() for place in SYSTEM_AUTHORITIES)
-    assert uv_environ().get("UV_SYSTEM_CERTS") == ("1" if has_list else None)
+    assert uv_environ().get("UV_SYSTEM_CERTS") == ("1" if system_authorities() else None)
     monkeypatch.setenv(name, "0")
     assert uv_environ()[name] == "0"
     assert uv_environ().get("UV_SYSTEM_CERTS", "0") == "0"

@@ -198,8 +198,8 @@ def test_prune_keeps_what_a_host_has(site: Site) -> None:
     write_report(site.registry, report_of("gpu02", shared, newest))
     write_report(site.registry, report_of("gpu03", silent, age=timedelta(days=31)))
     policy = RetentionPolicy(keep_tagged=True)
-    fates = plan_prune(site.registry, Scope(), policy, NOW).fates
-    assert {one.id: (one.goes, one.reason) for one in fates if one.id != newest} == {
+    decisions = plan_prune(site.registry, Scope(), policy, NOW).decisions
+    assert {one.id: (one.goes, one.reason) for one in decisions if one.id != newest} == {
         lone: (True, "no rule keeps it"),
         shared: (False, "installed on gpu01 and 1 more"),
         silent: (True, "no rule keeps it"),
@@ -239,7 +239,7 @@ def test_hostile_reports_keep_nobody_from_reading_the_others(site: Site) -> None
     expected = {f"v1/hosts/{name}" for name in HOSTILE}
     assert expected - {"v1/hosts/strange name"} <= set(fleet.damaged)
     site.old_untagged(id_)
-    assert plan_prune(site.registry, Scope(), RetentionPolicy(keep_tagged=True), NOW).fates
+    assert plan_prune(site.registry, Scope(), RetentionPolicy(keep_tagged=True), NOW).decisions
     shown = site.cli.run("fleet")
     assert "gpu01" in shown.stdout
     assert "is not used" in shown.stderr
@@ -294,8 +294,8 @@ def test_a_report_from_the_future_keeps_nothing(site: Site) -> None:
     id_, _ = site.publish(b"one"), site.publish(b"two")
     site.old_untagged(id_)
     write_report(site.registry, report_of("gpu01", id_, age=-timedelta(days=3650)))
-    fates = plan_prune(site.registry, Scope(), RetentionPolicy(keep_tagged=True), NOW).fates
-    assert [one.goes for one in fates if one.id == id_] == [True]
+    decisions = plan_prune(site.registry, Scope(), RetentionPolicy(keep_tagged=True), NOW).decisions
+    assert [one.goes for one in decisions if one.id == id_] == [True]
 
 
 def test_too_long_a_report_is_refused_where_it_is_made(site: Site) -> None:

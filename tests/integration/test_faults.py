@@ -15,7 +15,11 @@ from envferry.names import Ref
 from envferry.progress import Silent
 from envferry.registry import Registry
 from envferry.registry.fetch import fetch_artifact
-from envferry.registry.push import push_artifact
+from envferry.registry.inventory import Folder
+from envferry.registry.layout import PRUNING
+from envferry.registry.push import push_artifact, push_untagged
+from envferry.registry.release_lookup import require_writable
+from envferry.registry.removal import remove_artifact
 from envferry.stores.opening import open_store
 from envferry.stores.port import KeyTaken, LostRace
 from envferry.stores.receive import REQUEST_BYTES
@@ -157,6 +161,26 @@ def test_artifacts_through_faults(
             assert not list((tmp_path / "out").glob("*.tar.zst"))
     fetched = tmp_path / "out" / artifact.archive_path.name
     assert fetched.read_bytes() == artifact.archive_path.read_bytes()
+
+
+def test_a_remover_knows_its_own_mark(plan: Plan, s3_url: str, tmp_path: Path) -> None:
+    """The server wrote it and the answer got lost: that is not another process's removal."""
+    artifact = make_artifact(tmp_path / "packed", 1000)
+    registry = Registry.open(s3_url)
+    push_untagged(artifact, registry=registry, progress=Silent())
+    plan.lost_answer = PRUNING
+    folder = Folder("demo", PLATFORM, artifact.manifest.id)
+    assert remove_artifact(registry, folder, older_than_seconds=86400) is None
+    assert plan.seen["reset after"] == 1
+    assert not list(registry.store.list(folder.key))
+
+
+def test_a_lost_answer_does_not_make_a_registry_read_only(plan: Plan, s3_url: str) -> None:
+    registry = Registry.open(s3_url)
+    plan.lost_answer = f"{PLATFORM}/probe-"
+    require_writable(registry, "demo", PLATFORM)
+    assert plan.seen["reset after"] == 1
+    assert not list(registry.store.list())
 
 
 @pytest.mark.parametrize(

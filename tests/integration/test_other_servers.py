@@ -149,7 +149,7 @@ def test_a_bucket_without_upload_lists_is_pruned(
     policy = RetentionPolicy(keep_tagged=True, under_way=timedelta(0))
     now = datetime.now(timezone.utc) + timedelta(seconds=5)
     done = carry_out(registry, plan_prune(registry, Scope(), policy, now), progress=Silent())
-    assert sum(fate.goes for fate in done.fates) == 2
+    assert sum(decision.goes for decision in done.decisions) == 2
     (entry,) = registry.environments()
     assert entry.id == made[2].manifest.id
     assert "cannot list unfinished uploads" in caplog.text

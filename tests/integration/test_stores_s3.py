@@ -170,7 +170,7 @@ def test_prune_in_object_storage(s3_url: str, tmp_path: Path) -> None:
         registry.store.create_from_file("v1/envs/demo/linux-64/0123456789ab/x", source, _interrupt)
     policy = RetentionPolicy(keep_tagged=True, under_way=timedelta(hours=1))
     found = plan_prune(registry, Scope(), policy, datetime.now(timezone.utc))
-    assert not any(fate.goes for fate in found.fates)
+    assert not any(decision.goes for decision in found.decisions)
     assert not found.unfinished
     policy = RetentionPolicy(keep_tagged=True, under_way=timedelta(0))
     now = datetime.now(timezone.utc) + timedelta(seconds=5)
@@ -178,7 +178,7 @@ def test_prune_in_object_storage(s3_url: str, tmp_path: Path) -> None:
     (upload,) = found.unfinished
     assert upload.size >= PART_BYTES
     done = carry_out(registry, found, progress=Silent())
-    assert sum(fate.goes for fate in done.fates) == 2
+    assert sum(decision.goes for decision in done.decisions) == 2
     (entry,) = registry.environments()
     assert entry.id == made[2].manifest.id
     assert entry.published is not None

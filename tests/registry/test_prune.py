@@ -61,7 +61,7 @@ def plan(registry: Registry, **rules: object) -> PrunePlan:
 
 def gone(found: PrunePlan, artifacts: list[Artifact]) -> list[int]:
     ids = [artifact.manifest.id for artifact in artifacts]
-    return sorted(ids.index(fate.id) for fate in found.fates if fate.goes)
+    return sorted(ids.index(decision.id) for decision in found.decisions if decision.goes)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,9 @@ def test_rules(
 ) -> None:
     found = plan(registry, **rules)
     assert gone(found, artifacts) == expected
-    assert [fate.id for fate in found.fates] == [one.manifest.id for one in reversed(artifacts)]
+    assert [decision.id for decision in found.decisions] == [
+        one.manifest.id for one in reversed(artifacts)
+    ]
     assert len(registry.environments()) == 5
     done = carry_out(registry, found, progress=Silent())
     assert gone(done, artifacts) == expected
@@ -113,7 +115,7 @@ def test_sizes_are_those_of_the_files(registry: Registry, artifacts: list[Artifa
 def test_scope(registry: Registry, artifacts: list[Artifact], scope: Scope, expected: int) -> None:
     assert artifacts
     found = plan_prune(registry, scope, RetentionPolicy(keep_tagged=True), NOW)
-    assert sum(fate.goes for fate in found.fates) == expected
+    assert sum(decision.goes for decision in found.decisions) == expected
 
 
 def test_what_broken_pushes_left_goes_when_it_is_old(
@@ -172,7 +174,7 @@ def test_a_tag_that_came_after_the_plan_keeps(
     registry.move_tag("demo", PLATFORM, "late", artifacts[0].manifest.id)
     done = carry_out(registry, found, progress=Silent())
     assert gone(done, artifacts) == [1, 3, 4]
-    (kept,) = (fate for fate in done.fates if fate.id == artifacts[0].manifest.id)
+    (kept,) = (decision for decision in done.decisions if decision.id == artifacts[0].manifest.id)
     assert "late" in kept.reason
     assert check_registry(registry, read_bytes=True, progress=Silent()).findings == ()
 
@@ -291,7 +293,7 @@ def test_pushes_and_prunes_at_once(registry: Registry, tmp_path: Path) -> None:
             now = datetime.now(timezone.utc) + DAY
             found = plan_prune(registry, Scope(), rule, now)
             done = carry_out(registry, found, progress=Silent())
-            rounds[1] += sum(fate.goes for fate in done.fates)
+            rounds[1] += sum(decision.goes for decision in done.decisions)
 
     with ThreadPoolExecutor(6) as pool:
         tasks = [pool.submit(push, number) for number in range(4)]

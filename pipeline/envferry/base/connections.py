@@ -7,19 +7,20 @@ import threading
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import urllib3
 from urllib3.util import Retry, Timeout
 
+from envferry.base.authorities import system_authorities
 from envferry.base.limits import USUAL_LIMITS, Limits, limited_pools
 from envferry.base.proxies import choose_proxy, show_proxy
 from envferry.errors import HostError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 CONNECT_SECONDS = 15
 READ_SECONDS = 60
@@ -27,13 +28,6 @@ KEPT = 16
 """Connections to one server; more than any stage has threads."""
 REDIRECTS = 10
 SOCKS_SCHEMES = ("socks4", "socks4a", "socks5", "socks5h")
-SYSTEM_CERTIFICATES = (
-    Path("/etc/ssl/certs/ca-certificates.crt"),  # Debian, Ubuntu
-    Path("/etc/pki/tls/certs/ca-bundle.crt"),  # RHEL, Fedora
-    Path("/etc/ssl/ca-bundle.pem"),  # SUSE
-    Path("/etc/ssl/cert.pem"),  # Alpine, Arch
-)
-"""For a Python that was built on another system than the one that it runs on."""
 NEVER_REACHED = (
     urllib3.exceptions.NewConnectionError,
     urllib3.exceptions.ConnectTimeoutError,
@@ -71,6 +65,7 @@ class Connections:
             return self._pool(url).request(
                 method,
                 url,
+                # Ranges, lengths and digests are of the stored bytes, not of compressed ones.
                 headers={"Accept-Encoding": "identity", "User-Agent": "envferry", **headers},
                 body=body,
                 preload_content=False,
@@ -97,7 +92,8 @@ class Connections:
             return self._pools[proxy]
 
     def _make_pool(self, proxy: str) -> urllib3.PoolManager:
-        context = _trusting(self.certificates)
+        context = _tls_context(self.certificates)
+        # Retries have a policy of their own (`base/retry.py`); a second one would multiply them.
         retries = Retry(
             connect=0,
             read=0,
@@ -117,6 +113,7 @@ class Connections:
         if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
             message = f"the proxy {show_proxy(proxy)} is not of the form http://HOST:PORT"
             raise HostError(message, hint="correct http_proxy, https_proxy or all_proxy")
+        # In a URL a login is percent-encoded; the header has it in plain text, in base64.
         login = unquote(parts.netloc.rpartition("@")[0])
         return urllib3.ProxyManager(
             proxy,
@@ -130,6 +127,7 @@ class Connections:
 
 def was_never_reached(error: Exception) -> bool:
     """Whether a request failed before it reached a server."""
+    # urllib3 wraps the error of its last attempt in MaxRetryError, as the `reason`.
     return isinstance(getattr(error, "reason", None) or error, NEVER_REACHED)
 
 
@@ -144,9 +142,10 @@ def wrong_time_words(reason: str, now: datetime | None = None) -> str:
     return f"by this machine's clock ({here}) it is not valid"
 
 
-def _trusting(certificates: Path | None) -> ssl.SSLContext:
+def _tls_context(certificates: Path | None) -> ssl.SSLContext:
+    # A Python that was built on another system looks for certificates where that one has them.
     if certificates is None and not _has_default_certificates():
-        certificates = next((path for path in SYSTEM_CERTIFICATES if path.is_file()), None)
+        certificates = system_authorities()
     try:
         return ssl.create_default_context(cafile=str(certificates) if certificates else None)
     except OSError as error:

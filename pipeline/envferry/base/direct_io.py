@@ -78,6 +78,7 @@ def aligned_buffer(size: int) -> memoryview:
 
 def write_blocks(descriptor: int, blocks: memoryview, offset: int) -> None:
     """Write whole aligned blocks past the page cache, or through it where that is refused."""
+    # Set for these blocks alone: what follows them is not aligned, and would be refused.
     flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | os.O_DIRECT)
@@ -88,6 +89,7 @@ def write_blocks(descriptor: int, blocks: memoryview, offset: int) -> None:
             raise
     finally:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
+    # From the start again: what was written before the refusal are the same bytes.
     write_all(descriptor, blocks, offset)
 
 

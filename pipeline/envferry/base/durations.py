@@ -48,6 +48,7 @@ class Durations:
         found = []
         for line in lines:
             try:
+                # Line by line, so that a damaged one does not hide the others.
                 found.append(decode_json(line, Duration))
             except msgspec.MsgspecError as error:
                 log.info("a line of %s is skipped: %s", self.path, error)

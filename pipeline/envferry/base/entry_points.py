@@ -20,6 +20,7 @@ def read_scripts(text: str) -> Iterator[tuple[str, str]]:
     A name that is there as both is yielded twice, the console script last.
     """
     parser = configparser.ConfigParser(delimiters=("=",), strict=False, interpolation=None)
+    # configparser would turn names into lower case: scripts are called as they are written.
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     try:
         parser.read_string(text)

@@ -29,6 +29,7 @@ MOST_VALUE_BYTES = (128 << 10) - 4096
 def read_variables(tree: Path) -> dict[str, str]:
     """Return what conda sets when it activates an environment: by packages, then by its user."""
     found: dict[str, Any] = {}
+    # conda's order: by file name, and the user's own (`state`) win over those of packages.
     for path in sorted(tree.glob(f"{PACKAGE_VARIABLES}/*.json")):
         found.update(read_object(path))
     stated = read_object(tree / STATE).get("env_vars")

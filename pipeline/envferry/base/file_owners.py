@@ -62,6 +62,7 @@ def deciding_folders(path: Path) -> tuple[Path, ...]:
             links += 1
             target = place.readlink()
             here = Path("/") if target.is_absolute() else here
+            # The target is walked, too: whoever can change a folder on that way decides as well.
             left += [one for one in reversed(target.parts) if one != "/"]
         else:
             here = place

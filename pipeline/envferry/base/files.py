@@ -38,15 +38,19 @@ def atomic_write(path: Path, mode: int = 0o644) -> Iterator[BinaryIO]:
     there is the old file or the new one. When the block raises, nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same directory: a rename cannot leave its file system. The dot hides it from listings.
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as stream:
             yield stream
             stream.flush()
+            # mkstemp lets the owner alone read, whatever the umask is.
             os.fchmod(stream.fileno(), mode)
             os.fsync(stream.fileno())
+        # After fsync: else a power loss could leave the new name with an empty file.
         os.replace(temporary, path)  # noqa: PTH105  (both are names of one directory)
     except BaseException:
+        # An interrupt, too, leaves nothing behind.
         path.parent.joinpath(temporary).unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
@@ -82,9 +86,11 @@ def read_own(path: Path) -> bytes:
     """
 
     def opened_without_links(name: str, flags: int) -> int:
+        # Another user's pipe would block the open for ever, and a link lead to a file of ours.
         return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
     with open(path, "rb", opener=opened_without_links) as stream:
+        # Of the open file: the path may name another one by now.
         status = os.fstat(stream.fileno())
         if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
             message = "other users can write to it"
@@ -104,6 +110,7 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
     except PermissionError:
         path.chmod(0o700)
+        # Top-down, so each folder is opened up before os.walk lists it.
         for directory, folders, _ in os.walk(path):
             for folder in folders:
                 if not (closed := Path(directory, folder)).is_symlink():
@@ -132,6 +139,7 @@ def unescaped(text: str) -> str:
 
 def absolute_path(path: Path) -> Path:
     """Return a path without `.` and `..`; links stay, but those that a `..` leads back from."""
+    # Behind a link, `..` is the parent of its target: only resolving tells which that is.
     parts = Path.cwd().joinpath(path).parts
     if ".." not in parts:
         return Path(*parts)
@@ -160,6 +168,7 @@ def make_folders(path: Path) -> None:
     try:
         path.mkdir()
     except FileExistsError:
+        # Another process may have made it since the look.
         if not path.is_dir():
             raise
     else:
@@ -219,12 +228,14 @@ def exclusive_lock(path: Path, what: str) -> Iterator[None]:
 
     The kernel drops the lock when its holder dies, so a killed process leaves nothing to clean.
     """
+    # Appending creates the file and changes nothing in one that is there: it may be a journal.
     with open_in_folder(path, "ab") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             message = f"{what} is in use by another envferry (lock {path})"
             raise TargetOccupied(message, hint="wait for it to end, then try again") from error
+        # Its last holder may have removed it since we opened it: this lock would keep no one out.
         if not is_at(path, stream.fileno()):
             message = f"{what} was just removed by another envferry"
             raise TargetOccupied(message, hint="try again")
@@ -254,6 +265,7 @@ def require_space(path: Path, needed_bytes: int, what: str) -> None:
     """
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     status = os.statvfs(existing)
+    # Not f_bfree, which counts the blocks that are kept for root.
     free_bytes = status.f_bavail * status.f_frsize
     if status.f_blocks and free_bytes < needed_bytes:
         message = (

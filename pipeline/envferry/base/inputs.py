@@ -32,7 +32,7 @@ def open_input(path: Path) -> IO[bytes]:
 
     Raises OSError for a pipe that no process writes to: reading it would wait without end.
     """
-    # Without waiting, for to open such a pipe waits, too.
+    # Non-blocking: a pipe without a writer would block the open as well as the read.
     stream = open(path, "rb", buffering=0, opener=without_waiting)  # noqa: SIM115  (returned)
     if not stat.S_ISFIFO(os.fstat(stream.fileno()).st_mode):
         os.set_blocking(stream.fileno(), True)

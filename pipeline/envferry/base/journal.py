@@ -37,18 +37,22 @@ class LineJournal:
         is_continued = found is not None and found.subject == subject
         self.lines = found.lines if found and is_continued else ()
         """What an earlier run noted."""
+        # O_APPEND: the kernel puts each line at the end, whichever thread writes it.
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         self._descriptor = os.open(path, flags, 0o644)
+        # A torn last line would swallow the next one. Another subject's lines go altogether.
         os.ftruncate(self._descriptor, found.size if found and is_continued else 0)
         if not is_continued:
             self.note(subject)
 
     def note(self, line: str) -> None:
         """Append a line; one write, so that lines of other threads are not mixed with it."""
+        # No fsync: what a power loss takes is done again, and all lines are checked when read.
         os.write(self._descriptor, f"{line}\n".encode())
 
     def close(self) -> None:
         """Write no more: a thread that is left behind gets an OSError, not another's file."""
+        # -1 before the close: the kernel gives the number to the next file that is opened.
         descriptor, self._descriptor = self._descriptor, -1
         os.close(descriptor)
 

@@ -37,6 +37,7 @@ def convert(value: object, type_: type[T], *, strict: bool = True) -> T:
 
     Raises msgspec.ValidationError for whatever is not one.
     """
+    # Only for what it compiles (see there): msgspec.convert takes no decoder.
     _decoder(type_)
     return msgspec.convert(value, type_, strict=strict)
 
@@ -53,6 +54,7 @@ def from_json(data: bytes, type_: type[T], what: str) -> T:
     """
     schema = 1
     try:
+        # The schema first: as this type, a record of a newer schema would look damaged.
         header: dict[str, Any] = decode_json(data, dict[str, Any])
         schema = header.get("schema", 1)
         if schema == 1:

@@ -117,6 +117,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         yield one
         reason = getattr(one, "reason", None)
         inner = reason if isinstance(reason, BaseException) else None
+        # urllib3 keeps the cause as `reason`, without chaining it.
         one = one.__cause__ or one.__context__ or inner
 
 
@@ -130,6 +131,7 @@ def limited_response(limits: Limits) -> type[http.client.HTTPResponse]:
 
         def __init__(self, sock: socket.socket, *arguments: Any, **options: Any) -> None:  # noqa: ANN401  (http.client's)
             super().__init__(sock, *arguments, **options)
+            # http.client has buffered its socket already; nothing was read yet, so nothing is lost.
             raw = self.fp.detach()
             # Writing may take a server long, and what it sends meanwhile are blanks.
             is_read = options.get("method") in (None, "GET", "HEAD")
@@ -195,6 +197,7 @@ class _CountedReader(io.RawIOBase):
         count = cast("Any", self.raw).readinto(buffer)
         if not count:
             return cast("int | None", count)
+        # Not the first read: a server may think for long, and the socket's timeout bounds that.
         if self.total:
             self.waited += time.monotonic() - started
         self.total += count

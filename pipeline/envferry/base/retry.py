@@ -36,7 +36,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
 POLICY = RetryPolicy()
 """For whatever asks a server for something."""
 RACES = RetryPolicy(attempts=24, first_pause=0.02, longest_pause=1)
-"""For what several writers change at once: each round, one of them is done."""
+"""For what several writers change at once: in each round, one of them succeeds."""
 
 
 class Transient(Exception):
@@ -88,7 +88,7 @@ def persistently(
     policy: RetryPolicy = POLICY,
     wait: Callable[[float], object] = time.sleep,
 ) -> T:
-    """Attempt something until it does not raise Transient, or as often as the policy allows."""
+    """Attempt something again while it raises Transient and the policy allows another attempt."""
     tally = FailureCount(policy)
     while True:
         try:
@@ -96,6 +96,7 @@ def persistently(
         except Transient as failure:
             pause = tally.pause_after(failure)
             if pause is None:
+                # The library's exception is the cause; `failure` only asked for another attempt.
                 raise failure.error from (failure.error.__cause__ or failure.__cause__)
         wait(pause)
 
@@ -114,6 +115,7 @@ def asked_seconds(header: str | None, now: datetime | None = None) -> float | No
         moment = parsedate_to_datetime(text)
     except (TypeError, ValueError, IndexError, OverflowError):
         return None
+    # asctime's form, which HTTP still allows (RFC 9110, 5.6.7), has no zone and means UTC.
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=timezone.utc)
     return max(0.0, (moment - (now or datetime.now(timezone.utc))).total_seconds())

@@ -110,6 +110,7 @@ def read_file(path: Path) -> dict[str, SettingValue]:
     try:
         # Opening a pipe must not wait for a writer.
         with open(path, "rb", opener=without_waiting) as stream:
+            # Of the open file: what is judged is what is read.
             _refuse_writable(path, os.fstat(stream.fileno()))
             text = stream.read().decode()
     except (FileNotFoundError, NotADirectoryError):
@@ -186,6 +187,7 @@ def _check(setting: Setting, value: object, place: str) -> Value:
         "paths": (list, "a list of paths"),
     }
     kind, expected = wanted.get(setting.kind, (str, "a quoted string"))
+    # In Python true is an int: `min_speed = true` is not 1.
     is_right = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
     if not is_right:
         message = f"{place}: {setting.key} is {value!r}, expected {expected}"

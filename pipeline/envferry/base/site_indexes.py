@@ -129,6 +129,7 @@ def _uv_file(path: Path) -> _Found:
         return found
     pip = content.get("pip")
     for table in (pip if isinstance(pip, dict) else {}, content):
+        # `[pip]` comes first: uv lets its settings win over those of the top level.
         found.main = found.main or str(table.get(MAIN, ""))
         found.extra = (*found.extra, *_texts(table.get(EXTRA)))
     for item in _tables(content.get("index")):
@@ -170,6 +171,7 @@ def _pip_files(environ: Mapping[str, str], home: Path | None) -> Iterator[Path]:
         return
     if named:
         yield Path(named)
+    # pip reads global, user, then site files, and the last one wins: here the strongest is first.
     yield Path(sys.prefix) / "pip.conf"
     if config := _config_home(environ, home):
         yield config / "pip/pip.conf"

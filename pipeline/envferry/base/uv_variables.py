@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from envferry.base.authorities import system_authorities
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,13 +37,6 @@ HOW_UV_WORKS = (
     "UV_TOOL_",
 )
 """The beginnings of uv's variables that do not change what it answers."""
-SYSTEM_AUTHORITIES = (
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-)
-"""Where Debian, Fedora, openSUSE and Alpine keep the certificates that they trust."""
 
 
 def environ_for_uv(environ: Mapping[str, str]) -> dict[str, str]:
@@ -56,7 +50,7 @@ def environ_for_uv(environ: Mapping[str, str]) -> dict[str, str]:
         name: text for name, text in environ.items() if name != "COLUMNS" and not _decides(name)
     }
     is_told = any(name in told for name in ("UV_SYSTEM_CERTS", "UV_NATIVE_TLS"))
-    if not is_told and any(Path(place).is_file() for place in SYSTEM_AUTHORITIES):
+    if not is_told and system_authorities():
         told["UV_SYSTEM_CERTS"] = "1"
     return told
 

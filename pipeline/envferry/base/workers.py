@@ -26,12 +26,12 @@ class Workers(ThreadPoolExecutor):
     def __init__(self, count: int, name: str) -> None:
         """Have at most `count` threads; `name` is what debuggers call them."""
         super().__init__(count, thread_name_prefix=name)
-        self.begun: WeakSet[Future[Any]] = WeakSet()
+        self.submitted: WeakSet[Future[Any]] = WeakSet()
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Have a thread call `fn`."""
         future = super().submit(fn, *args, **kwargs)
-        self.begun.add(future)
+        self.submitted.add(future)
         return future
 
     def __exit__(
@@ -42,6 +42,7 @@ class Workers(ThreadPoolExecutor):
     ) -> None:
         """Wait for all threads, after an interrupt only for a moment."""
         is_interrupt = isinstance(error, KeyboardInterrupt)
+        # ThreadPoolExecutor's own exit would wait for every thread: for a hung server, minutes.
         self.shutdown(wait=not is_interrupt, cancel_futures=error is not None)
         if is_interrupt:
-            wait([one for one in self.begun if one.running()], PATIENCE_SECONDS)
+            wait([one for one in self.submitted if one.running()], PATIENCE_SECONDS)

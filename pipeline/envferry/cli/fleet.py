@@ -75,12 +75,12 @@ def require_reported(found: Fleet, name: str) -> None:
 
 def facts_of_host(report: HostReport, options: FleetOptions, now: datetime) -> dict[str, object]:
     """Return what `--json` says of a host."""
-    from envferry.registry.host_reports import is_lately
+    from envferry.registry.host_reports import is_recent
 
     return {
         "host": report.host,
         "time": report.time,
-        "silent": not is_lately(report, now, options.silent),
+        "silent": not is_recent(report, now, options.silent),
         "envferry": report.envferry,
         "environments": [
             one
@@ -122,9 +122,9 @@ def fleet_lines(found: Fleet, options: FleetOptions, now: datetime) -> Iterator[
 
 def note_about(report: HostReport, name: str, options: FleetOptions, now: datetime) -> str:
     """Return what is remarkable of an environment on a host."""
-    from envferry.registry.host_reports import is_lately
+    from envferry.registry.host_reports import is_recent
 
-    if not is_lately(report, now, options.silent):
+    if not is_recent(report, now, options.silent):
         return "silent"
     tags = [one for one in report.follows if one.ref.partition("@")[0] == name]
     errors = [one.error for one in tags if one.error]

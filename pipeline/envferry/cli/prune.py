@@ -99,7 +99,7 @@ def prune(console: Console, options: PruneOptions) -> None:
         "registry": place.url,
         "deleted": options.delete,
         "bytes": plan.size,
-        "artifacts": plan.fates,
+        "artifacts": plan.decisions,
         "unfinished": plan.unfinished,
     }
     console.result(result, lambda: plan_lines(plan, has_deleted=options.delete))
@@ -110,14 +110,14 @@ def plan_lines(plan: PrunePlan, *, has_deleted: bool) -> Iterator[str]:
     gone = "removed" if has_deleted else "goes"
     rows = [
         (
-            gone if fate.goes else "stays",
-            f"{fate.name}@{fate.id}",
-            fate.platform,
-            f"{fate.published:%Y-%m-%d %H:%M}" if fate.published else "never published",
-            human_bytes(fate.size),
-            fate.reason,
+            gone if decision.goes else "stays",
+            f"{decision.name}@{decision.id}",
+            decision.platform,
+            f"{decision.published:%Y-%m-%d %H:%M}" if decision.published else "never published",
+            human_bytes(decision.size),
+            decision.reason,
         )
-        for fate in plan.fates
+        for decision in plan.decisions
     ]
     if rows:
         headers = ("", "ARTIFACT", "PLATFORM", "PUBLISHED", "SIZE", "WHY")
@@ -125,7 +125,7 @@ def plan_lines(plan: PrunePlan, *, has_deleted: bool) -> Iterator[str]:
     for one in plan.unfinished:
         size = human_bytes(one.size)
         yield f"{gone}: unfinished upload of {one.key}, {size}, begun {one.began:%Y-%m-%d %H:%M}"
-    count = sum(fate.goes for fate in plan.fates)
+    count = sum(decision.goes for decision in plan.decisions)
     what = f"{plural(count, 'artifact')} and {plural(len(plan.unfinished), 'unfinished upload')}"
     if has_deleted:
         yield f"removed {what}: {human_bytes(plan.size)}"

@@ -28,6 +28,7 @@ def check_scheduler(address: str) -> str:
 def is_private(address: str) -> bool:
     """Whether no other machine can read or send messages of an address."""
     parts = urlsplit(address)
+    # inproc: scheduler and workers are in this process, and no socket is open.
     if parts.scheme in ("tls", "inproc"):
         return True
     if parts.hostname == "localhost":

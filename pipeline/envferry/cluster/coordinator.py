@@ -223,6 +223,7 @@ class Coordinator(msgspec.Struct):
         future = self.futures[job.key] = self.client.submit(
             run_job,
             msgspec.json.encode(job),
+            # A new key each time: for one that it knows, Dask would return the old result.
             key=f"envferry-{job.key}-{os.urandom(4).hex()}",
             pure=False,
             retries=RETRIES,
@@ -291,6 +292,7 @@ class Coordinator(msgspec.Struct):
         for job in self.request.jobs:
             if job.platform == platform and (future := self.futures.pop(job.key, None)):
                 say(BuildEvent(kind="answer", key=job.key, answer=JobAnswer(failure=failure)))
+                # Popped before: `run` takes what is not in `futures` for cancelled here.
                 self.client.cancel([future])
 
 

@@ -64,6 +64,7 @@ def failure_of(error: PipelineError) -> BuildFailure:
 
 def received_lock(job: BuildJob, scratch: Path) -> Lock:
     """Write the lock of a job to a file, and read it."""
+    # The last part alone: a request must not choose where a worker writes.
     path = scratch / Path(job.lock_file).name
     path.write_bytes(zstandard.decompress(job.lock, max_output_size=MAX_LOCK_BYTES))
     return replace(read_lock(path), name=job.name, options=job.options)

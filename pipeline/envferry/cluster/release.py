@@ -107,6 +107,7 @@ def accept(
     Nothing that the worker says counts but the id. Raises IntegrityError for an artifact that a
     build of this lock would not make, NotFound when there is none.
     """
+    # Nothing of a worker is signed yet: the checks that follow take the place of signatures.
     unsigned = replace(registry, trust=None)
     manifest = unsigned.described(lock.name, job.platform, id_)
     data = unsigned.proof(manifest).manifest_data
@@ -153,11 +154,13 @@ def move_all_tags(registry: Registry, manifests: Sequence[Manifest], tags: tuple
     try:
         for name, id_ in names:
             _, before = read_tag(registry, tag_key(name.name, name.platform, name.tag))
+            # Noted before it is moved: a move whose answer is lost is moved back as well.
             moved.append((name, before.id if before else None))
             registry.move_tag(name.name, name.platform, name.tag, id_)
         for one in manifests:
             registry.require_whole(one)
     except BaseException:
+        # After an interrupt, too: half of a release must not be what `latest` means.
         for name, old in reversed(moved):
             try:
                 move_back(registry, name, old)

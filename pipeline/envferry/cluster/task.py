@@ -49,6 +49,7 @@ def run_job(data: bytes) -> bytes:
             for stage in job_.lines():
                 say(stage)
             status = job_.end()
+        # The answer decides, not the exit status (`worker_process.py`).
         if answer.exists():
             return answer.read_bytes()
         said = log.read_bytes()[-ERROR_BYTES:].decode(errors="replace")

@@ -41,6 +41,7 @@ class Bubblewrap:
         self.program = program
         self.python = sys.executable
         self.can_fake_time = any(Path("/usr").glob(FAKE_TIME))
+        # Only an attempt tells: a kernel, AppArmor or a container around us may forbid namespaces.
         probe = self.run(Job(argv=("/usr/bin/env", "true")), check=False)
         if probe.returncode != 0:
             reason = probe.stderr.strip().splitlines()[-1:] or ["it gave no reason"]
@@ -61,6 +62,7 @@ class Bubblewrap:
 
     def options(self, job: Job) -> Iterator[str]:
         """Yield what makes the container: namespaces, environment, mounts; in this order."""
+        # --new-session: a job must not push input into the terminal (TIOCSTI).
         yield from ("--unshare-all", "--die-with-parent", "--new-session", "--clearenv")
         yield from ("--hostname", "envferry", "--chdir", "/")
         if os.getuid() != 0 or job.user:
@@ -83,6 +85,7 @@ class Bubblewrap:
         for mount in (*tool, *job.mounts):
             option = "--bind" if mount.writable else "--ro-bind"
             yield from (option, str(mount.source.absolute()), mount.target)
+        # Last: mount points below / have to be made first.
         yield from ("--remount-ro", "/")
 
 

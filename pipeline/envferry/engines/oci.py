@@ -77,7 +77,9 @@ class ContainerEngine:
         inspect = (self.program, "image", "inspect", "--format", "{{.Id}}", wanted)
         found = process.run(inspect, env=child_environ(), check=False)
         if found.returncode == 0:
+            # docker has `sha256:HEX` here, podman HEX alone.
             return f"sha256:{found.stdout.strip().removeprefix('sha256:')}"
+        # To tell an engine that does not work from an image that is not there.
         listed = process.run([self.program, "images", "--quiet"], env=child_environ(), check=False)
         if listed.returncode != 0:
             message = f"{self.name} does not work here: {last_line(listed.stderr)}"
@@ -127,6 +129,7 @@ class ContainerEngine:
                 argv, env=child_environ(), check=False, show=show
             )
         except BaseException:
+            # Stopping the client does not stop a container that a daemon, or conmon, runs.
             self.remove(container)
             raise
         if not finished.stdout.startswith(STARTED):
@@ -154,6 +157,7 @@ class ContainerEngine:
                 env=child_environ(),
                 check=False,
             )
+            # `rm` does not tell: it also fails while the engine removes the container itself.
             found = process.run(
                 [self.program, "container", "inspect", container], env=child_environ(), check=False
             )

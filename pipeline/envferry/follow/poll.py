@@ -97,6 +97,7 @@ def follow_once(request: FollowRequest, *, progress: Progress) -> Followed:
     if not request.dry_run:
         waiting = followed.reason if followed.outcome == "waiting" else ""
         noted: dict[str, str | int] = {"polled": request.time, "waiting": waiting}
+        # A rejected update is no new error, and why it was rejected stays known to monitoring.
         if followed.outcome != "rejected":
             noted |= {"error": "", "error_code": 0, "error_at": ""}
         write_follow_state(home, tag, msgspec.structs.replace(state, **noted))
@@ -135,6 +136,7 @@ def _look(request: FollowRequest, state: FollowState) -> FollowState:
     """Return what the tag points to; one request if it has not moved."""
     ref, registry = request.ref, request.registry
     there = registry.store.stat(tag_key(ref.name, request.platform, ref.version))
+    # With the size, for servers whose versions count seconds.
     version = f"{there.version} {there.size}" if there and there.version else ""
     is_known = state.registry == registry.url and bool(version) and version == state.version
     if is_known and state.id and not _is_old(state.read, request.now):
@@ -150,6 +152,7 @@ def _is_old(time: str, now: datetime) -> bool:
         then = datetime.fromisoformat(time.replace("Z", "+00:00"))
     except ValueError:
         return True
+    # A time in the future comes from a clock that was wrong: not to be waited for.
     return not timedelta(0) <= now - then < REREAD
 
 
@@ -183,12 +186,14 @@ def _install(
         )
     except ToolFailed:
         rejected = msgspec.structs.replace(state, id=id_, rejected=id_, polled=request.time)
+        # Written here: the caller notes the error in what it reads back.
         write_follow_state(home, ref.version, rejected)
         raise
     state = msgspec.structs.replace(
         state, id=id_, installed=id_, installed_at=request.time, rejected=""
     )
     write_follow_state(home, ref.version, state)
+    # Last: should this fail, the update is noted as installed.
     if request.keep:
         remove_old(home, request.keep)
     followed = Followed(

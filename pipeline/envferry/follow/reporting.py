@@ -97,6 +97,7 @@ def report_if_new(registry: Registry, report: HostReport, envs_dir: Path) -> boo
     is_same = (last.registry, last.digest) == (note.registry, note.digest)
     if is_same and not is_due(last.time, report.time):
         return False
+    # Written before it is noted: a crash in between reports twice, not never.
     write_report(registry, report)
     make_folders(path.parent)
     write_bytes(path, to_json(note))

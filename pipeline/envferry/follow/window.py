@@ -26,7 +26,7 @@ class MaintenanceWindow(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def parse(cls, text: str) -> MaintenanceWindow:
-        """Parse a window; raise UsageError when it is none."""
+        """Parse a window; raise UsageError for anything else."""
         found = FORM.fullmatch(text.strip())
         try:
             if not found:
@@ -46,5 +46,6 @@ class MaintenanceWindow(msgspec.Struct, frozen=True, kw_only=True):
             return now.weekday() in self.days and self.begin <= moment < self.end
         if moment >= self.begin:
             return now.weekday() in self.days
+        # Past midnight it is still the window of the day on which it began.
         before = (now - timedelta(days=1)).weekday()
         return before in self.days and (moment < self.end)

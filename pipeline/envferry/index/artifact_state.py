@@ -61,6 +61,7 @@ def read_artifact_state(registry: Registry, place: Place, folder: Folder | None)
     """
     folder = folder or list_folder(registry, place)
     manifest = folder.files.get(REGISTRY_MANIFEST)
+    # A push, or a removal, under way: neither is a fault.
     if manifest is None or folder.is_being_pruned:
         return ArtifactState(folder=folder)
     if manifest.size > LARGEST_MANIFEST:

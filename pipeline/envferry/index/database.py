@@ -125,6 +125,8 @@ class Database:
         """Do `work` that writes: whole or not at all, after what other processes write."""
 
         def locked(connection: Connection) -> T:
+            # At once: a transaction that reads first and then writes fails without waiting
+            # when another process has written in between.
             connection.execute("BEGIN IMMEDIATE")
             return work(connection)
 
@@ -154,12 +156,14 @@ class Database:
                 return _open(self.path)
             except (OSError, sqlite3.OperationalError) as error:
                 log.info("no index can be kept in %s: %s", self.path.parent, error)
+                # In memory from here on: there is no file to remove when it is discarded.
                 self.path = None
         return _open(None)
 
 
 def _open(path: Path | None) -> Connection:
     """Open a file and make its tables; one that is not ours, or older, is removed first."""
+    # Twice: the first attempt may find a foreign or damaged file, and removes it.
     for _ in range(2):
         connection = sqlite3.connect(
             path or ":memory:", timeout=BUSY_SECONDS, check_same_thread=False
@@ -209,6 +213,7 @@ def _prepare(connection: Connection) -> None:
 
 
 def _remove(path: Path) -> None:
+    # With its journal: SQLite would roll a new file back by an old one.
     for suffix in ("", "-journal", "-wal", "-shm"):
         with suppress(FileNotFoundError):
             path.with_name(path.name + suffix).unlink()

@@ -35,6 +35,7 @@ class FileList(msgspec.Struct, frozen=True):
     @property
     def digest(self) -> bytes:
         """Equal for equal lists of equal packages."""
+        # NUL is in no path, and the empty text between them tells paths from contents.
         text = "\0".join((self.package, self.version, *self.paths, "", *self.contents))
         return blake3(text.encode()).digest(DIGEST_BYTES)
 
@@ -54,6 +55,7 @@ def file_lists(index: Index) -> tuple[FileList, ...]:
 
 def content_number(xxh128: str) -> int:
     """Return the number by which the index knows a content: the first eight bytes of its digest."""
+    # Signed, as SQLite's integers are.
     return int.from_bytes(bytes.fromhex(xxh128)[:8], "big", signed=True)
 
 

@@ -115,6 +115,7 @@ def _clause(part: str, text: str) -> Clause:
         raise UsageError(message, hint=HINT)
     operator = found["operator"] or "="
     if version == "*":
+        # Any version: PEP 440 has none before this one.
         return Clause(">=", "0.dev0")
     if operator == "=":
         return Clause("==", f"{version.removesuffix('*').removesuffix('.')}.*")
@@ -140,6 +141,7 @@ def compare_conda(left: str, right: str) -> int:
     """Return which of two versions is newer, in conda's order: below, at or above 0."""
     for ours, theirs in zip(_conda_parts(left), _conda_parts(right), strict=True):
         for one, other in zip_longest(ours, theirs, fillvalue=()):
+            # conda fills up with zeros: 1.1 is 1.1.0.
             for a, b in zip_longest(one, other, fillvalue=_rank("0")):
                 if a != b:
                     return -1 if a < b else 1
@@ -158,6 +160,7 @@ def _conda_parts(version: str) -> tuple[list[Pieces], list[Pieces]]:
 def _pieces(part: str) -> Pieces:
     pieces = PIECE.findall(part)
     if pieces and not pieces[0].isdecimal():
+        # conda has a number before every word: `post1` is `0post1`.
         pieces.insert(0, "0")
     return tuple(map(_rank, pieces))
 

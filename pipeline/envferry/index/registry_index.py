@@ -156,6 +156,7 @@ class RegistryIndex:
 
     def _refresh(self, fully: bool, progress: Progress) -> None:
         before, now = self.database.run(remembered), time.time()
+        # Not below 0: a clock that was set back must not put off the full listing for as long.
         is_recent = 0 <= now - before.listed_at < FULL_SECONDS
         is_full = fully or not is_recent or len(before.artifacts) <= SMALL
         with Workers(THREADS, "index") as pool:
@@ -174,6 +175,7 @@ class RegistryIndex:
         def write(connection: Connection) -> None:
             remove(connection, gone, lost)
             write_tags(connection, tags)
+            # The time at which it began: what changed since then is for the next one to see.
             put_fact(connection, "refreshed_at", now)
             if is_full:
                 put_fact(connection, "listed_at", now)

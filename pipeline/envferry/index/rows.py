@@ -95,6 +95,7 @@ def write_artifact_states(
     numbers: dict[tuple[str, ...], int] = {}
     for look in looks:
         folder, manifest = look.folder, look.manifest
+        # Removed since it was listed; the next refresh takes it out.
         if not folder.files:
             continue
         state = "published" if manifest else "damaged" if look.problem else "unfinished"
@@ -109,6 +110,7 @@ def write_artifact_states(
             ),
         )
         if manifest:
+            # Not lastrowid: after an update, that is the row of an earlier insert.
             row = connection.execute(NUMBER, (folder.name, folder.platform, folder.id)).fetchone()
             write_marks(connection, row[0], manifest)
             packages = {_package_number(connection, one, numbers) for one in manifest.packages}

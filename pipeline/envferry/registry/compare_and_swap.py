@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from envferry.base.retry import RACES, persistently
 from envferry.errors import StoreError
-from envferry.stores.port import LostRace, lost_races_again
+from envferry.stores.port import LostRace, lost_races_as_transient
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,12 +24,14 @@ def compare_and_swap(
     """
 
     def attempt() -> bool:
+        # The version before the value: a write in between is then a lost race, not a lost update.
         stat = target.store.stat(key)
         there = target.store.read(key) if stat else None
         wanted = make(there)
+        # Equal, too, when the answer to our own write was lost and this is the round after.
         if wanted is None or wanted == there:
             return False
-        with lost_races_again():
+        with lost_races_as_transient():
             target.store.replace(key, wanted, stat.version if stat else None)
         return True
 

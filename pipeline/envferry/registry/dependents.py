@@ -132,6 +132,7 @@ class Dependencies(msgspec.Struct, frozen=True):
     def _above(self, package: PackageNode, seen: set[PackageNode], depth: int = 0) -> Need:
         """Return a package with those that need it; each is followed once."""
         those = self.needed_by.get(package, ())
+        # Dependencies form circles, and what many need would be followed once for each of them.
         is_known = bool(those) and (package in seen or depth == MOST_LEVELS)
         seen.add(package)
         return Need(

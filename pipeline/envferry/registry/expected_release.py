@@ -55,6 +55,7 @@ def expect_archive(lock: Lock, platform: str, before: Archive) -> ExpectedArchiv
         if entry.kind not in ("conda", "pypi"):
             size = sizes_of(before, entry)
             tree, archive, fresh = tree + size[0], archive + size[1], fresh + size[1]
+    # Index and seek table: other bytes in each version, of about the same length.
     end = before.source.size - sum(frame.size for frame in before.index.frames)
     return ExpectedArchive(
         packages=len(locked),

@@ -40,6 +40,7 @@ def fetch_artifact(
     partial = PartialFile.of(artifact.archive_path, incoming)
     with _explained(directory), exclusive_lock(partial.journal, str(artifact.archive_path)):
         with partial.opened():
+            # Under the lock: from here on no other fetch changes it.
             if _is_complete(artifact, progress):
                 with FileSource(artifact.archive_path) as source:
                     check_manifest(Archive(source), manifest)
@@ -48,6 +49,7 @@ def fetch_artifact(
                 registry.require_archive(manifest)
                 registry.require_installable(manifest)
                 _receive_archive(incoming, partial, progress)
+        # Last, the manifest among them: beside an archive it says that all of it is there.
         write_companions(artifact, lock, proof)
     return artifact
 
@@ -66,6 +68,7 @@ def _receive_archive(incoming: ContentSource, partial: PartialFile, progress: Pr
     partial.reserve(f"fetching {partial.target.name}")
     with progress.task(f"fetch {partial.target.name}", incoming.size) as advance:
         partial.receive(incoming, advance)
+    # `receive` has flushed the bytes: the name comes after them.
     partial.path.replace(partial.target)
     sync_directory(partial.target.parent)
     partial.pieces.clear()

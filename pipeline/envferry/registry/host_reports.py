@@ -95,6 +95,7 @@ def write_report(registry: Registry, report: HostReport) -> None:
         message = f"the report of {report.host} has {len(data):,} bytes, at most {REPORT_BYTES:,}"
         raise UsageError(message, hint="`envferry remove NAME` removes installations")
     key = host_key(report.host)
+    # Only this host writes here: it loses races to itself, as after an answer that got lost.
     for _ in range(3):
         there = store.stat(key)
         try:
@@ -135,11 +136,12 @@ def read_fleet(registry: Registry) -> Fleet:
 def read_report(registry: Registry, one: Listed) -> HostReport:
     """Read one report, no more of it than one has."""
     require_sane(one.size, one.key, registry.url)
+    # Of the listed length: a host must not make operators read more than was listed.
     return from_json(registry.store.read(one.key, 0, one.size), HostReport, one.key)
 
 
 def checked(key: str, report: HostReport) -> HostReport:
-    """Return a report without what it cannot rightly say; raise StoreError if it is of another."""
+    """Return a report without what is not plausible; raise StoreError for one of another host."""
     if key != host_key(report.host):
         message = f"{key} says that it is of {report.host[:MOST_TEXT]!r}"
         raise StoreError(message)
@@ -174,7 +176,7 @@ def one_line(text: str) -> str:
 
 
 def is_plausible(one: ReportedEnvironment) -> bool:
-    """Whether names and ids are such."""
+    """Whether name, platform and id have the form that a registry allows."""
     names = (NAME_PATTERN.fullmatch(one.name), NAME_PATTERN.fullmatch(one.platform))
     return bool(all(names) and ID_PATTERN.fullmatch(one.id)) and len(one.ref) <= MOST_TEXT
 
@@ -194,7 +196,7 @@ def reported_at(report: HostReport) -> datetime:
     return found
 
 
-def is_lately(report: HostReport, now: datetime, within: timedelta) -> bool:
+def is_recent(report: HostReport, now: datetime, within: timedelta) -> bool:
     """Whether a report is not older than that, nor from the future."""
     return -FUTURE <= now - reported_at(report) <= within
 
@@ -205,7 +207,7 @@ def hosts_of_artifacts(
     """Return which hosts have an artifact, by name, platform and id; old reports do not count."""
     found: dict[tuple[str, str, str], list[str]] = {}
     for report in reports:
-        if is_lately(report, now, within):
+        if is_recent(report, now, within):
             for artifact in {(one.name, one.platform, one.id) for one in report.environments}:
                 found.setdefault(artifact, []).append(report.host)
     return found

@@ -41,6 +41,7 @@ def known_ranges(ours: Archive, theirs: Archive, key: str) -> tuple[KnownRange, 
     }
     runs: list[KnownRange] = []
     for frame, offset in zip(ours.index.frames, ours.offsets, strict=False):
+        # By the digest of the compressed bytes: these are what is copied.
         found = there.get((frame.blake3, frame.size))
         if found is None:
             continue

@@ -80,6 +80,7 @@ def cut_points(index: Index, count: int) -> tuple[int, ...]:
 def _rounded(size: int) -> int:
     size = max(size, LEAST_BYTES)
     low = 1 << (size.bit_length() - 1)
+    # The nearer power by ratio, in whole numbers: equal archives are cut alike everywhere.
     return low if size * size < 2 * low * low else 2 * low
 
 

@@ -93,6 +93,7 @@ def unknown(registry: Registry, ref: Ref, platform: str) -> NotFound:
                 known.setdefault(name, set()).add(rest.partition("/")[0])
             has_deltas = not known and any(registry.store.list(DELTAS))
     except StoreError as error:
+        # What would help cannot be found out; that the ref is unknown is certain all the same.
         return NotFound(message, hint=error.hint)
     if ids:
         listed = ", ".join([*(f"{tag} ({id_})" for tag, id_ in tags.items()), *ids])

@@ -38,7 +38,7 @@ class RetentionPolicy(msgspec.Struct, frozen=True, kw_only=True):
     keep_last: int | None = None
     """The newest so many of each environment and platform."""
     keep_within: timedelta | None = None
-    """Artifacts that may still be in the middle of a push."""
+    """Those that were published less than this ago."""
     keep_tagged: bool = False
     """Only the tagged ones, where no other rule is given."""
     under_way: timedelta = timedelta(hours=24)
@@ -90,7 +90,7 @@ class Unfinished(msgspec.Struct, frozen=True, kw_only=True):
 class PrunePlan(msgspec.Struct, frozen=True, kw_only=True):
     """What a prune removes and what it keeps."""
 
-    fates: tuple[PruneDecision, ...]
+    decisions: tuple[PruneDecision, ...]
     """By name, platform and time, the newest first."""
     unfinished: tuple[Unfinished, ...]
     """What goes of these."""
@@ -99,7 +99,7 @@ class PrunePlan(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def size(self) -> int:
         """The bytes that become free."""
-        gone = sum(fate.size for fate in self.fates if fate.goes)
+        gone = sum(decision.size for decision in self.decisions if decision.goes)
         return gone + sum(one.size for one in self.unfinished)
 
 
@@ -121,6 +121,7 @@ def plan_prune(
     """
     found = list_inventory(registry)
     unfinished = tuple(_unfinished(registry, scope, now - policy.under_way))
+    # Of an environment whose first push broke off, nothing but uploads may be there.
     if not unfinished:
         require_known(found, registry, scope.names)
     tagged = _tagged(registry, found, scope)
@@ -133,9 +134,11 @@ def plan_prune(
         if scope.has(folder.name, folder.platform):
             groups.setdefault((folder.name, folder.platform), []).append(folder)
     users = ArtifactReferences(tagged=tagged, installed=installed)
-    fates = [fate for group in groups.values() for fate in _decide(group, users, policy, now)]
+    decisions = [
+        decision for group in groups.values() for decision in _decide(group, users, policy, now)
+    ]
     return PrunePlan(
-        fates=tuple(fates),
+        decisions=tuple(decisions),
         unfinished=unfinished,
         under_way=policy.under_way,
     )
@@ -145,20 +148,20 @@ def carry_out(registry: Registry, plan: PrunePlan, *, progress: Progress) -> Pru
     """Remove what a plan says, and return what became of it: what was tagged since then stays."""
     seconds = plan.under_way.total_seconds()
 
-    def remove(fate: PruneDecision) -> PruneDecision:
-        if not fate.goes:
-            return fate
-        folder = Folder(fate.name, fate.platform, fate.id)
+    def remove(decision: PruneDecision) -> PruneDecision:
+        if not decision.goes:
+            return decision
+        folder = Folder(decision.name, decision.platform, decision.id)
         obstacle = remove_artifact(registry, folder, seconds)
         if obstacle is None:
-            return fate
-        return replace(fate, goes=False, reason=obstacle)
+            return decision
+        return replace(decision, goes=False, reason=obstacle)
 
     with progress.task(f"prune {registry.url}"), Workers(REMOVERS, "prune") as pool:
-        fates = tuple(pool.map(remove, plan.fates))
+        decisions = tuple(pool.map(remove, plan.decisions))
         for folder in sorted({one.key.rpartition("/")[0] + "/" for one in plan.unfinished}):
             registry.store.delete_unfinished(folder, seconds)
-    return PrunePlan(fates=fates, unfinished=plan.unfinished, under_way=plan.under_way)
+    return PrunePlan(decisions=decisions, unfinished=plan.unfinished, under_way=plan.under_way)
 
 
 def _tagged(
@@ -189,6 +192,7 @@ def _decide(
         counts = folder.published is not None and not folder.is_being_pruned
         if not reason and counts and rank < (policy.keep_last or 0):
             reason = f"among the last {policy.keep_last}"
+        # Also those that other rules keep: --keep-last 3 means the newest three.
         rank += counts
         goes = not reason and (policy.has_rule or not folder.published or folder.is_being_pruned)
         yield PruneDecision(

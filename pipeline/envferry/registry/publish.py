@@ -133,6 +133,7 @@ def publish_artifact(
     """
     manifest, companions = source.manifest, source.companions
     folder = folder_of(manifest)
+    # What is being removed has files for a moment that would count as there.
     require_settled(target, folder)
     published = target.published(folder)
     if published:
@@ -189,6 +190,7 @@ def place(registry: Registry, key: str, data: bytes, *, must_match: bool) -> boo
     try:
         registry.store.create(key, data)
     except KeyTaken:
+        # Taken by another push, or by our own first attempt: only what is there can tell.
         if must_match and registry.store.read(key) != data:
             message = f"{key} in {registry.url} exists with different content"
             hint = "remove it there if nothing was published with it, then push again"
@@ -221,6 +223,7 @@ def _place_archive(
                 known = _known(target, source.archive, manifest)
                 store.create_from_file(key, source.archive, advance, known)
         except KeyTaken:
+            # Or by us, with the answer lost. Either way it is compared below, not believed.
             log.info("%s was written by another process meanwhile", key)
         else:
             return True
@@ -272,6 +275,7 @@ def _place_attestation(target: Registry, source: ArtifactSource, data: bytes | N
     key = folder_of(source.manifest) + ATTESTATION
 
     def signed(there: bytes | None) -> bytes | None:
+        # In each round: of two builds at once, the manifest that is stored is the one to sign.
         manifest = data or target.store.read(folder_of(source.manifest) + REGISTRY_MANIFEST)
         return _attestation(target, source, there, manifest)
 

@@ -156,5 +156,6 @@ def _publish(
     uploaded = registry.publish(artifact, progress=progress)
     for tag in tags:
         registry.move_tag(manifest.name, manifest.platform, tag, manifest.id)
+    # After the tags: a prune that had read them before they moved may have taken something.
     registry.require_whole(manifest)
     return uploaded

@@ -112,7 +112,7 @@ class Registry(msgspec.Struct, frozen=True):
     def move_tag(self, name: str, platform: str, tag: str, id_: str) -> TagRecord:
         """Point a tag to a published artifact by compare-and-swap.
 
-        A lost race is run once more; when that is lost too, StoreError says who won.
+        A lost race is run again; when others keep winning, StoreError says where the tag is now.
         """
         return move_tag(self, TagName(name=name, platform=platform, tag=tag), id_)
 
@@ -203,6 +203,8 @@ class Registry(msgspec.Struct, frozen=True):
         if not stat:
             message = f"{key} is not in the registry {self.url}, though its manifest is"
             hint = "copy or push the artifact again"
+            # A registry in parts is recognized by its marker:
+            # without that, keys are looked for whole.
             if self.store.stat(key + RECORD_SUFFIX):
                 hint = f"it is stored in parts, but {MARKER} is missing: copy that file too"
             raise NotFound(message, hint=hint)

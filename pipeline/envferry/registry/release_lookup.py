@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from envferry import __version__
@@ -11,6 +12,7 @@ from envferry.artifacts import ATTESTATION, SIGSTORE
 from envferry.errors import IntegrityError, NotFound, StoreError
 from envferry.models import CHECKS, left_out
 from envferry.registry.layout import ENVS, folder_of
+from envferry.stores.port import KeyTaken
 from envferry.trust.attestations import decode_envelope, signers_of
 
 if TYPE_CHECKING:
@@ -26,7 +28,10 @@ def require_writable(registry: Registry, name: str, platform: str) -> None:
     An empty file is written where its folder will be, and removed.
     """
     key = f"{ENVS}{name}/{platform}/probe-{os.urandom(6).hex()}"
-    registry.store.create(key, b"")
+    # Its name is drawn by chance: only our own first attempt,
+    # whose answer got lost, can have taken it.
+    with suppress(KeyTaken):
+        registry.store.create(key, b"")
     try:
         registry.store.delete(key)
     except StoreError as error:  # some may write, and not remove

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from envferry.artifacts import REGISTRY_MANIFEST
 from envferry.base.json import to_json
-from envferry.errors import StoreError
+from envferry.errors import NotFound, StoreError
 from envferry.registry.layout import PRUNING
 from envferry.stores.port import KeyTaken, LostRace
 
@@ -48,6 +48,7 @@ def require_settled(registry: Registry, folder: str) -> None:
 def require_kept(registry: Registry, folder: str, names: Iterable[str]) -> None:
     """Raise RemovedMeanwhile unless these files are in a folder, now that a tag points to it."""
     require_settled(registry, folder)
+    # After the mark is gone: whatever that removal deleted is missing in this listing.
     there = {listed.key for listed in registry.store.list(folder)}
     missing = sorted({folder + name for name in names} - there)
     if missing:
@@ -62,9 +63,11 @@ def remove_artifact(registry: Registry, folder: Folder, older_than_seconds: floa
     """
     if not _claim(registry, folder, older_than_seconds):
         return "another process is removing it"
+    # After the mark, never before it: see above.
     tags = [tag for tag, id_ in registry.tags(folder.name, folder.platform).items()
             if id_ == folder.id]  # fmt: skip
     if not tags:
+        # First: without it, the artifact does not count as published while its files go.
         registry.store.delete(folder.key + REGISTRY_MANIFEST)
         for listed in list(registry.store.list(folder.key)):
             if listed.key != folder.key + PRUNING:
@@ -87,7 +90,19 @@ def _claim(registry: Registry, folder: Folder, older_than_seconds: float) -> boo
             return True
         if stat.modified and time.time() - stat.modified.timestamp() < older_than_seconds:
             return False
+        # A stale mark: of several that want to take over, one gets it.
         registry.store.replace(key, mark, stat.version)
     except (KeyTaken, LostRace):
-        return False
+        return _is_ours(registry, key, mark)
     return True
+
+
+def _is_ours(registry: Registry, key: str, mark: bytes) -> bool:
+    """Whether the mark that is in the way is our own, written by an attempt whose answer got lost.
+
+    Taken for another remover's, it would hold up every push until it is stale.
+    """
+    try:
+        return registry.store.read(key) == mark
+    except NotFound:
+        return False

@@ -14,7 +14,7 @@ from envferry.models import TagRecord
 from envferry.names import ID_PATTERN
 from envferry.registry.layout import artifact_folder, tag_key
 from envferry.registry.removal import require_kept, require_settled
-from envferry.stores.port import LostRace, lost_races_again
+from envferry.stores.port import LostRace, lost_races_as_transient
 from envferry.trust.signed_tags import SignedTagRecord, sign_tag, tag_message
 from envferry.trust.signing import signers
 
@@ -33,6 +33,7 @@ def read_tag(registry: Registry, key: str) -> tuple[Stat | None, SignedTagRecord
     try:
         data = registry.store.read(key)
     except NotFound:
+        # Removed since the look; its version makes `replace` fail and try again.
         return stat, None
     hint = "remove that file, then run `envferry tag REF TAG`"
     try:
@@ -53,8 +54,10 @@ def move_tag(registry: Registry, name: TagName, id_: str) -> TagRecord:
     """
     folder = artifact_folder(name.name, name.platform, id_)
     require_settled(registry, folder)
+    # Looked at first: a tag is not pointed to what was never published.
     registry.described(name.name, name.platform, id_)
     moved = _move(registry, name, id_)
+    # After the tag is written: then either a remover sees it, or its mark is seen here.
     require_kept(registry, folder, (REGISTRY_MANIFEST,))
     return moved
 
@@ -66,15 +69,16 @@ def preview_move(registry: Registry, name: TagName, id_: str) -> tuple[TagRecord
 
 
 def _move(registry: Registry, name: TagName, id_: str) -> TagRecord:
-    """Compare and swap, until that is through: each round, one of all who try is done."""
+    """Compare and swap until that succeeds: in each round, one of those who try wins."""
     key = tag_key(name.name, name.platform, name.tag)
 
     def attempt() -> TagRecord:
         stat, record = read_tag(registry, key)
         moved = _moved(registry.signer, name, record, id_)
+        # Also when our own write went through and its answer was lost: the record is ours by now.
         if record == moved:
             return moved
-        with lost_races_again():
+        with lost_races_as_transient():
             registry.store.replace(key, to_json(moved), stat.version if stat else None)
         return moved
 

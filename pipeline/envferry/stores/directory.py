@@ -93,6 +93,7 @@ class DirectoryStore(msgspec.Struct, frozen=True):
                 if size <= REPLACEABLE_BYTES:
                     with self._opened(key) as descriptor:
                         data = read_fully(descriptor, 0, REPLACEABLE_BYTES + 1)
+                    # Both of the bytes that were read: the file may have been replaced since.
                     size, version = len(data), xxhash.xxh3_128_hexdigest(data)
             except (FileNotFoundError, NotADirectoryError):
                 return None
@@ -171,6 +172,7 @@ class DirectoryStore(msgspec.Struct, frozen=True):
         top = self._top(prefix)
         with self._explained(prefix):
             for folder, inner, names in os.walk(top, onerror=raise_unless_missing):
+                # In place: os.walk descends into what is left in the list.
                 inner[:] = [name for name in inner if not name.startswith(".")]
                 inside = Path(folder).relative_to(self.root)
                 for name in sorted(names):
@@ -214,16 +216,20 @@ class DirectoryStore(msgspec.Struct, frozen=True):
 
     def _create(self, key: str, source: BinaryIO, advance: Callable[[int], None]) -> None:
         path = self._path(key)
+        # In the same directory, for links do not leave a file system; hidden, so no key yet.
         temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
+        # A look first spares the copy; `_link` decides who wins.
         if path.exists():
             raise KeyTaken.at(key, self.root)
         try:
             with open_in_folder(temporary, "xb") as target:
                 copy_stream(source, target, advance)
                 target.flush()
+                # On the disk before it has its name: a value that is there is never rewritten.
                 os.fsync(target.fileno())
             self._link(temporary, path, key)
         finally:
+            # After `link` that was its second name.
             temporary.unlink(missing_ok=True)
         sync_directory(path.parent)
 
@@ -239,6 +245,7 @@ class DirectoryStore(msgspec.Struct, frozen=True):
         with self._explained(key):
             path.unlink(missing_ok=True)
             for parent in path.parents:
+                # A writer that was about to use such a folder makes it again (`open_in_folder`).
                 if parent == self.root or not remove_if_empty(parent):
                     break
 
@@ -246,6 +253,7 @@ class DirectoryStore(msgspec.Struct, frozen=True):
     def _opened(self, key: str) -> Iterator[int]:
         """Open a file to read it; raise IntegrityError for a pipe or a device: it may never end."""
         path = self._path(key)
+        # O_NONBLOCK: to open a pipe would wait for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             mode = os.fstat(descriptor).st_mode
@@ -271,6 +279,7 @@ class DirectoryStore(msgspec.Struct, frozen=True):
         """Write what arrives to a hidden file, and name it when it is what it must be."""
         path = self._path(key)
         partial = PartialFile.of(path, incoming)
+        # The lock is taken before the pieces are read: a second run must not write the same file.
         with exclusive_lock(partial.journal, key), partial.opened():
             partial.reserve(incoming.name)
             partial.receive(incoming, advance)
@@ -280,6 +289,7 @@ class DirectoryStore(msgspec.Struct, frozen=True):
             except KeyTaken:
                 partial.pieces.clear()
                 raise
+            # With none left to keep, `opened` removes the partial file and the journal.
             partial.pieces.clear()
         sync_directory(path.parent)
 
@@ -304,6 +314,7 @@ class DirectoryStore(msgspec.Struct, frozen=True):
     @contextmanager
     def _locked(self) -> Iterator[None]:
         self.root.mkdir(parents=True, exist_ok=True)
+        # Never removed: those who wait for it would hold a lock that newcomers do not see.
         descriptor = os.open(self.root / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -26,11 +26,13 @@ def allocate(descriptor: int, size: int) -> None:
     """
     if not size:
         return
+    # As off_t: ctypes would pass a C int, which has 32 bits.
     length = ctypes.c_long(size)
     if LIBC.fallocate(descriptor, ZERO_RANGE, ctypes.c_long(0), length) == 0:
         return
     code = ctypes.get_errno()
     if code not in NOT_OFFERED:
+        # Some file systems keep what they had allocated before the disk was full.
         os.ftruncate(descriptor, 0)
         raise OSError(code, os.strerror(code))
 

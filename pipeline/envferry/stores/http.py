@@ -47,7 +47,7 @@ SHORT_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class HttpStore:
-    """A `Store` that can only read; it cannot list, for web servers have no common way to."""
+    """A `ReadableStore`; it cannot list, for web servers have no common way to."""
 
     writable: ClassVar[None] = None
     """A web server is only read."""
@@ -98,6 +98,7 @@ class HttpStore:
                 length = response.headers.get("Content-Length")
                 modified = response.headers.get("Last-Modified", "")
                 version = response.headers.get("ETag", modified)
+                # The length of a compressed answer says nothing about the file.
                 is_as_it_is = not _encoding(response)
             is_known = length is not None and is_as_it_is
             size = self._size(key, length or "") if is_known else self._size_by_range(key)
@@ -122,6 +123,7 @@ class HttpStore:
                 self._refuse_encoding(key, response)
                 _, _, size = response.headers.get("Content-Range", "").partition("/")
         except ShorterThanExpected:
+            # Not even a first byte: the file is empty.
             return 0
         if not size:
             hint = "use a web server that sends Content-Length, such as nginx, or copy the registry"
@@ -150,6 +152,7 @@ class HttpStore:
             last = "" if length is None else str(offset + length - 1)
             headers["Range"] = f"bytes={offset}-{last}"
         with self._response(key, headers) as response:
+            # Where the beginning was asked for, an answer with all of it begins right, too.
             if offset and response.status != PARTIAL_CONTENT:
                 message = f"{self.base} ignores range requests: it sent {key} from its beginning"
                 hint = "use a web server that knows them, such as nginx, or copy the registry"
@@ -158,6 +161,7 @@ class HttpStore:
                 require_sane(
                     self._size(key, response.headers.get("Content-Length", "0")), key, self.base
                 )
+                # One byte more than is allowed, to notice that there is more.
                 data = response.read(most_bytes(key) + 1)
                 require_sane(len(data), key, self.base)
                 _require_no_page(response, data, f"{self.base}/{key}")
@@ -200,7 +204,7 @@ def _encoding(response: urllib3.BaseHTTPResponse) -> str:
 
 
 def _require_no_page(response: urllib3.BaseHTTPResponse, data: bytes, url: str) -> None:
-    """Raise StoreError for the page of a login or a proxy, which says 200 and is no value."""
+    """Raise StoreError for the page of a login or a proxy, which comes with status 200."""
     kind = response.headers.get("Content-Type", "").lower()
     if kind.startswith("text/html") and data.lstrip()[:1] == b"<":
         message = f"{url} is answered with a web page, not with the file"
@@ -264,7 +268,9 @@ def broken_answer(url: str, way: str, error: Exception) -> Exception:
     if way:
         hint = "check that proxy (http_proxy, https_proxy, all_proxy), or name the host in no_proxy"
     final = StoreError(message, hint=hint)
+    # What `raise … from` would set: `persistently` raises it later, from elsewhere.
     final.__cause__ = error
+    # A trickle costs half a minute each time: no more attempts than where nothing answers.
     is_hopeless = was_never_reached(error) or has_cause(error, ResponseTooSlow)
     return Transient(final, is_unreachable=is_hopeless)
 

@@ -36,6 +36,7 @@ def require_room(store: ReadableStore, values: Mapping[str, int], what: str) -> 
 def _arrived_bytes(root: Path, key: str) -> int:
     """Return how much of the disk a value takes that is not complete: part of it, or some parts."""
     path, taken = root / key, 0
+    # `.KEY.partial`, or `KEY.part001` of a registry in parts.
     for name in path.parent.glob(f"*{path.name}*"):
         with suppress(FileNotFoundError):
             taken += allocated_bytes(name.stat())

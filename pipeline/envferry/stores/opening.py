@@ -138,6 +138,7 @@ def _open_http(url: str, limits: Limits) -> Store:
     from envferry.stores.http import HttpStore
     from envferry.stores.split import SplitStore
 
+    # Nothing is written there, so there is no size to cut at.
     return SplitStore(HttpStore.open(url, limits), sys.maxsize)
 
 
@@ -145,6 +146,7 @@ def _open_s3(url: str, limits: Limits) -> Store:
     try:
         from envferry.stores.s3.store import S3Store
     except ModuleNotFoundError as error:
+        # Any other module that is missing is a broken installation, and no extra brings it.
         if (error.name or "").partition(".")[0] not in ("boto3", "botocore"):
             raise
         message = f"{url} needs boto3, which is not installed"

@@ -95,6 +95,7 @@ class PartialFile(msgspec.Struct):
             }
         else:
             self.path.unlink(missing_ok=True)
+            # Emptied, not removed: it is the lock that the caller holds.
             self.journal.write_bytes(b"")
         self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         self.notes = LineJournal(self.journal, subject)
@@ -118,6 +119,7 @@ class PartialFile(msgspec.Struct):
         """
         there = os.fstat(self.descriptor)
         require_space(self.target.parent, self.size - allocated_bytes(there), what)
+        # Only a new file: FALLOC_FL_ZERO_RANGE would wipe the pieces that are there.
         if not there.st_size:
             allocate(self.descriptor, self.size)
 
@@ -136,6 +138,7 @@ class PartialFile(msgspec.Struct):
         except IntegrityError:
             self.pieces.clear()
             raise
+        # All pieces are on the disk before the caller gives the file its name.
         os.fsync(self.descriptor)
 
     def _receive_far(self, incoming: ContentSource, advance: Callable[[int], None]) -> None:
@@ -161,6 +164,7 @@ class PartialFile(msgspec.Struct):
         writing: list[Future[None] | None] = [None] * len(buffers)
         with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as pool:
             for number in range(self.count):
+                # A buffer is used again when what it held has been written.
                 slot = number % BUFFERS
                 if (before := writing[slot]) is not None:
                     before.result()
@@ -218,6 +222,7 @@ class PartialFile(msgspec.Struct):
             return False
         offset, length = self.extent(number)
         found = os.preadv(self.descriptor, [memory], offset)
+        # The note may have reached the disk and the piece not: a power loss keeps no order.
         return found == length and xxhash.xxh3_128_hexdigest(memory) == self.pieces[number]
 
     def _keep(self, number: int, data: memoryview) -> None:

@@ -80,7 +80,7 @@ class Listed(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def folder(cls, key: str) -> Listed:
-        """Return what stands for all keys below `key`, which ends in a slash."""
+        """Return the one entry for all keys below `key`, which ends in a slash."""
         return cls(key=key, size=0, modified=FOLDER_TIME, stamp="")
 
 
@@ -295,7 +295,7 @@ class ImageStore(Store, Protocol):
 
 
 @contextmanager
-def lost_races_again() -> Iterator[None]:
+def lost_races_as_transient() -> Iterator[None]:
     """Let `persistently` run what is in the block again after a lost race."""
     try:
         yield

@@ -116,6 +116,7 @@ def create_or_read(
             store.receive(key, replace(incoming, watch=seen.watch), advance)
         except KeyTaken:  # another writer was faster
             there = store.stat(key)
+            # KeyTaken comes before the first byte or after the last one: all of it was seen.
             if seen.size:
                 return
     if there is None:
@@ -123,6 +124,7 @@ def create_or_read(
     if there.size != incoming.size:
         message = f"{key} in {store.url} has {there.size} bytes, {incoming.size} are expected"
         raise IntegrityError(message, hint="remove that file, then run the command again")
+    # Watched in the same order as if it had been written: the watcher compares it.
     for offset in range(0, incoming.size, REQUEST_BYTES):
         data = store.read(key, offset, min(REQUEST_BYTES, incoming.size - offset))
         try:
@@ -134,7 +136,7 @@ def create_or_read(
 
 
 class _Seen(msgspec.Struct):
-    """Counts what was watched: a value that was taken at its end has been seen."""
+    """Counts the bytes that were watched, to tell KeyTaken at the end from KeyTaken at once."""
 
     incoming: ContentSource
     size: int = 0

@@ -287,6 +287,7 @@ class SplitStore:
             incoming.require(fast.hexdigest(), strong.hexdigest())
         except IntegrityError as error:
             self.records.pop(key, None)
+            # The record first: parts without one are leftovers, which `prune` removes.
             self._inner().delete(key + RECORD_SUFFIX)
             for number in range(len(parts)):
                 self._inner().delete(part_key(key, number))
@@ -302,8 +303,10 @@ class SplitStore:
         try:
             self._inner().create(name, data)
         except KeyTaken:
+            # Before the record is read, so that `replace` notices who else repairs it.
             there = self.inner.stat(name)
             try:
+                # Also our own record, when the answer to its first attempt was lost.
                 is_other = self._record(key) != record
             except Incomplete:
                 self._inner().replace(name, data, there.version if there else None)

@@ -62,6 +62,7 @@ class UploadJournal(msgspec.Struct):
     def begin(self, target: str, upload_id: str) -> None:
         """Note a new upload."""
         self.parts = {}
+        # On one line, as each note of a journal is; `to_json` writes several.
         self._open(json.dumps({"target": target, "upload": upload_id}))
 
     def note(self, number: int, digest: str, etag: str) -> None:
@@ -78,6 +79,7 @@ class UploadJournal(msgspec.Struct):
         """Write no more; a file that was only locked goes."""
         if self.journal is not None:
             self.journal.close()
+        # `exclusive_lock` made it, and no upload came of it.
         elif self.path is not None and self.path.exists() and not self.path.stat().st_size:
             self.path.unlink()
 
@@ -99,6 +101,7 @@ def journal_at(path: Path | None) -> Iterator[UploadJournal]:
         try:
             stack.enter_context(exclusive_lock(path, str(path)))
         except TargetOccupied:
+            # Two pushes of one file: the second one sends without notes, rather than wait or fail.
             journal = UploadJournal(None)
         except PermissionError:
             log.info("%s: not writable, an interrupted push starts again", path.parent)

@@ -69,6 +69,7 @@ def apply_folder(
         faults |= wrong
     for delta in lacking:
         try:
+            # Now, not when planned: of a delta that the site has, the file may be missing.
             delta.require_file()
             _rebuild(delta, site, journals, progress)
         except WRONG as error:
@@ -160,9 +161,11 @@ def _in_order(
         ready = [
             delta
             for delta in waiting
+            # What is there needs no bases: applying a disk a second time finds everything.
             if is_there(delta.record.artifact) or all(map(is_there, delta.record.bases))
         ]
         if not ready:
+            # A whole round without progress: what is left waits for what will not come.
             faults |= {one.manifest.stem: _lacking(one, site, is_there) for one in waiting}
             break
         for delta in ready:
@@ -185,13 +188,14 @@ def _rebuild(delta: OpenDelta, site: Registry, journals: Path, progress: Progres
     facts = delta.manifest.archive
     bases = ", ".join(f"{base.name}@{base.id}" for base in delta.record.bases)
     with progress.task(f"rebuild {facts.file}", facts.size) as advance:
-        carrier = ArtifactCopier(target=site, journals=journals, advance=advance)
-        incoming = replace(delta.rebuilt(site), journal=carrier.journal(delta.manifest))
+        copier = ArtifactCopier(target=site, journals=journals, advance=advance)
+        incoming = replace(delta.rebuilt(site), journal=copier.journal(delta.manifest))
         try:
-            carrier.publish(delta.manifest, delta.companions, incoming)
+            copier.publish(delta.manifest, delta.companions, incoming)
         except IntegrityError as error:
             if not error.message.startswith(incoming.name):
                 raise  # not these bytes: what another writer left at the site, for example
+            # Only after a fault: gigabytes are not read twice when all is well.
             if not delta.is_sound():
                 error.hint = f"the delta in {delta.source.url} is damaged: copy or export it again"
             elif " is damaged: " in error.message:

@@ -48,6 +48,7 @@ class ArtifactCopier(msgspec.Struct, frozen=True, kw_only=True):
 
     def journal(self, manifest: Manifest) -> Path:
         """Return where an upload of an archive to the target is noted."""
+        # By place and not by URL: one bucket name may be on two servers.
         place = f"{self.target.store.place} {archive_key(manifest)}"
         return self.journals / (
             f"{manifest.archive.file}.{blake3(place.encode()).hexdigest()[:16]}.upload"

@@ -47,6 +47,7 @@ class OpenDelta(msgspec.Struct, frozen=True):
     def rebuilt(self, site: Registry) -> ContentSource:
         """Return the new archive as it is read out of the bases at a site and the delta."""
         facts, key = self.manifest.archive, delta_key(self.record.artifact)
+        # Bases are not verified: whatever they hold, the result must have the manifest's digests.
         bases = [site.described(base.name, base.platform, base.id) for base in self.record.bases]
         # The delta file is number -1: the last one.
         files = [*((site.store, archive_key(base)) for base in bases), (self.source.store, key)]
@@ -113,6 +114,7 @@ def read_delta(source: Registry, key: str) -> OpenDelta:
     """Open a delta by the key of its record; raise IntegrityError unless all fits together."""
     what = f"{key} in {source.url}"
     record, store = from_json(source.store.read(key), Delta, what), source.store
+    # Before anything it names is read: a disk is not trusted.
     _require_sound(record, key, what)
     folder = delta_folder(record.artifact)
     data = store.read(folder + REGISTRY_MANIFEST)

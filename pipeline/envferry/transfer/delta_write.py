@@ -83,6 +83,7 @@ def _checks(archive: Archive, plan: DeltaPlan) -> Iterator[tuple[int, str | None
     for number, frame in enumerate(archive.index.frames):
         if number not in copied:
             yield frame.size, frame.blake3
+    # No base has them: index and seek table differ with every archive.
     yield facts.index_size, facts.index_blake3
     yield facts.size - facts.index_offset - facts.index_size, None
 
@@ -146,6 +147,7 @@ def write_delta(
     incoming = ContentSource(
         name=what, size=plan.size, token=token, read_at=read_at, digests=None, watch=check.watch
     )
+    # The large file first, `delta.json` last: without the record, there is no delta.
     create_or_read(target, delta_key(artifact), incoming, advance)
     companions = Companions.of(source, plan.manifest)
     files = {
@@ -167,6 +169,7 @@ def write_delta(
     for name, data in files.items():
         if data is not None:
             stat = target.stat(folder + name)
+            # Over what an interrupted export left; unlike a registry's, these files may change.
             target.replace(folder + name, data, stat.version if stat else None)
 
 

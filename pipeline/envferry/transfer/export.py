@@ -41,7 +41,7 @@ TOOL = "tool"
 OURS = ("v1", KEYS, TOOL, "audit")
 LAYOUT = ("oci-layout", "index.json", "blobs")
 """What an image layout has."""
-UNKNOWN_OWNER = ("lost+found", "System Volume Information")
+DISK_FOLDERS = ("lost+found", "System Volume Information")
 """What disks have by themselves; as what is hidden."""
 
 
@@ -101,6 +101,7 @@ def export_artifacts(
         missing = [one for one in manifests if not target.published(folder_of(one))]
         what = f"exporting {plural(len(missing), 'artifact')}"
         if request.as_images:
+            # An image layout has `disk = None`, so `require_room_for` does not look at it.
             require_space(directory, sum(one.archive.size for one in missing), what)
         require_room_for(target, missing, what)
         with progress.task(f"export {plural(len(manifests), 'artifact')}", carried) as advance:
@@ -187,6 +188,7 @@ def _require_ours(directory: Path, source: Registry, request: ExportRequest) -> 
 
     Raises UsageError for the folder of the registry that is exported from.
     """
+    # By place: links and relative paths name the same folder in several ways.
     if DirectoryStore(directory).place == source.store.place:
         message = f"{directory} is the registry itself"
         raise UsageError(message, hint="name the folder of a disk to export to")
@@ -199,7 +201,7 @@ def _require_ours(directory: Path, source: Registry, request: ExportRequest) -> 
         message = f"{directory} is {'an OCI image layout' if is_layout else 'a registry folder'}"
         hint = "add --oci" if is_layout else "leave out --oci"
         raise TargetOccupied(message, hint=f"{hint}, or export to another folder")
-    allowed = (*OURS, *UNKNOWN_OWNER, *(LAYOUT if request.as_images else ()))
+    allowed = (*OURS, *DISK_FOLDERS, *(LAYOUT if request.as_images else ()))
     strange = sorted(name for name in names if name not in allowed and not name.startswith("."))
     if strange:
         message = f"{directory} holds other files: {', '.join(strange[:5])}"
@@ -228,6 +230,7 @@ def _open_target(directory: Path, request: ExportRequest) -> Store:
         message = f"{directory} holds an export that is not split"
         raise TargetOccupied(message, hint="leave out --split, or export to another folder")
     with suppress(KeyTaken):  # by another export at the same moment
+        # Before any value: a reader must know that there are parts before it finds some.
         store.create(MARKER, to_json(SplitMarker(part_bytes=part_bytes)))
         return SplitStore(store, part_bytes)
     return _open_target(directory, request)

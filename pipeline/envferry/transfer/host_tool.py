@@ -56,7 +56,7 @@ class ToolRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 def write_tool(
     directory: Path,
-    order: ToolRequest,
+    request: ToolRequest,
     *,
     cache: DownloadCache,
     progress: Progress,
@@ -67,12 +67,13 @@ def write_tool(
     uv resolves, the download cache fetches and checks. With a `signer` all of it is signed. Raises
     SpecError when a package has no wheel for a python, StoreError when an index cannot be reached.
     """
-    if order.platform not in MACHINES:
-        message = f"envferry's wheels cannot be gathered for {order.platform}"
+    if request.platform not in MACHINES:
+        message = f"envferry's wheels cannot be gathered for {request.platform}"
         raise SpecError(message, hint=f"one of {', '.join(MACHINES)}")
     ours = own_wheel()
-    resolved = {python: resolve_tool(python, order.platform) for python in order.pythons}
-    (pip,) = resolve_pip(_request(("pip",), min(order.pythons, key=_version), order.platform))
+    resolved = {python: resolve_tool(python, request.platform) for python in request.pythons}
+    # One pip for all: the newest that still runs on the oldest of these pythons.
+    (pip,) = resolve_pip(_request(("pip",), min(request.pythons, key=_version), request.platform))
     packages = {one.url: one for some in resolved.values() for one in some} | {pip.url: pip}
     found = cache.fetch_all(list(packages.values()), progress=progress)
     files = {f"wheels/{name}": data for name, data in [ours]}
@@ -81,14 +82,14 @@ def write_tool(
         lines = [f"{NAME}=={envferry.__version__} --hash=sha256:{sha256_hex(ours[1])}"]
         lines += [f"{one.name}=={one.version} --hash=sha256:{one.sha256}" for one in some]
         files[f"requirements-{python}.txt"] = "".join(f"{line}\n" for line in lines).encode()
-    files["machine.txt"] = f"{MACHINES[order.platform]}\n".encode()
+    files["machine.txt"] = f"{MACHINES[request.platform]}\n".encode()
     files["install.sh"] = SCRIPT.read_bytes()
-    if order.run_file:
-        files[RUN_FILE] = order.run_file
+    if request.run_file:
+        files[RUN_FILE] = request.run_file
     sums = "".join(f"{sha256_hex(data)}  {name}\n" for name, data in sorted(files.items())).encode()
     signed = {TOOL_ATTESTATION: attest_tool(sums, signer)} if signer else {}
-    if signer and order.run_file:
-        signed[RUN_FILE + ATTESTATION_SUFFIX] = attest_run_file(order.run_file, signer)
+    if signer and request.run_file:
+        signed[RUN_FILE + ATTESTATION_SUFFIX] = attest_run_file(request.run_file, signer)
     _replace_folder(directory, files | {SUMS: sums} | signed)
     return tuple(sorted(name.removeprefix("wheels/") for name in files if name.endswith(".whl")))
 
@@ -179,6 +180,7 @@ def _zip(content: dict[str, bytes]) -> bytes:
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as wheel:
         for name, data in content.items():
+            # A fixed time: zip has none before 1980, and equal inputs give equal wheels.
             entry = zipfile.ZipInfo(name, ZIP_TIME)
             entry.compress_type = zipfile.ZIP_DEFLATED
             # pip leaves scripts as they are in the wheel, executable or not.

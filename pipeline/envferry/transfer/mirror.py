@@ -123,11 +123,12 @@ def follow_plan(
     """Copy what is missing, then move the tags forward; return what is wrong with the rest, too."""
     size = sum(manifest.archive.size for manifest in plan.missing)
     with progress.task(f"mirror {plural(len(plan.missing), 'artifact')}", size) as advance:
-        carrier = ArtifactCopier(target=plan.target, journals=journals, advance=advance)
-        faults = plan.faults | copy_each(carrier, plan.source, plan.missing)
+        copier = ArtifactCopier(target=plan.target, journals=journals, advance=advance)
+        faults = plan.faults | copy_each(copier, plan.source, plan.missing)
     tags = tuple(
         copy_tag(plan.target, name, record)
         for name, record in plan.tags.items()
+        # A tag must not point to what could not be copied.
         if f"{name.name}-{name.platform}-{record.id}" not in faults
     )
     found = plan.report(tags)
@@ -136,7 +137,7 @@ def follow_plan(
 
 
 def copy_each(
-    carrier: ArtifactCopier, source: Registry, manifests: Sequence[Manifest]
+    copier: ArtifactCopier, source: Registry, manifests: Sequence[Manifest]
 ) -> dict[str, PipelineError]:
     """Copy artifacts, small ones side by side; memory does not grow with their number.
 
@@ -146,11 +147,12 @@ def copy_each(
 
     def copy(manifest: Manifest) -> None:
         try:
-            carrier.copy(source, manifest)
+            copier.copy(source, manifest)
         except WRONG as error:
             faults[manifest.stem] = error
 
     with Workers(SMALL_AT_ONCE, "mirror") as pool:
+        # Small ones wait for the server; a large one has several requests of its own.
         list(pool.map(copy, (one for one in manifests if one.archive.size <= SMALL_BYTES)))
     for manifest in manifests:
         if manifest.archive.size > SMALL_BYTES:
@@ -158,9 +160,9 @@ def copy_each(
     return faults
 
 
-def copy_all(carrier: ArtifactCopier, source: Registry, manifests: Sequence[Manifest]) -> None:
+def copy_all(copier: ArtifactCopier, source: Registry, manifests: Sequence[Manifest]) -> None:
     """Copy artifacts; raise what is wrong with those that are damaged, after the others."""
-    require_none(copy_each(carrier, source, manifests))
+    require_none(copy_each(copier, source, manifests))
 
 
 def require_none(faults: Mapping[str, PipelineError], done: str = DONE) -> None:

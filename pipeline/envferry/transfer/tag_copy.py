@@ -14,7 +14,7 @@ from envferry.names import DEFAULT_TAG
 from envferry.registry.layout import TAGS, artifact_folder, tag_key
 from envferry.registry.removal import require_kept, require_settled
 from envferry.registry.tags import read_tag
-from envferry.stores.port import CannotList, LostRace, lost_races_again
+from envferry.stores.port import CannotList, LostRace, lost_races_as_transient
 from envferry.transfer.copy import WRONG
 from envferry.trust.signed_tags import TagName
 
@@ -84,6 +84,7 @@ def copy_tag(target: Registry, name: TagName, record: SignedTagRecord) -> Transf
     """Write a tag's record as it is, unless the target's has moved as far or further."""
     key = tag_key(name.name, name.platform, name.tag)
     folder = artifact_folder(name.name, name.platform, record.id)
+    # As `registry/tags.py` moves them, and for the same reasons.
     require_settled(target, folder)
     target.described(name.name, name.platform, record.id)
 
@@ -91,17 +92,18 @@ def copy_tag(target: Registry, name: TagName, record: SignedTagRecord) -> Transf
         stat, there = read_tag(target, key)
         if there and there.signatures and not record.signatures:
             # Hosts that trust keys would refuse an unsigned tag.
-            return _carried(name, there.id, "same" if there.id == record.id else "conflict")
+            return _transferred(name, there.id, "same" if there.id == record.id else "conflict")
         if there and (there.counter, there.id) == (record.counter, record.id):
+            # Else the same move got signatures at the source, and is written again with them.
             if bool(there.signatures) == bool(record.signatures):
-                return _carried(name, there.id, "same")
+                return _transferred(name, there.id, "same")
         elif there and there.counter >= record.counter:
             is_newer = there.counter > record.counter
-            return _carried(name, there.id, "newer" if is_newer else "conflict")
-        with lost_races_again():
+            return _transferred(name, there.id, "newer" if is_newer else "conflict")
+        with lost_races_as_transient():
             target.store.replace(key, to_json(record), stat.version if stat else None)
         require_kept(target, folder, ("manifest.json",))
-        return _carried(name, record.id, "moved")
+        return _transferred(name, record.id, "moved")
 
     try:
         return persistently(attempt, RACES)
@@ -110,7 +112,7 @@ def copy_tag(target: Registry, name: TagName, record: SignedTagRecord) -> Transf
         raise StoreError(message, hint="run the command again") from error
 
 
-def _carried(
+def _transferred(
     name: TagName, id_: str, outcome: Literal["moved", "same", "newer", "conflict"]
 ) -> TransferredTag:
     return TransferredTag(

@@ -102,10 +102,12 @@ def verify_attestation(
         raise unsigned(what, [], keys)
     envelope = decode_envelope(attestation, f"the attestation of {manifest.stem}")
     found = signers_of(envelope, keys)
+    # The type as well: a signature for another purpose says nothing about an artifact.
     if envelope.payload_type != PAYLOAD_TYPE or not found:
         raise unsigned(what, [one.keyid for one in envelope.signatures], keys)
     require_enough(what, found, least)
     statement = decode_statement(envelope, what)
+    # Bytes are signed, and values are used: both must be of the same file.
     require_described(manifest, manifest_data, f"the manifest of {manifest.stem}")
     require_subjects(statement, manifest, manifest_data, what)
     details = run_details(statement, what)

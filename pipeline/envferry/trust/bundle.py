@@ -171,15 +171,18 @@ def follow_to(
         for envelope in (*signed.file.history, signed.file.bundle)
     ]
     versions = [bundle.version for _, bundle in chain]
+    # Else the loop below would skip the last one, unverified, as older than one before it.
     if versions != sorted(set(versions)):
         message = f"{what}: its versions are out of order"
         raise IntegrityError(message, hint=HINT)
     before = known
     for envelope, bundle in chain[_start(chain, anchors, what) if known is None else 0 :]:
+        # Accepted once: the root keys that signed it may have ended since.
         if before is not None and bundle.version <= before.version:
             continue
         if before is not None:
             _require_signed(envelope, before, f"trust bundle {bundle.version}", now)
+        # By its own root keys, too: they are who must sign the next version.
         _require_signed(envelope, bundle, f"trust bundle {bundle.version}", now)
         before = bundle
     return signed.bundle

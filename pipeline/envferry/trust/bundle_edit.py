@@ -117,6 +117,7 @@ def _history(before: SignedBundle | None) -> tuple[Envelope, ...]:
     if before is None:
         return ()
     history = before.file.history
+    # The last one there has the same root keys: it leads to the next version just as well.
     if history and _roots(open_bundle(history[-1], "its history")) == _roots(before.bundle):
         return history
     return (*history, before.file.bundle)

@@ -75,6 +75,7 @@ def load_trust(
     set_by = "" if safe else here.trusted_dir_set_by
     keys = (*read_trusted_keys(here.trusted_dir, paths, set_by=set_by), *read)
     if bundle:
+        # Not those of `trusted.d`: they accepted the first bundle, and count for nothing else.
         keys = _bundle_keys(bundle, clock, named_keys)
     if is_required and not keys:
         message = f"{required_by} requires signatures, but this host trusts no keys"

@@ -113,6 +113,7 @@ class Trust:
             return
         verified = self.verify_artifact(manifest, proof)
         if self.clock:
+            # Only now: a time that no trusted key has signed must not move the clock.
             self.clock.see(verified.time, f"the signature of {manifest.stem}")
         known = set(map(str, self.identities.accepted))
         self.accepted[manifest.stem] = tuple(
@@ -125,6 +126,7 @@ class Trust:
 
         Both are asked for where both are trusted: who forges has no weaker one to choose.
         """
+        # Before the signatures: a revoked artifact is refused whoever signed it.
         self.forbid_revoked(manifest.name, manifest.platform, manifest.id)
         found = []
         if self.asks_release_keys or not self.identities:
@@ -144,6 +146,7 @@ class Trust:
         """Return which identity signed an artifact; raise IntegrityError for none."""
         from envferry.trust.keyless import verify_identity
 
+        # Bytes are signed, and values are used: both must be of the same file.
         require_described(manifest, proof.manifest_data, f"the manifest of {manifest.stem}")
         key = (proof, self.identities)
         if key not in self.verified:
@@ -218,6 +221,7 @@ class Trust:
             if not found:
                 raise unsigned(what, [one.keyid for one in record.signatures], keys)
         require_enough(what, found, self.least_for("tag"))
+        # After the signatures, which cover the times.
         self._check_age(record, what)
         if self.envs_dir is not None:
             path = self.envs_dir / SEEN_DIRECTORY / f"{name.platform}-{name}.json"
@@ -249,6 +253,7 @@ class Trust:
         seen = from_json(path.read_bytes(), TagRecord, str(path)) if path.is_file() else None
         if seen and (record.counter, record.id) == (seen.counter, seen.id):
             return
+        # Equally many moves to another id are two histories: that is no way forward either.
         if seen and record.counter <= seen.counter and not self.allow_downgrade:
             message = (
                 f"{name} is {record.id} (move {record.counter}) in the registry, but this host has "

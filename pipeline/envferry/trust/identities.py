@@ -51,6 +51,7 @@ def read_identities(directory: Path) -> Identities:
     A directory without identities is an error, as with keys: what was meant to demand
     signatures must not come to demand none. Raises UsageError.
     """
+    # lexists: a dangling link was meant to lead to identities, and is an error below.
     if not os.path.lexists(directory):
         return Identities()
     try:

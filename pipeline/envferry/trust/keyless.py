@@ -65,7 +65,7 @@ class KeylessSigner(msgspec.Struct, frozen=True, kw_only=True):
         """Return a bundle about a manifest, whose bytes are `manifest_data`, and its registry.
 
         Raises UsageError where no identity token is found, StoreError when the Sigstore cannot be
-        reached or refuses, SpecError for a configuration that is none.
+        reached or refuses, SpecError for a configuration that is not valid.
         """
         statement = publish_statement(manifest, manifest_data, channel)
         if statement not in self.made:
@@ -121,13 +121,14 @@ def verify_identity(
 
     `sigstore` is its bundle. Raises IntegrityError when none did, or when the statement is about
     something else; UsageError where sigstore's library is missing, SpecError for a trusted root
-    that is none.
+    that is not valid.
     """
     what, expected = f"the artifact {manifest.stem}", _listed(identities)
     hint = "ask the person who pushed it to push it again with `--sigstore`"
     if sigstore is None:
         message = f"{what} has no Sigstore bundle; expected one by {expected}"
         raise IntegrityError(message, hint=hint)
+    # Before the worker is started: what is damaged needs no process of a second.
     decode_sigstore_bundle(sigstore, f"the Sigstore bundle of {manifest.stem}")
     require_sigstore(f"checking who signed {manifest.stem}")
     request = BundleRequest(
@@ -168,6 +169,7 @@ def _ask(
     with tempfile.TemporaryDirectory(prefix="envferry-sigstore-") as directory:
         places = {"HOME": directory, "XDG_CACHE_HOME": directory, "XDG_DATA_HOME": directory}
         if certificates := network().certificates:
+            # The library speaks through requests, which does not know of a site's SSL_CERT_FILE.
             places["REQUESTS_CA_BUNDLE"] = str(certificates)
         worker = Worker(
             module=MODULE, scratch=Path(directory), environ=environ(**places), explain=explain

@@ -62,6 +62,7 @@ def list_materials(manifest: Manifest, lock: Lock) -> tuple[Material, ...]:
         if item.platform == platform and item.manager == "pip"
         if (found := asked.get(item.name)) and not found.unasked
     }
+    # By URL: a wheel that is locked may be a build requirement, too.
     files = {item.url: _material(item, publishers.get(item.url)) for item in packages}
     data = [
         Material(name=item.path, uri=_shown(item.url), digest={"sha256": item.sha256})

@@ -58,6 +58,7 @@ def read_passphrase(path: Path, hint: str) -> str:
     """Return the first line of a file, without its end; `hint` says where the file was named."""
     try:
         with open_input(path) as stream:
+            # Three more: a line end of two bytes, and one to notice that it is too long.
             line = stream.readline(MOST_BYTES + 3).removesuffix(b"\n").removesuffix(b"\r").decode()
     except FileNotFoundError as error:
         message = f"the file of the passphrase, {path}, does not exist"
@@ -87,6 +88,7 @@ def ask_passphrase(what: str) -> str:
     """Ask at the terminal, where what is typed is not shown; raise UsageError without one."""
     hint = f"set {KEY_PASSPHRASE}, or key_passphrase_file in a settings file"
     try:
+        # getpass would fall back to stdin, and show what is typed, or read what a pipe says.
         with TERMINAL.open("r+b", buffering=0):
             pass
     except OSError as error:

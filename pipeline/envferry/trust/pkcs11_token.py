@@ -108,6 +108,7 @@ def open_token_key(name: str, ask: PassphrasePrompt) -> SigningKey:
         public = session.get_key(
             object_class=ObjectClass.PUBLIC_KEY, key_type=KeyType.EC_EDWARDS, **which
         )
+        # Tokens give the 32 bytes bare or in a DER string: the point is the end of both.
         point = bytes(public[Attribute.EC_POINT])[-POINT_BYTES:]
     except PKCS11Error as error:
         raise _explain(error, what, wanted) from error

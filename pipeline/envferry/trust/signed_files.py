@@ -92,6 +92,7 @@ def verify_file(
         raise _not_signed(what, [one.keyid for one in envelope.signatures], (kind, keys))
     require_enough(what, found, least)
     statement = _decode(envelope.body, what, kind)
+    # Exactly this one: a statement about several files is not one of ours.
     if statement.subject != (signed.subject,):
         message = f"{what}: its {signed.subject.name} is not the one that was signed"
         raise IntegrityError(message, hint=kind.again)
@@ -110,6 +111,7 @@ def read_signed(path: Path, kind: StatementKind, most: int = MOST_RECORD_BYTES) 
     the memory; NotFound where it cannot be read.
     """
     try:
+        # A pipe would be waited for, and a device may never end.
         if path.exists() and not path.is_file():
             message = f"{path} is not a regular file"
             raise IntegrityError(message, hint=kind.again)

@@ -155,7 +155,7 @@ def parse_signing_key(pem: bytes, what: str, ask: PassphrasePrompt | None = None
 
 
 def _load_private(pem: bytes, passphrase: bytes | None) -> PrivateKeyTypes | None:
-    """Load a key; None for what is none, TypeError for one that needs a passphrase.
+    """Load a key; None for anything else, TypeError for a key that needs a passphrase.
 
     Without the causes: their texts could repeat what could not be read.
     """
@@ -163,6 +163,7 @@ def _load_private(pem: bytes, passphrase: bytes | None) -> PrivateKeyTypes | Non
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     try:
+        # cryptography raises TypeError where a passphrase is missing, or given for a plain key.
         return load_pem_private_key(pem, password=passphrase)
     except (ValueError, UnsupportedAlgorithm):
         return None
@@ -238,6 +239,7 @@ def read_trusted_keys(
     for path in (*paths, *named):
         refuse_open(path, "trusted key")
     keys = [parse_public_key(_read(path, "trusted key"), str(path)) for path in (*paths, *named)]
+    # One key in two files is one signer: thresholds count keys.
     return tuple({key.id: key for key in keys}.values())
 
 
@@ -251,6 +253,7 @@ def _list_keys_dir(directory: Path) -> list[Path] | None:
     try:
         return sorted(directory.iterdir())
     except FileNotFoundError as error:
+        # A link of any folder above may be the one that leads nowhere.
         broken = [path for path in (directory, *directory.parents) if path.is_symlink()]
         broken = [path for path in broken if not path.exists()]
         if not broken:
@@ -295,6 +298,7 @@ def sign(message: bytes, keys: Iterable[SigningKey]) -> tuple[Signature, ...]:
     for key in keys:
         raw = key.key.sign(message)
         one = Signature(keyid=key.public.id, sig=base64.b64encode(raw).decode())
+        # A faulty token must not publish what every host refuses.
         if not _is_by(key.public, message, one):
             text = f"what {key.public.name} signed does not verify with its own public key"
             raise HostError(text, hint="nothing was written; the token or agent is at fault")
@@ -319,6 +323,7 @@ def pre_authentication_encoding(payload_type: str, body: bytes) -> bytes:
 def _is_by(key: PublicKey, message: bytes, signature: Signature) -> bool:
     from cryptography.exceptions import InvalidSignature
 
+    # Only to spare a verification for each pair of key and signature: the id proves nothing.
     if signature.keyid != key.id:
         return False
     try:

@@ -186,4 +186,5 @@ def _issuer(certificate: Certificate) -> str:
     oid = x509.ObjectIdentifier(ISSUER)
     value = certificate.extensions.get_extension_for_oid(oid).value
     data = value.value if isinstance(value, x509.UnrecognizedExtension) else b""
+    # Tag and length, which takes a second byte from 128 on (X.690, 8.1.3.5).
     return data[2 + (data[1:2] > b"\x80") :].decode()

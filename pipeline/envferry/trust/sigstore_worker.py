@@ -105,6 +105,7 @@ def fault_of(finished: Finished) -> str:
 def work(request: SigstoreRequest, scratch: Path) -> SignAnswer | BundleAnswer:
     """Do what was asked for, in this process; a server that never answers ends it."""
     if request.verify:
+        # Unhandled, SIGALRM ends the process: also a library that hangs in C.
         signal.alarm(VERIFY_SECONDS)
         return _verify(request.verify, scratch)
     assert request.sign
@@ -130,6 +131,7 @@ def _sign(request: SignRequest) -> SignAnswer:
         context = SigningContext.from_trust_config(config)
     except (Error, ValueError) as error:
         return SignAnswer(wrong_config=_cause(error))
+    # Asked before a release builds anything: token and configuration are good.
     if not request.statement:
         return SignAnswer()
     try:
@@ -183,8 +185,10 @@ def _verifier(root: str | None, scratch: Path) -> Verifier:
     from sigstore.verify import Verifier
 
     if root is None:
+        # Hosts may have no network: the root that comes with the library, no TUF update.
         return Verifier.production(offline=True)
     path = scratch / "trusted_root.json"
+    # The library takes a root's path, not its text.
     path.write_text(root)
     return Verifier(trusted_root=TrustedRoot.from_file(str(path)))
 

@@ -58,6 +58,7 @@ class AgentKey(msgspec.Struct, frozen=True):
 
     def sign(self, message: bytes) -> bytes:
         """Return the agent's signature; raise HostError when it refuses."""
+        # The last four bytes are the flags: none, for they choose among hashes of RSA.
         request = bytes([SIGN]) + _string(self.blob) + _string(message) + bytes(4)
         answer = _ask(self.agent, request)
         if answer[:1] != bytes([SIGNED]):
@@ -102,6 +103,7 @@ def list_agent_keys(agent: str) -> list[AgentKey]:
     if answer[:1] != bytes([LISTED]):
         message = f"the ssh-agent at {agent} does not list its keys"
         raise HostError(message, hint="is it locked? `ssh-add -X` unlocks it")
+    # After the type come four bytes with the number of keys.
     fields = list(_strings(answer[5:]))
     pairs = zip(fields[::2], fields[1::2], strict=False)
     return [AgentKey(agent, blob, comment.decode(errors="replace")) for blob, comment in pairs]
@@ -133,6 +135,7 @@ def _ask(agent: str, request: bytes) -> bytes:
             connection.connect(agent)
             connection.sendall(_string(request))
             length = int.from_bytes(_receive(connection, 4), "big")
+            # Before anything is read: another program's socket may say any length.
             if length > MOST_BYTES:
                 message = f"the ssh-agent at {agent} claims to send {length} bytes"
                 raise HostError(message, hint="is SSH_AUTH_SOCK the socket of an ssh-agent?")
@@ -158,7 +161,7 @@ def _string(data: bytes) -> bytes:
 
 
 def _strings(data: bytes) -> Iterator[bytes]:
-    """Yield the SSH strings that follow one another; what is cut off is none."""
+    """Yield the SSH strings that follow one another; one that is cut off is left out."""
     place = 0
     while place + 4 <= len(data):
         end = place + 4 + int.from_bytes(data[place : place + 4], "big")

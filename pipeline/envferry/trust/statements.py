@@ -145,6 +145,7 @@ def require_subjects(
 ) -> None:
     """Raise IntegrityError unless the statement is about this very manifest and archive."""
     said = {subject.name: subject.digest.get("blake3") for subject in statement.subject}
+    # Ours must be among them; others, such as the image's, are for other tools to check.
     for subject in subjects_of(manifest, manifest_data):
         if said.get(subject.name) != subject.digest["blake3"]:
             message = (

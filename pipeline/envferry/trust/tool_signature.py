@@ -104,8 +104,10 @@ def _file_faults(directory: Path, sums: bytes) -> Iterator[str]:
     there = {
         path.relative_to(directory).as_posix()
         for path in directory.rglob("*")
+        # Links count as files, whatever they lead to: one that is not listed was added.
         if path.is_symlink() or not path.is_dir()
     }
+    # They are made after the list, and cannot be in it.
     apart = {SUMS, TOOL_ATTESTATION, RUN_FILE + ATTESTATION_SUFFIX}
     for name in sorted(there - listed.keys() - apart):
         yield f"{name!r} was added"

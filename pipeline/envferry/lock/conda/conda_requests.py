@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from envferry.base.workers import Workers
 from envferry.errors import SpecError
+from envferry.lock.conda.channel_logins import warn_of_lost_logins
 from envferry.lock.conda.channels import (
     channel_names,
     channels_of,
@@ -48,6 +49,7 @@ def conda_request(
         _check_foreign(spec, options.solver)
     names = channel_names(spec, options)
     channels = channels_of(spec, options, names)
+    warn_of_lost_logins(spec, options)
     conda = placed_lines(halves, names)
     replacements: tuple[Replacement, ...] = ()
     if options.relax:

@@ -115,7 +115,10 @@ def extract(
             raise not_cached(msg)
         if not found_here:
             message = f"a conda channel cannot be reached: {redact(url)} has no index"
-            raise StoreError(message, hint="check the spec's `channels:`, or give `--channel`")
+            hint = "check the spec's `channels:`, or give `--channel`"
+            if not url.startswith("file:"):
+                hint += f"; {opened.server.authorized(url).hint_when_absent}"
+            raise StoreError(message, hint=hint)
         indexes |= found_here
     found = reachable(indexes, names)
     return tuple(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from envferry.base.json import decode_json
+from envferry.base.loopback import is_loopback
 from envferry.errors import IntegrityError, NotFound, UsageError
 from envferry.stores.oci.client import RegistryClient
 from envferry.stores.oci.documents import (
@@ -20,7 +21,6 @@ from envferry.stores.oci.documents import (
 )
 from envferry.stores.oci.key_tags import REPOSITORY
 from envferry.stores.oci.sending import send_blob
-from envferry.stores.oci.tokens import is_loopback
 from envferry.stores.source import ContentSource
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class BaseImage(msgspec.Struct, frozen=True):
                 is_near and target.mount(repository, layer.digest, self.repository)
             ):
                 continue
+            # Any type but LAYER: its diff id is known, the base's configuration has it.
             sent = send_blob(target, repository, self._source(layer), advance, media_type="base")
             if sent.descriptor.digest != layer.digest:
                 message = f"{layer.digest} of {self.shown} is damaged: {sent.descriptor.digest}"
@@ -116,8 +117,12 @@ def find_base(image: str, platform: str, near: Repositories) -> BaseImage:
     if manifest.config.media_type not in CONFIG_TYPES:
         raise not_ours(manifest.config.media_type, image)
     unknown = [one.media_type for one in manifest.layers if one.media_type not in LAYER_TYPES]
-    if unknown or manifest.config.size > MOST_CONFIG:
+    if unknown:
         message = f"{image} has layers of a type that cannot be built upon: {', '.join(unknown)}"
+        raise IntegrityError(message, hint="name an image of an operating system")
+    if manifest.config.size > MOST_CONFIG:
+        size = f"{manifest.config.size:,} bytes, at most {MOST_CONFIG:,} are expected"
+        message = f"the configuration of {image} has {size}"
         raise IntegrityError(message, hint="name an image of an operating system")
     data = space.read_blob(repository, manifest.config, 0, manifest.config.size)
     config = _config(data, image, len(manifest.layers))

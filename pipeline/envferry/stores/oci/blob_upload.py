@@ -53,6 +53,7 @@ class HttpUpload(msgspec.Struct):
         start = self.sent
 
         def attempt() -> None:
+            # `_patch` asks what has arrived before it lets another attempt follow.
             body = _without(pieces, self.sent - start)
             if body:
                 self._patch(body)
@@ -72,6 +73,7 @@ class HttpUpload(msgspec.Struct):
         except Transient as failure:
             before = self.sent
             self.ask()  # raises UploadGone when the registry does not know what has arrived
+            # Fewer: the registry has lost what it had. More: someone else sends to this upload.
             if not before <= self.sent <= before + size:
                 msg = f"{self.sent} bytes are there"
                 raise self._gone(msg) from failure

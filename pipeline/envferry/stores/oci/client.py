@@ -81,6 +81,7 @@ class RegistryClient(msgspec.Struct, frozen=True):
             return None
         digest = digest_of(answer.body)
         said = answer.headers.get(DIGEST, digest)
+        # A digest binds what comes; a tag does not, so the registry's own word has to do.
         wanted = reference if ":" in reference else said
         if (said, wanted) != (digest, digest):
             message = f"{self.name} sends another manifest of {repository}:{reference} than it says"
@@ -95,6 +96,7 @@ class RegistryClient(msgspec.Struct, frozen=True):
         answer = self.session.call(_manifest_call("HEAD", repository, tag))
         if answer.status == ABSENT:
             return None
+        # The header is optional: without it, the manifest itself is hashed.
         if said := answer.headers.get(DIGEST):
             return said
         found = self.manifest(repository, tag)
@@ -127,6 +129,7 @@ class RegistryClient(msgspec.Struct, frozen=True):
             path=f"/v2/{repository}/manifests/{digest}",
             repository=repository,
             rights="pull,push,delete",
+            # ABSENT, too: an earlier attempt may have removed it, and its answer been lost.
             expected=(OK, ACCEPTED_STATUS, NO_CONTENT, ABSENT),
             what=f"removing from {repository}",
         )
@@ -215,6 +218,7 @@ class RegistryClient(msgspec.Struct, frozen=True):
             log.info("%s is not mounted from %s: %s", digest, source, error)
             return False
         if answer.status == ACCEPTED_STATUS and (place := answer.headers.get(LOCATION)):
+            # 202: the registry does not mount, and has begun an upload of that blob instead.
             self._forget(repository, urljoin(answer.url, place))
         return answer.status == CREATED
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry.base.json import decode_json
-from envferry.config import Secret, child_environ, registry_login_paths
+from envferry.base.secret import Secret
+from envferry.config import child_environ, registry_login_paths
 from envferry.errors import SpecError, ToolFailed
 from envferry.process import find_program, run
 
@@ -130,6 +131,7 @@ def _login(entry: _Entry, name: str, path: Path) -> Login | None:
     if not colon:
         message = f"the entry for {name} in {path} is not a login"
         raise SpecError(message, hint=f"log in again with `podman login {name}`")
+    # docker strips NULs from what it decodes, too.
     return Login(user, Secret(password.strip("\0")))
 
 
@@ -140,6 +142,7 @@ def _ask(helper: str, host: str) -> Login | None:
     if program is None:
         message = f"{name} is not installed, which keeps the login of {host}"
         raise ToolFailed(message, hint="install it, or log in with `podman login`")
+    # By a shell, for the helper reads the host from stdin, and not from its arguments.
     found = run(
         ("/bin/sh", "-c", ASK_HELPER, "sh", program, host), env=child_environ(), check=False
     )

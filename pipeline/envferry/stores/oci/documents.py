@@ -203,7 +203,7 @@ def read_manifest(data: bytes, what: str) -> ImageManifest:
 
 
 def read_index(data: bytes, what: str) -> ImageIndex:
-    """Decode an index; raise IntegrityError for what is none."""
+    """Decode an index; raise IntegrityError for anything else."""
     try:
         return decode_json(data, ImageIndex)
     except msgspec.MsgspecError as error:

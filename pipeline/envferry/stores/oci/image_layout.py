@@ -84,6 +84,7 @@ class LayoutRepositories(msgspec.Struct, frozen=True):
             make_folders(directory / BLOBS / "sha256")
             with space._explained():
                 write_bytes(directory / INDEX_FILE, _index((), None))
+                # Last: a folder with this file is opened as a layout, which has an index.
                 write_bytes(directory / LAYOUT_FILE, LAYOUT)
         return space
 
@@ -135,6 +136,8 @@ class LayoutRepositories(msgspec.Struct, frozen=True):
             manifest = decode_json(data, ImageManifest)
             subject = manifest.subject.digest if manifest.subject else ""
         with self._explained(), self._locked():
+            # The blob, then the list that names it, then what nothing
+            # names any more: readers take no lock.
             self._put_blob(described.digest, data)
             listed = self._listed()
             name = f"{_name(repository)}:{tag}"
@@ -260,6 +263,8 @@ class LayoutRepositories(msgspec.Struct, frozen=True):
         before = (self._index().annotations or {}).get(REFERENCES)
         ours = sorted((one for one in listed.values() if _is_internal(one.tag)), key=_by_tag)
         data = encode(References(references=tuple(ours)))
+        # In this order, for readers take no lock: the new blob,
+        # the index that names it, the old blob away.
         self._put_blob(digest_of(data), data)
         named = sorted((one for one in listed.values() if not _is_internal(one.tag)), key=_by_tag)
         shown = tuple(
@@ -278,6 +283,7 @@ class LayoutRepositories(msgspec.Struct, frozen=True):
             if digest in found:
                 continue
             found.add(digest)
+            # An index is skipped: the images in it have tags of their own.
             with suppress(msgspec.MsgspecError):
                 manifest = decode_json(self._blob(digest) or b"", ImageManifest)
                 found |= {manifest.config.digest, *(one.digest for one in manifest.layers)}
@@ -341,6 +347,7 @@ class LayoutUpload(msgspec.Struct):
     def write(self, pieces: Sequence[bytes]) -> None:
         """Append bytes."""
         with self._explained(), open_in_folder(self.path, "ab") as stream:
+            # An earlier write may have failed half way.
             stream.truncate(self.sent)
             stream.writelines(pieces)
         self.sent += sum(map(len, pieces))
@@ -350,6 +357,7 @@ class LayoutUpload(msgspec.Struct):
         if last:
             self.write([last])
         with self._explained(), open_in_folder(self.path, "ab") as stream:
+            # Before it has its name: what lies under a digest counts as a blob, unread.
             os.fsync(stream.fileno())
             self.path.replace(self.space._blob_path(digest))
         sync_directory(self.path.parent)

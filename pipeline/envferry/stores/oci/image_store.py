@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from envferry.base.limits import USUAL_LIMITS, Limits, require_sane
+from envferry.base.loopback import is_loopback
 from envferry.errors import NotFound, StoreError, UsageError
 from envferry.stores.oci.client import RegistryClient
 from envferry.stores.oci.documents import (
@@ -36,7 +37,6 @@ from envferry.stores.oci.layer_sending import LayerSender, ReusedLayers
 from envferry.stores.oci.registry_session import NotOfferedByRegistry
 from envferry.stores.oci.sending import SentBlob, send_blob
 from envferry.stores.oci.stored_values import StoredValue, StoredValues
-from envferry.stores.oci.tokens import is_loopback
 from envferry.stores.oci.value_writing import ATTESTATION, ValueWriter
 from envferry.stores.oci.views import Views
 from envferry.stores.port import (
@@ -166,6 +166,7 @@ class OciStore:
         try:
             return b"".join(self.values.pieces(value, offset, wanted))
         except (NotFound, Incomplete):
+            # What is known may be of an archive that was removed and pushed again.
             self.known.archives.pop(key, None)
             now = self.values.find(key)
             if now is None:
@@ -177,6 +178,8 @@ class OciStore:
     def create(self, key: str, data: bytes) -> None:
         """Write a manifest and its blob under a tag that is free."""
         self._require_free(key)
+        # An answer that got lost does no harm: the same manifest is
+        # sent again, and has the same digest.
         self._require_ours(key, self.writer.write(key, data))
 
     def create_from_file(
@@ -227,6 +230,7 @@ class OciStore:
         if before is None:
             self._require_no_other_image(key)
         digest = self.writer.write(key, data)
+        # Another writer followed: its value has replaced ours.
         if self.space.manifest_digest(*self._at(key)) != digest:
             raise LostRace.at(key, self.url)
         if before and before.digest != digest:

@@ -90,7 +90,7 @@ class Names(msgspec.Struct, frozen=True):
         return f"{self.root}/{path_of(name)}"
 
     def key(self, tag: str, name: str | None) -> str | None:
-        """Return the key of a tag; None for one that is no key, or that only its manifest knows."""
+        """Return the key of a tag; None for other tags, and where only the manifest says it."""
         if found := (FILE_TAG.fullmatch(tag) if name else None):
             file = found["file"]
             if file == ARCHIVE or file.startswith(f"{ARCHIVE}."):

@@ -29,7 +29,7 @@ class Upload(Protocol):
 
     @property
     def token(self) -> str:
-        """Names it for `Space.upload`, when this process is dead."""
+        """What a later process gives to `Repositories.upload`, to go on with it."""
         ...
 
     def write(self, pieces: Sequence[bytes]) -> None:

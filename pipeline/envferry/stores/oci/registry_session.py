@@ -124,9 +124,9 @@ class RegistrySession:
         return urlsplit(self.base).netloc
 
     def location(self, answer: RegistryAnswer, what: str) -> str:
-        """Return where an upload goes on; only the registry itself is believed.
+        """Return the URL at which an upload goes on.
 
-        Other hosts are legal, and get no login: no token of ours is for them.
+        It may be on another host, which gets no login (`_send`): no token of ours is for it.
         """
         place = answer.headers.get(LOCATION)
         if not place:
@@ -158,6 +158,7 @@ class RegistrySession:
     def _send(self, call: ApiRequest, authorization: str | None) -> RegistryAnswer:
         url = urljoin(self.base, call.path)
         headers = dict(call.headers)
+        # Blobs and uploads may be elsewhere, and a login is for this host only.
         if authorization and urlsplit(url).netloc == self.name:
             headers["Authorization"] = authorization
         return self._ask(url, headers, call)

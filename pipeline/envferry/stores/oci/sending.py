@@ -153,6 +153,7 @@ def send_blob(
         receive(watched, count, sender.read, READ_AHEAD)
         digest, diff_id = digests.result()
         sender.finish(digest)
+        # After `finish`: until the blob exists, the notes are what the next run goes on from.
         held.end()
     descriptor = Descriptor(media_type=media_type, digest=digest, size=incoming.size)
     return SentBlob(descriptor, f"sha256:{known}" if known else diff_id)
@@ -202,6 +203,7 @@ class _Sender:
             log.info("an unfinished upload is gone: %s", error)
             return None
         self.was_resumed = upload.sent <= self.incoming.size
+        # More than the file has: these are not its bytes.
         return upload if self.was_resumed else None
 
     def read(self, number: int) -> tuple[bytes, None]:
@@ -211,6 +213,7 @@ class _Sender:
 
     def take(self, data: Piece) -> None:
         """Hash the next piece, and send it when it makes a chunk with those before it."""
+        # A copy: the memory of what is watched is used again, and the chunk travels later.
         piece = bytes(data)
         self.incoming.watch(data)
         self.digests.feed(piece)
@@ -228,8 +231,10 @@ class _Sender:
         if self.travelling:
             chunk, sent = self.travelling
             self.travelling = None
+            # Raises what the thread raised, in the thread that reads: no further piece is taken.
             sent.result()
             for piece in chunk.pieces:
+                # Only now: progress counts what has arrived, not what was read.
                 self.advance(len(piece))
 
     def _persist(self, chunk: _Chunk) -> None:
@@ -242,13 +247,15 @@ class _Sender:
 
     def _send(self, chunk: _Chunk) -> None:
         """Send a chunk, or what has to come before it again."""
-        missing = self.upload.sent - chunk.start
-        if missing == 0:
+        ahead = self.upload.sent - chunk.start
+        if ahead == 0:
             self.upload.write(chunk.pieces)
         else:
-            end = chunk.end if missing > 0 else chunk.start
+            # Behind, after a fresh start: what is in no memory any more is read again.
+            end = chunk.end if ahead > 0 else chunk.start
             length = min(REQUEST_BYTES, end - self.upload.sent)
             self.upload.write([self._read_at(self.upload.sent, length)])
+        # After the chunk: the registry names another URL for what follows each.
         self.notes.note(self.upload.token)
 
     def _begin_again(self, error: StoreError) -> None:
@@ -268,6 +275,7 @@ class _Sender:
             except UploadGone as error:
                 self._begin_again(error)
             except IntegrityError as error:
+                # What an earlier run sent may be other bytes; what this run sent was hashed.
                 if not self.was_resumed:
                     raise
                 self._begin_again(StoreError(error.message, hint=error.hint))

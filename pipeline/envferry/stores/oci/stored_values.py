@@ -70,6 +70,7 @@ class StoredValues(msgspec.Struct, frozen=True):
         place = self.names.place(check_key(key))
         value = self.at(place)
         found = (value.manifest.annotations or {}).get(KEY) if value else key
+        # Long keys are tags by their hash alone, and people can retag what they like.
         if found != key:
             message = f"{place.repository}/{place.tag} holds {found}, expected {key}"
             raise IntegrityError(message, hint="remove that tag there, then push again")

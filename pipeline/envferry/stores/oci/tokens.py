@@ -5,7 +5,6 @@ https://distribution.github.io/distribution/spec/auth/token/ and …/oauth/; RFC
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import threading
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 
 from envferry.base.json import decode_json
+from envferry.base.loopback import is_loopback
 from envferry.errors import StoreError
 from envferry.stores.oci.credentials import Login, find_login
 
@@ -42,6 +42,8 @@ class Challenge(msgspec.Struct, frozen=True, kw_only=True):
     @classmethod
     def of(cls, header: str) -> Challenge | None:
         """Read a header, which may offer several; None where none of them is known."""
+        # Quoted values may hold commas and words that look like a scheme;
+        # positions stay as they are.
         masked = QUOTED.sub(lambda found: '"' * len(found[0]), header)
         starts = list(CHALLENGE_START.finditer(masked))
         ends = [*(one.start() for one in starts), len(header)][1:]
@@ -108,6 +110,7 @@ class Tokens:
         if challenge is None:
             message = f"{self.host} requires a login of an unknown kind: {header[:60]!r}"
             raise StoreError(message, hint="Basic and Bearer are known")
+        # One thread asks for a token; those that waited get the one that it was given.
         with self._guard:
             there = self._headers.get(scope)
             if there and there != refused:
@@ -118,6 +121,7 @@ class Tokens:
                 if challenge.scheme == "basic"
                 else self._bearer(challenge, scope, login)
             )
+            # Basic is the same at every try: the registry has answered it already.
             if made == refused:
                 raise self._refused(login)
             self._headers[scope] = made
@@ -171,13 +175,3 @@ class Tokens:
         who = f"the login of {login.user}" if login.user else "the identity token"
         message = f"{self.host} refuses {who}"
         return StoreError(message, hint=f"log in again: `podman login {self.host}`")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine, whatever its resolver says."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

@@ -72,6 +72,7 @@ class ValueWriter(msgspec.Struct, frozen=True):
         place = self.names.place(check_key(key))
         with self.prepared.guard:
             if place.repository not in self.prepared.repositories:
+                # Registries refuse a manifest whose blobs its repository lacks.
                 send_bytes(self.space, place.repository, EMPTY_CONFIG, EMPTY_BLOB)
                 if name := environment_of(key):
                     self._note_environment(name)

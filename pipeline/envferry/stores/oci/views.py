@@ -104,6 +104,7 @@ class Views:
         if image is None:
             return
         listed = self.space.manifest_digest(repository, referrers_tag(image))
+        # Before the image, whose digest these tags are made of: a crash must not leave them alone.
         self.forget_attestation(repository, image)
         self.space.delete_manifest(repository, image.digest)
         if listed:
@@ -160,6 +161,7 @@ class Views:
         (distribution-spec 1.1, "Pushing Manifests with Subject"). Raises StoreError where it is
         not found afterwards.
         """
+        # It claims to (OCI-Subject): that is looked at, for no one else would keep the list.
         if is_kept:
             listed = self.space.referrers(repository, subject.digest)
             if listed is not None and any(one.digest == referrer.digest for one in listed):
@@ -246,6 +248,7 @@ class Views:
             elif there:
                 self.space.delete_manifest(repository, there)
             message = f"{tag.tag} in {repository} at {self.space.name} is changed again and again"
+            # Written, so look once more: only when a look finds nothing to change is it right.
             raise Transient(StoreError(message, hint="run it again"))
 
         persistently(attempt, RACES)

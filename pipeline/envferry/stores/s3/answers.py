@@ -160,6 +160,7 @@ class RequestedObject(msgspec.Struct, frozen=True, kw_only=True):
 
 def explain(answer: ErrorAnswer, asked: RequestedObject) -> Exception:
     """Return the error to raise; Transient for one that another attempt may not meet."""
+    # The clock before the credentials: with a wrong clock, right ones are refused.
     final = _clock(answer, asked) or _access(answer, asked) or _object(answer, asked)
     final = final or _failure(answer, asked)
     return Transient(final, asked=answer.asked) if answer.is_transient else final

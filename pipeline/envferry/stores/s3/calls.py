@@ -60,7 +60,7 @@ NEVER_REACHED = (
 CONDITIONS = ("IfNoneMatch", "IfMatch")
 NO_CONTENT, NOT_FOUND = 204, 404
 UNSAID = (301, 307, 400, 401, 403)
-"""What HEAD is answered, for many a reason."""
+"""Statuses with which servers answer HEAD for several reasons."""
 PROOFS = {
     "head_object": "ETag",
     "get_object": "ETag",
@@ -119,11 +119,13 @@ class S3Calls:
             try:
                 return persistently(lambda: self.call_once(operation, checked))
             except Unsupported as error:
+                # It had none: then something else is not supported.
                 if without_checksums(checked) == checked:
                     raise
                 log.info("without checksums: %s", error)
             plain = without_checksums(parameters)
             answer = persistently(lambda: self.call_once(operation, plain))
+            # Only when the same call succeeds without: the refusal may have had another reason.
             self.known.no_checksums.set()
             return answer
         return persistently(lambda: self.call_once(operation, without_checksums(parameters)))
@@ -139,6 +141,7 @@ class S3Calls:
         except boto_errors.ClientError as error:
             raise self._failure(operation, parameters, error) from error
         except boto_errors.BotoCoreError as error:
+            # What TLS refuses, such as a certificate, it refuses at the next attempt as well.
             if isinstance(error, boto_errors.SSLError) or not isinstance(error, NO_CONNECTION):
                 raise self._explain(error, key) from error
             raise self.transient(error, key) from error
@@ -152,6 +155,7 @@ class S3Calls:
         """Return what to do about a broken connection."""
         log.info("%s: %s", key, type(error).__name__)
         final = self._explain(error, key)
+        # What `raise … from` would set: `persistently` raises it later, from elsewhere.
         final.__cause__ = error
         return Transient(final, is_unreachable=isinstance(error, NEVER_REACHED))
 
@@ -170,6 +174,7 @@ class S3Calls:
         if operation == "head_object" and self._is_unsaid(answer.status):
             reason = self._reason_of(parameters)
             answer = ErrorAnswer.of(reason.response) if reason else answer
+        # Said of a key, so there is a bucket. HEAD says 404 for both.
         if answer.code == "NoSuchKey":
             self.known.has_bucket.set()
         key = str(parameters.get("Key", parameters.get("Prefix", ""))).removeprefix(self.prefix)
@@ -229,6 +234,7 @@ def open_client(url: str, limits: Limits) -> Any:  # noqa: ANN401  (botocore mak
     try:
         core = botocore.session.get_session()
         asked = (core.get_scoped_config().get("s3") or {}).get("addressing_style")
+        # A first client only to learn the endpoint, on which addressing and proxy depend.
         client = core.create_client("s3", config=_config(asked or "auto"))
         endpoint = urlsplit(client.meta.endpoint_url)
         is_amazon = (endpoint.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))

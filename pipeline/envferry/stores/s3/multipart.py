@@ -101,6 +101,7 @@ def receive_file(
         except Incomplete:
             raise  # what was sent is right
         except IntegrityError:
+            # Wrong bytes are in the parts: an upload that is taken up again would have them, too.
             _abort(calls, upload)
             journal.end()
             raise
@@ -131,6 +132,7 @@ def _complete(
     except Unreachable:
         raise
     except (StoreError, NotFound):
+        # Refused for good, by a lost race for example: the parts would take space for nothing.
         _abort(calls, upload)
         journal.end()
         raise
@@ -195,6 +197,7 @@ def _send_parts(
         if part.known and (copied := _copy_part(calls, where, part.known)):
             advance(part.length)
             return copied
+        # pread: threads share the descriptor, and with it the position that read() moves.
         sent = _send_part(
             calls, upload, journal, part, os.pread(descriptor, part.length, part.offset)
         )
@@ -214,6 +217,7 @@ def _send_part(
     """Send a part, unless these very bytes have arrived."""
     digest = xxhash.xxh3_128_hexdigest(body)
     there, etag = journal.parts.get(part.number, ("", ""))
+    # By content, not by name: the file may be another one than at the last attempt.
     if there != digest:
         etag = calls("upload_part", **upload, PartNumber=part.number, Body=body)["ETag"]
         journal.note(part.number, digest, etag)
@@ -225,6 +229,7 @@ def _copy_part(calls: Calls, where: dict[str, Any], known: KnownRange) -> dict[s
     try:
         answer = calls("upload_part_copy", **where, **_source(where, known))
     except Unreachable:
+        # Parts and journal stay: the next run has only this request left to make.
         raise
     except (StoreError, NotFound) as error:
         log.info("sent, not copied: %s", error)

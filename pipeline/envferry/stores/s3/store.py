@@ -114,6 +114,7 @@ class S3Store(msgspec.Struct, frozen=True):
             there = [replace(one, key=self.call.prefix + one.key) for one in known]
             parts = plan_parts(size, there)
             send_file(self.call, self._object(key), path, parts, advance)
+            # Each part had its checksum; that the server joined all of them, the length tells.
             self._require_arrived(key, size)
 
     def receive(
@@ -134,6 +135,7 @@ class S3Store(msgspec.Struct, frozen=True):
     @contextmanager
     def _creating(self, key: str) -> Iterator[None]:
         """Raise KeyTaken before or after a write that another writer won."""
+        # A look first: the server compares the condition only when all bytes have been sent.
         if self.stat(key):
             raise KeyTaken.at(key, self.url)
         self._require_conditions()
@@ -156,6 +158,7 @@ class S3Store(msgspec.Struct, frozen=True):
         try:
             answer = self.call("put_object", **self._object(key), Body=data, **condition)
         except (Conflict, NotFound) as error:
+            # If-Match on an object that is gone is answered with 404.
             raise LostRace.at(key, self.url) from error
         version: str = answer["ETag"]
         return version
@@ -281,6 +284,7 @@ class S3Store(msgspec.Struct, frozen=True):
 
     def _require_conditions(self) -> None:
         """Find out once whether the server honours conditions on writes; raise when it does not."""
+        # Under the lock, so that of several threads one tries the server out and the others wait.
         with self.call.known.guard:
             if not (self.call.allows_races or self.call.known.conditions.is_set()):
                 require_conditions(self.call, self.call.bucket, self.call.prefix)
@@ -291,6 +295,7 @@ class S3Store(msgspec.Struct, frozen=True):
         last = "" if length is None else str(offset + length - 1)
         wanted = {**self._object(key), "Range": f"bytes={offset}-{last}"}
         try:
+            # Not `call`: a body can break as well, so all of this method is one attempt.
             answer = self.call.call_once("get_object", wanted)
         except Empty:
             if offset == 0 and length is None:
@@ -307,6 +312,7 @@ class S3Store(msgspec.Struct, frozen=True):
             with body:  # not `as`: that is the raw stream, whose errors are not botocore's
                 if length is None:
                     require_sane(max(total - offset, answer.get("ContentLength", 0)), key, self.url)
+                # One byte more than is wanted, to notice that there is more.
                 data: bytes = body.read(most + 1)
         except boto_errors.BotoCoreError as error:
             raise self.call.transient(error, key) from error
