@@ -124,7 +124,7 @@ class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The result of linking the conda packages."""
 
     faults: tuple[str, ...] = ()
-    """What the packages require of each other in vain, for people."""
+    """Requirements between the packages that are not met, in words."""
     failure: str = ""
     """Why a package cannot be read or linked."""
     linked: tuple[str, ...] = ()

@@ -215,7 +215,7 @@ class TagsPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostRow:
-    """One environment that is current on a host, or that it follows in vain."""
+    """One environment that is current on a host, or that it follows and does not have."""
 
     host: str
     time: str
