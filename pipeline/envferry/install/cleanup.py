@@ -82,7 +82,7 @@ def clear_up(home: EnvHome, installing: str = "") -> None:
     for path in home.directory.iterdir():
         name = path.name
         if name.startswith(PARTIAL):
-            if is_of_no_use(home, name.removeprefix(PARTIAL), installing):
+            if is_obsolete_partial(home, name.removeprefix(PARTIAL), installing):
                 remove(path)
         elif (
             name.startswith(LEFTOVERS)
@@ -94,8 +94,8 @@ def clear_up(home: EnvHome, installing: str = "") -> None:
             clear_tree(home, name)
 
 
-def is_of_no_use(home: EnvHome, name: str, installing: str) -> bool:
-    """Whether this install does not resume something, by its name without `.partial-`."""
+def is_obsolete_partial(home: EnvHome, name: str, installing: str) -> bool:
+    """Whether `.partial-NAME` is of no use, but for the install of the id `installing`."""
     if name.endswith(IMAGE_SUFFIX):
         return name != f"{installing}{IMAGE_SUFFIX}"
     if name.endswith(JOURNAL):

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from envferry.base.limits import USUAL_LIMITS, Limits, require_sane
+from envferry.base.loopback import is_loopback
 from envferry.errors import NotFound, StoreError, UsageError
 from envferry.stores.oci.client import RegistryClient
 from envferry.stores.oci.documents import (
@@ -36,7 +37,6 @@ from envferry.stores.oci.layer_sending import LayerSender, ReusedLayers
 from envferry.stores.oci.registry_session import NotOfferedByRegistry
 from envferry.stores.oci.sending import SentBlob, send_blob
 from envferry.stores.oci.stored_values import StoredValue, StoredValues
-from envferry.stores.oci.tokens import is_loopback
 from envferry.stores.oci.value_writing import ATTESTATION, ValueWriter
 from envferry.stores.oci.views import Views
 from envferry.stores.port import (
