@@ -268,5 +268,8 @@ def _abort(calls: Calls, upload: dict[str, str]) -> None:
     """Throw sent parts away; if that fails too, say so and let the first error travel on."""
     try:
         calls("abort_multipart_upload", **upload)
-    except (StoreError, NotFound) as error:
+    except NotFound as error:
+        # It was completed, and the answer got lost; or `prune` has ended it.
+        log.info("an unfinished upload is gone: %s", error)
+    except StoreError as error:
         log.warning("an unfinished upload of %s stays: %s", upload["Key"], error)
