@@ -116,6 +116,7 @@ class S3Calls:
     def __call__(self, operation: str, **parameters: Any) -> dict[str, Any]:  # noqa: ANN401  (botocore's)
         """Call the server with a checksum of what is sent, without one if it knows none."""
         if self.allows_races:
+            # A server may refuse conditions that it does not know; `replace` looks instead.
             parameters = {name: parameters[name] for name in parameters if name not in CONDITIONS}
         if not self.known.no_checksums.is_set():
             checked = with_checksums(operation, parameters)

@@ -115,6 +115,7 @@ def _begin(
     place = f"{target['Bucket']}/{target['Key']} {count}"
     upload_id = journal.resume(place)
     known = {**target, "UploadId": upload_id or ""}
+    # A journal may outlive its upload: `prune`, or the store itself, ends those that are old.
     if upload_id is None or not _is_alive(calls, known, has_parts=bool(journal.parts)):
         upload_id = str(calls("create_multipart_upload", **target)["UploadId"])
         journal.begin(place, upload_id)
