@@ -199,6 +199,25 @@ def test_another_host_gets_nothing(kind: str, runner: CliRunner, tiny: Path) -> 
     assert "Authorization" not in seen[0][1]
 
 
+@pytest.mark.parametrize("is_in_spec", [False, True])
+def test_a_redirect_that_would_carry_the_token_off(
+    runner: CliRunner, tiny: Path, *, is_in_spec: bool
+) -> None:
+    """As a web server's `return 302 https://other$request_uri` does."""
+    seen: list[tuple[str, dict[str, str]]] = []
+    with elsewhere(tiny, seen) as other:
+        manners = PrivateChannel(kind="conda", packages_at=f"{other}/t/{TOKEN}/team/channel")
+        with private_channel(tiny, manners) as channel:
+            given = channel.url.replace("/team", f"/t/{TOKEN}/team")
+            write_spec(runner, given if is_in_spec else channel.url)
+            write_credentials(runner.home, {} if is_in_spec else {"127.0.0.1": ENTRIES["conda"]})
+            runner.run("lock", "one")
+            refused = runner.run("build", "one", *BWRAP, "-vv", expect=9)
+    assert f"127.0.0.1 redirects to {other} with the token of its channel" in refused.stderr
+    assert TOKEN not in said(refused)
+    assert seen == []
+
+
 def test_a_credentials_file_that_is_broken(runner: CliRunner, tiny: Path) -> None:
     with private_channel(tiny, PrivateChannel(kind="conda")) as channel:
         write_spec(runner, channel.url)
