@@ -144,6 +144,19 @@ def test_a_token_of_the_command_line_is_missed_by_builds(
     assert not any(secret in said(locked, refused, again) for secret in SECRETS)
 
 
+def test_workers_have_the_lock_alone(runner: CliRunner, tiny: Path, tmp_path: Path) -> None:
+    """A login that stands in the spec is not sent to them: theirs are in files."""
+    with private_channel(tiny, PrivateChannel(kind="conda")) as channel:
+        spec = write_spec(runner, channel.url.replace("/team", f"/t/{TOKEN}/team"))
+        runner.run("lock", "one")
+        words = ("release", "one", *BWRAP, "--workers", "1", "-vv")
+        refused = runner.run(*words, expect=7)
+        assert f"warning: workers have no login for {channel.url}" in refused.stderr
+        file = write_credentials(runner.home, {"127.0.0.1": ENTRIES["conda"]})
+        released = runner.run(*words)
+    refuse_secrets(tmp_path, said(refused, released), spec, file)
+
+
 def test_shards_are_asked_for_with_the_login(runner: CliRunner, tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sharded"
     for subdir in ("linux-64", "noarch"):
