@@ -144,6 +144,19 @@ def test_a_token_of_the_command_line_is_missed_by_builds(
     assert not any(secret in said(locked, refused, again) for secret in SECRETS)
 
 
+def test_workers_have_the_lock_alone(runner: CliRunner, tiny: Path, tmp_path: Path) -> None:
+    """A login that stands in the spec is not sent to them: theirs are in files."""
+    with private_channel(tiny, PrivateChannel(kind="conda")) as channel:
+        spec = write_spec(runner, channel.url.replace("/team", f"/t/{TOKEN}/team"))
+        runner.run("lock", "one")
+        words = ("release", "one", *BWRAP, "--workers", "1", "-vv")
+        refused = runner.run(*words, expect=7)
+        assert f"warning: workers have no login for {channel.url}" in refused.stderr
+        file = write_credentials(runner.home, {"127.0.0.1": ENTRIES["conda"]})
+        released = runner.run(*words)
+    refuse_secrets(tmp_path, said(refused, released), spec, file)
+
+
 def test_shards_are_asked_for_with_the_login(runner: CliRunner, tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "sharded"
     for subdir in ("linux-64", "noarch"):
@@ -197,6 +210,25 @@ def test_another_host_gets_nothing(kind: str, runner: CliRunner, tiny: Path) -> 
     assert [path for path, _ in seen] == ["/linux-64/libone-1.0-0.conda"]
     assert not any(secret in str(seen) for secret in SECRETS)
     assert "Authorization" not in seen[0][1]
+
+
+@pytest.mark.parametrize("is_in_spec", [False, True])
+def test_a_redirect_that_would_carry_the_token_off(
+    runner: CliRunner, tiny: Path, *, is_in_spec: bool
+) -> None:
+    """As a web server's `return 302 https://other$request_uri` does."""
+    seen: list[tuple[str, dict[str, str]]] = []
+    with elsewhere(tiny, seen) as other:
+        manners = PrivateChannel(kind="conda", packages_at=f"{other}/t/{TOKEN}/team/channel")
+        with private_channel(tiny, manners) as channel:
+            given = channel.url.replace("/team", f"/t/{TOKEN}/team")
+            write_spec(runner, given if is_in_spec else channel.url)
+            write_credentials(runner.home, {} if is_in_spec else {"127.0.0.1": ENTRIES["conda"]})
+            runner.run("lock", "one")
+            refused = runner.run("build", "one", *BWRAP, "-vv", expect=9)
+    assert f"127.0.0.1 redirects to {other} with the token of its channel" in refused.stderr
+    assert TOKEN not in said(refused)
+    assert seen == []
 
 
 def test_a_credentials_file_that_is_broken(runner: CliRunner, tiny: Path) -> None:

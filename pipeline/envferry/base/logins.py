@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+TOKEN = re.compile(r"/t/(?P<token>[^/]+)/")
+"""In a URL that `without_credentials` shortens."""
 IN_SPEC = "the spec's URL"
 IN_NETRC = "put the login for its host into ~/.netrc"
 FOR_CHANNELS = f"{IN_NETRC}, or a token into ~/{USUAL_FILE} (`pixi auth login HOST --token …`)"
@@ -49,6 +52,15 @@ class Authorized(msgspec.Struct, frozen=True, kw_only=True):
     def headers(self) -> dict[str, str]:
         """What to ask with."""
         return self.login.headers() if self.login else {}
+
+    @property
+    def token(self) -> str:
+        """The token that the URL holds; empty where it holds none."""
+        if self.login and self.login.form == "conda_token":
+            return self.login.secret.reveal()
+        place = self.place.reveal()
+        is_told = self.is_channel and without_credentials(place) != place
+        return found["token"] if is_told and (found := TOKEN.search(place)) else ""
 
     @property
     def hint(self) -> str:

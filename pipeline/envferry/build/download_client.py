@@ -82,7 +82,8 @@ class DownloadClient:
         Raises urllib3's errors, and SpecError for a credentials file that cannot be read.
         """
         asked = self.logins.authorize(url, is_channel=is_channel)
-        return self.connections.open(asked.url, {**headers, **asked.headers})
+        headers = {**headers, **asked.headers}
+        return self.connections.open(asked.url, headers, token=asked.token)
 
     def download(self, item: Download, partial: Path, meter: Meter) -> str:
         """Download into `partial`, from where it ends; return the hash of the whole."""
@@ -173,7 +174,7 @@ class DownloadClient:
             raise SpecError(message, hint="lock again, or correct the URL in the lock")
         asked = self.logins.authorize(item.url, is_channel=item.is_conda)
         headers = {"Range": f"bytes={start}-"} if start else {}
-        response = self.connections.open(asked.url, {**headers, **asked.headers})
+        response = self.connections.open(asked.url, {**headers, **asked.headers}, token=asked.token)
         if response.status in BUSY_STATUSES:
             response.close()
             pause = asked_seconds(response.headers.get("Retry-After"))
