@@ -72,7 +72,7 @@ else:
 
 
 def results(environment: Environment) -> Iterator[Result]:
-    """Yield the figures of carrying."""
+    """Yield the figures of transfers."""
     work = environment.home / "bench-transfers"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from envferry.base.authorities import system_authorities
+from envferry.base.secret import Secret
 from envferry.build.git_credentials import git_environ, git_logins, without_git_login
-from envferry.config import NetworkSettings, Secret, Settings, uv_environ
+from envferry.config import NetworkSettings, Settings, uv_environ
 
 LINE = "a @ git+https://me:p%40ss@git.example.org/a.git@main#subdirectory=b"
 

@@ -13,7 +13,7 @@ from envferry.errors import SpecError, ToolFailed
 from envferry.worker_process import Worker, answer_request
 
 
-class PageRequest(msgspec.Struct, frozen=True):
+class Request(msgspec.Struct, frozen=True):
     """What this module is asked when it runs as a worker."""
 
     text: str
@@ -26,12 +26,12 @@ class Answer(msgspec.Struct, frozen=True):
     folder: str
 
 
-def work(question: PageRequest, scratch: Path) -> Answer:
-    if question.text == "fail":
+def work(request: Request, scratch: Path) -> Answer:
+    if request.text == "fail":
         sys.exit("cannot do that")
-    if question.text == "die":
+    if request.text == "die":
         os.abort()
-    return Answer(text=question.text.upper(), folder=str(scratch))
+    return Answer(text=request.text.upper(), folder=str(scratch))
 
 
 @pytest.fixture
@@ -41,17 +41,17 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worker:
 
 
 def test_a_question_is_answered(worker: Worker) -> None:
-    answer = worker.ask(PageRequest("hello"), Answer)
+    answer = worker.ask(Request("hello"), Answer)
     assert answer == Answer(text="HELLO", folder=str(worker.scratch))
-    assert worker.ask(PageRequest("again"), Answer).text == "AGAIN"
+    assert worker.ask(Request("again"), Answer).text == "AGAIN"
 
 
 @pytest.mark.parametrize(("text", "said"), [("fail", "cannot do that"), ("die", "signal 6")])
 def test_a_worker_without_an_answer(worker: Worker, text: str, said: str) -> None:
     """An earlier answer does not count."""
-    worker.ask(PageRequest("hello"), Answer)
+    worker.ask(Request("hello"), Answer)
     with pytest.raises(ToolFailed, match=said):
-        worker.ask(PageRequest(text), Answer)
+        worker.ask(Request(text), Answer)
 
 
 def test_whoever_asks_may_explain_it(worker: Worker) -> None:
@@ -61,8 +61,8 @@ def test_whoever_asks_may_explain_it(worker: Worker) -> None:
         explain=lambda finished: SpecError(f"it said: {finished.stderr.strip()}"),
     )
     with pytest.raises(SpecError, match="it said: cannot do that"):
-        picky.ask(PageRequest("fail"), Answer)
+        picky.ask(Request("fail"), Answer)
 
 
 if __name__ == "__main__":
-    answer_request(PageRequest, work)
+    answer_request(Request, work)

@@ -152,19 +152,24 @@ def build(
 ) -> BuiltEnv:
     """Build a lock, or the up-to-date lock of a spec, in a container without network; check it.
 
-    `image` is for docker and podman. Raises NoSandbox when no engine works here, IntegrityError
+    `image` is for docker and podman. Logins in the URLs of a spec's channels are used where the
+    spec is named, not with a Lock. Raises NoSandbox when no engine works here, IntegrityError
     for a download that is not what was locked, SpecError when packages conflict,
     ToolFailed when a check fails, TargetOccupied while another process builds the same.
     """
     from envferry.build.downloads import DownloadCache
     from envferry.build.stage import build_env
     from envferry.engines.selection import choose_sandbox
+    from envferry.lock.conda.channel_logins import logins_of_spec
 
-    wanted = source if isinstance(source, Lock) else read_lock(source)
+    if isinstance(source, Lock):
+        wanted, channels = source, {}
+    else:
+        wanted, channels = read_lock(source), logins_of_spec(source, SPECS_DIR)
     return build_env(
         wanted,
         sandbox=choose_sandbox(engine, image),
-        cache=DownloadCache(settings().cache_dir / "downloads"),
+        cache=DownloadCache(settings().cache_dir / "downloads", channels=channels),
         options=options or BuildOptions(),
         progress=progress or Silent(),
     )

@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import pwd
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import msgspec
 
+from envferry.base.channel_credentials import credentials_paths
+from envferry.base.logins import Logins, index_logins
 from envferry.base.proxies import read_proxies
+from envferry.base.secret import Secret
 from envferry.base.settings_files import read_settings
 from envferry.base.settings_table import SYSTEM_FILE
-from envferry.base.site_indexes import SiteIndexes, plain_url, read_site_indexes
-from envferry.base.uv_variables import INDEX_VARIABLES, deciding_variables, environ_for_uv
+from envferry.base.site_indexes import SiteIndexes, read_site_indexes
+from envferry.base.uv_variables import deciding_variables, environ_for_uv
 from envferry.errors import SpecError
 
 if TYPE_CHECKING:
@@ -41,20 +42,6 @@ IDENTITY_VARIABLES = (
 """With these, a CI job says who it is."""
 REQUIREMENT_FILE = "require-signatures"
 """Beside the directory of trusted keys; its content does not matter."""
-
-
-@dataclass(frozen=True, slots=True)
-class Secret:
-    """A text that is not repeated in logs and errors."""
-
-    text: str = field(repr=False)
-
-    def reveal(self) -> str:
-        """Return the text, where it is used."""
-        return self.text
-
-    def __str__(self) -> str:
-        return "**redacted**"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -324,6 +311,17 @@ class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Proxy URLs by scheme (`http`, `https`, `all`), and `no`: the hosts to reach without."""
     logins: dict[str, Secret] = msgspec.field(default_factory=dict)
     """`user:password` as URLs have it, by `host:port`: from uv's variables that name indexes."""
+    credentials: tuple[Path, ...] = ()
+    """Where rattler and pixi keep logins of conda channels."""
+
+    def all_logins(self, channels: Mapping[str, Secret] | None = None) -> Logins:
+        """Return what says which login a request gets; `channels` as in `Logins`."""
+        return Logins(
+            indexes=self.logins,
+            netrc=self.netrc,
+            credentials=self.credentials,
+            channels=channels,
+        )
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> NetworkSettings:
@@ -337,22 +335,9 @@ class NetworkSettings(msgspec.Struct, frozen=True, kw_only=True):
             certificates=Path(certificates) if certificates else None,
             netrc=netrc,
             proxies=read_proxies(environ),
-            logins=_logins(environ),
+            logins=index_logins(environ, Path(home) if home else None),
+            credentials=credentials_paths(environ, home),
         )
-
-
-def _logins(environ: Mapping[str, str]) -> dict[str, Secret]:
-    """Read the logins of the indexes that uv and pip are told about."""
-    found: dict[str, Secret] = {}
-    words = [word for name in INDEX_VARIABLES for word in environ.get(name, "").split()]
-    home = home_of(environ)
-    site = read_site_indexes(environ, Path(home) if home else None)
-    words += [index.url for index in (site.main, *site.extra) if index]
-    for word in words:
-        login, _, place = urlsplit(plain_url(word)).netloc.rpartition("@")
-        if login:
-            found.setdefault(place.lower(), Secret(login))
-    return found
 
 
 def site_indexes() -> SiteIndexes:

@@ -168,7 +168,7 @@ def test_a_remover_knows_its_own_mark(plan: Plan, s3_url: str, tmp_path: Path) -
     artifact = make_artifact(tmp_path / "packed", 1000)
     registry = Registry.open(s3_url)
     push_untagged(artifact, registry=registry, progress=Silent())
-    plan.lost_answer = PRUNING
+    plan.lost_answer = f"PUT .*{PRUNING}"
     folder = Folder("demo", PLATFORM, artifact.manifest.id)
     assert remove_artifact(registry, folder, older_than_seconds=86400) is None
     assert plan.seen["reset after"] == 1
@@ -177,7 +177,7 @@ def test_a_remover_knows_its_own_mark(plan: Plan, s3_url: str, tmp_path: Path) -
 
 def test_a_lost_answer_does_not_make_a_registry_read_only(plan: Plan, s3_url: str) -> None:
     registry = Registry.open(s3_url)
-    plan.lost_answer = f"{PLATFORM}/probe-"
+    plan.lost_answer = f"PUT .*{PLATFORM}/probe-"
     require_writable(registry, "demo", PLATFORM)
     assert plan.seen["reset after"] == 1
     assert not list(registry.store.list())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 
-from envferry.errors import NotFound, UsageError
+from envferry.errors import IntegrityError, NotFound, UsageError
 from envferry.names import Ref, current_platform
 from envferry.process import run
 from envferry.progress import Silent
@@ -24,6 +24,7 @@ from envferry.registry.check import check_registry
 from envferry.registry.prune import RetentionPolicy, Scope, carry_out, plan_prune
 from envferry.registry.push import push_artifact
 from envferry.registry.runnable_image import find_base_image, publish_runnable
+from envferry.stores.oci.base_image import MOST_CONFIG
 from envferry.stores.oci.client import RegistryClient
 from envferry.stores.oci.documents import (
     CONFIG,
@@ -363,3 +364,16 @@ def test_bases_that_are_none(
     base = base.replace("HOST", oci_server.host)
     with pytest.raises(error, match=words):
         find_base_image(Registry.open(oci_url), versions[0].manifest, base)
+
+
+def test_a_base_whose_configuration_is_too_long(
+    oci_server: OciServer, oci_url: str, versions: tuple[Artifact, Artifact]
+) -> None:
+    space, place = RegistryClient.of(oci_server.url), f"base-{secrets.token_hex(4)}"
+    data = encode({"padding": "x" * MOST_CONFIG})
+    config = describe(data, CONFIG)
+    send_bytes(space, place, data, config)
+    space.put_manifest(place, "12", image_manifest(config=config, layers=()), MANIFEST)
+    name = f"{oci_server.host}/{place}:12"
+    with pytest.raises(IntegrityError, match=f"the configuration of {name} has 4,194,3.. bytes"):
+        find_base_image(Registry.open(oci_url), versions[0].manifest, name)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from envferry.errors import PipelineError, StoreError
+from envferry.errors import IntegrityError, PipelineError, StoreError
 from envferry.names import Ref
 from envferry.progress import Silent
 from envferry.registry import Registry
@@ -19,10 +19,12 @@ from envferry.registry.push import push_artifact
 from envferry.stores.opening import open_store
 from envferry.stores.s3.conditions import IgnoresConditions
 from envferry.stores.s3.store import S3Store
+from envferry.stores.source import ContentSource
 from tests.integration.conftest import empty_registry
 from tests.support.artifacts import PLATFORM, make_artifact
 from tests.support.fault_proxy import Plan, fault_proxy
 from tests.support.forward_proxy import forward_proxy
+from tests.support.packed import random_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,6 +95,37 @@ def test_the_probe_is_one_for_a_command_and_leaves_nothing(
             store.replace(f"v1/tags/{number}", b"x", None)
     assert sum("/v1/probe-" in path for path in plan.paths) == 1
     assert sorted(one.key for one in store.list_level("v1/")) == ["v1/envs/", "v1/tags/"]
+
+
+@pytest.mark.parametrize("name", ["s3_server", "moto_server"])
+def test_an_upload_that_is_gone_does_not_stay(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+) -> None:
+    """Wrong bytes, whose parts a prune has removed by then: nobody is told that some stay."""
+    server: S3Server = request.getfixturevalue(name)
+    store, data = S3Store.open(empty_registry(server, monkeypatch)), random_bytes(1, 20_000_000)
+    seen, ended = [0], [0]
+
+    def watch(piece: bytes | memoryview) -> None:
+        seen[0] += len(piece)
+        if seen[0] == len(data):
+            ended[0] = store.delete_unfinished("", 0)
+
+    incoming = ContentSource(
+        name="large",
+        size=len(data),
+        token="large",
+        read_at=lambda offset, length: data[offset : offset + length],
+        digests=("0" * 32, "0" * 64),
+        watch=watch,
+    )
+    with pytest.raises(IntegrityError, match="large is damaged"):
+        store.receive("large", incoming)
+    assert ended == [1]
+    assert not [one for one in caplog.records if one.levelname == "WARNING"]
 
 
 @pytest.mark.parametrize("lacking", ["Initiated", "LastModified"])

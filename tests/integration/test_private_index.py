@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-import zstandard
 
 from tests.support.cli_runner import CliRunner
 from tests.support.guarded_server import OFFER, PASSWORD, guarding, make_index
+from tests.support.where_secrets_are import SPY, unpacked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,14 +21,6 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.container, pytest.mark.network]
 
 NETRC_PASSWORD = "pa55-of-netrc"
-SPY = """
-import os, sys
-def note(event, arguments):
-    if event in ("subprocess.Popen", "os.exec", "os.posix_spawn"):
-        with open(os.environ["SPIED"], "a") as stream:
-            print(event, *arguments[:2], file=stream)
-sys.addaudithook(note)
-"""
 
 
 @pytest.fixture
@@ -59,15 +51,6 @@ def runner(tmp_path: Path) -> CliRunner:
         "UV_CACHE_DIR": str(home / "uv"),
     }
     return CliRunner(home=home, cache=home / "envferry", environ=environ)
-
-
-def unpacked(archive: Path) -> bytes:
-    """Return the bytes of an archive, decompressed."""
-    finished = subprocess.run(["zstd", "-dcq", archive], capture_output=True, check=False)
-    if finished.returncode == 0:
-        return finished.stdout
-    with archive.open("rb") as stream:
-        return zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True).read()
 
 
 def write_netrc(runner: CliRunner, text: str) -> None:

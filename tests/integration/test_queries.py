@@ -117,7 +117,7 @@ def test_check_and_prune_on_the_command_line(host: CliRunner) -> None:
     assert plan["bytes"] > 50_000
     assert len(answer(host, "ls")) == 3
     assert "--delete" in host.run("prune", "--keep-tagged", "--hours", "0").stdout
-    assert "published just now" in host.run("prune", "--keep-tagged").stdout
+    assert "published less than 24 h ago" in host.run("prune", "--keep-tagged").stdout
     assert "nothing to remove" in host.run("prune", "--keep-within", "8w").stdout
     host.run("prune", "--keep-within", "soon", expect=2)
     assert answer(host, "prune", "--keep-tagged", "--hours", "0", "--delete")["deleted"]

@@ -58,7 +58,7 @@ class Plan:
     refused_part: str | None = None
     """Who writes to a path with this in it is refused."""
     lost_answer: str = ""
-    """The first PUT to a path with this in it is done, and nobody hears of it."""
+    """The first request whose method and path fit this expression is done, its answer lost."""
     always: str | None = None
     """A fault that every request meets."""
     methods: tuple[str, ...] = ("GET", "HEAD", "PUT", "POST", "PATCH", "DELETE")
@@ -105,7 +105,7 @@ class Plan:
             if self.random.random() < self.rate:
                 fault = self.random.choice(self.faults)
             fault = fault if method in self.methods else None
-            if self.lost_answer and method == "PUT" and self.lost_answer in path:
+            if self.lost_answer and re.match(self.lost_answer, f"{method} {path}"):
                 fault, self.lost_answer = "reset after", ""
             self.seen[fault or "none"] += 1
             self.seen[method] += 1

@@ -19,7 +19,7 @@ from envferry.tool.tool_python import (
     add_interpreter,
     has_debug_information,
     machine_of,
-    needed,
+    needed_libraries,
 )
 from envferry.tool.tree import host_libraries, strip_debug_information
 
@@ -67,8 +67,10 @@ def test_a_relocatable_interpreter_is_only_read(
     assert start(tree, "import ssl, sqlite3, sys; print(sys.prefix)") == f"{tree}\n"
     assert (tree / python.site_packages).is_dir()
     libraries = {path.name for path in (tree / "lib").iterdir()} - {f"python{MINOR}"}
-    used = {name for path in tree.rglob("*") if ".so" in path.name for name in needed(path)}
-    assert libraries <= used | set(needed(tree / f"bin/python{MINOR}"))
+    used = {
+        name for path in tree.rglob("*") if ".so" in path.name for name in needed_libraries(path)
+    }
+    assert libraries <= used | set(needed_libraries(tree / f"bin/python{MINOR}"))
     assert set(host_libraries(tree)) <= {"libgcc_s.so.1", "libstdc++.so.6"}
 
 

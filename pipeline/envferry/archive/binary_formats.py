@@ -117,6 +117,7 @@ def elf_string_ranges(content: Searchable) -> list[range] | None:
 
 def sections(content: Searchable) -> Iterator[range]:
     """Yield the ranges of the loaded data; raise struct.error for a header that is not valid."""
+    # EI_CLASS, then EI_DATA, which is 1 for little-endian (elf(5)).
     layout = LAYOUTS[content[4:5][0]]
     order = "<" if content[5:6] == b"\1" else ">"
     (table,) = struct.unpack_from(order + layout.word, bytes(content[:64]), layout.table)

@@ -144,7 +144,7 @@ def is_directory(path: str) -> bool:
 
 
 def batches(files: Sequence[FileEntry], numbers: Iterable[int]) -> Iterator[list[int]]:
-    """Cut a run of files into batches of some work each: a task costs as much as a small file."""
+    """Cut a run of files into batches: to start a task costs as much as to read a small file."""
     batch: list[int] = []
     size = 0
     for number in numbers:

@@ -93,7 +93,7 @@ def extract_tree(
     extraction = Extraction(archive, target, options)
     try:
         make_directories(archive.index, str(target))
-        extraction.make_small_things()
+        extraction.make_links_and_empty_files()
         with Workers(threads, "install") as pool:
             numbers = needed_frames(archive, options.present, options.done_frames)
             size = sum(archive.index.frames[number].size for number in numbers)
@@ -132,7 +132,7 @@ class Extraction:
         self.edited: dict[str, Content] = {}
         self.times = (archive.index.mtime * 10**9,) * 2
 
-    def make_small_things(self) -> None:
+    def make_links_and_empty_files(self) -> None:
         """Make links and empty files, which need nothing but the index."""
         for number, entry in enumerate(self.files):
             if entry.type == "symlink":

@@ -30,7 +30,7 @@ class FrameReuse(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FrameNotes(msgspec.Struct, frozen=True, kw_only=True):
-    """What who compressed the frames of an archive knows of each, by number."""
+    """What the process that compressed an archive's frames notes of each, by number."""
 
     plain: tuple[str, ...]
     """BLAKE3 of what the frame holds."""
@@ -59,7 +59,7 @@ class EarlierFrames:
     def __init__(self, archive: Archive, notes: FrameNotes | None) -> None:
         """Offer an archive's frames.
 
-        The notes must come from who compressed the frames. Without them each frame is
+        The notes must come from the process that compressed the frames. Without them each frame is
         decompressed and compared: an index may say what it likes.
         """
         self.archive = archive

@@ -1,8 +1,8 @@
 """Where files hold the prefix they were built at, so that they can get another one.
 
-What conda recorded of its packages' files decides; what they are decides for all others, and where
-that does not tell, a file is left alone: a text gets another size, and a C string of a binary file
-is rewritten and padded with NUL (conda/core/portability.py), which hardly any format survives.
+For files of conda packages, conda's records decide; for all others their bytes do, and where these
+leave a doubt, the file is left alone: an edit changes the size of a text, and pads the C strings of
+a binary file with NUL (conda/core/portability.py), which hardly any other format survives.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def find_edits(content: Searchable, prefix: bytes, recorded: Recorded | None) ->
 
 
 def name_of_binary(content: Searchable) -> str:
-    """Return what to call a binary file; nothing for a text, or a program: it has code, too."""
+    """Return what to call a binary file; nothing for a text, and for a program with its code."""
     if name := known_format(content):
         return name
     return "" if is_text(content) or content[: len(ELF)] == ELF else UNKNOWN

@@ -46,8 +46,8 @@ def check_index(index: Index, what: str) -> None:
 def tree_faults(files: Sequence[FileEntry], prefix: str) -> list[str]:
     """Return, in words, why these files are not a tree that may be installed; empty when they are.
 
-    `pack` checks the same as `install`. It takes time linear in the length of all
-    paths and link targets.
+    `pack` checks the same as `install`. It takes time linear in the length of all paths and link
+    targets.
     """
     types = {entry.path: entry.type for entry in files}
     faults = [fault for entry in files for fault in entry_faults(entry, types)]

@@ -59,8 +59,8 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
         policy = self.loaded.policy
         if policy.licenses is None:
             return self
-        licenses = msgspec.structs.replace(policy.licenses, unknown="allow")
-        policy = msgspec.structs.replace(policy, licenses=licenses)
+        licenses = replace(policy.licenses, unknown="allow")
+        policy = replace(policy, licenses=licenses)
         return replace(self, loaded=replace(self.loaded, policy=policy))
 
     def of_packages(

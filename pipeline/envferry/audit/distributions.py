@@ -128,6 +128,8 @@ def apk_key(text: str) -> tuple[Any, ...] | None:
     found = APK_VERSION.fullmatch(text.strip())
     if not found:
         return None
+    # What a token begins with is its rank where two versions part: one more number is newer than a
+    # letter, then come `_p` and its like, their number, a commit, a revision, the end, and `_rc`.
     tokens: list[tuple[Any, ...]] = [(8, 1, int(found[1]))]
     tokens += [_apk_number(one) for one in found[2].split(".")[1:]]
     tokens += [(7, found[3])] if found[3] else []

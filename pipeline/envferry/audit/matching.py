@@ -1,4 +1,4 @@
-"""An environment held against a database: every package is found, clean or unknown.
+"""Check an environment against a database of advisories: what is affected, clean or unknown.
 
 "Clean" is said only of what the database could know: a package of an ecosystem that it holds, under
 a name that is certain. All else is unknown, with the reason.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 import urllib3
 from urllib3.util import Retry, Timeout
@@ -16,7 +16,7 @@ from urllib3.util import Retry, Timeout
 from envferry.base.authorities import system_authorities
 from envferry.base.limits import USUAL_LIMITS, Limits, limited_pools
 from envferry.base.proxies import choose_proxy, show_proxy
-from envferry.errors import HostError
+from envferry.errors import HostError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,11 +55,14 @@ class Connections:
         headers: Mapping[str, str],
         method: str = "GET",
         body: bytes | list[bytes] | None = None,
+        *,
+        token: str = "",
     ) -> urllib3.BaseHTTPResponse:
         """Ask for a URL, or send a body there, and return the answer, its body unread.
 
-        Follows redirects to http and https. Read the body to its end and call `release_conn`, or
-        `close` the answer. Raises urllib3's errors; nothing is tried again here.
+        Follows redirects to http and https; other hosts get no `Authorization`, and none is asked
+        for a URL with `token`: that raises StoreError. Read the body to its end and call
+        `release_conn`, or `close` the answer. Raises urllib3's errors; nothing is tried again here.
         """
         try:
             return self._pool(url).request(
@@ -69,6 +72,7 @@ class Connections:
                 headers={"Accept-Encoding": "identity", "User-Agent": "envferry", **headers},
                 body=body,
                 preload_content=False,
+                retries=_retries(token),
             )
         except ValueError as error:
             # Of where a redirect leads: a port of seven digits, half an IPv6 address, a bad name.
@@ -94,14 +98,7 @@ class Connections:
     def _make_pool(self, proxy: str) -> urllib3.PoolManager:
         context = _tls_context(self.certificates)
         # Retries have a policy of their own (`base/retry.py`); a second one would multiply them.
-        retries = Retry(
-            connect=0,
-            read=0,
-            status=0,
-            other=0,
-            redirect=REDIRECTS,
-            respect_retry_after_header=False,
-        )
+        retries = _retries()
         timeout = Timeout(connect=CONNECT_SECONDS, read=self.read_seconds)
         if not proxy:
             return urllib3.PoolManager(
@@ -123,6 +120,59 @@ class Connections:
             timeout=timeout,
             ssl_context=context,
         )
+
+
+class _Redirects(Retry):
+    """Follows redirects, but for those that would carry a token to another host."""
+
+    token = ""
+
+    def new(self, **changes: Any) -> _Redirects:  # noqa: ANN401  (urllib3's)
+        """Return what is left to do; the token is kept back there, too."""
+        made = super().new(**changes)
+        made.token = self.token
+        return made
+
+    def increment(
+        self,
+        method: str | None = None,
+        url: str | None = None,
+        response: urllib3.BaseHTTPResponse | None = None,
+        *words: Any,  # noqa: ANN401  (urllib3's)
+        **more: Any,  # noqa: ANN401
+    ) -> _Redirects:
+        """Count a redirect; raise StoreError where it leads to with the token."""
+        location = response.get_redirect_location() if response is not None and self.token else None
+        if response is not None and location and _is_carried_off(self.token, url or "", location):
+            response.close()
+            place = urlsplit(urljoin(url or "", location))
+            where = f"{place.scheme}://{place.netloc.rpartition('@')[2]}"
+            host = urlsplit(url or "").hostname
+            message = f"{host} redirects to {where} with the token of its channel"
+            hint = "ask its administrator to redirect without the token, or only within that host"
+            raise StoreError(message, hint=hint)
+        return super().increment(method, url, response, *words, **more)
+
+
+def _retries(token: str = "") -> _Redirects:
+    retries = _Redirects(
+        connect=0,
+        read=0,
+        status=0,
+        other=0,
+        redirect=REDIRECTS,
+        respect_retry_after_header=False,
+    )
+    retries.token = token
+    return retries
+
+
+def _is_carried_off(token: str, url: str, location: str) -> bool:
+    """Whether a redirect would show a token to another host, or on the way to the same one."""
+    before, after = urlsplit(url), urlsplit(urljoin(url, location))
+    if token not in unquote(location) and token not in location:
+        return False
+    return before.hostname != after.hostname or (before.scheme, after.scheme) == ("https", "http")
 
 
 def was_never_reached(error: Exception) -> bool:

@@ -172,10 +172,10 @@ def make_folders(path: Path) -> None:
         if not path.is_dir():
             raise
     else:
-        open_folder(path)
+        let_enter(path)
 
 
-def open_folder(path: Path) -> None:
+def let_enter(path: Path) -> None:
     """Let every user enter and read a directory, and no other write to it than owner and group."""
     let_read(path, FOLDER_MODE)
 

@@ -46,7 +46,7 @@ LISTED_KEYS = 10_000_000
 PIECE_BYTES = 1 * MIB
 LEAST_BYTES_PER_SECOND = 1024
 WINDOW_SECONDS = 30
-"""A server may be slower for as long."""
+"""A server may be slower for this long."""
 
 
 class ResponseTooLarge(OSError):

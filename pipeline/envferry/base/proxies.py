@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 PORTS = {"http": 80, "https": 443}
 NO_PROXY = "no"
+PROXY_LOGIN = "put the proxy's login into https_proxy: http://USER:…@…"
 
 
 def read_proxies(environ: Mapping[str, str]) -> dict[str, str]:

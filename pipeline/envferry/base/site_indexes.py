@@ -120,8 +120,10 @@ def _uv_files(environ: Mapping[str, str], home: Path | None) -> Iterator[Path]:
 def _uv_file(path: Path) -> _Found:
     found = _Found(str(path))
     try:
-        text = path.read_text(encoding="utf-8")
-        content = _parse_toml(text)
+        # Imported here: a Python 3.10 without tomli cannot, and skips the file.
+        from envferry.base.toml import decode_toml
+
+        content = decode_toml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return found
     except (OSError, ValueError, ModuleNotFoundError) as error:
@@ -143,13 +145,6 @@ def _uv_file(path: Path) -> _Found:
     rest = sorted(name for name in names if name.removeprefix("pip.") not in known | {"pip"})
     found.passed_over = tuple(f"{name} ({path})" for name in rest)
     return found
-
-
-def _parse_toml(text: str) -> dict[str, Any]:
-    """Parse TOML; raises ValueError, or ModuleNotFoundError in a Python 3.10 without tomli."""
-    from envferry.base.toml import decode_toml
-
-    return decode_toml(text)
 
 
 def _pip_variables(environ: Mapping[str, str]) -> _Found:

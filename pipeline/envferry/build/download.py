@@ -34,6 +34,8 @@ class Download(msgspec.Struct, frozen=True, kw_only=True):
     algorithm: str
     expected: str
     """The hash in hex, in lower case."""
+    is_conda: bool = False
+    """Whether it is a conda package: it gets the login of a channel."""
 
     @classmethod
     def of(cls, package: LockedPackage) -> Download:
@@ -58,7 +60,13 @@ class Download(msgspec.Struct, frozen=True, kw_only=True):
             raise IntegrityError(
                 message, hint="lock again: `envferry lock` records a hash for each"
             )
-        return cls(url=url, file_name=name, algorithm=algorithm, expected=expected)
+        return cls(
+            url=url,
+            file_name=name,
+            algorithm=algorithm,
+            expected=expected,
+            is_conda=package.manager == "conda",
+        )
 
     @property
     def shown(self) -> str:

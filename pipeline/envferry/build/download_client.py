@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import netrc
 import re
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import msgspec
 import urllib3
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from envferry.base.connections import Connections, was_never_reached, wrong_time_words
 from envferry.base.files import COPY_BYTES
 from envferry.base.limits import Limits, ResponseTooLarge, ResponseTooSlow, broken_limit, has_cause
+from envferry.base.proxies import PROXY_LOGIN
 from envferry.base.retry import (
     BUSY_STATUSES,
     FailureCount,
@@ -28,12 +28,14 @@ from envferry.base.retry import (
 from envferry.build.download import ALGORITHMS
 from envferry.config import NetworkSettings, settings
 from envferry.errors import NotFound, PipelineError, SpecError, StoreError
-from envferry.redaction import bare_url
+from envferry.redaction import fit_to_show
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from envferry.base.logins import Authorized, Logins
+    from envferry.base.secret import Secret
     from envferry.build.download import Download
     from envferry.progress import Expected
 
@@ -61,20 +63,27 @@ class DownloadClient:
     policy: RetryPolicy
     """How often a file is asked for without a byte more before it counts as unreachable."""
     limits: Limits
+    channels: Mapping[str, Secret]
+    """URLs of channels with logins, by what their packages begin with in a lock."""
     connections: Connections = field(init=False, repr=False)
+    logins: Logins = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Share connections among all requests."""
         site = self.network
         self.connections = Connections(site.certificates, site.proxies, limits=self.limits)
+        self.logins = site.all_logins(self.channels)
 
-    def ask(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+    def ask(
+        self, url: str, headers: dict[str, str], *, is_channel: bool = False
+    ) -> urllib3.BaseHTTPResponse:
         """Ask for a URL once, with its login; the body is still to be read.
 
-        Raises urllib3's errors.
+        Raises urllib3's errors, and SpecError for a credentials file that cannot be read.
         """
-        headers = {**headers, **self._credentials(url)}
-        return self.connections.open(bare_url(url), headers)
+        asked = self.logins.authorize(url, is_channel=is_channel)
+        headers = {**headers, **asked.headers}
+        return self.connections.open(asked.url, headers, token=asked.token)
 
     def download(self, item: Download, partial: Path, meter: Meter) -> str:
         """Download into `partial`, from where it ends; return the hash of the whole."""
@@ -163,37 +172,20 @@ class DownloadClient:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             message = f"cannot download {item.shown}: expected an http, https or file URL"
             raise SpecError(message, hint="lock again, or correct the URL in the lock")
-        headers = self._credentials(item.url)
-        if start:
-            headers["Range"] = f"bytes={start}-"
-        response = self.connections.open(bare_url(item.url), headers)
+        asked = self.logins.authorize(item.url, is_channel=item.is_conda)
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        response = self.connections.open(asked.url, {**headers, **asked.headers}, token=asked.token)
         if response.status in BUSY_STATUSES:
             response.close()
-            asked = asked_seconds(response.headers.get("Retry-After"))
+            pause = asked_seconds(response.headers.get("Retry-After"))
             answer = f"the server answered {response.status} {response.reason or ''}".strip()
-            raise _Busy(answer + waiting_words(asked), asked)
+            raise _Busy(answer + waiting_words(pause), pause)
         if response.status not in (200, 206, 416) or (response.status == 416 and not start):
             response.close()
             way = self.connections.proxy_note(item.url)
-            raise _refusal(item, way, f"{response.status} {response.reason or ''}".strip())
+            answer = f"{response.status} {response.reason or ''}".strip()
+            raise _refusal(item, way, answer, asked)
         return response
-
-    def _credentials(self, url: str) -> dict[str, str]:
-        parts = urlsplit(url)
-        known_login = self.network.logins.get(parts.netloc.lower())
-        if known_login:
-            parts = parts._replace(netloc=f"{known_login.reveal()}@{parts.netloc}")
-        user, password = unquote(parts.username or ""), unquote(parts.password or "")
-        if not user and self.network.netrc and parts.hostname:
-            try:
-                known = netrc.netrc(self.network.netrc).hosts.get(parts.hostname)
-            except (netrc.NetrcParseError, OSError) as error:
-                log.warning("%s cannot be read: %s", self.network.netrc, error)
-                known = None
-            user, password = (known[0], known[2] or "") if known else ("", "")
-        if not user:
-            return {}
-        return dict(urllib3.make_headers(basic_auth=f"{user}:{password}"))
 
 
 class Meter(msgspec.Struct, frozen=True, kw_only=True):
@@ -236,12 +228,6 @@ NETWORK_ERRORS = (
 )
 
 
-NOT_THERE = (
-    "lock again if the file was removed or its channel moved; "
-    "private channels say so, too, where ~/.netrc has no login for their host"
-)
-
-
 class Stopped(Exception):
     """Another download failed, or the process was interrupted: do not go on."""
 
@@ -252,16 +238,17 @@ def _continues(response: urllib3.BaseHTTPResponse, start: int) -> bool:
     return response.status == 206 and response.headers.get("Content-Range", "").startswith(wanted)
 
 
-def _refusal(item: Download, way: str, answer: str) -> PipelineError:
+def _refusal(item: Download, way: str, answer: str, asked: Authorized) -> PipelineError:
     status = int(answer.partition(" ")[0])
     if status in (404, 410):
         message = f"{item.shown} does not exist: the server answered {answer}"
-        return NotFound(message, hint=NOT_THERE)
+        hint = f"lock again if the file was removed or moved; {asked.hint_when_absent}"
+        return NotFound(message, hint=hint)
     message = f"cannot download {item.shown}{way}: the server answered {answer}"
     if status == 407:
-        return StoreError(message, hint="put the proxy's login into https_proxy: http://USER:…@…")
+        return StoreError(message, hint=PROXY_LOGIN)
     if status in (401, 403):
-        return StoreError(message, hint="put the login for its host into ~/.netrc")
+        return StoreError(message, hint=asked.hint)
     return StoreError(message, hint="try again later: downloads resume")
 
 
@@ -271,4 +258,5 @@ def reason_of(error: Exception) -> str:
         return str(error)
     inner = getattr(error, "reason", None)
     cause = inner if isinstance(inner, Exception) else error
-    return re.sub(r"\w*Connection(Pool)?\([^)]*\): | with url: \S+", "", str(cause))
+    words = re.sub(r"\w*Connection(Pool)?\([^)]*\): | with url: \S+", "", str(cause))
+    return fit_to_show(words)

@@ -27,9 +27,10 @@ from envferry.progress import Expected
 from envferry.redaction import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from envferry.base.limits import Limits
+    from envferry.base.secret import Secret
     from envferry.models import LockedPackage
     from envferry.progress import Progress
 
@@ -51,11 +52,13 @@ class DownloadCache:
     policy: RetryPolicy = POLICY
     """How often a file is asked for without a byte more before it counts as unreachable."""
     limits: Limits = field(default_factory=package_limits)
+    channels: Mapping[str, Secret] = field(default_factory=dict, repr=False)
+    """URLs of channels with logins, by what their packages begin with in a lock."""
     client: DownloadClient = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Share connections among all downloads."""
-        self.client = DownloadClient(self.network, self.policy, self.limits)
+        self.client = DownloadClient(self.network, self.policy, self.limits, self.channels)
 
     def fetch_all(
         self, packages: Sequence[LockedPackage], *, progress: Progress, offline: bool = False
@@ -68,6 +71,7 @@ class DownloadCache:
         if not packages:
             return {}
         downloads = {package.url: Download.of(package) for package in packages}
+        # Several URLs may be of one file: it is downloaded once.
         distinct = {(item.expected, item.file_name): item for item in downloads.values()}
         expected = Expected(len(distinct))
         with progress.task(f"Fetching {plural(len(distinct), 'package')}", expected) as advance:
@@ -80,18 +84,18 @@ class DownloadCache:
         return self.root / item.algorithm / item.expected[:2] / item.expected / item.file_name
 
     def answers(self, url: str) -> bool:
-        """Whether a file is there, asking its server once."""
+        """Whether a file of a channel is there, asking its server once."""
         if urlsplit(url).scheme == "file":
             return Path(unquote(urlsplit(url).path)).is_file()
         try:
-            response = self.ask(url, {})
+            response = self.ask(url, {}, is_channel=True)
         except urllib3.exceptions.HTTPError as error:
             log.info("%s does not answer: %s", redact(url), reason_of(error))
             return False
         response.close()
         return response.status == 200
 
-    def digest_of(self, url: str) -> str:
+    def digest_of(self, url: str, *, is_conda: bool) -> str:
         """Return the SHA-256, in hex, of a file whose hash is unknown.
 
         Raises NotFound and StoreError as `fetch_all` does. The bytes are not kept.
@@ -102,6 +106,7 @@ class DownloadCache:
             file_name=unquote(urlsplit(url).path.rsplit("/", 1)[-1]),
             algorithm="sha256",
             expected="",
+            is_conda=is_conda,
         )
         self.root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.root, prefix=".unknown-") as directory:
@@ -110,12 +115,14 @@ class DownloadCache:
                 return _copy_local(item, partial, meter)
             return self.client.download(item, partial, meter)
 
-    def ask(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+    def ask(
+        self, url: str, headers: dict[str, str], *, is_channel: bool = False
+    ) -> urllib3.BaseHTTPResponse:
         """Ask for a URL once, with its login; the body is still to be read.
 
-        Raises urllib3's errors.
+        Raises urllib3's errors, and SpecError for a credentials file that cannot be read.
         """
-        return self.client.ask(url, headers)
+        return self.client.ask(url, headers, is_channel=is_channel)
 
     def _fetch_in_threads(
         self, downloads: list[Download], meter: Meter, offline: bool

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from envferry.config import Secret
+from envferry.base.secret import Secret
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

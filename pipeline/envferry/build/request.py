@@ -124,7 +124,7 @@ class LinkAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The result of linking the conda packages."""
 
     faults: tuple[str, ...] = ()
-    """What the packages require of each other in vain, for people."""
+    """Requirements between the packages that are not met, in words."""
     failure: str = ""
     """Why a package cannot be read or linked."""
     linked: tuple[str, ...] = ()
@@ -154,8 +154,8 @@ class BuildAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """Why no conda package can come or go by itself; empty where each of them can."""
     data: tuple[str, ...] = ()
     """Where the files landed that belong to no package, relative to the prefix."""
-    from_nothing: str = ""
-    """Why the tree must not be made on what an earlier build has left; empty when it was made."""
+    why_from_scratch: str = msgspec.field(default="", name="from_nothing")
+    """Why the tree cannot start from the earlier build; empty when it was made."""
     error: str | None = None
     hint: str = ""
     exit_code: int = 0

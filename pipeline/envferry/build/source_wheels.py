@@ -74,6 +74,7 @@ class WheelBuilder(msgspec.Struct, frozen=True, kw_only=True):
         inputs = (
             __version__,
             self.sandbox.image or self.sandbox.name,
+            # The fragment says which folder of a repository is built.
             (package.name, package.kind, package.sha256, package.url.partition("#")[2]),
             sorted((item.name, item.sha256) for item in self.requires(package)),
             sorted((item.name, item.sha256 or item.md5) for item in self.conda),

@@ -25,8 +25,8 @@ from envferry.redaction import redact
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from envferry.base.secret import Secret
     from envferry.build.downloads import DownloadCache
-    from envferry.config import Secret
     from envferry.models import LockedPackage
     from envferry.process import Finished
     from envferry.progress import Progress

@@ -65,6 +65,7 @@ def build_env(
     building = exclusive_lock(home.with_name(f"{home.name}.lock"), f"the build of {lock.name}")
     with building, cache_lock(cache.root, shared=True):
         partial = home.with_name(f"{home.name}.partial")
+        # Before anything is downloaded: only its owner can replace a build.
         for place in (home, partial):
             require_replaceable(place)
         sources = SourceCache(cache=cache, progress=progress, offline=options.offline)
@@ -145,8 +146,8 @@ class BuildTask(msgspec.Struct, frozen=True, kw_only=True):
             )
             with progress.task(self._title(found)):
                 answer = run_builder(request, work, self.cache.root, self.sandbox, options)
-            if earlier and (answer.from_nothing or answer.tools != earlier.note.tools):
-                raise NotIncremental(answer.from_nothing or "the tools changed")
+            if earlier and (answer.why_from_scratch or answer.tools != earlier.note.tools):
+                raise NotIncremental(answer.why_from_scratch or "the tools changed")
             answer = as_from_scratch(answer, earlier)
             if options.check:
                 run_checks(self.lock.options.checks, work, self.sandbox, progress)
@@ -174,6 +175,7 @@ def started_on(earlier: EarlierBuild | None, request: BuildRequest) -> BuildRequ
         request,
         is_started=True,
         changes_conda=earlier.changes_conda,
+        # What has no path is in the tree already.
         wheels=tuple(wheel for wheel in request.wheels if wheel.path),
         wheel_files=tuple(chain.from_iterable(earlier.wheel_files.values())),
     )

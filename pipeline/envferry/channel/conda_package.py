@@ -101,6 +101,7 @@ def write_conda_package(
             container.writestr(_zip_member("metadata.json"), metadata)
             with _tar_in_zip(container, f"pkg-{package.stem}.tar.zst", content) as tar:
                 entries = [writer.add(tar, path) for path in content]
+            # After the content, which is hashed on the way and listed here.
             with _tar_in_zip(container, f"info-{package.stem}.tar.zst", []) as tar:
                 for name, data in _info_files(package, entries, timestamp).items():
                     tar.addfile(_tar_member(name, len(data), timestamp), io.BytesIO(data))

@@ -45,7 +45,7 @@ def shared_libraries(files: Sequence[Path]) -> dict[Path, dict[str, Path | None]
     if ldd is None:
         message = "ldd is missing: it is part of glibc and lists the libraries that a program loads"
         raise ToolFailed(message, hint="install the system's libc-bin or glibc-common package")
-    # ldd fails when one of the files is linked statically, and answers for the others all the same.
+    # ldd fails when one of the files is not dynamic, and answers for the others all the same.
     output = run([ldd, *files], env=child_environ(LC_ALL="C"), check=False).stdout
     needed: dict[Path, dict[str, Path | None]] = {path: {} for path in files}
     # ldd names the file before its libraries only where there are several.

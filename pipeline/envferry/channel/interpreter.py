@@ -101,6 +101,7 @@ def find_interpreter(name: str | Path) -> Interpreter:
     minor = ".".join(asked.version.split(".")[:2])
     base = Path(asked.base_prefix) / "bin" / f"python{minor}"
     executable = base.resolve() if base.exists() else Path(asked.executable)
+    # Asked once more: the python of a virtual environment has other paths than the one behind it.
     return Interpreter(executable=executable, facts=ask(executable))
 
 

@@ -145,13 +145,13 @@ class _Staging(msgspec.Struct, frozen=True, kw_only=True):
             log.warning("%s is not carried: it takes libraries from this system", what)
         shutil.rmtree(self.tree / "info", ignore_errors=True)  # the licence is in lib, too
         paths = [
-            self.place(path)
+            self.give_prefix(path)
             for path in sorted(self.tree.rglob("*"))
             if path.is_symlink() or path.is_file()
         ]
         return record_of(package, paths)
 
-    def place(self, path: Path) -> dict[str, Any]:
+    def give_prefix(self, path: Path) -> dict[str, Any]:
         """Give one file of the interpreter its prefix, and return its entry of conda-meta."""
         name = str(path.relative_to(self.tree))
         if path.is_symlink():

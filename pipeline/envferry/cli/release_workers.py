@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from envferry.base.logins import FOR_CHANNELS
 from envferry.cli.push import SigningOptions
 from envferry.cli.release_outcome import FAILURES, Outcome
 from envferry.cli.shared.building import BuildingOptions, PackedOptions
@@ -17,7 +18,7 @@ from envferry.cli.shared.command import CommandOptions, option
 from envferry.cli.shared.shared_options import NewTagOptions
 from envferry.cli.shared.stage_table import stages_shown
 from envferry.errors import ToolFailed, UsageError
-from envferry.names import current_platform
+from envferry.names import SPECS_DIR, current_platform
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -187,6 +188,7 @@ class WorkerRelease(msgspec.Struct):
     def plan(self, key: str, outcome: Outcome) -> None:
         """Make a job of what the registry lacks; what it has is accepted."""
         from envferry.cluster.release import AcceptedArtifact, make_job
+        from envferry.lock.conda.channel_logins import logins_of_spec
         from envferry.registry.release_lookup import find_released
 
         assert outcome.lock is not None
@@ -204,6 +206,9 @@ class WorkerRelease(msgspec.Struct):
         # it.
         reuse = not self.options.rebuild and not (self.target.signer or self.target.keyless)
         choice = self.options.as_choice(reuse=reuse)
+        for channel in logins_of_spec(outcome.spec, SPECS_DIR):
+            words = "workers have no login for %s, which stands in the spec alone: on each, %s"
+            log.warning(words, channel.rstrip("/"), FOR_CHANNELS)
         self.jobs[key] = make_job(key, outcome.lock, outcome.platform, self.shared_url(), choice)
         self.outcomes[key] = outcome
 

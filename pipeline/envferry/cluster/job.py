@@ -75,6 +75,7 @@ def release(job: BuildJob, lock: Lock) -> JobAnswer:
     from envferry.registry.push import push_untagged
     from envferry.registry.release_lookup import find_released
 
+    # The coordinator compared the workers that it found; one may have joined since.
     if job.version != __version__:
         message = f"this worker has envferry {__version__}, expected {job.version}"
         raise HostError(message, hint="install the same version on all machines")

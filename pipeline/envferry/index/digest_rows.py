@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from envferry.models import Manifest
     from envferry.registry import Registry
 
+# Whole words: the first digits of a SHA-256 must not be taken for an MD5.
 DIGEST = re.compile(rb"(?<![0-9a-f])(?:[0-9a-f]{64}|[0-9a-f]{40}|[0-9a-f]{32})(?![0-9a-f])")
 """SHA-256, a commit, and MD5, as locks name downloads."""
 MOST_NAMED = 20_000_000

@@ -126,6 +126,7 @@ def find_files(
         "JOIN file_folders ON file_folders.number = place.value ->> 1 "
         "JOIN listed ON listed.list = file_lists.number "
         f"JOIN artifacts ON artifacts.number = listed.artifact WHERE {condition} "
+        # One more than allowed, to notice that there are more.
         f"LIMIT {MOST_MATCHES + 1}"
     )
 

@@ -164,6 +164,7 @@ class RegistryIndex:
             moved = {
                 name: listed
                 for name, listed in holdings.tags.items()
+                # Only what was written since is read: a listing has the stamp of each tag.
                 if before.tags.get(name) != listed.stamp
             }
             tags = read_tags(self.registry, moved, pool)

@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from envferry.base.files import exclusive_lock, let_read, make_folders, open_folder, remove_tree
+from envferry.base.files import exclusive_lock, let_enter, let_read, make_folders, remove_tree
 from envferry.errors import PipelineError
 from envferry.install.programs.in_use import look_for_users
 from envferry.install.records.env_home import (
@@ -69,8 +69,8 @@ def changing(home: EnvHome, *, installing: str = "") -> Iterator[None]:
 def open_to_all(home: EnvHome) -> None:
     """Let every user reach the environment, and none change it, whatever the umask once was."""
     with suppress(PermissionError):  # made by another user, who has to open it
-        open_folder(home.envs_dir / HOME)
-        open_folder(home.directory)
+        let_enter(home.envs_dir / HOME)
+        let_enter(home.directory)
         let_read(home.lock_path, LOCK_MODE)
 
 
@@ -82,7 +82,7 @@ def clear_up(home: EnvHome, installing: str = "") -> None:
     for path in home.directory.iterdir():
         name = path.name
         if name.startswith(PARTIAL):
-            if is_of_no_use(home, name.removeprefix(PARTIAL), installing):
+            if is_obsolete_partial(home, name.removeprefix(PARTIAL), installing):
                 remove(path)
         elif (
             name.startswith(LEFTOVERS)
@@ -94,8 +94,8 @@ def clear_up(home: EnvHome, installing: str = "") -> None:
             clear_tree(home, name)
 
 
-def is_of_no_use(home: EnvHome, name: str, installing: str) -> bool:
-    """Whether this install does not resume something, by its name without `.partial-`."""
+def is_obsolete_partial(home: EnvHome, name: str, installing: str) -> bool:
+    """Whether `.partial-NAME` is of no use, but for the install of the id `installing`."""
     if name.endswith(IMAGE_SUFFIX):
         return name != f"{installing}{IMAGE_SUFFIX}"
     if name.endswith(JOURNAL):

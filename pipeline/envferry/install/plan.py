@@ -131,6 +131,7 @@ def find_needs(plan: InstallPlan, manifest: Manifest | None) -> Needs:
     numbers = set(range(len(index.files)))
     if plan.is_whole:
         numbers = set()
+    # Links and shared blocks take no space, copies do.
     elif plan.options.link is not Link.COPY:
         numbers -= plan.reusable.candidates(index, plan.relocation).keys()
     partial = plan.home.partial(index.id)

@@ -75,7 +75,7 @@ def write_tree(
 
 
 class FilledTree(msgspec.Struct, frozen=True, kw_only=True):
-    """A tree that has everything, but not its name."""
+    """A tree that is complete, and still under its temporary name."""
 
     edited: dict[str, Content]
     """What files hold whose prefix was edited."""

@@ -64,6 +64,7 @@ def solve_halves(
             except RequiredByUrl as error:
                 # A marker may limit the URL to this platform: then conda has the others' package.
                 fewer[platform] = _without(half, error.name)
+                # Nothing is left out: another round would end in the same way.
                 if fewer[platform] == half:
                     raise
                 log.warning(

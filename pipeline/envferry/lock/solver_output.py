@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from envferry.base.logins import FOR_CHANNELS
 from envferry.base.proxies import proxies_words
 from envferry.config import network
 from envferry.errors import NotFound, StoreError
@@ -40,7 +41,7 @@ def unreachable_channel(words: str, channels: tuple[str, ...]) -> StoreError:
     names = fit_to_show(", ".join(channels))
     message = f"a conda channel cannot be reached ({names}): {words}"
     if re.search(r"\b(401|403)\b", words):
-        return StoreError(message, hint="put the login for its host into ~/.netrc")
+        return StoreError(message, hint=FOR_CHANNELS)
     hint = "check the spec's `channels:`, or give `--channel`"
     return StoreError(message, hint=hint + proxies_hint())
 

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from envferry.lock.both_halves import solve_halves
+from envferry.lock.conda.channel_logins import channel_logins
 from envferry.lock.conda.foreign_solver import solver_version
 from envferry.lock.conda.match_specs import check_match_specs
 from envferry.lock.existing_lock import (
@@ -45,13 +46,17 @@ def lock_spec(spec: Spec, *, options: LockOptions, progress: Progress) -> Lock:
     tools = _tools(options.solver)
     kept = kept_packages(spec, options)
     platforms = options.platforms or spec.platforms
+    # Read for each platform: selectors drop lines.
     halves = {platform: read_spec(spec.path, platform=platform) for platform in platforms}
     indexes = named_indexes(spec) if any(half.pip for half in halves.values()) else ()
     both = solve_halves(spec, halves, kept, options, progress)
     # A line that is a package's URL is in no repodata, which has the hashes.
     notes: list[str] = []
     solved = both.conda.packages
-    packages = [with_hash(package, notes, offline=options.offline) for package in solved]
+    logins = channel_logins(spec)
+    packages = [
+        with_hash(package, notes, offline=options.offline, channels=logins) for package in solved
+    ]
     for note in notes:
         log.info("%s", note)
     build_requirements: list[BuildRequirements] = []

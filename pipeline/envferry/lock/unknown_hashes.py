@@ -14,14 +14,23 @@ from envferry.config import settings
 from envferry.errors import NotFound
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from envferry.base.secret import Secret
     from envferry.models import LockedPackage
 
 
-def with_hash(package: LockedPackage, notes: list[str], *, offline: bool = False) -> LockedPackage:
+def with_hash(
+    package: LockedPackage,
+    notes: list[str],
+    *,
+    offline: bool = False,
+    channels: Mapping[str, Secret] | None = None,
+) -> LockedPackage:
     """Return a package with the hash that it lacks, from the file itself, which a note says.
 
-    Raises NotFound when it is not there, or on a server and `offline`, StoreError when its server
-    does not answer.
+    `channels` as `channel_logins` returns them. Raises NotFound when it is not there, or on a
+    server and `offline`, StoreError when its server does not answer.
     """
     if package.sha256 or package.md5:
         return package
@@ -35,5 +44,6 @@ def with_hash(package: LockedPackage, notes: list[str], *, offline: bool = False
     if offline and not package.url.startswith("file:"):
         message = f"{package.name} {package.version} has no known hash, and its file must be read"
         raise NotFound(message, hint="lock without `--offline`")
-    cache = DownloadCache(settings().cache_dir / "downloads")
-    return msgspec.structs.replace(package, sha256=cache.digest_of(package.url))
+    cache = DownloadCache(settings().cache_dir / "downloads", channels=channels or {})
+    found = cache.digest_of(package.url, is_conda=package.manager == "conda")
+    return msgspec.structs.replace(package, sha256=found)

@@ -43,7 +43,7 @@ TORCH_LIST = re.compile(rb"((?:%b )+%b|(?<=\0)%b)\0" % ((ARCHITECTURE,) * 3))
 
 
 def cuda_code(members: Iterable[Member]) -> dict[str, tuple[str, ...]]:
-    """Return for each package with code for GPUs what for: `sm_90` compiled, `compute_90` PTX.
+    """Return for which GPUs each package has code: `sm_90` is compiled, `compute_90` is PTX.
 
     torch's own list counts before its libraries: some of these hold code of others for GPUs that
     torch does not run on.

@@ -119,7 +119,7 @@ def earlier_frames(
         try:
             source = FileSource(path)
         except NotFound:
-            continue
+            continue  # a note may be of an archive that was moved or removed since
         with source:
             found = open_earlier(source, notes, level)
             if found is None and named:

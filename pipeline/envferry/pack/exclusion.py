@@ -102,6 +102,7 @@ class Exclusion:
     def _edited_list(self, path: str, content: bytes) -> bytes:
         """Return a RECORD without the files that are not carried, its other lines untouched."""
         base = posixpath.dirname(posixpath.dirname(path))
+        # Names of files need not be UTF-8.
         lines = content.decode("utf-8", "surrogateescape").splitlines(keepends=True)
         kept = [line for line in lines if not self._is_listed_excluded(line, base)]
         return "".join(kept).encode("utf-8", "surrogateescape")

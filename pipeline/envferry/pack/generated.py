@@ -136,6 +136,7 @@ def conda_unpack(
         and owner_of(entry.path) in edited
     ]
     for member in scripts:
+        # The index does not have them yet: they are packed together with this script.
         edits = find_edits(content_of(member), prefix.encode(), None).edits
         items += moved_item(msgspec.structs.replace(member.entry, edits=edits), prefix)
     sources = (inspect.getsource(module) for module in (relocating, shebangs, unpacking))

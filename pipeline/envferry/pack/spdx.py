@@ -84,6 +84,7 @@ def can_be_met(expression: str, accepts: Callable[[str], bool]) -> bool:
     `A OR B` leaves a choice, `A AND B` does not; `A WITH B` is one licence: it is accepted as a
     whole, or where A is.
     """
+    # Each rule looks one word ahead: the empty one is what it finds at the end.
     words = iter([*WORDS.findall(expression), ""])
     met, _ = _any_of(words, next(words), accepts)
     return met

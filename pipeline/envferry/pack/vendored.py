@@ -57,7 +57,7 @@ class _Sbom(msgspec.Struct, rename="camel"):
 
 
 def parts_in(package: InstalledPackage, tree: Path) -> tuple[VendoredLibrary, ...]:
-    """Return what a package holds: a conda package its Python distributions, by upstream's names.
+    """Return the parts of a package; of conda's also the distributions, by upstream's names.
 
     Scanners know `pkg:pypi/numpy`, few know `pkg:conda/numpy`.
     """

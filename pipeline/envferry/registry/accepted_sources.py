@@ -46,6 +46,7 @@ def opened_archive(
 
     if is_file_ref(ref):
         artifact = read_artifact(Path(ref))
+        # Before the archive is opened: an index is parsed only when its signatures are in order.
         check_file(Path(ref), artifact.manifest, trust)
         with FileSource(artifact.archive_path) as source:
             yield source, artifact.manifest

@@ -161,6 +161,7 @@ class _Checker(msgspec.Struct, frozen=True):
     def _archive(self, folder: Folder, manifest: Manifest) -> None:
         facts = manifest.archive
         what = f"{facts.file} in {self.registry.url}"
+        # Of a value in parts, this names those that are missing.
         self.registry.require_archive(manifest)
         require_size(facts.size, folder.files[facts.file].size, what)
         if self.advance:

@@ -46,6 +46,7 @@ def known_ranges(ours: Archive, theirs: Archive, key: str) -> tuple[KnownRange, 
         if found is None:
             continue
         last = runs[-1] if runs else None
+        # Neighbours in both archives become one run: a copy has a least length.
         if last and last.end == offset and last.key_offset + last.length == found:
             runs[-1] = KnownRange(last.offset, last.length + frame.size, key, last.key_offset)
         else:

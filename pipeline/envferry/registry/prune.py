@@ -210,6 +210,7 @@ def _why_kept(
     folder: Folder, users: ArtifactReferences, policy: RetentionPolicy, now: datetime
 ) -> str:
     """Return the rule that keeps an artifact whatever its rank is, or nothing."""
+    # What has begun is completed; `remove_artifact` still looks for tags.
     if folder.is_being_pruned:
         return ""
     artifact = (folder.name, folder.platform, folder.id)
@@ -220,7 +221,8 @@ def _why_kept(
         return f"installed on {hosts[0]}{more}"
     age = now - (folder.published or folder.touched)
     if age < policy.under_way:
-        return "published just now"
+        hours = f"{policy.under_way / timedelta(hours=1):g} h"
+        return f"{'published' if folder.published else 'written to'} less than {hours} ago"
     if folder.published and policy.keep_within is not None and age < policy.keep_within:
         return "within the age to keep"
     return ""

@@ -150,6 +150,7 @@ def publish_artifact(
     if companions.sbom is not None:
         sent |= place(target, folder + SBOM, companions.sbom, must_match=False)
     data = companions.proof.manifest_data
+    # A manifest that was published before stays: signatures are over its bytes.
     sent |= place(target, folder + REGISTRY_MANIFEST, data, must_match=is_new)
     sent |= _place_attestation(target, source, None)
     return sent | place_sigstore_bundle(target, manifest, sigstore)
@@ -207,6 +208,8 @@ def _place_archive(
     One that is there is believed when a manifest says that it was whole; else it is read.
     """
     manifest, key = source.manifest, archive_key(source.manifest)
+    # A push has compared its file's index already;
+    # what is carried is compared before it is written.
     if isinstance(source.archive, ContentSource) and (
         is_new or stat_whole(target.store, key) is None
     ):

@@ -74,6 +74,7 @@ def _require_sound(artifact: Artifact, registry: Registry, progress: Progress) -
         require_present(artifact)
     else:
         verify_artifact(artifact, progress=progress)
+    # In either case: what no host would install is not sent.
     with FileSource(artifact.archive_path) as source:
         check_manifest(Archive(source), artifact.manifest)
 

@@ -171,6 +171,8 @@ class Registry(msgspec.Struct, frozen=True):
         manifest = self.published(folder)
         if manifest is None:
             raise unknown(self, Ref(name=name, version=id_), platform)
+        # A manifest and its signatures, copied into another folder,
+        # must not pass for what belongs there.
         if (manifest.name, manifest.platform, manifest.id) != (name, platform, id_):
             message = f"{folder}{REGISTRY_MANIFEST} in {self.url} describes {manifest.stem}"
             raise IntegrityError(message, hint="copy or push the artifact again")

@@ -93,4 +93,5 @@ def _is_signed(registry: Registry, manifest: Manifest) -> bool:
         return False
     ours = tuple(one.public for one in registry.signer.keys)
     envelope = decode_envelope(registry.store.read(key), f"{key} in {registry.url}")
+    # All of them: with one missing, a push would add its signature.
     return len(signers_of(envelope, ours)) == len(ours)

@@ -221,6 +221,7 @@ def _tree(root: Path, revision: str) -> str:
 
 
 def _git(folder: Path, *words: str) -> str:
+    # A repository's settings may name a program to ask which files changed: it is not run.
     command: list[str | Path] = ["git", "-c", "core.fsmonitor=false", "-C", folder, *words]
     finished = run(command, env=child_environ(), check=False)
     if finished.returncode != 0:

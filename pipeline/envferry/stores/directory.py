@@ -89,6 +89,7 @@ class DirectoryStore(msgspec.Struct, frozen=True):
         with self._explained(key):
             try:
                 status = path.stat()
+                # Large values are created once and never replaced: their stamp will do.
                 size, version = status.st_size, stamp_of(status)
                 if size <= REPLACEABLE_BYTES:
                     with self._opened(key) as descriptor:

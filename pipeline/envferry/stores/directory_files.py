@@ -82,8 +82,10 @@ def remove_if_empty(path: Path) -> bool:
     try:
         path.rmdir()
     except FileNotFoundError:
+        # Another process was faster: its parent may be empty by now.
         return True
     except OSError as error:
+        # POSIX allows either.
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             return False
         raise

@@ -193,6 +193,7 @@ class PartialFile(msgspec.Struct):
     def _obtain(self, start: int, length: int, read_at: Callable[[int, int], bytes]) -> Piece:
         """Return some pieces: intact local ones as they are; the others are requested."""
         numbers = range(start // PIECE_BYTES, -(-(start + length) // PIECE_BYTES))
+        # Nothing of it is here: the answer is passed on as it is, without a copy.
         if self.pieces.keys().isdisjoint(numbers):
             return self._request(numbers, read_at)
         memory = memoryview(bytearray(length))

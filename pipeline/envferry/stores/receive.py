@@ -92,7 +92,7 @@ def incoming_of_bytes(data: bytes, key: str) -> ContentSource:
 def incoming_of_file(
     path: Path, key: str, digests: tuple[str, str] | None = None
 ) -> Iterator[ContentSource]:
-    """Yield a file as a source; without `digests` (XXH3-128, BLAKE3) it is what it is."""
+    """Yield a file as a source; without `digests` (XXH3-128, BLAKE3) nothing is compared."""
     with path.open("rb") as stream:
         descriptor = stream.fileno()
         status = os.fstat(descriptor)

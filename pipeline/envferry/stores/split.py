@@ -116,6 +116,7 @@ class SplitStore:
     def _stat_parts(self, key: str) -> Stat | None:
         """Return size and version of a value in parts, and note what they are."""
         if not (there := self.inner.stat(key + RECORD_SUFFIX)):
+            # A copy that lost the record is damage, and must not look like a value that never was.
             if self.inner.stat(part_key(key, 0)):
                 message = f"{key}{RECORD_SUFFIX} in {self.url} is missing, though parts are there"
                 raise Incomplete(message, hint=HINT)
@@ -230,6 +231,7 @@ class SplitStore:
             self._create_parts(key, incoming, advance)
 
     def _require_free(self, key: str) -> None:
+        # For its error: of a store that is only read, nothing has to be asked.
         self._inner()
         if stat_whole(self, key):
             raise KeyTaken.at(key, self.url)

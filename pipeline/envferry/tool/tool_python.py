@@ -153,6 +153,7 @@ def _trim(tree: Path, python: ToolPython) -> None:
     for path in [*(library / "lib-dynload").iterdir()]:
         if UNUSED_EXTENSIONS.fullmatch(path.name) or SKIPPED_EXTENSIONS.fullmatch(path.name):
             _remove(path)
+    # Last: libraries that only removed modules needed are not needed any more.
     used = set(_loaded([program, *library.rglob("*.so")], library.parent))
     for path in [*library.parent.iterdir()]:
         if path != library and path.name not in used:
@@ -163,16 +164,16 @@ def _trim(tree: Path, python: ToolPython) -> None:
 def _loaded(files: list[Path], folder: Path) -> Iterator[str]:
     """Yield the names of those libraries in `folder` that ELF files need, and these in turn."""
     seen: set[str] = set()
-    waiting = [name for path in files for name in needed(path)]
+    waiting = [name for path in files for name in needed_libraries(path)]
     while waiting:
         name = waiting.pop()
         if name not in seen and (folder / name).exists():
             seen.add(name)
             yield name
-            waiting += needed(folder / name)
+            waiting += needed_libraries(folder / name)
 
 
-def needed(path: Path) -> list[str]:
+def needed_libraries(path: Path) -> list[str]:
     """Return the names of the libraries that an ELF file needs; none of another file."""
     with path.open("rb") as stream:
         try:

@@ -22,7 +22,12 @@ from envferry.errors import SpecError
 from envferry.names import current_platform
 from envferry.process import find_program, run
 from envferry.tool.first_start import NOWHERE
-from envferry.tool.tool_python import add_interpreter, has_debug_information, machine_of, needed
+from envferry.tool.tool_python import (
+    add_interpreter,
+    has_debug_information,
+    machine_of,
+    needed_libraries,
+)
 from envferry.transfer.host_tool import GLIBC, MACHINES, own_wheel, resolve_tool
 
 if TYPE_CHECKING:
@@ -149,7 +154,7 @@ def _add_compiler_runtime(
 ) -> None:
     """Bring libgcc along, unless that would ask for a newer glibc than all the rest."""
     platform, interpreter = source
-    if not any(COMPILER_RUNTIME in needed(path) for path in binaries):
+    if not any(COMPILER_RUNTIME in needed_libraries(path) for path in binaries):
         return
     folders = [interpreter.resolve().parent.parent / "lib"]
     if platform == current_platform():
@@ -165,7 +170,7 @@ def _add_compiler_runtime(
 
 def host_libraries(tree: Path) -> tuple[str, ...]:
     """Return the libraries beyond glibc that a host must have."""
-    names = {name for path in _binaries(tree) for name in needed(path)}
+    names = {name for path in _binaries(tree) for name in needed_libraries(path)}
     there = {path.name for path in (tree / "lib").iterdir()}
     missing = sorted(names - there)
     if strange := [name for name in missing if not HOST_LIBRARIES.fullmatch(name)]:

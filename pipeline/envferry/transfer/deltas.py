@@ -73,6 +73,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
 
 def delta_folder(artifact: Base) -> str:
     """Return where the delta of an artifact is."""
+    # Only for its checks: names from a disk must not lead to other folders.
     artifact_folder(artifact.name, artifact.platform, artifact.id)
     return f"{DELTAS}{artifact.name}/{artifact.platform}/{artifact.id}/"
 

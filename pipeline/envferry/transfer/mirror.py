@@ -217,8 +217,7 @@ def plan_mirror(source: Registry, target: Registry, request: MirrorRequest) -> M
         missing_bytes=sum(
             one.archive.size
             for one, folder in zip(looks, lacking, strict=True)
-            if one
-            if one.archive.file not in there.get(folder, folder).files or folder not in there
+            if one and not _has_archive(there.get(folder), one)
         ),
         present=len(wanted) - len(lacking),
         tags={
@@ -318,6 +317,11 @@ def _has(there: Folder | None, wanted: Folder) -> bool:
         if found is None or (must_match and found.size != listed.size):
             return False
     return True
+
+
+def _has_archive(there: Folder | None, manifest: Manifest) -> bool:
+    """Whether the target has an archive, though its artifact may lack something else."""
+    return there is not None and manifest.archive.file in there.files
 
 
 def _require_tags(

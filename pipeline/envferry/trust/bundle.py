@@ -47,6 +47,7 @@ class BundleKey(msgspec.Struct, frozen=True, kw_only=True):
 
     def is_valid(self, now: datetime) -> bool:
         """Whether it may sign at this time."""
+        # None is an empty text: `fault_of` has refused all others that are not times.
         begins, ends = read_time(self.not_before), read_time(self.expires)
         return (begins is None or begins <= now) and (ends is None or now <= ends)
 

@@ -122,14 +122,14 @@ def read_kept_bundle(path: Path) -> TrustBundle | None:
     that.
     """
     from envferry.trust.bundle import read_bundle
-    from envferry.trust.signing import refuse_open
+    from envferry.trust.signing import refuse_world_writable
 
     if not os.path.lexists(path):
         return None
     if not path.is_file():
         message = f"the trust bundle {path} is not a file"
         raise UsageError(message, hint="replace it by the file that `envferry trust update` wrote")
-    refuse_open(path, "trust bundle")
+    refuse_world_writable(path, "trust bundle")
     return read_bundle(path).bundle
 
 

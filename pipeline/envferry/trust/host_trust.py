@@ -116,6 +116,7 @@ class Trust:
             # Only now: a time that no trusted key has signed must not move the clock.
             self.clock.see(verified.time, f"the signature of {manifest.stem}")
         known = set(map(str, self.identities.accepted))
+        # The ids of keys alone, without their files: this goes into the installation's record.
         self.accepted[manifest.stem] = tuple(
             one if one in known else one.split()[0] for one in verified.signed_by
         )

@@ -11,7 +11,7 @@ from envferry.base.inputs import read_input
 from envferry.base.json import convert
 from envferry.base.toml import TomlFault, decode_toml
 from envferry.errors import NotFound, UsageError
-from envferry.trust.signing import refuse_open
+from envferry.trust.signing import refuse_world_writable
 
 IDENTITIES_DIR = "identities.d"
 """Beside the directory of trusted keys."""
@@ -65,7 +65,7 @@ def read_identities(directory: Path) -> Identities:
         raise UsageError(message, hint=f"write {EXAMPLE} into one, or remove the directory")
     root = directory / TRUSTED_ROOT
     if os.path.lexists(root):
-        refuse_open(root, "Sigstore trusted root")
+        refuse_world_writable(root, "Sigstore trusted root")
     return Identities(
         accepted=tuple(dict.fromkeys(map(_read_identity, paths))),
         trusted_root=root if os.path.lexists(root) else None,
@@ -73,7 +73,7 @@ def read_identities(directory: Path) -> Identities:
 
 
 def _read_identity(path: Path) -> Identity:
-    refuse_open(path, "trusted identity")
+    refuse_world_writable(path, "trusted identity")
     what, hint = f"the trusted identity {path}", f"it holds two lines: {EXAMPLE}"
     try:
         found = convert(decode_toml(read_input(path, MOST_BYTES).decode()), Identity)

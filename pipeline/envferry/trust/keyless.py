@@ -68,6 +68,7 @@ class KeylessSigner(msgspec.Struct, frozen=True, kw_only=True):
         reached or refuses, SpecError for a configuration that is not valid.
         """
         statement = publish_statement(manifest, manifest_data, channel)
+        # Once: each signature is an entry in a public log, and a push may take several attempts.
         if statement not in self.made:
             answer = self._ask(statement.decode())
             self.made[statement] = answer.bundle.encode()

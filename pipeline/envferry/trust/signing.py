@@ -237,7 +237,7 @@ def read_trusted_keys(
         hint = "copy the keys there as NAME.pub, or remove the directory to accept what is unsigned"
         raise UsageError(message, hint=hint)
     for path in (*paths, *named):
-        refuse_open(path, "trusted key")
+        refuse_world_writable(path, "trusted key")
     keys = [parse_public_key(_read(path, "trusted key"), str(path)) for path in (*paths, *named)]
     # One key in two files is one signer: thresholds count keys.
     return tuple({key.id: key for key in keys}.values())
@@ -266,7 +266,7 @@ def _list_keys_dir(directory: Path) -> list[Path] | None:
         raise UsageError(message, hint=hint) from error
 
 
-def refuse_open(path: Path, what: str) -> None:
+def refuse_world_writable(path: Path, what: str) -> None:
     """Raise UsageError for a file of trust that every user can change or replace."""
     try:
         reason = may_everybody_change(path) if path.exists() else ""

@@ -134,7 +134,7 @@ class Pages:
         def answer(request: Request) -> Response:
             if moved := self._of_tag(request):
                 return moved
-            page = build(self.site, _question(request))
+            page = build(self.site, _page_request(request))
             context = {"page": page, "twin": _twin(request), "pictures": _pictures(page)}
             context["root"] = _root(request)
             text = self.templates.get_template(template).render(context)
@@ -150,7 +150,7 @@ class Pages:
         def answer(request: Request) -> Response:
             if moved := self._of_tag(request):
                 return moved
-            page = build(self.site, _question(request))
+            page = build(self.site, _page_request(request))
             return _revalidated(request, to_json(_public(page)), "application/json")
 
         return answer
@@ -192,7 +192,7 @@ class Pages:
 
     def badge(self, request: Request) -> Response:
         """Answer with a badge: where a tag of an environment points to."""
-        found = badge_of(self.site, _question(request))
+        found = badge_of(self.site, _page_request(request))
         text = self.templates.get_template("badge.svg").render(badge=found)
         return _revalidated(request, text.encode(), "image/svg+xml")
 
@@ -280,7 +280,7 @@ def moment(time: datetime | None) -> str:
     return f"{time:%Y-%m-%d %H:%M} UTC" if time else "unknown"
 
 
-def _question(request: Request) -> PageRequest:
+def _page_request(request: Request) -> PageRequest:
     return PageRequest(request.path_params, request.query_params)
 
 

@@ -60,11 +60,11 @@ def list_news(site: RegistryView, name: str | None) -> News:
     return News(name=name, updated=entries[0][1] if entries else rfc3339(NEVER), entries=entries)
 
 
-def badge_of(site: RegistryView, question: PageRequest) -> Badge:
+def badge_of(site: RegistryView, request: PageRequest) -> Badge:
     """Return what a tag of an environment points to: its version, else the id."""
-    name = check_name(question.path["name"], "environment name")
-    tag = check_tag(question.text("tag") or DEFAULT_TAG)
-    platform = question.text("platform")
+    name = check_name(request.path["name"], "environment name")
+    tag = check_tag(request.text("tag") or DEFAULT_TAG)
+    platform = request.text("platform")
     for one in site.ask(queries.all_tags(name)):
         if one.tag == tag and platform in ("", one.platform) and one.id and not one.problem:
             entry = site.entry(name, one.platform, one.id)

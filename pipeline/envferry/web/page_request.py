@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 ROWS = 100
 """On a page."""
-LONGEST_QUESTION = 200
+LONGEST_TEXT = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +54,8 @@ class PageRequest:
     def text(self, name: str) -> str:
         """Return a text of the query; raise UsageError when it is too long."""
         text = self.query.get(name, "").strip()
-        if len(text) > LONGEST_QUESTION:
-            message = f"{name} has {len(text)} characters, {LONGEST_QUESTION} are allowed"
+        if len(text) > LONGEST_TEXT:
+            message = f"{name} has {len(text)} characters, {LONGEST_TEXT} are allowed"
             raise UsageError(message, hint="shorten the query")
         return text
 
@@ -66,7 +66,7 @@ class PageRequest:
         page = min(max(int(text), 1), pages) if text.isascii() and text.isdecimal() else 1
         return Paging(page=page, pages=pages, total=total)
 
-    def share(self, found: Sequence[T], rows: int = ROWS) -> tuple[tuple[T, ...], Paging]:
+    def paginate(self, found: Sequence[T], rows: int = ROWS) -> tuple[tuple[T, ...], Paging]:
         """Return the part of a list that the page shows."""
         paging = self.paging(len(found), rows)
         return tuple(found[(paging.page - 1) * rows : paging.page * rows]), paging

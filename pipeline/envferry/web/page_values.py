@@ -140,8 +140,8 @@ class ArtifactPage:
     paging: Paging
     all_packages: tuple[PackageFacts, ...] = field(metadata={"json": False})
     has_audit: bool = field(metadata={"json": False})
-    siblings: tuple[Entry, ...] = field(metadata={"json": False})
-    """The artifacts before and after it."""
+    previous: Entry | None = field(metadata={"json": False})
+    """The artifact before it: what people compare with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +172,7 @@ class WhyPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiffPage:
-    """Two artifacts held against each other; without `old` or `new`, a question for them."""
+    """Two artifacts compared; without `old` or `new`, a form that asks for them."""
 
     q_old: str
     q_new: str
@@ -215,7 +215,7 @@ class TagsPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostRow:
-    """One environment that is current on a host, or that it follows in vain."""
+    """One environment that is current on a host, or that it follows and does not have."""
 
     host: str
     time: str

@@ -60,14 +60,14 @@ if TYPE_CHECKING:
 PACKAGES = 50
 """On a page of an artifact, which says more than its packages."""
 STEPS = 10
-"""Versions on a page of changes: each is read, and held against the advisories."""
+"""Versions on a page of changes: each is read and audited."""
 
 
-def home(site: RegistryView, question: PageRequest) -> HomePage:
+def home(site: RegistryView, request: PageRequest) -> HomePage:
     """List environments."""
-    q, order = question.text("q"), question.order(ENVIRONMENTS)
+    q, order = request.text("q"), request.order(ENVIRONMENTS)
     everything = ordered(site.ask(queries.environments(q)), order, ENVIRONMENTS)
-    found, paging = question.share(everything)
+    found, paging = request.paginate(everything)
     return HomePage(
         registry=site.url,
         totals=site.ask(queries.totals),
@@ -78,14 +78,14 @@ def home(site: RegistryView, question: PageRequest) -> HomePage:
     )
 
 
-def environment(site: RegistryView, question: PageRequest) -> EnvironmentPage:
+def environment(site: RegistryView, request: PageRequest) -> EnvironmentPage:
     """List the artifacts of an environment."""
-    name, platform = question.path["name"], question.text("platform") or None
+    name, platform = request.path["name"], request.text("platform") or None
     everything = _versions(site, name)
     wanted = [one for one in everything if platform in (None, one.platform)]
-    order, newest = question.order(ENTRIES), Order("published", descending=True)
+    order, newest = request.order(ENTRIES), Order("published", descending=True)
     wanted = [*ordered(wanted, newest, ENTRIES)]
-    shown, paging = question.share(ordered(wanted, order, ENTRIES))
+    shown, paging = request.paginate(ordered(wanted, order, ENTRIES))
     moved = Order("moved", descending=True)
     return EnvironmentPage(
         name=name,
@@ -100,14 +100,14 @@ def environment(site: RegistryView, question: PageRequest) -> EnvironmentPage:
     )
 
 
-def changes(site: RegistryView, question: PageRequest) -> ChangesPage:
+def changes(site: RegistryView, request: PageRequest) -> ChangesPage:
     """Say what each version of an environment changed, the newest first."""
-    name, wanted = question.path["name"], question.text("platform")
+    name, wanted = request.path["name"], request.text("platform")
     everything = _versions(site, name)
     platforms = tuple(sorted({one.platform for one in everything}))
     platform = wanted if wanted in platforms else platforms[0]
     versions = [one for one in everything if one.platform == platform and not one.problem]
-    paging = question.paging(len(versions), STEPS)
+    paging = request.paging(len(versions), STEPS)
     first = (paging.page - 1) * STEPS
     readable = [*islice((one for one in versions[first:] if _is_readable(site, one)), STEPS + 1)]
     pairs = zip(readable, [*readable[1:], None], strict=True)
@@ -117,18 +117,18 @@ def changes(site: RegistryView, question: PageRequest) -> ChangesPage:
     )
 
 
-def artifact(site: RegistryView, question: PageRequest) -> ArtifactPage:
+def artifact(site: RegistryView, request: PageRequest) -> ArtifactPage:
     """Describe one artifact."""
-    entry = site.entry(*(question.path[part] for part in ("name", "platform", "id")))
+    entry = site.entry(*(request.path[part] for part in ("name", "platform", "id")))
     contents = site.contents(entry)
-    manifest, q = contents.manifest, question.text("q")
-    order = question.order(PACKAGE_COLUMNS)
-    license_order = question.order(LICENSES, "licenses_")
+    manifest, q = contents.manifest, request.text("q")
+    order = request.order(PACKAGE_COLUMNS)
+    license_order = request.order(LICENSES, "licenses_")
     wanted = [one for one in manifest.packages if q.lower() in f"{one.name} {one.license}".lower()]
     wanted.sort(key=lambda one: one.name.lower())
     packages = ordered(wanted, order, PACKAGE_COLUMNS)
     facts, ways = manifest.archive, site.snippets(entry, manifest.prefix)
-    shown, paging = question.share(packages, PACKAGES)
+    shown, paging = request.paginate(packages, PACKAGES)
     return ArtifactPage(
         entry=entry,
         prefix=manifest.prefix,
@@ -153,22 +153,22 @@ def artifact(site: RegistryView, question: PageRequest) -> ArtifactPage:
         paging=paging,
         has_audit=site.audit is not None,
         all_packages=manifest.packages,
-        siblings=_siblings(site, entry),
+        previous=_previous(site, entry),
     )
 
 
-def audited(site: RegistryView, question: PageRequest) -> AuditPage:
+def audited(site: RegistryView, request: PageRequest) -> AuditPage:
     """Say which packages of an artifact have known vulnerabilities."""
-    entry = site.entry(*(question.path[part] for part in ("name", "platform", "id")))
+    entry = site.entry(*(request.path[part] for part in ("name", "platform", "id")))
     if site.audit is None:
         message = "this server has no database of advisories"
         hint = "make one with `envferry audit update`, then start `serve` again"
         raise NotFound(message, hint=hint)
-    found, order = site.audited(entry), question.order(AUDITED)
-    state = question.text("state") if question.text("state") in STATES else ""
+    found, order = site.audited(entry), request.order(AUDITED)
+    state = request.text("state") if request.text("state") in STATES else ""
     wanted = (one for one in found.packages if state in ("", one.state))
     packages = ordered(wanted, order, AUDITED)
-    shown, paging = question.share(packages)
+    shown, paging = request.paginate(packages)
     return AuditPage(
         entry=entry,
         database=site.audit.database.facts,
@@ -181,25 +181,25 @@ def audited(site: RegistryView, question: PageRequest) -> AuditPage:
     )
 
 
-def why(site: RegistryView, question: PageRequest) -> WhyPage:
+def why(site: RegistryView, request: PageRequest) -> WhyPage:
     """Say why a package is in an artifact."""
-    entry = site.entry(*(question.path[part] for part in ("name", "platform", "id")))
-    package = question.text("package")
+    entry = site.entry(*(request.path[part] for part in ("name", "platform", "id")))
+    package = request.text("package")
     return WhyPage(entry=entry, package=package, needs=site.why(entry, package) if package else ())
 
 
-def diff(site: RegistryView, question: PageRequest) -> DiffPage:
-    """Hold two artifacts against each other."""
-    q_old, q_new = question.text("old"), question.text("new")
+def diff(site: RegistryView, request: PageRequest) -> DiffPage:
+    """Compare two artifacts."""
+    q_old, q_new = request.text("old"), request.text("new")
     if not q_old or not q_new:
         tags = site.ask(queries.all_tags())
         places = tuple(f"{one.name}/{one.platform}/{one.tag}" for one in tags if not one.problem)
         return DiffPage(q_old=q_old, q_new=q_new, suggestions=places[:ROWS])
     old, new = (_entry_of(site, text) for text in (q_old, q_new))
     before, after = (site.contents(one).manifest for one in (old, new))
-    order = question.order(CHANGES)
+    order = request.order(CHANGES)
     changes = ordered(compare_packages(before.packages, after.packages), order, CHANGES)
-    shown, paging = question.share(changes)
+    shown, paging = request.paginate(changes)
     present = sum(1 for change in changes if change.change != "removed")
     return DiffPage(
         q_old=q_old,
@@ -216,15 +216,15 @@ def diff(site: RegistryView, question: PageRequest) -> DiffPage:
     )
 
 
-def find(site: RegistryView, question: PageRequest) -> FindPage:
+def find(site: RegistryView, request: PageRequest) -> FindPage:
     """Find a package in all environments."""
-    q, tagged, order = question.text("q"), question.text("tagged") == "1", question.order(FINDS)
+    q, tagged, order = request.text("q"), request.text("tagged") == "1", request.order(FINDS)
     if not q:
         nothing = Paging(page=1, pages=1, total=0)
         return FindPage(q="", tagged=tagged, matches=(), versions=(), order=order, paging=nothing)
     wanted = MatchSpec.parse(q)
     where = Filter(is_tagged=tagged)
-    paging = question.paging(site.ask(queries.count_finds(wanted, where)))
+    paging = request.paging(site.ask(queries.count_finds(wanted, where)))
     offset = (paging.page - 1) * ROWS
     part = queries.MatchPart(
         order=order.sort,  # type: ignore[arg-type]  # one of FINDS
@@ -239,14 +239,14 @@ def find(site: RegistryView, question: PageRequest) -> FindPage:
     )
 
 
-def tags(site: RegistryView, question: PageRequest) -> TagsPage:
+def tags(site: RegistryView, request: PageRequest) -> TagsPage:
     """List all tags."""
-    order = question.order(TAGS)
-    found, paging = question.share(ordered(site.ask(queries.all_tags()), order, TAGS))
+    order = request.order(TAGS)
+    found, paging = request.paginate(ordered(site.ask(queries.all_tags()), order, TAGS))
     return TagsPage(tags=found, order=order, paging=paging)
 
 
-def hosts(site: RegistryView, question: PageRequest) -> HostsPage:
+def hosts(site: RegistryView, request: PageRequest) -> HostsPage:
     """List what is current on hosts, as they say it."""
     fleet = site.fleet()
     known = {(one.name, one.platform, one.id) for one in site.ask(queries.entries(Filter()))}
@@ -279,8 +279,8 @@ def hosts(site: RegistryView, question: PageRequest) -> HostsPage:
         for tag in followed_in_vain(report)
         for name in (tag.ref.partition("@")[0],)
     ]
-    order = question.order(HOSTS)
-    shown, paging = question.share(ordered(rows, order, HOSTS))
+    order = request.order(HOSTS)
+    shown, paging = request.paginate(ordered(rows, order, HOSTS))
     return HostsPage(
         hosts=len(fleet.reports),
         rows=shown,
@@ -372,12 +372,12 @@ def _licenses(packages: Sequence[PackageFacts]) -> list[LicenseShare]:
     return sorted(shares, key=lambda one: (one.license or "~").lower())
 
 
-def _siblings(site: RegistryView, entry: Entry) -> tuple[Entry, ...]:
-    """Return the artifact before, if there is one: what people compare with."""
+def _previous(site: RegistryView, entry: Entry) -> Entry | None:
+    """Return the artifact before, if there is one that can be read: what people compare with."""
     same = site.ask(queries.entries(Filter(name=entry.name, platform=entry.platform)))
     ids = [one.id for one in same]
     place = ids.index(entry.id) if entry.id in ids else len(ids)
-    return tuple(one for one in same[place + 1 : place + 2] if not one.problem)
+    return next((one for one in same[place + 1 : place + 2] if not one.problem), None)
 
 
 def _entry_of(site: RegistryView, text: str) -> Entry:

@@ -167,7 +167,7 @@ class RegistryView:
         return contents
 
     def audited(self, entry: Entry) -> ArtifactAudit:
-        """Hold an artifact against the database of advisories; there must be one."""
+        """Look an artifact up in the database of advisories; there must be one."""
         assert self.audit is not None
         registry = self.index.registry
         manifest = registry.described(entry.name, entry.platform, entry.id)

@@ -33,7 +33,7 @@ from envferry.stores.oci.documents import (
 from envferry.stores.oci.image_layout import REFERENCES, LayoutRepositories
 from envferry.stores.oci.image_store import OciStore
 from envferry.stores.oci.key_tags import TAG, Names, archive_name, escape, unescape
-from envferry.stores.oci.tokens import Challenge, TokenChallenge, Tokens, is_loopback
+from envferry.stores.oci.tokens import Challenge, TokenChallenge, Tokens
 from envferry.stores.opening import open_store
 from envferry.transfer.export import ExportRequest, export_artifacts
 from envferry.transfer.mirror import MirrorRequest, mirror_registry
@@ -395,14 +395,6 @@ def test_a_damaged_archive_is_found_while_it_is_sent(tmp_path: Path, tail: bool)
     path.write_bytes(damaged)
     with pytest.raises(IntegrityError):
         push_artifact(artifact, registry=registry, tags=(), progress=Silent())
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [("localhost", True), ("127.1.2.3", True), ("[::1]", True), ("10.0.0.1", False), ("", False)],
-)
-def test_what_this_machine_is(host: str, expected: bool) -> None:
-    assert is_loopback(host) is expected
 
 
 class TestLogins:

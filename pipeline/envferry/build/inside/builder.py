@@ -59,7 +59,7 @@ def main(request_path: str) -> None:
             data=tuple(tree.data),
         )
     except NotIncremental as reason:
-        answer = BuildAnswer(tools=tools, from_nothing=str(reason))
+        answer = BuildAnswer(tools=tools, why_from_scratch=str(reason))
     except PipelineError as error:
         answer = BuildAnswer(error=error.message, hint=error.hint, exit_code=error.exit_code)
     except OSError as error:
@@ -144,6 +144,7 @@ def place_data(prefix: Path, request: BuildRequest, made: BuiltTree) -> Iterator
     """
     for item in request.data:
         target = prefix / item.target
+        # A link that leads nowhere does not exist, and would be written through.
         if target.exists() or target.is_symlink():
             message = f"{item.target} of `envferry: data:` already exists: a package brings it"
             raise SpecError(message, hint="give it another `path:`")

@@ -94,8 +94,8 @@ def main(prefix: str, home: str, chosen: str = "") -> None:
     """Compile all modules below PREFIX/lib/pythonX.Y, or those of a list, on all cores."""
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     # Python without the GIL has `python3.13t`.
-    homes = [home for home in Path(prefix, "lib").glob(f"{version}*") if not home.is_symlink()]
-    found = sorted(path for home in homes for path in home.rglob("*.py"))
+    folders = [one for one in Path(prefix, "lib").glob(f"{version}*") if not one.is_symlink()]
+    found = sorted(path for folder in folders for path in folder.rglob("*.py"))
     if chosen:
         names = Path(chosen).read_bytes().split(b"\0")
         wanted = {Path(prefix, os.fsdecode(name)) for name in names}

@@ -87,6 +87,7 @@ class CondaRecords:
             list_bytecode(self.prefix, record, self.python_minor)
             note_checksums(record)
             record["url"] = urls[record["name"]]
+            # Where this build had the package is true nowhere else.
             record["extracted_package_dir"] = record["package_tarball_full_path"] = ""
             record["link"] = {"source": "", "type": 1}
             encoded = msgspec.json.encode(record, order="sorted")

@@ -1,4 +1,4 @@
-"""Whether conda packages can come into a tree, or go, by themselves; and their coming.
+"""Whether conda packages can be added to a tree, or taken out, by themselves; and adding them.
 
 A package is linked beside the tree first, as rattler links it at the prefix. It comes in only where
 it meets nothing of others; where that is in doubt, all is built from scratch.

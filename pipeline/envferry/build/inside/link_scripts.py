@@ -88,6 +88,7 @@ def run_script(script: Path, prefix: Path, record: dict[str, Any]) -> None:
     words = (shell, "-c", IN_ACTIVATED_ENV, script)
     finished = process.run_to_its_end(words, env=environ, cwd=prefix)
     left = processes_after(before)
+    # First: a script may swallow that its download failed, and end well.
     if network_tries() > tries:
         msg = f"{what} tried to use the network, which a build does not have"
         raise ToolFailed(
@@ -145,6 +146,7 @@ def processes() -> set[int]:
     found = set()
     for home in Path("/proc").glob("[0-9]*"):
         try:
+            # The name, in parentheses, may hold blanks and parentheses itself (proc(5)).
             state = home.joinpath("stat").read_text(errors="replace").rpartition(")")[2].split()[0]
         except (FileNotFoundError, ProcessLookupError):
             continue

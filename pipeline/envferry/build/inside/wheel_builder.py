@@ -84,7 +84,7 @@ def make_wheel(request: WheelRequest) -> None:
 
 
 def failed_wheel(request: WheelRequest, message: str, lacking: Sequence[str]) -> ToolFailed:
-    """Describe a build that failed, by what its backend asked for in vain if there is such."""
+    """Describe a failed build; name what its backend asked for and the lock does not pin."""
     known = ", ".join(f"{item.name} {item.version}" for item in request.requires) or "nothing"
     if not lacking:
         hint = (

@@ -131,6 +131,7 @@ def add_wheels(
     install_wheels(request, python)
     overlaps = find_overlaps(written)
     again = {wheel.name: wheel for wheels in overlaps.values() for wheel in wheels[1:]}
+    # In the order of names, so that the last one's files stay: uv installs in parallel.
     for _, wheel in sorted(again.items()):
         reinstall_wheel(request, python, wheel)
     made.wheel_warnings += describe_overlaps(overlaps)

@@ -20,11 +20,12 @@ from envferry.cli.shared.timed_stages import measured
 from envferry.config import settings
 from envferry.engines.selection import Engine
 from envferry.errors import IntegrityError
-from envferry.names import DIST_DIR
+from envferry.names import DIST_DIR, SPECS_DIR
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from envferry.base.secret import Secret
     from envferry.build.build_options import BuildOptions
     from envferry.build.preview import BuildPreview
     from envferry.cli.shared.console import Console
@@ -123,21 +124,30 @@ def build_spec(
     """Check the lock of a spec and build it; with `twice`, once more, and compare."""
     from envferry import api
     from envferry.engines.selection import choose_sandbox
+    from envferry.lock.conda.channel_logins import logins_of_spec
 
     lock, options = api.read_lock(argument), choice.as_build_options()
     sandbox = choose_sandbox(choice.sandbox, choice.image)
-    built = build_lock(console, lock, sandbox, options)
+    logins = logins_of_spec(argument, SPECS_DIR)
+    built = build_lock(console, lock, sandbox, options, channels=logins)
     if twice:
         build_again(console, built, lock, sandbox, options)
     return built
 
 
-def build_lock(console: Console, lock: Lock, sandbox: Sandbox, options: BuildOptions) -> BuiltEnv:
-    """Build a lock."""
+def build_lock(
+    console: Console,
+    lock: Lock,
+    sandbox: Sandbox,
+    options: BuildOptions,
+    *,
+    channels: Mapping[str, Secret],
+) -> BuiltEnv:
+    """Build a lock; `channels` as `channel_logins` returns them."""
     from envferry.build.downloads import DownloadCache
     from envferry.build.stage import build_env
 
-    cache = DownloadCache(settings().cache_dir / "downloads")
+    cache = DownloadCache(settings().cache_dir / "downloads", channels=channels)
     with measured(console.progress, lock.name) as progress:
         return build_env(lock, sandbox=sandbox, cache=cache, options=options, progress=progress)
 
@@ -163,7 +173,7 @@ def build_again(
     with folder_for_comparing(options.builds_dir / f"{built.name}-{built.platform}.again") as home:
         usual = replace(options, builds_dir=home, offline=True, check=False)
         again = replace(usual, variation=around, anew=True)
-        second = build_lock(console, lock, sandbox, again)
+        second = build_lock(console, lock, sandbox, again, channels={})
         with console.progress.task("compare the two trees"):
             differences = [str(item) for item in compare_trees(Path(built.tree), Path(second.tree))]
         refuse(differences, built.name)

@@ -145,7 +145,7 @@ class IdentityOptions(CommandOptions):
     def with_identity(self, trust: Trust) -> Trust:
         """Return a trust that accepts this identity as well."""
         from envferry.trust.identities import Identities, Identity
-        from envferry.trust.signing import refuse_open
+        from envferry.trust.signing import refuse_world_writable
 
         known = trust.identities
         if bool(self.identity) != bool(self.issuer):
@@ -159,7 +159,7 @@ class IdentityOptions(CommandOptions):
             message = "`--trusted-root` is for the signature of an identity"
             raise UsageError(message, hint="add `--identity` and `--issuer`")
         if self.trusted_root:
-            refuse_open(self.trusted_root, "Sigstore trusted root")
+            refuse_world_writable(self.trusted_root, "Sigstore trusted root")
         root = self.trusted_root or known.trusted_root
         return replace(trust, identities=Identities(accepted=accepted, trusted_root=root))
 

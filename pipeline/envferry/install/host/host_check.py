@@ -87,7 +87,7 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True):
     inodes: int
     has_links: bool
     cuda_code: Mapping[str, Collection[str]] = msgspec.field(default_factory=dict)
-    """What its packages hold code for GPUs for, by name."""
+    """For which GPUs its packages have code, by name."""
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):

@@ -53,7 +53,7 @@ def look_for_users(tree: Path, proc: Path = Path("/proc")) -> TreeUsers:
         processes = [Process(path) for path in proc.iterdir() if path.name.isdecimal()]
     except OSError as error:
         return TreeUsers(unseen=f"{proc} cannot be read: {error.strerror}")
-    users, closed = sort_processes(TreeIdentity.of(tree), processes)
+    users, closed = inspect_processes(TreeIdentity.of(tree), processes)
     if users:
         return TreeUsers(users=users)
     hidden = what_is_hidden(proc)
@@ -68,7 +68,7 @@ def look_for_users(tree: Path, proc: Path = Path("/proc")) -> TreeUsers:
     return TreeUsers(unseen=f"{unseen}, and {reason}")
 
 
-def sort_processes(
+def inspect_processes(
     own: TreeIdentity, processes: Iterable[Process]
 ) -> tuple[dict[int, str], dict[int, str]]:
     """Return the processes that use a tree, and those that this user may not inspect."""

@@ -30,7 +30,7 @@ def why_not_free(tree: Path) -> str:
     if kind in UNRELIABLE or kind.startswith("fuse"):
         return f"its file system ({kind}) does not report which files are open"
     with ignoring_sigio():
-        for parent, _, names in os.walk(tree, onerror=refuse):
+        for parent, _, names in os.walk(tree, onerror=reraise):
             for name in names:
                 reason = file_reason(f"{parent}/{name}")
                 if reason:
@@ -73,8 +73,8 @@ def ignoring_sigio() -> Iterator[None]:
         signal.signal(signal.SIGIO, before)
 
 
-def refuse(error: OSError) -> None:
-    """Let a directory that cannot be read be an error."""
+def reraise(error: OSError) -> None:
+    """Raise the error of a directory that cannot be read: os.walk would skip it."""
     raise error
 
 

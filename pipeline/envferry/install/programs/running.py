@@ -31,6 +31,7 @@ unset -f _envferry_source
 unset _envferry_script
 exec "$@"
 """
+"""Run as `sh -c START NAME WORD …`. In a function, scripts neither see nor change these words."""
 RC_FILES = Path(__file__).with_name("shells")
 """What shells for people start with, by the name of the shell."""
 AFTER_RC = "_envferry_start"

@@ -117,7 +117,7 @@ def next_tick(directory: Path) -> int:
 
 
 def look_at(tree: SeenTree, place: Path) -> SeenFiles | None:
-    """Note the files of a tree whose content is known to be right; None where that is no use.
+    """Note the files of a tree whose content is known to be right; None where a note is useless.
 
     `place` is a directory of the same file system in which a file may be made. Left out are files
     of other users, who can put them back in ways of their own, and those of another size or time.
@@ -196,9 +196,9 @@ def suppressed(home: EnvHome, id_: str) -> Iterator[None]:
 
 @contextmanager
 def being_read(home: EnvHome, id_: str, tree: SeenTree) -> Iterator[set[str]]:
-    """Note the files of a tree that are read meanwhile, but those whose paths end up in the set.
+    """Note how the files look that the block reads; it adds the paths of wrong ones to the set.
 
-    Only those which look after it as they did before.
+    A file that changes meanwhile is not noted.
     """
     before = None
     with suppressed(home, id_):

@@ -12,6 +12,7 @@ from envferry.errors import HostError, TargetOccupied, ToolFailed
 SYSTEMD_RUNS = Path("/run/systemd/system")
 """There where systemd is the init system (sd_booted(3))."""
 UNITS = Path("/etc/systemd/system")
+# What root mounts could hold set-user-ID programs and devices.
 OPTIONS = "ro,nosuid,nodev"
 UNIT = """\
 [Unit]

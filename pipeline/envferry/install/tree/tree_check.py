@@ -124,6 +124,7 @@ class Comparison:
     def fault(self, entry: FileEntry) -> str:
         """Return what is wrong with an entry, nothing when it is right."""
         path = f"{self.root}/{entry.path}"
+        # What is found there all the same lies behind a link, in another tree.
         if entry.path.rpartition("/")[0] in self.lost:
             return "missing"
         if entry.type == "file":
@@ -237,6 +238,7 @@ def unknown_paths(root: str, below: str, known: set[str]) -> Iterator[str]:
     if not is_directory(f"{root}/{below}".rstrip("/")):
         return
     with os.scandir(f"{root}/{below}") as found:
+        # Closed before those below are opened: a tree may be 256 folders deep.
         items = list(found)
     for item in items:
         path = f"{below}{item.name}"

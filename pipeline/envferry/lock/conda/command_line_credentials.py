@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from envferry.config import network
 
@@ -11,17 +13,32 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+log = logging.getLogger(__name__)
+
 
 def write_netrc(path: Path, urls: Iterable[str]) -> Path:
-    """Write the logins in URLs, then those of the user's own netrc: the first of a host counts."""
-    lines = []
+    """Write the logins of channels, then all of the user's netrc: the first of a host counts."""
+    lines, site = [], network()
+    logins = site.all_logins()
     for url in urls:
-        parts = urlsplit(url)
-        if parts.hostname and parts.username:
-            user, password = unquote(parts.username), unquote(parts.password or "")
-            lines.append(f"machine {parts.hostname} login {user} password {password}\n")
-    own = network().netrc
+        host = urlsplit(url).hostname
+        login = logins.find(url, is_channel=True) if host else None
+        if login and login.form == "basic":
+            user, password = map(_word, login.pair())
+            lines.append(f"machine {host} login {user} password {password}\n")
+        elif login:
+            words = "conda and mamba are not told the token of %s in %s: log in with them, too"
+            log.warning(words, host, login.source)
+    own = site.netrc
     text = "".join(lines) + (own.read_text(encoding="utf-8") if own else "")
     path.touch(mode=0o600)
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _word(text: str) -> str:
+    """Return a user or a password as Python's netrc and curl (7.84 and newer) read it."""
+    if re.fullmatch(r"[^\s\"#\\]+", text):
+        return text
+    escaped = re.sub(r"([\"\\])", r"\\\1", text)
+    return f'"{escaped}"'

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from envferry.base.workers import Workers
 from envferry.errors import SpecError
+from envferry.lock.conda.channel_logins import warn_of_lost_logins
 from envferry.lock.conda.channels import (
     channel_names,
     channels_of,
@@ -48,6 +49,7 @@ def conda_request(
         _check_foreign(spec, options.solver)
     names = channel_names(spec, options)
     channels = channels_of(spec, options, names)
+    warn_of_lost_logins(spec, options)
     conda = placed_lines(halves, names)
     replacements: tuple[Replacement, ...] = ()
     if options.relax:
@@ -96,6 +98,7 @@ def solve_platforms(request: CondaRequest, name: str, progress: Progress) -> Con
         Workers(1, "hash") as hasher,
         Workers(SOLVERS, "solve") as threads,
     ):
+        # It takes conda-lock seconds, in which the platforms are solved.
         hashes = hasher.submit(content_hashes, request)
         indexes = ChannelIndexes.usual(offline=request.offline)
         server = indexes.server
@@ -112,7 +115,7 @@ def solve_platforms(request: CondaRequest, name: str, progress: Progress) -> Con
             for platform, part in zip(request.platforms, wanted, strict=True)
         }
         answers = list(_answers(request, futures, name, progress, hashes))
-        return _together(answers, hashes.result())
+        return _join_answers(answers, hashes.result())
 
 
 def _solve_by_conda(request: CondaRequest, name: str, progress: Progress) -> CondaAnswer:
@@ -123,7 +126,7 @@ def _solve_by_conda(request: CondaRequest, name: str, progress: Progress) -> Con
         }
         answers = list(_answers(request, futures, name, progress))
     hashes = {k: v for answer in answers for k, v in answer.content_hashes.items()}
-    return _together(answers, hashes)
+    return _join_answers(answers, hashes)
 
 
 def _answers(
@@ -144,6 +147,6 @@ def _answers(
         yield answer
 
 
-def _together(answers: list[CondaAnswer], content_hashes: dict[str, str]) -> CondaAnswer:
+def _join_answers(answers: list[CondaAnswer], content_hashes: dict[str, str]) -> CondaAnswer:
     packages = tuple(package for answer in answers for package in answer.packages)
     return CondaAnswer(packages=packages, content_hashes=content_hashes)

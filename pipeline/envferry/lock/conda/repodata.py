@@ -62,7 +62,7 @@ class RepodataExtract(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Tier: TypeAlias = "tuple[RepodataExtract, ...]"
-"""What has the same priority."""
+"""Extracts of the same priority."""
 
 
 class ChannelIndexes(msgspec.Struct):
@@ -82,6 +82,7 @@ class ChannelIndexes(msgspec.Struct):
 
     def index(self, url: str) -> ChannelIndex | None:
         """Return the index at `CHANNEL/SUBDIR/`, None when it does not exist; see `open_index`."""
+        # A lock for each URL: while one index is fetched, others can be opened.
         with self._guard:
             lock = self._locks.setdefault(url, threading.Lock())
         with lock:
@@ -114,7 +115,10 @@ def extract(
             raise not_cached(msg)
         if not found_here:
             message = f"a conda channel cannot be reached: {redact(url)} has no index"
-            raise StoreError(message, hint="check the spec's `channels:`, or give `--channel`")
+            hint = "check the spec's `channels:`, or give `--channel`"
+            if not url.startswith("file:"):
+                hint += f"; {opened.server.authorized(url).hint_when_absent}"
+            raise StoreError(message, hint=hint)
         indexes |= found_here
     found = reachable(indexes, names)
     return tuple(
@@ -219,6 +223,7 @@ def _local_index(folder: Path, server: RepodataServer) -> ChannelIndex | None:
 
 
 def _served_index(url: str, server: RepodataServer) -> ChannelIndex | None:
+    # By what must be fetched: the shards of some names, then all of it, compressed if possible.
     if path := server.index(f"{url}{SHARDS}", OTHER_FORMS):
         return ShardedIndex.parse(path.read_bytes(), f"{url}{SHARDS}", server.shard)
     path = server.index(f"{url}{PACKED}", OTHER_FORMS) or server.index(f"{url}{PLAIN}")

@@ -20,17 +20,19 @@ from cryptography.hazmat.primitives import hashes
 from envferry.base.connections import was_never_reached
 from envferry.base.files import write_bytes
 from envferry.base.json import decode_json
+from envferry.base.proxies import PROXY_LOGIN
 from envferry.base.retry import BUSY_STATUSES, Transient, asked_seconds, persistently, waiting_words
 from envferry.base.text import human_bytes
 from envferry.build.cache_locks import entry_lock
 from envferry.errors import StoreError
 from envferry.lock.solver_output import not_cached
 from envferry.progress import Expected
-from envferry.redaction import redact, without_credentials
+from envferry.redaction import fit_to_show, redact, without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from envferry.base.logins import Authorized
     from envferry.build.downloads import DownloadCache
 
 log = logging.getLogger(__name__)
@@ -128,6 +130,10 @@ class RepodataServer(msgspec.Struct):
         self.advance(len(data))
         return data
 
+    def authorized(self, url: str) -> Authorized:
+        """Return how a URL is asked for."""
+        return self.downloads.client.logins.authorize(url, is_channel=True)
+
     @contextmanager
     def _answer(
         self, url: str, headers: dict[str, str], absent: tuple[int, ...]
@@ -140,7 +146,8 @@ class RepodataServer(msgspec.Struct):
                 yield None
                 return
             if response.status not in (200, 304):
-                raise _refused(url, f"{response.status} {response.reason or ''}".strip())
+                answer = f"{response.status} {response.reason or ''}".strip()
+                raise _refused(self.authorized(url), url, answer)
             yield response
         except urllib3.exceptions.HTTPError as error:
             raise _unreachable(url, str(error)) from error
@@ -152,7 +159,7 @@ class RepodataServer(msgspec.Struct):
 
     def _ask_once(self, url: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
         try:
-            response = self.downloads.ask(url, headers)
+            response = self.downloads.ask(url, headers, is_channel=True)
         except urllib3.exceptions.HTTPError as error:
             words = CONNECTION.sub("", str(getattr(error, "reason", error)))
             failure = _unreachable(url, words)
@@ -240,14 +247,16 @@ def _sha256(data: bytes) -> str:
     return digest.finalize().hex()
 
 
-def _refused(url: str, answer: str) -> StoreError:
+def _refused(asked: Authorized, url: str, answer: str) -> StoreError:
     hint = "check the spec's `channels:`, or give `--channel`"
-    if answer[:3] in ("401", "403", "407"):
-        hint = "put the login for its host into ~/.netrc"
+    if answer[:3] in ("401", "403"):
+        hint = asked.hint
+    elif answer[:3] == "407":
+        hint = PROXY_LOGIN
     message = f"a conda channel cannot be reached: {redact(url)}: the server answered {answer}"
     return StoreError(message, hint=hint)
 
 
 def _unreachable(url: str, words: str) -> StoreError:
-    message = f"a conda channel cannot be reached: {redact(url)}: {without_credentials(words)}"
+    message = f"a conda channel cannot be reached: {redact(url)}: {fit_to_show(words)}"
     return StoreError(message, hint="check the spec's `channels:`, or give `--channel`")

@@ -87,6 +87,7 @@ class RepodataFile(msgspec.Struct):
         Raises ValueError when it is not an index or is truncated.
         """
         found = path.stat()
+        # With the size of pieces, for where these are is what is noted.
         identity = f"{path.absolute()}\0{found.st_size}\0{found.st_mtime_ns}\0{PIECE_BYTES}"
         note = notes / f"{blake3(identity.encode()).hexdigest()[:32]}.json"
         try:
@@ -108,6 +109,7 @@ class RepodataFile(msgspec.Struct):
             start, held, is_first = 0, b"", True
             while block := stream.read(PIECE_BYTES):
                 held += block
+                # A proxy may have answered with its login page.
                 if is_first and not held.lstrip().startswith(b"{"):
                     message = f"failed to parse {path.name}: it begins with {held[:40]!r}"
                     raise ValueError(message)

@@ -140,6 +140,7 @@ class _Solver:
             found = [SparseRepoData(Channel(item.channel), item.subdir, item.path) for item in tier]
             self.indexes += found
             self.tiers.append(found)
+            # conda's `defaults` is several channels of one priority.
             is_group = len({item.channel for item in tier}) > 1
             self.sources += [MultiSource(f"tier {number}", found)] if is_group else found
             for name in (name for index in found for name in index.package_names()):

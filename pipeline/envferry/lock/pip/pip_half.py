@@ -117,11 +117,12 @@ def _check_provided(request: PipRequest) -> None:
     contradictions = []
     for line in request.requirements:
         try:
+            # Without what PEP 508 does not have: a comment, and options such as `--hash`.
             wanted = Requirement(re.split(r"\s+(?:#|--)", line)[0].strip())
         except InvalidRequirement:
             continue
         version = provided.get(str(canonicalize_name(wanted.name)))
-        if version is None or _applies_not(wanted, request):
+        if version is None or _is_excluded_by_marker(wanted, request):
             continue
         if not wanted.specifier.contains(version, prereleases=True):
             contradictions.append(
@@ -135,7 +136,7 @@ def _check_provided(request: PipRequest) -> None:
         )
 
 
-def _applies_not(wanted: Requirement, request: PipRequest) -> bool:
+def _is_excluded_by_marker(wanted: Requirement, request: PipRequest) -> bool:
     return wanted.marker is not None and not wanted.marker.evaluate(marker_environment(request))
 
 

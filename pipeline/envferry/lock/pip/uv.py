@@ -151,6 +151,7 @@ def _ask(
             if REFUSED.search(finished.stderr):
                 # Only this way of asking says so, and the other would hide it.
                 return finished, how
+        # It failed for another reason than missing wheels: sources would not help.
         if not NEEDS_SOURCE.search(finished.stderr):
             break
     return finished, how
@@ -177,6 +178,7 @@ def _call_uv(request: PipRequest, scratch: Path, words: tuple[str, ...]) -> Fini
         *("--constraints", scratch / "constraints.txt"),
         *("--python-version", request.python_version),
         *("--python-platform", _uv_platform(request.target)),
+        # Any that is here will do: version and platform of the target are given.
         *("--python", sys.executable, "--no-python-downloads"),
         *("--no-header", "--color", "never", "--no-progress"),
         *(("--prerelease", "allow") if "--pre" in request.requirements else ()),

@@ -62,7 +62,6 @@ GENERIC_STEMS = (
     *("uv", "pylock", "conda-lock", "venv", "virtualenv"),
 )
 
-
 URL = re.compile(r"[\w+.-]+://(?:[^/\s'\"]*@)?(?P<host>[^/\s'\"@]+)[^\s'\"]*")
 
 

@@ -191,6 +191,7 @@ def _needed(package: dict[str, Any], extras: frozenset[str]) -> Iterator[dict[st
 
 
 def _full(python: str) -> str:
+    # Of `3.11` alone, conda takes the newest patch.
     return python if python.count(".") > 1 else f"{python}.99"
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from envferry.base.json import decode_json
+from envferry.base.loopback import is_loopback
 from envferry.errors import IntegrityError, NotFound, UsageError
 from envferry.stores.oci.client import RegistryClient
 from envferry.stores.oci.documents import (
@@ -20,7 +21,6 @@ from envferry.stores.oci.documents import (
 )
 from envferry.stores.oci.key_tags import REPOSITORY
 from envferry.stores.oci.sending import send_blob
-from envferry.stores.oci.tokens import is_loopback
 from envferry.stores.source import ContentSource
 
 if TYPE_CHECKING:

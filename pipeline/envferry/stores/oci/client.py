@@ -180,7 +180,7 @@ class RegistryClient(msgspec.Struct, frozen=True):
         return found
 
     def _decoded(self, call: ApiRequest, type_: type[T]) -> tuple[RegistryAnswer, T | None]:
-        """Ask for a listing until it is one; None where the answer is not 200."""
+        """Ask for a listing, again where a page comes instead; None where the answer is not 200."""
 
         def attempt() -> tuple[RegistryAnswer, T | None]:
             answer = self.session.once(call)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from envferry.base.json import decode_json
-from envferry.config import Secret, child_environ, registry_login_paths
+from envferry.base.secret import Secret
+from envferry.config import child_environ, registry_login_paths
 from envferry.errors import SpecError, ToolFailed
 from envferry.process import find_program, run
 

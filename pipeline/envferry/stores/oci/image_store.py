@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from envferry.base.limits import USUAL_LIMITS, Limits, require_sane
+from envferry.base.loopback import is_loopback
 from envferry.errors import NotFound, StoreError, UsageError
 from envferry.stores.oci.client import RegistryClient
 from envferry.stores.oci.documents import (
@@ -36,7 +37,6 @@ from envferry.stores.oci.layer_sending import LayerSender, ReusedLayers
 from envferry.stores.oci.registry_session import NotOfferedByRegistry
 from envferry.stores.oci.sending import SentBlob, send_blob
 from envferry.stores.oci.stored_values import StoredValue, StoredValues
-from envferry.stores.oci.tokens import is_loopback
 from envferry.stores.oci.value_writing import ATTESTATION, ValueWriter
 from envferry.stores.oci.views import Views
 from envferry.stores.port import (
@@ -215,6 +215,7 @@ class OciStore:
         if archive:
             diff_ids = tuple(one.diff_id for one in sent)
             subject = self.views.make_image(key, archive, layers, diff_ids)
+        # Last: only the key's own manifest makes the value exist.
         self._require_ours(key, self.writer.put(key, place, layers, subject))
 
     def _send(
@@ -282,6 +283,7 @@ class OciStore:
         if value is None:
             return
         self.known.archives.pop(key, None)
+        # The key first: no value is read from a view, and the next write of the key corrects them.
         self.space.delete_manifest(value.place.repository, value.digest)
         if archive := archive_name(key):
             self.views.remove_image(archive)
@@ -295,6 +297,7 @@ class OciStore:
     def delete_folder(self, prefix: str) -> None:
         """Take an environment out of the list when its repository holds no key any more."""
         name = environment_of(check_prefix(prefix))
+        # Only `v1/envs/NAME/` and `v1/tags/NAME/`: what is below them is parts of tags.
         if name is None or prefix.count("/") != 3 or any(self.values.tags_of(name)):
             return
         digest = self.space.manifest_digest(self.names.root, ENVIRONMENT_PREFIX + name)

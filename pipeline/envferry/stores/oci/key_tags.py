@@ -153,6 +153,7 @@ def environment_of(key: str) -> str | None:
 
 def path_of(name: str) -> str:
     """Return an environment's part of the path of its repository, which has lower case only."""
+    # A name that looks encoded is encoded as well: no two names have the same path.
     if REPOSITORY.fullmatch(name) and not name.startswith(ENCODED_NAME):
         return name
     return ENCODED_NAME + name.encode().hex()

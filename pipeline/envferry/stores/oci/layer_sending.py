@@ -48,6 +48,7 @@ class ReusedLayers(msgspec.Struct, frozen=True):
 
         def look(place: tuple[str, str]) -> tuple[str, Sequence[Descriptor]]:
             found = space.manifest(*place)
+            # Of a damaged manifest no layers are known, and no more than that is lost.
             with suppress(IntegrityError):
                 if found:
                     return place[0], read_manifest(found.data, ":".join(place)).layers
@@ -87,6 +88,7 @@ class LayerSender(msgspec.Struct, frozen=True):
         sent = tuple(
             self._send(incoming.part(number, *_length(run), watch)) for number, run in runs
         )
+        # Blobs that no manifest names yet: nothing wrong has become visible.
         incoming.require(fast.hexdigest(), strong.hexdigest())
         return sent
 
@@ -95,10 +97,13 @@ class LayerSender(msgspec.Struct, frozen=True):
         there = self.reused.by_size.get(part.size, {})
         if not there:
             return send_blob(self.space, self.repository, part, self.advance, media_type=LAYER)
+        # Read to be hashed only where a layer of this length is there:
+        # equal lengths are hardly chance.
         digest, diff_id = self._digests(part)
         if (source := there.get(digest)) and self._is_there(digest, source):
             self.advance(part.size)
             return SentBlob(Descriptor(LAYER, digest, part.size), diff_id)
+        # Watched just now: twice would be wrong in the digests of the whole.
         seen = msgspec.structs.replace(part, watch=_unseen)
         return send_blob(self.space, self.repository, seen, self.advance, media_type=LAYER)
 

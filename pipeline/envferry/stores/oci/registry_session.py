@@ -147,11 +147,11 @@ class RegistrySession:
             header = self.tokens.renew(challenge, call.scope, header)
             answer = self._send(call, header)
             if answer.status == UNAUTHORIZED and answer.headers.get(CHALLENGE):
-                # A token that has just run out, or a login that does not do: only one is new.
+                # `renew` may have returned another thread's header, which has run out as well.
                 header = self.tokens.renew(answer.headers[CHALLENGE], call.scope, header)
                 answer = self._send(call, header)
         if answer.status in call.expected:
-            self._require_words(call, answer)
+            self._refuse_page(call, answer)
             return answer
         raise self._explain(call, answer)
 
@@ -208,13 +208,14 @@ class RegistrySession:
         is_registry = answer.status == OK and not _is_page(answer)
         is_registry |= answer.status == UNAUTHORIZED and CHALLENGE in answer.headers
         is_registry |= VERSION in answer.headers
+        # Not known yet: a registry that is busy answers like anything else.
         if answer.status in BUSY_STATUSES:
             raise self._explain(call, answer)
         if not is_registry:
             raise self.no_registry(what, answer.status)
         self.known.set()
 
-    def _require_words(self, call: ApiRequest, answer: RegistryAnswer) -> None:
+    def _refuse_page(self, call: ApiRequest, answer: RegistryAnswer) -> None:
         """Raise for a page of a proxy, which says 200 to everything."""
         if answer.status == OK and _is_page(answer):
             raise self.no_registry(call.what, answer.status)

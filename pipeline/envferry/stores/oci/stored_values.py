@@ -124,6 +124,8 @@ class StoredValues(msgspec.Struct, frozen=True):
         tags = list(self.space.tags(self.names.root))
         for tag in tags:
             key = self.names.key(tag, None)
+            # Which key a hash is of, only the manifest says:
+            # these are looked at, whatever the prefix.
             if tag.startswith(HASHED_PREFIX) or (key and key.startswith(prefix)):
                 yield Place(self.names.root, tag), key
         if "v1/envs/".startswith(prefix) or "v1/tags/".startswith(prefix):
@@ -147,6 +149,7 @@ class StoredValues(msgspec.Struct, frozen=True):
             except IntegrityError:
                 if key is None:
                     raise
+                # One damaged value must not hide all others.
                 return Listed(key=key, size=0, modified=FOLDER_TIME, stamp="damaged")
             if value is None:
                 return None  # removed meanwhile

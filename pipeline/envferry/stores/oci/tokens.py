@@ -5,7 +5,6 @@ https://distribution.github.io/distribution/spec/auth/token/ and …/oauth/; RFC
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import threading
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from urllib.parse import urlencode, urlsplit
 import msgspec
 
 from envferry.base.json import decode_json
+from envferry.base.loopback import is_loopback
 from envferry.errors import StoreError
 from envferry.stores.oci.credentials import Login, find_login
 
@@ -175,13 +175,3 @@ class Tokens:
         who = f"the login of {login.user}" if login.user else "the identity token"
         message = f"{self.host} refuses {who}"
         return StoreError(message, hint=f"log in again: `podman login {self.host}`")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine, whatever its resolver says."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

@@ -175,8 +175,10 @@ class Views:
 
         def attempt() -> None:
             there = self._listed(repository, subject)
+            # The entry of the same key is of the value that was replaced.
             others = tuple(one for one in there if not _is_same_key(one, referrer))
             self._write_list(repository, subject, (*others, referrer))
+            # Of two clients that write the list at once, one finds itself missing.
             if referrer not in self._listed(repository, subject):
                 message = f"{self.space.name} does not keep what refers to {subject.digest}"
                 error = StoreError(message, hint="run the command again: nothing is sent twice")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from threading import Event, Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import botocore.session
@@ -35,6 +35,9 @@ from envferry.stores.s3.answers import (
 )
 from envferry.stores.s3.checksums import with_checksums, without_checksums
 from envferry.stores.s3.multipart import Unreachable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +116,7 @@ class S3Calls:
     def __call__(self, operation: str, **parameters: Any) -> dict[str, Any]:  # noqa: ANN401  (botocore's)
         """Call the server with a checksum of what is sent, without one if it knows none."""
         if self.allows_races:
+            # A server may refuse conditions that it does not know; `replace` looks instead.
             parameters = {name: parameters[name] for name in parameters if name not in CONDITIONS}
         if not self.known.no_checksums.is_set():
             checked = with_checksums(operation, parameters)
@@ -132,7 +136,7 @@ class S3Calls:
 
     def call_once(self, operation: str, parameters: dict[str, Any]) -> dict[str, Any]:
         """Call the server; errors become ours, or Transient where another attempt may help."""
-        key = str(parameters.get("Key", parameters.get("Prefix", ""))).removeprefix(self.prefix)
+        key = self._key_in(parameters)
         try:
             answer: dict[str, Any] = getattr(self.client, operation)(**parameters)
         except (ResponseParserError, BrokenAnswer, KeyError) as error:
@@ -150,6 +154,10 @@ class S3Calls:
             raise Transient(self._no_server(operation))
         self.known.has_bucket.set()
         return Fields(answer, f"the answer of {self.endpoint} to {operation}")
+
+    def _key_in(self, parameters: Mapping[str, Any]) -> str:
+        """Return the key that a call is about, or the prefix of a listing, for messages."""
+        return str(parameters.get("Key", parameters.get("Prefix", ""))).removeprefix(self.prefix)
 
     def transient(self, error: Exception, key: str) -> Transient:
         """Return what to do about a broken connection."""
@@ -177,7 +185,7 @@ class S3Calls:
         # Said of a key, so there is a bucket. HEAD says 404 for both.
         if answer.code == "NoSuchKey":
             self.known.has_bucket.set()
-        key = str(parameters.get("Key", parameters.get("Prefix", ""))).removeprefix(self.prefix)
+        key = self._key_in(parameters)
         asked = RequestedObject(endpoint=self.endpoint, url=self.url, bucket=self.bucket, key=key)
         failure = explain(answer, asked)
         log.info("%s of %s: %s", operation, key, answer.code)

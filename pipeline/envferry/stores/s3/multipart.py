@@ -115,6 +115,7 @@ def _begin(
     place = f"{target['Bucket']}/{target['Key']} {count}"
     upload_id = journal.resume(place)
     known = {**target, "UploadId": upload_id or ""}
+    # A journal may outlive its upload: `prune`, or the store itself, ends those that are old.
     if upload_id is None or not _is_alive(calls, known, has_parts=bool(journal.parts)):
         upload_id = str(calls("create_multipart_upload", **target)["UploadId"])
         journal.begin(place, upload_id)
@@ -268,5 +269,8 @@ def _abort(calls: Calls, upload: dict[str, str]) -> None:
     """Throw sent parts away; if that fails too, say so and let the first error travel on."""
     try:
         calls("abort_multipart_upload", **upload)
-    except (StoreError, NotFound) as error:
+    except NotFound as error:
+        # It was completed, and the answer got lost; or `prune` has ended it.
+        log.info("an unfinished upload is gone: %s", error)
+    except StoreError as error:
         log.warning("an unfinished upload of %s stays: %s", upload["Key"], error)
